@@ -1,0 +1,171 @@
+"""The configuration as the program knows it: frozen, complete, checked.
+
+Every default stands here and nowhere else; times are seconds.  read.py makes
+these from what the user wrote.  Passwords are left out of every repr.
+"""
+from __future__ import annotations
+
+from typing import Iterator, NamedTuple
+
+from netproxy.interfaces import Address, Network
+
+# NamedTuples, because the dataclasses module costs 1.3 MiB: a tenth of what an idle daemon has.
+
+
+class UdpConfig(NamedTuple):
+    relay_port: str = "shared"              # shared | any | FIRST-LAST
+    idle_timeout: float = 300.0             # RFC 4787 REQ-5 recommends five minutes and forbids less than two
+    mapping: str = "endpoint-independent"   # or symmetric
+    filtering: str = "endpoint-independent" # or address-dependent, address-and-port-dependent
+    max_sessions: int = 4096
+    max_sessions_per_client: int | None = None      # None: 64, or max_sessions where all clients are this machine
+
+
+class TlsConfig(NamedTuple):
+    certificate: str                        # a PEM file, its chain with it
+    key: str = ""                           # a PEM file; none: in the certificate's
+    client_ca: str = ""                     # clients must show a certificate of its; none: they need not
+    place: str = ""
+
+
+class LimitsConfig(NamedTuple):
+    connections: int = 1024
+    connections_per_client: int | None = None       # None: 256, or connections where all clients are this machine
+
+
+class AnnounceConfig(NamedTuple):
+    address: Address                        # port 0: the port that listens
+    clients: tuple[Network, ...] = ()       # none: everybody
+
+
+class UpstreamTlsConfig(NamedTuple):
+    ca: str = ""                            # a PEM file of authorities in place of the system's
+    certificate: str = ""                   # a PEM file to show, its chain with it
+    key: str = ""                           # a PEM file; none: in the certificate's
+    server_name: str = ""                   # what its certificate is for; none: the host
+    insecure: bool = False                  # whoever answers is believed
+
+
+class HopConfig(NamedTuple):
+    scheme: str                             # direct | block | socks4 | socks4a | socks5 | socks5h | http | https | socks5+tls ...
+    server: Address = Address("", 0)
+    user: str = ""
+    password: str = ""
+    udp: str = "auto"                       # auto: as the scheme has it | uot | none
+    timeout: float | None = None            # for its handshake, and to connect to a first hop; None: timeouts.connect
+    bind: str = ""                          # the address or the interface that a first hop is reached from
+    mark: int = 0                           # SO_MARK of what goes to a first hop
+    keepalive: float | None = None          # seconds, 0 for none; None: the default
+    tls: UpstreamTlsConfig = UpstreamTlsConfig()
+
+    def __repr__(self) -> str:
+        return f"HopConfig({self.scheme!r}, {self.server!r}, {self.user!r})"
+
+    @property
+    def url(self) -> str:
+        """Without secrets."""
+        return f"{self.scheme}://{self.server}" if self.server.host else self.scheme
+
+    @property
+    def has_tls(self) -> bool:
+        return self.scheme == "https" or self.scheme.endswith("+tls")
+
+
+class HealthConfig(NamedTuple):
+    target: Address | None = None           # reached through each member; None: the member's own server, without a handshake
+    path: str = ""                          # asked for there by HTTP: its answer must be 2xx or 3xx
+    interval: float = 30.0
+    timeout: float = 5.0
+
+
+class MemberConfig(NamedTuple):
+    way: WayConfig
+    weight: int = 1
+
+
+class GroupConfig(NamedTuple):
+    name: str
+    members: tuple[MemberConfig, ...]
+    balance: str = "round-robin"
+    health: HealthConfig | None = None      # None: members are only judged by what is dialled
+
+
+class WayConfig(NamedTuple):
+    """A way out: hops and groups, the first one first."""
+
+    steps: tuple[HopConfig | GroupConfig, ...] = (HopConfig("direct"),)
+    name: str = ""                          # in `upstreams`
+
+    @property
+    def text(self) -> str:
+        """In the order it is gone, without secrets."""
+        return " -> ".join(_step_text(step) for step in self.steps)
+
+    @property
+    def hops(self) -> Iterator[HopConfig]:
+        """All of them, those of groups' members too."""
+        for step in self.steps:
+            if isinstance(step, HopConfig):
+                yield step
+            else:
+                for member in step.members:
+                    yield from member.way.hops
+
+
+def _step_text(step: HopConfig | GroupConfig) -> str:
+    if isinstance(step, GroupConfig):
+        members = ", ".join(member.way.name or member.way.text for member in step.members)
+        return f"{step.balance} of ({members})"
+    return step.url
+
+
+class ListenerConfig(NamedTuple):
+    protocol: str                           # sps | socks5 | http | tcp | udp
+    addresses: tuple[Address, ...]
+    name: str
+    network: tuple[str, ...] = ("tcp", "udp")
+    announce: tuple[AnnounceConfig, ...] = ()
+    auth: str = "none"                      # required | optional | none
+    clients: tuple[Network, ...] | None = None      # None: everybody
+    target: Address | None = None           # tcp, udp: where everything goes
+    upstream: WayConfig | None = None       # None: the default way out
+    udp: UdpConfig = UdpConfig()
+    limits: LimitsConfig = LimitsConfig()
+    tls: TlsConfig | None = None
+    proxy_protocol: tuple[Network, ...] = ()        # peers that must begin with a PROXY header
+
+
+class TimeoutsConfig(NamedTuple):
+    handshake: float = 10.0
+    connect: float = 10.0
+    tcp_idle: float = 7440.0                # RFC 5382 REQ-5: not under 2 hours 4 minutes
+    half_close: float = 300.0
+    drain: float = 30.0
+
+
+class LogConfig(NamedTuple):
+    level: str = "info"                     # debug | info | warning | error
+    format: str = "text"                    # text | json
+    access: bool = True
+
+
+class UserConfig(NamedTuple):
+    password: str       # a scrypt hash, or plain text
+    sessions: int | None = None             # UDP sessions at once, None: no limit of the user's own
+    place: str = ""                         # where the file says so, for an error
+
+    def __repr__(self) -> str:
+        return f"UserConfig(sessions={self.sessions!r})"
+
+
+class Config(NamedTuple):
+    listeners: tuple[ListenerConfig, ...]
+    upstreams: dict[str, WayConfig] = {}
+    default: WayConfig = WayConfig()
+    users: dict[str, UserConfig] = {}
+    batching: str = "auto"                  # auto | vectors | trains | single: see net.datagram
+    splice: bool = True                     # whether TCP may go from socket to socket within the kernel
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+    log: LogConfig = LogConfig()
+    control: str = ""                       # the path of the control socket, "" for none
+    warnings: tuple[str, ...] = ()          # what is allowed but should be said

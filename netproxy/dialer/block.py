@@ -1,0 +1,21 @@
+"""The way out that leads nowhere: what a rule refuses."""
+from __future__ import annotations
+
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces import Flow
+
+
+class BlockDialer:
+    name = "block"
+    carries: frozenset[str] = frozenset()
+    refusal = Reason.DENIED
+    symmetric = False
+
+    def pinned(self, flow: Flow) -> BlockDialer:
+        return self
+
+    def dial(self, flow: Flow) -> None:
+        raise DialError(Reason.DENIED, str(flow.target))
+
+    def dial_packet(self, flow: Flow) -> None:
+        raise DialError(Reason.DENIED, str(flow.target))

@@ -1,0 +1,75 @@
+"""The way out that needs no other proxy: this machine's own sockets."""
+from __future__ import annotations
+
+import time
+from typing import Hashable
+
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces import Address, Flow
+from netproxy.net.address import from_sockaddr
+from netproxy.net.batching import Datagrams
+from netproxy.net.connect import ANY_WAY, REASONS, Outgoing, connect
+from netproxy.net.datagram import DatagramSocket, Destination
+from netproxy.net.resolve import LOOKUP_SECONDS, Resolver
+from netproxy.net.stream import Stream
+
+DIRECT = "direct"           # its name, in logs and rules
+
+
+class DirectDialer:
+    name = DIRECT
+    carries = frozenset({"tcp", "udp", "bind"})
+    refusal = Reason.UNSUPPORTED
+    symmetric = False
+
+    def __init__(self, resolver: Resolver, datagrams: Datagrams, seconds: float, outgoing: Outgoing = ANY_WAY) -> None:
+        """`seconds` for a connection in total, its name's lookup included."""
+        self._outgoing = outgoing
+        self._resolver = resolver
+        self._datagrams = datagrams
+        self._seconds = seconds
+
+    def dial(self, flow: Flow) -> Stream:
+        target = flow.target
+        if not target.port:
+            raise DialError(Reason.REFUSED, f"{target}: port 0")
+        deadline = time.monotonic() + self._seconds
+        addresses = self._resolver.resolve(target, min(self._seconds, LOOKUP_SECONDS))
+        return Stream(connect(addresses, max(0.0, deadline - time.monotonic()), self._outgoing))
+
+    def pinned(self, flow: Flow) -> DirectDialer:
+        return self
+
+    def dial_packet(self, flow: Flow) -> DirectPacketConn:
+        try:
+            return DirectPacketConn(self._resolver, self._datagrams.outgoing(self._outgoing))
+        except OSError as error:
+            raise DialError(REASONS.get(error.errno, Reason.GENERAL), error.strerror or "no socket") from error
+
+
+class DirectPacketConn:
+    """One UDP socket, hence one port, for all targets of one client.  The twin of Stream for datagrams."""
+
+    __slots__ = ("_resolver", "_socket", "send", "wait", "receive", "shutdown", "close")
+
+    def __init__(self, resolver: Resolver, sock: DatagramSocket) -> None:
+        self._resolver = resolver
+        self._socket = sock
+        # nothing is added to what the socket does, so nothing is put in its way
+        self.send = self._socket.send
+        self.wait = self._socket.wait
+        self.receive = self._socket.receive
+        self.shutdown = self._socket.shutdown
+        self.close = self._socket.close
+
+    def prepare(self, target: Address) -> Destination:
+        failure: ValueError | None = None
+        for address in self._resolver.resolve(target):
+            try:
+                return self._socket.destination(address)
+            except ValueError as error:     # IPv6 on a machine that has none
+                failure = error
+        raise DialError(Reason.NETWORK_UNREACHABLE, str(failure))
+
+    def source(self, peer: Hashable) -> Address:
+        return from_sockaddr(self._socket.peer(peer))

@@ -1,0 +1,122 @@
+"""The step that every TCP handler shares: route a flow, dial it, relay it, record it."""
+from __future__ import annotations
+
+import time
+from typing import Callable
+
+from netproxy.errors import DialError, StreamError
+from netproxy.handler.stream_udp import StreamUdpRelay, UotPassage
+from netproxy.interfaces import Address, Counter, Dialer, Flow, Observer, Pause, Record, Router
+from netproxy.net.bind import Binder
+from netproxy.net.stream import Stream
+from netproxy.protocol import uot
+from netproxy.relay.pipe import Outcome, PipeLimits, pipe
+
+UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
+
+
+class Connector:
+    """Immutable; one for each listener and configuration, used by all its connections."""
+
+    def __init__(self, router: Router, limits: PipeLimits, counter: Counter, observer: Observer,
+                 datagrams: StreamUdpRelay | None = None) -> None:
+        """`datagrams` serves connections to UoT's names, which are no targets then."""
+        self._datagrams = datagrams
+        self._router = router
+        self._limits = limits
+        self._counter = counter
+        self._observer = observer
+
+    def route(self, flow: Flow) -> Dialer:
+        return self._router.route(flow)
+
+    def tunnel(self, flow: Flow) -> Passage | UotPassage:
+        """What a client gets that asks for a connection of its own: one to its target, or a stream of datagrams.  DialError."""
+        if self._datagrams is not None and flow.target.host in UOT_NAMES:
+            self._datagrams.permit(flow)
+            return UotPassage(self._datagrams, flow)
+        return self.open(flow)
+
+    def open(self, flow: Flow) -> Passage:
+        """A connection to the flow's target; DialError, which has been counted and recorded."""
+        started = time.monotonic()
+        dialer = self._router.route(flow)
+        try:
+            upstream = dialer.dial(flow)
+        except DialError as error:
+            self._failed(flow, dialer, started, error)
+            raise
+        return Passage(self, flow, dialer, upstream, started)
+
+    def bind(self, flow: Flow, client: Stream, binder: Binder, announce: Callable[[Address], None]) -> Passage:
+        """The connection of the peer that a BIND waits for; its flow's target is the peer.  DialError."""
+        started = time.monotonic()
+        dialer = self._router.route(flow)
+        try:
+            if "bind" not in dialer.carries:
+                raise DialError(dialer.refusal, f"BIND by {dialer.name}")
+            upstream, peer = binder.accept(client, flow.client, flow.target, announce)
+        except DialError as error:
+            self._failed(flow, dialer, started, error)
+            raise
+        return Passage(self, flow._replace(target=peer), dialer, upstream, started)
+
+    def _failed(self, flow: Flow, dialer: Dialer, started: float, error: DialError) -> None:
+        self._counter.count("dial_failures", error.reason.value)
+        ended = str(error) if error.hop else error.reason.value
+        self._observer.finished(Record(flow, dialer.name, 0, 0, time.monotonic() - started, ended))
+
+    def relay(self, passage: Passage, client: Stream) -> Pause | None:
+        def finished(outcome: Outcome) -> None:
+            passage.sent += outcome.sent
+            passage.received += outcome.received
+            passage.finish(outcome.ended)
+
+        return pipe(client, passage.upstream, self._limits, finished)
+
+    def record(self, record: Record) -> None:
+        self._counter.count("bytes", "up", record.sent)
+        self._counter.count("bytes", "down", record.received)
+        self._observer.finished(record)
+
+
+class Passage:
+    """One dialled flow, from its dial to its record."""
+
+    __slots__ = ("flow", "dialer", "upstream", "sent", "received", "_connector", "_started")
+
+    def __init__(self, connector: Connector, flow: Flow, dialer: Dialer, upstream: Stream, started: float) -> None:
+        self.flow = flow
+        self.dialer = dialer
+        self.upstream = upstream
+        self.sent = 0               # bytes, client to target
+        self.received = 0           # bytes, target to client
+        self._connector = connector
+        self._started = started
+
+    def bound(self) -> Address:
+        """The address that the target sees, for the reply."""
+        return self.upstream.local_address()
+
+    def accept(self, client: Stream, reply: bytes) -> Pause | None:
+        """Tells the client that it is connected, then relays until both sides have ended; closes both.
+
+        A Pause while neither side has anything to say.
+        """
+        try:
+            client.write(reply)
+        except StreamError:
+            self.finish("client left")
+            return None
+        return self._connector.relay(self, client)
+
+    def again(self, flow: Flow) -> Passage:
+        """The next request on the same upstream, with a record of its own."""
+        return Passage(self._connector, flow, self.dialer, self.upstream, time.monotonic())
+
+    def finish(self, ended: str, keep: bool = False) -> None:
+        """The record, once; closes the upstream unless it is kept for again()."""
+        if not keep:
+            self.upstream.close()
+        self._connector.record(Record(self.flow, self.dialer.name, self.sent, self.received,
+                                      time.monotonic() - self._started, ended))

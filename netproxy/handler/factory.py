@@ -1,0 +1,126 @@
+"""Handlers from the configuration: one for each listener, both for its connections and its datagrams."""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from netproxy.access.acl import NetworkList
+from netproxy.access.users import Login, Users
+from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
+from netproxy.errors import ConfigError
+from netproxy.handler.connector import Connector
+from netproxy.handler.forward import TcpForward, UdpForward
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.socks4 import Socks4Handler
+from netproxy.handler.socks5 import Entrance, Socks5Handler
+from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
+from netproxy.handler.sps import Gate, Secure, SpsHandler
+from netproxy.handler.stream_udp import StreamUdpRelay
+from netproxy.interfaces import Counter, Log, Observer, Router
+from netproxy.net.bind import Announcement, Announcer, Binder
+from netproxy.net.resolve import Resolver
+from netproxy.protocol.detect import Speech
+from netproxy.relay.pipe import PipeLimits
+
+
+class Surroundings(NamedTuple):
+    """What every handler of a configuration is built on."""
+
+    router: Router
+    users: Users
+    resolver: Resolver
+    timeouts: TimeoutsConfig
+    splice: bool
+    counter: Counter
+    observer: Observer
+    log: Log
+
+
+class ListenerHandler(NamedTuple):
+    """`handler` takes connections and datagrams; `udp` is its relay, None without UDP."""
+
+    handler: Any
+    udp: Socks5UdpRelay | None
+
+
+def make_handler(config: ListenerConfig, state: RelayState | None, around: Surroundings) -> ListenerHandler:
+    """The handler of a listener; `state` is what its datagrams' sessions live in, None where it can have none."""
+    made = _HANDLERS[config.protocol](_Parts(config, state, around))
+    if not config.tls and not config.proxy_protocol:
+        return made
+    clients = NetworkList(config.clients) if config.clients else None
+    handshake = secure(config.tls) if config.tls else None
+    return made._replace(handler=Gate(made.handler, NetworkList(config.proxy_protocol), clients, handshake, around.counter))
+
+
+def secure(config: TlsConfig) -> Secure:
+    """The TLS handshake of a listener's connections; ConfigError where its files cannot be used."""
+    from netproxy.net import tls    # late: ssl costs 3 MiB, and few need it
+    try:
+        context = tls.server_context(config.certificate, config.key, config.client_ca)
+    except ValueError as error:
+        raise ConfigError(f"tls: {error}", config.place) from error
+    return lambda stream: tls.accept(stream, context)
+
+
+class _Parts:
+    """What the handlers of one listener share."""
+
+    def __init__(self, config: ListenerConfig, state: RelayState | None, around: Surroundings) -> None:
+        self._around = around
+        self._name = config.name
+        timeouts = around.timeouts
+        self._idle = timeouts.tcp_idle
+        self._login = Login(around.users, config.auth)
+        announcements = [Announcement(NetworkList(one.clients) if one.clients else None, one.address)
+                         for one in config.announce]
+        announcer = Announcer(announcements, around.resolver.resolve)
+        self._binder = Binder(announcer, around.resolver.resolve, around.counter)
+        streams = state and StreamUdpRelay(around.router, state.table, state.arenas, around.counter, around.observer,
+                                            timeouts.tcp_idle)
+        self._streams = streams
+        self._connector = Connector(around.router, PipeLimits(timeouts.tcp_idle, timeouts.half_close, around.splice),
+                                    around.counter, around.observer, streams)
+        self._target: Any = config.target
+        self._clients = NetworkList(config.clients) if config.clients else None
+        self._state: Any = state
+        self._udp = None
+        if state is not None and config.protocol != "http":
+            self._udp = Socks5UdpRelay(self._name, around.router, state, announcer, around.counter)
+
+    def sps(self) -> ListenerHandler:
+        return self._told_apart({Speech.HTTP: self._http()})
+
+    def socks5(self) -> ListenerHandler:
+        """SOCKS of all versions."""
+        return self._told_apart({})
+
+    def _told_apart(self, others: dict[Speech, Any]) -> ListenerHandler:
+        socks5 = self._socks5()
+        handlers = {Speech.SOCKS4: self._socks4(), Speech.SOCKS5: socks5, **others}
+        return ListenerHandler(SpsHandler(handlers, socks5, self._around.counter, self._around.log), self._udp)
+
+    def http(self) -> ListenerHandler:
+        return ListenerHandler(self._http(), None)
+
+    def tcp(self) -> ListenerHandler:
+        return ListenerHandler(TcpForward(self._name, self._connector, self._target), None)
+
+    def udp(self) -> ListenerHandler:
+        around = self._around
+        return ListenerHandler(UdpForward(self._name, around.router, self._state.table, self._target, self._clients,
+                                          around.counter), None)
+
+    def _socks4(self) -> Socks4Handler:
+        return Socks4Handler(self._name, self._connector, self._binder, self._login)
+
+    def _socks5(self) -> Socks5Handler:
+        entrance = Entrance(self._login, self._around.counter)
+        return Socks5Handler(self._name, self._connector, self._binder, self._udp, entrance)
+
+    def _http(self) -> HttpHandler:
+        return HttpHandler(self._name, self._connector, Forwarder(self._connector, self._idle), self._login,
+                           self._around.counter, self._streams)
+
+
+_HANDLERS = {"sps": _Parts.sps, "socks5": _Parts.socks5, "http": _Parts.http, "tcp": _Parts.tcp, "udp": _Parts.udp}

@@ -1,0 +1,136 @@
+"""HTTP proxy connections: CONNECT tunnels, and requests for absolute addresses one after the other.
+
+Reads a request, checks the credentials it carries, and hands it to a tunnel or
+to http_forward.  Pipelined requests wait unread until their turn, so that the
+answers come in order and each is routed for itself.
+"""
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Sequence
+
+from netproxy.access.users import Login
+from netproxy.errors import DeadlineError, DialError, EndOfStream, StreamError
+from netproxy.handler.connector import Connector, Passage
+from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.stream_udp import StreamUdpRelay
+from netproxy.interfaces import READABLE, Address, Counter, Flow, Pause
+from netproxy.net.stream import Stream
+from netproxy.protocol import connect_udp, http1
+
+KEEPALIVE_SECONDS = 60.0        # for the next request of a connection to begin
+HEAD_SECONDS = 10.0             # for its head, once it has begun
+# Mail is not what CONNECT is for, and an open door for it gets a proxy's address on every block list.
+CONNECT_PORTS_REFUSED = frozenset({25})
+PROXY_NAME = "netproxy"         # in Proxy-Status
+_CHALLENGE = (b"Proxy-Authenticate", b'Basic realm="netproxy", charset="UTF-8"')
+
+
+class HttpHandler:
+    def __init__(self, listener: str, connector: Connector, forwarder: Forwarder, login: Login,
+                 counter: Counter, datagrams: StreamUdpRelay | None = None) -> None:
+        """`datagrams` serves connect-udp."""
+        self._datagrams = datagrams
+        self._listener = listener
+        self._connector = connector
+        self._forwarder = forwarder
+        self._login = login
+        self._counter = counter
+
+    def handle(self, stream: Stream, client: Address) -> Pause | None:
+        return self._serve(stream, client, None)
+
+    def _serve(self, stream: Stream, client: Address, upstream: Passage | None) -> Pause | None:
+        """Requests, one after the other, until the client has to think; `upstream` is kept from the one before."""
+        method = b""
+        try:
+            while True:
+                method = b""
+                request = http1.read_request(stream)
+                method = request.method
+                user = self._authenticate(request)
+                stream.welcome()
+                flow = Flow("tcp", client, client, self._listener, user)
+                if request.method == b"CONNECT":
+                    return self._connect(stream, request, flow)
+                if self._datagrams is not None and connect_udp.asks_for(request):
+                    return self._datagrams.connect_udp(stream, request, flow)
+                outcome, upstream = self._forwarder.forward(stream, request, flow, upstream), None
+                if isinstance(outcome, Pause):
+                    return outcome
+                upstream = outcome
+                if not stream.open:
+                    return None
+                if not stream.unread():
+                    kept, upstream = upstream, None
+                    return Pause(((stream.socket, READABLE),), KEEPALIVE_SECONDS,
+                                 lambda ready: self._resume(stream, client, kept, ready), expendable=True)
+                stream.limit(HEAD_SECONDS)
+        except EndOfStream as error:
+            if error.partial:
+                raise
+        except DeadlineError:
+            self._refuse(stream, method, 408, "the request did not come in time")
+        except http1.HttpError as error:
+            self._refuse(stream, method, error.status, str(error), [_CHALLENGE] if error.status == 407 else [])
+        except DialError as error:
+            self._refuse(stream, method, http1.REPLIES[error.reason], error.reason.value,
+                         [connect_udp.status_field(error.reason, PROXY_NAME)])
+        finally:
+            if upstream is not None:
+                upstream.upstream.close()
+        return None
+
+    def _resume(self, stream: Stream, client: Address, upstream: Passage | None, ready: bool) -> Pause | None:
+        """The client has sent something, or its time is up."""
+        if ready:
+            stream.limit(HEAD_SECONDS)
+            return self._serve(stream, client, upstream)
+        if upstream is not None:
+            upstream.upstream.close()
+        return None
+
+    def _connect(self, stream: Stream, request: http1.Request, flow: Flow) -> Pause | None:
+        """A tunnel.  What the client sent behind its request goes out once the target is there, or never."""
+        target = http1.parse_authority(request.target)
+        if target.port in CONNECT_PORTS_REFUSED:
+            raise http1.HttpError(403, f"CONNECT to port {target.port} is not allowed")
+        passage = self._connector.tunnel(flow._replace(target=target))
+        return passage.accept(stream, b"HTTP/1.1 200 Connection established\r\n\r\n")
+
+    def _authenticate(self, request: http1.Request) -> str:
+        """The user of this request, "" for nobody.  Nothing is remembered from one request to the next."""
+        values = http1.field_values(request.fields, b"proxy-authorization")
+        if not values and self._datagrams is not None and connect_udp.asks_for(request):
+            values = http1.field_values(request.fields, b"authorization")       # to its client we are the origin
+        if not self._login.offered or (not values and not self._login.required):
+            return ""
+        if len(values) == 1:
+            user = self._login.check(*_basic(values[0]))
+            if user is not None:
+                return user
+        if values:
+            self._counter.count("authentication", "refused")
+        raise http1.HttpError(407, "this proxy wants a user name and a password")
+
+    @staticmethod
+    def _refuse(stream: Stream, method: bytes, status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """The one place where an error becomes an answer.  What follows on the connection is not read as requests."""
+        try:
+            stream.write(http1.encode_error(status, message, extra, method == b"HEAD"))
+        except StreamError:
+            pass
+        stream.close_staged()
+
+
+def _basic(value: bytes) -> tuple[bytes, bytes]:
+    """User and password of "Basic ..."; two empty ones, which nobody has, for anything else."""
+    scheme, _, encoded = value.partition(b" ")
+    if scheme.lower() != b"basic":
+        return b"", b""
+    try:
+        user, _, password = base64.b64decode(encoded.strip(b" "), validate=True).partition(b":")
+    except binascii.Error:
+        return b"", b""
+    return user, password

@@ -1,0 +1,125 @@
+"""SOCKS5 connections: CONNECT, BIND and UDP ASSOCIATE; its datagrams go to socks5_udp.
+
+One connection is one walk: methods, credentials, request, command.  Each step
+returns or raises; handle() alone turns an error into the one reply.
+"""
+from __future__ import annotations
+
+from netproxy.access.users import Login
+from netproxy.errors import DialError, EndOfStream, ProtocolError, StreamError
+from netproxy.net.bind import Binder
+from netproxy.handler.connector import Connector
+from netproxy.handler.socks5_udp import Socks5UdpRelay
+from netproxy.interfaces import READABLE, Address, Batch, Counter, Flow, Pause
+from netproxy.net.datagram import DatagramSocket
+from netproxy.net.stream import Stream
+from netproxy.protocol import socks5
+from netproxy.relay.association import Association
+
+NOWHERE = Address("0.0.0.0", 0)
+
+
+class Refused(ProtocolError):
+    """The client was told, in the words of the step it failed at; `answer` are those bytes."""
+
+    def __init__(self, answer: bytes, message: str) -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+class Socks5Handler:
+    """Handler and, where `udp` is there, PacketHandler."""
+
+    def __init__(self, listener: str, connector: Connector, binder: Binder, udp: Socks5UdpRelay | None,
+                 entrance: Entrance) -> None:
+        self._listener = listener
+        self._connector = connector
+        self._binder = binder
+        self._udp = udp
+        self._entrance = entrance
+
+    def handle(self, stream: Stream, client: Address) -> Pause | None:
+        try:
+            user = self._entrance.enter(stream)
+            request = socks5.read_request(stream)
+            return self._serve(stream, Flow("tcp", client, request.target, self._listener, user), request.command)
+        except Refused as error:
+            answer = error.answer
+        except socks5.RequestError as error:
+            answer = socks5.encode_reply(error.reply, NOWHERE)
+        except DialError as error:
+            answer = socks5.encode_reply(socks5.REPLIES[error.reason], NOWHERE)
+        stream.write(answer)
+        stream.close_staged()
+        return None
+
+    def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
+        if self._udp is not None:
+            self._udp.handle_packets(batch, local)
+
+    def _serve(self, stream: Stream, flow: Flow, command: int) -> Pause | None:
+        stream.welcome()
+        if command == socks5.CONNECT:
+            passage = self._connector.tunnel(flow)
+            return passage.accept(stream, socks5.encode_reply(socks5.SUCCEEDED, passage.bound()))
+        elif command == socks5.BIND:
+            passage = self._connector.bind(
+                flow, stream, self._binder, lambda bound: stream.write(socks5.encode_reply(socks5.SUCCEEDED, bound)))
+            return passage.accept(stream, socks5.encode_reply(socks5.SUCCEEDED, passage.flow.target))
+        elif command == socks5.UDP_ASSOCIATE and self._udp is not None:
+            return self._associate(stream, flow)
+        raise socks5.RequestError(socks5.COMMAND_NOT_SUPPORTED, f"command {command}")
+
+    def _associate(self, stream: Stream, flow: Flow) -> Pause | None:
+        """The association lives exactly as long as its control connection, which only waits from here on."""
+        association, bound = self._udp.open(stream, flow)
+        try:
+            stream.write(socks5.encode_reply(socks5.SUCCEEDED, bound))
+        except StreamError:
+            self._udp.close(association)
+            raise
+        return self._watched(stream, association)
+
+    def _watched(self, stream: Stream, association: Association) -> Pause:
+        return Pause(((stream.socket, READABLE),), None, lambda ready: self._watch(stream, association, ready))
+
+    def _watch(self, stream: Stream, association: Association, ready: bool) -> Pause | None:
+        """Nothing is due on a control connection but its end; whatever comes is ignored."""
+        if ready and stream.skip():
+            return self._watched(stream, association)
+        self._udp.close(association)
+        return None
+
+
+class Entrance:
+    """The walk up to the request: which method, and whether the client may come in."""
+
+    def __init__(self, login: Login, counter: Counter) -> None:
+        self._login = login
+        self._counter = counter
+
+    def enter(self, stream: Stream) -> str:
+        """The user's name, "" for nobody; Refused."""
+        methods = socks5.read_methods(stream)
+        if self._login.offered and socks5.USERNAME_PASSWORD in methods:
+            stream.write(socks5.encode_method(socks5.USERNAME_PASSWORD))
+            return self._authenticate(stream)
+        if self._login.required or socks5.NO_AUTHENTICATION not in methods:
+            raise Refused(socks5.encode_method(socks5.NO_ACCEPTABLE), "no acceptable method")
+        stream.write(socks5.encode_method(socks5.NO_AUTHENTICATION))
+        return ""
+
+    def _authenticate(self, stream: Stream) -> str:
+        failure = socks5.encode_credentials_status(False)
+        try:
+            name, password = socks5.read_credentials(stream)
+        except EndOfStream:
+            raise
+        except ProtocolError as error:
+            raise Refused(failure, str(error)) from error
+        user = self._login.check(name, password)
+        if user is None:
+            self._counter.count("authentication", "refused")
+            raise Refused(failure, "wrong user name or password")
+        stream.write(socks5.encode_credentials_status(True))
+        return user

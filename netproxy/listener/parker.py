@@ -1,0 +1,168 @@
+"""Where connections wait that have nothing to do: one thread and one epoll for all of them.
+
+A handler that would only wait returns a Pause; its thread goes back to the pool,
+and the connection costs its descriptors and half a kilobyte.  The first byte, the
+end of the stream or the end of its time puts it back on a thread of the pool, but
+where the pause has a step that never waits: this thread takes that itself.
+"""
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from typing import Callable
+
+from netproxy.interfaces import Log, Pause
+
+TICK = 1.0                  # seconds between two looks at who has waited too long
+
+Wake = Callable[[Pause, bool], None]        # (pause, ready): for a thread to go on with
+End = Callable[[], None]
+
+
+class _Parked:
+    __slots__ = ("pause", "descriptors", "deadline", "wake", "end")
+
+    def __init__(self, pause: Pause, wake: Wake, end: End) -> None:
+        self.wake = wake
+        self.end = end
+        self.set(pause, time.monotonic())
+
+    def set(self, pause: Pause, now: float) -> None:
+        self.pause = pause
+        self.descriptors = {sock.fileno(): events for sock, events in pause.watched}
+        self.renew(now)
+
+    def renew(self, now: float) -> None:
+        self.deadline = float("inf") if self.pause.seconds is None else now + self.pause.seconds
+
+
+class Parker:
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._epoll: select.epoll | None = None     # opened by start()
+        self._bell = self._rope = -1
+        self._lock = threading.Lock()       # guards _parked and what the epoll watches
+        self._parked: dict[int, _Parked] = {}
+        self._stopping = False
+        self._sparing = False               # expendable ones are not kept any more
+        self.thread = threading.Thread(target=self._watch, name="parker", daemon=True)
+
+    def __len__(self) -> int:
+        return len({id(parked) for parked in list(self._parked.values())})
+
+    def start(self) -> None:
+        self._epoll = select.epoll()
+        self._bell, self._rope = os.pipe()
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self.thread.start()
+
+    def stop(self) -> None:
+        if self._epoll is None:
+            return
+        self._stopping = True
+        os.write(self._rope, b"!")
+        self.thread.join()
+        self._epoll.close()
+        os.close(self._bell)
+        os.close(self._rope)
+
+    def park(self, pause: Pause, wake: Wake, end: End) -> None:
+        """OSError or ValueError where it cannot be watched.
+
+        `wake(pause, ready)` is called once, on the parker's thread: ready is False when the time was up.
+
+        A pause that has a step goes on by that alone as long as it gives another such pause; `end` is called where a step
+        gives none.  Neither may block.
+        """
+        if self._sparing and pause.expendable:
+            wake(pause, False)
+            return
+        self._add(_Parked(pause, wake, end))
+
+    def _add(self, parked: _Parked) -> None:
+        # others' threads do what comes then, so it is told once; what this thread does itself it may be told again
+        once = select.EPOLLONESHOT if parked.pause.step is None else 0
+        try:
+            with self._lock:
+                for descriptor, events in parked.descriptors.items():
+                    self._epoll.register(descriptor, events | once)     # Linux: the events are poll(2)'s
+                    self._parked[descriptor] = parked
+        except BaseException:
+            self._forget(parked, closed=False)
+            raise
+
+    def release_expendable(self) -> None:
+        """Wakes those with nothing under way, as if their time were up, now and as soon as they come."""
+        self._sparing = True
+        self._release([descriptor for descriptor, parked in list(self._parked.items()) if parked.pause.expendable], False)
+
+    def _watch(self) -> None:
+        look = time.monotonic() + TICK
+        while not self._stopping:
+            events = self._epoll.poll(TICK)
+            now = time.monotonic()
+            for descriptor, event in events:
+                with self._lock:        # who is being added has all its descriptors watched after that
+                    parked = self._parked.get(descriptor)
+                if parked is not None and parked.pause.step is not None:
+                    self._advance(parked, descriptor, event, now)
+                elif descriptor != self._bell:
+                    self._release([descriptor], True)
+            if now >= look:
+                look = now + TICK
+                self._release([descriptor for descriptor, parked in list(self._parked.items())
+                               if parked.deadline <= now], False)
+
+    def _advance(self, parked: _Parked, descriptor: int, event: int, now: float) -> None:
+        before = parked.pause
+        try:
+            pause = before.step(descriptor, event)
+        except Exception:       # one connection's fault must not keep the others parked
+            self._log.exception("going on with a parked connection")
+            self._forget(parked, closed=False)
+            parked.end()
+            return
+        if pause is before:
+            parked.renew(now)
+            return
+        self._forget(parked, closed=pause is None)
+        if pause is None:
+            parked.end()
+            return
+        parked.set(pause, now)
+        try:
+            self._add(parked)
+        except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
+            parked.wake(pause, False)
+
+    def _forget(self, parked: _Parked, closed: bool) -> None:
+        """`closed`: its descriptors are, and perhaps somebody else's by now; the kernel watches closed ones no more."""
+        with self._lock:
+            for each in parked.descriptors:
+                if self._parked.get(each) is parked:
+                    del self._parked[each]
+                    if not closed:
+                        self._unwatch(each)
+
+    def _unwatch(self, descriptor: int) -> None:
+        try:
+            self._epoll.unregister(descriptor)
+        except OSError:
+            pass        # closed after all
+
+    def _release(self, descriptors: list[int], ready: bool) -> None:
+        for descriptor in descriptors:
+            with self._lock:
+                parked = self._parked.get(descriptor)
+                if parked is None:
+                    continue        # woken by its other descriptor a moment ago
+                for each in parked.descriptors:
+                    if self._parked.get(each) is parked:
+                        del self._parked[each]
+                        self._unwatch(each)
+            try:
+                parked.wake(parked.pause, ready)
+            except Exception:       # one connection's fault must not keep the others parked
+                self._log.exception("waking a parked connection")

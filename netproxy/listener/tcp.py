@@ -1,0 +1,217 @@
+"""A TCP listener: one thread accepts, a bounded pool handles.
+
+A socketserver.ThreadingTCPServer whose steps are replaced where its own are no
+good for a daemon: accept errors are paced instead of spun on, threads come from
+the pool, the fault of one connection is one log record.
+"""
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import socketserver
+import threading
+import time
+from typing import Any, Callable
+
+from netproxy.errors import ListenError, NetProxyError, StreamError
+from netproxy.interfaces import Address, Admission, Counter, Handler, Log, Pause
+from netproxy.listener.parker import Parker
+from netproxy.listener.pool import ThreadPool
+from netproxy.net import calls
+from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
+from netproxy.net.connect import keep_alive, tune
+from netproxy.net.stream import Stream
+
+BACKLOG = 1024              # connections the kernel holds while all threads are busy
+ACCEPT_PAUSE = 0.1          # seconds of rest after an accept that failed for want of descriptors or memory
+GREETERS_LIMIT = 256        # clients that have not said yet what they want: the oldest yields to the next
+ROOM_PAUSE = 0.5            # seconds between two looks at a full pool
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class _Connection:
+    __slots__ = ("stream", "client", "admission")
+
+    def __init__(self, stream: Stream, client: Address, admission: Admission) -> None:
+        """`admission` has counted it in."""
+        self.stream = stream
+        self.client = client
+        self.admission = admission
+
+
+class TcpListener(socketserver.ThreadingTCPServer):
+    network = "tcp"
+    request_queue_size = BACKLOG
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: Address, pool: ThreadPool, parker: Parker, counter: Counter, log: Log) -> None:
+        """Bound and listening; ListenError.  `handler` and `admission` are set, and equip() called, before start()."""
+        self.address_family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
+        self.handler: Handler
+        self.admission: Admission
+        self._handshake = 0.0       # seconds a connection has until its handler sets a limit of its own
+        self._dual_stack = is_unspecified(address.host)
+        self._pool = pool
+        self._parker = parker
+        self._counter = counter
+        self._log = log
+        self._stopping = False
+        self._live: set[_Connection] = set()
+        self._greeters: dict[_Connection, None] = {}        # oldest first; some of them may be welcomed by now
+        try:
+            super().__init__(to_sockaddr(address, self.address_family), None)
+        except OSError as error:
+            raise ListenError(f"tcp {address}: {error.strerror}") from error
+        self.address = from_sockaddr(self.socket.getsockname())
+        self.socket.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self.socket, select.POLLIN)
+        self.thread = threading.Thread(target=self.serve_forever, name=f"tcp-listener {self.address}", daemon=True)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if self._dual_stack else 1)
+        tune(self.socket)       # inherited by every connection: no system call of its own for each
+        keep_alive(self.socket)
+        super().server_bind()
+
+    def equip(self, handler: Handler, admission: Admission, handshake: float) -> None:
+        """What connections meet from now on: `handshake` is the seconds they have until the handler sets another limit."""
+        self.handler, self.admission, self._handshake = handler, admission, handshake
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def serve_forever(self, poll_interval: float = 0) -> None:
+        """Accepts until stop().  Takes what waits without waiting for it, and only then waits."""
+        while not self._stopping:
+            if not self._pool.wait_for_room(ROOM_PAUSE):
+                self._log.limited(("full", self.address), "%s: all threads are busy, connections wait", self.address)
+                continue
+            try:
+                request, sockaddr = self.get_request()
+            except OSError:
+                continue
+            client = from_sockaddr(sockaddr)
+            if self.verify_request(request, client):
+                self.process_request(request, client)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """One connection.  Where the process has run out of descriptors it rests, so that it never spins."""
+        try:
+            while (accepted := calls.accept(self.socket)) is None:
+                self._poll.poll()
+            return accepted
+        except OSError as error:
+            if not self._stopping:
+                self._counter.count("accept_errors", errno.errorcode.get(error.errno, "other"))
+                if error.errno in _EXHAUSTED:
+                    self._log.limited(("accept", self.address), "%s: cannot accept: %s", self.address, error.strerror)
+                    time.sleep(ACCEPT_PAUSE)
+            raise
+
+    def verify_request(self, request: socket.socket, client: Address) -> bool:
+        refusal = self.admission.enter(client.host)
+        if not refusal:
+            return True
+        self._counter.count("connections_refused", refusal)
+        self._log.limited((refusal, client.host), "%s: %s refused: %s", self.address, client.host, refusal)
+        request.close()
+        return False
+
+    def process_request(self, request: socket.socket, client: Address) -> None:
+        stream = Stream(request, limited=self._handshake)
+        connection = _Connection(stream, client, self.admission)    # a reload may replace it meanwhile
+        self._live.add(connection)
+        self._greeters[connection] = None
+        if len(self._greeters) > GREETERS_LIMIT:
+            self._make_room_for_greeters()
+        # there was room a moment ago: if it has been taken meanwhile the connection waits, it is accepted after all
+        if not self._pool.submit(lambda: self._begin(connection), urgent=True):
+            self._counter.count("connections_refused", "no thread")
+            self._end(connection)
+
+    def _make_room_for_greeters(self) -> None:
+        """One silent client cannot be told from another: those that have been silent longest go first."""
+        silent = []
+        for connection in list(self._greeters):     # others end meanwhile
+            if connection.stream.welcomed:
+                self._greeters.pop(connection, None)
+            else:
+                silent.append(connection)
+        if len(silent) > GREETERS_LIMIT:
+            oldest = silent[0]
+            self._greeters.pop(oldest, None)
+            self._counter.count("connections_refused", "too many handshakes")
+            self._log.limited(("greeters", self.address), "%s: %s clients say nothing: the oldest are dropped",
+                              self.address, GREETERS_LIMIT)
+            oldest.stream.shutdown()
+
+    def _begin(self, connection: _Connection) -> None:
+        """On a thread of the pool."""
+        self._counter.count("connections", "accepted")
+        self._run(connection, lambda: self.handler.handle(connection.stream, connection.client))
+
+    def _run(self, connection: _Connection, go_on: Callable[[], Pause | None]) -> None:
+        pause = self._attempt(connection, go_on)
+        if pause is not None:
+            self._attempt(connection, lambda: self._park(connection, pause))
+
+    def _attempt(self, connection: _Connection, go_on: Callable[[], Pause | None]) -> Pause | None:
+        """Lets a connection go on until it ends or pauses; its fault is one log record and ends it alone."""
+        pause = None
+        try:
+            pause = go_on()
+        except StreamError:
+            self._counter.count("connections", "broken off")
+        except NetProxyError as error:
+            self._counter.count("connections", "bad protocol")
+            self._log.debug("%s: %s", connection.client, error)
+        except Exception:
+            self._counter.count("connections", "internal error")
+            self._log.exception(f"serving {connection.client}")
+        if pause is None:
+            self._end(connection)
+        return pause
+
+    def _park(self, connection: _Connection, pause: Pause) -> Pause | None:
+        def wake(pause: Pause, ready: bool) -> None:
+            if not self._pool.submit(lambda: self._run(connection, lambda: pause.resume(ready)), urgent=True):
+                connection.stream.close()   # the pool has stopped, or has no thread at all: it ends here and now
+                self._attempt(connection, lambda: pause.resume(False))
+
+        try:
+            self._parker.park(pause, wake, lambda: self._end(connection))
+        except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
+            pause.resume(False)
+            return None
+        return pause
+
+    def _end(self, connection: _Connection) -> None:
+        self._live.discard(connection)
+        self._greeters.pop(connection, None)
+        connection.stream.close()
+        connection.admission.leave(connection.client.host)
+
+    def stop(self) -> None:
+        """Nothing is accepted any more; connections that live go on."""
+        self._stopping = True
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)      # wakes poll(2), and accept(2) fails from then on
+        except OSError:
+            pass
+        if self.thread.is_alive():
+            self.thread.join()
+        self.server_close()
+
+    @property
+    def live(self) -> int:
+        return len(self._live)
+
+    def abort(self) -> None:
+        """Ends the connections that live, by waking whoever waits on them."""
+        for connection in list(self._live):
+            connection.stream.shutdown()

@@ -1,0 +1,50 @@
+"""A UDP listener: one thread reads batches and hands them to a PacketHandler.
+
+The handler never blocks; whatever it raises is logged and costs that batch only.
+"""
+from __future__ import annotations
+
+import threading
+from typing import Callable
+
+from netproxy.interfaces import Address, Counter, Log, PacketHandler
+from netproxy.net.batching import Datagrams
+from netproxy.net.datagram import DatagramSocket
+
+
+class UdpListener:
+    network = "udp"
+
+    def __init__(self, address: Address, datagrams: Datagrams, counter: Counter, log: Log, tag: bytes = b"") -> None:
+        """Bound; ListenError.  `handler` is set before start()."""
+        self.handler: PacketHandler
+        self.local: DatagramSocket = datagrams.listen(address, tag)
+        self.address = self.local.address
+        self._arena = datagrams.arena()
+        self._counter = counter
+        self._log = log
+        self.thread = threading.Thread(target=self._read, name=f"udp-listener {self.address}", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.local.shutdown()
+        if self.thread.is_alive():
+            self.thread.join()
+        self.local.close()
+
+    def expire(self, now: float) -> list[Callable[[], None]]:
+        """Nothing here ends; once a second, on the janitor's thread, what the kernel has dropped is counted."""
+        self.local.count_overflow()
+        return []
+
+    def _read(self) -> None:
+        local, arena = self.local, self._arena
+        while not local.closed:
+            try:
+                batch = local.receive_waiting(arena)
+                self.handler.handle_packets(batch, local)       # looked up now: a reload may have changed it meanwhile
+            except Exception:
+                self._counter.count("drops", "internal error")
+                self._log.exception(f"handling datagrams on {self.address}")

@@ -1,0 +1,257 @@
+"""TCP connections to one of several addresses (Happy Eyeballs, RFC 8305) within one deadline.
+
+Runs on the thread that dials.  A second address is tried when the first has not
+answered for a quarter of a second or has failed; the first to connect wins.
+"""
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from typing import NamedTuple, Sequence
+
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces import Address
+from netproxy.net import calls
+from netproxy.net.address import is_ipv6, to_sockaddr
+from netproxy.net.calls import POLL_LIMIT_MS
+
+ATTEMPT_DELAY = 0.25        # seconds, RFC 8305 section 5
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4    # a vanished peer is known after two minutes
+USER_TIMEOUT_MS = 120_000   # unacknowledged data is given up after as long: keepalive alone does not see it
+
+IP_BIND_ADDRESS_NO_PORT = 24     # Linux, not named by the socket module of Python 3.10 and 3.11
+_ESTABLISHED = b"\1"         # TCP_ESTABLISHED: the first byte of struct tcp_info
+
+REASONS = {
+    errno.ECONNREFUSED: Reason.REFUSED, errno.ENETUNREACH: Reason.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: Reason.HOST_UNREACHABLE, errno.ETIMEDOUT: Reason.TIMEOUT,
+    errno.EADDRNOTAVAIL: Reason.NETWORK_UNREACHABLE, errno.EAFNOSUPPORT: Reason.NETWORK_UNREACHABLE,
+    errno.EACCES: Reason.DENIED, errno.EPERM: Reason.DENIED,
+}
+
+
+class Outgoing(NamedTuple):
+    """How this machine is left; what is empty the system chooses."""
+
+    address: str = ""           # the local address
+    device: str = ""            # the interface (SO_BINDTODEVICE)
+    mark: int = 0               # SO_MARK, for policy routing
+    keepalive: float = KEEPALIVE_IDLE       # seconds without a byte after which a TCP peer is asked whether it is there; 0: never
+
+    def apply(self, sock: socket.socket) -> None:
+        """To a socket that is neither bound nor connected; OSError, DialError."""
+        if self.device:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.device.encode())
+        if self.mark:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
+            except PermissionError as error:        # which would else read as a rule's refusal
+                raise DialError(Reason.GENERAL, said="cannot set the mark: CAP_NET_ADMIN is missing") from error
+        if self.address:
+            try:
+                sockaddr = to_sockaddr(Address(self.address, 0), sock.family)
+            except ValueError as error:
+                raise OSError(errno.EAFNOSUPPORT, f"not from {self.address}") from error
+            if sock.type == socket.SOCK_STREAM:     # a port is only chosen when the target is known
+                sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            sock.bind(sockaddr)
+
+
+ANY_WAY = Outgoing()
+
+
+def connect(addresses: Sequence[Address], seconds: float, outgoing: Outgoing = ANY_WAY) -> socket.socket:
+    """A connected socket, which does not block, to the first address that answers; DialError names the last failure."""
+    if len(addresses) == 1:
+        return _connect_alone(addresses[0], seconds, outgoing)
+    race = _Race(_interleave(addresses), time.monotonic() + seconds, outgoing)
+    try:
+        return race.run()
+    finally:
+        race.close()
+
+
+def _connect_alone(address: Address, seconds: float, outgoing: Outgoing) -> socket.socket:
+    """One address and nothing to race with, hence with fewer calls: most connections are made here."""
+    sock = None
+    try:
+        sock, sockaddr, outcome = _begin(address, outgoing)
+        if outcome == errno.EINPROGRESS:        # near ones have answered by now
+            near = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED
+            outcome = 0 if near else _wait_alone(sock, seconds)
+        if not outcome and calls.local_sockaddr(sock) == sockaddr:
+            outcome = errno.ECONNREFUSED        # see _finish
+    except OSError as error:
+        outcome = error.errno or errno.EIO
+    if sock is not None and not outcome:
+        tune(sock)
+        keep_alive(sock, outgoing.keepalive)
+        return sock
+    if sock is not None:
+        sock.close()
+    raise _failure(outcome, address)
+
+
+def _begin(address: Address, outgoing: Outgoing) -> tuple[socket.socket, tuple, int]:
+    """A socket that connects to an address, its sockaddr, and 0 or the errno so far; OSError."""
+    family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
+    sockaddr = to_sockaddr(address, family)
+    sock = calls.open_tcp(family)
+    if outgoing is not ANY_WAY:
+        try:
+            outgoing.apply(sock)
+        except BaseException:
+            sock.close()
+            raise
+    return sock, sockaddr, calls.connect(sock, sockaddr)
+
+
+def _failure(code: int, address: Address) -> DialError:
+    """What an errno means; one that no reason stands for is told in the system's words."""
+    reason = REASONS.get(code)
+    return DialError(reason, str(address)) if reason else DialError(Reason.GENERAL, str(address), os.strerror(code))
+
+
+def _wait_alone(sock: socket.socket, seconds: float) -> int:
+    """The errno that the attempt under way ends with."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    if not poll.poll(min(seconds * 1000, POLL_LIMIT_MS)):
+        return errno.ETIMEDOUT
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def tune(sock: socket.socket) -> None:
+    """What every TCP connection of ours has from its first byte on: no Nagle."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        pass        # gone already: the next read will tell
+
+
+def keep_alive(sock: socket.socket, idle: float = KEEPALIVE_IDLE) -> None:
+    """What a connection needs that may be idle for long: an end when the peer has vanished.  `idle` seconds, 0 for none."""
+    if not idle:
+        return
+    try:
+        for level, option, value in _OPTIONS:
+            sock.setsockopt(level, option, value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(idle)))
+    except OSError:
+        pass            # not TCP (a unix socket), or gone already: the next read will tell
+
+
+_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
+)
+
+
+def _interleave(addresses: Sequence[Address]) -> list[Address]:
+    """RFC 8305 section 4: families in turn, the family of the first address first."""
+    if not addresses:
+        return []
+    first_family = is_ipv6(addresses[0].host)
+    same = [address for address in addresses if is_ipv6(address.host) == first_family]
+    other = [address for address in addresses if is_ipv6(address.host) != first_family]
+    ordered = []
+    while same or other:
+        ordered += [queue.pop(0) for queue in (same, other) if queue]
+    return ordered
+
+
+class _Race:
+    """Attempts under way, by descriptor."""
+
+    def __init__(self, addresses: list[Address], deadline: float, outgoing: Outgoing) -> None:
+        self._left = addresses
+        self._outgoing = outgoing
+        self._deadline = deadline
+        self._attempts: dict[int, tuple[socket.socket, Address]] = {}
+        self._poll = select.poll()
+        self._failure = DialError(Reason.NAME, "no address")
+
+    def run(self) -> socket.socket:
+        while self._left or self._attempts:
+            if self._left and (winner := self._start(self._left.pop(0))):
+                return winner
+            if self._attempts and (winner := self._wait()):
+                return winner
+        raise self._failure
+
+    def _start(self, address: Address) -> socket.socket | None:
+        sock = None
+        try:
+            sock, _, outcome = _begin(address, self._outgoing)
+        except OSError as error:
+            outcome = error.errno or 0
+        if sock is None or outcome not in (0, errno.EINPROGRESS):
+            if sock is not None:
+                sock.close()
+            self._fail(outcome, address)
+            return None
+        self._attempts[sock.fileno()] = (sock, address)
+        if outcome == 0:
+            return self._finish(sock.fileno())
+        self._poll.register(sock, select.POLLOUT)
+        return None
+
+    def _wait(self) -> socket.socket | None:
+        """Waits for one answer, for the time to try the next address, or for the end."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            self._give_up(errno.ETIMEDOUT)
+            return None
+        patience = min(left, ATTEMPT_DELAY) if self._left else left
+        try:
+            answered = self._poll.poll(min(max(1, patience * 1000), POLL_LIMIT_MS))
+        except OSError as error:        # no memory: nobody can be waited for
+            self._give_up(error.errno or errno.ENOMEM)
+            return None
+        for descriptor, _ in answered:
+            if winner := self._finish(descriptor):
+                return winner
+        return None
+
+    def _give_up(self, outcome: int) -> None:
+        self._left.clear()
+        for descriptor in list(self._attempts):
+            self._drop(descriptor, outcome)
+
+    def _finish(self, descriptor: int) -> socket.socket | None:
+        sock, _ = self._attempts[descriptor]
+        outcome = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        try:
+            # A port that connects to itself is no server: Linux does that when source and target port are the same.
+            if not outcome and sock.getsockname() == sock.getpeername():
+                outcome = errno.ECONNREFUSED
+        except OSError as error:
+            outcome = error.errno or errno.ECONNREFUSED
+        if outcome:
+            self._drop(descriptor, outcome)
+            return None
+        del self._attempts[descriptor]
+        tune(sock)
+        keep_alive(sock, self._outgoing.keepalive)
+        return sock
+
+    def _drop(self, descriptor: int, outcome: int) -> None:
+        sock, address = self._attempts.pop(descriptor)
+        try:
+            self._poll.unregister(descriptor)
+        except KeyError:
+            pass
+        sock.close()
+        self._fail(outcome, address)
+
+    def _fail(self, outcome: int, address: Address) -> None:
+        self._failure = _failure(outcome, address)
+
+    def close(self) -> None:
+        for sock, _ in self._attempts.values():
+            sock.close()

@@ -1,0 +1,147 @@
+"""The control socket: asks a running daemon, or tells it, over a Unix socket that only its owner may open.
+
+One JSON object a line each way: {"command": "upstreams"} is answered by {"result": ...}
+or {"error": "..."}.  One thread serves one client after the other; a client that is
+silent is hung up on.
+"""
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+from typing import Any, Callable, Mapping
+
+from netproxy.errors import ListenError, NetProxyError
+from netproxy.interfaces import Log
+
+SECONDS = 5.0               # for a client to ask, and to take its answer
+LINE_LIMIT = 65536          # bytes of a request
+ANSWER_LIMIT = 64 << 20     # bytes of an answer: sessions by the ten thousand are a few MiB
+BACKLOG = 8
+PAUSE = 0.1                 # seconds, where no client can be accepted
+
+Commands = Mapping[str, Callable[[Mapping[str, Any]], Any]]
+
+
+class NotRunning(NetProxyError):
+    """Nobody answers at the control socket."""
+
+
+class CommandError(NetProxyError):
+    """The daemon has refused a command; the message says why."""
+
+
+class ControlServer:
+    def __init__(self, path: str, commands: Commands, log: Log) -> None:
+        """Binds; ListenError.  A command gets the whole request, and raises CommandError for what is wrong with it."""
+        self.path = path
+        self._commands = commands
+        self._log = log
+        self._stopped = threading.Event()
+        self._client: socket.socket | None = None       # who is being served
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._bind()
+        except OSError as error:
+            self._socket.close()
+            raise ListenError(f"control unix:{path}: {error.strerror or error}") from error
+        self.thread = threading.Thread(target=self._serve, name="control", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for sock in (self._socket, self._client):       # wakes accept(), and a conversation
+            try:
+                if sock is not None:
+                    sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        if self.thread.is_alive():
+            self.thread.join(SECONDS)
+        self._socket.close()
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass            # somebody was faster
+
+    def _bind(self) -> None:
+        if _abandoned(self.path):
+            os.unlink(self.path)        # of a daemon that was killed
+        before = os.umask(0o177)
+        try:
+            self._socket.bind(self.path)
+        finally:
+            os.umask(before)
+        self._socket.listen(BACKLOG)
+
+    def _serve(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                client, _ = self._socket.accept()
+            except OSError as error:
+                if not self._stopped.wait(PAUSE):       # out of descriptors, most likely
+                    self._log.limited("control", "control socket: %s", error.strerror)
+                continue
+            self._client = client
+            with client:
+                client.settimeout(SECONDS)
+                try:
+                    self._converse(client)
+                except OSError:
+                    pass        # it has gone, or waits for nothing
+                except Exception:
+                    self._log.exception("answering on the control socket")
+
+    def _converse(self, client: socket.socket) -> None:
+        with client.makefile("rwb") as lines:
+            while line := lines.readline(LINE_LIMIT):
+                lines.write(self._answer(line) + b"\n")
+                lines.flush()
+
+    def _answer(self, line: bytes) -> bytes:
+        import json     # late: few daemons are ever asked
+        try:
+            request = json.loads(line)
+            command = self._commands[request["command"]]
+        except (ValueError, TypeError, KeyError):
+            return json.dumps({"error": f"no such command; known are {', '.join(self._commands)}"}).encode()
+        try:
+            return json.dumps({"result": command(request)}).encode()
+        except NetProxyError as error:
+            return json.dumps({"error": str(error)}).encode()
+
+
+def ask(path: str, command: str, **details: Any) -> Any:
+    """The answer of the daemon at a control socket; NotRunning, CommandError."""
+    import json     # late: netproxyd needs none to serve
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(SECONDS)
+    try:
+        with client:
+            client.connect(path)
+            client.sendall(json.dumps({"command": command, **details}).encode() + b"\n")
+            with client.makefile("rb") as lines:
+                answer = json.loads(lines.readline(ANSWER_LIMIT))
+    except (OSError, ValueError) as error:
+        raise NotRunning(f"{path}: {getattr(error, 'strerror', None) or 'no answer'}") from error
+    if "error" in answer:
+        raise CommandError(answer["error"])
+    return answer["result"]
+
+
+def _abandoned(path: str) -> bool:
+    """Whether a socket is there, and nobody behind it."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            probe.connect(path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False

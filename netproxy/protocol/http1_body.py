@@ -1,0 +1,136 @@
+"""HTTP/1.1 message bodies (RFC 9112 sections 6 and 7): how long they are, and chunks.
+
+`request_framing` and `response_framing` decide once how a body ends; `read_body`
+yields its data without its framing, so that what is sent on is framed anew by
+`encode_chunk` or by the length that was checked here.  No I/O of its own.
+"""
+from __future__ import annotations
+
+import re
+from typing import Iterator, NamedTuple, Protocol
+
+from netproxy.errors import LimitError
+from netproxy.interfaces import Reader
+from netproxy.protocol.http1 import Fields, HttpError, Request, Response, field_values, is_field
+
+CHUNK_LINE_LIMIT = 1024     # bytes of a chunk's size and extensions: nothing in use comes near
+TRAILER_LIMIT = 8192        # bytes of a trailer section
+PIECE = 65536               # bytes read of a body at a time
+
+_LENGTH = re.compile(rb"[0-9]{1,18}\Z")     # 18 digits stay below 2^63
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n\Z")
+
+LAST_CHUNK = b"0\r\n\r\n"    # and an empty trailer
+NO_BODY_STATUSES = (204, 304)
+
+
+class BodyReader(Reader, Protocol):
+    def read_some(self, limit: int) -> bytes:
+        """1 to `limit` bytes as they come, b"" at the end of the stream."""
+
+
+class Framing(NamedTuple):
+    """How a body ends: `chunked`, after `length` bytes, or (both unset) with the connection."""
+
+    chunked: bool = False
+    length: int | None = None
+
+    @property
+    def empty(self) -> bool:
+        return self.length == 0
+
+    @property
+    def until_close(self) -> bool:
+        return self.length is None and not self.chunked
+
+
+NONE = Framing(length=0)
+
+
+def request_framing(request: Request) -> Framing:
+    """RFC 9112 section 6.3; HttpError 400 for whatever could be read in two ways."""
+    framing = _framing(request.fields, request.minor, 400)
+    return NONE if framing.until_close else framing
+
+
+def response_framing(response: Response, method: bytes) -> Framing:
+    """The body of the answer to a `method` request; HttpError 502 for what could be read in two ways."""
+    connected = method == b"CONNECT" and 200 <= response.status < 300       # what follows is the tunnel's
+    if method == b"HEAD" or response.status < 200 or response.status in NO_BODY_STATUSES or connected:
+        return NONE
+    return _framing(response.fields, response.minor, 502)
+
+
+def read_body(reader: BodyReader, framing: Framing, status: int = 400) -> Iterator[bytes]:
+    """The data of a body, piece by piece; trailers are read and left out.
+
+    HttpError(`status`) for bad chunks, EndOfStream where it ends too early.
+    """
+    if framing.chunked:
+        yield from _read_chunks(reader, status)
+    elif framing.length is not None:
+        yield from _read_length(reader, framing.length)
+    else:
+        while piece := reader.read_some(PIECE):
+            yield piece
+
+
+def declared_length(fields: Fields) -> int | None:
+    """The number in Content-Length, None without one; several that agree are one (RFC 9112 section 6.3)."""
+    parts = [part.strip(b" \t") for value in field_values(fields, b"content-length") for part in value.split(b",")]
+    same = len(set(parts)) == 1 and _LENGTH.match(parts[0])
+    return int(parts[0]) if same else None
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """One chunk, of at least one byte."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _framing(fields: Fields, minor: int, status: int) -> Framing:
+    codings = field_values(fields, b"transfer-encoding")
+    lengths = field_values(fields, b"content-length")
+    if codings:
+        if lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or not minor:
+            raise HttpError(status, "Transfer-Encoding is not just 'chunked', or comes with Content-Length")
+        return Framing(chunked=True)
+    if not lengths:
+        return Framing()
+    length = declared_length(fields)
+    if length is None:
+        raise HttpError(status, "Content-Length is not one number")
+    return Framing(length=length)
+
+
+def _read_length(reader: BodyReader, left: int) -> Iterator[bytes]:
+    while left:
+        piece = reader.read_some(min(left, PIECE))
+        if not piece:
+            reader.read_exactly(1)      # raises EndOfStream
+        left -= len(piece)
+        yield piece
+
+
+def _read_chunks(reader: BodyReader, status: int) -> Iterator[bytes]:
+    while True:
+        match = _CHUNK.match(_chunk_line(reader, CHUNK_LINE_LIMIT, status))
+        if not match:
+            raise HttpError(status, "not a chunk size")
+        size = int(match[1], 16)
+        if not size:
+            break
+        yield from _read_length(reader, size)
+        if reader.read_exactly(2) != b"\r\n":
+            raise HttpError(status, "a chunk does not end in CRLF")
+    room = TRAILER_LIMIT
+    while (line := _chunk_line(reader, room, status)) != b"\r\n":
+        if not line.endswith(b"\r\n") or not is_field(line[:-2]):
+            raise HttpError(status, "not a trailer field")
+        room -= len(line)
+
+
+def _chunk_line(reader: Reader, limit: int, status: int) -> bytes:
+    try:
+        return reader.read_until(b"\n", limit)
+    except LimitError as error:
+        raise HttpError(status, "a chunk's line is too long") from error

@@ -1,0 +1,119 @@
+"""The PROXY protocol, versions 1 and 2 (haproxy doc/proxy-protocol.txt): the bytes of both roles.
+
+A proxy in front of us says in a header, before anything else, whose connection it brings.
+Where a listener expects the header it is mandatory; whether a peer may be believed, and for how
+long it is waited for, is the listener's affair.  No I/O; runs on the thread that reads.
+"""
+from __future__ import annotations
+
+import re
+
+from netproxy.errors import ProtocolError
+from netproxy.interfaces import Address, Reader, ip_text, pack_ip
+
+LINE_LIMIT = 107        # section 2.1: the longest line of version 1, its CRLF counted
+BLOCK_LIMIT = 4096      # behind the 16 bytes of version 2: 216 of UNIX paths, and TLVs with room for a certificate's names
+PREFIX = b"PROXY "
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+VERSION, LOCAL, PROXY = 0x20, 0, 1
+UNSPEC, TCP4, UDP4, TCP6, UDP6, UNIX_STREAM, UNIX_DATAGRAM = 0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32
+
+_BLOCKS = {UNSPEC: 0, TCP4: 12, UDP4: 12, TCP6: 36, UDP6: 36, UNIX_STREAM: 216, UNIX_DATAGRAM: 216}
+_IP_SIZES = {TCP4: 4, UDP4: 4, TCP6: 16, UDP6: 16}
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+_LINE = re.compile(
+    rb"(?:UNKNOWN(?: [^\r\n]*)?"
+    rb"|TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4}))\r\n\Z")
+
+
+def read_header(reader: Reader) -> Address | None:
+    """The client's address, or None where the peer speaks for itself or its client has no IP address.
+
+    Reads one header and nothing behind it.  ProtocolError for anything else; its first byte is enough
+    to turn away a client of SOCKS or TLS that came without a header and waits for an answer.
+    """
+    first = reader.read_exactly(1)
+    if first == PREFIX[:1]:
+        return _read_line(reader)
+    if first == SIGNATURE[:1]:
+        return _read_block(reader)
+    raise ProtocolError("no PROXY protocol header")
+
+
+# Version 1, one line of ASCII, behind its first byte
+#   PROXY TCP4 <source> <destination> <source port> <destination port> CRLF        or TCP6
+#   PROXY UNKNOWN [ anything ] CRLF
+def _read_line(reader: Reader) -> Address | None:
+    if reader.read_exactly(len(PREFIX) - 1) != PREFIX[1:]:
+        raise ProtocolError("no PROXY protocol header")
+    match = _LINE.match(reader.read_until(b"\r\n", LINE_LIMIT - len(PREFIX)))
+    if not match:
+        raise ProtocolError("not a PROXY protocol line")
+    if match[1] is None:
+        return None
+    size = 4 if match[1] == b"4" else 16
+    source, destination = pack_ip(match[2].decode("ascii")), pack_ip(match[3].decode("ascii"))
+    if source is None or destination is None or not len(source) == len(destination) == size:
+        raise ProtocolError("not two addresses of the line's family")
+    port = int(match[4])
+    if port > 65535 or int(match[5]) > 65535:
+        raise ProtocolError("not a port")
+    return Address(ip_text(source), port)
+
+
+def encode_v1(source: Address, destination: Address) -> bytes:
+    """One line; ValueError where either is a name."""
+    packed = _pack_pair(source, destination)
+    family = 4 if len(packed[0]) == 4 else 6
+    hosts = " ".join(map(_text, packed))
+    return f"PROXY TCP{family} {hosts} {source.port} {destination.port}\r\n".encode("ascii")
+
+
+# Version 2; LEN counts what follows it
+# +-----------+---------+-----+-----+----------+----------+----------+----------+------+
+# | SIGNATURE | VER/CMD | FAM | LEN | SRC.ADDR | DST.ADDR | SRC.PORT | DST.PORT | TLVs |
+# |    12     |    1    |  1  |  2  |   4/16   |   4/16   |    2     |    2     |      |
+# +-----------+---------+-----+-----+----------+----------+----------+----------+------+
+def _read_block(reader: Reader) -> Address | None:
+    """LOCAL has the family ignored (section 2.2), and LEN skips whatever comes with it."""
+    head = SIGNATURE[:1] + reader.read_exactly(15)
+    version, command, family = head[12] & 0xF0, head[12] & 0x0F, head[13]
+    length = int.from_bytes(head[14:], "big")
+    if not head.startswith(SIGNATURE) or version != VERSION or command not in (LOCAL, PROXY):
+        raise ProtocolError("no PROXY protocol header")
+    if length > BLOCK_LIMIT:
+        raise ProtocolError("PROXY protocol header too long")
+    if command == PROXY and length < _BLOCKS.get(family, BLOCK_LIMIT + 1):
+        raise ProtocolError("unknown address family, or no room for its addresses")
+    block = reader.read_exactly(length)
+    if command == LOCAL or family not in _IP_SIZES:
+        return None
+    size = _IP_SIZES[family]
+    return Address(ip_text(block[:size]), int.from_bytes(block[2 * size:2 * size + 2], "big"))
+
+
+def encode_v2(source: Address, destination: Address, datagram: bool = False) -> bytes:
+    """A PROXY header without TLVs; ValueError where either is a name."""
+    packed = _pack_pair(source, destination)
+    if len(packed[0]) == 4:
+        family = UDP4 if datagram else TCP4
+    else:
+        family = UDP6 if datagram else TCP6
+    head = SIGNATURE + bytes((VERSION | PROXY, family)) + _BLOCKS[family].to_bytes(2, "big")
+    return head + b"".join(packed) + source.port.to_bytes(2, "big") + destination.port.to_bytes(2, "big")
+
+
+def _pack_pair(source: Address, destination: Address) -> tuple[bytes, bytes]:
+    """Both in one family: beside IPv6, IPv4 goes v4-mapped.  A scope (fe80::1%2) has no place in a header."""
+    first, second = (pack_ip(address.host.partition("%")[0]) for address in (source, destination))
+    if first is None or second is None:
+        raise ValueError("a PROXY protocol header takes addresses, not names")
+    if len(first) == len(second):
+        return first, second
+    return (_MAPPED + first)[-16:], (_MAPPED + second)[-16:]
+
+
+def _text(packed: bytes) -> str:
+    if packed.startswith(_MAPPED):      # section 2.1 has hexadecimal groups only, no dots within IPv6
+        return "::ffff:" + packed[12:].hex(":", 2)
+    return ip_text(packed)

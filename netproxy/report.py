@@ -1,0 +1,68 @@
+"""What the daemon tells of itself: what a configuration would do, and how its ways out are.  Pure but for reading figures."""
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from netproxy.config.schema import Config, GroupConfig, WayConfig
+from netproxy.dialer.factory import DialerFactory
+from netproxy.dialer.group import Member
+from netproxy.interfaces import Dialer
+
+
+def plan(config: Config, dialers: DialerFactory) -> list[str]:
+    """What would listen, and what each way out can carry and by what, or which hop is in the way."""
+    lines = [f"listen {address} {'+'.join(one.network)} {one.protocol} '{one.name}' "
+             f"out by {(one.upstream or config.default).text}"
+             for one in config.listeners for address in one.addresses]
+    lines += [f"warning: {text}" for text in udp_warnings(config, dialers)]
+    for name, way in [("default", config.default), *config.upstreams.items()]:
+        carried, udp = ", ".join(sorted(dialers.way(way).carries)) or "nothing", udp_text(way)
+        lines.append(f"upstream {name}: {way.text} carries {carried}" + (
+            f"; {udp}" if udp.startswith("no ") else f" by {udp}" if udp else ""))
+    return lines
+
+
+def udp_text(config: WayConfig) -> str:
+    """By what a way out carries datagrams, "" for directly; or, behind "no udp: ", which hop does not."""
+    how, lost = _udp(config, "", "")
+    return f"no udp: {lost}" if lost else how
+
+
+def _udp(config: WayConfig, how: str, lost: str) -> tuple[str, str]:
+    """By what datagrams are carried, and else what has lost them, behind a way that had them so."""
+    for step in config.steps:
+        if isinstance(step, GroupConfig):
+            found = [_udp(member.way, how, lost) for member in step.members]
+            how, lost = next((("group", "") for _, without in found if not without), found[0])
+        elif step.udp == "none":
+            lost = f"{step.url} is told to carry none"
+        elif step.udp == "uot":
+            how, lost = "UoT", ""
+        elif step.scheme.startswith("http"):
+            how, lost = "connect-udp", ""
+        elif step.scheme.startswith("socks5"):
+            how, lost = "ASSOCIATE", lost and f"{step.url} must be reached by it, but {lost}"
+        elif step.scheme != "direct":
+            lost = f"{step.scheme} has none"
+    return how, lost
+
+
+def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
+    """Listeners whose datagrams have no way out: said at the start, not lost in silence."""
+    return [f"listener '{one.name}' takes UDP, but its way out, {(one.upstream or config.default).text}, carries none"
+            for one in config.listeners
+            if "udp" in one.network and "udp" not in dialers.way(one.upstream or config.default).carries]
+
+
+def upstreams(dialers: DialerFactory, ways: Mapping[str, WayConfig]) -> list[dict[str, Any]]:
+    """Each way out with its figures, and those of its groups' members."""
+    return [{**_figures(name, way), "groups": [
+        {"name": group.name, "balance": group.balance, "members": [_figures(member.name, member) for member in group.members]}
+        for group in groups]} for name, way, groups in dialers.described(ways)]
+
+
+def _figures(name: str, way: Dialer) -> dict[str, Any]:
+    """Of a way out; one that is simply direct has none."""
+    member = way if isinstance(way, Member) else Member(name, way)
+    return {"name": name, "state": member.state if way is member else "-", "carries": sorted(way.carries), "live": member.live,
+            "dialled": member.dialled, "failed": member.failed, "latency": member.latency, "error": member.error}

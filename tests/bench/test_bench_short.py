@@ -1,0 +1,71 @@
+"""The programs of this folder work: each in its short form, with the table it is for.  Their figures are nobody's here."""
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+FOLDER = Path(__file__).parent
+SECONDS = 90.0              # of patience, on a machine that has other things to do
+
+
+def output(program: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, str(FOLDER / program), *arguments], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout
+    assert "internal error" not in done.stdout and "Traceback" not in done.stdout
+    return done.stdout
+
+
+def rows(text: str, pattern: str) -> list[tuple[str, ...]]:
+    return re.findall(rf"^ *{pattern}", text, re.MULTILINE)
+
+
+def test_udp() -> None:
+    text = output("udp.py", "--quick")
+    found = rows(text, r"(vectors|trains|single) +([\d,]+) +(\d+) +(lone|burst|train|echo) +([\d.]+) +([\d,]+) +(-?[\d.]+)%")
+    assert {row[0] for row in found} == {"vectors", "trains", "single"}
+    assert {row[1] for row in found} == {"1", "8", "100", "2,000"}
+    assert {row[2] for row in found} == {"1", "50"}
+    assert all(float(row[4]) > 0 and int(row[5].replace(",", "")) > 0 for row in found)
+    assert re.search(r"multiple of that at 8: lone [\d.]+, burst [\d.]+, train [\d.]+, echo [\d.]+", text)
+    assert re.search(r"Memory added by 500 associations: -?[\d.]+ MiB", text)
+
+
+def test_soak() -> None:
+    text = output("soak.py", "--minutes", "0.1")
+    found = rows(text, r"(\d+) +([\d.]+) +(\d+) +(\d+) +([\d,]+) +([\d.]+)% +(\d+)$")
+    assert len(found) >= 6
+    assert all(float(row[5]) > 0 for row in found)
+    assert text.rstrip().endswith("flat")
+
+
+def test_soak_tcp() -> None:
+    text = output("soak_tcp.py", "--connections", "500", "--minutes", "0.1")
+    found = rows(text, r"(\d+) +([\d.]+) +(\d+) +(\d+) +(\d+) +([\d,]+) +([\d.]+)% +([\d.]+)$")
+    assert len(found) >= 6
+    assert all(abs(int(row[4]) - 500) <= 25 and float(row[6]) > 0 for row in found)
+    assert "with all clients gone: 0 connections" in text
+    assert text.rstrip().endswith("flat")
+
+
+def test_game() -> None:
+    text = output("game.py", "--seconds", "0.5", "--clients", "50")
+    found = {row[0]: row for row in rows(text, r"(direct|relay) +(\d+) +(\d+) +(-?\d+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)")}
+    assert set(found) == {"direct", "relay"}
+    assert all(int(row[2]) > 0 for row in found.values())
+    assert re.search(r"^ *added +-?[\d.]+", text, re.MULTILINE)
+
+
+def test_tcp() -> None:
+    text = output("tcp.py", "--quick")
+    assert re.search(r"start to listening +\d+ ms", text)
+    assert len(rows(text, r"(client to target|target to client), one connection +[\d.]+ Gbit/s, \d+ ms")) == 2
+    assert re.search(r"one after the other +\d+ a second, \d+ us", text)
+    assert re.search(r"50 idle connections +[+-][\d.]+ MiB, \d+ threads", text)
+    assert re.search(r"after they have gone +[+-][\d.]+ MiB, \d+ threads", text)

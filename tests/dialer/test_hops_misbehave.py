@@ -1,0 +1,455 @@
+"""Hops that misbehave, the same for every kind of hop: silence, drips, garbage, early ends, data with the reply, endless heads.
+
+HAZARDS 61, 62 and 119.  Whatever a proxy does, a dial ends in its time, with an
+error that names the hop and says that it was at fault, and nothing is left open.
+"""
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from typing import Any, Callable, Iterator, NamedTuple
+
+import pytest
+
+from netproxy.config.schema import HopConfig, UpstreamTlsConfig, WayConfig
+from netproxy.dialer.factory import DialerFactory
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces import Address, Dialer, PacketConn
+from netproxy.net import calls
+from netproxy.net.batching import Datagrams
+from netproxy.net.resolve import Resolver
+from netproxy.net.stream import Stream
+from netproxy.relay.pipe import PipeLimits
+from tests.net.test_tls_client import MEGABYTE, Peer, bulk, relay
+from tests.net.test_tls_client import server as offering
+from tests.support.batches import cut as datagrams_of
+from tests.support.certificates import Certificates, certificates
+from tests.support.doubles import Counts, Lines, no_services
+from tests.support.flows import tcp_to, udp_to
+from tests.support.sockets import Task, read_to_end, reset, server, tcp_pair, wait_until
+
+TARGET = Address("198.51.100.7", 443)
+UOT = Address("sp.v2.udp-over-tcp.arpa", 443)       # the name that asks for UDP over TCP
+HEAD = 0                    # in place of a count: what ends with an empty line
+LIMITS = PipeLimits(5.0, 5.0)
+BOUND = 256 * 1024          # bytes that a head may cost, one read ahead of need included
+OK = b"HTTP/1.1 200 Connection established\r\n\r\n"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+GREETED = (3, b"\x05\x00")
+REPLY = b"\x05\x00\x00\x01\x0a\x00\x00\x01\x1f\x90"
+
+Play = Callable[[Peer], Any]
+
+
+class Kind(NamedTuple):
+    scheme: str
+    steps: tuple[tuple[int, bytes], ...]        # bytes of what is asked, and the right answer
+    first: bytes                                # b"first" of the target's, as it comes over the wire
+    packets: bool = False
+    udp: str = "auto"
+
+    @property
+    def tls(self) -> bool:
+        return self.scheme == "https"
+
+    @property
+    def asked(self) -> str:
+        """Whom the hop is asked for."""
+        return str(UOT if self.udp == "uot" else TARGET)
+
+    @property
+    def http(self) -> bool:
+        return self.scheme.startswith("http")
+
+    def label(self, address: Address) -> str:
+        return f"'office' ({self.scheme}://{address})"
+
+
+KINDS = {
+    "socks4a": Kind("socks4a", ((9, b"\x00\x5a\x1f\x90\x0a\x00\x00\x01"),), b"first"),
+    "socks5h": Kind("socks5h", (GREETED, (10, REPLY)), b"first"),
+    "http": Kind("http", ((HEAD, OK),), b"first"),
+    "connect-udp": Kind("http", ((HEAD, SWITCHED),), b"\x00\x06\x00first", True),
+    "https": Kind("https", ((HEAD, OK),), b"first"),
+    "uot": Kind("socks5h", (GREETED, (30, REPLY)), b"\x00\xc6\x33\x64\x07\x01\xbb\x00\x05first", True, "uot"),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+each_socks5 = pytest.mark.parametrize("kind", [KINDS["socks5h"], KINDS["uot"]], ids=["socks5h", "uot"])
+each_http = pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.http],
+                                    ids=[name for name, kind in KINDS.items() if kind.http])
+each_connect = pytest.mark.parametrize("kind", [KINDS["http"], KINDS["https"]], ids=["http", "https"])
+
+GARBAGE = {
+    "text": b"SSH-2.0-OpenSSH_9.6\r\n\r\n" + b"x" * 300, "html": b"<html>\r\n\r\n" + b"x" * 300, "high": b"\xff" * 300 + b"\r\n\r\n",
+    "ones": b"\x01" * 300 + b"\r\n\r\n", "alert": b"\x15\x03\x03\x00\x02\x02\x28" * 40 + b"\r\n\r\n",
+    "http2": b"HTTP/2 200 OK\r\n\r\n" + b"x" * 300, "request": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 300}
+
+
+@pytest.fixture(scope="module")
+def made() -> Certificates:
+    return certificates()
+
+
+@pytest.fixture(scope="module")
+def context(made: Certificates) -> ssl.SSLContext:
+    return offering(made)
+
+
+class Rig:
+    """Makes a hop that a script plays, and the way out through it."""
+
+    def __init__(self, resolver: Resolver, made: Certificates, context: ssl.SSLContext) -> None:
+        self._datagrams = Datagrams(Counts(), Lines())
+        self._factory = DialerFactory(resolver, self._datagrams, 5.0, no_services())
+        self._made = made
+        self._context = context
+
+    def way(self, kind: Kind, address: Address, seconds: float | None = None) -> Dialer:
+        hop = HopConfig(kind.scheme, address, udp=kind.udp, timeout=seconds, tls=UpstreamTlsConfig(self._made.path("ca.pem")))
+        return self._factory.way(WayConfig((hop,), "office"))
+
+    def plays(self, kind: Kind, play: Play) -> Any:
+        """A server that plays with each connection, behind the handshake where the kind has one."""
+        def script(sock: socket.socket) -> None:
+            peer = Peer(sock)
+            if kind.tls:
+                peer.secure(self._context)
+            play(peer)
+        return server(script)
+
+    def fails(self, kind: Kind, address: Address, seconds: float | None = None, upstream: bool = True) -> DialError:
+        """What dialling fails with: the hop is named, and at fault where `upstream` is said."""
+        with pytest.raises(DialError) as caught:
+            opened(kind, self.way(kind, address, seconds))
+        error = caught.value
+        assert (error.hop, error.upstream) == (kind.label(address), upstream)
+        assert str(error).startswith(f"{kind.label(address)}: ")
+        return error
+
+    def first(self, kind: Kind, made: Any, count: int) -> bytes:
+        """The first `count` bytes that a client gets through what was dialled; that is closed."""
+        return self._first_datagrams(made, count) if kind.packets else first_bytes(made, count)
+
+    def _first_datagrams(self, conn: PacketConn, count: int) -> bytes:
+        arena, data = self._datagrams.arena(), b""
+        try:
+            while len(data) < count:
+                assert Task(conn.wait).result()
+                for datagram, peer in datagrams_of(conn.receive(arena)):
+                    assert conn.source(peer) == TARGET
+                    data += datagram
+        finally:
+            conn.close()
+        return data
+
+
+@pytest.fixture
+def rig(resolver: Resolver, made: Certificates, context: ssl.SSLContext) -> Rig:
+    return Rig(resolver, made, context)
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Bytes of each read of a stream."""
+    found: list[int] = []
+    real = calls.receive
+
+    def receive(sock: socket.socket, limit: int) -> memoryview | None:
+        data = real(sock, limit)
+        found.append(len(data or b""))
+        return data
+    monkeypatch.setattr(calls, "receive", receive)
+    yield found
+
+
+def opened(kind: Kind, dialer: Dialer) -> Any:
+    return dialer.dial_packet(udp_to(TARGET)) if kind.packets else dialer.dial(tcp_to(TARGET))
+
+
+def first_bytes(stream: Stream, count: int) -> bytes:
+    """As a client gets them, through a relay."""
+    with tcp_pair() as (ours, theirs):
+        relaying = Task(relay, Stream(ours), stream, LIMITS)
+        data = Peer(theirs).read(count)
+        theirs.shutdown(socket.SHUT_WR)
+        read_to_end(theirs)
+        relaying.result()
+    return data
+
+
+def asked(peer: Peer, count: int) -> None:
+    """Reads what the hop is asked."""
+    if count != HEAD:
+        peer.read(count)
+        return
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += peer.read(1)
+
+
+def steps(peer: Peer, kind: Kind, upto: int) -> None:
+    """The first steps, as they should be, and what is asked in the next."""
+    for count, answer in kind.steps[:upto]:
+        asked(peer, count)
+        peer.send(answer)
+    if upto < len(kind.steps):
+        asked(peer, kind.steps[upto][0])
+
+
+def places(kind: Kind) -> list[tuple[int, int]]:
+    """Every byte of every answer: the step, and how many bytes of its answer come."""
+    return [(step, cut) for step, (_, answer) in enumerate(kind.steps) for cut in range(len(answer))]
+
+
+def in_one_send(kind: Kind, behind: bytes, answer: bytes = b"") -> Play:
+    """The last answer with what follows it, then until the client leaves."""
+    def play(peer: Peer) -> None:
+        steps(peer, kind, len(kind.steps) - 1)
+        peer.send((answer or kind.steps[-1][1]) + behind)
+        peer.read_to_end()
+        peer.end()
+    return play
+
+
+class TestSilence:
+    @each_kind
+    @pytest.mark.parametrize("step", [0, 1])
+    def test_instead_of_an_answer(self, rig: Rig, kind: Kind, step: int) -> None:
+        """Accepted, asked, and nothing more: the dial ends with the hop's seconds."""
+        def play(peer: Peer) -> None:
+            steps(peer, kind, min(step, len(kind.steps) - 1))
+            peer.read_to_end()
+        of_target = kind.scheme == "socks5h" and step == 1      # it has spoken to us: what is silent is the target
+        with rig.plays(kind, play) as address:
+            started = time.monotonic()
+            error = rig.fails(kind, address, 0.1, upstream=not of_target)
+            assert 0.09 <= time.monotonic() - started < 1.0
+        assert error.reason is Reason.TIMEOUT and str(error).endswith(": timed out")
+        assert (error.detail == kind.asked) is of_target
+
+    @each_socks5
+    @pytest.mark.parametrize("cut", range(1, len(REPLY)))
+    def test_within_the_reply_of_socks5_is_the_proxys(self, rig: Rig, kind: Kind, cut: int) -> None:
+        """It has begun to answer, be it with one byte: who stops then is the proxy."""
+        def play(peer: Peer) -> None:
+            steps(peer, kind, 1)
+            peer.send(REPLY[:cut])
+            peer.read_to_end()
+        with rig.plays(kind, play) as address:
+            assert rig.fails(kind, address, 0.1).reason is Reason.TIMEOUT
+
+    @each_kind
+    def test_before_anything_was_read(self, rig: Rig, kind: Kind) -> None:
+        """Not even the handshake of TLS."""
+        with server(read_to_end) as address:
+            error = rig.fails(kind, address, 0.1)
+        assert error.reason is Reason.TIMEOUT and str(error).endswith(": timed out")
+
+    @each_kind
+    def test_after_half_of_an_answer(self, rig: Rig, kind: Kind) -> None:
+        def play(peer: Peer) -> None:
+            steps(peer, kind, len(kind.steps) - 1)
+            peer.send(kind.steps[-1][1][:-1])
+            peer.read_to_end()
+        with rig.plays(kind, play) as address:
+            assert rig.fails(kind, address, 0.1).reason is Reason.TIMEOUT
+
+    @each_http
+    def test_between_interim_answers_without_end(self, rig: Rig, kind: Kind) -> None:
+        def play(peer: Peer) -> None:
+            asked(peer, HEAD)
+            while True:
+                peer.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+        with rig.plays(kind, play) as address:
+            started = time.monotonic()
+            assert rig.fails(kind, address, 0.2).reason is Reason.TIMEOUT
+            assert time.monotonic() - started < 1.5
+
+
+class TestAnswer:
+    @each_kind
+    def test_one_byte_at_a_time(self, rig: Rig, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each read of ours brings one byte, of the records of TLS as well."""
+        real = calls.receive
+        monkeypatch.setattr(calls, "receive", lambda sock, limit: real(sock, 1))
+        with rig.plays(kind, in_one_send(kind, kind.first)) as address:
+            assert rig.first(kind, opened(kind, rig.way(kind, address)), 5) == b"first"
+
+    @each_kind
+    def test_with_the_targets_first_bytes_in_its_segment(self, rig: Rig, kind: Kind) -> None:
+        """HAZARDS 62: the client gets them first, though the socket has nothing to tell of any more."""
+        with rig.plays(kind, in_one_send(kind, kind.first)) as address:
+            assert rig.first(kind, opened(kind, rig.way(kind, address)), 5) == b"first"
+
+    @each_kind
+    def test_with_many_of_them(self, rig: Rig, kind: Kind) -> None:
+        with rig.plays(kind, in_one_send(kind, kind.first * 3000)) as address:
+            assert rig.first(kind, opened(kind, rig.way(kind, address)), 15_000) == b"first" * 3000
+
+    @each_kind
+    def test_all_answers_before_anything_was_asked(self, rig: Rig, kind: Kind) -> None:
+        """A proxy that knows what is coming: strange, and harmless."""
+        def play(peer: Peer) -> None:
+            peer.send(b"".join(answer for _, answer in kind.steps) + kind.first)
+            peer.read_to_end()
+            peer.end()
+        with rig.plays(kind, play) as address:
+            assert rig.first(kind, opened(kind, rig.way(kind, address)), 5) == b"first"
+
+    @each_kind
+    def test_with_megabytes_behind_it_is_not_read_ahead(self, rig: Rig, kind: Kind, received: list[int]) -> None:
+        """HAZARDS 85: what nobody has asked for yet stays in the kernel."""
+        def play(peer: Peer) -> None:
+            in_one_send(kind, bulk(5 * MEGABYTE))(peer)
+        with rig.plays(kind, play) as address:
+            made = opened(kind, rig.way(kind, address))
+            made.close()
+        assert sum(received) <= BOUND
+
+
+class TestGarbage:
+    @each_kind
+    @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+    def test_instead_of_an_answer(self, rig: Rig, kind: Kind, garbage: bytes) -> None:
+        for step in range(len(kind.steps)):
+            def play(peer: Peer, step: int = step) -> None:
+                steps(peer, kind, step)
+                peer.send(garbage)
+                peer.read_to_end()
+            with rig.plays(kind, play) as address:
+                error = rig.fails(kind, address)
+            assert error.reason is Reason.PROTOCOL
+            assert len(str(error)) < 200 and str(error).isprintable()
+
+    @each_kind
+    @pytest.mark.parametrize("garbage", [GARBAGE["text"], b"\0" * 300], ids=["text", "zeros"])
+    def test_before_anything_was_asked(self, rig: Rig, kind: Kind, garbage: bytes) -> None:
+        """In clear where TLS is due, as well.  (To SOCKS4 zeros are a refusal, its code unknown.)"""
+        def script(sock: socket.socket) -> None:
+            sock.sendall(garbage + b"\r\n\r\n")
+            read_to_end(sock)
+        with server(script) as address:
+            if kind.scheme == "socks4a" and not garbage[0]:
+                with pytest.raises(DialError) as caught:
+                    opened(kind, rig.way(kind, address))
+                assert (caught.value.reason, caught.value.hop) == (Reason.GENERAL, kind.label(address))
+            else:
+                assert rig.fails(kind, address).reason is Reason.PROTOCOL
+
+
+class TestEnds:
+    @each_kind
+    def test_at_every_place_of_the_answer(self, rig: Rig, kind: Kind) -> None:
+        left = iter(places(kind))
+
+        def play(peer: Peer) -> None:
+            step, cut = next(left)
+            steps(peer, kind, step)
+            peer.send(kind.steps[step][1][:cut])
+        with rig.plays(kind, play) as address:
+            for _ in places(kind):
+                assert rig.fails(kind, address).reason in (Reason.PROTOCOL, Reason.GENERAL)
+        assert next(left, None) is None
+
+    @each_kind
+    def test_by_a_reset_at_every_place_of_the_answer(self, rig: Rig, kind: Kind) -> None:
+        left = iter(places(kind))
+
+        def play(peer: Peer) -> None:
+            step, cut = next(left)
+            steps(peer, kind, step)
+            peer.send(kind.steps[step][1][:cut])
+            reset(peer.sock)
+        with rig.plays(kind, play) as address:
+            for _ in places(kind):
+                assert rig.fails(kind, address).reason in (Reason.PROTOCOL, Reason.GENERAL)
+        assert next(left, None) is None
+
+    @each_kind
+    def test_at_once(self, rig: Rig, kind: Kind) -> None:
+        """With and without what we send in its way: a close with unread bytes is a reset."""
+        for script in (lambda sock: None, reset, lambda sock: sock.shutdown(socket.SHUT_WR) or read_to_end(sock)):
+            with server(script) as address:
+                assert rig.fails(kind, address).reason in (Reason.PROTOCOL, Reason.GENERAL)
+
+
+class TestStatus:
+    @each_connect
+    @pytest.mark.parametrize("fields", [
+        b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"Content-Length: x\r\nContent-Length: 7\r\n", b"Transfer-Encoding: chunked\r\n",
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n"])
+    @pytest.mark.parametrize("status", [200, 204, 299])
+    def test_2xx_has_no_body(self, rig: Rig, kind: Kind, status: int, fields: bytes) -> None:
+        """HAZARDS 61; RFC 9110 section 9.3.6: all that follows is the tunnel's."""
+        answer = b"HTTP/1.1 %d OK\r\n%b\r\n" % (status, fields)
+        with rig.plays(kind, in_one_send(kind, b"5\r\nfirst\r\n0\r\n\r\n", answer)) as address:
+            assert rig.first(kind, opened(kind, rig.way(kind, address)), 15) == b"5\r\nfirst\r\n0\r\n\r\n"
+
+    @each_http
+    @pytest.mark.parametrize("status, reason, upstream", [
+        (302, None, False), (403, Reason.DENIED, False), (407, Reason.AUTHENTICATION, True), (502, None, False), (504, Reason.TIMEOUT, False)])
+    @pytest.mark.parametrize("size", [0, 9, MEGABYTE])
+    def test_an_error_with_a_body_closes(self, rig: Rig, kind: Kind, status: int, reason: Reason | None, upstream: bool, size: int) -> None:
+        """HAZARDS 60: its body is not read, however long, and nothing else is asked on that connection."""
+        more: list[bytes] = []
+
+        def play(peer: Peer) -> None:
+            asked(peer, HEAD)
+            try:
+                peer.send(b"HTTP/1.1 %d Because\r\nContent-Length: %d\r\n\r\n" % (status, size) + bulk(size))
+                more.append(peer.read_to_end())
+            except ConnectionError:
+                more.append(b"")
+        with rig.plays(kind, play) as address:
+            with pytest.raises(DialError) as caught:
+                opened(kind, rig.way(kind, address))
+        error = caught.value
+        assert (error.upstream, error.hop) == (upstream, kind.label(address))
+        assert error.reason is reason or reason is None and error.reason in (Reason.GENERAL, Reason.UNSUPPORTED)
+        assert str(error).startswith(f"{kind.label(address)}: ") and f"{status} because" in str(error)
+        wait_until(lambda: more)
+        assert more == [b""]
+
+    @pytest.mark.parametrize("answer", [
+        OK, b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: connect-udp\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        SWITCHED[:-2] + b"Content-Length: 5\r\n\r\n", SWITCHED[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"])
+    def test_no_switch_to_connect_udp(self, rig: Rig, answer: bytes) -> None:
+        kind = KINDS["connect-udp"]
+        with rig.plays(kind, in_one_send(kind, kind.first, answer)) as address:
+            assert rig.fails(kind, address).reason is Reason.PROTOCOL
+
+    @each_connect
+    def test_101_is_no_answer_to_connect(self, rig: Rig, kind: Kind) -> None:
+        """What we asked for no upgrade may not be taken for a connection."""
+        with rig.plays(kind, in_one_send(kind, kind.first, SWITCHED)) as address:
+            assert rig.fails(kind, address).reason is Reason.PROTOCOL
+
+
+class TestEndless:
+    """HAZARDS 61, 68: five megabytes of a head that never ends."""
+
+    @each_http
+    @pytest.mark.parametrize("head", [
+        b"", b"HTTP/1.1 200 " + b"x" * 5, b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: connect-udp\r\nA: "],
+        ids=["not-a-line", "status", "field", "field-of-a-switch"])
+    def test_line(self, rig: Rig, kind: Kind, head: bytes, received: list[int]) -> None:
+        self.given_up(rig, kind, head + b"x" * (5 * MEGABYTE), received)
+
+    @each_http
+    @pytest.mark.parametrize("field", [b"A: b\r\n", b"A: " + b"b" * 8000 + b"\r\n", b"\r\n", b" folded\r\n"],
+                             ids=["short", "long", "empty", "folded"])
+    def test_fields(self, rig: Rig, kind: Kind, field: bytes, received: list[int]) -> None:
+        begin = b"HTTP/1.1 200 OK\r\nA: b\r\n" if field != b"\r\n" else b""
+        self.given_up(rig, kind, begin + field * (5 * MEGABYTE // len(field)), received)
+
+    def given_up(self, rig: Rig, kind: Kind, data: bytes, received: list[int]) -> None:
+        """As a broken protocol, long before its end."""
+        def play(peer: Peer) -> None:
+            asked(peer, HEAD)
+            peer.send(data)
+            peer.read_to_end()
+        with rig.plays(kind, play) as address:
+            assert rig.fails(kind, address).reason is Reason.PROTOCOL
+        assert sum(received) <= BOUND

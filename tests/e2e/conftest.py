@@ -1,0 +1,45 @@
+"""Daemons that are looked at when their test has ended; `netproxyd` for one test, `shared_netproxyd` for a module."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+from tests.e2e.support import Netproxyd
+
+Start = Callable[..., Netproxyd]
+
+
+@pytest.fixture
+def netproxyd(tmp_path: Path) -> Iterator[Start]:
+    """Starts daemons: Netproxyd's arguments without the log, or `config`, a file's text, as an argument more."""
+    yield from _daemons(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_netproxyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    yield from _daemons(tmp_path_factory.mktemp("netproxyd"))
+
+
+def _daemons(directory: Path) -> Iterator[Start]:
+    started: list[Netproxyd] = []
+
+    def start(*arguments: str, config: str | None = None, **more: Any) -> Netproxyd:
+        number = len(started) + 1
+        if config is not None:
+            path = directory / f"netproxyd{number}.yaml"
+            path.write_text(config)
+            arguments = ("-c", str(path), *arguments)
+        daemon = Netproxyd(directory / f"netproxyd{number}.log", *arguments, **more)
+        started.append(daemon)
+        return daemon
+
+    yield start
+    faults = []
+    for daemon in started:
+        try:
+            daemon.finish()
+        except AssertionError as error:
+            faults.append(str(error))
+    assert not faults, "\n".join(faults)

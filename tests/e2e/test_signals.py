@@ -1,0 +1,312 @@
+"""TERM, HUP, and starts that cannot work: what an administrator does to a daemon (HAZARDS 104-106, 108)."""
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from tests.e2e.conftest import Start
+from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, Where, echo, socks5
+from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, free_port, run_netproxyd, wait_for
+
+pytestmark = pytest.mark.e2e
+
+FLOWS = 100
+AT_ONCE = 2.0               # seconds for what must not wait for anything
+NOTHING_NEW = 0.2           # seconds for the port to close: HAZARDS' 0.1, and as much again for a busy machine
+USAGE, CANNOT_LISTEN, CONFIGURATION = 64, 69, 78
+SECOND_HOST = "127.0.0.2"
+ONE = f"""
+listeners:
+- {{name: one, listen: "{LOOPBACK}:0"}}
+timeouts: {{drain: %s}}
+"""
+TWO = f"""
+listeners:
+- {{name: one, listen: "{LOOPBACK}:0"}}
+- {{name: two, listen: "{SECOND_HOST}:0"}}
+"""
+BAD = f"""
+listeners:
+- name: one
+  listen: "{LOOPBACK}:0"
+  anounce: 203.0.113.5
+"""
+
+
+@pytest.fixture(scope="module")
+def tcp_echo() -> Iterator[TcpEcho]:
+    with TcpEcho() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def udp_echo() -> Iterator[UdpEcho]:
+    with UdpEcho() as server:
+        yield server
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "netproxyd.yaml"
+
+
+def flow(daemon: Netproxyd, target: TcpEcho, stack: ExitStack) -> socket.socket:
+    sock, _ = socks5(daemon.server, CONNECT, target.address)
+    return stack.enter_context(sock)
+
+
+def refuses(server: Where) -> bool:
+    try:
+        socket.create_connection(server, 1.0).close()
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+    return False
+
+
+# -- TERM and INT
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+def test_term_drains(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, number: int) -> None:
+    """Nothing new at once; what lives goes on, datagrams included, and its end is the daemon's (row 104)."""
+    daemon = netproxyd(config=ONE % "30s")
+    with ExitStack() as stack:
+        flows = [flow(daemon, tcp_echo, stack) for _ in range(FLOWS)]
+        association = stack.enter_context(Association(daemon.server))
+        association.echo(udp_echo.address, b"before")
+        daemon.signal(number)
+        wait_for(lambda: refuses(daemon.server), NOTHING_NEW, "no new connections")
+        for sock in flows:
+            echo(sock, b"still here")
+        association.echo(udp_echo.address, b"after")
+        time.sleep(0.3)
+        assert daemon.process.poll() is None
+    assert daemon.wait(AT_ONCE) == 0
+    assert daemon.said(r"stopping: \d+ connections may go on for 30 s")
+    assert len(daemon.lines("msg=finished .*network=tcp")) == FLOWS
+
+
+def test_term_ends_what_does_not_end(netproxyd: Start, tcp_echo: TcpEcho) -> None:
+    daemon = netproxyd(config=ONE % "1s")
+    with ExitStack() as stack:
+        flows = [flow(daemon, tcp_echo, stack) for _ in range(FLOWS)]
+        began = time.monotonic()
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait(1.0 + AT_ONCE) == 0
+        assert time.monotonic() - began >= 1.0
+        assert [ended(sock) for sock in flows] == [True] * FLOWS
+    assert len(daemon.lines("msg=finished .*network=tcp")) == FLOWS
+
+
+@pytest.mark.parametrize("second", (signal.SIGTERM, signal.SIGINT))
+def test_second_term_ends_at_once(netproxyd: Start, tcp_echo: TcpEcho, second: int) -> None:
+    daemon = netproxyd(config=ONE % "30s")
+    with ExitStack() as stack:
+        flows = [flow(daemon, tcp_echo, stack) for _ in range(FLOWS)]
+        daemon.signal(signal.SIGTERM)
+        daemon.said("stopping: ")
+        daemon.signal(second)
+        assert daemon.wait(AT_ONCE) == 0
+        assert [ended(sock) for sock in flows] == [True] * FLOWS
+
+
+def ended(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_term_while_a_client_says_nothing(netproxyd: Start) -> None:
+    """The drain waits for a connection that never asked for anything until its handshake's time is up, no longer."""
+    daemon = netproxyd(config=ONE % "30s, handshake: 1s")
+    with socket.create_connection(daemon.server):
+        wait_for(lambda: daemon.status()["connections"] == 1, AT_ONCE, "it is accepted")
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait(1.0 + AT_ONCE) == 0
+
+
+# -- HUP
+
+def test_reload_keeps_what_lives(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path) -> None:
+    """A listener comes, and goes again; a connection and an association go on over both (row 106)."""
+    file.write_text(ONE % "30s")
+    daemon = netproxyd("-c", str(file))
+    with ExitStack() as stack:
+        sock = flow(daemon, tcp_echo, stack)
+        association = stack.enter_context(Association(daemon.server))
+        association.echo(udp_echo.address, b"before")
+        file.write_text(TWO)
+        daemon.reload()
+        said = daemon.said(rf"reloaded; .*tcp {SECOND_HOST}:\d+")[-1]
+        second = SECOND_HOST, int(said.split(f"tcp {SECOND_HOST}:")[1].split(",")[0])
+        echo(sock, b"still here")
+        association.echo(udp_echo.address, b"after")
+        assert len(set(udp_echo.sources[-2:])) == 1, "it is the same session"
+        in_second = stack.enter_context(socks5(second, CONNECT, tcp_echo.address)[0])
+        with Association(second) as other:
+            other.echo(udp_echo.address, b"the new one's own")
+        assert daemon.answers()
+        file.write_text(ONE % "30s")
+        daemon.reload()
+        assert refuses(second)
+        for one in (sock, in_second):
+            echo(one, b"still here")
+        association.echo(udp_echo.address, b"after")
+
+
+@pytest.mark.parametrize("text, place", (
+    pytest.param(BAD, r"netproxyd\.yaml:5:3: listeners\[0\]\.anounce: .*announce", id="unknown key"),
+    pytest.param("listeners:\n- listen: \"127.0.0.1:0\n", r"netproxyd\.yaml:\d+:\d+: ", id="not YAML"),
+    pytest.param("listeners: 5\n", r"netproxyd\.yaml:1:12: ", id="no list"),
+    pytest.param("listeners:\n- {listen: '127.0.0.1:0', listen: '127.0.0.1:0'}\n", r"netproxyd\.yaml:2:27: .*listen", id="twice"),
+    pytest.param(None, r"netproxyd\.yaml: ", id="no file")))
+def test_reload_of_a_bad_file(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path, text: str | None,
+                              place: str) -> None:
+    """The old configuration stays; the place is named; the same file does not start (row 105)."""
+    file.write_text(ONE % "30s")
+    daemon = netproxyd("-c", str(file))
+    with ExitStack() as stack:
+        sock = flow(daemon, tcp_echo, stack)
+        association = stack.enter_context(Association(daemon.server))
+        association.echo(udp_echo.address, b"before")
+        if text is None:
+            file.unlink()
+        else:
+            file.write_text(text)
+        daemon.reload()
+        assert daemon.lines(f"error not reloaded: .*{place}")
+        echo(sock, b"still here")
+        association.echo(udp_echo.address, b"after")
+        assert len(set(udp_echo.sources[-2:])) == 1
+        assert daemon.answers()
+    for arguments in (("-c", str(file)), ("-t", "-c", str(file))):
+        status, said = run_netproxyd(*arguments)
+        assert status == CONFIGURATION and re.search(place, said.splitlines()[0])
+        assert "Traceback" not in said
+
+
+def test_reload_with_a_busy_port(netproxyd: Start, tcp_echo: TcpEcho, file: Path) -> None:
+    """None of the new listeners is opened, and the old ones stay."""
+    file.write_text(ONE % "30s")
+    daemon = netproxyd("-c", str(file))
+    before = daemon.descriptors()
+    file.write_text(TWO + f"- {{name: three, listen: '{LOOPBACK}:{tcp_echo.address[1]}'}}\n")
+    daemon.reload()
+    assert daemon.said(f"error not reloaded: .*{LOOPBACK}:{tcp_echo.address[1]}")
+    assert daemon.descriptors() == before
+    assert daemon.answers()
+
+
+def test_reload_with_an_address_twice(netproxyd: Start, file: Path) -> None:
+    """It would not start so, and one of the two would never be served."""
+    file.write_text(f"listeners: [{{name: one, listen: '{LOOPBACK}:{free_port()}'}}]\n")
+    daemon = netproxyd("-c", str(file))
+    twice = [f"{{name: {name}, protocol: {name}, listen: '{daemon.host}:{daemon.port}'}}" for name in ("sps", "http")]
+    file.write_text(f"listeners: [{', '.join(twice)}]\n")
+    assert run_netproxyd("-c", str(file))[0] in (CANNOT_LISTEN, CONFIGURATION)
+    daemon.reload()
+    assert daemon.lines("error not reloaded: ")
+    assert daemon.answers()
+
+
+def test_a_hundred_reloads_under_load(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path) -> None:
+    """No flow breaks, every new one succeeds, and nothing is left open (row 106)."""
+    file.write_text(ONE % "30s")
+    daemon = netproxyd("-c", str(file))
+    stop, faults, done = threading.Event(), [], [0, 0, 0]
+
+    def work(at: int) -> None:
+        try:
+            with ExitStack() as stack:
+                sock = flow(daemon, tcp_echo, stack)
+                association = stack.enter_context(Association(daemon.server))
+                while not stop.is_set():
+                    if at == 0:
+                        echo(sock, os.urandom(2000))
+                    elif at == 1:
+                        association.echo(udp_echo.address, os.urandom(1000))
+                    else:
+                        with ExitStack() as short:
+                            echo(flow(daemon, tcp_echo, short), b"short")
+                            short.enter_context(Association(daemon.server)).echo(udp_echo.address, b"short")
+                    done[at] += 1
+                    time.sleep(0.001)
+        except (OSError, AssertionError, EOFError) as error:
+            faults.append(f"{at}: {error!r}")
+
+    workers = [threading.Thread(target=work, args=(at,)) for at in range(3)]
+    for worker in workers:
+        worker.start()
+    try:
+        for turn in range(100):
+            file.write_text((TWO, ONE % "30s", BAD)[turn % 3] if turn < 99 else ONE % "30s")
+            daemon.reload()
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join()
+    assert not faults
+    assert min(done) >= 20
+    assert len(daemon.lines(r" reloaded; serves|not reloaded: ")) == 100
+
+
+# -- starts that cannot work
+
+def test_port_in_use(netproxyd: Start) -> None:
+    """A second start on the same port: one line that names it (row 108)."""
+    daemon = netproxyd("-l", ANY_PORT)
+    status, said = run_netproxyd("-l", f"sps://{LOOPBACK}:{daemon.port}")
+    assert status == CANNOT_LISTEN
+    assert len(said.splitlines()) == 1 and f"{LOOPBACK}:{daemon.port}" in said
+
+
+@pytest.mark.parametrize("kind", (socket.SOCK_STREAM, socket.SOCK_DGRAM))
+def test_port_in_use_by_one_network(kind: int) -> None:
+    """All or none: TCP without UDP would be half a service."""
+    with socket.socket(socket.AF_INET, kind) as busy:
+        busy.bind((LOOPBACK, 0))
+        if kind == socket.SOCK_STREAM:
+            busy.listen()
+        port = busy.getsockname()[1]
+        status, said = run_netproxyd("-l", f"sps://{LOOPBACK}:{port}")
+        assert status == CANNOT_LISTEN
+        assert len(said.splitlines()) == 1 and f"{LOOPBACK}:{port}" in said
+
+
+def test_address_of_another_machine() -> None:
+    status, said = run_netproxyd("-l", "sps://192.0.2.1:1080?allow_open=true")
+    assert status == CANNOT_LISTEN
+    assert len(said.splitlines()) == 1 and "192.0.2.1:1080" in said
+
+
+@pytest.mark.parametrize("arguments, status, words", (
+    (("--no-such-option",), USAGE, "--no-such-option"),
+    (("-v", "-q"), USAGE, "-q"),
+    (("-l",), USAGE, "-l"),
+    (("extra",), USAGE, "extra"),
+    (("-l", "sps://127.0.0.1"), CONFIGURATION, "-l[0]: listeners[0].listen: "),
+    (("-l", "spss://127.0.0.1:1080"), CONFIGURATION, "did you mean 'sps'"),
+    (("-l", "sps://:1080"), CONFIGURATION, "allow_open"),
+    (("-u", "sock5://127.0.0.1:1080"), CONFIGURATION, "socks5"),
+    (("-c", "no-such-file.yaml"), CONFIGURATION, "no-such-file.yaml")))
+def test_what_cannot_be_meant(arguments: tuple[str, ...], status: int, words: str) -> None:
+    found, said = run_netproxyd(*arguments)
+    assert found == status and words in said
+    assert len(said.splitlines()) == 1 and "Traceback" not in said
+
+
+def test_check_starts_nothing(file: Path) -> None:
+    port = free_port()
+    file.write_text(f"listeners: [{{listen: '{LOOPBACK}:{port}'}}]\n")
+    with socket.create_server((LOOPBACK, port)):        # the port may be busy: a check opens nothing
+        status, said = run_netproxyd("-t", "-c", str(file))
+    assert status == 0 and f"{LOOPBACK}:{port}" in said

@@ -1,0 +1,234 @@
+"""Answers: how each ends on the client's side, and which are none."""
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.support.origin import OK, PATIENCE, Connection, Message, Rig, answers, answers_and_closes, check_refused, get, in_turn
+
+BAD_GATEWAY = b"502 Bad Gateway"
+CONTINUE, HINTS = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nX-Trailer: a\r\nContent-Length: 1\r\n\r\n"
+
+
+def request(method: bytes = b"GET", version: bytes = b"1.1", *fields: bytes) -> bytes:
+    return get(b"a.test", b"/", *fields).replace(b"GET", method, 1).replace(b"HTTP/1.1", b"HTTP/" + version, 1)
+
+
+def served(answer: bytes, method: bytes = b"GET") -> Message:
+    """What the client gets of `answer`; a second request behind it shows that it ended where it ends."""
+    with Rig(answers(answer, OK)) as rig:
+        client = rig.client(request(method) + get(b"a.test", b"/2"))
+        first = client.answer(method)
+        assert client.answer().body == b"ok"
+    assert first.whole and len(rig.origin.requests()) == 2
+    return first
+
+
+@pytest.mark.parametrize("method,answer,length,body", [
+    (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", [b"5"], b""),
+    (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", [b"0"], b""),
+    (b"HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", [], b""),
+    (b"HEAD", b"HTTP/1.1 200 OK\r\n\r\n", [], b""),
+    (b"HEAD", b"HTTP/1.1 404 No\r\nContent-Length: 5\r\n\r\n", [b"5"], b""),
+    (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"a\"\r\n\r\n", [b"5"], b""),
+    (b"GET", b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", [], b""),
+    (b"GET", b"HTTP/1.1 304 Not Modified\r\n\r\n", [], b""),
+    (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n", [], b""),
+    (b"GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", [], b""),
+    (b"GET", b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", [], b""),
+    (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", [b"0"], b""),
+    (b"GET", b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nhello", [b"5"], b"hello"),
+    (b"GET", b"HTTP/1.1 500 \xe9\r\nContent-Length : 5\r\n\r\nhello", [b"5"], b"hello"),
+    (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello", [b"5"], b"hello"),
+    (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", [b"5"], b"hello"),
+    (b"GET", CHUNKED, [], b"hello"),
+    (b"GET", b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n0\r\n\r\n", [], b""),
+])
+def test_hazard_65_an_answer_ends_where_its_framing_says(method: bytes, answer: bytes, length: list[bytes], body: bytes) -> None:
+    got = served(answer, method)
+    assert (got.get(b"content-length"), got.body, got.get(b"connection")) == (length, body, [])
+
+
+def test_hazard_65_a_trailer_is_not_a_field() -> None:
+    assert served(CHUNKED).names() == {b"transfer-encoding", b"via"}
+
+
+def test_hazard_65_until_close_becomes_chunks_and_the_connection_goes_on() -> None:
+    with Rig(in_turn(answers_and_closes(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo"), answers(OK))) as rig:
+        client = rig.client(get(b"a.test") + get(b"a.test"))
+        first = client.answer()
+        assert (first.body, first.get(b"transfer-encoding"), first.get(b"connection")) == (b"hello", [b"chunked"], [])
+        assert client.answer().body == b"ok"
+    assert len(rig.dialled) == 2
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\nhello", b"HTTP/1.0 200 OK\r\n\r\nhello", CHUNKED])
+def test_hazard_65_an_http_1_0_client_gets_no_chunks_but_the_end(answer: bytes) -> None:
+    with Rig(answers_and_closes(answer)) as rig:
+        client = rig.client(request(b"GET", b"1.0"))
+        got = client.answer()
+    assert got.start == b"HTTP/1.1 200 OK" and got.names() == {b"via", b"connection"}
+    assert (got.body, got.get(b"connection"), client.end) == (b"hello", [b"close"], "closed")
+
+
+def test_hazard_65_interim_answers_reach_a_1_1_client_in_order() -> None:
+    with Rig(answers(CONTINUE + HINTS + HINTS + OK)) as rig:
+        client = rig.client(get(b"a.test") + get(b"a.test"))
+        for _ in range(2):
+            got = [client.answer() for _ in range(4)]
+            assert [one.status for one in got] == [100, 103, 103, 200]
+            assert got[1].get(b"link") == [b"</a>"] and b"content-length" not in got[1].names()
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+def test_hazard_65_interim_answers_do_not_reach_a_1_0_client(method: bytes) -> None:
+    with Rig(answers_and_closes(CONTINUE + HINTS + (OK if method == b"GET" else OK[:-2]))) as rig:
+        client = rig.client(request(method, b"1.0"))
+        assert client.answer(method).status == 200
+        assert client.rest() == b""
+
+
+def test_an_origin_that_never_comes_to_an_answer_is_a_bad_gateway() -> None:
+    with Rig(answers(HINTS * 1000)) as rig:
+        client = rig.client(get(b"a.test"))
+        interim = 0
+        while (answer := client.answer()).status == 103:
+            interim += 1
+        assert answer.start == b"HTTP/1.1 " + BAD_GATEWAY and interim < 100
+
+
+BAD = {
+    "no number": b"Content-Length: x\r\n\r\nhello",
+    "negative": b"Content-Length: -5\r\n\r\nhello",
+    "plus": b"Content-Length: +5\r\n\r\nhello",
+    "empty": b"Content-Length:\r\n\r\nhello",
+    "underscore": b"Content-Length: 5_0\r\n\r\nhello",
+    "10^30": b"Content-Length: 1" + b"0" * 30 + b"\r\n\r\nh",
+    "two different": b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    "a different list": b"Content-Length: 5, 6\r\n\r\nhello!",
+    "TE and CL": b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+    "CL and TE": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two codings": b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "chunked twice": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "xchunked": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "obs-fold": b"X: a\r\n b\r\nContent-Length: 5\r\n\r\nhello",
+    "bare LF": b"X: a\nContent-Length: 5\r\n\r\nhello",
+    "bare CR": b"X: a\rb\r\nContent-Length: 5\r\n\r\nhello",
+    "NUL": b"X: a\0\r\nContent-Length: 5\r\n\r\nhello",
+    "no name": b": a\r\nContent-Length: 5\r\n\r\nhello",
+    "no colon": b"X\r\nContent-Length: 5\r\n\r\nhello",
+    "64 KB": b"X: " + b"a" * 65536 + b"\r\n\r\n",
+    "101 fields": b"X: y\r\n" * 101 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("rest", BAD.values(), ids=BAD)
+def test_hazard_67_an_answer_that_could_be_read_in_two_ways_is_none(rest: bytes) -> None:
+    closed = threading.Event()
+    def play(connection: Connection) -> None:
+        connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\n" + rest)
+        connection.rest()
+        closed.set()
+    with Rig(play) as rig:
+        client = rig.client(get(b"a.test") + get(b"a.test", b"/2"))
+        check_refused(client, BAD_GATEWAY)
+        assert closed.wait(PATIENCE)
+    assert len(rig.dialled) == 1 and len(rig.origin.requests()) == 1
+
+
+@pytest.mark.parametrize("start", [
+    b"HTTP/1.1 20 OK", b"HTTP/1.1 2000 OK", b"HTTP/1.1 +20 OK", b"HTTP/2 200 OK", b"HTTP/1.2 200 OK", b"HTTP/1.1  200 OK", b"ICY 200 OK",
+    b"HTTP/1.1 600 OK", b"HTTP/1.1 099 OK", b"HTTP/1.1 200 O\0K", b"http/1.1 200 OK", b" HTTP/1.1 200 OK", b"", b"hello", b"a" * 9000,
+    b"HTTP/1.1 200 OK\rX: y", b"HTTP/1.1\xa0200 OK"], ids=lambda start: repr(start[:20]))
+def test_hazard_67_what_does_not_begin_as_an_answer_is_none(start: bytes) -> None:
+    with Rig(answers(start + b"\r\nContent-Length: 2\r\n\r\nok")) as rig:
+        check_refused(rig.client(get(b"a.test")), BAD_GATEWAY)
+
+
+def test_hazard_67_a_transfer_coding_in_http_1_0_is_refused() -> None:
+    with Rig(answers(CHUNKED.replace(b"1.1", b"1.0"))) as rig:
+        check_refused(rig.client(get(b"a.test")), BAD_GATEWAY)
+
+
+@pytest.mark.parametrize("method,status", [(b"HEAD", b"200"), (b"GET", b"304")])
+@pytest.mark.parametrize("length", [b"x", b"5, 6", b"9" * 5000], ids=["x", "5, 6", "5000 digits"])
+def test_hazard_67_a_bad_length_of_a_body_that_is_not_there_is_not_passed_on(method: bytes, status: bytes, length: bytes) -> None:
+    with Rig(answers(b"HTTP/1.1 " + status + b" X\r\nContent-Length: " + length + b"\r\n\r\n")) as rig:
+        answer = rig.client(request(method)).answer(method)
+    assert answer.status in (int(status), 502)
+    assert answer.status == 502 or b"content-length" not in answer.names()
+
+
+CUT = {
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhello",
+    "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n64\r\nhello",
+    "between chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    "chunk size": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6",
+    "trailer": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n",
+    "a bad chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nxyz\r\n",
+}
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize("answer", CUT.values(), ids=CUT)
+def test_an_answer_that_breaks_off_is_seen_to_break_off(answer: bytes, version: bytes) -> None:
+    with Rig(answers_and_closes(answer)) as rig:
+        client = rig.client(request(b"GET", version) + get(b"a.test", b"/2"))
+        got = client.answer()
+        assert client.rest() == b"" and client.end == "reset"
+    assert not got.whole and b"hello".startswith(got.body)
+    assert [record.ended for record in rig.records] == ["failed"] and len(rig.origin.requests()) == 1
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+def test_an_answer_until_close_that_is_reset_is_seen_to_break_off(version: bytes) -> None:
+    read = threading.Event()
+    def play(connection: Connection) -> None:
+        connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        assert read.wait(PATIENCE)
+        connection.reset()
+    with Rig(play) as rig:
+        client = rig.client(request(b"GET", version))
+        head = client.head()
+        client.take(5 if version == b"1.0" else 10)
+        read.set()
+        assert client.rest() == b"" and client.end == "reset"
+    assert head.status == 200
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Le", CONTINUE])
+def test_an_origin_that_closes_within_the_head_is_a_bad_gateway(answer: bytes) -> None:
+    with Rig(answers_and_closes(answer)) as rig:
+        client = rig.client(get(b"a.test"))
+        if answer == CONTINUE:
+            assert client.answer().status == 100
+        check_refused(client, BAD_GATEWAY)
+
+
+def test_an_answer_that_comes_byte_by_byte_is_the_same_answer() -> None:
+    with Rig(lambda connection: (connection.request(), connection.send(*[CHUNKED[at:at + 1] for at in range(len(CHUNKED))]))) as rig:
+        assert rig.client(get(b"a.test")).answer().body == b"hello"
+
+
+def test_a_piece_of_an_answer_is_passed_on_when_it_comes() -> None:
+    """A server-sent event must not wait for the next one."""
+    seen = [threading.Event(), threading.Event()]
+    def play(connection: Connection) -> None:
+        connection.request()
+        connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        assert seen[0].wait(PATIENCE)
+        connection.send(b"3\r\ntwo\r\n")
+        assert seen[1].wait(PATIENCE)
+        connection.send(b"0\r\n\r\n")
+    with Rig(play) as rig:
+        client = rig.client(get(b"a.test"))
+        client.head()
+        assert client.take(8) == b"3\r\none\r\n"
+        seen[0].set()
+        assert client.take(8) == b"3\r\ntwo\r\n"
+        seen[1].set()
+        assert client.take(5) == b"0\r\n\r\n"

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import socket
+from typing import Any, Callable, Iterator
+
+import pytest
+
+from netproxy.listener import parker as parker_module
+from netproxy.listener.parker import Parker
+from tests.support.doubles import Lines
+from tests.support.pools import Gate
+from tests.support.tcp import TcpRig
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., TcpRig]]:
+    rigs: list[TcpRig] = []
+
+    def make(*arguments: Any) -> TcpRig:
+        rigs.append(TcpRig(*arguments))
+        return rigs[-1]
+    yield make
+    for rig in rigs:
+        rig.close()
+
+
+@pytest.fixture
+def rig(make: Callable[..., TcpRig]) -> TcpRig:
+    rig = make()
+    rig.listener.start()
+    return rig
+
+
+@pytest.fixture
+def log() -> Lines:
+    return Lines()
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.let_go()
+
+
+@pytest.fixture
+def parker(log: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Parker]:
+    monkeypatch.setattr(parker_module, "TICK", 0.02)
+    parker = Parker(log)
+    parker.start()
+    yield parker
+    assert parker.thread.is_alive()
+    parker.stop()
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[[], Pair]]:
+    made: list[socket.socket] = []
+
+    def make() -> Pair:
+        made.extend(socket.socketpair())
+        return made[-2], made[-1]
+    yield make
+    for sock in made:
+        sock.close()

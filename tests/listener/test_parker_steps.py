@@ -1,0 +1,239 @@
+"""Parked connections that go on by steps: each on the parker's own thread, until one ends or wants a thread."""
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from typing import Callable, Iterator
+
+import pytest
+
+from netproxy.interfaces import READABLE, Pause
+from netproxy.listener import parker as parker_module
+from netproxy.listener.parker import Parker
+from tests.support.doubles import Lines
+from tests.support.sockets import wait_until
+
+Pair = tuple[socket.socket, socket.socket]
+Answer = Callable[[int, int], Pause | None]
+
+
+class Steps:
+    """A step that does what `answer` says, and a wake and an end; all of them remember their calls."""
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+        self.steps: list[tuple[int, int]] = []
+        self.wakes: list[tuple[Pause, bool]] = []
+        self.ends = 0
+        self.threads: set[threading.Thread] = set()
+
+    def step(self, descriptor: int, events: int) -> Pause | None:
+        self.threads.add(threading.current_thread())
+        self.steps.append((descriptor, events))
+        assert self.answer is not None
+        return self.answer(descriptor, events)
+
+    def wake(self, pause: Pause, ready: bool) -> None:
+        self.wakes.append((pause, ready))
+
+    def end(self) -> None:
+        self.threads.add(threading.current_thread())
+        self.ends += 1
+
+    def pause(self, *sockets: socket.socket, seconds: float = 60.0, stepping: bool = True, events: int = READABLE) -> Pause:
+        return Pause([(sock, events) for sock in sockets], seconds, lambda ready: None, False, self.step if stepping else None)
+
+    def park(self, parker: Parker, pause: Pause) -> None:
+        parker.park(pause, self.wake, self.end)
+
+
+def echoing(steps: Steps, *sockets: socket.socket, seconds: float = 60.0) -> Pause:
+    """A pause that gives each byte back and goes on waiting as before."""
+    pause = steps.pause(*sockets, seconds=seconds)
+    found = {sock.fileno(): sock for sock in sockets}
+
+    def answer(descriptor: int, events: int) -> Pause:
+        found[descriptor].send(found[descriptor].recv(1))
+        return pause
+    steps.answer = answer
+    return pause
+
+
+def ask(sock: socket.socket, byte: bytes = b"x") -> None:
+    sock.settimeout(5)
+    sock.send(byte)
+    assert sock.recv(1) == byte
+
+
+def ending(*sockets: socket.socket) -> Answer:
+    def answer(descriptor: int, events: int) -> None:
+        for sock in sockets:
+            sock.close()
+    return answer
+
+
+class TestAPauseThatStaysAsItIs:
+    def test_is_stepped_again_and_again_on_the_parkers_thread(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        (first, one), (second, two) = pair(), pair()
+        steps = Steps()
+        steps.park(parker, echoing(steps, first, second))
+        for _ in range(10):
+            ask(one)
+            ask(two)
+        assert steps.steps == [(first.fileno(), select.POLLIN), (second.fileno(), select.POLLIN)] * 10
+        assert steps.threads == {parker.thread}
+        assert not steps.wakes and not steps.ends and len(parker) == 1
+
+    def test_is_not_given_up_while_it_is_stepped(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        ours, theirs = pair()
+        steps = Steps()
+        steps.park(parker, echoing(steps, ours, seconds=0.3))
+        for _ in range(25):
+            ask(theirs)
+            time.sleep(0.03)
+        assert not steps.wakes and len(parker) == 1
+
+    def test_is_woken_when_its_time_is_over(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        ours, theirs = pair()
+        steps = Steps()
+        pause = echoing(steps, ours, seconds=0.1)
+        steps.park(parker, pause)
+        ask(theirs)
+        wait_until(lambda: steps.wakes)
+        (woken, ready), = steps.wakes
+        assert woken is pause and ready is False
+        theirs.send(b"late")
+        look_again(parker, pair)
+        assert len(steps.steps) == 1 and not steps.ends and not len(parker)
+
+
+def look_again(parker: Parker, pair: Callable[[], Pair]) -> None:
+    """Has the parker look once more: what came before has been dealt with then."""
+    ours, theirs = pair()
+    steps = Steps()
+    steps.answer = ending(ours)
+    steps.park(parker, steps.pause(ours))
+    theirs.send(b"x")
+    wait_until(lambda: steps.ends == 1)
+
+
+class TestAnotherPause:
+    def test_is_watched_in_place_of_the_first(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        (first, one), (second, two) = pair(), pair()
+        steps = Steps()
+        later = steps.pause(second)
+
+        def answer(descriptor: int, events: int) -> Pause:
+            (first if descriptor == first.fileno() else second).recv(1)
+            return later
+        steps.answer = answer
+        steps.park(parker, steps.pause(first))
+        one.send(b"x")
+        wait_until(lambda: len(steps.steps) == 1)
+        one.send(b"y")
+        two.send(b"z")
+        wait_until(lambda: len(steps.steps) == 2)
+        look_again(parker, pair)
+        assert steps.steps == [(first.fileno(), select.POLLIN), (second.fileno(), select.POLLIN)] and len(parker) == 1
+
+    def test_brings_its_own_events(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        ours, theirs = pair()
+        steps = Steps()
+        first, writing, last = steps.pause(ours), steps.pause(ours, events=select.POLLOUT), steps.pause(ours)
+        steps.answer = lambda descriptor, events: writing if events & select.POLLIN and len(steps.steps) == 1 else last
+        theirs.send(b"x")
+        steps.park(parker, first)
+        wait_until(lambda: len(steps.steps) >= 3)
+        assert [events for _, events in steps.steps[:3]] == [select.POLLIN, select.POLLOUT, select.POLLIN]
+        ours.recv(1)
+
+    def test_without_a_step_is_handed_over(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        ours, theirs = pair()
+        steps = Steps()
+        other = steps.pause(ours, stepping=False)
+        steps.answer = lambda descriptor, events: other
+        theirs.send(b"x")
+        steps.park(parker, steps.pause(ours))
+        wait_until(lambda: steps.wakes)
+        (pause, ready), = steps.wakes
+        assert pause is other and ready is True
+        look_again(parker, pair)
+        assert len(steps.steps) == len(steps.wakes) == 1 and not steps.ends and not len(parker)
+
+
+class TestAnEnd:
+    def test_is_told_once_and_forgets_the_descriptors(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        (first, one), (second, two) = pair(), pair()
+        steps = Steps()
+        ready = threading.Event()
+
+        def answer(descriptor: int, events: int) -> None:
+            assert ready.wait(5)
+            ending(first, second)(descriptor, events)
+        steps.answer = answer
+        steps.park(parker, steps.pause(first, second))
+        one.send(b"x")
+        two.send(b"x")
+        ready.set()
+        wait_until(lambda: steps.ends)
+        look_again(parker, pair)
+        assert (steps.ends, len(steps.steps), steps.wakes, len(parker)) == (1, 1, [], 0)
+        assert steps.threads == {parker.thread}
+
+    def test_may_come_before_all_descriptors_are_watched(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        """Both have something when they are parked, and the first step ends it: park() does not raise, end is told once."""
+        for _ in range(400):
+            (first, one), (second, two) = pair(), pair()
+            steps = Steps()
+            steps.answer = ending(first, second)
+            one.send(b"x")
+            two.send(b"x")
+            steps.park(parker, steps.pause(first, second))
+            wait_until(lambda: steps.ends)
+            assert (steps.ends, len(steps.steps), len(parker)) == (1, 1, 0)
+
+    def test_leaves_another_with_the_same_descriptor_alone(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        """Between the end of one and the parker's look at it, its number is somebody else's who is parked already."""
+        (ours, theirs), (other, its_peer) = pair(), pair()
+        number = ours.fileno()
+        steps, others = Steps(), Steps()
+        new: list[socket.socket] = []
+
+        def answer(descriptor: int, events: int) -> None:
+            ours.close()
+            new.append(other.dup())
+            assert new[0].fileno() == number
+            others.park(parker, echoing(others, new[0]))
+        steps.answer = answer
+        steps.park(parker, steps.pause(ours))
+        theirs.send(b"x")
+        wait_until(lambda: steps.ends)
+        with new[0]:
+            assert len(parker) == 1
+            ask(its_peer)
+            ask(its_peer)
+            assert others.steps == [(number, select.POLLIN)] * 2
+            others.answer = ending(new[0])
+            its_peer.send(b"x")
+            wait_until(lambda: others.ends)
+            assert not len(parker) and steps.ends == 1
+
+    def test_by_an_exception_is_logged_once_and_ends_that_one_only(self, parker: Parker, pair: Callable[[], Pair],
+                                                                   log: Lines) -> None:
+        (ours, theirs), (second, two) = pair(), pair()
+        steps, others = Steps(), Steps()
+
+        def answer(descriptor: int, events: int) -> None:
+            ours.close()
+            raise ValueError("broken")
+        steps.answer = answer
+        steps.park(parker, steps.pause(ours))
+        others.park(parker, echoing(others, second))
+        theirs.send(b"x")
+        wait_until(lambda: steps.ends)
+        ask(two)
+        ask(two)
+        assert log.of("exception") == ["going on with a parked connection: broken"]
+        assert (steps.ends, len(steps.steps), steps.wakes, others.ends, len(parker)) == (1, 1, [], 0, 1)

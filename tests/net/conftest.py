@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from typing import Iterator
+
+import pytest
+
+from tests.support.batches import BatchRig
+
+
+@pytest.fixture(params=["vectors", "trains", "single"])
+def rig(request: pytest.FixtureRequest) -> Iterator[BatchRig]:
+    rig = BatchRig(request.param)
+    if rig.datagrams.level != request.param:
+        pytest.skip("this machine has no such level")
+    yield rig
+    for one in rig.opened:
+        one.close()

@@ -1,0 +1,236 @@
+"""Batches of datagrams over loopback, on every level of batching: what gets in, whole and in order; where replies leave from."""
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from netproxy.errors import ListenError
+from netproxy.net import datagram
+from netproxy.net.batching import Datagrams
+from netproxy.net.datagram import Arena, ArenaPool, Pinned
+from tests.support.batches import BatchRig as Rig, cut, train
+from tests.support.doubles import Counts, Lines
+from tests.support.sockets import HAS_IPV6, Task, address_of, datagrams, udp
+
+needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 on this machine")
+HEADER = b"\0\0\0\1\x7f\0\0\1\0\x50"
+
+
+def test_the_best_level_is_chosen_where_none_is_named() -> None:
+    assert Datagrams(Counts(), Lines()).level == "vectors"
+
+
+class TestReceiving:
+    def test_all_that_is_there_comes_in_one_batch_in_order(self, rig: Rig) -> None:
+        local = rig.listen()
+        with udp() as client:
+            sent = [b"%d" % number * number for number in range(1, 9)]
+            for data in sent:
+                client.sendto(data, (*local.address,))
+            Task(local.wait).result()
+            batch = local.receive(rig.arena)
+            assert [data for data, _ in cut(batch)] == sent
+            assert {local.peer(key) for _, key in cut(batch)} == {client.getsockname()}
+
+    def test_who_waits_gets_what_comes(self, rig: Rig) -> None:
+        local = rig.listen()
+        with udp() as client:
+            for data in (b"one", b"", b"two"):
+                waiting = Task(local.receive_waiting, rig.arena)
+                client.sendto(data, (*local.address,))
+                assert [found for found, _ in cut(waiting.result())] == [data]
+
+    def test_a_batch_is_bounded_and_the_next_has_the_rest(self, rig: Rig) -> None:
+        local = rig.listen()
+        with udp() as client:
+            for number in range(datagram.SLOTS + 3):
+                client.sendto(bytes(number), (*local.address,))
+            assert len(local.receive(rig.arena).spans) == datagram.SLOTS
+            assert [len(data) for data, _ in cut(local.receive(rig.arena))] == list(range(datagram.SLOTS, datagram.SLOTS + 3))
+
+    def test_what_one_peer_sent_alike_is_one_span_on_the_fast_level(self, rig: Rig) -> None:
+        local = rig.listen()
+        with udp() as client:
+            for fill in b"abc":
+                client.sendto(bytes((fill,)) * 50, (*local.address,))
+            batch = local.receive(rig.arena)
+        assert [len(offsets) for offsets, *_ in batch.spans] == ([3] if rig.datagrams.level == "vectors" else [1, 1, 1])
+        assert [data for data, _ in cut(batch)] == [b"a" * 50, b"b" * 50, b"c" * 50]
+
+    def test_nothing_there_is_an_empty_batch(self, rig: Rig) -> None:
+        assert not rig.listen().receive(rig.arena).spans
+
+    def test_a_train_comes_as_one_span(self, rig: Rig) -> None:
+        local = rig.listen()
+        if rig.datagrams.level == "single":
+            pytest.skip("no trains on this level")
+        with udp() as client:
+            train(client, [b"a" * 100, b"b" * 100, b"c" * 60], local)
+            batch = local.receive(rig.arena)
+        (offsets, length, last, _), = batch.spans
+        assert (len(offsets), length, last) == (3, 100, 60)
+        assert [data for data, _ in cut(batch)] == [b"a" * 100, b"b" * 100, b"c" * 60]
+
+    def test_a_train_arrives_whole_on_every_level(self, rig: Rig) -> None:
+        local = rig.listen()
+        sent = [bytes((number,)) * 100 for number in range(20)] + [b"end"]
+        with udp() as client:
+            train(client, sent, local)
+            assert [data for data, _ in rig.receive(local, 21)] == sent
+
+    def test_an_empty_datagram(self, rig: Rig) -> None:
+        local = rig.listen()
+        with udp() as client:
+            for data in (b"", b"x", b""):
+                client.sendto(data, (*local.address,))
+            assert [data for data, _ in rig.receive(local, 3)] == [b"", b"x", b""]
+
+    def test_the_largest_datagram(self, rig: Rig) -> None:
+        local = rig.listen()
+        data = bytes(range(256)) * 255 + bytes(227)
+        assert len(data) == 65507
+        with udp() as client:
+            client.sendto(data, (*local.address,))
+            assert rig.receive(local, 1)[0][0] == data
+
+    def test_two_clients_have_two_keys(self, rig: Rig) -> None:
+        local = rig.listen()
+        with udp() as first, udp() as second:
+            for client in (first, second, first):
+                client.sendto(b"x", (*local.address,))
+            keys = [key for _, key in rig.receive(local, 3)]
+            assert keys[0] == keys[2] != keys[1]
+            assert hash(keys[0]) == hash(keys[2])
+            assert local.peer(keys[1]) == second.getsockname()
+
+    def test_a_tag_is_part_of_the_key(self, rig: Rig) -> None:
+        tagged = [rig.listen(tag=b"1"), rig.listen(tag=b"2")]
+        with udp() as client:
+            for local in tagged:
+                client.sendto(b"x", (*local.address,))
+            (_, first), (_, second) = rig.receive(tagged[0], 1) + rig.receive(tagged[1], 1)
+            assert first != second
+            assert tagged[0].peer(first) == tagged[1].peer(second) == client.getsockname()
+            tagged[1].send(rig.arena, rig.put(b"back"), tagged[1].back(second))
+            assert client.recvfrom(100) == (b"back", (*tagged[1].address,))
+
+    def test_an_icmp_error_is_counted_and_what_came_behind_it_is_received(self, rig: Rig) -> None:
+        """HAZARDS 29, RFC 4787 REQ-12: it must not end the reader."""
+        local = rig.outgoing()
+        with udp() as gone:
+            address = address_of(gone)
+        with udp() as client:
+            local.send(rig.arena, rig.put(b"x"), local.destination(address))
+            client.sendto(b"behind it", ("127.0.0.1", local.address.port))
+            assert rig.receive(local, 1)[0][0] == b"behind it"
+            assert rig.counts.of("icmp", "refused") == 1
+            assert rig.log.of("debug") == [f"{address} answered by ICMP: refused"]
+
+    def test_an_icmp_error_does_not_cost_the_next_datagram(self, rig: Rig) -> None:
+        """HAZARDS 29: the pending error eats one send, which is made again."""
+        local = rig.outgoing()
+        with udp() as gone:
+            address = address_of(gone)
+        with udp() as target:
+            local.send(rig.arena, rig.put(b"x"), local.destination(address))
+            local.send(rig.arena, rig.put(b"one"), local.destination(address_of(target)))
+            local.send(rig.arena, rig.put(b"y"), local.destination(address))
+            local.send(rig.arena, rig.put(b"two", b"2"), local.destination(address_of(target)))
+            assert datagrams(target, 3) == [b"one", b"two", b"2"]
+        assert not rig.counts.of("drops", "refused")
+
+
+class TestReplies:
+    @pytest.mark.parametrize("bound, used", [
+        ("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("0.0.0.0", "127.0.0.1"),
+        pytest.param("::", "127.0.0.2", marks=needs_ipv6), pytest.param("::", "::1", marks=needs_ipv6),
+        pytest.param("::1", "::1", marks=needs_ipv6)])
+    def test_leave_from_the_address_that_the_client_used(self, rig: Rig, bound: str, used: str) -> None:
+        """HAZARDS 42."""
+        local = rig.listen(bound)
+        with udp(used.replace("127.0.0.2", "127.0.0.1")) as client:
+            client.sendto(b"hello", (used, local.address.port))
+            (_, key), = rig.receive(local, 1)
+            run = rig.put(b"one", b"two", b"3")
+            run.header = Pinned(HEADER)
+            local.send(rig.arena, run, local.back(key))
+            for expected in (b"one", b"two", b"3"):
+                data, source = client.recvfrom(100)
+                assert (data, source[:2]) == (HEADER + expected, (used, local.address.port))
+
+    def test_an_address_per_client(self, rig: Rig) -> None:
+        """One client by two of our addresses: two keys, and each reply leaves from its own."""
+        local = rig.listen("0.0.0.0")
+        with udp() as client:
+            for used in ("127.0.0.2", "127.0.0.3"):
+                client.sendto(used.encode(), (used, local.address.port))
+            found = rig.receive(local, 2)
+            assert found[0][1] != found[1][1]
+            for data, key in found:
+                local.send(rig.arena, rig.put(data), local.back(key))
+            assert {client.recvfrom(100) for _ in range(2)} == {
+                (used.encode(), (used, local.address.port)) for used in ("127.0.0.2", "127.0.0.3")}
+
+
+class TestEnding:
+    def test_shutdown_wakes_the_reader(self, rig: Rig) -> None:
+        local = rig.listen()
+        waiting = Task(local.wait)
+        local.shutdown()
+        assert waiting.result() is False
+        assert local.wait() is False
+
+    def test_shutdown_wakes_who_waits_to_receive(self, rig: Rig) -> None:
+        local = rig.listen()
+        waiting = Task(local.receive_waiting, rig.arena)
+        local.shutdown()
+        assert not waiting.result().spans
+        assert not local.receive_waiting(rig.arena).spans
+
+    def test_shutdown_wakes_the_reader_of_an_outgoing_socket(self, rig: Rig) -> None:
+        local = rig.outgoing()
+        waiting = Task(local.wait)
+        local.shutdown()
+        assert waiting.result() is False
+
+    def test_nothing_is_received_after_a_shutdown(self, rig: Rig) -> None:
+        local = rig.listen()
+        local.shutdown()
+        assert not local.receive(rig.arena).spans
+
+    def test_twice_does_no_harm(self, rig: Rig) -> None:
+        local = rig.listen()
+        local.close()
+        local.shutdown()
+        local.close()
+        assert local.wait() is False
+        assert not local.receive(rig.arena).spans
+
+
+def test_an_address_in_use_is_named(rig: Rig) -> None:
+    local = rig.listen()
+    with pytest.raises(ListenError, match=rf"udp 127\.0\.0\.1:{local.address.port}: Address already in use"):
+        rig.datagrams.listen(local.address)
+
+
+def test_what_overran_the_receive_buffer_is_counted(rig: Rig) -> None:
+    local = rig.listen()
+    local.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with udp() as client:
+        for _ in range(64):
+            client.sendto(bytes(1000), (*local.address,))
+        got = len(rig.receive(local, 1))
+        local.count_overflow()
+        local.count_overflow()          # only what is new
+    assert got + rig.counts.of("drops", "receive buffer full") == 64
+
+
+def test_arenas_are_used_again_and_not_hoarded() -> None:
+    pool = ArenaPool(Arena)
+    first = pool.take()
+    pool.give(first)
+    assert pool.take() is first
+    for _ in range(datagram.ARENAS_KEPT + 3):
+        pool.give(first)
+    assert len(pool._spare) == datagram.ARENAS_KEPT

@@ -1,0 +1,25 @@
+from netproxy.observe.metrics import Counters
+from tests.support.sockets import Task
+
+
+def test_counts_by_name_and_reason() -> None:
+    counters = Counters()
+    counters.count("drops", "refused")
+    counters.count("drops", "refused", 3)
+    counters.count("drops", "full", 2)
+    counters.count("accepted", "")
+    assert counters.value("drops", "refused") == 4
+    assert counters.value("accepted") == 1
+    assert counters.value("drops", "never") == 0
+    assert counters.items() == [("accepted", "", 1), ("drops", "full", 2), ("drops", "refused", 4)]
+
+
+def test_loses_nothing_between_threads() -> None:
+    counters = Counters()
+
+    def count() -> None:
+        for _ in range(5000):
+            counters.count("a", "b")
+    for task in [Task(count) for _ in range(4)]:
+        task.result()
+    assert counters.value("a", "b") == 20000

@@ -1,0 +1,102 @@
+"""The one thread that sweeps: what it closes, and that nothing ends it."""
+from __future__ import annotations
+
+import threading
+from typing import Callable, Sequence
+
+import pytest
+
+from netproxy.relay import janitor as janitor_module
+from netproxy.relay.janitor import Janitor
+from tests.support.doubles import Lines
+
+
+class Table:
+    def __init__(self, *dead: Callable[[], None]) -> None:
+        self.dead = dead
+        self.asked: list[float] = []
+        self.swept = threading.Event()
+
+    def expire(self, now: float) -> Sequence[Callable[[], None]]:
+        self.asked.append(now)
+        self.swept.set()
+        return self.dead
+
+
+def fail() -> None:
+    raise RuntimeError("broken")
+
+
+class Broken(Table):
+    def expire(self, now: float) -> Sequence[Callable[[], None]]:
+        raise RuntimeError("broken")
+
+
+@pytest.fixture
+def log() -> Lines:
+    return Lines()
+
+
+def test_closes_what_died_and_tells_the_time(log: Lines) -> None:
+    closed: list[str] = []
+    table = Table(lambda: closed.append("a"), lambda: closed.append("b"))
+    janitor = Janitor(log)
+    janitor.register(table)
+    janitor.sweep(12.5)
+    assert (table.asked, closed) == ([12.5], ["a", "b"])
+
+
+def test_a_table_that_was_forgotten_is_not_asked(log: Lines) -> None:
+    first, second = Table(), Table()
+    janitor = Janitor(log)
+    janitor.register(first)
+    janitor.register(second)
+    janitor.forget(first)
+    janitor.sweep(1.0)
+    assert (first.asked, second.asked) == ([], [1.0])
+
+
+def test_a_broken_table_does_not_keep_the_others_from_being_swept(log: Lines) -> None:
+    good = Table()
+    janitor = Janitor(log)
+    janitor.register(Broken())
+    janitor.register(good)
+    janitor.sweep(1.0)
+    assert good.asked
+    assert log.of("exception") == ["sweeping a table: broken"]
+
+
+def test_one_that_cannot_be_closed_does_not_keep_the_others_open(log: Lines) -> None:
+    """They are out of their table already: whoever is not closed now never is."""
+    closed: list[str] = []
+    janitor = Janitor(log)
+    janitor.register(Table(fail, lambda: closed.append("b")))
+    janitor.sweep(1.0)
+    assert closed == ["b"]
+    assert log.of("exception") == ["sweeping a table: broken"]
+
+
+def test_tables_may_come_and_go_while_it_closes(log: Lines) -> None:
+    janitor = Janitor(log)
+    second = Table()
+    first = Table(lambda: janitor.register(second), lambda: janitor.forget(first))
+    janitor.register(first)
+    janitor.sweep(1.0)
+    janitor.sweep(2.0)
+    assert (first.asked, second.asked) == ([1.0], [2.0])
+
+
+def test_sweeps_by_itself_until_it_is_stopped(log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor_module, "TICK", 0.01)
+    table = Broken(), Table()
+    janitor = Janitor(log)
+    for one in table:
+        janitor.register(one)
+    janitor.start()
+    assert table[1].swept.wait(5)
+    janitor.stop()
+    assert not janitor.thread.is_alive()
+
+
+def test_stops_though_it_never_started(log: Lines) -> None:
+    Janitor(log).stop()

@@ -1,0 +1,115 @@
+"""Recorders in the place of a Counter, a Log and an Observer, on which a test can wait.
+
+Any thread may write to them.  wait_for() returns when the record is there, and
+fails the test when it has not come in time, so that no test sleeps.
+"""
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, Callable, Hashable
+
+from netproxy.dialer.socks5_udp import Services
+from netproxy.interfaces import Record
+
+SECONDS = 5.0       # how long a test waits for what should come at once
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+
+    def _wait(self, there: Callable[[], Any], wanted: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(there, SECONDS), f"no {wanted} in {self!r}"
+
+
+class Counts(_Recorder):
+    """A Counter; `counts` maps (name, reason) to the total."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[tuple[str, str], int] = {}
+
+    def count(self, name: str, reason: str, amount: int = 1) -> None:
+        with self._changed:
+            self.counts[name, reason] = self.counts.get((name, reason), 0) + amount
+            self._changed.notify_all()
+
+    def of(self, name: str, reason: str = "") -> int:
+        with self._changed:
+            return self.counts.get((name, reason), 0)
+
+    def wait_for(self, name: str, reason: str = "", amount: int = 1) -> None:
+        self._wait(lambda: self.counts.get((name, reason), 0) >= amount, f"{amount} {name}{{{reason}}}")
+
+    def __repr__(self) -> str:
+        return f"Counts({self.counts})"
+
+
+class Lines(_Recorder):
+    """A Log; `lines` are (level, text) in order.  A `limited` line has the level "limited" and its key in `keys`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[str, str]] = []
+        self.keys: list[Hashable] = []
+
+    def debug(self, message: str, *values: object) -> None:
+        self._add("debug", message, values)
+
+    def info(self, message: str, *values: object) -> None:
+        self._add("info", message, values)
+
+    def warning(self, message: str, *values: object) -> None:
+        self._add("warning", message, values)
+
+    def error(self, message: str, *values: object) -> None:
+        self._add("error", message, values)
+
+    def limited(self, key: Hashable, message: str, *values: object) -> None:
+        self.keys.append(key)
+        self._add("limited", message, values)
+
+    def exception(self, doing: str) -> None:
+        self._add("exception", f"{doing}: {sys.exc_info()[1]}", ())
+
+    def of(self, level: str) -> list[str]:
+        with self._changed:
+            return [text for one, text in self.lines if one == level]
+
+    def wait_for(self, part: str) -> None:
+        """A line with `part` in it."""
+        self._wait(lambda: any(part in text for _, text in self.lines), f"'{part}'")
+
+    def _add(self, level: str, message: str, values: tuple[object, ...]) -> None:
+        with self._changed:
+            self.lines.append((level, message % values if values else message))
+            self._changed.notify_all()
+
+    def __repr__(self) -> str:
+        return f"Lines({self.lines})"
+
+
+class Records(_Recorder):
+    """An Observer; `records` in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[Record] = []
+
+    def finished(self, record: Record) -> None:
+        with self._changed:
+            self.records.append(record)
+            self._changed.notify_all()
+
+    def wait_for(self, amount: int) -> None:
+        self._wait(lambda: len(self.records) >= amount, f"{amount} records")
+
+    def __repr__(self) -> str:
+        return f"Records({self.records})"
+
+
+def no_services() -> Services:
+    """For dialers that open no packet connection."""
+    return Services(lambda stream, said: None, lambda work: False, Counts())

@@ -1,0 +1,286 @@
+"""What handler tests stand on: recorders, a client that talks to one handler, and a relay driven by hand.
+
+A Conversation runs a handler on a thread over a loopback connection, as a
+listener would; its dialer records what is dialled and gives one end of another
+loopback connection.  Nothing here sleeps to wait: reads have a deadline that
+only a failing test meets.
+"""
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import select
+import socket
+import struct
+import termios
+import threading
+import time
+from typing import Any, Callable, Hashable, Iterable
+
+from netproxy.access.users import Login, Users
+from netproxy.errors import DialError, NetProxyError, Reason
+from netproxy.net.bind import Announcer
+from netproxy.net.bind import Binder
+from netproxy.handler.connector import Connector
+from netproxy.handler.socks4 import Socks4Handler
+from netproxy.handler.socks5 import Entrance, Socks5Handler
+from netproxy.interfaces import Address, Dialer, Flow, Record, pack_ip
+from netproxy.net.address import from_sockaddr
+from netproxy.net.stream import Stream
+from netproxy.observe.metrics import Counters
+from netproxy.relay.pipe import PipeLimits
+from tests.support.pauses import run_to_end
+
+SECONDS = 5.0               # of patience, for what happens at once
+LOCALHOST = "127.0.0.1"
+PIPE_LIMITS = PipeLimits(idle=SECONDS, half_close=SECONDS)
+_RESET = struct.pack("@ii", 1, 0)
+
+
+def eventually(true: Callable[[], Any], seconds: float = SECONDS) -> None:
+    """Waits for what has no event: descriptors, threads, counters."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.002)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def tcp_pair(client: str = LOCALHOST, server: str = LOCALHOST) -> tuple[socket.socket, socket.socket]:
+    """Both ends of a loopback connection from `client` to `server`, the client's first."""
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    with socket.create_server((server, 0), family=family) as listening:
+        near = socket.create_connection(listening.getsockname()[:2], SECONDS, (client, 0))
+        far, _ = listening.accept()
+    for sock in (near, far):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return near, far
+
+
+def reset(sock: socket.socket) -> None:
+    """Closes with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()
+
+
+def refused(address: Address) -> bool:
+    """Whether nobody listens there."""
+    try:
+        socket.create_connection(address, SECONDS).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def silent(sock: socket.socket) -> bool:
+    """Whether nothing has come until now, nor an end."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return not poll.poll(0)
+
+
+class RecordingLog:
+    """Log and Observer."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.limited_keys: list[Hashable] = []
+        self.faults: list[str] = []
+        self.records: list[Record] = []
+
+    def _say(self, message: str, *values: object) -> None:
+        self.lines.append(message % values if values else message)
+
+    debug = info = warning = error = _say
+
+    def limited(self, key: Hashable, message: str, *values: object) -> None:
+        if key not in self.limited_keys:
+            self.limited_keys.append(key)
+            self._say(message, *values)
+
+    def exception(self, doing: str) -> None:
+        self.faults.append(doing)
+
+    def finished(self, record: Record) -> None:
+        self.records.append(record)
+
+
+class RecordingDialer:
+    """Gives one end of a loopback connection, once `gate` is open; target() is the other.  Or fails with `failure`."""
+
+    name = "recording"
+    refusal = Reason.UNSUPPORTED
+    symmetric = False
+
+    def __init__(self, failure: Reason | None = None, carries: Iterable[str] = ("tcp", "udp", "bind")) -> None:
+        self.carries = frozenset(carries)
+        self.failure = failure
+        self.dialled: list[Address] = []
+        self.asked = threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
+        self._targets: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+
+    def dial(self, flow: Flow) -> Stream:
+        self.dialled.append(flow.target)
+        self.asked.set()
+        assert self.gate.wait(SECONDS)
+        if self.failure:
+            raise DialError(self.failure, str(flow.target))
+        near, far = tcp_pair()
+        near.settimeout(None)
+        far.settimeout(SECONDS)
+        self._targets.put(far)
+        return Stream(near)
+
+    def dial_packet(self, flow: Flow) -> Any:
+        raise DialError(self.failure or Reason.UNSUPPORTED)
+
+    def target(self) -> socket.socket:
+        return self._targets.get(timeout=SECONDS)
+
+
+class RecordingRouter:
+    def __init__(self, dialer: Dialer) -> None:
+        self.dialer = dialer
+        self.flows: list[Flow] = []
+
+    def route(self, flow: Flow) -> Dialer:
+        self.flows.append(flow)
+        return self.dialer
+
+
+def resolve(address: Address) -> list[Address]:
+    """Literal addresses and localhost."""
+    if address.host == "localhost":
+        return [address._replace(host=host) for host in ("::1", LOCALHOST)]
+    if pack_ip(address.host) is None:
+        raise DialError(Reason.NAME, address.host)
+    return [address]
+
+
+class Surroundings:
+    """What handlers are built on, recorded."""
+
+    def __init__(self, users: dict[str, str] | None = None, auth: str = "none", failure: Reason | None = None,
+                 bind_seconds: float = SECONDS, announcer: Announcer | None = None) -> None:
+        self.counters = Counters()
+        self.log = RecordingLog()
+        self.dialer = RecordingDialer(failure)
+        self.router = RecordingRouter(self.dialer)
+        self.connector = Connector(self.router, PIPE_LIMITS, self.counters, self.log)
+        self.binder = Binder(announcer or Announcer([], resolve), resolve, self.counters, bind_seconds)
+        self.login = Login(Users(users or {}), auth)
+
+    def socks4(self) -> Socks4Handler:
+        return Socks4Handler("test", self.connector, self.binder, self.login)
+
+    def socks5(self) -> Socks5Handler:
+        return Socks5Handler("test", self.connector, self.binder, None, Entrance(self.login, self.counters))
+
+    @property
+    def dialled(self) -> list[Address]:
+        return self.dialer.dialled
+
+    def untouched(self) -> bool:
+        """Nothing was dialled, nor even routed."""
+        return not self.dialer.dialled and not self.router.flows
+
+
+class Conversation:
+    """A client's end of one connection, and the handler that serves it.  At its end the handler must have returned."""
+
+    def __init__(self, handler: Any, client: str = LOCALHOST, server: str = LOCALHOST, deadline: float = SECONDS) -> None:
+        self.socket, self._served = tcp_pair(client, server)
+        self.local = from_sockaddr(self.socket.getsockname())
+        self.raised: BaseException | None = None
+        stream = Stream(self._served)
+        stream.limit(deadline)
+        self._thread = threading.Thread(target=self._serve, args=(handler, stream), daemon=True)
+        self._thread.start()
+
+    def _serve(self, handler: Any, stream: Stream) -> None:
+        """As listener.tcp does."""
+        try:
+            run_to_end(handler.handle(stream, self.local))
+        except Exception as error:
+            self.raised = error
+        finally:
+            stream.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def trickle(self, data: bytes) -> None:
+        """One byte at a time: the next when the handler has taken the last."""
+        for at in range(len(data)):
+            self.socket.sendall(data[at:at + 1])
+            eventually(self._all_taken)
+
+    def expect(self, data: bytes) -> None:
+        got = self.read(len(data))
+        assert got == data
+
+    def read(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count and (piece := self.socket.recv(count - len(data))):
+            data += piece
+        return data
+
+    def expect_end(self) -> None:
+        """The end of the stream, and not a byte before it."""
+        assert self.socket.recv(64) == b""
+
+    def expect_closed(self) -> None:
+        """The end or a reset, and not a byte before it."""
+        try:
+            assert self.socket.recv(64) == b""
+        except ConnectionResetError:
+            pass
+
+    def silent(self) -> bool:
+        """Whether nothing has come until now."""
+        return silent(self.socket)
+
+    def wait(self) -> None:
+        """Until the handler has returned."""
+        self._thread.join(SECONDS)
+        assert not self._thread.is_alive()
+        assert self.raised is None or isinstance(self.raised, NetProxyError), repr(self.raised)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close()
+        if kind is None:
+            self.wait()
+
+    def _all_taken(self) -> bool:
+        try:
+            left = fcntl.ioctl(self._served.fileno(), termios.FIONREAD, b"\0\0\0\0")
+        except (OSError, ValueError):
+            return True         # closed meanwhile
+        return left == b"\0\0\0\0"
+
+
+def check_relay(client: Conversation, target: socket.socket) -> None:
+    """Bytes pass both ways, and the ends of both streams."""
+    with target:
+        client.send(b"up")
+        assert target.recv(16) == b"up"
+        target.sendall(b"down")
+        client.expect(b"down")
+        client.socket.shutdown(socket.SHUT_WR)
+        assert target.recv(16) == b""
+        target.sendall(b"late")
+        client.expect(b"late")
+    client.expect_end()
+    client.wait()

@@ -1,0 +1,378 @@
+"""An HTTP proxy connection with both its ends: a scripted origin, a client, and HttpHandler between them.
+
+Everything runs over TCP on the loopback and keeps every byte it saw.  The
+messages are read by a parser of its own that knows one spelling only, so that
+whatever the proxy writes in another one fails the test.  No end waits longer
+than PATIENCE.
+"""
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import threading
+from typing import Callable, Mapping, NamedTuple
+
+from netproxy.access.users import Login, Users
+from netproxy.errors import DialError, NetProxyError, Reason
+from netproxy.handler.connector import Connector
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
+from netproxy.interfaces import Address, Dialer, Flow, Record
+from netproxy.net.address import from_sockaddr
+from netproxy.net.connect import connect, tune
+from netproxy.net.stream import Stream
+from netproxy.observe.metrics import Counters
+from netproxy.relay.pipe import PipeLimits
+from tests.support.pauses import run_to_end
+
+PATIENCE = 10.0             # seconds that any wait of a test may take; none comes near it where all is well
+_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ?((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)\Z")
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def get(host: bytes, path: bytes = b"/", *fields: bytes) -> bytes:
+    """A GET as a client sends it to a proxy."""
+    return b"".join([b"GET http://%b%b HTTP/1.1\r\nHost: %b\r\n" % (host, path, host),
+                     *[field + b"\r\n" for field in fields], b"\r\n"])
+
+
+class Message(NamedTuple):
+    """`whole` is False where the connection ended before it did."""
+
+    start: bytes
+    fields: list[tuple[bytes, bytes]]
+    body: bytes
+    whole: bool
+
+    @property
+    def status(self) -> int:
+        return int(self.start.split(b" ")[1])
+
+    def get(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.fields if key.lower() == name.lower()]
+
+    def names(self) -> set[bytes]:
+        return {name.lower() for name, _ in self.fields}
+
+
+class Wire:
+    """One end of a connection.  `seen` is all that came, `end` how it ended: "", "closed" or "reset"."""
+
+    def __init__(self, sock: socket.socket | None, seen: bytes = b"") -> None:
+        self.socket = sock
+        self.seen = bytearray(seen)
+        self.end = "" if sock else "closed"
+        self._at = 0
+        if sock:
+            sock.settimeout(PATIENCE)
+
+    def send(self, *segments: bytes) -> None:
+        """Each in a segment of its own.  What the other end does not take any more is lost, as it is on a network."""
+        try:
+            for segment in segments:
+                self.socket.sendall(segment)
+        except ConnectionError:
+            pass
+
+    def head(self) -> Message:
+        """A start line and its fields, in the one spelling that is right."""
+        start, fields = self.line(), []
+        while line := self.line():
+            match = _FIELD.match(line)
+            assert match, f"not a field: {line!r}"
+            fields.append((match[1], match[2]))
+        return Message(start, fields, b"", True)
+
+    def request(self) -> Message:
+        return self.with_body(self.head(), True)
+
+    def answer(self, method: bytes = b"GET") -> Message:
+        """The next answer, or the next interim one, to a `method` request."""
+        head = self.head()
+        return head if method == b"HEAD" or head.status in (204, 304) or head.status < 200 else self.with_body(head, False)
+
+    def rest(self) -> bytes:
+        """All that comes until the other end closes."""
+        while self._fill():
+            pass
+        return self.take(len(self.seen) - self._at)
+
+    def line(self) -> bytes:
+        while (found := self.seen.find(b"\r\n", self._at)) < 0:
+            if not self._fill():
+                raise EOFError(f"{self.end} within a head: {bytes(self.seen[self._at:])!r}")
+        line = self.take(found + 2 - self._at)[:-2]
+        assert b"\r" not in line and b"\n" not in line, f"a line end within {line!r}"
+        return line
+
+    def take(self, count: int) -> bytes:
+        """`count` bytes, or fewer where the connection ended."""
+        while len(self.seen) - self._at < count and self._fill():
+            pass
+        data = bytes(self.seen[self._at:self._at + count])
+        self._at += len(data)
+        return data
+
+    def all_taken(self) -> bool:
+        return self._at == len(self.seen)
+
+    def stop_sending(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def reset(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
+        self.socket.close()
+
+    def with_body(self, head: Message, request: bool) -> Message:
+        """The message behind a head that has been read."""
+        lengths, codings = head.get(b"content-length"), head.get(b"transfer-encoding")
+        assert len(lengths) + len(codings) <= 1, f"two framings: {head}"
+        if codings:
+            assert codings == [b"chunked"]
+            return head._replace(**dict(zip(("body", "whole"), self.chunks())))
+        if lengths or request:
+            count = int(lengths[0]) if lengths else 0
+            body = self.take(count)
+            return head._replace(body=body, whole=len(body) == count)
+        body = self.rest()
+        return head._replace(body=body, whole=self.end == "closed")
+
+    def chunks(self) -> tuple[bytes, bool]:
+        """A chunked body, and whether it is whole."""
+        body = bytearray()
+        try:
+            while True:
+                line = self.line()
+                assert re.match(rb"[0-9a-f]{1,8}\Z", line), f"not a chunk size: {line!r}"
+                size = int(line, 16)
+                piece = self.take(size)
+                body += piece
+                if len(piece) < size:
+                    return bytes(body), False
+                ending = self.line()
+                assert not ending, f"behind a chunk: {ending!r}"
+                if not size:
+                    return bytes(body), True
+        except EOFError:
+            return bytes(body), False
+
+    def _fill(self) -> bool:
+        if self.end:
+            return False
+        try:
+            data = self.socket.recv(65536)
+        except ConnectionError:
+            self.end = "reset"
+            return False
+        if not data:
+            self.end = "closed"
+        self.seen += data
+        return bool(data)
+
+
+class Connection(Wire):
+    """What a play has of one connection to the origin; `number` counts them from 0."""
+
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        super().__init__(sock)
+        self.number = number
+
+    def requests(self) -> list[Message]:
+        """Every request in what was received, the last one perhaps cut short."""
+        wire, found = Wire(None, bytes(self.seen)), []
+        while not wire.all_taken():
+            found.append(wire.request())
+        return found
+
+
+Play = Callable[[Connection], None]
+
+
+def answers(*each: bytes) -> Play:
+    """Reads a whole request before each answer; the last answer is given again and again."""
+    def play(connection: Connection) -> None:
+        left = list(each)
+        while True:
+            try:
+                connection.request()
+            except EOFError:
+                return
+            connection.send(left.pop(0) if len(left) > 1 else left[0])
+    return play
+
+
+def answers_and_closes(*segments: bytes) -> Play:
+    """One whole request, one answer, the end."""
+    def play(connection: Connection) -> None:
+        connection.request()
+        connection.send(*segments)
+        connection.close()
+    return play
+
+
+def in_turn(*plays: Play) -> Play:
+    """A play for each connection."""
+    return lambda connection: plays[connection.number](connection)
+
+
+class Origin:
+    """Plays `play` on every connection, and reads on to its end unless the play has closed it."""
+
+    def __init__(self, play: Play, host: str = "127.0.0.1") -> None:
+        self._play = play
+        self._last: object = None       # the peer behind which no other comes
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listening = socket.create_server((host, 0), family=family)
+        self.address = from_sockaddr(self._listening.getsockname())
+        self.connections: list[Connection] = []
+        self.faults: list[BaseException] = []
+        self._threads = [threading.Thread(target=self._accept, name="test-origin", daemon=True)]
+        self._threads[0].start()
+
+    def requests(self) -> list[Message]:
+        """Of all connections.  For when they have ended."""
+        return [request for connection in self.connections for request in connection.requests()]
+
+    def close(self) -> None:
+        """When every connection has been accepted and has ended."""
+        last = socket.socket(self._listening.family)
+        last.bind((self.address.host, 0))
+        self._last = last.getsockname()
+        last.connect(self._listening.getsockname())
+        for thread in self._threads:        # grows until the first one has ended
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "the origin is not done"
+        last.close()
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while True:
+            sock, peer = self._listening.accept()
+            if peer == self._last:
+                sock.close()
+                return
+            tune(sock)
+            connection = Connection(sock, len(self.connections))
+            self.connections.append(connection)
+            self._threads.append(threading.Thread(target=self._serve, args=(connection,), name="test-origin", daemon=True))
+            self._threads[-1].start()
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            self._play(connection)
+            if connection.socket.fileno() >= 0:
+                connection.rest()
+        except BaseException as error:
+            self.faults.append(error)
+        finally:
+            connection.close()
+
+
+class LoopbackDialer:
+    """Leads every target to an origin, `elsewhere` by host, and fails where it is told to; keeps what it dialled."""
+
+    carries = frozenset({"tcp"})
+    symmetric = False
+
+    def __init__(self, origin: Origin, elsewhere: Mapping[str, Origin], name: str = "loopback") -> None:
+        self.name = name
+        self.dialled: list[Address] = []
+        self.failing: list[Reason | None] = []      # what becomes of the dials to come, in order
+        self._origin = origin
+        self._elsewhere = elsewhere
+
+    def dial(self, flow: Flow) -> Stream:
+        self.dialled.append(flow.target)
+        if self.failing and (reason := self.failing.pop(0)):
+            raise DialError(reason, str(flow.target))
+        return Stream(connect([self._elsewhere.get(flow.target.host, self._origin).address], PATIENCE))
+
+
+class Rig:
+    """HttpHandler as a listener runs it, in front of one origin.  A Router and an Observer too.
+
+    Leaving it waits for every connection's thread, and fails where one is stuck or has raised what it must not.
+    """
+
+    def __init__(self, play: Play = answers(OK), *, login: Login = Login(Users({}), "none"), idle: float = PATIENCE,
+                 handshake: float = PATIENCE, elsewhere: Mapping[str, Origin] = {}) -> None:
+        self.origin = Origin(play)
+        self.dialer = LoopbackDialer(self.origin, elsewhere)
+        self.by_host: dict[str, Dialer] = {}        # other ways out, by the target's host
+        self.counters = Counters()
+        self.records: list[Record] = []
+        connector = Connector(self, PipeLimits(idle, idle), self.counters, self)
+        self._handler = HttpHandler("rig", connector, Forwarder(connector, idle), login, self.counters)
+        self._handshake = handshake
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._clients: list[Wire] = []
+        self._threads: list[threading.Thread] = []
+        self._faults: list[BaseException] = []
+
+    def route(self, flow: Flow) -> Dialer:
+        return self.by_host.get(flow.target.host, self.dialer)
+
+    def finished(self, record: Record) -> None:
+        self.records.append(record)
+
+    @property
+    def dialled(self) -> list[str]:
+        return [str(target) for target in self.dialer.dialled]
+
+    def client(self, *segments: bytes) -> Wire:
+        """A client that has connected and sent `segments`."""
+        client = Wire(socket.create_connection(self._listening.getsockname()))
+        sock, sockaddr = self._listening.accept()
+        tune(client.socket)
+        tune(sock)
+        self._clients.append(client)
+        thread = threading.Thread(target=self._serve, args=(Stream(sock), from_sockaddr(sockaddr)), name="test-rig", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        client.send(*segments)
+        return client
+
+    def join(self, seconds: float = PATIENCE) -> None:
+        """Waits for the handler to return from every connection."""
+        for thread in self._threads:
+            thread.join(seconds)
+            assert not thread.is_alive(), "a connection still holds its thread"
+
+    def _serve(self, stream: Stream, client: Address) -> None:
+        try:
+            stream.limit(self._handshake)
+            run_to_end(self._handler.handle(stream, client))
+        except NetProxyError:
+            pass
+        except BaseException as error:
+            self._faults.append(error)
+        finally:
+            stream.close()
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._listening.close()
+        for client in self._clients:
+            client.close()
+        if kind:
+            return          # the test has failed already: nothing is waited for
+        self.join()
+        self.origin.close()
+        assert not self._faults and not self.origin.faults, (self._faults, self.origin.faults)
+        assert not [thread for thread in threading.enumerate() if thread.name == "http-upload"]
+
+
+def check_refused(client: Wire, status: bytes, method: bytes = b"GET") -> Message:
+    """The next answer is a refusal of ours with that status line, it comes whole, and the connection ends with it."""
+    answer = client.answer(method)
+    assert answer.start == b"HTTP/1.1 " + status and answer.whole
+    assert answer.get(b"connection") == [b"close"]
+    assert client.rest() == b"" and client.end == "closed"
+    return answer

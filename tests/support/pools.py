@@ -1,0 +1,26 @@
+"""Tasks for a thread pool that run until the test lets them go."""
+from __future__ import annotations
+
+import threading
+
+
+class Gate:
+    """Tasks that run until they are let go."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._changed = threading.Condition()
+        self.running = 0
+
+    def __call__(self) -> None:
+        with self._changed:
+            self.running += 1
+            self._changed.notify_all()
+        self._open.wait(10)
+
+    def wait_for(self, number: int, seconds: float = 5.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.running >= number, seconds), f"{self.running} run"
+
+    def let_go(self) -> None:
+        self._open.set()

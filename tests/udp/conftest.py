@@ -1,0 +1,39 @@
+"""A relay for each level of batching: nobody may notice which one it is."""
+from __future__ import annotations
+
+from typing import Iterator
+
+import pytest
+
+from tests.support.nat import NatRig
+from tests.support.relays import SPS, Running, running
+
+LEVELS = ("vectors", "trains", "single")
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> str:
+    """A line for a configuration."""
+    return "\nudp: {batching: %s}" % request.param
+
+
+@pytest.fixture
+def relay(level: str) -> Iterator[Running]:
+    """Nothing is ever cut, whatever a test sends."""
+    with running(SPS + level) as relay:
+        if relay.daemon._datagrams.level not in level:
+            pytest.skip("this machine has no such level")
+        yield relay
+        assert not relay.count("drops", "truncated")
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[NatRig]:
+    """A table on stand-ins, for what needs a certain moment."""
+    rig = NatRig()
+    monkeypatch.setattr("netproxy.relay.nat.time", rig.clock)
+    monkeypatch.setattr("netproxy.relay.opening.time", rig.clock)
+    yield rig
+    rig.workers.eager = True
+    rig.workers.run()
+    rig.table.close()

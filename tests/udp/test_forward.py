@@ -1,0 +1,130 @@
+"""Forward listeners, udp:// with a fixed target: the same table and the same way as SOCKS5's datagrams."""
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import Iterator
+
+import pytest
+
+from netproxy.interfaces import Address
+from tests.support.handlers import LOCALHOST, descriptors, eventually
+from tests.support.relays import Running, UdpPort, running, sessions_threads
+from tests.support.sockets import Task
+from tests.udp.flows import Ledger, Stream, pieces, put_on
+
+LISTENER = "listeners: [{protocol: udp, listen: '127.0.0.1:0', target: '%s'%s}]"
+COUNT = 6000
+
+
+@contextmanager
+def forward(target: Address | str, level: str, more: str = "") -> Iterator[tuple[Running, Address]]:
+    with running(LISTENER % (target, more) + level) as relay:
+        yield relay, Address(LOCALHOST, relay.port)
+
+
+def check_echo(client: UdpPort, entrance: Address, target: UdpPort, data: bytes = b"ping") -> Address:
+    """There and back; the address that the target saw.  The answer comes from the listener."""
+    client.send(data, entrance)
+    seen = target.expect(data)
+    target.send(data[::-1], seen)
+    assert client.receive() == (data[::-1], entrance)
+    return seen
+
+
+def test_what_comes_in_goes_to_the_target_and_back(level: str) -> None:
+    with UdpPort() as target, forward(target.address, level) as (relay, entrance), UdpPort() as one, UdpPort() as other:
+        seen = [check_echo(client, entrance, target, data) for client in (one, other, one) for data in (b"ping", b"", b"x" * 60_000)]
+        assert len(set(seen)) == 2
+        assert relay.state() == {"associations": 0, "sessions": 2, "entries": 2}
+        assert not relay.drops()
+
+
+def test_nothing_is_taken_for_a_header(level: str) -> None:
+    with UdpPort() as target, forward(target.address, level) as (_, entrance), UdpPort() as client:
+        for data in (b"\0\0\0\1\x7f\0\0\1\0\x50data", b"\0\0\1\1", b"\5\1\0"):
+            check_echo(client, entrance, target, data)
+
+
+def test_a_target_by_name(level: str) -> None:
+    with UdpPort("::") as target, forward(f"localhost:{target.address.port}", level) as (_, entrance), UdpPort() as client:
+        client.send(b"by name", entrance)
+        seen = target.expect(b"by name")
+        target.send(b"back", seen)
+        assert client.receive() == (b"back", entrance)
+
+
+@pytest.mark.parametrize("shape", ["singles", "trains", "mixed"])
+def test_order_is_kept_both_ways(level: str, shape: str) -> None:
+    with UdpPort() as target, forward(target.address, level) as (_, entrance), UdpPort() as client:
+        seen = check_echo(client, entrance, target)
+        for sender, receiver, to in ((client, target, entrance), (target, client, seen)):
+            stream, arrived = Stream(pieces(shape, COUNT), 1), threading.Event()
+            ledger = Ledger(stream)
+            pouring = Task(stream.pour, lambda flow, data, stride: put_on(sender.socket, data, stride, to), arrived)
+            try:
+                while not ledger.complete:
+                    ledger.enter(receiver.receive()[0])
+            finally:
+                arrived.set()
+                pouring.result()
+            assert ledger.count > COUNT / 20
+
+
+def test_clients_lets_nobody_else_in(level: str) -> None:
+    more = ", clients: [127.0.0.0/24]"
+    with UdpPort() as target, forward(target.address, level, more) as (relay, entrance), UdpPort() as client:
+        check_echo(client, entrance, target)
+        before, state = descriptors(), relay.state()
+        for at in range(500):
+            with UdpPort(f"127.1.{at >> 8}.{at & 255}") as stranger:
+                put_on(stranger.socket, b"let me in" * 2, 9, entrance)
+                assert stranger.silent()
+        eventually(lambda: relay.count("drops", "client not allowed") == 1000)
+        assert (descriptors(), relay.state(), sessions_threads()) == (before, state, 1)
+        check_echo(client, entrance, target)
+        assert target.silent() and not relay.log.limited_keys
+
+
+@pytest.mark.parametrize("more, port_passes, host_passes", [
+    ("", True, False), (", udp: {filtering: address-dependent}", True, False),
+    (", udp: {filtering: endpoint-independent}", True, True), (", udp: {filtering: address-and-port-dependent}", False, False)])
+def test_who_may_answer(level: str, more: str, port_passes: bool, host_passes: bool) -> None:
+    """Nobody logs in here: by default only the target's address may."""
+    with UdpPort() as target, forward(target.address, level, more) as (relay, entrance):
+        with UdpPort() as client, UdpPort() as port, UdpPort("127.0.0.3") as host:
+            seen = check_echo(client, entrance, target)
+            for other, passes in ((port, port_passes), (host, host_passes)):
+                other.send(b"unasked", seen)
+                if passes:
+                    assert client.receive() == (b"unasked", entrance)
+                check_echo(client, entrance, target)
+            assert relay.drops().get("filtered", 0) == 2 - port_passes - host_passes
+
+
+def test_what_comes_back_does_not_keep_it_alive(level: str) -> None:
+    """REQ-6, hazard 35: nobody logs in here, so that a stranger must not hold a session open."""
+    with UdpPort() as target, forward(target.address, level) as (relay, entrance), UdpPort() as client:
+        relay.daemon._janitor.stop()
+        seen = check_echo(client, entrance, target)
+        relay.sweep(0)
+        target.send(b"inbound", seen)
+        assert client.receive()[0] == b"inbound"
+        relay.sweep(299)
+        assert relay.state()["sessions"] == 1
+        relay.sweep(300)
+        assert relay.state() == {"associations": 0, "sessions": 0, "entries": 0}
+        eventually(lambda: not sessions_threads())
+        assert check_echo(client, entrance, target) != seen
+
+
+def test_a_target_that_refuses_is_counted_and_may_come_back(level: str) -> None:
+    with UdpPort() as gone:
+        address = gone.address
+    with forward(address, level) as (relay, entrance), UdpPort() as client:
+        for number in range(1, 6):
+            client.send(b"anybody?", entrance)
+            eventually(lambda: relay.count("icmp", "refused") == number)
+        with UdpPort(address.host, address.port) as target:
+            check_echo(client, entrance, target)
+        assert not relay.drops() and relay.state()["sessions"] == 1
