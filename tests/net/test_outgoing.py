@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.config.schema import HopConfig, WayConfig
-from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address, PacketConn
