@@ -49,6 +49,8 @@ class Daemon:
         self._control: Any = None           # observe.control.ControlServer
         self.way_out = ""           # of what has no upstream of its own, for one line of a log
         self._named_by: Forwarder | None = None
+        self._router: Any = None            # router.router.RuleRouter
+        self._listeners: list[str] = []     # names
         self._admissions: dict[str, Admission] = {}         # by listener's name
         self._retired: list[TcpListener] = []               # stopped, with connections that may still live
 
@@ -123,6 +125,17 @@ class Daemon:
                 secure(one.tls)
         return report.plan(config, dialers)
 
+    def explain(self, flow: str, config: Config | None = None) -> list[str]:
+        """What becomes of a flow, in lines; with a configuration, of one that has not been applied.  ConfigError, FlowError."""
+        if config is None:
+            return list(report.explain(flow, self._router, self._made_dialers(), self._listeners))
+        dialers = self._factory(config)
+        forwarder = self._forwarder(config, dialers)
+        self._machinery.resolver.configure(make_plan(config.dns, forwarder))
+        self._machinery.destinations.configure(make_policies(config))
+        router = self._surroundings(config, dialers, forwarder).router
+        return list(report.explain(flow, router, dialers, [one.name for one in config.listeners]))
+
     # -- building
 
     def _factory(self, config: Config) -> DialerFactory:
@@ -175,6 +188,7 @@ class Daemon:
             self._machinery.connections.limit = before
             raise
         adopt()
+        self._router, self._listeners = around.router, [one.name for one in config.listeners]
         self._adopt_names(config, forwarder)
         self._machinery.adopt(policies, config, self._own_sockets(config))
         self._machinery.connections.limit = room_for(config)
