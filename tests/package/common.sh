@@ -30,7 +30,13 @@ make_root() {  # KIND SUITE: the path of a root's archive
                 options=(--customize-hook='chroot "$1" apt-get -qq -y --download-only --no-install-recommends install adduser python3-yaml') ;;
             # that boots, with what the tests use
             boot)
-                options=(--include=adduser,bind9-dnsutils,curl,iproute2,python3-yaml,systemd,systemd-sysv) ;;
+                options=(--include=adduser,curl,python3-yaml,systemd,systemd-sysv) ;;
+            # for autopkgtest, with what debian/tests/control names
+            test)
+                options=(--include=adduser,apt-utils,bind9-dnsutils,curl,dpkg-dev,python3-yaml) ;;
+            # for the unit tests
+            python)
+                options=(--include=curl,iproute2,openssl,procps,python3-h11,python3-hypothesis,python3-pytest,python3-yaml) ;;
         esac
         say "making a root of $suite ($kind)"
         mkdir -p "$roots" || return
