@@ -11,7 +11,7 @@ import select
 from typing import Any, Callable
 
 from netproxy.errors import DialError, NetProxyError, ProtocolError, Reason
-from netproxy.interfaces import READABLE, Address, Batch, Counter, Dialer, Flow, Observer, Pause, Record, Router, Run
+from netproxy.interfaces import READABLE, Address, Batch, Counter, Flow, Observer, Pause, Record, Route, Router, Run
 from netproxy.net.datagram import ArenaPool
 from netproxy.net.framed import FramedSocket, Framing
 from netproxy.net.stream import Stream, poll_streams
@@ -23,6 +23,7 @@ from netproxy.relay.session import ADDRESS_AND_PORT, Client
 
 STAY_SECONDS = 0.2          # without a frame before a stream gives its thread back: a game's pace is faster
 NOWHERE = Address("0.0.0.0", 0)
+NO_WAY = "-"                # in the record of what was not routed
 
 
 class StreamUdpRelay:
@@ -58,11 +59,11 @@ class StreamUdpRelay:
 
     def _to_one(self, stream: Stream, flow: Flow, framing: Framing, accepted: bytes) -> Pause | None:
         """A stream for one target, which alone may answer.  Its name is resolved before it is accepted (RFC 9298 section 3.1)."""
-        dialer = self._route(flow)
+        route = self._route(flow)
         service = _Service(self, stream, flow, framing, lambda source: b"")
         try:
             service.client.filtering = ADDRESS_AND_PORT
-            service.entry = self.table.open_now((service.socket, b""), service.client, flow, dialer)
+            service.entry = self.table.open_now((service.socket, b""), service.client, route)
             stream.write(accepted)
         except DialError as error:
             service.abandon(error.reason.value)
@@ -74,25 +75,42 @@ class StreamUdpRelay:
         return service.run()
 
     def permit(self, flow: Flow) -> None:
-        """DialError where no datagram of a stream for all targets could leave: better said now than lost one by one."""
-        self._route(flow)
+        """DialError where no datagram of a stream for all targets could leave."""
+        try:
+            refuse_without_udp(self.router, flow._replace(network="udp"))
+        except DialError as error:
+            self._refused(flow, NO_WAY, error)
+            raise
 
-    def _route(self, flow: Flow) -> Dialer:
+    def _route(self, flow: Flow) -> Route:
         """The way out of a flow's datagrams; DialError, which has been counted and recorded, where they have none."""
-        dialer = self.router.route(flow._replace(network="udp"))
-        if not flow.target.port:
-            error = DialError(Reason.REFUSED, f"{flow.target}: port 0")
-        elif "udp" not in dialer.carries:
-            error = DialError(dialer.refusal, said=f"{dialer.name} carries no UDP")
-        else:
-            return dialer
+        way = "-"
+        try:
+            route = self.router.route(flow._replace(network="udp"))
+            way = route.dialer.name
+            if not flow.target.port:
+                raise DialError(Reason.REFUSED, f"{flow.target}: port 0")
+            if "udp" not in route.dialer.carries:
+                raise DialError(route.dialer.refusal, said=f"{way} carries no UDP")
+            return route
+        except DialError as error:
+            self._refused(flow, way, error)
+            raise
+
+    def _refused(self, flow: Flow, way: str, error: DialError) -> None:
         self.counter.count("dial_failures", error.reason.value)
-        self.observer.finished(Record(flow, dialer.name, 0, 0, 0.0, str(error)))
-        raise error
+        self.observer.finished(Record(flow, way, 0, 0, 0.0, str(error)))
 
     def _to_all(self, stream: Stream, flow: Flow) -> Pause | None:
         """A stream whose frames name their targets: endpoint-independent, as a SOCKS5 association is."""
         return _Service(self, stream, flow._replace(network="udp"), uot.Frames(), uot.encode_address).run()
+
+
+def refuse_without_udp(router: Router, flow: Flow) -> None:
+    """DialError where no datagram of a client could leave, wherever it goes: better said now than lost one by one."""
+    ways = list(router.ways(flow))
+    if not any("udp" in dialer.carries for dialer in ways):
+        raise DialError(ways[-1].refusal, said=f"{ways[-1].name} carries no UDP")
 
 
 class UotPassage:
@@ -178,7 +196,7 @@ class _Service:
             return None
         flow = self._flow._replace(target=target)
         table = self._relay.table
-        entry = table.open((self.socket, address), self.client, flow, self._relay.router.route(flow), count)
+        entry = table.open((self.socket, address), self.client, flow, self._relay.router, count)
         if entry is None and self.socket not in table.clients:      # the table was closed: its listener is gone
             self.socket.ended = True
         if self.entry is not None:
