@@ -235,7 +235,7 @@ def takes_sockets_of_systemd() -> None:
     run("systemctl", "stop", UNIT)
     Path("/etc/systemd/system/netproxyd.socket").write_text(Path("/try/netproxyd.socket").read_text())
     FILE.write_text(Path("/try/socket.yaml").read_text())
-    drop_in("[Service]\nCapabilityBoundingSet=\nAmbientCapabilities=\n")
+    drop_in("[Unit]\nStartLimitIntervalSec=0\n[Service]\nCapabilityBoundingSet=\nAmbientCapabilities=\n")
     run("systemctl", "start", "netproxyd.socket")
     assert not active()
     fetches("socks5h://127.0.0.1:1080")         # starts it
