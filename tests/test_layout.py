@@ -15,7 +15,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "report": {"config", "dialer"},
     "service": {"", "config", "daemon", "listener", "machinery", "observe"},
-    "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver"},
+    "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver", "router"},
     "relays": {"config", "handler", "listener", "machinery", "relay"},
     "cli": {"", "service", "access", "config", "daemon", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
     "daemon": {"", "report", "machinery", "relays", "resolver", "access", "config", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
@@ -30,7 +30,8 @@ ALLOWED = {
 FOR_ALL = {"errors", "interfaces"}
 SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "machinery", "relays", "service", "report"}       # besides config/ itself and every factory
-LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback"}
+LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback",
+        "maxminddb"}
 LATE_OURS = {("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("daemon", "netproxy.observe.control"),
              ("cli", "netproxy.access.users"), ("net", "netproxy.net.vectors"),      # hashlib's, ctypes'
              ("handler", "netproxy.net.tls"), ("dialer", "netproxy.net.tls")}      # and ssl's ways in

@@ -200,9 +200,9 @@ class TestSocketOfTheServiceManager:
 
     def test_counts_as_open_to_others(self) -> None:
         assert errors("listeners: [{listen: 'systemd:main'}]") == [
-            "c.yaml:1:22: listeners[0].listen: systemd:main would let everybody in: set auth, clients, or allow_open: true"]
+            "c.yaml:1:13: listeners[0].listen: systemd:main would let everybody in: set auth, clients, or allow_open: true"]
 
     def test_serves_one_listener(self) -> None:
         assert errors("listeners: [{listen: 'systemd:a', name: x, clients: '::1'}, {listen: 'systemd:a', name: y, clients: '::1'}]") == [
-            "c.yaml:1:70: listeners[1].listen: tcp systemd:a is taken by listener 'x'",
-            "c.yaml:1:70: listeners[1].listen: udp systemd:a is taken by listener 'x'"]
+            "c.yaml:1:61: listeners[1].listen: tcp systemd:a is taken by listener 'x'",
+            "c.yaml:1:61: listeners[1].listen: udp systemd:a is taken by listener 'x'"]
