@@ -18,6 +18,16 @@ need() {  # PROGRAM:PACKAGE...
 
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$caller/$1" ;; esac; }
 
+copy_checkout() {  # DIRECTORY: what belongs to the project, without what lies about
+    mkdir -p "$1" || return
+    if [ -e "$project/.git" ]; then
+        (cd "$project" && git ls-files -z --cached --others --exclude-standard | tar c --null --ignore-failed-read -T - 2>/dev/null) |
+            tar x -C "$1"
+    else
+        tar c -C "$project" --exclude-vcs . | tar x -C "$1"
+    fi
+}
+
 make_root() {  # KIND SUITE: the path of a root's archive
     local kind=$1 suite=$2 archive options
     archive=$roots/$suite-$kind.tar

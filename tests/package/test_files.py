@@ -20,7 +20,7 @@ SHELL = [path for path in (*ROOT.glob("debian/*.*inst"), *ROOT.glob("debian/*.*r
                            *ROOT.glob("conf/openwrt/*.init"), *ROOT.glob("conf/busybox/*"),
                            ROOT / "tests/package/inside-scratch")]
 BASH = [*ROOT.glob("conf/bash-completion/*"), ROOT / "debian/tests/proxy", ROOT / "tests/package/common.sh",
-        *(ROOT / "tests/package" / name for name in ("build", "scratch", "boot"))]
+        *(ROOT / "tests/package" / name for name in ("build", "scratch", "boot", "installed", "python"))]
 EXAMPLES = sorted(ROOT.glob("conf/**/*.yaml"))
 PAGES = sorted((ROOT / "man").iterdir())
 
@@ -137,7 +137,7 @@ class TestCompletion:
 
 class TestExamples:
     def test_they_are_there(self) -> None:
-        assert {"minimal", "chain", "users", "tls", "group", "announce"} <= {path.stem for path in EXAMPLES}
+        assert {"minimal", "router", "two-offices-branch", "two-offices-head", "public", "chain", "users", "tls", "group", "announce"} <= {path.stem for path in EXAMPLES}
 
     @pytest.mark.parametrize("path", [ROOT / "conf/netproxyd.yaml", *EXAMPLES], ids=name_of)
     def test_netproxyd_takes_it(self, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,6 +158,18 @@ class TestExamples:
         pytest.importorskip("yaml")
         assert cli.main(["-t", "-c", str(ROOT / "conf/netproxyd.yaml")]) == 0
         assert set(re.findall(r"^listen (\S+)", capsys.readouterr().out, re.M)) == {"127.0.0.1:1080"}
+
+
+class TestScaleOut:
+    """What the balancers say of the recipes; their ports are not opened."""
+
+    def test_haproxy_takes_it(self) -> None:
+        done = subprocess.run([program("haproxy"), "-c", "-f", ROOT / "conf/scale-out/haproxy.cfg"], capture_output=True, text=True)
+        assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+
+    def test_keepalived_takes_it(self) -> None:
+        done = subprocess.run([program("keepalived"), "-t", "-f", ROOT / "conf/scale-out/keepalived.conf"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 class TestPages:

@@ -53,6 +53,11 @@ def test_its_own_tests_pass_where_it_is_installed(package: Path, suite: str) -> 
     run(HERE / "installed", suite, package)
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_unit_tests_pass_under_its_python(suite: str) -> None:
+    run(HERE / "python", suite)
+
+
 def test_pip_gives_the_same_two_commands(tmp_path: Path) -> None:
     shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".git", ".venv", "debian"))
     run(sys.executable, "-m", "venv", "--system-site-packages", tmp_path / "venv")
