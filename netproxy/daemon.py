@@ -41,7 +41,7 @@ class Daemon:
         self.counters = machinery.counters
         self._relays = Relays(machinery)
         self._manager = ListenerManager({
-            "tcp": lambda address: TcpListener(machinery.concrete(address), machinery.serving),
+            "tcp": machinery.listener,
             "udp": lambda address: UdpListener(machinery.concrete(address), machinery.datagrams, self.counters, log)})
         self._dialers: DialerFactory | None = None
         self._dial_seconds = 0.0
