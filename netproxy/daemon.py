@@ -32,6 +32,7 @@ from netproxy.net.batching import Datagrams
 from netproxy.net.calls import trim
 from netproxy.net.resolve import Resolver
 from netproxy.net.stream import Stream
+from netproxy.observe.flows import Flows
 from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.association import Associations
@@ -80,6 +81,7 @@ class Daemon:
     def __init__(self, log: Log) -> None:
         self._log = log
         self.counters = Counters()
+        self.flows = Flows(log.finished)
         self._connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
         self._parker = Parker(log)
         self._dials = ThreadPool("dial", DIAL_THREADS, DIAL_QUEUE, log)
@@ -273,7 +275,7 @@ class Daemon:
         for way in config.upstreams.values():       # those in use only, but what is wrong with any is found now
             dialers.way(way)
         router = ListenerRouter(dialers.way(config.default), by_listener)
-        return Surroundings(router, users, self._resolver, config.timeouts, config.splice, self.counters, self._log, self._log)
+        return Surroundings(router, users, self._resolver, config.timeouts, config.splice, self.counters, self.flows, self._log)
 
     def _wanted(self, config: ListenerConfig, address: Address, states: dict[StateKey, RelayState],
                 around: Surroundings) -> Iterator[Wanted]:
@@ -306,7 +308,7 @@ class Daemon:
         state = self._states.get((config.name, address))
         if state is None:
             arenas, workers = self._datagrams.arenas(), Workers(self._dials.submit, self._names.submit)
-            table = NatTable(_policy(config, {}), arenas, workers, self.counters, self._log, self._log)
+            table = NatTable(_policy(config, {}), arenas, workers, self.counters, self.flows, self._log)
             return RelayState(Associations(), table, arenas)
         return state
 

@@ -122,9 +122,39 @@ class Record(NamedTuple):
     ended: str            # in the words of a log line: "closed", "idle", "connection refused"
     datagrams_sent: int = 0
     datagrams_received: int = 0
+    number: int = 0       # of the Live that it was, 0 for what never lived
+
+
+class Moved(NamedTuple):
+    """What a flow has carried so far."""
+
+    sent: int               # bytes, client to target
+    received: int           # bytes, target to client
+    datagrams_sent: int = 0
+    datagrams_received: int = 0
+
+
+class Live(Protocol):
+    """A connection or a UDP session under way.  Asked from any thread."""
+
+    flow: Flow
+    number: int             # given by the observer, when it began
+    dialer: Dialer
+    started: float          # monotonic
+
+    def moved(self) -> Moved: ...
+
+    def idle(self) -> float:
+        """Seconds since a byte or a datagram came from the client or went to it."""
+
+    def kill(self) -> None:
+        """It ends soon, and its record says that it was killed."""
 
 
 class Observer(Protocol):
+    def began(self, live: Live, dialled: float | None = None) -> None:
+        """`dialled`: the seconds that its dial took, None where nothing was dialled or none was waited for."""
+
     def finished(self, record: Record) -> None: ...
 
 

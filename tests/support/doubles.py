@@ -97,6 +97,13 @@ class Records(_Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.records: list[Record] = []
+        self.lives: list[Any] = []      # what has begun, in order
+
+    def began(self, live: Any, dialled: float | None = None) -> None:
+        with self._changed:
+            self.lives.append(live)
+            live.number = len(self.lives)
+            self._changed.notify_all()
 
     def finished(self, record: Record) -> None:
         with self._changed:

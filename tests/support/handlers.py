@@ -105,6 +105,9 @@ class RecordingLog:
     def exception(self, doing: str) -> None:
         self.faults.append(doing)
 
+    def began(self, live: Any, dialled: float | None = None) -> None:
+        """An Observer's."""
+
     def finished(self, record: Record) -> None:
         self.records.append(record)
 
