@@ -94,6 +94,8 @@ class Log(Protocol):
     def error(self, message: str, *values: object) -> None: ...
     def limited(self, key: Hashable, message: str, *values: object) -> None:
         """A warning, at most once a minute for each `key`."""
+    def auth_failed(self, client: str, user: str, listener: str) -> None:
+        """A login that was refused; `client` is its address, `user` what it called itself."""
     def exception(self, doing: str) -> None:
         """The exception being handled, with its traceback, as one record."""
 

@@ -71,6 +71,9 @@ class Lines(_Recorder):
         self.keys.append(key)
         self._add("limited", message, values)
 
+    def auth_failed(self, client: str, user: str, listener: str) -> None:
+        self._add("auth_failed", f"{client} {user} {listener}", ())
+
     def exception(self, doing: str) -> None:
         self._add("exception", f"{doing}: {sys.exc_info()[1]}", ())
 
