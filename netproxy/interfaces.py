@@ -7,7 +7,7 @@ that the kernel gave; an Address is a target, its host canonical (protocol.host)
 from __future__ import annotations
 
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import Any, Callable, Hashable, NamedTuple, Protocol, Sequence
+from typing import Any, Callable, Hashable, Iterable, NamedTuple, Protocol, Sequence
 
 from netproxy.errors import Reason
 
@@ -74,8 +74,13 @@ class Flow(NamedTuple):
     network: str          # "tcp" or "udp"
     client: Address
     target: Address
-    listener: str
+    listener: str         # "" for what NetProxy itself wants: the way to another proxy
     user: str             # "" where nobody logged in
+    addresses: tuple[Address, ...] = ()     # where the target is, found and allowed (Router); () while nobody has looked
+
+    def to_hop(self, server: Address, network: str = "tcp") -> Flow:
+        """What leads to another proxy: the client stays, its target's addresses and rules do not matter."""
+        return Flow(network, self.client, server, "", self.user)
 
 
 class Reader(Protocol):
@@ -167,6 +172,7 @@ class Dialer(Protocol):
     carries: frozenset[str]     # of "tcp", "udp", "bind"
     refusal: Reason             # for what it does not carry
     symmetric: bool             # a packet connection of its reaches the flow's target alone
+    takes_names: bool           # names go to a proxy as they are; else the flow's addresses are dialled
 
     def dial(self, flow: Flow) -> Any:
         """A net.stream.Stream connected to the flow's target; DialError."""
@@ -178,8 +184,39 @@ class Dialer(Protocol):
         """The same way, with the choices that groups on it have made for a flow of datagrams; itself where there are none."""
 
 
+class Route(NamedTuple):
+    """A decision: the way out, and the flow with the addresses that were looked up for it."""
+
+    dialer: Dialer
+    flow: Flow
+
+
 class Router(Protocol):
-    def route(self, flow: Flow) -> Dialer: ...
+    """DialError for what may not be reached, or is not found."""
+
+    def route(self, flow: Flow) -> Route:
+        """May wait for a name."""
+
+    def route_at_once(self, flow: Flow) -> Route | None:
+        """Never waits: None where a name must be looked up first."""
+
+    def ways(self, flow: Flow) -> Iterable[Dialer]:
+        """All that a flow like this may take, wherever it goes."""
+
+
+class Resolver(Protocol):
+    def resolve(self, target: Address, seconds: float = ...) -> Sequence[Address]:
+        """The addresses of a target, at least one; waits for them, `seconds` at the most.  DialError(NAME, TIMEOUT)."""
+
+    def known(self, target: Address) -> Sequence[Address] | None:
+        """The same without waiting: None where nobody has asked lately.  DialError(NAME) for what lately had none."""
+
+
+class Gatekeeper(Protocol):
+    """Which addresses may be reached."""
+
+    def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
+        """Those of `addresses` that a flow may be dialled to, at least one; DialError(DENIED, LOOP)."""
 
 
 class Run:
@@ -214,8 +251,8 @@ class Batch(NamedTuple):
 class PacketConn(Protocol):
     """The datagram twin of a stream: one upstream, many targets."""
 
-    def prepare(self, target: Address) -> Any:
-        """What send() takes as destination.  May block for a name, never for an IP address; DialError."""
+    def prepare(self, flow: Flow) -> Any:
+        """What send() takes as destination for the flow's target.  May block for a name that nobody has looked up; DialError."""
 
     def send(self, arena: Any, run: Run, destination: Any) -> None:
         """Never blocks, never raises; what cannot go is counted by reason."""

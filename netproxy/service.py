@@ -18,7 +18,8 @@ from netproxy.config.node import Node, Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
 from netproxy.config.url import listener_node
-from netproxy.daemon import Daemon, raise_descriptor_limit
+from netproxy.daemon import Daemon
+from netproxy.machinery import raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError, NetProxyError
 from netproxy.listener.pool import set_stack_size
 from netproxy.observe import notify

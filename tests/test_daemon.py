@@ -10,7 +10,8 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy import daemon as daemon_module
-from netproxy.daemon import Daemon, raise_descriptor_limit
+from netproxy.daemon import Daemon
+from netproxy.machinery import raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError
 from netproxy.interfaces import Address
 from netproxy.protocol import socks5
@@ -269,7 +270,7 @@ class TestReload:
             for number in range(30):
                 daemon.reload(PLAIN + f"\ntimeouts: {{connect: {number + 1}s}}")
                 tunnel.check()
-        assert len(daemon.daemon._janitor._tables) == 4       # the NAT table, the socket whose drops are counted, memory, health checks
+        assert len(daemon.daemon._machinery.janitor._tables) == 4       # the NAT table, the socket whose drops are counted, memory, health checks
 
     def test_new_listeners_come_and_old_ones_go(self, daemon: Running, echo: Address) -> None:
         with Tunnel(daemon.port, echo) as tunnel:
@@ -459,7 +460,7 @@ class TestLookingAtIt:
     def test_a_thread_that_died_is_named(self, daemon: Running) -> None:
         """HAZARDS 98."""
         assert daemon.daemon.dead_thread() == ""
-        daemon.daemon._janitor.stop()
+        daemon.daemon._machinery.janitor.stop()
         assert daemon.daemon.dead_thread() == "janitor"
 
     def test_what_it_would_do(self) -> None:

@@ -14,19 +14,22 @@ ROOT = Path(__file__).resolve().parents[1] / "netproxy"
 ALLOWED = {
     "__main__": {"cli"},
     "report": {"config", "dialer"},
-    "service": {"", "config", "daemon", "listener", "observe"},
+    "service": {"", "config", "daemon", "listener", "machinery", "observe"},
+    "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver"},
+    "relays": {"config", "handler", "listener", "machinery", "relay"},
     "cli": {"", "service", "access", "config", "daemon", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
-    "daemon": {"", "report", "access", "config", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
+    "daemon": {"", "report", "machinery", "relays", "resolver", "access", "config", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
     "handler": {"protocol", "net", "relay", "access"},
     "dialer": {"protocol", "net"},
     "relay": {"net"},
     "listener": {"net"},
+    "resolver": {"protocol", "net"},
     "errors": set(), "interfaces": set(), "": set(),
     "router": set(), "config": set(), "protocol": set(), "net": set(), "access": set(), "observe": set(),
 }
 FOR_ALL = {"errors", "interfaces"}
 SCHEMA = "netproxy.config.schema"
-READERS_OF_SCHEMA = {"daemon", "service", "report"}       # besides config/ itself and every factory
+READERS_OF_SCHEMA = {"daemon", "machinery", "relays", "service", "report"}       # besides config/ itself and every factory
 LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback"}
 LATE_OURS = {("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("daemon", "netproxy.observe.control"),
              ("cli", "netproxy.access.users"), ("net", "netproxy.net.vectors"),      # hashlib's, ctypes'

@@ -17,6 +17,7 @@ from netproxy.errors import ConfigError
 SIZE_LIMIT = 1 << 20        # bytes of a file: lists that are longer belong into files of their own
 DEPTH_LIMIT = 32            # nested collections: a deeper tree is an attack on the parser's stack
 SECRET_LIMIT = 65536        # bytes of a file named by !file
+_TOO_DEEP = f"nested deeper than {DEPTH_LIMIT} levels"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -44,7 +45,9 @@ def load_text(raw: bytes, path: str) -> Node:
         root = yaml.compose(raw, Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ConfigError(error.problem or "not YAML", _place(path, mark) if mark else path) from error
+        # newer libyaml counts for itself, and looks further ahead than the events that have come
+        problem = _TOO_DEEP if "nesting depth" in str(error.problem) else error.problem
+        raise ConfigError(problem or "not YAML", _place(path, mark) if mark else path) from error
     except yaml.YAMLError as error:     # bytes that are no text
         raise ConfigError("not YAML: a byte that is not allowed in text", path) from error
     return Node({}, path) if root is None else _convert(root, path)
@@ -57,7 +60,7 @@ def _check_events(yaml: Any, raw: bytes, loader: Any, path: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEPTH_LIMIT:
-                wrong = f"nested deeper than {DEPTH_LIMIT} levels"
+                wrong = _TOO_DEEP
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.DocumentStartEvent):

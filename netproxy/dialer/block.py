@@ -10,6 +10,7 @@ class BlockDialer:
     carries: frozenset[str] = frozenset()
     refusal = Reason.DENIED
     symmetric = False
+    takes_names = True          # where they are does not matter
 
     def pinned(self, flow: Flow) -> BlockDialer:
         return self

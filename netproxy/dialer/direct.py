@@ -1,19 +1,30 @@
 """The way out that needs no other proxy: this machine's own sockets."""
 from __future__ import annotations
 
+import math
 import time
-from typing import Hashable
+from typing import Hashable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow
+from netproxy.interfaces import Address, Flow, Gatekeeper, Resolver
 from netproxy.net.address import from_sockaddr
 from netproxy.net.batching import Datagrams
 from netproxy.net.connect import ANY_WAY, REASONS, Outgoing, connect
 from netproxy.net.datagram import DatagramSocket, Destination
-from netproxy.net.resolve import LOOKUP_SECONDS, Resolver
 from netproxy.net.stream import Stream
 
 DIRECT = "direct"           # its name, in logs and rules
+
+
+class Reach(NamedTuple):
+    """Where a flow may be dialled to: what the router has found, else, for servers of proxies, what is looked up here."""
+
+    resolver: Resolver
+    gatekeeper: Gatekeeper
+
+    def addresses(self, flow: Flow, seconds: float = math.inf) -> Sequence[Address]:
+        """DialError."""
+        return flow.addresses or self.gatekeeper.permitted(flow, self.resolver.resolve(flow.target, seconds))
 
 
 class DirectDialer:
@@ -21,11 +32,12 @@ class DirectDialer:
     carries = frozenset({"tcp", "udp", "bind"})
     refusal = Reason.UNSUPPORTED
     symmetric = False
+    takes_names = False
 
-    def __init__(self, resolver: Resolver, datagrams: Datagrams, seconds: float, outgoing: Outgoing = ANY_WAY) -> None:
-        """`seconds` for a connection in total, its name's lookup included."""
+    def __init__(self, reach: Reach, datagrams: Datagrams, seconds: float, outgoing: Outgoing = ANY_WAY) -> None:
+        """`seconds` for a connection in total, its name's lookup included if it is made here."""
         self._outgoing = outgoing
-        self._resolver = resolver
+        self._reach = reach
         self._datagrams = datagrams
         self._seconds = seconds
 
@@ -34,7 +46,7 @@ class DirectDialer:
         if not target.port:
             raise DialError(Reason.REFUSED, f"{target}: port 0")
         deadline = time.monotonic() + self._seconds
-        addresses = self._resolver.resolve(target, min(self._seconds, LOOKUP_SECONDS))
+        addresses = self._reach.addresses(flow, self._seconds)
         return Stream(connect(addresses, max(0.0, deadline - time.monotonic()), self._outgoing))
 
     def pinned(self, flow: Flow) -> DirectDialer:
@@ -42,7 +54,7 @@ class DirectDialer:
 
     def dial_packet(self, flow: Flow) -> DirectPacketConn:
         try:
-            return DirectPacketConn(self._resolver, self._datagrams.outgoing(self._outgoing))
+            return DirectPacketConn(self._reach, self._datagrams.outgoing(self._outgoing))
         except OSError as error:
             raise DialError(REASONS.get(error.errno, Reason.GENERAL), error.strerror or "no socket") from error
 
@@ -50,10 +62,10 @@ class DirectDialer:
 class DirectPacketConn:
     """One UDP socket, hence one port, for all targets of one client.  The twin of Stream for datagrams."""
 
-    __slots__ = ("_resolver", "_socket", "send", "wait", "receive", "shutdown", "close")
+    __slots__ = ("_reach", "_socket", "send", "wait", "receive", "shutdown", "close")
 
-    def __init__(self, resolver: Resolver, sock: DatagramSocket) -> None:
-        self._resolver = resolver
+    def __init__(self, reach: Reach, sock: DatagramSocket) -> None:
+        self._reach = reach
         self._socket = sock
         # nothing is added to what the socket does, so nothing is put in its way
         self.send = self._socket.send
@@ -62,9 +74,9 @@ class DirectPacketConn:
         self.shutdown = self._socket.shutdown
         self.close = self._socket.close
 
-    def prepare(self, target: Address) -> Destination:
+    def prepare(self, flow: Flow) -> Destination:
         failure: ValueError | None = None
-        for address in self._resolver.resolve(target):
+        for address in self._reach.addresses(flow):
             try:
                 return self._socket.destination(address)
             except ValueError as error:     # IPv6 on a machine that has none

@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Seque
 
 from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig, MemberConfig, UpstreamTlsConfig, WayConfig
 from netproxy.dialer.block import BlockDialer
-from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.group import GroupDialer, Member
 from netproxy.dialer.health import Check
 from netproxy.dialer.hop import Hop
@@ -19,7 +19,6 @@ from netproxy.errors import ConfigError
 from netproxy.interfaces import Dialer, pack_ip
 from netproxy.net.batching import Datagrams
 from netproxy.net.connect import ANY_WAY, KEEPALIVE_IDLE, Outgoing
-from netproxy.net.resolve import Resolver
 from netproxy.net.stream import Stream
 
 _Steps = tuple[HopConfig | GroupConfig, ...]
@@ -64,15 +63,15 @@ class _Trust:
 class DialerFactory:
     """Keeps what it made: a reload that changes something else leaves UDP sessions, which hang on their dialer, as they are."""
 
-    def __init__(self, resolver: Resolver, datagrams: Datagrams, seconds: float, services: Services,
+    def __init__(self, reach: Reach, datagrams: Datagrams, seconds: float, services: Services,
                  limit: float = math.inf) -> None:
         """`seconds`: for each connection, and for each proxy's handshake; with `limit` none has more, whatever it asks for."""
         self._limit = limit
         self._services = services
-        self._resolver = resolver
+        self._reach = reach
         self._datagrams = datagrams
         self._seconds = seconds
-        self._direct = DirectDialer(resolver, datagrams, min(seconds, limit))
+        self._direct = DirectDialer(reach, datagrams, min(seconds, limit))
         self._made: dict[WayConfig, _Made] = {}
         self._trusts: dict[UpstreamTlsConfig, _Trust] = {}
         self._members: dict[tuple[str, MemberConfig, _Steps], Member] = {}
@@ -136,7 +135,7 @@ class DialerFactory:
         outgoing = Outgoing(local, device, step.mark, keepalive)
         if outgoing == ANY_WAY and step.timeout is None:
             return self._direct
-        return DirectDialer(self._resolver, self._datagrams, self._patience(step), outgoing)
+        return DirectDialer(self._reach, self._datagrams, self._patience(step), outgoing)
 
     def _patience(self, step: HopConfig) -> float:
         return min(step.timeout or self._seconds, self._limit)
@@ -146,7 +145,7 @@ class DialerFactory:
         hop = Hop(place.name if last and place.name else step.url, label, step.server, via,
                   self._patience(step), step.user, step.password, self._secure(step, label))
         make = _DIALERS[step.scheme]
-        plain = make(hop, self._resolver, self._services, step.udp == "auto")
+        plain = make(hop, self._reach, self._services, step.udp == "auto")
         if step.udp != "uot":
             return plain
         return UotDialer(plain, make(hop, None, self._services, False), self._services.counter)
@@ -197,7 +196,7 @@ class DialerFactory:
 
     def _check(self, group: GroupConfig, config: MemberConfig, member: Member, via: Dialer) -> Iterator[Check]:
         health, first = group.health or HealthConfig(), config.way.steps[0]
-        impatient = DialerFactory(self._resolver, self._datagrams, health.timeout, self._services, health.timeout)
+        impatient = DialerFactory(self._reach, self._datagrams, health.timeout, self._services, health.timeout)
         first_via = impatient._direct if via is self._direct else via
         if health.target is not None:
             way = member.dialer if member.groups else impatient._fold(config.way, first_via, (), [])
@@ -207,13 +206,13 @@ class DialerFactory:
             yield Check(group.name, member, first.server, via, b"", health.interval, health.timeout)
 
 
-_DIALERS: dict[str, Callable[[Hop, Resolver | None, Services, bool], Dialer]] = {
-    "socks4": lambda hop, resolver, services, udp: Socks4Dialer(hop, resolver),
-    "socks4a": lambda hop, resolver, services, udp: Socks4Dialer(hop, None),
+_DIALERS: dict[str, Callable[[Hop, Reach | None, Services, bool], Dialer]] = {
+    "socks4": lambda hop, reach, services, udp: Socks4Dialer(hop, reach),
+    "socks4a": lambda hop, reach, services, udp: Socks4Dialer(hop, None),
     "socks5": Socks5Dialer,
-    "socks5h": lambda hop, resolver, services, udp: Socks5Dialer(hop, None, services, udp),
+    "socks5h": lambda hop, reach, services, udp: Socks5Dialer(hop, None, services, udp),
     "socks5+tls": Socks5Dialer,
-    "socks5h+tls": lambda hop, resolver, services, udp: Socks5Dialer(hop, None, services, udp),
-    "http": lambda hop, resolver, services, udp: HttpDialer(hop, services.counter, udp),
-    "https": lambda hop, resolver, services, udp: HttpDialer(hop, services.counter, udp),
+    "socks5h+tls": lambda hop, reach, services, udp: Socks5Dialer(hop, None, services, udp),
+    "http": lambda hop, reach, services, udp: HttpDialer(hop, services.counter, udp),
+    "https": lambda hop, reach, services, udp: HttpDialer(hop, services.counter, udp),
 }

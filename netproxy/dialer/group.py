@@ -35,6 +35,7 @@ class Member:
         self.name = name
         self.dialer = dialer
         self.carries, self.refusal, self.symmetric = dialer.carries, dialer.refusal, dialer.symmetric
+        self.takes_names = dialer.takes_names
         self.weight = weight
         self.groups = groups
         self.up = True              # as far as health checks know
@@ -138,6 +139,7 @@ class GroupDialer:
         self.checks: Sequence[Any] = ()         # what health asks of its members
         self.carries = frozenset().union(*(member.carries for member in members)) - {"bind"}
         self.symmetric = any(member.symmetric for member in members)
+        self.takes_names = all(member.takes_names for member in members)
         self._patience = seconds * PATIENCE
         self._lock = threading.Lock()       # guards _turn and the members' credit
         self._turn = 0

@@ -60,7 +60,7 @@ class HealthChecks:
 
 def _ask(check: Check) -> str:
     """ "" where the member is well; NetProxyError or a word for what is wrong."""
-    stream = check.way.dial(Flow("tcp", NOBODY, check.target, "health check", ""))
+    stream = check.way.dial(Flow("tcp", NOBODY, check.target, "", ""))
     try:
         if not check.path:
             return ""

@@ -33,7 +33,7 @@ class Hop(NamedTuple):
         DialError names the hop and, where it broke off, what was `wanted` of it.
         """
         try:
-            stream = self.via.dial(flow._replace(network="tcp", target=self.server))
+            stream = self.via.dial(flow.to_hop(self.server))
         except DialError as error:
             if not error.hop:
                 error.hop, error.detail = self.label, "" if error.detail == str(self.server) else error.detail
@@ -54,7 +54,7 @@ class Hop(NamedTuple):
 
     def pinned(self, dialer: Any, flow: Flow) -> Any:
         """`dialer`, which has this hop as `_hop`, or one like it by the way that groups before the hop have chosen."""
-        via = self.via.pinned(flow._replace(target=self.server))
+        via = self.via.pinned(flow.to_hop(self.server, flow.network))
         if via is self.via:
             return dialer
         other = copy(dialer)

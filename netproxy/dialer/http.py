@@ -19,6 +19,7 @@ class HttpDialer:
     """Names go to the proxy as they are."""
 
     refusal = Reason.UNSUPPORTED
+    takes_names = True
     symmetric = True            # a connection for connect-udp has one target
 
     def __init__(self, hop: Hop, counter: Counter, udp: bool = True) -> None:

@@ -1,28 +1,31 @@
 """The way out through a SOCKS4 proxy.  A user is told as its user id; there are no passwords, and no UDP."""
 from __future__ import annotations
 
+from typing import Sequence
+
+from netproxy.dialer.direct import Reach
 from netproxy.dialer.hop import Hop
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address, Flow, pack_ip
-from netproxy.net.resolve import Resolver
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks4
 
 
 class Socks4Dialer:
-    """`resolver` resolves names here (socks4); None leaves them to the proxy (socks4a)."""
+    """`reach` finds where names are (socks4); None leaves them to the proxy (socks4a)."""
 
     carries = frozenset({"tcp"})
     refusal = Reason.UNSUPPORTED
     symmetric = False
 
-    def __init__(self, hop: Hop, resolver: Resolver | None) -> None:
+    def __init__(self, hop: Hop, reach: Reach | None) -> None:
         self.name = hop.name
         self._hop = hop
-        self._resolver = resolver
+        self.takes_names = reach is None
+        self._reach = reach
 
     def dial(self, flow: Flow) -> Stream:
-        target = flow.target if self._resolver is None else _ipv4(self._resolver.resolve(flow.target))
+        target = flow.target if self._reach is None else _ipv4(self._reach.addresses(flow))
         if ":" in target.host:
             raise DialError(Reason.UNSUPPORTED, f"{self._hop.label}: {flow.target}", "SOCKS4 knows IPv4 alone")
         return self._hop.open(flow, lambda stream: self._connect(stream, target))
@@ -40,6 +43,6 @@ class Socks4Dialer:
             raise DialError(socks4.REASONS.get(reply, Reason.GENERAL), str(target))
 
 
-def _ipv4(addresses: list[Address]) -> Address:
+def _ipv4(addresses: Sequence[Address]) -> Address:
     """The first of IPv4, else the first."""
     return next((one for one in addresses if len(pack_ip(one.host) or b"") == 4), addresses[0])

@@ -1,14 +1,13 @@
 """The way out through a SOCKS5 proxy, TCP and UDP."""
 from __future__ import annotations
 
-from netproxy.dialer.direct import DIRECT
+from netproxy.dialer.direct import DIRECT, Reach
 from netproxy.dialer.group import TRIES
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.socks5_udp import Services, Socks5PacketConn
 from netproxy.errors import DeadlineError, DialError, EndOfStream, Reason, StreamError
 from netproxy.interfaces import Address, Flow, PacketConn
 from netproxy.net.address import is_unspecified
-from netproxy.net.resolve import Resolver
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 
@@ -17,21 +16,22 @@ NOWHERE = Address("0.0.0.0", 0)     # a hint that says nothing: our port may loo
 
 
 class Socks5Dialer:
-    """`resolver` resolves names here (socks5); None leaves them to the proxy (socks5h)."""
+    """`reach` finds where names are (socks5); None leaves them to the proxy (socks5h)."""
 
     refusal = Reason.UNSUPPORTED
     symmetric = False
 
-    def __init__(self, hop: Hop, resolver: Resolver | None, services: Services, udp: bool = True) -> None:
+    def __init__(self, hop: Hop, reach: Reach | None, services: Services, udp: bool = True) -> None:
         """`udp`: the proxy may be asked for associations."""
         self.name = hop.name
         self.carries = frozenset({"tcp", "udp"} if udp else {"tcp"}) & hop.via.carries
         self._hop = hop
-        self._resolver = resolver
+        self.takes_names = reach is None
+        self._reach = reach
         self._services = services
 
     def dial(self, flow: Flow) -> Stream:
-        target = flow.target if self._resolver is None else self._resolver.resolve(flow.target)[0]
+        target = flow.target if self._reach is None else self._reach.addresses(flow)[0]
         return self._hop.open(flow, lambda stream: self._connect(stream, target))
 
     def pinned(self, flow: Flow) -> Socks5Dialer:
@@ -54,9 +54,9 @@ class Socks5Dialer:
 
     def _open(self, flow: Flow) -> Socks5PacketConn:
         def reach(relay: Address) -> PacketConn:
-            return self._hop.via.dial_packet(flow._replace(network="udp", target=relay))
+            return self._hop.via.dial_packet(flow.to_hop(relay, "udp"))
 
-        return Socks5PacketConn(lambda: self._associate(flow), reach, self._resolver and self._resolver.resolve, self._services)
+        return Socks5PacketConn(lambda: self._associate(flow), reach, self._reach and self._reach.addresses, self._services)
 
     def _associate(self, flow: Flow) -> tuple[Stream, Address]:
         """A control connection with an association, and the address of its relay."""

@@ -13,13 +13,14 @@ import time
 from typing import Any, Callable, Hashable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, ProtocolError
-from netproxy.interfaces import Address, Batch, Counter, PacketConn, Run, Span, pack_ip
+from netproxy.interfaces import Address, Batch, Counter, Flow, PacketConn, Run, Span, pack_ip
 from netproxy.net.address import Sources, from_sockaddr
 from netproxy.net.datagram import Pinned
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 
 RETRY_SECONDS = 2.0         # between two tries to associate anew
+NOBODY = Address("0.0.0.0", 0)      # the client of what a connection wants for itself
 JOINED_LIMIT = 256          # headers of the hops behind this one that are kept joined to ours
 
 
@@ -54,14 +55,14 @@ class Socks5Destination:
 class Socks5PacketConn:
     """`associate` opens a control connection and gives the relay's address, `reach` what leads there.
 
-    `resolve` is None where names go to the proxy.
+    `find` is None where names go to the proxy.
     """
 
     def __init__(self, associate: Callable[[], tuple[Stream, Address]], reach: Callable[[Address], PacketConn],
-                 resolve: Callable[[Address], Sequence[Address]] | None, services: Services) -> None:
+                 find: Callable[[Flow], Sequence[Address]] | None, services: Services) -> None:
         """DialError."""
         self._associate = associate
-        self._resolve = resolve
+        self._find = find
         self._services = services
         self._closed = False
         self._lock = threading.Lock()       # guards _reopening
@@ -83,8 +84,8 @@ class Socks5PacketConn:
             self._via.close()
             raise
 
-    def prepare(self, target: Address) -> Socks5Destination:
-        return Socks5Destination(self._resolve(target)[0] if self._resolve else target)
+    def prepare(self, flow: Flow) -> Socks5Destination:
+        return Socks5Destination(self._find(flow)[0] if self._find else flow.target)
 
     def send(self, arena: Any, run: Run, destination: Socks5Destination) -> None:
         relay = self._relay
@@ -149,7 +150,7 @@ class Socks5PacketConn:
     def _settle(self, control: Stream, bound: Address) -> None:
         """The association's way is there; DialError, and then the control connection is closed."""
         try:
-            relay = self._via.prepare(bound)
+            relay = self._via.prepare(Flow("udp", NOBODY, bound, "", ""))
             host = from_sockaddr(relay.sockaddr).host
             self._control, self._relay_host = control, host if pack_ip(host) is not None else ""
             self._relay = relay

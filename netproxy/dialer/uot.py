@@ -24,6 +24,7 @@ class UotDialer:
         self.name = plain.name
         self.carries = plain.carries | {"udp"}
         self.dial = plain.dial
+        self.takes_names = plain.takes_names
         self._plain = plain
         self._carrier = carrier
         self._counter = counter
@@ -47,7 +48,7 @@ class UotDialer:
 
     def _open(self, flow: Flow) -> Stream:
         try:
-            return self._carrier.dial(flow._replace(network="tcp", target=Address(uot.MAGIC, PORT)))
+            return self._carrier.dial(flow.to_hop(Address(uot.MAGIC, PORT)))
         except DialError as error:
             if not error.upstream and error.reason in _UNKNOWN:
                 error.said = f"no UoT there ({error.said or error.reason.value})"

@@ -7,11 +7,13 @@ from typing import Callable
 from netproxy.errors import DialError, StreamError
 from netproxy.handler.stream_udp import StreamUdpRelay, UotPassage
 from netproxy.interfaces import Address, Counter, Dialer, Flow, Moved, Observer, Pause, Record, Router
+from netproxy.net.address import is_unspecified
 from netproxy.net.bind import Binder
 from netproxy.net.stream import Stream
 from netproxy.protocol import uot
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay, pipe
 
+NO_WAY = "-"                # of a flow that was not routed
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
 
 
@@ -28,7 +30,8 @@ class Connector:
         self._observer = observer
 
     def route(self, flow: Flow) -> Dialer:
-        return self._router.route(flow)
+        """DialError."""
+        return self._router.route(flow).dialer
 
     def tunnel(self, flow: Flow) -> Passage | UotPassage:
         """What a client gets that asks for a connection of its own: one to its target, or a stream of datagrams.  DialError."""
@@ -39,32 +42,38 @@ class Connector:
 
     def open(self, flow: Flow) -> Passage:
         """A connection to the flow's target; DialError, which has been counted and recorded."""
-        started = time.monotonic()
-        dialer = self._router.route(flow)
+        started, way = time.monotonic(), NO_WAY
         try:
-            upstream = dialer.dial(flow)
+            dialer, flow = self._router.route(flow)
+            way = dialer.name
+            passage = Passage(self, flow, dialer, dialer.dial(flow), started)
         except DialError as error:
-            self._failed(flow, dialer, started, error)
+            self._failed(flow, way, started, error)
             raise
-        return self.begin(Passage(self, flow, dialer, upstream, started), time.monotonic() - started)
+        return self.begin(passage, time.monotonic() - started)
 
     def bind(self, flow: Flow, client: Stream, binder: Binder, announce: Callable[[Address], None]) -> Passage:
         """The connection of the peer that a BIND waits for; its flow's target is the peer.  DialError."""
-        started = time.monotonic()
-        dialer = self._router.route(flow)
+        started, way = time.monotonic(), NO_WAY
         try:
+            dialer = self._way_to_peer(flow)
+            way = dialer.name
             if "bind" not in dialer.carries:
-                raise DialError(dialer.refusal, f"BIND by {dialer.name}")
+                raise DialError(dialer.refusal, f"BIND by {way}")
             upstream, peer = binder.accept(client, flow.client, flow.target, announce)
         except DialError as error:
-            self._failed(flow, dialer, started, error)
+            self._failed(flow, way, started, error)
             raise
         return self.begin(Passage(self, flow._replace(target=peer), dialer, upstream, started))
 
-    def _failed(self, flow: Flow, dialer: Dialer, started: float, error: DialError) -> None:
+    def _way_to_peer(self, flow: Flow) -> Dialer:
+        """A peer that may be anybody (0.0.0.0) is no target, and goes where most does."""
+        return list(self._router.ways(flow))[-1] if is_unspecified(flow.target.host) else self._router.route(flow).dialer
+
+    def _failed(self, flow: Flow, way: str, started: float, error: DialError) -> None:
         self._counter.count("dial_failures", error.reason.value)
         ended = str(error) if error.hop else error.reason.value
-        self._observer.finished(Record(flow, dialer.name, 0, 0, time.monotonic() - started, ended))
+        self._observer.finished(Record(flow, way, 0, 0, time.monotonic() - started, ended))
 
     def relay(self, passage: Passage, client: Stream) -> Pause | None:
         def finished(outcome: Outcome) -> None:

@@ -14,12 +14,10 @@ from netproxy.handler.http_forward import Forwarder
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Entrance, Socks5Handler
 from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
-from netproxy.handler.sps import Gate, Secure, SpsHandler
+from netproxy.handler.sps import Gate, Secure, Speech, SpsHandler
 from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces import Counter, Log, Observer, Router
+from netproxy.interfaces import Counter, Log, Observer, Resolver, Router
 from netproxy.net.bind import Announcement, Announcer, Binder
-from netproxy.net.resolve import Resolver
-from netproxy.protocol.detect import Speech
 from netproxy.relay.pipe import PipeLimits
 
 

@@ -74,7 +74,7 @@ class UdpForward:
             client = Client(peer, endpoint, local, _no_header, None)
             self._table.add_client(client)
         flow = Flow("udp", endpoint, self._target, self._listener, "")
-        return self._table.open((peer, b""), client, flow, self._router.route(flow), count)
+        return self._table.open((peer, b""), client, flow, self._router, count)
 
 
 def _no_header(source: Address) -> bytes:

@@ -16,11 +16,11 @@ from typing import Iterator
 from netproxy.errors import DeadlineError, EndOfStream, NetProxyError, StreamError
 from netproxy.handler.connector import Passage
 from netproxy.interfaces import Pause
-from netproxy.protocol.http1_fields import request_fields, response_fields, upgrade_of
 from netproxy.net.stream import Stream, poll_streams
 from netproxy.protocol import http1
-from netproxy.protocol.http1_body import (
-    LAST_CHUNK, NONE, Framing, encode_chunk, read_body, request_framing, response_framing)
+from netproxy.protocol.http1_message import (
+    LAST_CHUNK, NONE, Framing, encode_chunk, read_body, request_fields, request_framing, response_fields, response_framing,
+    upgrade_of)
 
 BODY_SECONDS = 30.0         # for the next BODY_STEP bytes of a body: a client that drips holds no thread for ever
 BODY_STEP = 1024

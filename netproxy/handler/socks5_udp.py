@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any, Callable, Hashable, NamedTuple
 
-from netproxy.errors import DialError, ProtocolError
-from netproxy.net.bind import Announcer
+from netproxy.errors import ProtocolError
+from netproxy.handler.stream_udp import refuse_without_udp
 from netproxy.interfaces import Address, Batch, Counter, Flow, Router, Run, Span
 from netproxy.net.address import from_sockaddr
+from netproxy.net.bind import Announcer
 from netproxy.net.datagram import ArenaPool, DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
@@ -54,9 +55,7 @@ class Socks5UdpRelay:
 
         DialError where no datagram could leave, or no relay port is free.
         """
-        dialer = self._router.route(flow._replace(network="udp"))
-        if "udp" not in dialer.carries:     # better said now than lost datagram by datagram
-            raise DialError(dialer.refusal, f"UDP by {dialer.name}")
+        refuse_without_udp(self._router, flow._replace(network="udp"))
         local = stream.local_address()
         port = self.open_port(self, local.host) if self.open_port else None
         relay = port.local if port else self.shared
@@ -146,7 +145,7 @@ class Socks5UdpRelay:
             self._counter.count("drops", "bad target", count)
             return None
         flow = Flow("udp", client.address, target, self._listener, client.owner.user)
-        return self._table.open(key, client, flow, self._router.route(flow), count)
+        return self._table.open(key, client, flow, self._router, count)
 
     def _admit(self, peer: Hashable, local: DatagramSocket) -> Client | None:
         endpoint = from_sockaddr(local.peer(peer))

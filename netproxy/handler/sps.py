@@ -8,16 +8,41 @@ datagrams to the same port number are SOCKS5's.
 """
 from __future__ import annotations
 
+import enum
 from typing import Any, Callable, Container, Mapping
 
 from netproxy.errors import LimitError, ProtocolError
 from netproxy.interfaces import Address, Batch, Counter, Handler, Log, Pause
 from netproxy.net.datagram import DatagramSocket
 from netproxy.net.stream import Stream
-from netproxy.protocol.detect import Speech, detect
 from netproxy.protocol.proxy_protocol import read_header
 
 Secure = Callable[[Stream], None]       # net.tls.accept with its context
+
+
+class Speech(enum.Enum):
+    SOCKS4 = "socks4"
+    SOCKS5 = "socks5"
+    HTTP = "http"
+    TLS = "tls"
+    UNKNOWN = "unknown"
+
+
+def detect(first: int) -> Speech:
+    """What a client speaks whose first byte, 0-255, is `first`.
+
+    SOCKS4 and SOCKS5 begin with their version, TLS with its handshake record type, HTTP with a letter of its
+    method; no two of them can be mistaken.
+    """
+    if first == 0x05:
+        return Speech.SOCKS5
+    if first == 0x04:
+        return Speech.SOCKS4
+    if first == 0x16:
+        return Speech.TLS
+    if 0x41 <= first <= 0x5A or 0x61 <= first <= 0x7A:
+        return Speech.HTTP
+    return Speech.UNKNOWN
 
 
 class SpsHandler:

@@ -11,7 +11,7 @@ import select
 from typing import Any, Callable
 
 from netproxy.errors import DialError, NetProxyError, ProtocolError, Reason
-from netproxy.interfaces import READABLE, Address, Batch, Counter, Dialer, Flow, Observer, Pause, Record, Router, Run
+from netproxy.interfaces import READABLE, Address, Batch, Counter, Flow, Observer, Pause, Record, Route, Router, Run
 from netproxy.net.datagram import ArenaPool
 from netproxy.net.framed import FramedSocket, Framing
 from netproxy.net.stream import Stream, poll_streams
@@ -58,11 +58,11 @@ class StreamUdpRelay:
 
     def _to_one(self, stream: Stream, flow: Flow, framing: Framing, accepted: bytes) -> Pause | None:
         """A stream for one target, which alone may answer.  Its name is resolved before it is accepted (RFC 9298 section 3.1)."""
-        dialer = self._route(flow)
+        route = self._route(flow)
         service = _Service(self, stream, flow, framing, lambda source: b"")
         try:
             service.client.filtering = ADDRESS_AND_PORT
-            service.entry = self.table.open_now((service.socket, b""), service.client, flow, dialer)
+            service.entry = self.table.open_now((service.socket, b""), service.client, route)
             stream.write(accepted)
         except DialError as error:
             service.abandon(error.reason.value)
@@ -74,25 +74,35 @@ class StreamUdpRelay:
         return service.run()
 
     def permit(self, flow: Flow) -> None:
-        """DialError where no datagram of a stream for all targets could leave: better said now than lost one by one."""
-        self._route(flow)
+        """DialError where no datagram of a stream for all targets could leave."""
+        refuse_without_udp(self.router, flow._replace(network="udp"))
 
-    def _route(self, flow: Flow) -> Dialer:
+    def _route(self, flow: Flow) -> Route:
         """The way out of a flow's datagrams; DialError, which has been counted and recorded, where they have none."""
-        dialer = self.router.route(flow._replace(network="udp"))
-        if not flow.target.port:
-            error = DialError(Reason.REFUSED, f"{flow.target}: port 0")
-        elif "udp" not in dialer.carries:
-            error = DialError(dialer.refusal, said=f"{dialer.name} carries no UDP")
-        else:
-            return dialer
-        self.counter.count("dial_failures", error.reason.value)
-        self.observer.finished(Record(flow, dialer.name, 0, 0, 0.0, str(error)))
-        raise error
+        way = "-"
+        try:
+            if not flow.target.port:
+                raise DialError(Reason.REFUSED, f"{flow.target}: port 0")
+            route = self.router.route(flow._replace(network="udp"))
+            way = route.dialer.name
+            if "udp" not in route.dialer.carries:
+                raise DialError(route.dialer.refusal, said=f"{way} carries no UDP")
+            return route
+        except DialError as error:
+            self.counter.count("dial_failures", error.reason.value)
+            self.observer.finished(Record(flow, way, 0, 0, 0.0, str(error)))
+            raise
 
     def _to_all(self, stream: Stream, flow: Flow) -> Pause | None:
         """A stream whose frames name their targets: endpoint-independent, as a SOCKS5 association is."""
         return _Service(self, stream, flow._replace(network="udp"), uot.Frames(), uot.encode_address).run()
+
+
+def refuse_without_udp(router: Router, flow: Flow) -> None:
+    """DialError where no datagram of a client could leave, wherever it goes: better said now than lost one by one."""
+    refused = [dialer for dialer in router.ways(flow) if "udp" not in dialer.carries]
+    if refused and len(refused) == len(list(router.ways(flow))):
+        raise DialError(refused[-1].refusal, f"UDP by {refused[-1].name}")
 
 
 class UotPassage:
@@ -178,7 +188,7 @@ class _Service:
             return None
         flow = self._flow._replace(target=target)
         table = self._relay.table
-        entry = table.open((self.socket, address), self.client, flow, self._relay.router.route(flow), count)
+        entry = table.open((self.socket, address), self.client, flow, self._relay.router, count)
         if entry is None and self.socket not in table.clients:      # the table was closed: its listener is gone
             self.socket.ended = True
         if self.entry is not None:

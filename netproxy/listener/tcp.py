@@ -14,10 +14,9 @@ import threading
 import time
 from typing import Any, Callable
 
-from netproxy.errors import ListenError, NetProxyError, StreamError
-from netproxy.interfaces import Address, Admission, Counter, Handler, Log, Pause
-from netproxy.listener.parker import Parker
-from netproxy.listener.pool import ThreadPool
+from netproxy.errors import ListenError
+from netproxy.interfaces import Address, Admission, Handler
+from netproxy.listener.serving import Connection, Serving
 from netproxy.net import calls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.connect import keep_alive, tune
@@ -30,13 +29,12 @@ ROOM_PAUSE = 0.5            # seconds between two looks at a full pool
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class _Connection:
-    __slots__ = ("stream", "client", "admission")
+class _Admitted(Connection):
+    __slots__ = ("admission",)
 
-    def __init__(self, stream: Stream, client: Address, admission: Admission) -> None:
+    def __init__(self, stream: Stream, client: Address, ended: Callable[[Any], None], admission: Admission) -> None:
         """`admission` has counted it in."""
-        self.stream = stream
-        self.client = client
+        super().__init__(stream, client, ended)
         self.admission = admission
 
 
@@ -47,20 +45,18 @@ class TcpListener(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, address: Address, pool: ThreadPool, parker: Parker, counter: Counter, log: Log) -> None:
+    def __init__(self, address: Address, serving: Serving) -> None:
         """Bound and listening; ListenError.  `handler` and `admission` are set, and equip() called, before start()."""
         self.address_family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
         self.handler: Handler
         self.admission: Admission
         self._handshake = 0.0       # seconds a connection has until its handler sets a limit of its own
         self._dual_stack = is_unspecified(address.host)
-        self._pool = pool
-        self._parker = parker
-        self._counter = counter
-        self._log = log
+        self._serving = serving
+        self._counter, self._log = serving.counter, serving.log
         self._stopping = False
-        self._live: set[_Connection] = set()
-        self._greeters: dict[_Connection, None] = {}        # oldest first; some of them may be welcomed by now
+        self._live: set[_Admitted] = set()
+        self._greeters: dict[_Admitted, None] = {}        # oldest first; some of them may be welcomed by now
         try:
             super().__init__(to_sockaddr(address, self.address_family), None)
         except OSError as error:
@@ -88,7 +84,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
     def serve_forever(self, poll_interval: float = 0) -> None:
         """Accepts until stop().  Takes what waits without waiting for it, and only then waits."""
         while not self._stopping:
-            if not self._pool.wait_for_room(ROOM_PAUSE):
+            if not self._serving.pool.wait_for_room(ROOM_PAUSE):
                 self._log.limited(("full", self.address), "%s: all threads are busy, connections wait", self.address)
                 continue
             try:
@@ -124,15 +120,12 @@ class TcpListener(socketserver.ThreadingTCPServer):
 
     def process_request(self, request: socket.socket, client: Address) -> None:
         stream = Stream(request, limited=self._handshake)
-        connection = _Connection(stream, client, self.admission)    # a reload may replace it meanwhile
+        connection = _Admitted(stream, client, self._end, self.admission)    # a reload may replace it meanwhile
         self._live.add(connection)
         self._greeters[connection] = None
         if len(self._greeters) > GREETERS_LIMIT:
             self._make_room_for_greeters()
-        # there was room a moment ago: if it has been taken meanwhile the connection waits, it is accepted after all
-        if not self._pool.submit(lambda: self._begin(connection), urgent=True):
-            self._counter.count("connections_refused", "no thread")
-            self._end(connection)
+        self._serving.begin(connection, lambda: self.handler.handle(stream, client))
 
     def _make_room_for_greeters(self) -> None:
         """One silent client cannot be told from another: those that have been silent longest go first."""
@@ -150,47 +143,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
                               self.address, GREETERS_LIMIT)
             oldest.stream.shutdown()
 
-    def _begin(self, connection: _Connection) -> None:
-        """On a thread of the pool."""
-        self._counter.count("connections", "accepted")
-        self._run(connection, lambda: self.handler.handle(connection.stream, connection.client))
-
-    def _run(self, connection: _Connection, go_on: Callable[[], Pause | None]) -> None:
-        pause = self._attempt(connection, go_on)
-        if pause is not None:
-            self._attempt(connection, lambda: self._park(connection, pause))
-
-    def _attempt(self, connection: _Connection, go_on: Callable[[], Pause | None]) -> Pause | None:
-        """Lets a connection go on until it ends or pauses; its fault is one log record and ends it alone."""
-        pause = None
-        try:
-            pause = go_on()
-        except StreamError:
-            self._counter.count("connections", "broken off")
-        except NetProxyError as error:
-            self._counter.count("connections", "bad protocol")
-            self._log.debug("%s: %s", connection.client, error)
-        except Exception:
-            self._counter.count("connections", "internal error")
-            self._log.exception(f"serving {connection.client}")
-        if pause is None:
-            self._end(connection)
-        return pause
-
-    def _park(self, connection: _Connection, pause: Pause) -> Pause | None:
-        def wake(pause: Pause, ready: bool) -> None:
-            if not self._pool.submit(lambda: self._run(connection, lambda: pause.resume(ready)), urgent=True):
-                connection.stream.close()   # the pool has stopped, or has no thread at all: it ends here and now
-                self._attempt(connection, lambda: pause.resume(False))
-
-        try:
-            self._parker.park(pause, wake, lambda: self._end(connection))
-        except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
-            pause.resume(False)
-            return None
-        return pause
-
-    def _end(self, connection: _Connection) -> None:
+    def _end(self, connection: _Admitted) -> None:
         self._live.discard(connection)
         self._greeters.pop(connection, None)
         connection.stream.close()

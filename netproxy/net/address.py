@@ -1,7 +1,7 @@
 """Between sockaddr tuples, as the kernel gives them, and Address.
 
 A v4-mapped IPv6 address is the IPv4 address it stands for wherever it meets a
-rule, a log or a limit; it stays mapped only towards a dual-stack socket.  Pure.
+rule, a log or a limit; it stays mapped only towards a dual-stack socket.  Pure, but for is_local().
 """
 from __future__ import annotations
 
@@ -81,6 +81,18 @@ class Sources:
             kept = {peer for _, _, _, peer in batch}
             self._known = {key: value for key, value in self._known.items() if key in kept}
         self._known[raw] = address
+
+
+def is_local(host: str) -> bool:
+    """Whether a literal address is one of this machine's: then the kernel would send to it from itself."""
+    family = socket.AF_INET6 if is_ipv6(host) else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(to_sockaddr(Address(host, 9), family))        # sends nothing
+            own = from_sockaddr(probe.getsockname()).host.partition("%")[0]
+    except (OSError, ValueError):
+        return False
+    return own == host or host.startswith("127.") or is_unspecified(host)
 
 
 def is_unspecified(host: str) -> bool:

@@ -14,7 +14,7 @@ import time
 from typing import Any, Callable, Hashable, Protocol
 
 from netproxy.errors import DialError, ProtocolError, Reason, StreamError
-from netproxy.interfaces import Address, Batch, Counter, Run, Span
+from netproxy.interfaces import Address, Batch, Counter, Flow, Run, Span
 from netproxy.net.address import Sources
 from netproxy.net.stream import Stream
 
@@ -230,7 +230,8 @@ class FramedConn(FramedSocket):
         self._gone = threading.Event()
         self._sources = Sources(framing.parse)
 
-    def prepare(self, target: Address) -> FramedDestination:
+    def prepare(self, flow: Flow) -> FramedDestination:
+        target = flow.target
         try:
             return FramedDestination(self._framing.encode(target), target)
         except ValueError as error:

@@ -3,7 +3,7 @@
 Bytes that came in are never passed on as they are: a head is parsed with
 anchored ASCII expressions into a Request or Response and encoded from there.
 Whatever two implementations could read in two ways is an HttpError with the
-status to answer.  Bodies are http1_body's.  No I/O of its own.
+status to answer.  Bodies are http1_message's.  No I/O of its own.
 """
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The NAT table of the UDP relay: (client endpoint, target) -> the session whose upstream is reused.
 
 A hit is one dictionary lookup by the listener's reader thread, without a lock.
-A miss makes an entry; what must be dialled or resolved for it is done by a
-worker while its datagrams wait in a bounded queue, so that the reader never
-blocks.  The janitor's thread evicts: first out of the table, then closed.
+A miss asks the router and makes an entry; what must be looked up or dialled for
+it is done by a worker while its datagrams wait in a bounded queue, so that the
+reader never blocks.  The janitor's thread evicts: first out of the table, then closed.
 """
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import time
 from typing import Any, Callable, Hashable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Counter, Dialer, Flow, Log, Observer, Run
+from netproxy.interfaces import Address, Counter, Flow, Log, Observer, Route, Router, Run
 from netproxy.net.datagram import ArenaPool
 from netproxy.relay.capacity import Capacity, Caps
 from netproxy.relay.opening import Entry, Key, Opening, Workers
 from netproxy.relay.session import INDEPENDENT, Client, Session
 
 ENTRIES_LIMIT = 4096        # entries a session: targets of one client; the oldest yields and may come back
+UNROUTED_LIMIT = 256        # entries a client whose names are looked up before their way out is known
 ONE_WAY_SECONDS = 60.0      # idle time of a session that nobody has answered
 DNS_PORT = 53
 DNS_SECONDS = 10.0          # idle time of a session that only spoke to name servers and still waits for an answer
@@ -49,6 +50,7 @@ class NatTable:
         self.entries: dict[Key, Entry] = {}
         self.clients: dict[Hashable, Client] = {}
         self._sessions: set[Session] = set()
+        self._names = workers.names
         self._opening = Opening(self._lock, workers, arenas, self._upstream_ended, counter, log)
         self._barren: set[tuple[str, str]] = set()      # who found no idle session to replace since the last expire()
 
@@ -87,48 +89,109 @@ class NatTable:
                 self.clients[peer] = client
             return client
 
-    def open(self, key: Key, client: Client, flow: Flow, dialer: Dialer, count: int = 1) -> Entry | None:
-        """A new entry for a target, with the client's session for that dialer, old or new.
+    def open(self, key: Key, client: Client, flow: Flow, router: Router, count: int = 1) -> Entry | None:
+        """A new entry for a target by the way out that `router` knows, with the client's session for it, old or new.
 
-        None at a limit, and then the `count` datagrams that asked for it have been counted.
+        None where nothing leads there or at a limit, and then the `count` datagrams that asked for it have been counted.
         """
-        entry = self._enter(key, client, flow, dialer, count)
+        try:
+            route = router.route_at_once(flow)
+            if route is None:
+                return self._enter_unrouted(key, client, flow, router, count)
+            self._check_carried(route)
+        except DialError as error:
+            self._counter.count("drops", error.reason.value, count)
+            return None
+        entry = self._enter(key, client, route, count)
         if entry is not None:
             self._opening.advance(entry)
         return entry
 
-    def open_now(self, key: Key, client: Client, flow: Flow, dialer: Dialer) -> Entry:
+    def open_now(self, key: Key, client: Client, route: Route) -> Entry:
         """The same, dialled and resolved when it returns; for threads that may wait.  DialError."""
-        entry = self._enter(key, client, flow, dialer, 0)
+        entry = self._enter(key, client, route, 0)
         if entry is None:
             raise DialError(Reason.GENERAL, said="no room for another UDP session")
         self._opening.open_now(entry)
         return entry
 
-    def _enter(self, key: Key, client: Client, flow: Flow, dialer: Dialer, count: int) -> Entry | None:
-        now = time.monotonic()
+    def _enter(self, key: Key, client: Client, route: Route, count: int) -> Entry | None:
         with self._lock:
             if self.clients.get(key[0]) is not client:
                 self._counter.count("drops", "association ended", count)
                 return None
-            policy = self._policy
-            mapping = (dialer, flow.target) if policy.symmetric or dialer.symmetric else dialer
-            session = client.sessions.get(mapping)
-            evicted = None if session else self._make_room(client, flow.user, now)
-            if session is None and self._capacity.has_room(client.address.host, flow.user):
-                session = self._add_session(Session(client, mapping, flow, dialer, client.filtering or policy.filtering, now,
-                                                    self._kill))
-            entry = self._add_entry(key, session, flow.target) if session else None
-            if client.owner is None:            # nobody's: known by its sessions, and as long as it has any
-                self.clients.pop(key[0], None)
-                if client.sessions:
-                    self.clients[key[0]] = client
+            entry = Entry(key, client, route.flow)
+            session, evicted = self._session_for(client, route)
+            if session:
+                self.entries[key] = entry
+                self._attach(entry, session)
+            self._keep_while_used(client, key[0])
+        self._after_entering(client, session, evicted, count)
+        return entry if session else None
+
+    def _after_entering(self, client: Client, session: Session | None, evicted: Session | None, count: int) -> None:
         if evicted:
             self._close(evicted)
-        if entry is None:
+        if session is None:
             self._counter.count("drops", "session limit", count)
             self._log.limited(("sessions", id(self)), "%s: no room for another UDP session", client.address.host)
+
+    def _check_carried(self, route: Route) -> None:
+        """DialError for a way out without datagrams."""
+        dialer = route.dialer
+        if "udp" not in dialer.carries:
+            if dialer.refusal is not Reason.DENIED:     # what a rule refuses is as it was meant
+                self._log.limited(("udp", dialer.name), "udp to %s: %s carries none", route.flow.target, dialer.name)
+            raise DialError(dialer.refusal)
+
+    # -- entries whose name is looked up before their way out is known
+
+    def _enter_unrouted(self, key: Key, client: Client, flow: Flow, router: Router, count: int) -> Entry | None:
+        with self._lock:
+            if self.clients.get(key[0]) is not client:
+                self._counter.count("drops", "association ended", count)
+                return None
+            if len(client.unrouted) >= UNROUTED_LIMIT:
+                self._counter.count("drops", "waiting queue full", count)
+                return None
+            entry = self.entries[key] = Entry(key, client, flow)
+            client.unrouted.add(key)
+        if not self._names(lambda: self._find_way(entry, router)):
+            self._give_up(entry, "lookup queue full")
         return entry
+
+    def _find_way(self, entry: Entry, router: Router) -> None:
+        """On a worker's thread."""
+        try:
+            route = router.route(entry.flow)
+            self._check_carried(route)
+        except DialError as error:
+            self._give_up(entry, error.reason.value)
+            return
+        except Exception:
+            self._give_up(entry, "internal error")
+            raise
+        with self._lock:
+            if entry.gone:
+                return
+            entry.flow = route.flow
+            session, evicted = self._session_for(entry.client, route)
+            if session:
+                entry.client.unrouted.discard(entry.key)
+                self._attach(entry, session)
+        self._after_entering(entry.client, session, evicted, 0)
+        if session:
+            self._opening.advance(entry)
+        else:
+            self._give_up(entry, "session limit")
+
+    def _give_up(self, entry: Entry, reason: str) -> None:
+        """The next datagram for it begins anew."""
+        with self._lock:
+            if not entry.gone:
+                entry.client.unrouted.discard(entry.key)
+                self._forget(entry.key, reason)
+                self._keep_while_used(entry.client, entry.key[0])
 
     # -- ends
 
@@ -139,7 +202,8 @@ class NatTable:
             sessions = list({session: None for _, client in gone for session in client.sessions.values()})
             for session in sessions:
                 self._remove(session, reason)
-            for peer, _ in gone:
+            for peer, client in gone:
+                self._forget_unrouted(client)
                 del self.clients[peer]
         for session in sessions:
             self._close(session)
@@ -172,6 +236,8 @@ class NatTable:
             sessions = list(self._sessions)
             for session in sessions:
                 self._remove(session, "shutdown")
+            for client in self.clients.values():
+                self._forget_unrouted(client)
             self.clients.clear()
         for session in sessions:
             self._close(session)
@@ -209,6 +275,25 @@ class NatTable:
             return 0.0 if answered else min(DNS_SECONDS, idle)
         return idle if session.received else min(ONE_WAY_SECONDS, idle)
 
+    def _session_for(self, client: Client, route: Route) -> tuple[Session | None, Session | None]:
+        """The client's session for a way out, old or new, None without room; and one that yielded its place, to be closed."""
+        dialer, flow = route
+        policy, now = self._policy, time.monotonic()
+        mapping = (dialer, flow.target) if policy.symmetric or dialer.symmetric else dialer
+        session = client.sessions.get(mapping)
+        evicted = None if session else self._make_room(client, flow.user, now)
+        if session is None and self._capacity.has_room(client.address.host, flow.user):
+            session = self._add_session(Session(client, mapping, flow, dialer, client.filtering or policy.filtering, now,
+                                                self._kill))
+        return session, evicted
+
+    def _keep_while_used(self, client: Client, peer: Hashable) -> None:
+        """A client that is nobody's is known by what it has, and as long as it has anything."""
+        if client.owner is None:
+            self.clients.pop(peer, None)
+            if client.sessions or client.unrouted:
+                self.clients[peer] = client
+
     def _add_session(self, session: Session) -> Session:
         session.client.sessions[session.mapping] = session
         self._sessions.add(session)
@@ -217,22 +302,26 @@ class NatTable:
         self._observer.began(session)
         return session
 
-    def _add_entry(self, key: Key, session: Session, target: Address) -> Entry:
+    def _attach(self, entry: Entry, session: Session) -> None:
         if len(session.entries) >= ENTRIES_LIMIT:
             oldest = next(iter(session.entries))
             del session.entries[oldest]
             self._forget(oldest)
-        session.only_dns = session.only_dns and target.port == DNS_PORT
-        entry = self.entries[key] = Entry(key, session, target)
-        session.entries[key] = entry
-        return entry
+        session.only_dns = session.only_dns and entry.flow.target.port == DNS_PORT
+        entry.session = session
+        session.entries[entry.key] = entry
 
-    def _forget(self, key: Key) -> None:
+    def _forget_unrouted(self, client: Client) -> None:
+        for key in client.unrouted:
+            self._forget(key)
+        client.unrouted = set()
+
+    def _forget(self, key: Key, reason: str = "evicted") -> None:
         entry = self.entries.pop(key)
         entry.gone = True
         if entry.permitted is not None:
             entry.session.forbid(entry.permitted)
-        self._opening.fail_entry(entry, 0.0, "evicted")
+        self._opening.fail_entry(entry, 0.0, reason)
 
     def _remove(self, session: Session, reason: str) -> None:
         session.ended = reason
@@ -243,8 +332,7 @@ class NatTable:
         client = session.client
         client.sessions.pop(session.mapping, None)
         self._capacity.remove(session)
-        if client.owner is None and not client.sessions:
-            self.clients.pop(client.peer, None)
+        self._keep_while_used(client, client.peer)
 
     def _make_room(self, client: Client, user: str, now: float) -> Session | None:
         """At a limit the session that has been idle longest yields; the caller closes it after the lock."""

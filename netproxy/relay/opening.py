@@ -11,12 +11,12 @@ import time
 from typing import Any, Callable, Hashable, NamedTuple
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Counter, Log, Run, pack_ip
+from netproxy.interfaces import Counter, Flow, Log, Run, pack_ip
 from netproxy.net.datagram import ArenaPool
-from netproxy.relay.session import Session
+from netproxy.relay.session import Client, Session
 
 WAITING_LIMIT = 64          # datagrams that wait for one entry: a train of a new flow, not a buffer
-WAITING_SESSION = 256       # for one session: a client with many slow names leaves room for the others
+WAITING_CLIENT = 256        # for one client: one with many slow names leaves room for the others
 WAITING_TOTAL = 1024        # and in the whole table: 64 MiB of the largest, 1.5 MiB of ordinary ones
 RETRY_SECONDS = 2.0         # after a failed dial or lookup, before a datagram may ask for another
 
@@ -32,12 +32,13 @@ class Workers(NamedTuple):
 class Entry:
     """One target of one client endpoint.  `destination` is set once and for all when datagrams may go."""
 
-    __slots__ = ("key", "session", "target", "destination", "permitted", "waiting", "retry_at", "preparing", "gone")
+    __slots__ = ("key", "client", "flow", "session", "destination", "permitted", "waiting", "retry_at", "preparing", "gone")
 
-    def __init__(self, key: Key, session: Session, target: Address) -> None:
+    def __init__(self, key: Key, client: Client, flow: Flow) -> None:
         self.key = key
-        self.session = session
-        self.target = target
+        self.client = client
+        self.flow = flow
+        self.session: Any = None    # a Session, once its way out is known
         self.destination: Any = None
         self.permitted: Any = None  # the same, from the moment on that answers from there may come
         self.waiting: list[bytes] | None = []   # None: a lookup or dial has failed, retry_at says when next
@@ -72,10 +73,10 @@ class Opening:
             if waiting is not None and entry.destination is None:
                 for at in run.offsets:
                     length = run.last if at == run.offsets[-1] else run.length
-                    if (len(waiting) < WAITING_LIMIT and entry.session.waiting < WAITING_SESSION
+                    if (len(waiting) < WAITING_LIMIT and entry.client.waiting < WAITING_CLIENT
                             and self.waiting < WAITING_TOTAL):
                         waiting.append(bytes(arena.view[at:at + length]))
-                        self._wait_for(entry.session, 1)
+                        self._wait_for(entry.client, 1)
                     else:
                         self._counter.count("drops", "waiting queue full")
                 return False
@@ -125,7 +126,7 @@ class Opening:
                 self._start(session)
             if session.conn is None:
                 raise DialError(Reason.GENERAL, f"{session.dialer.name} is being dialled")
-            self._settle(entry, session.conn.prepare(entry.target))
+            self._settle(entry, session.conn.prepare(entry.flow))
         except DialError as error:
             if dial and session.conn is None:
                 self._fail_session(session, error.reason.value)
@@ -168,14 +169,14 @@ class Opening:
             if entry.preparing or entry.destination is not None or entry.waiting is None:
                 return
             entry.preparing = True
-        if pack_ip(entry.target.host) is not None:
+        if entry.flow.addresses or pack_ip(entry.flow.target.host) is not None:
             self._prepare(entry)
         elif not self._workers.names(lambda: self._prepare(entry)):
             self._fail(entry, "dial queue full")
 
     def _prepare(self, entry: Entry) -> None:
         try:
-            destination = entry.session.conn.prepare(entry.target)
+            destination = entry.session.conn.prepare(entry.flow)
         except DialError as error:
             self._fail(entry, error.reason.value)
         except Exception:
@@ -195,7 +196,7 @@ class Opening:
         while True:
             with self._lock:
                 waiting = entry.waiting or []
-                self._wait_for(entry.session, -len(waiting))
+                self._wait_for(entry.client, -len(waiting))
                 entry.waiting = []
                 if not waiting:         # none came meanwhile: from here on the reader sends itself, in order
                     entry.destination = destination
@@ -219,14 +220,14 @@ class Opening:
 
     # -- under the lock
 
-    def _wait_for(self, session: Session, more: int) -> None:
-        session.waiting += more
+    def _wait_for(self, client: Client, more: int) -> None:
+        client.waiting += more
         self.waiting += more
 
     def fail_entry(self, entry: Entry, retry_at: float, reason: str) -> None:
         """What waits for it is counted as lost."""
         lost = len(entry.waiting or ())
-        self._wait_for(entry.session, -lost)
+        self._wait_for(entry.client, -lost)
         entry.waiting = None
         entry.preparing = False
         entry.retry_at = retry_at

@@ -23,7 +23,7 @@ SOURCES_LIMIT = 4096        # headers of sources kept a session: anyone may send
 class Client:
     """One client endpoint on one listening socket.  Guarded by its NatTable's lock, but for what its sessions read."""
 
-    __slots__ = ("peer", "address", "local", "back", "wrap", "owner", "sessions", "filtering", "drain")
+    __slots__ = ("peer", "address", "local", "back", "wrap", "owner", "sessions", "filtering", "drain", "waiting", "unrouted")
 
     def __init__(self, peer: Hashable, address: Address, local: Any, wrap: Callable[[Address], bytes],
                  owner: Hashable) -> None:
@@ -36,6 +36,8 @@ class Client:
         self.owner = owner
         self.sessions: dict[Hashable, Session] = {}     # by mapping
         self.drain: Callable[[Callable[[], Any]], None] | None = None    # waits for what could not be sent at once, where it comes by a stream
+        self.waiting = 0            # datagrams of its entries that wait
+        self.unrouted: set[Hashable] = set()    # keys of entries whose way out is not known yet
         self.filtering = ""         # who may answer it, "" where the listener's policy says so
 
 
@@ -43,7 +45,7 @@ class Session:
     """One client endpoint's datagrams by one way out."""
 
     __slots__ = ("client", "mapping", "flow", "dialer", "conn", "only_dns", "_counter", "_permitted", "_filtering", "entries",
-                 "active", "seen", "ended", "dialling", "retry_at", "waiting", "_log", "started", "number", "_kill", "_headers", "sent",
+                 "active", "seen", "ended", "dialling", "retry_at", "_log", "started", "number", "_kill", "_headers", "sent",
                  "received", "datagrams_sent", "datagrams_received")
 
     def __init__(self, client: Client, mapping: Hashable, flow: Flow, dialer: Dialer, filtering: str, now: float,
@@ -64,7 +66,6 @@ class Session:
         self.active = True                      # a datagram went out since the janitor last looked
         self.seen = now
         self.ended = ""
-        self.waiting = 0            # datagrams of its entries that wait
         self.dialling = False       # a worker is at it
         self.retry_at = 0.0         # after a failed dial, when the next may be tried (monotonic)
         self.started = now

@@ -1,17 +1,127 @@
-"""Which way out a flow takes.  Immutable and pure; a reload swaps it whole."""
+"""Which way out a flow takes: rules in order, the first that matches; else its listener's own way, else the default.
+
+A rule that looks at addresses has a name looked up, unless its way out leaves names
+to a proxy.  What is decided carries the addresses that were found and that may be
+reached, and these alone are dialled.  Immutable; a reload swaps it whole.
+"""
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
-from netproxy.interfaces import Dialer, Flow
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces import Address, Dialer, Flow, Gatekeeper, Resolver, Route, pack_ip
+from netproxy.router.auto import AutoDialer
+
+Condition = Callable[[Flow], bool]
+LookUp = Callable[[Address], Sequence[Address]]
 
 
-class ListenerRouter:
-    """The listener's own upstream where it has one, else the default."""
+class Rule(NamedTuple):
+    """All conditions must hold; those of `placed` look at the flow's addresses."""
 
-    def __init__(self, default: Dialer, by_listener: Mapping[str, Dialer]) -> None:
+    text: str                               # as the configuration has it, for people
+    dialer: Dialer
+    conditions: Sequence[Condition] = ()    # cheap ones first
+    placed: Sequence[Condition] = ()
+    aimed: bool = False                     # looks at the target at all
+
+
+class LookupNeeded(Exception):
+    """A name would have to be looked up, and whoever asks cannot wait."""
+
+
+class RuleRouter:
+    """A Router.  `by_listener`: ways out of listeners that have one of their own."""
+
+    def __init__(self, rules: Sequence[Rule], default: Dialer, by_listener: Mapping[str, Dialer], resolver: Resolver,
+                 gatekeeper: Gatekeeper) -> None:
+        self._rules = tuple(rules)
         self._default = default
         self._by_listener = dict(by_listener)
+        self._resolver = resolver
+        self._gatekeeper = gatekeeper
 
-    def route(self, flow: Flow) -> Dialer:
+    def route(self, flow: Flow) -> Route:
+        return self._route(flow, self._resolver.resolve)
+
+    def route_at_once(self, flow: Flow) -> Route | None:
+        try:
+            return self._route(flow, self._known)
+        except LookupNeeded:
+            return None
+
+    def ways(self, flow: Flow) -> Iterator[Dialer]:
+        for rule in self._rules:
+            if all(condition(flow) for condition in rule.conditions if not rule.aimed):
+                yield rule.dialer
+                if not rule.aimed:
+                    return
+        yield self._otherwise(flow)
+
+    def explain(self, flow: Flow) -> tuple[str, Route | DialError]:
+        """Which rule decides, in the configuration's words, and what comes of it.  May wait for a name."""
+        rule = ""
+        try:
+            rule, dialer, flow = self._decide(flow, self._resolver.resolve)
+            return rule, self._placed(dialer, flow, self._resolver.resolve)
+        except DialError as error:
+            return rule, error
+
+    def _known(self, target: Address) -> Sequence[Address]:
+        found = self._resolver.known(target)
+        if found is None:
+            raise LookupNeeded
+        return found
+
+    def _route(self, flow: Flow, look_up: LookUp) -> Route:
+        _, dialer, flow = self._decide(flow, look_up)
+        return self._placed(dialer, flow, look_up)
+
+    def _decide(self, flow: Flow, look_up: LookUp) -> tuple[str, Dialer, Flow]:
+        """The rule's text, its way out, and the flow with what has been looked up for its rules."""
+        nowhere = False
+        for rule in self._rules:
+            if not all(condition(flow) for condition in rule.conditions):
+                continue
+            if rule.placed:
+                if not flow.addresses and not nowhere and not (rule.dialer.takes_names and _is_name(flow)):
+                    flow, nowhere = _looked_up(flow, look_up)
+                if not flow.addresses or not all(condition(flow) for condition in rule.placed):
+                    continue
+            return rule.text, rule.dialer, flow
+        return "", self._otherwise(flow), flow
+
+    def _otherwise(self, flow: Flow) -> Dialer:
         return self._by_listener.get(flow.listener, self._default)
+
+    def _placed(self, dialer: Dialer, flow: Flow, look_up: LookUp) -> Route:
+        """The decision, with its addresses where the way out needs them; DialError where they may not be reached."""
+        if isinstance(dialer, AutoDialer) and flow.network == "udp":
+            dialer, flow = self._datagrams_of(dialer, flow, look_up)
+        if not flow.addresses and not (dialer.takes_names and _is_name(flow)):
+            flow = flow._replace(addresses=tuple(look_up(flow.target)))
+        if flow.addresses:
+            flow = flow._replace(addresses=self._gatekeeper.permitted(flow, flow.addresses))
+        return Route(dialer, flow)
+
+    def _datagrams_of(self, auto: AutoDialer, flow: Flow, look_up: LookUp) -> tuple[Dialer, Flow]:
+        """Datagrams tell of no failure, so that they go where connections to the same target have gone."""
+        dialer = auto.known_way(flow)
+        if dialer.takes_names or flow.addresses:
+            return dialer, flow
+        flow, nowhere = _looked_up(flow, look_up)
+        return (auto.upstream if nowhere else dialer), flow
+
+
+def _is_name(flow: Flow) -> bool:
+    return pack_ip(flow.target.host) is None
+
+
+def _looked_up(flow: Flow, look_up: LookUp) -> tuple[Flow, bool]:
+    """The flow with its addresses, and whether there are none."""
+    try:
+        return flow._replace(addresses=tuple(look_up(flow.target))), False
+    except DialError as error:
+        if error.reason not in (Reason.NAME, Reason.TIMEOUT):
+            raise
+        return flow, True

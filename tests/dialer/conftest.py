@@ -4,10 +4,11 @@ from typing import Callable
 
 import pytest
 
-from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.net.batching import Datagrams
-from netproxy.net.resolve import Resolver
+from netproxy.resolver.resolver import Resolver
 from tests.support.doubles import Counts, Lines
+from tests.support.flows import Anywhere
 
 
 def run(task: Callable[[], None]) -> bool:
@@ -17,10 +18,10 @@ def run(task: Callable[[], None]) -> bool:
 
 
 @pytest.fixture
-def resolver() -> Resolver:
-    return Resolver(run, Counts())
+def reach() -> Reach:
+    return Reach(Resolver(run, Counts()), Anywhere())
 
 
 @pytest.fixture
-def direct(resolver: Resolver) -> DirectDialer:
-    return DirectDialer(resolver, Datagrams(Counts(), Lines()), 2.0)
+def direct(reach: Reach) -> DirectDialer:
+    return DirectDialer(reach, Datagrams(Counts(), Lines()), 2.0)

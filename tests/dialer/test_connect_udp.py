@@ -135,7 +135,7 @@ class TestDatagrams:
             assert read_to_end(sock) == b""
         with server(answers(ACCEPTED, then=exchange)) as address:
             conn = dialer(address, direct, counts).dial_packet(udp_to(TARGET))
-            arena, destination = Arena(), conn.prepare(TARGET)
+            arena, destination = Arena(), conn.prepare(udp_to(TARGET))
             arena.view[:7] = b"abcdefg"
             conn.send(arena, Run([0, 3, 6], 3, 1), destination)
             conn.send(arena, Run([0], 0, 0), destination)
@@ -147,7 +147,7 @@ class TestDatagrams:
         with server(answers(ACCEPTED)) as address:
             conn = dialer(address, direct, counts).dial_packet(udp_to(TARGET))
             with pytest.raises(DialError) as caught:
-                conn.prepare(TARGET._replace(port=444))
+                conn.prepare(udp_to(TARGET._replace(port=444)))
             assert caught.value.reason is Reason.UNSUPPORTED
             conn.close()
 
@@ -170,7 +170,7 @@ class TestDatagrams:
             while not conn.ended:
                 assert Task(conn.wait).result()
                 assert cut(conn.receive(Arena())) == []
-            conn.send(Arena(), Run([0], 1, 1), conn.prepare(TARGET))
+            conn.send(Arena(), Run([0], 1, 1), conn.prepare(udp_to(TARGET)))
             conn.close()
         assert counts.counts == {("drops", "upstream closed"): 1}
 

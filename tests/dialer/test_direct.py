@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from netproxy.dialer.block import BlockDialer
-from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address, Flow
 from netproxy.net.batching import Datagrams
-from netproxy.net.resolve import Resolver
+from netproxy.resolver.resolver import Resolver
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines
-from tests.support.flows import tcp_to
+from tests.support.flows import Anywhere, tcp_to, udp_to
 from tests.support.sockets import Task, address_of, black_hole, listen, refusing, udp
 
 FLOW = Flow("udp", Address("192.0.2.1", 5), Address("127.0.0.1", 9), "main", "")
@@ -55,7 +55,7 @@ class TestTcp:
             return True
         monkeypatch.setattr(socket, "getaddrinfo", slow)
         counts = Counts()
-        dialer = DirectDialer(Resolver(submit, counts), Datagrams(counts, Lines()), 0.4)
+        dialer = DirectDialer(Reach(Resolver(submit, counts), Anywhere()), Datagrams(counts, Lines()), 0.4)
         with black_hole() as silent:
             started = time.monotonic()
             assert reason(dialer, Address("slow.example", silent.port)) is Reason.TIMEOUT
@@ -66,7 +66,7 @@ class TestUdp:
     def test_there_and_back(self, direct: DirectDialer) -> None:
         conn, arena = direct.dial_packet(FLOW), Datagrams(Counts(), Lines()).arena()
         with udp() as target:
-            conn.send(arena, arena.put(b"ping"), conn.prepare(address_of(target)))
+            conn.send(arena, arena.put(b"ping"), conn.prepare(udp_to(address_of(target))))
             data, source = target.recvfrom(100)
             assert data == b"ping"
             target.sendto(b"pong", source)
@@ -77,9 +77,9 @@ class TestUdp:
 
     def test_a_name_is_resolved(self, direct: DirectDialer) -> None:
         conn = direct.dial_packet(FLOW)
-        assert conn.prepare(Address("localhost", 53)).sockaddr[1] == 53
+        assert conn.prepare(udp_to(Address("localhost", 53))).sockaddr[1] == 53
         with pytest.raises(DialError):
-            conn.prepare(Address("nowhere.invalid", 53))
+            conn.prepare(udp_to(Address("nowhere.invalid", 53)))
         conn.close()
 
     def test_ipv6_on_a_machine_without_it_is_unreachable(self, direct: DirectDialer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,9 +95,9 @@ class TestUdp:
         conn = direct.dial_packet(FLOW)
         monkeypatch.setattr(socket, "socket", real)
         with pytest.raises(DialError) as caught:
-            conn.prepare(Address("2001:db8::1", 53))
+            conn.prepare(udp_to(Address("2001:db8::1", 53)))
         assert caught.value.reason is Reason.NETWORK_UNREACHABLE
-        assert conn.prepare(Address("127.0.0.1", 53))
+        assert conn.prepare(udp_to(Address("127.0.0.1", 53)))
         conn.close()
 
     def test_no_socket_is_a_failed_dial(self, direct: DirectDialer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,13 @@ import pytest
 
 from netproxy.config.schema import HopConfig, WayConfig
 from netproxy.dialer.block import BlockDialer
-from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory
 from netproxy.dialer.group import Member
 from netproxy.dialer.http import HttpDialer
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.interfaces import Address
 from netproxy.net.batching import Datagrams
-from netproxy.net.resolve import Resolver
 from tests.support.doubles import Counts, Lines, no_services
 
 HTTP = HopConfig("http", Address("192.0.2.1", 3128), "user", "secret")
@@ -23,8 +22,8 @@ SOCKS_H = HopConfig("socks5h", Address("192.0.2.3", 1080))
 
 
 @pytest.fixture
-def factory(resolver: Resolver) -> DialerFactory:
-    return DialerFactory(resolver, Datagrams(Counts(), Lines()), 3.0, no_services())
+def factory(reach: Reach) -> DialerFactory:
+    return DialerFactory(reach, Datagrams(Counts(), Lines()), 3.0, no_services())
 
 
 def way(*hops: HopConfig, name: str = "") -> WayConfig:
@@ -67,7 +66,7 @@ def test_a_chain_is_dialled_from_its_last_hop(factory: DialerFactory) -> None:
 
 def test_only_socks5_resolves_here(factory: DialerFactory) -> None:
     here, there = last_hop(factory, SOCKS), last_hop(factory, SOCKS_H)
-    assert here._resolver is not None and there._resolver is None
+    assert not here.takes_names and there.takes_names
 
 
 def test_the_same_hops_have_the_same_dialer(factory: DialerFactory) -> None:

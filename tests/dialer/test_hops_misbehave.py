@@ -18,7 +18,6 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address, Dialer, PacketConn
 from netproxy.net import calls
 from netproxy.net.batching import Datagrams
-from netproxy.net.resolve import Resolver
 from netproxy.net.stream import Stream
 from netproxy.relay.pipe import PipeLimits
 from tests.net.test_tls_client import MEGABYTE, Peer, bulk, relay
@@ -99,9 +98,9 @@ def context(made: Certificates) -> ssl.SSLContext:
 class Rig:
     """Makes a hop that a script plays, and the way out through it."""
 
-    def __init__(self, resolver: Resolver, made: Certificates, context: ssl.SSLContext) -> None:
+    def __init__(self, reach: Reach, made: Certificates, context: ssl.SSLContext) -> None:
         self._datagrams = Datagrams(Counts(), Lines())
-        self._factory = DialerFactory(resolver, self._datagrams, 5.0, no_services())
+        self._factory = DialerFactory(reach, self._datagrams, 5.0, no_services())
         self._made = made
         self._context = context
 
@@ -145,8 +144,8 @@ class Rig:
 
 
 @pytest.fixture
-def rig(resolver: Resolver, made: Certificates, context: ssl.SSLContext) -> Rig:
-    return Rig(resolver, made, context)
+def rig(reach: Reach, made: Certificates, context: ssl.SSLContext) -> Rig:
+    return Rig(reach, made, context)
 
 
 @pytest.fixture

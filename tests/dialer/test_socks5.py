@@ -13,7 +13,6 @@ from netproxy.dialer.http import HttpDialer
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address, Dialer, Flow
-from netproxy.net.resolve import Resolver
 from tests.support.doubles import Counts, no_services
 from tests.support.flows import tcp_to
 from tests.support.sockets import black_hole, read_exactly, read_to_end, refusing, reset, server
@@ -25,10 +24,10 @@ GREETING = b"\x05\x01\x00"
 REQUEST = b"\x05\x01\x00\x01\xc6\x33\x64\x07\x01\xbb"
 
 
-def dialer(server: Address, direct: DirectDialer, resolver: Resolver | None = None, seconds: float = 2.0, **login: str) -> Socks5Dialer:
-    url = f"{'socks5' if resolver else 'socks5h'}://{server}"
+def dialer(server: Address, direct: DirectDialer, reach: Reach | None = None, seconds: float = 2.0, **login: str) -> Socks5Dialer:
+    url = f"{'socks5' if reach else 'socks5h'}://{server}"
     hop = Hop(url, url, server, direct, seconds, login.get("user", ""), login.get("password", ""))
-    return Socks5Dialer(hop, resolver, no_services())
+    return Socks5Dialer(hop, reach, no_services())
 
 
 def behind(before: Dialer, server: Address) -> Socks5Dialer:
@@ -89,19 +88,19 @@ class TestConnect:
         with server(play(GREETING, b"\x05\x00", request, BOUND)) as address:
             dialer(address, direct).dial(tcp_to(NAME)).close()
 
-    def test_resolves_a_name_itself_where_it_is_told_to(self, direct: DirectDialer, resolver: Resolver,
+    def test_resolves_a_name_itself_where_it_is_told_to(self, direct: DirectDialer, reach: Reach,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
         with server(play(GREETING, b"\x05\x00", REQUEST, BOUND)) as address:
             monkeypatch.setattr(socket, "getaddrinfo",
                                 lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("198.51.100.7", 443))])
-            dialer(address, direct, resolver).dial(tcp_to(NAME._replace(port=443))).close()
+            dialer(address, direct, reach).dial(tcp_to(NAME._replace(port=443))).close()
 
-    def test_a_name_that_is_not_found_there_reaches_no_proxy(self, direct: DirectDialer, resolver: Resolver,
+    def test_a_name_that_is_not_found_there_reaches_no_proxy(self, direct: DirectDialer, reach: Reach,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
         connected: list[Any] = []
         with server(connected.append) as address:
             monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
-            assert failure(dialer(address, direct, resolver), NAME).reason is Reason.NAME
+            assert failure(dialer(address, direct, reach), NAME).reason is Reason.NAME
         assert not connected
 
     def test_the_stream_has_no_deadline_any_more(self, direct: DirectDialer) -> None:
@@ -201,14 +200,14 @@ class TestFailures:
             assert failure(dialer(address, direct, seconds=0.2)).reason is Reason.TIMEOUT
             assert time.monotonic() - started < 0.5
 
-    def test_the_proxy_itself_cannot_be_reached(self, direct: DirectDialer, resolver: Resolver) -> None:
+    def test_the_proxy_itself_cannot_be_reached(self, direct: DirectDialer, reach: Reach) -> None:
         with refusing() as address:
             error = failure(dialer(address, direct))
         assert error.reason is Reason.REFUSED
         assert (str(error), error.hop) == (f"socks5h://{address}: connection refused", f"socks5h://{address}")
         assert error.upstream
         with black_hole() as address:
-            quick = DirectDialer(resolver, direct._datagrams, 0.1)
+            quick = DirectDialer(reach, direct._datagrams, 0.1)
             assert failure(dialer(address, quick)).reason is Reason.TIMEOUT
 
 

@@ -16,7 +16,7 @@ from netproxy.net.datagram import Arena, Pinned
 from netproxy.net.stream import Stream
 from netproxy.protocol.socks5 import encode_header, encode_reply
 from tests.support.doubles import Counts
-from tests.support.flows import tcp_to
+from tests.support.flows import tcp_to, udp_to
 from tests.support.sockets import read_exactly, read_to_end, server
 from tests.support.upstreams import FakeConn, FakeDialer, Workers, payloads
 
@@ -73,7 +73,7 @@ class Upstream:
         self.watched[-1][1]()
 
     def send(self, data: bytes, target: Address = TARGET) -> None:
-        self.conn.send(self.arena, self.arena.put(data), self.conn.prepare(target))
+        self.conn.send(self.arena, self.arena.put(data), self.conn.prepare(udp_to(target)))
 
     def train(self, datagrams: list[bytes], peer: Any = RELAY) -> list[tuple[bytes, Address]]:
         """One span of datagrams, all of one length but the last; what is received of it."""
@@ -112,13 +112,13 @@ class TestSend:
 
     def test_payloads_are_not_copied(self, upstream: Upstream) -> None:
         run = Run(range(0, 3 * PITCH, PITCH), 100, 40)
-        upstream.conn.send(upstream.arena, run, upstream.conn.prepare(TARGET))
+        upstream.conn.send(upstream.arena, run, upstream.conn.prepare(udp_to(TARGET)))
         (arena, sent, _), = upstream.via.runs
         assert arena is upstream.arena and sent is run
         assert (run.offsets, run.length, run.last) == (range(0, 3 * PITCH, PITCH), 100, 40)
 
     def test_the_header_of_a_next_hop_comes_behind_ours(self, upstream: Upstream) -> None:
-        destination, inner = upstream.conn.prepare(RELAY), Pinned(encode_header(TARGET))
+        destination, inner = upstream.conn.prepare(udp_to(RELAY)), Pinned(encode_header(TARGET))
         joined = []
         for _ in range(2):
             run = upstream.arena.put(b"x")
@@ -184,7 +184,7 @@ class TestReceive:
 
 class TestAssociation:
     def test_its_end_makes_another_and_sends_go_to_the_new_relay(self, upstream: Upstream) -> None:
-        destination = upstream.conn.prepare(TARGET)
+        destination = upstream.conn.prepare(udp_to(TARGET))
         upstream.bound = OTHER_RELAY
         upstream.lose()
         assert upstream.watched[0][0].socket.fileno() == -1
@@ -197,7 +197,7 @@ class TestAssociation:
 
     def test_what_is_sent_meanwhile_is_counted(self, upstream: Upstream) -> None:
         upstream.lose()
-        upstream.conn.send(upstream.arena, Run(range(0, 3 * PITCH, PITCH), 10, 10), upstream.conn.prepare(TARGET))
+        upstream.conn.send(upstream.arena, Run(range(0, 3 * PITCH, PITCH), 10, 10), upstream.conn.prepare(udp_to(TARGET)))
         assert upstream.via.sent == [] and upstream.drops("association lost") == 3
         upstream.workers.run()
         upstream.send(b"x")

@@ -7,12 +7,12 @@ from typing import Any, Callable
 
 import pytest
 
+from netproxy.dialer.direct import Reach
 from netproxy.config.schema import HopConfig, UpstreamTlsConfig, WayConfig
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces import Address, Dialer
 from netproxy.net.batching import Datagrams
-from netproxy.net.resolve import Resolver
 from netproxy.net.stream import Stream
 from netproxy.relay.pipe import PipeLimits
 from tests.net.test_tls_client import MEGABYTE, RECORD, Peer, bulk, digest, relay
@@ -38,8 +38,8 @@ def made() -> Certificates:
 
 
 @pytest.fixture
-def factory(resolver: Resolver) -> DialerFactory:
-    return DialerFactory(resolver, Datagrams(Counts(), Lines()), 2.0, no_services())
+def factory(reach: Reach) -> DialerFactory:
+    return DialerFactory(reach, Datagrams(Counts(), Lines()), 2.0, no_services())
 
 
 def hop(made: Certificates, scheme: str, address: Address, **tls: Any) -> HopConfig:

@@ -22,7 +22,6 @@ from netproxy.interfaces import Address, Run
 from netproxy.net.batching import Datagrams
 from netproxy.net.datagram import Arena
 from netproxy.net.framed import FramedConn
-from netproxy.net.resolve import Resolver
 from tests.support.batches import cut, receive
 from tests.support.doubles import Counts, Lines, no_services
 from tests.support.flows import tcp_to, udp_to
@@ -59,13 +58,13 @@ def hop(address: Address, via: DirectDialer, **login: str) -> Hop:
 def by_socks5(address: Address, via: DirectDialer, counts: Counts, **login: str) -> UotDialer:
     """As the factory makes it for socks5, which otherwise resolves names here."""
     there = hop(address, via, **login)
-    resolver: Any = NoLookups()
-    return UotDialer(Socks5Dialer(there, resolver, no_services()), Socks5Dialer(there, None, no_services(), False), counts)
+    reach: Any = NoLookups()
+    return UotDialer(Socks5Dialer(there, reach, no_services()), Socks5Dialer(there, None, no_services(), False), counts)
 
 
 def by_socks4(address: Address, via: DirectDialer, counts: Counts) -> UotDialer:
-    resolver: Any = NoLookups()
-    return UotDialer(Socks4Dialer(hop(address, via), resolver), Socks4Dialer(hop(address, via), None), counts)
+    reach: Any = NoLookups()
+    return UotDialer(Socks4Dialer(hop(address, via), reach), Socks4Dialer(hop(address, via), None), counts)
 
 
 def by_http(address: Address, via: DirectDialer, counts: Counts, **login: str) -> UotDialer:
@@ -96,7 +95,7 @@ def send(conn: FramedConn, target: Address, *payloads: bytes) -> None:
     for number, payload in enumerate(payloads):
         arena.view[number * 100:number * 100 + len(payload)] = payload
         offsets.append(number * 100)
-    conn.send(arena, Run(offsets, len(payloads[0]), len(payloads[-1])), conn.prepare(target))
+    conn.send(arena, Run(offsets, len(payloads[0]), len(payloads[-1])), conn.prepare(udp_to(target)))
 
 
 def failure(dialer: UotDialer) -> DialError:
@@ -292,10 +291,10 @@ class TestShape:
 
     @pytest.mark.parametrize("scheme, way", [("socks5", by_socks5), ("socks5h", by_socks5), ("socks4", by_socks4),
                                              ("socks4a", by_socks4), ("http", by_http)])
-    def test_as_the_factory_makes_it(self, resolver: Resolver, counts: Counts, scheme: str, way: Any) -> None:
+    def test_as_the_factory_makes_it(self, reach: Reach, counts: Counts, scheme: str, way: Any) -> None:
         """Whatever the scheme does with other names, the magic one is never looked up here."""
         with server(play(*SCRIPTS[way], UOT + FRAME + b"\0\1a")) as address:
-            factory = DialerFactory(resolver, Datagrams(counts, Lines()), 2.0, no_services())
+            factory = DialerFactory(reach, Datagrams(counts, Lines()), 2.0, no_services())
             one = factory.way(way_to(scheme, address))
             assert "udp" in one.carries
             conn = one.dial_packet(udp_to(TARGET))

@@ -25,7 +25,6 @@ from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces import Address, Dialer
 from netproxy.net.batching import Datagrams
 from netproxy.net.connect import KEEPALIVE_IDLE
-from netproxy.net.resolve import Resolver
 from netproxy.protocol import socks5, uot
 from netproxy.report import udp_text
 from tests.config.test_read import read
@@ -51,8 +50,8 @@ def no_lookup(*_: Any, **__: Any) -> list:
 
 
 @pytest.fixture
-def factory(resolver: Resolver) -> DialerFactory:
-    return DialerFactory(resolver, Datagrams(Counts(), Lines()), SECONDS, no_services())
+def factory(reach: Reach) -> DialerFactory:
+    return DialerFactory(reach, Datagrams(Counts(), Lines()), SECONDS, no_services())
 
 
 def ways(upstreams: str) -> dict[str, WayConfig]:
@@ -85,7 +84,7 @@ def failure(dialer: Dialer, target: Address = TARGET) -> DialError:
 def send(conn: Any, target: Address) -> None:
     """One datagram."""
     arena = Datagrams(Counts(), Lines()).arena()
-    conn.send(arena, arena.put(b"query"), conn.prepare(target))
+    conn.send(arena, arena.put(b"query"), conn.prepare(udp_to(target)))
 
 
 def connect(target: Address) -> bytes:
@@ -313,14 +312,14 @@ class TestTimeout:
             assert str(failure(way)) == f"hop 2 (http://{second}): timed out"
             assert 0.1 <= time.monotonic() - started < 1.5
 
-    def test_may_be_longer_than_that_of_all(self, resolver: Resolver) -> None:
+    def test_may_be_longer_than_that_of_all(self, reach: Reach) -> None:
         """A proxy that answers one once the other has given up."""
         given_up = threading.Event()
 
         def script(sock: socket.socket) -> None:
             assert given_up.wait(5)
             granting(TARGET)(sock)
-        factory = DialerFactory(resolver, Datagrams(Counts(), Lines()), 0.1, no_services())
+        factory = DialerFactory(reach, Datagrams(Counts(), Lines()), 0.1, no_services())
         with server(script) as patient, server(read_to_end) as silent:
             dial = Task(factory.way(default(f"'socks5h://{patient}?timeout=5s'")).dial, tcp_to(TARGET))
             assert failure(factory.way(default(f"'socks5h://{silent}'"))).reason is Reason.TIMEOUT
@@ -382,11 +381,11 @@ class TestUdp:
                 factory.way(ways(f"a: 'socks5h://{address}?udp=uot'")["a"]).dial_packet(udp_to(TARGET))
         assert str(caught.value) == f"'a' (socks5h://{address}): no UoT there (host unreachable)"
 
-    def test_by_associations_behind_a_group_goes_where_its_control_goes(self, resolver: Resolver) -> None:
+    def test_by_associations_behind_a_group_goes_where_its_control_goes(self, reach: Reach) -> None:
         """A relay takes datagrams only from where the control connection comes from (RFC 1928 section 7)."""
         controls: list[str] = []
         services = Services(lambda stream, said: None, lambda work: False, Counts())
-        factory = DialerFactory(resolver, Datagrams(Counts(), Lines()), SECONDS, services)
+        factory = DialerFactory(reach, Datagrams(Counts(), Lines()), SECONDS, services)
         with udp() as relay:
             def script(sock: socket.socket) -> None:
                 controls.append(sock.getpeername()[0])
@@ -402,10 +401,10 @@ class TestUdp:
         assert peer[0] == controls[0]
 
     @pytest.mark.parametrize("dead", [1, 2])
-    def test_by_associations_behind_a_group_goes_by_the_next_member_at_once(self, resolver: Resolver, dead: int) -> None:
+    def test_by_associations_behind_a_group_goes_by_the_next_member_at_once(self, reach: Reach, dead: int) -> None:
         """Where the first of a failover are dead: as connections do, and not with the client's next datagram."""
         services = Services(lambda stream, said: None, lambda work: False, Counts())
-        factory = DialerFactory(resolver, Datagrams(Counts(), Lines()), SECONDS, services)
+        factory = DialerFactory(reach, Datagrams(Counts(), Lines()), SECONDS, services)
         with udp() as relay, refusing() as nobody:
             script = play(*HELLO, socks5.encode_request(socks5.UDP_ASSOCIATE, Address("0.0.0.0", 0)),
                           socks5.encode_reply(socks5.SUCCEEDED, address_of(relay)))
@@ -422,8 +421,8 @@ class TestUdp:
                 conn._control.close()
         assert peer[0] == "127.0.0.3"
 
-    def test_by_associations_behind_a_group_of_the_dead_fails(self, resolver: Resolver) -> None:
-        factory = DialerFactory(resolver, Datagrams(Counts(), Lines()), SECONDS, no_services())
+    def test_by_associations_behind_a_group_of_the_dead_fails(self, reach: Reach) -> None:
+        factory = DialerFactory(reach, Datagrams(Counts(), Lines()), SECONDS, no_services())
         with refusing() as nobody:
             pool = f"pool: {{members: ['socks5h://{nobody}', 'socks5h://{nobody}?timeout=1s'], balance: failover}}"
             way = factory.way(default("[pool, 'socks5h://192.0.2.1:1']", f"upstreams: {{{pool}}}"))
@@ -431,9 +430,9 @@ class TestUdp:
                 way.dial_packet(udp_to(TARGET))
             assert (caught.value.reason, caught.value.upstream) == (Reason.REFUSED, True)
 
-    def test_an_association_that_the_proxy_refuses_is_asked_for_once(self, resolver: Resolver) -> None:
+    def test_an_association_that_the_proxy_refuses_is_asked_for_once(self, reach: Reach) -> None:
         """Another way to the same proxy would hear the same."""
-        factory = DialerFactory(resolver, Datagrams(Counts(), Lines()), SECONDS, no_services())
+        factory = DialerFactory(reach, Datagrams(Counts(), Lines()), SECONDS, no_services())
         asked: list[socket.socket] = []
 
         def script(sock: socket.socket) -> None:

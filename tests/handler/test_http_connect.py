@@ -5,16 +5,17 @@ import threading
 
 import pytest
 
-from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.errors import Reason
 from netproxy.interfaces import Address, Flow
 from netproxy.listener.pool import ThreadPool
-from netproxy.net.resolve import Resolver
+from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
 from netproxy.protocol import connect_udp
+from tests.support.flows import Anywhere
 from tests.support.origin import PATIENCE, Connection, LoopbackDialer, Origin, Play, Rig, check_refused
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -84,7 +85,7 @@ def test_hazard_58_brackets_lead_to_an_ipv6_origin() -> None:
         pytest.skip("no IPv6 on this machine")
     counters = Counters()
     with Rig() as rig:
-        rig.by_host["::1"] = DirectDialer(Resolver(ThreadPool("test", 1, 1, None), counters), counters, PATIENCE)
+        rig.by_host["::1"] = DirectDialer(Reach(Resolver(ThreadPool("test", 1, 1, None), counters), Anywhere()), counters, PATIENCE)
         client = rig.client(connect_to(b"[::1]:%d" % origin.address.port), b"hello")
         assert client.take(len(ESTABLISHED) + 5) == ESTABLISHED + b"hello"
     origin.close()

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from netproxy.errors import EndOfStream
-from netproxy.handler.sps import SpsHandler
+from netproxy.handler.sps import Speech, SpsHandler
 from netproxy.interfaces import Address, Batch
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
-from netproxy.protocol.detect import Speech
 from tests.support.handlers import LOCALHOST, SECONDS, Conversation, RecordingLog, descriptors, eventually, silent
 from tests.support.relays import Running, running
 

@@ -175,7 +175,7 @@ def test_http_keep_alive_with_a_pause() -> None:
                 origin.send(OK)
                 assert wire.answer().body == b"ok"
                 if path == b"/1":
-                    eventually(lambda: relay.daemon._connections.busy == 0)       # parked
+                    eventually(lambda: relay.daemon._machinery.connections.busy == 0)       # parked
                     wire.send(get(host, b"/2"), get(host, b"/3"))        # and two at once
         assert relay.count("connections", "accepted") == 1
 
@@ -210,8 +210,8 @@ def test_idle_relays_hold_few_threads() -> None:
             clients.append(secured(relay))
             by_socks5(clients[-1], address)
             far.append(listening.accept()[0])
-        eventually(lambda: relay.daemon._connections.busy == 0, 1.0)
-        assert relay.daemon._connections.threads <= FEW_THREADS
+        eventually(lambda: relay.daemon._machinery.connections.busy == 0, 1.0)
+        assert relay.daemon._machinery.connections.threads <= FEW_THREADS
         for near, other in zip(clients, far):       # and each goes on
             near.sendall(b"ping")
             assert read(other, 4) == b"ping"

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.access.users import Login, Users
-from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.dialer.socks5 import Socks5Dialer
@@ -25,7 +25,7 @@ from netproxy.handler.http_forward import Forwarder
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Entrance, Socks5Handler
 from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces import READABLE, Address, Dialer, Flow, Pause
+from netproxy.interfaces import Address, Dialer, Flow, Pause, READABLE, Route
 from netproxy.net.batching import Datagrams
 from netproxy.net.datagram import Arena, ArenaPool
 from netproxy.net.framed import QUEUE_LIMIT
@@ -35,7 +35,7 @@ from netproxy.relay.capacity import Caps
 from netproxy.relay.nat import NatPolicy, NatTable
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines, Records, no_services
-from tests.support.flows import udp_to
+from tests.support.flows import Anywhere, udp_to
 from tests.support.handlers import PIPE_LIMITS, Conversation, Surroundings, tcp_pair
 from tests.support.pauses import run_to_end
 from tests.support.sockets import (
@@ -74,7 +74,7 @@ class Rig:
     def __init__(self, dialer: Dialer | None = None, auth: str = "none", arenas: Any = ArenaPool) -> None:
         self.counts, self.records, self.log, self.names = Counts(), Records(), Lines(), Names()
         datagrams = Datagrams(self.counts, self.log)
-        self.dialer: Any = dialer or DirectDialer(self.names, datagrams, 2.0)      # type: ignore[arg-type]
+        self.dialer: Any = dialer or DirectDialer(Reach(self.names, Anywhere()), datagrams, 2.0)      # type: ignore[arg-type]
         self.flows: list[Flow] = []
         self.arenas = arenas(datagrams.arena)
         workers = nat.Workers(self._run, self._run)
@@ -86,10 +86,15 @@ class Rig:
         self.socks4 = Socks4Handler("test", connector, None, login)        # type: ignore[arg-type]
         self.socks5 = Socks5Handler("test", connector, None, None, Entrance(login, self.counts))       # type: ignore[arg-type]
 
-    def route(self, flow: Flow) -> Dialer:
-        if not flow.target.host.endswith(".arpa"):      # nobody's target: only asked whether UDP may leave at all
-            self.flows.append(flow)
-        return self.dialer
+    def route(self, flow: Flow) -> Route:
+        self.flows.append(flow)
+        return Route(self.dialer, flow)
+
+    def route_at_once(self, flow: Flow) -> Route:
+        return self.route(flow)
+
+    def ways(self, flow: Flow) -> list[Dialer]:
+        return [self.dialer]
 
     def empty(self) -> bool:
         return not (len(self.table) or self.table.clients or self.table.entries)
@@ -863,7 +868,7 @@ class TestUotEnds:
                 raise DialError(Reason.DENIED)
         fine, denied = FakeDialer(), Denied("denied")
         with rig() as one, opened(one) as client:
-            one.route = lambda flow: denied if flow.target.port == 1 else fine      # type: ignore[method-assign, assignment]
+            one.route = lambda flow: Route(denied if flow.target.port == 1 else fine, flow)      # type: ignore[method-assign, assignment]
             client.send(ANY + frame(Address("192.0.2.1", 1), b"no") + frame(Address("192.0.2.1", 2), b"yes"))
             wait_until(lambda: fine.conns and fine.conns[0].sent)
             assert [payload for payload, _ in fine.conns[0].sent] == [b"yes"]
@@ -873,10 +878,10 @@ class TestUotEnds:
         """HAZARDS 97: that connection alone, and nothing of it stays in the table."""
         dialer = FakeDialer()
 
-        def route(flow: Flow) -> Dialer:
+        def route(flow: Flow) -> Route:
             if flow.target.port == 1:
                 raise RuntimeError("a fault of ours")
-            return dialer
+            return Route(dialer, flow)
         one = Rig(dialer)
         one.route = route       # type: ignore[method-assign]
         client = Conversation(one.socks5)
@@ -975,7 +980,7 @@ def listening(one: Rig, handler: Any) -> Iterator[Address]:
 def exchange(conn: Any, target: Address, payload: bytes) -> list[bytes]:
     """What comes back for one datagram."""
     arena = Arena()
-    conn.send(arena, arena.put(payload), conn.prepare(target))
+    conn.send(arena, arena.put(payload), conn.prepare(udp_to(target)))
     found: list[tuple[bytes, Any]] = []
     while not found:
         assert Task(conn.wait).result()

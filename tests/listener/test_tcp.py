@@ -224,7 +224,7 @@ class TestStop:
 class TestBinding:
     def test_an_address_in_use_is_named(self, rig: Rig) -> None:
         with pytest.raises(ListenError, match=rf"tcp 127\.0\.0\.1:{rig.listener.address.port}: Address already in use"):
-            TcpListener(rig.listener.address, rig.pool, rig.parker, rig.counts, rig.log)
+            TcpListener(rig.listener.address, rig.listener._serving)
 
     @needs_ipv6
     def test_the_wildcard_takes_both_families(self, make: Callable[..., Rig]) -> None:

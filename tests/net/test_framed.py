@@ -24,6 +24,7 @@ from netproxy.protocol.capsule import Capsules
 from netproxy.protocol.uot import Frames
 from tests.support.batches import cut
 from tests.support.doubles import Counts
+from tests.support.flows import udp_to
 from tests.support.sockets import SECONDS, Task, nothing_comes, read_exactly, reset, tcp_pair, wait_until
 
 TARGET = Address("192.0.2.9", 443)
@@ -453,7 +454,7 @@ class TestSending:
 
     def test_a_connection_names_the_target_of_each(self) -> None:
         with rig(Frames(), FramedConn) as one:
-            here, there = one.framed.prepare(Address("192.0.2.1", 53)), one.framed.prepare(Address("a.bc", 443))
+            here, there = one.framed.prepare(udp_to(Address("192.0.2.1", 53))), one.framed.prepare(udp_to(Address("a.bc", 443)))
             assert (here.address, here.sockaddr) == (HERE, ("192.0.2.1", 53))
             assert (there.address, there.sockaddr) == (NAMED, ("a.bc", 443))
             one.framed.send(one.arena, run_of(one.arena, [b"ab", b"c"]), here)
@@ -462,12 +463,12 @@ class TestSending:
 
     def test_the_header_of_a_hop_behind_is_part_of_the_payload(self) -> None:
         with rig(Capsules(TARGET), FramedConn) as one:
-            one.framed.send(one.arena, run_of(one.arena, [b"abc", b"de"], b"HEAD"), one.framed.prepare(TARGET))
+            one.framed.send(one.arena, run_of(one.arena, [b"abc", b"de"], b"HEAD"), one.framed.prepare(udp_to(TARGET)))
             assert_gets(one.peer, b"\0\x08\0HEADabc" + b"\0\x07\0HEADde")
 
     def test_both_headers_at_once(self) -> None:
         with rig(Frames(), FramedConn) as one:
-            one.framed.send(one.arena, run_of(one.arena, [b"abc", b"d"], b"HEAD"), one.framed.prepare(Address("192.0.2.1", 53)))
+            one.framed.send(one.arena, run_of(one.arena, [b"abc", b"d"], b"HEAD"), one.framed.prepare(udp_to(Address("192.0.2.1", 53))))
             assert_gets(one.peer, HERE + b"\0\7HEADabc" + HERE + b"\0\5HEADd")
 
     @every_kind
@@ -491,7 +492,7 @@ class TestSending:
     def test_a_connected_stream_leads_nowhere_else(self, framing: Any, target: Address) -> None:
         with rig(framing, FramedConn) as one:
             with pytest.raises(DialError) as caught:
-                one.framed.prepare(target)
+                one.framed.prepare(udp_to(target))
             assert caught.value.reason is Reason.UNSUPPORTED
             assert str(caught.value) == f"{target}: the connection is to {TARGET} alone"
 
@@ -504,7 +505,7 @@ class TestSending:
     @both_roles
     def test_after_the_end_it_is_counted(self, role: Any) -> None:
         with rig(Frames(), role) as one:
-            destination = one.framed.prepare(Address("192.0.2.1", 53)) if role is FramedConn else None
+            destination = one.framed.prepare(udp_to(Address("192.0.2.1", 53))) if role is FramedConn else None
             one.framed.shutdown()
             one.framed.send(one.arena, run_of(one.arena, [b"abc", b"def"]), destination)
             one.framed.close()
@@ -515,7 +516,7 @@ class TestSending:
         with rig(Capsules(TARGET), FramedConn) as one:
             one.peer.close()
             wait_until(lambda: one.receive() == [] and one.framed.ended)
-            one.framed.send(one.arena, run_of(one.arena, [b"abc", b"def"]), one.framed.prepare(TARGET))
+            one.framed.send(one.arena, run_of(one.arena, [b"abc", b"def"]), one.framed.prepare(udp_to(TARGET)))
             assert one.counts.counts == {("drops", "upstream closed"): 2}
 
     def test_many_threads_mix_no_frames(self) -> None:
@@ -541,7 +542,7 @@ class TestSending:
         """A train of frames comes as one run of up to ROOM bytes: from stream to stream it is the ordinary case."""
         payloads = [struct.pack(">H", number) + b"x" * 1198 for number in range(300)]
         with rig(kind.framing(), FramedConn) as one:
-            destination = one.framed.prepare(Address("192.0.2.1", 53) if kind is FREE else TARGET)
+            destination = one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET))
             one.framed.send(one.arena, run_of(one.arena, payloads), destination)
             assert one.counts.counts == {}
             assert one.framed.wait() and one.receive() == []
@@ -555,7 +556,7 @@ class TestSending:
     def test_what_no_frame_can_hold_is_dropped_and_counted(self, kind: Kind) -> None:
         """A header of a hop behind makes it too long, or a stream that takes longer ones: the proxy would have to hang up."""
         with rig(kind.framing(), FramedConn) as one:
-            destination = one.framed.prepare(Address("192.0.2.1", 53) if kind is FREE else TARGET)
+            destination = one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET))
             one.framed.send(one.arena, run_of(one.arena, [b"x" * 65507], b"h" * 300), destination)
             one.framed.send(one.arena, run_of(one.arena, [b"abc"]), destination)
             assert_gets(one.peer, kind.frame(b"abc"))
@@ -622,7 +623,7 @@ class TestPeerThatDoesNotRead:
         """HAZARDS 85, 124."""
         with rig(kind.framing(), FramedConn) as one:
             assert one.framed.wait() and one.receive() == []
-            runs = Numbered(one, kind, one.framed.prepare(Address("192.0.2.1", 53) if kind is FREE else TARGET))
+            runs = Numbered(one, kind, one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET)))
             while runs.send():
                 pass
             for _ in range(5):
@@ -647,7 +648,7 @@ class TestPeerThatDoesNotRead:
         """Nothing waits before it, and yet no more than the queue's limit is kept of it."""
         payloads = [struct.pack(">H", number) + b"x" * 998 for number in range(1500)]
         with rig(kind.framing(), role) as one:
-            destination = one.framed.prepare(Address("192.0.2.1", 53) if kind is FREE else TARGET) if role is FramedConn else None
+            destination = one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET)) if role is FramedConn else None
             one.framed.send(one.arena, run_of(one.arena, payloads, b"" if destination else kind.key), destination)
             dropped = one.counts.of(*FULL)
             assert 0 < dropped < 1500 and one.counts.counts == {FULL: dropped}
@@ -676,7 +677,7 @@ class TestPeerThatDoesNotRead:
     def test_while_something_waits_nothing_goes_past_it(self) -> None:
         """Though the kernel has room again, and nobody has flushed yet."""
         with rig(Capsules(TARGET), FramedConn) as one:
-            runs = Numbered(one, CAPSULES, one.framed.prepare(TARGET))
+            runs = Numbered(one, CAPSULES, one.framed.prepare(udp_to(TARGET)))
             congest(one, runs)
             got = drained(one)
             assert runs.send() and runs.send()
@@ -688,7 +689,7 @@ class TestPeerThatDoesNotRead:
     def test_a_reader_that_flushes_still_receives(self) -> None:
         with rig(Capsules(TARGET), FramedConn) as one:
             one.receive()
-            runs = Numbered(one, CAPSULES, one.framed.prepare(TARGET))
+            runs = Numbered(one, CAPSULES, one.framed.prepare(udp_to(TARGET)))
             while runs.send():
                 pass
             reader = Task(one.framed.wait)
@@ -701,7 +702,7 @@ class TestPeerThatDoesNotRead:
         with rig(Capsules(TARGET), FramedConn) as one:
             one.receive()
             reader = Task(one.framed.wait)
-            runs = Numbered(one, CAPSULES, one.framed.prepare(TARGET))
+            runs = Numbered(one, CAPSULES, one.framed.prepare(udp_to(TARGET)))
             while runs.send():
                 pass
             assert CAPSULES.parse(read_exactly(one.peer, runs.size())) == runs.accepted

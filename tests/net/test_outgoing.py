@@ -7,17 +7,17 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.config.schema import HopConfig, WayConfig
-from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address, PacketConn
 from netproxy.net import connect as connect_module
 from netproxy.net.batching import Datagrams
 from netproxy.net.connect import ANY_WAY, KEEPALIVE_IDLE, Outgoing, connect
-from netproxy.net.resolve import Resolver
+from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
 from tests.support.doubles import Counts, Lines, no_services
-from tests.support.flows import tcp_to, udp_to
+from tests.support.flows import Anywhere, tcp_to, udp_to
 from tests.support.sockets import HAS_IPV6, address_of, listen, nothing_comes, read_exactly, read_to_end, server, udp
 
 HERE = "127.0.0.2"          # of this machine, as all of 127.0.0.0/8 on Linux
@@ -64,11 +64,11 @@ def datagrams(request: pytest.FixtureRequest, counts: Counts) -> Datagrams:
 
 
 @pytest.fixture
-def resolver(counts: Counts) -> Resolver:
+def reach(counts: Counts) -> Reach:
     def submit(task: Callable[[], None]) -> bool:
         task()
         return True
-    return Resolver(submit, counts)
+    return Reach(Resolver(submit, counts), Anywhere())
 
 
 @pytest.fixture(params=["alone", "race"])
@@ -79,12 +79,12 @@ def dial(request: pytest.FixtureRequest) -> Callable[[Address, Outgoing], socket
 
 
 @pytest.fixture
-def opened(datagrams: Datagrams, resolver: Resolver) -> Iterator[Callable[[Outgoing], PacketConn]]:
+def opened(datagrams: Datagrams, reach: Reach) -> Iterator[Callable[[Outgoing], PacketConn]]:
     """Packet connections of the direct way out, closed at the end."""
     conns: list[PacketConn] = []
 
     def open_one(outgoing: Outgoing) -> PacketConn:
-        conns.append(DirectDialer(resolver, datagrams, 2.0, outgoing).dial_packet(udp_to(Address("127.0.0.1", 9))))
+        conns.append(DirectDialer(reach, datagrams, 2.0, outgoing).dial_packet(udp_to(Address("127.0.0.1", 9))))
         return conns[-1]
     yield open_one
     for conn in conns:
@@ -99,7 +99,7 @@ def failure(call: Callable[..., Any], *arguments: Any) -> DialError:
 
 def send(datagrams: Datagrams, conn: PacketConn, data: bytes, target: Address) -> None:
     arena = datagrams.arena()
-    conn.send(arena, arena.put(data), conn.prepare(target))
+    conn.send(arena, arena.put(data), conn.prepare(udp_to(target)))
 
 
 def option(sock: socket.socket, level: int, name: int) -> int:
@@ -281,12 +281,12 @@ class TestUdp:
 
 
 class TestFromTheConfiguration:
-    def way(self, resolver: Resolver, *hops: HopConfig) -> Any:
-        return DialerFactory(resolver, Datagrams(Counts(), Lines()), 2.0, no_services()).way(WayConfig(hops))
+    def way(self, reach: Reach, *hops: HopConfig) -> Any:
+        return DialerFactory(reach, Datagrams(Counts(), Lines()), 2.0, no_services()).way(WayConfig(hops))
 
-    def test_a_direct_way(self, resolver: Resolver) -> None:
+    def test_a_direct_way(self, reach: Reach) -> None:
         with listen() as listening:
-            stream = self.way(resolver, HopConfig("direct", bind=HERE, keepalive=9.0)).dial(tcp_to(address_of(listening)))
+            stream = self.way(reach, HopConfig("direct", bind=HERE, keepalive=9.0)).dial(tcp_to(address_of(listening)))
             with listening.accept()[0]:
                 assert stream.local_address().host == HERE
                 assert option(stream.socket, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 9
@@ -295,7 +295,7 @@ class TestFromTheConfiguration:
     @pytest.mark.parametrize("hops", [
         lambda address: (HopConfig("socks4", address, bind=HERE, keepalive=0.0),),
         lambda address: (HopConfig("direct", bind=HERE, keepalive=0.0), HopConfig("socks4", address))], ids=("of-the-hop", "of-direct-before-it"))
-    def test_a_first_hop_is_reached_so(self, resolver: Resolver, hops: Callable[[Address], tuple]) -> None:
+    def test_a_first_hop_is_reached_so(self, reach: Reach, hops: Callable[[Address], tuple]) -> None:
         seen: list[str] = []
 
         def script(sock: socket.socket) -> None:
@@ -304,17 +304,17 @@ class TestFromTheConfiguration:
             sock.sendall(b"\0\x5a" + bytes(6))
             read_to_end(sock)
         with server(script) as address:
-            stream: Stream = self.way(resolver, *hops(address)).dial(tcp_to(Address("198.51.100.7", 443)))
+            stream: Stream = self.way(reach, *hops(address)).dial(tcp_to(Address("198.51.100.7", 443)))
             assert stream.local_address().host == HERE
             assert option(stream.socket, socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
             stream.close()
         assert seen == [HERE]
 
     @pytest.mark.parametrize("bind", [NO_DEVICE, NOWHERE])
-    def test_what_cannot_be_had_names_the_hop(self, resolver: Resolver, bind: str) -> None:
+    def test_what_cannot_be_had_names_the_hop(self, reach: Reach, bind: str) -> None:
         with listen() as listening:
             address = address_of(listening)
-            error = failure(self.way(resolver, HopConfig("socks4", address, bind=bind)).dial, tcp_to(Address("198.51.100.7", 443)))
+            error = failure(self.way(reach, HopConfig("socks4", address, bind=bind)).dial, tcp_to(Address("198.51.100.7", 443)))
             assert nothing_comes(listening, 0.0)
         assert error.upstream and str(error).startswith(f"socks4://{address}: ")
         assert str(error) != f"socks4://{address}: failed"

@@ -7,7 +7,7 @@ import pytest
 
 from netproxy.errors import ProtocolError
 from netproxy.protocol.http1 import Request, encode_request, encode_response, read_request, read_response
-from netproxy.protocol.http1_body import Framing, encode_chunk, read_body, request_framing, response_framing
+from netproxy.protocol.http1_message import Framing, encode_chunk, read_body, request_framing, response_framing
 from tests.support.readers import BytesReader
 
 h11 = pytest.importorskip("h11")

@@ -7,7 +7,7 @@ import pytest
 
 from netproxy.errors import EndOfStream
 from netproxy.protocol.http1 import HttpError, read_request, read_response
-from netproxy.protocol.http1_body import (
+from netproxy.protocol.http1_message import (
     NONE, PIECE, Framing, encode_chunk, read_body, request_framing, response_framing)
 from tests.support.readers import BytesReader, check_read, check_refused
 

@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.protocol.http1_fields import request_fields, response_fields, upgrade_of
 from netproxy.interfaces import Address
 from netproxy.protocol.http1 import Fields, Origin, Request, Response
-from netproxy.protocol.http1_body import NONE, Framing
+from netproxy.protocol.http1_message import NONE, Framing, request_fields, response_fields, upgrade_of
 from tests.support.origin import Message, Rig, answers, get
 
 ORIGIN = Origin(Address("a.test", 80), b"A.test:80", b"/")

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings, strategies as st
 
 from netproxy.errors import ProtocolError
 from netproxy.interfaces import Address, ip_text, pack_ip
-from netproxy.protocol import http1, http1_body, socks4, socks5
+from netproxy.protocol import http1, http1_message, socks4, socks5
 from netproxy.protocol.host import HostError, canonical_ipv6, parse_host
 from netproxy.protocol.http1 import Request, Response
 from tests.support.readers import BytesReader, TRAILING
@@ -36,15 +36,15 @@ def text_of(alphabet: str, least: int = 1, most: int = 20) -> st.SearchStrategy[
 
 
 def read_chunks(reader: BytesReader) -> bytes:
-    return b"".join(http1_body.read_body(reader, http1_body.Framing(chunked=True)))
+    return b"".join(http1_message.read_body(reader, http1_message.Framing(chunked=True)))
 
 
 def frame_request(data: bytes) -> object:
-    return http1_body.request_framing(http1.read_request(BytesReader(data)))
+    return http1_message.request_framing(http1.read_request(BytesReader(data)))
 
 
 def frame_response(data: bytes) -> object:
-    return http1_body.response_framing(http1.read_response(BytesReader(data)), b"GET")
+    return http1_message.response_framing(http1.read_response(BytesReader(data)), b"GET")
 
 
 def origin(data: bytes) -> object:
@@ -83,7 +83,7 @@ READERS = {
     "socks5.read_reply": (socks5.read_reply, SOCKS5),
     "http1.read_request": (http1.read_request, REQUESTS),
     "http1.read_response": (http1.read_response, RESPONSES),
-    "http1_body.read_body": (read_chunks, CHUNKS),
+    "http1_message.read_body": (read_chunks, CHUNKS),
 }
 PARSERS = {
     "parse_host": (parse_host, st.one_of(HOSTS, IPV6_LIKE)),
@@ -249,6 +249,6 @@ def test_head_that_was_read_is_written_without_a_second_meaning(data: bytes) -> 
 @many
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=8), st.sampled_from([0, 1, 7]))
 def test_chunks_read_back(pieces: list[bytes], step: int) -> None:
-    reader = BytesReader(b"".join(map(http1_body.encode_chunk, [*pieces, b""])) + TRAILING, step)
+    reader = BytesReader(b"".join(map(http1_message.encode_chunk, [*pieces, b""])) + TRAILING, step)
     assert read_chunks(reader) == b"".join(pieces)
     assert reader.rest() == TRAILING

@@ -1,7 +1,9 @@
-"""Flows for dialers: whoever asks is the same client."""
+"""Flows for dialers: whoever asks is the same client.  And who lets all of them pass."""
 from __future__ import annotations
 
-from netproxy.interfaces import Address, Flow
+from typing import Sequence
+
+from netproxy.interfaces import Address, Dialer, Flow, Route
 
 CLIENT = Address("192.0.2.1", 5)
 
@@ -12,3 +14,27 @@ def tcp_to(target: Address) -> Flow:
 
 def udp_to(target: Address) -> Flow:
     return Flow("udp", CLIENT, target, "main", "")
+
+
+class Anywhere:
+    """A Gatekeeper that keeps nobody out."""
+
+    def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
+        return tuple(addresses)
+
+
+class OneWay:
+    """A Router for which all flows take one way out; nothing is looked up."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        self.dialer = dialer
+        self.flows: list[Flow] = []
+
+    def route(self, flow: Flow) -> Route:
+        self.flows.append(flow)
+        return Route(self.dialer, flow)
+
+    route_at_once = route
+
+    def ways(self, flow: Flow) -> list[Dialer]:
+        return [self.dialer]

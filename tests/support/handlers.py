@@ -30,6 +30,7 @@ from netproxy.net.address import from_sockaddr
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
+from tests.support.flows import OneWay
 from tests.support.pauses import run_to_end
 
 SECONDS = 5.0               # of patience, for what happens at once
@@ -118,6 +119,7 @@ class RecordingDialer:
     name = "recording"
     refusal = Reason.UNSUPPORTED
     symmetric = False
+    takes_names = True
 
     def __init__(self, failure: Reason | None = None, carries: Iterable[str] = ("tcp", "udp", "bind")) -> None:
         self.carries = frozenset(carries)
@@ -147,16 +149,6 @@ class RecordingDialer:
         return self._targets.get(timeout=SECONDS)
 
 
-class RecordingRouter:
-    def __init__(self, dialer: Dialer) -> None:
-        self.dialer = dialer
-        self.flows: list[Flow] = []
-
-    def route(self, flow: Flow) -> Dialer:
-        self.flows.append(flow)
-        return self.dialer
-
-
 def resolve(address: Address) -> list[Address]:
     """Literal addresses and localhost."""
     if address.host == "localhost":
@@ -174,7 +166,7 @@ class Surroundings:
         self.counters = Counters()
         self.log = RecordingLog()
         self.dialer = RecordingDialer(failure)
-        self.router = RecordingRouter(self.dialer)
+        self.router = OneWay(self.dialer)
         self.connector = Connector(self.router, PIPE_LIMITS, self.counters, self.log)
         self.binder = Binder(announcer or Announcer([], resolve), resolve, self.counters, bind_seconds)
         self.login = Login(Users(users or {}), auth)

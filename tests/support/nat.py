@@ -9,6 +9,7 @@ from netproxy.relay.capacity import Caps
 from netproxy.relay.nat import NatPolicy, NatTable
 from netproxy.relay.opening import Entry, Workers as Submits
 from netproxy.relay.session import Client, Session
+from tests.support.flows import OneWay
 from tests.support.doubles import Counts, Lines, Records
 from tests.support.upstreams import FakeConn, FakeDialer, FakeSocket, Workers
 
@@ -52,7 +53,7 @@ class NatRig:
     def open(self, client: Client, target: str = TARGET, dialer: FakeDialer | None = None, user: str = "") -> Entry | None:
         host, _, port = target.rpartition(":")
         flow = Flow("udp", client.address, Address(host, int(port)), "main", user)
-        return self.table.open((client.peer, target.encode()), client, flow, dialer or self.dialer)
+        return self.table.open((client.peer, target.encode()), client, flow, OneWay(dialer or self.dialer))
 
     def send(self, entry: Entry, *payloads: bytes) -> None:
         """One run; all but the last have the length of the first."""

@@ -18,7 +18,7 @@ from netproxy.errors import DialError, NetProxyError, Reason
 from netproxy.handler.connector import Connector
 from netproxy.handler.http import HttpHandler
 from netproxy.handler.http_forward import Forwarder
-from netproxy.interfaces import Address, Dialer, Flow, Record
+from netproxy.interfaces import Address, Dialer, Flow, Record, Route
 from netproxy.net.address import from_sockaddr
 from netproxy.net.connect import connect, tune
 from netproxy.net.stream import Stream
@@ -314,8 +314,8 @@ class Rig:
         self._threads: list[threading.Thread] = []
         self._faults: list[BaseException] = []
 
-    def route(self, flow: Flow) -> Dialer:
-        return self.by_host.get(flow.target.host, self.dialer)
+    def route(self, flow: Flow) -> Route:
+        return Route(self.by_host.get(flow.target.host, self.dialer), flow)
 
     def began(self, live: Any, dialled: float | None = None) -> None:
         """An Observer's."""

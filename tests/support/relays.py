@@ -63,7 +63,7 @@ class Running:
 
     def sweep(self, later: float) -> None:
         """What the janitor will do in `later` seconds."""
-        janitor = self.daemon._janitor
+        janitor = self.daemon._machinery.janitor
         janitor.sweep(time.monotonic())             # takes note of who has sent until now
         janitor.sweep(time.monotonic() + later)
 

@@ -7,6 +7,7 @@ from netproxy.errors import ListenError
 from netproxy.interfaces import Address
 from netproxy.listener.parker import Parker
 from netproxy.listener.pool import ThreadPool
+from netproxy.listener.serving import Serving
 from netproxy.listener.tcp import TcpListener
 from netproxy.net.stream import Stream
 from tests.support.doubles import Counts, Lines
@@ -57,7 +58,7 @@ class TcpRig:
         self.parker = Parker(self.log)
         self.parker.start()
         try:
-            self.listener = TcpListener(address, self.pool, self.parker, self.counts, self.log)
+            self.listener = TcpListener(address, Serving(self.pool, self.parker, self.counts, self.log))
         except ListenError:
             self.parker.stop()
             raise

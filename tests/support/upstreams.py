@@ -40,7 +40,8 @@ class FakeConn:
         self._arrived = threading.Condition()
         self._offered: list[tuple[bytes, Hashable]] = []
 
-    def prepare(self, target: Address) -> Any:
+    def prepare(self, flow: Flow) -> Any:
+        target = flow.target
         self.prepared.append(target)
         if self.refusal:
             raise self.refusal
@@ -89,6 +90,7 @@ class FakeDialer:
 
     carries = frozenset({"tcp", "udp"})
     symmetric = False
+    takes_names = True
 
     def __init__(self, name: str = "fake") -> None:
         self.name = name

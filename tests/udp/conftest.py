@@ -21,7 +21,7 @@ def level(request: pytest.FixtureRequest) -> str:
 def relay(level: str) -> Iterator[Running]:
     """Nothing is ever cut, whatever a test sends."""
     with running(SPS + level) as relay:
-        if relay.daemon._datagrams.level not in level:
+        if relay.daemon._machinery.datagrams.level not in level:
             pytest.skip("this machine has no such level")
         yield relay
         assert not relay.count("drops", "truncated")

@@ -128,7 +128,7 @@ def put_on(sock: socket.socket, data: bytes, stride: int, to: Any) -> None:
 
 def settled(relay: Running) -> None:
     """Waits until no entry's first datagrams wait any more: a worker may be at it, though an answer has come already."""
-    tables = [state.table for state in relay.daemon._states.values()]
+    tables = [state.table for state in relay.daemon._relays._states.values()]
     eventually(lambda: all(entry.destination for table in tables for entry in list(table.entries.values())))
 
 

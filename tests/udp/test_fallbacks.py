@@ -48,7 +48,7 @@ def test_without_ctypes(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     monkeypatch.delattr(netproxy.net, "vectors", raising=False)
     monkeypatch.setitem(sys.modules, "netproxy.net.vectors", None)
     with running(SPS + "\nudp: {batching: %s}" % wanted) as relay:
-        assert relay.daemon._datagrams.level == "trains"
+        assert relay.daemon._machinery.datagrams.level == "trains"
         check_trains(relay)
 
 

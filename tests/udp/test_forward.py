@@ -105,7 +105,7 @@ def test_who_may_answer(level: str, more: str, port_passes: bool, host_passes: b
 def test_what_comes_back_does_not_keep_it_alive(level: str) -> None:
     """REQ-6, hazard 35: nobody logs in here, so that a stranger must not hold a session open."""
     with UdpPort() as target, forward(target.address, level) as (relay, entrance), UdpPort() as client:
-        relay.daemon._janitor.stop()
+        relay.daemon._machinery.janitor.stop()
         seen = check_echo(client, entrance, target)
         relay.sweep(0)
         target.send(b"inbound", seen)

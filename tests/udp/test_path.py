@@ -82,7 +82,7 @@ def boxed(net: Net, level: str) -> Iterator[Running]:
         return entered[0].__enter__()
 
     relay = inside(net.box, start)
-    if relay.daemon._datagrams.level not in level:
+    if relay.daemon._machinery.datagrams.level not in level:
         entered[0].__exit__(None, None, None)
         pytest.skip("this machine has no such level")
     yield relay

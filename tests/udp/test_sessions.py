@@ -25,7 +25,7 @@ CAPPED = "listeners: [{listen: '127.0.0.1:0', udp: {%s}}]"
 def still(text: str) -> Iterator[Running]:
     """A relay whose clock stands still."""
     with running(text) as relay:
-        relay.daemon._janitor.stop()
+        relay.daemon._machinery.janitor.stop()
         yield relay
 
 
@@ -47,13 +47,13 @@ def dns() -> Iterator[UdpPort]:
 
 def went_idle(relay: Running, seconds: float) -> None:
     """Whoever has sent until now did so `seconds` ago."""
-    relay.daemon._janitor.sweep(time.monotonic() - seconds)
+    relay.daemon._machinery.janitor.sweep(time.monotonic() - seconds)
 
 
 def counted(relay: Running, sent: int, received: int) -> None:
     """Waits until the only session knows of so many datagrams: it counts behind its sends."""
     def known() -> bool:
-        table = next(iter(relay.daemon._states.values())).table
+        table = next(iter(relay.daemon._relays._states.values())).table
         return [(session.datagrams_sent, session.datagrams_received) for session in table._sessions] == [(sent, received)]
     eventually(known)
 
@@ -243,6 +243,6 @@ def test_clients_of_a_capped_forward_are_refused_in_few_words(level: str) -> Non
             for number in forge(b"forged", Address(LOCALHOST, relay.port), 1000):
                 eventually(lambda: relay.count("drops", "session limit") == number - 4)
             assert relay.state() == {"associations": 0, "sessions": 4, "entries": 4}
-            table = next(iter(relay.daemon._states.values())).table
+            table = next(iter(relay.daemon._relays._states.values())).table
             assert len(table.clients) == 4
             assert len(relay.log.limited_keys) < 10, "a minute's log has a line for each forged address"

@@ -10,7 +10,7 @@ import pytest
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address
-from netproxy.net.resolve import Resolver
+from netproxy.resolver.resolver import Resolver
 from tests.support.doubles import Counts
 from tests.support.sockets import Task
 

@@ -5,7 +5,7 @@ import string
 
 import pytest
 
-from netproxy.protocol.detect import Speech, detect
+from netproxy.handler.sps import Speech, detect
 
 
 @pytest.mark.parametrize(("first", "speech"), [

@@ -1,0 +1,83 @@
+"""Connections under way: each has a thread of a bounded pool while it works, and none while it only waits.
+
+Where a connection came from does not matter: a listener accepted it, or it was dialled
+to serve whoever is at its other end.  A fault of one is one log record and ends it alone.
+"""
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from netproxy.errors import NetProxyError, StreamError
+from netproxy.interfaces import Address, Counter, Log, Pause
+from netproxy.listener.parker import Parker
+from netproxy.listener.pool import ThreadPool
+from netproxy.net.stream import Stream
+
+GoOn = Callable[[], Pause | None]       # what a connection does next: a handler's handle(), or a pause's resume()
+
+
+class Connection:
+    """`ended(connection)` is called once, by whichever thread saw its end; it closes the stream."""
+
+    __slots__ = ("stream", "client", "ended")
+
+    def __init__(self, stream: Stream, client: Address, ended: Callable[[Any], None]) -> None:
+        self.stream = stream
+        self.client = client
+        self.ended = ended
+
+
+class Serving:
+    def __init__(self, pool: ThreadPool, parker: Parker, counter: Counter, log: Log) -> None:
+        self.pool = pool
+        self._parker = parker
+        self.counter = counter
+        self.log = log
+
+    def begin(self, connection: Connection, go_on: GoOn) -> bool:
+        """On a thread of the pool, however many wait: it was admitted.  False, and it has ended, where none can be had."""
+        # there was room a moment ago: if it has been taken meanwhile the connection waits, it is accepted after all
+        if self.pool.submit(lambda: self._begin(connection, go_on), urgent=True):
+            return True
+        self.counter.count("connections_refused", "no thread")
+        connection.ended(connection)
+        return False
+
+    def _begin(self, connection: Connection, go_on: GoOn) -> None:
+        self.counter.count("connections", "accepted")
+        self._run(connection, go_on)
+
+    def _run(self, connection: Connection, go_on: GoOn) -> None:
+        pause = self._attempt(connection, go_on)
+        if pause is not None:
+            self._attempt(connection, lambda: self._park(connection, pause))
+
+    def _attempt(self, connection: Connection, go_on: GoOn) -> Pause | None:
+        """Lets a connection go on until it ends or pauses."""
+        pause = None
+        try:
+            pause = go_on()
+        except StreamError:
+            self.counter.count("connections", "broken off")
+        except NetProxyError as error:
+            self.counter.count("connections", "bad protocol")
+            self.log.debug("%s: %s", connection.client, error)
+        except Exception:
+            self.counter.count("connections", "internal error")
+            self.log.exception(f"serving {connection.client}")
+        if pause is None:
+            connection.ended(connection)
+        return pause
+
+    def _park(self, connection: Connection, pause: Pause) -> Pause | None:
+        def wake(pause: Pause, ready: bool) -> None:
+            if not self.pool.submit(lambda: self._run(connection, lambda: pause.resume(ready)), urgent=True):
+                connection.stream.close()   # the pool has stopped, or has no thread at all: it ends here and now
+                self._attempt(connection, lambda: pause.resume(False))
+
+        try:
+            self._parker.park(pause, wake, lambda: connection.ended(connection))
+        except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
+            pause.resume(False)
+            return None
+        return pause

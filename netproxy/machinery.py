@@ -1,0 +1,133 @@
+"""What outlives every configuration: pools of threads, the parker, the janitor, the resolver, the counters.
+
+Built once by the daemon, started and stopped by it on the main thread.
+"""
+from __future__ import annotations
+
+import gc
+import resource
+import socket
+from typing import Any, Callable
+
+from netproxy.access.destinations import Destinations, OwnSockets
+from netproxy.config.schema import Config
+from netproxy.dialer.health import HealthChecks
+from netproxy.dialer.socks5_udp import Services
+from netproxy.errors import DialError, ListenError
+from netproxy.interfaces import READABLE, Address, Pause
+from netproxy.listener.parker import Parker
+from netproxy.listener.pool import ThreadPool
+from netproxy.listener.serving import Serving
+from netproxy.net.address import is_local
+from netproxy.net.batching import Datagrams
+from netproxy.net.calls import trim
+from netproxy.net.stream import Stream
+from netproxy.observe.flows import Flows
+from netproxy.observe.log import Log
+from netproxy.observe.metrics import Counters
+from netproxy.relay.janitor import Janitor
+from netproxy.relay.opening import Workers
+from netproxy.resolver.resolver import Resolver
+
+RESERVED_DESCRIPTORS = 64   # of RLIMIT_NOFILE: listeners, log, lookups
+DESCRIPTORS_A_CONNECTION = 3    # client, upstream, and one while a name or a second address is tried
+# The queue takes as many new clients at once as there may be sessions; threads enough that one silent proxy holds up few.
+DIAL_THREADS, DIAL_QUEUE = 64, 4096
+CHECK_THREADS, CHECK_QUEUE = 8, 256     # health checks: apart, so that what a dead proxy holds up is not the news of it
+NAME_THREADS, NAME_QUEUE = 16, 256     # UDP targets whose names are looked up: apart, so that no dial waits behind them
+LOOKUP_THREADS, LOOKUP_QUEUE = 8, 256
+THREADS_LIMIT = 1024        # for connections: what only waits has none, so that these are at work or shaking hands
+EAGER_THREADS = 4           # for connections; beyond, more threads only help those that wait for their peers
+COLLECT_SECONDS = 30.0      # between two looks for garbage: with 10,000 connections one takes 50 ms
+STOP_SECONDS = 2.0          # for threads to end once their sockets have been shut down
+
+
+class _Thrift:
+    """Gives back what a burst has left, once its threads have gone; the janitor looks every second."""
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
+        self._collected_at = 0.0
+        self._threads = 1       # of the pool when it last looked; at the start there is what reading the configuration left
+
+    def expire(self, now: float) -> list[Any]:
+        before, self._threads = self._threads, self._pool.threads
+        if self._threads < before:
+            if now - self._collected_at >= COLLECT_SECONDS:
+                self._collected_at = now
+                gc.collect()        # what is left of connections keeps pages that others have gone from
+            trim()
+        return []
+
+
+class Machinery:
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.counters = Counters()
+        self.flows = Flows(log.finished)
+        self.connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
+        self.parker = Parker(log)
+        self._dials = ThreadPool("dial", DIAL_THREADS, DIAL_QUEUE, log)
+        self._names = ThreadPool("name", NAME_THREADS, NAME_QUEUE, log)
+        self._lookups = ThreadPool("lookup", LOOKUP_THREADS, LOOKUP_QUEUE, log)
+        self._checks = ThreadPool("check", CHECK_THREADS, CHECK_QUEUE, log)
+        self.resolver = Resolver(self._lookups.submit, self.counters)
+        self.datagrams = Datagrams(self.counters, log)
+        self.services = Services(self._watch, self._dials.submit, self.counters)
+        self.workers = Workers(self._dials.submit, self._names.submit)
+        self.janitor = Janitor(log)
+        self.health = HealthChecks(self._checks.submit, log)
+        self.own = OwnSockets(is_local)
+        self.destinations = Destinations(self.own)
+        self.serving = Serving(self.connections, self.parker, self.counters, log)
+
+    def start(self, batching: str) -> None:
+        """`batching` as in net.datagram; the janitor begins only with run()."""
+        self.datagrams = Datagrams(self.counters, self.log, batching)
+        self.parker.start()
+
+    def run(self) -> None:
+        self.janitor.register(_Thrift(self.connections))
+        self.janitor.register(self.health)
+        self.janitor.start()
+
+    def stop(self) -> None:
+        """After the listeners, and before what they had admitted has to be gone."""
+        self.janitor.stop()
+        for pool in (self._dials, self._names, self._lookups, self._checks):
+            pool.stop(STOP_SECONDS)
+
+    def concrete(self, address: Address) -> Address:
+        """To listen on: a name resolved, and the wildcard of a machine without IPv6 made IPv4's.  ListenError."""
+        if address.host == "::" and not _has_ipv6():
+            return address._replace(host="0.0.0.0")
+        try:
+            return self.resolver.resolve(address)[0]
+        except DialError as error:
+            raise ListenError(f"{address}: {error}") from error
+
+    def _watch(self, stream: Stream, said: Callable[[], None]) -> None:
+        """Calls `said` once, on the parker's thread, when something comes on a stream."""
+        pause = Pause(((stream.socket, READABLE),), None, lambda ready: None)
+        self.parker.park(pause, lambda pause, ready: said(), lambda: None)
+
+
+def raise_descriptor_limit() -> None:
+    """RLIMIT_NOFILE to what the system allows: nothing here uses select(2), so that more cannot hurt."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def room_for(config: Config) -> int:
+    """Threads for connections: what the listeners admit, as far as descriptors and reason last."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = sum(one.limits.connections * len(one.addresses) for one in config.listeners)
+    return max(1, min(wanted, THREADS_LIMIT, (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_A_CONNECTION))
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
