@@ -81,6 +81,10 @@ class Machinery:
         self.destinations = Destinations(self.own)
         self.serving = Serving(self.connections, self.parker, self.counters, log)
 
+    @property
+    def pools(self) -> dict[str, ThreadPool]:
+        return {"connection": self.connections, "dial": self._dials, "name": self._names, "lookup": self._lookups, "check": self._checks}
+
     def start(self, batching: str) -> None:
         """`batching` as in net.datagram; the janitor begins only with run()."""
         self.datagrams = Datagrams(self.counters, self.log, batching)
@@ -89,6 +93,7 @@ class Machinery:
     def run(self) -> None:
         self.janitor.register(_Thrift(self.connections))
         self.janitor.register(self.health)
+        self.janitor.register(self.log)
         self.janitor.start()
 
     def stop(self) -> None:

@@ -140,11 +140,14 @@ def _wait(daemon: Daemon, config: Config, options: Any, log: Log) -> int:
 
 def _reload(daemon: Daemon, config: Config, options: Any, log: Log) -> Config:
     notify.reloading()
+    ended = daemon.begin_reload()
+    errors: list[str] = []
     try:
         fresh = _configure(options)
         daemon.reload(fresh)
     except NetProxyError as error:
-        for line in str(error).split("\n"):
+        errors = str(error).split("\n")
+        for line in errors:
             log.error("not reloaded: %s", line)
         fresh = config
     else:
@@ -152,6 +155,7 @@ def _reload(daemon: Daemon, config: Config, options: Any, log: Log) -> Config:
         for warning in fresh.warnings:
             log.warning("%s", warning)
         log.info("reloaded; serves %s, out by %s", daemon.summary(), daemon.way_out)
+    ended(errors)
     notify.ready(f"serves {daemon.summary()}")
     return fresh
 

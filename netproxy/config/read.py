@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.schema import (
-    AnnounceConfig, Config, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, TlsConfig, UdpConfig, UserConfig,
+    AnnounceConfig, Config, LimitsConfig, ListenerConfig, LogConfig, MetricsConfig, TimeoutsConfig, TlsConfig, UdpConfig, UserConfig,
     WayConfig)
 from netproxy.config.upstreams import Ways
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
@@ -18,6 +18,7 @@ from netproxy.interfaces import Address, Network
 PROTOCOLS = {"sps": ("tcp", "udp"), "socks5": ("tcp", "udp"), "http": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
 FILTERS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 SOCKET_PATH_LIMIT = 107     # bytes: what sockaddr_un holds, less its NUL
+TOKEN_LEAST = 16            # characters: it can be guessed at without limit
 UDP_IDLE_FLOOR = 120.0      # RFC 4787 REQ-5: a shorter one breaks clients, and is warned of
 _LOOPBACK = (Network.parse("127.0.0.0/8"), Network.parse("::1"))
 
@@ -57,7 +58,8 @@ class _Reading:
             default=self._ways.read(default, "default") if default else WayConfig(),
             users=self._users, timeouts=self._read_timeouts(top.mapping("timeouts")),
             log=self._read_log(top.mapping("log")), batching=self._read_batching(top.mapping("udp")),
-            splice=self._read_splice(top.mapping("tcp")), control=top.read("control", _control, ""), warnings=tuple(self._warnings))
+            splice=self._read_splice(top.mapping("tcp")), control=top.read("control", _control, ""), metrics=self._read_metrics(top),
+            warnings=tuple(self._warnings))
         top.finish()
         return config
 
@@ -97,6 +99,18 @@ class _Reading:
         batching = section.choice("batching", ("auto", "vectors", "trains", "single"), "auto")
         section.finish()
         return batching
+
+    @staticmethod
+    def _read_metrics(top: MapReader) -> MetricsConfig:
+        address = top.read("metrics", _one_address, None)
+        metrics = MetricsConfig(address, top.read("metrics_token", _token, ""), top.flag("status_page", False))
+        if metrics.page and not metrics.token:
+            top.wrong("status_page", "needs a metrics_token, for whoever sees it sees who talks to whom")
+        if (metrics.page or metrics.token) and address is None:
+            top.wrong("status_page" if metrics.page else "metrics_token", "is for the metrics listener, and there is none: set metrics")
+        if address is not None and not is_loopback(address) and not metrics.token:
+            top.wrong("metrics", f"{address} can be reached from other machines: set a metrics_token")
+        return metrics
 
     @staticmethod
     def _read_splice(section: MapReader) -> bool:
@@ -256,6 +270,19 @@ def _control(text: str) -> str:
     if scheme != "unix" or not path.startswith("/") or len(path.encode()) > SOCKET_PATH_LIMIT:
         raise ValueError(f"'{text}' is no control socket: write unix:/run/netproxy/control.sock")
     return path
+
+
+def _one_address(text: str) -> Address:
+    addresses = parse_listen(text)
+    if len(addresses) != 1:
+        raise ValueError("must be a single port")
+    return addresses[0]
+
+
+def _token(text: str) -> str:
+    if not (len(text) >= TOKEN_LEAST and text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError(f"must have at least {TOKEN_LEAST} letters or digits: openssl rand -hex 16 makes one")
+    return text
 
 
 def _network(text: str) -> str:

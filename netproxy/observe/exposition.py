@@ -6,6 +6,8 @@ called makes no series.  Pure.
 """
 from __future__ import annotations
 
+import os
+import resource
 from typing import Any, Iterable, Mapping, NamedTuple, Sequence
 
 from netproxy.observe.flows import Key, Total
@@ -123,17 +125,23 @@ def upstreams(ways: Iterable[Mapping[str, Any]]) -> list[Family]:
             family("latency_seconds", GAUGE, "Moving average of the time of a dial.", lambda one: one["latency"])]
 
 
+def resident() -> int:
+    """Bytes of memory in use, 0 where the kernel does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
 def process(start: float) -> list[Family]:
     """What the kernel knows of this process; nothing of what it does not tell.  `start`: seconds since the epoch."""
-    import os
-    import resource
     used = resource.getrusage(resource.RUSAGE_SELF)
     found = [single("process_start_time_seconds", GAUGE, "When the process started.", start),
              single("process_cpu_seconds_total", COUNTER, "Time that the process has computed.", used.ru_utime + used.ru_stime)]
+    if memory := resident():
+        found.append(single("process_resident_memory_bytes", GAUGE, "Memory in use.", memory))
     try:
-        with open("/proc/self/statm", "rb") as file:
-            pages = int(file.read().split()[1])
-        found.append(single("process_resident_memory_bytes", GAUGE, "Memory in use.", pages * resource.getpagesize()))
         found.append(single("process_open_fds", GAUGE, "Open descriptors.", len(os.listdir("/proc/self/fd"))))
     except OSError:
         pass
