@@ -20,7 +20,9 @@ from netproxy.observe.metrics import Counters
 
 PAGE_FLOWS = 60             # shown to the page, which chooses the fastest of those that carried most
 STARTING, SERVING, DRAINING = "starting", "serving", "draining"
-REFUSED = ("connections_refused", "dial_failures", "authentication", "lookups", "accept_errors")
+# Counters that tell of trouble, as the page calls them
+TROUBLE = {"drops": "datagrams dropped", "connections_refused": "connections refused", "dial_failures": "targets not reached",
+           "authentication": "logins refused", "lookups": "names not found", "accept_errors": "connections not accepted"}
 
 
 class Pool(Protocol):
@@ -96,8 +98,8 @@ class Figures:
         carried = sorted(live, key=_carried, reverse=True)[:PAGE_FLOWS]
         return {"version": f"netproxyd {__version__}", "host": socket.gethostname(), "state": subject.state,
                 "uptime": round(self._uptime(), 2), **self._load(), "bytes": self._bytes(subject.flows.totals()),
-                "drops": [[reason, value] for name, reason, value in subject.counters.items() if name == "drops"],
-                "refused": [[reason, value] for name, reason, value in subject.counters.items() if name in REFUSED],
+                "drops": self._dropped(),
+                "trouble": [[TROUBLE[name], reason, value] for name, reason, value in subject.counters.items() if name in TROUBLE],
                 "listeners": subject.listening(), "upstreams": subject.upstreams(),
                 "flows": described(carried, time.monotonic()), "flows_live": len(live),
                 "failures": [one._asdict() for one in subject.flows.failures()],

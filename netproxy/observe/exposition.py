@@ -19,15 +19,15 @@ COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 COUNTED = {
     "accept_errors": ("accept_errors_total", "Connections that could not be accepted, by the system's error."),
     "authentication": ("authentication_failures_total", "Logins that were refused."),
-    "connections": ("connection_events_total", "Connections accepted, and those that ended by a fault."),
+    "connections": ("connection_faults_total", "Connections of clients that ended by a fault."),
     "connections_refused": ("connections_refused_total", "Connections that were closed before they were served."),
     "dial_failures": ("dial_failures_total", "Connections to targets that failed."),
     "drops": ("datagrams_dropped_total", "Datagrams that were not forwarded."),
     "icmp": ("icmp_errors_total", "ICMP errors about datagrams that were sent."),
     "lookups": ("lookup_failures_total", "Names that could not be resolved."),
     "sessions_evicted": ("udp_sessions_ended_total", "UDP sessions that have ended."),
-    "sessions_opened": ("udp_sessions_opened_total", "UDP sessions that have begun."),
 }
+ELSEWHERE = {("bytes", "up"), ("bytes", "down"), ("connections", "accepted"), ("sessions_opened", "")}      # told by listener
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r'\"', "\n": r"\n"})
 
 
@@ -68,6 +68,8 @@ def counted(items: Iterable[tuple[str, str, int]]) -> list[Family]:
     """What Counters hold."""
     found: dict[str, Family] = {}
     for name, reason, value in items:
+        if (name, reason) in ELSEWHERE:
+            continue
         metric, text = COUNTED[name]
         family = found.setdefault(name, Family(metric, COUNTER, text, []))
         family.samples.append(Sample({"reason": reason} if reason else {}, value))      # type: ignore[attr-defined]

@@ -53,7 +53,7 @@ svg { display: block; width: 100%; height: 9rem; }
 ul { margin: 0; padding: 0; list-style: none; font-size: .9rem; }
 li { padding: .25rem 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
 li:last-child { border-bottom: 0; }
-form { max-width: 24rem; margin: 4rem auto; }
+form { max-width: 26rem; margin: 4rem auto; padding: 0 1rem; }
 input[type=password] { width: 100%; font: inherit; padding: .6rem; border: 1px solid var(--line); border-radius: .4rem;
   background: var(--ground); color: inherit; margin: .5rem 0; }
 button { font: inherit; padding: .5rem 1rem; border: 1px solid var(--line); border-radius: .4rem; background: var(--card);
@@ -61,9 +61,15 @@ button { font: inherit; padding: .5rem 1rem; border: 1px solid var(--line); bord
 form button { background: var(--down); color: var(--card); border-color: transparent; width: 100%; margin-top: .7rem; }
 [hidden] { display: none !important; }
 @media (max-width: 40rem) {
-  .flows thead { display: none; } .flows tr { display: grid; grid-template-columns: 1fr 1fr; border-bottom: 1px solid var(--line); padding: .3rem 0; }
-  .flows td { border: 0; padding: .05rem 0; } .flows td.name { grid-column: 1 / 3; } .flows .number { text-align: left; }
-  .spare { display: none; } .flows td.spare { display: none; }
+  .stack thead, .spare, td:empty { display: none; }
+  .stack tr { display: grid; grid-template-columns: repeat(3, 1fr); border-bottom: 1px solid var(--line); padding: .3rem 0; }
+  .stack tr:last-child { border-bottom: 0; }
+  .stack td { border: 0; padding: .05rem .4rem .05rem 0; text-align: left; }
+  .stack td.spare { display: none; }
+  .stack td.member { padding-left: 1.1rem; }
+  .stack td.name { grid-column: 1 / -1; }
+  .stack td.name:first-child { font-weight: 600; }
+  .stack td[data-label]::before { content: attr(data-label) " "; color: var(--soft); }
 }
 </style>
 </head>
@@ -85,8 +91,8 @@ form button { background: var(--down); color: var(--card); border-color: transpa
 <svg viewBox="0 0 600 100" preserveAspectRatio="none" role="img" aria-label="Throughput over the last minutes">
 <path id="area" class="area"></path><path id="lineDown" class="line d"></path><path id="lineUp" class="line u"></path></svg>
 <div class="key soft"><span><i class="d"></i>to clients</span><span><i class="u"></i>from clients</span><span id="span"></span></div></section>
-<section><h2>Ways out</h2><div class="wide"><table id="ways"></table></div></section>
-<section><h2>Busiest flows <span id="many" class="soft"></span></h2><div class="wide"><table id="flows" class="flows"></table></div></section>
+<section><h2>Ways out</h2><div class="wide"><table id="ways" class="stack"></table></div></section>
+<section><h2>Busiest flows <span id="many" class="soft"></span></h2><div class="wide"><table id="flows" class="stack"></table></div></section>
 <div class="two">
 <section><h2>Listeners</h2><div class="wide"><table id="listeners"></table></div></section>
 <section><h2>Dropped and refused</h2><div class="wide"><table id="drops"></table></div></section>
@@ -129,7 +135,9 @@ function table(id, heads, rows, empty) {
     const tr = make("tr");
     row.forEach((cell, column) => {
       const [text, look] = Array.isArray(cell) ? cell : [cell, ""];
-      tr.append(make("td", text, [heads[column][1], look].filter(Boolean).join(" ")));
+      const td = make("td", text, [heads[column][1], look].filter(Boolean).join(" "));
+      if (heads[column][2]) td.dataset.label = heads[column][2];
+      tr.append(td);
     });
     made.append(tr);
   }
@@ -161,18 +169,17 @@ function show(now) {
   at("state").className = "pill " + now.state;
   at("about").textContent = now.version + " on " + now.host + ", up " + lasted(now.uptime);
   const past = before, seconds = past ? now.uptime - past.uptime : 0;
-  const lost = now.drops.reduce((sum, one) => sum + one[1], 0);
   let up = 0, down = 0, dropped = 0;
   if (past && seconds > 0) {
     up = Math.max(0, now.bytes.up - past.bytes.up) / seconds;
     down = Math.max(0, now.bytes.down - past.bytes.down) / seconds;
-    dropped = Math.max(0, lost - past.drops.reduce((sum, one) => sum + one[1], 0)) / seconds;
+    dropped = Math.max(0, now.drops - past.drops) / seconds;
     history.push({up, down});
     history = history.slice(-KEPT);
   }
   at("tiles").replaceChildren(
     tile(rate(down), "to clients"), tile(rate(up), "from clients"), tile(now.connections, "connections"),
-    tile(now.sessions, "UDP sessions"), tile(scaled(dropped, "/s"), lost + " datagrams dropped"), tile(bytes(now.memory), "memory, " + now.threads + " threads"));
+    tile(now.sessions, "UDP sessions"), tile(scaled(dropped, "/s"), now.drops + " datagrams dropped"), tile(bytes(now.memory), "memory, " + now.threads + " threads"));
   draw();
   const ways = [];
   for (const one of now.upstreams) {
@@ -182,8 +189,8 @@ function show(now) {
       for (const member of group.members) ways.push(wayRow(member, true));
     }
   }
-  table("ways", [["name", "name"], ["state"], ["carries", "spare"], ["live", "number"], ["dials", "number spare"], ["failed", "number"],
-                 ["latency", "number"], ["last error", "name"]], ways, "none");
+  table("ways", [["name", "name"], ["state"], ["carries", "spare"], ["live", "number", "live"], ["dials", "number spare"],
+                 ["failed", "number", "failed"], ["latency", "number spare"], ["last error", "name"]], ways, "none");
   const old = new Map((past ? past.flows : []).map(one => [one.id, one]));
   const flows = now.flows.map(one => {
     const then = old.get(one.id), since = then && seconds > 0 ? seconds : 0;
@@ -191,15 +198,13 @@ function show(now) {
     return {...one, up: speed("sent"), down: speed("received")};
   }).sort((a, b) => b.up + b.down - a.up - a.down || b.sent + b.received - a.sent - a.received).slice(0, SHOWN);
   at("many").textContent = now.flows_live + " live";
-  table("flows", [["client", "name"], ["target", "name"], ["to client", "number"], ["from client", "number"], ["in all", "number spare"],
+  table("flows", [["client", "name"], ["target", "name"], ["to client", "number", "\u2193"], ["from client", "number", "\u2191"], ["in all", "number", "\u2211"],
                   ["age", "number spare"], ["way out", "name spare"]],
         flows.map(one => [(one.user ? one.user + " at " : "") + one.client, one.network + " " + one.target, rate(one.down), rate(one.up),
                           bytes(one.sent + one.received), lasted(one.age), one.way]), "nothing is under way");
-  table("listeners", [["name", "name"], ["address"], ["live", "number"], ["accepted", "number"]],
+  table("listeners", [["name"], ["address", "name"], ["live", "number"], ["accepted", "number spare"]],
         now.listeners.map(one => [one.name, one.network + " " + one.address, one.live, one.accepted]), "none");
-  table("drops", [["what", "name"], ["why"], ["number", "number"]],
-        [...now.drops.map(one => ["datagrams dropped", one[0], one[1]]), ...now.refused.map(one => ["connections refused", one[0], one[1]])],
-        "nothing");
+  table("drops", [["what", "name"], ["why"], ["number", "number"]], now.trouble, "nothing");
   const trouble = [...now.notices.map(one => ({at: one.at, look: one.level === "error" ? "bad" : "warn", text: one.text})),
                    ...now.failures.map(one => ({at: one.at, look: "", text: one.target + " by " + one.way + ": " + one.why}))];
   trouble.sort((a, b) => b.at - a.at);
