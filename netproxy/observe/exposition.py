@@ -70,7 +70,7 @@ def counted(items: Iterable[tuple[str, str, int]]) -> list[Family]:
     for name, reason, value in items:
         if (name, reason) in ELSEWHERE:
             continue
-        metric, text = COUNTED[name]
+        metric, text = COUNTED.get(name) or (f"{name}_total", "Counted by reason.")
         family = found.setdefault(name, Family(metric, COUNTER, text, []))
         family.samples.append(Sample({"reason": reason} if reason else {}, value))      # type: ignore[attr-defined]
     return list(found.values())

@@ -84,11 +84,11 @@ class Top:
             while not _key_q(SECONDS):
                 rows, columns = _size()
                 lines = self._look(max(1, rows - HEAD_ROWS - 1))
-                _say(_HOME + "\r\n".join(line[:columns - 1] + _REST for line in lines[:rows - 1]) + _BELOW)
+                _say(_HOME + "\n".join(line[:columns - 1] + _REST for line in lines[:rows - 1]) + _BELOW)
         except KeyboardInterrupt:
             pass
         finally:
-            _say("\r\n" + _SHOW)
+            _say("\n" + _SHOW)
             restore()
 
     def _look(self, rows: int) -> list[str]:

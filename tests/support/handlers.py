@@ -109,6 +109,9 @@ class RecordingLog:
     def auth_failed(self, client: str, user: str, listener: str) -> None:
         self._say("auth_failed client=%s user=%s listener=%s", client, user, listener)
 
+    level = "info"
+    recent: tuple = ()
+
     def expire(self, now: float) -> tuple:
         """An Expirable's."""
         return ()
