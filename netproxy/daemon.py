@@ -11,23 +11,24 @@ from typing import Any, Callable, Iterator
 
 from netproxy import report
 from netproxy.access.acl import NetworkList
+from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
-from netproxy.access.users import Users, check_password
 from netproxy.config.schema import Config, ListenerConfig, WayConfig
 from netproxy.dialer.direct import Reach
 from netproxy.dialer.factory import DialerFactory
-from netproxy.errors import ConfigError, ListenError
+from netproxy.errors import ListenError
 from netproxy.figures import DRAINING, SERVING, STARTING
 from netproxy.handler.factory import ListenerHandler, Surroundings, make_handler, secure
 from netproxy.inside import Inside
-from netproxy.interfaces import Address, Dialer
+from netproxy.interfaces import Address
 from netproxy.listener.manager import ListenerManager, Wanted
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.machinery import STOP_SECONDS, Machinery, room_for
+from netproxy.observe.flows import Witnesses
 from netproxy.observe.log import Log
 from netproxy.relays import Relays, States
-from netproxy.router.router import RuleRouter
+from netproxy.router.factory import Means, make_routing
 
 STOP_STEP = 0.01            # seconds between two looks at whether all connections have ended
 
@@ -128,6 +129,7 @@ class Daemon:
         """What would listen, and what each way out can carry; ConfigError.  Opens nothing."""
         dialers = self._factory(config)
         self._surroundings(config, dialers)
+        make_policies(config)
         for one in config.listeners:
             if one.tls:
                 secure(one.tls)
@@ -144,6 +146,7 @@ class Daemon:
         dialers = self._dialers
         if dialers is None or self._dial_seconds != config.timeouts.connect:
             dialers = self._factory(config)
+        policies = make_policies(config)
         adopt = dialers.renewal(_ways(config))      # of what is there already; the rest is read as it is made
         around = self._surroundings(config, dialers)
         states: States = {}
@@ -158,6 +161,7 @@ class Daemon:
             self._machinery.connections.limit = before
             raise
         adopt()
+        self._machinery.adopt(policies, config, self._own_sockets(config))
         self._machinery.connections.limit = room_for(config)
         self._dialers, self._dial_seconds = dialers, config.timeouts.connect
         self.way_out = config.default.text
@@ -171,6 +175,12 @@ class Daemon:
         for text in report.udp_warnings(config, dialers):
             self._log.warning("%s", text)
 
+    def _own_sockets(self, config: Config) -> list[tuple[str, Address]]:
+        """What no client may be led to, by the addresses that are announced for it as well."""
+        own = [(listener.network, listener.address) for listener in self._manager.listeners]
+        announced = [one.address for listener in config.listeners for one in listener.announce]
+        return own + [(network, Address(address.host, address.port or bound.port)) for network, bound in own for address in announced]
+
     def _retire(self, gone: list[Any], fresh: list[Any]) -> None:
         for listener in gone:
             if listener.network == "udp":
@@ -181,20 +191,15 @@ class Daemon:
         self._retired += [listener for listener in gone if listener.network == "tcp" and listener.live]
 
     def _surroundings(self, config: Config, dialers: DialerFactory) -> Surroundings:
-        for name, user in config.users.items():
-            try:
-                check_password(user.password)
-            except ValueError as error:
-                raise ConfigError(f"users.{name}.password: {error}", user.place) from error
-        users = Users({name: user.password for name, user in config.users.items()})
-        by_listener: dict[str, Dialer] = {
-            one.name: dialers.way(one.upstream) for one in config.listeners if one.upstream}
+        users = make_users(config)
         for way in config.upstreams.values():       # those in use only, but what is wrong with any is found now
             dialers.way(way)
-        router = RuleRouter([], dialers.way(config.default), by_listener, self._machinery.resolver,
-                            self._machinery.destinations)
-        return Surroundings(router, users, self._machinery.resolver, config.timeouts, config.splice, self.counters,
-                            self._machinery.flows, self._log)
+        machinery = self._machinery
+        routing = make_routing(config, Means(dialers.way, dialers.impatient, machinery.resolver, machinery.destinations,
+                                             machinery.verdicts))
+        observer = Witnesses(self.flows, routing.autos)
+        return Surroundings(routing.router, users, machinery.resolver, config.timeouts, config.splice, self.counters, observer,
+                            self._log)
 
     def _wanted(self, config: ListenerConfig, address: Address, states: States,
                 around: Surroundings) -> Iterator[Wanted]:
@@ -225,7 +230,8 @@ class Daemon:
 
 
 def _ways(config: Config) -> list[WayConfig]:
-    return [config.default, *config.upstreams.values(), *(one.upstream for one in config.listeners if one.upstream)]
+    ruled = [way for rule in config.rules for way in (rule.via, rule.upstream)]
+    return [way for way in (config.default, *config.upstreams.values(), *(one.upstream for one in config.listeners), *ruled) if way]
 
 
 def _equip_udp(made: ListenerHandler, name: str, listener: UdpListener) -> None:

@@ -68,6 +68,14 @@ class Network(NamedTuple):
         return packed is not None and len(packed) == self.size and int.from_bytes(packed, "big") >> self.shift == self.prefix
 
 
+_LOOPBACK = (Network.parse("127.0.0.0/8"), Network.parse("::1"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a literal address is this machine's own, as nobody else can reach it."""
+    return any(network.holds(host) for network in _LOOPBACK)
+
+
 class Flow(NamedTuple):
     """Everything that a rule may look at."""
 

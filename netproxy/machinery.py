@@ -7,10 +7,10 @@ from __future__ import annotations
 import gc
 import resource
 import socket
-from typing import Any, Callable
+from typing import Any, Callable, Iterable, Mapping
 
-from netproxy.access.destinations import Destinations, OwnSockets
-from netproxy.config.schema import Config
+from netproxy.access.destinations import Destinations, OwnSockets, Policy
+from netproxy.config.schema import AutoConfig, Config
 from netproxy.dialer.health import HealthChecks
 from netproxy.dialer.socks5_udp import Services
 from netproxy.errors import DialError, ListenError
@@ -28,6 +28,7 @@ from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
 from netproxy.relay.opening import Workers
 from netproxy.resolver.resolver import Resolver
+from netproxy.router.auto import Verdicts
 
 RESERVED_DESCRIPTORS = 64   # of RLIMIT_NOFILE: listeners, log, lookups
 DESCRIPTORS_A_CONNECTION = 3    # client, upstream, and one while a name or a second address is tried
@@ -77,6 +78,7 @@ class Machinery:
         self.workers = Workers(self._dials.submit, self._names.submit)
         self.janitor = Janitor(log)
         self.health = HealthChecks(self._checks.submit, log)
+        self.verdicts = Verdicts(AutoConfig().remember, AutoConfig().entries)
         self.own = OwnSockets(is_local)
         self.destinations = Destinations(self.own)
         self.serving = Serving(self.connections, self.parker, self.counters, log)
@@ -95,6 +97,12 @@ class Machinery:
         self.janitor.register(self.health)
         self.janitor.register(self.log)
         self.janitor.start()
+
+    def adopt(self, policies: Mapping[str, Policy], config: Config, own: Iterable[tuple[str, Address]]) -> None:
+        """What a configuration that counts from now on says of where clients may be led."""
+        self.destinations.configure(policies)
+        self.own.set(own)
+        self.verdicts.seconds, self.verdicts.limit = config.auto.remember, config.auto.entries
 
     def stop(self) -> None:
         """After the listeners, and before what they had admitted has to be gone."""

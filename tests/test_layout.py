@@ -17,7 +17,7 @@ ALLOWED = {
     "figures": {"", "observe"},
     "inside": {"config", "figures", "observe"},
     "service": {"", "config", "daemon", "listener", "machinery", "observe"},
-    "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver"},
+    "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver", "router"},
     "relays": {"config", "handler", "listener", "machinery", "relay"},
     "cli": {"", "service", "access", "config", "daemon", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
     "daemon": {"", "report", "figures", "inside", "machinery", "relays", "resolver", "access", "config", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
@@ -32,7 +32,8 @@ ALLOWED = {
 FOR_ALL = {"errors", "interfaces"}
 SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "inside", "machinery", "relays", "service", "report"}       # besides config/ itself and every factory
-LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback"}
+LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback",
+        "maxminddb"}
 LATE_OURS = {("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("inside", "netproxy.observe.control"),
              ("inside", "netproxy.observe.site"), ("inside", "netproxy.observe.web"), ("observe", "netproxy.observe.page"),
              ("cli", "netproxy.observe.top"),

@@ -6,13 +6,14 @@ resolved or written here.
 from __future__ import annotations
 
 from netproxy.config.node import MapReader, Node, Problems
+from netproxy.config.rules import read_auto, read_destinations, read_rules
 from netproxy.config.schema import (
-    AnnounceConfig, Config, LimitsConfig, ListenerConfig, LogConfig, MetricsConfig, TimeoutsConfig, TlsConfig, UdpConfig, UserConfig,
+    AnnounceConfig, AutoConfig, Config, LimitsConfig, ListenerConfig, LogConfig, MetricsConfig, TimeoutsConfig, TlsConfig, UdpConfig, UserConfig,
     WayConfig)
 from netproxy.config.upstreams import Ways
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Address, Network
+from netproxy.interfaces import Address, Network, is_loopback
 
 # and the networks each can serve; http's datagrams come within its connections
 PROTOCOLS = {"sps": ("tcp", "udp"), "socks5": ("tcp", "udp"), "http": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
@@ -20,7 +21,6 @@ FILTERS = ("endpoint-independent", "address-dependent", "address-and-port-depend
 SOCKET_PATH_LIMIT = 107     # bytes: what sockaddr_un holds, less its NUL
 TOKEN_LEAST = 16            # characters: it can be guessed at without limit
 UDP_IDLE_FLOOR = 120.0      # RFC 4787 REQ-5: a shorter one breaks clients, and is warned of
-_LOOPBACK = (Network.parse("127.0.0.0/8"), Network.parse("::1"))
 
 
 def read_config(root: Node, problems: Problems) -> Config:
@@ -33,10 +33,6 @@ def check(config: Config, problems: Problems) -> Config:
     if problems.found:
         raise ConfigError("\n".join(map(str, problems.found)))
     return config
-
-
-def is_loopback(address: Address) -> bool:
-    return any(network.holds(address.host) for network in _LOOPBACK)
 
 
 class _Reading:
@@ -53,9 +49,12 @@ class _Reading:
         upstreams = self._ways.read_all()
         default = top.take("default")
         listeners = self._read_listeners(top)
+        rules = read_rules(top.items("rules"), self._ways, frozenset(one.name for one in listeners), self._problems)
+        destinations = read_destinations(top.mapping("destinations")) if top.has("destinations") else None
         config = Config(
             listeners=listeners, upstreams=upstreams,
             default=self._ways.read(default, "default") if default else WayConfig(),
+            rules=rules, auto=read_auto(top.mapping("auto")) if top.has("auto") else AutoConfig(), geoip_database=top.text("geoip_database"), destinations=destinations,
             users=self._users, timeouts=self._read_timeouts(top.mapping("timeouts")),
             log=self._read_log(top.mapping("log")), batching=self._read_batching(top.mapping("udp")),
             splice=self._read_splice(top.mapping("tcp")), control=top.read("control", _control, ""), metrics=self._read_metrics(top),
@@ -242,7 +241,7 @@ class _Reading:
 
     def _check_open(self, section: MapReader, listener: ListenerConfig, allow_open: bool) -> None:
         """HAZARDS: a proxy that anybody may use is found within hours."""
-        outside = [address for address in listener.addresses if not is_loopback(address)]
+        outside = [address for address in listener.addresses if not is_loopback(address.host)]
         if outside and listener.auth != "required":
             if allow_open:
                 self._warnings.append(f"{section.path} on {outside[0]} lets everybody in")
@@ -250,7 +249,7 @@ class _Reading:
                 section.wrong("listen", f"{outside[0]} would let everybody in: set auth, clients, or allow_open: true")
 
     def _completed(self, listener: ListenerConfig) -> ListenerConfig:
-        local = all(map(is_loopback, listener.addresses))
+        local = all(is_loopback(address.host) for address in listener.addresses)
         udp, limits = listener.udp, listener.limits
         return listener._replace(
             name=listener.name or f"{listener.protocol}-{listener.addresses[0].port}",

@@ -135,6 +135,45 @@ class ListenerConfig(NamedTuple):
     proxy_protocol: tuple[Network, ...] = ()        # peers that must begin with a PROXY header
 
 
+class ConditionsConfig(NamedTuple):
+    """Of a rule: each that is given must hold, for any of its values.  As they were written (router.patterns)."""
+
+    domain: tuple[str, ...] = ()
+    domain_file: tuple[str, ...] = ()       # either of the two is enough
+    ip: tuple[str, ...] = ()
+    ip_file: tuple[str, ...] = ()           # either of the three is enough
+    geoip: tuple[str, ...] = ()
+    port: tuple[str, ...] = ()
+    network: tuple[str, ...] = ()           # tcp, udp
+    client: tuple[Network, ...] = ()
+    user: tuple[str, ...] = ()
+    listener: tuple[str, ...] = ()
+
+
+class RuleConfig(NamedTuple):
+    conditions: ConditionsConfig
+    but_not: ConditionsConfig               # none of these may hold
+    via: WayConfig | None                   # None: auto
+    upstream: WayConfig | None              # of auto
+    text: str = ""                          # for people
+    place: str = ""
+
+
+class AutoConfig(NamedTuple):
+    deadline: float = 2.0                   # for the direct way, before the upstream is asked
+    remember: float = 21600.0               # how long a verdict holds: blocks last for days, outages for minutes
+    entries: int = 4096
+    direct: tuple[str, ...] = ()            # domains and networks that are always, or never, reached directly
+    upstream: tuple[str, ...] = ()
+    place: str = ""
+
+
+class DestinationsConfig(NamedTuple):
+    deny: tuple[str, ...] | None            # None: what is usual; names of access.destinations.RANGES, or networks
+    allow: tuple[str, ...]
+    place: str = ""
+
+
 class TimeoutsConfig(NamedTuple):
     handshake: float = 10.0
     connect: float = 10.0
@@ -171,6 +210,10 @@ class Config(NamedTuple):
     listeners: tuple[ListenerConfig, ...]
     upstreams: dict[str, WayConfig] = {}
     default: WayConfig = WayConfig()
+    rules: tuple[RuleConfig, ...] = ()
+    auto: AutoConfig = AutoConfig()
+    geoip_database: str = ""                # a file in MaxMind's format
+    destinations: DestinationsConfig | None = None      # None: what is usual for each listener
     users: dict[str, UserConfig] = {}
     batching: str = "auto"                  # auto | vectors | trains | single: see net.datagram
     splice: bool = True                     # whether TCP may go from socket to socket within the kernel

@@ -86,6 +86,10 @@ class DialerFactory:
             self._made[config] = _Made(dialer, groups)
         return self._made[config].dialer
 
+    def impatient(self, seconds: float) -> Dialer:
+        """The direct way out with so many seconds for a connection."""
+        return DirectDialer(self._reach, self._datagrams, min(seconds, self._limit))
+
     def forget_all_but(self, ways: Iterable[WayConfig]) -> None:
         """After a reload: the ways out that no configuration names any more."""
         kept = set(ways)

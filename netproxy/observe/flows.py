@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from netproxy.interfaces import Live, Moved, Record
 from netproxy.observe.metrics import Histogram
@@ -129,6 +129,20 @@ class Flows:
                 way = OTHER
             self._dials.setdefault(way, Histogram(DIAL_BOUNDS))
         return self._dials[way]
+
+
+class Witnesses:
+    """The Observer of a configuration's handlers: the flows, and others who want their records."""
+
+    def __init__(self, flows: Flows, others: Sequence[Any]) -> None:
+        self._others = others
+        self._flows = flows
+        self.began = flows.began
+
+    def finished(self, record: Record) -> None:
+        self._flows.finished(record)
+        for other in self._others:
+            other.finished(record)
 
 
 def described(lives: Iterable[Live], now: float) -> list[dict[str, Any]]:

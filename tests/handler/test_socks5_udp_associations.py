@@ -16,7 +16,7 @@ from tests.support.handlers import LOCALHOST, descriptors, eventually
 from tests.support.relays import (
     NO_HINT, SPS, Running, UdpClient, UdpPort, associate, running, sessions_threads)
 
-WILDCARD = "listeners: [{listen: '%s', allow_open: true}]"
+WILDCARD = "listeners: [{listen: '%s', allow_open: true}]\ndestinations: {deny: []}"
 IDLE = "listeners: [{listen: '127.0.0.1:0', udp: {idle_timeout: 200s}}]"
 OWN_PORTS = "listeners: [{listen: '127.0.0.1:0', udp: {relay_port: %s}}]"
 
@@ -124,7 +124,7 @@ def test_the_record_tells_what_passed(relay: Running) -> None:
             address = Address(*client.socket.getsockname())
         eventually(lambda: relay.log.records)
     record = relay.log.records[0]
-    assert record.flow == ("udp", address, target.address, record.flow.listener, "")
+    assert record.flow == ("udp", address, target.address, record.flow.listener, "", (target.address,))
     assert (record.way, record.sent, record.received, record.datagrams_sent, record.datagrams_received) == ("direct", 5, 5, 2, 2)
 
 
