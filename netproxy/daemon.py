@@ -56,13 +56,13 @@ class Daemon:
     def start(self, config: Config) -> None:
         """Listens and serves; ConfigError or ListenError, and then nothing is left open."""
         self._machinery.start(config.batching)
-        self._inside.apply(config, lambda: self._apply(config))
+        self._inside.apply(config, partial(self._apply, config))
         self._machinery.run()
         self.state = SERVING
 
     def reload(self, config: Config) -> None:
         """The new configuration for whatever comes from now on; on ConfigError or ListenError nothing has changed."""
-        self._inside.apply(config, lambda: self._apply(config))
+        self._inside.apply(config, partial(self._apply, config))
 
     def begin_reload(self) -> Callable[[list[str]], None]:
         """Before one; gives back what has to be told its errors, none for success."""
@@ -142,7 +142,8 @@ class Daemon:
         reach = Reach(machinery.resolver, machinery.destinations)
         return DialerFactory(reach, machinery.datagrams, config.timeouts.connect, machinery.services)
 
-    def _apply(self, config: Config) -> None:
+    def _apply(self, config: Config, inside: list[tuple[str, Address]]) -> None:
+        """`inside`: what listens for whoever looks into the daemon."""
         dialers = self._dialers
         if dialers is None or self._dial_seconds != config.timeouts.connect:
             dialers = self._factory(config)
@@ -161,7 +162,7 @@ class Daemon:
             self._machinery.connections.limit = before
             raise
         adopt()
-        self._machinery.adopt(policies, config, self._own_sockets(config))
+        self._machinery.adopt(policies, config, self._own_sockets(config) + inside)
         self._machinery.connections.limit = room_for(config)
         self._dialers, self._dial_seconds = dialers, config.timeouts.connect
         self.way_out = config.default.text

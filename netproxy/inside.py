@@ -13,7 +13,7 @@ from typing import Any, Callable, Mapping
 
 from netproxy.config.schema import Config
 from netproxy.figures import SERVING, Figures, Reloaded, Subject
-from netproxy.interfaces import Live
+from netproxy.interfaces import Address, Live
 from netproxy.observe.log import LEVELS, Log
 
 Request = Mapping[str, Any]
@@ -32,12 +32,15 @@ class Inside:
         self._web: Any = None               # observe.web.WebServer
         self._site: Any = None              # observe.site.Site
 
-    def apply(self, config: Config, act: Callable[[], None]) -> None:
-        """Does `act` together with what a configuration wants here: both or neither.  ListenError, and what `act` raises."""
+    def apply(self, config: Config, act: Callable[[list[tuple[str, Address]]], None]) -> None:
+        """Does `act` together with what a configuration wants here: both or neither.  ListenError, and what `act` raises.
+
+        `act` is told of the sockets that are bound here: (network, address).
+        """
         fresh: list[Any] = []
         try:
             control, web = self._fresh_control(config, fresh), self._fresh_web(config, fresh)
-            act()
+            act([("tcp", web.address)] if web is not None else [])
         except BaseException:
             for server in fresh:
                 server.stop()

@@ -14,9 +14,10 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy import cli, inside
-from netproxy.errors import ListenError
+from netproxy.errors import ListenError, Reason
 from netproxy.interfaces import Address
 from netproxy.observe.control import CommandError, NotRunning, ask
+from netproxy.protocol import socks5
 from tests.support.relays import Running, UdpClient, UdpPort, running
 from tests.support.sockets import SECONDS, listen, read_exactly, read_to_end, server, wait_until
 from tests.test_daemon import Tunnel
@@ -62,7 +63,7 @@ def echo() -> Iterator[Address]:
 
 def get(daemon: Running, path: str, token: str = TOKEN) -> tuple[int, str]:
     head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n" + (f"Authorization: Bearer {token}\r\n" if token else "")
-    with socket.create_connection(("127.0.0.1", daemon.daemon._inside._web.port), SECONDS) as client:
+    with socket.create_connection(("127.0.0.1", daemon.daemon._inside._web.address.port), SECONDS) as client:
         client.sendall(head.encode() + b"\r\n")
         answer = read_to_end(client).decode()
     return int(answer.split(" ")[1]), answer.partition("\r\n\r\n")[2]
@@ -280,6 +281,11 @@ class TestMetrics:
         for secret in (TOKEN, "secret", "guessed-wrong"):
             assert secret not in told
         assert "auth_failed client=127.0.0.1 user=alice listener=main" in daemon.log.lines
+
+
+def test_hazard_115_the_metrics_listener_is_not_reached_through_the_proxy(daemon: Running) -> None:
+    with Tunnel(daemon.port, daemon.daemon._inside._web.address) as tunnel:
+        assert tunnel.reply == socks5.REPLIES[Reason.LOOP]
 
 
 class TestStatusPage:

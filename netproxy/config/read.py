@@ -107,7 +107,7 @@ class _Reading:
             top.wrong("status_page", "needs a metrics_token, for whoever sees it sees who talks to whom")
         if (metrics.page or metrics.token) and address is None:
             top.wrong("status_page" if metrics.page else "metrics_token", "is for the metrics listener, and there is none: set metrics")
-        if address is not None and not is_loopback(address) and not metrics.token:
+        if address is not None and not is_loopback(address.host) and not metrics.token:
             top.wrong("metrics", f"{address} can be reached from other machines: set a metrics_token")
         return metrics
 

@@ -78,7 +78,7 @@ class WebServer:
             self._socket = _listen(address)
         except OSError as error:
             raise ListenError(f"metrics {address}: {error.strerror or error}") from error
-        self.port: int = self._socket.getsockname()[1]
+        self.address = Address(*self._socket.getsockname()[:2])
         self._poll = select.poll()
         self._poll.register(self._socket, READ)
         self.thread = threading.Thread(target=self._serve, name="metrics", daemon=True)

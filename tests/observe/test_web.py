@@ -37,7 +37,7 @@ def server(log: Lines) -> Iterator[WebServer]:
 
 
 def connect(server: WebServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), SECONDS)
+    return socket.create_connection(("127.0.0.1", server.address.port), SECONDS)
 
 
 def say(server: WebServer, data: bytes) -> bytes:
@@ -131,8 +131,8 @@ class TestServing:
 
 
 def test_a_port_in_use_is_named(server: WebServer, log: Lines) -> None:
-    with pytest.raises(ListenError, match=f"metrics 127.0.0.1:{server.port}: Address already in use"):
-        WebServer(Address("127.0.0.1", server.port), answer, log)
+    with pytest.raises(ListenError, match=f"metrics 127.0.0.1:{server.address.port}: Address already in use"):
+        WebServer(Address("127.0.0.1", server.address.port), answer, log)
 
 
 def test_every_address(log: Lines) -> None:
