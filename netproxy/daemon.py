@@ -14,11 +14,11 @@ from netproxy.access.acl import NetworkList
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.config.schema import Config, ListenerConfig, WayConfig
-from netproxy.dialer.direct import Reach
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import ListenError
 from netproxy.figures import DRAINING, SERVING, STARTING
-from netproxy.handler.factory import ListenerHandler, Surroundings, make_handler, secure
+from netproxy.handler.factory import ListenerHandler, NameService, Surroundings, make_handler, secure
 from netproxy.inside import Inside
 from netproxy.interfaces import Address
 from netproxy.listener.manager import ListenerManager, Wanted
@@ -28,7 +28,11 @@ from netproxy.machinery import STOP_SECONDS, Machinery, room_for
 from netproxy.observe.flows import Witnesses
 from netproxy.observe.log import Log
 from netproxy.relays import Relays, States
-from netproxy.router.factory import Means, make_routing
+from netproxy.resolver import factory as names_factory
+from netproxy.resolver.factory import SystemNames, make_forwarder, make_plan
+from netproxy.resolver.forwarder import Forwarder
+from netproxy.resolver.resolver import LOOKUP_SECONDS
+from netproxy.router.factory import Means, domains, make_routing
 
 STOP_STEP = 0.01            # seconds between two looks at whether all connections have ended
 
@@ -48,6 +52,7 @@ class Daemon:
         self.state = STARTING
         self._inside = Inside(self, log)
         self.way_out = ""           # of what has no upstream of its own, for one line of a log
+        self._named_by: Forwarder | None = None
         self._admissions: dict[str, Admission] = {}         # by listener's name
         self._retired: list[TcpListener] = []               # stopped, with connections that may still live
 
@@ -128,7 +133,7 @@ class Daemon:
     def describe(self, config: Config) -> list[str]:
         """What would listen, and what each way out can carry; ConfigError.  Opens nothing."""
         dialers = self._factory(config)
-        self._surroundings(config, dialers)
+        self._surroundings(config, dialers, self._forwarder(config, dialers))
         make_policies(config)
         for one in config.listeners:
             if one.tls:
@@ -149,7 +154,8 @@ class Daemon:
             dialers = self._factory(config)
         policies = make_policies(config)
         adopt = dialers.renewal(_ways(config))      # of what is there already; the rest is read as it is made
-        around = self._surroundings(config, dialers)
+        forwarder = self._forwarder(config, dialers)
+        around = self._surroundings(config, dialers, forwarder)
         states: States = {}
         wanted = [one for listener in config.listeners for address in listener.addresses
                   for one in self._wanted(listener, address, states, around)]
@@ -162,6 +168,7 @@ class Daemon:
             self._machinery.connections.limit = before
             raise
         adopt()
+        self._adopt_names(config, forwarder)
         self._machinery.adopt(policies, config, self._own_sockets(config) + inside)
         self._machinery.connections.limit = room_for(config)
         self._dialers, self._dial_seconds = dialers, config.timeouts.connect
@@ -175,6 +182,17 @@ class Daemon:
         self._relays.adopt(states, config)
         for text in report.udp_warnings(config, dialers):
             self._log.warning("%s", text)
+
+    def _forwarder(self, config: Config, dialers: DialerFactory) -> Forwarder | None:
+        machinery = self._machinery
+        direct = DirectDialer(Reach(SystemNames(), machinery.destinations), machinery.datagrams, LOOKUP_SECONDS)
+        return make_forwarder(config.dns, names_factory.Means(direct, dialers.way, domains))
+
+    def _adopt_names(self, config: Config, forwarder: Forwarder | None) -> None:
+        self._machinery.resolver.configure(make_plan(config.dns, forwarder))
+        before, self._named_by = self._named_by, forwarder
+        if before is not None:
+            before.close()
 
     def _own_sockets(self, config: Config) -> list[tuple[str, Address]]:
         """What no client may be led to, by the addresses that are announced for it as well."""
@@ -191,7 +209,7 @@ class Daemon:
         self._retired = [listener for listener in self._retired if listener.live]
         self._retired += [listener for listener in gone if listener.network == "tcp" and listener.live]
 
-    def _surroundings(self, config: Config, dialers: DialerFactory) -> Surroundings:
+    def _surroundings(self, config: Config, dialers: DialerFactory, forwarder: Forwarder | None) -> Surroundings:
         users = make_users(config)
         for way in config.upstreams.values():       # those in use only, but what is wrong with any is found now
             dialers.way(way)
@@ -199,14 +217,15 @@ class Daemon:
         routing = make_routing(config, Means(dialers.way, dialers.impatient, machinery.resolver, machinery.destinations,
                                              machinery.verdicts))
         observer = Witnesses(self.flows, routing.autos)
+        names = NameService(forwarder, config.dns.cache, machinery.queries, machinery.datagrams.arenas()) if forwarder else None
         return Surroundings(routing.router, users, machinery.resolver, config.timeouts, config.splice, self.counters, observer,
-                            self._log)
+                            self._log, names)
 
     def _wanted(self, config: ListenerConfig, address: Address, states: States,
                 around: Surroundings) -> Iterator[Wanted]:
         """The sockets of one listening address; the packet side first, so that it is there before the first ASSOCIATE."""
         state = None
-        if "udp" in config.network:
+        if "udp" in config.network and config.protocol != "dns":
             state = states[config.name, address] = self._relays.state(address, config)
         made = make_handler(config, state, around)
         group = f"{config.name} {address}"

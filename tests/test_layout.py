@@ -38,7 +38,7 @@ LATE_OURS = {("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), (
              ("inside", "netproxy.observe.site"), ("inside", "netproxy.observe.web"), ("observe", "netproxy.observe.page"),
              ("cli", "netproxy.observe.top"),
              ("cli", "netproxy.access.users"), ("net", "netproxy.net.vectors"),      # hashlib's, ctypes'
-             ("handler", "netproxy.net.tls"), ("dialer", "netproxy.net.tls")}      # and ssl's ways in
+             ("handler", "netproxy.net.tls"), ("dialer", "netproxy.net.tls"), ("resolver", "netproxy.net.tls")}      # and ssl's ways in
 NOT_IN_A_CODEC = {"socket", "ssl", "select", "threading", "time", "logging"}
 OF_SOCKET_IN_A_CODEC = {"inet_ntop", "inet_pton", "AF_INET", "AF_INET6"}
 
