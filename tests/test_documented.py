@@ -20,9 +20,10 @@ pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[1]
 FULL = ROOT / "conf" / "examples" / "full.yaml"
 # Mappings whose keys are the user's own names
-NAMES = re.compile(r"^(users|upstreams)\.[^.\[]+")
+NAMES = re.compile(r"^(users|upstreams)\.[^.\[]+|^(dns\.hosts)\..*")
+SAME = {"rules[].not.": "rules[].", "dns.rules[].servers[].": "dns.servers[]."}     # the same keys, described once
 # Wherever a way out may be written, it may be a mapping as in `upstreams`
-WAYS = re.compile(r"^(default|listeners\[\]\.upstream|rules\[\]\.(via|upstream)|upstreams\.NAME\.members\[\](\.via)?|upstreams\.NAME\[\])\.")
+WAYS = re.compile(r"^(default|dns\.servers\[\]\.upstream|listeners\[\]\.upstream|rules\[\]\.(via|upstream)|upstreams\.NAME\.members\[\](\.via)?|upstreams\.NAME\[\])\.")
 
 
 def known_keys() -> set[str]:
@@ -46,7 +47,10 @@ def known_keys() -> set[str]:
 
 
 def general(path: str) -> str:
-    return NAMES.sub(r"\1.NAME", re.sub(r"\[\d+\]", "[]", path))
+    path = NAMES.sub(r"\1\2.NAME", re.sub(r"\[\d+\]", "[]", path))
+    for inner, outer in SAME.items():
+        path = path.replace(inner, outer)
+    return path
 
 
 def whole_text() -> str:
@@ -77,7 +81,7 @@ def page(name: str) -> str:
 
 
 def test_the_reader_was_heard() -> None:
-    assert {"listeners", "listeners[].udp.relay_port", "users.NAME.limits.sessions", "upstreams.NAME.health_check.path"} <= set(KEYS)
+    assert {"listeners[].udp.relay_port", "users.NAME.limits.sessions", "upstreams.NAME.health_check.path"} <= set(KEYS)
     assert len(KEYS) > 60
 
 
