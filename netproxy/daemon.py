@@ -44,7 +44,7 @@ class Daemon:
         self.counters, self.flows, self.pools = machinery.counters, machinery.flows, machinery.pools
         self._relays = Relays(machinery)
         self._manager = ListenerManager({
-            "tcp": lambda address: TcpListener(machinery.concrete(address), machinery.serving),
+            "tcp": machinery.listener,
             "udp": lambda address: UdpListener(machinery.concrete(address), machinery.datagrams, self.counters, log)})
         self._dialers: DialerFactory | None = None
         self._dial_seconds = 0.0
@@ -53,6 +53,8 @@ class Daemon:
         self._inside = Inside(self, log)
         self.way_out = ""           # of what has no upstream of its own, for one line of a log
         self._named_by: Forwarder | None = None
+        self._router: Any = None            # router.router.RuleRouter
+        self._listeners: list[str] = []     # names
         self._admissions: dict[str, Admission] = {}         # by listener's name
         self._retired: list[TcpListener] = []               # stopped, with connections that may still live
 
@@ -140,6 +142,18 @@ class Daemon:
                 secure(one.tls)
         return report.plan(config, dialers)
 
+    def explain(self, flow: str, config: Config | None = None) -> list[str]:
+        """What becomes of a flow, in lines; with a configuration, of one that has not been applied.  ConfigError, FlowError."""
+        if config is None:
+            assert self._dialers is not None        # it has started
+            return list(report.explain(flow, self._router, self._dialers, self._listeners))
+        dialers = self._factory(config)
+        forwarder = self._forwarder(config, dialers)
+        self._machinery.resolver.configure(make_plan(config.dns, forwarder))
+        self._machinery.destinations.configure(make_policies(config))
+        router = self._surroundings(config, dialers, forwarder).router
+        return list(report.explain(flow, router, dialers, [one.name for one in config.listeners]))
+
     # -- building
 
     def _factory(self, config: Config) -> DialerFactory:
@@ -168,6 +182,7 @@ class Daemon:
             self._machinery.connections.limit = before
             raise
         adopt()
+        self._router, self._listeners = around.router, [one.name for one in config.listeners]
         self._adopt_names(config, forwarder)
         self._machinery.adopt(policies, config, self._own_sockets(config) + inside)
         self._machinery.connections.limit = room_for(config)

@@ -24,6 +24,19 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Passed(Address):
+    """Where to listen by a socket that the service manager has bound: `host` says which, `port` is 0 or means nothing."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        return self.host.partition(":")[2]
+
+    def __str__(self) -> str:
+        return self.host
+
+
 def ip_text(packed: bytes) -> str:
     """Text of 4 or 16 bytes of address, v4-mapped unwrapped."""
     if len(packed) == 16 and packed.startswith(_MAPPED):

@@ -5,6 +5,7 @@ Built once by the daemon, started and stopped by it on the main thread.
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import socket
 from typing import Any, Callable, Iterable, Mapping
@@ -14,13 +15,15 @@ from netproxy.config.schema import AutoConfig, Config
 from netproxy.dialer.health import HealthChecks
 from netproxy.dialer.socks5_udp import Services
 from netproxy.errors import DialError, ListenError
-from netproxy.interfaces import READABLE, Address, Pause
+from netproxy.interfaces import READABLE, Address, Passed, Pause
 from netproxy.listener.parker import Parker
 from netproxy.listener.pool import ThreadPool
 from netproxy.listener.serving import Serving
+from netproxy.listener.tcp import TcpListener
 from netproxy.net.address import is_local
 from netproxy.net.batching import Datagrams
 from netproxy.net.calls import trim
+from netproxy.net.passed import PassedSockets
 from netproxy.net.stream import Stream
 from netproxy.observe.flows import Flows
 from netproxy.observe.log import Log
@@ -75,7 +78,8 @@ class Machinery:
         self._queries = ThreadPool("query", QUERY_THREADS, QUERY_QUEUE, log)
         self._checks = ThreadPool("check", CHECK_THREADS, CHECK_QUEUE, log)
         self.resolver = Resolver(self._lookups.submit, self.counters)
-        self.datagrams = Datagrams(self.counters, log)
+        self.passed = PassedSockets(os.environ)
+        self.datagrams = Datagrams(self.counters, log, passed=self.passed)
         self.services = Services(self._watch, self._dials.submit, self.counters)
         self.workers = Workers(self._dials.submit, self._names.submit)
         self.queries = self._queries.submit
@@ -92,7 +96,7 @@ class Machinery:
 
     def start(self, batching: str) -> None:
         """`batching` as in net.datagram; the janitor begins only with run()."""
-        self.datagrams = Datagrams(self.counters, self.log, batching)
+        self.datagrams = Datagrams(self.counters, self.log, batching, self.passed)
         self.parker.start()
 
     def run(self) -> None:
@@ -112,15 +116,23 @@ class Machinery:
         self.janitor.stop()
         for pool in (self._dials, self._names, self._lookups, self._queries, self._checks):
             pool.stop(STOP_SECONDS)
+        self.passed.close()
 
     def concrete(self, address: Address) -> Address:
         """To listen on: a name resolved, and the wildcard of a machine without IPv6 made IPv4's.  ListenError."""
+        if isinstance(address, Passed):
+            return address
         if address.host == "::" and not _has_ipv6():
             return address._replace(host="0.0.0.0")
         try:
             return self.resolver.resolve(address)[0]
         except DialError as error:
             raise ListenError(f"{address}: {error}") from error
+
+    def listener(self, address: Address) -> TcpListener:
+        """ListenError."""
+        return TcpListener(self.concrete(address), self.serving,
+                           self.passed.take("tcp", address) if isinstance(address, Passed) else None)
 
     def _watch(self, stream: Stream, said: Callable[[], None]) -> None:
         """Calls `said` once, on the parker's thread, when something comes on a stream."""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "netproxy"
 # The package itself is its version.
 ALLOWED = {
     "__main__": {"cli"},
-    "report": {"config", "dialer"},
+    "report": {"config", "dialer", "protocol", "router"},
     "figures": {"", "observe"},
     "inside": {"config", "figures", "observe"},
     "service": {"", "config", "daemon", "listener", "machinery", "observe"},

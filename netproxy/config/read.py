@@ -14,7 +14,7 @@ from netproxy.config.schema import (
 from netproxy.config.upstreams import Ways
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Address, Network, is_loopback
+from netproxy.interfaces import Address, Network, Passed, is_loopback
 
 # and the networks each can serve; http's datagrams come within its connections
 PROTOCOLS = {"sps": ("tcp", "udp"), "socks5": ("tcp", "udp"), "http": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",),
@@ -262,7 +262,7 @@ class _Reading:
         local = all(is_loopback(address.host) for address in listener.addresses)
         udp, limits = listener.udp, listener.limits
         return listener._replace(
-            name=listener.name or f"{listener.protocol}-{listener.addresses[0].port}",
+            name=listener.name or f"{listener.protocol}-{_place_name(listener.addresses[0])}",
             udp=udp._replace(max_sessions_per_client=udp.max_sessions_per_client or (udp.max_sessions if local else 64)),
             limits=limits._replace(
                 connections_per_client=limits.connections_per_client or (limits.connections if local else 256)))
@@ -271,7 +271,12 @@ class _Reading:
 def _sockets(listener: ListenerConfig) -> list[tuple[str, Address]]:
     """What a listener binds, where it says so exactly."""
     networks = ("tcp",) if listener.protocol == "http" else listener.network
-    return [(network, address) for address in listener.addresses for network in networks if address.port]
+    return [(network, address) for address in listener.addresses for network in networks
+            if address.port or isinstance(address, Passed)]
+
+
+def _place_name(address: Address) -> str:
+    return address.name if isinstance(address, Passed) else str(address.port)
 
 
 def _control(text: str) -> str:
@@ -283,7 +288,7 @@ def _control(text: str) -> str:
 
 def _one_address(text: str) -> Address:
     addresses = parse_listen(text)
-    if len(addresses) != 1:
+    if len(addresses) != 1 or isinstance(addresses[0], Passed):
         raise ValueError("must be a single port")
     return addresses[0]
 
