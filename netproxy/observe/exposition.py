@@ -25,6 +25,7 @@ COUNTED = {
     "drops": ("datagrams_dropped_total", "Datagrams that were not forwarded."),
     "icmp": ("icmp_errors_total", "ICMP errors about datagrams that were sent."),
     "lookups": ("lookup_failures_total", "Names that could not be resolved."),
+    "queries": ("dns_queries_total", "Queries to dns listeners, by what became of them."),
     "sessions_evicted": ("udp_sessions_ended_total", "UDP sessions that have ended."),
 }
 ELSEWHERE = {("bytes", "up"), ("bytes", "down"), ("connections", "accepted"), ("sessions_opened", "")}      # told by listener
