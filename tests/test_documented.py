@@ -5,7 +5,10 @@ What there is, is asked of the program: keys of what reads the configuration, op
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -15,6 +18,11 @@ from netproxy import cli
 from netproxy.config.load import load_text
 from netproxy.config.node import MapReader, Problems
 from netproxy.config.read import check, read_config
+from netproxy.interfaces import Moved
+from netproxy.machinery import Machinery
+from netproxy.observe import exposition
+from netproxy.observe.flows import Key, Total
+from tests.support.handlers import RecordingLog
 
 pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,3 +157,59 @@ def test_what_the_daemon_sorts_and_filters_by_is_in_the_man_page() -> None:
     text = page("netproxyctl.1")
     for word in (*cli.SORTS, *cli.FILTERS):
         assert re.search(rf"\b{word}\b", text)
+
+
+# -- what looks at the figures from outside
+
+MONITORING = (ROOT / "conf/grafana/netproxy.json", ROOT / "conf/prometheus/netproxy.rules.yml")
+
+
+def told_metrics() -> set[str]:
+    """The names that /metrics may tell."""
+    way = {"name": "a", "state": "up", "live": 0, "dialled": 0, "failed": 0, "latency": 0.0, "groups": []}
+    totals = {Key(network, "main", "direct"): Total(1, 1, Moved(1, 1, 1, 1)) for network in ("tcp", "udp")}
+    families = [*exposition.totals(totals), *exposition.upstreams([way]), *exposition.process(0.0)]
+    names = {f"netproxy_{name}" for name, _ in exposition.COUNTED.values()} | {
+        family.name if family.name.startswith("process_") else f"netproxy_{family.name}" for family in families}
+    source = (ROOT / "netproxy/figures.py").read_text()
+    names |= {f"netproxy_{name}" for name in re.findall(r'(?:single|Family)\("(\w+)"', source)}
+    names |= {f"netproxy_{pool}_pool_{what}" for pool in Machinery(RecordingLog()).pools for what in ("threads", "tasks")}     # type: ignore[arg-type]
+    return names | {f"netproxy_dial_seconds{end}" for end in ("_bucket", "_sum", "_count")}
+
+
+@pytest.mark.parametrize("path", MONITORING, ids=lambda path: path.name)
+def test_dashboards_and_alerts_ask_for_what_there_is(path: Path) -> None:
+    asked = set(re.findall(r"\b(?:netproxy|process)_[a-z_]+\b", path.read_text()))
+    assert len(asked) > 8
+    assert asked - told_metrics() == set()
+
+
+def test_the_dashboard_is_whole() -> None:
+    dashboard = json.loads(MONITORING[0].read_text())
+    assert all(panel["targets"] and panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in dashboard["panels"])
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
+def test_promtool_takes_the_alerts() -> None:
+    done = subprocess.run(["promtool", "check", "rules", MONITORING[1]], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+BAN_LINES = {
+    '2026-11-27T03:36:24+0000 warning msg=auth_failed client=203.0.113.9 user="<b> x" listener=main': "203.0.113.9",
+    'Nov 27 03:36:24 box netproxyd[77]: msg=auth_failed client=2001:db8::7 user=bob listener=main': "2001:db8::7",
+    r'2026-11-27T03:36:24+0000 warning msg=auth_failed client=203.0.113.8 user="x\nmsg=auth_failed client=192.0.2.1 user=y" listener=main': "203.0.113.8",
+    '2026-11-27T03:36:24+0000 info msg=finished listener=main client=127.0.0.1:1 user="warning msg=auth_failed client=192.0.2.1 user=z"': "",
+}
+
+
+@pytest.mark.parametrize("line", BAN_LINES)
+def test_fail2ban_finds_the_address_and_no_other(line: str, tmp_path: Path) -> None:
+    program = shutil.which("fail2ban-regex")
+    if not program:
+        pytest.skip("no fail2ban")
+    (tmp_path / "log").write_text(line + "\n")
+    done = subprocess.run([program, "-o", "ip", str(tmp_path / "log"), str(ROOT / "conf/fail2ban/netproxy.conf")],
+                          capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == BAN_LINES[line]
