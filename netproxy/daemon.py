@@ -17,10 +17,9 @@ from netproxy.config.schema import Config, ListenerConfig, WayConfig
 from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import ListenError
-from netproxy.figures import DRAINING, SERVING, STARTING
 from netproxy.handler.factory import ListenerHandler, NameService, Surroundings, make_handler, secure
 from netproxy.inside import Inside
-from netproxy.interfaces import Address
+from netproxy.interfaces import DRAINING, SERVING, STARTING, Address
 from netproxy.listener.manager import ListenerManager, Wanted
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener

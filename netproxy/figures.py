@@ -11,7 +11,7 @@ import time
 from typing import Any, Callable, Mapping, NamedTuple, Protocol
 
 from netproxy import __version__
-from netproxy.interfaces import Live, Moved
+from netproxy.interfaces import SERVING, Live, Moved
 from netproxy.observe import exposition
 from netproxy.observe.exposition import COUNTER, GAUGE, Family, Sample, single
 from netproxy.observe.flows import Flows, Key, Total, described
@@ -19,7 +19,6 @@ from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 
 PAGE_FLOWS = 60             # shown to the page, which chooses the fastest of those that carried most
-STARTING, SERVING, DRAINING = "starting", "serving", "draining"
 # Counters that tell of trouble, as the page calls them
 TROUBLE = {"drops": "datagrams dropped", "connections_refused": "connections refused", "dial_failures": "targets not reached",
            "authentication": "logins refused", "lookups": "names not found", "accept_errors": "connections not accepted"}
@@ -40,7 +39,7 @@ class Subject(Protocol):
     counters: Counters
     flows: Flows
     pools: Mapping[str, Pool]
-    state: str              # STARTING, SERVING, DRAINING
+    state: str              # interfaces.STARTING, SERVING, DRAINING
 
     @property
     def live(self) -> int:
@@ -64,12 +63,16 @@ class Reloaded(NamedTuple):
 
 
 class Figures:
-    def __init__(self, subject: Subject, log: Log) -> None:
+    def __init__(self, subject: Subject, log: Log, began: float) -> None:
+        """`began`: when the daemon did (monotonic)."""
         self._subject = subject
         self._log = log
-        self._began = time.monotonic()
-        self._began_at = time.time()
-        self.reloaded = Reloaded(self._began_at, True)
+        self._began = began
+        self._began_at = time.time() - self._uptime()
+        self.reloaded = Reloaded(time.time(), True)
+
+    def note_reload(self, fine: bool) -> None:
+        self.reloaded = Reloaded(time.time(), fine)
 
     # -- netproxyctl
 

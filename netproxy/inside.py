@@ -12,8 +12,7 @@ import time
 from typing import Any, Callable, Mapping
 
 from netproxy.config.schema import Config
-from netproxy.figures import SERVING, Figures, Reloaded, Subject
-from netproxy.interfaces import Address, Live
+from netproxy.interfaces import SERVING, Address, Live
 from netproxy.observe.log import LEVELS, Log
 
 Request = Mapping[str, Any]
@@ -23,9 +22,11 @@ FILTERS: dict[str, Callable[[Live], str]] = {
 
 
 class Inside:
-    def __init__(self, subject: Subject, log: Log) -> None:
-        self.figures = Figures(subject, log)
+    def __init__(self, subject: Any, log: Log) -> None:
+        """`subject`: the daemon, as figures.Subject has it."""
         self._subject = subject
+        self._began = time.monotonic()
+        self._made: Any = None              # figures.Figures
         self._log = log
         self._reloads: Any = None           # observe.control.Reloads
         self._control: Any = None           # observe.control.ControlServer
@@ -71,9 +72,17 @@ class Inside:
         tell = self._reloads.begin() if self._reloads is not None else lambda errors: None
 
         def ended(errors: list[str]) -> None:
-            self.figures.reloaded = Reloaded(time.time(), not errors)
+            if self.threads:            # somebody may ask
+                self.figures.note_reload(not errors)
             tell(errors)
         return ended
+
+    @property
+    def figures(self) -> Any:
+        if self._made is None:
+            from netproxy.figures import Figures        # late: many are never asked for any
+            self._made = Figures(self._subject, self._log, self._began)
+        return self._made
 
     # -- servers
 
@@ -93,7 +102,8 @@ class Inside:
         from netproxy.observe.site import Site, Sources     # late: many have none
         from netproxy.observe.web import WebServer
         if self._site is None:
-            sources = Sources(lambda: self._subject.state, self.figures.metrics, self.figures.page)
+            figures = self.figures
+            sources = Sources(lambda: self._subject.state, figures.metrics, figures.page)
             self._site = Site(sources, lambda: self._subject.counters.count("authentication", "metrics token"), self._log)
             self._site.configure(config.metrics.token, config.metrics.page)
         server = WebServer(address, self._site.answer, self._log)

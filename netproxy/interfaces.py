@@ -291,6 +291,8 @@ class PacketConn(Protocol):
     def close(self) -> None: ...
 
 
+STARTING, SERVING, DRAINING = "starting", "serving", "draining"     # what the daemon says that it does
+
 READABLE = 0x2001       # of a Pause: POLLIN, and POLLRDHUP, the end of what the peer sends
 
 

@@ -213,8 +213,8 @@ class TestOrders:
         assert [answer[0] for answer in answers] == [0, 1]
         assert answers[0][1] == "reloaded\n"
         assert answers[1][2] == "netproxyctl: file:1:1: wrong\nnetproxyctl: file:2:1: wrong too\n"
-        assert value(daemon, "netproxy_config_last_reload_successful") == 0
         assert "the last reload failed" in ctl("status")[1]
+        assert value(daemon, "netproxy_config_last_reload_successful") == 0
 
     def test_a_drain_is_answered_before_it_begins(self, daemon: Running, signals: list[int],
                                                   ctl: Callable[..., tuple[int, str, str]]) -> None:

@@ -20,7 +20,7 @@ ALLOWED = {
     "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver", "router"},
     "relays": {"config", "handler", "listener", "machinery", "relay"},
     "cli": {"", "service", "access", "config", "daemon", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
-    "daemon": {"", "report", "figures", "inside", "machinery", "relays", "resolver", "access", "config", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
+    "daemon": {"", "report", "inside", "machinery", "relays", "resolver", "access", "config", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
     "handler": {"protocol", "net", "relay", "access"},
     "dialer": {"protocol", "net"},
     "relay": {"net"},
@@ -35,7 +35,7 @@ READERS_OF_SCHEMA = {"daemon", "inside", "machinery", "relays", "service", "repo
 LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback",
         "maxminddb"}
 LATE_OURS = {("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("inside", "netproxy.observe.control"),
-             ("inside", "netproxy.observe.site"), ("inside", "netproxy.observe.web"), ("observe", "netproxy.observe.page"),
+             ("inside", "netproxy.figures"), ("inside", "netproxy.observe.site"), ("inside", "netproxy.observe.web"), ("observe", "netproxy.observe.page"),
              ("cli", "netproxy.observe.top"),
              ("cli", "netproxy.access.users"), ("net", "netproxy.net.vectors"),      # hashlib's, ctypes'
              ("handler", "netproxy.net.tls"), ("dialer", "netproxy.net.tls"), ("resolver", "netproxy.net.tls")}      # and ssl's ways in

@@ -12,18 +12,17 @@ import os
 import socket
 from typing import Any, Callable, NamedTuple
 
-from netproxy.interfaces import Log, pack_ip
+from netproxy.interfaces import SERVING, Log, pack_ip
 from netproxy.observe.exposition import CONTENT_TYPE
 from netproxy.observe.web import Answer, Request
 
 LISTENER = "metrics"        # what it is called in a log
-SERVING = "serving"
 _POLICY = ("default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; base-uri 'none'; "
            "form-action 'none'; frame-ancestors 'none'")
 
 
 class Sources(NamedTuple):
-    state: Callable[[], str]                # "starting", "serving", "draining"
+    state: Callable[[], str]                # interfaces.STARTING, SERVING, DRAINING
     metrics: Callable[[], bytes]
     status: Callable[[], dict[str, Any]]    # for the page
 
