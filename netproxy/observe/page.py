@@ -156,7 +156,7 @@ function wayRow(one, indent) {
 }
 function draw() {
   const peak = Math.max(1000, ...history.map(point => Math.max(point.up, point.down)));
-  const x = index => 600 - (history.length - 1 - index) * (600 / (KEPT - 1)), y = value => 99 - value / peak * 96;
+  const x = index => 600 - (history.length - 1 - index) * (600 / (Math.max(30, history.length) - 1)), y = value => 99 - value / peak * 96;
   const path = key => history.map((point, index) => (index ? "L" : "M") + x(index).toFixed(1) + " " + y(point[key]).toFixed(1)).join("");
   at("lineDown").setAttribute("d", path("down"));
   at("lineUp").setAttribute("d", path("up"));
