@@ -60,13 +60,17 @@ def control_parser() -> Any:
         ("connections", "TCP flows under way"),
         ("sessions", "UDP sessions under way"),
         ("upstreams", "each way out: its state, latency, live flows and failures"),
+        ("explain", "which rule and which way out a flow would meet, e.g. 'udp alice@192.168.1.5 -> example.com:443 on main'"),
+        ("auto", "what via: auto has found out of targets, and for how long that holds"),
         ("top", "the flows that move most, drawn anew each second; q ends it"),
         ("reload", "read the configuration again; says what is wrong with it"),
         ("drain", "take nothing new, let what runs come to its end, then stop"),
         ("kill", "end flows, by id or by filter"),
         ("log", "show or set the level of the log, until the next reload"),
         ("hash-password", "read a password, print its hash for the configuration"))}
-    for name in ("status", "connections", "sessions", "upstreams"):
+    made["explain"].add_argument("flow", metavar="FLOW", help="[tcp|udp] [[user@]client] -> host:port [on listener]")
+    made["auto"].add_argument("--clear", action="store_true", help="forget it all")
+    for name in ("status", "connections", "sessions", "upstreams", "auto"):
         made[name].add_argument("--json", action="store_true", help="print the answer as JSON")
     for name in ("connections", "sessions", "kill"):
         for option in FILTERS:
@@ -96,6 +100,12 @@ def _control(options: Any) -> int:
     filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name, None)}
     if command == "kill":
         print(f"{tell('kill', ids=options.ids, **filters)['killed']} killed")
+    elif command == "explain":
+        print("\n".join(tell("explain", flow=options.flow)))
+    elif command == "auto" and options.clear:
+        print(f"{tell('verdicts', clear=True)['cleared']} forgotten")
+    elif command == "auto":
+        _show(options, tell("verdicts"))
     elif command == "log":
         print(tell("log", level=options.level)["level"])
     elif command == "reload":
@@ -120,6 +130,8 @@ def _show(options: Any, answer: Any) -> None:
         print(console.status_text(answer))
     elif command == "upstreams":
         print(console.upstreams_text(answer))
+    elif command == "auto":
+        print(console.verdicts_text(answer))
     else:
         print(console.flows_text(answer, command == "sessions"))
 

@@ -41,6 +41,7 @@ class Daemon:
         self._log = log
         self._machinery = machinery = Machinery(log)
         self.counters, self.flows, self.pools = machinery.counters, machinery.flows, machinery.pools
+        self.verdicts = machinery.verdicts
         self._relays = Relays(machinery)
         self._manager = ListenerManager({
             "tcp": machinery.listener,

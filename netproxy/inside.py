@@ -119,6 +119,7 @@ class Inside:
                 "sessions": lambda request: self.figures.flows(_wanted(request, "udp")),
                 "flows": lambda request: self.figures.flows(_wanted(request)),
                 "moved": lambda request: self.figures.moved(),
+                "explain": self._explain, "verdicts": self._verdicts,
                 "kill": self._kill, "log": self._set_level, "reload": self._reload, "drain": self._drain}
 
     def _kill(self, request: Request) -> dict[str, int]:
@@ -129,6 +130,16 @@ class Inside:
         if not killed:
             raise CommandError("no such flow")
         return {"killed": killed}
+
+    def _explain(self, request: Request) -> list[str]:
+        return list(self._subject.explain(str(request.get("flow", ""))))
+
+    def _verdicts(self, request: Request) -> Any:
+        """What `via: auto` has found out; with `clear`, forgets it."""
+        verdicts = self._subject.verdicts
+        if request.get("clear"):
+            return {"cleared": verdicts.clear()}
+        return [{"target": str(target), "way": way, "seconds": round(seconds)} for target, way, seconds in verdicts.items()]
 
     def _set_level(self, request: Request) -> dict[str, str]:
         from netproxy.observe.control import CommandError

@@ -41,6 +41,10 @@ def flows_text(answer: Sequence[dict[str, Any]], sessions: bool) -> str:
     return table(rows)
 
 
+def verdicts_text(answer: Sequence[dict[str, Any]]) -> str:
+    return table([("target", "way", "for"), *((plain(one["target"]), one["way"], lasted(one["seconds"])) for one in answer)])
+
+
 def arranged(answer: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
     """Sorted; figures begin with the greatest."""
     key = (lambda one: one["sent"] + one["received"]) if by == "bytes" else lambda one: one[by]
