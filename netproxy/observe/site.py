@@ -92,7 +92,7 @@ def own_name(host: str) -> bool:
     """Whether a Host field names this machine in a way that no stranger's name server can: an address, or its own name."""
     name = host.lower()
     name = name[1:].partition("]")[0] if name.startswith("[") else name.rpartition(":")[0] or name
-    return pack_ip(name) is not None or name in ("localhost", socket.gethostname().lower())
+    return pack_ip(name.partition("%")[0]) is not None or name in ("localhost", socket.gethostname().lower())
 
 
 def _refusal(why: str) -> Answer:

@@ -72,7 +72,7 @@ class TestWhoMayAsk:
         assert Rig(TOKEN, True).ask(f"/metrics?token={TOKEN}").status == 404
 
     @pytest.mark.parametrize("host, own", [
-        ("127.0.0.1:9180", True), ("[::1]:9180", True), ("192.168.1.1", True), ("localhost:9180", True), ("LOCALHOST", True),
+        ("127.0.0.1:9180", True), ("[::1]:9180", True), ("[fe80::1%25eth0]:9180", True), ("192.168.1.1", True), ("localhost:9180", True), ("LOCALHOST", True),
         (socket.gethostname(), True), ("evil.example:9180", False), ("127.0.0.1.evil.example", False), ("", False), ("[evil]", False)])
     def test_under_a_foreign_name_nothing_is_told(self, host: str, own: bool) -> None:
         assert own_name(host) is own
