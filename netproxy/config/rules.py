@@ -31,7 +31,7 @@ def _read_rule(node: Node, path: str, ways: Ways, listeners: frozenset[str], pro
     section = MapReader(node, path, problems)
     text = f"{path} ({_text(node)})"
     conditions = _conditions(section, listeners)
-    but_not = _conditions(section.mapping("not"), listeners, finish=True) if section.has("not") else ConditionsConfig()
+    but_not = _but_not(section, listeners) if section.has("not") else ConditionsConfig()
     via, upstream = section.take("via"), section.take("upstream")
     section.finish()
     auto = via is not None and via.value == AUTO
@@ -44,17 +44,23 @@ def _read_rule(node: Node, path: str, ways: Ways, listeners: frozenset[str], pro
     return RuleConfig(conditions, but_not, way, fallback, text, node.place)
 
 
-def _conditions(section: MapReader, listeners: frozenset[str], finish: bool = False) -> ConditionsConfig:
+def _but_not(section: MapReader, listeners: frozenset[str]) -> ConditionsConfig:
+    inner = section.mapping("not")
+    if not inner.has_more():
+        section.wrong("not", "names nothing")
+    found = _conditions(inner, listeners)
+    inner.finish()
+    return found
+
+
+def _conditions(section: MapReader, listeners: frozenset[str]) -> ConditionsConfig:
     def listener(name: str) -> str:
         if name not in listeners:
             raise ValueError(f"there is no listener '{name}'")
         return name
 
     parsers: dict[str, Callable[[str], Any]] = {"network": _network, "client": Network.parse, "listener": listener, "geoip": _country}
-    found = ConditionsConfig(**{key: tuple(section.texts(key, parsers.get(key, _word))) for key in _SETS if _given(section, key)})
-    if finish:
-        section.finish()
-    return found
+    return ConditionsConfig(**{key: tuple(section.texts(key, parsers.get(key, _word))) for key in _SETS if _given(section, key)})
 
 
 def _given(section: MapReader, key: str) -> bool:
