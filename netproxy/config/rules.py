@@ -31,7 +31,7 @@ def _read_rule(node: Node, path: str, ways: Ways, listeners: frozenset[str], pro
     section = MapReader(node, path, problems)
     text = f"{path} ({_text(node)})"
     conditions = _conditions(section, listeners)
-    but_not = _but_not(section, listeners) if section.has("not") else ConditionsConfig()
+    but_not = _but_not(section, listeners)
     via, upstream = section.take("via"), section.take("upstream")
     section.finish()
     auto = via is not None and via.value == AUTO
@@ -45,8 +45,8 @@ def _read_rule(node: Node, path: str, ways: Ways, listeners: frozenset[str], pro
 
 
 def _but_not(section: MapReader, listeners: frozenset[str]) -> ConditionsConfig:
-    inner = section.mapping("not")
-    if not inner.has_more():
+    given, inner = section.has("not"), section.mapping("not")
+    if given and not inner.has_more():
         section.wrong("not", "names nothing")
     found = _conditions(inner, listeners)
     inner.finish()
@@ -60,14 +60,10 @@ def _conditions(section: MapReader, listeners: frozenset[str]) -> ConditionsConf
         return name
 
     parsers: dict[str, Callable[[str], Any]] = {"network": _network, "client": Network.parse, "listener": listener, "geoip": _country}
-    return ConditionsConfig(**{key: tuple(section.texts(key, parsers.get(key, _word))) for key in _SETS if _given(section, key)})
-
-
-def _given(section: MapReader, key: str) -> bool:
-    """Whether a condition is there.  One that names nothing would match nothing, or everything: it is a mistake."""
-    if section.empty(key):
-        section.wrong(key, "names nothing")
-    return section.has(key)
+    for key in _SETS:
+        if section.empty(key):
+            section.wrong(key, "names nothing")     # it would match nothing, or everything: it is a mistake
+    return ConditionsConfig(**{key: tuple(section.texts(key, parsers.get(key, _word))) for key in _SETS})
 
 
 def _text(node: Node) -> str:
@@ -98,9 +94,9 @@ def read_auto(section: MapReader) -> AutoConfig:
 
 
 def read_destinations(section: MapReader) -> DestinationsConfig:
-    found = DestinationsConfig(tuple(section.texts("deny", _word)) if section.has("deny") else None, tuple(section.texts("allow", _word)), section.place)
+    given, deny, allow = section.has("deny"), tuple(section.texts("deny", _word)), tuple(section.texts("allow", _word))
     section.finish()
-    return found
+    return DestinationsConfig(deny if given else None, allow, section.place)
 
 
 def _network(text: str) -> str:
