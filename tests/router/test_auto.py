@@ -25,7 +25,7 @@ from tests.support.handlers import Conversation
 from tests.support.nat import Clock
 from tests.support.routing import Names, flow, gatekeeper, routing
 from tests.support.relays import configuration
-from tests.support.sockets import SECONDS, black_hole, read_exactly, refusing, reset, server
+from tests.support.sockets import SECONDS, black_hole, read_exactly, refusing, reset, server, wait_until
 
 pytest.importorskip("yaml")
 
@@ -145,7 +145,7 @@ class TestAReset:
         rig.ended()
         assert rig.visit() == ("upstream", "upstream")
 
-    @pytest.mark.parametrize("ended, sent, received", [("reset", 100, 1), ("closed", 100, 0), ("reset", 0, 0), ("idle", 1, 0)])
+    @pytest.mark.parametrize("ended, sent, received", [("reset", 100, 1), ("closed", 100, 0), ("reset", 0, 0), ("client reset", 100, 0), ("idle", 1, 0)])
     def test_other_ends_do_not(self, ended: str, sent: int, received: int) -> None:
         """A byte of the target's is an answer; a client that says nothing and goes has not been let down."""
         rig = Rig()
@@ -411,6 +411,19 @@ class TestForReal:
             assert not proxy[0].asked and running.verdict() == "upstream"
             echoes(running, b"again")
         assert got == [b"POST /once"] and proxy[0].sent == [b"again"]
+
+    def test_a_client_that_resets_says_nothing_of_its_target(self, proxy: tuple[Proxy, Address]) -> None:
+        def swallow(sock: socket.socket) -> None:
+            while sock.recv(100):
+                pass
+        with server(swallow) as target:
+            running = Running(Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port))
+            with running.conversation() as client:
+                client.send(b"GET /")
+                wait_until(lambda: running.records.records or running.verdict())
+                reset(client.socket)
+                running.records.wait_for(1)
+        assert running.records.records[0].ended == "client reset" and running.verdict() == "direct"
 
     def test_a_reset_of_a_forwarded_request_is_one_too(self, proxy: tuple[Proxy, Address]) -> None:
         def reset_it(sock: socket.socket) -> None:

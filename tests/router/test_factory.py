@@ -69,6 +69,15 @@ class TestFiles:
         assert error(f"rules: [{{not: {{domain_file: [{good}, {tmp_path}/bad.txt]}}, via: direct}}]") == (
             f"test.yaml:2:9: rules[0]: {tmp_path}/bad.txt: cannot be read: No such file or directory")
 
+    def test_an_empty_one_matches_nothing(self, tmp_path: Path) -> None:
+        """Hazard 79: in a rule that denies all others it is no door for everybody, nor a wall."""
+        path = tmp_path / "empty.txt"
+        path.write_text("# nothing yet\n\n")
+        router = routing(LISTENERS + f"rules: [{{domain_file: {path}, via: direct}}, {{ip_file: {path}, via: direct}}, "
+                         f"{{not: {{ip_file: {path}}}, via: block}}]", Names({"a.test": ["203.0.113.1"]})).router
+        for target in ("a.test", "10.0.0.1"):
+            assert router.route(flow(f"tcp 10.0.0.1 -> {target}:80 on main")).dialer.name == "block"
+
     def test_one_without_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(lists, "ENTRY_LIMIT", 3)
         path = tmp_path / "list.txt"
