@@ -136,15 +136,16 @@ def test_a_reload_that_changes_the_rules_leaves_what_runs_alone(netproxyd: Start
             assert caught.value.code == 2
 
 
+@pytest.fixture(scope="module")
+def net() -> Iterator[tuple[Namespace, Namespace]]:
+    with hosts("box", "server") as (box, server):
+        connect(box, [f"{BOX}/24"], server, [f"{SERVER}/24", f"{SERVER_SECOND}/24"])
+        server.nft(f"table ip netproxy-test {{\n chain in {{ type filter hook input priority 0; ip saddr {BOX} ip daddr {SERVER} drop; }}\n}}")
+        yield box, server
+
+
 class TestAutoBehindABlackHole:
     """The box cannot reach the server's first address; its upstream, which is over there, can."""
-
-    @pytest.fixture(scope="class")
-    def net(self) -> Iterator[tuple[Namespace, Namespace]]:
-        with hosts("box", "server") as (box, server):
-            connect(box, [f"{BOX}/24"], server, [f"{SERVER}/24", f"{SERVER_SECOND}/24"])
-            server.nft(f"table ip netproxy-test {{\n chain in {{ type filter hook input priority 0; ip saddr {BOX} ip daddr {SERVER} drop; }}\n}}")
-            yield box, server
 
     @pytest.fixture
     def daemons(self, netproxyd: Start, net: tuple[Namespace, Namespace]) -> tuple[Netproxyd, Netproxyd]:
