@@ -12,6 +12,7 @@ from netproxy.daemon import Daemon
 from netproxy.errors import ConfigError
 from netproxy.router import lists
 from tests.support.doubles import Lines
+from tests.support.mmdb import database
 from tests.support.relays import configuration
 from tests.support.routing import Names, flow, routing
 
@@ -142,6 +143,32 @@ class TestCountries:
         package(Database())
         router = routing(LISTENERS + self.RULE + self.DATABASE + "default: block", Names({})).router
         assert router.route(flow("tcp 10.0.0.1 -> 198.51.100.1:80 on main")).dialer.name == ("direct" if country else "block")
+
+
+class TestARealDatabase:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        pytest.importorskip("maxminddb")
+        path = tmp_path / "countries.mmdb"
+        path.write_bytes(database({"203.0.113.0/24": {"country": {"iso_code": "DE"}}, "198.51.100.128/25": {"registered_country": {"iso_code": "CN"}},
+                                   "192.0.2.1": {"continent": {"code": "EU"}}}))
+        return path
+
+    @pytest.mark.parametrize("target, way", [
+        ("203.0.113.200", "direct"), ("198.51.100.129", "direct"), ("198.51.100.1", "block"), ("192.0.2.1", "block"), ("10.0.0.1", "block"),
+        ("[2001:db8::1]", "block"), ("de.test", "direct"), ("both.test", "direct"), ("nowhere.test", "block")])
+    def test_is_asked_for_each_address(self, target: str, way: str, path: Path) -> None:
+        names = Names({"de.test": ["203.0.113.7"], "both.test": ["2001:db8::7", "198.51.100.255"]})
+        router = routing(LISTENERS + f"rules: [{{geoip: [cn, DE], via: direct}}]\ndefault: block\ngeoip_database: {path}", names).router
+        assert router.route(flow(f"tcp 10.0.0.1 -> {target}:80 on main")).dialer.name == way
+
+    def test_what_is_no_database(self, path: Path) -> None:
+        path.write_text("not at all\n" * 100)
+        assert error(f"rules: [{{geoip: CN, via: direct}}]\ngeoip_database: {path}").startswith(f"geoip_database: {path}: ")
+
+    def test_one_that_is_not_there(self, path: Path) -> None:
+        path.unlink()
+        assert error(f"rules: [{{geoip: CN, via: direct}}]\ngeoip_database: {path}") == f"geoip_database: {path}: No such file or directory"
 
 
 class TestAuto:
