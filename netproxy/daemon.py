@@ -14,10 +14,10 @@ from netproxy.access.acl import NetworkList
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.config.schema import Config, ListenerConfig, WayConfig
-from netproxy.dialer.direct import Reach
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import ListenError
-from netproxy.handler.factory import ListenerHandler, Surroundings, make_handler, secure
+from netproxy.handler.factory import ListenerHandler, NameService, Surroundings, make_handler, secure
 from netproxy.interfaces import Address
 from netproxy.listener.manager import ListenerManager, Wanted
 from netproxy.listener.tcp import TcpListener
@@ -25,7 +25,11 @@ from netproxy.listener.udp import UdpListener
 from netproxy.machinery import STOP_SECONDS, Machinery, room_for
 from netproxy.observe.log import Log, Witnesses
 from netproxy.relays import Relays, States
-from netproxy.router.factory import Means, make_routing
+from netproxy.resolver import factory as names_factory
+from netproxy.resolver.factory import SystemNames, make_forwarder, make_plan
+from netproxy.resolver.forwarder import Forwarder
+from netproxy.resolver.resolver import LOOKUP_SECONDS
+from netproxy.router.factory import Means, domains, make_routing
 
 STOP_STEP = 0.01            # seconds between two looks at whether all connections have ended
 
@@ -44,6 +48,9 @@ class Daemon:
         self._named_ways: dict[str, WayConfig] = {}
         self._control: Any = None           # observe.control.ControlServer
         self.way_out = ""           # of what has no upstream of its own, for one line of a log
+        self._named_by: Forwarder | None = None
+        self._router: Any = None            # router.router.RuleRouter
+        self._listeners: list[str] = []     # names
         self._admissions: dict[str, Admission] = {}         # by listener's name
         self._retired: list[TcpListener] = []               # stopped, with connections that may still live
 
@@ -111,12 +118,23 @@ class Daemon:
     def describe(self, config: Config) -> list[str]:
         """What would listen, and what each way out can carry; ConfigError.  Opens nothing."""
         dialers = self._factory(config)
-        self._surroundings(config, dialers)
+        self._surroundings(config, dialers, self._forwarder(config, dialers))
         make_policies(config)
         for one in config.listeners:
             if one.tls:
                 secure(one.tls)
         return report.plan(config, dialers)
+
+    def explain(self, flow: str, config: Config | None = None) -> list[str]:
+        """What becomes of a flow, in lines; with a configuration, of one that has not been applied.  ConfigError, FlowError."""
+        if config is None:
+            return list(report.explain(flow, self._router, self._made_dialers(), self._listeners))
+        dialers = self._factory(config)
+        forwarder = self._forwarder(config, dialers)
+        self._machinery.resolver.configure(make_plan(config.dns, forwarder))
+        self._machinery.destinations.configure(make_policies(config))
+        router = self._surroundings(config, dialers, forwarder).router
+        return list(report.explain(flow, router, dialers, [one.name for one in config.listeners]))
 
     # -- building
 
@@ -156,7 +174,8 @@ class Daemon:
             dialers = self._factory(config)
         policies = make_policies(config)
         adopt = dialers.renewal(_ways(config))      # of what is there already; the rest is read as it is made
-        around = self._surroundings(config, dialers)
+        forwarder = self._forwarder(config, dialers)
+        around = self._surroundings(config, dialers, forwarder)
         states: States = {}
         wanted = [one for listener in config.listeners for address in listener.addresses
                   for one in self._wanted(listener, address, states, around)]
@@ -169,6 +188,8 @@ class Daemon:
             self._machinery.connections.limit = before
             raise
         adopt()
+        self._router, self._listeners = around.router, [one.name for one in config.listeners]
+        self._adopt_names(config, forwarder)
         self._machinery.adopt(policies, config, self._own_sockets(config))
         self._machinery.connections.limit = room_for(config)
         self._dialers, self._dial_seconds = dialers, config.timeouts.connect
@@ -182,6 +203,17 @@ class Daemon:
         self._relays.adopt(states, config)
         for text in report.udp_warnings(config, dialers):
             self._log.warning("%s", text)
+
+    def _forwarder(self, config: Config, dialers: DialerFactory) -> Forwarder | None:
+        machinery = self._machinery
+        direct = DirectDialer(Reach(SystemNames(), machinery.destinations), machinery.datagrams, LOOKUP_SECONDS)
+        return make_forwarder(config.dns, names_factory.Means(direct, dialers.way, domains))
+
+    def _adopt_names(self, config: Config, forwarder: Forwarder | None) -> None:
+        self._machinery.resolver.configure(make_plan(config.dns, forwarder))
+        before, self._named_by = self._named_by, forwarder
+        if before is not None:
+            before.close()
 
     def _own_sockets(self, config: Config) -> list[tuple[str, Address]]:
         """What no client may be led to, by the addresses that are announced for it as well."""
@@ -198,7 +230,7 @@ class Daemon:
         self._retired = [listener for listener in self._retired if listener.live]
         self._retired += [listener for listener in gone if listener.network == "tcp" and listener.live]
 
-    def _surroundings(self, config: Config, dialers: DialerFactory) -> Surroundings:
+    def _surroundings(self, config: Config, dialers: DialerFactory, forwarder: Forwarder | None) -> Surroundings:
         users = make_users(config)
         for way in config.upstreams.values():       # those in use only, but what is wrong with any is found now
             dialers.way(way)
@@ -206,13 +238,15 @@ class Daemon:
         routing = make_routing(config, Means(dialers.way, dialers.impatient, machinery.resolver, machinery.destinations,
                                              machinery.verdicts))
         observer = Witnesses((self._log, *routing.autos))
-        return Surroundings(routing.router, users, machinery.resolver, config.timeouts, config.splice, self.counters, observer, self._log)
+        names = NameService(forwarder, config.dns.cache, machinery.queries, machinery.datagrams.arenas()) if forwarder else None
+        return Surroundings(routing.router, users, machinery.resolver, config.timeouts, config.splice, self.counters, observer,
+                            self._log, names)
 
     def _wanted(self, config: ListenerConfig, address: Address, states: States,
                 around: Surroundings) -> Iterator[Wanted]:
         """The sockets of one listening address; the packet side first, so that it is there before the first ASSOCIATE."""
         state = None
-        if "udp" in config.network:
+        if "udp" in config.network and config.protocol != "dns":
             state = states[config.name, address] = self._relays.state(address, config)
         made = make_handler(config, state, around)
         group = f"{config.name} {address}"

@@ -36,6 +36,7 @@ RESERVED_DESCRIPTORS = 64   # of RLIMIT_NOFILE: listeners, log, lookups
 DESCRIPTORS_A_CONNECTION = 3    # client, upstream, and one while a name or a second address is tried
 # The queue takes as many new clients at once as there may be sessions; threads enough that one silent proxy holds up few.
 DIAL_THREADS, DIAL_QUEUE = 64, 4096
+QUERY_THREADS, QUERY_QUEUE = 16, 1024   # of dns listeners, to their servers: apart, so that strangers' names hold up no lookup
 CHECK_THREADS, CHECK_QUEUE = 8, 256     # health checks: apart, so that what a dead proxy holds up is not the news of it
 NAME_THREADS, NAME_QUEUE = 16, 256     # UDP targets whose names are looked up: apart, so that no dial waits behind them
 LOOKUP_THREADS, LOOKUP_QUEUE = 8, 256
@@ -72,12 +73,14 @@ class Machinery:
         self._dials = ThreadPool("dial", DIAL_THREADS, DIAL_QUEUE, log)
         self._names = ThreadPool("name", NAME_THREADS, NAME_QUEUE, log)
         self._lookups = ThreadPool("lookup", LOOKUP_THREADS, LOOKUP_QUEUE, log)
+        self._queries = ThreadPool("query", QUERY_THREADS, QUERY_QUEUE, log)
         self._checks = ThreadPool("check", CHECK_THREADS, CHECK_QUEUE, log)
         self.resolver = Resolver(self._lookups.submit, self.counters)
         self.passed = PassedSockets(os.environ)
         self.datagrams = Datagrams(self.counters, log, passed=self.passed)
         self.services = Services(self._watch, self._dials.submit, self.counters)
         self.workers = Workers(self._dials.submit, self._names.submit)
+        self.queries = self._queries.submit
         self.janitor = Janitor(log)
         self.health = HealthChecks(self._checks.submit, log)
         self.verdicts = Verdicts(AutoConfig().remember, AutoConfig().entries)
@@ -104,7 +107,7 @@ class Machinery:
     def stop(self) -> None:
         """After the listeners, and before what they had admitted has to be gone."""
         self.janitor.stop()
-        for pool in (self._dials, self._names, self._lookups, self._checks):
+        for pool in (self._dials, self._names, self._lookups, self._queries, self._checks):
             pool.stop(STOP_SECONDS)
         self.passed.close()
 

@@ -26,7 +26,7 @@ from netproxy.listener.pool import set_stack_size
 from netproxy.observe import notify
 from netproxy.observe.log import Log
 
-FINE, CANNOT_LISTEN, INTERNAL, CONFIGURATION = 0, 69, 70, 78      # sysexits(3)
+FINE, USAGE, CANNOT_LISTEN, INTERNAL, CONFIGURATION = 0, 64, 69, 70, 78      # sysexits(3)
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 LOOK_SECONDS = 2.0          # between two looks at whether all threads live
 DRAIN_STEP = 0.1            # seconds between two looks at whether all connections have ended
@@ -40,6 +40,8 @@ def run(options: Any) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return CONFIGURATION
+    if options.explain is not None:
+        return _explain(config, options.explain)
     if options.check:
         return _check(config, options.quiet)
     return _serve(config, options)
@@ -88,6 +90,19 @@ def _check(config: Config, quiet: bool) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     if not quiet:
         print("\n".join([*report, "OK"]))
+    return FINE
+
+
+def _explain(config: Config, flow: str) -> int:
+    """--explain: what would become of a flow."""
+    daemon = Daemon(Log("error"))
+    try:
+        print("\n".join(daemon.explain(flow, config)))
+    except NetProxyError as error:
+        print(error, file=sys.stderr)
+        return CONFIGURATION if isinstance(error, ConfigError) else USAGE
+    finally:
+        daemon.stop()
     return FINE
 
 

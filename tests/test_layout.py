@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1] / "netproxy"
 # The package itself is its version.
 ALLOWED = {
     "__main__": {"cli"},
-    "report": {"config", "dialer"},
+    "report": {"config", "dialer", "protocol", "router"},
     "service": {"", "config", "daemon", "listener", "machinery", "observe"},
     "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver", "router"},
     "relays": {"config", "handler", "listener", "machinery", "relay"},
@@ -34,7 +34,7 @@ LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json
         "maxminddb"}
 LATE_OURS = {("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("daemon", "netproxy.observe.control"),
              ("cli", "netproxy.access.users"), ("net", "netproxy.net.vectors"),      # hashlib's, ctypes'
-             ("handler", "netproxy.net.tls"), ("dialer", "netproxy.net.tls")}      # and ssl's ways in
+             ("handler", "netproxy.net.tls"), ("dialer", "netproxy.net.tls"), ("resolver", "netproxy.net.tls")}      # and ssl's ways in
 NOT_IN_A_CODEC = {"socket", "ssl", "select", "threading", "time", "logging"}
 OF_SOCKET_IN_A_CODEC = {"inet_ntop", "inet_pton", "AF_INET", "AF_INET6"}
 

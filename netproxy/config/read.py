@@ -5,10 +5,11 @@ resolved or written here.
 """
 from __future__ import annotations
 
+from netproxy.config.names import read_dns
 from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.rules import read_auto, read_destinations, read_rules
 from netproxy.config.schema import (
-    AnnounceConfig, AutoConfig, Config, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, TlsConfig, UdpConfig, UserConfig,
+    AnnounceConfig, AutoConfig, Config, DnsConfig, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, TlsConfig, UdpConfig, UserConfig,
     WayConfig)
 from netproxy.config.upstreams import Ways
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
@@ -16,7 +17,10 @@ from netproxy.errors import ConfigError
 from netproxy.interfaces import Address, Network, Passed, is_loopback
 
 # and the networks each can serve; http's datagrams come within its connections
-PROTOCOLS = {"sps": ("tcp", "udp"), "socks5": ("tcp", "udp"), "http": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
+PROTOCOLS = {"sps": ("tcp", "udp"), "socks5": ("tcp", "udp"), "http": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",),
+             "dns": ("tcp", "udp")}
+WITHOUT_LOGIN = ("tcp", "udp", "dns")
+MEANINGLESS = {"dns": ("announce", "upstream", "udp")}     # keys that a protocol has no use for
 FILTERS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 SOCKET_PATH_LIMIT = 107     # bytes: what sockaddr_un holds, less its NUL
 UDP_IDLE_FLOOR = 120.0      # RFC 4787 REQ-5: a shorter one breaks clients, and is warned of
@@ -49,11 +53,15 @@ class _Reading:
         default = top.take("default")
         listeners = self._read_listeners(top)
         rules = read_rules(top.items("rules"), self._ways, frozenset(one.name for one in listeners), self._problems)
+        if any(one.protocol == "dns" for one in listeners) and not (top.has("dns")):
+            top.wrong("dns", "is missing: the name servers that a dns listener asks")
+        dns = read_dns(top.mapping("dns"), self._ways, self._problems) if top.has("dns") else DnsConfig()
         destinations = read_destinations(top.mapping("destinations")) if top.has("destinations") else None
         config = Config(
             listeners=listeners, upstreams=upstreams,
             default=self._ways.read(default, "default") if default else WayConfig(),
             rules=rules, auto=read_auto(top.mapping("auto")) if top.has("auto") else AutoConfig(), geoip_database=top.text("geoip_database"), destinations=destinations,
+            dns=dns,
             users=self._users, timeouts=self._read_timeouts(top.mapping("timeouts")),
             log=self._read_log(top.mapping("log")), batching=self._read_batching(top.mapping("udp")),
             splice=self._read_splice(top.mapping("tcp")), control=top.read("control", _control, ""), warnings=tuple(self._warnings))
@@ -127,6 +135,8 @@ class _Reading:
 
     def _read_listener(self, section: MapReader) -> ListenerConfig | None:
         protocol = section.choice("protocol", tuple(PROTOCOLS), "sps")
+        for key in filter(section.has, MEANINGLESS.get(protocol, ())):
+            section.wrong(key, f"means nothing to {protocol}")
         node = section.take("listen")
         way = section.take("upstream")
         restricted = section.has("clients")
@@ -153,9 +163,9 @@ class _Reading:
             section.wrong("tls" if listener.tls else "proxy_protocol", "is for connections, and this listener has none")
         if nobody:
             section.wrong("clients", "names no network")
-        if listener.auth != "none" and protocol in ("tcp", "udp"):
+        if listener.auth != "none" and protocol in WITHOUT_LOGIN:
             section.wrong("auth", f"{protocol} has no login: set clients, or auth: none")
-        if network == ("udp",) and protocol != "udp":
+        if network == ("udp",) and protocol not in ("udp", "dns"):
             section.wrong("network", f"datagrams of {protocol} need its TCP connections: add tcp")
         if not restricted:
             self._check_open(section, listener, allow_open)
@@ -182,7 +192,7 @@ class _Reading:
             return ()
 
     def _auth(self, section: MapReader, protocol: str) -> str:
-        default = "required" if self._users and protocol not in ("tcp", "udp") else "none"
+        default = "required" if self._users and protocol not in WITHOUT_LOGIN else "none"
         auth = section.choice("auth", ("required", "optional", "none"), default)
         if auth != "none" and not self._users:
             section.wrong("auth", "there are no users")

@@ -68,7 +68,7 @@ def _text(node: Node) -> str:
     """A rule in one line, for people."""
     if not isinstance(node.value, dict):
         return str(node.value)
-    return ", ".join(f"{key}: {_value_text(value.value)}" for key, value in node.value.items() if key not in ("via", "upstream"))
+    return "everything" if not set(node.value) - {"via", "upstream"} else ", ".join(f"{key}: {_value_text(value.value)}" for key, value in node.value.items() if key not in ("via", "upstream"))
 
 
 def _value_text(value: Any) -> str:

@@ -120,7 +120,7 @@ def _step_text(step: HopConfig | GroupConfig) -> str:
 
 
 class ListenerConfig(NamedTuple):
-    protocol: str                           # sps | socks5 | http | tcp | udp
+    protocol: str                           # sps | socks5 | http | tcp | udp | dns
     addresses: tuple[Address, ...]
     name: str
     network: tuple[str, ...] = ("tcp", "udp")
@@ -174,6 +174,31 @@ class DestinationsConfig(NamedTuple):
     place: str = ""
 
 
+class NameServerConfig(NamedTuple):
+    scheme: str                             # udp | tcp | tls | https
+    server: Address
+    path: str = ""                          # of https
+    upstream: WayConfig | None = None       # None: directly
+    tls: UpstreamTlsConfig = UpstreamTlsConfig()
+    place: str = ""
+
+
+class DnsRuleConfig(NamedTuple):
+    domain: tuple[str, ...]
+    domain_file: tuple[str, ...]
+    servers: tuple[NameServerConfig, ...]   # none: there are no such names
+    place: str = ""
+
+
+class DnsConfig(NamedTuple):
+    servers: tuple[NameServerConfig, ...] = ()      # none: the system is asked
+    rules: tuple[DnsRuleConfig, ...] = ()
+    cache: int = 4096                       # names, and answers of a dns listener
+    prefer: str = ""                        # ipv4 | ipv6 | "" for the order of the answers
+    hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    place: str = ""
+
+
 class TimeoutsConfig(NamedTuple):
     handshake: float = 10.0
     connect: float = 10.0
@@ -204,6 +229,7 @@ class Config(NamedTuple):
     rules: tuple[RuleConfig, ...] = ()
     auto: AutoConfig = AutoConfig()
     geoip_database: str = ""                # a file in MaxMind's format
+    dns: DnsConfig = DnsConfig()
     destinations: DestinationsConfig | None = None      # None: what is usual for each listener
     users: dict[str, UserConfig] = {}
     batching: str = "auto"                  # auto | vectors | trains | single: see net.datagram

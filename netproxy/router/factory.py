@@ -69,7 +69,7 @@ def _compiled(config: ConditionsConfig, countries: Callable[[str], str]) -> tupl
         if values := getattr(config, name):
             simple.append(make(values))
     if config.domain or config.domain_file:
-        simple.append(_domain(DomainSet(_patterns(config))))
+        simple.append(_domain(domains(config.domain, config.domain_file)))
     placed: list[Condition] = []
     networks = NetworkSet(_networks(config)) if config.ip or config.ip_file else None
     if networks is not None or config.geoip:
@@ -77,9 +77,14 @@ def _compiled(config: ConditionsConfig, countries: Callable[[str], str]) -> tupl
     return simple, placed
 
 
-def _patterns(config: ConditionsConfig) -> Iterator[DomainPattern]:
-    yield from map(parse_domain, config.domain)
-    for path in config.domain_file:
+def domains(patterns: Iterable[str], files: Iterable[str]) -> DomainSet:
+    """ValueError, ConfigError."""
+    return DomainSet(_patterns(patterns, files))
+
+
+def _patterns(patterns: Iterable[str], files: Iterable[str]) -> Iterator[DomainPattern]:
+    yield from map(parse_domain, patterns)
+    for path in files:
         yield from read_domains(path)
 
 
