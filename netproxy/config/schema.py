@@ -222,6 +222,15 @@ class UserConfig(NamedTuple):
         return f"UserConfig(sessions={self.sessions!r})"
 
 
+class MetricsConfig(NamedTuple):
+    address: Address | None = None          # of the listener for figures, None for none
+    token: str = ""                         # what its readers must show, "" for nothing
+    page: bool = False                      # whether there is a status page
+
+    def __repr__(self) -> str:
+        return f"MetricsConfig({self.address!r}, page={self.page!r})"
+
+
 class Config(NamedTuple):
     listeners: tuple[ListenerConfig, ...]
     upstreams: dict[str, WayConfig] = {}
@@ -237,4 +246,5 @@ class Config(NamedTuple):
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
     control: str = ""                       # the path of the control socket, "" for none
+    metrics: MetricsConfig = MetricsConfig()
     warnings: tuple[str, ...] = ()          # what is allowed but should be said
