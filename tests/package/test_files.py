@@ -128,6 +128,7 @@ class TestCompletion:
         assert {"status", "upstreams", "hash-password"} <= commands
         assert self.complete(tmp_path, "netproxyctl", "") == commands | options
         assert self.complete(tmp_path, "netproxyctl", "-s", "control.sock", "stat") == {"status"}
+        assert self.complete(tmp_path, "netproxyctl", "log", "") == {"debug", "info", "warning", "error"}
 
     def test_every_option_of_every_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for command in sorted(self.commands(capsys)):
