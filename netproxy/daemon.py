@@ -28,7 +28,6 @@ from netproxy.relays import Relays, States
 from netproxy.resolver import factory as names_factory
 from netproxy.resolver.factory import SystemNames, make_forwarder, make_plan
 from netproxy.resolver.forwarder import Forwarder
-from netproxy.resolver.resolver import LOOKUP_SECONDS
 from netproxy.router.factory import Means, domains, make_routing
 
 STOP_STEP = 0.01            # seconds between two looks at whether all connections have ended
@@ -84,6 +83,8 @@ class Daemon:
         self._machinery.connections.stop(STOP_SECONDS)
         self._manager.stop()
         self._machinery.stop()
+        if self._named_by is not None:
+            self._named_by.close()
 
     # -- what it is like
 
@@ -191,8 +192,8 @@ class Daemon:
             self._log.warning("%s", text)
 
     def _forwarder(self, config: Config, dialers: DialerFactory) -> Forwarder | None:
-        machinery = self._machinery
-        direct = DirectDialer(Reach(SystemNames(), machinery.destinations), machinery.datagrams, LOOKUP_SECONDS)
+        reach = Reach(SystemNames(), self._machinery.destinations)
+        direct = partial(DirectDialer, reach, self._machinery.datagrams)
         return make_forwarder(config.dns, names_factory.Means(direct, dialers.way, domains))
 
     def _adopt_names(self, config: Config, forwarder: Forwarder | None) -> None:
@@ -257,7 +258,9 @@ class Daemon:
 
 def _ways(config: Config) -> list[WayConfig]:
     ruled = [way for rule in config.rules for way in (rule.via, rule.upstream)]
-    return [way for way in (config.default, *config.upstreams.values(), *(one.upstream for one in config.listeners), *ruled) if way]
+    servers = (*config.dns.servers, *(server for rule in config.dns.rules for server in rule.servers))
+    return [way for way in (config.default, *config.upstreams.values(), *(one.upstream for one in (*config.listeners, *servers)),
+                            *ruled) if way]
 
 
 def _equip_udp(made: ListenerHandler, listener: UdpListener) -> None:

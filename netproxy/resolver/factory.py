@@ -1,6 +1,7 @@
 """Name servers and the plan of lookups from the configuration."""
 from __future__ import annotations
 
+import time
 from typing import Callable, Container, Iterator, NamedTuple, Sequence
 
 from netproxy.config.schema import DnsConfig, NameServerConfig, WayConfig
@@ -16,9 +17,9 @@ HOSTS_FILE = "/etc/hosts"
 
 
 class Means(NamedTuple):
-    """`direct` leads to servers without an upstream; `domains` compiles patterns and files to a set of names."""
+    """`direct(seconds)` leads to servers without an upstream; `domains` compiles patterns and files to a set of names."""
 
-    direct: Dialer
+    direct: Callable[[float], Dialer]
     way: Callable[[WayConfig], Dialer]
     domains: Callable[[Sequence[str], Sequence[str]], Container[str]]
 
@@ -48,9 +49,9 @@ def make_forwarder(config: DnsConfig, means: Means) -> Forwarder | None:
 
 
 def make_plan(config: DnsConfig, forwarder: Forwarder | None) -> Plan:
-    """How names are looked up: by the forwarder's servers, or by the system, which reads hosts(5) itself."""
+    """How names are looked up: as the forwarder knows, or by the system, which reads hosts(5) itself."""
     hosts = dict(config.hosts)
-    if forwarder is None or not config.servers:
+    if forwarder is None:
         return Plan(ask_system, hosts, config.prefer, config.cache)
     return Plan(forwarder.ask, {**dict(_read_hosts()), **hosts}, config.prefer, config.cache)
 
@@ -67,9 +68,11 @@ def _server(config: NameServerConfig, means: Means) -> Server:
     way = means.way(config.upstream) if config.upstream else None
     secure = _secure(config)
 
-    def dial() -> Stream:
-        stream = (way or means.direct).dial(Flow("tcp", NOBODY, config.server, "", ""))
+    def dial(deadline: float) -> Stream:
+        left = max(0.0, deadline - time.monotonic())
+        stream = (way or means.direct(left)).dial(Flow("tcp", NOBODY, config.server, "", ""))
         try:
+            stream.limit(max(0.0, deadline - time.monotonic()))
             secure(stream)
         except BaseException:
             stream.close()
@@ -77,7 +80,7 @@ def _server(config: NameServerConfig, means: Means) -> Server:
         return stream
 
     if config.scheme == "https":
-        return HttpsServer(name, dial, str(config.server) if config.server.port != 443 else config.server.host, config.path)
+        return HttpsServer(name, dial, str(config.server).removesuffix(":443"), config.path)
     stream = StreamServer(name, dial)
     # datagrams through a proxy would need a connection of their own each: TCP has to do for them (RFC 7766)
     return UdpServer(name, config.server, stream) if config.scheme == "udp" and way is None else stream

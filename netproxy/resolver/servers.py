@@ -1,8 +1,9 @@
 """Name servers: how a message gets to one and its answer back, over UDP, TCP, TLS and HTTPS.
 
-Each exchange() sends some queries at once and gives their answers in order.  It blocks
-its thread, one of a pool, for no longer than its deadline.  An answer counts when its
-source, its ID and its question are those of the query.
+Each exchange() sends some queries and gives their answers in order.  It blocks its
+thread, one of a pool, for no longer than its deadline, or where an upstream has to be
+dialled than that takes.  An answer counts when its source, its ID and its question are
+those of the query.
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import threading
 import time
 from typing import Callable, Protocol, Sequence
 
-from netproxy.errors import DialError, NetProxyError, ProtocolError
+from netproxy.errors import NetProxyError, ProtocolError
 from netproxy.interfaces import Address
 from netproxy.net.address import is_ipv6, to_sockaddr
 from netproxy.net.stream import Stream
@@ -64,13 +65,15 @@ class UdpServer:
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         for _ in range(TRIES):
+            if time.monotonic() >= deadline:
+                break
             for at, query in enumerate(queries):
                 if at not in answers:
                     sock.send(query)
             until = min(deadline, time.monotonic() + TRY_SECONDS)
             while len(answers) < len(queries) and (left := until - time.monotonic()) > 0:
                 if poll.poll(left * 1000):
-                    _sort_in(sock.recv(dns.MESSAGE_LIMIT), queries, answers)
+                    _sort_in(_receive(sock), queries, answers)
             if len(answers) == len(queries):
                 return [answers[at] for at in range(len(queries))]
         raise ServerError(f"{self.name}: no answer")
@@ -79,33 +82,36 @@ class UdpServer:
 class _Connections:
     """Streams to one server, kept for the next exchange."""
 
-    def __init__(self, name: str, dial: Callable[[], Stream]) -> None:
-        """`dial` gives a new one; DialError."""
+    def __init__(self, name: str, dial: Callable[[float], Stream]) -> None:
+        """`dial(deadline)` gives a new one; NetProxyError."""
         self.name = name
         self._dial = dial
-        self._lock = threading.Lock()       # guards _idle
+        self._lock = threading.Lock()       # guards what follows
         self._idle: list[Stream] = []
+        self._closed = False
 
     def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
-        """What the server has closed meanwhile is replaced, once."""
+        """What the server has closed meanwhile is replaced, once; what is silent, as behind a NAT that has forgotten it, in time."""
         with self._lock:
             stream = self._idle.pop() if self._idle else None
-        if stream is not None:
-            try:
-                return self._by(stream, queries, deadline)
-            except NetProxyError:
-                pass
         try:
-            return self._by(self._dial(), queries, deadline)
-        except DialError as error:
-            raise ServerError(f"{self.name}: {error}") from error
+            if stream is not None:
+                try:
+                    return self._by(stream, queries, _share(deadline, 2))
+                except NetProxyError:
+                    pass
+            if time.monotonic() >= deadline:
+                raise ServerError(f"{self.name}: no answer")
+            return self._by(self._dial(deadline), queries, deadline)
         except ServerError:
             raise
         except NetProxyError as error:
             raise ServerError(f"{self.name}: {error}") from error
 
     def close(self) -> None:
+        """Of what an exchange uses now nothing is kept."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for stream in idle:
             stream.close()
@@ -114,15 +120,18 @@ class _Connections:
         try:
             stream.limit(max(0.0, deadline - time.monotonic()))
             answers = self._talk(stream, queries)
-            with self._lock:
-                if len(self._idle) < IDLE_KEPT and stream.open:
-                    self._idle.append(stream)
-                    return answers
         except BaseException:
             stream.close()
             raise
-        stream.close()
+        self._keep(stream)
         return answers
+
+    def _keep(self, stream: Stream) -> None:
+        with self._lock:
+            if stream.open and not self._closed and len(self._idle) < IDLE_KEPT:
+                self._idle.append(stream)
+                return
+        stream.close()
 
     def _talk(self, stream: Stream, queries: Sequence[bytes]) -> list[bytes]:
         raise NotImplementedError
@@ -146,9 +155,14 @@ class StreamServer(_Connections):
 class HttpsServer(_Connections):
     """RFC 8484, POST over HTTP/1.1."""
 
-    def __init__(self, name: str, dial: Callable[[], Stream], host: str, path: str) -> None:
+    def __init__(self, name: str, dial: Callable[[float], Stream], host: str, path: str) -> None:
+        """`host`: as the field Host has it."""
         super().__init__(name, dial)
         self._host, self._path = host.encode("ascii"), path.encode("ascii")
+
+    def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
+        """One after the other, for a server may close after each."""
+        return [super(HttpsServer, self).exchange([query], deadline)[0] for query in queries]
 
     def _talk(self, stream: Stream, queries: Sequence[bytes]) -> list[bytes]:
         return [self._post(stream, query) for query in queries]
@@ -166,8 +180,10 @@ class HttpsServer(_Connections):
             body += piece
             if len(body) > dns.MESSAGE_LIMIT:
                 raise ServerError(f"{self.name}: an answer that is too long")
-        if response.status != 200 or not dns.is_answer(body, sent):
+        if response.status != 200:
             raise ServerError(f"{self.name}: answered {response.status}")
+        if not dns.is_answer(body, sent):
+            raise ServerError(f"{self.name}: an answer to something else")
         if framing.until_close or b"close" in http1.field_list(response.fields, b"connection"):
             stream.close()
         return dns.with_id(body, int.from_bytes(query[:2], "big"))
@@ -216,6 +232,14 @@ def _share(deadline: float, left: int) -> float:
 
 def _renumbered(query: bytes) -> bytes:
     return os.urandom(2) + query[2:]
+
+
+def _receive(sock: socket.socket) -> bytes:
+    """A datagram; none where it was no good after all, as poll(2) cannot know.  OSError."""
+    try:
+        return sock.recv(dns.MESSAGE_LIMIT)
+    except BlockingIOError:
+        return b""
 
 
 def _sort_in(message: bytes, queries: Sequence[bytes], answers: dict[int, bytes]) -> None:
