@@ -13,7 +13,7 @@ from netproxy.interfaces import Address, is_loopback, pack_ip
 PORTS = {"udp": 53, "tcp": 53, "tls": 853, "https": 443}
 NAME_LIMIT = 254            # characters, with a dot at the end
 CACHE_LIMIT = 1 << 20       # names; some 300 bytes each, answers of a dns listener as many
-_URL = r"(?:(udp|tcp|tls|https)://)?(\[[0-9a-fA-F:.]+\]|[^/:\[\]]+|[0-9a-fA-F:.]+)(?::(\d{1,5}))?(/[\x21-\x7e]*)?\Z"
+_URL = r"(?:(udp|tcp|tls|https)://)?(\[[0-9a-fA-F:.]+\]|[^/:\[\]]+|(?:[0-9a-fA-F.]*:){2}[0-9a-fA-F:.]*)(?::(\d{1,5}))?(/[\x21-\x7e]*)?\Z"
 
 
 class _Url(NamedTuple):
