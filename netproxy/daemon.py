@@ -199,7 +199,10 @@ class Daemon:
     def _adopt_names(self, config: Config, forwarder: Forwarder | None) -> None:
         self._machinery.resolver.configure(make_plan(config.dns, forwarder))
         before, self._named_by = self._named_by, forwarder
+        if forwarder is not None:
+            self._machinery.janitor.register(forwarder)
         if before is not None:
+            self._machinery.janitor.forget(before)
             before.close()
 
     def _own_sockets(self, config: Config) -> list[tuple[str, Address]]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import Container, Mapping, NamedTuple, Sequence
+from typing import Callable, Container, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
@@ -72,10 +72,16 @@ class Forwarder:
             pass
         return dns.encode_error(query, dns.SERVFAIL)
 
+    def expire(self, now: float) -> list[Callable[[], None]]:
+        """For the janitor: connections to servers that nobody has used for a while."""
+        return [close for servers in self._asked() for close in servers.expire(now)]
+
     def close(self) -> None:
-        for branch in (self._others, *self._branches):
-            if branch.servers is not None:
-                branch.servers.close()
+        for servers in self._asked():
+            servers.close()
+
+    def _asked(self) -> list[Servers]:
+        return [branch.servers for branch in (self._others, *self._branches) if branch.servers is not None]
 
     def _branch(self, name: str) -> Branch:
         for branch in self._branches:

@@ -23,7 +23,8 @@ from netproxy.protocol.http1_message import read_body, response_framing
 
 TRY_SECONDS = 1.0           # for an answer by UDP before a query is sent again
 TRIES = 3
-IDLE_KEPT = 2               # connections kept for the next queries: servers close idle ones after seconds, and few ask at once
+IDLE_KEPT = 2               # connections kept for the next queries: few ask at once
+KEPT_SECONDS = 10.0         # and for so long: servers and NATs forget idle ones soon after
 REST_SECONDS = 5.0          # a server that has failed is asked last for so long
 _CONTENT = (b"Content-Type", b"application/dns-message")
 
@@ -37,6 +38,12 @@ class Server(Protocol):
 
     def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
         """The answers to all, with their queries' IDs; `deadline` is monotonic.  ServerError."""
+
+    def expire(self, now: float) -> list[Callable[[], None]]:
+        """Closes, each to be called, of what nobody has used for a while."""
+
+    def close(self) -> None:
+        """What is kept; what is in use goes on."""
 
 
 class UdpServer:
@@ -58,6 +65,12 @@ class UdpServer:
             raise ServerError(f"{self.name}: {error.strerror}") from error
         return [dns.with_id(answer, int.from_bytes(query[:2], "big")) if not dns.parse_head(answer).truncated
                 else self._stream.exchange([query], deadline)[0] for query, answer in zip(queries, found)]
+
+    def expire(self, now: float) -> list[Callable[[], None]]:
+        return self._stream.expire(now)
+
+    def close(self) -> None:
+        self._stream.close()
 
     def _ask(self, sock: socket.socket, queries: list[bytes], deadline: float) -> list[bytes]:
         """OSError, ServerError."""
@@ -87,13 +100,13 @@ class _Connections:
         self.name = name
         self._dial = dial
         self._lock = threading.Lock()       # guards what follows
-        self._idle: list[Stream] = []
+        self._idle: list[tuple[Stream, float]] = []     # and since when (monotonic), oldest first
         self._closed = False
 
     def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
         """What the server has closed meanwhile is replaced, once; what is silent, as behind a NAT that has forgotten it, in time."""
         with self._lock:
-            stream = self._idle.pop() if self._idle else None
+            stream = self._idle.pop()[0] if self._idle else None
         try:
             if stream is not None:
                 try:
@@ -113,8 +126,15 @@ class _Connections:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for stream in idle:
+        for stream, _ in idle:
             stream.close()
+
+    def expire(self, now: float) -> list[Callable[[], None]]:
+        """Closes, each to be called, of the connections that nobody has used for a while."""
+        with self._lock:
+            stale = [stream for stream, since in self._idle if now - since >= KEPT_SECONDS]
+            del self._idle[:len(stale)]
+        return [stream.close for stream in stale]
 
     def _by(self, stream: Stream, queries: Sequence[bytes], deadline: float) -> list[bytes]:
         try:
@@ -129,7 +149,7 @@ class _Connections:
     def _keep(self, stream: Stream) -> None:
         with self._lock:
             if stream.open and not self._closed and len(self._idle) < IDLE_KEPT:
-                self._idle.append(stream)
+                self._idle.append((stream, time.monotonic()))
                 return
         stream.close()
 
@@ -217,11 +237,12 @@ class Servers:
             return spare
         raise ServerError("; ".join(failures))
 
+    def expire(self, now: float) -> list[Callable[[], None]]:
+        return [close for server in self.servers for close in server.expire(now)]
+
     def close(self) -> None:
         for server in self.servers:
-            close = getattr(server, "close", None)
-            if close is not None:
-                close()
+            server.close()
 
 
 def _share(deadline: float, left: int) -> float:

@@ -41,6 +41,9 @@ class Asked:
     def close(self) -> None:
         self.closed = True
 
+    def expire(self, now: float) -> list[Callable[[], None]]:
+        return [self.close]
+
     @property
     def names(self) -> list[bytes]:
         return [named(asked) for asked in self.queries]
@@ -153,6 +156,12 @@ class TestBranches:
         asked = query(question("Ads.Example", 65280), opt(), flags=RD | CD)
         assert by_names.answer(asked) == query(question("Ads.Example", 65280), opt(), flags=QR | RD | RA | CD | dns.NXDOMAIN)
         assert not servers.queries
+
+    def test_all_give_up_what_nobody_uses(self) -> None:
+        servers, of_lan = Asked(), Asked()
+        for close in forwarder(servers, [(("host.lan",), of_lan), (("ads.example",), None)]).expire(1000.0):
+            close()
+        assert servers.closed and of_lan.closed
 
     def test_all_are_closed(self) -> None:
         servers, of_lan = Asked(), Asked()

@@ -13,7 +13,7 @@ from netproxy.errors import DialError, ProtocolError, Reason
 from netproxy.interfaces import Address
 from netproxy.net.stream import Stream
 from netproxy.resolver import servers as servers_module
-from netproxy.resolver.servers import IDLE_KEPT, REST_SECONDS, HttpsServer, ServerError, Servers, StreamServer, UdpServer
+from netproxy.resolver.servers import IDLE_KEPT, KEPT_SECONDS, REST_SECONDS, HttpsServer, ServerError, Servers, StreamServer, UdpServer
 from tests.support.dns import QR, RA, RD, TC, a, question
 from tests.support.nameservers import MAIL, WWW, answer_to, framed, named, read_framed, serve, soon, texts, udp_server
 from tests.support.sockets import HAS_IPV6, SECONDS, Task, address_of, read_exactly, read_to_end, refusing, server, udp, wait_until
@@ -30,6 +30,9 @@ class Nobody:
 
     def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
         raise AssertionError("asked by TCP")
+
+    def close(self) -> None:
+        pass
 
 
 def udp_client(address: Address, stream: Any = Nobody()) -> UdpServer:
@@ -328,6 +331,25 @@ class TestKeptConnections:
             client.close()
             assert not any(stream.open for stream in streams)
 
+    def test_those_that_nobody_uses_are_given_up(self) -> None:
+        with server(serve()) as address:
+            streams: list[Stream] = []
+
+            def keep(deadline: float) -> Stream:
+                streams.append(dial(address)(deadline))
+                return streams[-1]
+            client = Servers([UdpServer("udp", address, StreamServer("tcp", keep)), StreamServer("tcp", keep)])
+            client.servers[1].exchange([WWW], soon())
+            now = time.monotonic()
+            assert client.expire(now) == [] and streams[0].open
+            for close in client.expire(now + KEPT_SECONDS + 1):
+                close()
+            assert not streams[0].open
+            assert client.expire(now + 2 * KEPT_SECONDS) == []
+            client.servers[1].exchange([WWW], soon())
+            assert len(streams) == 2
+            client.close()
+
     def test_what_is_in_use_at_the_close_is_not_kept(self) -> None:
         asked, go_on = threading.Event(), threading.Event()
 
@@ -563,9 +585,9 @@ class TestServers:
             both.close()
 
     def test_closes_all_that_hold_something(self) -> None:
-        first = Scripted("first", GOOD)
-        Servers([first, udp_client(Address("127.0.0.1", 9))]).close()
-        assert first.closed
+        first, by_tcp = Scripted("first", GOOD), Scripted("second", GOOD)
+        Servers([first, udp_client(Address("127.0.0.1", 9), by_tcp)]).close()
+        assert first.closed and by_tcp.closed
 
 
 def test_no_thread_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
