@@ -192,9 +192,9 @@ class Daemon:
             self._log.warning("%s", text)
 
     def _forwarder(self, config: Config, dialers: DialerFactory) -> Forwarder | None:
-        reach = Reach(SystemNames(), self._machinery.destinations)
-        direct = partial(DirectDialer, reach, self._machinery.datagrams)
-        return make_forwarder(config.dns, names_factory.Means(direct, dialers.way, domains))
+        machinery = self._machinery
+        direct = partial(DirectDialer, Reach(SystemNames(dict(config.dns.hosts)), machinery.destinations), machinery.datagrams)
+        return make_forwarder(config.dns, names_factory.Means(direct, dialers.way, domains, machinery.destinations))
 
     def _adopt_names(self, config: Config, forwarder: Forwarder | None) -> None:
         self._machinery.resolver.configure(make_plan(config.dns, forwarder))

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Callable, Protocol, Sequence
 
-from netproxy.errors import NetProxyError, ProtocolError
+from netproxy.errors import DialError, NetProxyError, ProtocolError
 from netproxy.interfaces import Address
 from netproxy.net.address import is_ipv6, to_sockaddr
 from netproxy.net.stream import Stream
@@ -49,20 +49,25 @@ class Server(Protocol):
 class UdpServer:
     """A fresh socket for each exchange, hence a port that nobody can guess.  What does not fit is asked for again by `stream`."""
 
-    def __init__(self, name: str, address: Address, stream: Server) -> None:
+    def __init__(self, name: str, address: Address, stream: Server, check: Callable[[], object]) -> None:
+        """`check` raises DialError where the address is not to be asked: one of our own listeners'."""
         self.name = name
+        self._check = check
         self._stream = stream
         family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
         self._family, self._sockaddr = family, to_sockaddr(address, family)
 
     def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
         try:
+            self._check()
             with socket.socket(self._family, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
                 sock.connect(self._sockaddr)        # so that the kernel takes answers from there alone
                 found = self._ask(sock, [_renumbered(query) for query in queries], deadline)
         except OSError as error:
             raise ServerError(f"{self.name}: {error.strerror}") from error
+        except DialError as error:
+            raise ServerError(f"{self.name}: {error}") from error
         return [dns.with_id(answer, int.from_bytes(query[:2], "big")) if not dns.parse_head(answer).truncated
                 else self._stream.exchange([query], deadline)[0] for query, answer in zip(queries, found)]
 

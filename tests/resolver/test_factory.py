@@ -36,6 +36,11 @@ class Permissive:
         return addresses
 
 
+class Forbidding:
+    def permitted(self, flow: Flow, addresses: Sequence[Address]) -> Sequence[Address]:
+        raise DialError(Reason.LOOP, f"{flow.network} {flow.target}")
+
+
 class Recorded:
     """A Dialer that leads to `address` whatever the target is."""
 
@@ -51,7 +56,7 @@ class Recorded:
 
 
 def direct(seconds: float) -> Dialer:
-    return DirectDialer(Reach(SystemNames(), Permissive()), Datagrams(Counts(), Lines()), seconds)      # type: ignore[arg-type]
+    return DirectDialer(Reach(SystemNames({}), Permissive()), Datagrams(Counts(), Lines()), seconds)      # type: ignore[arg-type]
 
 
 def no_way(config: WayConfig) -> Dialer:
@@ -60,7 +65,7 @@ def no_way(config: WayConfig) -> Dialer:
 
 def made(*servers: NameServerConfig, way: Callable[[WayConfig], Any] = no_way, rules: Sequence[DnsRuleConfig] = (),
          **more: Any) -> Forwarder:
-    forwarder = make_forwarder(DnsConfig(servers, tuple(rules), **more), Means(direct, way, domains))
+    forwarder = make_forwarder(DnsConfig(servers, tuple(rules), **more), Means(direct, way, domains, Permissive()))
     assert forwarder is not None
     return forwarder
 
@@ -106,7 +111,7 @@ class TestKinds:
 
     def test_nothing_to_ask_is_left_to_the_system(self) -> None:
         config = DnsConfig(hosts=(("a.lan", ("192.0.2.1",)),), cache=7, prefer="ipv6")
-        assert make_forwarder(config, Means(direct, no_way, domains)) is None
+        assert make_forwarder(config, Means(direct, no_way, domains, Permissive())) is None
         plan = make_plan(config, None)
         assert (plan.ask, dict(plan.hosts), plan.prefer, plan.cache) == (ask_system, {"a.lan": ("192.0.2.1",)}, "ipv6", 7)
 
@@ -146,22 +151,36 @@ class TestDirect:
         def late(left: float) -> Any:
             seconds.append(left)
             return Late()
-        forwarder = make_forwarder(DnsConfig((NameServerConfig("tcp", Address("192.0.2.1", 53)),)), Means(late, no_way, domains))
+        forwarder = make_forwarder(DnsConfig((NameServerConfig("tcp", Address("192.0.2.1", 53)),)), Means(late, no_way, domains, Permissive()))
         with pytest.raises(ServerError, match="^tcp://192.0.2.1:53: 192.0.2.1:53: timed out$"):
             only(forwarder).exchange([WWW], time.monotonic() + 3)      # type: ignore[arg-type]
         assert 2 < seconds[0] <= 3
 
     def test_a_servers_name_is_the_systems_to_find(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(factory, "ask_system", lambda host: Found(("192.0.2.1", "2001:db8::1"), 10))
-        assert SystemNames().resolve(Address("dns.example", 853)) == [Address("192.0.2.1", 853), Address("2001:db8::1", 853)]
-        assert SystemNames().resolve(Address("2001:db8::2", 853)) == [Address("2001:db8::2", 853)]
+        assert SystemNames({}).resolve(Address("dns.example", 853)) == [Address("192.0.2.1", 853), Address("2001:db8::1", 853)]
+        assert SystemNames({}).resolve(Address("2001:db8::2", 853)) == [Address("2001:db8::2", 853)]
+
+    def test_a_servers_name_may_be_one_of_hosts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(factory, "ask_system", lambda host: Found(("192.0.2.1",), 10))
+        names = SystemNames({"dns.example": ("192.0.2.9",), "none.example": ()})
+        assert names.resolve(Address("dns.example", 853)) == [Address("192.0.2.9", 853)]
+        assert names.resolve(Address("none.example", 853)) == [Address("192.0.2.1", 853)]
+
+    def test_one_of_our_own_listeners_is_not_asked(self) -> None:
+        """Or a query would come back here, and be asked again."""
+        with name_server(lambda asked: answer_to(asked, RIGHT)) as address:
+            forwarder = make_forwarder(DnsConfig((NameServerConfig("udp", address),)), Means(direct, no_way, domains, Forbidding()))
+            with pytest.raises(ServerError) as caught:
+                only(forwarder).exchange([WWW], soon())      # type: ignore[arg-type]
+        assert str(caught.value) == f"udp://{address}: udp {address}: the connection would come back here"
 
     def test_a_servers_name_that_is_not_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def nobody(host: str) -> Found:
             raise LookupFailed
         monkeypatch.setattr(factory, "ask_system", nobody)
         with pytest.raises(DialError, match="dns.example: name not resolved"):
-            SystemNames().resolve(Address("dns.example", 853))
+            SystemNames({}).resolve(Address("dns.example", 853))
 
 
 class TestUpstreams:
@@ -264,7 +283,7 @@ class TestHosts:
 
     def known(self, **more: Any) -> dict[str, tuple[str, ...]]:
         config = DnsConfig((NameServerConfig("udp", Address("192.0.2.53", 53)),), **more)
-        return dict(make_plan(config, make_forwarder(config, Means(direct, no_way, domains))).hosts)
+        return dict(make_plan(config, make_forwarder(config, Means(direct, no_way, domains, Permissive()))).hosts)
 
     def test_are_read_of_the_system(self, hosts: Path) -> None:
         known = self.known()
@@ -283,7 +302,7 @@ class TestHosts:
     def test_rules_alone_hold_for_our_own_lookups_too(self, hosts: Path) -> None:
         with name_server(lambda asked: answer_to(asked, RIGHT) if asked.endswith(b"\0\1\0\1" + asked[-11:]) else answer_to(asked)) as of_lan:
             config = DnsConfig((), (DnsRuleConfig(("*.lan",), (), (NameServerConfig("udp", of_lan),)),))
-            forwarder = make_forwarder(config, Means(direct, no_way, domains))
+            forwarder = make_forwarder(config, Means(direct, no_way, domains, Permissive()))
             plan = make_plan(config, forwarder)
             assert plan.ask("a.lan").addresses == ("192.0.2.1",)
             assert plan.hosts["printer.lan"] == ("192.0.2.1",)

@@ -36,7 +36,7 @@ class Nobody:
 
 
 def udp_client(address: Address, stream: Any = Nobody()) -> UdpServer:
-    return UdpServer(f"udp://{address}", address, stream)
+    return UdpServer(f"udp://{address}", address, stream, lambda: None)
 
 
 def dial(address: Address) -> Callable[[float], Stream]:
@@ -338,7 +338,7 @@ class TestKeptConnections:
             def keep(deadline: float) -> Stream:
                 streams.append(dial(address)(deadline))
                 return streams[-1]
-            client = Servers([UdpServer("udp", address, StreamServer("tcp", keep)), StreamServer("tcp", keep)])
+            client = Servers([udp_client(address, StreamServer("tcp", keep)), StreamServer("tcp", keep)])
             client.servers[1].exchange([WWW], soon())
             now = time.monotonic()
             assert client.expire(now) == [] and streams[0].open
