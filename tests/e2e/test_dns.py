@@ -5,12 +5,14 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
 import pytest
 
+from netproxy.resolver.servers import TRIES, TRY_SECONDS
 from tests.e2e import nameservers
 from tests.e2e.conftest import Start
 from tests.e2e.nameservers import LONG, MIDDLE, UNKNOWN, NameServers, dig
@@ -274,3 +276,26 @@ dns: {{servers: "{LOOPBACK}:{servers.port}", rules: [{{domain: dot.test, servers
     config.write_text(text % ", hosts: {www.test: 192.0.2.200}")
     daemon.reload()
     assert [dig(port, f"{name}.test", "A").data for name in ("www", "dot")] == [["192.0.2.200"], ["192.0.2.12"]]
+
+
+def test_slow_names_delay_no_other(netproxyd: Start, servers: NameServers) -> None:
+    """Forty names of a name server that says nothing, and one of another's, by UDP and by TCP."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        silent.bind((LOOPBACK, 0))
+        silent.settimeout(10)
+        daemon = netproxyd(config=f"""
+listeners: [{{listen: "{LOOPBACK}:0"}}, {{protocol: dns, listen: "{LOOPBACK}:0"}}]
+dns:
+  servers: ["{LOOPBACK}:{servers.port}"]
+  rules: [{{domain: "*.slow", servers: "{LOOPBACK}:{silent.getsockname()[1]}"}}]
+""")
+        port = daemon.tcp_ports[1]
+        began = time.monotonic()
+        for at in range(40):
+            client.sendto(query(question(f"n{at}.slow"), id=at), (LOOPBACK, port))
+        waiting: set[bytes] = set()
+        while len(waiting) < 40:
+            waiting.add(silent.recv(512)[12:])
+        for way in ((), ("+tcp",)):
+            assert dig(port, "www.test", "A", *way).data == ["192.0.2.1"]
+        assert nothing_comes(client, 0) or time.monotonic() > began + TRIES * TRY_SECONDS     # SERVFAIL, in the end
