@@ -30,7 +30,6 @@ from netproxy.relays import Relays, States
 from netproxy.resolver import factory as names_factory
 from netproxy.resolver.factory import SystemNames, make_forwarder, make_plan
 from netproxy.resolver.forwarder import Forwarder
-from netproxy.resolver.resolver import LOOKUP_SECONDS
 from netproxy.router.factory import Means, domains, make_routing
 
 STOP_STEP = 0.01            # seconds between two looks at whether all connections have ended
@@ -95,6 +94,8 @@ class Daemon:
         self._machinery.connections.stop(STOP_SECONDS)
         self._manager.stop()
         self._machinery.stop()
+        if self._named_by is not None:
+            self._named_by.close()
 
     # -- what it is like
 
@@ -200,13 +201,16 @@ class Daemon:
 
     def _forwarder(self, config: Config, dialers: DialerFactory) -> Forwarder | None:
         machinery = self._machinery
-        direct = DirectDialer(Reach(SystemNames(), machinery.destinations), machinery.datagrams, LOOKUP_SECONDS)
-        return make_forwarder(config.dns, names_factory.Means(direct, dialers.way, domains))
+        direct = partial(DirectDialer, Reach(SystemNames(dict(config.dns.hosts)), machinery.destinations), machinery.datagrams)
+        return make_forwarder(config.dns, names_factory.Means(direct, dialers.way, domains, machinery.destinations))
 
     def _adopt_names(self, config: Config, forwarder: Forwarder | None) -> None:
         self._machinery.resolver.configure(make_plan(config.dns, forwarder))
         before, self._named_by = self._named_by, forwarder
+        if forwarder is not None:
+            self._machinery.janitor.register(forwarder)
         if before is not None:
+            self._machinery.janitor.forget(before)
             before.close()
 
     def _own_sockets(self, config: Config) -> list[tuple[str, Address]]:
@@ -266,7 +270,9 @@ class Daemon:
 
 def _ways(config: Config) -> list[WayConfig]:
     ruled = [way for rule in config.rules for way in (rule.via, rule.upstream)]
-    return [way for way in (config.default, *config.upstreams.values(), *(one.upstream for one in config.listeners), *ruled) if way]
+    servers = (*config.dns.servers, *(server for rule in config.dns.rules for server in rule.servers))
+    return [way for way in (config.default, *config.upstreams.values(), *(one.upstream for one in (*config.listeners, *servers)),
+                            *ruled) if way]
 
 
 def _equip_udp(made: ListenerHandler, name: str, listener: UdpListener) -> None:

@@ -26,8 +26,9 @@ class FlowError(NetProxyError):
 
 def plan(config: Config, dialers: DialerFactory) -> list[str]:
     """What would listen, and what each way out can carry and by what, or which hop is in the way."""
+    asked = ", ".join(f"{server.scheme}://{server.server}{server.path}" for server in config.dns.servers)
     lines = [f"listen {address} {'+'.join(one.network)} {one.protocol} '{one.name}' "
-             f"out by {(one.upstream or config.default).text}"
+             + (f"asks {asked}" if one.protocol == "dns" else f"out by {(one.upstream or config.default).text}")
              for one in config.listeners for address in one.addresses]
     lines += [f"warning: {text}" for text in udp_warnings(config, dialers)]
     for name, way in [("default", config.default), *config.upstreams.items()]:
@@ -101,7 +102,7 @@ def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
     """Listeners whose datagrams have no way out: said at the start, not lost in silence."""
     return [f"listener '{one.name}' takes UDP, but its way out, {(one.upstream or config.default).text}, carries none"
             for one in config.listeners
-            if "udp" in one.network and "udp" not in dialers.way(one.upstream or config.default).carries]
+            if "udp" in one.network and one.protocol != "dns" and "udp" not in dialers.way(one.upstream or config.default).carries]
 
 
 def listening(listeners: Iterable[Any], admissions: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -149,7 +149,7 @@ class TestCheck:
         assert (status, out) == (78, "")
         assert "not a hash made by 'netproxyctl hash-password'" in err and "hunter2" not in err
 
-    @pytest.mark.parametrize("name", ["announce", "chain", "group", "router", "users", "netproxyd"])
+    @pytest.mark.parametrize("name", ["announce", "chain", "dns", "group", "router", "users", "netproxyd"])
     def test_the_examples_are_fine(self, capsys: pytest.CaptureFixture[str], name: str) -> None:
         path = ROOT / "conf" / (f"examples/{name}.yaml" if name != "netproxyd" else "netproxyd.yaml")
         status, out, err = self.check(capsys, "-c", str(path))

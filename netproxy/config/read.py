@@ -54,9 +54,8 @@ class _Reading:
         default = top.take("default")
         listeners = self._read_listeners(top)
         rules = read_rules(top.items("rules"), self._ways, frozenset(one.name for one in listeners), self._problems)
-        if any(one.protocol == "dns" for one in listeners) and not (top.has("dns")):
-            top.wrong("dns", "is missing: the name servers that a dns listener asks")
-        dns = read_dns(top.mapping("dns"), self._ways, self._problems) if top.has("dns") else DnsConfig()
+        named = [one for one in listeners if one.protocol == "dns"]
+        dns = read_dns(top.mapping("dns"), self._ways, named, self._warnings) if named or top.has("dns") else DnsConfig()
         destinations = read_destinations(top.mapping("destinations")) if top.has("destinations") else None
         config = Config(
             listeners=listeners, upstreams=upstreams,
