@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable, Mapping
 from netproxy.access.destinations import Destinations, OwnSockets, Policy
 from netproxy.config.schema import AutoConfig, Config
 from netproxy.dialer.health import HealthChecks
-from netproxy.dialer.socks5_udp import Services
+from netproxy.dialer.hop import Services
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces import READABLE, Address, Passed, Pause
 from netproxy.listener.parker import Parker

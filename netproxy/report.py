@@ -8,7 +8,7 @@ import re
 from typing import Any, Iterable, Iterator, Mapping
 
 from netproxy.config.schema import Config, GroupConfig, WayConfig
-from netproxy.dialer.factory import DialerFactory
+from netproxy.dialer.factory import DialerFactory, udp_warnings
 from netproxy.dialer.group import Member
 from netproxy.errors import DialError, NetProxyError, ProtocolError
 from netproxy.interfaces import Address, Dialer, Flow
@@ -96,13 +96,6 @@ def _udp(config: WayConfig, how: str, lost: str) -> tuple[str, str]:
         elif step.scheme != "direct":
             lost = f"{step.scheme} has none"
     return how, lost
-
-
-def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
-    """Listeners whose datagrams have no way out: said at the start, not lost in silence."""
-    return [f"listener '{one.name}' takes UDP, but its way out, {(one.upstream or config.default).text}, carries none"
-            for one in config.listeners
-            if "udp" in one.network and one.protocol != "dns" and "udp" not in dialers.way(one.upstream or config.default).carries]
 
 
 def listening(listeners: Iterable[Any], admissions: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -48,22 +48,17 @@ class SystemNames:
     known = resolve
 
 
-def make_forwarder(config: DnsConfig, means: Means) -> Forwarder | None:
-    """None where the system is asked.  ConfigError."""
-    if not config.servers and not config.rules:
-        return None
+def make_forwarder(config: DnsConfig, means: Means) -> Forwarder:
+    """For a configuration with servers or rules.  ConfigError."""
     branches = [Branch(_names(rule.domain, rule.domain_file, rule.place, means),
                        Servers([_server(one, means) for one in rule.servers]) if rule.servers else None) for rule in config.rules]
     servers = Servers([_server(one, means) for one in config.servers]) if config.servers else None
     return Forwarder(branches, servers, dict(config.hosts))
 
 
-def make_plan(config: DnsConfig, forwarder: Forwarder | None) -> Plan:
-    """How names are looked up: as the forwarder knows, or by the system, which reads hosts(5) itself."""
-    hosts = dict(config.hosts)
-    if forwarder is None:
-        return Plan(ask_system, hosts, config.prefer, config.cache)
-    return Plan(forwarder.ask, {**dict(_read_hosts()), **hosts}, config.prefer, config.cache)
+def make_plan(config: DnsConfig, forwarder: Forwarder) -> Plan:
+    """How names are looked up: as the forwarder knows, and hosts(5), which the system would read itself."""
+    return Plan(forwarder.ask, {**dict(_read_hosts()), **dict(config.hosts)}, config.prefer, config.cache)
 
 
 def _names(domain: Sequence[str], files: Sequence[str], place: str, means: Means) -> Container[str]:

@@ -9,7 +9,8 @@ from typing import Any, Callable, Iterator, Sequence
 
 import pytest
 
-from netproxy.config.schema import DnsConfig, DnsRuleConfig, HopConfig, NameServerConfig, UpstreamTlsConfig, WayConfig
+from netproxy.config.schema import Config, DnsConfig, DnsRuleConfig, HopConfig, NameServerConfig, UpstreamTlsConfig, WayConfig
+from netproxy.daemon import _plan
 from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces import Address, Dialer, Flow
@@ -110,9 +111,8 @@ class TestKinds:
         assert only(made(NameServerConfig("https", server, "/q")))._host == host
 
     def test_nothing_to_ask_is_left_to_the_system(self) -> None:
-        config = DnsConfig(hosts=(("a.lan", ("192.0.2.1",)),), cache=7, prefer="ipv6")
-        assert make_forwarder(config, Means(direct, no_way, domains, Permissive())) is None
-        plan = make_plan(config, None)
+        config = Config((), dns=DnsConfig(hosts=(("a.lan", ("192.0.2.1",)),), cache=7, prefer="ipv6"))
+        plan = _plan(config, None)
         assert (plan.ask, dict(plan.hosts), plan.prefer, plan.cache) == (ask_system, {"a.lan": ("192.0.2.1",)}, "ipv6", 7)
 
 
