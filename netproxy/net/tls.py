@@ -46,7 +46,8 @@ class TlsSocket:
         self._told = False          # that nothing more will come from here
         self.over = False           # the peer has told so, and all it sent was read: its socket need not say any more
         self.fileno, self.detach, self.gettimeout = sock.fileno, sock.detach, sock.gettimeout
-        self.setsockopt, self.getsockname, self.getpeername = sock.setsockopt, sock.getsockname, sock.getpeername
+        self.setsockopt, self.getsockopt = sock.setsockopt, sock.getsockopt
+        self.getsockname, self.getpeername = sock.getsockname, sock.getpeername
 
     def narrow(self) -> None:
         """What is in it is TLS again: all that it gives at a time must fit there, with the rest of a record."""
