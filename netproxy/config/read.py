@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.schema import (
-    AnnounceConfig, Config, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, TlsConfig, UdpConfig, UserConfig,
-    WayConfig)
+    AnnounceConfig, Config, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, UdpConfig, UserConfig, WayConfig)
+from netproxy.config.tunnels import Tunnels, read_tls
 from netproxy.config.upstreams import Ways
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
 from netproxy.errors import ConfigError
 from netproxy.interfaces import Address, Network
 
 # and the networks each can serve; http's datagrams come within its connections
-PROTOCOLS = {"sps": ("tcp", "udp"), "socks5": ("tcp", "udp"), "http": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",)}
+PROTOCOLS = {"sps": ("tcp", "udp"), "socks5": ("tcp", "udp"), "http": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",),
+             "tunnel": ("tcp",)}
+_WITHOUT_LOGIN = ("tcp", "udp", "tunnel")        # agents of a tunnel have tokens
 FILTERS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 SOCKET_PATH_LIMIT = 107     # bytes: what sockaddr_un holds, less its NUL
 UDP_IDLE_FLOOR = 120.0      # RFC 4787 REQ-5: a shorter one breaks clients, and is warned of
@@ -48,12 +50,14 @@ class _Reading:
     def read(self, root: Node) -> Config:
         top = MapReader(root, "", self._problems)
         self._users = self._read_users(top.mapping("users"))
-        self._ways = Ways(top.mapping("upstreams").rest(), self._problems, self._warnings)
+        tunnels = Tunnels(top.mapping("tunnel"), self._problems, self._warnings)
+        self._ways = Ways(top.mapping("upstreams").rest(), self._problems, self._warnings, tunnels.agents)
         upstreams = self._ways.read_all()
         default = top.take("default")
         listeners = self._read_listeners(top)
+        bridge = tunnels.listener(listeners)
         config = Config(
-            listeners=listeners, upstreams=upstreams,
+            listeners=listeners + ((bridge,) if bridge else ()), upstreams=upstreams, tunnel=tunnels.read(self._ways),
             default=self._ways.read(default, "default") if default else WayConfig(),
             users=self._users, timeouts=self._read_timeouts(top.mapping("timeouts")),
             log=self._read_log(top.mapping("log")), batching=self._read_batching(top.mapping("udp")),
@@ -141,7 +145,7 @@ class _Reading:
             target=section.read("target", parse_host_port, None),
             upstream=self._ways.read(way, f"{section.path}.upstream") if way else None,
             udp=self._read_udp(section.mapping("udp"), protocol),
-            limits=self._read_limits(section.mapping("limits")), tls=self._read_tls(section.mapping("tls")),
+            limits=self._read_limits(section.mapping("limits")), tls=read_tls(section.mapping("tls")),
             proxy_protocol=tuple(section.texts("proxy_protocol", Network.parse)))
         allow_open = section.flag("allow_open", False)
         if not listener.addresses:
@@ -154,21 +158,15 @@ class _Reading:
             section.wrong("tls" if listener.tls else "proxy_protocol", "is for connections, and this listener has none")
         if nobody:
             section.wrong("clients", "names no network")
-        if listener.auth != "none" and protocol in ("tcp", "udp"):
+        if protocol == "tunnel" and not listener.tls:
+            section.wrong("tls", "is missing; a bridge without TLS is said by tunnel.bridge.listen: tcp://...")
+        if listener.auth != "none" and protocol in _WITHOUT_LOGIN:
             section.wrong("auth", f"{protocol} has no login: set clients, or auth: none")
         if network == ("udp",) and protocol != "udp":
             section.wrong("network", f"datagrams of {protocol} need its TCP connections: add tcp")
         if not restricted:
             self._check_open(section, listener, allow_open)
         return self._completed(listener)
-
-    @staticmethod
-    def _read_tls(section: MapReader) -> TlsConfig | None:
-        tls = TlsConfig(section.text("certificate"), section.text("key"), section.text("client_ca"), section.place)
-        if (tls.key or tls.client_ca) and not tls.certificate:
-            section.wrong("certificate", "is missing")
-        section.finish()
-        return tls if tls.certificate else None
 
     def _addresses(self, section: MapReader, node: Node | None) -> tuple[Address, ...]:
         if node is None:
@@ -183,7 +181,7 @@ class _Reading:
             return ()
 
     def _auth(self, section: MapReader, protocol: str) -> str:
-        default = "required" if self._users and protocol not in ("tcp", "udp") else "none"
+        default = "required" if self._users and protocol not in _WITHOUT_LOGIN else "none"
         auth = section.choice("auth", ("required", "optional", "none"), default)
         if auth != "none" and not self._users:
             section.wrong("auth", "there are no users")
@@ -229,7 +227,7 @@ class _Reading:
     def _check_open(self, section: MapReader, listener: ListenerConfig, allow_open: bool) -> None:
         """HAZARDS: a proxy that anybody may use is found within hours."""
         outside = [address for address in listener.addresses if not is_loopback(address)]
-        if outside and listener.auth != "required":
+        if outside and listener.auth != "required" and listener.protocol != "tunnel":
             if allow_open:
                 self._warnings.append(f"{section.path} on {outside[0]} lets everybody in")
             else:
