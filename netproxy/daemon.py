@@ -13,7 +13,7 @@ from netproxy import report
 from netproxy.access.acl import NetworkList
 from netproxy.access.limits import Admission
 from netproxy.access.users import Users, check_password
-from netproxy.config.schema import Config, ListenerConfig, WayConfig
+from netproxy.config.schema import Config, ListenerConfig, TunnelConfig, WayConfig
 from netproxy.dialer.direct import Reach
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import ConfigError, ListenError
@@ -44,6 +44,7 @@ class Daemon:
         self._named_ways: dict[str, WayConfig] = {}
         self._control: Any = None           # observe.control.ControlServer
         self.way_out = ""           # of what has no upstream of its own, for one line of a log
+        self._tunnels: Any = None           # tunnels.Tunnels, once a configuration has one
         self._admissions: dict[str, Admission] = {}         # by listener's name
         self._retired: list[TcpListener] = []               # stopped, with connections that may still live
 
@@ -62,6 +63,8 @@ class Daemon:
     def stop_accepting(self) -> None:
         """No new connections; those that live, and their datagrams, go on."""
         self._retired += self._manager.stop(("tcp",))
+        if self._tunnels is not None:
+            self._tunnels.stop_accepting()
         self._machinery.parker.release_expendable()
 
     def stop(self) -> None:
@@ -69,6 +72,8 @@ class Daemon:
         self.stop_accepting()
         for listener in self._retired:
             listener.abort()
+        if self._tunnels is not None:
+            self._tunnels.stop()
         self._relays.close()
         if self._control is not None:
             self._control.stop()
@@ -86,7 +91,7 @@ class Daemon:
     def live(self) -> int:
         """Connections that have not ended."""
         tcp = [listener for listener in self._manager.listeners if listener.network == "tcp"]
-        return sum(listener.live for listener in tcp + self._retired)
+        return sum(listener.live for listener in tcp + self._retired) + (self._tunnels.live if self._tunnels is not None else 0)
 
     def dead_thread(self) -> str:
         """The name of a thread that must live but does not, "" while all is well."""
@@ -94,7 +99,7 @@ class Daemon:
         for thread in [self._machinery.janitor.thread, self._machinery.parker.thread, *control, *(listener.thread for listener in self._manager.listeners)]:
             if not thread.is_alive():
                 return thread.name
-        return ""
+        return self._tunnels.dead_thread() if self._tunnels is not None else ""
 
     def summary(self) -> str:
         """What listens, for one line of a log."""
@@ -105,11 +110,14 @@ class Daemon:
         yield (f"connections={self.live} parked={len(self._machinery.parker)} threads={self._machinery.connections.threads} "
                f"listeners: {self.summary()}")
         yield from self._relays.status()
+        if self._tunnels is not None:
+            yield from self._tunnels.summary()
         for name, reason, value in self.counters.items():
             yield f"{name}{{{reason}}}={value}"
 
     def describe(self, config: Config) -> list[str]:
         """What would listen, and what each way out can carry; ConfigError.  Opens nothing."""
+        self._trust(config)
         dialers = self._factory(config)
         self._surroundings(config, dialers)
         for one in config.listeners:
@@ -122,7 +130,18 @@ class Daemon:
     def _factory(self, config: Config) -> DialerFactory:
         machinery = self._machinery
         reach = Reach(machinery.resolver, machinery.destinations)
-        return DialerFactory(reach, machinery.datagrams, config.timeouts.connect, machinery.services)
+        return DialerFactory(reach, machinery.datagrams, config.timeouts.connect, machinery.services,
+                             tunnel=lambda agent, seconds: self._tunnels.dialer(agent, seconds))
+
+    def _trust(self, config: Config) -> Any:
+        """What the agent's connections to its bridge are secured by; ConfigError.  Makes tunnels possible where one is configured."""
+        tunnel = config.tunnel
+        if tunnel == TunnelConfig() and self._tunnels is None:
+            return None
+        from netproxy.tunnels import Tunnels, read_trust    # late: most daemons have none
+        if self._tunnels is None:
+            self._tunnels = Tunnels(self._machinery)
+        return read_trust(tunnel.agent.tls, tunnel.agent.bridge.host) if tunnel.agent else None
 
     def _with_control(self, config: Config) -> None:
         """Applies a configuration together with its control socket: both or neither."""
@@ -150,6 +169,7 @@ class Daemon:
         return self._dialers
 
     def _apply(self, config: Config) -> None:
+        trust = self._trust(config)
         dialers = self._dialers
         if dialers is None or self._dial_seconds != config.timeouts.connect:
             dialers = self._factory(config)
@@ -177,6 +197,8 @@ class Daemon:
         fresh = [listener for listener in self._manager.listeners if listener.network == "udp" and listener not in before_udp]
         self._retire(gone, fresh)
         self._relays.adopt(states, config)
+        if self._tunnels is not None:
+            self._tunnels.adopt(config, around, dialers, trust)
         for text in report.udp_warnings(config, dialers):
             self._log.warning("%s", text)
 
@@ -202,7 +224,8 @@ class Daemon:
             dialers.way(way)
         router = RuleRouter([], dialers.way(config.default), by_listener, self._machinery.resolver,
                             self._machinery.destinations)
-        return Surroundings(router, users, self._machinery.resolver, config.timeouts, config.splice, self.counters, self._log, self._log)
+        return Surroundings(router, users, self._machinery.resolver, config.timeouts, config.splice, self.counters, self._log, self._log,
+                            self._tunnels.bridge if config.tunnel.bridge else None)
 
     def _wanted(self, config: ListenerConfig, address: Address, states: States,
                 around: Surroundings) -> Iterator[Wanted]:
@@ -232,7 +255,8 @@ class Daemon:
 
 
 def _ways(config: Config) -> list[WayConfig]:
-    return [config.default, *config.upstreams.values(), *(one.upstream for one in config.listeners if one.upstream)]
+    return [config.default, *config.upstreams.values(), *(one.upstream for one in config.listeners if one.upstream),
+            *([config.tunnel.agent.upstream] if config.tunnel.agent else [])]
 
 
 def _equip_udp(made: ListenerHandler, listener: UdpListener) -> None:

@@ -72,6 +72,7 @@ class Machinery:
         self.resolver = Resolver(self._lookups.submit, self.counters)
         self.datagrams = Datagrams(self.counters, log)
         self.services = Services(self._watch, self._dials.submit, self.counters)
+        self.dials = self._dials.submit
         self.workers = Workers(self._dials.submit, self._names.submit)
         self.janitor = Janitor(log)
         self.health = HealthChecks(self._checks.submit, log)

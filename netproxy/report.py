@@ -40,6 +40,8 @@ def _udp(config: WayConfig, how: str, lost: str) -> tuple[str, str]:
             how, lost = "UoT", ""
         elif step.scheme.startswith("http"):
             how, lost = "connect-udp", ""
+        elif step.scheme == "tunnel":
+            how = "tunnel"
         elif step.scheme.startswith("socks5"):
             how, lost = "ASSOCIATE", lost and f"{step.url} must be reached by it, but {lost}"
         elif step.scheme != "direct":

@@ -9,7 +9,7 @@ from typing import Any, Iterator
 
 import pytest
 
-from netproxy import daemon as daemon_module
+from netproxy import machinery
 from netproxy.daemon import Daemon
 from netproxy.machinery import raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError
@@ -232,7 +232,7 @@ class TestStart:
 
     def test_the_wildcard_of_a_machine_without_ipv6_is_ipv4s(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """HAZARDS 131."""
-        monkeypatch.setattr(daemon_module, "_has_ipv6", lambda: False)
+        monkeypatch.setattr(machinery, "_has_ipv6", lambda: False)
         with running("listeners: [{listen: ':0', allow_open: true}]") as running_daemon:
             assert "0.0.0.0" in running_daemon.daemon.summary()
 
@@ -376,17 +376,17 @@ class TestLimits:
 
     def test_of_threads_are_what_the_descriptors_allow(self, monkeypatch: pytest.MonkeyPatch) -> None:
         config = configuration("listeners: [{listen: '127.0.0.1:1-4', limits: {connections: 1000}}]")
-        monkeypatch.setattr(daemon_module.resource, "getrlimit", lambda _: (1024, 4096))
-        assert daemon_module._room_for(config) == (1024 - 64) // 3
-        monkeypatch.setattr(daemon_module.resource, "getrlimit", lambda _: (100000, 100000))
-        assert daemon_module._room_for(config) == daemon_module.THREADS_LIMIT
-        monkeypatch.setattr(daemon_module.resource, "getrlimit", lambda _: (10, 10))
-        assert daemon_module._room_for(config) == 1
+        monkeypatch.setattr(machinery.resource, "getrlimit", lambda _: (1024, 4096))
+        assert machinery.room_for(config) == (1024 - 64) // 3
+        monkeypatch.setattr(machinery.resource, "getrlimit", lambda _: (100000, 100000))
+        assert machinery.room_for(config) == machinery.THREADS_LIMIT
+        monkeypatch.setattr(machinery.resource, "getrlimit", lambda _: (10, 10))
+        assert machinery.room_for(config) == 1
 
     def test_of_descriptors_are_raised_to_what_the_system_allows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         found: list[Any] = []
-        monkeypatch.setattr(daemon_module.resource, "getrlimit", lambda _: (1024, 4096))
-        monkeypatch.setattr(daemon_module.resource, "setrlimit", lambda _, limits: found.append(limits))
+        monkeypatch.setattr(machinery.resource, "getrlimit", lambda _: (1024, 4096))
+        monkeypatch.setattr(machinery.resource, "setrlimit", lambda _, limits: found.append(limits))
         raise_descriptor_limit()
         assert found == [(4096, 4096)]
 

@@ -5,7 +5,7 @@ import time
 from typing import Callable
 
 from netproxy.errors import DialError, StreamError
-from netproxy.handler.stream_udp import StreamUdpRelay, UotPassage
+from netproxy.handler.stream_udp import NO_WAY, StreamUdpRelay, UotPassage
 from netproxy.interfaces import Address, Counter, Dialer, Flow, Observer, Pause, Record, Router
 from netproxy.net.address import is_unspecified
 from netproxy.net.bind import Binder
@@ -13,7 +13,6 @@ from netproxy.net.stream import Stream
 from netproxy.protocol import uot
 from netproxy.relay.pipe import Outcome, PipeLimits, pipe
 
-NO_WAY = "-"                # of a flow that was not routed
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
 
 

@@ -23,6 +23,7 @@ from netproxy.relay.session import ADDRESS_AND_PORT, Client
 
 STAY_SECONDS = 0.2          # without a frame before a stream gives its thread back: a game's pace is faster
 NOWHERE = Address("0.0.0.0", 0)
+NO_WAY = "-"                # in the record of what was not routed
 
 
 class StreamUdpRelay:
@@ -75,23 +76,30 @@ class StreamUdpRelay:
 
     def permit(self, flow: Flow) -> None:
         """DialError where no datagram of a stream for all targets could leave."""
-        refuse_without_udp(self.router, flow._replace(network="udp"))
+        try:
+            refuse_without_udp(self.router, flow._replace(network="udp"))
+        except DialError as error:
+            self._refused(flow, NO_WAY, error)
+            raise
 
     def _route(self, flow: Flow) -> Route:
         """The way out of a flow's datagrams; DialError, which has been counted and recorded, where they have none."""
         way = "-"
         try:
-            if not flow.target.port:
-                raise DialError(Reason.REFUSED, f"{flow.target}: port 0")
             route = self.router.route(flow._replace(network="udp"))
             way = route.dialer.name
+            if not flow.target.port:
+                raise DialError(Reason.REFUSED, f"{flow.target}: port 0")
             if "udp" not in route.dialer.carries:
                 raise DialError(route.dialer.refusal, said=f"{way} carries no UDP")
             return route
         except DialError as error:
-            self.counter.count("dial_failures", error.reason.value)
-            self.observer.finished(Record(flow, way, 0, 0, 0.0, str(error)))
+            self._refused(flow, way, error)
             raise
+
+    def _refused(self, flow: Flow, way: str, error: DialError) -> None:
+        self.counter.count("dial_failures", error.reason.value)
+        self.observer.finished(Record(flow, way, 0, 0, 0.0, str(error)))
 
     def serve_all(self, stream: Stream, flow: Flow, framing: Framing, wrap: Callable[[Address], bytes]) -> Pause | None:
         """A stream whose frames name their targets: endpoint-independent, as a SOCKS5 association is.  `wrap` names a source."""
@@ -100,9 +108,9 @@ class StreamUdpRelay:
 
 def refuse_without_udp(router: Router, flow: Flow) -> None:
     """DialError where no datagram of a client could leave, wherever it goes: better said now than lost one by one."""
-    refused = [dialer for dialer in router.ways(flow) if "udp" not in dialer.carries]
-    if refused and len(refused) == len(list(router.ways(flow))):
-        raise DialError(refused[-1].refusal, f"UDP by {refused[-1].name}")
+    ways = list(router.ways(flow))
+    if not any("udp" in dialer.carries for dialer in ways):
+        raise DialError(ways[-1].refusal, said=f"{ways[-1].name} carries no UDP")
 
 
 class UotPassage:

@@ -69,3 +69,13 @@ def test_tcp() -> None:
     assert re.search(r"one after the other +\d+ a second, \d+ us", text)
     assert re.search(r"50 idle connections +[+-][\d.]+ MiB, \d+ threads", text)
     assert re.search(r"after they have gone +[+-][\d.]+ MiB, \d+ threads", text)
+
+
+def test_rules() -> None:
+    text = output("rules.py", "--domains", "2000", "--networks", "500")
+    assert [row[:2] for row in rows(text, r"([\d,]+) (domains|networks) +[\d.]+ s +(-?[\d.]+) MiB$")] == [
+        ("2,000", "domains"), ("500", "networks")]
+    found = rows(text, r"((?:name|IPv)[\w, ]*?) +[\d.]+ us +(\d+) of (\d+)$")
+    assert {row[0] for row in found if row[1] == row[2] != "0"} == {"name, listed", "name, below a listed one", "IPv4, listed", "IPv6, listed"}
+    assert {row[0] for row in found if row[1] == "0" != row[2]} == {
+        "name, not listed", "name of 40 labels", "IPv4, not listed", "IPv6, not listed", "name, asked of networks"}

@@ -72,6 +72,7 @@ class Way:
     """A Dialer of streams and packet connections without sockets; `fails` makes the error of each dial while it is set."""
 
     refusal = Reason.UNSUPPORTED
+    takes_names = True
 
     def __init__(self, name: str = "way", asked: list[str] | None = None, carries: Sequence[str] = ("tcp", "udp", "bind"),
                  symmetric: bool = False) -> None:

@@ -144,7 +144,7 @@ class TestAsking:
         way = Way("a")
         rig.add(way)
         rig.tick(NOW)
-        assert way.flows == [Flow("tcp", NOBODY, TARGET, "health check", "")]
+        assert way.flows == [Flow("tcp", NOBODY, TARGET, "", "")]
 
     def test_it_is_no_connection_of_the_members(self, rig: Rig) -> None:
         member = rig.add(Way("a"))

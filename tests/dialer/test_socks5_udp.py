@@ -131,7 +131,7 @@ class TestSend:
     def test_a_name_goes_to_the_proxy_or_is_resolved_here(self, upstream: Upstream) -> None:
         upstream.send(b"x", NAME)
         assert upstream.via.sent[0][0] == b"\0\0\0\x03\x0bexample.com\x00\x35x"
-        upstream.conn._resolve = lambda target: [target._replace(host="203.0.113.5")]
+        upstream.conn._find = lambda flow: [flow.target._replace(host="203.0.113.5")]
         upstream.send(b"x", NAME)
         assert upstream.via.sent[1][0] == b"\0\0\0\x01\xcb\x00\x71\x05\x00\x35x"
 
@@ -283,7 +283,7 @@ class TestAssociating:
 
     def test_the_relay_is_where_the_reply_says(self, direct: DirectDialer) -> None:
         assert self.dial(direct, encode_reply(0, RELAY)).prepared == [RELAY]
-        assert self.way.flows == [self.FLOW._replace(target=RELAY)]     # the hop before must let pass what goes there
+        assert self.way.flows == [self.FLOW._replace(target=RELAY, listener="")]     # the hop before must let pass what goes there
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
     @pytest.mark.parametrize("before, wanted", [("direct", "127.0.0.1"), ("socks5://192.0.2.98:1080", "192.0.2.99")])

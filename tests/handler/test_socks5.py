@@ -52,7 +52,7 @@ def test_connect_succeeds_with_the_real_bound_address() -> None:
         check_relay(client, target)
     assert around.dialled == [TARGET]
     flow = around.router.flows[0]
-    assert flow == ("tcp", client.local, TARGET, "test", "")
+    assert flow == ("tcp", client.local, TARGET, "test", "", ())
     record = around.log.records[0]
     assert (record.flow, record.way, record.sent, record.received, record.ended) == (flow, "recording", 2, 8, "closed")
 

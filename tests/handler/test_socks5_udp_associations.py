@@ -124,7 +124,7 @@ def test_the_record_tells_what_passed(relay: Running) -> None:
             address = Address(*client.socket.getsockname())
         eventually(lambda: relay.log.records)
     record = relay.log.records[0]
-    assert record.flow == ("udp", address, target.address, record.flow.listener, "")
+    assert record.flow == ("udp", address, target.address, record.flow.listener, "", (target.address,))
     assert (record.way, record.sent, record.received, record.datagrams_sent, record.datagrams_received) == ("direct", 5, 5, 2, 2)
 
 

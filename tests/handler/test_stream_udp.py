@@ -602,12 +602,13 @@ def check_no_udp(way: Any, answer: bytes) -> None:
         assert answer == (b"\5\0" + b"\5\7\0\1" + bytes(6) if way is by_socks5 else b"\0\x5b" + bytes(6))
 
 
-def check_refused_once(one: Rig, reason: Reason, ended: str, host: str, network: str = "udp") -> None:
+def check_refused_once(one: Rig, reason: Reason, ended: str, host: str, network: str = "udp",
+                       way: str = "fake") -> None:
     """One failed dial was counted, and it left one record, with its reason."""
     assert {key: count for key, count in one.counts.counts.items() if key[0] == "dial_failures"} == {
         ("dial_failures", reason.value): 1}
     [record] = one.records.records
-    assert (record.flow.target.host, record.flow.network, record.way, record.ended) == (host, network, "fake", ended)
+    assert (record.flow.target.host, record.flow.network, record.way, record.ended) == (host, network, way, ended)
     assert (record.sent, record.received, record.datagrams_sent, record.datagrams_received) == (0, 0, 0, 0)
 
 
@@ -848,13 +849,13 @@ class TestUotEnds:
                 client.send(ask)
                 check_no_udp(way, read_to_end(client.socket))
             assert dialer.flows == []
-            check_refused_once(one, Reason.UNSUPPORTED, "fake carries no UDP", "sp.v2.udp-over-tcp.arpa", "tcp")
+            check_refused_once(one, Reason.UNSUPPORTED, "fake carries no UDP", "sp.v2.udp-over-tcp.arpa", "tcp", "-")
 
     def test_connected_by_a_way_out_without_udp_is_reset(self) -> None:
         """Where only that of the target has none: the connection was accepted before it was named."""
         dialer, fine = without_udp(), FakeDialer()
         with rig(dialer) as one:
-            one.route = lambda flow: fine if flow.target.host.endswith(".arpa") else dialer     # type: ignore[method-assign, assignment]
+            one.ways = lambda flow: [dialer, fine]     # type: ignore[method-assign]
             with opened(one) as client:
                 client.send(connected_to(Address("192.0.2.1", 443)))
                 assert is_reset(client.socket)
@@ -992,7 +993,7 @@ def exchange(conn: Any, target: Address, payload: bytes) -> list[bytes]:
 class TestOurOwnClients:
     @pytest.fixture
     def near(self) -> DirectDialer:
-        return DirectDialer(Names(), Datagrams(Counts(), Lines()), 2.0)        # type: ignore[arg-type]
+        return DirectDialer(Reach(Names(), Anywhere()), Datagrams(Counts(), Lines()), 2.0)        # type: ignore[arg-type]
 
     def test_connect_udp(self, near: DirectDialer) -> None:
         with rig(auth="required") as one, echo() as (target, _), listening(one, one.http) as address:

@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.config.schema import HopConfig, WayConfig
-from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address, PacketConn
@@ -235,7 +235,7 @@ class TestUdp:
             assert target.recvfrom(16)[1][0] == "::1"
 
     def test_a_target_of_ipv6_from_an_address_of_ipv4_has_a_reason(self, opened: Callable) -> None:
-        error = failure(opened(Outgoing(HERE)).prepare, Address("2001:db8::1", 53))
+        error = failure(opened(Outgoing(HERE)).prepare, udp_to(Address("2001:db8::1", 53)))
         assert error.reason is Reason.NETWORK_UNREACHABLE and "2001:db8::1" in str(error)
 
     @needs_ipv6

@@ -6,6 +6,7 @@ import pytest
 from netproxy.errors import DialError, Reason
 from netproxy.relay import nat
 from netproxy.relay.session import ADDRESS, ADDRESS_AND_PORT, INDEPENDENT
+from tests.support.flows import OneWay
 from tests.support.nat import IDLE, NatRig, conn_of
 from tests.support.upstreams import FakeDialer
 
@@ -169,7 +170,7 @@ class TestMoving:
         client = rig.client()
         first = rig.opened(client)
         assert rig.table.move_client("association", client.address, "other key") is client
-        second = rig.table.open(("other key", b"k"), client, first.session.flow, rig.dialer)
+        second = rig.table.open(("other key", b"k"), client, first.session.flow, OneWay(rig.dialer))
         assert second is not None and second.session is first.session
         assert len(rig.dialer.conns) == 1
 
