@@ -5,17 +5,18 @@ what they carry go on.  On the main thread, but for open_port().
 """
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 from netproxy.access.limits import Admission
-from netproxy.config.schema import AgentConfig, Config, LimitsConfig, TimeoutsConfig, UdpConfig, UpstreamTlsConfig, WayConfig
+from netproxy.config.schema import AgentConfig, Config, LimitsConfig, UdpConfig, UpstreamTlsConfig, WayConfig
 from netproxy.dialer.factory import DialerFactory
 from netproxy.dialer.hop import Hop
 from netproxy.errors import ConfigError, ListenError
 from netproxy.handler.connector import Connector
+from netproxy.handler.factory import Surroundings
 from netproxy.handler.forward import TcpForward, UdpForward
 from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces import Address, Dialer, Flow, Observer, Pause, Resolver, Route, Router
+from netproxy.interfaces import Address, Dialer, Flow, Pause, Resolver, Route, Router
 from netproxy.listener.serving import Connection
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
@@ -30,19 +31,6 @@ from netproxy.tunnel.bridge import Bridge, PortRange, Rights
 from netproxy.tunnel.dialer import NOWHERE, TunnelDialer
 from netproxy.tunnel.links import Links
 from netproxy.tunnel.work import LISTENER, Offer, Target, Ways, Work
-
-
-class Around(NamedTuple):
-    """What a configuration gives to all that goes through a tunnel."""
-
-    router: Router          # for an exit
-    timeouts: TimeoutsConfig
-    splice: bool
-    observer: Observer
-
-    @property
-    def limits(self) -> PipeLimits:
-        return PipeLimits(self.timeouts.tcp_idle, self.timeouts.half_close, self.splice)
 
 
 class Tunnels:
@@ -62,7 +50,7 @@ class Tunnels:
         """For tunnel://NAME."""
         return TunnelDialer(agent, self._links, seconds, self._machinery.counters)
 
-    def adopt(self, config: Config, around: Around, dialers: DialerFactory, trust: Any) -> None:
+    def adopt(self, config: Config, around: Surroundings, dialers: DialerFactory, trust: Any) -> None:
         """A configuration that is in force from now on; `trust` as read_trust() gave it."""
         tunnel = config.tunnel
         self._ports.adopt(around)
@@ -114,14 +102,14 @@ class Tunnels:
 
     # -- an agent
 
-    def _make_agent(self, config: AgentConfig, around: Around, dialers: DialerFactory) -> Agent:
+    def _make_agent(self, config: AgentConfig, around: Surroundings, dialers: DialerFactory) -> Agent:
         secure = (lambda stream: self._secure(stream)) if config.tls is not None else None
         hop = Hop("tunnel", f"bridge {config.bridge}", config.bridge, dialers.way(config.upstream), around.timeouts.handshake, secure=secure)
         flow = Flow("tcp", NOWHERE, config.bridge, "", "")
         return Agent(Identity(config.name, config.token.encode()), lambda greet: hop.open(flow, greet), self._machinery.dials,
                      self._work.serve, self._machinery.log)
 
-    def _offer(self, config: AgentConfig, around: Around, dialers: DialerFactory) -> Sequence[Service]:
+    def _offer(self, config: AgentConfig, around: Surroundings, dialers: DialerFactory) -> Sequence[Service]:
         """Services, and what leads to them; what an exit is asked for obeys the rules."""
         machinery = self._machinery
         services = {Service(one.network, one.port): Target(one.target, one.proxy_protocol) for one in config.services}
@@ -129,13 +117,13 @@ class Tunnels:
         self._work.configure(Offer(services, config.exit), self._ways(local, around), self._ways(around.router, around))
         return list(services)
 
-    def _ways(self, router: Router, around: Around) -> Ways:
+    def _ways(self, router: Router, around: Surroundings) -> Ways:
         machinery = self._machinery
         arenas = machinery.datagrams.arenas()
         if self._table is None:
             self._table = _table(machinery)
             machinery.janitor.register(self._table)
-        return Ways(Connector(router, around.limits, machinery.counters, around.observer),
+        return Ways(Connector(router, _limits(around), machinery.counters, around.observer),
                     StreamUdpRelay(router, self._table, arenas, machinery.counters, around.observer, around.timeouts.tcp_idle))
 
     def _begin(self, stream: Stream, ended: Callable[[], None], go_on: Callable[[], Pause | None]) -> None:
@@ -153,11 +141,11 @@ class _Ports:
     def __init__(self, machinery: Machinery, links: Links) -> None:
         self._machinery = machinery
         self._links = links
-        self._around: Around
+        self._around: Surroundings
         self._equip: dict[TcpListener, Callable[[], None]] = {}     # those that are open
         self._retired: list[TcpListener] = []       # stopped, with connections that may still live
 
-    def adopt(self, around: Around) -> None:
+    def adopt(self, around: Surroundings) -> None:
         self._around = around
         for equip in list(self._equip.values()):
             equip()
@@ -180,7 +168,7 @@ class _Ports:
 
         def equip() -> None:
             around = self._around
-            connector = Connector(router, around.limits, machinery.counters, around.observer)
+            connector = Connector(router, _limits(around), machinery.counters, around.observer)
             listener.equip(TcpForward(name, connector, target), admission, around.timeouts.handshake)
 
         def close() -> None:
@@ -266,6 +254,10 @@ def read_trust(config: UpstreamTlsConfig | None, server: str) -> Callable[[Strea
     except ValueError as error:
         raise ConfigError(f"tunnel.agent.tls: {error}") from error
     return lambda stream: tls.connect(stream, context, config.server_name or server)
+
+
+def _limits(around: Surroundings) -> PipeLimits:
+    return PipeLimits(around.timeouts.tcp_idle, around.timeouts.half_close, around.splice)
 
 
 def _table(machinery: Machinery) -> NatTable:
