@@ -132,7 +132,8 @@ class TlsSocket:
     def _read(self, buffer: memoryview) -> int:
         """Bytes in clear, 0 for none yet, -1 at the peer's alert that there will be no more."""
         total = 0
-        while total < len(buffer):
+        # where nothing is left it would only raise, which takes time; but having told our end may have taken in the peer's
+        while total < len(buffer) and (self._incoming.pending or self._tls.pending() or self._told or self.over):
             try:
                 count = self._tls.read(len(buffer) - total, buffer[total:])
             except ssl.SSLWantReadError:
