@@ -7,6 +7,7 @@ heartbeat.  Who cannot prove a name is told so late, and the same for a name tha
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
@@ -108,7 +109,7 @@ class Bridge:
                 stream.limit(ANSWER_SECONDS)
                 stream.write(tunnel.encode_refusal(tunnel.NOT_PROVEN))
 
-        return Pause(((stream.socket, 0),), self._doubts.seconds(client.host, time.monotonic()), refuse, expendable=True)
+        return Pause(((stream.socket, select.POLLRDHUP),), self._doubts.seconds(client.host, time.monotonic()), refuse, expendable=True)
 
     def _refuse(self, proven: _Proven, reason: int) -> None:
         self._counter.count("tunnel_handshakes", tunnel.REFUSALS[reason])
@@ -140,7 +141,7 @@ class Bridge:
             return self._refuse(proven, tunnel.NAME_IN_USE)
         asked = time.monotonic()
         holder.control.ping()
-        return Pause(((proven.stream.socket, 0),), CHALLENGE_SECONDS,
+        return Pause(((proven.stream.socket, select.POLLRDHUP),), CHALLENGE_SECONDS,
                      lambda gone: self._decide(proven, holder, asked, gone), expendable=True)
 
     def _decide(self, proven: _Proven, holder: Link, asked: float, gone: bool) -> Pause | None:
