@@ -48,6 +48,7 @@ class Agent:
         self._serve = serve
         self._log = log
         self._stopped = threading.Event()
+        self._shaking: set[Stream] = set()  # whose handshake is under way; a set's own calls are atomic
         self._lock = threading.Lock()       # guards all below
         self._services: Sequence[Service] = ()
         self._leads_out = False
@@ -74,6 +75,8 @@ class Agent:
         if link is not None:
             link.pool.end()
             link.control.close(tunnel.STOPPING)
+        for stream in list(self._shaking):
+            stream.shutdown()
         if self.thread.is_alive():
             self.thread.join(seconds)
 
@@ -97,7 +100,8 @@ class Agent:
             try:
                 self._live()
             except NetProxyError as error:
-                self._log.limited(("tunnel", str(error)), "tunnel: %s", error)
+                if not self.stopped:
+                    self._log.limited(("tunnel", str(error)), "tunnel: %s", error)
             except Exception:
                 self._log.exception("serving the tunnel")
             self._tries = 1 if time.monotonic() - began >= STEADY_SECONDS else self._tries + 1
@@ -149,6 +153,15 @@ class Agent:
 
     def _shake_hands(self, stream: Stream, kind: int, session: bytes = b"") -> Welcome:
         """ProtocolError where the bridge is not ours, DialError where it refuses."""
+        self._shaking.add(stream)
+        try:
+            if self.stopped:
+                raise StreamError("stopped")
+            return self._prove(stream, kind, session)
+        finally:
+            self._shaking.discard(stream)
+
+    def _prove(self, stream: Stream, kind: int, session: bytes) -> Welcome:
         identity = self._identity
         hello = Hello(kind, identity.name, os.urandom(tunnel.NONCE_SIZE), session)
         stream.write(tunnel.encode_hello(hello))

@@ -58,7 +58,8 @@ class WorkPool:
         try:
             stream = self._dial()
         except NetProxyError as error:
-            self._log.limited(("tunnel work", str(error)), "tunnel: no work connection: %s", error)
+            if not self.ended:
+                self._log.limited(("tunnel work", str(error)), "tunnel: no work connection: %s", error)
         with self._lock:
             self._dialling -= 1
             late = self.ended

@@ -1,21 +1,17 @@
 """A bridge and an agent, each a real Daemon in the test's process, and what they lead to."""
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator
 
+from tests.e2e.support import free_port as free_port     # for those who need ports for a tunnel
 from tests.support.relays import LOCALHOST, SECONDS, Running, UdpPort
 from tests.support.sockets import wait_until
 
 TOKEN = "a token of twenty bytes"
-
-
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    """A port that nobody had a moment ago, and that the kernel gives to nobody by itself."""
-    from tests.e2e.support import free_port as choose
-    return choose()
 
 
 def bridge_text(ports: str = "[]", more: str = "", agents: str = "") -> str:
@@ -30,9 +26,6 @@ def agent_text(port: int, services: str = "{}", more: str = "", leads_out: bool 
 
 class Side(Running):
     """A daemon that need not listen."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
 
     @property
     def tunnels(self) -> Any:
@@ -136,5 +129,5 @@ def tunnel(services: str = "{}", ports: str = "[]", leads_out: bool = False, mor
     with ExitStack() as stack:
         bridge = stack.enter_context(side(bridge_text(ports, more)))
         agent = stack.enter_context(side(agent_text(bridge.tunnel_port, services, leads_out=leads_out)))
-        bridge.wait_for_agent(services.count(":") // 2 if services != "{}" else 0)
+        bridge.wait_for_agent(len(re.findall(r'"\d+(?:/udp)?":', services)))
         yield bridge, agent
