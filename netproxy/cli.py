@@ -68,6 +68,8 @@ def _parse(arguments: Sequence[str] | None) -> Any:
              "may repeat; replaces the file's listeners")
     add("-u", "--upstream", metavar="URL", help="everything leaves through it; a comma-separated list is a chain")
     add("-t", "--check", action="store_true", help="read everything, print what would be done, start nothing")
+    add("--explain", metavar="FLOW", help="print which rule and which way out a flow would meet, e.g. "
+        "'udp alice@192.168.1.5 -> example.com:443 on main'; start nothing")
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("-v", "--verbose", action="store_true", help="log more")
     loud.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")

@@ -11,21 +11,25 @@ from typing import Any, Iterator
 
 from netproxy import report
 from netproxy.access.acl import NetworkList
+from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
-from netproxy.access.users import Users, check_password
 from netproxy.config.schema import Config, ListenerConfig, TunnelConfig, WayConfig
-from netproxy.dialer.direct import Reach
+from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory
-from netproxy.errors import ConfigError, ListenError
-from netproxy.handler.factory import ListenerHandler, Surroundings, make_handler, secure
-from netproxy.interfaces import Address, Dialer
+from netproxy.errors import ListenError
+from netproxy.handler.factory import ListenerHandler, NameService, Surroundings, make_handler, secure
+from netproxy.interfaces import Address
 from netproxy.listener.manager import ListenerManager, Wanted
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.machinery import STOP_SECONDS, Machinery, room_for
-from netproxy.observe.log import Log
+from netproxy.observe.log import Log, Witnesses
 from netproxy.relays import Relays, States
-from netproxy.router.router import RuleRouter
+from netproxy.resolver import factory as names_factory
+from netproxy.resolver.factory import SystemNames, make_forwarder, make_plan
+from netproxy.resolver.forwarder import Forwarder
+from netproxy.resolver.resolver import LOOKUP_SECONDS
+from netproxy.router.factory import Means, domains, make_routing
 
 STOP_STEP = 0.01            # seconds between two looks at whether all connections have ended
 
@@ -37,7 +41,7 @@ class Daemon:
         self.counters = machinery.counters
         self._relays = Relays(machinery)
         self._manager = ListenerManager({
-            "tcp": lambda address: TcpListener(machinery.concrete(address), machinery.serving),
+            "tcp": machinery.listener,
             "udp": lambda address: UdpListener(machinery.concrete(address), machinery.datagrams, self.counters, log)})
         self._dialers: DialerFactory | None = None
         self._dial_seconds = 0.0
@@ -45,6 +49,9 @@ class Daemon:
         self._control: Any = None           # observe.control.ControlServer
         self.way_out = ""           # of what has no upstream of its own, for one line of a log
         self._tunnels: Any = None           # tunnels.Tunnels, once a configuration has one
+        self._named_by: Forwarder | None = None
+        self._router: Any = None            # router.router.RuleRouter
+        self._listeners: list[str] = []     # names
         self._admissions: dict[str, Admission] = {}         # by listener's name
         self._retired: list[TcpListener] = []               # stopped, with connections that may still live
 
@@ -117,13 +124,26 @@ class Daemon:
 
     def describe(self, config: Config) -> list[str]:
         """What would listen, and what each way out can carry; ConfigError.  Opens nothing."""
-        self._trust(config)
         dialers = self._factory(config)
-        self._surroundings(config, dialers)
+        self._surroundings(config, dialers, self._forwarder(config, dialers))
+        if config.tunnel.agent:
+            self._reverse().read(config)
+        make_policies(config)
         for one in config.listeners:
             if one.tls:
                 secure(one.tls)
         return report.plan(config, dialers)
+
+    def explain(self, flow: str, config: Config | None = None) -> list[str]:
+        """What becomes of a flow, in lines; with a configuration, of one that has not been applied.  ConfigError, FlowError."""
+        if config is None:
+            return list(report.explain(flow, self._router, self._made_dialers(), self._listeners))
+        dialers = self._factory(config)
+        forwarder = self._forwarder(config, dialers)
+        self._machinery.resolver.configure(make_plan(config.dns, forwarder))
+        self._machinery.destinations.configure(make_policies(config))
+        router = self._surroundings(config, dialers, forwarder).router
+        return list(report.explain(flow, router, dialers, [one.name for one in config.listeners]))
 
     # -- building
 
@@ -131,17 +151,14 @@ class Daemon:
         machinery = self._machinery
         reach = Reach(machinery.resolver, machinery.destinations)
         return DialerFactory(reach, machinery.datagrams, config.timeouts.connect, machinery.services,
-                             tunnel=lambda agent, seconds: self._tunnels.dialer(agent, seconds))
+                             tunnel=lambda agent, seconds: self._reverse().dialer(agent, seconds))
 
-    def _trust(self, config: Config) -> Any:
-        """What the agent's connections to its bridge are secured by; ConfigError.  Makes tunnels possible where one is configured."""
-        tunnel = config.tunnel
-        if tunnel == TunnelConfig() and self._tunnels is None:
-            return None
-        from netproxy.tunnels import Tunnels, read_trust    # late: most daemons have none
+    def _reverse(self) -> Any:
+        """The tunnels, made where a configuration first has one."""
         if self._tunnels is None:
+            from netproxy.tunnels import Tunnels    # late: most daemons have none
             self._tunnels = Tunnels(self._machinery)
-        return read_trust(tunnel.agent.tls, tunnel.agent.bridge.host) if tunnel.agent else None
+        return self._tunnels
 
     def _with_control(self, config: Config) -> None:
         """Applies a configuration together with its control socket: both or neither."""
@@ -169,12 +186,14 @@ class Daemon:
         return self._dialers
 
     def _apply(self, config: Config) -> None:
-        trust = self._trust(config)
         dialers = self._dialers
         if dialers is None or self._dial_seconds != config.timeouts.connect:
             dialers = self._factory(config)
+        policies = make_policies(config)
         adopt = dialers.renewal(_ways(config))      # of what is there already; the rest is read as it is made
-        around = self._surroundings(config, dialers)
+        forwarder = self._forwarder(config, dialers)
+        around = self._surroundings(config, dialers, forwarder)
+        reverse = self._reverse().prepare(config, around, dialers) if config.tunnel != TunnelConfig() or self._tunnels else None
         states: States = {}
         wanted = [one for listener in config.listeners for address in listener.addresses
                   for one in self._wanted(listener, address, states, around)]
@@ -187,6 +206,9 @@ class Daemon:
             self._machinery.connections.limit = before
             raise
         adopt()
+        self._router, self._listeners = around.router, [one.name for one in config.listeners]
+        self._adopt_names(config, forwarder)
+        self._machinery.adopt(policies, config, self._own_sockets(config))
         self._machinery.connections.limit = room_for(config)
         self._dialers, self._dial_seconds = dialers, config.timeouts.connect
         self.way_out = config.default.text
@@ -197,10 +219,27 @@ class Daemon:
         fresh = [listener for listener in self._manager.listeners if listener.network == "udp" and listener not in before_udp]
         self._retire(gone, fresh)
         self._relays.adopt(states, config)
-        if self._tunnels is not None:
-            self._tunnels.adopt(config, around, dialers, trust)
+        if reverse is not None:
+            reverse()
         for text in report.udp_warnings(config, dialers):
             self._log.warning("%s", text)
+
+    def _forwarder(self, config: Config, dialers: DialerFactory) -> Forwarder | None:
+        machinery = self._machinery
+        direct = DirectDialer(Reach(SystemNames(), machinery.destinations), machinery.datagrams, LOOKUP_SECONDS)
+        return make_forwarder(config.dns, names_factory.Means(direct, dialers.way, domains))
+
+    def _adopt_names(self, config: Config, forwarder: Forwarder | None) -> None:
+        self._machinery.resolver.configure(make_plan(config.dns, forwarder))
+        before, self._named_by = self._named_by, forwarder
+        if before is not None:
+            before.close()
+
+    def _own_sockets(self, config: Config) -> list[tuple[str, Address]]:
+        """What no client may be led to, by the addresses that are announced for it as well."""
+        own = [(listener.network, listener.address) for listener in self._manager.listeners]
+        announced = [one.address for listener in config.listeners for one in listener.announce]
+        return own + [(network, Address(address.host, address.port or bound.port)) for network, bound in own for address in announced]
 
     def _retire(self, gone: list[Any], fresh: list[Any]) -> None:
         for listener in gone:
@@ -211,27 +250,23 @@ class Daemon:
         self._retired = [listener for listener in self._retired if listener.live]
         self._retired += [listener for listener in gone if listener.network == "tcp" and listener.live]
 
-    def _surroundings(self, config: Config, dialers: DialerFactory) -> Surroundings:
-        for name, user in config.users.items():
-            try:
-                check_password(user.password)
-            except ValueError as error:
-                raise ConfigError(f"users.{name}.password: {error}", user.place) from error
-        users = Users({name: user.password for name, user in config.users.items()})
-        by_listener: dict[str, Dialer] = {
-            one.name: dialers.way(one.upstream) for one in config.listeners if one.upstream}
+    def _surroundings(self, config: Config, dialers: DialerFactory, forwarder: Forwarder | None) -> Surroundings:
+        users = make_users(config)
         for way in config.upstreams.values():       # those in use only, but what is wrong with any is found now
             dialers.way(way)
-        router = RuleRouter([], dialers.way(config.default), by_listener, self._machinery.resolver,
-                            self._machinery.destinations)
-        return Surroundings(router, users, self._machinery.resolver, config.timeouts, config.splice, self.counters, self._log, self._log,
-                            self._tunnels.bridge if config.tunnel.bridge else None)
+        machinery = self._machinery
+        routing = make_routing(config, Means(dialers.way, dialers.impatient, machinery.resolver, machinery.destinations,
+                                             machinery.verdicts))
+        observer = Witnesses((self._log, *routing.autos))
+        names = NameService(forwarder, config.dns.cache, machinery.queries, machinery.datagrams.arenas()) if forwarder else None
+        return Surroundings(routing.router, users, machinery.resolver, config.timeouts, config.splice, self.counters, observer,
+                            self._log, names, self._reverse().bridge if config.tunnel.bridge else None)
 
     def _wanted(self, config: ListenerConfig, address: Address, states: States,
                 around: Surroundings) -> Iterator[Wanted]:
         """The sockets of one listening address; the packet side first, so that it is there before the first ASSOCIATE."""
         state = None
-        if "udp" in config.network:
+        if "udp" in config.network and config.protocol != "dns":
             state = states[config.name, address] = self._relays.state(address, config)
         made = make_handler(config, state, around)
         group = f"{config.name} {address}"
@@ -255,8 +290,10 @@ class Daemon:
 
 
 def _ways(config: Config) -> list[WayConfig]:
-    return [config.default, *config.upstreams.values(), *(one.upstream for one in config.listeners if one.upstream),
-            *([config.tunnel.agent.upstream] if config.tunnel.agent else [])]
+    ruled = [way for rule in config.rules for way in (rule.via, rule.upstream)]
+    agent = [config.tunnel.agent.upstream] if config.tunnel.agent else []
+    named = (config.default, *config.upstreams.values(), *(one.upstream for one in config.listeners), *ruled, *agent)
+    return [way for way in named if way]
 
 
 def _equip_udp(made: ListenerHandler, listener: UdpListener) -> None:

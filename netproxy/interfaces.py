@@ -24,6 +24,19 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class Passed(Address):
+    """Where to listen by a socket that the service manager has bound: `host` says which, `port` is 0 or means nothing."""
+
+    __slots__ = ()
+
+    @property
+    def name(self) -> str:
+        return self.host.partition(":")[2]
+
+    def __str__(self) -> str:
+        return self.host
+
+
 def ip_text(packed: bytes) -> str:
     """Text of 4 or 16 bytes of address, v4-mapped unwrapped."""
     if len(packed) == 16 and packed.startswith(_MAPPED):
@@ -66,6 +79,17 @@ class Network(NamedTuple):
         """Whether a literal address is in it, its scope ignored; a name never is."""
         packed = pack_ip(host.partition("%")[0])
         return packed is not None and len(packed) == self.size and int.from_bytes(packed, "big") >> self.shift == self.prefix
+
+
+_LOOPBACK = (Network.parse("127.0.0.0/8"), Network.parse("::1"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a literal address is this machine's own, as nobody else can reach it."""
+    return any(network.holds(host) for network in _LOOPBACK)
+
+
+TUNNEL_AGENT = "tunnel-agent"       # the listener of flows that the bridge of a tunnel asks its agent for
 
 
 class Flow(NamedTuple):

@@ -5,33 +5,38 @@ Built once by the daemon, started and stopped by it on the main thread.
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import socket
-from typing import Any, Callable
+from typing import Any, Callable, Iterable, Mapping
 
-from netproxy.access.destinations import Destinations, OwnSockets
-from netproxy.config.schema import Config
+from netproxy.access.destinations import Destinations, OwnSockets, Policy
+from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.dialer.health import HealthChecks
 from netproxy.dialer.socks5_udp import Services
 from netproxy.errors import DialError, ListenError
-from netproxy.interfaces import READABLE, Address, Pause
+from netproxy.interfaces import READABLE, Address, Passed, Pause
 from netproxy.listener.parker import Parker
 from netproxy.listener.pool import ThreadPool
 from netproxy.listener.serving import Serving
+from netproxy.listener.tcp import TcpListener
 from netproxy.net.address import is_local
 from netproxy.net.batching import Datagrams
 from netproxy.net.calls import trim
+from netproxy.net.passed import PassedSockets
 from netproxy.net.stream import Stream
 from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
 from netproxy.relay.opening import Workers
 from netproxy.resolver.resolver import Resolver
+from netproxy.router.auto import Verdicts
 
 RESERVED_DESCRIPTORS = 64   # of RLIMIT_NOFILE: listeners, log, lookups
 DESCRIPTORS_A_CONNECTION = 3    # client, upstream, and one while a name or a second address is tried
 # The queue takes as many new clients at once as there may be sessions; threads enough that one silent proxy holds up few.
 DIAL_THREADS, DIAL_QUEUE = 64, 4096
+QUERY_THREADS, QUERY_QUEUE = 16, 1024   # of dns listeners, to their servers: apart, so that strangers' names hold up no lookup
 CHECK_THREADS, CHECK_QUEUE = 8, 256     # health checks: apart, so that what a dead proxy holds up is not the news of it
 NAME_THREADS, NAME_QUEUE = 16, 256     # UDP targets whose names are looked up: apart, so that no dial waits behind them
 LOOKUP_THREADS, LOOKUP_QUEUE = 8, 256
@@ -68,21 +73,25 @@ class Machinery:
         self._dials = ThreadPool("dial", DIAL_THREADS, DIAL_QUEUE, log)
         self._names = ThreadPool("name", NAME_THREADS, NAME_QUEUE, log)
         self._lookups = ThreadPool("lookup", LOOKUP_THREADS, LOOKUP_QUEUE, log)
+        self._queries = ThreadPool("query", QUERY_THREADS, QUERY_QUEUE, log)
         self._checks = ThreadPool("check", CHECK_THREADS, CHECK_QUEUE, log)
         self.resolver = Resolver(self._lookups.submit, self.counters)
-        self.datagrams = Datagrams(self.counters, log)
+        self.passed = PassedSockets(os.environ)
+        self.datagrams = Datagrams(self.counters, log, passed=self.passed)
         self.services = Services(self._watch, self._dials.submit, self.counters)
         self.dials = self._dials.submit
         self.workers = Workers(self._dials.submit, self._names.submit)
+        self.queries = self._queries.submit
         self.janitor = Janitor(log)
         self.health = HealthChecks(self._checks.submit, log)
+        self.verdicts = Verdicts(AutoConfig().remember, AutoConfig().entries)
         self.own = OwnSockets(is_local)
         self.destinations = Destinations(self.own)
         self.serving = Serving(self.connections, self.parker, self.counters, log)
 
     def start(self, batching: str) -> None:
         """`batching` as in net.datagram; the janitor begins only with run()."""
-        self.datagrams = Datagrams(self.counters, self.log, batching)
+        self.datagrams = Datagrams(self.counters, self.log, batching, self.passed)
         self.parker.start()
 
     def run(self) -> None:
@@ -90,20 +99,34 @@ class Machinery:
         self.janitor.register(self.health)
         self.janitor.start()
 
+    def adopt(self, policies: Mapping[str, Policy], config: Config, own: Iterable[tuple[str, Address]]) -> None:
+        """What a configuration that counts from now on says of where clients may be led."""
+        self.destinations.configure(policies)
+        self.own.set(own)
+        self.verdicts.seconds, self.verdicts.limit = config.auto.remember, config.auto.entries
+
     def stop(self) -> None:
         """After the listeners, and before what they had admitted has to be gone."""
         self.janitor.stop()
-        for pool in (self._dials, self._names, self._lookups, self._checks):
+        for pool in (self._dials, self._names, self._lookups, self._queries, self._checks):
             pool.stop(STOP_SECONDS)
+        self.passed.close()
 
     def concrete(self, address: Address) -> Address:
         """To listen on: a name resolved, and the wildcard of a machine without IPv6 made IPv4's.  ListenError."""
+        if isinstance(address, Passed):
+            return address
         if address.host == "::" and not _has_ipv6():
             return address._replace(host="0.0.0.0")
         try:
             return self.resolver.resolve(address)[0]
         except DialError as error:
             raise ListenError(f"{address}: {error}") from error
+
+    def listener(self, address: Address) -> TcpListener:
+        """ListenError."""
+        return TcpListener(self.concrete(address), self.serving,
+                           self.passed.take("tcp", address) if isinstance(address, Passed) else None)
 
     def _watch(self, stream: Stream, said: Callable[[], None]) -> None:
         """Calls `said` once, on the parker's thread, when something comes on a stream."""
@@ -121,6 +144,8 @@ def room_for(config: Config) -> int:
     """Threads for connections: what the listeners admit, as far as descriptors and reason last."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = sum(one.limits.connections * len(one.addresses) for one in config.listeners)
+    if config.tunnel != TunnelConfig():
+        wanted += THREADS_LIMIT     # agents' ports, and what bridges ask for
     return max(1, min(wanted, THREADS_LIMIT, (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_A_CONNECTION))
 
 

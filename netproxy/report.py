@@ -1,12 +1,27 @@
-"""What the daemon tells of itself: what a configuration would do, and how its ways out are.  Pure but for reading figures."""
+"""What the daemon tells of itself: what a configuration would do with a flow, and how its ways out are.
+
+Pure, but for reading figures and for the names that explain() has looked up.
+"""
 from __future__ import annotations
 
-from typing import Any, Mapping
+import re
+from typing import Any, Iterator, Mapping
 
 from netproxy.config.schema import Config, GroupConfig, WayConfig
 from netproxy.dialer.factory import DialerFactory
 from netproxy.dialer.group import Member
-from netproxy.interfaces import Dialer
+from netproxy.errors import DialError, NetProxyError, ProtocolError
+from netproxy.interfaces import Address, Dialer, Flow
+from netproxy.protocol.host import parse_host
+from netproxy.router.router import RuleRouter
+
+SOMEBODY = Address("127.0.0.1", 0)      # the client of a flow that names none
+# "[tcp|udp] [[user@]client] -> host:port [on listener]"
+_FLOW = r"\s*(?:(tcp|udp)\s+)?(?:(?:([^@\s]+)@)?([^@\s>-]\S*)\s+)?->\s*(\S+):(\d{1,5})(?:\s+on\s+(\S+))?\s*\Z"
+
+
+class FlowError(NetProxyError):
+    """What was written is no flow."""
 
 
 def plan(config: Config, dialers: DialerFactory) -> list[str]:
@@ -20,6 +35,41 @@ def plan(config: Config, dialers: DialerFactory) -> list[str]:
         lines.append(f"upstream {name}: {way.text} carries {carried}" + (
             f"; {udp}" if udp.startswith("no ") else f" by {udp}" if udp else ""))
     return lines
+
+
+def parse_flow(text: str, listener: str) -> Flow:
+    """Of "udp alice@192.168.1.5 -> example.com:443 on main"; all but the target may be left out.  FlowError."""
+    match = re.match(_FLOW, text)
+    if not match or int(match[5]) > 65535:
+        raise FlowError("write a flow as 'udp alice@192.168.1.5 -> example.com:443 on main'")
+    try:
+        client = Address(parse_host(match[3].encode()), 0) if match[3] else SOMEBODY
+        return Flow(match[1] or "tcp", client, Address(parse_host(match[4].encode()), int(match[5])), match[6] or listener, match[2] or "")
+    except ProtocolError as error:
+        raise FlowError(str(error)) from error
+
+
+def explain(text: str, router: RuleRouter, dialers: DialerFactory, listeners: list[str]) -> Iterator[str]:
+    """Which rule a flow meets, which way it takes, and whether that carries it.  FlowError."""
+    flow = parse_flow(text, listeners[0] if listeners else "")
+    if flow.listener not in listeners:
+        raise FlowError(f"there is no listener '{flow.listener}'; there are {', '.join(listeners) or 'none'}")
+    yield f"flow: {flow.network} {flow.user + '@' if flow.user else ''}{flow.client.host} -> {flow.target} on {flow.listener}"
+    rule, outcome = router.explain(flow)
+    yield f"rule: {rule or 'none matches: the listener has its own way out, or the default is taken'}"
+    if isinstance(outcome, DialError):
+        yield f"refused: {outcome}"
+        return
+    dialer, flow = outcome
+    config = dialers.config_of(dialer)
+    yield f"way out: {dialer.name}" + (f": {config.text}" if config and config.text != dialer.name else "")
+    if flow.addresses:
+        yield f"addresses: {', '.join(address.host for address in flow.addresses)}"
+    elif dialer.carries:
+        yield "addresses: the name goes to the proxy as it is"
+    carried = flow.network in dialer.carries
+    how = udp_text(config) if config and flow.network == "udp" else ""
+    yield f"carried: {'yes' if carried else 'no'}{', by ' + how if carried and how else ''}" + ("" if carried else f": {dialer.refusal.value}")
 
 
 def udp_text(config: WayConfig) -> str:

@@ -6,6 +6,7 @@ HUP reloads, USR1 writes the status to the log.
 """
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -25,10 +26,11 @@ from netproxy.listener.pool import set_stack_size
 from netproxy.observe import notify
 from netproxy.observe.log import Log
 
-FINE, CANNOT_LISTEN, INTERNAL, CONFIGURATION = 0, 69, 70, 78      # sysexits(3)
+FINE, USAGE, CANNOT_LISTEN, INTERNAL, CONFIGURATION = 0, 64, 69, 70, 78      # sysexits(3)
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 LOOK_SECONDS = 2.0          # between two looks at whether all threads live
 DRAIN_STEP = 0.1            # seconds between two looks at whether all connections have ended
+END_SECONDS = 15.0          # that what comes after the drain may take
 
 
 def run(options: Any) -> int:
@@ -38,6 +40,8 @@ def run(options: Any) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return CONFIGURATION
+    if options.explain is not None:
+        return _explain(config, options.explain)
     if options.check:
         return _check(config, options.quiet)
     return _serve(config, options)
@@ -89,6 +93,19 @@ def _check(config: Config, quiet: bool) -> int:
     return FINE
 
 
+def _explain(config: Config, flow: str) -> int:
+    """--explain: what would become of a flow."""
+    daemon = Daemon(Log("error"))
+    try:
+        print("\n".join(daemon.explain(flow, config)))
+    except NetProxyError as error:
+        print(error, file=sys.stderr)
+        return CONFIGURATION if isinstance(error, ConfigError) else USAGE
+    finally:
+        daemon.stop()
+    return FINE
+
+
 # -- serving
 
 def _serve(config: Config, options: Any) -> int:
@@ -121,14 +138,19 @@ def _open_standard_descriptors() -> None:
 
 def _wait(daemon: Daemon, config: Config, options: Any, log: Log) -> int:
     """Until a signal ends it, or a thread that must live has died."""
+    watchdog = notify.Watchdog()
+    if watchdog.seconds:
+        faulthandler.enable(2)      # where it misses one it gets ABRT: the log then says what each thread was doing
     while True:
-        received = signal.sigtimedwait(SIGNALS, LOOK_SECONDS)
+        received = signal.sigtimedwait(SIGNALS, min(LOOK_SECONDS, watchdog.seconds or LOOK_SECONDS))
+        if dead := daemon.dead_thread():
+            log.error("the thread '%s' has died", dead)
+            daemon.stop()
+            return INTERNAL
+        watchdog.ping(time.monotonic())
         if received is None:
-            if dead := daemon.dead_thread():
-                log.error("the thread '%s' has died", dead)
-                daemon.stop()
-                return INTERNAL
-        elif received.si_signo == signal.SIGHUP:
+            continue
+        if received.si_signo == signal.SIGHUP:
             config = _reload(daemon, config, options, log)
         elif received.si_signo == signal.SIGUSR1:
             for line in daemon.status():
@@ -146,23 +168,25 @@ def _reload(daemon: Daemon, config: Config, options: Any, log: Log) -> Config:
     except NetProxyError as error:
         for line in str(error).split("\n"):
             log.error("not reloaded: %s", line)
-        fresh = config
+        fresh, outcome = config, "not reloaded, "
     else:
         log.configure(fresh.log.level, fresh.log.format, fresh.log.access)
         for warning in fresh.warnings:
             log.warning("%s", warning)
         log.info("reloaded; serves %s, out by %s", daemon.summary(), daemon.way_out)
-    notify.ready(f"serves {daemon.summary()}")
+        outcome = ""
+    notify.ready(f"{outcome}serves {daemon.summary()}")
     return fresh
 
 
 def _drain(daemon: Daemon, seconds: float, log: Log) -> None:
     """Lets what lives come to its end, for `seconds` or until a second signal."""
-    notify.stopping()
+    notify.stopping(seconds + END_SECONDS)
     daemon.stop_accepting()
     deadline = time.monotonic() + seconds
     if daemon.live:
         log.info("stopping: %d connections may go on for %g s", daemon.live, seconds)
+        notify.status(f"stopping: connections may go on for {seconds:g} s")
     while daemon.live and time.monotonic() < deadline:
         received = signal.sigtimedwait(SIGNALS, DRAIN_STEP)
         if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT):

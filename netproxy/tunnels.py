@@ -30,7 +30,7 @@ from netproxy.tunnel.agent import Agent, Identity
 from netproxy.tunnel.bridge import Bridge, PortRange, Rights
 from netproxy.tunnel.dialer import NOWHERE, TunnelDialer
 from netproxy.tunnel.links import Links
-from netproxy.tunnel.work import LISTENER, Offer, Target, Ways, Work
+from netproxy.tunnel.work import Offer, Target, Ways, Work
 
 
 class Tunnels:
@@ -50,12 +50,27 @@ class Tunnels:
         """For tunnel://NAME."""
         return TunnelDialer(agent, self._links, seconds, self._machinery.counters)
 
-    def adopt(self, config: Config, around: Surroundings, dialers: DialerFactory, trust: Any) -> None:
-        """A configuration that is in force from now on; `trust` as read_trust() gave it."""
+    @staticmethod
+    def read(config: Config) -> Callable[[Stream], None] | None:
+        """The TLS handshake of a configuration's agent, None where it has none; ConfigError where a file cannot be used."""
+        agent = config.tunnel.agent
+        return _trust(agent.tls, agent.bridge.host) if agent is not None and agent.tls is not None else None
+
+    def prepare(self, config: Config, around: Surroundings, dialers: DialerFactory) -> Callable[[], None]:
+        """ConfigError; what is given back makes the configuration count."""
+        secure = self.read(config)
+        if config.tunnel.agent:
+            dialers.way(config.tunnel.agent.upstream)
+
+        def adopt() -> None:
+            self._secure = secure
+            self._adopt(config, around, dialers)
+        return adopt
+
+    def _adopt(self, config: Config, around: Surroundings, dialers: DialerFactory) -> None:
         tunnel = config.tunnel
         self._ports.adopt(around)
         self.bridge.configure({name: _rights(one.token, one.ports) for name, one in tunnel.bridge.agents.items()} if tunnel.bridge else {})
-        self._secure = trust
         if tunnel.agent is None:
             self._end_agent()
             return
@@ -244,10 +259,7 @@ class _ToServices(_Only):
         return None if found is None else Route(self._dialer, flow._replace(addresses=tuple(found)))
 
 
-def read_trust(config: UpstreamTlsConfig | None, server: str) -> Callable[[Stream], None] | None:
-    """The TLS handshake with a bridge, None for one without; ConfigError where a file cannot be used."""
-    if config is None:
-        return None
+def _trust(config: UpstreamTlsConfig, server: str) -> Callable[[Stream], None]:
     from netproxy.net import tls    # late: ssl costs 3 MiB, and few need it
     try:
         context = tls.client_context(config.ca, config.certificate, config.key)

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1] / "netproxy"
 # The package itself is its version.
 ALLOWED = {
     "__main__": {"cli"},
-    "report": {"config", "dialer"},
+    "report": {"config", "dialer", "protocol", "router"},
     "service": {"", "config", "daemon", "listener", "machinery", "observe"},
-    "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver"},
+    "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver", "router"},
     "relays": {"config", "handler", "listener", "machinery", "relay"},
     "tunnels": {"access", "config", "dialer", "handler", "listener", "machinery", "net", "protocol", "relay", "tunnel"},
     "cli": {"", "service", "access", "config", "daemon", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
@@ -32,10 +32,12 @@ ALLOWED = {
 FOR_ALL = {"errors", "interfaces"}
 SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "machinery", "relays", "tunnels", "service", "report"}       # besides config/ itself and every factory
-LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback"}
-LATE_OURS = {("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("daemon", "netproxy.observe.control"), ("daemon", "netproxy.tunnels"),
-             ("cli", "netproxy.access.users"), ("net", "netproxy.net.vectors"),      # hashlib's, ctypes'
-             ("handler", "netproxy.net.tls"), ("dialer", "netproxy.net.tls"), ("tunnels", "netproxy.net.tls")}      # and ssl's ways in
+LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback",
+        "maxminddb"}
+LATE_OURS = {("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("daemon", "netproxy.observe.control"),
+             ("daemon", "netproxy.tunnels"), ("cli", "netproxy.access.users"), ("net", "netproxy.net.vectors"),      # hashlib's, ctypes'
+             ("handler", "netproxy.net.tls"), ("dialer", "netproxy.net.tls"), ("resolver", "netproxy.net.tls"),
+             ("tunnels", "netproxy.net.tls")}      # and ssl's ways in
 NOT_IN_A_CODEC = {"socket", "ssl", "select", "threading", "time", "logging"}
 OF_SOCKET_IN_A_CODEC = {"inet_ntop", "inet_pton", "AF_INET", "AF_INET6"}
 

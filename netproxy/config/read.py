@@ -5,23 +5,25 @@ resolved or written here.
 """
 from __future__ import annotations
 
+from netproxy.config.names import read_dns
 from netproxy.config.node import MapReader, Node, Problems
+from netproxy.config.rules import read_auto, read_destinations, read_rules
 from netproxy.config.schema import (
-    AnnounceConfig, Config, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, UdpConfig, UserConfig, WayConfig)
+    AnnounceConfig, AutoConfig, Config, DnsConfig, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, UdpConfig, UserConfig, WayConfig)
 from netproxy.config.tunnels import Tunnels, read_tls
 from netproxy.config.upstreams import Ways
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Address, Network
+from netproxy.interfaces import TUNNEL_AGENT, Address, Network, Passed, is_loopback
 
 # and the networks each can serve; http's datagrams come within its connections
 PROTOCOLS = {"sps": ("tcp", "udp"), "socks5": ("tcp", "udp"), "http": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",),
-             "tunnel": ("tcp",)}
-_WITHOUT_LOGIN = ("tcp", "udp", "tunnel")        # agents of a tunnel have tokens
+             "dns": ("tcp", "udp"), "tunnel": ("tcp",)}
+WITHOUT_LOGIN = ("tcp", "udp", "dns", "tunnel")     # agents of a tunnel have tokens
+MEANINGLESS = {"dns": ("announce", "upstream", "udp"), "tunnel": ("announce", "upstream", "udp")}     # keys that a protocol has no use for
 FILTERS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 SOCKET_PATH_LIMIT = 107     # bytes: what sockaddr_un holds, less its NUL
 UDP_IDLE_FLOOR = 120.0      # RFC 4787 REQ-5: a shorter one breaks clients, and is warned of
-_LOOPBACK = (Network.parse("127.0.0.0/8"), Network.parse("::1"))
 
 
 def read_config(root: Node, problems: Problems) -> Config:
@@ -34,10 +36,6 @@ def check(config: Config, problems: Problems) -> Config:
     if problems.found:
         raise ConfigError("\n".join(map(str, problems.found)))
     return config
-
-
-def is_loopback(address: Address) -> bool:
-    return any(network.holds(address.host) for network in _LOOPBACK)
 
 
 class _Reading:
@@ -56,9 +54,16 @@ class _Reading:
         default = top.take("default")
         listeners = self._read_listeners(top)
         bridge = tunnels.listener(listeners)
+        rules = read_rules(top.items("rules"), self._ways, frozenset((TUNNEL_AGENT, *(one.name for one in listeners))), self._problems)
+        if any(one.protocol == "dns" for one in listeners) and not (top.has("dns")):
+            top.wrong("dns", "is missing: the name servers that a dns listener asks")
+        dns = read_dns(top.mapping("dns"), self._ways, self._problems) if top.has("dns") else DnsConfig()
+        destinations = read_destinations(top.mapping("destinations")) if top.has("destinations") else None
         config = Config(
             listeners=listeners + ((bridge,) if bridge else ()), upstreams=upstreams, tunnel=tunnels.read(self._ways),
             default=self._ways.read(default, "default") if default else WayConfig(),
+            rules=rules, auto=read_auto(top.mapping("auto")) if top.has("auto") else AutoConfig(), geoip_database=top.text("geoip_database"), destinations=destinations,
+            dns=dns,
             users=self._users, timeouts=self._read_timeouts(top.mapping("timeouts")),
             log=self._read_log(top.mapping("log")), batching=self._read_batching(top.mapping("udp")),
             splice=self._read_splice(top.mapping("tcp")), control=top.read("control", _control, ""), warnings=tuple(self._warnings))
@@ -132,6 +137,8 @@ class _Reading:
 
     def _read_listener(self, section: MapReader) -> ListenerConfig | None:
         protocol = section.choice("protocol", tuple(PROTOCOLS), "sps")
+        for key in filter(section.has, MEANINGLESS.get(protocol, ())):
+            section.wrong(key, f"means nothing to {protocol}")
         node = section.take("listen")
         way = section.take("upstream")
         restricted = section.has("clients")
@@ -160,9 +167,9 @@ class _Reading:
             section.wrong("clients", "names no network")
         if protocol == "tunnel" and not listener.tls:
             section.wrong("tls", "is missing; a bridge without TLS is said by tunnel.bridge.listen: tcp://...")
-        if listener.auth != "none" and protocol in _WITHOUT_LOGIN:
+        if listener.auth != "none" and protocol in WITHOUT_LOGIN:
             section.wrong("auth", f"{protocol} has no login: set clients, or auth: none")
-        if network == ("udp",) and protocol != "udp":
+        if network == ("udp",) and protocol not in ("udp", "dns"):
             section.wrong("network", f"datagrams of {protocol} need its TCP connections: add tcp")
         if not restricted:
             self._check_open(section, listener, allow_open)
@@ -181,7 +188,7 @@ class _Reading:
             return ()
 
     def _auth(self, section: MapReader, protocol: str) -> str:
-        default = "required" if self._users and protocol not in _WITHOUT_LOGIN else "none"
+        default = "required" if self._users and protocol not in WITHOUT_LOGIN else "none"
         auth = section.choice("auth", ("required", "optional", "none"), default)
         if auth != "none" and not self._users:
             section.wrong("auth", "there are no users")
@@ -226,7 +233,7 @@ class _Reading:
 
     def _check_open(self, section: MapReader, listener: ListenerConfig, allow_open: bool) -> None:
         """HAZARDS: a proxy that anybody may use is found within hours."""
-        outside = [address for address in listener.addresses if not is_loopback(address)]
+        outside = [address for address in listener.addresses if not is_loopback(address.host)]
         if outside and listener.auth != "required" and listener.protocol != "tunnel":
             if allow_open:
                 self._warnings.append(f"{section.path} on {outside[0]} lets everybody in")
@@ -234,10 +241,10 @@ class _Reading:
                 section.wrong("listen", f"{outside[0]} would let everybody in: set auth, clients, or allow_open: true")
 
     def _completed(self, listener: ListenerConfig) -> ListenerConfig:
-        local = all(map(is_loopback, listener.addresses))
+        local = all(is_loopback(address.host) for address in listener.addresses)
         udp, limits = listener.udp, listener.limits
         return listener._replace(
-            name=listener.name or f"{listener.protocol}-{listener.addresses[0].port}",
+            name=listener.name or f"{listener.protocol}-{_place_name(listener.addresses[0])}",
             udp=udp._replace(max_sessions_per_client=udp.max_sessions_per_client or (udp.max_sessions if local else 64)),
             limits=limits._replace(
                 connections_per_client=limits.connections_per_client or (limits.connections if local else 256)))
@@ -246,7 +253,12 @@ class _Reading:
 def _sockets(listener: ListenerConfig) -> list[tuple[str, Address]]:
     """What a listener binds, where it says so exactly."""
     networks = ("tcp",) if listener.protocol == "http" else listener.network
-    return [(network, address) for address in listener.addresses for network in networks if address.port]
+    return [(network, address) for address in listener.addresses for network in networks
+            if address.port or isinstance(address, Passed)]
+
+
+def _place_name(address: Address) -> str:
+    return address.name if isinstance(address, Passed) else str(address.port)
 
 
 def _control(text: str) -> str:

@@ -122,7 +122,7 @@ def _step_text(step: HopConfig | GroupConfig) -> str:
 
 
 class ListenerConfig(NamedTuple):
-    protocol: str                           # sps | socks5 | http | tcp | udp | tunnel
+    protocol: str                           # sps | socks5 | http | tcp | udp | dns | tunnel
     addresses: tuple[Address, ...]
     name: str
     network: tuple[str, ...] = ("tcp", "udp")
@@ -135,6 +135,70 @@ class ListenerConfig(NamedTuple):
     limits: LimitsConfig = LimitsConfig()
     tls: TlsConfig | None = None
     proxy_protocol: tuple[Network, ...] = ()        # peers that must begin with a PROXY header
+
+
+class ConditionsConfig(NamedTuple):
+    """Of a rule: each that is given must hold, for any of its values.  As they were written (router.patterns)."""
+
+    domain: tuple[str, ...] = ()
+    domain_file: tuple[str, ...] = ()       # either of the two is enough
+    ip: tuple[str, ...] = ()
+    ip_file: tuple[str, ...] = ()           # either of the three is enough
+    geoip: tuple[str, ...] = ()
+    port: tuple[str, ...] = ()
+    network: tuple[str, ...] = ()           # tcp, udp
+    client: tuple[Network, ...] = ()
+    user: tuple[str, ...] = ()
+    listener: tuple[str, ...] = ()
+
+
+class RuleConfig(NamedTuple):
+    conditions: ConditionsConfig
+    but_not: ConditionsConfig               # none of these may hold
+    via: WayConfig | None                   # None: auto
+    upstream: WayConfig | None              # of auto
+    text: str = ""                          # for people
+    place: str = ""
+
+
+class AutoConfig(NamedTuple):
+    deadline: float = 2.0                   # for the direct way, before the upstream is asked
+    remember: float = 21600.0               # how long a verdict holds: blocks last for days, outages for minutes
+    entries: int = 4096
+    direct: tuple[str, ...] = ()            # domains and networks that are always, or never, reached directly
+    upstream: tuple[str, ...] = ()
+    place: str = ""
+
+
+class DestinationsConfig(NamedTuple):
+    deny: tuple[str, ...] | None            # None: what is usual; names of access.destinations.RANGES, or networks
+    allow: tuple[str, ...]
+    place: str = ""
+
+
+class NameServerConfig(NamedTuple):
+    scheme: str                             # udp | tcp | tls | https
+    server: Address
+    path: str = ""                          # of https
+    upstream: WayConfig | None = None       # None: directly
+    tls: UpstreamTlsConfig = UpstreamTlsConfig()
+    place: str = ""
+
+
+class DnsRuleConfig(NamedTuple):
+    domain: tuple[str, ...]
+    domain_file: tuple[str, ...]
+    servers: tuple[NameServerConfig, ...]   # none: there are no such names
+    place: str = ""
+
+
+class DnsConfig(NamedTuple):
+    servers: tuple[NameServerConfig, ...] = ()      # none: the system is asked
+    rules: tuple[DnsRuleConfig, ...] = ()
+    cache: int = 4096                       # names, and answers of a dns listener
+    prefer: str = ""                        # ipv4 | ipv6 | "" for the order of the answers
+    hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    place: str = ""
 
 
 class TimeoutsConfig(NamedTuple):
@@ -210,6 +274,11 @@ class Config(NamedTuple):
     listeners: tuple[ListenerConfig, ...]
     upstreams: dict[str, WayConfig] = {}
     default: WayConfig = WayConfig()
+    rules: tuple[RuleConfig, ...] = ()
+    auto: AutoConfig = AutoConfig()
+    geoip_database: str = ""                # a file in MaxMind's format
+    dns: DnsConfig = DnsConfig()
+    destinations: DestinationsConfig | None = None      # None: what is usual for each listener
     users: dict[str, UserConfig] = {}
     batching: str = "auto"                  # auto | vectors | trains | single: see net.datagram
     splice: bool = True                     # whether TCP may go from socket to socket within the kernel

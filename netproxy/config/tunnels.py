@@ -10,7 +10,7 @@ from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     AgentConfig, BridgeAgentConfig, BridgeConfig, HopConfig, LimitsConfig, ListenerConfig, PortConfig, ServiceConfig, TlsConfig,
     TunnelConfig, UpstreamTlsConfig, WayConfig)
-from netproxy.config.upstreams import Ways, parse_server_name
+from netproxy.config.upstreams import Ways, server_name
 from netproxy.config.url import AGENT_NAME, parse_host_port, parse_listen
 from netproxy.interfaces import Address, Network, pack_ip
 
@@ -117,7 +117,7 @@ class Tunnels:
     @staticmethod
     def _agent_tls(section: MapReader) -> UpstreamTlsConfig:
         tls = UpstreamTlsConfig(section.text("ca"), section.text("certificate"), section.text("key"),
-                                section.read("server_name", parse_server_name, ""))
+                                section.read("server_name", server_name, ""))
         if tls.key and not tls.certificate:
             section.wrong("certificate", "is missing")
         section.finish()

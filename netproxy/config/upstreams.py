@@ -135,7 +135,7 @@ class Ways:
         given = section.has("tls")
         inner = section.mapping("tls")
         tls = UpstreamTlsConfig(inner.text("ca"), inner.text("certificate"), inner.text("key"),
-                                inner.read("server_name", parse_server_name, ""), inner.flag("insecure", False))
+                                inner.read("server_name", server_name, ""), inner.flag("insecure", False))
         if given and not hop.has_tls:
             section.wrong("tls", f"{hop.scheme} has none: the scheme is https or socks5+tls")
         if tls.key and not tls.certificate:
@@ -206,7 +206,7 @@ def _tls_depth(step: HopConfig | GroupConfig) -> int:
     return max((sum(map(_tls_depth, member.way.steps)) for member in step.members), default=0)
 
 
-def parse_server_name(text: str) -> str:
+def server_name(text: str) -> str:
     if pack_ip(text) is None and not re.match(HOST_NAME, text):
         raise ValueError(f"'{text}' is no name of a server")
     return text

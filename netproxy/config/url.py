@@ -8,11 +8,12 @@ import re
 
 from netproxy.config.node import Node, suggestion
 from netproxy.config.schema import HopConfig
-from netproxy.interfaces import Address, pack_ip
+from netproxy.interfaces import Address, Passed, pack_ip
 
 HOP_SCHEMES = ("direct", "block", "socks4", "socks4a", "socks5", "socks5h", "http", "https", "socks5+tls", "socks5h+tls", "tunnel")
 # As text: compiled where they are first needed.
 _URL = r"([a-z][a-z0-9+.-]*)://([^/?#]*)/?(?:\?([^#]*))?\Z"
+_PASSED = r"systemd:[!-9;-~]{1,255}\Z"
 _HOST_PORT = r"(?:\[([^\]]*)\]|([^:\[\]]*)):(\d{1,5})(?:-(\d{1,5}))?\Z"
 _ESCAPE = r"%([0-9A-Fa-f]{2})"
 AGENT_NAME = r"[A-Za-z0-9_-]{1,63}\Z"
@@ -20,7 +21,9 @@ HOST_NAME = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\Z"
 
 
 def parse_listen(text: str) -> tuple[Address, ...]:
-    """host:port, :port (both families where the machine has them), [v6]:port, host:first-last."""
+    """host:port, :port (both families where the machine has them), [v6]:port, host:first-last, systemd:NAME."""
+    if re.match(_PASSED, text) and not text[8:].isdigit():      # a number is a port, of a host with that name
+        return (Passed(text, 0),)
     match = re.match(_HOST_PORT, text)
     if not match:
         raise ValueError(f"'{text}' is no address to listen on: write host:port, :port or [v6]:port")

@@ -9,7 +9,7 @@ from netproxy.dialer.block import BlockDialer
 from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.group import GroupDialer, Member
 from netproxy.dialer.health import Check
-from netproxy.dialer.hop import Hop
+from netproxy.dialer.hop import Hop, LoopGuard
 from netproxy.dialer.http import HttpDialer
 from netproxy.dialer.socks4 import Socks4Dialer
 from netproxy.dialer.socks5 import Socks5Dialer
@@ -90,6 +90,14 @@ class DialerFactory:
             self._made[config] = _Made(dialer, groups)
         return self._made[config].dialer
 
+    def impatient(self, seconds: float) -> Dialer:
+        """The direct way out with so many seconds for a connection."""
+        return DirectDialer(self._reach, self._datagrams, min(seconds, self._limit))
+
+    def config_of(self, dialer: Dialer) -> WayConfig | None:
+        """What a way out that is in use was made of."""
+        return next((way for way, made in self._made.items() if made.dialer is dialer), None)
+
     def forget_all_but(self, ways: Iterable[WayConfig]) -> None:
         """After a reload: the ways out that no configuration names any more."""
         kept = set(ways)
@@ -149,7 +157,7 @@ class DialerFactory:
     def _hop(self, step: HopConfig, via: Dialer, place: _Place, at: int) -> Dialer:
         label, last = place.label(at, step.url), at == place.hops - 1
         hop = Hop(place.name if last and place.name else step.url, label, step.server, via,
-                  self._patience(step), step.user, step.password, self._secure(step, label))
+                  self._patience(step), step.user, step.password, self._secure(step, label), LoopGuard())
         make = _DIALERS[step.scheme]
         plain = make(hop, self._reach, self._services, step.udp == "auto")
         if step.udp != "uot":

@@ -1,6 +1,7 @@
 """What the dialers through another proxy share: reaching it, and saying which hop failed why."""
 from __future__ import annotations
 
+import threading
 from copy import copy
 from typing import Any, Callable, NamedTuple
 
@@ -8,8 +9,39 @@ from netproxy.errors import DeadlineError, DialError, ProtocolError, Reason, Str
 from netproxy.interfaces import Address, Dialer, Flow
 from netproxy.net.stream import Stream
 
+# Connections to one target by one proxy that wait at once while none gets through, for clients at the proxy's own address:
+# that is how two proxies look that are each other's upstream.  A chain of so many proxies is none that anybody means.
+LOOP_LIMIT = 64
+TARGETS_LIMIT = 4096        # targets a guard keeps count of
 # These a proxy says of itself; with any other it speaks of the target.
 OWN_FAULTS = frozenset({Reason.AUTHENTICATION, Reason.PROTOCOL})
+
+
+class LoopGuard:
+    """Ends connections that go in circles between this proxy and another: SOCKS has no field that would tell of it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()       # guards _waiting
+        self._waiting: dict[Address, list[int]] = {}        # by target: how many wait, and have begun since one got through
+
+    def enter(self, target: Address) -> None:
+        """DialError(LOOP); else leave() is to be called."""
+        with self._lock:
+            if target not in self._waiting and len(self._waiting) >= TARGETS_LIMIT:
+                self._waiting.clear()
+            counts = self._waiting.setdefault(target, [0, 0])
+            if min(counts) >= LOOP_LIMIT:
+                raise DialError(Reason.LOOP, str(target))
+            counts[0] += 1
+            counts[1] += 1
+
+    def leave(self, target: Address, through: bool) -> None:
+        with self._lock:
+            counts = self._waiting.get(target, [1, 0])
+            counts[0] -= 1
+            counts[1] = 0 if through else counts[1]
+            if counts[0] <= 0:
+                self._waiting.pop(target, None)
 
 
 class Hop(NamedTuple):
@@ -23,6 +55,7 @@ class Hop(NamedTuple):
     user: str = ""
     password: str = ""      # in no message, name or log
     secure: Callable[[Stream], None] | None = None      # the TLS handshake with it, where it has one
+    guard: LoopGuard | None = None
 
     def __repr__(self) -> str:
         return self.label
@@ -43,7 +76,7 @@ class Hop(NamedTuple):
             stream.limit(self.seconds)
             if self.secure is not None:
                 self.secure(stream)
-            greet(stream)
+            self._greet(stream, flow, greet)
             stream.limit(None)
             return stream
         except BaseException as error:
@@ -51,6 +84,26 @@ class Hop(NamedTuple):
             if (translated := self._translate(error, wanted)) is error:
                 raise
             raise translated from error
+
+    def _greet(self, stream: Stream, flow: Flow, greet: Callable[[Stream], None]) -> None:
+        if self.guard is None or not self._is_suspect(stream, flow):
+            greet(stream)
+            return
+        self.guard.enter(flow.target)
+        through = False
+        try:
+            greet(stream)
+            through = True
+        finally:
+            self.guard.leave(flow.target, through)
+
+    @staticmethod
+    def _is_suspect(stream: Stream, flow: Flow) -> bool:
+        """Whether the client is where the proxy is: then its connection may have come from there."""
+        try:
+            return stream.peer_address().host == flow.client.host
+        except StreamError:
+            return False
 
     def pinned(self, dialer: Any, flow: Flow) -> Any:
         """`dialer`, which has this hop as `_hop`, or one like it by the way that groups before the hop have chosen."""

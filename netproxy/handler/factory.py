@@ -1,16 +1,16 @@
 """Handlers from the configuration: one for each listener, both for its connections and its datagrams."""
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from netproxy.access.acl import NetworkList
 from netproxy.access.users import Login, Users
 from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
 from netproxy.errors import ConfigError
 from netproxy.handler.connector import Connector
+from netproxy.handler.dns import DnsHandler, Source
 from netproxy.handler.forward import TcpForward, UdpForward
-from netproxy.handler.http import HttpHandler
-from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Entrance, Socks5Handler
 from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
@@ -18,7 +18,17 @@ from netproxy.handler.sps import Gate, Secure, Speech, SpsHandler
 from netproxy.handler.stream_udp import StreamUdpRelay
 from netproxy.interfaces import Counter, Handler, Log, Observer, Resolver, Router
 from netproxy.net.bind import Announcement, Announcer, Binder
+from netproxy.net.datagram import ArenaPool
 from netproxy.relay.pipe import PipeLimits
+
+
+class NameService(NamedTuple):
+    """What answers the clients of dns listeners: `submit` and `arenas` are for what must be asked."""
+
+    source: Source
+    cache: int
+    submit: Callable[[Callable[[], None]], bool]
+    arenas: ArenaPool
 
 
 class Surroundings(NamedTuple):
@@ -32,6 +42,7 @@ class Surroundings(NamedTuple):
     counter: Counter
     observer: Observer
     log: Log
+    names: NameService | None = None
     bridge: Handler | None = None       # for the agents of tunnels
 
 
@@ -115,6 +126,12 @@ class _Parts:
         return ListenerHandler(UdpForward(self._name, around.router, self._state.table, self._target, self._clients,
                                           around.counter), None)
 
+    def dns(self) -> ListenerHandler:
+        names = self._around.names
+        assert names is not None        # config.read has seen to it
+        return ListenerHandler(DnsHandler(names.source, names.cache, self._clients, names.submit, names.arenas,
+                                          self._around.counter), None)
+
     def _socks4(self) -> Socks4Handler:
         return Socks4Handler(self._name, self._connector, self._binder, self._login)
 
@@ -127,5 +144,5 @@ class _Parts:
                            self._around.counter, self._streams)
 
 
-_HANDLERS = {"sps": _Parts.sps, "socks5": _Parts.socks5, "http": _Parts.http, "tcp": _Parts.tcp, "udp": _Parts.udp,
+_HANDLERS = {"sps": _Parts.sps, "socks5": _Parts.socks5, "http": _Parts.http, "tcp": _Parts.tcp, "udp": _Parts.udp, "dns": _Parts.dns,
              "tunnel": _Parts.tunnel}

@@ -1,19 +1,22 @@
-"""HTTP proxy connections: CONNECT tunnels, and requests for absolute addresses one after the other.
+"""HTTP proxy connections: CONNECT tunnels, and requests for absolute addresses one after the other (RFC 9110 section 7).
 
-Reads a request, checks the credentials it carries, and hands it to a tunnel or
-to http_forward.  Pipelined requests wait unread until their turn, so that the
-answers come in order and each is routed for itself.
+Reads a request, checks the credentials it carries, and hands it to a tunnel or to
+an exchange (http_exchange).  Pipelined requests wait unread until their turn, so that
+the answers come in order and each is routed for itself.  An upstream is kept for the
+next request of the same connection if that leads to the same origin by the same way;
+one that turns out to be closed is replaced, for requests that may be sent twice.
 """
 from __future__ import annotations
 
 import base64
 import binascii
+import os
 from typing import Sequence
 
 from netproxy.access.users import Login
-from netproxy.errors import DeadlineError, DialError, EndOfStream, StreamError
+from netproxy.errors import DeadlineError, DialError, EndOfStream, NetProxyError, Reason, StreamError
 from netproxy.handler.connector import Connector, Passage
-from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.http_exchange import Exchange, OriginGone, wait_readable
 from netproxy.handler.stream_udp import StreamUdpRelay
 from netproxy.interfaces import READABLE, Address, Counter, Flow, Pause
 from netproxy.net.stream import Stream
@@ -24,6 +27,8 @@ HEAD_SECONDS = 10.0             # for its head, once it has begun
 # Mail is not what CONNECT is for, and an open door for it gets a proxy's address on every block list.
 CONNECT_PORTS_REFUSED = frozenset({25})
 PROXY_NAME = "netproxy"         # in Proxy-Status
+HOPS_LIMIT = 20             # proxies in Via: more are a loop
+RETRIED = (b"GET", b"HEAD", b"OPTIONS")     # safe methods may be sent again where a kept connection was just closing
 _CHALLENGE = (b"Proxy-Authenticate", b'Basic realm="netproxy", charset="UTF-8"')
 
 
@@ -122,6 +127,73 @@ class HttpHandler:
         except StreamError:
             pass
         stream.close_staged()
+
+
+class Forwarder:
+    """Immutable; used by all connections of a listener."""
+
+    def __init__(self, connector: Connector, idle: float) -> None:
+        """`idle`: seconds an origin may be silent."""
+        self._connector = connector
+        self._idle = idle
+        self._pseudonym = b"netproxy-" + os.urandom(6).hex().encode()
+
+    def forward(self, client: Stream, request: http1.Request, flow: Flow, kept: Passage | None) -> Passage | Pause | None:
+        """Serves one request; the upstream that may be kept for the next, or a pause of the tunnel that it has become.
+
+        The client's stream is closed where no other request may follow.  Raises DialError and HttpError
+        only while nothing has been answered.
+        """
+        exchange = Exchange(client, request, self._pseudonym, self._idle)
+        self._check_loop(request, exchange)
+        if exchange.answered_here():
+            return kept
+        flow = flow._replace(target=exchange.origin.address)
+        passage = self._reuse(kept, flow)
+        if passage is not None:
+            try:
+                return self._exchange(exchange, passage)
+            except OriginGone:
+                if request.method not in RETRIED or not exchange.framing.empty:
+                    raise http1.HttpError(502, "the origin closed without an answer") from None
+        try:
+            return self._exchange(exchange, self._connector.open(flow))
+        except OriginGone as error:
+            raise http1.HttpError(502, "the origin closed without an answer") from error
+
+    def _exchange(self, exchange: Exchange, passage: Passage) -> Passage | Pause | None:
+        """OriginGone where the origin has closed before it answered anything."""
+        try:
+            response = exchange.send(passage)
+            return exchange.answer(passage, response)
+        except (EndOfStream, StreamError) as error:
+            passage.finish("failed" if exchange.answered else "closed")
+            if exchange.answered:
+                exchange.client.reset()     # an answer cut short must not look like a whole one
+                return None
+            raise OriginGone(str(error)) from error
+        except NetProxyError:
+            passage.finish("failed")
+            if exchange.answered:
+                exchange.client.reset()
+                return None
+            raise
+
+    def _check_loop(self, request: http1.Request, exchange: Exchange) -> None:
+        via = http1.field_list(request.fields, b"via")
+        if len(via) >= HOPS_LIMIT or any(self._pseudonym in hop.split() for hop in via):
+            raise DialError(Reason.LOOP, str(exchange.origin.address))
+
+    def _reuse(self, kept: Passage | None, flow: Flow) -> Passage | None:
+        """The upstream of the last request, if it leads where this one goes and is still open."""
+        if kept is None:
+            return None
+        upstream = kept.upstream
+        if (kept.flow.target == flow.target and kept.dialer is self._connector.route(flow)
+                and not wait_readable(upstream, 0.0)):
+            return kept.again(flow)
+        upstream.close()
+        return None
 
 
 def _basic(value: bytes) -> tuple[bytes, bytes]:

@@ -91,7 +91,7 @@ class ListenerManager:
             try:
                 for one in group:
                     port = one.address.port or given or (made[0].address.port if made else 0)
-                    made.append(self._bind[one.network](Address(one.address.host, port)))
+                    made.append(self._bind[one.network](one.address._replace(port=port)))
                 bound += made
                 return made
             except ListenError:

@@ -20,6 +20,7 @@ from netproxy.listener.serving import Connection, Serving
 from netproxy.net import calls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.connect import keep_alive, tune
+from netproxy.net.passed import LOOK_SECONDS
 from netproxy.net.stream import Stream
 
 BACKLOG = 1024              # connections the kernel holds while all threads are busy
@@ -45,8 +46,13 @@ class TcpListener(socketserver.ThreadingTCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, address: Address, serving: Serving) -> None:
-        """Bound and listening; ListenError.  `handler` and `admission` are set, and equip() called, before start()."""
+    def __init__(self, address: Address, serving: Serving, passed: socket.socket | None = None) -> None:
+        """Bound and listening, or by a socket that was `passed` (net.passed); ListenError.
+
+        `handler` and `admission` are set, and equip() called, before start().
+        """
+        if passed is not None:
+            address = from_sockaddr(passed.getsockname())
         self.address_family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
         self.handler: Handler
         self.admission: Admission
@@ -58,9 +64,14 @@ class TcpListener(socketserver.ThreadingTCPServer):
         self._live: set[_Admitted] = set()
         self._greeters: dict[_Admitted, None] = {}        # oldest first; some of them may be welcomed by now
         try:
-            super().__init__(to_sockaddr(address, self.address_family), None)
+            super().__init__(to_sockaddr(address, self.address_family), None, bind_and_activate=passed is None)
         except OSError as error:
             raise ListenError(f"tcp {address}: {error.strerror}") from error
+        self._passed = passed is not None
+        if passed is not None:
+            self.socket.close()
+            self.socket = passed
+            self._set_options()
         self.address = from_sockaddr(self.socket.getsockname())
         self.socket.setblocking(False)
         self._poll = select.poll()
@@ -70,9 +81,12 @@ class TcpListener(socketserver.ThreadingTCPServer):
     def server_bind(self) -> None:
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if self._dual_stack else 1)
+        self._set_options()
+        super().server_bind()
+
+    def _set_options(self) -> None:
         tune(self.socket)       # inherited by every connection: no system call of its own for each
         keep_alive(self.socket)
-        super().server_bind()
 
     def equip(self, handler: Handler, admission: Admission, handshake: float) -> None:
         """What connections meet from now on: `handshake` is the seconds they have until the handler sets another limit."""
@@ -99,7 +113,9 @@ class TcpListener(socketserver.ThreadingTCPServer):
         """One connection.  Where the process has run out of descriptors it rests, so that it never spins."""
         try:
             while (accepted := calls.accept(self.socket)) is None:
-                self._poll.poll()
+                self._poll.poll(LOOK_SECONDS * 1000 if self._passed else None)
+                if self._stopping:
+                    raise OSError(errno.ECANCELED, "stopped")
             return accepted
         except OSError as error:
             if not self._stopping:
@@ -152,10 +168,11 @@ class TcpListener(socketserver.ThreadingTCPServer):
     def stop(self) -> None:
         """Nothing is accepted any more; connections that live go on."""
         self._stopping = True
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)      # wakes poll(2), and accept(2) fails from then on
-        except OSError:
-            pass
+        if not self._passed:
+            try:
+                self.socket.shutdown(socket.SHUT_RDWR)      # wakes poll(2), and accept(2) fails from then on
+            except OSError:
+                pass
         if self.thread.is_alive():
             self.thread.join()
         self.server_close()

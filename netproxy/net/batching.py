@@ -9,11 +9,12 @@ import socket
 from typing import Callable
 
 from netproxy.errors import ListenError
-from netproxy.interfaces import Address, Counter, Log
+from netproxy.interfaces import Address, Counter, Log, Passed
 from netproxy.net import datagram
-from netproxy.net.address import is_ipv6, is_unspecified, to_sockaddr
+from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.connect import ANY_WAY, Outgoing
 from netproxy.net.datagram import SOL_UDP, UDP_GRO, Arena, ArenaPool, DatagramSocket
+from netproxy.net.passed import PassedSockets, look_now_and_then
 
 # Linux constants that the socket module of Python 3.10 and 3.11 does not name
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT, PMTUDISC_PROBE = 10, 23, 0, 3
@@ -30,7 +31,9 @@ class Datagrams:
     "trains": the socket module, with UDP_GRO and UDP_SEGMENT.  "single": a system call a datagram.
     """
 
-    def __init__(self, counter: Counter, log: Log, level: str = "auto") -> None:
+    def __init__(self, counter: Counter, log: Log, level: str = "auto", passed: PassedSockets | None = None) -> None:
+        """`passed`: by the service manager, for listen()."""
+        self._passed = passed
         self._counter = counter
         self._log = log
         self.level = level
@@ -52,6 +55,8 @@ class Datagrams:
 
     def listen(self, address: Address, tag: bytes = b"") -> DatagramSocket:
         """A socket bound for clients; ListenError.  Bound to a wildcard it keeps what local address each client used."""
+        if isinstance(address, Passed):
+            return self._listen_by(address)
         family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
         try:
             sock = socket.socket(family, socket.SOCK_DGRAM)
@@ -70,6 +75,22 @@ class Datagrams:
             raise ListenError(f"udp {address}: {error.strerror}") from error
         # our header makes full-sized replies too long for many paths: let them be fragmented
         return self._tuned(sock, PMTUDISC_DONT, keyed, tag)
+
+    def _listen_by(self, address: Passed) -> DatagramSocket:
+        """The same by a socket that is bound already."""
+        if self._passed is None:
+            raise ListenError(f"udp {address}: no sockets are passed here")
+        sock = self._passed.take("udp", address)
+        keyed = is_unspecified(from_sockaddr(sock.getsockname()).host)
+        if sock.family == socket.AF_INET6:
+            datagram.enable(sock, socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, int(keyed))
+        else:
+            datagram.enable(sock, socket.IPPROTO_IP, datagram.IP_PKTINFO, int(keyed))
+        sock.setblocking(True)
+        look_now_and_then(sock)
+        made = self._tuned(sock, PMTUDISC_DONT, keyed)
+        made.passed = True
+        return made
 
     def outgoing(self, outgoing: Outgoing = ANY_WAY) -> DatagramSocket:
         """A socket for one client's datagrams to all its targets, IPv6 and IPv4; OSError.

@@ -122,7 +122,7 @@ class Destination:
 class DatagramSocket:
     """A UDP socket.  Its peers' keys are sockaddrs, with more around them where the local side matters too."""
 
-    __slots__ = ("socket", "address", "closed", "_first", "_keyed", "_tag", "_counter", "_segment_limit", "_overflow", "_log")
+    __slots__ = ("socket", "address", "closed", "_first", "_keyed", "_tag", "_counter", "_segment_limit", "_overflow", "_log", "passed")
 
     def __init__(self, sock: socket.socket, counter: Counter, log: Log, keyed: bool = False, tag: bytes = b"",
                  trains: bool = True) -> None:
@@ -133,6 +133,7 @@ class DatagramSocket:
         self.socket = sock
         self.address = from_sockaddr(sock.getsockname())
         self.closed = False
+        self.passed = False         # by the service manager (net.passed): who waits looks at `closed` now and then
         self._first = bytearray(1)
         self._keyed = keyed
         self._tag = tag
@@ -301,6 +302,8 @@ class DatagramSocket:
     def shutdown(self) -> None:
         """Ends wait() and receive() for good; the descriptor stays until close()."""
         self.closed = True
+        if self.passed:
+            return
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -11,9 +11,9 @@ import re
 import sys
 import threading
 import time
-from typing import Hashable
+from typing import Hashable, Sequence
 
-from netproxy.interfaces import Record
+from netproxy.interfaces import Observer, Record
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
@@ -110,6 +110,17 @@ class Log:
     def _as_json(level: int, fields: dict[str, object]) -> str:
         import json     # late: only where that format is wanted
         return json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "level": _NAMES[level], **fields})
+
+
+class Witnesses:
+    """An Observer that tells others."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def finished(self, record: Record) -> None:
+        for observer in self._observers:
+            observer.finished(record)
 
 
 def _access_fields(record: Record) -> dict[str, object]:

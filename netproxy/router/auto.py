@@ -25,6 +25,12 @@ class Pins(NamedTuple):
     upstream: Container[str]
 
 
+class Ways(NamedTuple):
+    direct: Dialer
+    impatient: Dialer       # the same, but gives up soon
+    upstream: Dialer
+
+
 class Verdicts:
     """Which way a target takes: "direct" or "upstream".  Outlives a reload."""
 
@@ -74,11 +80,9 @@ class AutoDialer:
     symmetric = False
     takes_names = True          # the upstream may know a name that is not found here
 
-    def __init__(self, direct: Dialer, upstream: Dialer, pins: Pins, verdicts: Verdicts) -> None:
-        """`direct` gives up soon."""
-        self.direct = direct
-        self.upstream = upstream
-        self.carries = (direct.carries | upstream.carries) - {"bind"}
+    def __init__(self, ways: Ways, pins: Pins, verdicts: Verdicts) -> None:
+        self.direct, self._impatient, self.upstream = ways
+        self.carries = (ways.direct.carries | ways.upstream.carries) - {"bind"}
         self._pins = pins
         self._verdicts = verdicts
         self._lock = threading.Lock()       # guards _watched
@@ -102,7 +106,7 @@ class AutoDialer:
         if self.known_way(flow) is self.upstream:
             return self.upstream.dial(flow)
         try:
-            stream = self.direct.dial(flow)
+            stream = self._impatient.dial(flow)
         except DialError as error:
             if error.reason in _FINAL or flow.target.host in self._pins.direct:
                 raise

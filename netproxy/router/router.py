@@ -86,8 +86,8 @@ class RuleRouter:
             if rule.placed:
                 if not flow.addresses and not nowhere and not (rule.dialer.takes_names and _is_name(flow)):
                     flow, nowhere = _looked_up(flow, look_up)
-                if not flow.addresses or not all(condition(flow) for condition in rule.placed):
-                    continue
+                if not all(condition(flow) for condition in rule.placed):
+                    continue        # where nobody knows its addresses, it is in no network
             return rule.text, rule.dialer, flow
         return "", self._otherwise(flow), flow
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Callable, Mapping, NamedTuple
 
 from netproxy.errors import DialError, Reason, StreamError
-from netproxy.interfaces import READABLE, Address, Counter, Flow, Pause
+from netproxy.interfaces import READABLE, TUNNEL_AGENT, Address, Counter, Flow, Pause
 from netproxy.net.stream import Stream
 from netproxy.protocol import proxy_protocol, socks5, tunnel
 from netproxy.protocol.capsule import Capsules
@@ -16,7 +16,6 @@ from netproxy.protocol.tunnel import AddressedDatagrams, Opening, Service
 from netproxy.tunnel.control import arrived
 from netproxy.tunnel.pool import WorkPool
 
-LISTENER = "tunnel-agent"   # in flows, rules and records
 SPARE_SECONDS = 60.0        # that a connection waits before it may go, where there are more than needed
 
 
@@ -92,7 +91,7 @@ class Work:
                 return self._to_service(stream, opening, opening.target)
             if not self._offer.leads_out:
                 raise DialError(Reason.DENIED, "no exit")
-            flow = Flow(opening.network, opening.client, opening.target, LISTENER, "")
+            flow = Flow(opening.network, opening.client, opening.target, TUNNEL_AGENT, "")
             if opening.network == "tcp":
                 return self._out.connector.open(flow).accept(stream, tunnel.encode_accept())
             self._out.datagrams.permit(flow)
@@ -107,7 +106,7 @@ class Work:
         target = self._offer.services.get(service)
         if target is None or service.network != opening.network:
             raise DialError(Reason.DENIED, f"no service {service}")
-        flow = Flow(opening.network, opening.client, target.address, LISTENER, "")
+        flow = Flow(opening.network, opening.client, target.address, TUNNEL_AGENT, "")
         if opening.network == "udp":
             return self._local.datagrams.serve_one(stream, flow, Capsules(target.address), tunnel.encode_accept())
         passage = self._local.connector.open(flow)

@@ -10,7 +10,7 @@ from netproxy.config.schema import (
     AnnounceConfig, Config, HopConfig, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, UdpConfig, UserConfig,
     WayConfig)
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Address, Network
+from netproxy.interfaces import Address, Network, Passed
 
 pytest.importorskip("yaml")
 HASH = "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$" + "A" * 43 + "="
@@ -191,3 +191,18 @@ class TestCircles:
             read(f"upstreams: {{{text}}}")
         except ConfigError as error:
             pytest.fail(str(error))
+
+
+class TestSocketOfTheServiceManager:
+    def test_gives_the_listener_its_name(self) -> None:
+        one, = read("listeners: [{listen: 'systemd:main', clients: 127.0.0.0/8}]").listeners
+        assert (one.name, one.addresses) == ("sps-main", (Passed("systemd:main", 0),))
+
+    def test_counts_as_open_to_others(self) -> None:
+        assert errors("listeners: [{listen: 'systemd:main'}]") == [
+            "c.yaml:1:13: listeners[0].listen: systemd:main would let everybody in: set auth, clients, or allow_open: true"]
+
+    def test_serves_one_listener(self) -> None:
+        assert errors("listeners: [{listen: 'systemd:a', name: x, clients: '::1'}, {listen: 'systemd:a', name: y, clients: '::1'}]") == [
+            "c.yaml:1:61: listeners[1].listen: tcp systemd:a is taken by listener 'x'",
+            "c.yaml:1:61: listeners[1].listen: udp systemd:a is taken by listener 'x'"]

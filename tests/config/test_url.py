@@ -8,7 +8,7 @@ import pytest
 from netproxy.config.node import Node
 from netproxy.config.schema import HopConfig
 from netproxy.config.url import listener_node, parse_announce, parse_hop, parse_host_port, parse_listen
-from netproxy.interfaces import Address
+from netproxy.interfaces import Address, Passed
 
 
 class TestListen:
@@ -20,7 +20,14 @@ class TestListen:
     def test_addresses(self, text: str, addresses: list) -> None:
         assert list(parse_listen(text)) == [Address(*one) for one in addresses]
 
-    @pytest.mark.parametrize("text", ["", "1080", "127.0.0.1", "::1:1080", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:-1", "[::1]", "[::1:80", "a:1-2-3"])
+    def test_a_socket_of_the_service_manager(self) -> None:
+        passed, = parse_listen("systemd:main.tcp")
+        assert (type(passed), passed.name, str(passed)) == (Passed, "main.tcp", "systemd:main.tcp")
+
+    def test_a_host_with_that_name(self) -> None:
+        assert parse_listen("systemd:1080") == (Address("systemd", 1080),)
+
+    @pytest.mark.parametrize("text", ["systemd:", "systemd:a:b", "systemd:a b", "", "1080", "127.0.0.1", "::1:1080", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:-1", "[::1]", "[::1:80", "a:1-2-3"])
     def test_what_is_none(self, text: str) -> None:
         with pytest.raises(ValueError, match="is no address to listen on: write host:port, :port or"):
             parse_listen(text)

@@ -35,15 +35,15 @@ def name(chain: tuple[str, ...]) -> str:
 
 
 class Hops(NamedTuple):
-    """One daemon that is every hop."""
+    """A daemon for each kind of hop: none leads back to itself (HAZARDS 77)."""
 
-    plain: int
-    tls: int
+    ports: dict[str, int]
 
     def url(self, kind: str) -> str:
+        server = f"{LOOPBACK}:{self.ports[kind]}"
         if kind == "https":
-            return f"https://{LOOPBACK}:{self.tls}?tls.ca={certificates().path('ca.pem')}"
-        return f"socks5://{LOOPBACK}:{self.plain}?udp=uot" if kind == "uot" else f"{kind}://{LOOPBACK}:{self.plain}"
+            return f"https://{server}?tls.ca={certificates().path('ca.pem')}"
+        return f"socks5://{server}?udp=uot" if kind == "uot" else f"{kind}://{server}"
 
     def urls(self, chain: tuple[str, ...]) -> list[str]:
         return [self.url(kind) for kind in chain]
@@ -52,10 +52,10 @@ class Hops(NamedTuple):
 @pytest.fixture(scope="module")
 def hops(shared_netproxyd: Start) -> Hops:
     made = certificates()
-    tls = {"certificate": made.path("server.pem"), "key": made.path("server.key")}
-    daemon = shared_netproxyd(config=json.dumps({"listeners": [
-        {"name": "plain", "listen": f"{LOOPBACK}:0"}, {"name": "secured", "listen": f"{LOOPBACK}:0", "tls": tls}]}))
-    return Hops(*daemon.tcp_ports)
+    secured = {"name": "secured", "listen": f"{LOOPBACK}:0",
+               "tls": {"certificate": made.path("server.pem"), "key": made.path("server.key")}}
+    return Hops({kind: shared_netproxyd(config=json.dumps({"listeners": [PLAIN, secured]})).tcp_ports[kind == "https"]
+                 for kind in KINDS})
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.support.handlers import LOCALHOST, descriptors, eventually
 from tests.support.relays import (
     NO_HINT, SPS, Running, UdpClient, UdpPort, associate, running, sessions_threads)
 
-WILDCARD = "listeners: [{listen: '%s', allow_open: true}]"
+WILDCARD = "listeners: [{listen: '%s', allow_open: true}]\ndestinations: {deny: []}"
 IDLE = "listeners: [{listen: '127.0.0.1:0', udp: {idle_timeout: 200s}}]"
 OWN_PORTS = "listeners: [{listen: '127.0.0.1:0', udp: {relay_port: %s}}]"
 

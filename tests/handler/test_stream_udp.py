@@ -20,8 +20,7 @@ from netproxy.dialer.uot import UotDialer
 from netproxy.errors import DialError, Reason
 from netproxy.handler import stream_udp
 from netproxy.handler.connector import Connector
-from netproxy.handler.http import HttpHandler
-from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Entrance, Socks5Handler
 from netproxy.handler.stream_udp import StreamUdpRelay

@@ -1,6 +1,7 @@
 """sd_notify(3): what systemd is told, and that its absence stops nothing."""
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Iterator
@@ -26,10 +27,12 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 def test_says_when_it_is_ready_when_it_reloads_and_when_it_stops(manager: socket.socket) -> None:
     notify.ready("serves tcp 127.0.0.1:1080")
     notify.reloading()
-    notify.stopping()
-    ready, reloading, stopping = (manager.recv(1000).decode() for _ in range(3))
+    notify.stopping(45.5)
+    notify.status("going on")
+    ready, reloading, stopping, status = (manager.recv(1000).decode() for _ in range(4))
     assert ready == "READY=1\nSTATUS=serves tcp 127.0.0.1:1080"
-    assert stopping == "STOPPING=1"
+    assert stopping == "STOPPING=1\nEXTEND_TIMEOUT_USEC=45500000"
+    assert status == "STATUS=going on"
     state, when = reloading.split("\n")
     assert state == "RELOADING=1" and when.removeprefix("MONOTONIC_USEC=").isdigit()
 
@@ -41,4 +44,35 @@ def test_without_a_service_manager_nothing_happens(path: str | None, monkeypatch
     else:
         monkeypatch.setenv("NOTIFY_SOCKET", path)
     notify.ready("x")
-    notify.stopping()
+    notify.stopping(1.0)
+
+
+class TestWatchdog:
+    def test_pings_at_half_the_time(self, manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+        watchdog = notify.Watchdog()
+        manager.setblocking(False)
+        pinged = []
+        for now in (100.0, 102.0, 114.9, 115.0, 117.0, 130.1):
+            watchdog.ping(now)
+            try:
+                assert manager.recv(1000) == b"WATCHDOG=1"
+                pinged.append(now)
+            except BlockingIOError:
+                pass
+        assert (watchdog.seconds, pinged) == (15.0, [100.0, 115.0, 130.1])
+
+    @pytest.mark.parametrize("usec, pid", [(None, None), ("", None), ("soon", None), ("30000000", "1")])
+    def test_nobody_waits_for_pings(self, usec: str | None, pid: str | None, manager: socket.socket,
+                                    monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        watchdog = notify.Watchdog()
+        watchdog.ping(100.0)
+        manager.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            manager.recv(1000)
+        assert watchdog.seconds == 0

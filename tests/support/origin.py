@@ -16,8 +16,7 @@ from typing import Callable, Mapping, NamedTuple
 from netproxy.access.users import Login, Users
 from netproxy.errors import DialError, NetProxyError, Reason
 from netproxy.handler.connector import Connector
-from netproxy.handler.http import HttpHandler
-from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.interfaces import Address, Dialer, Flow, Record, Route
 from netproxy.net.address import from_sockaddr
 from netproxy.net.connect import connect, tune

@@ -60,8 +60,8 @@ def side(text: str) -> Iterator[Side]:
 class Echo:
     """A TCP server on loopback that gives everything back, then its end; counts its clients."""
 
-    def __init__(self) -> None:
-        self._listening = socket.create_server((LOCALHOST, 0), backlog=64)
+    def __init__(self, host: str = LOCALHOST) -> None:
+        self._listening = socket.create_server((host, 0), backlog=64)
         self.port = self._listening.getsockname()[1]
         self.clients = 0
         self._threads = [threading.Thread(target=self._accept, name="test-echo", daemon=True)]
@@ -124,10 +124,11 @@ class UdpEcho(UdpPort):
 
 
 @contextmanager
-def tunnel(services: str = "{}", ports: str = "[]", leads_out: bool = False, more: str = "") -> Iterator[tuple[Side, Side]]:
-    """A bridge, and an agent that is connected to it."""
+def tunnel(services: str = "{}", ports: str = "[]", leads_out: bool = False, more: str = "",
+           agents: str = "destinations: {allow: [127.0.0.0/8]}") -> Iterator[tuple[Side, Side]]:
+    """A bridge, and an agent that is connected to it; `more` and `agents` are what else their files say."""
     with ExitStack() as stack:
         bridge = stack.enter_context(side(bridge_text(ports, more)))
-        agent = stack.enter_context(side(agent_text(bridge.tunnel_port, services, leads_out=leads_out)))
+        agent = stack.enter_context(side(agent_text(bridge.tunnel_port, services, agents, leads_out)))
         bridge.wait_for_agent(len(re.findall(r'"\d+(?:/udp)?":', services)))
         yield bridge, agent

@@ -193,6 +193,26 @@ def test_agent_that_is_no_exit_dials_nothing_else() -> None:
         assert caught.value.code == 2 and not echo.clients
 
 
+@pytest.mark.parametrize("agents", ["", "destinations: {deny: [127.0.0.0/8]}", "rules: [{listener: tunnel-agent, network: tcp, via: block}]"])
+def test_exit_dials_what_the_agents_own_rules_permit(agents: str) -> None:
+    """Nothing on its loopback, unless its file says so."""
+    with Echo() as echo, tunnel(leads_out=True, more=HOME, agents=agents) as (bridge, agent):
+        with pytest.raises(Refused) as caught:
+            socks(bridge, (LOCALHOST, echo.port))
+        assert caught.value.code == 2 and not echo.clients
+        assert agent.count("tunnel_refused", "not allowed by the rules") == 1
+
+
+def test_rule_of_the_bridge_leads_into_the_agents_network() -> None:
+    more = "rules: [{ip: [127.9.0.0/16], via: 'tunnel://home'}]\ndefault: block"
+    with Echo("127.9.9.9") as echo, tunnel(leads_out=True, more=more) as (bridge, agent):
+        with socks(bridge, ("127.9.9.9", echo.port)) as sock:
+            sock.sendall(b"hello")
+            assert read_exactly(sock, 5) == b"hello"
+        with pytest.raises(Refused):
+            socks(bridge, (LOCALHOST, echo.port))
+
+
 def test_no_agent_is_refused_at_once() -> None:
     with side(bridge_text(more=HOME)) as bridge:
         with pytest.raises(Refused) as caught:

@@ -66,7 +66,7 @@ def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_ipv6(no_ipv6: None, level: str) -> None:
-    with running("listeners: [{listen: ':0', allow_open: true}]" + level) as relay:
+    with running("listeners: [{listen: ':0', allow_open: true}]\ndestinations: {deny: []}" + level) as relay:
         check_trains(relay)
         with UdpClient(relay.port) as client, UdpPort() as target:
             client.check_echo(target)

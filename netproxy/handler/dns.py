@@ -1,0 +1,228 @@
+"""A caching DNS forwarder: what clients ask is answered from a cache, or by the name servers that its name is for.
+
+A datagram, stop by stop: the query's key leads to a kept answer, whose TTLs are
+lessened, and which leaves at once; a miss is asked by a worker, once for all who ask
+the same meanwhile.  Messages pass untouched but for their ID.  handle_packets runs on
+the reader thread of the listener, handle on a connection's own.
+"""
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Callable, Container, Hashable, NamedTuple, Protocol
+
+from netproxy.errors import EndOfStream, ProtocolError
+from netproxy.interfaces import READABLE, Address, Batch, Counter, Pause
+from netproxy.net.address import from_sockaddr
+from netproxy.net.datagram import ArenaPool, DatagramSocket
+from netproxy.net.stream import Stream
+from netproxy.protocol import dns
+
+KEPT_SIZE = 4096            # bytes of an answer that is kept: with 4,096 of them 16 MiB at the very most
+TTL_LIMIT = 86400           # seconds, as for our own lookups
+WAITING_LIMIT = 64          # clients that wait for one answer under way
+IDLE_SECONDS = 30.0         # for the next query of a connection: RFC 7766 section 6.2.3 has seconds
+KNOWN_LIMIT = 4096          # clients remembered as allowed
+
+
+class Source(Protocol):
+    """Where answers come from (resolver.forwarder)."""
+
+    def answer(self, query: bytes) -> bytes | None:
+        """One that needs no server, or None; ProtocolError."""
+
+    def forward(self, query: bytes) -> bytes:
+        """Blocks; ProtocolError."""
+
+
+class _Kept(NamedTuple):
+    message: bytes
+    places: tuple[int, ...]     # of TTLs
+    since: float                # monotonic
+    until: float
+
+
+class Answers:
+    """The cache.  The listener's reader looks it up without the lock, which the GIL makes safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()       # guards writes
+        self._kept: dict[bytes, _Kept] = {}         # oldest first
+
+    def find(self, key: bytes, query: bytes, now: float) -> bytes | None:
+        kept = self._kept.get(key)
+        if kept is None or now >= kept.until:
+            return None
+        return dns.aged(kept.message, kept.places, query, int(now - kept.since))
+
+    def keep(self, key: bytes, message: bytes, now: float) -> None:
+        ttl = dns.least_ttl(message)
+        if not ttl or len(message) > KEPT_SIZE or not self._limit:
+            return
+        message = dns.without_options(message)
+        kept = _Kept(message, dns.ttl_places(message), now, now + min(ttl, TTL_LIMIT))
+        with self._lock:
+            self._kept.pop(key, None)
+            while len(self._kept) >= self._limit:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = kept
+
+
+Waiting = list[tuple[bytes, Any]]       # who waits for an answer: the query, and the destination of its answer
+
+
+class DnsHandler:
+    """Handler and PacketHandler.  `submit` hands work to a bounded pool; False when that is full."""
+
+    def __init__(self, source: Source, cache: int, clients: Container[str] | None, submit: Callable[[Callable[[], None]], bool],
+                 arenas: ArenaPool, counter: Counter) -> None:
+        """`clients`: who may ask by datagrams, None for everybody."""
+        self._source = source
+        self._answers = Answers(cache)
+        self._clients = clients
+        self._submit = submit
+        self._arenas = arenas
+        self._counter = counter
+        self._known: set[Hashable] = set()      # hosts of clients that were found to be allowed; the reader's
+        self._lock = threading.Lock()           # guards _pending
+        self._pending: dict[bytes, Waiting] = {}
+
+    # -- datagrams
+
+    def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
+        arena, spans = batch
+        out, now = self._arenas.take(), time.monotonic()
+        for offsets, length, last, peer in spans:
+            if self._clients is not None and not self._allowed(local.peer(peer)):
+                self._counter.count("drops", "client not allowed", len(offsets))
+                continue
+            for at in offsets:
+                size = last if at == offsets[-1] else length
+                self._serve(bytes(arena.view[at:at + size]), local, local.back(peer), out, now)
+        self._arenas.give(out)
+
+    def _allowed(self, sockaddr: tuple) -> bool:
+        host = sockaddr[0]
+        if host in self._known:
+            return True
+        if from_sockaddr(sockaddr).host not in (self._clients or ()):
+            return False
+        if len(self._known) >= KNOWN_LIMIT:
+            self._known.clear()
+        self._known.add(host)
+        return True
+
+    def _serve(self, query: bytes, local: DatagramSocket, back: Any, out: Any, now: float) -> None:
+        key = dns.cache_key(query)
+        found = self._answers.find(key, query, now) if key else None
+        if found is None:
+            found = self._at_once(query)
+            if found is None:
+                self._ask_later(key or b"", query, local, back)
+                return
+        if found:
+            self._send(found, query, local, back, out)
+
+    def _at_once(self, query: bytes) -> bytes | None:
+        """An answer that needs no server, b"" for what is to have none; None where one must be asked."""
+        try:
+            if dns.parse_head(query).response:
+                raise ProtocolError("an answer")        # to answer it could go on for ever
+        except ProtocolError:
+            self._counter.count("drops", "malformed")
+            return b""
+        try:
+            return self._source.answer(query)
+        except ProtocolError:
+            self._counter.count("queries", "malformed")
+            return dns.encode_error(query, dns.FORMERR)
+
+    def _send(self, answer: bytes, query: bytes, local: DatagramSocket, back: Any, out: Any) -> None:
+        if len(answer) > dns.UDP_LIMIT:
+            answer = dns.truncate(answer, dns.udp_size(query))
+        local.send(out, out.put(answer), back)
+
+    def _ask_later(self, key: bytes, query: bytes, local: DatagramSocket, back: Any) -> None:
+        """By a worker; who asks the same meanwhile waits for the same answer.  What has no key is asked for itself."""
+        key = key or query
+        with self._lock:
+            waiting = self._pending.get(key)
+            if waiting is not None:
+                if len(waiting) < WAITING_LIMIT:
+                    waiting.append((query, back))
+                else:
+                    self._counter.count("drops", "waiting queue full")
+                return
+            self._pending[key] = [(query, back)]
+        if not self._submit(lambda: self._ask(key, query, local)):
+            self._counter.count("drops", "lookup queue full", len(self._taken(key)))
+
+    def _taken(self, key: bytes) -> Waiting:
+        with self._lock:
+            return self._pending.pop(key)
+
+    def _ask(self, key: bytes, query: bytes, local: DatagramSocket) -> None:
+        """On a worker's thread."""
+        try:
+            answer = self._forward(key if key != query else None, query)
+        except BaseException:
+            self._counter.count("drops", "internal error", len(self._taken(key)))
+            raise
+        out = self._arenas.take()
+        for asked, back in self._taken(key):
+            self._send(_addressed(answer, asked), asked, local, back, out)
+        self._arenas.give(out)
+
+    def _forward(self, key: bytes | None, query: bytes) -> bytes:
+        self._counter.count("queries", "forwarded")
+        answer = self._source.forward(query)
+        if key is not None:
+            self._answers.keep(key, answer, time.monotonic())
+        return answer
+
+    # -- connections (RFC 7766)
+
+    def handle(self, stream: Stream, client: Address) -> Pause | None:
+        stream.welcome()
+        while _more(stream):
+            query = stream.read_exactly(int.from_bytes(stream.read_exactly(2), "big"))
+            answer = self._answer(query)
+            if not answer:
+                return None
+            stream.write(len(answer).to_bytes(2, "big") + answer)
+            stream.limit(IDLE_SECONDS)
+            if not stream.unread():
+                return Pause(((stream.socket, READABLE),), IDLE_SECONDS, lambda ready: self._resume(stream, client, ready),
+                             expendable=True)
+
+        return None
+
+    def _resume(self, stream: Stream, client: Address, ready: bool) -> Pause | None:
+        if not ready:
+            return None
+        stream.limit(IDLE_SECONDS)
+        return self.handle(stream, client)
+
+    def _answer(self, query: bytes) -> bytes:
+        key = dns.cache_key(query)
+        found = self._answers.find(key, query, time.monotonic()) if key else None
+        if found is None:
+            found = self._at_once(query)
+        return self._forward(key, query) if found is None else found
+
+
+def _addressed(answer: bytes, query: bytes) -> bytes:
+    """An answer for another who has asked the same: what differs are the ID and the spelling of the name."""
+    if not dns.parse_head(answer).questions:
+        return dns.with_id(answer, int.from_bytes(query[:2], "big"))
+    return dns.aged(answer, (), query, 0)
+
+
+def _more(stream: Stream) -> bool:
+    """Whether a client asks on, or has closed."""
+    try:
+        stream.peek()
+    except EndOfStream:
+        return False
+    return True
