@@ -27,8 +27,8 @@ class Tunnels:
     def __init__(self, section: MapReader, problems: Problems, warnings: list[str]) -> None:
         self._problems = problems
         self._warnings = warnings
-        self._bridge = section.mapping("bridge") if section.has("bridge") else None
-        self._agent = section.mapping("agent") if section.has("agent") else None
+        self._place = section.place
+        self._bridge, self._agent = _given(section, "bridge"), _given(section, "agent")
         self.agents = self._read_agents(self._bridge.mapping("agents")) if self._bridge else {}
         section.finish()
 
@@ -42,7 +42,7 @@ class Tunnels:
         section = self._bridge
         if section is None:
             if any(one.protocol == NAME for one in others):
-                self._problems.add("tunnel.bridge: is missing, and a listener is for its agents", "tunnel")
+                self._problems.add("tunnel.bridge: is missing, and a listener is for its agents", self._place)
             return None
         if not self.agents:
             section.wrong("agents", "names nobody")
@@ -152,6 +152,12 @@ class Tunnels:
             one.wrong("proxy_protocol", "is for TCP")
         one.finish()
         return ServiceConfig(port.network, port.first, target, header) if target else None
+
+
+def _given(section: MapReader, key: str) -> MapReader | None:
+    there = section.has(key)
+    inner = section.mapping(key)
+    return inner if there else None
 
 
 def read_tls(section: MapReader) -> TlsConfig | None:

@@ -27,7 +27,7 @@ class Speech(enum.Enum):
     SOCKS5 = "socks5"
     HTTP = "http"
     TLS = "tls"
-    TUNNEL = "a tunnel's"
+    TUNNEL = "tunnel"
     UNKNOWN = "unknown"
 
 
