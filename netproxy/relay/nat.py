@@ -139,10 +139,14 @@ class NatTable:
     def _check_carried(self, route: Route) -> None:
         """DialError for a way out without datagrams."""
         dialer = route.dialer
-        if "udp" not in dialer.carries:
-            if dialer.refusal is not Reason.DENIED:     # what a rule refuses is as it was meant
-                self._log.limited(("udp", dialer.name), "udp to %s: %s carries none", route.flow.target, dialer.name)
-            raise DialError(dialer.refusal)
+        if "udp" in dialer.carries:
+            return
+        try:
+            dialer.dial_packet(route.flow)      # which says, without dialling, which hop is in the way
+        except DialError as error:
+            if error.reason is not Reason.DENIED:       # what a rule refuses is as it was meant
+                self._log.limited(("dial", dialer.name), "udp by %s: %s", dialer.name, error)
+            raise
 
     # -- entries whose name is looked up before their way out is known
 
