@@ -38,7 +38,8 @@ def control_main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("hash-password", help="read a password, print its hash for the configuration")
     for name, text in (("status", "what listens, what lives, and all counters"),
-                       ("upstreams", "each way out: its state, latency, live flows and failures")):
+                       ("upstreams", "each way out: its state, latency, live flows and failures"),
+                       ("tunnels", "agents that are connected, and this daemon's own: ports, streams, bytes")):
         commands.add_parser(name, help=text).add_argument("--json", action="store_true", help="print the answer as JSON")
     options = parser.parse_args(arguments)
     return _hash_password() if options.command == "hash-password" else _ask(options)
@@ -46,14 +47,14 @@ def control_main(arguments: Sequence[str] | None = None) -> int:
 
 def _ask(options: Any) -> int:
     import json     # late, as these: netproxyd needs none of them to serve
-    from netproxy.observe.console import status_text, upstreams_text
+    from netproxy.observe.console import status_text, tunnels_text, upstreams_text
     from netproxy.observe.control import CommandError, NotRunning, ask
     try:
         answer = ask(options.socket, options.command)
     except (NotRunning, CommandError) as error:
         print(f"netproxyctl: {error}", file=sys.stderr)
         return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
-    texts = {"status": status_text, "upstreams": upstreams_text}
+    texts = {"status": status_text, "upstreams": upstreams_text, "tunnels": tunnels_text}
     print(json.dumps(answer, indent=2) if options.json else texts[options.command](answer))
     return FINE
 

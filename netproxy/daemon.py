@@ -164,7 +164,8 @@ class Daemon:
         """Applies a configuration together with its control socket: both or neither."""
         kept = self._control if self._control is not None and self._control.path == config.control else None
         commands = {"status": lambda request: {"lines": list(self.status())},
-                    "upstreams": lambda request: report.upstreams(self._made_dialers(), self._named_ways)}
+                    "upstreams": lambda request: report.upstreams(self._made_dialers(), self._named_ways),
+                    "tunnels": lambda request: self._tunnels.describe() if self._tunnels is not None else {"agents": [], "agent": None}}
         fresh = kept
         if config.control and not kept:
             from netproxy.observe.control import ControlServer      # late: many have none
