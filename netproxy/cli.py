@@ -17,6 +17,8 @@ REFUSED, NOT_RUNNING = 1, 3                 # of netproxyctl
 CONTROL_SOCKET = "/run/netproxy/control.sock"
 DEFAULT_FILE = "/etc/netproxy/netproxyd.yaml"
 DEFAULT_LISTENER = "sps://127.0.0.1:1080"
+FILTERS = ("user", "client", "listener", "target", "way")       # of flows, as the daemon knows them
+SORTS = ("id", "listener", "client", "user", "target", "way", "age", "idle", "sent", "received", "bytes")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,34 +34,113 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def control_main(arguments: Sequence[str] | None = None) -> int:
     """netproxyctl.  Returns the exit status."""
+    options = control_parser().parse_args(arguments)
+    if options.command == "hash-password":
+        return _hash_password()
+    from netproxy.observe.control import CommandError, NotRunning      # late, as those below: netproxyd needs none of them
+    try:
+        return _control(options)
+    except (NotRunning, CommandError) as error:
+        for line in str(error).split("\n"):
+            print(f"netproxyctl: {line}", file=sys.stderr)
+        return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
+    except BrokenPipeError:             # whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+
+
+def control_parser() -> Any:
+    """Of netproxyctl's command line."""
     parser = _parser("netproxyctl", "Looks after netproxyd.", "Exit status: 0 fine, 1 refused, 3 not running, 64 usage.")
     parser.add_argument("-s", "--socket", metavar="SOCKET", default=CONTROL_SOCKET,
                         help=f"the daemon's control socket (default: {CONTROL_SOCKET})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("hash-password", help="read a password, print its hash for the configuration")
-    for name, text in (("status", "what listens, what lives, and all counters"),
-                       ("upstreams", "each way out: its state, latency, live flows and failures"),
-                       ("tunnels", "agents that are connected, and this daemon's own: ports, streams, bytes")):
-        commands.add_parser(name, help=text).add_argument("--json", action="store_true", help="print the answer as JSON")
-    options = parser.parse_args(arguments)
-    return _hash_password() if options.command == "hash-password" else _ask(options)
+    made = {name: commands.add_parser(name, help=text, description=text) for name, text in (
+        ("status", "what listens, what lives, and all counters"),
+        ("connections", "TCP flows under way"),
+        ("sessions", "UDP sessions under way"),
+        ("upstreams", "each way out: its state, latency, live flows and failures"),
+        ("tunnels", "agents that are connected, and this daemon's own: ports, streams, bytes"),
+        ("explain", "which rule and which way out a flow would meet, e.g. 'udp alice@192.168.1.5 -> example.com:443 on main'"),
+        ("auto", "what via: auto has found out of targets, and for how long that holds"),
+        ("top", "the flows that move most, drawn anew each second; q ends it"),
+        ("reload", "read the configuration again; says what is wrong with it"),
+        ("drain", "take nothing new, let what runs come to its end, then stop"),
+        ("kill", "end flows, by id or by filter"),
+        ("log", "show or set the level of the log, until the next reload"),
+        ("hash-password", "read a password, print its hash for the configuration"))}
+    made["explain"].add_argument("flow", metavar="FLOW", help="[tcp|udp] [[user@]client] -> host:port [on listener]")
+    made["auto"].add_argument("--clear", action="store_true", help="forget it all")
+    for name in ("status", "connections", "sessions", "upstreams", "tunnels", "auto"):
+        made[name].add_argument("--json", action="store_true", help="print the answer as JSON")
+    for name in ("connections", "sessions", "kill"):
+        for option in FILTERS:
+            made[name].add_argument(f"--{option}", help=f"only those of this {option.replace('way', 'way out')}")
+    for name in ("connections", "sessions"):
+        made[name].add_argument("--sort", choices=SORTS, default="id", metavar="COLUMN", help=f"one of {', '.join(SORTS)}")
+        made[name].add_argument("-n", "--number", type=int, metavar="NUMBER", help="no more lines than that")
+    made["kill"].add_argument("ids", metavar="ID", type=int, nargs="*", help="as connections and sessions tell it")
+    made["log"].add_argument("level", metavar="LEVEL", nargs="?", choices=("debug", "info", "warning", "error"),
+                             help="debug, info, warning or error")
+    made["top"].add_argument("-b", "--batch", action="store_true", help="print once, after a second, and end")
+    return parser
 
 
-def _ask(options: Any) -> int:
-    import json     # late, as these: netproxyd needs none of them to serve
-    from netproxy.observe.console import status_text, tunnels_text, upstreams_text
-    from netproxy.observe.control import CommandError, NotRunning, ask
-    try:
-        answer = ask(options.socket, options.command)
-    except (NotRunning, CommandError) as error:
-        print(f"netproxyctl: {error}", file=sys.stderr)
-        return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
-    texts = {"status": status_text, "upstreams": upstreams_text, "tunnels": tunnels_text}
-    print(json.dumps(answer, indent=2) if options.json else texts[options.command](answer))
+def _control(options: Any) -> int:
+    from netproxy.observe.control import ask
+    from netproxy.observe.top import Top
+
+    def tell(command: str, **details: Any) -> Any:
+        return ask(options.socket, command, **details)
+
+    command = options.command
+    if command == "top":
+        top = Top(tell)
+        print(top.once()) if options.batch else top.run()
+        return FINE
+    filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name, None)}
+    if command == "kill":
+        print(f"{tell('kill', ids=options.ids, **filters)['killed']} killed")
+    elif command == "explain":
+        print("\n".join(tell("explain", flow=options.flow)))
+    elif command == "auto" and options.clear:
+        print(f"{tell('verdicts', clear=True)['cleared']} forgotten")
+    elif command == "auto":
+        _show(options, tell("verdicts"))
+    elif command == "log":
+        print(tell("log", level=options.level)["level"])
+    elif command == "reload":
+        tell("reload")
+        print("reloaded")
+    elif command == "drain":
+        print(f"draining: {tell('drain')['connections']} connections may come to their end")
+    else:
+        _show(options, tell(command, **filters))
     return FINE
 
 
-def _parse(arguments: Sequence[str] | None) -> Any:
+def _show(options: Any, answer: Any) -> None:
+    import json
+    from netproxy.observe import console
+    command = options.command
+    if command in ("connections", "sessions"):
+        answer = console.arranged(answer, options.sort)[:options.number]
+    if options.json:
+        print(json.dumps(answer, indent=2))
+    elif command == "status":
+        print(console.status_text(answer))
+    elif command == "upstreams":
+        print(console.upstreams_text(answer))
+    elif command == "tunnels":
+        print(console.tunnels_text(answer))
+    elif command == "auto":
+        print(console.verdicts_text(answer))
+    else:
+        print(console.flows_text(answer, command == "sessions"))
+
+
+def daemon_parser() -> Any:
+    """Of netproxyd's command line."""
     parser = _parser("netproxyd", "One proxy port that does everything: SOCKS4, SOCKS5 with UDP, and HTTP.",
                      "Exit status: 0 fine, 64 usage, 69 cannot listen, 78 configuration.  See netproxyd(8).")
     add = parser.add_argument
@@ -76,7 +157,11 @@ def _parse(arguments: Sequence[str] | None) -> Any:
     loud.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
     add("--log-format", choices=("text", "json"), help="of the log on standard error")
     add("-V", "--version", action="version", version=f"netproxyd {__version__}")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> Any:
+    options = daemon_parser().parse_args(arguments)
     options.config = options.config or (DEFAULT_FILE if os.path.exists(DEFAULT_FILE) else "")
     options.default = DEFAULT_LISTENER
     return options

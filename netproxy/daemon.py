@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 from netproxy import report
 from netproxy.access.acl import NetworkList
@@ -18,12 +18,14 @@ from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import ListenError
 from netproxy.handler.factory import ListenerHandler, NameService, Surroundings, make_handler, secure
-from netproxy.interfaces import Address
+from netproxy.inside import Inside
+from netproxy.interfaces import DRAINING, SERVING, STARTING, Address
 from netproxy.listener.manager import ListenerManager, Wanted
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.machinery import STOP_SECONDS, Machinery, room_for
-from netproxy.observe.log import Log, Witnesses
+from netproxy.observe.flows import Witnesses
+from netproxy.observe.log import Log
 from netproxy.relays import Relays, States
 from netproxy.resolver import factory as names_factory
 from netproxy.resolver.factory import SystemNames, make_forwarder, make_plan
@@ -38,7 +40,8 @@ class Daemon:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._machinery = machinery = Machinery(log)
-        self.counters = machinery.counters
+        self.counters, self.flows, self.pools = machinery.counters, machinery.flows, machinery.pools
+        self.verdicts = machinery.verdicts
         self._relays = Relays(machinery)
         self._manager = ListenerManager({
             "tcp": machinery.listener,
@@ -46,7 +49,8 @@ class Daemon:
         self._dialers: DialerFactory | None = None
         self._dial_seconds = 0.0
         self._named_ways: dict[str, WayConfig] = {}
-        self._control: Any = None           # observe.control.ControlServer
+        self.state = STARTING
+        self._inside = Inside(self, log)
         self.way_out = ""           # of what has no upstream of its own, for one line of a log
         self._tunnels: Any = None           # tunnels.Tunnels, once a configuration has one
         self._named_by: Forwarder | None = None
@@ -60,15 +64,21 @@ class Daemon:
     def start(self, config: Config) -> None:
         """Listens and serves; ConfigError or ListenError, and then nothing is left open."""
         self._machinery.start(config.batching)
-        self._with_control(config)
+        self._inside.apply(config, partial(self._apply, config))
         self._machinery.run()
+        self.state = SERVING
 
     def reload(self, config: Config) -> None:
         """The new configuration for whatever comes from now on; on ConfigError or ListenError nothing has changed."""
-        self._with_control(config)
+        self._inside.apply(config, partial(self._apply, config))
+
+    def begin_reload(self) -> Callable[[list[str]], None]:
+        """Before one; gives back what has to be told its errors, none for success."""
+        return self._inside.begin_reload()
 
     def stop_accepting(self) -> None:
         """No new connections; those that live, and their datagrams, go on."""
+        self.state = DRAINING
         self._retired += self._manager.stop(("tcp",))
         if self._tunnels is not None:
             self._tunnels.stop_accepting()
@@ -82,8 +92,7 @@ class Daemon:
         if self._tunnels is not None:
             self._tunnels.stop()
         self._relays.close()
-        if self._control is not None:
-            self._control.stop()
+        self._inside.stop()
         deadline = time.monotonic() + STOP_SECONDS
         while self.live and time.monotonic() < deadline:
             time.sleep(STOP_STEP)       # what was parked wakes up to end
@@ -102,11 +111,23 @@ class Daemon:
 
     def dead_thread(self) -> str:
         """The name of a thread that must live but does not, "" while all is well."""
-        control = [self._control.thread] if self._control is not None else []
-        for thread in [self._machinery.janitor.thread, self._machinery.parker.thread, *control, *(listener.thread for listener in self._manager.listeners)]:
+        threads = [self._machinery.janitor.thread, self._machinery.parker.thread, *self._inside.threads]
+        for thread in [*threads, *(listener.thread for listener in self._manager.listeners)]:
             if not thread.is_alive():
                 return thread.name
         return self._tunnels.dead_thread() if self._tunnels is not None else ""
+
+    def listening(self) -> list[dict[str, Any]]:
+        """Each listener, with its figures."""
+        return report.listening(self._manager.listeners, self._admissions)
+
+    def upstreams(self) -> list[dict[str, Any]]:
+        """Each way out, with its figures."""
+        return report.upstreams(self._dialers, self._named_ways) if self._dialers is not None else []
+
+    def tunnels(self) -> dict[str, Any]:
+        """Agents that are connected, and how the daemon's own is."""
+        return self._tunnels.describe() if self._tunnels is not None else {"agents": [], "agent": None}
 
     def summary(self) -> str:
         """What listens, for one line of a log."""
@@ -137,7 +158,8 @@ class Daemon:
     def explain(self, flow: str, config: Config | None = None) -> list[str]:
         """What becomes of a flow, in lines; with a configuration, of one that has not been applied.  ConfigError, FlowError."""
         if config is None:
-            return list(report.explain(flow, self._router, self._made_dialers(), self._listeners))
+            assert self._dialers is not None        # it has started
+            return list(report.explain(flow, self._router, self._dialers, self._listeners))
         dialers = self._factory(config)
         forwarder = self._forwarder(config, dialers)
         self._machinery.resolver.configure(make_plan(config.dns, forwarder))
@@ -160,33 +182,8 @@ class Daemon:
             self._tunnels = Tunnels(self._machinery)
         return self._tunnels
 
-    def _with_control(self, config: Config) -> None:
-        """Applies a configuration together with its control socket: both or neither."""
-        kept = self._control if self._control is not None and self._control.path == config.control else None
-        commands = {"status": lambda request: {"lines": list(self.status())},
-                    "upstreams": lambda request: report.upstreams(self._made_dialers(), self._named_ways),
-                    "tunnels": lambda request: self._tunnels.describe() if self._tunnels is not None else {"agents": [], "agent": None}}
-        fresh = kept
-        if config.control and not kept:
-            from netproxy.observe.control import ControlServer      # late: many have none
-            fresh = ControlServer(config.control, commands, self._log)
-        try:
-            self._apply(config)
-        except BaseException:
-            if fresh is not None and fresh is not kept:
-                fresh.stop()
-            raise
-        if self._control is not None and self._control is not kept:
-            self._control.stop()
-        self._control = fresh
-        if fresh is not None and fresh is not kept:
-            fresh.start()
-
-    def _made_dialers(self) -> DialerFactory:
-        assert self._dialers is not None        # it has started
-        return self._dialers
-
-    def _apply(self, config: Config) -> None:
+    def _apply(self, config: Config, inside: list[tuple[str, Address]]) -> None:
+        """`inside`: what listens for whoever looks into the daemon."""
         dialers = self._dialers
         if dialers is None or self._dial_seconds != config.timeouts.connect:
             dialers = self._factory(config)
@@ -209,7 +206,7 @@ class Daemon:
         adopt()
         self._router, self._listeners = around.router, [one.name for one in config.listeners]
         self._adopt_names(config, forwarder)
-        self._machinery.adopt(policies, config, self._own_sockets(config))
+        self._machinery.adopt(policies, config, self._own_sockets(config) + inside)
         self._machinery.connections.limit = room_for(config)
         self._dialers, self._dial_seconds = dialers, config.timeouts.connect
         self.way_out = config.default.text
@@ -258,7 +255,7 @@ class Daemon:
         machinery = self._machinery
         routing = make_routing(config, Means(dialers.way, dialers.impatient, machinery.resolver, machinery.destinations,
                                              machinery.verdicts))
-        observer = Witnesses((self._log, *routing.autos))
+        observer = Witnesses(self.flows, routing.autos)
         names = NameService(forwarder, config.dns.cache, machinery.queries, machinery.datagrams.arenas()) if forwarder else None
         return Surroundings(routing.router, users, machinery.resolver, config.timeouts, config.splice, self.counters, observer,
                             self._log, names, self._reverse().bridge if config.tunnel.bridge else None)
@@ -272,7 +269,7 @@ class Daemon:
         made = make_handler(config, state, around)
         group = f"{config.name} {address}"
         if config.protocol != "http" and "udp" in config.network and (made.udp is None or config.udp.relay_port == "shared"):
-            yield Wanted("udp", address, group, partial(_equip_udp, made))
+            yield Wanted("udp", address, group, partial(_equip_udp, made, config.name))
         elif made.udp is not None:
             made.udp.open_port = partial(self._relays.open_port, _ports(config.udp.relay_port))
         if "tcp" in config.network:
@@ -287,6 +284,7 @@ class Daemon:
         if admission is None:
             admission = self._admissions[config.name] = Admission(*limits)
         admission.configure(*limits)
+        listener.name = config.name
         listener.equip(made.handler, admission, handshake)
 
 
@@ -297,7 +295,8 @@ def _ways(config: Config) -> list[WayConfig]:
     return [way for way in named if way]
 
 
-def _equip_udp(made: ListenerHandler, listener: UdpListener) -> None:
+def _equip_udp(made: ListenerHandler, name: str, listener: UdpListener) -> None:
+    listener.name = name
     if made.udp is not None:
         made.udp.shared = listener.local
     listener.handler = made.handler

@@ -123,6 +123,8 @@ class Log(Protocol):
     def error(self, message: str, *values: object) -> None: ...
     def limited(self, key: Hashable, message: str, *values: object) -> None:
         """A warning, at most once a minute for each `key`."""
+    def auth_failed(self, client: str, user: str, listener: str) -> None:
+        """A login that was refused; `client` is its address, `user` what it called itself."""
     def exception(self, doing: str) -> None:
         """The exception being handled, with its traceback, as one record."""
 
@@ -151,9 +153,39 @@ class Record(NamedTuple):
     ended: str            # in the words of a log line: "closed", "idle", "connection refused"
     datagrams_sent: int = 0
     datagrams_received: int = 0
+    number: int = 0       # of the Live that it was, 0 for what never lived
+
+
+class Moved(NamedTuple):
+    """What a flow has carried so far."""
+
+    sent: int               # bytes, client to target
+    received: int           # bytes, target to client
+    datagrams_sent: int = 0
+    datagrams_received: int = 0
+
+
+class Live(Protocol):
+    """A connection or a UDP session under way.  Asked from any thread."""
+
+    flow: Flow
+    number: int             # given by the observer, when it began
+    dialer: Dialer
+    started: float          # monotonic
+
+    def moved(self) -> Moved: ...
+
+    def idle(self) -> float:
+        """Seconds since a byte or a datagram came from the client or went to it."""
+
+    def kill(self) -> None:
+        """It ends soon, and its record says that it was killed."""
 
 
 class Observer(Protocol):
+    def began(self, live: Live, dialled: float | None = None) -> None:
+        """`dialled`: the seconds that its dial took, None where nothing was dialled or none was waited for."""
+
     def finished(self, record: Record) -> None: ...
 
 
@@ -261,6 +293,8 @@ class PacketConn(Protocol):
 
     def close(self) -> None: ...
 
+
+STARTING, SERVING, DRAINING = "starting", "serving", "draining"     # what the daemon says that it does
 
 READABLE = 0x2001       # of a Pause: POLLIN, and POLLRDHUP, the end of what the peer sends
 

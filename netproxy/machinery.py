@@ -25,6 +25,7 @@ from netproxy.net.batching import Datagrams
 from netproxy.net.calls import trim
 from netproxy.net.passed import PassedSockets
 from netproxy.net.stream import Stream
+from netproxy.observe.flows import Flows
 from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
@@ -68,6 +69,7 @@ class Machinery:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.counters = Counters()
+        self.flows = Flows(log.finished)
         self.connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
         self.parker = Parker(log)
         self._dials = ThreadPool("dial", DIAL_THREADS, DIAL_QUEUE, log)
@@ -89,6 +91,10 @@ class Machinery:
         self.destinations = Destinations(self.own)
         self.serving = Serving(self.connections, self.parker, self.counters, log)
 
+    @property
+    def pools(self) -> dict[str, ThreadPool]:
+        return {"connection": self.connections, "dial": self._dials, "name": self._names, "lookup": self._lookups, "check": self._checks}
+
     def start(self, batching: str) -> None:
         """`batching` as in net.datagram; the janitor begins only with run()."""
         self.datagrams = Datagrams(self.counters, self.log, batching, self.passed)
@@ -97,6 +103,7 @@ class Machinery:
     def run(self) -> None:
         self.janitor.register(_Thrift(self.connections))
         self.janitor.register(self.health)
+        self.janitor.register(self.log)
         self.janitor.start()
 
     def adopt(self, policies: Mapping[str, Policy], config: Config, own: Iterable[tuple[str, Address]]) -> None:

@@ -33,7 +33,7 @@ class Relays:
             return found
         machinery = self._machinery
         arenas = machinery.datagrams.arenas()
-        table = NatTable(_policy(config, {}), arenas, machinery.workers, machinery.counters, machinery.log, machinery.log)
+        table = NatTable(_policy(config, {}), arenas, machinery.workers, machinery.counters, machinery.flows, machinery.log)
         return RelayState(Associations(), table, arenas)
 
     def adopt(self, states: States, config: Config) -> None:

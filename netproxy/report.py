@@ -5,7 +5,7 @@ Pure, but for reading figures and for the names that explain() has looked up.
 from __future__ import annotations
 
 import re
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterable, Iterator, Mapping
 
 from netproxy.config.schema import Config, GroupConfig, WayConfig
 from netproxy.dialer.factory import DialerFactory
@@ -118,6 +118,17 @@ def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
     return [f"listener '{one.name}' takes UDP, but its way out, {(one.upstream or config.default).text}, carries none"
             for one in config.listeners
             if "udp" in one.network and "udp" not in dialers.way(one.upstream or config.default).carries]
+
+
+def listening(listeners: Iterable[Any], admissions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each listener of the configuration: its networks, addresses, and the connections that live and that were let in."""
+    by_name: dict[str, list[Any]] = {}
+    for one in listeners:
+        by_name.setdefault(one.name, []).append(one)
+    return [{"name": name, "network": "+".join(sorted({one.network for one in sockets})),
+             "address": ", ".join(dict.fromkeys(str(one.address) for one in sockets)),
+             "live": admissions[name].live if name in admissions else 0,
+             "accepted": admissions[name].entered if name in admissions else 0} for name, sockets in by_name.items()]
 
 
 def upstreams(dialers: DialerFactory, ways: Mapping[str, WayConfig]) -> list[dict[str, Any]]:

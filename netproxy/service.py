@@ -162,11 +162,14 @@ def _wait(daemon: Daemon, config: Config, options: Any, log: Log) -> int:
 
 def _reload(daemon: Daemon, config: Config, options: Any, log: Log) -> Config:
     notify.reloading()
+    ended = daemon.begin_reload()
+    errors: list[str] = []
     try:
         fresh = _configure(options)
         daemon.reload(fresh)
     except NetProxyError as error:
-        for line in str(error).split("\n"):
+        errors = str(error).split("\n")
+        for line in errors:
             log.error("not reloaded: %s", line)
         fresh, outcome = config, "not reloaded, "
     else:
@@ -175,6 +178,7 @@ def _reload(daemon: Daemon, config: Config, options: Any, log: Log) -> Config:
             log.warning("%s", warning)
         log.info("reloaded; serves %s, out by %s", daemon.summary(), daemon.way_out)
         outcome = ""
+    ended(errors)
     notify.ready(f"{outcome}serves {daemon.summary()}")
     return fresh
 

@@ -275,7 +275,7 @@ def _limits(around: Surroundings) -> PipeLimits:
 def _table(machinery: Machinery) -> NatTable:
     udp = UdpConfig()
     policy = NatPolicy(Caps(udp.max_sessions, udp.max_sessions, {}), udp.idle_timeout)
-    return NatTable(policy, machinery.datagrams.arenas(), machinery.workers, machinery.counters, machinery.log, machinery.log)
+    return NatTable(policy, machinery.datagrams.arenas(), machinery.workers, machinery.counters, machinery.flows, machinery.log)
 
 
 def _rights(token: str, ports: Iterable[Any]) -> Rights:

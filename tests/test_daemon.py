@@ -270,7 +270,7 @@ class TestReload:
             for number in range(30):
                 daemon.reload(PLAIN + f"\ntimeouts: {{connect: {number + 1}s}}")
                 tunnel.check()
-        assert len(daemon.daemon._machinery.janitor._tables) == 4       # the NAT table, the socket whose drops are counted, memory, health checks
+        assert len(daemon.daemon._machinery.janitor._tables) == 5       # the NAT table, the socket whose drops are counted, memory, health checks, the log
 
     def test_new_listeners_come_and_old_ones_go(self, daemon: Running, echo: Address) -> None:
         with Tunnel(daemon.port, echo) as tunnel:

@@ -11,7 +11,8 @@ class Admission:
 
     def __init__(self, clients: NetworkList | None, total: int, per_client: int) -> None:
         self.configure(clients, total, per_client)
-        self._lock = threading.Lock()       # guards the two below
+        self._lock = threading.Lock()       # guards all below
+        self.entered = 0                    # since the start
         self._count = 0
         self._by_client: dict[str, int] = {}
 
@@ -31,8 +32,13 @@ class Admission:
             if self._by_client.get(client, 0) >= self._per_client:
                 return "client limit"
             self._count += 1
+            self.entered += 1
             self._by_client[client] = self._by_client.get(client, 0) + 1
         return ""
+
+    @property
+    def live(self) -> int:
+        return self._count
 
     def leave(self, client: str) -> None:
         with self._lock:

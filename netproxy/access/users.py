@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import os
 import threading
-from typing import Mapping
+from typing import Callable, Mapping
+
+from netproxy.interfaces import Address
 
 COST, BLOCK, PARALLEL = 16384, 8, 1     # scrypt's N, r, p for interactive logins: 16 MiB and some 50 ms
 SALT_BYTES = 16
@@ -100,10 +102,16 @@ def _parse(value: str) -> tuple[int, int, int, bytes, bytes]:
 class Login:
     """What one listener asks of its clients: `required`, `optional` or `none`."""
 
-    def __init__(self, users: Users, mode: str) -> None:
+    def __init__(self, users: Users, mode: str, refused: Callable[[str, str], None] | None = None) -> None:
+        """`refused` is told of each login that was: the client's address, and the user that it claims to be."""
         self._users = users
+        self._refused = refused
         self.required = mode == "required"
         self.offered = mode != "none"
 
-    def check(self, name: bytes, password: bytes) -> str | None:
-        return self._users.check(name, password)
+    def check(self, name: bytes, password: bytes, client: Address) -> str | None:
+        """The user's name where the password is right, else None."""
+        user = self._users.check(name, password)
+        if user is None and self._refused is not None:
+            self._refused(client.host, name.decode("utf-8", "replace"))
+        return user

@@ -9,7 +9,8 @@ from netproxy.config.names import read_dns
 from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.rules import read_auto, read_destinations, read_rules
 from netproxy.config.schema import (
-    AnnounceConfig, AutoConfig, Config, DnsConfig, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, UdpConfig, UserConfig, WayConfig)
+    AnnounceConfig, AutoConfig, Config, DnsConfig, LimitsConfig, ListenerConfig, LogConfig, MetricsConfig, TimeoutsConfig,
+    UdpConfig, UserConfig, WayConfig)
 from netproxy.config.tunnels import Tunnels, read_tls
 from netproxy.config.upstreams import Ways
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
@@ -23,6 +24,7 @@ WITHOUT_LOGIN = ("tcp", "udp", "dns", "tunnel")     # agents of a tunnel have to
 MEANINGLESS = {"dns": ("announce", "upstream", "udp"), "tunnel": ("announce", "upstream", "udp")}     # keys that a protocol has no use for
 FILTERS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 SOCKET_PATH_LIMIT = 107     # bytes: what sockaddr_un holds, less its NUL
+TOKEN_LEAST = 16            # characters: it can be guessed at without limit
 UDP_IDLE_FLOOR = 120.0      # RFC 4787 REQ-5: a shorter one breaks clients, and is warned of
 
 
@@ -66,7 +68,8 @@ class _Reading:
             dns=dns,
             users=self._users, timeouts=self._read_timeouts(top.mapping("timeouts")),
             log=self._read_log(top.mapping("log")), batching=self._read_batching(top.mapping("udp")),
-            splice=self._read_splice(top.mapping("tcp")), control=top.read("control", _control, ""), warnings=tuple(self._warnings))
+            splice=self._read_splice(top.mapping("tcp")), control=top.read("control", _control, ""), metrics=self._read_metrics(top),
+            warnings=tuple(self._warnings))
         top.finish()
         return config
 
@@ -106,6 +109,18 @@ class _Reading:
         batching = section.choice("batching", ("auto", "vectors", "trains", "single"), "auto")
         section.finish()
         return batching
+
+    @staticmethod
+    def _read_metrics(top: MapReader) -> MetricsConfig:
+        address = top.read("metrics", _one_address, None)
+        metrics = MetricsConfig(address, top.read("metrics_token", _token, ""), top.flag("status_page", False))
+        if metrics.page and not metrics.token:
+            top.wrong("status_page", "needs a metrics_token, for whoever sees it sees who talks to whom")
+        if (metrics.page or metrics.token) and address is None:
+            top.wrong("status_page" if metrics.page else "metrics_token", "is for the metrics listener, and there is none: set metrics")
+        if address is not None and not is_loopback(address.host) and not metrics.token:
+            top.wrong("metrics", f"{address} can be reached from other machines: set a metrics_token")
+        return metrics
 
     @staticmethod
     def _read_splice(section: MapReader) -> bool:
@@ -266,6 +281,19 @@ def _control(text: str) -> str:
     if scheme != "unix" or not path.startswith("/") or len(path.encode()) > SOCKET_PATH_LIMIT:
         raise ValueError(f"'{text}' is no control socket: write unix:/run/netproxy/control.sock")
     return path
+
+
+def _one_address(text: str) -> Address:
+    addresses = parse_listen(text)
+    if len(addresses) != 1 or isinstance(addresses[0], Passed):
+        raise ValueError("must be a single port")
+    return addresses[0]
+
+
+def _token(text: str) -> str:
+    if not (len(text) >= TOKEN_LEAST and text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError(f"must have at least {TOKEN_LEAST} letters or digits: openssl rand -hex 16 makes one")
+    return text
 
 
 def _network(text: str) -> str:

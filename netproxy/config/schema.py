@@ -270,6 +270,15 @@ class TunnelConfig(NamedTuple):
     agent: AgentConfig | None = None
 
 
+class MetricsConfig(NamedTuple):
+    address: Address | None = None          # of the listener for figures, None for none
+    token: str = ""                         # what its readers must show, "" for nothing
+    page: bool = False                      # whether there is a status page
+
+    def __repr__(self) -> str:
+        return f"MetricsConfig({self.address!r}, page={self.page!r})"
+
+
 class Config(NamedTuple):
     listeners: tuple[ListenerConfig, ...]
     upstreams: dict[str, WayConfig] = {}
@@ -286,4 +295,5 @@ class Config(NamedTuple):
     log: LogConfig = LogConfig()
     tunnel: TunnelConfig = TunnelConfig()
     control: str = ""                       # the path of the control socket, "" for none
+    metrics: MetricsConfig = MetricsConfig()
     warnings: tuple[str, ...] = ()          # what is allowed but should be said

@@ -6,12 +6,12 @@ from typing import Callable
 
 from netproxy.errors import DialError, StreamError
 from netproxy.handler.stream_udp import NO_WAY, StreamUdpRelay, UotPassage
-from netproxy.interfaces import Address, Counter, Dialer, Flow, Observer, Pause, Record, Router
+from netproxy.interfaces import Address, Counter, Dialer, Flow, Moved, Observer, Pause, Record, Router
 from netproxy.net.address import is_unspecified
 from netproxy.net.bind import Binder
 from netproxy.net.stream import Stream
 from netproxy.protocol import uot
-from netproxy.relay.pipe import Outcome, PipeLimits, pipe
+from netproxy.relay.pipe import Outcome, PipeLimits, Relay, pipe
 
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
 
@@ -45,10 +45,11 @@ class Connector:
         try:
             dialer, flow = self._router.route(flow)
             way = dialer.name
-            return Passage(self, flow, dialer, dialer.dial(flow), started)
+            passage = Passage(self, flow, dialer, dialer.dial(flow), started)
         except DialError as error:
             self._failed(flow, way, started, error)
             raise
+        return self.begin(passage, time.monotonic() - started)
 
     def bind(self, flow: Flow, client: Stream, binder: Binder, announce: Callable[[Address], None]) -> Passage:
         """The connection of the peer that a BIND waits for; its flow's target is the peer.  DialError."""
@@ -62,7 +63,7 @@ class Connector:
         except DialError as error:
             self._failed(flow, way, started, error)
             raise
-        return Passage(self, flow._replace(target=peer), dialer, upstream, started)
+        return self.begin(Passage(self, flow._replace(target=peer), dialer, upstream, started))
 
     def _way_to_peer(self, flow: Flow) -> Dialer:
         """A peer that may be anybody (0.0.0.0) is no target, and goes where most does."""
@@ -75,11 +76,17 @@ class Connector:
 
     def relay(self, passage: Passage, client: Stream) -> Pause | None:
         def finished(outcome: Outcome) -> None:
-            passage.sent += outcome.sent
-            passage.received += outcome.received
             passage.finish(outcome.ended)
 
-        return pipe(client, passage.upstream, self._limits, finished)
+        def begun(relay: Relay) -> None:
+            passage.relay = relay
+
+        return pipe(client, passage.upstream, self._limits, finished, begun)
+
+    def begin(self, passage: Passage, dialled: float | None = None) -> Passage:
+        """The same, known as a flow under way until its record."""
+        self._observer.began(passage, dialled)
+        return passage
 
     def record(self, record: Record) -> None:
         self._counter.count("bytes", "up", record.sent)
@@ -90,16 +97,20 @@ class Connector:
 class Passage:
     """One dialled flow, from its dial to its record."""
 
-    __slots__ = ("flow", "dialer", "upstream", "sent", "received", "_connector", "_started")
+    __slots__ = ("flow", "number", "dialer", "upstream", "sent", "received", "started", "relay", "_client", "_killed", "_connector")
 
     def __init__(self, connector: Connector, flow: Flow, dialer: Dialer, upstream: Stream, started: float) -> None:
         self.flow = flow
         self.dialer = dialer
         self.upstream = upstream
-        self.sent = 0               # bytes, client to target
-        self.received = 0           # bytes, target to client
+        self.sent = 0               # bytes, client to target, but for what a relay moves
+        self.received = 0           # bytes, target to client, likewise
+        self.number = 0             # the observer's
+        self.started = started
+        self.relay: Relay | None = None
+        self._client: Stream | None = None  # where it is a tunnel
+        self._killed = False
         self._connector = connector
-        self._started = started
 
     def bound(self) -> Address:
         """The address that the target sees, for the reply."""
@@ -110,6 +121,7 @@ class Passage:
 
         A Pause while neither side has anything to say.
         """
+        self._client = client
         try:
             client.write(reply)
         except StreamError:
@@ -119,11 +131,26 @@ class Passage:
 
     def again(self, flow: Flow) -> Passage:
         """The next request on the same upstream, with a record of its own."""
-        return Passage(self._connector, flow, self.dialer, self.upstream, time.monotonic())
+        return self._connector.begin(Passage(self._connector, flow, self.dialer, self.upstream, time.monotonic()))
+
+    def moved(self) -> Moved:
+        relay = self.relay
+        sent, received = relay.moved() if relay is not None else (0, 0)
+        return Moved(self.sent + sent, self.received + received)
+
+    def idle(self) -> float:
+        return (self._client or self.upstream).idle()
+
+    def kill(self) -> None:
+        self._killed = True
+        for stream in (self.upstream, self._client):
+            if stream is not None:
+                stream.shutdown()
 
     def finish(self, ended: str, keep: bool = False) -> None:
         """The record, once; closes the upstream unless it is kept for again()."""
         if not keep:
             self.upstream.close()
-        self._connector.record(Record(self.flow, self.dialer.name, self.sent, self.received,
-                                      time.monotonic() - self._started, ended))
+        sent, received, *_ = self.moved()
+        self._connector.record(Record(self.flow, self.dialer.name, sent, received, time.monotonic() - self.started,
+                                      "killed" if self._killed else ended, number=self.number))

@@ -82,7 +82,8 @@ class _Parts:
         self._secured = config.tls is not None
         timeouts = around.timeouts
         self._idle = timeouts.tcp_idle
-        self._login = Login(around.users, config.auth)
+        self._login = Login(around.users, config.auth,
+                            lambda client, user: around.log.auth_failed(client, user, config.name))
         announcements = [Announcement(NetworkList(one.clients) if one.clients else None, one.address)
                          for one in config.announce]
         announcer = Announcer(announcements, around.resolver.resolve)

@@ -54,7 +54,7 @@ class HttpHandler:
                 method = b""
                 request = http1.read_request(stream)
                 method = request.method
-                user = self._authenticate(request)
+                user = self._authenticate(request, client)
                 stream.welcome()
                 flow = Flow("tcp", client, client, self._listener, user)
                 if request.method == b"CONNECT":
@@ -104,7 +104,7 @@ class HttpHandler:
         passage = self._connector.tunnel(flow._replace(target=target))
         return passage.accept(stream, b"HTTP/1.1 200 Connection established\r\n\r\n")
 
-    def _authenticate(self, request: http1.Request) -> str:
+    def _authenticate(self, request: http1.Request, client: Address) -> str:
         """The user of this request, "" for nobody.  Nothing is remembered from one request to the next."""
         values = http1.field_values(request.fields, b"proxy-authorization")
         if not values and self._datagrams is not None and connect_udp.asks_for(request):
@@ -112,7 +112,7 @@ class HttpHandler:
         if not self._login.offered or (not values and not self._login.required):
             return ""
         if len(values) == 1:
-            user = self._login.check(*_basic(values[0]))
+            user = self._login.check(*_basic(values[0]), client)
             if user is not None:
                 return user
         if values:

@@ -40,7 +40,7 @@ class Socks5Handler:
 
     def handle(self, stream: Stream, client: Address) -> Pause | None:
         try:
-            user = self._entrance.enter(stream)
+            user = self._entrance.enter(stream, client)
             request = socks5.read_request(stream)
             return self._serve(stream, Flow("tcp", client, request.target, self._listener, user), request.command)
         except Refused as error:
@@ -98,18 +98,18 @@ class Entrance:
         self._login = login
         self._counter = counter
 
-    def enter(self, stream: Stream) -> str:
+    def enter(self, stream: Stream, client: Address) -> str:
         """The user's name, "" for nobody; Refused."""
         methods = socks5.read_methods(stream)
         if self._login.offered and socks5.USERNAME_PASSWORD in methods:
             stream.write(socks5.encode_method(socks5.USERNAME_PASSWORD))
-            return self._authenticate(stream)
+            return self._authenticate(stream, client)
         if self._login.required or socks5.NO_AUTHENTICATION not in methods:
             raise Refused(socks5.encode_method(socks5.NO_ACCEPTABLE), "no acceptable method")
         stream.write(socks5.encode_method(socks5.NO_AUTHENTICATION))
         return ""
 
-    def _authenticate(self, stream: Stream) -> str:
+    def _authenticate(self, stream: Stream, client: Address) -> str:
         failure = socks5.encode_credentials_status(False)
         try:
             name, password = socks5.read_credentials(stream)
@@ -117,7 +117,7 @@ class Entrance:
             raise
         except ProtocolError as error:
             raise Refused(failure, str(error)) from error
-        user = self._login.check(name, password)
+        user = self._login.check(name, password, client)
         if user is None:
             self._counter.count("authentication", "refused")
             raise Refused(failure, "wrong user name or password")

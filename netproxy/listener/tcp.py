@@ -41,6 +41,7 @@ class _Admitted(Connection):
 
 class TcpListener(socketserver.ThreadingTCPServer):
     network = "tcp"
+    name = ""                   # in the configuration; of whoever equips it
     request_queue_size = BACKLOG
     allow_reuse_address = True
     daemon_threads = True

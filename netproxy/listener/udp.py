@@ -14,6 +14,7 @@ from netproxy.net.datagram import DatagramSocket
 
 class UdpListener:
     network = "udp"
+    name = ""               # in the configuration; of whoever equips it
 
     def __init__(self, address: Address, datagrams: Datagrams, counter: Counter, log: Log, tag: bytes = b"") -> None:
         """Bound; ListenError.  `handler` is set before start()."""

@@ -23,6 +23,7 @@ RECEIVE = 16384             # bytes asked of the kernel at a time while a protoc
 LINGER_BYTES = 65536        # read and dropped after a refusal, so that the client gets to see it (RFC 9112 section 9.6)
 LINGER_SECONDS = 2.0        # and for so long at the most
 _RESET = struct.pack("@ii", 1, 0)      # SO_LINGER on, no time: close() sends RST
+_LAST_SENT, _LAST_RECEIVED, _TCP_INFO = 44, 52, 104     # struct tcp_info: milliseconds since data went or came, and its length then
 
 
 class Stream:
@@ -189,6 +190,16 @@ class Stream:
             return from_sockaddr(self.socket.getpeername())
         except OSError as error:
             raise StreamError(error.strerror or "not connected") from error
+
+    def idle(self) -> float:
+        """Seconds since a byte came or went, as the kernel counts them, 0 where it does not tell.  From any thread."""
+        try:
+            told = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
+        except OSError:
+            return 0.0
+        if len(told) < _TCP_INFO:
+            return 0.0
+        return min(struct.unpack_from("@I", told, at)[0] for at in (_LAST_SENT, _LAST_RECEIVED)) / 1000
 
     @property
     def open(self) -> bool:

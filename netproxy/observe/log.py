@@ -2,7 +2,9 @@
 
 Written by hand because the logging package costs 2.4 MiB and fifteen times the
 time.  Control characters in anything a peer sent are escaped.  A standard error
-that cannot be written to costs the record, never the service.  Any thread may log.
+that cannot be written to costs the record, never the service.  What is left out
+because it repeats itself is said as a number.  Any thread may log; the janitor
+asks each second for numbers that are due.
 """
 from __future__ import annotations
 
@@ -11,9 +13,10 @@ import re
 import sys
 import threading
 import time
-from typing import Hashable, Sequence
+from collections import deque
+from typing import Callable, Hashable, NamedTuple, Sequence
 
-from netproxy.interfaces import Observer, Record
+from netproxy.interfaces import Record
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
@@ -21,6 +24,7 @@ _NAMES = {value: name for name, value in LEVELS.items()}
 _PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}     # sd-daemon(3)
 LIMITED_SECONDS = 60.0      # between two records of the same key
 LIMITED_KEYS = 1024         # remembered: keys may hold what strangers chose
+RECENT = 20                 # warnings and errors remembered for the status page
 # C0, DEL, C1, the line separators of Unicode, and lone surrogates
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -30,19 +34,50 @@ def escape(text: str) -> str:
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+class Notice(NamedTuple):
+    """A warning or an error, as it was written."""
+
+    at: float               # seconds since the epoch
+    level: str
+    text: str
+
+
+class _Repeat:
+    """Of one key: when it was written, and how often it was not since."""
+
+    __slots__ = ("at", "text", "left_out")
+
+    def __init__(self, at: float, text: str) -> None:
+        self.at = at
+        self.text = text
+        self.left_out = 0
+
+
 class Log:
+    """Expirable: the janitor asks for what was left out."""
+
     def __init__(self, level: str = "info", form: str = "text", access: bool = True, descriptor: int = 2) -> None:
         self._level = LEVELS[level]
         self._json = form == "json"
         self._access = access
         self._descriptor = descriptor
         self._journal = "JOURNAL_STREAM" in os.environ
+        self.recent: deque[Notice] = deque(maxlen=RECENT)
         self._lock = threading.Lock()       # guards _said
-        self._said: dict[Hashable, float] = {}
+        self._said: dict[Hashable, _Repeat] = {}
 
     def configure(self, level: str, form: str, access: bool) -> None:
         """After a reload."""
         self._level, self._json, self._access = LEVELS[level], form == "json", access
+
+    @property
+    def level(self) -> str:
+        return _NAMES[self._level]
+
+    @level.setter
+    def level(self, name: str) -> None:
+        """Until it is set again, or configured."""
+        self._level = LEVELS[name]
 
     def debug(self, message: str, *values: object) -> None:
         if self._level <= DEBUG:
@@ -60,19 +95,44 @@ class Log:
         self._write(ERROR, message, values)
 
     def limited(self, key: Hashable, message: str, *values: object) -> None:
-        """A warning, at most once a minute for each key."""
-        if self._due(key):
-            self.warning(message, *values)
+        """A warning, at most once a minute for each key; how many were left out is said later."""
+        text = message % values if values else message
+        if self._enter(key, text):
+            self.warning("%s", text)
 
-    def _due(self, key: Hashable) -> bool:
+    def auth_failed(self, client: str, user: str, listener: str) -> None:
+        """A login that was refused: one line each, whose form is for programs that ban addresses."""
+        if self._level <= WARNING:
+            self._emit(WARNING, {"msg": "auth_failed", "client": client, "user": user or "-", "listener": listener})
+
+    def expire(self, now: float) -> Sequence[Callable[[], None]]:
+        """Of what has not been written for a minute, how often it was left out."""
+        if not self._said:
+            return ()
+        with self._lock:
+            over = {key: one for key, one in self._said.items() if now - one.at >= LIMITED_SECONDS}
+            for key in over:
+                del self._said[key]
+        return [lambda one=one: self._say_left_out(one) for one in over.values() if one.left_out]
+
+    def _enter(self, key: Hashable, text: str) -> bool:
+        """Whether a record of this key may be written; else it is counted."""
         now = time.monotonic()
         with self._lock:
-            if now - self._said.get(key, -LIMITED_SECONDS) < LIMITED_SECONDS:
+            one = self._said.pop(key, None)
+            if one is not None and now - one.at < LIMITED_SECONDS:
+                one.left_out += 1
+                self._said[key] = one
                 return False
-            if len(self._said) >= LIMITED_KEYS:
-                self._said.clear()
-            self._said[key] = now
-            return True
+            if one is None and len(self._said) >= LIMITED_KEYS:
+                one = self._said.pop(next(iter(self._said)))
+            self._said[key] = _Repeat(now, text)
+        if one is not None and one.left_out:
+            self._say_left_out(one)
+        return True
+
+    def _say_left_out(self, one: _Repeat) -> None:
+        self.warning("%d more like this one: %s", one.left_out, one.text)
 
     def exception(self, doing: str) -> None:
         """The exception being handled, with its stack, as one record; the same from the same line once a minute."""
@@ -80,7 +140,8 @@ class Log:
         kind, error, _ = sys.exc_info()
         frames = traceback.extract_tb(error.__traceback__) if error else []
         where = " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in reversed(frames))
-        if self._due((kind, frames[-1].filename, frames[-1].lineno) if frames else kind):
+        key = (kind, frames[-1].filename, frames[-1].lineno) if frames else kind
+        if self._enter(key, f"internal error while {doing}"):
             self.error("internal error while %s: %s: %s (%s)", doing, kind.__name__ if kind else "?", error, where)
 
     def finished(self, record: Record) -> None:
@@ -93,10 +154,12 @@ class Log:
         self._emit(level, {"msg": text})
 
     def _emit(self, level: int, fields: dict[str, object]) -> None:
+        if level >= WARNING:
+            self.recent.append(Notice(time.time(), _NAMES[level], _as_text(fields)))
         if self._json:
             line = self._as_json(level, fields)
         else:
-            line = str(fields["msg"]) if len(fields) == 1 else " ".join(f"{key}={_plain(value)}" for key, value in fields.items())
+            line = _as_text(fields)
             if not self._journal:
                 line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {_NAMES[level]} {line}"
         if self._journal:
@@ -112,15 +175,9 @@ class Log:
         return json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "level": _NAMES[level], **fields})
 
 
-class Witnesses:
-    """An Observer that tells others."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
-
-    def finished(self, record: Record) -> None:
-        for observer in self._observers:
-            observer.finished(record)
+def _as_text(fields: dict[str, object]) -> str:
+    """One line, without the time."""
+    return str(fields["msg"]) if len(fields) == 1 else " ".join(f"{key}={_plain(value)}" for key, value in fields.items())
 
 
 def _access_fields(record: Record) -> dict[str, object]:

@@ -254,6 +254,14 @@ class NatTable:
             self._remove(session, "upstream closed")
         self._close(session)
 
+    def _kill(self, session: Session) -> None:
+        """On any thread; its client's next datagram makes a new one."""
+        with self._lock:
+            if session not in self._sessions:
+                return
+            self._remove(session, "killed")
+        self._close(session)
+
     def _close(self, session: Session) -> None:
         """After its removal, outside the lock: its reader closes the descriptor."""
         if session.conn is not None:
@@ -279,7 +287,8 @@ class NatTable:
         session = client.sessions.get(mapping)
         evicted = None if session else self._make_room(client, flow.user, now)
         if session is None and self._capacity.has_room(client.address.host, flow.user):
-            session = self._add_session(Session(client, mapping, flow, dialer, client.filtering or policy.filtering, now))
+            session = self._add_session(Session(client, mapping, flow, dialer, client.filtering or policy.filtering, now,
+                                                self._kill))
         return session, evicted
 
     def _keep_while_used(self, client: Client, peer: Hashable) -> None:
@@ -294,6 +303,7 @@ class NatTable:
         self._sessions.add(session)
         self._capacity.add(session)
         self._counter.count("sessions_opened", "")
+        self._observer.began(session)
         return session
 
     def _attach(self, entry: Entry, session: Session) -> None:

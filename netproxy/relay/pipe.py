@@ -38,15 +38,22 @@ class Outcome(NamedTuple):
     ended: str              # "closed", "reset", "idle"
 
 
-def pipe(client: Stream, upstream: Stream, limits: PipeLimits, finished: Callable[[Outcome], None]) -> Pause | None:
+def pipe(client: Stream, upstream: Stream, limits: PipeLimits, finished: Callable[[Outcome], None],
+         begun: Callable[[Relay], None] | None = None) -> Pause | None:
     """Moves bytes both ways, unread ones first, closes both streams and tells `finished`, once, how it went.
 
     A Pause while neither side has anything to say; None when it is over.  Raises nothing but what `finished` raises.
+    `begun` is told of the relay before it moves anything.
     """
-    return _Relay(client, upstream, limits, finished).begin()
+    relay = Relay(client, upstream, limits, finished)
+    if begun is not None:
+        begun(relay)
+    return relay.begin()
 
 
-class _Relay:
+class Relay:
+    """One under way; whoever began it may ask it what it has moved."""
+
     __slots__ = ("_client", "_upstream", "_limits", "_finished", "_up", "_down", "_near", "_pause", "_state", "_light")
 
     def __init__(self, client: Stream, upstream: Stream, limits: PipeLimits, finished: Callable[[Outcome], None]) -> None:
@@ -60,6 +67,11 @@ class _Relay:
         self._pause: Pause | None = None        # the last, which serves again while nothing is different
         self._state: tuple = ()
         self._light = client.plain and upstream.plain   # what is encrypted takes a thread's time
+
+    def moved(self) -> tuple[int, int]:
+        """Bytes so far, client to upstream and back.  From any thread."""
+        up, down = self._up, self._down
+        return up.moved if up else 0, down.moved if down else 0
 
     def begin(self) -> Pause | None:
         try:
@@ -173,7 +185,8 @@ class _Relay:
             if direction is not None:
                 moved[at] = direction.moved
                 direction.close()
-        self._finished(Outcome(*moved, ended))
+        finished, self._finished = self._finished, None     # it may hold who holds this relay
+        finished(Outcome(*moved, ended))
 
 
 def _gone(sock: socket.socket) -> bool:

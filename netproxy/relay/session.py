@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any, Callable, Hashable
 
-from netproxy.interfaces import Address, Counter, Dialer, Flow, Log, PacketConn, Record, Run, pack_ip
+from netproxy.interfaces import Address, Counter, Dialer, Flow, Log, Moved, PacketConn, Record, Run, pack_ip
 from netproxy.net.address import from_sockaddr
 from netproxy.net.datagram import ArenaPool, Destination, Pinned
 from netproxy.relay.packet import Runs
@@ -45,10 +45,11 @@ class Session:
     """One client endpoint's datagrams by one way out."""
 
     __slots__ = ("client", "mapping", "flow", "dialer", "conn", "only_dns", "_counter", "_permitted", "_filtering", "entries",
-                 "active", "seen", "ended", "dialling", "retry_at", "_log", "_opened", "_headers", "sent",
+                 "active", "seen", "ended", "dialling", "retry_at", "_log", "started", "number", "_kill", "_headers", "sent",
                  "received", "datagrams_sent", "datagrams_received")
 
-    def __init__(self, client: Client, mapping: Hashable, flow: Flow, dialer: Dialer, filtering: str, now: float) -> None:
+    def __init__(self, client: Client, mapping: Hashable, flow: Flow, dialer: Dialer, filtering: str, now: float,
+                 kill: Callable[[Session], None]) -> None:
         """`mapping` is its key among the client's; `flow` that of its first datagram; `now` is monotonic.
 
         `filtering` is for its whole life: a reload must not mix two kinds of permission.
@@ -67,7 +68,9 @@ class Session:
         self.ended = ""
         self.dialling = False       # a worker is at it
         self.retry_at = 0.0         # after a failed dial, when the next may be tried (monotonic)
-        self._opened = now
+        self.started = now
+        self.number = 0             # the observer's
+        self._kill = kill
         self._headers: dict[Hashable, Pinned] = {}
         self.sent = self.received = self.datagrams_sent = self.datagrams_received = 0
 
@@ -118,8 +121,18 @@ class Session:
         self.sent += run.length * (count - 1) + run.last
 
     def record(self) -> Record:
-        return Record(self.flow, self.dialer.name, self.sent, self.received, time.monotonic() - self._opened,
-                      self.ended, self.datagrams_sent, self.datagrams_received)
+        return Record(self.flow, self.dialer.name, self.sent, self.received, time.monotonic() - self.started,
+                      self.ended, self.datagrams_sent, self.datagrams_received, self.number)
+
+    def moved(self) -> Moved:
+        return Moved(self.sent, self.received, self.datagrams_sent, self.datagrams_received)
+
+    def idle(self) -> float:
+        """As the janitor knows it, to the second: of what its client sent."""
+        return 0.0 if self.active else time.monotonic() - self.seen
+
+    def kill(self) -> None:
+        self._kill(self)
 
     def _read(self, conn: PacketConn, arenas: ArenaPool, ended: Callable[[Session], None]) -> None:
         drain = self.client.drain

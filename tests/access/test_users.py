@@ -10,8 +10,10 @@ import pytest
 
 from netproxy.access import users as users_module
 from netproxy.access.users import Login, Users, hash_password
+from netproxy.interfaces import Address
 
 # made with a small cost, so that the tests do not wait
+CLIENT = Address("192.0.2.1", 4000)
 CHEAP = "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$"
 
 
@@ -147,10 +149,13 @@ class TestLogin:
     @pytest.mark.parametrize("mode, required, offered", [
         ("required", True, True), ("optional", False, True), ("none", False, False)])
     def test_asks_for_what_its_listener_wants(self, mode: str, required: bool, offered: bool) -> None:
-        login = Login(Users({"alice": "secret"}), mode)
+        refused: list[tuple[str, str]] = []
+        login = Login(Users({"alice": "secret"}), mode, lambda client, user: refused.append((client, user)))
         assert (login.required, login.offered) == (required, offered)
-        assert login.check(b"alice", b"secret") == "alice"
-        assert login.check(b"alice", b"wrong") is None
+        assert login.check(b"alice", b"secret", CLIENT) == "alice"
+        assert login.check(b"alice", b"wrong", CLIENT) is None
+        assert login.check(b"b\xff", b"secret", CLIENT) is None
+        assert refused == [("192.0.2.1", "alice"), ("192.0.2.1", "b\ufffd")]
 
 
 def test_a_user_is_never_shown_with_a_password() -> None:

@@ -7,7 +7,7 @@ from netproxy.config.load import load_text
 from netproxy.config.node import Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import (
-    AnnounceConfig, Config, HopConfig, LimitsConfig, ListenerConfig, LogConfig, TimeoutsConfig, UdpConfig, UserConfig,
+    AnnounceConfig, Config, HopConfig, LimitsConfig, ListenerConfig, LogConfig, MetricsConfig, TimeoutsConfig, UdpConfig, UserConfig,
     WayConfig)
 from netproxy.errors import ConfigError
 from netproxy.interfaces import Address, Network, Passed
@@ -206,3 +206,27 @@ class TestSocketOfTheServiceManager:
         assert errors("listeners: [{listen: 'systemd:a', name: x, clients: '::1'}, {listen: 'systemd:a', name: y, clients: '::1'}]") == [
             "c.yaml:1:61: listeners[1].listen: tcp systemd:a is taken by listener 'x'",
             "c.yaml:1:61: listeners[1].listen: udp systemd:a is taken by listener 'x'"]
+
+
+class TestMetrics:
+    def test_a_listener_for_figures(self) -> None:
+        assert read("metrics: 127.0.0.1:9180").metrics == MetricsConfig(Address("127.0.0.1", 9180))
+        assert read("metrics: '[::1]:9180'").metrics == MetricsConfig(Address("::1", 9180))
+        assert read(f"metrics: :9180\nmetrics_token: {'t' * 16}\nstatus_page: true").metrics == MetricsConfig(Address("::", 9180), "t" * 16, True)
+
+    @pytest.mark.parametrize("text, error", [
+        ("metrics: 0.0.0.0:9180", "c.yaml:1:1: metrics: 0.0.0.0:9180 can be reached from other machines: set a metrics_token"),
+        ("metrics: 127.0.0.1", "c.yaml:1:10: metrics: '127.0.0.1' is no address to listen on: write host:port, :port or [v6]:port"),
+        ("metrics: systemd:main", "c.yaml:1:10: metrics: must be a single port"),
+        ("metrics: 127.0.0.1:1-2", "c.yaml:1:10: metrics: must be a single port"),
+        ("metrics: 127.0.0.1:1\nstatus_page: true",
+         "c.yaml:1:1: status_page: needs a metrics_token, for whoever sees it sees who talks to whom"),
+        ("metrics_token: 0123456789abcdef", "c.yaml:1:1: metrics_token: is for the metrics listener, and there is none: set metrics"),
+        ("metrics: 127.0.0.1:1\nmetrics_token: short-secret",
+         "c.yaml:2:16: metrics_token: must have at least 16 letters or digits: openssl rand -hex 16 makes one")])
+    def test_what_cannot_be(self, text: str, error: str) -> None:
+        assert errors(text) == [error]
+
+    def test_hazard_111_its_token_is_not_shown(self) -> None:
+        config = read("metrics: 127.0.0.1:1\nmetrics_token: hunter2hunter2hunter2")
+        assert "hunter2" not in repr(config)

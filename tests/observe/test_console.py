@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from netproxy.observe.console import status_text, tunnels_text, upstreams_text
+import pytest
+
+from netproxy.observe.console import amount, arranged, flows_text, lasted, status_text, tunnels_text, upstreams_text
 
 
 def figures(name: str, **more: Any) -> dict[str, Any]:
@@ -11,8 +13,53 @@ def figures(name: str, **more: Any) -> dict[str, Any]:
             "error": "", "groups": [], **more}
 
 
+STATUS = {"version": "1", "state": "serving", "uptime": 90061.5, "pid": 7, "reloaded": {"at": 0.0, "fine": True}, "connections": 2, "sessions": 1,
+          "threads": 9, "memory": 16_000_000, "log": "info", "lines": ["connections=2", "drops{fragment}=1"],
+          "listeners": [{"name": "main", "network": "tcp+udp", "address": "127.0.0.1:1080", "live": 2, "accepted": 40}]}
+FLOW = {"id": 12, "network": "tcp", "listener": "main", "client": "192.0.2.1:5000", "user": "alice", "target": "example.com:443", "way": "office",
+        "age": 75.2, "idle": 0.4, "sent": 1500, "received": 2_000_000, "datagrams_sent": 3, "datagrams_received": 4}
+
+
 def test_status() -> None:
-    assert status_text({"lines": ["connections=1", "udp main"]}) == "connections=1\nudp main"
+    assert status_text(STATUS).split("\n") == [
+        "netproxyd 1 is serving, up 1d1h, process 7",
+        "2 connections, 1 UDP sessions, 9 threads, 16.0 MB of memory, log level info", "",
+        "listener  network  address         live  accepted", "main      tcp+udp  127.0.0.1:1080  2     40", "",
+        "connections=2", "drops{fragment}=1"]
+    assert "; the last reload failed, see the log\n" in status_text({**STATUS, "reloaded": {"at": 0.0, "fine": False}})
+
+
+def test_flows_have_a_line_each() -> None:
+    assert flows_text([FLOW], False) == (
+        "id  listener  client          user   target           way out  age    idle  to target  to client\n"
+        "12  main      192.0.2.1:5000  alice  example.com:443  office   1m15s  0s    1.5 kB     2.0 MB")
+    assert flows_text([FLOW], True).endswith("2.0 MB     3/4")
+    assert flows_text([], False).startswith("id  listener")
+
+
+def test_what_strangers_chose_cannot_paint_the_terminal() -> None:
+    """Hazard 112."""
+    text = flows_text([{**FLOW, "user": "a\x1b[2Jb", "target": "x\r\n\u202ey:1"}], False)
+    assert "a?[2Jb" in text and "x???y:1" in text and text.count("\n") == 1
+
+
+def test_flows_are_arranged() -> None:
+    flows = [{**FLOW, "id": at, "sent": sent, "target": target} for at, sent, target in ((1, 5, "b"), (2, 9, "c"), (3, 7, "a"))]
+
+    def ids(by: str) -> list[int]:
+        return [one["id"] for one in arranged(flows, by)]
+    assert (ids("id"), ids("bytes"), ids("sent"), ids("target")) == ([1, 2, 3], [2, 3, 1], [2, 3, 1], [3, 1, 2])
+
+
+@pytest.mark.parametrize("value, text", [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_940, "99.9 kB"), (99_960, "100 kB"), (999_600, "1.0 MB"),
+                                         (10 ** 19, "10000 PB")])
+def test_amounts(value: float, text: str) -> None:
+    assert amount(value) == text
+
+
+@pytest.mark.parametrize("seconds, text", [(0.9, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m59s"), (3661, "1h1m"), (86400 * 3, "3d")])
+def test_times(seconds: float, text: str) -> None:
+    assert lasted(seconds) == text
 
 
 def test_a_way_out_has_a_line() -> None:

@@ -15,9 +15,9 @@ import pytest
 
 from netproxy.errors import ListenError
 from netproxy.observe import control
-from netproxy.observe.control import CommandError, ControlServer, NotRunning, ask
+from netproxy.observe.control import CommandError, ControlServer, NotRunning, Reloads, Then, ask
 from tests.support.doubles import Lines
-from tests.support.sockets import wait_until
+from tests.support.sockets import SECONDS, Task, wait_until
 
 
 def refuse(request: Mapping[str, Any]) -> Any:
@@ -205,3 +205,55 @@ def test_a_client_that_is_silent_does_not_delay_its_stop(serve: Callable[[], Con
         server.stop()
         assert time.monotonic() - started < control.SECONDS / 2
         assert not server.thread.is_alive()
+
+
+class TestAfterTheAnswer:
+    def test_something_is_done(self, tmp_path: Path, log: Lines) -> None:
+        """With nothing to wait for the daemon ends at once, and its last answer must have gone."""
+        done = threading.Event()
+        server = ControlServer(str(tmp_path / "socket"), {"end": lambda request: Then("ending", done.set)}, log)
+        server.start()
+        try:
+            assert ask(server.path, "end") == "ending"
+            assert done.wait(SECONDS)
+        finally:
+            server.stop()
+
+    def test_a_server_that_retires_still_answers(self, tmp_path: Path, log: Lines) -> None:
+        """A reload that moves the control socket is answered over the one it was asked by."""
+        made: list[ControlServer] = []
+
+        def move(request: Mapping[str, Any]) -> str:
+            made[0].retire()
+            return "moved"
+        made.append(ControlServer(str(tmp_path / "socket"), {"move": move}, log))
+        made[0].start()
+        assert ask(made[0].path, "move") == "moved"
+        made[0].thread.join(SECONDS)
+        assert not made[0].thread.is_alive()
+        assert not os.path.exists(made[0].path)
+
+
+class TestReloads:
+    @staticmethod
+    def asked(reloads: Reloads) -> Task:
+        return Task(reloads.ask)
+
+    def test_whoever_asked_before_it_began_hears_how_it_went(self) -> None:
+        woken = threading.Semaphore(0)
+        reloads = Reloads(woken.release)
+        fine = self.asked(reloads)
+        assert woken.acquire(timeout=SECONDS)
+        tell = reloads.begin()
+        late = self.asked(reloads)
+        assert woken.acquire(timeout=SECONDS)
+        tell([])
+        fine.result()
+        reloads.begin()(["a: wrong", "b: wrong"])
+        with pytest.raises(CommandError, match="a: wrong\nb: wrong"):
+            late.result()
+
+    def test_one_that_takes_long_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(control, "RELOAD_SECONDS", 0.01)
+        with pytest.raises(CommandError, match="the reload goes on"):
+            Reloads(lambda: None).ask()

@@ -140,7 +140,7 @@ class TestLimited:
         assert not written.read()
         clock[0] += 0.1
         log.limited(("a", 1), "a")
-        assert len(written.read()) == 1
+        assert [line[-9:] for line in written.read()] == ["is one: a", "warning a"]
 
     def test_right_after_the_machine_has_started(self, make: Callable[..., Log], written: Written, clock: list[float]) -> None:
         clock[0] = 0.5
@@ -206,6 +206,94 @@ class TestADescriptorThatFails:
     def test_because_it_is_full(self) -> None:
         with open("/dev/full", "wb", buffering=0) as full:
             Log(descriptor=full.fileno()).error("x")
+
+
+class TestRepeats:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [1000.0]
+        monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+        return now
+
+    @staticmethod
+    def texts(written: Written) -> list[str]:
+        return [line.split(" ", 2)[2] for line in written.read()]
+
+    def test_the_next_of_its_kind_says_how_many_were_left_out(
+            self, make: Callable[..., Log], written: Written, clock: list[float]) -> None:
+        log = make()
+        for at in range(4):
+            log.limited("key", "no room for %d", at)
+        log.limited("other", "once")
+        clock[0] += 61
+        log.limited("key", "no room for %d", 9)
+        log.limited("other", "once")
+        assert self.texts(written) == [
+            "no room for 0", "once", "3 more like this one: no room for 0", "no room for 9", "once"]
+
+    def test_where_no_other_comes_the_janitor_asks(self, make: Callable[..., Log], written: Written, clock: list[float]) -> None:
+        log = make()
+        log.limited("key", "full")
+        log.limited("key", "full")
+        log.limited("quiet", "once")
+        assert log.expire(clock[0] + 59) == []
+        for say in log.expire(clock[0] + 60):
+            say()
+        assert not log.expire(clock[0] + 120)
+        assert self.texts(written) == ["full", "once", "1 more like this one: full"]
+
+    def test_what_must_be_forgotten_is_said_first(self, make: Callable[..., Log], written: Written, clock: list[float]) -> None:
+        log = make()
+        log.limited("first", "first")
+        log.limited("first", "first")
+        for number in range(LIMITED_KEYS):
+            log.limited(number, "x")
+        assert "1 more like this one: first" in self.texts(written)
+
+    def test_of_an_exception_too(self, make: Callable[..., Log], written: Written, clock: list[float]) -> None:
+        log = make()
+        for _ in range(3):
+            try:
+                raise OSError("gone")
+            except OSError:
+                log.exception("testing")
+        for say in log.expire(clock[0] + 60):
+            say()
+        assert self.texts(written)[1:] == ["2 more like this one: internal error while testing"]
+
+
+def test_the_level_changes_at_run_time(make: Callable[..., Log], written: Written) -> None:
+    log = make()
+    assert log.level == "info"
+    log.debug("hidden")
+    log.level = "debug"
+    log.debug("seen")
+    log.level = "error"
+    log.warning("hidden")
+    assert [line.split(" ", 2)[2] for line in written.read()] == ["seen"]
+    log.configure("info", "text", True)
+    assert log.level == "info"
+
+
+def test_warnings_and_errors_are_remembered_the_newest_only(make: Callable[..., Log]) -> None:
+    log = make()
+    log.info("nothing")
+    for at in range(30):
+        log.warning("warning %d\n", at)
+    log.error("an error")
+    assert [(one.level, one.text) for one in log.recent][-2:] == [("warning", r"warning 29\n"), ("error", "an error")]
+    assert len(log.recent) == log_module.RECENT
+
+
+@pytest.mark.parametrize("user, shown", [
+    ("bob", "bob"), ("", "-"), ("a b", '"a b"'), ("x\nmsg=auth_failed client=192.0.2.9 user=y",
+                                                r'"x\\nmsg=auth_failed client=192.0.2.9 user=y"')])
+def test_a_failed_login_is_one_line_for_programs_that_ban(
+        make: Callable[..., Log], written: Written, user: str, shown: str) -> None:
+    """Hazard 112: whatever the user's name is, the line begins with the true client."""
+    make("warning").auth_failed("203.0.113.9", user, "main")
+    line, = written.read()
+    assert line.split(" ", 1)[1] == f"warning msg=auth_failed client=203.0.113.9 user={shown} listener=main"
 
 
 def test_an_exception_is_one_line_with_its_stack(make: Callable[..., Log], written: Written) -> None:

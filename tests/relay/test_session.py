@@ -23,7 +23,7 @@ class SessionRig:
         self.wrapped: list[Address] = []
         self.headers = headers
         client = Client("peer", FLOW.client, self.local, self._wrap, None)
-        self.session = Session(client, "mapping", FLOW, FakeDialer(), INDEPENDENT, 0.0)
+        self.session = Session(client, "mapping", FLOW, FakeDialer(), INDEPENDENT, 0.0, lambda session: None)
         self.conn = FakeConn()
         self.ended: list[tuple[Session, bool]] = []     # and whether its upstream was closed by then
 

@@ -71,6 +71,9 @@ class Lines(_Recorder):
         self.keys.append(key)
         self._add("limited", message, values)
 
+    def auth_failed(self, client: str, user: str, listener: str) -> None:
+        self._add("auth_failed", f"{client} {user} {listener}", ())
+
     def exception(self, doing: str) -> None:
         self._add("exception", f"{doing}: {sys.exc_info()[1]}", ())
 
@@ -97,6 +100,13 @@ class Records(_Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.records: list[Record] = []
+        self.lives: list[Any] = []      # what has begun, in order
+
+    def began(self, live: Any, dialled: float | None = None) -> None:
+        with self._changed:
+            self.lives.append(live)
+            live.number = len(self.lives)
+            self._changed.notify_all()
 
     def finished(self, record: Record) -> None:
         with self._changed:

@@ -106,6 +106,19 @@ class RecordingLog:
     def exception(self, doing: str) -> None:
         self.faults.append(doing)
 
+    def auth_failed(self, client: str, user: str, listener: str) -> None:
+        self._say("auth_failed client=%s user=%s listener=%s", client, user, listener)
+
+    level = "info"
+    recent: tuple = ()
+
+    def expire(self, now: float) -> tuple:
+        """An Expirable's."""
+        return ()
+
+    def began(self, live: Any, dialled: float | None = None) -> None:
+        """An Observer's."""
+
     def finished(self, record: Record) -> None:
         self.records.append(record)
 

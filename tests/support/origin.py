@@ -11,7 +11,7 @@ import re
 import socket
 import struct
 import threading
-from typing import Callable, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 from netproxy.access.users import Login, Users
 from netproxy.errors import DialError, NetProxyError, Reason
@@ -315,6 +315,9 @@ class Rig:
 
     def route(self, flow: Flow) -> Route:
         return Route(self.by_host.get(flow.target.host, self.dialer), flow)
+
+    def began(self, live: Any, dialled: float | None = None) -> None:
+        """An Observer's."""
 
     def finished(self, record: Record) -> None:
         self.records.append(record)

@@ -13,7 +13,7 @@ from netproxy.errors import ConfigError
 from netproxy.tunnel import agent as agent_module
 from netproxy.tunnel import bridge as bridge_module
 from tests.support.certificates import Certificates, certificates
-from tests.support.doubles import Lines
+from tests.support.handlers import RecordingLog
 from tests.support.relays import LOCALHOST, SECONDS, UdpPort, configuration
 from tests.support.sockets import read_exactly, read_to_end, server, wait_until
 from tests.support.tunnels import TOKEN, Echo, UdpEcho, agent_text, bridge_text, free_port, side, tunnel
@@ -246,4 +246,4 @@ def test_files_that_cannot_be_used_keep_a_daemon_from_starting(made: Certificate
     for text in (secured(made, "[]").replace("server.key", "broken.key"),
                  trusting(made, 9, '{"8022": "127.0.0.1:9"}', f"{{ca: '{made.path('broken.pem')}'}}")):
         with pytest.raises(ConfigError):
-            Daemon(Lines()).describe(configuration(text))       # type: ignore[arg-type]
+            Daemon(RecordingLog()).describe(configuration(text))       # type: ignore[arg-type]

@@ -1,0 +1,175 @@
+"""The ways to look into a running daemon and to tell it what to do: its control socket and its metrics listener.
+
+Commands run on the control socket's thread; what only the main thread may do is
+handed to it by a signal to this process.  apply() and stop() are the main thread's.
+"""
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Any, Callable, Mapping
+
+from netproxy.config.schema import Config
+from netproxy.interfaces import SERVING, Address, Live
+from netproxy.observe.log import LEVELS, Log
+
+Request = Mapping[str, Any]
+FILTERS: dict[str, Callable[[Live], str]] = {
+    "user": lambda live: live.flow.user, "client": lambda live: live.flow.client.host,
+    "listener": lambda live: live.flow.listener, "way": lambda live: live.dialer.name, "target": lambda live: live.flow.target.host}
+
+
+class Inside:
+    def __init__(self, subject: Any, log: Log) -> None:
+        """`subject`: the daemon, as figures.Subject has it."""
+        self._subject = subject
+        self._began = time.monotonic()
+        self._made: Any = None              # figures.Figures
+        self._log = log
+        self._reloads: Any = None           # observe.control.Reloads
+        self._control: Any = None           # observe.control.ControlServer
+        self._web: Any = None               # observe.web.WebServer
+        self._site: Any = None              # observe.site.Site
+
+    def apply(self, config: Config, act: Callable[[list[tuple[str, Address]]], None]) -> None:
+        """Does `act` together with what a configuration wants here: both or neither.  ListenError, and what `act` raises.
+
+        `act` is told of the sockets that are bound here: (network, address).
+        """
+        fresh: list[Any] = []
+        try:
+            control, web = self._fresh_control(config, fresh), self._fresh_web(config, fresh)
+            act([("tcp", web.address)] if web is not None else [])
+        except BaseException:
+            for server in fresh:
+                server.stop()
+            raise
+        before = self._control, self._web
+        self._control, self._web = control, web
+        if before[0] is not None and before[0] is not control:
+            before[0].retire()
+        if before[1] is not None and before[1] is not web:
+            before[1].stop()
+        if self._site is not None:
+            self._site.configure(config.metrics.token, config.metrics.page)
+        if control in fresh:
+            control.start()
+
+    def stop(self) -> None:
+        for server in (self._control, self._web):
+            if server is not None:
+                server.stop()
+
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """Those that must live."""
+        return [server.thread for server in (self._control, self._web) if server is not None]
+
+    def begin_reload(self) -> Callable[[list[str]], None]:
+        """Before a reload; gives back what is told its errors, none for success, to those who asked for it."""
+        tell = self._reloads.begin() if self._reloads is not None else lambda errors: None
+
+        def ended(errors: list[str]) -> None:
+            if self.threads:            # somebody may ask
+                self.figures.note_reload(not errors)
+            tell(errors)
+        return ended
+
+    @property
+    def figures(self) -> Any:
+        if self._made is None:
+            from netproxy.figures import Figures        # late: many are never asked for any
+            self._made = Figures(self._subject, self._log, self._began)
+        return self._made
+
+    # -- servers
+
+    def _fresh_control(self, config: Config, fresh: list[Any]) -> Any:
+        if not config.control or self._control is not None and self._control.path == config.control:
+            return self._control if config.control else None
+        from netproxy.observe.control import ControlServer, Reloads     # late: many have none
+        self._reloads = self._reloads or Reloads(lambda: os.kill(os.getpid(), signal.SIGHUP))
+        fresh.append(ControlServer(config.control, self._commands(), self._log))
+        return fresh[-1]
+
+    def _fresh_web(self, config: Config, fresh: list[Any]) -> Any:
+        """Answers from now on, so that who asks whether the daemon is ready hears that it is not."""
+        address = config.metrics.address
+        if address is None or self._web is not None and self._web.wanted == address:
+            return self._web if address is not None else None
+        from netproxy.observe.site import Site, Sources     # late: many have none
+        from netproxy.observe.web import WebServer
+        if self._site is None:
+            figures = self.figures
+            sources = Sources(lambda: self._subject.state, figures.metrics, figures.page)
+            self._site = Site(sources, lambda: self._subject.counters.count("authentication", "metrics token"), self._log)
+            self._site.configure(config.metrics.token, config.metrics.page)
+        server = WebServer(address, self._site.answer, self._log)
+        fresh.append(server)
+        server.start()
+        return server
+
+    # -- commands
+
+    def _commands(self) -> dict[str, Callable[[Request], Any]]:
+        return {"status": lambda request: self.figures.status(), "upstreams": lambda request: self._subject.upstreams(),
+                "tunnels": lambda request: self._subject.tunnels(),
+                "connections": lambda request: self.figures.flows(_wanted(request, "tcp")),
+                "sessions": lambda request: self.figures.flows(_wanted(request, "udp")),
+                "flows": lambda request: self.figures.flows(_wanted(request)),
+                "moved": lambda request: self.figures.moved(),
+                "explain": self._explain, "verdicts": self._verdicts,
+                "kill": self._kill, "log": self._set_level, "reload": self._reload, "drain": self._drain}
+
+    def _kill(self, request: Request) -> dict[str, int]:
+        from netproxy.observe.control import CommandError
+        if not any(request.get(key) for key in ("ids", *FILTERS)):
+            raise CommandError("kill what? an id, or a filter")
+        killed = self._subject.flows.kill(_wanted(request))
+        if not killed:
+            raise CommandError("no such flow")
+        return {"killed": killed}
+
+    def _explain(self, request: Request) -> list[str]:
+        return list(self._subject.explain(str(request.get("flow", ""))))
+
+    def _verdicts(self, request: Request) -> Any:
+        """What `via: auto` has found out; with `clear`, forgets it."""
+        verdicts = self._subject.verdicts
+        if request.get("clear"):
+            return {"cleared": verdicts.clear()}
+        return [{"target": str(target), "way": way, "seconds": round(seconds)} for target, way, seconds in verdicts.items()]
+
+    def _set_level(self, request: Request) -> dict[str, str]:
+        from netproxy.observe.control import CommandError
+        level = request.get("level")
+        if level is not None:
+            if level not in LEVELS:
+                raise CommandError(f"the levels are {', '.join(LEVELS)}")
+            self._log.level = level
+        return {"level": self._log.level}
+
+    def _reload(self, request: Request) -> dict[str, bool]:
+        from netproxy.observe.control import CommandError
+        if self._subject.state != SERVING:
+            raise CommandError(f"the daemon is {self._subject.state}")
+        self._reloads.ask()
+        return {"reloaded": True}
+
+    def _drain(self, request: Request) -> Any:
+        """Answers first: with nothing to wait for, the daemon ends at once."""
+        from netproxy.observe.control import Then
+        return Then({"connections": self._subject.live}, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def _wanted(request: Request, network: str = "") -> Callable[[Live], bool]:
+    """What the filters of a request leave."""
+    ids = set(request.get("ids") or ())
+    tests = [(read, request[key]) for key, read in FILTERS.items() if request.get(key)]
+
+    def wanted(live: Live) -> bool:
+        return (not network or live.flow.network == network) and (not ids or live.number in ids) and all(
+            read(live) == value for read, value in tests)
+    return wanted
