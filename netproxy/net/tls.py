@@ -15,12 +15,13 @@ from typing import Any
 
 from netproxy.errors import ProtocolError, StreamError
 from netproxy.net import calls
+from netproxy.net.calls import ROOM
 from netproxy.net.stream import Stream
 
 RECORD = 16_709             # bytes of the longest record, RFC 8446 section 5.2 and what older versions add
-# Bytes taken from the socket at a time: with a record that is not whole yet, less than BUFFER.
-PULL = 65536 - RECORD - 1024
-PUSH = 65536                # bytes encrypted at a time
+# Bytes taken from the socket at a time: with a record that is not whole yet, less than ROOM.
+PULL = ROOM - RECORD - 1024
+PUSH = ROOM                 # bytes encrypted at a time
 
 
 class TlsSocket:
@@ -80,7 +81,7 @@ class TlsSocket:
                 return 0
 
     def recv_into(self, buffer: memoryview) -> int:
-        """All that is there in clear; `buffer` has BUFFER bytes."""
+        """All that is there in clear; `buffer` has ROOM bytes."""
         with self._lock:
             return self._receive(buffer)
 
