@@ -60,6 +60,7 @@ def control_parser() -> Any:
         ("connections", "TCP flows under way"),
         ("sessions", "UDP sessions under way"),
         ("upstreams", "each way out: its state, latency, live flows and failures"),
+        ("tunnels", "agents that are connected, and this daemon's own: ports, streams, bytes"),
         ("explain", "which rule and which way out a flow would meet, e.g. 'udp alice@192.168.1.5 -> example.com:443 on main'"),
         ("auto", "what via: auto has found out of targets, and for how long that holds"),
         ("top", "the flows that move most, drawn anew each second; q ends it"),
@@ -70,7 +71,7 @@ def control_parser() -> Any:
         ("hash-password", "read a password, print its hash for the configuration"))}
     made["explain"].add_argument("flow", metavar="FLOW", help="[tcp|udp] [[user@]client] -> host:port [on listener]")
     made["auto"].add_argument("--clear", action="store_true", help="forget it all")
-    for name in ("status", "connections", "sessions", "upstreams", "auto"):
+    for name in ("status", "connections", "sessions", "upstreams", "tunnels", "auto"):
         made[name].add_argument("--json", action="store_true", help="print the answer as JSON")
     for name in ("connections", "sessions", "kill"):
         for option in FILTERS:
@@ -130,6 +131,8 @@ def _show(options: Any, answer: Any) -> None:
         print(console.status_text(answer))
     elif command == "upstreams":
         print(console.upstreams_text(answer))
+    elif command == "tunnels":
+        print(console.tunnels_text(answer))
     elif command == "auto":
         print(console.verdicts_text(answer))
     else:

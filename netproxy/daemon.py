@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Sequence
 from netproxy.access.acl import NetworkList
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
-from netproxy.config.schema import Config, ListenerConfig, WayConfig
+from netproxy.config.schema import Config, ListenerConfig, TunnelConfig, WayConfig
 from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.factory import DialerFactory, udp_warnings
 from netproxy.errors import ListenError
@@ -49,6 +49,7 @@ class Daemon:
         self._inside = Inside(self, log)
         self.way_out = ""           # of what has no upstream of its own, for one line of a log
         self._named_by: Any = None          # resolver.forwarder.Forwarder
+        self._tunnels: Any = None           # tunnels.Tunnels, once a configuration has one
         self._router: Any = None            # router.router.RuleRouter
         self._listeners: list[str] = []     # names
         self._admissions: dict[str, Admission] = {}         # by listener's name
@@ -75,6 +76,8 @@ class Daemon:
         """No new connections; those that live, and their datagrams, go on."""
         self.state = DRAINING
         self._retired += self._manager.stop(("tcp",))
+        if self._tunnels is not None:
+            self._tunnels.stop_accepting()
         self._machinery.parker.release_expendable()
 
     def stop(self) -> None:
@@ -82,6 +85,8 @@ class Daemon:
         self.stop_accepting()
         for listener in self._retired:
             listener.abort()
+        if self._tunnels is not None:
+            self._tunnels.stop()
         self._relays.close()
         self._inside.stop()
         deadline = time.monotonic() + STOP_SECONDS
@@ -100,7 +105,7 @@ class Daemon:
     def live(self) -> int:
         """Connections that have not ended."""
         tcp = [listener for listener in self._manager.listeners if listener.network == "tcp"]
-        return sum(listener.live for listener in tcp + self._retired)
+        return sum(listener.live for listener in tcp + self._retired) + (self._tunnels.live if self._tunnels is not None else 0)
 
     def dead_thread(self) -> str:
         """The name of a thread that must live but does not, "" while all is well."""
@@ -108,7 +113,7 @@ class Daemon:
         for thread in [*threads, *(listener.thread for listener in self._manager.listeners)]:
             if not thread.is_alive():
                 return thread.name
-        return ""
+        return self._tunnels.dead_thread() if self._tunnels is not None else ""
 
     def listening(self) -> list[dict[str, Any]]:
         """Each listener, with its figures."""
@@ -117,6 +122,10 @@ class Daemon:
     def upstreams(self) -> list[dict[str, Any]]:
         """Each way out, with its figures."""
         return _report().upstreams(self._dialers, self._named_ways) if self._dialers is not None else []
+
+    def tunnels(self) -> dict[str, Any]:
+        """Agents that are connected, and how the daemon's own is."""
+        return self._tunnels.describe() if self._tunnels is not None else {"agents": [], "agent": None}
 
     def summary(self) -> str:
         """What listens, for one line of a log."""
@@ -127,6 +136,8 @@ class Daemon:
         yield (f"connections={self.live} parked={len(self._machinery.parker)} threads={self._machinery.connections.threads} "
                f"listeners: {self.summary()}")
         yield from self._relays.status()
+        if self._tunnels is not None:
+            yield from self._tunnels.summary()
         for name, reason, value in self.counters.items():
             yield f"{name}{{{reason}}}={value}"
 
@@ -134,6 +145,8 @@ class Daemon:
         """What would listen, and what each way out can carry; ConfigError.  Opens nothing."""
         dialers = self._factory(config)
         self._surroundings(config, dialers, self._forwarder(config, dialers))
+        if config.tunnel.agent:
+            self._reverse().read(config)
         make_policies(config)
         for one in config.listeners:
             if one.tls:
@@ -157,7 +170,15 @@ class Daemon:
     def _factory(self, config: Config) -> DialerFactory:
         machinery = self._machinery
         reach = Reach(machinery.resolver, machinery.destinations)
-        return DialerFactory(reach, machinery.datagrams, config.timeouts.connect, machinery.services)
+        return DialerFactory(reach, machinery.datagrams, config.timeouts.connect, machinery.services,
+                             tunnel=lambda agent, seconds: self._reverse().dialer(agent, seconds))
+
+    def _reverse(self) -> Any:
+        """The tunnels, made where a configuration first has one."""
+        if self._tunnels is None:
+            from netproxy.tunnels import Tunnels    # late: most daemons have none
+            self._tunnels = Tunnels(self._machinery)
+        return self._tunnels
 
     def _apply(self, config: Config, inside: list[tuple[str, Address]]) -> None:
         """`inside`: what listens for whoever looks into the daemon."""
@@ -168,6 +189,7 @@ class Daemon:
         adopt = dialers.renewal(_ways(config))      # of what is there already; the rest is read as it is made
         forwarder = self._forwarder(config, dialers)
         around = self._surroundings(config, dialers, forwarder)
+        reverse = self._reverse().prepare(config, around, dialers) if config.tunnel != TunnelConfig() or self._tunnels else None
         states: States = {}
         wanted = [one for listener in config.listeners for address in listener.addresses
                   for one in self._wanted(listener, address, states, around)]
@@ -193,6 +215,8 @@ class Daemon:
         fresh = [listener for listener in self._manager.listeners if listener.network == "udp" and listener not in before_udp]
         self._retire(gone, fresh)
         self._relays.adopt(states, config)
+        if reverse is not None:
+            reverse()
         for text in udp_warnings(config, dialers):
             self._log.warning("%s", text)
 
@@ -239,7 +263,7 @@ class Daemon:
         observer = Witnesses(self.flows, autos)
         names = NameService(forwarder, config.dns.cache, machinery.queries, machinery.datagrams.arenas()) if forwarder else None
         return Surroundings(router, users, machinery.resolver, config.timeouts, config.splice, self.counters, observer,
-                            self._log, names)
+                            self._log, names, self._reverse().bridge if config.tunnel.bridge else None)
 
     def _routing(self, config: Config, dialers: DialerFactory) -> tuple[RuleRouter, Sequence[Any]]:
         """The router, and its autos (router.auto.AutoDialer)."""
@@ -295,8 +319,9 @@ def _plan(config: Config, forwarder: Any) -> Plan:
 def _ways(config: Config) -> list[WayConfig]:
     ruled = [way for rule in config.rules for way in (rule.via, rule.upstream)]
     servers = (*config.dns.servers, *(server for rule in config.dns.rules for server in rule.servers))
-    return [way for way in (config.default, *config.upstreams.values(), *(one.upstream for one in (*config.listeners, *servers)),
-                            *ruled) if way]
+    agent = [config.tunnel.agent.upstream] if config.tunnel.agent else []
+    named = (config.default, *config.upstreams.values(), *(one.upstream for one in (*config.listeners, *servers)), *ruled, *agent)
+    return [way for way in named if way]
 
 
 def _equip_udp(made: ListenerHandler, name: str, listener: UdpListener) -> None:

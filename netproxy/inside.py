@@ -115,6 +115,7 @@ class Inside:
 
     def _commands(self) -> dict[str, Callable[[Request], Any]]:
         return {"status": lambda request: self.figures.status(), "upstreams": lambda request: self._subject.upstreams(),
+                "tunnels": lambda request: self._subject.tunnels(),
                 "connections": lambda request: self.figures.flows(_wanted(request, "tcp")),
                 "sessions": lambda request: self.figures.flows(_wanted(request, "udp")),
                 "flows": lambda request: self.figures.flows(_wanted(request)),

@@ -89,6 +89,9 @@ def is_loopback(host: str) -> bool:
     return any(network.holds(host) for network in _LOOPBACK)
 
 
+TUNNEL_AGENT = "tunnel-agent"       # the listener of flows that the bridge of a tunnel asks its agent for
+
+
 class Flow(NamedTuple):
     """Everything that a rule may look at."""
 

@@ -11,7 +11,7 @@ import socket
 from typing import Any, Callable, Iterable, Mapping
 
 from netproxy.access.destinations import Destinations, OwnSockets, Policy
-from netproxy.config.schema import AutoConfig, Config
+from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.dialer.health import HealthChecks
 from netproxy.dialer.hop import Services
 from netproxy.errors import DialError, ListenError
@@ -81,6 +81,7 @@ class Machinery:
         self.passed = PassedSockets(os.environ)
         self.datagrams = Datagrams(self.counters, log, passed=self.passed)
         self.services = Services(self._watch, self._dials.submit, self.counters)
+        self.dials = self._dials.submit
         self.workers = Workers(self._dials.submit, self._names.submit)
         self.queries = self._queries.submit
         self.janitor = Janitor(log)
@@ -150,6 +151,8 @@ def room_for(config: Config) -> int:
     """Threads for connections: what the listeners admit, as far as descriptors and reason last."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = sum(one.limits.connections * len(one.addresses) for one in config.listeners)
+    if config.tunnel != TunnelConfig():
+        wanted += THREADS_LIMIT     # agents' ports, and what bridges ask for
     return max(1, min(wanted, THREADS_LIMIT, (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_A_CONNECTION))
 
 

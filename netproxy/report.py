@@ -30,6 +30,7 @@ def plan(config: Config, dialers: DialerFactory) -> list[str]:
     lines = [f"listen {address} {'+'.join(one.network)} {one.protocol} '{one.name}' "
              + (f"asks {asked}" if one.protocol == "dns" else f"out by {(one.upstream or config.default).text}")
              for one in config.listeners for address in one.addresses]
+    lines += _tunnels(config)
     lines += [f"warning: {text}" for text in udp_warnings(config, dialers)]
     for name, way in [("default", config.default), *config.upstreams.items()]:
         carried, udp = ", ".join(sorted(dialers.way(way).carries)) or "nothing", udp_text(way)
@@ -73,6 +74,19 @@ def explain(text: str, router: RuleRouter, dialers: DialerFactory, listeners: li
     yield f"carried: {'yes' if carried else 'no'}{', by ' + how if carried and how else ''}" + ("" if carried else f": {dialer.refusal.value}")
 
 
+def _tunnels(config: Config) -> list[str]:
+    bridge, agent = config.tunnel
+    lines = []
+    for name, one in (bridge.agents if bridge else {}).items():
+        ports = [f"{Address(port.host, port.first)}{f'-{port.last}' if port.last > port.first else ''}/{port.network}" for port in one.ports]
+        lines.append(f"agent '{name}' may have {', '.join(ports) or 'no port'}")
+    if agent is not None:
+        lines.append(f"tunnel to {agent.bridge} {'by TLS' if agent.tls else 'without TLS'} as '{agent.name}' out by {agent.upstream.text}"
+                     + (", an exit" if agent.exit else ""))
+        lines += [f"tunnel's port {one.port}/{one.network} leads to {one.target}" for one in agent.services]
+    return lines
+
+
 def udp_text(config: WayConfig) -> str:
     """By what a way out carries datagrams, "" for directly; or, behind "no udp: ", which hop does not."""
     how, lost = _udp(config, "", "")
@@ -91,6 +105,8 @@ def _udp(config: WayConfig, how: str, lost: str) -> tuple[str, str]:
             how, lost = "UoT", ""
         elif step.scheme.startswith("http"):
             how, lost = "connect-udp", ""
+        elif step.scheme == "tunnel":
+            how = "tunnel"
         elif step.scheme.startswith("socks5"):
             how, lost = "ASSOCIATE", lost and f"{step.url} must be reached by it, but {lost}"
         elif step.scheme != "direct":

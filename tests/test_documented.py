@@ -28,10 +28,10 @@ pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[1]
 FULL = ROOT / "conf" / "examples" / "full.yaml"
 # Mappings whose keys are the user's own names
-NAMES = re.compile(r"^(users|upstreams)\.[^.\[]+|^(dns\.hosts)\..*")
+NAMES = re.compile(r"^(users|upstreams|tunnel\.bridge\.agents|tunnel\.agent\.services)\.[^.\[]+|^(dns\.hosts)\..*")
 SAME = {"rules[].not.": "rules[].", "dns.rules[].servers[].": "dns.servers[]."}     # the same keys, described once
 # Wherever a way out may be written, it may be a mapping as in `upstreams`
-WAYS = re.compile(r"^(default|dns\.servers\[\]\.upstream|listeners\[\]\.upstream|rules\[\]\.(via|upstream)|upstreams\.NAME\.members\[\](\.via)?|upstreams\.NAME\[\])\.")
+WAYS = re.compile(r"^(default|dns\.servers\[\]\.upstream|listeners\[\]\.upstream|rules\[\]\.(via|upstream)|tunnel\.agent\.upstream|upstreams\.NAME\.members\[\](\.via)?|upstreams\.NAME\[\])\.")
 
 
 def known_keys() -> set[str]:

@@ -19,10 +19,12 @@ ALLOWED = {
     "service": {"", "config", "daemon", "listener", "machinery", "observe"},
     "machinery": {"access", "config", "dialer", "listener", "net", "observe", "relay", "resolver", "router"},
     "relays": {"config", "handler", "listener", "machinery", "relay"},
+    "tunnels": {"access", "config", "dialer", "handler", "listener", "machinery", "net", "protocol", "relay", "tunnel"},
     "cli": {"", "service", "access", "config", "daemon", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
-    "daemon": {"", "report", "inside", "machinery", "relays", "resolver", "access", "config", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
+    "daemon": {"", "report", "inside", "machinery", "relays", "tunnels", "resolver", "access", "config", "dialer", "handler", "listener", "net", "observe", "protocol", "relay", "router"},
     "handler": {"protocol", "net", "relay", "access"},
     "dialer": {"protocol", "net"},
+    "tunnel": {"protocol", "net"},
     "relay": {"net"},
     "listener": {"net"},
     "resolver": {"protocol", "net"},
@@ -31,7 +33,7 @@ ALLOWED = {
 }
 FOR_ALL = {"errors", "interfaces"}
 SCHEMA = "netproxy.config.schema"
-READERS_OF_SCHEMA = {"daemon", "inside", "machinery", "relays", "service", "report"}       # besides config/ itself and every factory
+READERS_OF_SCHEMA = {"daemon", "inside", "machinery", "relays", "tunnels", "service", "report"}       # besides config/ itself and every factory
 LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback",
         "maxminddb", "copy"}
 LATE_OURS = {("daemon", "netproxy.report"),
@@ -40,7 +42,7 @@ LATE_OURS = {("daemon", "netproxy.report"),
              ("daemon", "netproxy.resolver.factory"), ("daemon", "netproxy.router.factory"), ("handler", "netproxy.handler.dns"),
              ("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("inside", "netproxy.observe.control"),
              ("inside", "netproxy.figures"), ("inside", "netproxy.observe.site"), ("inside", "netproxy.observe.web"), ("observe", "netproxy.observe.page"),
-             ("cli", "netproxy.observe.top"),
+             ("cli", "netproxy.observe.top"), ("daemon", "netproxy.tunnels"), ("tunnels", "netproxy.net.tls"),
              ("cli", "netproxy.access.users"), ("net", "netproxy.net.vectors"),      # hashlib's, ctypes'
              ("handler", "netproxy.net.tls"), ("dialer", "netproxy.net.tls"), ("resolver", "netproxy.net.tls")}      # and ssl's ways in
 NOT_IN_A_CODEC = {"socket", "ssl", "select", "threading", "time", "logging"}

@@ -5,7 +5,7 @@ from netproxy.access.destinations import GUARD, RANGES, Policy, networks
 from netproxy.access.users import Users, check_password
 from netproxy.config.schema import Config, DestinationsConfig, ListenerConfig
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Network, is_loopback
+from netproxy.interfaces import TUNNEL_AGENT, Network, is_loopback
 
 
 def make_users(config: Config) -> Users:
@@ -19,14 +19,15 @@ def make_users(config: Config) -> Users:
 
 
 def make_policies(config: Config) -> dict[str, Policy]:
-    """By listener's name; ConfigError."""
+    """By listener's name, and for what a tunnel's exit is asked for; ConfigError."""
+    agent = [TUNNEL_AGENT] if config.tunnel.agent else []
     given = config.destinations or DestinationsConfig(None, ())
     allow = _networks(given, "allow")
     if given.deny is not None:
         deny = _networks(given, "deny")
-        return {one.name: Policy(deny, allow) for one in config.listeners}
+        return {name: Policy(deny, allow) for name in [*(one.name for one in config.listeners), *agent]}
     guard = Policy(networks(GUARD), allow)
-    return {one.name: Policy() if _is_local(one) else guard for one in config.listeners}
+    return {**{one.name: Policy() if _is_local(one) else guard for one in config.listeners}, **{name: guard for name in agent}}
 
 
 def _networks(given: DestinationsConfig, key: str) -> tuple[Network, ...]:

@@ -9,16 +9,17 @@ from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     AnnounceConfig, Config, LimitsConfig, ListenerConfig, LogConfig, MetricsConfig, TimeoutsConfig, TlsConfig,
     UdpConfig, UserConfig, WayConfig)
+from netproxy.config.tunnels import Tunnels, read_tls
 from netproxy.config.upstreams import Ways
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Address, Network, Passed, is_loopback
+from netproxy.interfaces import TUNNEL_AGENT, Address, Network, Passed, is_loopback
 
 # and the networks each can serve; http's datagrams come within its connections
 PROTOCOLS = {"sps": ("tcp", "udp"), "socks5": ("tcp", "udp"), "http": ("tcp", "udp"), "tcp": ("tcp",), "udp": ("udp",),
-             "dns": ("tcp", "udp")}
-WITHOUT_LOGIN = ("tcp", "udp", "dns")
-MEANINGLESS = {"dns": ("announce", "upstream", "udp")}     # keys that a protocol has no use for
+             "dns": ("tcp", "udp"), "tunnel": ("tcp",)}
+WITHOUT_LOGIN = ("tcp", "udp", "dns", "tunnel")     # agents of a tunnel have tokens
+MEANINGLESS = {"dns": ("announce", "upstream", "udp"), "tunnel": ("announce", "upstream", "udp")}     # keys that a protocol has no use for
 FILTERS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 SOCKET_PATH_LIMIT = 107     # bytes: what sockaddr_un holds, less its NUL
 TOKEN_LEAST = 16            # characters: it can be guessed at without limit
@@ -47,12 +48,14 @@ class _Reading:
     def read(self, root: Node) -> Config:
         top = MapReader(root, "", self._problems)
         self._users = self._read_users(top.mapping("users"))
-        self._ways = Ways(top.mapping("upstreams").rest(), self._problems, self._warnings)
+        tunnels = Tunnels(top.mapping("tunnel"), self._problems, self._warnings)
+        self._ways = Ways(top.mapping("upstreams").rest(), self._problems, self._warnings, tunnels.agents)
         upstreams = self._ways.read_all()
         default = top.take("default")
         listeners = self._read_listeners(top)
+        bridge = tunnels.listener(listeners)
         config = Config(
-            listeners=listeners, upstreams=upstreams,
+            listeners=listeners + ((bridge,) if bridge else ()), upstreams=upstreams, tunnel=tunnels.read(self._ways),
             default=self._ways.read(default, "default") if default else WayConfig(),
             geoip_database=top.text("geoip_database"),
             users=self._users, timeouts=self._read_timeouts(top.mapping("timeouts")),
@@ -67,7 +70,7 @@ class _Reading:
         if not any([top.has("rules"), top.has("auto"), top.has("destinations")]):
             return config
         from netproxy.config.rules import read_auto, read_destinations, read_rules      # late: 0.1 MiB, and many have none
-        names = frozenset(one.name for one in config.listeners)
+        names = frozenset((TUNNEL_AGENT, *(one.name for one in config.listeners)))
         rules = read_rules(top.items("rules"), self._ways, names, self._problems)
         auto = read_auto(top.mapping("auto")) if top.has("auto") else config.auto
         destinations = read_destinations(top.mapping("destinations")) if top.has("destinations") else None
@@ -174,7 +177,7 @@ class _Reading:
             target=section.read("target", parse_host_port, None),
             upstream=self._ways.read(way, f"{section.path}.upstream") if way else None,
             udp=self._read_udp(section.mapping("udp"), protocol),
-            limits=self._read_limits(section.mapping("limits")), tls=self._read_tls(section.mapping("tls")),
+            limits=self._read_limits(section.mapping("limits")), tls=read_tls(section.mapping("tls")),
             proxy_protocol=tuple(section.texts("proxy_protocol", Network.parse)))
         allow_open = section.flag("allow_open", False)
         if not listener.addresses:
@@ -187,6 +190,8 @@ class _Reading:
             section.wrong("tls" if listener.tls else "proxy_protocol", "is for connections, and this listener has none")
         if nobody:
             section.wrong("clients", "names no network")
+        if protocol == "tunnel" and not listener.tls:
+            section.wrong("tls", "is missing; a bridge without TLS is said by tunnel.bridge.listen: tcp://...")
         if listener.auth != "none" and protocol in WITHOUT_LOGIN:
             section.wrong("auth", f"{protocol} has no login: set clients, or auth: none")
         if network == ("udp",) and protocol not in ("udp", "dns"):
@@ -194,14 +199,6 @@ class _Reading:
         if not restricted:
             self._check_open(section, listener, allow_open)
         return self._completed(listener)
-
-    @staticmethod
-    def _read_tls(section: MapReader) -> TlsConfig | None:
-        tls = TlsConfig(section.text("certificate"), section.text("key"), section.text("client_ca"), section.place)
-        if (tls.key or tls.client_ca) and not tls.certificate:
-            section.wrong("certificate", "is missing")
-        section.finish()
-        return tls if tls.certificate else None
 
     def _addresses(self, section: MapReader, node: Node | None) -> tuple[Address, ...]:
         if node is None:
@@ -262,7 +259,7 @@ class _Reading:
     def _check_open(self, section: MapReader, listener: ListenerConfig, allow_open: bool) -> None:
         """HAZARDS: a proxy that anybody may use is found within hours."""
         outside = [address for address in listener.addresses if not is_loopback(address.host)]
-        if outside and listener.auth != "required":
+        if outside and listener.auth != "required" and listener.protocol != "tunnel":
             if allow_open:
                 self._warnings.append(f"{section.path} on {outside[0]} lets everybody in")
             else:

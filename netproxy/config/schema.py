@@ -47,8 +47,8 @@ class UpstreamTlsConfig(NamedTuple):
 
 
 class HopConfig(NamedTuple):
-    scheme: str                             # direct | block | socks4 | socks4a | socks5 | socks5h | http | https | socks5+tls ...
-    server: Address = Address("", 0)
+    scheme: str                             # direct | block | socks4 | socks4a | socks5 | socks5h | http | https | socks5+tls | tunnel ...
+    server: Address = Address("", 0)        # of a tunnel: its agent's name
     user: str = ""
     password: str = ""
     udp: str = "auto"                       # auto: as the scheme has it | uot | none
@@ -64,6 +64,8 @@ class HopConfig(NamedTuple):
     @property
     def url(self) -> str:
         """Without secrets."""
+        if self.scheme == "tunnel":
+            return f"tunnel://{self.server.host}"
         return f"{self.scheme}://{self.server}" if self.server.host else self.scheme
 
     @property
@@ -120,7 +122,7 @@ def _step_text(step: HopConfig | GroupConfig) -> str:
 
 
 class ListenerConfig(NamedTuple):
-    protocol: str                           # sps | socks5 | http | tcp | udp | dns
+    protocol: str                           # sps | socks5 | http | tcp | udp | dns | tunnel
     addresses: tuple[Address, ...]
     name: str
     network: tuple[str, ...] = ("tcp", "udp")
@@ -222,6 +224,52 @@ class UserConfig(NamedTuple):
         return f"UserConfig(sessions={self.sessions!r})"
 
 
+class PortConfig(NamedTuple):
+    """Ports of a bridge that an agent may have."""
+
+    network: str
+    host: str                               # that they are bound on
+    first: int
+    last: int
+
+
+class BridgeAgentConfig(NamedTuple):
+    token: str
+    ports: tuple[PortConfig, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"BridgeAgentConfig({self.ports!r})"
+
+
+class BridgeConfig(NamedTuple):
+    agents: dict[str, BridgeAgentConfig]
+
+
+class ServiceConfig(NamedTuple):
+    network: str
+    port: int                               # of the bridge
+    target: Address                         # in the agent's network
+    proxy_protocol: bool = False            # whether the target is told by a PROXY header who comes
+
+
+class AgentConfig(NamedTuple):
+    bridge: Address
+    name: str
+    token: str
+    tls: UpstreamTlsConfig | None           # None: without TLS
+    upstream: WayConfig                     # by which the bridge is reached
+    exit: bool = False                      # whether the bridge may have anything dialled
+    services: tuple[ServiceConfig, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"AgentConfig({self.bridge!r}, {self.name!r})"
+
+
+class TunnelConfig(NamedTuple):
+    bridge: BridgeConfig | None = None
+    agent: AgentConfig | None = None
+
+
 class MetricsConfig(NamedTuple):
     address: Address | None = None          # of the listener for figures, None for none
     token: str = ""                         # what its readers must show, "" for nothing
@@ -245,6 +293,7 @@ class Config(NamedTuple):
     splice: bool = True                     # whether TCP may go from socket to socket within the kernel
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
+    tunnel: TunnelConfig = TunnelConfig()
     control: str = ""                       # the path of the control socket, "" for none
     metrics: MetricsConfig = MetricsConfig()
     warnings: tuple[str, ...] = ()          # what is allowed but should be said

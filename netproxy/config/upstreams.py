@@ -5,6 +5,7 @@ Names are read once, wherever they are first needed; one that leads back to itse
 from __future__ import annotations
 
 import re
+from typing import Container
 
 from netproxy.config.node import MapReader, Node, Problems, suggestion
 from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig, MemberConfig, UpstreamTlsConfig, WayConfig
@@ -29,9 +30,10 @@ _NOWHERE = WayConfig(())        # in the place of what is wrong
 
 
 class Ways:
-    def __init__(self, named: dict[str, Node], problems: Problems, warnings: list[str]) -> None:
-        """`named`: what stands under `upstreams`."""
+    def __init__(self, named: dict[str, Node], problems: Problems, warnings: list[str], agents: Container[str] = ()) -> None:
+        """`named`: what stands under `upstreams`; `agents`: whom tunnels may lead to."""
         self._named = named
+        self._agents = agents
         self._problems = problems
         self._warnings = warnings
         self._read: dict[str, WayConfig | None] = {}        # None while one is being read
@@ -75,6 +77,8 @@ class Ways:
             for step in way.steps:
                 if isinstance(step, HopConfig) and step.scheme in _PLAIN and len(ways) > 1:
                     self._problems.add(f"{path}[{at}]: {step.scheme} is no hop of a chain", node.place)
+                if at and any(hop.scheme == "tunnel" for hop in WayConfig((step,)).hops):
+                    self._problems.add(f"{path}[{at}]: a tunnel is the first hop: its agent comes to us", node.place)
                 if at and any(hop.bind or hop.mark or hop.keepalive is not None for hop in WayConfig((step,)).hops):
                     self._problems.add(f"{path}[{at}]: bind, mark and keepalive are for the first hop: no other is reached from here",
                                        node.place)
@@ -91,13 +95,19 @@ class Ways:
         """From a URL, whose query parameters are the keys of the mapping; none where it is wrong."""
         try:
             if "?" not in node.value:
-                return (parse_hop(node.value),)
+                return (self._known(parse_hop(node.value)),)
             section = MapReader(hop_node(node.value, node.place), path, self._problems)
         except ValueError as error:
             hint = suggestion(node.value, tuple(self._named)) if "://" not in node.value else ""
             self._problems.add(f"{path}: {error}{hint}", node.place)
             return ()
         return self._mapping(section)
+
+    def _known(self, hop: HopConfig) -> HopConfig:
+        """The hop; ValueError where it is a tunnel to nobody."""
+        if hop.scheme == "tunnel" and hop.server.host not in self._agents:
+            raise ValueError(f"tunnel.bridge.agents names no '{hop.server.host}'")
+        return hop
 
     def _mapping(self, section: MapReader) -> tuple[HopConfig | GroupConfig, ...]:
         found: HopConfig | GroupConfig | None = self._group(section) if section.has("members") else self._with_options(section)
@@ -107,7 +117,7 @@ class Ways:
     def _with_options(self, section: MapReader) -> HopConfig | None:
         if not section.has("url"):
             section.wrong("", "needs a url, or members")
-        hop = section.read("url", parse_hop, None)
+        hop = section.read("url", lambda text: self._known(parse_hop(text)), None)
         if hop is None:
             section.rest()      # options of nothing
             return None
@@ -117,6 +127,8 @@ class Ways:
             keepalive=section.read("keepalive", _keepalive, None), tls=self._tls(section, hop))
         if hop.scheme in _PLAIN and (hop.udp != "auto" or hop.timeout is not None):
             section.wrong("udp" if hop.udp != "auto" else "timeout", f"{hop.scheme} is no proxy")
+        if hop.scheme == "tunnel" and (hop.udp != "auto" or hop.bind or hop.mark or hop.keepalive is not None):
+            section.wrong("", "a tunnel's agent comes to us: of the options only timeout is for it")
         return hop
 
     def _tls(self, section: MapReader, hop: HopConfig) -> UpstreamTlsConfig:

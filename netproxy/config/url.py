@@ -10,12 +10,13 @@ from netproxy.config.node import Node, suggestion
 from netproxy.config.schema import HopConfig
 from netproxy.interfaces import Address, Passed, pack_ip
 
-HOP_SCHEMES = ("direct", "block", "socks4", "socks4a", "socks5", "socks5h", "http", "https", "socks5+tls", "socks5h+tls")
+HOP_SCHEMES = ("direct", "block", "socks4", "socks4a", "socks5", "socks5h", "http", "https", "socks5+tls", "socks5h+tls", "tunnel")
 # As text: compiled where they are first needed.
 _URL = r"([a-z][a-z0-9+.-]*)://([^/?#]*)/?(?:\?([^#]*))?\Z"
 _PASSED = r"systemd:[!-9;-~]{1,255}\Z"
 _HOST_PORT = r"(?:\[([^\]]*)\]|([^:\[\]]*)):(\d{1,5})(?:-(\d{1,5}))?\Z"
 _ESCAPE = r"%([0-9A-Fa-f]{2})"
+AGENT_NAME = r"[A-Za-z0-9_-]{1,63}\Z"
 HOST_NAME = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\Z"
 
 
@@ -66,6 +67,10 @@ def parse_hop(text: str) -> HopConfig:
         raise ValueError(f"'{scheme}' is no scheme of an upstream" + suggestion(scheme, HOP_SCHEMES))
     if query:
         raise ValueError("write what follows the '?' as keys beside the url")
+    if scheme == "tunnel":
+        if not re.match(AGENT_NAME, authority):
+            raise ValueError("a tunnel is tunnel://NAME, with the name of an agent")
+        return HopConfig(scheme, Address(authority, 0))
     credentials, _, server = authority.rpartition("@")
     user, _, password = credentials.partition(":")
     user, password = _unescape(user), _unescape(password)

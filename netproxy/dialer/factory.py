@@ -59,8 +59,12 @@ class DialerFactory:
     """Keeps what it made: a reload that changes something else leaves UDP sessions, which hang on their dialer, as they are."""
 
     def __init__(self, reach: Reach, datagrams: Datagrams, seconds: float, services: Services,
-                 limit: float = math.inf) -> None:
-        """`seconds`: for each connection, and for each proxy's handshake; with `limit` none has more, whatever it asks for."""
+                 limit: float = math.inf, tunnel: Callable[[str, float], Dialer] | None = None) -> None:
+        """`seconds`: for each connection, and for each proxy's handshake; with `limit` none has more, whatever it asks for.
+
+        `tunnel(agent, seconds)` leads through an agent.
+        """
+        self._tunnel: Any = tunnel
         self._limit = limit
         self._services = services
         self._reach = reach
@@ -125,6 +129,8 @@ class DialerFactory:
                 groups.append(via)
             elif step.scheme == "block":
                 return BlockDialer()
+            elif step.scheme == "tunnel":
+                via = self._tunnel(step.server.host, self._patience(step))
             elif step.scheme == "direct":
                 via = self._leave(step) if via is self._direct else via
             else:
@@ -200,12 +206,13 @@ class DialerFactory:
 
     def _check(self, group: GroupConfig, config: MemberConfig, member: Member, via: Dialer) -> Iterator[Check]:
         health, first = group.health or HealthConfig(), config.way.steps[0]
-        impatient = DialerFactory(self._reach, self._datagrams, health.timeout, self._services, health.timeout)
+        impatient = DialerFactory(self._reach, self._datagrams, health.timeout, self._services, health.timeout,
+                                  self._tunnel)
         first_via = impatient._direct if via is self._direct else via
         if health.target is not None:
             way = member.dialer if member.groups else impatient._fold(config.way, first_via, (), [])
             yield Check(group.name, member, health.target, way, health.path.encode("ascii"), health.interval, health.timeout)
-        elif isinstance(first, HopConfig) and first.server.host:    # a group checks its own, and direct has nothing to ask
+        elif isinstance(first, HopConfig) and first.server.port:    # a group checks its own, and direct has nothing to ask
             via = impatient._leave(first) if via is self._direct else via
             yield Check(group.name, member, first.server, via, b"", health.interval, health.timeout)
 

@@ -15,7 +15,7 @@ from netproxy.handler.socks5 import Entrance, Socks5Handler
 from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
 from netproxy.handler.sps import Gate, Secure, Speech, SpsHandler
 from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces import Counter, Log, Observer, Resolver, Router
+from netproxy.interfaces import Counter, Handler, Log, Observer, Resolver, Router
 from netproxy.net.bind import Announcement, Announcer, Binder
 from netproxy.net.datagram import ArenaPool
 from netproxy.relay.pipe import PipeLimits
@@ -42,6 +42,7 @@ class Surroundings(NamedTuple):
     observer: Observer
     log: Log
     names: NameService | None = None
+    bridge: Handler | None = None       # for the agents of tunnels
 
 
 class ListenerHandler(NamedTuple):
@@ -77,6 +78,7 @@ class _Parts:
     def __init__(self, config: ListenerConfig, state: RelayState | None, around: Surroundings) -> None:
         self._around = around
         self._name = config.name
+        self._secured = config.tls is not None
         timeouts = around.timeouts
         self._idle = timeouts.tcp_idle
         self._login = Login(around.users, config.auth,
@@ -98,7 +100,11 @@ class _Parts:
             self._udp = Socks5UdpRelay(self._name, around.router, state, announcer, around.counter)
 
     def sps(self) -> ListenerHandler:
-        return self._told_apart({Speech.HTTP: self._http()})
+        agents = {Speech.TUNNEL: self._around.bridge} if self._around.bridge and self._secured else {}
+        return self._told_apart({Speech.HTTP: self._http(), **agents})
+
+    def tunnel(self) -> ListenerHandler:
+        return ListenerHandler(self._around.bridge, None)
 
     def socks5(self) -> ListenerHandler:
         """SOCKS of all versions."""
@@ -139,4 +145,5 @@ class _Parts:
                            self._around.counter, self._streams)
 
 
-_HANDLERS = {"sps": _Parts.sps, "socks5": _Parts.socks5, "http": _Parts.http, "tcp": _Parts.tcp, "udp": _Parts.udp, "dns": _Parts.dns}
+_HANDLERS = {"sps": _Parts.sps, "socks5": _Parts.socks5, "http": _Parts.http, "tcp": _Parts.tcp, "udp": _Parts.udp, "dns": _Parts.dns,
+             "tunnel": _Parts.tunnel}

@@ -17,6 +17,8 @@ from netproxy.net.datagram import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol.proxy_protocol import read_header
 
+TUNNEL_FIRST = 0x9E         # of protocol.tunnel's magic, which few daemons need
+
 Secure = Callable[[Stream], None]       # net.tls.accept with its context
 
 
@@ -25,6 +27,7 @@ class Speech(enum.Enum):
     SOCKS5 = "socks5"
     HTTP = "http"
     TLS = "tls"
+    TUNNEL = "tunnel"
     UNKNOWN = "unknown"
 
 
@@ -32,7 +35,7 @@ def detect(first: int) -> Speech:
     """What a client speaks whose first byte, 0-255, is `first`.
 
     SOCKS4 and SOCKS5 begin with their version, TLS with its handshake record type, HTTP with a letter of its
-    method; no two of them can be mistaken.
+    method, an agent of a tunnel with a byte that is none of these; no two of them can be mistaken.
     """
     if first == 0x05:
         return Speech.SOCKS5
@@ -42,7 +45,7 @@ def detect(first: int) -> Speech:
         return Speech.TLS
     if 0x41 <= first <= 0x5A or 0x61 <= first <= 0x7A:
         return Speech.HTTP
-    return Speech.UNKNOWN
+    return Speech.TUNNEL if first == TUNNEL_FIRST else Speech.UNKNOWN
 
 
 class SpsHandler:

@@ -1,4 +1,4 @@
-"""Datagrams that clients send within a stream: connect-udp (RFC 9298) and UDP over TCP (UoT).
+"""Datagrams that clients send within a stream: connect-udp (RFC 9298), UDP over TCP (UoT), a tunnel's.
 
 A stream, stop by stop: it is opened by a request, or by a connection to UoT's name;
 its frames are received where they lie and go through the listener's NAT table as
@@ -41,7 +41,7 @@ class StreamUdpRelay:
     def connect_udp(self, stream: Stream, request: http1.Request, flow: Flow) -> Pause | None:
         """Answers a request for connect-udp and serves its datagrams.  HttpError, or DialError: then nothing is answered."""
         target = connect_udp.parse_target(request)
-        return self._to_one(stream, flow._replace(network="udp", target=target), Capsules(target), connect_udp.encode_accept())
+        return self.serve_one(stream, flow._replace(network="udp", target=target), Capsules(target), connect_udp.encode_accept())
 
     def uot(self, stream: Stream, flow: Flow, reply: bytes) -> Pause | None:
         """Accepts a connection to UoT's name and serves its datagrams."""
@@ -49,15 +49,15 @@ class StreamUdpRelay:
             stream.write(reply)
             request = uot.Request(False, NOWHERE) if flow.target.host == uot.MAGIC_V1 else uot.read_request(stream)
             if not request.connected:
-                return self._to_all(stream, flow)
-            return self._to_one(stream, flow._replace(network="udp", target=request.target), uot.Frames(request.target), b"")
+                return self.serve_all(stream, flow, uot.Frames(), uot.encode_address)
+            return self.serve_one(stream, flow._replace(network="udp", target=request.target), uot.Frames(request.target), b"")
         except NetProxyError as error:
             # the tunnel is open: what its protocol has no word for is said by a reset
             self.counter.count("connections_refused", error.reason.value if isinstance(error, DialError) else "no UoT request")
             stream.reset()
             return None
 
-    def _to_one(self, stream: Stream, flow: Flow, framing: Framing, accepted: bytes) -> Pause | None:
+    def serve_one(self, stream: Stream, flow: Flow, framing: Framing, accepted: bytes) -> Pause | None:
         """A stream for one target, which alone may answer.  Its name is resolved before it is accepted (RFC 9298 section 3.1)."""
         route = self._route(flow)
         service = _Service(self, stream, flow, framing, lambda source: b"")
@@ -101,9 +101,9 @@ class StreamUdpRelay:
         self.counter.count("dial_failures", error.reason.value)
         self.observer.finished(Record(flow, way, 0, 0, 0.0, str(error)))
 
-    def _to_all(self, stream: Stream, flow: Flow) -> Pause | None:
-        """A stream whose frames name their targets: endpoint-independent, as a SOCKS5 association is."""
-        return _Service(self, stream, flow._replace(network="udp"), uot.Frames(), uot.encode_address).run()
+    def serve_all(self, stream: Stream, flow: Flow, framing: Framing, wrap: Callable[[Address], bytes]) -> Pause | None:
+        """A stream whose frames name their targets: endpoint-independent, as a SOCKS5 association is.  `wrap` names a source."""
+        return _Service(self, stream, flow._replace(network="udp"), framing, wrap).run()
 
 
 def refuse_without_udp(router: Router, flow: Flow) -> None:

@@ -24,7 +24,8 @@ try:
 except (ImportError, OSError):      # a Python without ctypes
     _library = None
 
-BUFFER = 65536              # bytes that one receive may bring
+BUFFER = 65536              # bytes that one receive of a plain socket is asked for
+ROOM = 2 * BUFFER           # and for which there is room: what is encrypted costs more each time, and comes in larger pieces
 KEPT_LOCK_LIMIT = 16384     # bytes sent with the lock kept: beyond, copying takes longer than a hand-over
 POLL_LIMIT_MS = (1 << 31) - 1       # poll(2) takes an int: 24 days are as good as for ever
 NAME_ROOM = 32              # bytes for a sockaddr_in6 (28)
@@ -41,9 +42,9 @@ class Buffer:
     __slots__ = ("memory", "view", "address")
 
     def __init__(self) -> None:
-        self.memory = mmap.mmap(-1, BUFFER)
+        self.memory = mmap.mmap(-1, ROOM)
         self.view = memoryview(self.memory)
-        self.address = ctypes.addressof((ctypes.c_char * BUFFER).from_buffer(self.memory)) if _library else 0
+        self.address = ctypes.addressof((ctypes.c_char * ROOM).from_buffer(self.memory)) if _library else 0
 
 
 def thread_buffer() -> Buffer:
@@ -86,7 +87,7 @@ def _name_in(buffer: Buffer) -> tuple:
 def _receive(sock: socket.socket, limit: int) -> memoryview | None:
     """What is there now, in the thread's buffer until its next receive; empty at the end, None for nothing yet.  OSError."""
     buffer = thread_buffer()
-    count = _recv(sock.fileno(), buffer.address, min(limit, BUFFER), socket.MSG_DONTWAIT)
+    count = _recv(sock.fileno(), buffer.address, min(limit, ROOM), socket.MSG_DONTWAIT)
     if count < 0:
         return _unless_waiting(None)
     return buffer.view[:count]
@@ -171,7 +172,7 @@ def _portable_local_sockaddr(sock: socket.socket) -> tuple:
 def _portable_receive(sock: socket.socket, limit: int) -> memoryview | None:
     view = thread_buffer().view
     try:
-        return view[:sock.recv_into(view, min(limit, BUFFER), socket.MSG_DONTWAIT)]
+        return view[:sock.recv_into(view, min(limit, ROOM), socket.MSG_DONTWAIT)]
     except BlockingIOError:
         return None
 

@@ -6,6 +6,8 @@ taken without waiting; only where nothing is, poll(2) waits.
 """
 from __future__ import annotations
 
+import errno
+import os
 import select
 import socket
 import struct
@@ -53,6 +55,12 @@ class Stream:
         """Goes on with another socket in place of its own; `how` has what net.calls has: receive, send, shutdown, close."""
         self.socket = sock
         self._calls = how
+
+    def move_to(self, other: Stream) -> None:
+        """`other` goes on with its socket and what was read ahead; this one is only closed afterwards, and closes nothing."""
+        other.become(self.socket, self._calls)
+        other._unread, self._unread = self._unread, b""
+        self.become(_Nothing(), calls)      # type: ignore[arg-type]
 
     def welcome(self) -> None:
         """The client has said what it wants and may have it: from here on it is not dropped to make room for others."""
@@ -112,6 +120,13 @@ class Stream:
             return b""
         data, self._unread = self._unread[:limit], self._unread[limit:]
         return data
+
+    def read_ahead(self) -> bool:
+        """Keeps what has come, for later, without waiting for more; False at the end of the stream.  StreamError."""
+        found = self._receive(RECEIVE)
+        if found:
+            self._unread += found
+        return found is None or bool(found)
 
     def skip(self) -> bool:
         """Drops what has come, without waiting for more; False at the end of the stream or where it has failed."""
@@ -261,6 +276,20 @@ class Stream:
             return self._calls.send(self.socket, data)
         except OSError as error:
             raise StreamError(error.strerror or "cannot send") from error
+
+
+class _Nothing:
+    """In the place of a socket that has moved elsewhere."""
+
+    @staticmethod
+    def fileno() -> int:
+        return -1
+
+    detach = close = fileno
+
+    @staticmethod
+    def shutdown(how: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def poll_streams(poll: Any, seconds: float | None) -> list[tuple[int, int]]:

@@ -15,12 +15,13 @@ from typing import Any
 
 from netproxy.errors import ProtocolError, StreamError
 from netproxy.net import calls
+from netproxy.net.calls import ROOM
 from netproxy.net.stream import Stream
 
 RECORD = 16_709             # bytes of the longest record, RFC 8446 section 5.2 and what older versions add
-# Bytes taken from the socket at a time: with a record that is not whole yet, less than BUFFER.
-PULL = 65536 - RECORD - 1024
-PUSH = 65536                # bytes encrypted at a time
+# Bytes taken from the socket at a time: with a record that is not whole yet, less than ROOM.
+PULL = ROOM - RECORD - 1024
+PUSH = ROOM                 # bytes encrypted at a time
 
 
 class TlsSocket:
@@ -80,7 +81,7 @@ class TlsSocket:
                 return 0
 
     def recv_into(self, buffer: memoryview) -> int:
-        """All that is there in clear; `buffer` has BUFFER bytes."""
+        """All that is there in clear; `buffer` has ROOM bytes."""
         with self._lock:
             return self._receive(buffer)
 
@@ -132,7 +133,8 @@ class TlsSocket:
     def _read(self, buffer: memoryview) -> int:
         """Bytes in clear, 0 for none yet, -1 at the peer's alert that there will be no more."""
         total = 0
-        while total < len(buffer):
+        # where nothing is left it would only raise, which takes time; but having told our end may have taken in the peer's
+        while total < len(buffer) and (self._incoming.pending or self._tls.pending() or self._told or self.over):
             try:
                 count = self._tls.read(len(buffer) - total, buffer[total:])
             except ssl.SSLWantReadError:

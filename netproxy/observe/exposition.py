@@ -27,6 +27,8 @@ COUNTED = {
     "lookups": ("lookup_failures_total", "Names that could not be resolved."),
     "queries": ("dns_queries_total", "Queries to dns listeners, by what became of them."),
     "sessions_evicted": ("udp_sessions_ended_total", "UDP sessions that have ended."),
+    "tunnel_handshakes": ("tunnel_handshakes_total", "Handshakes of tunnels' agents with this bridge, by what became of them."),
+    "tunnel_refused": ("tunnel_openings_refused_total", "What this agent's bridge asked for and did not get."),
 }
 ELSEWHERE = {("bytes", "up"), ("bytes", "down"), ("connections", "accepted"), ("sessions_opened", "")}      # told by listener
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r'\"', "\n": r"\n"})

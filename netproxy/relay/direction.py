@@ -13,11 +13,12 @@ import socket
 from typing import Any
 
 from netproxy.net import calls
-from netproxy.net.calls import BUFFER
+from netproxy.net.calls import BUFFER, ROOM
 
 ROUNDS = 16                 # reads in a row before the other direction has its turn
 FULL_READS = 4              # buffers filled in a row before a pipe is worth its two descriptors
 PIPE = 1 << 20              # bytes asked for a kernel pipe: what an unprivileged process may have
+DECIPHERED = ROOM // 2      # bytes that a read gives where more may be there: TLS never fills a buffer
 PIPE_LEAST = 65536          # one that is smaller, because the user has many, moves less than copying does
 TINY, TINY_READS = 4096, 16     # so many transfers of at most so many bytes, and a pipe is not worth its calls
 _END = "the end"            # is what is pending when it is nothing else
@@ -27,7 +28,7 @@ _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 class Direction:
     """OSError from any method means that the relay has ended."""
 
-    __slots__ = ("source", "target", "pending", "ended", "done", "moved", "_splice", "_layered", "_full", "_tiny", "_pipe")
+    __slots__ = ("source", "target", "pending", "ended", "done", "moved", "_splice", "_layered", "_most", "_full", "_tiny", "_pipe")
 
     def __init__(self, source: socket.socket, target: socket.socket, unread: bytes, splice: bool) -> None:
         """Both sockets do not block; `unread` goes first; `splice`: both are plain sockets."""
@@ -39,6 +40,7 @@ class Direction:
         self.moved = 0
         self._splice = splice
         self._layered = hasattr(source, "over")
+        self._most = ROOM if self._layered or hasattr(target, "over") else BUFFER       # bytes read at a time
         self._full = self._tiny = 0     # buffers filled, small transfers spliced, in a row
         self._pipe: tuple[int, int] | None = None
 
@@ -78,7 +80,7 @@ class Direction:
 
     def _move_by_copy(self) -> bool:
         """Whether more may be there."""
-        view = calls.thread_clear().view
+        view = calls.thread_clear().view[:self._most]
         try:
             count = self.source.recv_into(view)
         except BlockingIOError:
@@ -92,7 +94,7 @@ class Direction:
             return False
         if self.ended:
             return self._end()
-        if count < BUFFER:
+        if count < (DECIPHERED if self._layered else BUFFER):
             self._full = 0
             return False
         self._full += 1

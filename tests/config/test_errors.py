@@ -54,7 +54,7 @@ def test_of_a_file(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text, message", [
     ("protocl: sps", "2:29: listeners[0].protocl: unknown key (did you mean 'protocol'?)"),
-    ("protocol: socks", "2:39: listeners[0].protocol: 'socks' is none of sps, socks5, http, tcp, udp, dns (did you mean 'socks5'?)"),
+    ("protocol: socks", "2:39: listeners[0].protocol: 'socks' is none of sps, socks5, http, tcp, udp, dns, tunnel (did you mean 'socks5'?)"),
     ("udp: {relay: any}", "2:35: listeners[0].udp.relay: unknown key (did you mean 'relay_port'?)"),
     ("udp: {relay_port: 5-3}", "2:47: listeners[0].udp.relay_port: '5-3' is none of shared, any or FIRST-LAST"),
     ("udp: {relay_port: 0-3}", "2:47: listeners[0].udp.relay_port: '0-3' is none of shared, any or FIRST-LAST"),
@@ -119,7 +119,7 @@ def test_two_listeners_on_one_port_of_different_networks_are_fine() -> None:
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     assert errors("a: 1\nlog: {level: loud, b: 2}\nlisteners: [{listen: 1, protocol: x}]\n") == [
-        "c.yaml:3:35: listeners[0].protocol: 'x' is none of sps, socks5, http, tcp, udp, dns",
+        "c.yaml:3:35: listeners[0].protocol: 'x' is none of sps, socks5, http, tcp, udp, dns, tunnel",
         "c.yaml:3:22: listeners[0].listen: '1' is no address to listen on: write host:port, :port or [v6]:port",
         "c.yaml:2:14: log.level: 'loud' is none of debug, info, warning, error",
         "c.yaml:2:20: log.b: unknown key",

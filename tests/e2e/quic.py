@@ -6,7 +6,7 @@ import datetime
 import ssl
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from aioquic.asyncio.client import connect
 from aioquic.asyncio.server import serve
@@ -22,9 +22,11 @@ NAME = "quic.test"
 
 
 class EchoServer:
-    """Serves on a port of 127.0.0.1 from a thread of its own; `clients` are the addresses that connections came from."""
+    """Serves on a port of 127.0.0.1, or another `host`, from a thread of its own, which `enter` takes elsewhere first."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, host: str = "127.0.0.1", enter: Callable[[], None] = lambda: None,
+                 port: int = 0) -> None:
+        self._host, self._enter, self._wanted = host, enter, port
         certificate, key = _self_signed(directory)
         self._configuration = QuicConfiguration(is_client=False, alpn_protocols=[PROTOCOL])
         self._configuration.load_cert_chain(certificate, key)
@@ -37,8 +39,9 @@ class EchoServer:
 
     def _run(self) -> None:
         async def start() -> Any:
-            return await serve("127.0.0.1", 0, configuration=self._configuration, stream_handler=_echo_soon)
+            return await serve(self._host, self._wanted, configuration=self._configuration, stream_handler=_echo_soon)
 
+        self._enter()
         server = self._loop.run_until_complete(start())
         self.port = server._transport.get_extra_info("sockname")[1]
         self._started.set()
@@ -72,11 +75,11 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.write_eof()
 
 
-def transfer(port: int, data: bytes, seconds: float) -> bytes:
-    """What comes back of `data` from 127.0.0.1:port."""
+def transfer(port: int, data: bytes, seconds: float, host: str = "127.0.0.1") -> bytes:
+    """What comes back of `data` from a server."""
     async def run() -> bytes:
         configuration = QuicConfiguration(alpn_protocols=[PROTOCOL], server_name=NAME, verify_mode=ssl.CERT_NONE)
-        async with connect("127.0.0.1", port, configuration=configuration) as client:
+        async with connect(host, port, configuration=configuration) as client:
             reader, writer = await client.create_stream()
             writer.write(data)
             writer.write_eof()

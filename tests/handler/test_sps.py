@@ -57,13 +57,21 @@ def test_the_first_byte_decides_and_is_left_to_the_handler(first: bytes, name: b
 
 def test_hazard_19_every_other_first_byte_is_closed_without_a_word_and_counted() -> None:
     sps = Sps()
-    others = [byte for byte in range(256) if byte not in (4, 5, 0x16) and not bytes((byte,)).isalpha()]
+    others = [byte for byte in range(256) if byte not in (4, 5, 0x16, 0x9E) and not bytes((byte,)).isalpha()]
     for byte in others:
         with Conversation(sps.handler) as client:
             client.send(bytes((byte,)))
             client.expect_closed()
     assert sps.counters.value("connections_refused", "speaks unknown") == len(others)
     assert len(sps.log.lines) == 1
+
+
+def test_agent_of_a_tunnel_is_closed_without_a_word_where_there_is_no_bridge() -> None:
+    sps = Sps()
+    with Conversation(sps.handler) as client:
+        client.send(b"\x9eNPT\1\0")
+        client.expect_closed()
+    assert sps.counters.value("connections_refused", "speaks tunnel") == 1
 
 
 def test_hazard_20_tls_is_closed_without_a_word_and_logged_once_for_each_source() -> None:

@@ -6,12 +6,14 @@ import string
 import pytest
 
 from netproxy.handler.sps import Speech, detect
+from netproxy.protocol import tunnel
 
 
 @pytest.mark.parametrize(("first", "speech"), [
     (0x04, Speech.SOCKS4),
     (0x05, Speech.SOCKS5),
     (0x16, Speech.TLS),                                         # HAZARDS 20
+    (tunnel.MAGIC[0], Speech.TUNNEL),
     (ord("C"), Speech.HTTP),
     (ord("g"), Speech.HTTP),
 ])
@@ -24,5 +26,5 @@ def test_every_letter_begins_a_method() -> None:
 
 
 def test_every_other_byte_is_unknown() -> None:                # HAZARDS 19
-    known = {0x04, 0x05, 0x16, *map(ord, string.ascii_letters)}
+    known = {0x04, 0x05, 0x16, 0x9E, *map(ord, string.ascii_letters)}
     assert {detect(first) for first in range(256) if first not in known} == {Speech.UNKNOWN}

@@ -667,7 +667,7 @@ class TestWithin:
         with secured(made, layers(made, depth)) as (stream, peer):
             sock, unread = stream.detach()
             assert unread == b""
-            buffer = memoryview(bytearray(calls.BUFFER))
+            buffer = memoryview(bytearray(calls.ROOM))
             for size in (1, 5000, 20_000, 33_000, 47_000, 60_000, 64_000):
                 for cut in (1, 100, 17_000, 40_000):
                     assert in_two(sock, peer, bulk(size), cut, buffer) == bulk(size)
@@ -683,7 +683,7 @@ class TestWithin:
             while isinstance(sock._sock, tls.TlsSocket):
                 sock = sock._sock
             assert sock._pull == tls.PULL - (TLS_LIMIT - 1) * tls.RECORD
-            assert 0 < sock._pull < sock._pull + TLS_LIMIT * tls.RECORD < calls.BUFFER
+            assert 0 < sock._pull < sock._pull + TLS_LIMIT * tls.RECORD < calls.ROOM
 
     def test_a_far_end_that_stops_reading_holds_up_no_more_than_buffers(self, made: Certificates) -> None:
         """HAZARDS 85, and then all arrives."""

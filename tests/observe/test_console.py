@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from netproxy.observe.console import amount, arranged, flows_text, lasted, status_text, upstreams_text
+from netproxy.observe.console import amount, arranged, flows_text, lasted, status_text, tunnels_text, upstreams_text
 
 
 def figures(name: str, **more: Any) -> dict[str, Any]:
@@ -83,3 +83,26 @@ def test_a_group_on_the_way_has_a_line_of_its_own() -> None:
 
 def test_an_error_of_another_is_printed_without_its_control_characters() -> None:
     assert upstreams_text([figures("a", error="bad\x1b[2J\nname")]).endswith("bad?[2J?name")
+
+
+AGENT = {"name": "home", "client": "192.0.2.1:50000", "since": 0.0, "rtt": 0.0123, "exit": True, "streams": 2, "opened": 9, "idle": 4,
+         "ports": ["127.0.0.1:8022/tcp"], "refused": {"80/tcp": "not allowed by the bridge"}, "sent": 10, "received": 20}
+
+
+def test_an_agent_has_a_line() -> None:
+    text = tunnels_text({"agents": [AGENT], "agent": None})
+    head, line = text.split("\n")
+    assert head.split() == ["agent", "from", "since", "rtt", "live", "opened", "sent", "received", "ports"]
+    assert line.split()[:2] == ["home", "192.0.2.1:50000"] and "12.3 ms" in line
+    assert line.endswith("2     9       10    20        127.0.0.1:8022/tcp, 80/tcp (not allowed by the bridge), exit")
+
+
+def test_the_own_agent_has_a_line() -> None:
+    own = {"name": "home", "connected": True, "since": 0.0, "rtt": 0.0, "idle": 4, "opened": 7, "ports": {"8022/tcp": "served"}}
+    assert tunnels_text({"agents": [], "agent": own}).endswith("-, 7 opened, 4 wait; ports: 8022/tcp served")
+    assert tunnels_text({"agents": [], "agent": {"name": "home", "connected": False, "tries": 3}}) == (
+        "agent 'home': not connected, 3 failures in a row")
+
+
+def test_no_tunnel_is_a_head_alone() -> None:
+    assert tunnels_text({"agents": [], "agent": None}).split() == ["agent", "from", "since", "rtt", "live", "opened", "sent", "received", "ports"]

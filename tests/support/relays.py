@@ -41,7 +41,8 @@ class Running:
         self.log = RecordingLog()
         self.daemon = Daemon(self.log)      # type: ignore[arg-type]
         self.daemon.start(configuration(text))
-        self.port = int(self.daemon.summary().partition(",")[0].rpartition(":")[2])
+        first = self.daemon.summary().partition(",")[0]
+        self.port = int(first.rpartition(":")[2]) if ":" in first else 0
 
     def count(self, name: str, reason: str = "") -> int:
         return self.daemon.counters.value(name, reason)

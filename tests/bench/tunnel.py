@@ -1,0 +1,229 @@
+"""A tunnel against `ssh -R` in the same run: bulk throughput both ways, and streams opened per second.
+
+    python3 -m tests.bench.tunnel [--mib 512] [--streams 400] [--rounds 5] [--at-once 8]
+
+Bridge, agent, sshd and ssh are processes of this machine, all on loopback, with one target behind them.  Rounds are
+interleaved; what is printed are medians.  Needs Debian's openssh-server and openssl; keys are made and thrown away.
+"""
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple
+
+from tests.bench.rig import LOOPBACK, ROOT, SECONDS
+from tests.e2e.support import free_port
+
+PIECE = 1 << 18
+TOKEN = "a token for a bench of tunnels"
+
+
+class Way(NamedTuple):
+    """A port that leads to the target, and how it is called."""
+
+    name: str
+    port: int
+
+
+class Target:
+    """Two servers: one swallows and pours as it is told, the other gives one byte back."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server((LOOPBACK, 0), backlog=1024)
+        self.port = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listening.accept()
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    @staticmethod
+    def _serve(client: socket.socket) -> None:
+        """The first byte says: 'u' swallow to the end and say how much, 'd' pour so much, 'e' one byte back."""
+        with client:
+            what = client.recv(1)
+            if what == b"e":
+                client.sendall(b"e")
+                client.recv(1)
+            elif what == b"d":
+                left = int.from_bytes(_exactly(client, 8), "big")
+                piece = memoryview(bytes(PIECE))
+                while left:
+                    left -= client.send(piece[:left])
+            elif what == b"u":
+                buffer, total = memoryview(bytearray(PIECE)), 0
+                while count := client.recv_into(buffer):
+                    total += count
+                client.sendall(total.to_bytes(8, "big"))
+
+
+def _exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = sock.recv(count - len(data))
+        if not piece:
+            raise SystemExit("a connection ended too early")
+        data += piece
+    return data
+
+
+def pour(port: int, mib: int) -> float:
+    """MiB a second from the target."""
+    with socket.create_connection((LOOPBACK, port), SECONDS) as sock:
+        began = time.monotonic()
+        sock.sendall(b"d" + (mib << 20).to_bytes(8, "big"))
+        buffer, total = memoryview(bytearray(PIECE)), 0
+        while count := sock.recv_into(buffer):
+            total += count
+        assert total == mib << 20
+        return mib / (time.monotonic() - began)
+
+
+def swallow(port: int, mib: int) -> float:
+    """MiB a second to the target."""
+    with socket.create_connection((LOOPBACK, port), SECONDS) as sock:
+        sock.settimeout(60)
+        began = time.monotonic()
+        piece = bytes(PIECE)
+        sock.sendall(b"u")
+        for _ in range((mib << 20) // PIECE):
+            sock.sendall(piece)
+        sock.shutdown(socket.SHUT_WR)
+        assert int.from_bytes(_exactly(sock, 8), "big") == mib << 20
+        return mib / (time.monotonic() - began)
+
+
+def open_streams(port: int, count: int, at_once: int) -> float:
+    """Streams a second that are opened, answered and closed, so many of them at once."""
+    def work(number: int) -> None:
+        for _ in range(number):
+            with socket.create_connection((LOOPBACK, port), SECONDS) as sock:
+                sock.sendall(b"e")
+                assert _exactly(sock, 1) == b"e"
+
+    threads = [threading.Thread(target=work, args=(count // at_once,)) for _ in range(at_once)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return count // at_once * at_once / (time.monotonic() - began)
+
+
+# -- what is measured
+
+def start(stack: ExitStack, command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    output = stack.enter_context(open(log, "wb"))
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+    def end() -> None:
+        process.terminate()
+        process.wait(SECONDS)
+    stack.callback(end)
+    return process
+
+
+def wait_for_port(port: int, log: Path) -> None:
+    """Until something behind it answers."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((LOOPBACK, port), 1) as sock:
+                sock.settimeout(1)
+                sock.sendall(b"e")
+                if sock.recv(1) == b"e":
+                    return
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise SystemExit(f"port {port} does not answer:\n{log.read_text()}")
+
+
+def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool) -> Way:
+    name = "tunnel, TLS" if tls else "tunnel, plain"
+    port, bridge = free_port(), free_port()
+    files = directory / ("tls" if tls else "plain")
+    files.mkdir()
+    listen, dial, trust = (f"tcp://{LOOPBACK}:{bridge}",) * 2 + ("",)
+    security = ""
+    if tls:
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                        "-keyout", "key", "-out", "pem", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+                       cwd=files, check=True, capture_output=True)
+        listen, dial = f"{LOOPBACK}:{bridge}", f"tls://{LOOPBACK}:{bridge}"
+        security = f", tls: {{certificate: {files}/pem, key: {files}/key}}"
+        trust = f", tls: {{ca: {files}/pem}}"
+    texts = {
+        "bridge": f"bridge: {{listen: '{listen}'{security}, agents: {{bench: {{token: {TOKEN}, ports: [{port}]}}}}}}",
+        "agent": f"agent: {{bridge: '{dial}', name: bench, token: {TOKEN}{trust}, services: {{'{port}': '{LOOPBACK}:{target}'}}}}"}
+    for side, text in texts.items():
+        (files / side).write_text(f"listeners: []\ntunnel:\n  {text}\nlog: {{access: false}}\n")
+        start(stack, [sys.executable, "-m", "netproxy", "-c", str(files / side)], files / f"{side}.log")
+        if side == "bridge":
+            time.sleep(1)
+    wait_for_port(port, files / "agent.log")
+    return Way(name, port)
+
+
+def ssh(stack: ExitStack, directory: Path, target: int) -> Way:
+    port, daemon = free_port(), free_port()
+    for key in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / key)], check=True)
+    (directory / "sshd_config").write_text(f"""
+ListenAddress {LOOPBACK}:{daemon}
+HostKey {directory}/host
+AuthorizedKeysFile {directory}/user.pub
+StrictModes no
+UsePAM no
+PidFile none
+MaxStartups 100
+""")
+    os.makedirs("/run/sshd", exist_ok=True)
+    start(stack, ["/usr/sbin/sshd", "-D", "-e", "-f", str(directory / "sshd_config")], directory / "sshd.log")
+    time.sleep(1)
+    start(stack, ["ssh", "-N", "-F", "none", "-p", str(daemon), "-i", str(directory / "user"), "-o", "StrictHostKeyChecking=no",
+                  "-o", "UserKnownHostsFile=/dev/null", "-o", "ExitOnForwardFailure=yes",
+                  "-R", f"{LOOPBACK}:{port}:{LOOPBACK}:{target}", f"{getpass.getuser()}@{LOOPBACK}"], directory / "ssh.log")
+    wait_for_port(port, directory / "ssh.log")
+    return Way("ssh -R", port)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--streams", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--at-once", type=int, default=8)
+    options = parser.parse_args(arguments)
+    measures: dict[str, Callable[[int], float]] = {
+        "MiB/s to the user": lambda port: pour(port, options.mib),
+        "MiB/s to the service": lambda port: swallow(port, options.mib),
+        "streams/s, one by one": lambda port: open_streams(port, options.streams, 1),
+        f"streams/s, {options.at_once} at once": lambda port: open_streams(port, options.streams, options.at_once)}
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netproxy-bench-")))
+        target = Target().port
+        ways = [tunnel(stack, directory, target, True), tunnel(stack, directory, target, False), ssh(stack, directory, target)]
+        found: dict[tuple[str, str], list[float]] = {}
+        for _ in range(options.rounds):
+            for measure, take in measures.items():
+                for way in ways:
+                    found.setdefault((measure, way.name), []).append(take(way.port))
+    for measure in measures:
+        medians = {way.name: statistics.median(found[measure, way.name]) for way in ways}
+        print(measure.ljust(24), "  ".join(f"{name}: {value:8.1f} ({value / medians['ssh -R']:4.2f} x)" for name, value in medians.items()))
+
+
+if __name__ == "__main__":
+    main()

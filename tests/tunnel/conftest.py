@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from typing import Iterator
+
+import pytest
+
+from tests.support.agents import BridgeRig
+
+
+@pytest.fixture
+def rig() -> Iterator[BridgeRig]:
+    rig = BridgeRig()
+    yield rig
+    rig.close()
+    assert not rig.counts.of("connections", "internal error")
