@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
-from netproxy import report
 from netproxy.access.acl import NetworkList
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.config.schema import Config, ListenerConfig, TunnelConfig, WayConfig
 from netproxy.dialer.direct import DirectDialer, Reach
-from netproxy.dialer.factory import DialerFactory
+from netproxy.dialer.factory import DialerFactory, udp_warnings
 from netproxy.errors import ListenError
 from netproxy.handler.factory import ListenerHandler, NameService, Surroundings, make_handler, secure
 from netproxy.inside import Inside
@@ -27,11 +26,8 @@ from netproxy.machinery import STOP_SECONDS, Machinery, room_for
 from netproxy.observe.flows import Witnesses
 from netproxy.observe.log import Log
 from netproxy.relays import Relays, States
-from netproxy.resolver import factory as names_factory
-from netproxy.resolver.factory import SystemNames, make_forwarder, make_plan
-from netproxy.resolver.forwarder import Forwarder
-from netproxy.resolver.resolver import LOOKUP_SECONDS
-from netproxy.router.factory import Means, domains, make_routing
+from netproxy.resolver.resolver import Plan, ask_system
+from netproxy.router.router import RuleRouter
 
 STOP_STEP = 0.01            # seconds between two looks at whether all connections have ended
 
@@ -52,8 +48,8 @@ class Daemon:
         self.state = STARTING
         self._inside = Inside(self, log)
         self.way_out = ""           # of what has no upstream of its own, for one line of a log
+        self._named_by: Any = None          # resolver.forwarder.Forwarder
         self._tunnels: Any = None           # tunnels.Tunnels, once a configuration has one
-        self._named_by: Forwarder | None = None
         self._router: Any = None            # router.router.RuleRouter
         self._listeners: list[str] = []     # names
         self._admissions: dict[str, Admission] = {}         # by listener's name
@@ -100,6 +96,8 @@ class Daemon:
         self._machinery.connections.stop(STOP_SECONDS)
         self._manager.stop()
         self._machinery.stop()
+        if self._named_by is not None:
+            self._named_by.close()
 
     # -- what it is like
 
@@ -119,11 +117,11 @@ class Daemon:
 
     def listening(self) -> list[dict[str, Any]]:
         """Each listener, with its figures."""
-        return report.listening(self._manager.listeners, self._admissions)
+        return _report().listening(self._manager.listeners, self._admissions)
 
     def upstreams(self) -> list[dict[str, Any]]:
         """Each way out, with its figures."""
-        return report.upstreams(self._dialers, self._named_ways) if self._dialers is not None else []
+        return _report().upstreams(self._dialers, self._named_ways) if self._dialers is not None else []
 
     def tunnels(self) -> dict[str, Any]:
         """Agents that are connected, and how the daemon's own is."""
@@ -153,19 +151,19 @@ class Daemon:
         for one in config.listeners:
             if one.tls:
                 secure(one.tls)
-        return report.plan(config, dialers)
+        return _report().plan(config, dialers)
 
     def explain(self, flow: str, config: Config | None = None) -> list[str]:
         """What becomes of a flow, in lines; with a configuration, of one that has not been applied.  ConfigError, FlowError."""
         if config is None:
             assert self._dialers is not None        # it has started
-            return list(report.explain(flow, self._router, self._dialers, self._listeners))
+            return list(_report().explain(flow, self._router, self._dialers, self._listeners))
         dialers = self._factory(config)
         forwarder = self._forwarder(config, dialers)
-        self._machinery.resolver.configure(make_plan(config.dns, forwarder))
+        self._machinery.resolver.configure(_plan(config, forwarder))
         self._machinery.destinations.configure(make_policies(config))
         router = self._surroundings(config, dialers, forwarder).router
-        return list(report.explain(flow, router, dialers, [one.name for one in config.listeners]))
+        return list(_report().explain(flow, router, dialers, [one.name for one in config.listeners]))
 
     # -- building
 
@@ -219,18 +217,26 @@ class Daemon:
         self._relays.adopt(states, config)
         if reverse is not None:
             reverse()
-        for text in report.udp_warnings(config, dialers):
+        for text in udp_warnings(config, dialers):
             self._log.warning("%s", text)
 
-    def _forwarder(self, config: Config, dialers: DialerFactory) -> Forwarder | None:
+    def _forwarder(self, config: Config, dialers: DialerFactory) -> Any:
+        """resolver.forwarder.Forwarder; None where the system is asked for names."""
+        if not (config.dns.servers or config.dns.rules):
+            return None
+        from netproxy.resolver.factory import Means, SystemNames, make_forwarder      # late: 0.4 MiB, and few have servers
+        from netproxy.router.factory import domains
         machinery = self._machinery
-        direct = DirectDialer(Reach(SystemNames(), machinery.destinations), machinery.datagrams, LOOKUP_SECONDS)
-        return make_forwarder(config.dns, names_factory.Means(direct, dialers.way, domains))
+        direct = partial(DirectDialer, Reach(SystemNames(dict(config.dns.hosts)), machinery.destinations), machinery.datagrams)
+        return make_forwarder(config.dns, Means(direct, dialers.way, domains, machinery.destinations))
 
-    def _adopt_names(self, config: Config, forwarder: Forwarder | None) -> None:
-        self._machinery.resolver.configure(make_plan(config.dns, forwarder))
+    def _adopt_names(self, config: Config, forwarder: Any) -> None:
+        self._machinery.resolver.configure(_plan(config, forwarder))
         before, self._named_by = self._named_by, forwarder
+        if forwarder is not None:
+            self._machinery.janitor.register(forwarder)
         if before is not None:
+            self._machinery.janitor.forget(before)
             before.close()
 
     def _own_sockets(self, config: Config) -> list[tuple[str, Address]]:
@@ -248,17 +254,26 @@ class Daemon:
         self._retired = [listener for listener in self._retired if listener.live]
         self._retired += [listener for listener in gone if listener.network == "tcp" and listener.live]
 
-    def _surroundings(self, config: Config, dialers: DialerFactory, forwarder: Forwarder | None) -> Surroundings:
+    def _surroundings(self, config: Config, dialers: DialerFactory, forwarder: Any) -> Surroundings:
         users = make_users(config)
         for way in config.upstreams.values():       # those in use only, but what is wrong with any is found now
             dialers.way(way)
         machinery = self._machinery
-        routing = make_routing(config, Means(dialers.way, dialers.impatient, machinery.resolver, machinery.destinations,
-                                             machinery.verdicts))
-        observer = Witnesses(self.flows, routing.autos)
+        router, autos = self._routing(config, dialers)
+        observer = Witnesses(self.flows, autos)
         names = NameService(forwarder, config.dns.cache, machinery.queries, machinery.datagrams.arenas()) if forwarder else None
-        return Surroundings(routing.router, users, machinery.resolver, config.timeouts, config.splice, self.counters, observer,
+        return Surroundings(router, users, machinery.resolver, config.timeouts, config.splice, self.counters, observer,
                             self._log, names, self._reverse().bridge if config.tunnel.bridge else None)
+
+    def _routing(self, config: Config, dialers: DialerFactory) -> tuple[RuleRouter, Sequence[Any]]:
+        """The router, and its autos (router.auto.AutoDialer)."""
+        machinery = self._machinery
+        if not config.rules:
+            by_listener = {one.name: dialers.way(one.upstream) for one in config.listeners if one.upstream}
+            return RuleRouter((), dialers.way(config.default), by_listener, machinery.resolver, machinery.destinations), ()
+        from netproxy.router.factory import Means, make_routing      # late: 0.3 MiB, and many have no rules
+        return make_routing(config, Means(dialers.way, dialers.impatient, machinery.resolver, machinery.destinations,
+                                          machinery.verdicts))
 
     def _wanted(self, config: ListenerConfig, address: Address, states: States,
                 around: Surroundings) -> Iterator[Wanted]:
@@ -288,10 +303,24 @@ class Daemon:
         listener.equip(made.handler, admission, handshake)
 
 
+def _report() -> Any:
+    from netproxy import report     # late: few daemons are ever asked
+    return report
+
+
+def _plan(config: Config, forwarder: Any) -> Plan:
+    """How names are looked up."""
+    if forwarder is None:
+        return Plan(ask_system, dict(config.dns.hosts), config.dns.prefer, config.dns.cache)
+    from netproxy.resolver.factory import make_plan      # late, as above
+    return make_plan(config.dns, forwarder)
+
+
 def _ways(config: Config) -> list[WayConfig]:
     ruled = [way for rule in config.rules for way in (rule.via, rule.upstream)]
+    servers = (*config.dns.servers, *(server for rule in config.dns.rules for server in rule.servers))
     agent = [config.tunnel.agent.upstream] if config.tunnel.agent else []
-    named = (config.default, *config.upstreams.values(), *(one.upstream for one in config.listeners), *ruled, *agent)
+    named = (config.default, *config.upstreams.values(), *(one.upstream for one in (*config.listeners, *servers)), *ruled, *agent)
     return [way for way in named if way]
 
 

@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable, Mapping
 from netproxy.access.destinations import Destinations, OwnSockets, Policy
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.dialer.health import HealthChecks
-from netproxy.dialer.socks5_udp import Services
+from netproxy.dialer.hop import Services
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces import READABLE, Address, Passed, Pause
 from netproxy.listener.parker import Parker
@@ -37,7 +37,7 @@ RESERVED_DESCRIPTORS = 64   # of RLIMIT_NOFILE: listeners, log, lookups
 DESCRIPTORS_A_CONNECTION = 3    # client, upstream, and one while a name or a second address is tried
 # The queue takes as many new clients at once as there may be sessions; threads enough that one silent proxy holds up few.
 DIAL_THREADS, DIAL_QUEUE = 64, 4096
-QUERY_THREADS, QUERY_QUEUE = 16, 1024   # of dns listeners, to their servers: apart, so that strangers' names hold up no lookup
+QUERY_THREADS, QUERY_QUEUE = 64, 1024   # of dns listeners, to their servers: apart, so that strangers' names hold up no lookup
 CHECK_THREADS, CHECK_QUEUE = 8, 256     # health checks: apart, so that what a dead proxy holds up is not the news of it
 NAME_THREADS, NAME_QUEUE = 16, 256     # UDP targets whose names are looked up: apart, so that no dial waits behind them
 LOOKUP_THREADS, LOOKUP_QUEUE = 8, 256

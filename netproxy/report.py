@@ -8,7 +8,7 @@ import re
 from typing import Any, Iterable, Iterator, Mapping
 
 from netproxy.config.schema import Config, GroupConfig, WayConfig
-from netproxy.dialer.factory import DialerFactory
+from netproxy.dialer.factory import DialerFactory, udp_warnings
 from netproxy.dialer.group import Member
 from netproxy.errors import DialError, NetProxyError, ProtocolError
 from netproxy.interfaces import Address, Dialer, Flow
@@ -26,8 +26,9 @@ class FlowError(NetProxyError):
 
 def plan(config: Config, dialers: DialerFactory) -> list[str]:
     """What would listen, and what each way out can carry and by what, or which hop is in the way."""
+    asked = ", ".join(f"{server.scheme}://{server.server}{server.path}" for server in config.dns.servers)
     lines = [f"listen {address} {'+'.join(one.network)} {one.protocol} '{one.name}' "
-             f"out by {(one.upstream or config.default).text}"
+             + (f"asks {asked}" if one.protocol == "dns" else f"out by {(one.upstream or config.default).text}")
              for one in config.listeners for address in one.addresses]
     lines += _tunnels(config)
     lines += [f"warning: {text}" for text in udp_warnings(config, dialers)]
@@ -111,13 +112,6 @@ def _udp(config: WayConfig, how: str, lost: str) -> tuple[str, str]:
         elif step.scheme != "direct":
             lost = f"{step.scheme} has none"
     return how, lost
-
-
-def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
-    """Listeners whose datagrams have no way out: said at the start, not lost in silence."""
-    return [f"listener '{one.name}' takes UDP, but its way out, {(one.upstream or config.default).text}, carries none"
-            for one in config.listeners
-            if "udp" in one.network and "udp" not in dialers.way(one.upstream or config.default).carries]
 
 
 def listening(listeners: Iterable[Any], admissions: Mapping[str, Any]) -> list[dict[str, Any]]:

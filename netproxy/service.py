@@ -63,7 +63,7 @@ def _configure(options: Any) -> Config:
         tree["default"] = Node([Node(hop.strip(), "-u") for hop in options.upstream.split(",")], "-u")
     config = check(read_config(Node(tree, root.place), problems), problems)
     if options.upstream is not None:
-        config = config._replace(listeners=tuple(one._replace(upstream=None) for one in config.listeners))
+        config = config._replace(listeners=tuple(one._replace(upstream=None) for one in config.listeners), rules=())
     level = "debug" if options.verbose else "warning" if options.quiet else config.log.level
     return config._replace(log=config.log._replace(level=level, format=options.log_format or config.log.format))
 

@@ -21,7 +21,7 @@ from netproxy.listener.pool import ThreadPool
 SECONDS = 5.0
 STEP = 0.01
 # how our threads are named, and those of tests/support
-OURS = ("tcp-listener ", "udp-listener ", "udp-session ", "janitor", "parker", "connection-", "dial-", "lookup-", "control", "metrics", "pool-under-test-", "test-")
+OURS = ("tcp-listener ", "udp-listener ", "udp-session ", "janitor", "parker", "connection-", "dial-", "lookup-", "query-", "control", "metrics", "pool-under-test-", "test-")
 
 _failed = pytest.StashKey[bool]()
 

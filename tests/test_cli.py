@@ -100,6 +100,14 @@ class TestCheck:
         path = file("listeners: [{listen: '127.0.0.1:1', upstream: 'http://h:1'}]")
         assert "out by block\n" in self.check(capsys, "-c", path, "-u", "block")[1]
 
+    def test_rules_of_a_file_do_not_count_beside_the_options_way_out(self, file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """"Everything", says the manual."""
+        seen: list[Any] = []
+        monkeypatch.setattr(Daemon, "describe", lambda daemon, config: seen.append(config) or [])
+        path = file("rules: [{port: 22, via: direct}]")
+        assert cli.main(["-c", path, "-t"]) == cli.main(["-c", path, "-t", "-u", "socks5://192.0.2.1:1080"]) == 0
+        assert [len(config.rules) for config in seen] == [1, 0]
+
     def test_an_empty_file_has_the_built_in_listener(self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]) -> None:
         assert "listen 127.0.0.1:1080" in self.check(capsys, "-c", file(""))[1]
         assert "listen" not in self.check(capsys, "-c", file("listeners: []"))[1]
@@ -141,7 +149,7 @@ class TestCheck:
         assert (status, out) == (78, "")
         assert "not a hash made by 'netproxyctl hash-password'" in err and "hunter2" not in err
 
-    @pytest.mark.parametrize("name", ["announce", "chain", "group", "users", "netproxyd"])
+    @pytest.mark.parametrize("name", ["announce", "chain", "dns", "group", "router", "users", "netproxyd"])
     def test_the_examples_are_fine(self, capsys: pytest.CaptureFixture[str], name: str) -> None:
         path = ROOT / "conf" / (f"examples/{name}.yaml" if name != "netproxyd" else "netproxyd.yaml")
         status, out, err = self.check(capsys, "-c", str(path))
@@ -153,18 +161,6 @@ class TestCheck:
         text = (ROOT / "conf/examples/tls.yaml").read_text()
         for name, path in (("proxy.pem", "server.pem"), ("proxy.key", "server.key")):
             text = text.replace(f"/etc/netproxy/{name}", certificates().path(path))
-        status, out, err = self.check(capsys, "-c", file(text))
-        assert (status, err) == (0, "") and out.endswith("OK\n")
-
-
-    @pytest.mark.parametrize("name", ["bridge", "agent"])
-    def test_the_examples_of_a_tunnel_are_fine_with_files_that_are_there(
-            self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str], name: str, tmp_path: Path) -> None:
-        text = (ROOT / f"conf/examples/{name}.yaml").read_text()
-        (tmp_path / "home.token").write_text("a token of twenty bytes\n")
-        for there, path in (("bridge.pem", certificates().path("server.pem")), ("bridge.key", certificates().path("server.key")),
-                            ("home.token", str(tmp_path / "home.token"))):
-            text = text.replace(f"/etc/netproxy/{there}", path)
         status, out, err = self.check(capsys, "-c", file(text))
         assert (status, err) == (0, "") and out.endswith("OK\n")
 

@@ -15,10 +15,13 @@ from netproxy.machinery import raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError
 from netproxy.interfaces import Address
 from netproxy.protocol import socks5
+from netproxy.resolver.servers import KEPT_SECONDS
 from tests.support.certificates import certificates
+from tests.support.dns import a
 from tests.support.handlers import RecordingLog
+from tests.support.nameservers import WWW, answer_to, serve
 from tests.support.relays import Running, UdpClient, UdpPort, configuration, running
-from tests.support.sockets import HAS_IPV6, SECONDS, address_of, listen, nothing_comes, read_exactly, read_to_end, server, wait_until
+from tests.support.sockets import HAS_IPV6, SECONDS, address_of, listen, nothing_comes, read_exactly, read_to_end, server, udp, wait_until
 
 pytest.importorskip("yaml")
 PLAIN = "listeners: [{listen: '127.0.0.1:0', name: main}]"
@@ -492,3 +495,66 @@ def test_the_access_record_of_a_connection(daemon: Running, echo: Address) -> No
     record, = daemon.log.records
     assert (record.flow.network, record.flow.target, record.flow.listener) == ("tcp", echo, "main")
     assert (record.way, record.sent, record.received, record.ended) == ("direct", 5, 5, "closed")
+
+
+class TestNames:
+    """A dns listener, and connections to name servers that are kept."""
+
+    TEXT = "listeners: [{listen: '127.0.0.1:0', name: main}, {listen: '127.0.0.1:0', name: names, protocol: dns}]\ndns: {servers: %s}"
+
+    @staticmethod
+    def ask(relay: Running) -> bytes:
+        with udp() as sock:
+            sock.sendto(WWW, ("127.0.0.1", port_of(relay, 1)))
+            return sock.recv(512)
+
+    def test_are_looked_up_for_clients_and_a_stop_gives_everything_up(self) -> None:
+        ended = threading.Event()
+
+        def script(sock: socket.socket) -> None:
+            serve()(sock)
+            ended.set()
+        with server(script) as address, running(self.TEXT % f"tcp://{address}") as relay:
+            assert self.ask(relay) == answer_to(WWW, a(60))
+            assert not ended.is_set()
+        assert ended.wait(SECONDS)
+
+    def test_a_reload_gives_up_what_is_kept_of_those_before(self) -> None:
+        ended = threading.Event()
+
+        def script(sock: socket.socket) -> None:
+            serve()(sock)
+            ended.set()
+        with server(script) as address, running(self.TEXT % f"tcp://{address}") as relay:
+            self.ask(relay)
+            relay.reload(self.TEXT % f"tcp://{address}")
+            assert ended.wait(SECONDS)
+            assert self.ask(relay) == answer_to(WWW, a(60))
+
+    def test_what_nobody_uses_for_a_while_is_given_up(self) -> None:
+        ended = threading.Event()
+
+        def script(sock: socket.socket) -> None:
+            serve()(sock)
+            ended.set()
+        with server(script) as address, running(self.TEXT % f"tcp://{address}") as relay:
+            self.ask(relay)
+            relay.sweep(KEPT_SECONDS + 1)
+            assert ended.wait(SECONDS)
+
+    def test_the_group_that_leads_to_a_name_server_is_looked_after(self) -> None:
+        group = "{members: ['socks5://127.0.0.1:1', 'socks5://127.0.0.1:2'], health_check: {interval: 1h}}"
+        text = self.TEXT % f"{{url: tcp://192.0.2.1, upstream: {group}}}"
+        with running(text) as relay:
+            assert len(relay.daemon._machinery.health.checks) == 2
+            relay.reload(text)
+            assert len(relay.daemon._machinery.health.checks) == 2
+
+    def test_without_a_udp_way_out_a_dns_listener_is_not_warned_of(self) -> None:
+        with running(self.TEXT % "192.0.2.1" + "\ndefault: socks4://192.0.2.7:1080") as relay:
+            assert [line for line in relay.log.lines if "carries none" in line] == [
+                "listener 'main' takes UDP, but its way out, socks4://192.0.2.7:1080, carries none"]
+
+    def test_whom_it_asks_is_told(self) -> None:
+        config = configuration(self.TEXT % "[192.0.2.1, 'tls://9.9.9.9']")
+        assert "listen 127.0.0.1:0 tcp+udp dns 'names' asks udp://192.0.2.1:53, tls://9.9.9.9:853" in Daemon(RecordingLog()).describe(config)

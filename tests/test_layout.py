@@ -35,8 +35,12 @@ FOR_ALL = {"errors", "interfaces"}
 SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "inside", "machinery", "relays", "tunnels", "service", "report"}       # besides config/ itself and every factory
 LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback",
-        "maxminddb"}
-LATE_OURS = {("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("inside", "netproxy.observe.control"),
+        "maxminddb", "copy"}
+LATE_OURS = {("daemon", "netproxy.report"),
+             ("config", "netproxy.config.names"), ("config", "netproxy.config.rules"),
+             *(("dialer", f"netproxy.dialer.{name}") for name in ("http", "socks4", "socks5", "uot")),      # of few daemons
+             ("daemon", "netproxy.resolver.factory"), ("daemon", "netproxy.router.factory"), ("handler", "netproxy.handler.dns"),
+             ("cli", "netproxy.service"), ("cli", "netproxy.observe.console"), ("cli", "netproxy.observe.control"), ("inside", "netproxy.observe.control"),
              ("inside", "netproxy.figures"), ("inside", "netproxy.observe.site"), ("inside", "netproxy.observe.web"), ("observe", "netproxy.observe.page"),
              ("cli", "netproxy.observe.top"), ("daemon", "netproxy.tunnels"), ("tunnels", "netproxy.net.tls"),
              ("cli", "netproxy.access.users"), ("net", "netproxy.net.vectors"),      # hashlib's, ctypes'

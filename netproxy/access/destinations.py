@@ -24,6 +24,7 @@ RANGES: Mapping[str, tuple[str, ...]] = {
                  "2001:db8::/32", "100::/64"),
 }
 GUARD = ("loopback", "link-local", "metadata", "multicast")     # denied to clients of other machines unless the file says otherwise
+_MAPPED = bytes(10) + b"\xff\xff"
 _NAT64 = b"\0\x64\xff\x9b" + bytes(8)             # RFC 6052
 _6TO4, _TEREDO = b"\x20\x02", b"\x20\x01\0\0"       # RFC 3056, RFC 4380
 
@@ -65,7 +66,10 @@ class OwnSockets:
 
 
 class Destinations:
-    """A Gatekeeper.  A flow of no listener is NetProxy's own, and only kept from coming back."""
+    """A Gatekeeper.  A flow of no listener is NetProxy's own, and only kept from coming back.
+
+    A listener that nobody has told of yet is guarded; what is left of one that a reload has taken away keeps its policy.
+    """
 
     def __init__(self, own: OwnSockets) -> None:
         self._own = own
@@ -73,11 +77,11 @@ class Destinations:
 
     def configure(self, policies: Mapping[str, Policy]) -> None:
         """By listener's name, at the start and on a reload."""
-        self._policies = policies
+        self._policies = {**self._policies, **policies}
 
     def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
         """DialError where none is left."""
-        policy = self._policies.get(flow.listener, _ANYWHERE)
+        policy = self._policies.get(flow.listener) or (_GUARDED if flow.listener else _ANYWHERE)
         if policy.deny:
             addresses = [address for address in addresses if policy.permits(address.host)]
             if not addresses:
@@ -99,8 +103,8 @@ def embedded(host: str) -> tuple[str, ...]:
         return ()
     packed = pack_ip(host.partition("%")[0]) or bytes(16)
     found: list[bytes] = []
-    if packed[:10] == bytes(10) and packed[10:12] in (b"\xff\xff", b"\0\0") and packed[12:15] != bytes(3):
-        found.append(packed[12:])           # v4-mapped, v4-compatible
+    if packed.startswith(_MAPPED) or (packed.startswith(bytes(12)) and packed[12:15] != bytes(3)):
+        found.append(packed[12:])           # v4-mapped, v4-compatible; ::1 and :: are neither
     elif packed.startswith(_NAT64):
         found.append(packed[12:])
     elif packed.startswith(_6TO4):
@@ -110,7 +114,7 @@ def embedded(host: str) -> tuple[str, ...]:
     return tuple(".".join(map(str, one)) for one in found)
 
 
-_ANYWHERE = Policy()
+_ANYWHERE, _GUARDED = Policy(), Policy(networks(GUARD))
 
 
 def _holds(networks: Iterable[Network], host: str) -> bool:

@@ -56,6 +56,10 @@ class MapReader:
         """Whether a key that was not taken yet is there."""
         return key in self._left
 
+    def has_more(self) -> bool:
+        """Whether there is a key that was not taken yet."""
+        return bool(self._left)
+
     def empty(self, key: str) -> bool:
         """Whether a key that was not taken yet is a list of nothing."""
         return key in self._left and self._left[key].value == []

@@ -5,11 +5,9 @@ resolved or written here.
 """
 from __future__ import annotations
 
-from netproxy.config.names import read_dns
 from netproxy.config.node import MapReader, Node, Problems
-from netproxy.config.rules import read_auto, read_destinations, read_rules
 from netproxy.config.schema import (
-    AnnounceConfig, AutoConfig, Config, DnsConfig, LimitsConfig, ListenerConfig, LogConfig, MetricsConfig, TimeoutsConfig,
+    AnnounceConfig, Config, LimitsConfig, ListenerConfig, LogConfig, MetricsConfig, TimeoutsConfig, TlsConfig,
     UdpConfig, UserConfig, WayConfig)
 from netproxy.config.tunnels import Tunnels, read_tls
 from netproxy.config.upstreams import Ways
@@ -56,22 +54,34 @@ class _Reading:
         default = top.take("default")
         listeners = self._read_listeners(top)
         bridge = tunnels.listener(listeners)
-        rules = read_rules(top.items("rules"), self._ways, frozenset((TUNNEL_AGENT, *(one.name for one in listeners))), self._problems)
-        if any(one.protocol == "dns" for one in listeners) and not (top.has("dns")):
-            top.wrong("dns", "is missing: the name servers that a dns listener asks")
-        dns = read_dns(top.mapping("dns"), self._ways, self._problems) if top.has("dns") else DnsConfig()
-        destinations = read_destinations(top.mapping("destinations")) if top.has("destinations") else None
         config = Config(
             listeners=listeners + ((bridge,) if bridge else ()), upstreams=upstreams, tunnel=tunnels.read(self._ways),
             default=self._ways.read(default, "default") if default else WayConfig(),
-            rules=rules, auto=read_auto(top.mapping("auto")) if top.has("auto") else AutoConfig(), geoip_database=top.text("geoip_database"), destinations=destinations,
-            dns=dns,
+            geoip_database=top.text("geoip_database"),
             users=self._users, timeouts=self._read_timeouts(top.mapping("timeouts")),
             log=self._read_log(top.mapping("log")), batching=self._read_batching(top.mapping("udp")),
-            splice=self._read_splice(top.mapping("tcp")), control=top.read("control", _control, ""), metrics=self._read_metrics(top),
-            warnings=tuple(self._warnings))
+            splice=self._read_splice(top.mapping("tcp")), control=top.read("control", _control, ""), metrics=self._read_metrics(top))
+        config = self._with_routing(top, self._with_names(top, config))
         top.finish()
-        return config
+        return config._replace(warnings=tuple(self._warnings))
+
+    def _with_routing(self, top: MapReader, config: Config) -> Config:
+        """Rules, and what belongs to them."""
+        if not any([top.has("rules"), top.has("auto"), top.has("destinations")]):
+            return config
+        from netproxy.config.rules import read_auto, read_destinations, read_rules      # late: 0.1 MiB, and many have none
+        names = frozenset((TUNNEL_AGENT, *(one.name for one in config.listeners)))
+        rules = read_rules(top.items("rules"), self._ways, names, self._problems)
+        auto = read_auto(top.mapping("auto")) if top.has("auto") else config.auto
+        destinations = read_destinations(top.mapping("destinations")) if top.has("destinations") else None
+        return config._replace(rules=rules, auto=auto, destinations=destinations)
+
+    def _with_names(self, top: MapReader, config: Config) -> Config:
+        asking = [one for one in config.listeners if one.protocol == "dns"]
+        if not asking and not top.has("dns"):
+            return config
+        from netproxy.config.names import read_dns      # late, likewise
+        return config._replace(dns=read_dns(top.mapping("dns"), self._ways, asking, self._warnings))
 
     # -- sections
 

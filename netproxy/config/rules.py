@@ -31,7 +31,7 @@ def _read_rule(node: Node, path: str, ways: Ways, listeners: frozenset[str], pro
     section = MapReader(node, path, problems)
     text = f"{path} ({_text(node)})"
     conditions = _conditions(section, listeners)
-    but_not = _conditions(section.mapping("not"), listeners, finish=True) if section.has("not") else ConditionsConfig()
+    but_not = _but_not(section, listeners)
     via, upstream = section.take("via"), section.take("upstream")
     section.finish()
     auto = via is not None and via.value == AUTO
@@ -44,24 +44,26 @@ def _read_rule(node: Node, path: str, ways: Ways, listeners: frozenset[str], pro
     return RuleConfig(conditions, but_not, way, fallback, text, node.place)
 
 
-def _conditions(section: MapReader, listeners: frozenset[str], finish: bool = False) -> ConditionsConfig:
+def _but_not(section: MapReader, listeners: frozenset[str]) -> ConditionsConfig:
+    given, inner = section.has("not"), section.mapping("not")
+    if given and not inner.has_more():
+        section.wrong("not", "names nothing")
+    found = _conditions(inner, listeners)
+    inner.finish()
+    return found
+
+
+def _conditions(section: MapReader, listeners: frozenset[str]) -> ConditionsConfig:
     def listener(name: str) -> str:
         if name not in listeners:
             raise ValueError(f"there is no listener '{name}'")
         return name
 
     parsers: dict[str, Callable[[str], Any]] = {"network": _network, "client": Network.parse, "listener": listener, "geoip": _country}
-    found = ConditionsConfig(**{key: tuple(section.texts(key, parsers.get(key, _word))) for key in _SETS if _given(section, key)})
-    if finish:
-        section.finish()
-    return found
-
-
-def _given(section: MapReader, key: str) -> bool:
-    """Whether a condition is there.  One that names nothing would match nothing, or everything: it is a mistake."""
-    if section.empty(key):
-        section.wrong(key, "names nothing")
-    return section.has(key)
+    for key in _SETS:
+        if section.empty(key):
+            section.wrong(key, "names nothing")     # it would match nothing, or everything: it is a mistake
+    return ConditionsConfig(**{key: tuple(section.texts(key, parsers.get(key, _word))) for key in _SETS})
 
 
 def _text(node: Node) -> str:
@@ -92,9 +94,9 @@ def read_auto(section: MapReader) -> AutoConfig:
 
 
 def read_destinations(section: MapReader) -> DestinationsConfig:
-    found = DestinationsConfig(tuple(section.texts("deny", _word)) if section.has("deny") else None, tuple(section.texts("allow", _word)), section.place)
+    given, deny, allow = section.has("deny"), tuple(section.texts("deny", _word)), tuple(section.texts("allow", _word))
     section.finish()
-    return found
+    return DestinationsConfig(deny if given else None, allow, section.place)
 
 
 def _network(text: str) -> str:

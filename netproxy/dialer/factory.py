@@ -4,17 +4,12 @@ from __future__ import annotations
 import math
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
-from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig, MemberConfig, UpstreamTlsConfig, WayConfig
+from netproxy.config.schema import Config, GroupConfig, HealthConfig, HopConfig, MemberConfig, UpstreamTlsConfig, WayConfig
 from netproxy.dialer.block import BlockDialer
 from netproxy.dialer.direct import DirectDialer, Reach
 from netproxy.dialer.group import GroupDialer, Member
 from netproxy.dialer.health import Check
-from netproxy.dialer.hop import Hop, LoopGuard
-from netproxy.dialer.http import HttpDialer
-from netproxy.dialer.socks4 import Socks4Dialer
-from netproxy.dialer.socks5 import Socks5Dialer
-from netproxy.dialer.socks5_udp import Services
-from netproxy.dialer.uot import UotDialer
+from netproxy.dialer.hop import Hop, LoopGuard, Services
 from netproxy.errors import ConfigError
 from netproxy.interfaces import Dialer, pack_ip
 from netproxy.net.batching import Datagrams
@@ -158,10 +153,11 @@ class DialerFactory:
         label, last = place.label(at, step.url), at == place.hops - 1
         hop = Hop(place.name if last and place.name else step.url, label, step.server, via,
                   self._patience(step), step.user, step.password, self._secure(step, label), LoopGuard())
-        make = _DIALERS[step.scheme]
+        make = _dialers()[step.scheme]
         plain = make(hop, self._reach, self._services, step.udp == "auto")
         if step.udp != "uot":
             return plain
+        from netproxy.dialer.uot import UotDialer       # late, as those below
         return UotDialer(plain, make(hop, None, self._services, False), self._services.counter)
 
     def _secure(self, step: HopConfig, label: str) -> Callable[[Stream], None] | None:
@@ -221,13 +217,25 @@ class DialerFactory:
             yield Check(group.name, member, first.server, via, b"", health.interval, health.timeout)
 
 
-_DIALERS: dict[str, Callable[[Hop, Reach | None, Services, bool], Dialer]] = {
-    "socks4": lambda hop, reach, services, udp: Socks4Dialer(hop, reach),
-    "socks4a": lambda hop, reach, services, udp: Socks4Dialer(hop, None),
-    "socks5": Socks5Dialer,
-    "socks5h": lambda hop, reach, services, udp: Socks5Dialer(hop, None, services, udp),
-    "socks5+tls": Socks5Dialer,
-    "socks5h+tls": lambda hop, reach, services, udp: Socks5Dialer(hop, None, services, udp),
-    "http": lambda hop, reach, services, udp: HttpDialer(hop, services.counter, udp),
-    "https": lambda hop, reach, services, udp: HttpDialer(hop, services.counter, udp),
-}
+def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
+    """Listeners whose datagrams have no way out: said at the start, not lost in silence."""
+    return [f"listener '{one.name}' takes UDP, but its way out, {(one.upstream or config.default).text}, carries none"
+            for one in config.listeners
+            if "udp" in one.network and one.protocol != "dns" and "udp" not in dialers.way(one.upstream or config.default).carries]
+
+
+def _dialers() -> dict[str, Callable[[Hop, Reach | None, Services, bool], Dialer]]:
+    """By scheme."""
+    from netproxy.dialer.http import HttpDialer         # late: 0.4 MiB, and many have no upstream
+    from netproxy.dialer.socks4 import Socks4Dialer
+    from netproxy.dialer.socks5 import Socks5Dialer
+    return {
+        "socks4": lambda hop, reach, services, udp: Socks4Dialer(hop, reach),
+        "socks4a": lambda hop, reach, services, udp: Socks4Dialer(hop, None),
+        "socks5": Socks5Dialer,
+        "socks5h": lambda hop, reach, services, udp: Socks5Dialer(hop, None, services, udp),
+        "socks5+tls": Socks5Dialer,
+        "socks5h+tls": lambda hop, reach, services, udp: Socks5Dialer(hop, None, services, udp),
+        "http": lambda hop, reach, services, udp: HttpDialer(hop, services.counter, udp),
+        "https": lambda hop, reach, services, udp: HttpDialer(hop, services.counter, udp),
+    }

@@ -2,11 +2,10 @@
 from __future__ import annotations
 
 import threading
-from copy import copy
 from typing import Any, Callable, NamedTuple
 
 from netproxy.errors import DeadlineError, DialError, ProtocolError, Reason, StreamError
-from netproxy.interfaces import Address, Dialer, Flow
+from netproxy.interfaces import Address, Counter, Dialer, Flow
 from netproxy.net.stream import Stream
 
 # Connections to one target by one proxy that wait at once while none gets through, for clients at the proxy's own address:
@@ -15,6 +14,14 @@ LOOP_LIMIT = 64
 TARGETS_LIMIT = 4096        # targets a guard keeps count of
 # These a proxy says of itself; with any other it speaks of the target.
 OWN_FAULTS = frozenset({Reason.AUTHENTICATION, Reason.PROTOCOL})
+
+
+class Services(NamedTuple):
+    """What packet connections need of the daemon."""
+
+    watch: Callable[[Stream, Callable[[], None]], None]     # calls once when something comes; the call must not block
+    submit: Callable[[Callable[[], None]], bool]            # work that may block, on another thread
+    counter: Counter
 
 
 class LoopGuard:
@@ -110,6 +117,7 @@ class Hop(NamedTuple):
         via = self.via.pinned(flow.to_hop(self.server, flow.network))
         if via is self.via:
             return dialer
+        from copy import copy       # late: who has groups before a hop needs it
         other = copy(dialer)
         other._hop = self._replace(via=via)
         return other

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from netproxy.dialer.direct import DIRECT, Reach
 from netproxy.dialer.group import TRIES
-from netproxy.dialer.hop import Hop
-from netproxy.dialer.socks5_udp import Services, Socks5PacketConn
+from netproxy.dialer.hop import Hop, Services
+from netproxy.dialer.socks5_udp import Socks5PacketConn
 from netproxy.errors import DeadlineError, DialError, EndOfStream, Reason, StreamError
 from netproxy.interfaces import Address, Flow, PacketConn
 from netproxy.net.address import is_unspecified

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Callable, Hashable, NamedTuple, Sequence
+from typing import Any, Callable, Hashable, Sequence
 
+from netproxy.dialer.hop import Services
 from netproxy.errors import DialError, ProtocolError
 from netproxy.interfaces import Address, Batch, Counter, Flow, PacketConn, Run, Span, pack_ip
 from netproxy.net.address import Sources, from_sockaddr
@@ -22,14 +23,6 @@ from netproxy.protocol import socks5
 RETRY_SECONDS = 2.0         # between two tries to associate anew
 NOBODY = Address("0.0.0.0", 0)      # the client of what a connection wants for itself
 JOINED_LIMIT = 256          # headers of the hops behind this one that are kept joined to ours
-
-
-class Services(NamedTuple):
-    """What packet connections need of the daemon."""
-
-    watch: Callable[[Stream, Callable[[], None]], None]     # calls once when something comes; the call must not block
-    submit: Callable[[Callable[[], None]], bool]            # work that may block, on another thread
-    counter: Counter
 
 
 class Socks5Destination:

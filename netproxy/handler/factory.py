@@ -8,7 +8,6 @@ from netproxy.access.users import Login, Users
 from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
 from netproxy.errors import ConfigError
 from netproxy.handler.connector import Connector
-from netproxy.handler.dns import DnsHandler, Source
 from netproxy.handler.forward import TcpForward, UdpForward
 from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.handler.socks4 import Socks4Handler
@@ -25,7 +24,7 @@ from netproxy.relay.pipe import PipeLimits
 class NameService(NamedTuple):
     """What answers the clients of dns listeners: `submit` and `arenas` are for what must be asked."""
 
-    source: Source
+    source: Any             # handler.dns.Source
     cache: int
     submit: Callable[[Callable[[], None]], bool]
     arenas: ArenaPool
@@ -130,6 +129,7 @@ class _Parts:
     def dns(self) -> ListenerHandler:
         names = self._around.names
         assert names is not None        # config.read has seen to it
+        from netproxy.handler.dns import DnsHandler     # late: few have such a listener
         return ListenerHandler(DnsHandler(names.source, names.cache, self._clients, names.submit, names.arenas,
                                           self._around.counter), None)
 

@@ -167,7 +167,8 @@ class Forwarder:
             response = exchange.send(passage)
             return exchange.answer(passage, response)
         except (EndOfStream, StreamError) as error:
-            passage.finish("failed" if exchange.answered else "closed")
+            reset = isinstance(error, StreamError) and not isinstance(error, DeadlineError)
+            passage.finish("failed" if exchange.answered else "reset" if reset else "closed")
             if exchange.answered:
                 exchange.client.reset()     # an answer cut short must not look like a whole one
                 return None
@@ -182,7 +183,7 @@ class Forwarder:
     def _check_loop(self, request: http1.Request, exchange: Exchange) -> None:
         via = http1.field_list(request.fields, b"via")
         if len(via) >= HOPS_LIMIT or any(self._pseudonym in hop.split() for hop in via):
-            raise DialError(Reason.LOOP, str(exchange.origin.address))
+            raise http1.HttpError(502, Reason.LOOP.value)
 
     def _reuse(self, kept: Passage | None, flow: Flow) -> Passage | None:
         """The upstream of the last request, if it leads where this one goes and is still open."""

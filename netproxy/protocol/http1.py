@@ -35,7 +35,7 @@ Fields = list[tuple[bytes, bytes]]
 REPLIES: Reply = {
     Reason.GENERAL: 502, Reason.DENIED: 403, Reason.NETWORK_UNREACHABLE: 502, Reason.HOST_UNREACHABLE: 502,
     Reason.NAME: 502, Reason.REFUSED: 502, Reason.TIMEOUT: 504, Reason.UNSUPPORTED: 501,
-    Reason.AUTHENTICATION: 502, Reason.PROTOCOL: 502, Reason.LOOP: 502,
+    Reason.AUTHENTICATION: 502, Reason.PROTOCOL: 502, Reason.LOOP: 403,
 }
 PHRASES = {
     200: "OK", 400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed",

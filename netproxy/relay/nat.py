@@ -101,6 +101,8 @@ class NatTable:
             self._check_carried(route)
         except DialError as error:
             self._counter.count("drops", error.reason.value, count)
+            with self._lock:
+                self._keep_while_used(client, key[0])
             return None
         entry = self._enter(key, client, route, count)
         if entry is not None:
@@ -161,7 +163,9 @@ class NatTable:
             entry = self.entries[key] = Entry(key, client, flow)
             client.unrouted.add(key)
         if not self._names(lambda: self._find_way(entry, router)):
+            self._counter.count("drops", "lookup queue full", count)
             self._give_up(entry, "lookup queue full")
+            return None
         return entry
 
     def _find_way(self, entry: Entry, router: Router) -> None:

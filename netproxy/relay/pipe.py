@@ -35,7 +35,7 @@ class PipeLimits(NamedTuple):
 class Outcome(NamedTuple):
     sent: int               # bytes, client to upstream
     received: int           # bytes, upstream to client
-    ended: str              # "closed", "reset", "idle"
+    ended: str              # "closed", "reset", "client reset", "idle"
 
 
 def pipe(client: Stream, upstream: Stream, limits: PipeLimits, finished: Callable[[Outcome], None],
@@ -178,6 +178,7 @@ class Relay:
             self._client.close()
             self._upstream.close()
         else:
+            ended = self._who_reset() if ended == "reset" else ended
             self._client.reset()
             self._upstream.reset()
         moved = [0, 0]
@@ -187,6 +188,15 @@ class Relay:
                 direction.close()
         finished, self._finished = self._finished, None     # it may hold who holds this relay
         finished(Outcome(*moved, ended))
+
+    def _who_reset(self) -> str:
+        """Told apart, since what a client does says nothing of its target."""
+        if self._up is None or self._down is None:
+            return "reset"
+        try:
+            return "client reset" if _gone(self._up.source) and not _gone(self._down.source) else "reset"
+        except _FAULTS:
+            return "reset"
 
 
 def _gone(sock: socket.socket) -> bool:

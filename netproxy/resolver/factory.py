@@ -1,11 +1,13 @@
 """Name servers and the plan of lookups from the configuration."""
 from __future__ import annotations
 
-from typing import Callable, Container, Iterator, NamedTuple, Sequence
+import time
+from functools import partial
+from typing import Callable, Container, Iterator, Mapping, NamedTuple, Sequence
 
 from netproxy.config.schema import DnsConfig, NameServerConfig, WayConfig
 from netproxy.errors import ConfigError, DialError, Reason
-from netproxy.interfaces import Address, Dialer, Flow, pack_ip
+from netproxy.interfaces import Address, Dialer, Flow, Gatekeeper, pack_ip
 from netproxy.net.stream import Stream
 from netproxy.resolver.forwarder import Branch, Forwarder
 from netproxy.resolver.resolver import LookupFailed, Plan, ask_system
@@ -16,43 +18,47 @@ HOSTS_FILE = "/etc/hosts"
 
 
 class Means(NamedTuple):
-    """`direct` leads to servers without an upstream; `domains` compiles patterns and files to a set of names."""
+    """`direct(seconds)` leads to servers without an upstream, as far as the gatekeeper permits it.
 
-    direct: Dialer
+    `domains` compiles patterns and files to a set of names.
+    """
+
+    direct: Callable[[float], Dialer]
     way: Callable[[WayConfig], Dialer]
     domains: Callable[[Sequence[str], Sequence[str]], Container[str]]
+    gatekeeper: Gatekeeper
 
 
 class SystemNames:
     """A Resolver for the names of name servers themselves, on the thread that asks."""
 
+    def __init__(self, hosts: Mapping[str, tuple[str, ...]]) -> None:
+        """`hosts` of the configuration; for what is not there the system is asked."""
+        self._hosts = hosts
+
     def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
         if pack_ip(target.host) is not None:
             return [target]
         try:
-            return [target._replace(host=host) for host in ask_system(target.host).addresses]
+            found = self._hosts.get(target.host) or ask_system(target.host).addresses
+            return [target._replace(host=host) for host in found]
         except LookupFailed as error:
             raise DialError(Reason.NAME, target.host) from error
 
     known = resolve
 
 
-def make_forwarder(config: DnsConfig, means: Means) -> Forwarder | None:
-    """None where the system is asked.  ConfigError."""
-    if not config.servers and not config.rules:
-        return None
+def make_forwarder(config: DnsConfig, means: Means) -> Forwarder:
+    """For a configuration with servers or rules.  ConfigError."""
     branches = [Branch(_names(rule.domain, rule.domain_file, rule.place, means),
                        Servers([_server(one, means) for one in rule.servers]) if rule.servers else None) for rule in config.rules]
     servers = Servers([_server(one, means) for one in config.servers]) if config.servers else None
     return Forwarder(branches, servers, dict(config.hosts))
 
 
-def make_plan(config: DnsConfig, forwarder: Forwarder | None) -> Plan:
-    """How names are looked up: by the forwarder's servers, or by the system, which reads hosts(5) itself."""
-    hosts = dict(config.hosts)
-    if forwarder is None or not config.servers:
-        return Plan(ask_system, hosts, config.prefer, config.cache)
-    return Plan(forwarder.ask, {**dict(_read_hosts()), **hosts}, config.prefer, config.cache)
+def make_plan(config: DnsConfig, forwarder: Forwarder) -> Plan:
+    """How names are looked up: as the forwarder knows, and hosts(5), which the system would read itself."""
+    return Plan(forwarder.ask, {**dict(_read_hosts()), **dict(config.hosts)}, config.prefer, config.cache)
 
 
 def _names(domain: Sequence[str], files: Sequence[str], place: str, means: Means) -> Container[str]:
@@ -67,9 +73,11 @@ def _server(config: NameServerConfig, means: Means) -> Server:
     way = means.way(config.upstream) if config.upstream else None
     secure = _secure(config)
 
-    def dial() -> Stream:
-        stream = (way or means.direct).dial(Flow("tcp", NOBODY, config.server, "", ""))
+    def dial(deadline: float) -> Stream:
+        left = max(0.0, deadline - time.monotonic())
+        stream = (way or means.direct(left)).dial(_flow("tcp", config.server))
         try:
+            stream.limit(max(0.0, deadline - time.monotonic()))
             secure(stream)
         except BaseException:
             stream.close()
@@ -77,10 +85,17 @@ def _server(config: NameServerConfig, means: Means) -> Server:
         return stream
 
     if config.scheme == "https":
-        return HttpsServer(name, dial, str(config.server) if config.server.port != 443 else config.server.host, config.path)
+        return HttpsServer(name, dial, str(config.server).removesuffix(":443"), config.path)
     stream = StreamServer(name, dial)
     # datagrams through a proxy would need a connection of their own each: TCP has to do for them (RFC 7766)
-    return UdpServer(name, config.server, stream) if config.scheme == "udp" and way is None else stream
+    if config.scheme != "udp" or way is not None:
+        return stream
+    return UdpServer(name, config.server, stream, partial(means.gatekeeper.permitted, _flow("udp", config.server), (config.server,)))
+
+
+def _flow(network: str, target: Address) -> Flow:
+    """Of ours: there is no client."""
+    return Flow(network, NOBODY, target, "", "")
 
 
 def _secure(config: NameServerConfig) -> Callable[[Stream], None]:

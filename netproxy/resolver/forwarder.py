@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import time
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import Container, Mapping, NamedTuple, Sequence
+from typing import Callable, Container, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
-from netproxy.resolver.resolver import LOOKUP_SECONDS, Found, LookupFailed
+from netproxy.resolver.resolver import LOOKUP_SECONDS, Found, LookupFailed, ask_system
 from netproxy.resolver.servers import ServerError, Servers
 
 HOSTS_TTL = 60              # seconds: what the file says may change with a reload
@@ -25,21 +25,25 @@ class Forwarder:
     """Immutable; used by the threads of pools."""
 
     def __init__(self, branches: Sequence[Branch], servers: Servers | None, hosts: Mapping[str, tuple[str, ...]]) -> None:
-        """`servers` for what no branch has, None where only branches have any; `hosts`: names and their addresses."""
+        """`servers` for what no branch has: None leaves that to the system, which cannot do it for clients.
+
+        `hosts`: names and their addresses, for clients alone: our own lookups have looked there before.
+        """
         self._branches = tuple(branches)
-        self._servers = servers
+        self._others = Branch((), servers)
         self._hosts = hosts
 
     def ask(self, host: str) -> Found:
         """Both kinds of addresses of a name, asked for at once; LookupFailed."""
         branch = self._branch(host)
         if branch.servers is None:
-            return Found((), HOSTS_TTL)
+            return ask_system(host) if branch is self._others else Found((), HOSTS_TTL)
+        deadline = time.monotonic() + LOOKUP_SECONDS
         try:
             questions = [dns.Question(host, kind, dns.IN) for kind in (dns.A, dns.AAAA)]
-            queries = [dns.encode_query(at, question) for at, question in enumerate(questions)]
-            answers = branch.servers.exchange(queries, time.monotonic() + LOOKUP_SECONDS)
-            found = [dns.parse_answer(answer, question) for answer, question in zip(answers, questions)]
+            found = _ask(branch.servers, questions, True, deadline)
+            if all(answer.code in (dns.FORMERR, dns.NOTIMP) for answer in found):
+                found = _ask(branch.servers, questions, False, deadline)        # RFC 6891 section 6.2.2
         except (ServerError, ProtocolError, ValueError) as error:
             raise LookupFailed from error
         if any(answer.code not in (dns.NOERROR, dns.NXDOMAIN) for answer in found) and not any(one.addresses for one in found):
@@ -50,10 +54,11 @@ class Forwarder:
     def answer(self, query: bytes) -> bytes | None:
         """An answer that needs no server: for names in hosts, and for those that are said not to exist.  ProtocolError."""
         question, end = dns.parse_question(query)
-        if question.name in self._hosts:
+        if question.name in self._hosts and question.klass == dns.IN:
             return _encode_addresses(query, end, self._hosts[question.name], question.kind)
-        if self._branch(question.name).servers is None:
-            return dns.encode_error(query, dns.NXDOMAIN)
+        branch = self._branch(question.name)
+        if branch.servers is None:
+            return dns.encode_error(query, dns.REFUSED if branch is self._others else dns.NXDOMAIN)
         return None
 
     def forward(self, query: bytes) -> bytes:
@@ -67,16 +72,28 @@ class Forwarder:
             pass
         return dns.encode_error(query, dns.SERVFAIL)
 
+    def expire(self, now: float) -> list[Callable[[], None]]:
+        """For the janitor: connections to servers that nobody has used for a while."""
+        return [close for servers in self._asked() for close in servers.expire(now)]
+
     def close(self) -> None:
-        for servers in (self._servers, *(branch.servers for branch in self._branches)):
-            if servers is not None:
-                servers.close()
+        for servers in self._asked():
+            servers.close()
+
+    def _asked(self) -> list[Servers]:
+        return [branch.servers for branch in (self._others, *self._branches) if branch.servers is not None]
 
     def _branch(self, name: str) -> Branch:
         for branch in self._branches:
             if name in branch.names:
                 return branch
-        return Branch((), self._servers)
+        return self._others
+
+
+def _ask(servers: Servers, questions: Sequence[dns.Question], edns: bool, deadline: float) -> list[dns.Answer]:
+    """ServerError, ProtocolError; ValueError for a name that cannot be sent."""
+    queries = [dns.encode_query(at, question, edns) for at, question in enumerate(questions)]
+    return [dns.parse_answer(answer, question) for answer, question in zip(servers.exchange(queries, deadline), questions)]
 
 
 def _encode_addresses(query: bytes, end: int, addresses: Sequence[str], kind: int) -> bytes:

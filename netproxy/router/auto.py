@@ -88,13 +88,14 @@ class AutoDialer:
         self._lock = threading.Lock()       # guards _watched
         self._watched: set[tuple[Address, Address]] = set()     # (client, target) of connections that went directly
 
+    def pinned_way(self, flow: Flow) -> Dialer | None:
+        """None for what is to be tried out."""
+        host = flow.target.host
+        return self.direct if host in self._pins.direct else self.upstream if host in self._pins.upstream else None
+
     def known_way(self, flow: Flow) -> Dialer:
         """By pins and verdicts; directly, while nothing speaks against it."""
-        host = flow.target.host
-        if host in self._pins.direct:
-            return self.direct
-        by_upstream = host in self._pins.upstream or self._verdicts.by_upstream(flow.target)
-        return self.upstream if by_upstream else self.direct
+        return self.pinned_way(flow) or (self.upstream if self._verdicts.by_upstream(flow.target) else self.direct)
 
     def pinned(self, flow: Flow) -> Dialer:
         return self
@@ -103,12 +104,13 @@ class AutoDialer:
         return self.known_way(flow).dial_packet(flow)
 
     def dial(self, flow: Flow) -> Any:
-        if self.known_way(flow) is self.upstream:
-            return self.upstream.dial(flow)
+        way = self.known_way(flow)
+        if way is self.upstream or self.pinned_way(flow):
+            return way.dial(flow)
         try:
             stream = self._impatient.dial(flow)
         except DialError as error:
-            if error.reason in _FINAL or flow.target.host in self._pins.direct:
+            if error.reason in _FINAL:
                 raise
             stream = self.upstream.dial(flow)
             self._verdicts.learn(flow.target, True)
@@ -125,5 +127,5 @@ class AutoDialer:
             if key not in self._watched:
                 return
             self._watched.discard(key)
-        if record.ended == "reset" and record.sent and not record.received and key[1].host not in self._pins.direct:
+        if record.ended == "reset" and record.sent and not record.received:
             self._verdicts.learn(key[1], True)

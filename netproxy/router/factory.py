@@ -50,31 +50,31 @@ def make_routing(config: Config, means: Means) -> Routing:
 
 def _rule(config: RuleConfig, dialer: Dialer, countries: Callable[[str], str]) -> Rule:
     try:
-        simple, placed = _compiled(config.conditions, countries)
-        but_simple, but_placed = _compiled(config.but_not, countries)
-    except ValueError as error:
+        wanted = _compiled(config.conditions, countries)
+        unwanted = _compiled(config.but_not, countries)
+    except (ValueError, ConfigError) as error:      # the latter names a list file and its line
         raise ConfigError(f"{config.text.partition(' ')[0]}: {error}", config.place) from error
-    aimed = bool(placed or but_placed) or any(_looks_at_target(one) for one in (config.conditions, config.but_not))
-    return Rule(config.text, dialer, (*simple, *map(_negated, but_simple)), (*placed, *map(_negated, but_placed)), aimed)
+    general, aimed, placed = ((*yes, *map(_negated, no)) for yes, no in zip(wanted, unwanted))
+    return Rule(config.text, dialer, general + aimed, placed, general)
 
 
-def _looks_at_target(conditions: ConditionsConfig) -> bool:
-    return bool(conditions.domain or conditions.domain_file or conditions.port)
+class _Compiled(NamedTuple):
+    general: list[Condition]        # of who asks, cheap ones first
+    aimed: list[Condition]          # of the target's name and port
+    placed: list[Condition]         # of its addresses
 
 
-def _compiled(config: ConditionsConfig, countries: Callable[[str], str]) -> tuple[list[Condition], list[Condition]]:
-    """Those that look at what is known, cheap ones first, and those that look at addresses.  ValueError, ConfigError."""
-    simple: list[Condition] = []
-    for name, make in _SIMPLE.items():
-        if values := getattr(config, name):
-            simple.append(make(values))
+def _compiled(config: ConditionsConfig, countries: Callable[[str], str]) -> _Compiled:
+    """ValueError, ConfigError."""
+    general = [make(values) for name, make in _GENERAL.items() if (values := getattr(config, name))]
+    aimed: list[Condition] = [_port(config.port)] if config.port else []
     if config.domain or config.domain_file:
-        simple.append(_domain(domains(config.domain, config.domain_file)))
+        aimed.append(_domain(domains(config.domain, config.domain_file)))
     placed: list[Condition] = []
     networks = NetworkSet(_networks(config)) if config.ip or config.ip_file else None
     if networks is not None or config.geoip:
         placed.append(_address(networks or (), frozenset(config.geoip), countries))
-    return simple, placed
+    return _Compiled(general, aimed, placed)
 
 
 def domains(patterns: Iterable[str], files: Iterable[str]) -> DomainSet:
@@ -128,9 +128,9 @@ def _negated(condition: Condition) -> Condition:
     return lambda flow: not condition(flow)
 
 
-_SIMPLE: dict[str, Callable[[tuple[Any, ...]], Condition]] = {
+_GENERAL: dict[str, Callable[[tuple[Any, ...]], Condition]] = {
     "network": _one_of(lambda flow: flow.network), "listener": _one_of(lambda flow: flow.listener),
-    "user": _one_of(lambda flow: flow.user), "port": _port, "client": _client,
+    "user": _one_of(lambda flow: flow.user), "client": _client,
 }
 
 
@@ -159,8 +159,8 @@ def _country(database: Any, host: str) -> str:
         found = database.get(host.partition("%")[0])
     except ValueError:          # IPv6 in a database of IPv4
         return ""
-    country = found.get("country") or found.get("registered_country") or {} if isinstance(found, dict) else {}
-    return str(country.get("iso_code", ""))
+    country = found.get("country") or found.get("registered_country") if isinstance(found, dict) else None
+    return str(country.get("iso_code", "") if isinstance(country, dict) else country or "")    # some databases have the code itself
 
 
 # -- auto

@@ -23,7 +23,12 @@ class Rule(NamedTuple):
     dialer: Dialer
     conditions: Sequence[Condition] = ()    # cheap ones first
     placed: Sequence[Condition] = ()
-    aimed: bool = False                     # looks at the target at all
+    general: Sequence[Condition] = ()       # those of `conditions` that do not look at the target
+
+    @property
+    def aimed(self) -> bool:
+        """Whether it looks at the target at all."""
+        return bool(self.placed) or len(self.general) < len(self.conditions)
 
 
 class LookupNeeded(Exception):
@@ -52,7 +57,7 @@ class RuleRouter:
 
     def ways(self, flow: Flow) -> Iterator[Dialer]:
         for rule in self._rules:
-            if all(condition(flow) for condition in rule.conditions if not rule.aimed):
+            if all(condition(flow) for condition in rule.general):
                 yield rule.dialer
                 if not rule.aimed:
                     return
@@ -62,8 +67,8 @@ class RuleRouter:
         """Which rule decides, in the configuration's words, and what comes of it.  May wait for a name."""
         rule = ""
         try:
-            rule, dialer, flow = self._decide(flow, self._resolver.resolve)
-            return rule, self._placed(dialer, flow, self._resolver.resolve)
+            rule, dialer, flow, failure = self._decide(flow, self._resolver.resolve)
+            return rule, self._placed(dialer, flow, failure, self._resolver.resolve)
         except DialError as error:
             return rule, error
 
@@ -74,54 +79,63 @@ class RuleRouter:
         return found
 
     def _route(self, flow: Flow, look_up: LookUp) -> Route:
-        _, dialer, flow = self._decide(flow, look_up)
-        return self._placed(dialer, flow, look_up)
+        _, dialer, flow, failure = self._decide(flow, look_up)
+        return self._placed(dialer, flow, failure, look_up)
 
-    def _decide(self, flow: Flow, look_up: LookUp) -> tuple[str, Dialer, Flow]:
-        """The rule's text, its way out, and the flow with what has been looked up for its rules."""
-        nowhere = False
+    def _decide(self, flow: Flow, look_up: LookUp) -> tuple[str, Dialer, Flow, DialError | None]:
+        """The rule's text, its way out, and the flow with what has been looked up for its rules, or why nothing was found."""
+        failure: DialError | None = None
         for rule in self._rules:
             if not all(condition(flow) for condition in rule.conditions):
                 continue
             if rule.placed:
-                if not flow.addresses and not nowhere and not (rule.dialer.takes_names and _is_name(flow)):
-                    flow, nowhere = _looked_up(flow, look_up)
+                if not (flow.addresses or failure or (_leaves_names(rule.dialer) and _is_name(flow))):
+                    flow, failure = _looked_up(flow, look_up)
                 if not all(condition(flow) for condition in rule.placed):
                     continue        # where nobody knows its addresses, it is in no network
-            return rule.text, rule.dialer, flow
-        return "", self._otherwise(flow), flow
+            return rule.text, rule.dialer, flow, failure
+        return "", self._otherwise(flow), flow, failure
 
     def _otherwise(self, flow: Flow) -> Dialer:
         return self._by_listener.get(flow.listener, self._default)
 
-    def _placed(self, dialer: Dialer, flow: Flow, look_up: LookUp) -> Route:
+    def _placed(self, dialer: Dialer, flow: Flow, failure: DialError | None, look_up: LookUp) -> Route:
         """The decision, with its addresses where the way out needs them; DialError where they may not be reached."""
         if isinstance(dialer, AutoDialer) and flow.network == "udp":
-            dialer, flow = self._datagrams_of(dialer, flow, look_up)
+            dialer, flow, failure = _datagrams_of(dialer, flow, failure, look_up)
         if not flow.addresses and not (dialer.takes_names and _is_name(flow)):
+            if failure:
+                raise failure       # what was asked once is not asked again
             flow = flow._replace(addresses=tuple(look_up(flow.target)))
         if flow.addresses:
             flow = flow._replace(addresses=self._gatekeeper.permitted(flow, flow.addresses))
         return Route(dialer, flow)
 
-    def _datagrams_of(self, auto: AutoDialer, flow: Flow, look_up: LookUp) -> tuple[Dialer, Flow]:
-        """Datagrams tell of no failure, so that they go where connections to the same target have gone."""
-        dialer = auto.known_way(flow)
-        if dialer.takes_names or flow.addresses:
-            return dialer, flow
-        flow, nowhere = _looked_up(flow, look_up)
-        return (auto.upstream if nowhere else dialer), flow
+
+def _datagrams_of(auto: AutoDialer, flow: Flow, failure: DialError | None, look_up: LookUp) -> tuple[Dialer, Flow, DialError | None]:
+    """Datagrams tell of no failure, so that they go where connections to the same target have gone; else where their name is known."""
+    dialer = auto.known_way(flow)
+    if dialer is auto.upstream or flow.addresses:
+        return dialer, flow, failure
+    if failure is None:
+        flow, failure = _looked_up(flow, look_up)
+    return (auto.upstream if failure and not auto.pinned_way(flow) else dialer), flow, failure
+
+
+def _leaves_names(dialer: Dialer) -> bool:
+    """Whether a proxy finds out where names are.  What leads nowhere may be refused for its address; auto finds out itself, at first."""
+    return dialer.takes_names and bool(dialer.carries) and not isinstance(dialer, AutoDialer)
 
 
 def _is_name(flow: Flow) -> bool:
     return pack_ip(flow.target.host) is None
 
 
-def _looked_up(flow: Flow, look_up: LookUp) -> tuple[Flow, bool]:
-    """The flow with its addresses, and whether there are none."""
+def _looked_up(flow: Flow, look_up: LookUp) -> tuple[Flow, DialError | None]:
+    """The flow with its addresses, or why there are none."""
     try:
-        return flow._replace(addresses=tuple(look_up(flow.target))), False
+        return flow._replace(addresses=tuple(look_up(flow.target))), None
     except DialError as error:
         if error.reason not in (Reason.NAME, Reason.TIMEOUT):
             raise
-        return flow, True
+        return flow, error

@@ -34,11 +34,11 @@ Where = tuple[str, int]
 class Netproxyd:
     """One daemon with one listener for everybody on this machine."""
 
-    def __init__(self, batching: str = "auto", sessions: int = 8192, way: str = "direct") -> None:
-        """`way`: by which everything leaves."""
+    def __init__(self, batching: str = "auto", sessions: int = 8192, way: str = "direct", config: str = "") -> None:
+        """`way`: by which everything leaves; `config`: a whole file in place of what is said here."""
         self._directory = tempfile.TemporaryDirectory(prefix="netproxy-bench-")
-        config, log = (Path(self._directory.name) / name for name in ("netproxyd.yaml", "log"))
-        config.write_text(f"""
+        path, log = (Path(self._directory.name) / name for name in ("netproxyd.yaml", "log"))
+        path.write_text(config or f"""
 listeners:
   - listen: "{LOOPBACK}:0"
     limits: {{connections: {sessions}}}
@@ -49,7 +49,7 @@ log: {{access: false}}
 """)
         self._log = log
         with open(log, "wb") as output:
-            self._process = subprocess.Popen([sys.executable, "-m", "netproxy", "-c", str(config)], cwd=ROOT,
+            self._process = subprocess.Popen([sys.executable, "-m", "netproxy", "-c", str(path)], cwd=ROOT,
                                              stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         self.pid = self._process.pid
         deadline = time.monotonic() + SECONDS

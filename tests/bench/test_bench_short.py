@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.support import program
+
 pytestmark = pytest.mark.e2e
 
 FOLDER = Path(__file__).parent
 SECONDS = 90.0              # of patience, on a machine that has other things to do
 
 
-def output(program: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, str(FOLDER / program), *arguments], stdin=subprocess.DEVNULL,
+def output(name: str, *arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
+    done = subprocess.run([sys.executable, str(FOLDER / name), *arguments], stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stdout
+    assert done.returncode in statuses, done.stdout
     assert "internal error" not in done.stdout and "Traceback" not in done.stdout
     return done.stdout
 
@@ -89,3 +91,14 @@ def test_tunnel() -> None:
     found = rows(text, r"(.+?) +tunnel, TLS: +([\d.]+) \( *[\d.]+ x\)  tunnel, plain: +([\d.]+) \( *[\d.]+ x\)  ssh -R: +([\d.]+) \(1.00 x\)")
     assert [row[0] for row in found] == ["MiB/s to the user", "MiB/s to the service", "streams/s, one by one", "streams/s, 8 at once"]
     assert all(float(figure) > 0 for row in found for figure in row[1:])
+
+
+def test_dns() -> None:
+    for name in ("unbound", "dnsmasq", "dnsperf"):
+        program(name)
+    text = output("dns.py", "--rounds", "1", "--seconds", "0.5", statuses=(0, 1))     # 1: the rate, which is nobody's here
+    found = rows(text, r"(netproxyd|dnsmasq) +(kept|fresh) +([\d,]+) +[\d,]+ +[\d,]+ +\d+ +(\d+) +(\d+)  (.*)$")
+    assert [row[:2] for row in found] == [(server, load) for server in ("netproxyd", "dnsmasq") for load in ("kept", "fresh")]
+    assert all(int(row[2].replace(",", "")) > 0 and row[4:] == ("0", "-") for row in found)
+    assert sum(int(row[3]) for row in found) > 0
+    assert re.search(r"Ratio to dnsmasq: kept [\d.]+, fresh [\d.]+", text)

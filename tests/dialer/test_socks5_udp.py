@@ -9,7 +9,8 @@ import pytest
 from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.socks5 import Socks5Dialer
-from netproxy.dialer.socks5_udp import Services, Socks5PacketConn
+from netproxy.dialer.hop import Services
+from netproxy.dialer.socks5_udp import Socks5PacketConn
 from netproxy.errors import DialError, Reason, StreamError
 from netproxy.interfaces import Address, Batch, Flow, Run, Span
 from netproxy.net.datagram import Arena, Pinned

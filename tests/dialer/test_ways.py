@@ -20,7 +20,7 @@ from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.factory import DialerFactory
 from netproxy.dialer.group import GroupDialer, Member
 from netproxy.dialer.health import HealthChecks
-from netproxy.dialer.socks5_udp import Services
+from netproxy.dialer.hop import Services
 from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces import Address, Dialer
 from netproxy.net.batching import Datagrams

@@ -223,10 +223,10 @@ class UdpEcho(_Server):
     """Sends back what `answer` makes of what it gets; remembers who it came from."""
 
     def __init__(self, host: str = "127.0.0.1", make: Make = socket.socket,
-                 answer: Callable[[bytes], bytes] = bytes) -> None:
+                 answer: Callable[[bytes], bytes] = bytes, port: int = 0) -> None:
         self.sources: list[Where] = []
         self._answer = answer
-        super().__init__(udp(host, make))
+        super().__init__(udp(host, make, port))
 
     def _serve(self, sock: Any) -> None:
         data, peer = sock.recvfrom(65535)

@@ -39,7 +39,7 @@ MOST_CONNECTIONS = 12       # to the origin, six at a time: a browser keeps them
 OF_THE_BROWSER = ("*.google.com", "*.googleapis.com", "*.gvt1.com")
 BYPASS = ";".join(("<-loopback>", *OF_THE_BROWSER))
 RESOLVED = "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
-ENDS = {"closed", "reset", "done"}      # of a connection that did what was wanted: the browser's end may cut off idle ones
+ENDS = {"closed", "reset", "client reset", "done"}      # of a connection that did what was wanted: the browser's end may cut off idle ones
 _RECORD = re.compile(r" msg=finished .* target=(\S+) way=direct sent=(\d+) received=(\d+) .* ended=(.*)$")
 
 PAGE = """<!DOCTYPE html>

@@ -136,7 +136,7 @@ def test_hazard_60_nothing_is_said_before_the_dial_and_early_bytes_go_out_after_
 REASONS = {
     Reason.REFUSED: b"502 Bad Gateway", Reason.NAME: b"502 Bad Gateway", Reason.HOST_UNREACHABLE: b"502 Bad Gateway",
     Reason.NETWORK_UNREACHABLE: b"502 Bad Gateway", Reason.GENERAL: b"502 Bad Gateway", Reason.PROTOCOL: b"502 Bad Gateway",
-    Reason.AUTHENTICATION: b"502 Bad Gateway", Reason.LOOP: b"502 Bad Gateway", Reason.DENIED: b"403 Forbidden",
+    Reason.AUTHENTICATION: b"502 Bad Gateway", Reason.LOOP: b"403 Forbidden", Reason.DENIED: b"403 Forbidden",
     Reason.TIMEOUT: b"504 Gateway Timeout", Reason.UNSUPPORTED: b"501 Not Implemented",
 }
 

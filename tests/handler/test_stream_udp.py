@@ -481,7 +481,7 @@ class TestConnectUdpRefusals:
 
     @pytest.mark.parametrize("reason, status, error", [
         (Reason.DENIED, b"403 Forbidden", b"http_request_denied"), (Reason.TIMEOUT, b"504 Gateway Timeout", b"connection_timeout"),
-        (Reason.REFUSED, b"502 Bad Gateway", b"connection_refused"), (Reason.LOOP, b"502 Bad Gateway", b"proxy_loop_detected")])
+        (Reason.REFUSED, b"502 Bad Gateway", b"connection_refused"), (Reason.LOOP, b"403 Forbidden", b"proxy_loop_detected")])
     def test_a_dial_that_fails_tells_why(self, reason: Reason, status: bytes, error: bytes) -> None:
         dialer = FakeDialer()
         dialer.refusal = DialError(reason, "hunter2")

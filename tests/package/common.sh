@@ -76,5 +76,7 @@ make_newer() {  # PACKAGE.deb NEW.deb: the same with a higher version, and anoth
 enter() {  # DIRECTORY OPTION-OR-COMMAND...: in a container with a network of its own, loopback only
     local root=$1
     shift
+    # what is not booted is not process 1 either, to which signals mean something else
+    [ "$1" = -b ] || set -- --as-pid2 "$@"
     systemd-nspawn -q -D "$root" --private-network --register=no --keep-unit --console=pipe "$@" </dev/null
 }

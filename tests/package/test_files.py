@@ -128,6 +128,7 @@ class TestCompletion:
         assert {"status", "upstreams", "hash-password"} <= commands
         assert self.complete(tmp_path, "netproxyctl", "") == commands | options
         assert self.complete(tmp_path, "netproxyctl", "-s", "control.sock", "stat") == {"status"}
+        assert self.complete(tmp_path, "netproxyctl", "log", "") == {"debug", "info", "warning", "error"}
 
     def test_every_option_of_every_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for command in sorted(self.commands(capsys)):
@@ -148,7 +149,7 @@ class TestExamples:
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             made = certificates().path(f"server{file.suffix}") if file.suffix in (".pem", ".key") else ""
-            file.write_text(Path(made).read_text() if made else "secret\n")
+            file.write_text(Path(made).read_text() if made else "a secret of twenty bytes\n")
         (tmp_path / path.name).write_text(text.replace("/etc/netproxy", str(tmp_path)))
         assert cli.main(["-t", "-c", str(tmp_path / path.name)]) == 0, capsys.readouterr().err
         said = capsys.readouterr()

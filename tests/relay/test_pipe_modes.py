@@ -310,4 +310,4 @@ class TestSteps:
                              else (ends.target, ends.client, ends.far.socket))
         reset(gone)
         assert (self.step(pause, sock) if stepped else pause.resume(True)) is None
-        assert is_reset(other) and ends.outcome() == Outcome(0, 0, "reset")
+        assert is_reset(other) and ends.outcome() == Outcome(0, 0, "client reset" if first == "client" else "reset")

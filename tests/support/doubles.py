@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any, Callable, Hashable
 
-from netproxy.dialer.socks5_udp import Services
+from netproxy.dialer.hop import Services
 from netproxy.interfaces import Record
 
 SECONDS = 5.0       # how long a test waits for what should come at once

@@ -21,6 +21,7 @@ from tests.support.relays import SOL_UDP, UDP_SEGMENT, Running
 HEAD = struct.Struct("!HI")         # flow, number
 END = 0xFFFFFFFF                    # the number of a flow's last datagram, which is sent until it arrives
 NOISE = random.Random(1).randbytes(1 << 17)
+ICMP_PACE = 0.025           # seconds between datagrams that are all to be refused: Linux counts what it may tell in steps of 20 ms
 TRAIN_BYTES = 60_000                # of a train with its headers: a send takes 65,507
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from typing import Iterator
 
@@ -11,7 +12,7 @@ from netproxy.interfaces import Address
 from tests.support.handlers import LOCALHOST, descriptors, eventually
 from tests.support.relays import Running, UdpPort, running, sessions_threads
 from tests.support.sockets import Task
-from tests.udp.flows import Ledger, Stream, pieces, put_on
+from tests.udp.flows import ICMP_PACE, Ledger, Stream, pieces, put_on
 
 LISTENER = "listeners: [{protocol: udp, listen: '127.0.0.1:0', target: '%s'%s}]"
 COUNT = 6000
@@ -123,6 +124,7 @@ def test_a_target_that_refuses_is_counted_and_may_come_back(level: str) -> None:
         address = gone.address
     with forward(address, level) as (relay, entrance), UdpPort() as client:
         for number in range(1, 6):
+            time.sleep(ICMP_PACE)
             client.send(b"anybody?", entrance)
             eventually(lambda: relay.count("icmp", "refused") == number)
         with UdpPort(address.host, address.port) as target:
