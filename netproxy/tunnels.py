@@ -43,7 +43,7 @@ class Tunnels:
         self._table: NatTable | None = None         # of the agent's datagrams
         self._agent: Agent | None = None
         self._agent_of: tuple[Any, ...] = ()        # what it was made from; another one is made where that changes
-        self._secure: Callable[[Stream], None] | None = None        # the TLS handshake with its bridge
+        self._bridge: Any = None                    # net.tls.Acquaintance with the agent's bridge, None for one without TLS
         machinery.janitor.register(self._links)
 
     def dialer(self, agent: str, seconds: float) -> TunnelDialer:
@@ -51,19 +51,19 @@ class Tunnels:
         return TunnelDialer(agent, self._links, seconds, self._machinery.counters)
 
     @staticmethod
-    def read(config: Config) -> Callable[[Stream], None] | None:
-        """The TLS handshake of a configuration's agent, None where it has none; ConfigError where a file cannot be used."""
+    def read(config: Config) -> Any:
+        """How a configuration's agent knows its bridge, None for one without TLS; ConfigError where a file cannot be used."""
         agent = config.tunnel.agent
         return _trust(agent.tls, agent.bridge.host) if agent is not None and agent.tls is not None else None
 
     def prepare(self, config: Config, around: Surroundings, dialers: DialerFactory) -> Callable[[], None]:
         """ConfigError; what is given back makes the configuration count."""
-        secure = self.read(config)
+        bridge = self.read(config)
         if config.tunnel.agent:
             dialers.way(config.tunnel.agent.upstream)
 
         def adopt() -> None:
-            self._secure = secure
+            self._bridge = bridge
             self._adopt(config, around, dialers)
         return adopt
 
@@ -118,11 +118,17 @@ class Tunnels:
     # -- an agent
 
     def _make_agent(self, config: AgentConfig, around: Surroundings, dialers: DialerFactory) -> Agent:
-        secure = (lambda stream: self._secure(stream)) if config.tls is not None else None
+        secure = (lambda stream: self._bridge.connect(stream)) if config.tls is not None else None
         hop = Hop("tunnel", f"bridge {config.bridge}", config.bridge, dialers.way(config.upstream), around.timeouts.handshake, secure=secure)
         flow = Flow("tcp", NOWHERE, config.bridge, "", "")
-        return Agent(Identity(config.name, config.token.encode()), lambda greet: hop.open(flow, greet), self._machinery.dials,
-                     self._work.serve, self._machinery.log)
+
+        def dial(greet: Callable[[Stream], None]) -> Stream:
+            stream = hop.open(flow, greet)
+            if secure is not None:
+                self._bridge.remember(stream)
+            return stream
+
+        return Agent(Identity(config.name, config.token.encode()), dial, self._machinery.dials, self._work.serve, self._machinery.log)
 
     def _offer(self, config: AgentConfig, around: Surroundings, dialers: DialerFactory) -> Sequence[Service]:
         """Services, and what leads to them; what an exit is asked for obeys the rules."""
@@ -259,13 +265,13 @@ class _ToServices(_Only):
         return None if found is None else Route(self._dialer, flow._replace(addresses=tuple(found)))
 
 
-def _trust(config: UpstreamTlsConfig, server: str) -> Callable[[Stream], None]:
+def _trust(config: UpstreamTlsConfig, server: str) -> Any:
     from netproxy.net import tls    # late: ssl costs 3 MiB, and few need it
     try:
         context = tls.client_context(config.ca, config.certificate, config.key)
     except ValueError as error:
         raise ConfigError(f"tunnel.agent.tls: {error}") from error
-    return lambda stream: tls.connect(stream, context, config.server_name or server)
+    return tls.Acquaintance(context, config.server_name or server)
 
 
 def _limits(around: Surroundings) -> PipeLimits:

@@ -165,18 +165,6 @@ class TestCheck:
         assert (status, err) == (0, "") and out.endswith("OK\n")
 
 
-    @pytest.mark.parametrize("name", ["bridge", "agent"])
-    def test_the_examples_of_a_tunnel_are_fine_with_files_that_are_there(
-            self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str], name: str, tmp_path: Path) -> None:
-        text = (ROOT / f"conf/examples/{name}.yaml").read_text()
-        (tmp_path / "home.token").write_text("a token of twenty bytes\n")
-        for there, path in (("bridge.pem", certificates().path("server.pem")), ("bridge.key", certificates().path("server.key")),
-                            ("home.token", str(tmp_path / "home.token"))):
-            text = text.replace(f"/etc/netproxy/{there}", path)
-        status, out, err = self.check(capsys, "-c", file(text))
-        assert (status, err) == (0, "") and out.endswith("OK\n")
-
-
 class Served:
     """main() on this thread, and on another what is done to it meanwhile, which ends with SIGTERM."""
 

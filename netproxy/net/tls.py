@@ -31,8 +31,12 @@ class TlsSocket:
     with their number.
     """
 
-    def __init__(self, sock: Any, how: Any, context: ssl.SSLContext, server_name: str | None = None) -> None:
-        """`how` a Stream reads and writes `sock`; `server_name`: who is called, None where a client has called us."""
+    def __init__(self, sock: Any, how: Any, context: ssl.SSLContext, server_name: str | None = None,
+                 session: ssl.SSLSession | None = None) -> None:
+        """`how` a Stream reads and writes `sock`; `server_name`: who is called, None where a client has called us.
+
+        `session` of an earlier connection, which makes the handshake shorter where the server has kept its part.
+        """
         self._sock = sock
         self._how = how
         self._pull = PULL
@@ -40,7 +44,7 @@ class TlsSocket:
             sock.narrow()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_name is None,
-                                     server_hostname=server_name)
+                                     server_hostname=server_name, session=session)
         self._unsent = memoryview(b"")
         self._owed = 0              # bytes encrypted, whose number no send has told yet
         self._lock = threading.Lock()   # guards all of it: one thread may read while another writes, and OpenSSL allows that to none
@@ -55,6 +59,10 @@ class TlsSocket:
         self._pull -= RECORD
         if isinstance(self._sock, TlsSocket):
             self._sock.narrow()
+
+    def fresh_session(self) -> ssl.SSLSession | None:
+        """Of a client: for connections to come, once the server has said something; None where an old one has served."""
+        return None if self._tls.session_reused else self._tls.session
 
     def handshake(self) -> int:
         """0 when it is done, else the event of poll(2) that it waits for.  OSError."""
@@ -234,12 +242,28 @@ def connect(stream: Stream, context: ssl.SSLContext, server_name: str) -> None:
     _shake_hands(stream, context, server_name)
 
 
-def _shake_hands(stream: Stream, context: ssl.SSLContext, server_name: str | None) -> None:
+class Acquaintance:
+    """One server that is called again and again: what was agreed on once makes later handshakes shorter.  Any thread."""
+
+    def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
+        self._context = context
+        self._server_name = server_name
+        self._session: ssl.SSLSession | None = None
+
+    def connect(self, stream: Stream) -> None:
+        _shake_hands(stream, self._context, self._server_name, self._session)
+
+    def remember(self, stream: Stream) -> None:
+        """A connection of connect()'s on which the server has spoken."""
+        self._session = stream.socket.fresh_session() or self._session      # type: ignore[attr-defined]
+
+
+def _shake_hands(stream: Stream, context: ssl.SSLContext, server_name: str | None, session: ssl.SSLSession | None = None) -> None:
     how = stream.how
     sock, unread = stream.detach()
     if unread:
         raise ProtocolError("plaintext before TLS")
-    secured = TlsSocket(sock, how, context, server_name)
+    secured = TlsSocket(sock, how, context, server_name, session)
     stream.become(secured, _Calls)
     try:
         while events := secured.handshake():

@@ -13,6 +13,7 @@ from netproxy.interfaces import Log
 from netproxy.net.stream import Stream
 
 WAITING = 4                 # that always wait
+KEPT_LIMIT = 32             # that do once they have not been enough, until nobody has needed them for a while
 EXTRA_LIMIT = 256           # more of them, where the bridge has openings for them
 DIALLING_LIMIT = 16         # at once: others have dials to make, too
 
@@ -29,6 +30,7 @@ class WorkPool:
         self._lock = threading.Lock()       # guards all below
         self._waiting: set[Stream] = set()
         self._dialling = 0
+        self._kept = WAITING        # that are to wait
         self._extra = 0             # openings of the bridge's that wait for a connection
         self._opened = 0
         self.ended = False
@@ -38,7 +40,7 @@ class WorkPool:
         while True:
             with self._lock:
                 if (self.ended or self._dialling >= DIALLING_LIMIT
-                        or len(self._waiting) + self._dialling >= WAITING + self._extra):
+                        or len(self._waiting) + self._dialling >= self._kept + self._extra):
                     return
                 self._dialling += 1
             if not self._submit(self._add):
@@ -77,7 +79,9 @@ class WorkPool:
         """It does not wait any more: another takes its place."""
         with self._lock:
             self._waiting.discard(stream)
-            self._extra = max(0, self._extra - 1)
+            if self._extra:
+                self._extra -= 1
+                self._kept = min(KEPT_LIMIT, self._kept + 1)
             self._opened += 1
         self.fill()
 
@@ -91,6 +95,7 @@ class WorkPool:
             if len(self._waiting) <= WAITING and not self.ended:
                 return False
             self._extra = max(0, self._extra - 1)
+            self._kept = max(WAITING, self._kept - 1)
             self._waiting.discard(stream)
             return True
 

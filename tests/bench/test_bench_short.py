@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,15 @@ def test_rules() -> None:
     assert {row[0] for row in found if row[1] == row[2] != "0"} == {"name, listed", "name, below a listed one", "IPv4, listed", "IPv6, listed"}
     assert {row[0] for row in found if row[1] == "0" != row[2]} == {
         "name, not listed", "name of 40 labels", "IPv4, not listed", "IPv6, not listed", "name, asked of networks"}
+
+
+def test_tunnel() -> None:
+    if shutil.which("/usr/sbin/sshd") is None or shutil.which("openssl") is None:
+        pytest.skip("openssh-server or openssl is not installed")
+    text = output("tunnel.py", "--mib", "8", "--streams", "24", "--rounds", "1")
+    found = rows(text, r"(.+?) +tunnel, TLS: +([\d.]+) \( *[\d.]+ x\)  tunnel, plain: +([\d.]+) \( *[\d.]+ x\)  ssh -R: +([\d.]+) \(1.00 x\)")
+    assert [row[0] for row in found] == ["MiB/s to the user", "MiB/s to the service", "streams/s, one by one", "streams/s, 8 at once"]
+    assert all(float(figure) > 0 for row in found for figure in row[1:])
 
 
 def test_dns() -> None:

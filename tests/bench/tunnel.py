@@ -1,6 +1,6 @@
 """A tunnel against `ssh -R` in the same run: bulk throughput both ways, and streams opened per second.
 
-    python3 -m tests.bench.tunnel [--mib 512] [--streams 400] [--rounds 5] [--at-once 8]
+    python3 tests/bench/tunnel.py [--mib 512] [--streams 400] [--rounds 5] [--at-once 8]
 
 Bridge, agent, sshd and ssh are processes of this machine, all on loopback, with one target behind them.  Rounds are
 interleaved; what is printed are medians.  Needs Debian's openssh-server and openssl; keys are made and thrown away.
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
+import random
+import shutil
 import socket
 import statistics
 import subprocess
@@ -19,10 +21,9 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Callable, NamedTuple
 
-from tests.bench.rig import LOOPBACK, ROOT, SECONDS
-from tests.e2e.support import free_port
+from rig import LOOPBACK, ROOT, SECONDS
 
 PIECE = 1 << 18
 TOKEN = "a token for a bench of tunnels"
@@ -123,6 +124,18 @@ def open_streams(port: int, count: int, at_once: int) -> float:
 
 # -- what is measured
 
+def free_port() -> int:
+    """One that the kernel hands out to nobody by itself."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as sock:
+            try:
+                sock.bind((LOOPBACK, port))
+                return port
+            except OSError:
+                continue
+
+
 def start(stack: ExitStack, command: list[str], log: Path) -> subprocess.Popen[bytes]:
     output = stack.enter_context(open(log, "wb"))
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -211,6 +224,9 @@ def main(arguments: list[str] | None = None) -> None:
         "MiB/s to the service": lambda port: swallow(port, options.mib),
         "streams/s, one by one": lambda port: open_streams(port, options.streams, 1),
         f"streams/s, {options.at_once} at once": lambda port: open_streams(port, options.streams, options.at_once)}
+    missing = [name for name in ("openssl", "ssh", "ssh-keygen", "/usr/sbin/sshd") if shutil.which(name) is None]
+    if missing:
+        raise SystemExit(f"not installed: {', '.join(missing)}")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netproxy-bench-")))
         target = Target().port

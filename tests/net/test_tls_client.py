@@ -760,3 +760,27 @@ def no_room(monkeypatch: pytest.MonkeyPatch, at: int) -> list[bool]:
         return real(sock, data) if sent[-1] else 0
     monkeypatch.setattr(calls, "send", send)
     return sent
+
+
+# -- the same server again
+
+@each_version
+def test_later_handshakes_with_a_server_are_shorter(version: ssl.TLSVersion) -> None:
+    """What was agreed on is remembered once the server has spoken; a connection whose handshake was short is no news."""
+    made = certificates()
+    server = tls.server_context(made.path("server.pem"), made.path("server.key"))
+    client = tls.client_context(made.path("ca.pem"))
+    server.maximum_version = version
+    acquaintance = tls.Acquaintance(client, "localhost")
+    for known in (False, True, True):
+        with tcp_pair() as (ours, theirs):
+            stream, peer = Stream(ours, limited=SECONDS), Peer(theirs)
+            handshake = Task(peer.secure, server, b"hello")
+            acquaintance.connect(stream)
+            layer = handshake.result()
+            assert stream.read_exactly(5) == b"hello"
+            acquaintance.remember(stream)
+            assert layer.tls.session_reused is known
+            stream.write(b"and back")
+            assert peer.pull() == b"and back"
+            stream.close()

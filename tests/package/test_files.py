@@ -149,7 +149,7 @@ class TestExamples:
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             made = certificates().path(f"server{file.suffix}") if file.suffix in (".pem", ".key") else ""
-            file.write_text(Path(made).read_text() if made else "secret\n")
+            file.write_text(Path(made).read_text() if made else "a secret of twenty bytes\n")
         (tmp_path / path.name).write_text(text.replace("/etc/netproxy", str(tmp_path)))
         assert cli.main(["-t", "-c", str(tmp_path / path.name)]) == 0, capsys.readouterr().err
         said = capsys.readouterr()

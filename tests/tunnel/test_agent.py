@@ -280,6 +280,25 @@ def test_spare_connections_go() -> None:
             sock.close()
 
 
+def test_what_was_not_enough_is_more_from_then_on_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "KEPT_LIMIT", pool.WAITING + 2)
+    added: list[Stream] = []
+    pairs = [socket.socketpair() for _ in range(4 * pool.WAITING)]
+    streams = iter([Stream(one) for one, _ in pairs])
+    waiting = WorkPool(lambda: next(streams), lambda call: call() is None, lambda stream, _: added.append(stream), Lines())
+    waiting.want(3)
+    assert len(added) == pool.WAITING + 3
+    for stream in added[:3]:
+        waiting.opened(stream)
+    assert waiting.describe() == {"idle": pool.WAITING + 2, "opened": 3}
+    assert [waiting.spare(stream) for stream in added[3:6]] == [True, True, False]
+    waiting.opened(added[6])
+    assert waiting.describe() == {"idle": pool.WAITING, "opened": 4}
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+
+
 def test_connection_that_comes_after_the_end_is_closed() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
