@@ -119,7 +119,7 @@ class DnsHandler:
         if found is None:
             found = self._at_once(query)
             if found is None:
-                self._ask_later(key or b"", query, local, back)
+                self._ask_later(key, query, local, back)
                 return
         if found:
             self._send(found, query, local, back, out)
@@ -143,35 +143,35 @@ class DnsHandler:
             answer = dns.truncate(answer, dns.udp_size(query))
         local.send(out, out.put(answer), back)
 
-    def _ask_later(self, key: bytes, query: bytes, local: DatagramSocket, back: Any) -> None:
-        """By a worker; who asks the same meanwhile waits for the same answer.  What has no key is asked for itself."""
-        key = key or query
+    def _ask_later(self, key: bytes | None, query: bytes, local: DatagramSocket, back: Any) -> None:
+        """By a worker; who asks the same meanwhile waits for the same answer."""
+        asked = key or _question_of(query)
         with self._lock:
-            waiting = self._pending.get(key)
+            waiting = self._pending.get(asked)
             if waiting is not None:
                 if len(waiting) < WAITING_LIMIT:
                     waiting.append((query, back))
                 else:
                     self._counter.count("drops", "waiting queue full")
                 return
-            self._pending[key] = [(query, back)]
-        if not self._submit(lambda: self._ask(key, query, local)):
-            self._counter.count("drops", "lookup queue full", len(self._taken(key)))
+            self._pending[asked] = [(query, back)]
+        if not self._submit(lambda: self._ask(asked, key, query, local)):
+            self._counter.count("drops", "lookup queue full", len(self._taken(asked)))
 
-    def _taken(self, key: bytes) -> Waiting:
+    def _taken(self, asked: bytes) -> Waiting:
         with self._lock:
-            return self._pending.pop(key)
+            return self._pending.pop(asked)
 
-    def _ask(self, key: bytes, query: bytes, local: DatagramSocket) -> None:
+    def _ask(self, asked: bytes, key: bytes | None, query: bytes, local: DatagramSocket) -> None:
         """On a worker's thread."""
         try:
-            answer = self._forward(key if key != query else None, query)
+            answer = self._forward(key, query)
         except BaseException:
-            self._counter.count("drops", "internal error", len(self._taken(key)))
+            self._counter.count("drops", "internal error", len(self._taken(asked)))
             raise
         out = self._arenas.take()
-        for asked, back in self._taken(key):
-            self._send(_addressed(answer, asked), asked, local, back, out)
+        for waiting, back in self._taken(asked):
+            self._send(_addressed(answer, waiting), waiting, local, back, out)
         self._arenas.give(out)
 
     def _forward(self, key: bytes | None, query: bytes) -> bytes:
@@ -210,6 +210,13 @@ class DnsHandler:
         if found is None:
             found = self._at_once(query)
         return self._forward(key, query) if found is None else found
+
+
+def _question_of(query: bytes) -> bytes:
+    """What a query shares with one that is not kept: all but its ID, so that one that comes back in a circle of servers goes
+    round no more.  Updates and the like are each for itself: they ask for more than an answer.
+    """
+    return query[2:] if not dns.parse_head(query).opcode else query
 
 
 def _addressed(answer: bytes, query: bytes) -> bytes:

@@ -272,6 +272,18 @@ class TestCoalescing:
         assert [plain.client.recv(512)[:4] for _ in range(2)] == [b"\0\1\x80\1", b"\0\2\x80\1"]
         assert len(plain.source.asked) == 1
 
+    def test_what_is_never_kept_goes_round_in_a_circle_of_servers_once(self, plain: Rig) -> None:
+        """It comes back with another ID, as a server sends it on; an update, which is no question, is for itself."""
+        anything = [query(question("www.example", 255), id=id) for id in (1, 2)]
+        plain.hand_over(*anything)
+        plain.work()
+        assert plain.source.asked == anything[:1]
+        assert [plain.client.recv(512) for _ in anything] == [answer_to(one, a(60)) for one in anything]
+        updates = [query(question("www.example", 6), id=id, flags=5 << 11) for id in (1, 2)]
+        plain.hand_over(*updates)
+        plain.work()
+        assert plain.source.asked[1:] == updates
+
     def test_after_the_answer_it_is_asked_anew(self, plain: Rig) -> None:
         plain.make(cache=0)
         plain.ask(query(WWW))
