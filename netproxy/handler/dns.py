@@ -7,6 +7,7 @@ the reader thread of the listener, handle on a connection's own.
 """
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from typing import Any, Callable, Container, Hashable, NamedTuple, Protocol
@@ -21,6 +22,7 @@ from netproxy.protocol import dns
 KEPT_SIZE = 4096            # bytes of an answer that is kept: with 4,096 of them 16 MiB at the very most
 TTL_LIMIT = 86400           # seconds, as for our own lookups
 WAITING_LIMIT = 64          # clients that wait for one answer under way
+ANSWER_SECONDS = 10.0       # that a connection waits for an answer that somebody else has asked for: servers have five
 IDLE_SECONDS = 30.0         # for the next query of a connection: RFC 7766 section 6.2.3 has seconds
 KNOWN_LIMIT = 4096          # clients remembered as allowed
 
@@ -69,7 +71,7 @@ class Answers:
             self._kept[key] = kept
 
 
-Waiting = list[tuple[bytes, Any]]       # who waits for an answer: the query, and the destination of its answer
+Waiting = list[tuple[bytes, Callable[[bytes], None]]]       # who waits for an answer: the query, and what takes its answer
 
 
 class DnsHandler:
@@ -144,35 +146,44 @@ class DnsHandler:
         local.send(out, out.put(answer), back)
 
     def _ask_later(self, key: bytes | None, query: bytes, local: DatagramSocket, back: Any) -> None:
-        """By a worker; who asks the same meanwhile waits for the same answer."""
+        """By a worker, or by who asks the same already."""
         asked = key or _question_of(query)
+        first = self._join(asked, query, lambda answer: self._send_later(answer, query, local, back))
+        if first and not self._submit(lambda: self._ask(asked, key, query)):
+            self._counter.count("drops", "lookup queue full", len(self._taken(asked)))
+
+    def _send_later(self, answer: bytes, query: bytes, local: DatagramSocket, back: Any) -> None:
+        out = self._arenas.take()
+        self._send(answer, query, local, back, out)
+        self._arenas.give(out)
+
+    # -- who asks the same meanwhile waits for the same answer
+
+    def _join(self, asked: bytes, query: bytes, give: Callable[[bytes], None]) -> bool:
+        """Whether it is the first, who has to ask; `give` is called with the answer, unless too many wait."""
         with self._lock:
             waiting = self._pending.get(asked)
-            if waiting is not None:
-                if len(waiting) < WAITING_LIMIT:
-                    waiting.append((query, back))
-                else:
-                    self._counter.count("drops", "waiting queue full")
-                return
-            self._pending[asked] = [(query, back)]
-        if not self._submit(lambda: self._ask(asked, key, query, local)):
-            self._counter.count("drops", "lookup queue full", len(self._taken(asked)))
+            if waiting is None:
+                self._pending[asked] = [(query, give)]
+            elif len(waiting) < WAITING_LIMIT:
+                waiting.append((query, give))
+            else:
+                self._counter.count("drops", "waiting queue full")
+        return waiting is None
 
     def _taken(self, asked: bytes) -> Waiting:
         with self._lock:
             return self._pending.pop(asked)
 
-    def _ask(self, asked: bytes, key: bytes | None, query: bytes, local: DatagramSocket) -> None:
-        """On a worker's thread."""
+    def _ask(self, asked: bytes, key: bytes | None, query: bytes) -> None:
+        """On a thread that may wait."""
         try:
             answer = self._forward(key, query)
         except BaseException:
             self._counter.count("drops", "internal error", len(self._taken(asked)))
             raise
-        out = self._arenas.take()
-        for waiting, back in self._taken(asked):
-            self._send(_addressed(answer, waiting), waiting, local, back, out)
-        self._arenas.give(out)
+        for waiting, give in self._taken(asked):
+            give(_addressed(answer, waiting))
 
     def _forward(self, key: bytes | None, query: bytes) -> bytes:
         self._counter.count("queries", "forwarded")
@@ -209,7 +220,18 @@ class DnsHandler:
         found = self._answers.find(key, query, time.monotonic()) if key else None
         if found is None:
             found = self._at_once(query)
-        return self._forward(key, query) if found is None else found
+        return self._wait_for(key, query) if found is None else found
+
+    def _wait_for(self, key: bytes | None, query: bytes) -> bytes:
+        """On the thread of the connection, which asks itself unless somebody does."""
+        answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        asked = key or _question_of(query)
+        if self._join(asked, query, answers.put):
+            self._ask(asked, key, query)
+        try:
+            return answers.get(timeout=ANSWER_SECONDS)
+        except queue.Empty:
+            return dns.encode_error(query, dns.SERVFAIL)
 
 
 def _question_of(query: bytes) -> bytes:

@@ -433,6 +433,28 @@ class TestConnections:
             assert read_framed(client.socket) == answer_to(query(WWW, id=2), a(60))
         assert len(plain.source.asked) == 1
 
+    def test_who_asks_the_same_meanwhile_waits_for_the_same_answer(self, plain: Rig) -> None:
+        """As a question does that comes back in a circle of servers, which would else have a thread for each round."""
+        begun, go_on = threading.Event(), threading.Event()
+
+        def reply(asked: bytes) -> bytes:
+            begun.set()
+            assert go_on.wait(SECONDS)
+            return sixty(asked)
+        plain.source.reply = reply
+        first, second = query(WWW, id=1), query(WWW, id=2)
+        with Conversation(plain.handler) as client, Conversation(plain.handler) as other:
+            client.send(framed(first))
+            assert begun.wait(SECONDS)
+            plain.hand_over(query(WWW, id=3))
+            other.send(framed(second))
+            wait_until(lambda: len(*plain.handler._pending.values()) == 3)
+            go_on.set()
+            assert read_framed(client.socket) == answer_to(first, a(60))
+            assert read_framed(other.socket) == answer_to(second, a(60))
+        assert plain.client.recv(512) == answer_to(query(WWW, id=3), a(60))
+        assert plain.source.asked == [first] and not plain.tasks
+
     def test_nothing_is_truncated(self, plain: Rig) -> None:
         plain.source.reply = lambda asked: answer_to(asked, *texts(60, 60000))
         asked = query(question("www.example", 16))
