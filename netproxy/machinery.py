@@ -144,7 +144,10 @@ class Machinery:
 def raise_descriptor_limit() -> None:
     """RLIMIT_NOFILE to what the system allows: nothing here uses select(2), so that more cannot hurt."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass        # fs.nr_open is below it, or a filter of system calls is in the way: what there is has to do
 
 
 def room_for(config: Config) -> int:

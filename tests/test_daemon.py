@@ -394,6 +394,12 @@ class TestLimits:
         raise_descriptor_limit()
         assert found == [(4096, 4096)]
 
+    def test_of_descriptors_stay_where_the_system_lets_nobody_raise_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(_: int, limits: tuple[int, int]) -> None:
+            raise ValueError("not allowed to raise maximum limit")
+        monkeypatch.setattr(machinery.resource, "setrlimit", refuse)
+        raise_descriptor_limit()
+
 
 class TestRelayPorts:
     def test_any_gives_each_association_its_own(self) -> None:
