@@ -54,6 +54,9 @@ class OwnSockets:
             ports[key] = ports.get(key, frozenset()) | {address.host}
         self._ports = ports
 
+    def has_port(self, network: str, port: int) -> bool:
+        return (network, port) in self._ports
+
     def holds(self, network: str, address: Address) -> bool:
         hosts = self._ports.get((network, address.port))
         if hosts is None:
@@ -86,6 +89,8 @@ class Destinations:
             addresses = [address for address in addresses if policy.permits(address.host)]
             if not addresses:
                 raise DialError(Reason.DENIED, str(flow.target))
+        if not self._own.has_port(flow.network, flow.target.port):      # which is that of all its addresses
+            return tuple(addresses)
         reachable = tuple(address for address in addresses if not self._own.holds(flow.network, address))
         if not reachable:
             raise DialError(Reason.LOOP, str(flow.target))

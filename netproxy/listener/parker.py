@@ -127,15 +127,38 @@ class Parker:
         if pause is before:
             parked.renew(now)
             return
-        self._forget(parked, closed=pause is None)
         if pause is None:
+            self._forget(parked, closed=True)
             parked.end()
             return
-        parked.set(pause, now)
         try:
-            self._add(parked)
+            if pause.step is None:          # from now on it is told once
+                self._forget(parked, closed=False)
+                parked.set(pause, now)
+                self._add(parked)
+            else:
+                self._watch_instead(parked, pause, now)
         except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
             parked.wake(pause, False)
+
+    def _watch_instead(self, parked: _Parked, pause: Pause, now: float) -> None:
+        """Only what is different is told to the kernel: a relay passes here at each end of a side.  OSError, ValueError."""
+        before = parked.descriptors
+        parked.set(pause, now)
+        try:
+            with self._lock:
+                for descriptor in before.keys() - parked.descriptors.keys():
+                    del self._parked[descriptor]
+                    self._unwatch(descriptor)
+                for descriptor, events in parked.descriptors.items():
+                    if descriptor not in before:
+                        self._epoll.register(descriptor, events)
+                        self._parked[descriptor] = parked
+                    elif events != before[descriptor]:
+                        self._epoll.modify(descriptor, events)
+        except BaseException:
+            self._forget(parked, closed=False)
+            raise
 
     def _forget(self, parked: _Parked, closed: bool) -> None:
         """`closed`: its descriptors are, and perhaps somebody else's by now; the kernel watches closed ones no more."""

@@ -27,6 +27,7 @@ LIMITED_KEYS = 1024         # remembered: keys may hold what strangers chose
 RECENT = 20                 # warnings and errors remembered for the status page
 # C0, DEL, C1, the line separators of Unicode, and lone surrogates
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SIMPLE = re.compile(r"[!#-~]+\Z")      # printable ASCII without blank and quotation mark
 
 
 def escape(text: str) -> str:
@@ -60,6 +61,7 @@ class Log:
         self._level = LEVELS[level]
         self._json = form == "json"
         self._access = access
+        self._stamp = (0, "")       # the last second, as text
         self._descriptor = descriptor
         self._journal = "JOURNAL_STREAM" in os.environ
         self.recent: deque[Notice] = deque(maxlen=RECENT)
@@ -161,7 +163,7 @@ class Log:
         else:
             line = _as_text(fields)
             if not self._journal:
-                line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {_NAMES[level]} {line}"
+                line = f"{self._now()} {_NAMES[level]} {line}"
         if self._journal:
             line = f"<{_PRIORITIES[level]}>{line}"
         try:
@@ -169,15 +171,26 @@ class Log:
         except OSError:
             pass        # a full disk or a closed descriptor must not stop the service
 
-    @staticmethod
-    def _as_json(level: int, fields: dict[str, object]) -> str:
+    def _now(self) -> str:
+        """The time, made anew once a second: a busy proxy writes thousands of records in one."""
+        second = int(time.time())
+        if self._stamp[0] != second:
+            self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(second))
+        return self._stamp[1]
+
+    def _as_json(self, level: int, fields: dict[str, object]) -> str:
         import json     # late: only where that format is wanted
-        return json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "level": _NAMES[level], **fields})
+        return json.dumps({"time": self._now(), "level": _NAMES[level], **fields})
 
 
 def _as_text(fields: dict[str, object]) -> str:
     """One line, without the time."""
-    return str(fields["msg"]) if len(fields) == 1 else " ".join(f"{key}={_plain(value)}" for key, value in fields.items())
+    if len(fields) == 1:
+        return str(fields["msg"])
+    values = [str(value) for value in fields.values()]
+    if not (all(values) and _SIMPLE.match("".join(values))):
+        values = list(map(_plain, values))      # few have what must be escaped or quoted
+    return " ".join(map("=".join, zip(fields, values)))
 
 
 def _access_fields(record: Record) -> dict[str, object]:
@@ -192,6 +205,6 @@ def _access_fields(record: Record) -> dict[str, object]:
     return fields
 
 
-def _plain(value: object) -> str:
-    text = escape(str(value))
+def _plain(text: str) -> str:
+    text = escape(text)
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' if " " in text or '"' in text or not text else text

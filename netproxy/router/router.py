@@ -103,12 +103,16 @@ class RuleRouter:
         """The decision, with its addresses where the way out needs them; DialError where they may not be reached."""
         if isinstance(dialer, AutoDialer) and flow.network == "udp":
             dialer, flow, failure = _datagrams_of(dialer, flow, failure, look_up)
-        if not flow.addresses and not (dialer.takes_names and _is_name(flow)):
-            if failure:
-                raise failure       # what was asked once is not asked again
-            flow = flow._replace(addresses=tuple(look_up(flow.target)))
-        if flow.addresses:
-            flow = flow._replace(addresses=self._gatekeeper.permitted(flow, flow.addresses))
+        addresses: Sequence[Address] = flow.addresses
+        if not addresses:
+            if not _is_name(flow):
+                addresses = (flow.target,)
+            elif not dialer.takes_names:
+                if failure:
+                    raise failure       # what was asked once is not asked again
+                addresses = look_up(flow.target)
+        if addresses:
+            flow = Flow(*flow[:5], self._gatekeeper.permitted(flow, addresses))
         return Route(dialer, flow)
 
 
