@@ -78,12 +78,19 @@ def control_parser() -> Any:
             made[name].add_argument(f"--{option}", help=f"only those of this {option.replace('way', 'way out')}")
     for name in ("connections", "sessions"):
         made[name].add_argument("--sort", choices=SORTS, default="id", metavar="COLUMN", help=f"one of {', '.join(SORTS)}")
-        made[name].add_argument("-n", "--number", type=int, metavar="NUMBER", help="no more lines than that")
+        made[name].add_argument("-n", "--number", type=number, metavar="NUMBER", help="no more lines than that")
     made["kill"].add_argument("ids", metavar="ID", type=int, nargs="*", help="as connections and sessions tell it")
     made["log"].add_argument("level", metavar="LEVEL", nargs="?", choices=("debug", "info", "warning", "error"),
                              help="debug, info, warning or error")
     made["top"].add_argument("-b", "--batch", action="store_true", help="print once, after a second, and end")
     return parser
+
+
+def number(text: str) -> int:
+    """Of lines: argparse makes a usage error of ValueError."""
+    if (value := int(text)) < 0:
+        raise ValueError
+    return value
 
 
 def _control(options: Any) -> int:

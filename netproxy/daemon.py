@@ -162,6 +162,7 @@ class Daemon:
         forwarder = self._forwarder(config, dialers)
         self._machinery.resolver.configure(_plan(config, forwarder))
         self._machinery.destinations.configure(make_policies(config))
+        self._machinery.own.set(_wanted_sockets(config))
         router = self._surroundings(config, dialers, forwarder).router
         return list(_report().explain(flow, router, dialers, [one.name for one in config.listeners]))
 
@@ -301,6 +302,12 @@ class Daemon:
         admission.configure(*limits)
         listener.name = config.name
         listener.equip(made.handler, admission, handshake)
+
+
+def _wanted_sockets(config: Config) -> list[tuple[str, Address]]:
+    """What a configuration would listen on, as far as it tells ports."""
+    own = [(network, address) for one in config.listeners for address in one.addresses for network in one.network if address.port]
+    return own + [("tcp", config.metrics.address)] if config.metrics.address else own
 
 
 def _report() -> Any:

@@ -69,7 +69,7 @@ class Figures:
         self._log = log
         self._began = began
         self._began_at = time.time() - self._uptime()
-        self.reloaded = Reloaded(time.time(), True)
+        self.reloaded = Reloaded(self._began_at, True)
 
     def note_reload(self, fine: bool) -> None:
         self.reloaded = Reloaded(time.time(), fine)

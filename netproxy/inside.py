@@ -12,7 +12,7 @@ import time
 from typing import Any, Callable, Mapping
 
 from netproxy.config.schema import Config
-from netproxy.interfaces import SERVING, Address, Live
+from netproxy.interfaces import DRAINING, SERVING, Address, Live
 from netproxy.observe.log import LEVELS, Log
 
 Request = Mapping[str, Any]
@@ -40,20 +40,20 @@ class Inside:
         """
         fresh: list[Any] = []
         try:
-            control, web = self._fresh_control(config, fresh), self._fresh_web(config, fresh)
+            control, (web, site) = self._fresh_control(config, fresh), self._fresh_web(config, fresh)
             act([("tcp", web.address)] if web is not None else [])
         except BaseException:
             for server in fresh:
                 server.stop()
             raise
         before = self._control, self._web
-        self._control, self._web = control, web
+        self._control, self._web, self._site = control, web, site
         if before[0] is not None and before[0] is not control:
             before[0].retire()
         if before[1] is not None and before[1] is not web:
             before[1].stop()
-        if self._site is not None:
-            self._site.configure(config.metrics.token, config.metrics.page)
+        if site is not None:
+            site.configure(config.metrics.token, config.metrics.page)
         if control in fresh:
             control.start()
 
@@ -94,22 +94,24 @@ class Inside:
         fresh.append(ControlServer(config.control, self._commands(), self._log))
         return fresh[-1]
 
-    def _fresh_web(self, config: Config, fresh: list[Any]) -> Any:
-        """Answers from now on, so that who asks whether the daemon is ready hears that it is not."""
+    def _fresh_web(self, config: Config, fresh: list[Any]) -> tuple[Any, Any]:
+        """And its site.  Answers from now on, so that who asks whether the daemon is ready hears that it is not.
+
+        By the token of this configuration: that of the one before may have been for another address, or none.
+        """
         address = config.metrics.address
         if address is None or self._web is not None and self._web.wanted == address:
-            return self._web if address is not None else None
+            return (self._web, self._site) if address is not None else (None, None)
         from netproxy.observe.site import Site, Sources     # late: many have none
         from netproxy.observe.web import WebServer
-        if self._site is None:
-            figures = self.figures
-            sources = Sources(lambda: self._subject.state, figures.metrics, figures.page)
-            self._site = Site(sources, lambda: self._subject.counters.count("authentication", "metrics token"), self._log)
-            self._site.configure(config.metrics.token, config.metrics.page)
-        server = WebServer(address, self._site.answer, self._log)
+        figures = self.figures
+        sources = Sources(lambda: self._subject.state, figures.metrics, figures.page)
+        site = Site(sources, lambda: self._subject.counters.count("authentication", "metrics token"), self._log)
+        site.configure(config.metrics.token, config.metrics.page)
+        server = WebServer(address, site.answer, self._log)
         fresh.append(server)
         server.start()
-        return server
+        return server, site
 
     # -- commands
 
@@ -159,8 +161,10 @@ class Inside:
         return {"reloaded": True}
 
     def _drain(self, request: Request) -> Any:
-        """Answers first: with nothing to wait for, the daemon ends at once."""
-        from netproxy.observe.control import Then
+        """Answers first: with nothing to wait for, the daemon ends at once.  A second signal would cut off what runs."""
+        from netproxy.observe.control import CommandError, Then
+        if self._subject.state == DRAINING:
+            raise CommandError("the daemon is draining")
         return Then({"connections": self._subject.live}, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 

@@ -64,7 +64,10 @@ class Network(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Network:
-        """ "10.0.0.0/8", or a single address; ValueError for anything else and for bits set behind the prefix."""
+        """ "10.0.0.0/8", or a single address; ValueError for anything else and for bits set behind the prefix.
+
+        A network of v4-mapped addresses is that of the IPv4 addresses, as which they are looked for.
+        """
         host, slash, bits_text = text.partition("/")
         packed = pack_ip(host)
         if packed is None or (slash and not (bits_text.isascii() and bits_text.isdigit() and len(bits_text) < 4)):
@@ -73,6 +76,8 @@ class Network(NamedTuple):
         value = int.from_bytes(packed, "big")
         if shift < 0 or (value >> shift) << shift != value:
             raise ValueError(f"'{text}' is no network: its prefix is too long, or bits behind it are set")
+        if packed.startswith(_MAPPED) and shift <= 32:
+            return cls(4, (value & 0xffffffff) >> shift, shift)
         return cls(len(packed), value >> shift, shift)
 
     def holds(self, host: str) -> bool:

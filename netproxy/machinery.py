@@ -39,8 +39,8 @@ DESCRIPTORS_A_CONNECTION = 3    # client, upstream, and one while a name or a se
 DIAL_THREADS, DIAL_QUEUE = 64, 4096
 QUERY_THREADS, QUERY_QUEUE = 64, 1024   # of dns listeners, to their servers: apart, so that strangers' names hold up no lookup
 CHECK_THREADS, CHECK_QUEUE = 8, 256     # health checks: apart, so that what a dead proxy holds up is not the news of it
-NAME_THREADS, NAME_QUEUE = 16, 256     # UDP targets whose names are looked up: apart, so that no dial waits behind them
-LOOKUP_THREADS, LOOKUP_QUEUE = 8, 256
+NAME_THREADS, NAME_QUEUE = 64, 256     # UDP targets whose names are looked up: apart, so that no dial waits behind them
+LOOKUP_THREADS, LOOKUP_QUEUE = 64, 256      # on demand: as many slow names at once delay no other
 THREADS_LIMIT = 1024        # for connections: what only waits has none, so that these are at work or shaking hands
 EAGER_THREADS = 4           # for connections; beyond, more threads only help those that wait for their peers
 COLLECT_SECONDS = 30.0      # between two looks for garbage: with 10,000 connections one takes 50 ms
@@ -144,7 +144,10 @@ class Machinery:
 def raise_descriptor_limit() -> None:
     """RLIMIT_NOFILE to what the system allows: nothing here uses select(2), so that more cannot hurt."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass        # fs.nr_open is below it, or a filter of system calls is in the way: what there is has to do
 
 
 def room_for(config: Config) -> int:

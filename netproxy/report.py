@@ -13,6 +13,7 @@ from netproxy.dialer.group import Member
 from netproxy.errors import DialError, NetProxyError, ProtocolError
 from netproxy.interfaces import Address, Dialer, Flow
 from netproxy.protocol.host import parse_host
+from netproxy.router.auto import AutoDialer
 from netproxy.router.router import RuleRouter
 
 SOMEBODY = Address("127.0.0.1", 0)      # the client of a flow that names none
@@ -64,14 +65,27 @@ def explain(text: str, router: RuleRouter, dialers: DialerFactory, listeners: li
         return
     dialer, flow = outcome
     config = dialers.config_of(dialer)
-    yield f"way out: {dialer.name}" + (f": {config.text}" if config and config.text != dialer.name else "")
-    if flow.addresses:
+    yield f"way out: {_way_text(dialer, dialers, flow)}"
+    if isinstance(dialer, AutoDialer) and not flow.addresses and dialer.known_way(flow) is dialer.direct:
+        yield "addresses: looked up when it is dialled" + ("" if dialer.pinned_way(flow) else "; the name goes to the upstream as it is")
+    elif flow.addresses:
         yield f"addresses: {', '.join(address.host for address in flow.addresses)}"
     elif dialer.carries:
         yield "addresses: the name goes to the proxy as it is"
     carried = flow.network in dialer.carries
     how = udp_text(config) if config and flow.network == "udp" else ""
     yield f"carried: {'yes' if carried else 'no'}{', by ' + how if carried and how else ''}" + ("" if carried else f": {dialer.refusal.value}")
+
+
+def _way_text(dialer: Dialer, dialers: DialerFactory, flow: Flow) -> str:
+    """Its name, with its hops; of auto also by which way a connection would be tried now."""
+    config = dialers.config_of(dialer)
+    if not isinstance(dialer, AutoDialer):
+        return dialer.name + (f": {config.text}" if config and config.text != dialer.name else "")
+    upstream = _way_text(dialer.upstream, dialers, flow)
+    if dialer.known_way(flow) is dialer.upstream:
+        return f"auto, now by {upstream}"
+    return "auto, now direct" if dialer.pinned_way(flow) else f"auto, now direct, and where that fails by {upstream}"
 
 
 def _tunnels(config: Config) -> list[str]:

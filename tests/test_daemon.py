@@ -15,6 +15,7 @@ from netproxy.machinery import raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError
 from netproxy.interfaces import Address
 from netproxy.protocol import socks5
+from netproxy.resolver.resolver import Found, Plan
 from netproxy.resolver.servers import KEPT_SECONDS
 from tests.support.certificates import certificates
 from tests.support.dns import a
@@ -393,6 +394,12 @@ class TestLimits:
         raise_descriptor_limit()
         assert found == [(4096, 4096)]
 
+    def test_of_descriptors_stay_where_the_system_lets_nobody_raise_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(_: int, limits: tuple[int, int]) -> None:
+            raise ValueError("not allowed to raise maximum limit")
+        monkeypatch.setattr(machinery.resource, "setrlimit", refuse)
+        raise_descriptor_limit()
+
 
 class TestRelayPorts:
     def test_any_gives_each_association_its_own(self) -> None:
@@ -558,3 +565,66 @@ class TestNames:
     def test_whom_it_asks_is_told(self) -> None:
         config = configuration(self.TEXT % "[192.0.2.1, 'tls://9.9.9.9']")
         assert "listen 127.0.0.1:0 tcp+udp dns 'names' asks udp://192.0.2.1:53, tls://9.9.9.9:853" in Daemon(RecordingLog()).describe(config)
+
+
+class TestExplain:
+    """What is told of a flow is what happens to it."""
+
+    TEXT = """
+listeners: [{listen: '127.0.0.1:21080', name: main}]
+metrics: 127.0.0.1:21081
+upstreams: {there: 'socks5h://192.0.2.1:1', here: 'socks5://192.0.2.1:1'}
+rules: [{domain: .there.test, via: auto, upstream: there}, {domain: .here.test, via: auto, upstream: here}]
+auto: {direct: pinned.there.test, upstream: far.there.test}
+dns: {hosts: {a.here.test: 203.0.113.1}}
+"""
+
+    @staticmethod
+    def told(target: str, learn: bool | None = None) -> list[str]:
+        daemon = Daemon(RecordingLog())
+        try:
+            if learn is not None:
+                host, port = target.split(":")
+                daemon.verdicts.learn(Address(host, int(port)), learn)
+            return daemon.explain(f"-> {target}", configuration(TestExplain.TEXT))[2:]
+        finally:
+            daemon.stop()
+
+    @pytest.mark.parametrize("target, learn, way, addresses", [
+        ("a.there.test:1", None, "auto, now direct, and where that fails by there: socks5h://192.0.2.1:1",
+         "looked up when it is dialled; the name goes to the upstream as it is"),
+        ("a.there.test:1", True, "auto, now by there: socks5h://192.0.2.1:1", "the name goes to the proxy as it is"),
+        ("far.there.test:1", None, "auto, now by there: socks5h://192.0.2.1:1", "the name goes to the proxy as it is"),
+        ("pinned.there.test:1", None, "auto, now direct", "looked up when it is dialled"),
+        ("a.here.test:1", None, "auto, now direct, and where that fails by here: socks5://192.0.2.1:1", "203.0.113.1")])
+    def test_of_auto_with_both_ways_and_which_is_next(self, target: str, learn: bool | None, way: str, addresses: str) -> None:
+        assert self.told(target, learn) == [f"way out: {way}", f"addresses: {addresses}", "carried: yes"]
+
+    @pytest.mark.parametrize("target", ["127.0.0.1:21080", "0.0.0.0:21080", "[::ffff:127.0.0.1]:21080", "127.0.0.1:21081"])
+    def test_hazard_77_our_own_ports_are_refused_before_anything_listens(self, target: str) -> None:
+        assert [line.partition(": ")[0] for line in self.told(target)] == ["refused"]
+
+
+def test_hazard_99_twenty_slow_names_delay_no_other() -> None:
+    parts = machinery.Machinery(RecordingLog())
+    go_on, slow = threading.Event(), threading.Semaphore(0)
+
+    def ask(host: str) -> Found:
+        if host.startswith("slow"):
+            slow.release()
+            assert go_on.wait(SECONDS)
+        return Found(("203.0.113.1",), 1.0)
+
+    parts.resolver.configure(Plan(ask))
+    callers = [threading.Thread(target=parts.resolver.resolve, args=(Address(f"slow{at}.test", 1),)) for at in range(20)]
+    try:
+        for caller in callers:
+            caller.start()
+        assert all(slow.acquire(timeout=SECONDS) for _ in callers)     # all are asked for, and none has its answer
+        assert parts.resolver.resolve(Address("fast.test", 1)) == [Address("203.0.113.1", 1)]
+    finally:
+        go_on.set()
+        for caller in callers:
+            caller.join(SECONDS)
+        parts.janitor.start()
+        parts.stop()

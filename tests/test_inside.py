@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -15,9 +16,11 @@ import pytest
 
 from netproxy import cli, inside
 from netproxy.errors import ListenError, Reason
+from netproxy.figures import Figures
 from netproxy.interfaces import Address
 from netproxy.observe.control import CommandError, NotRunning, ask
 from netproxy.protocol import socks5
+from tests.support.handlers import RecordingLog
 from tests.support.relays import Running, UdpClient, UdpPort, running
 from tests.support.sockets import SECONDS, listen, read_exactly, read_to_end, server, wait_until
 from tests.test_daemon import Tunnel
@@ -165,6 +168,12 @@ class TestStatus:
             assert (moved["flows"], moved["connections"]) == ([[1, 4, 4]], 1)
 
 
+def test_the_start_counts_as_the_first_reload() -> None:
+    """However late somebody asks for figures."""
+    log: Any = RecordingLog()
+    assert Figures(None, log, time.monotonic() - 3600).reloaded.at == pytest.approx(time.time() - 3600, abs=SECONDS)     # type: ignore[arg-type]
+
+
 class TestCommandLine:
     def test_lists(self, daemon: Running, ctl: Callable[..., tuple[int, str, str]], echo: Address) -> None:
         with Tunnel(daemon.port, echo), Tunnel(daemon.port, echo, ("alice", "secret")):
@@ -184,6 +193,11 @@ class TestCommandLine:
         assert daemon.log.level == "debug"
         with pytest.raises(SystemExit) as caught:
             ctl("log", "loud")
+        assert caught.value.code == 64
+
+    def test_no_fewer_lines_than_none(self, ctl: Callable[..., tuple[int, str, str]]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            ctl("connections", "-n", "-1")
         assert caught.value.code == 64
 
     def test_nobody_is_there(self, ctl: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -220,6 +234,12 @@ class TestOrders:
                                                   ctl: Callable[..., tuple[int, str, str]]) -> None:
         assert ctl("drain") == (0, "draining: 0 connections may come to their end\n", "")
         wait_until(lambda: signals == [signal.SIGTERM])
+
+    def test_a_second_drain_does_not_cut_off_what_runs(self, daemon: Running, signals: list[int],
+                                                       ctl: Callable[..., tuple[int, str, str]]) -> None:
+        daemon.daemon.stop_accepting()
+        assert ctl("drain") == (1, "", "netproxyctl: the daemon is draining\n")
+        assert not signals
 
     def test_while_it_drains_nothing_is_reloaded(self, daemon: Running, signals: list[int],
                                                  ctl: Callable[..., tuple[int, str, str]]) -> None:
@@ -320,6 +340,33 @@ class TestReload:
         assert get(daemon, "/metrics")[0] == 200
         assert tell("status")["state"] == "serving"
         assert not daemon.daemon.dead_thread()
+
+    def test_a_fresh_metrics_listener_never_takes_the_token_of_the_one_before(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It answers while the rest is still being applied; on loopback there had been none."""
+        served, answered = "listeners: [{listen: '127.0.0.1:0'}]\n", []
+        start = inside.Inside._fresh_web
+
+        def asked_at_once(own: inside.Inside, config: Any, fresh: list[Any]) -> Any:
+            web, site = found = start(own, config, fresh)
+            if web in fresh:
+                with socket.create_connection(("127.0.0.1", web.address.port), SECONDS) as client:
+                    client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                    answered.append(read_to_end(client).split(b" ")[1])
+            return found
+        monkeypatch.setattr(inside.Inside, "_fresh_web", asked_at_once)
+        with running(f"metrics: 127.0.0.1:0\n{served}") as one:
+            one.reload(f"metrics: localhost:0\nmetrics_token: {TOKEN}\n{served}")
+        assert answered == [b"200", b"401"]
+
+    def test_one_whose_threads_cannot_start_changes_nothing(self, daemon: Running, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Hazard 94."""
+        def fail(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(ListenError, match="metrics localhost:0: can't start new thread"):
+                daemon.reload(text.replace("metrics: 127.0.0.1:0", "metrics: localhost:0"))
+        assert get(daemon, "/readyz", "") == (200, "serving\n")
 
     def test_one_that_fails_changes_nothing(self, daemon: Running, text: str, tmp_path: Path, tell: Callable[..., Any]) -> None:
         with listen() as taken:

@@ -36,7 +36,8 @@ SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "inside", "machinery", "relays", "tunnels", "service", "report"}       # besides config/ itself and every factory
 LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback",
         "maxminddb", "copy"}
-LATE_OURS = {("daemon", "netproxy.report"),
+LATE_OURS = {("config", "netproxy.config.tunnels"),
+             ("daemon", "netproxy.report"),
              ("config", "netproxy.config.names"), ("config", "netproxy.config.rules"),
              *(("dialer", f"netproxy.dialer.{name}") for name in ("http", "socks4", "socks5", "uot")),      # of few daemons
              ("daemon", "netproxy.resolver.factory"), ("daemon", "netproxy.router.factory"), ("handler", "netproxy.handler.dns"),

@@ -5,12 +5,13 @@ resolved or written here.
 """
 from __future__ import annotations
 
+from typing import Any
+
 from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     AnnounceConfig, Config, LimitsConfig, ListenerConfig, LogConfig, MetricsConfig, TimeoutsConfig, TlsConfig,
-    UdpConfig, UserConfig, WayConfig)
-from netproxy.config.tunnels import Tunnels, read_tls
-from netproxy.config.upstreams import Ways
+    TunnelConfig, UdpConfig, UserConfig, WayConfig)
+from netproxy.config.upstreams import Ways, read_tls
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
 from netproxy.errors import ConfigError
 from netproxy.interfaces import TUNNEL_AGENT, Address, Network, Passed, is_loopback
@@ -48,14 +49,17 @@ class _Reading:
     def read(self, root: Node) -> Config:
         top = MapReader(root, "", self._problems)
         self._users = self._read_users(top.mapping("users"))
-        tunnels = Tunnels(top.mapping("tunnel"), self._problems, self._warnings)
-        self._ways = Ways(top.mapping("upstreams").rest(), self._problems, self._warnings, tunnels.agents)
+        tunnels = self._tunnels(top) if top.has("tunnel") else None
+        self._ways = Ways(top.mapping("upstreams").rest(), self._problems, self._warnings, tunnels.agents if tunnels else {})
         upstreams = self._ways.read_all()
         default = top.take("default")
         listeners = self._read_listeners(top)
-        bridge = tunnels.listener(listeners)
+        if tunnels is None and any(one.protocol == "tunnel" for one in listeners):
+            tunnels = self._tunnels(top)        # which says what is missing
+        bridge = tunnels.listener(listeners) if tunnels else None
         config = Config(
-            listeners=listeners + ((bridge,) if bridge else ()), upstreams=upstreams, tunnel=tunnels.read(self._ways),
+            listeners=listeners + ((bridge,) if bridge else ()), upstreams=upstreams,
+            tunnel=tunnels.read(self._ways) if tunnels else TunnelConfig(),
             default=self._ways.read(default, "default") if default else WayConfig(),
             geoip_database=top.text("geoip_database"),
             users=self._users, timeouts=self._read_timeouts(top.mapping("timeouts")),
@@ -64,6 +68,11 @@ class _Reading:
         config = self._with_routing(top, self._with_names(top, config))
         top.finish()
         return config._replace(warnings=tuple(self._warnings))
+
+    def _tunnels(self, top: MapReader) -> Any:
+        """config.tunnels.Tunnels"""
+        from netproxy.config.tunnels import Tunnels     # late: 0.1 MiB, and most have none
+        return Tunnels(top.mapping("tunnel"), self._problems, self._warnings)
 
     def _with_routing(self, top: MapReader, config: Config) -> Config:
         """Rules, and what belongs to them."""

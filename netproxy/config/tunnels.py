@@ -10,7 +10,7 @@ from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     AgentConfig, BridgeAgentConfig, BridgeConfig, HopConfig, LimitsConfig, ListenerConfig, PortConfig, ServiceConfig, TlsConfig,
     TunnelConfig, UpstreamTlsConfig, WayConfig)
-from netproxy.config.upstreams import Ways, server_name
+from netproxy.config.upstreams import Ways, read_tls, server_name
 from netproxy.config.url import AGENT_NAME, parse_host_port, parse_listen
 from netproxy.interfaces import Address, Network, pack_ip
 
@@ -158,14 +158,6 @@ def _given(section: MapReader, key: str) -> MapReader | None:
     there = section.has(key)
     inner = section.mapping(key)
     return inner if there else None
-
-
-def read_tls(section: MapReader) -> TlsConfig | None:
-    tls = TlsConfig(section.text("certificate"), section.text("key"), section.text("client_ca"), section.place)
-    if (tls.key or tls.client_ca) and not tls.certificate:
-        section.wrong("certificate", "is missing")
-    section.finish()
-    return tls if tls.certificate else None
 
 
 def parse_port(text: str) -> PortConfig:

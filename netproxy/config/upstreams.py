@@ -8,7 +8,7 @@ import re
 from typing import Container
 
 from netproxy.config.node import MapReader, Node, Problems, suggestion
-from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig, MemberConfig, UpstreamTlsConfig, WayConfig
+from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig, MemberConfig, TlsConfig, UpstreamTlsConfig, WayConfig
 from netproxy.config.units import parse_duration
 from netproxy.config.url import HOST_NAME, hop_node, parse_hop, parse_host_port
 from netproxy.interfaces import pack_ip
@@ -190,6 +190,14 @@ class Ways:
             section.wrong("target", "is missing: the path is asked for there")
         section.finish()
         return health
+
+
+def read_tls(section: MapReader) -> TlsConfig | None:
+    tls = TlsConfig(section.text("certificate"), section.text("key"), section.text("client_ca"), section.place)
+    if (tls.key or tls.client_ca) and not tls.certificate:
+        section.wrong("certificate", "is missing")
+    section.finish()
+    return tls if tls.certificate else None
 
 
 def _length(step: HopConfig | GroupConfig) -> int:

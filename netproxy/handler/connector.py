@@ -6,7 +6,7 @@ from typing import Callable
 
 from netproxy.errors import DialError, StreamError
 from netproxy.handler.stream_udp import NO_WAY, StreamUdpRelay, UotPassage
-from netproxy.interfaces import Address, Counter, Dialer, Flow, Moved, Observer, Pause, Record, Router
+from netproxy.interfaces import Address, Counter, Dialer, Flow, Moved, Observer, Pause, Record, Route, Router
 from netproxy.net.address import is_unspecified
 from netproxy.net.bind import Binder
 from netproxy.net.stream import Stream
@@ -55,19 +55,19 @@ class Connector:
         """The connection of the peer that a BIND waits for; its flow's target is the peer.  DialError."""
         started, way = time.monotonic(), NO_WAY
         try:
-            dialer = self._way_to_peer(flow)
+            dialer, flow = self._way_to_peer(flow)
             way = dialer.name
             if "bind" not in dialer.carries:
                 raise DialError(dialer.refusal, f"BIND by {way}")
-            upstream, peer = binder.accept(client, flow.client, flow.target, announce)
+            upstream, peer = binder.accept(client, flow, announce)
         except DialError as error:
             self._failed(flow, way, started, error)
             raise
         return self.begin(Passage(self, flow._replace(target=peer), dialer, upstream, started))
 
-    def _way_to_peer(self, flow: Flow) -> Dialer:
+    def _way_to_peer(self, flow: Flow) -> Route:
         """A peer that may be anybody (0.0.0.0) is no target, and goes where most does."""
-        return list(self._router.ways(flow))[-1] if is_unspecified(flow.target.host) else self._router.route(flow).dialer
+        return Route(list(self._router.ways(flow))[-1], flow) if is_unspecified(flow.target.host) else self._router.route(flow)
 
     def _failed(self, flow: Flow, way: str, started: float, error: DialError) -> None:
         self._counter.count("dial_failures", error.reason.value)

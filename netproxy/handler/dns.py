@@ -7,6 +7,7 @@ the reader thread of the listener, handle on a connection's own.
 """
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from typing import Any, Callable, Container, Hashable, NamedTuple, Protocol
@@ -21,6 +22,7 @@ from netproxy.protocol import dns
 KEPT_SIZE = 4096            # bytes of an answer that is kept: with 4,096 of them 16 MiB at the very most
 TTL_LIMIT = 86400           # seconds, as for our own lookups
 WAITING_LIMIT = 64          # clients that wait for one answer under way
+ANSWER_SECONDS = 10.0       # that a connection waits for an answer that somebody else has asked for: servers have five
 IDLE_SECONDS = 30.0         # for the next query of a connection: RFC 7766 section 6.2.3 has seconds
 KNOWN_LIMIT = 4096          # clients remembered as allowed
 
@@ -69,7 +71,7 @@ class Answers:
             self._kept[key] = kept
 
 
-Waiting = list[tuple[bytes, Any]]       # who waits for an answer: the query, and the destination of its answer
+Waiting = list[tuple[bytes, Callable[[bytes], None]]]       # who waits for an answer: the query, and what takes its answer
 
 
 class DnsHandler:
@@ -119,7 +121,7 @@ class DnsHandler:
         if found is None:
             found = self._at_once(query)
             if found is None:
-                self._ask_later(key or b"", query, local, back)
+                self._ask_later(key, query, local, back)
                 return
         if found:
             self._send(found, query, local, back, out)
@@ -143,36 +145,45 @@ class DnsHandler:
             answer = dns.truncate(answer, dns.udp_size(query))
         local.send(out, out.put(answer), back)
 
-    def _ask_later(self, key: bytes, query: bytes, local: DatagramSocket, back: Any) -> None:
-        """By a worker; who asks the same meanwhile waits for the same answer.  What has no key is asked for itself."""
-        key = key or query
-        with self._lock:
-            waiting = self._pending.get(key)
-            if waiting is not None:
-                if len(waiting) < WAITING_LIMIT:
-                    waiting.append((query, back))
-                else:
-                    self._counter.count("drops", "waiting queue full")
-                return
-            self._pending[key] = [(query, back)]
-        if not self._submit(lambda: self._ask(key, query, local)):
-            self._counter.count("drops", "lookup queue full", len(self._taken(key)))
+    def _ask_later(self, key: bytes | None, query: bytes, local: DatagramSocket, back: Any) -> None:
+        """By a worker, or by who asks the same already."""
+        asked = key or _question_of(query)
+        first = self._join(asked, query, lambda answer: self._send_later(answer, query, local, back))
+        if first and not self._submit(lambda: self._ask(asked, key, query)):
+            self._counter.count("drops", "lookup queue full", len(self._taken(asked)))
 
-    def _taken(self, key: bytes) -> Waiting:
-        with self._lock:
-            return self._pending.pop(key)
-
-    def _ask(self, key: bytes, query: bytes, local: DatagramSocket) -> None:
-        """On a worker's thread."""
-        try:
-            answer = self._forward(key if key != query else None, query)
-        except BaseException:
-            self._counter.count("drops", "internal error", len(self._taken(key)))
-            raise
+    def _send_later(self, answer: bytes, query: bytes, local: DatagramSocket, back: Any) -> None:
         out = self._arenas.take()
-        for asked, back in self._taken(key):
-            self._send(_addressed(answer, asked), asked, local, back, out)
+        self._send(answer, query, local, back, out)
         self._arenas.give(out)
+
+    # -- who asks the same meanwhile waits for the same answer
+
+    def _join(self, asked: bytes, query: bytes, give: Callable[[bytes], None]) -> bool:
+        """Whether it is the first, who has to ask; `give` is called with the answer, unless too many wait."""
+        with self._lock:
+            waiting = self._pending.get(asked)
+            if waiting is None:
+                self._pending[asked] = [(query, give)]
+            elif len(waiting) < WAITING_LIMIT:
+                waiting.append((query, give))
+            else:
+                self._counter.count("drops", "waiting queue full")
+        return waiting is None
+
+    def _taken(self, asked: bytes) -> Waiting:
+        with self._lock:
+            return self._pending.pop(asked)
+
+    def _ask(self, asked: bytes, key: bytes | None, query: bytes) -> None:
+        """On a thread that may wait."""
+        try:
+            answer = self._forward(key, query)
+        except BaseException:
+            self._counter.count("drops", "internal error", len(self._taken(asked)))
+            raise
+        for waiting, give in self._taken(asked):
+            give(_addressed(answer, waiting))
 
     def _forward(self, key: bytes | None, query: bytes) -> bytes:
         self._counter.count("queries", "forwarded")
@@ -209,7 +220,25 @@ class DnsHandler:
         found = self._answers.find(key, query, time.monotonic()) if key else None
         if found is None:
             found = self._at_once(query)
-        return self._forward(key, query) if found is None else found
+        return self._wait_for(key, query) if found is None else found
+
+    def _wait_for(self, key: bytes | None, query: bytes) -> bytes:
+        """On the thread of the connection, which asks itself unless somebody does."""
+        answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        asked = key or _question_of(query)
+        if self._join(asked, query, answers.put):
+            self._ask(asked, key, query)
+        try:
+            return answers.get(timeout=ANSWER_SECONDS)
+        except queue.Empty:
+            return dns.encode_error(query, dns.SERVFAIL)
+
+
+def _question_of(query: bytes) -> bytes:
+    """What a query shares with one that is not kept: all but its ID, so that one that comes back in a circle of servers goes
+    round no more.  Updates and the like are each for itself: they ask for more than an answer.
+    """
+    return query[2:] if not dns.parse_head(query).opcode else query
 
 
 def _addressed(answer: bytes, query: bytes) -> bytes:

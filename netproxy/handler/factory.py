@@ -86,7 +86,7 @@ class _Parts:
         announcements = [Announcement(NetworkList(one.clients) if one.clients else None, one.address)
                          for one in config.announce]
         announcer = Announcer(announcements, around.resolver.resolve)
-        self._binder = Binder(announcer, around.resolver.resolve, around.counter)
+        self._binder = Binder(announcer, around.counter)
         streams = state and StreamUdpRelay(around.router, state.table, state.arenas, around.counter, around.observer,
                                             timeouts.tcp_idle)
         self._streams = streams

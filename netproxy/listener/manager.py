@@ -65,6 +65,8 @@ class ListenerManager:
         except RuntimeError as error:       # can't start new thread
             for listener in reversed(bound):
                 listener.stop()
+            for one, listener in self._live:        # those that stay had been given what is new already
+                one.equip(listener)
             raise ListenError(f"cannot start a listener: {error}") from error
         staying = {id(listener) for _, listener in live}
         gone = [listener for _, listener in self._live if id(listener) not in staying]

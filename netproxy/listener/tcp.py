@@ -167,7 +167,9 @@ class TcpListener(socketserver.ThreadingTCPServer):
         connection.admission.leave(connection.client.host)
 
     def stop(self) -> None:
-        """Nothing is accepted any more; connections that live go on."""
+        """Nothing is accepted any more; connections that live go on, and those that the kernel has accepted for us begin."""
+        if self.thread.is_alive() and not self._passed:
+            self._take_waiting()        # with its socket they would be reset
         self._stopping = True
         if not self._passed:
             try:
@@ -177,6 +179,19 @@ class TcpListener(socketserver.ThreadingTCPServer):
         if self.thread.is_alive():
             self.thread.join()
         self.server_close()
+
+    def _take_waiting(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                accepted = calls.accept(self.socket)
+            except OSError:
+                return
+            if accepted is None:
+                return
+            request, sockaddr = accepted
+            client = from_sockaddr(sockaddr)
+            if self.verify_request(request, client):
+                self.process_request(request, client)
 
     @property
     def live(self) -> int:

@@ -14,7 +14,7 @@ import time
 from typing import Callable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Counter, pack_ip
+from netproxy.interfaces import Address, Counter, Flow, pack_ip
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.connect import keep_alive, tune
 from netproxy.net.stream import Stream, poll_streams
@@ -58,28 +58,24 @@ class Announcer:
 
 
 class Binder:
-    def __init__(self, announcer: Announcer, resolve: Callable[[Address], Sequence[Address]], counter: Counter,
-                 seconds: float = BIND_SECONDS) -> None:
-        """`resolve` gives the addresses of a peer that is asked for by name; DialError."""
+    def __init__(self, announcer: Announcer, counter: Counter, seconds: float = BIND_SECONDS) -> None:
         self._announcer = announcer
-        self._resolve = resolve
         self._counter = counter
         self._seconds = seconds
 
-    def accept(self, control: Stream, client: Address, expected: Address,
-               announce: Callable[[Address], None]) -> tuple[Stream, Address]:
-        """Listens, tells by `announce` where, and waits for the peer at `expected.host` (unspecified: any).
+    def accept(self, control: Stream, flow: Flow, announce: Callable[[Address], None]) -> tuple[Stream, Address]:
+        """Listens, tells by `announce` where, and waits for a peer at one of the addresses of the flow's target (unspecified: any).
 
         DialError(TIMEOUT) when nobody came, DialError(GENERAL) when the client left or nothing can be bound.
         """
-        allowed = None if is_unspecified(expected.host) else {each.host for each in self._resolve(expected)}
+        allowed = None if is_unspecified(flow.target.host) else {each.host for each in flow.addresses}
         local = control.local_address()
         try:
             listening = _listen(local.host)
         except OSError as error:
             raise DialError(Reason.GENERAL, error.strerror or "cannot listen") from error
         with listening:
-            announce(self._announcer.bound(client, local, listening.getsockname()[1], shared=False))
+            announce(self._announcer.bound(flow.client, local, listening.getsockname()[1], shared=False))
             return self._wait(listening, control, allowed)
 
     def _wait(self, listening: socket.socket, control: Stream, allowed: set[str] | None) -> tuple[Stream, Address]:

@@ -84,7 +84,11 @@ class WebServer:
         self.thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
 
     def start(self) -> None:
-        self.thread.start()
+        """ListenError."""
+        try:
+            self.thread.start()
+        except RuntimeError as error:       # can't start new thread
+            raise ListenError(f"metrics {self.wanted}: {error}") from error
 
     def stop(self) -> None:
         self._stopped = True

@@ -34,7 +34,7 @@ _COOKIE, _CLIENT_COOKIE = 10, 8         # the option, and its length where it ho
 # options that change no record of an answer: DAU, DHU, N3U (RFC 6975), COOKIE, edns-tcp-keepalive, Padding
 _SILENT = frozenset({5, 6, 7, _COOKIE, 11, 12})
 _TTL_LIMIT = 1 << 31        # from here on it counts as 0, RFC 2181 section 8
-_PLAIN = bytes(set(range(0x21, 0x7F)) - set(b".\\"))
+_PLAIN = bytes(set(range(0x21, 0x7F)) - set(b".:\\"))      # a colon would make an address of a name
 _ADDRESS_SIZES = {A: 4, AAAA: 16}
 
 _HEAD = struct.Struct(">6H")
@@ -57,7 +57,7 @@ class Head(NamedTuple):
 
 
 class Question(NamedTuple):
-    name: str               # lower-case, no dot at the end, "" for the root; a dot or odd byte in a label is \DDD, decimal
+    name: str               # lower-case, no dot at the end, "" for the root; a dot, colon or odd byte in a label is \DDD
     kind: int
     klass: int
 

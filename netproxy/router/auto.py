@@ -78,10 +78,10 @@ class AutoDialer:
     name = "auto"
     refusal = Reason.UNSUPPORTED
     symmetric = False
-    takes_names = True          # the upstream may know a name that is not found here
 
     def __init__(self, ways: Ways, pins: Pins, verdicts: Verdicts) -> None:
         self.direct, self._impatient, self.upstream = ways
+        self.takes_names = ways.upstream.takes_names    # it may know a name that is not found here; else one lookup is for both
         self.carries = (ways.direct.carries | ways.upstream.carries) - {"bind"}
         self._pins = pins
         self._verdicts = verdicts

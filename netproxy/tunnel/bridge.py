@@ -71,8 +71,7 @@ class Bridge:
         for link in self._links.all():
             had, has = before.get(link.name), agents.get(link.name)
             if had is None or has is None or has.token != had.token:
-                link.control.close(tunnel.WITHDRAWN)
-                self._end(link, "it is not configured any more")
+                self._end(link, "it is not configured any more", tunnel.WITHDRAWN)
             elif has.ports != had.ports:
                 self._serve_ports(link, [*link.ports, *link.refused])
 
@@ -80,8 +79,7 @@ class Bridge:
         """Ports are closed and agents told; streams that live go on."""
         self._stopping = True
         for link in self._links.all():
-            link.control.close(tunnel.STOPPING)
-            self._end(link, "this bridge stops")
+            self._end(link, "this bridge stops", tunnel.STOPPING)
 
     def describe(self) -> list[dict[str, Any]]:
         return [link.describe() for link in self._links.all()]
@@ -154,8 +152,7 @@ class Bridge:
             self._log.limited(("tunnel name", holder.name), "tunnel: agent '%s' at %s is refused: the one at %s answers",
                               holder.name, proven.client.host, holder.client.host)
             return self._refuse(proven, tunnel.NAME_IN_USE)
-        holder.control.close(tunnel.REPLACED)
-        self._end(holder, f"the agent at {proven.client.host} took over")
+        self._end(holder, f"the agent at {proven.client.host} took over", tunnel.REPLACED)
         return self._link(proven)
 
     def _link(self, proven: _Proven) -> Pause | None:
@@ -199,15 +196,18 @@ class Bridge:
         elif message.kind == tunnel.CLOSE:
             self._log.debug("tunnel: agent '%s' closes: %s", link.name, tunnel.CLOSINGS.get(tunnel.parse_number(message.value)))
 
-    def _end(self, link: Link, why: str) -> None:
+    def _end(self, link: Link, why: str, closing: int = 0) -> None:
+        """`closing`: the reason that the agent is told."""
         if not link.end():
             return
-        self._links.remove(link)
+        if closing:
+            link.control.close(closing)
         with link.ports_lock:
             ports = list(link.ports.values())
             link.ports.clear()
         for port in ports:
             port.close()
+        self._links.remove(link)        # its name is free when its ports are
         link.control.stream.shutdown()
         self._log.info("tunnel: agent '%s' is gone: %s", link.name, why)
 

@@ -69,6 +69,12 @@ def test_what_is_allowed_in_spite_of_it(host: str, permitted: bool) -> None:
     assert Policy(networks(("private",)), networks(("192.168.1.0/24",))).permits(host) is permitted
 
 
+def test_hazard_81_a_network_of_v4_mapped_addresses_denies_the_ipv4_addresses() -> None:
+    policy = Policy(networks(("::ffff:10.0.0.0/104", "::ffff:192.0.2.1")))
+    assert not policy.permits("10.0.0.1") and not policy.permits("::ffff:10.0.0.1") and not policy.permits("192.0.2.1")
+    assert policy.permits("11.0.0.1") and policy.permits("192.0.2.2")
+
+
 def test_an_allowed_outer_form_does_not_allow_what_it_leads_to() -> None:
     policy = Policy(networks(("private", "2000::/3")), networks(("2002::/16",)))
     assert policy.permits("2002:808:808::1") and not policy.permits("2002:a00:1::1")

@@ -57,10 +57,15 @@ def need(program: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-        udp.bind((LOOPBACK, 0))
-        tcp.bind(udp.getsockname())
-        return udp.getsockname()[1]
+    """One that is free for TCP and UDP."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+            udp.bind((LOOPBACK, 0))
+            try:
+                tcp.bind(udp.getsockname())
+            except OSError:
+                continue        # somebody has it for the one of them
+            return udp.getsockname()[1]
 
 
 def encode_query(name: str, kind: int, id: int) -> bytes:

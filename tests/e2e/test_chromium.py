@@ -250,7 +250,7 @@ class Record(NamedTuple):
 
 def _records(daemon: Netproxyd) -> list[Record]:
     found = filter(None, map(_RECORD.search, daemon.log.splitlines()))
-    return [Record(match[1], int(match[2]), int(match[3]), match[4]) for match in found]
+    return [Record(match[1], int(match[2]), int(match[3]), match[4].strip('"')) for match in found]
 
 
 @pytest.fixture

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 
 from netproxy.dialer.block import BlockDialer
 from netproxy.errors import DialError, Reason
 from netproxy.net.bind import Announcement, Announcer
-from netproxy.interfaces import Address
+from netproxy.interfaces import Address, Flow
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 from tests.support.handlers import (
@@ -73,12 +74,22 @@ def begin(version: Version, around: Surroundings, target: Address = PEER) -> tup
     return client, version.reply(client)
 
 
+def surroundings(**given: Any) -> Surroundings:
+    around = Surroundings(**given)
+    around.router.look_up = resolve
+    return around
+
+
+def asked(peer: Address) -> Flow:
+    return Flow("tcp", Address(LOCALHOST, 5000), peer, "test", "", (peer,))
+
+
 def connect(address: Address, source: str = LOCALHOST) -> socket.socket:
     return socket.create_connection(address, SECONDS, (source, 0))
 
 
 def test_hazard_17_two_replies_then_a_relay(version: Version) -> None:
-    around = Surroundings()
+    around = surroundings()
     client, bound = begin(version, around)
     with client:
         assert client.silent()              # the second reply waits for the peer
@@ -97,14 +108,14 @@ def test_a_peer_that_vanishes_is_noticed() -> None:
     """HAZARDS 86."""
     peers: list[socket.socket] = []
     with tcp_pair() as (near, _):
-        stream, _ = Surroundings().binder.accept(Stream(near), PEER, ANYBODY, lambda bound: peers.append(connect(bound)))
+        stream, _ = surroundings().binder.accept(Stream(near), asked(ANYBODY), lambda bound: peers.append(connect(bound)))
         with peers[0], stream.socket as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
 
 
 def test_hazard_17_a_wrong_peer_is_refused_and_the_right_one_still_accepted(version: Version) -> None:
-    around = Surroundings()
+    around = surroundings()
     client, bound = begin(version, around)
     with client:
         for source in ("127.0.0.2", "127.0.0.3"):
@@ -119,13 +130,13 @@ def test_hazard_17_a_wrong_peer_is_refused_and_the_right_one_still_accepted(vers
 def test_hazard_17_an_unspecified_peer_is_anybody(version: Version) -> None:
     if version is Socks4:
         pytest.skip("SOCKS4 has no such request: 0.0.0.0 is refused (row 13)")
-    client, bound = begin(version, Surroundings(), ANYBODY)
+    client, bound = begin(version, surroundings(), ANYBODY)
     with client, connect(bound, "127.0.0.9") as peer:
         assert version.reply(client) == Address(*peer.getsockname())
 
 
 def test_hazard_17_only_one_peer_is_taken(version: Version) -> None:
-    client, bound = begin(version, Surroundings())
+    client, bound = begin(version, surroundings())
     with client, connect(bound):
         version.reply(client)
         assert refused(bound)
@@ -133,7 +144,7 @@ def test_hazard_17_only_one_peer_is_taken(version: Version) -> None:
 
 def test_hazard_17_nobody_comes(version: Version) -> None:
     before = descriptors()
-    client, bound = begin(version, Surroundings(bind_seconds=0.1))
+    client, bound = begin(version, surroundings(bind_seconds=0.1))
     with client:
         client.expect(version.refusal[:1] + (b"\x06" if version is Socks5 else b"\x5b") + version.refusal[2:])
         client.expect_end()
@@ -144,7 +155,7 @@ def test_hazard_17_nobody_comes(version: Version) -> None:
 @pytest.mark.parametrize("way", ["end", "reset"])
 def test_hazard_17_the_listener_is_closed_when_the_client_leaves(version: Version, way: str) -> None:
     before = descriptors()
-    client, bound = begin(version, Surroundings(bind_seconds=60))
+    client, bound = begin(version, surroundings(bind_seconds=60))
     if way == "reset":
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     client.close()
@@ -154,7 +165,7 @@ def test_hazard_17_the_listener_is_closed_when_the_client_leaves(version: Versio
 
 
 def test_hazard_17_the_listener_is_closed_when_a_client_leaves_that_has_sent_early(version: Version) -> None:
-    client, bound = begin(version, Surroundings(bind_seconds=60))
+    client, bound = begin(version, surroundings(bind_seconds=60))
     client.send(b"early")
     client.close()
     client.wait()
@@ -162,7 +173,7 @@ def test_hazard_17_the_listener_is_closed_when_a_client_leaves_that_has_sent_ear
 
 
 def test_what_the_client_sends_early_reaches_the_peer_in_order(version: Version) -> None:
-    client, bound = begin(version, Surroundings())
+    client, bound = begin(version, surroundings())
     with client:
         client.send(b"early ")
         peer = connect(bound)
@@ -174,7 +185,7 @@ def test_what_the_client_sends_early_reaches_the_peer_in_order(version: Version)
 
 
 def test_data_right_behind_the_request_reaches_the_peer(version: Version) -> None:
-    around = Surroundings()
+    around = surroundings()
     with Conversation(version.handler(around)) as client:
         client.send(version.request(PEER) + b"behind")
         if version is Socks5:
@@ -184,7 +195,7 @@ def test_data_right_behind_the_request_reaches_the_peer(version: Version) -> Non
 
 
 def test_hazard_18_it_listens_on_the_address_the_client_came_to_and_no_other(version: Version) -> None:
-    client, bound = begin(version, Surroundings())
+    client, bound = begin(version, surroundings())
     with client:
         assert bound.host == LOCALHOST
         assert bound.port
@@ -192,7 +203,7 @@ def test_hazard_18_it_listens_on_the_address_the_client_came_to_and_no_other(ver
 
 
 def test_hazard_18_an_ipv6_client_is_listened_for_on_ipv6() -> None:
-    with Conversation(Surroundings().socks5(), "::1", "::1") as client:
+    with Conversation(surroundings().socks5(), "::1", "::1") as client:
         client.send(Socks5.request(Address("::", 0)))
         client.expect(b"\5\0")
         bound = Socks5.reply(client)
@@ -203,13 +214,26 @@ def test_hazard_18_an_ipv6_client_is_listened_for_on_ipv6() -> None:
 
 def test_a_peer_asked_for_by_name_is_taken() -> None:
     """Clients that leave names to the proxy name the peer of a BIND as they named the target of their CONNECT."""
-    client, bound = begin(Socks5, Surroundings(bind_seconds=0.5), Address("localhost", 21))
+    client, bound = begin(Socks5, surroundings(bind_seconds=0.5), Address("localhost", 21))
     with client, connect(bound) as peer:
         assert Socks5.reply(client) == Address(*peer.getsockname())
 
 
+def test_hazard_75_a_peer_is_who_was_found_by_the_one_lookup_that_was_checked() -> None:
+    answers = iter(["127.0.0.2", LOCALHOST])        # a name server that says something else each time
+    around = surroundings()
+    around.router.look_up = lambda target: [target._replace(host=next(answers))]
+    client, bound = begin(Socks5, around, Address("flips.example", 21))
+    with client:
+        with connect(bound) as wrong:
+            assert not wrong.recv(1)
+        with connect(bound, "127.0.0.2") as peer:
+            assert Socks5.reply(client) == Address(*peer.getsockname())
+    assert next(answers) == LOCALHOST
+
+
 def test_a_peer_whose_name_is_not_found_is_refused_at_once() -> None:
-    with Conversation(Surroundings().socks5()) as client:
+    with Conversation(surroundings().socks5()) as client:
         client.send(Socks5.request(Address("nowhere.example", 21)))
         client.expect(b"\5\0\5\4\0\1\0\0\0\0\0\0")
         client.expect_end()
@@ -217,7 +241,7 @@ def test_a_peer_whose_name_is_not_found_is_refused_at_once() -> None:
 
 def test_the_first_reply_names_the_announced_address(version: Version) -> None:
     announcer = Announcer([Announcement(None, Address("203.0.113.5", 0))], resolve)
-    client, bound = begin(version, Surroundings(announcer=announcer))
+    client, bound = begin(version, surroundings(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
         with connect(Address(LOCALHOST, bound.port)):
@@ -227,7 +251,7 @@ def test_the_first_reply_names_the_announced_address(version: Version) -> None:
 def test_an_announced_port_is_the_relays_and_never_that_of_a_bind(version: Version) -> None:
     """announce: address:port tells where the published relay port is; a BIND listens on a port of its own."""
     announcer = Announcer([Announcement(None, Address("203.0.113.5", 1080))], resolve)
-    client, bound = begin(version, Surroundings(announcer=announcer))
+    client, bound = begin(version, surroundings(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
         assert bound.port != 1080
@@ -236,7 +260,7 @@ def test_an_announced_port_is_the_relays_and_never_that_of_a_bind(version: Versi
 
 
 def test_a_way_out_that_cannot_bind_refuses(version: Version) -> None:
-    around = Surroundings()
+    around = surroundings()
     around.dialer.carries = frozenset({"tcp", "udp"})
     with Conversation(version.handler(around)) as client:
         client.send(version.request(PEER))
@@ -248,7 +272,7 @@ def test_a_way_out_that_cannot_bind_refuses(version: Version) -> None:
 
 
 def test_hazard_14_a_bind_that_the_rules_refuse_is_refused_with_02() -> None:
-    around = Surroundings()
+    around = surroundings()
     around.router.dialer = BlockDialer()
     with Conversation(around.socks5()) as client:
         client.send(Socks5.request(PEER))
@@ -257,7 +281,7 @@ def test_hazard_14_a_bind_that_the_rules_refuse_is_refused_with_02() -> None:
 
 
 def test_a_socket_that_cannot_be_had_is_one_refusal(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    around = Surroundings()
+    around = surroundings()
     with Conversation(version.handler(around)) as client:
         monkeypatch.setattr("netproxy.net.bind._listen", no_descriptor)
         client.send(version.request(PEER))
@@ -273,7 +297,7 @@ def no_descriptor(host: str) -> socket.socket:
 
 def test_a_hundred_binds_leave_nothing_open(version: Version) -> None:
     before = descriptors()
-    around = Surroundings()
+    around = surroundings()
     for _ in range(100):
         client, bound = begin(version, around)
         with client, connect(bound):
@@ -283,13 +307,13 @@ def test_a_hundred_binds_leave_nothing_open(version: Version) -> None:
 
 def test_an_ipv4_client_of_socks4_gets_ipv4_replies_whatever_is_announced() -> None:
     announcer = Announcer([Announcement(None, Address("2001:db8::5", 0))], resolve)
-    client, bound = begin(Socks4, Surroundings(announcer=announcer))
+    client, bound = begin(Socks4, surroundings(announcer=announcer))
     with client:
         assert bound.host == LOCALHOST
 
 
 def test_the_binder_says_why_nobody_came() -> None:
-    around = Surroundings(bind_seconds=0.05)
+    around = surroundings(bind_seconds=0.05)
     with Conversation(Once(around)) as client:
         client.expect_closed()
     assert isinstance(client.raised, DialError)
@@ -301,4 +325,4 @@ class Once:
         self.around = around
 
     def handle(self, stream: Stream, client: Address) -> None:
-        self.around.binder.accept(stream, client, PEER, lambda bound: None)
+        self.around.binder.accept(stream, asked(PEER), lambda bound: None)

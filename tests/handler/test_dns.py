@@ -272,6 +272,18 @@ class TestCoalescing:
         assert [plain.client.recv(512)[:4] for _ in range(2)] == [b"\0\1\x80\1", b"\0\2\x80\1"]
         assert len(plain.source.asked) == 1
 
+    def test_what_is_never_kept_goes_round_in_a_circle_of_servers_once(self, plain: Rig) -> None:
+        """It comes back with another ID, as a server sends it on; an update, which is no question, is for itself."""
+        anything = [query(question("www.example", 255), id=id) for id in (1, 2)]
+        plain.hand_over(*anything)
+        plain.work()
+        assert plain.source.asked == anything[:1]
+        assert [plain.client.recv(512) for _ in anything] == [answer_to(one, a(60)) for one in anything]
+        updates = [query(question("www.example", 6), id=id, flags=5 << 11) for id in (1, 2)]
+        plain.hand_over(*updates)
+        plain.work()
+        assert plain.source.asked[1:] == updates
+
     def test_after_the_answer_it_is_asked_anew(self, plain: Rig) -> None:
         plain.make(cache=0)
         plain.ask(query(WWW))
@@ -420,6 +432,28 @@ class TestConnections:
             client.send(framed(query(WWW, id=2)))
             assert read_framed(client.socket) == answer_to(query(WWW, id=2), a(60))
         assert len(plain.source.asked) == 1
+
+    def test_who_asks_the_same_meanwhile_waits_for_the_same_answer(self, plain: Rig) -> None:
+        """As a question does that comes back in a circle of servers, which would else have a thread for each round."""
+        begun, go_on = threading.Event(), threading.Event()
+
+        def reply(asked: bytes) -> bytes:
+            begun.set()
+            assert go_on.wait(SECONDS)
+            return sixty(asked)
+        plain.source.reply = reply
+        first, second = query(WWW, id=1), query(WWW, id=2)
+        with Conversation(plain.handler) as client, Conversation(plain.handler) as other:
+            client.send(framed(first))
+            assert begun.wait(SECONDS)
+            plain.hand_over(query(WWW, id=3))
+            other.send(framed(second))
+            wait_until(lambda: len(*plain.handler._pending.values()) == 3)
+            go_on.set()
+            assert read_framed(client.socket) == answer_to(first, a(60))
+            assert read_framed(other.socket) == answer_to(second, a(60))
+        assert plain.client.recv(512) == answer_to(query(WWW, id=3), a(60))
+        assert plain.source.asked == [first] and not plain.tasks
 
     def test_nothing_is_truncated(self, plain: Rig) -> None:
         plain.source.reply = lambda asked: answer_to(asked, *texts(60, 60000))

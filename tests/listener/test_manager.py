@@ -165,6 +165,21 @@ class TestReplace:
         assert rig.manager.listeners == before
         assert {listener.handler for listener in before} == {"old"}
 
+    def test_changes_nothing_when_one_cannot_be_started(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Hazard 94: can't start new thread."""
+        rig.manager.start([want("tcp", 1, "old")])
+        before = rig.manager.listeners
+        rig.did()
+
+        def fail(listener: FakeListener) -> None:
+            raise RuntimeError("can't start new thread")
+        monkeypatch.setattr(FakeListener, "start", fail)
+        with pytest.raises(ListenError, match="can't start new thread"):
+            rig.manager.replace([want("tcp", 1, "new"), want("tcp", 8, "new")])
+        assert rig.did() == ["bind tcp 8", "stop tcp 8"]
+        assert rig.manager.listeners == before
+        assert before[0].handler == "old"
+
     def test_the_same_twice_is_refused_as_at_the_start(self, rig: Rig) -> None:
         rig.manager.start([want("tcp", 1, "a")])
         rig.taken = {("tcp", 1)}

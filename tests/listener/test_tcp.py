@@ -199,6 +199,20 @@ class TestStop:
         assert nothing_comes(sock)
         assert rig.listener.live == 1
 
+    def test_serves_those_that_the_kernel_has_accepted(self, make: Callable[..., Rig]) -> None:
+        """They would be reset: whoever drains refuses nobody that has got through."""
+        rig = make(1)
+        rig.listener.start()
+        busy = rig.ask()                # has the only thread, so that nobody is accepted
+        waiting = [rig.connect() for _ in range(3)]
+        rig.listener.stop()
+        busy.close()
+        for number, sock in enumerate(waiting):
+            sock.sendall(b"%d\n" % number)
+            assert read_exactly(sock, 2) == b"%d\n" % number
+            sock.close()
+        wait_until(lambda: not rig.listener.live)
+
     def test_while_it_rests(self, make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tcp_module, "ROOM_PAUSE", 0.01)
         rig = make(1)

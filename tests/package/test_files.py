@@ -138,7 +138,8 @@ class TestCompletion:
 
 class TestExamples:
     def test_they_are_there(self) -> None:
-        assert {"minimal", "router", "two-offices-branch", "two-offices-head", "public", "chain", "users", "tls", "group", "announce"} <= {path.stem for path in EXAMPLES}
+        assert {"minimal", "router", "two-offices-branch", "two-offices-head", "bridge", "agent", "public", "chain", "users", "tls", "group",
+                "announce", "dns", "full"} <= {path.stem for path in EXAMPLES}
 
     @pytest.mark.parametrize("path", [ROOT / "conf/netproxyd.yaml", *EXAMPLES], ids=name_of)
     def test_netproxyd_takes_it(self, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from netproxy.protocol import dns
 from netproxy.resolver import forwarder as forwarder_module
 from netproxy.resolver.forwarder import HOSTS_TTL, Branch, Forwarder
 from netproxy.resolver.resolver import LOOKUP_SECONDS, Found, LookupFailed
+from netproxy.router.matchers import DomainSet
 from netproxy.resolver.servers import ServerError
 from tests.support.dns import ASKED, CD, HEAD, QR, RA, RD, a, cname, name, opt, query, question, record
 from tests.support.nameservers import answer_to, named, no_such
@@ -199,6 +200,13 @@ class TestAnswersWithoutAServer:
     def test_without_exactly_one_question_it_is_none(self, asked: bytes) -> None:
         with pytest.raises(ProtocolError):
             self.answer(asked)
+
+    @pytest.mark.parametrize("below", ["ads", "a:b.ads", "::1.ads", "1.2.3.4.ads", "a b.ads"])
+    def test_hazard_76_no_name_below_one_that_is_blocked_gets_out(self, below: str) -> None:
+        """Labels hold any octet: a colon makes no address of a name."""
+        asked = query(question(f"{below}.example"))
+        found = forwarder(Asked(fails), [(DomainSet([".ads.example"]), None)]).answer(asked)
+        assert found is not None and dns.parse_head(found).code == dns.NXDOMAIN
 
     def test_names_of_nobody_are_refused(self) -> None:
         found = forwarder(None, [(("host.lan",), Asked())]).answer(query(question("www.example")))

@@ -137,6 +137,15 @@ class TestADial:
         assert Rig().dialer.carries == {"tcp", "udp"}       # a BIND's peer could not be reached by two ways
 
 
+@pytest.mark.parametrize("scheme, asked", [("socks5", ["a.test"]), ("socks4", ["a.test"]), ("socks5h", [])])
+def test_hazard_75_one_lookup_is_for_both_ways(scheme: str, asked: list[str]) -> None:
+    """Where the upstream is told addresses, it is told those that the direct way has had; else nobody here need know any."""
+    names = Names({"a.test": ["203.0.113.1"]})
+    found = routing(TestDatagrams.TEXT.replace("SCHEME", scheme), names).router.route(flow("tcp 192.0.2.9 -> a.test:443 on main"))
+    assert found.dialer.name == "auto" and [one.host for one in found.flow.addresses] == ["203.0.113.1"] * len(asked)
+    assert names.asked == asked
+
+
 class TestAReset:
     def test_before_the_first_byte_speaks_against_the_direct_way(self) -> None:
         rig = Rig()

@@ -182,7 +182,7 @@ class TestAuto:
 
     def test_rules_with_one_upstream_are_one_way_out(self) -> None:
         made = routing(LISTENERS + """upstreams: {a: 'socks5://192.0.2.1:1', b: 'socks5://192.0.2.2:1'}
-rules: [{port: 1, via: auto, upstream: a}, {port: 2, via: auto, upstream: b}, {port: 3, via: auto, upstream: a}]""")
+rules: [{port: 1, via: auto, upstream: a}, {port: 2, via: auto, upstream: b}, {port: 3, via: auto, upstream: a}]""", Names({"a.test": ["203.0.113.1"]}))
         assert len(made.autos) == 2
         ways = [made.router.route(flow(f"tcp 10.0.0.1 -> a.test:{port} on main")).dialer for port in (1, 2, 3)]
         assert ways[0] is ways[2] is made.autos[0] and ways[1] is made.autos[1]

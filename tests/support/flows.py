@@ -1,7 +1,7 @@
 """Flows for dialers: whoever asks is the same client.  And who lets all of them pass."""
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 from netproxy.interfaces import Address, Dialer, Flow, Route
 
@@ -24,15 +24,16 @@ class Anywhere:
 
 
 class OneWay:
-    """A Router for which all flows take one way out; nothing is looked up."""
+    """A Router for which all flows take one way out; nothing is looked up but by `look_up`."""
 
     def __init__(self, dialer: Dialer) -> None:
         self.dialer = dialer
+        self.look_up: Callable[[Address], Sequence[Address]] | None = None
         self.flows: list[Flow] = []
 
     def route(self, flow: Flow) -> Route:
         self.flows.append(flow)
-        return Route(self.dialer, flow)
+        return Route(self.dialer, flow._replace(addresses=tuple(self.look_up(flow.target))) if self.look_up else flow)
 
     route_at_once = route
 

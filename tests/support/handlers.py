@@ -178,7 +178,7 @@ class Surroundings:
         self.dialer = RecordingDialer(failure)
         self.router = OneWay(self.dialer)
         self.connector = Connector(self.router, PIPE_LIMITS, self.counters, self.log)
-        self.binder = Binder(announcer or Announcer([], resolve), resolve, self.counters, bind_seconds)
+        self.binder = Binder(announcer or Announcer([], resolve), self.counters, bind_seconds)
         self.login = Login(Users(users or {}), auth)
 
     def socks4(self) -> Socks4Handler:
