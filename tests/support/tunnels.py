@@ -130,5 +130,6 @@ def tunnel(services: str = "{}", ports: str = "[]", leads_out: bool = False, mor
     with ExitStack() as stack:
         bridge = stack.enter_context(side(bridge_text(ports, more)))
         agent = stack.enter_context(side(agent_text(bridge.tunnel_port, services, agents, leads_out)))
+        wait_until(lambda: any(one["exit"] is leads_out for one in bridge.agents()))
         bridge.wait_for_agent(len(re.findall(r'"\d+(?:/udp)?":', services)))
         yield bridge, agent
