@@ -35,7 +35,7 @@ FOR_ALL = {"errors", "interfaces"}
 SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "inside", "machinery", "relays", "tunnels", "service", "report"}       # besides config/ itself and every factory
 LATE = {"yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass", "traceback",
-        "maxminddb", "copy"}
+        "maxminddb", "copy", "glob"}
 LATE_OURS = {("config", "netproxy.config.tunnels"),
              ("daemon", "netproxy.report"),
              ("config", "netproxy.config.names"), ("config", "netproxy.config.rules"),

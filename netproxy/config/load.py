@@ -15,6 +15,8 @@ from netproxy.config.node import Node
 from netproxy.errors import ConfigError
 
 SIZE_LIMIT = 1 << 20        # bytes of a file: lists that are longer belong into files of their own
+INCLUDE = "include"         # the key that names other files
+INCLUDED_LIMIT = 256        # files: a pattern that meets more means something else
 DEPTH_LIMIT = 32            # nested collections: a deeper tree is an attack on the parser's stack
 SECRET_LIMIT = 65536        # bytes of a file named by !file
 _TOO_DEEP = f"nested deeper than {DEPTH_LIMIT} levels"
@@ -22,7 +24,51 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def load_file(path: str) -> Node:
-    """The tree of a file; ConfigError with file:line:column."""
+    """The tree of a file with those that it includes; ConfigError with file:line:column."""
+    root = _load_one(path)
+    patterns = root.value.pop(INCLUDE, None) if isinstance(root.value, dict) else None
+    if patterns is not None:
+        for other in _included(patterns, os.path.dirname(path)):
+            _merge(root.value, _load_one(other))
+    return root
+
+
+def _included(patterns: Node, folder: str) -> list[str]:
+    """Paths in the order of their names, pattern by pattern; one that nothing matches is none."""
+    import glob     # late: few files include others
+    found: dict[str, None] = {}
+    for pattern in patterns.value if isinstance(patterns.value, list) else [patterns]:
+        if not isinstance(pattern.value, str) or not pattern.value:
+            raise ConfigError(f"{INCLUDE}: must be a pattern of file names, or a list of them", pattern.place)
+        found.update(dict.fromkeys(sorted(glob.glob(os.path.join(folder, pattern.value)))))
+    if len(found) > INCLUDED_LIMIT:
+        raise ConfigError(f"{INCLUDE}: more than {INCLUDED_LIMIT} files", patterns.place)
+    return list(found)
+
+
+def _merge(into: dict[str, Node], root: Node) -> None:
+    """Lists are joined, and mappings key by key; what is given twice is an error."""
+    if not isinstance(root.value, dict):
+        raise ConfigError("must be a mapping of keys to values", root.place)
+    for key, node in root.value.items():
+        place = node.key_place or node.place
+        if key == INCLUDE:
+            raise ConfigError("a file that is included includes no others", place)
+        before = into.get(key)
+        if before is None or before.value == "":
+            into[key] = node
+        elif isinstance(before.value, list) and isinstance(node.value, list):
+            into[key] = before._replace(value=before.value + node.value)
+        elif isinstance(before.value, dict) and isinstance(node.value, dict):
+            if twice := before.value.keys() & node.value.keys():
+                name = min(twice)
+                raise ConfigError(f"'{key}.{name}' is given in {before.value[name].place} too", node.value[name].key_place or place)
+            into[key] = before._replace(value={**before.value, **node.value})
+        else:
+            raise ConfigError(f"'{key}' is given in {before.place} too", place)
+
+
+def _load_one(path: str) -> Node:
     try:
         with open(path, "rb") as file:
             raw = file.read(SIZE_LIMIT + 1)

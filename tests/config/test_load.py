@@ -181,3 +181,43 @@ class TestEnvironment:
 def test_without_pyyaml_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "yaml", None)
     assert error("a: b") == "c.yaml: PyYAML is needed to read a YAML file (Debian: python3-yaml)"
+
+
+class TestInclude:
+    def load(self, folder: Path, **files: str) -> object:
+        for name, text in files.items():
+            path = folder / (f"conf.d/{name}.yaml" if name != "main" else "main.yaml")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return plain(load_file(str(folder / "main.yaml")))
+
+    def test_lists_are_joined_and_mappings_too_in_the_order_of_names(self, tmp_path: Path) -> None:
+        assert self.load(tmp_path, main="include: conf.d/*.yaml\nlisteners: [a]\nusers: {u: 1}\nlog:\n", b="listeners: [c]\nusers: {w: 3}",
+                         a="listeners: [b]\nusers: {v: 2}\nlog: {level: debug}\ncontrol: x") == {
+            "listeners": ["a", "b", "c"], "users": {"u": "1", "v": "2", "w": "3"}, "log": {"level": "debug"}, "control": "x"}
+
+    def test_nothing_there_is_nothing_included(self, tmp_path: Path) -> None:
+        assert self.load(tmp_path, main="include: [conf.d/*.yaml, more/*]\na: b") == {"a": "b"}
+
+    def test_hidden_files_and_others_are_left_out(self, tmp_path: Path) -> None:
+        (tmp_path / "conf.d").mkdir()
+        for name in (".hidden.yaml", "old.yaml.bak", "README"):
+            (tmp_path / "conf.d" / name).write_text("a: wrong")
+        assert self.load(tmp_path, main="include: conf.d/*.yaml") == {}
+
+    @pytest.mark.parametrize("main, included, message", [
+        ("users: {u: 1}", "users: {u: 2}", "conf.d/x.yaml:1:9: 'users.u' is given in {0}/main.yaml:2:12 too"),
+        ("default: direct", "default: direct", "conf.d/x.yaml:1:1: 'default' is given in {0}/main.yaml:2:10 too"),
+        ("listeners: [a]", "listeners: {a: b}", "conf.d/x.yaml:1:1: 'listeners' is given in {0}/main.yaml:2:12 too"),
+        ("a: b", "include: y", "conf.d/x.yaml:1:1: a file that is included includes no others"),
+        ("a: b", "[c]", "conf.d/x.yaml:1:1: must be a mapping of keys to values"),
+        ("a: b", "c: [", "conf.d/x.yaml:2:1: "),
+    ])
+    def test_what_does_not_fit_has_its_place(self, tmp_path: Path, main: str, included: str, message: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            self.load(tmp_path, main="include: conf.d/*.yaml\n" + main, x=included)
+        assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(message.format(tmp_path))
+
+    def test_a_pattern_that_is_none(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="main.yaml:1:10: include: must be a pattern"):
+            self.load(tmp_path, main="include: {a: b}")
