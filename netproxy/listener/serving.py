@@ -73,11 +73,15 @@ class Serving:
         def wake(pause: Pause, ready: bool) -> None:
             if not self.pool.submit(lambda: self._run(connection, lambda: pause.resume(ready)), urgent=True):
                 connection.stream.close()   # the pool has stopped, or has no thread at all: it ends here and now
-                self._attempt(connection, lambda: pause.resume(False))
+                self._attempt(connection, lambda: _give_up(pause))
 
         try:
             self._parker.park(pause, wake, lambda: connection.ended(connection))
         except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
-            pause.resume(False)
-            return None
+            return _give_up(pause)
         return pause
+
+
+def _give_up(pause: Pause) -> None:
+    """It is told that its time is up; what it would wait for next is not waited for."""
+    pause.resume(False)

@@ -53,6 +53,7 @@ class Agent:
         self._services: Sequence[Service] = ()
         self._leads_out = False
         self._link: _Link | None = None
+        self._telling = threading.Lock()    # one REGISTER at a time, so that the last says what counts; sending does not wait
         self._tries = 0                     # failures in a row
         self.thread = threading.Thread(target=self._run, name="tunnel-agent", daemon=True)
 
@@ -62,7 +63,7 @@ class Agent:
             self._services, self._leads_out = services, leads_out
             link = self._link
         if link is not None:
-            link.control.send(tunnel.encode_register(services, leads_out))
+            self._register(link)
 
     def start(self) -> None:
         self.thread.start()
@@ -96,7 +97,7 @@ class Agent:
 
     def _run(self) -> None:
         while not self.stopped:
-            began = time.monotonic()
+            self._tries += 1
             try:
                 self._live()
             except NetProxyError as error:
@@ -104,7 +105,6 @@ class Agent:
                     self._log.limited(("tunnel", str(error)), "tunnel: %s", error)
             except Exception:
                 self._log.exception("serving the tunnel")
-            self._tries = 1 if time.monotonic() - began >= STEADY_SECONDS else self._tries + 1
             self._stopped.wait(backoff(self._tries))
 
     def _live(self) -> None:
@@ -115,17 +115,25 @@ class Agent:
         link = _Link(Control(stream), pool)
         with self._lock:
             self._link = link
-            services, leads_out = self._services, self._leads_out
+        began = time.monotonic()        # a dial may fail late, and is a failure all the same
         try:
             if not self.stopped:
                 self._log.info("tunnel: connected as '%s'", self._identity.name)
-                link.control.send(tunnel.encode_register(services, leads_out))
+                self._register(link)
                 self._watch(link)
         finally:
             with self._lock:
                 self._link = None
+            if time.monotonic() - began >= STEADY_SECONDS:
+                self._tries = 1
             pool.end()
             stream.close()
+
+    def _register(self, link: _Link) -> None:
+        with self._telling:
+            with self._lock:
+                services, leads_out = self._services, self._leads_out
+            link.control.send(tunnel.encode_register(services, leads_out))
 
     def _watch(self, link: _Link) -> None:
         control = link.control

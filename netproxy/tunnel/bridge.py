@@ -73,7 +73,7 @@ class Bridge:
             if had is None or has is None or has.token != had.token:
                 self._end(link, "it is not configured any more", tunnel.WITHDRAWN)
             elif has.ports != had.ports:
-                self._serve_ports(link, [*link.ports, *link.refused])
+                self._serve_ports(link, None)
 
     def stop(self) -> None:
         """Ports are closed and agents told; streams that live go on."""
@@ -158,8 +158,15 @@ class Bridge:
     def _link(self, proven: _Proven) -> Pause | None:
         session = os.urandom(tunnel.SESSION_SIZE)
         link = Link(proven.hello.name, Control(proven.stream), session, proven.client)
-        if self._stopping or not self._links.add(link):
+        if not self._links.add(link):
             return self._refuse(proven, tunnel.NAME_IN_USE)
+        # asked for once it is among the links: what is withdrawn later is withdrawn from it, too
+        rights = self._agents.get(link.name)
+        if self._stopping or rights is None or rights.token != proven.token:
+            self._links.remove(link)
+            return self._refuse(proven, tunnel.NAME_IN_USE if self._stopping else tunnel.NOT_PROVEN)
+        # nothing else tells of a connection that no thread, or no memory, could be had for
+        proven.stream.on_close(lambda: self._end(link, "the connection broke off"))
         try:
             proven.welcome(session)
         except NetProxyError:
@@ -213,29 +220,31 @@ class Bridge:
 
     # -- public ports
 
-    def _serve_ports(self, link: Link, services: Sequence[Service]) -> None:
-        """These and no others, as far as the agent may have them; it is told which."""
-        rights = self._agents.get(link.name) or Rights(b"")
+    def _serve_ports(self, link: Link, services: Sequence[Service] | None) -> None:
+        """These and no others, as far as the agent may have them; it is told which.  None: what it has asked for before."""
         outcomes: dict[Service, int] = {}
         with link.ports_lock:
+            rights = self._agents.get(link.name) or Rights(b"")
+            if services is None:
+                services = [*link.ports, *link.refused]
             for service in [one for one, port in link.ports.items() if one not in services or port.host != rights.host_of(one)]:
                 link.ports.pop(service).close()
             for service in dict.fromkeys(services):
                 outcomes[service] = tunnel.SERVED if service in link.ports else self._open(link, service, rights.host_of(service))
             link.refused = {service: outcome for service, outcome in outcomes.items() if outcome != tunnel.SERVED}
-        link.control.send(tunnel.encode_registered(list(outcomes.items())))
+            link.control.send(tunnel.encode_registered(list(outcomes.items())))     # never waits; the last says what counts
 
     def _open(self, link: Link, service: Service, host: str) -> int:
         """Under the link's lock."""
         if not host:
-            self._log.warning("tunnel: agent '%s' may not have port %s", link.name, service)
+            self._log.limited(("tunnel port", link.name, service), "tunnel: agent '%s' may not have port %s", link.name, service)
             return tunnel.NOT_ALLOWED
         if link.ended:
             return tunnel.CANNOT_LISTEN
         try:
             link.ports[service] = Port(host, self._open_port(link.name, service, host))
         except ListenError as error:
-            self._log.warning("tunnel: agent '%s': %s", link.name, error)
+            self._log.limited(("tunnel port", link.name, service), "tunnel: agent '%s': %s", link.name, error)
             return tunnel.CANNOT_LISTEN
         return tunnel.SERVED
 

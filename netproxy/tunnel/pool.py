@@ -62,11 +62,12 @@ class WorkPool:
         except NetProxyError as error:
             if not self.ended:
                 self._log.limited(("tunnel work", str(error)), "tunnel: no work connection: %s", error)
-        with self._lock:
-            self._dialling -= 1
-            late = self.ended
-            if stream is not None and not late:
-                self._waiting.add(stream)
+        finally:
+            with self._lock:
+                self._dialling -= 1
+                late = self.ended
+                if stream is not None and not late:
+                    self._waiting.add(stream)
         if stream is None:
             return
         if late:

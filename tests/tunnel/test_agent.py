@@ -191,6 +191,22 @@ def test_it_tries_for_ever_from_the_first_failure_on(failure: Exception, monkeyp
     bridge.close()
 
 
+def test_dials_that_fail_late_are_failures_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 125: a bridge that is not there answers nothing, and each dial takes as long as it may."""
+    monkeypatch.setattr(agent_module, "STEADY_SECONDS", 0.0)
+    tries: list[int] = []
+    monkeypatch.setattr(agent_module, "backoff", lambda number: tries.append(number) or 0.0)
+    bridge = PlayedBridge()
+    bridge.failure = DialError(Reason.TIMEOUT)
+    bridge.agent.start()
+    wait_until(lambda: len(tries) >= 3)
+    assert tries[:3] == [1, 2, 3]
+    bridge.failure = None
+    bridge.link().close()
+    wait_until(lambda: tries[-1] == 1)      # it had lived long enough
+    bridge.close()
+
+
 @pytest.mark.parametrize("way", ["end", "close", "silence", "long capsule", "bad message"])
 def test_it_comes_back_whatever_ends_the_connection(bridge: PlayedBridge, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hazards 123, 125, 126."""
@@ -309,6 +325,26 @@ def test_connection_that_comes_after_the_end_is_closed() -> None:
         tasks[0]()
         theirs.settimeout(SECONDS)
         assert theirs.recv(1) == b""
+
+
+def test_fault_of_ours_takes_no_dials_place_for_ever() -> None:
+    """Threads and memory may run out in a dial, too: that is no NetProxyError."""
+    faults: list[Exception] = []
+
+    def dial() -> Stream:
+        raise RuntimeError("can't start new thread")
+
+    def submit(job: Callable[[], None]) -> bool:
+        try:
+            job()
+        except RuntimeError as error:
+            faults.append(error)        # a pool's thread logs it
+        return len(faults) % 2 == 0
+
+    work = WorkPool(dial, submit, lambda *both: None, Lines())
+    for _ in range(2 * pool.DIALLING_LIMIT):
+        work.fill()
+    assert len(faults) >= 2 * pool.DIALLING_LIMIT
 
 
 def test_full_dial_pool_is_asked_again_later() -> None:

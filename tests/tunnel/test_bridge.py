@@ -294,6 +294,31 @@ def test_second_agent_comes_in_where_the_first_leaves_meanwhile(rig: BridgeRig, 
     second.welcome()
 
 
+@pytest.mark.parametrize("agents", [{}, {"home": Rights(OTHER_TOKEN)}])
+def test_second_agent_does_not_come_in_by_a_token_that_was_withdrawn_meanwhile(rig: BridgeRig, agents: Any,
+                                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.3)
+    rig.agent()
+    second = shake(rig)
+    wait_until(lambda: rig.links.get("home").challenged)
+    rig.bridge.configure(agents)
+    assert second.answer() == tunnel.NOT_PROVEN
+    assert not rig.links.all()
+
+
+def test_agent_for_whom_no_thread_can_be_had_is_gone(rig: BridgeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = rig.agent()
+    agent.register(SSH)
+    wait_until(lambda: len(rig.parker) == 1)
+    with monkeypatch.context() as without:
+        without.setattr(rig.pool, "submit", lambda task, urgent=False: False)
+        agent.send(tunnel.encode(tunnel.PING, b"01234567"))
+        assert agent.ended()
+        wait_until(lambda: rig.shut == [SSH] and not rig.links.all())
+        wait_until(lambda: not rig.listener.live)
+    rig.log.wait_for("agent 'home' is gone: the connection broke off")
+
+
 def test_wrong_token_does_not_disturb_who_has_the_name(rig: BridgeRig) -> None:
     """Hazard 121: no ping, no challenge for a stranger."""
     first = rig.agent()
