@@ -95,11 +95,6 @@ class Resolver:
             raise DialError(Reason.NAME, host)
         return self._places(target, found)
 
-    def forget(self) -> None:
-        """Empties the cache."""
-        with self._lock:
-            self._cache = {}
-
     def __len__(self) -> int:
         """Names in the cache."""
         return len(self._cache)

@@ -133,13 +133,6 @@ class TestMemory:
         resolver = made(asked, cache=0)
         assert hosts(resolver) == hosts(resolver) == ["192.0.2.1"] and len(asked.names) == 2 and len(resolver) == 0
 
-    def test_is_forgotten(self) -> None:
-        asked = Asked()
-        resolver = made(asked)
-        resolver.resolve(HOST)
-        resolver.forget()
-        assert resolver.known(HOST) is None
-
 
 class TestTogether:
     def test_those_that_ask_for_one_name_at_once_share_a_lookup(self) -> None:
