@@ -195,7 +195,11 @@ class Observer(Protocol):
 
 
 class Dialer(Protocol):
-    """A way out.  Wraps the dialer of the hop before it, so that a chain needs no engine."""
+    """A way out.  Wraps the dialer of the hop before it, so that a chain needs no engine.
+
+    One that also has `begin(flow)` may be asked by who must not wait: it gives a net.connect.Dialling, or None where
+    that is not enough, and raises DialError.
+    """
 
     name: str
     carries: frozenset[str]     # of "tcp", "udp", "bind"
@@ -310,6 +314,7 @@ class Pause(NamedTuple):
     `watched` are sockets with the events of poll(2) to wait for; it goes on with `resume(True)` when one of these or an
     error has come, with `resume(False)` after `seconds`, None for never.
     `expendable`: nothing is under way, so that a daemon that stops need not wait for it.
+    Where nothing is `watched` a thread goes on at once.
     `step(descriptor, events)` goes on in place of `resume(True)`, where what is to be done never waits: the thread that
     watches does it itself, without waking another.
     """
@@ -325,6 +330,9 @@ class Handler(Protocol):
     """Takes connections.  Blocks; owns the stream until it returns None.  A Pause means that it is not done yet.
 
     The stream comes with its handshake's deadline running (net.stream.Stream.limit).
+
+    One that also has `attempt(stream, client)`, with the same outcome, gets by with no thread of a pool while nothing has
+    to be waited for but the client (net.stream.Stream.attempt): that is asked first, and never blocks.
     """
 
     def handle(self, stream: Any, client: Address) -> Pause | None: ...

@@ -138,7 +138,7 @@ class Machinery:
     def _watch(self, stream: Stream, said: Callable[[], None]) -> None:
         """Calls `said` once, on the parker's thread, when something comes on a stream."""
         pause = Pause(((stream.socket, READABLE),), None, lambda ready: None)
-        self.parker.park(pause, lambda pause, ready: said(), lambda: None)
+        self.parker.park(pause, lambda pause, ready: said(), lambda step: step())
 
 
 def raise_descriptor_limit() -> None:

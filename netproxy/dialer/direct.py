@@ -9,7 +9,7 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address, Flow, Gatekeeper, Resolver
 from netproxy.net.address import from_sockaddr
 from netproxy.net.batching import Datagrams
-from netproxy.net.connect import ANY_WAY, REASONS, Outgoing, connect
+from netproxy.net.connect import ANY_WAY, REASONS, Dialling, Outgoing, connect
 from netproxy.net.datagram import DatagramSocket, Destination
 from netproxy.net.stream import Stream
 
@@ -48,6 +48,12 @@ class DirectDialer:
         deadline = time.monotonic() + self._seconds
         addresses = self._reach.addresses(flow, self._seconds)
         return Stream(connect(addresses, max(0.0, deadline - time.monotonic()), self._outgoing))
+
+    def begin(self, flow: Flow) -> Dialling | None:
+        """The same as dial(), begun and not waited for; None where there is more to do than to connect to one address."""
+        if len(flow.addresses) != 1 or not flow.target.port:
+            return None
+        return Dialling(flow.addresses[0], self._seconds, self._outgoing)
 
     def pinned(self, flow: Flow) -> DirectDialer:
         return self

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import time
+from select import POLLOUT
 from typing import Callable
 
-from netproxy.errors import DialError, StreamError
+from netproxy.errors import DialError, NeedsThread, StreamError
 from netproxy.handler.stream_udp import NO_WAY, StreamUdpRelay, UotPassage
 from netproxy.interfaces import Address, Counter, Dialer, Flow, Moved, Observer, Pause, Record, Route, Router
 from netproxy.net.address import is_unspecified
@@ -50,6 +51,31 @@ class Connector:
             self._failed(flow, way, started, error)
             raise
         return self.begin(passage, time.monotonic() - started)
+
+    def attempt(self, flow: Flow, connected: Callable[[Passage], Pause | None],
+                refused: Callable[[DialError], Pause | None]) -> Pause | None:
+        """What tunnel() gives goes to `connected`, its DialError, on a thread, to `refused`.  Never waits; NeedsThread, DialError."""
+        if self._datagrams is not None and flow.target.host in UOT_NAMES:
+            raise NeedsThread
+        started = time.monotonic()
+        dialer, flow = self._router.route_at_once(flow) or (None, flow)
+        begin = getattr(dialer, "begin", None)
+        dialling = begin(flow) if begin is not None else None
+        if dialling is None:
+            raise NeedsThread
+
+        def finish(*_: object) -> Pause | None:
+            try:
+                upstream = Stream(dialling.finish())
+            except DialError as error:
+                self._failed(flow, dialer.name, started, error)
+                why = error     # the name ends with this block
+                return Pause((), None, lambda ready: refused(why))
+            return connected(self.begin(Passage(self, flow, dialer, upstream, started), time.monotonic() - started))
+
+        if dialling.settled:
+            return finish()
+        return Pause(((dialling.socket, POLLOUT),), dialling.seconds, finish, step=finish)
 
     def bind(self, flow: Flow, client: Stream, binder: Binder, announce: Callable[[Address], None]) -> Passage:
         """The connection of the peer that a BIND waits for; its flow's target is the peer.  DialError."""

@@ -14,7 +14,7 @@ import os
 from typing import Sequence
 
 from netproxy.access.users import Login
-from netproxy.errors import DeadlineError, DialError, EndOfStream, NetProxyError, Reason, StreamError
+from netproxy.errors import DeadlineError, DialError, EndOfStream, NeedsThread, NetProxyError, Reason, StreamError
 from netproxy.handler.connector import Connector, Passage
 from netproxy.handler.http_exchange import Exchange, OriginGone, wait_readable
 from netproxy.handler.stream_udp import StreamUdpRelay
@@ -26,6 +26,7 @@ KEEPALIVE_SECONDS = 60.0        # for the next request of a connection to begin
 HEAD_SECONDS = 10.0             # for its head, once it has begun
 # Mail is not what CONNECT is for, and an open door for it gets a proxy's address on every block list.
 CONNECT_PORTS_REFUSED = frozenset({25})
+CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 PROXY_NAME = "netproxy"         # in Proxy-Status
 HOPS_LIMIT = 20             # proxies in Via: more are a loop
 RETRIED = (b"GET", b"HEAD", b"OPTIONS")     # safe methods may be sent again where a kept connection was just closing
@@ -46,6 +47,19 @@ class HttpHandler:
     def handle(self, stream: Stream, client: Address) -> Pause | None:
         return self._serve(stream, client, None)
 
+    def attempt(self, stream: Stream, client: Address) -> Pause | None:
+        """For CONNECT by those who need no password."""
+        return stream.attempt(lambda: self._attempt(stream, client), lambda: self.handle(stream, client))
+
+    def _attempt(self, stream: Stream, client: Address) -> Pause | None:
+        request = http1.read_request(stream)
+        if request.method != b"CONNECT" or self._login.offered:
+            raise NeedsThread
+        stream.welcome()
+        flow = Flow("tcp", client, _tunnel_target(request), self._listener, "")
+        return self._connector.attempt(flow, lambda passage: passage.accept(stream, CONNECTED),
+                                       lambda error: self._refuse_dial(stream, b"CONNECT", error))
+
     def _serve(self, stream: Stream, client: Address, upstream: Passage | None) -> Pause | None:
         """Requests, one after the other, until the client has to think; `upstream` is kept from the one before."""
         method = b""
@@ -58,7 +72,7 @@ class HttpHandler:
                 stream.welcome()
                 flow = Flow("tcp", client, client, self._listener, user)
                 if request.method == b"CONNECT":
-                    return self._connect(stream, request, flow)
+                    return self._connector.tunnel(flow._replace(target=_tunnel_target(request))).accept(stream, CONNECTED)
                 if self._datagrams is not None and connect_udp.asks_for(request):
                     return self._datagrams.connect_udp(stream, request, flow)
                 outcome, upstream = self._forwarder.forward(stream, request, flow, upstream), None
@@ -80,8 +94,7 @@ class HttpHandler:
         except http1.HttpError as error:
             self._refuse(stream, method, error.status, str(error), [_CHALLENGE] if error.status == 407 else [])
         except DialError as error:
-            self._refuse(stream, method, http1.REPLIES[error.reason], error.reason.value,
-                         [connect_udp.status_field(error.reason, PROXY_NAME)])
+            self._refuse_dial(stream, method, error)
         finally:
             if upstream is not None:
                 upstream.upstream.close()
@@ -95,14 +108,6 @@ class HttpHandler:
         if upstream is not None:
             upstream.upstream.close()
         return None
-
-    def _connect(self, stream: Stream, request: http1.Request, flow: Flow) -> Pause | None:
-        """A tunnel.  What the client sent behind its request goes out once the target is there, or never."""
-        target = http1.parse_authority(request.target)
-        if target.port in CONNECT_PORTS_REFUSED:
-            raise http1.HttpError(403, f"CONNECT to port {target.port} is not allowed")
-        passage = self._connector.tunnel(flow._replace(target=target))
-        return passage.accept(stream, b"HTTP/1.1 200 Connection established\r\n\r\n")
 
     def _authenticate(self, request: http1.Request, client: Address) -> str:
         """The user of this request, "" for nobody.  Nothing is remembered from one request to the next."""
@@ -119,6 +124,10 @@ class HttpHandler:
             self._counter.count("authentication", "refused")
         raise http1.HttpError(407, "this proxy wants a user name and a password")
 
+    def _refuse_dial(self, stream: Stream, method: bytes, error: DialError) -> None:
+        self._refuse(stream, method, http1.REPLIES[error.reason], error.reason.value,
+                     [connect_udp.status_field(error.reason, PROXY_NAME)])
+
     @staticmethod
     def _refuse(stream: Stream, method: bytes, status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """The one place where an error becomes an answer.  What follows on the connection is not read as requests."""
@@ -127,6 +136,14 @@ class HttpHandler:
         except StreamError:
             pass
         stream.close_staged()
+
+
+def _tunnel_target(request: http1.Request) -> Address:
+    """Of a CONNECT.  What the client sent behind it goes out once the target is there, or never."""
+    target = http1.parse_authority(request.target)
+    if target.port in CONNECT_PORTS_REFUSED:
+        raise http1.HttpError(403, f"CONNECT to port {target.port} is not allowed")
+    return target
 
 
 class Forwarder:

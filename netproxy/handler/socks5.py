@@ -1,15 +1,18 @@
 """SOCKS5 connections: CONNECT, BIND and UDP ASSOCIATE; its datagrams go to socks5_udp.
 
 One connection is one walk: methods, credentials, request, command.  Each step
-returns or raises; handle() alone turns an error into the one reply.
+returns or raises; _answered() alone turns an error into the one reply.
 """
 from __future__ import annotations
 
+from typing import Callable
+
 from netproxy.access.users import Login
-from netproxy.errors import DialError, EndOfStream, ProtocolError, StreamError
+from netproxy.errors import DialError, EndOfStream, NeedsThread, ProtocolError, StreamError
 from netproxy.net.bind import Binder
-from netproxy.handler.connector import Connector
+from netproxy.handler.connector import Connector, Passage
 from netproxy.handler.socks5_udp import Socks5UdpRelay
+from netproxy.handler.stream_udp import UotPassage
 from netproxy.interfaces import READABLE, Address, Batch, Counter, Flow, Pause
 from netproxy.net.datagram import DatagramSocket
 from netproxy.net.stream import Stream
@@ -39,19 +42,45 @@ class Socks5Handler:
         self._entrance = entrance
 
     def handle(self, stream: Stream, client: Address) -> Pause | None:
+        return self._answered(stream, lambda: self._serve_next(stream, client, self._entrance.enter(stream, client)))
+
+    def attempt(self, stream: Stream, client: Address) -> Pause | None:
+        """For CONNECT by those who need no password: what most connections are."""
+        return stream.attempt(lambda: self._attempt(stream, client), lambda: self.handle(stream, client))
+
+    def _attempt(self, stream: Stream, client: Address) -> Pause | None:
+        self._entrance.enter_at_once(stream)
+        return stream.attempt(lambda: self._attempt_next(stream, client),
+                              lambda: self._answered(stream, lambda: self._serve_next(stream, client, "")))
+
+    def _attempt_next(self, stream: Stream, client: Address) -> Pause | None:
+        request = socks5.read_request(stream)
+        if request.command != socks5.CONNECT:
+            raise NeedsThread
+        stream.welcome()
+        return self._connector.attempt(Flow("tcp", client, request.target, self._listener, ""),
+                                       lambda passage: self._accept(stream, passage),
+                                       lambda error: self._refuse(stream, _answer(error)))
+
+    def _answered(self, stream: Stream, serve: Callable[[], Pause | None]) -> Pause | None:
+        """The one place where an error becomes a reply."""
         try:
-            user = self._entrance.enter(stream, client)
-            request = socks5.read_request(stream)
-            return self._serve(stream, Flow("tcp", client, request.target, self._listener, user), request.command)
+            return serve()
         except Refused as error:
-            answer = error.answer
+            return self._refuse(stream, error.answer)
         except socks5.RequestError as error:
-            answer = socks5.encode_reply(error.reply, NOWHERE)
+            return self._refuse(stream, socks5.encode_reply(error.reply, NOWHERE))
         except DialError as error:
-            answer = socks5.encode_reply(socks5.REPLIES[error.reason], NOWHERE)
+            return self._refuse(stream, _answer(error))
+
+    @staticmethod
+    def _refuse(stream: Stream, answer: bytes) -> None:
         stream.write(answer)
         stream.close_staged()
-        return None
+
+    def _serve_next(self, stream: Stream, client: Address, user: str) -> Pause | None:
+        request = socks5.read_request(stream)
+        return self._serve(stream, Flow("tcp", client, request.target, self._listener, user), request.command)
 
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
         if self._udp is not None:
@@ -60,8 +89,7 @@ class Socks5Handler:
     def _serve(self, stream: Stream, flow: Flow, command: int) -> Pause | None:
         stream.welcome()
         if command == socks5.CONNECT:
-            passage = self._connector.tunnel(flow)
-            return passage.accept(stream, socks5.encode_reply(socks5.SUCCEEDED, passage.bound()))
+            return self._accept(stream, self._connector.tunnel(flow))
         elif command == socks5.BIND:
             passage = self._connector.bind(
                 flow, stream, self._binder, lambda bound: stream.write(socks5.encode_reply(socks5.SUCCEEDED, bound)))
@@ -69,6 +97,10 @@ class Socks5Handler:
         elif command == socks5.UDP_ASSOCIATE and self._udp is not None:
             return self._associate(stream, flow)
         raise socks5.RequestError(socks5.COMMAND_NOT_SUPPORTED, f"command {command}")
+
+    @staticmethod
+    def _accept(stream: Stream, passage: Passage | UotPassage) -> Pause | None:
+        return passage.accept(stream, socks5.encode_reply(socks5.SUCCEEDED, passage.bound()))
 
     def _associate(self, stream: Stream, flow: Flow) -> Pause | None:
         """The association lives exactly as long as its control connection, which only waits from here on."""
@@ -91,6 +123,10 @@ class Socks5Handler:
         return None
 
 
+def _answer(error: DialError) -> bytes:
+    return socks5.encode_reply(socks5.REPLIES[error.reason], NOWHERE)
+
+
 class Entrance:
     """The walk up to the request: which method, and whether the client may come in."""
 
@@ -108,6 +144,12 @@ class Entrance:
             raise Refused(socks5.encode_method(socks5.NO_ACCEPTABLE), "no acceptable method")
         stream.write(socks5.encode_method(socks5.NO_AUTHENTICATION))
         return ""
+
+    def enter_at_once(self, stream: Stream) -> None:
+        """enter() for nobody in particular, whose methods have come; NeedsThread where a password may be wanted."""
+        if socks5.NO_AUTHENTICATION not in socks5.read_methods(stream) or self._login.offered:
+            raise NeedsThread
+        stream.write(socks5.encode_method(socks5.NO_AUTHENTICATION))
 
     def _authenticate(self, stream: Stream, client: Address) -> str:
         failure = socks5.encode_credentials_status(False)

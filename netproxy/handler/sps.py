@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 from typing import Any, Callable, Container, Mapping
 
-from netproxy.errors import LimitError, ProtocolError
+from netproxy.errors import LimitError, NeedsThread, ProtocolError
 from netproxy.interfaces import Address, Batch, Counter, Handler, Log, Pause
 from netproxy.net.datagram import DatagramSocket
 from netproxy.net.stream import Stream
@@ -54,6 +54,7 @@ class SpsHandler:
     def __init__(self, handlers: Mapping[Speech, Handler], packets: Any, counter: Counter, log: Log) -> None:
         """`packets`: the PacketHandler for datagrams."""
         self._handlers = dict(handlers)
+        self._attempts = {speech: handler.attempt for speech, handler in handlers.items() if hasattr(handler, "attempt")}
         self._packets = packets
         self._counter = counter
         self._log = log
@@ -66,6 +67,15 @@ class SpsHandler:
         self._counter.count("connections_refused", f"speaks {speech.value}")
         self._log.limited((speech, client.host), "%s speaks %s to a plain proxy port", client.host, speech.value)
         return None
+
+    def attempt(self, stream: Stream, client: Address) -> Pause | None:
+        return stream.attempt(lambda: self._attempt(stream, client), lambda: self.handle(stream, client))
+
+    def _attempt(self, stream: Stream, client: Address) -> Pause | None:
+        attempt = self._attempts.get(detect(stream.peek()))
+        if attempt is None:
+            raise NeedsThread
+        return attempt(stream, client)
 
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
         self._packets.handle_packets(batch, local)

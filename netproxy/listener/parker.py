@@ -11,22 +11,23 @@ import os
 import select
 import threading
 import time
-from typing import Callable
+from typing import Any, Callable
 
 from netproxy.interfaces import Log, Pause
+from netproxy.net import calls
 
 TICK = 1.0                  # seconds between two looks at who has waited too long
 
 Wake = Callable[[Pause, bool], None]        # (pause, ready): for a thread to go on with
-End = Callable[[], None]
+Attempt = Callable[[Callable[[], "Pause | None"]], "Pause | None"]      # calls a step, and ends its connection where that fails or ends
 
 
 class _Parked:
-    __slots__ = ("pause", "descriptors", "deadline", "wake", "end")
+    __slots__ = ("pause", "descriptors", "deadline", "wake", "attempt")
 
-    def __init__(self, pause: Pause, wake: Wake, end: End) -> None:
+    def __init__(self, pause: Pause, wake: Wake, attempt: Attempt) -> None:
         self.wake = wake
-        self.end = end
+        self.attempt = attempt
         self.set(pause, time.monotonic())
 
     def set(self, pause: Pause, now: float) -> None:
@@ -41,7 +42,7 @@ class _Parked:
 class Parker:
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._epoll: select.epoll | None = None     # opened by start()
+        self._epoll: Any = None             # opened by start()
         self._bell = self._rope = -1
         self._lock = threading.Lock()       # guards _parked and what the epoll watches
         self._parked: dict[int, _Parked] = {}
@@ -53,7 +54,7 @@ class Parker:
         return len({id(parked) for parked in list(self._parked.values())})
 
     def start(self) -> None:
-        self._epoll = select.epoll()
+        self._epoll = calls.Epoll()
         self._bell, self._rope = os.pipe()
         self._epoll.register(self._bell, select.EPOLLIN)
         self.thread.start()
@@ -68,18 +69,20 @@ class Parker:
         os.close(self._bell)
         os.close(self._rope)
 
-    def park(self, pause: Pause, wake: Wake, end: End) -> None:
+    def park(self, pause: Pause, wake: Wake, attempt: Attempt) -> None:
         """OSError or ValueError where it cannot be watched.
 
         `wake(pause, ready)` is called once, on the parker's thread: ready is False when the time was up.
 
-        A pause that has a step goes on by that alone as long as it gives another such pause; `end` is called where a step
-        gives none.  Neither may block.
+        A pause that has a step goes on by that alone, called by `attempt`, as long as it gives another such pause; what gives
+        none has ended.  Nothing of that may block.
         """
         if self._sparing and pause.expendable:
             wake(pause, False)
-            return
-        self._add(_Parked(pause, wake, end))
+        elif not pause.watched:
+            wake(pause, True)
+        else:
+            self._add(_Parked(pause, wake, attempt))
 
     def _add(self, parked: _Parked) -> None:
         # others' threads do what comes then, so it is told once; what this thread does itself it may be told again
@@ -118,24 +121,21 @@ class Parker:
     def _advance(self, parked: _Parked, descriptor: int, event: int, now: float) -> None:
         before = parked.pause
         try:
-            pause = before.step(descriptor, event)
-        except Exception:       # one connection's fault must not keep the others parked
+            pause = parked.attempt(lambda: before.step(descriptor, event))
+        except Exception:       # whoever attempts has seen to the step's own: one connection must not keep the others parked
             self._log.exception("going on with a parked connection")
             self._forget(parked, closed=False)
-            parked.end()
             return
         if pause is before:
             parked.renew(now)
             return
         if pause is None:
             self._forget(parked, closed=True)
-            parked.end()
             return
         try:
             if pause.step is None:          # from now on it is told once
                 self._forget(parked, closed=False)
-                parked.set(pause, now)
-                self._add(parked)
+                self.park(pause, parked.wake, parked.attempt)
             else:
                 self._watch_instead(parked, pause, now)
         except (OSError, ValueError):       # closed meanwhile, or the kernel has no room

@@ -34,8 +34,15 @@ class Serving:
         self.counter = counter
         self.log = log
 
-    def begin(self, connection: Connection, go_on: GoOn) -> bool:
-        """On a thread of the pool, however many wait: it was admitted.  False, and it has ended, where none can be had."""
+    def begin(self, connection: Connection, go_on: GoOn, attempt: GoOn | None = None) -> bool:
+        """On a thread of the pool, however many wait: it was admitted.  False, and it has ended, where none can be had.
+
+        `attempt`, which never waits, goes before: on this thread, and without the pool for as long as it gives pauses
+        with steps.
+        """
+        if attempt is not None:
+            self._begin(connection, attempt)
+            return True
         # there was room a moment ago: if it has been taken meanwhile the connection waits, it is accepted after all
         if self.pool.submit(lambda: self._begin(connection, go_on), urgent=True):
             return True
@@ -76,7 +83,7 @@ class Serving:
                 self._attempt(connection, lambda: _give_up(pause))
 
         try:
-            self._parker.park(pause, wake, lambda: connection.ended(connection))
+            self._parker.park(pause, wake, lambda step: self._attempt(connection, step))
         except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
             return _give_up(pause)
         return pause

@@ -15,7 +15,7 @@ import time
 from typing import Any, Callable
 
 from netproxy.errors import ListenError
-from netproxy.interfaces import Address, Admission, Handler
+from netproxy.interfaces import Address, Admission, Handler, Pause
 from netproxy.listener.serving import Connection, Serving
 from netproxy.net import calls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
@@ -57,6 +57,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
         self.address_family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
         self.handler: Handler
         self.admission: Admission
+        self._attempt: Callable[[Stream, Address], Pause | None] | None = None
         self._handshake = 0.0       # seconds a connection has until its handler sets a limit of its own
         self._dual_stack = is_unspecified(address.host)
         self._serving = serving
@@ -92,6 +93,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
     def equip(self, handler: Handler, admission: Admission, handshake: float) -> None:
         """What connections meet from now on: `handshake` is the seconds they have until the handler sets another limit."""
         self.handler, self.admission, self._handshake = handler, admission, handshake
+        self._attempt = getattr(handler, "attempt", None)
 
     def start(self) -> None:
         self.thread.start()
@@ -142,7 +144,9 @@ class TcpListener(socketserver.ThreadingTCPServer):
         self._greeters[connection] = None
         if len(self._greeters) > GREETERS_LIMIT:
             self._make_room_for_greeters()
-        self._serving.begin(connection, lambda: self.handler.handle(stream, client))
+        attempt = self._attempt
+        self._serving.begin(connection, lambda: self.handler.handle(stream, client),
+                            attempt and (lambda: attempt(stream, client)))
 
     def _make_room_for_greeters(self) -> None:
         """One silent client cannot be told from another: those that have been silent longest go first."""

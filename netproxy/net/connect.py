@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import time
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address
@@ -66,7 +66,10 @@ ANY_WAY = Outgoing()
 def connect(addresses: Sequence[Address], seconds: float, outgoing: Outgoing = ANY_WAY) -> socket.socket:
     """A connected socket, which does not block, to the first address that answers; DialError names the last failure."""
     if len(addresses) == 1:
-        return _connect_alone(addresses[0], seconds, outgoing)
+        dialling = Dialling(addresses[0], seconds, outgoing)
+        if not dialling.settled:
+            dialling.wait()
+        return dialling.finish()
     race = _Race(_interleave(addresses), time.monotonic() + seconds, outgoing)
     try:
         return race.run()
@@ -74,25 +77,61 @@ def connect(addresses: Sequence[Address], seconds: float, outgoing: Outgoing = A
         race.close()
 
 
-def _connect_alone(address: Address, seconds: float, outgoing: Outgoing) -> socket.socket:
-    """One address and nothing to race with, hence with fewer calls: most connections are made here."""
-    sock = None
-    try:
-        sock, sockaddr, outcome = _begin(address, outgoing)
-        if outcome == errno.EINPROGRESS:        # near ones have answered by now
-            near = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED
-            outcome = 0 if near else _wait_alone(sock, seconds)
-        if not outcome and calls.local_sockaddr(sock) == sockaddr:
-            outcome = errno.ECONNREFUSED        # see _finish
-    except OSError as error:
-        outcome = error.errno or errno.EIO
-    if sock is not None and not outcome:
-        tune(sock)
-        keep_alive(sock, outgoing.keepalive)
-        return sock
-    if sock is not None:
-        sock.close()
-    raise _failure(outcome, address)
+class Dialling:
+    """A connection to one address that has begun, and nothing it races with, hence with fewer calls: most are made so.
+
+    It has `seconds`.  finish() comes once, after its socket has told of something (POLLOUT), the time is up, or at once where it is `settled`.
+    """
+
+    __slots__ = ("socket", "seconds", "_address", "_sockaddr", "_outcome", "_keepalive")
+
+    def __init__(self, address: Address, seconds: float, outgoing: Outgoing = ANY_WAY) -> None:
+        self.socket: Any = None
+        self.seconds = seconds
+        self._address = address
+        self._keepalive = outgoing.keepalive
+        try:
+            self.socket, self._sockaddr, self._outcome = _begin(address, outgoing)
+        except OSError as error:
+            self._outcome = error.errno or errno.EIO
+        if self._outcome == errno.EINPROGRESS and self._established():      # near ones have answered by now
+            self._outcome = 0
+
+    @property
+    def settled(self) -> bool:
+        return self._outcome != errno.EINPROGRESS
+
+    def wait(self) -> None:
+        poll = select.poll()
+        poll.register(self.socket, select.POLLOUT)
+        try:
+            poll.poll(min(self.seconds * 1000, POLL_LIMIT_MS))
+        except OSError as error:        # no memory
+            self._outcome = error.errno or errno.ENOMEM
+
+    def finish(self) -> socket.socket:
+        """The connected socket, which does not block; DialError, TIMEOUT where there is no answer yet."""
+        outcome = self._outcome or self._own_answer()
+        if outcome == errno.EINPROGRESS:
+            outcome = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or (
+                self._own_answer() if self._established() else errno.ETIMEDOUT)
+        if not outcome:
+            tune(self.socket)
+            keep_alive(self.socket, self._keepalive)
+            return self.socket
+        if self.socket is not None:
+            self.socket.close()
+        raise _failure(outcome, self._address)
+
+    def _established(self) -> bool:
+        return self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED
+
+    def _own_answer(self) -> int:
+        """A port that connects to itself is no server: Linux does that when source and target port are the same."""
+        try:
+            return errno.ECONNREFUSED if calls.local_sockaddr(self.socket) == self._sockaddr else 0
+        except OSError as error:
+            return error.errno or errno.EIO
 
 
 def _begin(address: Address, outgoing: Outgoing) -> tuple[socket.socket, tuple, int]:
@@ -113,15 +152,6 @@ def _failure(code: int, address: Address) -> DialError:
     """What an errno means; one that no reason stands for is told in the system's words."""
     reason = REASONS.get(code)
     return DialError(reason, str(address)) if reason else DialError(Reason.GENERAL, str(address), os.strerror(code))
-
-
-def _wait_alone(sock: socket.socket, seconds: float) -> int:
-    """The errno that the attempt under way ends with."""
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    if not poll.poll(min(seconds * 1000, POLL_LIMIT_MS)):
-        return errno.ETIMEDOUT
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def tune(sock: socket.socket) -> None:
@@ -227,8 +257,7 @@ class _Race:
         sock, _ = self._attempts[descriptor]
         outcome = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
-            # A port that connects to itself is no server: Linux does that when source and target port are the same.
-            if not outcome and sock.getsockname() == sock.getpeername():
+            if not outcome and sock.getsockname() == sock.getpeername():      # see Dialling
                 outcome = errno.ECONNREFUSED
         except OSError as error:
             outcome = error.errno or errno.ECONNREFUSED

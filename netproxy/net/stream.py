@@ -14,8 +14,8 @@ import struct
 import time
 from typing import Any, Callable
 
-from netproxy.errors import DeadlineError, EndOfStream, LimitError, StreamError
-from netproxy.interfaces import Address
+from netproxy.errors import DeadlineError, EndOfStream, LimitError, NetProxyError, StreamError, Unready
+from netproxy.interfaces import Address, Pause
 from netproxy.net import calls
 from netproxy.net.address import from_sockaddr
 
@@ -25,16 +25,19 @@ LINGER_SECONDS = 2.0        # and for so long at the most
 _RESET = struct.pack("@ii", 1, 0)      # SO_LINGER on, no time: close() sends RST
 _LAST_SENT, _LAST_RECEIVED, _TCP_INFO = 44, 52, 104     # struct tcp_info: milliseconds since data went or came, and its length then
 
+GoOn = Callable[[], "Pause | None"]     # what a connection does next
+
 
 class Stream:
     """A connected socket and its unread bytes."""
 
-    __slots__ = ("socket", "_unread", "_deadline", "_pace", "_calls", "welcomed", "_closing")
+    __slots__ = ("socket", "_unread", "_hasty", "_deadline", "_pace", "_calls", "welcomed", "_closing")
 
     def __init__(self, sock: socket.socket, unread: bytes = b"", limited: float | None = None) -> None:
         """`limited`: as limit()."""
         self.socket = sock
         self._unread = unread
+        self._hasty = False         # an attempt is under way: nothing is waited for
         self._deadline = None if limited is None else time.monotonic() + limited
         self._pace: float | None = None
         self._calls: Any = calls    # how its socket is read and written
@@ -75,6 +78,35 @@ class Stream:
         """From here on each single wait has `seconds`; there is no limit to the whole."""
         self._deadline = None
         self._pace = seconds
+
+    def attempt(self, go_on: GoOn, otherwise: GoOn) -> Pause | None:
+        """Goes on by `go_on`, which never waits, once what it reads has come; where it cannot, by `otherwise`, on a thread.
+
+        `go_on` begins anew, at the same byte, each time that more has come: whatever it does but read it does after that.
+        What fails fails again for `otherwise`, which has the time to tell the client.
+        """
+        if not self._unread:
+            return self._until_readable(go_on, otherwise)
+        before, self._hasty = self._unread, True
+        try:
+            return go_on()
+        except Unready:
+            self._unread = before
+            return self._until_readable(go_on, otherwise)
+        except NetProxyError:
+            self._unread = before
+            return Pause((), None, lambda ready: otherwise())
+        finally:
+            self._hasty = False
+
+    def _until_readable(self, go_on: GoOn, otherwise: GoOn) -> Pause:
+        def step(descriptor: int, events: int) -> Pause | None:
+            if not self.read_ahead():
+                return Pause((), None, lambda ready: otherwise())
+            return self.attempt(go_on, otherwise)
+
+        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        return Pause(((self.socket, select.POLLIN),), left, lambda ready: otherwise(), step=step)
 
     def peek(self) -> int:
         """The value of the next byte, left unread; EndOfStream where there is none."""
@@ -142,6 +174,8 @@ class Stream:
         sent = self._send(data)
         if sent == len(data):
             return
+        if self._hasty:     # its socket has room for the few bytes of a handshake, or is none to wait for
+            raise StreamError("takes nothing")
         view = memoryview(data)[sent:]
         while view:
             self.wait(select.POLLOUT)
@@ -240,6 +274,8 @@ class Stream:
         """Reads what is there, or waits for it; False at the end of the stream."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
             raise DeadlineError("out of time")
+        if self._hasty:
+            raise Unready
         while (found := self._receive(max(limit, RECEIVE))) is None:
             self.wait(select.POLLIN)
         self._unread = self._unread + found if self._unread else bytes(found)

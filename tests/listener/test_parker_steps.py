@@ -20,7 +20,7 @@ Answer = Callable[[int, int], Pause | None]
 
 
 class Steps:
-    """A step that does what `answer` says, and a wake and an end; all of them remember their calls."""
+    """A step that does what `answer` says, an attempt that counts the ends, and a wake; all of them remember their calls."""
 
     def __init__(self) -> None:
         self.answer: Answer | None = None
@@ -38,15 +38,17 @@ class Steps:
     def wake(self, pause: Pause, ready: bool) -> None:
         self.wakes.append((pause, ready))
 
-    def end(self) -> None:
+    def attempt(self, step: Callable[[], Pause | None]) -> Pause | None:
+        pause = step()
         self.threads.add(threading.current_thread())
-        self.ends += 1
+        self.ends += pause is None
+        return pause
 
     def pause(self, *sockets: socket.socket, seconds: float = 60.0, stepping: bool = True, events: int = READABLE) -> Pause:
         return Pause([(sock, events) for sock in sockets], seconds, lambda ready: None, False, self.step if stepping else None)
 
     def park(self, parker: Parker, pause: Pause) -> None:
-        parker.park(pause, self.wake, self.end)
+        parker.park(pause, self.wake, self.attempt)
 
 
 def echoing(steps: Steps, *sockets: socket.socket, seconds: float = 60.0) -> Pause:
@@ -162,6 +164,20 @@ class TestAnotherPause:
         look_again(parker, pair)
         assert len(steps.steps) == len(steps.wakes) == 1 and not steps.ends and not len(parker)
 
+    def test_of_nothing_wants_a_thread_at_once(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        ours, theirs = pair()
+        steps = Steps()
+        nothing = steps.pause(stepping=False)
+        steps.answer = lambda descriptor, events: nothing
+        theirs.send(b"x")
+        steps.park(parker, steps.pause(ours))
+        wait_until(lambda: steps.wakes)
+        assert steps.wakes == [(nothing, True)] and not steps.ends
+        steps.park(parker, nothing)
+        assert steps.wakes == [(nothing, True)] * 2
+        look_again(parker, pair)
+        assert len(steps.steps) == 1 and not len(parker)
+
 
 class TestAnEnd:
     def test_is_told_once_and_forgets_the_descriptors(self, parker: Parker, pair: Callable[[], Pair]) -> None:
@@ -220,7 +236,7 @@ class TestAnEnd:
             wait_until(lambda: others.ends)
             assert not len(parker) and steps.ends == 1
 
-    def test_by_an_exception_is_logged_once_and_ends_that_one_only(self, parker: Parker, pair: Callable[[], Pair],
+    def test_by_an_exception_that_nobody_caught_is_logged_once_and_forgets_that_one_only(self, parker: Parker, pair: Callable[[], Pair],
                                                                    log: Lines) -> None:
         (ours, theirs), (second, two) = pair(), pair()
         steps, others = Steps(), Steps()
@@ -232,8 +248,8 @@ class TestAnEnd:
         steps.park(parker, steps.pause(ours))
         others.park(parker, echoing(others, second))
         theirs.send(b"x")
-        wait_until(lambda: steps.ends)
+        wait_until(lambda: log.of("exception"))
         ask(two)
         ask(two)
         assert log.of("exception") == ["going on with a parked connection: broken"]
-        assert (steps.ends, len(steps.steps), steps.wakes, others.ends, len(parker)) == (1, 1, [], 0, 1)
+        assert (steps.ends, len(steps.steps), steps.wakes, others.ends, len(parker)) == (0, 1, [], 0, 1)
