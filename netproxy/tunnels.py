@@ -5,6 +5,7 @@ what they carry go on.  On the main thread, but for open_port().
 """
 from __future__ import annotations
 
+import threading
 from typing import Any, Callable, Iterable, Sequence
 
 from netproxy.access.limits import Admission
@@ -162,14 +163,16 @@ class _Ports:
     def __init__(self, machinery: Machinery, links: Links) -> None:
         self._machinery = machinery
         self._links = links
-        self._around: Surroundings
+        self._around: Surroundings          # guarded by _lock, too, but for a look at it
+        self._lock = threading.Lock()       # guards all below; a listener is equipped under it, so that none misses a configuration
         self._equip: dict[TcpListener, Callable[[], None]] = {}     # those that are open
         self._retired: list[TcpListener] = []       # stopped, with connections that may still live
 
     def adopt(self, around: Surroundings) -> None:
-        self._around = around
-        for equip in list(self._equip.values()):
-            equip()
+        with self._lock:
+            self._around = around
+            for equip in self._equip.values():
+                equip()
 
     def open(self, agent: str, service: Service, host: str) -> Callable[[], None]:
         """On a thread of the connection pool; ListenError.  The call closes it."""
@@ -193,17 +196,21 @@ class _Ports:
             listener.equip(TcpForward(name, connector, target), admission, around.timeouts.handshake)
 
         def close() -> None:
-            self._equip.pop(listener, None)
+            take_back()
             listener.stop()
-            self._retired = [*filter(lambda one: one.live, self._retired), listener]
+            with self._lock:
+                self._equip.pop(listener, None)
+                self._retired = [*(one for one in self._retired if one.live), listener]
 
-        equip()
+        with self._lock:
+            equip()
+            self._equip[listener] = equip
+        take_back = machinery.own.lend("tcp", listener.address)
         try:
             listener.start()
         except RuntimeError:
-            listener.stop()
+            close()
             raise
-        self._equip[listener] = equip
         return close
 
     def _forward_udp(self, name: str, target: Address, address: Address, router: Router) -> Callable[[], None]:
@@ -218,8 +225,10 @@ class _Ports:
             raise
         for one in (listener, table):
             machinery.janitor.register(one)
+        take_back = machinery.own.lend("udp", listener.address)
 
         def close() -> None:
+            take_back()
             listener.stop()
             for one in (listener, table):
                 machinery.janitor.forget(one)
@@ -228,11 +237,15 @@ class _Ports:
 
     @property
     def live(self) -> int:
-        return sum(listener.live for listener in [*self._equip, *self._retired])
+        return sum(listener.live for listener in self._listeners())
 
     def abort(self) -> None:
-        for listener in [*self._equip, *self._retired]:
+        for listener in self._listeners():
             listener.abort()
+
+    def _listeners(self) -> list[TcpListener]:
+        with self._lock:
+            return [*self._equip, *self._retired]
 
 
 class _Only:
