@@ -5,6 +5,7 @@ import os
 import socket
 import ssl
 import threading
+import time
 
 import pytest
 
@@ -15,7 +16,7 @@ from netproxy.tunnel import bridge as bridge_module
 from tests.support.certificates import Certificates, certificates
 from tests.support.handlers import RecordingLog
 from tests.support.relays import LOCALHOST, SECONDS, UdpPort, configuration
-from tests.support.sockets import read_exactly, read_to_end, server, wait_until
+from tests.support.sockets import black_hole, read_exactly, read_to_end, server, wait_until
 from tests.support.tunnels import TOKEN, Echo, UdpEcho, agent_text, bridge_text, free_port, side, tunnel
 
 
@@ -133,6 +134,25 @@ def test_own_port_as_a_service() -> None:
             with sock:
                 sock.sendall(b"hello")
                 assert read_exactly(sock, 5) == b"hello"
+
+
+@pytest.mark.parametrize("where", ["connection", "connection by several addresses", "TLS", "hello", "proxy"])
+def test_agent_that_dials_stops_at_once(where: str, made: Certificates) -> None:
+    """Whatever its bridge does not answer; and nobody waits for it on a reload."""
+    with black_hole() as nobody, server(lambda sock: sock.recv(65536) and sock.recv(65536)) as silent:
+        text = agent_text((nobody if where.startswith("connection") else silent).port, '{"8022": "127.0.0.1:9"}')
+        if where == "connection by several addresses":
+            text = text.replace("tcp://127.0.0.1", "tcp://bridge.test") + "dns: {hosts: {bridge.test: [127.0.0.1, 127.0.0.9]}}"
+        elif where == "TLS":
+            text = trusting(made, silent.port, '{"8022": "127.0.0.1:9"}')
+        elif where == "proxy":
+            text = text.replace("agent: {", f"agent: {{upstream: 'socks5://127.0.0.1:{silent.port}', ")
+        with side(text) as agent:
+            thread, dials = agent.tunnels._agent.thread, agent.tunnels._agent._dials
+            wait_until(lambda: any(dials._under_way.values()))
+            began = time.monotonic()
+            agent.reload("listeners: []")
+            assert time.monotonic() - began < 1.0 and not thread.is_alive()
 
 
 # -- TLS
