@@ -15,6 +15,7 @@ from netproxy.net.stream import Stream
 from netproxy.protocol.proxy_protocol import read_header
 from netproxy.protocol.tunnel import Service
 from netproxy.report import FlowError
+from netproxy.tunnel import pool
 from tests.e2e.peers import CONNECT, Refused, socks5
 from tests.support.relays import LOCALHOST, SECONDS, SPS, UdpClient, UdpPort, running
 from tests.support.sockets import Task, is_reset, read_exactly, read_to_end, refusing, server, wait_until
@@ -347,6 +348,25 @@ def test_reload_of_the_agent_changes_services_and_leaves_the_others() -> None:
             sock.sendall(b"still")
             assert read_exactly(sock, 5) == b"still"
         assert bridge.agents()[0]["since"] == since
+
+
+def test_reload_of_times_leaves_the_agents_connection() -> None:
+    """What is dialled from then on has them; only another bridge, identity, trust or way there is another connection."""
+    port = free_port()
+    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent), running(SPS) as proxy:
+        text = agent_text(bridge.tunnel_port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')
+        since, made, way = bridge.agents()[0]["since"], agent.tunnels._agent, agent.tunnels._calling.hop.via
+        agent.reload(text + "timeouts: {handshake: 7s, connect: 6s, tcp_idle: 1h, half_close: 4m, drain: 20s}")
+        assert agent.tunnels._agent is made and not made.stopped
+        assert agent.tunnels._calling.hop.seconds == 7.0 and agent.tunnels._calling.hop.via is not way
+        with dial(port) as sock:
+            sock.sendall(b"hello")
+            assert read_exactly(sock, 5) == b"hello"
+        bridge.wait_for_agent(1, idle=pool.WAITING)         # one was dialled in the place of the one that was opened
+        assert bridge.agents()[0]["since"] == since
+        agent.reload(text.replace("agent: {", f"agent: {{upstream: 'socks5://127.0.0.1:{proxy.port}', "))
+        assert agent.tunnels._agent is not made and made.stopped
+        wait_until(lambda: any(one["since"] > since and one["ports"] for one in bridge.agents()))
 
 
 def test_reload_of_the_bridge_takes_a_port_back_and_leaves_what_runs() -> None:
