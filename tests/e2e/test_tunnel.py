@@ -34,7 +34,7 @@ USER, BRIDGE, OUTSIDE, NAT_OUTSIDE, NAT_INSIDE, HOME, PRINTER = (
 AGENTS, SPS = 7000, 1080
 SSH, WEB, ECHO, BULK, IPERF, UDP, DNS, QUIC = 8022, 8080, 8007, 8009, 5201, 8053, 8054, 8443
 UNDER_WAY = 64 << 20        # bytes: more than all the buffers hold between two programs
-STANDING = 16               # descriptors of a tunnel at rest: ports, the control connection, connections that wait
+STANDING = 20               # descriptors of a tunnel at rest: ports, the control connection, connections that wait, sessions
 TOKEN = "a token for hosts of their own"
 NAT = f"""
 table ip netproxy-test {{
@@ -148,6 +148,11 @@ def user(net: Net, port: int) -> socket.socket:
     return sock
 
 
+def served_at(net: Net, port: int) -> bool:
+    """Whether somebody listens there, on the agent's host."""
+    return f"{HOME}:{port} " in within(net.home, program("ss"), "-Hltn")
+
+
 def served(net: Net, port: int) -> Callable[..., socket.socket]:
     """Makes the sockets of a server of peers on a chosen port of the agent's host."""
     def make(*arguments: Any) -> socket.socket:
@@ -183,8 +188,9 @@ PidFile none
     daemon = subprocess.Popen([program("sshd"), "-D", "-e", "-f", str(tmp_path / "sshd_config")], preexec_fn=net.home.enter,
                               stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
+        wait_for(lambda: served_at(net, SSH), 10.0, "sshd listens")     # a reset is no reason for ssh to try again
         command = [program("ssh"), "-F", "none", "-p", str(SSH), "-i", str(tmp_path / "user"), "-o", "StrictHostKeyChecking=no",
-                   "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectionAttempts=20", f"root@{BRIDGE}", "cat; echo done"]
+                   "-o", "UserKnownHostsFile=/dev/null", f"root@{BRIDGE}", "cat; echo done"]
         done = subprocess.run(command, preexec_fn=net.user.enter, input=b"x" * 1_000_000, capture_output=True, timeout=30)
         assert done.stdout == b"x" * 1_000_000 + b"done\n", done.stderr
     finally:
@@ -249,7 +255,7 @@ def iperf3(tunnel: Tunnel, net: Net) -> Iterator[Iperf3]:
         assert not done.returncode and "error" not in told, told.get("error")
         return told["end"]
     try:
-        wait_for(lambda: f"{HOME}:{IPERF} " in within(net.home, program("ss"), "-Hltn"), 10.0, "iperf3 listens")
+        wait_for(lambda: served_at(net, IPERF), 10.0, "iperf3 listens")
         yield call
     finally:
         server.terminate()
