@@ -18,7 +18,7 @@ from netproxy.dialer.factory import DialerFactory, udp_warnings
 from netproxy.errors import ListenError
 from netproxy.handler.factory import ListenerHandler, NameService, Surroundings, make_handler, secure
 from netproxy.inside import Inside
-from netproxy.interfaces import DRAINING, SERVING, STARTING, Address
+from netproxy.interfaces import DRAINING, SERVING, STARTING, TUNNEL_AGENT, Address
 from netproxy.listener.manager import ListenerManager, Wanted
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
@@ -51,7 +51,7 @@ class Daemon:
         self._named_by: Any = None          # resolver.forwarder.Forwarder
         self._tunnels: Any = None           # tunnels.Tunnels, once a configuration has one
         self._router: Any = None            # router.router.RuleRouter
-        self._listeners: list[str] = []     # names
+        self._places: dict[str, str] = {}   # where flows come in, for explain()
         self._admissions: dict[str, Admission] = {}         # by listener's name
         self._retired: list[TcpListener] = []               # stopped, with connections that may still live
 
@@ -157,14 +157,14 @@ class Daemon:
         """What becomes of a flow, in lines; with a configuration, of one that has not been applied.  ConfigError, FlowError."""
         if config is None:
             assert self._dialers is not None        # it has started
-            return list(_report().explain(flow, self._router, self._dialers, self._listeners))
+            return list(_report().explain(flow, self._router, self._dialers, self._places))
         dialers = self._factory(config)
         forwarder = self._forwarder(config, dialers)
         self._machinery.resolver.configure(_plan(config, forwarder))
         self._machinery.destinations.configure(make_policies(config))
         self._machinery.own.set(_wanted_sockets(config))
         router = self._surroundings(config, dialers, forwarder).router
-        return list(_report().explain(flow, router, dialers, [one.name for one in config.listeners]))
+        return list(_report().explain(flow, router, dialers, _places(config)))
 
     # -- building
 
@@ -203,7 +203,7 @@ class Daemon:
             self._machinery.connections.limit = before
             raise
         adopt()
-        self._router, self._listeners = around.router, [one.name for one in config.listeners]
+        self._router, self._places = around.router, _places(config)
         self._adopt_names(config, forwarder)
         self._machinery.adopt(policies, config, self._own_sockets(config) + inside)
         self._machinery.connections.limit = room_for(config)
@@ -308,6 +308,13 @@ def _wanted_sockets(config: Config) -> list[tuple[str, Address]]:
     """What a configuration would listen on, as far as it tells ports."""
     own = [(network, address) for one in config.listeners for address in one.addresses for network in one.network if address.port]
     return own + [("tcp", config.metrics.address)] if config.metrics.address else own
+
+
+def _places(config: Config) -> dict[str, str]:
+    """Listeners by name, and what a tunnel's exit is asked for; each with why no rule is asked there, "" where rules are."""
+    agent = config.tunnel.agent
+    exit_ = {} if agent is None else {TUNNEL_AGENT: "" if agent.exit else "the agent is no exit, and leads to its services alone"}
+    return {**{one.name: "" for one in config.listeners}, **exit_}
 
 
 def _report() -> Any:

@@ -52,12 +52,16 @@ def parse_flow(text: str, listener: str) -> Flow:
         raise FlowError(str(error)) from error
 
 
-def explain(text: str, router: RuleRouter, dialers: DialerFactory, listeners: list[str]) -> Iterator[str]:
-    """Which rule a flow meets, which way it takes, and whether that carries it.  FlowError."""
-    flow = parse_flow(text, listeners[0] if listeners else "")
-    if flow.listener not in listeners:
-        raise FlowError(f"there is no listener '{flow.listener}'; there are {', '.join(listeners) or 'none'}")
+def explain(text: str, router: RuleRouter, dialers: DialerFactory, places: Mapping[str, str]) -> Iterator[str]:
+    """Which rule a flow meets, which way it takes, and whether that carries it; `places` are where it may come in,
+    each with why nothing may that rules decide on, or "".  FlowError."""
+    flow = parse_flow(text, next(iter(places), ""))
+    if flow.listener not in places:
+        raise FlowError(f"there is no listener '{flow.listener}'; there are {', '.join(places) or 'none'}")
     yield f"flow: {flow.network} {flow.user + '@' if flow.user else ''}{flow.client.host} -> {flow.target} on {flow.listener}"
+    if places[flow.listener]:
+        yield f"refused: {places[flow.listener]}"
+        return
     rule, outcome = router.explain(flow)
     yield f"rule: {rule or 'none matches: the listener has its own way out, or the default is taken'}"
     if isinstance(outcome, DialError):

@@ -5,7 +5,8 @@ what they carry go on.  On the main thread, but for open_port().
 """
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Sequence
+import threading
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from netproxy.access.limits import Admission
 from netproxy.config.schema import AgentConfig, Config, LimitsConfig, UdpConfig, UpstreamTlsConfig, WayConfig
@@ -42,8 +43,8 @@ class Tunnels:
         self._work = Work(self._begin, machinery.counters)
         self._table: NatTable | None = None         # of the agent's datagrams
         self._agent: Agent | None = None
-        self._agent_of: tuple[Any, ...] = ()        # what it was made from; another one is made where that changes
-        self._bridge: Any = None                    # net.tls.Acquaintance with the agent's bridge, None for one without TLS
+        self._agent_of: AgentConfig | None = None   # what it was made from; another one is made where that changes
+        self._calling: _Calling                     # of its next dials; replaced whole
         machinery.janitor.register(self._links)
 
     def dialer(self, agent: str, seconds: float) -> TunnelDialer:
@@ -63,11 +64,10 @@ class Tunnels:
             dialers.way(config.tunnel.agent.upstream)
 
         def adopt() -> None:
-            self._bridge = bridge
-            self._adopt(config, around, dialers)
+            self._adopt(config, around, dialers, bridge)
         return adopt
 
-    def _adopt(self, config: Config, around: Surroundings, dialers: DialerFactory) -> None:
+    def _adopt(self, config: Config, around: Surroundings, dialers: DialerFactory, bridge: Any) -> None:
         tunnel = config.tunnel
         self._ports.adopt(around)
         self.bridge.configure({name: _rights(one.token, one.ports) for name, one in tunnel.bridge.agents.items()} if tunnel.bridge else {})
@@ -75,11 +75,12 @@ class Tunnels:
             self._end_agent()
             return
         services = self._offer(tunnel.agent, around, dialers)
-        made_from = tunnel.agent._replace(services=(), exit=False), around.timeouts
+        made_from = tunnel.agent._replace(services=(), exit=False)
         if self._agent is not None and made_from != self._agent_of:
             self._end_agent()
+        self._calling = _calling(tunnel.agent, dialers, around.timeouts.handshake, bridge)
         if self._agent is None:
-            self._agent, self._agent_of = self._make_agent(tunnel.agent, around, dialers), made_from
+            self._agent, self._agent_of = self._make_agent(tunnel.agent), made_from
             self._agent.configure(services, tunnel.agent.exit)
             self._agent.start()
         else:
@@ -117,18 +118,9 @@ class Tunnels:
 
     # -- an agent
 
-    def _make_agent(self, config: AgentConfig, around: Surroundings, dialers: DialerFactory) -> Agent:
-        secure = (lambda stream: self._bridge.connect(stream)) if config.tls is not None else None
-        hop = Hop("tunnel", f"bridge {config.bridge}", config.bridge, dialers.way(config.upstream), around.timeouts.handshake, secure=secure)
-        flow = Flow("tcp", NOWHERE, config.bridge, "", "")
-
-        def dial(greet: Callable[[Stream], None]) -> Stream:
-            stream = hop.open(flow, greet)
-            if secure is not None:
-                self._bridge.remember(stream)
-            return stream
-
-        return Agent(Identity(config.name, config.token.encode()), dial, self._machinery.dials, self._work.serve, self._machinery.log)
+    def _make_agent(self, config: AgentConfig) -> Agent:
+        return Agent(Identity(config.name, config.token.encode()), lambda greet: self._calling.dial(greet), self._machinery.dials,
+                     self._work.serve, self._machinery.log)
 
     def _offer(self, config: AgentConfig, around: Surroundings, dialers: DialerFactory) -> Sequence[Service]:
         """Services, and what leads to them; what an exit is asked for obeys the rules."""
@@ -156,20 +148,45 @@ class Tunnels:
             self._agent = None
 
 
+class _Calling(NamedTuple):
+    """How an agent's bridge is dialled, as one configuration has it."""
+
+    hop: Hop
+    bridge: Any         # net.tls.Acquaintance with it, None for one without TLS
+
+    def dial(self, greet: Callable[[Stream], None]) -> Stream:
+        stream = self.hop.open(Flow("tcp", NOWHERE, self.hop.server, "", ""), greet)
+        if self.bridge is not None:
+            self.bridge.remember(stream)
+        return stream
+
+
+def _calling(config: AgentConfig, dialers: DialerFactory, seconds: float, bridge: Any) -> _Calling:
+    """`seconds` for the bridge's handshake.
+
+    Each configuration begins with a new acquaintance: a bridge that was believed before is looked at anew, by what counts now,
+    and a session of an earlier connection spares that only among those that this one has verified.
+    """
+    secure = bridge.connect if bridge is not None else None
+    return _Calling(Hop("tunnel", f"bridge {config.bridge}", config.bridge, dialers.way(config.upstream), seconds, secure=secure), bridge)
+
+
 class _Ports:
     """Public ports: listeners that agents have asked for."""
 
     def __init__(self, machinery: Machinery, links: Links) -> None:
         self._machinery = machinery
         self._links = links
-        self._around: Surroundings
+        self._around: Surroundings          # guarded by _lock, too, but for a look at it
+        self._lock = threading.Lock()       # guards all below; a listener is equipped under it, so that none misses a configuration
         self._equip: dict[TcpListener, Callable[[], None]] = {}     # those that are open
         self._retired: list[TcpListener] = []       # stopped, with connections that may still live
 
     def adopt(self, around: Surroundings) -> None:
-        self._around = around
-        for equip in list(self._equip.values()):
-            equip()
+        with self._lock:
+            self._around = around
+            for equip in self._equip.values():
+                equip()
 
     def open(self, agent: str, service: Service, host: str) -> Callable[[], None]:
         """On a thread of the connection pool; ListenError.  The call closes it."""
@@ -193,17 +210,21 @@ class _Ports:
             listener.equip(TcpForward(name, connector, target), admission, around.timeouts.handshake)
 
         def close() -> None:
-            self._equip.pop(listener, None)
+            take_back()
             listener.stop()
-            self._retired = [*filter(lambda one: one.live, self._retired), listener]
+            with self._lock:
+                self._equip.pop(listener, None)
+                self._retired = [*(one for one in self._retired if one.live), listener]
 
-        equip()
+        with self._lock:
+            equip()
+            self._equip[listener] = equip
+        take_back = machinery.own.lend("tcp", listener.address)
         try:
             listener.start()
         except RuntimeError:
-            listener.stop()
+            close()
             raise
-        self._equip[listener] = equip
         return close
 
     def _forward_udp(self, name: str, target: Address, address: Address, router: Router) -> Callable[[], None]:
@@ -218,8 +239,10 @@ class _Ports:
             raise
         for one in (listener, table):
             machinery.janitor.register(one)
+        take_back = machinery.own.lend("udp", listener.address)
 
         def close() -> None:
+            take_back()
             listener.stop()
             for one in (listener, table):
                 machinery.janitor.forget(one)
@@ -228,11 +251,15 @@ class _Ports:
 
     @property
     def live(self) -> int:
-        return sum(listener.live for listener in [*self._equip, *self._retired])
+        return sum(listener.live for listener in self._listeners())
 
     def abort(self) -> None:
-        for listener in [*self._equip, *self._retired]:
+        for listener in self._listeners():
             listener.abort()
+
+    def _listeners(self) -> list[TcpListener]:
+        with self._lock:
+            return [*self._equip, *self._retired]
 
 
 class _Only:

@@ -7,6 +7,7 @@ that pass are the only ones dialled.  Immutable, but for our own sockets; any th
 """
 from __future__ import annotations
 
+import threading
 from typing import Callable, Iterable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
@@ -38,27 +39,50 @@ class Policy(NamedTuple):
         return not any(_holds(self.deny, form) and not _holds(self.allow, form) for form in forms)
 
 
+_Ports = Mapping[tuple[str, int], frozenset[str]]       # (network, port) -> hosts
+
+
 class OwnSockets:
-    """What this daemon itself listens on: nothing that comes in by one of its ports may go back to one."""
+    """What this daemon itself listens on: nothing that comes in by one of its ports may go back to one.
+
+    Ports that a tunnel's agents have opened are among it, as far as clients go.  What the file itself names, a proxy or a name
+    server that an agent shows there, is dialled: it is in the agent's network, and its file does not lead back by itself.
+    """
 
     def __init__(self, is_local: Callable[[str], bool]) -> None:
         """`is_local(host)`: whether a literal address is one of this machine's."""
         self._is_local = is_local
-        self._ports: dict[tuple[str, int], frozenset[str]] = {}     # (network, port) -> hosts; replaced whole
+        self._lock = threading.Lock()       # guards _sockets, and one change of the others at a time
+        self._ports: _Ports = {}            # replaced whole, as is the next
+        self._all: _Ports = {}              # those of agents, too
+        self._sockets: list[tuple[str, Address]] = []
+        self._agents: list[tuple[str, Address]] = []
 
     def set(self, sockets: Iterable[tuple[str, Address]]) -> None:
         """(network, address) of each; an unspecified host is every local address."""
-        ports: dict[tuple[str, int], frozenset[str]] = {}
-        for network, address in sockets:
-            key = network, address.port
-            ports[key] = ports.get(key, frozenset()) | {address.host}
-        self._ports = ports
+        with self._lock:
+            self._sockets = list(sockets)
+            self._ports, self._all = _by_port(self._sockets), _by_port(self._sockets + self._agents)
 
-    def has_port(self, network: str, port: int) -> bool:
-        return (network, port) in self._ports
+    def lend(self, network: str, address: Address) -> Callable[[], None]:
+        """One more, which leads to an agent's service; until the call that is given back."""
+        one = network, address
+        with self._lock:
+            self._agents.append(one)
+            self._all = _by_port(self._sockets + self._agents)
 
-    def holds(self, network: str, address: Address) -> bool:
-        hosts = self._ports.get((network, address.port))
+        def take_back() -> None:
+            with self._lock:
+                self._agents.remove(one)
+                self._all = _by_port(self._sockets + self._agents)
+        return take_back
+
+    def has_port(self, network: str, port: int, agents: bool = True) -> bool:
+        """`agents`: whether what leads to their services counts."""
+        return (network, port) in (self._all if agents else self._ports)
+
+    def holds(self, network: str, address: Address, agents: bool = True) -> bool:
+        hosts = (self._all if agents else self._ports).get((network, address.port))
         if hosts is None:
             return False
         host = address.host.partition("%")[0]
@@ -89,9 +113,10 @@ class Destinations:
             addresses = [address for address in addresses if policy.permits(address.host)]
             if not addresses:
                 raise DialError(Reason.DENIED, str(flow.target))
-        if not self._own.has_port(flow.network, flow.target.port):      # which is that of all its addresses
+        clients = bool(flow.listener)
+        if not self._own.has_port(flow.network, flow.target.port, clients):     # which is that of all its addresses
             return tuple(addresses)
-        reachable = tuple(address for address in addresses if not self._own.holds(flow.network, address))
+        reachable = tuple(address for address in addresses if not self._own.holds(flow.network, address, clients))
         if not reachable:
             raise DialError(Reason.LOOP, str(flow.target))
         return reachable
@@ -126,6 +151,14 @@ def _holds(networks: Iterable[Network], host: str) -> bool:
     packed = pack_ip(host) or b""
     size, value = len(packed), int.from_bytes(packed, "big")
     return any(one.size == size and value >> one.shift == one.prefix for one in networks)
+
+
+def _by_port(sockets: Iterable[tuple[str, Address]]) -> _Ports:
+    ports: dict[tuple[str, int], frozenset[str]] = {}
+    for network, address in sockets:
+        key = network, address.port
+        ports[key] = ports.get(key, frozenset()) | {address.host}
+    return ports
 
 
 def _unspecified(host: str) -> bool:

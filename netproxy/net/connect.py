@@ -9,8 +9,10 @@ import errno
 import os
 import select
 import socket
+import threading
 import time
-from typing import Any, NamedTuple, Sequence
+from contextlib import contextmanager
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address
@@ -61,6 +63,52 @@ class Outgoing(NamedTuple):
 
 
 ANY_WAY = Outgoing()
+
+
+class Dials:
+    """What some threads dial, and what another one may end: whoever waits for it fails at once.
+
+    The dialers between watched() and connect() know nothing of it: there may be many, and few callers are in a hurry.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()       # guards both; held while sockets are shut down, so that no finished dial's is
+        self._under_way: dict[int, list[Any]] = {}      # sockets, by thread
+        self._ended = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Whatever connect() opens on this thread meanwhile; DialError there once it has ended."""
+        me = threading.get_ident()
+        with self._lock:
+            self._under_way[me] = []
+        _thread.dials = self
+        try:
+            yield
+        finally:
+            _thread.dials = None
+            with self._lock:
+                del self._under_way[me]
+
+    def note(self, sock: Any) -> None:
+        """One that connect() has not opened, or has now; within watched()."""
+        with self._lock:
+            if self._ended:
+                raise DialError(Reason.GENERAL, said="given up")
+            self._under_way[threading.get_ident()].append(sock)
+
+    def end(self) -> None:
+        """All of them, and what is dialled later."""
+        with self._lock:
+            self._ended = True
+            for sock in [one for several in self._under_way.values() for one in several]:
+                try:
+                    sock.shutdown(socket.SHUT_RDWR)     # which Linux takes for a connection attempt as well
+                except OSError:
+                    pass        # it has failed by itself
+
+
+_thread = threading.local()     # .dials: those that watch what its thread dials
 
 
 def connect(addresses: Sequence[Address], seconds: float, outgoing: Outgoing = ANY_WAY) -> socket.socket:
@@ -145,7 +193,15 @@ def _begin(address: Address, outgoing: Outgoing) -> tuple[socket.socket, tuple, 
         except BaseException:
             sock.close()
             raise
-    return sock, sockaddr, calls.connect(sock, sockaddr)
+    outcome = calls.connect(sock, sockaddr)
+    watching = getattr(_thread, "dials", None)
+    if watching is not None:
+        try:
+            watching.note(sock)         # now that there is something to end
+        except DialError:
+            sock.close()
+            raise
+    return sock, sockaddr, outcome
 
 
 def _failure(code: int, address: Address) -> DialError:

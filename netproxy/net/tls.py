@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from typing import Any
 
 from netproxy.errors import ProtocolError, StreamError
@@ -22,6 +23,7 @@ RECORD = 16_709             # bytes of the longest record, RFC 8446 section 5.2 
 # Bytes taken from the socket at a time: with a record that is not whole yet, less than ROOM.
 PULL = ROOM - RECORD - 1024
 PUSH = ROOM                 # bytes encrypted at a time
+SESSION_SECONDS = 3600.0    # that a session spares a look at the certificate, whatever the server allows: some say days
 
 
 class TlsSocket:
@@ -243,19 +245,26 @@ def connect(stream: Stream, context: ssl.SSLContext, server_name: str) -> None:
 
 
 class Acquaintance:
-    """One server that is called again and again: what was agreed on once makes later handshakes shorter.  Any thread."""
+    """One server that is called again and again: what was agreed on once makes later handshakes shorter.  Any thread.
+
+    Its certificate is looked at again after SESSION_SECONDS, and by another acquaintance anew.
+    """
 
     def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
         self._context = context
         self._server_name = server_name
         self._session: ssl.SSLSession | None = None
+        self._until = 0.0           # monotonic; that a session is used
 
     def connect(self, stream: Stream) -> None:
-        _shake_hands(stream, self._context, self._server_name, self._session)
+        session = self._session if time.monotonic() < self._until else None
+        _shake_hands(stream, self._context, self._server_name, session)
 
     def remember(self, stream: Stream) -> None:
         """A connection of connect()'s on which the server has spoken."""
-        self._session = stream.socket.fresh_session() or self._session      # type: ignore[attr-defined]
+        fresh = stream.socket.fresh_session()       # type: ignore[attr-defined]
+        if fresh is not None:
+            self._session, self._until = fresh, time.monotonic() + SESSION_SECONDS
 
 
 def _shake_hands(stream: Stream, context: ssl.SSLContext, server_name: str | None, session: ssl.SSLSession | None = None) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, NetProxyError, ProtocolError, Reason, StreamError
 from netproxy.interfaces import Log
+from netproxy.net.connect import Dials
 from netproxy.net.stream import Stream, poll_streams
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import Hello, Service, Welcome
@@ -48,7 +49,7 @@ class Agent:
         self._serve = serve
         self._log = log
         self._stopped = threading.Event()
-        self._shaking: set[Stream] = set()  # whose handshake is under way; a set's own calls are atomic
+        self._dials = Dials()
         self._lock = threading.Lock()       # guards all below
         self._services: Sequence[Service] = ()
         self._leads_out = False
@@ -69,15 +70,14 @@ class Agent:
         self.thread.start()
 
     def stop(self, seconds: float) -> None:
-        """No more connections; streams that live go on.  Waits `seconds` for a dial under way."""
+        """No more connections, and none under way; streams that live go on.  Waits `seconds` for a name that is looked up."""
         self._stopped.set()
         with self._lock:
             link = self._link
         if link is not None:
             link.pool.end()
             link.control.close(tunnel.STOPPING)
-        for stream in list(self._shaking):
-            stream.shutdown()
+        self._dials.end()
         if self.thread.is_alive():
             self.thread.join(seconds)
 
@@ -110,7 +110,8 @@ class Agent:
     def _live(self) -> None:
         """One control connection, from its dial to its end."""
         welcome: list[Welcome] = []
-        stream = self._dial(lambda stream: welcome.append(self._shake_hands(stream, tunnel.CONTROL)))
+        with self._dials.watched():
+            stream = self._dial(lambda stream: welcome.append(self._shake_hands(stream, tunnel.CONTROL)))
         pool = WorkPool(lambda: self._dial_work(welcome[0].session), self._submit, self._serve, self._log)
         link = _Link(Control(stream), pool)
         with self._lock:
@@ -161,15 +162,7 @@ class Agent:
 
     def _shake_hands(self, stream: Stream, kind: int, session: bytes = b"") -> Welcome:
         """ProtocolError where the bridge is not ours, DialError where it refuses."""
-        self._shaking.add(stream)
-        try:
-            if self.stopped:
-                raise StreamError("stopped")
-            return self._prove(stream, kind, session)
-        finally:
-            self._shaking.discard(stream)
-
-    def _prove(self, stream: Stream, kind: int, session: bytes) -> Welcome:
+        self._dials.note(stream.socket)     # not all streams are connect()'s
         identity = self._identity
         hello = Hello(kind, identity.name, os.urandom(tunnel.NONCE_SIZE), session)
         stream.write(tunnel.encode_hello(hello))
@@ -184,7 +177,8 @@ class Agent:
         def greet(stream: Stream) -> None:
             self._shake_hands(stream, tunnel.WORK, session)
 
-        return self._dial(greet)
+        with self._dials.watched():
+            return self._dial(greet)
 
 
 class _Link:

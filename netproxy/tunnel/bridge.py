@@ -119,7 +119,7 @@ class Bridge:
             return self._refuse(proven, tunnel.NO_SESSION)
         if not link.has_room:
             return self._refuse(proven, tunnel.TOO_MANY)
-        proven.welcome(link.session)
+        proven.stream.write(proven.welcome(link.session))
         proven.stream.limit(None)
         work = WorkStream(proven.stream, link)
         if not link.add(work):
@@ -157,7 +157,8 @@ class Bridge:
 
     def _link(self, proven: _Proven) -> Pause | None:
         session = os.urandom(tunnel.SESSION_SIZE)
-        link = Link(proven.hello.name, Control(proven.stream), session, proven.client)
+        # others may have something to say to it as soon as it is among the links: its welcome comes first all the same
+        link = Link(proven.hello.name, Control(proven.stream, begun=False), session, proven.client)
         if not self._links.add(link):
             return self._refuse(proven, tunnel.NAME_IN_USE)
         # asked for once it is among the links: what is withdrawn later is withdrawn from it, too
@@ -168,7 +169,7 @@ class Bridge:
         # nothing else tells of a connection that no thread, or no memory, could be had for
         proven.stream.on_close(lambda: self._end(link, "the connection broke off"))
         try:
-            proven.welcome(session)
+            link.control.begin(proven.welcome(session))
         except NetProxyError:
             self._end(link, "it left")
             raise
@@ -261,7 +262,8 @@ class _Proven(NamedTuple):
     def __repr__(self) -> str:
         return f"_Proven({self.hello.name!r})"
 
-    def welcome(self, session: bytes) -> None:
+    def welcome(self, session: bytes) -> bytes:
+        """What it is told; its connection is not dropped from here on to make room for others."""
         self.stream.welcome()
         proof = tunnel.bridge_proof(self.token, self.hello, self.nonce, session)
-        self.stream.write(tunnel.encode_welcome(Welcome(proof, session)))
+        return tunnel.encode_welcome(Welcome(proof, session))

@@ -27,24 +27,36 @@ def arrived(stream: Stream) -> Iterator[Message]:
 
 
 class Control:
-    def __init__(self, stream: Stream) -> None:
-        """`stream` has its handshake behind it."""
+    def __init__(self, stream: Stream, begun: bool = True) -> None:
+        """`stream` has its handshake behind it, but for what begin() is told; until then nothing is sent."""
         stream.limit(None)
         self.stream = stream
         self.rtt = 0.0              # seconds, the last; 0: not known
         self.heard = self.answered = time.monotonic()       # the last byte, and the last answer to a ping
         self._ping_at = self.heard
-        self._lock = threading.Lock()       # one message at a time
+        self._lock = threading.Lock()       # one message at a time; guards _held
+        self._held: list[bytes] | None = None if begun else []      # messages that wait for begin()
 
     def send(self, data: bytes) -> None:
         """One message, or more; never waits: a side that has no room for it is given up, and its reader finds the end."""
-        try:
-            with self._lock:
+        with self._lock:
+            if self._held is not None:
+                self._held.append(data)
+                return
+            try:
                 whole = self.stream.write_some(data) == len(data)
-        except StreamError:
-            whole = False
+            except StreamError:
+                whole = False
         if not whole:
             self.stream.shutdown()
+
+    def begin(self, data: bytes) -> None:
+        """The end of the handshake, and after it what was to be sent meanwhile; StreamError."""
+        with self._lock:
+            held, self._held = self._held or [], None
+            data = b"".join((data, *held))
+            if self.stream.write_some(data) != len(data):
+                raise StreamError("it takes nothing")
 
     def ping(self) -> None:
         self.send(tunnel.encode(tunnel.PING, time.monotonic_ns().to_bytes(tunnel.PING_SIZE, "big")))

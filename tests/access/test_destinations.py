@@ -169,6 +169,27 @@ class TestPermitted:
         assert caught.value.reason is Reason.LOOP
 
 
+    def test_hazard_77_a_port_that_an_agent_has_open_is_for_upstreams_alone(self) -> None:
+        """Which the file names; it is in the agent's network, and nothing of it comes back by itself."""
+        own = OwnSockets(lambda host: False)
+        own.set([("tcp", Address("127.0.0.1", 1080))])
+        guard, port = self.guard(Policy(), own), Address("127.0.0.1", 8022)
+        flow = FLOW._replace(target=port)
+        take_back = own.lend("tcp", port)
+        for set_again in (False, True):
+            if set_again:
+                own.set([("tcp", Address("127.0.0.1", 1080))])      # a reload, which knows nothing of it
+            with pytest.raises(DialError) as caught:
+                guard.permitted(flow, [port])
+            assert caught.value.reason is Reason.LOOP
+            assert guard.permitted(flow.to_hop(port), [port]) == (port,)
+            assert guard.permitted(flow._replace(network="udp"), [port]) == (port,)
+        with pytest.raises(DialError):
+            guard.permitted(flow.to_hop(Address("127.0.0.1", 1080)), [Address("127.0.0.1", 1080)])
+        take_back()
+        assert guard.permitted(flow, [port]) == (port,)
+
+
 class TestOwnSockets:
     """Hazard 77."""
 

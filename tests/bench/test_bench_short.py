@@ -87,10 +87,12 @@ def test_rules() -> None:
 def test_tunnel() -> None:
     if shutil.which("/usr/sbin/sshd") is None or shutil.which("openssl") is None:
         pytest.skip("openssh-server or openssl is not installed")
-    text = output("tunnel.py", "--mib", "8", "--streams", "24", "--rounds", "1")
+    text = output("tunnel.py", "--mib", "8", "--streams", "24", "--rounds", "1", "--unread-rounds", "1")
     found = rows(text, r"(.+?) +tunnel, TLS: +([\d.]+) \( *[\d.]+ x\)  tunnel, plain: +([\d.]+) \( *[\d.]+ x\)  ssh -R: +([\d.]+) \(1.00 x\)")
     assert [row[0] for row in found] == ["MiB/s to the user", "MiB/s to the service", "streams/s, one by one", "streams/s, 8 at once"]
     assert all(float(figure) > 0 for row in found for figure in row[1:])
+    found = rows(text, r"(to the \w+) +tunnel, TLS: ([\d.]+) x  tunnel, plain: ([\d.]+) x$")
+    assert [row[0] for row in found] == ["to the user", "to the service"] and all(float(figure) > 0 for row in found for figure in row[1:])
 
 
 def test_dns() -> None:

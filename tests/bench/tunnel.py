@@ -1,6 +1,6 @@
-"""A tunnel against `ssh -R` in the same run: bulk throughput both ways, and streams opened per second.
+"""A tunnel against `ssh -R` in the same run: bulk throughput both ways, with a stream beside it that nobody reads, and streams opened per second.
 
-    python3 tests/bench/tunnel.py [--mib 512] [--streams 400] [--rounds 5] [--at-once 8]
+    python3 tests/bench/tunnel.py [--mib 512] [--streams 400] [--rounds 5] [--unread-rounds 25] [--at-once 8]
 
 Bridge, agent, sshd and ssh are processes of this machine, all on loopback, with one target behind them.  Rounds are
 interleaved; what is printed are medians.  Needs Debian's openssh-server and openssl; keys are made and thrown away.
@@ -14,18 +14,21 @@ import random
 import shutil
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 from rig import LOOPBACK, ROOT, SECONDS
 
 PIECE = 1 << 18
+BESIDE_MIB = 128            # of one measure beside an unread stream: single ones differ by a quarter, so that many are better than long
+STUCK_SECONDS = 0.2         # without a byte more that goes: everything on the way is full
 TOKEN = "a token for a bench of tunnels"
 
 
@@ -51,12 +54,18 @@ class Target:
 
     @staticmethod
     def _serve(client: socket.socket) -> None:
-        """The first byte says: 'u' swallow to the end and say how much, 'd' pour so much, 'e' one byte back."""
+        """The first byte says: 'u' swallow to the end and say how much, 'd' pour so much, 'e' one byte back, 'b' all back."""
         with client:
             what = client.recv(1)
             if what == b"e":
                 client.sendall(b"e")
                 client.recv(1)
+            elif what == b"b":
+                try:
+                    while data := client.recv(PIECE):
+                        client.sendall(data)
+                except ConnectionError:
+                    pass        # nobody has read it, and it was reset in the end
             elif what == b"d":
                 left = int.from_bytes(_exactly(client, 8), "big")
                 piece = memoryview(bytes(PIECE))
@@ -103,6 +112,35 @@ def swallow(port: int, mib: int) -> float:
         sock.shutdown(socket.SHUT_WR)
         assert int.from_bytes(_exactly(sock, 8), "big") == mib << 20
         return mib / (time.monotonic() - began)
+
+
+@contextmanager
+def unread(port: int) -> Iterator[None]:
+    """A stream that gives everything back to one who does not take it: filled both ways until nothing more goes."""
+    with socket.create_connection((LOOPBACK, port), SECONDS) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))       # its close is a reset
+        sock.sendall(b"b")
+        sock.setblocking(False)
+        last = time.monotonic()
+        while time.monotonic() - last < STUCK_SECONDS:
+            try:
+                sock.send(bytes(PIECE))
+                last = time.monotonic()
+            except BlockingIOError:
+                time.sleep(0.005)
+        yield
+
+
+def beside(port: int, mib: int, take: Callable[[int, int], float], unread_first: bool) -> float:
+    """The speed beside an unread stream, of that without one just before or after."""
+    speeds: dict[bool, float] = {}
+    for stuck in (unread_first, not unread_first):
+        with unread(port) if stuck else nullcontext():
+            speeds[stuck] = take(port, mib)
+    return speeds[True] / speeds[False]
+
+
+DIRECTIONS = {"to the user": pour, "to the service": swallow}
 
 
 def open_streams(port: int, count: int, at_once: int) -> float:
@@ -217,6 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--streams", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--unread-rounds", type=int, default=25)
     parser.add_argument("--at-once", type=int, default=8)
     options = parser.parse_args(arguments)
     measures: dict[str, Callable[[int], float]] = {
@@ -232,13 +271,21 @@ def main(arguments: list[str] | None = None) -> None:
         target = Target().port
         ways = [tunnel(stack, directory, target, True), tunnel(stack, directory, target, False), ssh(stack, directory, target)]
         found: dict[tuple[str, str], list[float]] = {}
+        ratios: dict[tuple[str, str], list[float]] = {}
         for _ in range(options.rounds):
             for measure, take in measures.items():
                 for way in ways:
                     found.setdefault((measure, way.name), []).append(take(way.port))
+        for turn in range(options.unread_rounds):
+            for direction, bulk in DIRECTIONS.items():
+                for way in ways[:2]:
+                    ratios.setdefault((direction, way.name), []).append(beside(way.port, min(BESIDE_MIB, options.mib), bulk, turn % 2 == 0))
     for measure in measures:
         medians = {way.name: statistics.median(found[measure, way.name]) for way in ways}
         print(measure.ljust(24), "  ".join(f"{name}: {value:8.1f} ({value / medians['ssh -R']:4.2f} x)" for name, value in medians.items()))
+    print("Beside a stream that nobody reads, of the speed without it:")
+    for direction in DIRECTIONS:
+        print(direction.ljust(24), "  ".join(f"{way.name}: {statistics.median(ratios[direction, way.name]):4.2f} x" for way in ways[:2]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The sizes are those of a short run; NETPROXY_LONG=1 in the environment has 100 M
 """
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -31,8 +32,9 @@ TCP_BYTES, QUIC_BYTES = (100_000_000, 20_000_000) if LONG else (8_000_000, 2_000
 USER, BRIDGE, OUTSIDE, NAT_OUTSIDE, NAT_INSIDE, HOME, PRINTER = (
     "10.80.1.2", "10.80.1.1", "10.80.2.1", "10.80.2.2", "192.168.77.1", "192.168.77.2", "192.168.77.9")
 AGENTS, SPS = 7000, 1080
-SSH, WEB, ECHO, BULK, UDP, DNS, QUIC = 8022, 8080, 8007, 8009, 8053, 8054, 8443
-STANDING = 16               # descriptors of a tunnel at rest: ports, the control connection, connections that wait
+SSH, WEB, ECHO, BULK, IPERF, UDP, DNS, QUIC = 8022, 8080, 8007, 8009, 5201, 8053, 8054, 8443
+UNDER_WAY = 64 << 20        # bytes: more than all the buffers hold between two programs
+STANDING = 20               # descriptors of a tunnel at rest: ports, the control connection, connections that wait, sessions
 TOKEN = "a token for hosts of their own"
 NAT = f"""
 table ip netproxy-test {{
@@ -48,6 +50,9 @@ control.HEARTBEAT, control.DEAD, agent.BACKOFF_FIRST, agent.BACKOFF_LIMIT = 0.5,
 from netproxy.cli import main
 raise SystemExit(main(sys.argv[3:]))
 """
+
+
+Iperf3 = Callable[..., "dict[str, Any]"]
 
 
 class Net(NamedTuple):
@@ -127,11 +132,11 @@ def start(netproxyd: Start, net: Net, ports: str, services: str, **more: Any) ->
 @pytest.fixture
 def tunnel(netproxyd: Start, net: Net) -> Iterator[Tunnel]:
     """With a port for each kind of service, opened for the user's network."""
-    everything = [SSH, WEB, ECHO, BULK, f"{UDP}/udp", f"{DNS}/udp", f"{QUIC}/udp"]
+    everything = [SSH, WEB, ECHO, BULK, IPERF, f"{UDP}/udp", f"{DNS}/udp", f"{QUIC}/udp"]
     ports = ", ".join(f'"{BRIDGE}:{one}"' for one in everything)
     services = ", ".join(f'"{one}": "{HOME}:{str(one).partition("/")[0]}"' for one in everything)
     made = start(netproxyd, net, f"[{ports}]", f"{{{services}}}")
-    wait_for(lambda: made.agents(net) == 4, 10.0, "the agent's ports are open")
+    wait_for(lambda: made.agents(net) == 5, 10.0, "the agent's ports are open")
     yield made
 
 
@@ -141,6 +146,11 @@ def user(net: Net, port: int) -> socket.socket:
     sock.settimeout(20)
     sock.connect((BRIDGE, port))
     return sock
+
+
+def served_at(net: Net, port: int) -> bool:
+    """Whether somebody listens there, on the agent's host."""
+    return f"{HOME}:{port} " in within(net.home, program("ss"), "-Hltn")
 
 
 def served(net: Net, port: int) -> Callable[..., socket.socket]:
@@ -178,8 +188,9 @@ PidFile none
     daemon = subprocess.Popen([program("sshd"), "-D", "-e", "-f", str(tmp_path / "sshd_config")], preexec_fn=net.home.enter,
                               stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
+        wait_for(lambda: served_at(net, SSH), 10.0, "sshd listens")     # a reset is no reason for ssh to try again
         command = [program("ssh"), "-F", "none", "-p", str(SSH), "-i", str(tmp_path / "user"), "-o", "StrictHostKeyChecking=no",
-                   "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectionAttempts=20", f"root@{BRIDGE}", "cat; echo done"]
+                   "-o", "UserKnownHostsFile=/dev/null", f"root@{BRIDGE}", "cat; echo done"]
         done = subprocess.run(command, preexec_fn=net.user.enter, input=b"x" * 1_000_000, capture_output=True, timeout=30)
         assert done.stdout == b"x" * 1_000_000 + b"done\n", done.stderr
     finally:
@@ -229,6 +240,40 @@ def test_bulk_both_ways_with_a_half_close(tunnel: Tunnel, net: Net) -> None:
             sender.result(120)
         assert server.result(120) == rounds * len(up)
         assert (received, tail) == (rounds * len(down) + 16, b"the end was seen")
+
+
+@pytest.fixture
+def iperf3(tunnel: Tunnel, net: Net) -> Iterator[Iperf3]:
+    """A server in the agent's network and what calls it from the user's, by a port of the bridge; gives what it tells."""
+    client = [program("iperf3"), "-c", BRIDGE, "-p", str(IPERF), "-J", "-t", "1"]
+    server = subprocess.Popen([program("iperf3"), "-s", "-B", HOME, "-p", str(IPERF)], preexec_fn=net.home.enter,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def call(*options: str) -> dict[str, Any]:
+        done = subprocess.run([*client, *options], preexec_fn=net.user.enter, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+        told = json.loads(done.stdout)
+        assert not done.returncode and "error" not in told, told.get("error")
+        return told["end"]
+    try:
+        wait_for(lambda: served_at(net, IPERF), 10.0, "iperf3 listens")
+        yield call
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.mark.parametrize("direction", [(), ("-R",)], ids=["up", "down"])
+def test_iperf3(iperf3: Iperf3, direction: tuple[str, ...]) -> None:
+    """Its control connection and one for each stream come by the same port.
+
+    At full speed it breaks off with what is under way, and does not count that; with pauses after blocks nothing is under way
+    at its end, and what came is what was sent.
+    """
+    end = iperf3("-P", "2", *direction)
+    assert [stream["receiver"]["bytes"] > 1 << 20 for stream in end["streams"]] == [True, True]
+    assert 0 <= end["sum_sent"]["bytes"] - end["sum_received"]["bytes"] < UNDER_WAY
+    end = iperf3("-b", "40M", "-l", "1M", *direction)       # a block each 0.21 s: the last one has 0.16 s
+    assert end["sum_received"]["bytes"] == end["sum_sent"]["bytes"] >= 4 << 20
 
 
 def test_udp_echo(tunnel: Tunnel, net: Net) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from typing import Any, Sequence
 
@@ -10,8 +11,8 @@ import pytest
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces import Address
 from netproxy.net import connect as connect_module
-from netproxy.net.connect import connect, tune
-from tests.support.sockets import HAS_IPV6, address_of, black_hole, listen, refusing
+from netproxy.net.connect import Dials, connect, tune
+from tests.support.sockets import HAS_IPV6, SECONDS, Task, address_of, black_hole, listen, refusing, wait_until
 
 needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 on this machine")
 
@@ -123,6 +124,42 @@ def test_a_port_that_connects_to_itself_is_no_server(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(socket, "socket", SamePort)
     assert reason([address]) is Reason.REFUSED
+
+
+# -- dials that somebody else ends
+
+@pytest.mark.parametrize("addresses", [1, 2])
+def test_a_dial_that_is_ended_fails_at_once(addresses: int) -> None:
+    with black_hole() as one, black_hole() as other:
+        dials, watching = Dials(), threading.Event()
+
+        def dial() -> None:
+            with dials.watched():
+                watching.set()
+                connect([one, other][:addresses], 60.0)
+
+        began, task = time.monotonic(), Task(dial)
+        assert watching.wait(SECONDS)
+        wait_until(lambda: sum(map(len, dials._under_way.values())) == addresses)
+        dials.end()
+        with pytest.raises(DialError):
+            task.result()
+        assert time.monotonic() - began < SECONDS and not dials._under_way
+
+
+def test_what_is_dialled_after_the_end_fails_and_what_was_dialled_before_lives() -> None:
+    with listen() as listening:
+        dials = Dials()
+        with dials.watched():
+            sock = connect([address_of(listening)], 2.0)
+        with sock, listening.accept()[0] as peer:
+            dials.end()
+            sock.send(b"!")
+            assert peer.recv(1) == b"!"
+            with dials.watched(), pytest.raises(DialError):
+                connect([address_of(listening)], 2.0)
+            with connect([address_of(listening)], 2.0):         # by nobody whom they watch
+                pass
 
 
 def test_families_take_turns_and_the_first_address_stays_the_first() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.errors import DialError
+from netproxy.interfaces import Address, Flow
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import encode_varint
 from netproxy.protocol.tunnel import Hello, Service
@@ -16,8 +17,9 @@ from netproxy.tunnel import bridge as bridge_module
 from netproxy.tunnel import control, doubts
 from netproxy.tunnel.bridge import PortRange, Rights
 from netproxy.tunnel.doubts import Doubts
+from netproxy.tunnel.links import Link
 from tests.support.agents import NONCE, OTHER_TOKEN, TOKEN, BridgeRig, Played
-from tests.support.sockets import nothing_comes, read_to_end, wait_until
+from tests.support.sockets import Task, nothing_comes, read_to_end, wait_until
 
 SSH, DNS = Service("tcp", 8022), Service("udp", 53)
 
@@ -292,6 +294,41 @@ def test_second_agent_comes_in_where_the_first_leaves_meanwhile(rig: BridgeRig, 
     first.send(tunnel.encode(tunnel.PONG, first.read_ping()))
     first.close()
     second.welcome()
+
+
+def test_welcome_is_the_first_that_an_agent_hears(rig: BridgeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Openings, challenges and reloads find it as soon as it has its name."""
+    add, opening = rig.links.add, []
+
+    def add_and_use(link: Link) -> bool:
+        added = add(link)
+        link.leads_out = True
+        opening.append(Task(rig.dialer.dial, Flow("tcp", Address("203.0.113.9", 50000), Address("a.test", 80), "main", "")))
+        wait_until(lambda: link._waiting)
+        link.control.ping()
+        rig.bridge.configure({"home": Rights(TOKEN, (PortRange("tcp", "127.0.0.1", 8022, 8022),))})
+        return added
+
+    monkeypatch.setattr(rig.links, "add", add_and_use)
+    agent = rig.agent()         # which asserts that it is welcome
+    kinds = [tunnel.read_message(agent.stream).kind for _ in range(3)]
+    assert kinds == [tunnel.WANT, tunnel.PING, tunnel.REGISTERED]
+    agent.close()
+    with pytest.raises(DialError):
+        opening[0].result()
+
+
+def test_agent_that_is_gone_before_its_welcome_is_no_agent(rig: BridgeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = rig.links.add
+
+    def add_and_leave(link: Link) -> bool:
+        link.control.close(tunnel.STOPPING)     # as somebody may who finds it among the links
+        return add(link)
+
+    monkeypatch.setattr(rig.links, "add", add_and_leave)
+    assert read_to_end(shake(rig).socket) == b""
+    wait_until(lambda: not rig.links.all())
+    assert not rig.counts.of("tunnel_handshakes", "agent")
 
 
 @pytest.mark.parametrize("agents", [{}, {"home": Rights(OTHER_TOKEN)}])

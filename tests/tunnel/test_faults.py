@@ -2,21 +2,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import ssl
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from netproxy.daemon import Daemon
 from netproxy.errors import ConfigError
+from netproxy.net import tls
+from netproxy.net.stream import Stream
 from netproxy.tunnel import agent as agent_module
 from netproxy.tunnel import bridge as bridge_module
+from netproxy.tunnel import pool
 from tests.support.certificates import Certificates, certificates
 from tests.support.handlers import RecordingLog
 from tests.support.relays import LOCALHOST, SECONDS, UdpPort, configuration
-from tests.support.sockets import read_exactly, read_to_end, server, wait_until
-from tests.support.tunnels import TOKEN, Echo, UdpEcho, agent_text, bridge_text, free_port, side, tunnel
+from tests.support.sockets import black_hole, read_exactly, read_to_end, server, wait_until
+from tests.support.tunnels import TOKEN, Echo, Side, UdpEcho, agent_text, bridge_text, free_port, side, tunnel
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +141,25 @@ def test_own_port_as_a_service() -> None:
                 assert read_exactly(sock, 5) == b"hello"
 
 
+@pytest.mark.parametrize("where", ["connection", "connection by several addresses", "TLS", "hello", "proxy"])
+def test_agent_that_dials_stops_at_once(where: str, made: Certificates) -> None:
+    """Whatever its bridge does not answer; and nobody waits for it on a reload."""
+    with black_hole() as nobody, server(lambda sock: sock.recv(65536) and sock.recv(65536)) as silent:
+        text = agent_text((nobody if where.startswith("connection") else silent).port, '{"8022": "127.0.0.1:9"}')
+        if where == "connection by several addresses":
+            text = text.replace("tcp://127.0.0.1", "tcp://bridge.test") + "dns: {hosts: {bridge.test: [127.0.0.1, 127.0.0.9]}}"
+        elif where == "TLS":
+            text = trusting(made, silent.port, '{"8022": "127.0.0.1:9"}')
+        elif where == "proxy":
+            text = text.replace("agent: {", f"agent: {{upstream: 'socks5://127.0.0.1:{silent.port}', ")
+        with side(text) as agent:
+            thread, dials = agent.tunnels._agent.thread, agent.tunnels._agent._dials
+            wait_until(lambda: any(dials._under_way.values()))
+            began = time.monotonic()
+            agent.reload("listeners: []")
+            assert time.monotonic() - began < 1.0 and not thread.is_alive()
+
+
 # -- TLS
 
 def secured(made: Certificates, ports: str, more: str = "") -> str:
@@ -201,6 +226,90 @@ def test_agent_must_show_a_certificate_where_the_bridge_wants_one(made: Certific
             assert not bridge.agents()
         with side(trusting(made, bridge.tunnel_port, '{"8022": "127.0.0.1:9"}', shows)):
             bridge.wait_for_agent()
+
+
+def resumes(agent: Side) -> bool:
+    """Whether a connection that waits has spared itself a part of its handshake."""
+    link = agent.tunnels._agent._link
+    return link is not None and any(stream.socket._tls.session_reused for stream in list(link.pool._waiting))
+
+
+@pytest.mark.parametrize("change", ["ca", "server_name", "content of ca"])
+def test_session_with_a_bridge_does_not_outlive_what_it_was_believed_for(made: Certificates, tmp_path: Path, change: str) -> None:
+    """Hazard 118: what was agreed on spares later connections the look at the certificate, until a reload."""
+    port, ca = free_port(), tmp_path / "ca.pem"
+    shutil.copy(made.path("ca.pem"), ca)
+    with Echo() as echo, side(secured(made, f"[{port}]")) as bridge:
+        services = f'{{"{port}": "127.0.0.1:{echo.port}"}}'
+
+        def text(tls: str) -> str:
+            return trusting(made, bridge.tunnel_port, services, tls)
+
+        with side(text(f"{{ca: '{ca}'}}")) as agent:
+            bridge.wait_for_agent(1)
+            for _ in range(8):          # each has another connection dialled in its place
+                echoes(port)
+            wait_until(lambda: resumes(agent))
+            before, known = agent.tunnels._agent, agent.tunnels._calling.bridge
+            assert known._session is not None
+            if change == "content of ca":
+                shutil.copy(made.path("stranger.pem"), ca)
+                agent.reload(text(f"{{ca: '{ca}'}}"))
+                assert agent.tunnels._agent is before       # its connection was believed when it was made
+                for _ in range(pool.WAITING):
+                    echoes(port)        # by what was dialled before
+            else:
+                agent.reload(text(f"{{ca: '{made.path('stranger.pem')}'}}" if change == "ca"
+                                  else f"{{ca: '{ca}', server_name: bridge.example}}"))
+                assert agent.tunnels._agent is not before
+            assert agent.tunnels._calling.bridge is not known
+            said = "Hostname mismatch" if change == "server_name" else "certificate"
+            wait_until(lambda: any(said.lower() in line.lower() for line in agent.log.lines))
+            assert agent.tunnels._calling.bridge._session is None
+            if change == "content of ca":
+                assert not bridge.agents()[0]["idle"]
+            else:
+                wait_until(lambda: not bridge.agents())
+
+
+def test_dial_under_way_while_a_configuration_comes_keeps_its_session_to_itself(made: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session of one configuration's in another's would be of use to nobody: OpenSSL takes it for another's."""
+    port, pairs = free_port(), []
+    connect, remember = tls.Acquaintance.connect, tls.Acquaintance.remember
+    slow, entered, go_on = threading.Event(), threading.Semaphore(0), threading.Event()
+
+    def connect_slowly(known: tls.Acquaintance, stream: Stream) -> None:
+        connect(known, stream)
+        shaken[id(stream)] = known
+        if slow.is_set():
+            entered.release()
+            assert go_on.wait(SECONDS)
+
+    def remember_by(known: tls.Acquaintance, stream: Stream) -> None:
+        pairs.append((shaken[id(stream)], known))
+        remember(known, stream)
+
+    shaken: dict[int, tls.Acquaintance] = {}
+    monkeypatch.setattr(tls.Acquaintance, "connect", connect_slowly)
+    monkeypatch.setattr(tls.Acquaintance, "remember", remember_by)
+    with Echo() as echo, side(secured(made, f"[{port}]")) as bridge:
+        text = trusting(made, bridge.tunnel_port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')
+        with side(text) as agent:
+            bridge.wait_for_agent(1, idle=pool.WAITING)
+            pairs.clear()
+            slow.set()
+            echoes(port)
+            assert entered.acquire(timeout=SECONDS)
+            before = agent.tunnels._calling.bridge
+            agent.reload(text)
+            assert agent.tunnels._calling.bridge is not before
+            go_on.set()
+            wait_until(lambda: pairs)
+            assert pairs[0] == (before, before)
+            for _ in range(8):
+                echoes(port)
+            bridge.wait_for_agent(1, idle=pool.WAITING)
+            assert all(one is other for one, other in pairs)
 
 
 @pytest.mark.parametrize("first", [b"\x9eNPT\1\0" + bytes(32) + b"\4home", b"GET / HTTP/1.1\r\n\r\n", b"\x16\3\1\0\5hello"])

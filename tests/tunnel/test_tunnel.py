@@ -3,13 +3,19 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
 from netproxy.interfaces import Address
+from netproxy.listener.tcp import TcpListener
 from netproxy.net.stream import Stream
 from netproxy.protocol.proxy_protocol import read_header
+from netproxy.protocol.tunnel import Service
+from netproxy.report import FlowError
+from netproxy.tunnel import pool
 from tests.e2e.peers import CONNECT, Refused, socks5
 from tests.support.relays import LOCALHOST, SECONDS, SPS, UdpClient, UdpPort, running
 from tests.support.sockets import Task, is_reset, read_exactly, read_to_end, refusing, server, wait_until
@@ -138,6 +144,70 @@ def test_records_on_both_sides_name_the_user() -> None:
         assert (near.sent, near.received, far.sent, far.received) == (5, 5, 5, 5)
 
 
+def test_bridges_own_clients_do_not_reach_a_public_port() -> None:
+    """Hazard 77: it is a port of the proxy's own, as long as it is open; a proxy that an agent shows there is an upstream like any."""
+    tcp, udp, inner = free_port(), free_port(), free_port()
+    services = {f'"{tcp}"': "{tcp}", f'"{udp}/udp"': "{udp}", f'"{inner}"': "{proxy}"}
+    more = f"rules: [{{port: 7, via: 'socks5://127.0.0.1:{inner}'}}]"
+    with Echo() as echo, UdpEcho() as udp_echo, running(SPS) as proxy:
+        text = ", ".join(f"{key}: '{target}'" for key, target in services.items()).format(
+            tcp=f"{LOCALHOST}:{echo.port}", udp=f"{LOCALHOST}:{udp_echo.address.port}", proxy=f"{LOCALHOST}:{proxy.port}")
+        with tunnel(f"{{{text}}}", f"[{tcp}, {udp}/udp, {inner}]", more=more) as (bridge, agent):
+            bridge.wait_for_agent(3)
+            for _ in range(2):
+                with pytest.raises(Refused) as caught:
+                    socks(bridge, (LOCALHOST, tcp))
+                assert caught.value.code == 2 and not echo.clients
+                with UdpClient(bridge.port) as client:
+                    client.to(Address(LOCALHOST, udp), b"hello")
+                    wait_until(bridge.drops)
+                assert not udp_echo.sources
+                with pytest.raises(Refused) as caught:
+                    socks(bridge, (LOCALHOST, 7))       # nobody is there, which the agent's proxy says
+                assert caught.value.code == 5
+                bridge.reload(bridge_text(f"[{tcp}, {udp}/udp, {inner}]", more))
+            bridge.reload(bridge_text("[]", more))
+            with pytest.raises(Refused) as caught:
+                socks(bridge, (LOCALHOST, tcp))
+            assert caught.value.code == 5       # it is nobody's any more
+
+
+def test_public_ports_that_close_at_once_are_all_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that live go on, are counted, and are ended with the daemon."""
+    ports = [free_port() for _ in range(3)]
+    looking, closed = threading.Event(), threading.Event()
+    live = TcpListener.live
+
+    def slowly(listener: TcpListener) -> int:
+        """The first who looks at those that were closed before gives another the time to close one meanwhile."""
+        if threading.current_thread().name == "test-close" and not looking.is_set():
+            looking.set()
+            closed.wait(0.3)
+        return live.fget(listener)
+
+    with Echo() as echo:
+        services = ", ".join(f'"{port}": "{LOCALHOST}:{echo.port}"' for port in ports)
+        with tunnel(f"{{{services}}}", str(ports)) as (bridge, agent), ExitStack() as stack:
+            for sock in [stack.enter_context(dial(port)) for port in ports]:
+                sock.sendall(b"hello")
+                assert read_exactly(sock, 5) == b"hello"
+            first, second, third = (bridge.tunnels._links.get("home").ports.pop(Service("tcp", port)).close for port in ports)
+            first()
+            with monkeypatch.context() as patched:
+                patched.setattr(TcpListener, "live", property(slowly))
+
+                def close() -> None:
+                    second()
+
+                task = Task(close)
+                assert looking.wait(SECONDS)
+                third()
+                closed.set()
+                task.result()
+            assert bridge.tunnels.live == len(bridge.tunnels._ports._retired) == 3
+        wait_until(lambda: not bridge.tunnels.live)
+
+
 def test_udp_clients_have_a_session_each() -> None:
     port = free_port()
     with UdpEcho() as echo, tunnel(f'{{"{port}/udp": "127.0.0.1:{echo.address.port}"}}', f"[{port}/udp]") as (bridge, agent):
@@ -203,6 +273,26 @@ def test_exit_dials_what_the_agents_own_rules_permit(agents: str) -> None:
         assert agent.count("tunnel_refused", "not allowed by the rules") == 1
 
 
+def test_what_becomes_of_an_exits_flow_is_explained() -> None:
+    """By the name that its records and the rules have for it."""
+    rules = "destinations: {allow: [127.0.0.0/8]}\nrules: [{listener: tunnel-agent, port: 25, via: block}]"
+    with tunnel(leads_out=True, more=HOME, agents=rules) as (bridge, agent):
+        for port, way in ((25, "block"), (80, "direct")):
+            told = agent.daemon.explain(f"203.0.113.9 -> 127.0.0.1:{port} on tunnel-agent")
+            assert told[0] == f"flow: tcp 203.0.113.9 -> 127.0.0.1:{port} on tunnel-agent"
+            assert told[2] == f"way out: {way}"
+        assert agent.daemon.explain("-> 127.0.0.1:80")[0].endswith(" on tunnel-agent")       # it has no other
+        with pytest.raises(FlowError, match="no listener 'tunnel-agent'"):
+            bridge.daemon.explain("-> 127.0.0.1:80 on tunnel-agent")
+
+
+def test_agent_that_is_no_exit_explains_so() -> None:
+    port = free_port()
+    with tunnel(f'{{"{port}": "127.0.0.1:9"}}', f"[{port}]") as (bridge, agent):
+        assert agent.daemon.explain("-> 127.0.0.1:80 on tunnel-agent")[1:] == [
+            "refused: the agent is no exit, and leads to its services alone"]
+
+
 def test_rule_of_the_bridge_leads_into_the_agents_network() -> None:
     more = "rules: [{ip: [127.9.0.0/16], via: 'tunnel://home'}]\ndefault: block"
     with Echo("127.9.9.9") as echo, tunnel(leads_out=True, more=more) as (bridge, agent):
@@ -258,6 +348,25 @@ def test_reload_of_the_agent_changes_services_and_leaves_the_others() -> None:
             sock.sendall(b"still")
             assert read_exactly(sock, 5) == b"still"
         assert bridge.agents()[0]["since"] == since
+
+
+def test_reload_of_times_leaves_the_agents_connection() -> None:
+    """What is dialled from then on has them; only another bridge, identity, trust or way there is another connection."""
+    port = free_port()
+    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent), running(SPS) as proxy:
+        text = agent_text(bridge.tunnel_port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')
+        since, made, way = bridge.agents()[0]["since"], agent.tunnels._agent, agent.tunnels._calling.hop.via
+        agent.reload(text + "timeouts: {handshake: 7s, connect: 6s, tcp_idle: 1h, half_close: 4m, drain: 20s}")
+        assert agent.tunnels._agent is made and not made.stopped
+        assert agent.tunnels._calling.hop.seconds == 7.0 and agent.tunnels._calling.hop.via is not way
+        with dial(port) as sock:
+            sock.sendall(b"hello")
+            assert read_exactly(sock, 5) == b"hello"
+        bridge.wait_for_agent(1, idle=pool.WAITING)         # one was dialled in the place of the one that was opened
+        assert bridge.agents()[0]["since"] == since
+        agent.reload(text.replace("agent: {", f"agent: {{upstream: 'socks5://127.0.0.1:{proxy.port}', "))
+        assert agent.tunnels._agent is not made and made.stopped
+        wait_until(lambda: any(one["since"] > since and one["ports"] for one in bridge.agents()))
 
 
 def test_reload_of_the_bridge_takes_a_port_back_and_leaves_what_runs() -> None:
