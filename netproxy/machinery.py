@@ -43,24 +43,26 @@ NAME_THREADS, NAME_QUEUE = 64, 256     # UDP targets whose names are looked up: 
 LOOKUP_THREADS, LOOKUP_QUEUE = 64, 256      # on demand: as many slow names at once delay no other
 THREADS_LIMIT = 1024        # for connections: what only waits has none, so that these are at work or shaking hands
 EAGER_THREADS = 4           # for connections; beyond, more threads only help those that wait for their peers
-COLLECT_SECONDS = 30.0      # between two looks for garbage: with 10,000 connections one takes 50 ms
+BURST = 16                  # threads, flows and the like that have gone before it is worth a look for what they have left
+COLLECT_SECONDS = 15.0      # between two such looks: with 10,000 connections one takes 50 ms
 STOP_SECONDS = 2.0          # for threads to end once their sockets have been shut down
 
 
-class _Thrift:
-    """Gives back what a burst has left, once its threads have gone; the janitor looks every second."""
+class Thrift:
+    """Gives back what a burst has left, once half of it has gone; the janitor looks every second."""
 
-    def __init__(self, pool: ThreadPool) -> None:
-        self._pool = pool
-        self._collected_at = 0.0
-        self._threads = 1       # of the pool when it last looked; at the start there is what reading the configuration left
+    def __init__(self, held: Callable[[], int]) -> None:
+        """`held`: how many things there are that take memory: threads, flows, descriptors that are watched."""
+        self._held = held
+        self._most = 2 * BURST      # since it last gave back; at the start there is what reading the configuration left
+        self._rest_until = 0.0
 
     def expire(self, now: float) -> list[Any]:
-        before, self._threads = self._threads, self._pool.threads
-        if self._threads < before:
-            if now - self._collected_at >= COLLECT_SECONDS:
-                self._collected_at = now
-                gc.collect()        # what is left of connections keeps pages that others have gone from
+        held = self._held()
+        self._most = max(self._most, held)
+        if self._most - held >= max(BURST, held) and now >= self._rest_until:
+            self._most, self._rest_until = held, now + COLLECT_SECONDS
+            gc.collect()            # what is left of connections keeps pages that others have gone from
             trim()
         return []
 
@@ -101,7 +103,7 @@ class Machinery:
         self.parker.start()
 
     def run(self) -> None:
-        self.janitor.register(_Thrift(self.connections))
+        self.janitor.register(Thrift(lambda: self.connections.threads + len(self.flows) + self.parker.watched))
         self.janitor.register(self.health)
         self.janitor.register(self.log)
         self.janitor.start()

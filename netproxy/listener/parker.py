@@ -53,6 +53,11 @@ class Parker:
     def __len__(self) -> int:
         return len({id(parked) for parked in list(self._parked.values())})
 
+    @property
+    def watched(self) -> int:
+        """Descriptors."""
+        return len(self._parked)
+
     def start(self) -> None:
         self._epoll = calls.Epoll()
         self._bell, self._rope = os.pipe()
@@ -107,16 +112,19 @@ class Parker:
             events = self._epoll.poll(TICK)
             now = time.monotonic()
             for descriptor, event in events:
-                with self._lock:        # who is being added has all its descriptors watched after that
-                    parked = self._parked.get(descriptor)
-                if parked is not None and parked.pause.step is not None:
-                    self._advance(parked, descriptor, event, now)
-                elif descriptor != self._bell:
-                    self._release([descriptor], True)
+                self._look(descriptor, event, now)
             if now >= look:
                 look = now + TICK
                 self._release([descriptor for descriptor, parked in list(self._parked.items())
                                if parked.deadline <= now], False)
+
+    def _look(self, descriptor: int, event: int, now: float) -> None:
+        with self._lock:        # who is being added has all its descriptors watched after that
+            parked = self._parked.get(descriptor)
+        if parked is not None and parked.pause.step is not None:
+            self._advance(parked, descriptor, event, now)
+        elif descriptor != self._bell:
+            self._release([descriptor], True)
 
     def _advance(self, parked: _Parked, descriptor: int, event: int, now: float) -> None:
         before = parked.pause

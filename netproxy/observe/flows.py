@@ -77,6 +77,9 @@ class Flows:
 
     # -- asking
 
+    def __len__(self) -> int:
+        return len(self._live)
+
     def live(self) -> list[Live]:
         """Oldest first."""
         with self._lock:
