@@ -65,7 +65,8 @@ class Parker:
         self._stopping = True
         os.write(self._rope, b"!")
         self.thread.join()
-        self._epoll.close()
+        with self._lock:        # a thread that has not ended in time may still come to park
+            self._epoll.close()
         os.close(self._bell)
         os.close(self._rope)
 
@@ -99,7 +100,7 @@ class Parker:
     def release_expendable(self) -> None:
         """Wakes those with nothing under way, as if their time were up, now and as soon as they come."""
         self._sparing = True
-        self._release([descriptor for descriptor, parked in list(self._parked.items()) if parked.pause.expendable], False)
+        self._release([parked for parked in list(self._parked.values()) if parked.pause.expendable], False)
 
     def _watch(self) -> None:
         look = time.monotonic() + TICK
@@ -111,12 +112,11 @@ class Parker:
                     parked = self._parked.get(descriptor)
                 if parked is not None and parked.pause.step is not None:
                     self._advance(parked, descriptor, event, now)
-                elif descriptor != self._bell:
-                    self._release([descriptor], True)
+                elif parked is not None:
+                    self._release([parked], True)
             if now >= look:
                 look = now + TICK
-                self._release([descriptor for descriptor, parked in list(self._parked.items())
-                               if parked.deadline <= now], False)
+                self._release([parked for parked in list(self._parked.values()) if parked.deadline <= now], False)
 
     def _advance(self, parked: _Parked, descriptor: int, event: int, now: float) -> None:
         before = parked.pause
@@ -160,31 +160,30 @@ class Parker:
             self._forget(parked, closed=False)
             raise
 
-    def _forget(self, parked: _Parked, closed: bool) -> None:
-        """`closed`: its descriptors are, and perhaps somebody else's by now; the kernel watches closed ones no more."""
+    def _forget(self, parked: _Parked, closed: bool) -> bool:
+        """Whether it was still known.  `closed`: its descriptors are, and perhaps somebody else's by now; the kernel watches
+        closed ones no more."""
+        known = False
         with self._lock:
             for each in parked.descriptors:
                 if self._parked.get(each) is parked:
                     del self._parked[each]
+                    known = True
                     if not closed:
                         self._unwatch(each)
+        return known
 
     def _unwatch(self, descriptor: int) -> None:
         try:
             self._epoll.unregister(descriptor)
-        except OSError:
+        except (OSError, ValueError):
             pass        # closed after all
 
-    def _release(self, descriptors: list[int], ready: bool) -> None:
-        for descriptor in descriptors:
-            with self._lock:
-                parked = self._parked.get(descriptor)
-                if parked is None:
-                    continue        # woken by its other descriptor a moment ago
-                for each in parked.descriptors:
-                    if self._parked.get(each) is parked:
-                        del self._parked[each]
-                        self._unwatch(each)
+    def _release(self, several: list[_Parked], ready: bool) -> None:
+        """One may be there for each of its descriptors: by the second time the number may be somebody else's."""
+        for parked in several:
+            if not self._forget(parked, closed=False):
+                continue        # woken a moment ago
             try:
                 parked.wake(parked.pause, ready)
             except Exception:       # one connection's fault must not keep the others parked

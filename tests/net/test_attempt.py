@@ -194,6 +194,19 @@ def test_a_byte_after_the_deadline_does_not_begin_it_again(pair: Pair) -> None:
         stream.read_exactly(4)
 
 
+@pytest.mark.parametrize("said", [b"he", b"headline\n"])
+def test_where_no_thread_can_be_had_nothing_is_gone_on_with(pair: Pair, said: bytes) -> None:
+    """It is closed then, and what it has read would still lead somewhere: a name to look up, a target to dial."""
+    walk = Walk(pair[0])
+    walk.raises = NeedsThread()
+    pause = say(pair, walk.attempt(), said)
+    pair[0].close()
+    assert pause is not None
+    with pytest.raises(StreamError):
+        pause.resume(False)
+    assert not walk.otherwise_at
+
+
 def test_without_a_deadline_it_waits_for_ever(pair: Pair) -> None:
     pause = Walk(pair[0]).attempt()
     assert pause is not None and pause.seconds is None
