@@ -20,7 +20,7 @@ from netproxy.net import calls
 from netproxy.net.address import from_sockaddr
 
 RECEIVE = 16384             # bytes asked of the kernel at a time while a protocol is read
-AGAIN_LIMIT = 8192          # bytes that an attempt may read over again: a client that drips costs whoever waits for everybody no more
+AGAIN_LIMIT = 2048          # bytes that an attempt may read over again: a client that drips costs whoever waits for everybody no more
 LINGER_BYTES = 65536        # read and dropped after a refusal, so that the client gets to see it (RFC 9112 section 9.6)
 LINGER_SECONDS = 2.0        # and for so long at the most
 _RESET = struct.pack("@ii", 1, 0)      # SO_LINGER on, no time: close() sends RST
