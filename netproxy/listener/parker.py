@@ -16,7 +16,8 @@ from typing import Any, Callable
 from netproxy.interfaces import Log, Pause
 from netproxy.net import calls
 
-TICK = 1.0                  # seconds between two looks at who has waited too long
+TICK = 1.0                  # seconds between two looks at who has waited too long, and who will have soon
+LOOK_LEAST = 0.1            # and at the least, however many deadlines there are: each look goes through all that wait
 
 Wake = Callable[[Pause, bool], None]        # (pause, ready): for a thread to go on with
 Attempt = Callable[[Callable[[], "Pause | None"]], "Pause | None"]      # calls a step, and ends its connection where that fails or ends
@@ -48,6 +49,7 @@ class Parker:
         self._parked: dict[int, _Parked] = {}
         self._stopping = False
         self._sparing = False               # expendable ones are not kept any more
+        self._looked = self._next_look = 0.0        # monotonic; of the parker's thread, though others may make it look earlier
         self.thread = threading.Thread(target=self._watch, name="parker", daemon=True)
 
     def __len__(self) -> int:
@@ -88,6 +90,7 @@ class Parker:
     def _add(self, parked: _Parked) -> None:
         # others' threads do what comes then, so it is told once; what this thread does itself it may be told again
         once = select.EPOLLONESHOT if parked.pause.step is None else 0
+        self._look_by(parked.deadline)
         try:
             with self._lock:
                 for descriptor, events in parked.descriptors.items():
@@ -103,9 +106,8 @@ class Parker:
         self._release([parked for parked in list(self._parked.values()) if parked.pause.expendable], False)
 
     def _watch(self) -> None:
-        look = time.monotonic() + TICK
         while not self._stopping:
-            events = self._epoll.poll(TICK)
+            events = self._epoll.poll(min(TICK, max(0.0, self._next_look - time.monotonic())))
             now = time.monotonic()
             for descriptor, event in events:
                 with self._lock:        # who is being added has all its descriptors watched after that
@@ -114,9 +116,23 @@ class Parker:
                     self._advance(parked, descriptor, event, now)
                 elif parked is not None:
                     self._release([parked], True)
-            if now >= look:
-                look = now + TICK
-                self._release([parked for parked in list(self._parked.values()) if parked.deadline <= now], False)
+            if now >= self._next_look:
+                self._look(now)
+
+    def _look(self, now: float) -> None:
+        """Who has waited too long is woken."""
+        self._looked, self._next_look = now, now + TICK
+        late = []
+        for parked in list(self._parked.values()):
+            if parked.deadline <= now:
+                late.append(parked)
+            elif parked.deadline < self._next_look:
+                self._look_by(parked.deadline)
+        self._release(late, False)
+
+    def _look_by(self, deadline: float) -> None:
+        if deadline < self._next_look:
+            self._next_look = max(deadline, self._looked + LOOK_LEAST)
 
     def _advance(self, parked: _Parked, descriptor: int, event: int, now: float) -> None:
         before = parked.pause
@@ -145,6 +161,7 @@ class Parker:
         """Only what is different is told to the kernel: a relay passes here at each end of a side.  OSError, ValueError."""
         before = parked.descriptors
         parked.set(pause, now)
+        self._look_by(parked.deadline)
         try:
             with self._lock:
                 for descriptor in before.keys() - parked.descriptors.keys():
