@@ -10,11 +10,13 @@ from netproxy.handler.stream_udp import NO_WAY, StreamUdpRelay, UotPassage
 from netproxy.interfaces import Address, Counter, Dialer, Flow, Moved, Observer, Pause, Record, Route, Router
 from netproxy.net.address import is_unspecified
 from netproxy.net.bind import Binder
+from netproxy.net.connect import Dialling
 from netproxy.net.stream import Stream
 from netproxy.protocol import uot
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay, pipe
 
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
+CLIENT_LEFT = "client left"         # how a flow ended whose client did not get to hear that it is connected
 
 
 class Connector:
@@ -52,8 +54,8 @@ class Connector:
             raise
         return self.begin(passage, time.monotonic() - started)
 
-    def attempt(self, flow: Flow, connected: Callable[[Passage], Pause | None],
-                refused: Callable[[DialError], Pause | None]) -> Pause | None:
+    def attempt(self, client: Stream, flow: Flow, connected: Callable[[Passage], Pause | None],
+                refused: Callable[[DialError], None]) -> Pause | None:
         """What tunnel() gives goes to `connected`, its DialError, on a thread, to `refused`.  Never waits; NeedsThread, DialError."""
         if self._datagrams is not None and flow.target.host in UOT_NAMES:
             raise NeedsThread
@@ -64,7 +66,7 @@ class Connector:
         if dialling is None:
             raise NeedsThread
 
-        def finish(*_: object) -> Pause | None:
+        def finish() -> Pause | None:
             try:
                 upstream = Stream(dialling.finish())
             except DialError as error:
@@ -73,9 +75,11 @@ class Connector:
                 return Pause((), None, lambda ready: refused(why))
             return connected(self.begin(Passage(self, flow, dialer, upstream, started), time.monotonic() - started))
 
-        if dialling.settled:
-            return finish()
-        return Pause(((dialling.socket, POLLOUT),), dialling.seconds, finish, step=finish)
+        def left() -> None:
+            dialling.close()
+            self._observer.finished(Record(flow, dialer.name, 0, 0, time.monotonic() - started, CLIENT_LEFT))
+
+        return finish() if dialling.settled() else _until_settled(dialling, client, finish, left)
 
     def bind(self, flow: Flow, client: Stream, binder: Binder, announce: Callable[[Address], None]) -> Passage:
         """The connection of the peer that a BIND waits for; its flow's target is the peer.  DialError."""
@@ -151,7 +155,7 @@ class Passage:
         try:
             client.write(reply)
         except StreamError:
-            self.finish("client left")
+            self.finish(CLIENT_LEFT)
             return None
         return self._connector.relay(self, client)
 
@@ -180,3 +184,20 @@ class Passage:
         sent, received, *_ = self.moved()
         self._connector.record(Record(self.flow, self.dialer.name, sent, received, time.monotonic() - self.started,
                                       "killed" if self._killed else ended, number=self.number))
+
+
+def _until_settled(dialling: Dialling, client: Stream, finish: Callable[[], Pause | None], left: Callable[[], None]) -> Pause:
+    """`finish` comes when it is, or its time is up; `left` where the client has gone meanwhile: reset, or shut down to end it."""
+    def step(descriptor: int, events: int) -> Pause | None:
+        if descriptor == client.socket.fileno():
+            return left()
+        return client.hastily(finish) if dialling.settled() else _until_settled(dialling, client, finish, left)
+
+    def resume(ready: bool) -> Pause | None:
+        if not client.open:         # no thread could be had for it
+            return left()
+        dialling.wait()             # nothing is left to wait for, but where it could not be watched
+        return finish()
+
+    # of the client nothing is asked, so that only its being gone is told
+    return Pause(((dialling.socket, POLLOUT), (client.socket, 0)), dialling.left, resume, step=step)

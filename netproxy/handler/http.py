@@ -57,7 +57,7 @@ class HttpHandler:
             raise NeedsThread
         stream.welcome()
         flow = Flow("tcp", client, _tunnel_target(request), self._listener, "")
-        return self._connector.attempt(flow, lambda passage: passage.accept(stream, CONNECTED),
+        return self._connector.attempt(stream, flow, lambda passage: passage.accept(stream, CONNECTED),
                                        lambda error: self._refuse_dial(stream, b"CONNECT", error))
 
     def _serve(self, stream: Stream, client: Address, upstream: Passage | None) -> Pause | None:

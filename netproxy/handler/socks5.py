@@ -58,7 +58,7 @@ class Socks5Handler:
         if request.command != socks5.CONNECT:
             raise NeedsThread
         stream.welcome()
-        return self._connector.attempt(Flow("tcp", client, request.target, self._listener, ""),
+        return self._connector.attempt(stream, Flow("tcp", client, request.target, self._listener, ""),
                                        lambda passage: self._accept(stream, passage),
                                        lambda error: self._refuse(stream, _answer(error)))
 

@@ -16,7 +16,8 @@ from typing import Any, Callable
 from netproxy.interfaces import Log, Pause
 from netproxy.net import calls
 
-TICK = 1.0                  # seconds between two looks at who has waited too long
+TICK = 1.0                  # seconds between two looks at who has waited too long, and who will have soon
+LOOK_LEAST = 0.1            # and at the least, however many deadlines there are: each look goes through all that wait
 
 Wake = Callable[[Pause, bool], None]        # (pause, ready): for a thread to go on with
 Attempt = Callable[[Callable[[], "Pause | None"]], "Pause | None"]      # calls a step, and ends its connection where that fails or ends
@@ -48,6 +49,7 @@ class Parker:
         self._parked: dict[int, _Parked] = {}
         self._stopping = False
         self._sparing = False               # expendable ones are not kept any more
+        self._looked = self._next_look = 0.0        # monotonic; of the parker's thread, though others may make it look earlier
         self.thread = threading.Thread(target=self._watch, name="parker", daemon=True)
 
     def __len__(self) -> int:
@@ -70,7 +72,8 @@ class Parker:
         self._stopping = True
         os.write(self._rope, b"!")
         self.thread.join()
-        self._epoll.close()
+        with self._lock:        # a thread that has not ended in time may still come to park
+            self._epoll.close()
         os.close(self._bell)
         os.close(self._rope)
 
@@ -92,6 +95,7 @@ class Parker:
     def _add(self, parked: _Parked) -> None:
         # others' threads do what comes then, so it is told once; what this thread does itself it may be told again
         once = select.EPOLLONESHOT if parked.pause.step is None else 0
+        self._look_by(parked.deadline)
         try:
             with self._lock:
                 for descriptor, events in parked.descriptors.items():
@@ -104,27 +108,40 @@ class Parker:
     def release_expendable(self) -> None:
         """Wakes those with nothing under way, as if their time were up, now and as soon as they come."""
         self._sparing = True
-        self._release([descriptor for descriptor, parked in list(self._parked.items()) if parked.pause.expendable], False)
+        self._release([parked for parked in list(self._parked.values()) if parked.pause.expendable], False)
 
     def _watch(self) -> None:
-        look = time.monotonic() + TICK
         while not self._stopping:
-            events = self._epoll.poll(TICK)
+            events = self._epoll.poll(min(TICK, max(0.0, self._next_look - time.monotonic())))
             now = time.monotonic()
             for descriptor, event in events:
-                self._look(descriptor, event, now)
-            if now >= look:
-                look = now + TICK
-                self._release([descriptor for descriptor, parked in list(self._parked.items())
-                               if parked.deadline <= now], False)
+                self._tell(descriptor, event, now)
+            if now >= self._next_look:
+                self._look(now)
 
-    def _look(self, descriptor: int, event: int, now: float) -> None:
+    def _tell(self, descriptor: int, event: int, now: float) -> None:
+        """In a frame of its own: nothing of whoever was told last is held on to."""
         with self._lock:        # who is being added has all its descriptors watched after that
             parked = self._parked.get(descriptor)
         if parked is not None and parked.pause.step is not None:
             self._advance(parked, descriptor, event, now)
-        elif descriptor != self._bell:
-            self._release([descriptor], True)
+        elif parked is not None:
+            self._release([parked], True)
+
+    def _look(self, now: float) -> None:
+        """Who has waited too long is woken."""
+        self._looked, self._next_look = now, now + TICK
+        late = []
+        for parked in list(self._parked.values()):
+            if parked.deadline <= now:
+                late.append(parked)
+            elif parked.deadline < self._next_look:
+                self._look_by(parked.deadline)
+        self._release(late, False)
+
+    def _look_by(self, deadline: float) -> None:
+        if deadline < self._next_look:
+            self._next_look = max(deadline, self._looked + LOOK_LEAST)
 
     def _advance(self, parked: _Parked, descriptor: int, event: int, now: float) -> None:
         before = parked.pause
@@ -153,6 +170,7 @@ class Parker:
         """Only what is different is told to the kernel: a relay passes here at each end of a side.  OSError, ValueError."""
         before = parked.descriptors
         parked.set(pause, now)
+        self._look_by(parked.deadline)
         try:
             with self._lock:
                 for descriptor in before.keys() - parked.descriptors.keys():
@@ -168,31 +186,30 @@ class Parker:
             self._forget(parked, closed=False)
             raise
 
-    def _forget(self, parked: _Parked, closed: bool) -> None:
-        """`closed`: its descriptors are, and perhaps somebody else's by now; the kernel watches closed ones no more."""
+    def _forget(self, parked: _Parked, closed: bool) -> bool:
+        """Whether it was still known.  `closed`: its descriptors are, and perhaps somebody else's by now; the kernel watches
+        closed ones no more."""
+        known = False
         with self._lock:
             for each in parked.descriptors:
                 if self._parked.get(each) is parked:
                     del self._parked[each]
+                    known = True
                     if not closed:
                         self._unwatch(each)
+        return known
 
     def _unwatch(self, descriptor: int) -> None:
         try:
             self._epoll.unregister(descriptor)
-        except OSError:
+        except (OSError, ValueError):
             pass        # closed after all
 
-    def _release(self, descriptors: list[int], ready: bool) -> None:
-        for descriptor in descriptors:
-            with self._lock:
-                parked = self._parked.get(descriptor)
-                if parked is None:
-                    continue        # woken by its other descriptor a moment ago
-                for each in parked.descriptors:
-                    if self._parked.get(each) is parked:
-                        del self._parked[each]
-                        self._unwatch(each)
+    def _release(self, several: list[_Parked], ready: bool) -> None:
+        """One may be there for each of its descriptors: by the second time the number may be somebody else's."""
+        for parked in several:
+            if not self._forget(parked, closed=False):
+                continue        # woken a moment ago
             try:
                 parked.wake(parked.pause, ready)
             except Exception:       # one connection's fault must not keep the others parked

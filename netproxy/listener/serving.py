@@ -85,7 +85,7 @@ class Serving:
         try:
             self._parker.park(pause, wake, lambda step: self._attempt(connection, step))
         except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
-            return _give_up(pause)
+            wake(pause, False)              # not here: whoever accepts must not wait for it
         return pause
 
 

@@ -101,9 +101,11 @@ class TcpListener(socketserver.ThreadingTCPServer):
     def serve_forever(self, poll_interval: float = 0) -> None:
         """Accepts until stop().  Takes what waits without waiting for it, and only then waits."""
         while not self._stopping:
-            if not self._serving.pool.wait_for_room(ROOM_PAUSE):
+            attempts = self._attempt is not None        # most of those need no thread
+            if not self._serving.pool.wait_for_room(0 if attempts else ROOM_PAUSE):
                 self._log.limited(("full", self.address), "%s: all threads are busy, connections wait", self.address)
-                continue
+                if not attempts:
+                    continue
             try:
                 request, sockaddr = self.get_request()
             except OSError:

@@ -200,7 +200,6 @@ class Epoll:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self.poll = self._epoll.poll
-        self.close = self._epoll.close
         if _library:
             self._event = _Event()
             self._descriptor = self._epoll.fileno()
@@ -208,6 +207,11 @@ class Epoll:
             self.register, self.modify, self.unregister = self._epoll.register, self._epoll.modify, self._epoll.unregister
 
     # One thread at a time: they share the event
+
+    def close(self) -> None:
+        """Nothing can be changed any more, though the number may be another file's by then: OSError or ValueError."""
+        self._descriptor = -1
+        self._epoll.close()
 
     def register(self, descriptor: int, events: int) -> None:
         self._change(_ADD, descriptor, events)
@@ -221,7 +225,7 @@ class Epoll:
     def _change(self, what: int, descriptor: int, events: int) -> None:
         if descriptor < 0:
             raise ValueError("the socket is closed")
-        self._event.events, self._event.descriptor = events, descriptor
+        self._event.events, self._event.data.descriptor = events, descriptor
         if _control(self._descriptor, what, descriptor, self._event) < 0:
             raise _failure()
 
@@ -235,11 +239,17 @@ def trim() -> None:
 
 
 if _library:
+    class _Data(ctypes.Union):
+        """What comes back with an event: 64 bits, of which the descriptor takes those that come first, whatever the byte order."""
+
+        _fields_ = [("descriptor", ctypes.c_int), ("whole", ctypes.c_uint64)]
+
     class _Event(ctypes.Structure):
         """struct epoll_event, which has no gap on x86."""
 
+        _layout_ = "ms"         # what _pack_ asks of Python 3.14
         _pack_ = 1 if os.uname().machine in ("x86_64", "i386", "i686") else 8
-        _fields_ = [("events", ctypes.c_uint32), ("descriptor", ctypes.c_uint64)]
+        _fields_ = [("events", ctypes.c_uint32), ("data", _Data)]
 
     _control = _library.epoll_ctl
     _control.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Event)]

@@ -25,7 +25,7 @@ KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4    # a vanished
 USER_TIMEOUT_MS = 120_000   # unacknowledged data is given up after as long: keepalive alone does not see it
 
 IP_BIND_ADDRESS_NO_PORT = 24     # Linux, not named by the socket module of Python 3.10 and 3.11
-_ESTABLISHED = b"\1"         # TCP_ESTABLISHED: the first byte of struct tcp_info
+_UNDER_WAY = (b"\2", b"\3")   # TCP_SYN_SENT, TCP_SYN_RECV: the first byte of struct tcp_info.  A target may have closed already, too
 
 REASONS = {
     errno.ECONNREFUSED: Reason.REFUSED, errno.ENETUNREACH: Reason.NETWORK_UNREACHABLE,
@@ -115,7 +115,7 @@ def connect(addresses: Sequence[Address], seconds: float, outgoing: Outgoing = A
     """A connected socket, which does not block, to the first address that answers; DialError names the last failure."""
     if len(addresses) == 1:
         dialling = Dialling(addresses[0], seconds, outgoing)
-        if not dialling.settled:
+        if not dialling.settled():
             dialling.wait()
         return dialling.finish()
     race = _Race(_interleave(addresses), time.monotonic() + seconds, outgoing)
@@ -128,51 +128,58 @@ def connect(addresses: Sequence[Address], seconds: float, outgoing: Outgoing = A
 class Dialling:
     """A connection to one address that has begun, and nothing it races with, hence with fewer calls: most are made so.
 
-    It has `seconds`.  finish() comes once, after its socket has told of something (POLLOUT), the time is up, or at once where it is `settled`.
+    It has `seconds`.  Its socket tells (POLLOUT) when it may be settled(); finish() or close() comes once, whenever that is.
     """
 
-    __slots__ = ("socket", "seconds", "_address", "_sockaddr", "_outcome", "_keepalive")
+    __slots__ = ("socket", "_deadline", "_address", "_sockaddr", "_outcome", "_keepalive")
 
     def __init__(self, address: Address, seconds: float, outgoing: Outgoing = ANY_WAY) -> None:
         self.socket: Any = None
-        self.seconds = seconds
+        self._deadline = time.monotonic() + seconds
         self._address = address
         self._keepalive = outgoing.keepalive
         try:
             self.socket, self._sockaddr, self._outcome = _begin(address, outgoing)
         except OSError as error:
             self._outcome = error.errno or errno.EIO
-        if self._outcome == errno.EINPROGRESS and self._established():      # near ones have answered by now
-            self._outcome = 0
 
     @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, self._deadline - time.monotonic())
+
     def settled(self) -> bool:
+        """Whether it has connected or failed by now: near ones have at once, and an event may be about a descriptor's last owner."""
+        if self._outcome == errno.EINPROGRESS:
+            try:
+                if self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) not in _UNDER_WAY:
+                    self._outcome = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            except OSError as error:
+                self._outcome = error.errno or errno.EIO
         return self._outcome != errno.EINPROGRESS
 
     def wait(self) -> None:
         poll = select.poll()
         poll.register(self.socket, select.POLLOUT)
         try:
-            poll.poll(min(self.seconds * 1000, POLL_LIMIT_MS))
+            poll.poll(min(self.left * 1000, POLL_LIMIT_MS))
         except OSError as error:        # no memory
             self._outcome = error.errno or errno.ENOMEM
 
     def finish(self) -> socket.socket:
         """The connected socket, which does not block; DialError, TIMEOUT where there is no answer yet."""
-        outcome = self._outcome or self._own_answer()
-        if outcome == errno.EINPROGRESS:
-            outcome = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or (
-                self._own_answer() if self._established() else errno.ETIMEDOUT)
+        outcome = (self._outcome or self._own_answer()) if self.settled() else errno.ETIMEDOUT
         if not outcome:
             tune(self.socket)
             keep_alive(self.socket, self._keepalive)
             return self.socket
-        if self.socket is not None:
-            self.socket.close()
+        self.close()
         raise _failure(outcome, self._address)
 
-    def _established(self) -> bool:
-        return self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED
+    def close(self) -> None:
+        """Gives it up."""
+        if self.socket is not None:
+            self.socket.close()
 
     def _own_answer(self) -> int:
         """A port that connects to itself is no server: Linux does that when source and target port are the same."""

@@ -20,6 +20,7 @@ from netproxy.net import calls
 from netproxy.net.address import from_sockaddr
 
 RECEIVE = 16384             # bytes asked of the kernel at a time while a protocol is read
+AGAIN_LIMIT = 2048          # bytes that an attempt may read over again: a client that drips costs whoever waits for everybody no more
 LINGER_BYTES = 65536        # read and dropped after a refusal, so that the client gets to see it (RFC 9112 section 9.6)
 LINGER_SECONDS = 2.0        # and for so long at the most
 _RESET = struct.pack("@ii", 1, 0)      # SO_LINGER on, no time: close() sends RST
@@ -79,34 +80,48 @@ class Stream:
         self._deadline = None
         self._pace = seconds
 
-    def attempt(self, go_on: GoOn, otherwise: GoOn) -> Pause | None:
-        """Goes on by `go_on`, which never waits, once what it reads has come; where it cannot, by `otherwise`, on a thread.
-
-        `go_on` begins anew, at the same byte, each time that more has come: whatever it does but read it does after that.
-        What fails fails again for `otherwise`, which has the time to tell the client.
-        """
-        if not self._unread:
-            return self._until_readable(go_on, otherwise)
-        before, self._hasty = self._unread, True
+    def hastily(self, go_on: GoOn) -> Pause | None:
+        """Goes on by `go_on`, which never waits: Unready or StreamError where it would have to."""
+        self._hasty = True
         try:
             return go_on()
-        except Unready:
-            self._unread = before
-            return self._until_readable(go_on, otherwise)
-        except NetProxyError:
-            self._unread = before
-            return Pause((), None, lambda ready: otherwise())
         finally:
             self._hasty = False
 
-    def _until_readable(self, go_on: GoOn, otherwise: GoOn) -> Pause:
+    def attempt(self, go_on: GoOn, otherwise: GoOn, again: int = 0) -> Pause | None:
+        """Goes on by `go_on`, which never waits, once what it reads has come; where it cannot, by `otherwise`, on a thread.
+
+        `go_on` begins anew, at the same byte, each time that more has come: whatever it does but read it does after that.
+        What fails fails again for `otherwise`, which has the time to tell the client; and what comes in ever more pieces a
+        thread reads, each byte once.  `again`: bytes that have been read in vain.
+        """
+        if not self._unread:
+            return self._until_readable(go_on, otherwise, again)
+        before = self._unread
+        try:
+            return self.hastily(go_on)
+        except Unready:
+            self._unread = before
+            again += len(before)
+            if again <= AGAIN_LIMIT:
+                return self._until_readable(go_on, otherwise, again)
+        except NetProxyError:
+            self._unread = before
+        return Pause((), None, lambda ready: self._on_a_thread(otherwise))
+
+    def _on_a_thread(self, otherwise: GoOn) -> Pause | None:
+        if not self.open:       # there is none: whatever has been read leads nowhere
+            raise StreamError("nobody could go on with it")
+        return otherwise()
+
+    def _until_readable(self, go_on: GoOn, otherwise: GoOn, again: int) -> Pause:
         def step(descriptor: int, events: int) -> Pause | None:
             if not self.read_ahead():
-                return Pause((), None, lambda ready: otherwise())
-            return self.attempt(go_on, otherwise)
+                return Pause((), None, lambda ready: self._on_a_thread(otherwise))
+            return self.attempt(go_on, otherwise, again)
 
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        return Pause(((self.socket, select.POLLIN),), left, lambda ready: otherwise(), step=step)
+        return Pause(((self.socket, select.POLLIN),), left, lambda ready: self._on_a_thread(otherwise), step=step)
 
     def peek(self) -> int:
         """The value of the next byte, left unread; EndOfStream where there is none."""

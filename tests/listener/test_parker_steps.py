@@ -1,6 +1,7 @@
 """Parked connections that go on by steps: each on the parker's own thread, until one ends or wants a thread."""
 from __future__ import annotations
 
+import os
 import select
 import socket
 import threading
@@ -253,3 +254,77 @@ class TestAnEnd:
         ask(two)
         assert log.of("exception") == ["going on with a parked connection: broken"]
         assert (steps.ends, len(steps.steps), steps.wakes, others.ends, len(parker)) == (0, 1, [], 0, 1)
+
+
+class TestTime:
+    """A deadline is kept to a tenth of a second where it is known before, though who waits is looked at each second alone."""
+
+    @pytest.fixture
+    def parker(self, log: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Parker]:
+        monkeypatch.setattr(parker_module, "TICK", 60.0)
+        parker = Parker(log)
+        parker.start()
+        yield parker
+        parker.stop()
+
+    def test_of_a_pause_that_follows_another(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        ours, theirs = pair()
+        steps = Steps()
+        short = steps.pause(ours, seconds=0.2)
+
+        def answer(descriptor: int, events: int) -> Pause:
+            ours.recv(1)
+            return short
+        steps.answer = answer
+        steps.park(parker, steps.pause(ours))
+        theirs.send(b"x")
+        wait_until(lambda: steps.steps)
+        began = time.monotonic()
+        wait_until(lambda: steps.wakes)
+        assert steps.wakes == [(short, False)] and 0.1 < time.monotonic() - began < 2.0
+
+    def test_of_those_that_were_found_to_have_little_left(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        ends = [pair()[0] for _ in range(3)]
+        steps = Steps()
+        for seconds, end in zip((0.3, 0.6, 0.9), ends):
+            steps.park(parker, steps.pause(end, seconds=seconds))
+        began, other = time.monotonic(), pair()
+        watched = Steps()
+        watched.park(parker, echoing(watched, other[0]))
+        ask(other[1])           # has the parker take note
+        took = []
+        for number in range(1, 4):
+            wait_until(lambda: len(steps.wakes) == number)
+            took.append(time.monotonic() - began)
+        assert all(due - 0.05 <= late < due + 1.0 for due, late in zip((0.3, 0.6, 0.9), took))
+
+
+class TestADescriptorThatSomebodyElseHasByNow:
+    def test_is_not_given_up_for_the_first_owners_time(self, parker: Parker, pair: Callable[[], Pair]) -> None:
+        """A relay whose time is up is found by both its descriptors; once woken it may be closed, and the second be another's."""
+        (first, one), (second, two), (third, three) = pair(), pair(), pair()
+        number, later = second.fileno(), Steps()
+
+        class Closing(Steps):
+            def wake(self, pause: Pause, ready: bool) -> None:
+                super().wake(pause, ready)
+                if len(self.wakes) == 1:
+                    os.dup2(third.fileno(), number)         # closes the second, and is a new connection's at once
+                    later.park(parker, echoing(later, second))
+        steps = Closing()
+        steps.park(parker, echoing(steps, first, second, seconds=0.05))
+        wait_until(lambda: steps.wakes)
+        ask(three)
+        look_again(parker, pair)
+        assert [ready for _, ready in steps.wakes] == [False] and not later.wakes and len(parker) == 1
+
+    def test_parking_after_the_stop_touches_nobodys(self, log: Lines, pair: Callable[[], Pair]) -> None:
+        ours, theirs = pair()
+        parker, steps = Parker(log), Steps()
+        parker.start()
+        parker.stop()
+        with select.epoll() as other:
+            with pytest.raises((OSError, ValueError)):
+                steps.park(parker, steps.pause(ours))
+            theirs.send(b"x")
+            assert other.poll(0.02) == [] and not len(parker)
