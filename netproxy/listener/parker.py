@@ -14,7 +14,6 @@ import time
 from typing import Any, Callable
 
 from netproxy.interfaces import Log, Pause
-from netproxy.net import calls
 
 TICK = 1.0                  # seconds between two looks at who has waited too long, and who will have soon
 LOOK_LEAST = 0.1            # and at the least, however many deadlines there are: each look goes through all that wait
@@ -43,7 +42,7 @@ class _Parked:
 class Parker:
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._epoll: Any = None             # opened by start()
+        self._epoll: Any = None             # a select.epoll, opened by start()
         self._bell = self._rope = -1
         self._lock = threading.Lock()       # guards _parked and what the epoll watches
         self._parked: dict[int, _Parked] = {}
@@ -61,7 +60,7 @@ class Parker:
         return len(self._parked)
 
     def start(self) -> None:
-        self._epoll = calls.Epoll()
+        self._epoll = select.epoll()
         self._bell, self._rope = os.pipe()
         self._epoll.register(self._bell, select.EPOLLIN)
         self.thread.start()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import select
 import socket
 import struct
 import threading
@@ -34,7 +33,6 @@ _NAME_LENGTH = struct.Struct("@I")
 _NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _TCP = socket.SOCK_STREAM | _NONBLOCK
 _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_ADD, _REMOVE, _MODIFY = 1, 2, 3        # of epoll_ctl(2)
 _local = threading.local()
 
 
@@ -194,42 +192,6 @@ def _portable_shutdown(sock: socket.socket, how: int) -> None:
     sock.shutdown(how)
 
 
-class Epoll:
-    """select.epoll, whose changes are made with the lock kept.  OSError, and ValueError for a descriptor that is none."""
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self.poll = self._epoll.poll
-        if _library:
-            self._event = _Event()
-            self._descriptor = self._epoll.fileno()
-        else:
-            self.register, self.modify, self.unregister = self._epoll.register, self._epoll.modify, self._epoll.unregister
-
-    # One thread at a time: they share the event
-
-    def close(self) -> None:
-        """Nothing can be changed any more, though the number may be another file's by then: OSError or ValueError."""
-        self._descriptor = -1
-        self._epoll.close()
-
-    def register(self, descriptor: int, events: int) -> None:
-        self._change(_ADD, descriptor, events)
-
-    def modify(self, descriptor: int, events: int) -> None:
-        self._change(_MODIFY, descriptor, events)
-
-    def unregister(self, descriptor: int) -> None:
-        self._change(_REMOVE, descriptor, 0)
-
-    def _change(self, what: int, descriptor: int, events: int) -> None:
-        if descriptor < 0:
-            raise ValueError("the socket is closed")
-        self._event.events, self._event.data.descriptor = events, descriptor
-        if _control(self._descriptor, what, descriptor, self._event) < 0:
-            raise _failure()
-
-
 def trim() -> None:
     """Gives memory that is free within the process back to the system, where the C library can."""
     try:
@@ -239,20 +201,6 @@ def trim() -> None:
 
 
 if _library:
-    class _Data(ctypes.Union):
-        """What comes back with an event: 64 bits, of which the descriptor takes those that come first, whatever the byte order."""
-
-        _fields_ = [("descriptor", ctypes.c_int), ("whole", ctypes.c_uint64)]
-
-    class _Event(ctypes.Structure):
-        """struct epoll_event, which has no gap on x86."""
-
-        _layout_ = "ms"         # what _pack_ asks of Python 3.14
-        _pack_ = 1 if os.uname().machine in ("x86_64", "i386", "i686") else 8
-        _fields_ = [("events", ctypes.c_uint32), ("data", _Data)]
-
-    _control = _library.epoll_ctl
-    _control.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Event)]
     _recv = _library.recv
     _recv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     _recv.restype = ctypes.c_ssize_t

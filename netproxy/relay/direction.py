@@ -13,7 +13,7 @@ import socket
 from typing import Any
 
 from netproxy.net import calls
-from netproxy.net.calls import BUFFER, KEPT_LOCK_LIMIT, ROOM
+from netproxy.net.calls import BUFFER, ROOM
 
 ROUNDS = 16                 # reads in a row before the other direction has its turn
 FULL_READS = 4              # buffers filled in a row before a pipe is worth its two descriptors
@@ -28,7 +28,7 @@ _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 class Direction:
     """OSError from any method means that the relay has ended."""
 
-    __slots__ = ("source", "target", "pending", "ended", "done", "moved", "_splice", "_layered", "_plain", "_most", "_full", "_tiny", "_pipe")
+    __slots__ = ("source", "target", "pending", "ended", "done", "moved", "_splice", "_layered", "_most", "_full", "_tiny", "_pipe")
 
     def __init__(self, source: socket.socket, target: socket.socket, unread: bytes, splice: bool) -> None:
         """Both sockets do not block; `unread` goes first; `splice`: both are plain sockets."""
@@ -40,8 +40,7 @@ class Direction:
         self.moved = 0
         self._splice = splice
         self._layered = hasattr(source, "over")
-        self._plain = not self._layered and not hasattr(target, "over")
-        self._most = BUFFER if self._plain else ROOM        # bytes read at a time
+        self._most = ROOM if self._layered or hasattr(target, "over") else BUFFER       # bytes read at a time
         self._full = self._tiny = 0     # buffers filled, small transfers spliced, in a row
         self._pipe: tuple[int, int] | None = None
 
@@ -81,19 +80,11 @@ class Direction:
 
     def _move_by_copy(self) -> bool:
         """Whether more may be there."""
-        most = self._most
-        if self._plain and not self._full:      # perhaps a few bytes: not worth handing the interpreter's lock over
-            most = KEPT_LOCK_LIMIT
-            found = calls.receive(self.source, most)
-            if found is None:
-                return False
-            view, count = found, len(found)
-        else:
-            view = calls.thread_clear().view[:most]
-            try:
-                count = self.source.recv_into(view)
-            except BlockingIOError:
-                return False
+        view = calls.thread_clear().view[:self._most]
+        try:
+            count = self.source.recv_into(view)
+        except BlockingIOError:
+            return False
         if not count:
             return self._end()
         written = self._write(view[:count])
@@ -103,7 +94,7 @@ class Direction:
             return False
         if self.ended:
             return self._end()
-        if count < (DECIPHERED if self._layered else min(most, BUFFER)):
+        if count < (DECIPHERED if self._layered else BUFFER):
             self._full = 0
             return False
         self._full += 1
@@ -131,7 +122,7 @@ class Direction:
 
     def _tell_end(self) -> None:
         try:
-            (calls.shutdown if self._plain else type(self.target).shutdown)(self.target, socket.SHUT_WR)
+            self.target.shutdown(socket.SHUT_WR)
         except BlockingIOError:
             self.pending = _END     # TLS has something to say at its end, and no room for it now
             return
@@ -168,12 +159,9 @@ class Direction:
                 self.close()
 
     def _write(self, data: Any) -> int:
-        if self._plain:
-            count = calls.send(self.target, data)
-        else:
-            try:
-                count = self.target.send(data)
-            except BlockingIOError:
-                count = 0
+        try:
+            count = self.target.send(data)
+        except BlockingIOError:
+            count = 0
         self.moved += count
         return count

@@ -241,13 +241,21 @@ def test_another_handler_is_for_those_that_come_later(rig: TcpRig) -> None:
     assert len(before.attempts) == len(later.attempts) == 2
 
 
+class Full:
+    """An epoll that takes nobody in."""
+
+    def __init__(self, inner: Any) -> None:
+        self.poll, self.unregister, self.close = inner.poll, inner.unregister, inner.close
+
+    def register(self, descriptor: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_where_it_cannot_be_watched_a_thread_serves_it_and_accepting_goes_on(make: Callable[..., TcpRig],
                                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel has no room for more in the epoll; whoever accepts must not wait for the client in the parker's place."""
     rig = make()
-    def full(self: object, descriptor: int, events: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(rig.parker._epoll, "register", full.__get__(rig.parker._epoll))
+    monkeypatch.setattr(rig.parker, "_epoll", Full(rig.parker._epoll))
     started(rig)
     silent, sock = rig.connect(), rig.connect()
     sock.sendall(b"hello\n")
