@@ -280,6 +280,21 @@ class TestSignals:
         err = capfd.readouterr().err
         assert re.search(r"warning connections=0 .*listeners: udp 127\.0\.0\.1:\d+, tcp", err)
 
+    def test_what_comes_with_the_end_is_heard(self, served: Served, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """While nothing is left to wait for; and HUP, which comes too late, is answered."""
+        stop_accepting = Daemon.stop_accepting
+
+        def meanwhile(daemon: Daemon) -> None:
+            monkeypatch.setattr(Daemon, "stop_accepting", stop_accepting)
+            for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+                signal_us(number)
+            stop_accepting(daemon)
+        monkeypatch.setattr(Daemon, "stop_accepting", meanwhile)
+        assert served.run(["-l", LISTENER], lambda: None) == 0
+        err = capfd.readouterr().err
+        assert "warning connections=0 " in err
+        assert "error not reloaded: the daemon is draining" in err
+
     def test_hup_reads_the_file_again_and_keeps_the_sockets(self, served: Served, file: Callable[[str], str],
                                                             capfd: pytest.CaptureFixture[str]) -> None:
         path = file("listeners: [{listen: '127.0.0.1:0', name: main}]")
