@@ -249,6 +249,21 @@ class TestServing:
             line, = capfd.readouterr().err.splitlines()
             assert line.endswith(f" error tcp {address_of(taken)}: Address already in use")
 
+    @pytest.mark.parametrize("name", ["parker", "janitor", "control", "tcp-listener .*", "udp-listener .*"])
+    def test_a_thread_that_cannot_start_is_69_and_one_line(self, served: Served, capfd: pytest.CaptureFixture[str], file: Callable[[str], str],
+                                                           tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """HAZARDS 94: the service manager starts it again."""
+        start = threading.Thread.start
+
+        def fail(thread: threading.Thread) -> None:
+            if re.fullmatch(name, thread.name):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        assert cli.main(["-c", file(f"listeners: [{{listen: '127.0.0.1:0'}}]\ncontrol: unix:{tmp_path / 'control'}\n")]) == 69
+        line, = capfd.readouterr().err.splitlines()
+        assert re.search(r" error .*: can't start new thread$", line)
+
     def test_a_broken_hash_is_78(self, served: Served, capfd: pytest.CaptureFixture[str], file: Callable[[str], str]) -> None:
         assert cli.main(["-c", file("listeners: []\nusers: {alice: {password: 'scrypt$x'}}")]) == 78
         assert "not a hash" in capfd.readouterr().err

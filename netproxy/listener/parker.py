@@ -62,8 +62,9 @@ class Parker:
         if self._epoll is None:
             return
         self._stopping = True
-        os.write(self._rope, b"!")
-        self.thread.join()
+        if self.thread.is_alive():      # it may never have begun
+            os.write(self._rope, b"!")
+            self.thread.join()
         self._epoll.close()
         os.close(self._bell)
         os.close(self._rope)
