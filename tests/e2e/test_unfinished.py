@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.origin import HELLO, Origin, serving
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, echo, exactly, socks5
-from tests.e2e.support import CLEAN_SECONDS, LOOPBACK, SPARE_DESCRIPTORS, Netproxyd, wait_for
+from tests.e2e.support import CLEAN_SECONDS, LOOPBACK, SPARE_DESCRIPTORS, Netproxyd, environment, wait_for
 from tests.support.certificates import Certificates, certificates
 
 pytestmark = pytest.mark.e2e
@@ -48,7 +48,8 @@ def made() -> Certificates:
 
 @pytest.fixture
 def daemon(netproxyd: Start, made: Certificates) -> Netproxyd:
-    return netproxyd(config=CONFIG % made.listener())
+    # not measured: what is noted of a burst's lines would count as the daemon's memory, and as its time
+    return netproxyd(config=CONFIG % made.listener(), env=environment(COVERAGE_PROCESS_START=""))
 
 
 @pytest.fixture(scope="module")
