@@ -44,6 +44,9 @@ make_root() {  # KIND SUITE: the path of a root's archive
             # for autopkgtest, with what debian/tests/control names
             test)
                 options=(--include=adduser,apt-utils,bind9-dnsutils,curl,dpkg-dev,python3-yaml) ;;
+            # for piuparts, which would bring logrotate itself, and blame us for what the systemd leaves that comes with it
+            piuparts)
+                options=(--include=logrotate) ;;
             # for the unit tests
             python)
                 options=(--include=curl,iproute2,openssl,procps,python3-h11,python3-hypothesis,python3-pytest,python3-yaml) ;;
