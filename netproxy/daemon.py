@@ -190,17 +190,19 @@ class Daemon:
         adopt = dialers.renewal(_ways(config))      # of what is there already; the rest is read as it is made
         forwarder = self._forwarder(config, dialers)
         around = self._surroundings(config, dialers, forwarder)
-        reverse = self._reverse().prepare(config, around, dialers) if config.tunnel != TunnelConfig() or self._tunnels else None
         states: States = {}
         wanted = [one for listener in config.listeners for address in listener.addresses
                   for one in self._wanted(listener, address, states, around)]
         before_udp = [listener for listener in self._manager.listeners if listener.network == "udp"]
+        reverse = self._reverse().prepare(config, around, dialers) if config.tunnel != TunnelConfig() or self._tunnels else None
         before = self._machinery.connections.limit
         self._machinery.connections.limit = max(before, room_for(config))
         try:
             gone = self._manager.replace(wanted)
         except ListenError:
             self._machinery.connections.limit = before
+            if reverse is not None:
+                reverse.abandon()
             raise
         adopt()
         self._router, self._places = around.router, _places(config)
@@ -217,7 +219,7 @@ class Daemon:
         self._retire(gone, fresh)
         self._relays.adopt(states, config)
         if reverse is not None:
-            reverse()
+            reverse.adopt()
         for text in udp_warnings(config, dialers):
             self._log.warning("%s", text)
 

@@ -91,8 +91,10 @@ class Inside:
             return self._control if config.control else None
         from netproxy.observe.control import ControlServer, Reloads     # late: many have none
         self._reloads = self._reloads or Reloads(lambda: os.kill(os.getpid(), signal.SIGHUP))
-        fresh.append(ControlServer(config.control, self._commands(), self._log))
-        return fresh[-1]
+        server = ControlServer(config.control, self._commands(), self._log)
+        fresh.append(server)
+        server.prepare()
+        return server
 
     def _fresh_web(self, config: Config, fresh: list[Any]) -> tuple[Any, Any]:
         """And its site.  Answers from now on, so that who asks whether the daemon is ready hears that it is not.

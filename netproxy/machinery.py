@@ -98,15 +98,16 @@ class Machinery:
         return {"connection": self.connections, "dial": self._dials, "name": self._names, "lookup": self._lookups, "check": self._checks}
 
     def start(self, batching: str) -> None:
-        """`batching` as in net.datagram; the janitor begins only with run()."""
+        """`batching` as in net.datagram; the janitor begins only with run().  ListenError."""
         self.datagrams = Datagrams(self.counters, self.log, batching, self.passed)
-        self.parker.start()
+        _begin("parker", self.parker.start)
 
     def run(self) -> None:
+        """ListenError."""
         self.janitor.register(Thrift(lambda: self.connections.threads + len(self.flows) + self.parker.watched))
         self.janitor.register(self.health)
         self.janitor.register(self.log)
-        self.janitor.start()
+        _begin("janitor", self.janitor.start)
 
     def adopt(self, policies: Mapping[str, Policy], config: Config, own: Iterable[tuple[str, Address]]) -> None:
         """What a configuration that counts from now on says of where clients may be led."""
@@ -141,6 +142,13 @@ class Machinery:
         """Calls `said` once, on the parker's thread, when something comes on a stream."""
         pause = Pause(((stream.socket, READABLE),), None, lambda ready: None)
         self.parker.park(pause, lambda pause, ready: said(), lambda step: step())
+
+
+def _begin(what: str, start: Callable[[], None]) -> None:
+    try:
+        start()
+    except RuntimeError as error:       # can't start new thread
+        raise ListenError(f"{what}: {error}") from error
 
 
 def raise_descriptor_limit() -> None:

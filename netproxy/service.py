@@ -27,9 +27,11 @@ from netproxy.observe import notify
 from netproxy.observe.log import Log
 
 FINE, USAGE, CANNOT_LISTEN, INTERNAL, CONFIGURATION = 0, 64, 69, 70, 78      # sysexits(3)
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+ENDS = {signal.SIGTERM, signal.SIGINT}
+SIGNALS = ENDS | {signal.SIGHUP, signal.SIGUSR1}
 LOOK_SECONDS = 2.0          # between two looks at whether all threads live
 DRAIN_STEP = 0.1            # seconds between two looks at whether all connections have ended
+NO_RELOAD = "the daemon is draining"
 END_SECONDS = 15.0          # that what comes after the drain may take
 
 
@@ -153,8 +155,7 @@ def _wait(daemon: Daemon, config: Config, options: Any, log: Log) -> int:
         if received.si_signo == signal.SIGHUP:
             config = _reload(daemon, config, options, log)
         elif received.si_signo == signal.SIGUSR1:
-            for line in daemon.status():
-                log.warning("%s", line)
+            _say_status(daemon, log)
         else:
             _drain(daemon, config.timeouts.drain, log)
             return FINE
@@ -183,8 +184,13 @@ def _reload(daemon: Daemon, config: Config, options: Any, log: Log) -> Config:
     return fresh
 
 
+def _say_status(daemon: Daemon, log: Log) -> None:
+    for line in daemon.status():
+        log.warning("%s", line)
+
+
 def _drain(daemon: Daemon, seconds: float, log: Log) -> None:
-    """Lets what lives come to its end, for `seconds` or until a second signal."""
+    """Lets what lives come to its end, for `seconds` or until a second signal that ends; the others are obeyed as far as they can be."""
     notify.stopping(seconds + END_SECONDS)
     daemon.stop_accepting()
     deadline = time.monotonic() + seconds
@@ -193,7 +199,20 @@ def _drain(daemon: Daemon, seconds: float, log: Log) -> None:
         notify.status(f"stopping: connections may go on for {seconds:g} s")
     while daemon.live and time.monotonic() < deadline:
         received = signal.sigtimedwait(SIGNALS, DRAIN_STEP)
-        if received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT):
+        if received is not None and received.si_signo in ENDS:
             break
+        _obey_draining(received, daemon, log)
+    for _ in SIGNALS:       # what came with the end; no more, so that nobody can put it off
+        _obey_draining(signal.sigtimedwait(SIGNALS, 0), daemon, log)
     daemon.stop()
     log.info("stopped")
+
+
+def _obey_draining(received: signal.struct_siginfo | None, daemon: Daemon, log: Log) -> None:
+    if received is None:
+        return
+    if received.si_signo == signal.SIGUSR1:
+        _say_status(daemon, log)
+    elif received.si_signo == signal.SIGHUP:
+        log.error("not reloaded: %s", NO_RELOAD)
+        daemon.begin_reload()([NO_RELOAD])      # somebody may have asked just before

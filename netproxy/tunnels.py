@@ -34,6 +34,13 @@ from netproxy.tunnel.links import Links
 from netproxy.tunnel.work import Offer, Target, Ways, Work
 
 
+class Prepared(NamedTuple):
+    """A configuration's tunnels, of which one or the other becomes."""
+
+    adopt: Callable[[], None]       # they count from now on; cannot fail
+    abandon: Callable[[], None]
+
+
 class Tunnels:
     def __init__(self, machinery: Machinery) -> None:
         self._machinery = machinery
@@ -57,34 +64,33 @@ class Tunnels:
         agent = config.tunnel.agent
         return _trust(agent.tls, agent.bridge.host) if agent is not None and agent.tls is not None else None
 
-    def prepare(self, config: Config, around: Surroundings, dialers: DialerFactory) -> Callable[[], None]:
-        """ConfigError; what is given back makes the configuration count."""
-        bridge = self.read(config)
-        if config.tunnel.agent:
-            dialers.way(config.tunnel.agent.upstream)
+    def prepare(self, config: Config, around: Surroundings, dialers: DialerFactory) -> Prepared:
+        """ConfigError; ListenError where the thread of another agent cannot be had."""
+        bridge, agent = self.read(config), config.tunnel.agent
+        made_from: AgentConfig | None = None
+        fresh: Agent | None = None
+        if agent is not None:
+            dialers.way(agent.upstream)
+            made_from = agent._replace(services=(), exit=False)
+            if made_from != self._agent_of:
+                fresh = self._make_agent(agent)
+                fresh.prepare()
 
         def adopt() -> None:
+            if made_from != self._agent_of:
+                self._end_agent()       # before another one of the same name comes
+                self._agent, self._agent_of = fresh, made_from
             self._adopt(config, around, dialers, bridge)
-        return adopt
+        return Prepared(adopt, lambda: fresh.stop(STOP_SECONDS) if fresh is not None else None)
 
     def _adopt(self, config: Config, around: Surroundings, dialers: DialerFactory, bridge: Any) -> None:
         tunnel = config.tunnel
         self._ports.adopt(around)
         self.bridge.configure({name: _rights(one.token, one.ports) for name, one in tunnel.bridge.agents.items()} if tunnel.bridge else {})
-        if tunnel.agent is None:
-            self._end_agent()
-            return
-        services = self._offer(tunnel.agent, around, dialers)
-        made_from = tunnel.agent._replace(services=(), exit=False)
-        if self._agent is not None and made_from != self._agent_of:
-            self._end_agent()
-        self._calling = _calling(tunnel.agent, dialers, around.timeouts.handshake, bridge)
-        if self._agent is None:
-            self._agent, self._agent_of = self._make_agent(tunnel.agent), made_from
-            self._agent.configure(services, tunnel.agent.exit)
-            self._agent.start()
-        else:
-            self._agent.configure(services, tunnel.agent.exit)
+        if tunnel.agent is not None and self._agent is not None:
+            self._calling = _calling(tunnel.agent, dialers, around.timeouts.handshake, bridge)
+            self._agent.configure(self._offer(tunnel.agent, around, dialers), tunnel.agent.exit)
+            self._agent.start()         # of one that lives already that changes nothing
 
     # -- its ends
 
@@ -145,7 +151,7 @@ class Tunnels:
     def _end_agent(self) -> None:
         if self._agent is not None:
             self._agent.stop(STOP_SECONDS)
-            self._agent = None
+            self._agent = self._agent_of = None
 
 
 class _Calling(NamedTuple):

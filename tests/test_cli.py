@@ -249,6 +249,21 @@ class TestServing:
             line, = capfd.readouterr().err.splitlines()
             assert line.endswith(f" error tcp {address_of(taken)}: Address already in use")
 
+    @pytest.mark.parametrize("name", ["parker", "janitor", "control", "tcp-listener .*", "udp-listener .*"])
+    def test_a_thread_that_cannot_start_is_69_and_one_line(self, served: Served, capfd: pytest.CaptureFixture[str], file: Callable[[str], str],
+                                                           tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """HAZARDS 94: the service manager starts it again."""
+        start = threading.Thread.start
+
+        def fail(thread: threading.Thread) -> None:
+            if re.fullmatch(name, thread.name):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        assert cli.main(["-c", file(f"listeners: [{{listen: '127.0.0.1:0'}}]\ncontrol: unix:{tmp_path / 'control'}\n")]) == 69
+        line, = capfd.readouterr().err.splitlines()
+        assert re.search(r" error .*: can't start new thread$", line)
+
     def test_a_broken_hash_is_78(self, served: Served, capfd: pytest.CaptureFixture[str], file: Callable[[str], str]) -> None:
         assert cli.main(["-c", file("listeners: []\nusers: {alice: {password: 'scrypt$x'}}")]) == 78
         assert "not a hash" in capfd.readouterr().err
@@ -279,6 +294,21 @@ class TestSignals:
             assert served.run(["-l", LISTENER], meanwhile) == 0
         err = capfd.readouterr().err
         assert re.search(r"warning connections=0 .*listeners: udp 127\.0\.0\.1:\d+, tcp", err)
+
+    def test_what_comes_with_the_end_is_heard(self, served: Served, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        """While nothing is left to wait for; and HUP, which comes too late, is answered."""
+        stop_accepting = Daemon.stop_accepting
+
+        def meanwhile(daemon: Daemon) -> None:
+            monkeypatch.setattr(Daemon, "stop_accepting", stop_accepting)
+            for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+                signal_us(number)
+            stop_accepting(daemon)
+        monkeypatch.setattr(Daemon, "stop_accepting", meanwhile)
+        assert served.run(["-l", LISTENER], lambda: None) == 0
+        err = capfd.readouterr().err
+        assert "warning connections=0 " in err
+        assert "error not reloaded: the daemon is draining" in err
 
     def test_hup_reads_the_file_again_and_keeps_the_sockets(self, served: Served, file: Callable[[str], str],
                                                             capfd: pytest.CaptureFixture[str]) -> None:

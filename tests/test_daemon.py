@@ -401,6 +401,15 @@ class TestLimits:
         raise_descriptor_limit()
 
 
+def is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 class TestRelayPorts:
     def test_any_gives_each_association_its_own(self) -> None:
         with running("listeners: [{listen: '127.0.0.1:0', udp: {relay_port: any}}]") as running_daemon:
@@ -420,7 +429,7 @@ class TestRelayPorts:
                 with socket.create_connection(("127.0.0.1", running_daemon.port), SECONDS) as second:
                     second.sendall(b"\x05\x01\x00" + socks5.encode_request(socks5.UDP_ASSOCIATE, Address("0.0.0.0", 0)))
                     assert read_exactly(second, 12)[3] == socks5.GENERAL_FAILURE
-            wait_until(lambda: running_daemon.idle())
+            wait_until(lambda: running_daemon.idle() and is_free(port))     # the port is given back last
             with UdpPort() as target, UdpClient(running_daemon.port) as again:
                 again.check_echo(target)
 

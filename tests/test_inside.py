@@ -368,6 +368,35 @@ class TestReload:
                 daemon.reload(text.replace("metrics: 127.0.0.1:0", "metrics: localhost:0"))
         assert get(daemon, "/readyz", "") == (200, "serving\n")
 
+    @pytest.mark.parametrize("number, what", [(1, "control unix:.*/other"), (2, "metrics localhost:0"), (3, "tunnel agent"),
+                                              (4, "cannot start a listener"), (5, "cannot start a listener")])
+    def test_whichever_thread_cannot_start_changes_nothing(self, daemon: Running, text: str, tmp_path: Path, tell: Callable[..., Any],
+                                                           monkeypatch: pytest.MonkeyPatch, number: int, what: str) -> None:
+        """Hazard 94; `number` of those that the reload would start."""
+        started: list[threading.Thread] = []
+        start = threading.Thread.start
+
+        def fail(thread: threading.Thread) -> None:
+            started.append(thread)
+            if len(started) == number:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+        wanted = text.replace("metrics: 127.0.0.1:0", "metrics: localhost:0").replace("/control", "/other").replace(
+            "'127.0.0.1:0'", "'127.0.0.2:0'") + f"tunnel: {{agent: {{bridge: 'tcp://127.0.0.1:1', name: home, token: {TOKEN}, exit: true}}}}\n"
+        before = daemon.daemon.summary()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(ListenError, match=f"{what}: can't start new thread"):
+                daemon.reload(wanted)
+        assert len(started) == number and not any(thread.is_alive() for thread in started)
+        assert (tell("status")["state"], daemon.daemon.summary()) == ("serving", before)
+        assert not (tmp_path / "other").exists()
+        assert daemon.daemon.tunnels()["agent"] is None and not daemon.daemon.dead_thread()
+        assert get(daemon, "/readyz", "") == (200, "serving\n")
+        daemon.reload(wanted)
+        assert daemon.daemon.tunnels()["agent"]["name"] == "home"
+        assert ask(str(tmp_path / "other"), "status")["state"] == "serving"
+
     def test_one_that_fails_changes_nothing(self, daemon: Running, text: str, tmp_path: Path, tell: Callable[..., Any]) -> None:
         with listen() as taken:
             port = taken.getsockname()[1]

@@ -67,11 +67,8 @@ class Socks5UdpRelay:
 
     def close(self, association: Association) -> None:
         """The control connection has ended: so do the endpoint, its sessions and their upstreams."""
-        heir = self._associations.remove(association)
-        if heir is None:
+        if self._associations.remove(association, self._table.bequeath) is None:
             self._table.end(association)
-        else:
-            self._table.bequeath(association, heir)
         port = self._ports.pop(association, None)
         if port:
             port.stop()

@@ -69,8 +69,9 @@ class Parker:
         if self._epoll is None:
             return
         self._stopping = True
-        os.write(self._rope, b"!")
-        self.thread.join()
+        if self.thread.is_alive():      # it may never have begun
+            os.write(self._rope, b"!")
+            self.thread.join()
         with self._lock:        # a thread that has not ended in time may still come to park
             self._epoll.close()
         os.close(self._bell)

@@ -87,7 +87,7 @@ class ControlServer:
         self.path = path
         self._commands = commands
         self._log = log
-        self._stopped = threading.Event()
+        self._begun, self._stopped = threading.Event(), threading.Event()
         self._client: socket.socket | None = None       # who is being served
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -97,8 +97,18 @@ class ControlServer:
             raise ListenError(f"control unix:{path}: {error.strerror or error}") from error
         self.thread = threading.Thread(target=self._serve, name="control", daemon=True)
 
+    def prepare(self) -> None:
+        """Its thread, which answers nobody before start(); ListenError."""
+        try:
+            self.thread.start()
+        except RuntimeError as error:       # can't start new thread
+            raise ListenError(f"control unix:{self.path}: {error}") from error
+
     def start(self) -> None:
-        self.thread.start()
+        """Answers from now on; cannot fail after prepare(), which it does where nobody has."""
+        if self.thread.ident is None:
+            self.prepare()
+        self._begun.set()
 
     def retire(self) -> None:
         """Takes no new client; one that is being answered, with the very reload that ends this socket, is answered."""
@@ -111,6 +121,7 @@ class ControlServer:
 
     def _end(self, *sockets: socket.socket | None) -> None:
         self._stopped.set()
+        self._begun.set()               # wakes what has not begun
         for sock in sockets:            # wakes accept(), and a conversation
             try:
                 if sock is not None:
@@ -135,6 +146,7 @@ class ControlServer:
         self._socket.listen(BACKLOG)
 
     def _serve(self) -> None:
+        self._begun.wait()
         while not self._stopped.is_set():
             try:
                 client, _ = self._socket.accept()

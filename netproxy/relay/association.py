@@ -10,7 +10,7 @@ Used by the threads of control connections and by the relay port's reader.
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Callable
 
 from netproxy.interfaces import Address
 
@@ -35,6 +35,9 @@ class Association:
         self.ended = False
 
 
+Bequeath = Callable[[Association, Association], None]       # what one has that ends, to its heir; must not block
+
+
 class Associations:
     """Those that live, by client address."""
 
@@ -46,8 +49,11 @@ class Associations:
         with self._lock:
             self._live.setdefault(association.client, []).append(association)
 
-    def remove(self, association: Association) -> Association | None:
-        """Ends an association; the one that takes over its endpoints, if there is any."""
+    def remove(self, association: Association, bequeath: Bequeath = lambda association, heir: None) -> Association | None:
+        """Ends an association; the one that takes over its endpoints, if there is any.
+
+        That one cannot end before `bequeath` has returned: what came to it later nobody would ever end.
+        """
         with self._lock:
             association.ended = True
             rest = [one for one in self._live.get(association.client, ()) if one is not association]
@@ -63,6 +69,7 @@ class Associations:
                          and len(one.inherited) + len(left) <= INHERITED_LIMIT), None)
             if heir is not None:
                 heir.inherited += left
+                bequeath(association, heir)
             return heir
 
     def claim(self, endpoint: Address, local: Any) -> Association | None:

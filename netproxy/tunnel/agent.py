@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
-from netproxy.errors import DialError, NetProxyError, ProtocolError, Reason, StreamError
+from netproxy.errors import DialError, ListenError, NetProxyError, ProtocolError, Reason, StreamError
 from netproxy.interfaces import Log
 from netproxy.net.connect import Dials
 from netproxy.net.stream import Stream, poll_streams
@@ -48,7 +48,7 @@ class Agent:
         self._submit = submit
         self._serve = serve
         self._log = log
-        self._stopped = threading.Event()
+        self._begun, self._stopped = threading.Event(), threading.Event()
         self._dials = Dials()
         self._lock = threading.Lock()       # guards all below
         self._services: Sequence[Service] = ()
@@ -66,12 +66,23 @@ class Agent:
         if link is not None:
             self._register(link)
 
+    def prepare(self) -> None:
+        """Its thread, which does nothing before start(); ListenError."""
+        try:
+            self.thread.start()
+        except RuntimeError as error:       # can't start new thread
+            raise ListenError(f"tunnel agent: {error}") from error
+
     def start(self) -> None:
-        self.thread.start()
+        """Dials from now on; cannot fail after prepare(), which it does where nobody has."""
+        if self.thread.ident is None:
+            self.prepare()
+        self._begun.set()
 
     def stop(self, seconds: float) -> None:
         """No more connections, and none under way; streams that live go on.  Waits `seconds` for a name that is looked up."""
         self._stopped.set()
+        self._begun.set()
         with self._lock:
             link = self._link
         if link is not None:
@@ -96,6 +107,7 @@ class Agent:
     # -- its thread
 
     def _run(self) -> None:
+        self._begun.wait()
         while not self.stopped:
             self._tries += 1
             try:

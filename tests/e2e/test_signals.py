@@ -134,6 +134,20 @@ def test_term_while_a_client_says_nothing(netproxyd: Start) -> None:
         assert daemon.wait(1.0 + AT_ONCE) == 0
 
 
+def test_other_signals_are_heard_while_it_drains(netproxyd: Start, tcp_echo: TcpEcho) -> None:
+    """The status is asked for just then; and who wants a reload is told that there is none."""
+    daemon = netproxyd(config=ONE % "30s")
+    with ExitStack() as stack:
+        sock = flow(daemon, tcp_echo, stack)
+        daemon.signal(signal.SIGTERM)
+        daemon.said("stopping: 1 connections")
+        assert daemon.status()["connections"] == 1
+        daemon.signal(signal.SIGHUP)
+        daemon.said("error not reloaded: the daemon is draining")
+        echo(sock, b"still here")
+    assert daemon.wait(AT_ONCE) == 0
+
+
 # -- HUP
 
 def test_reload_keeps_what_lives(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.origin import HELLO, Origin, serving
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, echo, exactly, socks5
-from tests.e2e.support import CLEAN_SECONDS, LOOPBACK, SPARE_DESCRIPTORS, Netproxyd, wait_for
+from tests.e2e.support import CLEAN_SECONDS, LOOPBACK, SPARE_DESCRIPTORS, Netproxyd, environment, wait_for
 from tests.support.certificates import Certificates, certificates
 
 pytestmark = pytest.mark.e2e
@@ -48,7 +48,8 @@ def made() -> Certificates:
 
 @pytest.fixture
 def daemon(netproxyd: Start, made: Certificates) -> Netproxyd:
-    return netproxyd(config=CONFIG % made.listener())
+    # not measured: what is noted of a burst's lines would count as the daemon's memory, and as its time
+    return netproxyd(config=CONFIG % made.listener(), env=environment(COVERAGE_PROCESS_START=""))
 
 
 @pytest.fixture(scope="module")
@@ -195,8 +196,13 @@ def test_silent_clients(daemon: Netproxyd, tcp_echo: TcpEcho, udp_echo: UdpEcho,
         way(**peers)        # what the first client of a kind brings is no leak
     before = Taken(daemon)
     with Crowd(daemon) as crowd:
+        opened = time.monotonic()
         for number in range(UNFINISHED):
             crowd.add(number)
+        by_socks(daemon, tcp_echo)      # comes behind a thousand: how long it takes to accept those is the machine's matter, and
+        taken_in = time.monotonic() - opened        # the time of each begins then
+        crowd.look(0)
+        assert len(crowd) >= GOOD, "nobody waits until they are given up"
         took = []
         for number in range(GOOD):
             began = time.monotonic()
@@ -205,11 +211,11 @@ def test_silent_clients(daemon: Netproxyd, tcp_echo: TcpEcho, udp_echo: UdpEcho,
         crowd.look(0)
         during, hanging = Taken(daemon), len(crowd)
         crowd.look_until_gone(HANDSHAKE + LATE)
-        print(f"slowest good client {max(took):.3f} s; {hanging} hang: {during}; kept {max(crowd.kept):.2f} s at most")
+        print(f"taken in {taken_in:.3f} s; slowest good client {max(took):.3f} s; {hanging} hang: {during}; kept {max(crowd.kept):.2f} s at most")
         assert max(took) <= SERVED_WITHIN
         assert hanging >= GOOD, "otherwise good clients have met nobody"
         assert not len(crowd), "the last are dropped in time"
-        assert max(crowd.kept) <= HANDSHAKE + LATE
+        assert max(crowd.kept) <= taken_in + HANDSHAKE + LATE
     wait_for(lambda: daemon.status()["connections"] == 0, CLEAN_SECONDS, "no connection left")
     check_all_back(daemon, before)
 

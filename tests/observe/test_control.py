@@ -50,6 +50,29 @@ def serve(tmp_path: Path, log: Lines) -> Iterator[Callable[[], ControlServer]]:
         assert not server.thread.is_alive()
 
 
+def test_nobody_is_answered_before_its_start(tmp_path: Path, log: Lines) -> None:
+    """Its thread is there before the configuration counts that wants it."""
+    server = ControlServer(str(tmp_path / "socket"), COMMANDS, log)
+    server.prepare()
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(SECONDS)
+            client.connect(server.path)
+            client.sendall(b'{"command": "answer"}\n')
+            assert server.thread.is_alive() and server._client is None
+            server.start()
+            assert client.recv(100) == b'{"result": {"is": 42}}\n'
+    finally:
+        server.stop()
+
+
+def test_one_that_never_starts_ends(tmp_path: Path, log: Lines) -> None:
+    server = ControlServer(str(tmp_path / "socket"), COMMANDS, log)
+    server.prepare()
+    server.stop()
+    assert not server.thread.is_alive() and not os.path.exists(server.path)
+
+
 def say(path: str, data: bytes) -> list[Any]:
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)

@@ -29,7 +29,7 @@ copy_checkout() {  # DIRECTORY: what belongs to the project, without what lies a
 }
 
 make_root() {  # KIND SUITE: the path of a root's archive
-    local kind=$1 suite=$2 archive options
+    local kind=$1 suite=$2 archive options source
     archive=$roots/$suite-$kind.tar
     if [ ! -s "$archive" ]; then
         need mmdebstrap:mmdebstrap
@@ -44,13 +44,23 @@ make_root() {  # KIND SUITE: the path of a root's archive
             # for autopkgtest, with what debian/tests/control names
             test)
                 options=(--include=adduser,apt-utils,bind9-dnsutils,curl,dpkg-dev,python3-yaml) ;;
+            # for piuparts, which would bring logrotate itself, and blame us for what the systemd leaves that comes with it
+            piuparts)
+                options=(--include=logrotate) ;;
             # for the unit tests
             python)
                 options=(--include=curl,iproute2,openssl,procps,python3-h11,python3-hypothesis,python3-pytest,python3-yaml) ;;
         esac
+        case $suite in      # Ubuntu's are known by their names; its minimal variant has no apt, and what we use is in universe
+            jammy|noble)
+                source=(http://archive.ubuntu.com/ubuntu)
+                options+=(--include=apt --components=main,universe
+                          --keyring="${NETPROXY_UBUNTU_KEYRING:-/usr/share/keyrings/ubuntu-archive-keyring.gpg}") ;;
+            *) source=() ;;
+        esac
         say "making a root of $suite ($kind)"
         mkdir -p "$roots" || return
-        mmdebstrap --quiet --mode=root --variant=minbase --skip=cleanup/apt "${options[@]}" "$suite" "$archive.new.tar" >&2 || return
+        mmdebstrap --quiet --mode=root --variant=minbase --skip=cleanup/apt "${options[@]}" "$suite" "$archive.new.tar" "${source[@]}" >&2 || return
         mv "$archive.new.tar" "$archive"
     fi
     echo "$archive"
@@ -78,5 +88,5 @@ enter() {  # DIRECTORY OPTION-OR-COMMAND...: in a container with a network of it
     shift
     # what is not booted is not process 1 either, to which signals mean something else
     [ "$1" = -b ] || set -- --as-pid2 "$@"
-    systemd-nspawn -q -D "$root" --private-network --register=no --keep-unit --console=pipe "$@" </dev/null
+    systemd-nspawn -q -D "$root" --timezone=off --private-network --register=no --keep-unit --console=pipe "$@" </dev/null
 }

@@ -137,14 +137,21 @@ def serves_tcp_and_udp() -> None:
         assert asks_dns(relay).endswith(bytes([192, 0, 2, 7]))
 
 
+def with_port(port: int, text: str = PACKAGED) -> str:
+    """A configuration with a listener more."""
+    more = f'  - {{protocol: sps, listen: "127.0.0.1:{port}", name: low}}'
+    return text.replace("    listen: 127.0.0.1:1080", f"    listen: 127.0.0.1:1080\n{more}")
+
+
 def reloads_when_it_has_reloaded() -> str:
     before = pid()
-    FILE.write_text(PACKAGED.replace("    listen: 127.0.0.1:1080", '    listen: 127.0.0.1:1080\n  - {protocol: sps, listen: "127.0.0.1:80", name: low}'))
     with tunnel() as living:
         start = time.monotonic()
-        run("systemctl", "reload", UNIT)
-        seconds = time.monotonic() - start
-        greet(("127.0.0.1", 80)).close()        # at once: the reload is over when systemctl says so
+        for port in (*range(90, 80, -1), 80):
+            FILE.write_text(with_port(port))
+            run("systemctl", "reload", UNIT)
+            greet(("127.0.0.1", port)).close()      # at once: the reload is over when systemctl says so
+        seconds = (time.monotonic() - start) / 11
         living.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert b"hello" in b"".join(iter(lambda: living.recv(2000), b""))
     assert pid() == before and active()
@@ -163,6 +170,20 @@ def keeps_all_at_a_faulty_reload() -> None:
     FILE.write_text(good)
     run("systemctl", "reload", UNIT)
     assert "not reloaded" not in show("StatusText")
+
+
+def reloads_without_a_control_socket() -> None:
+    """By a signal, whose end systemd does not always wait for."""
+    without = re.sub(r"^control:.*$", "", PACKAGED, flags=re.M)
+    assert without != PACKAGED
+    FILE.write_text(without)
+    run("systemctl", "restart", UNIT)
+    before = pid()
+    FILE.write_text(with_port(81, without))
+    run("systemctl", "reload", UNIT)
+    eventually(lambda: "127.0.0.1:81" in show("StatusText"))
+    greet(("127.0.0.1", 81)).close()
+    assert pid() == before and active()
 
 
 def starts_again_after_a_crash() -> None:
@@ -214,20 +235,20 @@ def a_port_in_use_is_tried_again() -> None:
 
 def drains_as_long_as_it_needs() -> str:
     restart_clean()
-    drop_in("[Service]\nTimeoutStopSec=1\n")
+    drop_in("[Service]\nTimeoutStopSec=1\nWatchdogSec=1\n")
     FILE.write_text(PACKAGED + "timeouts: {drain: 20s}\n")
     run("systemctl", "restart", UNIT)
     with tunnel() as living:
         stopping = subprocess.Popen(["systemctl", "stop", UNIT])
         eventually(lambda: show("ActiveState") == "deactivating")
-        time.sleep(3)       # thrice what the unit allows
+        time.sleep(3)       # thrice what the unit allows, of either
         assert stopping.poll() is None
         assert "stopping" in show("StatusText"), show("StatusText")
         living.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert b"hello" in b"".join(iter(lambda: living.recv(2000), b""))
     assert stopping.wait(SECONDS) == 0
     assert (show("Result"), show("ExecMainStatus")) == ("success", "0")
-    return "3 s with TimeoutStopSec=1"
+    return "3 s with TimeoutStopSec=1 and WatchdogSec=1"
 
 
 def takes_sockets_of_systemd() -> None:
@@ -302,6 +323,7 @@ def is_removed_and_purged() -> None:
 
 
 STEPS = (started_at_boot, runs_unprivileged, is_hardened, serves_tcp_and_udp, reloads_when_it_has_reloaded, keeps_all_at_a_faulty_reload,
+         reloads_without_a_control_socket,
          starts_again_after_a_crash, answers_its_watchdog, is_restarted_by_its_watchdog, a_faulty_file_is_78_and_no_loop,
          a_port_in_use_is_tried_again, drains_as_long_as_it_needs, takes_sockets_of_systemd, refuses_nobody_while_it_restarts,
          is_upgraded, is_removed_and_purged)

@@ -20,7 +20,8 @@ SHELL = [path for path in (*ROOT.glob("debian/*.*inst"), *ROOT.glob("debian/*.*r
                            *ROOT.glob("conf/openwrt/*.init"), *ROOT.glob("conf/busybox/*"),
                            ROOT / "tests/package/inside-scratch")]
 BASH = [*ROOT.glob("conf/bash-completion/*"), ROOT / "debian/tests/proxy", ROOT / "tests/package/common.sh",
-        *(ROOT / "tests/package" / name for name in ("build", "scratch", "boot", "installed", "python"))]
+        *(ROOT / "tests" / name for name in ("run", "versions", "package/build", "package/scratch", "package/boot", "package/installed",
+                                             "package/python", "package/piuparts"))]
 EXAMPLES = sorted(ROOT.glob("conf/**/*.yaml"))
 PAGES = sorted((ROOT / "man").iterdir())
 
@@ -184,3 +185,15 @@ class TestPages:
     def test_groff_is_content(self, path: Path) -> None:
         done = subprocess.run([program("groff"), "-mdoc", "-ww", "-z", path], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_versions_takes_each_python_once_and_none_that_is_too_old(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text("#!/bin/sh\necho 3.9\nexit 1\n")
+    old.chmod(0o755)
+    done = subprocess.run([ROOT / "tests/versions", "--list"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONS": f"{old} {tmp_path / 'none'} {sys.executable} {sys.executable}"})
+    version = "%d.%d" % sys.version_info[:2]
+    assert (done.returncode, done.stderr) == (0, f"tests/versions: Python {version}: {sys.executable}\n")
+    done = subprocess.run([ROOT / "tests/versions", "--list"], capture_output=True, text=True, env={**os.environ, "PYTHONS": str(old)})
+    assert (done.returncode, done.stderr) == (1, "tests/versions: no Python from 3.10 on is installed\n")

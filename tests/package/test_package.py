@@ -54,6 +54,11 @@ def test_its_own_tests_pass_where_it_is_installed(package: Path, suite: str) -> 
 
 
 @pytest.mark.parametrize("suite", SUITES)
+def test_purging_it_leaves_nothing(package: Path, suite: str) -> None:
+    run(HERE / "piuparts", suite, package)
+
+
+@pytest.mark.parametrize("suite", SUITES)
 def test_the_unit_tests_pass_under_its_python(suite: str) -> None:
     run(HERE / "python", suite)
 

@@ -5,6 +5,7 @@ import pytest
 
 from netproxy.interfaces import Address
 from netproxy.relay.association import Association, Associations
+from tests.support.sockets import Task
 
 SOCKET, OTHER_SOCKET = object(), object()
 HOST = "192.0.2.1"
@@ -116,6 +117,25 @@ class TestHeirs:
         live.claim(at(1), SOCKET)
         assert live.remove(second) is first
         assert live.claim(at(1), SOCKET) is first
+
+    def test_an_heir_does_not_end_before_it_has_inherited(self, live: Associations) -> None:
+        """Both control connections end at once: what came to it afterwards would live until it is idle."""
+        first, second = associate(live), associate(live)
+        live.claim(at(1), SOCKET)
+        said: list[str] = []
+
+        def end_the_heir() -> None:
+            live.remove(first)
+            said.append("ended")
+
+        def bequeath(association: Association, heir: Association) -> None:
+            assert (association, heir) == (second, first) and live._lock.locked()
+            tasks.append(Task(end_the_heir))
+            said.append("inherited")
+        tasks: list[Task] = []
+        assert live.remove(second, bequeath) is first
+        tasks[0].result()
+        assert said == ["inherited", "ended"] and first.ended
 
     def test_one_that_the_request_named_passes_to_nobody(self, live: Associations) -> None:
         named, _ = associate(live, hint=7), associate(live)
