@@ -141,7 +141,7 @@ class Machinery:
     def _watch(self, stream: Stream, said: Callable[[], None]) -> None:
         """Calls `said` once, on the parker's thread, when something comes on a stream."""
         pause = Pause(((stream.socket, READABLE),), None, lambda ready: None)
-        self.parker.park(pause, lambda pause, ready: said(), lambda step: step())
+        self.parker.park(pause, lambda pause, ready: said(), lambda error: None)
 
 
 def _begin(what: str, start: Callable[[], None]) -> None:

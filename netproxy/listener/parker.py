@@ -19,15 +19,15 @@ TICK = 1.0                  # seconds between two looks at who has waited too lo
 LOOK_LEAST = 0.1            # and at the least, however many deadlines there are: each look goes through all that wait
 
 Wake = Callable[[Pause, bool], None]        # (pause, ready): for a thread to go on with
-Attempt = Callable[[Callable[[], "Pause | None"]], "Pause | None"]      # calls a step, and ends its connection where that fails or ends
+End = Callable[["Exception | None"], None]
 
 
 class _Parked:
-    __slots__ = ("pause", "descriptors", "deadline", "wake", "attempt")
+    __slots__ = ("pause", "descriptors", "deadline", "wake", "end")
 
-    def __init__(self, pause: Pause, wake: Wake, attempt: Attempt) -> None:
+    def __init__(self, pause: Pause, wake: Wake, end: End) -> None:
         self.wake = wake
-        self.attempt = attempt
+        self.end = end
         self.set(pause, time.monotonic())
 
     def set(self, pause: Pause, now: float) -> None:
@@ -77,20 +77,20 @@ class Parker:
         os.close(self._bell)
         os.close(self._rope)
 
-    def park(self, pause: Pause, wake: Wake, attempt: Attempt) -> None:
+    def park(self, pause: Pause, wake: Wake, end: End) -> None:
         """OSError or ValueError where it cannot be watched.
 
         `wake(pause, ready)` is called once, on the parker's thread: ready is False when the time was up.
 
-        A pause that has a step goes on by that alone, called by `attempt`, as long as it gives another such pause; what gives
-        none has ended.  Nothing of that may block.
+        A pause that has a step goes on by that alone as long as it gives another such pause; where it gives none, or fails,
+        `end(error)` is called, on the parker's thread, and it is not parked any more.  Nothing of that may block.
         """
         if self._sparing and pause.expendable:
             wake(pause, False)
         elif not pause.watched:
             wake(pause, True)
         else:
-            self._add(_Parked(pause, wake, attempt))
+            self._add(_Parked(pause, wake, end))
 
     def _add(self, parked: _Parked) -> None:
         # others' threads do what comes then, so it is told once; what this thread does itself it may be told again
@@ -146,25 +146,32 @@ class Parker:
     def _advance(self, parked: _Parked, descriptor: int, event: int, now: float) -> None:
         before = parked.pause
         try:
-            pause = parked.attempt(lambda: before.step(descriptor, event))
-        except Exception:       # whoever attempts has seen to the step's own: one connection must not keep the others parked
-            self._log.exception("going on with a parked connection")
+            pause = before.step(descriptor, event)
+        except Exception as error:
             self._forget(parked, closed=False)
+            self._end(parked, error)
             return
         if pause is before:
             parked.renew(now)
             return
         if pause is None:
             self._forget(parked, closed=True)
+            self._end(parked, None)
             return
         try:
             if pause.step is None:          # from now on it is told once
                 self._forget(parked, closed=False)
-                self.park(pause, parked.wake, parked.attempt)
+                self.park(pause, parked.wake, parked.end)
             else:
                 self._watch_instead(parked, pause, now)
         except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
             parked.wake(pause, False)
+
+    def _end(self, parked: _Parked, error: Exception | None) -> None:
+        try:
+            parked.end(error)
+        except Exception:       # one connection's fault must not keep the others parked
+            self._log.exception("ending a parked connection")
 
     def _watch_instead(self, parked: _Parked, pause: Pause, now: float) -> None:
         """Only what is different is told to the kernel: a relay passes here at each end of a side.  OSError, ValueError."""

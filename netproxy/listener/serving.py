@@ -61,20 +61,26 @@ class Serving:
 
     def _attempt(self, connection: Connection, go_on: GoOn) -> Pause | None:
         """Lets a connection go on until it ends or pauses."""
-        pause = None
         try:
             pause = go_on()
-        except StreamError:
+        except Exception as error:
+            self._end(connection, error)
+            return None
+        if pause is None:
+            self._end(connection, None)
+        return pause
+
+    def _end(self, connection: Connection, error: Exception | None) -> None:
+        """`error`, where it has failed, is being handled."""
+        if isinstance(error, StreamError):
             self.counter.count("connections", "broken off")
-        except NetProxyError as error:
+        elif isinstance(error, NetProxyError):
             self.counter.count("connections", "bad protocol")
             self.log.debug("%s: %s", connection.client, error)
-        except Exception:
+        elif error is not None:
             self.counter.count("connections", "internal error")
             self.log.exception(f"serving {connection.client}")
-        if pause is None:
-            connection.ended(connection)
-        return pause
+        connection.ended(connection)
 
     def _park(self, connection: Connection, pause: Pause) -> Pause | None:
         def wake(pause: Pause, ready: bool) -> None:
@@ -83,7 +89,7 @@ class Serving:
                 self._attempt(connection, lambda: _give_up(pause))
 
         try:
-            self._parker.park(pause, wake, lambda step: self._attempt(connection, step))
+            self._parker.park(pause, wake, lambda error: self._end(connection, error))
         except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
             wake(pause, False)              # not here: whoever accepts must not wait for it
         return pause

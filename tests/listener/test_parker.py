@@ -36,7 +36,7 @@ def pause(*sockets: socket.socket, seconds: float | None = None) -> Pause:
 
 
 def park(parker: Parker, pause: Pause, wake: Callable[[bool], None]) -> None:
-    parker.park(pause, lambda pause, ready: wake(ready), lambda: None)
+    parker.park(pause, lambda pause, ready: wake(ready), lambda error: None)
 
 
 @pytest.mark.parametrize("event", [lambda peer: peer.send(b"x"), lambda peer: peer.shutdown(socket.SHUT_WR), lambda peer: peer.close()],

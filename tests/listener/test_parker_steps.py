@@ -21,13 +21,14 @@ Answer = Callable[[int, int], Pause | None]
 
 
 class Steps:
-    """A step that does what `answer` says, an attempt that counts the ends, and a wake; all of them remember their calls."""
+    """A step that does what `answer` says, a wake and an end; all of them remember their calls."""
 
     def __init__(self) -> None:
         self.answer: Answer | None = None
         self.steps: list[tuple[int, int]] = []
         self.wakes: list[tuple[Pause, bool]] = []
         self.ends = 0
+        self.errors: list[Exception | None] = []
         self.threads: set[threading.Thread] = set()
 
     def step(self, descriptor: int, events: int) -> Pause | None:
@@ -39,17 +40,16 @@ class Steps:
     def wake(self, pause: Pause, ready: bool) -> None:
         self.wakes.append((pause, ready))
 
-    def attempt(self, step: Callable[[], Pause | None]) -> Pause | None:
-        pause = step()
+    def end(self, error: Exception | None) -> None:
         self.threads.add(threading.current_thread())
-        self.ends += pause is None
-        return pause
+        self.ends += 1
+        self.errors.append(error)
 
     def pause(self, *sockets: socket.socket, seconds: float = 60.0, stepping: bool = True, events: int = READABLE) -> Pause:
         return Pause([(sock, events) for sock in sockets], seconds, lambda ready: None, False, self.step if stepping else None)
 
     def park(self, parker: Parker, pause: Pause) -> None:
-        parker.park(pause, self.wake, self.attempt)
+        parker.park(pause, self.wake, self.end)
 
 
 def echoing(steps: Steps, *sockets: socket.socket, seconds: float = 60.0) -> Pause:
@@ -237,23 +237,38 @@ class TestAnEnd:
             wait_until(lambda: others.ends)
             assert not len(parker) and steps.ends == 1
 
-    def test_by_an_exception_that_nobody_caught_is_logged_once_and_forgets_that_one_only(self, parker: Parker, pair: Callable[[], Pair],
+    def test_by_an_exception_is_told_with_it_and_ends_that_one_only(self, parker: Parker, pair: Callable[[], Pair],
                                                                    log: Lines) -> None:
         (ours, theirs), (second, two) = pair(), pair()
-        steps, others = Steps(), Steps()
+        steps, others, broken = Steps(), Steps(), ValueError("broken")
 
         def answer(descriptor: int, events: int) -> None:
             ours.close()
-            raise ValueError("broken")
+            raise broken
         steps.answer = answer
         steps.park(parker, steps.pause(ours))
         others.park(parker, echoing(others, second))
         theirs.send(b"x")
+        wait_until(lambda: steps.ends)
+        ask(two)
+        ask(two)
+        assert steps.errors == [broken] and not log.of("exception")
+        assert (steps.ends, len(steps.steps), steps.wakes, others.ends, len(parker)) == (1, 1, [], 0, 1)
+
+    def test_that_fails_itself_is_logged_and_keeps_no_other(self, parker: Parker, pair: Callable[[], Pair], log: Lines) -> None:
+        (ours, theirs), (second, two) = pair(), pair()
+        others = Steps()
+
+        def end(error: Exception | None) -> None:
+            raise ValueError("broken")
+        steps = Steps()
+        steps.answer = ending(ours)
+        parker.park(steps.pause(ours), steps.wake, end)
+        others.park(parker, echoing(others, second))
+        theirs.send(b"x")
         wait_until(lambda: log.of("exception"))
         ask(two)
-        ask(two)
-        assert log.of("exception") == ["going on with a parked connection: broken"]
-        assert (steps.ends, len(steps.steps), steps.wakes, others.ends, len(parker)) == (0, 1, [], 0, 1)
+        assert log.of("exception") == ["ending a parked connection: broken"] and len(parker) == 1
 
 
 class TestTime:
