@@ -9,6 +9,7 @@ import statistics
 import struct
 import time
 import zlib
+from operator import truediv
 from typing import Any, Iterator, NamedTuple
 
 import pytest
@@ -28,7 +29,7 @@ PIECE = 1 << 18
 DATA = random.Random(1).randbytes(1 << 20)
 BULK = 64 << 20             # bytes of a measure
 BAR = 0.9                   # of the speed without a stream that is not read (hazard 124)
-ROUNDS, ROUNDS_LIMIT = 5, 40        # that a median needs, and that a busy machine may take until it is at the bar
+ROUNDS, ROUNDS_LIMIT = 5, 40        # that a best needs, and that a busy machine may take until it is at the bar
 STUCK_SECONDS = 0.1         # without a byte more that goes: everything between two programs is full
 SHORT, AT_ONCE = 100, 40    # streams: one after the other, and more together than connections wait for
 KEPT = 32                   # connections that wait for a while after that
@@ -155,24 +156,23 @@ def unread(pair: Pair) -> Iterator[None]:
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 def test_one_stream_unread_while_others_run_at_nearly_full_speed(netproxyd: Start, tls: bool) -> None:
-    """Hazard 124, as a ratio: with and without it in turn, so that what else the machine does meanwhile meets both."""
+    """Hazard 124, as a ratio of the best of each: a busy machine only slows, and in turn, so that it slows both."""
     measures = {"up": swallow, "down": pour}
-    ratios: dict[str, list[float]] = {name: [] for name in measures}
+    took: dict[bool, dict[str, list[float]]] = {stuck: {name: [] for name in measures} for stuck in (False, True)}
     with server(serve) as target, UdpEcho() as datagrams:
         pair = start(netproxyd, tls, target.port, datagrams.address[1])
         for turn in range(ROUNDS_LIMIT):
-            seconds: dict[bool, dict[str, float]] = {}
             for stuck in (turn % 2 == 0, turn % 2 == 1):
                 with unread(pair) if stuck else contextlib.nullcontext():
-                    seconds[stuck] = {name: take(pair, BULK) for name, take in measures.items()}
-            for name, found in ratios.items():
-                found.append(seconds[False][name] / seconds[True][name])
-            medians = {name: statistics.median(found) for name, found in ratios.items()}
-            if turn + 1 >= ROUNDS and min(medians.values()) >= BAR:
+                    for name, take in measures.items():
+                        took[stuck][name].append(take(pair, BULK))
+            ratios = {name: min(took[False][name]) / min(took[True][name]) for name in measures}
+            if turn + 1 >= ROUNDS and min(ratios.values()) >= BAR:
                 break
+        medians = {name: statistics.median(map(truediv, took[False][name], took[True][name])) for name in measures}
         print(f"with an unread stream {'in TLS' if tls else 'in clear'}, of the speed without: "
-              + ", ".join(f"{name} {median:.2f}" for name, median in medians.items()) + f" ({turn + 1} rounds)")
-        assert min(medians.values()) >= BAR, ratios
+              + ", ".join(f"{name} {ratios[name]:.2f}, median {medians[name]:.2f}" for name in measures) + f" ({turn + 1} rounds)")
+        assert min(ratios.values()) >= BAR, took
 
 
 # -- two versions of Python
