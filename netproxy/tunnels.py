@@ -216,8 +216,8 @@ class _Ports:
             listener.equip(TcpForward(name, connector, target), admission, around.timeouts.handshake)
 
         def close() -> None:
-            take_back()
             listener.stop()
+            take_back()
             with self._lock:
                 self._equip.pop(listener, None)
                 self._retired = [*(one for one in self._retired if one.live), listener]
@@ -238,18 +238,19 @@ class _Ports:
         listener = UdpListener(machinery.concrete(address), machinery.datagrams, machinery.counters, machinery.log)
         table = _table(machinery)
         listener.handler = UdpForward(name, router, table, target, None, machinery.counters)
+        take_back = machinery.own.lend("udp", listener.address)
         try:
             listener.start()
         except RuntimeError:
             listener.stop()
+            take_back()
             raise
         for one in (listener, table):
             machinery.janitor.register(one)
-        take_back = machinery.own.lend("udp", listener.address)
 
         def close() -> None:
-            take_back()
             listener.stop()
+            take_back()
             for one in (listener, table):
                 machinery.janitor.forget(one)
             table.close()

@@ -160,6 +160,8 @@ class _Reading:
                 continue
             if not named and any(listener.name == other.name for other in listeners):
                 listener = listener._replace(name=f"{listener.protocol}-{listener.addresses[0]}")
+            if listener.name == TUNNEL_AGENT:
+                section.wrong("name", f"'{TUNNEL_AGENT}' is what a tunnel's agent is asked for")
             for other in listeners:
                 if listener.name == other.name:
                     section.wrong("name", f"'{listener.name}' is the name of another listener")

@@ -105,6 +105,11 @@ def test_two_listeners_of_one_name() -> None:
         "c.yaml:3:5: listeners[1].name: 'a' is the name of another listener"]
 
 
+def test_a_listener_named_as_the_flows_of_a_tunnels_agent() -> None:
+    assert errors("listeners: [{listen: '127.0.0.1:0', name: tunnel-agent}]\n") == [
+        "c.yaml:1:13: listeners[0].name: 'tunnel-agent' is what a tunnel's agent is asked for"]
+
+
 def test_two_listeners_on_one_address() -> None:
     assert errors("listeners:\n  - {listen: '127.0.0.1:1-2', name: a}\n  - {listen: '127.0.0.1:2', name: b, network: tcp}\n") == [
         "c.yaml:3:5: listeners[1].listen: tcp 127.0.0.1:2 is taken by listener 'a'"]
