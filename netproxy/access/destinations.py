@@ -62,20 +62,25 @@ class OwnSockets:
         """(network, address) of each; an unspecified host is every local address."""
         with self._lock:
             self._sockets = list(sockets)
-            self._ports, self._all = _by_port(self._sockets), _by_port(self._sockets + self._agents)
+            self._ports = _by_port(self._sockets)
+            self._renew()
 
     def lend(self, network: str, address: Address) -> Callable[[], None]:
         """One more, which leads to an agent's service; until the call that is given back."""
         one = network, address
         with self._lock:
             self._agents.append(one)
-            self._all = _by_port(self._sockets + self._agents)
+            self._renew()
 
         def take_back() -> None:
             with self._lock:
                 self._agents.remove(one)
-                self._all = _by_port(self._sockets + self._agents)
+                self._renew()
         return take_back
+
+    def _renew(self) -> None:
+        """Under the lock."""
+        self._all = _by_port(self._sockets + self._agents)
 
     def has_port(self, network: str, port: int, agents: bool = True) -> bool:
         """`agents`: whether what leads to their services counts."""

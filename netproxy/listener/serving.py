@@ -11,9 +11,7 @@ from netproxy.errors import NetProxyError, StreamError
 from netproxy.interfaces import Address, Counter, Log, Pause
 from netproxy.listener.parker import Parker
 from netproxy.listener.pool import ThreadPool
-from netproxy.net.stream import Stream
-
-GoOn = Callable[[], Pause | None]       # what a connection does next: a handler's handle(), or a pause's resume()
+from netproxy.net.stream import GoOn, Stream
 
 
 class Connection:

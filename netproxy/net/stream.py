@@ -107,21 +107,21 @@ class Stream:
                 return self._until_readable(go_on, otherwise, again)
         except NetProxyError:
             self._unread = before
-        return Pause((), None, lambda ready: self._on_a_thread(otherwise))
+        return self._on_a_thread(otherwise)
 
-    def _on_a_thread(self, otherwise: GoOn) -> Pause | None:
-        if not self.open:       # there is none: whatever has been read leads nowhere
-            raise StreamError("nobody could go on with it")
-        return otherwise()
+    def _on_a_thread(self, otherwise: GoOn) -> Pause:
+        def resume(ready: bool) -> Pause | None:
+            if not self.open:       # there is none: whatever has been read leads nowhere
+                raise StreamError("nobody could go on with it")
+            return otherwise()
+        return Pause((), None, resume)
 
     def _until_readable(self, go_on: GoOn, otherwise: GoOn, again: int) -> Pause:
         def step(descriptor: int, events: int) -> Pause | None:
-            if not self.read_ahead():
-                return Pause((), None, lambda ready: self._on_a_thread(otherwise))
-            return self.attempt(go_on, otherwise, again)
+            return self.attempt(go_on, otherwise, again) if self.read_ahead() else self._on_a_thread(otherwise)
 
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        return Pause(((self.socket, select.POLLIN),), left, lambda ready: self._on_a_thread(otherwise), step=step)
+        return Pause(((self.socket, select.POLLIN),), left, self._on_a_thread(otherwise).resume, step=step)
 
     def peek(self) -> int:
         """The value of the next byte, left unread; EndOfStream where there is none."""
