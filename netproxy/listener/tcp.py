@@ -107,12 +107,10 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 if not attempts:
                     continue
             try:
-                request, sockaddr = self.get_request()
+                accepted = self.get_request()
             except OSError:
                 continue
-            client = from_sockaddr(sockaddr)
-            if self.verify_request(request, client):
-                self.process_request(request, client)
+            self._take(*accepted)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """One connection.  Where the process has run out of descriptors it rests, so that it never spins."""
@@ -194,10 +192,12 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 return
             if accepted is None:
                 return
-            request, sockaddr = accepted
-            client = from_sockaddr(sockaddr)
-            if self.verify_request(request, client):
-                self.process_request(request, client)
+            self._take(*accepted)
+
+    def _take(self, request: socket.socket, sockaddr: Any) -> None:
+        client = from_sockaddr(sockaddr)
+        if self.verify_request(request, client):
+            self.process_request(request, client)
 
     @property
     def live(self) -> int:
