@@ -27,9 +27,6 @@ setup(
     install_requires=["pyyaml"],
     extras_require={"test": ["pytest", "coverage"]},
     entry_points={
-        "console_scripts": [
-            "netproxyd=netproxy.cli:main",
-            "netproxyctl=netproxy.cli:control_main",
-        ]
+        "console_scripts": ["netproxyd=netproxy.cli:main", "netproxyctl=netproxy.cli:control_main"]
     },
 )

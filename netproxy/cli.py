@@ -3,6 +3,7 @@
 What reads the options is unloaded before the daemon is loaded, so that its memory
 serves again: argparse and what it brings are a tenth of an idle daemon.
 """
+
 from __future__ import annotations
 
 import gc
@@ -12,13 +13,25 @@ from typing import Any, Sequence
 
 from netproxy import __version__
 
-FINE, USAGE = 0, 64                         # sysexits(3)
-REFUSED, NOT_RUNNING = 1, 3                 # of netproxyctl
+FINE, USAGE = 0, 64  # sysexits(3)
+REFUSED, NOT_RUNNING = 1, 3  # of netproxyctl
 CONTROL_SOCKET = "/run/netproxy/control.sock"
 DEFAULT_FILE = "/etc/netproxy/netproxyd.yaml"
 DEFAULT_LISTENER = "sps://127.0.0.1:1080"
-FILTERS = ("user", "client", "listener", "target", "way")       # of flows, as the daemon knows them
-SORTS = ("id", "listener", "client", "user", "target", "way", "age", "idle", "sent", "received", "bytes")
+FILTERS = ("user", "client", "listener", "target", "upstream")  # of flows, as the daemon knows them
+SORTS = (
+    "id",
+    "listener",
+    "client",
+    "user",
+    "target",
+    "upstream",
+    "age",
+    "idle",
+    "sent",
+    "received",
+    "bytes",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in set(sys.modules) - before:
         del sys.modules[name]
     gc.collect()
-    from netproxy.service import run    # late: into the memory that is free now
+    from netproxy.daemon.main import run  # late: into the memory that is free now
+
     return run(options)
 
 
@@ -37,52 +51,93 @@ def control_main(arguments: Sequence[str] | None = None) -> int:
     options = control_parser().parse_args(arguments)
     if options.command == "hash-password":
         return _hash_password()
-    from netproxy.observe.control import CommandError, NotRunning      # late, as those below: netproxyd needs none of them
+    from netproxy.admin.control_socket import (
+        CommandError,
+        NotRunning,
+    )  # late, as those below: netproxyd needs none of them
+
     try:
         return _control(options)
     except (NotRunning, CommandError) as error:
         for line in str(error).split("\n"):
             print(f"netproxyctl: {line}", file=sys.stderr)
         return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
-    except BrokenPipeError:             # whoever reads has seen enough
+    except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
 
 
 def control_parser() -> Any:
     """Of netproxyctl's command line."""
-    parser = _parser("netproxyctl", "Looks after netproxyd.", "Exit status: 0 fine, 1 refused, 3 not running, 64 usage.")
-    parser.add_argument("-s", "--socket", metavar="SOCKET", default=CONTROL_SOCKET,
-                        help=f"the daemon's control socket (default: {CONTROL_SOCKET})")
+    parser = _parser(
+        "netproxyctl",
+        "Looks after netproxyd.",
+        "Exit status: 0 fine, 1 refused, 3 not running, 64 usage.",
+    )
+    parser.add_argument(
+        "-s",
+        "--socket",
+        metavar="SOCKET",
+        default=CONTROL_SOCKET,
+        help=f"the daemon's control socket (default: {CONTROL_SOCKET})",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    made = {name: commands.add_parser(name, help=text, description=text) for name, text in (
-        ("status", "what listens, what lives, and all counters"),
-        ("connections", "TCP flows under way"),
-        ("sessions", "UDP sessions under way"),
-        ("upstreams", "each way out: its state, latency, live flows and failures"),
-        ("tunnels", "agents that are connected, and this daemon's own: ports, streams, bytes"),
-        ("explain", "which rule and which way out a flow would meet, e.g. 'udp alice@192.168.1.5 -> example.com:443 on main'"),
-        ("auto", "what via: auto has found out of targets, and for how long that holds"),
-        ("top", "the flows that move most, drawn anew each second; q ends it"),
-        ("reload", "read the configuration again; says what is wrong with it"),
-        ("drain", "take nothing new, let what runs come to its end, then stop"),
-        ("kill", "end flows, by id or by filter"),
-        ("log", "show or set the level of the log, until the next reload"),
-        ("hash-password", "read a password, print its hash for the configuration"))}
-    made["explain"].add_argument("flow", metavar="FLOW", help="[tcp|udp] [[user@]client] -> host:port [on listener]")
+    made = {
+        name: commands.add_parser(name, help=text, description=text)
+        for name, text in (
+            ("status", "what listens, what lives, and all counters"),
+            ("connections", "TCP flows under way"),
+            ("sessions", "UDP sessions under way"),
+            ("upstreams", "each way out: its state, latency, live flows and failures"),
+            ("tunnels", "agents that are connected, and this daemon's own: ports, streams, bytes"),
+            (
+                "explain",
+                "which rule and which way out a flow would meet, e.g. 'udp alice@192.168.1.5 -> example.com:443 on main'",
+            ),
+            ("auto", "what via: auto has found out of targets, and for how long that holds"),
+            ("top", "the flows that move most, drawn anew each second; q ends it"),
+            ("reload", "read the configuration again; says what is wrong with it"),
+            ("drain", "take nothing new, let what runs come to its end, then stop"),
+            ("kill", "end flows, by id or by filter"),
+            ("log", "show or set the level of the log, until the next reload"),
+            ("hash-password", "read a password, print its hash for the configuration"),
+        )
+    }
+    made["explain"].add_argument(
+        "flow", metavar="FLOW", help="[tcp|udp] [[user@]client] -> host:port [on listener]"
+    )
     made["auto"].add_argument("--clear", action="store_true", help="forget it all")
     for name in ("status", "connections", "sessions", "upstreams", "tunnels", "auto"):
         made[name].add_argument("--json", action="store_true", help="print the answer as JSON")
     for name in ("connections", "sessions", "kill"):
         for option in FILTERS:
-            made[name].add_argument(f"--{option}", help=f"only those of this {option.replace('way', 'way out')}")
+            made[name].add_argument(
+                f"--{option}", help=f"only those of this {option}"
+            )
     for name in ("connections", "sessions"):
-        made[name].add_argument("--sort", choices=SORTS, default="id", metavar="COLUMN", help=f"one of {', '.join(SORTS)}")
-        made[name].add_argument("-n", "--number", type=number, metavar="NUMBER", help="no more lines than that")
-    made["kill"].add_argument("ids", metavar="ID", type=int, nargs="*", help="as connections and sessions tell it")
-    made["log"].add_argument("level", metavar="LEVEL", nargs="?", choices=("debug", "info", "warning", "error"),
-                             help="debug, info, warning or error")
-    made["top"].add_argument("-b", "--batch", action="store_true", help="print once, after a second, and end")
+        made[name].add_argument(
+            "--sort",
+            choices=SORTS,
+            default="id",
+            metavar="COLUMN",
+            help=f"one of {', '.join(SORTS)}",
+        )
+        made[name].add_argument(
+            "-n", "--number", type=number, metavar="NUMBER", help="no more lines than that"
+        )
+    made["kill"].add_argument(
+        "ids", metavar="ID", type=int, nargs="*", help="as connections and sessions tell it"
+    )
+    made["log"].add_argument(
+        "level",
+        metavar="LEVEL",
+        nargs="?",
+        choices=("debug", "info", "warning", "error"),
+        help="debug, info, warning or error",
+    )
+    made["top"].add_argument(
+        "-b", "--batch", action="store_true", help="print once, after a second, and end"
+    )
     return parser
 
 
@@ -94,8 +149,8 @@ def number(text: str) -> int:
 
 
 def _control(options: Any) -> int:
-    from netproxy.observe.control import ask
-    from netproxy.observe.top import Top
+    from netproxy.admin.control_socket import ask
+    from netproxy.ctl.top import Top
 
     def tell(command: str, **details: Any) -> Any:
         return ask(options.socket, command, **details)
@@ -128,10 +183,11 @@ def _control(options: Any) -> int:
 
 def _show(options: Any, answer: Any) -> None:
     import json
-    from netproxy.observe import console
+    from netproxy.ctl import console
+
     command = options.command
     if command in ("connections", "sessions"):
-        answer = console.arranged(answer, options.sort)[:options.number]
+        answer = console.arranged(answer, options.sort)[: options.number]
     if options.json:
         print(json.dumps(answer, indent=2))
     elif command == "status":
@@ -148,17 +204,45 @@ def _show(options: Any, answer: Any) -> None:
 
 def daemon_parser() -> Any:
     """Of netproxyd's command line."""
-    parser = _parser("netproxyd", "One proxy port that does everything: SOCKS4, SOCKS5 with UDP, and HTTP.",
-                     "Exit status: 0 fine, 64 usage, 69 cannot listen, 78 configuration.  See netproxyd(8).")
+    parser = _parser(
+        "netproxyd",
+        "One proxy port that does everything: SOCKS4, SOCKS5 with UDP, and HTTP.",
+        "Exit status: 0 fine, 64 usage, 69 cannot listen, 78 configuration.  See netproxyd(8).",
+    )
     add = parser.add_argument
-    add("-c", "--config", metavar="FILE", help=f"default {DEFAULT_FILE} where it exists, else {DEFAULT_LISTENER}")
-    add("-l", "--listen", metavar="URL", action="append", default=[],
+    add(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help=f"default {DEFAULT_FILE} where it exists, else {DEFAULT_LISTENER}",
+    )
+    add(
+        "-l",
+        "--listen",
+        metavar="URL",
+        action="append",
+        default=[],
         help="listen there, e.g. sps://127.0.0.1:1080 or sps://:1080?announce=203.0.113.5&clients=192.168.0.0/16; "
-             "may repeat; replaces the file's listeners")
-    add("-u", "--upstream", metavar="URL", help="everything leaves through it; a comma-separated list is a chain")
-    add("-t", "--check", action="store_true", help="read everything, print what would be done, start nothing")
-    add("--explain", metavar="FLOW", help="print which rule and which way out a flow would meet, e.g. "
-        "'udp alice@192.168.1.5 -> example.com:443 on main'; start nothing")
+        "may repeat; replaces the file's listeners",
+    )
+    add(
+        "-u",
+        "--upstream",
+        metavar="URL",
+        help="everything leaves through it; a comma-separated list is a chain",
+    )
+    add(
+        "-t",
+        "--check",
+        action="store_true",
+        help="read everything, print what would be done, start nothing",
+    )
+    add(
+        "--explain",
+        metavar="FLOW",
+        help="print which rule and which way out a flow would meet, e.g. "
+        "'udp alice@192.168.1.5 -> example.com:443 on main'; start nothing",
+    )
     loud = parser.add_mutually_exclusive_group()
     loud.add_argument("-v", "--verbose", action="store_true", help="log more")
     loud.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
@@ -175,7 +259,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
 
 
 def _parser(program: str, description: str, epilog: str = "") -> Any:
-    import argparse     # late: 1.4 MiB that nothing else here needs
+    import argparse  # late: 1.4 MiB that nothing else here needs
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
@@ -186,8 +270,10 @@ def _parser(program: str, description: str, epilog: str = "") -> Any:
 
 def _hash_password() -> int:
     from netproxy.access.users import hash_password
+
     if sys.stdin.isatty():
         import getpass
+
         password = getpass.getpass("Password: ")
     else:
         password = sys.stdin.readline().rstrip("\n")

@@ -3,6 +3,7 @@
 OSError is translated into one of these at the edge (net/ and dialer/direct.py);
 everything above deals with this tree alone.  A message never holds a secret.
 """
+
 import enum
 
 
@@ -86,3 +87,6 @@ class DialError(NetProxyError):
 
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.hop, self.detail, self.said or self.reason.value)))
+
+
+ReplyTable = dict[Reason, int]  # the shape of each protocol's table of replies

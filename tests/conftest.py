@@ -5,6 +5,7 @@ threads of the code under test as well as the test's own.  Threads of a pool tha
 somebody still holds (a fixture of the module) may idle.  A test that failed is
 not asked.  Opt out with @pytest.mark.leaves_things_open.
 """
+
 from __future__ import annotations
 
 import gc
@@ -21,13 +22,29 @@ from netproxy.listener.pool import ThreadPool
 SECONDS = 5.0
 STEP = 0.01
 # how our threads are named, and those of tests/support
-OURS = ("tcp-listener ", "udp-listener ", "udp-session ", "janitor", "parker", "connection-", "dial-", "lookup-", "query-", "control", "metrics", "pool-under-test-", "test-")
+OURS = (
+    "tcp-listener ",
+    "udp-listener ",
+    "udp-session ",
+    "janitor",
+    "poller",
+    "connection-",
+    "dial-",
+    "lookup-",
+    "query-",
+    "control",
+    "metrics",
+    "pool-under-test-",
+    "test-",
+)
 
 _failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "leaves_things_open: descriptors and threads are not counted after this test")
+    config.addinivalue_line(
+        "markers", "leaves_things_open: descriptors and threads are not counted after this test"
+    )
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -50,7 +67,7 @@ def nothing_is_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
     collected = False
     while left := _left(threads, descriptors):
         if not collected:
-            gc.collect()        # what hangs in a circle has no owner, and is no leak
+            gc.collect()  # what hangs in a circle has no owner, and is no leak
             collected = True
             continue
         assert time.monotonic() < deadline, f"left open: {', '.join(left)}"
@@ -59,10 +76,16 @@ def nothing_is_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def _left(threads: set[threading.Thread], descriptors: dict[int, str]) -> list[str]:
     """Our threads that are new and live, and the new descriptors."""
-    lively = [thread for thread in threading.enumerate()
-              if thread not in threads and thread.name.startswith(OURS) and not _idles(thread)]
-    opened = [f"descriptor {number} ({target})" for number, target in _descriptors().items()
-              if descriptors.get(number) != target]
+    lively = [
+        thread
+        for thread in threading.enumerate()
+        if thread not in threads and thread.name.startswith(OURS) and not _idles(thread)
+    ]
+    opened = [
+        f"descriptor {number} ({target})"
+        for number, target in _descriptors().items()
+        if descriptors.get(number) != target
+    ]
     return [f"thread '{thread.name}'" for thread in lively] + opened
 
 
@@ -73,7 +96,7 @@ def _descriptors() -> dict[int, str]:
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
-            continue            # the directory's own descriptor
+            continue  # the directory's own descriptor
         if "coverage" not in target:
             found[int(name)] = target
     return found
@@ -84,6 +107,8 @@ def _idles(thread: threading.Thread) -> bool:
     pool = getattr(getattr(thread, "_target", None), "__self__", None)
     if not isinstance(pool, ThreadPool) or pool.busy:
         return False
-    return any(not isinstance(referrer, types.FrameType)
-               and not (isinstance(referrer, types.MethodType) and referrer.__name__ == "_work")
-               for referrer in gc.get_referrers(pool))
+    return any(
+        not isinstance(referrer, types.FrameType)
+        and not (isinstance(referrer, types.MethodType) and referrer.__name__ == "_work")
+        for referrer in gc.get_referrers(pool)
+    )

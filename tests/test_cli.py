@@ -1,4 +1,5 @@
 """The commands: what they print, with which status they end, and what signals do."""
+
 from __future__ import annotations
 
 import json
@@ -15,12 +16,21 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy import __version__, cli, service
+from netproxy import __version__, cli
+from netproxy.daemon import main
 from netproxy.access.users import Users
-from netproxy.daemon import Daemon
-from netproxy.interfaces import Address
+from netproxy.daemon.daemon import Daemon
+from netproxy.interfaces.addresses import Address
 from tests.support.certificates import certificates
-from tests.support.sockets import SECONDS, Task, address_of, listen, read_exactly, read_to_end, wait_until
+from tests.support.sockets import (
+    SECONDS,
+    Task,
+    address_of,
+    listen,
+    read_exactly,
+    read_to_end,
+    wait_until,
+)
 
 pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +42,7 @@ def file(tmp_path: Path) -> Callable[[str], str]:
     def write(text: str) -> str:
         (tmp_path / "netproxyd.yaml").write_text(text)
         return str(tmp_path / "netproxyd.yaml")
+
     return write
 
 
@@ -43,8 +54,13 @@ def no_file_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestUsage:
-    @pytest.mark.parametrize("arguments", [["-x"], ["--lisen"], ["argument"], ["-c"], ["-v", "-q"], ["--log-format", "xml"]])
-    def test_a_wrong_option_is_one_line_and_64(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        "arguments",
+        [["-x"], ["--lisen"], ["argument"], ["-c"], ["-v", "-q"], ["--log-format", "xml"]],
+    )
+    def test_a_wrong_option_is_one_line_and_64(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
         assert caught.value.code == 64
@@ -60,7 +76,16 @@ class TestUsage:
             cli.main(["--help"])
         assert caught.value.code == 0
         text = capsys.readouterr().out
-        for option in ("--config", "--listen", "--upstream", "--check", "--verbose", "--quiet", "--log-format", "--version"):
+        for option in (
+            "--config",
+            "--listen",
+            "--upstream",
+            "--check",
+            "--verbose",
+            "--quiet",
+            "--log-format",
+            "--version",
+        ):
             assert option in text
 
     def test_a_control_command_must_be_named(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,87 +102,175 @@ class TestCheck:
 
     def test_without_anything(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.check(capsys) == (
-            0, "listen 127.0.0.1:1080 tcp+udp sps 'sps-1080' out by direct\nupstream default: direct carries bind, tcp, udp\nOK\n", "")
+            0,
+            "listen 127.0.0.1:1080 tcp+udp sps 'sps-1080' out by direct\nupstream default: direct carries bind, tcp, udp\nOK\n",
+            "",
+        )
 
     def test_listeners_and_a_chain_from_options(self, capsys: pytest.CaptureFixture[str]) -> None:
-        status, out, err = self.check(capsys, "-l", "http://127.0.0.1:8080?name=web", "-l", "socks5://[::1]:1080?network=tcp",
-                                      "-u", "socks5://u:hunter2@10.0.0.1:1080, http://10.0.0.2:3128")
+        status, out, err = self.check(
+            capsys,
+            "-l",
+            "http://127.0.0.1:8080?name=web",
+            "-l",
+            "socks5://[::1]:1080?network=tcp",
+            "-u",
+            "socks5://u:hunter2@10.0.0.1:1080, http://10.0.0.2:3128",
+        )
         assert (status, err) == (0, "")
         route = "socks5://10.0.0.1:1080 -> http://10.0.0.2:3128"
-        assert out == (f"listen 127.0.0.1:8080 tcp+udp http 'web' out by {route}\n"
-                       f"listen [::1]:1080 tcp socks5 'socks5-1080' out by {route}\n"
-                       f"upstream default: {route} carries tcp, udp by connect-udp\nOK\n")
+        assert out == (
+            f"listen 127.0.0.1:8080 tcp+udp http 'web' out by {route}\n"
+            f"listen [::1]:1080 tcp socks5 'socks5-1080' out by {route}\n"
+            f"upstream default: {route} carries tcp, udp by connect-udp\nOK\n"
+        )
 
-    def test_a_file_and_what_replaces_it(self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]) -> None:
-        path = file("listeners: [{listen: '127.0.0.1:1', upstream: a}]\nupstreams: {a: 'http://h:1'}\ndefault: block\n")
-        assert "listen 127.0.0.1:1 tcp+udp sps 'sps-1' out by http://h:1\n" in self.check(capsys, "-c", path)[1]
+    def test_a_file_and_what_replaces_it(
+        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
+        path = file(
+            "listeners: [{listen: '127.0.0.1:1', upstream: a}]\nupstreams: {a: 'http://h:1'}\ndefault: block\n"
+        )
+        assert (
+            "listen 127.0.0.1:1 tcp+udp sps 'sps-1' out by http://h:1\n"
+            in self.check(capsys, "-c", path)[1]
+        )
         status, out, _ = self.check(capsys, "-c", path, "-l", "http://127.0.0.1:2", "-u", "direct")
         assert status == 0
         assert out.startswith("listen 127.0.0.1:2 tcp+udp http 'http-2' out by direct\n")
 
-    def test_the_options_way_out_holds_for_the_files_listeners(self, capsys: pytest.CaptureFixture[str],
-                                                               file: Callable[[str], str]) -> None:
+    def test_the_options_way_out_holds_for_the_files_listeners(
+        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
         path = file("listeners: [{listen: '127.0.0.1:1', upstream: 'http://h:1'}]")
         assert "out by block\n" in self.check(capsys, "-c", path, "-u", "block")[1]
 
-    def test_rules_of_a_file_do_not_count_beside_the_options_way_out(self, file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
-        """"Everything", says the manual."""
+    def test_rules_of_a_file_do_not_count_beside_the_options_way_out(
+        self, file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """ "Everything", says the manual."""
         seen: list[Any] = []
         monkeypatch.setattr(Daemon, "describe", lambda daemon, config: seen.append(config) or [])
         path = file("rules: [{port: 22, via: direct}]")
-        assert cli.main(["-c", path, "-t"]) == cli.main(["-c", path, "-t", "-u", "socks5://192.0.2.1:1080"]) == 0
+        assert (
+            cli.main(["-c", path, "-t"])
+            == cli.main(["-c", path, "-t", "-u", "socks5://192.0.2.1:1080"])
+            == 0
+        )
         assert [len(config.rules) for config in seen] == [1, 0]
 
-    def test_an_empty_file_has_the_built_in_listener(self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]) -> None:
+    def test_an_empty_file_has_the_built_in_listener(
+        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
         assert "listen 127.0.0.1:1080" in self.check(capsys, "-c", file(""))[1]
         assert "listen" not in self.check(capsys, "-c", file("listeners: []"))[1]
 
-    def test_warnings_go_to_standard_error(self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]) -> None:
+    def test_warnings_go_to_standard_error(
+        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
         path = file("listeners: [{listen: '0.0.0.0:1', allow_open: true}]")
-        assert self.check(capsys, "-q", "-c", path) == (0, "", "warning: listeners[0] on 0.0.0.0:1 lets everybody in\n")
+        assert self.check(capsys, "-q", "-c", path) == (
+            0,
+            "",
+            "warning: listeners[0] on 0.0.0.0:1 lets everybody in\n",
+        )
 
-    @pytest.mark.parametrize("text, message", [
-        ("listeners:\n  - protcol: sps\n    listen: 127.0.0.1:1\n", "2:5: listeners[0].protcol: unknown key (did you mean 'protocol'?)"),
-        ("a: [", "2:1: did not find expected node content"), ("[]", "1:1: must be a mapping of keys to values"),
-        ("default: nowhere", "1:10: default: not an upstream: write scheme://host:port, direct or block")])
-    def test_an_error_is_one_line_and_78(self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str], text: str,
-                                         message: str) -> None:
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            (
+                "listeners:\n  - protcol: sps\n    listen: 127.0.0.1:1\n",
+                "2:5: listeners[0].protcol: unknown key (did you mean 'protocol'?)",
+            ),
+            ("a: [", "2:1: did not find expected node content"),
+            ("[]", "1:1: must be a mapping of keys to values"),
+            (
+                "default: nowhere",
+                "1:10: default: not an upstream: write scheme://host:port, direct or block",
+            ),
+        ],
+    )
+    def test_an_error_is_one_line_and_78(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        file: Callable[[str], str],
+        text: str,
+        message: str,
+    ) -> None:
         path = file(text)
         assert self.check(capsys, "-c", path) == (78, "", f"{path}:{message}\n")
 
-    @pytest.mark.parametrize("arguments, message", [
-        (["-c", "/nonexistent/c.yaml"], "/nonexistent/c.yaml: cannot be read: No such file or directory"),
-        (["-l", "1080"], "-l[0]: not a listener: write scheme://host:port"),
-        (["-l", "sps://127.0.0.1:1?nme=x"], "-l[0]: listeners[0].nme: unknown key (did you mean 'name'?)"),
-        (["-l", "sps://:1080"], "-l[0]: listeners[0].listen: [::]:1080 would let everybody in: set auth, clients, or allow_open: true"),
-        (["-u", "sock5://h:1"], "-u: default[0]: 'sock5' is no scheme of an upstream (did you mean 'socks5'?)"),
-        (["-u", "http://h:1,,http://h:2"], "-u: default[1]: not an upstream: write scheme://host:port, direct or block")])
-    def test_an_error_in_an_option_names_it(self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    @pytest.mark.parametrize(
+        "arguments, message",
+        [
+            (
+                ["-c", "/nonexistent/c.yaml"],
+                "/nonexistent/c.yaml: cannot be read: No such file or directory",
+            ),
+            (["-l", "1080"], "-l[0]: not a listener: write scheme://host:port"),
+            (
+                ["-l", "sps://127.0.0.1:1?nme=x"],
+                "-l[0]: listeners[0].nme: unknown key (did you mean 'name'?)",
+            ),
+            (
+                ["-l", "sps://:1080"],
+                "-l[0]: listeners[0].listen: [::]:1080 would let everybody in: set auth, clients, or allow_open: true",
+            ),
+            (
+                ["-u", "sock5://h:1"],
+                "-u: default[0]: 'sock5' is no scheme of an upstream (did you mean 'socks5'?)",
+            ),
+            (
+                ["-u", "http://h:1,,http://h:2"],
+                "-u: default[1]: not an upstream: write scheme://host:port, direct or block",
+            ),
+        ],
+    )
+    def test_an_error_in_an_option_names_it(
+        self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    ) -> None:
         assert self.check(capsys, *arguments) == (78, "", message + "\n")
 
-    @pytest.mark.parametrize("arguments", [
-        ["-l", "sps://alice:hunter2@127.0.0.1:1"], ["-u", "socks5//u:hunter2@h:1"], ["-u", "http://u:hunter2@h"], ["-u", "x://u:hunter2@h:1"],
-        ["-u", "http://u:hunter2@h:1?x=y"]])
-    def test_an_error_shows_no_password(self, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["-l", "sps://alice:hunter2@127.0.0.1:1"],
+            ["-u", "socks5//u:hunter2@h:1"],
+            ["-u", "http://u:hunter2@h"],
+            ["-u", "x://u:hunter2@h:1"],
+            ["-u", "http://u:hunter2@h:1?x=y"],
+        ],
+    )
+    def test_an_error_shows_no_password(
+        self, capsys: pytest.CaptureFixture[str], arguments: list[str]
+    ) -> None:
         """HAZARDS 111."""
         status, out, err = self.check(capsys, *arguments)
         assert status == 78
         assert "hunter2" not in out + err
 
-    def test_a_broken_hash(self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]) -> None:
-        status, out, err = self.check(capsys, "-c", file("users: {alice: {password: 'scrypt$hunter2'}}"))
+    def test_a_broken_hash(
+        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
+        status, out, err = self.check(
+            capsys, "-c", file("users: {alice: {password: 'scrypt$hunter2'}}")
+        )
         assert (status, out) == (78, "")
         assert "not a hash made by 'netproxyctl hash-password'" in err and "hunter2" not in err
 
-    @pytest.mark.parametrize("name", ["announce", "chain", "dns", "group", "router", "users", "netproxyd"])
+    @pytest.mark.parametrize(
+        "name", ["announce", "chain", "dns", "group", "router", "users", "netproxyd"]
+    )
     def test_the_examples_are_fine(self, capsys: pytest.CaptureFixture[str], name: str) -> None:
-        path = ROOT / "conf" / (f"examples/{name}.yaml" if name != "netproxyd" else "netproxyd.yaml")
+        path = (
+            ROOT / "conf" / (f"examples/{name}.yaml" if name != "netproxyd" else "netproxyd.yaml")
+        )
         status, out, err = self.check(capsys, "-c", str(path))
         assert (status, err) == (0, "") and out.endswith("OK\n")
 
-
     def test_the_tls_example_is_fine_with_certificates_that_are_there(
-            self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]) -> None:
+        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
         text = (ROOT / "conf/examples/tls.yaml").read_text()
         for name, path in (("proxy.pem", "server.pem"), ("proxy.key", "server.key")):
             text = text.replace(f"/etc/netproxy/{name}", certificates().path(path))
@@ -171,12 +284,13 @@ class Served:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ready = threading.Semaphore(0)
         self.daemons: list[Daemon] = []
-        monkeypatch.setattr(service.notify, "ready", lambda status: self.ready.release())
+        monkeypatch.setattr(main.notify, "ready", lambda status: self.ready.release())
         start = Daemon.start
 
         def remember(daemon: Daemon, config: Any) -> None:
             self.daemons.append(daemon)
             start(daemon, config)
+
         monkeypatch.setattr(Daemon, "start", remember)
 
     def run(self, arguments: list[str], meanwhile: Callable[[], Any]) -> int:
@@ -186,6 +300,7 @@ class Served:
                 return meanwhile()
             finally:
                 signal_us(signal.SIGTERM)
+
         task = Task(do)
         status = cli.main(arguments)
         task.result()
@@ -198,7 +313,9 @@ class Served:
 
     @property
     def address(self) -> Address:
-        return next(one.address for one in self.daemons[-1]._manager.listeners if one.network == "tcp")
+        return next(
+            one.address for one in self.daemons[-1]._manager.listeners if one.network == "tcp"
+        )
 
     def greet(self) -> socket.socket:
         sock = socket.create_connection(self.address, SECONDS)
@@ -215,9 +332,9 @@ def signal_us(number: int) -> None:
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """What main() changes of the process is set back."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, service.SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, main.SIGNALS)
     yield Served(monkeypatch)
-    while signal.sigtimedwait(service.SIGNALS, 0):
+    while signal.sigtimedwait(main.SIGNALS, 0):
         pass
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -225,15 +342,24 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 
 class TestServing:
-    def test_serves_until_it_is_told_to_end(self, served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_serves_until_it_is_told_to_end(
+        self, served: Served, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         assert served.run(["-l", LISTENER], lambda: served.greet().close()) == 0
         lines = capfd.readouterr().err.splitlines()
-        assert re.search(rf" info netproxyd {re.escape(__version__)} serves udp 127\.0\.0\.1:\d+, tcp 127\.0\.0\.1:\d+, out by direct$", lines[0])
+        assert re.search(
+            rf" info netproxyd {re.escape(__version__)} serves udp 127\.0\.0\.1:\d+, tcp 127\.0\.0\.1:\d+, out by direct$",
+            lines[0],
+        )
         assert lines[-1].endswith(" info stopped")
 
-    @pytest.mark.parametrize("arguments, wanted", [(["-q"], "warning"), (["-v"], "info"), (["--log-format", "json"], "info")])
-    def test_says_what_it_serves_however_quiet(self, served: Served, capfd: pytest.CaptureFixture[str], arguments: list[str],
-                                               wanted: str) -> None:
+    @pytest.mark.parametrize(
+        "arguments, wanted",
+        [(["-q"], "warning"), (["-v"], "info"), (["--log-format", "json"], "info")],
+    )
+    def test_says_what_it_serves_however_quiet(
+        self, served: Served, capfd: pytest.CaptureFixture[str], arguments: list[str], wanted: str
+    ) -> None:
         served.run(["-l", LISTENER, *arguments], lambda: None)
         line = capfd.readouterr().err.splitlines()[0]
         if "json" in arguments:
@@ -242,16 +368,27 @@ class TestServing:
         else:
             assert re.search(rf"^\S+ {wanted} netproxyd .* serves ", line)
 
-    def test_an_address_in_use_is_69_and_names_it(self, served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_an_address_in_use_is_69_and_names_it(
+        self, served: Served, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         """HAZARDS 108."""
         with listen() as taken:
             assert cli.main(["-l", f"http://{address_of(taken)}"]) == 69
-            line, = capfd.readouterr().err.splitlines()
+            (line,) = capfd.readouterr().err.splitlines()
             assert line.endswith(f" error tcp {address_of(taken)}: Address already in use")
 
-    @pytest.mark.parametrize("name", ["parker", "janitor", "control", "tcp-listener .*", "udp-listener .*"])
-    def test_a_thread_that_cannot_start_is_69_and_one_line(self, served: Served, capfd: pytest.CaptureFixture[str], file: Callable[[str], str],
-                                                           tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    @pytest.mark.parametrize(
+        "name", ["poller", "janitor", "control", "tcp-listener .*", "udp-listener .*"]
+    )
+    def test_a_thread_that_cannot_start_is_69_and_one_line(
+        self,
+        served: Served,
+        capfd: pytest.CaptureFixture[str],
+        file: Callable[[str], str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+    ) -> None:
         """HAZARDS 94: the service manager starts it again."""
         start = threading.Thread.start
 
@@ -259,43 +396,63 @@ class TestServing:
             if re.fullmatch(name, thread.name):
                 raise RuntimeError("can't start new thread")
             start(thread)
+
         monkeypatch.setattr(threading.Thread, "start", fail)
-        assert cli.main(["-c", file(f"listeners: [{{listen: '127.0.0.1:0'}}]\ncontrol: unix:{tmp_path / 'control'}\n")]) == 69
-        line, = capfd.readouterr().err.splitlines()
+        assert (
+            cli.main(
+                [
+                    "-c",
+                    file(
+                        f"listeners: [{{listen: '127.0.0.1:0'}}]\ncontrol: unix:{tmp_path / 'control'}\n"
+                    ),
+                ]
+            )
+            == 69
+        )
+        (line,) = capfd.readouterr().err.splitlines()
         assert re.search(r" error .*: can't start new thread$", line)
 
-    def test_a_broken_hash_is_78(self, served: Served, capfd: pytest.CaptureFixture[str], file: Callable[[str], str]) -> None:
+    def test_a_broken_hash_is_78(
+        self, served: Served, capfd: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
         assert cli.main(["-c", file("listeners: []\nusers: {alice: {password: 'scrypt$x'}}")]) == 78
         assert "not a hash" in capfd.readouterr().err
 
-    def test_a_thread_that_died_ends_it_with_70(self, served: Served, monkeypatch: pytest.MonkeyPatch,
-                                                capfd: pytest.CaptureFixture[str]) -> None:
+    def test_a_thread_that_died_ends_it_with_70(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         """HAZARDS 98: never a zombie; systemd starts it again."""
-        monkeypatch.setattr(service, "LOOK_SECONDS", 0.01)
+        monkeypatch.setattr(main, "LOOK_SECONDS", 0.01)
         monkeypatch.setattr(Daemon, "dead_thread", lambda _: "janitor")
         assert cli.main(["-l", LISTENER]) == 70
         assert "error the thread 'janitor' has died" in capfd.readouterr().err
 
 
 class TestSignals:
-    def test_usr1_writes_the_status(self, served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_usr1_writes_the_status(
+        self, served: Served, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         written = threading.Event()
 
         def meanwhile() -> None:
             signal_us(signal.SIGUSR1)
             assert written.wait(SECONDS)
+
         status = Daemon.status
 
         def tell(daemon: Daemon) -> Iterator[str]:
             yield from status(daemon)
             written.set()
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Daemon, "status", tell)
             assert served.run(["-l", LISTENER], meanwhile) == 0
         err = capfd.readouterr().err
         assert re.search(r"warning connections=0 .*listeners: udp 127\.0\.0\.1:\d+, tcp", err)
 
-    def test_what_comes_with_the_end_is_heard(self, served: Served, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_comes_with_the_end_is_heard(
+        self, served: Served, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """While nothing is left to wait for; and HUP, which comes too late, is answered."""
         stop_accepting = Daemon.stop_accepting
 
@@ -304,32 +461,38 @@ class TestSignals:
             for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
                 signal_us(number)
             stop_accepting(daemon)
+
         monkeypatch.setattr(Daemon, "stop_accepting", meanwhile)
         assert served.run(["-l", LISTENER], lambda: None) == 0
         err = capfd.readouterr().err
         assert "warning connections=0 " in err
         assert "error not reloaded: the daemon is draining" in err
 
-    def test_hup_reads_the_file_again_and_keeps_the_sockets(self, served: Served, file: Callable[[str], str],
-                                                            capfd: pytest.CaptureFixture[str]) -> None:
+    def test_hup_reads_the_file_again_and_keeps_the_sockets(
+        self, served: Served, file: Callable[[str], str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
         path = file("listeners: [{listen: '127.0.0.1:0', name: main}]")
 
         def meanwhile() -> None:
             before = served.address
             with served.greet():
-                file("listeners: [{listen: '127.0.0.1:0', name: main}]\nusers: {alice: {password: secret}}\n")
+                file(
+                    "listeners: [{listen: '127.0.0.1:0', name: main}]\nusers: {alice: {password: secret}}\n"
+                )
                 served.hang_up()
                 assert served.address == before
                 with socket.create_connection(before, SECONDS) as sock:
                     sock.sendall(b"\x05\x01\x00")
                     assert read_exactly(sock, 2) == b"\x05\xff"
+
         assert served.run(["-c", path], meanwhile) == 0
         err = capfd.readouterr().err
         assert "info reloaded; serves udp 127.0.0.1:" in err
         assert "warning users.alice.password is plain text" in err
 
-    def test_hup_with_a_broken_file_changes_nothing(self, served: Served, file: Callable[[str], str],
-                                                    capfd: pytest.CaptureFixture[str]) -> None:
+    def test_hup_with_a_broken_file_changes_nothing(
+        self, served: Served, file: Callable[[str], str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
         """HAZARDS 105."""
         path = file("listeners: [{listen: '127.0.0.1:0'}]")
 
@@ -337,23 +500,28 @@ class TestSignals:
             file("listeners: [{listen: '127.0.0.1:0', protocol: sip}]\nxyz: 1\n")
             served.hang_up()
             served.greet().close()
+
         assert served.run(["-c", path], meanwhile) == 0
         err = capfd.readouterr().err
         assert f"error not reloaded: {path}:1:47: listeners[0].protocol: 'sip' is none of " in err
         assert f"error not reloaded: {path}:2:1: xyz: unknown key" in err
 
-    def test_hup_takes_the_new_log(self, served: Served, file: Callable[[str], str], capfd: pytest.CaptureFixture[str]) -> None:
+    def test_hup_takes_the_new_log(
+        self, served: Served, file: Callable[[str], str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
         path = file("listeners: [{listen: '127.0.0.1:0'}]")
 
         def meanwhile() -> None:
             file("listeners: [{listen: '127.0.0.1:0'}]\nlog: {format: json}\n")
             served.hang_up()
+
         assert served.run(["-c", path], meanwhile) == 0
         assert json.loads(capfd.readouterr().err.splitlines()[-1])["msg"] == "stopped"
 
     @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-    def test_term_lets_connections_end_and_a_second_one_does_not(self, served: Served, first: int,
-                                                                 capfd: pytest.CaptureFixture[str]) -> None:
+    def test_term_lets_connections_end_and_a_second_one_does_not(
+        self, served: Served, first: int, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         """HAZARDS 104."""
         socks: list[socket.socket] = []
 
@@ -362,14 +530,17 @@ class TestSignals:
             address = served.address
             signal_us(first)
             wait_until(lambda: refuses(address))
-            socks[0].sendall(b"\x05\x01")       # and is still served
+            socks[0].sendall(b"\x05\x01")  # and is still served
+
         assert served.run(["-l", LISTENER], meanwhile) == 0
         with socks[0]:
             try:
                 read_to_end(socks[0])
             except ConnectionResetError:
                 pass
-        assert " connections may go on for 30 s" in capfd.readouterr().err      # with those that only saw whether we refuse
+        assert (
+            " connections may go on for 30 s" in capfd.readouterr().err
+        )  # with those that only saw whether we refuse
 
     def test_term_ends_as_soon_as_the_last_connection_has(self, served: Served) -> None:
         def meanwhile() -> None:
@@ -378,6 +549,7 @@ class TestSignals:
             wait_until(lambda: refuses(address))
             sock.close()
             wait_until(lambda: not served.daemons[-1].live)
+
         assert served.run(["-l", LISTENER], meanwhile) == 0
 
     def test_draining_has_its_time(self, served: Served, file: Callable[[str], str]) -> None:
@@ -385,7 +557,14 @@ class TestSignals:
             with served.greet() as sock:
                 signal_us(signal.SIGTERM)
                 assert read_to_end(sock) == b""
-        assert served.run(["-c", file("listeners: [{listen: '127.0.0.1:0'}]\ntimeouts: {drain: 200ms}")], meanwhile) == 0
+
+        assert (
+            served.run(
+                ["-c", file("listeners: [{listen: '127.0.0.1:0'}]\ntimeouts: {drain: 200ms}")],
+                meanwhile,
+            )
+            == 0
+        )
 
 
 def refuses(address: Address) -> bool:
@@ -403,18 +582,29 @@ class TestHashPassword:
 
         def give(text: str) -> None:
             monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
         return give
 
-    @pytest.mark.parametrize("given, password", [("secret\n", "secret"), ("pa ss\u00fc", "pa ss\u00fc"), (" x \nmore\n", " x ")])
-    def test_prints_what_the_configuration_takes(self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str],
-                                                 given: str, password: str) -> None:
+    @pytest.mark.parametrize(
+        "given, password",
+        [("secret\n", "secret"), ("pa ss\u00fc", "pa ss\u00fc"), (" x \nmore\n", " x ")],
+    )
+    def test_prints_what_the_configuration_takes(
+        self,
+        stdin: Callable[[str], None],
+        capsys: pytest.CaptureFixture[str],
+        given: str,
+        password: str,
+    ) -> None:
         stdin(given)
         assert cli.control_main(["hash-password"]) == 0
         made = capsys.readouterr().out.strip()
         assert Users({"alice": made}).check(b"alice", password.encode()) == "alice"
 
     @pytest.mark.parametrize("given", ["", "\n", "x" * 256, "\u00fc" * 128])
-    def test_a_password_that_no_protocol_takes(self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str], given: str) -> None:
+    def test_a_password_that_no_protocol_takes(
+        self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str], given: str
+    ) -> None:
         stdin(given)
         assert cli.control_main(["hash-password"]) == 64
         assert capsys.readouterr() == ("", "netproxyctl: a password has 1 to 255 bytes\n")
@@ -422,7 +612,13 @@ class TestHashPassword:
 
 class TestAsAProcess:
     def test_python_m_netproxy(self) -> None:
-        done = subprocess.run([sys.executable, "-m", "netproxy", "-V"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            [sys.executable, "-m", "netproxy", "-V"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
         assert (done.returncode, done.stdout, done.stderr) == (0, f"netproxyd {__version__}\n", "")
 
     def test_with_all_standard_descriptors_closed_the_log_goes_into_no_socket(self) -> None:

@@ -2,6 +2,7 @@
 
 What there is, is asked of the program: keys of what reads the configuration, options and commands of the parsers.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,8 +19,8 @@ from netproxy import cli
 from netproxy.config.load import load_text
 from netproxy.config.node import MapReader, Problems
 from netproxy.config.read import check, read_config
-from netproxy.interfaces import Moved
-from netproxy.machinery import Machinery
+from netproxy.interfaces.flows import Traffic
+from netproxy.daemon.runtime import Runtime
 from netproxy.observe import exposition
 from netproxy.observe.flows import Key, Total
 from tests.support.handlers import RecordingLog
@@ -28,10 +29,17 @@ pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[1]
 FULL = ROOT / "conf" / "examples" / "full.yaml"
 # Mappings whose keys are the user's own names
-NAMES = re.compile(r"^(users|upstreams|tunnel\.bridge\.agents|tunnel\.agent\.services)\.[^.\[]+|^(dns\.hosts)\..*")
-SAME = {"rules[].not.": "rules[].", "dns.rules[].servers[].": "dns.servers[]."}     # the same keys, described once
+NAMES = re.compile(
+    r"^(users|upstreams|tunnel\.bridge\.agents|tunnel\.agent\.services)\.[^.\[]+|^(dns\.hosts)\..*"
+)
+SAME = {
+    "rules[].not.": "rules[].",
+    "dns.rules[].servers[].": "dns.servers[].",
+}  # the same keys, described once
 # Wherever a way out may be written, it may be a mapping as in `upstreams`
-WAYS = re.compile(r"^(default|dns\.servers\[\]\.upstream|listeners\[\]\.upstream|rules\[\]\.(via|upstream)|tunnel\.agent\.upstream|upstreams\.NAME\.members\[\](\.via)?|upstreams\.NAME\[\])\.")
+WAYS = re.compile(
+    r"^(default|dns\.servers\[\]\.upstream|listeners\[\]\.upstream|rules\[\]\.(via|upstream)|tunnel\.agent\.upstream|upstreams\.NAME\.members\[\](\.via)?|upstreams\.NAME\[\])\."
+)
 
 
 def known_keys() -> set[str]:
@@ -42,6 +50,7 @@ def known_keys() -> set[str]:
         def ask(reader: MapReader, key: str, *rest: Any) -> Any:
             asked.add(general(f"{reader.path}.{key}" if reader.path else key))
             return method(reader, key, *rest)
+
         return ask
 
     with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +60,11 @@ def known_keys() -> set[str]:
         read_config(load_text(whole_text().encode(), "full.yaml"), problems)
     assert not problems.found, problems.found
     asked = {key for key in asked if not WAYS.match(key)}
-    return {key for key in asked if not any(other.startswith((f"{key}.", f"{key}[]")) for other in asked)}
+    return {
+        key
+        for key in asked
+        if not any(other.startswith((f"{key}.", f"{key}[]")) for other in asked)
+    }
 
 
 def general(path: str) -> str:
@@ -68,13 +81,18 @@ def whole_text() -> str:
 
 def given_keys() -> set[str]:
     """Those that stand in the full example."""
+
     def walk(node: Any, path: str) -> Iterator[str]:
         if isinstance(node.value, dict):
             for key, value in node.value.items():
-                yield from [general(f"{path}.{key}" if path else key), *walk(value, f"{path}.{key}" if path else key)]
+                yield from [
+                    general(f"{path}.{key}" if path else key),
+                    *walk(value, f"{path}.{key}" if path else key),
+                ]
         elif isinstance(node.value, list):
             for at, one in enumerate(node.value):
                 yield from walk(one, f"{path}[{at}]")
+
     return set(walk(load_text(whole_text().encode(), "full.yaml"), ""))
 
 
@@ -89,7 +107,11 @@ def page(name: str) -> str:
 
 
 def test_the_reader_was_heard() -> None:
-    assert {"listeners[].udp.relay_port", "users.NAME.limits.sessions", "upstreams.NAME.health_check.path"} <= set(KEYS)
+    assert {
+        "listeners[].udp.relay_port",
+        "users.NAME.limits.sessions",
+        "upstreams.NAME.health_check.path",
+    } <= set(KEYS)
     assert len(KEYS) > 60
 
 
@@ -105,7 +127,9 @@ def test_a_key_is_in_the_full_example(key: str) -> None:
 
 
 def test_the_man_page_has_no_key_that_is_none() -> None:
-    holders = {key.partition(rest)[0] for key in KEYS for rest in re.findall(r"(?=((?:\.|\[\]).*))", key)}
+    holders = {
+        key.partition(rest)[0] for key in KEYS for rest in re.findall(r"(?=((?:\.|\[\]).*))", key)
+    }
     entries = set(re.findall(r"^\.It Cm ([a-z_]+(?:[\[.]\S*)?) : ", page("netproxyd.yaml.5"), re.M))
     assert entries and entries - set(KEYS) - holders == set()
 
@@ -124,19 +148,26 @@ def options(parser: argparse.ArgumentParser) -> list[list[str]]:
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
-    return next(action.choices for action in cli.control_parser()._actions
-                if isinstance(action, argparse._SubParsersAction))
+    return next(
+        action.choices
+        for action in cli.control_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    )
 
 
 def written(names: list[str]) -> set[str]:
     """How a man page may write an option: -x, --xyz."""
-    return {f"Fl {name[1:]}" if not name.startswith("--") else f"Fl Fl {name[2:]}" for name in names}
+    return {
+        f"Fl {name[1:]}" if not name.startswith("--") else f"Fl Fl {name[2:]}" for name in names
+    }
 
 
 @pytest.mark.parametrize("names", options(cli.daemon_parser()), ids=lambda names: names[-1])
 def test_an_option_of_netproxyd_is_in_its_man_page(names: list[str]) -> None:
     entries = re.findall(r"^\.It (Fl .*)$", page("netproxyd.8"), re.M)
-    assert any(all(re.search(rf"{re.escape(one)}\b", entry) for one in written(names)) for entry in entries)
+    assert any(
+        all(re.search(rf"{re.escape(one)}\b", entry) for one in written(names)) for entry in entries
+    )
 
 
 @pytest.mark.parametrize("name", commands())
@@ -145,7 +176,9 @@ def test_a_command_of_netproxyctl_is_in_its_man_page(name: str) -> None:
     assert re.search(rf"^\.It Cm {name}\b", text, re.M)
     for names in options(commands()[name]):
         if "--help" not in names:
-            assert any(f"{one} " in text or f"{one}\n" in text for one in written(names)), f"{name} {names}"
+            assert any(f"{one} " in text or f"{one}\n" in text for one in written(names)), (
+                f"{name} {names}"
+            )
 
 
 def test_what_every_command_of_netproxyctl_takes_is_in_its_man_page() -> None:
@@ -166,14 +199,31 @@ MONITORING = (ROOT / "conf/grafana/netproxy.json", ROOT / "conf/prometheus/netpr
 
 def told_metrics() -> set[str]:
     """The names that /metrics may tell."""
-    way = {"name": "a", "state": "up", "live": 0, "dialled": 0, "failed": 0, "latency": 0.0, "groups": []}
-    totals = {Key(network, "main", "direct"): Total(1, 1, Moved(1, 1, 1, 1)) for network in ("tcp", "udp")}
+    way = {
+        "name": "a",
+        "state": "up",
+        "live": 0,
+        "dialled": 0,
+        "failed": 0,
+        "latency": 0.0,
+        "groups": [],
+    }
+    totals = {
+        Key(network, "main", "direct"): Total(1, 1, Traffic(1, 1, 1, 1))
+        for network in ("tcp", "udp")
+    }
     families = [*exposition.totals(totals), *exposition.upstreams([way]), *exposition.process(0.0)]
     names = {f"netproxy_{name}" for name, _ in exposition.COUNTED.values()} | {
-        family.name if family.name.startswith("process_") else f"netproxy_{family.name}" for family in families}
-    source = (ROOT / "netproxy/figures.py").read_text()
-    names |= {f"netproxy_{name}" for name in re.findall(r'(?:single|Family)\("(\w+)"', source)}
-    names |= {f"netproxy_{pool}_pool_{what}" for pool in Machinery(RecordingLog()).pools for what in ("threads", "tasks")}     # type: ignore[arg-type]
+        family.name if family.name.startswith("process_") else f"netproxy_{family.name}"
+        for family in families
+    }
+    source = (ROOT / "netproxy/admin/stats.py").read_text()
+    names |= {f"netproxy_{name}" for name in re.findall(r'(?:single|Family)\(\s*"(\w+)"', source)}
+    names |= {
+        f"netproxy_{pool}_pool_{what}"
+        for pool in Runtime(RecordingLog()).pools
+        for what in ("threads", "tasks")
+    }  # type: ignore[arg-type]
     return names | {f"netproxy_dial_seconds{end}" for end in ("_bucket", "_sum", "_count")}
 
 
@@ -186,19 +236,24 @@ def test_dashboards_and_alerts_ask_for_what_there_is(path: Path) -> None:
 
 def test_the_dashboard_is_whole() -> None:
     dashboard = json.loads(MONITORING[0].read_text())
-    assert all(panel["targets"] and panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in dashboard["panels"])
+    assert all(
+        panel["targets"] and panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+        for panel in dashboard["panels"]
+    )
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
 def test_promtool_takes_the_alerts() -> None:
-    done = subprocess.run(["promtool", "check", "rules", MONITORING[1]], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["promtool", "check", "rules", MONITORING[1]], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
 BAN_LINES = {
     '2026-11-27T03:36:24+0000 warning msg=auth_failed client=203.0.113.9 user="<b> x" listener=main': "203.0.113.9",
-    'Nov 27 03:36:24 box netproxyd[77]: msg=auth_failed client=2001:db8::7 user=bob listener=main': "2001:db8::7",
+    "Nov 27 03:36:24 box netproxyd[77]: msg=auth_failed client=2001:db8::7 user=bob listener=main": "2001:db8::7",
     r'2026-11-27T03:36:24+0000 warning msg=auth_failed client=203.0.113.8 user="x\nmsg=auth_failed client=192.0.2.1 user=y" listener=main': "203.0.113.8",
     '2026-11-27T03:36:24+0000 info msg=finished listener=main client=127.0.0.1:1 user="warning msg=auth_failed client=192.0.2.1 user=z"': "",
 }
@@ -210,6 +265,10 @@ def test_fail2ban_finds_the_address_and_no_other(line: str, tmp_path: Path) -> N
     if not program:
         pytest.skip("no fail2ban")
     (tmp_path / "log").write_text(line + "\n")
-    done = subprocess.run([program, "-o", "ip", str(tmp_path / "log"), str(ROOT / "conf/fail2ban/netproxy.conf")],
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [program, "-o", "ip", str(tmp_path / "log"), str(ROOT / "conf/fail2ban/netproxy.conf")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout.strip() == BAN_LINES[line]

@@ -5,41 +5,69 @@ its version; an IPv4 address within an IPv6 one (v4-mapped, NAT64, 6to4, Teredo)
 judged as both.  Addresses are judged after their names were looked up, and those
 that pass are the only ones dialled.  Immutable, but for our own sockets; any thread.
 """
+
 from __future__ import annotations
 
 import threading
 from typing import Callable, Iterable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow, Network, pack_ip
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.networks import IpNetwork
 
 # RFC 6890 and its updates, by the names of the configuration
 RANGES: Mapping[str, tuple[str, ...]] = {
-    "loopback": ("127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128"),      # Linux takes 0.0.0.0 for itself
-    "private": ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "fec0::/10"),
+    "loopback": ("127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128"),  # Linux takes 0.0.0.0 for itself
+    "private": (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "fc00::/7",
+        "fec0::/10",
+    ),
     "link-local": ("169.254.0.0/16", "fe80::/10"),
     # where clouds tell a machine its secrets
-    "metadata": ("169.254.169.254/32", "fd00:ec2::254/128", "168.63.129.16/32", "100.100.100.200/32"),
-    "multicast": ("224.0.0.0/4", "ff00::/8", "255.255.255.255/32"),     # and broadcast
-    "reserved": ("240.0.0.0/4", "192.0.0.0/24", "192.0.2.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
-                 "2001:db8::/32", "100::/64"),
+    "metadata": (
+        "169.254.169.254/32",
+        "fd00:ec2::254/128",
+        "168.63.129.16/32",
+        "100.100.100.200/32",
+    ),
+    "multicast": ("224.0.0.0/4", "ff00::/8", "255.255.255.255/32"),  # and broadcast
+    "reserved": (
+        "240.0.0.0/4",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "2001:db8::/32",
+        "100::/64",
+    ),
 }
-GUARD = ("loopback", "link-local", "metadata", "multicast")     # denied to clients of other machines unless the file says otherwise
+GUARD = (
+    "loopback",
+    "link-local",
+    "metadata",
+    "multicast",
+)  # denied to clients of other machines unless the file says otherwise
 _MAPPED = bytes(10) + b"\xff\xff"
-_NAT64 = b"\0\x64\xff\x9b" + bytes(8)             # RFC 6052
-_6TO4, _TEREDO = b"\x20\x02", b"\x20\x01\0\0"       # RFC 3056, RFC 4380
+_NAT64 = b"\0\x64\xff\x9b" + bytes(8)  # RFC 6052
+_6TO4, _TEREDO = b"\x20\x02", b"\x20\x01\0\0"  # RFC 3056, RFC 4380
 
 
 class Policy(NamedTuple):
-    deny: tuple[Network, ...] = ()
-    allow: tuple[Network, ...] = ()     # in spite of deny
+    deny: tuple[IpNetwork, ...] = ()
+    allow: tuple[IpNetwork, ...] = ()  # in spite of deny
 
     def permits(self, host: str) -> bool:
         forms = [host.partition("%")[0], *embedded(host)]
         return not any(_holds(self.deny, form) and not _holds(self.allow, form) for form in forms)
 
 
-_Ports = Mapping[tuple[str, int], frozenset[str]]       # (network, port) -> hosts
+_Ports = Mapping[tuple[str, int], frozenset[str]]  # (network, port) -> hosts
 
 
 class OwnSockets:
@@ -52,9 +80,9 @@ class OwnSockets:
     def __init__(self, is_local: Callable[[str], bool]) -> None:
         """`is_local(host)`: whether a literal address is one of this machine's."""
         self._is_local = is_local
-        self._lock = threading.Lock()       # guards _sockets, and one change of the others at a time
-        self._ports: _Ports = {}            # replaced whole, as is the next
-        self._all: _Ports = {}              # those of agents, too
+        self._lock = threading.Lock()  # guards _sockets, and one change of the others at a time
+        self._ports: _Ports = {}  # replaced whole, as is the next
+        self._all: _Ports = {}  # those of agents, too
         self._sockets: list[tuple[str, Address]] = []
         self._agents: list[tuple[str, Address]] = []
 
@@ -65,7 +93,7 @@ class OwnSockets:
             self._ports = _by_port(self._sockets)
             self._renew()
 
-    def lend(self, network: str, address: Address) -> Callable[[], None]:
+    def register(self, network: str, address: Address) -> Callable[[], None]:
         """One more, which leads to an agent's service; until the call that is given back."""
         one = network, address
         with self._lock:
@@ -76,6 +104,7 @@ class OwnSockets:
             with self._lock:
                 self._agents.remove(one)
                 self._renew()
+
         return take_back
 
     def _renew(self) -> None:
@@ -92,7 +121,11 @@ class OwnSockets:
             return False
         host = address.host.partition("%")[0]
         for form in (host, *embedded(host)):
-            if form in hosts or _unspecified(form) or (any(map(_unspecified, hosts)) and self._is_local(form)):
+            if (
+                form in hosts
+                or _unspecified(form)
+                or (any(map(_unspecified, hosts)) and self._is_local(form))
+            ):
                 return True
         return False
 
@@ -105,7 +138,7 @@ class Destinations:
 
     def __init__(self, own: OwnSockets) -> None:
         self._own = own
-        self._policies: Mapping[str, Policy] = {}       # replaced whole
+        self._policies: Mapping[str, Policy] = {}  # replaced whole
 
     def configure(self, policies: Mapping[str, Policy]) -> None:
         """By listener's name, at the start and on a reload."""
@@ -119,17 +152,21 @@ class Destinations:
             if not addresses:
                 raise DialError(Reason.DENIED, str(flow.target))
         clients = bool(flow.listener)
-        if not self._own.has_port(flow.network, flow.target.port, clients):     # which is that of all its addresses
+        if not self._own.has_port(
+            flow.network, flow.target.port, clients
+        ):  # which is that of all its addresses
             return tuple(addresses)
-        reachable = tuple(address for address in addresses if not self._own.holds(flow.network, address, clients))
+        reachable = tuple(
+            address for address in addresses if not self._own.holds(flow.network, address, clients)
+        )
         if not reachable:
             raise DialError(Reason.LOOP, str(flow.target))
         return reachable
 
 
-def networks(names: Iterable[str]) -> tuple[Network, ...]:
+def networks(names: Iterable[str]) -> tuple[IpNetwork, ...]:
     """Of names in RANGES and networks in CIDR notation; ValueError."""
-    return tuple(Network.parse(text) for name in names for text in RANGES.get(name, (name,)))
+    return tuple(IpNetwork.parse(text) for name in names for text in RANGES.get(name, (name,)))
 
 
 def embedded(host: str) -> tuple[str, ...]:
@@ -139,7 +176,7 @@ def embedded(host: str) -> tuple[str, ...]:
     packed = pack_ip(host.partition("%")[0]) or bytes(16)
     found: list[bytes] = []
     if packed.startswith(_MAPPED) or (packed.startswith(bytes(12)) and packed[12:15] != bytes(3)):
-        found.append(packed[12:])           # v4-mapped, v4-compatible; ::1 and :: are neither
+        found.append(packed[12:])  # v4-mapped, v4-compatible; ::1 and :: are neither
     elif packed.startswith(_NAT64):
         found.append(packed[12:])
     elif packed.startswith(_6TO4):
@@ -152,7 +189,7 @@ def embedded(host: str) -> tuple[str, ...]:
 _ANYWHERE, _GUARDED = Policy(), Policy(networks(GUARD))
 
 
-def _holds(networks: Iterable[Network], host: str) -> bool:
+def _holds(networks: Iterable[IpNetwork], host: str) -> bool:
     packed = pack_ip(host) or b""
     size, value = len(packed), int.from_bytes(packed, "big")
     return any(one.size == size and value >> one.shift == one.prefix for one in networks)

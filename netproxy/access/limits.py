@@ -1,9 +1,10 @@
 """Who may connect to a listener and how many at once, counted by client address."""
+
 from __future__ import annotations
 
 import threading
 
-from netproxy.access.acl import NetworkList
+from netproxy.interfaces.networks import NetworkList
 
 
 class Admission:
@@ -11,8 +12,8 @@ class Admission:
 
     def __init__(self, clients: NetworkList | None, total: int, per_client: int) -> None:
         self.configure(clients, total, per_client)
-        self._lock = threading.Lock()       # guards all below
-        self.entered = 0                    # since the start
+        self._lock = threading.Lock()  # guards all below
+        self.entered = 0  # since the start
         self._count = 0
         self._by_client: dict[str, int] = {}
 

@@ -5,6 +5,7 @@ makes parsers run wild (depth, aliases, tags), then composed; PyYAML's own
 constructors, which would turn `no` into False and 22:22 into 1342, never run.
 PyYAML is imported here and only when a file is read.
 """
+
 from __future__ import annotations
 
 import os
@@ -14,11 +15,11 @@ from typing import Any
 from netproxy.config.node import Node
 from netproxy.errors import ConfigError
 
-SIZE_LIMIT = 1 << 20        # bytes of a file: lists that are longer belong into files of their own
-INCLUDE = "include"         # the key that names other files
-INCLUDED_LIMIT = 256        # files: a pattern that meets more means something else
-DEPTH_LIMIT = 32            # nested collections: a deeper tree is an attack on the parser's stack
-SECRET_LIMIT = 65536        # bytes of a file named by !file
+SIZE_LIMIT = 1 << 20  # bytes of a file: lists that are longer belong into files of their own
+INCLUDE = "include"  # the key that names other files
+INCLUDED_LIMIT = 256  # files: a pattern that meets more means something else
+DEPTH_LIMIT = 32  # nested collections: a deeper tree is an attack on the parser's stack
+SECRET_LIMIT = 65536  # bytes of a file named by !file
 _TOO_DEEP = f"nested deeper than {DEPTH_LIMIT} levels"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -35,11 +36,14 @@ def load_file(path: str) -> Node:
 
 def _included(patterns: Node, folder: str) -> list[str]:
     """Paths in the order of their names, pattern by pattern; one that nothing matches is none."""
-    import glob     # late: few files include others
+    import glob  # late: few files include others
+
     found: dict[str, None] = {}
     for pattern in patterns.value if isinstance(patterns.value, list) else [patterns]:
         if not isinstance(pattern.value, str) or not pattern.value:
-            raise ConfigError(f"{INCLUDE}: must be a pattern of file names, or a list of them", pattern.place)
+            raise ConfigError(
+                f"{INCLUDE}: must be a pattern of file names, or a list of them", pattern.place
+            )
         found.update(dict.fromkeys(sorted(glob.glob(os.path.join(folder, pattern.value)))))
     if len(found) > INCLUDED_LIMIT:
         raise ConfigError(f"{INCLUDE}: more than {INCLUDED_LIMIT} files", patterns.place)
@@ -62,7 +66,10 @@ def _merge(into: dict[str, Node], root: Node) -> None:
         elif isinstance(before.value, dict) and isinstance(node.value, dict):
             if twice := before.value.keys() & node.value.keys():
                 name = min(twice)
-                raise ConfigError(f"'{key}.{name}' is given in {before.value[name].place} too", node.value[name].key_place or place)
+                raise ConfigError(
+                    f"'{key}.{name}' is given in {before.value[name].place} too",
+                    node.value[name].key_place or place,
+                )
             into[key] = before._replace(value={**before.value, **node.value})
         else:
             raise ConfigError(f"'{key}' is given in {before.place} too", place)
@@ -82,9 +89,11 @@ def _load_one(path: str) -> Node:
 def load_text(raw: bytes, path: str) -> Node:
     """The tree of a file's bytes; an empty file is an empty mapping."""
     try:
-        import yaml         # late: 23 ms and 2.7 MiB that a start without a file does not pay
+        import yaml  # late: 23 ms and 2.7 MiB that a start without a file does not pay
     except ImportError as error:
-        raise ConfigError("PyYAML is needed to read a YAML file (Debian: python3-yaml)", path) from error
+        raise ConfigError(
+            "PyYAML is needed to read a YAML file (Debian: python3-yaml)", path
+        ) from error
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _check_events(yaml, raw, loader, path)
@@ -94,7 +103,7 @@ def load_text(raw: bytes, path: str) -> Node:
         # newer libyaml counts for itself, and looks further ahead than the events that have come
         problem = _TOO_DEEP if "nesting depth" in str(error.problem) else error.problem
         raise ConfigError(problem or "not YAML", _place(path, mark) if mark else path) from error
-    except yaml.YAMLError as error:     # bytes that are no text
+    except yaml.YAMLError as error:  # bytes that are no text
         raise ConfigError("not YAML: a byte that is not allowed in text", path) from error
     return Node({}, path) if root is None else _convert(root, path)
 
@@ -116,8 +125,11 @@ def _check_events(yaml: Any, raw: bytes, loader: Any, path: str) -> None:
         if getattr(event, "anchor", None) is not None:
             wrong = "anchors and aliases are not used here"
         tag = getattr(event, "tag", None)
-        if tag not in (None, "!", "!file") and not isinstance(event, yaml.CollectionStartEvent) or (
-                tag is not None and isinstance(event, yaml.CollectionStartEvent)):
+        if (
+            tag not in (None, "!", "!file")
+            and not isinstance(event, yaml.CollectionStartEvent)
+            or (tag is not None and isinstance(event, yaml.CollectionStartEvent))
+        ):
             wrong = "the only tag here is !file"
         if wrong:
             raise ConfigError(wrong, _place(path, event.start_mark))
@@ -159,7 +171,9 @@ def _read_secret(path: str, place: str) -> str:
         with open(path, encoding="utf-8") as file:
             return file.read(SECRET_LIMIT).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"!file {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}", place) from error
+        raise ConfigError(
+            f"!file {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}", place
+        ) from error
 
 
 def _place(path: str, mark: Any) -> str:

@@ -4,6 +4,7 @@ Scalars stay text until the schema says what they are, so that 0123, no and
 22:22 mean what they say.  Every node knows its place.  A MapReader takes the
 keys of one mapping by type, collects what is wrong, and knows what was not taken.
 """
+
 from __future__ import annotations
 
 from typing import Any, Callable, NamedTuple, TypeVar
@@ -12,15 +13,15 @@ from netproxy.config.units import parse_duration
 from netproxy.errors import ConfigError
 
 Value = TypeVar("Value")
-LEAST = 0.001           # seconds of a duration, where none but 0 is too short
+LEAST = 0.001  # seconds of a duration, where none but 0 is too short
 
 
 class Node(NamedTuple):
     """`value` is a str, a list of nodes, or a dict of str -> node."""
 
     value: Any
-    place: str              # "file:line:column", or the option it was given by
-    key_place: str = ""     # of its key, where it has one
+    place: str  # "file:line:column", or the option it was given by
+    key_place: str = ""  # of its key, where it has one
 
 
 class Problems:
@@ -77,8 +78,11 @@ class MapReader:
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
         def one_of(text: str) -> str:
             if text not in choices:
-                raise ValueError(f"'{text}' is none of {', '.join(choices)}{suggestion(text, choices)}")
+                raise ValueError(
+                    f"'{text}' is none of {', '.join(choices)}{suggestion(text, choices)}"
+                )
             return text
+
         return self.read(key, one_of, default)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -89,15 +93,20 @@ class MapReader:
             if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
                 raise ValueError(f"'{text}' is no whole number above 0")
             return int(text)
+
         return self.read(key, number, default)
 
     def duration(self, key: str, default: Any, least: float = LEAST) -> Any:
         """Seconds."""
+
         def seconds(text: str) -> float:
             value = parse_duration(text)
             if value < least:
-                raise ValueError(f"must be at least {least:g}s" if least > LEAST else "must be longer than 0")
+                raise ValueError(
+                    f"must be at least {least:g}s" if least > LEAST else "must be longer than 0"
+                )
             return value
+
         return self.read(key, seconds, default)
 
     def items(self, key: str) -> list[Node]:
@@ -108,7 +117,10 @@ class MapReader:
         return node.value if isinstance(node.value, list) else [node]
 
     def texts(self, key: str, parse: Callable[[str], Value]) -> list[Value]:
-        found = [self._scalar(node, f"{key}[{at}]", parse, None) for at, node in enumerate(self.items(key))]
+        found = [
+            self._scalar(node, f"{key}[{at}]", parse, None)
+            for at, node in enumerate(self.items(key))
+        ]
         return [value for value in found if value is not None]
 
     def mapping(self, key: str) -> MapReader:
@@ -124,7 +136,10 @@ class MapReader:
     def finish(self) -> None:
         """Whatever was not taken is unknown."""
         for key, node in self._left.items():
-            self.problems.add(f"{self._name(key)}: unknown key{suggestion(key, tuple(self._keys))}", node.key_place or node.place)
+            self.problems.add(
+                f"{self._name(key)}: unknown key{suggestion(key, tuple(self._keys))}",
+                node.key_place or node.place,
+            )
 
     def wrong(self, key: str, message: str, place: str = "") -> None:
         self.problems.add(f"{self._name(key)}: {message}", place or self.place)
@@ -144,7 +159,8 @@ class MapReader:
 
 
 def suggestion(word: str, known: tuple[str, ...]) -> str:
-    """" (did you mean 'x'?)" or nothing."""
-    import difflib      # late: only needed when something is wrong
+    """ " (did you mean 'x'?)" or nothing."""
+    import difflib  # late: only needed when something is wrong
+
     close = difflib.get_close_matches(word, known, 1)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -2,24 +2,36 @@
 
 Tokens are in no message and no repr.
 """
+
 from __future__ import annotations
 
 import re
 
 from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.schema import (
-    AgentConfig, BridgeAgentConfig, BridgeConfig, HopConfig, LimitsConfig, ListenerConfig, PortConfig, ServiceConfig, TlsConfig,
-    TunnelConfig, UpstreamTlsConfig, WayConfig)
+    AgentConfig,
+    BridgeAgentConfig,
+    BridgeConfig,
+    HopConfig,
+    LimitsConfig,
+    ListenerConfig,
+    PortConfig,
+    ServiceConfig,
+    TunnelConfig,
+    UpstreamTlsConfig,
+    UpstreamConfig,
+)
 from netproxy.config.upstreams import Ways, read_tls, server_name
 from netproxy.config.url import AGENT_NAME, parse_host_port, parse_listen
-from netproxy.interfaces import Address, Network, pack_ip
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.networks import IpNetwork
 
-TOKEN_SHORT = 16            # bytes: who sees a handshake can try shorter ones at leisure, and is warned of
-PRIVILEGED = 1024           # ports below are only had one by one
-SERVICES_LIMIT = 1000       # what a REGISTER of the protocol holds
-KEEPALIVE = 15.0            # seconds: shorter than what a NAT forgets a quiet connection after
+TOKEN_SHORT = 16  # bytes: who sees a handshake can try shorter ones at leisure, and is warned of
+PRIVILEGED = 1024  # ports below are only had one by one
+SERVICES_LIMIT = 1000  # what a REGISTER of the protocol holds
+KEEPALIVE = 15.0  # seconds: shorter than what a NAT forgets a quiet connection after
 LOOPBACK = "127.0.0.1"
-NAME = "tunnel"             # of the listener that agents dial
+NAME = "tunnel"  # of the listener that agents dial
 _PORT = r"(?:(?:\[([^\]]*)\]|([0-9.]+)):)?(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp))?\Z"
 
 
@@ -33,7 +45,10 @@ class Tunnels:
         section.finish()
 
     def read(self, ways: Ways) -> TunnelConfig:
-        return TunnelConfig(BridgeConfig(self.agents) if self._bridge else None, self._read_agent(self._agent, ways) if self._agent else None)
+        return TunnelConfig(
+            BridgeConfig(self.agents) if self._bridge else None,
+            self._read_agent(self._agent, ways) if self._agent else None,
+        )
 
     # -- a bridge
 
@@ -42,13 +57,15 @@ class Tunnels:
         section = self._bridge
         if section is None:
             if any(one.protocol == NAME for one in others):
-                self._problems.add("tunnel.bridge: is missing, and a listener is for its agents", self._place)
+                self._problems.add(
+                    "tunnel.bridge: is missing, and a listener is for its agents", self._place
+                )
             return None
         if not self.agents:
             section.wrong("agents", "names nobody")
         listen = section.read("listen", _listen, None)
         tls = read_tls(section.mapping("tls"))
-        clients = tuple(section.texts("clients", Network.parse)) or None
+        clients = tuple(section.texts("clients", IpNetwork.parse)) or None
         section.finish()
         if listen is None:
             if not any(one.tls and one.protocol in (NAME, "sps") for one in others):
@@ -58,14 +75,23 @@ class Tunnels:
         if plain and tls:
             section.wrong("tls", "tcp:// has none: leave it away")
         elif plain:
-            self._warnings.append(f"{section.path}.listen: agents come without TLS: what they carry can be read on its way")
+            self._warnings.append(
+                f"{section.path}.listen: agents come without TLS: what they carry can be read on its way"
+            )
         elif not tls:
             section.wrong("tls", "is missing: write listen: tcp://... for a bridge without TLS")
         if any(one.name == NAME for one in others):
             section.wrong("listen", f"a listener has the name '{NAME}' already")
         limits = LimitsConfig()
-        return ListenerConfig(NAME, addresses, NAME, ("tcp",), clients=clients, tls=tls,
-                              limits=limits._replace(connections_per_client=limits.connections))
+        return ListenerConfig(
+            NAME,
+            addresses,
+            NAME,
+            ("tcp",),
+            clients=clients,
+            tls=tls,
+            limits=limits._replace(connections_per_client=limits.connections),
+        )
 
     def _read_agents(self, section: MapReader) -> dict[str, BridgeAgentConfig]:
         agents = {}
@@ -73,7 +99,9 @@ class Tunnels:
             one = MapReader(node, f"{section.path}.{name}", self._problems)
             if not re.match(AGENT_NAME, name):
                 one.wrong("", "an agent's name has 1 to 63 letters, digits, '-' and '_'")
-            agents[name] = BridgeAgentConfig(self._token(one), tuple(one.texts("ports", parse_port)))
+            agents[name] = BridgeAgentConfig(
+                self._token(one), tuple(one.texts("ports", parse_port))
+            )
             one.finish()
         return agents
 
@@ -82,8 +110,10 @@ class Tunnels:
         if not token:
             section.wrong("token", "is missing or empty")
         elif len(token.encode()) < TOKEN_SHORT:
-            self._warnings.append(f"{section.path}.token is shorter than {TOKEN_SHORT} bytes and can be guessed: "
-                                  "make one with 'head -c 32 /dev/urandom | base64'")
+            self._warnings.append(
+                f"{section.path}.token is shorter than {TOKEN_SHORT} bytes and can be guessed: "
+                "make one with 'head -c 32 /dev/urandom | base64'"
+            )
         return token
 
     # -- an agent
@@ -103,12 +133,24 @@ class Tunnels:
         if plain and given:
             section.wrong("tls", "a bridge at tcp:// has none")
         if plain:
-            self._warnings.append(f"{section.path}.bridge: without TLS what is carried can be read, and changed, on its way")
+            self._warnings.append(
+                f"{section.path}.bridge: without TLS what is carried can be read, and changed, on its way"
+            )
         node = section.take("upstream")
-        upstream = (ways.read(node, f"{section.path}.upstream") if node
-                    else WayConfig((HopConfig("direct", keepalive=KEEPALIVE),)))
-        agent = AgentConfig(server, name, self._token(section), None if plain else tls, upstream, section.flag("exit", False),
-                            self._services(section.mapping("services")))
+        upstream = (
+            ways.read(node, f"{section.path}.upstream")
+            if node
+            else UpstreamConfig((HopConfig("direct", keepalive=KEEPALIVE),))
+        )
+        agent = AgentConfig(
+            server,
+            name,
+            self._token(section),
+            None if plain else tls,
+            upstream,
+            section.flag("exit", False),
+            self._services(section.mapping("services")),
+        )
         if not agent.services and not agent.exit:
             section.wrong("services", "none, and no exit: there is nothing to do")
         section.finish()
@@ -116,8 +158,12 @@ class Tunnels:
 
     @staticmethod
     def _agent_tls(section: MapReader) -> UpstreamTlsConfig:
-        tls = UpstreamTlsConfig(section.text("ca"), section.text("certificate"), section.text("key"),
-                                section.read("server_name", server_name, ""))
+        tls = UpstreamTlsConfig(
+            section.text("ca"),
+            section.text("certificate"),
+            section.text("key"),
+            section.read("server_name", server_name, ""),
+        )
         if tls.key and not tls.certificate:
             section.wrong("certificate", "is missing")
         section.finish()
@@ -134,13 +180,18 @@ class Tunnels:
                 section.wrong(key, str(error), node.key_place)
                 continue
             service = self._service(section, key, node, port)
-            if service is not None and found.setdefault((port.network, port.first), service) is not service:
+            if (
+                service is not None
+                and found.setdefault((port.network, port.first), service) is not service
+            ):
                 section.wrong(key, "is given twice", node.key_place)
         if len(found) > SERVICES_LIMIT:
             section.wrong("", f"more than {SERVICES_LIMIT} services")
         return tuple(found.values())
 
-    def _service(self, section: MapReader, key: str, node: Node, port: PortConfig) -> ServiceConfig | None:
+    def _service(
+        self, section: MapReader, key: str, node: Node, port: PortConfig
+    ) -> ServiceConfig | None:
         given = node if isinstance(node.value, dict) else Node({"target": node}, node.place)
         one = MapReader(given, f"{section.path}.{key}", self._problems)
         aimed = one.has("target")
@@ -178,7 +229,7 @@ def parse_port(text: str) -> PortConfig:
 def _listen(text: str) -> tuple[tuple[Address, ...], bool]:
     """Addresses, and whether without TLS."""
     plain = text.startswith("tcp://")
-    return parse_listen(text[len("tcp://"):] if plain else text), plain
+    return parse_listen(text[len("tcp://") :] if plain else text), plain
 
 
 def _bridge(text: str) -> tuple[Address, bool]:

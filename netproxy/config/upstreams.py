@@ -2,61 +2,90 @@
 
 Names are read once, wherever they are first needed; one that leads back to itself is found.
 """
+
 from __future__ import annotations
 
 import re
 from typing import Container
 
 from netproxy.config.node import MapReader, Node, Problems, suggestion
-from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig, MemberConfig, TlsConfig, UpstreamTlsConfig, WayConfig
+from netproxy.config.schema import (
+    GroupConfig,
+    HealthConfig,
+    HopConfig,
+    MemberConfig,
+    TlsConfig,
+    UpstreamTlsConfig,
+    UpstreamConfig,
+)
 from netproxy.config.units import parse_duration
 from netproxy.config.url import HOST_NAME, hop_node, parse_hop, parse_host_port
-from netproxy.interfaces import pack_ip
+from netproxy.interfaces.addresses import pack_ip
 
-BALANCES = ("round-robin", "least-connections", "least-latency", "hash-client", "hash-target", "weighted", "failover")
-MEMBERS_LIMIT = 1024        # hops that a group leads to: names that stand for groups of names multiply
-DEPTH_LIMIT = 64            # names that stand for names
-CHAIN_LIMIT = 16            # hops of a chain: each adds its delay and its header, and nobody means more
-TLS_LIMIT = 3               # TLS within TLS: each layer must hold a whole record of the next in the buffer of one read
-LEAST_INTERVAL = 0.5        # seconds between two health checks: the clock that starts them ticks once a second
-MARK_LIMIT = 1 << 32        # SO_MARK has 32 bits
-KEEPALIVE_LIMIT = 32767     # seconds: what the kernel takes for TCP_KEEPIDLE
+BALANCES = (
+    "round-robin",
+    "least-connections",
+    "least-latency",
+    "hash-client",
+    "hash-target",
+    "weighted",
+    "failover",
+)
+MEMBERS_LIMIT = 1024  # hops that a group leads to: names that stand for groups of names multiply
+DEPTH_LIMIT = 64  # names that stand for names
+CHAIN_LIMIT = 16  # hops of a chain: each adds its delay and its header, and nobody means more
+TLS_LIMIT = (
+    3  # TLS within TLS: each layer must hold a whole record of the next in the buffer of one read
+)
+LEAST_INTERVAL = (
+    0.5  # seconds between two health checks: the clock that starts them ticks once a second
+)
+MARK_LIMIT = 1 << 32  # SO_MARK has 32 bits
+KEEPALIVE_LIMIT = 32767  # seconds: what the kernel takes for TCP_KEEPIDLE
 # Expressions as text: compiled where they are first needed, which in most daemons is never.
 # IFNAMSIZ, and what dev_valid_name() of the kernel lets pass; one of digits and dots alone is an address gone wrong.
 _DEVICE = r"(?![\d.]+\Z)[^\s/:]{1,15}\Z"
 _MARK = r"0[xX][0-9A-Fa-f]{1,8}\Z|[0-9]{1,10}\Z"
 _PLAIN = ("direct", "block")
-_NOWHERE = WayConfig(())        # in the place of what is wrong
+_NOWHERE = UpstreamConfig(())  # in the place of what is wrong
 
 
 class Ways:
-    def __init__(self, named: dict[str, Node], problems: Problems, warnings: list[str], agents: Container[str] = ()) -> None:
+    def __init__(
+        self,
+        named: dict[str, Node],
+        problems: Problems,
+        warnings: list[str],
+        agents: Container[str] = (),
+    ) -> None:
         """`named`: what stands under `upstreams`; `agents`: whom tunnels may lead to."""
         self._named = named
         self._agents = agents
         self._problems = problems
         self._warnings = warnings
-        self._read: dict[str, WayConfig | None] = {}        # None while one is being read
+        self._read: dict[str, UpstreamConfig | None] = {}  # None while one is being read
         self._reading: list[str] = []
-        self._groups: list[GroupConfig] = []        # kept, so that their ids stay theirs
+        self._groups: list[GroupConfig] = []  # kept, so that their ids stay theirs
         self._sizes: dict[int, int] = {}
 
-    def read_all(self) -> dict[str, WayConfig]:
+    def read_all(self) -> dict[str, UpstreamConfig]:
         return {name: self._by_name(name, node.place) for name, node in self._named.items()}
 
-    def read(self, node: Node, path: str) -> WayConfig:
+    def read(self, node: Node, path: str) -> UpstreamConfig:
         if isinstance(node.value, list):
             return self._chain(node, path)
         if isinstance(node.value, dict):
-            return WayConfig(self._mapping(MapReader(node, path, self._problems)))
+            return UpstreamConfig(self._mapping(MapReader(node, path, self._problems)))
         if node.value in self._named:
             return self._by_name(node.value, node.place)
-        return WayConfig(self._hop(node, path))
+        return UpstreamConfig(self._hop(node, path))
 
-    def _by_name(self, name: str, place: str) -> WayConfig:
+    def _by_name(self, name: str, place: str) -> UpstreamConfig:
         if name not in self._read:
             if len(self._reading) >= DEPTH_LIMIT:
-                self._problems.add(f"upstreams.{name}: names lead to names more than {DEPTH_LIMIT} deep", place)
+                self._problems.add(
+                    f"upstreams.{name}: names lead to names more than {DEPTH_LIMIT} deep", place
+                )
                 return _NOWHERE
             self._read[name] = None
             self._reading.append(name)
@@ -68,7 +97,7 @@ class Ways:
             return _NOWHERE
         return way
 
-    def _chain(self, node: Node, path: str) -> WayConfig:
+    def _chain(self, node: Node, path: str) -> UpstreamConfig:
         ways = [self.read(each, f"{path}[{at}]") for at, each in enumerate(node.value)]
         if not ways:
             self._problems.add(f"{path}: names no way out", node.place)
@@ -76,18 +105,30 @@ class Ways:
         for at, way in enumerate(ways):
             for step in way.steps:
                 if isinstance(step, HopConfig) and step.scheme in _PLAIN and len(ways) > 1:
-                    self._problems.add(f"{path}[{at}]: {step.scheme} is no hop of a chain", node.place)
-                if at and any(hop.scheme == "tunnel" for hop in WayConfig((step,)).hops):
-                    self._problems.add(f"{path}[{at}]: a tunnel is the first hop: its agent comes to us", node.place)
-                if at and any(hop.bind or hop.mark or hop.keepalive is not None for hop in WayConfig((step,)).hops):
-                    self._problems.add(f"{path}[{at}]: bind, mark and keepalive are for the first hop: no other is reached from here",
-                                       node.place)
+                    self._problems.add(
+                        f"{path}[{at}]: {step.scheme} is no hop of a chain", node.place
+                    )
+                if at and any(hop.scheme == "tunnel" for hop in UpstreamConfig((step,)).hops):
+                    self._problems.add(
+                        f"{path}[{at}]: a tunnel is the first hop: its agent comes to us",
+                        node.place,
+                    )
+                if at and any(
+                    hop.bind or hop.mark or hop.keepalive is not None
+                    for hop in UpstreamConfig((step,)).hops
+                ):
+                    self._problems.add(
+                        f"{path}[{at}]: bind, mark and keepalive are for the first hop: no other is reached from here",
+                        node.place,
+                    )
         steps = tuple(step for way in ways for step in way.steps)
         if sum(map(_length, steps)) > CHAIN_LIMIT:
             self._problems.add(f"{path}: a chain of more than {CHAIN_LIMIT} hops", node.place)
         if sum(map(_tls_depth, steps)) > TLS_LIMIT:
-            self._problems.add(f"{path}: more than {TLS_LIMIT} hops with TLS, one within the other", node.place)
-        return ways[0] if len(ways) == 1 else WayConfig(steps[:CHAIN_LIMIT])
+            self._problems.add(
+                f"{path}: more than {TLS_LIMIT} hops with TLS, one within the other", node.place
+            )
+        return ways[0] if len(ways) == 1 else UpstreamConfig(steps[:CHAIN_LIMIT])
 
     # -- hops
 
@@ -110,7 +151,9 @@ class Ways:
         return hop
 
     def _mapping(self, section: MapReader) -> tuple[HopConfig | GroupConfig, ...]:
-        found: HopConfig | GroupConfig | None = self._group(section) if section.has("members") else self._with_options(section)
+        found: HopConfig | GroupConfig | None = (
+            self._group(section) if section.has("members") else self._with_options(section)
+        )
         section.finish()
         return (found,) if found else ()
 
@@ -119,29 +162,42 @@ class Ways:
             section.wrong("", "needs a url, or members")
         hop = section.read("url", lambda text: self._known(parse_hop(text)), None)
         if hop is None:
-            section.rest()      # options of nothing
+            section.rest()  # options of nothing
             return None
         hop = hop._replace(
-            udp=section.choice("udp", ("auto", "uot", "none"), hop.udp), timeout=section.duration("timeout", None),
-            bind=section.read("bind", _bind, ""), mark=section.read("mark", _mark, 0),
-            keepalive=section.read("keepalive", _keepalive, None), tls=self._tls(section, hop))
+            udp=section.choice("udp", ("auto", "uot", "none"), hop.udp),
+            timeout=section.duration("timeout", None),
+            bind=section.read("bind", _bind, ""),
+            mark=section.read("mark", _mark, 0),
+            keepalive=section.read("keepalive", _keepalive, None),
+            tls=self._tls(section, hop),
+        )
         if hop.scheme in _PLAIN and (hop.udp != "auto" or hop.timeout is not None):
             section.wrong("udp" if hop.udp != "auto" else "timeout", f"{hop.scheme} is no proxy")
-        if hop.scheme == "tunnel" and (hop.udp != "auto" or hop.bind or hop.mark or hop.keepalive is not None):
+        if hop.scheme == "tunnel" and (
+            hop.udp != "auto" or hop.bind or hop.mark or hop.keepalive is not None
+        ):
             section.wrong("", "a tunnel's agent comes to us: of the options only timeout is for it")
         return hop
 
     def _tls(self, section: MapReader, hop: HopConfig) -> UpstreamTlsConfig:
         given = section.has("tls")
         inner = section.mapping("tls")
-        tls = UpstreamTlsConfig(inner.text("ca"), inner.text("certificate"), inner.text("key"),
-                                inner.read("server_name", server_name, ""), inner.flag("insecure", False))
+        tls = UpstreamTlsConfig(
+            inner.text("ca"),
+            inner.text("certificate"),
+            inner.text("key"),
+            inner.read("server_name", server_name, ""),
+            inner.flag("insecure", False),
+        )
         if given and not hop.has_tls:
             section.wrong("tls", f"{hop.scheme} has none: the scheme is https or socks5+tls")
         if tls.key and not tls.certificate:
             inner.wrong("certificate", "is missing")
         if tls.insecure:
-            self._warnings.append(f"{inner.path}.insecure: whoever answers for {hop.server} is believed, and reads all that goes there")
+            self._warnings.append(
+                f"{inner.path}.insecure: whoever answers for {hop.server} is believed, and reads all that goes there"
+            )
         inner.finish()
         return tls
 
@@ -149,18 +205,24 @@ class Ways:
 
     def _group(self, section: MapReader) -> GroupConfig:
         balance = section.choice("balance", BALANCES, BALANCES[0])
-        members = tuple(self._member(node, f"{section.path}.members[{at}]", balance)
-                        for at, node in enumerate(section.items("members")))
+        members = tuple(
+            self._member(node, f"{section.path}.members[{at}]", balance)
+            for at, node in enumerate(section.items("members"))
+        )
         if not members:
             section.wrong("members", "names no way out")
-        ways = [member.way.name or member.way for member in members if member.way.steps]
+        ways = [member.upstream.name or member.upstream for member in members if member.upstream.steps]
         if len(set(ways)) < len(ways):
             section.wrong("members", "names one way out twice: give it a weight instead")
-        health = self._health(section.mapping("health_check")) if section.has("health_check") else None
+        health = (
+            self._health(section.mapping("health_check")) if section.has("health_check") else None
+        )
         group = GroupConfig(section.path.rpartition("upstreams.")[2], members, balance, health)
-        size = sum(self._size(step) for member in members for step in member.way.steps)
+        size = sum(self._size(step) for member in members for step in member.upstream.steps)
         if size > MEMBERS_LIMIT:
-            section.wrong("members", f"more than {MEMBERS_LIMIT} ways out, those of groups within counted")
+            section.wrong(
+                "members", f"more than {MEMBERS_LIMIT} ways out, those of groups within counted"
+            )
             group, size = group._replace(members=()), 0
         self._groups.append(group)
         self._sizes[id(group)] = size
@@ -184,8 +246,12 @@ class Ways:
 
     def _health(self, section: MapReader) -> HealthConfig:
         given = HealthConfig()
-        health = HealthConfig(section.read("target", parse_host_port, None), section.read("path", _path, ""),
-                              section.duration("interval", given.interval, LEAST_INTERVAL), section.duration("timeout", given.timeout))
+        health = HealthConfig(
+            section.read("target", parse_host_port, None),
+            section.read("path", _path, ""),
+            section.duration("interval", given.interval, LEAST_INTERVAL),
+            section.duration("timeout", given.timeout),
+        )
         if health.path and not health.target:
             section.wrong("target", "is missing: the path is asked for there")
         section.finish()
@@ -193,7 +259,9 @@ class Ways:
 
 
 def read_tls(section: MapReader) -> TlsConfig | None:
-    tls = TlsConfig(section.text("certificate"), section.text("key"), section.text("client_ca"), section.place)
+    tls = TlsConfig(
+        section.text("certificate"), section.text("key"), section.text("client_ca"), section.place
+    )
     if (tls.key or tls.client_ca) and not tls.certificate:
         section.wrong("certificate", "is missing")
     section.finish()
@@ -204,14 +272,14 @@ def _length(step: HopConfig | GroupConfig) -> int:
     """Hops that it adds, at the most."""
     if isinstance(step, HopConfig):
         return 1
-    return max((sum(map(_length, member.way.steps)) for member in step.members), default=0)
+    return max((sum(map(_length, member.upstream.steps)) for member in step.members), default=0)
 
 
 def _tls_depth(step: HopConfig | GroupConfig) -> int:
     """How many layers of TLS it adds, at the most."""
     if isinstance(step, HopConfig):
         return int(step.has_tls)
-    return max((sum(map(_tls_depth, member.way.steps)) for member in step.members), default=0)
+    return max((sum(map(_tls_depth, member.upstream.steps)) for member in step.members), default=0)
 
 
 def server_name(text: str) -> str:

@@ -2,15 +2,28 @@
 
 A URL may hold a password, so that no message repeats one.
 """
+
 from __future__ import annotations
 
 import re
 
 from netproxy.config.node import Node, suggestion
 from netproxy.config.schema import HopConfig
-from netproxy.interfaces import Address, Passed, pack_ip
+from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
 
-HOP_SCHEMES = ("direct", "block", "socks4", "socks4a", "socks5", "socks5h", "http", "https", "socks5+tls", "socks5h+tls", "tunnel")
+HOP_SCHEMES = (
+    "direct",
+    "block",
+    "socks4",
+    "socks4a",
+    "socks5",
+    "socks5h",
+    "http",
+    "https",
+    "socks5+tls",
+    "socks5h+tls",
+    "tunnel",
+)
 # As text: compiled where they are first needed.
 _URL = r"([a-z][a-z0-9+.-]*)://([^/?#]*)/?(?:\?([^#]*))?\Z"
 _PASSED = r"systemd:[!-9;-~]{1,255}\Z"
@@ -22,11 +35,15 @@ HOST_NAME = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\Z"
 
 def parse_listen(text: str) -> tuple[Address, ...]:
     """host:port, :port (both families where the machine has them), [v6]:port, host:first-last, systemd:NAME."""
-    if re.match(_PASSED, text) and not text[8:].isdigit():      # a number is a port, of a host with that name
-        return (Passed(text, 0),)
+    if (
+        re.match(_PASSED, text) and not text[8:].isdigit()
+    ):  # a number is a port, of a host with that name
+        return (ActivationAddress(text, 0),)
     match = re.match(_HOST_PORT, text)
     if not match:
-        raise ValueError(f"'{text}' is no address to listen on: write host:port, :port or [v6]:port")
+        raise ValueError(
+            f"'{text}' is no address to listen on: write host:port, :port or [v6]:port"
+        )
     first = int(match[3])
     last = int(match[4] or first)
     if last > 65535 or last < first:
@@ -64,7 +81,9 @@ def parse_hop(text: str) -> HopConfig:
         raise ValueError("not an upstream: write scheme://host:port, direct or block")
     scheme, authority, query = match.groups()
     if scheme not in HOP_SCHEMES[2:]:
-        raise ValueError(f"'{scheme}' is no scheme of an upstream" + suggestion(scheme, HOP_SCHEMES))
+        raise ValueError(
+            f"'{scheme}' is no scheme of an upstream" + suggestion(scheme, HOP_SCHEMES)
+        )
     if query:
         raise ValueError("write what follows the '?' as keys beside the url")
     if scheme == "tunnel":
@@ -74,8 +93,9 @@ def parse_hop(text: str) -> HopConfig:
     credentials, _, server = authority.rpartition("@")
     user, _, password = credentials.partition(":")
     user, password = _unescape(user), _unescape(password)
-    if scheme.startswith("socks5") and (bool(user) != bool(password)
-                                        or max(len(user.encode()), len(password.encode())) > 255):
+    if scheme.startswith("socks5") and (
+        bool(user) != bool(password) or max(len(user.encode()), len(password.encode())) > 255
+    ):
         raise ValueError("SOCKS5 takes a user and a password of 1 to 255 bytes each")
     if scheme in ("socks4", "socks4a") and (password or len(user.encode()) > 255 or "\0" in user):
         raise ValueError("SOCKS4 takes a user of up to 255 bytes, and no password")
@@ -85,8 +105,10 @@ def parse_hop(text: str) -> HopConfig:
 def hop_node(text: str, place: str) -> Node:
     """An upstream's mapping from a URL with a query; ValueError."""
     url, _, query = text.partition("?")
-    if "@" in query:        # and no message may repeat a part of a password
-        raise ValueError("a '?' in a user name or password is written as %3F, an '@' in a value as %40")
+    if "@" in query:  # and no message may repeat a part of a password
+        raise ValueError(
+            "a '?' in a user name or password is written as %3F, an '@' in a value as %40"
+        )
     mapping = {"url": Node(url, place)}
     _insert_all(mapping, query, place)
     return Node(mapping, place)
@@ -123,7 +145,11 @@ def _insert(mapping: dict[str, Node], keys: list[str], node: Node, place: str) -
 
 
 def _scalar_or_list(value: str, place: str) -> Node:
-    return Node([Node(part, place) for part in value.split(",")], place) if "," in value else Node(value, place)
+    return (
+        Node([Node(part, place) for part in value.split(",")], place)
+        if "," in value
+        else Node(value, place)
+    )
 
 
 def _unescape(text: str) -> str:

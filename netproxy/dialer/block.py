@@ -1,8 +1,9 @@
 """The way out that leads nowhere: what a rule refuses."""
+
 from __future__ import annotations
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Flow
+from netproxy.interfaces.flows import Flow
 
 
 class BlockDialer:
@@ -10,9 +11,9 @@ class BlockDialer:
     carries: frozenset[str] = frozenset()
     refusal = Reason.DENIED
     symmetric = False
-    takes_names = True          # where they are does not matter
+    resolves_names = True  # where they are does not matter
 
-    def pinned(self, flow: Flow) -> BlockDialer:
+    def fixed_for(self, flow: Flow) -> BlockDialer:
         return self
 
     def dial(self, flow: Flow) -> None:

@@ -1,4 +1,5 @@
 """The way out that needs no other proxy: this machine's own sockets."""
+
 from __future__ import annotations
 
 import math
@@ -6,25 +7,29 @@ import time
 from typing import Hashable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow, Gatekeeper, Resolver
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import DestinationGuard, Resolver
 from netproxy.net.address import from_sockaddr
-from netproxy.net.batching import Datagrams
-from netproxy.net.connect import ANY_WAY, REASONS, Dialling, Outgoing, connect
+from netproxy.net.udp_sockets import UdpSocketFactory
+from netproxy.net.connect import DEFAULT_OPTIONS, REASONS, PendingDial, SocketOptions, connect
 from netproxy.net.datagram import DatagramSocket, Destination
 from netproxy.net.stream import Stream
 
-DIRECT = "direct"           # its name, in logs and rules
+DIRECT = "direct"  # its name, in logs and rules
 
 
-class Reach(NamedTuple):
+class TargetResolver(NamedTuple):
     """Where a flow may be dialled to: what the router has found, else, for servers of proxies, what is looked up here."""
 
     resolver: Resolver
-    gatekeeper: Gatekeeper
+    guard: DestinationGuard
 
     def addresses(self, flow: Flow, seconds: float = math.inf) -> Sequence[Address]:
         """DialError."""
-        return flow.addresses or self.gatekeeper.permitted(flow, self.resolver.resolve(flow.target, seconds))
+        return flow.addresses or self.guard.permitted(
+            flow, self.resolver.resolve(flow.target, seconds)
+        )
 
 
 class DirectDialer:
@@ -32,9 +37,15 @@ class DirectDialer:
     carries = frozenset({"tcp", "udp", "bind"})
     refusal = Reason.UNSUPPORTED
     symmetric = False
-    takes_names = False
+    resolves_names = False
 
-    def __init__(self, reach: Reach, datagrams: Datagrams, seconds: float, outgoing: Outgoing = ANY_WAY) -> None:
+    def __init__(
+        self,
+        reach: TargetResolver,
+        datagrams: UdpSocketFactory,
+        seconds: float,
+        outgoing: SocketOptions = DEFAULT_OPTIONS,
+    ) -> None:
         """`seconds` for a connection in total, its name's lookup included if it is made here."""
         self._outgoing = outgoing
         self._reach = reach
@@ -49,20 +60,22 @@ class DirectDialer:
         addresses = self._reach.addresses(flow, self._seconds)
         return Stream(connect(addresses, max(0.0, deadline - time.monotonic()), self._outgoing))
 
-    def begin(self, flow: Flow) -> Dialling | None:
+    def begin(self, flow: Flow) -> PendingDial | None:
         """The same as dial(), begun and not waited for; None where there is more to do than to connect to one address."""
         if len(flow.addresses) != 1 or not flow.target.port:
             return None
-        return Dialling(flow.addresses[0], self._seconds, self._outgoing)
+        return PendingDial(flow.addresses[0], self._seconds, self._outgoing)
 
-    def pinned(self, flow: Flow) -> DirectDialer:
+    def fixed_for(self, flow: Flow) -> DirectDialer:
         return self
 
     def dial_packet(self, flow: Flow) -> DirectPacketConn:
         try:
             return DirectPacketConn(self._reach, self._datagrams.outgoing(self._outgoing))
         except OSError as error:
-            raise DialError(REASONS.get(error.errno, Reason.GENERAL), error.strerror or "no socket") from error
+            raise DialError(
+                REASONS.get(error.errno, Reason.GENERAL), error.strerror or "no socket"
+            ) from error
 
 
 class DirectPacketConn:
@@ -70,7 +83,7 @@ class DirectPacketConn:
 
     __slots__ = ("_reach", "_socket", "send", "wait", "receive", "shutdown", "close")
 
-    def __init__(self, reach: Reach, sock: DatagramSocket) -> None:
+    def __init__(self, reach: TargetResolver, sock: DatagramSocket) -> None:
         self._reach = reach
         self._socket = sock
         # nothing is added to what the socket does, so nothing is put in its way
@@ -85,7 +98,7 @@ class DirectPacketConn:
         for address in self._reach.addresses(flow):
             try:
                 return self._socket.destination(address)
-            except ValueError as error:     # IPv6 on a machine that has none
+            except ValueError as error:  # IPv6 on a machine that has none
                 failure = error
         raise DialError(Reason.NETWORK_UNREACHABLE, str(failure))
 

@@ -1,19 +1,29 @@
 """Dialers from the configuration: a way out is folded, the first hop innermost, groups with their members."""
+
 from __future__ import annotations
 
 import math
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
-from netproxy.config.schema import Config, GroupConfig, HealthConfig, HopConfig, MemberConfig, UpstreamTlsConfig, WayConfig
+from netproxy.config.schema import (
+    Config,
+    GroupConfig,
+    HealthConfig,
+    HopConfig,
+    MemberConfig,
+    UpstreamTlsConfig,
+    UpstreamConfig,
+)
 from netproxy.dialer.block import BlockDialer
-from netproxy.dialer.direct import DirectDialer, Reach
+from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.group import GroupDialer, Member
 from netproxy.dialer.health import Check
 from netproxy.dialer.hop import Hop, LoopGuard, Services
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Dialer, pack_ip
-from netproxy.net.batching import Datagrams
-from netproxy.net.connect import ANY_WAY, KEEPALIVE_IDLE, Outgoing
+from netproxy.interfaces.addresses import pack_ip
+from netproxy.interfaces.routing import Dialer
+from netproxy.net.udp_sockets import UdpSocketFactory
+from netproxy.net.connect import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
 from netproxy.net.stream import Stream
 
 _Steps = tuple[HopConfig | GroupConfig, ...]
@@ -22,8 +32,8 @@ _Steps = tuple[HopConfig | GroupConfig, ...]
 class _Place(NamedTuple):
     """Where in the configuration something is folded."""
 
-    name: str               # of the way out, "" for one without
-    hops: int               # of the whole way
+    name: str  # of the way out, "" for one without
+    hops: int  # of the whole way
 
     def label(self, at: int, url: str) -> str:
         """Of the hop `at` (from 0), in errors."""
@@ -47,7 +57,8 @@ class _Trust:
 
     def read(self) -> Any:
         """ConfigError."""
-        from netproxy.net import tls    # late: ssl costs 3 MiB, and few need it
+        from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
+
         given = self._config
         try:
             return tls.client_context(given.ca, given.certificate, given.key, given.insecure)
@@ -58,8 +69,15 @@ class _Trust:
 class DialerFactory:
     """Keeps what it made: a reload that changes something else leaves UDP sessions, which hang on their dialer, as they are."""
 
-    def __init__(self, reach: Reach, datagrams: Datagrams, seconds: float, services: Services,
-                 limit: float = math.inf, tunnel: Callable[[str, float], Dialer] | None = None) -> None:
+    def __init__(
+        self,
+        reach: TargetResolver,
+        datagrams: UdpSocketFactory,
+        seconds: float,
+        services: Services,
+        limit: float = math.inf,
+        tunnel: Callable[[str, float], Dialer] | None = None,
+    ) -> None:
         """`seconds`: for each connection, and for each proxy's handshake; with `limit` none has more, whatever it asks for.
 
         `tunnel(agent, seconds)` leads through an agent.
@@ -71,17 +89,19 @@ class DialerFactory:
         self._datagrams = datagrams
         self._seconds = seconds
         self._direct = DirectDialer(reach, datagrams, min(seconds, limit))
-        self._made: dict[WayConfig, _Made] = {}
+        self._made: dict[UpstreamConfig, _Made] = {}
         self._trusts: dict[UpstreamTlsConfig, _Trust] = {}
         self._members: dict[tuple[str, MemberConfig, _Steps], Member] = {}
 
-    def way(self, config: WayConfig) -> Dialer:
+    def dialer(self, config: UpstreamConfig) -> Dialer:
         """The way out; the same one for the same configuration.  ConfigError where a file cannot be used."""
         if config not in self._made:
             groups: list[GroupDialer] = []
             dialer = self._fold(config, self._direct, (), groups)
             if dialer is not self._direct and dialer.carries:
-                dialer = Member(config.name or config.text, dialer, 1, groups)      # the same, with its figures
+                dialer = Member(
+                    config.name or config.text, dialer, 1, groups
+                )  # the same, with its figures
             self._made[config] = _Made(dialer, groups)
         return self._made[config].dialer
 
@@ -89,11 +109,11 @@ class DialerFactory:
         """The direct way out with so many seconds for a connection."""
         return DirectDialer(self._reach, self._datagrams, min(seconds, self._limit))
 
-    def config_of(self, dialer: Dialer) -> WayConfig | None:
+    def config_of(self, dialer: Dialer) -> UpstreamConfig | None:
         """What a way out that is in use was made of."""
         return next((way for way, made in self._made.items() if made.dialer is dialer), None)
 
-    def forget_all_but(self, ways: Iterable[WayConfig]) -> None:
+    def forget_all_but(self, ways: Iterable[UpstreamConfig]) -> None:
         """After a reload: the ways out that no configuration names any more."""
         kept = set(ways)
         self._made = {way: made for way, made in self._made.items() if way in kept}
@@ -112,15 +132,24 @@ class DialerFactory:
                     found[group] = None
                     for member in group.members:
                         visit(member.groups)
+
         for made in self._made.values():
             visit(made.groups)
         return list(found)
 
-    def described(self, ways: Mapping[str, WayConfig]) -> list[tuple[str, Dialer, Sequence[GroupDialer]]]:
+    def describe_flows(
+        self, ways: Mapping[str, UpstreamConfig]
+    ) -> list[tuple[str, Dialer, Sequence[GroupDialer]]]:
         """Name, dialer and groups of each, of those that were made."""
-        return [(name, self._made[way].dialer, self._made[way].groups) for name, way in ways.items() if way in self._made]
+        return [
+            (name, self._made[way].dialer, self._made[way].groups)
+            for name, way in ways.items()
+            if way in self._made
+        ]
 
-    def _fold(self, config: WayConfig, via: Dialer, before: _Steps, groups: list[GroupDialer]) -> Dialer:
+    def _fold(
+        self, config: UpstreamConfig, via: Dialer, before: _Steps, groups: list[GroupDialer]
+    ) -> Dialer:
         """`before` are the steps that `via` leads over.  Adds the groups on the way to `groups`."""
         place = _Place(config.name, len(config.steps))
         for at, step in enumerate(config.steps):
@@ -141,8 +170,8 @@ class DialerFactory:
         """How this machine is left for a first hop, or for the target itself."""
         keepalive = KEEPALIVE_IDLE if step.keepalive is None else step.keepalive
         local, device = (step.bind, "") if pack_ip(step.bind) is not None else ("", step.bind)
-        outgoing = Outgoing(local, device, step.mark, keepalive)
-        if outgoing == ANY_WAY and step.timeout is None:
+        outgoing = SocketOptions(local, device, step.mark, keepalive)
+        if outgoing == DEFAULT_OPTIONS and step.timeout is None:
             return self._direct
         return DirectDialer(self._reach, self._datagrams, self._patience(step), outgoing)
 
@@ -151,19 +180,30 @@ class DialerFactory:
 
     def _hop(self, step: HopConfig, via: Dialer, place: _Place, at: int) -> Dialer:
         label, last = place.label(at, step.url), at == place.hops - 1
-        hop = Hop(place.name if last and place.name else step.url, label, step.server, via,
-                  self._patience(step), step.user, step.password, self._secure(step, label), LoopGuard())
+        hop = Hop(
+            place.name if last and place.name else step.url,
+            label,
+            step.server,
+            via,
+            self._patience(step),
+            step.user,
+            step.password,
+            self._secure(step, label),
+            LoopGuard(),
+        )
         make = _dialers()[step.scheme]
         plain = make(hop, self._reach, self._services, step.udp == "auto")
         if step.udp != "uot":
             return plain
-        from netproxy.dialer.uot import UotDialer       # late, as those below
+        from netproxy.dialer.uot import UotDialer  # late, as those below
+
         return UotDialer(plain, make(hop, None, self._services, False), self._services.counter)
 
     def _secure(self, step: HopConfig, label: str) -> Callable[[Stream], None] | None:
         if not step.has_tls:
             return None
-        from netproxy.net import tls    # late: ssl costs 3 MiB, and few need it
+        from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
+
         trust = self._trusts.get(step.tls)
         if trust is None:
             trust = _Trust(label, step.tls)
@@ -172,7 +212,7 @@ class DialerFactory:
         server_name = step.tls.server_name or step.server.host
         return lambda stream: tls.connect(stream, trust.context, server_name)
 
-    def renewal(self, ways: Iterable[WayConfig]) -> Callable[[], None]:
+    def renewal(self, ways: Iterable[UpstreamConfig]) -> Callable[[], None]:
         """Reads the files of TLS again that these ways out name; the call makes them count for all connections to come.
 
         ConfigError.
@@ -183,52 +223,81 @@ class DialerFactory:
         def adopt() -> None:
             for trust, context in fresh:
                 trust.context = context
+
         return adopt
 
     def _group(self, step: GroupConfig, via: Dialer, before: _Steps) -> GroupDialer:
         members = [self._member(step.name, one, via, before) for one in step.members]
         group = GroupDialer(step.name, members, step.balance, self._seconds)
         if step.health is not None:
-            group.checks = [check for one, member in zip(step.members, members)
-                            for check in self._check(step, one, member, via)]
+            group.checks = [
+                check
+                for one, member in zip(step.members, members)
+                for check in self._check(step, one, member, via)
+            ]
         else:
             for member in members:
-                member.up = True        # what checks had found is not known any more
+                member.up = True  # what checks had found is not known any more
         return group
 
     def _member(self, group: str, config: MemberConfig, via: Dialer, before: _Steps) -> Member:
         key = (group, config, before)
         if key not in self._members:
             groups: list[GroupDialer] = []
-            dialer = self._fold(config.way, via, before, groups)
-            self._members[key] = Member(config.way.name or config.way.text, dialer, config.weight, groups)
+            dialer = self._fold(config.upstream, via, before, groups)
+            self._members[key] = Member(
+                config.upstream.name or config.upstream.text, dialer, config.weight, groups
+            )
         return self._members[key]
 
-    def _check(self, group: GroupConfig, config: MemberConfig, member: Member, via: Dialer) -> Iterator[Check]:
-        health, first = group.health or HealthConfig(), config.way.steps[0]
-        impatient = DialerFactory(self._reach, self._datagrams, health.timeout, self._services, health.timeout,
-                                  self._tunnel)
+    def _check(
+        self, group: GroupConfig, config: MemberConfig, member: Member, via: Dialer
+    ) -> Iterator[Check]:
+        health, first = group.health or HealthConfig(), config.upstream.steps[0]
+        impatient = DialerFactory(
+            self._reach,
+            self._datagrams,
+            health.timeout,
+            self._services,
+            health.timeout,
+            self._tunnel,
+        )
         first_via = impatient._direct if via is self._direct else via
         if health.target is not None:
-            way = member.dialer if member.groups else impatient._fold(config.way, first_via, (), [])
-            yield Check(group.name, member, health.target, way, health.path.encode("ascii"), health.interval, health.timeout)
-        elif isinstance(first, HopConfig) and first.server.port:    # a group checks its own, and direct has nothing to ask
+            way = member.dialer if member.groups else impatient._fold(config.upstream, first_via, (), [])
+            yield Check(
+                group.name,
+                member,
+                health.target,
+                way,
+                health.path.encode("ascii"),
+                health.interval,
+                health.timeout,
+            )
+        elif (
+            isinstance(first, HopConfig) and first.server.port
+        ):  # a group checks its own, and direct has nothing to ask
             via = impatient._leave(first) if via is self._direct else via
             yield Check(group.name, member, first.server, via, b"", health.interval, health.timeout)
 
 
 def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
     """Listeners whose datagrams have no way out: said at the start, not lost in silence."""
-    return [f"listener '{one.name}' takes UDP, but its way out, {(one.upstream or config.default).text}, carries none"
-            for one in config.listeners
-            if "udp" in one.network and one.protocol != "dns" and "udp" not in dialers.way(one.upstream or config.default).carries]
+    return [
+        f"listener '{one.name}' takes UDP, but its way out, {(one.upstream or config.default).text}, carries none"
+        for one in config.listeners
+        if "udp" in one.network
+        and one.protocol != "dns"
+        and "udp" not in dialers.dialer(one.upstream or config.default).carries
+    ]
 
 
-def _dialers() -> dict[str, Callable[[Hop, Reach | None, Services, bool], Dialer]]:
+def _dialers() -> dict[str, Callable[[Hop, TargetResolver | None, Services, bool], Dialer]]:
     """By scheme."""
-    from netproxy.dialer.http import HttpDialer         # late: 0.4 MiB, and many have no upstream
+    from netproxy.dialer.http import HttpDialer  # late: 0.4 MiB, and many have no upstream
     from netproxy.dialer.socks4 import Socks4Dialer
     from netproxy.dialer.socks5 import Socks5Dialer
+
     return {
         "socks4": lambda hop, reach, services, udp: Socks4Dialer(hop, reach),
         "socks4a": lambda hop, reach, services, udp: Socks4Dialer(hop, None),

@@ -4,6 +4,7 @@ A dial that fails goes to the next member; bytes never do.  A member whose proxy
 failed rests, longer each time, and is asked only when no other is left; one that
 a health check found dead is not asked at all.  Members outlive a reload.
 """
+
 from __future__ import annotations
 
 import math
@@ -13,13 +14,15 @@ import zlib
 from typing import Any, Callable, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Dialer, Flow, PacketConn
+from netproxy.interfaces.datagrams import PacketConn
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Dialer
 from netproxy.net.stream import Stream
 
-REST_SECONDS, REST_LIMIT = 1.0, 60.0    # of a member that failed: doubled with each failure in a row
-TRIES = 3                   # members that one dial may ask
-PATIENCE = 1.5              # of the time that a dial may take: one member that is silent to the end leaves some for another
-LATENCY_WEIGHT = 0.2        # of the newest dial in a member's average
+REST_SECONDS, REST_LIMIT = 1.0, 60.0  # of a member that failed: doubled with each failure in a row
+TRIES = 3  # members that one dial may ask
+PATIENCE = 1.5  # of the time that a dial may take: one member that is silent to the end leaves some for another
+LATENCY_WEIGHT = 0.2  # of the newest dial in a member's average
 # What a proxy says of the target: another one would say the same
 _FINAL = frozenset({Reason.REFUSED, Reason.DENIED, Reason.LOOP})
 
@@ -30,26 +33,32 @@ class Member:
     Its figures are guarded by its lock, but for what only reads.
     """
 
-    def __init__(self, name: str, dialer: Dialer, weight: int = 1, groups: Sequence[GroupDialer] = ()) -> None:
+    def __init__(
+        self, name: str, dialer: Dialer, weight: int = 1, groups: Sequence[GroupDialer] = ()
+    ) -> None:
         """`groups`: those on its way."""
         self.name = name
         self.dialer = dialer
-        self.carries, self.refusal, self.symmetric = dialer.carries, dialer.refusal, dialer.symmetric
-        self.takes_names = dialer.takes_names
+        self.carries, self.refusal, self.symmetric = (
+            dialer.carries,
+            dialer.refusal,
+            dialer.symmetric,
+        )
+        self.resolves_names = dialer.resolves_names
         self.weight = weight
         self.groups = groups
-        self.up = True              # as far as health checks know
-        self.checked_at = 0.0       # the last check began (monotonic)
+        self.up = True  # as far as health checks know
+        self.checked_at = 0.0  # the last check began (monotonic)
         self.checking = False
-        self.live = 0               # connections and UDP sessions
-        self.dialled = self.failed = 0      # in total
-        self.latency = 0.0          # seconds, an average of its dials; 0: not known
-        self.error = ""             # the last
+        self.live = 0  # connections and UDP sessions
+        self.dialled = self.failed = 0  # in total
+        self.latency = 0.0  # seconds, an average of its dials; 0: not known
+        self.error = ""  # the last
         self._lock = threading.Lock()
-        self._failures = 0          # in a row
-        self._failed_at = -1.0      # the last of them (monotonic)
+        self._failures = 0  # in a row
+        self._failed_at = -1.0  # the last of them (monotonic)
         self._rests_until = 0.0
-        self.credit = 0             # of the weighted balance; guarded by the group's lock
+        self.credit = 0  # of the weighted balance; guarded by the group's lock
 
     def rests(self, now: float) -> bool:
         return now < self._rests_until
@@ -65,13 +74,14 @@ class Member:
 
         def close_and_leave() -> None:
             close()
-            if left.acquire(blocking=False):        # the first time
+            if left.acquire(blocking=False):  # the first time
                 self._leave()
+
         conn.close = close_and_leave
         return conn
 
-    def pinned(self, flow: Flow) -> Dialer:
-        inner = self.dialer.pinned(flow)
+    def fixed_for(self, flow: Flow) -> Dialer:
+        inner = self.dialer.fixed_for(flow)
         return self if inner is self.dialer else inner
 
     def _try(self, dial: Callable[[], Any]) -> Any:
@@ -100,7 +110,9 @@ class Member:
                 self.error = str(error)
                 if started > self._failed_at:
                     self._failures += 1
-                    self._rests_until = now + min(REST_LIMIT, REST_SECONDS * 2.0 ** min(self._failures - 1, 16))
+                    self._rests_until = now + min(
+                        REST_LIMIT, REST_SECONDS * 2.0 ** min(self._failures - 1, 16)
+                    )
                     self._failed_at = now
 
     def note_check(self, error: str) -> bool:
@@ -123,7 +135,9 @@ class Member:
         """In a word, for people."""
         if not self.up:
             return "down"
-        return "failing" if self._failures else "up" if self.dialled or self.checked_at else "unused"
+        return (
+            "failing" if self._failures else "up" if self.dialled or self.checked_at else "unused"
+        )
 
 
 class GroupDialer:
@@ -136,12 +150,12 @@ class GroupDialer:
         self.name = name
         self.members = tuple(members)
         self.balance = balance
-        self.checks: Sequence[Any] = ()         # what health asks of its members
+        self.checks: Sequence[Any] = ()  # what health asks of its members
         self.carries = frozenset().union(*(member.carries for member in members)) - {"bind"}
         self.symmetric = any(member.symmetric for member in members)
-        self.takes_names = all(member.takes_names for member in members)
+        self.resolves_names = all(member.resolves_names for member in members)
         self._patience = seconds * PATIENCE
-        self._lock = threading.Lock()       # guards _turn and the members' credit
+        self._lock = threading.Lock()  # guards _turn and the members' credit
         self._turn = 0
 
     def dial(self, flow: Flow) -> Stream:
@@ -150,9 +164,9 @@ class GroupDialer:
     def dial_packet(self, flow: Flow) -> PacketConn:
         return self._first(flow, Member.dial_packet)
 
-    def pinned(self, flow: Flow) -> Dialer:
+    def fixed_for(self, flow: Flow) -> Dialer:
         candidates = self._candidates(flow)
-        return candidates[0].pinned(flow) if candidates else self
+        return candidates[0].fixed_for(flow) if candidates else self
 
     def _first(self, flow: Flow, dial: Callable[[Member, Flow], Any]) -> Any:
         """What the first member gives that can."""
@@ -172,12 +186,18 @@ class GroupDialer:
     def _failure(self, flow: Flow, failures: list[tuple[str, DialError]]) -> DialError:
         if not failures:
             able = [member for member in self.members if flow.network in member.carries]
-            said = "no live member: " + "; ".join(f"{member.name}: {member.error}" for member in able) if able else (
-                f"no member carries {flow.network.upper()}")
+            said = (
+                "no live member: " + "; ".join(f"{member.name}: {member.error}" for member in able)
+                if able
+                else (f"no member carries {flow.network.upper()}")
+            )
             failure = DialError(Reason.GENERAL if able else Reason.UNSUPPORTED, said=said)
         else:
-            failure = DialError(failures[-1][1].reason, said="no member could: " + "; ".join(
-                f"{name}: {error}" for name, error in failures))
+            failure = DialError(
+                failures[-1][1].reason,
+                said="no member could: "
+                + "; ".join(f"{name}: {error}" for name, error in failures),
+            )
         failure.hop = f"group '{self.name}'"
         failure.upstream = not failures or any(error.upstream for _, error in failures)
         return failure
@@ -239,7 +259,11 @@ def _mixed(text: str) -> int:
 
 
 _ORDERS: dict[str, Callable[[GroupDialer, list[Member], Flow], list[Member]]] = {
-    "round-robin": GroupDialer._in_turn, "weighted": GroupDialer._by_weight, "least-connections": GroupDialer._least_busy,
-    "least-latency": GroupDialer._nearest, "hash-client": GroupDialer._by_client, "hash-target": GroupDialer._by_target,
+    "round-robin": GroupDialer._in_turn,
+    "weighted": GroupDialer._by_weight,
+    "least-connections": GroupDialer._least_busy,
+    "least-latency": GroupDialer._nearest,
+    "hash-client": GroupDialer._by_client,
+    "hash-target": GroupDialer._by_target,
     "failover": GroupDialer._as_written,
 }

@@ -3,16 +3,20 @@
 The janitor's clock starts them.  A check connects to a target through the member,
 asks it by HTTP where a path is given, or only connects to the member's first server.
 """
+
 from __future__ import annotations
 
 from typing import Callable, NamedTuple, Sequence
 
 from netproxy.dialer.group import Member
 from netproxy.errors import NetProxyError
-from netproxy.interfaces import Address, Dialer, Flow, Log
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Dialer
+from netproxy.interfaces.services import Log
 from netproxy.protocol import http1
 
-NOBODY = Address("127.0.0.1", 0)        # whose flow a check is
+NOBODY = Address("127.0.0.1", 0)  # whose flow a check is
 
 
 class Check(NamedTuple):
@@ -21,9 +25,9 @@ class Check(NamedTuple):
     group: str
     member: Member
     target: Address
-    way: Dialer             # to the target: the member itself, or what leads to its own server
-    path: bytes             # b"": to have connected is enough
-    interval: float         # seconds
+    dialer: Dialer  # to the target: the member itself, or what leads to its own server
+    path: bytes  # b"": to have connected is enough
+    interval: float  # seconds
     timeout: float
 
 
@@ -33,11 +37,14 @@ class HealthChecks:
     def __init__(self, submit: Callable[[Callable[[], None]], bool], log: Log) -> None:
         self._submit = submit
         self._log = log
-        self.checks: Sequence[Check] = ()       # replaced whole
+        self.checks: Sequence[Check] = ()  # replaced whole
 
     def expire(self, now: float) -> list[Callable[[], None]]:
-        due = {check.member: check for check in self.checks        # a member that two names lead to is checked once
-               if not check.member.checking and now - check.member.checked_at >= check.interval}
+        due = {
+            check.member: check
+            for check in self.checks  # a member that two names lead to is checked once
+            if not check.member.checking and now - check.member.checked_at >= check.interval
+        }
         return [lambda check=check: self._begin(check, now) for check in due.values()]
 
     def _begin(self, check: Check, now: float) -> None:
@@ -45,7 +52,10 @@ class HealthChecks:
         before = member.checked_at
         member.checking, member.checked_at = True, now
         if not self._submit(lambda: self._run(check)):
-            member.checking, member.checked_at = False, before      # the pool is busy: the next second will do
+            member.checking, member.checked_at = (
+                False,
+                before,
+            )  # the pool is busy: the next second will do
 
     def _run(self, check: Check) -> None:
         error = "the check failed"
@@ -55,18 +65,27 @@ class HealthChecks:
             error = str(failure)
         finally:
             if check.member.note_check(error):
-                self._log.warning("group '%s': %s is %s", check.group, check.member.name, f"down: {error}" if error else "up")
+                self._log.warning(
+                    "group '%s': %s is %s",
+                    check.group,
+                    check.member.name,
+                    f"down: {error}" if error else "up",
+                )
 
 
 def _ask(check: Check) -> str:
     """ "" where the member is well; NetProxyError or a word for what is wrong."""
-    stream = check.way.dial(Flow("tcp", NOBODY, check.target, "", ""))
+    stream = check.dialer.dial(Flow("tcp", NOBODY, check.target, "", ""))
     try:
         if not check.path:
             return ""
         stream.limit(check.timeout)
         host = str(check.target).encode("ascii")
-        stream.write(http1.encode_request(http1.Request(b"GET", check.path, 1, [(b"Host", host), (b"Connection", b"close")])))
+        stream.write(
+            http1.encode_request(
+                http1.Request(b"GET", check.path, 1, [(b"Host", host), (b"Connection", b"close")])
+            )
+        )
         while (status := http1.read_response(stream).status) < 200:
             pass
         return "" if 200 <= status < 400 else f"{check.target} answered {status}"

@@ -1,17 +1,21 @@
 """What the dialers through another proxy share: reaching it, and saying which hop failed why."""
+
 from __future__ import annotations
 
 import threading
 from typing import Any, Callable, NamedTuple
 
 from netproxy.errors import DeadlineError, DialError, ProtocolError, Reason, StreamError
-from netproxy.interfaces import Address, Counter, Dialer, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Dialer
+from netproxy.interfaces.services import Counter
 from netproxy.net.stream import Stream
 
 # Connections to one target by one proxy that wait at once while none gets through, for clients at the proxy's own address:
 # that is how two proxies look that are each other's upstream.  A chain of so many proxies is none that anybody means.
 LOOP_LIMIT = 64
-TARGETS_LIMIT = 4096        # targets a guard keeps count of
+TARGETS_LIMIT = 4096  # targets a guard keeps count of
 # These a proxy says of itself; with any other it speaks of the target.
 OWN_FAULTS = frozenset({Reason.AUTHENTICATION, Reason.PROTOCOL})
 
@@ -19,8 +23,10 @@ OWN_FAULTS = frozenset({Reason.AUTHENTICATION, Reason.PROTOCOL})
 class Services(NamedTuple):
     """What packet connections need of the daemon."""
 
-    watch: Callable[[Stream, Callable[[], None]], None]     # calls once when something comes; the call must not block
-    submit: Callable[[Callable[[], None]], bool]            # work that may block, on another thread
+    watch: Callable[
+        [Stream, Callable[[], None]], None
+    ]  # calls once when something comes; the call must not block
+    submit: Callable[[Callable[[], None]], bool]  # work that may block, on another thread
     counter: Counter
 
 
@@ -28,8 +34,10 @@ class LoopGuard:
     """Ends connections that go in circles between this proxy and another: SOCKS has no field that would tell of it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _waiting
-        self._waiting: dict[Address, list[int]] = {}        # by target: how many wait, and have begun since one got through
+        self._lock = threading.Lock()  # guards _waiting
+        self._waiting: dict[
+            Address, list[int]
+        ] = {}  # by target: how many wait, and have begun since one got through
 
     def enter(self, target: Address) -> None:
         """DialError(LOOP); else leave() is to be called."""
@@ -54,14 +62,14 @@ class LoopGuard:
 class Hop(NamedTuple):
     """One proxy on the way: where it is and how it is reached."""
 
-    name: str               # of the way out, in records and rules
-    label: str              # of this proxy, in errors: "hop 2 of 'office' (http://proxy.example:8080)"
+    name: str  # of the way out, in records and rules
+    label: str  # of this proxy, in errors: "hop 2 of 'office' (http://proxy.example:8080)"
     server: Address
-    via: Dialer             # the hop before it, in the end a direct one
-    seconds: float          # for the proxy's handshake
+    via: Dialer  # the hop before it, in the end a direct one
+    seconds: float  # for the proxy's handshake
     user: str = ""
-    password: str = ""      # in no message, name or log
-    secure: Callable[[Stream], None] | None = None      # the TLS handshake with it, where it has one
+    password: str = ""  # in no message, name or log
+    secure: Callable[[Stream], None] | None = None  # the TLS handshake with it, where it has one
     guard: LoopGuard | None = None
 
     def __repr__(self) -> str:
@@ -76,7 +84,10 @@ class Hop(NamedTuple):
             stream = self.via.dial(flow.to_hop(self.server))
         except DialError as error:
             if not error.hop:
-                error.hop, error.detail = self.label, "" if error.detail == str(self.server) else error.detail
+                error.hop, error.detail = (
+                    self.label,
+                    "" if error.detail == str(self.server) else error.detail,
+                )
             error.upstream = True
             raise
         try:
@@ -112,12 +123,13 @@ class Hop(NamedTuple):
         except StreamError:
             return False
 
-    def pinned(self, dialer: Any, flow: Flow) -> Any:
+    def fixed_for(self, dialer: Any, flow: Flow) -> Any:
         """`dialer`, which has this hop as `_hop`, or one like it by the way that groups before the hop have chosen."""
-        via = self.via.pinned(flow.to_hop(self.server, flow.network))
+        via = self.via.fixed_for(flow.to_hop(self.server, flow.network))
         if via is self.via:
             return dialer
-        from copy import copy       # late: who has groups before a hop needs it
+        from copy import copy  # late: who has groups before a hop needs it
+
         other = copy(dialer)
         other._hop = self._replace(via=via)
         return other

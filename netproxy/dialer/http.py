@@ -1,26 +1,28 @@
 """The way out through an HTTP proxy: CONNECT, and for datagrams an upgrade to connect-udp (RFC 9298)."""
+
 from __future__ import annotations
 
 import base64
 
 from netproxy.dialer.hop import Hop
 from netproxy.errors import DialError, ProtocolError, Reason
-from netproxy.interfaces import Counter, Flow
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.services import Counter
 from netproxy.net.framed import FramedConn
 from netproxy.net.stream import Stream
 from netproxy.protocol import connect_udp, http1
 from netproxy.protocol.capsule import Capsules
 
 STATUS_REASONS = {403: Reason.DENIED, 407: Reason.AUTHENTICATION, 504: Reason.TIMEOUT}
-STATUS_LIMIT = 100          # characters of a proxy's own words in a message
+STATUS_LIMIT = 100  # characters of a proxy's own words in a message
 
 
 class HttpDialer:
     """Names go to the proxy as they are."""
 
     refusal = Reason.UNSUPPORTED
-    takes_names = True
-    symmetric = True            # a connection for connect-udp has one target
+    resolves_names = True
+    symmetric = True  # a connection for connect-udp has one target
 
     def __init__(self, hop: Hop, counter: Counter, udp: bool = True) -> None:
         """`udp`: the proxy may be asked for connect-udp."""
@@ -32,8 +34,8 @@ class HttpDialer:
     def dial(self, flow: Flow) -> Stream:
         return self._hop.open(flow, lambda stream: self._connect(stream, flow))
 
-    def pinned(self, flow: Flow) -> HttpDialer:
-        return self._hop.pinned(self, flow)
+    def fixed_for(self, flow: Flow) -> HttpDialer:
+        return self._hop.fixed_for(self, flow)
 
     def dial_packet(self, flow: Flow) -> FramedConn:
         if "udp" not in self.carries:
@@ -54,17 +56,30 @@ class HttpDialer:
             raise ProtocolError("it switches protocols unasked")
         if response.status >= 300:
             reason = STATUS_REASONS.get(response.status, Reason.GENERAL)
-            raise DialError(reason, "" if response.status == 407 else str(flow.target), _status_line(response))
+            raise DialError(
+                reason, "" if response.status == 407 else str(flow.target), _status_line(response)
+            )
 
     def _upgrade(self, stream: Stream, flow: Flow) -> None:
-        stream.write(connect_udp.encode_request(flow.target, str(self._hop.server), self._authorization()))
+        stream.write(
+            connect_udp.encode_request(flow.target, str(self._hop.server), self._authorization())
+        )
         response = _final_response(stream)
         if response.status >= 300:
             error = connect_udp.proxy_error(response)
-            reason = Reason.AUTHENTICATION if response.status == 407 else (
-                connect_udp.REASONS.get(error) or STATUS_REASONS.get(response.status, Reason.UNSUPPORTED))
-            raise DialError(reason, "" if response.status == 407 else _wanted(flow),
-                            _status_line(response) + (f" ({error})" if error else ""))
+            reason = (
+                Reason.AUTHENTICATION
+                if response.status == 407
+                else (
+                    connect_udp.REASONS.get(error)
+                    or STATUS_REASONS.get(response.status, Reason.UNSUPPORTED)
+                )
+            )
+            raise DialError(
+                reason,
+                "" if response.status == 407 else _wanted(flow),
+                _status_line(response) + (f" ({error})" if error else ""),
+            )
         connect_udp.check_response(response)
 
     def _authorization(self) -> bytes:

@@ -1,12 +1,14 @@
 """The way out through a SOCKS4 proxy.  A user is told as its user id; there are no passwords, and no UDP."""
+
 from __future__ import annotations
 
 from typing import Sequence
 
-from netproxy.dialer.direct import Reach
+from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.hop import Hop
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow, pack_ip
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks4
 
@@ -18,20 +20,22 @@ class Socks4Dialer:
     refusal = Reason.UNSUPPORTED
     symmetric = False
 
-    def __init__(self, hop: Hop, reach: Reach | None) -> None:
+    def __init__(self, hop: Hop, reach: TargetResolver | None) -> None:
         self.name = hop.name
         self._hop = hop
-        self.takes_names = reach is None
+        self.resolves_names = reach is None
         self._reach = reach
 
     def dial(self, flow: Flow) -> Stream:
         target = flow.target if self._reach is None else _ipv4(self._reach.addresses(flow))
         if ":" in target.host:
-            raise DialError(Reason.UNSUPPORTED, f"{self._hop.label}: {flow.target}", "SOCKS4 knows IPv4 alone")
+            raise DialError(
+                Reason.UNSUPPORTED, f"{self._hop.label}: {flow.target}", "SOCKS4 knows IPv4 alone"
+            )
         return self._hop.open(flow, lambda stream: self._connect(stream, target))
 
-    def pinned(self, flow: Flow) -> Socks4Dialer:
-        return self._hop.pinned(self, flow)
+    def fixed_for(self, flow: Flow) -> Socks4Dialer:
+        return self._hop.fixed_for(self, flow)
 
     def dial_packet(self, flow: Flow) -> None:
         raise DialError(Reason.UNSUPPORTED, said=f"{self._hop.label} carries no UDP")

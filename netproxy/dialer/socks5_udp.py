@@ -6,6 +6,7 @@ behind the other and are sent as one iovec; payloads are not copied.  When the
 control connection ends a worker makes another association; the socket, and so what
 targets see of the client as far as the proxy lets them, stays.
 """
+
 from __future__ import annotations
 
 import threading
@@ -14,15 +15,17 @@ from typing import Any, Callable, Hashable, Sequence
 
 from netproxy.dialer.hop import Services
 from netproxy.errors import DialError, ProtocolError
-from netproxy.interfaces import Address, Batch, Counter, Flow, PacketConn, Run, Span, pack_ip
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.datagrams import Batch, PacketConn, Run, Span
+from netproxy.interfaces.flows import Flow
 from netproxy.net.address import Sources, from_sockaddr
-from netproxy.net.datagram import Pinned
+from netproxy.net.datagram import PinnedHeader
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 
-RETRY_SECONDS = 2.0         # between two tries to associate anew
-NOBODY = Address("0.0.0.0", 0)      # the client of what a connection wants for itself
-JOINED_LIMIT = 256          # headers of the hops behind this one that are kept joined to ours
+RETRY_SECONDS = 2.0  # between two tries to associate anew
+NOBODY = Address("0.0.0.0", 0)  # the client of what a connection wants for itself
+JOINED_LIMIT = 256  # headers of the hops behind this one that are kept joined to ours
 
 
 class Socks5Destination:
@@ -31,17 +34,17 @@ class Socks5Destination:
     __slots__ = ("header", "sockaddr", "_joined")
 
     def __init__(self, target: Address) -> None:
-        self.header = Pinned(socks5.encode_header(target))
+        self.header = PinnedHeader(socks5.encode_header(target))
         self.sockaddr = (*target,)
-        self._joined: dict[bytes, Pinned] = {}
+        self._joined: dict[bytes, PinnedHeader] = {}
 
-    def before(self, header: Pinned) -> Pinned:
+    def before(self, header: PinnedHeader) -> PinnedHeader:
         """Our header, and behind it that of the next hop."""
         joined = self._joined.get(header.data)
         if joined is None:
             if len(self._joined) >= JOINED_LIMIT:
                 self._joined.clear()
-            joined = self._joined[header.data] = Pinned(self.header.data + header.data)
+            joined = self._joined[header.data] = PinnedHeader(self.header.data + header.data)
         return joined
 
 
@@ -51,19 +54,26 @@ class Socks5PacketConn:
     `find` is None where names go to the proxy.
     """
 
-    def __init__(self, associate: Callable[[], tuple[Stream, Address]], reach: Callable[[Address], PacketConn],
-                 find: Callable[[Flow], Sequence[Address]] | None, services: Services) -> None:
+    def __init__(
+        self,
+        associate: Callable[[], tuple[Stream, Address]],
+        reach: Callable[[Address], PacketConn],
+        find: Callable[[Flow], Sequence[Address]] | None,
+        services: Services,
+    ) -> None:
         """DialError."""
         self._associate = associate
         self._find = find
         self._services = services
         self._closed = False
-        self._lock = threading.Lock()       # guards _reopening
+        self._lock = threading.Lock()  # guards _reopening
         self._reopening = False
         self._retry_at = 0.0
         self._sources = Sources(socks5.parse_target)
-        self._relay: Any = None         # None: the association is lost
-        self._relay_host = ""           # whose answers are taken; "" where only the hop before knows its address
+        self._relay: Any = None  # None: the association is lost
+        self._relay_host = (
+            ""  # whose answers are taken; "" where only the hop before knows its address
+        )
         self._control, bound = associate()
         try:
             self._via = reach(bound)
@@ -105,12 +115,12 @@ class Socks5PacketConn:
         return Batch(arena, found)
 
     def source(self, peer: Hashable) -> Address:
-        return self._sources[peer]      # type: ignore[index]
+        return self._sources[peer]  # type: ignore[index]
 
     def shutdown(self) -> None:
         self._closed = True
         self._relay = None
-        self._control.shutdown()        # whoever watches it closes it
+        self._control.shutdown()  # whoever watches it closes it
         self._via.shutdown()
 
     def close(self) -> None:
@@ -128,7 +138,7 @@ class Socks5PacketConn:
         if memory[at + socks5.FRAG_AT]:
             self._services.counter.count("drops", "fragment", len(offsets))
             return
-        source = bytes(memory[at + socks5.ATYP_AT:at + skip])
+        source = bytes(memory[at + socks5.ATYP_AT : at + skip])
         try:
             self._sources.learn(source, found)
         except ProtocolError:
@@ -137,8 +147,8 @@ class Socks5PacketConn:
         if len(offsets) == 1:
             found.append(((at + skip,), length - skip, length - skip, source))
         else:
-            moved = range(at + skip, offsets[-1] + skip + 1, offsets[1] - at)
-            found.append((moved, length - skip, last - skip, source))
+            traffic = range(at + skip, offsets[-1] + skip + 1, offsets[1] - at)
+            found.append((traffic, length - skip, last - skip, source))
 
     def _settle(self, control: Stream, bound: Address) -> None:
         """The association's way is there; DialError, and then the control connection is closed."""
@@ -160,7 +170,9 @@ class Socks5PacketConn:
             return
         control.close()
         self._relay = None
-        if time.monotonic() >= self._retry_at:      # else the next datagram does it: a proxy may refuse in this way
+        if (
+            time.monotonic() >= self._retry_at
+        ):  # else the next datagram does it: a proxy may refuse in this way
             self._reopen_soon()
 
     def _reopen_soon(self) -> None:
@@ -176,7 +188,7 @@ class Socks5PacketConn:
         try:
             self._settle(*self._associate())
         except DialError:
-            self._via.shutdown()        # the session ends, and the client's next datagram begins another
+            self._via.shutdown()  # the session ends, and the client's next datagram begins another
         finally:
             self._reopening = False
         if self._closed:

@@ -1,18 +1,28 @@
 """UDP over TCP (UoT version 2) through any proxy whose far end understands it: one stream for all targets of a client."""
+
 from __future__ import annotations
 
 from copy import copy
 from typing import Any
 
 from netproxy.errors import DialError, Reason, StreamError
-from netproxy.interfaces import Address, Counter, Dialer, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Dialer
+from netproxy.interfaces.services import Counter
 from netproxy.net.framed import FramedConn
 from netproxy.net.stream import Stream
 from netproxy.protocol import uot
 
-PORT = 443                  # beside the name, where it means nothing; one that rules of proxies let pass
+PORT = 443  # beside the name, where it means nothing; one that rules of proxies let pass
 # what a proxy answers that knows no UoT: it has looked the name up, or would have connected to it
-_UNKNOWN = (Reason.NAME, Reason.HOST_UNREACHABLE, Reason.NETWORK_UNREACHABLE, Reason.REFUSED, Reason.GENERAL)
+_UNKNOWN = (
+    Reason.NAME,
+    Reason.HOST_UNREACHABLE,
+    Reason.NETWORK_UNREACHABLE,
+    Reason.REFUSED,
+    Reason.GENERAL,
+)
 
 
 class UotDialer:
@@ -24,13 +34,13 @@ class UotDialer:
         self.name = plain.name
         self.carries = plain.carries | {"udp"}
         self.dial = plain.dial
-        self.takes_names = plain.takes_names
+        self.resolves_names = plain.resolves_names
         self._plain = plain
         self._carrier = carrier
         self._counter = counter
 
-    def pinned(self, flow: Flow) -> UotDialer:
-        plain: Any = self._plain.pinned(flow)
+    def fixed_for(self, flow: Flow) -> UotDialer:
+        plain: Any = self._plain.fixed_for(flow)
         if plain is self._plain:
             return self
         carrier: Any = copy(self._carrier)

@@ -5,6 +5,7 @@ lessened, and which leaves at once; a miss is asked by a worker, once for all wh
 the same meanwhile.  Messages pass untouched but for their ID.  handle_packets runs on
 the reader thread of the listener, handle on a connection's own.
 """
+
 from __future__ import annotations
 
 import queue
@@ -13,18 +14,21 @@ import time
 from typing import Any, Callable, Container, Hashable, NamedTuple, Protocol
 
 from netproxy.errors import EndOfStream, ProtocolError
-from netproxy.interfaces import READABLE, Address, Batch, Counter, Pause
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.datagrams import Batch
+from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
 from netproxy.net.datagram import ArenaPool, DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol import dns
 
-KEPT_SIZE = 4096            # bytes of an answer that is kept: with 4,096 of them 16 MiB at the very most
-TTL_LIMIT = 86400           # seconds, as for our own lookups
-WAITING_LIMIT = 64          # clients that wait for one answer under way
-ANSWER_SECONDS = 10.0       # that a connection waits for an answer that somebody else has asked for: servers have five
-IDLE_SECONDS = 30.0         # for the next query of a connection: RFC 7766 section 6.2.3 has seconds
-KNOWN_LIMIT = 4096          # clients remembered as allowed
+KEPT_SIZE = 4096  # bytes of an answer that is kept: with 4,096 of them 16 MiB at the very most
+TTL_LIMIT = 86400  # seconds, as for our own lookups
+WAITING_LIMIT = 64  # clients that wait for one answer under way
+ANSWER_SECONDS = 10.0  # that a connection waits for an answer that somebody else has asked for: servers have five
+IDLE_SECONDS = 30.0  # for the next query of a connection: RFC 7766 section 6.2.3 has seconds
+KNOWN_LIMIT = 4096  # clients remembered as allowed
 
 
 class Source(Protocol):
@@ -39,8 +43,8 @@ class Source(Protocol):
 
 class _Kept(NamedTuple):
     message: bytes
-    places: tuple[int, ...]     # of TTLs
-    since: float                # monotonic
+    places: tuple[int, ...]  # of TTLs
+    since: float  # monotonic
     until: float
 
 
@@ -49,8 +53,8 @@ class Answers:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()       # guards writes
-        self._kept: dict[bytes, _Kept] = {}         # oldest first
+        self._lock = threading.Lock()  # guards writes
+        self._kept: dict[bytes, _Kept] = {}  # oldest first
 
     def find(self, key: bytes, query: bytes, now: float) -> bytes | None:
         kept = self._kept.get(key)
@@ -71,14 +75,23 @@ class Answers:
             self._kept[key] = kept
 
 
-Waiting = list[tuple[bytes, Callable[[bytes], None]]]       # who waits for an answer: the query, and what takes its answer
+Waiting = list[
+    tuple[bytes, Callable[[bytes], None]]
+]  # who waits for an answer: the query, and what takes its answer
 
 
 class DnsHandler:
     """Handler and PacketHandler.  `submit` hands work to a bounded pool; False when that is full."""
 
-    def __init__(self, source: Source, cache: int, clients: Container[str] | None, submit: Callable[[Callable[[], None]], bool],
-                 arenas: ArenaPool, counter: Counter) -> None:
+    def __init__(
+        self,
+        source: Source,
+        cache: int,
+        clients: Container[str] | None,
+        submit: Callable[[Callable[[], None]], bool],
+        arenas: ArenaPool,
+        counter: Counter,
+    ) -> None:
         """`clients`: who may ask by datagrams, None for everybody."""
         self._source = source
         self._answers = Answers(cache)
@@ -86,8 +99,10 @@ class DnsHandler:
         self._submit = submit
         self._arenas = arenas
         self._counter = counter
-        self._known: set[Hashable] = set()      # hosts of clients that were found to be allowed; the reader's
-        self._lock = threading.Lock()           # guards _pending
+        self._known: set[Hashable] = (
+            set()
+        )  # hosts of clients that were found to be allowed; the reader's
+        self._lock = threading.Lock()  # guards _pending
         self._pending: dict[bytes, Waiting] = {}
 
     # -- datagrams
@@ -101,7 +116,7 @@ class DnsHandler:
                 continue
             for at in offsets:
                 size = last if at == offsets[-1] else length
-                self._serve(bytes(arena.view[at:at + size]), local, local.back(peer), out, now)
+                self._serve(bytes(arena.view[at : at + size]), local, local.reply_destination(peer), out, now)
         self._arenas.give(out)
 
     def _allowed(self, sockaddr: tuple) -> bool:
@@ -115,22 +130,22 @@ class DnsHandler:
         self._known.add(host)
         return True
 
-    def _serve(self, query: bytes, local: DatagramSocket, back: Any, out: Any, now: float) -> None:
+    def _serve(self, query: bytes, local: DatagramSocket, reply_destination: Any, out: Any, now: float) -> None:
         key = dns.cache_key(query)
         found = self._answers.find(key, query, now) if key else None
         if found is None:
             found = self._at_once(query)
             if found is None:
-                self._ask_later(key, query, local, back)
+                self._ask_later(key, query, local, reply_destination)
                 return
         if found:
-            self._send(found, query, local, back, out)
+            self._send(found, query, local, reply_destination, out)
 
     def _at_once(self, query: bytes) -> bytes | None:
         """An answer that needs no server, b"" for what is to have none; None where one must be asked."""
         try:
             if dns.parse_head(query).response:
-                raise ProtocolError("an answer")        # to answer it could go on for ever
+                raise ProtocolError("an answer")  # to answer it could go on for ever
         except ProtocolError:
             self._counter.count("drops", "malformed")
             return b""
@@ -140,21 +155,25 @@ class DnsHandler:
             self._counter.count("queries", "malformed")
             return dns.encode_error(query, dns.FORMERR)
 
-    def _send(self, answer: bytes, query: bytes, local: DatagramSocket, back: Any, out: Any) -> None:
+    def _send(
+        self, answer: bytes, query: bytes, local: DatagramSocket, reply_destination: Any, out: Any
+    ) -> None:
         if len(answer) > dns.UDP_LIMIT:
             answer = dns.truncate(answer, dns.udp_size(query))
-        local.send(out, out.put(answer), back)
+        local.send(out, out.put(answer), reply_destination)
 
-    def _ask_later(self, key: bytes | None, query: bytes, local: DatagramSocket, back: Any) -> None:
+    def _ask_later(self, key: bytes | None, query: bytes, local: DatagramSocket, reply_destination: Any) -> None:
         """By a worker, or by who asks the same already."""
         asked = key or _question_of(query)
-        first = self._join(asked, query, lambda answer: self._send_later(answer, query, local, back))
+        first = self._join(
+            asked, query, lambda answer: self._send_later(answer, query, local, reply_destination)
+        )
         if first and not self._submit(lambda: self._ask(asked, key, query)):
             self._counter.count("drops", "lookup queue full", len(self._taken(asked)))
 
-    def _send_later(self, answer: bytes, query: bytes, local: DatagramSocket, back: Any) -> None:
+    def _send_later(self, answer: bytes, query: bytes, local: DatagramSocket, reply_destination: Any) -> None:
         out = self._arenas.take()
-        self._send(answer, query, local, back, out)
+        self._send(answer, query, local, reply_destination, out)
         self._arenas.give(out)
 
     # -- who asks the same meanwhile waits for the same answer
@@ -194,7 +213,7 @@ class DnsHandler:
 
     # -- connections (RFC 7766)
 
-    def handle(self, stream: Stream, client: Address) -> Pause | None:
+    def handle(self, stream: Stream, client: Address) -> Wait | None:
         stream.welcome()
         while _more(stream):
             query = stream.read_exactly(int.from_bytes(stream.read_exactly(2), "big"))
@@ -204,12 +223,16 @@ class DnsHandler:
             stream.write(len(answer).to_bytes(2, "big") + answer)
             stream.limit(IDLE_SECONDS)
             if not stream.unread():
-                return Pause(((stream.socket, READABLE),), IDLE_SECONDS, lambda ready: self._resume(stream, client, ready),
-                             expendable=True)
+                return Wait(
+                    ((stream.socket, READABLE),),
+                    IDLE_SECONDS,
+                    lambda ready: self._resume(stream, client, ready),
+                    idle=True,
+                )
 
         return None
 
-    def _resume(self, stream: Stream, client: Address, ready: bool) -> Pause | None:
+    def _resume(self, stream: Stream, client: Address, ready: bool) -> Wait | None:
         if not ready:
             return None
         stream.limit(IDLE_SECONDS)

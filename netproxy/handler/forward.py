@@ -3,18 +3,24 @@
 Nobody logs in here, so that only a target may answer a client's datagrams, and
 the listener's `clients` are checked for each new one.
 """
+
 from __future__ import annotations
 
 from typing import Container, Hashable
 
 from netproxy.errors import DialError
-from netproxy.handler.connector import Connector
-from netproxy.interfaces import Address, Batch, Counter, Flow, Pause, Router, Run
+from netproxy.handler.outbound import Connector
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Wait
+from netproxy.interfaces.datagrams import Batch, Run
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Router
+from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
 from netproxy.net.datagram import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.relay.nat import Entry, NatTable
-from netproxy.relay.packet import Runs
+from netproxy.relay.coalesce import Runs
 from netproxy.relay.session import Client
 
 
@@ -24,12 +30,12 @@ class TcpForward:
         self._connector = connector
         self._target = target
 
-    def handle(self, stream: Stream, client: Address) -> Pause | None:
+    def handle(self, stream: Stream, client: Address) -> Wait | None:
         stream.welcome()
         try:
             passage = self._connector.open(Flow("tcp", client, self._target, self._listener, ""))
         except DialError:
-            stream.reset()      # there is no other way to say it; the dial has been recorded
+            stream.reset()  # there is no other way to say it; the dial has been recorded
             return None
         return passage.accept(stream, b"")
 
@@ -37,8 +43,15 @@ class TcpForward:
 class UdpForward:
     """PacketHandler.  The key of an entry is the client's alone."""
 
-    def __init__(self, listener: str, router: Router, table: NatTable, target: Address,
-                 clients: Container[str] | None, counter: Counter) -> None:
+    def __init__(
+        self,
+        listener: str,
+        router: Router,
+        table: NatTable,
+        target: Address,
+        clients: Container[str] | None,
+        counter: Counter,
+    ) -> None:
         """`clients`: who may send, None for everybody."""
         self._listener = listener
         self._router = router

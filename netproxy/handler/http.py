@@ -6,6 +6,7 @@ the answers come in order and each is routed for itself.  An upstream is kept fo
 next request of the same connection if that leads to the same origin by the same way;
 one that turns out to be closed is replaced, for requests that may be sent twice.
 """
+
 from __future__ import annotations
 
 import base64
@@ -14,28 +15,50 @@ import os
 from typing import Sequence
 
 from netproxy.access.users import Login
-from netproxy.errors import DeadlineError, DialError, EndOfStream, NeedsThread, NetProxyError, Reason, StreamError
-from netproxy.handler.connector import Connector, Passage
+from netproxy.errors import (
+    DeadlineError,
+    DialError,
+    EndOfStream,
+    NeedsThread,
+    NetProxyError,
+    Reason,
+    StreamError,
+)
+from netproxy.handler.outbound import Connector, Passage
 from netproxy.handler.http_exchange import Exchange, OriginGone, wait_readable
 from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces import READABLE, Address, Counter, Flow, Pause
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.services import Counter
 from netproxy.net.stream import Stream
 from netproxy.protocol import connect_udp, http1
 
-KEEPALIVE_SECONDS = 60.0        # for the next request of a connection to begin
-HEAD_SECONDS = 10.0             # for its head, once it has begun
+KEEPALIVE_SECONDS = 60.0  # for the next request of a connection to begin
+HEAD_SECONDS = 10.0  # for its head, once it has begun
 # Mail is not what CONNECT is for, and an open door for it gets a proxy's address on every block list.
 CONNECT_PORTS_REFUSED = frozenset({25})
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
-PROXY_NAME = "netproxy"         # in Proxy-Status
-HOPS_LIMIT = 20             # proxies in Via: more are a loop
-RETRIED = (b"GET", b"HEAD", b"OPTIONS")     # safe methods may be sent again where a kept connection was just closing
+PROXY_NAME = "netproxy"  # in Proxy-Status
+HOPS_LIMIT = 20  # proxies in Via: more are a loop
+RETRIED = (
+    b"GET",
+    b"HEAD",
+    b"OPTIONS",
+)  # safe methods may be sent again where a kept connection was just closing
 _CHALLENGE = (b"Proxy-Authenticate", b'Basic realm="netproxy", charset="UTF-8"')
 
 
 class HttpHandler:
-    def __init__(self, listener: str, connector: Connector, forwarder: Forwarder, login: Login,
-                 counter: Counter, datagrams: StreamUdpRelay | None = None) -> None:
+    def __init__(
+        self,
+        listener: str,
+        connector: Connector,
+        forwarder: Forwarder,
+        login: Login,
+        counter: Counter,
+        datagrams: StreamUdpRelay | None = None,
+    ) -> None:
         """`datagrams` serves connect-udp."""
         self._datagrams = datagrams
         self._listener = listener
@@ -44,23 +67,29 @@ class HttpHandler:
         self._login = login
         self._counter = counter
 
-    def handle(self, stream: Stream, client: Address) -> Pause | None:
+    def handle(self, stream: Stream, client: Address) -> Wait | None:
         return self._serve(stream, client, None)
 
-    def attempt(self, stream: Stream, client: Address) -> Pause | None:
+    def attempt(self, stream: Stream, client: Address) -> Wait | None:
         """For CONNECT by those who need no password."""
-        return stream.attempt(lambda: self._attempt(stream, client), lambda: self.handle(stream, client))
+        return stream.attempt(
+            lambda: self._attempt(stream, client), lambda: self.handle(stream, client)
+        )
 
-    def _attempt(self, stream: Stream, client: Address) -> Pause | None:
+    def _attempt(self, stream: Stream, client: Address) -> Wait | None:
         request = http1.read_request(stream)
         if request.method != b"CONNECT" or self._login.offered:
             raise NeedsThread
         stream.welcome()
         flow = Flow("tcp", client, _tunnel_target(request), self._listener, "")
-        return self._connector.attempt(stream, flow, lambda passage: passage.accept(stream, CONNECTED),
-                                       lambda error: self._refuse_dial(stream, b"CONNECT", error))
+        return self._connector.attempt(
+            stream,
+            flow,
+            lambda passage: passage.accept(stream, CONNECTED),
+            lambda error: self._refuse_dial(stream, b"CONNECT", error),
+        )
 
-    def _serve(self, stream: Stream, client: Address, upstream: Passage | None) -> Pause | None:
+    def _serve(self, stream: Stream, client: Address, upstream: Passage | None) -> Wait | None:
         """Requests, one after the other, until the client has to think; `upstream` is kept from the one before."""
         method = b""
         try:
@@ -72,19 +101,25 @@ class HttpHandler:
                 stream.welcome()
                 flow = Flow("tcp", client, client, self._listener, user)
                 if request.method == b"CONNECT":
-                    return self._connector.tunnel(flow._replace(target=_tunnel_target(request))).accept(stream, CONNECTED)
+                    return self._connector.tunnel(
+                        flow._replace(target=_tunnel_target(request))
+                    ).accept(stream, CONNECTED)
                 if self._datagrams is not None and connect_udp.asks_for(request):
                     return self._datagrams.connect_udp(stream, request, flow)
                 outcome, upstream = self._forwarder.forward(stream, request, flow, upstream), None
-                if isinstance(outcome, Pause):
+                if isinstance(outcome, Wait):
                     return outcome
                 upstream = outcome
                 if not stream.open:
                     return None
                 if not stream.unread():
                     kept, upstream = upstream, None
-                    return Pause(((stream.socket, READABLE),), KEEPALIVE_SECONDS,
-                                 lambda ready: self._resume(stream, client, kept, ready), expendable=True)
+                    return Wait(
+                        ((stream.socket, READABLE),),
+                        KEEPALIVE_SECONDS,
+                        lambda ready: self._resume(stream, client, kept, ready),
+                        idle=True,
+                    )
                 stream.limit(HEAD_SECONDS)
         except EndOfStream as error:
             if error.partial:
@@ -92,7 +127,13 @@ class HttpHandler:
         except DeadlineError:
             self._refuse(stream, method, 408, "the request did not come in time")
         except http1.HttpError as error:
-            self._refuse(stream, method, error.status, str(error), [_CHALLENGE] if error.status == 407 else [])
+            self._refuse(
+                stream,
+                method,
+                error.status,
+                str(error),
+                [_CHALLENGE] if error.status == 407 else [],
+            )
         except DialError as error:
             self._refuse_dial(stream, method, error)
         finally:
@@ -100,7 +141,9 @@ class HttpHandler:
                 upstream.upstream.close()
         return None
 
-    def _resume(self, stream: Stream, client: Address, upstream: Passage | None, ready: bool) -> Pause | None:
+    def _resume(
+        self, stream: Stream, client: Address, upstream: Passage | None, ready: bool
+    ) -> Wait | None:
         """The client has sent something, or its time is up."""
         if ready:
             stream.limit(HEAD_SECONDS)
@@ -113,7 +156,9 @@ class HttpHandler:
         """The user of this request, "" for nobody.  Nothing is remembered from one request to the next."""
         values = http1.field_values(request.fields, b"proxy-authorization")
         if not values and self._datagrams is not None and connect_udp.asks_for(request):
-            values = http1.field_values(request.fields, b"authorization")       # to its client we are the origin
+            values = http1.field_values(
+                request.fields, b"authorization"
+            )  # to its client we are the origin
         if not self._login.offered or (not values and not self._login.required):
             return ""
         if len(values) == 1:
@@ -125,11 +170,22 @@ class HttpHandler:
         raise http1.HttpError(407, "this proxy wants a user name and a password")
 
     def _refuse_dial(self, stream: Stream, method: bytes, error: DialError) -> None:
-        self._refuse(stream, method, http1.REPLIES[error.reason], error.reason.value,
-                     [connect_udp.status_field(error.reason, PROXY_NAME)])
+        self._refuse(
+            stream,
+            method,
+            http1.REPLIES[error.reason],
+            error.reason.value,
+            [connect_udp.status_field(error.reason, PROXY_NAME)],
+        )
 
     @staticmethod
-    def _refuse(stream: Stream, method: bytes, status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    def _refuse(
+        stream: Stream,
+        method: bytes,
+        status: int,
+        message: str,
+        extra: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         """The one place where an error becomes an answer.  What follows on the connection is not read as requests."""
         try:
             stream.write(http1.encode_error(status, message, extra, method == b"HEAD"))
@@ -155,7 +211,9 @@ class Forwarder:
         self._idle = idle
         self._pseudonym = b"netproxy-" + os.urandom(6).hex().encode()
 
-    def forward(self, client: Stream, request: http1.Request, flow: Flow, kept: Passage | None) -> Passage | Pause | None:
+    def forward(
+        self, client: Stream, request: http1.Request, flow: Flow, kept: Passage | None
+    ) -> Passage | Wait | None:
         """Serves one request; the upstream that may be kept for the next, or a pause of the tunnel that it has become.
 
         The client's stream is closed where no other request may follow.  Raises DialError and HttpError
@@ -178,7 +236,7 @@ class Forwarder:
         except OriginGone as error:
             raise http1.HttpError(502, "the origin closed without an answer") from error
 
-    def _exchange(self, exchange: Exchange, passage: Passage) -> Passage | Pause | None:
+    def _exchange(self, exchange: Exchange, passage: Passage) -> Passage | Wait | None:
         """OriginGone where the origin has closed before it answered anything."""
         try:
             response = exchange.send(passage)
@@ -187,7 +245,7 @@ class Forwarder:
             reset = isinstance(error, StreamError) and not isinstance(error, DeadlineError)
             passage.finish("failed" if exchange.answered else "reset" if reset else "closed")
             if exchange.answered:
-                exchange.client.reset()     # an answer cut short must not look like a whole one
+                exchange.client.reset()  # an answer cut short must not look like a whole one
                 return None
             raise OriginGone(str(error)) from error
         except NetProxyError:
@@ -207,8 +265,11 @@ class Forwarder:
         if kept is None:
             return None
         upstream = kept.upstream
-        if (kept.flow.target == flow.target and kept.dialer is self._connector.route(flow)
-                and not wait_readable(upstream, 0.0)):
+        if (
+            kept.flow.target == flow.target
+            and kept.dialer is self._connector.route(flow)
+            and not wait_readable(upstream, 0.0)
+        ):
             return kept.again(flow)
         upstream.close()
         return None

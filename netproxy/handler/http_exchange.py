@@ -5,6 +5,7 @@ one hop only.  The body goes up while the answer is watched for, so that an earl
 answer, or 100 Continue, reaches a client that waits for it.  Whose fault an
 error is decides its status: 4xx the client's, 5xx the origin's.
 """
+
 from __future__ import annotations
 
 import select
@@ -14,18 +15,29 @@ import time
 from typing import Iterator
 
 from netproxy.errors import DeadlineError, EndOfStream, NetProxyError, StreamError
-from netproxy.handler.connector import Passage
-from netproxy.interfaces import Pause
+from netproxy.handler.outbound import Passage
+from netproxy.interfaces.connections import Wait
 from netproxy.net.stream import Stream, poll_streams
 from netproxy.protocol import http1
 from netproxy.protocol.http1_message import (
-    LAST_CHUNK, NONE, Framing, encode_chunk, read_body, request_fields, request_framing, response_fields, response_framing,
-    upgrade_of)
+    LAST_CHUNK,
+    NONE,
+    Framing,
+    encode_chunk,
+    read_body,
+    request_fields,
+    request_framing,
+    response_fields,
+    response_framing,
+    upgrade_of,
+)
 
-BODY_SECONDS = 30.0         # for the next BODY_STEP bytes of a body: a client that drips holds no thread for ever
+BODY_SECONDS = (
+    30.0  # for the next BODY_STEP bytes of a body: a client that drips holds no thread for ever
+)
 BODY_STEP = 1024
-LOOK_SECONDS = 0.1          # between two looks of an uploader at whether anybody still wants the body
-INTERIM_LIMIT = 32          # 1xx answers to one request
+LOOK_SECONDS = 0.1  # between two looks of an uploader at whether anybody still wants the body
+INTERIM_LIMIT = 32  # 1xx answers to one request
 _ALLOWED = (b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT")
 
 
@@ -36,31 +48,40 @@ class OriginGone(NetProxyError):
 class Exchange:
     """One request under way."""
 
-    def __init__(self, client: Stream, request: http1.Request, pseudonym: bytes, idle: float) -> None:
+    def __init__(
+        self, client: Stream, request: http1.Request, pseudonym: bytes, idle: float
+    ) -> None:
         self.client = client
         self.request = request
         self.origin = http1.parse_origin(request)
         self.framing = request_framing(request)
-        self.answered = False           # something of a final answer has gone to the client
+        self.answered = False  # something of a final answer has gone to the client
         self._pseudonym = pseudonym
         self._idle = idle
         modern = request.minor == 1
         # a switch behind a body would have to wait for its end: the request goes on without it
         self._upgrade = upgrade_of(request.fields) if modern and self.framing.empty else None
-        self._persistent = modern and b"close" not in http1.field_list(request.fields, b"connection")
+        self._persistent = modern and b"close" not in http1.field_list(
+            request.fields, b"connection"
+        )
         self._body: Iterator[bytes] = read_body(client, self.framing)
-        self._left = self.framing.length    # bytes of a body with a length that are still due
+        self._left = self.framing.length  # bytes of a body with a length that are still due
         self._uploaded = self.framing.empty
-        self._pending = b""                 # encoded, not yet taken by the origin
+        self._pending = b""  # encoded, not yet taken by the origin
         self._interim = 0
-        self._progress = 0                  # bytes of the body since the client's time was last renewed
+        self._progress = 0  # bytes of the body since the client's time was last renewed
         self._deadline = 0.0
-        self._over = threading.Event()      # the answer is complete
+        self._over = threading.Event()  # the answer is complete
 
     def answered_here(self) -> bool:
         """Max-Forwards: 0 on OPTIONS or TRACE ends at this proxy (RFC 9110 section 7.6.2)."""
         values = http1.field_values(self.request.fields, b"max-forwards")
-        if self.request.method not in (b"OPTIONS", b"TRACE") or len(values) != 1 or values[0].strip(b"0") or not values[0]:
+        if (
+            self.request.method not in (b"OPTIONS", b"TRACE")
+            or len(values) != 1
+            or values[0].strip(b"0")
+            or not values[0]
+        ):
             return False
         if self.request.method == b"TRACE" or not self.framing.empty:
             raise http1.HttpError(405, "not answered by this proxy")
@@ -75,21 +96,32 @@ class Exchange:
         EndOfStream and StreamError tell of the origin, HttpError of whose fault it is.
         """
         passage.upstream.pace(self._idle)
-        fields = request_fields(self.request, self.origin, self.framing, self._pseudonym, self._upgrade)
-        self._write(passage, http1.encode_request(http1.Request(self.request.method, self.origin.path, 1, fields)))
+        fields = request_fields(
+            self.request, self.origin, self.framing, self._pseudonym, self._upgrade
+        )
+        self._write(
+            passage,
+            http1.encode_request(http1.Request(self.request.method, self.origin.path, 1, fields)),
+        )
         early = None if self._uploaded else self._upload(passage)
         return early or self._final(passage)
 
-    def answer(self, passage: Passage, response: http1.Response) -> Passage | Pause | None:
+    def answer(self, passage: Passage, response: http1.Response) -> Passage | Wait | None:
         """The answer to the client; the upstream if it may be kept, or a pause of the tunnel that it has become."""
         if response.status == 101:
             return self._tunnel(passage, response)
         framing = response_framing(response, self.request.method)
         chunked = self.request.minor == 1 and (framing.chunked or framing.until_close)
         unfinished = bool(self._pending) or not self._uploaded
-        self._persistent = self._persistent and not unfinished and (chunked or framing.length is not None)
-        keep = (self._persistent and response.minor == 1 and not framing.until_close
-                and b"close" not in http1.field_list(response.fields, b"connection"))
+        self._persistent = (
+            self._persistent and not unfinished and (chunked or framing.length is not None)
+        )
+        keep = (
+            self._persistent
+            and response.minor == 1
+            and not framing.until_close
+            and b"close" not in http1.field_list(response.fields, b"connection")
+        )
         fields = response_fields(response, framing, chunked, self._pseudonym)
         uploader = self._upload_beside(passage) if unfinished else None
         try:
@@ -121,7 +153,7 @@ class Exchange:
                 taken = passage.upstream.write_some(self._pending)
             except StreamError:
                 self._uploaded = False
-                return None     # the origin takes no more; its reason may be there already
+                return None  # the origin takes no more; its reason may be there already
             passage.sent += taken
             self._pending = self._pending[taken:]
         return None
@@ -140,8 +172,11 @@ class Exchange:
         patience = self._idle if self._pending else max(0.0, self._deadline - time.monotonic())
         ready = dict(poll_streams(poll, patience))
         if not ready:
-            raise http1.HttpError(504, "the origin does not read") if self._pending else http1.HttpError(
-                408, "the body did not come in time")
+            raise (
+                http1.HttpError(504, "the origin does not read")
+                if self._pending
+                else http1.HttpError(408, "the body did not come in time")
+            )
         return bool(ready.get(upstream.socket.fileno(), 0) & ~select.POLLOUT)
 
     def _piece(self) -> bytes:
@@ -175,10 +210,12 @@ class Exchange:
 
     def _upload_beside(self, passage: Passage) -> threading.Thread:
         """The rest of the body, while the answer comes down: some origins answer as they read."""
-        thread = threading.Thread(target=self._upload_rest, args=(passage,), name="http-upload", daemon=True)
+        thread = threading.Thread(
+            target=self._upload_rest, args=(passage,), name="http-upload", daemon=True
+        )
         try:
             thread.start()
-        except RuntimeError as error:       # can't start new thread
+        except RuntimeError as error:  # can't start new thread
             raise http1.HttpError(502, "the answer came before the end of the request") from error
         return thread
 
@@ -189,7 +226,7 @@ class Exchange:
                 if wait_readable(self.client, LOOK_SECONDS):
                     self._write(passage, self._framed(self._piece()))
         except NetProxyError:
-            pass        # the origin has answered: what it did not read it did not want
+            pass  # the origin has answered: what it did not read it did not want
 
     def _end_upload(self, passage: Passage, uploader: threading.Thread | None) -> None:
         """The answer is complete: nobody waits for the rest of the body."""
@@ -197,7 +234,9 @@ class Exchange:
             return
         self._over.set()
         try:
-            passage.upstream.socket.shutdown(socket.SHUT_RDWR)      # wakes an uploader that waits for the origin
+            passage.upstream.socket.shutdown(
+                socket.SHUT_RDWR
+            )  # wakes an uploader that waits for the origin
         except OSError:
             pass
         uploader.join()
@@ -256,7 +295,7 @@ class Exchange:
         self.client.write(data)
         passage.received += len(data)
 
-    def _tunnel(self, passage: Passage, response: http1.Response) -> Pause | None:
+    def _tunnel(self, passage: Passage, response: http1.Response) -> Wait | None:
         fields = response_fields(response, NONE, False, self._pseudonym)
         fields += [(b"Connection", b"Upgrade"), (b"Upgrade", self._upgrade or b"")]
         self.answered = True

@@ -2,17 +2,20 @@
 
 The protocol has no password, so that a listener that requires one refuses it.
 """
+
 from __future__ import annotations
 
 from netproxy.access.users import Login
 from netproxy.errors import DialError, Reason
-from netproxy.net.bind import Binder
-from netproxy.handler.connector import Connector
-from netproxy.interfaces import Address, Flow, Pause
+from netproxy.handler.bind import Binder
+from netproxy.handler.outbound import Connector
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Wait
+from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks4
 
-NOWHERE = Address("0.0.0.0", 0)
+UNSPECIFIED_ADDRESS = Address("0.0.0.0", 0)
 
 
 class Socks4Handler:
@@ -22,7 +25,7 @@ class Socks4Handler:
         self._binder = binder
         self._login = login
 
-    def handle(self, stream: Stream, client: Address) -> Pause | None:
+    def handle(self, stream: Stream, client: Address) -> Wait | None:
         try:
             request = socks4.read_request(stream)
             if self._login.required:
@@ -32,16 +35,20 @@ class Socks4Handler:
             return self._serve(stream, flow, request.command)
         except (socks4.RequestError, DialError) as error:
             reason = error.reason if isinstance(error, DialError) else Reason.GENERAL
-            stream.write(socks4.encode_reply(socks4.REPLIES[reason], NOWHERE))
+            stream.write(socks4.encode_reply(socks4.REPLIES[reason], UNSPECIFIED_ADDRESS))
             stream.close_staged()
             return None
 
-    def _serve(self, stream: Stream, flow: Flow, command: int) -> Pause | None:
+    def _serve(self, stream: Stream, flow: Flow, command: int) -> Wait | None:
         if command == socks4.CONNECT:
             passage = self._connector.tunnel(flow)
             return passage.accept(stream, socks4.encode_reply(socks4.GRANTED, passage.bound()))
         if command == socks4.BIND:
-            passage = self._connector.bind(flow, stream, self._binder,
-                                           lambda bound: stream.write(socks4.encode_reply(socks4.GRANTED, bound)))
+            passage = self._connector.bind(
+                flow,
+                stream,
+                self._binder,
+                lambda bound: stream.write(socks4.encode_reply(socks4.GRANTED, bound)),
+            )
             return passage.accept(stream, socks4.encode_reply(socks4.GRANTED, passage.flow.target))
         raise DialError(Reason.UNSUPPORTED, f"SOCKS4 command {command}")

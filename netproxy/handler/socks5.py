@@ -3,23 +3,28 @@
 One connection is one walk: methods, credentials, request, command.  Each step
 returns or raises; _answered() alone turns an error into the one reply.
 """
+
 from __future__ import annotations
 
 from typing import Callable
 
 from netproxy.access.users import Login
 from netproxy.errors import DialError, EndOfStream, NeedsThread, ProtocolError, StreamError
-from netproxy.net.bind import Binder
-from netproxy.handler.connector import Connector, Passage
+from netproxy.handler.bind import Binder
+from netproxy.handler.outbound import Connector, Passage
 from netproxy.handler.socks5_udp import Socks5UdpRelay
 from netproxy.handler.stream_udp import UotPassage
-from netproxy.interfaces import READABLE, Address, Batch, Counter, Flow, Pause
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.datagrams import Batch
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.services import Counter
 from netproxy.net.datagram import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 from netproxy.relay.association import Association
 
-NOWHERE = Address("0.0.0.0", 0)
+UNSPECIFIED_ADDRESS = Address("0.0.0.0", 0)
 
 
 class Refused(ProtocolError):
@@ -33,43 +38,58 @@ class Refused(ProtocolError):
 class Socks5Handler:
     """Handler and, where `udp` is there, PacketHandler."""
 
-    def __init__(self, listener: str, connector: Connector, binder: Binder, udp: Socks5UdpRelay | None,
-                 entrance: Entrance) -> None:
+    def __init__(
+        self,
+        listener: str,
+        connector: Connector,
+        binder: Binder,
+        udp: Socks5UdpRelay | None,
+        entrance: Entrance,
+    ) -> None:
         self._listener = listener
         self._connector = connector
         self._binder = binder
         self._udp = udp
         self._entrance = entrance
 
-    def handle(self, stream: Stream, client: Address) -> Pause | None:
-        return self._answered(stream, lambda: self._serve_next(stream, client, self._entrance.enter(stream, client)))
+    def handle(self, stream: Stream, client: Address) -> Wait | None:
+        return self._answered(
+            stream, lambda: self._serve_next(stream, client, self._entrance.enter(stream, client))
+        )
 
-    def attempt(self, stream: Stream, client: Address) -> Pause | None:
+    def attempt(self, stream: Stream, client: Address) -> Wait | None:
         """For CONNECT by those who need no password: what most connections are."""
-        return stream.attempt(lambda: self._attempt(stream, client), lambda: self.handle(stream, client))
+        return stream.attempt(
+            lambda: self._attempt(stream, client), lambda: self.handle(stream, client)
+        )
 
-    def _attempt(self, stream: Stream, client: Address) -> Pause | None:
+    def _attempt(self, stream: Stream, client: Address) -> Wait | None:
         self._entrance.enter_at_once(stream)
-        return stream.attempt(lambda: self._attempt_next(stream, client),
-                              lambda: self._answered(stream, lambda: self._serve_next(stream, client, "")))
+        return stream.attempt(
+            lambda: self._attempt_next(stream, client),
+            lambda: self._answered(stream, lambda: self._serve_next(stream, client, "")),
+        )
 
-    def _attempt_next(self, stream: Stream, client: Address) -> Pause | None:
+    def _attempt_next(self, stream: Stream, client: Address) -> Wait | None:
         request = socks5.read_request(stream)
         if request.command != socks5.CONNECT:
             raise NeedsThread
         stream.welcome()
-        return self._connector.attempt(stream, Flow("tcp", client, request.target, self._listener, ""),
-                                       lambda passage: self._accept(stream, passage),
-                                       lambda error: self._refuse(stream, _answer(error)))
+        return self._connector.attempt(
+            stream,
+            Flow("tcp", client, request.target, self._listener, ""),
+            lambda passage: self._accept(stream, passage),
+            lambda error: self._refuse(stream, _answer(error)),
+        )
 
-    def _answered(self, stream: Stream, serve: Callable[[], Pause | None]) -> Pause | None:
+    def _answered(self, stream: Stream, serve: Callable[[], Wait | None]) -> Wait | None:
         """The one place where an error becomes a reply."""
         try:
             return serve()
         except Refused as error:
             return self._refuse(stream, error.answer)
         except socks5.RequestError as error:
-            return self._refuse(stream, socks5.encode_reply(error.reply, NOWHERE))
+            return self._refuse(stream, socks5.encode_reply(error.reply, UNSPECIFIED_ADDRESS))
         except DialError as error:
             return self._refuse(stream, _answer(error))
 
@@ -78,31 +98,39 @@ class Socks5Handler:
         stream.write(answer)
         stream.close_staged()
 
-    def _serve_next(self, stream: Stream, client: Address, user: str) -> Pause | None:
+    def _serve_next(self, stream: Stream, client: Address, user: str) -> Wait | None:
         request = socks5.read_request(stream)
-        return self._serve(stream, Flow("tcp", client, request.target, self._listener, user), request.command)
+        return self._serve(
+            stream, Flow("tcp", client, request.target, self._listener, user), request.command
+        )
 
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
         if self._udp is not None:
             self._udp.handle_packets(batch, local)
 
-    def _serve(self, stream: Stream, flow: Flow, command: int) -> Pause | None:
+    def _serve(self, stream: Stream, flow: Flow, command: int) -> Wait | None:
         stream.welcome()
         if command == socks5.CONNECT:
             return self._accept(stream, self._connector.tunnel(flow))
         elif command == socks5.BIND:
             passage = self._connector.bind(
-                flow, stream, self._binder, lambda bound: stream.write(socks5.encode_reply(socks5.SUCCEEDED, bound)))
-            return passage.accept(stream, socks5.encode_reply(socks5.SUCCEEDED, passage.flow.target))
+                flow,
+                stream,
+                self._binder,
+                lambda bound: stream.write(socks5.encode_reply(socks5.SUCCEEDED, bound)),
+            )
+            return passage.accept(
+                stream, socks5.encode_reply(socks5.SUCCEEDED, passage.flow.target)
+            )
         elif command == socks5.UDP_ASSOCIATE and self._udp is not None:
             return self._associate(stream, flow)
         raise socks5.RequestError(socks5.COMMAND_NOT_SUPPORTED, f"command {command}")
 
     @staticmethod
-    def _accept(stream: Stream, passage: Passage | UotPassage) -> Pause | None:
+    def _accept(stream: Stream, passage: Passage | UotPassage) -> Wait | None:
         return passage.accept(stream, socks5.encode_reply(socks5.SUCCEEDED, passage.bound()))
 
-    def _associate(self, stream: Stream, flow: Flow) -> Pause | None:
+    def _associate(self, stream: Stream, flow: Flow) -> Wait | None:
         """The association lives exactly as long as its control connection, which only waits from here on."""
         association, bound = self._udp.open(stream, flow)
         try:
@@ -112,10 +140,14 @@ class Socks5Handler:
             raise
         return self._watched(stream, association)
 
-    def _watched(self, stream: Stream, association: Association) -> Pause:
-        return Pause(((stream.socket, READABLE),), None, lambda ready: self._watch(stream, association, ready))
+    def _watched(self, stream: Stream, association: Association) -> Wait:
+        return Wait(
+            ((stream.socket, READABLE),),
+            None,
+            lambda ready: self._watch(stream, association, ready),
+        )
 
-    def _watch(self, stream: Stream, association: Association, ready: bool) -> Pause | None:
+    def _watch(self, stream: Stream, association: Association, ready: bool) -> Wait | None:
         """Nothing is due on a control connection but its end; whatever comes is ignored."""
         if ready and stream.skip():
             return self._watched(stream, association)
@@ -124,7 +156,7 @@ class Socks5Handler:
 
 
 def _answer(error: DialError) -> bytes:
-    return socks5.encode_reply(socks5.REPLIES[error.reason], NOWHERE)
+    return socks5.encode_reply(socks5.REPLIES[error.reason], UNSPECIFIED_ADDRESS)
 
 
 class Entrance:

@@ -5,21 +5,26 @@ hit sends its payload on at once, a miss asks who the sender is (the association
 of a live control connection), parses, routes and makes the entry.  handle_packets
 runs on the reader thread of a relay socket, open and close on control connections.
 """
+
 from __future__ import annotations
 
 from typing import Any, Callable, Hashable, NamedTuple
 
 from netproxy.errors import ProtocolError
 from netproxy.handler.stream_udp import refuse_without_udp
-from netproxy.interfaces import Address, Batch, Counter, Flow, Router, Run, Span
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Batch, Run, Span
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Router
+from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
-from netproxy.net.bind import Announcer
+from netproxy.handler.bind import Announcer
 from netproxy.net.datagram import ArenaPool, DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 from netproxy.relay.association import Association, Associations
 from netproxy.relay.nat import Entry, NatTable
-from netproxy.relay.packet import Runs
+from netproxy.relay.coalesce import Runs
 from netproxy.relay.session import Client
 
 
@@ -37,8 +42,14 @@ class Socks5UdpRelay:
     `open_port(self, host)`, which makes a started relay listener for one association.
     """
 
-    def __init__(self, listener: str, router: Router, state: RelayState, announcer: Announcer,
-                 counter: Counter) -> None:
+    def __init__(
+        self,
+        listener: str,
+        router: Router,
+        state: RelayState,
+        announcer: Announcer,
+        counter: Counter,
+    ) -> None:
         self._listener = listener
         self._router = router
         self._associations, self._table, _ = state
@@ -63,7 +74,9 @@ class Socks5UdpRelay:
         if port:
             self._ports[association] = port
         self._associations.add(association)
-        return association, self._announcer.bound(flow.client, local, relay.address.port, shared=port is None)
+        return association, self._announcer.bound(
+            flow.client, local, relay.address.port, shared=port is None
+        )
 
     def close(self, association: Association) -> None:
         """The control connection has ended: so do the endpoint, its sessions and their upstreams."""
@@ -78,7 +91,7 @@ class Socks5UdpRelay:
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
         arena, spans = batch
         forward = self._table.forward
-        if len(spans) == 1 and len(spans[0][0]) == 1:       # a lone datagram takes the shortest way
+        if len(spans) == 1 and len(spans[0][0]) == 1:  # a lone datagram takes the shortest way
             (offset,), length, _, _ = spans[0]
             entry, skip = self._look_up(arena, spans[0], local)
             if entry is not None:
@@ -86,7 +99,7 @@ class Socks5UdpRelay:
             return
         runs = Runs(lambda entry, run: forward(arena, entry, run))
         add, begins_with = runs.add, arena.memory.startswith
-        entry, sender, address, skip = None, None, b"", 0       # of the span before: most have the same
+        entry, sender, address, skip = None, None, b"", 0  # of the span before: most have the same
         for span in spans:
             offsets, length, last, peer = span
             if len(offsets) > 1 and not socks5.common_header(arena.memory, offsets, last):
@@ -98,7 +111,7 @@ class Socks5UdpRelay:
                 entry, skip = self._look_up(arena, span, local)
                 if entry is None:
                     continue
-                sender, address = peer, arena.memory[first:offsets[0] + skip]
+                sender, address = peer, arena.memory[first : offsets[0] + skip]
             add(entry, offsets, length, last, skip)
         runs.flush()
 
@@ -123,7 +136,7 @@ class Socks5UdpRelay:
         if memory[offset + socks5.FRAG_AT]:
             self._counter.count("drops", "fragment", count)
             return None, 0
-        key = (peer, bytes(arena.view[offset + socks5.ATYP_AT:offset + skip]))
+        key = (peer, bytes(arena.view[offset + socks5.ATYP_AT : offset + skip]))
         return self._table.entries.get(key) or self._miss(key, local, count), skip
 
     def _miss(self, key: tuple[Hashable, bytes], local: DatagramSocket, count: int) -> Entry | None:
@@ -153,7 +166,9 @@ class Socks5UdpRelay:
         if client is None:
             client = Client(peer, endpoint, local, socks5.encode_header, association)
             self._table.add_client(client)
-        if association.ended:       # while we were at it: close() may have looked for the client too early
+        if (
+            association.ended
+        ):  # while we were at it: close() may have looked for the client too early
             self._table.end(association)
             return None
         return client

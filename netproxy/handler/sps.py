@@ -6,20 +6,24 @@ header, and these must: nothing is guessed.  What follows it is not read ahead, 
 TLS finds its first byte.  The protocols of one port are told apart by that byte;
 datagrams to the same port number are SOCKS5's.
 """
+
 from __future__ import annotations
 
 import enum
 from typing import Any, Callable, Container, Mapping
 
 from netproxy.errors import LimitError, NeedsThread, ProtocolError
-from netproxy.interfaces import Address, Batch, Counter, Handler, Log, Pause
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Handler, Wait
+from netproxy.interfaces.datagrams import Batch
+from netproxy.interfaces.services import Counter, Log
 from netproxy.net.datagram import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol.proxy_protocol import read_header
 
-TUNNEL_FIRST = 0x9E         # of protocol.tunnel's magic, which few daemons need
+TUNNEL_FIRST = 0x9E  # of protocol.tunnel's magic, which few daemons need
 
-Secure = Callable[[Stream], None]       # net.tls.accept with its context
+Secure = Callable[[Stream], None]  # net.tls.accept with its context
 
 
 class Speech(enum.Enum):
@@ -51,27 +55,37 @@ def detect(first: int) -> Speech:
 class SpsHandler:
     """Handler and PacketHandler.  Who speaks nothing in `handlers` is closed without a word, and counted."""
 
-    def __init__(self, handlers: Mapping[Speech, Handler], packets: Any, counter: Counter, log: Log) -> None:
+    def __init__(
+        self, handlers: Mapping[Speech, Handler], packets: Any, counter: Counter, log: Log
+    ) -> None:
         """`packets`: the PacketHandler for datagrams."""
         self._handlers = dict(handlers)
-        self._attempts = {speech: handler.attempt for speech, handler in handlers.items() if hasattr(handler, "attempt")}
+        self._attempts = {
+            speech: handler.attempt
+            for speech, handler in handlers.items()
+            if hasattr(handler, "attempt")
+        }
         self._packets = packets
         self._counter = counter
         self._log = log
 
-    def handle(self, stream: Stream, client: Address) -> Pause | None:
+    def handle(self, stream: Stream, client: Address) -> Wait | None:
         speech = detect(stream.peek())
         handler = self._handlers.get(speech)
         if handler is not None:
             return handler.handle(stream, client)
         self._counter.count("connections_refused", f"speaks {speech.value}")
-        self._log.limited((speech, client.host), "%s speaks %s to a plain proxy port", client.host, speech.value)
+        self._log.limited(
+            (speech, client.host), "%s speaks %s to a plain proxy port", client.host, speech.value
+        )
         return None
 
-    def attempt(self, stream: Stream, client: Address) -> Pause | None:
-        return stream.attempt(lambda: self._attempt(stream, client), lambda: self.handle(stream, client))
+    def attempt(self, stream: Stream, client: Address) -> Wait | None:
+        return stream.attempt(
+            lambda: self._attempt(stream, client), lambda: self.handle(stream, client)
+        )
 
-    def _attempt(self, stream: Stream, client: Address) -> Pause | None:
+    def _attempt(self, stream: Stream, client: Address) -> Wait | None:
         attempt = self._attempts.get(detect(stream.peek()))
         if attempt is None:
             raise NeedsThread
@@ -84,17 +98,25 @@ class SpsHandler:
 class Gate:
     """A Handler around another."""
 
-    def __init__(self, inner: Any, proxies: Container[str], clients: Container[str] | None, secure: Secure | None,
-                 counter: Counter) -> None:
+    def __init__(
+        self,
+        inner: Any,
+        proxies: Container[str],
+        clients: Container[str] | None,
+        secure: Secure | None,
+        counter: Counter,
+    ) -> None:
         """`proxies` send a PROXY header; who they speak for must be among `clients`, None for everybody."""
         self._inner: Handler = inner
         self._proxies = proxies
         self._clients = clients
         self._secure = secure
         self._counter = counter
-        self.handle_packets: Callable[[Batch, DatagramSocket], None] = getattr(inner, "handle_packets", None)
+        self.handle_packets: Callable[[Batch, DatagramSocket], None] = getattr(
+            inner, "handle_packets", None
+        )
 
-    def handle(self, stream: Stream, client: Address) -> Pause | None:
+    def handle(self, stream: Stream, client: Address) -> Wait | None:
         if client.host in self._proxies:
             client = read_header(_Exact(stream)) or client
             if self._clients is not None and client.host not in self._clients:
@@ -104,7 +126,7 @@ class Gate:
             try:
                 self._secure(stream)
             except ProtocolError:
-                stream.close_staged()       # so that the client gets to read why
+                stream.close_staged()  # so that the client gets to read why
                 raise
         return self._inner.handle(stream, client)
 

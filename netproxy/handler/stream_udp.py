@@ -5,32 +5,45 @@ its frames are received where they lie and go through the listener's NAT table a
 datagrams do; answers come back on their sessions' own threads.  A stream that is
 quiet for a moment gives its thread back.
 """
+
 from __future__ import annotations
 
 import select
 from typing import Any, Callable
 
 from netproxy.errors import DialError, NetProxyError, ProtocolError, Reason
-from netproxy.interfaces import READABLE, Address, Batch, Counter, Flow, Observer, Pause, Record, Route, Router, Run
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.datagrams import Batch
+from netproxy.interfaces.flows import Flow, Observer, Record
+from netproxy.interfaces.routing import Route, Router
+from netproxy.interfaces.services import Counter
 from netproxy.net.datagram import ArenaPool
 from netproxy.net.framed import FramedSocket, Framing
 from netproxy.net.stream import Stream, poll_streams
 from netproxy.protocol import connect_udp, http1, uot
 from netproxy.protocol.capsule import Capsules
 from netproxy.relay.nat import Entry, NatTable
-from netproxy.relay.packet import Runs
+from netproxy.relay.coalesce import Runs
 from netproxy.relay.session import ADDRESS_AND_PORT, Client
 
-STAY_SECONDS = 0.2          # without a frame before a stream gives its thread back: a game's pace is faster
-NOWHERE = Address("0.0.0.0", 0)
-NO_WAY = "-"                # in the record of what was not routed
+STAY_SECONDS = 0.2  # without a frame before a stream gives its thread back: a game's pace is faster
+UNSPECIFIED_ADDRESS = Address("0.0.0.0", 0)
+NO_WAY = "-"  # in the record of what was not routed
 
 
 class StreamUdpRelay:
     """Of one listener; `idle` is the seconds that a stream may be silent."""
 
-    def __init__(self, router: Router, table: NatTable, arenas: ArenaPool, counter: Counter, observer: Observer,
-                 idle: float) -> None:
+    def __init__(
+        self,
+        router: Router,
+        table: NatTable,
+        arenas: ArenaPool,
+        counter: Counter,
+        observer: Observer,
+        idle: float,
+    ) -> None:
         self.router = router
         self.table = table
         self.arenas = arenas
@@ -38,26 +51,45 @@ class StreamUdpRelay:
         self.observer = observer
         self.idle = idle
 
-    def connect_udp(self, stream: Stream, request: http1.Request, flow: Flow) -> Pause | None:
+    def connect_udp(self, stream: Stream, request: http1.Request, flow: Flow) -> Wait | None:
         """Answers a request for connect-udp and serves its datagrams.  HttpError, or DialError: then nothing is answered."""
         target = connect_udp.parse_target(request)
-        return self.serve_one(stream, flow._replace(network="udp", target=target), Capsules(target), connect_udp.encode_accept())
+        return self.serve_one(
+            stream,
+            flow._replace(network="udp", target=target),
+            Capsules(target),
+            connect_udp.encode_accept(),
+        )
 
-    def uot(self, stream: Stream, flow: Flow, reply: bytes) -> Pause | None:
+    def uot(self, stream: Stream, flow: Flow, reply: bytes) -> Wait | None:
         """Accepts a connection to UoT's name and serves its datagrams."""
         try:
             stream.write(reply)
-            request = uot.Request(False, NOWHERE) if flow.target.host == uot.MAGIC_V1 else uot.read_request(stream)
+            request = (
+                uot.Request(False, UNSPECIFIED_ADDRESS)
+                if flow.target.host == uot.MAGIC_V1
+                else uot.read_request(stream)
+            )
             if not request.connected:
                 return self.serve_all(stream, flow, uot.Frames(), uot.encode_address)
-            return self.serve_one(stream, flow._replace(network="udp", target=request.target), uot.Frames(request.target), b"")
+            return self.serve_one(
+                stream,
+                flow._replace(network="udp", target=request.target),
+                uot.Frames(request.target),
+                b"",
+            )
         except NetProxyError as error:
             # the tunnel is open: what its protocol has no word for is said by a reset
-            self.counter.count("connections_refused", error.reason.value if isinstance(error, DialError) else "no UoT request")
+            self.counter.count(
+                "connections_refused",
+                error.reason.value if isinstance(error, DialError) else "no UoT request",
+            )
             stream.reset()
             return None
 
-    def serve_one(self, stream: Stream, flow: Flow, framing: Framing, accepted: bytes) -> Pause | None:
+    def serve_one(
+        self, stream: Stream, flow: Flow, framing: Framing, accepted: bytes
+    ) -> Wait | None:
         """A stream for one target, which alone may answer.  Its name is resolved before it is accepted (RFC 9298 section 3.1)."""
         route = self._route(flow)
         service = _Service(self, stream, flow, framing, lambda source: b"")
@@ -101,14 +133,16 @@ class StreamUdpRelay:
         self.counter.count("dial_failures", error.reason.value)
         self.observer.finished(Record(flow, way, 0, 0, 0.0, str(error)))
 
-    def serve_all(self, stream: Stream, flow: Flow, framing: Framing, wrap: Callable[[Address], bytes]) -> Pause | None:
+    def serve_all(
+        self, stream: Stream, flow: Flow, framing: Framing, wrap: Callable[[Address], bytes]
+    ) -> Wait | None:
         """A stream whose frames name their targets: endpoint-independent, as a SOCKS5 association is.  `wrap` names a source."""
         return _Service(self, stream, flow._replace(network="udp"), framing, wrap).run()
 
 
 def refuse_without_udp(router: Router, flow: Flow) -> None:
     """DialError where no datagram of a client could leave, wherever it goes: better said now than lost one by one."""
-    ways = list(router.ways(flow))
+    ways = list(router.candidates(flow))
     if not any("udp" in dialer.carries for dialer in ways):
         raise DialError(ways[-1].refusal, said=f"{ways[-1].name} carries no UDP")
 
@@ -121,9 +155,9 @@ class UotPassage:
         self._flow = flow
 
     def bound(self) -> Address:
-        return NOWHERE
+        return UNSPECIFIED_ADDRESS
 
-    def accept(self, client: Stream, reply: bytes) -> Pause | None:
+    def accept(self, client: Stream, reply: bytes) -> Wait | None:
         return self._relay.uot(client, self._flow, reply)
 
 
@@ -132,8 +166,14 @@ class _Service:
 
     __slots__ = ("_relay", "_flow", "_framing", "socket", "client", "entry", "_poll", "_watched")
 
-    def __init__(self, relay: StreamUdpRelay, stream: Stream, flow: Flow, framing: Framing,
-                 wrap: Callable[[Address], bytes]) -> None:
+    def __init__(
+        self,
+        relay: StreamUdpRelay,
+        stream: Stream,
+        flow: Flow,
+        framing: Framing,
+        wrap: Callable[[Address], bytes],
+    ) -> None:
         """StreamError."""
         self._relay = relay
         self._flow = flow
@@ -142,12 +182,12 @@ class _Service:
         self.socket = FramedSocket(stream, framing, relay.counter)
         self.client = Client(self.socket, flow.client, self.socket, wrap, self.socket)
         self.client.drain = self.socket.drain
-        self.entry: Entry | None = None         # of a stream with one target
+        self.entry: Entry | None = None  # of a stream with one target
         self._poll = select.poll()
         self._poll.register(stream.socket.fileno(), select.POLLIN)
         relay.table.add_client(self.client)
 
-    def run(self) -> Pause | None:
+    def run(self) -> Wait | None:
         """On a thread of the connection's own: until it ends, or a Pause where nothing comes for a moment."""
         arena = self._relay.arenas.take()
         try:
@@ -160,13 +200,13 @@ class _Service:
             raise
         finally:
             self._relay.arenas.give(arena)
-        return Pause(((self._watched, READABLE),), self._relay.idle, self._resume)
+        return Wait(((self._watched, READABLE),), self._relay.idle, self._resume)
 
     def abandon(self, ended: str) -> None:
         """The stream is its opener's again, who tells the client why."""
         self._relay.table.end(self.socket, ended)
 
-    def _resume(self, ready: bool) -> Pause | None:
+    def _resume(self, ready: bool) -> Wait | None:
         return self.run() if ready else self._end()
 
     def _end(self) -> None:
@@ -190,14 +230,16 @@ class _Service:
         try:
             target = self._framing.parse(address)
         except ProtocolError:
-            target = NOWHERE
+            target = UNSPECIFIED_ADDRESS
         if not target.port:
             self._relay.counter.count("drops", "bad target", count)
             return None
         flow = self._flow._replace(target=target)
         table = self._relay.table
         entry = table.open((self.socket, address), self.client, flow, self._relay.router, count)
-        if entry is None and self.socket not in table.clients:      # the table was closed: its listener is gone
+        if (
+            entry is None and self.socket not in table.clients
+        ):  # the table was closed: its listener is gone
             self.socket.ended = True
         if self.entry is not None:
             self.entry = entry

@@ -4,17 +4,19 @@ Told apart by their network ("tcp", "udp").  Binds all or none, starts all,
 stops in reverse.  replace() on a reload keeps every socket whose network and
 address stay the same, and gives it its new handler.
 """
+
 from __future__ import annotations
 
 from typing import Any, Callable, NamedTuple, Sequence
 
 from netproxy.errors import ListenError
-from netproxy.interfaces import Address, Listener
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Listener
 
-PORT_TRIES = 16             # for one port number that is free for TCP and UDP alike
+PORT_TRIES = 16  # for one port number that is free for TCP and UDP alike
 
 
-class Wanted(NamedTuple):
+class ListenerSpec(NamedTuple):
     """A listener to have.  Those with port 0 and the same `group` get the same port number.
 
     `equip(listener)` gives a bound listener its handler; it runs again when a reload keeps the socket.
@@ -23,7 +25,7 @@ class Wanted(NamedTuple):
     network: str
     address: Address
     group: str
-    equip: Callable[[Any], None]
+    configure: Callable[[Any], None]
 
 
 class ListenerManager:
@@ -31,21 +33,21 @@ class ListenerManager:
 
     def __init__(self, bind: dict[str, Callable[[Address], Listener]]) -> None:
         self._bind = bind
-        self._live: list[tuple[Wanted, Listener]] = []
+        self._live: list[tuple[ListenerSpec, Listener]] = []
 
     @property
     def listeners(self) -> list[Any]:
         return [listener for _, listener in self._live]
 
-    def start(self, wanted: Sequence[Wanted]) -> None:
+    def start(self, wanted: Sequence[ListenerSpec]) -> None:
         """Binds all or none (ListenError), then starts all."""
         self.replace(wanted)
 
-    def replace(self, wanted: Sequence[Wanted]) -> list[Any]:
+    def replace(self, wanted: Sequence[ListenerSpec]) -> list[Any]:
         """The listeners are now these; on ListenError they stay what they were.  Gives back those that were stopped."""
         kept = {_identity(one): listener for one, listener in self._live}
         bound: list[Listener] = []
-        live: list[tuple[Wanted, Listener]] = []
+        live: list[tuple[ListenerSpec, Listener]] = []
         try:
             _check_twice(wanted)
             for group in _groups(wanted):
@@ -58,15 +60,15 @@ class ListenerManager:
                 listener.stop()
             raise
         for one, listener in live:
-            one.equip(listener)
+            one.configure(listener)
         try:
             for listener in bound:
                 listener.start()
-        except RuntimeError as error:       # can't start new thread
+        except RuntimeError as error:  # can't start new thread
             for listener in reversed(bound):
                 listener.stop()
-            for one, listener in self._live:        # those that stay had been given what is new already
-                one.equip(listener)
+            for one, listener in self._live:  # those that stay had been given what is new already
+                one.configure(listener)
             raise ListenError(f"cannot start a listener: {error}") from error
         staying = {id(listener) for _, listener in live}
         gone = [listener for _, listener in self._live if id(listener) not in staying]
@@ -83,7 +85,9 @@ class ListenerManager:
             listener.stop()
         return gone
 
-    def _bind_group(self, group: Sequence[Wanted], given: int, bound: list[Listener]) -> list[Listener]:
+    def _bind_group(
+        self, group: Sequence[ListenerSpec], given: int, bound: list[Listener]
+    ) -> list[Listener]:
         """Binds one port number for all of a group, the one `given` by a socket that is kept, or any for 0.
 
         Appends to `bound` what the caller has to stop on an error.
@@ -100,16 +104,16 @@ class ListenerManager:
                 for listener in made:
                     listener.stop()
                 if last or given or not made or group[0].address.port:
-                    raise       # only a port the kernel chose for the first may be busy for the second
+                    raise  # only a port the kernel chose for the first may be busy for the second
         raise AssertionError("not reached")
 
 
-def _identity(one: Wanted) -> tuple[str, Address, str]:
+def _identity(one: ListenerSpec) -> tuple[str, Address, str]:
     """What makes a listener the same after a reload; where any port will do, its group tells it from others."""
     return one.network, one.address, "" if one.address.port else one.group
 
 
-def _check_twice(wanted: Sequence[Wanted]) -> None:
+def _check_twice(wanted: Sequence[ListenerSpec]) -> None:
     seen = set()
     for one in wanted:
         if _identity(one) in seen:
@@ -117,9 +121,9 @@ def _check_twice(wanted: Sequence[Wanted]) -> None:
         seen.add(_identity(one))
 
 
-def _groups(wanted: Sequence[Wanted]) -> list[list[Wanted]]:
+def _groups(wanted: Sequence[ListenerSpec]) -> list[list[ListenerSpec]]:
     """In order; what shares a group and asks for any port belongs together."""
-    groups: dict[Any, list[Wanted]] = {}
+    groups: dict[Any, list[ListenerSpec]] = {}
     for at, one in enumerate(wanted):
         groups.setdefault(one.group if not one.address.port else at, []).append(one)
     return list(groups.values())

@@ -3,6 +3,7 @@
 Tasks run in the order they come.  A task's exception is logged once and ends
 only that task.  Used for TCP connections, for dials and for name lookups.
 """
+
 from __future__ import annotations
 
 import queue
@@ -10,11 +11,13 @@ import threading
 import time
 from typing import Callable
 
-from netproxy.interfaces import Log
+from netproxy.interfaces.services import Log
 
-IDLE_SECONDS = 10.0         # a thread without work ends after that: a burst's memory comes back soon
-STALL_SECONDS = 0.01        # that a task may wait for a thread at work before another is started
-STACK = 256 * 1024          # bytes: smaller ones crash on deep recursion, larger ones only cost address space
+IDLE_SECONDS = 10.0  # a thread without work ends after that: a burst's memory comes back soon
+STALL_SECONDS = 0.01  # that a task may wait for a thread at work before another is started
+STACK = (
+    256 * 1024
+)  # bytes: smaller ones crash on deep recursion, larger ones only cost address space
 
 Task = Callable[[], None]
 
@@ -37,12 +40,12 @@ class ThreadPool:
         self._log = log
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._eager = eager
-        self._lock = threading.Lock()       # guards all below; _room is told of each task that ends
+        self._lock = threading.Lock()  # guards all below; _room is told of each task that ends
         self._room = threading.Condition(self._lock)
-        self._stalled = False               # a task found no thread free: a thread of its own looks after that
-        self._taken = 0                     # tasks, since the pool began
+        self._stalled = False  # a task found no thread free: a thread of its own looks after that
+        self._taken = 0  # tasks, since the pool began
         self._threads: set[threading.Thread] = set()
-        self._busy = 0                      # tasks running or waiting
+        self._busy = 0  # tasks running or waiting
         self._number = 0
         self._stopped = False
 
@@ -66,7 +69,9 @@ class ThreadPool:
     def wait_for_room(self, seconds: float) -> bool:
         """Whether a task could be taken, within `seconds`."""
         with self._lock:
-            return self._room.wait_for(lambda: self._stopped or self._busy < self.limit + self._waiting_limit, seconds)
+            return self._room.wait_for(
+                lambda: self._stopped or self._busy < self.limit + self._waiting_limit, seconds
+            )
 
     def stop(self, seconds: float) -> None:
         """No new tasks; waits `seconds` for those that run."""
@@ -90,11 +95,15 @@ class ThreadPool:
 
     def _grow(self) -> bool:
         self._number += 1
-        thread = threading.Thread(target=self._work, name=f"{self._name}-{self._number}", daemon=True)
+        thread = threading.Thread(
+            target=self._work, name=f"{self._name}-{self._number}", daemon=True
+        )
         try:
             thread.start()
-        except RuntimeError:        # can't start new thread: those that run will take the task
-            self._log.limited(("threads", self._name), "%s: cannot start another thread", self._name)
+        except RuntimeError:  # can't start new thread: those that run will take the task
+            self._log.limited(
+                ("threads", self._name), "%s: cannot start another thread", self._name
+            )
             return False
         self._threads.add(thread)
         return True
@@ -103,7 +112,9 @@ class ThreadPool:
         if not self._stalled:
             self._stalled = True
             try:
-                threading.Thread(target=self._watch, name=f"{self._name}-stalls", daemon=True).start()
+                threading.Thread(
+                    target=self._watch, name=f"{self._name}-stalls", daemon=True
+                ).start()
             except RuntimeError:
                 self._stalled = False
                 self._grow()
@@ -119,7 +130,12 @@ class ThreadPool:
             time.sleep(STALL_SECONDS)
             with self._lock:
                 missing = waiting - (self._taken - taken)
-                while missing > 0 and not self._stopped and len(self._threads) < self.limit and self._grow():
+                while (
+                    missing > 0
+                    and not self._stopped
+                    and len(self._threads) < self.limit
+                    and self._grow()
+                ):
                     missing -= 1
 
     def _work(self) -> None:
@@ -130,14 +146,14 @@ class ThreadPool:
             except queue.Empty:
                 with self._lock:
                     if self._busy >= len(self._threads):
-                        continue        # a task was counted on this thread a moment ago
+                        continue  # a task was counted on this thread a moment ago
                     self._threads.discard(me)
                 return
             if task is None:
                 with self._lock:
                     self._threads.discard(me)
                 return
-            self._taken += 1                # close enough: two at once may count as one
+            self._taken += 1  # close enough: two at once may count as one
             try:
                 task()
             except Exception:

@@ -3,13 +3,16 @@
 Where a connection came from does not matter: a listener accepted it, or it was dialled
 to serve whoever is at its other end.  A fault of one is one log record and ends it alone.
 """
+
 from __future__ import annotations
 
 from typing import Any, Callable
 
 from netproxy.errors import NetProxyError, StreamError
-from netproxy.interfaces import Address, Counter, Log, Pause
-from netproxy.listener.parker import Parker
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Wait
+from netproxy.interfaces.services import Counter, Log
+from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
 from netproxy.net.stream import GoOn, Stream
 
@@ -26,9 +29,9 @@ class Connection:
 
 
 class Serving:
-    def __init__(self, pool: ThreadPool, parker: Parker, counter: Counter, log: Log) -> None:
+    def __init__(self, pool: ThreadPool, poller: Poller, counter: Counter, log: Log) -> None:
         self.pool = pool
-        self._parker = parker
+        self._parker = poller
         self.counter = counter
         self.log = log
 
@@ -57,7 +60,7 @@ class Serving:
         if pause is not None:
             self._attempt(connection, lambda: self._park(connection, pause))
 
-    def _attempt(self, connection: Connection, go_on: GoOn) -> Pause | None:
+    def _attempt(self, connection: Connection, go_on: GoOn) -> Wait | None:
         """Lets a connection go on until it ends or pauses."""
         try:
             pause = go_on()
@@ -80,19 +83,21 @@ class Serving:
             self.log.exception(f"serving {connection.client}")
         connection.ended(connection)
 
-    def _park(self, connection: Connection, pause: Pause) -> Pause | None:
-        def wake(pause: Pause, ready: bool) -> None:
-            if not self.pool.submit(lambda: self._run(connection, lambda: pause.resume(ready)), urgent=True):
-                connection.stream.close()   # the pool has stopped, or has no thread at all: it ends here and now
+    def _park(self, connection: Connection, pause: Wait) -> Wait | None:
+        def wake(pause: Wait, ready: bool) -> None:
+            if not self.pool.submit(
+                lambda: self._run(connection, lambda: pause.resume(ready)), urgent=True
+            ):
+                connection.stream.close()  # the pool has stopped, or has no thread at all: it ends here and now
                 self._attempt(connection, lambda: _give_up(pause))
 
         try:
-            self._parker.park(pause, wake, lambda error: self._end(connection, error))
-        except (OSError, ValueError):       # closed meanwhile, or the kernel has no room
-            wake(pause, False)              # not here: whoever accepts must not wait for it
+            self._parker.watch(pause, wake, lambda error: self._end(connection, error))
+        except (OSError, ValueError):  # closed meanwhile, or the kernel has no room
+            wake(pause, False)  # not here: whoever accepts must not wait for it
         return pause
 
 
-def _give_up(pause: Pause) -> None:
+def _give_up(pause: Wait) -> None:
     """It is told that its time is up; what it would wait for next is not waited for."""
     pause.resume(False)

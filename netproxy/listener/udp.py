@@ -2,21 +2,31 @@
 
 The handler never blocks; whatever it raises is logged and costs that batch only.
 """
+
 from __future__ import annotations
 
 import threading
 from typing import Callable
 
-from netproxy.interfaces import Address, Counter, Log, PacketHandler
-from netproxy.net.batching import Datagrams
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import PacketHandler
+from netproxy.interfaces.services import Counter, Log
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import DatagramSocket
 
 
 class UdpListener:
     network = "udp"
-    name = ""               # in the configuration; of whoever equips it
+    name = ""  # in the configuration; of whoever equips it
 
-    def __init__(self, address: Address, datagrams: Datagrams, counter: Counter, log: Log, tag: bytes = b"") -> None:
+    def __init__(
+        self,
+        address: Address,
+        datagrams: UdpSocketFactory,
+        counter: Counter,
+        log: Log,
+        tag: bytes = b"",
+    ) -> None:
         """Bound; ListenError.  `handler` is set before start()."""
         self.handler: PacketHandler
         self.local: DatagramSocket = datagrams.listen(address, tag)
@@ -24,7 +34,9 @@ class UdpListener:
         self._arena = datagrams.arena()
         self._counter = counter
         self._log = log
-        self.thread = threading.Thread(target=self._read, name=f"udp-listener {self.address}", daemon=True)
+        self.thread = threading.Thread(
+            target=self._read, name=f"udp-listener {self.address}", daemon=True
+        )
 
     def start(self) -> None:
         self.thread.start()
@@ -45,7 +57,9 @@ class UdpListener:
         while not local.closed:
             try:
                 batch = local.receive_waiting(arena)
-                self.handler.handle_packets(batch, local)       # looked up now: a reload may have changed it meanwhile
+                self.handler.handle_packets(
+                    batch, local
+                )  # looked up now: a reload may have changed it meanwhile
             except Exception:
                 self._counter.count("drops", "internal error")
                 self._log.exception(f"handling datagrams on {self.address}")

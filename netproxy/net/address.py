@@ -3,16 +3,18 @@
 A v4-mapped IPv6 address is the IPv4 address it stands for wherever it meets a
 rule, a log or a limit; it stays mapped only towards a dual-stack socket.  Pure, but for is_local().
 """
+
 from __future__ import annotations
 
 import socket
 import struct
 from typing import Callable, Sequence
 
-from netproxy.interfaces import Address, Span, ip_text, pack_ip
+from netproxy.interfaces.addresses import Address, ip_text, pack_ip
+from netproxy.interfaces.datagrams import Span
 
 MAPPED = "::ffff:"
-SOURCES_LIMIT = 4096        # sources remembered a connection: a proxy may name as many as it likes
+SOURCES_LIMIT = 4096  # sources remembered a connection: a proxy may name as many as it likes
 
 
 def from_sockaddr(sockaddr: tuple) -> Address:
@@ -20,7 +22,10 @@ def from_sockaddr(sockaddr: tuple) -> Address:
     host = sockaddr[0]
     if ":" in host:
         if host.startswith(MAPPED):
-            return Address(host[7:] if "." in host else ip_text(socket.inet_pton(socket.AF_INET6, host)), sockaddr[1])
+            return Address(
+                host[7:] if "." in host else ip_text(socket.inet_pton(socket.AF_INET6, host)),
+                sockaddr[1],
+            )
         if len(sockaddr) > 3 and sockaddr[3] and "%" not in host:
             return Address(f"{host}%{sockaddr[3]}", sockaddr[1])
     return Address(host, sockaddr[1])
@@ -43,9 +48,19 @@ def pack_sockaddr(sockaddr: tuple) -> bytes:
     """The kernel's form (struct sockaddr_in, sockaddr_in6) of a sockaddr tuple."""
     port = sockaddr[1].to_bytes(2, "big")
     if len(sockaddr) == 2:
-        return struct.pack("=H", socket.AF_INET) + port + socket.inet_pton(socket.AF_INET, sockaddr[0]) + bytes(8)
-    return (struct.pack("=H", socket.AF_INET6) + port + struct.pack("=I", socket.htonl(sockaddr[2]))
-            + socket.inet_pton(socket.AF_INET6, sockaddr[0]) + struct.pack("=I", sockaddr[3]))
+        return (
+            struct.pack("=H", socket.AF_INET)
+            + port
+            + socket.inet_pton(socket.AF_INET, sockaddr[0])
+            + bytes(8)
+        )
+    return (
+        struct.pack("=H", socket.AF_INET6)
+        + port
+        + struct.pack("=I", socket.htonl(sockaddr[2]))
+        + socket.inet_pton(socket.AF_INET6, sockaddr[0])
+        + struct.pack("=I", sockaddr[3])
+    )
 
 
 def unpack_sockaddr(name: bytes) -> tuple:
@@ -88,7 +103,7 @@ def is_local(host: str) -> bool:
     family = socket.AF_INET6 if is_ipv6(host) else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(to_sockaddr(Address(host, 9), family))        # sends nothing
+            probe.connect(to_sockaddr(Address(host, 9), family))  # sends nothing
             own = from_sockaddr(probe.getsockname()).host.partition("%")[0]
     except (OSError, ValueError):
         return False

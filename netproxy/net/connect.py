@@ -3,6 +3,7 @@
 Runs on the thread that dials.  A second address is tried when the first has not
 answered for a quarter of a second or has failed; the first to connect wins.
 """
+
 from __future__ import annotations
 
 import errno
@@ -15,33 +16,46 @@ from contextlib import contextmanager
 from typing import Any, Iterator, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address
-from netproxy.net import calls
+from netproxy.interfaces.addresses import Address
+from netproxy.net import syscalls
 from netproxy.net.address import is_ipv6, to_sockaddr
-from netproxy.net.calls import POLL_LIMIT_MS
+from netproxy.net.syscalls import POLL_LIMIT_MS
 
-ATTEMPT_DELAY = 0.25        # seconds, RFC 8305 section 5
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4    # a vanished peer is known after two minutes
-USER_TIMEOUT_MS = 120_000   # unacknowledged data is given up after as long: keepalive alone does not see it
+ATTEMPT_DELAY = 0.25  # seconds, RFC 8305 section 5
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = (
+    60,
+    15,
+    4,
+)  # a vanished peer is known after two minutes
+USER_TIMEOUT_MS = (
+    120_000  # unacknowledged data is given up after as long: keepalive alone does not see it
+)
 
-IP_BIND_ADDRESS_NO_PORT = 24     # Linux, not named by the socket module of Python 3.10 and 3.11
-_UNDER_WAY = (b"\2", b"\3")   # TCP_SYN_SENT, TCP_SYN_RECV: the first byte of struct tcp_info.  A target may have closed already, too
+IP_BIND_ADDRESS_NO_PORT = 24  # Linux, not named by the socket module of Python 3.10 and 3.11
+_UNDER_WAY = (
+    b"\2",
+    b"\3",
+)  # TCP_SYN_SENT, TCP_SYN_RECV: the first byte of struct tcp_info.  A target may have closed already, too
 
 REASONS = {
-    errno.ECONNREFUSED: Reason.REFUSED, errno.ENETUNREACH: Reason.NETWORK_UNREACHABLE,
-    errno.EHOSTUNREACH: Reason.HOST_UNREACHABLE, errno.ETIMEDOUT: Reason.TIMEOUT,
-    errno.EADDRNOTAVAIL: Reason.NETWORK_UNREACHABLE, errno.EAFNOSUPPORT: Reason.NETWORK_UNREACHABLE,
-    errno.EACCES: Reason.DENIED, errno.EPERM: Reason.DENIED,
+    errno.ECONNREFUSED: Reason.REFUSED,
+    errno.ENETUNREACH: Reason.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: Reason.HOST_UNREACHABLE,
+    errno.ETIMEDOUT: Reason.TIMEOUT,
+    errno.EADDRNOTAVAIL: Reason.NETWORK_UNREACHABLE,
+    errno.EAFNOSUPPORT: Reason.NETWORK_UNREACHABLE,
+    errno.EACCES: Reason.DENIED,
+    errno.EPERM: Reason.DENIED,
 }
 
 
-class Outgoing(NamedTuple):
+class SocketOptions(NamedTuple):
     """How this machine is left; what is empty the system chooses."""
 
-    address: str = ""           # the local address
-    device: str = ""            # the interface (SO_BINDTODEVICE)
-    mark: int = 0               # SO_MARK, for policy routing
-    keepalive: float = KEEPALIVE_IDLE       # seconds without a byte after which a TCP peer is asked whether it is there; 0: never
+    address: str = ""  # the local address
+    device: str = ""  # the interface (SO_BINDTODEVICE)
+    mark: int = 0  # SO_MARK, for policy routing
+    keepalive: float = KEEPALIVE_IDLE  # seconds without a byte after which a TCP peer is asked whether it is there; 0: never
 
     def apply(self, sock: socket.socket) -> None:
         """To a socket that is neither bound nor connected; OSError, DialError."""
@@ -50,19 +64,21 @@ class Outgoing(NamedTuple):
         if self.mark:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
-            except PermissionError as error:        # which would else read as a rule's refusal
-                raise DialError(Reason.GENERAL, said="cannot set the mark: CAP_NET_ADMIN is missing") from error
+            except PermissionError as error:  # which would else read as a rule's refusal
+                raise DialError(
+                    Reason.GENERAL, said="cannot set the mark: CAP_NET_ADMIN is missing"
+                ) from error
         if self.address:
             try:
                 sockaddr = to_sockaddr(Address(self.address, 0), sock.family)
             except ValueError as error:
                 raise OSError(errno.EAFNOSUPPORT, f"not from {self.address}") from error
-            if sock.type == socket.SOCK_STREAM:     # a port is only chosen when the target is known
+            if sock.type == socket.SOCK_STREAM:  # a port is only chosen when the target is known
                 sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind(sockaddr)
 
 
-ANY_WAY = Outgoing()
+DEFAULT_OPTIONS = SocketOptions()
 
 
 class Dials:
@@ -72,8 +88,10 @@ class Dials:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards both; held while sockets are shut down, so that no finished dial's is
-        self._under_way: dict[int, list[Any]] = {}      # sockets, by thread
+        self._lock = (
+            threading.Lock()
+        )  # guards both; held while sockets are shut down, so that no finished dial's is
+        self._under_way: dict[int, list[Any]] = {}  # sockets, by thread
         self._ended = False
 
     @contextmanager
@@ -103,18 +121,22 @@ class Dials:
             self._ended = True
             for sock in [one for several in self._under_way.values() for one in several]:
                 try:
-                    sock.shutdown(socket.SHUT_RDWR)     # which Linux takes for a connection attempt as well
+                    sock.shutdown(
+                        socket.SHUT_RDWR
+                    )  # which Linux takes for a connection attempt as well
                 except OSError:
-                    pass        # it has failed by itself
+                    pass  # it has failed by itself
 
 
-_thread = threading.local()     # .dials: those that watch what its thread dials
+_thread = threading.local()  # .dials: those that watch what its thread dials
 
 
-def connect(addresses: Sequence[Address], seconds: float, outgoing: Outgoing = ANY_WAY) -> socket.socket:
+def connect(
+    addresses: Sequence[Address], seconds: float, outgoing: SocketOptions = DEFAULT_OPTIONS
+) -> socket.socket:
     """A connected socket, which does not block, to the first address that answers; DialError names the last failure."""
     if len(addresses) == 1:
-        dialling = Dialling(addresses[0], seconds, outgoing)
+        dialling = PendingDial(addresses[0], seconds, outgoing)
         if not dialling.settled():
             dialling.wait()
         return dialling.finish()
@@ -125,7 +147,7 @@ def connect(addresses: Sequence[Address], seconds: float, outgoing: Outgoing = A
         race.close()
 
 
-class Dialling:
+class PendingDial:
     """A connection to one address that has begun, and nothing it races with, hence with fewer calls: most are made so.
 
     It has `seconds`.  Its socket tells (POLLOUT) when it may be settled(); finish() or close() comes once, whenever that is.
@@ -133,7 +155,9 @@ class Dialling:
 
     __slots__ = ("socket", "_deadline", "_address", "_sockaddr", "_outcome", "_keepalive")
 
-    def __init__(self, address: Address, seconds: float, outgoing: Outgoing = ANY_WAY) -> None:
+    def __init__(
+        self, address: Address, seconds: float, outgoing: SocketOptions = DEFAULT_OPTIONS
+    ) -> None:
         self.socket: Any = None
         self._deadline = time.monotonic() + seconds
         self._address = address
@@ -163,7 +187,7 @@ class Dialling:
         poll.register(self.socket, select.POLLOUT)
         try:
             poll.poll(min(self.left * 1000, POLL_LIMIT_MS))
-        except OSError as error:        # no memory
+        except OSError as error:  # no memory
             self._outcome = error.errno or errno.ENOMEM
 
     def finish(self) -> socket.socket:
@@ -184,27 +208,29 @@ class Dialling:
     def _own_answer(self) -> int:
         """A port that connects to itself is no server: Linux does that when source and target port are the same."""
         try:
-            return errno.ECONNREFUSED if calls.local_sockaddr(self.socket) == self._sockaddr else 0
+            return (
+                errno.ECONNREFUSED if syscalls.local_sockaddr(self.socket) == self._sockaddr else 0
+            )
         except OSError as error:
             return error.errno or errno.EIO
 
 
-def _begin(address: Address, outgoing: Outgoing) -> tuple[socket.socket, tuple, int]:
+def _begin(address: Address, outgoing: SocketOptions) -> tuple[socket.socket, tuple, int]:
     """A socket that connects to an address, its sockaddr, and 0 or the errno so far; OSError."""
     family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
     sockaddr = to_sockaddr(address, family)
-    sock = calls.open_tcp(family)
-    if outgoing is not ANY_WAY:
+    sock = syscalls.open_tcp(family)
+    if outgoing is not DEFAULT_OPTIONS:
         try:
             outgoing.apply(sock)
         except BaseException:
             sock.close()
             raise
-    outcome = calls.connect(sock, sockaddr)
+    outcome = syscalls.connect(sock, sockaddr)
     watching = getattr(_thread, "dials", None)
     if watching is not None:
         try:
-            watching.note(sock)         # now that there is something to end
+            watching.note(sock)  # now that there is something to end
         except DialError:
             sock.close()
             raise
@@ -214,7 +240,11 @@ def _begin(address: Address, outgoing: Outgoing) -> tuple[socket.socket, tuple, 
 def _failure(code: int, address: Address) -> DialError:
     """What an errno means; one that no reason stands for is told in the system's words."""
     reason = REASONS.get(code)
-    return DialError(reason, str(address)) if reason else DialError(Reason.GENERAL, str(address), os.strerror(code))
+    return (
+        DialError(reason, str(address))
+        if reason
+        else DialError(Reason.GENERAL, str(address), os.strerror(code))
+    )
 
 
 def tune(sock: socket.socket) -> None:
@@ -222,7 +252,7 @@ def tune(sock: socket.socket) -> None:
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:
-        pass        # gone already: the next read will tell
+        pass  # gone already: the next read will tell
 
 
 def keep_alive(sock: socket.socket, idle: float = KEEPALIVE_IDLE) -> None:
@@ -234,7 +264,7 @@ def keep_alive(sock: socket.socket, idle: float = KEEPALIVE_IDLE) -> None:
             sock.setsockopt(level, option, value)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(idle)))
     except OSError:
-        pass            # not TCP (a unix socket), or gone already: the next read will tell
+        pass  # not TCP (a unix socket), or gone already: the next read will tell
 
 
 _OPTIONS = (
@@ -261,7 +291,7 @@ def _interleave(addresses: Sequence[Address]) -> list[Address]:
 class _Race:
     """Attempts under way, by descriptor."""
 
-    def __init__(self, addresses: list[Address], deadline: float, outgoing: Outgoing) -> None:
+    def __init__(self, addresses: list[Address], deadline: float, outgoing: SocketOptions) -> None:
         self._left = addresses
         self._outgoing = outgoing
         self._deadline = deadline
@@ -303,7 +333,7 @@ class _Race:
         patience = min(left, ATTEMPT_DELAY) if self._left else left
         try:
             answered = self._poll.poll(min(max(1, patience * 1000), POLL_LIMIT_MS))
-        except OSError as error:        # no memory: nobody can be waited for
+        except OSError as error:  # no memory: nobody can be waited for
             self._give_up(error.errno or errno.ENOMEM)
             return None
         for descriptor, _ in answered:
@@ -320,7 +350,7 @@ class _Race:
         sock, _ = self._attempts[descriptor]
         outcome = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
-            if not outcome and sock.getsockname() == sock.getpeername():      # see Dialling
+            if not outcome and sock.getsockname() == sock.getpeername():  # see Dialling
                 outcome = errno.ECONNREFUSED
         except OSError as error:
             outcome = error.errno or errno.ECONNREFUSED

@@ -6,6 +6,7 @@ Sending: neighbours of one length to one destination leave as one message that
 the kernel cuts (UDP_SEGMENT); headers go between them as iovecs, nothing is copied.
 A socket may be sent on from any thread; an Arena belongs to one thread at a time.
 """
+
 from __future__ import annotations
 
 import errno
@@ -14,7 +15,9 @@ import struct
 import sys
 from typing import Callable, Hashable, Sequence
 
-from netproxy.interfaces import Address, Batch, Counter, Log, Run, Span
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Batch, Run, Span
+from netproxy.interfaces.services import Counter, Log
 from netproxy.net.address import from_sockaddr, to_sockaddr
 
 # Linux constants that the socket module of Python 3.10 and 3.11 does not name
@@ -22,26 +25,43 @@ SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 IP_PKTINFO, SO_MEMINFO = 8, 55
 IP_RECVERR, IPV6_RECVERR, MSG_ERRQUEUE = 11, 25, 0x2000
 
-DATAGRAM_LIMIT = 65536      # one receive: UDP's largest, which a train of GRO also keeps to
-SLOTS = 32                  # receives a wake-up takes: more gain nothing, and it is the other flows' turn
-PITCH = DATAGRAM_LIMIT + 192    # between slots: not a power of two, or all slots fall into the same cache sets
-ARENAS_KEPT = 64            # spare arenas held for the next wake-up; they hold only pages that were used
-SEGMENTS_LIMIT = 64         # of one UDP_SEGMENT send: UDP_MAX_SEGMENTS of older kernels
-SEGMENTED_BYTES = 65000     # of one such send: 65,535 less the largest IP and UDP headers
-PLACES = tuple((at,) for at in range(0, SLOTS * PITCH, PITCH))      # where in an arena each receive goes
-_CONTROL = 192              # room for GRO and PKTINFO together
+DATAGRAM_LIMIT = 65536  # one receive: UDP's largest, which a train of GRO also keeps to
+SLOTS = 32  # receives a wake-up takes: more gain nothing, and it is the other flows' turn
+PITCH = (
+    DATAGRAM_LIMIT + 192
+)  # between slots: not a power of two, or all slots fall into the same cache sets
+ARENAS_KEPT = 64  # spare arenas held for the next wake-up; they hold only pages that were used
+SEGMENTS_LIMIT = 64  # of one UDP_SEGMENT send: UDP_MAX_SEGMENTS of older kernels
+SEGMENTED_BYTES = 65000  # of one such send: 65,535 less the largest IP and UDP headers
+PLACES = tuple(
+    (at,) for at in range(0, SLOTS * PITCH, PITCH)
+)  # where in an arena each receive goes
+_CONTROL = 192  # room for GRO and PKTINFO together
 _SEGMENT = struct.Struct("=H")
-_MEMINFO = struct.Struct("=9I")      # SK_MEMINFO_*: the last is the datagrams dropped
-TRIES = 20                  # of a send: each pending ICMP error eats one, and a wake-up may find as many as ERRORS_A_WAKE
+_MEMINFO = struct.Struct("=9I")  # SK_MEMINFO_*: the last is the datagrams dropped
+TRIES = 20  # of a send: each pending ICMP error eats one, and a wake-up may find as many as ERRORS_A_WAKE
 # what such an error looks like; of a send's own errors these are met again by the second try, and then counted
-ICMP_ERRORS = {errno.ECONNREFUSED: TRIES, errno.EHOSTUNREACH: TRIES, errno.ENOPROTOOPT: TRIES, errno.EPROTO: TRIES,
-               errno.ENETUNREACH: 2, errno.EMSGSIZE: 2, errno.EACCES: 2}     # the tries of a send that meets it
-ERRORS_A_WAKE = 16         # pending errors read at one wake-up
+ICMP_ERRORS = {
+    errno.ECONNREFUSED: TRIES,
+    errno.EHOSTUNREACH: TRIES,
+    errno.ENOPROTOOPT: TRIES,
+    errno.EPROTO: TRIES,
+    errno.ENETUNREACH: 2,
+    errno.EMSGSIZE: 2,
+    errno.EACCES: 2,
+}  # the tries of a send that meets it
+ERRORS_A_WAKE = 16  # pending errors read at one wake-up
 
 _DROPS = {
-    errno.EMSGSIZE: "too big", errno.EAGAIN: "send buffer full", errno.ENOBUFS: "send buffer full",
-    errno.ECONNREFUSED: "refused", errno.EPERM: "not permitted", errno.EACCES: "not permitted",
-    errno.ENETUNREACH: "unreachable", errno.EHOSTUNREACH: "unreachable", errno.EBADF: "closed",
+    errno.EMSGSIZE: "too big",
+    errno.EAGAIN: "send buffer full",
+    errno.ENOBUFS: "send buffer full",
+    errno.ECONNREFUSED: "refused",
+    errno.EPERM: "not permitted",
+    errno.EACCES: "not permitted",
+    errno.ENETUNREACH: "unreachable",
+    errno.EHOSTUNREACH: "unreachable",
+    errno.EBADF: "closed",
 }
 
 
@@ -50,7 +70,7 @@ def drop_reason(code: int | None) -> str:
     return _DROPS.get(code or 0, "other")
 
 
-_ICMP_ORIGINS = (2, 3)      # SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
+_ICMP_ORIGINS = (2, 3)  # SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
 _ERROR_MESSAGES = ((socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR))
 
 
@@ -71,11 +91,13 @@ class Arena:
         """`memory`: SLOTS * PITCH bytes; the kernel gives them pages as they are used."""
         self.memory = memory or bytearray(SLOTS * PITCH)
         self.view = memoryview(self.memory)
-        self.slots = [(place, [self.view[place[0]:place[0] + DATAGRAM_LIMIT]]) for place in PLACES]
+        self.slots = [
+            (place, [self.view[place[0] : place[0] + DATAGRAM_LIMIT]]) for place in PLACES
+        ]
 
     def put(self, data: bytes) -> Run:
         """A copy of one datagram at the start of the arena, as a run."""
-        self.view[:len(data)] = data
+        self.view[: len(data)] = data
         return Run([0], len(data), len(data))
 
 
@@ -97,14 +119,14 @@ class ArenaPool:
             self._spare.append(arena)
 
 
-class Pinned:
+class PinnedHeader:
     """Bytes that go before datagrams again and again."""
 
     __slots__ = ("data", "address", "memory")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.address = 0            # of `memory`, once net.vectors has pinned them
+        self.address = 0  # of `memory`, once net.mmsg has pinned them
         self.memory: bytearray | None = None
 
 
@@ -116,16 +138,37 @@ class Destination:
     def __init__(self, sockaddr: tuple, control: list[tuple[int, int, bytes]]) -> None:
         self.sockaddr = sockaddr
         self.control = control
-        self.segment_limit = DATAGRAM_LIMIT     # bytes of a segment that the path there takes: learnt by failing
+        self.segment_limit = (
+            DATAGRAM_LIMIT  # bytes of a segment that the path there takes: learnt by failing
+        )
 
 
 class DatagramSocket:
     """A UDP socket.  Its peers' keys are sockaddrs, with more around them where the local side matters too."""
 
-    __slots__ = ("socket", "address", "closed", "_first", "_keyed", "_tag", "_counter", "_segment_limit", "_overflow", "_log", "passed")
+    __slots__ = (
+        "socket",
+        "address",
+        "closed",
+        "_first",
+        "_keyed",
+        "_tag",
+        "_counter",
+        "_segment_limit",
+        "_overflow",
+        "_log",
+        "activated",
+    )
 
-    def __init__(self, sock: socket.socket, counter: Counter, log: Log, keyed: bool = False, tag: bytes = b"",
-                 trains: bool = True) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        counter: Counter,
+        log: Log,
+        keyed: bool = False,
+        tag: bytes = b"",
+        trains: bool = True,
+    ) -> None:
         """`keyed`: the local address that a datagram came to is part of its peer's key; `tag` as well.
 
         `trains`: send runs as one where the kernel can cut them.
@@ -133,19 +176,23 @@ class DatagramSocket:
         self.socket = sock
         self.address = from_sockaddr(sock.getsockname())
         self.closed = False
-        self.passed = False         # by the service manager (net.passed): who waits looks at `closed` now and then
+        self.activated = (
+            False  # by the service manager (net.passed): who waits looks at `closed` now and then
+        )
         self._first = bytearray(1)
         self._keyed = keyed
         self._tag = tag
         self._counter = counter
         self._log = log
-        self._segment_limit = DATAGRAM_LIMIT if trains and enable(sock, SOL_UDP, UDP_SEGMENT, 0) else 0
+        self._segment_limit = (
+            DATAGRAM_LIMIT if trains and enable(sock, SOL_UDP, UDP_SEGMENT, 0) else 0
+        )
         self._overflow = 0
 
     def wait(self) -> bool:
         """Blocks until there is something to receive; False once shut down."""
         if not self.closed:
-            try:        # a look at the first datagram: waits in one call, and for less than poll() costs
+            try:  # a look at the first datagram: waits in one call, and for less than poll() costs
                 self.socket.recv_into(self._first, 1, socket.MSG_PEEK)
             except OSError:
                 self._read_errors()
@@ -155,12 +202,20 @@ class DatagramSocket:
         """ICMP errors of earlier sends, each with the target it is about.  They end nothing (RFC 4787 REQ-12)."""
         for _ in range(ERRORS_A_WAKE):
             try:
-                _, control, _, target = self.socket.recvmsg(0, _CONTROL, MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+                _, control, _, target = self.socket.recvmsg(
+                    0, _CONTROL, MSG_ERRQUEUE | socket.MSG_DONTWAIT
+                )
             except OSError:
                 return
             # sock_extended_err: the errno, then who found it; what this machine found itself, send() has counted
-            code, origin = next(((int.from_bytes(data[:4], sys.byteorder), data[4]) for level, kind, data in control
-                                 if (level, kind) in _ERROR_MESSAGES), (0, 0))
+            code, origin = next(
+                (
+                    (int.from_bytes(data[:4], sys.byteorder), data[4])
+                    for level, kind, data in control
+                    if (level, kind) in _ERROR_MESSAGES
+                ),
+                (0, 0),
+            )
             if origin not in _ICMP_ORIGINS:
                 continue
             self._counter.count("icmp", drop_reason(code))
@@ -184,12 +239,12 @@ class DatagramSocket:
                 length, control, flags, peer = receive(slot, _CONTROL, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
-            except OSError as error:        # an ICMP error of an earlier send, which wait() counts
+            except OSError as error:  # an ICMP error of an earlier send, which wait() counts
                 errors += 1
                 if self.closed or error.errno == errno.EBADF or errors > ERRORS_A_WAKE:
                     break
                 continue
-            if not peer:                    # shut down
+            if not peer:  # shut down
                 break
             if flags & socket.MSG_TRUNC:
                 self._counter.count("drops", "truncated")
@@ -206,7 +261,7 @@ class DatagramSocket:
         """The sockaddr in a peer's key."""
         return key[0] if self._keyed or self._tag else key
 
-    def back(self, key: Hashable) -> Destination:
+    def reply_destination(self, key: Hashable) -> Destination:
         """Where replies to this peer go: to its sockaddr, from the local address it has used."""
         if not (self._keyed or self._tag):
             return Destination(key, [])
@@ -228,21 +283,25 @@ class DatagramSocket:
             self._send_each(arena, run, offsets, destination)
             return
         # a train cannot end with an empty datagram
-        if segment > min(self._segment_limit, destination.segment_limit) or not (segment and (run.last or run.header)):
+        if segment > min(self._segment_limit, destination.segment_limit) or not (
+            segment and (run.last or run.header)
+        ):
             self._send_each(arena, run, offsets, destination)
             return
         most = max(1, min(SEGMENTS_LIMIT, SEGMENTED_BYTES // segment))
         for first in range(0, len(offsets), most):
-            self._send_segmented(arena, run, offsets[first:first + most], segment, destination)
+            self._send_segmented(arena, run, offsets[first : first + most], segment, destination)
 
-    def _send_segmented(self, arena: Arena, run: Run, offsets: Sequence[int], segment: int, destination: Destination) -> None:
+    def _send_segmented(
+        self, arena: Arena, run: Run, offsets: Sequence[int], segment: int, destination: Destination
+    ) -> None:
         if len(offsets) < 2 or segment > destination.segment_limit or not self._segment_limit:
             self._send_each(arena, run, offsets, destination)
             return
         view, length = arena.view, run.length
-        parts = [view[at:at + length] for at in offsets]
+        parts = [view[at : at + length] for at in offsets]
         if offsets[-1] == run.offsets[-1]:
-            parts[-1] = view[offsets[-1]:offsets[-1] + run.last]
+            parts[-1] = view[offsets[-1] : offsets[-1] + run.last]
         if run.header:
             parts = [part for payload in parts for part in (run.header.data, payload)]
         control = [*destination.control, (SOL_UDP, UDP_SEGMENT, _SEGMENT.pack(segment))]
@@ -250,23 +309,34 @@ class DatagramSocket:
         if outcome:
             self._segmented_failed(arena, run, offsets, (outcome, segment), destination)
 
-    def _segmented_failed(self, arena: Arena, run: Run, offsets: Sequence[int], failure: tuple[int, int],
-                          destination: Destination) -> None:
+    def _segmented_failed(
+        self,
+        arena: Arena,
+        run: Run,
+        offsets: Sequence[int],
+        failure: tuple[int, int],
+        destination: Destination,
+    ) -> None:
         """`failure`: the errno and the segment's length.  What the kernel cannot cut goes singly, now and from now on."""
         outcome, segment = failure
-        if outcome == errno.EIO:            # the device cannot: never again
+        if outcome == errno.EIO:  # the device cannot: never again
             self._segment_limit = 0
-        elif outcome in (errno.EINVAL, errno.EMSGSIZE):     # longer than the path: not segments of that length
+        elif outcome in (
+            errno.EINVAL,
+            errno.EMSGSIZE,
+        ):  # longer than the path: not segments of that length
             destination.segment_limit = min(destination.segment_limit, segment - 1)
         if outcome in (errno.EIO, errno.EINVAL, errno.EMSGSIZE):
             self._send_each(arena, run, offsets, destination)
         else:
             self._counter.count("drops", drop_reason(outcome), len(offsets))
 
-    def _send_each(self, arena: Arena, run: Run, offsets: Sequence[int], destination: Destination) -> None:
+    def _send_each(
+        self, arena: Arena, run: Run, offsets: Sequence[int], destination: Destination
+    ) -> None:
         view = arena.view
         for at in offsets:
-            payload = view[at:at + (run.last if at == run.offsets[-1] else run.length)]
+            payload = view[at : at + (run.last if at == run.offsets[-1] else run.length)]
             parts = [run.header.data, payload] if run.header else [payload]
             outcome = self._send_message(parts, destination.control, destination.sockaddr)
             if outcome:
@@ -293,21 +363,23 @@ class DatagramSocket:
         try:
             raw = self.socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size)
         except OSError:
-            return      # an older kernel, or closed
+            return  # an older kernel, or closed
         total = _MEMINFO.unpack(raw)[-1] if len(raw) == _MEMINFO.size else 0
         if total != self._overflow:
-            self._counter.count("drops", "receive buffer full", (total - self._overflow) % (1 << 32))
+            self._counter.count(
+                "drops", "receive buffer full", (total - self._overflow) % (1 << 32)
+            )
             self._overflow = total
 
     def shutdown(self) -> None:
         """Ends wait() and receive() for good; the descriptor stays until close()."""
         self.closed = True
-        if self.passed:
+        if self.activated:
             return
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass        # ENOTCONN, though it has woken the reader
+            pass  # ENOTCONN, though it has woken the reader
 
     def close(self) -> None:
         self.closed = True

@@ -5,6 +5,7 @@ arena and find the frames where they lie; a train of equal ones is found at a gl
 Writes join a run into one; what the stream does not take waits in a small queue, and
 beyond that datagrams are dropped and counted: old ones are worth less than new.
 """
+
 from __future__ import annotations
 
 import select
@@ -14,21 +15,28 @@ import time
 from typing import Any, Callable, Hashable, Protocol
 
 from netproxy.errors import DialError, ProtocolError, Reason, StreamError
-from netproxy.interfaces import Address, Batch, Counter, Flow, Run, Span
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Batch, Run, Span
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.services import Counter
 from netproxy.net.address import Sources
 from netproxy.net.stream import Stream
 
-QUEUE_LIMIT = 1 << 16       # bytes that wait for the stream, and the rest of a frame: with a thousand slow clients 64 MiB
-ROOM = 1 << 19              # bytes taken from the stream at a time: an arena holds four times that
-NOTSENT_LIMIT = 1 << 18     # bytes the kernel may hold that are not on their way: more is delay, not speed
-REST_SECONDS = 2.0          # a connection that ends sooner is not replaced before that
-PAUSE = 0.1                 # seconds until the kernel may have memory again
-FLUSH_SECONDS = 1.0         # between two looks of a sender that waits at whether the stream still lives
-TCP_NOTSENT_LOWAT = 25      # Linux, not named by the socket module of Python 3.10 and 3.11
+QUEUE_LIMIT = (
+    1 << 16
+)  # bytes that wait for the stream, and the rest of a frame: with a thousand slow clients 64 MiB
+ROOM = 1 << 19  # bytes taken from the stream at a time: an arena holds four times that
+NOTSENT_LIMIT = (
+    1 << 18
+)  # bytes the kernel may hold that are not on their way: more is delay, not speed
+REST_SECONDS = 2.0  # a connection that ends sooner is not replaced before that
+PAUSE = 0.1  # seconds until the kernel may have memory again
+FLUSH_SECONDS = 1.0  # between two looks of a sender that waits at whether the stream still lives
+TCP_NOTSENT_LOWAT = 25  # Linux, not named by the socket module of Python 3.10 and 3.11
 
 
 class Framing(Protocol):
-    payload_limit: int      # bytes
+    payload_limit: int  # bytes
 
     def find(self, memory: bytearray, start: int, end: int) -> tuple[int, int, bytes | None] | None:
         """The frame at `start` of what is there up to `end`: where its payload begins, where it ends, its raw address.
@@ -61,14 +69,18 @@ class FramedSocket:
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             except OSError:
-                pass            # a unix socket, or gone: the first read tells
+                pass  # a unix socket, or gone: the first read tells
         self._framing = framing
         self._counter = counter
-        self._lock = threading.Lock()       # guards _queue, and all calls of a socket that is no plain one
+        self._lock = (
+            threading.Lock()
+        )  # guards _queue, and all calls of a socket that is no plain one
         self._queue = bytearray()
-        self.fresh = True           # nothing was received yet: what was read ahead no look at the socket tells of
-        self._skip = 0              # bytes to come of a frame that is nothing for us
-        self.ended = False          # nothing will come any more
+        self.fresh = (
+            True  # nothing was received yet: what was read ahead no look at the socket tells of
+        )
+        self._skip = 0  # bytes to come of a frame that is nothing for us
+        self.ended = False  # nothing will come any more
         self.closed = False
 
     # -- receiving
@@ -82,8 +94,10 @@ class FramedSocket:
         self._tail = b""
         try:
             with self._lock:
-                count = self._socket.recv_into(arena.view[kept:kept + ROOM])
-            self.ended = not count or getattr(self._socket, "over", False)      # TLS knows its end before its socket does
+                count = self._socket.recv_into(arena.view[kept : kept + ROOM])
+            self.ended = not count or getattr(
+                self._socket, "over", False
+            )  # TLS knows its end before its socket does
         except BlockingIOError:
             count = 0
         except OSError:
@@ -92,8 +106,8 @@ class FramedSocket:
             rest = self._cut(arena, kept + count, spans)
         except ProtocolError:
             self._counter.count("drops", "malformed")
-            self.ended, rest = True, kept + count       # nobody knows where the next one begins
-        self._tail = bytes(arena.view[rest:kept + count])
+            self.ended, rest = True, kept + count  # nobody knows where the next one begins
+        self._tail = bytes(arena.view[rest : kept + count])
         if self.ended and (self._tail or self._skip):
             self._counter.count("drops", "cut off")
         return Batch(arena, [] if self.closed else spans)
@@ -117,13 +131,20 @@ class FramedSocket:
             if count == 1:
                 spans.append(((payload,), length, length, address))
             else:
-                spans.append((range(payload, payload + (count - 1) * stride + 1, stride), length, length, address))
+                spans.append(
+                    (
+                        range(payload, payload + (count - 1) * stride + 1, stride),
+                        length,
+                        length,
+                        address,
+                    )
+                )
             at += count * stride
         return at
 
     # -- sending
 
-    def back(self, peer: Hashable) -> None:
+    def reply_destination(self, peer: Hashable) -> None:
         """As net.datagram.DatagramSocket's: answers go where the stream goes."""
 
     def send(self, arena: Any, run: Run, destination: None) -> None:
@@ -138,10 +159,12 @@ class FramedSocket:
             return
         prefix = self._framing.prefix(address, len(before) + length) + before
         parts: list[Any] = [prefix] * (2 * len(offsets))
-        parts[1::2] = [view[at:at + length] for at in offsets]
+        parts[1::2] = [view[at : at + length] for at in offsets]
         if run.last != length:
-            parts[-2:] = (self._framing.prefix(address, len(before) + run.last) + before,
-                          view[offsets[-1]:offsets[-1] + run.last])
+            parts[-2:] = (
+                self._framing.prefix(address, len(before) + run.last) + before,
+                view[offsets[-1] : offsets[-1] + run.last],
+            )
         data, frame = b"".join(parts), len(prefix) + length
         with self._lock:
             if self.closed:
@@ -149,11 +172,13 @@ class FramedSocket:
                 return
             waiting = bool(self._queue)
             sent = 0 if waiting else self._write(data)
-            kept = -(-sent // frame)        # those begun are finished, and others wait as far as there is room
+            kept = -(
+                -sent // frame
+            )  # those begun are finished, and others wait as far as there is room
             kept = max(kept, min(len(offsets), (sent + QUEUE_LIMIT - len(self._queue)) // frame))
             if kept < len(offsets):
                 self._counter.count("drops", "stream full", len(offsets) - kept)
-            self._queue += data[sent:kept * frame]
+            self._queue += data[sent : kept * frame]
             congested = not waiting and bool(self._queue)
         if congested:
             self._watch()
@@ -169,7 +194,7 @@ class FramedSocket:
         """Writes what waits; whether nothing is left."""
         with self._lock:
             if self._queue and not self.closed:
-                del self._queue[:self._write(self._queue)]
+                del self._queue[: self._write(self._queue)]
             return not self._queue
 
     def _watch(self) -> None:
@@ -183,7 +208,7 @@ class FramedSocket:
         try:
             poll.register(self._socket.fileno(), select.POLLOUT)
         except ValueError:
-            return          # just closed
+            return  # just closed
         while not (self.closed or given_up() or self.flush()):
             _patiently(lambda: poll.poll(FLUSH_SECONDS * 1000))
 
@@ -195,7 +220,7 @@ class FramedSocket:
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass        # it has just ended
+            pass  # it has just ended
 
     def close(self) -> None:
         self.closed = True
@@ -225,7 +250,9 @@ class FramedConn(FramedSocket):
             self._events.register(self._socket.fileno(), select.EPOLLIN)
         except (OSError, ValueError, StreamError) as error:
             stream.close()
-            raise DialError(Reason.GENERAL, said=getattr(error, "strerror", None) or str(error)) from error
+            raise DialError(
+                Reason.GENERAL, said=getattr(error, "strerror", None) or str(error)
+            ) from error
         self._opened = time.monotonic()
         self._gone = threading.Event()
         self._sources = Sources(framing.parse)
@@ -262,14 +289,14 @@ class FramedConn(FramedSocket):
         known: list[Span] = []
         for span in super().receive(arena).spans:
             try:
-                self._sources.learn(span[3], known)     # type: ignore[arg-type]
+                self._sources.learn(span[3], known)  # type: ignore[arg-type]
                 known.append(span)
             except ProtocolError:
                 self._counter.count("drops", "malformed", len(span[0]))
         return Batch(arena, known)
 
     def source(self, peer: Hashable) -> Address:
-        return self._sources[peer]      # type: ignore[index]
+        return self._sources[peer]  # type: ignore[index]
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -284,7 +311,9 @@ class FramedConn(FramedSocket):
         """Lets the reader wait for room as well, while something waits for it."""
         with self._lock:
             if not self.closed:
-                self._events.modify(self._socket.fileno(), select.EPOLLIN | (select.EPOLLOUT if self._queue else 0))
+                self._events.modify(
+                    self._socket.fileno(), select.EPOLLIN | (select.EPOLLOUT if self._queue else 0)
+                )
 
 
 def _patiently(poll: Callable[[], list[tuple[int, int]]]) -> list[tuple[int, int]]:
@@ -299,10 +328,10 @@ def _patiently(poll: Callable[[], list[tuple[int, int]]]) -> list[tuple[int, int
 def _repeats(memory: bytearray, at: int, header: int, stride: int, end: int) -> int:
     """How many frames behind the one at `at` have its very header, and so its length."""
     room = (end - at) // stride - 1
-    if room <= 0 or memory[at + stride:at + stride + header] != memory[at:at + header]:
+    if room <= 0 or memory[at + stride : at + stride + header] != memory[at : at + header]:
         return 0
     for column in range(at, at + header):
         # the bytes at one place of all headers: as many as begin it equal go on
-        values = memory[column + stride:column + stride * (room + 1):stride]
-        room = min(room, len(values) - len(values.lstrip(memory[column:column + 1])))
+        values = memory[column + stride : column + stride * (room + 1) : stride]
+        room = min(room, len(values) - len(values.lstrip(memory[column : column + 1])))
     return room

@@ -4,6 +4,7 @@ One thread at a time.  Every call that waits obeys one deadline for the whole
 of what goes on (a handshake, a head), not one for each read.  What is there is
 taken without waiting; only where nothing is, poll(2) waits.
 """
+
 from __future__ import annotations
 
 import errno
@@ -14,41 +15,64 @@ import struct
 import time
 from typing import Any, Callable
 
-from netproxy.errors import DeadlineError, EndOfStream, LimitError, NetProxyError, StreamError, Unready
-from netproxy.interfaces import Address, Pause
-from netproxy.net import calls
+from netproxy.errors import (
+    DeadlineError,
+    EndOfStream,
+    LimitError,
+    NetProxyError,
+    StreamError,
+    Unready,
+)
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Wait
+from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr
 
-RECEIVE = 16384             # bytes asked of the kernel at a time while a protocol is read
-AGAIN_LIMIT = 2048          # bytes that an attempt may read over again: a client that drips costs whoever waits for everybody no more
-LINGER_BYTES = 65536        # read and dropped after a refusal, so that the client gets to see it (RFC 9112 section 9.6)
-LINGER_SECONDS = 2.0        # and for so long at the most
-_RESET = struct.pack("@ii", 1, 0)      # SO_LINGER on, no time: close() sends RST
-_LAST_SENT, _LAST_RECEIVED, _TCP_INFO = 44, 52, 104     # struct tcp_info: milliseconds since data went or came, and its length then
+RECEIVE = 16384  # bytes asked of the kernel at a time while a protocol is read
+AGAIN_LIMIT = 2048  # bytes that an attempt may read over again: a client that drips costs whoever waits for everybody no more
+LINGER_BYTES = 65536  # read and dropped after a refusal, so that the client gets to see it (RFC 9112 section 9.6)
+LINGER_SECONDS = 2.0  # and for so long at the most
+_RESET = struct.pack("@ii", 1, 0)  # SO_LINGER on, no time: close() sends RST
+_LAST_SENT, _LAST_RECEIVED, _TCP_INFO = (
+    44,
+    52,
+    104,
+)  # struct tcp_info: milliseconds since data went or came, and its length then
 
-GoOn = Callable[[], "Pause | None"]     # what a connection does next
+GoOn = Callable[[], "Wait | None"]  # what a connection does next
 
 
 class Stream:
     """A connected socket and its unread bytes."""
 
-    __slots__ = ("socket", "_unread", "_hasty", "_deadline", "_pace", "_calls", "welcomed", "_closing")
+    __slots__ = (
+        "socket",
+        "_unread",
+        "_hasty",
+        "_deadline",
+        "_pace",
+        "_calls",
+        "welcomed",
+        "_closing",
+    )
 
-    def __init__(self, sock: socket.socket, unread: bytes = b"", limited: float | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, unread: bytes = b"", limited: float | None = None
+    ) -> None:
         """`limited`: as limit()."""
         self.socket = sock
         self._unread = unread
-        self._hasty = False         # an attempt is under way: nothing is waited for
+        self._hasty = False  # an attempt is under way: nothing is waited for
         self._deadline = None if limited is None else time.monotonic() + limited
         self._pace: float | None = None
-        self._calls: Any = calls    # how its socket is read and written
+        self._calls: Any = syscalls  # how its socket is read and written
         self.welcomed = False
         self._closing: tuple[Callable[[], None], ...] = ()
 
     @property
     def plain(self) -> bool:
         """Whether what its peer sends is what the socket holds: nothing is encrypted."""
-        return self._calls is calls
+        return self._calls is syscalls
 
     @property
     def how(self) -> Any:
@@ -64,7 +88,7 @@ class Stream:
         """`other` goes on with its socket and what was read ahead; this one is only closed afterwards, and closes nothing."""
         other.become(self.socket, self._calls)
         other._unread, self._unread = self._unread, b""
-        self.become(_Nothing(), calls)      # type: ignore[arg-type]
+        self.become(_Nothing(), syscalls)  # type: ignore[arg-type]
 
     def welcome(self) -> None:
         """The client has said what it wants and may have it: from here on it is not dropped to make room for others."""
@@ -80,7 +104,7 @@ class Stream:
         self._deadline = None
         self._pace = seconds
 
-    def hastily(self, go_on: GoOn) -> Pause | None:
+    def hastily(self, go_on: GoOn) -> Wait | None:
         """Goes on by `go_on`, which never waits: Unready or StreamError where it would have to."""
         self._hasty = True
         try:
@@ -88,7 +112,7 @@ class Stream:
         finally:
             self._hasty = False
 
-    def attempt(self, go_on: GoOn, otherwise: GoOn, again: int = 0) -> Pause | None:
+    def attempt(self, go_on: GoOn, otherwise: GoOn, again: int = 0) -> Wait | None:
         """Goes on by `go_on`, which never waits, once what it reads has come; where it cannot, by `otherwise`, on a thread.
 
         `go_on` begins anew, at the same byte, each time that more has come: whatever it does but read it does after that.
@@ -109,19 +133,26 @@ class Stream:
             self._unread = before
         return self._on_a_thread(otherwise)
 
-    def _on_a_thread(self, otherwise: GoOn) -> Pause:
-        def resume(ready: bool) -> Pause | None:
-            if not self.open:       # there is none: whatever has been read leads nowhere
+    def _on_a_thread(self, otherwise: GoOn) -> Wait:
+        def resume(ready: bool) -> Wait | None:
+            if not self.open:  # there is none: whatever has been read leads nowhere
                 raise StreamError("nobody could go on with it")
             return otherwise()
-        return Pause((), None, resume)
 
-    def _until_readable(self, go_on: GoOn, otherwise: GoOn, again: int) -> Pause:
-        def step(descriptor: int, events: int) -> Pause | None:
-            return self.attempt(go_on, otherwise, again) if self.read_ahead() else self._on_a_thread(otherwise)
+        return Wait((), None, resume)
+
+    def _until_readable(self, go_on: GoOn, otherwise: GoOn, again: int) -> Wait:
+        def step(descriptor: int, events: int) -> Wait | None:
+            return (
+                self.attempt(go_on, otherwise, again)
+                if self.read_ahead()
+                else self._on_a_thread(otherwise)
+            )
 
         left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        return Pause(((self.socket, select.POLLIN),), left, self._on_a_thread(otherwise).resume, step=step)
+        return Wait(
+            ((self.socket, select.POLLIN),), left, self._on_a_thread(otherwise).resume, step=step
+        )
 
     def peek(self) -> int:
         """The value of the next byte, left unread; EndOfStream where there is none."""
@@ -132,7 +163,9 @@ class Stream:
     def read_exactly(self, count: int) -> bytes:
         while len(self._unread) < count:
             if not self._fill():
-                raise EndOfStream(f"closed after {len(self._unread)} of {count} bytes", partial=bool(self._unread))
+                raise EndOfStream(
+                    f"closed after {len(self._unread)} of {count} bytes", partial=bool(self._unread)
+                )
         data, self._unread = self._unread[:count], self._unread[count:]
         return data
 
@@ -189,12 +222,14 @@ class Stream:
         sent = self._send(data)
         if sent == len(data):
             return
-        if self._hasty:     # its socket has room for the few bytes of a handshake, or is none to wait for
+        if (
+            self._hasty
+        ):  # its socket has room for the few bytes of a handshake, or is none to wait for
             raise StreamError("takes nothing")
         view = memoryview(data)[sent:]
         while view:
             self.wait(select.POLLOUT)
-            view = view[self._send(view):]
+            view = view[self._send(view) :]
 
     def write_some(self, data: bytes) -> int:
         """As many bytes of `data` as go without waiting; StreamError."""
@@ -209,14 +244,14 @@ class Stream:
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass        # it has just ended
+            pass  # it has just ended
 
     def shutdown_write(self) -> None:
         """The peer sees the end of the stream; reading goes on."""
         try:
             self._calls.shutdown(self.socket, socket.SHUT_WR)
         except OSError:
-            pass        # the peer was faster
+            pass  # the peer was faster
 
     def detach(self) -> tuple[socket.socket, bytes]:
         """The socket, which does not block any more, and the unread bytes; the stream is only closed afterwards."""
@@ -230,7 +265,7 @@ class Stream:
 
     def local_address(self) -> Address:
         try:
-            return from_sockaddr(calls.local_sockaddr(self.socket))
+            return from_sockaddr(syscalls.local_sockaddr(self.socket))
         except OSError as error:
             raise StreamError(error.strerror or "not connected") from error
 
@@ -248,7 +283,9 @@ class Stream:
             return 0.0
         if len(told) < _TCP_INFO:
             return 0.0
-        return min(struct.unpack_from("@I", told, at)[0] for at in (_LAST_SENT, _LAST_RECEIVED)) / 1000
+        return (
+            min(struct.unpack_from("@I", told, at)[0] for at in (_LAST_SENT, _LAST_RECEIVED)) / 1000
+        )
 
     @property
     def open(self) -> bool:
@@ -301,12 +338,14 @@ class Stream:
         seconds = self._pace
         if self._deadline is not None:
             seconds = self._deadline - time.monotonic()
-            if seconds <= 0:        # though something may be there: a peer that drips must not go on for ever
+            if (
+                seconds <= 0
+            ):  # though something may be there: a peer that drips must not go on for ever
                 raise DeadlineError("out of time")
         poll = select.poll()
         try:
             poll.register(self.socket, events)
-        except ValueError as error:         # closed meanwhile
+        except ValueError as error:  # closed meanwhile
             raise StreamError("the socket is gone") from error
         if not poll_streams(poll, seconds):
             raise DeadlineError("out of time")
@@ -346,6 +385,8 @@ class _Nothing:
 def poll_streams(poll: Any, seconds: float | None) -> list[tuple[int, int]]:
     """Descriptors and their events within `seconds`, None for ever; StreamError where the kernel has no memory for it."""
     try:
-        return poll.poll(None if seconds is None else min(seconds * 1000 + 1, calls.POLL_LIMIT_MS))
+        return poll.poll(
+            None if seconds is None else min(seconds * 1000 + 1, syscalls.POLL_LIMIT_MS)
+        )
     except OSError as error:
         raise StreamError(error.strerror or "cannot wait") from error

@@ -5,6 +5,7 @@ the connection's own thread under its own deadline, never where connections are 
 OpenSSL works on memory, not on the socket: its own half-close would read, and lose, what
 the peer is sending, and an end without its alert would keep it from writing.
 """
+
 from __future__ import annotations
 
 import select
@@ -15,15 +16,15 @@ import time
 from typing import Any
 
 from netproxy.errors import ProtocolError, StreamError
-from netproxy.net import calls
-from netproxy.net.calls import ROOM
+from netproxy.net import syscalls
+from netproxy.net.syscalls import ROOM
 from netproxy.net.stream import Stream
 
-RECORD = 16_709             # bytes of the longest record, RFC 8446 section 5.2 and what older versions add
+RECORD = 16_709  # bytes of the longest record, RFC 8446 section 5.2 and what older versions add
 # Bytes taken from the socket at a time: with a record that is not whole yet, less than ROOM.
 PULL = ROOM - RECORD - 1024
-PUSH = ROOM                 # bytes encrypted at a time
-SESSION_SECONDS = 3600.0    # that a session spares a look at the certificate, whatever the server allows: some say days
+PUSH = ROOM  # bytes encrypted at a time
+SESSION_SECONDS = 3600.0  # that a session spares a look at the certificate, whatever the server allows: some say days
 
 
 class TlsSocket:
@@ -33,8 +34,14 @@ class TlsSocket:
     with their number.
     """
 
-    def __init__(self, sock: Any, how: Any, context: ssl.SSLContext, server_name: str | None = None,
-                 session: ssl.SSLSession | None = None) -> None:
+    def __init__(
+        self,
+        sock: Any,
+        how: Any,
+        context: ssl.SSLContext,
+        server_name: str | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> None:
         """`how` a Stream reads and writes `sock`; `server_name`: who is called, None where a client has called us.
 
         `session` of an earlier connection, which makes the handshake shorter where the server has kept its part.
@@ -45,13 +52,18 @@ class TlsSocket:
         if isinstance(sock, TlsSocket):
             sock.narrow()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_name is None,
-                                     server_hostname=server_name, session=session)
+        self._tls = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=server_name is None,
+            server_hostname=server_name,
+            session=session,
+        )
         self._unsent = memoryview(b"")
-        self._owed = 0              # bytes encrypted, whose number no send has told yet
-        self._lock = threading.Lock()   # guards all of it: one thread may read while another writes, and OpenSSL allows that to none
-        self._told = False          # that nothing more will come from here
-        self.over = False           # the peer has told so, and all it sent was read: its socket need not say any more
+        self._owed = 0  # bytes encrypted, whose number no send has told yet
+        self._lock = threading.Lock()  # guards all of it: one thread may read while another writes, and OpenSSL allows that to none
+        self._told = False  # that nothing more will come from here
+        self.over = False  # the peer has told so, and all it sent was read: its socket need not say any more
         self.fileno, self.detach, self.gettimeout = sock.fileno, sock.detach, sock.gettimeout
         self.setsockopt, self.getsockopt = sock.setsockopt, sock.getsockopt
         self.getsockname, self.getpeername = sock.getsockname, sock.getpeername
@@ -84,7 +96,7 @@ class TlsSocket:
                 else:
                     self._incoming.write_eof()
             except ssl.SSLError:
-                self._push()        # the alert that says why
+                self._push()  # the alert that says why
                 raise
             else:
                 self._push()
@@ -102,7 +114,7 @@ class TlsSocket:
             if found is None:
                 raise BlockingIOError
             if not found:
-                return 0            # with or without its alert
+                return 0  # with or without its alert
             self._incoming.write(found)
             total = self._read(buffer)
             if total < 0:
@@ -132,7 +144,7 @@ class TlsSocket:
             try:
                 self._tls.unwrap()
             except (ssl.SSLError, ValueError):
-                pass        # it would wait for the peer's own end, which need not come now
+                pass  # it would wait for the peer's own end, which need not come now
         if not self._push():
             raise BlockingIOError
 
@@ -144,7 +156,9 @@ class TlsSocket:
         """Bytes in clear, 0 for none yet, -1 at the peer's alert that there will be no more."""
         total = 0
         # where nothing is left it would only raise, which takes time; but having told our end may have taken in the peer's
-        while total < len(buffer) and (self._incoming.pending or self._tls.pending() or self._told or self.over):
+        while total < len(buffer) and (
+            self._incoming.pending or self._tls.pending() or self._told or self.over
+        ):
             try:
                 count = self._tls.read(len(buffer) - total, buffer[total:])
             except ssl.SSLWantReadError:
@@ -176,9 +190,9 @@ class _Calls:
     @staticmethod
     def receive(sock: TlsSocket, limit: int) -> memoryview | None:
         """More than `limit` where more is there: what stays here the socket does not tell of."""
-        view = calls.thread_clear().view
+        view = syscalls.thread_clear().view
         try:
-            return view[:sock.recv_into(view)]
+            return view[: sock.recv_into(view)]
         except BlockingIOError:
             return None
 
@@ -197,7 +211,7 @@ class _Calls:
         except BlockingIOError:
             sock.abandon()
 
-    close = staticmethod(calls.close)
+    close = staticmethod(syscalls.close)
 
 
 def server_context(certificate: str, key: str, client_ca: str = "") -> ssl.SSLContext:
@@ -219,7 +233,9 @@ def accept(stream: Stream, context: ssl.SSLContext) -> None:
     _shake_hands(stream, context, None)
 
 
-def client_context(ca: str = "", certificate: str = "", key: str = "", insecure: bool = False) -> ssl.SSLContext:
+def client_context(
+    ca: str = "", certificate: str = "", key: str = "", insecure: bool = False
+) -> ssl.SSLContext:
     """Who is believed, and what is shown.  `ca`: a file of authorities in place of the system's; ValueError names the file.
 
     `insecure`: whoever answers is believed.
@@ -254,7 +270,7 @@ class Acquaintance:
         self._context = context
         self._server_name = server_name
         self._session: ssl.SSLSession | None = None
-        self._until = 0.0           # monotonic; that a session is used
+        self._until = 0.0  # monotonic; that a session is used
 
     def connect(self, stream: Stream) -> None:
         session = self._session if time.monotonic() < self._until else None
@@ -262,12 +278,17 @@ class Acquaintance:
 
     def remember(self, stream: Stream) -> None:
         """A connection of connect()'s on which the server has spoken."""
-        fresh = stream.socket.fresh_session()       # type: ignore[attr-defined]
+        fresh = stream.socket.fresh_session()  # type: ignore[attr-defined]
         if fresh is not None:
             self._session, self._until = fresh, time.monotonic() + SESSION_SECONDS
 
 
-def _shake_hands(stream: Stream, context: ssl.SSLContext, server_name: str | None, session: ssl.SSLSession | None = None) -> None:
+def _shake_hands(
+    stream: Stream,
+    context: ssl.SSLContext,
+    server_name: str | None,
+    session: ssl.SSLSession | None = None,
+) -> None:
     how = stream.how
     sock, unread = stream.detach()
     if unread:
@@ -287,7 +308,9 @@ def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
     try:
         context.load_cert_chain(certificate, key or None, password=_no_password)
     except (OSError, ssl.SSLError, ValueError) as error:
-        raise ValueError(f"cannot use {certificate} with {key or certificate}: {_why(error)}") from error
+        raise ValueError(
+            f"cannot use {certificate} with {key or certificate}: {_why(error)}"
+        ) from error
 
 
 def _no_password() -> str:
@@ -295,4 +318,9 @@ def _no_password() -> str:
 
 
 def _why(error: BaseException) -> str:
-    return getattr(error, "verify_message", None) or getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+    return (
+        getattr(error, "verify_message", None)
+        or getattr(error, "reason", None)
+        or getattr(error, "strerror", None)
+        or str(error)
+    )

@@ -4,6 +4,7 @@ The Observer of all handlers: it hands each record on to the log.  A flow costs 
 entries in a dictionary and nothing for what it carries: its bytes are asked for
 when somebody wants to know, and added up at its end.  Any thread.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -12,13 +13,19 @@ import time
 from collections import deque
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
-from netproxy.interfaces import Live, Moved, Record
+from netproxy.interfaces.flows import LiveFlow, Record, Traffic
 from netproxy.observe.metrics import Histogram
 
-DIAL_BOUNDS = (0.01, 0.05, 0.25, 1.0, 5.0)      # seconds: this network, this continent, far away, trouble, almost given up
-TOTALS_LIMIT = 512          # keys of totals: after many reloads with other names the rest is called OTHER
+DIAL_BOUNDS = (
+    0.01,
+    0.05,
+    0.25,
+    1.0,
+    5.0,
+)  # seconds: this network, this continent, far away, trouble, almost given up
+TOTALS_LIMIT = 512  # keys of totals: after many reloads with other names the rest is called OTHER
 OTHER = "other"
-FAILURES = 20               # remembered
+FAILURES = 20  # remembered
 
 
 class Key(NamedTuple):
@@ -26,21 +33,21 @@ class Key(NamedTuple):
 
     network: str
     listener: str
-    way: str
+    upstream: str
 
 
 class Total(NamedTuple):
-    flows: int              # that have begun
+    flows: int  # that have begun
     live: int
-    moved: Moved
+    traffic: Traffic
 
 
 class Failure(NamedTuple):
     """A flow that never lived."""
 
-    at: float               # seconds since the epoch
+    at: float  # seconds since the epoch
     target: str
-    way: str
+    upstream: str
     why: str
 
 
@@ -49,13 +56,13 @@ class Flows:
         """`finished` gets each record after its flow has been added up."""
         self._finished = finished
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()       # guards all below
-        self._live: dict[int, Live] = {}
-        self._ended: dict[Key, list[int]] = {}      # flows, and the four of Moved
+        self._lock = threading.Lock()  # guards all below
+        self._live: dict[int, LiveFlow] = {}
+        self._ended: dict[Key, list[int]] = {}  # flows, and the four of Moved
         self._dials: dict[str, Histogram] = {}
         self._failures: deque[Failure] = deque(maxlen=FAILURES)
 
-    def began(self, live: Live, dialled: float | None = None) -> None:
+    def began(self, live: LiveFlow, dialled: float | None = None) -> None:
         live.number = next(self._numbers)
         with self._lock:
             self._live[live.number] = live
@@ -65,13 +72,22 @@ class Flows:
     def finished(self, record: Record) -> None:
         with self._lock:
             if self._live.pop(record.number, None) is None:
-                self._failures.append(Failure(time.time(), str(record.flow.target), record.way, record.ended))
+                self._failures.append(
+                    Failure(time.time(), str(record.flow.target), record.upstream, record.ended)
+                )
             else:
-                key = Key(record.flow.network, record.flow.listener, record.way)
+                key = Key(record.flow.network, record.flow.listener, record.upstream)
                 sums = self._sums(key)
                 sums[0] += 1
                 for at, amount in enumerate(
-                        (record.sent, record.received, record.datagrams_sent, record.datagrams_received), 1):
+                    (
+                        record.sent,
+                        record.received,
+                        record.datagrams_sent,
+                        record.datagrams_received,
+                    ),
+                    1,
+                ):
                     sums[at] += amount
         self._finished(record)
 
@@ -80,7 +96,7 @@ class Flows:
     def __len__(self) -> int:
         return len(self._live)
 
-    def live(self) -> list[Live]:
+    def live(self) -> list[LiveFlow]:
         """Oldest first."""
         with self._lock:
             return list(self._live.values())
@@ -89,13 +105,19 @@ class Flows:
         """What has passed, of the flows that live too.  Never less than it was before."""
         with self._lock:
             live = list(self._live.values())
-            found = {key: Total(sums[0], 0, Moved(*sums[1:])) for key, sums in self._ended.items()}
+            found = {
+                key: Total(sums[0], 0, Traffic(*sums[1:])) for key, sums in self._ended.items()
+            }
         for one in live:
             key = Key(one.flow.network, one.flow.listener, one.dialer.name)
             if key not in found and len(found) >= TOTALS_LIMIT:
                 key = _other(key)
-            total = found.get(key) or Total(0, 0, Moved(0, 0))
-            found[key] = Total(total.flows + 1, total.live + 1, Moved(*map(sum, zip(total.moved, one.moved()))))
+            total = found.get(key) or Total(0, 0, Traffic(0, 0))
+            found[key] = Total(
+                total.flows + 1,
+                total.live + 1,
+                Traffic(*map(sum, zip(total.traffic, one.traffic()))),
+            )
         return found
 
     def dials(self) -> dict[str, Histogram]:
@@ -110,7 +132,7 @@ class Flows:
 
     # -- ending
 
-    def kill(self, wanted: Callable[[Live], bool]) -> int:
+    def kill(self, wanted: Callable[[LiveFlow], bool]) -> int:
         """Ends the flows that are wanted; how many."""
         found = [one for one in self.live() if wanted(one)]
         for one in found:
@@ -134,7 +156,7 @@ class Flows:
         return self._dials[way]
 
 
-class Witnesses:
+class ObserverGroup:
     """The Observer of a configuration's handlers: the flows, and others who want their records."""
 
     def __init__(self, flows: Flows, others: Sequence[Any]) -> None:
@@ -148,11 +170,23 @@ class Witnesses:
             other.finished(record)
 
 
-def described(lives: Iterable[Live], now: float) -> list[dict[str, Any]]:
+def describe_flows(lives: Iterable[LiveFlow], now: float) -> list[dict[str, Any]]:
     """Flows as netproxyctl and the status page get them; `now` is monotonic."""
-    return [{"id": one.number, "network": one.flow.network, "listener": one.flow.listener, "client": str(one.flow.client),
-             "user": one.flow.user, "target": str(one.flow.target), "way": one.dialer.name, "age": round(now - one.started, 3),
-             "idle": round(min(one.idle(), now - one.started), 3), **one.moved()._asdict()} for one in lives]
+    return [
+        {
+            "id": one.number,
+            "network": one.flow.network,
+            "listener": one.flow.listener,
+            "client": str(one.flow.client),
+            "user": one.flow.user,
+            "target": str(one.flow.target),
+            "upstream": one.dialer.name,
+            "age": round(now - one.started, 3),
+            "idle": round(min(one.idle(), now - one.started), 3),
+            **one.traffic()._asdict(),
+        }
+        for one in lives
+    ]
 
 
 def _other(key: Key) -> Key:

@@ -6,6 +6,7 @@ that cannot be written to costs the record, never the service.  What is left out
 because it repeats itself is said as a number.  Any thread may log; the janitor
 asks each second for numbers that are due.
 """
+
 from __future__ import annotations
 
 import os
@@ -16,18 +17,18 @@ import time
 from collections import deque
 from typing import Callable, Hashable, NamedTuple, Sequence
 
-from netproxy.interfaces import Record
+from netproxy.interfaces.flows import Record
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
 _NAMES = {value: name for name, value in LEVELS.items()}
-_PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}     # sd-daemon(3)
-LIMITED_SECONDS = 60.0      # between two records of the same key
-LIMITED_KEYS = 1024         # remembered: keys may hold what strangers chose
-RECENT = 20                 # warnings and errors remembered for the status page
+_PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}  # sd-daemon(3)
+LIMITED_SECONDS = 60.0  # between two records of the same key
+LIMITED_KEYS = 1024  # remembered: keys may hold what strangers chose
+RECENT = 20  # warnings and errors remembered for the status page
 # C0, DEL, C1, the line separators of Unicode, and lone surrogates
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_SIMPLE = re.compile(r"[!#-~]+\Z")      # printable ASCII without blank and quotation mark
+_SIMPLE = re.compile(r"[!#-~]+\Z")  # printable ASCII without blank and quotation mark
 
 
 def escape(text: str) -> str:
@@ -38,7 +39,7 @@ def escape(text: str) -> str:
 class Notice(NamedTuple):
     """A warning or an error, as it was written."""
 
-    at: float               # seconds since the epoch
+    at: float  # seconds since the epoch
     level: str
     text: str
 
@@ -57,15 +58,17 @@ class _Repeat:
 class Log:
     """Expirable: the janitor asks for what was left out."""
 
-    def __init__(self, level: str = "info", form: str = "text", access: bool = True, descriptor: int = 2) -> None:
+    def __init__(
+        self, level: str = "info", form: str = "text", access: bool = True, descriptor: int = 2
+    ) -> None:
         self._level = LEVELS[level]
         self._json = form == "json"
         self._access = access
-        self._stamp = (0, "")       # the last second, as text
+        self._stamp = (0, "")  # the last second, as text
         self._descriptor = descriptor
         self._journal = "JOURNAL_STREAM" in os.environ
         self.recent: deque[Notice] = deque(maxlen=RECENT)
-        self._lock = threading.Lock()       # guards _said
+        self._lock = threading.Lock()  # guards _said
         self._said: dict[Hashable, _Repeat] = {}
 
     def configure(self, level: str, form: str, access: bool) -> None:
@@ -105,7 +108,10 @@ class Log:
     def auth_failed(self, client: str, user: str, listener: str) -> None:
         """A login that was refused: one line each, whose form is for programs that ban addresses."""
         if self._level <= WARNING:
-            self._emit(WARNING, {"msg": "auth_failed", "client": client, "user": user or "-", "listener": listener})
+            self._emit(
+                WARNING,
+                {"msg": "auth_failed", "client": client, "user": user or "-", "listener": listener},
+            )
 
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
         """Of what has not been written for a minute, how often it was left out."""
@@ -138,13 +144,23 @@ class Log:
 
     def exception(self, doing: str) -> None:
         """The exception being handled, with its stack, as one record; the same from the same line once a minute."""
-        import traceback    # late: only where something is wrong
+        import traceback  # late: only where something is wrong
+
         kind, error, _ = sys.exc_info()
         frames = traceback.extract_tb(error.__traceback__) if error else []
-        where = " < ".join(f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}" for frame in reversed(frames))
+        where = " < ".join(
+            f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}"
+            for frame in reversed(frames)
+        )
         key = (kind, frames[-1].filename, frames[-1].lineno) if frames else kind
         if self._enter(key, f"internal error while {doing}"):
-            self.error("internal error while %s: %s: %s (%s)", doing, kind.__name__ if kind else "?", error, where)
+            self.error(
+                "internal error while %s: %s: %s (%s)",
+                doing,
+                kind.__name__ if kind else "?",
+                error,
+                where,
+            )
 
     def finished(self, record: Record) -> None:
         """An access record; INTERFACE section 3."""
@@ -169,7 +185,7 @@ class Log:
         try:
             os.write(self._descriptor, line.encode("utf-8", "backslashreplace") + b"\n")
         except OSError:
-            pass        # a full disk or a closed descriptor must not stop the service
+            pass  # a full disk or a closed descriptor must not stop the service
 
     def _now(self) -> str:
         """The time, made anew once a second: a busy proxy writes thousands of records in one."""
@@ -179,7 +195,8 @@ class Log:
         return self._stamp[1]
 
     def _as_json(self, level: int, fields: dict[str, object]) -> str:
-        import json     # late: only where that format is wanted
+        import json  # late: only where that format is wanted
+
         return json.dumps({"time": self._now(), "level": _NAMES[level], **fields})
 
 
@@ -189,16 +206,25 @@ def _as_text(fields: dict[str, object]) -> str:
         return str(fields["msg"])
     values = [str(value) for value in fields.values()]
     if not (all(values) and _SIMPLE.match("".join(values))):
-        values = list(map(_plain, values))      # few have what must be escaped or quoted
+        values = list(map(_plain, values))  # few have what must be escaped or quoted
     return " ".join(map("=".join, zip(fields, values)))
 
 
 def _access_fields(record: Record) -> dict[str, object]:
     flow = record.flow
     fields: dict[str, object] = {
-        "msg": "finished", "listener": flow.listener, "client": str(flow.client), "user": flow.user or "-",
-        "network": flow.network, "target": str(flow.target), "way": record.way, "sent": record.sent,
-        "received": record.received, "seconds": round(record.seconds, 3), "ended": record.ended}
+        "msg": "finished",
+        "listener": flow.listener,
+        "client": str(flow.client),
+        "user": flow.user or "-",
+        "network": flow.network,
+        "target": str(flow.target),
+        "upstream": record.upstream,
+        "sent": record.sent,
+        "received": record.received,
+        "seconds": round(record.seconds, 3),
+        "ended": record.ended,
+    }
     if flow.network == "udp":
         fields["datagrams_sent"] = record.datagrams_sent
         fields["datagrams_received"] = record.datagrams_received
@@ -207,4 +233,8 @@ def _access_fields(record: Record) -> dict[str, object]:
 
 def _plain(text: str) -> str:
     text = escape(text)
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' if " " in text or '"' in text or not text else text
+    return (
+        '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        if " " in text or '"' in text or not text
+        else text
+    )

@@ -2,6 +2,7 @@
 
 Never on the path of a datagram that goes through; any thread may count.
 """
+
 from __future__ import annotations
 
 import threading
@@ -11,7 +12,7 @@ from typing import Sequence
 
 class Counters:
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _values
+        self._lock = threading.Lock()  # guards _values
         self._values: dict[tuple[str, str], int] = {}
 
     def count(self, name: str, reason: str, amount: int = 1) -> None:

@@ -1,4 +1,5 @@
 """What systemd wants to know of a service (sd_notify(3)): one datagram to $NOTIFY_SOCKET.  Nothing without it."""
+
 from __future__ import annotations
 
 import os
@@ -29,7 +30,9 @@ class Watchdog:
     def __init__(self) -> None:
         usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
         asked = usec.isdigit() and pid in ("", str(os.getpid()))
-        self.seconds = int(usec) / 2e6 if asked else 0.0        # between two pings; 0: nobody waits for any
+        self.seconds = (
+            int(usec) / 2e6 if asked else 0.0
+        )  # between two pings; 0: nobody waits for any
         self._due = 0.0
 
     def ping(self, now: float) -> None:
@@ -48,4 +51,4 @@ def _send(state: str) -> None:
             sock.connect("\0" + path[1:] if path.startswith("@") else path)
             sock.send(state.encode())
     except OSError:
-        pass        # the service manager is gone: that is no reason to stop serving
+        pass  # the service manager is gone: that is no reason to stop serving

@@ -4,17 +4,18 @@ Pure functions over the places in a caller's buffer: what is found is told as
 offsets, so that no payload is copied here.  Skipping kinds that nobody knows,
 and a stream that ends within a capsule, are the caller's.  No I/O; any thread.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 
 DATAGRAM = 0x00
-VARINT_LIMIT = (1 << 62) - 1        # the largest number, RFC 9000 section 16
-VARINT_LONGEST = 8                  # bytes
-UDP_PAYLOAD_LIMIT = 65527           # RFC 9298 section 5: UDP's length field counts its own header of 8
+VARINT_LIMIT = (1 << 62) - 1  # the largest number, RFC 9000 section 16
+VARINT_LONGEST = 8  # bytes
+UDP_PAYLOAD_LIMIT = 65527  # RFC 9298 section 5: UDP's length field counts its own header of 8
 VALUE_LIMIT = VARINT_LONGEST + UDP_PAYLOAD_LIMIT
 # the largest DATAGRAM that is accepted, header and all: whatever form its numbers take, a buffer of this size holds it
 CAPSULE_LIMIT = 2 * VARINT_LONGEST + VALUE_LIMIT
@@ -24,7 +25,7 @@ Buffer = bytes | bytearray | memoryview
 
 class Capsule(NamedTuple):
     kind: int
-    start: int          # of its value in the buffer
+    start: int  # of its value in the buffer
     end: int
 
 
@@ -55,7 +56,7 @@ def parse_varint(buffer: Buffer, start: int, end: int) -> tuple[int, int] | None
     if start + size > end:
         return None
     bits = 8 * size - 2
-    return int.from_bytes(buffer[start:start + size], "big") & ((1 << bits) - 1), start + size
+    return int.from_bytes(buffer[start : start + size], "big") & ((1 << bits) - 1), start + size
 
 
 # Capsule (RFC 9297 section 3.2), and the value of a DATAGRAM (RFC 9298 section 5)

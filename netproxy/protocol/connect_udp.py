@@ -4,29 +4,41 @@ Both roles, on the heads of http1; after a 101 both directions carry capsules
 alone (protocol.capsule).  RFC 9931: a client sends none before it has read the
 101, and a refusal closes the connection.  Only the default URI template.  No I/O.
 """
+
 from __future__ import annotations
 
 import re
 
 from netproxy.errors import ProtocolError, Reason
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol import http1
 from netproxy.protocol.host import HostError, parse_host
-from netproxy.protocol.http1 import HTTP_PORT, Fields, HttpError, Request, Response, field_list, field_values
+from netproxy.protocol.http1 import (
+    HTTP_PORT,
+    Fields,
+    HttpError,
+    Request,
+    Response,
+    field_list,
+    field_values,
+)
 
 PROTOCOL = b"connect-udp"
-PATH = b"/.well-known/masque/udp/%b/%d/"    # RFC 9298 section 2: the default template
-ERROR_LIMIT = 64            # bytes of an upstream's error type in a message: the longest of RFC 9209 has 34
+PATH = b"/.well-known/masque/udp/%b/%d/"  # RFC 9298 section 2: the default template
+ERROR_LIMIT = 64  # bytes of an upstream's error type in a message: the longest of RFC 9209 has 34
 
 # Expressions as text: compiled where they are first needed, which in most daemons is never.
 # What the template's expansion leaves as it is, RFC 3986 section 2.3, and what it escapes.
-_TARGET = (
-    rb"(?:[Hh][Tt][Tt][Pp][Ss]?://([^/?#]+))?/\.well-known/masque/udp/((?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)/([0-9]{1,5})/\Z")
+_TARGET = rb"(?:[Hh][Tt][Tt][Pp][Ss]?://([^/?#]+))?/\.well-known/masque/udp/((?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)/([0-9]{1,5})/\Z"
 _ESCAPE = rb"%([0-9A-Fa-f]{2})"
 # The first parameter of that name in Proxy-Status.  One within a quoted string is taken too: it only goes into a message.
 _ERROR = rb"; *error=([A-Za-z*][!#$%%&'*+\-.^_`|~:/0-9A-Za-z]{0,%d})" % (ERROR_LIMIT - 1)
 
-_UPGRADE: Fields = [(b"Connection", b"Upgrade"), (b"Upgrade", PROTOCOL), (b"Capsule-Protocol", b"?1")]
+_UPGRADE: Fields = [
+    (b"Connection", b"Upgrade"),
+    (b"Upgrade", PROTOCOL),
+    (b"Capsule-Protocol", b"?1"),
+]
 # RFC 9297 section 3.2: a message that is followed by capsules has none of these, or is malformed
 _CONTENT = (b"content-length", b"content-type", b"transfer-encoding")
 
@@ -45,8 +57,12 @@ ERRORS: dict[Reason, bytes] = {
     Reason.LOOP: b"proxy_loop_detected",
 }
 REASONS = {error.decode("ascii"): reason for reason, error in ERRORS.items()} | {
-    "destination_ip_unroutable": Reason.HOST_UNREACHABLE, "destination_unavailable": Reason.GENERAL,
-    "destination_ip_prohibited": Reason.DENIED, "dns_timeout": Reason.TIMEOUT, "proxy_configuration_error": Reason.UNSUPPORTED}
+    "destination_ip_unroutable": Reason.HOST_UNREACHABLE,
+    "destination_unavailable": Reason.GENERAL,
+    "destination_ip_prohibited": Reason.DENIED,
+    "dns_timeout": Reason.TIMEOUT,
+    "proxy_configuration_error": Reason.UNSUPPORTED,
+}
 
 
 # RFC 9298 section 3.2
@@ -70,8 +86,12 @@ def encode_request(target: Address, proxy: str, authorization: bytes = b"") -> b
 
 def asks_for(request: Request) -> bool:
     """Whether a request is for an upgrade to connect-udp, and to nothing else.  HTTP/1.0 has none (RFC 9110 section 7.8)."""
-    return (request.method == b"GET" and request.minor == 1 and b"upgrade" in field_list(request.fields, b"connection")
-            and field_list(request.fields, b"upgrade") == [PROTOCOL])
+    return (
+        request.method == b"GET"
+        and request.minor == 1
+        and b"upgrade" in field_list(request.fields, b"connection")
+        and field_list(request.fields, b"upgrade") == [PROTOCOL]
+    )
 
 
 def parse_target(request: Request) -> Address:
@@ -91,7 +111,9 @@ def parse_target(request: Request) -> Address:
     if not 0 < port < 65536:
         raise HttpError(400, "no port between 1 and 65535")
     try:
-        return Address(parse_host(re.sub(_ESCAPE, lambda escape: bytes((int(escape[1], 16),)), match[2])), port)
+        return Address(
+            parse_host(re.sub(_ESCAPE, lambda escape: bytes((int(escape[1], 16),)), match[2])), port
+        )
     except HostError as error:
         raise HttpError(400, str(error)) from error
 
@@ -117,12 +139,18 @@ def check_response(response: Response) -> None:
     Its message tells the status and the first error of Proxy-Status (RFC 9209), if there is one.
     """
     upgrade = [value.lower() for value in field_values(response.fields, b"upgrade")]
-    if (response.status == 101 and b"upgrade" in field_list(response.fields, b"connection") and upgrade == [PROTOCOL]
-            and not _has_content(response.fields)):
+    if (
+        response.status == 101
+        and b"upgrade" in field_list(response.fields, b"connection")
+        and upgrade == [PROTOCOL]
+        and not _has_content(response.fields)
+    ):
         return
     error = proxy_error(response)
-    raise ProtocolError(f"the proxy did not switch to connect-udp: it answered {response.status}"
-                        + (f" ({error})" if error else ""))
+    raise ProtocolError(
+        f"the proxy did not switch to connect-udp: it answered {response.status}"
+        + (f" ({error})" if error else "")
+    )
 
 
 def proxy_error(response: Response) -> str:

@@ -5,6 +5,7 @@ alters what it must alone: kinds, flags and options that nobody here knows stay 
 every answer out of a cache, `cache_key` and `aged`, takes no record apart.  Messages are without the length that
 goes before them in a stream.  No I/O, no clock; any thread.
 """
+
 from __future__ import annotations
 
 import re
@@ -12,29 +13,35 @@ import struct
 from typing import Iterator, NamedTuple, Sequence
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces import ip_text
+from netproxy.interfaces.addresses import ip_text
 
 A, CNAME, SOA, AAAA, OPT = 1, 5, 6, 28, 41
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
 
-UDP_LIMIT = 512             # bytes of a datagram to who announces nothing, RFC 1035 section 2.3.4
-EDNS_SIZE = 1232            # what we announce: 1280, which every IPv6 path carries whole, less 40 of IPv6 and 8 of UDP
-MESSAGE_LIMIT = 65535       # what the length in a stream can say
-NAME_LIMIT, LABEL_LIMIT = 255, 63       # octets, section 2.3.4; a name's with its lengths
+UDP_LIMIT = 512  # bytes of a datagram to who announces nothing, RFC 1035 section 2.3.4
+EDNS_SIZE = 1232  # what we announce: 1280, which every IPv6 path carries whole, less 40 of IPv6 and 8 of UDP
+MESSAGE_LIMIT = 65535  # what the length in a stream can say
+NAME_LIMIT, LABEL_LIMIT = 255, 63  # octets, section 2.3.4; a name's with its lengths
 HEAD_SIZE = 12
 
-_RESPONSE, _OPCODE, _TRUNCATED, _RECURSION_DESIRED, _RECURSION_AVAILABLE = 0x8000, 0x7800, 0x0200, 0x0100, 0x0080
-_CHECKING_DISABLED, _CODE, _DNSSEC_OK = 0x0010, 0x000F, 0x8000      # the last is of an OPT's flags
+_RESPONSE, _OPCODE, _TRUNCATED, _RECURSION_DESIRED, _RECURSION_AVAILABLE = (
+    0x8000,
+    0x7800,
+    0x0200,
+    0x0100,
+    0x0080,
+)
+_CHECKING_DISABLED, _CODE, _DNSSEC_OK = 0x0010, 0x000F, 0x8000  # the last is of an OPT's flags
 _ANSWER, _AUTHORITY, _ADDITIONAL = 0, 1, 2
 _POINTER = 0xC0
-_OPT_HEAD, _OPT_SIZE = b"\0\0\x29", 11       # the root's name and the kind; bytes of it without options
-_SOA_LEAST = 22             # two names of the root, five numbers
-_COOKIE, _CLIENT_COOKIE = 10, 8         # the option, and its length where it holds no server's half yet
+_OPT_HEAD, _OPT_SIZE = b"\0\0\x29", 11  # the root's name and the kind; bytes of it without options
+_SOA_LEAST = 22  # two names of the root, five numbers
+_COOKIE, _CLIENT_COOKIE = 10, 8  # the option, and its length where it holds no server's half yet
 # options that change no record of an answer: DAU, DHU, N3U (RFC 6975), COOKIE, edns-tcp-keepalive, Padding
 _SILENT = frozenset({5, 6, 7, _COOKIE, 11, 12})
-_TTL_LIMIT = 1 << 31        # from here on it counts as 0, RFC 2181 section 8
-_PLAIN = bytes(set(range(0x21, 0x7F)) - set(b".:\\"))      # a colon would make an address of a name
+_TTL_LIMIT = 1 << 31  # from here on it counts as 0, RFC 2181 section 8
+_PLAIN = bytes(set(range(0x21, 0x7F)) - set(b".:\\"))  # a colon would make an address of a name
 _ADDRESS_SIZES = {A: 4, AAAA: 16}
 
 _HEAD = struct.Struct(">6H")
@@ -49,7 +56,7 @@ class Head(NamedTuple):
     opcode: int
     truncated: bool
     recursion_desired: bool
-    code: int               # its lower four bits, which are all that there is without EDNS
+    code: int  # its lower four bits, which are all that there is without EDNS
     questions: int
     answers: int
     authorities: int
@@ -57,24 +64,24 @@ class Head(NamedTuple):
 
 
 class Question(NamedTuple):
-    name: str               # lower-case, no dot at the end, "" for the root; a dot, colon or odd byte in a label is \DDD
+    name: str  # lower-case, no dot at the end, "" for the root; a dot, colon or odd byte in a label is \DDD
     kind: int
     klass: int
 
 
 class Answer(NamedTuple):
-    code: int               # with the bits that EDNS adds
-    addresses: list[str]    # canonical, in the server's order
-    ttl: int                # seconds that it may be kept, also where there are no addresses
+    code: int  # with the bits that EDNS adds
+    addresses: list[str]  # canonical, in the server's order
+    ttl: int  # seconds that it may be kept, also where there are no addresses
 
 
 class _Record(NamedTuple):
     section: int
-    start: int              # of its name
+    start: int  # of its name
     kind: int
     klass: int
-    ttl: int                # seconds
-    data: int               # where it begins; TTL and length are the six bytes before it
+    ttl: int  # seconds
+    data: int  # where it begins; TTL and length are the six bytes before it
     end: int
 
 
@@ -88,20 +95,34 @@ def parse_head(message: bytes) -> Head:
     if len(message) < HEAD_SIZE:
         raise ProtocolError("a DNS message is shorter than its head")
     id, flags, *counts = _HEAD.unpack_from(message)
-    return Head(id, flags & _RESPONSE != 0, (flags & _OPCODE) >> 11, flags & _TRUNCATED != 0,
-                flags & _RECURSION_DESIRED != 0, flags & _CODE, *counts)
+    return Head(
+        id,
+        flags & _RESPONSE != 0,
+        (flags & _OPCODE) >> 11,
+        flags & _TRUNCATED != 0,
+        flags & _RECURSION_DESIRED != 0,
+        flags & _CODE,
+        *counts,
+    )
 
 
 def parse_question(message: bytes) -> tuple[Question, int]:
     """The one question of a query or an answer, and where it ends; ProtocolError where there is not exactly one."""
     end = _question_end(message)
-    return Question(_parse_name(message, HEAD_SIZE)[0], *_KIND_AND_CLASS.unpack_from(message, end - 4)), end
+    return Question(
+        _parse_name(message, HEAD_SIZE)[0], *_KIND_AND_CLASS.unpack_from(message, end - 4)
+    ), end
 
 
 def encode_query(id: int, question: Question, edns: bool = True) -> bytes:
     """Recursion desired; ValueError for a name that cannot be sent."""
     head = _HEAD.pack(id, _RECURSION_DESIRED, 1, 0, 0, edns)
-    return head + _encode_name(question.name) + _KIND_AND_CLASS.pack(question.kind, question.klass) + _encode_opt(0) * edns
+    return (
+        head
+        + _encode_name(question.name)
+        + _KIND_AND_CLASS.pack(question.kind, question.klass)
+        + _encode_opt(0) * edns
+    )
 
 
 def parse_answer(message: bytes, question: Question) -> Answer:
@@ -125,7 +146,7 @@ def parse_answer(message: bytes, question: Question) -> Answer:
     found, lives = _follow(message, question, records)
     if code == NXDOMAIN or not found:
         return Answer(code, [], min([*lives, _negative_ttl(message, records) or 0]))
-    addresses = [ip_text(message[one.data:one.end]) for one in found]
+    addresses = [ip_text(message[one.data : one.end]) for one in found]
     return Answer(code, addresses, min([*lives, *(one.ttl for one in found)]))
 
 
@@ -135,11 +156,18 @@ def is_answer(message: bytes, query: bytes) -> bool:
     An error may come without the question, as parse_answer has it.  ProtocolError for a query without exactly one.
     """
     name_end = _question_end(query) - 4
-    if len(message) < HEAD_SIZE or message[:2] != query[:2] or (message[2] ^ query[2]) & 0xF8 != 0x80:
+    if (
+        len(message) < HEAD_SIZE
+        or message[:2] != query[:2]
+        or (message[2] ^ query[2]) & 0xF8 != 0x80
+    ):
         return False
     if message[3] & _CODE and message[4:6] == b"\0\0":
         return True
-    asked, told = (one[4:6] + one[HEAD_SIZE:name_end].lower() + one[name_end:name_end + 4] for one in (query, message))
+    asked, told = (
+        one[4:6] + one[HEAD_SIZE:name_end].lower() + one[name_end : name_end + 4]
+        for one in (query, message)
+    )
     return asked == told
 
 
@@ -159,15 +187,24 @@ def cache_key(query: bytes) -> bytes | None:
         return None
     _, flags, _, answers, authorities, additionals = _HEAD.unpack_from(query)
     kind, _ = _KIND_AND_CLASS.unpack_from(query, end - 4)
-    if flags & (_RESPONSE | _OPCODE) or answers or authorities or additionals > 1 or 128 <= kind < 256:
+    if (
+        flags & (_RESPONSE | _OPCODE)
+        or answers
+        or authorities
+        or additionals > 1
+        or 128 <= kind < 256
+    ):
         return None
-    key = query[2:4] + query[HEAD_SIZE:end - 4].lower() + query[end - 4:end]
+    key = query[2:4] + query[HEAD_SIZE : end - 4].lower() + query[end - 4 : end]
     if not additionals:
         return key if len(query) == end else None
     options = end + _OPT_SIZE
-    if query[end:end + 3] != _OPT_HEAD or int.from_bytes(query[options - 2:options], "big") != len(query) - options:
+    if (
+        query[end : end + 3] != _OPT_HEAD
+        or int.from_bytes(query[options - 2 : options], "big") != len(query) - options
+    ):
         return None
-    return key + query[end + 5:end + 9] if _are_silent(query, options) else None
+    return key + query[end + 5 : end + 9] if _are_silent(query, options) else None
 
 
 def least_ttl(message: bytes) -> int | None:
@@ -201,7 +238,12 @@ def without_options(message: bytes) -> bytes:
     for place, record in enumerate(records):
         if record.kind == OPT and record.section == _ADDITIONAL and record.end > record.data:
             count = int.from_bytes(message[10:12], "big") - (len(records) - place - 1)
-            return message[:10] + count.to_bytes(2, "big") + message[HEAD_SIZE:record.data - 2] + b"\0\0"
+            return (
+                message[:10]
+                + count.to_bytes(2, "big")
+                + message[HEAD_SIZE : record.data - 2]
+                + b"\0\0"
+            )
     return message
 
 
@@ -217,7 +259,7 @@ def aged(message: bytes, places: Sequence[int], query: bytes, seconds: int) -> b
     answer[:2] = query[:2]
     answer[HEAD_SIZE:end] = query[HEAD_SIZE:end]
     for place in places:
-        ttl, = _TTL.unpack_from(answer, place)
+        (ttl,) = _TTL.unpack_from(answer, place)
         _TTL.pack_into(answer, place, ttl - seconds if seconds < ttl < _TTL_LIMIT else 0)
     return bytes(answer)
 
@@ -238,9 +280,9 @@ def truncate(message: bytes, limit: int) -> bytes:
         return message
     opt = _find_opt(message)
     flags = int.from_bytes(message[2:4], "big") | _TRUNCATED
-    short = _without_records(message, flags, message[opt.start:opt.end] if opt else b"")
+    short = _without_records(message, flags, message[opt.start : opt.end] if opt else b"")
     if opt and len(short) > limit:
-        short = _without_records(message, flags, message[opt.start:opt.data - 2] + b"\0\0")
+        short = _without_records(message, flags, message[opt.start : opt.data - 2] + b"\0\0")
     return short
 
 
@@ -251,9 +293,13 @@ def encode_error(query: bytes, code: int) -> bytes:
     """
     parse_head(query)
     opt = _find_opt(query)
-    repeated = int.from_bytes(query[2:4], "big") & (_OPCODE | _RECURSION_DESIRED | _CHECKING_DISABLED)
+    repeated = int.from_bytes(query[2:4], "big") & (
+        _OPCODE | _RECURSION_DESIRED | _CHECKING_DISABLED
+    )
     flags = repeated | _RESPONSE | _RECURSION_AVAILABLE | code
-    return _without_records(query, flags, _encode_opt(query[opt.data - 4] << 8 & _DNSSEC_OK) if opt else b"")
+    return _without_records(
+        query, flags, _encode_opt(query[opt.data - 4] << 8 & _DNSSEC_OK) if opt else b""
+    )
 
 
 def _question_end(message: bytes) -> int:
@@ -269,7 +315,7 @@ def _question_end(message: bytes) -> int:
 def _without_records(message: bytes, flags: int, opt: bytes) -> bytes:
     """Of a message its ID and, where that can be read, its question, with other flags and another OPT or none."""
     try:
-        question = message[HEAD_SIZE:_question_end(message)]
+        question = message[HEAD_SIZE : _question_end(message)]
     except ProtocolError:
         question = b""
     return message[:2] + _HEAD.pack(0, flags, bool(question), 0, 0, bool(opt))[2:] + question + opt
@@ -280,21 +326,25 @@ def _parse_name(message: bytes, at: int) -> tuple[str, int]:
     """A name as Question has it, and where it ends."""
     labels: list[str] = []
     end, size = 0, 1
-    run = at                # every pointer goes before the labels that lead to it, so that none leads back
-    for _ in range(NAME_LIMIT + 1):         # 127 labels, and as many pointers: more of these are no way to save bytes
+    run = at  # every pointer goes before the labels that lead to it, so that none leads back
+    for _ in range(
+        NAME_LIMIT + 1
+    ):  # 127 labels, and as many pointers: more of these are no way to save bytes
         length = message[at] if at < len(message) else -1
         if not length:
             return ".".join(labels), end or at + 1
         if length < _POINTER:
-            label = message[at + 1:at + 1 + length].lower()
+            label = message[at + 1 : at + 1 + length].lower()
             at += 1 + length
             size += 1 + length
             if not 0 < length <= LABEL_LIMIT or at > len(message) or size > NAME_LIMIT:
                 raise ProtocolError("a DNS name that does not end, or is too long")
-            labels.append("".join(chr(byte) if byte in _PLAIN else f"\\{byte:03}" for byte in label))
+            labels.append(
+                "".join(chr(byte) if byte in _PLAIN else f"\\{byte:03}" for byte in label)
+            )
         else:
             end = end or at + 2
-            to = int.from_bytes(message[at:at + 2], "big") & 0x3FFF
+            to = int.from_bytes(message[at : at + 2], "big") & 0x3FFF
             if not HEAD_SIZE <= to < run or at + 2 > len(message):
                 raise ProtocolError("a pointer in a DNS name that does not go back")
             run = at = to
@@ -304,7 +354,9 @@ def _parse_name(message: bytes, at: int) -> tuple[str, int]:
 def _encode_name(name: str) -> bytes:
     raw = b""
     for text in name.split(".") if name else ():
-        label = re.sub(rb"\\([0-9]{0,3})", lambda match: bytes((int(match[1]),)), text.encode("ascii"))
+        label = re.sub(
+            rb"\\([0-9]{0,3})", lambda match: bytes((int(match[1]),)), text.encode("ascii")
+        )
         if not 0 < len(label) <= LABEL_LIMIT:
             raise ValueError("a DNS label has 1 to 63 octets")
         raw += bytes((len(label),)) + label
@@ -324,7 +376,7 @@ def _records(message: bytes) -> Iterator[_Record]:
         for _ in range(count):
             start, fixed = at, _name_end(message, at)
             data = fixed + 10
-            at = data + int.from_bytes(message[data - 2:data], "big")
+            at = data + int.from_bytes(message[data - 2 : data], "big")
             if at > size:
                 raise ProtocolError("a DNS message ends within a record")
             kind, klass, ttl = _RECORD.unpack_from(message, fixed)
@@ -350,14 +402,24 @@ def _encode_opt(flags: int) -> bytes:
 def _find_opt(message: bytes) -> _Record | None:
     """The OPT of a message; None without, and where its records cannot be read."""
     try:
-        return next((one for one in _records(message) if one.kind == OPT and one.section == _ADDITIONAL), None)
+        return next(
+            (one for one in _records(message) if one.kind == OPT and one.section == _ADDITIONAL),
+            None,
+        )
     except ProtocolError:
         return None
 
 
 def _code(message: bytes, records: list[_Record]) -> int:
     """With the bits that an OPT adds: without these, BADVERS looks like NOERROR."""
-    upper = next((message[one.data - 6] for one in records if one.kind == OPT and one.section == _ADDITIONAL), 0)
+    upper = next(
+        (
+            message[one.data - 6]
+            for one in records
+            if one.kind == OPT and one.section == _ADDITIONAL
+        ),
+        0,
+    )
     return upper << 4 | message[3] & _CODE
 
 
@@ -373,11 +435,19 @@ def _are_silent(query: bytes, at: int) -> bool:
 
 def _negative_ttl(message: bytes, records: list[_Record]) -> int | None:
     """Seconds that it may be remembered that there is nothing; None where no SOA says so."""
-    soas = [one for one in records if one.kind == SOA and one.section == _AUTHORITY and one.end - one.data >= _SOA_LEAST]
-    return min((min(one.ttl, *_TTL.unpack_from(message, one.end - 4)) for one in soas), default=None)     # MINIMUM is last
+    soas = [
+        one
+        for one in records
+        if one.kind == SOA and one.section == _AUTHORITY and one.end - one.data >= _SOA_LEAST
+    ]
+    return min(
+        (min(one.ttl, *_TTL.unpack_from(message, one.end - 4)) for one in soas), default=None
+    )  # MINIMUM is last
 
 
-def _follow(message: bytes, question: Question, records: list[_Record]) -> tuple[list[_Record], list[int]]:
+def _follow(
+    message: bytes, question: Question, records: list[_Record]
+) -> tuple[list[_Record], list[int]]:
     """The addresses at the end of the chain of CNAMEs, and the TTLs of the CNAMEs; each is passed once at most."""
     aliases: dict[str, tuple[str, int]] = {}
     found: dict[str, list[_Record]] = {}

@@ -4,15 +4,16 @@ One function decides for every protocol what a host may look like, so that
 rules, dialling and chaining see one spelling: "0x7f.1", "2130706433", "[::1]"
 and "::ffff:127.0.0.1" are the addresses they mean.  Pure; no I/O.
 """
+
 from __future__ import annotations
 
 import re
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces import ip_text
+from netproxy.interfaces.addresses import ip_text
 
-NAME_LIMIT = 253        # RFC 1035 section 2.3.4: 255 octets on the wire, two of them framing
+NAME_LIMIT = 253  # RFC 1035 section 2.3.4: 255 octets on the wire, two of them framing
 _LABELS = re.compile(rb"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?\Z")
 _NUMBER = re.compile(rb"(?:0[xX][0-9A-Fa-f]*|[0-9]+)\Z")
 
@@ -68,5 +69,5 @@ def _number(part: bytes) -> int:
         if part[:2].lower() == b"0x":
             return int(part[2:] or b"0", 16)
         return int(part, 8 if len(part) > 1 and part.startswith(b"0") else 10)
-    except ValueError as error:     # an 8 or 9 in an octal number
+    except ValueError as error:  # an 8 or 9 in an octal number
         raise HostError("not an IPv4 address") from error

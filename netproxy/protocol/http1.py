@@ -5,17 +5,20 @@ anchored ASCII expressions into a Request or Response and encoded from there.
 Whatever two implementations could read in two ways is an HttpError with the
 status to answer.  Bodies are http1_message's.  No I/O of its own.
 """
+
 from __future__ import annotations
 
 import re
 from typing import NamedTuple, Sequence
 
 from netproxy.errors import EndOfStream, LimitError, ProtocolError, Reason
-from netproxy.interfaces import Address, Reader, Reply
+from netproxy.errors import ReplyTable
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Reader
 from netproxy.protocol.host import HostError, parse_host
 
-TARGET_LIMIT = 8192         # bytes of a request line: RFC 9112 section 3 asks for at least 8000
-HEAD_LIMIT = 65536          # bytes of all fields
+TARGET_LIMIT = 8192  # bytes of a request line: RFC 9112 section 3 asks for at least 8000
+HEAD_LIMIT = 65536  # bytes of all fields
 FIELDS_LIMIT = 100
 HTTP_PORT = 80
 
@@ -32,15 +35,31 @@ _STRIPPED_BY_SOME = (b"\x85", b"\xa0")
 
 Fields = list[tuple[bytes, bytes]]
 
-REPLIES: Reply = {
-    Reason.GENERAL: 502, Reason.DENIED: 403, Reason.NETWORK_UNREACHABLE: 502, Reason.HOST_UNREACHABLE: 502,
-    Reason.NAME: 502, Reason.REFUSED: 502, Reason.TIMEOUT: 504, Reason.UNSUPPORTED: 501,
-    Reason.AUTHENTICATION: 502, Reason.PROTOCOL: 502, Reason.LOOP: 403,
+REPLIES: ReplyTable = {
+    Reason.GENERAL: 502,
+    Reason.DENIED: 403,
+    Reason.NETWORK_UNREACHABLE: 502,
+    Reason.HOST_UNREACHABLE: 502,
+    Reason.NAME: 502,
+    Reason.REFUSED: 502,
+    Reason.TIMEOUT: 504,
+    Reason.UNSUPPORTED: 501,
+    Reason.AUTHENTICATION: 502,
+    Reason.PROTOCOL: 502,
+    Reason.LOOP: 403,
 }
 PHRASES = {
-    200: "OK", 400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed",
-    407: "Proxy Authentication Required", 408: "Request Timeout", 414: "URI Too Long",
-    431: "Request Header Fields Too Large", 501: "Not Implemented", 502: "Bad Gateway", 504: "Gateway Timeout",
+    200: "OK",
+    400: "Bad Request",
+    403: "Forbidden",
+    405: "Method Not Allowed",
+    407: "Proxy Authentication Required",
+    408: "Request Timeout",
+    414: "URI Too Long",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    502: "Bad Gateway",
+    504: "Gateway Timeout",
 }
 
 
@@ -54,9 +73,9 @@ class HttpError(ProtocolError):
 
 class Request(NamedTuple):
     method: bytes
-    target: bytes           # as sent: authority, absolute, origin or asterisk form
-    minor: int              # HTTP/1.minor
-    fields: Fields          # names as sent, values without surrounding white space
+    target: bytes  # as sent: authority, absolute, origin or asterisk form
+    minor: int  # HTTP/1.minor
+    fields: Fields  # names as sent, values without surrounding white space
 
 
 class Response(NamedTuple):
@@ -70,14 +89,14 @@ class Origin(NamedTuple):
     """Where an absolute-form request goes, and what the request line says there."""
 
     address: Address
-    host: bytes             # for the Host field: the authority as the request-target has it
-    path: bytes             # origin form
+    host: bytes  # for the Host field: the authority as the request-target has it
+    path: bytes  # origin form
 
 
 def read_request(reader: Reader) -> Request:
     """One request head.  HttpError 400, 414 or 431; EndOfStream where the client closed before it."""
     line = _read_line(reader, TARGET_LIMIT, 414)
-    if not line:            # RFC 9112 section 2.2: one empty line before a request is let pass
+    if not line:  # RFC 9112 section 2.2: one empty line before a request is let pass
         line = _read_line(reader, TARGET_LIMIT, 414)
     match = _REQUEST_LINE.match(line)
     if not match:
@@ -85,7 +104,9 @@ def read_request(reader: Reader) -> Request:
     fields = _read_fields(reader, _FIELD, 400)
     for _, value in fields:
         if value.startswith(_STRIPPED_BY_SOME) or value.endswith(_STRIPPED_BY_SOME):
-            raise HttpError(400, "a field value begins or ends with a byte that some read as white space")
+            raise HttpError(
+                400, "a field value begins or ends with a byte that some read as white space"
+            )
     request = Request(match[1], match[2], match[3] == b"1", fields)
     _check_host(request)
     return request
@@ -96,7 +117,9 @@ def read_response(reader: Reader) -> Response:
     match = _STATUS_LINE.match(_read_line(reader, TARGET_LIMIT, 502))
     if not match:
         raise HttpError(502, "not an HTTP/1 status line")
-    return Response(int(match[1]), int(match[2]), match[3] or b"", _read_fields(reader, _LOOSE_FIELD, 502))
+    return Response(
+        int(match[1]), int(match[2]), match[3] or b"", _read_fields(reader, _LOOSE_FIELD, 502)
+    )
 
 
 def encode_request(request: Request) -> bytes:
@@ -105,19 +128,30 @@ def encode_request(request: Request) -> bytes:
 
 
 def encode_response(response: Response) -> bytes:
-    return b"HTTP/1.1 %d %b\r\n" % (response.status, response.phrase) + encode_fields(response.fields)
+    return b"HTTP/1.1 %d %b\r\n" % (response.status, response.phrase) + encode_fields(
+        response.fields
+    )
 
 
 def encode_fields(fields: Fields) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in fields]) + b"\r\n"
 
 
-def encode_error(status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = (), head: bool = False) -> bytes:
+def encode_error(
+    status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = (), head: bool = False
+) -> bytes:
     """A whole answer of ours, text/plain, after which the connection closes; `head`: to a HEAD request, without body."""
     body = (message + "\n").encode("ascii", "backslashreplace")
-    fields = [(b"Content-Type", b"text/plain; charset=us-ascii"), (b"X-Content-Type-Options", b"nosniff"),
-              (b"Content-Length", b"%d" % len(body)), (b"Connection", b"close"), *extra]
-    return encode_response(Response(1, status, PHRASES[status].encode(), fields)) + (b"" if head else body)
+    fields = [
+        (b"Content-Type", b"text/plain; charset=us-ascii"),
+        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Connection", b"close"),
+        *extra,
+    ]
+    return encode_response(Response(1, status, PHRASES[status].encode(), fields)) + (
+        b"" if head else body
+    )
 
 
 def parse_authority(raw: bytes, default_port: int = 0) -> Address:
@@ -140,7 +174,9 @@ def parse_origin(request: Request) -> Origin:
     if not match:
         raise HttpError(400, "a proxy takes requests for an absolute http:// address, or CONNECT")
     path = match[2] or b""
-    if path[:1] != b"/":    # section 3.2.4: OPTIONS for a whole server loses its path at the last proxy
+    if (
+        path[:1] != b"/"
+    ):  # section 3.2.4: OPTIONS for a whole server loses its path at the last proxy
         path = b"*" if request.method == b"OPTIONS" and not path else b"/" + path
     return Origin(parse_authority(match[1], HTTP_PORT), match[1], path)
 
@@ -180,7 +216,7 @@ def _read_fields(reader: Reader, pattern: re.Pattern[bytes], status: int) -> Fie
     while True:
         try:
             line = _read_line(reader, room, too_large)
-        except EndOfStream as error:    # it had begun, though perhaps not this line
+        except EndOfStream as error:  # it had begun, though perhaps not this line
             raise EndOfStream("closed within a head", partial=True) from error
         if not line:
             return fields

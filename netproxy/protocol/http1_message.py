@@ -6,33 +6,53 @@
 leave out what was meant for one hop, and add what this proxy adds (RFC 9110 section 7.6).
 No I/O of its own.
 """
+
 from __future__ import annotations
 
 import re
 from typing import Iterator, NamedTuple, Protocol
 
 from netproxy.errors import LimitError
-from netproxy.interfaces import Reader
-from netproxy.protocol.http1 import Fields, HttpError, Origin, Request, Response, field_list, field_values, is_field
+from netproxy.interfaces.connections import Reader
+from netproxy.protocol.http1 import (
+    Fields,
+    HttpError,
+    Origin,
+    Request,
+    Response,
+    field_list,
+    field_values,
+    is_field,
+)
 
-CHUNK_LINE_LIMIT = 1024     # bytes of a chunk's size and extensions: nothing in use comes near
-TRAILER_LIMIT = 8192        # bytes of a trailer section
-PIECE = 65536               # bytes read of a body at a time
+CHUNK_LINE_LIMIT = 1024  # bytes of a chunk's size and extensions: nothing in use comes near
+TRAILER_LIMIT = 8192  # bytes of a trailer section
+PIECE = 65536  # bytes read of a body at a time
 
-_LENGTH = re.compile(rb"[0-9]{1,18}\Z")     # 18 digits stay below 2^63
+_LENGTH = re.compile(rb"[0-9]{1,18}\Z")  # 18 digits stay below 2^63
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n\Z")
 
-LAST_CHUNK = b"0\r\n\r\n"    # and an empty trailer
+LAST_CHUNK = b"0\r\n\r\n"  # and an empty trailer
 NO_BODY_STATUSES = (204, 304)
 
 # What is meant for one hop, or written anew by this one.  The fields that Connection names go as well,
 # but these are never lost to it: they are written from what was parsed.
-_HOP_BY_HOP = frozenset({
-    b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
-    b"content-length", b"via"})
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"proxy-connection",
+        b"keep-alive",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"content-length",
+        b"via",
+    }
+)
 _REQUEST_ONLY = frozenset({b"host", b"proxy-authorization", b"max-forwards"})
 _RESPONSE_ONLY = frozenset({b"proxy-authenticate"})
-_UPGRADES = (b"websocket",)     # the one upgrade in use; h2c would carry requests past the rules
+_UPGRADES = (b"websocket",)  # the one upgrade in use; h2c would carry requests past the rules
 
 
 class BodyReader(Reader, Protocol):
@@ -66,8 +86,15 @@ def request_framing(request: Request) -> Framing:
 
 def response_framing(response: Response, method: bytes) -> Framing:
     """The body of the answer to a `method` request; HttpError 502 for what could be read in two ways."""
-    connected = method == b"CONNECT" and 200 <= response.status < 300       # what follows is the tunnel's
-    if method == b"HEAD" or response.status < 200 or response.status in NO_BODY_STATUSES or connected:
+    connected = (
+        method == b"CONNECT" and 200 <= response.status < 300
+    )  # what follows is the tunnel's
+    if (
+        method == b"HEAD"
+        or response.status < 200
+        or response.status in NO_BODY_STATUSES
+        or connected
+    ):
         return NONE
     return _framing(response.fields, response.minor, 502)
 
@@ -88,7 +115,11 @@ def read_body(reader: BodyReader, framing: Framing, status: int = 400) -> Iterat
 
 def declared_length(fields: Fields) -> int | None:
     """The number in Content-Length, None without one; several that agree are one (RFC 9112 section 6.3)."""
-    parts = [part.strip(b" \t") for value in field_values(fields, b"content-length") for part in value.split(b",")]
+    parts = [
+        part.strip(b" \t")
+        for value in field_values(fields, b"content-length")
+        for part in value.split(b",")
+    ]
     same = len(set(parts)) == 1 and _LENGTH.match(parts[0])
     return int(parts[0]) if same else None
 
@@ -98,13 +129,19 @@ def encode_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def request_fields(request: Request, origin: Origin, framing: Framing, pseudonym: bytes,
-                   upgrade: bytes | None) -> Fields:
+def request_fields(
+    request: Request, origin: Origin, framing: Framing, pseudonym: bytes, upgrade: bytes | None
+) -> Fields:
     """The fields of the request as it goes to the origin."""
     fields = [(b"Host", origin.host), *_kept(request.fields, _HOP_BY_HOP | _REQUEST_ONLY)]
     left = field_values(request.fields, b"max-forwards")
     if left:
-        fields.append((b"Max-Forwards", _one_less(left[0]) if request.method in (b"OPTIONS", b"TRACE") else left[0]))
+        fields.append(
+            (
+                b"Max-Forwards",
+                _one_less(left[0]) if request.method in (b"OPTIONS", b"TRACE") else left[0],
+            )
+        )
     fields.append(_via(request.fields, request.minor, pseudonym))
     if framing.chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
@@ -115,7 +152,9 @@ def request_fields(request: Request, origin: Origin, framing: Framing, pseudonym
     return fields
 
 
-def response_fields(response: Response, framing: Framing, chunked: bool, pseudonym: bytes) -> Fields:
+def response_fields(
+    response: Response, framing: Framing, chunked: bool, pseudonym: bytes
+) -> Fields:
     """The fields of an answer as it goes to the client; `chunked`: its body goes on in chunks."""
     fields = _kept(response.fields, _HOP_BY_HOP | _RESPONSE_ONLY)
     fields.append(_via(response.fields, response.minor, pseudonym))
@@ -132,7 +171,11 @@ def response_fields(response: Response, framing: Framing, chunked: bool, pseudon
 def upgrade_of(fields: Fields) -> bytes | None:
     """The protocol that a request wants to switch to, if it is one that passes through here."""
     wanted = field_list(fields, b"upgrade")
-    if b"upgrade" in field_list(fields, b"connection") and len(wanted) == 1 and wanted[0] in _UPGRADES:
+    if (
+        b"upgrade" in field_list(fields, b"connection")
+        and len(wanted) == 1
+        and wanted[0] in _UPGRADES
+    ):
         return wanted[0]
     return None
 
@@ -142,7 +185,9 @@ def _framing(fields: Fields, minor: int, status: int) -> Framing:
     lengths = field_values(fields, b"content-length")
     if codings:
         if lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or not minor:
-            raise HttpError(status, "Transfer-Encoding is not just 'chunked', or comes with Content-Length")
+            raise HttpError(
+                status, "Transfer-Encoding is not just 'chunked', or comes with Content-Length"
+            )
         return Framing(chunked=True)
     if not lengths:
         return Framing()
@@ -156,7 +201,7 @@ def _read_length(reader: BodyReader, left: int) -> Iterator[bytes]:
     while left:
         piece = reader.read_some(min(left, PIECE))
         if not piece:
-            reader.read_exactly(1)      # raises EndOfStream
+            reader.read_exactly(1)  # raises EndOfStream
         left -= len(piece)
         yield piece
 

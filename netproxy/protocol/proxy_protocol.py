@@ -4,26 +4,37 @@ A proxy in front of us says in a header, before anything else, whose connection 
 Where a listener expects the header it is mandatory; whether a peer may be believed, and for how
 long it is waited for, is the listener's affair.  No I/O; runs on the thread that reads.
 """
+
 from __future__ import annotations
 
 import re
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces import Address, Reader, ip_text, pack_ip
+from netproxy.interfaces.addresses import Address, ip_text, pack_ip
+from netproxy.interfaces.connections import Reader
 
-LINE_LIMIT = 107        # section 2.1: the longest line of version 1, its CRLF counted
-BLOCK_LIMIT = 4096      # behind the 16 bytes of version 2: 216 of UNIX paths, and TLVs with room for a certificate's names
+LINE_LIMIT = 107  # section 2.1: the longest line of version 1, its CRLF counted
+BLOCK_LIMIT = 4096  # behind the 16 bytes of version 2: 216 of UNIX paths, and TLVs with room for a certificate's names
 PREFIX = b"PROXY "
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 VERSION, LOCAL, PROXY = 0x20, 0, 1
-UNSPEC, TCP4, UDP4, TCP6, UDP6, UNIX_STREAM, UNIX_DATAGRAM = 0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32
+UNSPEC, TCP4, UDP4, TCP6, UDP6, UNIX_STREAM, UNIX_DATAGRAM = (
+    0x00,
+    0x11,
+    0x12,
+    0x21,
+    0x22,
+    0x31,
+    0x32,
+)
 
 _BLOCKS = {UNSPEC: 0, TCP4: 12, UDP4: 12, TCP6: 36, UDP6: 36, UNIX_STREAM: 216, UNIX_DATAGRAM: 216}
 _IP_SIZES = {TCP4: 4, UDP4: 4, TCP6: 16, UDP6: 16}
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _LINE = re.compile(
     rb"(?:UNKNOWN(?: [^\r\n]*)?"
-    rb"|TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4}))\r\n\Z")
+    rb"|TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4}))\r\n\Z"
+)
 
 
 def read_header(reader: Reader) -> Address | None:
@@ -89,7 +100,7 @@ def _read_block(reader: Reader) -> Address | None:
     if command == LOCAL or family not in _IP_SIZES:
         return None
     size = _IP_SIZES[family]
-    return Address(ip_text(block[:size]), int.from_bytes(block[2 * size:2 * size + 2], "big"))
+    return Address(ip_text(block[:size]), int.from_bytes(block[2 * size : 2 * size + 2], "big"))
 
 
 def encode_v2(source: Address, destination: Address, datagram: bool = False) -> bytes:
@@ -100,7 +111,12 @@ def encode_v2(source: Address, destination: Address, datagram: bool = False) -> 
     else:
         family = UDP6 if datagram else TCP6
     head = SIGNATURE + bytes((VERSION | PROXY, family)) + _BLOCKS[family].to_bytes(2, "big")
-    return head + b"".join(packed) + source.port.to_bytes(2, "big") + destination.port.to_bytes(2, "big")
+    return (
+        head
+        + b"".join(packed)
+        + source.port.to_bytes(2, "big")
+        + destination.port.to_bytes(2, "big")
+    )
 
 
 def _pack_pair(source: Address, destination: Address) -> tuple[bytes, bytes]:
@@ -114,6 +130,6 @@ def _pack_pair(source: Address, destination: Address) -> tuple[bytes, bytes]:
 
 
 def _text(packed: bytes) -> str:
-    if packed.startswith(_MAPPED):      # section 2.1 has hexadecimal groups only, no dots within IPv6
+    if packed.startswith(_MAPPED):  # section 2.1 has hexadecimal groups only, no dots within IPv6
         return "::ffff:" + packed[12:].hex(":", 2)
     return ip_text(packed)

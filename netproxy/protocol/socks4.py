@@ -3,22 +3,27 @@
 Sources: the SOCKS4 memo of Ying-Da Lee and its 4A extension.  Linear functions
 over a Reader for what comes in, pure encoders for what goes out; no I/O of its own.
 """
+
 from __future__ import annotations
 
 from socket import AF_INET, inet_ntop
 from typing import NamedTuple
 
 from netproxy.errors import ProtocolError, Reason
-from netproxy.interfaces import Address, Reader, Reply, pack_ip
+from netproxy.errors import ReplyTable
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.connections import Reader
 from netproxy.protocol.host import HostError, parse_host
 
 VERSION = 4
 CONNECT, BIND = 1, 2
 NO_ADDRESS = "0.0.0.0"
 GRANTED, REJECTED, NO_IDENTD, OTHER_USER = 0x5A, 0x5B, 0x5C, 0x5D
-STRING_LIMIT = 256      # a user id or name of 255 bytes and its NUL: no name is longer, and memory stays bounded
+STRING_LIMIT = (
+    256  # a user id or name of 255 bytes and its NUL: no name is longer, and memory stays bounded
+)
 
-REPLIES: Reply = {reason: REJECTED for reason in Reason}
+REPLIES: ReplyTable = {reason: REJECTED for reason in Reason}
 REASONS = {NO_IDENTD: Reason.AUTHENTICATION, OTHER_USER: Reason.AUTHENTICATION}
 
 
@@ -61,7 +66,7 @@ def read_request(reader: Reader) -> Request:
 def encode_request(command: int, target: Address, user_id: bytes = b"") -> bytes:
     """The client's side of read_request; a name goes as 4a."""
     ip, name = pack_ip(target.host), b""
-    if ip is None or len(ip) != 4 or ip.startswith(b"\0\0\0"):     # 0.0.0.x means "a name follows"
+    if ip is None or len(ip) != 4 or ip.startswith(b"\0\0\0"):  # 0.0.0.x means "a name follows"
         ip, name = b"\0\0\0\1", target.host.encode("ascii") + b"\0"
     return bytes((VERSION, command)) + target.port.to_bytes(2, "big") + ip + user_id + b"\0" + name
 

@@ -4,12 +4,15 @@ Linear functions over a Reader for what comes in, pure encoders for what goes
 out.  What a server reads is what the client functions beside it encode.  No I/O,
 no policy: an unknown command is returned as it is, the handler refuses it.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from netproxy.errors import ProtocolError, Reason
-from netproxy.interfaces import Address, Reader, Reply, ip_text, pack_ip
+from netproxy.errors import ReplyTable
+from netproxy.interfaces.addresses import Address, ip_text, pack_ip
+from netproxy.interfaces.connections import Reader
 from netproxy.protocol.host import HostError, parse_host
 
 VERSION = 5
@@ -19,7 +22,7 @@ IPV4, NAME, IPV6 = 1, 3, 4
 SUCCEEDED, GENERAL_FAILURE, NOT_ALLOWED, NETWORK_UNREACHABLE, HOST_UNREACHABLE = 0, 1, 2, 3, 4
 REFUSED, TTL_EXPIRED, COMMAND_NOT_SUPPORTED, ADDRESS_NOT_SUPPORTED = 5, 6, 7, 8
 
-REPLIES: Reply = {
+REPLIES: ReplyTable = {
     Reason.GENERAL: GENERAL_FAILURE,
     Reason.DENIED: NOT_ALLOWED,
     Reason.NETWORK_UNREACHABLE: NETWORK_UNREACHABLE,
@@ -34,9 +37,13 @@ REPLIES: Reply = {
 }
 # the way back, for the client role: what a server's reply says about the dial
 REASONS = {
-    NOT_ALLOWED: Reason.DENIED, NETWORK_UNREACHABLE: Reason.NETWORK_UNREACHABLE,
-    HOST_UNREACHABLE: Reason.HOST_UNREACHABLE, REFUSED: Reason.REFUSED, TTL_EXPIRED: Reason.TIMEOUT,
-    COMMAND_NOT_SUPPORTED: Reason.UNSUPPORTED, ADDRESS_NOT_SUPPORTED: Reason.UNSUPPORTED,
+    NOT_ALLOWED: Reason.DENIED,
+    NETWORK_UNREACHABLE: Reason.NETWORK_UNREACHABLE,
+    HOST_UNREACHABLE: Reason.HOST_UNREACHABLE,
+    REFUSED: Reason.REFUSED,
+    TTL_EXPIRED: Reason.TIMEOUT,
+    COMMAND_NOT_SUPPORTED: Reason.UNSUPPORTED,
+    ADDRESS_NOT_SUPPORTED: Reason.UNSUPPORTED,
 }
 
 
@@ -150,7 +157,7 @@ def read_reply(reader: Reader) -> tuple[int, Address]:
     if version != VERSION:
         raise ProtocolError("not a SOCKS5 reply")
     if reply != SUCCEEDED and kind not in (IPV4, NAME, IPV6):
-        return reply, Address("0.0.0.0", 0)     # some servers put nothing there when they refuse
+        return reply, Address("0.0.0.0", 0)  # some servers put nothing there when they refuse
     raw = _read_raw_address(reader, kind)
     try:
         return reply, _address(kind, raw)
@@ -174,9 +181,9 @@ def encode_address(address: Address) -> bytes:
 # |  2   |  1   |  1   | 4/1+n/16 |    2     |          |
 # +------+------+------+----------+----------+----------+
 HEADER_IPV4, HEADER_IPV6 = 10, 22
-HEADER_SHORTEST = 8         # a name of one byte
-ATYP_AT, FRAG_AT = 3, 2     # offsets in the header
-FEW = 16                    # datagrams up to which headers are compared one by one, as measured
+HEADER_SHORTEST = 8  # a name of one byte
+ATYP_AT, FRAG_AT = 3, 2  # offsets in the header
+FEW = 16  # datagrams up to which headers are compared one by one, as measured
 
 
 def header_length(datagram: memoryview | bytearray | bytes, start: int = 0) -> int:
@@ -201,9 +208,9 @@ def common_header(memory: bytearray, offsets: range, last: int) -> int:
     if not skip or skip > last:
         return 0
     if count <= FEW:
-        header = memory[start + FRAG_AT:start + skip]
+        header = memory[start + FRAG_AT : start + skip]
         return skip if all([memory.startswith(header, at + FRAG_AT) for at in offsets]) else 0
-    end = start + (count - 1) * step + last     # column by column: less work than one by one
+    end = start + (count - 1) * step + last  # column by column: less work than one by one
     columns = range(start + FRAG_AT, start + skip)
     return skip if all([memory[at:end:step].count(memory[at]) == count for at in columns]) else 0
 

@@ -5,50 +5,73 @@ without sending it; then it carries capsules (RFC 9297) of kinds of our own.  A 
 connection carries nothing else; a work connection, once it is opened, is one stream of
 bytes or of datagrams.  man/netproxy-tunnel.7 says the same to others.  No I/O; any thread.
 """
+
 from __future__ import annotations
 
 import re
 from typing import Iterable, NamedTuple, Sequence
 
 from netproxy.errors import ProtocolError, Reason
-from netproxy.interfaces import Address, Reader
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Reader
 from netproxy.protocol import socks5
 from netproxy.protocol.capsule import DATAGRAM, VARINT_LONGEST, encode_varint, parse_varint
 
 MAGIC, VERSION = b"\x9eNPT", 1
-CONTROL, WORK = 0, 1                        # kinds of connection
+CONTROL, WORK = 0, 1  # kinds of connection
 NONCE_SIZE, PROOF_SIZE, SESSION_SIZE = 32, 32, 16
-CHALLENGED, WELCOMED, REFUSED = 1, 2, 3     # what the bridge says in the handshake
-NAME = r"[A-Za-z0-9_-]{1,63}\Z"             # of an agent
-MESSAGE_LIMIT = 4096                        # bytes of a capsule's value, but for datagrams
-SERVICES_LIMIT = 1000                       # of an agent: what a REGISTERED has room for
+CHALLENGED, WELCOMED, REFUSED = 1, 2, 3  # what the bridge says in the handshake
+NAME = r"[A-Za-z0-9_-]{1,63}\Z"  # of an agent
+MESSAGE_LIMIT = 4096  # bytes of a capsule's value, but for datagrams
+SERVICES_LIMIT = 1000  # of an agent: what a REGISTERED has room for
 PING_SIZE = 8
-_LABEL = b"netproxy tunnel 1 "              # in what is signed, before the role: each proof is good for one side alone
+_LABEL = b"netproxy tunnel 1 "  # in what is signed, before the role: each proof is good for one side alone
 
 # Why a handshake is refused
 NOT_PROVEN, NAME_IN_USE, NO_SESSION, TOO_MANY = 1, 2, 3, 4
-REFUSALS = {NOT_PROVEN: "it does not know this name with this token", NAME_IN_USE: "another agent of this name is connected",
-            NO_SESSION: "the session has ended", TOO_MANY: "it has enough connections waiting"}
+REFUSALS = {
+    NOT_PROVEN: "it does not know this name with this token",
+    NAME_IN_USE: "another agent of this name is connected",
+    NO_SESSION: "the session has ended",
+    TOO_MANY: "it has enough connections waiting",
+}
 
 # Capsules
 REGISTER, REGISTERED, PING, PONG, WANT, CLOSE, OPEN, ACCEPT, REFUSE = range(0x4E5401, 0x4E540A)
 
 # What comes of a service
 SERVED, NOT_ALLOWED, CANNOT_LISTEN = 0, 1, 2
-OUTCOMES = {SERVED: "served", NOT_ALLOWED: "not allowed by the bridge", CANNOT_LISTEN: "the bridge cannot listen there"}
+OUTCOMES = {
+    SERVED: "served",
+    NOT_ALLOWED: "not allowed by the bridge",
+    CANNOT_LISTEN: "the bridge cannot listen there",
+}
 
 # Why a bridge, or an agent, closes a control connection
 STOPPING, REPLACED, WITHDRAWN = 1, 2, 3
-CLOSINGS = {STOPPING: "it stops", REPLACED: "another agent of this name took over",
-            WITHDRAWN: "its configuration has changed"}
+CLOSINGS = {
+    STOPPING: "it stops",
+    REPLACED: "another agent of this name took over",
+    WITHDRAWN: "its configuration has changed",
+}
 
 # REFUSE, and the reasons of dials
-REASONS = {1: Reason.GENERAL, 2: Reason.DENIED, 3: Reason.NETWORK_UNREACHABLE, 4: Reason.HOST_UNREACHABLE, 5: Reason.NAME,
-           6: Reason.REFUSED, 7: Reason.TIMEOUT, 8: Reason.UNSUPPORTED, 9: Reason.AUTHENTICATION, 10: Reason.PROTOCOL,
-           11: Reason.LOOP}
+REASONS = {
+    1: Reason.GENERAL,
+    2: Reason.DENIED,
+    3: Reason.NETWORK_UNREACHABLE,
+    4: Reason.HOST_UNREACHABLE,
+    5: Reason.NAME,
+    6: Reason.REFUSED,
+    7: Reason.TIMEOUT,
+    8: Reason.UNSUPPORTED,
+    9: Reason.AUTHENTICATION,
+    10: Reason.PROTOCOL,
+    11: Reason.LOOP,
+}
 _CODES = {reason: code for code, reason in REASONS.items()}
 
-_NETWORKS = {6: "tcp", 17: "udp"}           # IANA's protocol numbers
+_NETWORKS = {6: "tcp", 17: "udp"}  # IANA's protocol numbers
 _NUMBERS = {name: number for number, name in _NETWORKS.items()}
 _TO_SERVICE, _TO_ADDRESS = 0, 1
 _HEAD = len(MAGIC) + 2
@@ -58,7 +81,7 @@ class Hello(NamedTuple):
     kind: int
     name: str
     nonce: bytes
-    session: bytes = b""    # of a work connection: of the control connection that it belongs to
+    session: bytes = b""  # of a work connection: of the control connection that it belongs to
 
 
 class Welcome(NamedTuple):
@@ -71,7 +94,7 @@ class Welcome(NamedTuple):
 class Service(NamedTuple):
     """A port of the bridge."""
 
-    network: str            # "tcp" or "udp"
+    network: str  # "tcp" or "udp"
     port: int
 
     def __str__(self) -> str:
@@ -82,8 +105,8 @@ class Opening(NamedTuple):
     """What a work connection becomes."""
 
     network: str
-    client: Address         # on whose behalf, for records and PROXY headers
-    target: Service | Address       # a service of the agent's, or what its exit leads to
+    client: Address  # on whose behalf, for records and PROXY headers
+    target: Service | Address  # a service of the agent's, or what its exit leads to
 
 
 class Message(NamedTuple):
@@ -93,6 +116,7 @@ class Message(NamedTuple):
 
 # -- the handshake
 
+
 # Hello, agent to bridge; SESSION only for WORK
 # +-------+---------+------+-------+-----+------+---------+
 # | MAGIC | VERSION | KIND | NONCE | LEN | NAME | SESSION |
@@ -100,7 +124,14 @@ class Message(NamedTuple):
 # +-------+---------+------+-------+-----+------+---------+
 def encode_hello(hello: Hello) -> bytes:
     name = hello.name.encode("ascii")
-    return MAGIC + bytes((VERSION, hello.kind)) + hello.nonce + bytes((len(name),)) + name + hello.session
+    return (
+        MAGIC
+        + bytes((VERSION, hello.kind))
+        + hello.nonce
+        + bytes((len(name),))
+        + name
+        + hello.session
+    )
 
 
 def read_hello(reader: Reader) -> Hello:
@@ -109,13 +140,17 @@ def read_hello(reader: Reader) -> Hello:
     if not head.startswith(MAGIC):
         raise ProtocolError("no tunnel's agent")
     if head[4] != VERSION or head[5] not in (CONTROL, WORK):
-        raise ProtocolError(f"a tunnel of version {head[4]}, kind {head[5]}: known is version {VERSION}")
+        raise ProtocolError(
+            f"a tunnel of version {head[4]}, kind {head[5]}: known is version {VERSION}"
+        )
     nonce = reader.read_exactly(NONCE_SIZE)
     raw = reader.read_exactly(reader.read_exactly(1)[0])
     name = raw.decode("latin-1")
     if not re.match(NAME, name):
         raise ProtocolError("not an agent's name")
-    return Hello(head[5], name, nonce, reader.read_exactly(SESSION_SIZE) if head[5] == WORK else b"")
+    return Hello(
+        head[5], name, nonce, reader.read_exactly(SESSION_SIZE) if head[5] == WORK else b""
+    )
 
 
 # Challenge and welcome, or a refusal in place of either, bridge to agent; between them PROOF alone, agent to bridge
@@ -137,7 +172,9 @@ def encode_refusal(reason: int) -> bytes:
 
 def read_challenge(reader: Reader) -> bytes | int:
     """The bridge's nonce, or why it refuses."""
-    return reader.read_exactly(NONCE_SIZE) if _says(reader, CHALLENGED) else reader.read_exactly(1)[0]
+    return (
+        reader.read_exactly(NONCE_SIZE) if _says(reader, CHALLENGED) else reader.read_exactly(1)[0]
+    )
 
 
 def read_welcome(reader: Reader) -> Welcome | int:
@@ -169,7 +206,8 @@ def bridge_proof(token: bytes, hello: Hello, nonce: bytes, session: bytes) -> by
 
 
 def _sign(token: bytes, role: bytes, hello: Hello, nonce: bytes, session: bytes) -> bytes:
-    import hmac     # late: a daemon without a tunnel needs none
+    import hmac  # late: a daemon without a tunnel needs none
+
     name = hello.name.encode("ascii")
     signed = _LABEL + role + bytes((hello.kind, len(name))) + name + hello.nonce + nonce + session
     return hmac.digest(token, signed, "sha256")
@@ -177,11 +215,13 @@ def _sign(token: bytes, role: bytes, hello: Hello, nonce: bytes, session: bytes)
 
 def same(one: bytes, other: bytes) -> bool:
     """In a time that does not tell where they differ."""
-    import hmac     # late: as above
+    import hmac  # late: as above
+
     return hmac.compare_digest(one, other)
 
 
 # -- capsules
+
 
 def encode(kind: int, value: bytes = b"") -> bytes:
     return encode_varint(kind) + encode_varint(len(value)) + value
@@ -198,7 +238,7 @@ def next_message(buffer: bytes) -> tuple[Message, int] | None:
         return None
     _check_length(length[0])
     end = length[1] + length[0]
-    return (Message(kind[0], buffer[length[1]:end]), end) if end <= len(buffer) else None
+    return (Message(kind[0], buffer[length[1] : end]), end) if end <= len(buffer) else None
 
 
 def read_message(reader: Reader) -> Message:
@@ -231,17 +271,22 @@ def parse_register(value: bytes) -> tuple[list[Service], bool]:
     """The services, and whether the agent is an exit."""
     if len(value) % 3 != 1 or len(value) > 1 + 3 * SERVICES_LIMIT:
         raise ProtocolError("not a REGISTER")
-    return [_parse_service(value[at:at + 3]) for at in range(1, len(value), 3)], bool(value[0] & 1)
+    return [_parse_service(value[at : at + 3]) for at in range(1, len(value), 3)], bool(
+        value[0] & 1
+    )
 
 
 def encode_registered(outcomes: Sequence[tuple[Service, int]]) -> bytes:
-    return encode(REGISTERED, b"".join(_encode_service(service) + bytes((outcome,)) for service, outcome in outcomes))
+    return encode(
+        REGISTERED,
+        b"".join(_encode_service(service) + bytes((outcome,)) for service, outcome in outcomes),
+    )
 
 
 def parse_registered(value: bytes) -> list[tuple[Service, int]]:
     if len(value) % 4:
         raise ProtocolError("not a REGISTERED")
-    return [(_parse_service(value[at:at + 3]), value[at + 3]) for at in range(0, len(value), 4)]
+    return [(_parse_service(value[at : at + 3]), value[at + 3]) for at in range(0, len(value), 4)]
 
 
 def encode_number(kind: int, number: int) -> bytes:
@@ -263,9 +308,14 @@ def parse_number(value: bytes) -> int:
 # +---------+--------+-----+--------+      +------------+
 def encode_open(opening: Opening) -> bytes:
     target = opening.target
-    end = (bytes((_TO_SERVICE,)) + target.port.to_bytes(2, "big") if isinstance(target, Service)
-           else bytes((_TO_ADDRESS,)) + socks5.encode_address(target))
-    return encode(OPEN, bytes((_NUMBERS[opening.network],)) + socks5.encode_address(opening.client) + end)
+    end = (
+        bytes((_TO_SERVICE,)) + target.port.to_bytes(2, "big")
+        if isinstance(target, Service)
+        else bytes((_TO_ADDRESS,)) + socks5.encode_address(target)
+    )
+    return encode(
+        OPEN, bytes((_NUMBERS[opening.network],)) + socks5.encode_address(opening.client) + end
+    )
 
 
 def parse_open(value: bytes) -> Opening:
@@ -273,7 +323,7 @@ def parse_open(value: bytes) -> Opening:
     end = 1 + size
     if end >= len(value) or value[0] not in _NETWORKS:
         raise ProtocolError("not an OPEN")
-    network, client, rest = _NETWORKS[value[0]], socks5.parse_target(value[1:end]), value[end + 1:]
+    network, client, rest = _NETWORKS[value[0]], socks5.parse_target(value[1:end]), value[end + 1 :]
     if value[end] == _TO_ADDRESS:
         return Opening(network, client, socks5.parse_target(rest))
     if value[end] != _TO_SERVICE or len(rest) != 2:
@@ -329,7 +379,7 @@ _VALUE_LIMIT = VARINT_LONGEST + 259 + 65507
 class AddressedDatagrams:
     """The framing of a stream for all targets of one client (net.framed.Framing)."""
 
-    payload_limit = 65507       # what UDP over IPv4 has room for
+    payload_limit = 65507  # what UDP over IPv4 has room for
 
     def find(self, memory: bytearray, start: int, end: int) -> tuple[int, int, bytes | None] | None:
         """As net.framed.Framing says: other capsules and contexts are skipped."""
@@ -353,7 +403,7 @@ class AddressedDatagrams:
         payload = context[1] + size
         if not size or not 0 <= finish - payload <= self.payload_limit:
             raise ProtocolError("a datagram without its address, or too long")
-        return payload, finish, bytes(memory[context[1]:payload])
+        return payload, finish, bytes(memory[context[1] : payload])
 
     def prefix(self, address: bytes, size: int) -> bytes:
         return b"\0%b\2%b" % (encode_varint(1 + len(address) + size), address)

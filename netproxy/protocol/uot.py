@@ -4,27 +4,34 @@ A stream that is asked for by the name MAGIC carries a request and then frames, 
 Frames are found where they lie in a buffer and never copied; what is done with them, and how much
 is buffered, is the caller's affair.  Version 1 is its frames alone, none of them connected.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces import Address, Reader
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Reader
 from netproxy.protocol import socks5
 
-MAGIC, MAGIC_V1 = "sp.v2.udp-over-tcp.arpa", "sp.udp-over-tcp.arpa"     # the port beside them means nothing
-IPV4, IPV6, NAME = 0, 1, 2      # of frames; requests have the numbers of SOCKS
-FRAME_LIMIT = 1 + 1 + 255 + 2 + 2 + 65535       # the longest name and the longest datagram that their lengths can say
+MAGIC, MAGIC_V1 = (
+    "sp.v2.udp-over-tcp.arpa",
+    "sp.udp-over-tcp.arpa",
+)  # the port beside them means nothing
+IPV4, IPV6, NAME = 0, 1, 2  # of frames; requests have the numbers of SOCKS
+FRAME_LIMIT = (
+    1 + 1 + 255 + 2 + 2 + 65535
+)  # the longest name and the longest datagram that their lengths can say
 
 _SOCKS_KINDS = {IPV4: socks5.IPV4, IPV6: socks5.IPV6, NAME: socks5.NAME}
 _KINDS = {kind: own for own, kind in _SOCKS_KINDS.items()}
-_REQUEST_SIZES = {socks5.IPV4: 6, socks5.IPV6: 18}      # address and port behind ATYP
-_FRAME_SIZES = {IPV4: 7, IPV6: 19}                      # ATYP, address and port
+_REQUEST_SIZES = {socks5.IPV4: 6, socks5.IPV6: 18}  # address and port behind ATYP
+_FRAME_SIZES = {IPV4: 7, IPV6: 19}  # ATYP, address and port
 
 
 class Request(NamedTuple):
-    connected: bool         # every frame is for `target`, and carries no address
-    target: Address         # where not connected, a hint at best
+    connected: bool  # every frame is for `target`, and carries no address
+    target: Address  # where not connected, a hint at best
 
 
 # +-----------+------+----------+----------+
@@ -68,7 +75,9 @@ def parse_address(data: bytes) -> Address:
     return socks5.parse_target(bytes((_SOCKS_KINDS[data[0]],)) + data[1:])
 
 
-def next_frame(buffer: bytearray | memoryview, start: int, end: int, connected: bool) -> tuple[int, int, int] | None:
+def next_frame(
+    buffer: bytearray | memoryview, start: int, end: int, connected: bool
+) -> tuple[int, int, int] | None:
     """The frame at `start` of a buffer filled up to `end`; None where it is not all there yet.
 
     Where its address begins, where its payload begins, and where it ends.  The address goes up to the
@@ -110,7 +119,11 @@ class Frames:
         if found is None:
             return None
         address, payload, finish = found
-        return payload, finish, bytes(memory[address:payload - 2]) if self._connected is None else b""
+        return (
+            payload,
+            finish,
+            bytes(memory[address : payload - 2]) if self._connected is None else b"",
+        )
 
     def prefix(self, address: bytes, size: int) -> bytes:
         return address + size.to_bytes(2, "big")

@@ -7,15 +7,16 @@ guessed; a guess must not cut off the wrong one, so that such endpoints pass to
 another association of that client and user when theirs ends.
 Used by the threads of control connections and by the relay port's reader.
 """
+
 from __future__ import annotations
 
 import threading
 from typing import Any, Callable
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 
 
-INHERITED_LIMIT = 16        # endpoints an association may take over: clients come and go, and what they leave is bounded
+INHERITED_LIMIT = 16  # endpoints an association may take over: clients come and go, and what they leave is bounded
 
 
 class Association:
@@ -31,25 +32,29 @@ class Association:
         self.local = local
         self.endpoint: Address | None = None
         self.inherited: tuple[Address, ...] = ()
-        self.guessed = False        # its endpoint may be another's: more than one could have been meant
+        self.guessed = False  # its endpoint may be another's: more than one could have been meant
         self.ended = False
 
 
-Bequeath = Callable[[Association, Association], None]       # what one has that ends, to its heir; must not block
+Bequeath = Callable[
+    [Association, Association], None
+]  # what one has that ends, to its heir; must not block
 
 
 class Associations:
     """Those that live, by client address."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # guards _live and each association in it
+        self._lock = threading.Lock()  # guards _live and each association in it
         self._live: dict[str, list[Association]] = {}
 
     def add(self, association: Association) -> None:
         with self._lock:
             self._live.setdefault(association.client, []).append(association)
 
-    def remove(self, association: Association, bequeath: Bequeath = lambda association, heir: None) -> Association | None:
+    def remove(
+        self, association: Association, bequeath: Bequeath = lambda association, heir: None
+    ) -> Association | None:
         """Ends an association; the one that takes over its endpoints, if there is any.
 
         That one cannot end before `bequeath` has returned: what came to it later nobody would ever end.
@@ -61,12 +66,22 @@ class Associations:
                 self._live[association.client] = rest
             else:
                 self._live.pop(association.client, None)
-            left = (*association.inherited, *([association.endpoint] if association.endpoint else []))
+            left = (
+                *association.inherited,
+                *([association.endpoint] if association.endpoint else []),
+            )
             if not association.guessed or not left:
                 return None
-            heir = next((one for one in rest if one.guessed
-                         and (one.user, one.local) == (association.user, association.local)
-                         and len(one.inherited) + len(left) <= INHERITED_LIMIT), None)
+            heir = next(
+                (
+                    one
+                    for one in rest
+                    if one.guessed
+                    and (one.user, one.local) == (association.user, association.local)
+                    and len(one.inherited) + len(left) <= INHERITED_LIMIT
+                ),
+                None,
+            )
             if heir is not None:
                 heir.inherited += left
                 bequeath(association, heir)
@@ -95,8 +110,14 @@ class Associations:
 
 def _named(of_client: list[Association], port: int) -> Association | None:
     """The one whose request named this port, unless it holds an endpoint with that port already."""
-    return next((one for one in of_client if one.hint == port
-                 and (one.endpoint is None or one.endpoint.port != port)), None)
+    return next(
+        (
+            one
+            for one in of_client
+            if one.hint == port and (one.endpoint is None or one.endpoint.port != port)
+        ),
+        None,
+    )
 
 
 def _guess(of_client: list[Association]) -> Association | None:

@@ -5,6 +5,7 @@ filling that buffer and both ends are plain sockets, bytes go through a kernel
 pipe instead (splice(2)) and are never seen here; when they become few again,
 copying is cheaper and comes back.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -12,36 +13,58 @@ import os
 import socket
 from typing import Any
 
-from netproxy.net import calls
-from netproxy.net.calls import BUFFER, ROOM
+from netproxy.net import syscalls
+from netproxy.net.syscalls import BUFFER, ROOM
 
-ROUNDS = 16                 # reads in a row before the other direction has its turn
-FULL_READS = 4              # buffers filled in a row before a pipe is worth its two descriptors
-PIPE = 1 << 20              # bytes asked for a kernel pipe: what an unprivileged process may have
-DECIPHERED = ROOM // 2      # bytes that a read gives where more may be there: TLS never fills a buffer
-PIPE_LEAST = 65536          # one that is smaller, because the user has many, moves less than copying does
-TINY, TINY_READS = 4096, 16     # so many transfers of at most so many bytes, and a pipe is not worth its calls
-_END = "the end"            # is what is pending when it is nothing else
+ROUNDS = 16  # reads in a row before the other direction has its turn
+FULL_READS = 4  # buffers filled in a row before a pipe is worth its two descriptors
+PIPE = 1 << 20  # bytes asked for a kernel pipe: what an unprivileged process may have
+DECIPHERED = ROOM // 2  # bytes that a read gives where more may be there: TLS never fills a buffer
+PIPE_LEAST = 65536  # one that is smaller, because the user has many, moves less than copying does
+TINY, TINY_READS = (
+    4096,
+    16,
+)  # so many transfers of at most so many bytes, and a pipe is not worth its calls
+_END = "the end"  # is what is pending when it is nothing else
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Direction:
     """OSError from any method means that the relay has ended."""
 
-    __slots__ = ("source", "target", "pending", "ended", "done", "moved", "_splice", "_layered", "_most", "_full", "_tiny", "_pipe")
+    __slots__ = (
+        "source",
+        "target",
+        "pending",
+        "ended",
+        "done",
+        "traffic",
+        "_splice",
+        "_layered",
+        "_most",
+        "_full",
+        "_tiny",
+        "_pipe",
+    )
 
-    def __init__(self, source: socket.socket, target: socket.socket, unread: bytes, splice: bool) -> None:
+    def __init__(
+        self, source: socket.socket, target: socket.socket, unread: bytes, splice: bool
+    ) -> None:
         """Both sockets do not block; `unread` goes first; `splice`: both are plain sockets."""
         self.source = source
         self.target = target
-        self.pending: Any = unread      # read, not yet written: bytes, or how many of them are in the pipe
-        self.ended = False              # the source has closed its side
-        self.done = False               # and the target has been told
-        self.moved = 0
+        self.pending: Any = (
+            unread  # read, not yet written: bytes, or how many of them are in the pipe
+        )
+        self.ended = False  # the source has closed its side
+        self.done = False  # and the target has been told
+        self.traffic = 0
         self._splice = splice
         self._layered = hasattr(source, "over")
-        self._most = ROOM if self._layered or hasattr(target, "over") else BUFFER       # bytes read at a time
-        self._full = self._tiny = 0     # buffers filled, small transfers spliced, in a row
+        self._most = (
+            ROOM if self._layered or hasattr(target, "over") else BUFFER
+        )  # bytes read at a time
+        self._full = self._tiny = 0  # buffers filled, small transfers spliced, in a row
         self._pipe: tuple[int, int] | None = None
 
     @property
@@ -61,7 +84,7 @@ class Direction:
             if self._pipe:
                 self._drain()
             else:
-                self.pending = self.pending[self._write(self.pending):]
+                self.pending = self.pending[self._write(self.pending) :]
         if self.ended and not self.done and (not self.pending or self.pending is _END):
             self._tell_end()
 
@@ -80,7 +103,7 @@ class Direction:
 
     def _move_by_copy(self) -> bool:
         """Whether more may be there."""
-        view = calls.thread_clear().view[:self._most]
+        view = syscalls.thread_clear().view[: self._most]
         try:
             count = self.source.recv_into(view)
         except BlockingIOError:
@@ -88,7 +111,7 @@ class Direction:
         if not count:
             return self._end()
         written = self._write(view[:count])
-        self.ended = self._layered and self.source.over     # TLS knows its end before its socket does
+        self.ended = self._layered and self.source.over  # TLS knows its end before its socket does
         if written < count:
             self.pending = bytes(view[written:count])
             return False
@@ -99,7 +122,7 @@ class Direction:
             return False
         self._full += 1
         if self._full == FULL_READS:
-            return False                # the next turn is a thread's
+            return False  # the next turn is a thread's
         if self._full > FULL_READS and self._splice:
             self._open_pipe()
         return True
@@ -124,10 +147,10 @@ class Direction:
         try:
             self.target.shutdown(socket.SHUT_WR)
         except BlockingIOError:
-            self.pending = _END     # TLS has something to say at its end, and no room for it now
+            self.pending = _END  # TLS has something to say at its end, and no room for it now
             return
         except OSError:
-            pass                    # the target has ended already; its own direction tells how
+            pass  # the target has ended already; its own direction tells how
         self.pending = b""
         self.done = True
 
@@ -143,13 +166,13 @@ class Direction:
             except BlockingIOError:
                 return
             self.pending -= count
-            self.moved += count
+            self.traffic += count
 
     def _open_pipe(self) -> None:
         try:
             self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            self._splice = False        # out of descriptors: copying needs none
+            self._splice = False  # out of descriptors: copying needs none
             return
         try:
             fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, PIPE)
@@ -163,5 +186,5 @@ class Direction:
             count = self.target.send(data)
         except BlockingIOError:
             count = 0
-        self.moved += count
+        self.traffic += count
         return count

@@ -3,21 +3,22 @@
 Once a second it asks every registered table what died and closes that outside
 all locks.  Tables are told the time, so that tests need no sleep.
 """
+
 from __future__ import annotations
 
 import threading
 import time
 from typing import Any, Callable
 
-from netproxy.interfaces import Expirable, Log
+from netproxy.interfaces.services import Expirable, Log
 
-TICK = 1.0      # seconds: the coarsest that still ends an association's sessions "at once" for a person
+TICK = 1.0  # seconds: the coarsest that still ends an association's sessions "at once" for a person
 
 
 class Janitor:
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._lock = threading.Lock()       # guards _tables
+        self._lock = threading.Lock()  # guards _tables
         self._tables: list[Expirable] = []
         self._stopped = threading.Event()
         self.thread = threading.Thread(target=self._run, name="janitor", daemon=True)

@@ -5,6 +5,7 @@ A miss asks the router and makes an entry; what must be looked up or dialled for
 it is done by a worker while its datagrams wait in a bounded queue, so that the
 reader never blocks.  The janitor's thread evicts: first out of the table, then closed.
 """
+
 from __future__ import annotations
 
 import threading
@@ -12,35 +13,50 @@ import time
 from typing import Any, Callable, Hashable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Counter, Flow, Log, Observer, Route, Router, Run
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Run
+from netproxy.interfaces.flows import Flow, Observer
+from netproxy.interfaces.routing import Route, Router
+from netproxy.interfaces.services import Counter, Log
 from netproxy.net.datagram import ArenaPool
-from netproxy.relay.capacity import Capacity, Caps
-from netproxy.relay.opening import Entry, Key, Opening, Workers
+from netproxy.relay.quota import SessionQuota, SessionLimits
+from netproxy.relay.entry import Entry, Key, Opening, Workers
 from netproxy.relay.session import INDEPENDENT, Client, Session
 
-ENTRIES_LIMIT = 4096        # entries a session: targets of one client; the oldest yields and may come back
-UNROUTED_LIMIT = 256        # entries a client whose names are looked up before their way out is known
-ONE_WAY_SECONDS = 60.0      # idle time of a session that nobody has answered
+ENTRIES_LIMIT = (
+    4096  # entries a session: targets of one client; the oldest yields and may come back
+)
+UNROUTED_LIMIT = 256  # entries a client whose names are looked up before their way out is known
+ONE_WAY_SECONDS = 60.0  # idle time of a session that nobody has answered
 DNS_PORT = 53
-DNS_SECONDS = 10.0          # idle time of a session that only spoke to name servers and still waits for an answer
+DNS_SECONDS = (
+    10.0  # idle time of a session that only spoke to name servers and still waits for an answer
+)
 
 
 class NatPolicy(NamedTuple):
     """How a table behaves as a NAT, in the words of RFC 4787."""
 
-    caps: Caps
-    idle_timeout: float = 300.0     # seconds, for sessions that have seen both directions (REQ-5)
-    symmetric: bool = False         # one mapping for each target; else endpoint-independent (REQ-1)
-    filtering: str = INDEPENDENT    # whose answers pass (REQ-8)
+    caps: SessionLimits
+    idle_timeout: float = 300.0  # seconds, for sessions that have seen both directions (REQ-5)
+    symmetric: bool = False  # one mapping for each target; else endpoint-independent (REQ-1)
+    filtering: str = INDEPENDENT  # whose answers pass (REQ-8)
 
 
 class NatTable:
     """One for each UDP listener."""
 
-    def __init__(self, policy: NatPolicy, arenas: ArenaPool, workers: Workers, counter: Counter,
-                 observer: Observer, log: Log) -> None:
+    def __init__(
+        self,
+        policy: NatPolicy,
+        arenas: ArenaPool,
+        workers: Workers,
+        counter: Counter,
+        observer: Observer,
+        log: Log,
+    ) -> None:
         self._policy = policy
-        self._capacity = Capacity(policy.caps)
+        self._quota = SessionQuota(policy.caps)
         self._counter = counter
         self._observer = observer
         self._log = log
@@ -52,7 +68,9 @@ class NatTable:
         self._sessions: set[Session] = set()
         self._names = workers.names
         self._opening = Opening(self._lock, workers, arenas, self._upstream_ended, counter, log)
-        self._barren: set[tuple[str, str]] = set()      # who found no idle session to replace since the last expire()
+        self._barren: set[tuple[str, str]] = (
+            set()
+        )  # who found no idle session to replace since the last expire()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -61,7 +79,7 @@ class NatTable:
         """After a reload; sessions that live keep their mapping."""
         with self._lock:
             self._policy = policy
-            self._capacity.caps = policy.caps
+            self._quota.caps = policy.caps
 
     # -- the reader thread of the listener
 
@@ -70,7 +88,7 @@ class NatTable:
         if entry.destination is None and not self._opening.wait(arena, entry, run):
             return
         session = entry.session
-        session.count_sent(run)         # before the answer can come
+        session.count_sent(run)  # before the answer can come
         session.conn.send(arena, run, entry.destination)
 
     def add_client(self, client: Client) -> None:
@@ -84,18 +102,27 @@ class NatTable:
         Its sessions stay, and answers still leave from the address that it used first.
         """
         with self._lock:
-            client = next((one for one in self.clients.values() if one.owner is owner and one.address == address), None)
+            client = next(
+                (
+                    one
+                    for one in self.clients.values()
+                    if one.owner is owner and one.address == address
+                ),
+                None,
+            )
             if client is not None:
                 self.clients[peer] = client
             return client
 
-    def open(self, key: Key, client: Client, flow: Flow, router: Router, count: int = 1) -> Entry | None:
+    def open(
+        self, key: Key, client: Client, flow: Flow, router: Router, count: int = 1
+    ) -> Entry | None:
         """A new entry for a target by the way out that `router` knows, with the client's session for it, old or new.
 
         None where nothing leads there or at a limit, and then the `count` datagrams that asked for it have been counted.
         """
         try:
-            route = router.route_at_once(flow)
+            route = router.route_without_blocking(flow)
             if route is None:
                 return self._enter_unrouted(key, client, flow, router, count)
             self._check_carried(route)
@@ -131,12 +158,16 @@ class NatTable:
         self._after_entering(client, session, evicted, count)
         return entry if session else None
 
-    def _after_entering(self, client: Client, session: Session | None, evicted: Session | None, count: int) -> None:
+    def _after_entering(
+        self, client: Client, session: Session | None, evicted: Session | None, count: int
+    ) -> None:
         if evicted:
             self._close(evicted)
         if session is None:
             self._counter.count("drops", "session limit", count)
-            self._log.limited(("sessions", id(self)), "%s: no room for another UDP session", client.address.host)
+            self._log.limited(
+                ("sessions", id(self)), "%s: no room for another UDP session", client.address.host
+            )
 
     def _check_carried(self, route: Route) -> None:
         """DialError for a way out without datagrams."""
@@ -144,15 +175,17 @@ class NatTable:
         if "udp" in dialer.carries:
             return
         try:
-            dialer.dial_packet(route.flow)      # which says, without dialling, which hop is in the way
+            dialer.dial_packet(route.flow)  # which says, without dialling, which hop is in the way
         except DialError as error:
-            if error.reason is not Reason.DENIED:       # what a rule refuses is as it was meant
+            if error.reason is not Reason.DENIED:  # what a rule refuses is as it was meant
                 self._log.limited(("dial", dialer.name), "udp by %s: %s", dialer.name, error)
             raise
 
     # -- entries whose name is looked up before their way out is known
 
-    def _enter_unrouted(self, key: Key, client: Client, flow: Flow, router: Router, count: int) -> Entry | None:
+    def _enter_unrouted(
+        self, key: Key, client: Client, flow: Flow, router: Router, count: int
+    ) -> Entry | None:
         with self._lock:
             if self.clients.get(key[0]) is not client:
                 self._counter.count("drops", "association ended", count)
@@ -206,8 +239,12 @@ class NatTable:
     def end(self, owner: Hashable, reason: str = "association ended") -> None:
         """Ends every session of an owner (an association), at once."""
         with self._lock:
-            gone = [(peer, client) for peer, client in self.clients.items() if client.owner is owner]
-            sessions = list({session: None for _, client in gone for session in client.sessions.values()})
+            gone = [
+                (peer, client) for peer, client in self.clients.items() if client.owner is owner
+            ]
+            sessions = list(
+                {session: None for _, client in gone for session in client.sessions.values()}
+            )
             for session in sessions:
                 self._remove(session, reason)
             for peer, client in gone:
@@ -278,7 +315,7 @@ class NatTable:
     def _patience(self, session: Session) -> float:
         """Seconds that a session may be idle."""
         idle = self._policy.idle_timeout
-        if session.only_dns:        # ends with its last answer: a resolver asks from a new port each time
+        if session.only_dns:  # ends with its last answer: a resolver asks from a new port each time
             answered = 0 < session.datagrams_sent <= session.datagrams_received
             return 0.0 if answered else min(DNS_SECONDS, idle)
         return idle if session.received else min(ONE_WAY_SECONDS, idle)
@@ -290,9 +327,18 @@ class NatTable:
         mapping = (dialer, flow.target) if policy.symmetric or dialer.symmetric else dialer
         session = client.sessions.get(mapping)
         evicted = None if session else self._make_room(client, flow.user, now)
-        if session is None and self._capacity.has_room(client.address.host, flow.user):
-            session = self._add_session(Session(client, mapping, flow, dialer, client.filtering or policy.filtering, now,
-                                                self._kill))
+        if session is None and self._quota.has_room(client.address.host, flow.user):
+            session = self._add_session(
+                Session(
+                    client,
+                    mapping,
+                    flow,
+                    dialer,
+                    client.filtering or policy.filtering,
+                    now,
+                    self._kill,
+                )
+            )
         return session, evicted
 
     def _keep_while_used(self, client: Client, peer: Hashable) -> None:
@@ -305,7 +351,7 @@ class NatTable:
     def _add_session(self, session: Session) -> Session:
         session.client.sessions[session.mapping] = session
         self._sessions.add(session)
-        self._capacity.add(session)
+        self._quota.add(session)
         self._counter.count("sessions_opened", "")
         self._observer.began(session)
         return session
@@ -339,17 +385,19 @@ class NatTable:
         self._sessions.discard(session)
         client = session.client
         client.sessions.pop(session.mapping, None)
-        self._capacity.remove(session)
+        self._quota.remove(session)
         self._keep_while_used(client, client.peer)
 
     def _make_room(self, client: Client, user: str, now: float) -> Session | None:
         """At a limit the session that has been idle longest yields; the caller closes it after the lock."""
         host = client.address.host
-        if self._capacity.has_room(host, user):
+        if self._quota.has_room(host, user):
             return None
         if (host, user) in self._barren:
-            return None         # looked through a moment ago: a flood of new flows must not pay that for each
-        oldest = self._capacity.yielding(self._sessions, host, user, now)
+            return (
+                None  # looked through a moment ago: a flood of new flows must not pay that for each
+            )
+        oldest = self._quota.yielding(self._sessions, host, user, now)
         if oldest is not None:
             self._remove(oldest, "yielded")
         else:

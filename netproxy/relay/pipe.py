@@ -9,6 +9,7 @@ read meanwhile.  A reset on one side is passed on as a reset.
 One thread moves both directions: two would cost a wake-up and a stack more for
 each connection, and did not move more bytes (tests/bench/README.md has figures).
 """
+
 from __future__ import annotations
 
 import select
@@ -16,30 +17,39 @@ import socket
 from typing import Callable, NamedTuple
 
 from netproxy.errors import StreamError
-from netproxy.interfaces import Pause
+from netproxy.interfaces.connections import Wait
 from netproxy.net.connect import POLL_LIMIT_MS
 from netproxy.net.stream import Stream
 from netproxy.relay.direction import Direction
 
-PARK_SECONDS = 0.1          # without anything to do before a busy relay gives its thread back
+PARK_SECONDS = 0.1  # without anything to do before a busy relay gives its thread back
 _GONE = select.POLLHUP | select.POLLERR
-_FAULTS = (OSError, ValueError, StreamError)        # ValueError: the descriptor of a socket that was closed meanwhile
+_FAULTS = (
+    OSError,
+    ValueError,
+    StreamError,
+)  # ValueError: the descriptor of a socket that was closed meanwhile
 
 
 class PipeLimits(NamedTuple):
-    idle: float             # seconds without a byte either way
-    half_close: float       # the same, once one side has ended
-    splice: bool = True     # whether bytes may go from socket to socket within the kernel
+    idle: float  # seconds without a byte either way
+    half_close: float  # the same, once one side has ended
+    splice: bool = True  # whether bytes may go from socket to socket within the kernel
 
 
 class Outcome(NamedTuple):
-    sent: int               # bytes, client to upstream
-    received: int           # bytes, upstream to client
-    ended: str              # "closed", "reset", "client reset", "idle"
+    sent: int  # bytes, client to upstream
+    received: int  # bytes, upstream to client
+    ended: str  # "closed", "reset", "client reset", "idle"
 
 
-def pipe(client: Stream, upstream: Stream, limits: PipeLimits, finished: Callable[[Outcome], None],
-         begun: Callable[[Relay], None] | None = None) -> Pause | None:
+def pipe(
+    client: Stream,
+    upstream: Stream,
+    limits: PipeLimits,
+    finished: Callable[[Outcome], None],
+    begun: Callable[[Relay], None] | None = None,
+) -> Wait | None:
     """Moves bytes both ways, unread ones first, closes both streams and tells `finished`, once, how it went.
 
     A Pause while neither side has anything to say; None when it is over.  Raises nothing but what `finished` raises.
@@ -54,26 +64,43 @@ def pipe(client: Stream, upstream: Stream, limits: PipeLimits, finished: Callabl
 class Relay:
     """One under way; whoever began it may ask it what it has moved."""
 
-    __slots__ = ("_client", "_upstream", "_limits", "_finished", "_up", "_down", "_near", "_pause", "_state", "_light")
+    __slots__ = (
+        "_client",
+        "_upstream",
+        "_limits",
+        "_finished",
+        "_up",
+        "_down",
+        "_near",
+        "_pause",
+        "_state",
+        "_light",
+    )
 
-    def __init__(self, client: Stream, upstream: Stream, limits: PipeLimits, finished: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self,
+        client: Stream,
+        upstream: Stream,
+        limits: PipeLimits,
+        finished: Callable[[Outcome], None],
+    ) -> None:
         self._client = client
         self._upstream = upstream
         self._limits = limits
         self._finished = finished
-        self._up: Direction | None = None       # set by begin()
+        self._up: Direction | None = None  # set by begin()
         self._down: Direction | None = None
-        self._near = -1                         # the client's descriptor
-        self._pause: Pause | None = None        # the last, which serves again while nothing is different
+        self._near = -1  # the client's descriptor
+        self._pause: Wait | None = None  # the last, which serves again while nothing is different
         self._state: tuple = ()
-        self._light = client.plain and upstream.plain   # what is encrypted takes a thread's time
+        self._light = client.plain and upstream.plain  # what is encrypted takes a thread's time
 
-    def moved(self) -> tuple[int, int]:
+    def traffic(self) -> tuple[int, int]:
         """Bytes so far, client to upstream and back.  From any thread."""
         up, down = self._up, self._down
-        return up.moved if up else 0, down.moved if down else 0
+        return up.traffic if up else 0, down.traffic if down else 0
 
-    def begin(self) -> Pause | None:
+    def begin(self) -> Wait | None:
         try:
             near, client_unread = self._client.detach()
             far, upstream_unread = self._upstream.detach()
@@ -84,12 +111,12 @@ class Relay:
             for direction in (self._up, self._down):
                 direction.flush()
                 if not self._light and not direction.pending:
-                    direction.move()        # what has been deciphered already no socket tells of
+                    direction.move()  # what has been deciphered already no socket tells of
         except _FAULTS:
             return self._end("reset")
         return self._end("closed") if self._up.done and self._down.done else self._wait()
 
-    def _resume(self, ready: bool) -> Pause | None:
+    def _resume(self, ready: bool) -> Wait | None:
         """On a thread of the relay's own: until it ends or there is nothing to do for a moment."""
         try:
             ended = self._work() if ready else "idle"
@@ -97,16 +124,18 @@ class Relay:
             ended = "reset"
         return self._end(ended) if ended else self._wait()
 
-    def _step(self, descriptor: int, events: int) -> Pause | None:
+    def _step(self, descriptor: int, events: int) -> Wait | None:
         """On the thread that watches all relays: one side has something, or takes something again."""
-        reads, writes = (self._up, self._down) if descriptor == self._near else (self._down, self._up)
+        reads, writes = (
+            (self._up, self._down) if descriptor == self._near else (self._down, self._up)
+        )
         try:
             if writes.pending:
                 writes.flush()
             if not (reads.pending or reads.ended):
                 reads.move()
             elif events & _GONE and not writes.done and _gone(reads.source):
-                return self._end("reset")       # nothing can reach it any more
+                return self._end("reset")  # nothing can reach it any more
         except _FAULTS:
             return self._end("reset")
         return self._end("closed") if reads.done and writes.done else self._wait()
@@ -140,7 +169,7 @@ class Relay:
             target = ready.get(direction.target.fileno(), 0)
             source = ready.get(direction.source.fileno(), 0)
             if target & _GONE and not (direction.done or source or direction.pending):
-                return "reset"                  # nothing can reach it any more
+                return "reset"  # nothing can reach it any more
             if direction.pending and target:
                 direction.flush()
             if source and not direction.pending and not direction.ended:
@@ -153,7 +182,9 @@ class Relay:
         for direction, other in ((self._up, self._down), (self._down, self._up)):
             reads = select.POLLIN if not direction.ended and not direction.pending else 0
             events = reads | (select.POLLOUT if other.pending else 0)
-            if events or not other.done:        # a side that may still be written to is watched for its being gone
+            if (
+                events or not other.done
+            ):  # a side that may still be written to is watched for its being gone
                 interests.append((direction.source, events))
         return interests
 
@@ -162,18 +193,18 @@ class Relay:
         ended = self._up.ended or self._down.ended
         return min(self._limits.half_close if ended else self._limits.idle, POLL_LIMIT_MS / 1000)
 
-    def _wait(self) -> Pause:
+    def _wait(self) -> Wait:
         up, down = self._up, self._down
         busy = up.busy or down.busy
         state = (busy, up.ended, down.ended, not up.pending, not down.pending)
         if state != self._state:
             self._state = state
             step = self._step if self._light and not busy else None
-            self._pause = Pause(self._interests(), self._patience(), self._resume, False, step)
+            self._pause = Wait(self._interests(), self._patience(), self._resume, False, step)
         return self._pause
 
     def _end(self, ended: str) -> None:
-        self._pause = None          # which holds this relay: so that its memory is free now, not when cycles are looked for
+        self._pause = None  # which holds this relay: so that its memory is free now, not when cycles are looked for
         if ended == "closed":
             self._client.close()
             self._upstream.close()
@@ -181,20 +212,24 @@ class Relay:
             ended = self._who_reset() if ended == "reset" else ended
             self._client.reset()
             self._upstream.reset()
-        moved = [0, 0]
+        traffic = [0, 0]
         for at, direction in enumerate((self._up, self._down)):
             if direction is not None:
-                moved[at] = direction.moved
+                traffic[at] = direction.traffic
                 direction.close()
-        finished, self._finished = self._finished, None     # it may hold who holds this relay
-        finished(Outcome(*moved, ended))
+        finished, self._finished = self._finished, None  # it may hold who holds this relay
+        finished(Outcome(*traffic, ended))
 
     def _who_reset(self) -> str:
         """Told apart, since what a client does says nothing of its target."""
         if self._up is None or self._down is None:
             return "reset"
         try:
-            return "client reset" if _gone(self._up.source) and not _gone(self._down.source) else "reset"
+            return (
+                "client reset"
+                if _gone(self._up.source) and not _gone(self._down.source)
+                else "reset"
+            )
         except _FAULTS:
             return "reset"
 

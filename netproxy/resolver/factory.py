@@ -1,19 +1,22 @@
 """Name servers and the plan of lookups from the configuration."""
+
 from __future__ import annotations
 
 import time
 from functools import partial
 from typing import Callable, Container, Iterator, Mapping, NamedTuple, Sequence
 
-from netproxy.config.schema import DnsConfig, NameServerConfig, WayConfig
+from netproxy.config.schema import DnsConfig, NameServerConfig, UpstreamConfig
 from netproxy.errors import ConfigError, DialError, Reason
-from netproxy.interfaces import Address, Dialer, Flow, Gatekeeper, pack_ip
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import DestinationGuard, Dialer
 from netproxy.net.stream import Stream
 from netproxy.resolver.forwarder import Branch, Forwarder
 from netproxy.resolver.resolver import LookupFailed, Plan, ask_system
 from netproxy.resolver.servers import HttpsServer, Server, Servers, StreamServer, UdpServer
 
-NOBODY = Address("0.0.0.0", 0)      # the client of what we ask for ourselves
+NOBODY = Address("0.0.0.0", 0)  # the client of what we ask for ourselves
 HOSTS_FILE = "/etc/hosts"
 
 
@@ -24,9 +27,9 @@ class Means(NamedTuple):
     """
 
     direct: Callable[[float], Dialer]
-    way: Callable[[WayConfig], Dialer]
+    dialer: Callable[[UpstreamConfig], Dialer]
     domains: Callable[[Sequence[str], Sequence[str]], Container[str]]
-    gatekeeper: Gatekeeper
+    guard: DestinationGuard
 
 
 class SystemNames:
@@ -50,15 +53,22 @@ class SystemNames:
 
 def make_forwarder(config: DnsConfig, means: Means) -> Forwarder:
     """For a configuration with servers or rules.  ConfigError."""
-    branches = [Branch(_names(rule.domain, rule.domain_file, rule.place, means),
-                       Servers([_server(one, means) for one in rule.servers]) if rule.servers else None) for rule in config.rules]
+    branches = [
+        Branch(
+            _names(rule.domain, rule.domain_file, rule.place, means),
+            Servers([_server(one, means) for one in rule.servers]) if rule.servers else None,
+        )
+        for rule in config.rules
+    ]
     servers = Servers([_server(one, means) for one in config.servers]) if config.servers else None
     return Forwarder(branches, servers, dict(config.hosts))
 
 
 def make_plan(config: DnsConfig, forwarder: Forwarder) -> Plan:
     """How names are looked up: as the forwarder knows, and hosts(5), which the system would read itself."""
-    return Plan(forwarder.ask, {**dict(_read_hosts()), **dict(config.hosts)}, config.prefer, config.cache)
+    return Plan(
+        forwarder.ask, {**dict(_read_hosts()), **dict(config.hosts)}, config.prefer, config.cache
+    )
 
 
 def _names(domain: Sequence[str], files: Sequence[str], place: str, means: Means) -> Container[str]:
@@ -70,7 +80,7 @@ def _names(domain: Sequence[str], files: Sequence[str], place: str, means: Means
 
 def _server(config: NameServerConfig, means: Means) -> Server:
     name = f"{config.scheme}://{config.server}{config.path}"
-    way = means.way(config.upstream) if config.upstream else None
+    way = means.dialer(config.upstream) if config.upstream else None
     secure = _secure(config)
 
     def dial(deadline: float) -> Stream:
@@ -90,7 +100,12 @@ def _server(config: NameServerConfig, means: Means) -> Server:
     # datagrams through a proxy would need a connection of their own each: TCP has to do for them (RFC 7766)
     if config.scheme != "udp" or way is not None:
         return stream
-    return UdpServer(name, config.server, stream, partial(means.gatekeeper.permitted, _flow("udp", config.server), (config.server,)))
+    return UdpServer(
+        name,
+        config.server,
+        stream,
+        partial(means.guard.permitted, _flow("udp", config.server), (config.server,)),
+    )
 
 
 def _flow(network: str, target: Address) -> Flow:
@@ -101,7 +116,8 @@ def _flow(network: str, target: Address) -> Flow:
 def _secure(config: NameServerConfig) -> Callable[[Stream], None]:
     if config.scheme not in ("tls", "https"):
         return lambda stream: None
-    from netproxy.net import tls    # late: ssl costs 3 MiB, and few need it
+    from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
+
     given = config.tls
     try:
         context = tls.client_context(given.ca, given.certificate, given.key, given.insecure)

@@ -1,4 +1,5 @@
 """Which name servers are asked for which names, for our own lookups and for the clients of a dns listener."""
+
 from __future__ import annotations
 
 import time
@@ -10,7 +11,7 @@ from netproxy.protocol import dns
 from netproxy.resolver.resolver import LOOKUP_SECONDS, Found, LookupFailed, ask_system
 from netproxy.resolver.servers import ServerError, Servers
 
-HOSTS_TTL = 60              # seconds: what the file says may change with a reload
+HOSTS_TTL = 60  # seconds: what the file says may change with a reload
 _ADDRESS_SIZES = {dns.A: 4, dns.AAAA: 16}
 
 
@@ -24,7 +25,12 @@ class Branch(NamedTuple):
 class Forwarder:
     """Immutable; used by the threads of pools."""
 
-    def __init__(self, branches: Sequence[Branch], servers: Servers | None, hosts: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        servers: Servers | None,
+        hosts: Mapping[str, tuple[str, ...]],
+    ) -> None:
         """`servers` for what no branch has: None leaves that to the system, which cannot do it for clients.
 
         `hosts`: names and their addresses, for clients alone: our own lookups have looked there before.
@@ -43,13 +49,17 @@ class Forwarder:
             questions = [dns.Question(host, kind, dns.IN) for kind in (dns.A, dns.AAAA)]
             found = _ask(branch.servers, questions, True, deadline)
             if all(answer.code in (dns.FORMERR, dns.NOTIMP) for answer in found):
-                found = _ask(branch.servers, questions, False, deadline)        # RFC 6891 section 6.2.2
+                found = _ask(branch.servers, questions, False, deadline)  # RFC 6891 section 6.2.2
         except (ServerError, ProtocolError, ValueError) as error:
             raise LookupFailed from error
-        if any(answer.code not in (dns.NOERROR, dns.NXDOMAIN) for answer in found) and not any(one.addresses for one in found):
+        if any(answer.code not in (dns.NOERROR, dns.NXDOMAIN) for answer in found) and not any(
+            one.addresses for one in found
+        ):
             raise LookupFailed
         addresses = tuple(address for answer in found for address in answer.addresses)
-        return Found(addresses, min(answer.ttl for answer in found if answer.addresses or not addresses))
+        return Found(
+            addresses, min(answer.ttl for answer in found if answer.addresses or not addresses)
+        )
 
     def answer(self, query: bytes) -> bytes | None:
         """An answer that needs no server: for names in hosts, and for those that are said not to exist.  ProtocolError."""
@@ -81,7 +91,11 @@ class Forwarder:
             servers.close()
 
     def _asked(self) -> list[Servers]:
-        return [branch.servers for branch in (self._others, *self._branches) if branch.servers is not None]
+        return [
+            branch.servers
+            for branch in (self._others, *self._branches)
+            if branch.servers is not None
+        ]
 
     def _branch(self, name: str) -> Branch:
         for branch in self._branches:
@@ -90,10 +104,15 @@ class Forwarder:
         return self._others
 
 
-def _ask(servers: Servers, questions: Sequence[dns.Question], edns: bool, deadline: float) -> list[dns.Answer]:
+def _ask(
+    servers: Servers, questions: Sequence[dns.Question], edns: bool, deadline: float
+) -> list[dns.Answer]:
     """ServerError, ProtocolError; ValueError for a name that cannot be sent."""
     queries = [dns.encode_query(at, question, edns) for at, question in enumerate(questions)]
-    return [dns.parse_answer(answer, question) for answer, question in zip(servers.exchange(queries, deadline), questions)]
+    return [
+        dns.parse_answer(answer, question)
+        for answer, question in zip(servers.exchange(queries, deadline), questions)
+    ]
 
 
 def _encode_addresses(query: bytes, end: int, addresses: Sequence[str], kind: int) -> bytes:
@@ -102,6 +121,9 @@ def _encode_addresses(query: bytes, end: int, addresses: Sequence[str], kind: in
     packed = [inet_pton(AF_INET6 if ":" in address else AF_INET, address) for address in addresses]
     wanted = [one for one in packed if len(one) == _ADDRESS_SIZES.get(kind)]
     # each by a pointer to the question's name
-    records = b"".join(b"\xc0\x0c%b\0\1%b%b%b" % (kind.to_bytes(2, "big"), HOSTS_TTL.to_bytes(4, "big"),
-                                                   len(one).to_bytes(2, "big"), one) for one in wanted)
+    records = b"".join(
+        b"\xc0\x0c%b\0\1%b%b%b"
+        % (kind.to_bytes(2, "big"), HOSTS_TTL.to_bytes(4, "big"), len(one).to_bytes(2, "big"), one)
+        for one in wanted
+    )
     return bare[:6] + len(wanted).to_bytes(2, "big") + bare[8:end] + records + bare[end:]

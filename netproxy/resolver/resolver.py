@@ -5,6 +5,7 @@ holds up nothing but the callers that ask for its names; those that ask for one
 name at once share one lookup.  Literal addresses never wait.  Who is asked (the
 system, or name servers of the configuration) is the plan's, replaced by a reload.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,20 +15,23 @@ import time
 from typing import Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Counter, pack_ip
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.services import Counter
 
-LOOKUP_SECONDS = 5.0        # what resolv.conf(5) gives the first try of a name server
-SYSTEM_TTL = 10.0           # seconds: getaddrinfo(3) tells none, and a burst of connections to one host is one lookup
-FAILURE_TTL = 2.0           # seconds until a name whose lookup has failed is asked for again
-NEGATIVE_LIMIT = 300.0      # seconds a name may be known not to exist (RFC 2308 section 5 allows hours; people mend mistakes)
-TTL_LIMIT = 86400.0         # seconds: what a server gives for longer is asked for again
-CACHE_NAMES = 4096          # names kept, some 300 bytes each
-LOCALHOST = ("127.0.0.1", "::1")    # RFC 6761 section 6.3: never asked for
+LOOKUP_SECONDS = 5.0  # what resolv.conf(5) gives the first try of a name server
+SYSTEM_TTL = (
+    10.0  # seconds: getaddrinfo(3) tells none, and a burst of connections to one host is one lookup
+)
+FAILURE_TTL = 2.0  # seconds until a name whose lookup has failed is asked for again
+NEGATIVE_LIMIT = 300.0  # seconds a name may be known not to exist (RFC 2308 section 5 allows hours; people mend mistakes)
+TTL_LIMIT = 86400.0  # seconds: what a server gives for longer is asked for again
+CACHE_NAMES = 4096  # names kept, some 300 bytes each
+LOCALHOST = ("127.0.0.1", "::1")  # RFC 6761 section 6.3: never asked for
 
 
 class Found(NamedTuple):
-    addresses: tuple[str, ...]      # none: there is no such name, or it has no address
-    ttl: float                      # seconds
+    addresses: tuple[str, ...]  # none: there is no such name, or it has no address
+    ttl: float  # seconds
 
 
 class LookupFailed(Exception):
@@ -46,14 +50,21 @@ class Plan(NamedTuple):
 class Resolver:
     """`submit(task)` runs a task on another thread and returns False when too many wait.  Used by all threads."""
 
-    def __init__(self, submit: Callable[[Callable[[], None]], bool], counter: Counter, plan: Plan | None = None) -> None:
+    def __init__(
+        self,
+        submit: Callable[[Callable[[], None]], bool],
+        counter: Counter,
+        plan: Plan | None = None,
+    ) -> None:
         """Without a plan the system is asked."""
         self._submit = submit
         self._counter = counter
-        self._lock = threading.Lock()       # guards all below
+        self._lock = threading.Lock()  # guards all below
         self._plan = plan or Plan(ask_system)
-        self._cache: dict[str, tuple[float, tuple[str, ...]]] = {}      # oldest first: until when (monotonic), addresses
-        self._lookups: dict[str, _Lookup] = {}                          # under way
+        self._cache: dict[
+            str, tuple[float, tuple[str, ...]]
+        ] = {}  # oldest first: until when (monotonic), addresses
+        self._lookups: dict[str, _Lookup] = {}  # under way
 
     def configure(self, plan: Plan) -> None:
         """At the start and on a reload; what others have answered is forgotten."""
@@ -158,6 +169,16 @@ def ask_system(host: str) -> Found:
     """getaddrinfo(3), which reads hosts(5) and resolv.conf(5)."""
     try:
         answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:    # the idna codec raises UnicodeError for labels it does not like
+    except (
+        OSError,
+        UnicodeError,
+    ) as error:  # the idna codec raises UnicodeError for labels it does not like
         raise LookupFailed from error
-    return Found(tuple(str(answer[4][0]) for answer in answers if answer[0] in (socket.AF_INET, socket.AF_INET6)), SYSTEM_TTL)
+    return Found(
+        tuple(
+            str(answer[4][0])
+            for answer in answers
+            if answer[0] in (socket.AF_INET, socket.AF_INET6)
+        ),
+        SYSTEM_TTL,
+    )

@@ -5,6 +5,7 @@ thread, one of a pool, for no longer than its deadline, or where an upstream has
 dialled than that takes.  An answer counts when its source, its ID and its question are
 those of the query.
 """
+
 from __future__ import annotations
 
 import os
@@ -15,17 +16,17 @@ import time
 from typing import Callable, Protocol, Sequence
 
 from netproxy.errors import DialError, NetProxyError, ProtocolError
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.net.address import is_ipv6, to_sockaddr
 from netproxy.net.stream import Stream
 from netproxy.protocol import dns, http1
 from netproxy.protocol.http1_message import read_body, response_framing
 
-TRY_SECONDS = 1.0           # for an answer by UDP before a query is sent again
+TRY_SECONDS = 1.0  # for an answer by UDP before a query is sent again
 TRIES = 3
-IDLE_KEPT = 2               # connections kept for the next queries: few ask at once
-KEPT_SECONDS = 10.0         # and for so long: servers and NATs forget idle ones soon after
-REST_SECONDS = 5.0          # a server that has failed is asked last for so long
+IDLE_KEPT = 2  # connections kept for the next queries: few ask at once
+KEPT_SECONDS = 10.0  # and for so long: servers and NATs forget idle ones soon after
+REST_SECONDS = 5.0  # a server that has failed is asked last for so long
 _CONTENT = (b"Content-Type", b"application/dns-message")
 
 
@@ -49,7 +50,9 @@ class Server(Protocol):
 class UdpServer:
     """A fresh socket for each exchange, hence a port that nobody can guess.  What does not fit is asked for again by `stream`."""
 
-    def __init__(self, name: str, address: Address, stream: Server, check: Callable[[], object]) -> None:
+    def __init__(
+        self, name: str, address: Address, stream: Server, check: Callable[[], object]
+    ) -> None:
         """`check` raises DialError where the address is not to be asked: one of our own listeners'."""
         self.name = name
         self._check = check
@@ -62,14 +65,18 @@ class UdpServer:
             self._check()
             with socket.socket(self._family, socket.SOCK_DGRAM) as sock:
                 sock.setblocking(False)
-                sock.connect(self._sockaddr)        # so that the kernel takes answers from there alone
+                sock.connect(self._sockaddr)  # so that the kernel takes answers from there alone
                 found = self._ask(sock, [_renumbered(query) for query in queries], deadline)
         except OSError as error:
             raise ServerError(f"{self.name}: {error.strerror}") from error
         except DialError as error:
             raise ServerError(f"{self.name}: {error}") from error
-        return [dns.with_id(answer, int.from_bytes(query[:2], "big")) if not dns.parse_head(answer).truncated
-                else self._stream.exchange([query], deadline)[0] for query, answer in zip(queries, found)]
+        return [
+            dns.with_id(answer, int.from_bytes(query[:2], "big"))
+            if not dns.parse_head(answer).truncated
+            else self._stream.exchange([query], deadline)[0]
+            for query, answer in zip(queries, found)
+        ]
 
     def expire(self, now: float) -> list[Callable[[], None]]:
         return self._stream.expire(now)
@@ -104,8 +111,8 @@ class _Connections:
         """`dial(deadline)` gives a new one; NetProxyError."""
         self.name = name
         self._dial = dial
-        self._lock = threading.Lock()       # guards what follows
-        self._idle: list[tuple[Stream, float]] = []     # and since when (monotonic), oldest first
+        self._lock = threading.Lock()  # guards what follows
+        self._idle: list[tuple[Stream, float]] = []  # and since when (monotonic), oldest first
         self._closed = False
 
     def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
@@ -138,7 +145,7 @@ class _Connections:
         """Closes, each to be called, of the connections that nobody has used for a while."""
         with self._lock:
             stale = [stream for stream, since in self._idle if now - since >= KEPT_SECONDS]
-            del self._idle[:len(stale)]
+            del self._idle[: len(stale)]
         return [stream.close for stream in stale]
 
     def _by(self, stream: Stream, queries: Sequence[bytes], deadline: float) -> list[bytes]:
@@ -171,10 +178,15 @@ class StreamServer(_Connections):
         answers: dict[int, bytes] = {}
         while len(answers) < len(sent):
             before = len(answers)
-            _sort_in(stream.read_exactly(int.from_bytes(stream.read_exactly(2), "big")), sent, answers)
+            _sort_in(
+                stream.read_exactly(int.from_bytes(stream.read_exactly(2), "big")), sent, answers
+            )
             if len(answers) == before:
                 raise ServerError(f"{self.name}: an answer to something else")
-        return [dns.with_id(answers[at], int.from_bytes(query[:2], "big")) for at, query in enumerate(queries)]
+        return [
+            dns.with_id(answers[at], int.from_bytes(query[:2], "big"))
+            for at, query in enumerate(queries)
+        ]
 
 
 class HttpsServer(_Connections):
@@ -193,8 +205,15 @@ class HttpsServer(_Connections):
         return [self._post(stream, query) for query in queries]
 
     def _post(self, stream: Stream, query: bytes) -> bytes:
-        sent = dns.with_id(query, 0)        # RFC 8484 section 4.1: so that caches on the way see equal ones
-        fields = [(b"Host", self._host), (b"Accept", _CONTENT[1]), _CONTENT, (b"Content-Length", b"%d" % len(sent))]
+        sent = dns.with_id(
+            query, 0
+        )  # RFC 8484 section 4.1: so that caches on the way see equal ones
+        fields = [
+            (b"Host", self._host),
+            (b"Accept", _CONTENT[1]),
+            _CONTENT,
+            (b"Content-Length", b"%d" % len(sent)),
+        ]
         stream.write(http1.encode_request(http1.Request(b"POST", self._path, 1, fields)) + sent)
         response = http1.read_response(stream)
         while response.status < 200:
@@ -219,19 +238,26 @@ class Servers:
 
     def __init__(self, servers: Sequence[Server]) -> None:
         self.servers = tuple(servers)
-        self._failed_at: dict[Server, float] = {}       # monotonic; writes need no lock, the newest is as good as any
+        self._failed_at: dict[
+            Server, float
+        ] = {}  # monotonic; writes need no lock, the newest is as good as any
 
     def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
         """ServerError names what each has said.  A server that can only say that it has failed is one that has."""
         now = time.monotonic()
         failures: list[str] = []
-        order = sorted(self.servers, key=lambda server: now - self._failed_at.get(server, -REST_SECONDS) < REST_SECONDS)
+        order = sorted(
+            self.servers,
+            key=lambda server: now - self._failed_at.get(server, -REST_SECONDS) < REST_SECONDS,
+        )
         spare: list[bytes] = []
         for left, server in zip(range(len(order), 0, -1), order):
             share = _share(deadline, left)
             try:
                 answers = server.exchange(queries, share)
-                if any(dns.parse_head(answer).code in (dns.SERVFAIL, dns.REFUSED) for answer in answers):
+                if any(
+                    dns.parse_head(answer).code in (dns.SERVFAIL, dns.REFUSED) for answer in answers
+                ):
                     spare = spare or answers
                     raise ServerError(f"{server.name}: failed")
                 return answers

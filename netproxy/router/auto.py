@@ -5,6 +5,7 @@ has, it is refused, or it is reset before the target has said a word; the last i
 noticed when the connection's record comes, since bytes that were sent are never sent
 again.  The verdict is a target's (host and port), for a while.  Any thread.
 """
+
 from __future__ import annotations
 
 import threading
@@ -12,10 +13,13 @@ import time
 from typing import Any, Container, Iterator, NamedTuple
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Dialer, Flow, PacketConn, Record
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import PacketConn
+from netproxy.interfaces.flows import Flow, Record
+from netproxy.interfaces.routing import Dialer
 
-WATCHED_LIMIT = 65536       # connections of which the record is awaited; a port each, so that a client can have no more
-_FINAL = frozenset({Reason.DENIED, Reason.LOOP})      # where nobody may go the upstream is not asked to
+WATCHED_LIMIT = 65536  # connections of which the record is awaited; a port each, so that a client can have no more
+_FINAL = frozenset({Reason.DENIED, Reason.LOOP})  # where nobody may go the upstream is not asked to
 
 
 class Pins(NamedTuple):
@@ -27,7 +31,7 @@ class Pins(NamedTuple):
 
 class Ways(NamedTuple):
     direct: Dialer
-    impatient: Dialer       # the same, but gives up soon
+    impatient: Dialer  # the same, but gives up soon
     upstream: Dialer
 
 
@@ -38,8 +42,10 @@ class Verdicts:
         """A verdict holds for `seconds`; `limit` of them are kept, the oldest goes."""
         self.seconds = seconds
         self.limit = limit
-        self._lock = threading.Lock()       # guards _known
-        self._known: dict[Address, tuple[float, bool]] = {}     # until when (monotonic), whether by the upstream; oldest first
+        self._lock = threading.Lock()  # guards _known
+        self._known: dict[
+            Address, tuple[float, bool]
+        ] = {}  # until when (monotonic), whether by the upstream; oldest first
 
     def learn(self, target: Address, upstream: bool) -> None:
         with self._lock:
@@ -69,7 +75,11 @@ class Verdicts:
         now = time.monotonic()
         with self._lock:
             known = list(self._known.items())
-        return ((target, "upstream" if upstream else "direct", until - now) for target, (until, upstream) in known if until > now)
+        return (
+            (target, "upstream" if upstream else "direct", until - now)
+            for target, (until, upstream) in known
+            if until > now
+        )
 
 
 class AutoDialer:
@@ -81,23 +91,35 @@ class AutoDialer:
 
     def __init__(self, ways: Ways, pins: Pins, verdicts: Verdicts) -> None:
         self.direct, self._impatient, self.upstream = ways
-        self.takes_names = ways.upstream.takes_names    # it may know a name that is not found here; else one lookup is for both
+        self.resolves_names = (
+            ways.upstream.resolves_names
+        )  # it may know a name that is not found here; else one lookup is for both
         self.carries = (ways.direct.carries | ways.upstream.carries) - {"bind"}
         self._pins = pins
         self._verdicts = verdicts
-        self._lock = threading.Lock()       # guards _watched
-        self._watched: set[tuple[Address, Address]] = set()     # (client, target) of connections that went directly
+        self._lock = threading.Lock()  # guards _watched
+        self._watched: set[tuple[Address, Address]] = (
+            set()
+        )  # (client, target) of connections that went directly
 
     def pinned_way(self, flow: Flow) -> Dialer | None:
         """None for what is to be tried out."""
         host = flow.target.host
-        return self.direct if host in self._pins.direct else self.upstream if host in self._pins.upstream else None
+        return (
+            self.direct
+            if host in self._pins.direct
+            else self.upstream
+            if host in self._pins.upstream
+            else None
+        )
 
     def known_way(self, flow: Flow) -> Dialer:
         """By pins and verdicts; directly, while nothing speaks against it."""
-        return self.pinned_way(flow) or (self.upstream if self._verdicts.by_upstream(flow.target) else self.direct)
+        return self.pinned_way(flow) or (
+            self.upstream if self._verdicts.by_upstream(flow.target) else self.direct
+        )
 
-    def pinned(self, flow: Flow) -> Dialer:
+    def fixed_for(self, flow: Flow) -> Dialer:
         return self
 
     def dial_packet(self, flow: Flow) -> PacketConn:

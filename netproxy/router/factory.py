@@ -1,11 +1,13 @@
 """The router from the configuration: patterns, lists and databases compiled once; what is wrong with one names its rule."""
+
 from __future__ import annotations
 
-from typing import Any, Callable, Container, Iterable, Iterator, Mapping, NamedTuple
+from typing import Any, Callable, Container, Iterable, Iterator, NamedTuple
 
-from netproxy.config.schema import AutoConfig, ConditionsConfig, Config, RuleConfig, WayConfig
+from netproxy.config.schema import AutoConfig, ConditionsConfig, Config, RuleConfig, UpstreamConfig
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Dialer, Flow, Gatekeeper, Resolver
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
 from netproxy.router.auto import AutoDialer, Pins, Verdicts, Ways
 from netproxy.router.lists import read_domains, read_networks
 from netproxy.router.matchers import DomainSet, NetworkSet, PortSet
@@ -16,35 +18,42 @@ from netproxy.router.router import Condition, Rule, RuleRouter
 class Means(NamedTuple):
     """What a router is built on.  `impatient`: the direct way out, with so many seconds for a connection."""
 
-    way: Callable[[WayConfig], Dialer]
+    dialer: Callable[[UpstreamConfig], Dialer]
     impatient: Callable[[float], Dialer]
     resolver: Resolver
-    gatekeeper: Gatekeeper
+    guard: DestinationGuard
     verdicts: Verdicts
 
 
 class Routing(NamedTuple):
     router: RuleRouter
-    autos: tuple[AutoDialer, ...]       # observers of what comes of their connections
+    autos: tuple[AutoDialer, ...]  # observers of what comes of their connections
 
 
 def make_routing(config: Config, means: Means) -> Routing:
     """ConfigError where a pattern, a file or the database cannot be used."""
     countries = _countries(config)
     pins = _pins(config.auto)
-    autos: dict[WayConfig, AutoDialer] = {}
+    autos: dict[UpstreamConfig, AutoDialer] = {}
 
     def dialer(rule: RuleConfig) -> Dialer:
         if rule.upstream is None:
-            return means.way(rule.via or WayConfig())
+            return means.dialer(rule.via or UpstreamConfig())
         if rule.upstream not in autos:
-            autos[rule.upstream] = AutoDialer(Ways(means.way(WayConfig()), means.impatient(config.auto.deadline), means.way(rule.upstream)),
-                                               pins, means.verdicts)
+            autos[rule.upstream] = AutoDialer(
+                Ways(
+                    means.dialer(UpstreamConfig()),
+                    means.impatient(config.auto.deadline),
+                    means.dialer(rule.upstream),
+                ),
+                pins,
+                means.verdicts,
+            )
         return autos[rule.upstream]
 
     rules = [_rule(rule, dialer(rule), countries) for rule in config.rules]
-    by_listener = {one.name: means.way(one.upstream) for one in config.listeners if one.upstream}
-    router = RuleRouter(rules, means.way(config.default), by_listener, means.resolver, means.gatekeeper)
+    by_listener = {one.name: means.dialer(one.upstream) for one in config.listeners if one.upstream}
+    router = RuleRouter(rules, means.dialer(config.default), by_listener, means.resolver, means.guard)
     return Routing(router, tuple(autos.values()))
 
 
@@ -52,16 +61,16 @@ def _rule(config: RuleConfig, dialer: Dialer, countries: Callable[[str], str]) -
     try:
         wanted = _compiled(config.conditions, countries)
         unwanted = _compiled(config.but_not, countries)
-    except (ValueError, ConfigError) as error:      # the latter names a list file and its line
+    except (ValueError, ConfigError) as error:  # the latter names a list file and its line
         raise ConfigError(f"{config.text.partition(' ')[0]}: {error}", config.place) from error
     general, aimed, placed = ((*yes, *map(_negated, no)) for yes, no in zip(wanted, unwanted))
     return Rule(config.text, dialer, general + aimed, placed, general)
 
 
 class _Compiled(NamedTuple):
-    general: list[Condition]        # of who asks, cheap ones first
-    aimed: list[Condition]          # of the target's name and port
-    placed: list[Condition]         # of its addresses
+    general: list[Condition]  # of who asks, cheap ones first
+    aimed: list[Condition]  # of the target's name and port
+    placed: list[Condition]  # of its addresses
 
 
 def _compiled(config: ConditionsConfig, countries: Callable[[str], str]) -> _Compiled:
@@ -96,10 +105,12 @@ def _networks(config: ConditionsConfig) -> Iterator[Any]:
 
 # -- conditions
 
+
 def _one_of(field: Callable[[Flow], str]) -> Callable[[tuple[str, ...]], Condition]:
     def make(values: tuple[str, ...]) -> Condition:
         wanted = frozenset(values)
         return lambda flow: field(flow) in wanted
+
     return make
 
 
@@ -117,10 +128,17 @@ def _domain(names: DomainSet) -> Condition:
     return lambda flow: flow.target.host in names
 
 
-def _address(networks: Container[str], wanted: frozenset[str], countries: Callable[[str], str]) -> Condition:
+def _address(
+    networks: Container[str], wanted: frozenset[str], countries: Callable[[str], str]
+) -> Condition:
     """Any of the flow's addresses is in one of the networks or countries."""
+
     def holds(flow: Flow) -> bool:
-        return any(address.host in networks or (wanted and countries(address.host) in wanted) for address in flow.addresses)
+        return any(
+            address.host in networks or (wanted and countries(address.host) in wanted)
+            for address in flow.addresses
+        )
+
     return holds
 
 
@@ -129,41 +147,55 @@ def _negated(condition: Condition) -> Condition:
 
 
 _GENERAL: dict[str, Callable[[tuple[Any, ...]], Condition]] = {
-    "network": _one_of(lambda flow: flow.network), "listener": _one_of(lambda flow: flow.listener),
-    "user": _one_of(lambda flow: flow.user), "client": _client,
+    "network": _one_of(lambda flow: flow.network),
+    "listener": _one_of(lambda flow: flow.listener),
+    "user": _one_of(lambda flow: flow.user),
+    "client": _client,
 }
 
 
 # -- geoip
 
+
 def _countries(config: Config) -> Callable[[str], str]:
     """Address -> country code, "" for none; ConfigError where rules ask for countries and nobody knows them."""
-    asked = next((rule for rule in config.rules if rule.conditions.geoip or rule.but_not.geoip), None)
+    asked = next(
+        (rule for rule in config.rules if rule.conditions.geoip or rule.but_not.geoip), None
+    )
     if asked is None:
         return lambda host: ""
     if not config.geoip_database:
         raise ConfigError("geoip: needs geoip_database, a file in MaxMind's format", asked.place)
     try:
-        import maxminddb        # late, and optional
+        import maxminddb  # late, and optional
     except ImportError as error:
-        raise ConfigError("geoip: needs the Python package maxminddb (Debian: python3-maxminddb)", asked.place) from error
+        raise ConfigError(
+            "geoip: needs the Python package maxminddb (Debian: python3-maxminddb)", asked.place
+        ) from error
     try:
         database = maxminddb.open_database(config.geoip_database)
     except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:
-        raise ConfigError(f"geoip_database: {config.geoip_database}: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(
+            f"geoip_database: {config.geoip_database}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return lambda host: _country(database, host)
 
 
 def _country(database: Any, host: str) -> str:
     try:
         found = database.get(host.partition("%")[0])
-    except ValueError:          # IPv6 in a database of IPv4
+    except ValueError:  # IPv6 in a database of IPv4
         return ""
-    country = found.get("country") or found.get("registered_country") if isinstance(found, dict) else None
-    return str(country.get("iso_code", "") if isinstance(country, dict) else country or "")    # some databases have the code itself
+    country = (
+        found.get("country") or found.get("registered_country") if isinstance(found, dict) else None
+    )
+    return str(
+        country.get("iso_code", "") if isinstance(country, dict) else country or ""
+    )  # some databases have the code itself
 
 
 # -- auto
+
 
 class _Hosts:
     """Names and addresses, told apart."""
@@ -173,7 +205,9 @@ class _Hosts:
         networks, names = [], []
         for text in patterns:
             expression = text.startswith(("keyword:", "regex:"))
-            (networks if not expression and ("/" in text or is_address(text)) else names).append(text)
+            (networks if not expression and ("/" in text or is_address(text)) else names).append(
+                text
+            )
         self._names, self._networks = DomainSet(names), NetworkSet(networks)
 
     def __contains__(self, host: object) -> bool:

@@ -5,23 +5,45 @@ and lines of dnsmasq, mixed.  What is none of these is a ConfigError with the
 file and the line, since a list that is half read would let half of it through.
 Read where the configuration is, at start and reload; never for a connection.
 """
+
 from __future__ import annotations
 
 from typing import Iterator
 
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Network
-from netproxy.router.patterns import APEX, SUFFIX, DomainPattern, is_address, parse_domain, parse_name, parse_network, shown
+from netproxy.interfaces.networks import IpNetwork
+from netproxy.router.patterns import (
+    APEX,
+    SUFFIX,
+    DomainPattern,
+    is_address,
+    parse_domain,
+    parse_name,
+    parse_network,
+    shown,
+)
 
-LINE_LIMIT = 8192           # bytes: a hosts line with thirty of the longest names; a file that is no list ends here
-ENTRY_LIMIT = 2_000_000     # ten times a large public list, and 70 MiB: a mistake must not take all memory there is
+LINE_LIMIT = (
+    8192  # bytes: a hosts line with thirty of the longest names; a file that is no list ends here
+)
+ENTRY_LIMIT = 2_000_000  # ten times a large public list, and 70 MiB: a mistake must not take all memory there is
 _BOM = b"\xef\xbb\xbf"
 _BLANKS = " \t\r\n"
 # options of dnsmasq(8) written as option=/name/name/value
 _DNSMASQ = frozenset(("server", "address", "local", "ipset", "nftset"))
 # what hosts files say of the machine itself
-_OWN = frozenset(("localhost", "localhost.localdomain", "localhost4", "localhost4.localdomain4", "localhost6",
-                  "localhost6.localdomain6", "local", "broadcasthost"))
+_OWN = frozenset(
+    (
+        "localhost",
+        "localhost.localdomain",
+        "localhost4",
+        "localhost4.localdomain4",
+        "localhost6",
+        "localhost6.localdomain6",
+        "local",
+        "broadcasthost",
+    )
+)
 
 
 def read_domains(path: str) -> Iterator[DomainPattern]:
@@ -37,7 +59,7 @@ def read_domains(path: str) -> Iterator[DomainPattern]:
         yield from patterns
 
 
-def read_networks(path: str) -> Iterator[Network]:
+def read_networks(path: str) -> Iterator[IpNetwork]:
     """What NetworkSet is made of: a network or a single address on each line; ConfigError with the place."""
     entries = 0
     for number, line in _read_lines(path):
@@ -64,7 +86,9 @@ def _read_lines(path: str) -> Iterator[tuple[int, str]]:
                 number += 1
                 if len(raw) > LINE_LIMIT:
                     raise ConfigError(f"a line of more than {LINE_LIMIT} bytes", f"{path}:{number}")
-                line = (raw.removeprefix(_BOM) if number == 1 else raw).decode("utf-8").strip(_BLANKS)
+                line = (
+                    (raw.removeprefix(_BOM) if number == 1 else raw).decode("utf-8").strip(_BLANKS)
+                )
                 if line and line[0] not in "#!":
                     yield number, _without_comment(line) if "#" in line else line
     except OSError as error:

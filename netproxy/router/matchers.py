@@ -4,6 +4,7 @@ Each is built once, of patterns as users write them (patterns.py) or as list fil
 hold them (lists.py), and only read after that, by any thread.  They know no flow
 and no rule, resolve no name and do no I/O.  A wrong pattern is a ValueError.
 """
+
 from __future__ import annotations
 
 import re
@@ -11,12 +12,23 @@ from array import array
 from bisect import bisect_left, bisect_right
 from typing import Iterable, Iterator
 
-from netproxy.interfaces import Network, pack_ip
-from netproxy.router.patterns import (APEX, BELOW, KEYWORD, PORT_LIMIT, REGEX, DomainPattern, compile_expression,
-                                      parse_domain, parse_network, parse_ports)
+from netproxy.interfaces.addresses import pack_ip
+from netproxy.interfaces.networks import IpNetwork
+from netproxy.router.patterns import (
+    APEX,
+    BELOW,
+    KEYWORD,
+    PORT_LIMIT,
+    REGEX,
+    DomainPattern,
+    compile_expression,
+    parse_domain,
+    parse_network,
+    parse_ports,
+)
 
-_MAPPED = b"\0" * 10 + b"\xff\xff"      # before the four bytes of a v4-mapped address
-_MAPPED_PREFIX = 0xffff                 # the same, as the number before its last 32 bits
+_MAPPED = b"\0" * 10 + b"\xff\xff"  # before the four bytes of a v4-mapped address
+_MAPPED_PREFIX = 0xFFFF  # the same, as the number before its last 32 bits
 _HALF = (1 << 64) - 1
 
 
@@ -27,7 +39,7 @@ class DomainSet:
 
     def __init__(self, patterns: Iterable[str | DomainPattern]) -> None:
         self._names = _Names()
-        self._depth = 0         # labels of the deepest name: no longer suffix need be looked for
+        self._depth = 0  # labels of the deepest name: no longer suffix need be looked for
         keywords: dict[str, None] = {}
         expressions: dict[str, re.Pattern[str]] = {}
         for given in patterns:
@@ -49,14 +61,17 @@ class DomainSet:
             return False
         name = host.encode("ascii") + b"\n"
         start = len(name)
-        for _ in range(self._depth):        # the last label, the last two, ... and in the end the whole name
+        for _ in range(
+            self._depth
+        ):  # the last label, the last two, ... and in the end the whole name
             start = name.rfind(b".", 0, start)
-            if self._names.bits(name[start + 1:]) & (BELOW if start >= 0 else APEX):
+            if self._names.bits(name[start + 1 :]) & (BELOW if start >= 0 else APEX):
                 return True
             if start < 0:
                 break
-        return (any(keyword in host for keyword in self._keywords)
-                or any(expression.search(host) for expression in self._expressions))
+        return any(keyword in host for keyword in self._keywords) or any(
+            expression.search(host) for expression in self._expressions
+        )
 
 
 class _Names:
@@ -70,8 +85,10 @@ class _Names:
     __slots__ = ("_text", "_slots", "_mask", "_count")
 
     def __init__(self) -> None:
-        self._text = bytearray(b"\n")       # of each a byte with its bits, its name, and "\n"; place 0 is nobody's
-        self._slots = array("I", [0])       # 0 is free, and at least half of them are
+        self._text = bytearray(
+            b"\n"
+        )  # of each a byte with its bits, its name, and "\n"; place 0 is nobody's
+        self._slots = array("I", [0])  # 0 is free, and at least half of them are
         self._mask = 0
         self._count = 0
 
@@ -86,7 +103,7 @@ class _Names:
         place = 1
         while place < len(self._text):
             end = self._text.index(b"\n", place + 1) + 1
-            self._insert(place, bytes(self._text[place + 1:end]))
+            self._insert(place, bytes(self._text[place + 1 : end]))
             place = end
 
     def _insert(self, place: int, name: bytes) -> None:
@@ -116,8 +133,8 @@ class NetworkSet:
 
     __slots__ = ("_ipv4", "_high", "_low")
 
-    def __init__(self, networks: Iterable[Network | str]) -> None:
-        ipv4 = array("Q")           # first << 8 | shift: small, and sorts as it should
+    def __init__(self, networks: Iterable[IpNetwork | str]) -> None:
+        ipv4 = array("Q")  # first << 8 | shift: small, and sorts as it should
         ipv6: list[int] = []
         for given in networks:
             size, prefix, shift = parse_network(given) if isinstance(given, str) else given
@@ -125,11 +142,11 @@ class NetworkSet:
             if size == 4:
                 ipv4.append(first << 8 | shift)
             elif first >> 32 == _MAPPED_PREFIX:
-                ipv4.append((first & 0xffffffff) << 8 | shift)
+                ipv4.append((first & 0xFFFFFFFF) << 8 | shift)
             else:
                 ipv6.append(first << 8 | shift)
         self._ipv4 = array("I", _edges(_spans(ipv4), 1 << 32))
-        self._high, self._low = array("Q"), array("Q")      # the two halves of each edge
+        self._high, self._low = array("Q"), array("Q")  # the two halves of each edge
         for edge in _edges(_spans(ipv6), 1 << 128):
             self._high.append(edge >> 64)
             self._low.append(edge & _HALF)
@@ -145,7 +162,10 @@ class NetworkSet:
         if len(packed) == 4:
             return bisect_right(self._ipv4, address) & 1 == 1
         high = address >> 64
-        same = bisect_left(self._high, high), bisect_right(self._high, high)    # edges that the lower half tells apart
+        same = (
+            bisect_left(self._high, high),
+            bisect_right(self._high, high),
+        )  # edges that the lower half tells apart
         return bisect_right(self._low, address & _HALF, *same) & 1 == 1
 
 

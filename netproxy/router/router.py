@@ -4,12 +4,15 @@ A rule that looks at addresses has a name looked up, unless its way out leaves n
 to a proxy.  What is decided carries the addresses that were found and that may be
 reached, and these alone are dialled.  Immutable; a reload swaps it whole.
 """
+
 from __future__ import annotations
 
 from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Dialer, Flow, Gatekeeper, Resolver, Route, pack_ip
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver, Route
 from netproxy.router.auto import AutoDialer
 
 Condition = Callable[[Flow], bool]
@@ -19,11 +22,11 @@ LookUp = Callable[[Address], Sequence[Address]]
 class Rule(NamedTuple):
     """All conditions must hold; those of `placed` look at the flow's addresses."""
 
-    text: str                               # as the configuration has it, for people
+    text: str  # as the configuration has it, for people
     dialer: Dialer
-    conditions: Sequence[Condition] = ()    # cheap ones first
+    conditions: Sequence[Condition] = ()  # cheap ones first
     placed: Sequence[Condition] = ()
-    general: Sequence[Condition] = ()       # those of `conditions` that do not look at the target
+    general: Sequence[Condition] = ()  # those of `conditions` that do not look at the target
 
     @property
     def aimed(self) -> bool:
@@ -38,24 +41,30 @@ class LookupNeeded(Exception):
 class RuleRouter:
     """A Router.  `by_listener`: ways out of listeners that have one of their own."""
 
-    def __init__(self, rules: Sequence[Rule], default: Dialer, by_listener: Mapping[str, Dialer], resolver: Resolver,
-                 gatekeeper: Gatekeeper) -> None:
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        default: Dialer,
+        by_listener: Mapping[str, Dialer],
+        resolver: Resolver,
+        guard: DestinationGuard,
+    ) -> None:
         self._rules = tuple(rules)
         self._default = default
         self._by_listener = dict(by_listener)
         self._resolver = resolver
-        self._gatekeeper = gatekeeper
+        self._gatekeeper = guard
 
     def route(self, flow: Flow) -> Route:
         return self._route(flow, self._resolver.resolve)
 
-    def route_at_once(self, flow: Flow) -> Route | None:
+    def route_without_blocking(self, flow: Flow) -> Route | None:
         try:
             return self._route(flow, self._known)
         except LookupNeeded:
             return None
 
-    def ways(self, flow: Flow) -> Iterator[Dialer]:
+    def candidates(self, flow: Flow) -> Iterator[Dialer]:
         for rule in self._rules:
             if all(condition(flow) for condition in rule.general):
                 yield rule.dialer
@@ -89,17 +98,21 @@ class RuleRouter:
             if not all(condition(flow) for condition in rule.conditions):
                 continue
             if rule.placed:
-                if not (flow.addresses or failure or (_leaves_names(rule.dialer) and _is_name(flow))):
+                if not (
+                    flow.addresses or failure or (_leaves_names(rule.dialer) and _is_name(flow))
+                ):
                     flow, failure = _looked_up(flow, look_up)
                 if not all(condition(flow) for condition in rule.placed):
-                    continue        # where nobody knows its addresses, it is in no network
+                    continue  # where nobody knows its addresses, it is in no network
             return rule.text, rule.dialer, flow, failure
         return "", self._otherwise(flow), flow, failure
 
     def _otherwise(self, flow: Flow) -> Dialer:
         return self._by_listener.get(flow.listener, self._default)
 
-    def _placed(self, dialer: Dialer, flow: Flow, failure: DialError | None, look_up: LookUp) -> Route:
+    def _placed(
+        self, dialer: Dialer, flow: Flow, failure: DialError | None, look_up: LookUp
+    ) -> Route:
         """The decision, with its addresses where the way out needs them; DialError where they may not be reached."""
         if isinstance(dialer, AutoDialer) and flow.network == "udp":
             dialer, flow, failure = _datagrams_of(dialer, flow, failure, look_up)
@@ -107,16 +120,18 @@ class RuleRouter:
         if not addresses:
             if not _is_name(flow):
                 addresses = (flow.target,)
-            elif not dialer.takes_names:
+            elif not dialer.resolves_names:
                 if failure:
-                    raise failure       # what was asked once is not asked again
+                    raise failure  # what was asked once is not asked again
                 addresses = look_up(flow.target)
         if addresses:
             flow = Flow(*flow[:5], self._gatekeeper.permitted(flow, addresses))
         return Route(dialer, flow)
 
 
-def _datagrams_of(auto: AutoDialer, flow: Flow, failure: DialError | None, look_up: LookUp) -> tuple[Dialer, Flow, DialError | None]:
+def _datagrams_of(
+    auto: AutoDialer, flow: Flow, failure: DialError | None, look_up: LookUp
+) -> tuple[Dialer, Flow, DialError | None]:
     """Datagrams tell of no failure, so that they go where connections to the same target have gone; else where their name is known."""
     dialer = auto.known_way(flow)
     if dialer is auto.upstream or flow.addresses:
@@ -128,7 +143,7 @@ def _datagrams_of(auto: AutoDialer, flow: Flow, failure: DialError | None, look_
 
 def _leaves_names(dialer: Dialer) -> bool:
     """Whether a proxy finds out where names are.  What leads nowhere may be refused for its address; auto finds out itself, at first."""
-    return dialer.takes_names and bool(dialer.carries) and not isinstance(dialer, AutoDialer)
+    return dialer.resolves_names and bool(dialer.carries) and not isinstance(dialer, AutoDialer)
 
 
 def _is_name(flow: Flow) -> bool:

@@ -4,6 +4,7 @@ One thread has the control connection: it dials, says which ports it wants, answ
 pings, and begins anew, after a pause, when anything fails.  Work connections are dialled
 in advance on the dial pool; while they wait they have no thread.
 """
+
 from __future__ import annotations
 
 import os
@@ -12,8 +13,15 @@ import threading
 import time
 from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
-from netproxy.errors import DialError, ListenError, NetProxyError, ProtocolError, Reason, StreamError
-from netproxy.interfaces import Log
+from netproxy.errors import (
+    DialError,
+    ListenError,
+    NetProxyError,
+    ProtocolError,
+    Reason,
+    StreamError,
+)
+from netproxy.interfaces.services import Log
 from netproxy.net.connect import Dials
 from netproxy.net.stream import Stream, poll_streams
 from netproxy.protocol import tunnel
@@ -21,12 +29,14 @@ from netproxy.protocol.tunnel import Hello, Service, Welcome
 from netproxy.tunnel.control import Control
 from netproxy.tunnel.pool import Submit, WorkPool
 
-BACKOFF_LIMIT = 60.0        # seconds between two tries, at the most
+BACKOFF_LIMIT = 60.0  # seconds between two tries, at the most
 BACKOFF_FIRST = 2.0
-STEADY_SECONDS = 10.0       # a connection that has lived so long is no failure
-LOOK_SECONDS = 1.0          # between two looks at whether work connections are missing
+STEADY_SECONDS = 10.0  # a connection that has lived so long is no failure
+LOOK_SECONDS = 1.0  # between two looks at whether work connections are missing
 
-Dial = Callable[[Callable[[Stream], None]], Stream]     # dials the bridge and has the call shake hands there; DialError
+Dial = Callable[
+    [Callable[[Stream], None]], Stream
+]  # dials the bridge and has the call shake hands there; DialError
 
 
 class Identity(NamedTuple):
@@ -40,8 +50,14 @@ class Identity(NamedTuple):
 
 
 class Agent:
-    def __init__(self, identity: Identity, dial: Dial, submit: Submit, serve: Callable[[Stream, WorkPool], None],
-                 log: Log) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        dial: Dial,
+        submit: Submit,
+        serve: Callable[[Stream, WorkPool], None],
+        log: Log,
+    ) -> None:
         """`submit` runs a dial on a pool; `serve` takes a work connection over, on whatever thread."""
         self._identity = identity
         self._dial = dial
@@ -50,12 +66,14 @@ class Agent:
         self._log = log
         self._begun, self._stopped = threading.Event(), threading.Event()
         self._dials = Dials()
-        self._lock = threading.Lock()       # guards all below
+        self._lock = threading.Lock()  # guards all below
         self._services: Sequence[Service] = ()
         self._leads_out = False
         self._link: _Link | None = None
-        self._telling = threading.Lock()    # one REGISTER at a time, so that the last says what counts; sending does not wait
-        self._tries = 0                     # failures in a row
+        self._telling = (
+            threading.Lock()
+        )  # one REGISTER at a time, so that the last says what counts; sending does not wait
+        self._tries = 0  # failures in a row
         self.thread = threading.Thread(target=self._run, name="tunnel-agent", daemon=True)
 
     def configure(self, services: Sequence[Service], leads_out: bool) -> None:
@@ -70,7 +88,7 @@ class Agent:
         """Its thread, which does nothing before start(); ListenError."""
         try:
             self.thread.start()
-        except RuntimeError as error:       # can't start new thread
+        except RuntimeError as error:  # can't start new thread
             raise ListenError(f"tunnel agent: {error}") from error
 
     def start(self) -> None:
@@ -101,8 +119,17 @@ class Agent:
             link = self._link
         if link is None:
             return {"name": self._identity.name, "connected": False, "tries": self._tries}
-        return {"name": self._identity.name, "connected": True, "since": link.since, "rtt": link.control.rtt, **link.pool.describe(),
-                "ports": {str(service): tunnel.OUTCOMES.get(outcome, "refused") for service, outcome in link.outcomes.items()}}
+        return {
+            "name": self._identity.name,
+            "connected": True,
+            "since": link.since,
+            "rtt": link.control.rtt,
+            **link.pool.describe(),
+            "ports": {
+                str(service): tunnel.OUTCOMES.get(outcome, "refused")
+                for service, outcome in link.outcomes.items()
+            },
+        }
 
     # -- its thread
 
@@ -123,12 +150,16 @@ class Agent:
         """One control connection, from its dial to its end."""
         welcome: list[Welcome] = []
         with self._dials.watched():
-            stream = self._dial(lambda stream: welcome.append(self._shake_hands(stream, tunnel.CONTROL)))
-        pool = WorkPool(lambda: self._dial_work(welcome[0].session), self._submit, self._serve, self._log)
+            stream = self._dial(
+                lambda stream: welcome.append(self._shake_hands(stream, tunnel.CONTROL))
+            )
+        pool = WorkPool(
+            lambda: self._dial_work(welcome[0].session), self._submit, self._serve, self._log
+        )
         link = _Link(Control(stream), pool)
         with self._lock:
             self._link = link
-        began = time.monotonic()        # a dial may fail late, and is a failure all the same
+        began = time.monotonic()  # a dial may fail late, and is a failure all the same
         try:
             if not self.stopped:
                 self._log.info("tunnel: connected as '%s'", self._identity.name)
@@ -166,22 +197,30 @@ class Agent:
             link.outcomes = dict(tunnel.parse_registered(message.value))
             for service, outcome in link.outcomes.items():
                 if outcome != tunnel.SERVED:
-                    self._log.warning("tunnel: port %s is not served: %s", service, tunnel.OUTCOMES.get(outcome, "refused"))
+                    self._log.warning(
+                        "tunnel: port %s is not served: %s",
+                        service,
+                        tunnel.OUTCOMES.get(outcome, "refused"),
+                    )
         elif message.kind == tunnel.CLOSE:
-            raise StreamError(f"the bridge closes: {tunnel.CLOSINGS.get(tunnel.parse_number(message.value), 'no reason that we know')}")
+            raise StreamError(
+                f"the bridge closes: {tunnel.CLOSINGS.get(tunnel.parse_number(message.value), 'no reason that we know')}"
+            )
 
     # -- connections
 
     def _shake_hands(self, stream: Stream, kind: int, session: bytes = b"") -> Welcome:
         """ProtocolError where the bridge is not ours, DialError where it refuses."""
-        self._dials.note(stream.socket)     # not all streams are connect()'s
+        self._dials.note(stream.socket)  # not all streams are connect()'s
         identity = self._identity
         hello = Hello(kind, identity.name, os.urandom(tunnel.NONCE_SIZE), session)
         stream.write(tunnel.encode_hello(hello))
         nonce = _unless_refused(tunnel.read_challenge(stream))
         stream.write(tunnel.agent_proof(identity.token, hello, nonce))
         welcome = _unless_refused(tunnel.read_welcome(stream))
-        if not tunnel.same(welcome.proof, tunnel.bridge_proof(identity.token, hello, nonce, welcome.session)):
+        if not tunnel.same(
+            welcome.proof, tunnel.bridge_proof(identity.token, hello, nonce, welcome.session)
+        ):
             raise ProtocolError("the bridge does not know our token")
         return welcome
 
@@ -200,12 +239,15 @@ class _Link:
         self.control = control
         self.pool = pool
         self.since = time.time()
-        self.outcomes: Mapping[Service, int] = {}       # of the services, as the bridge told
+        self.outcomes: Mapping[Service, int] = {}  # of the services, as the bridge told
 
 
 def _unless_refused(answer: Any) -> Any:
     if isinstance(answer, int):
-        raise DialError(Reason.AUTHENTICATION, said=f"the bridge refuses: {tunnel.REFUSALS.get(answer, 'no reason that we know')}")
+        raise DialError(
+            Reason.AUTHENTICATION,
+            said=f"the bridge refuses: {tunnel.REFUSALS.get(answer, 'no reason that we know')}",
+        )
     return answer
 
 

@@ -3,6 +3,7 @@
 Whoever reads it says when; sending may come from any thread.  A side that takes no
 message at once, or has said nothing for DEAD seconds, is given up.
 """
+
 from __future__ import annotations
 
 import threading
@@ -14,8 +15,8 @@ from netproxy.net.stream import Stream
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import Message
 
-HEARTBEAT = 10.0            # seconds between two pings
-DEAD = 30.0                 # without a byte, and the other side is taken for gone
+HEARTBEAT = 10.0  # seconds between two pings
+DEAD = 30.0  # without a byte, and the other side is taken for gone
 
 
 def arrived(stream: Stream) -> Iterator[Message]:
@@ -31,11 +32,13 @@ class Control:
         """`stream` has its handshake behind it, but for what begin() is told; until then nothing is sent."""
         stream.limit(None)
         self.stream = stream
-        self.rtt = 0.0              # seconds, the last; 0: not known
-        self.heard = self.answered = time.monotonic()       # the last byte, and the last answer to a ping
+        self.rtt = 0.0  # seconds, the last; 0: not known
+        self.heard = self.answered = (
+            time.monotonic()
+        )  # the last byte, and the last answer to a ping
         self._ping_at = self.heard
-        self._lock = threading.Lock()       # one message at a time; guards _held
-        self._held: list[bytes] | None = None if begun else []      # messages that wait for begin()
+        self._lock = threading.Lock()  # one message at a time; guards _held
+        self._held: list[bytes] | None = None if begun else []  # messages that wait for begin()
 
     def send(self, data: bytes) -> None:
         """One message, or more; never waits: a side that has no room for it is given up, and its reader finds the end."""
@@ -79,7 +82,9 @@ class Control:
                 self.send(tunnel.encode(tunnel.PONG, _ping(message.value)))
             elif message.kind == tunnel.PONG:
                 self.answered = self.heard
-                self.rtt = max(0.0, (time.monotonic_ns() - int.from_bytes(_ping(message.value), "big")) / 1e9)
+                self.rtt = max(
+                    0.0, (time.monotonic_ns() - int.from_bytes(_ping(message.value), "big")) / 1e9
+                )
             else:
                 yield message
         if not going_on:

@@ -1,50 +1,60 @@
 """The way out through a connected agent: to its services, or, where it is an exit, to whatever it can reach."""
+
 from __future__ import annotations
 
 import time
 
 from netproxy.errors import DeadlineError, DialError, ProtocolError, Reason, StreamError
-from netproxy.interfaces import Address, Counter, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.services import Counter
 from netproxy.net.framed import FramedConn
 from netproxy.net.stream import Stream
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import Capsules
 from netproxy.protocol.tunnel import AddressedDatagrams, Message, Opening, Service
-from netproxy.tunnel.links import Link, Links, WorkStream
+from netproxy.tunnel.sessions import AgentSession, AgentSessions, WorkStream
 
-TRIES = 3       # work connections that were closed just as they were to be used: nothing was sent on them yet
-NOWHERE = Address("0.0.0.0", 0)
+TRIES = 3  # work connections that were closed just as they were to be used: nothing was sent on them yet
+UNSPECIFIED_ADDRESS = Address("0.0.0.0", 0)
 
 
 class TunnelDialer:
     carries = frozenset({"tcp", "udp"})
     refusal = Reason.UNSUPPORTED
-    takes_names = True          # they are resolved in the agent's network
+    resolves_names = True  # they are resolved in the agent's network
 
-    def __init__(self, agent: str, links: Links, seconds: float, counter: Counter, service: Service | None = None) -> None:
+    def __init__(
+        self,
+        agent: str,
+        sessions: AgentSessions,
+        seconds: float,
+        counter: Counter,
+        service: Service | None = None,
+    ) -> None:
         """`seconds` for an opening; `service`: all flows go to this one, whatever their target."""
         self.name = f"tunnel://{agent}"
         self.symmetric = service is not None
         self._agent = agent
-        self._links = links
+        self._sessions = sessions
         self._seconds = seconds
         self._counter = counter
         self._service = service
 
-    def pinned(self, flow: Flow) -> TunnelDialer:
+    def fixed_for(self, flow: Flow) -> TunnelDialer:
         return self
 
     def dial(self, flow: Flow) -> Stream:
         return self._open(Opening("tcp", flow.client, self._service or flow.target))
 
     def dial_packet(self, flow: Flow) -> FramedConn:
-        stream = self._open(Opening("udp", flow.client, self._service or NOWHERE))
+        stream = self._open(Opening("udp", flow.client, self._service or UNSPECIFIED_ADDRESS))
         framing = Capsules(flow.target) if self._service else AddressedDatagrams()
         return FramedConn(stream, framing, self._counter)
 
     def _open(self, opening: Opening) -> WorkStream:
         """An accepted work connection; DialError, as the agent has it or because there is none."""
-        link = self._links.get(self._agent)
+        link = self._sessions.get(self._agent)
         try:
             if link is None:
                 raise _at_fault(Reason.HOST_UNREACHABLE, f"agent '{self._agent}' is not connected")
@@ -55,7 +65,7 @@ class TunnelDialer:
             error.hop = self.name
             raise
 
-    def _open_by(self, link: Link, opening: Opening) -> WorkStream:
+    def _open_by(self, link: AgentSession, opening: Opening) -> WorkStream:
         deadline = time.monotonic() + self._seconds
         for tries_left in reversed(range(TRIES)):
             stream = link.take(max(0.0, deadline - time.monotonic()))
@@ -75,7 +85,9 @@ class TunnelDialer:
                 if not isinstance(error, (StreamError, ProtocolError)):
                     raise
                 if not tries_left:
-                    raise _at_fault(Reason.GENERAL, f"the work connection failed: {error}") from error
+                    raise _at_fault(
+                        Reason.GENERAL, f"the work connection failed: {error}"
+                    ) from error
         raise AssertionError("not reached")
 
 

@@ -3,35 +3,42 @@
 Dials run on the dial pool, wherever they were asked for.  What failed is tried again
 when the agent's thread next looks.  Any thread.
 """
+
 from __future__ import annotations
 
 import threading
 from typing import Any, Callable
 
 from netproxy.errors import NetProxyError
-from netproxy.interfaces import Log
+from netproxy.interfaces.services import Log
 from netproxy.net.stream import Stream
 
-WAITING = 4                 # that always wait
-KEPT_LIMIT = 32             # that do once they have not been enough, until nobody has needed them for a while
-EXTRA_LIMIT = 256           # more of them, where the bridge has openings for them
-DIALLING_LIMIT = 16         # at once: others have dials to make, too
+WAITING = 4  # that always wait
+KEPT_LIMIT = 32  # that do once they have not been enough, until nobody has needed them for a while
+EXTRA_LIMIT = 256  # more of them, where the bridge has openings for them
+DIALLING_LIMIT = 16  # at once: others have dials to make, too
 
 Submit = Callable[[Callable[[], None]], bool]
 
 
 class WorkPool:
-    def __init__(self, dial: Callable[[], Stream], submit: Submit, serve: Callable[[Stream, WorkPool], None], log: Log) -> None:
+    def __init__(
+        self,
+        dial: Callable[[], Stream],
+        submit: Submit,
+        serve: Callable[[Stream, WorkPool], None],
+        log: Log,
+    ) -> None:
         """`dial` gives a welcome connection; NetProxyError.  `serve` takes it over, and tells what comes of it."""
         self._dial = dial
         self._submit = submit
         self._serve = serve
         self._log = log
-        self._lock = threading.Lock()       # guards all below
+        self._lock = threading.Lock()  # guards all below
         self._waiting: set[Stream] = set()
         self._dialling = 0
-        self._kept = WAITING        # that are to wait
-        self._extra = 0             # openings of the bridge's that wait for a connection
+        self._kept = WAITING  # that are to wait
+        self._extra = 0  # openings of the bridge's that wait for a connection
         self._opened = 0
         self.ended = False
 
@@ -39,8 +46,11 @@ class WorkPool:
         """Dials what is missing."""
         while True:
             with self._lock:
-                if (self.ended or self._dialling >= DIALLING_LIMIT
-                        or len(self._waiting) + self._dialling >= self._kept + self._extra):
+                if (
+                    self.ended
+                    or self._dialling >= DIALLING_LIMIT
+                    or len(self._waiting) + self._dialling >= self._kept + self._extra
+                ):
                     return
                 self._dialling += 1
             if not self._submit(self._add):
@@ -61,7 +71,9 @@ class WorkPool:
             stream = self._dial()
         except NetProxyError as error:
             if not self.ended:
-                self._log.limited(("tunnel work", str(error)), "tunnel: no work connection: %s", error)
+                self._log.limited(
+                    ("tunnel work", str(error)), "tunnel: no work connection: %s", error
+                )
         finally:
             with self._lock:
                 self._dialling -= 1

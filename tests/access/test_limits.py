@@ -1,11 +1,12 @@
 """Who may connect to a listener, and how many at once (HAZARDS 95)."""
+
 from __future__ import annotations
 
 import pytest
 
-from netproxy.access.acl import NetworkList
+from netproxy.interfaces.networks import NetworkList
 from netproxy.access.limits import Admission
-from netproxy.interfaces import Network
+from netproxy.interfaces.networks import IpNetwork
 from tests.support.sockets import Task
 
 A, B = "192.0.2.1", "192.0.2.2"
@@ -16,8 +17,12 @@ def test_admits_everybody_where_no_networks_are_named() -> None:
 
 
 def test_admits_those_of_its_networks_only() -> None:
-    door = Admission(NetworkList([Network.parse("192.0.2.0/31")]), 10, 10)
-    assert [door.enter(client) for client in ("192.0.2.1", "192.0.2.2", "::1")] == ["", "client not allowed", "client not allowed"]
+    door = Admission(NetworkList([IpNetwork.parse("192.0.2.0/31")]), 10, 10)
+    assert [door.enter(client) for client in ("192.0.2.1", "192.0.2.2", "::1")] == [
+        "",
+        "client not allowed",
+        "client not allowed",
+    ]
 
 
 def test_a_client_has_its_own_limit() -> None:
@@ -62,5 +67,6 @@ def test_counts_right_from_many_threads(threads: int) -> None:
                 admitted += 1
                 door.leave(A)
         return admitted
+
     assert all(task.result() for task in [Task(come_and_go) for _ in range(threads)])
     assert not door._count

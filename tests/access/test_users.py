@@ -1,4 +1,5 @@
 """Users and passwords: who is let in, what a broken hash says, and that no check tells users from strangers."""
+
 from __future__ import annotations
 
 import base64
@@ -10,7 +11,7 @@ import pytest
 
 from netproxy.access import users as users_module
 from netproxy.access.users import Login, Users, hash_password
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 
 # made with a small cost, so that the tests do not wait
 CLIENT = Address("192.0.2.1", 4000)
@@ -32,17 +33,36 @@ def cheap_decoy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["plain", "hashed", "mixed"])
 def users(request: pytest.FixtureRequest) -> Users:
     hashed = request.param != "plain"
-    return Users({"alice": cheap_hash("secret") if hashed else "secret",
-                  "bob": cheap_hash("b\u00fcrste") if request.param == "hashed" else "b\u00fcrste"})
+    return Users(
+        {
+            "alice": cheap_hash("secret") if hashed else "secret",
+            "bob": cheap_hash("b\u00fcrste") if request.param == "hashed" else "b\u00fcrste",
+        }
+    )
 
 
 class TestCheck:
-    @pytest.mark.parametrize("name, password, user", [
-        ("alice", "secret", "alice"), ("bob", "b\u00fcrste", "bob"), ("alice", "Secret", None), ("alice", "", None),
-        ("alice", "secret ", None), ("Alice", "secret", None), ("", "", None), ("", "secret", None), ("bob", "secret", None),
-        ("eve", "secret", None), ("eve", "", None), ("alice\0", "secret", None), ("a" * 255, "b" * 255, None),
-    ])
-    def test_only_the_right_password_lets_in(self, users: Users, name: str, password: str, user: str | None) -> None:
+    @pytest.mark.parametrize(
+        "name, password, user",
+        [
+            ("alice", "secret", "alice"),
+            ("bob", "b\u00fcrste", "bob"),
+            ("alice", "Secret", None),
+            ("alice", "", None),
+            ("alice", "secret ", None),
+            ("Alice", "secret", None),
+            ("", "", None),
+            ("", "secret", None),
+            ("bob", "secret", None),
+            ("eve", "secret", None),
+            ("eve", "", None),
+            ("alice\0", "secret", None),
+            ("a" * 255, "b" * 255, None),
+        ],
+    )
+    def test_only_the_right_password_lets_in(
+        self, users: Users, name: str, password: str, user: str | None
+    ) -> None:
         for _ in range(2):
             assert users.check(name.encode(), password.encode()) == user
 
@@ -72,6 +92,7 @@ class TestTiming:
         def compare_digest(left: Any, right: Any) -> bool:
             found.append((left, right))
             return real(left, right)
+
         monkeypatch.setattr(hmac, "compare_digest", compare_digest)
         return found
 
@@ -83,6 +104,7 @@ class TestTiming:
         def scrypt(password: bytes, *, n: int, r: int, p: int, **more: Any) -> bytes:
             found.append((n, r, p))
             return real(password, n=n, r=r, p=p, **more)
+
         monkeypatch.setattr(hashlib, "scrypt", scrypt)
         return found
 
@@ -103,7 +125,13 @@ class TestTiming:
     def test_one_that_was_right_is_remembered_and_never_a_wrong_one(self, hashed: list) -> None:
         users = Users({"alice": cheap_hash("secret")})
         hashed.clear()
-        for password, made in ((b"secret", 1), (b"secret", 1), (b"wrong", 2), (b"wrong", 3), (b"secret", 3)):
+        for password, made in (
+            (b"secret", 1),
+            (b"secret", 1),
+            (b"wrong", 2),
+            (b"wrong", 3),
+            (b"secret", 3),
+        ):
             users.check(b"alice", password)
             assert len(hashed) == made
 
@@ -122,12 +150,25 @@ class TestHash:
     def test_is_another_each_time(self) -> None:
         assert hash_password("secret") != hash_password("secret")
 
-    @pytest.mark.parametrize("value", [
-        "scrypt$", "scrypt$1$2$3", "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$", "scrypt$1024$1$1$!$" + "A" * 44,
-        "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$AAAA", "scrypt$1000$1$1$AAEC$" + "A" * 44, "scrypt$-1024$1$1$AAEC$" + "A" * 44,
-        "scrypt$1024$0$1$AAEC$" + "A" * 44, "scrypt$x$1$1$AAEC$" + "A" * 44, "scrypt$1024$1$1$AAEC$" + "A" * 44 + "$x"])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "scrypt$",
+            "scrypt$1$2$3",
+            "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$",
+            "scrypt$1024$1$1$!$" + "A" * 44,
+            "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$AAAA",
+            "scrypt$1000$1$1$AAEC$" + "A" * 44,
+            "scrypt$-1024$1$1$AAEC$" + "A" * 44,
+            "scrypt$1024$0$1$AAEC$" + "A" * 44,
+            "scrypt$x$1$1$AAEC$" + "A" * 44,
+            "scrypt$1024$1$1$AAEC$" + "A" * 44 + "$x",
+        ],
+    )
     def test_that_is_broken_is_refused_at_the_start(self, value: str) -> None:
-        with pytest.raises(ValueError, match="not a hash made by 'netproxyctl hash-password'") as caught:
+        with pytest.raises(
+            ValueError, match="not a hash made by 'netproxyctl hash-password'"
+        ) as caught:
             Users({"alice": value})
         assert value not in str(caught.value)
 
@@ -146,11 +187,17 @@ class TestHash:
 
 
 class TestLogin:
-    @pytest.mark.parametrize("mode, required, offered", [
-        ("required", True, True), ("optional", False, True), ("none", False, False)])
-    def test_asks_for_what_its_listener_wants(self, mode: str, required: bool, offered: bool) -> None:
+    @pytest.mark.parametrize(
+        "mode, required, offered",
+        [("required", True, True), ("optional", False, True), ("none", False, False)],
+    )
+    def test_asks_for_what_its_listener_wants(
+        self, mode: str, required: bool, offered: bool
+    ) -> None:
         refused: list[tuple[str, str]] = []
-        login = Login(Users({"alice": "secret"}), mode, lambda client, user: refused.append((client, user)))
+        login = Login(
+            Users({"alice": "secret"}), mode, lambda client, user: refused.append((client, user))
+        )
         assert (login.required, login.offered) == (required, offered)
         assert login.check(b"alice", b"secret", CLIENT) == "alice"
         assert login.check(b"alice", b"wrong", CLIENT) is None

@@ -8,6 +8,7 @@ Needs unbound, dnsmasq and dnsperf (Debian: unbound, dnsmasq-base, dnsperf).  Wh
 program asks as well, at an easy pace, and compares each answer; the exit status is 1 where one is wrong, or where
 kept answers come at less than a quarter of dnsmasq's rate.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,10 +28,10 @@ from typing import NamedTuple
 
 from rig import LOOPBACK, SECONDS, Netproxyd
 
-NAMES = 1000                # each with an IPv4 and an IPv6 address
-FRESH = 400_000             # names for queries that no cache has: more than a run asks for
-PACE = 0.02                 # seconds between two queries of the client that looks at answers
-IN_FLIGHT = 100             # of dnsperf, as it has it
+NAMES = 1000  # each with an IPv4 and an IPv6 address
+FRESH = 400_000  # names for queries that no cache has: more than a run asks for
+PACE = 0.02  # seconds between two queries of the client that looks at answers
+IN_FLIGHT = 100  # of dnsperf, as it has it
 REQUIRED = 0.25
 _RATE = re.compile(r"Queries per second: +([\d.]+)")
 _LOST = re.compile(r"Queries lost: +(\d+)")
@@ -38,19 +39,23 @@ _CODES = re.compile(r"Response codes: +(.*)")
 
 
 class Outcome(NamedTuple):
-    rate: float             # queries a second
+    rate: float  # queries a second
     lost: int
-    codes: str              # other than NOERROR
+    codes: str  # other than NOERROR
     looked_at: int
     wrong: int
 
 
 def addresses(number: int) -> tuple[bytes, bytes]:
-    return b"\x0a\1" + struct.pack(">H", number), b"\x20\1\x0d\xb8" + bytes(10) + struct.pack(">H", number)
+    return b"\x0a\1" + struct.pack(">H", number), b"\x20\1\x0d\xb8" + bytes(10) + struct.pack(
+        ">H", number
+    )
 
 
 def need(program: str) -> str:
-    path = shutil.which(program, path="/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin")
+    path = shutil.which(
+        program, path="/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+    )
     if path is None:
         raise SystemExit(f"{program} is not installed")
     return path
@@ -64,7 +69,7 @@ def free_port() -> int:
             try:
                 tcp.bind(udp.getsockname())
             except OSError:
-                continue        # somebody has it for the one of them
+                continue  # somebody has it for the one of them
             return udp.getsockname()[1]
 
 
@@ -76,8 +81,14 @@ def encode_query(name: str, kind: int, id: int) -> bytes:
 def is_right(answer: bytes, query: bytes, packed: bytes) -> bool:
     """Exactly one record, behind the very question, with the address that was expected."""
     end = len(query)
-    return (answer[:2] == query[:2] and answer[3] & 15 == 0 and answer[12:end] == query[12:] and answer[6:8] == b"\0\1"
-            and answer[end:end + 6] == b"\xc0\x0c" + query[-4:] and answer[end + 10:] == struct.pack(">H", len(packed)) + packed)
+    return (
+        answer[:2] == query[:2]
+        and answer[3] & 15 == 0
+        and answer[12:end] == query[12:]
+        and answer[6:8] == b"\0\1"
+        and answer[end : end + 6] == b"\xc0\x0c" + query[-4:]
+        and answer[end + 10 :] == struct.pack(">H", len(packed)) + packed
+    )
 
 
 class Looker:
@@ -95,9 +106,9 @@ class Looker:
         self._socket.send(query)
         try:
             while (answer := self._socket.recv(4096))[:2] != query[:2]:
-                pass        # of one before that was late
+                pass  # of one before that was late
         except TimeoutError:
-            return          # lost, which dnsperf counts as well
+            return  # lost, which dnsperf counts as well
         self.looked_at += 1
         self.wrong += not is_right(answer, query, addresses(number)[kind == 28])
 
@@ -131,13 +142,30 @@ def start(stack: ExitStack, port: int, *command: str) -> None:
 
 def start_unbound(stack: ExitStack, directory: Path) -> int:
     port = free_port()
-    lines = ["server:", f"interface: {LOOPBACK}@{port}", "access-control: 127.0.0.0/8 allow", 'username: ""', 'chroot: ""', 'pidfile: ""',
-             f'directory: "{directory}"', "use-syslog: no", "do-daemonize: no", 'module-config: "iterator"', "so-rcvbuf: 0",
-             'local-zone: "." static', 'local-zone: "test." static', 'local-zone: "fresh.test." redirect',
-             "local-data: 'fresh.test. 3600 IN A 10.2.0.1'"]
+    lines = [
+        "server:",
+        f"interface: {LOOPBACK}@{port}",
+        "access-control: 127.0.0.0/8 allow",
+        'username: ""',
+        'chroot: ""',
+        'pidfile: ""',
+        f'directory: "{directory}"',
+        "use-syslog: no",
+        "do-daemonize: no",
+        'module-config: "iterator"',
+        "so-rcvbuf: 0",
+        'local-zone: "." static',
+        'local-zone: "test." static',
+        'local-zone: "fresh.test." redirect',
+        "local-data: 'fresh.test. 3600 IN A 10.2.0.1'",
+    ]
     for number in range(NAMES):
-        for kind, family, packed in zip(("A", "AAAA"), (socket.AF_INET, socket.AF_INET6), addresses(number)):
-            lines.append(f"local-data: 'name{number}.test. 3600 IN {kind} {socket.inet_ntop(family, packed)}'")
+        for kind, family, packed in zip(
+            ("A", "AAAA"), (socket.AF_INET, socket.AF_INET6), addresses(number)
+        ):
+            lines.append(
+                f"local-data: 'name{number}.test. 3600 IN {kind} {socket.inet_ntop(family, packed)}'"
+            )
     config = directory / "unbound.conf"
     config.write_text("\n".join([*lines, "remote-control:", "control-enable: no", ""]))
     start(stack, port, need("unbound"), "-d", "-c", str(config))
@@ -146,17 +174,36 @@ def start_unbound(stack: ExitStack, directory: Path) -> int:
 
 def start_dnsmasq(stack: ExitStack, behind: int) -> int:
     port = free_port()
-    start(stack, port, need("dnsmasq"), "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--pid-file=",
-          f"--user={getpass.getuser()}", f"--listen-address={LOOPBACK}", "--bind-interfaces", f"--port={port}",
-          f"--server={LOOPBACK}#{behind}", "--cache-size=10000", "--dns-forward-max=1000", "--log-facility=-")
+    start(
+        stack,
+        port,
+        need("dnsmasq"),
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--pid-file=",
+        f"--user={getpass.getuser()}",
+        f"--listen-address={LOOPBACK}",
+        "--bind-interfaces",
+        f"--port={port}",
+        f"--server={LOOPBACK}#{behind}",
+        "--cache-size=10000",
+        "--dns-forward-max=1000",
+        "--log-facility=-",
+    )
     return port
 
 
 def start_netproxyd(stack: ExitStack, behind: int) -> int:
-    daemon = stack.enter_context(Netproxyd(config=f"""
+    daemon = stack.enter_context(
+        Netproxyd(
+            config=f"""
 listeners: [{{protocol: dns, listen: "{LOOPBACK}:0"}}]
 dns: {{servers: ["{LOOPBACK}:{behind}"], cache: 10000}}
-"""))
+"""
+        )
+    )
     return daemon.address[1]
 
 
@@ -172,8 +219,28 @@ def write_queries(path: Path, load: str, run: int) -> Path:
 
 
 def measure(port: int, queries: Path, seconds: float) -> Outcome:
-    process = subprocess.Popen([need("dnsperf"), "-s", LOOPBACK, "-p", str(port), "-d", str(queries), "-l", f"{seconds:g}", "-q",
-                                str(IN_FLIGHT), "-c", "4", "-t", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [
+            need("dnsperf"),
+            "-s",
+            LOOPBACK,
+            "-p",
+            str(port),
+            "-d",
+            str(queries),
+            "-l",
+            f"{seconds:g}",
+            "-q",
+            str(IN_FLIGHT),
+            "-c",
+            "4",
+            "-t",
+            "2",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     looker = Looker(port)
     try:
         while process.poll() is None:
@@ -187,7 +254,9 @@ def measure(port: int, queries: Path, seconds: float) -> Outcome:
     rate, lost, codes = _RATE.search(text), _LOST.search(text), _CODES.search(text)
     if not (rate and lost):
         raise SystemExit(f"dnsperf says:\n{text}")
-    others = ", ".join(one for one in (codes[1] if codes else "").split(", ") if not one.startswith("NOERROR"))
+    others = ", ".join(
+        one for one in (codes[1] if codes else "").split(", ") if not one.startswith("NOERROR")
+    )
     return Outcome(float(rate[1]), int(lost[1]), others, looker.looked_at, looker.wrong)
 
 
@@ -197,27 +266,41 @@ def run(rounds: int, seconds: float) -> bool:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netproxy-bench-")))
         unbound = start_unbound(stack, directory)
-        servers = [("netproxyd", start_netproxyd(stack, unbound)), ("dnsmasq", start_dnsmasq(stack, unbound))]
+        servers = [
+            ("netproxyd", start_netproxyd(stack, unbound)),
+            ("dnsmasq", start_dnsmasq(stack, unbound)),
+        ]
         for at in range(rounds):
             for server, port in servers if at % 2 == 0 else servers[::-1]:
                 for load in ("kept", "fresh"):
                     queries = write_queries(directory / "queries", load, at)
                     outcomes.setdefault((server, load), []).append(measure(port, queries, seconds))
-    print(f"{'server':>10} {'load':>6} {'queries/s':>10} {'least':>8} {'most':>8} {'lost':>6} {'looked at':>10} {'wrong':>6}  other codes")
+    print(
+        f"{'server':>10} {'load':>6} {'queries/s':>10} {'least':>8} {'most':>8} {'lost':>6} {'looked at':>10} {'wrong':>6}  other codes"
+    )
     for (server, load), found in outcomes.items():
         rates = [one.rate for one in found]
-        print(f"{server:>10} {load:>6} {statistics.median(rates):>10,.0f} {min(rates):>8,.0f} {max(rates):>8,.0f} "
-              f"{sum(one.lost for one in found):>6} {sum(one.looked_at for one in found):>10} {sum(one.wrong for one in found):>6}  "
-              f"{'; '.join(filter(None, (one.codes for one in found))) or '-'}")
-    ratios = {load: statistics.median(one.rate for one in outcomes["netproxyd", load])
-              / statistics.median(one.rate for one in outcomes["dnsmasq", load]) for load in ("kept", "fresh")}
-    print(f"Ratio to dnsmasq: kept {ratios['kept']:.2f}, fresh {ratios['fresh']:.2f} (required: kept {REQUIRED})")
+        print(
+            f"{server:>10} {load:>6} {statistics.median(rates):>10,.0f} {min(rates):>8,.0f} {max(rates):>8,.0f} "
+            f"{sum(one.lost for one in found):>6} {sum(one.looked_at for one in found):>10} {sum(one.wrong for one in found):>6}  "
+            f"{'; '.join(filter(None, (one.codes for one in found))) or '-'}"
+        )
+    ratios = {
+        load: statistics.median(one.rate for one in outcomes["netproxyd", load])
+        / statistics.median(one.rate for one in outcomes["dnsmasq", load])
+        for load in ("kept", "fresh")
+    }
+    print(
+        f"Ratio to dnsmasq: kept {ratios['kept']:.2f}, fresh {ratios['fresh']:.2f} (required: kept {REQUIRED})"
+    )
     ours = outcomes["netproxyd", "kept"] + outcomes["netproxyd", "fresh"]
     return ratios["kept"] >= REQUIRED and not any(one.wrong or one.codes for one in ours)
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=float, default=30.0, help="of each measurement")
     given = options.parse_args()

@@ -6,6 +6,7 @@
 Once straight to an echo server, once by way of netproxyd, all on loopback.  A round
 trip ends when the kernel has the answer, not when this program finds time for it.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -18,11 +19,20 @@ import time
 from typing import NamedTuple, Sequence
 
 from load import Sink, Process
-from rig import Netproxyd, Where, header, open_clients, print_row, raise_descriptor_limit, readable, udp_socket
+from rig import (
+    Netproxyd,
+    Where,
+    header,
+    open_clients,
+    print_row,
+    raise_descriptor_limit,
+    readable,
+    udp_socket,
+)
 
-SO_TIMESTAMPNS = 35         # and the type of its control message
-PAUSE = 0.0002              # seconds between two looks at the clock
-LAST = 0.3                  # seconds without an answer after which none is awaited
+SO_TIMESTAMPNS = 35  # and the type of its control message
+PAUSE = 0.0002  # seconds between two looks at the clock
+LAST = 0.3  # seconds without an answer after which none is awaited
 STAMP = struct.Struct("!q")
 KERNEL_STAMP = struct.Struct("@ll")
 WIDTHS = (8, 9, 9, 7, 8, 8, 8, 8)
@@ -30,18 +40,22 @@ WIDTHS = (8, 9, 9, 7, 8, 8, 8, 8)
 
 class Load(NamedTuple):
     clients: int
-    rate: int               # datagrams a second of each
-    size: int               # bytes
+    rate: int  # datagrams a second of each
+    size: int  # bytes
     seconds: float
 
 
 class Result(NamedTuple):
     sent: int
-    trips: list[int]        # nanoseconds, sorted
+    trips: list[int]  # nanoseconds, sorted
 
     def quantile(self, part: float) -> float:
         """Milliseconds."""
-        return self.trips[min(len(self.trips) - 1, int(len(self.trips) * part))] / 1e6 if self.trips else float("nan")
+        return (
+            self.trips[min(len(self.trips) - 1, int(len(self.trips) * part))] / 1e6
+            if self.trips
+            else float("nan")
+        )
 
 
 class Receiver(Process):
@@ -83,7 +97,9 @@ class Receiver(Process):
     def _note(self, data: bytes, control: list[tuple[int, int, bytes]]) -> None:
         arrived = time.time_ns()
         for level, kind, stamp in control:
-            if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS) and len(stamp) >= KERNEL_STAMP.size:
+            if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS) and len(
+                stamp
+            ) >= KERNEL_STAMP.size:
                 seconds, nanoseconds = KERNEL_STAMP.unpack_from(stamp)
                 arrived = seconds * 1_000_000_000 + nanoseconds
         self._trips.append(arrived - STAMP.unpack_from(data, len(data) - STAMP.size)[0])
@@ -101,9 +117,11 @@ def play(sockets: Sequence[socket.socket], before: bytes, load: Load) -> Result:
         due = min(total, int((time.perf_counter() - started) * rate) + 1)
         while sent < due:
             try:
-                sockets[sent % load.clients].send(message + STAMP.pack(time.time_ns()), socket.MSG_DONTWAIT)
+                sockets[sent % load.clients].send(
+                    message + STAMP.pack(time.time_ns()), socket.MSG_DONTWAIT
+                )
             except OSError:
-                pass            # that one is lost
+                pass  # that one is lost
             sent += 1
         time.sleep(PAUSE)
     count = -1
@@ -128,7 +146,7 @@ def relayed(target: Where, load: Load) -> tuple[Result, float]:
     """And the processor time of the daemon, microseconds a datagram."""
     with Netproxyd() as daemon:
         clients = open_clients(daemon.address, load.clients)
-        for client in clients:              # the way is there when the game begins
+        for client in clients:  # the way is there when the game begins
             client.socket.send(header(target) + bytes(load.size))
             client.socket.recv(2048)
         spent = daemon.processor_seconds()
@@ -140,25 +158,40 @@ def relayed(target: Where, load: Load) -> tuple[Result, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measures the latency that netproxyd adds to small datagrams.")
+    parser = argparse.ArgumentParser(
+        description="Measures the latency that netproxyd adds to small datagrams."
+    )
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--rate", type=int, default=60, help="datagrams a second of each client (default: 60)")
+    parser.add_argument(
+        "--rate", type=int, default=60, help="datagrams a second of each client (default: 60)"
+    )
     parser.add_argument("--size", type=int, default=100, help="bytes of a datagram (default: 100)")
     parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
     load = Load(options.clients, options.rate, max(STAMP.size, options.size), options.seconds)
     raise_descriptor_limit(load.clients * 2 + 100)
-    print(f"{load.clients} clients x {load.rate} datagrams/s x {load.size} bytes, {load.seconds:g} s, "
-          f"{os.cpu_count()} processors\n")
+    print(
+        f"{load.clients} clients x {load.rate} datagrams/s x {load.size} bytes, {load.seconds:g} s, "
+        f"{os.cpu_count()} processors\n"
+    )
     sink = Sink(1, echo=True)
     results = {"direct": direct(sink.targets[0], load)}
     results["relay"], cost = relayed(sink.targets[0], load)
     sink.stop()
     print_row(WIDTHS, "way", "sent", "answered", "lost", "p50 ms", "p90 ms", "p99 ms", "max ms")
     for way, result in results.items():
-        print_row(WIDTHS, way, result.sent, len(result.trips), result.sent - len(result.trips),
-                  *(f"{result.quantile(part):.3f}" for part in (0.5, 0.9, 0.99, 1)))
-    added = [results["relay"].quantile(part) - results["direct"].quantile(part) for part in (0.5, 0.9, 0.99)]
+        print_row(
+            WIDTHS,
+            way,
+            result.sent,
+            len(result.trips),
+            result.sent - len(result.trips),
+            *(f"{result.quantile(part):.3f}" for part in (0.5, 0.9, 0.99, 1)),
+        )
+    added = [
+        results["relay"].quantile(part) - results["direct"].quantile(part)
+        for part in (0.5, 0.9, 0.99)
+    ]
     print_row(WIDTHS, "added", "", "", "", *(f"{value:.3f}" for value in added))
     print(f"\nThe relay's processor time: {cost:.1f} us a datagram.")
     return 0 if results["relay"].trips else 1

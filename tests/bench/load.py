@@ -3,6 +3,7 @@
 A Sink has the targets: it counts what comes, or sends it back.  Clients have the
 associations: they send at a pace, or as fast as it goes.
 """
+
 from __future__ import annotations
 
 import multiprocessing
@@ -13,13 +14,23 @@ import struct
 import time
 from typing import Any, Callable, NamedTuple, Sequence
 
-from rig import SOL_UDP, UDP_GRO, Where, can_segment, header, open_clients, readable, send_train, udp_socket
+from rig import (
+    SOL_UDP,
+    UDP_GRO,
+    Where,
+    can_segment,
+    header,
+    open_clients,
+    readable,
+    send_train,
+    udp_socket,
+)
 
-SIZE = 1200                 # bytes of payload
-TRAIN = 8                   # datagrams that leave in one call, as of a program that sends by UDP_SEGMENT
-PAUSE = 0.0001              # seconds between two looks at the clock: few datagrams wait together
-NEW = 1200                  # sessions opened a second: more than a crowd of people brings
-QUIET = 0.05                # seconds without a datagram after which nothing is under way any more
+SIZE = 1200  # bytes of payload
+TRAIN = 8  # datagrams that leave in one call, as of a program that sends by UDP_SEGMENT
+PAUSE = 0.0001  # seconds between two looks at the clock: few datagrams wait together
+NEW = 1200  # sessions opened a second: more than a crowd of people brings
+QUIET = 0.05  # seconds without a datagram after which nothing is under way any more
 _forked = multiprocessing.get_context("fork")
 
 
@@ -51,14 +62,16 @@ class Process:
 
     def _run(self, pipe: Any) -> None:
         self._ours.close()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)        # the program itself is interrupted, and ends us
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # the program itself is interrupted, and ends us
         self.pipe = pipe
         self.begin()
         try:
             while True:
                 self.serve()
         except (EOFError, ConnectionError):
-            pass            # stop()
+            pass  # stop()
 
     def serve(self) -> None:
         """Waits for a call and answers it."""
@@ -109,7 +122,7 @@ class Sink(Process):
                 try:
                     self._drain(sock)
                 except OSError:
-                    pass        # nothing more there, or an earlier echo was refused
+                    pass  # nothing more there, or an earlier echo was refused
 
     def _drain(self, sock: socket.socket) -> None:
         buffer, flag = self._buffer, socket.MSG_DONTWAIT
@@ -157,7 +170,9 @@ class Clients(Process):
 
     def run(self, load: str, rate: float, seconds: float) -> Done:
         """`rate` datagrams a second, 0 for as many as go."""
-        send, step = {"train": (self._send_train, TRAIN), "burst": (self._send_burst, TRAIN)}.get(load, (self._send_single, 1))
+        send, step = {"train": (self._send_train, TRAIN), "burst": (self._send_burst, TRAIN)}.get(
+            load, (self._send_single, 1)
+        )
         self._received = 0
         started = time.perf_counter()
         if rate:
@@ -175,7 +190,14 @@ class Clients(Process):
 
     # -- in its process
 
-    def _paced(self, send: Callable[[int], None], step: int, rate: float, total: int, receiving: bool = False) -> int:
+    def _paced(
+        self,
+        send: Callable[[int], None],
+        step: int,
+        rate: float,
+        total: int,
+        receiving: bool = False,
+    ) -> int:
         started, sent, number = time.perf_counter(), 0, 0
         while sent < total:
             due = min(total, int((time.perf_counter() - started) * rate) + 1)
@@ -194,7 +216,7 @@ class Clients(Process):
         try:
             self._sockets[client].send(self._singles[(turn + client) % self._targets])
         except OSError:
-            pass            # a full buffer is a loss
+            pass  # a full buffer is a loss
 
     def _send_burst(self, number: int) -> None:
         for _ in range(TRAIN):

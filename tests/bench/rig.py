@@ -2,6 +2,7 @@
 
 Standard library only.  Everything is on loopback.
 """
+
 from __future__ import annotations
 
 import os
@@ -22,11 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 BUFFER = 4 << 20
-SECONDS = 10.0              # of patience with a daemon that starts, answers or ends
+SECONDS = 10.0  # of patience with a daemon that starts, answers or ends
 PORT = re.compile(r"tcp 127\.0\.0\.1:(\d+)")
 LIVE = re.compile(r" connections=(\d+) .*\n")
 TICK = os.sysconf("SC_CLK_TCK")
-OPEN_AT_ONCE = 100          # associations asked for before their answers are read
+OPEN_AT_ONCE = 100  # associations asked for before their answers are read
 
 Where = tuple[str, int]
 
@@ -34,11 +35,15 @@ Where = tuple[str, int]
 class Netproxyd:
     """One daemon with one listener for everybody on this machine."""
 
-    def __init__(self, batching: str = "auto", sessions: int = 8192, way: str = "direct", config: str = "") -> None:
+    def __init__(
+        self, batching: str = "auto", sessions: int = 8192, way: str = "direct", config: str = ""
+    ) -> None:
         """`way`: by which everything leaves; `config`: a whole file in place of what is said here."""
         self._directory = tempfile.TemporaryDirectory(prefix="netproxy-bench-")
         path, log = (Path(self._directory.name) / name for name in ("netproxyd.yaml", "log"))
-        path.write_text(config or f"""
+        path.write_text(
+            config
+            or f"""
 listeners:
   - listen: "{LOOPBACK}:0"
     limits: {{connections: {sessions}}}
@@ -46,11 +51,17 @@ listeners:
 udp: {{batching: {batching}}}
 default: "{way}"
 log: {{access: false}}
-""")
+"""
+        )
         self._log = log
         with open(log, "wb") as output:
-            self._process = subprocess.Popen([sys.executable, "-m", "netproxy", "-c", str(path)], cwd=ROOT,
-                                             stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "netproxy", "-c", str(path)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
         self.pid = self._process.pid
         deadline = time.monotonic() + SECONDS
         while not (found := PORT.search(log.read_text())):
@@ -66,7 +77,11 @@ log: {{access: false}}
         return (int(fields[11]) + int(fields[12])) / TICK
 
     def resident_mib(self) -> float:
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * resource.getpagesize() / (1 << 20)
+        return (
+            int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+            * resource.getpagesize()
+            / (1 << 20)
+        )
 
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -152,7 +167,7 @@ def udp_socket(gro: bool = False) -> socket.socket:
         try:
             sock.setsockopt(SOL_UDP, UDP_GRO, 1)
         except OSError:
-            pass            # an older kernel: one by one, then
+            pass  # an older kernel: one by one, then
     sock.bind((LOOPBACK, 0))
     return sock
 

@@ -6,6 +6,7 @@
 Writes two list files, always the same ones, into a temporary directory, reads them
 as netproxyd does, and asks for names and addresses that are in them or not.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,18 +25,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from netproxy.router.lists import read_domains, read_networks  # noqa: E402
 from netproxy.router.matchers import DomainSet, NetworkSet  # noqa: E402
 
-ASKED = 1000                # names or addresses for each line of the table
-ROUNDS = 5                  # of which the best counts
-MARKS = ("", "", "", ".", "*.")     # how patterns begin: most are single names
+ASKED = 1000  # names or addresses for each line of the table
+ROUNDS = 5  # of which the best counts
+MARKS = ("", "", "", ".", "*.")  # how patterns begin: most are single names
 WIDTHS = (28, 10, 15)
 
 
 def name(number: int) -> str:
     """A domain of the list, some twenty letters."""
     pick = random.Random(number)
-    first, second, last = (pick.choice(words) for words in (
-        ("ads", "track", "pixel", "cdn", "metrics"), ("news-site", "shop", "media", "games"),
-        ("com", "net", "example", "co.uk")))
+    first, second, last = (
+        pick.choice(words)
+        for words in (
+            ("ads", "track", "pixel", "cdn", "metrics"),
+            ("news-site", "shop", "media", "games"),
+            ("com", "net", "example", "co.uk"),
+        )
+    )
     return f"{first}{number:x}.{second}{pick.randrange(5000)}.{last}"
 
 
@@ -43,8 +49,12 @@ def network(number: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """Four of five are IPv4; none is in 0.0.0.0/8 or outside 2000::/3."""
     pick = random.Random(number)
     if number % 5:
-        return ipaddress.IPv4Network((pick.randrange(1 << 24, 1 << 32), pick.randint(16, 32)), strict=False)
-    return ipaddress.IPv6Network(((1 << 125) + pick.randrange(1 << 125), pick.randint(32, 64)), strict=False)
+        return ipaddress.IPv4Network(
+            (pick.randrange(1 << 24, 1 << 32), pick.randint(16, 32)), strict=False
+        )
+    return ipaddress.IPv6Network(
+        ((1 << 125) + pick.randrange(1 << 125), pick.randint(32, 64)), strict=False
+    )
 
 
 def write_lists(folder: Path, domains: int, networks: int) -> tuple[Path, Path]:
@@ -87,11 +97,15 @@ def ask(what: str, matcher: Any, hosts: Sequence[str]) -> None:
 
 def print_row(*cells: str) -> None:
     first, *rest = cells
-    print(first.ljust(WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(rest, WIDTHS[1:])))
+    print(
+        first.ljust(WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(rest, WIDTHS[1:]))
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measures what long lists of domains and networks cost netproxyd.")
+    parser = argparse.ArgumentParser(
+        description="Measures what long lists of domains and networks cost netproxyd."
+    )
     parser.add_argument("--domains", type=int, default=200_000)
     parser.add_argument("--networks", type=int, default=50_000)
     options = parser.parse_args()
@@ -100,18 +114,36 @@ def main() -> int:
         names, addresses = write_lists(Path(folder), options.domains, options.networks)
         print_row("list", "load", "memory")
         domains = load(f"{options.domains:,} domains", lambda: DomainSet(read_domains(str(names))))
-        networks = load(f"{options.networks:,} networks", lambda: NetworkSet(read_networks(str(addresses))))
+        networks = load(
+            f"{options.networks:,} networks", lambda: NetworkSet(read_networks(str(addresses)))
+        )
     some = sample(options.domains)
     held = [network(number) for number in sample(options.networks)]
     print()
     print_row("decision", "time", "in the list")
-    ask("name, listed", domains, [name(number) for number in some if MARKS[number % len(MARKS)] != "*."])
-    ask("name, below a listed one", domains, [f"www.{name(number)}" for number in some if MARKS[number % len(MARKS)]])
+    ask(
+        "name, listed",
+        domains,
+        [name(number) for number in some if MARKS[number % len(MARKS)] != "*."],
+    )
+    ask(
+        "name, below a listed one",
+        domains,
+        [f"www.{name(number)}" for number in some if MARKS[number % len(MARKS)]],
+    )
     ask("name, not listed", domains, [f"www.{name(number)}.org" for number in some])
     ask("name of 40 labels", domains, ["x." * 37 + f"{name(number)}.org" for number in some])
     for version, outside in (4, "0.1.{}.{}"), (6, "fd00::{}:{}"):
-        ask(f"IPv{version}, listed", networks, [str(one[-1]) for one in held if one.version == version])
-        ask(f"IPv{version}, not listed", networks, [outside.format(at >> 8, at & 255) for at in range(ASKED)])
+        ask(
+            f"IPv{version}, listed",
+            networks,
+            [str(one[-1]) for one in held if one.version == version],
+        )
+        ask(
+            f"IPv{version}, not listed",
+            networks,
+            [outside.format(at >> 8, at & 255) for at in range(ASKED)],
+        )
     ask("name, asked of networks", networks, [name(number) for number in some])
     return 0
 

@@ -8,6 +8,7 @@ Clients with associations and TCP connections send mixed sizes to many targets, 
 of which refuses; they come and go, half of them without a goodbye.  The exit status
 is 1 if anything grows.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,28 +21,42 @@ import time
 from typing import NamedTuple, Sequence
 
 from load import Sink, Process
-from rig import LOOPBACK, SECONDS, Client, Netproxyd, Where, header, open_clients, print_row, raise_descriptor_limit
+from rig import (
+    LOOPBACK,
+    SECONDS,
+    Client,
+    Netproxyd,
+    Where,
+    header,
+    open_clients,
+    print_row,
+    raise_descriptor_limit,
+)
 
-ASSOCIATIONS, CONNECTIONS = 60, 40          # at a time
+ASSOCIATIONS, CONNECTIONS = 60, 40  # at a time
 TARGETS = 20
-CHANGES = 0.1               # of the clients that end and are replaced, a second
-STEP = 0.02                 # seconds between two rounds of sending
+CHANGES = 0.1  # of the clients that end and are replaced, a second
+STEP = 0.02  # seconds between two rounds of sending
 SIZES = (0, 1, 60, 60, 200, 512, 1200, 1200, 1200, 1400, 4000, 20_000, 60_000)
-WARM_UP = 0.3               # of the time, before anything is expected to be flat
-GROWTH_MIB = 3.0            # of resident memory, over the rest of the time, that is no leak
-FEWER_ANSWERS = 0.02        # by which the second half may have fewer: clients that lost their way stay without
-SPARE = 3                   # descriptors and threads by which the two halves of the rest may differ, and a twentieth
-CLEAN_SECONDS = 15.0        # after the last client, for everything to end
-PATIENT_FROM = 60.0         # seconds of a run whose idle threads are waited for: they take ten seconds to end
+WARM_UP = 0.3  # of the time, before anything is expected to be flat
+GROWTH_MIB = 3.0  # of resident memory, over the rest of the time, that is no leak
+FEWER_ANSWERS = (
+    0.02  # by which the second half may have fewer: clients that lost their way stay without
+)
+SPARE = 3  # descriptors and threads by which the two halves of the rest may differ, and a twentieth
+CLEAN_SECONDS = 15.0  # after the last client, for everything to end
+PATIENT_FROM = (
+    60.0  # seconds of a run whose idle threads are waited for: they take ten seconds to end
+)
 WIDTHS = (7, 9, 12, 8, 12, 10, 10)
 
 
 class Sample(NamedTuple):
-    at: float               # seconds from the start
-    resident: float         # MiB
+    at: float  # seconds from the start
+    resident: float  # MiB
     descriptors: int
     threads: int
-    answered: float         # part of what was sent since the last sample
+    answered: float  # part of what was sent since the last sample
 
 
 class TcpEcho(Process):
@@ -126,17 +141,19 @@ class Crowd(Process):
         try:
             for _ in range(chance.randrange(3)):
                 size = chance.choice(SIZES)
-                client.socket.send(chance.choice(self._headers) + self._noise[:size], socket.MSG_DONTWAIT)
+                client.socket.send(
+                    chance.choice(self._headers) + self._noise[:size], socket.MSG_DONTWAIT
+                )
                 self._sent += 1
             while True:
                 client.socket.recv(65536, socket.MSG_DONTWAIT)
                 self._answered += 1
         except OSError:
-            pass                # nothing more there
+            pass  # nothing more there
 
     def _use_connections(self) -> None:
         connection = self._chance.choice(self._connections)
-        data = self._noise[:self._chance.choice(SIZES)]
+        data = self._noise[: self._chance.choice(SIZES)]
         connection.sendall(data)
         left = len(data)
         while left:
@@ -152,12 +169,14 @@ class Crowd(Process):
         if self._chance.random() < ASSOCIATIONS / (ASSOCIATIONS + CONNECTIONS):
             at = self._chance.randrange(ASSOCIATIONS)
             self._clients[at].close(abruptly)
-            self._clients[at], = open_clients(self._server, 1)
+            (self._clients[at],) = open_clients(self._server, 1)
             return
         at = self._chance.randrange(CONNECTIONS)
         if abruptly:
-            self._connections[at].sendall(self._noise)      # and does not wait for what comes back
-            self._connections[at].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._connections[at].sendall(self._noise)  # and does not wait for what comes back
+            self._connections[at].setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
         self._connections[at].close()
         self._connections[at] = self._connect()
 
@@ -190,7 +209,9 @@ def verdict(samples: Sequence[Sample], seconds: float) -> list[str]:
     rest = [sample for sample in samples if sample.at >= seconds * WARM_UP]
     growth = slope([(sample.at, sample.resident) for sample in rest])
     window = rest[-1].at - rest[0].at
-    print(f"\nRSS: {growth * 600:+.2f} MiB in ten minutes, {growth * window:+.2f} MiB in the {window:.0f} s after the warm-up")
+    print(
+        f"\nRSS: {growth * 600:+.2f} MiB in ten minutes, {growth * window:+.2f} MiB in the {window:.0f} s after the warm-up"
+    )
     faults = ["resident memory"] if growth * window > GROWTH_MIB else []
     for name in ("descriptors", "threads"):
         first, second = halves([getattr(sample, name) for sample in rest])
@@ -229,14 +250,39 @@ def run(seconds: float) -> list[str]:
     with Netproxyd() as daemon:
         before = daemon.descriptors(), daemon.threads()
         crowd.call("open", daemon.address, sink.targets, echo.address)
-        print_row(WIDTHS, "seconds", "RSS MiB", "descriptors", "threads", "datagrams/s", "answered", "gone")
+        print_row(
+            WIDTHS,
+            "seconds",
+            "RSS MiB",
+            "descriptors",
+            "threads",
+            "datagrams/s",
+            "answered",
+            "gone",
+        )
         started = time.monotonic()
         while (now := time.monotonic() - started) < seconds:
             sent, answered, gone = crowd.call("work", interval)
             now = time.monotonic() - started
-            samples.append(Sample(now, daemon.resident_mib(), daemon.descriptors(), daemon.threads(), answered / max(1, sent)))
-            print_row(WIDTHS, f"{now:.0f}", f"{samples[-1].resident:.2f}", samples[-1].descriptors, samples[-1].threads,
-                      f"{(sent + answered) / interval:,.0f}", f"{samples[-1].answered:.1%}", gone)
+            samples.append(
+                Sample(
+                    now,
+                    daemon.resident_mib(),
+                    daemon.descriptors(),
+                    daemon.threads(),
+                    answered / max(1, sent),
+                )
+            )
+            print_row(
+                WIDTHS,
+                f"{now:.0f}",
+                f"{samples[-1].resident:.2f}",
+                samples[-1].descriptors,
+                samples[-1].threads,
+                f"{(sent + answered) / interval:,.0f}",
+                f"{samples[-1].answered:.1%}",
+                gone,
+            )
         crowd.call("close")
         faults = verdict(samples, seconds) + left_over(daemon, before, seconds >= PATIENT_FROM)
     for process in (crowd, echo, sink):
@@ -245,7 +291,9 @@ def run(seconds: float) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Watches netproxyd's memory, descriptors and threads under load.")
+    parser = argparse.ArgumentParser(
+        description="Watches netproxyd's memory, descriptors and threads under load."
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
     options = parser.parse_args()
     raise_descriptor_limit(4096)

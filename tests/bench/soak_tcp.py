@@ -10,6 +10,7 @@ many are opened again.  A connection takes two descriptors of the daemon: where
 RLIMIT_NOFILE does not allow so many there are fewer, and it says so.  The exit
 status is 1 if anything grows.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,27 +28,27 @@ from load import Process
 from rig import SECONDS, Netproxyd, Where, print_row, raise_descriptor_limit
 from soak import CLEAN_SECONDS, PATIENT_FROM, SPARE, WARM_UP, TcpEcho, halves, left_over, verdict
 
-EXCHANGING = 300            # connections at a time that send and receive, a tenth of all at the most
-PIECES = 5                  # that each of them sends before another takes its turn
-TICK = 0.1                  # seconds between two pieces of a connection
-CHANGES = 50.0              # connections that close a second, a tenth of all at the most
+EXCHANGING = 300  # connections at a time that send and receive, a tenth of all at the most
+PIECES = 5  # that each of them sends before another takes its turn
+TICK = 0.1  # seconds between two pieces of a connection
+CHANGES = 50.0  # connections that close a second, a tenth of all at the most
 SIZES = (1, 60, 200, 1200, 1400, 4000, 20_000)
-PER_PROCESS = 5000          # connections of one process of clients, one echo server and one source address
-PER_CONNECTION = 2          # descriptors of the daemon
-RESERVED = 500              # descriptors of the daemon, and of each other process, for all else
-GROWTH = 0.01               # of the connections by which the daemon may have more than there are
-KEPT = 0.5                  # of the memory that connections took, which may stay when they have gone
-KEPT_MIB = 10.0             # and what may stay in any case
+PER_PROCESS = 5000  # connections of one process of clients, one echo server and one source address
+PER_CONNECTION = 2  # descriptors of the daemon
+RESERVED = 500  # descriptors of the daemon, and of each other process, for all else
+GROWTH = 0.01  # of the connections by which the daemon may have more than there are
+KEPT = 0.5  # of the memory that connections took, which may stay when they have gone
+KEPT_MIB = 10.0  # and what may stay in any case
 WIDTHS = (7, 9, 12, 8, 12, 12, 10, 8)
 
 
 class Sample(NamedTuple):
-    at: float               # seconds from the start
-    resident: float         # MiB
+    at: float  # seconds from the start
+    resident: float  # MiB
     descriptors: int
     threads: int
-    connections: int        # that the daemon says it has
-    answered: float         # part of the pieces sent since the last sample
+    connections: int  # that the daemon says it has
+    answered: float  # part of the pieces sent since the last sample
 
 
 class Exchange:
@@ -56,7 +57,7 @@ class Exchange:
     __slots__ = ("expected", "left")
 
     def __init__(self) -> None:
-        self.expected = b""     # bytes under way
+        self.expected = b""  # bytes under way
         self.left = PIECES
 
 
@@ -65,14 +66,22 @@ class Crowd(Process):
 
     # -- calls
 
-    def open(self, number: int, server: Where, echo: Where, connections: int, exchanging: int, changes: float) -> None:
+    def open(
+        self,
+        number: int,
+        server: Where,
+        echo: Where,
+        connections: int,
+        exchanging: int,
+        changes: float,
+    ) -> None:
         self._source, self._server, self._echo = f"127.0.0.{number + 2}", server, echo
         self._chance = random.Random(number)
         self._noise = self._chance.randbytes(1 << 17)
         self._exchanging, self._changes, self._due = exchanging, changes, 0.0
         self._poll = select.epoll()
         self._active: dict[int, Exchange] = {}
-        self._at: dict[int, int] = {}       # where in _connections a descriptor's is
+        self._at: dict[int, int] = {}  # where in _connections a descriptor's is
         self._connections: list[socket.socket] = []
         for place in range(connections):
             self._connections.append(self._connect())
@@ -107,13 +116,13 @@ class Crowd(Process):
                 self._poll.register(sock, select.EPOLLIN)
         for descriptor, exchange in list(self._active.items()):
             if exchange.expected:
-                continue        # the last piece is still under way
+                continue  # the last piece is still under way
             if not exchange.left:
                 self._poll.unregister(descriptor)
                 del self._active[descriptor]
                 continue
             start = self._chance.randrange(len(self._noise) - SIZES[-1])
-            exchange.expected = self._noise[start:start + self._chance.choice(SIZES)]
+            exchange.expected = self._noise[start : start + self._chance.choice(SIZES)]
             exchange.left -= 1
             self._connections[self._at[descriptor]].sendall(exchange.expected)
             self._sent += 1
@@ -130,13 +139,15 @@ class Crowd(Process):
             raise SystemExit("a connection has ended by itself")
         if not exchange.expected.startswith(data):
             raise SystemExit("other bytes have come than were sent")
-        exchange.expected = exchange.expected[len(data):]
+        exchange.expected = exchange.expected[len(data) :]
         self._answered += not exchange.expected
 
     def _settle(self) -> None:
         """What is under way has some time to come."""
         deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline and any(exchange.expected for exchange in self._active.values()):
+        while time.monotonic() < deadline and any(
+            exchange.expected for exchange in self._active.values()
+        ):
             for descriptor, _ in self._poll.poll(TICK):
                 self._take(descriptor)
 
@@ -165,7 +176,9 @@ class Crowd(Process):
     def _connect(self) -> socket.socket:
         """A connection to the echo server, by SOCKS5 CONNECT."""
         sock = socket.create_connection(self._server, SECONDS, (self._source, 0))
-        sock.sendall(b"\5\1\0\5\1\0\1" + socket.inet_aton(self._echo[0]) + struct.pack("!H", self._echo[1]))
+        sock.sendall(
+            b"\5\1\0\5\1\0\1" + socket.inet_aton(self._echo[0]) + struct.pack("!H", self._echo[1])
+        )
         answer = b""
         while len(answer) < 12 and (piece := sock.recv(12 - len(answer))):
             answer += piece
@@ -181,14 +194,23 @@ class Crowds:
         self._count = -(-connections // PER_PROCESS)
         self._connections = connections
         self._processes = [Crowd() for _ in range(self._count)]
-        self._threads: ThreadPoolExecutor | None = None     # after all forks
+        self._threads: ThreadPoolExecutor | None = None  # after all forks
 
     def open(self, server: Where, echoes: Sequence[Where]) -> None:
         self._threads = ThreadPoolExecutor(self._count)
         exchanging = max(1, min(EXCHANGING, self._connections // 10) // self._count)
         changes = min(CHANGES, self._connections / 10) / self._count
-        shares = [self._connections // self._count + (number < self._connections % self._count) for number in range(self._count)]
-        self._all("open", *((number, server, echoes[number], share, exchanging, changes) for number, share in enumerate(shares)))
+        shares = [
+            self._connections // self._count + (number < self._connections % self._count)
+            for number in range(self._count)
+        ]
+        self._all(
+            "open",
+            *(
+                (number, server, echoes[number], share, exchanging, changes)
+                for number, share in enumerate(shares)
+            ),
+        )
 
     def work(self, seconds: float) -> tuple[int, int, int]:
         sent, answered, gone = map(sum, zip(*self._all("work", *[(seconds,)] * self._count)))
@@ -203,7 +225,11 @@ class Crowds:
         stop(self._processes)
 
     def _all(self, name: str, *arguments: tuple[Any, ...]) -> list[Any]:
-        return list(self._threads.map(lambda process, given: process.call(name, *given), self._processes, arguments))
+        return list(
+            self._threads.map(
+                lambda process, given: process.call(name, *given), self._processes, arguments
+            )
+        )
 
 
 def hang_up(sock: socket.socket, abruptly: bool) -> None:
@@ -224,7 +250,9 @@ def possible(wanted: int) -> int:
     room = max(1, (limit - RESERVED) // PER_CONNECTION)
     if room < wanted:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        print(f"only {hard:,} descriptors may be had (ulimit -Hn): {room:,} connections, not {wanted:,}")
+        print(
+            f"only {hard:,} descriptors may be had (ulimit -Hn): {room:,} connections, not {wanted:,}"
+        )
     return min(room, wanted)
 
 
@@ -232,24 +260,55 @@ def watch(daemon: Netproxyd, crowds: Crowds, seconds: float) -> list[Sample]:
     """A row for each interval."""
     interval = max(0.5, min(10.0, seconds / 12))
     samples: list[Sample] = []
-    print_row(WIDTHS, "seconds", "RSS MiB", "descriptors", "threads", "connections", "exchanges/s", "answered", "gone/s")
+    print_row(
+        WIDTHS,
+        "seconds",
+        "RSS MiB",
+        "descriptors",
+        "threads",
+        "connections",
+        "exchanges/s",
+        "answered",
+        "gone/s",
+    )
     started = time.monotonic()
     while (now := time.monotonic() - started) < seconds:
         sent, answered, gone = crowds.work(interval)
         took, now = time.monotonic() - started - now, time.monotonic() - started
-        sample = Sample(now, daemon.resident_mib(), daemon.descriptors(), daemon.threads(), daemon.connections(),
-                        answered / max(1, sent))
+        sample = Sample(
+            now,
+            daemon.resident_mib(),
+            daemon.descriptors(),
+            daemon.threads(),
+            daemon.connections(),
+            answered / max(1, sent),
+        )
         samples.append(sample)
-        print_row(WIDTHS, f"{now:.0f}", f"{sample.resident:.2f}", sample.descriptors, sample.threads, sample.connections,
-                  f"{answered / took:,.0f}", f"{sample.answered:.1%}", f"{gone / took:.1f}")
+        print_row(
+            WIDTHS,
+            f"{now:.0f}",
+            f"{sample.resident:.2f}",
+            sample.descriptors,
+            sample.threads,
+            sample.connections,
+            f"{answered / took:,.0f}",
+            f"{sample.answered:.1%}",
+            f"{gone / took:.1f}",
+        )
     return samples
 
 
 def too_many(samples: Sequence[Sample], seconds: float, connections: int) -> list[str]:
     """Whether the daemon counts more and more of them."""
-    first, second = halves([sample.connections for sample in samples if sample.at >= seconds * WARM_UP])
-    print(f"connections: {first:.1f} in the first half of it, {second:.1f} in the second; {connections} clients")
-    return ["connections"] if second - max(first, connections) > SPARE + GROWTH * connections else []
+    first, second = halves(
+        [sample.connections for sample in samples if sample.at >= seconds * WARM_UP]
+    )
+    print(
+        f"connections: {first:.1f} in the first half of it, {second:.1f} in the second; {connections} clients"
+    )
+    return (
+        ["connections"] if second - max(first, connections) > SPARE + GROWTH * connections else []
+    )
 
 
 def kept(daemon: Netproxyd, idle: float, held: float, seconds: float) -> list[str]:
@@ -263,8 +322,10 @@ def kept(daemon: Netproxyd, idle: float, held: float, seconds: float) -> list[st
             break
         time.sleep(0.5)
     resident = daemon.resident_mib()
-    print(f"with all clients gone: {connections} connections, RSS {resident:.1f} MiB ({idle:.1f} before the first, "
-          f"{held:.1f} with all)")
+    print(
+        f"with all clients gone: {connections} connections, RSS {resident:.1f} MiB ({idle:.1f} before the first, "
+        f"{held:.1f} with all)"
+    )
     faults = ["connections left over"] if connections else []
     return faults + (["memory left over"] if resident > allowed else [])
 
@@ -277,20 +338,28 @@ def run(connections: int, seconds: float) -> list[str]:
         began = time.monotonic()
         crowds.open(daemon.address, [echo.address for echo in echoes])
         took, opened = time.monotonic() - began, daemon.resident_mib()
-        print(f"{connections:,} connections opened in {took:.1f} s: RSS {idle:.1f} MiB before, {opened:.1f} with them, "
-              f"{(opened - idle) * 1024 / connections:.1f} KiB each")
+        print(
+            f"{connections:,} connections opened in {took:.1f} s: RSS {idle:.1f} MiB before, {opened:.1f} with them, "
+            f"{(opened - idle) * 1024 / connections:.1f} KiB each"
+        )
         samples = watch(daemon, crowds, seconds)
         crowds.close()
         faults = verdict(samples, seconds) + too_many(samples, seconds, connections)
-        faults += left_over(daemon, before, seconds >= PATIENT_FROM) + kept(daemon, idle, samples[-1].resident, CLEAN_SECONDS)
+        faults += left_over(daemon, before, seconds >= PATIENT_FROM) + kept(
+            daemon, idle, samples[-1].resident, CLEAN_SECONDS
+        )
     crowds.stop()
     stop(echoes)
     return faults
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Watches netproxyd while it holds very many TCP connections.")
-    parser.add_argument("--connections", type=int, default=20_000, help="how many at a time (default: 20000)")
+    parser = argparse.ArgumentParser(
+        description="Watches netproxyd while it holds very many TCP connections."
+    )
+    parser.add_argument(
+        "--connections", type=int, default=20_000, help="how many at a time (default: 20000)"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
     options = parser.parse_args()
     faults = run(possible(options.connections), options.minutes * 60)

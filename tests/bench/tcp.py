@@ -6,6 +6,7 @@
 
 Starts netproxyd on loopback; the target is a thread of its own process.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,8 +20,8 @@ from typing import Any
 
 from rig import Netproxyd, Where, raise_descriptor_limit
 
-IDLE, BURST = 1000, 2000    # connections whose memory is told
-REST = 12.0                 # seconds after which the threads of a burst have ended
+IDLE, BURST = 1000, 2000  # connections whose memory is told
+REST = 12.0  # seconds after which the threads of a burst have ended
 PIECE = bytes(1 << 18)
 SECONDS = 10.0
 
@@ -82,18 +83,22 @@ def memory(daemon: Netproxyd, to: Where, idle: int, burst: int, rest: float) -> 
             stack.enter_context(connect(daemon.address, to))
         print(f"{burst} connections               {daemon.resident_mib() - base:+8.1f} MiB")
     time.sleep(rest)
-    print(f"after they have gone              {daemon.resident_mib() - base:+8.1f} MiB, {daemon.threads()} threads")
+    print(
+        f"after they have gone              {daemon.resident_mib() - base:+8.1f} MiB, {daemon.threads()} threads"
+    )
 
 
 def bulk(daemon: Netproxyd, to: Where, way: bytes, seconds: float) -> None:
     with connect(daemon.address, to) as sock:
-        before, moved, end = daemon.processor_seconds(), 0, time.monotonic() + seconds
+        before, traffic, end = daemon.processor_seconds(), 0, time.monotonic() + seconds
         sock.sendall(way)
         while time.monotonic() < end:
-            moved += sock.send(PIECE) if way == b"u" else len(sock.recv(1 << 20))
-        cost = (daemon.processor_seconds() - before) / (moved / 1e9)
+            traffic += sock.send(PIECE) if way == b"u" else len(sock.recv(1 << 20))
+        cost = (daemon.processor_seconds() - before) / (traffic / 1e9)
     name = "client to target" if way == b"u" else "target to client"
-    print(f"{name}, one connection  {moved * 8 / seconds / 1e9:8.1f} Gbit/s, {cost * 1000:.0f} ms of processor time a GB")
+    print(
+        f"{name}, one connection  {traffic * 8 / seconds / 1e9:8.1f} Gbit/s, {cost * 1000:.0f} ms of processor time a GB"
+    )
 
 
 def rate(daemon: Netproxyd, to: Where, seconds: float) -> None:
@@ -104,11 +109,15 @@ def rate(daemon: Netproxyd, to: Where, seconds: float) -> None:
             sock.recv(1)
         done += 1
     cost = (daemon.processor_seconds() - before) / done
-    print(f"connections, one after the other  {done / seconds:8.0f} a second, {cost * 1e6:.0f} us of processor time each")
+    print(
+        f"connections, one after the other  {done / seconds:8.0f} a second, {cost * 1e6:.0f} us of processor time each"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     raise_descriptor_limit(3 * BURST)
@@ -118,7 +127,9 @@ def main() -> None:
     to = ours.recv()
     try:
         with Netproxyd() as daemon:
-            print(f"start to listening                {daemon.processor_seconds() * 1000:8.0f} ms of processor time")
+            print(
+                f"start to listening                {daemon.processor_seconds() * 1000:8.0f} ms of processor time"
+            )
             bulk(daemon, to, b"u", 0.3 if quick else 3.0)
             bulk(daemon, to, b"d", 0.3 if quick else 3.0)
             rate(daemon, to, 0.3 if quick else 3.0)

@@ -5,6 +5,7 @@
 Bridge, agent, sshd and ssh are processes of this machine, all on loopback, with one target behind them.  Rounds are
 interleaved; what is printed are medians.  Needs Debian's openssh-server and openssl; keys are made and thrown away.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,8 +28,8 @@ from typing import Callable, Iterator, NamedTuple
 from rig import LOOPBACK, ROOT, SECONDS
 
 PIECE = 1 << 18
-BESIDE_MIB = 128            # of one measure beside an unread stream: single ones differ by a quarter, so that many are better than long
-STUCK_SECONDS = 0.2         # without a byte more that goes: everything on the way is full
+BESIDE_MIB = 128  # of one measure beside an unread stream: single ones differ by a quarter, so that many are better than long
+STUCK_SECONDS = 0.2  # without a byte more that goes: everything on the way is full
 TOKEN = "a token for a bench of tunnels"
 
 
@@ -65,7 +66,7 @@ class Target:
                     while data := client.recv(PIECE):
                         client.sendall(data)
                 except ConnectionError:
-                    pass        # nobody has read it, and it was reset in the end
+                    pass  # nobody has read it, and it was reset in the end
             elif what == b"d":
                 left = int.from_bytes(_exactly(client, 8), "big")
                 piece = memoryview(bytes(PIECE))
@@ -118,7 +119,9 @@ def swallow(port: int, mib: int) -> float:
 def unread(port: int) -> Iterator[None]:
     """A stream that gives everything back to one who does not take it: filled both ways until nothing more goes."""
     with socket.create_connection((LOOPBACK, port), SECONDS) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))       # its close is a reset
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )  # its close is a reset
         sock.sendall(b"b")
         sock.setblocking(False)
         last = time.monotonic()
@@ -145,6 +148,7 @@ DIRECTIONS = {"to the user": pour, "to the service": swallow}
 
 def open_streams(port: int, count: int, at_once: int) -> float:
     """Streams a second that are opened, answered and closed, so many of them at once."""
+
     def work(number: int) -> None:
         for _ in range(number):
             with socket.create_connection((LOOPBACK, port), SECONDS) as sock:
@@ -162,6 +166,7 @@ def open_streams(port: int, count: int, at_once: int) -> float:
 
 # -- what is measured
 
+
 def free_port() -> int:
     """One that the kernel hands out to nobody by itself."""
     while True:
@@ -176,11 +181,14 @@ def free_port() -> int:
 
 def start(stack: ExitStack, command: list[str], log: Path) -> subprocess.Popen[bytes]:
     output = stack.enter_context(open(log, "wb"))
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+    )
 
     def end() -> None:
         process.terminate()
         process.wait(SECONDS)
+
     stack.callback(end)
     return process
 
@@ -209,18 +217,45 @@ def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool) -> Way:
     listen, dial, trust = (f"tcp://{LOOPBACK}:{bridge}",) * 2 + ("",)
     security = ""
     if tls:
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-                        "-keyout", "key", "-out", "pem", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-                       cwd=files, check=True, capture_output=True)
+        subprocess.run(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-days",
+                "2",
+                "-keyout",
+                "key",
+                "-out",
+                "pem",
+                "-subj",
+                "/CN=localhost",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+            ],
+            cwd=files,
+            check=True,
+            capture_output=True,
+        )
         listen, dial = f"{LOOPBACK}:{bridge}", f"tls://{LOOPBACK}:{bridge}"
         security = f", tls: {{certificate: {files}/pem, key: {files}/key}}"
         trust = f", tls: {{ca: {files}/pem}}"
     texts = {
         "bridge": f"bridge: {{listen: '{listen}'{security}, agents: {{bench: {{token: {TOKEN}, ports: [{port}]}}}}}}",
-        "agent": f"agent: {{bridge: '{dial}', name: bench, token: {TOKEN}{trust}, services: {{'{port}': '{LOOPBACK}:{target}'}}}}"}
+        "agent": f"agent: {{bridge: '{dial}', name: bench, token: {TOKEN}{trust}, services: {{'{port}': '{LOOPBACK}:{target}'}}}}",
+    }
     for side, text in texts.items():
         (files / side).write_text(f"listeners: []\ntunnel:\n  {text}\nlog: {{access: false}}\n")
-        start(stack, [sys.executable, "-m", "netproxy", "-c", str(files / side)], files / f"{side}.log")
+        start(
+            stack,
+            [sys.executable, "-m", "netproxy", "-c", str(files / side)],
+            files / f"{side}.log",
+        )
         if side == "bridge":
             time.sleep(1)
     wait_for_port(port, files / "agent.log")
@@ -230,7 +265,9 @@ def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool) -> Way:
 def ssh(stack: ExitStack, directory: Path, target: int) -> Way:
     port, daemon = free_port(), free_port()
     for key in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / key)], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / key)], check=True
+        )
     (directory / "sshd_config").write_text(f"""
 ListenAddress {LOOPBACK}:{daemon}
 HostKey {directory}/host
@@ -241,17 +278,43 @@ PidFile none
 MaxStartups 100
 """)
     os.makedirs("/run/sshd", exist_ok=True)
-    start(stack, ["/usr/sbin/sshd", "-D", "-e", "-f", str(directory / "sshd_config")], directory / "sshd.log")
+    start(
+        stack,
+        ["/usr/sbin/sshd", "-D", "-e", "-f", str(directory / "sshd_config")],
+        directory / "sshd.log",
+    )
     time.sleep(1)
-    start(stack, ["ssh", "-N", "-F", "none", "-p", str(daemon), "-i", str(directory / "user"), "-o", "StrictHostKeyChecking=no",
-                  "-o", "UserKnownHostsFile=/dev/null", "-o", "ExitOnForwardFailure=yes",
-                  "-R", f"{LOOPBACK}:{port}:{LOOPBACK}:{target}", f"{getpass.getuser()}@{LOOPBACK}"], directory / "ssh.log")
+    start(
+        stack,
+        [
+            "ssh",
+            "-N",
+            "-F",
+            "none",
+            "-p",
+            str(daemon),
+            "-i",
+            str(directory / "user"),
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            "-o",
+            "ExitOnForwardFailure=yes",
+            "-R",
+            f"{LOOPBACK}:{port}:{LOOPBACK}:{target}",
+            f"{getpass.getuser()}@{LOOPBACK}",
+        ],
+        directory / "ssh.log",
+    )
     wait_for_port(port, directory / "ssh.log")
     return Way("ssh -R", port)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--streams", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
@@ -262,14 +325,25 @@ def main(arguments: list[str] | None = None) -> None:
         "MiB/s to the user": lambda port: pour(port, options.mib),
         "MiB/s to the service": lambda port: swallow(port, options.mib),
         "streams/s, one by one": lambda port: open_streams(port, options.streams, 1),
-        f"streams/s, {options.at_once} at once": lambda port: open_streams(port, options.streams, options.at_once)}
-    missing = [name for name in ("openssl", "ssh", "ssh-keygen", "/usr/sbin/sshd") if shutil.which(name) is None]
+        f"streams/s, {options.at_once} at once": lambda port: open_streams(
+            port, options.streams, options.at_once
+        ),
+    }
+    missing = [
+        name
+        for name in ("openssl", "ssh", "ssh-keygen", "/usr/sbin/sshd")
+        if shutil.which(name) is None
+    ]
     if missing:
         raise SystemExit(f"not installed: {', '.join(missing)}")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netproxy-bench-")))
         target = Target().port
-        ways = [tunnel(stack, directory, target, True), tunnel(stack, directory, target, False), ssh(stack, directory, target)]
+        ways = [
+            tunnel(stack, directory, target, True),
+            tunnel(stack, directory, target, False),
+            ssh(stack, directory, target),
+        ]
         found: dict[tuple[str, str], list[float]] = {}
         ratios: dict[tuple[str, str], list[float]] = {}
         for _ in range(options.rounds):
@@ -279,13 +353,27 @@ def main(arguments: list[str] | None = None) -> None:
         for turn in range(options.unread_rounds):
             for direction, bulk in DIRECTIONS.items():
                 for way in ways[:2]:
-                    ratios.setdefault((direction, way.name), []).append(beside(way.port, min(BESIDE_MIB, options.mib), bulk, turn % 2 == 0))
+                    ratios.setdefault((direction, way.name), []).append(
+                        beside(way.port, min(BESIDE_MIB, options.mib), bulk, turn % 2 == 0)
+                    )
     for measure in measures:
         medians = {way.name: statistics.median(found[measure, way.name]) for way in ways}
-        print(measure.ljust(24), "  ".join(f"{name}: {value:8.1f} ({value / medians['ssh -R']:4.2f} x)" for name, value in medians.items()))
+        print(
+            measure.ljust(24),
+            "  ".join(
+                f"{name}: {value:8.1f} ({value / medians['ssh -R']:4.2f} x)"
+                for name, value in medians.items()
+            ),
+        )
     print("Beside a stream that nobody reads, of the speed without it:")
     for direction in DIRECTIONS:
-        print(direction.ljust(24), "  ".join(f"{way.name}: {statistics.median(ratios[direction, way.name]):4.2f} x" for way in ways[:2]))
+        print(
+            direction.ljust(24),
+            "  ".join(
+                f"{way.name}: {statistics.median(ratios[direction, way.name]):4.2f} x"
+                for way in ways[:2]
+            ),
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 
 Starts netproxyd on loopback, senders and a sink; they are processes of their own.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,9 +20,9 @@ from load import SIZE, TRAIN, Clients, Sink, settle
 from rig import Netproxyd, print_row, raise_descriptor_limit
 
 LOADS = ("lone", "burst", "train", "echo")
-FEW, MANY = 8, 2000         # sessions whose costs are compared
-RETRY = 2.1                 # seconds: netproxyd tries no sooner again what has failed
-HELD = 500                  # associations whose memory is told
+FEW, MANY = 8, 2000  # sessions whose costs are compared
+RETRY = 2.1  # seconds: netproxyd tries no sooner again what has failed
+HELD = 500  # associations whose memory is told
 WAY_WIDTHS = (11, 12, 12, 12, 12)
 WIDTHS = (8, 8, 7, 5, 11, 11, 7, 11)
 EXPLANATION = f"""
@@ -32,20 +33,46 @@ us/datagram: processor time of the daemon.  flood/s: what arrives of as many as 
 
 
 class Plan(NamedTuple):
-    rows: tuple[tuple[str, int, int, tuple[str, ...]], ...]     # level, sessions, targets a client, loads
-    seconds: float          # of a paced measurement
-    flood: float            # of a flood, 0: none
-    floods: tuple[int, ...] # sessions with which there is one
-    rounds: int             # of the ways out
+    rows: tuple[
+        tuple[str, int, int, tuple[str, ...]], ...
+    ]  # level, sessions, targets a client, loads
+    seconds: float  # of a paced measurement
+    flood: float  # of a flood, 0: none
+    floods: tuple[int, ...]  # sessions with which there is one
+    rounds: int  # of the ways out
 
 
-ALL = tuple((level, sessions, targets, LOADS) for level, every in (
-    ("vectors", ((1, 1), (1, 50), (FEW, 1), (FEW, 10), (FEW, 50), (100, 1), (100, 50), (MANY, 1), (MANY, 10))),
-    ("trains", ((1, 1), (FEW, 1), (FEW, 50), (100, 1), (MANY, 1))),
-    ("single", ((1, 1), (FEW, 1), (FEW, 50), (100, 1), (MANY, 1)))) for sessions, targets in every)
-QUICK = (("vectors", 1, 1, ("lone", "train")), ("vectors", FEW, 1, LOADS), ("vectors", FEW, 50, ("lone",)),
-         ("vectors", 100, 1, ("lone",)), ("vectors", MANY, 1, LOADS),
-         ("trains", FEW, 1, ("burst",)), ("single", FEW, 1, ("burst",)))
+ALL = tuple(
+    (level, sessions, targets, LOADS)
+    for level, every in (
+        (
+            "mmsg",
+            (
+                (1, 1),
+                (1, 50),
+                (FEW, 1),
+                (FEW, 10),
+                (FEW, 50),
+                (100, 1),
+                (100, 50),
+                (MANY, 1),
+                (MANY, 10),
+            ),
+        ),
+        ("trains", ((1, 1), (FEW, 1), (FEW, 50), (100, 1), (MANY, 1))),
+        ("single", ((1, 1), (FEW, 1), (FEW, 50), (100, 1), (MANY, 1))),
+    )
+    for sessions, targets in every
+)
+QUICK = (
+    ("mmsg", 1, 1, ("lone", "train")),
+    ("mmsg", FEW, 1, LOADS),
+    ("mmsg", FEW, 50, ("lone",)),
+    ("mmsg", 100, 1, ("lone",)),
+    ("mmsg", MANY, 1, LOADS),
+    ("trains", FEW, 1, ("burst",)),
+    ("single", FEW, 1, ("burst",)),
+)
 THOROUGH_PLAN = Plan(ALL, 1.5, 1.0, (1, FEW, 100, MANY), 5)
 QUICK_PLAN = Plan(QUICK, 0.25, 0.2, (FEW,), 1)
 
@@ -59,17 +86,29 @@ class Bench:
         self._clients = Clients()
 
     def run(self) -> None:
-        print_row(WIDTHS, "batching", "sessions", "targets", "load", "us/datagram", "delivered/s", "loss", "flood/s")
+        print_row(
+            WIDTHS,
+            "batching",
+            "sessions",
+            "targets",
+            "load",
+            "us/datagram",
+            "delivered/s",
+            "loss",
+            "flood/s",
+        )
         for level in dict.fromkeys(row[0] for row in self._plan.rows):
             with Netproxyd(level) as daemon:
                 for row in self._plan.rows:
                     if row[0] == level:
                         self._measure_row(daemon, *row)
 
-    def _measure_row(self, daemon: Netproxyd, level: str, sessions: int, targets: int, loads: tuple[str, ...]) -> None:
+    def _measure_row(
+        self, daemon: Netproxyd, level: str, sessions: int, targets: int, loads: tuple[str, ...]
+    ) -> None:
         self._sink.call("echo", False)
         sent = self._clients.call("open", daemon.address, sessions, self._sink.targets[:targets])
-        if settle(self._sink) < sent:       # some did not get through: once more, when they may
+        if settle(self._sink) < sent:  # some did not get through: once more, when they may
             time.sleep(RETRY)
             self._clients.call("open_targets")
             settle(self._sink)
@@ -79,7 +118,17 @@ class Bench:
             flood = ""
             if self._plan.flood and sessions in self._plan.floods and load != "echo":
                 flood = f"{self._flood(load):,.0f}"
-            print_row(WIDTHS, level, f"{sessions:,}", targets, load, f"{cost:.2f}", f"{delivered:,.0f}", f"{loss:.2%}", flood)
+            print_row(
+                WIDTHS,
+                level,
+                f"{sessions:,}",
+                targets,
+                load,
+                f"{cost:.2f}",
+                f"{delivered:,.0f}",
+                f"{loss:.2%}",
+                flood,
+            )
         self._clients.call("close")
 
     def _measure(self, daemon: Netproxyd, load: str) -> tuple[float, float, float]:
@@ -87,7 +136,9 @@ class Bench:
         echo = load == "echo"
         self._sink.call("echo", echo)
         before = daemon.processor_seconds()
-        done = self._clients.call("run", load, self._rate / 4 if echo else self._rate, self._plan.seconds)
+        done = self._clients.call(
+            "run", load, self._rate / 4 if echo else self._rate, self._plan.seconds
+        )
         reached = settle(self._sink)
         spent = daemon.processor_seconds() - before
         delivered = done.received if echo else reached
@@ -119,18 +170,34 @@ class Bench:
         """What a datagram costs by each way out, beside the direct one; rounds in turn, medians."""
         with Netproxyd() as hop:
             at = f"{hop.address[0]}:{hop.address[1]}"
-            urls = {"direct": "direct", "socks5": f"socks5://{at}", "connect-udp": f"http://{at}", "uot": f"socks5://{at}?udp=uot"}
+            urls = {
+                "direct": "direct",
+                "socks5": f"socks5://{at}",
+                "connect-udp": f"http://{at}",
+                "uot": f"socks5://{at}?udp=uot",
+            }
             daemons = {way: Netproxyd(way=url) for way, url in urls.items()}
             try:
-                costs = {(way, load): statistics.median(found) for (way, load), found in self._way_costs(daemons).items()}
+                costs = {
+                    (way, load): statistics.median(found)
+                    for (way, load), found in self._way_costs(daemons).items()
+                }
             finally:
                 for daemon in daemons.values():
                     daemon.stop()
-        print(f"\nProcessor time a datagram by way out, {FEW} clients, and as a multiple of the direct way's:\n")
+        print(
+            f"\nProcessor time a datagram by way out, {FEW} clients, and as a multiple of the direct way's:\n"
+        )
         print_row(WAY_WIDTHS, "way out", *LOADS)
         for way in urls:
-            print_row(WAY_WIDTHS, way, *(f"{costs[way, load]:.2f} {costs[way, load] / max(1e-9, costs['direct', load]):.2f}x"
-                                         for load in LOADS))
+            print_row(
+                WAY_WIDTHS,
+                way,
+                *(
+                    f"{costs[way, load]:.2f} {costs[way, load] / max(1e-9, costs['direct', load]):.2f}x"
+                    for load in LOADS
+                ),
+            )
 
     def _way_costs(self, daemons: dict[str, Netproxyd]) -> dict[tuple[str, str], list[float]]:
         costs: dict[tuple[str, str], list[float]] = {}
@@ -152,14 +219,21 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures netproxyd's UDP relay on loopback.")
     parser.add_argument("--quick", action="store_true", help="fewer rows, shorter measurements")
-    parser.add_argument("--rate", type=int, default=40_000, help="datagrams a second of the paced loads (default: 40000)")
+    parser.add_argument(
+        "--rate",
+        type=int,
+        default=40_000,
+        help="datagrams a second of the paced loads (default: 40000)",
+    )
     parser.add_argument("--ways", action="store_true", help="only what the ways out cost")
     options = parser.parse_args()
     plan = QUICK_PLAN if options.quick else THOROUGH_PLAN
     if raise_descriptor_limit(MANY * 2 + 200) < MANY * 2 + 200:
         raise SystemExit(f"this needs {MANY * 2 + 200} descriptors: raise the limit with ulimit -n")
-    print(f"Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} processors, "
-          f"{options.rate:,} datagrams/s")
+    print(
+        f"Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} processors, "
+        f"{options.rate:,} datagrams/s"
+    )
     print(EXPLANATION)
     bench = Bench(plan, options.rate)
     try:
@@ -167,9 +241,13 @@ def main() -> None:
         if options.ways:
             return
         bench.run()
-        ratios = [f"{load} {bench.costs['vectors', MANY, 1, load] / max(1e-9, bench.costs['vectors', FEW, 1, load]):.2f}"
-                  for load in LOADS]
-        print(f"\nCost of a datagram at {MANY:,} sessions, as a multiple of that at {FEW}: {', '.join(ratios)}")
+        ratios = [
+            f"{load} {bench.costs['vectors', MANY, 1, load] / max(1e-9, bench.costs['vectors', FEW, 1, load]):.2f}"
+            for load in LOADS
+        ]
+        print(
+            f"\nCost of a datagram at {MANY:,} sessions, as a multiple of that at {FEW}: {', '.join(ratios)}"
+        )
         print(f"Memory added by {HELD} associations: {bench.memory():.1f} MiB")
     finally:
         bench.stop()

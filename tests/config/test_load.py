@@ -1,4 +1,5 @@
 """A YAML file as text and places: what HAZARDS 113 asks for, and secrets from files and the environment."""
+
 from __future__ import annotations
 
 import time
@@ -32,7 +33,25 @@ def error(raw: bytes | str) -> str:
 
 
 class TestText:
-    @pytest.mark.parametrize("written", ["22:22", "0123", "no", "1.10", "0x10", "1_000", "~", "null", "true", "2020-01-01", ".inf", "=", "1e3", "0o17"])
+    @pytest.mark.parametrize(
+        "written",
+        [
+            "22:22",
+            "0123",
+            "no",
+            "1.10",
+            "0x10",
+            "1_000",
+            "~",
+            "null",
+            "true",
+            "2020-01-01",
+            ".inf",
+            "=",
+            "1e3",
+            "0o17",
+        ],
+    )
     def test_a_scalar_is_what_it_says(self, written: str) -> None:
         assert tree(f"key: {written}") == {"key": written}
         assert tree(f"{written}: value") == {written: "value"}
@@ -48,40 +67,66 @@ class TestText:
         root = load_text(b"a:\n  - b: c\n", "dir/c.yaml")
         inner = root.value["a"].value[0]
         assert (root.place, inner.place) == ("dir/c.yaml:1:1", "dir/c.yaml:2:5")
-        assert (inner.value["b"].place, inner.value["b"].key_place) == ("dir/c.yaml:2:8", "dir/c.yaml:2:5")
+        assert (inner.value["b"].place, inner.value["b"].key_place) == (
+            "dir/c.yaml:2:8",
+            "dir/c.yaml:2:5",
+        )
 
     def test_quotes_blocks_and_unicode(self) -> None:
         assert tree("a: 'it''s'\nb: \"tab\\t\"\nc: |\n  two\n  lines\nd: Z\u00fcrich\n") == {
-            "a": "it's", "b": "tab\t", "c": "two\nlines\n", "d": "Z\u00fcrich"}
+            "a": "it's",
+            "b": "tab\t",
+            "c": "two\nlines\n",
+            "d": "Z\u00fcrich",
+        }
 
 
 class TestRefused:
-    @pytest.mark.parametrize("text, message", [
-        ("a: !!python/object/apply:os.system [ls]", "c.yaml:1:4: the only tag here is !file"),
-        ("a: !!str b", "c.yaml:1:4: the only tag here is !file"),
-        ("a: !other b", "c.yaml:1:4: the only tag here is !file"),
-        ("a: !file [b]", "c.yaml:1:4: the only tag here is !file"),
-        ("a: !!map {b: c}", "c.yaml:1:4: the only tag here is !file"),
-        ("a: 1\nb: 2\na: 3\n", "c.yaml:3:1: 'a' is given twice"),
-        ("a:\n  b: 1\n  b: 1\n", "c.yaml:3:3: 'b' is given twice"),
-        ("a: &x 1\nb: *x", "c.yaml:1:4: anchors and aliases are not used here"),
-        ("a: *x", "c.yaml:1:4: anchors and aliases are not used here"),
-        ("a: &x {b: c}", "c.yaml:1:4: anchors and aliases are not used here"),
-        ("a: &x {b: c}\nd:\n  <<: *x\n", "c.yaml:1:4: anchors and aliases are not used here"),
-        ("a: b\n---\nc: d\n", "c.yaml:2:1: only one document, please"),
-        ("? [a, b]\n: c", "c.yaml:1:3: a key must be a single word"),
-        ("? {a: b}\n: c", "c.yaml:1:3: a key must be a single word"),
-        ("a: b: c", "c.yaml:1:5: mapping values are not allowed in this context"),
-    ])
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("a: !!python/object/apply:os.system [ls]", "c.yaml:1:4: the only tag here is !file"),
+            ("a: !!str b", "c.yaml:1:4: the only tag here is !file"),
+            ("a: !other b", "c.yaml:1:4: the only tag here is !file"),
+            ("a: !file [b]", "c.yaml:1:4: the only tag here is !file"),
+            ("a: !!map {b: c}", "c.yaml:1:4: the only tag here is !file"),
+            ("a: 1\nb: 2\na: 3\n", "c.yaml:3:1: 'a' is given twice"),
+            ("a:\n  b: 1\n  b: 1\n", "c.yaml:3:3: 'b' is given twice"),
+            ("a: &x 1\nb: *x", "c.yaml:1:4: anchors and aliases are not used here"),
+            ("a: *x", "c.yaml:1:4: anchors and aliases are not used here"),
+            ("a: &x {b: c}", "c.yaml:1:4: anchors and aliases are not used here"),
+            ("a: &x {b: c}\nd:\n  <<: *x\n", "c.yaml:1:4: anchors and aliases are not used here"),
+            ("a: b\n---\nc: d\n", "c.yaml:2:1: only one document, please"),
+            ("? [a, b]\n: c", "c.yaml:1:3: a key must be a single word"),
+            ("? {a: b}\n: c", "c.yaml:1:3: a key must be a single word"),
+            ("a: b: c", "c.yaml:1:5: mapping values are not allowed in this context"),
+        ],
+    )
     def test_says_where(self, text: str, message: str) -> None:
         assert error(text) == message
 
-    @pytest.mark.parametrize("text", ["a: [", "a: {b", "a: 'b", "\ta: b", "a: @b", "a: `b", "a: %b", "- a\nb: c", "a: \"\\q\"", "[a]: [b]]"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "a: [",
+            "a: {b",
+            "a: 'b",
+            "\ta: b",
+            "a: @b",
+            "a: `b",
+            "a: %b",
+            "- a\nb: c",
+            'a: "\\q"',
+            "[a]: [b]]",
+        ],
+    )
     def test_what_is_no_yaml_has_a_place(self, text: str) -> None:
         assert error(text).startswith("c.yaml:")
         assert error(text).split(":")[1].isdigit()
 
-    @pytest.mark.parametrize("raw", [b"\xff\xfe\xfa", b"a: \x80", b"a: \x01", b"a: \0", b"\xff" * 100])
+    @pytest.mark.parametrize(
+        "raw", [b"\xff\xfe\xfa", b"a: \x80", b"a: \x01", b"a: \0", b"\xff" * 100]
+    )
     def test_bytes_that_are_no_text(self, raw: bytes) -> None:
         assert error(raw) == "c.yaml: not YAML: a byte that is not allowed in text"
 
@@ -90,14 +135,24 @@ class TestRefused:
 
     def test_an_error_does_not_repeat_the_line(self) -> None:
         """HAZARDS 111: it may hold a password."""
-        for text in ("password: 'hunter2", "password: @hunter2", "password: *hunter2", "password: !hunter2 x", "p: a: hunter2",
-                     "password: \"\\qhunter2\"", "password: &hunter2 x"):
+        for text in (
+            "password: 'hunter2",
+            "password: @hunter2",
+            "password: *hunter2",
+            "password: !hunter2 x",
+            "p: a: hunter2",
+            'password: "\\qhunter2"',
+            "password: &hunter2 x",
+        ):
             assert "hunter2" not in error(text)
 
 
 class TestBombs:
-    @pytest.mark.parametrize("text", ["[" * 2000, "a: " + "[" * 2000 + "]" * 2000, "{a: " * 2000, "- " * 2000 + "x"],
-                             ids=["open", "closed", "mappings", "blocks"])
+    @pytest.mark.parametrize(
+        "text",
+        ["[" * 2000, "a: " + "[" * 2000 + "]" * 2000, "{a: " * 2000, "- " * 2000 + "x"],
+        ids=["open", "closed", "mappings", "blocks"],
+    )
     def test_depth(self, text: str) -> None:
         assert f": nested deeper than {DEPTH_LIMIT} levels" in error(text)
 
@@ -105,7 +160,9 @@ class TestBombs:
         assert tree("[" * DEPTH_LIMIT + "]" * DEPTH_LIMIT)
 
     def test_aliases(self) -> None:
-        lines = ["a0: &a0 [x, x]"] + [f"a{number}: &a{number} [*a{number - 1}, *a{number - 1}]" for number in range(1, 40)]
+        lines = ["a0: &a0 [x, x]"] + [
+            f"a{number}: &a{number} [*a{number - 1}, *a{number - 1}]" for number in range(1, 40)
+        ]
         started = time.monotonic()
         assert error("\n".join(lines)) == "c.yaml:1:5: anchors and aliases are not used here"
         assert time.monotonic() - started < 1.0
@@ -134,7 +191,10 @@ class TestFiles:
     def test_that_is_not_there(self, tmp_path: Path) -> None:
         """HAZARDS 1.4: an unreadable secret refuses the start."""
         path = tmp_path / "none"
-        assert error(f"a:\n  b: !file {path}") == f"c.yaml:2:6: !file {path}: No such file or directory"
+        assert (
+            error(f"a:\n  b: !file {path}")
+            == f"c.yaml:2:6: !file {path}: No such file or directory"
+        )
 
     def test_that_is_no_text(self, tmp_path: Path) -> None:
         path = tmp_path / "binary"
@@ -148,8 +208,12 @@ class TestFiles:
         monkeypatch.setattr(load_module, "SECRET_LIMIT", 10)
         assert tree("a: !file /dev/zero") == {"a": "\0" * 10}
 
-    @pytest.mark.parametrize("name, reason", [("none.yaml", "No such file or directory"), ("", "Is a directory")])
-    def test_a_configuration_that_cannot_be_read(self, tmp_path: Path, name: str, reason: str) -> None:
+    @pytest.mark.parametrize(
+        "name, reason", [("none.yaml", "No such file or directory"), ("", "Is a directory")]
+    )
+    def test_a_configuration_that_cannot_be_read(
+        self, tmp_path: Path, name: str, reason: str
+    ) -> None:
         path = f"{tmp_path}/{name}"
         with pytest.raises(ConfigError) as caught:
             load_file(path)
@@ -167,13 +231,20 @@ class TestEnvironment:
 
     def test_one_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("NETPROXY_TEST", raising=False)
-        assert error("x: y\na: b ${NETPROXY_TEST}") == "c.yaml:2:4: the environment has no variable NETPROXY_TEST"
+        assert (
+            error("x: y\na: b ${NETPROXY_TEST}")
+            == "c.yaml:2:4: the environment has no variable NETPROXY_TEST"
+        )
 
-    @pytest.mark.parametrize("text", ["$HOME", "${}", "${1A}", "$${", "scrypt$16384$8$1$a$b", "${A B}"])
+    @pytest.mark.parametrize(
+        "text", ["$HOME", "${}", "${1A}", "$${", "scrypt$16384$8$1$a$b", "${A B}"]
+    )
     def test_other_dollars_are_text(self, text: str) -> None:
         assert tree(f"a: '{text}'") == {"a": text}
 
-    def test_what_a_variable_holds_is_not_looked_at_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_a_variable_holds_is_not_looked_at_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("NETPROXY_TEST", "${HOME}")
         assert tree("a: ${NETPROXY_TEST}") == {"a": "${HOME}"}
 
@@ -192,9 +263,17 @@ class TestInclude:
         return plain(load_file(str(folder / "main.yaml")))
 
     def test_lists_are_joined_and_mappings_too_in_the_order_of_names(self, tmp_path: Path) -> None:
-        assert self.load(tmp_path, main="include: conf.d/*.yaml\nlisteners: [a]\nusers: {u: 1}\nlog:\n", b="listeners: [c]\nusers: {w: 3}",
-                         a="listeners: [b]\nusers: {v: 2}\nlog: {level: debug}\ncontrol: x") == {
-            "listeners": ["a", "b", "c"], "users": {"u": "1", "v": "2", "w": "3"}, "log": {"level": "debug"}, "control": "x"}
+        assert self.load(
+            tmp_path,
+            main="include: conf.d/*.yaml\nlisteners: [a]\nusers: {u: 1}\nlog:\n",
+            b="listeners: [c]\nusers: {w: 3}",
+            a="listeners: [b]\nusers: {v: 2}\nlog: {level: debug}\ncontrol: x",
+        ) == {
+            "listeners": ["a", "b", "c"],
+            "users": {"u": "1", "v": "2", "w": "3"},
+            "log": {"level": "debug"},
+            "control": "x",
+        }
 
     def test_nothing_there_is_nothing_included(self, tmp_path: Path) -> None:
         assert self.load(tmp_path, main="include: [conf.d/*.yaml, more/*]\na: b") == {"a": "b"}
@@ -205,15 +284,32 @@ class TestInclude:
             (tmp_path / "conf.d" / name).write_text("a: wrong")
         assert self.load(tmp_path, main="include: conf.d/*.yaml") == {}
 
-    @pytest.mark.parametrize("main, included, message", [
-        ("users: {u: 1}", "users: {u: 2}", "conf.d/x.yaml:1:9: 'users.u' is given in {0}/main.yaml:2:12 too"),
-        ("default: direct", "default: direct", "conf.d/x.yaml:1:1: 'default' is given in {0}/main.yaml:2:10 too"),
-        ("listeners: [a]", "listeners: {a: b}", "conf.d/x.yaml:1:1: 'listeners' is given in {0}/main.yaml:2:12 too"),
-        ("a: b", "include: y", "conf.d/x.yaml:1:1: a file that is included includes no others"),
-        ("a: b", "[c]", "conf.d/x.yaml:1:1: must be a mapping of keys to values"),
-        ("a: b", "c: [", "conf.d/x.yaml:2:1: "),
-    ])
-    def test_what_does_not_fit_has_its_place(self, tmp_path: Path, main: str, included: str, message: str) -> None:
+    @pytest.mark.parametrize(
+        "main, included, message",
+        [
+            (
+                "users: {u: 1}",
+                "users: {u: 2}",
+                "conf.d/x.yaml:1:9: 'users.u' is given in {0}/main.yaml:2:12 too",
+            ),
+            (
+                "default: direct",
+                "default: direct",
+                "conf.d/x.yaml:1:1: 'default' is given in {0}/main.yaml:2:10 too",
+            ),
+            (
+                "listeners: [a]",
+                "listeners: {a: b}",
+                "conf.d/x.yaml:1:1: 'listeners' is given in {0}/main.yaml:2:12 too",
+            ),
+            ("a: b", "include: y", "conf.d/x.yaml:1:1: a file that is included includes no others"),
+            ("a: b", "[c]", "conf.d/x.yaml:1:1: must be a mapping of keys to values"),
+            ("a: b", "c: [", "conf.d/x.yaml:2:1: "),
+        ],
+    )
+    def test_what_does_not_fit_has_its_place(
+        self, tmp_path: Path, main: str, included: str, message: str
+    ) -> None:
         with pytest.raises(ConfigError) as caught:
             self.load(tmp_path, main="include: conf.d/*.yaml\n" + main, x=included)
         assert str(caught.value).removeprefix(f"{tmp_path}/").startswith(message.format(tmp_path))

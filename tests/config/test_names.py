@@ -1,4 +1,5 @@
 """The dns section: every way to write a name server, and every mistake with its place."""
+
 from __future__ import annotations
 
 import pytest
@@ -8,7 +9,7 @@ from netproxy.config.node import Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config, DnsConfig, NameServerConfig, UpstreamTlsConfig
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 
 pytest.importorskip("yaml")
 NONE = UpstreamTlsConfig()
@@ -30,26 +31,38 @@ def errors(text: str) -> list[str]:
 
 
 class TestServers:
-    @pytest.mark.parametrize("text, scheme, server, path", [
-        ("192.168.1.1", "udp", ("192.168.1.1", 53), ""),
-        ("192.168.1.1:5353", "udp", ("192.168.1.1", 5353), ""),
-        ("2001:db8::1", "udp", ("2001:db8::1", 53), ""),
-        ("[2001:db8::1]", "udp", ("2001:db8::1", 53), ""),
-        ("[2001:db8::1]:5353", "udp", ("2001:db8::1", 5353), ""),
-        ("udp://192.168.1.1", "udp", ("192.168.1.1", 53), ""),
-        ("udp://192.168.1.1:54/", "udp", ("192.168.1.1", 54), ""),
-        ("tcp://192.168.1.1", "tcp", ("192.168.1.1", 53), ""),
-        ("tcp://[::1]:54", "tcp", ("::1", 54), ""),
-        ("tls://9.9.9.9", "tls", ("9.9.9.9", 853), ""),
-        ("tls://Dns.Example:8853", "tls", ("dns.example", 8853), ""),
-        ("https://dns.example", "https", ("dns.example", 443), "/dns-query"),
-        ("https://dns.example/", "https", ("dns.example", 443), "/"),
-        ("https://dns.example:8443/dns-query?a=b", "https", ("dns.example", 8443), "/dns-query?a=b"),
-        ("https://[2001:db8::1]/q", "https", ("2001:db8::1", 443), "/q"),
-    ])
+    @pytest.mark.parametrize(
+        "text, scheme, server, path",
+        [
+            ("192.168.1.1", "udp", ("192.168.1.1", 53), ""),
+            ("192.168.1.1:5353", "udp", ("192.168.1.1", 5353), ""),
+            ("2001:db8::1", "udp", ("2001:db8::1", 53), ""),
+            ("[2001:db8::1]", "udp", ("2001:db8::1", 53), ""),
+            ("[2001:db8::1]:5353", "udp", ("2001:db8::1", 5353), ""),
+            ("udp://192.168.1.1", "udp", ("192.168.1.1", 53), ""),
+            ("udp://192.168.1.1:54/", "udp", ("192.168.1.1", 54), ""),
+            ("tcp://192.168.1.1", "tcp", ("192.168.1.1", 53), ""),
+            ("tcp://[::1]:54", "tcp", ("::1", 54), ""),
+            ("tls://9.9.9.9", "tls", ("9.9.9.9", 853), ""),
+            ("tls://Dns.Example:8853", "tls", ("dns.example", 8853), ""),
+            ("https://dns.example", "https", ("dns.example", 443), "/dns-query"),
+            ("https://dns.example/", "https", ("dns.example", 443), "/"),
+            (
+                "https://dns.example:8443/dns-query?a=b",
+                "https",
+                ("dns.example", 8443),
+                "/dns-query?a=b",
+            ),
+            ("https://[2001:db8::1]/q", "https", ("2001:db8::1", 443), "/q"),
+        ],
+    )
     def test_forms(self, text: str, scheme: str, server: tuple[str, int], path: str) -> None:
-        for written in (f"servers: '{text}'", f"servers: ['{text}']", f"servers: [{{url: '{text}'}}]"):
-            found, = dns(written).servers
+        for written in (
+            f"servers: '{text}'",
+            f"servers: ['{text}']",
+            f"servers: [{{url: '{text}'}}]",
+        ):
+            (found,) = dns(written).servers
             assert found._replace(place="") == NameServerConfig(scheme, Address(*server), path)
 
     def test_options(self) -> None:
@@ -63,52 +76,102 @@ dns:
     - {url: tcp://192.0.2.1, upstream: direct}
 """)
         first, second, third, fourth = config.dns.servers
-        assert first.tls == UpstreamTlsConfig("ca.pem", "me.pem", "me.key", "dns.example", False) and first.upstream is None
-        assert second.upstream is not None and (second.upstream.name, second.upstream) == ("office", config.upstreams["office"])
+        assert (
+            first.tls == UpstreamTlsConfig("ca.pem", "me.pem", "me.key", "dns.example", False)
+            and first.upstream is None
+        )
+        assert second.upstream is not None and (second.upstream.name, second.upstream) == (
+            "office",
+            config.upstreams["office"],
+        )
         assert third.upstream is not None and third.upstream.text == "http://192.0.2.8:3128"
         assert fourth.upstream is not None and fourth.upstream.text == "direct"
         assert first.place == "c.yaml:5:7"
         assert not config.warnings
 
-    @pytest.mark.parametrize("text, said", [
-        ("dns.example", "'dns.example' is a name: a name server is reached by its address, but for tls:// and https://"),
-        ("udp://dns.example", "'dns.example' is a name"), ("tcp://dns.example:53", "'dns.example' is a name"),
-        ("9.9.9.9#53", "is a name"),
-        ("quic://9.9.9.9", "is no name server: write 192.168.1.1, tcp://..., tls://9.9.9.9 or https://dns.example/dns-query"),
-        ("TLS://9.9.9.9", "is no name server"), ("tls://", "is no name server"), ("", "is no name server"), ("tls://9.9.9.9/path", "is no name server"),
-        ("9.9.9.9/path", "is no name server"), ("[::1", "is no name server"), ("https://dns.example/a b", "is no name server"),
-        ("9.9.9.9:", "is no name server"), ("9.9.9.9:x", "is no name server"),
-        ("9.9.9.9:0", "not host:port with a port between 1 and 65535"), ("9.9.9.9:65536", "not host:port with a port between 1 and 65535"),
-        ("tls://a..b", "not host:port"), ("tls://me:secret@9.9.9.9", "is no name server"), ("tls://me@9.9.9.9", "not host:port"),
-    ])
+    @pytest.mark.parametrize(
+        "text, said",
+        [
+            (
+                "dns.example",
+                "'dns.example' is a name: a name server is reached by its address, but for tls:// and https://",
+            ),
+            ("udp://dns.example", "'dns.example' is a name"),
+            ("tcp://dns.example:53", "'dns.example' is a name"),
+            ("9.9.9.9#53", "is a name"),
+            (
+                "quic://9.9.9.9",
+                "is no name server: write 192.168.1.1, tcp://..., tls://9.9.9.9 or https://dns.example/dns-query",
+            ),
+            ("TLS://9.9.9.9", "is no name server"),
+            ("tls://", "is no name server"),
+            ("", "is no name server"),
+            ("tls://9.9.9.9/path", "is no name server"),
+            ("9.9.9.9/path", "is no name server"),
+            ("[::1", "is no name server"),
+            ("https://dns.example/a b", "is no name server"),
+            ("9.9.9.9:", "is no name server"),
+            ("9.9.9.9:x", "is no name server"),
+            ("9.9.9.9:0", "not host:port with a port between 1 and 65535"),
+            ("9.9.9.9:65536", "not host:port with a port between 1 and 65535"),
+            ("tls://a..b", "not host:port"),
+            ("tls://me:secret@9.9.9.9", "is no name server"),
+            ("tls://me@9.9.9.9", "not host:port"),
+        ],
+    )
     def test_what_is_none(self, text: str, said: str) -> None:
-        error, = errors(f"dns:\n  servers:\n    - '{text}'\n")
+        (error,) = errors(f"dns:\n  servers:\n    - '{text}'\n")
         assert error.startswith("c.yaml:3:7: dns.servers[0].url: ") and said in error
 
-    @pytest.mark.parametrize("text, place, said", [
-        ("{upstream: direct}", "3:7", "dns.servers[0].url: is missing"),
-        ("{url: 9.9.9.9, tls: {insecure: true}}", "3:7", "dns.servers[0].tls: udp has none"),
-        ("{url: tls://9.9.9.9, tls: {key: me.key}}", "3:33", "dns.servers[0].tls.certificate: is missing"),
-        ("{url: tls://9.9.9.9, tls: {sni: x}}", "3:34", "dns.servers[0].tls.sni: unknown key"),
-        ("{url: tls://9.9.9.9, tls: {server_name: 'a b'}}", "3:47", "dns.servers[0].tls.server_name: 'a b' is no name of a server"),
-        ("{url: 9.9.9.9, upstream: ofice}", "3:32", "dns.servers[0].upstream: not an upstream: write scheme://host:port, direct or block (did you mean 'office'?)"),
-        ("{url: 9.9.9.9, uptsream: office}", "3:22", "dns.servers[0].uptsream: unknown key (did you mean 'upstream'?)"),
-        ("[9.9.9.9]", "3:7", "dns.servers[0].url: must be a single value"),
-    ])
+    @pytest.mark.parametrize(
+        "text, place, said",
+        [
+            ("{upstream: direct}", "3:7", "dns.servers[0].url: is missing"),
+            ("{url: 9.9.9.9, tls: {insecure: true}}", "3:7", "dns.servers[0].tls: udp has none"),
+            (
+                "{url: tls://9.9.9.9, tls: {key: me.key}}",
+                "3:33",
+                "dns.servers[0].tls.certificate: is missing",
+            ),
+            ("{url: tls://9.9.9.9, tls: {sni: x}}", "3:34", "dns.servers[0].tls.sni: unknown key"),
+            (
+                "{url: tls://9.9.9.9, tls: {server_name: 'a b'}}",
+                "3:47",
+                "dns.servers[0].tls.server_name: 'a b' is no name of a server",
+            ),
+            (
+                "{url: 9.9.9.9, upstream: ofice}",
+                "3:32",
+                "dns.servers[0].upstream: not an upstream: write scheme://host:port, direct or block (did you mean 'office'?)",
+            ),
+            (
+                "{url: 9.9.9.9, uptsream: office}",
+                "3:22",
+                "dns.servers[0].uptsream: unknown key (did you mean 'upstream'?)",
+            ),
+            ("[9.9.9.9]", "3:7", "dns.servers[0].url: must be a single value"),
+        ],
+    )
     def test_mistakes(self, text: str, place: str, said: str) -> None:
-        assert errors(f"dns:\n  servers:\n    - {text}\nupstreams: {{office: 'socks5://192.0.2.7:1080'}}\n") == [f"c.yaml:{place}: {said}"]
+        assert errors(
+            f"dns:\n  servers:\n    - {text}\nupstreams: {{office: 'socks5://192.0.2.7:1080'}}\n"
+        ) == [f"c.yaml:{place}: {said}"]
 
     def test_every_mistake_is_told_at_once(self) -> None:
-        assert errors("dns:\n  servers: [dns.example, {upstream: direct}]\n  cache: -1\n  prefer: v4\n  nonsense: 1\n") == [
+        assert errors(
+            "dns:\n  servers: [dns.example, {upstream: direct}]\n  cache: -1\n  prefer: v4\n  nonsense: 1\n"
+        ) == [
             "c.yaml:2:13: dns.servers[0].url: 'dns.example' is a name: a name server is reached by its address, but for tls:// and https://",
             "c.yaml:2:26: dns.servers[1].url: is missing",
             "c.yaml:3:10: dns.cache: '-1' is no number of names between 0 and 1048576",
             "c.yaml:4:11: dns.prefer: 'v4' is none of ipv4, ipv6 (did you mean 'ipv4'?)",
-            "c.yaml:5:3: dns.nonsense: unknown key"]
+            "c.yaml:5:3: dns.nonsense: unknown key",
+        ]
 
     def test_whoever_is_believed_without_a_look_is_warned_of(self) -> None:
         assert read("dns: {servers: [{url: tls://9.9.9.9, tls: {insecure: true}}]}").warnings == (
-            "dns: 9.9.9.9:853: whoever answers there is believed",)
+            "dns: 9.9.9.9:853: whoever answers there is believed",
+        )
 
     def test_an_upstream_whose_name_has_to_be_asked_of_it_is_warned_of(self) -> None:
         text = """
@@ -116,27 +179,53 @@ upstreams: {office: ["socks5://proxy.example:1080", "http://other.example:80"], 
 dns: {servers: [{url: 9.9.9.9, upstream: %s}]%s}
 """
         assert read(text % ("office", "")).warnings == (
-            "dns: 9.9.9.9:53: its upstream's name, proxy.example, may have to be asked of it: write an address, or put it in dns.hosts",)
+            "dns: 9.9.9.9:53: its upstream's name, proxy.example, may have to be asked of it: write an address, or put it in dns.hosts",
+        )
         assert not read(text % ("office", ", hosts: {proxy.example: 192.0.2.7}")).warnings
         assert not read(text % ("plain", "")).warnings
 
 
 class TestRules:
     def test_lead_names_to_servers(self) -> None:
-        rule, blocked = dns("rules: [{domain: ['*.lan', intranet], domain_file: lan.txt, servers: [192.0.2.1, tls://9.9.9.9]}, {domain: a.example, block: true}]").rules
+        rule, blocked = dns(
+            "rules: [{domain: ['*.lan', intranet], domain_file: lan.txt, servers: [192.0.2.1, tls://9.9.9.9]}, {domain: a.example, block: true}]"
+        ).rules
         assert (rule.domain, rule.domain_file) == (("*.lan", "intranet"), ("lan.txt",))
         assert [one.scheme for one in rule.servers] == ["udp", "tls"]
         assert rule.place == "c.yaml:1:15"
         assert (blocked.domain, blocked.domain_file, blocked.servers) == (("a.example",), (), ())
 
-    @pytest.mark.parametrize("rule, place, said", [
-        ("{servers: 9.9.9.9}", "2:11", "dns.rules[0].domain: is missing: which names it is for"),
-        ("{domain: a.lan}", "2:11", "dns.rules[0].servers: is missing, or block: true"),
-        ("{domain: a.lan, block: false}", "2:11", "dns.rules[0].servers: is missing, or block: true"),
-        ("{domain: a.lan, block: true, servers: 9.9.9.9}", "2:11", "dns.rules[0].servers: has no use where the names are blocked"),
-        ("{domain: a.lan, block: yes, servers: 9.9.9.9}", "2:34", "dns.rules[0].block: 'yes' is none of true, false"),
-        ("{domain: a.lan, server: 9.9.9.9, block: true}", "2:27", "dns.rules[0].server: unknown key (did you mean 'servers'?)"),
-    ])
+    @pytest.mark.parametrize(
+        "rule, place, said",
+        [
+            (
+                "{servers: 9.9.9.9}",
+                "2:11",
+                "dns.rules[0].domain: is missing: which names it is for",
+            ),
+            ("{domain: a.lan}", "2:11", "dns.rules[0].servers: is missing, or block: true"),
+            (
+                "{domain: a.lan, block: false}",
+                "2:11",
+                "dns.rules[0].servers: is missing, or block: true",
+            ),
+            (
+                "{domain: a.lan, block: true, servers: 9.9.9.9}",
+                "2:11",
+                "dns.rules[0].servers: has no use where the names are blocked",
+            ),
+            (
+                "{domain: a.lan, block: yes, servers: 9.9.9.9}",
+                "2:34",
+                "dns.rules[0].block: 'yes' is none of true, false",
+            ),
+            (
+                "{domain: a.lan, server: 9.9.9.9, block: true}",
+                "2:27",
+                "dns.rules[0].server: unknown key (did you mean 'servers'?)",
+            ),
+        ],
+    )
     def test_mistakes(self, rule: str, place: str, said: str) -> None:
         assert errors(f"dns:\n  rules: [{rule}]\n") == [f"c.yaml:{place}: {said}"]
 
@@ -147,23 +236,38 @@ class TestTheRest:
         assert DnsConfig().cache == 4096
 
     def test_values(self) -> None:
-        found = dns("cache: 0, prefer: ipv6, hosts: {Printer.LAN.: 192.0.2.9, two: ['192.0.2.1', '2001:db8::1'], none: []}")
+        found = dns(
+            "cache: 0, prefer: ipv6, hosts: {Printer.LAN.: 192.0.2.9, two: ['192.0.2.1', '2001:db8::1'], none: []}"
+        )
         assert (found.cache, found.prefer) == (0, "ipv6")
-        assert found.hosts == (("none", ()), ("printer.lan", ("192.0.2.9",)), ("two", ("192.0.2.1", "2001:db8::1")))
+        assert found.hosts == (
+            ("none", ()),
+            ("printer.lan", ("192.0.2.9",)),
+            ("two", ("192.0.2.1", "2001:db8::1")),
+        )
 
     @pytest.mark.parametrize("cache", ["-1", "1048577", "many", "1.5", "''"])
     def test_cache_is_a_number(self, cache: str) -> None:
-        error, = errors(f"dns: {{cache: {cache}}}")
-        assert error.startswith("c.yaml:1:14: dns.cache: ") and error.endswith(" is no number of names between 0 and 1048576")
+        (error,) = errors(f"dns: {{cache: {cache}}}")
+        assert error.startswith("c.yaml:1:14: dns.cache: ") and error.endswith(
+            " is no number of names between 0 and 1048576"
+        )
 
-    @pytest.mark.parametrize("hosts, place, said", [
-        ("{a.lan: b.lan}", "1:22", "dns.hosts.a.lan[0]: 'b.lan' is no IP address"),
-        ("{a.lan: [192.0.2.1, 192.0.2.300]}", "1:34", "dns.hosts.a.lan[1]: '192.0.2.300' is no IP address"),
-        ("{'*.lan': 192.0.2.1}", "1:15", "dns.hosts: '*.lan' is no host name"),
-        ("{'a b': 192.0.2.1}", "1:15", "dns.hosts: 'a b' is no host name"),
-        ("{a.lan: {b: 192.0.2.1}}", "1:22", "dns.hosts.a.lan[0]: must be a single value"),
-        ("[192.0.2.1]", "1:14", "dns.hosts must be a mapping of keys to values"),
-    ])
+    @pytest.mark.parametrize(
+        "hosts, place, said",
+        [
+            ("{a.lan: b.lan}", "1:22", "dns.hosts.a.lan[0]: 'b.lan' is no IP address"),
+            (
+                "{a.lan: [192.0.2.1, 192.0.2.300]}",
+                "1:34",
+                "dns.hosts.a.lan[1]: '192.0.2.300' is no IP address",
+            ),
+            ("{'*.lan': 192.0.2.1}", "1:15", "dns.hosts: '*.lan' is no host name"),
+            ("{'a b': 192.0.2.1}", "1:15", "dns.hosts: 'a b' is no host name"),
+            ("{a.lan: {b: 192.0.2.1}}", "1:22", "dns.hosts.a.lan[0]: must be a single value"),
+            ("[192.0.2.1]", "1:14", "dns.hosts must be a mapping of keys to values"),
+        ],
+    )
     def test_mistakes_in_hosts(self, hosts: str, place: str, said: str) -> None:
         assert errors(f"dns: {{hosts: {hosts}}}") == [f"c.yaml:{place}: {said}"]
 
@@ -172,41 +276,80 @@ class TestListeners:
     LISTENER = "listeners: [{protocol: dns, listen: '%s', name: names%s}]\n"
 
     def test_of_both_networks(self) -> None:
-        listener, = read(self.LISTENER % ("127.0.0.1:53", "") + "dns: {servers: 9.9.9.9}").listeners
-        assert (listener.protocol, listener.network, listener.addresses) == ("dns", ("tcp", "udp"), (Address("127.0.0.1", 53),))
-        listener, = read(self.LISTENER % ("127.0.0.1:53", ", network: udp") + "dns: {servers: 9.9.9.9}").listeners
+        (listener,) = read(
+            self.LISTENER % ("127.0.0.1:53", "") + "dns: {servers: 9.9.9.9}"
+        ).listeners
+        assert (listener.protocol, listener.network, listener.addresses) == (
+            "dns",
+            ("tcp", "udp"),
+            (Address("127.0.0.1", 53),),
+        )
+        (listener,) = read(
+            self.LISTENER % ("127.0.0.1:53", ", network: udp") + "dns: {servers: 9.9.9.9}"
+        ).listeners
         assert listener.network == ("udp",)
 
-    @pytest.mark.parametrize("more", ["", "dns:\n", "dns: {cache: 7}\n", "dns: {rules: [{domain: a.lan, servers: 9.9.9.9}]}\n"])
+    @pytest.mark.parametrize(
+        "more",
+        ["", "dns:\n", "dns: {cache: 7}\n", "dns: {rules: [{domain: a.lan, servers: 9.9.9.9}]}\n"],
+    )
     def test_need_somebody_to_ask(self, more: str) -> None:
-        error, = errors(self.LISTENER % ("127.0.0.1:53", "") + more)
+        (error,) = errors(self.LISTENER % ("127.0.0.1:53", "") + more)
         assert error.endswith(": dns.servers: is missing: whom listener 'names' asks")
 
     def test_are_not_for_everybody(self) -> None:
-        error, = errors(self.LISTENER % (":53", "") + "dns: {servers: 9.9.9.9}")
+        (error,) = errors(self.LISTENER % (":53", "") + "dns: {servers: 9.9.9.9}")
         assert "would let everybody in: set auth, clients, or allow_open: true" in error
-        assert read(self.LISTENER % (":53", ", clients: 192.168.0.0/16") + "dns: {servers: 9.9.9.9}")
+        assert read(
+            self.LISTENER % (":53", ", clients: 192.168.0.0/16") + "dns: {servers: 9.9.9.9}"
+        )
 
-    @pytest.mark.parametrize("key", ["announce: 192.0.2.1", "upstream: direct", "udp: {idle_timeout: 5m}"])
+    @pytest.mark.parametrize(
+        "key", ["announce: 192.0.2.1", "upstream: direct", "udp: {idle_timeout: 5m}"]
+    )
     def test_keys_that_mean_nothing_to_them(self, key: str) -> None:
-        error, = errors(self.LISTENER % ("127.0.0.1:53", f", {key}") + "dns: {servers: 9.9.9.9}")
+        (error,) = errors(self.LISTENER % ("127.0.0.1:53", f", {key}") + "dns: {servers: 9.9.9.9}")
         assert error.endswith(f".{key.partition(':')[0]}: means nothing to dns")
 
     def test_know_no_users_and_no_target(self) -> None:
-        found = errors(self.LISTENER % ("127.0.0.1:53", ", auth: required, target: '9.9.9.9:53'")
-                       + "dns: {servers: 9.9.9.9}\nusers: {a: {password: b}}")
+        found = errors(
+            self.LISTENER % ("127.0.0.1:53", ", auth: required, target: '9.9.9.9:53'")
+            + "dns: {servers: 9.9.9.9}\nusers: {a: {password: b}}"
+        )
         assert [error.partition(": ")[2] for error in found] == [
-            "listeners[0].target: dns has none: its clients name theirs", "listeners[0].auth: dns has no login: set clients, or auth: none"]
+            "listeners[0].target: dns has none: its clients name theirs",
+            "listeners[0].auth: dns has no login: set clients, or auth: none",
+        ]
 
-    @pytest.mark.parametrize("listen, server", [
-        ("127.0.0.1:5353", "127.0.0.1:5353"), ("127.0.0.1:53", "tcp://127.0.0.1"), ("0.0.0.0:53", "127.0.0.1"), (":53", "[::1]:53"),
-        ("127.0.0.1:853", "tls://127.0.0.1")])
+    @pytest.mark.parametrize(
+        "listen, server",
+        [
+            ("127.0.0.1:5353", "127.0.0.1:5353"),
+            ("127.0.0.1:53", "tcp://127.0.0.1"),
+            ("0.0.0.0:53", "127.0.0.1"),
+            (":53", "[::1]:53"),
+            ("127.0.0.1:853", "tls://127.0.0.1"),
+        ],
+    )
     def test_do_not_ask_themselves(self, listen: str, server: str) -> None:
         text = self.LISTENER % (listen, ", clients: 192.168.0.0/16")
-        for section in (f"dns: {{servers: ['{server}']}}", f"dns: {{servers: 9.9.9.9, rules: [{{domain: a.lan, servers: ['{server}']}}]}}"):
-            error, = errors(text + section)
+        for section in (
+            f"dns: {{servers: ['{server}']}}",
+            f"dns: {{servers: 9.9.9.9, rules: [{{domain: a.lan, servers: ['{server}']}}]}}",
+        ):
+            (error,) = errors(text + section)
             assert error.startswith("c.yaml:2:") and error.endswith(" is listener 'names' itself")
 
-    @pytest.mark.parametrize("listen, server", [("127.0.0.1:53", "127.0.0.2"), ("127.0.0.1:53", "127.0.0.1:54"), ("192.168.1.1:53", "127.0.0.1")])
+    @pytest.mark.parametrize(
+        "listen, server",
+        [
+            ("127.0.0.1:53", "127.0.0.2"),
+            ("127.0.0.1:53", "127.0.0.1:54"),
+            ("192.168.1.1:53", "127.0.0.1"),
+        ],
+    )
     def test_may_ask_others_of_this_machine(self, listen: str, server: str) -> None:
-        assert read(self.LISTENER % (listen, ", clients: 192.168.0.0/16") + f"dns: {{servers: ['{server}']}}")
+        assert read(
+            self.LISTENER % (listen, ", clients: 192.168.0.0/16")
+            + f"dns: {{servers: ['{server}']}}"
+        )

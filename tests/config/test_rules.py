@@ -1,11 +1,18 @@
 """Rules, auto and destinations as they stand in the file: every key, its default, and the exact words of every error."""
+
 from __future__ import annotations
 
 import pytest
 
 from netproxy.config import rules as rules_module
-from netproxy.config.schema import AutoConfig, ConditionsConfig, DestinationsConfig, HopConfig, RuleConfig
-from netproxy.interfaces import Network
+from netproxy.config.schema import (
+    AutoConfig,
+    ConditionsConfig,
+    DestinationsConfig,
+    HopConfig,
+    RuleConfig,
+)
+from netproxy.interfaces.networks import IpNetwork
 from tests.config.test_read import errors, read
 
 pytest.importorskip("yaml")
@@ -14,18 +21,28 @@ MAIN = "listeners: [{name: main, listen: '127.0.0.1:1080'}]\n"
 
 
 def rule(text: str) -> RuleConfig:
-    one, = read(f"{MAIN}upstreams: {{office: 'socks5://192.0.2.1:1'}}\nrules: [{text}]").rules
+    (one,) = read(f"{MAIN}upstreams: {{office: 'socks5://192.0.2.1:1'}}\nrules: [{text}]").rules
     return one
 
 
 class TestARule:
     def test_with_everything(self) -> None:
-        one = rule("{domain: [a.test, '*.b.test'], domain_file: /d, ip: 10.0.0.0/8, ip_file: [/i, /j], geoip: cn, port: [443, 8000-8100], "
-                   "network: [tcp, udp], client: 192.168.0.0/16, user: alice, listener: main, via: office}")
+        one = rule(
+            "{domain: [a.test, '*.b.test'], domain_file: /d, ip: 10.0.0.0/8, ip_file: [/i, /j], geoip: cn, port: [443, 8000-8100], "
+            "network: [tcp, udp], client: 192.168.0.0/16, user: alice, listener: main, via: office}"
+        )
         assert one.conditions == ConditionsConfig(
-            domain=("a.test", "*.b.test"), domain_file=("/d",), ip=("10.0.0.0/8",), ip_file=("/i", "/j"), geoip=("CN",),
-            port=("443", "8000-8100"), network=("tcp", "udp"), client=(Network.parse("192.168.0.0/16"),), user=("alice",),
-            listener=("main",))
+            domain=("a.test", "*.b.test"),
+            domain_file=("/d",),
+            ip=("10.0.0.0/8",),
+            ip_file=("/i", "/j"),
+            geoip=("CN",),
+            port=("443", "8000-8100"),
+            network=("tcp", "udp"),
+            client=(IpNetwork.parse("192.168.0.0/16"),),
+            user=("alice",),
+            listener=("main",),
+        )
         assert one.but_not == ConditionsConfig() and one.upstream is None
         assert one.via is not None and one.via.name == "office" and one.place == "c.yaml:3:9"
 
@@ -36,7 +53,10 @@ class TestARule:
 
     def test_negated(self) -> None:
         one = rule("{not: {user: [alice, bob], ip: '::1'}, via: block}")
-        assert one.but_not == ConditionsConfig(user=("alice", "bob"), ip=("::1",)) and one.conditions == ConditionsConfig()
+        assert (
+            one.but_not == ConditionsConfig(user=("alice", "bob"), ip=("::1",))
+            and one.conditions == ConditionsConfig()
+        )
 
     def test_of_auto(self) -> None:
         one = rule("{via: auto, upstream: office}")
@@ -46,11 +66,18 @@ class TestARule:
         one = rule("{via: auto, upstream: [office, 'http://192.0.2.2:1']}")
         assert one.upstream is not None and len(one.upstream.steps) == 2
 
-    @pytest.mark.parametrize("text, said", [
-        ("{via: direct}", "rules[0] (everything)"),
-        ("{domain: a.test, via: auto, upstream: office}", "rules[0] (domain: a.test)"),
-        ("{port: [1, 2, 3, 4, 5], not: {user: alice}, via: direct}", "rules[0] (port: [1, 2, 3, 4, 5], not: {user: alice})"),
-        ("{port: [1, 2, 3, 4, 5, 6], via: direct}", "rules[0] (port: [1, 2, 3, 4, 5, ...])")])
+    @pytest.mark.parametrize(
+        "text, said",
+        [
+            ("{via: direct}", "rules[0] (everything)"),
+            ("{domain: a.test, via: auto, upstream: office}", "rules[0] (domain: a.test)"),
+            (
+                "{port: [1, 2, 3, 4, 5], not: {user: alice}, via: direct}",
+                "rules[0] (port: [1, 2, 3, 4, 5], not: {user: alice})",
+            ),
+            ("{port: [1, 2, 3, 4, 5, 6], via: direct}", "rules[0] (port: [1, 2, 3, 4, 5, ...])"),
+        ],
+    )
     def test_in_words(self, text: str, said: str) -> None:
         assert rule(text).text == said
 
@@ -61,41 +88,85 @@ class TestARule:
         assert read("rules: []").rules == () == read("").rules
 
 
-@pytest.mark.parametrize("text, message", [
-    ("{domian: a.test, via: direct}", "c.yaml:2:10: rules[0].domian: unknown key (did you mean 'domain'?)"),
-    ("{not: {prot: 25}, via: direct}", "c.yaml:2:16: rules[0].not.prot: unknown key (did you mean 'port'?)"),
-    ("{not: {not: {port: 1}, port: 2}, via: direct}", "c.yaml:2:16: rules[0].not.not: unknown key"),
-    ("{not: {port: 1, via: direct}, via: direct}", "c.yaml:2:25: rules[0].not.via: unknown key"),
-    ("{domain: a.test}", "c.yaml:2:9: rules[0].via: is missing"),
-    ("{domain: [], via: direct}", "c.yaml:2:9: rules[0].domain: names nothing"),
-    ("{not: {client: []}, via: direct}", "c.yaml:2:15: rules[0].not.client: names nothing"),
-    ("{not: {}, via: direct}", "c.yaml:2:9: rules[0].not: names nothing"),
-    ("{not: , via: direct}", "c.yaml:2:9: rules[0].not: names nothing"),
-    ("{not: [a.test], via: direct}", "c.yaml:2:15: rules[0].not must be a mapping of keys to values"),
-    ("{domain: , via: direct}", "c.yaml:2:18: rules[0].domain[0]: is empty"),
-    ("{user: ['', alice], via: direct}", "c.yaml:2:17: rules[0].user[0]: is empty"),
-    ("{port: [[1, 2]], via: direct}", "c.yaml:2:17: rules[0].port[0]: must be a single value"),
-    ("{network: icmp, via: direct}", "c.yaml:2:19: rules[0].network[0]: 'icmp' is neither tcp nor udp"),
-    ("{client: [10.0.0.0/8, home], via: direct}", "c.yaml:2:31: rules[0].client[1]: 'home' is no network"),
-    ("{geoip: China, via: direct}", "c.yaml:2:17: rules[0].geoip[0]: 'China' is no country code of two letters"),
-    ("{geoip: C1, via: direct}", "c.yaml:2:17: rules[0].geoip[0]: 'C1' is no country code of two letters"),
-    ("{listener: mian, via: direct}", "c.yaml:2:20: rules[0].listener[0]: there is no listener 'mian'"),
-    ("{not: {listener: guests}, via: direct}", "c.yaml:2:26: rules[0].not.listener[0]: there is no listener 'guests'"),
-    ("{via: auto}", "c.yaml:2:9: rules[0].upstream: is missing: where auto goes when the direct way fails"),
-    ("{via: direct, upstream: direct}", "c.yaml:2:9: rules[0].upstream: is for via: auto"),
-    ("text", "c.yaml:2:9: rules[0] must be a mapping of keys to values"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "{domian: a.test, via: direct}",
+            "c.yaml:2:10: rules[0].domian: unknown key (did you mean 'domain'?)",
+        ),
+        (
+            "{not: {prot: 25}, via: direct}",
+            "c.yaml:2:16: rules[0].not.prot: unknown key (did you mean 'port'?)",
+        ),
+        (
+            "{not: {not: {port: 1}, port: 2}, via: direct}",
+            "c.yaml:2:16: rules[0].not.not: unknown key",
+        ),
+        (
+            "{not: {port: 1, via: direct}, via: direct}",
+            "c.yaml:2:25: rules[0].not.via: unknown key",
+        ),
+        ("{domain: a.test}", "c.yaml:2:9: rules[0].via: is missing"),
+        ("{domain: [], via: direct}", "c.yaml:2:9: rules[0].domain: names nothing"),
+        ("{not: {client: []}, via: direct}", "c.yaml:2:15: rules[0].not.client: names nothing"),
+        ("{not: {}, via: direct}", "c.yaml:2:9: rules[0].not: names nothing"),
+        ("{not: , via: direct}", "c.yaml:2:9: rules[0].not: names nothing"),
+        (
+            "{not: [a.test], via: direct}",
+            "c.yaml:2:15: rules[0].not must be a mapping of keys to values",
+        ),
+        ("{domain: , via: direct}", "c.yaml:2:18: rules[0].domain[0]: is empty"),
+        ("{user: ['', alice], via: direct}", "c.yaml:2:17: rules[0].user[0]: is empty"),
+        ("{port: [[1, 2]], via: direct}", "c.yaml:2:17: rules[0].port[0]: must be a single value"),
+        (
+            "{network: icmp, via: direct}",
+            "c.yaml:2:19: rules[0].network[0]: 'icmp' is neither tcp nor udp",
+        ),
+        (
+            "{client: [10.0.0.0/8, home], via: direct}",
+            "c.yaml:2:31: rules[0].client[1]: 'home' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)",
+        ),
+        (
+            "{geoip: China, via: direct}",
+            "c.yaml:2:17: rules[0].geoip[0]: 'China' is no country code of two letters",
+        ),
+        (
+            "{geoip: C1, via: direct}",
+            "c.yaml:2:17: rules[0].geoip[0]: 'C1' is no country code of two letters",
+        ),
+        (
+            "{listener: mian, via: direct}",
+            "c.yaml:2:20: rules[0].listener[0]: there is no listener 'mian'",
+        ),
+        (
+            "{not: {listener: guests}, via: direct}",
+            "c.yaml:2:26: rules[0].not.listener[0]: there is no listener 'guests'",
+        ),
+        (
+            "{via: auto}",
+            "c.yaml:2:9: rules[0].upstream: is missing: where auto goes when the direct way fails",
+        ),
+        ("{via: direct, upstream: direct}", "c.yaml:2:9: rules[0].upstream: is for via: auto"),
+        ("text", "c.yaml:2:9: rules[0] must be a mapping of keys to values"),
+    ],
+)
 def test_an_error_has_the_rules_place(text: str, message: str) -> None:
     assert errors(f"{MAIN}rules: [{text}]")[0] == message
 
 
-@pytest.mark.parametrize("text", ["{not: {}, via: direct}", "{via: auto}", "{domain: a.test}", "{domain: [], via: direct}"])
+@pytest.mark.parametrize(
+    "text",
+    ["{not: {}, via: direct}", "{via: auto}", "{domain: a.test}", "{domain: [], via: direct}"],
+)
 def test_one_mistake_is_one_line(text: str) -> None:
     assert len(errors(f"{MAIN}rules: [{text}]")) == 1
 
 
 def test_a_way_out_that_is_none() -> None:
-    assert errors(MAIN + "rules: [{via: offise}]\nupstreams: {office: direct}")[0].startswith("c.yaml:2:15: rules[0].via: ")
+    assert errors(MAIN + "rules: [{via: offise}]\nupstreams: {office: direct}")[0].startswith(
+        "c.yaml:2:15: rules[0].via: "
+    )
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
@@ -106,7 +177,8 @@ def test_so_many_rules_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules_module, "RULES_LIMIT", 2)
     assert len(read("rules: [{via: direct}, {via: direct}]").rules) == 2
     assert errors("rules: [{via: direct}, {via: direct}, {via: direct}]") == [
-        "c.yaml:1:9: rules: more than 2: put names and networks into a domain_file or an ip_file"]
+        "c.yaml:1:9: rules: more than 2: put names and networks into a domain_file or an ip_file"
+    ]
 
 
 class TestAuto:
@@ -115,16 +187,27 @@ class TestAuto:
         assert read("auto: {}").auto._replace(place="") == AutoConfig()
 
     def test_all_keys(self) -> None:
-        auto = read("auto: {deadline: 500ms, remember: 1h, entries: 10, direct: [.lan, 10.0.0.0/8], upstream: far.test}").auto
-        assert auto == AutoConfig(0.5, 3600.0, 10, (".lan", "10.0.0.0/8"), ("far.test",), "c.yaml:1:7")
+        auto = read(
+            "auto: {deadline: 500ms, remember: 1h, entries: 10, direct: [.lan, 10.0.0.0/8], upstream: far.test}"
+        ).auto
+        assert auto == AutoConfig(
+            0.5, 3600.0, 10, (".lan", "10.0.0.0/8"), ("far.test",), "c.yaml:1:7"
+        )
 
-    @pytest.mark.parametrize("text, message", [
-        ("{deadline: 0s}", "c.yaml:1:18: auto.deadline: must be longer than 0"),
-        ("{remember: 3}", "c.yaml:1:18: auto.remember: '3' has no unit: write 3s for seconds or 3ms for milliseconds"),
-        ("{entries: 0}", "c.yaml:1:17: auto.entries: '0' is no whole number above 0"),
-        ("{entries: 99999999}", "c.yaml:1:7: auto.entries: the most is 1048576"),
-        ("{dirct: a}", "c.yaml:1:8: auto.dirct: unknown key (did you mean 'direct'?)"),
-        ("{direct: ['']}", "c.yaml:1:17: auto.direct[0]: is empty")])
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("{deadline: 0s}", "c.yaml:1:18: auto.deadline: must be longer than 0"),
+            (
+                "{remember: 3}",
+                "c.yaml:1:18: auto.remember: '3' has no unit: write 3s for seconds or 3ms for milliseconds",
+            ),
+            ("{entries: 0}", "c.yaml:1:17: auto.entries: '0' is no whole number above 0"),
+            ("{entries: 99999999}", "c.yaml:1:7: auto.entries: the most is 1048576"),
+            ("{dirct: a}", "c.yaml:1:8: auto.dirct: unknown key (did you mean 'direct'?)"),
+            ("{direct: ['']}", "c.yaml:1:17: auto.direct[0]: is empty"),
+        ],
+    )
     def test_errors(self, text: str, message: str) -> None:
         assert errors(f"auto: {text}") == [message]
 
@@ -133,13 +216,25 @@ class TestDestinations:
     def test_by_default_what_is_usual(self) -> None:
         assert read("").destinations is None
 
-    @pytest.mark.parametrize("text, deny, allow", [
-        ("{}", None, ()), ("{deny: []}", (), ()), ("{deny: private}", ("private",), ()), ("{allow: [10.0.0.0/8]}", None, ("10.0.0.0/8",)),
-        ("{deny: [private, 192.0.2.0/24], allow: [10.0.0.1, multicast]}", ("private", "192.0.2.0/24"), ("10.0.0.1", "multicast"))])
+    @pytest.mark.parametrize(
+        "text, deny, allow",
+        [
+            ("{}", None, ()),
+            ("{deny: []}", (), ()),
+            ("{deny: private}", ("private",), ()),
+            ("{allow: [10.0.0.0/8]}", None, ("10.0.0.0/8",)),
+            (
+                "{deny: [private, 192.0.2.0/24], allow: [10.0.0.1, multicast]}",
+                ("private", "192.0.2.0/24"),
+                ("10.0.0.1", "multicast"),
+            ),
+        ],
+    )
     def test_keys(self, text: str, deny: tuple[str, ...] | None, allow: tuple[str, ...]) -> None:
         found = read(f"destinations: {text}").destinations
         assert found is not None and found._replace(place="") == DestinationsConfig(deny, allow)
 
     def test_an_unknown_key(self) -> None:
         assert errors("destinations: {denny: private}") == [
-            "c.yaml:1:16: destinations.denny: unknown key (did you mean 'deny'?)"]
+            "c.yaml:1:16: destinations.denny: unknown key (did you mean 'deny'?)"
+        ]

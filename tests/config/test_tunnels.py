@@ -1,4 +1,5 @@
 """The tunnel section: what becomes of it, and every mistake with its place."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,10 +10,18 @@ from netproxy.config.load import load_file, load_text
 from netproxy.config.node import Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import (
-    AgentConfig, BridgeAgentConfig, Config, HopConfig, PortConfig, ServiceConfig, UpstreamTlsConfig, WayConfig)
+    AgentConfig,
+    BridgeAgentConfig,
+    Config,
+    HopConfig,
+    PortConfig,
+    ServiceConfig,
+    UpstreamTlsConfig,
+    UpstreamConfig,
+)
 from netproxy.config.tunnels import KEEPALIVE, parse_port
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 
 TOKEN = "hunter2 hunter2 hunter2"
 BRIDGE = f"listen: 'tcp://127.0.0.1:7000', agents: {{home: {{token: {TOKEN}, ports: [8022]}}}}"
@@ -44,17 +53,32 @@ def test_nothing_is_configured_by_default() -> None:
 
 
 def test_bridge() -> None:
-    text = (f"tls: {{certificate: a.pem, key: a.key}}, listen: '0.0.0.0:7000', agents: {{home: {{token: {TOKEN}, "
-            f"ports: [8022, 8053/udp, '0.0.0.0:8443', '[::1]:9000-9010/tcp', 80]}}, away: {{token: {TOKEN}}}}}")
+    text = (
+        f"tls: {{certificate: a.pem, key: a.key}}, listen: '0.0.0.0:7000', agents: {{home: {{token: {TOKEN}, "
+        f"ports: [8022, 8053/udp, '0.0.0.0:8443', '[::1]:9000-9010/tcp', 80]}}, away: {{token: {TOKEN}}}}}"
+    )
     config = bridge(text)
     assert config.tunnel.bridge is not None
     assert config.tunnel.bridge.agents == {
-        "home": BridgeAgentConfig(TOKEN, (
-            PortConfig("tcp", "127.0.0.1", 8022, 8022), PortConfig("udp", "127.0.0.1", 8053, 8053), PortConfig("tcp", "0.0.0.0", 8443, 8443),
-            PortConfig("tcp", "::1", 9000, 9010), PortConfig("tcp", "127.0.0.1", 80, 80))),
-        "away": BridgeAgentConfig(TOKEN, ())}
+        "home": BridgeAgentConfig(
+            TOKEN,
+            (
+                PortConfig("tcp", "127.0.0.1", 8022, 8022),
+                PortConfig("udp", "127.0.0.1", 8053, 8053),
+                PortConfig("tcp", "0.0.0.0", 8443, 8443),
+                PortConfig("tcp", "::1", 9000, 9010),
+                PortConfig("tcp", "127.0.0.1", 80, 80),
+            ),
+        ),
+        "away": BridgeAgentConfig(TOKEN, ()),
+    }
     listener = config.listeners[0]
-    assert (listener.protocol, listener.name, listener.addresses, listener.network) == ("tunnel", "tunnel", (Address("0.0.0.0", 7000),), ("tcp",))
+    assert (listener.protocol, listener.name, listener.addresses, listener.network) == (
+        "tunnel",
+        "tunnel",
+        (Address("0.0.0.0", 7000),),
+        ("tcp",),
+    )
     assert listener.tls is not None and not config.warnings
 
 
@@ -66,32 +90,55 @@ def test_bridge_by_another_listener() -> None:
     tls = "tls: {certificate: a.pem}"
     agents = f"agents: {{home: {{token: {TOKEN}}}}}"
     for protocol in ("sps", "tunnel"):
-        config = bridge(agents, f"listeners: [{{protocol: {protocol}, listen: '127.0.0.1:1', {tls}}}]")
+        config = bridge(
+            agents, f"listeners: [{{protocol: {protocol}, listen: '127.0.0.1:1', {tls}}}]"
+        )
         assert [one.protocol for one in config.listeners] == [protocol]
-    assert read(f"tunnel: {{bridge: {{{agents}}}}}\nlisteners: [{{protocol: tunnel, listen: ':1', {tls}}}]")     # tokens keep everybody out
+    assert read(
+        f"tunnel: {{bridge: {{{agents}}}}}\nlisteners: [{{protocol: tunnel, listen: ':1', {tls}}}]"
+    )  # tokens keep everybody out
 
 
 def test_agent() -> None:
-    config = agent("bridge: 'tls://Bridge.example:7000', name: home, token: " + TOKEN + ", exit: true, tls: {ca: a.pem, server_name: b.example}, "
-                   "services: {'8022': '127.0.0.1:22', 8053/udp: 'dns.lan:53', '80': {target: '[::1]:80', proxy_protocol: true}}")
+    config = agent(
+        "bridge: 'tls://Bridge.example:7000', name: home, token: "
+        + TOKEN
+        + ", exit: true, tls: {ca: a.pem, server_name: b.example}, "
+        "services: {'8022': '127.0.0.1:22', 8053/udp: 'dns.lan:53', '80': {target: '[::1]:80', proxy_protocol: true}}"
+    )
     assert config.tunnel.agent == AgentConfig(
-        Address("bridge.example", 7000), "home", TOKEN, UpstreamTlsConfig(ca="a.pem", server_name="b.example"),
-        WayConfig((HopConfig("direct", keepalive=KEEPALIVE),)), True,
-        (ServiceConfig("tcp", 8022, Address("127.0.0.1", 22)), ServiceConfig("udp", 8053, Address("dns.lan", 53)),
-         ServiceConfig("tcp", 80, Address("::1", 80), True)))
+        Address("bridge.example", 7000),
+        "home",
+        TOKEN,
+        UpstreamTlsConfig(ca="a.pem", server_name="b.example"),
+        UpstreamConfig((HopConfig("direct", keepalive=KEEPALIVE),)),
+        True,
+        (
+            ServiceConfig("tcp", 8022, Address("127.0.0.1", 22)),
+            ServiceConfig("udp", 8053, Address("dns.lan", 53)),
+            ServiceConfig("tcp", 80, Address("::1", 80), True),
+        ),
+    )
     assert not config.warnings
 
 
 def test_agent_by_an_upstream_and_without_tls() -> None:
     config = agent(AGENT.replace("tls://", "tcp://") + ", upstream: 'socks5://10.0.0.1:1080'")
     assert config.tunnel.agent is not None
-    assert config.tunnel.agent.tls is None and config.tunnel.agent.upstream.text == "socks5://10.0.0.1:1080"
+    assert (
+        config.tunnel.agent.tls is None
+        and config.tunnel.agent.upstream.text == "socks5://10.0.0.1:1080"
+    )
     assert [text for text in config.warnings if "without TLS" in text]
 
 
 def test_short_token_is_warned_of() -> None:
     config = bridge("listen: 'tcp://127.0.0.1:1', agents: {home: {token: hunter2}}")
-    assert [text for text in config.warnings if "tunnel.bridge.agents.home.token is shorter than 16 bytes" in text]
+    assert [
+        text
+        for text in config.warnings
+        if "tunnel.bridge.agents.home.token is shorter than 16 bytes" in text
+    ]
     assert "hunter2" not in "".join(config.warnings)
 
 
@@ -103,10 +150,14 @@ def test_tokens_are_in_no_repr() -> None:
 def test_token_from_a_file(tmp_path: Path) -> None:
     """Hazard 128: one that cannot be read keeps the daemon from starting."""
     path = tmp_path / "c.yaml"
-    path.write_text("tunnel: {agent: {bridge: 'tls://b:1', name: home, token: !file home.token, exit: true}}")
+    path.write_text(
+        "tunnel: {agent: {bridge: 'tls://b:1', name: home, token: !file home.token, exit: true}}"
+    )
     with pytest.raises(ConfigError) as caught:
         load_file(str(path))
-    assert str(caught.value) == f"{path}:1:58: !file {tmp_path}/home.token: No such file or directory"
+    assert (
+        str(caught.value) == f"{path}:1:58: !file {tmp_path}/home.token: No such file or directory"
+    )
     (tmp_path / "home.token").write_text(f"{TOKEN}\n")
     config = read_config(load_file(str(path)), Problems())
     assert config.tunnel.agent is not None and config.tunnel.agent.token == TOKEN
@@ -117,62 +168,144 @@ def test_token_from_a_file(tmp_path: Path) -> None:
 
 
 def test_tunnel_is_a_way_out() -> None:
-    more = ("upstreams: {home: 'tunnel://home', far: [home, 'http://h:1'], any: {members: [home, {url: 'tunnel://home', timeout: 2s}]}}\n"
-            "rules: [{ip: [192.168.7.0/24], via: 'tunnel://home'}]\ndefault: 'tunnel://home'")
+    more = (
+        "upstreams: {home: 'tunnel://home', far: [home, 'http://h:1'], any: {members: [home, {url: 'tunnel://home', timeout: 2s}]}}\n"
+        "rules: [{ip: [192.168.7.0/24], via: 'tunnel://home'}]\ndefault: 'tunnel://home'"
+    )
     config = bridge(BRIDGE, more)
     assert config.default.text == "tunnel://home"
     assert config.upstreams["far"].text == "tunnel://home -> http://h:1"
 
 
-@pytest.mark.parametrize(("text", "error"), [
-    ("default: tunnel://home", "c.yaml:1:10: default: tunnel.bridge.agents names no 'home'"),
-    (f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: tunnel://hom", "c.yaml:2:10: default: tunnel.bridge.agents names no 'hom'"),
-    (f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: tunnel://home:1", "c.yaml:2:10: default: a tunnel is tunnel://NAME, with the name of an agent"),
-    (f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: ['http://h:1', tunnel://home]",
-     "c.yaml:2:10: default[1]: a tunnel is the first hop: its agent comes to us"),
-    (f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: {{url: tunnel://home, udp: uot}}",
-     "c.yaml:2:10: default: a tunnel's agent comes to us: of the options only timeout is for it"),
-    ("tunnel: {bridge: {}}", "c.yaml:1:18: tunnel.bridge.agents: names nobody"),
-    ("tunnel: {brigde: {}}", "c.yaml:1:10: tunnel.brigde: unknown key (did you mean 'bridge'?)"),
-    ("tunnel: {bridge: {agents: {home: {token: ''}}, listen: 'tcp://127.0.0.1:1'}}",
-     "c.yaml:1:34: tunnel.bridge.agents.home.token: is missing or empty"),
-    ("tunnel: {bridge: {agents: {ho.me: {token: aaaaaaaaaaaaaaaa}}, listen: 'tcp://127.0.0.1:1'}}",
-     "c.yaml:1:35: tunnel.bridge.agents.ho.me: an agent's name has 1 to 63 letters, digits, '-' and '_'"),
-    ("tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}, listen: '127.0.0.1:1'}}",
-     "c.yaml:1:18: tunnel.bridge.tls: is missing: write listen: tcp://... for a bridge without TLS"),
-    ("tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}, listen: 'tcp://127.0.0.1:1', tls: {certificate: a}}}",
-     "c.yaml:1:18: tunnel.bridge.tls: tcp:// has none: leave it away"),
-    ("tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}}}",
-     "c.yaml:1:18: tunnel.bridge.listen: is missing, and no listener with tls takes agents"),
-    ("listeners: [{protocol: tunnel, listen: '127.0.0.1:1', tls: {certificate: a}}]", "c.yaml:1:1: tunnel.bridge: is missing, and a listener is for its agents"),
-    (f"listeners: [{{protocol: tunnel, listen: '127.0.0.1:1'}}]\ntunnel: {{bridge: {{{BRIDGE}}}}}",
-     "c.yaml:1:13: listeners[0].tls: is missing; a bridge without TLS is said by tunnel.bridge.listen: tcp://..."),
-    (f"tunnel: {{agent: {{{AGENT.replace('tls://bridge.example:7000', 'bridge.example')}}}}}",
-     "c.yaml:1:26: tunnel.agent.bridge: 'bridge.example' is no bridge: write tls://host:port"),
-    ("tunnel: {agent: {exit: true, name: home, token: aaaaaaaaaaaaaaaa}}", "c.yaml:1:17: tunnel.agent.bridge: is missing: tls://host:port"),
-    ("tunnel: {agent: {exit: true, bridge: 'tls://b:1', token: aaaaaaaaaaaaaaaa}}", "c.yaml:1:17: tunnel.agent.name: is missing"),
-    ("tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: a b, token: aaaaaaaaaaaaaaaa}}",
-     "c.yaml:1:57: tunnel.agent.name: 1 to 63 letters, digits, '-' and '_'"),
-    ("tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab}}", "c.yaml:1:17: tunnel.agent.token: is missing or empty"),
-    ("tunnel: {agent: {exit: true, bridge: 'tcp://b:1', name: ab, token: aaaaaaaaaaaaaaaa, tls: {ca: x}}}",
-     "c.yaml:1:17: tunnel.agent.tls: a bridge at tcp:// has none"),
-    ("tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab, token: aaaaaaaaaaaaaaaa, tls: {insecure: true}}}",
-     "c.yaml:1:92: tunnel.agent.tls.insecure: unknown key"),
-    ("tunnel: {agent: {bridge: 'tls://b:1', name: ab, token: aaaaaaaaaaaaaaaa}}", "c.yaml:1:17: tunnel.agent.services: none, and no exit: there is nothing to do"),
-    (f"tunnel: {{agent: {{{AGENT.replace('8022', '0.0.0.0:80')}}}}}",
-     "c.yaml:1:110: tunnel.agent.services.0.0.0.0:80: '0.0.0.0:80' is no port of the bridge: write 8022 or 8053/udp"),
-    (f"tunnel: {{agent: {{{AGENT.replace('127.0.0.1:22', '22')}}}}}",
-     "c.yaml:1:118: tunnel.agent.services.8022.target: not host:port with a port between 1 and 65535"),
-    (f"tunnel: {{agent: {{{AGENT[:-1]}, 8022/tcp: 'a:1'}}}}}}", "c.yaml:1:134: tunnel.agent.services.8022/tcp: is given twice"),
-    (f"tunnel: {{agent: {{{AGENT[:-1]}, 53/udp: {{target: 'a:1', proxy_protocol: true}}}}}}}}",
-     "c.yaml:1:142: tunnel.agent.services.53/udp.proxy_protocol: is for TCP"),
-    (f"tunnel: {{agent: {{{AGENT[:-1]}, '53': {{}}}}}}}}", "c.yaml:1:140: tunnel.agent.services.53.target: is missing"),
-])
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("default: tunnel://home", "c.yaml:1:10: default: tunnel.bridge.agents names no 'home'"),
+        (
+            f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: tunnel://hom",
+            "c.yaml:2:10: default: tunnel.bridge.agents names no 'hom'",
+        ),
+        (
+            f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: tunnel://home:1",
+            "c.yaml:2:10: default: a tunnel is tunnel://NAME, with the name of an agent",
+        ),
+        (
+            f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: ['http://h:1', tunnel://home]",
+            "c.yaml:2:10: default[1]: a tunnel is the first hop: its agent comes to us",
+        ),
+        (
+            f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: {{url: tunnel://home, udp: uot}}",
+            "c.yaml:2:10: default: a tunnel's agent comes to us: of the options only timeout is for it",
+        ),
+        ("tunnel: {bridge: {}}", "c.yaml:1:18: tunnel.bridge.agents: names nobody"),
+        (
+            "tunnel: {brigde: {}}",
+            "c.yaml:1:10: tunnel.brigde: unknown key (did you mean 'bridge'?)",
+        ),
+        (
+            "tunnel: {bridge: {agents: {home: {token: ''}}, listen: 'tcp://127.0.0.1:1'}}",
+            "c.yaml:1:34: tunnel.bridge.agents.home.token: is missing or empty",
+        ),
+        (
+            "tunnel: {bridge: {agents: {ho.me: {token: aaaaaaaaaaaaaaaa}}, listen: 'tcp://127.0.0.1:1'}}",
+            "c.yaml:1:35: tunnel.bridge.agents.ho.me: an agent's name has 1 to 63 letters, digits, '-' and '_'",
+        ),
+        (
+            "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}, listen: '127.0.0.1:1'}}",
+            "c.yaml:1:18: tunnel.bridge.tls: is missing: write listen: tcp://... for a bridge without TLS",
+        ),
+        (
+            "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}, listen: 'tcp://127.0.0.1:1', tls: {certificate: a}}}",
+            "c.yaml:1:18: tunnel.bridge.tls: tcp:// has none: leave it away",
+        ),
+        (
+            "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}}}",
+            "c.yaml:1:18: tunnel.bridge.listen: is missing, and no listener with tls takes agents",
+        ),
+        (
+            "listeners: [{protocol: tunnel, listen: '127.0.0.1:1', tls: {certificate: a}}]",
+            "c.yaml:1:1: tunnel.bridge: is missing, and a listener is for its agents",
+        ),
+        (
+            f"listeners: [{{protocol: tunnel, listen: '127.0.0.1:1'}}]\ntunnel: {{bridge: {{{BRIDGE}}}}}",
+            "c.yaml:1:13: listeners[0].tls: is missing; a bridge without TLS is said by tunnel.bridge.listen: tcp://...",
+        ),
+        (
+            f"tunnel: {{agent: {{{AGENT.replace('tls://bridge.example:7000', 'bridge.example')}}}}}",
+            "c.yaml:1:26: tunnel.agent.bridge: 'bridge.example' is no bridge: write tls://host:port",
+        ),
+        (
+            "tunnel: {agent: {exit: true, name: home, token: aaaaaaaaaaaaaaaa}}",
+            "c.yaml:1:17: tunnel.agent.bridge: is missing: tls://host:port",
+        ),
+        (
+            "tunnel: {agent: {exit: true, bridge: 'tls://b:1', token: aaaaaaaaaaaaaaaa}}",
+            "c.yaml:1:17: tunnel.agent.name: is missing",
+        ),
+        (
+            "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: a b, token: aaaaaaaaaaaaaaaa}}",
+            "c.yaml:1:57: tunnel.agent.name: 1 to 63 letters, digits, '-' and '_'",
+        ),
+        (
+            "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab}}",
+            "c.yaml:1:17: tunnel.agent.token: is missing or empty",
+        ),
+        (
+            "tunnel: {agent: {exit: true, bridge: 'tcp://b:1', name: ab, token: aaaaaaaaaaaaaaaa, tls: {ca: x}}}",
+            "c.yaml:1:17: tunnel.agent.tls: a bridge at tcp:// has none",
+        ),
+        (
+            "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab, token: aaaaaaaaaaaaaaaa, tls: {insecure: true}}}",
+            "c.yaml:1:92: tunnel.agent.tls.insecure: unknown key",
+        ),
+        (
+            "tunnel: {agent: {bridge: 'tls://b:1', name: ab, token: aaaaaaaaaaaaaaaa}}",
+            "c.yaml:1:17: tunnel.agent.services: none, and no exit: there is nothing to do",
+        ),
+        (
+            f"tunnel: {{agent: {{{AGENT.replace('8022', '0.0.0.0:80')}}}}}",
+            "c.yaml:1:110: tunnel.agent.services.0.0.0.0:80: '0.0.0.0:80' is no port of the bridge: write 8022 or 8053/udp",
+        ),
+        (
+            f"tunnel: {{agent: {{{AGENT.replace('127.0.0.1:22', '22')}}}}}",
+            "c.yaml:1:118: tunnel.agent.services.8022.target: not host:port with a port between 1 and 65535",
+        ),
+        (
+            f"tunnel: {{agent: {{{AGENT[:-1]}, 8022/tcp: 'a:1'}}}}}}",
+            "c.yaml:1:134: tunnel.agent.services.8022/tcp: is given twice",
+        ),
+        (
+            f"tunnel: {{agent: {{{AGENT[:-1]}, 53/udp: {{target: 'a:1', proxy_protocol: true}}}}}}}}",
+            "c.yaml:1:142: tunnel.agent.services.53/udp.proxy_protocol: is for TCP",
+        ),
+        (
+            f"tunnel: {{agent: {{{AGENT[:-1]}, '53': {{}}}}}}}}",
+            "c.yaml:1:140: tunnel.agent.services.53.target: is missing",
+        ),
+    ],
+)
 def test_mistake_is_said_with_its_place(text: str, error: str) -> None:
     assert wrong(text).splitlines()[0] == error
 
 
-@pytest.mark.parametrize("text", ["", "x", "0", "65536", "8022/sctp", "host:80", "1000-2000", "80-90", "9000-8000", "8000-70000", ":80", "[::1:80", "1.2.3:80"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        "0",
+        "65536",
+        "8022/sctp",
+        "host:80",
+        "1000-2000",
+        "80-90",
+        "9000-8000",
+        "8000-70000",
+        ":80",
+        "[::1:80",
+        "1.2.3:80",
+    ],
+)
 def test_what_is_no_port(text: str) -> None:
     """Hazard 122: those below 1024 are had one by one, not in passing."""
     with pytest.raises(ValueError):

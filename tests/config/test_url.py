@@ -1,4 +1,5 @@
 """Addresses and URLs as they stand in options and in the file."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,59 +8,133 @@ import pytest
 
 from netproxy.config.node import Node
 from netproxy.config.schema import HopConfig
-from netproxy.config.url import listener_node, parse_announce, parse_hop, parse_host_port, parse_listen
-from netproxy.interfaces import Address, Passed
+from netproxy.config.url import (
+    listener_node,
+    parse_announce,
+    parse_hop,
+    parse_host_port,
+    parse_listen,
+)
+from netproxy.interfaces.addresses import ActivationAddress, Address
 
 
 class TestListen:
-    @pytest.mark.parametrize("text, addresses", [
-        ("127.0.0.1:1080", [("127.0.0.1", 1080)]), (":1080", [("::", 1080)]), ("[::1]:1080", [("::1", 1080)]),
-        ("0.0.0.0:0", [("0.0.0.0", 0)]), ("localhost:80", [("localhost", 80)]),
-        ("127.0.0.1:8000-8002", [("127.0.0.1", 8000), ("127.0.0.1", 8001), ("127.0.0.1", 8002)]), ("[::]:65535", [("::", 65535)]),
-    ])
+    @pytest.mark.parametrize(
+        "text, addresses",
+        [
+            ("127.0.0.1:1080", [("127.0.0.1", 1080)]),
+            (":1080", [("::", 1080)]),
+            ("[::1]:1080", [("::1", 1080)]),
+            ("0.0.0.0:0", [("0.0.0.0", 0)]),
+            ("localhost:80", [("localhost", 80)]),
+            (
+                "127.0.0.1:8000-8002",
+                [("127.0.0.1", 8000), ("127.0.0.1", 8001), ("127.0.0.1", 8002)],
+            ),
+            ("[::]:65535", [("::", 65535)]),
+        ],
+    )
     def test_addresses(self, text: str, addresses: list) -> None:
         assert list(parse_listen(text)) == [Address(*one) for one in addresses]
 
     def test_a_socket_of_the_service_manager(self) -> None:
-        passed, = parse_listen("systemd:main.tcp")
-        assert (type(passed), passed.name, str(passed)) == (Passed, "main.tcp", "systemd:main.tcp")
+        (activated,) = parse_listen("systemd:main.tcp")
+        assert (type(activated), activated.name, str(activated)) == (
+            ActivationAddress,
+            "main.tcp",
+            "systemd:main.tcp",
+        )
 
     def test_a_host_with_that_name(self) -> None:
         assert parse_listen("systemd:1080") == (Address("systemd", 1080),)
 
-    @pytest.mark.parametrize("text", ["systemd:", "systemd:a:b", "systemd:a b", "", "1080", "127.0.0.1", "::1:1080", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:-1", "[::1]", "[::1:80", "a:1-2-3"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "systemd:",
+            "systemd:a:b",
+            "systemd:a b",
+            "",
+            "1080",
+            "127.0.0.1",
+            "::1:1080",
+            "127.0.0.1:",
+            "127.0.0.1:x",
+            "127.0.0.1:-1",
+            "[::1]",
+            "[::1:80",
+            "a:1-2-3",
+        ],
+    )
     def test_what_is_none(self, text: str) -> None:
-        with pytest.raises(ValueError, match="is no address to listen on: write host:port, :port or"):
+        with pytest.raises(
+            ValueError, match="is no address to listen on: write host:port, :port or"
+        ):
             parse_listen(text)
 
-    @pytest.mark.parametrize("text", ["127.0.0.1:65536", "127.0.0.1:99999", "127.0.0.1:2-1", "127.0.0.1:65530-65536"])
+    @pytest.mark.parametrize(
+        "text", ["127.0.0.1:65536", "127.0.0.1:99999", "127.0.0.1:2-1", "127.0.0.1:65530-65536"]
+    )
     def test_ports_that_are_none(self, text: str) -> None:
         with pytest.raises(ValueError, match="names no ports between 0 and 65535"):
             parse_listen(text)
 
 
 class TestHostPort:
-    @pytest.mark.parametrize("text, address", [
-        ("10.0.0.5:22", ("10.0.0.5", 22)), ("[2001:db8::1]:22", ("2001:db8::1", 22)), ("Example.COM:443", ("example.com", 443))])
+    @pytest.mark.parametrize(
+        "text, address",
+        [
+            ("10.0.0.5:22", ("10.0.0.5", 22)),
+            ("[2001:db8::1]:22", ("2001:db8::1", 22)),
+            ("Example.COM:443", ("example.com", 443)),
+        ],
+    )
     def test_addresses(self, text: str, address: tuple) -> None:
         assert parse_host_port(text) == Address(*address)
 
-    @pytest.mark.parametrize("text", [
-        "", "host", ":22", "host:0", "host:65536", "host:1-2", "ho st:1", "a..b:1", "-:", "host:x", "b\u00fccher:1", "a/b:1", "a\nb:1", "host:1\n"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "host",
+            ":22",
+            "host:0",
+            "host:65536",
+            "host:1-2",
+            "ho st:1",
+            "a..b:1",
+            "-:",
+            "host:x",
+            "b\u00fccher:1",
+            "a/b:1",
+            "a\nb:1",
+            "host:1\n",
+        ],
+    )
     def test_what_is_none(self, text: str) -> None:
         with pytest.raises(ValueError, match="not host:port with a port between 1 and 65535"):
             parse_host_port(text)
 
 
 class TestAnnounce:
-    @pytest.mark.parametrize("text, address", [
-        ("203.0.113.5", ("203.0.113.5", 0)), ("203.0.113.5:1080", ("203.0.113.5", 1080)), ("2001:db8::1", ("2001:db8::1", 0)),
-        ("[2001:db8::1]", ("2001:db8::1", 0)), ("[2001:db8::1]:1080", ("2001:db8::1", 1080)), ("Proxy.example", ("proxy.example", 0)),
-        ("proxy.example:1080", ("proxy.example", 1080))])
+    @pytest.mark.parametrize(
+        "text, address",
+        [
+            ("203.0.113.5", ("203.0.113.5", 0)),
+            ("203.0.113.5:1080", ("203.0.113.5", 1080)),
+            ("2001:db8::1", ("2001:db8::1", 0)),
+            ("[2001:db8::1]", ("2001:db8::1", 0)),
+            ("[2001:db8::1]:1080", ("2001:db8::1", 1080)),
+            ("Proxy.example", ("proxy.example", 0)),
+            ("proxy.example:1080", ("proxy.example", 1080)),
+        ],
+    )
     def test_addresses(self, text: str, address: tuple) -> None:
         assert parse_announce(text) == Address(*address)
 
-    @pytest.mark.parametrize("text", ["", "a b", "[]", "host:", "host:0", "host:x", "203.0.113.5:65536", "a/b"])
+    @pytest.mark.parametrize(
+        "text", ["", "a b", "[]", "host:", "host:0", "host:x", "203.0.113.5:65536", "a/b"]
+    )
     def test_what_is_none(self, text: str) -> None:
         with pytest.raises(ValueError):
             parse_announce(text)
@@ -72,35 +147,45 @@ class TestAnnounce:
 
 
 class TestHop:
-    @pytest.mark.parametrize("text, hop", [
-        ("direct", HopConfig("direct")), ("block", HopConfig("block")),
-        ("socks5://10.0.0.1:1080", HopConfig("socks5", Address("10.0.0.1", 1080))),
-        ("socks5h://[::1]:1080/", HopConfig("socks5h", Address("::1", 1080))),
-        ("http://Proxy.example:3128", HopConfig("http", Address("proxy.example", 3128))),
-        ("socks5://user:pass@h:1", HopConfig("socks5", Address("h", 1), "user", "pass")),
-        ("http://user@h:1", HopConfig("http", Address("h", 1), "user", "")),
-        ("http://u%40x:p%3A%2F%25@h:1", HopConfig("http", Address("h", 1), "u@x", "p:/%")),
-        ("http://u:a:b@h:1", HopConfig("http", Address("h", 1), "u", "a:b")),
-        ("http://u:%C3%BC@h:1", HopConfig("http", Address("h", 1), "u", "\u00fc")),
-        ("http://u:\u00fc@h:1", HopConfig("http", Address("h", 1), "u", "\u00fc")),
-    ])
+    @pytest.mark.parametrize(
+        "text, hop",
+        [
+            ("direct", HopConfig("direct")),
+            ("block", HopConfig("block")),
+            ("socks5://10.0.0.1:1080", HopConfig("socks5", Address("10.0.0.1", 1080))),
+            ("socks5h://[::1]:1080/", HopConfig("socks5h", Address("::1", 1080))),
+            ("http://Proxy.example:3128", HopConfig("http", Address("proxy.example", 3128))),
+            ("socks5://user:pass@h:1", HopConfig("socks5", Address("h", 1), "user", "pass")),
+            ("http://user@h:1", HopConfig("http", Address("h", 1), "user", "")),
+            ("http://u%40x:p%3A%2F%25@h:1", HopConfig("http", Address("h", 1), "u@x", "p:/%")),
+            ("http://u:a:b@h:1", HopConfig("http", Address("h", 1), "u", "a:b")),
+            ("http://u:%C3%BC@h:1", HopConfig("http", Address("h", 1), "u", "\u00fc")),
+            ("http://u:\u00fc@h:1", HopConfig("http", Address("h", 1), "u", "\u00fc")),
+        ],
+    )
     def test_upstreams(self, text: str, hop: HopConfig) -> None:
         assert parse_hop(text) == hop
 
-    @pytest.mark.parametrize("text, message", [
-        ("", "not an upstream: write scheme://host:port, direct or block"),
-        ("10.0.0.1:1080", "not an upstream: write scheme://host:port, direct or block"),
-        ("socks5://h:1/path", "not an upstream: write scheme://host:port, direct or block"),
-        ("sock5://h:1", "'sock5' is no scheme of an upstream (did you mean 'socks5'?)"),
-        ("ftp://h:1", "'ftp' is no scheme of an upstream"),
-        ("http://h:1?x=y", "write what follows the '?' as keys beside the url"),
-        ("http://h", "not host:port with a port between 1 and 65535"),
-        ("http://u:secret@h", "not host:port with a port between 1 and 65535"),
-        ("http://u:%ff@h:1", "a %-escape is not UTF-8"),
-        ("socks5://secret@h:1", "SOCKS5 takes a user and a password of 1 to 255 bytes each"),
-        ("socks5://:secret@h:1", "SOCKS5 takes a user and a password of 1 to 255 bytes each"),
-        ("socks5://u:" + "x" * 256 + "@h:1", "SOCKS5 takes a user and a password of 1 to 255 bytes each"),
-    ])
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("", "not an upstream: write scheme://host:port, direct or block"),
+            ("10.0.0.1:1080", "not an upstream: write scheme://host:port, direct or block"),
+            ("socks5://h:1/path", "not an upstream: write scheme://host:port, direct or block"),
+            ("sock5://h:1", "'sock5' is no scheme of an upstream (did you mean 'socks5'?)"),
+            ("ftp://h:1", "'ftp' is no scheme of an upstream"),
+            ("http://h:1?x=y", "write what follows the '?' as keys beside the url"),
+            ("http://h", "not host:port with a port between 1 and 65535"),
+            ("http://u:secret@h", "not host:port with a port between 1 and 65535"),
+            ("http://u:%ff@h:1", "a %-escape is not UTF-8"),
+            ("socks5://secret@h:1", "SOCKS5 takes a user and a password of 1 to 255 bytes each"),
+            ("socks5://:secret@h:1", "SOCKS5 takes a user and a password of 1 to 255 bytes each"),
+            (
+                "socks5://u:" + "x" * 256 + "@h:1",
+                "SOCKS5 takes a user and a password of 1 to 255 bytes each",
+            ),
+        ],
+    )
     def test_what_is_none_says_why_and_never_a_secret(self, text: str, message: str) -> None:
         """HAZARDS 111."""
         with pytest.raises(ValueError) as caught:
@@ -127,28 +212,60 @@ def plain(node: Node) -> Any:
 
 
 class TestListenerUrl:
-    @pytest.mark.parametrize("text, tree", [
-        ("sps://127.0.0.1:1080", {"protocol": "sps", "listen": "127.0.0.1:1080"}),
-        ("http://:8080/", {"protocol": "http", "listen": ":8080"}),
-        ("socks5://[::1]:1080", {"protocol": "socks5", "listen": "[::1]:1080"}),
-        ("sps://:1080?announce=203.0.113.5", {"protocol": "sps", "listen": ":1080", "announce": "203.0.113.5"}),
-        ("sps://:1?clients=10.0.0.0/8,fd00::/8&auth=none",
-         {"protocol": "sps", "listen": ":1", "clients": ["10.0.0.0/8", "fd00::/8"], "auth": "none"}),
-        ("sps://:1?udp.relay_port=any&udp.idle_timeout=2m&limits.connections=5",
-         {"protocol": "sps", "listen": ":1", "udp": {"relay_port": "any", "idle_timeout": "2m"}, "limits": {"connections": "5"}}),
-        ("tcp://:2222?target=10.0.0.5:22", {"protocol": "tcp", "listen": ":2222", "target": "10.0.0.5:22"}),
-        ("sps://:1?name=a%20b", {"protocol": "sps", "listen": ":1", "name": "a b"}),
-        ("sps://:1?", {"protocol": "sps", "listen": ":1"}),
-    ])
+    @pytest.mark.parametrize(
+        "text, tree",
+        [
+            ("sps://127.0.0.1:1080", {"protocol": "sps", "listen": "127.0.0.1:1080"}),
+            ("http://:8080/", {"protocol": "http", "listen": ":8080"}),
+            ("socks5://[::1]:1080", {"protocol": "socks5", "listen": "[::1]:1080"}),
+            (
+                "sps://:1080?announce=203.0.113.5",
+                {"protocol": "sps", "listen": ":1080", "announce": "203.0.113.5"},
+            ),
+            (
+                "sps://:1?clients=10.0.0.0/8,fd00::/8&auth=none",
+                {
+                    "protocol": "sps",
+                    "listen": ":1",
+                    "clients": ["10.0.0.0/8", "fd00::/8"],
+                    "auth": "none",
+                },
+            ),
+            (
+                "sps://:1?udp.relay_port=any&udp.idle_timeout=2m&limits.connections=5",
+                {
+                    "protocol": "sps",
+                    "listen": ":1",
+                    "udp": {"relay_port": "any", "idle_timeout": "2m"},
+                    "limits": {"connections": "5"},
+                },
+            ),
+            (
+                "tcp://:2222?target=10.0.0.5:22",
+                {"protocol": "tcp", "listen": ":2222", "target": "10.0.0.5:22"},
+            ),
+            ("sps://:1?name=a%20b", {"protocol": "sps", "listen": ":1", "name": "a b"}),
+            ("sps://:1?", {"protocol": "sps", "listen": ":1"}),
+        ],
+    )
     def test_is_a_listeners_mapping(self, text: str, tree: dict) -> None:
         assert plain(listener_node(text, "-l")) == tree
 
-    @pytest.mark.parametrize("text, message", [
-        ("127.0.0.1:1080", "not a listener: write scheme://host:port"), ("", "not a listener: write scheme://host:port"),
-        ("sps://u:secret@127.0.0.1:1", "a listener's URL takes no user: write 'users' into a file"),
-        ("sps://:1?auth=none&auth=none", "'auth' is given twice"), ("sps://:1?protocol=http", "'protocol' is given twice"),
-        ("sps://:1?udp=x&udp.relay_port=any", "'udp' is given twice"), ("sps://:1?udp.relay_port=any&udp=x", "'udp' is given twice"),
-    ])
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("127.0.0.1:1080", "not a listener: write scheme://host:port"),
+            ("", "not a listener: write scheme://host:port"),
+            (
+                "sps://u:secret@127.0.0.1:1",
+                "a listener's URL takes no user: write 'users' into a file",
+            ),
+            ("sps://:1?auth=none&auth=none", "'auth' is given twice"),
+            ("sps://:1?protocol=http", "'protocol' is given twice"),
+            ("sps://:1?udp=x&udp.relay_port=any", "'udp' is given twice"),
+            ("sps://:1?udp.relay_port=any&udp=x", "'udp' is given twice"),
+        ],
+    )
     def test_what_is_none_says_why(self, text: str, message: str) -> None:
         with pytest.raises(ValueError) as caught:
             listener_node(text, "-l")

@@ -4,8 +4,8 @@ from typing import Callable
 
 import pytest
 
-from netproxy.dialer.direct import DirectDialer, Reach
-from netproxy.net.batching import Datagrams
+from netproxy.dialer.direct import DirectDialer, TargetResolver
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.resolver.resolver import Resolver
 from tests.support.doubles import Counts, Lines
 from tests.support.flows import Anywhere
@@ -18,10 +18,10 @@ def run(task: Callable[[], None]) -> bool:
 
 
 @pytest.fixture
-def reach() -> Reach:
-    return Reach(Resolver(run, Counts()), Anywhere())
+def reach() -> TargetResolver:
+    return TargetResolver(Resolver(run, Counts()), Anywhere())
 
 
 @pytest.fixture
-def direct(reach: Reach) -> DirectDialer:
-    return DirectDialer(reach, Datagrams(Counts(), Lines()), 2.0)
+def direct(reach: TargetResolver) -> DirectDialer:
+    return DirectDialer(reach, UdpSocketFactory(Counts(), Lines()), 2.0)

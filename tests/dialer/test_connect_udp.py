@@ -1,4 +1,5 @@
 """Datagrams through an HTTP proxy by connect-udp (RFC 9298), against scripted servers on loopback."""
+
 from __future__ import annotations
 
 import base64
@@ -14,13 +15,22 @@ from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Run
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Run
 from netproxy.net.datagram import Arena
-from netproxy.net.framed import FramedConn
 from tests.support.batches import cut, receive
 from tests.support.doubles import Counts
 from tests.support.flows import udp_to
-from tests.support.sockets import HAS_IPV6, Task, nothing_comes, read_exactly, read_to_end, refusing, reset, server
+from tests.support.sockets import (
+    HAS_IPV6,
+    Task,
+    nothing_comes,
+    read_exactly,
+    read_to_end,
+    refusing,
+    reset,
+    server,
+)
 
 TARGET = Address("192.0.2.6", 443)
 ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
@@ -29,12 +39,20 @@ LABEL = "hop 2 of 'office' (http://proxy.test:3128)"
 
 def request(server: Address, path: bytes = b"192.0.2.6/443", authorization: bytes = b"") -> bytes:
     """All that may come before the answer."""
-    return (b"GET /.well-known/masque/udp/%b/ HTTP/1.1\r\nHost: %b\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\n"
-            b"Capsule-Protocol: ?1\r\n%b\r\n") % (path, str(server).encode(), authorization)
+    return (
+        b"GET /.well-known/masque/udp/%b/ HTTP/1.1\r\nHost: %b\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\n"
+        b"Capsule-Protocol: ?1\r\n%b\r\n"
+    ) % (path, str(server).encode(), authorization)
 
 
-def dialer(server: Address, via: DirectDialer, counts: Counts, user: str = "", password: str = "",
-           seconds: float = 2.0) -> HttpDialer:
+def dialer(
+    server: Address,
+    via: DirectDialer,
+    counts: Counts,
+    user: str = "",
+    password: str = "",
+    seconds: float = 2.0,
+) -> HttpDialer:
     return HttpDialer(Hop("office", LABEL, server, via, seconds, user, password), counts)
 
 
@@ -47,17 +65,24 @@ def head(sock: socket.socket) -> bytes:
     return data
 
 
-def answers(data: bytes, *, step: int = 0, heads: list[bytes] | None = None,
-            then: Callable[[socket.socket], Any] = read_to_end) -> Callable[[socket.socket], None]:
+def answers(
+    data: bytes,
+    *,
+    step: int = 0,
+    heads: list[bytes] | None = None,
+    then: Callable[[socket.socket], Any] = read_to_end,
+) -> Callable[[socket.socket], None]:
     """Reads one head, behind which nothing may come before the answer; what comes until the end is what `then` says, or nothing."""
+
     def script(sock: socket.socket) -> None:
         asked = head(sock)
         if heads is not None:
             heads.append(asked)
-        assert nothing_comes(sock, 0.01)        # RFC 9931
+        assert nothing_comes(sock, 0.01)  # RFC 9931
         for at in range(0, len(data), step or max(1, len(data))):
-            sock.sendall(data[at:at + (step or len(data))])
+            sock.sendall(data[at : at + (step or len(data))])
         assert not then(sock)
+
     return script
 
 
@@ -73,10 +98,19 @@ def counts() -> Counts:
 
 
 class TestRequest:
-    @pytest.mark.parametrize("target, path", [
-        (TARGET, b"192.0.2.6/443"), (Address("2001:db8::42", 443), b"2001%3Adb8%3A%3A42/443"),
-        (Address("game.test", 65535), b"game.test/65535"), (Address("a_b-c.test", 1), b"a_b-c.test/1")], ids=str)
-    def test_exactly_these_bytes(self, direct: DirectDialer, counts: Counts, target: Address, path: bytes) -> None:
+    @pytest.mark.parametrize(
+        "target, path",
+        [
+            (TARGET, b"192.0.2.6/443"),
+            (Address("2001:db8::42", 443), b"2001%3Adb8%3A%3A42/443"),
+            (Address("game.test", 65535), b"game.test/65535"),
+            (Address("a_b-c.test", 1), b"a_b-c.test/1"),
+        ],
+        ids=str,
+    )
+    def test_exactly_these_bytes(
+        self, direct: DirectDialer, counts: Counts, target: Address, path: bytes
+    ) -> None:
         """A name goes to the proxy as it is."""
         heads: list[bytes] = []
         with server(answers(ACCEPTED, heads=heads)) as address:
@@ -90,17 +124,29 @@ class TestRequest:
             dialer(address, direct, counts).dial_packet(udp_to(TARGET)).close()
         assert heads == [request(address)] and b"\r\nHost: [::1]:%d\r\n" % address.port in heads[0]
 
-    @pytest.mark.parametrize("user, password, encoded", [
-        ("Aladdin", "open sesame", b"QWxhZGRpbjpvcGVuIHNlc2FtZQ=="), ("test", "123\u00a3", b"dGVzdDoxMjPCow=="),
-        ("u", "x" * 255, base64.b64encode(b"u:" + b"x" * 255)), ("u", "", b"dTo=")])
-    def test_with_user_and_password(self, direct: DirectDialer, counts: Counts, user: str, password: str, encoded: bytes) -> None:
+    @pytest.mark.parametrize(
+        "user, password, encoded",
+        [
+            ("Aladdin", "open sesame", b"QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),
+            ("test", "123\u00a3", b"dGVzdDoxMjPCow=="),
+            ("u", "x" * 255, base64.b64encode(b"u:" + b"x" * 255)),
+            ("u", "", b"dTo="),
+        ],
+    )
+    def test_with_user_and_password(
+        self, direct: DirectDialer, counts: Counts, user: str, password: str, encoded: bytes
+    ) -> None:
         """RFC 7617."""
         heads: list[bytes] = []
         with server(answers(ACCEPTED, heads=heads)) as address:
             dialer(address, direct, counts, user, password).dial_packet(udp_to(TARGET)).close()
-        assert heads == [request(address, authorization=b"Proxy-Authorization: Basic " + encoded + b"\r\n")]
+        assert heads == [
+            request(address, authorization=b"Proxy-Authorization: Basic " + encoded + b"\r\n")
+        ]
 
-    def test_it_carries_udp_to_one_target_a_connection(self, direct: DirectDialer, counts: Counts) -> None:
+    def test_it_carries_udp_to_one_target_a_connection(
+        self, direct: DirectDialer, counts: Counts
+    ) -> None:
         one = dialer(Address("192.0.2.1", 3128), direct, counts)
         assert (one.carries, one.symmetric) == ({"tcp", "udp"}, True)
 
@@ -114,13 +160,19 @@ class TestRequest:
 
 class TestDatagrams:
     @pytest.mark.parametrize("step", [0, 1])
-    @pytest.mark.parametrize("data", [
-        ACCEPTED, b"HTTP/1.1 101\r\nconnection: upgrade\r\nupgrade: Connect-UDP\r\n\r\n",
-        b"HTTP/1.1 101 OK\r\nConnection: keep-alive, Upgrade\r\nUpgrade: connect-udp\r\nServer: x\r\n\r\n",
-        b"HTTP/1.1 100 Continue\r\n\r\n" + ACCEPTED,
-        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 102 P\r\n\r\n" + ACCEPTED])
-    def test_capsules_in_the_segment_of_the_answer_are_delivered(self, direct: DirectDialer, counts: Counts, data: bytes,
-                                                                 step: int) -> None:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            ACCEPTED,
+            b"HTTP/1.1 101\r\nconnection: upgrade\r\nupgrade: Connect-UDP\r\n\r\n",
+            b"HTTP/1.1 101 OK\r\nConnection: keep-alive, Upgrade\r\nUpgrade: connect-udp\r\nServer: x\r\n\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\n" + ACCEPTED,
+            b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 102 P\r\n\r\n" + ACCEPTED,
+        ],
+    )
+    def test_capsules_in_the_segment_of_the_answer_are_delivered(
+        self, direct: DirectDialer, counts: Counts, data: bytes, step: int
+    ) -> None:
         """HAZARDS 62: whatever else the answer says."""
         with server(answers(data + b"\0\6\0early" + b"\0\3\0la", step=step)) as address:
             conn = dialer(address, direct, counts).dial_packet(udp_to(TARGET))
@@ -133,6 +185,7 @@ class TestDatagrams:
             assert read_exactly(sock, len(wanted)) == wanted
             sock.sendall(b"\0\4\0cba" + b"\x17\2no" + b"\0\3\2no" + b"\0\1\0" + b"\0\4\0fed")
             assert read_to_end(sock) == b""
+
         with server(answers(ACCEPTED, then=exchange)) as address:
             conn = dialer(address, direct, counts).dial_packet(udp_to(TARGET))
             arena, destination = Arena(), conn.prepare(udp_to(TARGET))
@@ -153,10 +206,12 @@ class TestDatagrams:
 
     def test_there_is_no_deadline_any_more(self, direct: DirectDialer, counts: Counts) -> None:
         """The handshake's, of 0.1 seconds."""
+
         def late(sock: socket.socket) -> None:
             assert nothing_comes(sock, 0.15)
             sock.sendall(b"\0\5\0late")
             assert read_to_end(sock) == b""
+
         with server(answers(ACCEPTED, then=late)) as address:
             conn = dialer(address, direct, counts, seconds=0.1).dial_packet(udp_to(TARGET))
             assert receive(conn, 1) == [(b"late", TARGET)]
@@ -176,46 +231,87 @@ class TestDatagrams:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("answer, reason, said", [
-        (b"404 Not Found\r\n", Reason.UNSUPPORTED, "404 not found"),
-        (b"400 Bad Request\r\n", Reason.UNSUPPORTED, "400 bad request"),
-        (b"501 Not Implemented\r\n", Reason.UNSUPPORTED, "501 not implemented"),
-        (b"302 Found\r\nLocation: http://a.test/\r\n", Reason.UNSUPPORTED, "302 found"),
-        (b"403 Forbidden\r\n", Reason.DENIED, "403 forbidden"),
-        (b"504 Gateway Timeout\r\n", Reason.TIMEOUT, "504 gateway timeout"),
-        (b"502 Bad Gateway\r\nProxy-Status: far; error=dns_error\r\n", Reason.NAME, "502 bad gateway (dns_error)"),
-        (b"502 Bad Gateway\r\nProxy-Status: far; error=dns_timeout\r\n", Reason.TIMEOUT, "502 bad gateway (dns_timeout)"),
-        (b"502 Bad Gateway\r\nProxy-Status: a, far; error=connection_refused; details=\"x\"\r\n", Reason.REFUSED,
-         "502 bad gateway (connection_refused)"),
-        (b"502 Bad Gateway\r\nproxy-status: far;error=destination_ip_unroutable\r\n", Reason.HOST_UNREACHABLE,
-         "502 bad gateway (destination_ip_unroutable)"),
-        (b"403 Forbidden\r\nProxy-Status: far; error=destination_ip_prohibited\r\n", Reason.DENIED,
-         "403 forbidden (destination_ip_prohibited)"),
-        (b"502 Bad Gateway\r\nProxy-Status: far; error=proxy_loop_detected\r\n", Reason.LOOP,
-         "502 bad gateway (proxy_loop_detected)"),
-        (b"503 Oops\r\nProxy-Status: far; error=something_new\r\n", Reason.UNSUPPORTED, "503 oops (something_new)"),
-    ], ids=lambda value: value.split(b"\r\n")[0].decode() if isinstance(value, bytes) else None)
-    def test_its_reason_and_its_words_behind_the_name_of_the_hop(self, direct: DirectDialer, counts: Counts, answer: bytes,
-                                                                 reason: Reason, said: str) -> None:
+    @pytest.mark.parametrize(
+        "answer, reason, said",
+        [
+            (b"404 Not Found\r\n", Reason.UNSUPPORTED, "404 not found"),
+            (b"400 Bad Request\r\n", Reason.UNSUPPORTED, "400 bad request"),
+            (b"501 Not Implemented\r\n", Reason.UNSUPPORTED, "501 not implemented"),
+            (b"302 Found\r\nLocation: http://a.test/\r\n", Reason.UNSUPPORTED, "302 found"),
+            (b"403 Forbidden\r\n", Reason.DENIED, "403 forbidden"),
+            (b"504 Gateway Timeout\r\n", Reason.TIMEOUT, "504 gateway timeout"),
+            (
+                b"502 Bad Gateway\r\nProxy-Status: far; error=dns_error\r\n",
+                Reason.NAME,
+                "502 bad gateway (dns_error)",
+            ),
+            (
+                b"502 Bad Gateway\r\nProxy-Status: far; error=dns_timeout\r\n",
+                Reason.TIMEOUT,
+                "502 bad gateway (dns_timeout)",
+            ),
+            (
+                b'502 Bad Gateway\r\nProxy-Status: a, far; error=connection_refused; details="x"\r\n',
+                Reason.REFUSED,
+                "502 bad gateway (connection_refused)",
+            ),
+            (
+                b"502 Bad Gateway\r\nproxy-status: far;error=destination_ip_unroutable\r\n",
+                Reason.HOST_UNREACHABLE,
+                "502 bad gateway (destination_ip_unroutable)",
+            ),
+            (
+                b"403 Forbidden\r\nProxy-Status: far; error=destination_ip_prohibited\r\n",
+                Reason.DENIED,
+                "403 forbidden (destination_ip_prohibited)",
+            ),
+            (
+                b"502 Bad Gateway\r\nProxy-Status: far; error=proxy_loop_detected\r\n",
+                Reason.LOOP,
+                "502 bad gateway (proxy_loop_detected)",
+            ),
+            (
+                b"503 Oops\r\nProxy-Status: far; error=something_new\r\n",
+                Reason.UNSUPPORTED,
+                "503 oops (something_new)",
+            ),
+        ],
+        ids=lambda value: value.split(b"\r\n")[0].decode() if isinstance(value, bytes) else None,
+    )
+    def test_its_reason_and_its_words_behind_the_name_of_the_hop(
+        self, direct: DirectDialer, counts: Counts, answer: bytes, reason: Reason, said: str
+    ) -> None:
         """And nothing was sent behind the request, before the answer or after it (HAZARDS 60)."""
         with server(answers(b"HTTP/1.1 " + answer + b"Content-Length: 4\r\n\r\nbody")) as address:
             error = failure(dialer(address, direct, counts))
         assert error.reason is reason
         assert str(error).startswith(f"{LABEL}: connect-udp to {TARGET}: {said}")
-        assert not error.upstream           # it speaks of the target, or of what it can do
+        assert not error.upstream  # it speaks of the target, or of what it can do
 
     @pytest.mark.parametrize("user", ["", "user"])
-    def test_407_is_about_us_and_not_about_the_target(self, direct: DirectDialer, counts: Counts, user: str) -> None:
+    def test_407_is_about_us_and_not_about_the_target(
+        self, direct: DirectDialer, counts: Counts, user: str
+    ) -> None:
         data = b'HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm="x"\r\n\r\n'
         with server(answers(data)) as address:
             error = failure(dialer(address, direct, counts, user, "hunter2" if user else ""))
         assert (error.reason, error.upstream) == (Reason.AUTHENTICATION, True)
         assert str(error) == f"{LABEL}: 407 proxy authentication required"
 
-    @pytest.mark.parametrize("data", [b"HTTP/1.1 407 No\r\n\r\n", b"HTTP/1.1 404 No\r\n\r\n",
-                                      b"HTTP/1.1 502 No\r\nProxy-Status: a; error=dns_error\r\n\r\n", b"garbage\r\n\r\n",
-                                      b"HTTP/1.1 200 OK\r\n\r\n", b""])
-    def test_no_message_has_the_password(self, direct: DirectDialer, counts: Counts, data: bytes) -> None:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"HTTP/1.1 407 No\r\n\r\n",
+            b"HTTP/1.1 404 No\r\n\r\n",
+            b"HTTP/1.1 502 No\r\nProxy-Status: a; error=dns_error\r\n\r\n",
+            b"garbage\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\n\r\n",
+            b"",
+        ],
+    )
+    def test_no_message_has_the_password(
+        self, direct: DirectDialer, counts: Counts, data: bytes
+    ) -> None:
         """HAZARDS 111."""
         with server(answers(data, then=lambda sock: None)) as address:
             one = dialer(address, direct, counts, "user", "hunter2")
@@ -224,14 +320,25 @@ class TestRefusals:
         shown = f"{error} {error!r} {error.__cause__!r} {one.name} {one!r}"
         assert not any(secret in shown for secret in ("hunter2", "dXNlcjpodW50ZXIy"))
 
-    @pytest.mark.parametrize("data", [
-        ACCEPTED[:-2] + b"Content-Length: 0\r\n\r\n", ACCEPTED[:-2] + b"Content-Length: 5\r\n\r\nhello",
-        ACCEPTED[:-2] + b"Transfer-Encoding: chunked\r\n\r\n", ACCEPTED[:-2] + b"Content-Type: text/plain\r\n\r\n",
-        ACCEPTED.replace(b"connect-udp", b"websocket"), ACCEPTED.replace(b"connect-udp", b"connect-udp, h2c"),
-        ACCEPTED[:-2] + b"Upgrade: connect-udp\r\n\r\n", ACCEPTED.replace(b"Connection: Upgrade", b"Connection: close"),
-        b"HTTP/1.1 101 Switching Protocols\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nUpgrade: connect-udp\r\nConnection: upgrade\r\n\r\n"])
-    def test_an_answer_that_is_no_switch(self, direct: DirectDialer, counts: Counts, data: bytes) -> None:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            ACCEPTED[:-2] + b"Content-Length: 0\r\n\r\n",
+            ACCEPTED[:-2] + b"Content-Length: 5\r\n\r\nhello",
+            ACCEPTED[:-2] + b"Transfer-Encoding: chunked\r\n\r\n",
+            ACCEPTED[:-2] + b"Content-Type: text/plain\r\n\r\n",
+            ACCEPTED.replace(b"connect-udp", b"websocket"),
+            ACCEPTED.replace(b"connect-udp", b"connect-udp, h2c"),
+            ACCEPTED[:-2] + b"Upgrade: connect-udp\r\n\r\n",
+            ACCEPTED.replace(b"Connection: Upgrade", b"Connection: close"),
+            b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nUpgrade: connect-udp\r\nConnection: upgrade\r\n\r\n",
+        ],
+    )
+    def test_an_answer_that_is_no_switch(
+        self, direct: DirectDialer, counts: Counts, data: bytes
+    ) -> None:
         """RFC 9297 section 3.2: with a field of a body it is malformed."""
         with server(answers(data + b"\0\4\0abc")) as address:
             error = failure(dialer(address, direct, counts))
@@ -239,11 +346,21 @@ class TestRefusals:
         said = f"the proxy did not switch to connect-udp: it answered {data[9:12].decode()}"
         assert str(error) == f"{LABEL}: connect-udp to {TARGET}: {said}"
 
-    @pytest.mark.parametrize("data", [
-        b"garbage\r\n\r\n", b"HTTP/2 101 x\r\n\r\n", b"HTTP/1.1 2000 OK\r\n\r\n", b"\x05\x00\r\n\r\n",
-        b"HTTP/1.1 101 x\n\n", b"\r\n", b"SSH-2.0-OpenSSH_9\r\n", b"HTTP/1.1 101 x\r\n" + b"A: b\r\n" * 101 + b"\r\n",
-        b"HTTP/1.1 101 x\r\nA: " + b"x" * (1 << 17) + b"\r\n\r\n"],
-        ids=lambda data: data[:20].decode("latin-1"))
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"garbage\r\n\r\n",
+            b"HTTP/2 101 x\r\n\r\n",
+            b"HTTP/1.1 2000 OK\r\n\r\n",
+            b"\x05\x00\r\n\r\n",
+            b"HTTP/1.1 101 x\n\n",
+            b"\r\n",
+            b"SSH-2.0-OpenSSH_9\r\n",
+            b"HTTP/1.1 101 x\r\n" + b"A: b\r\n" * 101 + b"\r\n",
+            b"HTTP/1.1 101 x\r\nA: " + b"x" * (1 << 17) + b"\r\n\r\n",
+        ],
+        ids=lambda data: data[:20].decode("latin-1"),
+    )
     def test_garbage(self, direct: DirectDialer, counts: Counts, data: bytes) -> None:
         """HAZARDS 61."""
         with server(answers(data)) as address:
@@ -259,25 +376,35 @@ class TestRefusals:
     def test_silence(self, direct: DirectDialer, counts: Counts) -> None:
         with server(lambda sock: read_to_end(sock)) as address:
             error = failure(dialer(address, direct, counts, seconds=0.1))
-        assert (error.reason, str(error), error.upstream) == (Reason.TIMEOUT, f"{LABEL}: connect-udp to {TARGET}: timed out", True)
+        assert (error.reason, str(error), error.upstream) == (
+            Reason.TIMEOUT,
+            f"{LABEL}: connect-udp to {TARGET}: timed out",
+            True,
+        )
 
     def test_a_proxy_that_is_not_there(self, direct: DirectDialer, counts: Counts) -> None:
         with refusing() as address:
             error = failure(dialer(address, direct, counts))
-        assert (error.reason, str(error), error.upstream) == (Reason.REFUSED, f"{LABEL}: connection refused", True)
+        assert (error.reason, str(error), error.upstream) == (
+            Reason.REFUSED,
+            f"{LABEL}: connection refused",
+            True,
+        )
 
-    def test_without_descriptors_it_is_a_dial_that_failed(self, direct: DirectDialer, counts: Counts,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_descriptors_it_is_a_dial_that_failed(
+        self, direct: DirectDialer, counts: Counts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """HAZARDS 92: and the stream to the proxy is closed."""
         closed = threading.Event()
 
         def script(sock: socket.socket) -> None:
-            sock.settimeout(0.5)        # what fails here is not waited for
+            sock.settimeout(0.5)  # what fails here is not waited for
             answers(ACCEPTED)(sock)
             closed.set()
 
         def none_left(*_: Any) -> Any:
             raise OSError(errno.EMFILE, "Too many open files")
+
         with server(script) as address:
             monkeypatch.setattr(select, "epoll", none_left)
             error = failure(dialer(address, direct, counts))

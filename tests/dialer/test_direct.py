@@ -1,4 +1,5 @@
 """The way out without another proxy: TCP and UDP over this machine's own sockets."""
+
 from __future__ import annotations
 
 import errno
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 
 from netproxy.dialer.block import BlockDialer
-from netproxy.dialer.direct import DirectDialer, Reach
+from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow
-from netproxy.net.batching import Datagrams
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.resolver.resolver import Resolver
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines
@@ -45,7 +47,9 @@ class TestTcp:
         assert reason(direct, Address("nowhere.invalid", 80)) in (Reason.NAME, Reason.TIMEOUT)
         assert reason(direct, Address("127.0.0.1", 0)) is Reason.REFUSED
 
-    def test_the_name_and_the_connection_have_one_deadline_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_name_and_the_connection_have_one_deadline_together(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def slow(*_: Any, **__: Any) -> list:
             time.sleep(0.2)
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (silent.host, silent.port))]
@@ -53,9 +57,14 @@ class TestTcp:
         def submit(task: Any) -> bool:
             Task(task)
             return True
+
         monkeypatch.setattr(socket, "getaddrinfo", slow)
         counts = Counts()
-        dialer = DirectDialer(Reach(Resolver(submit, counts), Anywhere()), Datagrams(counts, Lines()), 0.4)
+        dialer = DirectDialer(
+            TargetResolver(Resolver(submit, counts), Anywhere()),
+            UdpSocketFactory(counts, Lines()),
+            0.4,
+        )
         with black_hole() as silent:
             started = time.monotonic()
             assert reason(dialer, Address("slow.example", silent.port)) is Reason.TIMEOUT
@@ -64,14 +73,14 @@ class TestTcp:
 
 class TestUdp:
     def test_there_and_back(self, direct: DirectDialer) -> None:
-        conn, arena = direct.dial_packet(FLOW), Datagrams(Counts(), Lines()).arena()
+        conn, arena = direct.dial_packet(FLOW), UdpSocketFactory(Counts(), Lines()).arena()
         with udp() as target:
             conn.send(arena, arena.put(b"ping"), conn.prepare(udp_to(address_of(target))))
             data, source = target.recvfrom(100)
             assert data == b"ping"
             target.sendto(b"pong", source)
             assert conn.wait()
-            (answer, peer), = cut(conn.receive(arena))
+            ((answer, peer),) = cut(conn.receive(arena))
             assert (answer, conn.source(peer)) == (b"pong", address_of(target))
         conn.close()
 
@@ -82,7 +91,9 @@ class TestUdp:
             conn.prepare(udp_to(Address("nowhere.invalid", 53)))
         conn.close()
 
-    def test_ipv6_on_a_machine_without_it_is_unreachable(self, direct: DirectDialer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ipv6_on_a_machine_without_it_is_unreachable(
+        self, direct: DirectDialer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """HAZARDS 131."""
         real = socket.socket
 
@@ -91,6 +102,7 @@ class TestUdp:
                 if family == socket.AF_INET6:
                     raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
                 super().__init__(family, *more, **named)
+
         monkeypatch.setattr(socket, "socket", OnlyIpv4)
         conn = direct.dial_packet(FLOW)
         monkeypatch.setattr(socket, "socket", real)
@@ -100,10 +112,14 @@ class TestUdp:
         assert conn.prepare(udp_to(Address("127.0.0.1", 53)))
         conn.close()
 
-    def test_no_socket_is_a_failed_dial(self, direct: DirectDialer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_socket_is_a_failed_dial(
+        self, direct: DirectDialer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """HAZARDS 92."""
+
         def refuse(*_: Any, **__: Any) -> None:
             raise OSError(errno.EMFILE, "Too many open files")
+
         monkeypatch.setattr(socket, "socket", refuse)
         with pytest.raises(DialError) as caught:
             direct.dial_packet(FLOW)
@@ -114,12 +130,15 @@ class TestUdp:
         waiting = Task(conn.wait)
         conn.shutdown()
         assert waiting.result() is False
-        assert not conn.receive(Datagrams(Counts(), Lines()).arena()).spans
+        assert not conn.receive(UdpSocketFactory(Counts(), Lines()).arena()).spans
         conn.close()
 
 
 def test_the_way_to_nowhere_refuses_everything() -> None:
-    for call in (lambda: BlockDialer().dial(tcp_to(Address("example.com", 80))), lambda: BlockDialer().dial_packet(FLOW)):
+    for call in (
+        lambda: BlockDialer().dial(tcp_to(Address("example.com", 80))),
+        lambda: BlockDialer().dial_packet(FLOW),
+    ):
         with pytest.raises(DialError) as caught:
             call()
         assert caught.value.reason is Reason.DENIED

@@ -2,6 +2,7 @@
 
 The ways are doubles and the clock stands still unless a test moves it.
 """
+
 from __future__ import annotations
 
 import subprocess
@@ -17,7 +18,8 @@ from netproxy.dialer.group import REST_LIMIT, REST_SECONDS, TRIES, GroupDialer, 
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream
 from tests.support.doubles import Counts
 from tests.support.flows import tcp_to, udp_to
@@ -26,7 +28,15 @@ from tests.support.upstreams import FakeConn
 
 TARGET = Address("198.51.100.7", 443)
 TCP, UDP = tcp_to(TARGET), udp_to(TARGET)
-BALANCES = ("round-robin", "weighted", "least-connections", "least-latency", "hash-client", "hash-target", "failover")
+BALANCES = (
+    "round-robin",
+    "weighted",
+    "least-connections",
+    "least-latency",
+    "hash-client",
+    "hash-target",
+    "failover",
+)
 HASHES = ("hash-client", "hash-target")
 
 
@@ -72,21 +82,26 @@ class Way:
     """A Dialer of streams and packet connections without sockets; `fails` makes the error of each dial while it is set."""
 
     refusal = Reason.UNSUPPORTED
-    takes_names = True
+    resolves_names = True
 
-    def __init__(self, name: str = "way", asked: list[str] | None = None, carries: Sequence[str] = ("tcp", "udp", "bind"),
-                 symmetric: bool = False) -> None:
+    def __init__(
+        self,
+        name: str = "way",
+        asked: list[str] | None = None,
+        carries: Sequence[str] = ("tcp", "udp", "bind"),
+        symmetric: bool = False,
+    ) -> None:
         self.name = name
         self.asked = [] if asked is None else asked
         self.carries = frozenset(carries)
         self.symmetric = symmetric
         self.fails: Callable[[], BaseException] | None = None
-        self.meanwhile: Callable[[], None] = lambda: None       # what happens during a dial
+        self.meanwhile: Callable[[], None] = lambda: None  # what happens during a dial
         self.flows: list[Flow] = []
 
     def dial(self, flow: Flow) -> Stream:
         self._ask(flow)
-        return Stream(NoSocket())       # type: ignore[arg-type]
+        return Stream(NoSocket())  # type: ignore[arg-type]
 
     def dial_packet(self, flow: Flow) -> Conn:
         self._ask(flow)
@@ -100,12 +115,16 @@ class Way:
             raise self.fails()
 
 
-def fault(reason: Reason = Reason.TIMEOUT, hop: str = "", said: str = "") -> Callable[[], DialError]:
+def fault(
+    reason: Reason = Reason.TIMEOUT, hop: str = "", said: str = ""
+) -> Callable[[], DialError]:
     """The proxy's own."""
+
     def make() -> DialError:
         error = DialError(reason, said=said)
         error.hop, error.upstream = hop, True
         return error
+
     return make
 
 
@@ -117,17 +136,27 @@ def refusal(reason: Reason = Reason.REFUSED) -> Callable[[], DialError]:
 class Pool:
     """A group of ways; `asked` are their names in the order in which they were."""
 
-    def __init__(self, balance: str, names: str = "abc", weights: Sequence[int] = (), only_tcp: str = "") -> None:
+    def __init__(
+        self, balance: str, names: str = "abc", weights: Sequence[int] = (), only_tcp: str = ""
+    ) -> None:
         self.asked: list[str] = []
-        self.ways = {name: Way(name, self.asked, ("tcp",) if name in only_tcp else ("tcp", "udp", "bind")) for name in names}
-        self.members = {name: Member(name, way, weight) for (name, way), weight in zip(self.ways.items(), weights or [1] * len(names))}
+        self.ways = {
+            name: Way(name, self.asked, ("tcp",) if name in only_tcp else ("tcp", "udp", "bind"))
+            for name in names
+        }
+        self.members = {
+            name: Member(name, way, weight)
+            for (name, way), weight in zip(self.ways.items(), weights or [1] * len(names))
+        }
         self.group = GroupDialer("pool", list(self.members.values()), balance, 10.0)
 
     def whom(self, flow: Flow = TCP) -> str:
         """Who is asked by one dial, in order; what it gives is closed again."""
         before = len(self.asked)
         try:
-            made: Any = self.group.dial(flow) if flow.network == "tcp" else self.group.dial_packet(flow)
+            made: Any = (
+                self.group.dial(flow) if flow.network == "tcp" else self.group.dial_packet(flow)
+            )
         except DialError:
             pass
         else:
@@ -148,9 +177,11 @@ class Pool:
 
     def takes(self, clock: Clock, **seconds: float) -> None:
         def passing(time: float) -> Callable[[], None]:
-            def moved() -> None:
+            def traffic() -> None:
                 clock.now += time
-            return moved
+
+            return traffic
+
         for name, time in seconds.items():
             self.ways[name].meanwhile = passing(time)
 
@@ -166,7 +197,7 @@ class Pool:
 def in_turn(asked: str, names: str) -> bool:
     """Whether they are asked in the order they are written in, whoever is the first."""
     start = names.index(asked[0])
-    return asked == ((names[start:] + names[:start]) * len(asked))[:len(asked)]
+    return asked == ((names[start:] + names[:start]) * len(asked))[: len(asked)]
 
 
 def keys(count: int) -> list[Address]:
@@ -184,7 +215,9 @@ class TestRoundRobin:
 
     def test_counts_datagrams_and_streams_together(self) -> None:
         pool = Pool("round-robin")
-        assert in_turn("".join(pool.whom(flow) for flow in [TCP, TCP, UDP, UDP, TCP, UDP] * 3), "abc")
+        assert in_turn(
+            "".join(pool.whom(flow) for flow in [TCP, TCP, UDP, UDP, TCP, UDP] * 3), "abc"
+        )
 
     def test_leaves_out_who_rests(self) -> None:
         pool = Pool("round-robin")
@@ -202,11 +235,19 @@ class TestRoundRobin:
 
 @pytest.mark.usefixtures("clock")
 class TestWeighted:
-    @pytest.mark.parametrize("weights, round_", [
-        ((3, 1), "aaba"), ((1, 1), "ab"), ((2, 1), "aba"), ((5, 1, 1), "aabacaa"), ((1, 2, 3), "cbacbc")])
+    @pytest.mark.parametrize(
+        "weights, round_",
+        [
+            ((3, 1), "aaba"),
+            ((1, 1), "ab"),
+            ((2, 1), "aba"),
+            ((5, 1, 1), "aabacaa"),
+            ((1, 2, 3), "cbacbc"),
+        ],
+    )
     def test_is_smooth(self, weights: tuple, round_: str) -> None:
         """Each round gives everybody its weight in turns, and nobody all of them at once."""
-        pool = Pool("weighted", "abc"[:len(weights)], weights)
+        pool = Pool("weighted", "abc"[: len(weights)], weights)
         assert pool.each(len(round_) * 5) == round_ * 5
 
     def test_the_richest_of_the_rest_is_asked_where_one_fails(self) -> None:
@@ -259,7 +300,7 @@ class TestLive:
     def test_however_it_is_closed(self, end: Callable[[Stream], None], clock: Clock) -> None:
         pool = Pool("failover", "a")
         stream = pool.group.dial(TCP)
-        stream.socket.setsockopt = lambda *_: None      # type: ignore[method-assign]
+        stream.socket.setsockopt = lambda *_: None  # type: ignore[method-assign]
         end(stream)
         assert pool.live() == {"a": 0}
 
@@ -289,7 +330,7 @@ class TestLive:
             with pytest.raises(RuntimeError):
                 pool.whom(flow)
         assert pool.live() == {"a": 0, "b": 0}
-        assert pool.asked == ["a", "a"]     # a fault of ours is no reason to ask another
+        assert pool.asked == ["a", "a"]  # a fault of ours is no reason to ask another
 
     def test_a_dial_is_counted_whatever_comes_of_it(self, clock: Clock) -> None:
         pool = Pool("failover", "a")
@@ -343,14 +384,23 @@ class TestHash:
     def test_ports_and_networks_are_no_part_of_the_key(self, balance: str) -> None:
         pool = Pool(balance, "abcd")
         for key in keys(20):
-            flows = [keyed(balance, key._replace(port=port))._replace(network=network) for port in (1, 2) for network in ("tcp", "udp")]
+            flows = [
+                keyed(balance, key._replace(port=port))._replace(network=network)
+                for port in (1, 2)
+                for network in ("tcp", "udp")
+            ]
             assert len({pool.whom(flow) for flow in flows}) == 1
 
     def test_the_rest_of_the_flow_is_no_part_of_the_key(self, balance: str) -> None:
         """Nor is the other of client and target."""
         pool = Pool(balance, "abcd")
-        flow, field = keyed(balance, Address("192.0.2.9", 1)), "target" if balance == "hash-client" else "client"
-        others = [flow._replace(**{field: key}, listener=key.host, user=key.host) for key in keys(20)]
+        flow, field = (
+            keyed(balance, Address("192.0.2.9", 1)),
+            "target" if balance == "hash-client" else "client",
+        )
+        others = [
+            flow._replace(**{field: key}, listener=key.host, user=key.host) for key in keys(20)
+        ]
         assert len({pool.whom(other) for other in others}) == 1
 
     def test_keys_are_spread_evenly(self, balance: str) -> None:
@@ -361,42 +411,59 @@ class TestHash:
 
     def test_names_are_spread_evenly(self, balance: str) -> None:
         pool = Pool(balance, "abcd")
-        spread = Tally(pool.whom(keyed(balance, Address(f"www{number}.example", 443))) for number in range(1000))
+        spread = Tally(
+            pool.whom(keyed(balance, Address(f"www{number}.example", 443)))
+            for number in range(1000)
+        )
         assert all(abs(count - 250) <= 0.15 * 250 for count in spread.values()), spread
 
     @pytest.mark.parametrize("gone", "abcd")
     def test_without_a_member_its_keys_alone_move(self, balance: str, gone: str) -> None:
         before, after = Pool(balance, "abcd"), Pool(balance, "abcd".replace(gone, ""))
-        moved = Tally[str]()
+        traffic = Tally[str]()
         for key in keys(1000):
             was, is_ = before.whom(keyed(balance, key)), after.whom(keyed(balance, key))
             if was == gone:
-                moved[is_] += 1
+                traffic[is_] += 1
             else:
                 assert is_ == was
-        assert len(moved) == 3 and min(moved.values()) > 50      # to all that are left
+        assert len(traffic) == 3 and min(traffic.values()) > 50  # to all that are left
 
     def test_the_order_in_the_file_is_no_part_of_the_key(self, balance: str) -> None:
         one, other = Pool(balance, "abcd"), Pool(balance, "dbca")
-        assert all(one.whom(keyed(balance, key)) == other.whom(keyed(balance, key)) for key in keys(100))
+        assert all(
+            one.whom(keyed(balance, key)) == other.whom(keyed(balance, key)) for key in keys(100)
+        )
 
     def test_who_rests_leaves_its_keys_for_as_long(self, balance: str, clock: Clock) -> None:
         pool = Pool(balance, "abcd")
         before = {key: pool.whom(keyed(balance, key)) for key in keys(100)}
         pool.members["b"].note_failure(fault()())
         resting = {key: pool.whom(keyed(balance, key)) for key in keys(100)}
-        assert all(resting[key] == was if was != "b" else resting[key] in "acd" for key, was in before.items())
+        assert all(
+            resting[key] == was if was != "b" else resting[key] in "acd"
+            for key, was in before.items()
+        )
         clock.now += REST_SECONDS
         assert {key: pool.whom(keyed(balance, key)) for key in keys(100)} == before
 
 
 def test_hashes_are_the_same_in_every_process() -> None:
     """Not those of str, which each process salts: a restart leaves clients where they are."""
-    program = ("from netproxy.dialer.group import _by_hash\nfrom types import SimpleNamespace as N\n"
-               "members = [N(name=name) for name in 'abcd']\n"
-               "print(''.join(_by_hash(members, f'10.0.0.{key}')[0].name for key in range(200)))")
-    said = [subprocess.run([sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
-            for seed in ("1", "2")]
+    program = (
+        "from netproxy.dialer.group import _by_hash\nfrom types import SimpleNamespace as N\n"
+        "members = [N(name=name) for name in 'abcd']\n"
+        "print(''.join(_by_hash(members, f'10.0.0.{key}')[0].name for key in range(200)))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
     assert said[0] == said[1] and len(said[0]) == 201
 
 
@@ -435,8 +502,19 @@ class TestFailing:
         member = pool.members["a"]
         assert (member.failed, member.error, member.state, pool.whom()) == (0, "", "up", "a")
 
-    @pytest.mark.parametrize("reason", [Reason.NAME, Reason.HOST_UNREACHABLE, Reason.NETWORK_UNREACHABLE, Reason.TIMEOUT, Reason.GENERAL])
-    def test_where_the_target_is_not_reached_another_is_asked_and_nobody_rests(self, reason: Reason) -> None:
+    @pytest.mark.parametrize(
+        "reason",
+        [
+            Reason.NAME,
+            Reason.HOST_UNREACHABLE,
+            Reason.NETWORK_UNREACHABLE,
+            Reason.TIMEOUT,
+            Reason.GENERAL,
+        ],
+    )
+    def test_where_the_target_is_not_reached_another_is_asked_and_nobody_rests(
+        self, reason: Reason
+    ) -> None:
         pool = Pool("failover")
         pool.fail("ab", refusal(reason))
         assert [pool.whom() for _ in range(3)] == ["abc"] * 3
@@ -451,11 +529,19 @@ class TestFailing:
     def test_no_more_than_a_few_are_asked(self) -> None:
         pool = Pool("failover", "abcdef")
         pool.fail("abcdef")
-        assert str(pool.failure()) == "group 'pool': no member could: a: timed out; b: timed out; c: timed out"
+        assert (
+            str(pool.failure())
+            == "group 'pool': no member could: a: timed out; b: timed out; c: timed out"
+        )
         assert len(pool.asked) == TRIES == 3
 
-    @pytest.mark.parametrize("seconds, asked", [(3.0, "abc"), (7.5, "abc"), (7.6, "ab"), (15.0, "ab"), (15.1, "a"), (100.0, "a")])
-    def test_none_is_asked_once_the_time_is_over(self, clock: Clock, seconds: float, asked: str) -> None:
+    @pytest.mark.parametrize(
+        "seconds, asked",
+        [(3.0, "abc"), (7.5, "abc"), (7.6, "ab"), (15.0, "ab"), (15.1, "a"), (100.0, "a")],
+    )
+    def test_none_is_asked_once_the_time_is_over(
+        self, clock: Clock, seconds: float, asked: str
+    ) -> None:
         """1.5 times what a dial may take, here 10 s."""
         pool = Pool("failover")
         pool.takes(clock, a=seconds, b=seconds, c=seconds)
@@ -465,18 +551,35 @@ class TestFailing:
     def test_all_that_failed_are_told_of(self) -> None:
         pool = Pool("failover", "ab")
         pool.fail("a", fault(Reason.TIMEOUT, "'a' (socks5://10.0.0.1:1080)"))
-        pool.fail("b", fault(Reason.AUTHENTICATION, "'b' (http://10.0.0.2:3128)", "407 proxy authentication required"))
+        pool.fail(
+            "b",
+            fault(
+                Reason.AUTHENTICATION,
+                "'b' (http://10.0.0.2:3128)",
+                "407 proxy authentication required",
+            ),
+        )
         error = pool.failure()
-        assert str(error) == ("group 'pool': no member could: a: 'a' (socks5://10.0.0.1:1080): timed out; "
-                              "b: 'b' (http://10.0.0.2:3128): 407 proxy authentication required")
-        assert (error.hop, error.reason, error.upstream) == ("group 'pool'", Reason.AUTHENTICATION, True)
+        assert str(error) == (
+            "group 'pool': no member could: a: 'a' (socks5://10.0.0.1:1080): timed out; "
+            "b: 'b' (http://10.0.0.2:3128): 407 proxy authentication required"
+        )
+        assert (error.hop, error.reason, error.upstream) == (
+            "group 'pool'",
+            Reason.AUTHENTICATION,
+            True,
+        )
 
     def test_what_the_target_answers_the_second_is_passed_on(self) -> None:
         pool = Pool("failover")
         pool.fail("a")
         pool.fail("b", refusal())
         error = pool.failure()
-        assert (error.reason, str(error), error.upstream) == (Reason.REFUSED, f"{TARGET}: connection refused", False)
+        assert (error.reason, str(error), error.upstream) == (
+            Reason.REFUSED,
+            f"{TARGET}: connection refused",
+            False,
+        )
         assert pool.asked == ["a", "b"]
 
 
@@ -496,7 +599,9 @@ class TestRest:
         member = Member("a", Way(), 1)
         for _ in range(5000):
             member.note_failure(fault()())
-        assert member.rests(clock.now + REST_LIMIT - 0.001) and not member.rests(clock.now + REST_LIMIT)
+        assert member.rests(clock.now + REST_LIMIT - 0.001) and not member.rests(
+            clock.now + REST_LIMIT
+        )
 
     def test_a_success_forgets_the_failures(self, clock: Clock) -> None:
         pool = Pool("failover", "ab")
@@ -538,7 +643,7 @@ class TestRest:
         for member in pool.members.values():
             member.note_failure(fault()())
         assert pool.whom() == "a"
-        assert pool.whom() == "a"       # and it rests no more
+        assert pool.whom() == "a"  # and it rests no more
 
     def test_those_that_fail_together_fail_once(self, clock: Clock) -> None:
         """Eight clients meet one outage of a moment: that is not eight failures in a row, and no rest of a minute."""
@@ -563,14 +668,17 @@ class TestDown:
         assert "b" not in pool.each(9)
         pool.fail("ac")
         assert sorted(pool.whom()) == ["a", "c"]
-        assert sorted(pool.whom()) == ["a", "c"]        # they rest, and still it is not its turn
+        assert sorted(pool.whom()) == ["a", "c"]  # they rest, and still it is not its turn
 
     def test_with_all_down_nobody_is_asked(self) -> None:
         pool = Pool("failover", "ab")
         pool.members["a"].note_check("10.0.0.1:1080: connection refused")
         pool.members["b"].note_check("timed out")
         error = pool.failure()
-        assert str(error) == "group 'pool': no live member: a: 10.0.0.1:1080: connection refused; b: timed out"
+        assert (
+            str(error)
+            == "group 'pool': no live member: a: 10.0.0.1:1080: connection refused; b: timed out"
+        )
         assert (error.reason, error.upstream, pool.asked) == (Reason.GENERAL, True, [])
 
     def test_a_check_is_news_where_it_changes_something(self) -> None:
@@ -621,7 +729,10 @@ class TestCarrying:
     def test_where_none_carries_datagrams_that_is_said(self) -> None:
         pool = Pool("failover", "ab", only_tcp="ab")
         error = pool.failure(UDP)
-        assert (str(error), error.reason) == ("group 'pool': no member carries UDP", Reason.UNSUPPORTED)
+        assert (str(error), error.reason) == (
+            "group 'pool': no member carries UDP",
+            Reason.UNSUPPORTED,
+        )
 
     def test_of_those_that_are_down_only_who_would_carry_it_is_told(self) -> None:
         pool = Pool("failover", "ab", only_tcp="a")
@@ -655,8 +766,11 @@ class TestWithin:
         inner, outer = self.nested()
         inner.fail("ab")
         assert outer.whom() == "abz"
-        assert outer.members["inner"].error == "group 'inner': no member could: a: timed out; b: timed out"
-        assert outer.whom() == "z"      # the inner one rests as a whole
+        assert (
+            outer.members["inner"].error
+            == "group 'inner': no member could: a: timed out; b: timed out"
+        )
+        assert outer.whom() == "z"  # the inner one rests as a whole
         clock.now += REST_SECONDS
         assert outer.whom() == "abz"
 
@@ -664,8 +778,10 @@ class TestWithin:
         inner, outer = self.nested()
         inner.fail("ab")
         outer.fail("z")
-        assert str(outer.failure()) == ("group 'outer': no member could: inner: group 'inner': no member could: "
-                                        "a: timed out; b: timed out; z: timed out")
+        assert str(outer.failure()) == (
+            "group 'outer': no member could: inner: group 'inner': no member could: "
+            "a: timed out; b: timed out; z: timed out"
+        )
 
     def test_the_target_is_passed_on_at_once_through_both(self) -> None:
         inner, outer = self.nested()
@@ -708,9 +824,14 @@ class TestWithin:
 
         def refuse(stream: Stream) -> None:
             raise DialError(Reason.AUTHENTICATION)
+
         via: Any = inner.group
-        hop = Hop("x", "hop 2 (http://192.0.2.1:1)", Address("192.0.2.1", 1), via, 1.0, secure=refuse)
-        with pytest.raises(DialError, match=r"hop 2 \(http://192.0.2.1:1\): the upstream refused the credentials"):
+        hop = Hop(
+            "x", "hop 2 (http://192.0.2.1:1)", Address("192.0.2.1", 1), via, 1.0, secure=refuse
+        )
+        with pytest.raises(
+            DialError, match=r"hop 2 \(http://192.0.2.1:1\): the upstream refused the credentials"
+        ):
             HttpDialer(hop, Counts()).dial(TCP)
         assert inner.live() == {"a": 0}
 
@@ -735,19 +856,25 @@ def test_many_threads_leave_the_figures_right(balance: str) -> None:
     def sometimes() -> None:
         if next(calls) % 9 == 0:
             raise fault()()
+
     pool.ways["c"].meanwhile = sometimes
 
     def work(flow: Flow) -> None:
         held: list[Any] = []
         for number in range(200):
-            held.append(pool.group.dial(flow) if flow.network == "tcp" else pool.group.dial_packet(flow))
+            held.append(
+                pool.group.dial(flow) if flow.network == "tcp" else pool.group.dial_packet(flow)
+            )
             if number % 3:
                 held.pop(0).close()
         for made in held:
             made.close()
             made.close()
-    flows = [keyed("hash-client", key)._replace(target=key, network="udp" if number % 2 else "tcp")
-             for number, key in enumerate(keys(8))]
+
+    flows = [
+        keyed("hash-client", key)._replace(target=key, network="udp" if number % 2 else "tcp")
+        for number, key in enumerate(keys(8))
+    ]
     for task in [Task(work, flow) for flow in flows]:
         task.result(30.0)
     members = pool.members.values()

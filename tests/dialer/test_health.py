@@ -2,6 +2,7 @@
 
 The time is what expire() is told; servers are scripted, on loopback.
 """
+
 from __future__ import annotations
 
 import socket
@@ -14,7 +15,8 @@ from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.group import GroupDialer, Member
 from netproxy.dialer.health import NOBODY, Check, HealthChecks
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream
 from tests.dialer.test_group import TCP, Way, fault
 from tests.support.doubles import Lines
@@ -30,12 +32,22 @@ class Rig:
 
     def __init__(self, eager: bool = True) -> None:
         self.log, self.pool = Lines(), Workers(eager)
-        self.begun = 0          # checks that were given to the pool, and taken
+        self.begun = 0  # checks that were given to the pool, and taken
         self.health = HealthChecks(self._submit, self.log)
 
-    def add(self, way: Any, target: Address = TARGET, path: bytes = b"", interval: float = 30.0, timeout: float = 2.0) -> Member:
+    def add(
+        self,
+        way: Any,
+        target: Address = TARGET,
+        path: bytes = b"",
+        interval: float = 30.0,
+        timeout: float = 2.0,
+    ) -> Member:
         member = Member(getattr(way, "name", "a"), way, 1)
-        self.health.checks = [*self.health.checks, Check("pool", member, target, way, path, interval, timeout)]
+        self.health.checks = [
+            *self.health.checks,
+            Check("pool", member, target, way, path, interval, timeout),
+        ]
         return member
 
     def tick(self, now: float) -> int:
@@ -205,6 +217,7 @@ class TestConnecting:
 
 def answering(data: bytes, got: list[bytes] | None = None) -> Callable[[socket.socket], None]:
     """Reads a request and sends `data`."""
+
     def script(sock: socket.socket) -> None:
         request = b""
         while not request.endswith(b"\r\n\r\n"):
@@ -212,25 +225,36 @@ def answering(data: bytes, got: list[bytes] | None = None) -> Callable[[socket.s
         if got is not None:
             got.append(request)
         sock.sendall(data)
+
     return script
 
 
 class TestPath:
     """A page is asked for by HTTP/1.1; its status says whether all is well."""
 
-    def check(self, direct: DirectDialer, script: Callable[[socket.socket], Any], timeout: float = 2.0,
-              host: str = "127.0.0.1") -> tuple[Member, Address]:
+    def check(
+        self,
+        direct: DirectDialer,
+        script: Callable[[socket.socket], Any],
+        timeout: float = 2.0,
+        host: str = "127.0.0.1",
+    ) -> tuple[Member, Address]:
         rig = Rig()
         with server(script, host) as address:
             member = rig.add(direct, address, b"/health?x=1", timeout=timeout)
             rig.tick(NOW)
-        assert rig.lines() == ([] if member.up else [f"group 'pool': direct is down: {member.error}"])
+        assert rig.lines() == (
+            [] if member.up else [f"group 'pool': direct is down: {member.error}"]
+        )
         return member, address
 
     def test_the_request(self, direct: DirectDialer) -> None:
         got: list[bytes] = []
         _, address = self.check(direct, answering(b"HTTP/1.1 200 OK\r\n\r\n", got))
-        assert got == [b"GET /health?x=1 HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % str(address).encode()]
+        assert got == [
+            b"GET /health?x=1 HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n"
+            % str(address).encode()
+        ]
 
     @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
     def test_an_ipv6_host_has_brackets(self, direct: DirectDialer) -> None:
@@ -240,24 +264,38 @@ class TestPath:
 
     @pytest.mark.parametrize("status", [200, 204, 299, 301, 302, 304, 399])
     def test_these_are_well(self, direct: DirectDialer, status: int) -> None:
-        member, _ = self.check(direct, answering(b"HTTP/1.1 %d Whatever\r\nContent-Length: 5\r\n\r\nhello" % status))
+        member, _ = self.check(
+            direct, answering(b"HTTP/1.1 %d Whatever\r\nContent-Length: 5\r\n\r\nhello" % status)
+        )
         assert (member.up, member.error) == (True, "")
 
     @pytest.mark.parametrize("status", [400, 401, 404, 500, 502, 503, 599])
     def test_these_are_not(self, direct: DirectDialer, status: int) -> None:
-        member, address = self.check(direct, answering(b"HTTP/1.1 %d Whatever\r\nContent-Length: 0\r\n\r\n" % status))
+        member, address = self.check(
+            direct, answering(b"HTTP/1.1 %d Whatever\r\nContent-Length: 0\r\n\r\n" % status)
+        )
         assert (member.up, member.error) == (False, f"{address} answered {status}")
 
-    @pytest.mark.parametrize("interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"])
+    @pytest.mark.parametrize(
+        "interim",
+        [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"],
+    )
     def test_an_interim_answer_is_none(self, direct: DirectDialer, interim: bytes) -> None:
         """RFC 9110 section 15.2: a client must be able to read them, though it did not ask for them."""
         member, _ = self.check(direct, answering(interim + b"HTTP/1.1 200 OK\r\n\r\n"))
         assert member.up
 
-    @pytest.mark.parametrize("answer, error", [
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "not an HTTP/1 status line"), (b"\x05\xff\r\n", "not an HTTP/1 status line"),
-        (b"", "closed within a line"), (b"HTTP/1.1 200", "closed within a line"), (b"HTTP/1.1 200 OK\r\nA: b\r\n", "closed within a head"),
-        (b"HTTP/1.1 200 OK\r\n b\r\n\r\n", "")])
+    @pytest.mark.parametrize(
+        "answer, error",
+        [
+            (b"SSH-2.0-OpenSSH_9.2\r\n", "not an HTTP/1 status line"),
+            (b"\x05\xff\r\n", "not an HTTP/1 status line"),
+            (b"", "closed within a line"),
+            (b"HTTP/1.1 200", "closed within a line"),
+            (b"HTTP/1.1 200 OK\r\nA: b\r\n", "closed within a head"),
+            (b"HTTP/1.1 200 OK\r\n b\r\n\r\n", ""),
+        ],
+    )
     def test_garbage_is_not(self, direct: DirectDialer, answer: bytes, error: str) -> None:
         member, _ = self.check(direct, answering(answer))
         assert not member.up and member.error
@@ -277,6 +315,7 @@ class TestPath:
                     pass
             except ConnectionError:
                 pass
+
         member, _ = self.check(direct, drip, timeout=0.1)
         assert member.error == "out of time"
 
@@ -288,21 +327,31 @@ class TestNews:
         for second, fails in enumerate([None, None, "x", "x", "y", None, None, "z", None]):
             way.fails = fault(Reason.GENERAL, said=fails) if fails else None
             rig.tick(NOW + second)
-        assert rig.lines() == ["group 'pool': a is down: x", "group 'pool': a is up", "group 'pool': a is down: z", "group 'pool': a is up"]
+        assert rig.lines() == [
+            "group 'pool': a is down: x",
+            "group 'pool': a is up",
+            "group 'pool': a is down: z",
+            "group 'pool': a is up",
+        ]
 
     def test_names_the_member_and_the_hop(self, rig: Rig) -> None:
         way = Way("office")
         way.fails = fault(Reason.TIMEOUT, hop="'office' (socks5://10.0.0.1:1080)")
         rig.add(way)
         rig.tick(NOW)
-        assert rig.lines() == ["group 'pool': office is down: 'office' (socks5://10.0.0.1:1080): timed out"]
+        assert rig.lines() == [
+            "group 'pool': office is down: 'office' (socks5://10.0.0.1:1080): timed out"
+        ]
 
     def test_of_one_member_is_none_of_another(self, rig: Rig) -> None:
         ways = [Way("a"), Way("b")]
         members = [rig.add(way) for way in ways]
         ways[1].fails = fault(said="x")
         rig.tick(NOW)
-        assert ([member.up for member in members], rig.lines()) == ([True, False], ["group 'pool': b is down: x"])
+        assert ([member.up for member in members], rig.lines()) == (
+            [True, False],
+            ["group 'pool': b is down: x"],
+        )
 
 
 class TestFaults:
@@ -330,6 +379,7 @@ class TestFaults:
                 stream = super().dial(flow)
                 stream.on_close(lambda: closed.append("once"))
                 return stream
+
         member = rig.add(Watched("a"), path=path)
         try:
             rig.tick(NOW)
@@ -344,6 +394,7 @@ class TestFaults:
         def script(sock: socket.socket) -> None:
             sock.sendall(b"nonsense\r\n")
             ended.append(read_to_end(sock))
+
         with server(script) as address:
             rig.add(direct, address, b"/")
             rig.tick(NOW)

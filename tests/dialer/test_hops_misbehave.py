@@ -3,6 +3,7 @@
 HAZARDS 61, 62 and 119.  Whatever a proxy does, a dial ends in its time, with an
 error that names the hop and says that it was at fault, and nothing is left open.
 """
+
 from __future__ import annotations
 
 import socket
@@ -12,12 +13,15 @@ from typing import Any, Callable, Iterator, NamedTuple
 
 import pytest
 
-from netproxy.config.schema import HopConfig, UpstreamTlsConfig, WayConfig
+from netproxy.config.schema import HopConfig, UpstreamTlsConfig, UpstreamConfig
+from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Dialer, PacketConn
-from netproxy.net import calls
-from netproxy.net.batching import Datagrams
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import PacketConn
+from netproxy.interfaces.routing import Dialer
+from netproxy.net import syscalls
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.stream import Stream
 from netproxy.relay.pipe import PipeLimits
 from tests.net.test_tls_client import MEGABYTE, Peer, bulk, relay
@@ -29,10 +33,10 @@ from tests.support.flows import tcp_to, udp_to
 from tests.support.sockets import Task, read_to_end, reset, server, tcp_pair, wait_until
 
 TARGET = Address("198.51.100.7", 443)
-UOT = Address("sp.v2.udp-over-tcp.arpa", 443)       # the name that asks for UDP over TCP
-HEAD = 0                    # in place of a count: what ends with an empty line
+UOT = Address("sp.v2.udp-over-tcp.arpa", 443)  # the name that asks for UDP over TCP
+HEAD = 0  # in place of a count: what ends with an empty line
 LIMITS = PipeLimits(5.0, 5.0)
-BOUND = 256 * 1024          # bytes that a head may cost, one read ahead of need included
+BOUND = 256 * 1024  # bytes that a head may cost, one read ahead of need included
 OK = b"HTTP/1.1 200 Connection established\r\n\r\n"
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
 GREETED = (3, b"\x05\x00")
@@ -43,8 +47,8 @@ Play = Callable[[Peer], Any]
 
 class Kind(NamedTuple):
     scheme: str
-    steps: tuple[tuple[int, bytes], ...]        # bytes of what is asked, and the right answer
-    first: bytes                                # b"first" of the target's, as it comes over the wire
+    steps: tuple[tuple[int, bytes], ...]  # bytes of what is asked, and the right answer
+    first: bytes  # b"first" of the target's, as it comes over the wire
     packets: bool = False
     udp: str = "auto"
 
@@ -71,18 +75,32 @@ KINDS = {
     "http": Kind("http", ((HEAD, OK),), b"first"),
     "connect-udp": Kind("http", ((HEAD, SWITCHED),), b"\x00\x06\x00first", True),
     "https": Kind("https", ((HEAD, OK),), b"first"),
-    "uot": Kind("socks5h", (GREETED, (30, REPLY)), b"\x00\xc6\x33\x64\x07\x01\xbb\x00\x05first", True, "uot"),
+    "uot": Kind(
+        "socks5h", (GREETED, (30, REPLY)), b"\x00\xc6\x33\x64\x07\x01\xbb\x00\x05first", True, "uot"
+    ),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-each_socks5 = pytest.mark.parametrize("kind", [KINDS["socks5h"], KINDS["uot"]], ids=["socks5h", "uot"])
-each_http = pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.http],
-                                    ids=[name for name, kind in KINDS.items() if kind.http])
-each_connect = pytest.mark.parametrize("kind", [KINDS["http"], KINDS["https"]], ids=["http", "https"])
+each_socks5 = pytest.mark.parametrize(
+    "kind", [KINDS["socks5h"], KINDS["uot"]], ids=["socks5h", "uot"]
+)
+each_http = pytest.mark.parametrize(
+    "kind",
+    [kind for kind in KINDS.values() if kind.http],
+    ids=[name for name, kind in KINDS.items() if kind.http],
+)
+each_connect = pytest.mark.parametrize(
+    "kind", [KINDS["http"], KINDS["https"]], ids=["http", "https"]
+)
 
 GARBAGE = {
-    "text": b"SSH-2.0-OpenSSH_9.6\r\n\r\n" + b"x" * 300, "html": b"<html>\r\n\r\n" + b"x" * 300, "high": b"\xff" * 300 + b"\r\n\r\n",
-    "ones": b"\x01" * 300 + b"\r\n\r\n", "alert": b"\x15\x03\x03\x00\x02\x02\x28" * 40 + b"\r\n\r\n",
-    "http2": b"HTTP/2 200 OK\r\n\r\n" + b"x" * 300, "request": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 300}
+    "text": b"SSH-2.0-OpenSSH_9.6\r\n\r\n" + b"x" * 300,
+    "html": b"<html>\r\n\r\n" + b"x" * 300,
+    "high": b"\xff" * 300 + b"\r\n\r\n",
+    "ones": b"\x01" * 300 + b"\r\n\r\n",
+    "alert": b"\x15\x03\x03\x00\x02\x02\x28" * 40 + b"\r\n\r\n",
+    "http2": b"HTTP/2 200 OK\r\n\r\n" + b"x" * 300,
+    "request": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 300,
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,26 +116,36 @@ def context(made: Certificates) -> ssl.SSLContext:
 class Rig:
     """Makes a hop that a script plays, and the way out through it."""
 
-    def __init__(self, reach: Reach, made: Certificates, context: ssl.SSLContext) -> None:
-        self._datagrams = Datagrams(Counts(), Lines())
+    def __init__(self, reach: TargetResolver, made: Certificates, context: ssl.SSLContext) -> None:
+        self._datagrams = UdpSocketFactory(Counts(), Lines())
         self._factory = DialerFactory(reach, self._datagrams, 5.0, no_services())
         self._made = made
         self._context = context
 
     def way(self, kind: Kind, address: Address, seconds: float | None = None) -> Dialer:
-        hop = HopConfig(kind.scheme, address, udp=kind.udp, timeout=seconds, tls=UpstreamTlsConfig(self._made.path("ca.pem")))
-        return self._factory.way(WayConfig((hop,), "office"))
+        hop = HopConfig(
+            kind.scheme,
+            address,
+            udp=kind.udp,
+            timeout=seconds,
+            tls=UpstreamTlsConfig(self._made.path("ca.pem")),
+        )
+        return self._factory.dialer(UpstreamConfig((hop,), "office"))
 
     def plays(self, kind: Kind, play: Play) -> Any:
         """A server that plays with each connection, behind the handshake where the kind has one."""
+
         def script(sock: socket.socket) -> None:
             peer = Peer(sock)
             if kind.tls:
                 peer.secure(self._context)
             play(peer)
+
         return server(script)
 
-    def fails(self, kind: Kind, address: Address, seconds: float | None = None, upstream: bool = True) -> DialError:
+    def fails(
+        self, kind: Kind, address: Address, seconds: float | None = None, upstream: bool = True
+    ) -> DialError:
         """What dialling fails with: the hop is named, and at fault where `upstream` is said."""
         with pytest.raises(DialError) as caught:
             opened(kind, self.way(kind, address, seconds))
@@ -144,7 +172,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig(reach: Reach, made: Certificates, context: ssl.SSLContext) -> Rig:
+def rig(reach: TargetResolver, made: Certificates, context: ssl.SSLContext) -> Rig:
     return Rig(reach, made, context)
 
 
@@ -152,13 +180,14 @@ def rig(reach: Reach, made: Certificates, context: ssl.SSLContext) -> Rig:
 def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Bytes of each read of a stream."""
     found: list[int] = []
-    real = calls.receive
+    real = syscalls.receive
 
     def receive(sock: socket.socket, limit: int) -> memoryview | None:
         data = real(sock, limit)
         found.append(len(data or b""))
         return data
-    monkeypatch.setattr(calls, "receive", receive)
+
+    monkeypatch.setattr(syscalls, "receive", receive)
     yield found
 
 
@@ -198,16 +227,20 @@ def steps(peer: Peer, kind: Kind, upto: int) -> None:
 
 def places(kind: Kind) -> list[tuple[int, int]]:
     """Every byte of every answer: the step, and how many bytes of its answer come."""
-    return [(step, cut) for step, (_, answer) in enumerate(kind.steps) for cut in range(len(answer))]
+    return [
+        (step, cut) for step, (_, answer) in enumerate(kind.steps) for cut in range(len(answer))
+    ]
 
 
 def in_one_send(kind: Kind, behind: bytes, answer: bytes = b"") -> Play:
     """The last answer with what follows it, then until the client leaves."""
+
     def play(peer: Peer) -> None:
         steps(peer, kind, len(kind.steps) - 1)
         peer.send((answer or kind.steps[-1][1]) + behind)
         peer.read_to_end()
         peer.end()
+
     return play
 
 
@@ -216,10 +249,14 @@ class TestSilence:
     @pytest.mark.parametrize("step", [0, 1])
     def test_instead_of_an_answer(self, rig: Rig, kind: Kind, step: int) -> None:
         """Accepted, asked, and nothing more: the dial ends with the hop's seconds."""
+
         def play(peer: Peer) -> None:
             steps(peer, kind, min(step, len(kind.steps) - 1))
             peer.read_to_end()
-        of_target = kind.scheme == "socks5h" and step == 1      # it has spoken to us: what is silent is the target
+
+        of_target = (
+            kind.scheme == "socks5h" and step == 1
+        )  # it has spoken to us: what is silent is the target
         with rig.plays(kind, play) as address:
             started = time.monotonic()
             error = rig.fails(kind, address, 0.1, upstream=not of_target)
@@ -231,10 +268,12 @@ class TestSilence:
     @pytest.mark.parametrize("cut", range(1, len(REPLY)))
     def test_within_the_reply_of_socks5_is_the_proxys(self, rig: Rig, kind: Kind, cut: int) -> None:
         """It has begun to answer, be it with one byte: who stops then is the proxy."""
+
         def play(peer: Peer) -> None:
             steps(peer, kind, 1)
             peer.send(REPLY[:cut])
             peer.read_to_end()
+
         with rig.plays(kind, play) as address:
             assert rig.fails(kind, address, 0.1).reason is Reason.TIMEOUT
 
@@ -251,6 +290,7 @@ class TestSilence:
             steps(peer, kind, len(kind.steps) - 1)
             peer.send(kind.steps[-1][1][:-1])
             peer.read_to_end()
+
         with rig.plays(kind, play) as address:
             assert rig.fails(kind, address, 0.1).reason is Reason.TIMEOUT
 
@@ -260,6 +300,7 @@ class TestSilence:
             asked(peer, HEAD)
             while True:
                 peer.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
         with rig.plays(kind, play) as address:
             started = time.monotonic()
             assert rig.fails(kind, address, 0.2).reason is Reason.TIMEOUT
@@ -268,10 +309,12 @@ class TestSilence:
 
 class TestAnswer:
     @each_kind
-    def test_one_byte_at_a_time(self, rig: Rig, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_byte_at_a_time(
+        self, rig: Rig, kind: Kind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Each read of ours brings one byte, of the records of TLS as well."""
-        real = calls.receive
-        monkeypatch.setattr(calls, "receive", lambda sock, limit: real(sock, 1))
+        real = syscalls.receive
+        monkeypatch.setattr(syscalls, "receive", lambda sock, limit: real(sock, 1))
         with rig.plays(kind, in_one_send(kind, kind.first)) as address:
             assert rig.first(kind, opened(kind, rig.way(kind, address)), 5) == b"first"
 
@@ -289,18 +332,24 @@ class TestAnswer:
     @each_kind
     def test_all_answers_before_anything_was_asked(self, rig: Rig, kind: Kind) -> None:
         """A proxy that knows what is coming: strange, and harmless."""
+
         def play(peer: Peer) -> None:
             peer.send(b"".join(answer for _, answer in kind.steps) + kind.first)
             peer.read_to_end()
             peer.end()
+
         with rig.plays(kind, play) as address:
             assert rig.first(kind, opened(kind, rig.way(kind, address)), 5) == b"first"
 
     @each_kind
-    def test_with_megabytes_behind_it_is_not_read_ahead(self, rig: Rig, kind: Kind, received: list[int]) -> None:
+    def test_with_megabytes_behind_it_is_not_read_ahead(
+        self, rig: Rig, kind: Kind, received: list[int]
+    ) -> None:
         """HAZARDS 85: what nobody has asked for yet stays in the kernel."""
+
         def play(peer: Peer) -> None:
             in_one_send(kind, bulk(5 * MEGABYTE))(peer)
+
         with rig.plays(kind, play) as address:
             made = opened(kind, rig.way(kind, address))
             made.close()
@@ -312,10 +361,12 @@ class TestGarbage:
     @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
     def test_instead_of_an_answer(self, rig: Rig, kind: Kind, garbage: bytes) -> None:
         for step in range(len(kind.steps)):
+
             def play(peer: Peer, step: int = step) -> None:
                 steps(peer, kind, step)
                 peer.send(garbage)
                 peer.read_to_end()
+
             with rig.plays(kind, play) as address:
                 error = rig.fails(kind, address)
             assert error.reason is Reason.PROTOCOL
@@ -325,14 +376,19 @@ class TestGarbage:
     @pytest.mark.parametrize("garbage", [GARBAGE["text"], b"\0" * 300], ids=["text", "zeros"])
     def test_before_anything_was_asked(self, rig: Rig, kind: Kind, garbage: bytes) -> None:
         """In clear where TLS is due, as well.  (To SOCKS4 zeros are a refusal, its code unknown.)"""
+
         def script(sock: socket.socket) -> None:
             sock.sendall(garbage + b"\r\n\r\n")
             read_to_end(sock)
+
         with server(script) as address:
             if kind.scheme == "socks4a" and not garbage[0]:
                 with pytest.raises(DialError) as caught:
                     opened(kind, rig.way(kind, address))
-                assert (caught.value.reason, caught.value.hop) == (Reason.GENERAL, kind.label(address))
+                assert (caught.value.reason, caught.value.hop) == (
+                    Reason.GENERAL,
+                    kind.label(address),
+                )
             else:
                 assert rig.fails(kind, address).reason is Reason.PROTOCOL
 
@@ -346,6 +402,7 @@ class TestEnds:
             step, cut = next(left)
             steps(peer, kind, step)
             peer.send(kind.steps[step][1][:cut])
+
         with rig.plays(kind, play) as address:
             for _ in places(kind):
                 assert rig.fails(kind, address).reason in (Reason.PROTOCOL, Reason.GENERAL)
@@ -360,6 +417,7 @@ class TestEnds:
             steps(peer, kind, step)
             peer.send(kind.steps[step][1][:cut])
             reset(peer.sock)
+
         with rig.plays(kind, play) as address:
             for _ in places(kind):
                 assert rig.fails(kind, address).reason in (Reason.PROTOCOL, Reason.GENERAL)
@@ -368,52 +426,94 @@ class TestEnds:
     @each_kind
     def test_at_once(self, rig: Rig, kind: Kind) -> None:
         """With and without what we send in its way: a close with unread bytes is a reset."""
-        for script in (lambda sock: None, reset, lambda sock: sock.shutdown(socket.SHUT_WR) or read_to_end(sock)):
+        for script in (
+            lambda sock: None,
+            reset,
+            lambda sock: sock.shutdown(socket.SHUT_WR) or read_to_end(sock),
+        ):
             with server(script) as address:
                 assert rig.fails(kind, address).reason in (Reason.PROTOCOL, Reason.GENERAL)
 
 
 class TestStatus:
     @each_connect
-    @pytest.mark.parametrize("fields", [
-        b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"Content-Length: x\r\nContent-Length: 7\r\n", b"Transfer-Encoding: chunked\r\n",
-        b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n"])
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            b"Content-Length: 5\r\n",
+            b"Content-Length: 0\r\n",
+            b"Content-Length: x\r\nContent-Length: 7\r\n",
+            b"Transfer-Encoding: chunked\r\n",
+            b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n",
+        ],
+    )
     @pytest.mark.parametrize("status", [200, 204, 299])
     def test_2xx_has_no_body(self, rig: Rig, kind: Kind, status: int, fields: bytes) -> None:
         """HAZARDS 61; RFC 9110 section 9.3.6: all that follows is the tunnel's."""
         answer = b"HTTP/1.1 %d OK\r\n%b\r\n" % (status, fields)
         with rig.plays(kind, in_one_send(kind, b"5\r\nfirst\r\n0\r\n\r\n", answer)) as address:
-            assert rig.first(kind, opened(kind, rig.way(kind, address)), 15) == b"5\r\nfirst\r\n0\r\n\r\n"
+            assert (
+                rig.first(kind, opened(kind, rig.way(kind, address)), 15)
+                == b"5\r\nfirst\r\n0\r\n\r\n"
+            )
 
     @each_http
-    @pytest.mark.parametrize("status, reason, upstream", [
-        (302, None, False), (403, Reason.DENIED, False), (407, Reason.AUTHENTICATION, True), (502, None, False), (504, Reason.TIMEOUT, False)])
+    @pytest.mark.parametrize(
+        "status, reason, upstream",
+        [
+            (302, None, False),
+            (403, Reason.DENIED, False),
+            (407, Reason.AUTHENTICATION, True),
+            (502, None, False),
+            (504, Reason.TIMEOUT, False),
+        ],
+    )
     @pytest.mark.parametrize("size", [0, 9, MEGABYTE])
-    def test_an_error_with_a_body_closes(self, rig: Rig, kind: Kind, status: int, reason: Reason | None, upstream: bool, size: int) -> None:
+    def test_an_error_with_a_body_closes(
+        self, rig: Rig, kind: Kind, status: int, reason: Reason | None, upstream: bool, size: int
+    ) -> None:
         """HAZARDS 60: its body is not read, however long, and nothing else is asked on that connection."""
         more: list[bytes] = []
 
         def play(peer: Peer) -> None:
             asked(peer, HEAD)
             try:
-                peer.send(b"HTTP/1.1 %d Because\r\nContent-Length: %d\r\n\r\n" % (status, size) + bulk(size))
+                peer.send(
+                    b"HTTP/1.1 %d Because\r\nContent-Length: %d\r\n\r\n" % (status, size)
+                    + bulk(size)
+                )
                 more.append(peer.read_to_end())
             except ConnectionError:
                 more.append(b"")
+
         with rig.plays(kind, play) as address:
             with pytest.raises(DialError) as caught:
                 opened(kind, rig.way(kind, address))
         error = caught.value
         assert (error.upstream, error.hop) == (upstream, kind.label(address))
-        assert error.reason is reason or reason is None and error.reason in (Reason.GENERAL, Reason.UNSUPPORTED)
-        assert str(error).startswith(f"{kind.label(address)}: ") and f"{status} because" in str(error)
+        assert (
+            error.reason is reason
+            or reason is None
+            and error.reason in (Reason.GENERAL, Reason.UNSUPPORTED)
+        )
+        assert str(error).startswith(f"{kind.label(address)}: ") and f"{status} because" in str(
+            error
+        )
         wait_until(lambda: more)
         assert more == [b""]
 
-    @pytest.mark.parametrize("answer", [
-        OK, b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: connect-udp\r\n\r\n", b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
-        SWITCHED[:-2] + b"Content-Length: 5\r\n\r\n", SWITCHED[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"])
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            OK,
+            b"HTTP/1.1 204 No Content\r\n\r\n",
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: connect-udp\r\n\r\n",
+            b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+            SWITCHED[:-2] + b"Content-Length: 5\r\n\r\n",
+            SWITCHED[:-2] + b"Transfer-Encoding: chunked\r\n\r\n",
+        ],
+    )
     def test_no_switch_to_connect_udp(self, rig: Rig, answer: bytes) -> None:
         kind = KINDS["connect-udp"]
         with rig.plays(kind, in_one_send(kind, kind.first, answer)) as address:
@@ -430,25 +530,37 @@ class TestEndless:
     """HAZARDS 61, 68: five megabytes of a head that never ends."""
 
     @each_http
-    @pytest.mark.parametrize("head", [
-        b"", b"HTTP/1.1 200 " + b"x" * 5, b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: connect-udp\r\nA: "],
-        ids=["not-a-line", "status", "field", "field-of-a-switch"])
+    @pytest.mark.parametrize(
+        "head",
+        [
+            b"",
+            b"HTTP/1.1 200 " + b"x" * 5,
+            b"HTTP/1.1 200 OK\r\nA: ",
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: connect-udp\r\nA: ",
+        ],
+        ids=["not-a-line", "status", "field", "field-of-a-switch"],
+    )
     def test_line(self, rig: Rig, kind: Kind, head: bytes, received: list[int]) -> None:
         self.given_up(rig, kind, head + b"x" * (5 * MEGABYTE), received)
 
     @each_http
-    @pytest.mark.parametrize("field", [b"A: b\r\n", b"A: " + b"b" * 8000 + b"\r\n", b"\r\n", b" folded\r\n"],
-                             ids=["short", "long", "empty", "folded"])
+    @pytest.mark.parametrize(
+        "field",
+        [b"A: b\r\n", b"A: " + b"b" * 8000 + b"\r\n", b"\r\n", b" folded\r\n"],
+        ids=["short", "long", "empty", "folded"],
+    )
     def test_fields(self, rig: Rig, kind: Kind, field: bytes, received: list[int]) -> None:
         begin = b"HTTP/1.1 200 OK\r\nA: b\r\n" if field != b"\r\n" else b""
         self.given_up(rig, kind, begin + field * (5 * MEGABYTE // len(field)), received)
 
     def given_up(self, rig: Rig, kind: Kind, data: bytes, received: list[int]) -> None:
         """As a broken protocol, long before its end."""
+
         def play(peer: Peer) -> None:
             asked(peer, HEAD)
             peer.send(data)
             peer.read_to_end()
+
         with rig.plays(kind, play) as address:
             assert rig.fails(kind, address).reason is Reason.PROTOCOL
         assert sum(received) <= BOUND

@@ -1,4 +1,5 @@
 """The way out through an HTTP proxy, by CONNECT, against scripted servers on loopback."""
+
 from __future__ import annotations
 
 import base64
@@ -12,7 +13,8 @@ from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from tests.support.doubles import Counts
 from tests.support.flows import tcp_to
 from tests.support.sockets import nothing_comes, read_to_end, server
@@ -22,8 +24,14 @@ REQUEST = b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n"
 OK = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-def dialer(server: Address, direct: DirectDialer, seconds: float = 2.0, user: str = "", password: str = "",
-           udp: bool = True) -> HttpDialer:
+def dialer(
+    server: Address,
+    direct: DirectDialer,
+    seconds: float = 2.0,
+    user: str = "",
+    password: str = "",
+    udp: bool = True,
+) -> HttpDialer:
     url = f"http://{server}"
     return HttpDialer(Hop(url, url, server, direct, seconds, user, password), Counts(), udp)
 
@@ -41,25 +49,40 @@ def head(sock: socket.socket) -> bytes:
     return data
 
 
-def answer(data: bytes, wanted: bytes = REQUEST, step: int = 0, stay: bool = True) -> Callable[[socket.socket], None]:
+def answer(
+    data: bytes, wanted: bytes = REQUEST, step: int = 0, stay: bool = True
+) -> Callable[[socket.socket], None]:
     def script(sock: socket.socket) -> None:
         assert head(sock) == wanted
-        assert nothing_comes(sock, 0.01)        # RFC 9931: nothing behind the request
+        assert nothing_comes(sock, 0.01)  # RFC 9931: nothing behind the request
         for at in range(0, len(data), step or len(data) or 1):
-            sock.sendall(data[at:at + (step or len(data))])
+            sock.sendall(data[at : at + (step or len(data))])
         if stay:
             read_to_end(sock)
+
     return script
 
 
 class TestConnect:
     @pytest.mark.parametrize("step", [0, 1])
-    @pytest.mark.parametrize("data", [
-        OK, b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.1 200\r\n\r\n", b"HTTP/1.1 200 \r\n\r\n", b"HTTP/1.1 299 odd\r\nA: b\r\n\r\n",
-        b"HTTP/1.1 100 Continue\r\n\r\n" + OK, b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 102 P\r\n\r\n" + OK,
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
-    def test_a_2xx_is_a_connection_whatever_fields_it_has(self, direct: DirectDialer, data: bytes, step: int) -> None:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            OK,
+            b"HTTP/1.0 200 OK\r\n\r\n",
+            b"HTTP/1.1 200\r\n\r\n",
+            b"HTTP/1.1 200 \r\n\r\n",
+            b"HTTP/1.1 299 odd\r\nA: b\r\n\r\n",
+            b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+            b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 102 P\r\n\r\n" + OK,
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        ],
+    )
+    def test_a_2xx_is_a_connection_whatever_fields_it_has(
+        self, direct: DirectDialer, data: bytes, step: int
+    ) -> None:
         """HAZARDS 61, 62: a length means nothing there, and what comes right behind it is the target's."""
         with server(answer(data + b"first bytes", step=step)) as address:
             stream = dialer(address, direct).dial(tcp_to(TARGET))
@@ -71,10 +94,17 @@ class TestConnect:
         with server(answer(OK, wanted)) as address:
             dialer(address, direct).dial(tcp_to(Address("2001:db8::1", 443))).close()
 
-    @pytest.mark.parametrize("user, password, encoded", [
-        ("Aladdin", "open sesame", b"QWxhZGRpbjpvcGVuIHNlc2FtZQ=="), ("test", "123\u00a3", b"dGVzdDoxMjPCow=="),
-        ("u", "x" * 255, base64.b64encode(b"u:" + b"x" * 255))])
-    def test_with_user_and_password(self, direct: DirectDialer, user: str, password: str, encoded: bytes) -> None:
+    @pytest.mark.parametrize(
+        "user, password, encoded",
+        [
+            ("Aladdin", "open sesame", b"QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),
+            ("test", "123\u00a3", b"dGVzdDoxMjPCow=="),
+            ("u", "x" * 255, base64.b64encode(b"u:" + b"x" * 255)),
+        ],
+    )
+    def test_with_user_and_password(
+        self, direct: DirectDialer, user: str, password: str, encoded: bytes
+    ) -> None:
         """RFC 7617."""
         wanted = REQUEST[:-2] + b"Proxy-Authorization: Basic " + encoded + b"\r\n\r\n"
         with server(answer(OK, wanted)) as address:
@@ -86,6 +116,7 @@ class TestConnect:
             sock.sendall(OK)
             time.sleep(0.3)
             sock.sendall(b"late")
+
         with server(script) as address:
             stream = dialer(address, direct, 0.2).dial(tcp_to(TARGET))
             assert stream.read_exactly(4) == b"late"
@@ -93,25 +124,58 @@ class TestConnect:
 
 
 class TestFailures:
-    @pytest.mark.parametrize("status, reason", [
-        (b"300 Multiple Choices", Reason.GENERAL), (b"302 Found", Reason.GENERAL), (b"400 Bad Request", Reason.GENERAL),
-        (b"403 Forbidden", Reason.DENIED), (b"404 Not Found", Reason.GENERAL), (b"407 Proxy Authentication Required", Reason.AUTHENTICATION),
-        (b"500 Oops", Reason.GENERAL), (b"502 Bad Gateway", Reason.GENERAL), (b"503 Service Unavailable", Reason.GENERAL),
-        (b"504 Gateway Timeout", Reason.TIMEOUT)])
-    def test_a_refusal_has_its_reason_and_its_words(self, direct: DirectDialer, status: bytes, reason: Reason) -> None:
-        with server(answer(b"HTTP/1.1 " + status + b"\r\nContent-Length: 4\r\n\r\nbody")) as address:
+    @pytest.mark.parametrize(
+        "status, reason",
+        [
+            (b"300 Multiple Choices", Reason.GENERAL),
+            (b"302 Found", Reason.GENERAL),
+            (b"400 Bad Request", Reason.GENERAL),
+            (b"403 Forbidden", Reason.DENIED),
+            (b"404 Not Found", Reason.GENERAL),
+            (b"407 Proxy Authentication Required", Reason.AUTHENTICATION),
+            (b"500 Oops", Reason.GENERAL),
+            (b"502 Bad Gateway", Reason.GENERAL),
+            (b"503 Service Unavailable", Reason.GENERAL),
+            (b"504 Gateway Timeout", Reason.TIMEOUT),
+        ],
+    )
+    def test_a_refusal_has_its_reason_and_its_words(
+        self, direct: DirectDialer, status: bytes, reason: Reason
+    ) -> None:
+        with server(
+            answer(b"HTTP/1.1 " + status + b"\r\nContent-Length: 4\r\n\r\nbody")
+        ) as address:
             error = failure(dialer(address, direct))
         assert error.reason is reason
         where = "" if reason is Reason.AUTHENTICATION else f"{TARGET}: "
-        assert (str(error), error.hop) == (f"http://{address}: {where}{status.decode().lower()}", f"http://{address}")
-        assert error.upstream is (reason is Reason.AUTHENTICATION)      # with any other it speaks of the target
+        assert (str(error), error.hop) == (
+            f"http://{address}: {where}{status.decode().lower()}",
+            f"http://{address}",
+        )
+        assert error.upstream is (
+            reason is Reason.AUTHENTICATION
+        )  # with any other it speaks of the target
 
-    @pytest.mark.parametrize("data", [
-        b"garbage\r\n\r\n", b"HTTP/2 200 OK\r\n\r\n", b"HTTP/1.1 2000 OK\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\x05\x00\r\n\r\n",
-        b"HTTP/1.1 200 OK\n\n", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: b\rc\r\n\r\n", b"HTTP/1.1 000 x\r\n\r\n",
-        b"SSH-2.0-OpenSSH_9\r\n", b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"\r\n", b"HTTP/1.1 200 " + b"x" * 9000 + b"\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nA: " + b"x" * (1 << 20) + b"\r\n\r\n", b"\r\n"],
-        ids=lambda data: data[:20].decode("latin-1"))
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"garbage\r\n\r\n",
+            b"HTTP/2 200 OK\r\n\r\n",
+            b"HTTP/1.1 2000 OK\r\n\r\n",
+            b"HTTP/1.1 abc\r\n\r\n",
+            b"\x05\x00\r\n\r\n",
+            b"HTTP/1.1 200 OK\n\n",
+            b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nA: b\rc\r\n\r\n",
+            b"HTTP/1.1 000 x\r\n\r\n",
+            b"SSH-2.0-OpenSSH_9\r\n",
+            b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 101 + b"\r\n",
+            b"HTTP/1.1 200 " + b"x" * 9000 + b"\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nA: " + b"x" * (1 << 20) + b"\r\n\r\n",
+            b"\r\n",
+        ],
+        ids=lambda data: data[:20].decode("latin-1"),
+    )
     def test_garbage(self, direct: DirectDialer, data: bytes) -> None:
         """HAZARDS 61: a head of a megabyte as well."""
         with server(answer(data)) as address:
@@ -127,7 +191,11 @@ class TestFailures:
     def test_silence(self, direct: DirectDialer) -> None:
         with server(read_to_end) as address:
             error = failure(dialer(address, direct, 0.1))
-        assert (error.reason, str(error), error.upstream) == (Reason.TIMEOUT, f"http://{address}: timed out", True)
+        assert (error.reason, str(error), error.upstream) == (
+            Reason.TIMEOUT,
+            f"http://{address}: timed out",
+            True,
+        )
 
     def test_endless_interim_answers_end_with_the_deadline(self, direct: DirectDialer) -> None:
         def script(sock: socket.socket) -> None:
@@ -135,20 +203,25 @@ class TestFailures:
             while True:
                 sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                 time.sleep(0.002)
+
         with server(script) as address:
             started = time.monotonic()
             assert failure(dialer(address, direct, 0.2)).reason is Reason.TIMEOUT
             assert time.monotonic() - started < 1.0
 
     def test_101_is_no_connection(self, direct: DirectDialer) -> None:
-        with server(answer(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + b"\0\0", stay=False)) as address:
+        with server(
+            answer(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + b"\0\0", stay=False)
+        ) as address:
             assert failure(dialer(address, direct)).reason is Reason.PROTOCOL
 
     def test_an_error_has_no_password(self, direct: DirectDialer) -> None:
         """HAZARDS 111."""
+
         def script(sock: socket.socket) -> None:
             head(sock)
             sock.sendall(b"HTTP/1.1 407 No\r\n\r\n")
+
         with server(script) as address:
             one = dialer(address, direct, user="user", password="hunter2")
             error = failure(one)

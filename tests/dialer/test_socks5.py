@@ -1,4 +1,5 @@
 """The way out through a SOCKS5 proxy, against scripted servers on loopback."""
+
 from __future__ import annotations
 
 import socket
@@ -7,12 +8,15 @@ from typing import Any, Callable
 
 import pytest
 
+from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Dialer, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Dialer
 from tests.support.doubles import Counts, no_services
 from tests.support.flows import tcp_to
 from tests.support.sockets import black_hole, read_exactly, read_to_end, refusing, reset, server
@@ -24,7 +28,13 @@ GREETING = b"\x05\x01\x00"
 REQUEST = b"\x05\x01\x00\x01\xc6\x33\x64\x07\x01\xbb"
 
 
-def dialer(server: Address, direct: DirectDialer, reach: Reach | None = None, seconds: float = 2.0, **login: str) -> Socks5Dialer:
+def dialer(
+    server: Address,
+    direct: DirectDialer,
+    reach: TargetResolver | None = None,
+    seconds: float = 2.0,
+    **login: str,
+) -> Socks5Dialer:
     url = f"{'socks5' if reach else 'socks5h'}://{server}"
     hop = Hop(url, url, server, direct, seconds, login.get("user", ""), login.get("password", ""))
     return Socks5Dialer(hop, reach, no_services())
@@ -44,23 +54,27 @@ def failure(dialer: Socks5Dialer, target: Address = TARGET) -> DialError:
 
 def play(*steps: bytes, step: int = 0) -> Callable[[socket.socket], None]:
     """Alternately what the client must send and what it gets, the latter `step` bytes at a time."""
+
     def script(sock: socket.socket) -> None:
         for number, data in enumerate(steps):
             if number % 2 == 0:
                 assert read_exactly(sock, len(data)) == data
             else:
                 for at in range(0, len(data), step or len(data)):
-                    sock.sendall(data[at:at + (step or len(data))])
+                    sock.sendall(data[at : at + (step or len(data))])
                     if step:
                         time.sleep(0.001)
         read_to_end(sock)
+
     return script
 
 
 class TestConnect:
     @pytest.mark.parametrize("step", [0, 1])
     def test_asks_and_gives_the_stream(self, direct: DirectDialer, step: int) -> None:
-        with server(play(GREETING, b"\x05\x00", REQUEST, BOUND + b"hello", b"data", b"answer", step=step)) as address:
+        with server(
+            play(GREETING, b"\x05\x00", REQUEST, BOUND + b"hello", b"data", b"answer", step=step)
+        ) as address:
             stream = dialer(address, direct).dial(tcp_to(TARGET))
             assert stream.read_exactly(5) == b"hello"
             stream.write(b"data")
@@ -74,11 +88,20 @@ class TestConnect:
             assert stream.read_exactly(6000) == b"banner" * 1000
             stream.close()
 
-    @pytest.mark.parametrize("bound", [
-        b"\x01\x00\x00\x00\x00\x00\x00", b"\x04" + bytes(16) + b"\x00\x50", b"\x03\x0bexample.com\x00\x50", b"\x03\x00\x00\x50",
-        b"\x03\x03a b\x00\x50"])
+    @pytest.mark.parametrize(
+        "bound",
+        [
+            b"\x01\x00\x00\x00\x00\x00\x00",
+            b"\x04" + bytes(16) + b"\x00\x50",
+            b"\x03\x0bexample.com\x00\x50",
+            b"\x03\x00\x00\x50",
+            b"\x03\x03a b\x00\x50",
+        ],
+    )
     def test_takes_every_bound_address(self, direct: DirectDialer, bound: bytes) -> None:
-        with server(play(GREETING, b"\x05\x00", REQUEST, b"\x05\x00\x00" + bound + b"x")) as address:
+        with server(
+            play(GREETING, b"\x05\x00", REQUEST, b"\x05\x00\x00" + bound + b"x")
+        ) as address:
             stream = dialer(address, direct).dial(tcp_to(TARGET))
             assert stream.read_exactly(1) == b"x"
             stream.close()
@@ -88,15 +111,22 @@ class TestConnect:
         with server(play(GREETING, b"\x05\x00", request, BOUND)) as address:
             dialer(address, direct).dial(tcp_to(NAME)).close()
 
-    def test_resolves_a_name_itself_where_it_is_told_to(self, direct: DirectDialer, reach: Reach,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_resolves_a_name_itself_where_it_is_told_to(
+        self, direct: DirectDialer, reach: TargetResolver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with server(play(GREETING, b"\x05\x00", REQUEST, BOUND)) as address:
-            monkeypatch.setattr(socket, "getaddrinfo",
-                                lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("198.51.100.7", 443))])
+            monkeypatch.setattr(
+                socket,
+                "getaddrinfo",
+                lambda *_, **__: [
+                    (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("198.51.100.7", 443))
+                ],
+            )
             dialer(address, direct, reach).dial(tcp_to(NAME._replace(port=443))).close()
 
-    def test_a_name_that_is_not_found_there_reaches_no_proxy(self, direct: DirectDialer, reach: Reach,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_name_that_is_not_found_there_reaches_no_proxy(
+        self, direct: DirectDialer, reach: TargetResolver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         connected: list[Any] = []
         with server(connected.append) as address:
             monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
@@ -110,6 +140,7 @@ class TestConnect:
                 sock.sendall(answer)
             time.sleep(0.3)
             sock.sendall(b"late")
+
         with server(script) as address:
             stream = dialer(address, direct, seconds=0.2).dial(tcp_to(TARGET))
             assert stream.read_exactly(4) == b"late"
@@ -121,11 +152,19 @@ class TestLogin:
 
     @pytest.mark.parametrize("status", [b"\x01\x00", b"\x05\x00"])
     def test_with_user_and_password(self, direct: DirectDialer, status: bytes) -> None:
-        with server(play(b"\x05\x01\x02", b"\x05\x02", self.CREDENTIALS, status, REQUEST, BOUND)) as address:
+        with server(
+            play(b"\x05\x01\x02", b"\x05\x02", self.CREDENTIALS, status, REQUEST, BOUND)
+        ) as address:
             dialer(address, direct, user="user", password="secret").dial(tcp_to(TARGET)).close()
 
-    @pytest.mark.parametrize("steps", [
-        (b"\x05\x01\x02", b"\x05\xff"), (b"\x05\x01\x02", b"\x05\x00"), (b"\x05\x01\x02", b"\x05\x02", CREDENTIALS, b"\x01\x01")])
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            (b"\x05\x01\x02", b"\x05\xff"),
+            (b"\x05\x01\x02", b"\x05\x00"),
+            (b"\x05\x01\x02", b"\x05\x02", CREDENTIALS, b"\x01\x01"),
+        ],
+    )
     def test_that_is_refused(self, direct: DirectDialer, steps: tuple) -> None:
         with server(play(*steps)) as address:
             error = failure(dialer(address, direct, user="user", password="secret"))
@@ -141,31 +180,58 @@ class TestLogin:
 
 
 class TestFailures:
-    @pytest.mark.parametrize("reply, reason", [
-        (1, Reason.GENERAL), (2, Reason.DENIED), (3, Reason.NETWORK_UNREACHABLE), (4, Reason.HOST_UNREACHABLE), (5, Reason.REFUSED),
-        (6, Reason.TIMEOUT), (7, Reason.UNSUPPORTED), (8, Reason.UNSUPPORTED), (9, Reason.GENERAL), (255, Reason.GENERAL)])
-    def test_a_refusal_keeps_its_reason(self, direct: DirectDialer, reply: int, reason: Reason) -> None:
-        with server(play(GREETING, b"\x05\x00", REQUEST, b"\x05" + bytes((reply,)) + BOUND[2:])) as address:
+    @pytest.mark.parametrize(
+        "reply, reason",
+        [
+            (1, Reason.GENERAL),
+            (2, Reason.DENIED),
+            (3, Reason.NETWORK_UNREACHABLE),
+            (4, Reason.HOST_UNREACHABLE),
+            (5, Reason.REFUSED),
+            (6, Reason.TIMEOUT),
+            (7, Reason.UNSUPPORTED),
+            (8, Reason.UNSUPPORTED),
+            (9, Reason.GENERAL),
+            (255, Reason.GENERAL),
+        ],
+    )
+    def test_a_refusal_keeps_its_reason(
+        self, direct: DirectDialer, reply: int, reason: Reason
+    ) -> None:
+        with server(
+            play(GREETING, b"\x05\x00", REQUEST, b"\x05" + bytes((reply,)) + BOUND[2:])
+        ) as address:
             error = failure(dialer(address, direct))
         assert error.reason is reason
         assert str(error).startswith(f"socks5h://{address}: {TARGET}: {reason.value}")
 
     def test_a_refusal_says_its_reason_once(self, direct: DirectDialer) -> None:
         with server(play(GREETING, b"\x05\x00", REQUEST, b"\x05\x05" + BOUND[2:])) as address:
-            assert str(failure(dialer(address, direct))) == f"socks5h://{address}: {TARGET}: connection refused"
+            assert (
+                str(failure(dialer(address, direct)))
+                == f"socks5h://{address}: {TARGET}: connection refused"
+            )
 
     def test_a_refusal_without_an_address(self, direct: DirectDialer) -> None:
         with server(play(GREETING, b"\x05\x00", REQUEST, b"\x05\x05\x00\x00")) as address:
             assert failure(dialer(address, direct)).reason is Reason.REFUSED
 
-    @pytest.mark.parametrize("steps", [
-        (GREETING, b"\x04\x00"), (GREETING, b"HTTP/1.1 400 Bad Request\r\n"), (GREETING, b"\x00\x00"),
-        (GREETING, b"\x05\x00", REQUEST, b"\x04\x00\x00\x01" + bytes(6)), (GREETING, b"\x05\x00", REQUEST, b"\x05\x00\x00\x09" + bytes(6)),
-        (b"\x05",)])
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            (GREETING, b"\x04\x00"),
+            (GREETING, b"HTTP/1.1 400 Bad Request\r\n"),
+            (GREETING, b"\x00\x00"),
+            (GREETING, b"\x05\x00", REQUEST, b"\x04\x00\x00\x01" + bytes(6)),
+            (GREETING, b"\x05\x00", REQUEST, b"\x05\x00\x00\x09" + bytes(6)),
+            (b"\x05",),
+        ],
+    )
     def test_garbage(self, direct: DirectDialer, steps: tuple) -> None:
         def script(sock: socket.socket) -> None:
             if len(steps) > 1:
                 play(*steps)(sock)
+
         with server(script) as address:
             assert failure(dialer(address, direct)).reason in (Reason.PROTOCOL, Reason.GENERAL)
 
@@ -175,6 +241,7 @@ class TestFailures:
             for wanted, answer in ((GREETING, b"\x05\x00"), (REQUEST, BOUND[:cut])):
                 assert read_exactly(sock, len(wanted)) == wanted
                 sock.sendall(answer)
+
         with server(script) as address:
             assert failure(dialer(address, direct)).reason is Reason.PROTOCOL
 
@@ -195,16 +262,22 @@ class TestFailures:
             for byte in b"\x05\x00" + BOUND:
                 sock.sendall(bytes((byte,)))
                 time.sleep(0.06)
+
         with server(script) as address:
             started = time.monotonic()
             assert failure(dialer(address, direct, seconds=0.2)).reason is Reason.TIMEOUT
             assert time.monotonic() - started < 0.5
 
-    def test_the_proxy_itself_cannot_be_reached(self, direct: DirectDialer, reach: Reach) -> None:
+    def test_the_proxy_itself_cannot_be_reached(
+        self, direct: DirectDialer, reach: TargetResolver
+    ) -> None:
         with refusing() as address:
             error = failure(dialer(address, direct))
         assert error.reason is Reason.REFUSED
-        assert (str(error), error.hop) == (f"socks5h://{address}: connection refused", f"socks5h://{address}")
+        assert (str(error), error.hop) == (
+            f"socks5h://{address}: connection refused",
+            f"socks5h://{address}",
+        )
         assert error.upstream
         with black_hole() as address:
             quick = DirectDialer(reach, direct._datagrams, 0.1)
@@ -215,7 +288,11 @@ def test_through_another_proxy(direct: DirectDialer) -> None:
     """A dialer wraps a dialer: the first is asked for the second, the second for the target."""
     second = Address("192.0.2.50", 1080)
     to_second = b"\x05\x01\x00\x01\xc0\x00\x02\x32\x04\x38"
-    with server(play(GREETING, b"\x05\x00", to_second, BOUND, GREETING, b"\x05\x00", REQUEST, BOUND + b"end")) as address:
+    with server(
+        play(
+            GREETING, b"\x05\x00", to_second, BOUND, GREETING, b"\x05\x00", REQUEST, BOUND + b"end"
+        )
+    ) as address:
         chain = behind(dialer(address, direct), second)
         stream = chain.dial(tcp_to(TARGET))
         assert stream.read_exactly(3) == b"end"
@@ -228,15 +305,20 @@ def test_a_failure_of_a_chain_names_the_hop_that_tells_of_it(direct: DirectDiale
     with server(play(GREETING, b"\x05\x00", to_second, b"\x05\x05" + BOUND[2:])) as address:
         error = failure(behind(dialer(address, direct), second))
     assert error.reason is Reason.REFUSED
-    assert (str(error), error.hop) == (f"socks5h://{address}: {second}: connection refused", f"socks5h://{address}")
-    assert error.upstream       # the second, and not the target
+    assert (str(error), error.hop) == (
+        f"socks5h://{address}: {second}: connection refused",
+        f"socks5h://{address}",
+    )
+    assert error.upstream  # the second, and not the target
 
 
 def test_carries_udp_where_the_hop_before_does_and_else_says_so(direct: DirectDialer) -> None:
     server = Address("192.0.2.2", 3128)
     before = HttpDialer(Hop("http", "http", server, direct, 2.0), Counts(), udp=False)
     assert dialer(Address("192.0.2.1", 1080), direct).carries == {"tcp", "udp"}
-    assert behind(HttpDialer(Hop("http", "http", server, direct, 2.0), Counts()), Address("192.0.2.1", 1080)).carries == {"tcp", "udp"}
+    assert behind(
+        HttpDialer(Hop("http", "http", server, direct, 2.0), Counts()), Address("192.0.2.1", 1080)
+    ).carries == {"tcp", "udp"}
     one = behind(before, Address("192.0.2.1", 1080))
     assert one.carries == {"tcp"}
     with pytest.raises(DialError) as caught:

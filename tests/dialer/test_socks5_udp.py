@@ -1,4 +1,5 @@
 """Datagrams through a SOCKS5 proxy: headers there and back, whose datagrams count, and what becomes of the association."""
+
 from __future__ import annotations
 
 import socket
@@ -12,8 +13,10 @@ from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.dialer.hop import Services
 from netproxy.dialer.socks5_udp import Socks5PacketConn
 from netproxy.errors import DialError, Reason, StreamError
-from netproxy.interfaces import Address, Batch, Flow, Run, Span
-from netproxy.net.datagram import Arena, Pinned
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Batch, Run, Span
+from netproxy.interfaces.flows import Flow
+from netproxy.net.datagram import Arena, PinnedHeader
 from netproxy.net.stream import Stream
 from netproxy.protocol.socks5 import encode_header, encode_reply
 from tests.support.doubles import Counts
@@ -38,7 +41,10 @@ class Via(FakeConn):
 
     def send(self, arena: Any, run: Run, destination: Any) -> None:
         self.runs.append((arena, run, destination))
-        self.sent += [((run.header.data if run.header else b"") + one, destination) for one in payloads(arena, run)]
+        self.sent += [
+            ((run.header.data if run.header else b"") + one, destination)
+            for one in payloads(arena, run)
+        ]
 
     def receive(self, arena: Any) -> Batch:
         return Batch(arena, self.spans) if self.spans else super().receive(arena)
@@ -48,12 +54,21 @@ class Upstream:
     """A connection under test and what is around it; `controls` are the proxy's ends of the control connections."""
 
     def __init__(self) -> None:
-        self.via, self.counts, self.workers, self.arena = Via(), Counts(), Workers(eager=False), Arena()
+        self.via, self.counts, self.workers, self.arena = (
+            Via(),
+            Counts(),
+            Workers(eager=False),
+            Arena(),
+        )
         self.watched: list[tuple[Stream, Callable[[], None]]] = []
         self.controls: list[socket.socket] = []
         self.bound = RELAY
-        self.refusal: DialError | None = None       # what another associate() raises
-        services = Services(lambda stream, said: self.watched.append((stream, said)), self.workers.submit, self.counts)
+        self.refusal: DialError | None = None  # what another associate() raises
+        services = Services(
+            lambda stream, said: self.watched.append((stream, said)),
+            self.workers.submit,
+            self.counts,
+        )
         self.reached: list[Address] = []
         self.conn = Socks5PacketConn(self.associate, self.reach, None, services)
 
@@ -79,12 +94,15 @@ class Upstream:
     def train(self, datagrams: list[bytes], peer: Any = RELAY) -> list[tuple[bytes, Address]]:
         """One span of datagrams, all of one length but the last; what is received of it."""
         for number, data in enumerate(datagrams):
-            self.arena.view[number * PITCH:number * PITCH + len(data)] = data
+            self.arena.view[number * PITCH : number * PITCH + len(data)] = data
         offsets = range(0, len(datagrams) * PITCH, PITCH)
         self.via.spans = [(offsets, len(datagrams[0]), len(datagrams[-1]), peer)]
         self.batch = self.conn.receive(self.arena)
-        return [(one, self.conn.source(key)) for at, length, last, key in self.batch.spans
-                for one in payloads(self.arena, Run(at, length, last))]
+        return [
+            (one, self.conn.source(key))
+            for at, length, last, key in self.batch.spans
+            for one in payloads(self.arena, Run(at, length, last))
+        ]
 
     def drops(self, reason: str) -> int:
         return self.counts.of("drops", reason)
@@ -108,25 +126,32 @@ def upstream() -> Iterator[Upstream]:
 class TestSend:
     def test_a_run_goes_to_the_relay_behind_its_targets_header(self, upstream: Upstream) -> None:
         upstream.send(b"query")
-        assert upstream.via.sent == [(b"\0\0\0\x01\xc6\x33\x64\x07\x00\x35query", "to 192.0.2.1:4000")]
+        assert upstream.via.sent == [
+            (b"\0\0\0\x01\xc6\x33\x64\x07\x00\x35query", "to 192.0.2.1:4000")
+        ]
         assert upstream.reached == upstream.via.prepared == [RELAY]
 
     def test_payloads_are_not_copied(self, upstream: Upstream) -> None:
         run = Run(range(0, 3 * PITCH, PITCH), 100, 40)
         upstream.conn.send(upstream.arena, run, upstream.conn.prepare(udp_to(TARGET)))
-        (arena, sent, _), = upstream.via.runs
+        ((arena, sent, _),) = upstream.via.runs
         assert arena is upstream.arena and sent is run
         assert (run.offsets, run.length, run.last) == (range(0, 3 * PITCH, PITCH), 100, 40)
 
     def test_the_header_of_a_next_hop_comes_behind_ours(self, upstream: Upstream) -> None:
-        destination, inner = upstream.conn.prepare(udp_to(RELAY)), Pinned(encode_header(TARGET))
+        destination, inner = (
+            upstream.conn.prepare(udp_to(RELAY)),
+            PinnedHeader(encode_header(TARGET)),
+        )
         joined = []
         for _ in range(2):
             run = upstream.arena.put(b"x")
             run.header = inner
             upstream.conn.send(upstream.arena, run, destination)
             joined.append(run.header)
-        assert [data for data, _ in upstream.via.sent] == [encode_header(RELAY) + encode_header(TARGET) + b"x"] * 2
+        assert [data for data, _ in upstream.via.sent] == [
+            encode_header(RELAY) + encode_header(TARGET) + b"x"
+        ] * 2
         assert joined[0] is joined[1]
 
     def test_a_name_goes_to_the_proxy_or_is_resolved_here(self, upstream: Upstream) -> None:
@@ -140,7 +165,9 @@ class TestSend:
 class TestReceive:
     @pytest.mark.parametrize("source", [TARGET, Address("2001:db8::7", 443), NAME])
     @pytest.mark.parametrize("payload", [b"", b"x", b"answer" * 200])
-    def test_the_header_is_taken_off_and_names_the_source(self, upstream: Upstream, source: Address, payload: bytes) -> None:
+    def test_the_header_is_taken_off_and_names_the_source(
+        self, upstream: Upstream, source: Address, payload: bytes
+    ) -> None:
         assert upstream.train([encode_header(source) + payload]) == [(payload, source)]
         assert not upstream.counts.counts
 
@@ -154,16 +181,29 @@ class TestReceive:
     @pytest.mark.parametrize("count", [2, 16, 17, 40])
     def test_a_train_with_different_headers_is_split(self, upstream: Upstream, count: int) -> None:
         sources = [TARGET._replace(port=number + 1) for number in range(count)]
-        found = upstream.train([encode_header(source) + b"data"[:4 - (source is sources[-1])] for source in sources])
+        found = upstream.train(
+            [encode_header(source) + b"data"[: 4 - (source is sources[-1])] for source in sources]
+        )
         assert found == [(b"data", source) for source in sources[:-1]] + [(b"dat", sources[-1])]
         assert len(upstream.batch.spans) == count
 
-    @pytest.mark.parametrize("data", [
-        b"", b"\0\0\0\1", encode_header(TARGET)[:-1],
-        b"\0\0\0\2" + bytes(30),
-        encode_header(NAME)[:-1], b"\0\0\0\3\xff" + bytes(100), b"\0\0\0\3\0" + bytes(5), b"\0\0\0\3\3a b\0\x35x",
-        encode_header(Address("::1", 1))[:-1]])
-    def test_what_is_malformed_is_dropped_and_counted(self, upstream: Upstream, data: bytes) -> None:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            b"\0\0\0\1",
+            encode_header(TARGET)[:-1],
+            b"\0\0\0\2" + bytes(30),
+            encode_header(NAME)[:-1],
+            b"\0\0\0\3\xff" + bytes(100),
+            b"\0\0\0\3\0" + bytes(5),
+            b"\0\0\0\3\3a b\0\x35x",
+            encode_header(Address("::1", 1))[:-1],
+        ],
+    )
+    def test_what_is_malformed_is_dropped_and_counted(
+        self, upstream: Upstream, data: bytes
+    ) -> None:
         assert upstream.train([data]) == []
         assert upstream.drops("malformed") == 1
 
@@ -173,7 +213,9 @@ class TestReceive:
 
     def test_a_bad_one_in_a_train_drops_no_other(self, upstream: Upstream) -> None:
         good = encode_header(TARGET) + b"good"
-        assert upstream.train([good, b"\0\0\1" + good[3:], good, good[:5]]) == [(b"good", TARGET)] * 2
+        assert (
+            upstream.train([good, b"\0\0\1" + good[3:], good, good[:5]]) == [(b"good", TARGET)] * 2
+        )
         assert (upstream.drops("fragment"), upstream.drops("malformed")) == (1, 1)
 
     def test_another_host_than_the_relays_is_a_stranger(self, upstream: Upstream) -> None:
@@ -198,7 +240,11 @@ class TestAssociation:
 
     def test_what_is_sent_meanwhile_is_counted(self, upstream: Upstream) -> None:
         upstream.lose()
-        upstream.conn.send(upstream.arena, Run(range(0, 3 * PITCH, PITCH), 10, 10), upstream.conn.prepare(udp_to(TARGET)))
+        upstream.conn.send(
+            upstream.arena,
+            Run(range(0, 3 * PITCH, PITCH), 10, 10),
+            upstream.conn.prepare(udp_to(TARGET)),
+        )
         assert upstream.via.sent == [] and upstream.drops("association lost") == 3
         upstream.workers.run()
         upstream.send(b"x")
@@ -208,9 +254,11 @@ class TestAssociation:
         upstream.lose()
         upstream.send(b"x")
         upstream.workers.run()
-        assert len(upstream.controls) == 2      # the lost one and its heir
+        assert len(upstream.controls) == 2  # the lost one and its heir
 
-    def test_what_the_control_connection_says_is_ignored_and_it_is_watched_on(self, upstream: Upstream) -> None:
+    def test_what_the_control_connection_says_is_ignored_and_it_is_watched_on(
+        self, upstream: Upstream
+    ) -> None:
         for turn in range(1, 4):
             upstream.controls[0].sendall(b"hello?")
             upstream.watched[-1][1]()
@@ -261,18 +309,24 @@ class TestAssociating:
     FLOW = Flow("udp", CLIENT, TARGET, "main", "")
     HOP = Address("192.0.2.99", 1080)
 
-    def dial(self, direct: DirectDialer, reply: bytes, before: str = "direct", hop: Address = HOP) -> FakeConn:
+    def dial(
+        self, direct: DirectDialer, reply: bytes, before: str = "direct", hop: Address = HOP
+    ) -> FakeConn:
         """What came of a reply: the packet connection of the hop before."""
+
         def script(sock: socket.socket) -> None:
             assert read_exactly(sock, 3) == b"\5\1\0"
             sock.sendall(b"\5\0")
             assert read_exactly(sock, 10) == b"\5\3\0\1" + bytes(6)
             sock.sendall(reply)
             read_to_end(sock)
+
         with server(script) as address:
             way = Before(direct, address, before)
             watched: list[tuple[Stream, Callable[[], None]]] = []
-            services = Services(lambda stream, said: watched.append((stream, said)), lambda work: False, Counts())
+            services = Services(
+                lambda stream, said: watched.append((stream, said)), lambda work: False, Counts()
+            )
             url = f"socks5h://{hop}"
             dialer = Socks5Dialer(Hop(url, url, hop, way, 2.0), None, services)
             self.way = way
@@ -284,16 +338,28 @@ class TestAssociating:
 
     def test_the_relay_is_where_the_reply_says(self, direct: DirectDialer) -> None:
         assert self.dial(direct, encode_reply(0, RELAY)).prepared == [RELAY]
-        assert self.way.flows == [self.FLOW._replace(target=RELAY, listener="")]     # the hop before must let pass what goes there
+        assert self.way.flows == [
+            self.FLOW._replace(target=RELAY, listener="")
+        ]  # the hop before must let pass what goes there
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-    @pytest.mark.parametrize("before, wanted", [("direct", "127.0.0.1"), ("socks5://192.0.2.98:1080", "192.0.2.99")])
-    def test_a_relay_at_no_address_is_at_the_hops_own(self, direct: DirectDialer, host: str, before: str, wanted: str) -> None:
-        assert self.dial(direct, encode_reply(0, Address(host, 4000)), before).prepared == [Address(wanted, 4000)]
+    @pytest.mark.parametrize(
+        "before, wanted", [("direct", "127.0.0.1"), ("socks5://192.0.2.98:1080", "192.0.2.99")]
+    )
+    def test_a_relay_at_no_address_is_at_the_hops_own(
+        self, direct: DirectDialer, host: str, before: str, wanted: str
+    ) -> None:
+        assert self.dial(direct, encode_reply(0, Address(host, 4000)), before).prepared == [
+            Address(wanted, 4000)
+        ]
 
-    @pytest.mark.parametrize("reply, reason", [
-        (1, Reason.GENERAL), (2, Reason.DENIED), (7, Reason.UNSUPPORTED), (99, Reason.GENERAL)])
-    def test_a_refusal_is_told_with_the_hop_and_opens_no_via(self, direct: DirectDialer, reply: int, reason: Reason) -> None:
+    @pytest.mark.parametrize(
+        "reply, reason",
+        [(1, Reason.GENERAL), (2, Reason.DENIED), (7, Reason.UNSUPPORTED), (99, Reason.GENERAL)],
+    )
+    def test_a_refusal_is_told_with_the_hop_and_opens_no_via(
+        self, direct: DirectDialer, reply: int, reason: Reason
+    ) -> None:
         with pytest.raises(DialError) as caught:
             self.dial(direct, encode_reply(reply, Address("0.0.0.0", 0)))
         assert caught.value.reason is reason
@@ -310,16 +376,19 @@ class TestAssociating:
             if not opened:
                 raise DialError(Reason.REFUSED)
             return via
+
         services = Services(lambda stream, said: None, lambda work: False, Counts())
         with far, pytest.raises(DialError):
             Socks5PacketConn(lambda: (Stream(near), RELAY), reach, None, services)
         assert near.fileno() == -1 and via.closed.is_set() is opened
 
-    def test_a_connection_lost_right_after_the_reply_is_a_dial_error(self, direct: DirectDialer,
-                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_connection_lost_right_after_the_reply_is_a_dial_error(
+        self, direct: DirectDialer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def lost(stream: Stream) -> Address:
-            stream.close()      # what has been reset is nobody's peer
+            stream.close()  # what has been reset is nobody's peer
             raise StreamError("not connected")
+
         monkeypatch.setattr(Stream, "peer_address", lost)
         with pytest.raises(DialError):
             self.dial(direct, encode_reply(0, Address("0.0.0.0", 4000)))
@@ -328,10 +397,18 @@ class TestAssociating:
 def test_a_relay_that_the_hop_before_resolves_is_no_stranger(upstream: Upstream) -> None:
     near, far = socket.socketpair()
     services = Services(lambda stream, said: None, upstream.workers.submit, upstream.counts)
-    outer = Socks5PacketConn(lambda: (Stream(near), Address("proxy.example", 4000)), lambda bound: upstream.conn, None, services)
+    outer = Socks5PacketConn(
+        lambda: (Stream(near), Address("proxy.example", 4000)),
+        lambda bound: upstream.conn,
+        None,
+        services,
+    )
     data = encode_header(Address("203.0.113.9", 4000)) + encode_header(TARGET) + b"x"
-    upstream.arena.view[:len(data)] = data
+    upstream.arena.view[: len(data)] = data
     upstream.via.spans = [((0,), len(data), len(data), RELAY)]
     with near, far:
-        (at, length, _, source), = outer.receive(upstream.arena).spans
-    assert bytes(upstream.arena.view[at[0]:at[0] + length]) == b"x" and outer.source(source) == TARGET
+        ((at, length, _, source),) = outer.receive(upstream.arena).spans
+    assert (
+        bytes(upstream.arena.view[at[0] : at[0] + length]) == b"x"
+        and outer.source(source) == TARGET
+    )

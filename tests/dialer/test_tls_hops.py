@@ -1,4 +1,5 @@
 """Hops behind TLS (https, socks5+tls, socks5h+tls) as the factory makes them: what is asked within, who is believed, what is said."""
+
 from __future__ import annotations
 
 import socket
@@ -7,12 +8,13 @@ from typing import Any, Callable
 
 import pytest
 
-from netproxy.dialer.direct import Reach
-from netproxy.config.schema import HopConfig, UpstreamTlsConfig, WayConfig
+from netproxy.dialer.direct import TargetResolver
+from netproxy.config.schema import HopConfig, UpstreamTlsConfig, UpstreamConfig
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import ConfigError, DialError, Reason
-from netproxy.interfaces import Address, Dialer
-from netproxy.net.batching import Datagrams
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.routing import Dialer
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.stream import Stream
 from netproxy.relay.pipe import PipeLimits
 from tests.net.test_tls_client import MEGABYTE, RECORD, Peer, bulk, digest, relay
@@ -23,7 +25,7 @@ from tests.support.flows import tcp_to, udp_to
 from tests.support.sockets import Task, read_to_end, refusing, server, tcp_pair
 
 TARGET = Address("example.com", 443)
-LITERAL = Address("198.51.100.7", 443)      # where nothing should be looked up before the hop fails
+LITERAL = Address("198.51.100.7", 443)  # where nothing should be looked up before the hop fails
 CONNECT = b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n"
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
 BOUND = b"\x05\x00\x00\x01\x0a\x00\x00\x01\x1f\x90"
@@ -38,8 +40,8 @@ def made() -> Certificates:
 
 
 @pytest.fixture
-def factory(reach: Reach) -> DialerFactory:
-    return DialerFactory(reach, Datagrams(Counts(), Lines()), 2.0, no_services())
+def factory(reach: TargetResolver) -> DialerFactory:
+    return DialerFactory(reach, UdpSocketFactory(Counts(), Lines()), 2.0, no_services())
 
 
 def hop(made: Certificates, scheme: str, address: Address, **tls: Any) -> HopConfig:
@@ -47,7 +49,7 @@ def hop(made: Certificates, scheme: str, address: Address, **tls: Any) -> HopCon
 
 
 def way(factory: DialerFactory, *hops: HopConfig, name: str = "") -> Dialer:
-    return factory.way(WayConfig(hops, name))
+    return factory.dialer(UpstreamConfig(hops, name))
 
 
 def failure(dialer: Dialer) -> DialError:
@@ -58,6 +60,7 @@ def failure(dialer: Dialer) -> DialError:
 
 def behind(context: ssl.SSLContext, script: Script) -> Callable[[socket.socket], None]:
     """A server's script behind the handshake; that the client refuses is its business."""
+
     def play(sock: socket.socket) -> None:
         peer = Peer(sock)
         try:
@@ -65,6 +68,7 @@ def behind(context: ssl.SSLContext, script: Script) -> Callable[[socket.socket],
         except (ssl.SSLError, AssertionError):
             return
         script(peer)
+
     return play
 
 
@@ -77,10 +81,12 @@ def head(peer: Peer) -> bytes:
 
 def proxy(more: bytes = b"") -> Script:
     """CONNECT, to the byte; then what comes is sent back."""
+
     def script(peer: Peer) -> None:
         assert head(peer) == CONNECT + more + b"\r\n"
         peer.send(OK)
         echo(peer)
+
     return script
 
 
@@ -88,6 +94,7 @@ def socks(request: bytes, login: bytes = b"") -> Script:
     def script(peer: Peer) -> None:
         accept_socks(peer, request, login)
         echo(peer)
+
     return script
 
 
@@ -120,30 +127,56 @@ def through(dialer: Dialer) -> None:
 
 
 class TestGoesThrough:
-    @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=lambda version: version.name)
-    def test_connect_within_tls(self, factory: DialerFactory, made: Certificates, version: ssl.TLSVersion) -> None:
+    @pytest.mark.parametrize(
+        "version",
+        [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3],
+        ids=lambda version: version.name,
+    )
+    def test_connect_within_tls(
+        self, factory: DialerFactory, made: Certificates, version: ssl.TLSVersion
+    ) -> None:
         with server(behind(offering(made, version=version), proxy())) as address:
             through(way(factory, hop(made, "https", address)))
 
-    def test_the_password_is_told_within_tls(self, factory: DialerFactory, made: Certificates) -> None:
+    def test_the_password_is_told_within_tls(
+        self, factory: DialerFactory, made: Certificates
+    ) -> None:
         """RFC 7617; HAZARDS 111."""
         script = proxy(b"Proxy-Authorization: Basic dXNlcjpodW50ZXIy\r\n")
         with server(behind(offering(made), script)) as address:
-            through(way(factory, hop(made, "https", address)._replace(user="user", password=SECRET)))
+            through(
+                way(factory, hop(made, "https", address)._replace(user="user", password=SECRET))
+            )
 
     @pytest.mark.parametrize("login", [b"", b"\x01\x04user\x07hunter2"])
-    def test_socks5h_within_tls(self, factory: DialerFactory, made: Certificates, login: bytes) -> None:
+    def test_socks5h_within_tls(
+        self, factory: DialerFactory, made: Certificates, login: bytes
+    ) -> None:
         script = socks(b"\x05\x01\x00\x03\x0bexample.com\x01\xbb", login)
         with server(behind(offering(made), script)) as address:
             config = hop(made, "socks5h+tls", address)
-            through(way(factory, config._replace(user="user", password=SECRET) if login else config))
+            through(
+                way(factory, config._replace(user="user", password=SECRET) if login else config)
+            )
 
-    def test_socks5_within_tls_resolves_here(self, factory: DialerFactory, made: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
-        with server(behind(offering(made), socks(b"\x05\x01\x00\x01\xc6\x33\x64\x07\x01\xbb"))) as address:
-            monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("198.51.100.7", 443))])
+    def test_socks5_within_tls_resolves_here(
+        self, factory: DialerFactory, made: Certificates, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with server(
+            behind(offering(made), socks(b"\x05\x01\x00\x01\xc6\x33\x64\x07\x01\xbb"))
+        ) as address:
+            monkeypatch.setattr(
+                socket,
+                "getaddrinfo",
+                lambda *_, **__: [
+                    (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("198.51.100.7", 443))
+                ],
+            )
             through(way(factory, hop(made, "socks5+tls", address)))
 
-    def test_a_name_of_the_proxy_is_told_it_and_verified(self, factory: DialerFactory, made: Certificates) -> None:
+    def test_a_name_of_the_proxy_is_told_it_and_verified(
+        self, factory: DialerFactory, made: Certificates
+    ) -> None:
         seen: list[str | None] = []
         context = offering(made)
         context.sni_callback = lambda connection, name, context: seen.append(name)
@@ -151,7 +184,12 @@ class TestGoesThrough:
             through(way(factory, hop(made, "https", Address("localhost", address.port))))
             through(way(factory, hop(made, "https", address, server_name="localhost")))
             through(way(factory, hop(made, "https", address)))
-            through(way(factory, hop(made, "https", address, server_name="inside.example", insecure=True)))
+            through(
+                way(
+                    factory,
+                    hop(made, "https", address, server_name="inside.example", insecure=True),
+                )
+            )
         assert seen == ["localhost", "localhost", None, "inside.example"]
 
     def test_our_certificate_is_shown(self, factory: DialerFactory, made: Certificates) -> None:
@@ -163,16 +201,32 @@ class TestGoesThrough:
         def script(peer: Peer) -> None:
             shown.append(peer.layers[0].tls.getpeercert())
             proxy()(peer)
+
         with server(behind(context, script)) as address:
-            through(way(factory, hop(made, "https", address, certificate=made.path("client.pem"), key=made.path("client.key"))))
+            through(
+                way(
+                    factory,
+                    hop(
+                        made,
+                        "https",
+                        address,
+                        certificate=made.path("client.pem"),
+                        key=made.path("client.key"),
+                    ),
+                )
+            )
         assert shown[0]["subject"] == ((("commonName", "test client"),),)
 
-    def test_what_comes_with_the_reply_is_the_targets(self, factory: DialerFactory, made: Certificates) -> None:
+    def test_what_comes_with_the_reply_is_the_targets(
+        self, factory: DialerFactory, made: Certificates
+    ) -> None:
         """HAZARDS 62: in one record with the reply, and in others behind it."""
+
         def script(peer: Peer) -> None:
             head(peer)
             peer.sock.sendall(peer.seal(OK + b"first, ") + peer.seal(bulk(20_000)))
             echo(peer)
+
         with server(behind(offering(made), script)) as address, tcp_pair() as (ours, theirs):
             stream = way(factory, hop(made, "https", address)).dial(tcp_to(TARGET))
             relaying = Task(relay, Stream(ours), stream, PipeLimits(5.0, 5.0))
@@ -189,7 +243,13 @@ class TestWhoIsBelieved:
         asked: list[Peer] = []
         with server(behind(context, asked.append)) as address:
             server_at = config.server._replace(port=address.port)
-            error = failure(way(factory, config._replace(server=server_at, user="user", password=SECRET), name="office"))
+            error = failure(
+                way(
+                    factory,
+                    config._replace(server=server_at, user="user", password=SECRET),
+                    name="office",
+                )
+            )
         assert not asked
         assert (error.reason, error.upstream) == (Reason.PROTOCOL, True)
         assert error.hop == f"'office' ({config.scheme}://{server_at})"
@@ -198,27 +258,46 @@ class TestWhoIsBelieved:
         return str(error).removeprefix(f"{error.hop}: ")
 
     @pytest.mark.parametrize("scheme", SCHEMES)
-    def test_a_certificate_for_another_name(self, factory: DialerFactory, made: Certificates, scheme: str) -> None:
+    def test_a_certificate_for_another_name(
+        self, factory: DialerFactory, made: Certificates, scheme: str
+    ) -> None:
         config = hop(made, scheme, Address("127.0.0.1", 0), server_name="proxy.example")
-        assert self.refused(factory, config, offering(made)) == \
-            "TLS: Hostname mismatch, certificate is not valid for 'proxy.example'."
+        assert (
+            self.refused(factory, config, offering(made))
+            == "TLS: Hostname mismatch, certificate is not valid for 'proxy.example'."
+        )
 
     @pytest.mark.parametrize("scheme", SCHEMES)
-    def test_a_certificate_of_nobody(self, factory: DialerFactory, made: Certificates, scheme: str) -> None:
+    def test_a_certificate_of_nobody(
+        self, factory: DialerFactory, made: Certificates, scheme: str
+    ) -> None:
         config = hop(made, scheme, Address("127.0.0.1", 0))
-        assert self.refused(factory, config, offering(made, "stranger")) == "TLS: self-signed certificate"
+        assert (
+            self.refused(factory, config, offering(made, "stranger"))
+            == "TLS: self-signed certificate"
+        )
 
-    def test_a_certificate_of_an_authority_that_the_system_does_not_know(self, factory: DialerFactory, made: Certificates) -> None:
+    def test_a_certificate_of_an_authority_that_the_system_does_not_know(
+        self, factory: DialerFactory, made: Certificates
+    ) -> None:
         config = hop(made, "https", Address("localhost", 0), ca="")
-        assert self.refused(factory, config, offering(made)) == "TLS: unable to get local issuer certificate"
+        assert (
+            self.refused(factory, config, offering(made))
+            == "TLS: unable to get local issuer certificate"
+        )
 
-    def test_the_same_one_where_it_does_not_matter(self, factory: DialerFactory, made: Certificates) -> None:
+    def test_the_same_one_where_it_does_not_matter(
+        self, factory: DialerFactory, made: Certificates
+    ) -> None:
         with server(behind(offering(made, "stranger"), proxy())) as address:
             through(way(factory, hop(made, "https", address, insecure=True)))
 
     def test_our_certificate_is_missed(self, factory: DialerFactory, made: Certificates) -> None:
         """In TLS 1.3 a failed read tells of it, behind the handshake."""
-        for version, reasons in ((ssl.TLSVersion.TLSv1_2, {Reason.PROTOCOL}), (ssl.TLSVersion.TLSv1_3, {Reason.PROTOCOL, Reason.GENERAL})):
+        for version, reasons in (
+            (ssl.TLSVersion.TLSv1_2, {Reason.PROTOCOL}),
+            (ssl.TLSVersion.TLSv1_3, {Reason.PROTOCOL, Reason.GENERAL}),
+        ):
             context = offering(made, version=version)
             context.verify_mode = ssl.CERT_REQUIRED
             with server(behind(context, lambda peer: None)) as address:
@@ -229,20 +308,30 @@ class TestWhoIsBelieved:
 
 class TestNoTls:
     @pytest.mark.parametrize("scheme", SCHEMES)
-    @pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x05\x00", b"SSH-2.0-OpenSSH_9\r\n", b"\0" * 64],
-                             ids=("http", "socks5", "ssh", "zeros"))
-    def test_a_proxy_in_clear(self, factory: DialerFactory, made: Certificates, scheme: str, said: bytes) -> None:
+    @pytest.mark.parametrize(
+        "said",
+        [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x05\x00", b"SSH-2.0-OpenSSH_9\r\n", b"\0" * 64],
+        ids=("http", "socks5", "ssh", "zeros"),
+    )
+    def test_a_proxy_in_clear(
+        self, factory: DialerFactory, made: Certificates, scheme: str, said: bytes
+    ) -> None:
         def script(sock: socket.socket) -> None:
             sock.sendall(said)
             sock.shutdown(socket.SHUT_WR)
             sent = read_to_end(sock)
             assert sent[:1] == b"\x16" and SECRET.encode() not in sent
+
         with server(script) as address:
-            error = failure(way(factory, hop(made, scheme, address)._replace(user="user", password=SECRET)))
+            error = failure(
+                way(factory, hop(made, scheme, address)._replace(user="user", password=SECRET))
+            )
         assert (error.reason, error.upstream) == (Reason.PROTOCOL, True)
         assert str(error).startswith(f"{scheme}://{address}: TLS: ")
 
-    def test_a_handshake_that_is_cut_anywhere(self, factory: DialerFactory, made: Certificates) -> None:
+    def test_a_handshake_that_is_cut_anywhere(
+        self, factory: DialerFactory, made: Certificates
+    ) -> None:
         """HAZARDS 119: an answer of the server's, and the connection closed behind so many bytes of it."""
         flights: list[bytes] = []
 
@@ -257,9 +346,10 @@ class TestNoTls:
 
         def script(sock: socket.socket) -> None:
             flights.append(answer(sock))
-            sock.sendall(flights[-1][:25 * (len(flights) - 1)])
+            sock.sendall(flights[-1][: 25 * (len(flights) - 1)])
             sock.shutdown(socket.SHUT_WR)
             read_to_end(sock)
+
         with server(script) as address:
             dialer = way(factory, hop(made, "https", address))
             while not flights or 25 * (len(flights) - 1) < len(flights[-1]):
@@ -269,22 +359,33 @@ class TestNoTls:
         assert len(flights) > 20
 
     @pytest.mark.parametrize("kept", [0, 1, 5, 300])
-    def test_a_handshake_that_stops(self, factory: DialerFactory, made: Certificates, kept: int) -> None:
+    def test_a_handshake_that_stops(
+        self, factory: DialerFactory, made: Certificates, kept: int
+    ) -> None:
         """HAZARDS 119."""
+
         def script(sock: socket.socket) -> None:
             sock.sendall(b"\x16\x03\x03\x10\x00"[:kept] + bytes(max(0, kept - 5)))
             read_to_end(sock)
+
         with server(script) as address:
             error = failure(way(factory, hop(made, "https", address)._replace(timeout=0.1)))
-        assert (error.reason, error.upstream, str(error)) == (Reason.TIMEOUT, True, f"https://{address}: timed out")
+        assert (error.reason, error.upstream, str(error)) == (
+            Reason.TIMEOUT,
+            True,
+            f"https://{address}: timed out",
+        )
 
 
 class TestErrorsWithin:
-    def test_a_refusal_speaks_of_the_target(self, factory: DialerFactory, made: Certificates) -> None:
+    def test_a_refusal_speaks_of_the_target(
+        self, factory: DialerFactory, made: Certificates
+    ) -> None:
         def script(peer: Peer) -> None:
             head(peer)
             peer.send(b"HTTP/1.1 403 Forbidden\r\n\r\n")
             peer.sock.recv(1)
+
         with server(behind(offering(made), script)) as address:
             error = failure(way(factory, hop(made, "https", address)))
         assert (error.reason, error.upstream) == (Reason.DENIED, False)
@@ -306,24 +407,42 @@ class TestErrorsWithin:
             peer.send(OK)
             with pytest.raises((ssl.SSLError, AssertionError)):
                 peer.secure(offering(made, "stranger"))
+
         with server(behind(offering(made), script)) as address:
-            error = failure(way(factory, hop(made, "https", address), hop(made, "https", second), name="both"))
+            error = failure(
+                way(factory, hop(made, "https", address), hop(made, "https", second), name="both")
+            )
         assert (error.reason, error.upstream) == (Reason.PROTOCOL, True)
         assert str(error) == "hop 2 of 'both' (https://127.0.0.1:9): TLS: self-signed certificate"
 
-    @pytest.mark.parametrize("tls, named", [
-        ({"ca": "missing.pem"}, "missing.pem"), ({"certificate": "client.pem", "key": "server.key"}, "server.key"),
-        ({"certificate": "client.pem", "key": "encrypted.key"}, "encrypted.key"), ({"certificate": "broken.pem"}, "broken.pem")])
-    def test_files_that_cannot_be_used(self, factory: DialerFactory, made: Certificates, tls: dict[str, str], named: str) -> None:
+    @pytest.mark.parametrize(
+        "tls, named",
+        [
+            ({"ca": "missing.pem"}, "missing.pem"),
+            ({"certificate": "client.pem", "key": "server.key"}, "server.key"),
+            ({"certificate": "client.pem", "key": "encrypted.key"}, "encrypted.key"),
+            ({"certificate": "broken.pem"}, "broken.pem"),
+        ],
+    )
+    def test_files_that_cannot_be_used(
+        self, factory: DialerFactory, made: Certificates, tls: dict[str, str], named: str
+    ) -> None:
         """HAZARDS 128: when the configuration is read, not when somebody dials."""
         paths = {key: made.path(name) for key, name in tls.items()}
         with pytest.raises(ConfigError) as caught:
             way(factory, hop(made, "https", Address("192.0.2.1", 443), **paths), name="office")
-        assert str(caught.value).startswith("'office' (https://192.0.2.1:443): tls: cannot use ") and named in str(caught.value)
+        assert str(caught.value).startswith(
+            "'office' (https://192.0.2.1:443): tls: cannot use "
+        ) and named in str(caught.value)
 
-    def test_socks5_within_tls_has_datagrams_and_https_too(self, factory: DialerFactory, made: Certificates) -> None:
+    def test_socks5_within_tls_has_datagrams_and_https_too(
+        self, factory: DialerFactory, made: Certificates
+    ) -> None:
         for scheme in SCHEMES:
-            assert way(factory, hop(made, scheme, Address("192.0.2.1", 443))).carries == {"tcp", "udp"}
+            assert way(factory, hop(made, scheme, Address("192.0.2.1", 443))).carries == {
+                "tcp",
+                "udp",
+            }
         with refusing() as address:
             for scheme in SCHEMES:
                 with pytest.raises(DialError) as caught:
@@ -331,13 +450,18 @@ class TestErrorsWithin:
                 assert (caught.value.reason, caught.value.upstream) == (Reason.REFUSED, True)
 
 
-def test_three_hops_with_tls_each_within_the_last(factory: DialerFactory, made: Certificates) -> None:
+def test_three_hops_with_tls_each_within_the_last(
+    factory: DialerFactory, made: Certificates
+) -> None:
     """https, socks5h+tls and https: three layers on one connection, 4 MB through it both ways."""
     second, third = Address("second.example", 1080), Address("192.0.2.3", 8443)
     size = 4 * MEGABYTE
 
     def script(peer: Peer) -> None:
-        assert head(peer) == b"CONNECT second.example:1080 HTTP/1.1\r\nHost: second.example:1080\r\n\r\n"
+        assert (
+            head(peer)
+            == b"CONNECT second.example:1080 HTTP/1.1\r\nHost: second.example:1080\r\n\r\n"
+        )
         peer.send(OK)
         peer.secure(offering(made, version=ssl.TLSVersion.TLSv1_2))
         accept_socks(peer, b"\x05\x01\x00\x01\xc0\x00\x02\x03\x20\xfb")
@@ -347,10 +471,15 @@ def test_three_hops_with_tls_each_within_the_last(factory: DialerFactory, made: 
         assert peer.exchange(bulk(size, 8), RECORD, size) == digest(size)
         peer.end()
         peer.sock.recv(1)
+
     bulk(size), bulk(size, 8)
     with server(behind(offering(made), script)) as address, tcp_pair() as (ours, theirs):
-        dialer = way(factory, hop(made, "https", address), hop(made, "socks5h+tls", second, server_name="localhost"),
-                     hop(made, "https", third, server_name="localhost"))
+        dialer = way(
+            factory,
+            hop(made, "https", address),
+            hop(made, "socks5h+tls", second, server_name="localhost"),
+            hop(made, "https", third, server_name="localhost"),
+        )
         relaying = Task(relay, Stream(ours), dialer.dial(tcp_to(TARGET)), PipeLimits(5.0, 5.0))
         client = Peer(theirs)
         assert client.read(7) == b"at once"

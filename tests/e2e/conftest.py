@@ -1,4 +1,5 @@
 """Daemons that are looked at when their test has ended; `netproxyd` for one test, `shared_netproxyd` for a module."""
+
 from __future__ import annotations
 
 from pathlib import Path

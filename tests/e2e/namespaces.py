@@ -1,4 +1,5 @@
 """Hosts on one machine: network namespaces, and cables between them."""
+
 from __future__ import annotations
 
 import ctypes
@@ -22,7 +23,9 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = f"netproxy-{os.getpid()}-{name}"
-        done = subprocess.run([program("ip"), "netns", "add", self.name], capture_output=True, text=True)
+        done = subprocess.run(
+            [program("ip"), "netns", "add", self.name], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"ip netns add: {done.stderr.strip()}")
         self.ip("link", "set", "lo", "up")
@@ -32,8 +35,12 @@ class Namespace:
 
     def nft(self, rules: str) -> None:
         path = program("nft")
-        done = subprocess.run([program("ip"), "netns", "exec", self.name, path, "-f", "-"], input=rules,
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [program("ip"), "netns", "exec", self.name, path, "-f", "-"],
+            input=rules,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             pytest.skip(f"nft: {done.stderr.splitlines()[0]}")
 
@@ -80,8 +87,14 @@ def connect(one: Namespace, addresses: list[str], other: Namespace, others: list
         for address in own:
             host.ip("address", "add", address, "dev", name, *(("nodad",) if ":" in address else ()))
         host.ip("link", "set", name, "up")
-    wait_for(lambda: all("LOWER_UP" in host.ip("link", "show", name) for host, name in ((one, names[0]), (other, names[1]))),
-             5.0, "the cable is up")
+    wait_for(
+        lambda: all(
+            "LOWER_UP" in host.ip("link", "show", name)
+            for host, name in ((one, names[0]), (other, names[1]))
+        ),
+        5.0,
+        "the cable is up",
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """An HTTP/1.1 origin: Python's own server, with keep-alive, chunked uploads and a memory of what it was asked."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +16,7 @@ BIG = random.Random(20).randbytes(20_000_000)
 class Seen(NamedTuple):
     method: str
     path: str
-    port: int               # of the connection it came on
+    port: int  # of the connection it came on
     fields: dict[str, str]  # names in lower case
     body: bytes
 

@@ -3,6 +3,7 @@
 Sockets are made by a `make` like socket.socket, so that a peer may live in another
 network namespace.
 """
+
 from __future__ import annotations
 
 import selectors
@@ -12,7 +13,7 @@ import threading
 from typing import Any, Callable
 
 CONNECT, BIND, ASSOCIATE = 1, 2, 3
-PATIENCE = 5.0              # seconds any peer waits for its answer
+PATIENCE = 5.0  # seconds any peer waits for its answer
 
 Where = tuple[str, int]
 Login = tuple[str, str]
@@ -58,6 +59,7 @@ def exactly(sock: socket.socket, count: int) -> bytes:
 
 # -- SOCKS5
 
+
 def encode(where: Where) -> bytes:
     host, port = where
     for kind, number in ((socket.AF_INET, 1), (socket.AF_INET6, 4)):
@@ -73,13 +75,24 @@ def read_address(sock: socket.socket) -> Where:
     if kind == 3:
         host = exactly(sock, exactly(sock, 1)[0]).decode()
     else:
-        host = socket.inet_ntop(*((socket.AF_INET, exactly(sock, 4)) if kind == 1 else
-                                  (socket.AF_INET6, exactly(sock, 16))))
+        host = socket.inet_ntop(
+            *(
+                (socket.AF_INET, exactly(sock, 4))
+                if kind == 1
+                else (socket.AF_INET6, exactly(sock, 16))
+            )
+        )
     return host, struct.unpack("!H", exactly(sock, 2))[0]
 
 
-def socks5(server: Where, command: int, target: Where, login: Login | None = None, make: Make = socket.socket,
-           seconds: float = PATIENCE) -> tuple[socket.socket, Where]:
+def socks5(
+    server: Where,
+    command: int,
+    target: Where,
+    login: Login | None = None,
+    make: Make = socket.socket,
+    seconds: float = PATIENCE,
+) -> tuple[socket.socket, Where]:
     """The connection after its reply, and BND; Refused."""
     sock = make(family(server[0]), socket.SOCK_STREAM)
     try:
@@ -107,11 +120,18 @@ def socks5(server: Where, command: int, target: Where, login: Login | None = Non
 class Association:
     """A UDP ASSOCIATE and a socket that uses it.  The request names the socket's port unless `hint` names something else."""
 
-    def __init__(self, server: Where, login: Login | None = None, make: Make = socket.socket,
-                 hint: Where | None = None) -> None:
+    def __init__(
+        self,
+        server: Where,
+        login: Login | None = None,
+        make: Make = socket.socket,
+        hint: Where | None = None,
+    ) -> None:
         self.socket = udp("::" if ":" in server[0] else "0.0.0.0", make)
         try:
-            self.control, self.bound = socks5(server, ASSOCIATE, hint or self.socket.getsockname()[:2], login, make)
+            self.control, self.bound = socks5(
+                server, ASSOCIATE, hint or self.socket.getsockname()[:2], login, make
+            )
         except BaseException:
             self.socket.close()
             raise
@@ -125,14 +145,17 @@ class Association:
         assert data[:3] == b"\0\0\0"
         size = {1: 4, 4: 16}[data[3]]
         kind = socket.AF_INET if size == 4 else socket.AF_INET6
-        source = socket.inet_ntop(kind, data[4:4 + size]), struct.unpack("!H", data[4 + size:6 + size])[0]
-        return data[6 + size:], source, peer[:2]
+        source = (
+            socket.inet_ntop(kind, data[4 : 4 + size]),
+            struct.unpack("!H", data[4 + size : 6 + size])[0],
+        )
+        return data[6 + size :], source, peer[:2]
 
     def echo(self, target: Where, data: bytes) -> tuple[Where, Where]:
         """There and back; source and peer of what came."""
         self.send(target, data)
-        back, source, peer = self.receive()
-        assert back == data
+        reply_destination, source, peer = self.receive()
+        assert reply_destination == data
         return source, peer
 
     def close(self) -> None:
@@ -153,6 +176,7 @@ def echo(sock: socket.socket, data: bytes) -> None:
 
 
 # -- servers
+
 
 class _Server:
     """A thread that serves one socket until close()."""
@@ -209,7 +233,7 @@ class TcpEcho(_Server):
         try:
             data = sock.recv(65536)
             if data:
-                sock.setblocking(True)      # small messages only: it never fills a buffer
+                sock.setblocking(True)  # small messages only: it never fills a buffer
                 sock.sendall(data)
                 sock.setblocking(False)
                 return
@@ -222,8 +246,13 @@ class TcpEcho(_Server):
 class UdpEcho(_Server):
     """Sends back what `answer` makes of what it gets; remembers who it came from."""
 
-    def __init__(self, host: str = "127.0.0.1", make: Make = socket.socket,
-                 answer: Callable[[bytes], bytes] = bytes, port: int = 0) -> None:
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        make: Make = socket.socket,
+        answer: Callable[[bytes], bytes] = bytes,
+        port: int = 0,
+    ) -> None:
         self.sources: list[Where] = []
         self._answer = answer
         super().__init__(udp(host, make, port))

@@ -1,4 +1,5 @@
 """A QUIC transfer between a server and a client of the test's own: everything sent comes back on the same stream."""
+
 from __future__ import annotations
 
 import asyncio
@@ -24,8 +25,13 @@ NAME = "quic.test"
 class EchoServer:
     """Serves on a port of 127.0.0.1, or another `host`, from a thread of its own, which `enter` takes elsewhere first."""
 
-    def __init__(self, directory: Path, host: str = "127.0.0.1", enter: Callable[[], None] = lambda: None,
-                 port: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        host: str = "127.0.0.1",
+        enter: Callable[[], None] = lambda: None,
+        port: int = 0,
+    ) -> None:
         self._host, self._enter, self._wanted = host, enter, port
         certificate, key = _self_signed(directory)
         self._configuration = QuicConfiguration(is_client=False, alpn_protocols=[PROTOCOL])
@@ -39,7 +45,12 @@ class EchoServer:
 
     def _run(self) -> None:
         async def start() -> Any:
-            return await serve(self._host, self._wanted, configuration=self._configuration, stream_handler=_echo_soon)
+            return await serve(
+                self._host,
+                self._wanted,
+                configuration=self._configuration,
+                stream_handler=_echo_soon,
+            )
 
         self._enter()
         server = self._loop.run_until_complete(start())
@@ -65,7 +76,7 @@ _tasks: set[Any] = set()
 
 def _echo_soon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     task = asyncio.get_running_loop().create_task(_echo(reader, writer))
-    _tasks.add(task)        # the loop itself keeps no reference
+    _tasks.add(task)  # the loop itself keeps no reference
     task.add_done_callback(_tasks.discard)
 
 
@@ -77,8 +88,11 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 def transfer(port: int, data: bytes, seconds: float, host: str = "127.0.0.1") -> bytes:
     """What comes back of `data` from a server."""
+
     async def run() -> bytes:
-        configuration = QuicConfiguration(alpn_protocols=[PROTOCOL], server_name=NAME, verify_mode=ssl.CERT_NONE)
+        configuration = QuicConfiguration(
+            alpn_protocols=[PROTOCOL], server_name=NAME, verify_mode=ssl.CERT_NONE
+        )
         async with connect(host, port, configuration=configuration) as client:
             reader, writer = await client.create_stream()
             writer.write(data)
@@ -92,11 +106,23 @@ def _self_signed(directory: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
     now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-                   .serial_number(1).not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
-                   .sign(key, hashes.SHA256()))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(1))
+        .not_valid_after(now + datetime.timedelta(1))
+        .sign(key, hashes.SHA256())
+    )
     paths = directory / "quic.pem", directory / "quic.key"
     paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                                           serialization.NoEncryption()))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
     return paths

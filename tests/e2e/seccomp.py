@@ -3,6 +3,7 @@
 dig 9.18 sends by sendmmsg(2) where the kernel has it, which dante's library
 does not intercept: the datagrams would go out without a SOCKS5 header.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -30,14 +31,25 @@ def without_batches() -> Callable[[], None]:
     if platform.machine() not in _BATCHES:
         pytest.skip(f"the system call numbers of {platform.machine()} are not known here")
     machine, *calls = _BATCHES[platform.machine()]
-    code = b"".join(struct.pack("@HBBI", *line) for line in (
-        (_LOAD, 0, 0, _MACHINE_AT), (_JUMP_IF_EQUAL, 0, 3, machine), (_LOAD, 0, 0, _NUMBER_AT),
-        (_JUMP_IF_EQUAL, 2, 0, calls[0]), (_JUMP_IF_EQUAL, 1, 0, calls[1]),
-        (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)))
+    code = b"".join(
+        struct.pack("@HBBI", *line)
+        for line in (
+            (_LOAD, 0, 0, _MACHINE_AT),
+            (_JUMP_IF_EQUAL, 0, 3, machine),
+            (_LOAD, 0, 0, _NUMBER_AT),
+            (_JUMP_IF_EQUAL, 2, 0, calls[0]),
+            (_JUMP_IF_EQUAL, 1, 0, calls[1]),
+            (_RETURN, 0, 0, _ALLOW),
+            (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),
+        )
+    )
     program = _Program(len(code) // 8, code)
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def install() -> None:
-        if prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0) or prctl(_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0):
+        if prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0) or prctl(
+            _SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0
+        ):
             raise OSError(ctypes.get_errno(), "no system call filter")
+
     return install

@@ -1,4 +1,5 @@
 """netproxyd as a process, what is asked of it at its end, and waiting without sleeping too long."""
+
 from __future__ import annotations
 
 import os
@@ -20,10 +21,12 @@ from tests.e2e.peers import Login, Make, listen, socks5
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
 ANY_PORT = f"sps://{LOOPBACK}:0"
-START_SECONDS = 10.0        # for the "serves" line: generous, the machine may be busy
-CLEAN_SECONDS = 5.0         # for descriptors to be back where they were (HAZARDS section 3)
-CHOSEN_PORTS = range(20_000, 32_000)     # below what Linux hands out by itself (net.ipv4.ip_local_port_range)
-SPARE_DESCRIPTORS = 2       # that may stay open all the same: HAZARDS allows them
+START_SECONDS = 10.0  # for the "serves" line: generous, the machine may be busy
+CLEAN_SECONDS = 5.0  # for descriptors to be back where they were (HAZARDS section 3)
+CHOSEN_PORTS = range(
+    20_000, 32_000
+)  # below what Linux hands out by itself (net.ipv4.ip_local_port_range)
+SPARE_DESCRIPTORS = 2  # that may stay open all the same: HAZARDS allows them
 
 Value = TypeVar("Value")
 _SERVES = re.compile(r" serves (.*), out by ")
@@ -42,8 +45,12 @@ def program(name: str) -> str:
 
 def environment(**more: str) -> dict[str, str]:
     """Ours without what would change how netproxyd or a client program behaves."""
-    kept = {key: value for key, value in os.environ.items()
-            if key not in ("JOURNAL_STREAM", "NOTIFY_SOCKET", "PYTHONPATH") and not key.lower().endswith("_proxy")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("JOURNAL_STREAM", "NOTIFY_SOCKET", "PYTHONPATH")
+        and not key.lower().endswith("_proxy")
+    }
     return {**kept, **more}
 
 
@@ -77,9 +84,19 @@ def free_port() -> int:
 class Netproxyd:
     """One daemon.  `host` and `port` are where clients reach its first TCP listener."""
 
-    def __init__(self, log: Path, *arguments: str, host: str = LOOPBACK, port: int = 0, login: Login | None = None,
-                 python: Sequence[str] = (sys.executable,), make: Make = socket.socket, cwd: Path = ROOT,
-                 log_read: bool = True, **popen: Any) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *arguments: str,
+        host: str = LOOPBACK,
+        port: int = 0,
+        login: Login | None = None,
+        python: Sequence[str] = (sys.executable,),
+        make: Make = socket.socket,
+        cwd: Path = ROOT,
+        log_read: bool = True,
+        **popen: Any,
+    ) -> None:
         """`make` makes sockets where the daemon lives; without `log_read` standard error is the caller's matter."""
         self.log_path = log
         self.host, self.port, self.login, self.make = host, port, login, make
@@ -87,14 +104,17 @@ class Netproxyd:
         with open(log, "wb") as output:
             if log_read:
                 popen |= {"stdout": output, "stderr": output}
-            self.process = subprocess.Popen(self._command, cwd=cwd, stdin=subprocess.DEVNULL,
-                                            **{"env": environment(), **popen})
-        self.baseline = 0       # descriptors when nothing goes on; 0: not looked at
+            self.process = subprocess.Popen(
+                self._command, cwd=cwd, stdin=subprocess.DEVNULL, **{"env": environment(), **popen}
+            )
+        self.baseline = 0  # descriptors when nothing goes on; 0: not looked at
         self.ended = False
         try:
             if log_read:
                 serves = wait_for(self._serves, START_SECONDS, "the line that says what listens")
-                self.listens = [(network, host, int(port)) for network, host, port in _LISTENS.findall(serves)]
+                self.listens = [
+                    (network, host, int(port)) for network, host, port in _LISTENS.findall(serves)
+                ]
                 self.port = self.tcp_ports[0]
             else:
                 wait_for(lambda: self.answers(seconds=START_SECONDS), START_SECONDS, "an answer")
@@ -124,19 +144,22 @@ class Netproxyd:
 
     def said(self, pattern: str, times: int = 1, seconds: float = 5.0) -> list[str]:
         """The log's lines with `pattern`, as soon as there are so many."""
-        return wait_for(lambda: found if len(found := self.lines(pattern)) >= times else None, seconds,
-                        f"{times} x {pattern!r} in the log:\n{self.log[-2000:]}")
+        return wait_for(
+            lambda: found if len(found := self.lines(pattern)) >= times else None,
+            seconds,
+            f"{times} x {pattern!r} in the log:\n{self.log[-2000:]}",
+        )
 
     def status(self) -> dict[str, int]:
         """The dump of SIGUSR1: "connections", "sessions", "drops{stranger}" and so on; what is not there was never counted."""
         before = len(self.lines(" connections="))
-        for turn in (1, 2):     # all of the first dump is there when the second begins
+        for turn in (1, 2):  # all of the first dump is there when the second begins
             self.signal(signal.SIGUSR1)
             self.said(" connections=", before + turn)
         lines = self.log.splitlines()
         starts = [at for at, line in enumerate(lines) if " connections=" in line]
         found: dict[str, int] = {}
-        for line in lines[starts[before]:starts[before + 1]]:
+        for line in lines[starts[before] : starts[before + 1]]:
             if counter := _COUNTER.search(line):
                 found[f"{counter[1]}{{{counter[2]}}}"] = int(counter[3])
             else:
@@ -160,7 +183,9 @@ class Netproxyd:
         started = time.monotonic()
         with listen(self.host, self.make) as target:
             try:
-                control, _ = socks5(self.server, 1, target.getsockname()[:2], self.login, self.make, seconds)
+                control, _ = socks5(
+                    self.server, 1, target.getsockname()[:2], self.login, self.make, seconds
+                )
             except OSError:
                 return False
             control.close()
@@ -208,11 +233,16 @@ class Netproxyd:
         """What must hold after every test: it lives, answers, leaks nothing, ends well, and had no fault."""
         try:
             if not self.ended:
-                assert self.process.poll() is None, f"ended by itself with {self.process.returncode}:\n{self.log[-2000:]}"
+                assert self.process.poll() is None, (
+                    f"ended by itself with {self.process.returncode}:\n{self.log[-2000:]}"
+                )
                 assert self.answers(), f"no answer to CONNECT within a second:\n{self.log[-2000:]}"
                 if self.baseline:
-                    wait_for(lambda: self.descriptors() <= self.baseline + SPARE_DESCRIPTORS, CLEAN_SECONDS,
-                             f"descriptors back to {self.baseline}")
+                    wait_for(
+                        lambda: self.descriptors() <= self.baseline + SPARE_DESCRIPTORS,
+                        CLEAN_SECONDS,
+                        f"descriptors back to {self.baseline}",
+                    )
                 self.signal(signal.SIGTERM)
                 assert self.wait(CLEAN_SECONDS) == 0
             self.check_log()
@@ -225,10 +255,20 @@ class Netproxyd:
         assert not faults, "\n".join(faults)
 
 
-def run_netproxyd(*arguments: str, flags: Sequence[str] = (), seconds: float = START_SECONDS,
-                  **popen: Any) -> tuple[int, str]:
+def run_netproxyd(
+    *arguments: str, flags: Sequence[str] = (), seconds: float = START_SECONDS, **popen: Any
+) -> tuple[int, str]:
     """For what is to end at once: exit status, and all it wrote.  `flags` are the interpreter's."""
-    done = subprocess.run([sys.executable, *flags, "-m", "netproxy", *arguments], **{
-        "cwd": ROOT, "env": environment(), "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT, "timeout": seconds, **popen})
+    done = subprocess.run(
+        [sys.executable, *flags, "-m", "netproxy", *arguments],
+        **{
+            "cwd": ROOT,
+            "env": environment(),
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "timeout": seconds,
+            **popen,
+        },
+    )
     return done.returncode, (done.stdout or b"").decode()

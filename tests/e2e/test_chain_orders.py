@@ -1,4 +1,5 @@
 """Chains of two and three NetProxy in every order of their schemes, and a group of two of which one is killed under load."""
+
 from __future__ import annotations
 
 import itertools
@@ -15,7 +16,16 @@ from typing import Any, Iterator, NamedTuple
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, Where, echo, exactly, listen, socks5
+from tests.e2e.peers import (
+    CONNECT,
+    Association,
+    TcpEcho,
+    UdpEcho,
+    Where,
+    echo,
+    exactly,
+    socks5,
+)
 from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, free_port, wait_for
 from tests.support.certificates import certificates
 
@@ -23,11 +33,15 @@ pytestmark = pytest.mark.e2e
 
 KINDS = ("socks5", "http", "https", "uot")
 CHAINS = [chain for hops in (2, 3) for chain in itertools.permutations(KINDS, hops)]
-QUIC_CHAINS = CHAINS[-24::6]            # of three; each kind is the first hop of one
+QUIC_CHAINS = CHAINS[-24::6]  # of three; each kind is the first hop of one
 QUIC_BYTES = random.Random(7).randbytes(1_000_000)
 QUIC_SECONDS = 20.0
 SIZES = (1, 1200, 8000)
-PLAIN = {"name": "plain", "listen": f"{LOOPBACK}:0", "upstream": "direct"}      # which the fixture asks at the end
+PLAIN = {
+    "name": "plain",
+    "listen": f"{LOOPBACK}:0",
+    "upstream": "direct",
+}  # which the fixture asks at the end
 
 
 def name(chain: tuple[str, ...]) -> str:
@@ -52,16 +66,28 @@ class Hops(NamedTuple):
 @pytest.fixture(scope="module")
 def hops(shared_netproxyd: Start) -> Hops:
     made = certificates()
-    secured = {"name": "secured", "listen": f"{LOOPBACK}:0",
-               "tls": {"certificate": made.path("server.pem"), "key": made.path("server.key")}}
-    return Hops({kind: shared_netproxyd(config=json.dumps({"listeners": [PLAIN, secured]})).tcp_ports[kind == "https"]
-                 for kind in KINDS})
+    secured = {
+        "name": "secured",
+        "listen": f"{LOOPBACK}:0",
+        "tls": {"certificate": made.path("server.pem"), "key": made.path("server.key")},
+    }
+    return Hops(
+        {
+            kind: shared_netproxyd(config=json.dumps({"listeners": [PLAIN, secured]})).tcp_ports[
+                kind == "https"
+            ]
+            for kind in KINDS
+        }
+    )
 
 
 @pytest.fixture(scope="module")
 def near(shared_netproxyd: Start, hops: Hops) -> Netproxyd:
     """A port for each chain, behind the plain one."""
-    ports = [{"name": name(chain), "listen": f"{LOOPBACK}:0", "upstream": hops.urls(chain)} for chain in CHAINS]
+    ports = [
+        {"name": name(chain), "listen": f"{LOOPBACK}:0", "upstream": hops.urls(chain)}
+        for chain in CHAINS
+    ]
     return shared_netproxyd(config=json.dumps({"listeners": [PLAIN, *ports]}))
 
 
@@ -80,15 +106,19 @@ def drops(daemon: Netproxyd) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("chain", CHAINS, ids=name)
-def test_streams_and_datagrams_through_a_chain(near: Netproxyd, echoes: tuple[TcpEcho, UdpEcho, UdpEcho],
-                                               chain: tuple[str, ...]) -> None:
+def test_streams_and_datagrams_through_a_chain(
+    near: Netproxyd, echoes: tuple[TcpEcho, UdpEcho, UdpEcho], chain: tuple[str, ...]
+) -> None:
     server, (stream, *datagrams) = entrance(near, chain), echoes
     with socks5(server, CONNECT, stream.address)[0] as client:
         echo(client, os.urandom(60_000))
     with Association(server) as association:
         for size in SIZES:
-            for target in datagrams:        # both at once: each keeps its own name
-                assert association.echo(target.address, os.urandom(size)) == (target.address, association.bound)
+            for target in datagrams:  # both at once: each keeps its own name
+                assert association.echo(target.address, os.urandom(size)) == (
+                    target.address,
+                    association.bound,
+                )
     for network in ("tcp", "udp"):
         assert near.said(rf"listener={name(chain)} .*network={network} ")
 
@@ -99,13 +129,21 @@ def test_nothing_was_dropped_on_the_way(near: Netproxyd) -> None:
 
 
 @pytest.mark.parametrize("chain", QUIC_CHAINS, ids=name)
-def test_quic_through_a_chain_of_three(netproxyd: Start, hops: Hops, tmp_path: Path, chain: tuple[str, ...]) -> None:
+def test_quic_through_a_chain_of_three(
+    netproxyd: Start, hops: Hops, tmp_path: Path, chain: tuple[str, ...]
+) -> None:
     pytest.importorskip("aioquic")
     from tests.e2e import quic
+
     with quic.EchoServer(tmp_path) as server:
         door = free_port()
-        daemon = netproxyd("-l", ANY_PORT, "-l", f"udp://{LOOPBACK}:{door}?target={LOOPBACK}:{server.port}",
-                           config=json.dumps({"default": hops.urls(chain)}))
+        daemon = netproxyd(
+            "-l",
+            ANY_PORT,
+            "-l",
+            f"udp://{LOOPBACK}:{door}?target={LOOPBACK}:{server.port}",
+            config=json.dumps({"default": hops.urls(chain)}),
+        )
         assert quic.transfer(door, QUIC_BYTES, QUIC_SECONDS) == QUIC_BYTES
     assert not drops(daemon)
 
@@ -113,11 +151,11 @@ def test_quic_through_a_chain_of_three(netproxyd: Start, hops: Hops, tmp_path: P
 # -- a group of two, one of which is killed
 
 FLOWS = 50
-DIALS = 20                  # at once after the kill
+DIALS = 20  # at once after the kill
 DIAL_SECONDS = 2.0
-HEALTH_SECONDS = 8.0        # for an interval of one second, and a clock that ticks once a second
+HEALTH_SECONDS = 8.0  # for an interval of one second, and a clock that ticks once a second
 SECONDS = 10.0
-SOURCES = {"one": "127.0.0.2", "two": "127.0.0.3"}      # by which targets know the members
+SOURCES = {"one": "127.0.0.2", "two": "127.0.0.3"}  # by which targets know the members
 
 
 class WhoEcho(TcpEcho):
@@ -153,7 +191,7 @@ class Flow:
             if not data or not self._due.startswith(data):
                 self.failure = "other bytes" if data else "ended"
                 return False
-            self._due = self._due[len(data):]
+            self._due = self._due[len(data) :]
             if not self._due:
                 self.rounds += 1
                 self.begin()
@@ -186,8 +224,14 @@ class Flows:
     def check_that_all_go_on(self, flows: list[Flow]) -> None:
         """Each has come further than it is now."""
         before = [flow.rounds for flow in flows]
-        wait_for(lambda: any(flow.failure for flow in flows)
-                 or all(flow.rounds > rounds for flow, rounds in zip(flows, before)), SECONDS, "every flow went on")
+        wait_for(
+            lambda: (
+                any(flow.failure for flow in flows)
+                or all(flow.rounds > rounds for flow, rounds in zip(flows, before))
+            ),
+            SECONDS,
+            "every flow went on",
+        )
         assert not [flow.failure for flow in flows if flow.failure]
 
     def _run(self) -> None:
@@ -210,16 +254,31 @@ class Group:
         self._ports = {member: free_port() for member in SOURCES}
         self.members = {member: self.start(member) for member in SOURCES}
         upstreams = {member: url.format(port=port) for member, port in self._ports.items()}
-        group = {"members": list(SOURCES), "balance": "round-robin", "health_check": {"interval": "1s"}}
-        self.near = start(config=json.dumps({
-            "listeners": [PLAIN, {"name": "pair", "listen": f"{LOOPBACK}:0"}],
-            "upstreams": {**upstreams, "pair": group}, "default": "pair"}))
+        group = {
+            "members": list(SOURCES),
+            "balance": "round-robin",
+            "health_check": {"interval": "1s"},
+        }
+        self.near = start(
+            config=json.dumps(
+                {
+                    "listeners": [PLAIN, {"name": "pair", "listen": f"{LOOPBACK}:0"}],
+                    "upstreams": {**upstreams, "pair": group},
+                    "default": "pair",
+                }
+            )
+        )
         self.server: Where = LOOPBACK, self.near.tcp_ports[1]
 
     def start(self, member: str) -> Netproxyd:
-        return self._start(config=json.dumps({
-            "listeners": [{"listen": f"{LOOPBACK}:{self._ports[member]}"}],
-            "default": {"url": "direct", "bind": SOURCES[member]}}))
+        return self._start(
+            config=json.dumps(
+                {
+                    "listeners": [{"listen": f"{LOOPBACK}:{self._ports[member]}"}],
+                    "default": {"url": "direct", "bind": SOURCES[member]},
+                }
+            )
+        )
 
     def kill(self, member: str) -> None:
         self.members[member].kill()
@@ -248,14 +307,19 @@ def test_connections_when_a_member_is_killed_and_comes_back(netproxyd: Start) ->
         flows.check_that_all_go_on(flows.all)
         group.kill("one")
         assert {group.dial(target.address) for _ in range(DIALS)} == {SOURCES["two"]}
-        wait_for(lambda: all(flow.failure for flow in dying), SECONDS, "the killed one's flows have ended")
+        wait_for(
+            lambda: all(flow.failure for flow in dying),
+            SECONDS,
+            "the killed one's flows have ended",
+        )
         assert "refused" in group.said("one", "down")[0]
         assert {group.dial(target.address) for _ in range(DIALS)} == {SOURCES["two"]}
         flows.check_that_all_go_on(living)
         group.restart("one")
         group.said("one", "up")
         assert sorted(group.dial(target.address) for _ in range(DIALS)) == [
-            source for source in SOURCES.values() for _ in range(DIALS // 2)]
+            source for source in SOURCES.values() for _ in range(DIALS // 2)
+        ]
         with UdpEcho() as datagrams:
             assert {_new_source(group, datagrams) for _ in SOURCES} == {*SOURCES.values()}
         flows.check_that_all_go_on(living)
@@ -278,19 +342,28 @@ def insist(client: Association, target: Where, data: bytes) -> None:
             return
 
 
-@pytest.mark.parametrize("url", ("socks5://{host}:{{port}}", "http://{host}:{{port}}", "socks5://{host}:{{port}}?udp=uot"),
-                         ids=("associate", "connect-udp", "uot"))
-def test_sessions_whose_member_is_killed_work_again_by_the_other(netproxyd: Start, url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    ("socks5://{host}:{{port}}", "http://{host}:{{port}}", "socks5://{host}:{{port}}?udp=uot"),
+    ids=("associate", "connect-udp", "uot"),
+)
+def test_sessions_whose_member_is_killed_work_again_by_the_other(
+    netproxyd: Start, url: str
+) -> None:
     group = Group(netproxyd, url.format(host=LOOPBACK))
     with UdpEcho() as target:
         clients = [Association(group.server) for _ in range(4)]
         try:
             before = [_source(client, target) for client in clients]
-            assert sorted(host for host, _ in before) == [source for source in SOURCES.values() for _ in range(2)]
+            assert sorted(host for host, _ in before) == [
+                source for source in SOURCES.values() for _ in range(2)
+            ]
             group.kill("one")
             for client, (host, port) in zip(clients, before):
                 if host == SOURCES["two"]:
-                    assert _source(client, target) == (host, port), "a session of the other's was touched"
+                    assert _source(client, target) == (host, port), (
+                        "a session of the other's was touched"
+                    )
             for client, (host, _) in zip(clients, before):
                 if host == SOURCES["one"]:
                     insist(client, target.address, b"later")

@@ -1,4 +1,5 @@
 """netproxyctl and a netproxyd, each a process: what the main thread does when another process asks for it."""
+
 from __future__ import annotations
 
 import os
@@ -31,13 +32,31 @@ def control(tmp_path: Path) -> str:
 @pytest.fixture
 def ctl(control: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", "import sys; from netproxy.cli import control_main; sys.exit(control_main())",
-                               "-s", control, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from netproxy.cli import control_main; sys.exit(control_main())",
+                "-s",
+                control,
+                *arguments,
+            ],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
     return run
 
 
-def test_a_reload_is_synchronous_and_tells_what_is_wrong(netproxyd: Start, tmp_path: Path, control: str,
-                                                        ctl: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_a_reload_is_synchronous_and_tells_what_is_wrong(
+    netproxyd: Start,
+    tmp_path: Path,
+    control: str,
+    ctl: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     """Hazard 105."""
     daemon = netproxyd(config=f"control: unix:{control}\n{LISTENERS}")
     path = tmp_path / "netproxyd1.yaml"
@@ -48,13 +67,19 @@ def test_a_reload_is_synchronous_and_tells_what_is_wrong(netproxyd: Start, tmp_p
     path.write_text(f"control: unix:{control}\nlistners: []\ntimeouts: {{conect: 3s}}\n")
     done = ctl("reload")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (f"netproxyctl: {path}:3:12: timeouts.conect: unknown key (did you mean 'connect'?)\n"
-                           f"netproxyctl: {path}:2:1: listners: unknown key (did you mean 'listeners'?)\n")
+    assert done.stderr == (
+        f"netproxyctl: {path}:3:12: timeouts.conect: unknown key (did you mean 'connect'?)\n"
+        f"netproxyctl: {path}:2:1: listners: unknown key (did you mean 'listeners'?)\n"
+    )
     assert ctl("status").stdout.startswith("netproxyd ")
 
 
-def test_the_control_socket_may_move(netproxyd: Start, tmp_path: Path, control: str,
-                                     ctl: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_the_control_socket_may_move(
+    netproxyd: Start,
+    tmp_path: Path,
+    control: str,
+    ctl: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     netproxyd(config=f"control: unix:{control}\n{LISTENERS}")
     (tmp_path / "netproxyd1.yaml").write_text(f"control: unix:{control}2\n{LISTENERS}")
     assert ctl("reload").returncode == 0
@@ -62,14 +87,18 @@ def test_the_control_socket_may_move(netproxyd: Start, tmp_path: Path, control: 
     assert ctl("-s", control + "2", "status").returncode == 0
 
 
-def test_many_reloads_from_all_sides_break_no_flow(netproxyd: Start, control: str,
-                                                   ctl: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_many_reloads_from_all_sides_break_no_flow(
+    netproxyd: Start, control: str, ctl: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     """Hazard 106."""
-    daemon: Netproxyd = netproxyd(config=f"control: unix:{control}\nmetrics: 127.0.0.1:0\n{LISTENERS}")
+    daemon: Netproxyd = netproxyd(
+        config=f"control: unix:{control}\nmetrics: 127.0.0.1:0\n{LISTENERS}"
+    )
 
     def script(sock: socket.socket) -> None:
         while data := sock.recv(65536):
             sock.sendall(data)
+
     with server(script) as target, socket.create_connection(daemon.server, SECONDS) as client:
         client.sendall(b"CONNECT %s HTTP/1.1\r\nHost: x\r\n\r\n" % str(target).encode())
         assert read_exactly(client, 39).startswith(b"HTTP/1.1 200 ")
@@ -81,23 +110,31 @@ def test_many_reloads_from_all_sides_break_no_flow(netproxyd: Start, control: st
             client.sendall(b"ping")
             assert read_exactly(client, 4) == b"ping"
         deadline = time.monotonic() + SECONDS
-        while daemon.descriptors() > before or len(os.listdir(f"/proc/{daemon.process.pid}/task")) > threads + 2:
+        while (
+            daemon.descriptors() > before
+            or len(os.listdir(f"/proc/{daemon.process.pid}/task")) > threads + 2
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
 
-def test_a_drain_lets_what_runs_come_to_its_end(netproxyd: Start, control: str,
-                                                ctl: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_a_drain_lets_what_runs_come_to_its_end(
+    netproxyd: Start, control: str, ctl: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     daemon = netproxyd(config=f"control: unix:{control}\n{LISTENERS}")
 
     def script(sock: socket.socket) -> None:
         while data := sock.recv(65536):
             sock.sendall(data)
+
     with server(script) as target, socket.create_connection(daemon.server, SECONDS) as client:
         client.sendall(b"CONNECT %s HTTP/1.1\r\nHost: x\r\n\r\n" % str(target).encode())
         assert read_exactly(client, 39).startswith(b"HTTP/1.1 200 ")
         done = ctl("drain")
-        assert (done.returncode, done.stdout) == (0, "draining: 1 connections may come to their end\n")
+        assert (done.returncode, done.stdout) == (
+            0,
+            "draining: 1 connections may come to their end\n",
+        )
         daemon.said("stopping: 1 connections may go on")
         assert "is draining" in ctl("status").stdout
         client.sendall(b"ping")

@@ -1,4 +1,5 @@
 """netproxyd's dns listener and its own lookups, with unbound behind it and dig before it."""
+
 from __future__ import annotations
 
 import socket
@@ -37,7 +38,9 @@ class Https(ThreadingHTTPServer):
         self.asked: list[str] = []
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(made.path("server.pem"), made.path("server.key"))
-        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.socket = context.wrap_socket(
+            self.socket, server_side=True, do_handshake_on_connect=False
+        )
 
     @property
     def port(self) -> int:
@@ -105,8 +108,13 @@ def https(servers: NameServers, made: Certificates) -> Iterator[Https]:
 
 
 @pytest.fixture(scope="module")
-def world(shared_netproxyd: Start, servers: NameServers, https: Https, made: Certificates,
-          tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    shared_netproxyd: Start,
+    servers: NameServers,
+    https: Https,
+    made: Certificates,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
     """At its end a reload gives up what is kept of name servers, or descriptors would be counted."""
     upstream = shared_netproxyd("-l", ANY_PORT)
     tls = f"tls: {{ca: '{made.path('ca.pem')}', server_name: localhost}}"
@@ -117,7 +125,7 @@ listeners:
   - {{name: names, protocol: dns, listen: "{LOOPBACK}:0"}}
   - {{name: secure, protocol: dns, listen: "{LOOPBACK}:0", network: tcp, tls: {made.listener()}}}
   - {{name: strict, protocol: dns, listen: "{LOOPBACK}:0", clients: 127.0.0.2}}
-upstreams: {{far: "{upstream.url('socks5')}"}}
+upstreams: {{far: "{upstream.url("socks5")}"}}
 dns:
   servers: ["{LOOPBACK}:{servers.port}"]
   hosts: {{printer.lan: [192.0.2.9, "2001:db8::9"]}}
@@ -127,7 +135,7 @@ dns:
     - {{domain: dot.test, servers: {{url: "tls://{LOOPBACK}:{servers.tls_port}", {tls}}}}}
     - {{domain: doh.test, servers: {{url: "https://{LOOPBACK}:{https.port}/dns-query", {tls}}}}}
     - {{domain: far.test, servers: {{url: "{LOOPBACK}:{servers.port}", upstream: far}}}}
-    - {{domain: wrong.test, servers: {{url: "tls://{LOOPBACK}:{servers.tls_port}", tls: {{ca: '{made.path('stranger.pem')}'}}}}}}
+    - {{domain: wrong.test, servers: {{url: "tls://{LOOPBACK}:{servers.tls_port}", tls: {{ca: '{made.path("stranger.pem")}'}}}}}}
 """)
     daemon = shared_netproxyd("-c", str(config))
     _, port, tls_port, strict_port = daemon.tcp_ports
@@ -145,7 +153,7 @@ def origin() -> Iterator[Origin]:
 class TestDig:
     @pytest.mark.parametrize("kind, data", [("A", "192.0.2.1"), ("AAAA", "2001:db8::1")])
     def test_addresses(self, world: World, kind: str, data: str) -> None:
-        for _ in range(2):      # asked for, and kept
+        for _ in range(2):  # asked for, and kept
             found = dig(world.port, "www.test", kind)
             assert (found.status, found.data) == ("NOERROR", [data]), found.text
             assert {"qr", "rd", "ra"} <= set(found.flags)
@@ -155,7 +163,10 @@ class TestDig:
         asked = world.daemon.status()["queries{forwarded}"]
         again = [dig(world.port, "udp.test", "A") for _ in range(3)]
         assert world.daemon.status()["queries{forwarded}"] == asked
-        assert all(one.data == ["192.0.2.10"] and 0 < int(one.records[0][1]) <= int(first.records[0][1]) for one in again)
+        assert all(
+            one.data == ["192.0.2.10"] and 0 < int(one.records[0][1]) <= int(first.records[0][1])
+            for one in again
+        )
 
     def test_a_long_text_by_tcp_alone(self, world: World) -> None:
         found = dig(world.port, "big.test", "TXT", "+tcp")
@@ -168,11 +179,15 @@ class TestDig:
 
     def test_the_size_that_a_client_takes_counts(self, world: World) -> None:
         found = dig(world.port, "middle.test", "TXT", "+bufsize=4096")
-        assert "Truncated" not in found.text and found.data == [" ".join(f'"{one}"' for one in MIDDLE)]
+        assert "Truncated" not in found.text and found.data == [
+            " ".join(f'"{one}"' for one in MIDDLE)
+        ]
         short = dig(world.port, "middle.test", "TXT", "+bufsize=512", "+ignore")
         assert "tc" in short.flags and not short.records
 
-    @pytest.mark.parametrize("option, has_it", [("+noedns", False), ("+edns=0", True), ("+dnssec", True)])
+    @pytest.mark.parametrize(
+        "option, has_it", [("+noedns", False), ("+edns=0", True), ("+dnssec", True)]
+    )
     def test_edns_is_answered_with_edns(self, world: World, option: str, has_it: bool) -> None:
         found = dig(world.port, "www.test", "A", option)
         assert found.data == ["192.0.2.1"]
@@ -205,13 +220,24 @@ class TestDig:
         assert (blocked.status, blocked.records) == ("NXDOMAIN", [])
 
     def test_within_tls(self, world: World, made: Certificates) -> None:
-        found = dig(world.tls_port, "www.test", "A", "+tls", f"+tls-ca={made.path('ca.pem')}", "+tls-hostname=localhost")
+        found = dig(
+            world.tls_port,
+            "www.test",
+            "A",
+            "+tls",
+            f"+tls-ca={made.path('ca.pem')}",
+            "+tls-hostname=localhost",
+        )
         assert found.data == ["192.0.2.1"], found.text
 
     def test_strangers_have_no_answer(self, world: World) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(query(question("www.test")), (LOOPBACK, world.strict_port))
-            wait_for(lambda: world.daemon.status().get("drops{client not allowed}"), 5, "a stranger counted")
+            wait_for(
+                lambda: world.daemon.status().get("drops{client not allowed}"),
+                5,
+                "a stranger counted",
+            )
             assert nothing_comes(sock, 0)
         assert dig(world.strict_port, "www.test", "A", "-b", "127.0.0.2").data == ["192.0.2.1"]
         assert not dig(world.strict_port, "www.test", "A", "+tcp").status
@@ -238,12 +264,16 @@ class TestWays:
         assert dig(world.port, "wrong.test", "A").status == "SERVFAIL"
 
 
-def test_dnsdist_by_https(shared_netproxyd: Start, servers: NameServers, programs: Programs, made: Certificates) -> None:
+def test_dnsdist_by_https(
+    shared_netproxyd: Start, servers: NameServers, programs: Programs, made: Certificates
+) -> None:
     port = nameservers.start_https(programs, made, servers.port)
-    daemon = shared_netproxyd(config=f"""
+    daemon = shared_netproxyd(
+        config=f"""
 listeners: [{{listen: "{LOOPBACK}:0"}}, {{protocol: dns, listen: "{LOOPBACK}:0"}}]
-dns: {{servers: {{url: "https://localhost:{port}", tls: {{ca: '{made.path('ca.pem')}'}}}}, hosts: {{localhost: {LOOPBACK}}}}}
-""")
+dns: {{servers: {{url: "https://localhost:{port}", tls: {{ca: '{made.path("ca.pem")}'}}}}, hosts: {{localhost: {LOOPBACK}}}}}
+"""
+    )
     for name, data in (("doh", "192.0.2.13"), ("www", "192.0.2.1")):
         found = dig(daemon.tcp_ports[1], f"{name}.test", "A")
         assert found.data == [data], found.text
@@ -251,19 +281,57 @@ dns: {{servers: {{url: "https://localhost:{port}", tls: {{ca: '{made.path('ca.pe
 
 class TestOurOwnLookups:
     @pytest.mark.parametrize("scheme", ["socks5h", "http", "socks4a"])
-    def test_a_name_that_unbound_alone_knows(self, world: World, origin: Origin, scheme: str) -> None:
-        done = subprocess.run((program("curl"), "-q", "-sS", "--noproxy", "", "-m", "20", "-x", world.daemon.url(scheme),
-                               origin.url(host="origin.test")), capture_output=True, env=environment(), timeout=30)
+    def test_a_name_that_unbound_alone_knows(
+        self, world: World, origin: Origin, scheme: str
+    ) -> None:
+        done = subprocess.run(
+            (
+                program("curl"),
+                "-q",
+                "-sS",
+                "--noproxy",
+                "",
+                "-m",
+                "20",
+                "-x",
+                world.daemon.url(scheme),
+                origin.url(host="origin.test"),
+            ),
+            capture_output=True,
+            env=environment(),
+            timeout=30,
+        )
         assert (done.returncode, done.stdout) == (0, HELLO), done.stderr
 
     def test_a_name_that_is_blocked_or_is_not_there(self, world: World) -> None:
         for name in ("ads.test", "no.test"):
-            done = subprocess.run((program("curl"), "-q", "-sS", "--noproxy", "", "-m", "20", "-o", "/dev/null", "-w", "%{http_code}",
-                                   "-x", world.daemon.url("http"), f"http://{name}/"), capture_output=True, env=environment(), timeout=30)
+            done = subprocess.run(
+                (
+                    program("curl"),
+                    "-q",
+                    "-sS",
+                    "--noproxy",
+                    "",
+                    "-m",
+                    "20",
+                    "-o",
+                    "/dev/null",
+                    "-w",
+                    "%{http_code}",
+                    "-x",
+                    world.daemon.url("http"),
+                    f"http://{name}/",
+                ),
+                capture_output=True,
+                env=environment(),
+                timeout=30,
+            )
             assert done.stdout in (b"502", b"504"), done.stdout
 
 
-def test_a_reload_changes_what_is_known(netproxyd: Start, servers: NameServers, tmp_path: Path) -> None:
+def test_a_reload_changes_what_is_known(
+    netproxyd: Start, servers: NameServers, tmp_path: Path
+) -> None:
     config = tmp_path / "names.yaml"
     text = f"""
 listeners: [{{listen: "{LOOPBACK}:0"}}, {{protocol: dns, listen: "{LOOPBACK}:0"}}]
@@ -272,23 +340,34 @@ dns: {{servers: "{LOOPBACK}:{servers.port}", rules: [{{domain: dot.test, servers
     config.write_text(text % "")
     daemon = netproxyd("-c", str(config))
     port = daemon.tcp_ports[1]
-    assert [dig(port, f"{name}.test", "A").data for name in ("www", "dot")] == [["192.0.2.1"], ["192.0.2.12"]]
+    assert [dig(port, f"{name}.test", "A").data for name in ("www", "dot")] == [
+        ["192.0.2.1"],
+        ["192.0.2.12"],
+    ]
     config.write_text(text % ", hosts: {www.test: 192.0.2.200}")
     daemon.reload()
-    assert [dig(port, f"{name}.test", "A").data for name in ("www", "dot")] == [["192.0.2.200"], ["192.0.2.12"]]
+    assert [dig(port, f"{name}.test", "A").data for name in ("www", "dot")] == [
+        ["192.0.2.200"],
+        ["192.0.2.12"],
+    ]
 
 
 def test_slow_names_delay_no_other(netproxyd: Start, servers: NameServers) -> None:
     """Forty names of a name server that says nothing, and one of another's, by UDP and by TCP."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
         silent.bind((LOOPBACK, 0))
         silent.settimeout(10)
-        daemon = netproxyd(config=f"""
+        daemon = netproxyd(
+            config=f"""
 listeners: [{{listen: "{LOOPBACK}:0"}}, {{protocol: dns, listen: "{LOOPBACK}:0"}}]
 dns:
   servers: ["{LOOPBACK}:{servers.port}"]
   rules: [{{domain: "*.slow", servers: "{LOOPBACK}:{silent.getsockname()[1]}"}}]
-""")
+"""
+        )
         port = daemon.tcp_ports[1]
         began = time.monotonic()
         for at in range(40):
@@ -298,4 +377,6 @@ dns:
             waiting.add(silent.recv(512)[12:])
         for way in ((), ("+tcp",)):
             assert dig(port, "www.test", "A", *way).data == ["192.0.2.1"]
-        assert nothing_comes(client, 0) or time.monotonic() > began + TRIES * TRY_SECONDS     # SERVFAIL, in the end
+        assert (
+            nothing_comes(client, 0) or time.monotonic() > began + TRIES * TRY_SECONDS
+        )  # SERVFAIL, in the end

@@ -1,4 +1,5 @@
 """Descriptors run out, or there are very many; nobody reads the log (HAZARDS 92, 93, 102)."""
+
 from __future__ import annotations
 
 import os
@@ -20,11 +21,11 @@ from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, free_port, wait_for
 
 pytestmark = pytest.mark.e2e
 
-FEW = 40                    # descriptors
-LOOK = 2.0                  # seconds for which a starved daemon is watched
+FEW = 40  # descriptors
+LOOK = 2.0  # seconds for which a starved daemon is watched
 ACCEPTS_A_SECOND = 20
-BUSY = 0.1                  # of a processor
-MANY = 600                  # connections, two descriptors each
+BUSY = 0.1  # of a processor
+MANY = 600  # connections, two descriptors each
 
 
 @pytest.fixture
@@ -67,7 +68,11 @@ def test_no_descriptors_left(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpE
         resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (FEW, before[1]))
         knock(daemon, 2 * FEW, stack)
         wait_for(lambda: daemon.lines("cannot accept"), 5.0, "it says that it cannot accept")
-        counted, said, used = daemon.status(), len(daemon.log.splitlines()), daemon.processor_seconds()
+        counted, said, used = (
+            daemon.status(),
+            len(daemon.log.splitlines()),
+            daemon.processor_seconds(),
+        )
         time.sleep(LOOK)
         used = daemon.processor_seconds() - used
         said = len(daemon.log.splitlines()) - said
@@ -81,9 +86,13 @@ def test_no_descriptors_left(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpE
     resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, before)
 
 
-def test_started_with_few_descriptors(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho) -> None:
+def test_started_with_few_descriptors(
+    netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho
+) -> None:
     """It takes no more connections than it has descriptors for; the others wait their turn."""
-    daemon = netproxyd("-l", ANY_PORT, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)))
+    daemon = netproxyd(
+        "-l", ANY_PORT, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    )
     with ExitStack() as stack:
         sock, _ = socks5(daemon.server, CONNECT, tcp_echo.address)
         stack.enter_context(sock)
@@ -101,15 +110,22 @@ def test_started_with_few_descriptors(netproxyd: Start, tcp_echo: TcpEcho, udp_e
 def test_soft_limit_is_raised(netproxyd: Start) -> None:
     """The soft limit of a login shell is no limit for a daemon (and select(2) is the reason why it exists)."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    daemon = netproxyd("-l", ANY_PORT, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)))
+    daemon = netproxyd(
+        "-l", ANY_PORT, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    )
     assert resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
 
 
-def test_more_than_1100_descriptors(netproxyd: Start, many_descriptors: None, tcp_echo: TcpEcho, udp_echo: UdpEcho) -> None:
+def test_more_than_1100_descriptors(
+    netproxyd: Start, many_descriptors: None, tcp_echo: TcpEcho, udp_echo: UdpEcho
+) -> None:
     """Nothing uses select(2) (row 93): connections and datagrams work beyond its limit, and all are given back."""
     daemon = netproxyd("-l", ANY_PORT)
     with ExitStack() as stack:
-        flows = [stack.enter_context(socks5(daemon.server, CONNECT, tcp_echo.address)[0]) for _ in range(MANY)]
+        flows = [
+            stack.enter_context(socks5(daemon.server, CONNECT, tcp_echo.address)[0])
+            for _ in range(MANY)
+        ]
         assert daemon.descriptors() > 1100
         for sock in (flows[0], flows[MANY // 2], *flows[-10:]):
             echo(sock, os.urandom(5000))
@@ -118,7 +134,7 @@ def test_more_than_1100_descriptors(netproxyd: Start, many_descriptors: None, tc
             association.echo(("localhost", udp_echo.address[1]), b"and by name")
         with serving() as origin, socket.create_connection(daemon.server, 5.0) as http:
             head = f"PUT {origin.url()} HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
-            http.sendall(head.encode())     # its body waits for two sockets at a time
+            http.sendall(head.encode())  # its body waits for two sockets at a time
             time.sleep(0.05)
             http.sendall(b"body")
             assert http.recv(100).startswith(b"HTTP/1.1 200 ")
@@ -131,10 +147,19 @@ def test_more_than_1100_descriptors(netproxyd: Start, many_descriptors: None, tc
 
 # -- the log
 
+
 def test_log_on_a_full_disk(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho) -> None:
     port = free_port()
     with open("/dev/full", "wb") as full:
-        daemon = netproxyd("-v", "-l", f"sps://{LOOPBACK}:{port}", port=port, log_read=False, stdout=full, stderr=full)
+        daemon = netproxyd(
+            "-v",
+            "-l",
+            f"sps://{LOOPBACK}:{port}",
+            port=port,
+            log_read=False,
+            stdout=full,
+            stderr=full,
+        )
     _works(daemon, tcp_echo, udp_echo)
 
 
@@ -144,14 +169,24 @@ def test_log_into_a_closed_pipe(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: U
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        daemon = netproxyd("-v", "-l", f"sps://{LOOPBACK}:{port}", port=port, log_read=False, stdout=writer, stderr=writer)
+        daemon = netproxyd(
+            "-v",
+            "-l",
+            f"sps://{LOOPBACK}:{port}",
+            port=port,
+            log_read=False,
+            stdout=writer,
+            stderr=writer,
+        )
     finally:
         os.close(writer)
     _works(daemon, tcp_echo, udp_echo)
 
 
 @pytest.mark.parametrize("closed", ((2,), (0, 1, 2)), ids=str)
-def test_log_closed_from_the_start(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, closed: tuple[int, ...]) -> None:
+def test_log_closed_from_the_start(
+    netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, closed: tuple[int, ...]
+) -> None:
     """Nothing else may get a closed standard error's number: records of others would go to whatever has it."""
     port = free_port()
 
@@ -159,9 +194,19 @@ def test_log_closed_from_the_start(netproxyd: Start, tcp_echo: TcpEcho, udp_echo
         for number in closed:
             os.close(number)
 
-    daemon = netproxyd("-v", "-l", f"sps://{LOOPBACK}:{port}", port=port, log_read=False, preexec_fn=close,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert {number: _open_as(daemon, number) for number in closed} == dict.fromkeys(closed, os.devnull)
+    daemon = netproxyd(
+        "-v",
+        "-l",
+        f"sps://{LOOPBACK}:{port}",
+        port=port,
+        log_read=False,
+        preexec_fn=close,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert {number: _open_as(daemon, number) for number in closed} == dict.fromkeys(
+        closed, os.devnull
+    )
     _works(daemon, tcp_echo, udp_echo)
 
 
@@ -175,7 +220,10 @@ def _open_as(daemon: Netproxyd, number: int) -> str:
 def _works(daemon: Netproxyd, tcp_echo: TcpEcho, udp_echo: UdpEcho) -> None:
     """Records are made, and go nowhere else."""
     with ExitStack() as stack:
-        flows = [stack.enter_context(socks5(daemon.server, CONNECT, tcp_echo.address)[0]) for _ in range(5)]
+        flows = [
+            stack.enter_context(socks5(daemon.server, CONNECT, tcp_echo.address)[0])
+            for _ in range(5)
+        ]
         association = stack.enter_context(Association(daemon.server))
         for _ in range(3):
             with socks5(daemon.server, CONNECT, tcp_echo.address)[0] as short:

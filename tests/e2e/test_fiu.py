@@ -10,6 +10,7 @@ but a real shutdown(2) that fails has done its work: it says that the peer has g
 (ENOTCONN), and has woken who waits.  Nothing else wakes the reader of a UDP session,
 so shutdown only fails where there are none.
 """
+
 from __future__ import annotations
 
 import os
@@ -30,23 +31,44 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.origin import HELLO, Origin, serving
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, Where, echo, exactly, socks5
-from tests.e2e.support import CLEAN_SECONDS, LOOPBACK, SPARE_DESCRIPTORS, Netproxyd, environment, program, wait_for
+from tests.e2e.support import (
+    CLEAN_SECONDS,
+    LOOPBACK,
+    SPARE_DESCRIPTORS,
+    Netproxyd,
+    environment,
+    program,
+    wait_for,
+)
 
 pytestmark = pytest.mark.e2e
 
 SECONDS = float(os.environ.get("FIU_SECONDS", 6))
 PROBABILITY = 0.02
-FAULTY = tuple(f"posix/io/net/{name}" for name in (
-    "recv", "recvfrom", "recvmsg", "send", "sendto", "sendmsg", "connect", "socket", "poll", "accept"))
+FAULTY = tuple(
+    f"posix/io/net/{name}"
+    for name in (
+        "recv",
+        "recvfrom",
+        "recvmsg",
+        "send",
+        "sendto",
+        "sendmsg",
+        "connect",
+        "socket",
+        "poll",
+        "accept",
+    )
+)
 SHUTDOWN = ("posix/io/net/shutdown",)
-THREADS = 2                 # of clients of each kind
-SERVED = 0.4                # of the connections of each kind, at least: each makes some twenty calls
-STALLED = 0.02              # of all clients may wait in vain, at most
-PATIENCE = 3.0              # seconds of a client
-IDLE = 0.5                  # seconds for which an idle connection is
+THREADS = 2  # of clients of each kind
+SERVED = 0.4  # of the connections of each kind, at least: each makes some twenty calls
+STALLED = 0.02  # of all clients may wait in vain, at most
+PATIENCE = 3.0  # seconds of a client
+IDLE = 0.5  # seconds for which an idle connection is
 DATAGRAMS = 20
-ARRIVED = 0.7               # of the datagrams
-GONE_SECONDS = 10.0         # for everything to end: the timeouts below, and some more
+ARRIVED = 0.7  # of the datagrams
+GONE_SECONDS = 10.0  # for everything to end: the timeouts below, and some more
 CONFIG = f"""
 listeners: [{{listen: "{LOOPBACK}:0"}}]
 timeouts: {{handshake: 2s, connect: 2s, half_close: 3s}}
@@ -73,19 +95,28 @@ class Faults:
         self._pid = str(daemon.process.pid)
 
     def begin(self) -> None:
-        self._tell(*(f"enable_random name={name},probability={PROBABILITY}" for name in self._names))
+        self._tell(
+            *(f"enable_random name={name},probability={PROBABILITY}" for name in self._names)
+        )
 
     def end(self) -> None:
         self._tell(*(f"disable name={name}" for name in self._names))
 
     def _tell(self, *commands: str) -> None:
         options = [part for command in commands for part in ("-c", command)]
-        done = subprocess.run([*self._command, *options, self._pid], env=environment(), capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, timeout=20)
+        done = subprocess.run(
+            [*self._command, *options, self._pid],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=20,
+        )
         assert done.returncode == 0 and not done.stdout + done.stderr, done.stdout + done.stderr
 
 
 # -- what clients do: each returns when it has been served, and raises OSError, EOFError or AssertionError when not
+
 
 def socks_connect(server: Where, targets: Targets) -> None:
     with socks5(server, CONNECT, targets.tcp, seconds=PATIENCE)[0] as sock:
@@ -105,7 +136,9 @@ def http_forward(server: Where, targets: Targets) -> None:
     """Two requests on one connection."""
     with socket.create_connection(server, PATIENCE) as sock:
         for _ in range(2):
-            sock.sendall(f"GET {targets.origin.url()} HTTP/1.1\r\nHost: {LOOPBACK}:{targets.origin.port}\r\n\r\n".encode())
+            sock.sendall(
+                f"GET {targets.origin.url()} HTTP/1.1\r\nHost: {LOOPBACK}:{targets.origin.port}\r\n\r\n".encode()
+            )
             assert head(sock).startswith(b"HTTP/1.1 200 ")
             assert exactly(sock, len(HELLO)) == HELLO
 
@@ -120,13 +153,13 @@ def associate(server: Where, targets: Targets) -> None:
                 association.receive()
                 came += 1
             except TimeoutError:
-                pass        # a datagram may be lost
+                pass  # a datagram may be lost
         assert came >= ARRIVED * DATAGRAMS
 
 
 def idle(server: Where, targets: Targets) -> None:
     with socks5(server, CONNECT, targets.tcp, seconds=PATIENCE)[0] as sock:
-        time.sleep(IDLE)    # long enough to be parked
+        time.sleep(IDLE)  # long enough to be parked
         echo(sock, b"after a while")
 
 
@@ -167,7 +200,11 @@ class Load:
 
     def run(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
-        threads = [threading.Thread(target=self._clients, args=(kind,)) for kind in self._kinds for _ in range(THREADS)]
+        threads = [
+            threading.Thread(target=self._clients, args=(kind,))
+            for kind in self._kinds
+            for _ in range(THREADS)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -195,6 +232,7 @@ class Load:
 
 
 # -- the test
+
 
 @contextmanager
 def held(number: int) -> Iterator[None]:
@@ -231,7 +269,9 @@ def check_end(daemon: Netproxyd) -> None:
         wait_for(ended, GONE_SECONDS, "")
     assert left == NOTHING, daemon.log[-2000:]
     with suppress(AssertionError):
-        wait_for(lambda: daemon.descriptors() <= daemon.baseline + SPARE_DESCRIPTORS, CLEAN_SECONDS, "")
+        wait_for(
+            lambda: daemon.descriptors() <= daemon.baseline + SPARE_DESCRIPTORS, CLEAN_SECONDS, ""
+        )
     assert daemon.descriptors() <= daemon.baseline + SPARE_DESCRIPTORS, opened(daemon)
 
 
@@ -247,12 +287,17 @@ def check_load(load: Load) -> None:
     assert load.part("stalled") <= STALLED, load.found
 
 
-@pytest.mark.parametrize("names, kinds", ((FAULTY, KINDS), (SHUTDOWN, OVER_TCP)), ids=("calls", "shutdown"))
-def test_every_fiftieth_call_fails(netproxyd: Start, targets: Targets, tmp_path: Path, names: Sequence[str],
-                                   kinds: Sequence[Kind]) -> None:
+@pytest.mark.parametrize(
+    "names, kinds", ((FAULTY, KINDS), (SHUTDOWN, OVER_TCP)), ids=("calls", "shutdown")
+)
+def test_every_fiftieth_call_fails(
+    netproxyd: Start, targets: Targets, tmp_path: Path, names: Sequence[str], kinds: Sequence[Kind]
+) -> None:
     pipes = tmp_path / "fiu"
     with held(signal.SIGUSR1):
-        daemon = netproxyd("-v", config=CONFIG, python=(program("fiu-run"), "-x", "-f", str(pipes), sys.executable))
+        daemon = netproxyd(
+            "-v", config=CONFIG, python=(program("fiu-run"), "-x", "-f", str(pipes), sys.executable)
+        )
     faults, load = Faults(daemon, pipes, names), Load(daemon.server, targets, kinds)
     faults.begin()
     load.run(SECONDS)
@@ -260,7 +305,9 @@ def test_every_fiftieth_call_fails(netproxyd: Start, targets: Targets, tmp_path:
     check_load(load)
     assert load.part("served") < 1.0, "faults that nobody notices are none"
     check_end(daemon)
-    assert not daemon.lines(r"(?i)traceback|internal error|exception|has died"), "\n".join(daemon.lines(" error "))
+    assert not daemon.lines(r"(?i)traceback|internal error|exception|has died"), "\n".join(
+        daemon.lines(" error ")
+    )
     after = Load(daemon.server, targets, KINDS)
     after.run(0.2)
     assert after.part("served") == 1.0, after.found

@@ -1,4 +1,5 @@
 """A fresh checkout with nothing installed: the standard library alone, no site-packages."""
+
 from __future__ import annotations
 
 import shutil
@@ -14,13 +15,17 @@ from tests.e2e.support import ANY_PORT, LOOPBACK, ROOT, free_port, run_netproxyd
 pytestmark = pytest.mark.e2e
 
 BARE = (sys.executable, "-S")
-RESIDENT_LIMIT = 24 << 20       # bytes of an idle daemon
+RESIDENT_LIMIT = 24 << 20  # bytes of an idle daemon
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """What a checkout has, and nobody has run yet."""
-    shutil.copytree(ROOT / "netproxy", tmp_path / "checkout" / "netproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "netproxy",
+        tmp_path / "checkout" / "netproxy",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     return tmp_path / "checkout"
 
 

@@ -1,4 +1,5 @@
 """haproxy in front, which says by the PROXY protocol whose connection it brings."""
+
 from __future__ import annotations
 
 import subprocess
@@ -9,12 +10,25 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.origin import HELLO, Origin, serving
-from tests.e2e.support import LOOPBACK, START_SECONDS, Netproxyd, environment, free_port, program, wait_for
+from tests.e2e.support import (
+    LOOPBACK,
+    START_SECONDS,
+    Netproxyd,
+    environment,
+    free_port,
+    program,
+    wait_for,
+)
 
 pytestmark = pytest.mark.e2e
 
-WAYS = {"socks5h": ("socks5h",), "socks4": ("socks4",), "http": ("http",), "connect": ("http", "-p")}
-EMPTY_OR_RESET = (52, 56)       # curl
+WAYS = {
+    "socks5h": ("socks5h",),
+    "socks4": ("socks4",),
+    "http": ("http",),
+    "connect": ("http", "-p"),
+}
+EMPTY_OR_RESET = (52, 56)  # curl
 CONFIG = """
 defaults
     mode tcp
@@ -38,22 +52,39 @@ def origin() -> Iterator[Origin]:
 @pytest.fixture(scope="module")
 def daemon(shared_netproxyd: Start) -> Netproxyd:
     """A plain listener, which the fixture asks at the end, and one behind haproxy."""
-    return shared_netproxyd(config=f"listeners: [{{name: plain, listen: '{LOOPBACK}:0'}}, "
-                                   f"{{name: behind, listen: '{LOOPBACK}:0', proxy_protocol: [{LOOPBACK}]}}]\n")
+    return shared_netproxyd(
+        config=f"listeners: [{{name: plain, listen: '{LOOPBACK}:0'}}, "
+        f"{{name: behind, listen: '{LOOPBACK}:0', proxy_protocol: [{LOOPBACK}]}}]\n"
+    )
 
 
 @pytest.fixture(scope="module", params=("send-proxy", "send-proxy-v2"))
-def haproxy(request: pytest.FixtureRequest, daemon: Netproxyd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def haproxy(
+    request: pytest.FixtureRequest, daemon: Netproxyd, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int]:
     """Its port."""
     path, port = program("haproxy"), free_port()
     directory = tmp_path_factory.mktemp("haproxy")
     config = directory / "haproxy.cfg"
-    config.write_text(CONFIG.format(here=f"{LOOPBACK}:{port}", there=f"{LOOPBACK}:{daemon.tcp_ports[1]}", header=request.param))
+    config.write_text(
+        CONFIG.format(
+            here=f"{LOOPBACK}:{port}",
+            there=f"{LOOPBACK}:{daemon.tcp_ports[1]}",
+            header=request.param,
+        )
+    )
     with open(directory / "log", "wb") as log:
-        process = subprocess.Popen((path, "-db", "-f", str(config)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                   env=environment())
+        process = subprocess.Popen(
+            (path, "-db", "-f", str(config)),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment(),
+        )
     try:
-        wait_for(lambda: _listens(process, port, directory / "log"), START_SECONDS, "haproxy listens")
+        wait_for(
+            lambda: _listens(process, port, directory / "log"), START_SECONDS, "haproxy listens"
+        )
         yield port
     finally:
         process.terminate()
@@ -75,13 +106,25 @@ def curl(proxy: str, *arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_access_record_shows_curls_own_port(daemon: Netproxyd, haproxy: int, origin: Origin, tmp_path: Path, way: str) -> None:
+def test_access_record_shows_curls_own_port(
+    daemon: Netproxyd, haproxy: int, origin: Origin, tmp_path: Path, way: str
+) -> None:
     origin.seen.clear()
     scheme, *more = WAYS[way]
     body = tmp_path / "body"
-    status, port, errors = curl(f"{scheme}://{LOOPBACK}:{haproxy}", *more, "-w", "%{local_port}", "-o", str(body), origin.url())
+    status, port, errors = curl(
+        f"{scheme}://{LOOPBACK}:{haproxy}",
+        *more,
+        "-w",
+        "%{local_port}",
+        "-o",
+        str(body),
+        origin.url(),
+    )
     assert (status, body.read_bytes()) == (0, HELLO), errors
-    records = daemon.said(f"listener=behind .*client={LOOPBACK}:{int(port)} .*target={LOOPBACK}:{origin.port}")
+    records = daemon.said(
+        f"listener=behind .*client={LOOPBACK}:{int(port)} .*target={LOOPBACK}:{origin.port}"
+    )
     assert (len(records), len(origin.seen)) == (1, 1)
 
 

@@ -1,4 +1,5 @@
 """Proxies that are each other's upstream (HAZARDS 78), and one that is its own (HAZARDS 77)."""
+
 from __future__ import annotations
 
 import time
@@ -10,7 +11,7 @@ from tests.e2e.conftest import Start
 from tests.e2e.peers import CONNECT, Refused, socks5
 from tests.e2e.support import LOOPBACK, free_port, wait_for
 
-NOWHERE = ("192.0.2.1", 9)      # what is looped; everything else goes directly
+UNSPECIFIED_ADDRESS = ("192.0.2.1", 9)  # what is looped; everything else goes directly
 CONFIG = "listeners: [{{listen: '127.0.0.1:{own}', name: main}}]\nrules: [{{port: 9, via: '{scheme}://127.0.0.1:{other}'}}]\n"
 
 
@@ -22,18 +23,22 @@ def test_hazard_78_two_proxies_that_are_each_others_upstream(netproxyd: Start, s
     second = netproxyd(config=CONFIG.format(own=ports[1], other=ports[0], scheme=scheme))
     started = time.monotonic()
     with pytest.raises(Refused):
-        socks5(first.server, CONNECT, NOWHERE, None, seconds=8.0)
+        socks5(first.server, CONNECT, UNSPECIFIED_ADDRESS, None, seconds=8.0)
     assert time.monotonic() - started < 8.0
     records = [line for line in first.lines("finished") if "192.0.2.1:9" in line]
     assert 2 <= len(records) <= LOOP_LIMIT + 2
     for proxy in (first, second):
-        wait_for(lambda: proxy.descriptors() <= proxy.baseline + 2, 5.0, "descriptors back to the baseline")
+        wait_for(
+            lambda: proxy.descriptors() <= proxy.baseline + 2,
+            5.0,
+            "descriptors back to the baseline",
+        )
 
 
 def test_hazard_77_a_proxy_that_is_its_own_upstream(netproxyd: Start) -> None:
     port = free_port()
     proxy = netproxyd(config=CONFIG.format(own=port, other=port, scheme="socks5"))
     with pytest.raises(Refused):
-        socks5((LOOPBACK, port), CONNECT, NOWHERE, None, seconds=5.0)
+        socks5((LOOPBACK, port), CONNECT, UNSPECIFIED_ADDRESS, None, seconds=5.0)
     assert len([line for line in proxy.lines("finished") if "192.0.2.1:9" in line]) == 1
     proxy.said("would come back here")

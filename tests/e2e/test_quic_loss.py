@@ -3,6 +3,7 @@
 20 MB up, and at the same time down.  aioquic does the QUIC; between it and its socket
 stands a shim that speaks SOCKS5 UDP.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -27,11 +28,11 @@ pytest.importorskip("aioquic", reason="aioquic is not installed")
 pytestmark = pytest.mark.e2e
 
 SIZE = 20_000_000
-SECONDS = 90.0                          # it takes ten
-LOSS = 3                                # of a hundred, each way
+SECONDS = 90.0  # it takes ten
+LOSS = 3  # of a hundred, each way
 CLIENT, BOX, BOX_TO_SERVER, SERVER = "10.79.1.2", "10.79.1.1", "10.79.2.1", "10.79.2.2"
 PORT = 1080
-SHORT_HEADER = 10                       # bytes before a datagram from an IPv4 source
+SHORT_HEADER = 10  # bytes before a datagram from an IPv4 source
 RULES = f"""
 table inet netproxy-test {{
     chain lost {{
@@ -54,14 +55,28 @@ def net() -> Iterator[Net]:
         net = Net(*made)
         connect(net.client, [f"{CLIENT}/24"], net.box, [f"{BOX}/24"])
         connect(net.box, [f"{BOX_TO_SERVER}/24"], net.server, [f"{SERVER}/24"])
-        net.box.nft(RULES)              # what comes to the box, from either side
+        net.box.nft(RULES)  # what comes to the box, from either side
         yield net
 
 
 def counted(box: Namespace) -> tuple[int, int]:
     """Datagrams lost, and those that passed."""
-    text = subprocess.run([program("ip"), "netns", "exec", box.name, program("nft"), "list", "table", "inet", "netproxy-test"],
-                          capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [
+            program("ip"),
+            "netns",
+            "exec",
+            box.name,
+            program("nft"),
+            "list",
+            "table",
+            "inet",
+            "netproxy-test",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     lost, passed = map(int, re.findall(r"counter packets (\d+)", text))
     return lost, passed
 
@@ -73,15 +88,25 @@ def payload() -> bytes:
 @pytest.fixture
 def server(net: Net, tmp_path: Path) -> Iterator[Where]:
     """An echo server in a process of its own: aioquic is slow, and here two of it would share one interpreter."""
-    program_text = ("import sys, pathlib, tests.e2e.test_quic_loss as here\n"
-                    "here.serve(pathlib.Path(sys.argv[1]))\n")
+    program_text = (
+        "import sys, pathlib, tests.e2e.test_quic_loss as here\n"
+        "here.serve(pathlib.Path(sys.argv[1]))\n"
+    )
     log = tmp_path / "server.log"
     with open(log, "wb") as output:
-        process = subprocess.Popen([sys.executable, "-c", program_text, str(tmp_path)], cwd=Path(__file__).parents[2],
-                                   env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                   preexec_fn=net.server.enter)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program_text, str(tmp_path)],
+            cwd=Path(__file__).parents[2],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=net.server.enter,
+        )
     try:
-        found = wait_for(lambda: re.search(r"port (\d+)", log.read_text()), 20.0, "the server listens")
+        found = wait_for(
+            lambda: re.search(r"port (\d+)", log.read_text()), 20.0, "the server listens"
+        )
         yield SERVER, int(found[1])
     finally:
         process.kill()
@@ -146,7 +171,9 @@ async def transfer(association: Association, target: Where, data: bytes) -> byte
     from aioquic.quic.connection import QuicConnection
     from tests.e2e.quic import NAME, PROTOCOL
 
-    configuration = QuicConfiguration(alpn_protocols=[PROTOCOL], server_name=NAME, verify_mode=ssl.CERT_NONE)
+    configuration = QuicConfiguration(
+        alpn_protocols=[PROTOCOL], server_name=NAME, verify_mode=ssl.CERT_NONE
+    )
     quic = QuicConnectionProtocol(QuicConnection(configuration=configuration))
     shim = Shim(quic, target)
     association.socket.setblocking(False)
@@ -166,8 +193,13 @@ async def transfer(association: Association, target: Where, data: bytes) -> byte
 
 
 def test_megabytes_both_ways_with_loss(netproxyd: Start, net: Net, server: Where) -> None:
-    daemon = netproxyd("-l", f"sps://{BOX}:{PORT}?clients=10.79.1.0/24", host=BOX, make=net.box.socket,
-                       preexec_fn=net.box.enter)
+    daemon = netproxyd(
+        "-l",
+        f"sps://{BOX}:{PORT}?clients=10.79.1.0/24",
+        host=BOX,
+        make=net.box.socket,
+        preexec_fn=net.box.enter,
+    )
     data = payload()
 
     def run() -> bytes:
@@ -181,6 +213,6 @@ def test_megabytes_both_ways_with_loss(netproxyd: Start, net: Net, server: Where
     lost, passed = counted(net.box)
     assert lost > (lost + passed) * LOSS / 200, "the path was better than it should have been"
     record = daemon.said(f" network=udp target={SERVER}:{server[1]} ")[-1]
-    sent, back = (int(record.split(f" {name}=")[1].split()[0]) for name in ("sent", "received"))
-    assert min(sent, back) > SIZE
+    sent, reply_destination = (int(record.split(f" {name}=")[1].split()[0]) for name in ("sent", "received"))
+    assert min(sent, reply_destination) > SIZE
     assert not daemon.status().get("drops{truncated}")

@@ -1,4 +1,5 @@
 """TERM, HUP, and starts that cannot work: what an administrator does to a daemon (HAZARDS 104-106, 108)."""
+
 from __future__ import annotations
 
 import os
@@ -20,8 +21,10 @@ from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, free_port, run_netp
 pytestmark = pytest.mark.e2e
 
 FLOWS = 100
-AT_ONCE = 2.0               # seconds for what must not wait for anything
-NOTHING_NEW = 0.2           # seconds for the port to close: HAZARDS' 0.1, and as much again for a busy machine
+AT_ONCE = 2.0  # seconds for what must not wait for anything
+NOTHING_NEW = (
+    0.2  # seconds for the port to close: HAZARDS' 0.1, and as much again for a busy machine
+)
 USAGE, CANNOT_LISTEN, CONFIGURATION = 64, 69, 78
 SECOND_HOST = "127.0.0.2"
 ONE = f"""
@@ -73,6 +76,7 @@ def refuses(server: Where) -> bool:
 
 
 # -- TERM and INT
+
 
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
 def test_term_drains(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, number: int) -> None:
@@ -150,7 +154,10 @@ def test_other_signals_are_heard_while_it_drains(netproxyd: Start, tcp_echo: Tcp
 
 # -- HUP
 
-def test_reload_keeps_what_lives(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path) -> None:
+
+def test_reload_keeps_what_lives(
+    netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path
+) -> None:
     """A listener comes, and goes again; a connection and an association go on over both (row 106)."""
     file.write_text(ONE % "30s")
     daemon = netproxyd("-c", str(file))
@@ -177,14 +184,27 @@ def test_reload_keeps_what_lives(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: 
         association.echo(udp_echo.address, b"after")
 
 
-@pytest.mark.parametrize("text, place", (
-    pytest.param(BAD, r"netproxyd\.yaml:5:3: listeners\[0\]\.anounce: .*announce", id="unknown key"),
-    pytest.param("listeners:\n- listen: \"127.0.0.1:0\n", r"netproxyd\.yaml:\d+:\d+: ", id="not YAML"),
-    pytest.param("listeners: 5\n", r"netproxyd\.yaml:1:12: ", id="no list"),
-    pytest.param("listeners:\n- {listen: '127.0.0.1:0', listen: '127.0.0.1:0'}\n", r"netproxyd\.yaml:2:27: .*listen", id="twice"),
-    pytest.param(None, r"netproxyd\.yaml: ", id="no file")))
-def test_reload_of_a_bad_file(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path, text: str | None,
-                              place: str) -> None:
+@pytest.mark.parametrize(
+    "text, place",
+    (
+        pytest.param(
+            BAD, r"netproxyd\.yaml:5:3: listeners\[0\]\.anounce: .*announce", id="unknown key"
+        ),
+        pytest.param(
+            'listeners:\n- listen: "127.0.0.1:0\n', r"netproxyd\.yaml:\d+:\d+: ", id="not YAML"
+        ),
+        pytest.param("listeners: 5\n", r"netproxyd\.yaml:1:12: ", id="no list"),
+        pytest.param(
+            "listeners:\n- {listen: '127.0.0.1:0', listen: '127.0.0.1:0'}\n",
+            r"netproxyd\.yaml:2:27: .*listen",
+            id="twice",
+        ),
+        pytest.param(None, r"netproxyd\.yaml: ", id="no file"),
+    ),
+)
+def test_reload_of_a_bad_file(
+    netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path, text: str | None, place: str
+) -> None:
     """The old configuration stays; the place is named; the same file does not start (row 105)."""
     file.write_text(ONE % "30s")
     daemon = netproxyd("-c", str(file))
@@ -224,7 +244,10 @@ def test_reload_with_an_address_twice(netproxyd: Start, file: Path) -> None:
     """It would not start so, and one of the two would never be served."""
     file.write_text(f"listeners: [{{name: one, listen: '{LOOPBACK}:{free_port()}'}}]\n")
     daemon = netproxyd("-c", str(file))
-    twice = [f"{{name: {name}, protocol: {name}, listen: '{daemon.host}:{daemon.port}'}}" for name in ("sps", "http")]
+    twice = [
+        f"{{name: {name}, protocol: {name}, listen: '{daemon.host}:{daemon.port}'}}"
+        for name in ("sps", "http")
+    ]
     file.write_text(f"listeners: [{', '.join(twice)}]\n")
     assert run_netproxyd("-c", str(file))[0] in (CANNOT_LISTEN, CONFIGURATION)
     daemon.reload()
@@ -232,7 +255,9 @@ def test_reload_with_an_address_twice(netproxyd: Start, file: Path) -> None:
     assert daemon.answers()
 
 
-def test_a_hundred_reloads_under_load(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path) -> None:
+def test_a_hundred_reloads_under_load(
+    netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, file: Path
+) -> None:
     """No flow breaks, every new one succeeds, and nothing is left open (row 106)."""
     file.write_text(ONE % "30s")
     daemon = netproxyd("-c", str(file))
@@ -251,7 +276,9 @@ def test_a_hundred_reloads_under_load(netproxyd: Start, tcp_echo: TcpEcho, udp_e
                     else:
                         with ExitStack() as short:
                             echo(flow(daemon, tcp_echo, short), b"short")
-                            short.enter_context(Association(daemon.server)).echo(udp_echo.address, b"short")
+                            short.enter_context(Association(daemon.server)).echo(
+                                udp_echo.address, b"short"
+                            )
                     done[at] += 1
                     time.sleep(0.001)
         except (OSError, AssertionError, EOFError) as error:
@@ -274,6 +301,7 @@ def test_a_hundred_reloads_under_load(netproxyd: Start, tcp_echo: TcpEcho, udp_e
 
 
 # -- starts that cannot work
+
 
 def test_port_in_use(netproxyd: Start) -> None:
     """A second start on the same port: one line that names it (row 108)."""
@@ -302,16 +330,20 @@ def test_address_of_another_machine() -> None:
     assert len(said.splitlines()) == 1 and "192.0.2.1:1080" in said
 
 
-@pytest.mark.parametrize("arguments, status, words", (
-    (("--no-such-option",), USAGE, "--no-such-option"),
-    (("-v", "-q"), USAGE, "-q"),
-    (("-l",), USAGE, "-l"),
-    (("extra",), USAGE, "extra"),
-    (("-l", "sps://127.0.0.1"), CONFIGURATION, "-l[0]: listeners[0].listen: "),
-    (("-l", "spss://127.0.0.1:1080"), CONFIGURATION, "did you mean 'sps'"),
-    (("-l", "sps://:1080"), CONFIGURATION, "allow_open"),
-    (("-u", "sock5://127.0.0.1:1080"), CONFIGURATION, "socks5"),
-    (("-c", "no-such-file.yaml"), CONFIGURATION, "no-such-file.yaml")))
+@pytest.mark.parametrize(
+    "arguments, status, words",
+    (
+        (("--no-such-option",), USAGE, "--no-such-option"),
+        (("-v", "-q"), USAGE, "-q"),
+        (("-l",), USAGE, "-l"),
+        (("extra",), USAGE, "extra"),
+        (("-l", "sps://127.0.0.1"), CONFIGURATION, "-l[0]: listeners[0].listen: "),
+        (("-l", "spss://127.0.0.1:1080"), CONFIGURATION, "did you mean 'sps'"),
+        (("-l", "sps://:1080"), CONFIGURATION, "allow_open"),
+        (("-u", "sock5://127.0.0.1:1080"), CONFIGURATION, "socks5"),
+        (("-c", "no-such-file.yaml"), CONFIGURATION, "no-such-file.yaml"),
+    ),
+)
 def test_what_cannot_be_meant(arguments: tuple[str, ...], status: int, words: str) -> None:
     found, said = run_netproxyd(*arguments)
     assert found == status and words in said
@@ -321,6 +353,6 @@ def test_what_cannot_be_meant(arguments: tuple[str, ...], status: int, words: st
 def test_check_starts_nothing(file: Path) -> None:
     port = free_port()
     file.write_text(f"listeners: [{{listen: '{LOOPBACK}:{port}'}}]\n")
-    with socket.create_server((LOOPBACK, port)):        # the port may be busy: a check opens nothing
+    with socket.create_server((LOOPBACK, port)):  # the port may be busy: a check opens nothing
         status, said = run_netproxyd("-t", "-c", str(file))
     assert status == 0 and f"{LOOPBACK}:{port}" in said

@@ -2,6 +2,7 @@
 
 The sizes are those of a short run; NETPROXY_LONG=1 in the environment has 100 MB of TCP and 20 MB of QUIC.
 """
+
 from __future__ import annotations
 
 import json
@@ -30,17 +31,24 @@ pytestmark = pytest.mark.e2e
 LONG = bool(os.environ.get("NETPROXY_LONG"))
 TCP_BYTES, QUIC_BYTES = (100_000_000, 20_000_000) if LONG else (8_000_000, 2_000_000)
 USER, BRIDGE, OUTSIDE, NAT_OUTSIDE, NAT_INSIDE, HOME, PRINTER = (
-    "10.80.1.2", "10.80.1.1", "10.80.2.1", "10.80.2.2", "192.168.77.1", "192.168.77.2", "192.168.77.9")
+    "10.80.1.2",
+    "10.80.1.1",
+    "10.80.2.1",
+    "10.80.2.2",
+    "192.168.77.1",
+    "192.168.77.2",
+    "192.168.77.9",
+)
 AGENTS, SPS = 7000, 1080
 SSH, WEB, ECHO, BULK, IPERF, UDP, DNS, QUIC = 8022, 8080, 8007, 8009, 5201, 8053, 8054, 8443
-UNDER_WAY = 64 << 20        # bytes: more than all the buffers hold between two programs
-STANDING = 20               # descriptors of a tunnel at rest: ports, the control connection, connections that wait, sessions
+UNDER_WAY = 64 << 20  # bytes: more than all the buffers hold between two programs
+STANDING = 20  # descriptors of a tunnel at rest: ports, the control connection, connections that wait, sessions
 TOKEN = "a token for hosts of their own"
-NAT = f"""
-table ip netproxy-test {{
-    chain out {{ type nat hook postrouting priority 100; ip saddr 192.168.77.0/24 oifname "to-bridge" masquerade; }}
-    chain in {{ type filter hook forward priority 0; iifname "to-bridge" ct state new drop; }}
-}}
+NAT = """
+table ip netproxy-test {
+    chain out { type nat hook postrouting priority 100; ip saddr 192.168.77.0/24 oifname "to-bridge" masquerade; }
+    chain in { type filter hook forward priority 0; iifname "to-bridge" ct state new drop; }
+}
 """
 # The daemon with the times of a minute cut to those of seconds.
 HASTY = """
@@ -76,7 +84,12 @@ def net() -> Iterator[Net]:
 
 
 def within(host: Namespace, *command: str) -> str:
-    return subprocess.run([program("ip"), "netns", "exec", host.name, *command], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        [program("ip"), "netns", "exec", host.name, *command],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
 
 
 class Tunnel(NamedTuple):
@@ -85,12 +98,16 @@ class Tunnel(NamedTuple):
 
     def agents(self, net: Net) -> int:
         """Ports that agents have open."""
-        return len([line for line in listening(net) if not line.endswith((f":{AGENTS}", f":{SPS}"))])
+        return len(
+            [line for line in listening(net) if not line.endswith((f":{AGENTS}", f":{SPS}"))]
+        )
 
 
 def listening(net: Net) -> list[str]:
     """host:port of what listens on the bridge's host, TCP."""
-    return re.findall(r"^LISTEN\s+\S+\s+\S+\s+(\S+)", within(net.bridge, program("ss"), "-Hltn"), re.MULTILINE)
+    return re.findall(
+        r"^LISTEN\s+\S+\s+\S+\s+(\S+)", within(net.bridge, program("ss"), "-Hltn"), re.MULTILINE
+    )
 
 
 def bridge_text(ports: str) -> str:
@@ -114,15 +131,23 @@ tunnel:
     bridge: tls://{OUTSIDE}:{AGENTS}
     name: home
     token: {TOKEN}
-    tls: {{ca: "{certificates().path('ca.pem')}", server_name: localhost}}
+    tls: {{ca: "{certificates().path("ca.pem")}", server_name: localhost}}
     exit: true
     services: {services}
 """
 
 
 def start(netproxyd: Start, net: Net, ports: str, services: str, **more: Any) -> Tunnel:
-    bridge = netproxyd(config=bridge_text(ports), host=BRIDGE, make=net.bridge.socket, preexec_fn=net.bridge.enter, **more)
-    agent = netproxyd(config=agent_text(services), make=net.home.socket, preexec_fn=net.home.enter, **more)
+    bridge = netproxyd(
+        config=bridge_text(ports),
+        host=BRIDGE,
+        make=net.bridge.socket,
+        preexec_fn=net.bridge.enter,
+        **more,
+    )
+    agent = netproxyd(
+        config=agent_text(services), make=net.home.socket, preexec_fn=net.home.enter, **more
+    )
     agent.said("tunnel: connected as 'home'", seconds=20)
     for one in (bridge, agent):
         one.baseline += STANDING
@@ -155,8 +180,10 @@ def served_at(net: Net, port: int) -> bool:
 
 def served(net: Net, port: int) -> Callable[..., socket.socket]:
     """Makes the sockets of a server of peers on a chosen port of the agent's host."""
+
     def make(*arguments: Any) -> socket.socket:
         return _Bound(net.home.socket(*arguments), port)
+
     return make
 
 
@@ -173,9 +200,13 @@ class _Bound(socket.socket):
 
 # -- through ports
 
+
 def test_ssh(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
     for name in ("host", "user"):
-        subprocess.run([program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
+        subprocess.run(
+            [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)],
+            check=True,
+        )
     (tmp_path / "sshd_config").write_text(f"""
 ListenAddress {HOME}:{SSH}
 HostKey {tmp_path}/host
@@ -185,13 +216,38 @@ UsePAM no
 PidFile none
 """)
     os.makedirs("/run/sshd", exist_ok=True)
-    daemon = subprocess.Popen([program("sshd"), "-D", "-e", "-f", str(tmp_path / "sshd_config")], preexec_fn=net.home.enter,
-                              stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    daemon = subprocess.Popen(
+        [program("sshd"), "-D", "-e", "-f", str(tmp_path / "sshd_config")],
+        preexec_fn=net.home.enter,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        wait_for(lambda: served_at(net, SSH), 10.0, "sshd listens")     # a reset is no reason for ssh to try again
-        command = [program("ssh"), "-F", "none", "-p", str(SSH), "-i", str(tmp_path / "user"), "-o", "StrictHostKeyChecking=no",
-                   "-o", "UserKnownHostsFile=/dev/null", f"root@{BRIDGE}", "cat; echo done"]
-        done = subprocess.run(command, preexec_fn=net.user.enter, input=b"x" * 1_000_000, capture_output=True, timeout=30)
+        wait_for(
+            lambda: served_at(net, SSH), 10.0, "sshd listens"
+        )  # a reset is no reason for ssh to try again
+        command = [
+            program("ssh"),
+            "-F",
+            "none",
+            "-p",
+            str(SSH),
+            "-i",
+            str(tmp_path / "user"),
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+            f"root@{BRIDGE}",
+            "cat; echo done",
+        ]
+        done = subprocess.run(
+            command,
+            preexec_fn=net.user.enter,
+            input=b"x" * 1_000_000,
+            capture_output=True,
+            timeout=30,
+        )
         assert done.stdout == b"x" * 1_000_000 + b"done\n", done.stderr
     finally:
         daemon.terminate()
@@ -200,11 +256,41 @@ PidFile none
 
 def test_http(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
     (tmp_path / "page").write_text("a page of the agent's network\n")
-    web = subprocess.Popen([sys.executable, "-m", "http.server", "--bind", HOME, "--directory", str(tmp_path), str(WEB)],
-                           preexec_fn=net.home.enter, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    web = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "http.server",
+            "--bind",
+            HOME,
+            "--directory",
+            str(tmp_path),
+            str(WEB),
+        ],
+        preexec_fn=net.home.enter,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        done = subprocess.run([program("curl"), "-q", "-sS", "--fail", "--retry", "9", "--retry-all-errors", "--retry-delay", "1",
-                               f"http://{BRIDGE}:{WEB}/page"], preexec_fn=net.user.enter, env=environment(), capture_output=True, timeout=30)
+        done = subprocess.run(
+            [
+                program("curl"),
+                "-q",
+                "-sS",
+                "--fail",
+                "--retry",
+                "9",
+                "--retry-all-errors",
+                "--retry-delay",
+                "1",
+                f"http://{BRIDGE}:{WEB}/page",
+            ],
+            preexec_fn=net.user.enter,
+            env=environment(),
+            capture_output=True,
+            timeout=30,
+        )
         assert done.stdout == b"a page of the agent's network\n", done.stderr
     finally:
         web.terminate()
@@ -232,7 +318,9 @@ def test_bulk_both_ways_with_a_half_close(tunnel: Tunnel, net: Net) -> None:
         listening.listen()
         server = Task(serve, listening)
         with user(net, BULK) as sock:
-            sender = Task(lambda: ([sock.sendall(up) for _ in range(rounds)], sock.shutdown(socket.SHUT_WR)))
+            sender = Task(
+                lambda: ([sock.sendall(up) for _ in range(rounds)], sock.shutdown(socket.SHUT_WR))
+            )
             received, tail = 0, b""
             while data := sock.recv(1 << 18):
                 received += len(data)
@@ -246,14 +334,27 @@ def test_bulk_both_ways_with_a_half_close(tunnel: Tunnel, net: Net) -> None:
 def iperf3(tunnel: Tunnel, net: Net) -> Iterator[Iperf3]:
     """A server in the agent's network and what calls it from the user's, by a port of the bridge; gives what it tells."""
     client = [program("iperf3"), "-c", BRIDGE, "-p", str(IPERF), "-J", "-t", "1"]
-    server = subprocess.Popen([program("iperf3"), "-s", "-B", HOME, "-p", str(IPERF)], preexec_fn=net.home.enter,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [program("iperf3"), "-s", "-B", HOME, "-p", str(IPERF)],
+        preexec_fn=net.home.enter,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
     def call(*options: str) -> dict[str, Any]:
-        done = subprocess.run([*client, *options], preexec_fn=net.user.enter, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            [*client, *options],
+            preexec_fn=net.user.enter,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
         told = json.loads(done.stdout)
         assert not done.returncode and "error" not in told, told.get("error")
         return told["end"]
+
     try:
         wait_for(lambda: served_at(net, IPERF), 10.0, "iperf3 listens")
         yield call
@@ -272,7 +373,9 @@ def test_iperf3(iperf3: Iperf3, direction: tuple[str, ...]) -> None:
     end = iperf3("-P", "2", *direction)
     assert [stream["receiver"]["bytes"] > 1 << 20 for stream in end["streams"]] == [True, True]
     assert 0 <= end["sum_sent"]["bytes"] - end["sum_received"]["bytes"] < UNDER_WAY
-    end = iperf3("-b", "40M", "-l", "1M", *direction)       # a block each 0.21 s: the last one has 0.16 s
+    end = iperf3(
+        "-b", "40M", "-l", "1M", *direction
+    )  # a block each 0.21 s: the last one has 0.16 s
     assert end["sum_received"]["bytes"] == end["sum_sent"]["bytes"] >= 4 << 20
 
 
@@ -297,6 +400,7 @@ def test_dig(tunnel: Tunnel, net: Net) -> None:
 def test_quic(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
     pytest.importorskip("aioquic")
     from tests.e2e import quic
+
     data = random.Random(3).randbytes(QUIC_BYTES)
 
     def transfer() -> bytes:
@@ -309,27 +413,65 @@ def test_quic(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
 
 # -- through the exit
 
+
 def test_socks_into_the_agents_network(tunnel: Tunnel, net: Net) -> None:
     """CONNECT and UDP of the user's, by the bridge's own proxy port and a rule."""
-    with TcpEcho(PRINTER, net.home.socket) as tcp, UdpEcho(PRINTER, net.home.socket) as one, UdpEcho(HOME, net.home.socket) as other:
+    with (
+        TcpEcho(PRINTER, net.home.socket) as tcp,
+        UdpEcho(PRINTER, net.home.socket) as one,
+        UdpEcho(HOME, net.home.socket) as other,
+    ):
         sock, _ = socks5((BRIDGE, SPS), CONNECT, tcp.address, make=net.user.socket, seconds=20)
         with sock:
             echo(sock, b"hello")
         with Association((BRIDGE, SPS), make=net.user.socket) as client:
             for target in (one, other):
                 assert client.echo(target.address, b"hello")[0] == target.address
-        assert {source[1] for source in one.sources} == {source[1] for source in other.sources}     # one port for all
+        assert {source[1] for source in one.sources} == {
+            source[1] for source in other.sources
+        }  # one port for all
 
 
 def test_curl_into_the_agents_network(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
     (tmp_path / "page").write_text("printer\n")
-    web = subprocess.Popen([sys.executable, "-m", "http.server", "--bind", PRINTER, "--directory", str(tmp_path), "80"],
-                           preexec_fn=net.home.enter, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    web = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "http.server",
+            "--bind",
+            PRINTER,
+            "--directory",
+            str(tmp_path),
+            "80",
+        ],
+        preexec_fn=net.home.enter,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         for scheme in ("socks5h", "http"):
-            done = subprocess.run([program("curl"), "-q", "-sS", "--fail", "--retry", "9", "--retry-all-errors", "--retry-delay", "1",
-                                   "-x", f"{scheme}://{BRIDGE}:{SPS}", f"http://{PRINTER}/page"],
-                                  preexec_fn=net.user.enter, env=environment(), capture_output=True, timeout=30)
+            done = subprocess.run(
+                [
+                    program("curl"),
+                    "-q",
+                    "-sS",
+                    "--fail",
+                    "--retry",
+                    "9",
+                    "--retry-all-errors",
+                    "--retry-delay",
+                    "1",
+                    "-x",
+                    f"{scheme}://{BRIDGE}:{SPS}",
+                    f"http://{PRINTER}/page",
+                ],
+                preexec_fn=net.user.enter,
+                env=environment(),
+                capture_output=True,
+                timeout=30,
+            )
             assert done.stdout == b"printer\n", done.stderr
     finally:
         web.terminate()
@@ -338,9 +480,13 @@ def test_curl_into_the_agents_network(tunnel: Tunnel, net: Net, tmp_path: Path) 
 
 # -- faults
 
+
 def test_agent_is_not_reached_but_by_the_tunnel(tunnel: Tunnel, net: Net) -> None:
     """What these hosts are for: nobody gets in from outside."""
-    with TcpEcho(HOME, net.home.socket) as target, net.user.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+    with (
+        TcpEcho(HOME, net.home.socket) as target,
+        net.user.socket(socket.AF_INET, socket.SOCK_STREAM) as sock,
+    ):
         sock.settimeout(1)
         with pytest.raises(OSError):
             sock.connect(target.address)
@@ -350,13 +496,21 @@ def test_network_that_is_cut_and_comes_back(netproxyd: Start, net: Net) -> None:
     """Hazard 126, with a tenth of its times: both sides find out, ports are free, and all is well again by itself."""
     hasty = {"python": (sys.executable, "-c", HASTY)}
     with TcpEcho(HOME, net.home.socket) as target:
-        tunnel = start(netproxyd, net, f'["{BRIDGE}:{ECHO}"]', f'{{"{ECHO}": "{HOME}:{target.address[1]}"}}', **hasty)
+        tunnel = start(
+            netproxyd,
+            net,
+            f'["{BRIDGE}:{ECHO}"]',
+            f'{{"{ECHO}": "{HOME}:{target.address[1]}"}}',
+            **hasty,
+        )
         wait_for(lambda: tunnel.agents(net) == 1, 10.0, "the port is open")
         with user(net, ECHO) as sock:
             echo(sock, b"hello")
         threads = [len(os.listdir(f"/proc/{one.process.pid}/task")) for one in tunnel]
         for turn in (1, 2):
-            net.nat.nft("table ip cut { chain everything { type filter hook forward priority -10; drop; }; }")
+            net.nat.nft(
+                "table ip cut { chain everything { type filter hook forward priority -10; drop; }; }"
+            )
             try:
                 tunnel.bridge.said("agent 'home' is gone: silent for 3 s", turn, seconds=20)
                 tunnel.agent.said("tunnel: .*silent for 3 s", seconds=20)
@@ -379,7 +533,13 @@ def test_bridge_that_is_killed_and_comes_back(netproxyd: Start, net: Net) -> Non
         tunnel = start(netproxyd, net, ports, services, **hasty)
         tunnel.bridge.kill()
         time.sleep(3)
-        netproxyd(config=bridge_text(ports), host=BRIDGE, make=net.bridge.socket, preexec_fn=net.bridge.enter, **hasty)
+        netproxyd(
+            config=bridge_text(ports),
+            host=BRIDGE,
+            make=net.bridge.socket,
+            preexec_fn=net.bridge.enter,
+            **hasty,
+        )
         tunnel.agent.said("tunnel: connected as 'home'", 2, seconds=20)
         wait_for(lambda: tunnel.agents(net) == 1, 10.0, "the port is open again")
         with user(net, ECHO) as sock:

@@ -1,4 +1,5 @@
 """A bridge and an agent as two processes on loopback: in different versions of Python, and with one stream that nobody reads."""
+
 from __future__ import annotations
 
 import contextlib
@@ -24,44 +25,65 @@ from tests.support.sockets import Task, server
 pytestmark = pytest.mark.e2e
 
 TOKEN = "a token for two processes"
-STANDING = 16               # descriptors of a tunnel at rest: ports, the control connection, connections that wait
+STANDING = (
+    16  # descriptors of a tunnel at rest: ports, the control connection, connections that wait
+)
 PIECE = 1 << 18
 DATA = random.Random(1).randbytes(1 << 20)
-BULK = 64 << 20             # bytes of a measure
-BAR = 0.9                   # of the speed without a stream that is not read (hazard 124)
-ROUNDS, ROUNDS_LIMIT = 5, 40        # that a best needs, and that a busy machine may take until it is at the bar
-STUCK_SECONDS = 0.1         # without a byte more that goes: everything between two programs is full
-SHORT, AT_ONCE = 100, 40    # streams: one after the other, and more together than connections wait for
-KEPT = 32                   # connections that wait for a while after that
-PATIENCE = 20.0             # seconds, for what takes less
+BULK = 64 << 20  # bytes of a measure
+BAR = 0.9  # of the speed without a stream that is not read (hazard 124)
+ROUNDS, ROUNDS_LIMIT = (
+    5,
+    40,
+)  # that a best needs, and that a busy machine may take until it is at the bar
+STUCK_SECONDS = 0.1  # without a byte more that goes: everything between two programs is full
+SHORT, AT_ONCE = (
+    100,
+    40,
+)  # streams: one after the other, and more together than connections wait for
+KEPT = 32  # connections that wait for a while after that
+PATIENCE = 20.0  # seconds, for what takes less
 
 
 class Pair(NamedTuple):
     bridge: Netproxyd
     agent: Netproxyd
-    tcp: int                # ports of the bridge
+    tcp: int  # ports of the bridge
     udp: int
 
     def dial(self) -> socket.socket:
         return socket.create_connection((LOOPBACK, self.tcp), PATIENCE)
 
 
-def start(netproxyd: Start, tls: bool, tcp_target: int, udp_target: int, bridge: dict[str, Any] = {}, agent: dict[str, Any] = {}) -> Pair:
+def start(
+    netproxyd: Start,
+    tls: bool,
+    tcp_target: int,
+    udp_target: int,
+    bridge: dict[str, Any] = {},
+    agent: dict[str, Any] = {},
+) -> Pair:
     """`bridge` and `agent`: how either is run."""
     made = certificates() if tls else None
     listen, dial = ("", "tls://") if tls else ("tcp://", "tcp://")
     tcp, datagrams = free_port(), free_port()
-    near = netproxyd(config=f"""
+    near = netproxyd(
+        config=f"""
 listeners: [{{listen: "{LOOPBACK}:0"}}]
 tunnel: {{bridge: {{listen: "{listen}{LOOPBACK}:0", agents: {{home: {{token: {TOKEN}, ports: [{tcp}, {datagrams}/udp]}}}}
-    {f', tls: {made.listener()}' if made else ''}}}}}
-""", **bridge)
-    far = netproxyd(config=f"""
+    {f", tls: {made.listener()}" if made else ""}}}}}
+""",
+        **bridge,
+    )
+    far = netproxyd(
+        config=f"""
 listeners: [{{listen: "{LOOPBACK}:0"}}]
 tunnel: {{agent: {{bridge: "{dial}{LOOPBACK}:{near.tcp_ports[1]}", name: home, token: {TOKEN},
     services: {{"{tcp}": "{LOOPBACK}:{tcp_target}", "{datagrams}/udp": "{LOOPBACK}:{udp_target}"}}
-    {f', tls: {{ca: "{made.path("ca.pem")}"}}' if made else ''}}}}}
-""", **agent)
+    {f', tls: {{ca: "{made.path("ca.pem")}"}}' if made else ""}}}}}
+""",
+        **agent,
+    )
     far.said("tunnel: connected as 'home'", seconds=PATIENCE)
     for one in (near, far):
         one.baseline += STANDING
@@ -81,7 +103,7 @@ def _answers(pair: Pair) -> bool:
 
 def serve(sock: socket.socket) -> None:
     """A service.  The first byte says: 'e' give back what comes, 'u' swallow and say how much and what it was, 'd' pour so much."""
-    sock.settimeout(None)       # a stream that nobody reads stands still for as long as it is there
+    sock.settimeout(None)  # a stream that nobody reads stands still for as long as it is there
     what = exactly(sock, 1)
     if what == b"e":
         while data := sock.recv(PIECE):
@@ -137,11 +159,14 @@ def pour(pair: Pair, size: int) -> float:
 
 # -- one stream that nobody reads
 
+
 @contextlib.contextmanager
 def unread(pair: Pair) -> Iterator[None]:
     """A stream whose service gives back what comes, and who sent it does not take it: all is full, both ways."""
     with pair.dial() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))       # its close is a reset
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )  # its close is a reset
         sock.sendall(b"e")
         sock.setblocking(False)
         last = time.monotonic()
@@ -155,10 +180,14 @@ def unread(pair: Pair) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-def test_one_stream_unread_while_others_run_at_nearly_full_speed(netproxyd: Start, tls: bool) -> None:
+def test_one_stream_unread_while_others_run_at_nearly_full_speed(
+    netproxyd: Start, tls: bool
+) -> None:
     """Hazard 124, as a ratio of the best of each: a busy machine only slows, and in turn, so that it slows both."""
     measures = {"up": swallow, "down": pour}
-    took: dict[bool, dict[str, list[float]]] = {stuck: {name: [] for name in measures} for stuck in (False, True)}
+    took: dict[bool, dict[str, list[float]]] = {
+        stuck: {name: [] for name in measures} for stuck in (False, True)
+    }
     with server(serve) as target, UdpEcho() as datagrams:
         pair = start(netproxyd, tls, target.port, datagrams.address[1])
         for turn in range(ROUNDS_LIMIT):
@@ -169,13 +198,22 @@ def test_one_stream_unread_while_others_run_at_nearly_full_speed(netproxyd: Star
             ratios = {name: min(took[False][name]) / min(took[True][name]) for name in measures}
             if turn + 1 >= ROUNDS and min(ratios.values()) >= BAR:
                 break
-        medians = {name: statistics.median(map(truediv, took[False][name], took[True][name])) for name in measures}
-        print(f"with an unread stream {'in TLS' if tls else 'in clear'}, of the speed without: "
-              + ", ".join(f"{name} {ratios[name]:.2f}, median {medians[name]:.2f}" for name in measures) + f" ({turn + 1} rounds)")
+        medians = {
+            name: statistics.median(map(truediv, took[False][name], took[True][name]))
+            for name in measures
+        }
+        print(
+            f"with an unread stream {'in TLS' if tls else 'in clear'}, of the speed without: "
+            + ", ".join(
+                f"{name} {ratios[name]:.2f}, median {medians[name]:.2f}" for name in measures
+            )
+            + f" ({turn + 1} rounds)"
+        )
         assert min(ratios.values()) >= BAR, took
 
 
 # -- two versions of Python
+
 
 @pytest.fixture(params=["lowest at the bridge", "lowest at the agent"])
 def versions(request: pytest.FixtureRequest) -> tuple[Interpreter, Interpreter]:
@@ -189,10 +227,14 @@ def run_in(interpreter: Interpreter) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-def test_versions_of_python_understand_each_other(netproxyd: Start, versions: tuple[Interpreter, Interpreter], tls: bool) -> None:
+def test_versions_of_python_understand_each_other(
+    netproxyd: Start, versions: tuple[Interpreter, Interpreter], tls: bool
+) -> None:
     bridge, agent = versions
     with server(serve) as target, UdpEcho() as datagrams:
-        pair = start(netproxyd, tls, target.port, datagrams.address[1], run_in(bridge), run_in(agent))
+        pair = start(
+            netproxyd, tls, target.port, datagrams.address[1], run_in(bridge), run_in(agent)
+        )
         both = Task(swallow, pair, BULK), Task(pour, pair, BULK)
         for one in both:
             one.result(60)

@@ -1,4 +1,5 @@
 """A thousand clients that never say what they want keep nobody out, and are gone in time (HAZARDS 69, 119)."""
+
 from __future__ import annotations
 
 import os
@@ -12,27 +13,44 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.origin import HELLO, Origin, serving
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, echo, exactly, socks5
-from tests.e2e.support import CLEAN_SECONDS, LOOPBACK, SPARE_DESCRIPTORS, Netproxyd, environment, wait_for
+from tests.e2e.support import (
+    CLEAN_SECONDS,
+    LOOPBACK,
+    SPARE_DESCRIPTORS,
+    Netproxyd,
+    environment,
+    wait_for,
+)
 from tests.support.certificates import Certificates, certificates
 
 pytestmark = pytest.mark.e2e
 
 UNFINISHED, GOOD, DRIPPING = 1000, 50, 200
-HANDSHAKE = 4.0             # seconds, of the configuration
-LATE = 1.0                  # that a client may be dropped after that
-SERVED_WITHIN = 1.0         # seconds of a good client
-DRIP = 0.25                 # seconds between two bytes of a client that drips
-IDLE_SECONDS = 20.0         # for a burst's threads to end: they idle for ten
-KEPT_MIB = 10.0             # of resident memory that a first burst may leave; what hangs takes twice that
-SPARE_THREADS = 4           # of the pool and of lookups, that good clients have started and that may idle on
+HANDSHAKE = 4.0  # seconds, of the configuration
+LATE = 1.0  # that a client may be dropped after that
+SERVED_WITHIN = 1.0  # seconds of a good client
+DRIP = 0.25  # seconds between two bytes of a client that drips
+IDLE_SECONDS = 20.0  # for a burst's threads to end: they idle for ten
+KEPT_MIB = 10.0  # of resident memory that a first burst may leave; what hangs takes twice that
+SPARE_THREADS = 4  # of the pool and of lookups, that good clients have started and that may idle on
 PATIENCE = 5.0
-PLAIN, TLS = 0, 1           # listeners
+PLAIN, TLS = 0, 1  # listeners
 # what a client sends before it falls silent, and to which listener
 BEGINNINGS = (
-    (PLAIN, b""), (PLAIN, b"\5"), (PLAIN, b"\5\2\0"), (PLAIN, b"\5\1\0\5\1\0\3\x0bexam"),       # SOCKS5
-    (PLAIN, b"\4"), (PLAIN, b"\4\1\0\x50\x7f\0\0\1nobody"), (PLAIN, b"\4\1\0\x50\0\0\0\1me\0exam"),     # SOCKS4, SOCKS4a
-    (PLAIN, b"G"), (PLAIN, b"GET http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\nX-"), (PLAIN, b"CONNECT 127.0.0.1:80 HT"),
-    (TLS, b""), (TLS, b"\x16\3\1\2\0"), (TLS, b"\x16\3\1\2\0\1\0\1\xfc\3\3" + bytes(100)))
+    (PLAIN, b""),
+    (PLAIN, b"\5"),
+    (PLAIN, b"\5\2\0"),
+    (PLAIN, b"\5\1\0\5\1\0\3\x0bexam"),  # SOCKS5
+    (PLAIN, b"\4"),
+    (PLAIN, b"\4\1\0\x50\x7f\0\0\1nobody"),
+    (PLAIN, b"\4\1\0\x50\0\0\0\1me\0exam"),  # SOCKS4, SOCKS4a
+    (PLAIN, b"G"),
+    (PLAIN, b"GET http://127.0.0.1/ HTTP/1.1\r\nHost: 127.0.0.1\r\nX-"),
+    (PLAIN, b"CONNECT 127.0.0.1:80 HT"),
+    (TLS, b""),
+    (TLS, b"\x16\3\1\2\0"),
+    (TLS, b"\x16\3\1\2\0\1\0\1\xfc\3\3" + bytes(100)),
+)
 CONFIG = f"""
 listeners:
 - {{name: plain, listen: "{LOOPBACK}:0", limits: {{connections: 2000}}}}
@@ -84,7 +102,9 @@ class Crowd:
 
     def add(self, number: int) -> None:
         listener, beginning = BEGINNINGS[number % len(BEGINNINGS)]
-        sock = socket.create_connection((self._daemon.host, self._daemon.tcp_ports[listener]), PATIENCE)
+        sock = socket.create_connection(
+            (self._daemon.host, self._daemon.tcp_ports[listener]), PATIENCE
+        )
         self._open[sock.fileno()] = sock, time.monotonic()
         sock.sendall(beginning)
         self._poll.register(sock, select.EPOLLIN)
@@ -110,7 +130,7 @@ class Crowd:
             try:
                 sock.send(b"x")
             except OSError:
-                pass        # dropped: look() finds it
+                pass  # dropped: look() finds it
 
     def __enter__(self) -> Crowd:
         return self
@@ -131,6 +151,7 @@ def ended(sock: socket.socket) -> bool:
 
 # -- good clients
 
+
 def by_socks(daemon: Netproxyd, tcp_echo: TcpEcho, **_: Any) -> None:
     with socks5(daemon.server, CONNECT, tcp_echo.address)[0] as sock:
         echo(sock, b"hello")
@@ -147,7 +168,10 @@ def by_http(daemon: Netproxyd, origin: Origin, **_: Any) -> None:
 
 
 def by_tls(daemon: Netproxyd, origin: Origin, made: Certificates, **_: Any) -> None:
-    with socket.create_connection((daemon.host, daemon.tcp_ports[TLS]), PATIENCE) as sock, made.secure(sock) as secure:
+    with (
+        socket.create_connection((daemon.host, daemon.tcp_ports[TLS]), PATIENCE) as sock,
+        made.secure(sock) as secure,
+    ):
         get(secure, origin)
 
 
@@ -175,8 +199,11 @@ class Taken:
         return f"{self.threads} threads, {self.descriptors} descriptors, {self.mib:.1f} MiB"
 
     def is_like(self, before: Taken) -> bool:
-        return (self.threads <= before.threads + SPARE_THREADS and self.descriptors <= before.descriptors + SPARE_DESCRIPTORS
-                and self.mib <= before.mib + KEPT_MIB)
+        return (
+            self.threads <= before.threads + SPARE_THREADS
+            and self.descriptors <= before.descriptors + SPARE_DESCRIPTORS
+            and self.mib <= before.mib + KEPT_MIB
+        )
 
 
 def check_all_back(daemon: Netproxyd, before: Taken) -> None:
@@ -189,18 +216,29 @@ def check_all_back(daemon: Netproxyd, before: Taken) -> None:
 
 # -- the tests
 
-def test_silent_clients(daemon: Netproxyd, tcp_echo: TcpEcho, udp_echo: UdpEcho, origin: Origin, made: Certificates) -> None:
+
+def test_silent_clients(
+    daemon: Netproxyd, tcp_echo: TcpEcho, udp_echo: UdpEcho, origin: Origin, made: Certificates
+) -> None:
     """Nothing sent, half a greeting, half a head: good clients are served meanwhile, each within a second."""
-    peers = {"daemon": daemon, "tcp_echo": tcp_echo, "udp_echo": udp_echo, "origin": origin, "made": made}
+    peers = {
+        "daemon": daemon,
+        "tcp_echo": tcp_echo,
+        "udp_echo": udp_echo,
+        "origin": origin,
+        "made": made,
+    }
     for way in GOOD_WAYS:
-        way(**peers)        # what the first client of a kind brings is no leak
+        way(**peers)  # what the first client of a kind brings is no leak
     before = Taken(daemon)
     with Crowd(daemon) as crowd:
         opened = time.monotonic()
         for number in range(UNFINISHED):
             crowd.add(number)
-        by_socks(daemon, tcp_echo)      # comes behind a thousand: how long it takes to accept those is the machine's matter, and
-        taken_in = time.monotonic() - opened        # the time of each begins then
+        by_socks(
+            daemon, tcp_echo
+        )  # comes behind a thousand: how long it takes to accept those is the machine's matter, and
+        taken_in = time.monotonic() - opened  # the time of each begins then
         crowd.look(0)
         assert len(crowd) >= GOOD, "nobody waits until they are given up"
         took = []
@@ -211,7 +249,9 @@ def test_silent_clients(daemon: Netproxyd, tcp_echo: TcpEcho, udp_echo: UdpEcho,
         crowd.look(0)
         during, hanging = Taken(daemon), len(crowd)
         crowd.look_until_gone(HANDSHAKE + LATE)
-        print(f"taken in {taken_in:.3f} s; slowest good client {max(took):.3f} s; {hanging} hang: {during}; kept {max(crowd.kept):.2f} s at most")
+        print(
+            f"taken in {taken_in:.3f} s; slowest good client {max(took):.3f} s; {hanging} hang: {during}; kept {max(crowd.kept):.2f} s at most"
+        )
         assert max(took) <= SERVED_WITHIN
         assert hanging >= GOOD, "otherwise good clients have met nobody"
         assert not len(crowd), "the last are dropped in time"
@@ -236,4 +276,6 @@ def test_dripping_clients(daemon: Netproxyd, tcp_echo: TcpEcho) -> None:
                 crowd.look(left)
         assert not len(crowd), "the last are dropped in time"
         print(f"kept {max(crowd.kept):.2f} s at most")
-        assert HANDSHAKE / 2 <= max(crowd.kept) <= HANDSHAKE + LATE, "somebody has dripped for long, and nobody for too long"
+        assert HANDSHAKE / 2 <= max(crowd.kept) <= HANDSHAKE + LATE, (
+            "somebody has dripped for long, and nobody for too long"
+        )

@@ -2,6 +2,7 @@
 
 Also the exchanges that show what a way carries.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -27,7 +28,7 @@ from tests.e2e.support import LOOPBACK, START_SECONDS, environment, free_port, p
 from tests.support.certificates import certificates
 
 PIECE = 1 << 16
-EXCHANGE_SECONDS = 15.0     # it takes a tenth of one
+EXCHANGE_SECONDS = 15.0  # it takes a tenth of one
 DANTED = """\
 logoutput: {directory}/danted.log
 internal: 127.0.0.1 port = {port}
@@ -71,8 +72,14 @@ KbdInteractiveAuthentication no
 UsePAM no
 PrintMotd no
 """
-SSH_OPTIONS = ("IdentitiesOnly=yes", "BatchMode=yes", "ExitOnForwardFailure=yes", "StrictHostKeyChecking=no",
-               "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+SSH_OPTIONS = (
+    "IdentitiesOnly=yes",
+    "BatchMode=yes",
+    "ExitOnForwardFailure=yes",
+    "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null",
+    "LogLevel=ERROR",
+)
 HAPROXY = """
 defaults
     mode tcp
@@ -104,13 +111,22 @@ class Programs:
         """Returns when it listens on `port`; the test is skipped where it ends instead."""
         log = self.directory / f"{Path(command[0]).name}.log"
         with open(log, "wb") as output:
-            process = subprocess.Popen(command, cwd=self.directory, env=environment(), stdin=subprocess.DEVNULL, stdout=output,
-                                       stderr=output, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                cwd=self.directory,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         self._ends.callback(_end, process)
         deadline = time.monotonic() + START_SECONDS
         while not listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                pytest.skip(f"{command[0]} does not start: {log.read_text('utf-8', 'replace')[-300:]}")
+                pytest.skip(
+                    f"{command[0]} does not start: {log.read_text('utf-8', 'replace')[-300:]}"
+                )
             time.sleep(0.005)
 
     def at_end(self, do: Callable[[], object]) -> None:
@@ -129,7 +145,7 @@ def listens(port: int) -> bool:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     try:
-        os.killpg(process.pid, signal.SIGKILL)      # it and its children: a session of their own
+        os.killpg(process.pid, signal.SIGKILL)  # it and its children: a session of their own
     except ProcessLookupError:
         pass
     process.wait()
@@ -141,9 +157,12 @@ def _me() -> str:
 
 # -- the programs: each gives the URL by which NetProxy goes through it
 
+
 def danted(programs: Programs, scheme: str) -> str:
     path, port = program("danted"), free_port()
-    config = programs.write("danted.conf", DANTED.format(directory=programs.directory, port=port, user=_me()))
+    config = programs.write(
+        "danted.conf", DANTED.format(directory=programs.directory, port=port, user=_me())
+    )
     programs.start(port, path, "-N", "1", "-f", config)
     return f"{scheme}://{LOOPBACK}:{port}"
 
@@ -156,14 +175,18 @@ def microsocks(programs: Programs) -> str:
 
 def tinyproxy(programs: Programs) -> str:
     path, port = program("tinyproxy"), free_port()
-    programs.start(port, path, "-d", "-c", programs.write("tinyproxy.conf", TINYPROXY.format(port=port)))
+    programs.start(
+        port, path, "-d", "-c", programs.write("tinyproxy.conf", TINYPROXY.format(port=port))
+    )
     return f"http://{LOOPBACK}:{port}"
 
 
 def squid(programs: Programs) -> str:
     path, port = program("squid"), free_port()
     # as root it does not run
-    config = programs.write("squid.conf", SQUID.format(port=port, user="nobody" if os.getuid() == 0 else _me()))
+    config = programs.write(
+        "squid.conf", SQUID.format(port=port, user="nobody" if os.getuid() == 0 else _me())
+    )
     programs.at_end(lambda: [left.unlink() for left in Path("/dev/shm").glob(f"netproxy{port}-*")])
     programs.start(port, path, "-N", "-n", f"netproxy{port}", "-d", "1", "-f", config)
     return f"http://{LOOPBACK}:{port}"
@@ -172,8 +195,13 @@ def squid(programs: Programs) -> str:
 def v2ray(programs: Programs, protocol: str, scheme: str) -> str:
     path, port = program("v2ray"), free_port()
     settings = {"udp": True, "ip": LOOPBACK} if protocol == "socks" else {}
-    config = {"log": {"loglevel": "warning"}, "outbounds": [{"protocol": "freedom"}],
-              "inbounds": [{"listen": LOOPBACK, "port": port, "protocol": protocol, "settings": settings}]}
+    config = {
+        "log": {"loglevel": "warning"},
+        "outbounds": [{"protocol": "freedom"}],
+        "inbounds": [
+            {"listen": LOOPBACK, "port": port, "protocol": protocol, "settings": settings}
+        ],
+    }
     programs.start(port, path, "-config", programs.write("v2ray.json", json.dumps(config)))
     return f"{scheme}://{LOOPBACK}:{port}"
 
@@ -183,21 +211,46 @@ def ssh(programs: Programs) -> str:
     sshd, client, keygen = program("sshd"), program("ssh"), program("ssh-keygen")
     directory, server_port, port = programs.directory, free_port(), free_port()
     if os.getuid() == 0:
-        os.makedirs("/run/sshd", 0o755, exist_ok=True)      # sshd wants it, and its package leaves it to systemd
-    subprocess.run((keygen, "-q", "-t", "ed25519", "-N", "", "-f", "key"), cwd=directory, check=True, timeout=START_SECONDS)
+        os.makedirs(
+            "/run/sshd", 0o755, exist_ok=True
+        )  # sshd wants it, and its package leaves it to systemd
+    subprocess.run(
+        (keygen, "-q", "-t", "ed25519", "-N", "", "-f", "key"),
+        cwd=directory,
+        check=True,
+        timeout=START_SECONDS,
+    )
     config = programs.write("sshd.conf", SSHD.format(directory=directory, port=server_port))
     programs.start(server_port, sshd, "-D", "-e", "-f", config)
     options = [word for option in SSH_OPTIONS for word in ("-o", option)]
-    programs.start(port, client, "-F", "/dev/null", *options, "-i", str(directory / "key"), "-N", "-D", f"{LOOPBACK}:{port}",
-                   "-p", str(server_port), f"{_me()}@{LOOPBACK}")
+    programs.start(
+        port,
+        client,
+        "-F",
+        "/dev/null",
+        *options,
+        "-i",
+        str(directory / "key"),
+        "-N",
+        "-D",
+        f"{LOOPBACK}:{port}",
+        "-p",
+        str(server_port),
+        f"{_me()}@{LOOPBACK}",
+    )
     return f"socks5://{LOOPBACK}:{port}"
 
 
 def haproxy(programs: Programs, scheme: str, there: int) -> str:
     """TLS before the listener of ours on the port `there`."""
     path, port, made = program("haproxy"), free_port(), certificates()
-    programs.write("both.pem", "".join(Path(made.path(f"server.{end}")).read_text() for end in ("pem", "key")))
-    config = programs.write("haproxy.cfg", HAPROXY.format(directory=programs.directory, port=port, there=f"{LOOPBACK}:{there}"))
+    programs.write(
+        "both.pem", "".join(Path(made.path(f"server.{end}")).read_text() for end in ("pem", "key"))
+    )
+    config = programs.write(
+        "haproxy.cfg",
+        HAPROXY.format(directory=programs.directory, port=port, there=f"{LOOPBACK}:{there}"),
+    )
     programs.start(port, path, "-db", "-f", config)
     return secured(scheme, port)
 
@@ -216,6 +269,7 @@ def secured(scheme: str, port: int) -> str:
 
 # -- exchanges
 
+
 class Exchange:
     """A target, and what its clients do there: SIZE bytes each way at once, then an answer to the client's end."""
 
@@ -225,8 +279,10 @@ class Exchange:
         self._up, self._down = os.urandom(self.SIZE), os.urandom(self.SIZE)
         self._server = listen(LOOPBACK)
         self.address: Where = self._server.getsockname()[:2]
-        self._arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()     # a digest for each client
-        self.answer = hashlib.sha256(self._up).digest()         # what a client gets that ends its way first
+        self._arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # a digest for each client
+        self.answer = hashlib.sha256(
+            self._up
+        ).digest()  # what a client gets that ends its way first
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -234,7 +290,7 @@ class Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)     # accept() returns
+        self._server.shutdown(socket.SHUT_RDWR)  # accept() returns
         self._thread.join(PATIENCE)
         self._server.close()
 
@@ -255,7 +311,7 @@ class Exchange:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):      # the other side tells
+        with client, contextlib.suppress(OSError):  # the other side tells
             digest = hashlib.sha256(_both_ways(client, self._down, self.SIZE)).digest()
             self._arrived.put(digest)
             if not _to_the_end(client):
@@ -269,11 +325,17 @@ def _both_ways(sock: socket.socket, data: bytes, size: int) -> bytes:
     sock.setblocking(False)
     poll = select.poll()
     while sent < len(data) or len(received) < size:
-        assert time.monotonic() < deadline, f"sent {sent} of {len(data)} bytes, received {len(received)} of {size}"
-        poll.register(sock, (select.POLLIN if len(received) < size else 0) | (select.POLLOUT if sent < len(data) else 0))
+        assert time.monotonic() < deadline, (
+            f"sent {sent} of {len(data)} bytes, received {len(received)} of {size}"
+        )
+        poll.register(
+            sock,
+            (select.POLLIN if len(received) < size else 0)
+            | (select.POLLOUT if sent < len(data) else 0),
+        )
         for _, events in poll.poll(1000):
             if events & select.POLLOUT:
-                sent += sock.send(view[sent:sent + PIECE])
+                sent += sock.send(view[sent : sent + PIECE])
             if events & ~select.POLLOUT:
                 piece = sock.recv(min(PIECE, size - len(received)))
                 assert piece, f"closed after {len(received)} of {size} bytes"
@@ -293,7 +355,9 @@ def _to_the_end(sock: socket.socket) -> bytes:
 def http_connect(server: Where, target: Where) -> socket.socket:
     """The connection through an HTTP proxy."""
     sock = socket.create_connection(server, PATIENCE)
-    sock.sendall(b"CONNECT %b:%d HTTP/1.1\r\nHost: %b:%d\r\n\r\n" % (2 * (target[0].encode(), target[1])))
+    sock.sendall(
+        b"CONNECT %b:%d HTTP/1.1\r\nHost: %b:%d\r\n\r\n" % (2 * (target[0].encode(), target[1]))
+    )
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += exactly(sock, 1)

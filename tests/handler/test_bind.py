@@ -1,4 +1,5 @@
 """BIND of SOCKS4 and SOCKS5: two replies, one peer, and a listener that never outlives its client."""
+
 from __future__ import annotations
 
 import socket
@@ -8,25 +9,34 @@ import pytest
 
 from netproxy.dialer.block import BlockDialer
 from netproxy.errors import DialError, Reason
-from netproxy.net.bind import Announcement, Announcer
-from netproxy.interfaces import Address, Flow
+from netproxy.handler.bind import Announcement, Announcer
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 from tests.support.handlers import (
-    LOCALHOST, SECONDS, Conversation, Surroundings, check_relay, descriptors, eventually, refused,
-    resolve)
+    LOCALHOST,
+    SECONDS,
+    Conversation,
+    HandlerDependencies,
+    check_relay,
+    descriptors,
+    eventually,
+    refused,
+    resolve,
+)
 from tests.support.sockets import tcp_pair
 
 ANYBODY = Address("0.0.0.0", 0)
-PEER = Address(LOCALHOST, 4321)         # BIND goes by its address; its port may be anything
+PEER = Address(LOCALHOST, 4321)  # BIND goes by its address; its port may be anything
 
 
 class Socks4:
     refusal = b"\0\x5b\0\0\0\0\0\0"
 
     @staticmethod
-    def handler(around: Surroundings) -> object:
-        return around.socks4()
+    def handler(dependencies: HandlerDependencies) -> object:
+        return dependencies.socks4()
 
     @staticmethod
     def request(target: Address) -> bytes:
@@ -43,8 +53,8 @@ class Socks5:
     refusal = b"\5\1\0\1\0\0\0\0\0\0"
 
     @staticmethod
-    def handler(around: Surroundings) -> object:
-        return around.socks5()
+    def handler(dependencies: HandlerDependencies) -> object:
+        return dependencies.socks5()
 
     @staticmethod
     def request(target: Address) -> bytes:
@@ -65,19 +75,21 @@ def version(request: pytest.FixtureRequest) -> type[Socks4] | type[Socks5]:
 Version = type[Socks4] | type[Socks5]
 
 
-def begin(version: Version, around: Surroundings, target: Address = PEER) -> tuple[Conversation, Address]:
+def begin(
+    version: Version, dependencies: HandlerDependencies, target: Address = PEER
+) -> tuple[Conversation, Address]:
     """A conversation up to the first reply, and where the proxy listens."""
-    client = Conversation(version.handler(around))
+    client = Conversation(version.handler(dependencies))
     client.send(version.request(target))
     if version is Socks5:
         client.expect(b"\5\0")
     return client, version.reply(client)
 
 
-def surroundings(**given: Any) -> Surroundings:
-    around = Surroundings(**given)
-    around.router.look_up = resolve
-    return around
+def surroundings(**given: Any) -> HandlerDependencies:
+    dependencies = HandlerDependencies(**given)
+    dependencies.router.look_up = resolve
+    return dependencies
 
 
 def asked(peer: Address) -> Flow:
@@ -89,34 +101,40 @@ def connect(address: Address, source: str = LOCALHOST) -> socket.socket:
 
 
 def test_hazard_17_two_replies_then_a_relay(version: Version) -> None:
-    around = surroundings()
-    client, bound = begin(version, around)
+    dependencies = surroundings()
+    client, bound = begin(version, dependencies)
     with client:
-        assert client.silent()              # the second reply waits for the peer
+        assert client.silent()  # the second reply waits for the peer
         peer = connect(bound)
         name = Address(*peer.getsockname())
         assert version.reply(client) == name
         check_relay(client, peer)
-    record = around.log.records[0]
+    record = dependencies.log.records[0]
     assert record.flow.target == name
     assert (record.sent, record.received, record.ended) == (2, 8, "closed")
-    assert not around.dialled               # nothing goes out: who is asked is only which way this flow takes
-    assert around.router.flows[0].target == PEER
+    assert (
+        not dependencies.dialled
+    )  # nothing goes out: who is asked is only which way this flow takes
+    assert dependencies.router.flows[0].target == PEER
 
 
 def test_a_peer_that_vanishes_is_noticed() -> None:
     """HAZARDS 86."""
     peers: list[socket.socket] = []
     with tcp_pair() as (near, _):
-        stream, _ = surroundings().binder.accept(Stream(near), asked(ANYBODY), lambda bound: peers.append(connect(bound)))
+        stream, _ = surroundings().binder.accept(
+            Stream(near), asked(ANYBODY), lambda bound: peers.append(connect(bound))
+        )
         with peers[0], stream.socket as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
 
 
-def test_hazard_17_a_wrong_peer_is_refused_and_the_right_one_still_accepted(version: Version) -> None:
-    around = surroundings()
-    client, bound = begin(version, around)
+def test_hazard_17_a_wrong_peer_is_refused_and_the_right_one_still_accepted(
+    version: Version,
+) -> None:
+    dependencies = surroundings()
+    client, bound = begin(version, dependencies)
     with client:
         for source in ("127.0.0.2", "127.0.0.3"):
             with connect(bound, source) as wrong:
@@ -124,7 +142,7 @@ def test_hazard_17_a_wrong_peer_is_refused_and_the_right_one_still_accepted(vers
         assert client.silent()
         with connect(bound) as right:
             assert version.reply(client) == Address(*right.getsockname())
-    assert around.counters.value("connections_refused", "wrong peer of a BIND") == 2
+    assert dependencies.counters.value("connections_refused", "wrong peer of a BIND") == 2
 
 
 def test_hazard_17_an_unspecified_peer_is_anybody(version: Version) -> None:
@@ -146,14 +164,18 @@ def test_hazard_17_nobody_comes(version: Version) -> None:
     before = descriptors()
     client, bound = begin(version, surroundings(bind_seconds=0.1))
     with client:
-        client.expect(version.refusal[:1] + (b"\x06" if version is Socks5 else b"\x5b") + version.refusal[2:])
+        client.expect(
+            version.refusal[:1] + (b"\x06" if version is Socks5 else b"\x5b") + version.refusal[2:]
+        )
         client.expect_end()
     assert refused(bound)
     assert descriptors() == before
 
 
 @pytest.mark.parametrize("way", ["end", "reset"])
-def test_hazard_17_the_listener_is_closed_when_the_client_leaves(version: Version, way: str) -> None:
+def test_hazard_17_the_listener_is_closed_when_the_client_leaves(
+    version: Version, way: str
+) -> None:
     before = descriptors()
     client, bound = begin(version, surroundings(bind_seconds=60))
     if way == "reset":
@@ -164,7 +186,9 @@ def test_hazard_17_the_listener_is_closed_when_the_client_leaves(version: Versio
     assert descriptors() == before
 
 
-def test_hazard_17_the_listener_is_closed_when_a_client_leaves_that_has_sent_early(version: Version) -> None:
+def test_hazard_17_the_listener_is_closed_when_a_client_leaves_that_has_sent_early(
+    version: Version,
+) -> None:
     client, bound = begin(version, surroundings(bind_seconds=60))
     client.send(b"early")
     client.close()
@@ -185,8 +209,8 @@ def test_what_the_client_sends_early_reaches_the_peer_in_order(version: Version)
 
 
 def test_data_right_behind_the_request_reaches_the_peer(version: Version) -> None:
-    around = surroundings()
-    with Conversation(version.handler(around)) as client:
+    dependencies = surroundings()
+    with Conversation(version.handler(dependencies)) as client:
         client.send(version.request(PEER) + b"behind")
         if version is Socks5:
             client.expect(b"\5\0")
@@ -194,12 +218,14 @@ def test_data_right_behind_the_request_reaches_the_peer(version: Version) -> Non
             assert peer.recv(16) == b"behind"
 
 
-def test_hazard_18_it_listens_on_the_address_the_client_came_to_and_no_other(version: Version) -> None:
+def test_hazard_18_it_listens_on_the_address_the_client_came_to_and_no_other(
+    version: Version,
+) -> None:
     client, bound = begin(version, surroundings())
     with client:
         assert bound.host == LOCALHOST
         assert bound.port
-        assert refused(Address("127.0.0.2", bound.port))        # which 0.0.0.0 would take
+        assert refused(Address("127.0.0.2", bound.port))  # which 0.0.0.0 would take
 
 
 def test_hazard_18_an_ipv6_client_is_listened_for_on_ipv6() -> None:
@@ -220,10 +246,10 @@ def test_a_peer_asked_for_by_name_is_taken() -> None:
 
 
 def test_hazard_75_a_peer_is_who_was_found_by_the_one_lookup_that_was_checked() -> None:
-    answers = iter(["127.0.0.2", LOCALHOST])        # a name server that says something else each time
-    around = surroundings()
-    around.router.look_up = lambda target: [target._replace(host=next(answers))]
-    client, bound = begin(Socks5, around, Address("flips.example", 21))
+    answers = iter(["127.0.0.2", LOCALHOST])  # a name server that says something else each time
+    dependencies = surroundings()
+    dependencies.router.look_up = lambda target: [target._replace(host=next(answers))]
+    client, bound = begin(Socks5, dependencies, Address("flips.example", 21))
     with client:
         with connect(bound) as wrong:
             assert not wrong.recv(1)
@@ -260,9 +286,9 @@ def test_an_announced_port_is_the_relays_and_never_that_of_a_bind(version: Versi
 
 
 def test_a_way_out_that_cannot_bind_refuses(version: Version) -> None:
-    around = surroundings()
-    around.dialer.carries = frozenset({"tcp", "udp"})
-    with Conversation(version.handler(around)) as client:
+    dependencies = surroundings()
+    dependencies.dialer.carries = frozenset({"tcp", "udp"})
+    with Conversation(version.handler(dependencies)) as client:
         client.send(version.request(PEER))
         if version is Socks5:
             client.expect(b"\5\0\5\7\0\1\0\0\0\0\0\0")
@@ -272,18 +298,20 @@ def test_a_way_out_that_cannot_bind_refuses(version: Version) -> None:
 
 
 def test_hazard_14_a_bind_that_the_rules_refuse_is_refused_with_02() -> None:
-    around = surroundings()
-    around.router.dialer = BlockDialer()
-    with Conversation(around.socks5()) as client:
+    dependencies = surroundings()
+    dependencies.router.dialer = BlockDialer()
+    with Conversation(dependencies.socks5()) as client:
         client.send(Socks5.request(PEER))
         client.expect(b"\5\0\5\2\0\1\0\0\0\0\0\0")
         client.expect_end()
 
 
-def test_a_socket_that_cannot_be_had_is_one_refusal(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    around = surroundings()
-    with Conversation(version.handler(around)) as client:
-        monkeypatch.setattr("netproxy.net.bind._listen", no_descriptor)
+def test_a_socket_that_cannot_be_had_is_one_refusal(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dependencies = surroundings()
+    with Conversation(version.handler(dependencies)) as client:
+        monkeypatch.setattr("netproxy.handler.bind._listen", no_descriptor)
         client.send(version.request(PEER))
         if version is Socks5:
             client.expect(b"\5\0")
@@ -297,9 +325,9 @@ def no_descriptor(host: str) -> socket.socket:
 
 def test_a_hundred_binds_leave_nothing_open(version: Version) -> None:
     before = descriptors()
-    around = surroundings()
+    dependencies = surroundings()
     for _ in range(100):
-        client, bound = begin(version, around)
+        client, bound = begin(version, dependencies)
         with client, connect(bound):
             version.reply(client)
     eventually(lambda: descriptors() == before)
@@ -313,16 +341,16 @@ def test_an_ipv4_client_of_socks4_gets_ipv4_replies_whatever_is_announced() -> N
 
 
 def test_the_binder_says_why_nobody_came() -> None:
-    around = surroundings(bind_seconds=0.05)
-    with Conversation(Once(around)) as client:
+    dependencies = surroundings(bind_seconds=0.05)
+    with Conversation(Once(dependencies)) as client:
         client.expect_closed()
     assert isinstance(client.raised, DialError)
     assert client.raised.reason is Reason.TIMEOUT
 
 
 class Once:
-    def __init__(self, around: Surroundings) -> None:
-        self.around = around
+    def __init__(self, dependencies: HandlerDependencies) -> None:
+        self.dependencies = dependencies
 
     def handle(self, stream: Stream, client: Address) -> None:
-        self.around.binder.accept(stream, asked(PEER), lambda bound: None)
+        self.dependencies.binder.accept(stream, asked(PEER), lambda bound: None)

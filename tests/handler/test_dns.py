@@ -1,4 +1,5 @@
 """A dns listener: what comes out of the cache, what is asked, and what is altered on the way.  Messages are compared as bytes."""
+
 from __future__ import annotations
 
 import socket
@@ -8,15 +9,34 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.access.acl import NetworkList
+from netproxy.interfaces.networks import NetworkList
 from netproxy.errors import ProtocolError
 from netproxy.handler import dns as dns_module
 from netproxy.handler.dns import KEPT_SIZE, TTL_LIMIT, WAITING_LIMIT, DnsHandler
-from netproxy.interfaces import Address, Network
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.networks import IpNetwork
 from netproxy.listener.pool import ThreadPool
 from netproxy.net.stream import Stream
 from tests.support.batches import BatchRig
-from tests.support.dns import AA, AD, ASKED, CD, HEAD, QR, RA, RD, TC, a, answer, opt, option, query, question, record, soa
+from tests.support.dns import (
+    AA,
+    AD,
+    ASKED,
+    CD,
+    HEAD,
+    QR,
+    RA,
+    RD,
+    TC,
+    a,
+    answer,
+    opt,
+    option,
+    query,
+    question,
+    record,
+    soa,
+)
 from tests.support.handlers import Conversation, tcp_pair
 from tests.support.nameservers import answer_to, framed, named, no_such, read_framed, texts
 from tests.support.sockets import SECONDS, nothing_comes, udp, wait_until
@@ -24,9 +44,12 @@ from tests.support.sockets import SECONDS, nothing_comes, udp, wait_until
 WWW = question("www.example")
 FORMERR, SERVFAIL, NXDOMAIN = 1, 2, 3
 COOKIE, SUBNET, PADDING = 10, 8, 12
-CLIENT_COOKIE, WHOLE_COOKIE = option(COOKIE, b"8 octets"), option(COOKIE, b"8 octets" + b"the server's")
-NETWORKS = NetworkList((Network.parse("127.0.0.1"), Network.parse("127.1.0.0/16")))
-Reply = Callable[[bytes], bytes]
+CLIENT_COOKIE, WHOLE_COOKIE = (
+    option(COOKIE, b"8 octets"),
+    option(COOKIE, b"8 octets" + b"the server's"),
+)
+NETWORKS = NetworkList((IpNetwork.parse("127.0.0.1"), IpNetwork.parse("127.1.0.0/16")))
+ReplyTable = Callable[[bytes], bytes]
 
 
 def sixty(asked: bytes) -> bytes:
@@ -36,7 +59,7 @@ def sixty(asked: bytes) -> bytes:
 class Source:
     """Keeps what it was asked; `known` are answers that need no server."""
 
-    def __init__(self, reply: Reply = sixty) -> None:
+    def __init__(self, reply: ReplyTable = sixty) -> None:
         self.reply = reply
         self.asked: list[bytes] = []
         self.known: dict[bytes, bytes] = {}
@@ -64,7 +87,14 @@ class Rig(BatchRig):
         self.handler = self.make()
 
     def make(self, cache: int = 16, clients: Any = None, submit: Any = None) -> DnsHandler:
-        self.handler = DnsHandler(self.source, cache, clients, submit or self._submit, self.datagrams.arenas(), self.counts)
+        self.handler = DnsHandler(
+            self.source,
+            cache,
+            clients,
+            submit or self._submit,
+            self.datagrams.arenas(),
+            self.counts,
+        )
         return self.handler
 
     def open(self, host: str = "127.0.0.1") -> socket.socket:
@@ -103,7 +133,7 @@ class Rig(BatchRig):
             one.close()
 
 
-@pytest.fixture(params=["single", "vectors"])
+@pytest.fixture(params=["single", "mmsg"])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     made = Rig(request.param)
     yield made
@@ -142,12 +172,20 @@ class TestCache:
         asked = [query(question(f"{'wxyz'[at % 4]}ww.example"), id=at) for at in range(40)]
         rig.hand_over(*asked)
         rig.work()
-        assert sorted(rig.client.recv(512) for _ in asked) == sorted(answer_to(one, a(60)) for one in asked)
+        assert sorted(rig.client.recv(512) for _ in asked) == sorted(
+            answer_to(one, a(60)) for one in asked
+        )
         assert len(rig.source.asked) == 4
 
     def test_ttls_are_lessened_as_time_goes_by(self, plain: Rig, clock: list[float]) -> None:
         def lives(asked: bytes, first: int, second: int, third: int) -> bytes:
-            return answer(WWW, (a(first),), (soa(second, 5),), (a(third, owner=b"\2ns\xc0\x10"), opt(4096, 0x8000)))
+            return answer(
+                WWW,
+                (a(first),),
+                (soa(second, 5),),
+                (a(third, owner=b"\2ns\xc0\x10"), opt(4096, 0x8000)),
+            )
+
         plain.source.reply = lambda asked: lives(asked, 60, 90, 70)
         asked = query(WWW, opt(4096, 0x8000))
         assert plain.ask(asked) == lives(asked, 60, 90, 70)
@@ -180,7 +218,9 @@ class TestCache:
         assert plain.ask(mixed) == answer_to(mixed, a(60))
         assert len(plain.source.asked) == 1
 
-    def test_that_there_is_no_such_name_is_kept_as_long_as_its_zone_says(self, plain: Rig, clock: list[float]) -> None:
+    def test_that_there_is_no_such_name_is_kept_as_long_as_its_zone_says(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
         plain.source.reply = lambda asked: no_such(asked, 20)
         asked = query(WWW)
         assert plain.ask(asked) == no_such(asked, 20)
@@ -191,13 +231,32 @@ class TestCache:
         plain.ask(asked)
         assert len(plain.source.asked) == 2
 
-    @pytest.mark.parametrize("reply", [
-        lambda asked: answer_to(asked, a(0)), lambda asked: answer_to(asked), lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | SERVFAIL),
-        lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | TC), lambda asked: answer_to(asked, *texts(60, KEPT_SIZE)),
-        lambda asked: answer_to(asked, flags=QR | RD | RA | NXDOMAIN), lambda asked: answer_to(asked, a(60))[:-1],
-        lambda asked: asked[:2] + HEAD.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:],
-    ], ids=["TTL 0", "nothing", "SERVFAIL", "truncated", "too long", "no SOA", "half", "no question"])
-    def test_what_must_not_be_kept_is_not(self, plain: Rig, clock: list[float], reply: Reply) -> None:
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            lambda asked: answer_to(asked, a(0)),
+            lambda asked: answer_to(asked),
+            lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | SERVFAIL),
+            lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | TC),
+            lambda asked: answer_to(asked, *texts(60, KEPT_SIZE)),
+            lambda asked: answer_to(asked, flags=QR | RD | RA | NXDOMAIN),
+            lambda asked: answer_to(asked, a(60))[:-1],
+            lambda asked: asked[:2] + HEAD.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:],
+        ],
+        ids=[
+            "TTL 0",
+            "nothing",
+            "SERVFAIL",
+            "truncated",
+            "too long",
+            "no SOA",
+            "half",
+            "no question",
+        ],
+    )
+    def test_what_must_not_be_kept_is_not(
+        self, plain: Rig, clock: list[float], reply: ReplyTable
+    ) -> None:
         plain.source.reply = reply
         asked = query(WWW, opt(65535))
         for _ in range(2):
@@ -220,42 +279,74 @@ class TestCache:
         assert plain.source.asked == [*names, names[0]]
         assert len(plain.handler._answers._kept) == 3
 
-    def test_a_name_that_is_kept_anew_is_no_second_one(self, plain: Rig, clock: list[float]) -> None:
+    def test_a_name_that_is_kept_anew_is_no_second_one(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
         plain.make(cache=2)
         for _ in range(3):
             plain.ask(query(WWW))
             clock[0] += 60
         assert len(plain.handler._answers._kept) == 1
 
-    @pytest.mark.parametrize("other", [
-        query(question("www.example", 28)), query(question("www.example", 1, 3)), query(WWW, flags=0), query(WWW, flags=RD | CD),
-        query(WWW, flags=RD | AD), query(WWW, opt()), query(WWW, opt(1232, 0x8000)), query(question("ww.example"))],
-        ids=["kind", "class", "no RD", "CD", "AD", "EDNS", "DO", "name"])
-    def test_another_question_is_not_answered_by_it(self, plain: Rig, clock: list[float], other: bytes) -> None:
+    @pytest.mark.parametrize(
+        "other",
+        [
+            query(question("www.example", 28)),
+            query(question("www.example", 1, 3)),
+            query(WWW, flags=0),
+            query(WWW, flags=RD | CD),
+            query(WWW, flags=RD | AD),
+            query(WWW, opt()),
+            query(WWW, opt(1232, 0x8000)),
+            query(question("ww.example")),
+        ],
+        ids=["kind", "class", "no RD", "CD", "AD", "EDNS", "DO", "name"],
+    )
+    def test_another_question_is_not_answered_by_it(
+        self, plain: Rig, clock: list[float], other: bytes
+    ) -> None:
         plain.ask(query(WWW))
         plain.ask(other)
         assert plain.source.asked == [query(WWW), other]
 
-    @pytest.mark.parametrize("asked", [
-        query(question("www.example", 255)), query(question("www.example", 252)), query(WWW, opt(options=option(SUBNET, b"\0\1\x18\0\xc0\0\2"))),
-        query(WWW, opt(options=WHOLE_COOKIE)), query(WWW, record(b"\0", 250, 0, b"signature", 255)), query(WWW, flags=4 << 11), query(WWW) + b"\0"],
-        ids=["ANY", "AXFR", "subnet", "cookie", "TSIG", "opcode", "trailing"])
-    def test_what_is_meant_for_one_client_is_asked_each_time(self, plain: Rig, clock: list[float], asked: bytes) -> None:
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            query(question("www.example", 255)),
+            query(question("www.example", 252)),
+            query(WWW, opt(options=option(SUBNET, b"\0\1\x18\0\xc0\0\2"))),
+            query(WWW, opt(options=WHOLE_COOKIE)),
+            query(WWW, record(b"\0", 250, 0, b"signature", 255)),
+            query(WWW, flags=4 << 11),
+            query(WWW) + b"\0",
+        ],
+        ids=["ANY", "AXFR", "subnet", "cookie", "TSIG", "opcode", "trailing"],
+    )
+    def test_what_is_meant_for_one_client_is_asked_each_time(
+        self, plain: Rig, clock: list[float], asked: bytes
+    ) -> None:
         for id in (b"\0\1", b"\0\2"):
             plain.ask(id + asked[2:])
         assert plain.source.asked == [b"\0\1" + asked[2:], b"\0\2" + asked[2:]]
 
-    def test_what_a_server_says_to_one_client_is_not_said_to_the_next(self, plain: Rig, clock: list[float]) -> None:
+    def test_what_a_server_says_to_one_client_is_not_said_to_the_next(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
         plain.source.reply = lambda asked: answer(WWW, (a(60),), (), (opt(1232, 0, WHOLE_COOKIE),))
         asked = query(WWW, opt(options=CLIENT_COOKIE))
         assert plain.ask(asked) == answer(WWW, (a(60),), (), (opt(1232, 0, WHOLE_COOKIE),))
-        assert plain.ask(query(WWW, opt(4096, options=option(PADDING, b"\0\0")))) == answer(WWW, (a(60),), (), (opt(),))
+        assert plain.ask(query(WWW, opt(4096, options=option(PADDING, b"\0\0")))) == answer(
+            WWW, (a(60),), (), (opt(),)
+        )
         assert len(plain.source.asked) == 1
 
 
 class TestCoalescing:
     def test_who_asks_the_same_meanwhile_waits_for_the_same_answer(self, plain: Rig) -> None:
-        asked = [query(question(name), id=id) for id, name in enumerate(("www.example", "WWW.example", "www.eXample"))]
+        asked = [
+            query(question(name), id=id)
+            for id, name in enumerate(("www.example", "WWW.example", "www.eXample"))
+        ]
         clients = [plain.open() for _ in asked]
         for client, one in zip(clients, asked):
             plain.hand_over(one, by=client)
@@ -278,7 +369,9 @@ class TestCoalescing:
         plain.hand_over(*anything)
         plain.work()
         assert plain.source.asked == anything[:1]
-        assert [plain.client.recv(512) for _ in anything] == [answer_to(one, a(60)) for one in anything]
+        assert [plain.client.recv(512) for _ in anything] == [
+            answer_to(one, a(60)) for one in anything
+        ]
         updates = [query(question("www.example", 6), id=id, flags=5 << 11) for id in (1, 2)]
         plain.hand_over(*updates)
         plain.work()
@@ -294,7 +387,9 @@ class TestCoalescing:
         plain.hand_over(*[query(WWW, id=id) for id in range(WAITING_LIMIT + 2)])
         assert plain.counts.of("drops", "waiting queue full") == 2
         plain.work()
-        assert {plain.client.recv(512)[:2] for _ in range(WAITING_LIMIT)} == {id.to_bytes(2, "big") for id in range(WAITING_LIMIT)}
+        assert {plain.client.recv(512)[:2] for _ in range(WAITING_LIMIT)} == {
+            id.to_bytes(2, "big") for id in range(WAITING_LIMIT)
+        }
         assert nothing_comes(plain.client)
 
     def test_what_finds_no_worker_is_dropped_and_may_be_asked_again(self, plain: Rig) -> None:
@@ -308,6 +403,7 @@ class TestCoalescing:
     def test_a_source_that_fails_costs_those_who_wait_alone(self, plain: Rig) -> None:
         def broken(asked: bytes) -> bytes:
             raise RuntimeError("broken")
+
         plain.source.reply = broken
         plain.hand_over(query(WWW, id=1), query(WWW, id=2))
         with pytest.raises(RuntimeError):
@@ -318,22 +414,36 @@ class TestCoalescing:
 
 
 class TestMessages:
-    @pytest.mark.parametrize("asked", [
-        query(question("www.example", 65280)), query(question("www.example", 65, 4)), query(WWW, flags=RD | 0x0070),
-        query(WWW, opt(4096, 0x12348000, option(65001, b"\0\xff" * 9))), query(WWW, opt(512, 5 << 16)), query(WWW, flags=5 << 11),
-        query(WWW, a(7), record(b"\0", 250, 0, b"signature", 255))],
-        ids=["TYPE65280", "HTTPS CH", "Z AD CD", "EDNS", "EDNS version 5", "UPDATE", "records"])
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            query(question("www.example", 65280)),
+            query(question("www.example", 65, 4)),
+            query(WWW, flags=RD | 0x0070),
+            query(WWW, opt(4096, 0x12348000, option(65001, b"\0\xff" * 9))),
+            query(WWW, opt(512, 5 << 16)),
+            query(WWW, flags=5 << 11),
+            query(WWW, a(7), record(b"\0", 250, 0, b"signature", 255)),
+        ],
+        ids=["TYPE65280", "HTTPS CH", "Z AD CD", "EDNS", "EDNS version 5", "UPDATE", "records"],
+    )
     def test_what_nobody_here_knows_passes_untouched(self, plain: Rig, asked: bytes) -> None:
-        strange = answer_to(asked, record(ASKED, 65280, 60, b"\xff\0whatever"), flags=QR | AA | 0x0070 | int.from_bytes(asked[2:4], "big"))
+        strange = answer_to(
+            asked,
+            record(ASKED, 65280, 60, b"\xff\0whatever"),
+            flags=QR | AA | 0x0070 | int.from_bytes(asked[2:4], "big"),
+        )
         plain.source.reply = lambda query: strange
         assert plain.ask(asked) == strange
         assert plain.source.asked == [asked]
 
-    def test_clients_without_edns_get_512_bytes_at_most(self, plain: Rig, clock: list[float]) -> None:
+    def test_clients_without_edns_get_512_bytes_at_most(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
         long = texts(60, 4000)
         plain.source.reply = lambda asked: answer_to(asked, *long)
         asked = query(question("www.example", 16))
-        for _ in range(2):      # a miss, a hit
+        for _ in range(2):  # a miss, a hit
             assert plain.ask(asked) == answer_to(asked, flags=QR | RD | RA | TC)
         assert plain.source.asked == [asked]
 
@@ -344,7 +454,10 @@ class TestMessages:
         size = len(plain.source.reply(b""))
         assert 1232 < size < 4096
         found = [plain.ask(one) for one in asked]
-        assert found[:3] == [answer(question("www.example", 16), (), (), (opt(),), QR | RD | RA | TC)] * 3
+        assert (
+            found[:3]
+            == [answer(question("www.example", 16), (), (), (opt(),), QR | RD | RA | TC)] * 3
+        )
         assert found[3] == plain.source.reply(b"")
         assert len(plain.source.asked) == 1
 
@@ -353,19 +466,39 @@ class TestMessages:
         plain.hand_over(query(WWW))
         assert not plain.tasks and plain.client.recv(512) == b"whatever"
 
-    @pytest.mark.parametrize("asked, said", [
-        (HEAD.pack(7, RD, 0, 0, 0, 0), HEAD.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)),
-        (HEAD.pack(7, RD | CD, 2, 0, 0, 0) + WWW + WWW, HEAD.pack(7, QR | RD | RA | CD | FORMERR, 0, 0, 0, 0))],
-        ids=["no question", "two questions"])
-    def test_what_is_no_question_is_said_to_be_none(self, plain: Rig, asked: bytes, said: bytes) -> None:
+    @pytest.mark.parametrize(
+        "asked, said",
+        [
+            (HEAD.pack(7, RD, 0, 0, 0, 0), HEAD.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)),
+            (
+                HEAD.pack(7, RD | CD, 2, 0, 0, 0) + WWW + WWW,
+                HEAD.pack(7, QR | RD | RA | CD | FORMERR, 0, 0, 0, 0),
+            ),
+        ],
+        ids=["no question", "two questions"],
+    )
+    def test_what_is_no_question_is_said_to_be_none(
+        self, plain: Rig, asked: bytes, said: bytes
+    ) -> None:
         plain.hand_over(asked)
         assert plain.client.recv(512) == said
         assert not plain.tasks and plain.counts.of("queries", "malformed") == 1
 
-    @pytest.mark.parametrize("asked", [
-        b"", b"\0\1", query(WWW)[:11], query(WWW, flags=QR | RD), answer_to(query(WWW), a(60)), HEAD.pack(7, QR | FORMERR, 0, 0, 0, 0)],
-        ids=["nothing", "an ID", "11 bytes", "a response bit", "an answer", "an error"])
-    def test_an_answer_is_never_answered_nor_what_has_no_head(self, plain: Rig, asked: bytes) -> None:
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            b"",
+            b"\0\1",
+            query(WWW)[:11],
+            query(WWW, flags=QR | RD),
+            answer_to(query(WWW), a(60)),
+            HEAD.pack(7, QR | FORMERR, 0, 0, 0, 0),
+        ],
+        ids=["nothing", "an ID", "11 bytes", "a response bit", "an answer", "an error"],
+    )
+    def test_an_answer_is_never_answered_nor_what_has_no_head(
+        self, plain: Rig, asked: bytes
+    ) -> None:
         """Or two servers could go on for ever."""
         plain.hand_over(asked)
         assert not plain.tasks and nothing_comes(plain.client, 0)
@@ -381,7 +514,9 @@ class TestClients:
         assert plain.counts.of("drops", "client not allowed") == 3
         assert not plain.tasks and nothing_comes(stranger, 0)
 
-    def test_those_of_its_networks_are_answered(self, plain: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_those_of_its_networks_are_answered(
+        self, plain: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(dns_module, "KNOWN_LIMIT", 2)
         plain.make(clients=NETWORKS)
         for host in ("127.0.0.1", "127.1.0.1", "127.1.0.2", "127.0.0.1", "127.1.255.1"):
@@ -398,6 +533,7 @@ def test_a_slow_name_delays_no_other(plain: Rig) -> None:
             asked.set()
             assert go_on.wait(SECONDS)
         return sixty(query)
+
     slow, other = query(question("slow.example")), query(WWW)
     named_slow = named(slow)
     plain.source.reply = reply
@@ -423,7 +559,9 @@ class TestConnections:
         with Conversation(plain.handler) as client:
             for _ in range(2):
                 client.send(framed(asked))
-                assert client.read(2 + len(answer_to(asked, a(60)))) == framed(answer_to(asked, a(60)))
+                assert client.read(2 + len(answer_to(asked, a(60)))) == framed(
+                    answer_to(asked, a(60))
+                )
         assert plain.source.asked == [asked]
 
     def test_the_cache_is_the_datagrams_too(self, plain: Rig) -> None:
@@ -441,6 +579,7 @@ class TestConnections:
             begun.set()
             assert go_on.wait(SECONDS)
             return sixty(asked)
+
         plain.source.reply = reply
         first, second = query(WWW, id=1), query(WWW, id=2)
         with Conversation(plain.handler) as client, Conversation(plain.handler) as other:
@@ -466,7 +605,9 @@ class TestConnections:
         asked = [query(question(f"{at}.example"), id=at) for at in range(20)]
         with Conversation(plain.handler) as client:
             client.send(b"".join(map(framed, asked)))
-            assert [read_framed(client.socket) for _ in asked] == [answer_to(one, a(60)) for one in asked]
+            assert [read_framed(client.socket) for _ in asked] == [
+                answer_to(one, a(60)) for one in asked
+            ]
 
     def test_a_query_may_come_byte_by_byte(self, plain: Rig) -> None:
         with Conversation(plain.handler) as client:
@@ -486,7 +627,11 @@ class TestConnections:
             assert read_framed(client.socket) == HEAD.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)
             assert read_framed(client.socket) == answer_to(query(WWW), a(60))
 
-    @pytest.mark.parametrize("sent", [framed(b""), framed(b"\0\1"), framed(query(WWW, flags=QR))], ids=["nothing", "an ID", "an answer"])
+    @pytest.mark.parametrize(
+        "sent",
+        [framed(b""), framed(b"\0\1"), framed(query(WWW, flags=QR))],
+        ids=["nothing", "an ID", "an answer"],
+    )
     def test_what_is_to_have_no_answer_ends_it(self, plain: Rig, sent: bytes) -> None:
         with Conversation(plain.handler) as client:
             client.send(sent)
@@ -500,7 +645,9 @@ class TestConnections:
             client.expect_end()
         assert not plain.source.asked
 
-    def test_without_a_next_query_it_ends(self, plain: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_a_next_query_it_ends(
+        self, plain: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(dns_module, "IDLE_SECONDS", 0.05)
         with Conversation(plain.handler) as client:
             client.send(framed(query(WWW)))
@@ -514,7 +661,7 @@ class TestConnections:
             near.sendall(framed(query(WWW)))
             stream = Stream(far)
             pause = plain.handler.handle(stream, Address("127.0.0.1", 1))
-            assert pause is not None and pause.expendable and pause.seconds == dns_module.IDLE_SECONDS
+            assert pause is not None and pause.idle and pause.seconds == dns_module.IDLE_SECONDS
             assert read_framed(near) == answer_to(query(WWW), a(60))
             assert stream.welcomed
             assert pause.resume(False) is None
@@ -527,6 +674,7 @@ class TestConnections:
                 asked.set()
                 assert go_on.wait(SECONDS)
             return sixty(query)
+
         other = query(question("other.example"))
         named_other = named(other)
         plain.source.reply = reply
@@ -541,6 +689,7 @@ class TestConnections:
     def test_a_source_that_fails_ends_it(self, plain: Rig) -> None:
         def broken(asked: bytes) -> bytes:
             raise RuntimeError("broken")
+
         plain.source.reply = broken
         client = Conversation(plain.handler)
         client.send(framed(query(WWW)))

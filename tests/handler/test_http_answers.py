@@ -1,4 +1,5 @@
 """What the proxy says itself, and the ends of a chain of proxies: Via, Max-Forwards, OPTIONS, error pages."""
+
 from __future__ import annotations
 
 import pytest
@@ -17,38 +18,73 @@ def test_hazard_70_a_request_that_we_have_sent_ourselves_is_a_loop() -> None:
         rig.join()
         [via] = rig.origin.requests()[0].get(b"via")
         ours = via.split(b" ")[-1]
-        for fields in ([via], [b"1.0 " + ours], [b"HTTP/1.1 " + ours + b" (a comment)"], [b"1.1 x , 1.1 " + ours + b",1.1 y"],
-                       [b"1.1 x", b"1.1 " + ours], [b"1.1 " + ours.upper()]):
-            answer = check_refused(rig.client(get(b"a.test", b"/", *[b"Via: " + field for field in fields])), b"502 Bad Gateway")
+        for fields in (
+            [via],
+            [b"1.0 " + ours],
+            [b"HTTP/1.1 " + ours + b" (a comment)"],
+            [b"1.1 x , 1.1 " + ours + b",1.1 y"],
+            [b"1.1 x", b"1.1 " + ours],
+            [b"1.1 " + ours.upper()],
+        ):
+            answer = check_refused(
+                rig.client(get(b"a.test", b"/", *[b"Via: " + field for field in fields])),
+                b"502 Bad Gateway",
+            )
             assert answer.body == Reason.LOOP.value.encode() + b"\n"
     assert len(rig.dialled) == 1
 
 
 def test_hazard_70_another_proxy_of_the_same_kind_is_no_loop() -> None:
     with Rig() as rig:
-        assert rig.client(get(b"a.test", b"/", b"Via: 1.1 netproxy-0123456789ab")).answer().body == b"ok"
+        assert (
+            rig.client(get(b"a.test", b"/", b"Via: 1.1 netproxy-0123456789ab")).answer().body
+            == b"ok"
+        )
     with Rig() as other:
-        assert other.client(get(b"a.test", b"/", b"Via: " + rig.origin.requests()[0].get(b"via")[0])).answer().body == b"ok"
+        assert (
+            other.client(get(b"a.test", b"/", b"Via: " + rig.origin.requests()[0].get(b"via")[0]))
+            .answer()
+            .body
+            == b"ok"
+        )
 
 
 @pytest.mark.parametrize("separator", [b", ", b"\r\nVia: "], ids=["one field", "many fields"])
 def test_hazard_70_20_hops_are_a_loop_and_19_are_not(separator: bytes) -> None:
     hops = [b"1.1 p%d" % number for number in range(20)]
     with Rig() as rig:
-        check_refused(rig.client(get(b"a.test", b"/", b"Via: " + separator.join(hops))), b"502 Bad Gateway")
+        check_refused(
+            rig.client(get(b"a.test", b"/", b"Via: " + separator.join(hops))), b"502 Bad Gateway"
+        )
         assert rig.dialled == []
-        assert rig.client(get(b"a.test", b"/", b"Via: " + separator.join(hops[:19]))).answer().body == b"ok"
+        assert (
+            rig.client(get(b"a.test", b"/", b"Via: " + separator.join(hops[:19]))).answer().body
+            == b"ok"
+        )
     [via] = rig.origin.requests()[0].get(b"via")
     assert via.split(b", ")[:-1] == hops[:19]
 
 
 def raw(method: bytes, target: bytes, *fields: bytes) -> bytes:
-    return b"".join([method + b" " + target + b" HTTP/1.1\r\nHost: a.test\r\n", *[field + b"\r\n" for field in fields], b"\r\n"])
+    return b"".join(
+        [
+            method + b" " + target + b" HTTP/1.1\r\nHost: a.test\r\n",
+            *[field + b"\r\n" for field in fields],
+            b"\r\n",
+        ]
+    )
 
 
-@pytest.mark.parametrize("target,line", [
-    (b"http://a.test", b"OPTIONS * HTTP/1.1"), (b"http://a.test:80", b"OPTIONS * HTTP/1.1"), (b"http://a.test/", b"OPTIONS / HTTP/1.1"),
-    (b"http://a.test?q", b"OPTIONS /?q HTTP/1.1"), (b"http://a.test/x", b"OPTIONS /x HTTP/1.1")])
+@pytest.mark.parametrize(
+    "target,line",
+    [
+        (b"http://a.test", b"OPTIONS * HTTP/1.1"),
+        (b"http://a.test:80", b"OPTIONS * HTTP/1.1"),
+        (b"http://a.test/", b"OPTIONS / HTTP/1.1"),
+        (b"http://a.test?q", b"OPTIONS /?q HTTP/1.1"),
+        (b"http://a.test/x", b"OPTIONS /x HTTP/1.1"),
+    ],
+)
 def test_options_for_a_whole_server_loses_its_path_here(target: bytes, line: bytes) -> None:
     with Rig() as rig:
         assert rig.client(raw(b"OPTIONS", target)).answer().body == b"ok"
@@ -56,11 +92,17 @@ def test_options_for_a_whole_server_loses_its_path_here(target: bytes, line: byt
 
 
 @pytest.mark.parametrize("value", [b"0", b"00"])
-def test_options_that_may_go_no_further_is_answered_here_and_the_connection_goes_on(value: bytes) -> None:
+def test_options_that_may_go_no_further_is_answered_here_and_the_connection_goes_on(
+    value: bytes,
+) -> None:
     with Rig() as rig:
         client = rig.client(raw(b"OPTIONS", b"http://a.test/", b"Max-Forwards: " + value))
         answer = client.answer()
-        assert (answer.start, answer.body, len(answer.get(b"allow"))) == (b"HTTP/1.1 200 OK", b"", 1)
+        assert (answer.start, answer.body, len(answer.get(b"allow"))) == (
+            b"HTTP/1.1 200 OK",
+            b"",
+            1,
+        )
         assert rig.dialled == []
         client.send(get(b"a.test"))
         assert client.answer().body == b"ok"
@@ -69,14 +111,18 @@ def test_options_that_may_go_no_further_is_answered_here_and_the_connection_goes
 
 def test_options_answered_here_ends_the_connection_where_the_client_wants_that() -> None:
     with Rig() as rig:
-        check = rig.client(raw(b"OPTIONS", b"http://a.test/", b"Max-Forwards: 0", b"Connection: close"))
+        check = rig.client(
+            raw(b"OPTIONS", b"http://a.test/", b"Max-Forwards: 0", b"Connection: close")
+        )
         assert check.answer().get(b"connection") == [b"close"]
         assert check.rest() == b"" and check.end == "closed"
 
 
 def test_options_answered_here_keeps_the_upstream() -> None:
     with Rig() as rig:
-        client = rig.client(get(b"a.test") + raw(b"OPTIONS", b"http://a.test/", b"Max-Forwards: 0") + get(b"a.test"))
+        client = rig.client(
+            get(b"a.test") + raw(b"OPTIONS", b"http://a.test/", b"Max-Forwards: 0") + get(b"a.test")
+        )
         assert [client.answer().body for _ in range(3)] == [b"ok", b"", b"ok"]
     assert len(rig.dialled) == 1
 
@@ -84,33 +130,65 @@ def test_options_answered_here_keeps_the_upstream() -> None:
 @pytest.mark.parametrize("value", [b"0", b"00"])
 def test_trace_that_may_go_no_further_goes_no_further(value: bytes) -> None:
     with Rig() as rig:
-        check_refused(rig.client(raw(b"TRACE", b"http://a.test/", b"Max-Forwards: " + value)), b"405 Method Not Allowed")
+        check_refused(
+            rig.client(raw(b"TRACE", b"http://a.test/", b"Max-Forwards: " + value)),
+            b"405 Method Not Allowed",
+        )
     assert rig.dialled == []
 
 
-@pytest.mark.parametrize("method,value,left", [(b"OPTIONS", b"1", b"0"), (b"TRACE", b"9", b"8"), (b"GET", b"0", b"0"), (b"HEAD", b"7", b"7")])
+@pytest.mark.parametrize(
+    "method,value,left",
+    [(b"OPTIONS", b"1", b"0"), (b"TRACE", b"9", b"8"), (b"GET", b"0", b"0"), (b"HEAD", b"7", b"7")],
+)
 def test_max_forwards_on_the_wire(method: bytes, value: bytes, left: bytes) -> None:
     with Rig() as rig:
-        assert rig.client(raw(method, b"http://a.test/", b"Max-Forwards: " + value)).answer(method).status == 200
+        assert (
+            rig.client(raw(method, b"http://a.test/", b"Max-Forwards: " + value))
+            .answer(method)
+            .status
+            == 200
+        )
     assert rig.origin.requests()[0].get(b"max-forwards") == [left]
 
 
-@pytest.mark.parametrize("request_bytes,reason,status", [
-    (get(b"a.test", b"/" + SECRET_LOOKING, b"X: " + SECRET_LOOKING), Reason.REFUSED, b"502 Bad Gateway"),
-    (get(b"a.test", b"/" + SECRET_LOOKING, b"Host: " + SECRET_LOOKING), None, b"400 Bad Request"),
-    (raw(b"GET", SECRET_LOOKING), None, b"400 Bad Request"),
-    (raw(b"CONNECT", SECRET_LOOKING), None, b"400 Bad Request"),
-    (raw(b"CONNECT", b"script.test:25"), None, b"403 Forbidden"),
-    (get(b"script.test"), Reason.NAME, b"502 Bad Gateway"),
-    (SECRET_LOOKING + b"\r\n\r\n", None, b"400 Bad Request"),
-    (get(b"a.test", b"/", SECRET_LOOKING), None, b"400 Bad Request"),
-], ids=lambda value: repr(value)[:40])
-def test_hazard_71_an_error_page_is_plain_and_holds_nothing_of_the_request(request_bytes: bytes, reason: Reason | None, status: bytes) -> None:
+@pytest.mark.parametrize(
+    "request_bytes,reason,status",
+    [
+        (
+            get(b"a.test", b"/" + SECRET_LOOKING, b"X: " + SECRET_LOOKING),
+            Reason.REFUSED,
+            b"502 Bad Gateway",
+        ),
+        (
+            get(b"a.test", b"/" + SECRET_LOOKING, b"Host: " + SECRET_LOOKING),
+            None,
+            b"400 Bad Request",
+        ),
+        (raw(b"GET", SECRET_LOOKING), None, b"400 Bad Request"),
+        (raw(b"CONNECT", SECRET_LOOKING), None, b"400 Bad Request"),
+        (raw(b"CONNECT", b"script.test:25"), None, b"403 Forbidden"),
+        (get(b"script.test"), Reason.NAME, b"502 Bad Gateway"),
+        (SECRET_LOOKING + b"\r\n\r\n", None, b"400 Bad Request"),
+        (get(b"a.test", b"/", SECRET_LOOKING), None, b"400 Bad Request"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_hazard_71_an_error_page_is_plain_and_holds_nothing_of_the_request(
+    request_bytes: bytes, reason: Reason | None, status: bytes
+) -> None:
     with Rig() as rig:
         rig.dialer.failing = [reason]
         answer = check_refused(rig.client(request_bytes), status)
-    assert answer.get(b"content-type") == [b"text/plain; charset=us-ascii"] and answer.get(b"x-content-type-options") == [b"nosniff"]
-    assert b"script" not in answer.body and b"<" not in answer.body and answer.body.isascii() and answer.body.endswith(b"\n")
+    assert answer.get(b"content-type") == [b"text/plain; charset=us-ascii"] and answer.get(
+        b"x-content-type-options"
+    ) == [b"nosniff"]
+    assert (
+        b"script" not in answer.body
+        and b"<" not in answer.body
+        and answer.body.isascii()
+        and answer.body.endswith(b"\n")
+    )
 
 
 def test_a_refusal_of_a_head_request_has_no_body() -> None:
@@ -125,5 +203,7 @@ def test_a_failed_dial_is_recorded_and_answered(reason: Reason) -> None:
     with Rig() as rig:
         rig.dialer.failing = [reason]
         answer = rig.client(get(b"a.test")).answer()
-    assert answer.status in (403, 501, 502, 504) and [record.ended for record in rig.records] == [reason.value]
+    assert answer.status in (403, 501, 502, 504) and [record.ended for record in rig.records] == [
+        reason.value
+    ]
     assert rig.counters.value("dial_failures", reason.value) == 1

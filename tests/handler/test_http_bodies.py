@@ -1,4 +1,5 @@
 """Bodies on their way up, and answers that come before their end: Expect, early refusals, origins that answer as they read."""
+
 from __future__ import annotations
 
 import random
@@ -7,14 +8,25 @@ import threading
 
 import pytest
 
-from netproxy.interfaces import Address, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from netproxy.net import tls
 from netproxy.net.connect import connect
 from netproxy.net.stream import Stream
 from tests.net.test_tls_client import MEGABYTE, Peer, bulk, digest
 from tests.net.test_tls_client import server as offering
 from tests.support.certificates import certificates
-from tests.support.origin import OK, PATIENCE, Connection, LoopbackDialer, Rig, Wire, answers, check_refused, get
+from tests.support.origin import (
+    OK,
+    PATIENCE,
+    Connection,
+    LoopbackDialer,
+    Rig,
+    Wire,
+    answers,
+    check_refused,
+    get,
+)
 from tests.support.sockets import Task, server
 
 SIZE = 2_000_000
@@ -23,12 +35,17 @@ REFUSAL = b"HTTP/1.1 413 Too Large\r\nContent-Length: 8\r\n\r\ntoo much"
 
 
 def post(*fields: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
-    return get(b"a.test", b"/", *fields).replace(b"GET", b"POST", 1).replace(b"1.1", version, 1) + body
+    return (
+        get(b"a.test", b"/", *fields).replace(b"GET", b"POST", 1).replace(b"1.1", version, 1) + body
+    )
 
 
 def chunks(data: bytes, size: int) -> bytes:
-    pieces = [data[at:at + size] for at in range(0, len(data), size)]
-    return b"".join(b"%X;n=%d\r\n%b\r\n" % (len(piece), len(piece), piece) for piece in pieces) + b"0\r\nX-Trailer: y\r\n\r\n"
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    return (
+        b"".join(b"%X;n=%d\r\n%b\r\n" % (len(piece), len(piece), piece) for piece in pieces)
+        + b"0\r\nX-Trailer: y\r\n\r\n"
+    )
 
 
 def send_beside(client: Wire, *data: bytes) -> threading.Thread:
@@ -39,15 +56,24 @@ def send_beside(client: Wire, *data: bytes) -> threading.Thread:
 
 @pytest.mark.parametrize("size", [700, 16384, 1_000_000])
 def test_2_mb_in_chunks_both_ways(size: int) -> None:
-    with Rig(answers(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks(BODY[::-1], size))) as rig:
+    with Rig(
+        answers(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks(BODY[::-1], size))
+    ) as rig:
         client = rig.client()
         for _ in range(2):
-            sender = send_beside(client, post(b"Transfer-Encoding: chunked", body=chunks(BODY, size)))
+            sender = send_beside(
+                client, post(b"Transfer-Encoding: chunked", body=chunks(BODY, size))
+            )
             answer = client.answer()
             sender.join(PATIENCE)
             assert answer.whole and answer.body == BODY[::-1]
-    assert [request.body == BODY and request.whole for request in rig.origin.requests()] == [True, True]
-    assert len(rig.dialled) == 1 and sum(record.received for record in rig.records) == len(client.seen)
+    assert [request.body == BODY and request.whole for request in rig.origin.requests()] == [
+        True,
+        True,
+    ]
+    assert len(rig.dialled) == 1 and sum(record.received for record in rig.records) == len(
+        client.seen
+    )
 
 
 def test_2_mb_with_a_length_both_ways() -> None:
@@ -61,7 +87,9 @@ def test_2_mb_with_a_length_both_ways() -> None:
 
 
 def test_2_mb_from_an_http_1_0_client_come_back_until_close() -> None:
-    with Rig(answers(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks(BODY, 5000))) as rig:
+    with Rig(
+        answers(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks(BODY, 5000))
+    ) as rig:
         client = rig.client()
         sender = send_beside(client, post(b"Content-Length: %d" % SIZE, body=BODY, version=b"1.0"))
         assert client.answer().body == BODY and client.end == "closed"
@@ -73,9 +101,15 @@ def test_2_mb_from_an_http_1_0_client_come_back_until_close() -> None:
 def test_a_body_belongs_to_its_request_whatever_the_method(method: bytes) -> None:
     inner = get(b"a.test", b"/inner")
     with Rig() as rig:
-        client = rig.client(post(b"Content-Length: %d" % len(inner), body=inner).replace(b"POST", method, 1) + get(b"a.test", b"/next"))
+        client = rig.client(
+            post(b"Content-Length: %d" % len(inner), body=inner).replace(b"POST", method, 1)
+            + get(b"a.test", b"/next")
+        )
         assert [client.answer().body, client.answer().body] == [b"ok", b"ok"]
-    assert [(request.start.split()[0], request.body) for request in rig.origin.requests()] == [(method, inner), (b"GET", b"")]
+    assert [(request.start.split()[0], request.body) for request in rig.origin.requests()] == [
+        (method, inner),
+        (b"GET", b""),
+    ]
 
 
 def test_a_post_without_framing_has_no_body() -> None:
@@ -87,7 +121,10 @@ def test_a_post_without_framing_has_no_body() -> None:
 
 # -- Expect
 
-FRAMINGS = {"length": (b"Content-Length: 5", b"hello"), "chunked": (b"Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n")}
+FRAMINGS = {
+    "length": (b"Content-Length: 5", b"hello"),
+    "chunked": (b"Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n"),
+}
 
 
 @pytest.mark.parametrize("field,body", FRAMINGS.values(), ids=FRAMINGS)
@@ -99,6 +136,7 @@ def test_the_100_of_the_origin_lets_the_client_send(field: bytes, body: bytes) -
             connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
             assert connection.take(len(body)) == body
             connection.send(OK)
+
     with Rig(play) as rig:
         client = rig.client()
         for _ in range(2):
@@ -125,18 +163,24 @@ def test_an_http_1_0_client_that_expects_gets_no_100() -> None:
         connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         connection.take(5)
         connection.send(OK)
+
     with Rig(play) as rig:
-        client = rig.client(post(b"Expect: 100-continue", b"Content-Length: 5", body=b"hello", version=b"1.0"))
+        client = rig.client(
+            post(b"Expect: 100-continue", b"Content-Length: 5", body=b"hello", version=b"1.0")
+        )
         assert client.answer().start == b"HTTP/1.1 200 OK"
 
 
 @pytest.mark.parametrize("field", [field for field, _ in FRAMINGS.values()], ids=FRAMINGS)
 @pytest.mark.parametrize("ending", [Connection.rest, Connection.close])
-def test_hazard_66_a_refusal_reaches_a_client_that_still_expects(field: bytes, ending: object) -> None:
+def test_hazard_66_a_refusal_reaches_a_client_that_still_expects(
+    field: bytes, ending: object
+) -> None:
     def play(connection: Connection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno")
         ending(connection)
+
     with Rig(play) as rig:
         client = rig.client(post(b"Expect: 100-continue", field))
         answer = client.answer()
@@ -147,19 +191,28 @@ def test_hazard_66_a_refusal_reaches_a_client_that_still_expects(field: bytes, e
 
 def test_hazard_66_a_refusal_of_ours_needs_no_body() -> None:
     with Rig() as rig:
-        check_refused(rig.client(post(b"Expect: 100-continue", b"Content-Length: 5", b"Host: b.test")), b"400 Bad Request")
+        check_refused(
+            rig.client(post(b"Expect: 100-continue", b"Content-Length: 5", b"Host: b.test")),
+            b"400 Bad Request",
+        )
 
 
 # -- answers before the end of the body
+
 
 def test_an_early_answer_of_an_origin_that_reads_on_arrives_while_the_client_sends() -> None:
     def play(connection: Connection) -> None:
         connection.head()
         connection.send(REFUSAL)
+
     with Rig(play) as rig:
         client = rig.client(post(b"Content-Length: 1000", body=b"begun"))
         answer = client.answer()
-        assert (answer.status, answer.body, answer.get(b"connection")) == (413, b"too much", [b"close"])
+        assert (answer.status, answer.body, answer.get(b"connection")) == (
+            413,
+            b"too much",
+            [b"close"],
+        )
         client.send(b"x" * 995 + get(b"a.test"))
         assert client.rest() == b""
     assert len(rig.origin.requests()) == 1
@@ -167,26 +220,39 @@ def test_an_early_answer_of_an_origin_that_reads_on_arrives_while_the_client_sen
 
 def test_an_early_answer_is_not_lost_to_a_reset_because_the_client_has_not_stopped_yet() -> None:
     """RFC 9112 section 9.6: what still comes is read for a while, or other systems than ours throw the answer away."""
+
     def play(connection: Connection) -> None:
         connection.head()
         connection.send(REFUSAL)
+
     with Rig(play) as rig:
         client = rig.client(post(b"Content-Length: 1000", body=b"begun"))
         assert client.answer().body == b"too much"
-        assert client.rest() == b"" and client.end == "closed"      # our side of it, while the client's is open
+        assert (
+            client.rest() == b"" and client.end == "closed"
+        )  # our side of it, while the client's is open
         for _ in range(20):
-            client.socket.sendall(b"x" * 10)        # raises behind a reset
+            client.socket.sendall(b"x" * 10)  # raises behind a reset
             threading.Event().wait(0.005)
 
 
-@pytest.mark.parametrize("size", [None, 100, 100_000], ids=["length", "small chunks", "large chunks"])
+@pytest.mark.parametrize(
+    "size", [None, 100, 100_000], ids=["length", "small chunks", "large chunks"]
+)
 @pytest.mark.parametrize("attempt", range(3))
-def test_an_early_answer_of_an_origin_that_closes_reaches_the_client_that_sends_on(size: int | None, attempt: int) -> None:
+def test_an_early_answer_of_an_origin_that_closes_reaches_the_client_that_sends_on(
+    size: int | None, attempt: int
+) -> None:
     def play(connection: Connection) -> None:
         connection.head()
         connection.send(REFUSAL)
-        connection.close()      # with bytes unread: a reset follows the answer
-    raw = post(b"Transfer-Encoding: chunked", body=chunks(BODY, size)) if size else post(b"Content-Length: %d" % SIZE, body=BODY)
+        connection.close()  # with bytes unread: a reset follows the answer
+
+    raw = (
+        post(b"Transfer-Encoding: chunked", body=chunks(BODY, size))
+        if size
+        else post(b"Content-Length: %d" % SIZE, body=BODY)
+    )
     with Rig(play) as rig:
         client = rig.client()
         sender = send_beside(client, raw)
@@ -235,9 +301,12 @@ class NarrowDialer(LoopbackDialer):
 
 
 @pytest.mark.parametrize("small", [True, False], ids=["small buffers", "large buffers"])
-@pytest.mark.parametrize("early", [0, len(REFUSAL) - 4], ids=["answer when stuck", "answer begun before"])
+@pytest.mark.parametrize(
+    "early", [0, len(REFUSAL) - 4], ids=["answer when stuck", "answer begun before"]
+)
 def test_an_upload_that_is_stuck_holds_up_neither_the_answer_nor_the_thread(
-        early: int, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    early: int, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("netproxy.net.stream.LINGER_SECONDS", 0.2)
     monkeypatch.setattr("netproxy.handler.http_exchange.BODY_SECONDS", 0.5)
     origin = Stalling(REFUSAL[:early], REFUSAL[early:], small)
@@ -257,20 +326,32 @@ def test_an_upload_that_is_stuck_holds_up_neither_the_answer_nor_the_thread(
             origin.over.set()
 
 
-@pytest.mark.parametrize("raw", [post(b"Content-Length: 64000", body=BODY[:64000]),
-                                 post(b"Transfer-Encoding: chunked", body=chunks(BODY[:64000], 64000))], ids=["length", "chunked"])
-def test_an_upstream_that_has_answered_before_the_last_piece_went_out_gets_it_or_nothing_more(raw: bytes) -> None:
+@pytest.mark.parametrize(
+    "raw",
+    [
+        post(b"Content-Length: 64000", body=BODY[:64000]),
+        post(b"Transfer-Encoding: chunked", body=chunks(BODY[:64000], 64000)),
+    ],
+    ids=["length", "chunked"],
+)
+def test_an_upstream_that_has_answered_before_the_last_piece_went_out_gets_it_or_nothing_more(
+    raw: bytes,
+) -> None:
     """The next request would be the rest of the body to it."""
+
     def play(connection: Connection) -> None:
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         head = connection.head()
         if head.start.startswith(b"POST"):
-            threading.Event().wait(0.2)     # until the proxy has read all of the body and cannot write it
+            threading.Event().wait(
+                0.2
+            )  # until the proxy has read all of the body and cannot write it
             connection.send(OK)
             connection.with_body(head, True)
         else:
             connection.send(OK)
         answers(OK)(connection)
+
     with Rig(play) as rig:
         rig.by_host["a.test"] = NarrowDialer(rig.origin, {})
         client = rig.client(raw)
@@ -293,6 +374,7 @@ def test_an_origin_that_answers_as_it_reads_gets_the_whole_body() -> None:
             piece = connection.take(min(left, 50_000))
             left -= len(piece)
             connection.send(piece)
+
     with Rig(play) as rig:
         client = rig.client()
         sender = send_beside(client, post(b"Content-Length: %d" % SIZE, body=BODY))
@@ -303,11 +385,13 @@ def test_an_origin_that_answers_as_it_reads_gets_the_whole_body() -> None:
 
 def test_an_origin_that_answers_when_it_has_read_all_has_read_all() -> None:
     """The head of the answer comes first, its end only behind the end of the body."""
+
     def play(connection: Connection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert connection.chunks() == (BODY, True)
         connection.send(b"2\r\nok\r\n0\r\n\r\n")
+
     with Rig(play) as rig:
         client = rig.client(post(b"Transfer-Encoding: chunked"))
         assert client.head().status == 200
@@ -351,12 +435,16 @@ def test_an_early_answer_within_tls_arrives_whole_while_the_body_goes_up() -> No
             head += peer.read(1)
         early = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (size + 1)
         assert peer.exchange(early + bulk(size), 16384, size) == digest(size)
-        peer.send(b"!")         # the answer ends when all of the body has come
+        peer.send(b"!")  # the answer ends when all of the body has come
         peer.read_to_end()
+
     with server(answer) as address, Rig() as rig:
         rig.by_host["secure.test"] = SecureDialer(address)
         for _ in range(3):
-            client = rig.client(b"POST http://secure.test/ HTTP/1.1\r\nHost: secure.test\r\nContent-Length: %d\r\n\r\n" % size)
+            client = rig.client(
+                b"POST http://secure.test/ HTTP/1.1\r\nHost: secure.test\r\nContent-Length: %d\r\n\r\n"
+                % size
+            )
             sending = Task(client.send, bulk(size))
             found = client.answer(b"POST")
             assert found.status == 200 and found.whole and found.body == bulk(size) + b"!"

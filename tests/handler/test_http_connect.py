@@ -1,29 +1,45 @@
 """CONNECT: which targets, what becomes of bytes that come early, and which answer for what went wrong."""
+
 from __future__ import annotations
 
 import threading
 
 import pytest
 
-from netproxy.dialer.direct import DirectDialer, Reach
+from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.errors import Reason
-from netproxy.interfaces import Address, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from netproxy.listener.pool import ThreadPool
 from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
 from netproxy.protocol import connect_udp
 from tests.support.flows import Anywhere
-from tests.support.origin import PATIENCE, Connection, LoopbackDialer, Origin, Play, Rig, check_refused
+from tests.support.origin import (
+    PATIENCE,
+    Connection,
+    LoopbackDialer,
+    Origin,
+    Play,
+    Rig,
+    check_refused,
+)
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 BAD_GATEWAY = b"502 Bad Gateway"
 
 
 def connect_to(target: bytes, *fields: bytes) -> bytes:
-    return b"".join([b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (target, target), *[field + b"\r\n" for field in fields], b"\r\n"])
+    return b"".join(
+        [
+            b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n" % (target, target),
+            *[field + b"\r\n" for field in fields],
+            b"\r\n",
+        ]
+    )
 
 
 def echo(connection: Connection) -> None:
@@ -36,6 +52,7 @@ def test_a_tunnel_carries_bytes_both_ways_and_the_end_of_each() -> None:
         connection.send(b"welcome")
         assert connection.rest() == b"request"
         connection.send(b"answer after the client's end")
+
     with Rig(play) as rig:
         client = rig.client(connect_to(b"a.test:443"))
         assert client.take(len(ESTABLISHED) + 7) == ESTABLISHED + b"welcome"
@@ -43,7 +60,12 @@ def test_a_tunnel_carries_bytes_both_ways_and_the_end_of_each() -> None:
         client.stop_sending()
         assert client.rest() == b"answer after the client's end" and client.end == "closed"
     [record] = rig.records
-    assert (str(record.flow.target), record.sent, record.received, record.ended) == ("a.test:443", 7, 36, "closed")
+    assert (str(record.flow.target), record.sent, record.received, record.ended) == (
+        "a.test:443",
+        7,
+        36,
+        "closed",
+    )
 
 
 def test_a_2xx_answer_has_no_framing() -> None:
@@ -53,25 +75,56 @@ def test_a_2xx_answer_has_no_framing() -> None:
 
 
 TARGETS = {
-    "no port": b"a.test", "empty port": b"a.test:", "port 0": b"a.test:0", "port 65536": b"a.test:65536", "port 99999": b"a.test:99999",
-    "port +443": b"a.test:+443", "port 4_43": b"a.test:4_43", "long port": b"a.test:000443", "a path": b"a.test:443/", "no host": b":443",
-    "userinfo": b"user@a.test:443", "an absolute address": b"http://a.test:443/", "a comma": b"a.test,b.test:443",
-    "asterisk": b"*", "IPv6 without brackets": b"::1:443", "IPv6 without port": b"[::1]", "IPv6 port 0": b"[::1]:0",
-    "half a bracket": b"[::1:443", "no IPv6": b"[::g]:443", "IPv6 with a zone": b"[fe80::1%25lo]:443", "a name in brackets": b"[a.test]:443",
-    "an empty label": b"a..test:443", "a percent sign": b"a%2etest:443", "number too large": b"256.1.1.1:443", "a label of 64": b"a" * 64 + b":443",
+    "no port": b"a.test",
+    "empty port": b"a.test:",
+    "port 0": b"a.test:0",
+    "port 65536": b"a.test:65536",
+    "port 99999": b"a.test:99999",
+    "port +443": b"a.test:+443",
+    "port 4_43": b"a.test:4_43",
+    "long port": b"a.test:000443",
+    "a path": b"a.test:443/",
+    "no host": b":443",
+    "userinfo": b"user@a.test:443",
+    "an absolute address": b"http://a.test:443/",
+    "a comma": b"a.test,b.test:443",
+    "asterisk": b"*",
+    "IPv6 without brackets": b"::1:443",
+    "IPv6 without port": b"[::1]",
+    "IPv6 port 0": b"[::1]:0",
+    "half a bracket": b"[::1:443",
+    "no IPv6": b"[::g]:443",
+    "IPv6 with a zone": b"[fe80::1%25lo]:443",
+    "a name in brackets": b"[a.test]:443",
+    "an empty label": b"a..test:443",
+    "a percent sign": b"a%2etest:443",
+    "number too large": b"256.1.1.1:443",
+    "a label of 64": b"a" * 64 + b":443",
 }
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_hazard_58_a_target_that_is_not_host_and_port_is_refused(target: bytes) -> None:
     with Rig() as rig:
-        check_refused(rig.client(b"CONNECT " + target + b" HTTP/1.1\r\nHost: a.test\r\n\r\n", b"early"), b"400 Bad Request")
+        check_refused(
+            rig.client(b"CONNECT " + target + b" HTTP/1.1\r\nHost: a.test\r\n\r\n", b"early"),
+            b"400 Bad Request",
+        )
     assert rig.dialled == []
 
 
-@pytest.mark.parametrize("target,dialled", [
-    (b"[2001:DB8::0:1]:443", "[2001:db8::1]:443"), (b"[::ffff:192.0.2.1]:443", "192.0.2.1:443"), (b"[::1]:1", "[::1]:1"),
-    (b"A.Test.:443", "a.test:443"), (b"0x7f.1:443", "127.0.0.1:443"), (b"a.test:65535", "a.test:65535"), (b"a.test:00443", "a.test:443")])
+@pytest.mark.parametrize(
+    "target,dialled",
+    [
+        (b"[2001:DB8::0:1]:443", "[2001:db8::1]:443"),
+        (b"[::ffff:192.0.2.1]:443", "192.0.2.1:443"),
+        (b"[::1]:1", "[::1]:1"),
+        (b"A.Test.:443", "a.test:443"),
+        (b"0x7f.1:443", "127.0.0.1:443"),
+        (b"a.test:65535", "a.test:65535"),
+        (b"a.test:00443", "a.test:443"),
+    ],
+)
 def test_hazard_58_the_target_is_dialled_in_its_canonical_form(target: bytes, dialled: str) -> None:
     with Rig(echo) as rig:
         assert rig.client(connect_to(target)).take(len(ESTABLISHED)) == ESTABLISHED
@@ -85,7 +138,11 @@ def test_hazard_58_brackets_lead_to_an_ipv6_origin() -> None:
         pytest.skip("no IPv6 on this machine")
     counters = Counters()
     with Rig() as rig:
-        rig.by_host["::1"] = DirectDialer(Reach(Resolver(ThreadPool("test", 1, 1, None), counters), Anywhere()), counters, PATIENCE)
+        rig.by_host["::1"] = DirectDialer(
+            TargetResolver(Resolver(ThreadPool("test", 1, 1, None), counters), Anywhere()),
+            counters,
+            PATIENCE,
+        )
         client = rig.client(connect_to(b"[::1]:%d" % origin.address.port), b"hello")
         assert client.take(len(ESTABLISHED) + 5) == ESTABLISHED + b"hello"
     origin.close()
@@ -93,7 +150,12 @@ def test_hazard_58_brackets_lead_to_an_ipv6_origin() -> None:
 
 def test_the_host_field_of_a_connect_does_not_count() -> None:
     with Rig(echo) as rig:
-        assert rig.client(b"CONNECT a.test:443 HTTP/1.1\r\nHost: b.test:1\r\n\r\n").take(len(ESTABLISHED)) == ESTABLISHED
+        assert (
+            rig.client(b"CONNECT a.test:443 HTTP/1.1\r\nHost: b.test:1\r\n\r\n").take(
+                len(ESTABLISHED)
+            )
+            == ESTABLISHED
+        )
     assert rig.dialled == ["a.test:443"]
 
 
@@ -134,23 +196,34 @@ def test_hazard_60_nothing_is_said_before_the_dial_and_early_bytes_go_out_after_
 
 
 REASONS = {
-    Reason.REFUSED: b"502 Bad Gateway", Reason.NAME: b"502 Bad Gateway", Reason.HOST_UNREACHABLE: b"502 Bad Gateway",
-    Reason.NETWORK_UNREACHABLE: b"502 Bad Gateway", Reason.GENERAL: b"502 Bad Gateway", Reason.PROTOCOL: b"502 Bad Gateway",
-    Reason.AUTHENTICATION: b"502 Bad Gateway", Reason.LOOP: b"403 Forbidden", Reason.DENIED: b"403 Forbidden",
-    Reason.TIMEOUT: b"504 Gateway Timeout", Reason.UNSUPPORTED: b"501 Not Implemented",
+    Reason.REFUSED: b"502 Bad Gateway",
+    Reason.NAME: b"502 Bad Gateway",
+    Reason.HOST_UNREACHABLE: b"502 Bad Gateway",
+    Reason.NETWORK_UNREACHABLE: b"502 Bad Gateway",
+    Reason.GENERAL: b"502 Bad Gateway",
+    Reason.PROTOCOL: b"502 Bad Gateway",
+    Reason.AUTHENTICATION: b"502 Bad Gateway",
+    Reason.LOOP: b"403 Forbidden",
+    Reason.DENIED: b"403 Forbidden",
+    Reason.TIMEOUT: b"504 Gateway Timeout",
+    Reason.UNSUPPORTED: b"501 Not Implemented",
 }
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_hazard_60_a_failed_dial_is_answered_and_what_came_early_is_never_a_request(reason: Reason) -> None:
+def test_hazard_60_a_failed_dial_is_answered_and_what_came_early_is_never_a_request(
+    reason: Reason,
+) -> None:
     with Rig() as rig:
         rig.dialer.failing = [reason]
-        client = rig.client(connect_to(b"a.test:443") + b"GET http://b.test/ HTTP/1.1\r\nHost: b.test\r\n\r\n")
+        client = rig.client(
+            connect_to(b"a.test:443") + b"GET http://b.test/ HTTP/1.1\r\nHost: b.test\r\n\r\n"
+        )
         answer = check_refused(client, REASONS[reason])
     assert answer.body == reason.value.encode() + b"\n"
     assert answer.get(b"proxy-status") == [b"netproxy; error=" + connect_udp.ERRORS[reason]]
     assert rig.dialled == ["a.test:443"] and rig.origin.connections == []
-    assert [(record.way, record.ended) for record in rig.records] == [("loopback", reason.value)]
+    assert [(record.upstream, record.ended) for record in rig.records] == [("loopback", reason.value)]
     assert rig.counters.items() == [("dial_failures", reason.value, 1)]
 
 
@@ -163,7 +236,17 @@ def test_hazard_60_early_bytes_of_a_refused_tunnel_do_not_cost_the_client_its_an
 def through(rig: Rig) -> None:
     """From here on a.test is reached through the rig's origin, which plays an HTTP proxy."""
     rig.by_host["a.test"] = HttpDialer(
-        Hop("up", "http://upstream.test:8080", Address("upstream.test", 8080), rig.dialer, PATIENCE, "alice", "secret"), rig.counters)
+        Hop(
+            "up",
+            "http://upstream.test:8080",
+            Address("upstream.test", 8080),
+            rig.dialer,
+            PATIENCE,
+            "alice",
+            "secret",
+        ),
+        rig.counters,
+    )
 
 
 def upstream_answers(raw: bytes) -> Play:
@@ -171,16 +254,23 @@ def upstream_answers(raw: bytes) -> Play:
         connection.head()
         connection.send(raw)
         echo(connection)
+
     return play
 
 
 UPSTREAM_REFUSALS = {
-    "407": (b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=\"a\"\r\nContent-Length: 0\r\n\r\n", BAD_GATEWAY),
+    "407": (
+        b'HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm="a"\r\nContent-Length: 0\r\n\r\n',
+        BAD_GATEWAY,
+    ),
     "500 with a body": (b"HTTP/1.1 500 No\r\nContent-Length: 5\r\n\r\nhello", BAD_GATEWAY),
     "302": (b"HTTP/1.1 302 Found\r\nLocation: http://b.test/\r\n\r\n", BAD_GATEWAY),
     "garbage": (b"\x05\xff garbage\r\n\r\n", BAD_GATEWAY),
     "garbage without end": (b"\xff" * 9000, BAD_GATEWAY),
-    "1 MB head": (b"HTTP/1.1 200 OK\r\n" + (b"X: " + b"a" * 1000 + b"\r\n") * 1000 + b"\r\n", BAD_GATEWAY),
+    "1 MB head": (
+        b"HTTP/1.1 200 OK\r\n" + (b"X: " + b"a" * 1000 + b"\r\n") * 1000 + b"\r\n",
+        BAD_GATEWAY,
+    ),
     "101 fields": (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 101 + b"\r\n", BAD_GATEWAY),
     "HTTP/2": (b"HTTP/2 200\r\n\r\n", BAD_GATEWAY),
     "403": (b"HTTP/1.1 403 No\r\n\r\n", b"403 Forbidden"),
@@ -189,7 +279,9 @@ UPSTREAM_REFUSALS = {
 
 
 @pytest.mark.parametrize("raw,status", UPSTREAM_REFUSALS.values(), ids=UPSTREAM_REFUSALS)
-def test_hazard_61_an_upstream_that_does_not_connect_is_a_refusal(raw: bytes, status: bytes) -> None:
+def test_hazard_61_an_upstream_that_does_not_connect_is_a_refusal(
+    raw: bytes, status: bytes
+) -> None:
     with Rig(upstream_answers(raw)) as rig:
         through(rig)
         answer = check_refused(rig.client(connect_to(b"a.test:443") + b"early"), status)
@@ -203,14 +295,23 @@ def test_hazard_61_an_upstream_that_closes_without_an_answer_is_a_refusal() -> N
         check_refused(rig.client(connect_to(b"a.test:443")), BAD_GATEWAY)
 
 
-@pytest.mark.parametrize("fields", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: x\r\n"])
+@pytest.mark.parametrize(
+    "fields",
+    [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: x\r\n"],
+)
 def test_hazard_61_a_framing_in_the_2xx_answer_of_the_upstream_means_nothing(fields: bytes) -> None:
-    with Rig(upstream_answers(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 Fine\r\n" + fields + b"\r\n")) as rig:
+    with Rig(
+        upstream_answers(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 Fine\r\n" + fields + b"\r\n")
+    ) as rig:
         through(rig)
         client = rig.client(connect_to(b"a.test:443"), b"more than five bytes")
         assert client.take(len(ESTABLISHED) + 20) == ESTABLISHED + b"more than five bytes"
     request, _, payload = bytes(rig.origin.connections[0].seen).partition(b"\r\n\r\n")
-    assert request.split(b"\r\n") == [b"CONNECT a.test:443 HTTP/1.1", b"Host: a.test:443", b"Proxy-Authorization: Basic YWxpY2U6c2VjcmV0"]
+    assert request.split(b"\r\n") == [
+        b"CONNECT a.test:443 HTTP/1.1",
+        b"Host: a.test:443",
+        b"Proxy-Authorization: Basic YWxpY2U6c2VjcmV0",
+    ]
     assert payload == b"more than five bytes"
 
 
@@ -224,11 +325,15 @@ def test_hazard_62_first_bytes_in_the_segment_of_the_request_and_of_the_answer_a
 @pytest.mark.parametrize("size", [1, 16384, 65536, 2_000_000])
 def test_hazard_62_no_byte_is_lost_whatever_comes_early(size: int) -> None:
     early = bytes(range(256)) * (size // 256 + 1)
+
     def play(connection: Connection) -> None:
         connection.send(early[:size])
+
     with Rig(play) as rig:
         client = rig.client()
-        sender = threading.Thread(target=client.send, args=(connect_to(b"a.test:443") + early[:size],), daemon=True)
+        sender = threading.Thread(
+            target=client.send, args=(connect_to(b"a.test:443") + early[:size],), daemon=True
+        )
         sender.start()
         assert client.take(len(ESTABLISHED) + size) == ESTABLISHED + early[:size]
         sender.join(PATIENCE)
@@ -239,7 +344,11 @@ def test_hazard_62_no_byte_is_lost_whatever_comes_early(size: int) -> None:
 
 def test_connect_after_other_requests_of_the_connection() -> None:
     with Rig(elsewhere={"b.test": (second := Origin(echo))}) as rig:
-        client = rig.client(b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n" + connect_to(b"b.test:443") + b"hello")
+        client = rig.client(
+            b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n"
+            + connect_to(b"b.test:443")
+            + b"hello"
+        )
         assert client.answer().body == b"ok"
         assert client.take(len(ESTABLISHED) + 5) == ESTABLISHED + b"hello"
     second.close()

@@ -1,4 +1,5 @@
 """Clients and origins that are slow on purpose: each is let go in time, and told so where it can be told."""
+
 from __future__ import annotations
 
 import threading
@@ -9,7 +10,7 @@ import pytest
 
 from tests.support.origin import OK, PATIENCE, Connection, Rig, Wire, answers, check_refused, get
 
-SHORT = 0.3                 # seconds, in place of the real ones
+SHORT = 0.3  # seconds, in place of the real ones
 TIMEOUT = b"408 Request Timeout"
 POST = b"POST http://a.test/ HTTP/1.1\r\nHost: a.test\r\n"
 
@@ -24,12 +25,14 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 def drip(client: Wire, piece: bytes) -> Callable[[], None]:
     """Sends `piece` every 20 ms until called; what the other end does not want is dropped."""
     done = threading.Event()
+
     def run() -> None:
         while not done.wait(0.02):
             try:
                 client.socket.sendall(piece)
             except OSError:
                 return
+
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return lambda: (done.set(), thread.join(PATIENCE))
@@ -41,13 +44,19 @@ def test_hazard_69_a_head_that_drips_is_refused_by_the_deadline() -> None:
         stop = drip(client, b"X: y\r\n")
         started = time.monotonic()
         answer = client.answer()
-        assert answer.start == b"HTTP/1.1 " + TIMEOUT and SHORT / 2 < time.monotonic() - started < 10 * SHORT
+        assert (
+            answer.start == b"HTTP/1.1 " + TIMEOUT
+            and SHORT / 2 < time.monotonic() - started < 10 * SHORT
+        )
         assert client.rest() == b""
         stop()
     assert rig.dialled == []
 
 
-@pytest.mark.parametrize("raw", [b"G", b"GET http://a.test/ HTTP/1.1\r\nHost: a.te", get(b"a.test")[:-2], get(b"a.test")[:-1]])
+@pytest.mark.parametrize(
+    "raw",
+    [b"G", b"GET http://a.test/ HTTP/1.1\r\nHost: a.te", get(b"a.test")[:-2], get(b"a.test")[:-1]],
+)
 def test_hazard_69_a_head_that_stops_is_refused_by_the_deadline(raw: bytes) -> None:
     with Rig(handshake=SHORT) as rig:
         check_refused(rig.client(raw), TIMEOUT)
@@ -67,9 +76,11 @@ def test_hazard_69_the_head_of_a_later_request_has_a_deadline_of_its_own() -> No
 
 def test_hazard_69_a_kept_connection_ends_when_nothing_comes_and_takes_its_upstream_along() -> None:
     ended = threading.Event()
+
     def play(connection: Connection) -> None:
         answers(OK)(connection)
         ended.set()
+
     with Rig(play) as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
@@ -78,7 +89,8 @@ def test_hazard_69_a_kept_connection_ends_when_nothing_comes_and_takes_its_upstr
 
 
 BODIES = {
-    "length": POST + b"Content-Length: 1000\r\n\r\n", "chunk size": POST + b"Transfer-Encoding: chunked\r\n\r\n",
+    "length": POST + b"Content-Length: 1000\r\n\r\n",
+    "chunk size": POST + b"Transfer-Encoding: chunked\r\n\r\n",
     "within a chunk": POST + b"Transfer-Encoding: chunked\r\n\r\nfff\r\na",
 }
 
@@ -92,8 +104,11 @@ def test_hazard_69_a_body_that_stops_is_given_up_by_the_deadline(raw: bytes) -> 
     assert [request.whole for request in rig.origin.requests()] == [False]
 
 
-@pytest.mark.parametrize("raw,piece", [(BODIES["length"], b"x"), (BODIES["chunk size"], b"1\r\nx\r\n"), (BODIES["chunk size"], b"0")],
-                         ids=["length", "chunks", "within a chunk size"])
+@pytest.mark.parametrize(
+    "raw,piece",
+    [(BODIES["length"], b"x"), (BODIES["chunk size"], b"1\r\nx\r\n"), (BODIES["chunk size"], b"0")],
+    ids=["length", "chunks", "within a chunk size"],
+)
 def test_hazard_69_a_body_that_drips_is_given_up_by_the_deadline(raw: bytes, piece: bytes) -> None:
     with Rig(idle=100 * PATIENCE) as rig:
         client = rig.client(raw)
@@ -117,10 +132,14 @@ def test_hazard_69_a_long_body_that_goes_on_is_not_given_up() -> None:
 
 def test_hazard_69_a_client_that_does_not_read_its_answer_is_given_up() -> None:
     ended = threading.Event()
+
     def play(connection: Connection) -> None:
         connection.request()
-        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n", *[b"x" * 1_000_000] * 100)
+        connection.send(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n", *[b"x" * 1_000_000] * 100
+        )
         ended.set()
+
     with Rig(play) as rig:
         client = rig.client(get(b"a.test"))
         assert ended.wait(PATIENCE)
@@ -139,9 +158,11 @@ def test_hazard_69_a_refused_client_that_stays_and_sends_on_is_let_go() -> None:
 
 def test_hazard_69_a_client_that_was_answered_early_and_stays_is_let_go() -> None:
     """Its body was not wanted, it neither sends it nor leaves."""
+
     def play(connection: Connection) -> None:
         connection.head()
         connection.send(OK)
+
     with Rig(play) as rig:
         client = rig.client(POST + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n")
         assert client.answer().body == b"ok"
@@ -158,14 +179,18 @@ def test_hazard_69_a_good_client_is_served_while_others_drip() -> None:
             assert client.answer().start == b"HTTP/1.1 " + TIMEOUT
 
 
-@pytest.mark.parametrize("raw", [get(b"a.test"), POST + b"Content-Length: 5\r\n\r\nhello"], ids=["GET", "POST"])
+@pytest.mark.parametrize(
+    "raw", [get(b"a.test"), POST + b"Content-Length: 5\r\n\r\nhello"], ids=["GET", "POST"]
+)
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-"])
 def test_an_origin_that_is_silent_is_a_gateway_timeout(raw: bytes, answer: bytes) -> None:
     over = threading.Event()
+
     def play(connection: Connection) -> None:
         connection.request()
         connection.send(answer)
         assert over.wait(PATIENCE)
+
     with Rig(play, idle=SHORT) as rig:
         client = rig.client(raw)
         try:
@@ -177,10 +202,12 @@ def test_an_origin_that_is_silent_is_a_gateway_timeout(raw: bytes, answer: bytes
 
 def test_an_origin_that_falls_silent_in_its_answer_is_cut() -> None:
     over = threading.Event()
+
     def play(connection: Connection) -> None:
         connection.request()
         connection.send(OK[:-1])
         assert over.wait(PATIENCE)
+
     with Rig(play, idle=SHORT) as rig:
         client = rig.client(get(b"a.test"))
         answer = client.answer()
@@ -190,11 +217,13 @@ def test_an_origin_that_falls_silent_in_its_answer_is_cut() -> None:
 
 def test_a_silent_origin_is_not_asked_twice_over_a_kept_upstream() -> None:
     over = threading.Event()
+
     def play(connection: Connection) -> None:
         connection.request()
         connection.send(OK)
         connection.request()
         assert over.wait(PATIENCE)
+
     with Rig(play, idle=SHORT) as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"

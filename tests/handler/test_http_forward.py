@@ -1,4 +1,5 @@
 """Requests one after the other: where each goes, over which upstream, and what is answered without one."""
+
 from __future__ import annotations
 
 import threading
@@ -7,7 +8,18 @@ import pytest
 
 from netproxy.errors import Reason
 from tests.support.origin import (
-    OK, PATIENCE, Connection, LoopbackDialer, Origin, Rig, answers, answers_and_closes, check_refused, get, in_turn)
+    OK,
+    PATIENCE,
+    Connection,
+    LoopbackDialer,
+    Origin,
+    Rig,
+    answers,
+    answers_and_closes,
+    check_refused,
+    get,
+    in_turn,
+)
 
 BAD_GATEWAY = b"502 Bad Gateway"
 POST = b"POST http://a.test/ HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\nhello"
@@ -15,44 +27,90 @@ POST = b"POST http://a.test/ HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r
 
 def test_the_exact_bytes_of_a_request_and_its_answer() -> None:
     with Rig(answers(b"HTTP/1.1 404 Not  Found\r\nServer:x\r\nContent-Length:2\r\n\r\nno")) as rig:
-        client = rig.client(b"PUT http://A.Test:8080/%7Ex//..;y?q=a%20b&%zz HTTP/1.1\r\n"
-                            b"host: other\r\naccept:a\r\ncontent-length:5\r\n\r\nhello")
+        client = rig.client(
+            b"PUT http://A.Test:8080/%7Ex//..;y?q=a%20b&%zz HTTP/1.1\r\n"
+            b"host: other\r\naccept:a\r\ncontent-length:5\r\n\r\nhello"
+        )
         client.answer()
     via = rig.origin.requests()[0].get(b"via")[0]
     assert rig.origin.connections[0].seen == (
-        b"PUT /%7Ex//..;y?q=a%20b&%zz HTTP/1.1\r\nHost: A.Test:8080\r\naccept: a\r\nVia: " + via + b"\r\nContent-Length: 5\r\n\r\nhello")
-    assert client.seen == b"HTTP/1.1 404 Not  Found\r\nServer: x\r\nVia: " + via + b"\r\nContent-Length: 2\r\n\r\nno"
+        b"PUT /%7Ex//..;y?q=a%20b&%zz HTTP/1.1\r\nHost: A.Test:8080\r\naccept: a\r\nVia: "
+        + via
+        + b"\r\nContent-Length: 5\r\n\r\nhello"
+    )
+    assert (
+        client.seen
+        == b"HTTP/1.1 404 Not  Found\r\nServer: x\r\nVia: "
+        + via
+        + b"\r\nContent-Length: 2\r\n\r\nno"
+    )
     [record] = rig.records
-    assert (str(record.flow.target), record.flow.listener, record.way, record.received, record.ended) == (
-        "a.test:8080", "rig", "loopback", len(client.seen), "done")
+    assert (
+        str(record.flow.target),
+        record.flow.listener,
+        record.upstream,
+        record.received,
+        record.ended,
+    ) == ("a.test:8080", "rig", "loopback", len(client.seen), "done")
     assert record.sent == len(rig.origin.connections[0].seen)
 
 
-@pytest.mark.parametrize("target,dialled,host,line", [
-    (b"http://a.test", "a.test:80", b"a.test", b"GET / HTTP/1.1"),
-    (b"http://a.test:81/x", "a.test:81", b"a.test:81", b"GET /x HTTP/1.1"),
-    (b"HTTP://A.TEST/X", "a.test:80", b"A.TEST", b"GET /X HTTP/1.1"),
-    (b"http://a.test?q", "a.test:80", b"a.test", b"GET /?q HTTP/1.1"),
-    (b"http://a.test./", "a.test:80", b"a.test.", b"GET / HTTP/1.1"),
-    (b"http://[2001:DB8::1]:8080/", "[2001:db8::1]:8080", b"[2001:DB8::1]:8080", b"GET / HTTP/1.1"),
-    (b"http://[::1]/", "[::1]:80", b"[::1]", b"GET / HTTP/1.1"),
-    (b"http://127.1/", "127.0.0.1:80", b"127.1", b"GET / HTTP/1.1"),
-    (b"http://a.test/http://b.test/", "a.test:80", b"a.test", b"GET /http://b.test/ HTTP/1.1"),
-    (b"http://a.test/@b.test", "a.test:80", b"a.test", b"GET /@b.test HTTP/1.1"),
-])
-def test_hazard_53_rule_dial_and_host_come_from_the_target(target: bytes, dialled: str, host: bytes, line: bytes) -> None:
+@pytest.mark.parametrize(
+    "target,dialled,host,line",
+    [
+        (b"http://a.test", "a.test:80", b"a.test", b"GET / HTTP/1.1"),
+        (b"http://a.test:81/x", "a.test:81", b"a.test:81", b"GET /x HTTP/1.1"),
+        (b"HTTP://A.TEST/X", "a.test:80", b"A.TEST", b"GET /X HTTP/1.1"),
+        (b"http://a.test?q", "a.test:80", b"a.test", b"GET /?q HTTP/1.1"),
+        (b"http://a.test./", "a.test:80", b"a.test.", b"GET / HTTP/1.1"),
+        (
+            b"http://[2001:DB8::1]:8080/",
+            "[2001:db8::1]:8080",
+            b"[2001:DB8::1]:8080",
+            b"GET / HTTP/1.1",
+        ),
+        (b"http://[::1]/", "[::1]:80", b"[::1]", b"GET / HTTP/1.1"),
+        (b"http://127.1/", "127.0.0.1:80", b"127.1", b"GET / HTTP/1.1"),
+        (b"http://a.test/http://b.test/", "a.test:80", b"a.test", b"GET /http://b.test/ HTTP/1.1"),
+        (b"http://a.test/@b.test", "a.test:80", b"a.test", b"GET /@b.test HTTP/1.1"),
+    ],
+)
+def test_hazard_53_rule_dial_and_host_come_from_the_target(
+    target: bytes, dialled: str, host: bytes, line: bytes
+) -> None:
     with Rig() as rig:
-        assert rig.client(b"GET " + target + b" HTTP/1.1\r\nHost: b.test:99\r\n\r\n").answer().body == b"ok"
+        assert (
+            rig.client(b"GET " + target + b" HTTP/1.1\r\nHost: b.test:99\r\n\r\n").answer().body
+            == b"ok"
+        )
     [request] = rig.origin.requests()
     assert (request.start, request.get(b"host")) == (line, [host])
-    assert rig.dialled == [dialled] and [str(record.flow.target) for record in rig.records] == [dialled]
+    assert rig.dialled == [dialled] and [str(record.flow.target) for record in rig.records] == [
+        dialled
+    ]
 
 
-@pytest.mark.parametrize("raw", [
-    b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", b"GET * HTTP/1.1\r\nHost: a.test\r\n\r\n", b"GET a.test:80 HTTP/1.1\r\nHost: a.test\r\n\r\n",
-    b"OPTIONS * HTTP/1.1\r\nHost: a.test\r\n\r\n", get(b""), get(b"a.test:0"), get(b"a.test:99999"), get(b"a.test:x"),
-    get(b"a.test").replace(b"http:", b"https:"), get(b"a.test").replace(b"http:", b"ftp:"), get(b"a.test").replace(b"//", b"/"),
-    get(b"a.test", b"/#fragment"), get(b"::1"), get(b"[::1"), get(b"a.test\\b.test")], ids=lambda raw: raw.split(b"\r")[0].decode())
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        b"GET a.test:80 HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        get(b""),
+        get(b"a.test:0"),
+        get(b"a.test:99999"),
+        get(b"a.test:x"),
+        get(b"a.test").replace(b"http:", b"https:"),
+        get(b"a.test").replace(b"http:", b"ftp:"),
+        get(b"a.test").replace(b"//", b"/"),
+        get(b"a.test", b"/#fragment"),
+        get(b"::1"),
+        get(b"[::1"),
+        get(b"a.test\\b.test"),
+    ],
+    ids=lambda raw: raw.split(b"\r")[0].decode(),
+)
 def test_a_target_that_is_no_address_is_refused(raw: bytes) -> None:
     with Rig() as rig:
         check_refused(rig.client(raw), b"400 Bad Request")
@@ -85,9 +143,15 @@ def test_hazard_54_there_is_one_host_and_nothing_else_in_it(raw: bytes) -> None:
 
 def test_hazard_63_an_http_1_0_client_gets_one_answer_and_the_end() -> None:
     with Rig() as rig:
-        client = rig.client(b"GET http://a.test/ HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + get(b"a.test", b"/2"))
+        client = rig.client(
+            b"GET http://a.test/ HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + get(b"a.test", b"/2")
+        )
         answer = client.answer()
-        assert (answer.start, answer.body, answer.get(b"connection")) == (b"HTTP/1.1 200 OK", b"ok", [b"close"])
+        assert (answer.start, answer.body, answer.get(b"connection")) == (
+            b"HTTP/1.1 200 OK",
+            b"ok",
+            [b"close"],
+        )
         assert client.rest() == b"" and client.end == "closed"
     [request] = rig.origin.requests()
     assert request.start == b"GET / HTTP/1.1" and request.get(b"via")[0].startswith(b"1.0 ")
@@ -104,23 +168,35 @@ def test_hazard_63_close_ends_the_connection_behind_its_answer(option: bytes) ->
 
 def test_hazard_63_pipelined_requests_are_answered_in_order_each_routed_for_itself() -> None:
     late = threading.Event()
+
     def slow(connection: Connection) -> None:
         connection.request()
         assert late.wait(PATIENCE)
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
+
     second, third = [Origin(answers(OK.replace(b"ok", body))) for body in (b"22", b"33")]
     with Rig(slow, elsewhere={"b.test": second}) as rig:
         rig.by_host["c.test"] = LoopbackDialer(third, {}, "another way")
-        client = rig.client(get(b"a.test") + b"POST http://b.test/ HTTP/1.1\r\nHost: b.test\r\nContent-Length: 5\r\n\r\nGET /"
-                            + get(b"c.test") + get(b"b.test", b"/last"))
+        client = rig.client(
+            get(b"a.test")
+            + b"POST http://b.test/ HTTP/1.1\r\nHost: b.test\r\nContent-Length: 5\r\n\r\nGET /"
+            + get(b"c.test")
+            + get(b"b.test", b"/last")
+        )
         late.set()
         assert [client.answer().body for _ in range(4)] == [b"1", b"22", b"33", b"22"]
     second.close()
     third.close()
-    assert [(record.way, record.flow.target.host) for record in rig.records] == [
-        ("loopback", "a.test"), ("loopback", "b.test"), ("another way", "c.test"), ("loopback", "b.test")]
+    assert [(record.upstream, record.flow.target.host) for record in rig.records] == [
+        ("loopback", "a.test"),
+        ("loopback", "b.test"),
+        ("another way", "c.test"),
+        ("loopback", "b.test"),
+    ]
     assert [(request.start, request.body) for request in second.requests()] == [
-        (b"POST / HTTP/1.1", b"GET /"), (b"GET /last HTTP/1.1", b"")]
+        (b"POST / HTTP/1.1", b"GET /"),
+        (b"GET /last HTTP/1.1", b""),
+    ]
 
 
 def test_hazard_63_a_rule_that_forbids_the_second_request_leaves_the_first_alone() -> None:
@@ -140,7 +216,10 @@ def test_hazard_64_a_body_with_a_length_does_not_cost_the_connection() -> None:
             client.send(POST)
             answer = client.answer()
             assert (answer.body, answer.get(b"connection")) == (b"ok", [])
-    assert len(rig.dialled) == 1 and [request.body for request in rig.origin.requests()] == [b"hello"] * 3
+    assert (
+        len(rig.dialled) == 1
+        and [request.body for request in rig.origin.requests()] == [b"hello"] * 3
+    )
 
 
 def test_hazard_64_the_same_origin_is_reached_over_one_upstream() -> None:
@@ -155,7 +234,10 @@ def test_hazard_64_the_same_origin_is_reached_over_one_upstream() -> None:
     assert [record.ended for record in rig.records] == ["done"] * 6
 
 
-@pytest.mark.parametrize("second,dialled", [(b"b.test", "b.test:80"), (b"a.test:81", "a.test:81"), (b"www.a.test", "www.a.test:80")])
+@pytest.mark.parametrize(
+    "second,dialled",
+    [(b"b.test", "b.test:80"), (b"a.test:81", "a.test:81"), (b"www.a.test", "www.a.test:80")],
+)
 def test_hazard_64_another_origin_is_dialled_anew(second: bytes, dialled: str) -> None:
     with Rig() as rig:
         client = rig.client(get(b"a.test"))
@@ -173,27 +255,40 @@ def test_hazard_64_a_way_out_that_has_changed_is_dialled_anew() -> None:
         rig.by_host["a.test"] = new = LoopbackDialer(rig.origin, {}, "new")
         client.send(get(b"a.test"))
         assert client.answer().body == b"ok"
-    assert len(new.dialled) == 1 and [record.way for record in rig.records] == ["loopback", "new"]
+    assert len(new.dialled) == 1 and [record.upstream for record in rig.records] == ["loopback", "new"]
 
 
-@pytest.mark.parametrize("answer", [
-    OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"), OK.replace(b"OK\r\n", b"OK\r\nConnection: x, Close\r\n"),
-    OK.replace(b"1.1", b"1.0"), OK + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison", OK + b"x"],
-    ids=["close", "a list", "HTTP/1.0", "two answers", "a byte too many"])
-def test_hazard_64_an_upstream_that_cannot_be_trusted_with_another_request_is_not_reused(answer: bytes) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK.replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"),
+        OK.replace(b"OK\r\n", b"OK\r\nConnection: x, Close\r\n"),
+        OK.replace(b"1.1", b"1.0"),
+        OK + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison",
+        OK + b"x",
+    ],
+    ids=["close", "a list", "HTTP/1.0", "two answers", "a byte too many"],
+)
+def test_hazard_64_an_upstream_that_cannot_be_trusted_with_another_request_is_not_reused(
+    answer: bytes,
+) -> None:
     with Rig(answers(answer)) as rig:
         client = rig.client()
         for _ in range(3):
             client.send(get(b"a.test"))
             assert client.answer().body == b"ok"
-    assert len(rig.dialled) == 3 and [len(connection.requests()) for connection in rig.origin.connections] == [1, 1, 1]
+    assert len(rig.dialled) == 3 and [
+        len(connection.requests()) for connection in rig.origin.connections
+    ] == [1, 1, 1]
 
 
 def test_the_upstream_ends_with_the_client() -> None:
     ended = threading.Event()
+
     def play(connection: Connection) -> None:
         answers(OK)(connection)
         ended.set()
+
     with Rig(play) as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
@@ -202,11 +297,15 @@ def test_the_upstream_ends_with_the_client() -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
-def test_hazard_72_a_kept_upstream_that_has_closed_is_noticed_before_the_next_request(method: bytes) -> None:
+def test_hazard_72_a_kept_upstream_that_has_closed_is_noticed_before_the_next_request(
+    method: bytes,
+) -> None:
     closed = threading.Event()
+
     def first(connection: Connection) -> None:
         answers_and_closes(OK)(connection)
         closed.set()
+
     with Rig(in_turn(first, answers(OK))) as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok" and closed.wait(PATIENCE)
@@ -232,21 +331,37 @@ def resets_on_the_second(connection: Connection) -> None:
 
 @pytest.mark.parametrize("first", [closes_on_the_second, resets_on_the_second])
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
-def test_hazard_72_a_safe_request_that_met_a_closing_upstream_is_sent_again(first: object, method: bytes) -> None:
-    with Rig(in_turn(first, answers(OK if method != b"HEAD" else b"HTTP/1.1 200 OK\r\n\r\n"))) as rig:
+def test_hazard_72_a_safe_request_that_met_a_closing_upstream_is_sent_again(
+    first: object, method: bytes
+) -> None:
+    with Rig(
+        in_turn(first, answers(OK if method != b"HEAD" else b"HTTP/1.1 200 OK\r\n\r\n"))
+    ) as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
         client.send(get(b"a.test", b"/2").replace(b"GET", method, 1))
         assert client.answer(method).status == 200
-    assert [request.start for request in rig.origin.connections[1].requests()] == [method + b" /2 HTTP/1.1"]
+    assert [request.start for request in rig.origin.connections[1].requests()] == [
+        method + b" /2 HTTP/1.1"
+    ]
     ended = "closed" if first is closes_on_the_second else "reset"
     assert [record.ended for record in rig.records] == ["done", ended, "done"]
 
 
 @pytest.mark.parametrize("first", [closes_on_the_second, resets_on_the_second])
-@pytest.mark.parametrize("raw", [POST, get(b"a.test").replace(b"GET", b"POST", 1), get(b"a.test").replace(b"GET", b"DELETE", 1),
-                                 POST.replace(b"POST", b"GET")], ids=["POST", "POST without body", "DELETE", "GET with a body"])
-def test_hazard_72_a_request_that_may_have_had_effect_is_not_sent_again(first: object, raw: bytes) -> None:
+@pytest.mark.parametrize(
+    "raw",
+    [
+        POST,
+        get(b"a.test").replace(b"GET", b"POST", 1),
+        get(b"a.test").replace(b"GET", b"DELETE", 1),
+        POST.replace(b"POST", b"GET"),
+    ],
+    ids=["POST", "POST without body", "DELETE", "GET with a body"],
+)
+def test_hazard_72_a_request_that_may_have_had_effect_is_not_sent_again(
+    first: object, raw: bytes
+) -> None:
     with Rig(in_turn(first, answers(OK))) as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
@@ -264,7 +379,13 @@ def test_hazard_72_a_new_upstream_that_fails_is_not_tried_again(raw: bytes, end:
 
 
 def test_hazard_72_one_request_is_tried_twice_at_the_most() -> None:
-    with Rig(in_turn(closes_on_the_second, lambda connection: (connection.request(), connection.close()), answers(OK))) as rig:
+    with Rig(
+        in_turn(
+            closes_on_the_second,
+            lambda connection: (connection.request(), connection.close()),
+            answers(OK),
+        )
+    ) as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
         client.send(get(b"a.test"))

@@ -1,4 +1,5 @@
 """Requests that two implementations could read in two ways: one refusal, the end, and never a second request."""
+
 from __future__ import annotations
 
 import pytest
@@ -31,7 +32,7 @@ CODINGS = {
     "comma last": b"Transfer-Encoding: chunked,\r\n\r\n0\r\n\r\n",
     "xchunked": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
     "Chunkedx": b"Transfer-Encoding: Chunkedx\r\n\r\n0\r\n\r\n",
-    "quoted": b"Transfer-Encoding: \"chunked\"\r\n\r\n0\r\n\r\n",
+    "quoted": b'Transfer-Encoding: "chunked"\r\n\r\n0\r\n\r\n',
     "identity": b"Transfer-Encoding: identity\r\n\r\n",
     "empty": b"Transfer-Encoding:\r\n\r\n0\r\n\r\n",
     "vertical tab": b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
@@ -49,10 +50,17 @@ def test_hazard_49_a_coding_that_is_not_just_chunked_is_refused(rest: bytes) -> 
 @pytest.mark.parametrize("coding", [b"chunked", b"Chunked", b"CHUNKED"])
 def test_hazard_49_chunked_in_any_case_is_one_request(coding: bytes) -> None:
     with Rig() as rig:
-        client = rig.client(HEAD + b"Transfer-Encoding: " + coding + b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n", get(b"a.test"))
+        client = rig.client(
+            HEAD + b"Transfer-Encoding: " + coding + b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            get(b"a.test"),
+        )
         assert [client.answer().body, client.answer().body] == [b"ok", b"ok"]
     first, second = rig.origin.requests()
-    assert (first.body, first.get(b"transfer-encoding"), first.get(b"content-length")) == (b"hello", [b"chunked"], [])
+    assert (first.body, first.get(b"transfer-encoding"), first.get(b"content-length")) == (
+        b"hello",
+        [b"chunked"],
+        [],
+    )
     assert (second.start, second.body) == (b"GET / HTTP/1.1", b"")
 
 
@@ -60,8 +68,27 @@ def test_hazard_49_a_coding_in_http_1_0_is_refused() -> None:
     refused_unseen(b"POST http://a.test/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
 
 
-LENGTHS = [b"+5", b"5_0", b"0x5", b"", b"5,6", b"-1", b"1" + b"0" * 30, b"5 5", b"5;", b"5.0", b"\xb25", b"5,", b",5", b"five",
-           b"5\x0b", b"\x855", b"5\xa0", b"\"5\"", b"1" * 5000]
+LENGTHS = [
+    b"+5",
+    b"5_0",
+    b"0x5",
+    b"",
+    b"5,6",
+    b"-1",
+    b"1" + b"0" * 30,
+    b"5 5",
+    b"5;",
+    b"5.0",
+    b"\xb25",
+    b"5,",
+    b",5",
+    b"five",
+    b"5\x0b",
+    b"\x855",
+    b"5\xa0",
+    b'"5"',
+    b"1" * 5000,
+]
 
 
 @pytest.mark.parametrize("length", LENGTHS, ids=lambda value: repr(value[:12]))
@@ -69,13 +96,24 @@ def test_hazard_50_a_length_that_is_not_one_number_is_refused(length: bytes) -> 
     refused_unseen(HEAD + b"Content-Length: " + length + b"\r\n\r\nhello")
 
 
-@pytest.mark.parametrize("fields", [b"Content-Length: 5\r\nContent-Length: 6\r\n", b"Content-Length: 5\r\nContent-Length:\r\n"])
+@pytest.mark.parametrize(
+    "fields",
+    [b"Content-Length: 5\r\nContent-Length: 6\r\n", b"Content-Length: 5\r\nContent-Length:\r\n"],
+)
 def test_hazard_50_two_different_lengths_are_refused(fields: bytes) -> None:
     refused_unseen(HEAD + fields + b"\r\nhello")
 
 
-@pytest.mark.parametrize("fields", [b"Content-Length: 5,5\r\n", b"Content-Length: 5 , 5\r\n", b"Content-Length:   5\t\r\n",
-                                    b"Content-Length: 5\r\nContent-Length: 5\r\n", b"Content-Length: 005\r\n"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Length: 5,5\r\n",
+        b"Content-Length: 5 , 5\r\n",
+        b"Content-Length:   5\t\r\n",
+        b"Content-Length: 5\r\nContent-Length: 5\r\n",
+        b"Content-Length: 005\r\n",
+    ],
+)
 def test_hazard_50_one_length_told_in_other_words_goes_on_as_one(fields: bytes) -> None:
     with Rig() as rig:
         client = rig.client(HEAD + fields + b"\r\nhello" + get(b"a.test"))
@@ -85,13 +123,24 @@ def test_hazard_50_one_length_told_in_other_words_goes_on_as_one(fields: bytes) 
 
 
 CHUNKS = {
-    "underscore": b"0_2e\r\n", "hexadecimal prefix": b"0x5\r\nhello\r\n", "negative": b"-1\r\n", "plus": b"+5\r\nhello\r\n",
-    "2^63 - 1": b"7FFFFFFFFFFFFFFF\r\n", "2^64 + 5": b"10000000000000005\r\nhello\r\n", "empty": b"\r\nhello\r\n",
-    "no CRLF behind the data": b"5\r\nhello5\r\n", "LF only behind the size": b"5\nhello\r\n",
-    "LF only behind the data": b"5\r\nhello\n0\r\n\r\n", "CR in an extension": b"5;a\rb\r\nhello\r\n",
-    "64 KB extension": b"5;" + b"a" * 65536 + b"\r\nhello\r\n", "space before the size": b" 5\r\nhello\r\n",
-    "NUL in an extension": b"5;\0\r\nhello\r\n", "no hexadecimal": b"g\r\n", "size and more": b"5 5\r\nhello\r\n",
-    "no field in the trailer": b"0\r\nGET / HTTP/1.1\r\n\r\n", "folded trailer": b"0\r\nA: b\r\n c\r\n\r\n",
+    "underscore": b"0_2e\r\n",
+    "hexadecimal prefix": b"0x5\r\nhello\r\n",
+    "negative": b"-1\r\n",
+    "plus": b"+5\r\nhello\r\n",
+    "2^63 - 1": b"7FFFFFFFFFFFFFFF\r\n",
+    "2^64 + 5": b"10000000000000005\r\nhello\r\n",
+    "empty": b"\r\nhello\r\n",
+    "no CRLF behind the data": b"5\r\nhello5\r\n",
+    "LF only behind the size": b"5\nhello\r\n",
+    "LF only behind the data": b"5\r\nhello\n0\r\n\r\n",
+    "CR in an extension": b"5;a\rb\r\nhello\r\n",
+    "64 KB extension": b"5;" + b"a" * 65536 + b"\r\nhello\r\n",
+    "space before the size": b" 5\r\nhello\r\n",
+    "NUL in an extension": b"5;\0\r\nhello\r\n",
+    "no hexadecimal": b"g\r\n",
+    "size and more": b"5 5\r\nhello\r\n",
+    "no field in the trailer": b"0\r\nGET / HTTP/1.1\r\n\r\n",
+    "folded trailer": b"0\r\nA: b\r\n c\r\n\r\n",
     "long trailer": b"0\r\nA: " + b"a" * 9000 + b"\r\n\r\n",
 }
 
@@ -106,10 +155,17 @@ def test_hazard_51_bad_chunks_are_refused_and_the_request_is_never_completed(chu
 
 def test_hazard_51_what_stands_in_extensions_and_trailers_stays_here() -> None:
     with Rig() as rig:
-        client = rig.client(CHUNKED + b'5;a="b\xff";c\r\nhello\r\n0001 \r\n!\r\n00;x\r\nHost: b.test\r\nContent-Length: 9\r\n\r\n')
+        client = rig.client(
+            CHUNKED
+            + b'5;a="b\xff";c\r\nhello\r\n0001 \r\n!\r\n00;x\r\nHost: b.test\r\nContent-Length: 9\r\n\r\n'
+        )
         assert client.answer().body == b"ok"
     [request] = rig.origin.requests()
-    assert (request.body, request.get(b"host"), request.get(b"content-length")) == (b"hello!", [b"a.test"], [])
+    assert (request.body, request.get(b"host"), request.get(b"content-length")) == (
+        b"hello!",
+        [b"a.test"],
+        [],
+    )
 
 
 LINES = {
@@ -175,16 +231,22 @@ def test_hazard_68_a_head_over_64_kb_is_refused() -> None:
 
 
 def test_hazard_68_one_field_over_64_kb_is_refused() -> None:
-    refused_unseen(get(b"a.test", b"/", b"X: " + b"a" * 65536), b"431 Request Header Fields Too Large")
+    refused_unseen(
+        get(b"a.test", b"/", b"X: " + b"a" * 65536), b"431 Request Header Fields Too Large"
+    )
 
 
 def test_hazard_68_a_head_just_below_64_kb_passes() -> None:
     with Rig() as rig:
         assert rig.client(exactly(65500)).answer().body == b"ok"
-    assert sum(len(name) + len(value) + 4 for name, value in rig.origin.requests()[0].fields) > 65500
+    assert (
+        sum(len(name) + len(value) + 4 for name, value in rig.origin.requests()[0].fields) > 65500
+    )
 
 
-@pytest.mark.parametrize("count,status", [(100, b"200 OK"), (101, b"431 Request Header Fields Too Large")])
+@pytest.mark.parametrize(
+    "count,status", [(100, b"200 OK"), (101, b"431 Request Header Fields Too Large")]
+)
 def test_hazard_68_there_may_be_100_fields(count: int, status: bytes) -> None:
     with Rig() as rig:
         answer = rig.client(get(b"a.test", b"/", *[b"X: y"] * (count - 1))).answer()
@@ -213,7 +275,7 @@ def test_a_refusal_is_read_whole_by_a_client_that_is_still_sending() -> None:
 def test_a_request_that_comes_byte_by_byte_is_the_same_request() -> None:
     raw = CHUNKED + b"5\r\nhello\r\n0\r\n\r\n"
     with Rig() as rig:
-        client = rig.client(*[raw[at:at + 1] for at in range(len(raw))])
+        client = rig.client(*[raw[at : at + 1] for at in range(len(raw))])
         assert client.answer().body == b"ok"
     [request] = rig.origin.requests()
     assert (request.body, request.whole) == (b"hello", True)
@@ -226,7 +288,9 @@ def test_one_empty_line_before_a_request_is_let_pass() -> None:
     assert len(rig.origin.requests()) == 2
 
 
-@pytest.mark.parametrize("raw", [b"", b"GET http://a.te", get(b"a.test")[:-2], HEAD + b"Content-Length: 9\r\n\r\nhell"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"GET http://a.te", get(b"a.test")[:-2], HEAD + b"Content-Length: 9\r\n\r\nhell"]
+)
 def test_a_client_that_leaves_within_a_request_leaves_no_whole_request_behind(raw: bytes) -> None:
     with Rig() as rig:
         rig.client(raw).reset()

@@ -1,19 +1,38 @@
 """Answers: how each ends on the client's side, and which are none."""
+
 from __future__ import annotations
 
 import threading
 
 import pytest
 
-from tests.support.origin import OK, PATIENCE, Connection, Message, Rig, answers, answers_and_closes, check_refused, get, in_turn
+from tests.support.origin import (
+    OK,
+    PATIENCE,
+    Connection,
+    Message,
+    Rig,
+    answers,
+    answers_and_closes,
+    check_refused,
+    get,
+    in_turn,
+)
 
 BAD_GATEWAY = b"502 Bad Gateway"
-CONTINUE, HINTS = b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+CONTINUE, HINTS = (
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nX-Trailer: a\r\nContent-Length: 1\r\n\r\n"
 
 
 def request(method: bytes = b"GET", version: bytes = b"1.1", *fields: bytes) -> bytes:
-    return get(b"a.test", b"/", *fields).replace(b"GET", method, 1).replace(b"HTTP/1.1", b"HTTP/" + version, 1)
+    return (
+        get(b"a.test", b"/", *fields)
+        .replace(b"GET", method, 1)
+        .replace(b"HTTP/1.1", b"HTTP/" + version, 1)
+    )
 
 
 def served(answer: bytes, method: bytes = b"GET") -> Message:
@@ -26,27 +45,42 @@ def served(answer: bytes, method: bytes = b"GET") -> Message:
     return first
 
 
-@pytest.mark.parametrize("method,answer,length,body", [
-    (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", [b"5"], b""),
-    (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", [b"0"], b""),
-    (b"HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", [], b""),
-    (b"HEAD", b"HTTP/1.1 200 OK\r\n\r\n", [], b""),
-    (b"HEAD", b"HTTP/1.1 404 No\r\nContent-Length: 5\r\n\r\n", [b"5"], b""),
-    (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: \"a\"\r\n\r\n", [b"5"], b""),
-    (b"GET", b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", [], b""),
-    (b"GET", b"HTTP/1.1 304 Not Modified\r\n\r\n", [], b""),
-    (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n", [], b""),
-    (b"GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", [], b""),
-    (b"GET", b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", [], b""),
-    (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", [b"0"], b""),
-    (b"GET", b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nhello", [b"5"], b"hello"),
-    (b"GET", b"HTTP/1.1 500 \xe9\r\nContent-Length : 5\r\n\r\nhello", [b"5"], b"hello"),
-    (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello", [b"5"], b"hello"),
-    (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", [b"5"], b"hello"),
-    (b"GET", CHUNKED, [], b"hello"),
-    (b"GET", b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n0\r\n\r\n", [], b""),
-])
-def test_hazard_65_an_answer_ends_where_its_framing_says(method: bytes, answer: bytes, length: list[bytes], body: bytes) -> None:
+@pytest.mark.parametrize(
+    "method,answer,length,body",
+    [
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", [b"5"], b""),
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", [b"0"], b""),
+        (b"HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", [], b""),
+        (b"HEAD", b"HTTP/1.1 200 OK\r\n\r\n", [], b""),
+        (b"HEAD", b"HTTP/1.1 404 No\r\nContent-Length: 5\r\n\r\n", [b"5"], b""),
+        (
+            b"GET",
+            b'HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: "a"\r\n\r\n',
+            [b"5"],
+            b"",
+        ),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n", [], b""),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\n\r\n", [], b""),
+        (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n", [], b""),
+        (b"GET", b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", [], b""),
+        (b"GET", b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", [], b""),
+        (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", [b"0"], b""),
+        (b"GET", b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nhello", [b"5"], b"hello"),
+        (b"GET", b"HTTP/1.1 500 \xe9\r\nContent-Length : 5\r\n\r\nhello", [b"5"], b"hello"),
+        (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello", [b"5"], b"hello"),
+        (
+            b"GET",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+            [b"5"],
+            b"hello",
+        ),
+        (b"GET", CHUNKED, [], b"hello"),
+        (b"GET", b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n0\r\n\r\n", [], b""),
+    ],
+)
+def test_hazard_65_an_answer_ends_where_its_framing_says(
+    method: bytes, answer: bytes, length: list[bytes], body: bytes
+) -> None:
     got = served(answer, method)
     assert (got.get(b"content-length"), got.body, got.get(b"connection")) == (length, body, [])
 
@@ -59,12 +93,18 @@ def test_hazard_65_until_close_becomes_chunks_and_the_connection_goes_on() -> No
     with Rig(in_turn(answers_and_closes(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo"), answers(OK))) as rig:
         client = rig.client(get(b"a.test") + get(b"a.test"))
         first = client.answer()
-        assert (first.body, first.get(b"transfer-encoding"), first.get(b"connection")) == (b"hello", [b"chunked"], [])
+        assert (first.body, first.get(b"transfer-encoding"), first.get(b"connection")) == (
+            b"hello",
+            [b"chunked"],
+            [],
+        )
         assert client.answer().body == b"ok"
     assert len(rig.dialled) == 2
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\nhello", b"HTTP/1.0 200 OK\r\n\r\nhello", CHUNKED])
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 200 OK\r\n\r\nhello", b"HTTP/1.0 200 OK\r\n\r\nhello", CHUNKED]
+)
 def test_hazard_65_an_http_1_0_client_gets_no_chunks_but_the_end(answer: bytes) -> None:
     with Rig(answers_and_closes(answer)) as rig:
         client = rig.client(request(b"GET", b"1.0"))
@@ -127,11 +167,13 @@ BAD = {
 @pytest.mark.parametrize("rest", BAD.values(), ids=BAD)
 def test_hazard_67_an_answer_that_could_be_read_in_two_ways_is_none(rest: bytes) -> None:
     closed = threading.Event()
+
     def play(connection: Connection) -> None:
         connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\n" + rest)
         connection.rest()
         closed.set()
+
     with Rig(play) as rig:
         client = rig.client(get(b"a.test") + get(b"a.test", b"/2"))
         check_refused(client, BAD_GATEWAY)
@@ -139,10 +181,29 @@ def test_hazard_67_an_answer_that_could_be_read_in_two_ways_is_none(rest: bytes)
     assert len(rig.dialled) == 1 and len(rig.origin.requests()) == 1
 
 
-@pytest.mark.parametrize("start", [
-    b"HTTP/1.1 20 OK", b"HTTP/1.1 2000 OK", b"HTTP/1.1 +20 OK", b"HTTP/2 200 OK", b"HTTP/1.2 200 OK", b"HTTP/1.1  200 OK", b"ICY 200 OK",
-    b"HTTP/1.1 600 OK", b"HTTP/1.1 099 OK", b"HTTP/1.1 200 O\0K", b"http/1.1 200 OK", b" HTTP/1.1 200 OK", b"", b"hello", b"a" * 9000,
-    b"HTTP/1.1 200 OK\rX: y", b"HTTP/1.1\xa0200 OK"], ids=lambda start: repr(start[:20]))
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"HTTP/1.1 20 OK",
+        b"HTTP/1.1 2000 OK",
+        b"HTTP/1.1 +20 OK",
+        b"HTTP/2 200 OK",
+        b"HTTP/1.2 200 OK",
+        b"HTTP/1.1  200 OK",
+        b"ICY 200 OK",
+        b"HTTP/1.1 600 OK",
+        b"HTTP/1.1 099 OK",
+        b"HTTP/1.1 200 O\0K",
+        b"http/1.1 200 OK",
+        b" HTTP/1.1 200 OK",
+        b"",
+        b"hello",
+        b"a" * 9000,
+        b"HTTP/1.1 200 OK\rX: y",
+        b"HTTP/1.1\xa0200 OK",
+    ],
+    ids=lambda start: repr(start[:20]),
+)
 def test_hazard_67_what_does_not_begin_as_an_answer_is_none(start: bytes) -> None:
     with Rig(answers(start + b"\r\nContent-Length: 2\r\n\r\nok")) as rig:
         check_refused(rig.client(get(b"a.test")), BAD_GATEWAY)
@@ -155,8 +216,12 @@ def test_hazard_67_a_transfer_coding_in_http_1_0_is_refused() -> None:
 
 @pytest.mark.parametrize("method,status", [(b"HEAD", b"200"), (b"GET", b"304")])
 @pytest.mark.parametrize("length", [b"x", b"5, 6", b"9" * 5000], ids=["x", "5, 6", "5000 digits"])
-def test_hazard_67_a_bad_length_of_a_body_that_is_not_there_is_not_passed_on(method: bytes, status: bytes, length: bytes) -> None:
-    with Rig(answers(b"HTTP/1.1 " + status + b" X\r\nContent-Length: " + length + b"\r\n\r\n")) as rig:
+def test_hazard_67_a_bad_length_of_a_body_that_is_not_there_is_not_passed_on(
+    method: bytes, status: bytes, length: bytes
+) -> None:
+    with Rig(
+        answers(b"HTTP/1.1 " + status + b" X\r\nContent-Length: " + length + b"\r\n\r\n")
+    ) as rig:
         answer = rig.client(request(method)).answer(method)
     assert answer.status in (int(status), 502)
     assert answer.status == 502 or b"content-length" not in answer.names()
@@ -180,17 +245,21 @@ def test_an_answer_that_breaks_off_is_seen_to_break_off(answer: bytes, version: 
         got = client.answer()
         assert client.rest() == b"" and client.end == "reset"
     assert not got.whole and b"hello".startswith(got.body)
-    assert [record.ended for record in rig.records] == ["failed"] and len(rig.origin.requests()) == 1
+    assert [record.ended for record in rig.records] == ["failed"] and len(
+        rig.origin.requests()
+    ) == 1
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 def test_an_answer_until_close_that_is_reset_is_seen_to_break_off(version: bytes) -> None:
     read = threading.Event()
+
     def play(connection: Connection) -> None:
         connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
         assert read.wait(PATIENCE)
         connection.reset()
+
     with Rig(play) as rig:
         client = rig.client(request(b"GET", version))
         head = client.head()
@@ -200,7 +269,9 @@ def test_an_answer_until_close_that_is_reset_is_seen_to_break_off(version: bytes
     assert head.status == 200
 
 
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Le", CONTINUE])
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Le", CONTINUE]
+)
 def test_an_origin_that_closes_within_the_head_is_a_bad_gateway(answer: bytes) -> None:
     with Rig(answers_and_closes(answer)) as rig:
         client = rig.client(get(b"a.test"))
@@ -210,13 +281,19 @@ def test_an_origin_that_closes_within_the_head_is_a_bad_gateway(answer: bytes) -
 
 
 def test_an_answer_that_comes_byte_by_byte_is_the_same_answer() -> None:
-    with Rig(lambda connection: (connection.request(), connection.send(*[CHUNKED[at:at + 1] for at in range(len(CHUNKED))]))) as rig:
+    with Rig(
+        lambda connection: (
+            connection.request(),
+            connection.send(*[CHUNKED[at : at + 1] for at in range(len(CHUNKED))]),
+        )
+    ) as rig:
         assert rig.client(get(b"a.test")).answer().body == b"hello"
 
 
 def test_a_piece_of_an_answer_is_passed_on_when_it_comes() -> None:
     """A server-sent event must not wait for the next one."""
     seen = [threading.Event(), threading.Event()]
+
     def play(connection: Connection) -> None:
         connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
@@ -224,6 +301,7 @@ def test_a_piece_of_an_answer_is_passed_on_when_it_comes() -> None:
         connection.send(b"3\r\ntwo\r\n")
         assert seen[1].wait(PATIENCE)
         connection.send(b"0\r\n\r\n")
+
     with Rig(play) as rig:
         client = rig.client(get(b"a.test"))
         client.head()

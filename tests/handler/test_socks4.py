@@ -1,13 +1,14 @@
 """SOCKS4 and SOCKS4a connections: what is dialled, and the exact bytes of the answer."""
+
 from __future__ import annotations
 
 import pytest
 
 from netproxy.errors import LimitError, Reason
-from netproxy.interfaces import Address
-from tests.support.handlers import Conversation, Surroundings, check_relay
+from netproxy.interfaces.addresses import Address
+from tests.support.handlers import Conversation, HandlerDependencies, check_relay
 
-CONNECT = b"\x04\x01\x00\x50\xc0\x00\x02\x01user\0"        # 192.0.2.1:80
+CONNECT = b"\x04\x01\x00\x50\xc0\x00\x02\x01user\0"  # 192.0.2.1:80
 TARGET = Address("192.0.2.1", 80)
 REJECTED = b"\0\x5b\0\0\0\0\0\0"
 USERS = {"alice": "secret"}
@@ -22,116 +23,144 @@ def granted(address: Address) -> bytes:
     return b"\0\x5a" + address.port.to_bytes(2, "big") + bytes(map(int, address.host.split(".")))
 
 
-def check_rejected(around: Surroundings, request: bytes) -> None:
-    with Conversation(around.socks4()) as client:
+def check_rejected(dependencies: HandlerDependencies, request: bytes) -> None:
+    with Conversation(dependencies.socks4()) as client:
         client.send(request)
         client.expect(REJECTED)
         client.expect_end()
 
 
 def test_connect_is_granted_with_the_real_bound_address() -> None:
-    around = Surroundings()
-    with Conversation(around.socks4()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks4()) as client:
         client.send(CONNECT)
-        target = around.dialer.target()
+        target = dependencies.dialer.target()
         client.expect(granted(Address(*target.getpeername())))
         check_relay(client, target)
-    assert around.dialled == [TARGET]
-    flow = around.router.flows[0]
+    assert dependencies.dialled == [TARGET]
+    flow = dependencies.router.flows[0]
     assert flow == ("tcp", client.local, TARGET, "test", "", ())
-    record = around.log.records[0]
-    assert (record.flow, record.way, record.sent, record.received, record.ended) == (flow, "recording", 2, 8, "closed")
+    record = dependencies.log.records[0]
+    assert (record.flow, record.upstream, record.sent, record.received, record.ended) == (
+        flow,
+        "recording",
+        2,
+        8,
+        "closed",
+    )
 
 
 def test_hazard_01_request_in_single_bytes() -> None:
-    around = Surroundings()
-    with Conversation(around.socks4()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks4()) as client:
         client.trickle(named(b"example.com", b"user"))
-        with around.dialer.target() as target:
+        with dependencies.dialer.target() as target:
             client.expect(granted(Address(*target.getpeername())))
-    assert around.dialled == [Address("example.com", 80)]
+    assert dependencies.dialled == [Address("example.com", 80)]
 
 
-@pytest.mark.parametrize("name", [b"", b"a" * 64, b"a b", b"a\r\nb", b"a..b", b"a/b", b"a@b", b"b\xc3\xbccher.example",
-                                  b".".join([b"a" * 63] * 4), b"1.2.3.4.5", b"256.1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"",
+        b"a" * 64,
+        b"a b",
+        b"a\r\nb",
+        b"a..b",
+        b"a/b",
+        b"a@b",
+        b"b\xc3\xbccher.example",
+        b".".join([b"a" * 63] * 4),
+        b"1.2.3.4.5",
+        b"256.1",
+    ],
+)
 def test_hazard_10_what_is_no_name_is_rejected_and_not_dialled(name: bytes) -> None:
-    around = Surroundings()
-    check_rejected(around, named(name))
-    assert around.untouched()
+    dependencies = HandlerDependencies()
+    check_rejected(dependencies, named(name))
+    assert dependencies.untouched()
 
 
-@pytest.mark.parametrize("name", [b"127.1", b"0x7f.1", b"[::ffff:127.0.0.1]", b"::ffff:127.0.0.1", b"2130706433"])
+@pytest.mark.parametrize(
+    "name", [b"127.1", b"0x7f.1", b"[::ffff:127.0.0.1]", b"::ffff:127.0.0.1", b"2130706433"]
+)
 def test_hazard_11_an_address_in_a_name_is_the_address(name: bytes) -> None:
-    around = Surroundings()
-    with Conversation(around.socks4()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks4()) as client:
         client.send(named(name))
-        around.dialer.target().close()
-    assert around.dialled == [Address("127.0.0.1", 80)]
-    assert around.router.flows[0].target == Address("127.0.0.1", 80)
+        dependencies.dialer.target().close()
+    assert dependencies.dialled == [Address("127.0.0.1", 80)]
+    assert dependencies.router.flows[0].target == Address("127.0.0.1", 80)
 
 
-@pytest.mark.parametrize("head", [b"\x04\x01\x00\x50\xc0\x00\x02\x01", b"\x04\x01\x00\x50\0\0\0\1\0"])
-def test_hazard_12_a_string_without_its_nul_ends_the_connection_within_1024_bytes(head: bytes) -> None:
-    around = Surroundings()
-    with Conversation(around.socks4()) as client:
-        client.send(head + b"a" * 1024)         # and never more: the handler must not wait for it
+@pytest.mark.parametrize(
+    "head", [b"\x04\x01\x00\x50\xc0\x00\x02\x01", b"\x04\x01\x00\x50\0\0\0\1\0"]
+)
+def test_hazard_12_a_string_without_its_nul_ends_the_connection_within_1024_bytes(
+    head: bytes,
+) -> None:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks4()) as client:
+        client.send(head + b"a" * 1024)  # and never more: the handler must not wait for it
         client.expect_closed()
         client.wait()
         assert isinstance(client.raised, LimitError)
-    assert around.untouched()
+    assert dependencies.untouched()
 
 
 def test_a_user_id_of_255_bytes_is_read() -> None:
-    around = Surroundings()
-    with Conversation(around.socks4()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks4()) as client:
         client.send(CONNECT[:8] + b"u" * 255 + b"\0")
-        around.dialer.target().close()
-    assert around.dialled == [TARGET]
+        dependencies.dialer.target().close()
+    assert dependencies.dialled == [TARGET]
 
 
 def test_hazard_13_a_name_is_left_to_the_dialer() -> None:
-    around = Surroundings()
-    with Conversation(around.socks4()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks4()) as client:
         client.send(named(b"Example.COM", b"user"))
-        around.dialer.target().close()
-    assert around.dialled == [Address("example.com", 80)]
+        dependencies.dialer.target().close()
+    assert dependencies.dialled == [Address("example.com", 80)]
 
 
-@pytest.mark.parametrize("request_bytes", [b"\x04\x01\x00\x50\0\0\0\0\0", named(b"0.0.0.0"), named(b"0")])
+@pytest.mark.parametrize(
+    "request_bytes", [b"\x04\x01\x00\x50\0\0\0\0\0", named(b"0.0.0.0"), named(b"0")]
+)
 def test_hazard_13_0_0_0_0_is_refused(request_bytes: bytes) -> None:
-    around = Surroundings()
-    check_rejected(around, request_bytes)
-    assert around.untouched()
+    dependencies = HandlerDependencies()
+    check_rejected(dependencies, request_bytes)
+    assert dependencies.untouched()
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_hazard_14_each_failed_dial_is_one_rejection(reason: Reason) -> None:
-    around = Surroundings(failure=reason)
-    check_rejected(around, CONNECT)
-    assert around.dialled == [TARGET]
-    assert [record.ended for record in around.log.records] == [reason.value]
-    assert around.counters.value("dial_failures", reason.value) == 1
+    dependencies = HandlerDependencies(failure=reason)
+    check_rejected(dependencies, CONNECT)
+    assert dependencies.dialled == [TARGET]
+    assert [record.ended for record in dependencies.log.records] == [reason.value]
+    assert dependencies.counters.value("dial_failures", reason.value) == 1
 
 
 def test_hazard_15_nothing_is_said_before_the_dial_is_done() -> None:
-    around = Surroundings()
-    around.dialer.gate.clear()
-    with Conversation(around.socks4()) as client:
+    dependencies = HandlerDependencies()
+    dependencies.dialer.gate.clear()
+    with Conversation(dependencies.socks4()) as client:
         client.send(CONNECT)
-        assert around.dialer.asked.wait(5)
+        assert dependencies.dialer.asked.wait(5)
         assert client.silent()
-        around.dialer.gate.set()
-        with around.dialer.target() as target:
+        dependencies.dialer.gate.set()
+        with dependencies.dialer.target() as target:
             client.expect(granted(Address(*target.getpeername())))
 
 
 def test_hazard_16_data_behind_the_request_reaches_the_target_once_and_in_order() -> None:
-    around = Surroundings()
+    dependencies = HandlerDependencies()
     data = bytes(range(256)) * 256
-    with Conversation(around.socks4()) as client:
+    with Conversation(dependencies.socks4()) as client:
         client.send(CONNECT + data[:1000])
         client.send(data[1000:])
-        with around.dialer.target() as target:
+        with dependencies.dialer.target() as target:
             client.read(8)
             client.close()
             with target.makefile("rb") as stream:
@@ -140,35 +169,35 @@ def test_hazard_16_data_behind_the_request_reaches_the_target_once_and_in_order(
 
 @pytest.mark.parametrize("command", [0, 3, 255])
 def test_an_unknown_command_is_rejected(command: int) -> None:
-    around = Surroundings()
-    check_rejected(around, b"\x04" + bytes((command,)) + CONNECT[2:])
-    assert around.untouched()
+    dependencies = HandlerDependencies()
+    check_rejected(dependencies, b"\x04" + bytes((command,)) + CONNECT[2:])
+    assert dependencies.untouched()
 
 
 def test_a_client_that_leaves_within_its_request_dials_nothing() -> None:
     for cut in range(len(CONNECT)):
-        around = Surroundings()
-        with Conversation(around.socks4()) as client:
+        dependencies = HandlerDependencies()
+        with Conversation(dependencies.socks4()) as client:
             client.send(CONNECT[:cut])
             client.close()
-        assert around.untouched()
+        assert dependencies.untouched()
 
 
 def test_data_behind_a_refused_request_does_not_hide_the_refusal() -> None:
-    around = Surroundings(failure=Reason.REFUSED)
-    check_rejected(around, CONNECT + b"GET / HTTP/1.1\r\n\r\n" * 100)
-    assert around.dialled == [TARGET]
+    dependencies = HandlerDependencies(failure=Reason.REFUSED)
+    check_rejected(dependencies, CONNECT + b"GET / HTTP/1.1\r\n\r\n" * 100)
+    assert dependencies.dialled == [TARGET]
 
 
 @pytest.mark.parametrize("auth, served", [("none", True), ("optional", True), ("required", False)])
 def test_a_listener_that_requires_a_password_refuses_socks4(auth: str, served: bool) -> None:
-    around = Surroundings(USERS, auth)
+    dependencies = HandlerDependencies(USERS, auth)
     if served:
-        with Conversation(around.socks4()) as client:
+        with Conversation(dependencies.socks4()) as client:
             client.send(CONNECT)
-            around.dialer.target().close()
-        assert around.router.flows[0].user == ""
+            dependencies.dialer.target().close()
+        assert dependencies.router.flows[0].user == ""
     else:
-        check_rejected(around, CONNECT)
-        check_rejected(around, CONNECT.replace(b"user", b"alice"))
-        assert around.untouched()
+        check_rejected(dependencies, CONNECT)
+        check_rejected(dependencies, CONNECT.replace(b"user", b"alice"))
+        assert dependencies.untouched()

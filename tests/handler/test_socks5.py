@@ -1,4 +1,5 @@
 """SOCKS5 connections up to their dial: methods, credentials, requests, and the one answer to each."""
+
 from __future__ import annotations
 
 import socket
@@ -7,15 +8,21 @@ from contextlib import ExitStack
 import pytest
 
 from netproxy.errors import EndOfStream, Reason
-from netproxy.interfaces import Address
-from tests.support.handlers import LOCALHOST, SECONDS, Conversation, Surroundings, check_relay
+from netproxy.interfaces.addresses import Address
+from tests.support.handlers import (
+    LOCALHOST,
+    SECONDS,
+    Conversation,
+    HandlerDependencies,
+    check_relay,
+)
 from tests.support.relays import SPS, running
 from tests.support.sockets import black_hole, refusing
 
 HELLO, ANONYMOUS = b"\5\1\0", b"\5\0"
 LOGIN, ASKED = b"\5\1\2", b"\5\2"
 NONE_FITS = b"\5\xff"
-CONNECT = b"\5\1\0\1\xc0\0\2\1\0\x50"           # 192.0.2.1:80
+CONNECT = b"\5\1\0\1\xc0\0\2\1\0\x50"  # 192.0.2.1:80
 TARGET = Address("192.0.2.1", 80)
 USERS = {"alice": "secret", "u" * 255: "p" * 255}
 ALICE, ACCEPTED, FAILED = b"\1\5alice\6secret", b"\1\0", b"\1\1"
@@ -33,219 +40,312 @@ def success(address: Address) -> bytes:
     return b"\5\0\0\1" + bytes(map(int, address.host.split("."))) + address.port.to_bytes(2, "big")
 
 
-def check_refused(around: Surroundings, sent: bytes, answer: bytes) -> None:
+def check_refused(dependencies: HandlerDependencies, sent: bytes, answer: bytes) -> None:
     """The client sends all at once, reads exactly `answer`, then the end."""
-    with Conversation(around.socks5()) as client:
+    with Conversation(dependencies.socks5()) as client:
         client.send(sent)
         client.expect(answer)
         client.expect_end()
 
 
 def test_connect_succeeds_with_the_real_bound_address() -> None:
-    around = Surroundings()
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks5()) as client:
         client.send(HELLO)
         client.expect(ANONYMOUS)
         client.send(CONNECT)
-        target = around.dialer.target()
+        target = dependencies.dialer.target()
         client.expect(success(Address(*target.getpeername())))
         check_relay(client, target)
-    assert around.dialled == [TARGET]
-    flow = around.router.flows[0]
+    assert dependencies.dialled == [TARGET]
+    flow = dependencies.router.flows[0]
     assert flow == ("tcp", client.local, TARGET, "test", "", ())
-    record = around.log.records[0]
-    assert (record.flow, record.way, record.sent, record.received, record.ended) == (flow, "recording", 2, 8, "closed")
+    record = dependencies.log.records[0]
+    assert (record.flow, record.upstream, record.sent, record.received, record.ended) == (
+        flow,
+        "recording",
+        2,
+        8,
+        "closed",
+    )
 
 
 def test_hazard_01_every_step_in_single_bytes() -> None:
-    around = Surroundings(USERS, "required")
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies(USERS, "required")
+    with Conversation(dependencies.socks5()) as client:
         client.trickle(LOGIN)
         client.expect(ASKED)
         client.trickle(ALICE)
         client.expect(ACCEPTED)
         client.trickle(named(b"example.com"))
-        with around.dialer.target() as target:
+        with dependencies.dialer.target() as target:
             client.expect(success(Address(*target.getpeername())))
-    assert around.dialled == [Address("example.com", 80)]
+    assert dependencies.dialled == [Address("example.com", 80)]
 
 
 @pytest.mark.parametrize("auth", ["none", "optional", "required"])
 @pytest.mark.parametrize("methods", [b"", b"\1", b"\3\x80\xfe", b"\xff"])
 def test_hazard_03_no_acceptable_method(auth: str, methods: bytes) -> None:
-    around = Surroundings(USERS, auth)
-    check_refused(around, b"\5" + bytes((len(methods),)) + methods + CONNECT, NONE_FITS)
-    assert around.untouched()
+    dependencies = HandlerDependencies(USERS, auth)
+    check_refused(dependencies, b"\5" + bytes((len(methods),)) + methods + CONNECT, NONE_FITS)
+    assert dependencies.untouched()
 
 
-@pytest.mark.parametrize("auth, methods, chosen", [
-    ("none", b"\0", 0), ("none", b"\2", 0xFF), ("none", b"\0\2", 0), ("none", b"\2\0", 0),
-    ("optional", b"\0", 0), ("optional", b"\2", 2), ("optional", b"\0\2", 2), ("optional", b"\2\1", 2),
-    ("required", b"\0", 0xFF), ("required", b"\2", 2), ("required", b"\0\2", 2), ("required", b"\0\1", 0xFF),
-    ("required", bytes(range(255)), 2), ("none", bytes(range(255)), 0),
-])
-def test_hazard_04_only_an_offered_method_is_selected(auth: str, methods: bytes, chosen: int) -> None:
-    around = Surroundings(USERS, auth)
-    with Conversation(around.socks5()) as client:
+@pytest.mark.parametrize(
+    "auth, methods, chosen",
+    [
+        ("none", b"\0", 0),
+        ("none", b"\2", 0xFF),
+        ("none", b"\0\2", 0),
+        ("none", b"\2\0", 0),
+        ("optional", b"\0", 0),
+        ("optional", b"\2", 2),
+        ("optional", b"\0\2", 2),
+        ("optional", b"\2\1", 2),
+        ("required", b"\0", 0xFF),
+        ("required", b"\2", 2),
+        ("required", b"\0\2", 2),
+        ("required", b"\0\1", 0xFF),
+        ("required", bytes(range(255)), 2),
+        ("none", bytes(range(255)), 0),
+    ],
+)
+def test_hazard_04_only_an_offered_method_is_selected(
+    auth: str, methods: bytes, chosen: int
+) -> None:
+    dependencies = HandlerDependencies(USERS, auth)
+    with Conversation(dependencies.socks5()) as client:
         client.send(b"\5" + bytes((len(methods),)) + methods)
         client.expect(b"\5" + bytes((chosen,)))
         if chosen == 0xFF:
             client.expect_end()
-    assert around.untouched()
+    assert dependencies.untouched()
 
 
-@pytest.mark.parametrize("hello, answer", [(HELLO, NONE_FITS), (LOGIN, ASKED + FAILED), (b"\5\2\0\2", ASKED + FAILED)])
-def test_hazard_05_request_behind_the_greeting_is_not_served_without_login(hello: bytes, answer: bytes) -> None:
-    around = Surroundings(USERS, "required")
-    check_refused(around, hello + CONNECT, answer)
-    assert around.untouched()
+@pytest.mark.parametrize(
+    "hello, answer", [(HELLO, NONE_FITS), (LOGIN, ASKED + FAILED), (b"\5\2\0\2", ASKED + FAILED)]
+)
+def test_hazard_05_request_behind_the_greeting_is_not_served_without_login(
+    hello: bytes, answer: bytes
+) -> None:
+    dependencies = HandlerDependencies(USERS, "required")
+    check_refused(dependencies, hello + CONNECT, answer)
+    assert dependencies.untouched()
 
 
 def test_request_behind_good_credentials_is_served() -> None:
-    around = Surroundings(USERS, "required")
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies(USERS, "required")
+    with Conversation(dependencies.socks5()) as client:
         client.send(LOGIN + ALICE + CONNECT)
         client.expect(ASKED + ACCEPTED)
-        with around.dialer.target() as target:
+        with dependencies.dialer.target() as target:
             client.expect(success(Address(*target.getpeername())))
-    assert around.router.flows[0].user == "alice"
+    assert dependencies.router.flows[0].user == "alice"
 
 
-@pytest.mark.parametrize("credentials", [b"\5\5alice\6secret", b"\0\5alice\6secret", b"\1\0\6secret", b"\1\5alice\0",
-                                         b"\1\0\0"],
-                         ids=["version 5", "version 0", "no user", "no password", "neither"])
+@pytest.mark.parametrize(
+    "credentials",
+    [b"\5\5alice\6secret", b"\0\5alice\6secret", b"\1\0\6secret", b"\1\5alice\0", b"\1\0\0"],
+    ids=["version 5", "version 0", "no user", "no password", "neither"],
+)
 def test_hazard_06_broken_credentials_fail(credentials: bytes) -> None:
-    around = Surroundings({**USERS, "x": "secret"}, "required")
-    check_refused(around, LOGIN + credentials, ASKED + FAILED)
-    assert around.untouched()
+    dependencies = HandlerDependencies({**USERS, "x": "secret"}, "required")
+    check_refused(dependencies, LOGIN + credentials, ASKED + FAILED)
+    assert dependencies.untouched()
 
 
 def test_hazard_06_credentials_of_255_bytes_each_work() -> None:
-    around = Surroundings(USERS, "required")
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies(USERS, "required")
+    with Conversation(dependencies.socks5()) as client:
         client.send(LOGIN + b"\1\xff" + b"u" * 255 + b"\xff" + b"p" * 255 + CONNECT)
         client.expect(ASKED + ACCEPTED)
-        around.dialer.target().close()
-    assert around.router.flows[0].user == "u" * 255
+        dependencies.dialer.target().close()
+    assert dependencies.router.flows[0].user == "u" * 255
 
 
-@pytest.mark.parametrize("credentials", [b"\1\5alice\5wrong", b"\1\5mallo\6secret", b"\1\5Alice\6secret",
-                                         b"\1\5alice\7secret ", b"\1\5alice\6secre\0", b"\1\2\xff\xfe\6secret"])
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        b"\1\5alice\5wrong",
+        b"\1\5mallo\6secret",
+        b"\1\5Alice\6secret",
+        b"\1\5alice\7secret ",
+        b"\1\5alice\6secre\0",
+        b"\1\2\xff\xfe\6secret",
+    ],
+)
 @pytest.mark.parametrize("auth", ["optional", "required"])
-def test_hazard_07_after_a_wrong_password_the_socket_has_no_second_try(auth: str, credentials: bytes) -> None:
-    around = Surroundings(USERS, auth)
-    check_refused(around, LOGIN + credentials + ALICE + CONNECT, ASKED + FAILED)
-    assert around.untouched()
-    assert around.counters.value("authentication", "refused") == 1
+def test_hazard_07_after_a_wrong_password_the_socket_has_no_second_try(
+    auth: str, credentials: bytes
+) -> None:
+    dependencies = HandlerDependencies(USERS, auth)
+    check_refused(dependencies, LOGIN + credentials + ALICE + CONNECT, ASKED + FAILED)
+    assert dependencies.untouched()
+    assert dependencies.counters.value("authentication", "refused") == 1
 
 
 def test_hazard_08_a_good_login_does_not_let_the_next_connection_in() -> None:
-    around = Surroundings(USERS, "required")
-    handler = around.socks5()
+    dependencies = HandlerDependencies(USERS, "required")
+    handler = dependencies.socks5()
     with Conversation(handler) as good:
         good.send(LOGIN + ALICE + CONNECT)
         good.expect(ASKED + ACCEPTED)
-        with around.dialer.target():
-            for sent, answer in ((LOGIN + b"\1\5alice\5wrong", ASKED + FAILED), (HELLO + CONNECT, NONE_FITS)):
+        with dependencies.dialer.target():
+            for sent, answer in (
+                (LOGIN + b"\1\5alice\5wrong", ASKED + FAILED),
+                (HELLO + CONNECT, NONE_FITS),
+            ):
                 with Conversation(handler) as bad:
                     bad.send(sent)
                     bad.expect(answer)
                     bad.expect_end()
-    assert around.dialled == [TARGET]
+    assert dependencies.dialled == [TARGET]
 
 
 @pytest.mark.parametrize("command", [0, 4, 0x80, 255])
 def test_hazard_09_an_unknown_command_is_refused_with_07(command: int) -> None:
-    around = Surroundings()
-    check_refused(around, HELLO + b"\5" + bytes((command,)) + CONNECT[2:], ANONYMOUS + refusal(7))
-    assert around.untouched()
+    dependencies = HandlerDependencies()
+    check_refused(
+        dependencies, HELLO + b"\5" + bytes((command,)) + CONNECT[2:], ANONYMOUS + refusal(7)
+    )
+    assert dependencies.untouched()
 
 
 def test_associate_without_udp_is_refused_with_07() -> None:
-    around = Surroundings()
-    check_refused(around, HELLO + b"\5\3\0\1\0\0\0\0\0\0", ANONYMOUS + refusal(7))
+    dependencies = HandlerDependencies()
+    check_refused(dependencies, HELLO + b"\5\3\0\1\0\0\0\0\0\0", ANONYMOUS + refusal(7))
 
 
 @pytest.mark.parametrize("kind", [0, 2, 5, 255])
 def test_hazard_09_an_unknown_address_type_is_refused_with_08(kind: int) -> None:
-    around = Surroundings()
-    check_refused(around, HELLO + b"\5\1\0" + bytes((kind,)), ANONYMOUS + refusal(8))
-    check_refused(around, HELLO + b"\5\1\0" + bytes((kind,)) + b"\x0bexample.com\0\x50", ANONYMOUS + refusal(8))
-    assert around.untouched()
+    dependencies = HandlerDependencies()
+    check_refused(dependencies, HELLO + b"\5\1\0" + bytes((kind,)), ANONYMOUS + refusal(8))
+    check_refused(
+        dependencies,
+        HELLO + b"\5\1\0" + bytes((kind,)) + b"\x0bexample.com\0\x50",
+        ANONYMOUS + refusal(8),
+    )
+    assert dependencies.untouched()
 
 
 def test_hazard_09_a_reserved_byte_that_is_not_zero_is_accepted() -> None:
-    around = Surroundings()
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + b"\5\1\xff" + CONNECT[3:])
-        with around.dialer.target() as target:
+        with dependencies.dialer.target() as target:
             client.expect(ANONYMOUS + success(Address(*target.getpeername())))
-    assert around.dialled == [TARGET]
+    assert dependencies.dialled == [TARGET]
 
 
-@pytest.mark.parametrize("name", [
-    b"", b".".join([b"a" * 63] * 4), b"a" * 255, b"a\0b", b"a\r\nHost: b", b"a b", b"a..b", b".a", b"a" * 64 + b".b",
-    b"b\xc3\xbccher", b"\xff", b"a/b", b"user@b", b"a#b", b"a?b", b"a\\b", b"[::1", b"[name]", b"1.2.3.4.5", b"256.1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"",
+        b".".join([b"a" * 63] * 4),
+        b"a" * 255,
+        b"a\0b",
+        b"a\r\nHost: b",
+        b"a b",
+        b"a..b",
+        b".a",
+        b"a" * 64 + b".b",
+        b"b\xc3\xbccher",
+        b"\xff",
+        b"a/b",
+        b"user@b",
+        b"a#b",
+        b"a?b",
+        b"a\\b",
+        b"[::1",
+        b"[name]",
+        b"1.2.3.4.5",
+        b"256.1",
+    ],
+)
 def test_hazard_10_what_is_no_name_is_refused_and_not_dialled(name: bytes) -> None:
-    around = Surroundings()
-    check_refused(around, HELLO + named(name), ANONYMOUS + refusal(4))
-    assert around.untouched()
+    dependencies = HandlerDependencies()
+    check_refused(dependencies, HELLO + named(name), ANONYMOUS + refusal(4))
+    assert dependencies.untouched()
 
 
-@pytest.mark.parametrize("name, host", [
-    (b"127.1", "127.0.0.1"), (b"0x7f.1", "127.0.0.1"), (b"2130706433", "127.0.0.1"), (b"0177.0.0.1", "127.0.0.1"),
-    (b"127.0.0.1.", "127.0.0.1"), (b"::ffff:127.0.0.1", "127.0.0.1"), (b"::FFFF:7f00:1", "127.0.0.1"),
-    (b"[::1]", "::1"), (b"0:0::1", "::1")])
-def test_hazard_11_an_address_in_a_name_is_routed_and_dialled_as_the_address(name: bytes, host: str) -> None:
-    around = Surroundings()
-    with Conversation(around.socks5()) as client:
+@pytest.mark.parametrize(
+    "name, host",
+    [
+        (b"127.1", "127.0.0.1"),
+        (b"0x7f.1", "127.0.0.1"),
+        (b"2130706433", "127.0.0.1"),
+        (b"0177.0.0.1", "127.0.0.1"),
+        (b"127.0.0.1.", "127.0.0.1"),
+        (b"::ffff:127.0.0.1", "127.0.0.1"),
+        (b"::FFFF:7f00:1", "127.0.0.1"),
+        (b"[::1]", "::1"),
+        (b"0:0::1", "::1"),
+    ],
+)
+def test_hazard_11_an_address_in_a_name_is_routed_and_dialled_as_the_address(
+    name: bytes, host: str
+) -> None:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + named(name))
-        around.dialer.target().close()
-    assert around.dialled == [Address(host, 80)]
-    assert around.router.flows[0].target == Address(host, 80)
+        dependencies.dialer.target().close()
+    assert dependencies.dialled == [Address(host, 80)]
+    assert dependencies.router.flows[0].target == Address(host, 80)
 
 
 def test_hazard_11_a_mapped_ipv6_address_is_the_ipv4_one() -> None:
-    around = Surroundings()
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + b"\5\1\0\4" + b"\0" * 10 + b"\xff\xff\x7f\0\0\1" + b"\0\x50")
-        around.dialer.target().close()
-    assert around.dialled == [Address("127.0.0.1", 80)]
+        dependencies.dialer.target().close()
+    assert dependencies.dialled == [Address("127.0.0.1", 80)]
 
 
-@pytest.mark.parametrize("reason, reply", [
-    (Reason.REFUSED, 5), (Reason.TIMEOUT, 6), (Reason.NETWORK_UNREACHABLE, 3), (Reason.HOST_UNREACHABLE, 4),
-    (Reason.NAME, 4), (Reason.DENIED, 2), (Reason.UNSUPPORTED, 7), (Reason.GENERAL, 1), (Reason.AUTHENTICATION, 1),
-    (Reason.PROTOCOL, 1), (Reason.LOOP, 2)])
+@pytest.mark.parametrize(
+    "reason, reply",
+    [
+        (Reason.REFUSED, 5),
+        (Reason.TIMEOUT, 6),
+        (Reason.NETWORK_UNREACHABLE, 3),
+        (Reason.HOST_UNREACHABLE, 4),
+        (Reason.NAME, 4),
+        (Reason.DENIED, 2),
+        (Reason.UNSUPPORTED, 7),
+        (Reason.GENERAL, 1),
+        (Reason.AUTHENTICATION, 1),
+        (Reason.PROTOCOL, 1),
+        (Reason.LOOP, 2),
+    ],
+)
 def test_hazard_14_the_reply_tells_why_the_dial_failed(reason: Reason, reply: int) -> None:
-    around = Surroundings(failure=reason)
-    check_refused(around, HELLO + CONNECT, ANONYMOUS + refusal(reply))
-    assert around.dialled == [TARGET]
-    assert [record.ended for record in around.log.records] == [reason.value]
-    assert around.counters.value("dial_failures", reason.value) == 1
+    dependencies = HandlerDependencies(failure=reason)
+    check_refused(dependencies, HELLO + CONNECT, ANONYMOUS + refusal(reply))
+    assert dependencies.dialled == [TARGET]
+    assert [record.ended for record in dependencies.log.records] == [reason.value]
+    assert dependencies.counters.value("dial_failures", reason.value) == 1
 
 
 def test_hazard_15_nothing_is_said_before_the_dial_is_done() -> None:
-    around = Surroundings()
-    around.dialer.gate.clear()
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies()
+    dependencies.dialer.gate.clear()
+    with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + CONNECT)
         client.expect(ANONYMOUS)
-        assert around.dialer.asked.wait(5)
+        assert dependencies.dialer.asked.wait(5)
         assert client.silent()
-        around.dialer.gate.set()
-        with around.dialer.target() as target:
+        dependencies.dialer.gate.set()
+        with dependencies.dialer.target() as target:
             client.expect(success(Address(*target.getpeername())))
 
 
 @pytest.mark.parametrize("ahead", [1, 1000, 40000])
 def test_hazard_16_data_behind_the_request_reaches_the_target_once_and_in_order(ahead: int) -> None:
-    around = Surroundings()
+    dependencies = HandlerDependencies()
     data = bytes(range(251)) * 400
-    with Conversation(around.socks5()) as client:
+    with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + CONNECT + data[:ahead])
         client.send(data[ahead:])
-        with around.dialer.target() as target:
+        with dependencies.dialer.target() as target:
             client.read(12)
             client.close()
             with target.makefile("rb") as stream:
@@ -253,73 +353,83 @@ def test_hazard_16_data_behind_the_request_reaches_the_target_once_and_in_order(
 
 
 def test_data_behind_a_refused_request_does_not_hide_the_refusal() -> None:
-    around = Surroundings(failure=Reason.REFUSED)
-    check_refused(around, HELLO + CONNECT + b"x" * 50000, ANONYMOUS + refusal(5))
+    dependencies = HandlerDependencies(failure=Reason.REFUSED)
+    check_refused(dependencies, HELLO + CONNECT + b"x" * 50000, ANONYMOUS + refusal(5))
 
 
 def test_a_client_that_leaves_at_any_byte_dials_nothing() -> None:
     whole = LOGIN + ALICE + CONNECT
     for cut in range(len(whole)):
-        around = Surroundings(USERS, "required")
-        with Conversation(around.socks5()) as client:
+        dependencies = HandlerDependencies(USERS, "required")
+        with Conversation(dependencies.socks5()) as client:
             client.send(whole[:cut])
             client.socket.shutdown(socket.SHUT_WR)
             client.wait()
             assert isinstance(client.raised, EndOfStream)
-        assert around.untouched()
+        assert dependencies.untouched()
 
 
 @pytest.mark.parametrize("greeting", [b"\4\1\0\0", b"\x06\1\0"])
 def test_another_version_is_closed_without_an_answer(greeting: bytes) -> None:
-    around = Surroundings()
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks5()) as client:
         client.send(greeting)
         client.expect_closed()
-    assert around.untouched()
+    assert dependencies.untouched()
 
 
 def test_another_version_in_the_request_is_closed_without_a_dial() -> None:
-    around = Surroundings()
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + b"\4" + CONNECT[1:])
         client.expect(ANONYMOUS)
         client.expect_closed()
-    assert around.untouched()
+    assert dependencies.untouched()
 
 
 def test_a_client_that_left_during_the_dial_leaves_nothing_open() -> None:
-    around = Surroundings()
-    around.dialer.gate.clear()
-    with Conversation(around.socks5()) as client:
+    dependencies = HandlerDependencies()
+    dependencies.dialer.gate.clear()
+    with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + CONNECT)
         client.expect(ANONYMOUS)
-        assert around.dialer.asked.wait(5)
+        assert dependencies.dialer.asked.wait(5)
         client.close()
-        around.dialer.gate.set()
-        with around.dialer.target() as target:
+        dependencies.dialer.gate.set()
+        with dependencies.dialer.target() as target:
             assert target.recv(1) == b""
-    assert len(around.log.records) == 1
+    assert len(dependencies.log.records) == 1
 
 
 def test_the_reply_names_the_upstream_socket_whatever_family_the_client_came_by() -> None:
-    around = Surroundings()
-    with Conversation(around.socks5(), "::1", "::1") as client:
+    dependencies = HandlerDependencies()
+    with Conversation(dependencies.socks5(), "::1", "::1") as client:
         client.send(HELLO + CONNECT)
-        with around.dialer.target() as target:
+        with dependencies.dialer.target() as target:
             client.expect(ANONYMOUS + success(Address(*target.getpeername())))
-    assert around.router.flows[0].client.host == "::1"
+    assert dependencies.router.flows[0].client.host == "::1"
 
 
 # -- hazard 14 with the daemon's own dialers
 
-@pytest.mark.parametrize("case, reply", [("refused", 5), ("timeout", 6), ("unreachable", 3), ("name", 4), ("rules", 2),
-                                         ("port 0", 5)])
-def test_hazard_14_by_what_really_happens(case: str, reply: int, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize(
+    "case, reply",
+    [("refused", 5), ("timeout", 6), ("unreachable", 3), ("name", 4), ("rules", 2), ("port 0", 5)],
+)
+def test_hazard_14_by_what_really_happens(
+    case: str, reply: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = SPS + "\ntimeouts: {connect: 200ms}" + ("\ndefault: block" if case == "rules" else "")
     with running(text) as relay, ExitStack() as stack:
-        ask = {"refused": lambda: literal(stack.enter_context(refusing())), "port 0": lambda: literal(Address(LOCALHOST, 0)),
-               "timeout": lambda: literal(stack.enter_context(black_hole())), "rules": lambda: CONNECT,
-               "unreachable": lambda: b"\5\1\0\1\xff\xff\xff\xff\0\x50", "name": lambda: named(b"nowhere.example")}[case]()
+        ask = {
+            "refused": lambda: literal(stack.enter_context(refusing())),
+            "port 0": lambda: literal(Address(LOCALHOST, 0)),
+            "timeout": lambda: literal(stack.enter_context(black_hole())),
+            "rules": lambda: CONNECT,
+            "unreachable": lambda: b"\5\1\0\1\xff\xff\xff\xff\0\x50",
+            "name": lambda: named(b"nowhere.example"),
+        }[case]()
         client = stack.enter_context(socket.create_connection((LOCALHOST, relay.port), SECONDS))
         monkeypatch.setattr("socket.getaddrinfo", no_such_name)
         client.sendall(HELLO + ask)

@@ -1,19 +1,29 @@
 """SOCKS5's datagrams through a real daemon: what passes, what is dropped and counted, what state it leaves."""
+
 from __future__ import annotations
 
 from typing import Iterator
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import LOCALHOST, descriptors, eventually
-from tests.support.relays import NO_HINT, SPS, Running, UdpClient, UdpPort, running, send_train, sessions_threads
+from tests.support.relays import (
+    NO_HINT,
+    SPS,
+    Running,
+    UdpClient,
+    UdpPort,
+    running,
+    send_train,
+    sessions_threads,
+)
 
 STRANGER = "127.0.0.9"
 
 
-@pytest.fixture(params=["vectors", "trains", "single"])
+@pytest.fixture(params=["mmsg", "trains", "single"])
 def relay(request: pytest.FixtureRequest) -> Iterator[Running]:
     """By each way of receiving and sending batches: nobody may notice which."""
     with running(SPS + "\nudp: {batching: %s}" % request.param) as relay:
@@ -46,8 +56,13 @@ def check_order(relay: Running, sizes: list[int]) -> None:
 
 # -- what passes
 
+
 def test_two_targets_see_one_client_come_from_one_and_the_same_port(relay: Running) -> None:
-    with UdpClient(relay.port) as client, UdpPort("127.0.0.1") as one, UdpPort("127.0.0.2") as other:
+    with (
+        UdpClient(relay.port) as client,
+        UdpPort("127.0.0.1") as one,
+        UdpPort("127.0.0.2") as other,
+    ):
         seen = {client.check_echo(one), client.check_echo(other), client.check_echo(one)}
         assert len({address.port for address in seen}) == 1
         assert relay.state() == {"associations": 1, "sessions": 1, "entries": 2}
@@ -74,9 +89,12 @@ def test_a_name_target_works(relay: Running) -> None:
             assert source.host in ("127.0.0.1", "::1") and source.port == target.address.port
 
 
-def test_a_name_that_is_not_found_costs_its_datagrams_only(relay: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_not_found_costs_its_datagrams_only(
+    relay: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise OSError("no such name")
+
     with UdpClient(relay.port) as client, UdpPort() as target:
         monkeypatch.setattr("socket.getaddrinfo", unknown)
         client.to(Address("nowhere.invalid", 53), b"lost")
@@ -90,12 +108,19 @@ def test_datagrams_keep_their_order_and_their_lengths(relay: Running) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[0], [0, 0], [0, 1], [7, 0], [7, 7, 0], [7, 0, 0, 7]], ids=str)
-def test_hazard_27_empty_datagrams_among_others_arrive_in_order(relay: Running, sizes: list[int]) -> None:
+def test_hazard_27_empty_datagrams_among_others_arrive_in_order(
+    relay: Running, sizes: list[int]
+) -> None:
     check_order(relay, sizes)
 
 
 def test_datagrams_of_one_batch_reach_the_target_that_each_names(relay: Running) -> None:
-    with UdpClient(relay.port) as client, UdpPort() as one, UdpPort("127.0.0.2") as other, UdpPort("::1") as third:
+    with (
+        UdpClient(relay.port) as client,
+        UdpPort() as one,
+        UdpPort("127.0.0.2") as other,
+        UdpPort("::1") as third,
+    ):
         client.check_echo(one)
         targets = [one, other, one, one, third, other, third, one]
         with relay.held():
@@ -106,10 +131,18 @@ def test_datagrams_of_one_batch_reach_the_target_that_each_names(relay: Running)
 
 
 def test_a_train_passes_each_datagram_to_its_target(relay: Running) -> None:
-    with UdpClient(relay.port) as client, UdpPort("127.0.0.1") as one, UdpPort("127.0.0.2") as other:
+    with (
+        UdpClient(relay.port) as client,
+        UdpPort("127.0.0.1") as one,
+        UdpPort("127.0.0.2") as other,
+    ):
         client.check_echo(one)
         targets = [one] * 4 + [other] * 3 + [one]
-        send_train(client.socket, [header(target) + b"%04d" % at for at, target in enumerate(targets)], client.bound)
+        send_train(
+            client.socket,
+            [header(target) + b"%04d" % at for at, target in enumerate(targets)],
+            client.bound,
+        )
         for at, target in enumerate(targets):
             target.expect(b"%04d" % at)
 
@@ -120,12 +153,14 @@ def test_60000_bytes_pass_both_ways(relay: Running) -> None:
         client.check_echo(target, data)
 
 
-def test_hazard_28_the_longest_datagram_passes_and_its_reply_is_dropped_whole(relay: Running) -> None:
+def test_hazard_28_the_longest_datagram_passes_and_its_reply_is_dropped_whole(
+    relay: Running,
+) -> None:
     longest = b"l" * (65507 - 10)
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.to(target.address, longest)
         seen = target.expect(longest)
-        target.send(b"r" * 65507, seen)             # with our header it is longer than a datagram can be
+        target.send(b"r" * 65507, seen)  # with our header it is longer than a datagram can be
         check_dropped(relay, "too big")
         target.send(b"r" * 65497, seen)
         assert client.receive() == (b"r" * 65497, target.address)
@@ -144,10 +179,17 @@ def test_hazard_28_long_datagrams_that_arrive_together_all_pass(relay: Running, 
         client.check_echo(target)
 
 
-@pytest.mark.parametrize("filtering, port_passes, host_passes", [
-    ("endpoint-independent", True, True), ("address-dependent", True, False), ("address-and-port-dependent", False, False)])
+@pytest.mark.parametrize(
+    "filtering, port_passes, host_passes",
+    [
+        ("endpoint-independent", True, True),
+        ("address-dependent", True, False),
+        ("address-and-port-dependent", False, False),
+    ],
+)
 def test_hazard_30_a_reply_from_elsewhere_comes_with_its_true_source_where_the_filter_lets_it(
-        filtering: str, port_passes: bool, host_passes: bool) -> None:
+    filtering: str, port_passes: bool, host_passes: bool
+) -> None:
     text = "listeners: [{listen: '127.0.0.1:0', udp: {filtering: %s}}]" % filtering
     with running(text) as relay, UdpClient(relay.port) as client:
         with UdpPort() as target, UdpPort() as port, UdpPort("127.0.0.3") as host:
@@ -156,7 +198,7 @@ def test_hazard_30_a_reply_from_elsewhere_comes_with_its_true_source_where_the_f
                 other.send(b"unasked", seen)
                 if passes:
                     assert client.receive() == (b"unasked", other.address)
-                client.check_echo(target)               # and nothing came before it
+                client.check_echo(target)  # and nothing came before it
             assert client.check_echo(host) == seen
             host.send(b"asked", seen)
             assert client.receive() == (b"asked", host.address)
@@ -172,6 +214,7 @@ def test_two_clients_reach_each_other_by_the_ports_that_targets_see(relay: Runni
 
 # -- what is dropped
 
+
 def test_hazard_21_a_datagram_from_another_address_is_dropped_in_silence(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target, UdpPort(STRANGER) as stranger:
         client.check_echo(target)
@@ -179,7 +222,7 @@ def test_hazard_21_a_datagram_from_another_address_is_dropped_in_silence(relay: 
         stranger.send(header(target) + b"let me in", client.bound)
         check_dropped(relay, "stranger")
         assert (descriptors(), relay.state()) == (before, state)
-        client.check_echo(target, b"next")          # and nothing came before it
+        client.check_echo(target, b"next")  # and nothing came before it
         assert stranger.silent() and target.silent()
         assert relay.drops() == {"stranger": 1}
 
@@ -195,7 +238,11 @@ def test_hazard_22_a_second_endpoint_of_the_same_address_is_dropped(relay: Runni
 
 
 def test_hazard_23_a_forged_first_datagram_does_not_take_the_association(relay: Running) -> None:
-    with UdpClient(relay.port, hint=NO_HINT) as client, UdpPort() as target, UdpPort(STRANGER) as stranger:
+    with (
+        UdpClient(relay.port, hint=NO_HINT) as client,
+        UdpPort() as target,
+        UdpPort(STRANGER) as stranger,
+    ):
         stranger.send(header(target) + b"first", client.bound)
         check_dropped(relay, "stranger")
         client.check_echo(target)
@@ -203,7 +250,9 @@ def test_hazard_23_a_forged_first_datagram_does_not_take_the_association(relay: 
 
 
 def test_hazard_24_without_an_association_there_is_no_reply_no_way_out_and_no_state() -> None:
-    users = "users: {alice: {password: secret}}\nlisteners: [{listen: '127.0.0.1:0', auth: required}]"
+    users = (
+        "users: {alice: {password: secret}}\nlisteners: [{listen: '127.0.0.1:0', auth: required}]"
+    )
     with running(users) as relay, UdpPort() as target, UdpPort() as stranger:
         before = descriptors()
         for data in (header(target) + b"let me in", b"", b"x", header(target)):
@@ -214,10 +263,27 @@ def test_hazard_24_without_an_association_there_is_no_reply_no_way_out_and_no_st
         assert relay.drops() == {"stranger": 2, "malformed": 2}
 
 
-@pytest.mark.parametrize("hint", [NO_HINT, Address("0.0.0.0", 9), Address("8.8.8.8", 53), Address("::", 0),
-                                  Address("0", 0), Address("no such host", 1), Address("a.b.c.example", 0)], ids=str)
-def test_hazard_26_whatever_the_request_names_works_and_lets_nobody_else_in(relay: Running, hint: Address) -> None:
-    with UdpClient(relay.port, hint=hint) as client, UdpPort() as target, UdpPort(STRANGER) as stranger:
+@pytest.mark.parametrize(
+    "hint",
+    [
+        NO_HINT,
+        Address("0.0.0.0", 9),
+        Address("8.8.8.8", 53),
+        Address("::", 0),
+        Address("0", 0),
+        Address("no such host", 1),
+        Address("a.b.c.example", 0),
+    ],
+    ids=str,
+)
+def test_hazard_26_whatever_the_request_names_works_and_lets_nobody_else_in(
+    relay: Running, hint: Address
+) -> None:
+    with (
+        UdpClient(relay.port, hint=hint) as client,
+        UdpPort() as target,
+        UdpPort(STRANGER) as stranger,
+    ):
         stranger.send(header(target) + b"first", client.bound)
         check_dropped(relay, "stranger")
         client.check_echo(target)
@@ -231,23 +297,31 @@ def test_hazard_26_the_target_itself_as_hint_works(relay: Running) -> None:
 
 
 BROKEN = {
-    "empty": (b"", "malformed"), "1 byte": (b"\0", "malformed"), "3 bytes": (b"\0\0\0", "malformed"),
-    "4 bytes": (b"\0\0\0\1", "malformed"), "7 bytes": (b"\0\0\0\1\x7f\0\0", "malformed"),
-    "9 bytes": (b"\0\0\0\1\x7f\0\0\1\0", "malformed"), "IPv6 of 21 bytes": (b"\0\0\0\4" + b"\1" * 17, "malformed"),
+    "empty": (b"", "malformed"),
+    "1 byte": (b"\0", "malformed"),
+    "3 bytes": (b"\0\0\0", "malformed"),
+    "4 bytes": (b"\0\0\0\1", "malformed"),
+    "7 bytes": (b"\0\0\0\1\x7f\0\0", "malformed"),
+    "9 bytes": (b"\0\0\0\1\x7f\0\0\1\0", "malformed"),
+    "IPv6 of 21 bytes": (b"\0\0\0\4" + b"\1" * 17, "malformed"),
     "name longer than the datagram": (b"\0\0\0\3\xffabcdefgh", "malformed"),
     "address type 0": (b"\0\0\0\0\x7f\0\0\1\0\x50data", "malformed"),
     "address type 2": (b"\0\0\0\2\x7f\0\0\1\0\x50data", "malformed"),
     "address type 255": (b"\0\0\0\xff\x7f\0\0\1\0\x50data", "malformed"),
     "fragment 1": (b"\0\0\1\1\x7f\0\0\1\0\x50data", "fragment"),
     "last fragment": (b"\0\0\x81\1\x7f\0\0\1\0\x50data", "fragment"),
-    "name empty": (b"\0\0\0\3\0\0\x50data", "bad target"), "name with NUL": (b"\0\0\0\3\3a\0b\0\x50", "bad target"),
-    "name with CRLF": (b"\0\0\0\3\4a\r\nb\0\x50", "bad target"), "name 1.2.3.4.5": (b"\0\0\0\3\x091.2.3.4.5\0\x50", "bad target"),
+    "name empty": (b"\0\0\0\3\0\0\x50data", "bad target"),
+    "name with NUL": (b"\0\0\0\3\3a\0b\0\x50", "bad target"),
+    "name with CRLF": (b"\0\0\0\3\4a\r\nb\0\x50", "bad target"),
+    "name 1.2.3.4.5": (b"\0\0\0\3\x091.2.3.4.5\0\x50", "bad target"),
     "port 0": (b"\0\0\0\1\x7f\0\0\1\0\0data", "bad target"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_hazard_27_a_broken_datagram_is_dropped_and_counted_by_reason(relay: Running, case: str) -> None:
+def test_hazard_27_a_broken_datagram_is_dropped_and_counted_by_reason(
+    relay: Running, case: str
+) -> None:
     data, reason = BROKEN[case]
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
@@ -283,13 +357,23 @@ def test_hazard_27_an_empty_payload_is_forwarded(relay: Running) -> None:
         client.check_echo(target, b"")
 
 
-@pytest.mark.parametrize("reason, data", [("stranger", b"\0\0\0\1\x7f\0\0\1\0\x50data"), ("malformed", b"12345"),
-                                          ("fragment", b"\0\0\1\1\x7f\0\0\1\0\x50data"),
-                                          ("bad target", b"\0\0\0\1\x7f\0\0\1\0\0data")])
-def test_each_dropped_datagram_of_a_train_is_counted(relay: Running, reason: str, data: bytes) -> None:
+@pytest.mark.parametrize(
+    "reason, data",
+    [
+        ("stranger", b"\0\0\0\1\x7f\0\0\1\0\x50data"),
+        ("malformed", b"12345"),
+        ("fragment", b"\0\0\1\1\x7f\0\0\1\0\x50data"),
+        ("bad target", b"\0\0\0\1\x7f\0\0\1\0\0data"),
+    ],
+)
+def test_each_dropped_datagram_of_a_train_is_counted(
+    relay: Running, reason: str, data: bytes
+) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target, UdpPort(STRANGER) as stranger:
         client.check_echo(target)
-        send_train(stranger.socket if reason == "stranger" else client.socket, [data] * 5, client.bound)
+        send_train(
+            stranger.socket if reason == "stranger" else client.socket, [data] * 5, client.bound
+        )
         client.check_echo(target, b"fence")
         assert relay.drops() == {reason: 5}
 

@@ -1,4 +1,5 @@
 """SOCKS5 associations through a real daemon: whose a datagram is, and what ends with its control connection."""
+
 from __future__ import annotations
 
 import os
@@ -9,12 +10,20 @@ from typing import Iterator
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream
 from netproxy.protocol.socks5 import encode_header, read_reply
 from tests.support.handlers import LOCALHOST, descriptors, eventually
 from tests.support.relays import (
-    NO_HINT, SPS, Running, UdpClient, UdpPort, associate, running, sessions_threads)
+    NO_HINT,
+    SPS,
+    Running,
+    UdpClient,
+    UdpPort,
+    associate,
+    running,
+    sessions_threads,
+)
 
 WILDCARD = "listeners: [{listen: '%s', allow_open: true}]\ndestinations: {deny: []}"
 IDLE = "listeners: [{listen: '127.0.0.1:0', udp: {idle_timeout: 200s}}]"
@@ -29,19 +38,26 @@ def relay() -> Iterator[Running]:
 
 # -- whose a datagram is
 
+
 def test_the_port_that_the_request_names_decides(relay: Running) -> None:
     with UdpPort() as target, UdpClient(relay.port) as first, UdpClient(relay.port) as second:
         first.check_echo(target, b"first")
         first.leave()
-        eventually(lambda: relay.state()["sessions"] == 0)      # first's, though second's association is the newer one
+        eventually(
+            lambda: relay.state()["sessions"] == 0
+        )  # first's, though second's association is the newer one
         assert relay.state()["associations"] == 1
         second.check_echo(target, b"second")
 
 
 def test_an_endpoint_whose_association_was_guessed_outlives_a_wrong_guess(relay: Running) -> None:
-    with UdpPort() as target, UdpClient(relay.port, hint=NO_HINT) as old, UdpClient(relay.port, hint=NO_HINT) as new:
-        old.check_echo(target)                  # takes the association of `new`, the newest without an endpoint
-        new.check_echo(target)                  # and new that of `old`
+    with (
+        UdpPort() as target,
+        UdpClient(relay.port, hint=NO_HINT) as old,
+        UdpClient(relay.port, hint=NO_HINT) as new,
+    ):
+        old.check_echo(target)  # takes the association of `new`, the newest without an endpoint
+        new.check_echo(target)  # and new that of `old`
         new.leave()
         eventually(lambda: relay.state()["associations"] == 1)
         old.check_echo(target)
@@ -55,7 +71,7 @@ def test_an_association_that_has_inherited_still_admits_its_own_endpoint(relay: 
             with UdpClient(relay.port, hint=NO_HINT) as first:
                 first.check_echo(target)
             eventually(lambda: relay.state()["associations"] == 1)
-        later.check_echo(target)                # its first datagram, after others have come and gone
+        later.check_echo(target)  # its first datagram, after others have come and gone
     assert not relay.drops()
 
 
@@ -74,7 +90,11 @@ def test_each_association_admits_one_endpoint(relay: Running) -> None:
 
 
 def test_an_association_of_another_address_is_not_taken(relay: Running) -> None:
-    with UdpClient(relay.port, source="127.0.0.2") as client, UdpPort() as target, UdpPort() as other:
+    with (
+        UdpClient(relay.port, source="127.0.0.2") as client,
+        UdpPort() as target,
+        UdpPort() as other,
+    ):
         other.send(encode_header(target.address) + b"hello", client.bound)
         eventually(lambda: relay.count("drops", "stranger") == 1)
         client.check_echo(target)
@@ -82,8 +102,11 @@ def test_an_association_of_another_address_is_not_taken(relay: Running) -> None:
 
 # -- what ends
 
+
 @pytest.mark.parametrize("way", ["end", "reset", "half"])
-def test_hazard_25_sessions_threads_and_descriptors_end_with_the_control_connection(relay: Running, way: str) -> None:
+def test_hazard_25_sessions_threads_and_descriptors_end_with_the_control_connection(
+    relay: Running, way: str
+) -> None:
     with UdpPort() as target, UdpPort("::1") as other:
         before = descriptors()
         with UdpClient(relay.port) as client:
@@ -94,7 +117,7 @@ def test_hazard_25_sessions_threads_and_descriptors_end_with_the_control_connect
             eventually(relay.idle, 1.0)
             eventually(lambda: not sessions_threads(), 1.0)
             client.control.close()
-            eventually(lambda: descriptors() == before + 1, 1.0)        # the client's own
+            eventually(lambda: descriptors() == before + 1, 1.0)  # the client's own
             client.to(target.address, b"still there?")
             eventually(lambda: relay.count("drops", "stranger") == 1)
             assert target.silent()
@@ -110,9 +133,13 @@ def test_what_a_client_sends_on_its_control_connection_is_ignored(relay: Running
 
 
 def test_an_association_outlives_the_handshakes_deadline() -> None:
-    with running(SPS + "\ntimeouts: {handshake: 100ms}") as relay, UdpClient(relay.port) as client, UdpPort() as target:
+    with (
+        running(SPS + "\ntimeouts: {handshake: 100ms}") as relay,
+        UdpClient(relay.port) as client,
+        UdpPort() as target,
+    ):
         with socket.create_connection((LOCALHOST, relay.port)) as idle:
-            assert idle.recv(1) == b""          # now that time has passed
+            assert idle.recv(1) == b""  # now that time has passed
         client.check_echo(target)
 
 
@@ -124,8 +151,21 @@ def test_the_record_tells_what_passed(relay: Running) -> None:
             address = Address(*client.socket.getsockname())
         eventually(lambda: relay.log.records)
     record = relay.log.records[0]
-    assert record.flow == ("udp", address, target.address, record.flow.listener, "", (target.address,))
-    assert (record.way, record.sent, record.received, record.datagrams_sent, record.datagrams_received) == ("direct", 5, 5, 2, 2)
+    assert record.flow == (
+        "udp",
+        address,
+        target.address,
+        record.flow.listener,
+        "",
+        (target.address,),
+    )
+    assert (
+        record.upstream,
+        record.sent,
+        record.received,
+        record.datagrams_sent,
+        record.datagrams_received,
+    ) == ("direct", 5, 5, 2, 2)
 
 
 def test_the_user_of_the_control_connection_is_the_user_of_its_datagrams() -> None:
@@ -179,29 +219,53 @@ def test_the_daemon_stops_with_associations_that_live() -> None:
 
 # -- where from
 
-@pytest.mark.parametrize("listen, servers", [
-    ("0.0.0.0:0", ["127.0.0.1", "127.0.0.2"]), ("[::]:0", ["127.0.0.1", "127.0.0.2", "::1"]), (":0", ["127.0.0.2", "::1"])])
+
+@pytest.mark.parametrize(
+    "listen, servers",
+    [
+        ("0.0.0.0:0", ["127.0.0.1", "127.0.0.2"]),
+        ("[::]:0", ["127.0.0.1", "127.0.0.2", "::1"]),
+        (":0", ["127.0.0.2", "::1"]),
+    ],
+)
 def test_hazard_42_replies_come_from_bnd_on_a_wildcard_too(listen: str, servers: list[str]) -> None:
     with running(WILDCARD % listen) as relay, UdpPort() as target, ExitStack() as stack:
-        clients = [stack.enter_context(UdpClient(relay.port, server, server if ":" in server else LOCALHOST))
-                   for server in servers]
+        clients = [
+            stack.enter_context(
+                UdpClient(relay.port, server, server if ":" in server else LOCALHOST)
+            )
+            for server in servers
+        ]
         for client, server in zip(clients, servers):
             assert client.bound == Address(server, relay.port)
-            client.check_echo(target)           # its socket is connected to BND: from elsewhere nothing would come
+            client.check_echo(
+                target
+            )  # its socket is connected to BND: from elsewhere nothing would come
         for client in clients:
             client.check_echo(target, b"again")
 
 
 def test_hazard_42_a_datagram_to_another_address_of_ours_does_not_keep_replies_from_bnd() -> None:
-    with running(WILDCARD % "0.0.0.0:0") as relay, UdpClient(relay.port) as client, UdpPort() as target:
+    with (
+        running(WILDCARD % "0.0.0.0:0") as relay,
+        UdpClient(relay.port) as client,
+        UdpPort() as target,
+    ):
         seen = client.check_echo(target)
-        client.socket.sendto(encode_header(target.address) + b"elsewhere", ("127.0.0.2", relay.port))
-        assert target.expect(b"elsewhere") == seen      # the same mapping
-        assert client.check_echo(target) == seen        # and the reply comes from where the client sent to
+        client.socket.sendto(
+            encode_header(target.address) + b"elsewhere", ("127.0.0.2", relay.port)
+        )
+        assert target.expect(b"elsewhere") == seen  # the same mapping
+        assert (
+            client.check_echo(target) == seen
+        )  # and the reply comes from where the client sent to
 
 
 def test_an_ipv6_client_is_relayed_to_both_families() -> None:
-    with running("listeners: [{listen: '[::1]:0'}]") as relay, UdpClient(relay.port, "::1", "::1") as client:
+    with (
+        running("listeners: [{listen: '[::1]:0'}]") as relay,
+        UdpClient(relay.port, "::1", "::1") as client,
+    ):
         with UdpPort() as target, UdpPort("::1") as other:
             assert client.bound == Address("::1", relay.port)
             assert client.check_echo(target).port == client.check_echo(other).port
@@ -210,7 +274,10 @@ def test_an_ipv6_client_is_relayed_to_both_families() -> None:
 @pytest.mark.parametrize("ports", ["any", "range"])
 def test_one_relay_socket_for_each_association_closed_with_it(ports: str) -> None:
     first, last = free_ports(4)
-    with running(OWN_PORTS % (ports if ports == "any" else f"{first}-{last}")) as relay, UdpPort() as target:
+    with (
+        running(OWN_PORTS % (ports if ports == "any" else f"{first}-{last}")) as relay,
+        UdpPort() as target,
+    ):
         before = descriptors()
         with UdpClient(relay.port) as one, UdpClient(relay.port) as other:
             bound = {one.bound.port, other.bound.port}
@@ -223,16 +290,24 @@ def test_one_relay_socket_for_each_association_closed_with_it(ports: str) -> Non
                 stranger.send(encode_header(target.address) + b"no way", one.bound)
                 eventually(lambda: relay.count("drops", "stranger") == 1)
         eventually(lambda: descriptors() == before, 1.0)
-        eventually(lambda: not any(thread.name.startswith("udp-listener") for thread in threading.enumerate()), 1.0)
+        eventually(
+            lambda: (
+                not any(thread.name.startswith("udp-listener") for thread in threading.enumerate())
+            ),
+            1.0,
+        )
         for port in bound:
-            UdpPort(LOCALHOST, port).close()            # may be bound again
+            UdpPort(LOCALHOST, port).close()  # may be bound again
         assert relay.idle() and target.silent()
 
 
 def test_on_a_port_of_its_own_a_client_keeps_to_its_own_association() -> None:
     """Two clients of one address: the socket tells them apart, whatever port they named."""
     with running(OWN_PORTS % "any") as relay, UdpPort() as target:
-        with UdpClient(relay.port, hint=NO_HINT) as one, UdpClient(relay.port, hint=NO_HINT) as other:
+        with (
+            UdpClient(relay.port, hint=NO_HINT) as one,
+            UdpClient(relay.port, hint=NO_HINT) as other,
+        ):
             one.check_echo(target)
             other.check_echo(target)
             other.leave()
@@ -263,7 +338,11 @@ def test_a_way_out_without_udp_is_refused_with_07() -> None:
 
 # -- reload
 
-@pytest.mark.parametrize("changed", ["", "\nlog: {level: debug}", "\ntimeouts: {connect: 3s}", "\nusers: {bob: {password: x}}"])
+
+@pytest.mark.parametrize(
+    "changed",
+    ["", "\nlog: {level: debug}", "\ntimeouts: {connect: 3s}", "\nusers: {bob: {password: x}}"],
+)
 def test_an_association_keeps_working_over_a_reload(relay: Running, changed: str) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target, UdpPort() as new:
         seen = client.check_echo(target)
@@ -291,7 +370,7 @@ def test_the_first_datagram_after_a_reload_goes_the_new_way(relay: Running) -> N
         relay.reload(SPS + "\ndefault: block")
         client.to(new.address, b"denied")
         eventually(lambda: relay.count("drops", "not allowed by the rules") == 1)
-        client.check_echo(target)               # as it began, so it goes on
+        client.check_echo(target)  # as it began, so it goes on
         assert new.silent()
 
 

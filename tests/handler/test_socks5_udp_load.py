@@ -1,4 +1,5 @@
 """The UDP relay under many: targets, forged sources, sessions at their cap, clients; and what is left of it."""
+
 from __future__ import annotations
 
 import threading
@@ -7,7 +8,7 @@ from typing import Iterator
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import LOCALHOST, descriptors, eventually
 from tests.support.relays import Running, UdpClient, UdpPort, running, sessions_threads
@@ -32,7 +33,9 @@ def test_hazard_31_10000_targets_of_one_client(relay: Running) -> None:
         before, memory = descriptors(), resident()
         for turn in range(50):
             for at in range(turn * 200, turn * 200 + 200):
-                client.to(Address(f"127.1.{at >> 8}.{at & 255}", sinks[at % 4].address.port), b"%d" % at)
+                client.to(
+                    Address(f"127.1.{at >> 8}.{at & 255}", sinks[at % 4].address.port), b"%d" % at
+                )
             for at in range(turn * 200, turn * 200 + 200):
                 seen.add(sinks[at % 4].expect(b"%d" % at))
         assert len(seen) == 1
@@ -63,7 +66,11 @@ def test_hazard_32_2000_forged_sources_leave_no_state(relay: Running) -> None:
 
 @pytest.mark.parametrize("cap", ["max_sessions: 2", "max_sessions_per_client: 2"])
 def test_hazard_33_at_the_cap_new_sessions_are_refused_and_the_old_keep_working(cap: str) -> None:
-    with running("listeners: [{listen: '127.0.0.1:0', udp: {%s}}]" % cap) as relay, UdpPort() as target, ExitStack() as stack:
+    with (
+        running("listeners: [{listen: '127.0.0.1:0', udp: {%s}}]" % cap) as relay,
+        UdpPort() as target,
+        ExitStack() as stack,
+    ):
         first, second, third = (stack.enter_context(UdpClient(relay.port)) for _ in range(3))
         first.check_echo(target)
         second.check_echo(target)
@@ -80,12 +87,17 @@ def test_hazard_33_at_the_cap_new_sessions_are_refused_and_the_old_keep_working(
 @pytest.mark.usefixtures("quick_pools")
 def test_5000_datagrams_to_500_targets_from_20_clients() -> None:
     with running() as relay, UdpPort("0.0.0.0") as sink:
-        targets = [Address(f"127.3.{at // 250}.{at % 250 + 1}", sink.address.port) for at in range(500)]
+        targets = [
+            Address(f"127.3.{at // 250}.{at % 250 + 1}", sink.address.port) for at in range(500)
+        ]
         start_threads, start_descriptors = threading.active_count(), descriptors()
         with ExitStack() as stack:
-            clients = [stack.enter_context(UdpClient(relay.port, source=f"127.0.0.{at + 10}")) for at in range(20)]
+            clients = [
+                stack.enter_context(UdpClient(relay.port, source=f"127.0.0.{at + 10}"))
+                for at in range(20)
+            ]
             seen: dict[bytes, set[Address]] = {}
-            for turn in range(25):              # 200 datagrams each: ten of every client
+            for turn in range(25):  # 200 datagrams each: ten of every client
                 for at, client in enumerate(clients):
                     for number in range(10):
                         client.to(targets[(turn * 10 + at * 25 + number) % 500], b"%d" % at)
@@ -99,7 +111,9 @@ def test_5000_datagrams_to_500_targets_from_20_clients() -> None:
             eventually(lambda: threading.active_count() <= start_threads + 20 + 20)
             relay.sweep(300)
             assert relay.state() == {"associations": 20, "sessions": 0, "entries": 0}
-            eventually(lambda: descriptors() == start_descriptors + 20 * 3)     # two of each client, one of ours
+            eventually(
+                lambda: descriptors() == start_descriptors + 20 * 3
+            )  # two of each client, one of ours
         eventually(lambda: relay.idle() and descriptors() == start_descriptors)
         eventually(lambda: threading.active_count() <= start_threads)
         assert not relay.drops()

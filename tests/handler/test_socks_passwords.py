@@ -1,4 +1,5 @@
 """Who may use SOCKS: passwords plain and hashed, and what a wrong one costs."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,7 +10,7 @@ import pytest
 
 from netproxy.access.users import hash_password
 from tests.handler.test_socks5 import ACCEPTED, ALICE, ASKED, CONNECT, FAILED, LOGIN, check_refused
-from tests.support.handlers import Conversation, Surroundings
+from tests.support.handlers import Conversation, HandlerDependencies
 
 
 @pytest.fixture(scope="module")
@@ -20,37 +21,42 @@ def stored() -> dict[str, str]:
 
 @pytest.mark.parametrize("kept", ["plain", "hash"])
 @pytest.mark.parametrize("auth", ["optional", "required"])
-def test_a_right_password_names_the_user_each_time(stored: dict[str, str], kept: str, auth: str) -> None:
-    around = Surroundings({"alice": stored[kept]}, auth)
-    handler = around.socks5()
+def test_a_right_password_names_the_user_each_time(
+    stored: dict[str, str], kept: str, auth: str
+) -> None:
+    dependencies = HandlerDependencies({"alice": stored[kept]}, auth)
+    handler = dependencies.socks5()
     for _ in range(2):
         with Conversation(handler) as client:
             client.send(LOGIN + ALICE + CONNECT)
             client.expect(ASKED + ACCEPTED)
-            around.dialer.target().close()
-    assert [flow.user for flow in around.router.flows] == ["alice", "alice"]
+            dependencies.dialer.target().close()
+    assert [flow.user for flow in dependencies.router.flows] == ["alice", "alice"]
 
 
 @pytest.mark.parametrize("kept", ["plain", "hash"])
-def test_a_remembered_password_does_not_let_another_one_in(stored: dict[str, str], kept: str) -> None:
-    around = Surroundings({"alice": stored[kept], "bob": stored[kept]}, "required")
-    with Conversation(around.socks5()) as client:
+def test_a_remembered_password_does_not_let_another_one_in(
+    stored: dict[str, str], kept: str
+) -> None:
+    dependencies = HandlerDependencies({"alice": stored[kept], "bob": stored[kept]}, "required")
+    with Conversation(dependencies.socks5()) as client:
         client.send(LOGIN + ALICE)
         client.expect(ASKED + ACCEPTED)
     for wrong in (b"\1\5alice\5wrong", b"\1\5alice\1s", b"\1\5mallo\6secret"):
-        check_refused(around, LOGIN + wrong + CONNECT, ASKED + FAILED)
-    assert around.untouched()
+        check_refused(dependencies, LOGIN + wrong + CONNECT, ASKED + FAILED)
+    assert dependencies.untouched()
 
 
 def test_the_hash_is_not_the_password(stored: dict[str, str]) -> None:
-    around = Surroundings({"alice": stored["hash"]}, "required")
+    dependencies = HandlerDependencies({"alice": stored["hash"]}, "required")
     raw = stored["hash"].encode()
-    check_refused(around, LOGIN + b"\1\5alice" + bytes((len(raw),)) + raw, ASKED + FAILED)
+    check_refused(dependencies, LOGIN + b"\1\5alice" + bytes((len(raw),)) + raw, ASKED + FAILED)
 
 
 @pytest.mark.parametrize("users", [("plain",), ("hash",), ("plain", "hash")])
 def test_hazard_109_an_unknown_user_costs_what_a_wrong_password_does(
-        stored: dict[str, str], users: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: dict[str, str], users: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     compare, scrypt = hmac.compare_digest, hashlib.scrypt
 
@@ -59,11 +65,13 @@ def test_hazard_109_an_unknown_user_costs_what_a_wrong_password_does(
 
     monkeypatch.setattr(hmac, "compare_digest", spy("compare", compare))
     monkeypatch.setattr(hashlib, "scrypt", spy("scrypt", scrypt))
-    around = Surroundings({kept: stored[kept] for kept in users}, "required")
+    dependencies = HandlerDependencies({kept: stored[kept] for kept in users}, "required")
     ways = []
     for name in (b"nobody", users[-1].encode()):
         calls.clear()
-        check_refused(around, LOGIN + b"\1" + bytes((len(name),)) + name + b"\5wrong", ASKED + FAILED)
+        check_refused(
+            dependencies, LOGIN + b"\1" + bytes((len(name),)) + name + b"\5wrong", ASKED + FAILED
+        )
         ways.append(list(calls))
     assert ways[0] == ways[1]
     assert "compare" in ways[0]

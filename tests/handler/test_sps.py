@@ -1,4 +1,5 @@
 """The smart proxy service: who is served by the first byte, who is closed without a word, and by when."""
+
 from __future__ import annotations
 
 import re
@@ -11,17 +12,37 @@ import pytest
 
 from netproxy.errors import EndOfStream
 from netproxy.handler.sps import Speech, SpsHandler
-from netproxy.interfaces import Address, Batch
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Batch
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
-from tests.support.handlers import LOCALHOST, SECONDS, Conversation, RecordingLog, descriptors, eventually, silent
+from tests.support.handlers import (
+    LOCALHOST,
+    SECONDS,
+    Conversation,
+    RecordingLog,
+    descriptors,
+    eventually,
+    silent,
+)
 from tests.support.relays import Running, running
 
 SPOKEN = (Speech.SOCKS4, Speech.SOCKS5, Speech.HTTP)
-HANDSHAKE = "listeners: [{listen: '127.0.0.1:0', limits: {connections: %d}}]\ntimeouts: {handshake: %s}"
+HANDSHAKE = (
+    "listeners: [{listen: '127.0.0.1:0', limits: {connections: %d}}]\ntimeouts: {handshake: %s}"
+)
 GREETING = b"\5\1\0"
-BEGINNINGS = [b"", b"\5", b"\5\1\0", b"\5\1\0\5\1\0\3\x0bexam", b"\4\1\0\x50", b"\4\1\0\x50\x7f\0\0\1user", b"G",
-              b"GET / HTTP/1.1\r\n", b"CONNECT example.com:443 HTTP/1.1\r\nHost:"]
+BEGINNINGS = [
+    b"",
+    b"\5",
+    b"\5\1\0",
+    b"\5\1\0\5\1\0\3\x0bexam",
+    b"\4\1\0\x50",
+    b"\4\1\0\x50\x7f\0\0\1user",
+    b"G",
+    b"GET / HTTP/1.1\r\n",
+    b"CONNECT example.com:443 HTTP/1.1\r\nHost:",
+]
 
 
 class Answers:
@@ -42,12 +63,26 @@ class Sps:
     def __init__(self) -> None:
         self.counters, self.log = Counters(), RecordingLog()
         self.packets = Answers(b"udp")
-        self.handler = SpsHandler({speech: Answers(speech.value.encode()) for speech in SPOKEN}, self.packets,
-                                  self.counters, self.log)
+        self.handler = SpsHandler(
+            {speech: Answers(speech.value.encode()) for speech in SPOKEN},
+            self.packets,
+            self.counters,
+            self.log,
+        )
 
 
-@pytest.mark.parametrize("first, name", [
-    (b"\4", b"socks4"), (b"\5", b"socks5"), (b"G", b"http"), (b"C", b"http"), (b"A", b"http"), (b"Z", b"http"), (b"p", b"http")])
+@pytest.mark.parametrize(
+    "first, name",
+    [
+        (b"\4", b"socks4"),
+        (b"\5", b"socks5"),
+        (b"G", b"http"),
+        (b"C", b"http"),
+        (b"A", b"http"),
+        (b"Z", b"http"),
+        (b"p", b"http"),
+    ],
+)
 def test_the_first_byte_decides_and_is_left_to_the_handler(first: bytes, name: bytes) -> None:
     with Conversation(Sps().handler) as client:
         client.send(first)
@@ -57,7 +92,11 @@ def test_the_first_byte_decides_and_is_left_to_the_handler(first: bytes, name: b
 
 def test_hazard_19_every_other_first_byte_is_closed_without_a_word_and_counted() -> None:
     sps = Sps()
-    others = [byte for byte in range(256) if byte not in (4, 5, 0x16, 0x9E) and not bytes((byte,)).isalpha()]
+    others = [
+        byte
+        for byte in range(256)
+        if byte not in (4, 5, 0x16, 0x9E) and not bytes((byte,)).isalpha()
+    ]
     for byte in others:
         with Conversation(sps.handler) as client:
             client.send(bytes((byte,)))
@@ -83,13 +122,18 @@ def test_hazard_20_tls_is_closed_without_a_word_and_logged_once_for_each_source(
     assert sps.counters.value("connections_refused", "speaks tls") == 5
     assert len(sps.log.lines) == 2
     assert all("tls" in line for line in sps.log.lines)
-    assert {re.search(r"127\.0\.0\.\d", line)[0] for line in sps.log.lines} == {"127.0.0.1", "127.0.0.2"}     # type: ignore[index]
+    assert {re.search(r"127\.0\.0\.\d", line)[0] for line in sps.log.lines} == {
+        "127.0.0.1",
+        "127.0.0.2",
+    }  # type: ignore[index]
 
 
 def test_a_protocol_that_is_not_served_here_is_refused_as_well() -> None:
     """As a socks5 listener does with HTTP."""
     counters = Counters()
-    with Conversation(SpsHandler({Speech.SOCKS5: Answers(b"5")}, None, counters, RecordingLog())) as client:
+    with Conversation(
+        SpsHandler({Speech.SOCKS5: Answers(b"5")}, None, counters, RecordingLog())
+    ) as client:
         client.send(b"GET / HTTP/1.1\r\n\r\n")
         client.expect_closed()
     assert counters.value("connections_refused", "speaks http") == 1
@@ -107,16 +151,19 @@ def test_who_says_nothing_and_leaves_is_nobody() -> None:
 def test_datagrams_are_the_packet_handlers() -> None:
     sps = Sps()
     batch, local = Batch(None, []), object()
-    sps.handler.handle_packets(batch, local)        # type: ignore[arg-type]
+    sps.handler.handle_packets(batch, local)  # type: ignore[arg-type]
     assert sps.packets.batches == [(batch, local)]
 
 
 # -- through a listener: hazards 1 and 2
 
+
 def ask(relay: Running, target: Address) -> None:
     """A good client, from greeting to data."""
     with socket.create_connection((LOCALHOST, relay.port), SECONDS) as client:
-        client.sendall(GREETING + b"\5\1\0\1\x7f\0\0\1" + target.port.to_bytes(2, "big") + b"question")
+        client.sendall(
+            GREETING + b"\5\1\0\1\x7f\0\0\1" + target.port.to_bytes(2, "big") + b"question"
+        )
         with client.makefile("rb") as stream:
             assert stream.read(6) == b"\5\0\5\0\0\1"
             stream.read(6)
@@ -137,7 +184,10 @@ def answer(listening: socket.socket) -> None:
 
 def test_hazard_02_handshakes_that_never_finish_end_at_the_deadline_and_hold_nobody_up() -> None:
     limit, seconds = 100, 0.5
-    with socket.create_server((LOCALHOST, 0), backlog=64) as listening, running(HANDSHAKE % (limit, "500ms")) as relay:
+    with (
+        socket.create_server((LOCALHOST, 0), backlog=64) as listening,
+        running(HANDSHAKE % (limit, "500ms")) as relay,
+    ):
         server = threading.Thread(target=answer, args=(listening,), daemon=True)
         server.start()
         threads, started = threading.active_count(), time.monotonic()
@@ -162,19 +212,30 @@ def test_hazard_02_handshakes_that_never_finish_end_at_the_deadline_and_hold_nob
         server.join(SECONDS)
 
 
-@pytest.mark.parametrize("request_bytes", [
-    b"\5\1\0" b"\5\1\0\3\xff" + b"a" * 200, b"\4\1\0\x50\x7f\0\0\1" + b"u" * 200,
-    b"GET http://127.0.0.1/ HTTP/1.1\r\n" + b"X: y\r\n" * 40], ids=["socks5", "socks4", "http"])
-def test_hazard_01_the_deadline_is_for_the_whole_handshake_and_not_for_each_byte(request_bytes: bytes) -> None:
-    with running(HANDSHAKE % (10, "300ms")) as relay, socket.create_connection((LOCALHOST, relay.port), SECONDS) as client:
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"\5\1\0\5\1\0\3\xff" + b"a" * 200,
+        b"\4\1\0\x50\x7f\0\0\1" + b"u" * 200,
+        b"GET http://127.0.0.1/ HTTP/1.1\r\n" + b"X: y\r\n" * 40,
+    ],
+    ids=["socks5", "socks4", "http"],
+)
+def test_hazard_01_the_deadline_is_for_the_whole_handshake_and_not_for_each_byte(
+    request_bytes: bytes,
+) -> None:
+    with (
+        running(HANDSHAKE % (10, "300ms")) as relay,
+        socket.create_connection((LOCALHOST, relay.port), SECONDS) as client,
+    ):
         started, sent = time.monotonic(), 0
         while not ended(client):
             try:
-                client.sendall(request_bytes[sent:sent + 1])
+                client.sendall(request_bytes[sent : sent + 1])
             except OSError:
                 break
             sent += 1
-            time.sleep(0.03)            # the client's pace: what the test is about
+            time.sleep(0.03)  # the client's pace: what the test is about
         assert sent < len(request_bytes)
         assert 0.2 < time.monotonic() - started < 2
 
@@ -190,12 +251,25 @@ def ended(client: socket.socket) -> bool:
     return False
 
 
-@pytest.mark.parametrize("protocol, sent, answered", [
-    ("sps", b"\4\1\0\1\x7f\0\0\1\0", b"\0\x5b\0\0\0\0\0\0"), ("socks5", b"\4\1\0\1\x7f\0\0\1\0", b"\0\x5b\0\0\0\0\0\0"),
-    ("sps", GREETING, b"\5\0"), ("socks5", GREETING, b"\5\0"), ("sps", b"G\r\n\r\n", b"HTTP/1.1 400"),
-    ("http", b"G\r\n\r\n", b"HTTP/1.1 400"), ("socks5", b"GET / HTTP/1.1\r\n\r\n", b""), ("sps", b"\x16\3\1", b"")])
-def test_each_listener_serves_the_protocols_it_is_for(protocol: str, sent: bytes, answered: bytes) -> None:
-    with running("listeners: [{protocol: %s, listen: '127.0.0.1:0'}]\ndefault: block" % protocol) as relay:
+@pytest.mark.parametrize(
+    "protocol, sent, answered",
+    [
+        ("sps", b"\4\1\0\1\x7f\0\0\1\0", b"\0\x5b\0\0\0\0\0\0"),
+        ("socks5", b"\4\1\0\1\x7f\0\0\1\0", b"\0\x5b\0\0\0\0\0\0"),
+        ("sps", GREETING, b"\5\0"),
+        ("socks5", GREETING, b"\5\0"),
+        ("sps", b"G\r\n\r\n", b"HTTP/1.1 400"),
+        ("http", b"G\r\n\r\n", b"HTTP/1.1 400"),
+        ("socks5", b"GET / HTTP/1.1\r\n\r\n", b""),
+        ("sps", b"\x16\3\1", b""),
+    ],
+)
+def test_each_listener_serves_the_protocols_it_is_for(
+    protocol: str, sent: bytes, answered: bytes
+) -> None:
+    with running(
+        "listeners: [{protocol: %s, listen: '127.0.0.1:0'}]\ndefault: block" % protocol
+    ) as relay:
         with socket.create_connection((LOCALHOST, relay.port), SECONDS) as client:
             client.sendall(sent)
             got = b""
@@ -204,4 +278,4 @@ def test_each_listener_serves_the_protocols_it_is_for(protocol: str, sent: bytes
                     got += piece
             except ConnectionResetError:
                 pass
-            assert got[:len(answered) or 1] == answered
+            assert got[: len(answered) or 1] == answered

@@ -1,4 +1,5 @@
 """The first byte of a connection tells its protocol."""
+
 from __future__ import annotations
 
 import string
@@ -9,14 +10,17 @@ from netproxy.handler.sps import Speech, detect
 from netproxy.protocol import tunnel
 
 
-@pytest.mark.parametrize(("first", "speech"), [
-    (0x04, Speech.SOCKS4),
-    (0x05, Speech.SOCKS5),
-    (0x16, Speech.TLS),                                         # HAZARDS 20
-    (tunnel.MAGIC[0], Speech.TUNNEL),
-    (ord("C"), Speech.HTTP),
-    (ord("g"), Speech.HTTP),
-])
+@pytest.mark.parametrize(
+    ("first", "speech"),
+    [
+        (0x04, Speech.SOCKS4),
+        (0x05, Speech.SOCKS5),
+        (0x16, Speech.TLS),  # HAZARDS 20
+        (tunnel.MAGIC[0], Speech.TUNNEL),
+        (ord("C"), Speech.HTTP),
+        (ord("g"), Speech.HTTP),
+    ],
+)
 def test_protocol_is_known_by_its_first_byte(first: int, speech: Speech) -> None:
     assert detect(first) is speech
 
@@ -25,6 +29,6 @@ def test_every_letter_begins_a_method() -> None:
     assert {detect(ord(letter)) for letter in string.ascii_letters} == {Speech.HTTP}
 
 
-def test_every_other_byte_is_unknown() -> None:                # HAZARDS 19
+def test_every_other_byte_is_unknown() -> None:  # HAZARDS 19
     known = {0x04, 0x05, 0x16, 0x9E, *map(ord, string.ascii_letters)}
     assert {detect(first) for first in range(256) if first not in known} == {Speech.UNKNOWN}

@@ -1,4 +1,5 @@
 """What comes before a connection's own protocol, in a whole daemon: TLS, and the PROXY header of named peers."""
+
 from __future__ import annotations
 
 import random
@@ -10,7 +11,7 @@ from typing import Callable, Iterator
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol import proxy_protocol, socks5
 from netproxy.protocol.proxy_protocol import LOCAL, PROXY, SIGNATURE, TCP4, UNSPEC, VERSION
 from tests.support.certificates import certificates
@@ -58,7 +59,7 @@ def read(sock: socket.socket, count: int) -> bytes:
 
 
 def send(sock: socket.socket, data: bytes) -> None:
-    with suppress(OSError):         # whoever reads it tells what is missing
+    with suppress(OSError):  # whoever reads it tells what is missing
         sock.sendall(data)
 
 
@@ -85,7 +86,7 @@ def by_http(client: socket.socket, to: Address) -> None:
 def expect_closed(sock: socket.socket, sent: bytes = b"") -> None:
     """By an end or a reset, where `sent` is all that it gets; an alert of TLS may come before."""
     if sent:
-        with suppress(OSError):        # it may be faster
+        with suppress(OSError):  # it may be faster
             sock.sendall(sent)
             sock.shutdown(socket.SHUT_WR)
     with suppress(ConnectionError):
@@ -94,6 +95,7 @@ def expect_closed(sock: socket.socket, sent: bytes = b"") -> None:
 
 
 # -- TLS
+
 
 @pytest.mark.parametrize("step", (by_socks5, by_socks4, by_http))
 def test_connect_within_tls(step: Callable[[socket.socket, Address], None]) -> None:
@@ -110,7 +112,9 @@ def test_connect_within_tls(step: Callable[[socket.socket, Address], None]) -> N
         assert client.recv(16) == b""
         client.close()
         eventually(lambda: relay.log.records)
-        assert [(one.sent, one.received, one.ended) for one in relay.log.records] == [(len(BULK), len(BULK), "closed")]
+        assert [(one.sent, one.received, one.ended) for one in relay.log.records] == [
+            (len(BULK), len(BULK), "closed")
+        ]
 
 
 def test_upload_goes_on_after_the_targets_end() -> None:
@@ -137,18 +141,23 @@ def test_clients_end_passes_and_the_targets_answer_comes() -> None:
             client.sendall(b"question")
             client.setblocking(False)
             with pytest.raises(ssl.SSLWantReadError):
-                client.unwrap()         # its end in TLS; it does not wait for ours
+                client.unwrap()  # its end in TLS; it does not wait for ours
             socket.socket.shutdown(client, socket.SHUT_WR)
             client.settimeout(SECONDS)
             assert (read(far, 8), far.recv(16)) == (b"question", b"")
             far.sendall(b"answer")
         assert read(client, 6) == b"answer"
-        with pytest.raises(ssl.SSLZeroReturnError):         # both have said in TLS that they end
+        with pytest.raises(ssl.SSLZeroReturnError):  # both have said in TLS that they end
             client.recv(1)
 
 
 def test_udp_association_by_a_control_connection_within_tls() -> None:
-    with running(listener()) as relay, UdpPort() as port, UdpPort() as far, secured(relay) as control:
+    with (
+        running(listener()) as relay,
+        UdpPort() as port,
+        UdpPort() as far,
+        secured(relay) as control,
+    ):
         control.sendall(GREETING)
         assert read(control, 2) == b"\5\0"
         control.sendall(socks5.encode_request(socks5.UDP_ASSOCIATE, NO_HINT))
@@ -175,8 +184,8 @@ def test_http_keep_alive_with_a_pause() -> None:
                 origin.send(OK)
                 assert wire.answer().body == b"ok"
                 if path == b"/1":
-                    eventually(lambda: relay.daemon._machinery.connections.busy == 0)       # parked
-                    wire.send(get(host, b"/2"), get(host, b"/3"))        # and two at once
+                    eventually(lambda: relay.daemon._runtime.connections.busy == 0)  # parked
+                    wire.send(get(host, b"/2"), get(host, b"/3"))  # and two at once
         assert relay.count("connections", "accepted") == 1
 
 
@@ -188,7 +197,10 @@ def test_plaintext_client_is_closed(sent: bytes) -> None:
 
 
 def test_handshakes_that_stall_end_in_time_and_hold_nobody_up() -> None:
-    with running(listener() + "\ntimeouts: {handshake: 700ms}") as relay, target() as (listening, address):
+    with (
+        running(listener() + "\ntimeouts: {handshake: 700ms}") as relay,
+        target() as (listening, address),
+    ):
         stalled = [connect(relay) for _ in range(40)]
         for one in stalled[::2]:
             one.sendall(b"\x16\x03\x01\x02")
@@ -196,7 +208,9 @@ def test_handshakes_that_stall_end_in_time_and_hold_nobody_up() -> None:
             by_socks5(client, address)
             listening.accept()[0].close()
             assert client.recv(1) == b""
-            assert relay.count("connections", "broken off") == 0, "the others were to be waiting still"
+            assert relay.count("connections", "broken off") == 0, (
+                "the others were to be waiting still"
+            )
         for one in stalled:
             with one:
                 expect_closed(one)
@@ -210,9 +224,9 @@ def test_idle_relays_hold_few_threads() -> None:
             clients.append(secured(relay))
             by_socks5(clients[-1], address)
             far.append(listening.accept()[0])
-        eventually(lambda: relay.daemon._machinery.connections.busy == 0, 1.0)
-        assert relay.daemon._machinery.connections.threads <= FEW_THREADS
-        for near, other in zip(clients, far):       # and each goes on
+        eventually(lambda: relay.daemon._runtime.connections.busy == 0, 1.0)
+        assert relay.daemon._runtime.connections.threads <= FEW_THREADS
+        for near, other in zip(clients, far):  # and each goes on
             near.sendall(b"ping")
             assert read(other, 4) == b"ping"
             near.close()
@@ -221,7 +235,10 @@ def test_idle_relays_hold_few_threads() -> None:
 
 # -- the PROXY header
 
-def check_served(relay: Running, client: socket.socket, source: Address, greeted: bool = False) -> None:
+
+def check_served(
+    relay: Running, client: socket.socket, source: Address, greeted: bool = False
+) -> None:
     """A CONNECT succeeds, and its access record has `source` for its client."""
     with target() as (listening, address):
         by_socks5(client, address, greeted)
@@ -239,8 +256,10 @@ def test_client_is_whom_the_header_names(header: bytes, segments: str) -> None:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         together = segments == "with-the-greeting"
         for at in range(len(header) - 1) if segments == "bytes" else ():
-            client.sendall(header[at:at + 1])
-        client.sendall((header[-1:] if segments == "bytes" else header) + (GREETING if together else b""))
+            client.sendall(header[at : at + 1])
+        client.sendall(
+            (header[-1:] if segments == "bytes" else header) + (GREETING if together else b"")
+        )
         check_served(relay, client, CLIENT, together)
 
 
@@ -248,16 +267,25 @@ def test_client_is_whom_the_header_names(header: bytes, segments: str) -> None:
 @pytest.mark.parametrize("together", (False, True), ids=("apart", "with-the-hello"))
 def test_header_before_tls(header: bytes, together: bool) -> None:
     with running(behind(tls=True)) as relay, connect(relay) as plain:
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, together)      # the kernel waits for the hello, then sends both
+        plain.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_CORK, together
+        )  # the kernel waits for the hello, then sends both
         plain.sendall(header)
         with certificates().secure(plain) as client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
             check_served(relay, client, CLIENT)
 
 
-@pytest.mark.parametrize("header", (
-    b"PROXY UNKNOWN\r\n", SIGNATURE + bytes((VERSION | LOCAL, UNSPEC, 0, 0)), SIGNATURE + bytes((VERSION | PROXY, UNSPEC, 0, 0)),
-    SIGNATURE + bytes((VERSION | LOCAL, TCP4, 0, 12)) + b"\1" * 12), ids=("unknown", "local", "unspecified", "local-with-more"))
+@pytest.mark.parametrize(
+    "header",
+    (
+        b"PROXY UNKNOWN\r\n",
+        SIGNATURE + bytes((VERSION | LOCAL, UNSPEC, 0, 0)),
+        SIGNATURE + bytes((VERSION | PROXY, UNSPEC, 0, 0)),
+        SIGNATURE + bytes((VERSION | LOCAL, TCP4, 0, 12)) + b"\1" * 12,
+    ),
+    ids=("unknown", "local", "unspecified", "local-with-more"),
+)
 def test_peer_that_speaks_for_itself(header: bytes) -> None:
     with running(behind()) as relay, connect(relay) as client:
         client.sendall(header)
@@ -272,15 +300,25 @@ def test_peer_that_is_not_named_needs_no_header() -> None:
 @HEADERS
 def test_peer_that_is_not_named_is_not_believed(header: bytes) -> None:
     with running(behind("192.0.2.0/24")) as relay, connect(relay) as client:
-        expect_closed(client, header)       # to HTTP it is a bad request, which is answered
+        expect_closed(client, header)  # to HTTP it is a bad request, which is answered
         eventually(lambda: relay.daemon.live == 0)
         assert relay.count("connections", "accepted") == 1 and not relay.log.records
 
 
 @pytest.mark.parametrize("tls", (False, True))
-@pytest.mark.parametrize("sent", (
-    GREETING, SOCKS4, GET, b"POST / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\0\1", b"PROXY TCP4 nobody\r\n", V2[:-1]),
-    ids=("socks5", "socks4", "get", "post", "tls", "no-addresses", "cut"))
+@pytest.mark.parametrize(
+    "sent",
+    (
+        GREETING,
+        SOCKS4,
+        GET,
+        b"POST / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\0\1",
+        b"PROXY TCP4 nobody\r\n",
+        V2[:-1],
+    ),
+    ids=("socks5", "socks4", "get", "post", "tls", "no-addresses", "cut"),
+)
 def test_missing_or_wrong_header_is_a_bad_protocol(sent: bytes, tls: bool) -> None:
     with running(behind(tls=tls)) as relay, connect(relay) as client:
         expect_closed(client, sent)
@@ -301,9 +339,14 @@ def test_clients_are_those_that_the_header_names() -> None:
         check_served(relay, client, CLIENT)
 
 
-@pytest.mark.parametrize("header", (V1, V2, b"PROXY UNKNOWN\r\n"), ids=("v1", "v2", "the-proxy-itself"))
+@pytest.mark.parametrize(
+    "header", (V1, V2, b"PROXY UNKNOWN\r\n"), ids=("v1", "v2", "the-proxy-itself")
+)
 def test_client_that_is_not_allowed_is_refused(header: bytes) -> None:
-    with running(behind(more=", clients: [10.1.3.0/24, 192.0.2.7]")) as relay, connect(relay) as client:
+    with (
+        running(behind(more=", clients: [10.1.3.0/24, 192.0.2.7]")) as relay,
+        connect(relay) as client,
+    ):
         client.sendall(header + GREETING)
         expect_closed(client)
         eventually(lambda: relay.count("connections_refused", "client not allowed") == 1)

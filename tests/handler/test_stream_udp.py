@@ -1,4 +1,5 @@
 """Datagrams within a client's stream: connect-udp by HttpHandler, and UDP over TCP by every CONNECT, up to real UDP sockets."""
+
 from __future__ import annotations
 
 import base64
@@ -12,33 +13,47 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.access.users import Login, Users
-from netproxy.dialer.direct import DirectDialer, Reach
+from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.dialer.uot import UotDialer
 from netproxy.errors import DialError, Reason
 from netproxy.handler import stream_udp
-from netproxy.handler.connector import Connector
+from netproxy.handler.outbound import Connector
 from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Entrance, Socks5Handler
 from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces import Address, Dialer, Flow, Pause, READABLE, Route
-from netproxy.net.batching import Datagrams
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Dialer, Route
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import Arena, ArenaPool
 from netproxy.net.framed import QUEUE_LIMIT
 from netproxy.net.stream import Stream
 from netproxy.relay import nat
-from netproxy.relay.capacity import Caps
+from netproxy.relay.quota import SessionLimits
 from netproxy.relay.nat import NatPolicy, NatTable
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines, Records, no_services
 from tests.support.flows import Anywhere, udp_to
-from tests.support.handlers import PIPE_LIMITS, Conversation, Surroundings, tcp_pair
-from tests.support.pauses import run_to_end
+from tests.support.handlers import PIPE_LIMITS, Conversation, HandlerDependencies, tcp_pair
+from tests.support.waits import run_to_end
 from tests.support.sockets import (
-    HAS_IPV6, SECONDS, Task, address_of, is_reset, nothing_comes, read_exactly, read_to_end, server, udp, wait_until)
+    HAS_IPV6,
+    SECONDS,
+    Task,
+    address_of,
+    is_reset,
+    nothing_comes,
+    read_exactly,
+    read_to_end,
+    server,
+    udp,
+    wait_until,
+)
 from tests.support.upstreams import FakeDialer
 
 IDLE = 120.0
@@ -70,29 +85,42 @@ class Names:
 class Rig:
     """The handlers of one listener with datagrams in streams.  A Router too."""
 
-    def __init__(self, dialer: Dialer | None = None, auth: str = "none", arenas: Any = ArenaPool) -> None:
+    def __init__(
+        self, dialer: Dialer | None = None, auth: str = "none", arenas: Any = ArenaPool
+    ) -> None:
         self.counts, self.records, self.log, self.names = Counts(), Records(), Lines(), Names()
-        datagrams = Datagrams(self.counts, self.log)
-        self.dialer: Any = dialer or DirectDialer(Reach(self.names, Anywhere()), datagrams, 2.0)      # type: ignore[arg-type]
+        datagrams = UdpSocketFactory(self.counts, self.log)
+        self.dialer: Any = dialer or DirectDialer(
+            TargetResolver(self.names, Anywhere()), datagrams, 2.0
+        )  # type: ignore[arg-type]
         self.flows: list[Flow] = []
         self.arenas = arenas(datagrams.arena)
         workers = nat.Workers(self._run, self._run)
-        self.table = NatTable(NatPolicy(Caps(100, 100)), self.arenas, workers, self.counts, self.records, self.log)
+        self.table = NatTable(
+            NatPolicy(SessionLimits(100, 100)),
+            self.arenas,
+            workers,
+            self.counts,
+            self.records,
+            self.log,
+        )
         relay = StreamUdpRelay(self, self.table, self.arenas, self.counts, self.records, IDLE)
         connector = Connector(self, PIPE_LIMITS, self.counts, self.records, relay)
         login = Login(Users({"user": "secret"}), auth)
-        self.http = HttpHandler("test", connector, Forwarder(connector, IDLE), login, self.counts, relay)
-        self.socks4 = Socks4Handler("test", connector, None, login)        # type: ignore[arg-type]
-        self.socks5 = Socks5Handler("test", connector, None, None, Entrance(login, self.counts))       # type: ignore[arg-type]
+        self.http = HttpHandler(
+            "test", connector, Forwarder(connector, IDLE), login, self.counts, relay
+        )
+        self.socks4 = Socks4Handler("test", connector, None, login)  # type: ignore[arg-type]
+        self.socks5 = Socks5Handler("test", connector, None, None, Entrance(login, self.counts))  # type: ignore[arg-type]
 
     def route(self, flow: Flow) -> Route:
         self.flows.append(flow)
         return Route(self.dialer, flow)
 
-    def route_at_once(self, flow: Flow) -> Route:
+    def route_without_blocking(self, flow: Flow) -> Route:
         return self.route(flow)
 
-    def ways(self, flow: Flow) -> list[Dialer]:
+    def candidates(self, flow: Flow) -> list[Dialer]:
         return [self.dialer]
 
     def empty(self) -> bool:
@@ -101,7 +129,11 @@ class Rig:
     def check_clean(self) -> None:
         """What every stream must leave behind: nothing."""
         wait_until(self.empty)
-        wait_until(lambda: not [one for one in threading.enumerate() if one.name.startswith("udp-session ")])
+        wait_until(
+            lambda: (
+                not [one for one in threading.enumerate() if one.name.startswith("udp-session ")]
+            )
+        )
         assert not self.log.of("exception") and not self.counts.of("drops", "internal error")
 
     @staticmethod
@@ -121,17 +153,27 @@ def rig(dialer: Dialer | None = None, auth: str = "none", arenas: Any = ArenaPoo
 
 
 def path(target: Address) -> bytes:
-    return b"/.well-known/masque/udp/%b/%d/" % (target.host.replace(":", "%3A").encode(), target.port)
+    return b"/.well-known/masque/udp/%b/%d/" % (
+        target.host.replace(":", "%3A").encode(),
+        target.port,
+    )
 
 
 def request(where: bytes, *fields: bytes) -> bytes:
-    return b"\r\n".join([b"GET %b HTTP/1.1" % where, b"Host: proxy.test", *UPGRADE, *fields, b"", b""])
+    return b"\r\n".join(
+        [b"GET %b HTTP/1.1" % where, b"Host: proxy.test", *UPGRADE, *fields, b"", b""]
+    )
 
 
 def capsule(payload: bytes) -> bytes:
     """Of up to 16382 bytes."""
     length = len(payload) + 1
-    return b"\0" + (bytes((length,)) if length < 64 else struct.pack(">H", length | 0x4000)) + b"\0" + payload
+    return (
+        b"\0"
+        + (bytes((length,)) if length < 64 else struct.pack(">H", length | 0x4000))
+        + b"\0"
+        + payload
+    )
 
 
 def frame(target: Address, payload: bytes) -> bytes:
@@ -148,6 +190,7 @@ def echo(host: str = "127.0.0.1") -> Iterator[tuple[Address, list[tuple[bytes, t
     """A UDP server that answers with the same in reverse; what came, and from where."""
     seen: list[tuple[bytes, tuple]] = []
     with udp(host) as sock:
+
         def serve() -> None:
             while True:
                 data, peer = sock.recvfrom(65536)
@@ -155,6 +198,7 @@ def echo(host: str = "127.0.0.1") -> Iterator[tuple[Address, list[tuple[bytes, t
                     return
                 seen.append((data, peer))
                 sock.sendto(data[::-1], peer)
+
         task = Task(serve)
         try:
             yield address_of(sock), seen
@@ -165,8 +209,10 @@ def echo(host: str = "127.0.0.1") -> Iterator[tuple[Address, list[tuple[bytes, t
 
 
 class TestConnectUdp:
-    RFC_9298 = (b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\nHost: example.org\r\n"
-                b"Connection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n")
+    RFC_9298 = (
+        b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\nHost: example.org\r\n"
+        b"Connection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+    )
 
     def test_the_example_of_rfc_9298_is_answered_with_exactly_these_bytes(self) -> None:
         dialer = FakeDialer()
@@ -174,13 +220,22 @@ class TestConnectUdp:
             client.send(self.RFC_9298)
             client.expect(ACCEPTED)
             assert client.silent()
-            assert dialer.flows == [Flow("udp", client.local, Address("192.0.2.6", 443), "test", "")] == one.flows
+            assert (
+                dialer.flows
+                == [Flow("udp", client.local, Address("192.0.2.6", 443), "test", "")]
+                == one.flows
+            )
             assert dialer.conns[0].prepared == [Address("192.0.2.6", 443)]
 
-    @pytest.mark.parametrize("where", [
-        b"https://proxy.test/.well-known/masque/udp/2001%3Adb8%3A%3A42/443/",
-        b"http://proxy.test:8080/.well-known/masque/udp/2001%3adb8%3a%3a42/443/",
-        b"/.well-known/masque/udp/2001%3Adb8%3A%3A42/443/"], ids=["https", "http", "origin"])
+    @pytest.mark.parametrize(
+        "where",
+        [
+            b"https://proxy.test/.well-known/masque/udp/2001%3Adb8%3A%3A42/443/",
+            b"http://proxy.test:8080/.well-known/masque/udp/2001%3adb8%3a%3a42/443/",
+            b"/.well-known/masque/udp/2001%3Adb8%3A%3A42/443/",
+        ],
+        ids=["https", "http", "origin"],
+    )
     def test_an_ipv6_target_in_absolute_and_origin_form(self, where: bytes) -> None:
         dialer = FakeDialer()
         with rig(dialer) as one, Conversation(one.http) as client:
@@ -202,8 +257,17 @@ class TestConnectUdp:
             assert [len(data) for data, _ in seen] == [4, 0, 1, 62, 63, 9000, 4]
             one.check_clean()
             [record] = one.records.records
-            assert record.flow.target == target and record.flow.network == "udp" and record.way == "direct"
-            assert (record.datagrams_sent, record.datagrams_received, record.sent, record.received) == (7, 7, 9134, 9134)
+            assert (
+                record.flow.target == target
+                and record.flow.network == "udp"
+                and record.upstream == "direct"
+            )
+            assert (
+                record.datagrams_sent,
+                record.datagrams_received,
+                record.sent,
+                record.received,
+            ) == (7, 7, 9134, 9134)
 
     @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
     def test_to_an_ipv6_target(self) -> None:
@@ -297,14 +361,16 @@ class TestConnectUdp:
                 client.send(capsule(b"abc"))
                 client.expect(capsule(b"cba"))
 
-    def test_it_pauses_for_the_idle_time_and_then_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_pauses_for_the_idle_time_and_then_ends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(stream_udp, "STAY_SECONDS", 0.0)
         dialer = FakeDialer()
         near, far = tcp_pair()
         with rig(dialer) as one, near, far:
             near.sendall(request(path(Address("192.0.2.1", 443))))
             pause: Any = one.http.handle(Stream(far), address_of(near))
-            assert isinstance(pause, Pause) and not pause.expendable
+            assert isinstance(pause, Wait) and not pause.idle
             assert (pause.watched, pause.seconds) == (((far, READABLE),), IDLE)
             assert read_exactly(near, len(ACCEPTED)) == ACCEPTED
             near.sendall(capsule(b"abc"))
@@ -344,7 +410,9 @@ class TestConnectUdpEnds:
                 client.socket.shutdown(socket.SHUT_WR)
                 client.expect_end()
             elif way == "reset":
-                client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.socket.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 client.socket.close()
             else:
                 client.socket.close()
@@ -357,7 +425,12 @@ class TestConnectUdpEnds:
     def test_with_a_malformed_capsule_which_is_counted(self, bad: bytes) -> None:
         dialer = FakeDialer()
         with rig(dialer) as one, Conversation(one.http) as client:
-            client.send(request(path(Address("192.0.2.1", 443))) + capsule(b"good") + bad + capsule(b"never"))
+            client.send(
+                request(path(Address("192.0.2.1", 443)))
+                + capsule(b"good")
+                + bad
+                + capsule(b"never")
+            )
             client.expect(ACCEPTED)
             client.expect_closed()
             client.wait()
@@ -390,7 +463,9 @@ class TestListenerThatIsGone:
             client.expect_closed()
             client.wait()
             assert one.counts.of("drops", "association ended") == 1
-            assert [payload for payload, _ in dialer.conns[0].sent] == [b"one"] and len(dialer.conns) == 1
+            assert [payload for payload, _ in dialer.conns[0].sent] == [b"one"] and len(
+                dialer.conns
+            ) == 1
             assert [record.ended for record in one.records.records] == ["shutdown"]
 
     def test_a_uot_stream(self) -> None:
@@ -417,25 +492,38 @@ class TestListenerThatIsGone:
         """Its table is there still: that datagram is dropped, and later ones may pass."""
         dialer, target = FakeDialer(), Address("192.0.2.1", 9)
         with rig(dialer) as one, opened(one) as client:
-            one.table.set_policy(NatPolicy(Caps(0, 0)))
+            one.table.set_policy(NatPolicy(SessionLimits(0, 0)))
             client.send(ANY + frame(target, b"one"))
             one.counts.wait_for("drops", "session limit")
-            one.table.set_policy(NatPolicy(Caps(100, 100)))
+            one.table.set_policy(NatPolicy(SessionLimits(100, 100)))
             client.send(frame(target, b"two"))
             wait_until(lambda: dialer.conns and dialer.conns[0].sent)
             assert [payload for payload, _ in dialer.conns[0].sent] == [b"two"]
 
 
 NOT_A_TARGET = {
-    "port 0": b"/.well-known/masque/udp/192.0.2.1/0/", "port 65536": b"/.well-known/masque/udp/192.0.2.1/65536/",
-    "no port": b"/.well-known/masque/udp/192.0.2.1/", "port +1": b"/.well-known/masque/udp/192.0.2.1/+1/",
-    "no slash": b"/.well-known/masque/udp/192.0.2.1/443", "TCP": b"/.well-known/masque/tcp/192.0.2.1/443/",
-    "root": b"/", "asterisk": b"*", "query": b"/.well-known/masque/udp/192.0.2.1/443/?a",
-    "bare colons": b"/.well-known/masque/udp/2001:db8::42/443/", "a zone": b"/.well-known/masque/udp/fe80%3A%3A1%25lo/443/",
-    "CRLF": b"/.well-known/masque/udp/a%0D%0Ab/443/", "NUL": b"/.well-known/masque/udp/a%00/443/",
-    "any target": b"/.well-known/masque/udp/*/*/", "userinfo": b"https://u@proxy.test/.well-known/masque/udp/192.0.2.1/443/",
+    "port 0": b"/.well-known/masque/udp/192.0.2.1/0/",
+    "port 65536": b"/.well-known/masque/udp/192.0.2.1/65536/",
+    "no port": b"/.well-known/masque/udp/192.0.2.1/",
+    "port +1": b"/.well-known/masque/udp/192.0.2.1/+1/",
+    "no slash": b"/.well-known/masque/udp/192.0.2.1/443",
+    "TCP": b"/.well-known/masque/tcp/192.0.2.1/443/",
+    "root": b"/",
+    "asterisk": b"*",
+    "query": b"/.well-known/masque/udp/192.0.2.1/443/?a",
+    "bare colons": b"/.well-known/masque/udp/2001:db8::42/443/",
+    "a zone": b"/.well-known/masque/udp/fe80%3A%3A1%25lo/443/",
+    "CRLF": b"/.well-known/masque/udp/a%0D%0Ab/443/",
+    "NUL": b"/.well-known/masque/udp/a%00/443/",
+    "any target": b"/.well-known/masque/udp/*/*/",
+    "userinfo": b"https://u@proxy.test/.well-known/masque/udp/192.0.2.1/443/",
 }
-BODIES = [b"Content-Length: 0", b"Content-Length: 5", b"Transfer-Encoding: chunked", b"Content-Type: text/plain"]
+BODIES = [
+    b"Content-Length: 0",
+    b"Content-Length: 5",
+    b"Transfer-Encoding: chunked",
+    b"Content-Type: text/plain",
+]
 
 
 class TestConnectUdpRefusals:
@@ -464,40 +552,67 @@ class TestConnectUdpRefusals:
     def test_a_request_that_declares_a_body_is_400(self, field: bytes) -> None:
         """Its bytes would be read as capsules."""
         with rig() as one:
-            self.refused(one, request(path(Address("192.0.2.1", 443)), field) + b"hello", b"400 Bad Request")
+            self.refused(
+                one, request(path(Address("192.0.2.1", 443)), field) + b"hello", b"400 Bad Request"
+            )
             assert one.flows == []
 
     def test_a_name_that_is_not_found_is_502_dns_error(self) -> None:
         with rig() as one:
-            self.refused(one, request(path(Address("nowhere.test", 443))), b"502 Bad Gateway",
-                         b"Proxy-Status: netproxy; error=dns_error")
+            self.refused(
+                one,
+                request(path(Address("nowhere.test", 443))),
+                b"502 Bad Gateway",
+                b"Proxy-Status: netproxy; error=dns_error",
+            )
 
     def test_a_way_out_without_udp_is_501(self) -> None:
         dialer = without_udp()
         with rig(dialer) as one:
-            self.refused(one, request(path(Address("192.0.2.1", 443))), b"501 Not Implemented",
-                         b"Proxy-Status: netproxy; error=proxy_configuration_error")
+            self.refused(
+                one,
+                request(path(Address("192.0.2.1", 443))),
+                b"501 Not Implemented",
+                b"Proxy-Status: netproxy; error=proxy_configuration_error",
+            )
             assert dialer.flows == []
 
-    @pytest.mark.parametrize("reason, status, error", [
-        (Reason.DENIED, b"403 Forbidden", b"http_request_denied"), (Reason.TIMEOUT, b"504 Gateway Timeout", b"connection_timeout"),
-        (Reason.REFUSED, b"502 Bad Gateway", b"connection_refused"), (Reason.LOOP, b"403 Forbidden", b"proxy_loop_detected")])
+    @pytest.mark.parametrize(
+        "reason, status, error",
+        [
+            (Reason.DENIED, b"403 Forbidden", b"http_request_denied"),
+            (Reason.TIMEOUT, b"504 Gateway Timeout", b"connection_timeout"),
+            (Reason.REFUSED, b"502 Bad Gateway", b"connection_refused"),
+            (Reason.LOOP, b"403 Forbidden", b"proxy_loop_detected"),
+        ],
+    )
     def test_a_dial_that_fails_tells_why(self, reason: Reason, status: bytes, error: bytes) -> None:
         dialer = FakeDialer()
         dialer.refusal = DialError(reason, "hunter2")
         with rig(dialer) as one:
-            self.refused(one, request(path(Address("192.0.2.1", 443))), status, b"Proxy-Status: netproxy; error=" + error)
+            self.refused(
+                one,
+                request(path(Address("192.0.2.1", 443))),
+                status,
+                b"Proxy-Status: netproxy; error=" + error,
+            )
 
     def test_port_0_is_recorded_once(self) -> None:
         with rig(FakeDialer()) as one, opened(one) as client:
             client.send(b"\1\1\xc0\0\2\1\0\0")
             assert is_reset(client.socket)
-            check_refused_once(one, Reason.REFUSED, "192.0.2.1:0: port 0: connection refused", "192.0.2.1")
+            check_refused_once(
+                one, Reason.REFUSED, "192.0.2.1:0: port 0: connection refused", "192.0.2.1"
+            )
 
     def test_a_way_out_without_udp_is_recorded_once(self) -> None:
         with rig(without_udp()) as one:
-            self.refused(one, request(path(Address("192.0.2.1", 443))), b"501 Not Implemented",
-                         b"Proxy-Status: netproxy; error=proxy_configuration_error")
+            self.refused(
+                one,
+                request(path(Address("192.0.2.1", 443))),
+                b"501 Not Implemented",
+                b"Proxy-Status: netproxy; error=proxy_configuration_error",
+            )
             check_refused_once(one, Reason.UNSUPPORTED, "fake carries no UDP", "192.0.2.1")
 
     @pytest.mark.parametrize("reason", [Reason.REFUSED, Reason.TIMEOUT, Reason.DENIED])
@@ -520,23 +635,41 @@ class TestConnectUdpRefusals:
     def test_no_room_for_another_session(self) -> None:
         """HAZARDS 33."""
         with rig() as one:
-            one.table.set_policy(NatPolicy(Caps(0, 0)))
-            self.refused(one, request(path(Address("192.0.2.1", 443))), b"502 Bad Gateway",
-                         b"Proxy-Status: netproxy; error=destination_unavailable")
+            one.table.set_policy(NatPolicy(SessionLimits(0, 0)))
+            self.refused(
+                one,
+                request(path(Address("192.0.2.1", 443))),
+                b"502 Bad Gateway",
+                b"Proxy-Status: netproxy; error=destination_unavailable",
+            )
 
     def test_what_was_sent_behind_a_refused_request_is_no_request(self) -> None:
         """HAZARDS 60, RFC 9931: pipelined bytes of an upgrade that was refused are discarded."""
         with rig() as one:
-            self.refused(one, request(b"/nowhere") + request(path(Address("192.0.2.1", 443))), b"400 Bad Request")
+            self.refused(
+                one,
+                request(b"/nowhere") + request(path(Address("192.0.2.1", 443))),
+                b"400 Bad Request",
+            )
             assert one.flows == []
 
-    @pytest.mark.parametrize("fields", [
-        (), (b"Proxy-Authorization: Basic " + base64.b64encode(b"user:wrong"),), (b"Proxy-Authorization: Bearer x",)])
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            (),
+            (b"Proxy-Authorization: Basic " + base64.b64encode(b"user:wrong"),),
+            (b"Proxy-Authorization: Bearer x",),
+        ],
+    )
     def test_without_credentials_it_is_407(self, fields: tuple) -> None:
         """HAZARDS 7, 8."""
         with rig(auth="required") as one:
-            self.refused(one, request(path(Address("192.0.2.1", 443)), *fields), b"407 Proxy Authentication Required",
-                         b'Proxy-Authenticate: Basic realm="netproxy", charset="UTF-8"')
+            self.refused(
+                one,
+                request(path(Address("192.0.2.1", 443)), *fields),
+                b"407 Proxy Authentication Required",
+                b'Proxy-Authenticate: Basic realm="netproxy", charset="UTF-8"',
+            )
             assert one.flows == []
 
     def test_with_credentials_the_flow_has_its_user(self) -> None:
@@ -548,15 +681,28 @@ class TestConnectUdpRefusals:
             assert [flow.user for flow in one.flows] == ["user"]
 
     def test_without_a_relay_it_is_a_request_like_any_other(self) -> None:
-        around = Surroundings()
-        handler = HttpHandler("test", around.connector, Forwarder(around.connector, IDLE), around.login, around.counters)
+        dependencies = HandlerDependencies()
+        handler = HttpHandler(
+            "test",
+            dependencies.connector,
+            Forwarder(dependencies.connector, IDLE),
+            dependencies.login,
+            dependencies.counters,
+        )
         with Conversation(handler) as client:
             client.send(request(path(Address("192.0.2.1", 443))))
             assert read_to_end(client.socket).startswith(b"HTTP/1.1 400 ")
-        assert around.untouched()
+        assert dependencies.untouched()
 
-    @pytest.mark.parametrize("changed", [(b"GET ", b"POST "), (b"HTTP/1.1", b"HTTP/1.0"), (b"connect-udp", b"websocket"),
-                                         (b"Connection: Upgrade", b"Connection: close")])
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            (b"GET ", b"POST "),
+            (b"HTTP/1.1", b"HTTP/1.0"),
+            (b"connect-udp", b"websocket"),
+            (b"Connection: Upgrade", b"Connection: close"),
+        ],
+    )
     def test_what_does_not_ask_for_it_gets_none(self, changed: tuple[bytes, bytes]) -> None:
         with rig() as one, Conversation(one.http) as client:
             client.send(request(path(Address("192.0.2.1", 443))).replace(*changed))
@@ -569,8 +715,11 @@ class TestConnectUdpRefusals:
 
 def by_socks5(one: Rig, name: bytes) -> tuple[Any, bytes, bytes]:
     """A handler, what asks it for a connection to `name`, and its answers."""
-    return (one.socks5, b"\5\1\0" + b"\5\1\0\3" + bytes((len(name),)) + name + b"\1\xbb",
-            b"\5\0" + b"\5\0\0\1" + bytes(6))
+    return (
+        one.socks5,
+        b"\5\1\0" + b"\5\1\0\3" + bytes((len(name),)) + name + b"\1\xbb",
+        b"\5\0" + b"\5\0\0\1" + bytes(6),
+    )
 
 
 def by_socks4a(one: Rig, name: bytes) -> tuple[Any, bytes, bytes]:
@@ -582,12 +731,12 @@ def by_http(one: Rig, name: bytes) -> tuple[Any, bytes, bytes]:
 
 
 every_way = pytest.mark.parametrize("way", [by_socks5, by_socks4a, by_http])
-ANY = b"\0\1" + bytes(6)            # of a request that is not connected: no hint
+ANY = b"\0\1" + bytes(6)  # of a request that is not connected: no hint
 
 
 def without_udp() -> FakeDialer:
     dialer = FakeDialer()
-    dialer.carries, dialer.refusal = frozenset({"tcp"}), Reason.UNSUPPORTED      # type: ignore[assignment]
+    dialer.carries, dialer.refusal = frozenset({"tcp"}), Reason.UNSUPPORTED  # type: ignore[assignment]
     return dialer
 
 
@@ -598,17 +747,31 @@ def check_no_udp(way: Any, answer: bytes) -> None:
         assert lines[0] == b"HTTP/1.1 501 Not Implemented"
         assert b"Proxy-Status: netproxy; error=proxy_configuration_error" in lines
     else:
-        assert answer == (b"\5\0" + b"\5\7\0\1" + bytes(6) if way is by_socks5 else b"\0\x5b" + bytes(6))
+        assert answer == (
+            b"\5\0" + b"\5\7\0\1" + bytes(6) if way is by_socks5 else b"\0\x5b" + bytes(6)
+        )
 
 
-def check_refused_once(one: Rig, reason: Reason, ended: str, host: str, network: str = "udp",
-                       way: str = "fake") -> None:
+def check_refused_once(
+    one: Rig, reason: Reason, ended: str, host: str, network: str = "udp", way: str = "fake"
+) -> None:
     """One failed dial was counted, and it left one record, with its reason."""
-    assert {key: count for key, count in one.counts.counts.items() if key[0] == "dial_failures"} == {
-        ("dial_failures", reason.value): 1}
+    assert {
+        key: count for key, count in one.counts.counts.items() if key[0] == "dial_failures"
+    } == {("dial_failures", reason.value): 1}
     [record] = one.records.records
-    assert (record.flow.target.host, record.flow.network, record.way, record.ended) == (host, network, way, ended)
-    assert (record.sent, record.received, record.datagrams_sent, record.datagrams_received) == (0, 0, 0, 0)
+    assert (record.flow.target.host, record.flow.network, record.upstream, record.ended) == (
+        host,
+        network,
+        way,
+        ended,
+    )
+    assert (record.sent, record.received, record.datagrams_sent, record.datagrams_received) == (
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 @contextmanager
@@ -629,7 +792,12 @@ class TestUot:
     @every_way
     def test_two_targets_see_one_port(self, way: Any) -> None:
         """HAZARDS 36: endpoint-independent, and each answer behind its source."""
-        with rig() as one, echo() as (here, first), echo() as (there, second), opened(one, way) as client:
+        with (
+            rig() as one,
+            echo() as (here, first),
+            echo() as (there, second),
+            opened(one, way) as client,
+        ):
             client.send(ANY + frame(here, b"one"))
             client.expect(frame(here, b"eno"))
             client.send(frame(there, b"two"))
@@ -638,7 +806,10 @@ class TestUot:
             client.expect(frame(here, b"eerht"))
             assert len({peer for _, peer in first + second}) == 1
             assert [data for data, _ in first] == [b"one", b"three"]
-            assert [(flow.network, flow.target) for flow in one.flows] == [("udp", here), ("udp", there)]
+            assert [(flow.network, flow.target) for flow in one.flows] == [
+                ("udp", here),
+                ("udp", there),
+            ]
             assert len(one.table) == 1
 
     @every_way
@@ -650,10 +821,17 @@ class TestUot:
 
     @every_way
     def test_version_1_is_frames_alone(self, way: Any) -> None:
-        with rig() as one, echo() as (here, first), echo() as (there, second), opened(one, way, MAGIC_V1) as client:
+        with (
+            rig() as one,
+            echo() as (here, first),
+            echo() as (there, second),
+            opened(one, way, MAGIC_V1) as client,
+        ):
             client.send(frame(here, b"one") + frame(there, b"two"))
             answers = client.read(len(frame(here, b"one") * 2))
-            assert sorted((answers[:12], answers[12:])) == sorted((frame(here, b"eno"), frame(there, b"owt")))
+            assert sorted((answers[:12], answers[12:])) == sorted(
+                (frame(here, b"eno"), frame(there, b"owt"))
+            )
             assert first[0][1] == second[0][1]
 
     @every_way
@@ -676,25 +854,42 @@ class TestUot:
 
     @every_way
     def test_the_name_in_any_spelling(self, way: Any) -> None:
-        with rig() as one, echo() as (target, _), opened(one, way, b"SP.v2.UDP-over-TCP.arpa.") as client:
+        with (
+            rig() as one,
+            echo() as (target, _),
+            opened(one, way, b"SP.v2.UDP-over-TCP.arpa.") as client,
+        ):
             client.send(ANY + frame(target, b"abc"))
             client.expect(frame(target, b"cba"))
 
     @every_way
     def test_without_a_relay_it_is_a_name_like_any_other(self, way: Any) -> None:
-        around = Surroundings()
+        dependencies = HandlerDependencies()
         plain = Rig()
-        plain.socks4, plain.socks5 = around.socks4(), around.socks5()
-        plain.http = HttpHandler("test", around.connector, Forwarder(around.connector, IDLE), around.login, around.counters)
+        plain.socks4, plain.socks5 = dependencies.socks4(), dependencies.socks5()
+        plain.http = HttpHandler(
+            "test",
+            dependencies.connector,
+            Forwarder(dependencies.connector, IDLE),
+            dependencies.login,
+            dependencies.counters,
+        )
         handler, ask, _ = way(plain, MAGIC)
         with Conversation(handler) as client:
             client.send(ask)
-            around.dialer.target().close()
+            dependencies.dialer.target().close()
             read_to_end(client.socket)
-        assert around.dialled == [Address("sp.v2.udp-over-tcp.arpa", 443)]
+        assert dependencies.dialled == [Address("sp.v2.udp-over-tcp.arpa", 443)]
 
-    @pytest.mark.parametrize("hint", [b"\0\1\xc0\0\2\1\1\xbb", b"\0\3\4a.bc\1\xbb", b"\0\4" + bytes(18),
-                                      b"\0\1" + bytes(4) + b"\1\xbb"])
+    @pytest.mark.parametrize(
+        "hint",
+        [
+            b"\0\1\xc0\0\2\1\1\xbb",
+            b"\0\3\4a.bc\1\xbb",
+            b"\0\4" + bytes(18),
+            b"\0\1" + bytes(4) + b"\1\xbb",
+        ],
+    )
     def test_the_target_of_a_request_that_is_not_connected_is_a_hint(self, hint: bytes) -> None:
         """HAZARDS 26: nothing is routed or dialled for it."""
         with rig() as one, echo() as (target, _), opened(one) as client:
@@ -755,12 +950,16 @@ class TestUot:
 
     def test_trains_to_two_targets(self) -> None:
         with rig() as one, udp() as here, udp() as there, opened(one) as client:
-            data = [frame(address_of(target), struct.pack(">H", number) * 20)
-                    for number in range(5) for target in (here,) * 5 + (there,) * 3]
+            data = [
+                frame(address_of(target), struct.pack(">H", number) * 20)
+                for number in range(5)
+                for target in (here,) * 5 + (there,) * 3
+            ]
             client.send(ANY + b"".join(data))
             for target, times in ((here, 5), (there, 3)):
                 assert [target.recv(64) for _ in range(5 * times)] == [
-                    struct.pack(">H", number) * 20 for number in range(5) for _ in range(times)]
+                    struct.pack(">H", number) * 20 for number in range(5) for _ in range(times)
+                ]
 
 
 class TestUotEnds:
@@ -775,7 +974,11 @@ class TestUotEnds:
             one.check_clean()
             assert dialer.conns[0].closed.wait(SECONDS)
 
-    BAD = {"ATYP 3": b"\3\xc0\0\2\1\0\x35\0\1a", "ATYP 255": b"\xff\xff\xff", "empty name": b"\2\0\0\x35\0\1a"}
+    BAD = {
+        "ATYP 3": b"\3\xc0\0\2\1\0\x35\0\1a",
+        "ATYP 255": b"\xff\xff\xff",
+        "empty name": b"\2\0\0\x35\0\1a",
+    }
 
     @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
     @every_way
@@ -788,8 +991,13 @@ class TestUotEnds:
             assert [payload for payload, _ in dialer.conns[0].sent] == [b"good"]
             assert one.counts.of("drops", "malformed") == 1
 
-    TARGETS = {"port 0": b"\0\xc0\0\2\1\0\0", "name with a space": b"\2\3a b\0\x35", "CRLF": b"\2\6a\r\nb:c\0\x35",
-               "not ASCII": b"\2\2\xc3\xbc\0\x35", "two dots": b"\2\4a..b\0\x35"}
+    TARGETS = {
+        "port 0": b"\0\xc0\0\2\1\0\0",
+        "name with a space": b"\2\3a b\0\x35",
+        "CRLF": b"\2\6a\r\nb:c\0\x35",
+        "not ASCII": b"\2\2\xc3\xbc\0\x35",
+        "two dots": b"\2\4a..b\0\x35",
+    }
 
     @pytest.mark.parametrize("bad", TARGETS.values(), ids=TARGETS)
     def test_a_target_that_is_none_is_dropped_and_counted_alone(self, bad: bytes) -> None:
@@ -801,7 +1009,9 @@ class TestUotEnds:
             wait_until(lambda: dialer.conns and dialer.conns[0].sent)
             assert [flow.target for flow in one.flows] == [target]
 
-    @pytest.mark.parametrize("bad", [b"\2\1" + bytes(6), b"\0\2" + bytes(6), b"\0\5" + bytes(20), b"\1\3\3a b\0\x35"])
+    @pytest.mark.parametrize(
+        "bad", [b"\2\1" + bytes(6), b"\0\2" + bytes(6), b"\0\5" + bytes(20), b"\1\3\3a b\0\x35"]
+    )
     @every_way
     def test_a_bad_request_closes_the_stream(self, way: Any, bad: bytes) -> None:
         """And not a byte is said that could be taken for a frame."""
@@ -831,7 +1041,11 @@ class TestUotEnds:
                 client.expect_closed()
 
     @every_way
-    @pytest.mark.parametrize("asked", [b"\1\3\x0cnowhere.test\0\x35", b"\1\1\xc0\0\2\1\0\0"], ids=["no such name", "port 0"])
+    @pytest.mark.parametrize(
+        "asked",
+        [b"\1\3\x0cnowhere.test\0\x35", b"\1\1\xc0\0\2\1\0\0"],
+        ids=["no such name", "port 0"],
+    )
     def test_connected_to_what_cannot_be_is_reset(self, way: Any, asked: bytes) -> None:
         """There is no other way to say it."""
         with rig() as one, opened(one, way) as client:
@@ -848,13 +1062,20 @@ class TestUotEnds:
                 client.send(ask)
                 check_no_udp(way, read_to_end(client.socket))
             assert dialer.flows == []
-            check_refused_once(one, Reason.UNSUPPORTED, "fake carries no UDP", "sp.v2.udp-over-tcp.arpa", "tcp", "-")
+            check_refused_once(
+                one,
+                Reason.UNSUPPORTED,
+                "fake carries no UDP",
+                "sp.v2.udp-over-tcp.arpa",
+                "tcp",
+                "-",
+            )
 
     def test_connected_by_a_way_out_without_udp_is_reset(self) -> None:
         """Where only that of the target has none: the connection was accepted before it was named."""
         dialer, fine = without_udp(), FakeDialer()
         with rig(dialer) as one:
-            one.ways = lambda flow: [dialer, fine]     # type: ignore[method-assign]
+            one.candidates = lambda flow: [dialer, fine]  # type: ignore[method-assign]
             with opened(one) as client:
                 client.send(connected_to(Address("192.0.2.1", 443)))
                 assert is_reset(client.socket)
@@ -863,13 +1084,17 @@ class TestUotEnds:
 
     def test_a_denied_target_is_dropped_and_others_pass(self) -> None:
         """HAZARDS 40."""
+
         class Denied(FakeDialer):
             def dial_packet(self, flow: Flow) -> Any:
                 raise DialError(Reason.DENIED)
+
         fine, denied = FakeDialer(), Denied("denied")
         with rig() as one, opened(one) as client:
-            one.route = lambda flow: Route(denied if flow.target.port == 1 else fine, flow)      # type: ignore[method-assign, assignment]
-            client.send(ANY + frame(Address("192.0.2.1", 1), b"no") + frame(Address("192.0.2.1", 2), b"yes"))
+            one.route = lambda flow: Route(denied if flow.target.port == 1 else fine, flow)  # type: ignore[method-assign, assignment]
+            client.send(
+                ANY + frame(Address("192.0.2.1", 1), b"no") + frame(Address("192.0.2.1", 2), b"yes")
+            )
             wait_until(lambda: fine.conns and fine.conns[0].sent)
             assert [payload for payload, _ in fine.conns[0].sent] == [b"yes"]
             assert one.counts.of("drops", "target failed") == 1
@@ -882,10 +1107,13 @@ class TestUotEnds:
             if flow.target.port == 1:
                 raise RuntimeError("a fault of ours")
             return Route(dialer, flow)
+
         one = Rig(dialer)
-        one.route = route       # type: ignore[method-assign]
+        one.route = route  # type: ignore[method-assign]
         client = Conversation(one.socks5)
-        client.send(b"\5\1\0\5\1\0\3\x17" + MAGIC + b"\1\xbb" + ANY + frame(Address("192.0.2.1", 9), b"a"))
+        client.send(
+            b"\5\1\0\5\1\0\3\x17" + MAGIC + b"\1\xbb" + ANY + frame(Address("192.0.2.1", 9), b"a")
+        )
         wait_until(lambda: dialer.conns and dialer.conns[0].sent)
         client.send(frame(Address("192.0.2.1", 1), b"b"))
         wait_until(lambda: client.raised)
@@ -936,7 +1164,7 @@ class TestClientsThatDoNotRead:
             assert len(streams) == self.STREAMS
             longest = self.flood(target, peers, streams)
             wait_until(lambda: one.arenas.out == 0)
-            for peer in peers:          # more, though nobody takes it
+            for peer in peers:  # more, though nobody takes it
                 target.sendto(bytes(self.SIZE), peer)
             longest = max(longest, *(len(stream._queue) for stream in streams))
             assert one.arenas.out == 0 and all(stream._queue for stream in streams)
@@ -973,6 +1201,7 @@ def listening(one: Rig, handler: Any) -> Iterator[Address]:
             run_to_end(handler.handle(stream, Address(*sock.getpeername()[:2])))
         finally:
             stream.close()
+
     with server(script) as address:
         yield address
 
@@ -992,11 +1221,19 @@ def exchange(conn: Any, target: Address, payload: bytes) -> list[bytes]:
 class TestOurOwnClients:
     @pytest.fixture
     def near(self) -> DirectDialer:
-        return DirectDialer(Reach(Names(), Anywhere()), Datagrams(Counts(), Lines()), 2.0)        # type: ignore[arg-type]
+        return DirectDialer(
+            TargetResolver(Names(), Anywhere()), UdpSocketFactory(Counts(), Lines()), 2.0
+        )  # type: ignore[arg-type]
 
     def test_connect_udp(self, near: DirectDialer) -> None:
-        with rig(auth="required") as one, echo() as (target, _), listening(one, one.http) as address:
-            conn = HttpDialer(Hop("http", "http", address, near, 2.0, "user", "secret"), Counts()).dial_packet(udp_to(target))
+        with (
+            rig(auth="required") as one,
+            echo() as (target, _),
+            listening(one, one.http) as address,
+        ):
+            conn = HttpDialer(
+                Hop("http", "http", address, near, 2.0, "user", "secret"), Counts()
+            ).dial_packet(udp_to(target))
             try:
                 assert exchange(conn, target, b"abc" * 400) == [b"cba" * 400]
             finally:
@@ -1004,9 +1241,18 @@ class TestOurOwnClients:
 
     @pytest.mark.parametrize("kind", ["socks5", "http"])
     def test_uot(self, near: DirectDialer, kind: str) -> None:
-        with rig() as one, echo() as (here, first), echo() as (there, second), listening(one, getattr(one, kind)) as address:
+        with (
+            rig() as one,
+            echo() as (here, first),
+            echo() as (there, second),
+            listening(one, getattr(one, kind)) as address,
+        ):
             hop = Hop(kind, kind, address, near, 2.0)
-            plain: Any = HttpDialer(hop, Counts(), False) if kind == "http" else Socks5Dialer(hop, None, no_services(), False)
+            plain: Any = (
+                HttpDialer(hop, Counts(), False)
+                if kind == "http"
+                else Socks5Dialer(hop, None, no_services(), False)
+            )
             conn = UotDialer(plain, plain, Counts()).dial_packet(udp_to(here))
             try:
                 assert exchange(conn, here, b"abc") == [b"cba"]
@@ -1015,11 +1261,19 @@ class TestOurOwnClients:
             finally:
                 conn.close()
 
-    @pytest.mark.parametrize("ask", [
-        request(path(Address("game.test", 9000))), b"CONNECT %b:443 HTTP/1.1\r\nHost: a\r\n\r\n\1\3\x09game.test\x23\x28" % MAGIC],
-        ids=["connect-udp", "connected UoT"])
-    def test_a_name_that_is_resolved_by_the_proxy_behind_us_gets_its_answers(self, near: DirectDialer, ask: bytes) -> None:
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            request(path(Address("game.test", 9000))),
+            b"CONNECT %b:443 HTTP/1.1\r\nHost: a\r\n\r\n\1\3\x09game.test\x23\x28" % MAGIC,
+        ],
+        ids=["connect-udp", "connected UoT"],
+    )
+    def test_a_name_that_is_resolved_by_the_proxy_behind_us_gets_its_answers(
+        self, near: DirectDialer, ask: bytes
+    ) -> None:
         """They come from an address that nobody here could know."""
+
         def far_end(sock: socket.socket) -> None:
             read_exactly(sock, 3)
             sock.sendall(b"\5\0")
@@ -1029,6 +1283,7 @@ class TestOurOwnClients:
             assert read_exactly(sock, 18) == b"\2\x09game.test\x23\x28\0\3abc"
             sock.sendall(b"\0\xc6\x33\x64\7\x23\x28\0\3cba")
             read_to_end(sock)
+
         with server(far_end) as address:
             plain = Socks5Dialer(Hop("s", "s", address, near, 2.0), None, no_services(), False)
             with rig(UotDialer(plain, plain, Counts())) as one, Conversation(one.http) as client:

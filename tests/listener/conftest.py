@@ -5,8 +5,8 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.listener import parker as parker_module
-from netproxy.listener.parker import Parker
+from netproxy.listener import poller as parker_module
+from netproxy.listener.poller import Poller
 from tests.support.doubles import Lines
 from tests.support.pools import Gate
 from tests.support.tcp import TcpRig
@@ -21,6 +21,7 @@ def make() -> Iterator[Callable[..., TcpRig]]:
     def make(*arguments: Any) -> TcpRig:
         rigs.append(TcpRig(*arguments))
         return rigs[-1]
+
     yield make
     for rig in rigs:
         rig.close()
@@ -46,13 +47,13 @@ def gate() -> Iterator[Gate]:
 
 
 @pytest.fixture
-def parker(log: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Parker]:
+def poller(log: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Poller]:
     monkeypatch.setattr(parker_module, "TICK", 0.02)
-    parker = Parker(log)
-    parker.start()
-    yield parker
-    assert parker.thread.is_alive()
-    parker.stop()
+    poller = Poller(log)
+    poller.start()
+    yield poller
+    assert poller.thread.is_alive()
+    poller.stop()
 
 
 @pytest.fixture
@@ -62,6 +63,7 @@ def pair() -> Iterator[Callable[[], Pair]]:
     def make() -> Pair:
         made.extend(socket.socketpair())
         return made[-2], made[-1]
+
     yield make
     for sock in made:
         sock.close()

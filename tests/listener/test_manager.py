@@ -1,4 +1,5 @@
 """The ListenerManager: binds all or none, one port number for a group, keeps sockets over a reload."""
+
 from __future__ import annotations
 
 from typing import Any, Callable
@@ -6,8 +7,8 @@ from typing import Any, Callable
 import pytest
 
 from netproxy.errors import ListenError
-from netproxy.interfaces import Address
-from netproxy.listener.manager import PORT_TRIES, ListenerManager, Wanted
+from netproxy.interfaces.addresses import Address
+from netproxy.listener.manager import PORT_TRIES, ListenerManager, ListenerSpec
 
 
 class FakeListener:
@@ -35,8 +36,12 @@ class Rig:
         self.events: list[str] = []
         self.taken: set[tuple[str, int]] = set()
         self.free = iter(range(40001, 50000))
-        self.manager = ListenerManager({"tcp": lambda address: self._bind("tcp", address),
-                                        "udp": lambda address: self._bind("udp", address)})
+        self.manager = ListenerManager(
+            {
+                "tcp": lambda address: self._bind("tcp", address),
+                "udp": lambda address: self._bind("udp", address),
+            }
+        )
 
     def _bind(self, network: str, address: Address) -> FakeListener:
         bound = address._replace(port=address.port or next(self.free))
@@ -54,10 +59,11 @@ class Rig:
         return [str(listener) for listener in self.manager.listeners]
 
 
-def want(network: str, port: int, handler: str = "handler", group: str = "") -> Wanted:
-    def equip(listener: Any) -> None:
+def want(network: str, port: int, handler: str = "handler", group: str = "") -> ListenerSpec:
+    def configure(listener: Any) -> None:
         listener.handler = handler
-    return Wanted(network, Address("127.0.0.1", port), group or handler, equip)
+
+    return ListenerSpec(network, Address("127.0.0.1", port), group or handler, configure)
 
 
 @pytest.fixture
@@ -68,7 +74,14 @@ def rig() -> Rig:
 class TestStart:
     def test_binds_all_before_it_starts_any(self, rig: Rig) -> None:
         rig.manager.start([want("udp", 1), want("tcp", 1), want("tcp", 2)])
-        assert rig.did() == ["bind udp 1", "bind tcp 1", "bind tcp 2", "start udp 1", "start tcp 1", "start tcp 2"]
+        assert rig.did() == [
+            "bind udp 1",
+            "bind tcp 1",
+            "bind tcp 2",
+            "start udp 1",
+            "start tcp 1",
+            "start tcp 2",
+        ]
         assert rig.live() == ["udp 1", "tcp 1", "tcp 2"]
 
     def test_binds_none_when_one_cannot_be_bound(self, rig: Rig) -> None:
@@ -89,7 +102,8 @@ class TestStart:
             listener = bind(network, address)
             rig.taken.add((network, address.port))
             return listener
-        rig._bind = once        # type: ignore[method-assign]
+
+        rig._bind = once  # type: ignore[method-assign]
         with pytest.raises(ListenError):
             rig.manager.start([want("tcp", 1, "a"), want("tcp", 1, "b")])
         assert rig.live() == []
@@ -104,7 +118,12 @@ class TestOnePortForAGroup:
         rig.taken = {("tcp", 40001), ("tcp", 40002)}
         rig.manager.start([want("udp", 0), want("tcp", 0)])
         assert rig.live() == ["udp 40003", "tcp 40003"]
-        assert rig.did()[:4] == ["bind udp 40001", "stop udp 40001", "bind udp 40002", "stop udp 40002"]
+        assert rig.did()[:4] == [
+            "bind udp 40001",
+            "stop udp 40001",
+            "bind udp 40002",
+            "stop udp 40002",
+        ]
 
     def test_is_given_up_in_the_end(self, rig: Rig) -> None:
         rig.taken = {("tcp", port) for port in range(40001, 41000)}
@@ -115,7 +134,9 @@ class TestOnePortForAGroup:
         assert rig.live() == []
 
     def test_is_not_shared_by_groups(self, rig: Rig) -> None:
-        rig.manager.start([want("udp", 0, "a"), want("udp", 0, "b"), want("tcp", 0, "a"), want("tcp", 0, "b")])
+        rig.manager.start(
+            [want("udp", 0, "a"), want("udp", 0, "b"), want("tcp", 0, "a"), want("tcp", 0, "b")]
+        )
         assert sorted(rig.live()) == ["tcp 40001", "tcp 40002", "udp 40001", "udp 40002"]
 
     def test_is_that_of_the_socket_kept_when_a_reload_adds_a_network(self, rig: Rig) -> None:
@@ -135,7 +156,12 @@ class TestReplace:
         rig.manager.start([want("udp", 1, "old"), want("tcp", 1, "old"), want("tcp", 2, "old")])
         kept = rig.manager.listeners
         rig.did()
-        assert rig.manager.replace([want("tcp", 2, "new"), want("udp", 1, "new"), want("tcp", 1, "new")]) == []
+        assert (
+            rig.manager.replace(
+                [want("tcp", 2, "new"), want("udp", 1, "new"), want("tcp", 1, "new")]
+            )
+            == []
+        )
         assert rig.did() == []
         assert rig.manager.listeners == [kept[2], kept[0], kept[1]]
         assert {listener.handler for listener in kept} == {"new"}
@@ -160,12 +186,16 @@ class TestReplace:
         rig.did()
         rig.taken = {("tcp", 9)}
         with pytest.raises(ListenError):
-            rig.manager.replace([want("tcp", 1, "new"), want("tcp", 8, "new"), want("tcp", 9, "new")])
+            rig.manager.replace(
+                [want("tcp", 1, "new"), want("tcp", 8, "new"), want("tcp", 9, "new")]
+            )
         assert rig.did() == ["bind tcp 8", "stop tcp 8"]
         assert rig.manager.listeners == before
         assert {listener.handler for listener in before} == {"old"}
 
-    def test_changes_nothing_when_one_cannot_be_started(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_changes_nothing_when_one_cannot_be_started(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Hazard 94: can't start new thread."""
         rig.manager.start([want("tcp", 1, "old")])
         before = rig.manager.listeners
@@ -173,6 +203,7 @@ class TestReplace:
 
         def fail(listener: FakeListener) -> None:
             raise RuntimeError("can't start new thread")
+
         monkeypatch.setattr(FakeListener, "start", fail)
         with pytest.raises(ListenError, match="can't start new thread"):
             rig.manager.replace([want("tcp", 1, "new"), want("tcp", 8, "new")])

@@ -1,4 +1,5 @@
 """The bounded pool of threads: when it grows, when it shrinks, what it refuses, what it survives."""
+
 from __future__ import annotations
 
 import threading
@@ -22,7 +23,8 @@ def make(log: Lines, gate: Gate) -> Iterator[type]:
     def make(limit: int, waiting: int = 0) -> ThreadPool:
         pools.append(ThreadPool(NAME, limit, waiting, log))
         return pools[-1]
-    yield make      # type: ignore[misc]
+
+    yield make  # type: ignore[misc]
     gate.let_go()
     for pool in pools:
         pool.stop(5)
@@ -36,6 +38,7 @@ def run(pool: ThreadPool) -> threading.Thread:
     def task() -> None:
         found.append(threading.current_thread())
         done.set()
+
     assert pool.submit(task)
     assert done.wait(5)
     wait_until(lambda: not pool.busy)
@@ -82,10 +85,12 @@ def test_shrinks_when_idle(make: type, gate: Gate, monkeypatch: pytest.MonkeyPat
     gate.wait_for(5)
     gate.let_go()
     wait_until(lambda: not pool.threads)
-    run(pool)       # and grows again
+    run(pool)  # and grows again
 
 
-def test_a_thread_about_to_end_takes_the_task_that_counts_on_it(make: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_about_to_end_takes_the_task_that_counts_on_it(
+    make: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.0005)
     pool = make(2)
     for _ in range(300):
@@ -99,6 +104,7 @@ def test_an_exception_ends_only_its_task(make: type, log: Lines) -> None:
 
     def broken() -> None:
         raise ValueError("broken")
+
     pool.submit(broken)
     log.wait_for("broken")
     wait_until(lambda: not pool.busy)
@@ -113,10 +119,13 @@ class TestNoThread:
     def refuse(self, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         def start(_: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
+
         monkeypatch.setattr(threading.Thread, "start", start)
         return monkeypatch
 
-    def test_at_all_refuses_the_task(self, make: type, log: Lines, refuse: pytest.MonkeyPatch) -> None:
+    def test_at_all_refuses_the_task(
+        self, make: type, log: Lines, refuse: pytest.MonkeyPatch
+    ) -> None:
         pool = make(4, 4)
         assert not pool.submit(lambda: None)
         assert (pool.threads, pool.busy) == (0, 0)
@@ -124,13 +133,16 @@ class TestNoThread:
         refuse.undo()
         run(pool)
 
-    def test_more_leaves_the_task_to_those_there_are(self, make: type, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_more_leaves_the_task_to_those_there_are(
+        self, make: type, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         pool = make(4, 0)
         pool.submit(gate)
         gate.wait_for(1)
 
         def start(_: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")
+
         done = threading.Event()
         monkeypatch.setattr(threading.Thread, "start", start)
         assert pool.submit(done.set)
@@ -227,6 +239,7 @@ def test_many_submitters_lose_nothing(make: type) -> None:
     def submit() -> None:
         for _ in range(200):
             assert pool.submit(task)
+
     for submitting in [Task(submit) for _ in range(5)]:
         submitting.result()
     wait_until(lambda: not pool.busy)

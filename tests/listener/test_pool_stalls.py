@@ -1,4 +1,5 @@
 """A pool that is slow to grow: further threads come only for tasks that those at work do not get to."""
+
 from __future__ import annotations
 
 import threading
@@ -25,6 +26,7 @@ def make(log: Lines, gate: Gate) -> Iterator[Make]:
     def make(limit: int, waiting: int = 0) -> ThreadPool:
         pools.append(ThreadPool(NAME, limit, waiting, log, eager=2))
         return pools[-1]
+
     yield make
     gate.let_go()
     for pool in pools:
@@ -47,8 +49,10 @@ def test_the_first_threads_come_at_once(make: Make, gate: Gate) -> None:
     gate.wait_for(2)
 
 
-def test_no_further_thread_comes_while_tasks_are_taken_quickly(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "STALL_SECONDS", 0.2)      # long enough for a busy machine
+def test_no_further_thread_comes_while_tasks_are_taken_quickly(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "STALL_SECONDS", 0.2)  # long enough for a busy machine
     pool = make(8, 10000)
     done: list[int] = []
     for number in range(3000):
@@ -132,14 +136,16 @@ def test_it_ends_with_the_pool(make: Make, gate: Gate) -> None:
     assert gate.running == 3
 
 
-def test_without_a_thread_for_it_the_task_is_left_to_those_there_are(make: Make, gate: Gate, log: Lines,
-                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_thread_for_it_the_task_is_left_to_those_there_are(
+    make: Make, gate: Gate, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = make(4)
     block(pool, gate, 2)
     gate.wait_for(2)
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
+
     done = threading.Event()
     monkeypatch.setattr(threading.Thread, "start", start)
     assert pool.submit(done.set)

@@ -1,9 +1,9 @@
 """Connections that begin without a thread: who takes one, how each ends, and that it ends once."""
+
 from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import threading
 from typing import Any, Callable
@@ -11,14 +11,14 @@ from typing import Any, Callable
 import pytest
 
 from netproxy.errors import NeedsThread, ProtocolError, StreamError
-from netproxy.interfaces import Address, Pause
-from netproxy.listener import parker as parker_module
-from netproxy.net import calls
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Wait
+from netproxy.listener import poller as parker_module
 from netproxy.net.stream import Stream
 from tests.support.sockets import nothing_comes, read_exactly, read_to_end, reset, wait_until
 from tests.support.tcp import TcpRig
 
-PARKER, POOL, ACCEPTING = "parker", "connection-", "tcp-listener "
+POLLER, POOL, ACCEPTING = "poller", "connection-", "tcp-listener "
 
 
 class Lines:
@@ -35,7 +35,7 @@ class Lines:
         self.fails: dict[bytes, BaseException] = {}
         self.goes_on = threading.Event()
 
-    def handle(self, stream: Stream, client: Address) -> Pause | None:
+    def handle(self, stream: Stream, client: Address) -> Wait | None:
         self.handled.append(threading.current_thread().name)
         line = stream.read_until(b"\n", 100)
         if line == b"wait\n":
@@ -45,11 +45,13 @@ class Lines:
         stream.write(line)
         return None
 
-    def attempt(self, stream: Stream, client: Address) -> Pause | None:
+    def attempt(self, stream: Stream, client: Address) -> Wait | None:
         self.attempts.append(threading.current_thread().name)
-        return stream.attempt(lambda: self._attempt(stream, client), lambda: self.handle(stream, client))
+        return stream.attempt(
+            lambda: self._attempt(stream, client), lambda: self.handle(stream, client)
+        )
 
-    def _attempt(self, stream: Stream, client: Address) -> Pause | None:
+    def _attempt(self, stream: Stream, client: Address) -> Wait | None:
         self.attempts.append(threading.current_thread().name)
         line = stream.read_until(b"\n", 100)
         if line in (b"thread\n", b"wait\n"):
@@ -67,24 +69,28 @@ def rig(make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch) -> TcpRig:
 
 
 def started(rig: TcpRig, handshake: float = 5.0) -> TcpRig:
-    rig.handler = Lines()       # type: ignore[assignment]
-    rig.listener.equip(rig.handler, rig.door, handshake)
+    rig.handler = Lines()  # type: ignore[assignment]
+    rig.listener.configure(rig.handler, rig.door, handshake)
     rig.listener.start()
     return rig
 
 
 def ended(rig: TcpRig) -> bool:
     """Each once: a door that somebody leaves twice raises."""
-    return not rig.listener.live and not rig.door.inside and not len(rig.parker)
+    return not rig.listener.live and not rig.door.inside and not len(rig.poller)
 
 
 def outcomes(rig: TcpRig) -> dict[str, int]:
-    return {reason: value for (name, reason), value in rig.counts.counts.items() if name == "connections"}
+    return {
+        reason: value
+        for (name, reason), value in rig.counts.counts.items()
+        if name == "connections"
+    }
 
 
 def test_what_only_waits_for_its_client_takes_no_thread(rig: TcpRig) -> None:
     socks = [rig.connect() for _ in range(20)]
-    wait_until(lambda: len(rig.parker) == 20)
+    wait_until(lambda: len(rig.poller) == 20)
     for sock in socks:
         for byte in (b"h", b"i", b"\n"):
             sock.sendall(byte)
@@ -92,7 +98,7 @@ def test_what_only_waits_for_its_client_takes_no_thread(rig: TcpRig) -> None:
     wait_until(lambda: ended(rig))
     handler: Any = rig.handler
     assert rig.pool.threads == 0 and not handler.handled
-    assert {name for name in handler.attempts if name != PARKER} == {rig.listener.thread.name}
+    assert {name for name in handler.attempts if name != POLLER} == {rig.listener.thread.name}
     assert outcomes(rig) == {"accepted": 20}
 
 
@@ -115,14 +121,23 @@ def test_one_attempt_leads_to_another(rig: TcpRig) -> None:
     assert rig.pool.threads == 0
 
 
-@pytest.mark.parametrize("error, counted", [(StreamError("gone"), "broken off"), (ProtocolError("bad"), "bad protocol"),
-                                            (ValueError("broken"), "internal error")], ids=["stream", "protocol", "fault"])
+@pytest.mark.parametrize(
+    "error, counted",
+    [
+        (StreamError("gone"), "broken off"),
+        (ProtocolError("bad"), "bad protocol"),
+        (ValueError("broken"), "internal error"),
+    ],
+    ids=["stream", "protocol", "fault"],
+)
 @pytest.mark.parametrize("way", ["attempt", "handle"])
-def test_failures_are_told_apart_and_counted_once(make: Callable[..., TcpRig], way: str, error: BaseException, counted: str) -> None:
+def test_failures_are_told_apart_and_counted_once(
+    make: Callable[..., TcpRig], way: str, error: BaseException, counted: str
+) -> None:
     rig = make()
-    handler = rig.handler = Lines()     # type: ignore[assignment]
+    handler = rig.handler = Lines()  # type: ignore[assignment]
     handler.fails[b"fail\n"] = error
-    rig.listener.equip(handler, rig.door, 5.0)
+    rig.listener.configure(handler, rig.door, 5.0)
     if way == "handle":
         rig.listener._attempt = None
     rig.listener.start()
@@ -135,10 +150,16 @@ def test_failures_are_told_apart_and_counted_once(make: Callable[..., TcpRig], w
 
 
 @pytest.mark.parametrize("said", [b"", b"half a line"])
-@pytest.mark.parametrize("leaves, counted", [(lambda sock: sock.shutdown(socket.SHUT_WR), "bad protocol"), (reset, "broken off")], ids=["end", "reset"])
-def test_a_client_that_leaves(rig: TcpRig, said: bytes, leaves: Callable[[socket.socket], None], counted: str) -> None:
+@pytest.mark.parametrize(
+    "leaves, counted",
+    [(lambda sock: sock.shutdown(socket.SHUT_WR), "bad protocol"), (reset, "broken off")],
+    ids=["end", "reset"],
+)
+def test_a_client_that_leaves(
+    rig: TcpRig, said: bytes, leaves: Callable[[socket.socket], None], counted: str
+) -> None:
     sock = rig.connect()
-    wait_until(lambda: len(rig.parker) == 1)
+    wait_until(lambda: len(rig.poller) == 1)
     sock.sendall(said)
     handler: Any = rig.handler
     wait_until(lambda: len(handler.attempts) == (2 if said else 1))
@@ -147,14 +168,15 @@ def test_a_client_that_leaves(rig: TcpRig, said: bytes, leaves: Callable[[socket
     assert outcomes(rig) == {"accepted": 1, counted: 1}
 
 
-def test_the_handshakes_time_is_up_for_the_silent_and_for_those_that_drip(make: Callable[..., TcpRig],
-                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handshakes_time_is_up_for_the_silent_and_for_those_that_drip(
+    make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parker_module, "TICK", 0.02)
     rig = started(make(), 0.3)
     silent, dripping = rig.connect(), rig.connect()
-    wait_until(lambda: len(rig.parker) == 2)
+    wait_until(lambda: len(rig.poller) == 2)
     dripping.settimeout(0.02)
-    for _ in range(250):        # 5 seconds
+    for _ in range(250):  # 5 seconds
         try:
             dripping.sendall(b"x")
             assert dripping.recv(1) == b""
@@ -177,7 +199,7 @@ def test_a_full_pool_keeps_nobody_out_who_needs_no_thread(make: Callable[..., Tc
     first.sendall(b"wait\n")
     wait_until(lambda: handler.handled)
     second.sendall(b"thread\n")
-    for _ in range(3):          # one is accepted by whoever has asked for room a while ago
+    for _ in range(3):  # one is accepted by whoever has asked for room a while ago
         sock = rig.connect()
         sock.sendall(b"hello\n")
         assert read_to_end(sock) == b"hello\n"
@@ -208,7 +230,7 @@ def test_without_attempts_a_full_pool_keeps_all_waiting(make: Callable[..., TcpR
 @pytest.mark.parametrize("when", ["silent", "after a byte"])
 def test_an_abort_ends_it(rig: TcpRig, when: str) -> None:
     sock = rig.connect()
-    wait_until(lambda: len(rig.parker) == 1)
+    wait_until(lambda: len(rig.poller) == 1)
     if when != "silent":
         sock.sendall(b"x")
         handler: Any = rig.handler
@@ -222,7 +244,7 @@ def test_an_abort_ends_it(rig: TcpRig, when: str) -> None:
 
 def test_it_goes_on_after_its_listener_has_stopped(rig: TcpRig) -> None:
     sock = rig.connect()
-    wait_until(lambda: len(rig.parker) == 1)
+    wait_until(lambda: len(rig.poller) == 1)
     rig.listener.stop()
     sock.sendall(b"hello\n")
     assert read_to_end(sock) == b"hello\n"
@@ -230,10 +252,10 @@ def test_it_goes_on_after_its_listener_has_stopped(rig: TcpRig) -> None:
 
 def test_another_handler_is_for_those_that_come_later(rig: TcpRig) -> None:
     first = rig.connect()
-    wait_until(lambda: len(rig.parker) == 1)
+    wait_until(lambda: len(rig.poller) == 1)
     before: Any = rig.handler
     later = Lines()
-    rig.listener.equip(later, rig.door, 5.0)
+    rig.listener.configure(later, rig.door, 5.0)
     second = rig.connect()
     for sock in (first, second):
         sock.sendall(b"hello\n")
@@ -251,11 +273,12 @@ class Full:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_where_it_cannot_be_watched_a_thread_serves_it_and_accepting_goes_on(make: Callable[..., TcpRig],
-                                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_cannot_be_watched_a_thread_serves_it_and_accepting_goes_on(
+    make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel has no room for more in the epoll; whoever accepts must not wait for the client in the parker's place."""
     rig = make()
-    monkeypatch.setattr(rig.parker, "_epoll", Full(rig.parker._epoll))
+    monkeypatch.setattr(rig.poller, "_epoll", Full(rig.poller._epoll))
     started(rig)
     silent, sock = rig.connect(), rig.connect()
     sock.sendall(b"hello\n")
@@ -269,12 +292,14 @@ def test_where_it_cannot_be_watched_a_thread_serves_it_and_accepting_goes_on(mak
 
 
 @pytest.mark.parametrize("line", [b"thread\n", b"fail\n"])
-def test_once_the_pool_has_stopped_it_ends_at_once_and_once(make: Callable[..., TcpRig], line: bytes) -> None:
+def test_once_the_pool_has_stopped_it_ends_at_once_and_once(
+    make: Callable[..., TcpRig], line: bytes
+) -> None:
     rig = started(make())
     handler: Any = rig.handler
     handler.fails[b"fail\n"] = ProtocolError("bad")
     sock = rig.connect()
-    wait_until(lambda: len(rig.parker) == 1)
+    wait_until(lambda: len(rig.poller) == 1)
     rig.pool.stop(1.0)
     sock.sendall(line)
     assert read_to_end(sock) == b""

@@ -1,4 +1,5 @@
 """The TCP listener over real connections: admission, faults of one connection, errors of accept, stop."""
+
 from __future__ import annotations
 
 import errno
@@ -11,7 +12,7 @@ from typing import Any, Callable
 import pytest
 
 from netproxy.errors import ListenError, ProtocolError, StreamError
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.listener import tcp as tcp_module
 from netproxy.listener.tcp import TcpListener
 from netproxy.net.stream import Stream
@@ -39,6 +40,7 @@ class TestServing:
             def handle(self, stream: Stream, client: Address) -> None:
                 found.append(stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
                 found.append(stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+
         rig.listener.handler = Look()
         rig.listener.start()
         read_to_end(rig.connect())
@@ -46,15 +48,20 @@ class TestServing:
 
     def test_the_handshakes_deadline_runs_from_the_start(self, rig: Rig) -> None:
         """HAZARDS 2."""
-        rig.listener.equip(rig.handler, rig.door, 0.1)
+        rig.listener.configure(rig.handler, rig.door, 0.1)
         started = time.monotonic()
         assert read_to_end(rig.connect()) == b""
         assert 0.09 <= time.monotonic() - started < 2.0
         rig.counts.wait_for("connections", "broken off")
         assert not rig.log.lines
 
-    @pytest.mark.parametrize("error, counted", [(StreamError("reset"), "broken off"), (ProtocolError("no SOCKS"), "bad protocol")])
-    def test_what_a_peer_does_wrong_is_no_error_of_ours(self, rig: Rig, error: Exception, counted: str) -> None:
+    @pytest.mark.parametrize(
+        "error, counted",
+        [(StreamError("reset"), "broken off"), (ProtocolError("no SOCKS"), "bad protocol")],
+    )
+    def test_what_a_peer_does_wrong_is_no_error_of_ours(
+        self, rig: Rig, error: Exception, counted: str
+    ) -> None:
         rig.handler.raises = error
         sock = rig.connect()
         sock.sendall(b"x\n")
@@ -62,8 +69,12 @@ class TestServing:
         rig.counts.wait_for("connections", counted)
         assert not [line for level, line in rig.log.lines if level != "debug"]
 
-    @pytest.mark.parametrize("error", [ValueError("broken"), MemoryError("broken"), RecursionError("broken")])
-    def test_a_fault_ends_only_its_connection_and_is_logged_once(self, rig: Rig, error: Exception) -> None:
+    @pytest.mark.parametrize(
+        "error", [ValueError("broken"), MemoryError("broken"), RecursionError("broken")]
+    )
+    def test_a_fault_ends_only_its_connection_and_is_logged_once(
+        self, rig: Rig, error: Exception
+    ) -> None:
         """HAZARDS 97."""
         good = rig.ask()
         rig.handler.raises = error
@@ -84,6 +95,7 @@ class TestServing:
         class Deaf:
             def handle(self, stream: Stream, client: Address) -> None:
                 pass
+
         rig.listener.handler = Deaf()
         assert read_to_end(rig.connect()) == b""
 
@@ -115,7 +127,9 @@ class TestAdmission:
         monkeypatch.undo()
         rig.ask()
 
-    def test_while_all_threads_are_busy_the_kernel_holds_the_rest(self, make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_while_all_threads_are_busy_the_kernel_holds_the_rest(
+        self, make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(tcp_module, "ROOM_PAUSE", 0.01)
         rig = make(1)
         rig.listener.start()
@@ -127,8 +141,9 @@ class TestAdmission:
         first.close()
         assert read_exactly(second, 5) == b"wait\n"
 
-
-    def test_one_that_comes_when_the_last_thread_has_just_been_taken_waits_as_well(self, make: Callable[..., Rig]) -> None:
+    def test_one_that_comes_when_the_last_thread_has_just_been_taken_waits_as_well(
+        self, make: Callable[..., Rig]
+    ) -> None:
         """By another listener on the same pool, or by a connection that goes on: no reason to turn it away."""
         rig = make(1)
         rig.listener.start()
@@ -146,7 +161,7 @@ class TestAdmission:
 class TestAcceptErrors:
     def feign(self, rig: Rig, monkeypatch: pytest.MonkeyPatch, *codes: int) -> list[float]:
         """accept() fails with these, one after the other, and then works; gives back when it was called."""
-        real, left, times = tcp_module.calls.accept, list(codes), []
+        real, left, times = tcp_module.syscalls.accept, list(codes), []
 
         def accept(sock: socket.socket) -> Any:
             times.append(time.monotonic())
@@ -154,12 +169,14 @@ class TestAcceptErrors:
                 code = left.pop(0)
                 raise OSError(code, os.strerror(code))
             return real(sock)
-        monkeypatch.setattr(tcp_module.calls, "accept", accept)
+
+        monkeypatch.setattr(tcp_module.syscalls, "accept", accept)
         return times
 
     @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-    def test_without_descriptors_it_rests_and_then_goes_on(self, make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch,
-                                                           code: int) -> None:
+    def test_without_descriptors_it_rests_and_then_goes_on(
+        self, make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, code: int
+    ) -> None:
         """HAZARDS 92: at most twenty accepts a second, one line in the log."""
         monkeypatch.setattr(tcp_module, "ACCEPT_PAUSE", 0.05)
         rig = make()
@@ -170,15 +187,23 @@ class TestAcceptErrors:
         assert len(pauses) == 3 and min(pauses) >= 0.05
         assert rig.counts.of("accept_errors", errno.errorcode[code]) == 3
         assert len(set(rig.log.keys)) == 1
-        assert rig.log.of("limited")[0] == f"{rig.listener.address}: cannot accept: {os.strerror(code)}"
+        assert (
+            rig.log.of("limited")[0]
+            == f"{rig.listener.address}: cannot accept: {os.strerror(code)}"
+        )
 
-    def test_a_connection_that_left_before_it_was_accepted_costs_nothing(self, make: Callable[..., Rig],
-                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_connection_that_left_before_it_was_accepted_costs_nothing(
+        self, make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         rig = make()
         self.feign(rig, monkeypatch, errno.ECONNABORTED, errno.EPERM)
         rig.listener.start()
         rig.ask()
-        assert rig.counts.of("accept_errors", "ECONNABORTED") == rig.counts.of("accept_errors", "EPERM") == 1
+        assert (
+            rig.counts.of("accept_errors", "ECONNABORTED")
+            == rig.counts.of("accept_errors", "EPERM")
+            == 1
+        )
         assert not rig.log.lines
 
     def test_the_pause_is_long_enough(self) -> None:
@@ -203,7 +228,7 @@ class TestStop:
         """They would be reset: whoever drains refuses nobody that has got through."""
         rig = make(1)
         rig.listener.start()
-        busy = rig.ask()                # has the only thread, so that nobody is accepted
+        busy = rig.ask()  # has the only thread, so that nobody is accepted
         waiting = [rig.connect() for _ in range(3)]
         rig.listener.stop()
         busy.close()
@@ -213,7 +238,9 @@ class TestStop:
             sock.close()
         wait_until(lambda: not rig.listener.live)
 
-    def test_while_it_rests(self, make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_while_it_rests(
+        self, make: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(tcp_module, "ROOM_PAUSE", 0.01)
         rig = make(1)
         rig.listener.start()
@@ -237,7 +264,10 @@ class TestStop:
 
 class TestBinding:
     def test_an_address_in_use_is_named(self, rig: Rig) -> None:
-        with pytest.raises(ListenError, match=rf"tcp 127\.0\.0\.1:{rig.listener.address.port}: Address already in use"):
+        with pytest.raises(
+            ListenError,
+            match=rf"tcp 127\.0\.0\.1:{rig.listener.address.port}: Address already in use",
+        ):
             TcpListener(rig.listener.address, rig.listener._serving)
 
     @needs_ipv6

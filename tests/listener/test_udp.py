@@ -1,4 +1,5 @@
 """The UDP listener: batches reach the handler, a fault costs one batch, stop wakes the reader."""
+
 from __future__ import annotations
 
 import threading
@@ -7,9 +8,10 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.errors import ListenError
-from netproxy.interfaces import Address, Batch, Run
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Batch, Run
 from netproxy.listener.udp import UdpListener
-from netproxy.net.batching import Datagrams
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import DatagramSocket
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import udp
@@ -30,13 +32,13 @@ class Echo:
             error, self.raises = self.raises, None
             raise error
         for offsets, length, last, key in batch.spans:
-            local.send(batch.arena, Run(offsets, length, last), local.back(key))
+            local.send(batch.arena, Run(offsets, length, last), local.reply_destination(key))
 
 
 class Rig:
     def __init__(self, level: str) -> None:
         self.counts, self.log, self.handler = Counts(), Lines(), Echo()
-        self.datagrams = Datagrams(self.counts, self.log, level)
+        self.datagrams = UdpSocketFactory(self.counts, self.log, level)
         self.listener = self.listen(LOCALHOST)
 
     def listen(self, address: Address) -> UdpListener:
@@ -45,7 +47,7 @@ class Rig:
         return listener
 
 
-@pytest.fixture(params=["vectors", "trains"])
+@pytest.fixture(params=["mmsg", "trains"])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     rig = Rig(request.param)
     yield rig
@@ -120,6 +122,7 @@ def test_a_handler_replaced_by_a_reload_serves_what_comes_next(rig: Rig) -> None
 
     class New:
         handle_packets: Callable[..., None] = staticmethod(lambda batch, local: seen.set())
+
     rig.listener.handler = New()
     with udp() as client:
         client.sendto(b"y", (*rig.listener.address,))

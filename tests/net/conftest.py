@@ -7,7 +7,7 @@ import pytest
 from tests.support.batches import BatchRig
 
 
-@pytest.fixture(params=["vectors", "trains", "single"])
+@pytest.fixture(params=["mmsg", "trains", "single"])
 def rig(request: pytest.FixtureRequest) -> Iterator[BatchRig]:
     rig = BatchRig(request.param)
     if rig.datagrams.level != request.param:

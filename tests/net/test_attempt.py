@@ -1,4 +1,5 @@
 """What a stream goes on with while nothing has to be waited for: it begins anew at the same byte, or leaves that to a thread."""
+
 from __future__ import annotations
 
 import select
@@ -8,13 +9,20 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.errors import DeadlineError, EndOfStream, NeedsThread, ProtocolError, StreamError, Unready
-from netproxy.interfaces import Pause
+from netproxy.errors import (
+    DeadlineError,
+    EndOfStream,
+    NeedsThread,
+    ProtocolError,
+    StreamError,
+    Unready,
+)
+from netproxy.interfaces.connections import Wait
 from netproxy.net import stream as stream_module
 from netproxy.net.stream import RECEIVE, Stream
 from tests.support.sockets import nothing_comes, reset, tcp_pair
 
-DONE = Pause((), 1.0, lambda ready: None)      # what a walk ends with here
+DONE = Wait((), 1.0, lambda ready: None)  # what a walk ends with here
 
 
 class Walk:
@@ -27,7 +35,7 @@ class Walk:
         self.otherwise_at: list[bytes] = []
         self.raises: Exception | None = None
 
-    def go_on(self) -> Pause | None:
+    def go_on(self) -> Wait | None:
         self.begun.append(self.stream.unread())
         head, line = self.stream.read_exactly(4), self.stream.read_until(b"\n", 100)
         if self.raises:
@@ -38,7 +46,7 @@ class Walk:
     def otherwise(self) -> None:
         self.otherwise_at.append(self.stream.unread())
 
-    def attempt(self) -> Pause | None:
+    def attempt(self) -> Wait | None:
         return self.stream.attempt(self.go_on, self.otherwise)
 
 
@@ -53,24 +61,24 @@ def pair() -> Iterator[tuple[Stream, socket.socket]]:
 Pair = tuple[Stream, socket.socket]
 
 
-def say(pair: Pair, pause: Pause | None, data: bytes) -> Pause | None:
+def say(pair: Pair, pause: Wait | None, data: bytes) -> Wait | None:
     """The next pause, once the client has sent `data`."""
     assert pause is not None and pause.step is not None
-    (sock, events), = pause.watched
-    assert sock is pair[0].socket and events == select.POLLIN and not pause.expendable
+    ((sock, events),) = pause.watched
+    assert sock is pair[0].socket and events == select.POLLIN and not pause.idle
     pair[1].sendall(data)
     return stepped(pause)
 
 
-def stepped(pause: Pause) -> Pause | None:
-    (sock, events), = pause.watched
+def stepped(pause: Wait) -> Wait | None:
+    ((sock, events),) = pause.watched
     poll = select.poll()
     poll.register(sock, events)
-    (descriptor, found), = poll.poll(5000)
-    return pause.step(descriptor, found)        # type: ignore[misc]
+    ((descriptor, found),) = poll.poll(5000)
+    return pause.step(descriptor, found)  # type: ignore[misc]
 
 
-def thread_of(pause: Pause | None) -> Callable[[], Any]:
+def thread_of(pause: Wait | None) -> Callable[[], Any]:
     """A pause of nothing: a thread goes on with it at once."""
     assert pause is not None and not pause.watched and pause.step is None
     return lambda: pause.resume(True)
@@ -88,7 +96,7 @@ def test_it_begins_anew_at_the_same_byte_each_time_that_more_has_come(pair: Pair
     walk = Walk(pair[0])
     pause = walk.attempt()
     for at in range(8):
-        pause = say(pair, pause, b"headline\n"[at:at + 1])
+        pause = say(pair, pause, b"headline\n"[at : at + 1])
     assert say(pair, pause, b"\n") is DONE
     assert walk.begun == [b"headline\n"[:end] for end in range(1, 10)]
     assert walk.read == [(b"head", b"line\n")] and not walk.otherwise_at
@@ -106,8 +114,14 @@ def test_what_is_unread_already_is_not_waited_for(pair: Pair) -> None:
     assert walk.attempt() is DONE and walk.read == [(b"head", b"line\n")]
 
 
-@pytest.mark.parametrize("error", [NeedsThread(), ProtocolError("bad"), EndOfStream("closed", True), StreamError("gone")], ids=lambda error: type(error).__name__)
-def test_a_failure_leaves_it_to_a_thread_with_the_bytes_as_they_were(pair: Pair, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [NeedsThread(), ProtocolError("bad"), EndOfStream("closed", True), StreamError("gone")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_failure_leaves_it_to_a_thread_with_the_bytes_as_they_were(
+    pair: Pair, error: Exception
+) -> None:
     walk = Walk(pair[0])
     walk.raises = error
     thread = thread_of(say(pair, walk.attempt(), b"headline\nmore"))
@@ -177,7 +191,9 @@ def test_the_time_is_up_for_whoever_drips(pair: Pair) -> None:
         time.sleep(0.01)
         pause = say(pair, pause, byte)
         left.append(pause.seconds)
-    assert left[0] <= 10.0 and all(later <= earlier - 0.01 for earlier, later in zip(left, left[1:]))
+    assert left[0] <= 10.0 and all(
+        later <= earlier - 0.01 for earlier, later in zip(left, left[1:])
+    )
     pause.resume(False)
     assert walk.otherwise_at == [b"hea"]
 
@@ -217,10 +233,11 @@ def test_one_within_another_begins_where_the_first_has_come_to(pair: Pair) -> No
     inner = Walk(stream)
     outer: list[bytes] = []
 
-    def go_on() -> Pause | None:
+    def go_on() -> Wait | None:
         outer.append(stream.read_exactly(2))
         stream.write(b"ok")
         return inner.attempt()
+
     pause = stream.attempt(go_on, lambda: None)
     pause = say(pair, pause, b"5")
     pause = say(pair, pause, b"1he")
@@ -231,13 +248,15 @@ def test_one_within_another_begins_where_the_first_has_come_to(pair: Pair) -> No
     assert nothing_comes(peer)
 
 
-def test_bytes_that_come_in_ever_more_pieces_are_a_threads_to_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_that_come_in_ever_more_pieces_are_a_threads_to_read(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beginning anew costs whoever waits for everybody; a thread reads each byte once."""
     monkeypatch.setattr(stream_module, "AGAIN_LIMIT", 10)
     walk = Walk(pair[0])
     pause = walk.attempt()
-    for at in range(4):         # 1 + 2 + 3 + 4 bytes in vain
-        pause = say(pair, pause, b"headline"[at:at + 1])
+    for at in range(4):  # 1 + 2 + 3 + 4 bytes in vain
+        pause = say(pair, pause, b"headline"[at : at + 1])
     thread_of(say(pair, pause, b"l"))()
     assert walk.otherwise_at == [b"headl"] and len(walk.begun) == 5
 
@@ -248,7 +267,7 @@ def test_a_writer_in_haste_does_not_wait(pair: Pair) -> None:
         pass
     started = time.monotonic()
     with pytest.raises(StreamError):
-        stream.hastily(lambda: stream.write(b"x"))          # type: ignore[arg-type, return-value]
+        stream.hastily(lambda: stream.write(b"x"))  # type: ignore[arg-type, return-value]
     with pytest.raises(Unready):
-        stream.hastily(lambda: stream.read_exactly(1))      # type: ignore[arg-type, return-value]
+        stream.hastily(lambda: stream.read_exactly(1))  # type: ignore[arg-type, return-value]
     assert time.monotonic() - started < 1.0

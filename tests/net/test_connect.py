@@ -1,4 +1,5 @@
 """Connections to one of several addresses: who wins, what is said when none does, and when it ends."""
+
 from __future__ import annotations
 
 import socket
@@ -9,10 +10,19 @@ from typing import Any, Sequence
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.net import connect as connect_module
 from netproxy.net.connect import Dials, connect, tune
-from tests.support.sockets import HAS_IPV6, SECONDS, Task, address_of, black_hole, listen, refusing, wait_until
+from tests.support.sockets import (
+    HAS_IPV6,
+    SECONDS,
+    Task,
+    address_of,
+    black_hole,
+    listen,
+    refusing,
+    wait_until,
+)
 
 needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 on this machine")
 
@@ -24,7 +34,11 @@ def reason(addresses: Sequence[Address], seconds: float = 2.0) -> Reason:
 
 
 def test_a_connection_does_not_block_and_is_tuned() -> None:
-    with listen() as listening, connect([address_of(listening)], 2.0) as sock, listening.accept()[0]:
+    with (
+        listen() as listening,
+        connect([address_of(listening)], 2.0) as sock,
+        listening.accept()[0],
+    ):
         assert sock.getpeername() == listening.getsockname()
         assert sock.gettimeout() == 0
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -34,14 +48,22 @@ def test_a_connection_does_not_block_and_is_tuned() -> None:
 @pytest.mark.parametrize("addresses", [1, 2])
 def test_a_target_that_vanishes_is_noticed(addresses: int) -> None:
     """HAZARDS 86: by a connection to the only address, and by the winner of several."""
-    with listen() as listening, connect([address_of(listening)] * addresses, 2.0) as sock, listening.accept()[0]:
+    with (
+        listen() as listening,
+        connect([address_of(listening)] * addresses, 2.0) as sock,
+        listening.accept()[0],
+    ):
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
 
 
 @needs_ipv6
 def test_an_ipv6_address() -> None:
-    with listen("::1") as listening, connect([address_of(listening)], 2.0) as sock, listening.accept()[0]:
+    with (
+        listen("::1") as listening,
+        connect([address_of(listening)], 2.0) as sock,
+        listening.accept()[0],
+    ):
         assert sock.family == socket.AF_INET6
 
 
@@ -67,7 +89,7 @@ def test_the_second_is_tried_when_the_first_refuses() -> None:
         started = time.monotonic()
         with connect([first, address_of(listening)], 2.0) as sock, listening.accept()[0]:
             assert sock.getpeername() == listening.getsockname()
-        assert time.monotonic() - started < connect_module.ATTEMPT_DELAY    # and was not waited for
+        assert time.monotonic() - started < connect_module.ATTEMPT_DELAY  # and was not waited for
 
 
 @needs_ipv6
@@ -107,7 +129,11 @@ def test_the_last_failure_is_named() -> None:
 
 def test_a_deadline_of_many_days() -> None:
     """What a configuration may say: connect: 30d."""
-    with listen() as listening, connect([address_of(listening)], 30 * 86400.0), listening.accept()[0]:
+    with (
+        listen() as listening,
+        connect([address_of(listening)], 30 * 86400.0),
+        listening.accept()[0],
+    ):
         pass
 
 
@@ -127,6 +153,7 @@ def test_a_port_that_connects_to_itself_is_no_server(monkeypatch: pytest.MonkeyP
 
 
 # -- dials that somebody else ends
+
 
 @pytest.mark.parametrize("addresses", [1, 2])
 def test_a_dial_that_is_ended_fails_at_once(addresses: int) -> None:
@@ -158,7 +185,7 @@ def test_what_is_dialled_after_the_end_fails_and_what_was_dialled_before_lives()
             assert peer.recv(1) == b"!"
             with dials.watched(), pytest.raises(DialError):
                 connect([address_of(listening)], 2.0)
-            with connect([address_of(listening)], 2.0):         # by nobody whom they watch
+            with connect([address_of(listening)], 2.0):  # by nobody whom they watch
                 pass
 
 

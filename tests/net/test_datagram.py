@@ -1,4 +1,5 @@
 """Batches of datagrams over loopback, on every level of batching: what gets in, whole and in order; where replies leave from."""
+
 from __future__ import annotations
 
 import socket
@@ -7,8 +8,8 @@ import pytest
 
 from netproxy.errors import ListenError
 from netproxy.net import datagram
-from netproxy.net.batching import Datagrams
-from netproxy.net.datagram import Arena, ArenaPool, Pinned
+from netproxy.net.udp_sockets import UdpSocketFactory
+from netproxy.net.datagram import Arena, ArenaPool, PinnedHeader
 from tests.support.batches import BatchRig as Rig, cut, train
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import HAS_IPV6, Task, address_of, datagrams, udp
@@ -18,7 +19,7 @@ HEADER = b"\0\0\0\1\x7f\0\0\1\0\x50"
 
 
 def test_the_best_level_is_chosen_where_none_is_named() -> None:
-    assert Datagrams(Counts(), Lines()).level == "vectors"
+    assert UdpSocketFactory(Counts(), Lines()).level == "mmsg"
 
 
 class TestReceiving:
@@ -47,7 +48,9 @@ class TestReceiving:
             for number in range(datagram.SLOTS + 3):
                 client.sendto(bytes(number), (*local.address,))
             assert len(local.receive(rig.arena).spans) == datagram.SLOTS
-            assert [len(data) for data, _ in cut(local.receive(rig.arena))] == list(range(datagram.SLOTS, datagram.SLOTS + 3))
+            assert [len(data) for data, _ in cut(local.receive(rig.arena))] == list(
+                range(datagram.SLOTS, datagram.SLOTS + 3)
+            )
 
     def test_what_one_peer_sent_alike_is_one_span_on_the_fast_level(self, rig: Rig) -> None:
         local = rig.listen()
@@ -55,7 +58,9 @@ class TestReceiving:
             for fill in b"abc":
                 client.sendto(bytes((fill,)) * 50, (*local.address,))
             batch = local.receive(rig.arena)
-        assert [len(offsets) for offsets, *_ in batch.spans] == ([3] if rig.datagrams.level == "vectors" else [1, 1, 1])
+        assert [len(offsets) for offsets, *_ in batch.spans] == (
+            [3] if rig.datagrams.level == "mmsg" else [1, 1, 1]
+        )
         assert [data for data, _ in cut(batch)] == [b"a" * 50, b"b" * 50, b"c" * 50]
 
     def test_nothing_there_is_an_empty_batch(self, rig: Rig) -> None:
@@ -68,7 +73,7 @@ class TestReceiving:
         with udp() as client:
             train(client, [b"a" * 100, b"b" * 100, b"c" * 60], local)
             batch = local.receive(rig.arena)
-        (offsets, length, last, _), = batch.spans
+        ((offsets, length, last, _),) = batch.spans
         assert (len(offsets), length, last) == (3, 100, 60)
         assert [data for data, _ in cut(batch)] == [b"a" * 100, b"b" * 100, b"c" * 60]
 
@@ -112,7 +117,7 @@ class TestReceiving:
             (_, first), (_, second) = rig.receive(tagged[0], 1) + rig.receive(tagged[1], 1)
             assert first != second
             assert tagged[0].peer(first) == tagged[1].peer(second) == client.getsockname()
-            tagged[1].send(rig.arena, rig.put(b"back"), tagged[1].back(second))
+            tagged[1].send(rig.arena, rig.put(b"back"), tagged[1].reply_destination(second))
             assert client.recvfrom(100) == (b"back", (*tagged[1].address,))
 
     def test_an_icmp_error_is_counted_and_what_came_behind_it_is_received(self, rig: Rig) -> None:
@@ -142,19 +147,28 @@ class TestReceiving:
 
 
 class TestReplies:
-    @pytest.mark.parametrize("bound, used", [
-        ("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.2"), ("0.0.0.0", "127.0.0.1"),
-        pytest.param("::", "127.0.0.2", marks=needs_ipv6), pytest.param("::", "::1", marks=needs_ipv6),
-        pytest.param("::1", "::1", marks=needs_ipv6)])
-    def test_leave_from_the_address_that_the_client_used(self, rig: Rig, bound: str, used: str) -> None:
+    @pytest.mark.parametrize(
+        "bound, used",
+        [
+            ("127.0.0.1", "127.0.0.1"),
+            ("0.0.0.0", "127.0.0.2"),
+            ("0.0.0.0", "127.0.0.1"),
+            pytest.param("::", "127.0.0.2", marks=needs_ipv6),
+            pytest.param("::", "::1", marks=needs_ipv6),
+            pytest.param("::1", "::1", marks=needs_ipv6),
+        ],
+    )
+    def test_leave_from_the_address_that_the_client_used(
+        self, rig: Rig, bound: str, used: str
+    ) -> None:
         """HAZARDS 42."""
         local = rig.listen(bound)
         with udp(used.replace("127.0.0.2", "127.0.0.1")) as client:
             client.sendto(b"hello", (used, local.address.port))
-            (_, key), = rig.receive(local, 1)
+            ((_, key),) = rig.receive(local, 1)
             run = rig.put(b"one", b"two", b"3")
-            run.header = Pinned(HEADER)
-            local.send(rig.arena, run, local.back(key))
+            run.header = PinnedHeader(HEADER)
+            local.send(rig.arena, run, local.reply_destination(key))
             for expected in (b"one", b"two", b"3"):
                 data, source = client.recvfrom(100)
                 assert (data, source[:2]) == (HEADER + expected, (used, local.address.port))
@@ -168,9 +182,10 @@ class TestReplies:
             found = rig.receive(local, 2)
             assert found[0][1] != found[1][1]
             for data, key in found:
-                local.send(rig.arena, rig.put(data), local.back(key))
+                local.send(rig.arena, rig.put(data), local.reply_destination(key))
             assert {client.recvfrom(100) for _ in range(2)} == {
-                (used.encode(), (used, local.address.port)) for used in ("127.0.0.2", "127.0.0.3")}
+                (used.encode(), (used, local.address.port)) for used in ("127.0.0.2", "127.0.0.3")
+            }
 
 
 class TestEnding:
@@ -210,7 +225,9 @@ class TestEnding:
 
 def test_an_address_in_use_is_named(rig: Rig) -> None:
     local = rig.listen()
-    with pytest.raises(ListenError, match=rf"udp 127\.0\.0\.1:{local.address.port}: Address already in use"):
+    with pytest.raises(
+        ListenError, match=rf"udp 127\.0\.0\.1:{local.address.port}: Address already in use"
+    ):
         rig.datagrams.listen(local.address)
 
 
@@ -222,7 +239,7 @@ def test_what_overran_the_receive_buffer_is_counted(rig: Rig) -> None:
             client.sendto(bytes(1000), (*local.address,))
         got = len(rig.receive(local, 1))
         local.count_overflow()
-        local.count_overflow()          # only what is new
+        local.count_overflow()  # only what is new
     assert got + rig.counts.of("drops", "receive buffer full") == 64
 
 

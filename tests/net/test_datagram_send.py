@@ -1,4 +1,5 @@
 """Runs of datagrams over loopback, on every level of batching: what goes in comes out, datagram by datagram."""
+
 from __future__ import annotations
 
 import errno
@@ -6,9 +7,10 @@ import socket
 
 import pytest
 
-from netproxy.interfaces import Address, Run
-from netproxy.net.datagram import Pinned
-from netproxy.relay.packet import Runs
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Run
+from netproxy.net.datagram import PinnedHeader
+from netproxy.relay.coalesce import Runs
 from tests.support.batches import BatchRig as Rig, without_trains
 from tests.support.sockets import HAS_IPV6, address_of, datagrams, nothing_comes, udp
 
@@ -18,58 +20,104 @@ HEADER = b"\0\0\0\1\x7f\0\0\1\0\x50"
 
 class TestSending:
     @pytest.mark.parametrize("header", [None, HEADER], ids=["bare", "headed"])
-    @pytest.mark.parametrize("lengths", [
-        [100], [100] * 2, [100] * 5, [100, 100, 40], [1, 1, 1], [1200] * 32, [1] * 64, [1] * 65, [700] * 200, [1400] * 129 + [3],
-        [30000] * 4, [40000, 40000], [0], [0, 0, 0],
-    ], ids=lambda lengths: f"{len(lengths)}x{lengths[0]}" + (f"+{lengths[-1]}" if lengths[-1] != lengths[0] else ""))
-    def test_a_run_arrives_datagram_by_datagram(self, rig: Rig, lengths: list[int], header: bytes | None) -> None:
+    @pytest.mark.parametrize(
+        "lengths",
+        [
+            [100],
+            [100] * 2,
+            [100] * 5,
+            [100, 100, 40],
+            [1, 1, 1],
+            [1200] * 32,
+            [1] * 64,
+            [1] * 65,
+            [700] * 200,
+            [1400] * 129 + [3],
+            [30000] * 4,
+            [40000, 40000],
+            [0],
+            [0, 0, 0],
+        ],
+        ids=lambda lengths: (
+            f"{len(lengths)}x{lengths[0]}"
+            + (f"+{lengths[-1]}" if lengths[-1] != lengths[0] else "")
+        ),
+    )
+    def test_a_run_arrives_datagram_by_datagram(
+        self, rig: Rig, lengths: list[int], header: bytes | None
+    ) -> None:
         local = rig.outgoing()
         payloads = [bytes((33 + number % 90,)) * length for number, length in enumerate(lengths)]
         run = rig.put(*payloads)
-        run.header = Pinned(header) if header else None
+        run.header = PinnedHeader(header) if header else None
         with udp() as target:
             target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
             local.send(rig.arena, run, local.destination(address_of(target)))
-            assert datagrams(target, len(payloads)) == [(header or b"") + payload for payload in payloads]
+            assert datagrams(target, len(payloads)) == [
+                (header or b"") + payload for payload in payloads
+            ]
             assert nothing_comes(target, 0.01)
         assert not rig.counts.counts
 
     @pytest.mark.parametrize("header", [None, HEADER], ids=["bare", "headed"])
-    @pytest.mark.parametrize("payloads", [[b"one", b"two", b""], [b"one", b""], [b"", b"one"], [b"one", b"", b"two", b"", b""]])
-    def test_empty_ones_among_others_of_their_flow(self, rig: Rig, payloads: list[bytes], header: bytes | None) -> None:
+    @pytest.mark.parametrize(
+        "payloads",
+        [[b"one", b"two", b""], [b"one", b""], [b"", b"one"], [b"one", b"", b"two", b"", b""]],
+    )
+    def test_empty_ones_among_others_of_their_flow(
+        self, rig: Rig, payloads: list[bytes], header: bytes | None
+    ) -> None:
         """HAZARDS 27: an empty payload is forwarded."""
         local = rig.outgoing()
-        pinned = Pinned(header) if header else None
+        fixed_for = PinnedHeader(header) if header else None
         with udp() as target:
             target.settimeout(0.5)
             to = local.destination(address_of(target))
 
             def send(_: object, run: Run) -> None:
-                run.header = pinned
+                run.header = fixed_for
                 local.send(rig.arena, run, to)
+
             runs = Runs(send)
             for at, payload in zip(rig.put(*payloads).offsets, payloads):
                 runs.add("flow", (at,), len(payload), len(payload))
             runs.flush()
-            assert datagrams(target, len(payloads)) == [(header or b"") + payload for payload in payloads]
+            assert datagrams(target, len(payloads)) == [
+                (header or b"") + payload for payload in payloads
+            ]
 
     @pytest.mark.parametrize("count", [2, 33, 64, 150])
     def test_a_train_is_sent_on_as_it_lies(self, rig: Rig, count: int) -> None:
         local = rig.outgoing()
         data = bytes(33 + number % 90 for number in range(20 * count + 7))
-        rig.arena.view[500:500 + len(data)] = data
-        run = Run(range(510, 500 + len(data), 20), 10, 10)      # of each twenty bytes the last ten, but for the end
+        rig.arena.view[500 : 500 + len(data)] = data
+        run = Run(
+            range(510, 500 + len(data), 20), 10, 10
+        )  # of each twenty bytes the last ten, but for the end
         with udp() as target:
-            local.send(rig.arena, Run(run.offsets[:count], 10, 10), local.destination(address_of(target)))
-            assert datagrams(target, count) == [data[at - 500:at - 490] for at in run.offsets[:count]]
+            local.send(
+                rig.arena, Run(run.offsets[:count], 10, 10), local.destination(address_of(target))
+            )
+            assert datagrams(target, count) == [
+                data[at - 500 : at - 490] for at in run.offsets[:count]
+            ]
 
     def test_headers_that_take_turns(self, rig: Rig) -> None:
         local = rig.outgoing()
-        headers = [Pinned(b"first:"), Pinned(b"2nd:")]
+        headers = [PinnedHeader(b"first:"), PinnedHeader(b"2nd:")]
         expected = []
         with udp() as target:
             to = local.destination(address_of(target))
-            for number, payloads in enumerate([[b"aa", b"bb"], [b"cc", b"dd", b"e"], [b"f"], [b"gg", b"hh"], [b"iii"], [b"jj", b"kk"]]):
+            for number, payloads in enumerate(
+                [
+                    [b"aa", b"bb"],
+                    [b"cc", b"dd", b"e"],
+                    [b"f"],
+                    [b"gg", b"hh"],
+                    [b"iii"],
+                    [b"jj", b"kk"],
+                ]
+            ):
                 run = rig.put(*payloads)
                 run.header = headers[number % 2]
                 local.send(rig.arena, run, to)
@@ -82,12 +130,14 @@ class TestSending:
         local = rig.outgoing()
         without_trains(local)
         run = rig.put(b"a" * 50, b"b" * 50, b"c")
-        run.header = Pinned(HEADER)
+        run.header = PinnedHeader(HEADER)
         with udp() as target:
             local.send(rig.arena, run, local.destination(address_of(target)))
             assert datagrams(target, 3) == [HEADER + b"a" * 50, HEADER + b"b" * 50, HEADER + b"c"]
 
-    def test_segments_longer_than_the_path_go_singly_and_are_not_tried_again(self, rig: Rig) -> None:
+    def test_segments_longer_than_the_path_go_singly_and_are_not_tried_again(
+        self, rig: Rig
+    ) -> None:
         """EINVAL for a train of segments above the MTU: 65,536 on loopback, so that it is feigned."""
         if rig.datagrams.level == "single":
             pytest.skip("no trains on this level")
@@ -96,7 +146,7 @@ class TestSending:
             to = local.destination(address_of(target))
             run = rig.put(b"a" * 500, b"b" * 500)
             local._segmented_failed(rig.arena, run, run.offsets, (errno.EINVAL, 500), to)
-            assert to.segment_limit == 499 and local._segment_limit > 499      # of that path alone
+            assert to.segment_limit == 499 and local._segment_limit > 499  # of that path alone
             local.send(rig.arena, run, to)
             assert datagrams(target, 4) == [b"a" * 500, b"b" * 500] * 2
             local._segmented_failed(rig.arena, run, run.offsets, (errno.EIO, 500), to)
@@ -108,7 +158,7 @@ class TestSending:
         """HAZARDS 28: reply and header over 65,507."""
         local = rig.outgoing()
         run = rig.put(b"x" * 65500)
-        run.header = Pinned(HEADER)
+        run.header = PinnedHeader(HEADER)
         with udp() as target:
             to = local.destination(address_of(target))
             local.send(rig.arena, run, to)
@@ -117,7 +167,7 @@ class TestSending:
         assert rig.counts.counts == {("drops", "too big"): 1}
 
     def test_no_way_there_is_counted(self, rig: Rig) -> None:
-        local = rig.listen()        # bound to 127.0.0.1, it reaches nothing else
+        local = rig.listen()  # bound to 127.0.0.1, it reaches nothing else
         local.send(rig.arena, rig.put(b"x", b"y"), local.destination(Address("192.0.2.77", 9)))
         assert sum(rig.counts.counts.values()) == 2
         assert {name for name, _ in rig.counts.counts} == {"drops"}
@@ -148,7 +198,10 @@ class TestSending:
             for target in (first, second):
                 target.sendto(b"back", (target.getsockname()[0], local.address.port))
             sources = {local.peer(key)[:2] for _, key in rig.receive(local, 2)}
-            assert sources == {("::ffff:127.0.0.1", address_of(first).port), ("::1", address_of(second).port)}
+            assert sources == {
+                ("::ffff:127.0.0.1", address_of(first).port),
+                ("::1", address_of(second).port),
+            }
 
     def test_a_name_is_no_destination(self, rig: Rig) -> None:
         with pytest.raises(ValueError):

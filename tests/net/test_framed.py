@@ -1,4 +1,5 @@
 """Datagrams in a stream, over real TCP connections: frames found however they arrive, runs sent whole or not at all."""
+
 from __future__ import annotations
 
 import fcntl
@@ -15,9 +16,10 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Run
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Run
 from netproxy.net import address, framed
-from netproxy.net.datagram import Arena, Pinned
+from netproxy.net.datagram import Arena, PinnedHeader
 from netproxy.net.framed import QUEUE_LIMIT, FramedConn, FramedSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol.capsule import Capsules
@@ -25,13 +27,21 @@ from netproxy.protocol.uot import Frames
 from tests.support.batches import cut
 from tests.support.doubles import Counts
 from tests.support.flows import udp_to
-from tests.support.sockets import SECONDS, Task, nothing_comes, read_exactly, reset, tcp_pair, wait_until
+from tests.support.sockets import (
+    SECONDS,
+    Task,
+    nothing_comes,
+    read_exactly,
+    reset,
+    tcp_pair,
+    wait_until,
+)
 
 TARGET = Address("192.0.2.9", 443)
-HERE = b"\x00\xc0\x00\x02\x01\x00\x35"          # 192.0.2.1:53 in a UoT frame
-THERE = b"\x00\xc0\x00\x02\x02\x00\x35"         # 192.0.2.2:53
-NAMED = b"\x02\x04a.bc\x01\xbb"                 # a.bc:443
-UNKNOWN = b"\x17\x05what?"                      # a capsule of a type that is reserved for being unknown
+HERE = b"\x00\xc0\x00\x02\x01\x00\x35"  # 192.0.2.1:53 in a UoT frame
+THERE = b"\x00\xc0\x00\x02\x02\x00\x35"  # 192.0.2.2:53
+NAMED = b"\x02\x04a.bc\x01\xbb"  # a.bc:443
+UNKNOWN = b"\x17\x05what?"  # a capsule of a type that is reserved for being unknown
 FULL = ("drops", "stream full")
 
 
@@ -40,11 +50,15 @@ class Kind(NamedTuple):
 
     name: str
     framing: Callable[[], Any]
-    key: bytes              # of the frames that frame() makes
+    key: bytes  # of the frames that frame() makes
     largest: int
 
     def frame(self, payload: bytes) -> bytes:
-        return capsule(payload) if self.name == "capsules" else self.key + struct.pack(">H", len(payload)) + payload
+        return (
+            capsule(payload)
+            if self.name == "capsules"
+            else self.key + struct.pack(">H", len(payload)) + payload
+        )
 
     def parse(self, data: bytes) -> list[bytes]:
         """The payloads of whole frames, and nothing else."""
@@ -53,14 +67,16 @@ class Kind(NamedTuple):
             if self.name == "capsules":
                 assert data[at] == 0
                 size = 1 << (data[at + 1] >> 6)
-                length = int.from_bytes(data[at + 1:at + 1 + size], "big") & (1 << 8 * size - 2) - 1
+                length = (
+                    int.from_bytes(data[at + 1 : at + 1 + size], "big") & (1 << 8 * size - 2) - 1
+                )
                 at += 1 + size
                 assert data[at] == 0
                 end, at = at + length, at + 1
             else:
-                assert data[at:at + len(self.key)] == self.key
+                assert data[at : at + len(self.key)] == self.key
                 at += len(self.key) + 2
-                end = at + int.from_bytes(data[at - 2:at], "big")
+                end = at + int.from_bytes(data[at - 2 : at], "big")
             assert end <= len(data), "a frame is cut"
             found.append(data[at:end])
             at = end
@@ -145,9 +161,11 @@ def run_of(arena: Arena, payloads: Sequence[bytes], header: bytes = b"") -> Run:
     pitch, offsets = max(map(len, payloads)) + 7, []
     for number, payload in enumerate(payloads):
         at = (len(payloads) - 1 - number) * pitch
-        arena.view[at:at + len(payload)] = payload
+        arena.view[at : at + len(payload)] = payload
         offsets.append(at)
-    return Run(offsets, len(payloads[0]), len(payloads[-1]), Pinned(header) if header else None)
+    return Run(
+        offsets, len(payloads[0]), len(payloads[-1]), PinnedHeader(header) if header else None
+    )
 
 
 def assert_gets(sock: socket.socket, data: bytes) -> None:
@@ -180,7 +198,9 @@ class TestFinding:
         """Each frame comes once, whole, and as soon as it is whole."""
         payloads = [b"abc", b"", b"de", b"de", b"de", b"f" * 65]
         data = b"".join(map(kind.frame, payloads))
-        ends = [len(b"".join(map(kind.frame, payloads[:count + 1]))) for count in range(len(payloads))]
+        ends = [
+            len(b"".join(map(kind.frame, payloads[: count + 1]))) for count in range(len(payloads))
+        ]
         with rig(kind.framing()) as one:
             for at in range(1, len(data)):
                 whole = sum(end <= at for end in ends)
@@ -192,7 +212,7 @@ class TestFinding:
     def test_the_largest_payload(self, kind: Kind, role: Any) -> None:
         """Larger than one read of a socket usually brings: it is put together."""
         payload = bytes(range(256)) * 256
-        payload = payload[:kind.largest]
+        payload = payload[: kind.largest]
         with rig(kind.framing(), role) as one:
             sender = Task(one.peer.sendall, kind.frame(payload) * 2 + kind.frame(b"behind"))
             assert one.collect(3) == [payload, payload, b"behind"]
@@ -234,14 +254,20 @@ class TestTrains:
 
     @both_roles
     def test_capsules(self, role: Any) -> None:
-        assert self.spans(Capsules(TARGET), capsule(b"abc") * 5, role) == [(range(3, 28, 6), 3, 3, b"")]
+        assert self.spans(Capsules(TARGET), capsule(b"abc") * 5, role) == [
+            (range(3, 28, 6), 3, 3, b"")
+        ]
 
     @both_roles
     def test_free_frames(self, role: Any) -> None:
-        assert self.spans(Frames(), FREE.frame(b"abcd") * 4, role) == [(range(9, 49, 13), 4, 4, HERE)]
+        assert self.spans(Frames(), FREE.frame(b"abcd") * 4, role) == [
+            (range(9, 49, 13), 4, 4, HERE)
+        ]
 
     def test_connected_frames(self) -> None:
-        assert self.spans(Frames(TARGET), CONNECTED.frame(b"a") * 3) == [(range(2, 9, 3), 1, 1, b"")]
+        assert self.spans(Frames(TARGET), CONNECTED.frame(b"a") * 3) == [
+            (range(2, 9, 3), 1, 1, b"")
+        ]
 
     def test_empty_payloads(self) -> None:
         assert self.spans(Capsules(TARGET), capsule(b"") * 3) == [(range(3, 10, 3), 0, 0, b"")]
@@ -250,11 +276,17 @@ class TestTrains:
     def test_another_length_behind_it_is_a_span_of_its_own(self, behind: bytes) -> None:
         length = len(behind)
         assert self.spans(Capsules(TARGET), capsule(b"abc") * 2 + capsule(behind)) == [
-            (range(3, 10, 6), 3, 3, b""), ((15,), length, length, b"")]
+            (range(3, 10, 6), 3, 3, b""),
+            ((15,), length, length, b""),
+        ]
 
     def test_another_address_behind_it_is_a_span_of_its_own(self) -> None:
         data = FREE.frame(b"ab") * 3 + THERE + b"\0\2cd" + FREE.frame(b"ef")
-        assert self.spans(Frames(), data) == [(range(9, 32, 11), 2, 2, HERE), ((42,), 2, 2, THERE), ((53,), 2, 2, HERE)]
+        assert self.spans(Frames(), data) == [
+            (range(9, 32, 11), 2, 2, HERE),
+            ((42,), 2, 2, THERE),
+            ((53,), 2, 2, HERE),
+        ]
 
     @pytest.mark.parametrize("column", range(9))
     def test_a_header_that_differs_in_any_one_byte_ends_it(self, column: int) -> None:
@@ -269,11 +301,16 @@ class TestTrains:
     def test_two_spellings_of_a_length_are_two_trains(self) -> None:
         long = b"\0\x40\x04\0abc"
         assert self.spans(Capsules(TARGET), long * 2 + capsule(b"abc") * 2 + long) == [
-            (range(4, 12, 7), 3, 3, b""), (range(17, 24, 6), 3, 3, b""), ((30,), 3, 3, b"")]
+            (range(4, 12, 7), 3, 3, b""),
+            (range(17, 24, 6), 3, 3, b""),
+            ((30,), 3, 3, b""),
+        ]
 
     def test_what_is_skipped_ends_it(self) -> None:
         assert self.spans(Capsules(TARGET), capsule(b"a") * 2 + UNKNOWN + capsule(b"b") * 2) == [
-            (range(3, 8, 4), 1, 1, b""), (range(18, 23, 4), 1, 1, b"")]
+            (range(3, 8, 4), 1, 1, b""),
+            (range(18, 23, 4), 1, 1, b""),
+        ]
 
     def test_its_last_frame_comes_when_it_is_whole(self) -> None:
         train = b"".join(capsule(payload) for payload in (b"aaa", b"bbb", b"ccc"))
@@ -291,7 +328,9 @@ class TestTrains:
 
 
 class TestSkipping:
-    @pytest.mark.parametrize("kind", [b"\x01", b"\x17", b"\x40\x40", b"\x80\x01\x00\x00", b"\xff" * 8])
+    @pytest.mark.parametrize(
+        "kind", [b"\x01", b"\x17", b"\x40\x40", b"\x80\x01\x00\x00", b"\xff" * 8]
+    )
     @pytest.mark.parametrize("value", [b"", b"x", b"y" * 300])
     def test_capsules_of_unknown_types(self, kind: bytes, value: bytes) -> None:
         unknown = kind + struct.pack(">H", len(value) | 0x4000) + value
@@ -315,7 +354,7 @@ class TestSkipping:
         with rig(Capsules(TARGET), role) as one:
             assert one.feed(capsule(b"before") + data[:3]) == [b"before"]
             for at in range(3, len(data), 97):
-                assert one.feed(data[at:at + 97]) == []
+                assert one.feed(data[at : at + 97]) == []
             assert one.feed(capsule(b"behind")) == [b"behind"]
             assert one.feed(data[:50]) == []
             assert one.feed(data[50:] + capsule(b"again")) == [b"again"]
@@ -339,12 +378,18 @@ class TestSkipping:
     @pytest.mark.parametrize("context", [b"\x01", b"\x02", b"\x40\x02", b"\xff" * 8])
     def test_a_context_that_was_never_agreed_on(self, context: bytes) -> None:
         with rig(Capsules(TARGET)) as one:
-            assert one.feed(capsule(b"a") + capsule(b"no", context) * 2 + capsule(b"b")) == [b"a", b"b"]
+            assert one.feed(capsule(b"a") + capsule(b"no", context) * 2 + capsule(b"b")) == [
+                b"a",
+                b"b",
+            ]
             assert one.counts.counts == {}
 
     def test_a_context_of_0_in_a_longer_form(self) -> None:
         with rig(Capsules(TARGET)) as one:
-            assert one.feed(capsule(b"a", b"\x40\x00") + capsule(b"b", b"\xc0" + bytes(7))) == [b"a", b"b"]
+            assert one.feed(capsule(b"a", b"\x40\x00") + capsule(b"b", b"\xc0" + bytes(7))) == [
+                b"a",
+                b"b",
+            ]
 
 
 MALFORMED = {
@@ -361,7 +406,9 @@ MALFORMED = {
 class TestEnds:
     @pytest.mark.parametrize("kind, bad", MALFORMED.values(), ids=MALFORMED)
     @both_roles
-    def test_malformed_ends_the_stream_and_is_counted(self, kind: Kind, bad: bytes, role: Any) -> None:
+    def test_malformed_ends_the_stream_and_is_counted(
+        self, kind: Kind, bad: bytes, role: Any
+    ) -> None:
         """HAZARDS 123: what came before it is good, what comes behind it is nobody's."""
         with rig(kind.framing(), role) as one:
             assert one.feed(kind.frame(b"before") + bad + kind.frame(b"behind")) == [b"before"]
@@ -450,11 +497,16 @@ class TestSending:
         with rig(Frames()) as one:
             one.framed.send(one.arena, run_of(one.arena, [b"ab", b"cd", b"e"], HERE), None)
             one.framed.send(one.arena, run_of(one.arena, [b"f"], NAMED), None)
-            assert_gets(one.peer, HERE + b"\0\2ab" + HERE + b"\0\2cd" + HERE + b"\0\1e" + NAMED + b"\0\1f")
+            assert_gets(
+                one.peer, HERE + b"\0\2ab" + HERE + b"\0\2cd" + HERE + b"\0\1e" + NAMED + b"\0\1f"
+            )
 
     def test_a_connection_names_the_target_of_each(self) -> None:
         with rig(Frames(), FramedConn) as one:
-            here, there = one.framed.prepare(udp_to(Address("192.0.2.1", 53))), one.framed.prepare(udp_to(Address("a.bc", 443)))
+            here, there = (
+                one.framed.prepare(udp_to(Address("192.0.2.1", 53))),
+                one.framed.prepare(udp_to(Address("a.bc", 443))),
+            )
             assert (here.address, here.sockaddr) == (HERE, ("192.0.2.1", 53))
             assert (there.address, there.sockaddr) == (NAMED, ("a.bc", 443))
             one.framed.send(one.arena, run_of(one.arena, [b"ab", b"c"]), here)
@@ -463,23 +515,33 @@ class TestSending:
 
     def test_the_header_of_a_hop_behind_is_part_of_the_payload(self) -> None:
         with rig(Capsules(TARGET), FramedConn) as one:
-            one.framed.send(one.arena, run_of(one.arena, [b"abc", b"de"], b"HEAD"), one.framed.prepare(udp_to(TARGET)))
+            one.framed.send(
+                one.arena,
+                run_of(one.arena, [b"abc", b"de"], b"HEAD"),
+                one.framed.prepare(udp_to(TARGET)),
+            )
             assert_gets(one.peer, b"\0\x08\0HEADabc" + b"\0\x07\0HEADde")
 
     def test_both_headers_at_once(self) -> None:
         with rig(Frames(), FramedConn) as one:
-            one.framed.send(one.arena, run_of(one.arena, [b"abc", b"d"], b"HEAD"), one.framed.prepare(udp_to(Address("192.0.2.1", 53))))
+            one.framed.send(
+                one.arena,
+                run_of(one.arena, [b"abc", b"d"], b"HEAD"),
+                one.framed.prepare(udp_to(Address("192.0.2.1", 53))),
+            )
             assert_gets(one.peer, HERE + b"\0\7HEADabc" + HERE + b"\0\5HEADd")
 
     @every_kind
     def test_empty_and_largest(self, kind: Kind) -> None:
         """HAZARDS 27, 28: an empty datagram is one."""
-        largest = (bytes(range(256)) * 256)[:kind.largest]
+        largest = (bytes(range(256)) * 256)[: kind.largest]
         with rig(kind.framing()) as one:
             for payloads in ([b""], [b"", b"", b""], [largest], [largest[:1200], b""]):
                 one.framed.send(one.arena, run_of(one.arena, payloads, kind.key), None)
             wanted = [b""] * 4 + [largest, largest[:1200], b""]
-            assert kind.parse(read_exactly(one.peer, len(b"".join(map(kind.frame, wanted))))) == wanted
+            assert (
+                kind.parse(read_exactly(one.peer, len(b"".join(map(kind.frame, wanted))))) == wanted
+            )
 
     def test_a_range_of_places(self) -> None:
         with rig(Capsules(TARGET)) as one:
@@ -487,7 +549,9 @@ class TestSending:
             one.framed.send(one.arena, Run(range(2, 18, 5), 3, 1), None)
             assert_gets(one.peer, b"\0\4\0aaa\0\4\0bbb\0\4\0ccc\0\2\0d")
 
-    @pytest.mark.parametrize("target", [Address("192.0.2.9", 444), Address("192.0.2.8", 443), Address("a.bc", 443)])
+    @pytest.mark.parametrize(
+        "target", [Address("192.0.2.9", 444), Address("192.0.2.8", 443), Address("a.bc", 443)]
+    )
     @pytest.mark.parametrize("framing", [Capsules(TARGET), Frames(TARGET)])
     def test_a_connected_stream_leads_nowhere_else(self, framing: Any, target: Address) -> None:
         with rig(framing, FramedConn) as one:
@@ -505,7 +569,9 @@ class TestSending:
     @both_roles
     def test_after_the_end_it_is_counted(self, role: Any) -> None:
         with rig(Frames(), role) as one:
-            destination = one.framed.prepare(udp_to(Address("192.0.2.1", 53))) if role is FramedConn else None
+            destination = (
+                one.framed.prepare(udp_to(Address("192.0.2.1", 53))) if role is FramedConn else None
+            )
             one.framed.shutdown()
             one.framed.send(one.arena, run_of(one.arena, [b"abc", b"def"]), destination)
             one.framed.close()
@@ -516,22 +582,34 @@ class TestSending:
         with rig(Capsules(TARGET), FramedConn) as one:
             one.peer.close()
             wait_until(lambda: one.receive() == [] and one.framed.ended)
-            one.framed.send(one.arena, run_of(one.arena, [b"abc", b"def"]), one.framed.prepare(udp_to(TARGET)))
+            one.framed.send(
+                one.arena, run_of(one.arena, [b"abc", b"def"]), one.framed.prepare(udp_to(TARGET))
+            )
             assert one.counts.counts == {("drops", "upstream closed"): 2}
 
     def test_many_threads_mix_no_frames(self) -> None:
         """Answers of several sessions leave by one stream."""
         with rig(Capsules(TARGET)) as one:
+
             def send(letter: bytes) -> None:
                 arena = Arena()
                 for number in range(50):
-                    one.framed.send(arena, run_of(arena, [letter + struct.pack(">H", number) + letter * 97] * 3), None)
+                    one.framed.send(
+                        arena,
+                        run_of(arena, [letter + struct.pack(">H", number) + letter * 97] * 3),
+                        None,
+                    )
+
             senders = [Task(send, letter) for letter in (b"a", b"b", b"c")]
             found = CAPSULES.parse(read_exactly(one.peer, 450 * 104))
             for sender in senders:
                 sender.result()
             for letter in (b"a", b"b", b"c"):
-                numbers = [payload[1:3] for payload in found if payload == letter + payload[1:3] + letter * 97]
+                numbers = [
+                    payload[1:3]
+                    for payload in found
+                    if payload == letter + payload[1:3] + letter * 97
+                ]
                 assert numbers == [struct.pack(">H", number // 3) for number in range(150)]
             assert one.counts.counts == {}
 
@@ -542,7 +620,9 @@ class TestSending:
         """A train of frames comes as one run of up to ROOM bytes: from stream to stream it is the ordinary case."""
         payloads = [struct.pack(">H", number) + b"x" * 1198 for number in range(300)]
         with rig(kind.framing(), FramedConn) as one:
-            destination = one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET))
+            destination = one.framed.prepare(
+                udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET)
+            )
             one.framed.send(one.arena, run_of(one.arena, payloads), destination)
             assert one.counts.counts == {}
             assert one.framed.wait() and one.receive() == []
@@ -556,7 +636,9 @@ class TestSending:
     def test_what_no_frame_can_hold_is_dropped_and_counted(self, kind: Kind) -> None:
         """A header of a hop behind makes it too long, or a stream that takes longer ones: the proxy would have to hang up."""
         with rig(kind.framing(), FramedConn) as one:
-            destination = one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET))
+            destination = one.framed.prepare(
+                udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET)
+            )
             one.framed.send(one.arena, run_of(one.arena, [b"x" * 65507], b"h" * 300), destination)
             one.framed.send(one.arena, run_of(one.arena, [b"abc"]), destination)
             assert_gets(one.peer, kind.frame(b"abc"))
@@ -566,7 +648,9 @@ class TestSending:
     def test_one_byte_over_the_largest_is_dropped_and_counted(self, kind: Kind) -> None:
         """A stream that takes UoT's 65535 may lead into one of capsules, which has to end at more than 65527."""
         with rig(kind.framing()) as one:
-            one.framed.send(one.arena, run_of(one.arena, [b"x" * (kind.largest + 1)], kind.key), None)
+            one.framed.send(
+                one.arena, run_of(one.arena, [b"x" * (kind.largest + 1)], kind.key), None
+            )
             one.framed.send(one.arena, run_of(one.arena, [b"abc"], kind.key), None)
             assert_gets(one.peer, kind.frame(b"abc"))
             assert one.counts.counts == {("drops", "too big"): 1}
@@ -584,14 +668,17 @@ class Numbered:
 
     def send(self) -> bool:
         """A run of ten, the last shorter; whether all of it was taken.  What is not taken is its end."""
-        payloads = [struct.pack(">I", self._next + number) + b"x" * (996 if number < 9 else 500) for number in range(10)]
+        payloads = [
+            struct.pack(">I", self._next + number) + b"x" * (996 if number < 9 else 500)
+            for number in range(10)
+        ]
         self._next += 10
         self.sent += payloads
         before = self._one.counts.of(*FULL)
         run = run_of(self._arena, payloads, b"" if self._destination else self._kind.key)
         self._one.framed.send(self._arena, run, self._destination)
         dropped = self._one.counts.of(*FULL) - before
-        self.accepted += payloads[:10 - dropped]
+        self.accepted += payloads[: 10 - dropped]
         return not dropped
 
     @property
@@ -623,7 +710,11 @@ class TestPeerThatDoesNotRead:
         """HAZARDS 85, 124."""
         with rig(kind.framing(), FramedConn) as one:
             assert one.framed.wait() and one.receive() == []
-            runs = Numbered(one, kind, one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET)))
+            runs = Numbered(
+                one,
+                kind,
+                one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET)),
+            )
             while runs.send():
                 pass
             for _ in range(5):
@@ -644,18 +735,30 @@ class TestPeerThatDoesNotRead:
 
     @every_kind
     @both_roles
-    def test_a_first_run_longer_than_all_room_is_sent_in_whole_frames(self, kind: Kind, role: Any) -> None:
+    def test_a_first_run_longer_than_all_room_is_sent_in_whole_frames(
+        self, kind: Kind, role: Any
+    ) -> None:
         """Nothing waits before it, and yet no more than the queue's limit is kept of it."""
         payloads = [struct.pack(">H", number) + b"x" * 998 for number in range(1500)]
         with rig(kind.framing(), role) as one:
-            destination = one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET)) if role is FramedConn else None
-            one.framed.send(one.arena, run_of(one.arena, payloads, b"" if destination else kind.key), destination)
+            destination = (
+                one.framed.prepare(udp_to(Address("192.0.2.1", 53) if kind is FREE else TARGET))
+                if role is FramedConn
+                else None
+            )
+            one.framed.send(
+                one.arena,
+                run_of(one.arena, payloads, b"" if destination else kind.key),
+                destination,
+            )
             dropped = one.counts.of(*FULL)
             assert 0 < dropped < 1500 and one.counts.counts == {FULL: dropped}
-            kept = payloads[:1500 - dropped]
+            kept = payloads[: 1500 - dropped]
             assert 0 < len(one.framed._queue) <= QUEUE_LIMIT
             got = drained(one)
-            left = Task(read_exactly, one.peer, sum(len(kind.frame(one)) for one in kept) - len(got))
+            left = Task(
+                read_exactly, one.peer, sum(len(kind.frame(one)) for one in kept) - len(got)
+            )
             one.framed.drain(lambda: False)
             assert kind.parse(got + left.result()) == kept and nothing_comes(one.peer, 0)
 
@@ -672,7 +775,9 @@ class TestPeerThatDoesNotRead:
             assert len(one.framed._queue) < QUEUE_LIMIT + len(kind.frame(payload))
             reading = Task(read_exactly, one.peer, (sent - 1) * len(kind.frame(payload)))
             one.framed.drain(lambda: False)
-            assert kind.parse(reading.result()) == [payload] * (sent - 1) and nothing_comes(one.peer, 0)
+            assert kind.parse(reading.result()) == [payload] * (sent - 1) and nothing_comes(
+                one.peer, 0
+            )
 
     def test_while_something_waits_nothing_goes_past_it(self) -> None:
         """Though the kernel has room again, and nobody has flushed yet."""
@@ -710,7 +815,9 @@ class TestPeerThatDoesNotRead:
             reader.result()
 
     @pytest.mark.parametrize("kind", [CAPSULES, FREE], ids=lambda kind: kind.name)
-    def test_answers_are_drained_while_others_queue_and_drop(self, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_answers_are_drained_while_others_queue_and_drop(
+        self, kind: Kind, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """send() itself waits for nobody."""
         with rig(kind.framing()) as one, waits_seen(monkeypatch) as congested:
             first, second = Numbered(one, kind), Numbered(one, kind)
@@ -755,7 +862,9 @@ class TestPeerThatDoesNotRead:
             reset(one.peer)
             draining.result()
 
-    def test_a_stream_that_closes_as_draining_begins_raises_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_stream_that_closes_as_draining_begins_raises_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Nor does send(): between a write and the wait for its rest the stream's own thread may close."""
         with rig(Capsules(TARGET)) as one:
             runs = Numbered(one, CAPSULES)
@@ -764,7 +873,10 @@ class TestPeerThatDoesNotRead:
             def closed_just_before() -> Any:
                 one.framed.close()
                 return select.poll()
-            monkeypatch.setattr(framed, "select", SimpleNamespace(poll=closed_just_before, POLLOUT=select.POLLOUT))
+
+            monkeypatch.setattr(
+                framed, "select", SimpleNamespace(poll=closed_just_before, POLLOUT=select.POLLOUT)
+            )
             one.framed.drain(lambda: False)
             assert one.framed.closed and one.counts.counts == {}
             runs.send()
@@ -781,12 +893,15 @@ def waits_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         if not done:
             seen.set()
         return done
+
     monkeypatch.setattr(FramedSocket, "flush", flush)
     yield seen
 
 
 class TestEndOfAConnection:
-    def test_one_that_ends_at_once_is_not_replaced_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_that_ends_at_once_is_not_replaced_at_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(framed, "REST_SECONDS", 0.15)
         started = time.monotonic()
         with rig(Capsules(TARGET), FramedConn) as one:
@@ -822,6 +937,7 @@ class TestEndOfAConnection:
             while one.framed.wait():
                 one.framed.receive(one.arena)
             return "ended"
+
         with rig(Capsules(TARGET), FramedConn) as one:
             reader = Task(read, one)
             one.framed.shutdown()
@@ -840,9 +956,16 @@ class TestSources:
             assert one.framed.source(key) == TARGET
 
     def test_of_free_frames_each_names_its_own(self) -> None:
-        with rig(Frames(), FramedConn, HERE + b"\0\1a" + NAMED + b"\0\1b" + b"\x01" + bytes(15) + b"\1\0\x35\0\1c") as one:
+        with rig(
+            Frames(),
+            FramedConn,
+            HERE + b"\0\1a" + NAMED + b"\0\1b" + b"\x01" + bytes(15) + b"\1\0\x35\0\1c",
+        ) as one:
             assert [one.framed.source(key) for _, _, _, key in one.spans()] == [
-                Address("192.0.2.1", 53), Address("a.bc", 443), Address("::1", 53)]
+                Address("192.0.2.1", 53),
+                Address("a.bc", 443),
+                Address("::1", 53),
+            ]
 
     def test_a_name_that_is_none_is_dropped_and_counted_alone(self) -> None:
         """HAZARDS 10, 97: of a train each datagram counts."""
@@ -860,12 +983,16 @@ class TestSources:
                 one.arrived(10)
                 [(_, _, _, key)] = one.spans()
                 assert one.framed.source(key) == Address(f"192.0.2.{number}", 53)
-                assert len(one.framed._sources._known) <= 5        # and what one receive adds
+                assert len(one.framed._sources._known) <= 5  # and what one receive adds
 
-    def test_those_of_the_batch_are_known_though_the_bound_is_met_within_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_those_of_the_batch_are_known_though_the_bound_is_met_within_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """source() is asked about a batch after all of it was received."""
         monkeypatch.setattr(address, "SOURCES_LIMIT", 4)
         data = b"".join(b"\x00\xc0\0\2" + bytes((number,)) + b"\0\x35\0\1a" for number in range(6))
         with rig(Frames(), FramedConn, data) as one:
             keys = [key for _, _, _, key in one.spans()]
-            assert [one.framed.source(key) for key in keys] == [Address(f"192.0.2.{number}", 53) for number in range(6)]
+            assert [one.framed.source(key) for key in keys] == [
+                Address(f"192.0.2.{number}", 53) for number in range(6)
+            ]

@@ -1,4 +1,5 @@
 """Streams over real TCP connections: deadlines, reading ahead, and the ways to close."""
+
 from __future__ import annotations
 
 import select
@@ -11,9 +12,16 @@ import pytest
 from netproxy.errors import DeadlineError, EndOfStream, LimitError, StreamError
 from netproxy.net import stream as stream_module
 from netproxy.net.stream import RECEIVE, Stream
-from tests.support.sockets import Task, address_of, is_reset, nothing_comes, read_to_end, reset, tcp_pair
+from tests.support.sockets import (
+    Task,
+    is_reset,
+    nothing_comes,
+    read_to_end,
+    reset,
+    tcp_pair,
+)
 
-SHORT = 0.2     # seconds of a deadline that is meant to pass
+SHORT = 0.2  # seconds of a deadline that is meant to pass
 
 
 @pytest.fixture
@@ -40,7 +48,9 @@ def drip(peer: socket.socket, data: bytes, pause: float) -> None:
 
 
 class TestReading:
-    def test_exactly_so_many_bytes_across_many_arrivals(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_exactly_so_many_bytes_across_many_arrivals(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         sender = Task(drip, peer, b"abcdef", 0.005)
         assert stream.read_exactly(5) == b"abcde"
@@ -62,7 +72,9 @@ class TestReading:
             stream.read_exactly(1)
         assert not caught.value.partial
 
-    def test_until_a_separator_that_comes_in_two_parts(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_until_a_separator_that_comes_in_two_parts(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         peer.send(b"line one\r")
         wait_readable(stream)
@@ -78,18 +90,24 @@ class TestReading:
         sender.result()
 
     @pytest.mark.parametrize("limit", [5, 6, 7])
-    def test_a_separator_beyond_the_limit_is_refused(self, pair: tuple[Stream, socket.socket], limit: int) -> None:
+    def test_a_separator_beyond_the_limit_is_refused(
+        self, pair: tuple[Stream, socket.socket], limit: int
+    ) -> None:
         stream, peer = pair
         peer.send(b"abcdef\r\n")
         with pytest.raises(LimitError):
             stream.read_until(b"\r\n", limit)
 
-    def test_a_separator_just_within_the_limit_is_taken(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_a_separator_just_within_the_limit_is_taken(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         peer.send(b"abcdef\r\n")
         assert stream.read_until(b"\r\n", 8) == b"abcdef\r\n"
 
-    def test_the_limit_holds_without_waiting_for_more(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_the_limit_holds_without_waiting_for_more(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         peer.send(b"x" * 100)
         with pytest.raises(LimitError):
@@ -136,7 +154,9 @@ class TestReading:
             got += len(piece)
         sender.result()
 
-    def test_skipping_drops_what_is_there_and_waits_for_nothing(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_skipping_drops_what_is_there_and_waits_for_nothing(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         assert stream.skip()
         peer.send(b"abc")
@@ -163,7 +183,9 @@ class TestReading:
 
 
 class TestDeadline:
-    def test_is_for_the_whole_and_not_for_each_byte(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_is_for_the_whole_and_not_for_each_byte(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         stream.limit(SHORT)
         started = time.monotonic()
@@ -202,7 +224,9 @@ class TestDeadline:
         with pytest.raises(DeadlineError):
             stream.read_exactly(1)
 
-    def test_does_not_hold_back_what_was_read_ahead(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_does_not_hold_back_what_was_read_ahead(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         peer.send(b"abc")
         wait_readable(stream)
@@ -247,7 +271,9 @@ class TestWriting:
         with pytest.raises(DeadlineError):
             stream.write(bytes(32 << 20))
 
-    def test_a_peer_that_reads_a_little_now_and_then_does_not_gain_time(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_a_peer_that_reads_a_little_now_and_then_does_not_gain_time(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         stop = time.monotonic() + 10 * SHORT
@@ -255,6 +281,7 @@ class TestWriting:
         def sip() -> None:
             while time.monotonic() < stop and peer.recv(65536):
                 time.sleep(SHORT / 4)
+
         reader = Task(sip)
         stream.limit(SHORT)
         started = time.monotonic()
@@ -266,7 +293,7 @@ class TestWriting:
             stream.reset()
             with pytest.raises(OSError):
                 reader.result()
-                raise ConnectionResetError      # it had read to the end
+                raise ConnectionResetError  # it had read to the end
 
     def test_a_peer_that_has_gone(self, pair: tuple[Stream, socket.socket]) -> None:
         stream, peer = pair
@@ -290,14 +317,16 @@ class TestWriting:
         assert read_to_end(peer) == b""
         peer.send(b"still here")
         assert stream.read_exactly(10) == b"still here"
-        stream.shutdown_write()     # and again does no harm
+        stream.shutdown_write()  # and again does no harm
 
 
 class TestClosing:
-    def test_in_stages_lets_the_peer_read_all_though_it_still_sends(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_in_stages_lets_the_peer_read_all_though_it_still_sends(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         """HAZARDS 87."""
         stream, peer = pair
-        peer.sendall(b"request" * 4000)         # never read by the handler
+        peer.sendall(b"request" * 4000)  # never read by the handler
         wait_readable(stream)
         stream.write(b"refused" * 100)
         closing = Task(stream.close_staged)
@@ -307,15 +336,19 @@ class TestClosing:
         closing.result()
         assert not stream.open
 
-    def test_in_stages_waits_no_longer_than_it_has_to(self, pair: tuple[Stream, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_in_stages_waits_no_longer_than_it_has_to(
+        self, pair: tuple[Stream, socket.socket], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(stream_module, "LINGER_SECONDS", SHORT)
         stream, peer = pair
         started = time.monotonic()
-        stream.close_staged()                   # the peer neither sends nor closes
+        stream.close_staged()  # the peer neither sends nor closes
         assert SHORT * 0.9 <= time.monotonic() - started < 10 * SHORT
         assert read_to_end(peer) == b""
 
-    def test_in_stages_reads_no_more_than_it_has_to(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_in_stages_reads_no_more_than_it_has_to(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         started = time.monotonic()
 
@@ -323,6 +356,7 @@ class TestClosing:
             with pytest.raises(OSError):
                 while True:
                     peer.sendall(bytes(65536))
+
         sender = Task(flood)
         stream.close_staged()
         assert time.monotonic() - started < stream_module.LINGER_SECONDS
@@ -363,7 +397,9 @@ class TestClosing:
 
 
 class TestDetach:
-    def test_gives_the_socket_that_does_not_block_any_more_and_what_was_read_ahead(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_gives_the_socket_that_does_not_block_any_more_and_what_was_read_ahead(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         stream, peer = pair
         stream.limit(SHORT / 4)
         peer.send(b"request and more")
@@ -374,7 +410,9 @@ class TestDetach:
         assert stream.unread() == b""
         assert sock.gettimeout() == 0
 
-    def test_a_stream_can_be_made_with_unread_bytes(self, pair: tuple[Stream, socket.socket]) -> None:
+    def test_a_stream_can_be_made_with_unread_bytes(
+        self, pair: tuple[Stream, socket.socket]
+    ) -> None:
         sock, _ = pair[0].detach()
         stream = Stream(sock, b"before")
         pair[1].send(b"after")

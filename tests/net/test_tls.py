@@ -1,4 +1,5 @@
 """TLS on a stream: the handshake, what it refuses, half-close, and bytes both ways."""
+
 from __future__ import annotations
 
 import hashlib
@@ -19,7 +20,7 @@ from tests.support.certificates import PASS_PHRASE, Certificates, certificates
 from tests.support.handlers import SECONDS, tcp_pair
 
 BULK = random.Random(7).randbytes(2_000_000)
-TIMES = 30                  # of it, where it takes many to meet
+TIMES = 30  # of it, where it takes many to meet
 
 
 @pytest.fixture
@@ -52,7 +53,9 @@ class Doing(threading.Thread):
 
 
 @contextmanager
-def pair(seconds: float | None = SECONDS, unread: bytes = b"") -> Iterator[tuple[socket.socket, Stream]]:
+def pair(
+    seconds: float | None = SECONDS, unread: bytes = b""
+) -> Iterator[tuple[socket.socket, Stream]]:
     """A client's plain socket, and the stream that serves it."""
     near, far = tcp_pair()
     stream = Stream(far, unread, seconds)
@@ -65,17 +68,22 @@ def pair(seconds: float | None = SECONDS, unread: bytes = b"") -> Iterator[tuple
 
 
 def server(made: Certificates, client_ca: str = "") -> ssl.SSLContext:
-    return tls.server_context(made.path("server.pem"), made.path("server.key"), client_ca and made.path(client_ca))
+    return tls.server_context(
+        made.path("server.pem"), made.path("server.key"), client_ca and made.path(client_ca)
+    )
 
 
 @contextmanager
-def secured(made: Certificates, context: ssl.SSLContext | None = None,
-            client_ca: str = "") -> Iterator[tuple[ssl.SSLSocket, Stream]]:
+def secured(
+    made: Certificates, context: ssl.SSLContext | None = None, client_ca: str = ""
+) -> Iterator[tuple[ssl.SSLSocket, Stream]]:
     """Both ends behind the handshake; the client does not take a cut stream for a whole one."""
     context = context or made.client_context()
     with pair() as (near, stream):
         serving = Doing(lambda: tls.accept(stream, server(made, client_ca)))
-        with context.wrap_socket(near, server_hostname="localhost", suppress_ragged_eofs=False) as client:
+        with context.wrap_socket(
+            near, server_hostname="localhost", suppress_ragged_eofs=False
+        ) as client:
             serving.result()
             stream.limit(SECONDS)
             yield client, stream
@@ -87,7 +95,10 @@ def read_all(sock: socket.socket) -> bytes:
 
 # -- the handshake
 
-@pytest.mark.parametrize("version, name", ((ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")))
+
+@pytest.mark.parametrize(
+    "version, name", ((ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3"))
+)
 def test_handshake(made: Certificates, version: ssl.TLSVersion, name: str) -> None:
     context = made.client_context()
     context.maximum_version = version
@@ -121,7 +132,9 @@ def test_silent_peer_meets_the_deadline(made: Certificates, sent: bytes) -> None
             tls.accept(stream, server(made))
 
 
-@pytest.mark.parametrize("sent", (b"\5\1\0", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 64), ids=("socks5", "http", "zeros"))
+@pytest.mark.parametrize(
+    "sent", (b"\5\1\0", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 64), ids=("socks5", "http", "zeros")
+)
 def test_plaintext_is_a_protocol_error(made: Certificates, sent: bytes) -> None:
     with pair() as (near, stream):
         near.sendall(sent)
@@ -154,6 +167,7 @@ def test_stream_that_is_closed_already(made: Certificates) -> None:
 
 # -- clients' certificates
 
+
 def test_client_of_the_ca_is_accepted(made: Certificates) -> None:
     with secured(made, made.client_context("client"), client_ca="ca.pem") as (client, stream):
         client.sendall(b"ping")
@@ -162,13 +176,19 @@ def test_client_of_the_ca_is_accepted(made: Certificates) -> None:
 
 @pytest.mark.parametrize("version", (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3))
 @pytest.mark.parametrize("shown", ("", "stranger"))
-def test_client_of_no_or_another_ca_is_refused(made: Certificates, shown: str, version: ssl.TLSVersion) -> None:
+def test_client_of_no_or_another_ca_is_refused(
+    made: Certificates, shown: str, version: ssl.TLSVersion
+) -> None:
     context = made.client_context(shown)
     context.maximum_version = version
     with pair() as (near, stream):
         serving = Doing(lambda: tls.accept(stream, server(made, "ca.pem")))
-        with pytest.raises((ssl.SSLError, ConnectionResetError)):      # in TLS 1.3 the client learns it when it reads
-            with context.wrap_socket(near, server_hostname="localhost", suppress_ragged_eofs=False) as client:
+        with pytest.raises(
+            (ssl.SSLError, ConnectionResetError)
+        ):  # in TLS 1.3 the client learns it when it reads
+            with context.wrap_socket(
+                near, server_hostname="localhost", suppress_ragged_eofs=False
+            ) as client:
                 client.recv(1)
         with pytest.raises(ProtocolError):
             serving.result()
@@ -176,21 +196,35 @@ def test_client_of_no_or_another_ca_is_refused(made: Certificates, shown: str, v
 
 # -- files that cannot be used
 
-@pytest.mark.parametrize("certificate, key, client_ca, named", (
-    ("missing.pem", "server.key", "", "missing.pem"), ("server.pem", "missing.key", "", "missing.key"),
-    ("broken.pem", "server.key", "", "broken.pem"), ("server.pem", "broken.key", "", "broken.key"),
-    ("server.pem", "client.key", "", "client.key"), ("server.pem", "encrypted.key", "", "encrypted.key"),
-    ("server.pem", "", "", "server.pem"), ("server.pem", "server.key", "missing.pem", "missing.pem"),
-    ("server.pem", "server.key", "broken.pem", "broken.pem")))
-def test_file_that_cannot_be_used_is_named(made: Certificates, certificate: str, key: str, client_ca: str, named: str) -> None:
+
+@pytest.mark.parametrize(
+    "certificate, key, client_ca, named",
+    (
+        ("missing.pem", "server.key", "", "missing.pem"),
+        ("server.pem", "missing.key", "", "missing.key"),
+        ("broken.pem", "server.key", "", "broken.pem"),
+        ("server.pem", "broken.key", "", "broken.key"),
+        ("server.pem", "client.key", "", "client.key"),
+        ("server.pem", "encrypted.key", "", "encrypted.key"),
+        ("server.pem", "", "", "server.pem"),
+        ("server.pem", "server.key", "missing.pem", "missing.pem"),
+        ("server.pem", "server.key", "broken.pem", "broken.pem"),
+    ),
+)
+def test_file_that_cannot_be_used_is_named(
+    made: Certificates, certificate: str, key: str, client_ca: str, named: str
+) -> None:
     with pytest.raises(ValueError) as caught:
-        tls.server_context(made.path(certificate), key and made.path(key), client_ca and made.path(client_ca))
+        tls.server_context(
+            made.path(certificate), key and made.path(key), client_ca and made.path(client_ca)
+        )
     said = str(caught.value)
     assert named in said and "\n" not in said
     assert "PRIVATE" not in said and PASS_PHRASE not in said and "not what it should be" not in said
 
 
 # -- the ends of a stream
+
 
 def test_reading_goes_on_after_our_end(made: Certificates) -> None:
     with secured(made) as (client, stream):
@@ -204,7 +238,7 @@ def test_reading_goes_on_after_our_end(made: Certificates) -> None:
 def test_what_had_come_before_our_end_is_read_after_it(made: Certificates) -> None:
     with secured(made) as (client, stream):
         client.sendall(b"early")
-        stream.wait(select.POLLIN)      # it is there, unread
+        stream.wait(select.POLLIN)  # it is there, unread
         stream.shutdown_write()
         assert read_all(client) == b""
         client.sendall(b" and late")
@@ -216,7 +250,7 @@ def test_writing_goes_on_after_the_peers_end(made: Certificates) -> None:
         client.sendall(b"last")
         with pytest.raises(ssl.SSLError):
             client.setblocking(False)
-            client.unwrap()     # sends its end; ours has not come, and it does not wait for it
+            client.unwrap()  # sends its end; ours has not come, and it does not wait for it
         client.settimeout(SECONDS)
         assert (stream.read_exactly(4), stream.read_some(16)) == (b"last", b"")
         stream.write(b"late")
@@ -259,7 +293,9 @@ def test_one_thread_reads_while_another_writes(made: Certificates, version: ssl.
         client.setblocking(False)
         stream.limit(8 * SECONDS)
         there = Doing(lambda: exchange(client, BULK * TIMES))
-        writing = Doing(lambda: [stream.write(BULK) for _ in range(TIMES)] and stream.shutdown_write())
+        writing = Doing(
+            lambda: [stream.write(BULK) for _ in range(TIMES)] and stream.shutdown_write()
+        )
         reading = Doing(lambda: digest(iter(lambda: stream.read_some(65536), b"")))
         whole = digest([BULK] * TIMES)
         assert there.result() == whole
@@ -276,7 +312,7 @@ def exchange(sock: ssl.SSLSocket, data: bytes) -> str:
         assert poll.poll(SECONDS * 1000), "stuck"
         try:
             while left:
-                left = left[sock.send(left[:65536]):]
+                left = left[sock.send(left[:65536]) :]
                 if not left:
                     socket.socket.shutdown(sock, socket.SHUT_WR)
         except ssl.SSLWantWriteError:

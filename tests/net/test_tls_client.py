@@ -2,6 +2,7 @@
 
 The far end is a Peer: TLS on memory, as many layers as a test wants, one thread.
 """
+
 from __future__ import annotations
 
 import functools
@@ -19,15 +20,16 @@ import pytest
 
 from netproxy.config.upstreams import TLS_LIMIT
 from netproxy.errors import DeadlineError, ProtocolError, StreamError
-from netproxy.net import calls, tls
+from netproxy.net import tls
+from netproxy.net import syscalls
 from netproxy.net.stream import Stream
 from netproxy.relay.pipe import Outcome, PipeLimits, pipe
 from tests.support.certificates import Certificates, certificates
-from tests.support.pauses import run_to_end
+from tests.support.waits import run_to_end
 from tests.support.sockets import SECONDS, Task, reset, tcp_pair
 
 MEGABYTE = 1 << 20
-RECORD = 16384              # bytes in clear that one record takes at the most
+RECORD = 16384  # bytes in clear that one record takes at the most
 LIMITS = PipeLimits(idle=SECONDS, half_close=SECONDS)
 NEVER_IDLE = PipeLimits(idle=60.0, half_close=60.0)
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -40,7 +42,7 @@ class Layer:
     def __init__(self, context: ssl.SSLContext) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.ended = False          # its peer's alert has come
+        self.ended = False  # its peer's alert has come
 
     def drain(self) -> bytes:
         """What is there in clear."""
@@ -59,7 +61,7 @@ class Layer:
     def seal(self, data: bytes, record: int = RECORD) -> bytes:
         """In records of `record` bytes."""
         for at in range(0, len(data), record):
-            self.tls.write(data[at:at + record])
+            self.tls.write(data[at : at + record])
         return self.outgoing.read()
 
     def end(self) -> bytes:
@@ -159,7 +161,7 @@ class Peer:
             self.sock.sendall(self.ending())
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            pass        # the client has left: that is its business
+            pass  # the client has left: that is its business
 
     def exchange(self, data: bytes, record: int, count: int) -> str:
         """Sends `data` in records of `record` bytes and reads `count` bytes at the same time; the hash of these."""
@@ -169,12 +171,14 @@ class Peer:
         while got < count or at < len(data) or waiting:
             if not waiting and at < len(data):
                 step = max(record, 65536 // record * record)
-                waiting, at = self.seal(data[at:at + step], record), at + step
+                waiting, at = self.seal(data[at : at + step], record), at + step
             poll.register(self.sock, select.POLLIN * (got < count) | select.POLLOUT * bool(waiting))
             ready = poll.poll(SECONDS * 1000)
-            assert ready, f"stuck: {got} of {count} bytes came, {min(at, len(data))} of {len(data)} went"
+            assert ready, (
+                f"stuck: {got} of {count} bytes came, {min(at, len(data))} of {len(data)} went"
+            )
             if ready[0][1] & select.POLLOUT:
-                waiting = waiting[self.sock.send(waiting, socket.MSG_DONTWAIT):]
+                waiting = waiting[self.sock.send(waiting, socket.MSG_DONTWAIT) :]
             if ready[0][1] & ~select.POLLOUT:
                 sealed = self.sock.recv(65536)
                 assert sealed, f"closed: {got} of {count} bytes came"
@@ -213,11 +217,31 @@ def expired(made: Certificates, tmp_path_factory: pytest.TempPathFactory) -> ssl
 def yesterdays(made: Certificates, directory: Path) -> ssl.SSLContext:
     names, certificate = directory / "names", directory / "expired.pem"
     names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    sign = ("openssl", "x509", "-req", "-in", made.path("server.csr"), "-CA", made.path("ca.pem"), "-CAkey", made.path("ca.key"),
-            "-set_serial", "77", "-extfile", names, "-out", certificate)
+    sign = (
+        "openssl",
+        "x509",
+        "-req",
+        "-in",
+        made.path("server.csr"),
+        "-CA",
+        made.path("ca.pem"),
+        "-CAkey",
+        made.path("ca.key"),
+        "-set_serial",
+        "77",
+        "-extfile",
+        names,
+        "-out",
+        certificate,
+    )
     # what old versions of openssl take is refused by new ones, and the other way round
-    for validity in (("-days", "-1"), ("-not_before", "20200101000000Z", "-not_after", "20200102000000Z")):
-        if not subprocess.run((*sign, *validity), capture_output=True, stdin=subprocess.DEVNULL).returncode:
+    for validity in (
+        ("-days", "-1"),
+        ("-not_before", "20200101000000Z", "-not_after", "20200102000000Z"),
+    ):
+        if not subprocess.run(
+            (*sign, *validity), capture_output=True, stdin=subprocess.DEVNULL
+        ).returncode:
             break
     return serving(str(certificate), made.path("server.key"))
 
@@ -228,7 +252,9 @@ def serving(certificate: str, key: str) -> ssl.SSLContext:
     return context
 
 
-def server(made: Certificates, name: str = "server", version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+def server(
+    made: Certificates, name: str = "server", version: ssl.TLSVersion | None = None
+) -> ssl.SSLContext:
     context = serving(made.path(f"{name}.pem"), made.path(f"{name}.key"))
     if version is not None:
         context.minimum_version = context.maximum_version = version
@@ -252,7 +278,9 @@ def pair(seconds: float | None = SECONDS) -> Iterator[tuple[Stream, Peer]]:
 
 
 @contextmanager
-def secured(made: Certificates, contexts: Sequence[ssl.SSLContext]) -> Iterator[tuple[Stream, Peer]]:
+def secured(
+    made: Certificates, contexts: Sequence[ssl.SSLContext]
+) -> Iterator[tuple[Stream, Peer]]:
     """Behind as many handshakes, one within the other."""
     with pair() as (stream, peer):
         accepting = Task(lambda: [peer.secure(context) for context in contexts])
@@ -293,29 +321,52 @@ class TestWhoIsBelieved:
 
     @each_version
     @pytest.mark.parametrize("name", ["localhost", "LOCALHOST", "127.0.0.1"])
-    def test_a_certificate_of_the_ca_for_that_name(self, made: Certificates, name: str, version: ssl.TLSVersion) -> None:
-        assert greet(believing(made), server(made, version=version), name).layers[0].tls.version() == version.name.replace("_", ".")
+    def test_a_certificate_of_the_ca_for_that_name(
+        self, made: Certificates, name: str, version: ssl.TLSVersion
+    ) -> None:
+        assert greet(believing(made), server(made, version=version), name).layers[
+            0
+        ].tls.version() == version.name.replace("_", ".")
 
-    @pytest.mark.parametrize("name, said", [
-        ("example.com", "Hostname mismatch, certificate is not valid for 'example.com'."),
-        ("localhost.example.com", "Hostname mismatch, certificate is not valid for 'localhost.example.com'."),
-        ("127.0.0.2", "IP address mismatch, certificate is not valid for '127.0.0.2'."),
-        ("::1", "IP address mismatch, certificate is not valid for '::1'.")])
-    def test_one_for_another_name_is_refused(self, made: Certificates, name: str, said: str) -> None:
+    @pytest.mark.parametrize(
+        "name, said",
+        [
+            ("example.com", "Hostname mismatch, certificate is not valid for 'example.com'."),
+            (
+                "localhost.example.com",
+                "Hostname mismatch, certificate is not valid for 'localhost.example.com'.",
+            ),
+            ("127.0.0.2", "IP address mismatch, certificate is not valid for '127.0.0.2'."),
+            ("::1", "IP address mismatch, certificate is not valid for '::1'."),
+        ],
+    )
+    def test_one_for_another_name_is_refused(
+        self, made: Certificates, name: str, said: str
+    ) -> None:
         assert refusal(believing(made), server(made), name) == f"TLS: {said}"
 
     @each_version
     def test_one_of_its_own_is_refused(self, made: Certificates, version: ssl.TLSVersion) -> None:
-        assert refusal(believing(made), server(made, "stranger", version)) == "TLS: self-signed certificate"
+        assert (
+            refusal(believing(made), server(made, "stranger", version))
+            == "TLS: self-signed certificate"
+        )
 
-    def test_one_that_has_expired_is_refused(self, made: Certificates, expired: ssl.SSLContext) -> None:
+    def test_one_that_has_expired_is_refused(
+        self, made: Certificates, expired: ssl.SSLContext
+    ) -> None:
         assert refusal(believing(made), expired) == "TLS: certificate has expired"
 
     def test_without_a_ca_the_systems_are_asked(self, made: Certificates) -> None:
-        assert refusal(tls.client_context(), server(made)) == "TLS: unable to get local issuer certificate"
+        assert (
+            refusal(tls.client_context(), server(made))
+            == "TLS: unable to get local issuer certificate"
+        )
 
     @pytest.mark.parametrize("name", ["localhost", "example.com", "127.0.0.2"])
-    def test_insecure_believes_everybody(self, made: Certificates, expired: ssl.SSLContext, name: str) -> None:
+    def test_insecure_believes_everybody(
+        self, made: Certificates, expired: ssl.SSLContext, name: str
+    ) -> None:
         for offered in (server(made), server(made, "stranger"), expired):
             greet(tls.client_context(insecure=True), offered, name)
             greet(believing(made, insecure=True), offered, name)
@@ -323,14 +374,24 @@ class TestWhoIsBelieved:
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
     @pytest.mark.parametrize("insecure", [False, True])
-    def test_a_server_of_old_versions_alone_is_refused(self, made: Certificates, version: ssl.TLSVersion, insecure: bool) -> None:
+    def test_a_server_of_old_versions_alone_is_refused(
+        self, made: Certificates, version: ssl.TLSVersion, insecure: bool
+    ) -> None:
         offered = server(made)
         offered.set_ciphers("ALL:@SECLEVEL=0")
         offered.minimum_version, offered.maximum_version = version, version
-        assert refusal(believing(made, insecure=insecure), offered) == "TLS: TLSV1_ALERT_PROTOCOL_VERSION"
+        assert (
+            refusal(believing(made, insecure=insecure), offered)
+            == "TLS: TLSV1_ALERT_PROTOCOL_VERSION"
+        )
 
-    @pytest.mark.parametrize("name, told", [("localhost", "localhost"), ("some.example.com", "some.example.com"), ("127.0.0.1", None)])
-    def test_the_name_is_told_the_server_and_an_address_is_not(self, made: Certificates, name: str, told: str | None) -> None:
+    @pytest.mark.parametrize(
+        "name, told",
+        [("localhost", "localhost"), ("some.example.com", "some.example.com"), ("127.0.0.1", None)],
+    )
+    def test_the_name_is_told_the_server_and_an_address_is_not(
+        self, made: Certificates, name: str, told: str | None
+    ) -> None:
         """SNI, RFC 6066 section 3: literal addresses are not permitted there."""
         seen: list[str | None] = []
         offered = server(made)
@@ -354,13 +415,19 @@ class TestOurCertificate:
 
     def test_may_be_in_one_file_with_its_key(self, made: Certificates, tmp_path: Path) -> None:
         both = tmp_path / "both.pem"
-        both.write_text(Path(made.path("client.key")).read_text() + Path(made.path("client.pem")).read_text())
+        both.write_text(
+            Path(made.path("client.key")).read_text() + Path(made.path("client.pem")).read_text()
+        )
         greet(believing(made, certificate=str(both)), self.asking(made, VERSIONS[1]))
 
     @pytest.mark.parametrize("shown", ["", "stranger"])
     def test_is_missed_in_words(self, made: Certificates, shown: str) -> None:
         """In TLS 1.2 the handshake fails; in 1.3 we hear of it when we read."""
-        more = {"certificate": made.path(f"{shown}.pem"), "key": made.path(f"{shown}.key")} if shown else {}
+        more = (
+            {"certificate": made.path(f"{shown}.pem"), "key": made.path(f"{shown}.key")}
+            if shown
+            else {}
+        )
         assert refusal(believing(made, **more), self.asking(made, VERSIONS[0])).startswith("TLS: ")
         with pair() as (stream, peer):
             accepting = Task(peer.secure, self.asking(made, VERSIONS[1]))
@@ -371,13 +438,25 @@ class TestOurCertificate:
                 accepting.result()
 
 
-@pytest.mark.parametrize("ca, certificate, key, named", [
-    ("missing.pem", "", "", "missing.pem"), ("broken.pem", "", "", "broken.pem"), ("server.key", "", "", "server.key"),
-    ("ca.pem", "missing.pem", "client.key", "missing.pem"), ("ca.pem", "client.pem", "server.key", "client.pem"),
-    ("ca.pem", "client.pem", "encrypted.key", "encrypted.key"), ("ca.pem", "client.pem", "", "client.pem")])
-def test_a_file_that_cannot_be_used_is_named(made: Certificates, ca: str, certificate: str, key: str, named: str) -> None:
+@pytest.mark.parametrize(
+    "ca, certificate, key, named",
+    [
+        ("missing.pem", "", "", "missing.pem"),
+        ("broken.pem", "", "", "broken.pem"),
+        ("server.key", "", "", "server.key"),
+        ("ca.pem", "missing.pem", "client.key", "missing.pem"),
+        ("ca.pem", "client.pem", "server.key", "client.pem"),
+        ("ca.pem", "client.pem", "encrypted.key", "encrypted.key"),
+        ("ca.pem", "client.pem", "", "client.pem"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    made: Certificates, ca: str, certificate: str, key: str, named: str
+) -> None:
     with pytest.raises(ValueError) as caught:
-        tls.client_context(made.path(ca), certificate and made.path(certificate), key and made.path(key))
+        tls.client_context(
+            made.path(ca), certificate and made.path(certificate), key and made.path(key)
+        )
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -387,7 +466,16 @@ class TestHandshake:
         with pair(0.1) as (stream, _), pytest.raises(DeadlineError):
             tls.connect(stream, believing(made), "localhost")
 
-    @pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9\r\n", b"\5\0", b"\0" * 100, b"\x16\x03\x03"])
+    @pytest.mark.parametrize(
+        "said",
+        [
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            b"SSH-2.0-OpenSSH_9\r\n",
+            b"\5\0",
+            b"\0" * 100,
+            b"\x16\x03\x03",
+        ],
+    )
     def test_with_one_that_knows_no_tls(self, made: Certificates, said: bytes) -> None:
         with pair() as (stream, peer):
             peer.sock.sendall(said)
@@ -456,12 +544,14 @@ class Relayed:
 def relay(client: Stream, upstream: Stream, limits: PipeLimits) -> Outcome:
     outcomes: list[Outcome] = []
     run_to_end(pipe(client, upstream, limits, outcomes.append))
-    outcome, = outcomes
+    (outcome,) = outcomes
     return outcome
 
 
 @contextmanager
-def relayed(made: Certificates, contexts: Sequence[ssl.SSLContext], limits: PipeLimits = LIMITS) -> Iterator[Relayed]:
+def relayed(
+    made: Certificates, contexts: Sequence[ssl.SSLContext], limits: PipeLimits = LIMITS
+) -> Iterator[Relayed]:
     with tcp_pair() as (ours, theirs), secured(made, contexts) as (upstream, far):
         upstream.limit(None)
         one = Relayed(Peer(theirs), far, Task(relay, Stream(ours), upstream, limits))
@@ -499,7 +589,9 @@ class TestRelay:
             assert one.outcome() == Outcome(8 * MEGABYTE, 8 * MEGABYTE, "closed")
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_the_clients_end_leaves_the_other_direction(self, made: Certificates, depth: int) -> None:
+    def test_the_clients_end_leaves_the_other_direction(
+        self, made: Certificates, depth: int
+    ) -> None:
         with relayed(made, layers(made, depth)) as one:
             one.client.send(b"last")
             one.client.end()
@@ -560,7 +652,9 @@ class TestRelay:
             assert one.outcome().ended == "reset"
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_the_alert_of_the_end_in_one_segment_with_the_last_data(self, made: Certificates, depth: int) -> None:
+    def test_the_alert_of_the_end_in_one_segment_with_the_last_data(
+        self, made: Certificates, depth: int
+    ) -> None:
         """As a server does that waits for our alert before it closes: no FIN comes, and the socket has nothing to tell."""
         with relayed(made, layers(made, depth), NEVER_IDLE) as one:
             one.client.sock.settimeout(1.0)
@@ -569,9 +663,13 @@ class TestRelay:
             assert one.client.read_to_end() == b""
 
     @pytest.mark.parametrize("depth", [1, 3])
-    def test_that_with_more_data_before_it_than_the_client_takes_now(self, made: Certificates, depth: int) -> None:
+    def test_that_with_more_data_before_it_than_the_client_takes_now(
+        self, made: Certificates, depth: int
+    ) -> None:
         with relayed(made, layers(made, depth), NEVER_IDLE) as one:
-            sending = Task(one.far.sock.sendall, one.far.seal(bulk(16 * MEGABYTE)) + one.far.ending())
+            sending = Task(
+                one.far.sock.sendall, one.far.seal(bulk(16 * MEGABYTE)) + one.far.ending()
+            )
             assert one.client.read_to_end() == bulk(16 * MEGABYTE)
             sending.result()
 
@@ -585,7 +683,9 @@ class TestRelay:
             assert one.client.read_to_end() == b""
 
     @pytest.mark.parametrize("depth", [1, 2])
-    def test_the_alert_of_the_end_behind_the_last_data(self, made: Certificates, depth: int) -> None:
+    def test_the_alert_of_the_end_behind_the_last_data(
+        self, made: Certificates, depth: int
+    ) -> None:
         with relayed(made, layers(made, depth), NEVER_IDLE) as one:
             one.far.send(b"last")
             assert one.client.read(4) == b"last"
@@ -621,7 +721,12 @@ class TestEarly:
 
     def test_is_relayed_out_of_three_layers(self, made: Certificates) -> None:
         with pair() as (stream, peer), tcp_pair() as (ours, theirs):
-            accepting = Task(lambda: [peer.secure(one) for one in layers(made, 2)] and peer.secure(server(made, version=VERSIONS[0]), b"early"))
+            accepting = Task(
+                lambda: (
+                    [peer.secure(one) for one in layers(made, 2)]
+                    and peer.secure(server(made, version=VERSIONS[0]), b"early")
+                )
+            )
             for _ in range(3):
                 tls.connect(stream, believing(made), "localhost")
             accepting.result()
@@ -655,19 +760,23 @@ class TestWithin:
             both_ways(one, size, size, record)
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    @pytest.mark.parametrize("record", [RECORD - 1, RECORD, RECORD - 22, RECORD - 23, RECORD // 2 + 1])
+    @pytest.mark.parametrize(
+        "record", [RECORD - 1, RECORD, RECORD - 22, RECORD - 23, RECORD // 2 + 1]
+    )
     def test_records_at_the_edge(self, made: Certificates, depth: int, record: int) -> None:
         """16384 bytes is what a record takes; with 22 bytes less it fits, header, type, tag and all, into one of the next layer."""
         with relayed(made, layers(made, depth), NEVER_IDLE) as one:
             both_ways(one, 40 * record, 40 * record, record)
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_all_that_is_there_comes_without_another_look_at_the_socket(self, made: Certificates, depth: int) -> None:
+    def test_all_that_is_there_comes_without_another_look_at_the_socket(
+        self, made: Certificates, depth: int
+    ) -> None:
         """As much as one pull takes, cut at every odd place: what is whole is in clear after one receive."""
         with secured(made, layers(made, depth)) as (stream, peer):
             sock, unread = stream.detach()
             assert unread == b""
-            buffer = memoryview(bytearray(calls.ROOM))
+            buffer = memoryview(bytearray(syscalls.ROOM))
             for size in (1, 5000, 20_000, 33_000, 47_000, 60_000, 64_000):
                 for cut in (1, 100, 17_000, 40_000):
                     assert in_two(sock, peer, bulk(size), cut, buffer) == bulk(size)
@@ -683,15 +792,17 @@ class TestWithin:
             while isinstance(sock._sock, tls.TlsSocket):
                 sock = sock._sock
             assert sock._pull == tls.PULL - (TLS_LIMIT - 1) * tls.RECORD
-            assert 0 < sock._pull < sock._pull + TLS_LIMIT * tls.RECORD < calls.ROOM
+            assert 0 < sock._pull < sock._pull + TLS_LIMIT * tls.RECORD < syscalls.ROOM
 
-    def test_a_far_end_that_stops_reading_holds_up_no_more_than_buffers(self, made: Certificates) -> None:
+    def test_a_far_end_that_stops_reading_holds_up_no_more_than_buffers(
+        self, made: Certificates
+    ) -> None:
         """HAZARDS 85, and then all arrives."""
         with relayed(made, layers(made, 3), NEVER_IDLE) as one:
             size = 16 * MEGABYTE
             sending = Task(one.client.exchange, bulk(size), RECORD, 0)
             one.far.send(b"x" * 100)
-            assert one.client.sock.recv(100) == b"x" * 100      # the other way goes on meanwhile
+            assert one.client.sock.recv(100) == b"x" * 100  # the other way goes on meanwhile
             assert one.far.exchange(b"", RECORD, size) == digest(size)
             sending.result()
 
@@ -705,7 +816,7 @@ def in_two(sock: Any, peer: Peer, data: bytes, cut: int, buffer: memoryview) -> 
         peer.sock.sendall(piece)
         while len(found) < len(data) and poll.poll(patience):
             try:
-                found += buffer[:sock.recv_into(buffer)]
+                found += buffer[: sock.recv_into(buffer)]
             except BlockingIOError:
                 continue
     return found
@@ -720,7 +831,9 @@ class TestSending:
             assert peer.read(1) == b"x"
 
     @pytest.mark.parametrize("depth", [1, 3])
-    def test_to_one_that_does_not_read_meets_the_deadline(self, made: Certificates, depth: int) -> None:
+    def test_to_one_that_does_not_read_meets_the_deadline(
+        self, made: Certificates, depth: int
+    ) -> None:
         with secured(made, layers(made, depth)) as (stream, _):
             stream.limit(0.1)
             with pytest.raises(DeadlineError):
@@ -737,8 +850,14 @@ class TestSending:
 
     @each_version
     @pytest.mark.parametrize("depth, at", [(1, 0), (2, 0), (2, 1), (3, 2)])
-    def test_the_end_is_told_though_there_is_no_room_for_it_now(self, made: Certificates, version: ssl.TLSVersion, depth: int, at: int,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_end_is_told_though_there_is_no_room_for_it_now(
+        self,
+        made: Certificates,
+        version: ssl.TLSVersion,
+        depth: int,
+        at: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         """The last data has filled the socket, and an alert has to wait: without it a whole stream looks like a cut one."""
         with relayed(made, [server(made, version=version)] * depth) as one:
             one.client.send(b"last")
@@ -747,22 +866,24 @@ class TestSending:
             one.client.end()
             assert one.far.read_to_end() == b""
             assert one.far.alerts() == [True] * depth
-            assert sent[:at + 1] == [True] * at + [False]
+            assert sent[: at + 1] == [True] * at + [False]
 
 
 def no_room(monkeypatch: pytest.MonkeyPatch, at: int) -> list[bool]:
     """One send of our sockets finds them full, that with the number `at`; which of them did not."""
     sent: list[bool] = []
-    real = calls.send
+    real = syscalls.send
 
     def send(sock: socket.socket, data: bytes | memoryview) -> int:
         sent.append(len(sent) != at)
         return real(sock, data) if sent[-1] else 0
-    monkeypatch.setattr(calls, "send", send)
+
+    monkeypatch.setattr(syscalls, "send", send)
     return sent
 
 
 # -- the same server again
+
 
 @each_version
 def test_later_handshakes_with_a_server_are_shorter(version: ssl.TLSVersion) -> None:
@@ -773,7 +894,7 @@ def test_later_handshakes_with_a_server_are_shorter(version: ssl.TLSVersion) -> 
     server.maximum_version = version
     acquaintance = tls.Acquaintance(client, "localhost")
     for known in (False, True, True, "an hour later", True):
-        if known == "an hour later":        # and it is news again
+        if known == "an hour later":  # and it is news again
             acquaintance._until, known = acquaintance._until - tls.SESSION_SECONDS, False
         with tcp_pair() as (ours, theirs):
             stream, peer = Stream(ours, limited=SECONDS), Peer(theirs)

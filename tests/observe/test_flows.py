@@ -1,4 +1,5 @@
 """The registry of flows: who lives, what has passed, who is ended."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -6,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from netproxy.interfaces import Address, Flow, Moved, Record
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow, Record, Traffic
 from netproxy.observe import flows as flows_module
-from netproxy.observe.flows import OTHER, Flows, Key, described
+from netproxy.observe.flows import OTHER, Flows, Key, describe_flows
 
 TARGET = Address("192.0.2.1", 443)
 
@@ -16,15 +18,17 @@ TARGET = Address("192.0.2.1", 443)
 class One:
     """A Live that has moved what the test says."""
 
-    def __init__(self, network: str = "tcp", user: str = "", way: str = "direct", listener: str = "main") -> None:
+    def __init__(
+        self, network: str = "tcp", user: str = "", upstream: str = "direct", listener: str = "main"
+    ) -> None:
         self.flow = Flow(network, Address("10.0.0.1", 1234), TARGET, listener, user)
         self.number = 0
-        self.dialer: Any = SimpleNamespace(name=way)
+        self.dialer: Any = SimpleNamespace(name=upstream)
         self.started = 100.0
-        self.carried = Moved(0, 0)
+        self.carried = Traffic(0, 0)
         self.killed = 0
 
-    def moved(self) -> Moved:
+    def traffic(self) -> Traffic:
         return self.carried
 
     def idle(self) -> float:
@@ -34,8 +38,17 @@ class One:
         self.killed += 1
 
     def record(self, ended: str = "closed") -> Record:
-        return Record(self.flow, self.dialer.name, self.carried.sent, self.carried.received, 1.0, ended,
-                      self.carried.datagrams_sent, self.carried.datagrams_received, self.number)
+        return Record(
+            self.flow,
+            self.dialer.name,
+            self.carried.sent,
+            self.carried.received,
+            1.0,
+            ended,
+            self.carried.datagrams_sent,
+            self.carried.datagrams_received,
+            self.number,
+        )
 
 
 @pytest.fixture
@@ -62,29 +75,39 @@ def test_what_lives_and_what_has_ended_is_added_up(flows: Flows) -> None:
     first, second, session = One(), One(), One("udp")
     for one in (first, second, session):
         flows.began(one)
-    first.carried, second.carried, session.carried = Moved(1, 10), Moved(2, 20), Moved(5, 6, 7, 8)
+    first.carried, second.carried, session.carried = (
+        Traffic(1, 10),
+        Traffic(2, 20),
+        Traffic(5, 6, 7, 8),
+    )
     tcp, udp = Key("tcp", "main", "direct"), Key("udp", "main", "direct")
     before = flows.totals()
-    assert before[tcp] == (2, 2, Moved(3, 30))
-    assert before[udp] == (1, 1, Moved(5, 6, 7, 8))
+    assert before[tcp] == (2, 2, Traffic(3, 30))
+    assert before[udp] == (1, 1, Traffic(5, 6, 7, 8))
     flows.finished(first.record())
     flows.finished(session.record())
-    assert flows.totals() == {tcp: (2, 1, Moved(3, 30)), udp: (1, 0, Moved(5, 6, 7, 8))}
+    assert flows.totals() == {tcp: (2, 1, Traffic(3, 30)), udp: (1, 0, Traffic(5, 6, 7, 8))}
 
 
 def test_totals_are_kept_by_names_of_the_configuration_and_no_more_than_so_many(
-        flows: Flows, monkeypatch: pytest.MonkeyPatch) -> None:
+    flows: Flows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hazard 117: users, clients and targets make no key."""
     monkeypatch.setattr(flows_module, "TOTALS_LIMIT", 3)
     for at in range(50):
-        one = One(user=f"user-{at}", way=f"way-{at}")
-        one.flow = one.flow._replace(client=Address(f"10.0.0.{at}", at), target=Address(f"t{at}.test", 1))
+        one = One(user=f"user-{at}", upstream=f"way-{at}")
+        one.flow = one.flow._replace(
+            client=Address(f"10.0.0.{at}", at), target=Address(f"t{at}.test", 1)
+        )
         flows.began(one, 0.1)
         flows.finished(one.record())
-    assert set(flows.totals()) == {*(Key("tcp", "main", f"way-{at}") for at in range(3)), Key("tcp", OTHER, OTHER)}
+    assert set(flows.totals()) == {
+        *(Key("tcp", "main", f"way-{at}") for at in range(3)),
+        Key("tcp", OTHER, OTHER),
+    }
     assert sum(total.flows for total in flows.totals().values()) == 50
     assert set(flows.dials()) == {"way-0", "way-1", "way-2", OTHER}
-    lives = [One(way=f"later-{at}") for at in range(50)]
+    lives = [One(upstream=f"later-{at}") for at in range(50)]
     for one in lives:
         flows.began(one)
     assert len(flows.totals()) <= 4
@@ -102,7 +125,16 @@ def test_dials_are_timed_by_way_out(flows: Flows) -> None:
 
 def test_what_never_lived_is_remembered_as_a_failure_the_newest_only(flows: Flows) -> None:
     for at in range(30):
-        flows.finished(Record(Flow("tcp", TARGET, Address("t.test", at), "main", ""), "office", 0, 0, 0.1, "timed out"))
+        flows.finished(
+            Record(
+                Flow("tcp", TARGET, Address("t.test", at), "main", ""),
+                "office",
+                0,
+                0,
+                0.1,
+                "timed out",
+            )
+        )
     failures = flows.failures()
     assert [failure.target for failure in failures] == [f"t.test:{at}" for at in range(10, 30)]
     assert failures[0][2:] == ("office", "timed out")
@@ -120,8 +152,22 @@ def test_those_that_are_wanted_are_killed(flows: Flows) -> None:
 
 def test_a_flow_in_words(flows: Flows) -> None:
     one = One("udp", "alice")
-    one.carried = Moved(1, 2, 3, 4)
+    one.carried = Traffic(1, 2, 3, 4)
     flows.began(one)
-    assert described(flows.live(), 101.5) == [{
-        "id": 1, "network": "udp", "listener": "main", "client": "10.0.0.1:1234", "user": "alice", "target": "192.0.2.1:443",
-        "way": "direct", "age": 1.5, "idle": 1.5, "sent": 1, "received": 2, "datagrams_sent": 3, "datagrams_received": 4}]
+    assert describe_flows(flows.live(), 101.5) == [
+        {
+            "id": 1,
+            "network": "udp",
+            "listener": "main",
+            "client": "10.0.0.1:1234",
+            "user": "alice",
+            "target": "192.0.2.1:443",
+            "upstream": "direct",
+            "age": 1.5,
+            "idle": 1.5,
+            "sent": 1,
+            "received": 2,
+            "datagrams_sent": 3,
+            "datagrams_received": 4,
+        }
+    ]

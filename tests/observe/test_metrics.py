@@ -20,6 +20,7 @@ def test_loses_nothing_between_threads() -> None:
     def count() -> None:
         for _ in range(5000):
             counters.count("a", "b")
+
     for task in [Task(count) for _ in range(4)]:
         task.result()
     assert counters.value("a", "b") == 20000

@@ -1,4 +1,5 @@
 """sd_notify(3): what systemd is told, and that its absence stops nothing."""
+
 from __future__ import annotations
 
 import os
@@ -12,13 +13,15 @@ from netproxy.observe import notify
 
 
 @pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+def manager(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         if request.param == "path":
             sock.bind(str(tmp_path / "notify"))
             monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         else:
-            sock.bind("")           # the kernel chooses an abstract name
+            sock.bind("")  # the kernel chooses an abstract name
             monkeypatch.setenv("NOTIFY_SOCKET", "@" + sock.getsockname()[1:].decode())
         sock.settimeout(5)
         yield sock
@@ -38,7 +41,9 @@ def test_says_when_it_is_ready_when_it_reloads_and_when_it_stops(manager: socket
 
 
 @pytest.mark.parametrize("path", [None, "", "/nonexistent/notify", "@nobody-listens-here"])
-def test_without_a_service_manager_nothing_happens(path: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_service_manager_nothing_happens(
+    path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if path is None:
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     else:
@@ -48,7 +53,9 @@ def test_without_a_service_manager_nothing_happens(path: str | None, monkeypatch
 
 
 class TestWatchdog:
-    def test_pings_at_half_the_time(self, manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pings_at_half_the_time(
+        self, manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("WATCHDOG_USEC", "30000000")
         monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
         watchdog = notify.Watchdog()
@@ -63,9 +70,16 @@ class TestWatchdog:
                 pass
         assert (watchdog.seconds, pinged) == (15.0, [100.0, 115.0, 130.1])
 
-    @pytest.mark.parametrize("usec, pid", [(None, None), ("", None), ("soon", None), ("30000000", "1")])
-    def test_nobody_waits_for_pings(self, usec: str | None, pid: str | None, manager: socket.socket,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        "usec, pid", [(None, None), ("", None), ("soon", None), ("30000000", "1")]
+    )
+    def test_nobody_waits_for_pings(
+        self,
+        usec: str | None,
+        pid: str | None,
+        manager: socket.socket,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
         for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
             monkeypatch.delenv(name, raising=False)
             if value is not None:

@@ -1,4 +1,5 @@
 """Tests of the package: the cheap ones run with all others, those marked `package` only where they are asked for."""
+
 from __future__ import annotations
 
 import pytest

@@ -2,6 +2,7 @@
 
 Each step is a line "ok" or "FAILED"; the last line counts the failures.  Standard library only.
 """
+
 import os
 import re
 import resource
@@ -21,12 +22,14 @@ SECONDS = 20.0
 PROXY = ("127.0.0.1", 1080)
 PACKAGED = FILE.read_text()
 failures = 0
-origin: list[int] = []          # its ports, HTTP and DNS
+origin: list[int] = []  # its ports, HTTP and DNS
 
 
 def run(*command: str, status: int | None = 0) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert status is None or done.returncode == status, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    assert status is None or done.returncode == status, (
+        f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    )
     return done.stdout.strip()
 
 
@@ -102,6 +105,7 @@ def asks_dns(relay: tuple[str, int]) -> bytes:
 
 # --- the steps, in order
 
+
 def started_at_boot() -> str:
     assert active() and show("Type") == "notify"
     assert "serves" in show("StatusText"), show("StatusText")
@@ -113,9 +117,11 @@ def runs_unprivileged() -> str:
     assert os.stat(f"/proc/{pid()}").st_uid == int(run("id", "-u", "_netproxy"))
     for name in ("CapEff", "CapBnd", "CapPrm"):
         assert re.search(rf"^{name}:\s+0000000000000400$", status, re.M), name
-    assert re.search(r"^NoNewPrivs:\s+1$", status, re.M) and re.search(r"^Seccomp:\s+2$", status, re.M)
+    assert re.search(r"^NoNewPrivs:\s+1$", status, re.M) and re.search(
+        r"^Seccomp:\s+2$", status, re.M
+    )
     files = re.search(r"^Max open files\s+(\d+)", Path(f"/proc/{pid()}/limits").read_text(), re.M)
-    most = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])        # a container may have less
+    most = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # a container may have less
     assert files and int(files[1]) >= most, files
     resident = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.M)
     assert resident
@@ -150,7 +156,7 @@ def reloads_when_it_has_reloaded() -> str:
         for port in (*range(90, 80, -1), 80):
             FILE.write_text(with_port(port))
             run("systemctl", "reload", UNIT)
-            greet(("127.0.0.1", port)).close()      # at once: the reload is over when systemctl says so
+            greet(("127.0.0.1", port)).close()  # at once: the reload is over when systemctl says so
         seconds = (time.monotonic() - start) / 11
         living.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert b"hello" in b"".join(iter(lambda: living.recv(2000), b""))
@@ -163,7 +169,7 @@ def keeps_all_at_a_faulty_reload() -> None:
     good = FILE.read_text()
     FILE.write_text(good + "lisners: []\n")
     run("systemctl", "reload", UNIT, status=1)
-    os.kill(before, signal.SIGHUP)              # without the check that the unit makes first
+    os.kill(before, signal.SIGHUP)  # without the check that the unit makes first
     eventually(lambda: "not reloaded" in show("StatusText"))
     assert pid() == before and active()
     greet(("127.0.0.1", 80)).close()
@@ -241,7 +247,7 @@ def drains_as_long_as_it_needs() -> str:
     with tunnel() as living:
         stopping = subprocess.Popen(["systemctl", "stop", UNIT])
         eventually(lambda: show("ActiveState") == "deactivating")
-        time.sleep(3)       # thrice what the unit allows, of either
+        time.sleep(3)  # thrice what the unit allows, of either
         assert stopping.poll() is None
         assert "stopping" in show("StatusText"), show("StatusText")
         living.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -254,13 +260,17 @@ def drains_as_long_as_it_needs() -> str:
 def takes_sockets_of_systemd() -> None:
     restart_clean()
     run("systemctl", "stop", UNIT)
-    Path("/etc/systemd/system/netproxyd.socket").write_text(Path("/try/netproxyd.socket").read_text())
+    Path("/etc/systemd/system/netproxyd.socket").write_text(
+        Path("/try/netproxyd.socket").read_text()
+    )
     # our origin is on this machine, to which strangers are not led
     FILE.write_text(Path("/try/socket.yaml").read_text() + "destinations: {allow: [127.0.0.0/8]}\n")
-    drop_in("[Unit]\nStartLimitIntervalSec=0\n[Service]\nCapabilityBoundingSet=\nAmbientCapabilities=\n")
+    drop_in(
+        "[Unit]\nStartLimitIntervalSec=0\n[Service]\nCapabilityBoundingSet=\nAmbientCapabilities=\n"
+    )
     run("systemctl", "start", "netproxyd.socket")
     assert not active()
-    fetches("socks5h://127.0.0.1:1080")         # starts it
+    fetches("socks5h://127.0.0.1:1080")  # starts it
     assert active()
     control, relay = associate()
     with control:
@@ -318,15 +328,33 @@ def is_removed_and_purged() -> None:
     run("dpkg", "-r", "netproxyd")
     assert show("ActiveState") != "active" and FILE.exists()
     run("dpkg", "-P", "netproxyd")
-    assert not FILE.exists() and not Path("/var/lib/netproxy").exists() and not Path("/run/netproxy").exists()
+    assert (
+        not FILE.exists()
+        and not Path("/var/lib/netproxy").exists()
+        and not Path("/run/netproxy").exists()
+    )
     assert UNIT not in run("systemctl", "list-unit-files")
 
 
-STEPS = (started_at_boot, runs_unprivileged, is_hardened, serves_tcp_and_udp, reloads_when_it_has_reloaded, keeps_all_at_a_faulty_reload,
-         reloads_without_a_control_socket,
-         starts_again_after_a_crash, answers_its_watchdog, is_restarted_by_its_watchdog, a_faulty_file_is_78_and_no_loop,
-         a_port_in_use_is_tried_again, drains_as_long_as_it_needs, takes_sockets_of_systemd, refuses_nobody_while_it_restarts,
-         is_upgraded, is_removed_and_purged)
+STEPS = (
+    started_at_boot,
+    runs_unprivileged,
+    is_hardened,
+    serves_tcp_and_udp,
+    reloads_when_it_has_reloaded,
+    keeps_all_at_a_faulty_reload,
+    reloads_without_a_control_socket,
+    starts_again_after_a_crash,
+    answers_its_watchdog,
+    is_restarted_by_its_watchdog,
+    a_faulty_file_is_78_and_no_loop,
+    a_port_in_use_is_tried_again,
+    drains_as_long_as_it_needs,
+    takes_sockets_of_systemd,
+    refuses_nobody_while_it_restarts,
+    is_upgraded,
+    is_removed_and_purged,
+)
 
 
 def main() -> None:
@@ -342,7 +370,9 @@ def main() -> None:
                 failures += 1
                 print(f"FAILED: {step.__name__}\n{traceback.format_exc()}")
                 continue
-            print(f"ok: {step.__name__} ({time.monotonic() - start:.1f} s){': ' + more if more else ''}")
+            print(
+                f"ok: {step.__name__} ({time.monotonic() - start:.1f} s){': ' + more if more else ''}"
+            )
         server.terminate()
     print(f"{failures} failures")
 

@@ -1,4 +1,5 @@
 """The package itself: built, installed, booted.  Minutes, root and a network for the first time; see README.md here."""
+
 from __future__ import annotations
 
 import os
@@ -17,7 +18,9 @@ pytestmark = [pytest.mark.package, pytest.mark.leaves_things_open]
 
 
 def run(*command: str | Path, **options: object) -> str:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)  # type: ignore[call-overload]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )  # type: ignore[call-overload]
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
@@ -64,9 +67,18 @@ def test_the_unit_tests_pass_under_its_python(suite: str) -> None:
 
 
 def test_pip_gives_the_same_two_commands(tmp_path: Path) -> None:
-    shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".git", ".venv", "debian"))
+    shutil.copytree(
+        ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".git", ".venv", "debian")
+    )
     run(sys.executable, "-m", "venv", "--system-site-packages", tmp_path / "venv")
-    pip = [tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [
+        tmp_path / "venv/bin/python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]
     run(*pip, "setuptools", "wheel")
     run(*pip, "--no-build-isolation", tmp_path / "source")
     assert run(tmp_path / "venv/bin/netproxyd", "-V", cwd="/").startswith("netproxyd ")

@@ -1,4 +1,5 @@
 """netproxyd as a process under a service manager: what it is told, and when."""
+
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +26,9 @@ class Managed:
     def said(self, wanted: str) -> dict[str, str]:
         """The first message from now on with a field of this name."""
         while True:
-            fields = dict(line.split("=", 1) for line in self._manager.recv(4000).decode().splitlines())
+            fields = dict(
+                line.split("=", 1) for line in self._manager.recv(4000).decode().splitlines()
+            )
             if wanted in fields:
                 return fields
 
@@ -36,8 +39,16 @@ def managed(tmp_path: Path) -> Iterator[Managed]:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(SECONDS)
         process = subprocess.Popen(
-            [sys.executable, "-m", "netproxy", "-l", "sps://127.0.0.1:0"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"})
+            [sys.executable, "-m", "netproxy", "-l", "sps://127.0.0.1:0"],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "NOTIFY_SOCKET": str(tmp_path / "notify"),
+                "WATCHDOG_USEC": "200000",
+            },
+        )
         try:
             yield Managed(process, manager)
         finally:
@@ -53,7 +64,7 @@ def test_readiness_life_reload_and_end(managed: Managed) -> None:
     assert managed.said("RELOADING")["MONOTONIC_USEC"].isdigit()
     assert managed.said("READY")["STATUS"].startswith("serves ")
     managed.process.terminate()
-    assert managed.said("STOPPING")["EXTEND_TIMEOUT_USEC"] == "45000000"        # 30 s to drain, 15 to end
+    assert managed.said("STOPPING")["EXTEND_TIMEOUT_USEC"] == "45000000"  # 30 s to drain, 15 to end
     assert managed.process.wait(SECONDS) == 0
 
 
@@ -78,11 +89,20 @@ os.execv(sys.executable, [sys.executable, "-m", "netproxy", "-l", "sps://systemd
 def activated(*sockets: socket.socket) -> Iterator[subprocess.Popen[str]]:
     """A daemon by sockets of ours, ready; the sockets are at descriptors that the launcher's moves cannot meet."""
     high = [os.dup2(sock.fileno(), 150 + number) for number, sock in enumerate(sockets)]
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
         manager.bind(f"{folder}/notify")
         manager.settimeout(SECONDS)
-        process = subprocess.Popen([sys.executable, "-c", LAUNCH, ",".join(map(str, high))], cwd=ROOT, pass_fds=high,
-                                   stderr=subprocess.PIPE, text=True, env={**os.environ, "NOTIFY_SOCKET": f"{folder}/notify"})
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, ",".join(map(str, high))],
+            cwd=ROOT,
+            pass_fds=high,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "NOTIFY_SOCKET": f"{folder}/notify"},
+        )
         try:
             assert b"READY=1" in manager.recv(4000)
             yield process
@@ -99,10 +119,13 @@ def greets(sock: socket.socket) -> bool:
 
 
 def test_nobody_is_refused_between_one_daemon_and_the_next() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as stream, socket.socket(type=socket.SOCK_DGRAM) as datagram:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as stream,
+        socket.socket(type=socket.SOCK_DGRAM) as datagram,
+    ):
         datagram.bind(stream.getsockname())
         for number in range(2):
-            if number:      # while none is there
+            if number:  # while none is there
                 waiting = socket.create_connection(stream.getsockname(), SECONDS)
             with activated(stream, datagram) as process:
                 if number:
@@ -110,9 +133,9 @@ def test_nobody_is_refused_between_one_daemon_and_the_next() -> None:
                         assert greets(waiting)
                 with socket.create_connection(stream.getsockname(), SECONDS) as client:
                     assert greets(client)
-                    client.sendall(b"\x05\x03\x00\x01" + bytes(6))     # UDP ASSOCIATE
+                    client.sendall(b"\x05\x03\x00\x01" + bytes(6))  # UDP ASSOCIATE
                     assert client.recv(10)[:2] == b"\x05\x00"
-                process.send_signal(signal.SIGHUP)      # keeps them
+                process.send_signal(signal.SIGHUP)  # keeps them
                 with socket.create_connection(stream.getsockname(), SECONDS) as client:
                     assert greets(client)
                 process.terminate()
@@ -120,7 +143,15 @@ def test_nobody_is_refused_between_one_daemon_and_the_next() -> None:
 
 
 def test_a_name_that_was_not_passed_is_69_and_names_it() -> None:
-    done = subprocess.run([sys.executable, "-m", "netproxy", "-l", "sps://systemd:main?clients=127.0.0.0/8"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        [sys.executable, "-m", "netproxy", "-l", "sps://systemd:main?clients=127.0.0.0/8"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
     assert done.returncode == 69
-    assert "udp systemd:main: no sockets of that name were passed, not one (passed: nothing)" in done.stderr
+    assert (
+        "udp systemd:main: no sockets of that name were passed, not one (passed: nothing)"
+        in done.stderr
+    )

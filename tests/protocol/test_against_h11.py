@@ -1,4 +1,5 @@
 """A second opinion: what is written anew after reading means the same to h11."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -6,8 +7,20 @@ from typing import Any
 import pytest
 
 from netproxy.errors import ProtocolError
-from netproxy.protocol.http1 import Request, encode_request, encode_response, read_request, read_response
-from netproxy.protocol.http1_message import Framing, encode_chunk, read_body, request_framing, response_framing
+from netproxy.protocol.http1 import (
+    Request,
+    encode_request,
+    encode_response,
+    read_request,
+    read_response,
+)
+from netproxy.protocol.http1_message import (
+    Framing,
+    encode_chunk,
+    read_body,
+    request_framing,
+    response_framing,
+)
 from tests.support.readers import BytesReader
 
 h11 = pytest.importorskip("h11")
@@ -32,16 +45,28 @@ RESPONSES = {
     "length": (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
     "until close": (b"GET", b"HTTP/1.1 200 OK\r\n\r\nhello"),
     "HTTP/1.0": (b"GET", b"HTTP/1.0 404 Not Found\r\nContent-Type: text/plain\r\n\r\nhello"),
-    "chunks": (b"GET", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n"),
+    "chunks": (
+        b"GET",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\n",
+    ),
     "no phrase": (b"GET", b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n"),
-    "space before a colon": (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length : 5\r\nX\t:y\r\n\r\nhello"),
-    "equal names": (b"GET", b"HTTP/1.1 302 Found\r\nSet-Cookie: b\r\nSet-Cookie: a\r\nContent-Length: 0\r\n\r\n"),
+    "space before a colon": (
+        b"GET",
+        b"HTTP/1.1 200 OK\r\nContent-Length : 5\r\nX\t:y\r\n\r\nhello",
+    ),
+    "equal names": (
+        b"GET",
+        b"HTTP/1.1 302 Found\r\nSet-Cookie: b\r\nSet-Cookie: a\r\nContent-Length: 0\r\n\r\n",
+    ),
     "HEAD": (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"),
     "204": (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
     "304": (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"),
     "100": (b"GET", b"HTTP/1.1 100 Continue\r\nX: y\r\n\r\n"),
     "103": (b"GET", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
-    "407 to CONNECT": (b"CONNECT", b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=\"a\"\r\nContent-Length: 5\r\n\r\nhello"),
+    "407 to CONNECT": (
+        b"CONNECT",
+        b'HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm="a"\r\nContent-Length: 5\r\n\r\nhello',
+    ),
 }
 
 
@@ -89,10 +114,20 @@ def test_h11_reads_the_response_that_we_read(method: bytes, raw: bytes) -> None:
     framing = response_framing(response, method)
     body, sent = framed(reader, framing)
     client = h11.Connection(h11.CLIENT)
-    client.send(h11.Request(method=method, target=b"a:443" if method == b"CONNECT" else b"/", headers=[(b"Host", b"a")]))
+    client.send(
+        h11.Request(
+            method=method,
+            target=b"a:443" if method == b"CONNECT" else b"/",
+            headers=[(b"Host", b"a")],
+        )
+    )
     client.send(h11.EndOfMessage())
     head, data = events(client, encode_response(response) + sent, close=framing.until_close)
-    assert (head.status_code, head.reason, head.http_version) == (response.status, response.phrase, b"1.1")
+    assert (head.status_code, head.reason, head.http_version) == (
+        response.status,
+        response.phrase,
+        b"1.1",
+    )
     assert list(head.headers) == lowered(response.fields)
     assert data == body
     assert reader.rest() == b""
@@ -102,15 +137,31 @@ def test_h11_agrees_on_every_request_that_we_let_pass() -> None:
     """HAZARDS 49 to 52: no message that we forward means something else behind us."""
     hypothesis = pytest.importorskip("hypothesis")
     st = hypothesis.strategies
-    names = st.sampled_from([b"Transfer-Encoding:", b"Content-Length:", b"X:", b"Connection: close", b"Content-Length :", b""])
-    values = st.lists(st.sampled_from([b"chunked", b"5", b",", b" ", b"\t", b"\r", b"\n", b"\x85", b"\xa0", b"\0", b"+", b"_"]), max_size=3)
+    names = st.sampled_from(
+        [
+            b"Transfer-Encoding:",
+            b"Content-Length:",
+            b"X:",
+            b"Connection: close",
+            b"Content-Length :",
+            b"",
+        ]
+    )
+    values = st.lists(
+        st.sampled_from(
+            [b"chunked", b"5", b",", b" ", b"\t", b"\r", b"\n", b"\x85", b"\xa0", b"\0", b"+", b"_"]
+        ),
+        max_size=3,
+    )
     lines = st.builds(lambda name, value: name + b"".join(value) + b"\r\n", names, values)
 
     @hypothesis.settings(max_examples=200, deadline=None)
     @hypothesis.given(st.lists(lines, max_size=3).map(b"".join))
     def check(fields: bytes) -> None:
         try:
-            request: Request = read_request(BytesReader(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n"))
+            request: Request = read_request(
+                BytesReader(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n")
+            )
             framing = request_framing(request)
         except ProtocolError:
             return

@@ -1,4 +1,5 @@
 """Requests for connect-udp and their answers: what each role writes, reads and refuses."""
+
 from __future__ import annotations
 
 import time
@@ -6,15 +7,34 @@ import time
 import pytest
 
 from netproxy.errors import ProtocolError, Reason
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol import connect_udp, http1
 from netproxy.protocol.connect_udp import (
-    asks_for, check_response, encode_accept, encode_request, parse_target, proxy_error, status_field)
-from netproxy.protocol.http1 import Fields, HttpError, Request, Response, read_request, read_response
+    asks_for,
+    check_response,
+    encode_accept,
+    encode_request,
+    parse_target,
+    proxy_error,
+    status_field,
+)
+from netproxy.protocol.http1 import (
+    Fields,
+    HttpError,
+    Request,
+    Response,
+    read_request,
+    read_response,
+)
 from tests.support.readers import BytesReader, check_read
 
 HOST = (b"Host", b"proxy.example")
-ASKED: Fields = [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-udp"), (b"Capsule-Protocol", b"?1")]
+ASKED: Fields = [
+    HOST,
+    (b"Connection", b"Upgrade"),
+    (b"Upgrade", b"connect-udp"),
+    (b"Capsule-Protocol", b"?1"),
+]
 ACCEPTED: Fields = ASKED[1:]
 PREFIX = b"/.well-known/masque/udp/"
 LONGEST = b".".join([b"a" * 63, b"a" * 63, b"a" * 63, b"a" * 61])
@@ -26,19 +46,33 @@ def get(target: bytes, *more: tuple[bytes, bytes]) -> Request:
 
 TARGETS = {
     # RFC 9298 sections 2 and 3.2
-    "RFC 9298, IPv4 in absolute form": (b"https://example.org/.well-known/masque/udp/192.0.2.6/443/", Address("192.0.2.6", 443)),
+    "RFC 9298, IPv4 in absolute form": (
+        b"https://example.org/.well-known/masque/udp/192.0.2.6/443/",
+        Address("192.0.2.6", 443),
+    ),
     "IPv6 in absolute form": (
-        b"https://proxy.example/.well-known/masque/udp/2001%3Adb8%3A%3A42/443/", Address("2001:db8::42", 443)),
+        b"https://proxy.example/.well-known/masque/udp/2001%3Adb8%3A%3A42/443/",
+        Address("2001:db8::42", 443),
+    ),
     "IPv6 in origin form": (PREFIX + b"2001%3Adb8%3A%3A42/443/", Address("2001:db8::42", 443)),
-    "IPv6 in lower-case escapes": (PREFIX + b"2001%3adb8%3a%3a42/443/", Address("2001:db8::42", 443)),
+    "IPv6 in lower-case escapes": (
+        PREFIX + b"2001%3adb8%3a%3a42/443/",
+        Address("2001:db8::42", 443),
+    ),
     "IPv6 of zeros": (PREFIX + b"%3A%3A/53/", Address("::", 53)),
-    "IPv6 in another spelling": (PREFIX + b"2001%3ADB8%3A0%3A0%3A0%3A0%3A0%3A1/53/", Address("2001:db8::1", 53)),
+    "IPv6 in another spelling": (
+        PREFIX + b"2001%3ADB8%3A0%3A0%3A0%3A0%3A0%3A1/53/",
+        Address("2001:db8::1", 53),
+    ),
     "IPv6 in brackets, as everywhere here": (PREFIX + b"%5B%3A%3A1%5D/53/", Address("::1", 53)),
     "v4-mapped": (PREFIX + b"%3A%3Affff%3A127.0.0.1/53/", Address("127.0.0.1", 53)),
     "loose IPv4": (PREFIX + b"0x7f.1/53/", Address("127.0.0.1", 53)),
     "name": (PREFIX + b"target.example.com/443/", Address("target.example.com", 443)),
     "name in capitals": (PREFIX + b"Target.Example.COM/443/", Address("target.example.com", 443)),
-    "name with an underscore and a hyphen": (PREFIX + b"_a-b.example/443/", Address("_a-b.example", 443)),
+    "name with an underscore and a hyphen": (
+        PREFIX + b"_a-b.example/443/",
+        Address("_a-b.example", 443),
+    ),
     "name with a dot behind": (PREFIX + b"a./443/", Address("a", 443)),
     "name all in escapes": (PREFIX + b"%61%2E%62/443/", Address("a.b", 443)),
     "name of 253 bytes": (PREFIX + LONGEST + b"/443/", Address(LONGEST.decode(), 443)),
@@ -110,7 +144,7 @@ REFUSED_TARGETS = {
     "name of 254 bytes": PREFIX + LONGEST + b"a/443/",
     "userinfo": PREFIX + b"user@a/443/",
     "tilde": PREFIX + b"~a/443/",
-    "asterisk": PREFIX + b"*/443/",         # of connect-udp-bind
+    "asterisk": PREFIX + b"*/443/",  # of connect-udp-bind
     "escaped asterisk": PREFIX + b"%2A/443/",
     "not ASCII": PREFIX + "bücher".encode() + b"/443/",
     # escapes
@@ -140,12 +174,24 @@ REFUSED_TARGETS = {
 ASKING = {
     "RFC 9298": get(PREFIX + b"a/443/"),
     "whatever the path": get(b"/"),
-    "capitals": Request(b"GET", b"/", 1, [HOST, (b"CONNECTION", b"UPGRADE"), (b"UPGRADE", b"CONNECT-UDP")]),
-    "no Capsule-Protocol": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"upgrade"), (b"Upgrade", b"connect-udp")]),
+    "capitals": Request(
+        b"GET", b"/", 1, [HOST, (b"CONNECTION", b"UPGRADE"), (b"UPGRADE", b"CONNECT-UDP")]
+    ),
+    "no Capsule-Protocol": Request(
+        b"GET", b"/", 1, [HOST, (b"Connection", b"upgrade"), (b"Upgrade", b"connect-udp")]
+    ),
     "among other options": Request(
-        b"GET", b"/", 1, [HOST, (b"Connection", b"keep-alive ,\tupgrade, x"), (b"Upgrade", b"connect-udp")]),
+        b"GET",
+        b"/",
+        1,
+        [HOST, (b"Connection", b"keep-alive ,\tupgrade, x"), (b"Upgrade", b"connect-udp")],
+    ),
     "option in a second field": Request(
-        b"GET", b"/", 1, [(b"Connection", b"keep-alive"), (b"connection", b"Upgrade"), (b"Upgrade", b"connect-udp")]),
+        b"GET",
+        b"/",
+        1,
+        [(b"Connection", b"keep-alive"), (b"connection", b"Upgrade"), (b"Upgrade", b"connect-udp")],
+    ),
 }
 
 NOT_ASKING = {
@@ -156,14 +202,31 @@ NOT_ASKING = {
     "HTTP/1.0": Request(b"GET", b"/", 0, ASKED),
     "no field": Request(b"GET", b"/", 1, [HOST]),
     "no Connection": Request(b"GET", b"/", 1, [HOST, (b"Upgrade", b"connect-udp")]),
-    "Connection without upgrade": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"keep-alive"), (b"Upgrade", b"connect-udp")]),
-    "Connection: upgrades": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"upgrades"), (b"Upgrade", b"connect-udp")]),
+    "Connection without upgrade": Request(
+        b"GET", b"/", 1, [HOST, (b"Connection", b"keep-alive"), (b"Upgrade", b"connect-udp")]
+    ),
+    "Connection: upgrades": Request(
+        b"GET", b"/", 1, [HOST, (b"Connection", b"upgrades"), (b"Upgrade", b"connect-udp")]
+    ),
     "no Upgrade": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade")]),
-    "empty Upgrade": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"")]),
-    "websocket": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]),
-    "connect-ip": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-ip")]),
-    "connect-udp/1": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-udp/1")]),
-    "one of two": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-udp, websocket")]),
+    "empty Upgrade": Request(
+        b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"")]
+    ),
+    "websocket": Request(
+        b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+    ),
+    "connect-ip": Request(
+        b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-ip")]
+    ),
+    "connect-udp/1": Request(
+        b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-udp/1")]
+    ),
+    "one of two": Request(
+        b"GET",
+        b"/",
+        1,
+        [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-udp, websocket")],
+    ),
     "one of two fields": get(b"/", (b"upgrade", b"h2c")),
     "twice": get(b"/", (b"upgrade", b"connect-udp")),
 }
@@ -180,49 +243,102 @@ ACCEPTABLE = {
     "another phrase": Response(1, 101, b"", ACCEPTED),
     "capitals": Response(1, 101, b"", [(b"CONNECTION", b"UPGRADE"), (b"UPGRADE", b"Connect-UDP")]),
     "no Capsule-Protocol": Response(1, 101, b"", ACCEPTED[:2]),
-    "among other options": Response(1, 101, b"", [(b"Connection", b"keep-alive, upgrade"), (b"Upgrade", b"connect-udp")]),
-    "other fields": Response(1, 101, b"", [*ACCEPTED, (b"Proxy-Status", b"a; next-hop=\"b\""), (b"Server", b"c")]),
+    "among other options": Response(
+        1, 101, b"", [(b"Connection", b"keep-alive, upgrade"), (b"Upgrade", b"connect-udp")]
+    ),
+    "other fields": Response(
+        1, 101, b"", [*ACCEPTED, (b"Proxy-Status", b'a; next-hop="b"'), (b"Server", b"c")]
+    ),
 }
 
-UNACCEPTABLE = {       # the response, and what its message ends with
+UNACCEPTABLE = {  # the response, and what its message ends with
     "200": (Response(1, 200, b"OK", ACCEPTED), "200"),
     "200 without a field": (Response(1, 200, b"OK", []), "200"),
     "100": (Response(1, 100, b"Continue", ACCEPTED), "100"),
     "407": (Response(1, 407, b"", [(b"Proxy-Authenticate", b"Basic realm=a")]), "407"),
     "404": (Response(1, 404, b"Not Found", []), "404"),
     "no Connection": (Response(1, 101, b"", ACCEPTED[1:]), "101"),
-    "Connection without upgrade": (Response(1, 101, b"", [(b"Connection", b"close"), *ACCEPTED[1:]]), "101"),
+    "Connection without upgrade": (
+        Response(1, 101, b"", [(b"Connection", b"close"), *ACCEPTED[1:]]),
+        "101",
+    ),
     "no Upgrade": (Response(1, 101, b"", [ACCEPTED[0], ACCEPTED[2]]), "101"),
     "empty Upgrade": (Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"")]), "101"),
     "websocket": (Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"websocket")]), "101"),
-    "two in one Upgrade": (Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, h2c")]), "101"),
-    "twice in one Upgrade": (Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, connect-udp")]), "101"),
+    "two in one Upgrade": (
+        Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, h2c")]),
+        "101",
+    ),
+    "twice in one Upgrade": (
+        Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, connect-udp")]),
+        "101",
+    ),
     "two Upgrade": (Response(1, 101, b"", [*ACCEPTED, (b"Upgrade", b"websocket")]), "101"),
     "two equal Upgrade": (Response(1, 101, b"", [*ACCEPTED, (b"upgrade", b"connect-udp")]), "101"),
     "second Upgrade empty": (Response(1, 101, b"", [*ACCEPTED, (b"Upgrade", b"")]), "101"),
     "Content-Length": (Response(1, 101, b"", [*ACCEPTED, (b"Content-Length", b"0")]), "101"),
     "content-length": (Response(1, 101, b"", [*ACCEPTED, (b"content-length", b"5")]), "101"),
-    "Transfer-Encoding": (Response(1, 101, b"", [*ACCEPTED, (b"Transfer-Encoding", b"chunked")]), "101"),
-    "Content-Type": (Response(1, 101, b"", [*ACCEPTED, (b"Content-Type", b"text/plain")]), "101"),      # RFC 9297 section 3.2
+    "Transfer-Encoding": (
+        Response(1, 101, b"", [*ACCEPTED, (b"Transfer-Encoding", b"chunked")]),
+        "101",
+    ),
+    "Content-Type": (
+        Response(1, 101, b"", [*ACCEPTED, (b"Content-Type", b"text/plain")]),
+        "101",
+    ),  # RFC 9297 section 3.2
     # RFC 9209
     "error": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=dns_error")]), "502 (dns_error)"),
-    "error of a 101": (Response(1, 101, b"", [(b"Proxy-Status", b"a; error=http_upgrade_failed")]), "101 (http_upgrade_failed)"),
-    "error without a space": (Response(1, 504, b"", [(b"PROXY-STATUS", b"a;error=dns_timeout")]), "504 (dns_timeout)"),
+    "error of a 101": (
+        Response(1, 101, b"", [(b"Proxy-Status", b"a; error=http_upgrade_failed")]),
+        "101 (http_upgrade_failed)",
+    ),
+    "error without a space": (
+        Response(1, 504, b"", [(b"PROXY-STATUS", b"a;error=dns_timeout")]),
+        "504 (dns_timeout)",
+    ),
     "error behind others": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"\"a b\"; next-hop=c;  error=x-y/z; details=\"d\"")]), "502 (x-y/z)"),
-    "error of the second": (Response(1, 502, b"", [(b"Proxy-Status", b"a, b; error=dns_error")]), "502 (dns_error)"),
+        Response(1, 502, b"", [(b"Proxy-Status", b'"a b"; next-hop=c;  error=x-y/z; details="d"')]),
+        "502 (x-y/z)",
+    ),
+    "error of the second": (
+        Response(1, 502, b"", [(b"Proxy-Status", b"a, b; error=dns_error")]),
+        "502 (dns_error)",
+    ),
     "error in a second field": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a"), (b"proxy-status", b"b; error=dns_error")]), "502 (dns_error)"),
-    "two errors": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=one, b; error=two")]), "502 (one)"),
-    "status without an error": (Response(1, 502, b"", [(b"Proxy-Status", b"a; received-status=500")]), "502"),
-    "error of another name": (Response(1, 502, b"", [(b"Proxy-Status", b"a; xerror=b; errors=c")]), "502"),
-    "error without a value": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error; error=")]), "502"),
+        Response(1, 502, b"", [(b"Proxy-Status", b"a"), (b"proxy-status", b"b; error=dns_error")]),
+        "502 (dns_error)",
+    ),
+    "two errors": (
+        Response(1, 502, b"", [(b"Proxy-Status", b"a; error=one, b; error=two")]),
+        "502 (one)",
+    ),
+    "status without an error": (
+        Response(1, 502, b"", [(b"Proxy-Status", b"a; received-status=500")]),
+        "502",
+    ),
+    "error of another name": (
+        Response(1, 502, b"", [(b"Proxy-Status", b"a; xerror=b; errors=c")]),
+        "502",
+    ),
+    "error without a value": (
+        Response(1, 502, b"", [(b"Proxy-Status", b"a; error; error=")]),
+        "502",
+    ),
     "error that is a number": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=5")]), "502"),
-    "error that is a string": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=\"b\"")]), "502"),
-    "error without a semicolon": (Response(1, 502, b"", [(b"Proxy-Status", b"error=dns_error")]), "502"),
+    "error that is a string": (Response(1, 502, b"", [(b"Proxy-Status", b'a; error="b"')]), "502"),
+    "error without a semicolon": (
+        Response(1, 502, b"", [(b"Proxy-Status", b"error=dns_error")]),
+        "502",
+    ),
     "error not ASCII": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=b\xff")]), "502 (b)"),
-    "error of 64 bytes": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 64)]), f"502 ({'b' * 64})"),
-    "error of 60000 bytes": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 60000)]), f"502 ({'b' * 64})"),
+    "error of 64 bytes": (
+        Response(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 64)]),
+        f"502 ({'b' * 64})",
+    ),
+    "error of 60000 bytes": (
+        Response(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 60000)]),
+        f"502 ({'b' * 64})",
+    ),
 }
 
 
@@ -235,7 +351,8 @@ def test_request_has_these_bytes_and_reads_back(target: Address, path: bytes) ->
         b"Connection: Upgrade\r\n"
         b"Upgrade: connect-udp\r\n"
         b"Capsule-Protocol: ?1\r\n"
-        b"\r\n")
+        b"\r\n"
+    )
     check_read(read_request, data, get(PREFIX + path))
     request = read_request(BytesReader(data))
     assert asks_for(request) and parse_target(request) == target
@@ -244,17 +361,25 @@ def test_request_has_these_bytes_and_reads_back(target: Address, path: bytes) ->
 def test_request_carries_credentials() -> None:
     data = encode_request(Address("a", 53), "[2001:db8::1]:8080", b"Basic YTpi")
     assert read_request(BytesReader(data)).fields == [
-        (b"Host", b"[2001:db8::1]:8080"), *ACCEPTED, (b"Proxy-Authorization", b"Basic YTpi")]
+        (b"Host", b"[2001:db8::1]:8080"),
+        *ACCEPTED,
+        (b"Proxy-Authorization", b"Basic YTpi"),
+    ]
 
 
 def test_scope_of_an_address_stays_here() -> None:
-    assert encode_request(Address("fe80::1%2", 53), "a").startswith(b"GET /.well-known/masque/udp/fe80%3A%3A1/53/ HTTP/1.1\r\n")
+    assert encode_request(Address("fe80::1%2", 53), "a").startswith(
+        b"GET /.well-known/masque/udp/fe80%3A%3A1/53/ HTTP/1.1\r\n"
+    )
 
 
-def test_the_rfcs_own_request_is_read() -> None:                        # RFC 9298 section 3.2
-    request = read_request(BytesReader(
-        b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\n"
-        b"Host: example.org\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"))
+def test_the_rfcs_own_request_is_read() -> None:  # RFC 9298 section 3.2
+    request = read_request(
+        BytesReader(
+            b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\n"
+            b"Host: example.org\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+        )
+    )
     assert asks_for(request) and parse_target(request) == Address("192.0.2.6", 443)
 
 
@@ -280,7 +405,9 @@ def test_target_is_answered_400(raw: bytes) -> None:
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("raw", [PREFIX + b"a.example/443/", b"https://a.example:1" + PREFIX + b"%3A%3A1/53/"])
+@pytest.mark.parametrize(
+    "raw", [PREFIX + b"a.example/443/", b"https://a.example:1" + PREFIX + b"%3A%3A1/53/"]
+)
 def test_target_cut_short_is_answered_400(raw: bytes) -> None:
     for cut in range(len(raw)):
         with pytest.raises(HttpError) as caught:
@@ -288,17 +415,33 @@ def test_target_cut_short_is_answered_400(raw: bytes) -> None:
         assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("field", [
-    (b"Content-Length", b"0"), (b"content-length", b"5"), (b"Transfer-Encoding", b"chunked"), (b"CONTENT-TYPE", b"text/plain")])
-def test_request_with_a_body_is_answered_400(field: tuple[bytes, bytes]) -> None:       # RFC 9297 section 3.2
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"Content-Length", b"0"),
+        (b"content-length", b"5"),
+        (b"Transfer-Encoding", b"chunked"),
+        (b"CONTENT-TYPE", b"text/plain"),
+    ],
+)
+def test_request_with_a_body_is_answered_400(
+    field: tuple[bytes, bytes],
+) -> None:  # RFC 9297 section 3.2
     with pytest.raises(HttpError) as caught:
         parse_target(get(PREFIX + b"a/443/", field))
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize("hostile", [
-    PREFIX + b"%61" * 2700 + b"\0", PREFIX + b"a" * 8000, PREFIX + b"%" * 8000, b"https://" + b"a" * 8000,
-    PREFIX + b"1." * 4000 + b"/1/"])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        PREFIX + b"%61" * 2700 + b"\0",
+        PREFIX + b"a" * 8000,
+        PREFIX + b"%" * 8000,
+        b"https://" + b"a" * 8000,
+        PREFIX + b"1." * 4000 + b"/1/",
+    ],
+)
 def test_target_is_read_in_linear_time(hostile: bytes) -> None:
     begun = time.thread_time()
     with pytest.raises(HttpError):
@@ -306,9 +449,10 @@ def test_target_is_read_in_linear_time(hostile: bytes) -> None:
     assert time.thread_time() - begun < 0.05
 
 
-def test_accept_has_these_bytes_and_reads_back() -> None:               # RFC 9298 section 3.3
+def test_accept_has_these_bytes_and_reads_back() -> None:  # RFC 9298 section 3.3
     assert encode_accept() == (
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n")
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+    )
     check_read(read_response, encode_accept(), ACCEPTABLE["RFC 9298"])
     check_response(read_response(BytesReader(encode_accept())))
 
@@ -325,7 +469,10 @@ def test_response_is_no_switch_and_its_message_says_why(response: Response, endi
     assert str(caught.value) == f"the proxy did not switch to connect-udp: it answered {ending}"
 
 
-@pytest.mark.parametrize("hostile", [b";" * 60000, b"; " * 30000, b";" + b" " * 60000, b";error" * 10000, b"; error=\"" * 6000])
+@pytest.mark.parametrize(
+    "hostile",
+    [b";" * 60000, b"; " * 30000, b";" + b" " * 60000, b";error" * 10000, b'; error="' * 6000],
+)
 def test_proxy_status_is_read_in_linear_time(hostile: bytes) -> None:
     begun = time.thread_time()
     with pytest.raises(ProtocolError):
@@ -347,7 +494,8 @@ def test_refusal_is_a_whole_answer_that_closes() -> None:
         b"Connection: close\r\n"
         b"Proxy-Status: netproxy-1a2b; error=dns_error\r\n"
         b"\r\n"
-        b"name not resolved\n")
+        b"name not resolved\n"
+    )
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -359,38 +507,80 @@ def test_client_is_told_every_reason(reason: Reason) -> None:
     assert proxy_error(response) == connect_udp.ERRORS[reason].decode()
     with pytest.raises(ProtocolError) as caught:
         check_response(response)
-    assert str(caught.value).endswith(f"answered {response.status} ({connect_udp.ERRORS[reason].decode()})")
+    assert str(caught.value).endswith(
+        f"answered {response.status} ({connect_udp.ERRORS[reason].decode()})"
+    )
 
 
 def test_every_reason_has_an_error_type_of_rfc_9209() -> None:
     assert set(connect_udp.ERRORS) == set(Reason)
     assert set(connect_udp.ERRORS.values()) <= {
-        b"dns_timeout", b"dns_error", b"destination_not_found", b"destination_unavailable", b"destination_ip_prohibited",
-        b"destination_ip_unroutable", b"connection_refused", b"connection_terminated", b"connection_timeout",
-        b"http_request_denied", b"http_protocol_error", b"proxy_internal_error", b"proxy_configuration_error",
-        b"proxy_loop_detected"}
+        b"dns_timeout",
+        b"dns_error",
+        b"destination_not_found",
+        b"destination_unavailable",
+        b"destination_ip_prohibited",
+        b"destination_ip_unroutable",
+        b"connection_refused",
+        b"connection_terminated",
+        b"connection_timeout",
+        b"http_request_denied",
+        b"http_protocol_error",
+        b"proxy_internal_error",
+        b"proxy_configuration_error",
+        b"proxy_loop_detected",
+    }
 
 
 def test_nothing_of_the_input_is_in_a_message() -> None:
     for raw in REFUSED_TARGETS.values():
         with pytest.raises(HttpError) as caught:
             parse_target(get(raw))
-        assert str(caught.value).isprintable() and str(caught.value).isascii() and len(str(caught.value)) < 80
+        assert (
+            str(caught.value).isprintable()
+            and str(caught.value).isascii()
+            and len(str(caught.value)) < 80
+        )
 
 
 try:
     from hypothesis import given, settings, strategies as st
-except ImportError:                 # the tables above stand alone
+except ImportError:  # the tables above stand alone
     pass
 else:
     many = settings(max_examples=300, deadline=None)
-    pieces = st.lists(st.one_of(
-        st.sampled_from([b"a", b".", b"%3A", b"%3A%3A", b"%25", b"%", b"1", b"/", b"443", b"%2F", b"[", b"]", b"?", b"0x7f"]),
-        st.binary(max_size=2)), max_size=8).map(b"".join)
-    labels = st.from_regex(r"[a-z0-9_-]{0,20}[g-w]", fullmatch=True)   # no number in hexadecimal
+    pieces = st.lists(
+        st.one_of(
+            st.sampled_from(
+                [
+                    b"a",
+                    b".",
+                    b"%3A",
+                    b"%3A%3A",
+                    b"%25",
+                    b"%",
+                    b"1",
+                    b"/",
+                    b"443",
+                    b"%2F",
+                    b"[",
+                    b"]",
+                    b"?",
+                    b"0x7f",
+                ]
+            ),
+            st.binary(max_size=2),
+        ),
+        max_size=8,
+    ).map(b"".join)
+    labels = st.from_regex(r"[a-z0-9_-]{0,20}[g-w]", fullmatch=True)  # no number in hexadecimal
     hosts = st.one_of(
-        st.lists(labels, min_size=1, max_size=4).map(".".join), st.ip_addresses(v=4).map(str),
-        st.ip_addresses(v=6).map(lambda address: http1.parse_authority(b"[%b]:1" % str(address).encode()).host))
+        st.lists(labels, min_size=1, max_size=4).map(".".join),
+        st.ip_addresses(v=4).map(str),
+        st.ip_addresses(v=6).map(
+            lambda address: http1.parse_authority(b"[%b]:1" % str(address).encode()).host
+        ),
+    )
 
     @many
     @given(hosts, st.integers(1, 65535))
@@ -399,8 +589,14 @@ else:
         assert asks_for(request) and parse_target(request) == Address(host, port)
 
     @many
-    @given(st.sampled_from([PREFIX, b"https://a" + PREFIX, b"/", b""]), pieces, st.sampled_from([b"/443/", b"/", b""]))
-    def test_garbage_is_a_target_that_reads_back_or_is_answered_400(start: bytes, between: bytes, end: bytes) -> None:
+    @given(
+        st.sampled_from([PREFIX, b"https://a" + PREFIX, b"/", b""]),
+        pieces,
+        st.sampled_from([b"/443/", b"/", b""]),
+    )
+    def test_garbage_is_a_target_that_reads_back_or_is_answered_400(
+        start: bytes, between: bytes, end: bytes
+    ) -> None:
         try:
             target = parse_target(get(start + between + end))
         except HttpError as error:
@@ -409,9 +605,19 @@ else:
             assert parse_target(read_request(BytesReader(encode_request(target, "a")))) == target
 
     @many
-    @given(st.integers(100, 599), st.lists(st.tuples(
-        st.sampled_from([b"Connection", b"Upgrade", b"Proxy-Status", b"Content-Length"]),
-        st.one_of(st.sampled_from([b"upgrade", b"connect-udp", b"a; error=b"]), st.binary(max_size=9))), max_size=5))
+    @given(
+        st.integers(100, 599),
+        st.lists(
+            st.tuples(
+                st.sampled_from([b"Connection", b"Upgrade", b"Proxy-Status", b"Content-Length"]),
+                st.one_of(
+                    st.sampled_from([b"upgrade", b"connect-udp", b"a; error=b"]),
+                    st.binary(max_size=9),
+                ),
+            ),
+            max_size=5,
+        ),
+    )
     def test_any_response_is_a_switch_or_refused(status: int, fields: Fields) -> None:
         try:
             check_response(Response(1, status, b"", fields))

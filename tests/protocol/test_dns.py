@@ -1,4 +1,5 @@
 """DNS messages: names, questions and answers, and what a forwarder alters in what others wrote."""
+
 from __future__ import annotations
 
 import struct
@@ -8,26 +9,61 @@ import pytest
 
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
-from netproxy.protocol.dns import A, AAAA, CNAME, FORMERR, IN, NOERROR, NXDOMAIN, REFUSED, SERVFAIL, SOA, Answer, Question
+from netproxy.protocol.dns import (
+    A,
+    AAAA,
+    CNAME,
+    FORMERR,
+    IN,
+    NOERROR,
+    NXDOMAIN,
+    REFUSED,
+    SERVFAIL,
+    SOA,
+    Answer,
+    Question,
+)
 from tests.support.dns import (
-    AA, AD, ASKED, CD, HEAD, QR, RA, RD, TC, a, answer, cname, name, opt, option, query, question, record, soa)
+    AA,
+    AD,
+    ASKED,
+    CD,
+    HEAD,
+    QR,
+    RA,
+    RD,
+    TC,
+    a,
+    answer,
+    cname,
+    name,
+    opt,
+    option,
+    query,
+    question,
+    record,
+    soa,
+)
 
 DO = 0x8000
 COOKIE, SUBNET, PADDING, EXTENDED_ERROR = 10, 8, 12, 15
 UNKNOWN, HTTPS, TXT, RRSIG = 65280, 65, 16, 46
 WWW = question("www.example.com")
-LONGEST = (b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"a" * 61 + b"\0"      # 255 octets
+LONGEST = (b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"a" * 61 + b"\0"  # 255 octets
 TEN, TWENTY = b"\xc0\0\2\x0a", b"\xc0\0\2\x14"
 PACKED6 = b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
 TWELVE = HEAD.pack(7, QR, 0, 0, 0, 0)
 
 # www.example.com A, asked with AD; the answer is an alias, www.example.net, and its two addresses
-QUERY_BYTES = bytes.fromhex("8d26 0120 0001 0000 0000 0000 03777777 076578616d706c65 03636f6d 00 0001 0001")
+QUERY_BYTES = bytes.fromhex(
+    "8d26 0120 0001 0000 0000 0000 03777777 076578616d706c65 03636f6d 00 0001 0001"
+)
 ANSWER_BYTES = bytes.fromhex(
     "8d26 81a0 0001 0003 0000 0000 03777777 076578616d706c65 03636f6d 00 0001 0001"
     "c00c 0005 0001 0000012c 0011 03777777 076578616d706c65 036e6574 00"
     "c02d 0001 0001 00000014 0004 c0000201"
-    "c02d 0001 0001 00000014 0004 c0000202")
+    "c02d 0001 0001 00000014 0004 c0000202"
+)
 
 
 def asked(raw_name: bytes, kind: int = A) -> bytes:
@@ -53,7 +89,7 @@ class TestHead:
         refuses_every_cut(dns.parse_head, TWELVE)
 
 
-NAMES = {       # as Question tells it, and on the wire
+NAMES = {  # as Question tells it, and on the wire
     "the root": ("", b"\0"),
     "one label": ("com", b"\3com\0"),
     "lower case alone": ("www.example.com", b"\3wWw\7eXAMPLE\3com\0"),
@@ -83,7 +119,9 @@ class TestQuestion:
 
     @pytest.mark.parametrize(("text", "raw"), NAMES.values(), ids=NAMES)
     def test_is_encoded(self, text: str, raw: bytes) -> None:
-        assert dns.encode_query(0x1234, Question(text, AAAA, IN), edns=False) == asked(raw.lower(), AAAA)
+        assert dns.encode_query(0x1234, Question(text, AAAA, IN), edns=False) == asked(
+            raw.lower(), AAAA
+        )
 
     @pytest.mark.parametrize("raw", BAD_NAMES.values(), ids=BAD_NAMES)
     def test_with_a_bad_name_is_refused(self, raw: bytes) -> None:
@@ -95,51 +133,91 @@ class TestQuestion:
         with pytest.raises(ProtocolError):
             dns.parse_question(HEAD.pack(1, RD, count, 0, 0, 0) + WWW + WWW)
 
-    @pytest.mark.parametrize("text", ["a..b", ".", "a.", "a" * 64, ".".join(["a" * 63] * 4), "é", "\\256", "a\\", "\\x"])
+    @pytest.mark.parametrize(
+        "text", ["a..b", ".", "a.", "a" * 64, ".".join(["a" * 63] * 4), "é", "\\256", "a\\", "\\x"]
+    )
     def test_with_a_name_that_cannot_be_sent_is_not_encoded(self, text: str) -> None:
         with pytest.raises(ValueError):
             dns.encode_query(1, Question(text, A, IN))
 
     def test_announces_what_ipv6_carries_whole(self) -> None:
         assert dns.encode_query(0xFFFE, Question("a.b", AAAA, IN)) == (
-            b"\xff\xfe\1\0\0\1\0\0\0\0\0\1" b"\1a\1b\0" b"\0\x1c\0\1" b"\0\0\x29\x04\xd0\0\0\0\0\0\0")
+            b"\xff\xfe\1\0\0\1\0\0\0\0\0\1\1a\1b\0\0\x1c\0\1\0\0\x29\x04\xd0\0\0\0\0\0\0"
+        )
 
 
 ASK = Question("www.example.com", A, IN)
 ALIAS, FAR = name("alias.test"), name("far.test")
 ANSWERS = {
-    "addresses in the server's order": (answer(WWW, (a(60, TWENTY), a(50, TEN))), (NOERROR, ["192.0.2.20", "192.0.2.10"], 50)),
+    "addresses in the server's order": (
+        answer(WWW, (a(60, TWENTY), a(50, TEN))),
+        (NOERROR, ["192.0.2.20", "192.0.2.10"], 50),
+    ),
     "alias of two addresses": (ANSWER_BYTES, (NOERROR, ["192.0.2.1", "192.0.2.2"], 20)),
-    "chain": (answer(WWW, (cname(ASKED, 30, ALIAS), cname(ALIAS, 20, FAR), a(40, TEN, FAR))), (NOERROR, ["192.0.2.10"], 20)),
+    "chain": (
+        answer(WWW, (cname(ASKED, 30, ALIAS), cname(ALIAS, 20, FAR), a(40, TEN, FAR))),
+        (NOERROR, ["192.0.2.10"], 20),
+    ),
     "chain in any order": (
-        answer(WWW, (a(40, TEN, FAR), cname(ALIAS, 50, FAR), cname(ASKED, 60, ALIAS))), (NOERROR, ["192.0.2.10"], 40)),
-    "names in another case": (answer(question("WWW.Example.COM"), (cname(name("wwW.example.com"), 9, name("ALIAS.test")),
-                                                                   a(8, TEN, ALIAS))), (NOERROR, ["192.0.2.10"], 8)),
-    "chain that goes round": (answer(WWW, (cname(ASKED, 30, ALIAS), cname(ALIAS, 20, ASKED))), (NOERROR, [], 0)),
+        answer(WWW, (a(40, TEN, FAR), cname(ALIAS, 50, FAR), cname(ASKED, 60, ALIAS))),
+        (NOERROR, ["192.0.2.10"], 40),
+    ),
+    "names in another case": (
+        answer(
+            question("WWW.Example.COM"),
+            (cname(name("wwW.example.com"), 9, name("ALIAS.test")), a(8, TEN, ALIAS)),
+        ),
+        (NOERROR, ["192.0.2.10"], 8),
+    ),
+    "chain that goes round": (
+        answer(WWW, (cname(ASKED, 30, ALIAS), cname(ALIAS, 20, ASKED))),
+        (NOERROR, [], 0),
+    ),
     "alias of itself": (answer(WWW, (cname(ASKED, 30, ASKED),)), (NOERROR, [], 0)),
     "second alias of one name": (
-        answer(WWW, (cname(ASKED, 30, ALIAS), cname(ASKED, 30, FAR), a(5, TEN, ALIAS))), (NOERROR, ["192.0.2.10"], 5)),
+        answer(WWW, (cname(ASKED, 30, ALIAS), cname(ASKED, 30, FAR), a(5, TEN, ALIAS))),
+        (NOERROR, ["192.0.2.10"], 5),
+    ),
     "chain that ends nowhere": (answer(WWW, (cname(ASKED, 30, ALIAS),)), (NOERROR, [], 0)),
-    "chain to no data": (answer(WWW, (cname(ASKED, 30, ALIAS),), (soa(300, 60),)), (NOERROR, [], 30)),
+    "chain to no data": (
+        answer(WWW, (cname(ASKED, 30, ALIAS),), (soa(300, 60),)),
+        (NOERROR, [], 30),
+    ),
     "addresses of somebody else": (answer(WWW, (a(60, TEN, FAR),)), (NOERROR, [], 0)),
     "address of another class": (answer(WWW, (record(ASKED, A, 60, TEN, 3),)), (NOERROR, [], 0)),
     "address elsewhere": (answer(WWW, (), (), (a(60, TEN),)), (NOERROR, [], 0)),
-    "other kinds between": (answer(WWW, (record(ASKED, RRSIG, 1, b"odd"), record(ASKED, UNKNOWN, 1, b""), a(60, TEN))),
-                            (NOERROR, ["192.0.2.10"], 60)),
+    "other kinds between": (
+        answer(WWW, (record(ASKED, RRSIG, 1, b"odd"), record(ASKED, UNKNOWN, 1, b""), a(60, TEN))),
+        (NOERROR, ["192.0.2.10"], 60),
+    ),
     "no data, least of the SOA's TTL": (answer(WWW, (), (soa(40, 900),)), (NOERROR, [], 40)),
     "no data, least of the SOA's minimum": (answer(WWW, (), (soa(900, 40),)), (NOERROR, [], 40)),
     "no data, no SOA": (answer(WWW), (NOERROR, [], 0)),
     "SOA that is none": (answer(WWW, (), (record(b"\0", SOA, 60, b"\0" * 21),)), (NOERROR, [], 0)),
     "SOA in another section": (answer(WWW, (soa(60, 60),)), (NOERROR, [], 0)),
-    "no such name": (answer(WWW, (), (soa(900, 40),), flags=QR | RD | NXDOMAIN), (NXDOMAIN, [], 40)),
+    "no such name": (
+        answer(WWW, (), (soa(900, 40),), flags=QR | RD | NXDOMAIN),
+        (NXDOMAIN, [], 40),
+    ),
     "no such name at the end of a chain": (
-        answer(WWW, (cname(ASKED, 30, ALIAS),), (soa(900, 40),), flags=QR | NXDOMAIN), (NXDOMAIN, [], 30)),
-    "no such name, and yet addresses": (answer(WWW, (a(60, TEN),), flags=QR | NXDOMAIN), (NXDOMAIN, [], 0)),
+        answer(WWW, (cname(ASKED, 30, ALIAS),), (soa(900, 40),), flags=QR | NXDOMAIN),
+        (NXDOMAIN, [], 30),
+    ),
+    "no such name, and yet addresses": (
+        answer(WWW, (a(60, TEN),), flags=QR | NXDOMAIN),
+        (NXDOMAIN, [], 0),
+    ),
     "failure": (answer(WWW, (), (soa(900, 40),), flags=QR | SERVFAIL), (SERVFAIL, [], 0)),
     "failure without question": (HEAD.pack(1, QR | FORMERR, 0, 0, 0, 0), (FORMERR, [], 0)),
     "code of EDNS": (answer(WWW, (), (), (opt(extended=1 << 24),)), (16, [], 0)),
-    "code of EDNS and of the head": (answer(WWW, (), (), (opt(extended=0xFF << 24),), flags=QR | 7), (0xFF7, [], 0)),
-    "EDNS in a wrong section": (answer(WWW, (a(60), opt(extended=1 << 24))), (NOERROR, ["192.0.2.1"], 60)),
+    "code of EDNS and of the head": (
+        answer(WWW, (), (), (opt(extended=0xFF << 24),), flags=QR | 7),
+        (0xFF7, [], 0),
+    ),
+    "EDNS in a wrong section": (
+        answer(WWW, (a(60), opt(extended=1 << 24))),
+        (NOERROR, ["192.0.2.1"], 60),
+    ),
     "TTL with the uppermost bit": (answer(WWW, (a(1 << 31),)), (NOERROR, ["192.0.2.1"], 0)),
     "longest TTL": (answer(WWW, (a((1 << 31) - 1),)), (NOERROR, ["192.0.2.1"], (1 << 31) - 1)),
     "bytes behind it": (answer(WWW, (a(60),)) + b"more", (NOERROR, ["192.0.2.1"], 60)),
@@ -157,8 +235,12 @@ BAD_ANSWERS = {
     "alias too short": answer(WWW, (cname(ASKED, 60, b"\1a"), a(60))),
     "bytes behind an alias": answer(WWW, (cname(ASKED, 60, ASKED + b"\0"),)),
     "owner with bits 01": answer(WWW, (a(60, owner=b"\x41a\0"),)),
-    "owner that points onward": answer(WWW, (a(60, owner=b"\xc0\x80"), record(b"\0", TXT, 1, b"\0" * 200))),
-    "owner that points to itself": answer(WWW, (a(60, owner=struct.pack(">H", 0xC000 | 12 + len(WWW))),)),
+    "owner that points onward": answer(
+        WWW, (a(60, owner=b"\xc0\x80"), record(b"\0", TXT, 1, b"\0" * 200))
+    ),
+    "owner that points to itself": answer(
+        WWW, (a(60, owner=struct.pack(">H", 0xC000 | 12 + len(WWW))),)
+    ),
     "owner that points into the head": answer(WWW, (a(60, owner=b"\xc0\2"),)),
     "fewer records than the head says": answer(WWW, (a(60),))[:-16],
 }
@@ -175,11 +257,19 @@ class TestAnswer:
             dns.parse_answer(message, ASK)
 
     def test_cut_short_is_refused(self) -> None:
-        whole = answer(WWW, (cname(ASKED, 30, ALIAS), a(40, TEN, ALIAS)), (soa(60, 60),), (opt(options=option(PADDING, b"\0" * 9)),))
+        whole = answer(
+            WWW,
+            (cname(ASKED, 30, ALIAS), a(40, TEN, ALIAS)),
+            (soa(60, 60),),
+            (opt(options=option(PADDING, b"\0" * 9)),),
+        )
         refuses_every_cut(lambda data: dns.parse_answer(data, ASK), whole)
         refuses_every_cut(dns.ttl_places, whole)
 
-    @pytest.mark.parametrize(("packed", "text"), [(PACKED6, "2001:db8::1"), (b"\0" * 10 + b"\xff\xff" + TEN, "192.0.2.10")])
+    @pytest.mark.parametrize(
+        ("packed", "text"),
+        [(PACKED6, "2001:db8::1"), (b"\0" * 10 + b"\xff\xff" + TEN, "192.0.2.10")],
+    )
     def test_of_ipv6_is_canonical(self, packed: bytes, text: str) -> None:
         message = answer(question("a", AAAA), (a(1), record(ASKED, AAAA, 60, packed)))
         assert dns.parse_answer(message, Question("a", AAAA, IN)) == (NOERROR, [text], 60)
@@ -193,10 +283,19 @@ class TestAnswer:
 class TestCompression:
     def test_is_that_of_rfc_1035(self) -> None:
         """The names of section 4.1.4, with pointers to 20 and to 26 as there."""
-        message = HEAD.pack(1, QR, 1, 3, 0, 0) + b"\7unaided\1F\3ISI\4ARPA\0\0\1\0\1" \
-            + cname(ASKED, 4, b"\3FOO\xc0\x14") + cname(b"\3foo\xc0\x14", 3, b"\xc0\x1a") + a(2, TEN, b"\4arpa\0")
+        message = (
+            HEAD.pack(1, QR, 1, 3, 0, 0)
+            + b"\7unaided\1F\3ISI\4ARPA\0\0\1\0\1"
+            + cname(ASKED, 4, b"\3FOO\xc0\x14")
+            + cname(b"\3foo\xc0\x14", 3, b"\xc0\x1a")
+            + a(2, TEN, b"\4arpa\0")
+        )
         assert message.index(b"\1F\3ISI") == 20 and message.index(b"\4ARPA") == 26
-        assert dns.parse_answer(message, Question("unaided.f.isi.arpa", A, IN)) == (NOERROR, ["192.0.2.10"], 2)
+        assert dns.parse_answer(message, Question("unaided.f.isi.arpa", A, IN)) == (
+            NOERROR,
+            ["192.0.2.10"],
+            2,
+        )
 
     def test_may_go_through_many_pointers(self) -> None:
         """Each label of a name of 127 in a record of its own, with a pointer to the next."""
@@ -207,7 +306,9 @@ class TestCompression:
             records.append(record(b"\0", UNKNOWN, 9, target))
             target = struct.pack(">H", 0xC000 | at + 11)
             at += len(records[-1])
-        message = answer(question("b"), (*records, cname(ASKED, 9, target), a(9, TEN, name(".".join("a" * 127)))))
+        message = answer(
+            question("b"), (*records, cname(ASKED, 9, target), a(9, TEN, name(".".join("a" * 127))))
+        )
         assert here and dns.parse_answer(message, Question("b", A, IN)).addresses == ["192.0.2.10"]
         longer = answer(question("b"), (*records, cname(ASKED, 9, b"\1a" + target)))
         with pytest.raises(ProtocolError):
@@ -217,7 +318,14 @@ class TestCompression:
         at = 12 + len(question("b"))
         for label, fits in ((b"", True), (b"\1a", False)):
             long = record(b"\0", UNKNOWN, 9, LONGEST)
-            message = answer(question("b"), (long, cname(ASKED, 9, label + struct.pack(">H", 0xC000 | at + 11)), a(9, TEN, LONGEST)))
+            message = answer(
+                question("b"),
+                (
+                    long,
+                    cname(ASKED, 9, label + struct.pack(">H", 0xC000 | at + 11)),
+                    a(9, TEN, LONGEST),
+                ),
+            )
             if fits:
                 assert dns.parse_answer(message, Question("b", A, IN)).addresses == ["192.0.2.10"]
             else:
@@ -226,12 +334,18 @@ class TestCompression:
 
     def test_by_pointers_alone_ends(self) -> None:
         start = 12 + len(WWW) + 11
-        ladder = struct.pack(">H", 0xC00C) + b"".join(struct.pack(">H", 0xC000 | start + 2 * step) for step in range(3000))
+        ladder = struct.pack(">H", 0xC00C) + b"".join(
+            struct.pack(">H", 0xC000 | start + 2 * step) for step in range(3000)
+        )
         last = struct.pack(">H", 0xC000 | start + len(ladder) - 2)
         with pytest.raises(ProtocolError):
-            dns.parse_answer(answer(WWW, (record(b"\0", UNKNOWN, 1, ladder), a(60, owner=last))), ASK)
+            dns.parse_answer(
+                answer(WWW, (record(b"\0", UNKNOWN, 1, ladder), a(60, owner=last))), ASK
+            )
         short = struct.pack(">H", 0xC000 | start + 2 * 100)
-        assert dns.parse_answer(answer(WWW, (record(b"\0", UNKNOWN, 1, ladder), a(60, owner=short))), ASK).addresses == ["192.0.2.1"]
+        assert dns.parse_answer(
+            answer(WWW, (record(b"\0", UNKNOWN, 1, ladder), a(60, owner=short))), ASK
+        ).addresses == ["192.0.2.1"]
 
 
 OUR_QUERY = query(WWW, opt())
@@ -266,10 +380,22 @@ def test_kinds_that_differ_as_letters_do_are_not_alike() -> None:
     assert dns.cache_key(https) != dns.cache_key(other)
 
 
-SHARED = {      # queries with one key
+SHARED = {  # queries with one key
     "plain": [query(WWW), query(WWW, id=9), query(question("wWw.eXample.coM"))],
-    "EDNS": [query(WWW, opt()), query(WWW, opt(4096)), query(WWW, opt(512, options=option(COOKIE, b"clientsX"))),
-             query(WWW, opt(options=option(COOKIE, b"clientsY") + option(PADDING, b"\0" * 50) + option(11) + option(5, b"\x08")))],
+    "EDNS": [
+        query(WWW, opt()),
+        query(WWW, opt(4096)),
+        query(WWW, opt(512, options=option(COOKIE, b"clientsX"))),
+        query(
+            WWW,
+            opt(
+                options=option(COOKIE, b"clientsY")
+                + option(PADDING, b"\0" * 50)
+                + option(11)
+                + option(5, b"\x08")
+            ),
+        ),
+    ],
     "DNSSEC": [query(WWW, opt(extended=DO)), query(WWW, opt(4096, DO), id=3)],
     "version 1": [query(WWW, opt(extended=1 << 16))],
     "AD": [query(WWW, flags=RD | AD)],
@@ -303,7 +429,9 @@ NOT_SHARED = {
     "bytes behind the question": query(WWW) + b"\0",
     "bytes behind EDNS": query(WWW, opt()) + b"\0",
     "client subnet": query(WWW, opt(options=option(SUBNET, b"\0\1\x18\0\xc0\0\2"))),
-    "client subnet behind a cookie": query(WWW, opt(options=option(COOKIE, b"clients.") + option(SUBNET, b"\0\1\0\0"))),
+    "client subnet behind a cookie": query(
+        WWW, opt(options=option(COOKIE, b"clients.") + option(SUBNET, b"\0\1\0\0"))
+    ),
     "server's half of a cookie": query(WWW, opt(options=option(COOKIE, b"clients." + b"servers."))),
     "unknown option": query(WWW, opt(options=option(65001, b"who"))),
     "half an option": query(WWW, opt(options=b"\0\x0c\0")),
@@ -329,14 +457,23 @@ class TestCacheKey:
 
 LEAST = {
     "one record": (answer(WWW, (a(60),)), 60),
-    "least of all sections": (answer(WWW, (a(60), a(50)), (record(b"\0", 2, 40, b"\0"),), (a(30, owner=b"\0"),)), 30),
+    "least of all sections": (
+        answer(WWW, (a(60), a(50)), (record(b"\0", 2, 40, b"\0"),), (a(30, owner=b"\0"),)),
+        30,
+    ),
     "EDNS has none": (answer(WWW, (a(60),), (), (opt(extended=DO),)), 60),
     "chain": (answer(WWW, (cname(ASKED, 30, ALIAS), a(40, TEN, ALIAS))), 30),
-    "unknown kind": (answer(question("a", UNKNOWN), (record(ASKED, UNKNOWN, 33, b"\xc0\x0c?"),)), 33),
+    "unknown kind": (
+        answer(question("a", UNKNOWN), (record(ASKED, UNKNOWN, 33, b"\xc0\x0c?"),)),
+        33,
+    ),
     "asked for a CNAME": (answer(question("a", CNAME), (cname(ASKED, 30, ALIAS),)), 30),
     "asked for a SOA": (answer(question("a", SOA), (soa(900, 5),)), 900),
     "no such name": (answer(WWW, (), (soa(900, 40),), flags=QR | NXDOMAIN), 40),
-    "no such name behind a chain": (answer(WWW, (cname(ASKED, 9, ALIAS),), (soa(900, 40),), flags=QR | NXDOMAIN), 9),
+    "no such name behind a chain": (
+        answer(WWW, (cname(ASKED, 9, ALIAS),), (soa(900, 40),), flags=QR | NXDOMAIN),
+        9,
+    ),
     "no data": (answer(WWW, (), (soa(30, 900),)), 30),
     "no data, other records": (answer(WWW, (), (soa(30, 900), record(b"\0", RRSIG, 20, b"x"))), 20),
     "no data at the end of a chain": (answer(WWW, (cname(ASKED, 90, ALIAS),), (soa(900, 40),)), 40),
@@ -378,7 +515,7 @@ class TestAged:
     def test_has_less_time_to_live_and_nothing_else_changed(self) -> None:
         message = kept(300, 60)
         places = dns.ttl_places(message)
-        assert [message[at:at + 4] for at in places] == [b"\0\0\1\x2c", b"\0\0\0\x3c"]
+        assert [message[at : at + 4] for at in places] == [b"\0\0\1\x2c", b"\0\0\0\x3c"]
         assert dns.aged(message, places, query(WWW), 45) == kept(255, 15)
         assert dns.aged(message, places, query(WWW), 60) == kept(240, 0)
         assert dns.aged(message, places, query(WWW), 1000) == kept(0, 0)
@@ -387,7 +524,9 @@ class TestAged:
     def test_speaks_to_who_asks_now(self) -> None:
         spelt = question("wwW.ExAMPle.cOm")
         message = kept(300, 60)
-        assert dns.aged(message, dns.ttl_places(message), query(spelt, id=0xFFFF), 45) == kept(255, 15, spelt, 0xFFFF)
+        assert dns.aged(message, dns.ttl_places(message), query(spelt, id=0xFFFF), 45) == kept(
+            255, 15, spelt, 0xFFFF
+        )
 
     def test_takes_a_time_with_the_uppermost_bit_as_none(self) -> None:
         message = kept(0xFFFFFFFF, 0x80000009)
@@ -400,8 +539,9 @@ class TestAged:
         text = b"".join(b"\xff" + bytes((code,)) * 255 for code in range(16))
         message = answer(question("", TXT), (record(b"\0", TXT, 77, text),))
         assert len(message) > 4096 and dns.least_ttl(message) == 77
-        assert dns.aged(message, dns.ttl_places(message), query(question("", TXT)), 7) \
-            == answer(question("", TXT), (record(b"\0", TXT, 70, text),))
+        assert dns.aged(message, dns.ttl_places(message), query(question("", TXT)), 7) == answer(
+            question("", TXT), (record(b"\0", TXT, 70, text),)
+        )
 
 
 def test_id_is_replaced_alone() -> None:
@@ -411,16 +551,28 @@ def test_id_is_replaced_alone() -> None:
 class TestOptions:
     def test_of_a_server_are_not_kept(self) -> None:
         options = option(COOKIE, b"clients." + b"servers.") + option(PADDING, b"\0" * 100)
-        assert dns.without_options(answer(WWW, (a(60),), (), (a(9), opt(1400, DO, options)))) \
-            == answer(WWW, (a(60),), (), (a(9), opt(1400, DO)))
+        assert dns.without_options(
+            answer(WWW, (a(60),), (), (a(9), opt(1400, DO, options)))
+        ) == answer(WWW, (a(60),), (), (a(9), opt(1400, DO)))
 
     def test_take_what_stands_behind_them_along(self) -> None:
-        message = answer(WWW, (a(60),), (soa(9, 9),), (a(8), opt(options=option(EXTENDED_ERROR, b"\0\3")), a(7), a(6)))
+        message = answer(
+            WWW,
+            (a(60),),
+            (soa(9, 9),),
+            (a(8), opt(options=option(EXTENDED_ERROR, b"\0\3")), a(7), a(6)),
+        )
         assert dns.without_options(message) == answer(WWW, (a(60),), (soa(9, 9),), (a(8), opt()))
 
-    @pytest.mark.parametrize("message", [
-        answer(WWW), answer(WWW, (a(60),)), answer(WWW, (), (), (opt(), a(7))),
-        answer(WWW, (a(60), opt(options=option(PADDING))), (soa(9, 9),))])        # an OPT in the answer section is none
+    @pytest.mark.parametrize(
+        "message",
+        [
+            answer(WWW),
+            answer(WWW, (a(60),)),
+            answer(WWW, (), (), (opt(), a(7))),
+            answer(WWW, (a(60), opt(options=option(PADDING))), (soa(9, 9),)),
+        ],
+    )  # an OPT in the answer section is none
     def test_that_are_not_there_change_nothing(self, message: bytes) -> None:
         assert dns.without_options(message) == message
 
@@ -429,22 +581,28 @@ class TestOptions:
             dns.without_options(TWELVE)
 
 
-@pytest.mark.parametrize(("message", "size"), [
-    (query(WWW), 512),
-    (query(WWW, opt(1232)), 1232),
-    (query(WWW, opt(65535, DO, option(COOKIE, b"clients."))), 65535),
-    (query(WWW, opt(100)), 512),
-    (query(WWW, record(b"\0", 250, 0, b"", 255), opt(4096)), 4096),
-    (query(WWW, opt(4096))[:-1], 512),
-    (HEAD.pack(1, RD, 1, 1, 0, 0) + WWW + opt(4096), 512),      # an OPT in the answer section is none
-    (TWELVE, 512),
-    (b"", 512),
-])
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        (query(WWW), 512),
+        (query(WWW, opt(1232)), 1232),
+        (query(WWW, opt(65535, DO, option(COOKIE, b"clients."))), 65535),
+        (query(WWW, opt(100)), 512),
+        (query(WWW, record(b"\0", 250, 0, b"", 255), opt(4096)), 4096),
+        (query(WWW, opt(4096))[:-1], 512),
+        (
+            HEAD.pack(1, RD, 1, 1, 0, 0) + WWW + opt(4096),
+            512,
+        ),  # an OPT in the answer section is none
+        (TWELVE, 512),
+        (b"", 512),
+    ],
+)
 def test_datagrams_are_as_large_as_the_client_says(message: bytes, size: int) -> None:
     assert dns.udp_size(message) == size
 
 
-LARGE = tuple(a(60) for _ in range(40))     # 640 bytes
+LARGE = tuple(a(60) for _ in range(40))  # 640 bytes
 FLAGS = QR | AA | RD | RA | AD
 
 
@@ -464,13 +622,17 @@ class TestTruncate:
         assert dns.truncate(message, 512) == answer(WWW, (), (), (edns,), FLAGS | TC)
 
     def test_leaves_edns_without_options_that_do_not_fit(self) -> None:
-        message = answer(LONGEST + b"\0\1\0\1", LARGE, (), (opt(1400, DO, option(PADDING, b"\0" * 468)),))
+        message = answer(
+            LONGEST + b"\0\1\0\1", LARGE, (), (opt(1400, DO, option(PADDING, b"\0" * 468)),)
+        )
         short = dns.truncate(message, 512)
         assert short == answer(LONGEST + b"\0\1\0\1", (), (), (opt(1400, DO),), QR | RD | RA | TC)
         assert len(short) <= 512
 
     def test_leaves_the_head_of_what_cannot_be_read(self) -> None:
-        assert dns.truncate(HEAD.pack(7, QR, 0, 9, 9, 9) + b"\xff" * 600, 512) == HEAD.pack(7, QR | TC, 0, 0, 0, 0)
+        assert dns.truncate(HEAD.pack(7, QR, 0, 9, 9, 9) + b"\xff" * 600, 512) == HEAD.pack(
+            7, QR | TC, 0, 0, 0, 0
+        )
         assert dns.truncate(answer(WWW, (a(1),))[:-1], 20) == answer(WWW, flags=QR | RD | RA | TC)
 
 
@@ -480,21 +642,28 @@ class TestError:
         assert dns.encode_error(query(WWW), code) == answer(WWW, flags=QR | RD | RA | code)
 
     def test_repeats_what_the_client_wants_of_the_flags(self) -> None:
-        assert dns.encode_error(query(WWW, flags=5 << 11 | CD | AD | 0x40 | 9), REFUSED) \
-            == answer(WWW, flags=QR | 5 << 11 | CD | RA | REFUSED)
+        assert dns.encode_error(query(WWW, flags=5 << 11 | CD | AD | 0x40 | 9), REFUSED) == answer(
+            WWW, flags=QR | 5 << 11 | CD | RA | REFUSED
+        )
 
     @pytest.mark.parametrize("extended", [0, DO, DO | 1 << 16])
     def test_has_edns_where_the_query_has(self, extended: int) -> None:
         message = query(WWW, opt(4096, extended, option(COOKIE, b"clients.")))
-        assert dns.encode_error(message, SERVFAIL) == answer(WWW, (), (), (opt(1232, extended & DO),), QR | RD | RA | SERVFAIL)
+        assert dns.encode_error(message, SERVFAIL) == answer(
+            WWW, (), (), (opt(1232, extended & DO),), QR | RD | RA | SERVFAIL
+        )
 
     @pytest.mark.parametrize("behind", [b"", b"\xff" * 40, b"\3www", WWW + WWW])
     def test_is_a_head_alone_where_the_question_cannot_be_read(self, behind: bytes) -> None:
         message = HEAD.pack(0x1234, RD, 2 if behind == WWW + WWW else 1, 0, 0, 1) + behind
-        assert dns.encode_error(message, FORMERR) == HEAD.pack(0x1234, QR | RD | RA | FORMERR, 0, 0, 0, 0)
+        assert dns.encode_error(message, FORMERR) == HEAD.pack(
+            0x1234, QR | RD | RA | FORMERR, 0, 0, 0, 0
+        )
 
     def test_repeats_the_question_of_what_ends_behind_it(self) -> None:
-        assert dns.encode_error(query(WWW, opt())[:-3], FORMERR) == answer(WWW, flags=QR | RD | RA | FORMERR)
+        assert dns.encode_error(query(WWW, opt())[:-3], FORMERR) == answer(
+            WWW, flags=QR | RD | RA | FORMERR
+        )
 
     def test_needs_a_head(self) -> None:
         refuses_every_cut(lambda data: dns.encode_error(data, FORMERR), TWELVE)

@@ -1,4 +1,5 @@
 """What holds for every DNS message: hostile bytes raise a ProtocolError or nothing, and only what must be altered is."""
+
 from __future__ import annotations
 
 import struct
@@ -12,38 +13,71 @@ from hypothesis import given, settings, strategies as st
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
 from netproxy.protocol.dns import A, AAAA, IN, NAME_LIMIT, Question
-from tests.support.dns import ASKED, HEAD, QR, RD, TC, a, answer, cname, opt, option, query, question, record, soa
+from tests.support.dns import (
+    ASKED,
+    HEAD,
+    QR,
+    RD,
+    TC,
+    a,
+    answer,
+    cname,
+    opt,
+    option,
+    query,
+    question,
+    record,
+    soa,
+)
 
 many = settings(max_examples=200, deadline=None)
 ASK = Question("www.example.com", A, IN)
 WWW = question("www.example.com")
-WHOLE = answer(WWW, (cname(ASKED, 300, b"\3far\xc0\x10"), a(200, owner=b"\3FAR\xc0\x10"), record(ASKED, 65280, 9, b"\xc0\x0c")),
-               (soa(60, 60),), (opt(options=option(12, b"\0" * 9)),))
+WHOLE = answer(
+    WWW,
+    (
+        cname(ASKED, 300, b"\3far\xc0\x10"),
+        a(200, owner=b"\3FAR\xc0\x10"),
+        record(ASKED, 65280, 9, b"\xc0\x0c"),
+    ),
+    (soa(60, 60),),
+    (opt(options=option(12, b"\0" * 9)),),
+)
 ASKING = query(WWW, opt(extended=0x8000, options=option(10, b"clients.")))
 
 # Any bytes at all, and messages in which a few bytes are others: those still look like messages, far into them
-EDITS = st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.one_of(st.integers(0, 255), st.sampled_from([0, 0x3F, 0x40, 0xC0, 0xFF]))),
-                 max_size=6)
+EDITS = st.lists(
+    st.tuples(
+        st.integers(0, len(WHOLE) - 1),
+        st.one_of(st.integers(0, 255), st.sampled_from([0, 0x3F, 0x40, 0xC0, 0xFF])),
+    ),
+    max_size=6,
+)
 
 
 def edited(message: bytes, edits: list[tuple[int, int]], cut: int) -> bytes:
     changed = bytearray(message)
     for at, byte in edits:
         changed[at % len(message)] = byte
-    return bytes(changed[:len(message) - cut])
+    return bytes(changed[: len(message) - cut])
 
 
 HOSTILE = st.one_of(
-    st.builds(edited, st.sampled_from([WHOLE, ASKING]), EDITS, st.sampled_from([0, 0, 0, 1, 5, 30])),
+    st.builds(
+        edited, st.sampled_from([WHOLE, ASKING]), EDITS, st.sampled_from([0, 0, 0, 1, 5, 30])
+    ),
     st.binary(max_size=60).map(lambda data: HEAD.pack(1, QR | RD, 1, 2, 1, 1) + data),
     st.binary(max_size=60).map(lambda data: HEAD.pack(1, QR, 1, 2, 1, 1) + WWW + data),
-    st.binary(max_size=60))
+    st.binary(max_size=60),
+)
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
     "parse_head": dns.parse_head,
     "parse_question": dns.parse_question,
     "parse_answer": lambda data: dns.parse_answer(data, ASK),
-    "parse_answer to itself": lambda data: dns.parse_answer(data, dns.parse_question(data)[0]._replace(kind=A)),
+    "parse_answer to itself": lambda data: dns.parse_answer(
+        data, dns.parse_question(data)[0]._replace(kind=A)
+    ),
     "ttl_places": dns.ttl_places,
     "without_options": dns.without_options,
     "is_answer to hostile bytes": lambda data: dns.is_answer(WHOLE, data),
@@ -91,13 +125,22 @@ def test_what_may_be_kept_can_be_kept(data: bytes) -> None:
     assert 0 <= ttl < 1 << 31
     kept = dns.without_options(data)
     assert dns.least_ttl(kept) is not None
-    asking = query(data[12:dns.parse_question(data)[1]])
-    assert dns.parse_head(dns.aged(kept, dns.ttl_places(kept), asking, ttl))[3:6] == dns.parse_head(data)[3:6]
+    asking = query(data[12 : dns.parse_question(data)[1]])
+    assert (
+        dns.parse_head(dns.aged(kept, dns.ttl_places(kept), asking, ttl))[3:6]
+        == dns.parse_head(data)[3:6]
+    )
 
 
-LABELS = st.one_of(st.binary(min_size=1, max_size=63), st.text("abcXYZ09-_", min_size=1, max_size=20).map(str.encode))
-RAW_NAMES = st.lists(LABELS, max_size=6).map(lambda labels: b"".join(bytes((len(one),)) + one for one in labels) + b"\0").filter(
-    lambda raw: len(raw) <= NAME_LIMIT)
+LABELS = st.one_of(
+    st.binary(min_size=1, max_size=63),
+    st.text("abcXYZ09-_", min_size=1, max_size=20).map(str.encode),
+)
+RAW_NAMES = (
+    st.lists(LABELS, max_size=6)
+    .map(lambda labels: b"".join(bytes((len(one),)) + one for one in labels) + b"\0")
+    .filter(lambda raw: len(raw) <= NAME_LIMIT)
+)
 KINDS = st.one_of(st.sampled_from([A, AAAA, 255]), st.integers(0, 65535))
 
 
@@ -110,7 +153,9 @@ def ask(raw: bytes, kind: int, klass: int = 1) -> bytes:
 def test_name_survives_as_text(raw: bytes, kind: int, id: int, edns: bool) -> None:
     parsed, end = dns.parse_question(query(ask(raw, kind)))
     assert end == 12 + len(raw) + 4
-    assert parsed.name.isascii() and parsed.name.isprintable() and parsed.name == parsed.name.lower()
+    assert (
+        parsed.name.isascii() and parsed.name.isprintable() and parsed.name == parsed.name.lower()
+    )
     sent = dns.encode_query(id, parsed, edns)
     assert sent[12:end] == ask(raw.lower(), kind)
     assert dns.parse_question(sent) == (parsed, end)
@@ -126,7 +171,9 @@ def test_names_are_alike_as_text_where_they_are_alike_on_the_wire(one: bytes, ot
 
 @many
 @given(RAW_NAMES, KINDS, st.integers(0, 65535), st.integers(0, 65535), st.booleans())
-def test_cache_key_is_blind_to_id_and_spelling_alone(raw: bytes, kind: int, id: int, size: int, edns: bool) -> None:
+def test_cache_key_is_blind_to_id_and_spelling_alone(
+    raw: bytes, kind: int, id: int, size: int, edns: bool
+) -> None:
     additionals = (opt(size),) * edns
     key = dns.cache_key(query(ask(raw, kind), *additionals, id=id))
     assert (key is None) == (128 <= kind < 256)
@@ -139,15 +186,25 @@ def test_cache_key_is_blind_to_id_and_spelling_alone(raw: bytes, kind: int, id: 
 
 
 TTLS = st.one_of(st.integers(0, 0xFFFFFFFF), st.integers(0, 90))
-RECORDS = st.lists(st.tuples(st.sampled_from([1, 5, 6, 16, 28, 41, 65280]), TTLS, st.binary(max_size=20)), max_size=5)
+RECORDS = st.lists(
+    st.tuples(st.sampled_from([1, 5, 6, 16, 28, 41, 65280]), TTLS, st.binary(max_size=20)),
+    max_size=5,
+)
 
 
 @many
 @given(RECORDS, RECORDS, RECORDS, st.integers(0, 100), st.integers(0, 65535))
-def test_aged_answer_differs_in_its_times_alone(first: list, second: list, third: list, seconds: int, id: int) -> None:
+def test_aged_answer_differs_in_its_times_alone(
+    first: list, second: list, third: list, seconds: int, id: int
+) -> None:
     def written(lessen: Callable[[int], int], asked: bytes) -> bytes:
-        sections = [tuple(record(ASKED, kind, ttl if kind == 41 else lessen(ttl), data) for kind, ttl, data in records)
-                    for records in (first, second, third)]
+        sections = [
+            tuple(
+                record(ASKED, kind, ttl if kind == 41 else lessen(ttl), data)
+                for kind, ttl, data in records
+            )
+            for records in (first, second, third)
+        ]
         return answer(asked, sections[0], sections[1], sections[2])
 
     def older(ttl: int) -> int:
@@ -155,14 +212,23 @@ def test_aged_answer_differs_in_its_times_alone(first: list, second: list, third
 
     message, spelt = written(lambda ttl: ttl, WWW), question("WWW.eXample.com")
     asking = query(spelt, id=id)
-    assert dns.aged(message, dns.ttl_places(message), asking, seconds) == dns.with_id(written(older, spelt), id)
+    assert dns.aged(message, dns.ttl_places(message), asking, seconds) == dns.with_id(
+        written(older, spelt), id
+    )
 
 
 @many
 @given(RAW_NAMES, st.integers(0, 3000), st.booleans(), st.integers(512, 4096))
-def test_truncated_answer_fits_and_is_still_the_answer(raw: bytes, padding: int, edns: bool, limit: int) -> None:
+def test_truncated_answer_fits_and_is_still_the_answer(
+    raw: bytes, padding: int, edns: bool, limit: int
+) -> None:
     asked = ask(raw, 16)
-    message = answer(asked, (record(ASKED, 16, 60, b"\0" * 2000),), (), (opt(options=option(12, b"\0" * padding)),) * edns)
+    message = answer(
+        asked,
+        (record(ASKED, 16, 60, b"\0" * 2000),),
+        (),
+        (opt(options=option(12, b"\0" * padding)),) * edns,
+    )
     short = dns.truncate(message, limit)
     assert len(short) <= limit
     assert dns.is_answer(short, query(asked))
@@ -180,7 +246,10 @@ def test_error_answers_whatever_has_a_head(data: bytes, code: int) -> None:
         return
     asking = data[:2] + bytes((data[2] & 0x7F,)) + data[3:]
     head = dns.parse_head(dns.encode_error(asking, code))
-    assert head[:4] == (*dns.parse_head(asking)[:1], True, dns.parse_head(asking).opcode, False) and head.code == code
+    assert (
+        head[:4] == (*dns.parse_head(asking)[:1], True, dns.parse_head(asking).opcode, False)
+        and head.code == code
+    )
     try:
         assert dns.is_answer(dns.encode_error(asking, code), asking)
     except ProtocolError:

@@ -1,4 +1,5 @@
 """One spelling for every host, whatever the client wrote."""
+
 from __future__ import annotations
 
 from socket import inet_aton, inet_ntoa
@@ -6,16 +7,16 @@ from socket import inet_aton, inet_ntoa
 import pytest
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces import ip_text, pack_ip
+from netproxy.interfaces.addresses import ip_text, pack_ip
 from netproxy.protocol.host import HostError, canonical_ipv6, parse_host
 
 LABEL = b"a" * 63
-LONGEST = b".".join([LABEL, LABEL, LABEL, b"a" * 61])           # 253 bytes
+LONGEST = b".".join([LABEL, LABEL, LABEL, b"a" * 61])  # 253 bytes
 
 NAMES = {
     "plain": (b"example.com", "example.com"),
     "upper case": (b"WWW.Example.COM", "www.example.com"),
-    "trailing dot": (b"example.com.", "example.com"),           # HAZARDS 76: `a.` = `a`
+    "trailing dot": (b"example.com.", "example.com"),  # HAZARDS 76: `a.` = `a`
     "one label": (b"localhost", "localhost"),
     "underscore and hyphen": (b"_dmarc.a-b.example", "_dmarc.a-b.example"),
     "IDN": (b"xn--bcher-kva.example", "xn--bcher-kva.example"),
@@ -152,7 +153,9 @@ def test_host_error_is_a_protocol_error() -> None:
     assert issubclass(HostError, ProtocolError)
 
 
-@pytest.mark.parametrize("raw", [b"127.1", b"0x7f.1", b"0177.1", b"2130706433", b"10.1.65535", b"1.2.3.4"])
+@pytest.mark.parametrize(
+    "raw", [b"127.1", b"0x7f.1", b"0177.1", b"2130706433", b"10.1.65535", b"1.2.3.4"]
+)
 def test_loose_ipv4_means_what_inet_aton_says(raw: bytes) -> None:
     assert parse_host(raw) == inet_ntoa(inet_aton(raw.decode()))
 
@@ -167,7 +170,7 @@ def test_canonical_ipv6_takes_no_brackets_and_no_ipv4() -> None:
 def test_ip_text_of_packed_bytes() -> None:
     assert ip_text(b"\x7f\0\0\1") == "127.0.0.1"
     assert ip_text(b"\0" * 15 + b"\1") == "::1"
-    assert ip_text(b"\0" * 10 + b"\xff\xff\x7f\0\0\1") == "127.0.0.1"   # HAZARDS 81
+    assert ip_text(b"\0" * 10 + b"\xff\xff\x7f\0\0\1") == "127.0.0.1"  # HAZARDS 81
 
 
 def test_pack_ip_of_text() -> None:

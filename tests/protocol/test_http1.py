@@ -1,13 +1,23 @@
 """HTTP/1.1 request heads, authorities and origins: what is read, what is refused, what is written anew."""
+
 from __future__ import annotations
 
 import time
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol.http1 import (
-    HttpError, Origin, Request, encode_request, field_list, field_values, parse_authority, parse_origin, read_request)
+    HttpError,
+    Origin,
+    Request,
+    encode_request,
+    field_list,
+    field_values,
+    parse_authority,
+    parse_origin,
+    read_request,
+)
 from tests.support.readers import BytesReader, check_read, check_refused
 
 GET = b"GET http://a/ HTTP/1.1\r\n"
@@ -21,23 +31,49 @@ def got(*fields: tuple[bytes, bytes]) -> Request:
 REQUESTS = {
     "absolute form": (GET + b"Host: a\r\n\r\n", got()),
     "authority form": (
-        b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", Request(b"CONNECT", b"a:443", 1, [(b"Host", b"a:443")])),
+        b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
+        Request(b"CONNECT", b"a:443", 1, [(b"Host", b"a:443")]),
+    ),
     "origin form": (b"GET /x?y HTTP/1.1\r\nHost: a\r\n\r\n", Request(b"GET", b"/x?y", 1, [HOST])),
-    "asterisk form": (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Request(b"OPTIONS", b"*", 1, [HOST])),
-    "method of any token": (b"a-Z!#$%&'*+.^_`|~9 / HTTP/1.1\r\nHost: a\r\n\r\n", Request(b"a-Z!#$%&'*+.^_`|~9", b"/", 1, [HOST])),
-    "HTTP/1.0 without Host": (b"GET http://a/ HTTP/1.0\r\n\r\n", Request(b"GET", b"http://a/", 0, [])),
-    "HTTP/1.0 with Host": (b"GET http://a/ HTTP/1.0\r\nHost: a\r\n\r\n", Request(b"GET", b"http://a/", 0, [HOST])),
+    "asterisk form": (
+        b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+        Request(b"OPTIONS", b"*", 1, [HOST]),
+    ),
+    "method of any token": (
+        b"a-Z!#$%&'*+.^_`|~9 / HTTP/1.1\r\nHost: a\r\n\r\n",
+        Request(b"a-Z!#$%&'*+.^_`|~9", b"/", 1, [HOST]),
+    ),
+    "HTTP/1.0 without Host": (
+        b"GET http://a/ HTTP/1.0\r\n\r\n",
+        Request(b"GET", b"http://a/", 0, []),
+    ),
+    "HTTP/1.0 with Host": (
+        b"GET http://a/ HTTP/1.0\r\nHost: a\r\n\r\n",
+        Request(b"GET", b"http://a/", 0, [HOST]),
+    ),
     "one empty line before it": (b"\r\n" + GET + b"Host: a\r\n\r\n", got()),
     "empty Host": (GET + b"Host:\r\n\r\n", Request(b"GET", b"http://a/", 1, [(b"Host", b"")])),
-    "Host of another place": (GET + b"Host: b:81\r\n\r\n", Request(b"GET", b"http://a/", 1, [(b"Host", b"b:81")])),   # HAZARDS 53
-    "Host in capitals": (GET + b"HOST: a\r\n\r\n", Request(b"GET", b"http://a/", 1, [(b"HOST", b"a")])),
+    "Host of another place": (
+        GET + b"Host: b:81\r\n\r\n",
+        Request(b"GET", b"http://a/", 1, [(b"Host", b"b:81")]),
+    ),  # HAZARDS 53
+    "Host in capitals": (
+        GET + b"HOST: a\r\n\r\n",
+        Request(b"GET", b"http://a/", 1, [(b"HOST", b"a")]),
+    ),
     "white space around a value": (GET + b"Host: a\r\nX:\t y\tz \t\r\n\r\n", got((b"X", b"y\tz"))),
     "no white space before a value": (GET + b"Host: a\r\nX:y\r\n\r\n", got((b"X", b"y"))),
     "empty value": (GET + b"Host: a\r\nX:\r\n\r\n", got((b"X", b""))),
     "value of white space": (GET + b"Host: a\r\nX: \t \r\n\r\n", got((b"X", b""))),
     "colons in a value": (GET + b"Host: a\r\nX: :y:\r\n\r\n", got((b"X", b":y:"))),
-    "bytes over 127 in a value": (GET + b"Host: a\r\nX: y\x85\xa0\xffz\r\n\r\n", got((b"X", b"y\x85\xa0\xffz"))),
-    "equal names in their order": (GET + b"Host: a\r\nX: 2\r\nx: 1\r\nX: 2\r\n\r\n", got((b"X", b"2"), (b"x", b"1"), (b"X", b"2"))),
+    "bytes over 127 in a value": (
+        GET + b"Host: a\r\nX: y\x85\xa0\xffz\r\n\r\n",
+        got((b"X", b"y\x85\xa0\xffz")),
+    ),
+    "equal names in their order": (
+        GET + b"Host: a\r\nX: 2\r\nx: 1\r\nX: 2\r\n\r\n",
+        got((b"X", b"2"), (b"x", b"1"), (b"X", b"2")),
+    ),
 }
 
 REFUSED_LINES = {
@@ -114,7 +150,7 @@ AUTHORITIES = {
     "name": (b"Example.com:443", Address("example.com", 443)),
     "IPv4": (b"192.0.2.1:1", Address("192.0.2.1", 1)),
     "loose IPv4": (b"0x7f.1:65535", Address("127.0.0.1", 65535)),
-    "IPv6": (b"[2001:DB8::1]:443", Address("2001:db8::1", 443)),                # HAZARDS 58
+    "IPv6": (b"[2001:DB8::1]:443", Address("2001:db8::1", 443)),  # HAZARDS 58
     "v4-mapped": (b"[::ffff:127.0.0.1]:443", Address("127.0.0.1", 443)),
     "underscore": (b"a_b.example:80", Address("a_b.example", 80)),
     "trailing dot": (b"a.:80", Address("a", 80)),
@@ -169,10 +205,15 @@ ORIGINS = {
     "query without path": (b"http://a?x=/y", Origin(Address("a", 80), b"a", b"/?x=/y")),
     "port": (b"http://a:8080/", Origin(Address("a", 8080), b"a:8080", b"/")),
     "default port is kept for Host": (b"http://a:80/", Origin(Address("a", 80), b"a:80", b"/")),
-    "authority as it was for Host": (b"HTTP://Exa-mple.COM./", Origin(Address("exa-mple.com", 80), b"Exa-mple.COM.", b"/")),
+    "authority as it was for Host": (
+        b"HTTP://Exa-mple.COM./",
+        Origin(Address("exa-mple.com", 80), b"Exa-mple.COM.", b"/"),
+    ),
     "IPv6": (b"http://[::1]/", Origin(Address("::1", 80), b"[::1]", b"/")),
     "path and query as they were": (
-        b"http://a//b/../%2e/;c?d=http://e/?f", Origin(Address("a", 80), b"a", b"//b/../%2e/;c?d=http://e/?f")),
+        b"http://a//b/../%2e/;c?d=http://e/?f",
+        Origin(Address("a", 80), b"a", b"//b/../%2e/;c?d=http://e/?f"),
+    ),
     "at in the path": (b"http://a/@b", Origin(Address("a", 80), b"a", b"/@b")),
 }
 
@@ -187,7 +228,7 @@ REFUSED_ORIGINS = {
     "one slash": b"http:/a/x",
     "fragment": b"http://a/x#y",
     "fragment behind the authority": b"http://a#y",
-    "userinfo": b"http://user@a/",                              # HAZARDS 54
+    "userinfo": b"http://user@a/",  # HAZARDS 54
     "userinfo and password": b"http://user:pw@a/",
     "userinfo that looks like a host": b"http://a:80@b/",
     "comma": b"http://a,b/",
@@ -226,7 +267,7 @@ def test_two_empty_lines_before_a_request_are_answered_400() -> None:
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r\r\n"])
-def test_request_line_without_crlf_is_answered_400(ending: bytes) -> None:      # HAZARDS 52
+def test_request_line_without_crlf_is_answered_400(ending: bytes) -> None:  # HAZARDS 52
     check_refused(read_request, GET[:-2] + ending + b"Host: a\r\n\r\n", HttpError, status=400)
 
 
@@ -235,11 +276,13 @@ def test_field_is_answered_400(fields: bytes) -> None:
     check_refused(read_request, GET + fields, HttpError, status=400)
 
 
-def test_two_host_fields_are_answered_400_in_http_1_0() -> None:                # HAZARDS 54
-    check_refused(read_request, b"GET http://a/ HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", HttpError, status=400)
+def test_two_host_fields_are_answered_400_in_http_1_0() -> None:  # HAZARDS 54
+    check_refused(
+        read_request, b"GET http://a/ HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", HttpError, status=400
+    )
 
 
-def test_request_line_of_8_kb_is_read_and_one_byte_more_is_answered_414() -> None:     # HAZARDS 68
+def test_request_line_of_8_kb_is_read_and_one_byte_more_is_answered_414() -> None:  # HAZARDS 68
     target = b"http://a/".ljust(8192 - len(b"GET  HTTP/1.1\r\n"), b"x")
     head = b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n"
     assert read_request(BytesReader(head % target)).target == target
@@ -249,7 +292,7 @@ def test_request_line_of_8_kb_is_read_and_one_byte_more_is_answered_414() -> Non
         assert caught.value.status == 414
 
 
-def test_100_fields_are_read_and_the_101st_is_answered_431() -> None:           # HAZARDS 68
+def test_100_fields_are_read_and_the_101st_is_answered_431() -> None:  # HAZARDS 68
     head = GET + b"Host: a\r\n" + b"X: y\r\n" * 99
     assert len(read_request(BytesReader(head + b"\r\n")).fields) == 100
     with pytest.raises(HttpError) as caught:
@@ -258,7 +301,9 @@ def test_100_fields_are_read_and_the_101st_is_answered_431() -> None:           
 
 
 @pytest.mark.parametrize("lines", [1, 50])
-def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_431(lines: int) -> None:       # HAZARDS 68
+def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_431(
+    lines: int,
+) -> None:  # HAZARDS 68
     short = b"X: y\r\n" * (lines - 1)
     room = 65536 - len(b"Host: a\r\n" + short + b"X: \r\n" + b"\r\n")
     head = GET + b"Host: a\r\n" + short + b"X: %b\r\n\r\n"
@@ -269,7 +314,7 @@ def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_431(lines: int) 
         assert caught.value.status == 431
 
 
-def test_head_without_end_is_read_no_further_than_its_limits() -> None:         # HAZARDS 61, 68
+def test_head_without_end_is_read_no_further_than_its_limits() -> None:  # HAZARDS 61, 68
     for head in (b"G" * 1_000_000, GET + b"X" * 1_000_000, GET + b"X: y\r\n" * 200_000):
         reader = BytesReader(head, step=4096)
         with pytest.raises(HttpError):
@@ -277,12 +322,20 @@ def test_head_without_end_is_read_no_further_than_its_limits() -> None:         
         assert reader.taken <= 65536 + len(GET) + 4096
 
 
-@pytest.mark.parametrize("hostile", [
-    b"X:" + b" " * 600 + b"\0",                 # cubic where white space may belong to three parts of an expression
-    b"X: y" + b" " * 8000 + b"z",
-    b"X: " + b"y " * 8000 + b"\0",
-], ids=["white space and NUL", "white space within a value", "words and NUL"])
-def test_field_is_read_in_linear_time(hostile: bytes) -> None:                  # HAZARDS 69: no thread is held by one line
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b"X:"
+        + b" " * 600
+        + b"\0",  # cubic where white space may belong to three parts of an expression
+        b"X: y" + b" " * 8000 + b"z",
+        b"X: " + b"y " * 8000 + b"\0",
+    ],
+    ids=["white space and NUL", "white space within a value", "words and NUL"],
+)
+def test_field_is_read_in_linear_time(
+    hostile: bytes,
+) -> None:  # HAZARDS 69: no thread is held by one line
     begun = time.thread_time()
     try:
         read_request(BytesReader(GET + b"Host: a\r\n" + hostile + b"\r\n\r\n"))
@@ -291,7 +344,7 @@ def test_field_is_read_in_linear_time(hostile: bytes) -> None:                  
     assert time.thread_time() - begun < 0.05
 
 
-def test_target_is_read_in_linear_time() -> None:                               # HAZARDS 69
+def test_target_is_read_in_linear_time() -> None:  # HAZARDS 69
     begun = time.thread_time()
     with pytest.raises(HttpError):
         parse_origin(got()._replace(target=b"http://" + b"a" * 8000 + b"#"))
@@ -320,7 +373,7 @@ def test_missing_port_is_the_default_port_where_there_is_one() -> None:
 
 
 @pytest.mark.parametrize(("target", "origin"), ORIGINS.values(), ids=ORIGINS)
-def test_origin_comes_from_the_target_alone(target: bytes, origin: Origin) -> None:     # HAZARDS 53
+def test_origin_comes_from_the_target_alone(target: bytes, origin: Origin) -> None:  # HAZARDS 53
     assert parse_origin(Request(b"GET", target, 1, [(b"Host", b"elsewhere:81")])) == origin
 
 
@@ -331,9 +384,10 @@ def test_origin_is_answered_400(target: bytes) -> None:
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize(("target", "path"), [
-    (b"http://a", b"*"), (b"http://a/", b"/"), (b"http://a?x", b"/?x"), (b"http://a/x", b"/x"),
-])
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [(b"http://a", b"*"), (b"http://a/", b"/"), (b"http://a?x", b"/?x"), (b"http://a/x", b"/x")],
+)
 def test_options_for_a_whole_server_loses_its_path(target: bytes, path: bytes) -> None:
     assert parse_origin(Request(b"OPTIONS", target, 1, [HOST])).path == path
 
@@ -344,7 +398,11 @@ def test_field_values_keep_their_order_and_their_case() -> None:
     assert field_values(fields, b"z") == []
 
 
-def test_field_list_joins_equal_names() -> None:                                # HAZARDS 55
-    fields = [(b"Connection", b"Host, content-length,\tX-Foo "), (b"X", b"y"), (b"connection", b",, close ,")]
+def test_field_list_joins_equal_names() -> None:  # HAZARDS 55
+    fields = [
+        (b"Connection", b"Host, content-length,\tX-Foo "),
+        (b"X", b"y"),
+        (b"connection", b",, close ,"),
+    ]
     assert field_list(fields, b"connection") == [b"host", b"content-length", b"x-foo", b"close"]
     assert field_list(fields, b"te") == []

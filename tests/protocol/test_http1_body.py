@@ -1,4 +1,5 @@
 """How long an HTTP/1.1 body is, and its data without its framing."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,7 +9,14 @@ import pytest
 from netproxy.errors import EndOfStream
 from netproxy.protocol.http1 import HttpError, read_request, read_response
 from netproxy.protocol.http1_message import (
-    NONE, PIECE, Framing, encode_chunk, read_body, request_framing, response_framing)
+    NONE,
+    PIECE,
+    Framing,
+    encode_chunk,
+    read_body,
+    request_framing,
+    response_framing,
+)
 from tests.support.readers import BytesReader, check_read, check_refused
 
 CHUNKED = Framing(chunked=True)
@@ -20,14 +28,20 @@ OK = b"HTTP/1.1 200 OK\r\n"
 FRAMINGS = {
     "Content-Length": (b"Content-Length: 5\r\n", Framing(length=5)),
     "Content-Length 0": (b"Content-Length: 0\r\n", NONE),
-    "Content-Length of 18 digits": (b"Content-Length: 999999999999999999\r\n", Framing(length=10 ** 18 - 1)),
-    "white space around the number": (b"Content-Length: \t 5 \r\n", Framing(length=5)),    # HAZARDS 50: ` 5`, RFC 9112 section 5.1
+    "Content-Length of 18 digits": (
+        b"Content-Length: 999999999999999999\r\n",
+        Framing(length=10**18 - 1),
+    ),
+    "white space around the number": (
+        b"Content-Length: \t 5 \r\n",
+        Framing(length=5),
+    ),  # HAZARDS 50: ` 5`, RFC 9112 section 5.1
     "name in capitals": (b"CONTENT-LENGTH: 5\r\n", Framing(length=5)),
-    "equal list": (b"Content-Length: 5, 5\r\n", Framing(length=5)),             # HAZARDS 50
+    "equal list": (b"Content-Length: 5, 5\r\n", Framing(length=5)),  # HAZARDS 50
     "equal list without white space": (b"Content-Length: 5,5\r\n", Framing(length=5)),
     "equal fields": (b"Content-Length: 5\r\nContent-Length: 5\r\n", Framing(length=5)),
     "chunked": (b"Transfer-Encoding: chunked\r\n", CHUNKED),
-    "Chunked": (b"Transfer-Encoding: Chunked\r\n", CHUNKED),                    # HAZARDS 49
+    "Chunked": (b"Transfer-Encoding: Chunked\r\n", CHUNKED),  # HAZARDS 49
     "CHUNKED in white space": (b"TRANSFER-ENCODING:\tCHUNKED \r\n", CHUNKED),
 }
 
@@ -49,7 +63,7 @@ REFUSED = {
     "chunked, identity": b"Transfer-Encoding: chunked, identity\r\n",
     "identity": b"Transfer-Encoding: identity\r\n",
     "chunked with a parameter": b"Transfer-Encoding: chunked;x=y\r\n",
-    "chunked in quotes": b"Transfer-Encoding: \"chunked\"\r\n",
+    "chunked in quotes": b'Transfer-Encoding: "chunked"\r\n',
     "\\x85chunked": b"Transfer-Encoding: \x85chunked\r\n",
     "chunked\\xa0": b"Transfer-Encoding: chunked\xa0\r\n",
     "vertical tab and chunked": b"Transfer-Encoding: \x0bchunked\r\n",
@@ -87,10 +101,14 @@ BODIES = {
     "length": (Framing(length=5), b"hello", b"hello"),
     "no chunk": (CHUNKED, b"0\r\n\r\n", b""),
     "chunks": (CHUNKED, b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", b"hello!"),
-    "hexadecimal in both cases": (CHUNKED, b"a\r\n0123456789\r\nA\r\n0123456789\r\n0\r\n\r\n", b"0123456789" * 2),
+    "hexadecimal in both cases": (
+        CHUNKED,
+        b"a\r\n0123456789\r\nA\r\n0123456789\r\n0\r\n\r\n",
+        b"0123456789" * 2,
+    ),
     "zeros before a size": (CHUNKED, b"000005\r\nhello\r\n000\r\n\r\n", b"hello"),
     "CRLF in the data": (CHUNKED, b"7\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n", b"\r\n0\r\n\r\n"),
-    "extension": (CHUNKED, b"5;a=b;c=\"d e\"\r\nhello\r\n0;e\r\n\r\n", b"hello"),
+    "extension": (CHUNKED, b'5;a=b;c="d e"\r\nhello\r\n0;e\r\n\r\n', b"hello"),
     "white space before an extension": (CHUNKED, b"5 \t;a\r\nhello\r\n0\r\n\r\n", b"hello"),
     "trailers are left out": (CHUNKED, b"1\r\nx\r\n0\r\nX: y\r\nContent-Length: 5\r\n\r\n", b"x"),
 }
@@ -162,20 +180,24 @@ def test_request_of_any_method_has_the_body_that_its_head_says(method: bytes) ->
 
 
 @pytest.mark.parametrize("fields", REFUSED.values(), ids=REFUSED)
-def test_request_that_could_be_read_in_two_ways_is_answered_400(fields: bytes) -> None:         # HAZARDS 49, 50
+def test_request_that_could_be_read_in_two_ways_is_answered_400(
+    fields: bytes,
+) -> None:  # HAZARDS 49, 50
     with pytest.raises(HttpError) as caught:
         request_body(POST + fields)
     assert caught.value.status == 400
 
 
 @pytest.mark.parametrize("fields", REFUSED.values(), ids=REFUSED)
-def test_response_that_could_be_read_in_two_ways_is_answered_502(fields: bytes) -> None:        # HAZARDS 67
+def test_response_that_could_be_read_in_two_ways_is_answered_502(
+    fields: bytes,
+) -> None:  # HAZARDS 67
     with pytest.raises(HttpError) as caught:
         response_body(OK + fields)
     assert caught.value.status == 502
 
 
-def test_transfer_encoding_in_http_1_0_is_refused() -> None:                            # HAZARDS 49
+def test_transfer_encoding_in_http_1_0_is_refused() -> None:  # HAZARDS 49
     with pytest.raises(HttpError) as caught:
         request_body(b"POST http://a/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n")
     assert caught.value.status == 400
@@ -184,35 +206,66 @@ def test_transfer_encoding_in_http_1_0_is_refused() -> None:                    
     assert caught.value.status == 502
 
 
-def test_head_without_length_means_no_body_in_a_request_and_until_close_in_a_response() -> None:        # HAZARDS 65
+def test_head_without_length_means_no_body_in_a_request_and_until_close_in_a_response() -> (
+    None
+):  # HAZARDS 65
     assert request_body(POST) == NONE
     assert response_body(OK) == UNTIL_CLOSE
     assert response_body(b"HTTP/1.0 200 OK\r\n") == UNTIL_CLOSE
     assert response_body(b"HTTP/1.1 404 Not Found\r\n") == UNTIL_CLOSE
 
 
-@pytest.mark.parametrize("fields", [b"", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
-@pytest.mark.parametrize(("status", "method"), [
-    (100, b"POST"), (101, b"GET"), (103, b"GET"), (199, b"GET"), (204, b"GET"), (304, b"GET"), (200, b"HEAD"), (404, b"HEAD"),
-])
-def test_response_without_body_whatever_its_head_says(status: int, method: bytes, fields: bytes) -> None:       # HAZARDS 65
+@pytest.mark.parametrize(
+    "fields", [b"", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"]
+)
+@pytest.mark.parametrize(
+    ("status", "method"),
+    [
+        (100, b"POST"),
+        (101, b"GET"),
+        (103, b"GET"),
+        (199, b"GET"),
+        (204, b"GET"),
+        (304, b"GET"),
+        (200, b"HEAD"),
+        (404, b"HEAD"),
+    ],
+)
+def test_response_without_body_whatever_its_head_says(
+    status: int, method: bytes, fields: bytes
+) -> None:  # HAZARDS 65
     assert response_body(b"HTTP/1.1 %d x\r\n" % status + fields, method) == NONE
 
 
-@pytest.mark.parametrize("fields", [
-    b"", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"",
+        b"Content-Length: 5\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+    ],
+)
 @pytest.mark.parametrize("status", [200, 201, 299])
-def test_success_of_connect_has_no_body_whatever_its_head_says(status: int, fields: bytes) -> None:     # HAZARDS 61
+def test_success_of_connect_has_no_body_whatever_its_head_says(
+    status: int, fields: bytes
+) -> None:  # HAZARDS 61
     assert response_body(b"HTTP/1.1 %d x\r\n" % status + fields, b"CONNECT") == NONE
 
 
-def test_refusal_of_connect_has_its_body() -> None:                                     # HAZARDS 61
-    assert response_body(b"HTTP/1.1 407 x\r\nContent-Length: 5\r\n", b"CONNECT") == Framing(length=5)
+def test_refusal_of_connect_has_its_body() -> None:  # HAZARDS 61
+    assert response_body(b"HTTP/1.1 407 x\r\nContent-Length: 5\r\n", b"CONNECT") == Framing(
+        length=5
+    )
 
 
 def test_framing_says_in_one_word_how_a_body_ends() -> None:
     assert [(f.empty, f.until_close) for f in (NONE, Framing(length=5), CHUNKED, UNTIL_CLOSE)] == [
-        (True, False), (False, False), (False, False), (False, True)]
+        (True, False),
+        (False, False),
+        (False, False),
+        (False, True),
+    ]
 
 
 @pytest.mark.parametrize(("framing", "data", "body"), BODIES.values(), ids=BODIES)
@@ -221,8 +274,8 @@ def test_body_is_read_to_its_last_byte(framing: Framing, data: bytes, body: byte
 
 
 @pytest.mark.parametrize("data", REFUSED_CHUNKS.values(), ids=REFUSED_CHUNKS)
-def test_chunks_are_refused(data: bytes) -> None:                                       # HAZARDS 51
-    if len(data) > 1000:        # quadratic in four ways
+def test_chunks_are_refused(data: bytes) -> None:  # HAZARDS 51
+    if len(data) > 1000:  # quadratic in four ways
         for status in (400, 502):
             with pytest.raises(HttpError) as caught:
                 reading(CHUNKED, status)(BytesReader(data))
@@ -232,7 +285,7 @@ def test_chunks_are_refused(data: bytes) -> None:                               
         check_refused(reading(CHUNKED, status), data, HttpError, status=status)
 
 
-def test_chunk_line_of_1_kb_is_read_and_no_more() -> None:                              # HAZARDS 51
+def test_chunk_line_of_1_kb_is_read_and_no_more() -> None:  # HAZARDS 51
     line = b"1;".ljust(1022, b"a")
     assert reading(CHUNKED)(BytesReader(line + b"\r\nx\r\n0\r\n\r\n")) == b"x"
     reader = BytesReader(line + b"a" * 65536 + b"\r\nx\r\n0\r\n\r\n", step=1)
@@ -245,7 +298,11 @@ def test_trailers_of_8_kb_are_read_and_no_more() -> None:
     trailers = b"X: y\r\n" * 1000
     fits = b"0\r\n" + trailers + (b"Y: ".ljust(8192 - len(trailers) - 4, b"z")) + b"\r\n\r\n"
     assert reading(CHUNKED)(BytesReader(fits)) == b""
-    for data in (fits[:3] + b"X" + fits[3:], b"0\r\n" + b"X: y\r\n" * 10_000 + b"\r\n", b"0\r\n" + b"X" * 100_000):
+    for data in (
+        fits[:3] + b"X" + fits[3:],
+        b"0\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
+        b"0\r\n" + b"X" * 100_000,
+    ):
         reader = BytesReader(data, step=1024)
         with pytest.raises(HttpError) as caught:
             reading(CHUNKED)(reader)
@@ -268,10 +325,17 @@ def test_data_is_given_as_it_comes() -> None:
     assert list(body) == [b"h", b"e", b"l", b"l", b"o"]
 
 
-@pytest.mark.parametrize(("framing", "data", "given"), [
-    (Framing(length=9), b"hello", b"hello"), (CHUNKED, b"9\r\nhello", b"hello"), (CHUNKED, b"5\r\nhello\r\n", b"hello"),
-])
-def test_body_cut_short_gives_what_there_was_and_then_fails(framing: Framing, data: bytes, given: bytes) -> None:
+@pytest.mark.parametrize(
+    ("framing", "data", "given"),
+    [
+        (Framing(length=9), b"hello", b"hello"),
+        (CHUNKED, b"9\r\nhello", b"hello"),
+        (CHUNKED, b"5\r\nhello\r\n", b"hello"),
+    ],
+)
+def test_body_cut_short_gives_what_there_was_and_then_fails(
+    framing: Framing, data: bytes, given: bytes
+) -> None:
     pieces = []
     with pytest.raises(EndOfStream):
         for piece in read_body(BytesReader(data), framing):
@@ -280,7 +344,7 @@ def test_body_cut_short_gives_what_there_was_and_then_fails(framing: Framing, da
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_body_until_close_takes_everything(step: int) -> None:                          # HAZARDS 65
+def test_body_until_close_takes_everything(step: int) -> None:  # HAZARDS 65
     reader = BytesReader(b"0\r\n\r\nhello", step)
     assert b"".join(read_body(reader, UNTIL_CLOSE)) == b"0\r\n\r\nhello"
     assert reader.rest() == b""
@@ -294,4 +358,6 @@ def test_chunk_has_these_bytes() -> None:
 
 def test_reader_reads_the_chunks_that_the_writer_encodes() -> None:
     pieces = [b"a", b"\r\n", b"0\r\n\r\n", b"x" * 300]
-    check_read(reading(CHUNKED), b"".join(map(encode_chunk, pieces)) + encode_chunk(b""), b"".join(pieces))
+    check_read(
+        reading(CHUNKED), b"".join(map(encode_chunk, pieces)) + encode_chunk(b""), b"".join(pieces)
+    )

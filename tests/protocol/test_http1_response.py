@@ -1,4 +1,5 @@
 """HTTP/1.1 response heads: those of an upstream, and the answers of our own."""
+
 from __future__ import annotations
 
 import time
@@ -7,7 +8,13 @@ import pytest
 
 from netproxy.errors import Reason
 from netproxy.protocol import http1
-from netproxy.protocol.http1 import HttpError, Response, encode_error, encode_response, read_response
+from netproxy.protocol.http1 import (
+    HttpError,
+    Response,
+    encode_error,
+    encode_response,
+    read_response,
+)
 from tests.support.readers import BytesReader, check_read, check_refused
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -15,26 +22,39 @@ OK = b"HTTP/1.1 200 OK\r\n"
 RESPONSES = {
     "no field": (OK + b"\r\n", Response(1, 200, b"OK", [])),
     "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\n", Response(0, 200, b"OK", [])),
-    "phrase of many words": (b"HTTP/1.1 404 Not  Found \r\n\r\n", Response(1, 404, b"Not  Found ", [])),
+    "phrase of many words": (
+        b"HTTP/1.1 404 Not  Found \r\n\r\n",
+        Response(1, 404, b"Not  Found ", []),
+    ),
     "phrase in UTF-8": (b"HTTP/1.1 404 b\xc3\xb6se\r\n\r\n", Response(1, 404, b"b\xc3\xb6se", [])),
     "empty phrase": (b"HTTP/1.1 200 \r\n\r\n", Response(1, 200, b"", [])),
     "no phrase and no space": (b"HTTP/1.1 200\r\n\r\n", Response(1, 200, b"", [])),
-    "100": (b"HTTP/1.1 100 Continue\r\n\r\n", Response(1, 100, b"Continue", [])),           # HAZARDS 65
+    "100": (b"HTTP/1.1 100 Continue\r\n\r\n", Response(1, 100, b"Continue", [])),  # HAZARDS 65
     "599": (b"HTTP/1.1 599 x\r\n\r\n", Response(1, 599, b"x", [])),
-    "407 to CONNECT": (                                                         # HAZARDS 61
-        b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"a\"\r\n\r\n",
-        Response(1, 407, b"Proxy Authentication Required", [(b"Proxy-Authenticate", b"Basic realm=\"a\"")])),
+    "407 to CONNECT": (  # HAZARDS 61
+        b'HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm="a"\r\n\r\n',
+        Response(
+            1, 407, b"Proxy Authentication Required", [(b"Proxy-Authenticate", b'Basic realm="a"')]
+        ),
+    ),
     "fields in their order": (
         OK + b"Set-Cookie: b\r\nX: y\r\nset-cookie: a\r\n\r\n",
-        Response(1, 200, b"OK", [(b"Set-Cookie", b"b"), (b"X", b"y"), (b"set-cookie", b"a")])),
+        Response(1, 200, b"OK", [(b"Set-Cookie", b"b"), (b"X", b"y"), (b"set-cookie", b"a")]),
+    ),
     # RFC 9112 section 5.1: removed from responses
-    "white space before the colon": (OK + b"X \t: y\r\n\r\n", Response(1, 200, b"OK", [(b"X", b"y")])),
-    "white space around a value": (OK + b"X:\t y z\t \r\n\r\n", Response(1, 200, b"OK", [(b"X", b"y z")])),
+    "white space before the colon": (
+        OK + b"X \t: y\r\n\r\n",
+        Response(1, 200, b"OK", [(b"X", b"y")]),
+    ),
+    "white space around a value": (
+        OK + b"X:\t y z\t \r\n\r\n",
+        Response(1, 200, b"OK", [(b"X", b"y z")]),
+    ),
     "empty value": (OK + b"X:\r\n\r\n", Response(1, 200, b"OK", [(b"X", b"")])),
     "bytes over 127": (OK + b"X: \xc3\xbc\r\n\r\n", Response(1, 200, b"OK", [(b"X", b"\xc3\xbc")])),
 }
 
-REFUSED = {            # HAZARDS 61, 52
+REFUSED = {  # HAZARDS 61, 52
     "HTTP/2": b"HTTP/2.0 200 OK\r\n\r\n",
     "HTTP/1.2": b"HTTP/1.2 200 OK\r\n\r\n",
     "no version": b"HTTP 200 OK\r\n\r\n",
@@ -87,7 +107,7 @@ def test_response_is_answered_502(data: bytes) -> None:
     check_refused(read_response, data, HttpError, status=502)
 
 
-def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_502() -> None:          # HAZARDS 61
+def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_502() -> None:  # HAZARDS 61
     value = b"y" * (65536 - len(b"X: \r\n\r\n"))
     assert read_response(BytesReader(OK + b"X: %b\r\n\r\n" % value)).fields == [(b"X", value)]
     with pytest.raises(HttpError) as caught:
@@ -95,10 +115,16 @@ def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_502() -> None:  
     assert caught.value.status == 502
 
 
-@pytest.mark.parametrize("head", [
-    OK + b"X: " + b"y" * 1_000_000, OK + b"X: y\r\n" * 200_000, b"HTTP/1.1 200 " + b"y" * 1_000_000,
-], ids=["field", "fields", "phrase"])
-def test_head_of_1_mb_is_answered_502_and_not_read(head: bytes) -> None:                # HAZARDS 61
+@pytest.mark.parametrize(
+    "head",
+    [
+        OK + b"X: " + b"y" * 1_000_000,
+        OK + b"X: y\r\n" * 200_000,
+        b"HTTP/1.1 200 " + b"y" * 1_000_000,
+    ],
+    ids=["field", "fields", "phrase"],
+)
+def test_head_of_1_mb_is_answered_502_and_not_read(head: bytes) -> None:  # HAZARDS 61
     reader = BytesReader(head, step=4096)
     with pytest.raises(HttpError) as caught:
         read_response(reader)
@@ -106,9 +132,15 @@ def test_head_of_1_mb_is_answered_502_and_not_read(head: bytes) -> None:        
     assert reader.taken <= 65536 + len(OK) + 4096
 
 
-@pytest.mark.parametrize("hostile", [
-    b"X:" + b" " * 600 + b"\0", b"X" + b" " * 8000 + b":" + b" " * 600 + b"\0", b"X" + b" " * 60_000 + b"\0"],
-    ids=["behind the colon", "on both sides of it", "without a colon"])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b"X:" + b" " * 600 + b"\0",
+        b"X" + b" " * 8000 + b":" + b" " * 600 + b"\0",
+        b"X" + b" " * 60_000 + b"\0",
+    ],
+    ids=["behind the colon", "on both sides of it", "without a colon"],
+)
 def test_field_of_an_upstream_is_read_in_linear_time(hostile: bytes) -> None:
     begun = time.thread_time()
     with pytest.raises(HttpError):
@@ -116,7 +148,7 @@ def test_field_of_an_upstream_is_read_in_linear_time(hostile: bytes) -> None:
     assert time.thread_time() - begun < 0.05
 
 
-def test_error_is_a_whole_answer_in_plain_text() -> None:                               # HAZARDS 71
+def test_error_is_a_whole_answer_in_plain_text() -> None:  # HAZARDS 71
     assert encode_error(403, "not allowed by the rules") == (
         b"HTTP/1.1 403 Forbidden\r\n"
         b"Content-Type: text/plain; charset=us-ascii\r\n"
@@ -124,16 +156,17 @@ def test_error_is_a_whole_answer_in_plain_text() -> None:                       
         b"Content-Length: 25\r\n"
         b"Connection: close\r\n"
         b"\r\n"
-        b"not allowed by the rules\n")
+        b"not allowed by the rules\n"
+    )
 
 
 def test_error_counts_its_bytes_and_takes_more_fields() -> None:
-    response = encode_error(407, "grün <b>", [(b"Proxy-Authenticate", b"Basic realm=\"NetProxy\"")])
+    response = encode_error(407, "grün <b>", [(b"Proxy-Authenticate", b'Basic realm="NetProxy"')])
     head, _, body = response.partition(b"\r\n\r\n")
     assert body == b"gr\\xfcn <b>\n"
     assert head.startswith(b"HTTP/1.1 407 Proxy Authentication Required\r\n")
     assert b"\r\nContent-Length: %d\r\n" % len(body) in head
-    assert head.endswith(b"\r\nProxy-Authenticate: Basic realm=\"NetProxy\"")
+    assert head.endswith(b'\r\nProxy-Authenticate: Basic realm="NetProxy"')
 
 
 @pytest.mark.parametrize("status", http1.PHRASES)
@@ -147,9 +180,14 @@ def test_error_of_every_status_reads_back(status: int) -> None:
 def test_every_reason_has_an_answer_with_a_phrase() -> None:
     assert set(http1.REPLIES) == set(Reason)
     assert set(http1.REPLIES.values()) <= set(http1.PHRASES)
-    assert {reason for reason, status in http1.REPLIES.items() if status == 403} == {Reason.DENIED, Reason.LOOP}
+    assert {reason for reason, status in http1.REPLIES.items() if status == 403} == {
+        Reason.DENIED,
+        Reason.LOOP,
+    }
     assert {reason for reason, status in http1.REPLIES.items() if status == 504} == {Reason.TIMEOUT}
-    assert http1.REPLIES[Reason.LOOP] == 403        # HAZARDS 77; a loop that Via shows is 502 (HAZARDS 70)
+    assert (
+        http1.REPLIES[Reason.LOOP] == 403
+    )  # HAZARDS 77; a loop that Via shows is 502 (HAZARDS 70)
 
 
 @pytest.mark.parametrize("status", [400, 414, 431, 502])

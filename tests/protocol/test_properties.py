@@ -1,4 +1,5 @@
 """What holds for every input: both roles agree, and hostile bytes raise a ProtocolError or nothing."""
+
 from __future__ import annotations
 
 import string
@@ -11,7 +12,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import assume, given, settings, strategies as st
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces import Address, ip_text, pack_ip
+from netproxy.interfaces.addresses import Address, ip_text, pack_ip
 from netproxy.protocol import http1, http1_message, socks4, socks5
 from netproxy.protocol.host import HostError, canonical_ipv6, parse_host
 from netproxy.protocol.http1 import Request, Response
@@ -22,11 +23,16 @@ many = settings(max_examples=200, deadline=None)
 
 def soup(*pieces: bytes, odd: int = 8, most: int = 12) -> st.SearchStrategy[bytes]:
     """Bytes with a taste of the protocol: `pieces` in any order and, for one in `odd`, any byte.  One cheap draw each."""
-    table = [bytes((code,)) if code % odd == odd - 1 else pieces[code % len(pieces)] for code in range(256)]
+    table = [
+        bytes((code,)) if code % odd == odd - 1 else pieces[code % len(pieces)]
+        for code in range(256)
+    ]
     return st.binary(max_size=most).map(lambda codes: b"".join(map(table.__getitem__, codes)))
 
 
-def after(starts: list[bytes], then: st.SearchStrategy[bytes], ends: list[bytes]) -> st.SearchStrategy[bytes]:
+def after(
+    starts: list[bytes], then: st.SearchStrategy[bytes], ends: list[bytes]
+) -> st.SearchStrategy[bytes]:
     return st.tuples(st.sampled_from(starts), then, st.sampled_from(ends)).map(b"".join)
 
 
@@ -52,25 +58,82 @@ def origin(data: bytes) -> object:
 
 
 HOSTS = soup(b"a", b".", b"127", b"1", b"0x7f", b"08", b"example", b"-", b"%", b"9" * 30, most=6)
-IPV6_LIKE = after([b"", b"["], soup(b"::", b":", b"ffff", b"1", b"127.0.0.1", odd=40, most=6), [b"", b"]"])
+IPV6_LIKE = after(
+    [b"", b"["], soup(b"::", b":", b"ffff", b"1", b"127.0.0.1", odd=40, most=6), [b"", b"]"]
+)
 SOCKS_PIECES = soup(b"\0", b"\1", b"a", b".", b"\x0bexample.com", b"\0" * 18)
-SOCKS4 = after([b"\4\1\0\x50\1", b"\4\1\0\x50\0\0\0\1", b"\0\x5a", b"\4", b""], SOCKS_PIECES, [b"\0\0", b""])
-SOCKS5 = after([b"\5\1\0\1", b"\5\3\0\3", b"\5\1\0\4", b"\1\1u", b"\5", b"\1", b""], SOCKS_PIECES, [b"\0\x50", b""])
-TARGET_BYTES = after([b"\1", b"\3", b"\4", b"\3\x0bexample.com", b"\3\0", b""], soup(b"a", b"\0\x50", b"\0" * 4, b"\0" * 14, most=3), [b""])
+SOCKS4 = after(
+    [b"\4\1\0\x50\1", b"\4\1\0\x50\0\0\0\1", b"\0\x5a", b"\4", b""], SOCKS_PIECES, [b"\0\0", b""]
+)
+SOCKS5 = after(
+    [b"\5\1\0\1", b"\5\3\0\3", b"\5\1\0\4", b"\1\1u", b"\5", b"\1", b""],
+    SOCKS_PIECES,
+    [b"\0\x50", b""],
+)
+TARGET_BYTES = after(
+    [b"\1", b"\3", b"\4", b"\3\x0bexample.com", b"\3\0", b""],
+    soup(b"a", b"\0\x50", b"\0" * 4, b"\0" * 14, most=3),
+    [b""],
+)
 AUTHORITIES = after(
-    [b"a", b"[::1]", b"127.1", b""], soup(b"a", b".", b"@", b",", b"1", odd=40, most=2), [b":80", b":81", b":0", b":99999", b"", b":+8"])
+    [b"a", b"[::1]", b"127.1", b""],
+    soup(b"a", b".", b"@", b",", b"1", odd=40, most=2),
+    [b":80", b":81", b":0", b":99999", b"", b":+8"],
+)
 URLS = after([b"http://", b"HTTP://", b""], AUTHORITIES, [b"", b"/", b"/x?y", b"?y", b"#z", b"/\0"])
 LINES = soup(
-    b"Host: a\r\n", b"X: y\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n", b"Content-Length: ", b"X:",
-    b"5,5\r\n", b"\t \r\n", b"\x85", b"\xa0\r\n", b"\r", b"\n", b" ", b"\0", odd=40, most=5)
+    b"Host: a\r\n",
+    b"X: y\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: ",
+    b"X:",
+    b"5,5\r\n",
+    b"\t \r\n",
+    b"\x85",
+    b"\xa0\r\n",
+    b"\r",
+    b"\n",
+    b" ",
+    b"\0",
+    odd=40,
+    most=5,
+)
 ENDS = [b"\r\n", b"\r\n", b"\r\n", b" HTTP/1.1\r\n\r\n", b""]
 REQUESTS = after(
-    [b"POST http://a/ HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.0\r\n", b"GET ", b""], LINES, ENDS)
-RESPONSES = after([b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 404\r\n", b"HTTP/1.0 304\r\n", b"HTTP/1.1 ", b""], LINES, ENDS)
+    [
+        b"POST http://a/ HTTP/1.1\r\nHost: a\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n",
+        b"GET / HTTP/1.0\r\n",
+        b"GET ",
+        b"",
+    ],
+    LINES,
+    ENDS,
+)
+RESPONSES = after(
+    [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 404\r\n", b"HTTP/1.0 304\r\n", b"HTTP/1.1 ", b""],
+    LINES,
+    ENDS,
+)
 CHUNKS = after(
     [b"5\r\nhello\r\n", b"1\r\n", b""],
-    soup(b"5\r\nhello\r\n", b"1;a=b\r\nx\r\n", b"0\r\n", b"X: y\r\n", b"\r\n", b"_", b"0x", b"-", b" ", b"\n", odd=40, most=5),
-    [b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"\r\n", b""])
+    soup(
+        b"5\r\nhello\r\n",
+        b"1;a=b\r\nx\r\n",
+        b"0\r\n",
+        b"X: y\r\n",
+        b"\r\n",
+        b"_",
+        b"0x",
+        b"-",
+        b" ",
+        b"\n",
+        odd=40,
+        most=5,
+    ),
+    [b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"\r\n", b""],
+)
 
 READERS = {
     "socks4.read_request": (socks4.read_request, SOCKS4),
@@ -97,8 +160,11 @@ PARSERS = {
 
 
 @pytest.mark.parametrize(("read", "strategy"), READERS.values(), ids=READERS)
-def test_any_bytes_read_alike_in_one_piece_and_in_many(read: Callable[[BytesReader], Any], strategy: st.SearchStrategy[bytes]) -> None:
+def test_any_bytes_read_alike_in_one_piece_and_in_many(
+    read: Callable[[BytesReader], Any], strategy: st.SearchStrategy[bytes]
+) -> None:
     """And raise a ProtocolError or nothing: anything else fails the test."""
+
     def outcome(data: bytes, step: int) -> object:
         reader = BytesReader(data, step)
         try:
@@ -115,7 +181,9 @@ def test_any_bytes_read_alike_in_one_piece_and_in_many(read: Callable[[BytesRead
 
 
 @pytest.mark.parametrize(("parse", "strategy"), PARSERS.values(), ids=PARSERS)
-def test_any_bytes_parse_or_raise_a_protocol_error(parse: Callable[[bytes], Any], strategy: st.SearchStrategy[bytes]) -> None:
+def test_any_bytes_parse_or_raise_a_protocol_error(
+    parse: Callable[[bytes], Any], strategy: st.SearchStrategy[bytes]
+) -> None:
     @many
     @given(st.one_of(strategy, strategy, st.binary(max_size=40)))
     def check(data: bytes) -> None:
@@ -160,8 +228,13 @@ def test_host_is_canonical_once_for_all(raw: bytes) -> None:
 
 
 @many
-@given(st.lists(st.tuples(st.integers(0, 300), st.sampled_from(["%d", "0%o", "0x%x", "0X00%X"])), min_size=1, max_size=4).map(
-    lambda parts: ".".join(form % number for number, form in parts).encode()))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 300), st.sampled_from(["%d", "0%o", "0x%x", "0X00%X"])),
+        min_size=1,
+        max_size=4,
+    ).map(lambda parts: ".".join(form % number for number, form in parts).encode())
+)
 def test_every_ipv4_spelling_of_inet_aton_means_what_it_says(raw: bytes) -> None:
     try:
         expected = inet_ntoa(inet_aton(raw.decode()))
@@ -174,7 +247,9 @@ def test_every_ipv4_spelling_of_inet_aton_means_what_it_says(raw: bytes) -> None
 
 @many
 @given(TARGETS, st.integers(0, 255), st.text(string.printable, max_size=255).map(str.encode))
-def test_socks4_server_reads_what_the_client_encodes(target: Address, command: int, user_id: bytes) -> None:
+def test_socks4_server_reads_what_the_client_encodes(
+    target: Address, command: int, user_id: bytes
+) -> None:
     assume(target.host != "0.0.0.0")
     reader = BytesReader(socks4.encode_request(command, target, user_id) + TRAILING)
     assert socks4.read_request(reader) == (command, target, user_id)
@@ -184,7 +259,10 @@ def test_socks4_server_reads_what_the_client_encodes(target: Address, command: i
 @many
 @given(TARGETS, st.integers(0, 255))
 def test_socks5_peer_reads_what_its_peer_encodes(address: Address, code: int) -> None:
-    for encode, read in ((socks5.encode_request, socks5.read_request), (socks5.encode_reply, socks5.read_reply)):
+    for encode, read in (
+        (socks5.encode_request, socks5.read_request),
+        (socks5.encode_reply, socks5.read_reply),
+    ):
         reader = BytesReader(encode(code, address) + TRAILING)
         assert read(reader) == (code, address)
         assert reader.rest() == TRAILING
@@ -196,7 +274,7 @@ def test_udp_header_is_found_at_any_place(address: Address, before: bytes, paylo
     header = socks5.encode_header(address)
     arena = memoryview(before + header + payload + b"\0")
     assert socks5.header_length(arena, len(before)) == len(header)
-    assert socks5.parse_target(header[socks5.ATYP_AT:]) == address
+    assert socks5.parse_target(header[socks5.ATYP_AT :]) == address
 
 
 @many
@@ -210,13 +288,17 @@ def test_credentials_survive(user: str, password: str) -> None:
 TOKENS = text_of(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")
 VALUE = "".join(map(chr, range(0x21, 0x7F))) + "\t " + "".join(map(chr, range(0x80, 0x100)))
 VALUES = text_of(VALUE, 0, 40).map(lambda value: value.strip(b"\t \x85\xa0"))
-FIELDS = st.lists(st.tuples(TOKENS.filter(lambda name: name.lower() != b"host"), VALUES), max_size=4)
+FIELDS = st.lists(
+    st.tuples(TOKENS.filter(lambda name: name.lower() != b"host"), VALUES), max_size=4
+)
 VISIBLE = text_of("".join(map(chr, range(0x21, 0x7F))), 1, 60)
 
 
 @many
 @given(TOKENS, VISIBLE, FIELDS)
-def test_http_server_reads_what_the_client_encodes(method: bytes, target: bytes, fields: http1.Fields) -> None:
+def test_http_server_reads_what_the_client_encodes(
+    method: bytes, target: bytes, fields: http1.Fields
+) -> None:
     request = Request(method, target, 1, [*fields, (b"Host", b"a")])
     reader = BytesReader(http1.encode_request(request) + TRAILING)
     assert http1.read_request(reader) == request
@@ -225,7 +307,9 @@ def test_http_server_reads_what_the_client_encodes(method: bytes, target: bytes,
 
 @many
 @given(st.integers(100, 599), text_of(VALUE, 0), FIELDS)
-def test_http_client_reads_what_the_server_encodes(status: int, phrase: bytes, fields: http1.Fields) -> None:
+def test_http_client_reads_what_the_server_encodes(
+    status: int, phrase: bytes, fields: http1.Fields
+) -> None:
     response = Response(1, status, phrase, fields)
     reader = BytesReader(http1.encode_response(response) + TRAILING)
     assert http1.read_response(reader) == response
@@ -241,7 +325,12 @@ def test_head_that_was_read_is_written_without_a_second_meaning(data: bytes) -> 
         return
     assume(request.minor)
     written = http1.encode_request(request)
-    assert written.count(b"\n") == written.count(b"\r") == written.count(b"\r\n") == len(request.fields) + 2
+    assert (
+        written.count(b"\n")
+        == written.count(b"\r")
+        == written.count(b"\r\n")
+        == len(request.fields) + 2
+    )
     assert not set(written) & {0x0B, 0x0C, 0, 0x7F}
     assert http1.read_request(BytesReader(written)) == request
 

@@ -1,13 +1,26 @@
 """The PROXY protocol, versions 1 and 2, in both roles."""
+
 from __future__ import annotations
 
 import pytest
 
 from netproxy.errors import EndOfStream, LimitError, ProtocolError
-from netproxy.interfaces import Address, ip_text, pack_ip
+from netproxy.interfaces.addresses import Address, ip_text, pack_ip
 from netproxy.protocol.proxy_protocol import (
-    BLOCK_LIMIT, LINE_LIMIT, SIGNATURE, TCP4, TCP6, UDP4, UDP6, UNIX_DATAGRAM, UNIX_STREAM, UNSPEC,
-    encode_v1, encode_v2, read_header)
+    BLOCK_LIMIT,
+    LINE_LIMIT,
+    SIGNATURE,
+    TCP4,
+    TCP6,
+    UDP4,
+    UDP6,
+    UNIX_DATAGRAM,
+    UNIX_STREAM,
+    UNSPEC,
+    encode_v1,
+    encode_v2,
+    read_header,
+)
 from tests.support.readers import BytesReader, TRAILING, check_read, check_refused
 
 SOURCE6 = b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
@@ -25,16 +38,28 @@ def block(family: int, data: bytes, verb: int = 0x21) -> bytes:
 
 
 LINES = {
-    "TCP4 of the specification": (b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n", Address("192.168.0.1", 56324)),
+    "TCP4 of the specification": (
+        b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n",
+        Address("192.168.0.1", 56324),
+    ),
     "TCP4 of WIRE 8": (b"PROXY TCP4 1.2.3.4 5.6.7.8 1111 443\r\n", Address("1.2.3.4", 1111)),
-    "TCP4 longest": (b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n", Address("255.255.255.255", 65535)),
+    "TCP4 longest": (
+        b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n",
+        Address("255.255.255.255", 65535),
+    ),
     "TCP4 shortest": (b"PROXY TCP4 0.0.0.0 0.0.0.0 0 0\r\n", Address("0.0.0.0", 0)),
     "TCP6": (b"PROXY TCP6 2001:db8::1 ::1 56324 443\r\n", Address("2001:db8::1", 56324)),
-    "TCP6 upper case and long": (b"PROXY TCP6 2001:0DB8:0000:0000:0000:0000:0000:0001 ::1 1 2\r\n", Address("2001:db8::1", 1)),
+    "TCP6 upper case and long": (
+        b"PROXY TCP6 2001:0DB8:0000:0000:0000:0000:0000:0001 ::1 1 2\r\n",
+        Address("2001:db8::1", 1),
+    ),
     "TCP6 longest": (f"PROXY TCP6 {WIDE} {WIDE} 65535 65535\r\n".encode(), Address(WIDE, 65535)),
     "TCP6 nothing": (b"PROXY TCP6 :: :: 0 0\r\n", Address("::", 0)),
     "TCP6 v4-mapped": (b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n", Address("192.0.2.1", 1)),
-    "TCP6 v4-mapped in hexadecimal": (b"PROXY TCP6 ::ffff:c000:201 ::1 1 2\r\n", Address("192.0.2.1", 1)),
+    "TCP6 v4-mapped in hexadecimal": (
+        b"PROXY TCP6 ::ffff:c000:201 ::1 1 2\r\n",
+        Address("192.0.2.1", 1),
+    ),
     "UNKNOWN": (b"PROXY UNKNOWN\r\n", None),
     "UNKNOWN and a space": (b"PROXY UNKNOWN \r\n", None),
     "UNKNOWN and addresses": (b"PROXY UNKNOWN 1.2.3.4 5.6.7.8 1111 443\r\n", None),
@@ -100,7 +125,7 @@ REFUSED_LINES = {
     "port 00": b"PROXY TCP4 1.2.3.4 5.6.7.8 00 443\r\n",
     "port with a sign": b"PROXY TCP4 1.2.3.4 5.6.7.8 +1111 443\r\n",
     "negative port": b"PROXY TCP4 1.2.3.4 5.6.7.8 -1 443\r\n",
-    "port with an underscore": b"PROXY TCP4 1.2.3.4 5.6.7.8 1_1 443\r\n",      # HAZARDS 1.2: int() takes it
+    "port with an underscore": b"PROXY TCP4 1.2.3.4 5.6.7.8 1_1 443\r\n",  # HAZARDS 1.2: int() takes it
     "port in hexadecimal": b"PROXY TCP4 1.2.3.4 5.6.7.8 0x1 443\r\n",
     "port in superscript": "PROXY TCP4 1.2.3.4 5.6.7.8 1² 443\r\n".encode(),
     "NUL": b"PROXY TCP4 1.2.3.4\0 5.6.7.8 1111 443\r\n",
@@ -113,12 +138,21 @@ BLOCKS = {
     "TCP4 nothing": (block(TCP4, b"\0" * 12), Address("0.0.0.0", 0)),
     "TCP4 all ones": (block(TCP4, b"\xff" * 12), Address("255.255.255.255", 65535)),
     "TCP4 with TLVs": (block(TCP4, IPV4_BLOCK + TLVS), Address("192.168.0.1", 56324)),
-    "TCP4 with a byte that is no TLV": (block(TCP4, IPV4_BLOCK + b"\4"), Address("192.168.0.1", 56324)),
+    "TCP4 with a byte that is no TLV": (
+        block(TCP4, IPV4_BLOCK + b"\4"),
+        Address("192.168.0.1", 56324),
+    ),
     "TCP6": (block(TCP6, IPV6_BLOCK), Address("2001:db8::1", 56324)),
     "UDP6": (block(UDP6, IPV6_BLOCK), Address("2001:db8::1", 56324)),
     "TCP6 with TLVs": (block(TCP6, IPV6_BLOCK + TLVS), Address("2001:db8::1", 56324)),
-    "TCP6 v4-mapped": (block(TCP6, MAPPED + b"\x7f\0\0\1" + SOURCE6 + b"\0\1\0\2"), Address("127.0.0.1", 1)),
-    "TCP6 v4-compatible is IPv6": (block(TCP6, b"\0" * 15 + b"\1" + SOURCE6 + b"\0\1\0\2"), Address("::1", 1)),
+    "TCP6 v4-mapped": (
+        block(TCP6, MAPPED + b"\x7f\0\0\1" + SOURCE6 + b"\0\1\0\2"),
+        Address("127.0.0.1", 1),
+    ),
+    "TCP6 v4-compatible is IPv6": (
+        block(TCP6, b"\0" * 15 + b"\1" + SOURCE6 + b"\0\1\0\2"),
+        Address("::1", 1),
+    ),
     "UNIX stream": (block(UNIX_STREAM, UNIX_BLOCK), None),
     "UNIX datagram with TLVs": (block(UNIX_DATAGRAM, UNIX_BLOCK + TLVS), None),
     "UNSPEC": (block(UNSPEC, b""), None),
@@ -149,36 +183,64 @@ REFUSED_BLOCKS = {
     "UNIX datagram one byte short": block(UNIX_DATAGRAM, UNIX_BLOCK[:-1]),
 }
 
-NO_HEADER = {      # what comes from a client that is not behind a proxy
-    "SOCKS4": b"\4", "SOCKS5": b"\5", "TLS": b"\x16", "HTTP": b"GET / HTTP/1.1\r\n\r\n", "SSH": b"SSH-2.0-x\r\n", "NUL": b"\0",
-    "line feed": b"\n", "space": b" PROXY UNKNOWN\r\n", "lower case": b"p",
+NO_HEADER = {  # what comes from a client that is not behind a proxy
+    "SOCKS4": b"\4",
+    "SOCKS5": b"\5",
+    "TLS": b"\x16",
+    "HTTP": b"GET / HTTP/1.1\r\n\r\n",
+    "SSH": b"SSH-2.0-x\r\n",
+    "NUL": b"\0",
+    "line feed": b"\n",
+    "space": b" PROXY UNKNOWN\r\n",
+    "lower case": b"p",
 }
 
 PAIRS = {
     "IPv4": (
-        Address("192.168.0.1", 56324), Address("192.168.0.11", 443),
-        b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n", b"\x21\x11\0\x0c" + IPV4_BLOCK),
+        Address("192.168.0.1", 56324),
+        Address("192.168.0.11", 443),
+        b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n",
+        b"\x21\x11\0\x0c" + IPV4_BLOCK,
+    ),
     "IPv6": (
-        Address("2001:db8::1", 56324), Address("::1", 443),
-        b"PROXY TCP6 2001:db8::1 ::1 56324 443\r\n", b"\x21\x21\0\x24" + IPV6_BLOCK),
+        Address("2001:db8::1", 56324),
+        Address("::1", 443),
+        b"PROXY TCP6 2001:db8::1 ::1 56324 443\r\n",
+        b"\x21\x21\0\x24" + IPV6_BLOCK,
+    ),
     "IPv4 to IPv6": (
-        Address("192.0.2.1", 1), Address("2001:db8::1", 65535), b"PROXY TCP6 ::ffff:c000:0201 2001:db8::1 1 65535\r\n",
-        b"\x21\x21\0\x24" + MAPPED + b"\xc0\0\2\1" + SOURCE6 + b"\0\1\xff\xff"),
+        Address("192.0.2.1", 1),
+        Address("2001:db8::1", 65535),
+        b"PROXY TCP6 ::ffff:c000:0201 2001:db8::1 1 65535\r\n",
+        b"\x21\x21\0\x24" + MAPPED + b"\xc0\0\2\1" + SOURCE6 + b"\0\1\xff\xff",
+    ),
     "IPv6 to IPv4": (
-        Address("2001:db8::1", 65535), Address("192.0.2.1", 0), b"PROXY TCP6 2001:db8::1 ::ffff:c000:0201 65535 0\r\n",
-        b"\x21\x21\0\x24" + SOURCE6 + MAPPED + b"\xc0\0\2\1" + b"\xff\xff\0\0"),
+        Address("2001:db8::1", 65535),
+        Address("192.0.2.1", 0),
+        b"PROXY TCP6 2001:db8::1 ::ffff:c000:0201 65535 0\r\n",
+        b"\x21\x21\0\x24" + SOURCE6 + MAPPED + b"\xc0\0\2\1" + b"\xff\xff\0\0",
+    ),
     "longest": (
-        Address(WIDE, 65535), Address(WIDE, 65535), f"PROXY TCP6 {WIDE} {WIDE} 65535 65535\r\n".encode(),
-        b"\x21\x21\0\x24" + b"\xff" * 36),
+        Address(WIDE, 65535),
+        Address(WIDE, 65535),
+        f"PROXY TCP6 {WIDE} {WIDE} 65535 65535\r\n".encode(),
+        b"\x21\x21\0\x24" + b"\xff" * 36,
+    ),
 }
 
 
-@pytest.mark.parametrize(("data", "client"), [*LINES.values(), *BLOCKS.values()], ids=[*LINES, *BLOCKS])
+@pytest.mark.parametrize(
+    ("data", "client"), [*LINES.values(), *BLOCKS.values()], ids=[*LINES, *BLOCKS]
+)
 def test_header_is_read_to_its_last_byte(data: bytes, client: Address | None) -> None:
     check_read(read_header, data, client)
 
 
-@pytest.mark.parametrize("data", [*REFUSED_LINES.values(), *REFUSED_BLOCKS.values()], ids=[*REFUSED_LINES, *REFUSED_BLOCKS])
+@pytest.mark.parametrize(
+    "data",
+    [*REFUSED_LINES.values(), *REFUSED_BLOCKS.values()],
+    ids=[*REFUSED_LINES, *REFUSED_BLOCKS],
+)
 def test_header_that_is_none_is_refused(data: bytes) -> None:
     check_refused(read_header, data, ProtocolError)
 
@@ -205,7 +267,7 @@ def test_every_command_but_two_is_refused() -> None:
 
 
 def test_names_have_these_numbers() -> None:
-    assert SIGNATURE.hex() == "0d0a0d0a000d0a515549540a"           # WIRE 8
+    assert SIGNATURE.hex() == "0d0a0d0a000d0a515549540a"  # WIRE 8
     assert (LINE_LIMIT, BLOCK_LIMIT) == (107, 4096)
     assert (TCP4, UDP4, TCP6, UDP6) == (0x11, 0x12, 0x21, 0x22)
 
@@ -218,7 +280,7 @@ def test_line_of_107_bytes_is_the_longest() -> None:
 
 
 @pytest.mark.parametrize("start", [b"PROXY UNKNOWN ", b"PROXY TCP4 ", b"PROXY "])
-def test_line_without_end_is_read_no_further_than_107_bytes(start: bytes) -> None:      # HAZARDS 12
+def test_line_without_end_is_read_no_further_than_107_bytes(start: bytes) -> None:  # HAZARDS 12
     reader = BytesReader(start + b"1" * 10_000, step=1)
     with pytest.raises(LimitError):
         read_header(reader)
@@ -227,8 +289,12 @@ def test_line_without_end_is_read_no_further_than_107_bytes(start: bytes) -> Non
 
 def test_block_of_4096_bytes_is_the_longest() -> None:
     for family, verb, start, client in (
-            (TCP4, 0x21, IPV4_BLOCK, Address("192.168.0.1", 56324)), (TCP6, 0x21, IPV6_BLOCK, Address("2001:db8::1", 56324)),
-            (UNIX_STREAM, 0x21, UNIX_BLOCK, None), (UNSPEC, 0x21, b"", None), (0xFF, 0x20, b"", None)):
+        (TCP4, 0x21, IPV4_BLOCK, Address("192.168.0.1", 56324)),
+        (TCP6, 0x21, IPV6_BLOCK, Address("2001:db8::1", 56324)),
+        (UNIX_STREAM, 0x21, UNIX_BLOCK, None),
+        (UNSPEC, 0x21, b"", None),
+        (0xFF, 0x20, b"", None),
+    ):
         data = block(family, start.ljust(BLOCK_LIMIT, b"\0"), verb)
         reader = BytesReader(data + TRAILING)
         assert read_header(reader) == client
@@ -238,9 +304,13 @@ def test_block_of_4096_bytes_is_the_longest() -> None:
 
 
 @pytest.mark.parametrize("length", [BLOCK_LIMIT + 1, 65535])
-@pytest.mark.parametrize(("family", "verb"), [(TCP4, 0x21), (UNSPEC, 0x21), (UNSPEC, 0x20), (0xFF, 0x21), (0xFF, 0x20)])
+@pytest.mark.parametrize(
+    ("family", "verb"), [(TCP4, 0x21), (UNSPEC, 0x21), (UNSPEC, 0x20), (0xFF, 0x21), (0xFF, 0x20)]
+)
 def test_block_over_the_limit_is_refused_unread(family: int, verb: int, length: int) -> None:
-    reader = BytesReader(SIGNATURE + bytes((verb, family)) + length.to_bytes(2, "big") + b"\0" * length, step=1)
+    reader = BytesReader(
+        SIGNATURE + bytes((verb, family)) + length.to_bytes(2, "big") + b"\0" * length, step=1
+    )
     with pytest.raises(ProtocolError) as caught:
         read_header(reader)
     assert not isinstance(caught.value, EndOfStream)
@@ -254,9 +324,12 @@ def test_peer_that_closes_within_its_header_had_begun() -> None:
         assert caught.value.partial
 
 
-@pytest.mark.parametrize(("source", "destination", "line", "behind_signature"), PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize(
+    ("source", "destination", "line", "behind_signature"), PAIRS.values(), ids=PAIRS
+)
 def test_receiver_reads_what_the_sender_encodes(
-        source: Address, destination: Address, line: bytes, behind_signature: bytes) -> None:
+    source: Address, destination: Address, line: bytes, behind_signature: bytes
+) -> None:
     assert encode_v1(source, destination) == line
     check_read(read_header, line, source)
     header = encode_v2(source, destination)
@@ -278,12 +351,13 @@ def test_name_is_not_encoded(encode: object) -> None:
     literal, name = Address("192.0.2.1", 1), Address("example.com", 2)
     for pair in ((literal, name), (name, literal), (name, name)):
         with pytest.raises(ValueError, match="not names"):
-            encode(*pair)       # type: ignore[operator]
+            encode(*pair)  # type: ignore[operator]
 
 
 def test_any_addresses_survive() -> None:
     pytest.importorskip("hypothesis")
     from hypothesis import given, settings, strategies as st
+
     hosts = st.ip_addresses().map(lambda address: ip_text(address.packed))
     addresses = st.builds(Address, hosts, st.integers(0, 65535))
 
@@ -304,9 +378,35 @@ def test_any_bytes_read_alike_in_one_piece_and_in_many() -> None:
     """And raise a ProtocolError or nothing: anything else fails the test."""
     pytest.importorskip("hypothesis")
     from hypothesis import given, settings, strategies as st
-    words = st.sampled_from([
-        b"PROXY ", b"TCP4 ", b"TCP6 ", b"UNKNOWN", b"1.2.3.4 ", b"::1 ", b"1 ", b"65535", b"65536", b"\r\n", b"\r", b"\n", b" ",
-        SIGNATURE, b"\x20", b"\x21", b"\x11", b"\x22", b"\x31", b"\0\x0c", b"\0\x24", b"\0\0", b"\x10\x01", b"\0" * 12])
+
+    words = st.sampled_from(
+        [
+            b"PROXY ",
+            b"TCP4 ",
+            b"TCP6 ",
+            b"UNKNOWN",
+            b"1.2.3.4 ",
+            b"::1 ",
+            b"1 ",
+            b"65535",
+            b"65536",
+            b"\r\n",
+            b"\r",
+            b"\n",
+            b" ",
+            SIGNATURE,
+            b"\x20",
+            b"\x21",
+            b"\x11",
+            b"\x22",
+            b"\x31",
+            b"\0\x0c",
+            b"\0\x24",
+            b"\0\0",
+            b"\x10\x01",
+            b"\0" * 12,
+        ]
+    )
 
     def outcome(data: bytes, step: int) -> object:
         reader = BytesReader(data, step)
@@ -318,10 +418,15 @@ def test_any_bytes_read_alike_in_one_piece_and_in_many() -> None:
         return client, reader.rest()
 
     @settings(max_examples=500, deadline=None)
-    @given(st.one_of(
-        st.tuples(st.sampled_from([b"PROXY ", b"PROXY TCP4 ", SIGNATURE + b"\x21", b""]), st.lists(words, max_size=8)).map(
-            lambda parts: parts[0] + b"".join(parts[1])),
-        st.binary(max_size=60)))
+    @given(
+        st.one_of(
+            st.tuples(
+                st.sampled_from([b"PROXY ", b"PROXY TCP4 ", SIGNATURE + b"\x21", b""]),
+                st.lists(words, max_size=8),
+            ).map(lambda parts: parts[0] + b"".join(parts[1])),
+            st.binary(max_size=60),
+        )
+    )
     def check(data: bytes) -> None:
         assert outcome(data, 0) == outcome(data, 1)
 

@@ -1,13 +1,24 @@
 """SOCKS4 and SOCKS4a in both roles."""
+
 from __future__ import annotations
 
 import pytest
 
 from netproxy.errors import EndOfStream, LimitError, ProtocolError, Reason
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks4
 from netproxy.protocol.socks4 import (
-    BIND, CONNECT, GRANTED, REJECTED, Request, RequestError, encode_reply, encode_request, read_reply, read_request)
+    BIND,
+    CONNECT,
+    GRANTED,
+    REJECTED,
+    Request,
+    RequestError,
+    encode_reply,
+    encode_request,
+    read_reply,
+    read_request,
+)
 from tests.support.readers import BytesReader, check_read, check_refused
 
 HEAD_4A = b"\x04\x01\x00\x50\0\0\0\x01"
@@ -16,28 +27,58 @@ LONGEST = b".".join([b"a" * 63, b"a" * 63, b"a" * 63, b"a" * 61])
 REQUESTS = {
     "CONNECT": (b"\x04\x01\x00\x50\xc0\0\2\1\0", Request(CONNECT, Address("192.0.2.1", 80), b"")),
     "BIND": (b"\x04\x02\xff\xff\xc0\0\2\1\0", Request(BIND, Address("192.0.2.1", 65535), b"")),
-    "unknown command is left to the handler": (     # HAZARDS 9
-        b"\x04\x09\x00\x50\xc0\0\2\1\0", Request(9, Address("192.0.2.1", 80), b"")),
-    "user id": (b"\x04\x01\x00\x50\xc0\0\2\1fred\0", Request(CONNECT, Address("192.0.2.1", 80), b"fred")),
-    "user id of any bytes": (b"\x04\x01\x00\x50\xc0\0\2\1\xff\r\n\0", Request(CONNECT, Address("192.0.2.1", 80), b"\xff\r\n")),
+    "unknown command is left to the handler": (  # HAZARDS 9
+        b"\x04\x09\x00\x50\xc0\0\2\1\0",
+        Request(9, Address("192.0.2.1", 80), b""),
+    ),
+    "user id": (
+        b"\x04\x01\x00\x50\xc0\0\2\1fred\0",
+        Request(CONNECT, Address("192.0.2.1", 80), b"fred"),
+    ),
+    "user id of any bytes": (
+        b"\x04\x01\x00\x50\xc0\0\2\1\xff\r\n\0",
+        Request(CONNECT, Address("192.0.2.1", 80), b"\xff\r\n"),
+    ),
     "user id of 255 bytes": (
-        b"\x04\x01\x00\x50\xc0\0\2\1" + b"u" * 255 + b"\0", Request(CONNECT, Address("192.0.2.1", 80), b"u" * 255)),
-    "0.0.1.0 is an address": (b"\x04\x01\x00\x50\0\0\1\0\0", Request(CONNECT, Address("0.0.1.0", 80), b"")),
+        b"\x04\x01\x00\x50\xc0\0\2\1" + b"u" * 255 + b"\0",
+        Request(CONNECT, Address("192.0.2.1", 80), b"u" * 255),
+    ),
+    "0.0.1.0 is an address": (
+        b"\x04\x01\x00\x50\0\0\1\0\0",
+        Request(CONNECT, Address("0.0.1.0", 80), b""),
+    ),
     # HAZARDS 13
     "4a name": (HEAD_4A + b"\0Example.COM\0", Request(CONNECT, Address("example.com", 80), b"")),
     "4a name with 0.0.0.255": (
-        b"\x04\x01\x01\xbb\0\0\0\xff\0example.com\0", Request(CONNECT, Address("example.com", 443), b"")),
-    "4a user id and name": (HEAD_4A + b"fred\0example.com\0", Request(CONNECT, Address("example.com", 80), b"fred")),
-    "4a name of 253 bytes": (HEAD_4A + b"\0" + LONGEST + b"\0", Request(CONNECT, Address(LONGEST.decode(), 80), b"")),
+        b"\x04\x01\x01\xbb\0\0\0\xff\0example.com\0",
+        Request(CONNECT, Address("example.com", 443), b""),
+    ),
+    "4a user id and name": (
+        HEAD_4A + b"fred\0example.com\0",
+        Request(CONNECT, Address("example.com", 80), b"fred"),
+    ),
+    "4a name of 253 bytes": (
+        HEAD_4A + b"\0" + LONGEST + b"\0",
+        Request(CONNECT, Address(LONGEST.decode(), 80), b""),
+    ),
     # HAZARDS 11
-    "4a name that is loose IPv4": (HEAD_4A + b"\x000x7f.1\0", Request(CONNECT, Address("127.0.0.1", 80), b"")),
+    "4a name that is loose IPv4": (
+        HEAD_4A + b"\x000x7f.1\0",
+        Request(CONNECT, Address("127.0.0.1", 80), b""),
+    ),
     "4a name that is IPv6": (HEAD_4A + b"\0[::1]\0", Request(CONNECT, Address("::1", 80), b"")),
-    "4a name that is v4-mapped": (HEAD_4A + b"\0::ffff:127.0.0.1\0", Request(CONNECT, Address("127.0.0.1", 80), b"")),
+    "4a name that is v4-mapped": (
+        HEAD_4A + b"\0::ffff:127.0.0.1\0",
+        Request(CONNECT, Address("127.0.0.1", 80), b""),
+    ),
 }
 
 REFUSED = {
-    "0.0.0.0": (b"\x04\x01\x00\x50\0\0\0\0\0", RequestError),                   # HAZARDS 13
-    "0.0.0.0 as 4a name": (HEAD_4A + b"\x000.0.0.0\0", RequestError),           # HAZARDS 11, 13: the same verdict
+    "0.0.0.0": (b"\x04\x01\x00\x50\0\0\0\0\0", RequestError),  # HAZARDS 13
+    "0.0.0.0 as 4a name": (
+        HEAD_4A + b"\x000.0.0.0\0",
+        RequestError,
+    ),  # HAZARDS 11, 13: the same verdict
     "version 5": (b"\x05\x01\x00\x50\xc0\0\2\1\0", ProtocolError),
     "version 0": (b"\x00\x01\x00\x50\xc0\0\2\1\0", ProtocolError),
     # HAZARDS 10
@@ -67,7 +108,11 @@ ROUND_TRIPS = [
     (CONNECT, Address("2001:db8::1", 443), b""),
     (CONNECT, Address(LONGEST.decode(), 1), b"u" * 255),
     (CONNECT, Address("0.0.1.0", 1), b""),
-    (CONNECT, Address("0.0.0.5", 80), b""),     # as an IP address it would read as the mark of a 4a request
+    (
+        CONNECT,
+        Address("0.0.0.5", 80),
+        b"",
+    ),  # as an IP address it would read as the mark of a 4a request
     (CONNECT, Address("0.0.0.255", 80), b"fred"),
 ]
 
@@ -82,14 +127,14 @@ def test_request_is_refused(data: bytes, error: type[ProtocolError]) -> None:
     check_refused(read_request, data, error)
 
 
-def test_user_id_without_end_is_read_no_further_than_1024_bytes() -> None:     # HAZARDS 12
+def test_user_id_without_end_is_read_no_further_than_1024_bytes() -> None:  # HAZARDS 12
     reader = BytesReader(b"\x04\x01\x00\x50\xc0\0\2\1" + b"u" * 1_000_000, step=1)
     with pytest.raises(LimitError):
         read_request(reader)
     assert reader.taken <= 1024
 
 
-def test_name_without_end_is_read_no_further_than_1024_bytes() -> None:        # HAZARDS 12
+def test_name_without_end_is_read_no_further_than_1024_bytes() -> None:  # HAZARDS 12
     reader = BytesReader(HEAD_4A + b"\0" + b"a" * 1_000_000, step=1)
     with pytest.raises(LimitError):
         read_request(reader)
@@ -120,18 +165,28 @@ def test_reply_of_another_version_is_refused(version: int) -> None:
 
 def test_request_for_an_address_has_these_bytes() -> None:
     assert encode_request(CONNECT, Address("192.0.2.1", 80)) == b"\x04\x01\x00\x50\xc0\0\2\1\0"
-    assert encode_request(BIND, Address("192.0.2.1", 80), b"fred") == b"\x04\x02\x00\x50\xc0\0\2\1fred\0"
+    assert (
+        encode_request(BIND, Address("192.0.2.1", 80), b"fred")
+        == b"\x04\x02\x00\x50\xc0\0\2\1fred\0"
+    )
 
 
 @pytest.mark.parametrize("host", ["example.com", "::1"])
 def test_request_for_anything_else_goes_as_4a(host: str) -> None:
-    assert encode_request(CONNECT, Address(host, 80), b"fred") == HEAD_4A + b"fred\0" + host.encode() + b"\0"
+    assert (
+        encode_request(CONNECT, Address(host, 80), b"fred")
+        == HEAD_4A + b"fred\0" + host.encode() + b"\0"
+    )
 
 
 @pytest.mark.parametrize(("command", "target", "user_id"), ROUND_TRIPS, ids=str)
-def test_server_reads_what_the_client_encodes(command: int, target: Address, user_id: bytes) -> None:
-    check_read(read_request, encode_request(command, target, user_id), Request(command, target, user_id))
+def test_server_reads_what_the_client_encodes(
+    command: int, target: Address, user_id: bytes
+) -> None:
+    check_read(
+        read_request, encode_request(command, target, user_id), Request(command, target, user_id)
+    )
 
 
-def test_every_reason_is_a_rejection() -> None:                # HAZARDS 14
+def test_every_reason_is_a_rejection() -> None:  # HAZARDS 14
     assert socks4.REPLIES == {reason: 0x5B for reason in Reason}

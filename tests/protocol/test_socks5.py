@@ -1,13 +1,22 @@
 """SOCKS5, its user/password method and its UDP header, in both roles."""
+
 from __future__ import annotations
 
 import pytest
 
 from netproxy.errors import ProtocolError, Reason
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks5
 from netproxy.protocol.socks5 import (
-    BIND, CONNECT, NO_ACCEPTABLE, NO_AUTHENTICATION, UDP_ASSOCIATE, USERNAME_PASSWORD, Request, RequestError)
+    BIND,
+    CONNECT,
+    NO_ACCEPTABLE,
+    NO_AUTHENTICATION,
+    UDP_ASSOCIATE,
+    USERNAME_PASSWORD,
+    Request,
+    RequestError,
+)
 from tests.support.readers import check_read, check_refused
 from tests.support.names import REFUSED_NAMES
 
@@ -35,33 +44,60 @@ REQUESTS = {
     "CONNECT IPv4": (b"\5\1\0\1\xc0\0\2\1\x00\x50", Request(CONNECT, Address("192.0.2.1", 80))),
     "BIND": (b"\5\2\0\1\0\0\0\0\0\0", Request(BIND, Address("0.0.0.0", 0))),
     "ASSOCIATE": (b"\5\3\0\1\0\0\0\0\x04\xd2", Request(UDP_ASSOCIATE, Address("0.0.0.0", 1234))),
-    "CONNECT IPv6": (b"\5\1\0\4" + PACKED6 + b"\x00\x50", Request(CONNECT, Address("2001:db8::1", 80))),
+    "CONNECT IPv6": (
+        b"\5\1\0\4" + PACKED6 + b"\x00\x50",
+        Request(CONNECT, Address("2001:db8::1", 80)),
+    ),
     "CONNECT name": (named(b"Example.COM"), Request(CONNECT, Address("example.com", 80))),
     # HAZARDS 9
-    "unknown command is left to the handler": (b"\5\x7f\0\1\xc0\0\2\1\x00\x50", Request(0x7F, Address("192.0.2.1", 80))),
-    "RSV is not zero": (b"\5\1\xff\1\xc0\0\2\1\x00\x50", Request(CONNECT, Address("192.0.2.1", 80))),
+    "unknown command is left to the handler": (
+        b"\5\x7f\0\1\xc0\0\2\1\x00\x50",
+        Request(0x7F, Address("192.0.2.1", 80)),
+    ),
+    "RSV is not zero": (
+        b"\5\1\xff\1\xc0\0\2\1\x00\x50",
+        Request(CONNECT, Address("192.0.2.1", 80)),
+    ),
     # HAZARDS 10
     "name of 253 bytes": (named(LONGEST), Request(CONNECT, Address(LONGEST.decode(), 80))),
     # HAZARDS 11
     "name 127.1": (named(b"127.1"), Request(CONNECT, Address("127.0.0.1", 80))),
     "name 0x7f.1": (named(b"0x7f.1"), Request(CONNECT, Address("127.0.0.1", 80))),
     "name [::1]": (named(b"[::1]"), Request(CONNECT, Address("::1", 80))),
-    "name ::ffff:127.0.0.1": (named(b"::ffff:127.0.0.1"), Request(CONNECT, Address("127.0.0.1", 80))),
-    "IPv6 v4-mapped": (b"\5\1\0\4" + MAPPED + b"\x00\x50", Request(CONNECT, Address("127.0.0.1", 80))),
+    "name ::ffff:127.0.0.1": (
+        named(b"::ffff:127.0.0.1"),
+        Request(CONNECT, Address("127.0.0.1", 80)),
+    ),
+    "IPv6 v4-mapped": (
+        b"\5\1\0\4" + MAPPED + b"\x00\x50",
+        Request(CONNECT, Address("127.0.0.1", 80)),
+    ),
     # HAZARDS 1.1: PySocks and others declare rubbish in ASSOCIATE
-    "ASSOCIATE name 0": (named(b"0", UDP_ASSOCIATE), Request(UDP_ASSOCIATE, Address("0.0.0.0", 80))),
-    "ASSOCIATE name empty": (named(b"", UDP_ASSOCIATE), Request(UDP_ASSOCIATE, Address("0.0.0.0", 80))),
-    "ASSOCIATE name not ASCII": (named(b"\xff\0", UDP_ASSOCIATE), Request(UDP_ASSOCIATE, Address("0.0.0.0", 80))),
-    "ASSOCIATE name of 255 bytes": (named(b"." * 255, UDP_ASSOCIATE), Request(UDP_ASSOCIATE, Address("0.0.0.0", 80))),
+    "ASSOCIATE name 0": (
+        named(b"0", UDP_ASSOCIATE),
+        Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
+    ),
+    "ASSOCIATE name empty": (
+        named(b"", UDP_ASSOCIATE),
+        Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
+    ),
+    "ASSOCIATE name not ASCII": (
+        named(b"\xff\0", UDP_ASSOCIATE),
+        Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
+    ),
+    "ASSOCIATE name of 255 bytes": (
+        named(b"." * 255, UDP_ASSOCIATE),
+        Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
+    ),
 }
 
-CREDENTIALS = {        # HAZARDS 6
+CREDENTIALS = {  # HAZARDS 6
     "short": (b"\1\1u\1p", (b"u", b"p")),
     "255/255": (b"\1\xff" + b"u" * 255 + b"\xff" + b"p" * 255, (b"u" * 255, b"p" * 255)),
     "any bytes": (b"\1\2\0\xff\2:\n", (b"\0\xff", b":\n")),
 }
 
-REFUSED_CREDENTIALS = {        # HAZARDS 6
+REFUSED_CREDENTIALS = {  # HAZARDS 6
     "version 5": b"\5\1u\1p",
     "version 0": b"\0\1u\1p",
     "ULEN 0": b"\1\0\1p",
@@ -77,7 +113,7 @@ def test_server_reads_the_methods_that_the_client_encodes(methods: bytes) -> Non
     check_read(socks5.read_methods, data, methods)
 
 
-def test_no_method_offered_reads_as_none_and_is_answered_ff() -> None:         # HAZARDS 3
+def test_no_method_offered_reads_as_none_and_is_answered_ff() -> None:  # HAZARDS 3
     check_read(socks5.read_methods, b"\5\0", b"")
     assert socks5.encode_method(NO_ACCEPTABLE) == b"\5\xff"
 
@@ -89,15 +125,18 @@ def test_client_reads_the_method_that_the_server_encodes(method: int) -> None:
     check_read(socks5.read_method, data, method)
 
 
-@pytest.mark.parametrize(("read", "data"), [
-    (socks5.read_methods, b"\4\1\0"),
-    (socks5.read_method, b"\4\0"),
-    (socks5.read_method, b"HT"),
-    (socks5.read_request, b"\4\1\0\1\xc0\0\2\1\x00\x50"),
-    (socks5.read_reply, b"\1\0\0\1\xc0\0\2\1\x00\x50"),
-    (socks5.read_credentials_status, b"\0\0"),
-    (socks5.read_credentials_status, b"\2\0"),
-])
+@pytest.mark.parametrize(
+    ("read", "data"),
+    [
+        (socks5.read_methods, b"\4\1\0"),
+        (socks5.read_method, b"\4\0"),
+        (socks5.read_method, b"HT"),
+        (socks5.read_request, b"\4\1\0\1\xc0\0\2\1\x00\x50"),
+        (socks5.read_reply, b"\1\0\0\1\xc0\0\2\1\x00\x50"),
+        (socks5.read_credentials_status, b"\0\0"),
+        (socks5.read_credentials_status, b"\2\0"),
+    ],
+)
 def test_another_version_is_refused(read: object, data: bytes) -> None:
     check_refused(read, data, ProtocolError)
 
@@ -112,30 +151,45 @@ def test_credentials_are_refused(data: bytes) -> None:
     check_refused(socks5.read_credentials, data, ProtocolError)
 
 
-@pytest.mark.parametrize(("user", "password"), [("u", "p"), ("u" * 255, "p" * 255), ("grün", "pässwörd"), (" ", ":")])
+@pytest.mark.parametrize(
+    ("user", "password"), [("u", "p"), ("u" * 255, "p" * 255), ("grün", "pässwörd"), (" ", ":")]
+)
 def test_server_reads_the_credentials_that_the_client_encodes(user: str, password: str) -> None:
-    check_read(socks5.read_credentials, socks5.encode_credentials(user, password), (user.encode(), password.encode()))
+    check_read(
+        socks5.read_credentials,
+        socks5.encode_credentials(user, password),
+        (user.encode(), password.encode()),
+    )
 
 
 def test_credentials_have_these_bytes() -> None:
     assert socks5.encode_credentials("fred", "käse") == b"\1\4fred\5k\xc3\xa4se"
 
 
-@pytest.mark.parametrize(("user", "password"), [("", "p"), ("u", ""), ("u" * 256, "p"), ("u", "p" * 256), ("ü" * 128, "p")])
+@pytest.mark.parametrize(
+    ("user", "password"),
+    [("", "p"), ("u", ""), ("u" * 256, "p"), ("u", "p" * 256), ("ü" * 128, "p")],
+)
 def test_credentials_that_do_not_fit_are_not_encoded(user: str, password: str) -> None:
     with pytest.raises(ValueError, match="1 to 255 bytes"):
         socks5.encode_credentials(user, password)
 
 
-@pytest.mark.parametrize(("data", "accepted"), [
-    (b"\1\0", True), (b"\1\1", False), (b"\1\xff", False),
-    (b"\5\0", True), (b"\5\1", False),          # HAZARDS 1.1: as client accept 0x01 and 0x05
-])
+@pytest.mark.parametrize(
+    ("data", "accepted"),
+    [
+        (b"\1\0", True),
+        (b"\1\1", False),
+        (b"\1\xff", False),
+        (b"\5\0", True),
+        (b"\5\1", False),  # HAZARDS 1.1: as client accept 0x01 and 0x05
+    ],
+)
 def test_status_of_credentials_is_read(data: bytes, accepted: bool) -> None:
     check_read(socks5.read_credentials_status, data, accepted)
 
 
-def test_status_of_credentials_has_version_1() -> None:                        # HAZARDS 6
+def test_status_of_credentials_has_version_1() -> None:  # HAZARDS 6
     assert socks5.encode_credentials_status(True) == b"\1\0"
     assert socks5.encode_credentials_status(False) == b"\1\1"
 
@@ -153,7 +207,7 @@ def test_unknown_address_type_is_answered_08(kind: int, command: int) -> None:  
 
 @pytest.mark.parametrize("command", [CONNECT, BIND, 9])
 @pytest.mark.parametrize("name", REFUSED_NAMES.values(), ids=REFUSED_NAMES)
-def test_name_that_is_none_is_answered_04(name: bytes, command: int) -> None:   # HAZARDS 10
+def test_name_that_is_none_is_answered_04(name: bytes, command: int) -> None:  # HAZARDS 10
     check_refused(socks5.read_request, named(name, command), RequestError, reply=4)
 
 
@@ -173,7 +227,7 @@ def test_scope_of_a_link_local_address_stays_here() -> None:
     assert socks5.encode_header(Address("fe80::1%2", 1080)) == b"\0\0\0" + address
 
 
-def test_refusals_have_these_bytes() -> None:                                  # HAZARDS 9
+def test_refusals_have_these_bytes() -> None:  # HAZARDS 9
     nowhere = Address("0.0.0.0", 0)
     assert socks5.encode_reply(socks5.COMMAND_NOT_SUPPORTED, nowhere) == b"\5\7\0\1\0\0\0\0\0\0"
     assert socks5.encode_reply(socks5.ADDRESS_NOT_SUPPORTED, nowhere) == b"\5\x08\0\1\0\0\0\0\0\0"
@@ -203,7 +257,14 @@ def test_every_reason_has_its_reply() -> None:
 
 def test_reply_of_an_upstream_says_the_same_to_our_client() -> None:
     assert {reply: socks5.REPLIES[reason] for reply, reason in socks5.REASONS.items()} == {
-        2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 7, 8: 7}
+        2: 2,
+        3: 3,
+        4: 4,
+        5: 5,
+        6: 6,
+        7: 7,
+        8: 7,
+    }
 
 
 @pytest.mark.parametrize(("address", "data"), ADDRESSES.values(), ids=ADDRESSES)
@@ -213,7 +274,7 @@ def test_udp_header_goes_both_ways(address: Address, data: bytes) -> None:
     assert socks5.header_length(header) == len(header)
     arena = memoryview(b"before" + header + b"payload")
     assert socks5.header_length(arena, 6) == len(header)
-    assert socks5.parse_target(bytes(arena[6 + socks5.ATYP_AT:6 + len(header)])) == address
+    assert socks5.parse_target(bytes(arena[6 + socks5.ATYP_AT : 6 + len(header)])) == address
 
 
 def test_udp_header_length_by_address_type() -> None:
@@ -225,12 +286,16 @@ def test_udp_header_length_by_address_type() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED_NAMES.values(), ids=REFUSED_NAMES)
-def test_udp_target_that_is_no_name_is_refused(name: bytes) -> None:            # HAZARDS 10
+def test_udp_target_that_is_no_name_is_refused(name: bytes) -> None:  # HAZARDS 10
     with pytest.raises(ProtocolError):
         socks5.parse_target(bytes((3, len(name))) + name + b"\x00\x50")
 
 
-@pytest.mark.parametrize("data", [b"", b"\1", b"\1\x7f\0\0", b"\3", b"\3\5a", b"\4" + b"\0" * 17, b"\x09abcd\0\1"])
-def test_udp_target_cut_short_or_of_unknown_type_is_refused(data: bytes) -> None:      # HAZARDS 1.1: never IndexError
+@pytest.mark.parametrize(
+    "data", [b"", b"\1", b"\1\x7f\0\0", b"\3", b"\3\5a", b"\4" + b"\0" * 17, b"\x09abcd\0\1"]
+)
+def test_udp_target_cut_short_or_of_unknown_type_is_refused(
+    data: bytes,
+) -> None:  # HAZARDS 1.1: never IndexError
     with pytest.raises(ProtocolError):
         socks5.parse_target(data)

@@ -1,4 +1,5 @@
 """UDP over TCP, version 2: requests in both roles, and frames where they lie in a buffer."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -6,10 +7,18 @@ from typing import Any
 import pytest
 
 from netproxy.errors import EndOfStream, ProtocolError
-from netproxy.interfaces import Address, ip_text
+from netproxy.interfaces.addresses import Address, ip_text
 from netproxy.protocol import uot
 from netproxy.protocol.host import HostError, parse_host
-from netproxy.protocol.uot import FRAME_LIMIT, Request, encode_address, encode_request, next_frame, parse_address, read_request
+from netproxy.protocol.uot import (
+    FRAME_LIMIT,
+    Request,
+    encode_address,
+    encode_request,
+    next_frame,
+    parse_address,
+    read_request,
+)
 from tests.support.readers import BytesReader, TRAILING, check_read, check_refused
 from tests.support.names import REFUSED_NAMES
 
@@ -17,26 +26,37 @@ LONGEST = b".".join([b"a" * 63, b"a" * 63, b"a" * 63, b"a" * 61])
 PACKED6 = b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
 MAPPED = b"\0" * 10 + b"\xff\xff\x7f\0\0\1"
 
-ADDRESSES = {      # the address, its bytes in a request and those in a frame
+ADDRESSES = {  # the address, its bytes in a request and those in a frame
     "IPv4": (Address("192.0.2.1", 53), b"\x01\xc0\0\2\1\0\x35", b"\x00\xc0\0\2\1\0\x35"),
     "IPv4 nothing": (Address("0.0.0.0", 0), b"\x01" + b"\0" * 6, b"\x00" + b"\0" * 6),
-    "IPv6": (Address("2001:db8::1", 65535), b"\x04" + PACKED6 + b"\xff\xff", b"\x01" + PACKED6 + b"\xff\xff"),
+    "IPv6": (
+        Address("2001:db8::1", 65535),
+        b"\x04" + PACKED6 + b"\xff\xff",
+        b"\x01" + PACKED6 + b"\xff\xff",
+    ),
     "IPv6 nothing": (Address("::", 0), b"\x04" + b"\0" * 18, b"\x01" + b"\0" * 18),
-    "name": (Address("example.com", 443), b"\x03\x0bexample.com\x01\xbb", b"\x02\x0bexample.com\x01\xbb"),
+    "name": (
+        Address("example.com", 443),
+        b"\x03\x0bexample.com\x01\xbb",
+        b"\x02\x0bexample.com\x01\xbb",
+    ),
     "name of one byte": (Address("a", 1), b"\x03\x01a\0\1", b"\x02\x01a\0\1"),
     "name of 253 bytes": (
-        Address(LONGEST.decode(), 80), b"\x03\xfd" + LONGEST + b"\0\x50", b"\x02\xfd" + LONGEST + b"\0\x50"),
+        Address(LONGEST.decode(), 80),
+        b"\x03\xfd" + LONGEST + b"\0\x50",
+        b"\x02\xfd" + LONGEST + b"\0\x50",
+    ),
 }
 
-CANONICAL = {      # read as that address, but never written so; ATYP is in front
+CANONICAL = {  # read as that address, but never written so; ATYP is in front
     "name in upper case": (b"\x0bExample.COM\0\x50", Address("example.com", 80)),
     "name with a dot behind it": (b"\x02a.\0\x50", Address("a", 80)),
-    "name that is loose IPv4": (b"\x060x7f.1\0\x50", Address("127.0.0.1", 80)),         # HAZARDS 11
+    "name that is loose IPv4": (b"\x060x7f.1\0\x50", Address("127.0.0.1", 80)),  # HAZARDS 11
     "name that is IPv6": (b"\x05[::1]\0\x50", Address("::1", 80)),
 }
 
 IPV4_FRAME = b"\x00\xc0\0\2\1\0\x35\0\4data"
-FRAMES = {         # the frame, whether connected, and where its payload begins
+FRAMES = {  # the frame, whether connected, and where its payload begins
     "connected": (b"\0\4data", True, 2),
     "connected, empty": (b"\0\0", True, 2),
     "connected, 256 bytes": (b"\1\0" + b"d" * 256, True, 2),
@@ -46,7 +66,11 @@ FRAMES = {         # the frame, whether connected, and where its payload begins
     "IPv6": (b"\x01" + PACKED6 + b"\0\x35\0\4data", False, 21),
     "name": (b"\x02\x0bexample.com\x01\xbb\0\4data", False, 17),
     "name of one byte": (b"\x02\x01a\0\1\0\1d", False, 7),
-    "name of 255 bytes, longest": (b"\x02\xff" + b"a" * 255 + b"\0\x50\xff\xff" + b"d" * 65535, False, 261),
+    "name of 255 bytes, longest": (
+        b"\x02\xff" + b"a" * 255 + b"\0\x50\xff\xff" + b"d" * 65535,
+        False,
+        261,
+    ),
 }
 
 
@@ -64,16 +88,21 @@ def cuts(length: int) -> list[int]:
     return [cut for cut in range(length) if cut < 600 or cut > length - 20]
 
 
-def test_names_have_these_values() -> None:                    # WIRE 6
+def test_names_have_these_values() -> None:  # WIRE 6
     assert uot.MAGIC == "sp.v2.udp-over-tcp.arpa"
     assert uot.MAGIC_V1 == "sp.udp-over-tcp.arpa"
     assert (uot.IPV4, uot.IPV6, uot.NAME) == (0, 1, 2)
-    assert parse_host(uot.MAGIC.encode()) == uot.MAGIC and parse_host(uot.MAGIC_V1.encode()) == uot.MAGIC_V1
+    assert (
+        parse_host(uot.MAGIC.encode()) == uot.MAGIC
+        and parse_host(uot.MAGIC_V1.encode()) == uot.MAGIC_V1
+    )
 
 
 @pytest.mark.parametrize("connected", [False, True])
 @pytest.mark.parametrize(("target", "data", "_"), ADDRESSES.values(), ids=ADDRESSES)
-def test_server_reads_the_request_that_the_client_encodes(connected: bool, target: Address, data: bytes, _: bytes) -> None:
+def test_server_reads_the_request_that_the_client_encodes(
+    connected: bool, target: Address, data: bytes, _: bytes
+) -> None:
     request = Request(connected, target)
     assert encode_request(request) == bytes((connected,)) + data
     check_read(read_request, encode_request(request), request)
@@ -85,7 +114,7 @@ def test_host_is_read_in_its_one_spelling(data: bytes, target: Address) -> None:
     assert parse_address(b"\2" + data) == target
 
 
-def test_v4_mapped_address_is_ipv4() -> None:                  # HAZARDS 11
+def test_v4_mapped_address_is_ipv4() -> None:  # HAZARDS 11
     check_read(read_request, b"\1\4" + MAPPED + b"\0\x50", Request(True, Address("127.0.0.1", 80)))
     assert parse_address(b"\1" + MAPPED + b"\0\x50") == Address("127.0.0.1", 80)
 
@@ -132,14 +161,18 @@ def test_address_of_a_frame_has_these_bytes(target: Address, _: bytes, data: byt
 
 
 @pytest.mark.parametrize("kind", [3, 4, 5, 0xFF])
-@pytest.mark.parametrize("rest", [b"", b"\xc0\0\2\1\0\x35", b"\x01a\0\1", PACKED6 + b"\0\1"], ids=len)
+@pytest.mark.parametrize(
+    "rest", [b"", b"\xc0\0\2\1\0\x35", b"\x01a\0\1", PACKED6 + b"\0\1"], ids=len
+)
 def test_address_of_an_unknown_type_is_refused(kind: int, rest: bytes) -> None:
     with pytest.raises(ProtocolError):
         parse_address(bytes((kind,)) + rest)
 
 
 def test_scope_of_a_link_local_address_stays_here() -> None:
-    assert encode_address(Address("fe80::1%2", 1080)) == b"\x01\xfe\x80" + b"\0" * 13 + b"\1\x04\x38"
+    assert (
+        encode_address(Address("fe80::1%2", 1080)) == b"\x01\xfe\x80" + b"\0" * 13 + b"\1\x04\x38"
+    )
 
 
 @pytest.mark.parametrize(("frame", "connected", "payload"), FRAMES.values(), ids=FRAMES)
@@ -149,17 +182,21 @@ def test_frame_is_found_at_any_place(frame: bytes, connected: bool, payload: int
         for behind in (b"", b"\xff", frame):
             data = before + frame + behind
             for buffer in (bytearray(data), memoryview(data), Watched(data)):
-                assert next_frame(buffer, start, len(data), connected) == (start, start + payload, end)
+                assert next_frame(buffer, start, len(data), connected) == (
+                    start,
+                    start + payload,
+                    end,
+                )
 
 
 @pytest.mark.parametrize(("frame", "connected", "payload"), FRAMES.values(), ids=FRAMES)
 def test_frame_cut_short_waits_for_more(frame: bytes, connected: bool, payload: int) -> None:
     for start in (0, 3):
         data = b"xxx"[:start] + frame
-        filled = Watched(data + b"behind")      # what lies behind `end` is of an earlier turn
+        filled = Watched(data + b"behind")  # what lies behind `end` is of an earlier turn
         for cut in cuts(len(frame)):
             assert next_frame(filled, start, start + cut, connected) is None
-            assert next_frame(Watched(data[:start + cut]), start, start + cut, connected) is None
+            assert next_frame(Watched(data[: start + cut]), start, start + cut, connected) is None
 
 
 def test_frames_follow_each_other() -> None:
@@ -167,7 +204,7 @@ def test_frames_follow_each_other() -> None:
     buffer = bytearray(b"".join(frames) + frames[0][:5])
     start, found = 0, []
     while (frame := next_frame(buffer, start, len(buffer), False)) is not None:
-        found.append(bytes(buffer[start:frame[2]]))
+        found.append(bytes(buffer[start : frame[2]]))
         start = frame[2]
     assert found == frames
     assert len(buffer) - start == 5
@@ -177,7 +214,7 @@ def test_frames_follow_each_other() -> None:
 def test_address_lies_between_start_and_length(target: Address, _: bytes, address: bytes) -> None:
     buffer = bytearray(b"xx" + address + b"\0\3abc")
     at, payload, end = next_frame(buffer, 2, len(buffer), False) or (0, 0, 0)
-    assert parse_address(bytes(buffer[at:payload - 2])) == target
+    assert parse_address(bytes(buffer[at : payload - 2])) == target
     assert bytes(buffer[payload:end]) == b"abc"
 
 
@@ -187,8 +224,12 @@ def test_address_of_a_connected_frame_is_empty() -> None:
 
 
 @pytest.mark.parametrize("start", [0, 3])
-@pytest.mark.parametrize("data", [b"\3\x0b", b"\4\0", b"\xff\xff", b"\2\0", b"\3\1a\0\1\0\1d", b"\2\0\0\1\0\1d"])
-def test_frame_of_unknown_type_or_empty_name_is_refused_as_soon_as_it_shows(data: bytes, start: int) -> None:
+@pytest.mark.parametrize(
+    "data", [b"\3\x0b", b"\4\0", b"\xff\xff", b"\2\0", b"\3\1a\0\1\0\1d", b"\2\0\0\1\0\1d"]
+)
+def test_frame_of_unknown_type_or_empty_name_is_refused_as_soon_as_it_shows(
+    data: bytes, start: int
+) -> None:
     buffer = Watched(b"xxx"[:start] + data)
     for end in range(start + 2, len(buffer) + 1):
         with pytest.raises(ProtocolError):
@@ -204,7 +245,12 @@ def test_longest_frame_is_at_its_limit() -> None:
 def test_any_addresses_survive() -> None:
     pytest.importorskip("hypothesis")
     from hypothesis import given, settings, strategies as st
-    names = st.lists(st.text("abcxyz019-_", min_size=1, max_size=63), min_size=1, max_size=3).map(".".join).filter(is_name)
+
+    names = (
+        st.lists(st.text("abcxyz019-_", min_size=1, max_size=63), min_size=1, max_size=3)
+        .map(".".join)
+        .filter(is_name)
+    )
     hosts = st.one_of(names, st.ip_addresses().map(lambda address: ip_text(address.packed)))
     targets = st.builds(Address, hosts, st.integers(0, 65535))
 
@@ -227,8 +273,22 @@ def test_any_addresses_survive() -> None:
 def test_any_bytes_parse_or_raise_a_protocol_error() -> None:
     pytest.importorskip("hypothesis")
     from hypothesis import given, settings, strategies as st
-    pieces = st.sampled_from([
-        b"\0", b"\1", b"\2", b"\3", b"\4", b"a", b".", b"\x0bexample.com", b"\0" * 6, b"\0" * 18, b"\0\4data"])
+
+    pieces = st.sampled_from(
+        [
+            b"\0",
+            b"\1",
+            b"\2",
+            b"\3",
+            b"\4",
+            b"a",
+            b".",
+            b"\x0bexample.com",
+            b"\0" * 6,
+            b"\0" * 18,
+            b"\0\4data",
+        ]
+    )
     soup = st.one_of(st.lists(pieces, max_size=8).map(b"".join), st.binary(max_size=40))
 
     def outcome(data: bytes, step: int) -> object:

@@ -5,7 +5,7 @@ from typing import Iterator
 import pytest
 
 from netproxy.relay import nat as nat_module
-from netproxy.relay import opening as opening_module
+from netproxy.relay import entry as opening_module
 from tests.support.nat import NatRig
 
 

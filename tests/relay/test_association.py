@@ -1,9 +1,10 @@
 """ARCHITECTURE section 6: who may send on a relay port."""
+
 from __future__ import annotations
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.relay.association import Association, Associations
 from tests.support.sockets import Task
 
@@ -16,7 +17,9 @@ def live() -> Associations:
     return Associations()
 
 
-def associate(live: Associations, hint: int = 0, host: str = HOST, local: object = SOCKET, user: str = "") -> Association:
+def associate(
+    live: Associations, hint: int = 0, host: str = HOST, local: object = SOCKET, user: str = ""
+) -> Association:
     association = Association(host, hint, user, local)
     live.add(association)
     return association
@@ -103,7 +106,9 @@ def test_ends_with_its_control_connection(live: Associations) -> None:
 class TestHeirs:
     """Which of several endpoints of a client is whose was a guess, which must not cut off the wrong one."""
 
-    def test_an_endpoint_passes_to_another_association_of_the_client(self, live: Associations) -> None:
+    def test_an_endpoint_passes_to_another_association_of_the_client(
+        self, live: Associations
+    ) -> None:
         first, second = associate(live), associate(live)
         live.claim(at(1), SOCKET)
         live.claim(at(2), SOCKET)
@@ -132,6 +137,7 @@ class TestHeirs:
             assert (association, heir) == (second, first) and live._lock.locked()
             tasks.append(Task(end_the_heir))
             said.append("inherited")
+
         tasks: list[Task] = []
         assert live.remove(second, bequeath) is first
         tasks[0].result()
@@ -164,7 +170,9 @@ class TestHeirs:
             live.remove(guest)
         assert sum(live.claim(at(port), SOCKET) is not None for port in range(2, 200)) < 100
 
-    @pytest.mark.parametrize("other", [{"user": "bob"}, {"local": OTHER_SOCKET}, {"host": "192.0.2.9"}])
+    @pytest.mark.parametrize(
+        "other", [{"user": "bob"}, {"local": OTHER_SOCKET}, {"host": "192.0.2.9"}]
+    )
     def test_not_to_another_user_port_or_client(self, live: Associations, other: dict) -> None:
         associate(live, **other)
         association = associate(live, user="alice")
@@ -177,6 +185,6 @@ def test_is_counted_while_it_lives_and_leaves_nothing_behind(live: Associations)
     assert len(live) == 3
     for one in several:
         live.remove(one)
-        live.remove(one)        # twice does no harm
+        live.remove(one)  # twice does no harm
     assert len(live) == 0
     assert not live._live

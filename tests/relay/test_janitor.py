@@ -1,4 +1,5 @@
 """The one thread that sweeps: what it closes, and that nothing ends it."""
+
 from __future__ import annotations
 
 import threading

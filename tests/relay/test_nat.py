@@ -1,11 +1,14 @@
 """The NAT table's way of a datagram: hit, miss, what waits for a dial, and what a failed one does."""
+
 from __future__ import annotations
 
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow
-from netproxy.relay import nat, opening
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.relay import nat
+from netproxy.relay import entry as entry_module
 from netproxy.relay.session import Session
 from tests.support.nat import TARGET, NatRig, conn_of
 from tests.support.upstreams import FakeDialer
@@ -21,8 +24,12 @@ class TestAMiss:
         rig.send(entry, b"three")
         assert not rig.dialer.flows
         rig.workers.run()
-        assert rig.dialer.flows == [Flow("udp", Address("192.0.2.1", 5000), Address("198.51.100.1", 9000), "main", "")]
-        assert rig.dialer.conns[0].sent == [(payload, f"to {TARGET}") for payload in (b"one", b"two", b"three")]
+        assert rig.dialer.flows == [
+            Flow("udp", Address("192.0.2.1", 5000), Address("198.51.100.1", 9000), "main", "")
+        ]
+        assert rig.dialer.conns[0].sent == [
+            (payload, f"to {TARGET}") for payload in (b"one", b"two", b"three")
+        ]
         rig.send(entry, b"four")
         assert rig.dialer.conns[0].sent[-1] == (b"four", f"to {TARGET}")
         assert not rig.counts.of("drops", "waiting queue full")
@@ -43,7 +50,9 @@ class TestAMiss:
         assert len(rig.dialer.conns) == len(rig.table) == 1
         assert rig.dialer.conns[0].sent == [(b"x", "to 198.51.100.2:9000")]
 
-    def test_of_another_target_while_the_dial_is_under_way_does_not_dial_again(self, rig: NatRig) -> None:
+    def test_of_another_target_while_the_dial_is_under_way_does_not_dial_again(
+        self, rig: NatRig
+    ) -> None:
         rig.workers.eager = False
         client = rig.client()
         first, second = rig.opened(client), rig.opened(client, "198.51.100.2:9000")
@@ -77,14 +86,18 @@ class TestWaiting:
     def test_is_bounded_for_an_entry(self, rig: NatRig) -> None:
         rig.workers.eager = False
         entry = rig.opened(rig.client())
-        for number in range(opening.WAITING_LIMIT + 5):
+        for number in range(entry_module.WAITING_LIMIT + 5):
             rig.send(entry, b"%d" % number)
         assert rig.counts.of("drops", "waiting queue full") == 5
         rig.workers.run()
-        assert [payload for payload, _ in rig.dialer.conns[0].sent] == [b"%d" % number for number in range(opening.WAITING_LIMIT)]
+        assert [payload for payload, _ in rig.dialer.conns[0].sent] == [
+            b"%d" % number for number in range(entry_module.WAITING_LIMIT)
+        ]
 
-    def test_is_bounded_in_the_whole_table(self, rig: NatRig, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(opening, "WAITING_TOTAL", 10)
+    def test_is_bounded_in_the_whole_table(
+        self, rig: NatRig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(entry_module, "WAITING_TOTAL", 10)
         rig.workers.eager = False
         entries = [rig.opened(rig.client(port)) for port in range(5000, 5004)]
         for entry in entries:
@@ -93,7 +106,7 @@ class TestWaiting:
         rig.workers.run()
         assert sum(len(conn.sent) for conn in rig.dialer.conns) == 10
         assert rig.waiting() == 0
-        for entry in entries:                   # and there is room again
+        for entry in entries:  # and there is room again
             rig.send(entry, b"d")
         assert rig.counts.of("drops", "waiting queue full") == 2
 
@@ -109,6 +122,7 @@ class TestWaiting:
             rig.send(entry, b"3")
             assert conn is not None
             conn.while_sending = lambda: rig.send(entry, b"4")
+
         dial = rig.dialer.dial_packet
 
         def dial_packet(flow: Flow) -> object:
@@ -116,7 +130,8 @@ class TestWaiting:
             conn = dial(flow)
             conn.while_sending = late
             return conn
-        rig.dialer.dial_packet = dial_packet    # type: ignore[method-assign]
+
+        rig.dialer.dial_packet = dial_packet  # type: ignore[method-assign]
         while tasks:
             tasks.pop(0)()
         assert conn is not None
@@ -172,7 +187,7 @@ class TestAName:
         entry = rig.opened(rig.client(), "example.com:9000")
         conn = conn_of(entry.session)
         conn.refusal = None
-        rig.later(opening.RETRY_SECONDS)
+        rig.later(entry_module.RETRY_SECONDS)
         rig.send(entry, b"again")
         assert conn.sent == [(b"again", "to example.com:9000")]
         assert len(rig.dialer.conns) == 1
@@ -185,7 +200,7 @@ class TestAName:
         rig.send(entry, b"lost")
         assert rig.counts.of("drops", "target failed") == 1
         rig.workers.full = False
-        rig.later(opening.RETRY_SECONDS)
+        rig.later(entry_module.RETRY_SECONDS)
         rig.send(entry, b"found")
         assert conn_of(entry.session).sent == [(b"found", "to example.com:9000")]
 
@@ -205,7 +220,7 @@ class TestAFailedDial:
         rig.dialer.refusal = REFUSED
         client = rig.client()
         entry = rig.opened(client)
-        rig.later(opening.RETRY_SECONDS - 0.1)
+        rig.later(entry_module.RETRY_SECONDS - 0.1)
         rig.send(entry, b"1", b"2")
         assert rig.counts.of("drops", "target failed") == 2
         other = rig.opened(client, "198.51.100.2:9000")
@@ -218,7 +233,7 @@ class TestAFailedDial:
         client = rig.client()
         first, second = rig.opened(client), rig.opened(client, "198.51.100.2:9000")
         rig.dialer.refusal = None
-        rig.later(opening.RETRY_SECONDS)
+        rig.later(entry_module.RETRY_SECONDS)
         rig.send(first, b"1")
         rig.send(second, b"2")
         assert rig.dialer.conns[0].sent == [(b"1", f"to {TARGET}"), (b"2", "to 198.51.100.2:9000")]
@@ -228,7 +243,7 @@ class TestAFailedDial:
         rig.dialer.refusal = REFUSED
         entry = rig.opened(rig.client())
         for attempt in range(2, 5):
-            rig.later(opening.RETRY_SECONDS)
+            rig.later(entry_module.RETRY_SECONDS)
             rig.send(entry, b"x")
             assert len(rig.dialer.flows) == attempt
         assert rig.counts.of("drops", "connection refused") == 3
@@ -238,7 +253,7 @@ class TestAFailedDial:
         client = rig.client()
         first = rig.opened(client)
         rig.dialer.refusal = None
-        rig.later(opening.RETRY_SECONDS)
+        rig.later(entry_module.RETRY_SECONDS)
         rig.workers.eager = False
         rig.send(first, b"1")
         rig.send(rig.opened(client, "198.51.100.2:9000"), b"2")
@@ -252,14 +267,16 @@ class TestAFailedDial:
         rig.send(entry, b"1")
         assert rig.counts.of("drops", "target failed") == 1
         rig.workers.full = False
-        rig.later(opening.RETRY_SECONDS)
+        rig.later(entry_module.RETRY_SECONDS)
         rig.send(entry, b"2")
         assert rig.dialer.conns[0].sent == [(b"2", f"to {TARGET}")]
 
     def test_for_want_of_a_thread(self, rig: NatRig, monkeypatch: pytest.MonkeyPatch) -> None:
         """HAZARDS 94."""
+
         def start(*_: object) -> None:
             raise RuntimeError("can't start new thread")
+
         monkeypatch.setattr(Session, "start", start)
         rig.workers.eager = False
         entry = rig.opened(rig.client())
@@ -269,8 +286,8 @@ class TestAFailedDial:
         assert rig.counts.of("drops", "failed") == 1
         monkeypatch.undo()
         monkeypatch.setattr(nat, "time", rig.clock)
-        monkeypatch.setattr(opening, "time", rig.clock)
-        rig.later(opening.RETRY_SECONDS)
+        monkeypatch.setattr(entry_module, "time", rig.clock)
+        rig.later(entry_module.RETRY_SECONDS)
         rig.workers.eager = True
         rig.send(entry, b"2")
         assert rig.dialer.conns[1].sent == [(b"2", f"to {TARGET}")]

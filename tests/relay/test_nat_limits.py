@@ -1,10 +1,12 @@
 """What ends in the NAT table, and when: idle times, limits, associations; always first out of the table, then closed."""
+
 from __future__ import annotations
 
 import pytest
 
-from netproxy.relay import nat, opening
-from netproxy.relay.capacity import IDLE_TO_YIELD
+from netproxy.relay import nat
+from netproxy.relay import entry as entry_module
+from netproxy.relay.quota import IDLE_TO_YIELD
 from tests.support.nat import IDLE, TARGET, NatRig, conn_of
 from tests.support.upstreams import FakeDialer
 
@@ -21,7 +23,7 @@ def tick(rig: NatRig, seconds: float) -> int:
 def answer(rig: NatRig, session: object) -> None:
     """One datagram comes back from the target."""
     before = len(rig.local.sent)
-    conn_of(session).offer((b"answer", ("198.51.100.1", 9000)))   # type: ignore[arg-type]
+    conn_of(session).offer((b"answer", ("198.51.100.1", 9000)))  # type: ignore[arg-type]
     rig.local.wait_for(before + 1)
 
 
@@ -85,7 +87,7 @@ class TestEviction:
         entry = rig.opened(rig.client())
         tick(rig, nat.ONE_WAY_SECONDS)
         rig.later(2)
-        close, = rig.table.expire(rig.clock.now)
+        (close,) = rig.table.expire(rig.clock.now)
         assert not rig.table.entries and not len(rig.table)
         assert not conn_of(entry.session).shut.is_set() and not rig.records.records
         close()
@@ -96,9 +98,14 @@ class TestEviction:
         rig.send(entry, b"four", b"fo")
         answer(rig, entry.session)
         tick(rig, IDLE + 2)
-        record, = rig.records.records
-        assert (record.flow, record.way, record.ended) == (rig.dialer.flows[0], "fake", "idle")
-        assert (record.sent, record.datagrams_sent, record.received, record.datagrams_received) == (6, 2, 6, 1)
+        (record,) = rig.records.records
+        assert (record.flow, record.upstream, record.ended) == (rig.dialer.flows[0], "fake", "idle")
+        assert (record.sent, record.datagrams_sent, record.received, record.datagrams_received) == (
+            6,
+            2,
+            6,
+            1,
+        )
         assert rig.counts.of("sessions_evicted", "idle") == 1
 
     def test_while_it_is_dialled_closes_what_is_dialled(self, rig: NatRig) -> None:
@@ -128,12 +135,14 @@ class TestEviction:
         assert tick(rig, nat.ONE_WAY_SECONDS + 2) == 1
         assert not len(rig.table)
 
-    def test_a_datagram_for_an_entry_that_has_gone_does_not_bring_it_back(self, rig: NatRig) -> None:
+    def test_a_datagram_for_an_entry_that_has_gone_does_not_bring_it_back(
+        self, rig: NatRig
+    ) -> None:
         rig.workers.full = True
         entry = rig.opened(rig.client())
         rig.table.end("association")
         rig.workers.full = False
-        rig.later(opening.RETRY_SECONDS + 1)
+        rig.later(entry_module.RETRY_SECONDS + 1)
         rig.send(entry, b"x")
         assert not rig.dialer.flows and not rig.table.entries and rig.waiting() == 0
 
@@ -142,8 +151,11 @@ class TestEnd:
     def test_ends_all_of_an_owner_and_nobody_else(self, rig: NatRig) -> None:
         """HAZARDS 25."""
         other_way = FakeDialer("other")
-        ours = [rig.opened(client, target, dialer) for client in (rig.client(1, owner="a"), rig.client(2, owner="a"))
-                for target, dialer in ((TARGET, rig.dialer), ("198.51.100.2:9000", other_way))]
+        ours = [
+            rig.opened(client, target, dialer)
+            for client in (rig.client(1, owner="a"), rig.client(2, owner="a"))
+            for target, dialer in ((TARGET, rig.dialer), ("198.51.100.2:9000", other_way))
+        ]
         other = rig.opened(rig.client(3, owner="b"))
         rig.table.end("a")
         assert all(conn_of(entry.session).closed.wait(5) for entry in ours)
@@ -162,7 +174,7 @@ class TestEnd:
         entries = [rig.opened(rig.client(port)) for port in (1, 2)]
         rig.table.close()
         assert all(conn_of(entry.session).closed.wait(5) for entry in entries)
-        assert not rig.table.entries and not rig.table.clients and not rig.table._capacity._held
+        assert not rig.table.entries and not rig.table.clients and not rig.table._quota._held
         assert {record.ended for record in rig.records.records} == {"shutdown"}
 
 
@@ -186,7 +198,9 @@ class TestLimits:
             rig.opened(rig.client(port))
         assert rig.open(rig.client(3)) is None
         assert rig.open(rig.client(3, "192.0.2.2")) is not None
-        assert rig.open(rig.client(2), "198.51.100.9:9000") is None   # known by another local address: a new client
+        assert (
+            rig.open(rig.client(2), "198.51.100.9:9000") is None
+        )  # known by another local address: a new client
 
     def test_a_known_session_takes_more_targets_at_the_limit(self, rig: NatRig) -> None:
         rig.policy(1, 1)
@@ -225,7 +239,9 @@ class TestLimits:
         assert conn_of(own.session).closed.wait(5)
         assert not conn_of(other.session).shut.is_set()
 
-    def test_at_both_limits_nobody_yields_for_one_that_gets_no_room_by_it(self, rig: NatRig) -> None:
+    def test_at_both_limits_nobody_yields_for_one_that_gets_no_room_by_it(
+        self, rig: NatRig
+    ) -> None:
         """An address at its own limit must not push others out: its own oldest yields, or none."""
         rig.policy(2, 1)
         other = rig.opened(rig.client(9, "192.0.2.9"))
@@ -236,7 +252,9 @@ class TestLimits:
         assert not conn_of(other.session).shut.is_set()
         assert len(rig.table) == 2
 
-    def test_a_client_without_owner_keeps_its_place_when_one_of_its_own_yields(self, rig: NatRig) -> None:
+    def test_a_client_without_owner_keeps_its_place_when_one_of_its_own_yields(
+        self, rig: NatRig
+    ) -> None:
         """A forward's client: it must be found again, or its next target gets another upstream port."""
         rig.policy(1, 1)
         client = rig.client(owner=None)
@@ -254,25 +272,35 @@ class TestLimits:
         for port in range(20):
             rig.opened(rig.client(port, f"192.0.2.{port % 3}", owner=port % 2))
         rig.table.end(0)
-        held = rig.table._capacity._held
-        assert sum(count for (kind, _), count in held.items() if kind == "client") == len(rig.table) == 10
+        held = rig.table._quota._held
+        assert (
+            sum(count for (kind, _), count in held.items() if kind == "client")
+            == len(rig.table)
+            == 10
+        )
         tick(rig, nat.ONE_WAY_SECONDS + 2)
-        assert not rig.table._capacity._held and not rig.table._sessions
+        assert not rig.table._quota._held and not rig.table._sessions
 
 
 class TestEntries:
-    def test_are_bounded_in_a_session_and_the_oldest_yields(self, rig: NatRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_are_bounded_in_a_session_and_the_oldest_yields(
+        self, rig: NatRig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """HAZARDS 31."""
         monkeypatch.setattr(nat, "ENTRIES_LIMIT", 3)
         client = rig.client()
         for port in range(1, 6):
             rig.opened(client, f"198.51.100.1:{port}")
-        assert [key[1] for key in rig.table.entries] == [f"198.51.100.1:{port}".encode() for port in (3, 4, 5)]
+        assert [key[1] for key in rig.table.entries] == [
+            f"198.51.100.1:{port}".encode() for port in (3, 4, 5)
+        ]
         assert len(rig.table) == len(rig.dialer.conns) == 1
-        rig.send(rig.opened(client, "198.51.100.1:1"), b"x")        # and may come back
+        rig.send(rig.opened(client, "198.51.100.1:1"), b"x")  # and may come back
         assert rig.dialer.conns[0].sent == [(b"x", "to 198.51.100.1:1")]
 
-    def test_that_yield_while_they_wait_give_back_their_room(self, rig: NatRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_that_yield_while_they_wait_give_back_their_room(
+        self, rig: NatRig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(nat, "ENTRIES_LIMIT", 1)
         rig.workers.eager = False
         client = rig.client()

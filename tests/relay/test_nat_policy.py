@@ -1,4 +1,5 @@
 """What a configuration may ask of the NAT: mapping, filtering, name servers, users' limits; RFC 4787."""
+
 from __future__ import annotations
 
 import pytest
@@ -25,14 +26,16 @@ def tick(rig: NatRig, seconds: float) -> int:
 def answered(rig: NatRig, session: object, *peers: tuple[str, int]) -> list[bytes]:
     """What the client gets when these peers send "x", and in the end one that may always."""
     before = len(rig.local.sent)
-    conn = conn_of(session)     # type: ignore[arg-type]
+    conn = conn_of(session)  # type: ignore[arg-type]
     for peer in peers:
         conn.offer((b"x", peer))
     conn.offer((b"end", ("198.51.100.1", 9000)))
     with rig.local.changed:
-        assert rig.local.changed.wait_for(lambda: rig.local.sent[-1:] and rig.local.sent[-1][0].endswith(b"end"), 5)
+        assert rig.local.changed.wait_for(
+            lambda: rig.local.sent[-1:] and rig.local.sent[-1][0].endswith(b"end"), 5
+        )
     found = [data for data, _ in rig.local.sent[before:]]
-    rig.local.sent.append((b"", ""))        # so that the next "end" is waited for
+    rig.local.sent.append((b"", ""))  # so that the next "end" is waited for
     return found[:-1]
 
 
@@ -45,7 +48,10 @@ class TestMapping:
         assert len(rig.dialer.conns) == 2
         rig.send(first, b"1")
         rig.send(second, b"2")
-        assert [[payload for payload, _ in conn.sent] for conn in rig.dialer.conns] == [[b"1"], [b"2"]]
+        assert [[payload for payload, _ in conn.sent] for conn in rig.dialer.conns] == [
+            [b"1"],
+            [b"2"],
+        ]
 
     def test_a_reload_leaves_the_sessions_that_live(self, rig: NatRig) -> None:
         client = rig.client()
@@ -62,11 +68,14 @@ class TestMapping:
 class TestFiltering:
     """RFC 4787 REQ-8, HAZARDS 30."""
 
-    @pytest.mark.parametrize("filtering, passed", [
-        (INDEPENDENT, [b"<198.51.100.1:1>x", b"<198.51.100.9:9000>x"]),
-        (ADDRESS, [b"<198.51.100.1:1>x"]),
-        (ADDRESS_AND_PORT, []),
-    ])
+    @pytest.mark.parametrize(
+        "filtering, passed",
+        [
+            (INDEPENDENT, [b"<198.51.100.1:1>x", b"<198.51.100.9:9000>x"]),
+            (ADDRESS, [b"<198.51.100.1:1>x"]),
+            (ADDRESS_AND_PORT, []),
+        ],
+    )
     def test_who_may_answer(self, rig: NatRig, filtering: str, passed: list[bytes]) -> None:
         rig.policy(filtering=filtering)
         entry = rig.opened(rig.client(), FIRST)
@@ -86,7 +95,9 @@ class TestFiltering:
         client = rig.client()
         entry = rig.opened(client, FIRST)
         rig.opened(client, NAMED)
-        assert answered(rig, entry.session, ("203.0.113.9", 9000), ("203.0.113.9", 1)) == [b"<203.0.113.9:9000>x"]
+        assert answered(rig, entry.session, ("203.0.113.9", 9000), ("203.0.113.9", 1)) == [
+            b"<203.0.113.9:9000>x"
+        ]
 
 
 class TestNameServers:
@@ -209,17 +220,19 @@ class TestWithoutOwner:
         assert rig.open(rig.client(2, owner=None)) is None
         assert [client.address.port for client in rig.table.clients.values()] == [1]
 
-    def test_nor_where_its_own_session_yielded_and_there_is_still_no_room(self, rig: NatRig) -> None:
+    def test_nor_where_its_own_session_yielded_and_there_is_still_no_room(
+        self, rig: NatRig
+    ) -> None:
         forward = rig.client(2, owner=None)
         rig.opened(forward)
         tick(rig, 15)
         rig.opened(rig.client(1))
-        rig.policy(1, 100)          # a reload: two live where one may
+        rig.policy(1, 100)  # a reload: two live where one may
         assert rig.open(forward, SECOND, FakeDialer("other")) is None
         assert [client.address.port for client in rig.table.clients.values()] == [1]
 
 
 def answer(rig: NatRig, session: object) -> None:
     before = len(rig.local.sent)
-    conn_of(session).offer((b"answer", ("198.51.100.1", 53)))   # type: ignore[arg-type]
+    conn_of(session).offer((b"answer", ("198.51.100.1", 53)))  # type: ignore[arg-type]
     rig.local.wait_for(before + 1)

@@ -1,4 +1,5 @@
 """Targets whose names are looked up before their way out is known: what waits, in which order it leaves, what is given up."""
+
 from __future__ import annotations
 
 from typing import Any, Iterator
@@ -6,9 +7,12 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Dialer, Flow, Route
-from netproxy.relay import nat, opening
-from netproxy.relay.opening import Entry
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Dialer, Route
+from netproxy.relay import nat
+from netproxy.relay import entry as entry_module
+from netproxy.relay.entry import Entry
 from netproxy.relay.session import Client
 from tests.support.nat import NatRig
 from tests.support.upstreams import FakeDialer
@@ -26,7 +30,7 @@ class LookingUp:
         self.at_once: DialError | None = None
         self.asked: list[str] = []
 
-    def route_at_once(self, flow: Flow) -> Route | None:
+    def route_without_blocking(self, flow: Flow) -> Route | None:
         if self.at_once:
             raise self.at_once
         return None
@@ -64,7 +68,7 @@ class Unrouted(NatRig):
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Unrouted]:
     rig = Unrouted()
     monkeypatch.setattr(nat, "time", rig.clock)
-    monkeypatch.setattr(opening, "time", rig.clock)
+    monkeypatch.setattr(entry_module, "time", rig.clock)
     yield rig
     rig.workers.eager = True
     rig.workers.run()
@@ -73,20 +77,24 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Unrouted]:
 
 
 class TestFound:
-    def test_what_has_waited_leaves_in_order_and_what_comes_then_behind_it(self, rig: Unrouted) -> None:
+    def test_what_has_waited_leaves_in_order_and_what_comes_then_behind_it(
+        self, rig: Unrouted
+    ) -> None:
         client = rig.client()
         entry = rig.asked(client)
         rig.send(entry, b"1", b"2")
         rig.send(entry, b"3")
         assert not rig.dialer.flows and rig.waiting() == 3
-        rig.workers.tasks.pop(0)()          # the lookup has ended, and the dial begins
+        rig.workers.tasks.pop(0)()  # the lookup has ended, and the dial begins
         rig.send(entry, b"4")
         rig.workers.run()
         rig.send(entry, b"5")
         assert rig.sent() == [b"1", b"2", b"3", b"4", b"5"]
         assert not rig.waiting() and not any(name == "drops" for name, _ in rig.counts.counts)
 
-    def test_the_session_and_the_destination_are_by_the_addresses_that_were_found(self, rig: Unrouted) -> None:
+    def test_the_session_and_the_destination_are_by_the_addresses_that_were_found(
+        self, rig: Unrouted
+    ) -> None:
         client = rig.client()
         entry = rig.asked(client)
         rig.workers.run()
@@ -99,14 +107,20 @@ class TestFound:
         rig.send(second, b"b")
         rig.send(first, b"a")
         rig.workers.run()
-        assert first.session is second.session and sorted(rig.sent()) == [b"a", b"b"] and len(rig.dialer.conns) == 1
+        assert (
+            first.session is second.session
+            and sorted(rig.sent()) == [b"a", b"b"]
+            and len(rig.dialer.conns) == 1
+        )
 
     def test_it_is_recorded_when_it_ends_like_any_other(self, rig: Unrouted) -> None:
         client = rig.client()
         rig.send(rig.asked(client), b"x")
         rig.workers.run()
         rig.table.end(client.owner)
-        assert [(record.flow.target.host, record.datagrams_sent) for record in rig.records.records] == [("a.test", 1)]
+        assert [
+            (record.flow.target.host, record.datagrams_sent) for record in rig.records.records
+        ] == [("a.test", 1)]
 
 
 class TestGivenUp:
@@ -178,7 +192,7 @@ class TestBounds:
             assert rig.ask(client, f"n{number}.test")
         assert rig.ask(client, "more.test", count=4) is None
         assert rig.counts.of("drops", "waiting queue full") == 4
-        assert rig.ask(other, "more.test")                  # another client has its own room
+        assert rig.ask(other, "more.test")  # another client has its own room
         rig.workers.run()
         assert not client.unrouted and rig.ask(client, "more.test")
 
@@ -186,10 +200,13 @@ class TestBounds:
         client = rig.client()
         for number in range(8):
             entry = rig.asked(client, f"n{number}.test")
-            for _ in range(opening.WAITING_LIMIT):
+            for _ in range(entry_module.WAITING_LIMIT):
                 rig.send(entry, b"x")
-        assert rig.waiting() == client.waiting == opening.WAITING_CLIENT
-        assert rig.counts.of("drops", "waiting queue full") == 8 * opening.WAITING_LIMIT - opening.WAITING_CLIENT
+        assert rig.waiting() == client.waiting == entry_module.WAITING_CLIENT
+        assert (
+            rig.counts.of("drops", "waiting queue full")
+            == 8 * entry_module.WAITING_LIMIT - entry_module.WAITING_CLIENT
+        )
 
     def test_names_without_end_leave_nothing_behind(self, rig: Unrouted) -> None:
         """Hazard 39."""
@@ -200,8 +217,13 @@ class TestBounds:
             if number % 100 == 99:
                 rig.workers.run()
         assert rig.counts.of("drops", Reason.NAME.value) == FLOOD
-        assert not rig.table.entries and not client.unrouted and not rig.waiting() and not len(rig.table)
-        assert list(rig.table.clients) == [client.peer]         # its association's, and goes with it
+        assert (
+            not rig.table.entries
+            and not client.unrouted
+            and not rig.waiting()
+            and not len(rig.table)
+        )
+        assert list(rig.table.clients) == [client.peer]  # its association's, and goes with it
 
 
 class TestEnds:
@@ -211,7 +233,7 @@ class TestEnds:
         rig.send(entry, b"1")
         rig.table.end(client.owner)
         assert entry.gone and not rig.table.entries and not rig.waiting()
-        rig.workers.run()                   # the lookup ends later, and nothing comes of it
+        rig.workers.run()  # the lookup ends later, and nothing comes of it
         assert not rig.dialer.flows and not len(rig.table)
 
     def test_with_the_table(self, rig: Unrouted) -> None:
@@ -260,7 +282,9 @@ class TestNobodysClients:
         assert not rig.table.clients
 
     @pytest.mark.parametrize("reason", [Reason.NAME, Reason.DENIED])
-    def test_one_that_leads_nowhere_is_forgotten_at_once(self, rig: Unrouted, reason: Reason) -> None:
+    def test_one_that_leads_nowhere_is_forgotten_at_once(
+        self, rig: Unrouted, reason: Reason
+    ) -> None:
         rig.router.at_once = DialError(reason, "a.test")
         for port in range(5000, 5100):
             assert rig.ask(rig.client(port, owner=None)) is None

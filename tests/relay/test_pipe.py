@@ -1,4 +1,5 @@
 """The relay between two real TCP connections: every byte, each half-close, and how it ends."""
+
 from __future__ import annotations
 
 import contextlib
@@ -15,18 +16,29 @@ import pytest
 from netproxy.net.stream import Stream
 from netproxy.relay.direction import BUFFER
 from netproxy.relay.pipe import Outcome, PipeLimits, pipe
-from tests.support.pauses import run_to_end
-from tests.support.sockets import Task, is_reset, nothing_comes, read_exactly, read_to_end, reset, tcp_pair, wait_until
+from tests.support.waits import run_to_end
+from tests.support.sockets import (
+    Task,
+    is_reset,
+    nothing_comes,
+    read_exactly,
+    read_to_end,
+    reset,
+    tcp_pair,
+    wait_until,
+)
 
 LIMITS = PipeLimits(idle=30.0, half_close=30.0)
 MEGABYTE = 1 << 20
-SIOCOUTQ = termios.TIOCOUTQ         # bytes of a TCP socket that its peer has not acknowledged
+SIOCOUTQ = termios.TIOCOUTQ  # bytes of a TCP socket that its peer has not acknowledged
 
 
 class Relayed:
     """A client and a target with a pipe between them, on a thread of its own."""
 
-    def __init__(self, client: socket.socket, near: Stream, far: Stream, target: socket.socket) -> None:
+    def __init__(
+        self, client: socket.socket, near: Stream, far: Stream, target: socket.socket
+    ) -> None:
         self.client, self.target = client, target
         self.near, self.far = near, far
         self.task: Task | None = None
@@ -43,7 +55,7 @@ def relay(near: Stream, far: Stream, limits: PipeLimits) -> Outcome:
     """To its end, pauses and all."""
     outcomes: list[Outcome] = []
     run_to_end(pipe(near, far, limits, outcomes.append))
-    outcome, = outcomes
+    (outcome,) = outcomes
     return outcome
 
 
@@ -75,19 +87,25 @@ def queued(sock: socket.socket, request: int) -> int:
 
 class TestHalfClose:
     @pytest.mark.parametrize("first", ["client", "target"])
-    def test_reaches_the_other_side_and_the_way_back_stays_open(self, relayed: Relayed, first: str) -> None:
+    def test_reaches_the_other_side_and_the_way_back_stays_open(
+        self, relayed: Relayed, first: str
+    ) -> None:
         """HAZARDS 82, 83: 8 MB one way, its end, then 1 MB back."""
         relayed.start()
-        ends = (relayed.client, relayed.target) if first == "client" else (relayed.target, relayed.client)
-        there, back = data_of(8 * MEGABYTE, 1), data_of(MEGABYTE, 2)
+        ends = (
+            (relayed.client, relayed.target)
+            if first == "client"
+            else (relayed.target, relayed.client)
+        )
+        there, reply_destination = data_of(8 * MEGABYTE, 1), data_of(MEGABYTE, 2)
         sender = Task(send_all, ends[0], there)
         assert hashlib.sha256(read_to_end(ends[1])).digest() == hashlib.sha256(there).digest()
         sender.result()
-        sender = Task(send_all, ends[1], back)
-        assert hashlib.sha256(read_to_end(ends[0])).digest() == hashlib.sha256(back).digest()
+        sender = Task(send_all, ends[1], reply_destination)
+        assert hashlib.sha256(read_to_end(ends[0])).digest() == hashlib.sha256(reply_destination).digest()
         sender.result()
-        moved = (len(there), len(back)) if first == "client" else (len(back), len(there))
-        assert relayed.outcome() == Outcome(*moved, "closed")
+        traffic = (len(there), len(reply_destination)) if first == "client" else (len(reply_destination), len(there))
+        assert relayed.outcome() == Outcome(*traffic, "closed")
         assert not relayed.near.open and not relayed.far.open
 
     def test_both_directions_at_once(self, relayed: Relayed) -> None:
@@ -132,6 +150,7 @@ class TestHalfClose:
             for byte in data:
                 relayed.client.send(bytes((byte,)))
             relayed.client.shutdown(socket.SHUT_WR)
+
         sender = Task(drip)
         assert read_to_end(relayed.target) == data
         sender.result()
@@ -176,7 +195,11 @@ class TestReset:
     def test_becomes_a_reset(self, relayed: Relayed, side: str) -> None:
         """HAZARDS 84: nobody takes a cut stream for a whole one."""
         relayed.start()
-        ends = (relayed.client, relayed.target) if side == "client" else (relayed.target, relayed.client)
+        ends = (
+            (relayed.client, relayed.target)
+            if side == "client"
+            else (relayed.target, relayed.client)
+        )
         ends[0].sendall(b"half of it")
         assert read_exactly(ends[1], 10) == b"half of it"
         reset(ends[0])
@@ -187,7 +210,11 @@ class TestReset:
     @pytest.mark.parametrize("side", ["client", "target"])
     def test_after_the_other_side_had_ended(self, relayed: Relayed, side: str) -> None:
         relayed.start()
-        ends = (relayed.client, relayed.target) if side == "client" else (relayed.target, relayed.client)
+        ends = (
+            (relayed.client, relayed.target)
+            if side == "client"
+            else (relayed.target, relayed.client)
+        )
         ends[1].shutdown(socket.SHUT_WR)
         assert read_to_end(ends[0]) == b""
         reset(ends[0])
@@ -210,8 +237,12 @@ class TestASlowReader:
         with near, far:
             relayed.start()
             sent = fill(relayed)
-            in_kernel = (queued(relayed.client, SIOCOUTQ) + queued(near, termios.FIONREAD)
-                         + queued(far, SIOCOUTQ) + queued(relayed.target, termios.FIONREAD))
+            in_kernel = (
+                queued(relayed.client, SIOCOUTQ)
+                + queued(near, termios.FIONREAD)
+                + queued(far, SIOCOUTQ)
+                + queued(relayed.target, termios.FIONREAD)
+            )
             assert 0 <= sent - in_kernel <= BUFFER
 
     def test_does_not_hold_up_the_other_direction(self, relayed: Relayed) -> None:
@@ -245,7 +276,9 @@ class TestTimeouts:
         relayed.start(PipeLimits(0.2, 30.0))
         assert relayed.outcome() == Outcome(0, 0, "idle")
         assert 0.18 <= time.monotonic() - started < 1.0
-        assert is_reset(relayed.client) and is_reset(relayed.target)    # an end would look like all of it
+        assert is_reset(relayed.client) and is_reset(
+            relayed.target
+        )  # an end would look like all of it
 
     def test_every_byte_begins_the_idle_time_anew(self, relayed: Relayed) -> None:
         relayed.start(PipeLimits(0.3, 30.0))
@@ -314,6 +347,7 @@ def fill(relayed: Relayed) -> int:
 
 def test_a_thread_relays_one_after_the_other() -> None:
     """Its buffer is used again, and holds nothing of the last one."""
+
     def relay_twice() -> list[Any]:
         found = []
         for data in (b"a" * 50000, b"b"):
@@ -323,4 +357,5 @@ def test_a_thread_relays_one_after_the_other() -> None:
                 found.append(relay(Stream(near), Stream(far), LIMITS))
                 assert read_to_end(target) == data
         return found
+
     assert Task(relay_twice).result() == [Outcome(50000, 0, "closed"), Outcome(1, 0, "closed")]

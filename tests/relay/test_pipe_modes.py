@@ -1,4 +1,5 @@
 """How a relay moves its bytes: by copying, through a kernel pipe, on a thread of its own or by steps; the bytes are the same."""
+
 from __future__ import annotations
 
 import contextlib
@@ -12,43 +13,55 @@ from typing import Any, Iterator
 
 import pytest
 
-from netproxy.interfaces import Pause
+from netproxy.interfaces.connections import Wait
 from netproxy.net.stream import Stream
 from netproxy.relay import direction as direction_module
 from netproxy.relay.direction import TINY_READS, Direction
 from netproxy.relay.pipe import Outcome, PipeLimits, pipe
-from tests.support.pauses import run_to_end
-from tests.support.sockets import Task, is_reset, read_exactly, read_to_end, reset, tcp_pair, wait_until
+from tests.support.waits import run_to_end
+from tests.support.sockets import (
+    Task,
+    is_reset,
+    read_exactly,
+    read_to_end,
+    reset,
+    tcp_pair,
+    wait_until,
+)
 
 LIMITS = PipeLimits(idle=30.0, half_close=30.0)
 MEGABYTE = 1 << 20
 
 
 class Opaque(Stream):
-    plain = False               # as if its bytes were not what the socket holds
+    plain = False  # as if its bytes were not what the socket holds
 
 
 class Ends:
     """A client and a target, and the streams between which a relay runs."""
 
-    def __init__(self, client: socket.socket, near: socket.socket, far: socket.socket, target: socket.socket) -> None:
+    def __init__(
+        self, client: socket.socket, near: socket.socket, far: socket.socket, target: socket.socket
+    ) -> None:
         self.client, self.target = client, target
         self.near, self.far = Stream(near), Stream(far)
         self.outcomes: list[Outcome] = []
         self.task: Task | None = None
 
-    def begin(self, limits: PipeLimits = LIMITS) -> Pause:
+    def begin(self, limits: PipeLimits = LIMITS) -> Wait:
         pause = pipe(self.near, self.far, limits, self.outcomes.append)
         assert pause is not None
         return pause
 
     def run(self, limits: PipeLimits = LIMITS) -> None:
         """On a thread of its own, and never by steps."""
-        self.task = Task(lambda: run_to_end(pipe(self.near, self.far, limits, self.outcomes.append)))
+        self.task = Task(
+            lambda: run_to_end(pipe(self.near, self.far, limits, self.outcomes.append))
+        )
 
     def outcome(self) -> Outcome:
         wait_until(lambda: self.outcomes)
-        outcome, = self.outcomes
+        (outcome,) = self.outcomes
         assert not self.near.open and not self.far.open
         return outcome
 
@@ -133,7 +146,7 @@ class Busy:
         self.sent += data
         while rest or len(self.received) < len(self.sent):
             with contextlib.suppress(BlockingIOError):
-                rest = rest[self.ends.client.send(rest):] if rest else rest
+                rest = rest[self.ends.client.send(rest) :] if rest else rest
             self.direction.flush()
             if not self.direction.pending:
                 self.direction.move()
@@ -147,7 +160,7 @@ class TestADirection:
         before = open_pipes()
         busy = Busy(ends)
         assert not busy.direction.busy
-        while busy.direction._pipe is None:         # the last reads may have been small ones
+        while busy.direction._pipe is None:  # the last reads may have been small ones
             busy.carry(data_of(4 * MEGABYTE, 1))
         assert busy.direction.busy and open_pipes() == before + 2
         for number in range(TINY_READS):
@@ -155,7 +168,7 @@ class TestADirection:
             busy.carry(b"tiny %d" % number)
         assert busy.direction._pipe is None and not busy.direction.busy and open_pipes() == before
         busy.carry(b"copied")
-        assert busy.direction._pipe is None and busy.direction.moved == len(busy.sent)
+        assert busy.direction._pipe is None and busy.direction.traffic == len(busy.sent)
 
 
 def small_pipe(descriptor: int, command: int, value: Any = 0) -> int:
@@ -174,7 +187,9 @@ class TestEightMegabytesEachWay:
         assert pipes.opened and open_pipes() == before
 
     @pytest.mark.parametrize("small", [False, True])
-    def test_without_good_pipes(self, ends: Ends, pipes: Pipes, monkeypatch: pytest.MonkeyPatch, small: bool) -> None:
+    def test_without_good_pipes(
+        self, ends: Ends, pipes: Pipes, monkeypatch: pytest.MonkeyPatch, small: bool
+    ) -> None:
         """Each direction asks once, and copies."""
         before = open_pipes()
         if small:
@@ -212,7 +227,7 @@ class TestAPipeThatIsFull:
         while not pipes.opened:
             for descriptor, _ in poll.poll(5000):
                 if descriptor == ends.client.fileno():
-                    sent += ends.client.send(self.PATTERN[sent % 256:])
+                    sent += ends.client.send(self.PATTERN[sent % 256 :])
                 else:
                     self.found += ends.target.recv(MEGABYTE)
         ends.target.settimeout(5)
@@ -224,7 +239,7 @@ class TestAPipeThatIsFull:
         poll.register(ends.client, select.POLLOUT)
         ends.client.settimeout(0)
         while poll.poll(200):
-            sent += ends.client.send(self.PATTERN[sent % 256:])
+            sent += ends.client.send(self.PATTERN[sent % 256 :])
         ends.client.settimeout(5)
         return sent
 
@@ -236,7 +251,10 @@ class TestAPipeThatIsFull:
         assert open_pipes() == before + 2 and select.select([pipes.opened[-1][0]], [], [], 0)[0]
         ends.client.shutdown(socket.SHUT_WR)
         found = self.found + read_to_end(ends.target)
-        assert hashlib.sha256(found).digest() == hashlib.sha256((bytes(range(256)) * (sent // 256 + 1))[:sent]).digest()
+        assert (
+            hashlib.sha256(found).digest()
+            == hashlib.sha256((bytes(range(256)) * (sent // 256 + 1))[:sent]).digest()
+        )
         send_all(ends.target, b"answer")
         assert read_to_end(ends.client) == b"answer"
         assert ends.outcome() == Outcome(sent, 6, "closed") and open_pipes() == before
@@ -246,10 +264,14 @@ class TestAPipeThatIsFull:
         ends.run(LIMITS._replace(idle=1.0))
         self.fill(ends)
         assert ends.outcome().ended == "idle"
-        wait_until(lambda: len(os.listdir("/proc/self/fd")) == before - 2)      # and both the relay's sockets
+        wait_until(
+            lambda: len(os.listdir("/proc/self/fd")) == before - 2
+        )  # and both the relay's sockets
         assert is_reset(ends.client)
 
-    def test_is_given_up_though_the_source_is_reset_after_the_other_way_has_ended(self, ends: Ends) -> None:
+    def test_is_given_up_though_the_source_is_reset_after_the_other_way_has_ended(
+        self, ends: Ends
+    ) -> None:
         ends.run(LIMITS._replace(half_close=0.5, splice=False))
         ends.target.shutdown(socket.SHUT_WR)
         assert read_to_end(ends.client) == b""
@@ -259,11 +281,11 @@ class TestAPipeThatIsFull:
 
 
 class TestSteps:
-    def step(self, pause: Pause, sock: socket.socket) -> Pause | None:
+    def step(self, pause: Wait, sock: socket.socket) -> Wait | None:
         """As the parker does once `sock` has something."""
         poll = select.poll()
         poll.register(sock, dict(pause.watched)[sock])
-        (descriptor, events), = poll.poll(5000)
+        ((descriptor, events),) = poll.poll(5000)
         assert pause.step is not None
         return pause.step(descriptor, events)
 
@@ -284,10 +306,16 @@ class TestSteps:
         assert ends.outcome() == Outcome(25, 25, "closed")
 
     def test_a_busy_one_asks_for_a_thread(self, ends: Ends) -> None:
-        pause: Pause | None = ends.begin()
-        sender, reader = Task(send_all, ends.client, data_of(8 * MEGABYTE, 1)), Task(read_to_end, ends.target)
+        pause: Wait | None = ends.begin()
+        sender, reader = (
+            Task(send_all, ends.client, data_of(8 * MEGABYTE, 1)),
+            Task(read_to_end, ends.target),
+        )
         while pause is not None and pause.step is not None:
-            pause = self.step(pause, dict((sock.fileno(), sock) for sock, _ in pause.watched)[ends.near.socket.fileno()])
+            pause = self.step(
+                pause,
+                dict((sock.fileno(), sock) for sock, _ in pause.watched)[ends.near.socket.fileno()],
+            )
         assert pause is not None and not ends.outcomes
         ends.task = Task(run_to_end, pause)
         ends.target.shutdown(socket.SHUT_WR)
@@ -304,10 +332,17 @@ class TestSteps:
 
     @pytest.mark.parametrize("stepped", [True, False])
     @pytest.mark.parametrize("first", ["client", "target"])
-    def test_a_reset_while_parked_becomes_a_reset(self, ends: Ends, first: str, stepped: bool) -> None:
+    def test_a_reset_while_parked_becomes_a_reset(
+        self, ends: Ends, first: str, stepped: bool
+    ) -> None:
         pause = ends.begin()
-        gone, other, sock = ((ends.client, ends.target, ends.near.socket) if first == "client"
-                             else (ends.target, ends.client, ends.far.socket))
+        gone, other, sock = (
+            (ends.client, ends.target, ends.near.socket)
+            if first == "client"
+            else (ends.target, ends.client, ends.far.socket)
+        )
         reset(gone)
         assert (self.step(pause, sock) if stepped else pause.resume(True)) is None
-        assert is_reset(other) and ends.outcome() == Outcome(0, 0, "client reset" if first == "client" else "reset")
+        assert is_reset(other) and ends.outcome() == Outcome(
+            0, 0, "client reset" if first == "client" else "reset"
+        )

@@ -1,11 +1,13 @@
 """A session's reader: what comes from the upstream reaches the client behind the header of its source."""
+
 from __future__ import annotations
 
 import threading
 
 import pytest
 
-from netproxy.interfaces import Address, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from netproxy.net.datagram import Arena, ArenaPool
 from netproxy.relay import session as session_module
 from netproxy.relay.session import INDEPENDENT, Client, Session
@@ -23,9 +25,11 @@ class SessionRig:
         self.wrapped: list[Address] = []
         self.headers = headers
         client = Client("peer", FLOW.client, self.local, self._wrap, None)
-        self.session = Session(client, "mapping", FLOW, FakeDialer(), INDEPENDENT, 0.0, lambda session: None)
+        self.session = Session(
+            client, "mapping", FLOW, FakeDialer(), INDEPENDENT, 0.0, lambda session: None
+        )
         self.conn = FakeConn()
-        self.ended: list[tuple[Session, bool]] = []     # and whether its upstream was closed by then
+        self.ended: list[tuple[Session, bool]] = []  # and whether its upstream was closed by then
 
     def _wrap(self, source: Address) -> bytes:
         self.wrapped.append(source)
@@ -51,9 +55,13 @@ def test_each_datagram_comes_behind_the_header_of_its_source(rig: SessionRig) ->
     rig.conn.offer((b"one", SOURCE), (b"two", OTHER), (b"six", SOURCE))
     rig.start()
     rig.local.wait_for(3)
-    assert sorted(rig.local.sent) == sorted([
-        (b"<198.51.100.1:53>one", "back to peer"), (b"<198.51.100.1:53>six", "back to peer"),
-        (b"<198.51.100.2:54>two", "back to peer")])
+    assert sorted(rig.local.sent) == sorted(
+        [
+            (b"<198.51.100.1:53>one", "back to peer"),
+            (b"<198.51.100.1:53>six", "back to peer"),
+            (b"<198.51.100.2:54>two", "back to peer"),
+        ]
+    )
     rig.stop()
 
 
@@ -83,7 +91,9 @@ def test_an_empty_datagram_comes_back_as_one(rig: SessionRig) -> None:
     rig.local.wait_for(1)
     rig.conn.offer((b"x", SOURCE), (b"", SOURCE), (b"y", SOURCE))
     rig.local.wait_for(4)
-    assert [data for data, _ in rig.local.sent] == [b"<198.51.100.1:53>" + data for data in (b"", b"x", b"", b"y")]
+    assert [data for data, _ in rig.local.sent] == [
+        b"<198.51.100.1:53>" + data for data in (b"", b"x", b"", b"y")
+    ]
     rig.stop()
 
 
@@ -95,7 +105,9 @@ def test_memory_for_sources_is_bounded(rig: SessionRig, monkeypatch: pytest.Monk
         rig.conn.offer((b"x", ("198.51.100.1", port)))
         rig.local.wait_for(port)
     assert len(rig.session._headers) <= 4
-    assert [data for data, _ in rig.local.sent] == [f"<198.51.100.1:{port}>x".encode() for port in range(1, 20)]
+    assert [data for data, _ in rig.local.sent] == [
+        f"<198.51.100.1:{port}>x".encode() for port in range(1, 20)
+    ]
     rig.stop()
 
 
@@ -108,7 +120,7 @@ def test_counts_both_ways(rig: SessionRig) -> None:
     record = rig.session.record()
     assert (record.received, record.datagrams_received) == (10, 3)
     assert (record.sent, record.datagrams_sent) == (3, 1)
-    assert (record.flow, record.way) == (FLOW, "fake")
+    assert (record.flow, record.upstream) == (FLOW, "fake")
 
 
 def test_a_fault_in_one_batch_does_not_silence_the_session(rig: SessionRig) -> None:
@@ -131,6 +143,7 @@ def test_the_reader_tells_of_its_end_and_closes_its_upstream(rig: SessionRig) ->
 def test_no_thread_is_no_session(rig: SessionRig, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
+
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(RuntimeError):
         rig.start()

@@ -1,4 +1,5 @@
 """What the resolver remembers, and who shares a lookup: coalescing, negative entries, bounds, hosts, preference, a new plan."""
+
 from __future__ import annotations
 
 import threading
@@ -8,9 +9,17 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.resolver import resolver as module
-from netproxy.resolver.resolver import FAILURE_TTL, NEGATIVE_LIMIT, TTL_LIMIT, Found, LookupFailed, Plan, Resolver
+from netproxy.resolver.resolver import (
+    FAILURE_TTL,
+    NEGATIVE_LIMIT,
+    TTL_LIMIT,
+    Found,
+    LookupFailed,
+    Plan,
+    Resolver,
+)
 from tests.support.doubles import Counts
 from tests.support.nat import Clock
 from tests.support.sockets import SECONDS, Task
@@ -76,7 +85,11 @@ class TestMemory:
         resolver = made(asked)
         assert resolver.known(HOST) is None
         assert resolver.resolve(HOST) == [Address("192.0.2.1", 80)]
-        assert resolver.resolve(Address("a.test", 443)) == resolver.known(Address("a.test", 443)) == [Address("192.0.2.1", 443)]
+        assert (
+            resolver.resolve(Address("a.test", 443))
+            == resolver.known(Address("a.test", 443))
+            == [Address("192.0.2.1", 443)]
+        )
         clock.now += 59.9
         assert resolver.known(HOST)
         clock.now += 0.2
@@ -87,7 +100,12 @@ class TestMemory:
     def test_that_a_name_is_none(self, clock: Clock) -> None:
         asked = Asked({"a.test": Found((), 30.0)})
         resolver = made(asked)
-        assert reason(resolver.resolve) is reason(resolver.resolve) is reason(resolver.known) is Reason.NAME
+        assert (
+            reason(resolver.resolve)
+            is reason(resolver.resolve)
+            is reason(resolver.known)
+            is Reason.NAME
+        )
         assert asked.names == ["a.test"]
         clock.now += 30.1
         assert resolver.known(HOST) is None
@@ -101,8 +119,13 @@ class TestMemory:
         asked.answers = {}
         assert hosts(resolver) == ["192.0.2.1"]
 
-    @pytest.mark.parametrize("found, seconds", [(Found(("192.0.2.1",), 1e9), TTL_LIMIT), (Found((), 1e9), NEGATIVE_LIMIT)])
-    def test_has_an_end_whatever_a_server_says(self, found: Found, seconds: float, clock: Clock) -> None:
+    @pytest.mark.parametrize(
+        "found, seconds",
+        [(Found(("192.0.2.1",), 1e9), TTL_LIMIT), (Found((), 1e9), NEGATIVE_LIMIT)],
+    )
+    def test_has_an_end_whatever_a_server_says(
+        self, found: Found, seconds: float, clock: Clock
+    ) -> None:
         asked = Asked({"a.test": found})
         resolver = made(asked)
         for _ in range(2):
@@ -126,12 +149,22 @@ class TestMemory:
         for number in range(5):
             resolver.resolve(Address(f"{number}.test", 1))
         assert len(resolver) == 3
-        assert [bool(resolver.known(Address(f"{number}.test", 1))) for number in range(5)] == [False, False, True, True, True]
+        assert [bool(resolver.known(Address(f"{number}.test", 1))) for number in range(5)] == [
+            False,
+            False,
+            True,
+            True,
+            True,
+        ]
 
     def test_can_be_none(self) -> None:
         asked = Asked()
         resolver = made(asked, cache=0)
-        assert hosts(resolver) == hosts(resolver) == ["192.0.2.1"] and len(asked.names) == 2 and len(resolver) == 0
+        assert (
+            hosts(resolver) == hosts(resolver) == ["192.0.2.1"]
+            and len(asked.names) == 2
+            and len(resolver) == 0
+        )
 
 
 class TestTogether:
@@ -142,7 +175,9 @@ class TestTogether:
         tasks = [Task(resolver.resolve, Address("a.test", port)) for port in range(1, 9)]
         assert asked.came.acquire(timeout=SECONDS)
         asked.gate.set()
-        assert [task.result() for task in tasks] == [[Address("192.0.2.1", port)] for port in range(1, 9)]
+        assert [task.result() for task in tasks] == [
+            [Address("192.0.2.1", port)] for port in range(1, 9)
+        ]
         assert asked.names == ["a.test"]
 
     def test_a_failure_is_shared_too(self) -> None:
@@ -162,6 +197,7 @@ class TestTogether:
                 ready.set()
                 slow.wait(SECONDS)
             return ONE
+
         resolver = Resolver(on_a_thread, Counts(), Plan(ask))
         task = Task(resolver.resolve, Address("slow.test", 1))
         assert ready.wait(SECONDS)
@@ -188,6 +224,7 @@ class TestTogether:
             with pytest.raises(ZeroDivisionError):
                 task()
             return True
+
         resolver = Resolver(submit, Counts(), Plan(ask))
         assert reason(resolver.resolve) is Reason.NAME
 
@@ -196,23 +233,36 @@ class TestPlans:
     def test_names_that_the_plan_knows_are_not_asked_for(self) -> None:
         asked = Asked()
         resolver = made(asked, hosts={"printer.lan": ("192.168.1.9", "fd00::9"), "gone.lan": ()})
-        assert resolver.known(Address("printer.lan", 9)) == resolver.resolve(Address("printer.lan", 9)) == [
-            Address("192.168.1.9", 9), Address("fd00::9", 9)]
+        assert (
+            resolver.known(Address("printer.lan", 9))
+            == resolver.resolve(Address("printer.lan", 9))
+            == [Address("192.168.1.9", 9), Address("fd00::9", 9)]
+        )
         assert reason(resolver.known, Address("gone.lan", 9)) is Reason.NAME and not asked.names
 
     @pytest.mark.parametrize("host", ["localhost", "a.localhost"])
     def test_this_machine_is_never_asked_for(self, host: str) -> None:
         asked = Asked()
         resolver = made(asked)
-        assert resolver.known(Address(host, 1)) == [Address("127.0.0.1", 1), Address("::1", 1)] and not asked.names
-        assert made(asked, hosts={host: ("192.0.2.7",)}).known(Address(host, 1)) == [Address("192.0.2.7", 1)]
+        assert (
+            resolver.known(Address(host, 1)) == [Address("127.0.0.1", 1), Address("::1", 1)]
+            and not asked.names
+        )
+        assert made(asked, hosts={host: ("192.0.2.7",)}).known(Address(host, 1)) == [
+            Address("192.0.2.7", 1)
+        ]
 
     def test_what_only_looks_like_it_is(self) -> None:
         assert made(Asked()).known(Address("notlocalhost", 1)) is None
 
-    @pytest.mark.parametrize("prefer, order", [
-        ("", ["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"]), ("ipv4", ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"]),
-        ("ipv6", ["2001:db8::1", "2001:db8::2", "192.0.2.1", "192.0.2.2"])])
+    @pytest.mark.parametrize(
+        "prefer, order",
+        [
+            ("", ["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"]),
+            ("ipv4", ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2"]),
+            ("ipv6", ["2001:db8::1", "2001:db8::2", "192.0.2.1", "192.0.2.2"]),
+        ],
+    )
     def test_which_family_comes_first(self, prefer: str, order: list[str]) -> None:
         found = Found(("2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"), 60.0)
         resolver = made(Asked({"a.test": found}), prefer=prefer)
@@ -247,8 +297,15 @@ def test_many_threads_and_few_names() -> None:
     """Each lookup that was begun ends, and nothing of it is left."""
     resolver = made(Asked(), on_a_thread, cache=4)
     deadline = time.monotonic() + SECONDS
-    tasks = [Task(lambda seed: [hosts(resolver, Address(f"{(number * seed) % 9}.test", 1)) for number in range(30)], seed)
-             for seed in (2, 5, 7)]
+    tasks = [
+        Task(
+            lambda seed: [
+                hosts(resolver, Address(f"{(number * seed) % 9}.test", 1)) for number in range(30)
+            ],
+            seed,
+        )
+        for seed in (2, 5, 7)
+    ]
     for task in tasks:
         assert task.result() == [["192.0.2.1"]] * 30
     assert time.monotonic() < deadline + SECONDS and len(resolver) <= 4 and not resolver._lookups

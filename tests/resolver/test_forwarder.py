@@ -1,4 +1,5 @@
 """Which servers are asked for which names, and what is known without asking."""
+
 from __future__ import annotations
 
 import time
@@ -13,22 +14,38 @@ from netproxy.resolver.forwarder import HOSTS_TTL, Branch, Forwarder
 from netproxy.resolver.resolver import LOOKUP_SECONDS, Found, LookupFailed
 from netproxy.router.matchers import DomainSet
 from netproxy.resolver.servers import ServerError
-from tests.support.dns import ASKED, CD, HEAD, QR, RA, RD, a, cname, name, opt, query, question, record
+from tests.support.dns import (
+    ASKED,
+    CD,
+    HEAD,
+    QR,
+    RA,
+    RD,
+    a,
+    cname,
+    name,
+    opt,
+    query,
+    question,
+    record,
+)
 from tests.support.nameservers import answer_to, named, no_such
 
 FOUR, SIX = b"\xc0\0\2\x01", b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
 DO = 0x8000
-Reply = Callable[[bytes], bytes]
+ReplyTable = Callable[[bytes], bytes]
 
 
-def both(four: bytes = a(60, FOUR), six: bytes = record(ASKED, 28, 30, SIX)) -> Reply:
-    return lambda asked: answer_to(asked, four if asked[-15 if asked[11] else -4:][:4] == b"\0\1\0\1" else six)
+def both(four: bytes = a(60, FOUR), six: bytes = record(ASKED, 28, 30, SIX)) -> ReplyTable:
+    return lambda asked: answer_to(
+        asked, four if asked[-15 if asked[11] else -4 :][:4] == b"\0\1\0\1" else six
+    )
 
 
 class Asked:
     """Servers: answers by `reply`, and keeps what it was asked."""
 
-    def __init__(self, reply: Reply = both()) -> None:
+    def __init__(self, reply: ReplyTable = both()) -> None:
         self.queries: list[bytes] = []
         self.deadlines: list[float] = []
         self.closed = False
@@ -54,12 +71,19 @@ def fails(asked: bytes) -> bytes:
     raise ServerError("nobody: no answer")
 
 
-def forwarder(servers: Any = None, branches: Sequence[tuple[tuple[str, ...], Any]] = (), **hosts: tuple[str, ...]) -> Forwarder:
-    return Forwarder([Branch(names, asked) for names, asked in branches], servers,
-                     {host.replace("_", "."): addresses for host, addresses in hosts.items()})
+def forwarder(
+    servers: Any = None,
+    branches: Sequence[tuple[tuple[str, ...], Any]] = (),
+    **hosts: tuple[str, ...],
+) -> Forwarder:
+    return Forwarder(
+        [Branch(names, asked) for names, asked in branches],
+        servers,
+        {host.replace("_", "."): addresses for host, addresses in hosts.items()},
+    )
 
 
-def coded(code: int) -> Reply:
+def coded(code: int) -> ReplyTable:
     return lambda asked: answer_to(asked, flags=QR | RD | RA | code)
 
 
@@ -69,45 +93,79 @@ class TestOurLookups:
         began = time.monotonic()
         found = forwarder(servers).ask("www.example")
         assert found == Found(("192.0.2.1", "2001:db8::1"), 30)
-        assert len(servers.deadlines) == 1 and began + LOOKUP_SECONDS <= servers.deadlines[0] <= time.monotonic() + LOOKUP_SECONDS
+        assert (
+            len(servers.deadlines) == 1
+            and began + LOOKUP_SECONDS <= servers.deadlines[0] <= time.monotonic() + LOOKUP_SECONDS
+        )
         assert servers.names == [question("www.example", 1), question("www.example", 28)]
         assert [asked[2:12] for asked in servers.queries] == [HEAD.pack(0, RD, 1, 0, 0, 1)[2:]] * 2
         assert all(asked.endswith(opt()) for asked in servers.queries)
 
     def test_one_family_is_enough_and_its_ttl_alone_counts(self) -> None:
-        found = forwarder(Asked(lambda asked: answer_to(asked, a(60, FOUR)) if named(asked).endswith(b"\0\1\0\1") else no_such(asked, 5))).ask("www.example")
+        found = forwarder(
+            Asked(
+                lambda asked: (
+                    answer_to(asked, a(60, FOUR))
+                    if named(asked).endswith(b"\0\1\0\1")
+                    else no_such(asked, 5)
+                )
+            )
+        ).ask("www.example")
         assert found == Found(("192.0.2.1",), 60)
 
     def test_aliases_are_followed(self) -> None:
         def reply(asked: bytes) -> bytes:
             target = name("host.example")
-            return answer_to(asked, cname(ASKED, 20, target), *((a(60, FOUR, target),) if named(asked).endswith(b"\0\1\0\1") else ()))
+            return answer_to(
+                asked,
+                cname(ASKED, 20, target),
+                *((a(60, FOUR, target),) if named(asked).endswith(b"\0\1\0\1") else ()),
+            )
+
         assert forwarder(Asked(reply)).ask("www.example") == Found(("192.0.2.1",), 20)
 
     @pytest.mark.parametrize("ttl", [0, 7, 300])
     def test_that_there_is_no_such_name_holds_as_long_as_its_zone_says(self, ttl: int) -> None:
-        assert forwarder(Asked(lambda asked: no_such(asked, ttl))).ask("www.example") == Found((), ttl)
+        assert forwarder(Asked(lambda asked: no_such(asked, ttl))).ask("www.example") == Found(
+            (), ttl
+        )
 
     def test_without_a_zone_that_says_so_it_does_not_hold(self) -> None:
         assert forwarder(Asked(coded(dns.NXDOMAIN))).ask("www.example") == Found((), 0)
         assert forwarder(Asked(answer_to)).ask("www.example") == Found((), 0)
 
-    @pytest.mark.parametrize("reply", [
-        fails, coded(dns.SERVFAIL), coded(dns.REFUSED), lambda asked: b"\0" * 12, lambda asked: answer_to(asked, a(60, b"\1")),
-        lambda asked: answer_to(asked[:12] + question("evil.example"), a(60, FOUR)),
-    ], ids=["silence", "SERVFAIL", "REFUSED", "no answer", "a short address", "another name"])
-    def test_what_is_no_answer_is_a_failure(self, reply: Reply) -> None:
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            fails,
+            coded(dns.SERVFAIL),
+            coded(dns.REFUSED),
+            lambda asked: b"\0" * 12,
+            lambda asked: answer_to(asked, a(60, b"\1")),
+            lambda asked: answer_to(asked[:12] + question("evil.example"), a(60, FOUR)),
+        ],
+        ids=["silence", "SERVFAIL", "REFUSED", "no answer", "a short address", "another name"],
+    )
+    def test_what_is_no_answer_is_a_failure(self, reply: ReplyTable) -> None:
         with pytest.raises(LookupFailed):
             forwarder(Asked(reply)).ask("www.example")
 
     def test_a_family_that_fails_does_not_spoil_the_other(self) -> None:
         def reply(asked: bytes) -> bytes:
-            return answer_to(asked, a(60, FOUR)) if named(asked).endswith(b"\0\1\0\1") else coded(dns.SERVFAIL)(asked)
+            return (
+                answer_to(asked, a(60, FOUR))
+                if named(asked).endswith(b"\0\1\0\1")
+                else coded(dns.SERVFAIL)(asked)
+            )
+
         assert forwarder(Asked(reply)).ask("www.example") == Found(("192.0.2.1",), 60)
 
     def test_but_no_address_and_a_failure_is_no_news_of_the_name(self) -> None:
         def reply(asked: bytes) -> bytes:
-            return no_such(asked) if named(asked).endswith(b"\0\1\0\1") else coded(dns.SERVFAIL)(asked)
+            return (
+                no_such(asked) if named(asked).endswith(b"\0\1\0\1") else coded(dns.SERVFAIL)(asked)
+            )
+
         with pytest.raises(LookupFailed):
             forwarder(Asked(reply)).ask("www.example")
 
@@ -123,7 +181,12 @@ class TestOurLookups:
         def reply(asked: bytes) -> bytes:
             if asked[11]:
                 return asked[:2] + HEAD.pack(0, QR | code, 0, 0, 0, 0)[2:]
-            return answer_to(asked, a(60, FOUR)) if named(asked).endswith(b"\0\1\0\1") else answer_to(asked)
+            return (
+                answer_to(asked, a(60, FOUR))
+                if named(asked).endswith(b"\0\1\0\1")
+                else answer_to(asked)
+            )
+
         servers = Asked(reply)
         assert forwarder(servers).ask("www.example") == Found(("192.0.2.1",), 60)
         assert [asked[11] for asked in servers.queries] == [1, 1, 0, 0]
@@ -146,7 +209,9 @@ class TestBranches:
             by_names.ask(host)
         for host in ("A.lan", "b.LAN", "C.lan", "d.lan"):
             by_names.forward(query(question(host)))
-        assert first.names == [question(host, kind) for host in ("a.lan", "b.lan") for kind in (1, 28)] + [question("a.lan"), question("b.lan")]
+        assert first.names == [
+            question(host, kind) for host in ("a.lan", "b.lan") for kind in (1, 28)
+        ] + [question("a.lan"), question("b.lan")]
         assert second.names == [question("c.lan", 1), question("c.lan", 28), question("c.lan")]
         assert others.names == [question("d.lan", 1), question("d.lan", 28), question("d.lan")]
 
@@ -155,12 +220,16 @@ class TestBranches:
         by_names = forwarder(servers, [(("ads.example",), None)])
         assert by_names.ask("ads.example") == Found((), HOSTS_TTL)
         asked = query(question("Ads.Example", 65280), opt(), flags=RD | CD)
-        assert by_names.answer(asked) == query(question("Ads.Example", 65280), opt(), flags=QR | RD | RA | CD | dns.NXDOMAIN)
+        assert by_names.answer(asked) == query(
+            question("Ads.Example", 65280), opt(), flags=QR | RD | RA | CD | dns.NXDOMAIN
+        )
         assert not servers.queries
 
     def test_all_give_up_what_nobody_uses(self) -> None:
         servers, of_lan = Asked(), Asked()
-        for close in forwarder(servers, [(("host.lan",), of_lan), (("ads.example",), None)]).expire(1000.0):
+        for close in forwarder(servers, [(("host.lan",), of_lan), (("ads.example",), None)]).expire(
+            1000.0
+        ):
             close()
         assert servers.closed and of_lan.closed
 
@@ -179,24 +248,48 @@ class TestAnswersWithoutAServer:
 
     def test_addresses_of_a_host(self) -> None:
         found = self.answer(query(question("Printer.LAN")))
-        assert found == HEAD.pack(0x1234, QR | RD | RA, 1, 2, 0, 0) + question("Printer.LAN") + a(HOSTS_TTL, FOUR) + a(HOSTS_TTL, b"\xc0\0\2\x09")
-        assert found is not None and dns.parse_answer(found, dns.Question("printer.lan", 1, 1)).addresses == ["192.0.2.1", "192.0.2.9"]
+        assert found == HEAD.pack(0x1234, QR | RD | RA, 1, 2, 0, 0) + question("Printer.LAN") + a(
+            HOSTS_TTL, FOUR
+        ) + a(HOSTS_TTL, b"\xc0\0\2\x09")
+        assert found is not None and dns.parse_answer(
+            found, dns.Question("printer.lan", 1, 1)
+        ).addresses == ["192.0.2.1", "192.0.2.9"]
 
     def test_with_edns(self) -> None:
         found = self.answer(query(question("printer.lan", 28), opt(4096, DO), flags=RD | CD))
-        assert found == (HEAD.pack(0x1234, QR | RD | RA | CD, 1, 1, 0, 1) + question("printer.lan", 28)
-                         + record(ASKED, 28, HOSTS_TTL, SIX) + opt(1232, DO))
+        assert found == (
+            HEAD.pack(0x1234, QR | RD | RA | CD, 1, 1, 0, 1)
+            + question("printer.lan", 28)
+            + record(ASKED, 28, HOSTS_TTL, SIX)
+            + opt(1232, DO)
+        )
 
-    @pytest.mark.parametrize("host, kind", [("printer.lan", 16), ("printer.lan", 255), ("nothing.lan", 1)])
-    def test_a_host_without_what_is_asked_for_exists_all_the_same(self, host: str, kind: int) -> None:
-        assert self.answer(query(question(host, kind))) == query(question(host, kind), flags=QR | RD | RA)
+    @pytest.mark.parametrize(
+        "host, kind", [("printer.lan", 16), ("printer.lan", 255), ("nothing.lan", 1)]
+    )
+    def test_a_host_without_what_is_asked_for_exists_all_the_same(
+        self, host: str, kind: int
+    ) -> None:
+        assert self.answer(query(question(host, kind))) == query(
+            question(host, kind), flags=QR | RD | RA
+        )
 
-    @pytest.mark.parametrize("asked", [question("other.lan"), question("a.printer.lan"), question("printer.lan", 16, 3)],
-                             ids=["another name", "below", "another class"])
+    @pytest.mark.parametrize(
+        "asked",
+        [question("other.lan"), question("a.printer.lan"), question("printer.lan", 16, 3)],
+        ids=["another name", "below", "another class"],
+    )
     def test_what_it_does_not_know_is_to_be_asked(self, asked: bytes) -> None:
         assert self.answer(query(asked)) is None
 
-    @pytest.mark.parametrize("asked", [HEAD.pack(1, RD, 0, 0, 0, 0), HEAD.pack(1, RD, 2, 0, 0, 0) + question("a.lan") * 2, HEAD.pack(1, RD, 1, 0, 0, 0) + b"\3ab"])
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            HEAD.pack(1, RD, 0, 0, 0, 0),
+            HEAD.pack(1, RD, 2, 0, 0, 0) + question("a.lan") * 2,
+            HEAD.pack(1, RD, 1, 0, 0, 0) + b"\3ab",
+        ],
+    )
     def test_without_exactly_one_question_it_is_none(self, asked: bytes) -> None:
         with pytest.raises(ProtocolError):
             self.answer(asked)
@@ -215,7 +308,11 @@ class TestAnswersWithoutAServer:
 
 class TestForwarding:
     def test_passes_messages_as_they_are(self) -> None:
-        strange = query(question("wWw.example", 65280, 3), opt(4096, DO, b"\xff\xfe\0\3abc"), flags=0x0FF0 & ~0x8000)
+        strange = query(
+            question("wWw.example", 65280, 3),
+            opt(4096, DO, b"\xff\xfe\0\3abc"),
+            flags=0x0FF0 & ~0x8000,
+        )
         reply = answer_to(strange, record(ASKED, 65280, 60, b"whatever"), flags=QR | 0x0B50)
         servers = Asked(lambda asked: reply)
         assert forwarder(servers).forward(strange) == reply
@@ -223,5 +320,7 @@ class TestForwarding:
 
     def test_where_nobody_answers_that_is_said(self) -> None:
         asked = query(question("www.example"), opt(4096, DO))
-        assert forwarder(Asked(fails)).forward(asked) == query(question("www.example"), opt(1232, DO), flags=QR | RD | RA | dns.SERVFAIL)
+        assert forwarder(Asked(fails)).forward(asked) == query(
+            question("www.example"), opt(1232, DO), flags=QR | RD | RA | dns.SERVFAIL
+        )
         assert forwarder(None).forward(asked)[3] & 15 == dns.SERVFAIL

@@ -1,4 +1,5 @@
 """Name servers, one exchange at a time, against servers that misbehave: what counts as an answer, and what is tried next."""
+
 from __future__ import annotations
 
 import socket
@@ -10,13 +11,44 @@ from typing import Any, Callable, Sequence
 import pytest
 
 from netproxy.errors import DialError, ProtocolError, Reason
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream
 from netproxy.resolver import servers as servers_module
-from netproxy.resolver.servers import IDLE_KEPT, KEPT_SECONDS, REST_SECONDS, HttpsServer, ServerError, Servers, StreamServer, UdpServer
+from netproxy.resolver.servers import (
+    IDLE_KEPT,
+    KEPT_SECONDS,
+    REST_SECONDS,
+    HttpsServer,
+    ServerError,
+    Servers,
+    StreamServer,
+    UdpServer,
+)
 from tests.support.dns import QR, RA, RD, TC, a, question
-from tests.support.nameservers import MAIL, WWW, answer_to, framed, named, read_framed, serve, soon, texts, udp_server
-from tests.support.sockets import HAS_IPV6, SECONDS, Task, address_of, read_exactly, read_to_end, refusing, server, udp, wait_until
+from tests.support.nameservers import (
+    MAIL,
+    WWW,
+    answer_to,
+    framed,
+    named,
+    read_framed,
+    serve,
+    soon,
+    texts,
+    udp_server,
+)
+from tests.support.sockets import (
+    HAS_IPV6,
+    SECONDS,
+    Task,
+    address_of,
+    read_exactly,
+    read_to_end,
+    refusing,
+    server,
+    udp,
+    wait_until,
+)
 
 Script = Callable[[socket.socket], Any]
 RIGHT = a(60, b"\xc0\0\2\x01")
@@ -41,10 +73,12 @@ def udp_client(address: Address, stream: Any = Nobody()) -> UdpServer:
 
 def dial(address: Address) -> Callable[[float], Stream]:
     """Non-blocking sockets, as the dialers give them."""
+
     def connect(deadline: float) -> Stream:
         sock = socket.create_connection(address, SECONDS)
         sock.setblocking(False)
         return Stream(sock)
+
     return connect
 
 
@@ -58,8 +92,9 @@ class TestUdp:
             asked, peer = sock.recvfrom(512)
             assert asked[2:] == WWW[2:]
             sock.sendto(answer_to(asked, RIGHT), peer)
+
         with udp_server(script) as address:
-            found, = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], soon())
         assert is_answer(found, WWW, RIGHT)
 
     def test_answers_may_come_in_another_order(self) -> None:
@@ -68,30 +103,46 @@ class TestUdp:
             assert {named(first), named(second)} == {named(WWW), named(MAIL)}
             for asked in (second, first, second):
                 sock.sendto(answer_to(asked, RIGHT), peer)
+
         with udp_server(script) as address:
             found = udp_client(address).exchange([WWW, MAIL], soon())
         assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
 
-    @pytest.mark.parametrize("spoil", [
-        lambda asked: answer_to(asked, WRONG, id=int.from_bytes(asked[:2], "big") ^ 1),
-        lambda asked: answer_to(asked[:12] + question("evil.example"), WRONG),
-        lambda asked: answer_to(asked[:12] + question("www.example", 28), WRONG),
-        lambda asked: answer_to(asked[:12] + question("www.example", 1, 3), WRONG),
-        lambda asked: answer_to(asked, WRONG, flags=RD),
-        lambda asked: answer_to(asked, WRONG, flags=QR | 5 << 11),
-        lambda asked: asked[:2],
-        lambda asked: b"",
-        lambda asked: answer_to(asked)[:20],
-        lambda asked: b"\xff" * 600,
-    ], ids=["another id", "another name", "another kind", "another class", "a query", "another opcode", "two bytes", "nothing",
-            "half", "garbage"])
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda asked: answer_to(asked, WRONG, id=int.from_bytes(asked[:2], "big") ^ 1),
+            lambda asked: answer_to(asked[:12] + question("evil.example"), WRONG),
+            lambda asked: answer_to(asked[:12] + question("www.example", 28), WRONG),
+            lambda asked: answer_to(asked[:12] + question("www.example", 1, 3), WRONG),
+            lambda asked: answer_to(asked, WRONG, flags=RD),
+            lambda asked: answer_to(asked, WRONG, flags=QR | 5 << 11),
+            lambda asked: asked[:2],
+            lambda asked: b"",
+            lambda asked: answer_to(asked)[:20],
+            lambda asked: b"\xff" * 600,
+        ],
+        ids=[
+            "another id",
+            "another name",
+            "another kind",
+            "another class",
+            "a query",
+            "another opcode",
+            "two bytes",
+            "nothing",
+            "half",
+            "garbage",
+        ],
+    )
     def test_what_is_no_answer_is_ignored(self, spoil: Callable[[bytes], bytes]) -> None:
         def script(sock: socket.socket) -> None:
             asked, peer = sock.recvfrom(512)
             sock.sendto(spoil(asked), peer)
             sock.sendto(answer_to(asked, RIGHT), peer)
+
         with udp_server(script) as address:
-            found, = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], soon())
         assert is_answer(found, WWW, RIGHT)
 
     def test_from_another_source_it_is_none(self) -> None:
@@ -100,8 +151,9 @@ class TestUdp:
             with udp() as other:
                 other.sendto(answer_to(asked, WRONG), peer)
             sock.sendto(answer_to(asked, RIGHT), peer)
+
         with udp_server(script) as address:
-            found, = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], soon())
         assert is_answer(found, WWW, RIGHT)
 
     def test_a_flood_of_guesses_does_not_end_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,25 +166,34 @@ class TestUdp:
             right = int.from_bytes(asked[:2], "big")
             for guess in range(1, 2000):
                 sock.sendto(answer_to(asked, WRONG, id=(right + guess) % 65536), peer)
-            again, peer = sock.recvfrom(512)        # the answer must not be lost because the client's buffer is full
+            again, peer = sock.recvfrom(
+                512
+            )  # the answer must not be lost because the client's buffer is full
             sock.sendto(answer_to(again, RIGHT), peer)
+
         with udp_server(script) as address:
-            found, = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], soon())
         assert is_answer(found, WWW, RIGHT)
 
-    def test_what_was_not_answered_is_sent_again_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_was_not_answered_is_sent_again_alone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(servers_module, "TRY_SECONDS", 0.1)
         monkeypatch.setattr(servers_module, "TRIES", 100)
 
         def script(sock: socket.socket) -> None:
-            first = dict((named(asked), (asked, peer)) for asked, peer in (sock.recvfrom(512), sock.recvfrom(512)))
+            first = dict(
+                (named(asked), (asked, peer))
+                for asked, peer in (sock.recvfrom(512), sock.recvfrom(512))
+            )
             asked, peer = first[named(WWW)]
             sock.sendto(answer_to(asked, RIGHT), peer)
             again = sock.recv(512)
-            while again == asked:       # the answer was late, on a busy machine
+            while again == asked:  # the answer was late, on a busy machine
                 again = sock.recv(512)
             assert again == first[named(MAIL)][0]
             sock.sendto(answer_to(again, RIGHT), peer)
+
         with udp_server(script) as address:
             found = udp_client(address).exchange([WWW, MAIL], soon())
         assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
@@ -175,8 +236,15 @@ class TestUdp:
             for _ in range(2):
                 asked, peer = sock.recvfrom(512)
                 full = named(asked) == named(MAIL)
-                sock.sendto(answer_to(asked, RIGHT) if full else answer_to(asked, flags=QR | RD | RA | TC), peer)
-        with udp_server(script) as address, server(serve(lambda asked: answer_to(asked, *whole))) as by_tcp:
+                sock.sendto(
+                    answer_to(asked, RIGHT) if full else answer_to(asked, flags=QR | RD | RA | TC),
+                    peer,
+                )
+
+        with (
+            udp_server(script) as address,
+            server(serve(lambda asked: answer_to(asked, *whole))) as by_tcp,
+        ):
             stream = StreamServer("tcp", dial(by_tcp))
             found = udp_client(address, stream).exchange([WWW, MAIL], soon())
             stream.close()
@@ -190,6 +258,7 @@ class TestUdp:
                 asked, peer = sock.recvfrom(512)
                 seen.append((int.from_bytes(asked[:2], "big"), peer[1]))
                 sock.sendto(answer_to(asked, RIGHT), peer)
+
         with udp_server(script) as address:
             client = udp_client(address)
             for _ in range(40):
@@ -197,15 +266,18 @@ class TestUdp:
         ids, ports = [id for id, _ in seen], [port for _, port in seen]
         assert len(set(ids)) > 35 and len(set(ports)) > 30
         assert len({after - before for before, after in zip(ids, ids[1:])}) > 30
-        assert max(ids) - min(ids) > 16384      # 40 of 65,536: all within a quarter is one chance in 10^21
+        assert (
+            max(ids) - min(ids) > 16384
+        )  # 40 of 65,536: all within a quarter is one chance in 10^21
 
     @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6")
     def test_by_ipv6(self) -> None:
         def script(sock: socket.socket) -> None:
             asked, peer = sock.recvfrom(512)
             sock.sendto(answer_to(asked, RIGHT), peer)
+
         with udp_server(script, "::1") as address:
-            found, = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], soon())
         assert is_answer(found, WWW, RIGHT)
 
 
@@ -215,6 +287,7 @@ class TestStream:
             first, second = read_framed(sock), read_framed(sock)
             assert (first[2:], second[2:]) == (WWW[2:], MAIL[2:])
             sock.sendall(framed(answer_to(second, RIGHT)) + framed(answer_to(first, RIGHT)))
+
         with server(script) as address:
             client = StreamServer("tcp", dial(address))
             found = client.exchange([WWW, MAIL], soon())
@@ -226,23 +299,39 @@ class TestStream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for byte in framed(answer_to(read_framed(sock), RIGHT)):
                 sock.sendall(bytes((byte,)))
+
         with server(script) as address:
             client = StreamServer("tcp", dial(address))
-            found, = client.exchange([WWW], soon())
+            (found,) = client.exchange([WWW], soon())
             client.close()
         assert is_answer(found, WWW, RIGHT)
 
-    @pytest.mark.parametrize("given", [
-        lambda asked: framed(answer_to(asked, WRONG, id=int.from_bytes(asked[:2], "big") ^ 1)),
-        lambda asked: framed(answer_to(asked[:12] + question("evil.example"), WRONG)),
-        lambda asked: framed(answer_to(asked, RIGHT))[:-1],
-        lambda asked: framed(answer_to(asked, RIGHT))[:1],
-        lambda asked: framed(b""),
-        lambda asked: framed(b"\xff" * 40),
-        lambda asked: b"",
-    ], ids=["another id", "another name", "closed within", "closed within its length", "empty", "garbage", "closed"])
+    @pytest.mark.parametrize(
+        "given",
+        [
+            lambda asked: framed(answer_to(asked, WRONG, id=int.from_bytes(asked[:2], "big") ^ 1)),
+            lambda asked: framed(answer_to(asked[:12] + question("evil.example"), WRONG)),
+            lambda asked: framed(answer_to(asked, RIGHT))[:-1],
+            lambda asked: framed(answer_to(asked, RIGHT))[:1],
+            lambda asked: framed(b""),
+            lambda asked: framed(b"\xff" * 40),
+            lambda asked: b"",
+        ],
+        ids=[
+            "another id",
+            "another name",
+            "closed within",
+            "closed within its length",
+            "empty",
+            "garbage",
+            "closed",
+        ],
+    )
     def test_what_is_no_answer_is_an_error(self, given: Callable[[bytes], bytes]) -> None:
-        with server(lambda sock: sock.sendall(given(read_framed(sock)))) as address, pytest.raises(ServerError, match="^tcp: "):
+        with (
+            server(lambda sock: sock.sendall(given(read_framed(sock)))) as address,
+            pytest.raises(ServerError, match="^tcp: "),
+        ):
             StreamServer("tcp", dial(address)).exchange([WWW], soon())
 
     def test_silence_ends_with_the_deadline(self) -> None:
@@ -258,6 +347,7 @@ class TestStream:
                     time.sleep(0.005)
             except OSError:
                 pass
+
         with server(script) as address, pytest.raises(ServerError, match="out of time"):
             StreamServer("tcp", dial(address)).exchange([WWW], time.monotonic() + 0.1)
 
@@ -267,6 +357,7 @@ class TestStream:
         def reply(asked: bytes) -> bytes:
             ids.append(asked[:2])
             return answer_to(asked)
+
         with server(serve(reply)) as address:
             client = StreamServer("tcp", dial(address))
             for _ in range(20):
@@ -279,7 +370,9 @@ class TestKeptConnections:
     def test_one_connection_serves_exchange_after_exchange(self) -> None:
         with server(serve()) as address:
             dials: list[float] = []
-            client = StreamServer("tcp", lambda deadline: (dials.append(deadline), dial(address)(deadline))[1])
+            client = StreamServer(
+                "tcp", lambda deadline: (dials.append(deadline), dial(address)(deadline))[1]
+            )
             for _ in range(3):
                 client.exchange([WWW], soon())
             client.close()
@@ -288,26 +381,35 @@ class TestKeptConnections:
     def test_one_that_the_server_has_closed_is_replaced(self) -> None:
         def once(sock: socket.socket) -> None:
             sock.sendall(framed(answer_to(read_framed(sock), RIGHT)))
+
         with server(once) as address:
             client = StreamServer("tcp", dial(address))
-            assert [is_answer(client.exchange([WWW], soon())[0], WWW, RIGHT) for _ in range(3)] == [True] * 3
+            assert [is_answer(client.exchange([WWW], soon())[0], WWW, RIGHT) for _ in range(3)] == [
+                True
+            ] * 3
             client.close()
 
     def test_one_that_is_silent_is_replaced_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """As behind a NAT that has forgotten it: nobody says that it is gone."""
-        monkeypatch.setattr(servers_module, "_share", lambda deadline, left: time.monotonic() + 0.05)
+        monkeypatch.setattr(
+            servers_module, "_share", lambda deadline, left: time.monotonic() + 0.05
+        )
 
         def once(sock: socket.socket) -> None:
             sock.sendall(framed(answer_to(read_framed(sock), RIGHT)))
             read_to_end(sock)
+
         with server(once) as address:
             client = StreamServer("tcp", dial(address))
-            assert [is_answer(client.exchange([WWW], soon())[0], WWW, RIGHT) for _ in range(2)] == [True] * 2
+            assert [is_answer(client.exchange([WWW], soon())[0], WWW, RIGHT) for _ in range(2)] == [
+                True
+            ] * 2
             client.close()
 
     def test_none_is_dialled_after_the_deadline(self) -> None:
         def never(deadline: float) -> Stream:
             raise AssertionError("dialled")
+
         with pytest.raises(ServerError, match="no answer"):
             StreamServer("tcp", never).exchange([WWW], time.monotonic())
 
@@ -317,12 +419,14 @@ class TestKeptConnections:
         def reply(asked: bytes) -> bytes:
             together.wait(SECONDS)
             return answer_to(asked)
+
         with server(serve(reply)) as address:
             streams: list[Stream] = []
 
             def keep(deadline: float) -> Stream:
                 streams.append(dial(address)(deadline))
                 return streams[-1]
+
             client = StreamServer("tcp", keep)
             tasks = [Task(client.exchange, [WWW], soon()) for _ in range(IDLE_KEPT + 2)]
             for task in tasks:
@@ -338,7 +442,10 @@ class TestKeptConnections:
             def keep(deadline: float) -> Stream:
                 streams.append(dial(address)(deadline))
                 return streams[-1]
-            client = Servers([udp_client(address, StreamServer("tcp", keep)), StreamServer("tcp", keep)])
+
+            client = Servers(
+                [udp_client(address, StreamServer("tcp", keep)), StreamServer("tcp", keep)]
+            )
             client.servers[1].exchange([WWW], soon())
             now = time.monotonic()
             assert client.expire(now) == [] and streams[0].open
@@ -357,12 +464,14 @@ class TestKeptConnections:
             asked.set()
             assert go_on.wait(SECONDS)
             return answer_to(query, RIGHT)
+
         with server(serve(reply)) as address:
             streams: list[Stream] = []
 
             def keep(deadline: float) -> Stream:
                 streams.append(dial(address)(deadline))
                 return streams[-1]
+
             client = StreamServer("tcp", keep)
             task = Task(client.exchange, [WWW], soon())
             assert asked.wait(SECONDS)
@@ -371,12 +480,17 @@ class TestKeptConnections:
             assert is_answer(task.result()[0], WWW, RIGHT)
             assert not streams[0].open
 
-    @pytest.mark.parametrize("failure, said", [
-        (DialError(Reason.REFUSED, "192.0.2.1:853"), "tcp: 192.0.2.1:853: connection refused"),
-        (ProtocolError("TLS: no"), "tcp: TLS: no")])
+    @pytest.mark.parametrize(
+        "failure, said",
+        [
+            (DialError(Reason.REFUSED, "192.0.2.1:853"), "tcp: 192.0.2.1:853: connection refused"),
+            (ProtocolError("TLS: no"), "tcp: TLS: no"),
+        ],
+    )
     def test_a_dial_that_fails_is_told(self, failure: Exception, said: str) -> None:
         def fail(deadline: float) -> Stream:
             raise failure
+
         with pytest.raises(ServerError) as caught:
             StreamServer("tcp", fail).exchange([WWW], soon())
         assert str(caught.value) == said
@@ -387,12 +501,20 @@ def read_post(sock: socket.socket) -> tuple[bytes, bytes]:
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += read_exactly(sock, 1)
-    size = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    size = next(
+        int(line.split(b":")[1])
+        for line in head.split(b"\r\n")
+        if line.lower().startswith(b"content-length:")
+    )
     return head, read_exactly(sock, size)
 
 
-def response(body: bytes, *fields: bytes, status: bytes = b"200 OK", version: bytes = b"HTTP/1.1") -> bytes:
-    return b"\r\n".join([version + b" " + status, b"Content-Length: %d" % len(body), *fields, b"", body])
+def response(
+    body: bytes, *fields: bytes, status: bytes = b"200 OK", version: bytes = b"HTTP/1.1"
+) -> bytes:
+    return b"\r\n".join(
+        [version + b" " + status, b"Content-Length: %d" % len(body), *fields, b"", body]
+    )
 
 
 def https(address: Address, host: str = "dns.example", path: str = "/dns-query") -> HttpsServer:
@@ -405,30 +527,54 @@ class TestHttps:
 
         def script(sock: socket.socket) -> None:
             heads.append(read_post(sock))
-            sock.sendall(response(answer_to(heads[0][1], RIGHT), b"Content-Type: application/dns-message"))
+            sock.sendall(
+                response(answer_to(heads[0][1], RIGHT), b"Content-Type: application/dns-message")
+            )
+
         with server(script) as address:
             client = https(address, "dns.example:8443", "/q?a=b")
-            found, = client.exchange([WWW], soon())
+            (found,) = client.exchange([WWW], soon())
             client.close()
         assert is_answer(found, WWW, RIGHT)
-        (head, body), = heads
+        ((head, body),) = heads
         assert body == b"\0\0" + WWW[2:]
         assert head.split(b"\r\n") == [
-            b"POST /q?a=b HTTP/1.1", b"Host: dns.example:8443", b"Accept: application/dns-message",
-            b"Content-Type: application/dns-message", b"Content-Length: %d" % len(WWW), b"", b""]
+            b"POST /q?a=b HTTP/1.1",
+            b"Host: dns.example:8443",
+            b"Accept: application/dns-message",
+            b"Content-Type: application/dns-message",
+            b"Content-Length: %d" % len(WWW),
+            b"",
+            b"",
+        ]
 
-    @pytest.mark.parametrize("wrap", [
-        lambda body: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"5;x=y\r\n" + body[:5]
-        + b"\r\n%x\r\n" % (len(body) - 5) + body[5:] + b"\r\n0\r\nTrailer: x\r\n\r\n",
-        lambda body: b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + response(body),
-        lambda body: b"HTTP/1.0 200 OK\r\n\r\n" + body,
-        lambda body: response(body, b"Connection: close"),
-        lambda body: response(body, version=b"HTTP/1.0"),
-    ], ids=["chunked", "1xx", "until the close", "close", "HTTP/1.0"])
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda body: (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                + b"5;x=y\r\n"
+                + body[:5]
+                + b"\r\n%x\r\n" % (len(body) - 5)
+                + body[5:]
+                + b"\r\n0\r\nTrailer: x\r\n\r\n"
+            ),
+            lambda body: (
+                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+                + response(body)
+            ),
+            lambda body: b"HTTP/1.0 200 OK\r\n\r\n" + body,
+            lambda body: response(body, b"Connection: close"),
+            lambda body: response(body, version=b"HTTP/1.0"),
+        ],
+        ids=["chunked", "1xx", "until the close", "close", "HTTP/1.0"],
+    )
     def test_answers_are_framed_in_many_ways(self, wrap: Callable[[bytes], bytes]) -> None:
         """The server closes after each: two queries need two connections."""
+
         def script(sock: socket.socket) -> None:
             sock.sendall(wrap(answer_to(read_post(sock)[1], RIGHT)))
+
         with server(script) as address:
             client = https(address)
             found = client.exchange([WWW, MAIL], soon())
@@ -443,6 +589,7 @@ class TestHttps:
             for _ in range(4):
                 sock.sendall(response(answer_to(read_post(sock)[1], RIGHT)))
             read_to_end(sock)
+
         with server(script) as address:
             client = https(address)
             for _ in range(2):
@@ -450,23 +597,58 @@ class TestHttps:
             client.close()
         assert len(connections) == 1
 
-    @pytest.mark.parametrize("given, said", [
-        (lambda asked: response(b"no", status=b"404 Not Found"), "answered 404"),
-        (lambda asked: response(answer_to(asked), status=b"429 Too Many Requests"), "answered 429"),
-        (lambda asked: response(b"", b"Location: /", status=b"301 Moved"), "answered 301"),
-        (lambda asked: response(b"<html>hello</html>"), "an answer to something else"),
-        (lambda asked: response(answer_to(asked, WRONG, id=7)), "an answer to something else"),
-        (lambda asked: response(answer_to(asked[:12] + question("evil.example"), WRONG)), "an answer to something else"),
-        (lambda asked: response(b"x" * 65536), "an answer that is too long"),
-        (lambda asked: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"10000\r\n" + b"x" * 65536 + b"\r\n", "an answer that is too long"),
-        (lambda asked: b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 70000, "an answer that is too long"),
-        (lambda asked: response(answer_to(asked))[:-1], "closed"),
-        (lambda asked: b"SSH-2.0-OpenSSH\r\n", ""),
-        (lambda asked: b"", "closed"),
-    ], ids=["404", "429", "301", "a page", "another id", "another name", "too long", "too long in chunks", "too long to the close",
-            "closed within", "no HTTP", "closed"])
-    def test_what_is_no_answer_is_an_error(self, given: Callable[[bytes], bytes], said: str) -> None:
-        with server(lambda sock: sock.sendall(given(read_post(sock)[1]))) as address, pytest.raises(ServerError) as caught:
+    @pytest.mark.parametrize(
+        "given, said",
+        [
+            (lambda asked: response(b"no", status=b"404 Not Found"), "answered 404"),
+            (
+                lambda asked: response(answer_to(asked), status=b"429 Too Many Requests"),
+                "answered 429",
+            ),
+            (lambda asked: response(b"", b"Location: /", status=b"301 Moved"), "answered 301"),
+            (lambda asked: response(b"<html>hello</html>"), "an answer to something else"),
+            (lambda asked: response(answer_to(asked, WRONG, id=7)), "an answer to something else"),
+            (
+                lambda asked: response(answer_to(asked[:12] + question("evil.example"), WRONG)),
+                "an answer to something else",
+            ),
+            (lambda asked: response(b"x" * 65536), "an answer that is too long"),
+            (
+                lambda asked: (
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                    + b"10000\r\n"
+                    + b"x" * 65536
+                    + b"\r\n"
+                ),
+                "an answer that is too long",
+            ),
+            (lambda asked: b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 70000, "an answer that is too long"),
+            (lambda asked: response(answer_to(asked))[:-1], "closed"),
+            (lambda asked: b"SSH-2.0-OpenSSH\r\n", ""),
+            (lambda asked: b"", "closed"),
+        ],
+        ids=[
+            "404",
+            "429",
+            "301",
+            "a page",
+            "another id",
+            "another name",
+            "too long",
+            "too long in chunks",
+            "too long to the close",
+            "closed within",
+            "no HTTP",
+            "closed",
+        ],
+    )
+    def test_what_is_no_answer_is_an_error(
+        self, given: Callable[[bytes], bytes], said: str
+    ) -> None:
+        with (
+            server(lambda sock: sock.sendall(given(read_post(sock)[1]))) as address,
+            pytest.raises(ServerError) as caught,
+        ):
             https(address).exchange([WWW], soon())
         assert str(caught.value).startswith("https: ") and said in str(caught.value)
 
@@ -479,6 +661,7 @@ class TestHttps:
                     time.sleep(0.005)
             except OSError:
                 pass
+
         with server(script) as address, pytest.raises(ServerError, match="out of time"):
             https(address).exchange([WWW], time.monotonic() + 0.1)
 
@@ -489,7 +672,7 @@ class Scripted:
     def __init__(self, name: str, *outcomes: Any) -> None:
         self.name = name
         self.closed = False
-        self.asked: list[float] = []        # the deadlines
+        self.asked: list[float] = []  # the deadlines
         self._outcomes = list(outcomes)
 
     def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
@@ -497,7 +680,9 @@ class Scripted:
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
-        return [answer_to(query, *outcome[1:], flags=QR | RD | RA | outcome[0]) for query in queries]
+        return [
+            answer_to(query, *outcome[1:], flags=QR | RD | RA | outcome[0]) for query in queries
+        ]
 
     def close(self) -> None:
         self.closed = True
@@ -519,8 +704,11 @@ class TestServers:
         assert Servers([first, second]).exchange([WWW], soon())[0][3] & 15 == 3
         assert not second.asked
 
-    @pytest.mark.parametrize("failure", [ServerError("first: no answer"), ProtocolError("no"), SERVFAIL, REFUSED],
-                             ids=["silent", "nonsense", "SERVFAIL", "REFUSED"])
+    @pytest.mark.parametrize(
+        "failure",
+        [ServerError("first: no answer"), ProtocolError("no"), SERVFAIL, REFUSED],
+        ids=["silent", "nonsense", "SERVFAIL", "REFUSED"],
+    )
     def test_one_that_fails_is_followed_by_the_next_and_asked_last(self, failure: Any) -> None:
         first, second = Scripted("first", failure), Scripted("second", GOOD)
         both = Servers([first, second])
@@ -542,7 +730,10 @@ class TestServers:
         assert (len(first.asked), len(second.asked)) == (2, 2)
 
     def test_where_all_rest_they_are_asked_in_their_order(self) -> None:
-        first, second = Scripted("first", ServerError("first: no"), GOOD), Scripted("second", ServerError("second: no"))
+        first, second = (
+            Scripted("first", ServerError("first: no"), GOOD),
+            Scripted("second", ServerError("second: no")),
+        )
         both = Servers([first, second])
         with pytest.raises(ServerError) as caught:
             both.exchange([WWW], soon())
@@ -550,15 +741,25 @@ class TestServers:
         assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
 
     def test_a_failure_that_was_told_is_better_than_none(self) -> None:
-        found, = Servers([Scripted("first", SERVFAIL), Scripted("second", ServerError("no")), Scripted("third", REFUSED)]).exchange([WWW], soon())
+        (found,) = Servers(
+            [
+                Scripted("first", SERVFAIL),
+                Scripted("second", ServerError("no")),
+                Scripted("third", REFUSED),
+            ]
+        ).exchange([WWW], soon())
         assert found == answer_to(WWW, flags=QR | RD | RA | 2)
 
     def test_one_bad_answer_of_two_is_a_failure(self) -> None:
         class Half(Scripted):
             def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
                 return [answer_to(queries[0], RIGHT), answer_to(queries[1], flags=QR | 2)]
+
         second = Scripted("second", GOOD)
-        assert Servers([Half("half"), second]).exchange([WWW, MAIL], soon()) == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
+        assert Servers([Half("half"), second]).exchange([WWW, MAIL], soon()) == [
+            answer_to(WWW, RIGHT),
+            answer_to(MAIL, RIGHT),
+        ]
 
     def test_each_has_its_share_of_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = [1000.0]
@@ -569,6 +770,7 @@ class TestServers:
                 self.asked.append(deadline)
                 now[0] = deadline
                 raise ServerError(self.name)
+
         three = [Slow(name) for name in "abc"]
         with pytest.raises(ServerError, match="^a; b; c$"):
             Servers(three).exchange([WWW], 1006.0)
@@ -576,10 +778,12 @@ class TestServers:
 
     def test_one_that_cannot_be_reached_leaves_time_for_the_next(self) -> None:
         with refusing() as nobody, server(serve()) as address:
+
             def refuse(deadline: float) -> Stream:
                 with pytest.raises(OSError) as caught:
                     socket.create_connection(nobody, SECONDS)
                 raise DialError(Reason.REFUSED, str(nobody)) from caught.value
+
             both = Servers([StreamServer("dead", refuse), StreamServer("alive", dial(address))])
             assert both.exchange([WWW], soon())[0] == answer_to(WWW, a(60))
             both.close()
@@ -599,6 +803,7 @@ def test_no_thread_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.set()
             assert go_on.wait(SECONDS)
         return answer_to(query, RIGHT)
+
     with server(serve(reply)) as address:
         client = StreamServer("tcp", dial(address))
         slow = Task(client.exchange, [WWW], soon())

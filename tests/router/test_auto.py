@@ -1,4 +1,5 @@
 """The way out that finds out: what speaks against the direct way, what is remembered, and what is never done."""
+
 from __future__ import annotations
 
 import socket
@@ -8,12 +9,13 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.handler.connector import Connector
+from netproxy.handler.outbound import Connector
 from netproxy.handler.forward import TcpForward
 from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.access.users import Login, Users
-from netproxy.interfaces import Address, Flow, Record
-from netproxy.observe.flows import Witnesses
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow, Record
+from netproxy.observe.flows import ObserverGroup
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from netproxy.router import auto as auto_module
@@ -22,9 +24,17 @@ from netproxy.router.factory import Routing
 from tests.support.doubles import Records
 from tests.support.handlers import Conversation
 from tests.support.nat import Clock
-from tests.support.routing import Names, flow, gatekeeper, routing
+from tests.support.routing import Names, flow, make_guard, routing
 from tests.support.relays import configuration
-from tests.support.sockets import SECONDS, black_hole, read_exactly, refusing, reset, server, wait_until
+from tests.support.sockets import (
+    SECONDS,
+    black_hole,
+    read_exactly,
+    refusing,
+    reset,
+    server,
+    wait_until,
+)
 
 pytest.importorskip("yaml")
 
@@ -39,8 +49,10 @@ class Way:
     symmetric = False
     refusal = Reason.UNSUPPORTED
 
-    def __init__(self, name: str, takes_names: bool = False, carries: str = "tcp udp bind") -> None:
-        self.name, self.takes_names = name, takes_names
+    def __init__(
+        self, name: str, resolves_names: bool = False, carries: str = "tcp udp bind"
+    ) -> None:
+        self.name, self.resolves_names = name, resolves_names
         self.carries = frozenset(carries.split())
         self.failure: Reason | None = None
         self.dialled: list[Flow] = []
@@ -54,7 +66,7 @@ class Way:
     def dial_packet(self, flow: Flow) -> Any:
         return self.dial(flow)
 
-    def pinned(self, flow: Flow) -> Any:
+    def fixed_for(self, flow: Flow) -> Any:
         return self
 
 
@@ -63,7 +75,9 @@ class Rig:
         self.direct, self.impatient = Way("direct"), Way("impatient")
         self.upstream = Way("upstream", True, "tcp udp")
         self.verdicts = verdicts or Verdicts(60.0, 100)
-        self.dialer = AutoDialer(Ways(self.direct, self.impatient, self.upstream), pins, self.verdicts)
+        self.dialer = AutoDialer(
+            Ways(self.direct, self.impatient, self.upstream), pins, self.verdicts
+        )
 
     def visit(self, given: Flow = FLOW) -> tuple[str, str]:
         """Who was asked, in order, and who gave the stream, or why nobody did."""
@@ -76,7 +90,9 @@ class Rig:
         asked = [way.name for way, count in zip(ways, before) if len(way.dialled) > count]
         return " ".join(asked), said.removeprefix("stream by ")
 
-    def ended(self, ended: str = "reset", sent: int = 100, received: int = 0, given: Flow = FLOW) -> None:
+    def ended(
+        self, ended: str = "reset", sent: int = 100, received: int = 0, given: Flow = FLOW
+    ) -> None:
         self.dialer.finished(Record(given, "auto", sent, received, 1.0, ended))
 
 
@@ -93,9 +109,20 @@ class TestADial:
         assert rig.visit() == rig.visit() == ("impatient", "impatient")
         assert list(rig.verdicts.items())[0][:2] == (TARGET, "direct")
 
-    @pytest.mark.parametrize("reason", [Reason.REFUSED, Reason.TIMEOUT, Reason.NAME, Reason.NETWORK_UNREACHABLE,
-                                        Reason.HOST_UNREACHABLE, Reason.GENERAL])
-    def test_a_failure_goes_to_the_upstream_and_the_next_visit_there_at_once(self, reason: Reason) -> None:
+    @pytest.mark.parametrize(
+        "reason",
+        [
+            Reason.REFUSED,
+            Reason.TIMEOUT,
+            Reason.NAME,
+            Reason.NETWORK_UNREACHABLE,
+            Reason.HOST_UNREACHABLE,
+            Reason.GENERAL,
+        ],
+    )
+    def test_a_failure_goes_to_the_upstream_and_the_next_visit_there_at_once(
+        self, reason: Reason
+    ) -> None:
         rig = Rig()
         rig.impatient.failure = reason
         assert rig.visit() == ("impatient upstream", "upstream")
@@ -134,15 +161,24 @@ class TestADial:
         assert rig.impatient.dialled == rig.upstream.dialled == [given]
 
     def test_what_it_carries(self) -> None:
-        assert Rig().dialer.carries == {"tcp", "udp"}       # a BIND's peer could not be reached by two ways
+        assert Rig().dialer.carries == {
+            "tcp",
+            "udp",
+        }  # a BIND's peer could not be reached by two ways
 
 
-@pytest.mark.parametrize("scheme, asked", [("socks5", ["a.test"]), ("socks4", ["a.test"]), ("socks5h", [])])
+@pytest.mark.parametrize(
+    "scheme, asked", [("socks5", ["a.test"]), ("socks4", ["a.test"]), ("socks5h", [])]
+)
 def test_hazard_75_one_lookup_is_for_both_ways(scheme: str, asked: list[str]) -> None:
     """Where the upstream is told addresses, it is told those that the direct way has had; else nobody here need know any."""
     names = Names({"a.test": ["203.0.113.1"]})
-    found = routing(TestDatagrams.TEXT.replace("SCHEME", scheme), names).router.route(flow("tcp 192.0.2.9 -> a.test:443 on main"))
-    assert found.dialer.name == "auto" and [one.host for one in found.flow.addresses] == ["203.0.113.1"] * len(asked)
+    found = routing(TestDatagrams.TEXT.replace("SCHEME", scheme), names).router.route(
+        flow("tcp 192.0.2.9 -> a.test:443 on main")
+    )
+    assert found.dialer.name == "auto" and [one.host for one in found.flow.addresses] == [
+        "203.0.113.1"
+    ] * len(asked)
     assert names.asked == asked
 
 
@@ -153,7 +189,16 @@ class TestAReset:
         rig.ended()
         assert rig.visit() == ("upstream", "upstream")
 
-    @pytest.mark.parametrize("ended, sent, received", [("reset", 100, 1), ("closed", 100, 0), ("reset", 0, 0), ("client reset", 100, 0), ("idle", 1, 0)])
+    @pytest.mark.parametrize(
+        "ended, sent, received",
+        [
+            ("reset", 100, 1),
+            ("closed", 100, 0),
+            ("reset", 0, 0),
+            ("client reset", 100, 0),
+            ("idle", 1, 0),
+        ],
+    )
     def test_other_ends_do_not(self, ended: str, sent: int, received: int) -> None:
         """A byte of the target's is an answer; a client that says nothing and goes has not been let down."""
         rig = Rig()
@@ -213,18 +258,34 @@ class TestPins:
         assert rig.visit() == ("direct", "direct")
         assert rig.visit(FLOW._replace(target=Address("b.test", 443))) == ("upstream", "upstream")
 
-    @pytest.mark.parametrize("host, way", [
-        ("lan.test", "direct"), ("a.lan.test", "direct"), ("10.1.2.3", "direct"), ("fd00::7", "direct"), ("192.0.2.55", "direct"),
-        ("far.test", "upstream"), ("www.far.test", "upstream"), ("198.51.100.9", "upstream"), ("tracker7.test", "upstream"),
-        ("203.0.113.1", ""), ("10.lan.testing", ""), ("else.test", "")])
+    @pytest.mark.parametrize(
+        "host, way",
+        [
+            ("lan.test", "direct"),
+            ("a.lan.test", "direct"),
+            ("10.1.2.3", "direct"),
+            ("fd00::7", "direct"),
+            ("192.0.2.55", "direct"),
+            ("far.test", "upstream"),
+            ("www.far.test", "upstream"),
+            ("198.51.100.9", "upstream"),
+            ("tracker7.test", "upstream"),
+            ("203.0.113.1", ""),
+            ("10.lan.testing", ""),
+            ("else.test", ""),
+        ],
+    )
     def test_in_the_file_are_domains_and_networks(self, host: str, way: str) -> None:
         [dialer] = routing("""
 listeners: []
 rules: [{via: auto, upstream: 'socks5h://192.0.2.1:1'}]
 auto: {direct: [.lan.test, 10.0.0.0/8, 'fd00::/8', 192.0.2.55], upstream: [far.test, '*.far.test', 198.51.100.0/24, 'regex:^tracker[0-9]']}
 """).autos
-        pinned = dialer.pinned_way(FLOW._replace(target=Address(host, 443)))
-        assert (pinned is dialer.direct, pinned is dialer.upstream) == (way == "direct", way == "upstream")
+        fixed_for = dialer.pinned_way(FLOW._replace(target=Address(host, 443)))
+        assert (fixed_for is dialer.direct, fixed_for is dialer.upstream) == (
+            way == "direct",
+            way == "upstream",
+        )
 
 
 class TestVerdicts:
@@ -248,7 +309,11 @@ class TestVerdicts:
         verdicts = Verdicts(60.0, 3)
         for number in (1, 2, 3, 1, 4):
             verdicts.learn(Address(f"{number}.test", 1), True)
-        assert [str(target) for target, _, _ in verdicts.items()] == ["3.test:1", "1.test:1", "4.test:1"]
+        assert [str(target) for target, _, _ in verdicts.items()] == [
+            "3.test:1",
+            "1.test:1",
+            "4.test:1",
+        ]
 
     def test_a_lower_bound_of_a_reload_holds_with_the_next(self) -> None:
         verdicts = Verdicts(60.0, 100)
@@ -263,14 +328,19 @@ class TestVerdicts:
         verdicts.learn(Address("old.test", 1), True)
         clock.now += 45.0
         verdicts.learn(TARGET, False)
-        assert list(verdicts.items()) == [(Address("old.test", 1), "upstream", 15.0), (TARGET, "direct", 60.0)]
+        assert list(verdicts.items()) == [
+            (Address("old.test", 1), "upstream", 15.0),
+            (TARGET, "direct", 60.0),
+        ]
         clock.now += 20.0
         assert list(verdicts.items()) == [(TARGET, "direct", 40.0)]
 
     def test_are_cleared(self) -> None:
         verdicts = Verdicts(60.0, 10)
         verdicts.learn(TARGET, True)
-        assert verdicts.clear() == 1 and verdicts.by_upstream(TARGET) is None and verdicts.clear() == 0
+        assert (
+            verdicts.clear() == 1 and verdicts.by_upstream(TARGET) is None and verdicts.clear() == 0
+        )
 
     def test_are_shared_by_all_that_are_auto_and_outlive_a_reload(self) -> None:
         verdicts = Verdicts(60.0, 10)
@@ -287,11 +357,15 @@ class TestDatagrams:
     TEXT = "listeners: [{name: main, listen: '127.0.0.1:1080'}]\nrules: [{via: auto, upstream: far}]\nupstreams: {far: 'SCHEME://192.0.2.1:1'}\n"
 
     def way(self, names: Names, verdicts: Verdicts, text: str = "", scheme: str = "socks5h") -> str:
-        route = routing(self.TEXT.replace("SCHEME", scheme) + text, names, verdicts=verdicts).router.route(flow(self.UDP))
+        route = routing(
+            self.TEXT.replace("SCHEME", scheme) + text, names, verdicts=verdicts
+        ).router.route(flow(self.UDP))
         return f"{route.dialer.name} {' '.join(one.host for one in route.flow.addresses)}".strip()
 
     def test_go_directly_while_nothing_is_known_to_the_address_that_was_found(self) -> None:
-        assert self.way(Names({"a.test": ["203.0.113.1"]}), Verdicts(60.0, 10)) == "direct 203.0.113.1"
+        assert (
+            self.way(Names({"a.test": ["203.0.113.1"]}), Verdicts(60.0, 10)) == "direct 203.0.113.1"
+        )
 
     def test_follow_the_verdict_and_are_not_looked_up_for_a_proxy_that_does_it(self) -> None:
         verdicts, names = Verdicts(60.0, 10), Names({"a.test": ["203.0.113.1"]})
@@ -311,11 +385,16 @@ class TestDatagrams:
 
     def test_pinned_to_the_upstream(self) -> None:
         names = Names({})
-        assert self.way(names, Verdicts(60.0, 10), "auto: {upstream: a.test}") == "far" and not names.asked
+        assert (
+            self.way(names, Verdicts(60.0, 10), "auto: {upstream: a.test}") == "far"
+            and not names.asked
+        )
 
     def test_that_are_denied_go_nowhere(self) -> None:
         with pytest.raises(DialError) as caught:
-            self.way(Names({"a.test": ["10.0.0.1"]}), Verdicts(60.0, 10), "destinations: {deny: private}")
+            self.way(
+                Names({"a.test": ["10.0.0.1"]}), Verdicts(60.0, 10), "destinations: {deny: private}"
+            )
         assert caught.value.reason is Reason.DENIED
 
 
@@ -325,14 +404,23 @@ class Running:
     def __init__(self, names: Names, upstream: Address, target: Address, more: str = "") -> None:
         config = configuration(
             f"listeners: [{{protocol: tcp, name: main, listen: '127.0.0.1:0', target: 'a.test:1'}}]\n"
-            f"rules: [{{via: auto, upstream: 'socks5h://{upstream}'}}]\nauto: {{deadline: 300ms}}\n{more}")
+            f"rules: [{{via: auto, upstream: 'socks5h://{upstream}'}}]\nauto: {{deadline: 300ms}}\n{more}"
+        )
         self.verdicts = Verdicts(60.0, 10)
-        self.routing: Routing = routing(config, names, gatekeeper(config), verdicts=self.verdicts)
+        self.routing: Routing = routing(config, names, make_guard(config), verdicts=self.verdicts)
         self.records, counters = Records(), Counters()
-        observer = Witnesses(self.records, self.routing.autos)
-        self.connector = Connector(self.routing.router, PipeLimits(SECONDS, SECONDS), counters, observer)
+        observer = ObserverGroup(self.records, self.routing.autos)
+        self.connector = Connector(
+            self.routing.router, PipeLimits(SECONDS, SECONDS), counters, observer
+        )
         self.target = target
-        self.http = HttpHandler("main", self.connector, Forwarder(self.connector, SECONDS), Login(Users({}), "none"), counters)
+        self.http = HttpHandler(
+            "main",
+            self.connector,
+            Forwarder(self.connector, SECONDS),
+            Login(Users({}), "none"),
+            counters,
+        )
 
     def conversation(self) -> Conversation:
         return Conversation(TcpForward("main", self.connector, self.target))
@@ -352,7 +440,11 @@ class Proxy:
         assert read_exactly(sock, 3) == b"\5\1\0"
         sock.sendall(b"\5\0")
         head = read_exactly(sock, 5)
-        self.asked.append(read_exactly(sock, head[4] + 2)[:-2] if head[3] == 3 else head[4:] + read_exactly(sock, 5))
+        self.asked.append(
+            read_exactly(sock, head[4] + 2)[:-2]
+            if head[3] == 3
+            else head[4:] + read_exactly(sock, 5)
+        )
         sock.sendall(b"\5\0\0\1\0\0\0\0\0\0")
         while data := sock.recv(1000):
             self.sent.append(data)
@@ -379,39 +471,57 @@ class TestForReal:
         def echo(sock: socket.socket) -> None:
             while data := sock.recv(100):
                 sock.sendall(data)
+
         with server(echo) as target:
-            running = Running(Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port))
+            running = Running(
+                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+            )
             echoes(running)
         assert running.verdict() == "direct" and not proxy[0].asked
 
     def test_a_target_that_refuses(self, proxy: tuple[Proxy, Address]) -> None:
         with refusing() as target:
-            running = Running(Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port))
+            running = Running(
+                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+            )
             echoes(running)
             echoes(running, b"pong")
         assert proxy[0].asked == [b"a.test"] * 2 and running.verdict() == "upstream"
 
-    def test_a_target_that_is_silent_has_the_short_deadline(self, proxy: tuple[Proxy, Address]) -> None:
+    def test_a_target_that_is_silent_has_the_short_deadline(
+        self, proxy: tuple[Proxy, Address]
+    ) -> None:
         with black_hole() as target:
-            running = Running(Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port))
+            running = Running(
+                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+            )
             echoes(running)
         assert proxy[0].asked == [b"a.test"] and running.verdict() == "upstream"
 
-    @pytest.mark.parametrize("there", [{}, {"a.test": None}], ids=["not found", "name server silent"])
-    def test_a_name_that_is_not_found_here(self, proxy: tuple[Proxy, Address], there: dict[str, None]) -> None:
+    @pytest.mark.parametrize(
+        "there", [{}, {"a.test": None}], ids=["not found", "name server silent"]
+    )
+    def test_a_name_that_is_not_found_here(
+        self, proxy: tuple[Proxy, Address], there: dict[str, None]
+    ) -> None:
         running = Running(Names(there), proxy[1], Address("a.test", 443))
         echoes(running)
         assert proxy[0].asked == [b"a.test"]
 
-    def test_a_reset_before_the_first_byte_loses_that_connection_and_saves_the_next(self, proxy: tuple[Proxy, Address]) -> None:
+    def test_a_reset_before_the_first_byte_loses_that_connection_and_saves_the_next(
+        self, proxy: tuple[Proxy, Address]
+    ) -> None:
         """Bytes that were sent are never sent again."""
         got: list[bytes] = []
 
         def reset_it(sock: socket.socket) -> None:
             got.append(sock.recv(100))
             reset(sock)
+
         with server(reset_it) as target:
-            running = Running(Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port))
+            running = Running(
+                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+            )
             with running.conversation() as client:
                 client.send(b"POST /once")
                 client.expect_closed()
@@ -420,12 +530,17 @@ class TestForReal:
             echoes(running, b"again")
         assert got == [b"POST /once"] and proxy[0].sent == [b"again"]
 
-    def test_a_client_that_resets_says_nothing_of_its_target(self, proxy: tuple[Proxy, Address]) -> None:
+    def test_a_client_that_resets_says_nothing_of_its_target(
+        self, proxy: tuple[Proxy, Address]
+    ) -> None:
         def swallow(sock: socket.socket) -> None:
             while sock.recv(100):
                 pass
+
         with server(swallow) as target:
-            running = Running(Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port))
+            running = Running(
+                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+            )
             with running.conversation() as client:
                 client.send(b"GET /")
                 wait_until(lambda: running.records.records or running.verdict())
@@ -437,8 +552,11 @@ class TestForReal:
         def reset_it(sock: socket.socket) -> None:
             sock.recv(1000)
             reset(sock)
+
         with server(reset_it) as target:
-            running = Running(Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port))
+            running = Running(
+                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+            )
             with Conversation(running.http) as client:
                 client.send(b"GET http://a.test:%d/ HTTP/1.1\r\nHost: a.test\r\n\r\n" % target.port)
                 assert client.read(12) == b"HTTP/1.1 502"
@@ -446,11 +564,20 @@ class TestForReal:
                     pass
         assert running.verdict() == "upstream" and not proxy[0].asked
 
-    @pytest.mark.parametrize("target, there", [
-        (Address("10.0.0.1", 443), {}), (Address("a.test", 443), {"a.test": ["10.0.0.1", "10.0.0.2"]}),
-        (Address("169.254.169.254", 80), {})])
-    def test_what_is_denied_never_goes_to_the_upstream(self, proxy: tuple[Proxy, Address], target: Address, there: dict) -> None:
-        running = Running(Names(there), proxy[1], target, "destinations: {deny: [private, metadata]}")
+    @pytest.mark.parametrize(
+        "target, there",
+        [
+            (Address("10.0.0.1", 443), {}),
+            (Address("a.test", 443), {"a.test": ["10.0.0.1", "10.0.0.2"]}),
+            (Address("169.254.169.254", 80), {}),
+        ],
+    )
+    def test_what_is_denied_never_goes_to_the_upstream(
+        self, proxy: tuple[Proxy, Address], target: Address, there: dict
+    ) -> None:
+        running = Running(
+            Names(there), proxy[1], target, "destinations: {deny: [private, metadata]}"
+        )
         with running.conversation() as client:
             client.expect_closed()
         assert not proxy[0].asked and not running.verdict()
@@ -472,6 +599,7 @@ def test_many_threads_learn_and_ask() -> None:
                     verdicts.clear()
         except BaseException as error:
             failures.append(error)
+
     threads = [threading.Thread(target=work, args=(seed,)) for seed in (3, 5, 7)]
     for thread in threads:
         thread.start()

@@ -1,4 +1,5 @@
 """Lines of list files, and what they come to."""
+
 from __future__ import annotations
 
 import tracemalloc
@@ -9,7 +10,7 @@ from typing import Callable, Iterable
 import pytest
 
 from netproxy.errors import ConfigError
-from netproxy.interfaces import Network
+from netproxy.interfaces.networks import IpNetwork
 from netproxy.router import lists
 from netproxy.router.lists import LINE_LIMIT, read_domains, read_networks
 from netproxy.router.matchers import DomainSet, NetworkSet
@@ -76,13 +77,30 @@ def test_a_line_of_domains(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
 def test_formats_mix_whatever_ends_a_line(tmp_path: Path, start: bytes, end: bytes) -> None:
-    lines = [b"first.example", b"", b"# x", b"0.0.0.0 host.example", b"server=/corp.example/10.0.0.1", b"*.below.example",
-             b"last.example"]
+    lines = [
+        b"first.example",
+        b"",
+        b"# x",
+        b"0.0.0.0 host.example",
+        b"server=/corp.example/10.0.0.1",
+        b"*.below.example",
+        b"last.example",
+    ]
     for final in (b"", end):
         domains = DomainSet(read_domains(written(tmp_path, start + end.join(lines) + final)))
-        asked = [f"{below}{name}.example" for name in ("first", "host", "corp", "below", "last") for below in ("", "www.")]
+        asked = [
+            f"{below}{name}.example"
+            for name in ("first", "host", "corp", "below", "last")
+            for below in ("", "www.")
+        ]
         assert [name for name in asked if name in domains] == [
-            "first.example", "host.example", "corp.example", "www.corp.example", "www.below.example", "last.example"]
+            "first.example",
+            "host.example",
+            "corp.example",
+            "www.corp.example",
+            "www.below.example",
+            "last.example",
+        ]
 
 
 # a line: what is said of it behind file and line
@@ -124,23 +142,45 @@ def test_any_other_line_is_an_error_that_names_it(tmp_path: Path, line: bytes) -
 
 
 def test_networks(tmp_path: Path) -> None:
-    path = written(tmp_path, b"\xef\xbb\xbf10.0.0.0/8\r\n# office\n! home\n\n 192.0.2.7 # printer\nfd00::/8\t#\n2001:DB8::1")
-    assert list(read_networks(path)) == [Network.parse(text) for text in ("10.0.0.0/8", "192.0.2.7", "fd00::/8", "2001:db8::1")]
+    path = written(
+        tmp_path,
+        b"\xef\xbb\xbf10.0.0.0/8\r\n# office\n! home\n\n 192.0.2.7 # printer\nfd00::/8\t#\n2001:DB8::1",
+    )
+    assert list(read_networks(path)) == [
+        IpNetwork.parse(text) for text in ("10.0.0.0/8", "192.0.2.7", "fd00::/8", "2001:db8::1")
+    ]
     networks = NetworkSet(read_networks(path))
     assert "10.1.2.3" in networks and "2001:db8::1" in networks and "192.0.2.8" not in networks
 
 
-@pytest.mark.parametrize(("line", "said"), [
-    (b"10.0.0.1/8", "'10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8"),
-    (b"10.0.0.0/33", "'10.0.0.0/33' is no network: its prefix is longer than 32 bits"),
-    (b"10.0.0.0/8 11.0.0.0/8", "'10.0.0.0/8 11.0.0.0/8' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address"),
-    (b"ads.example", "'ads.example' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address"),
-    (b"10.0.0.0-10.0.0.9", "'10.0.0.0-10.0.0.9' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address"),
-    (b"10.0.0.1\0", "'10.0.0.1\\x00' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address"),
-    (b"\xff", "not UTF-8"),
-    (b"1" * (LINE_LIMIT + 1), f"a line of more than {LINE_LIMIT} bytes"),
-])
-def test_a_line_that_is_no_network_is_an_error_that_names_it(tmp_path: Path, line: bytes, said: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"10.0.0.1/8", "'10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8"),
+        (b"10.0.0.0/33", "'10.0.0.0/33' is no network: its prefix is longer than 32 bits"),
+        (
+            b"10.0.0.0/8 11.0.0.0/8",
+            "'10.0.0.0/8 11.0.0.0/8' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
+        ),
+        (
+            b"ads.example",
+            "'ads.example' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
+        ),
+        (
+            b"10.0.0.0-10.0.0.9",
+            "'10.0.0.0-10.0.0.9' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
+        ),
+        (
+            b"10.0.0.1\0",
+            "'10.0.0.1\\x00' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
+        ),
+        (b"\xff", "not UTF-8"),
+        (b"1" * (LINE_LIMIT + 1), f"a line of more than {LINE_LIMIT} bytes"),
+    ],
+)
+def test_a_line_that_is_no_network_is_an_error_that_names_it(
+    tmp_path: Path, line: bytes, said: str
+) -> None:
     """Hazard 79."""
     path = written(tmp_path, b"10.0.0.0/8\n" + line + b"\n")
     with pytest.raises(ConfigError) as caught:
@@ -149,8 +189,13 @@ def test_a_line_that_is_no_network_is_an_error_that_names_it(tmp_path: Path, lin
 
 
 @pytest.mark.parametrize("reader", [read_domains, read_networks])
-def test_a_file_that_cannot_be_read_is_an_error_with_its_path(tmp_path: Path, reader: Reader) -> None:
-    for path, said in (tmp_path / "missing", "No such file or directory"), (tmp_path, "Is a directory"):
+def test_a_file_that_cannot_be_read_is_an_error_with_its_path(
+    tmp_path: Path, reader: Reader
+) -> None:
+    for path, said in (
+        (tmp_path / "missing", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+    ):
         with pytest.raises(ConfigError) as caught:
             list(reader(str(path)))
         assert str(caught.value) == f"{path}: cannot be read: {said}"
@@ -162,13 +207,17 @@ def test_an_empty_file_is_an_empty_list(tmp_path: Path, reader: Reader) -> None:
         assert list(reader(written(tmp_path, text))) == []
 
 
-@pytest.mark.parametrize(("reader", "lines", "line"), [
-    (read_domains, [b"a.example", b"0.0.0.0 b.example c.example", b"d.example"], 3),
-    (read_domains, [b"server=/a/b/c/d/10.0.0.1"], 1),
-    (read_networks, [b"10.0.0.1", b"10.0.0.2", b"# more", b"10.0.0.3", b"10.0.0.4"], 5),
-])
-def test_too_many_entries_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Reader,
-                                       lines: list[bytes], line: int) -> None:
+@pytest.mark.parametrize(
+    ("reader", "lines", "line"),
+    [
+        (read_domains, [b"a.example", b"0.0.0.0 b.example c.example", b"d.example"], 3),
+        (read_domains, [b"server=/a/b/c/d/10.0.0.1"], 1),
+        (read_networks, [b"10.0.0.1", b"10.0.0.2", b"# more", b"10.0.0.3", b"10.0.0.4"], 5),
+    ],
+)
+def test_too_many_entries_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Reader, lines: list[bytes], line: int
+) -> None:
     path = written(tmp_path, b"\n".join(lines))
     monkeypatch.setattr(lists, "ENTRY_LIMIT", 4)
     assert len(list(reader(path))) == 4
@@ -180,7 +229,7 @@ def test_too_many_entries_are_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_file_is_not_in_memory_as_a_whole(tmp_path: Path) -> None:
     path = written(tmp_path, b"".join(b"ads%d.example.com\n" % number for number in range(5000)))
-    deque(read_domains(path), 1)        # what is cached, is
+    deque(read_domains(path), 1)  # what is cached, is
     tracemalloc.start()
     try:
         assert deque(read_domains(path), 1)[0].text == "ads4999.example.com"

@@ -1,17 +1,16 @@
 """A bridge alone, and agents that a test plays by hand over real sockets."""
+
 from __future__ import annotations
 
-import socket
 from typing import Any, Callable
 
-from netproxy.errors import ListenError, ProtocolError
-from netproxy.interfaces import Address
+from netproxy.errors import ListenError
 from netproxy.net.stream import Stream
 from netproxy.protocol import tunnel
-from netproxy.protocol.tunnel import Hello, Message, Service
+from netproxy.protocol.tunnel import Hello, Service
 from netproxy.tunnel.bridge import Bridge, PortRange, Rights
 from netproxy.tunnel.dialer import TunnelDialer
-from netproxy.tunnel.links import Links
+from netproxy.tunnel.sessions import AgentSessions
 from tests.support.sockets import SECONDS
 from tests.support.tcp import TcpRig
 
@@ -24,16 +23,26 @@ class BridgeRig(TcpRig):
 
     def __init__(self) -> None:
         super().__init__()
-        self.links = Links()
+        self.sessions = AgentSessions()
         self.opened: list[tuple[str, Service, str]] = []
         self.shut: list[Service] = []
-        self.busy: set[int] = set()         # ports that cannot be bound
-        self.bridge = Bridge(self.links, self._open, self.counts, self.log)
-        self.bridge.configure({"home": Rights(TOKEN, (PortRange("tcp", "127.0.0.1", 8022, 8030), PortRange("udp", "0.0.0.0", 53, 53))),
-                               "away": Rights(OTHER_TOKEN)})
-        self.listener.equip(self.bridge, self.door, 5.0)
+        self.busy: set[int] = set()  # ports that cannot be bound
+        self.bridge = Bridge(self.sessions, self._open, self.counts, self.log)
+        self.bridge.configure(
+            {
+                "home": Rights(
+                    TOKEN,
+                    (
+                        PortRange("tcp", "127.0.0.1", 8022, 8030),
+                        PortRange("udp", "0.0.0.0", 53, 53),
+                    ),
+                ),
+                "away": Rights(OTHER_TOKEN),
+            }
+        )
+        self.listener.configure(self.bridge, self.door, 5.0)
         self.listener.start()
-        self.dialer = TunnelDialer("home", self.links, 3.0, self.counts)
+        self.dialer = TunnelDialer("home", self.sessions, 3.0, self.counts)
 
     def _open(self, agent: str, service: Service, host: str) -> Callable[[], None]:
         if service.port in self.busy:
@@ -46,7 +55,9 @@ class BridgeRig(TcpRig):
         return Played(self, Hello(tunnel.CONTROL, name, NONCE), token).welcome()
 
     def work(self, agent: Played, token: bytes = TOKEN) -> Played:
-        return Played(self, Hello(tunnel.WORK, agent.hello.name, NONCE, agent.session), token).welcome()
+        return Played(
+            self, Hello(tunnel.WORK, agent.hello.name, NONCE, agent.session), token
+        ).welcome()
 
     def close(self) -> None:
         self.bridge.stop()
@@ -75,7 +86,9 @@ class Played:
         answer = self.answer()
         assert not isinstance(answer, int), f"refused: {answer}"
         self.session = answer.session
-        assert answer.proof == tunnel.bridge_proof(self._token, self.hello, self.nonce, self.session)
+        assert answer.proof == tunnel.bridge_proof(
+            self._token, self.hello, self.nonce, self.session
+        )
         return self
 
     def send(self, data: bytes) -> None:

@@ -1,13 +1,15 @@
 """Datagram sockets of one level of batching, and what a test needs to fill and to read an arena."""
+
 from __future__ import annotations
 
 import socket
 import struct
 from typing import Any
 
-from netproxy.interfaces import Address, Batch, PacketConn, Run
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Batch, PacketConn, Run
 from netproxy.net import datagram
-from netproxy.net.batching import Datagrams
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import DatagramSocket
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import Task
@@ -18,7 +20,7 @@ class BatchRig:
 
     def __init__(self, level: str) -> None:
         self.counts, self.log = Counts(), Lines()
-        self.datagrams = Datagrams(self.counts, self.log, level)
+        self.datagrams = UdpSocketFactory(self.counts, self.log, level)
         self.arena = self.datagrams.arena()
         self.opened: list[DatagramSocket] = []
 
@@ -35,7 +37,7 @@ class BatchRig:
         offsets = []
         for number, payload in enumerate(payloads):
             at = number * datagram.PITCH if len(payloads) <= datagram.SLOTS else number * 2048
-            self.arena.view[at:at + len(payload)] = payload
+            self.arena.view[at : at + len(payload)] = payload
             offsets.append(at)
         return Run(offsets, len(payloads[0]), len(payloads[-1]))
 
@@ -51,7 +53,10 @@ class BatchRig:
 def cut(batch: Batch) -> list[tuple[bytes, Any]]:
     found = []
     for offsets, length, last, key in batch.spans:
-        found += [(bytes(batch.arena.view[at:at + (last if at == offsets[-1] else length)]), key) for at in offsets]
+        found += [
+            (bytes(batch.arena.view[at : at + (last if at == offsets[-1] else length)]), key)
+            for at in offsets
+        ]
     return found
 
 

@@ -1,16 +1,20 @@
 """DNS messages for tests, written out byte by byte and not with the codec that they test."""
+
 from __future__ import annotations
 
 import struct
 
 HEAD = struct.Struct(">6H")
-ASKED = b"\xc0\x0c"             # a pointer to the name of the question
+ASKED = b"\xc0\x0c"  # a pointer to the name of the question
 RD, QR, AA, TC, RA, AD, CD = 0x0100, 0x8000, 0x0400, 0x0200, 0x0080, 0x0020, 0x0010
 
 
 def name(text: str) -> bytes:
     """A name without anything odd in it, not compressed."""
-    return b"".join(bytes((len(label),)) + label for label in text.encode().split(b".") if label) + b"\0"
+    return (
+        b"".join(bytes((len(label),)) + label for label in text.encode().split(b".") if label)
+        + b"\0"
+    )
 
 
 def question(text: str, kind: int = 1, klass: int = 1) -> bytes:
@@ -34,7 +38,14 @@ def cname(owner: bytes, ttl: int, target: bytes) -> bytes:
 
 
 def soa(ttl: int, minimum: int, owner: bytes = b"\0") -> bytes:
-    return record(owner, 6, ttl, name("ns.test") + name("hostmaster.test") + struct.pack(">5I", 1, 7200, 3600, 86400, minimum))
+    return record(
+        owner,
+        6,
+        ttl,
+        name("ns.test")
+        + name("hostmaster.test")
+        + struct.pack(">5I", 1, 7200, 3600, 86400, minimum),
+    )
 
 
 def option(code: int, data: bytes = b"") -> bytes:
@@ -46,7 +57,16 @@ def opt(size: int = 1232, extended: int = 0, options: bytes = b"") -> bytes:
     return record(b"\0", 41, extended, options, size)
 
 
-def answer(asked: bytes, answers: tuple[bytes, ...] = (), authorities: tuple[bytes, ...] = (), additionals: tuple[bytes, ...] = (),
-           flags: int = QR | RD | RA) -> bytes:
+def answer(
+    asked: bytes,
+    answers: tuple[bytes, ...] = (),
+    authorities: tuple[bytes, ...] = (),
+    additionals: tuple[bytes, ...] = (),
+    flags: int = QR | RD | RA,
+) -> bytes:
     records = b"".join((*answers, *authorities, *additionals))
-    return HEAD.pack(0x1234, flags, 1, len(answers), len(authorities), len(additionals)) + asked + records
+    return (
+        HEAD.pack(0x1234, flags, 1, len(answers), len(authorities), len(additionals))
+        + asked
+        + records
+    )

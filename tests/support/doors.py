@@ -3,6 +3,7 @@
 Of the ways of datagrams "denied" is what their protocols have for it: 403, a reset, or a datagram that is dropped and
 counted.  `arrived` tells that it has come to where it was to go; without it a session is enough.
 """
+
 from __future__ import annotations
 
 import socket
@@ -75,7 +76,10 @@ def by_forward(running: Running, host: str, port: int, arrived: Arrived = None) 
 
 def by_socks5_udp(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
     """To the port as the test knows it, whatever is announced."""
-    with associate(running.port) as control, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    with (
+        associate(running.port) as control,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
         assert socks5.read_reply(Stream(control))[0] == socks5.SUCCEEDED
         datagram = b"\0\0\0" + _packed(host, port) + b"x"
         return _sent(running, lambda: client.sendto(datagram, (LOCALHOST, running.port)), arrived)
@@ -83,8 +87,10 @@ def by_socks5_udp(running: Running, host: str, port: int, arrived: Arrived = Non
 
 def by_connect_udp(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
     with _dial(running) as sock:
-        sock.sendall(b"GET /.well-known/masque/udp/%b/%d/ HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: connect-udp\r\n"
-                     b"Capsule-Protocol: ?1\r\n\r\n" % (host.replace(":", "%3A").encode(), port))
+        sock.sendall(
+            b"GET /.well-known/masque/udp/%b/%d/ HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: connect-udp\r\n"
+            b"Capsule-Protocol: ?1\r\n\r\n" % (host.replace(":", "%3A").encode(), port)
+        )
         return _status(sock)
 
 
@@ -108,7 +114,11 @@ def by_uot_to_all(running: Running, host: str, port: int, arrived: Arrived = Non
     with _uot(running) as sock:
         sock.sendall(b"\0\1" + bytes(6))
         place = _packed(host, port)
-        return _sent(running, lambda: sock.sendall({1: b"\0", 4: b"\1", 3: b"\2"}[place[0]] + place[1:] + b"\0\1x"), arrived)
+        return _sent(
+            running,
+            lambda: sock.sendall({1: b"\0", 4: b"\1", 3: b"\2"}[place[0]] + place[1:] + b"\0\1x"),
+            arrived,
+        )
 
 
 def _uot(running: Running) -> socket.socket:
@@ -133,6 +143,16 @@ def _sent(running: Running, send: Callable[[], Any], arrived: Arrived) -> str:
     return "open" if not lost else "denied" if lost[0] in REFUSALS else lost[0]
 
 
-STREAMS: dict[str, Door] = {"SOCKS5": by_socks5, "SOCKS4a": by_socks4a, "HTTP CONNECT": by_connect, "HTTP forward": by_forward}
-DATAGRAMS: dict[str, Door] = {"SOCKS5 UDP": by_socks5_udp, "connect-udp": by_connect_udp, "UoT": by_uot, "UoT to all": by_uot_to_all}
+STREAMS: dict[str, Door] = {
+    "SOCKS5": by_socks5,
+    "SOCKS4a": by_socks4a,
+    "HTTP CONNECT": by_connect,
+    "HTTP forward": by_forward,
+}
+DATAGRAMS: dict[str, Door] = {
+    "SOCKS5 UDP": by_socks5_udp,
+    "connect-udp": by_connect_udp,
+    "UoT": by_uot,
+    "UoT to all": by_uot_to_all,
+}
 DOORS = {**STREAMS, **DATAGRAMS}

@@ -3,6 +3,7 @@
 Any thread may write to them.  wait_for() returns when the record is there, and
 fails the test when it has not come in time, so that no test sleeps.
 """
+
 from __future__ import annotations
 
 import sys
@@ -10,9 +11,9 @@ import threading
 from typing import Any, Callable, Hashable
 
 from netproxy.dialer.hop import Services
-from netproxy.interfaces import Record
+from netproxy.interfaces.flows import Record
 
-SECONDS = 5.0       # how long a test waits for what should come at once
+SECONDS = 5.0  # how long a test waits for what should come at once
 
 
 class _Recorder:
@@ -41,7 +42,9 @@ class Counts(_Recorder):
             return self.counts.get((name, reason), 0)
 
     def wait_for(self, name: str, reason: str = "", amount: int = 1) -> None:
-        self._wait(lambda: self.counts.get((name, reason), 0) >= amount, f"{amount} {name}{{{reason}}}")
+        self._wait(
+            lambda: self.counts.get((name, reason), 0) >= amount, f"{amount} {name}{{{reason}}}"
+        )
 
     def __repr__(self) -> str:
         return f"Counts({self.counts})"
@@ -100,7 +103,7 @@ class Records(_Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.records: list[Record] = []
-        self.lives: list[Any] = []      # what has begun, in order
+        self.lives: list[Any] = []  # what has begun, in order
 
     def began(self, live: Any, dialled: float | None = None) -> None:
         with self._changed:

@@ -1,9 +1,12 @@
 """Flows for dialers: whoever asks is the same client.  And who lets all of them pass."""
+
 from __future__ import annotations
 
 from typing import Callable, Sequence
 
-from netproxy.interfaces import Address, Dialer, Flow, Route
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Dialer, Route
 
 CLIENT = Address("192.0.2.1", 5)
 
@@ -33,9 +36,12 @@ class OneWay:
 
     def route(self, flow: Flow) -> Route:
         self.flows.append(flow)
-        return Route(self.dialer, flow._replace(addresses=tuple(self.look_up(flow.target))) if self.look_up else flow)
+        return Route(
+            self.dialer,
+            flow._replace(addresses=tuple(self.look_up(flow.target))) if self.look_up else flow,
+        )
 
-    route_at_once = route
+    route_without_blocking = route
 
-    def ways(self, flow: Flow) -> list[Dialer]:
+    def candidates(self, flow: Flow) -> list[Dialer]:
         return [self.dialer]

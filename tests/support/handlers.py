@@ -5,6 +5,7 @@ listener would; its dialer records what is dialled and gives one end of another
 loopback connection.  Nothing here sleeps to wait: reads have a deadline that
 only a failing test meets.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -20,20 +21,21 @@ from typing import Any, Callable, Hashable, Iterable
 
 from netproxy.access.users import Login, Users
 from netproxy.errors import DialError, NetProxyError, Reason
-from netproxy.net.bind import Announcer
-from netproxy.net.bind import Binder
-from netproxy.handler.connector import Connector
+from netproxy.handler.bind import Announcer
+from netproxy.handler.bind import Binder
+from netproxy.handler.outbound import Connector
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Entrance, Socks5Handler
-from netproxy.interfaces import Address, Dialer, Flow, Record, pack_ip
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.flows import Flow, Record
 from netproxy.net.address import from_sockaddr
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from tests.support.flows import OneWay
-from tests.support.pauses import run_to_end
+from tests.support.waits import run_to_end
 
-SECONDS = 5.0               # of patience, for what happens at once
+SECONDS = 5.0  # of patience, for what happens at once
 LOCALHOST = "127.0.0.1"
 PIPE_LIMITS = PipeLimits(idle=SECONDS, half_close=SECONDS)
 _RESET = struct.pack("@ii", 1, 0)
@@ -51,7 +53,9 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def tcp_pair(client: str = LOCALHOST, server: str = LOCALHOST) -> tuple[socket.socket, socket.socket]:
+def tcp_pair(
+    client: str = LOCALHOST, server: str = LOCALHOST
+) -> tuple[socket.socket, socket.socket]:
     """Both ends of a loopback connection from `client` to `server`, the client's first."""
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with socket.create_server((server, 0), family=family) as listening:
@@ -129,9 +133,11 @@ class RecordingDialer:
     name = "recording"
     refusal = Reason.UNSUPPORTED
     symmetric = False
-    takes_names = True
+    resolves_names = True
 
-    def __init__(self, failure: Reason | None = None, carries: Iterable[str] = ("tcp", "udp", "bind")) -> None:
+    def __init__(
+        self, failure: Reason | None = None, carries: Iterable[str] = ("tcp", "udp", "bind")
+    ) -> None:
         self.carries = frozenset(carries)
         self.failure = failure
         self.dialled: list[Address] = []
@@ -168,11 +174,17 @@ def resolve(address: Address) -> list[Address]:
     return [address]
 
 
-class Surroundings:
+class HandlerDependencies:
     """What handlers are built on, recorded."""
 
-    def __init__(self, users: dict[str, str] | None = None, auth: str = "none", failure: Reason | None = None,
-                 bind_seconds: float = SECONDS, announcer: Announcer | None = None) -> None:
+    def __init__(
+        self,
+        users: dict[str, str] | None = None,
+        auth: str = "none",
+        failure: Reason | None = None,
+        bind_seconds: float = SECONDS,
+        announcer: Announcer | None = None,
+    ) -> None:
         self.counters = Counters()
         self.log = RecordingLog()
         self.dialer = RecordingDialer(failure)
@@ -185,7 +197,9 @@ class Surroundings:
         return Socks4Handler("test", self.connector, self.binder, self.login)
 
     def socks5(self) -> Socks5Handler:
-        return Socks5Handler("test", self.connector, self.binder, None, Entrance(self.login, self.counters))
+        return Socks5Handler(
+            "test", self.connector, self.binder, None, Entrance(self.login, self.counters)
+        )
 
     @property
     def dialled(self) -> list[Address]:
@@ -199,7 +213,13 @@ class Surroundings:
 class Conversation:
     """A client's end of one connection, and the handler that serves it.  At its end the handler must have returned."""
 
-    def __init__(self, handler: Any, client: str = LOCALHOST, server: str = LOCALHOST, deadline: float = SECONDS) -> None:
+    def __init__(
+        self,
+        handler: Any,
+        client: str = LOCALHOST,
+        server: str = LOCALHOST,
+        deadline: float = SECONDS,
+    ) -> None:
         self.socket, self._served = tcp_pair(client, server)
         self.local = from_sockaddr(self.socket.getsockname())
         self.raised: BaseException | None = None
@@ -223,7 +243,7 @@ class Conversation:
     def trickle(self, data: bytes) -> None:
         """One byte at a time: the next when the handler has taken the last."""
         for at in range(len(data)):
-            self.socket.sendall(data[at:at + 1])
+            self.socket.sendall(data[at : at + 1])
             eventually(self._all_taken)
 
     def expect(self, data: bytes) -> None:
@@ -272,7 +292,7 @@ class Conversation:
         try:
             left = fcntl.ioctl(self._served.fileno(), termios.FIONREAD, b"\0\0\0\0")
         except (OSError, ValueError):
-            return True         # closed meanwhile
+            return True  # closed meanwhile
         return left == b"\0\0\0\0"
 
 

@@ -1,22 +1,23 @@
 """A database in MaxMind's format, written by its description: a binary tree over the bits of addresses, then what they lead to."""
+
 from __future__ import annotations
 
 import struct
 from typing import Any, Mapping
 
-from netproxy.interfaces import Network
+from netproxy.interfaces.networks import IpNetwork
 
 STRING, UINT16, UINT32, MAP = 2, 5, 6, 7
-UINT64, ARRAY = 9, 11       # extended types
+UINT64, ARRAY = 9, 11  # extended types
 MARKER = b"\xab\xcd\xefMaxMind.com"
-GAP = bytes(16)             # between the tree and the data
+GAP = bytes(16)  # between the tree and the data
 
 
 def database(entries: Mapping[str, Any], version: int = 4) -> bytes:
     """Of networks of one family."""
     nodes: list[list[Any]] = [[None, None]]
     for text, value in entries.items():
-        network = Network.parse(text)
+        network = IpNetwork.parse(text)
         length = network.size * 8 - network.shift
         bits = [network.prefix >> (length - 1 - at) & 1 for at in range(length)]
         at = 0
@@ -34,9 +35,17 @@ def database(entries: Mapping[str, Any], version: int = 4) -> bytes:
                 number = len(nodes) + len(GAP) + len(data)
                 data += _encode(record[0])
             tree += number.to_bytes(3, "big")
-    about = {"binary_format_major_version": (UINT16, 2), "binary_format_minor_version": (UINT16, 0), "build_epoch": (UINT64, 1),
-             "database_type": "Test-Country", "description": {"en": "a test's"}, "ip_version": (UINT16, version), "languages": ["en"],
-             "node_count": (UINT32, len(nodes)), "record_size": (UINT16, 24)}
+    about = {
+        "binary_format_major_version": (UINT16, 2),
+        "binary_format_minor_version": (UINT16, 0),
+        "build_epoch": (UINT64, 1),
+        "database_type": "Test-Country",
+        "description": {"en": "a test's"},
+        "ip_version": (UINT16, version),
+        "languages": ["en"],
+        "node_count": (UINT32, len(nodes)),
+        "record_size": (UINT16, 24),
+    }
     return tree + GAP + data + MARKER + _encode(about)
 
 
@@ -44,7 +53,9 @@ def _encode(value: Any) -> bytes:
     if isinstance(value, str):
         return _control(STRING, len(value)) + value.encode()
     if isinstance(value, dict):
-        return _control(MAP, len(value)) + b"".join(_encode(key) + _encode(one) for key, one in value.items())
+        return _control(MAP, len(value)) + b"".join(
+            _encode(key) + _encode(one) for key, one in value.items()
+        )
     if isinstance(value, list):
         return _control(ARRAY, len(value)) + b"".join(map(_encode, value))
     kind, number = value

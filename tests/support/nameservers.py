@@ -1,4 +1,5 @@
 """Name servers that play a script, and the queries and answers that they exchange."""
+
 from __future__ import annotations
 
 import contextlib
@@ -8,11 +9,14 @@ import struct
 import time
 from typing import Any, Callable, Iterator
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from tests.support.dns import HEAD, QR, RA, RD, a, query, question, record, soa
 from tests.support.sockets import SECONDS, Task, address_of, read_exactly, udp
 
-WWW, MAIL = query(question("www.example"), id=0x1111), query(question("mail.example", 28), id=0x2222)
+WWW, MAIL = (
+    query(question("www.example"), id=0x1111),
+    query(question("mail.example", 28), id=0x2222),
+)
 
 
 def soon() -> float:
@@ -20,7 +24,9 @@ def soon() -> float:
     return time.monotonic() + 2 * SECONDS
 
 
-def answer_to(asked: bytes, *answers: bytes, id: int | None = None, flags: int = QR | RD | RA) -> bytes:
+def answer_to(
+    asked: bytes, *answers: bytes, id: int | None = None, flags: int = QR | RD | RA
+) -> bytes:
     """To a query as it has come: its question alone is repeated."""
     end = asked.index(b"\0", 12) + 5
     number = int.from_bytes(asked[:2], "big") if id is None else id
@@ -36,16 +42,21 @@ def no_such(asked: bytes, ttl: int = 60) -> bytes:
 
 def texts(ttl: int, size: int) -> tuple[bytes, ...]:
     """TXT records with about so many bytes."""
-    return tuple(record(b"\xc0\x0c", 16, ttl, b"\xff" + bytes([65 + at % 26]) * 255) for at in range(size // 268 + 1))
+    return tuple(
+        record(b"\xc0\x0c", 16, ttl, b"\xff" + bytes([65 + at % 26]) * 255)
+        for at in range(size // 268 + 1)
+    )
 
 
 def named(asked: bytes) -> bytes:
     """The question of a query, its name in lower case."""
-    return asked[12:asked.index(b"\0", 12) + 5].lower()
+    return asked[12 : asked.index(b"\0", 12) + 5].lower()
 
 
 @contextlib.contextmanager
-def udp_server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> Iterator[Address]:
+def udp_server(
+    script: Callable[[socket.socket], Any], host: str = "127.0.0.1"
+) -> Iterator[Address]:
     """Plays `script` once with a socket; what it raises, this raises at the end."""
     with udp(host) as sock:
         task = Task(script, sock)
@@ -53,7 +64,9 @@ def udp_server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") 
         task.result()
 
 
-def answering(sock: socket.socket, reply: Callable[[bytes], bytes | None], stop: Callable[[], bool]) -> None:
+def answering(
+    sock: socket.socket, reply: Callable[[bytes], bytes | None], stop: Callable[[], bool]
+) -> None:
     """As a script: answers datagrams until `stop`; None is no answer."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
@@ -86,10 +99,17 @@ def read_framed(sock: socket.socket) -> bytes:
     return read_exactly(sock, struct.unpack(">H", read_exactly(sock, 2))[0])
 
 
-def serve(reply: Callable[[bytes], bytes] = lambda asked: answer_to(asked, a(60))) -> Callable[[socket.socket], None]:
+def serve(
+    reply: Callable[[bytes], bytes] = lambda asked: answer_to(asked, a(60)),
+) -> Callable[[socket.socket], None]:
     """A script for TCP: answers until the client closes."""
+
     def script(sock: socket.socket) -> None:
         while size := sock.recv(2):
-            asked = read_exactly(sock, struct.unpack(">H", size + (b"" if len(size) == 2 else read_exactly(sock, 1)))[0])
+            asked = read_exactly(
+                sock,
+                struct.unpack(">H", size + (b"" if len(size) == 2 else read_exactly(sock, 1)))[0],
+            )
             sock.sendall(framed(reply(asked)))
+
     return script

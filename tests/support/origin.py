@@ -5,6 +5,7 @@ messages are read by a parser of its own that knows one spelling only, so that
 whatever the proxy writes in another one fails the test.  No end waits longer
 than PATIENCE.
 """
+
 from __future__ import annotations
 
 import re
@@ -15,26 +16,35 @@ from typing import Any, Callable, Mapping, NamedTuple
 
 from netproxy.access.users import Login, Users
 from netproxy.errors import DialError, NetProxyError, Reason
-from netproxy.handler.connector import Connector
+from netproxy.handler.outbound import Connector
 from netproxy.handler.http import Forwarder, HttpHandler
-from netproxy.interfaces import Address, Dialer, Flow, Record, Route
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow, Record
+from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.address import from_sockaddr
 from netproxy.net.connect import connect, tune
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
-from tests.support.pauses import run_to_end
+from tests.support.waits import run_to_end
 
-PATIENCE = 10.0             # seconds that any wait of a test may take; none comes near it where all is well
-_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ?((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)\Z")
+PATIENCE = 10.0  # seconds that any wait of a test may take; none comes near it where all is well
+_FIELD = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ?((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)\Z"
+)
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def get(host: bytes, path: bytes = b"/", *fields: bytes) -> bytes:
     """A GET as a client sends it to a proxy."""
-    return b"".join([b"GET http://%b%b HTTP/1.1\r\nHost: %b\r\n" % (host, path, host),
-                     *[field + b"\r\n" for field in fields], b"\r\n"])
+    return b"".join(
+        [
+            b"GET http://%b%b HTTP/1.1\r\nHost: %b\r\n" % (host, path, host),
+            *[field + b"\r\n" for field in fields],
+            b"\r\n",
+        ]
+    )
 
 
 class Message(NamedTuple):
@@ -90,7 +100,11 @@ class Wire:
     def answer(self, method: bytes = b"GET") -> Message:
         """The next answer, or the next interim one, to a `method` request."""
         head = self.head()
-        return head if method == b"HEAD" or head.status in (204, 304) or head.status < 200 else self.with_body(head, False)
+        return (
+            head
+            if method == b"HEAD" or head.status in (204, 304) or head.status < 200
+            else self.with_body(head, False)
+        )
 
     def rest(self) -> bytes:
         """All that comes until the other end closes."""
@@ -101,7 +115,7 @@ class Wire:
     def line(self) -> bytes:
         while (found := self.seen.find(b"\r\n", self._at)) < 0:
             if not self._fill():
-                raise EOFError(f"{self.end} within a head: {bytes(self.seen[self._at:])!r}")
+                raise EOFError(f"{self.end} within a head: {bytes(self.seen[self._at :])!r}")
         line = self.take(found + 2 - self._at)[:-2]
         assert b"\r" not in line and b"\n" not in line, f"a line end within {line!r}"
         return line
@@ -110,7 +124,7 @@ class Wire:
         """`count` bytes, or fewer where the connection ended."""
         while len(self.seen) - self._at < count and self._fill():
             pass
-        data = bytes(self.seen[self._at:self._at + count])
+        data = bytes(self.seen[self._at : self._at + count])
         self._at += len(data)
         return data
 
@@ -194,6 +208,7 @@ Play = Callable[[Connection], None]
 
 def answers(*each: bytes) -> Play:
     """Reads a whole request before each answer; the last answer is given again and again."""
+
     def play(connection: Connection) -> None:
         left = list(each)
         while True:
@@ -202,15 +217,18 @@ def answers(*each: bytes) -> Play:
             except EOFError:
                 return
             connection.send(left.pop(0) if len(left) > 1 else left[0])
+
     return play
 
 
 def answers_and_closes(*segments: bytes) -> Play:
     """One whole request, one answer, the end."""
+
     def play(connection: Connection) -> None:
         connection.request()
         connection.send(*segments)
         connection.close()
+
     return play
 
 
@@ -224,7 +242,7 @@ class Origin:
 
     def __init__(self, play: Play, host: str = "127.0.0.1") -> None:
         self._play = play
-        self._last: object = None       # the peer behind which no other comes
+        self._last: object = None  # the peer behind which no other comes
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listening = socket.create_server((host, 0), family=family)
         self.address = from_sockaddr(self._listening.getsockname())
@@ -243,7 +261,7 @@ class Origin:
         last.bind((self.address.host, 0))
         self._last = last.getsockname()
         last.connect(self._listening.getsockname())
-        for thread in self._threads:        # grows until the first one has ended
+        for thread in self._threads:  # grows until the first one has ended
             thread.join(PATIENCE)
             assert not thread.is_alive(), "the origin is not done"
         last.close()
@@ -258,7 +276,11 @@ class Origin:
             tune(sock)
             connection = Connection(sock, len(self.connections))
             self.connections.append(connection)
-            self._threads.append(threading.Thread(target=self._serve, args=(connection,), name="test-origin", daemon=True))
+            self._threads.append(
+                threading.Thread(
+                    target=self._serve, args=(connection,), name="test-origin", daemon=True
+                )
+            )
             self._threads[-1].start()
 
     def _serve(self, connection: Connection) -> None:
@@ -278,10 +300,12 @@ class LoopbackDialer:
     carries = frozenset({"tcp"})
     symmetric = False
 
-    def __init__(self, origin: Origin, elsewhere: Mapping[str, Origin], name: str = "loopback") -> None:
+    def __init__(
+        self, origin: Origin, elsewhere: Mapping[str, Origin], name: str = "loopback"
+    ) -> None:
         self.name = name
         self.dialled: list[Address] = []
-        self.failing: list[Reason | None] = []      # what becomes of the dials to come, in order
+        self.failing: list[Reason | None] = []  # what becomes of the dials to come, in order
         self._origin = origin
         self._elsewhere = elsewhere
 
@@ -289,7 +313,9 @@ class LoopbackDialer:
         self.dialled.append(flow.target)
         if self.failing and (reason := self.failing.pop(0)):
             raise DialError(reason, str(flow.target))
-        return Stream(connect([self._elsewhere.get(flow.target.host, self._origin).address], PATIENCE))
+        return Stream(
+            connect([self._elsewhere.get(flow.target.host, self._origin).address], PATIENCE)
+        )
 
 
 class Rig:
@@ -298,15 +324,24 @@ class Rig:
     Leaving it waits for every connection's thread, and fails where one is stuck or has raised what it must not.
     """
 
-    def __init__(self, play: Play = answers(OK), *, login: Login = Login(Users({}), "none"), idle: float = PATIENCE,
-                 handshake: float = PATIENCE, elsewhere: Mapping[str, Origin] = {}) -> None:
+    def __init__(
+        self,
+        play: Play = answers(OK),
+        *,
+        login: Login = Login(Users({}), "none"),
+        idle: float = PATIENCE,
+        handshake: float = PATIENCE,
+        elsewhere: Mapping[str, Origin] = {},
+    ) -> None:
         self.origin = Origin(play)
         self.dialer = LoopbackDialer(self.origin, elsewhere)
-        self.by_host: dict[str, Dialer] = {}        # other ways out, by the target's host
+        self.by_host: dict[str, Dialer] = {}  # other ways out, by the target's host
         self.counters = Counters()
         self.records: list[Record] = []
         connector = Connector(self, PipeLimits(idle, idle), self.counters, self)
-        self._handler = HttpHandler("rig", connector, Forwarder(connector, idle), login, self.counters)
+        self._handler = HttpHandler(
+            "rig", connector, Forwarder(connector, idle), login, self.counters
+        )
         self._handshake = handshake
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._clients: list[Wire] = []
@@ -333,7 +368,12 @@ class Rig:
         tune(client.socket)
         tune(sock)
         self._clients.append(client)
-        thread = threading.Thread(target=self._serve, args=(Stream(sock), from_sockaddr(sockaddr)), name="test-rig", daemon=True)
+        thread = threading.Thread(
+            target=self._serve,
+            args=(Stream(sock), from_sockaddr(sockaddr)),
+            name="test-rig",
+            daemon=True,
+        )
         self._threads.append(thread)
         thread.start()
         client.send(*segments)
@@ -364,7 +404,7 @@ class Rig:
         for client in self._clients:
             client.close()
         if kind:
-            return          # the test has failed already: nothing is waited for
+            return  # the test has failed already: nothing is waited for
         self.join()
         self.origin.close()
         assert not self._faults and not self.origin.faults, (self._faults, self.origin.faults)

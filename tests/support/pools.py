@@ -1,4 +1,5 @@
 """Tasks for a thread pool that run until the test lets them go."""
+
 from __future__ import annotations
 
 import threading
@@ -20,7 +21,9 @@ class Gate:
 
     def wait_for(self, number: int, seconds: float = 5.0) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: self.running >= number, seconds), f"{self.running} run"
+            assert self._changed.wait_for(lambda: self.running >= number, seconds), (
+                f"{self.running} run"
+            )
 
     def let_go(self) -> None:
         self._open.set()

@@ -4,6 +4,7 @@ A case is read whole, byte by byte, with more bytes behind it, and cut short at
 every byte; its table stays one line a case.  BytesReader behaves like
 net.stream.Stream without a socket: what it has taken and not given is unread.
 """
+
 from __future__ import annotations
 
 from typing import Any, Callable
@@ -12,7 +13,7 @@ import pytest
 
 from netproxy.errors import EndOfStream, LimitError, ProtocolError
 
-TRAILING = b"\x05\x04\x00\r\n\r\nGET a"     # looks like the start of anything
+TRAILING = b"\x05\x04\x00\r\n\r\nGET a"  # looks like the start of anything
 
 Read = Callable[["BytesReader"], Any]
 
@@ -24,7 +25,7 @@ class BytesReader:
         self._data = data
         self._step = step or len(data)
         self._unread = b""
-        self.taken = 0          # bytes that the peer got rid of
+        self.taken = 0  # bytes that the peer got rid of
 
     def read_exactly(self, count: int) -> bytes:
         while len(self._unread) < count:
@@ -47,10 +48,10 @@ class BytesReader:
 
     def rest(self) -> bytes:
         """All that was not given to the codec."""
-        return self._unread + self._data[self.taken:]
+        return self._unread + self._data[self.taken :]
 
     def _fill(self) -> bool:
-        piece = self._data[self.taken:self.taken + self._step]
+        piece = self._data[self.taken : self.taken + self._step]
         self.taken += len(piece)
         self._unread += piece
         return bool(piece)
@@ -73,7 +74,9 @@ def check_read(read: Read, data: bytes, expected: object) -> None:
         assert cut or not caught.value.partial
 
 
-def check_refused(read: Read, data: bytes, error: type[ProtocolError], **attributes: object) -> None:
+def check_refused(
+    read: Read, data: bytes, error: type[ProtocolError], **attributes: object
+) -> None:
     """`data` raises exactly `error` with `attributes`, without waiting for more; cut short, some ProtocolError."""
     for step in (0, 1):
         for trailing in (b"", TRAILING):

@@ -3,6 +3,7 @@
 Daemon and clients share the test's process, so that threads and descriptors can
 be counted.  Targets are plain sockets that the test itself reads and writes.
 """
+
 from __future__ import annotations
 
 import re
@@ -18,8 +19,8 @@ from netproxy.config.load import load_text
 from netproxy.config.node import Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
-from netproxy.daemon import Daemon
-from netproxy.interfaces import Address
+from netproxy.daemon.daemon import Daemon
+from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 from tests.support.handlers import LOCALHOST, SECONDS, RecordingLog, reset
@@ -39,7 +40,7 @@ class Running:
 
     def __init__(self, text: str) -> None:
         self.log = RecordingLog()
-        self.daemon = Daemon(self.log)      # type: ignore[arg-type]
+        self.daemon = Daemon(self.log)  # type: ignore[arg-type]
         self.daemon.start(configuration(text))
         first = self.daemon.summary().partition(",")[0]
         self.port = int(first.rpartition(":")[2]) if ":" in first else 0
@@ -48,7 +49,9 @@ class Running:
         return self.daemon.counters.value(name, reason)
 
     def drops(self) -> dict[str, int]:
-        return {reason: value for name, reason, value in self.daemon.counters.items() if name == "drops"}
+        return {
+            reason: value for name, reason, value in self.daemon.counters.items() if name == "drops"
+        }
 
     def state(self) -> dict[str, int]:
         """associations, sessions and entries of all relays."""
@@ -64,8 +67,8 @@ class Running:
 
     def sweep(self, later: float) -> None:
         """What the janitor will do in `later` seconds."""
-        janitor = self.daemon._machinery.janitor
-        janitor.sweep(time.monotonic())             # takes note of who has sent until now
+        janitor = self.daemon._runtime.janitor
+        janitor.sweep(time.monotonic())  # takes note of who has sent until now
         janitor.sweep(time.monotonic() + later)
 
     def reload(self, text: str) -> None:
@@ -165,10 +168,18 @@ class UdpPort:
 class UdpClient(UdpPort):
     """A SOCKS5 client with an association.  Its datagrams go to BND, and only what comes from there is received."""
 
-    def __init__(self, port: int, server: str = LOCALHOST, source: str = LOCALHOST, hint: Address | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        server: str = LOCALHOST,
+        source: str = LOCALHOST,
+        hint: Address | None = None,
+    ) -> None:
         """`hint`: what the request names; None is the port that the datagrams will come from."""
         super().__init__(source)
-        self.control = associate(port, server, source, hint or Address("0.0.0.0", self.address.port))
+        self.control = associate(
+            port, server, source, hint or Address("0.0.0.0", self.address.port)
+        )
         code, self.bound = socks5.read_reply(Stream(self.control))
         assert code == 0
         self.socket.connect(self.bound)
@@ -208,7 +219,9 @@ class UdpClient(UdpPort):
         super().close()
 
 
-def associate(port: int, server: str = LOCALHOST, source: str = LOCALHOST, hint: Address = NO_HINT) -> socket.socket:
+def associate(
+    port: int, server: str = LOCALHOST, source: str = LOCALHOST, hint: Address = NO_HINT
+) -> socket.socket:
     """A control connection whose ASSOCIATE has been sent; its reply is to be read."""
     control = socket.create_connection((server, port), SECONDS, (source, 0))
     control.sendall(b"\5\1\0")
@@ -229,4 +242,3 @@ def send_train(sock: socket.socket, datagrams: list[bytes], to: Address) -> None
 
 def sessions_threads() -> int:
     return sum(thread.name.startswith("udp-session") for thread in threading.enumerate())
-

@@ -2,6 +2,7 @@
 
 Flows are written as people say them: "udp alice@192.168.1.5 -> example.com:443 on main".
 """
+
 from __future__ import annotations
 
 import re
@@ -10,11 +11,13 @@ from typing import Callable, Mapping, Sequence
 from netproxy.access.destinations import Destinations, OwnSockets
 from netproxy.access.factory import make_policies
 from netproxy.config.schema import Config
-from netproxy.dialer.direct import Reach
+from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Dialer, Flow, Gatekeeper, Resolver, pack_ip
-from netproxy.net.batching import Datagrams
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.protocol.host import parse_host
 from netproxy.router.auto import Verdicts
 from netproxy.router.factory import Means, Routing, make_routing
@@ -29,7 +32,13 @@ def flow(text: str) -> Flow:
     found = _FLOW.match(text)
     assert found, text
     network, user, client, host, port, listener = found.groups("")
-    return Flow(network, Address(client, 50000), Address(parse_host(host.encode()), int(port)), listener, user)
+    return Flow(
+        network,
+        Address(client, 50000),
+        Address(parse_host(host.encode()), int(port)),
+        listener,
+        user,
+    )
 
 
 class Names:
@@ -38,7 +47,9 @@ class Names:
     def __init__(self, there: Mapping[str, Sequence[str] | None]) -> None:
         self.there = dict(there)
         self.asked: list[str] = []
-        self.cached: set[str] = set()       # what known() knows; a name that is not there is known not to be
+        self.cached: set[str] = (
+            set()
+        )  # what known() knows; a name that is not there is known not to be
 
     def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
         if pack_ip(target.host) is not None:
@@ -58,7 +69,9 @@ class Names:
         return [target._replace(host=host) for host in hosts]
 
 
-def gatekeeper(config: Config, own: Sequence[tuple[str, Address]] = (), local: Sequence[str] = ()) -> Destinations:
+def make_guard(
+    config: Config, own: Sequence[tuple[str, Address]] = (), local: Sequence[str] = ()
+) -> Destinations:
     """As the daemon has it; `own` sockets, `local` addresses of the machine."""
     sockets = OwnSockets(lambda host: host in local)
     sockets.set(own)
@@ -67,10 +80,25 @@ def gatekeeper(config: Config, own: Sequence[tuple[str, Address]] = (), local: S
     return guard
 
 
-def routing(config: Config | str, resolver: Resolver | None = None, guard: Gatekeeper | None = None,
-            way: Callable[..., Dialer] | None = None, verdicts: Verdicts | None = None) -> Routing:
+def routing(
+    config: Config | str,
+    resolver: Resolver | None = None,
+    guard: DestinationGuard | None = None,
+    way: Callable[..., Dialer] | None = None,
+    verdicts: Verdicts | None = None,
+) -> Routing:
     """`way` in place of real ways out."""
     config = configuration(config) if isinstance(config, str) else config
-    resolver, guard = resolver or Names({}), guard or gatekeeper(config)
-    dialers = DialerFactory(Reach(resolver, guard), Datagrams(Counts(), Lines(), "single"), 5.0, no_services())
-    return make_routing(config, Means(way or dialers.way, dialers.impatient, resolver, guard, verdicts or Verdicts(60.0, 100)))
+    resolver, guard = resolver or Names({}), guard or make_guard(config)
+    dialers = DialerFactory(
+        TargetResolver(resolver, guard),
+        UdpSocketFactory(Counts(), Lines(), "single"),
+        5.0,
+        no_services(),
+    )
+    return make_routing(
+        config,
+        Means(
+            way or dialers.dialer, dialers.impatient, resolver, guard, verdicts or Verdicts(60.0, 100)
+        ),
+    )

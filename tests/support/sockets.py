@@ -2,6 +2,7 @@
 
 All of them wait with a limit, and close what they opened.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -12,9 +13,9 @@ import threading
 import time
 from typing import Any, Callable, Iterator
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 
-SECONDS = 5.0       # how long a test waits for what should come at once
+SECONDS = 5.0  # how long a test waits for what should come at once
 HAS_IPV6 = socket.has_ipv6
 if HAS_IPV6:
     try:
@@ -31,7 +32,9 @@ class Task:
         self._call = (function, arguments)
         self._value: Any = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"test-{function.__name__}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"test-{function.__name__}", daemon=True
+        )
         self._thread.start()
 
     def result(self, seconds: float = SECONDS) -> Any:
@@ -97,7 +100,7 @@ def server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> I
             try:
                 script(sock)
             except (ConnectionError, TimeoutError):
-                pass        # whoever connected has left: that is its business
+                pass  # whoever connected has left: that is its business
             except BaseException as error:
                 failures.append(error)
 
@@ -125,7 +128,9 @@ def server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> I
 @contextlib.contextmanager
 def refusing(host: str = "127.0.0.1") -> Iterator[Address]:
     """A port on which nobody listens, kept from others."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as sock:
+    with socket.socket(
+        socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM
+    ) as sock:
         sock.bind((host, 0))
         yield address_of(sock)
 

@@ -1,11 +1,12 @@
 """A TCP listener with its pool and its parker, and stand-ins for its door and its handler."""
+
 from __future__ import annotations
 
 import socket
 
 from netproxy.errors import ListenError
-from netproxy.interfaces import Address
-from netproxy.listener.parker import Parker
+from netproxy.interfaces.addresses import Address
+from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
 from netproxy.listener.serving import Serving
 from netproxy.listener.tcp import TcpListener
@@ -55,19 +56,23 @@ class TcpRig:
     def __init__(self, threads: int = 8, address: Address = LOCALHOST) -> None:
         self.counts, self.log, self.door, self.handler = Counts(), Lines(), Door(), Echo()
         self.pool = ThreadPool("connection", threads, 0, self.log)
-        self.parker = Parker(self.log)
-        self.parker.start()
+        self.poller = Poller(self.log)
+        self.poller.start()
         try:
-            self.listener = TcpListener(address, Serving(self.pool, self.parker, self.counts, self.log))
+            self.listener = TcpListener(
+                address, Serving(self.pool, self.poller, self.counts, self.log)
+            )
         except ListenError:
-            self.parker.stop()
+            self.poller.stop()
             raise
-        self.listener.equip(self.handler, self.door, 5.0)
+        self.listener.configure(self.handler, self.door, 5.0)
         self.clients: list[socket.socket] = []
         self.closed = False
 
     def connect(self, host: str = "") -> socket.socket:
-        sock = socket.create_connection((host or self.listener.address.host, self.listener.address.port), SECONDS)
+        sock = socket.create_connection(
+            (host or self.listener.address.host, self.listener.address.port), SECONDS
+        )
         self.clients.append(sock)
         return sock
 
@@ -83,7 +88,7 @@ class TcpRig:
         self.listener.abort()
         if not self.closed:
             wait_until(lambda: not self.listener.live)
-            self.parker.stop()
+            self.poller.stop()
             self.closed = True
         self.pool.stop(SECONDS)
         for sock in self.clients:

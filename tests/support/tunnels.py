@@ -1,4 +1,5 @@
 """A bridge and an agent, each a real Daemon in the test's process, and what they lead to."""
+
 from __future__ import annotations
 
 import re
@@ -7,7 +8,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator
 
-from tests.e2e.support import free_port as free_port     # for those who need ports for a tunnel
+from tests.e2e.support import free_port as free_port  # for those who need ports for a tunnel
 from tests.support.relays import LOCALHOST, SECONDS, Running, UdpPort
 from tests.support.sockets import wait_until
 
@@ -20,8 +21,10 @@ def bridge_text(ports: str = "[]", more: str = "", agents: str = "") -> str:
 
 
 def agent_text(port: int, services: str = "{}", more: str = "", leads_out: bool = False) -> str:
-    return (f"listeners: []\ntunnel: {{agent: {{bridge: 'tcp://127.0.0.1:{port}', name: home, token: {TOKEN}, services: {services}, "
-            f"exit: {str(leads_out).lower()}}}}}\n{more}")
+    return (
+        f"listeners: []\ntunnel: {{agent: {{bridge: 'tcp://127.0.0.1:{port}', name: home, token: {TOKEN}, services: {services}, "
+        f"exit: {str(leads_out).lower()}}}}}\n{more}"
+    )
 
 
 class Side(Running):
@@ -34,14 +37,20 @@ class Side(Running):
     @property
     def tunnel_port(self) -> int:
         """Where agents come."""
-        return next(one.address.port for one in self.daemon._manager.listeners if one.network == "tcp" and one.address.port != self.port)
+        return next(
+            one.address.port
+            for one in self.daemon._manager.listeners
+            if one.network == "tcp" and one.address.port != self.port
+        )
 
     def agents(self) -> list[dict[str, Any]]:
         return self.tunnels.describe()["agents"]
 
     def wait_for_agent(self, ports: int = 0, idle: int = 1) -> dict[str, Any]:
         """With so many ports and connections that wait."""
-        wait_until(lambda: any(len(one["ports"]) >= ports and one["idle"] >= idle for one in self.agents()))
+        wait_until(
+            lambda: any(len(one["ports"]) >= ports and one["idle"] >= idle for one in self.agents())
+        )
         return self.agents()[0]
 
 
@@ -74,7 +83,11 @@ class Echo:
             except OSError:
                 return
             self.clients += 1
-            self._threads.append(threading.Thread(target=self._echo, args=(client,), name="test-echo-client", daemon=True))
+            self._threads.append(
+                threading.Thread(
+                    target=self._echo, args=(client,), name="test-echo-client", daemon=True
+                )
+            )
             self._threads[-1].start()
 
     @staticmethod
@@ -124,12 +137,19 @@ class UdpEcho(UdpPort):
 
 
 @contextmanager
-def tunnel(services: str = "{}", ports: str = "[]", leads_out: bool = False, more: str = "",
-           agents: str = "destinations: {allow: [127.0.0.0/8]}") -> Iterator[tuple[Side, Side]]:
+def tunnel(
+    services: str = "{}",
+    ports: str = "[]",
+    leads_out: bool = False,
+    more: str = "",
+    agents: str = "destinations: {allow: [127.0.0.0/8]}",
+) -> Iterator[tuple[Side, Side]]:
     """A bridge, and an agent that is connected to it; `more` and `agents` are what else their files say."""
     with ExitStack() as stack:
         bridge = stack.enter_context(side(bridge_text(ports, more)))
-        agent = stack.enter_context(side(agent_text(bridge.tunnel_port, services, agents, leads_out)))
+        agent = stack.enter_context(
+            side(agent_text(bridge.tunnel_port, services, agents, leads_out))
+        )
         wait_until(lambda: any(one["exit"] is leads_out for one in bridge.agents()))
         bridge.wait_for_agent(len(re.findall(r'"\d+(?:/udp)?":', services)))
         yield bridge, agent

@@ -2,17 +2,23 @@
 
 Nothing here has a socket or a thread.  A worker's task runs when the test says so.
 """
+
 from __future__ import annotations
 
 import threading
 from typing import Any, Callable, Hashable
 
 from netproxy.errors import DialError
-from netproxy.interfaces import Address, Batch, Flow, Run
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.datagrams import Batch, Run
+from netproxy.interfaces.flows import Flow
 
 
 def payloads(arena: Any, run: Run) -> list[bytes]:
-    return [bytes(arena.view[at:at + (run.last if at == run.offsets[-1] else run.length)]) for at in run.offsets]
+    return [
+        bytes(arena.view[at : at + (run.last if at == run.offsets[-1] else run.length)])
+        for at in run.offsets
+    ]
 
 
 class Way(str):
@@ -33,7 +39,7 @@ class FakeConn:
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Any]] = []
         self.prepared: list[Address] = []
-        self.refusal: DialError | None = None       # what prepare() raises
+        self.refusal: DialError | None = None  # what prepare() raises
         self.while_sending: Callable[[], None] | None = None
         self.shut = threading.Event()
         self.closed = threading.Event()
@@ -68,7 +74,7 @@ class FakeConn:
             offered, self._offered = self._offered, []
         spans, at = [], 0
         for payload, peer in offered:
-            arena.view[at:at + len(payload)] = payload
+            arena.view[at : at + len(payload)] = payload
             spans.append(((at,), len(payload), len(payload), peer))
             at += 2048
         return Batch(arena, spans)
@@ -90,7 +96,7 @@ class FakeDialer:
 
     carries = frozenset({"tcp", "udp"})
     symmetric = False
-    takes_names = True
+    resolves_names = True
 
     def __init__(self, name: str = "fake") -> None:
         self.name = name
@@ -102,7 +108,7 @@ class FakeDialer:
     def dial(self, flow: Flow) -> Any:
         raise AssertionError("no stream is asked for here")
 
-    def pinned(self, flow: Flow) -> FakeDialer:
+    def fixed_for(self, flow: Flow) -> FakeDialer:
         return self
 
     def dial_packet(self, flow: Flow) -> FakeConn:
@@ -123,7 +129,7 @@ class FakeSocket:
         self.sent: list[tuple[bytes, Any]] = []
         self.changed = threading.Condition()
 
-    def back(self, peer: Hashable) -> Any:
+    def reply_destination(self, peer: Hashable) -> Any:
         return f"back to {peer}"
 
     def send(self, arena: Any, run: Run, destination: Any) -> None:

@@ -1,4 +1,5 @@
 """The agent towards a bridge that is played by hand: its handshake, its patience, and what it makes of what the bridge says."""
+
 from __future__ import annotations
 
 import os
@@ -6,7 +7,7 @@ import queue
 import socket
 import threading
 import time
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterator
 
 import pytest
 
@@ -21,7 +22,7 @@ from netproxy.tunnel import control, pool
 from netproxy.tunnel.agent import Agent, Identity, backoff
 from netproxy.tunnel.pool import WorkPool
 from tests.support.doubles import Lines
-from tests.support.sockets import SECONDS, Task, wait_until
+from tests.support.sockets import SECONDS, wait_until
 
 TOKEN = b"the token of home"
 SSH = Service("tcp", 8022)
@@ -39,7 +40,13 @@ class PlayedBridge:
         self.failed = 0
         self.sockets: list[socket.socket] = []
         self.dials = ThreadPool("dial", 8, 8, self.log)
-        self.agent = Agent(Identity("home", TOKEN), self._dial, self.dials.submit, lambda *both: self.served.put(both), self.log)
+        self.agent = Agent(
+            Identity("home", TOKEN),
+            self._dial,
+            self.dials.submit,
+            lambda *both: self.served.put(both),
+            self.log,
+        )
         self.agent.configure([SSH], False)
 
     def _dial(self, greet: Callable[[Stream], None]) -> Stream:
@@ -63,7 +70,11 @@ class PlayedBridge:
         hello, nonce = tunnel.read_hello(stream), os.urandom(32)
         stream.write(tunnel.encode_challenge(nonce))
         assert stream.read_exactly(32) == tunnel.agent_proof(TOKEN, hello, nonce)
-        stream.write(tunnel.encode_welcome(Welcome(tunnel.bridge_proof(token, hello, nonce, SESSION), SESSION)))
+        stream.write(
+            tunnel.encode_welcome(
+                Welcome(tunnel.bridge_proof(token, hello, nonce, SESSION), SESSION)
+            )
+        )
         return stream, hello
 
     def link(self) -> Stream:
@@ -114,9 +125,9 @@ def test_it_registers_and_dials_a_few_connections_ahead(bridge: PlayedBridge) ->
     bridge.work(pool.WAITING)
     wait_until(lambda: bridge.agent.describe().get("idle") == pool.WAITING)
     time.sleep(0.15)
-    assert bridge.dialled.empty()       # and no more than these
-    described = bridge.agent.describe()
-    assert (described["name"], described["connected"]) == ("home", True)
+    assert bridge.dialled.empty()  # and no more than these
+    describe_flows = bridge.agent.describe()
+    assert (describe_flows["name"], describe_flows["connected"]) == ("home", True)
 
 
 def test_it_learns_what_is_served(bridge: PlayedBridge) -> None:
@@ -166,6 +177,7 @@ def test_pings_are_answered(bridge: PlayedBridge) -> None:
 
 # -- patience
 
+
 def test_backoff_doubles_up_to_a_limit_with_jitter() -> None:
     """Hazard 125: 1 to 60 s."""
     for tries, longest in ((1, 2), (2, 4), (3, 8), (6, 60), (1000, 60)):
@@ -174,9 +186,19 @@ def test_backoff_doubles_up_to_a_limit_with_jitter() -> None:
         assert len(set(times)) > 100
 
 
-@pytest.mark.parametrize("failure", [DialError(Reason.REFUSED), DialError(Reason.NAME, "bridge.example"), StreamError("reset"), ProtocolError("no"),
-                                     RuntimeError("a fault of ours")])
-def test_it_tries_for_ever_from_the_first_failure_on(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        DialError(Reason.REFUSED),
+        DialError(Reason.NAME, "bridge.example"),
+        StreamError("reset"),
+        ProtocolError("no"),
+        RuntimeError("a fault of ours"),
+    ],
+)
+def test_it_tries_for_ever_from_the_first_failure_on(
+    failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hazard 125: without a thread more for each."""
     monkeypatch.setattr(agent_module, "BACKOFF_FIRST", 0.01)
     monkeypatch.setattr(agent_module, "BACKOFF_LIMIT", 0.01)
@@ -203,12 +225,14 @@ def test_dials_that_fail_late_are_failures_in_a_row(monkeypatch: pytest.MonkeyPa
     assert tries[:3] == [1, 2, 3]
     bridge.failure = None
     bridge.link().close()
-    wait_until(lambda: tries[-1] == 1)      # it had lived long enough
+    wait_until(lambda: tries[-1] == 1)  # it had lived long enough
     bridge.close()
 
 
 @pytest.mark.parametrize("way", ["end", "close", "silence", "long capsule", "bad message"])
-def test_it_comes_back_whatever_ends_the_connection(bridge: PlayedBridge, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_comes_back_whatever_ends_the_connection(
+    bridge: PlayedBridge, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hazards 123, 125, 126."""
     if way == "silence":
         monkeypatch.setattr(control, "HEARTBEAT", 0.1)
@@ -227,7 +251,7 @@ def test_it_comes_back_whatever_ends_the_connection(bridge: PlayedBridge, way: s
     bridge.link()
     for one in waiting:
         one.limit(SECONDS)
-        assert one.read_some(1) == b""      # they were of the session that ended
+        assert one.read_some(1) == b""  # they were of the session that ended
     monkeypatch.undo()
 
 
@@ -245,10 +269,12 @@ def test_refusal_is_said_and_tried_again(bridge: PlayedBridge, reason: int) -> N
     stream.write(tunnel.encode_challenge(os.urandom(32)))
     stream.read_exactly(32)
     stream.write(tunnel.encode_refusal(reason))
-    bridge.log.wait_for(f"the bridge refuses: {tunnel.REFUSALS.get(reason, 'no reason that we know')}")
+    bridge.log.wait_for(
+        f"the bridge refuses: {tunnel.REFUSALS.get(reason, 'no reason that we know')}"
+    )
     stream = bridge.dialled.get(timeout=SECONDS)
     assert tunnel.read_hello(stream).nonce != hello.nonce
-    stream.write(tunnel.encode_refusal(reason))        # in the place of the challenge
+    stream.write(tunnel.encode_refusal(reason))  # in the place of the challenge
     bridge.link()
 
 
@@ -276,6 +302,7 @@ def test_secrets_are_in_no_repr() -> None:
 
 # -- the pool by itself
 
+
 def test_spare_connections_go() -> None:
     """As many as were wanted for a burst, and are not any more."""
     added: list[Stream] = []
@@ -286,7 +313,9 @@ def test_spare_connections_go() -> None:
         call()
         return True
 
-    waiting = WorkPool(lambda: next(streams), at_once, lambda stream, _: added.append(stream), Lines())
+    waiting = WorkPool(
+        lambda: next(streams), at_once, lambda stream, _: added.append(stream), Lines()
+    )
     waiting.want(2)
     assert len(added) == pool.WAITING + 2
     assert [waiting.spare(stream) for stream in added] == [True, True] + [False] * pool.WAITING
@@ -296,12 +325,19 @@ def test_spare_connections_go() -> None:
             sock.close()
 
 
-def test_what_was_not_enough_is_more_from_then_on_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_enough_is_more_from_then_on_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(pool, "KEPT_LIMIT", pool.WAITING + 2)
     added: list[Stream] = []
     pairs = [socket.socketpair() for _ in range(4 * pool.WAITING)]
     streams = iter([Stream(one) for one, _ in pairs])
-    waiting = WorkPool(lambda: next(streams), lambda call: call() is None, lambda stream, _: added.append(stream), Lines())
+    waiting = WorkPool(
+        lambda: next(streams),
+        lambda call: call() is None,
+        lambda stream, _: added.append(stream),
+        Lines(),
+    )
     waiting.want(3)
     assert len(added) == pool.WAITING + 3
     for stream in added[:3]:
@@ -319,7 +355,9 @@ def test_connection_that_comes_after_the_end_is_closed() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         tasks: list[Callable[[], None]] = []
-        waiting = WorkPool(lambda: Stream(ours), lambda call: not tasks.append(call), lambda *both: None, Lines())
+        waiting = WorkPool(
+            lambda: Stream(ours), lambda call: not tasks.append(call), lambda *both: None, Lines()
+        )
         waiting.fill()
         waiting.end()
         tasks[0]()
@@ -338,7 +376,7 @@ def test_fault_of_ours_takes_no_dials_place_for_ever() -> None:
         try:
             job()
         except RuntimeError as error:
-            faults.append(error)        # a pool's thread logs it
+            faults.append(error)  # a pool's thread logs it
         return len(faults) % 2 == 0
 
     work = WorkPool(dial, submit, lambda *both: None, Lines())
@@ -348,7 +386,9 @@ def test_fault_of_ours_takes_no_dials_place_for_ever() -> None:
 
 
 def test_full_dial_pool_is_asked_again_later() -> None:
-    waiting = WorkPool(lambda: pytest.fail("dialled"), lambda call: False, lambda *both: None, Lines())
+    waiting = WorkPool(
+        lambda: pytest.fail("dialled"), lambda call: False, lambda *both: None, Lines()
+    )
     waiting.fill()
     waiting.fill()
     assert waiting.describe() == {"idle": 0, "opened": 0}

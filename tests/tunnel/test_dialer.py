@@ -1,4 +1,5 @@
 """The way out through an agent that is played by hand: what is asked of it, and what comes of its answers."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -6,11 +7,12 @@ from typing import Any
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces import Address, Flow
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from netproxy.net.datagram import Arena
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import Opening, Service
-from netproxy.tunnel import links
+from netproxy.tunnel import sessions
 from netproxy.tunnel.dialer import TRIES, TunnelDialer
 from tests.support.agents import BridgeRig, Played
 from tests.support.sockets import Task, read_exactly, read_to_end, wait_until
@@ -59,12 +61,16 @@ def test_stream_to_an_address(rig: BridgeRig, agent: Played) -> None:
     stream.close()
     assert read_to_end(waiting.socket) == b""
     figures = rig.bridge.describe()[0]
-    assert (figures["streams"], figures["opened"]) == (0, 1) and figures["sent"] > 5 and figures["received"] > 5
+    assert (
+        (figures["streams"], figures["opened"]) == (0, 1)
+        and figures["sent"] > 5
+        and figures["received"] > 5
+    )
 
 
 def test_stream_to_a_service(rig: BridgeRig, agent: Played) -> None:
     waiting = work(rig, agent)
-    dial = Task(TunnelDialer("home", rig.links, 3.0, rig.counts, SSH).dial, FLOW)
+    dial = Task(TunnelDialer("home", rig.sessions, 3.0, rig.counts, SSH).dial, FLOW)
     assert opening(waiting) == Opening("tcp", CLIENT, SSH)
     waiting.send(tunnel.encode_accept())
     dial.result().close()
@@ -106,19 +112,23 @@ def test_agent_is_asked_for_more_where_none_waits(rig: BridgeRig, agent: Played)
 
 
 def test_agent_that_dials_nothing_is_not_waited_for_for_ever(rig: BridgeRig, agent: Played) -> None:
-    error = failure(lambda: TunnelDialer("home", rig.links, 0.1, rig.counts).dial(FLOW))
+    error = failure(lambda: TunnelDialer("home", rig.sessions, 0.1, rig.counts).dial(FLOW))
     assert (error.reason, error.upstream) == (Reason.TIMEOUT, True)
 
 
-def test_agent_that_does_not_answer_is_not_waited_for_for_ever(rig: BridgeRig, agent: Played) -> None:
+def test_agent_that_does_not_answer_is_not_waited_for_for_ever(
+    rig: BridgeRig, agent: Played
+) -> None:
     waiting = work(rig, agent)
-    error = failure(lambda: TunnelDialer("home", rig.links, 0.1, rig.counts).dial(FLOW))
+    error = failure(lambda: TunnelDialer("home", rig.sessions, 0.1, rig.counts).dial(FLOW))
     assert (error.reason, error.upstream) == (Reason.TIMEOUT, True)
     assert waiting.ended()
 
 
-def test_openings_that_wait_are_bounded(rig: BridgeRig, agent: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "WAITING_LIMIT", 1)
+def test_openings_that_wait_are_bounded(
+    rig: BridgeRig, agent: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "WAITING_LIMIT", 1)
     waiting = Task(failure, lambda: rig.dialer.dial(FLOW))
     agent.read(tunnel.WANT)
     assert failure(lambda: rig.dialer.dial(FLOW)).reason is Reason.GENERAL
@@ -133,10 +143,12 @@ def test_agents_end_ends_the_waiting(rig: BridgeRig, agent: Played) -> None:
     assert str(dial.result()) == "tunnel://home: the agent has gone"
 
 
-def test_connection_that_ends_before_its_answer_is_replaced_by_another(rig: BridgeRig, agent: Played) -> None:
+def test_connection_that_ends_before_its_answer_is_replaced_by_another(
+    rig: BridgeRig, agent: Played
+) -> None:
     waiting = [work(rig, agent) for _ in range(2)]
     dial = Task(rig.dialer.dial, FLOW)
-    opening(waiting[1])         # the last is taken first
+    opening(waiting[1])  # the last is taken first
     waiting[1].close()
     opening(waiting[0])
     waiting[0].send(tunnel.encode_accept())
@@ -156,17 +168,21 @@ def test_not_more_than_a_few_are_tried(rig: BridgeRig, agent: Played) -> None:
 def test_closed_connection_is_not_used(rig: BridgeRig, agent: Played) -> None:
     waiting = [work(rig, agent) for _ in range(2)]
     waiting[1].close()
-    wait_until(lambda: not rig.links.get("home")._idle[1].quiet())
+    wait_until(lambda: not rig.sessions.get("home")._idle[1].quiet())
     dial = Task(rig.dialer.dial, FLOW)
     opening(waiting[0])
     waiting[0].send(tunnel.encode_accept())
     dial.result().close()
 
 
-@pytest.mark.parametrize("answer", [b"\xff" * 16, tunnel.encode(tunnel.REFUSE), b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_answer_that_is_none_ends_the_connection(rig: BridgeRig, agent: Played, answer: bytes) -> None:
+@pytest.mark.parametrize(
+    "answer", [b"\xff" * 16, tunnel.encode(tunnel.REFUSE), b"HTTP/1.1 200 OK\r\n\r\n"]
+)
+def test_answer_that_is_none_ends_the_connection(
+    rig: BridgeRig, agent: Played, answer: bytes
+) -> None:
     waiting = work(rig, agent)
-    dial = Task(failure, lambda: TunnelDialer("home", rig.links, 0.5, rig.counts).dial(FLOW))
+    dial = Task(failure, lambda: TunnelDialer("home", rig.sessions, 0.5, rig.counts).dial(FLOW))
     opening(waiting)
     waiting.send(answer)
     assert waiting.ended()
@@ -175,7 +191,10 @@ def test_answer_that_is_none_ends_the_connection(rig: BridgeRig, agent: Played, 
 
 # -- datagrams
 
-def open_packets(rig: BridgeRig, agent: Played, dialer: TunnelDialer, flow: Flow) -> tuple[Any, Played, Opening]:
+
+def open_packets(
+    rig: BridgeRig, agent: Played, dialer: TunnelDialer, flow: Flow
+) -> tuple[Any, Played, Opening]:
     waiting = work(rig, agent)
     dial = Task(dialer.dial_packet, flow)
     asked = opening(waiting)
@@ -197,7 +216,10 @@ def test_datagrams_to_many_targets_by_one_connection(rig: BridgeRig, agent: Play
         assert conn.wait()
         batch = conn.receive(arena)
         offsets, length, last, peer = batch.spans[0]
-        assert bytes(arena.view[offsets[0]:offsets[0] + last]) == b"answer" and conn.source(peer) == target
+        assert (
+            bytes(arena.view[offsets[0] : offsets[0] + last]) == b"answer"
+            and conn.source(peer) == target
+        )
     conn.close()
 
 
@@ -221,7 +243,11 @@ def test_agents_end_cuts_datagrams_and_leaves_streams(rig: BridgeRig, agent: Pla
 
 
 def test_what_it_says_of_itself(rig: BridgeRig) -> None:
-    service = TunnelDialer("home", rig.links, 1.0, rig.counts, SSH)
+    service = TunnelDialer("home", rig.sessions, 1.0, rig.counts, SSH)
     for dialer in (rig.dialer, service):
-        assert (dialer.name, dialer.carries, dialer.takes_names) == ("tunnel://home", {"tcp", "udp"}, True)
-        assert dialer.pinned(FLOW) is dialer
+        assert (dialer.name, dialer.carries, dialer.resolves_names) == (
+            "tunnel://home",
+            {"tcp", "udp"},
+            True,
+        )
+        assert dialer.fixed_for(FLOW) is dialer

@@ -1,4 +1,5 @@
 """What goes wrong between a bridge and an agent: both are daemons in this process, and times are short."""
+
 from __future__ import annotations
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from netproxy.daemon import Daemon
+from netproxy.daemon.daemon import Daemon
 from netproxy.errors import ConfigError
 from netproxy.net import tls
 from netproxy.net.stream import Stream
@@ -22,7 +23,17 @@ from tests.support.certificates import Certificates, certificates
 from tests.support.handlers import RecordingLog
 from tests.support.relays import LOCALHOST, SECONDS, UdpPort, configuration
 from tests.support.sockets import black_hole, read_exactly, read_to_end, server, wait_until
-from tests.support.tunnels import TOKEN, Echo, Side, UdpEcho, agent_text, bridge_text, free_port, side, tunnel
+from tests.support.tunnels import (
+    TOKEN,
+    Echo,
+    Side,
+    UdpEcho,
+    agent_text,
+    bridge_text,
+    free_port,
+    side,
+    tunnel,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -56,10 +67,14 @@ def is_free(port: int) -> bool:
 def test_bridge_that_goes_and_comes_back() -> None:
     """Hazard 125: agents find it again, without a thread more each time; UDP sessions are made anew."""
     bridging, tcp, udp = free_port(), free_port(), free_port()
-    text = bridge_text(f"[{tcp}, {udp}/udp]").replace("tcp://127.0.0.1:0", f"tcp://127.0.0.1:{bridging}")
+    text = bridge_text(f"[{tcp}, {udp}/udp]").replace(
+        "tcp://127.0.0.1:0", f"tcp://127.0.0.1:{bridging}"
+    )
     with Echo() as echo, UdpEcho() as udp_echo, UdpPort() as client:
         services = f'{{"{tcp}": "127.0.0.1:{echo.port}", "{udp}/udp": "127.0.0.1:{udp_echo.address.port}"}}'
-        with side(agent_text(bridging, services)) as agent:         # before there is a bridge: hazard 125 from the first dial on
+        with side(
+            agent_text(bridging, services)
+        ) as agent:  # before there is a bridge: hazard 125 from the first dial on
             threads = []
             for turn in range(4):
                 wait_until(lambda: agent.tunnels.describe()["agent"].get("tries", 0) >= 3)
@@ -70,7 +85,7 @@ def test_bridge_that_goes_and_comes_back() -> None:
                     client.send(b"%d" % turn, type(client.address)(LOCALHOST, udp))
                     client.expect(b"%d" % turn)
                 assert is_free(tcp)
-            assert max(threads[2:]) - threads[1] <= 2       # the pools have theirs since the first turn
+            assert max(threads[2:]) - threads[1] <= 2  # the pools have theirs since the first turn
 
 
 def test_agent_that_is_killed_frees_its_ports_and_comes_back() -> None:
@@ -87,9 +102,19 @@ def test_agent_that_is_killed_frees_its_ports_and_comes_back() -> None:
 def test_second_agent_waits_for_the_first_to_go() -> None:
     """Hazard 121: refused as long as the first answers, in at once when it has gone."""
     port = free_port()
-    with Echo() as one, Echo() as two, tunnel(f'{{"{port}": "127.0.0.1:{one.port}"}}', f"[{port}]") as (bridge, first):
-        with side(agent_text(bridge.tunnel_port, f'{{"{port}": "127.0.0.1:{two.port}"}}')) as second:
-            wait_until(lambda: any("another agent of this name is connected" in line for line in second.log.lines))
+    with (
+        Echo() as one,
+        Echo() as two,
+        tunnel(f'{{"{port}": "127.0.0.1:{one.port}"}}', f"[{port}]") as (bridge, first),
+    ):
+        with side(
+            agent_text(bridge.tunnel_port, f'{{"{port}": "127.0.0.1:{two.port}"}}')
+        ) as second:
+            wait_until(
+                lambda: any(
+                    "another agent of this name is connected" in line for line in second.log.lines
+                )
+            )
             echoes(port)
             assert (one.clients, two.clients) == (1, 0)
             first.daemon.stop_accepting()
@@ -104,18 +129,27 @@ def test_port_that_is_busy_is_said_on_both_sides_and_the_others_are_served() -> 
     with socket.create_server((LOCALHOST, 0)) as squatter, Echo() as echo:
         busy, port = squatter.getsockname()[1], free_port()
         services = f'{{"{busy}": "127.0.0.1:9", "{port}": "127.0.0.1:{echo.port}"}}'
-        with side(bridge_text(f"[{busy}, {port}]")) as bridge, side(agent_text(bridge.tunnel_port, services)) as agent:
+        with (
+            side(bridge_text(f"[{busy}, {port}]")) as bridge,
+            side(agent_text(bridge.tunnel_port, services)) as agent,
+        ):
             bridge.wait_for_agent(1)
             echoes(port)
-            assert any(f"127.0.0.1:{busy}: Address already in use" in line for line in bridge.log.lines)
-            wait_until(lambda: any(f"port {busy}/tcp is not served" in line for line in agent.log.lines))
+            assert any(
+                f"127.0.0.1:{busy}: Address already in use" in line for line in bridge.log.lines
+            )
+            wait_until(
+                lambda: any(f"port {busy}/tcp is not served" in line for line in agent.log.lines)
+            )
 
 
 def test_strangers_at_the_bridges_port_are_in_nobodys_way() -> None:
     """Hazard 119: silent ones, half a hello, and what speaks something else."""
     port = free_port()
     with Echo() as echo, side(bridge_text(f"[{port}]")) as bridge:
-        strangers = [socket.create_connection((LOCALHOST, bridge.tunnel_port), SECONDS) for _ in range(200)]
+        strangers = [
+            socket.create_connection((LOCALHOST, bridge.tunnel_port), SECONDS) for _ in range(200)
+        ]
         for number, sock in enumerate(strangers):
             sock.sendall((b"", b"\x9eNPT\1\0", b"GET / HTTP/1.1\r\n\r\n", b"\5\1\0")[number % 4])
         with side(agent_text(bridge.tunnel_port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')):
@@ -131,27 +165,41 @@ def test_own_port_as_a_service() -> None:
     with Echo() as echo, side(bridge_text(f"[{port}]")) as bridge:
         own = free_port()
         text = agent_text(bridge.tunnel_port, f'{{"{port}": "127.0.0.1:{own}"}}').replace(
-            "listeners: []", f"listeners: [{{listen: '127.0.0.1:{own}'}}]")
+            "listeners: []", f"listeners: [{{listen: '127.0.0.1:{own}'}}]"
+        )
         with side(text):
             bridge.wait_for_agent(1)
             from tests.e2e.peers import CONNECT, socks5
+
             sock, _ = socks5((LOCALHOST, port), CONNECT, (LOCALHOST, echo.port))
             with sock:
                 sock.sendall(b"hello")
                 assert read_exactly(sock, 5) == b"hello"
 
 
-@pytest.mark.parametrize("where", ["connection", "connection by several addresses", "TLS", "hello", "proxy"])
+@pytest.mark.parametrize(
+    "where", ["connection", "connection by several addresses", "TLS", "hello", "proxy"]
+)
 def test_agent_that_dials_stops_at_once(where: str, made: Certificates) -> None:
     """Whatever its bridge does not answer; and nobody waits for it on a reload."""
-    with black_hole() as nobody, server(lambda sock: sock.recv(65536) and sock.recv(65536)) as silent:
-        text = agent_text((nobody if where.startswith("connection") else silent).port, '{"8022": "127.0.0.1:9"}')
+    with (
+        black_hole() as nobody,
+        server(lambda sock: sock.recv(65536) and sock.recv(65536)) as silent,
+    ):
+        text = agent_text(
+            (nobody if where.startswith("connection") else silent).port, '{"8022": "127.0.0.1:9"}'
+        )
         if where == "connection by several addresses":
-            text = text.replace("tcp://127.0.0.1", "tcp://bridge.test") + "dns: {hosts: {bridge.test: [127.0.0.1, 127.0.0.9]}}"
+            text = (
+                text.replace("tcp://127.0.0.1", "tcp://bridge.test")
+                + "dns: {hosts: {bridge.test: [127.0.0.1, 127.0.0.9]}}"
+            )
         elif where == "TLS":
             text = trusting(made, silent.port, '{"8022": "127.0.0.1:9"}')
         elif where == "proxy":
-            text = text.replace("agent: {", f"agent: {{upstream: 'socks5://127.0.0.1:{silent.port}', ")
+            text = text.replace(
+                "agent: {", f"agent: {{upstream: 'socks5://127.0.0.1:{silent.port}', "
+            )
         with side(text) as agent:
             thread, dials = agent.tunnels._agent.thread, agent.tunnels._agent._dials
             wait_until(lambda: any(dials._under_way.values()))
@@ -162,23 +210,36 @@ def test_agent_that_dials_stops_at_once(where: str, made: Certificates) -> None:
 
 # -- TLS
 
+
 def secured(made: Certificates, ports: str, more: str = "") -> str:
-    return bridge_text(ports).replace("tcp://127.0.0.1:0'", f"127.0.0.1:0', tls: {made.listener(more)}")
+    return bridge_text(ports).replace(
+        "tcp://127.0.0.1:0'", f"127.0.0.1:0', tls: {made.listener(more)}"
+    )
 
 
 def trusting(made: Certificates, port: int, services: str, tls: str = "") -> str:
     tls = tls or f"{{ca: '{made.path('ca.pem')}'}}"
-    return agent_text(port, services).replace("tcp://127.0.0.1", "tls://127.0.0.1").replace("token:", f"tls: {tls}, token:")
+    return (
+        agent_text(port, services)
+        .replace("tcp://127.0.0.1", "tls://127.0.0.1")
+        .replace("token:", f"tls: {tls}, token:")
+    )
 
 
 def test_tunnel_in_tls(made: Certificates) -> None:
     tcp, udp, data = free_port(), free_port(), os.urandom(1 << 20)
-    with Echo() as echo, UdpEcho() as udp_echo, side(secured(made, f"[{tcp}, {udp}/udp]")) as bridge:
+    with (
+        Echo() as echo,
+        UdpEcho() as udp_echo,
+        side(secured(made, f"[{tcp}, {udp}/udp]")) as bridge,
+    ):
         services = f'{{"{tcp}": "127.0.0.1:{echo.port}", "{udp}/udp": "127.0.0.1:{udp_echo.address.port}"}}'
         with side(trusting(made, bridge.tunnel_port, services)), UdpPort() as client:
             bridge.wait_for_agent(2)
             with socket.create_connection((LOCALHOST, tcp), SECONDS) as sock:
-                sender = threading.Thread(target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)))
+                sender = threading.Thread(
+                    target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR))
+                )
                 sender.start()
                 assert read_to_end(sock) == data
                 sender.join()
@@ -189,29 +250,55 @@ def test_tunnel_in_tls(made: Certificates) -> None:
 
 def test_agents_come_by_an_sps_port_with_tls(made: Certificates) -> None:
     port = free_port()
-    text = (f"listeners: [{{listen: '127.0.0.1:0', tls: {made.listener()}}}]\n"
-            f"tunnel: {{bridge: {{agents: {{home: {{token: {TOKEN}, ports: [{port}]}}}}}}}}")
-    with Echo() as echo, side(text) as bridge, side(trusting(made, bridge.port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')):
+    text = (
+        f"listeners: [{{listen: '127.0.0.1:0', tls: {made.listener()}}}]\n"
+        f"tunnel: {{bridge: {{agents: {{home: {{token: {TOKEN}, ports: [{port}]}}}}}}}}"
+    )
+    with (
+        Echo() as echo,
+        side(text) as bridge,
+        side(trusting(made, bridge.port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')),
+    ):
         bridge.wait_for_agent(1)
         echoes(port)
 
 
 def test_agents_come_by_a_tunnel_listener(made: Certificates) -> None:
     port = free_port()
-    text = (f"listeners: [{{protocol: tunnel, listen: '127.0.0.1:0', tls: {made.listener()}}}]\n"
-            f"tunnel: {{bridge: {{agents: {{home: {{token: {TOKEN}, ports: [{port}]}}}}}}}}")
-    with Echo() as echo, side(text) as bridge, side(trusting(made, bridge.port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')):
+    text = (
+        f"listeners: [{{protocol: tunnel, listen: '127.0.0.1:0', tls: {made.listener()}}}]\n"
+        f"tunnel: {{bridge: {{agents: {{home: {{token: {TOKEN}, ports: [{port}]}}}}}}}}"
+    )
+    with (
+        Echo() as echo,
+        side(text) as bridge,
+        side(trusting(made, bridge.port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')),
+    ):
         bridge.wait_for_agent(1)
         echoes(port)
 
 
-@pytest.mark.parametrize(("tls", "said"), [
-    ("{}", "certificate"), ("{{ca: '{stranger}'}}", "certificate"),
-    ("{{ca: '{ca}', server_name: bridge.example}}", "Hostname mismatch")])
-def test_bridge_that_is_not_the_one_is_not_talked_to(made: Certificates, tls: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("tls", "said"),
+    [
+        ("{}", "certificate"),
+        ("{{ca: '{stranger}'}}", "certificate"),
+        ("{{ca: '{ca}', server_name: bridge.example}}", "Hostname mismatch"),
+    ],
+)
+def test_bridge_that_is_not_the_one_is_not_talked_to(
+    made: Certificates, tls: str, said: str
+) -> None:
     """Hazard 118: no certificate that is believed, another authority's, another name's."""
-    tls = tls.format(ca=made.path("ca.pem"), stranger=made.path("stranger.pem")) if "{{" in tls else tls
-    with side(secured(made, "[8022]")) as bridge, side(trusting(made, bridge.tunnel_port, '{"8022": "127.0.0.1:9"}', tls)) as agent:
+    tls = (
+        tls.format(ca=made.path("ca.pem"), stranger=made.path("stranger.pem"))
+        if "{{" in tls
+        else tls
+    )
+    with (
+        side(secured(made, "[8022]")) as bridge,
+        side(trusting(made, bridge.tunnel_port, '{"8022": "127.0.0.1:9"}', tls)) as agent,
+    ):
         wait_until(lambda: any(said.lower() in line.lower() for line in agent.log.lines))
         assert not bridge.agents() and not bridge.count("tunnel_handshakes", "agent")
 
@@ -231,11 +318,15 @@ def test_agent_must_show_a_certificate_where_the_bridge_wants_one(made: Certific
 def resumes(agent: Side) -> bool:
     """Whether a connection that waits has spared itself a part of its handshake."""
     link = agent.tunnels._agent._link
-    return link is not None and any(stream.socket._tls.session_reused for stream in list(link.pool._waiting))
+    return link is not None and any(
+        stream.socket._tls.session_reused for stream in list(link.pool._waiting)
+    )
 
 
 @pytest.mark.parametrize("change", ["ca", "server_name", "content of ca"])
-def test_session_with_a_bridge_does_not_outlive_what_it_was_believed_for(made: Certificates, tmp_path: Path, change: str) -> None:
+def test_session_with_a_bridge_does_not_outlive_what_it_was_believed_for(
+    made: Certificates, tmp_path: Path, change: str
+) -> None:
     """Hazard 118: what was agreed on spares later connections the look at the certificate, until a reload."""
     port, ca = free_port(), tmp_path / "ca.pem"
     shutil.copy(made.path("ca.pem"), ca)
@@ -247,7 +338,7 @@ def test_session_with_a_bridge_does_not_outlive_what_it_was_believed_for(made: C
 
         with side(text(f"{{ca: '{ca}'}}")) as agent:
             bridge.wait_for_agent(1)
-            for _ in range(8):          # each has another connection dialled in its place
+            for _ in range(8):  # each has another connection dialled in its place
                 echoes(port)
             wait_until(lambda: resumes(agent))
             before, known = agent.tunnels._agent, agent.tunnels._calling.bridge
@@ -255,12 +346,19 @@ def test_session_with_a_bridge_does_not_outlive_what_it_was_believed_for(made: C
             if change == "content of ca":
                 shutil.copy(made.path("stranger.pem"), ca)
                 agent.reload(text(f"{{ca: '{ca}'}}"))
-                assert agent.tunnels._agent is before       # its connection was believed when it was made
+                assert (
+                    agent.tunnels._agent is before
+                )  # its connection was believed when it was made
                 for _ in range(pool.WAITING):
-                    echoes(port)        # by what was dialled before
+                    echoes(port)  # by what was dialled before
             else:
-                agent.reload(text(f"{{ca: '{made.path('stranger.pem')}'}}" if change == "ca"
-                                  else f"{{ca: '{ca}', server_name: bridge.example}}"))
+                agent.reload(
+                    text(
+                        f"{{ca: '{made.path('stranger.pem')}'}}"
+                        if change == "ca"
+                        else f"{{ca: '{ca}', server_name: bridge.example}}"
+                    )
+                )
                 assert agent.tunnels._agent is not before
             assert agent.tunnels._calling.bridge is not known
             said = "Hostname mismatch" if change == "server_name" else "certificate"
@@ -272,7 +370,9 @@ def test_session_with_a_bridge_does_not_outlive_what_it_was_believed_for(made: C
                 wait_until(lambda: not bridge.agents())
 
 
-def test_dial_under_way_while_a_configuration_comes_keeps_its_session_to_itself(made: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dial_under_way_while_a_configuration_comes_keeps_its_session_to_itself(
+    made: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A session of one configuration's in another's would be of use to nobody: OpenSSL takes it for another's."""
     port, pairs = free_port(), []
     connect, remember = tls.Acquaintance.connect, tls.Acquaintance.remember
@@ -312,10 +412,16 @@ def test_dial_under_way_while_a_configuration_comes_keeps_its_session_to_itself(
             assert all(one is other for one, other in pairs)
 
 
-@pytest.mark.parametrize("first", [b"\x9eNPT\1\0" + bytes(32) + b"\4home", b"GET / HTTP/1.1\r\n\r\n", b"\x16\3\1\0\5hello"])
+@pytest.mark.parametrize(
+    "first",
+    [b"\x9eNPT\1\0" + bytes(32) + b"\4home", b"GET / HTTP/1.1\r\n\r\n", b"\x16\3\1\0\5hello"],
+)
 def test_plaintext_at_a_bridge_with_tls_is_not_read(made: Certificates, first: bytes) -> None:
     """Hazard 120."""
-    with side(secured(made, "[8022]")) as bridge, socket.create_connection((LOCALHOST, bridge.tunnel_port), SECONDS) as sock:
+    with (
+        side(secured(made, "[8022]")) as bridge,
+        socket.create_connection((LOCALHOST, bridge.tunnel_port), SECONDS) as sock,
+    ):
         sock.sendall(first)
         try:
             assert tunnel_silent(sock)
@@ -346,13 +452,18 @@ def test_old_tls_is_refused(made: Certificates, version: ssl.TLSVersion) -> None
     context = made.client_context()
     context.minimum_version = context.maximum_version = version
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with side(secured(made, "[8022]")) as bridge, socket.create_connection((LOCALHOST, bridge.tunnel_port), SECONDS) as sock:
+    with (
+        side(secured(made, "[8022]")) as bridge,
+        socket.create_connection((LOCALHOST, bridge.tunnel_port), SECONDS) as sock,
+    ):
         with pytest.raises((ssl.SSLError, ConnectionError)):
             context.wrap_socket(sock, server_hostname="localhost")
 
 
 def test_files_that_cannot_be_used_keep_a_daemon_from_starting(made: Certificates) -> None:
-    for text in (secured(made, "[]").replace("server.key", "broken.key"),
-                 trusting(made, 9, '{"8022": "127.0.0.1:9"}', f"{{ca: '{made.path('broken.pem')}'}}")):
+    for text in (
+        secured(made, "[]").replace("server.key", "broken.key"),
+        trusting(made, 9, '{"8022": "127.0.0.1:9"}', f"{{ca: '{made.path('broken.pem')}'}}"),
+    ):
         with pytest.raises(ConfigError):
-            Daemon(RecordingLog()).describe(configuration(text))       # type: ignore[arg-type]
+            Daemon(RecordingLog()).describe(configuration(text))  # type: ignore[arg-type]

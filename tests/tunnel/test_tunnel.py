@@ -1,4 +1,5 @@
 """A bridge and an agent together, both daemons in this process: TCP and UDP through ports and through an exit."""
+
 from __future__ import annotations
 
 import os
@@ -9,17 +10,34 @@ from contextlib import ExitStack
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.listener.tcp import TcpListener
 from netproxy.net.stream import Stream
 from netproxy.protocol.proxy_protocol import read_header
 from netproxy.protocol.tunnel import Service
-from netproxy.report import FlowError
+from netproxy.admin.explain import FlowError
 from netproxy.tunnel import pool
 from tests.e2e.peers import CONNECT, Refused, socks5
 from tests.support.relays import LOCALHOST, SECONDS, SPS, UdpClient, UdpPort, running
-from tests.support.sockets import Task, is_reset, read_exactly, read_to_end, refusing, server, wait_until
-from tests.support.tunnels import Echo, Side, UdpEcho, agent_text, bridge_text, free_port, side, tunnel
+from tests.support.sockets import (
+    Task,
+    is_reset,
+    read_exactly,
+    read_to_end,
+    refusing,
+    server,
+    wait_until,
+)
+from tests.support.tunnels import (
+    Echo,
+    Side,
+    UdpEcho,
+    agent_text,
+    bridge_text,
+    free_port,
+    side,
+    tunnel,
+)
 
 HOME = "default: tunnel://home"
 
@@ -30,7 +48,10 @@ def dial(port: int) -> socket.socket:
 
 def test_stream_through_a_port() -> None:
     port = free_port()
-    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent),
+    ):
         bridge.wait_for_agent(1)
         with dial(port) as sock:
             sock.sendall(b"hello")
@@ -42,7 +63,13 @@ def test_stream_through_a_port() -> None:
 
 def test_datagrams_through_a_port() -> None:
     port = free_port()
-    with UdpEcho() as echo, tunnel(f'{{"{port}/udp": "127.0.0.1:{echo.address.port}"}}', f"[{port}/udp]") as (bridge, agent):
+    with (
+        UdpEcho() as echo,
+        tunnel(f'{{"{port}/udp": "127.0.0.1:{echo.address.port}"}}', f"[{port}/udp]") as (
+            bridge,
+            agent,
+        ),
+    ):
         bridge.wait_for_agent(1)
         with UdpPort() as client:
             client.socket.connect((LOCALHOST, port))
@@ -60,10 +87,14 @@ def socks(bridge: Side, target: tuple[str, int]) -> socket.socket:
 
 # -- ports
 
+
 def test_many_bytes_both_ways_with_a_half_close() -> None:
     """8 MB up and down at once; the end of one direction is the end of that alone."""
     port, data = free_port(), os.urandom(8 << 20)
-    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent),
+    ):
         with dial(port) as sock:
             sender = Task(lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)))
             assert read_to_end(sock) == data
@@ -75,7 +106,10 @@ def test_many_bytes_both_ways_with_a_half_close() -> None:
 
 def test_streams_at_once_use_up_the_pool_and_more() -> None:
     port = free_port()
-    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent),
+    ):
         socks = [dial(port) for _ in range(40)]
         for number, sock in enumerate(socks):
             sock.sendall(b"%3d" % number)
@@ -90,11 +124,14 @@ def test_streams_at_once_use_up_the_pool_and_more() -> None:
 def test_one_stream_unread_while_others_run() -> None:
     """Hazard 124: its memory is what sockets and one buffer hold, and nobody waits for it."""
     port = free_port()
-    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent),
+    ):
         with dial(port) as stuck, dial(port) as lively:
             stuck.setblocking(False)
             sent, quiet = 0, 0
-            while quiet < 20:           # until nothing more goes
+            while quiet < 20:  # until nothing more goes
                 try:
                     sent += stuck.send(bytes(65536))
                     quiet = 0
@@ -132,15 +169,28 @@ def test_proxy_header_tells_the_service_who_comes() -> None:
 
 def test_records_on_both_sides_name_the_user() -> None:
     port = free_port()
-    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent),
+    ):
         with dial(port) as sock:
             user = Address(*sock.getsockname())
             sock.sendall(b"hello")
             assert read_exactly(sock, 5) == b"hello"
         wait_until(lambda: bridge.log.records and agent.log.records)
         near, far = bridge.log.records[0], agent.log.records[0]
-        assert (near.flow.listener, near.flow.client, near.flow.target, near.way) == (f"home-{port}", user, Address("home", port), "tunnel://home")
-        assert (far.flow.listener, far.flow.client, far.flow.target.port, far.way) == ("tunnel-agent", user, echo.port, "direct")
+        assert (near.flow.listener, near.flow.client, near.flow.target, near.upstream) == (
+            f"home-{port}",
+            user,
+            Address("home", port),
+            "tunnel://home",
+        )
+        assert (far.flow.listener, far.flow.client, far.flow.target.port, far.upstream) == (
+            "tunnel-agent",
+            user,
+            echo.port,
+            "direct",
+        )
         assert (near.sent, near.received, far.sent, far.received) == (5, 5, 5, 5)
 
 
@@ -151,7 +201,10 @@ def test_bridges_own_clients_do_not_reach_a_public_port() -> None:
     more = f"rules: [{{port: 7, via: 'socks5://127.0.0.1:{inner}'}}]"
     with Echo() as echo, UdpEcho() as udp_echo, running(SPS) as proxy:
         text = ", ".join(f"{key}: '{target}'" for key, target in services.items()).format(
-            tcp=f"{LOCALHOST}:{echo.port}", udp=f"{LOCALHOST}:{udp_echo.address.port}", proxy=f"{LOCALHOST}:{proxy.port}")
+            tcp=f"{LOCALHOST}:{echo.port}",
+            udp=f"{LOCALHOST}:{udp_echo.address.port}",
+            proxy=f"{LOCALHOST}:{proxy.port}",
+        )
         with tunnel(f"{{{text}}}", f"[{tcp}, {udp}/udp, {inner}]", more=more) as (bridge, agent):
             bridge.wait_for_agent(3)
             for _ in range(2):
@@ -163,16 +216,18 @@ def test_bridges_own_clients_do_not_reach_a_public_port() -> None:
                     wait_until(bridge.drops)
                 assert not udp_echo.sources
                 with pytest.raises(Refused) as caught:
-                    socks(bridge, (LOCALHOST, 7))       # nobody is there, which the agent's proxy says
+                    socks(bridge, (LOCALHOST, 7))  # nobody is there, which the agent's proxy says
                 assert caught.value.code == 5
                 bridge.reload(bridge_text(f"[{tcp}, {udp}/udp, {inner}]", more))
             bridge.reload(bridge_text("[]", more))
             with pytest.raises(Refused) as caught:
                 socks(bridge, (LOCALHOST, tcp))
-            assert caught.value.code == 5       # it is nobody's any more
+            assert caught.value.code == 5  # it is nobody's any more
 
 
-def test_public_ports_that_close_at_once_are_all_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_ports_that_close_at_once_are_all_looked_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Connections that live go on, are counted, and are ended with the daemon."""
     ports = [free_port() for _ in range(3)]
     looking, closed = threading.Event(), threading.Event()
@@ -191,7 +246,10 @@ def test_public_ports_that_close_at_once_are_all_looked_after(monkeypatch: pytes
             for sock in [stack.enter_context(dial(port)) for port in ports]:
                 sock.sendall(b"hello")
                 assert read_exactly(sock, 5) == b"hello"
-            first, second, third = (bridge.tunnels._links.get("home").ports.pop(Service("tcp", port)).close for port in ports)
+            first, second, third = (
+                bridge.tunnels._sessions.get("home").ports.pop(Service("tcp", port)).close
+                for port in ports
+            )
             first()
             with monkeypatch.context() as patched:
                 patched.setattr(TcpListener, "live", property(slowly))
@@ -210,7 +268,13 @@ def test_public_ports_that_close_at_once_are_all_looked_after(monkeypatch: pytes
 
 def test_udp_clients_have_a_session_each() -> None:
     port = free_port()
-    with UdpEcho() as echo, tunnel(f'{{"{port}/udp": "127.0.0.1:{echo.address.port}"}}', f"[{port}/udp]") as (bridge, agent):
+    with (
+        UdpEcho() as echo,
+        tunnel(f'{{"{port}/udp": "127.0.0.1:{echo.address.port}"}}', f"[{port}/udp]") as (
+            bridge,
+            agent,
+        ),
+    ):
         with UdpPort() as one, UdpPort() as other:
             for client in (one, other):
                 client.send(b"hello", Address(LOCALHOST, port))
@@ -221,12 +285,13 @@ def test_udp_clients_have_a_session_each() -> None:
 
 # -- an exit
 
+
 def test_socks_through_an_exit() -> None:
     with Echo() as echo, tunnel(leads_out=True, more=HOME) as (bridge, agent):
         with socks(bridge, (LOCALHOST, echo.port)) as sock:
             sock.sendall(b"hello")
             assert read_exactly(sock, 5) == b"hello"
-        with socks(bridge, ("localhost", echo.port)) as sock:         # resolved by the agent
+        with socks(bridge, ("localhost", echo.port)) as sock:  # resolved by the agent
             sock.sendall(b"hello")
             assert read_exactly(sock, 5) == b"hello"
 
@@ -252,18 +317,28 @@ def test_socks_udp_through_an_exit_has_one_port_for_all_targets() -> None:
 
 def test_agent_that_is_no_exit_dials_nothing_else() -> None:
     port = free_port()
-    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:9"}}', f"[{port}]", more=HOME) as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{port}": "127.0.0.1:9"}}', f"[{port}]", more=HOME) as (bridge, agent),
+    ):
         with pytest.raises(Refused) as caught:
             socks(bridge, (LOCALHOST, echo.port))
         assert caught.value.code == 2 and not echo.clients
         # nor when the bridge asks all the same
-        bridge.tunnels._links.get("home").leads_out = True
+        bridge.tunnels._sessions.get("home").leads_out = True
         with pytest.raises(Refused) as caught:
             socks(bridge, (LOCALHOST, echo.port))
         assert caught.value.code == 2 and not echo.clients
 
 
-@pytest.mark.parametrize("agents", ["", "destinations: {deny: [127.0.0.0/8]}", "rules: [{listener: tunnel-agent, network: tcp, via: block}]"])
+@pytest.mark.parametrize(
+    "agents",
+    [
+        "",
+        "destinations: {deny: [127.0.0.0/8]}",
+        "rules: [{listener: tunnel-agent, network: tcp, via: block}]",
+    ],
+)
 def test_exit_dials_what_the_agents_own_rules_permit(agents: str) -> None:
     """Nothing on its loopback, unless its file says so."""
     with Echo() as echo, tunnel(leads_out=True, more=HOME, agents=agents) as (bridge, agent):
@@ -281,7 +356,9 @@ def test_what_becomes_of_an_exits_flow_is_explained() -> None:
             told = agent.daemon.explain(f"203.0.113.9 -> 127.0.0.1:{port} on tunnel-agent")
             assert told[0] == f"flow: tcp 203.0.113.9 -> 127.0.0.1:{port} on tunnel-agent"
             assert told[2] == f"way out: {way}"
-        assert agent.daemon.explain("-> 127.0.0.1:80")[0].endswith(" on tunnel-agent")       # it has no other
+        assert agent.daemon.explain("-> 127.0.0.1:80")[0].endswith(
+            " on tunnel-agent"
+        )  # it has no other
         with pytest.raises(FlowError, match="no listener 'tunnel-agent'"):
             bridge.daemon.explain("-> 127.0.0.1:80 on tunnel-agent")
 
@@ -290,7 +367,8 @@ def test_agent_that_is_no_exit_explains_so() -> None:
     port = free_port()
     with tunnel(f'{{"{port}": "127.0.0.1:9"}}', f"[{port}]") as (bridge, agent):
         assert agent.daemon.explain("-> 127.0.0.1:80 on tunnel-agent")[1:] == [
-            "refused: the agent is no exit, and leads to its services alone"]
+            "refused: the agent is no exit, and leads to its services alone"
+        ]
 
 
 def test_rule_of_the_bridge_leads_into_the_agents_network() -> None:
@@ -314,7 +392,10 @@ def test_tunnel_is_the_first_hop_of_a_chain() -> None:
     """The next proxy is one that only the agent reaches."""
     with Echo() as echo, running() as inner:
         more = f"upstreams: {{far: ['tunnel://home', 'socks5://127.0.0.1:{inner.port}']}}\ndefault: far"
-        with tunnel(leads_out=True, more=more) as (bridge, agent), socks(bridge, (LOCALHOST, echo.port)) as sock:
+        with (
+            tunnel(leads_out=True, more=more) as (bridge, agent),
+            socks(bridge, (LOCALHOST, echo.port)) as sock,
+        ):
             sock.sendall(b"hello")
             assert read_exactly(sock, 5) == b"hello"
             assert len(inner.log.records) == 0 and agent.tunnels.live == 1
@@ -322,21 +403,37 @@ def test_tunnel_is_the_first_hop_of_a_chain() -> None:
 
 def test_group_goes_on_where_the_agent_is_not_there() -> None:
     more = "upstreams: {any: {members: ['tunnel://home', direct], balance: failover}}\ndefault: any"
-    with Echo() as echo, side(bridge_text(more=more)) as bridge, socks(bridge, (LOCALHOST, echo.port)) as sock:
+    with (
+        Echo() as echo,
+        side(bridge_text(more=more)) as bridge,
+        socks(bridge, (LOCALHOST, echo.port)) as sock,
+    ):
         sock.sendall(b"hello")
         assert read_exactly(sock, 5) == b"hello"
 
 
 # -- reload
 
+
 def test_reload_of_the_agent_changes_services_and_leaves_the_others() -> None:
     first, second = free_port(), free_port()
-    with Echo() as echo, tunnel(f'{{"{first}": "127.0.0.1:{echo.port}"}}', f"[{first}, {second}]") as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{first}": "127.0.0.1:{echo.port}"}}', f"[{first}, {second}]") as (
+            bridge,
+            agent,
+        ),
+    ):
         since = bridge.agents()[0]["since"]
         with dial(first) as sock:
             sock.sendall(b"hello")
             assert read_exactly(sock, 5) == b"hello"
-            agent.reload(agent_text(bridge.tunnel_port, f'{{"{first}": "127.0.0.1:{echo.port}", "{second}": "127.0.0.1:{echo.port}"}}'))
+            agent.reload(
+                agent_text(
+                    bridge.tunnel_port,
+                    f'{{"{first}": "127.0.0.1:{echo.port}", "{second}": "127.0.0.1:{echo.port}"}}',
+                )
+            )
             bridge.wait_for_agent(2)
             with dial(second) as other:
                 other.sendall(b"hello")
@@ -353,18 +450,35 @@ def test_reload_of_the_agent_changes_services_and_leaves_the_others() -> None:
 def test_reload_of_times_leaves_the_agents_connection() -> None:
     """What is dialled from then on has them; only another bridge, identity, trust or way there is another connection."""
     port = free_port()
-    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent), running(SPS) as proxy:
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent),
+        running(SPS) as proxy,
+    ):
         text = agent_text(bridge.tunnel_port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')
-        since, made, way = bridge.agents()[0]["since"], agent.tunnels._agent, agent.tunnels._calling.hop.via
-        agent.reload(text + "timeouts: {handshake: 7s, connect: 6s, tcp_idle: 1h, half_close: 4m, drain: 20s}")
+        since, made, way = (
+            bridge.agents()[0]["since"],
+            agent.tunnels._agent,
+            agent.tunnels._calling.hop.via,
+        )
+        agent.reload(
+            text
+            + "timeouts: {handshake: 7s, connect: 6s, tcp_idle: 1h, half_close: 4m, drain: 20s}"
+        )
         assert agent.tunnels._agent is made and not made.stopped
-        assert agent.tunnels._calling.hop.seconds == 7.0 and agent.tunnels._calling.hop.via is not way
+        assert (
+            agent.tunnels._calling.hop.seconds == 7.0 and agent.tunnels._calling.hop.via is not way
+        )
         with dial(port) as sock:
             sock.sendall(b"hello")
             assert read_exactly(sock, 5) == b"hello"
-        bridge.wait_for_agent(1, idle=pool.WAITING)         # one was dialled in the place of the one that was opened
+        bridge.wait_for_agent(
+            1, idle=pool.WAITING
+        )  # one was dialled in the place of the one that was opened
         assert bridge.agents()[0]["since"] == since
-        agent.reload(text.replace("agent: {", f"agent: {{upstream: 'socks5://127.0.0.1:{proxy.port}', "))
+        agent.reload(
+            text.replace("agent: {", f"agent: {{upstream: 'socks5://127.0.0.1:{proxy.port}', ")
+        )
         assert agent.tunnels._agent is not made and made.stopped
         wait_until(lambda: any(one["since"] > since and one["ports"] for one in bridge.agents()))
 
@@ -372,7 +486,10 @@ def test_reload_of_times_leaves_the_agents_connection() -> None:
 def test_reload_of_the_bridge_takes_a_port_back_and_leaves_what_runs() -> None:
     first, second = free_port(), free_port()
     services = ", ".join(f'"{port}": "127.0.0.1:{{echo}}"' for port in (first, second))
-    with Echo() as echo, tunnel(f"{{{services.format(echo=echo.port)}}}", f"[{first}, {second}]") as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f"{{{services.format(echo=echo.port)}}}", f"[{first}, {second}]") as (bridge, agent),
+    ):
         since = bridge.wait_for_agent(2)["since"]
         with dial(first) as sock, dial(second) as other:
             for one in (sock, other):
@@ -386,13 +503,20 @@ def test_reload_of_the_bridge_takes_a_port_back_and_leaves_what_runs() -> None:
                 assert read_exactly(one, 5) == b"still"
             one.close()
         assert bridge.agents()[0]["since"] == since
-        wait_until(lambda: agent.tunnels.describe()["agent"]["ports"] == {
-            f"{first}/tcp": "not allowed by the bridge", f"{second}/tcp": "served"})
+        wait_until(
+            lambda: (
+                agent.tunnels.describe()["agent"]["ports"]
+                == {f"{first}/tcp": "not allowed by the bridge", f"{second}/tcp": "served"}
+            )
+        )
 
 
 def test_reload_that_ends_the_tunnel_on_either_side() -> None:
     port = free_port()
-    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent),
+    ):
         with dial(port) as sock:
             sock.sendall(b"hello")
             assert read_exactly(sock, 5) == b"hello"
@@ -410,7 +534,10 @@ def test_reload_that_ends_the_tunnel_on_either_side() -> None:
 
 def test_drain_lets_streams_come_to_their_end() -> None:
     port = free_port()
-    with Echo() as echo, tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent):
+    with (
+        Echo() as echo,
+        tunnel(f'{{"{port}": "127.0.0.1:{echo.port}"}}', f"[{port}]") as (bridge, agent),
+    ):
         with dial(port) as sock:
             sock.sendall(b"hello")
             assert read_exactly(sock, 5) == b"hello"

@@ -1,4 +1,5 @@
 """A relay for each level of batching: nobody may notice which one it is."""
+
 from __future__ import annotations
 
 from typing import Iterator
@@ -8,7 +9,7 @@ import pytest
 from tests.support.nat import NatRig
 from tests.support.relays import SPS, Running, running
 
-LEVELS = ("vectors", "trains", "single")
+LEVELS = ("mmsg", "trains", "single")
 
 
 @pytest.fixture(params=LEVELS)
@@ -21,7 +22,7 @@ def level(request: pytest.FixtureRequest) -> str:
 def relay(level: str) -> Iterator[Running]:
     """Nothing is ever cut, whatever a test sends."""
     with running(SPS + level) as relay:
-        if relay.daemon._machinery.datagrams.level not in level:
+        if relay.daemon._runtime.datagrams.level not in level:
             pytest.skip("this machine has no such level")
         yield relay
         assert not relay.count("drops", "truncated")
@@ -32,7 +33,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[NatRig]:
     """A table on stand-ins, for what needs a certain moment."""
     rig = NatRig()
     monkeypatch.setattr("netproxy.relay.nat.time", rig.clock)
-    monkeypatch.setattr("netproxy.relay.opening.time", rig.clock)
+    monkeypatch.setattr("netproxy.relay.entry.time", rig.clock)
     yield rig
     rig.workers.eager = True
     rig.workers.run()

@@ -3,6 +3,7 @@
 A Piece is what leaves in one send: a datagram, or a train that the kernel cuts.
 Those of a shape look alike in each run, so that a failure can be repeated.
 """
+
 from __future__ import annotations
 
 import random
@@ -18,21 +19,21 @@ from netproxy.relay.session import Session
 from tests.support.handlers import SECONDS, eventually
 from tests.support.relays import SOL_UDP, UDP_SEGMENT, Running
 
-HEAD = struct.Struct("!HI")         # flow, number
-END = 0xFFFFFFFF                    # the number of a flow's last datagram, which is sent until it arrives
+HEAD = struct.Struct("!HI")  # flow, number
+END = 0xFFFFFFFF  # the number of a flow's last datagram, which is sent until it arrives
 NOISE = random.Random(1).randbytes(1 << 17)
-ICMP_PACE = 0.025           # seconds between datagrams that are all to be refused: Linux counts what it may tell in steps of 20 ms
-TRAIN_BYTES = 60_000                # of a train with its headers: a send takes 65,507
+ICMP_PACE = 0.025  # seconds between datagrams that are all to be refused: Linux counts what it may tell in steps of 20 ms
+TRAIN_BYTES = 60_000  # of a train with its headers: a send takes 65,507
 
 
 class Piece(NamedTuple):
     flow: int
-    sizes: tuple[int, ...]          # bytes of payload; more than one: a train, whose last may be shorter
+    sizes: tuple[int, ...]  # bytes of payload; more than one: a train, whose last may be shorter
 
 
 def datagram(flow: int, number: int, size: int) -> bytes:
     start = (number * 37 + flow * 1009) % (1 << 16)
-    return HEAD.pack(flow, number) + NOISE[start:start + size - HEAD.size]
+    return HEAD.pack(flow, number) + NOISE[start : start + size - HEAD.size]
 
 
 def pieces(shape: str, count: int, flows: int = 1) -> list[Piece]:
@@ -64,10 +65,14 @@ _SHAPES: dict[str, Callable[[random.Random], Iterable[int]]] = {
 class Stream:
     """What is to be sent of each flow, made before the sending begins, so that it goes at full rate."""
 
-    def __init__(self, plan: Iterable[Piece], flows: int, header: Callable[[int], bytes] = lambda flow: b"") -> None:
+    def __init__(
+        self, plan: Iterable[Piece], flows: int, header: Callable[[int], bytes] = lambda flow: b""
+    ) -> None:
         """`header` stands before each datagram of a flow."""
         self.sizes: list[list[int]] = [[] for _ in range(flows)]
-        self.sends: list[tuple[int, bytes, int]] = []       # flow, bytes, length of each (0: not a train)
+        self.sends: list[
+            tuple[int, bytes, int]
+        ] = []  # flow, bytes, length of each (0: not a train)
         self.ends = [(flow, header(flow) + datagram(flow, END, HEAD.size)) for flow in range(flows)]
         for flow, sizes in plan:
             known = self.sizes[flow]
@@ -129,8 +134,10 @@ def put_on(sock: socket.socket, data: bytes, stride: int, to: Any) -> None:
 
 def settled(relay: Running) -> None:
     """Waits until no entry's first datagrams wait any more: a worker may be at it, though an answer has come already."""
-    tables = [state.table for state in relay.daemon._relays._states.values()]
-    eventually(lambda: all(entry.destination for table in tables for entry in list(table.entries.values())))
+    tables = [state.table for state in relay.daemon._udp_relays._states.values()]
+    eventually(
+        lambda: all(entry.destination for table in tables for entry in list(table.entries.values()))
+    )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """What a machine may lack: ctypes, IPv6, UDP_SEGMENT and UDP_GRO, a device that cuts.  Nothing is lost by it."""
+
 from __future__ import annotations
 
 import ctypes
@@ -11,8 +12,9 @@ from typing import Any, Callable
 import pytest
 
 import netproxy.net
-from netproxy.interfaces import Address
-from netproxy.net import datagram, vectors
+from netproxy.interfaces.addresses import Address
+from netproxy.net import datagram
+from netproxy.net import mmsg
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import eventually
 from tests.support.relays import SPS, Running, UdpClient, UdpPort, running
@@ -29,7 +31,12 @@ def check_trains(relay: Running) -> None:
         header = encode_header(target.address)
         sent = [b"%04d" % at + b"x" * 500 for at in range(40)]
         with relay.held():
-            put_on(client.socket, b"".join(header + data for data in sent[:20]), len(header) + 504, client.bound)
+            put_on(
+                client.socket,
+                b"".join(header + data for data in sent[:20]),
+                len(header) + 504,
+                client.bound,
+            )
             for data in sent[20:]:
                 client.to(target.address, data)
         assert [target.receive()[0] for _ in sent] == sent
@@ -38,21 +45,23 @@ def check_trains(relay: Running) -> None:
             target.send(data, seen)
         assert [client.receive()[0] for _ in sent] == sent
         client.check_echo(target, b"and nothing behind it")
-    assert not {reason for reason in relay.drops()} - {"malformed"}      # held() sends some
+    assert not {reason for reason in relay.drops()} - {"malformed"}  # held() sends some
 
 
 # -- no ctypes
 
-@pytest.mark.parametrize("wanted", ["auto", "vectors"])
+
+@pytest.mark.parametrize("wanted", ["auto", "mmsg"])
 def test_without_ctypes(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
-    monkeypatch.delattr(netproxy.net, "vectors", raising=False)
-    monkeypatch.setitem(sys.modules, "netproxy.net.vectors", None)
+    monkeypatch.delattr(netproxy.net, "mmsg", raising=False)
+    monkeypatch.setitem(sys.modules, "netproxy.net.mmsg", None)
     with running(SPS + "\nudp: {batching: %s}" % wanted) as relay:
-        assert relay.daemon._machinery.datagrams.level == "trains"
+        assert relay.daemon._runtime.datagrams.level == "trains"
         check_trains(relay)
 
 
 # -- no IPv6
+
 
 @pytest.fixture
 def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +75,9 @@ def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_ipv6(no_ipv6: None, level: str) -> None:
-    with running("listeners: [{listen: ':0', allow_open: true}]\ndestinations: {deny: []}" + level) as relay:
+    with running(
+        "listeners: [{listen: ':0', allow_open: true}]\ndestinations: {deny: []}" + level
+    ) as relay:
         check_trains(relay)
         with UdpClient(relay.port) as client, UdpPort() as target:
             client.check_echo(target)
@@ -82,6 +93,7 @@ def test_without_ipv6(no_ipv6: None, level: str) -> None:
 
 
 # -- a kernel without UDP_SEGMENT and UDP_GRO
+
 
 def test_a_kernel_that_knows_no_trains(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     enable = datagram.enable
@@ -103,15 +115,16 @@ def test_a_kernel_that_knows_hardly_anything(monkeypatch: pytest.MonkeyPatch, le
 
 # -- a device or a path that cannot
 
+
 class Refusing:
     """Stands between the relay and its sends: those that are to be cut fail with `code`, from `longest` bytes on."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int, longest: int = 0) -> None:
         self._code = code
         self._longest = longest
-        self.tries: list[int] = []          # lengths of segments
-        self.passed: list[int] = []
-        monkeypatch.setattr(vectors, "_sendmsg", self._instead_of_vectors(vectors._sendmsg))
+        self.tries: list[int] = []  # lengths of segments
+        self.activated: list[int] = []
+        monkeypatch.setattr(mmsg, "_sendmsg", self._instead_of_mmsg(mmsg._sendmsg))
         monkeypatch.setattr(datagram.DatagramSocket, "_send_message", self._instead_of_trains())
 
     def _refuses(self, segment: int) -> bool:
@@ -119,56 +132,73 @@ class Refusing:
             self.tries.append(segment)
             return True
         if segment:
-            self.passed.append(segment)
+            self.activated.append(segment)
         return False
 
-    def _instead_of_vectors(self, send: Callable[[int, int, int], int]) -> Callable[[int, int, int], int]:
+    def _instead_of_mmsg(
+        self, send: Callable[[int, int, int], int]
+    ) -> Callable[[int, int, int], int]:
         def sendmsg(descriptor: int, message: int, flags: int) -> int:
-            fields = vectors._MESSAGE.unpack(ctypes.string_at(message, vectors._MESSAGE.size))
+            fields = mmsg._MESSAGE.unpack(ctypes.string_at(message, mmsg._MESSAGE.size))
             control = ctypes.string_at(fields[4], fields[5]) if fields[5] else b""
             if self._refuses(_segment_of(control)):
                 ctypes.set_errno(self._code)
                 return -1
             return send(descriptor, message, flags)
+
         return sendmsg
 
     def _instead_of_trains(self) -> Callable[..., int]:
         send = datagram.DatagramSocket._send_message
 
         def send_message(local: Any, parts: list, control: list, sockaddr: tuple) -> int:
-            segments = [int.from_bytes(data, sys.byteorder) for of, kind, data in control if (of, kind) == SEGMENT]
-            return self._code if self._refuses(segments[0] if segments else 0) else send(local, parts, control, sockaddr)
+            segments = [
+                int.from_bytes(data, sys.byteorder)
+                for of, kind, data in control
+                if (of, kind) == SEGMENT
+            ]
+            return (
+                self._code
+                if self._refuses(segments[0] if segments else 0)
+                else send(local, parts, control, sockaddr)
+            )
+
         return send_message
 
 
 def _segment_of(control: bytes) -> int:
     """Of the control messages of a send; 0: it is not to be cut."""
     at = 0
-    while at + vectors._CMSG.size <= len(control):
-        size, of, kind = vectors._CMSG.unpack_from(control, at)
+    while at + mmsg._CMSG.size <= len(control):
+        size, of, kind = mmsg._CMSG.unpack_from(control, at)
         if (of, kind) == SEGMENT:
-            return int.from_bytes(control[at + vectors._CMSG_SIZE:at + vectors._CMSG_SIZE + 2], sys.byteorder)
-        at += max(1, -(-size // vectors._LONG) * vectors._LONG)
+            return int.from_bytes(
+                control[at + mmsg._CMSG_SIZE : at + mmsg._CMSG_SIZE + 2], sys.byteorder
+            )
+        at += max(1, -(-size // mmsg._LONG) * mmsg._LONG)
     return 0
 
 
-def test_a_device_that_cannot_cut_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+def test_a_device_that_cannot_cut_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
     """EIO: what was to be cut goes singly, and from then on everything does."""
     refusing = Refusing(monkeypatch, errno.EIO)
     with running(SPS + level) as relay, UdpClient(relay.port) as client, UdpPort() as target:
         check_trains(relay)
         first = len(refusing.tries)
-        assert first == (0 if "single" in level else 2)     # a session's socket and the listener's
+        assert first == (0 if "single" in level else 2)  # a session's socket and the listener's
         seen = client.check_echo(target)
         for _ in range(5):
             put_on(target.socket, b"down" * 10, 4, seen)
             assert [client.receive()[0] for _ in range(10)] == [b"down"] * 10
-        assert len(refusing.tries) == first and not refusing.passed
+        assert len(refusing.tries) == first and not refusing.activated
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EMSGSIZE])
-def test_segments_longer_than_the_path_go_singly_and_shorter_ones_do_not(monkeypatch: pytest.MonkeyPatch, level: str,
-                                                                          code: int) -> None:
+def test_segments_longer_than_the_path_go_singly_and_shorter_ones_do_not(
+    monkeypatch: pytest.MonkeyPatch, level: str, code: int
+) -> None:
     """EINVAL, in newer kernels EMSGSIZE: of that length they are not tried again."""
     refusing = Refusing(monkeypatch, code, 300)
     with running(SPS + level) as relay, UdpClient(relay.port) as client, UdpPort() as target:
@@ -182,4 +212,4 @@ def test_segments_longer_than_the_path_go_singly_and_shorter_ones_do_not(monkeyp
         # again and again at once, because the error may be that of an earlier send, but never later
         episodes = [size for size, _ in itertools.groupby(refusing.tries)]
         assert len(episodes) == len(set(episodes))
-        assert bool(refusing.passed) == ("single" not in level)
+        assert bool(refusing.activated) == ("single" not in level)

@@ -1,4 +1,5 @@
 """Forward listeners, udp:// with a fixed target: the same table and the same way as SOCKS5's datagrams."""
+
 from __future__ import annotations
 
 import threading
@@ -8,7 +9,7 @@ from typing import Iterator
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from tests.support.handlers import LOCALHOST, descriptors, eventually
 from tests.support.relays import Running, UdpPort, running, sessions_threads
 from tests.support.sockets import Task
@@ -24,7 +25,9 @@ def forward(target: Address | str, level: str, more: str = "") -> Iterator[tuple
         yield relay, Address(LOCALHOST, relay.port)
 
 
-def check_echo(client: UdpPort, entrance: Address, target: UdpPort, data: bytes = b"ping") -> Address:
+def check_echo(
+    client: UdpPort, entrance: Address, target: UdpPort, data: bytes = b"ping"
+) -> Address:
     """There and back; the address that the target saw.  The answer comes from the listener."""
     client.send(data, entrance)
     seen = target.expect(data)
@@ -34,8 +37,17 @@ def check_echo(client: UdpPort, entrance: Address, target: UdpPort, data: bytes 
 
 
 def test_what_comes_in_goes_to_the_target_and_back(level: str) -> None:
-    with UdpPort() as target, forward(target.address, level) as (relay, entrance), UdpPort() as one, UdpPort() as other:
-        seen = [check_echo(client, entrance, target, data) for client in (one, other, one) for data in (b"ping", b"", b"x" * 60_000)]
+    with (
+        UdpPort() as target,
+        forward(target.address, level) as (relay, entrance),
+        UdpPort() as one,
+        UdpPort() as other,
+    ):
+        seen = [
+            check_echo(client, entrance, target, data)
+            for client in (one, other, one)
+            for data in (b"ping", b"", b"x" * 60_000)
+        ]
         assert len(set(seen)) == 2
         assert relay.state() == {"associations": 0, "sessions": 2, "entries": 2}
         assert not relay.drops()
@@ -48,7 +60,11 @@ def test_nothing_is_taken_for_a_header(level: str) -> None:
 
 
 def test_a_target_by_name(level: str) -> None:
-    with UdpPort("::") as target, forward(f"localhost:{target.address.port}", level) as (_, entrance), UdpPort() as client:
+    with (
+        UdpPort("::") as target,
+        forward(f"localhost:{target.address.port}", level) as (_, entrance),
+        UdpPort() as client,
+    ):
         client.send(b"by name", entrance)
         seen = target.expect(b"by name")
         target.send(b"back", seen)
@@ -62,7 +78,11 @@ def test_order_is_kept_both_ways(level: str, shape: str) -> None:
         for sender, receiver, to in ((client, target, entrance), (target, client, seen)):
             stream, arrived = Stream(pieces(shape, COUNT), 1), threading.Event()
             ledger = Ledger(stream)
-            pouring = Task(stream.pour, lambda flow, data, stride: put_on(sender.socket, data, stride, to), arrived)
+            pouring = Task(
+                stream.pour,
+                lambda flow, data, stride: put_on(sender.socket, data, stride, to),
+                arrived,
+            )
             try:
                 while not ledger.complete:
                     ledger.enter(receiver.receive()[0])
@@ -74,7 +94,11 @@ def test_order_is_kept_both_ways(level: str, shape: str) -> None:
 
 def test_clients_lets_nobody_else_in(level: str) -> None:
     more = ", clients: [127.0.0.0/24]"
-    with UdpPort() as target, forward(target.address, level, more) as (relay, entrance), UdpPort() as client:
+    with (
+        UdpPort() as target,
+        forward(target.address, level, more) as (relay, entrance),
+        UdpPort() as client,
+    ):
         check_echo(client, entrance, target)
         before, state = descriptors(), relay.state()
         for at in range(500):
@@ -87,9 +111,15 @@ def test_clients_lets_nobody_else_in(level: str) -> None:
         assert target.silent() and not relay.log.limited_keys
 
 
-@pytest.mark.parametrize("more, port_passes, host_passes", [
-    ("", True, False), (", udp: {filtering: address-dependent}", True, False),
-    (", udp: {filtering: endpoint-independent}", True, True), (", udp: {filtering: address-and-port-dependent}", False, False)])
+@pytest.mark.parametrize(
+    "more, port_passes, host_passes",
+    [
+        ("", True, False),
+        (", udp: {filtering: address-dependent}", True, False),
+        (", udp: {filtering: endpoint-independent}", True, True),
+        (", udp: {filtering: address-and-port-dependent}", False, False),
+    ],
+)
 def test_who_may_answer(level: str, more: str, port_passes: bool, host_passes: bool) -> None:
     """Nobody logs in here: by default only the target's address may."""
     with UdpPort() as target, forward(target.address, level, more) as (relay, entrance):
@@ -105,8 +135,12 @@ def test_who_may_answer(level: str, more: str, port_passes: bool, host_passes: b
 
 def test_what_comes_back_does_not_keep_it_alive(level: str) -> None:
     """REQ-6, hazard 35: nobody logs in here, so that a stranger must not hold a session open."""
-    with UdpPort() as target, forward(target.address, level) as (relay, entrance), UdpPort() as client:
-        relay.daemon._machinery.janitor.stop()
+    with (
+        UdpPort() as target,
+        forward(target.address, level) as (relay, entrance),
+        UdpPort() as client,
+    ):
+        relay.daemon._runtime.janitor.stop()
         seen = check_echo(client, entrance, target)
         relay.sweep(0)
         target.send(b"inbound", seen)

@@ -3,6 +3,7 @@
 The relay lives on a box in the middle: its daemon's threads are children of one
 that has gone there.
 """
+
 from __future__ import annotations
 
 import socket
@@ -12,7 +13,7 @@ from typing import Any, Callable, Iterator, NamedTuple, TypeVar
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol.socks5 import encode_header
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.support.handlers import eventually
@@ -21,13 +22,13 @@ from tests.support.sockets import Task
 from tests.udp.flows import put_on, settled
 
 CLIENT, BOX = "10.78.1.2", "10.78.1.1"
-NEAR, NEAR6 = "10.78.2.2", "fd78:2::2"      # behind a cable of SMALL
-FAR = "10.78.3.2"                           # behind an ordinary one
-SMALL = 1280                                # bytes of MTU, of the client's cable as well
-SIZE = 1400                                 # of payload: too long for that
-PASSES, PASSES6 = SMALL - 28, SMALL - 48    # the longest payloads that are one packet there
+NEAR, NEAR6 = "10.78.2.2", "fd78:2::2"  # behind a cable of SMALL
+FAR = "10.78.3.2"  # behind an ordinary one
+SMALL = 1280  # bytes of MTU, of the client's cable as well
+SIZE = 1400  # of payload: too long for that
+PASSES, PASSES6 = SMALL - 28, SMALL - 48  # the longest payloads that are one packet there
 LISTENER = "listeners: [{listen: '%s:0', clients: [10.78.1.0/24]}]" % BOX
-TOS = 0b10111011                            # expedited forwarding, and a congestion that somebody has met
+TOS = 0b10111011  # expedited forwarding, and a congestion that somebody has met
 
 Value = TypeVar("Value")
 
@@ -46,29 +47,41 @@ def net() -> Iterator[Net]:
         connect(net.client, [f"{CLIENT}/24"], net.box, [f"{BOX}/24"])
         connect(net.box, ["10.78.2.1/24", "fd78:2::1/64"], net.near, [f"{NEAR}/24", f"{NEAR6}/64"])
         connect(net.box, ["10.78.3.1/24"], net.far, [f"{FAR}/24"])
-        for host, device in ((net.client, "to-box"), (net.box, "to-client"), (net.box, "to-near"), (net.near, "to-box")):
+        for host, device in (
+            (net.client, "to-box"),
+            (net.box, "to-client"),
+            (net.box, "to-near"),
+            (net.near, "to-box"),
+        ):
             host.ip("link", "set", device, "mtu", str(SMALL))
         yield net
 
 
 def inside(host: Namespace, call: Callable[[], Value]) -> Value:
     """What a call gives there.  The sockets it makes stay there."""
+
     def run() -> Value:
         host.enter()
         return call()
+
     result: Value = Task(run).result(10)
     return result
 
 
 def counted(host: Namespace, name: str) -> int:
     """A counter of its IPv4, or of its IPv6 ("Ip6...")."""
+
     def read() -> int:
         if name.startswith("Ip6"):
             lines = Path("/proc/thread-self/net/snmp6").read_text().splitlines()
             return int(next(line.split()[1] for line in lines if line.split()[0] == name))
-        names, values = (line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()
-                         if line.startswith("Ip:"))
+        names, values = (
+            line.split()
+            for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()
+            if line.startswith("Ip:")
+        )
         return int(values[names.index(name)])
+
     return inside(host, read)
 
 
@@ -82,7 +95,7 @@ def boxed(net: Net, level: str) -> Iterator[Running]:
         return entered[0].__enter__()
 
     relay = inside(net.box, start)
-    if relay.daemon._machinery.datagrams.level not in level:
+    if relay.daemon._runtime.datagrams.level not in level:
         entered[0].__exit__(None, None, None)
         pytest.skip("this machine has no such level")
     yield relay
@@ -121,8 +134,12 @@ def echo(client: UdpClient, target: UdpPort, data: bytes) -> Address:
     return seen
 
 
-@pytest.mark.parametrize("host, passes, cut", [(NEAR, PASSES, "FragCreates"), (NEAR6, PASSES6, "Ip6FragCreates")])
-def test_towards_a_target_nothing_is_cut(net: Net, boxed: Running, client: UdpClient, host: str, passes: int, cut: str) -> None:
+@pytest.mark.parametrize(
+    "host, passes, cut", [(NEAR, PASSES, "FragCreates"), (NEAR6, PASSES6, "Ip6FragCreates")]
+)
+def test_towards_a_target_nothing_is_cut(
+    net: Net, boxed: Running, client: UdpClient, host: str, passes: int, cut: str
+) -> None:
     """Hazard 45: what is longer than the path is dropped and counted, and the session lives."""
     with inside(net.near, lambda: UdpPort(host)) as target:
         seen = echo(client, target, b"open")
@@ -136,7 +153,9 @@ def test_towards_a_target_nothing_is_cut(net: Net, boxed: Running, client: UdpCl
         assert echo(client, target, b"the session lives") == seen
 
 
-def test_a_run_of_datagrams_too_long_is_dropped_whole(net: Net, boxed: Running, client: UdpClient) -> None:
+def test_a_run_of_datagrams_too_long_is_dropped_whole(
+    net: Net, boxed: Running, client: UdpClient
+) -> None:
     """They come together, so that they would leave as a train: that fails, and then each by itself."""
     with inside(net.near, lambda: UdpPort(NEAR)) as target:
         echo(client, target, b"open")
@@ -156,9 +175,14 @@ def test_a_run_of_datagrams_too_long_is_dropped_whole(net: Net, boxed: Running, 
         assert boxed.drops()["too big"] == 5
 
 
-def test_what_was_too_long_for_one_target_passes_to_another(net: Net, boxed: Running, client: UdpClient) -> None:
+def test_what_was_too_long_for_one_target_passes_to_another(
+    net: Net, boxed: Running, client: UdpClient
+) -> None:
     """And it does not come as an error of ICMP, because nobody has sent one."""
-    with inside(net.near, lambda: UdpPort(NEAR)) as near, inside(net.far, lambda: UdpPort(FAR)) as far:
+    with (
+        inside(net.near, lambda: UdpPort(NEAR)) as near,
+        inside(net.far, lambda: UdpPort(FAR)) as far,
+    ):
         seen = echo(client, near, b"open"), echo(client, far, b"open")
         for number in range(1, 20):
             client.to(near.address, bytes(SIZE))
@@ -169,7 +193,9 @@ def test_what_was_too_long_for_one_target_passes_to_another(net: Net, boxed: Run
         assert not boxed.count("icmp", "too big")
 
 
-def test_a_reply_longer_than_the_clients_path_arrives(net: Net, boxed: Running, client: UdpClient) -> None:
+def test_a_reply_longer_than_the_clients_path_arrives(
+    net: Net, boxed: Running, client: UdpClient
+) -> None:
     """Our header makes it longer than it was: towards a client it may be cut.  Singly, and as a train."""
     with inside(net.far, lambda: UdpPort(FAR)) as target:
         seen = echo(client, target, b"open")
@@ -189,11 +215,17 @@ def test_a_reply_longer_than_the_clients_path_arrives(net: Net, boxed: Running, 
 
 # -- ECN; any path will do
 
-@pytest.mark.parametrize("host, level_of, option, kind", [
-    ("127.0.0.1", socket.IPPROTO_IP, socket.IP_RECVTOS, socket.IP_TOS),
-    ("::1", socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, socket.IPV6_TCLASS)])
-def test_a_targets_packets_are_not_ect_whatever_the_clients_were(relay: Running, host: str, level_of: int, option: int,
-                                                                  kind: int) -> None:
+
+@pytest.mark.parametrize(
+    "host, level_of, option, kind",
+    [
+        ("127.0.0.1", socket.IPPROTO_IP, socket.IP_RECVTOS, socket.IP_TOS),
+        ("::1", socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, socket.IPV6_TCLASS),
+    ],
+)
+def test_a_targets_packets_are_not_ect_whatever_the_clients_were(
+    relay: Running, host: str, level_of: int, option: int, kind: int
+) -> None:
     """Hazard 46: bits of one path mean nothing on the other."""
     with UdpClient(relay.port) as client, UdpPort(host) as target:
         target.socket.setsockopt(level_of, option, 1)
@@ -201,7 +233,12 @@ def test_a_targets_packets_are_not_ect_whatever_the_clients_were(relay: Running,
         header = encode_header(target.address)
         client.to(target.address, b"0000")
         assert mark(target, level_of, kind) == (b"0000", 0)
-        put_on(client.socket, b"".join(header + b"%04d" % at for at in range(8)), len(header) + 4, client.bound)
+        put_on(
+            client.socket,
+            b"".join(header + b"%04d" % at for at in range(8)),
+            len(header) + 4,
+            client.bound,
+        )
         for at in range(8):
             assert mark(target, level_of, kind) == (b"%04d" % at, 0)
 
@@ -219,7 +256,7 @@ def test_a_clients_packets_are_not_ect_whatever_the_targets_were(relay: Running)
 def mark(port: UdpPort, level_of: int, kind: int) -> tuple[bytes, int]:
     """The next datagram, and its byte of service."""
     data, control, _, _ = port.socket.recvmsg(65536, 64)
-    (_, _, value), = [one for one in control if one[:2] == (level_of, kind)]
+    ((_, _, value),) = [one for one in control if one[:2] == (level_of, kind)]
     return data, value[0]
 
 

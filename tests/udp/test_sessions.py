@@ -2,6 +2,7 @@
 
 The janitor's own clock is stopped; the test tells it the time.
 """
+
 from __future__ import annotations
 
 import time
@@ -10,7 +11,7 @@ from typing import Iterator
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol.socks5 import encode_header
 from tests.e2e.peers import Association
 from tests.support.handlers import LOCALHOST, descriptors, eventually
@@ -25,7 +26,7 @@ CAPPED = "listeners: [{listen: '127.0.0.1:0', udp: {%s}}]"
 def still(text: str) -> Iterator[Running]:
     """A relay whose clock stands still."""
     with running(text) as relay:
-        relay.daemon._machinery.janitor.stop()
+        relay.daemon._runtime.janitor.stop()
         yield relay
 
 
@@ -47,18 +48,23 @@ def dns() -> Iterator[UdpPort]:
 
 def went_idle(relay: Running, seconds: float) -> None:
     """Whoever has sent until now did so `seconds` ago."""
-    relay.daemon._machinery.janitor.sweep(time.monotonic() - seconds)
+    relay.daemon._runtime.janitor.sweep(time.monotonic() - seconds)
 
 
 def counted(relay: Running, sent: int, received: int) -> None:
     """Waits until the only session knows of so many datagrams: it counts behind its sends."""
+
     def known() -> bool:
-        table = next(iter(relay.daemon._relays._states.values())).table
-        return [(session.datagrams_sent, session.datagrams_received) for session in table._sessions] == [(sent, received)]
+        table = next(iter(relay.daemon._udp_relays._states.values())).table
+        return [
+            (session.datagrams_sent, session.datagrams_received) for session in table._sessions
+        ] == [(sent, received)]
+
     eventually(known)
 
 
 # -- port 53
+
 
 def test_a_name_servers_session_ends_with_its_last_answer(relay: Running, dns: UdpPort) -> None:
     with UdpClient(relay.port) as client:
@@ -70,22 +76,26 @@ def test_a_name_servers_session_ends_with_its_last_answer(relay: Running, dns: U
         client.receive()
         counted(relay, 2, 1)
         relay.sweep(9)
-        assert relay.state()["sessions"] == 1           # one answer is awaited
+        assert relay.state()["sessions"] == 1  # one answer is awaited
         dns.send(b"second answer", seen)
         client.receive()
         counted(relay, 2, 2)
         relay.sweep(0)
         assert relay.state() == {"associations": 1, "sessions": 0, "entries": 0}
         eventually(lambda: not sessions_threads())
-        client.check_echo(dns)                          # and the next query makes a new one
+        client.check_echo(dns)  # and the next query makes a new one
 
 
-def test_a_name_servers_session_waits_ten_seconds_for_an_answer(relay: Running, dns: UdpPort) -> None:
+def test_a_name_servers_session_waits_ten_seconds_for_an_answer(
+    relay: Running, dns: UdpPort
+) -> None:
     with UdpClient(relay.port) as client:
         client.to(dns.address, b"query")
         dns.expect(b"query")
         counted(relay, 1, 0)
-        relay.sweep(9)          # in a process with much in it a look for garbage takes some of the last second
+        relay.sweep(
+            9
+        )  # in a process with much in it a look for garbage takes some of the last second
         assert relay.state()["sessions"] == 1
         relay.sweep(10)
         assert relay.state()["sessions"] == 0
@@ -117,6 +127,7 @@ def test_a_session_that_nobody_answers_ends_after_a_minute(relay: Running) -> No
 
 # -- whose a datagram is
 
+
 def test_a_late_datagram_of_one_that_has_left_takes_nobodys_place(relay: Running) -> None:
     """It comes when another client's association waits, whose request named another port: that one's port decides."""
     with UdpPort() as target, UdpClient(relay.port) as old:
@@ -127,13 +138,14 @@ def test_a_late_datagram_of_one_that_has_left_takes_nobodys_place(relay: Running
             old.to(target.address, b"late")
             eventually(lambda: relay.drops() or relay.state()["sessions"])
             if relay.state()["sessions"]:
-                target.expect(b"late")                  # a guess may be wrong, but it must not stay so
+                target.expect(b"late")  # a guess may be wrong, but it must not stay so
             new.check_echo(target)
             new.leave()
             eventually(relay.idle, 1.0)
 
 
 # -- caps
+
 
 @pytest.mark.parametrize("cap", ["max_sessions: 3", "max_sessions_per_client: 3"])
 def test_at_a_cap_the_new_one_is_refused_and_the_old_keep_working(level: str, cap: str) -> None:
@@ -152,7 +164,11 @@ def test_at_a_cap_the_new_one_is_refused_and_the_old_keep_working(level: str, ca
 
 
 def test_a_cap_by_client_is_for_each_address(level: str) -> None:
-    with still(CAPPED % "max_sessions_per_client: 2" + level) as relay, UdpPort() as target, ExitStack() as stack:
+    with (
+        still(CAPPED % "max_sessions_per_client: 2" + level) as relay,
+        UdpPort() as target,
+        ExitStack() as stack,
+    ):
         for source in ("127.0.0.2", "127.0.0.3"):
             clients = [stack.enter_context(UdpClient(relay.port, source=source)) for _ in range(3)]
             for client in clients[:2]:
@@ -164,7 +180,11 @@ def test_a_cap_by_client_is_for_each_address(level: str) -> None:
 
 
 def test_the_session_idle_longest_yields_to_a_new_one(level: str) -> None:
-    with still(CAPPED % "max_sessions: 3" + level) as relay, UdpPort() as target, ExitStack() as stack:
+    with (
+        still(CAPPED % "max_sessions: 3" + level) as relay,
+        UdpPort() as target,
+        ExitStack() as stack,
+    ):
         clients = [stack.enter_context(UdpClient(relay.port)) for _ in range(3)]
         seen = []
         for client, idle in zip(clients, (20, 40, 30)):
@@ -174,7 +194,7 @@ def test_the_session_idle_longest_yields_to_a_new_one(level: str) -> None:
         assert relay.count("sessions_evicted", "yielded") == 1
         assert clients[0].check_echo(target) == seen[0] and clients[2].check_echo(target) == seen[2]
         assert relay.state()["sessions"] == 3 and not relay.drops()
-        clients[1].to(target.address, b"too late")      # all others have just sent
+        clients[1].to(target.address, b"too late")  # all others have just sent
         eventually(lambda: relay.drops() == {"session limit": 1})
         went_idle(relay, 11)
         clients[1].check_echo(target)
@@ -182,12 +202,15 @@ def test_the_session_idle_longest_yields_to_a_new_one(level: str) -> None:
 
 
 def test_a_user_has_a_cap_over_all_addresses(level: str) -> None:
-    text = """
+    text = (
+        """
 listeners: [{listen: '127.0.0.1:0'}]
 users:
   alice: {password: a, limits: {sessions: 2}}
   bob: {password: b}
-""" + level
+"""
+        + level
+    )
     with still(text) as relay, UdpPort() as target, ExitStack() as stack:
         server = LOCALHOST, relay.port
 
@@ -203,7 +226,7 @@ users:
         eventually(lambda: relay.drops() == {"session limit": 1})
         assert target.silent() and relay.state()["sessions"] == 5
         went_idle(relay, 30)
-        third.send(target.address, b"now")              # one of alice's own yields, though bob's are older
+        third.send(target.address, b"now")  # one of alice's own yields, though bob's are older
         target.expect(b"now")
         went_idle(relay, 30)
         stack.enter_context(Association(server, ("bob", "b"))).send(target.address, b"bob")
@@ -212,6 +235,7 @@ users:
 
 
 # -- forged sources
+
 
 def forge(data: bytes, to: Address, count: int = FORGED) -> Iterator[int]:
     """A datagram from each of so many addresses; now and then their number, for the caller to wait."""
@@ -238,11 +262,16 @@ def test_forged_sources_make_no_state(relay: Running) -> None:
 def test_clients_of_a_capped_forward_are_refused_in_few_words(level: str) -> None:
     """Without `clients` anybody may use a forward; forged sources fill it to its cap, and the log with nothing."""
     with UdpPort() as target:
-        text = "listeners: [{protocol: udp, listen: '127.0.0.1:0', target: '%s', udp: {max_sessions: 4}}]" % (target.address,)
+        text = (
+            "listeners: [{protocol: udp, listen: '127.0.0.1:0', target: '%s', udp: {max_sessions: 4}}]"
+            % (target.address,)
+        )
         with still(text + level) as relay:
             for number in forge(b"forged", Address(LOCALHOST, relay.port), 1000):
                 eventually(lambda: relay.count("drops", "session limit") == number - 4)
             assert relay.state() == {"associations": 0, "sessions": 4, "entries": 4}
-            table = next(iter(relay.daemon._relays._states.values())).table
+            table = next(iter(relay.daemon._udp_relays._states.values())).table
             assert len(table.clients) == 4
-            assert len(relay.log.limited_keys) < 10, "a minute's log has a line for each forged address"
+            assert len(relay.log.limited_keys) < 10, (
+                "a minute's log has a line for each forged address"
+            )

@@ -1,4 +1,5 @@
 """What is sent is what arrives, datagram by datagram: lengths from nothing to 60,000 bytes, trains, several headers."""
+
 from __future__ import annotations
 
 import random
@@ -6,21 +7,23 @@ from typing import Any
 
 import pytest
 
-from netproxy.interfaces import Address
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import eventually
 from tests.support.relays import Running, UdpClient, UdpPort
 from tests.udp.flows import NOISE, held_down, put_on, settled
 
-AT_ONCE = 100_000           # bytes under way: a receive buffer of a machine that allows no large one holds them
-HEADER = 10                 # bytes before an IPv4 target's datagram
+AT_ONCE = (
+    100_000  # bytes under way: a receive buffer of a machine that allows no large one holds them
+)
+HEADER = 10  # bytes before an IPv4 target's datagram
 LONGEST = 65_507
 
 
 def payload(number: int, size: int) -> bytes:
     """Of one byte if need be, so that it still says which it is."""
     start = number * 131 % (len(NOISE) - size)
-    return (bytes((number & 0xFF,)) + NOISE[start:start + size])[:size]
+    return (bytes((number & 0xFF,)) + NOISE[start : start + size])[:size]
 
 
 def windows(sizes: list[int]) -> list[list[bytes]]:
@@ -38,8 +41,29 @@ def windows(sizes: list[int]) -> list[list[bytes]]:
 
 def mixture() -> list[int]:
     chance = random.Random(7)
-    return [chance.choice((0, 0, 1, 2, 63, 512, 1200, 1200, 1200, 1400, 1472, 4000, 9000, 30_000, 60_000,
-                           chance.randrange(60_001))) for _ in range(400)]
+    return [
+        chance.choice(
+            (
+                0,
+                0,
+                1,
+                2,
+                63,
+                512,
+                1200,
+                1200,
+                1200,
+                1400,
+                1472,
+                4000,
+                9000,
+                30_000,
+                60_000,
+                chance.randrange(60_001),
+            )
+        )
+        for _ in range(400)
+    ]
 
 
 def test_mixed_sizes_up(relay: Running) -> None:
@@ -102,7 +126,9 @@ def test_a_batch_down(relay: Running, batch: str, monkeypatch: pytest.MonkeyPatc
             target.send(b"hold", seen)
             assert busy.wait(5)
             # as long as on the other side, where they have headers; but what is empty stays so
-            batch_down = [tuple(size and size + HEADER for size in sizes) for sizes in BATCHES[batch]]
+            batch_down = [
+                tuple(size and size + HEADER for size in sizes) for sizes in BATCHES[batch]
+            ]
             sent = send_all(target.socket, seen, batch_down, b"")
         assert [client.receive()[0] for _ in range(len(sent) + 1)] == [b"hold", *sent]
         client.check_echo(target, b"and nothing behind it")
@@ -115,7 +141,7 @@ def send_all(sock: Any, to: Address, batch: list[tuple[int, ...]], header: bytes
         # a train has no empty datagram at its end: such a one follows it
         parts = [payload(len(sent) + at, size) for at, size in enumerate(sizes)]
         lonely = [] if header or len(parts) == 1 or parts[-1] else [parts[-1]]
-        joined = [header + part for part in parts[:len(parts) - len(lonely)]]
+        joined = [header + part for part in parts[: len(parts) - len(lonely)]]
         put_on(sock, b"".join(joined), len(joined[0]) if len(joined) > 1 else 0, to)
         for part in lonely:
             sock.sendto(part, to)
@@ -125,15 +151,22 @@ def send_all(sock: Any, to: Address, batch: list[tuple[int, ...]], header: bytes
 
 # -- trains whose datagrams have headers of their own
 
+
 def test_a_train_to_targets_that_take_turns(relay: Running) -> None:
-    with UdpClient(relay.port) as client, UdpPort("127.0.0.1") as one, UdpPort("127.0.0.2") as other:
+    with (
+        UdpClient(relay.port) as client,
+        UdpPort("127.0.0.1") as one,
+        UdpPort("127.0.0.2") as other,
+    ):
         client.check_echo(one)
         client.check_echo(other)
         settled(relay)
         for turn in range(20):
             targets = [(one, other)[at % 2 if turn % 2 else at * 2 // 40] for at in range(40)]
             sent = [payload(at, 600 + turn) for at in range(40)]
-            joined = b"".join(encode_header(target.address) + data for target, data in zip(targets, sent))
+            joined = b"".join(
+                encode_header(target.address) + data for target, data in zip(targets, sent)
+            )
             put_on(client.socket, joined, HEADER + 600 + turn, client.bound)
             for target in (one, other):
                 expected = [data for to, data in zip(targets, sent) if to is target]
@@ -152,7 +185,12 @@ def test_a_train_of_headers_of_several_lengths(relay: Running) -> None:
         settled(relay)
         headers = [encode_header(address) for address in addresses]
         sent = [payload(at, 300 - len(headers[at % 3])) for at in range(30)]
-        put_on(client.socket, b"".join(headers[at % 3] + data for at, data in enumerate(sent)), 300, client.bound)
+        put_on(
+            client.socket,
+            b"".join(headers[at % 3] + data for at, data in enumerate(sent)),
+            300,
+            client.bound,
+        )
         # order holds within a flow; there are three, whose lengths differ
         got = [target.receive()[0] for _ in sent]
         for kind in range(3):
@@ -165,9 +203,19 @@ def test_bad_datagrams_of_a_train_cost_nothing_of_the_others(relay: Running) -> 
         client.check_echo(target)
         settled(relay)
         header = encode_header(target.address)
-        bad = {3: b"\0\0\1" + header[3:], 5: b"\0\0\0\7" + header[4:], 11: header[:8] + b"\0\0", 12: b"\0\0\0\3\xff" + header[5:]}
+        bad = {
+            3: b"\0\0\1" + header[3:],
+            5: b"\0\0\0\7" + header[4:],
+            11: header[:8] + b"\0\0",
+            12: b"\0\0\0\3\xff" + header[5:],
+        }
         sent = [payload(at, 200) for at in range(20)]
-        put_on(client.socket, b"".join(bad.get(at, header) + data for at, data in enumerate(sent)), 210, client.bound)
+        put_on(
+            client.socket,
+            b"".join(bad.get(at, header) + data for at, data in enumerate(sent)),
+            210,
+            client.bound,
+        )
         expected = [data for at, data in enumerate(sent) if at not in bad]
         assert [target.receive()[0] for _ in expected] == expected
         client.check_echo(target)
@@ -182,7 +230,12 @@ def test_a_train_whose_last_is_shorter_than_its_header_may_be(relay: Running, ta
         settled(relay)
         header = encode_header(target.address)
         last = (header + b"x")[:tail]
-        put_on(client.socket, b"".join(header + payload(at, 90) for at in range(6)) + last, 100, client.bound)
+        put_on(
+            client.socket,
+            b"".join(header + payload(at, 90) for at in range(6)) + last,
+            100,
+            client.bound,
+        )
         for at in range(6):
             target.expect(payload(at, 90))
         if tail >= HEADER:

@@ -1,0 +1,254 @@
+"""Connections: readers, streams, and what a handler does with a connection.
+
+A handler writes its handshake once, as a generator over the codecs.  The generator
+yields a Need for everything that it cannot go on without: more bytes, a connection to a
+target, a call that may block.  A driver satisfies the need and resumes the generator
+with the result.  listener.serving has the driver: it runs a handshake on the poller's
+thread as long as nothing blocks, and on a pool thread from then on.
+"""
+
+from __future__ import annotations
+
+import enum
+import select
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Generator,
+    Mapping,
+    NamedTuple,
+    Protocol,
+    Sequence,
+    TypeAlias,
+    TypeVar,
+)
+
+if TYPE_CHECKING:
+    import socket
+
+    from netproxy.interfaces.addresses import Address
+
+T = TypeVar("T")
+
+READABLE = select.POLLIN | 0x2000
+"""Events to wait for: data, or the end of what the peer sends (POLLRDHUP)."""
+
+
+class Descriptor(Protocol):
+    """Anything that poll(2) can watch."""
+
+    def fileno(self) -> int:
+        """Return the descriptor, -1 once closed."""
+
+
+Watched: TypeAlias = Sequence[tuple[Descriptor, int]]
+"""What to watch, each with the events of poll(2)."""
+
+Ready: TypeAlias = Mapping[int, int]
+"""Events by descriptor; empty when the time is up."""
+
+
+class Progress(enum.Enum):
+    """How far a need has come without blocking."""
+
+    PENDING = "pending"
+    """Watch `watched()`, then call proceed()."""
+    NEEDS_THREAD = "needs a thread"
+    """Only block() can satisfy the need."""
+
+
+class Need(Protocol):
+    """Something that a handshake waits for.
+
+    Only the thread that currently drives the handshake calls these methods.  Each may
+    raise a NetProxyError, which the driver throws into the generator.
+    """
+
+    light: bool
+    """True if the poller's thread may resume the generator once the need is satisfied."""
+
+    def begin(self) -> Any:
+        """Return the result if it is there, else a Progress.  Never blocks."""
+
+    def watched(self) -> tuple[Watched, float | None]:
+        """Return what to watch, and for how many seconds (None: no limit)."""
+
+    def proceed(self, ready: Ready) -> Any:
+        """Return the result, or PENDING, after an event or, if `ready` is empty, too late."""
+
+    def block(self) -> Any:
+        """Return the result; may block."""
+
+
+Steps: TypeAlias = Generator[Need, Any, T]
+"""A computation that yields needs and returns T.  Any: each need has its own result type."""
+
+
+class Blocking:
+    """The need for the result of a call that may block."""
+
+    __slots__ = ("block",)
+
+    light = False
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.block = call
+
+    def begin(self) -> Progress:
+        """Return NEEDS_THREAD."""
+        return Progress.NEEDS_THREAD
+
+    def watched(self) -> tuple[Watched, float | None]:
+        """Return nothing to watch."""
+        return (), None
+
+    def proceed(self, ready: Ready) -> Progress:
+        """Return NEEDS_THREAD."""
+        return Progress.NEEDS_THREAD
+
+
+class Events:
+    """The need for an event on some descriptors.  The result is a Ready, empty when too late."""
+
+    __slots__ = ("_watched", "_seconds", "light", "idle")
+
+    def __init__(
+        self, watched: Watched, seconds: float | None, light: bool = False, idle: bool = False
+    ) -> None:
+        """Watch for at most `seconds`.  `idle`: as in Wait."""
+        self._watched = watched
+        self._seconds = seconds
+        self.light = light
+        self.idle = idle
+
+    def begin(self) -> Progress:
+        """Return PENDING."""
+        return Progress.PENDING
+
+    def watched(self) -> tuple[Watched, float | None]:
+        """Return what was given."""
+        return self._watched, self._seconds
+
+    def proceed(self, ready: Ready) -> Ready:
+        """Return the events."""
+        return ready
+
+    def block(self) -> Any:
+        """Not reached: the need never asks for a thread."""
+        raise AssertionError
+
+
+class Wait(NamedTuple):
+    """What a connection without a running handshake waits for, while it holds no thread.
+
+    With an empty `watched` a pool thread goes on at once.
+    """
+
+    watched: Watched
+    seconds: float | None
+    """After these seconds resume(False) is called; None: never."""
+    resume: Callable[[bool], Wait | None]
+    """Goes on, on a pool thread; its argument tells whether an event came in time."""
+    idle: bool = False
+    """True if nothing is in progress, so that a daemon that stops need not wait for it."""
+    step: Callable[[int, int], Wait | None] | None = None
+    """Goes on in place of resume(True), on the poller's thread: step(descriptor, events) must
+    not block."""
+    fixed: bool = False
+    """True if `seconds` are the total; otherwise each event starts them again."""
+
+
+class Reader(Protocol):
+    """What a codec reads from.  Both methods raise EndOfStream if the peer closes too early."""
+
+    def read_exactly(self, count: int) -> Steps[bytes]:
+        """Read `count` bytes."""
+
+    def read_until(self, separator: bytes, limit: int) -> Steps[bytes]:
+        """Read up to and including `separator`.
+
+        Raises LimitError if it is not within `limit` bytes.
+        """
+
+
+class Stream(Reader, Protocol):
+    """A connected socket with its unread bytes.  net.stream.Stream is the implementation."""
+
+    socket: socket.socket
+    light: bool
+    """True if its bytes cost so little that the poller's thread may handle them."""
+
+    @property
+    def plain(self) -> bool:
+        """True if the peer's bytes are what the socket holds, False within TLS."""
+
+    @property
+    def open(self) -> bool:
+        """False once closed."""
+
+    def limit(self, seconds: float | None) -> None:
+        """Give everything that follows `seconds` in total; None: no limit."""
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`; may block.  Raises StreamError."""
+
+    def unread(self) -> bytes:
+        """Return the bytes that were read ahead."""
+
+    def local_address(self) -> Address:
+        """Return the local address.  Raises StreamError."""
+
+    def peer_address(self) -> Address:
+        """Return the peer's address.  Raises StreamError."""
+
+    def shutdown(self) -> None:
+        """End both directions: a thread that waits for the stream sees its end.  Thread: any."""
+
+    def idle(self) -> float:
+        """Return the seconds since a byte came or went.  Thread: any."""
+
+    def reset(self) -> None:
+        """Close with RST, so that the peer cannot take a cut stream for a complete one."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+
+Handshake: TypeAlias = Steps["Wait | None"]
+"""A handler at work on one connection.  It returns what the connection waits for afterwards,
+None if the connection has ended."""
+
+
+class Handler(Protocol):
+    """Handles connections."""
+
+    def handle(self, stream: Any, client: Address) -> Handshake:
+        """Handle a connection from `client`.  The handler owns the stream until the end.
+
+        The deadline of the handshake is already running (Stream.limit).
+        """
+
+
+class Admission(Protocol):
+    """Decides who may connect to a listener, and how many at once.  Thread: any."""
+
+    def enter(self, client: str) -> str:
+        """Count one connection of a client address in; return "" or, in words, why not."""
+
+    def leave(self, client: str) -> None:
+        """Count a connection out that enter() has counted in."""
+
+
+class Listener(Protocol):
+    """A bound socket and the thread that reads it."""
+
+    network: str
+    """ "tcp" or "udp"."""
+    address: Address
+
+    def start(self) -> None:
+        """Start the thread.  Raises RuntimeError if there is none to be had."""
+
+    def stop(self) -> None:
+        """Stop; after this returns nothing new is taken."""

@@ -1,0 +1,67 @@
+"""IP networks in CIDR notation.  Pure."""
+
+from __future__ import annotations
+
+from typing import Iterable, NamedTuple
+
+from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, pack_ip
+
+_EXPECTED = "(expected an address or CIDR, such as 10.0.0.0/8)"
+
+
+class IpNetwork(NamedTuple):
+    """A network: the first bits of its addresses as a number, and how many bits follow."""
+
+    size: int
+    """Bytes of an address: 4 or 16."""
+    prefix: int
+    shift: int
+    """Bits behind the prefix."""
+
+    @classmethod
+    def parse(cls, text: str) -> IpNetwork:
+        """Parse "10.0.0.0/8" or a single address.
+
+        A network of v4-mapped addresses becomes the network of these IPv4 addresses.
+        Raises ValueError for anything else, and if bits behind the prefix are set.
+        """
+        host, slash, bits_text = text.partition("/")
+        packed = pack_ip(host)
+        is_number = bits_text.isascii() and bits_text.isdigit() and len(bits_text) < 4
+        if packed is None or (slash and not is_number):
+            raise ValueError(f"'{text}' is not a valid network {_EXPECTED}")
+        shift = len(packed) * 8 - (int(bits_text) if slash else len(packed) * 8)
+        value = int.from_bytes(packed, "big")
+        if shift < 0 or (value >> shift) << shift != value:
+            raise ValueError(
+                f"'{text}' is not a valid network: the prefix is too long, or bits behind it are set"
+            )
+        if packed.startswith(V4_MAPPED_PREFIX) and shift <= 32:
+            return cls(4, (value & 0xFFFFFFFF) >> shift, shift)
+        return cls(len(packed), value >> shift, shift)
+
+    def holds(self, host: str) -> bool:
+        """Return whether a literal address is in the network.  Its scope is ignored."""
+        packed = pack_ip(host.partition("%")[0])
+        if packed is None or len(packed) != self.size:
+            return False
+        return int.from_bytes(packed, "big") >> self.shift == self.prefix
+
+
+class NetworkList:
+    """A set of networks, few enough to compare one after the other."""
+
+    def __init__(self, networks: Iterable[IpNetwork]) -> None:
+        self._networks = list(networks)
+
+    def __contains__(self, host: str) -> bool:
+        """Return whether a literal address is in one of the networks; a name never is."""
+        return any(network.holds(host) for network in self._networks)
+
+
+_LOOPBACK = (IpNetwork.parse("127.0.0.0/8"), IpNetwork.parse("::1"))
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a literal address is a loopback address of this machine."""
+    return any(network.holds(host) for network in _LOOPBACK)

@@ -1,0 +1,120 @@
+"""Upstreams and the decision for one: dialers, routes, names and destinations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterable, NamedTuple, Protocol, Sequence, runtime_checkable
+
+if TYPE_CHECKING:
+    from netproxy.errors import Reason
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Descriptor, Stream
+    from netproxy.interfaces.datagrams import PacketConn
+    from netproxy.interfaces.flows import Flow
+
+
+class Dialer(Protocol):
+    """An upstream.  It wraps the dialer of the hop before it, so that a chain needs no engine."""
+
+    name: str
+    carries: frozenset[str]
+    """Some of "tcp", "udp" and "bind"."""
+    refusal: Reason
+    """The reason of the DialError for what the upstream does not carry."""
+    symmetric: bool
+    """True if a packet connection reaches only the target of the flow it was dialled for."""
+    resolves_names: bool
+    """True if the upstream resolves names itself.  Otherwise the flow's addresses are dialled."""
+
+    def dial(self, flow: Flow) -> Stream:
+        """Connect to the flow's target.  Blocks.  Raises DialError."""
+
+    def dial_packet(self, flow: Flow) -> PacketConn:
+        """Open a packet connection for all datagrams of one client.  Blocks.  Raises DialError."""
+
+    def fixed_for(self, flow: Flow) -> Dialer:
+        """Return this upstream with the members that its groups choose for the flow.
+
+        Returns the dialer itself if no group is involved.
+        """
+
+
+@runtime_checkable
+class NonBlockingDialer(Protocol):
+    """A dialer that can connect without blocking."""
+
+    def begin(self, flow: Flow) -> PendingDial | None:
+        """Begin to connect; return None if connecting needs blocking work (a name lookup).
+
+        Raises DialError.
+        """
+
+
+class PendingDial(Protocol):
+    """A TCP connection that is being established; its socket becomes writable when it is settled.
+
+    Call finish() or close() exactly once.
+    """
+
+    socket: Descriptor
+
+    @property
+    def left(self) -> float:
+        """Seconds until the dial fails with a timeout."""
+
+    def settled(self) -> bool:
+        """Return whether the connection has been established or has failed."""
+
+    def finish(self) -> Stream:
+        """Return the connected stream.  Raises DialError; TIMEOUT if it is not settled."""
+
+    def close(self) -> None:
+        """Abandon the attempt."""
+
+
+class Route(NamedTuple):
+    """A decision: the upstream, and the flow with the addresses that were looked up for it."""
+
+    dialer: Dialer
+    flow: Flow
+
+
+class Router(Protocol):
+    """Chooses the upstream of a flow.  Thread: any."""
+
+    def route(self, flow: Flow) -> Route:
+        """Decide; may block for a name lookup.
+
+        Raises DialError if the target may not be reached or its name is not found.
+        """
+
+    def route_without_blocking(self, flow: Flow) -> Route | None:
+        """Decide; return None if a name must be looked up first.  Raises DialError."""
+
+    def candidates(self, flow: Flow) -> Iterable[Dialer]:
+        """Return all dialers that a flow like this may get, whatever its target."""
+
+
+class Resolver(Protocol):
+    """Looks names up."""
+
+    def resolve(self, target: Address, seconds: float = ...) -> Sequence[Address]:
+        """Return the addresses of a target, at least one.
+
+        Blocks for at most `seconds`.  Raises DialError(NAME or TIMEOUT).
+        """
+
+    def known(self, target: Address) -> Sequence[Address] | None:
+        """Return cached addresses without blocking, None if the cache has none.
+
+        Raises DialError(NAME) for a name that was recently not found.
+        """
+
+
+class DestinationGuard(Protocol):
+    """Decides which addresses may be dialled."""
+
+    def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
+        """Return the addresses that the flow may be dialled to, at least one.
+
+        Raises DialError(DENIED or LOOP).
+        """

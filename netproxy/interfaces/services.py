@@ -1,0 +1,59 @@
+"""What every room may need of the daemon: a log, counters, the state, the janitor's tables."""
+
+from __future__ import annotations
+
+import enum
+from typing import Callable, Hashable, Protocol, Sequence
+
+
+class DaemonState(str, enum.Enum):
+    """STARTING -> SERVING -> DRAINING.  The text is the word for users."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Log(Protocol):
+    """The log.  Thread: any; never blocks."""
+
+    def debug(self, message: str, *values: object) -> None:
+        """Write a record at level debug, formatted with %."""
+
+    def info(self, message: str, *values: object) -> None:
+        """Write a record at level info."""
+
+    def warning(self, message: str, *values: object) -> None:
+        """Write a record at level warning."""
+
+    def error(self, message: str, *values: object) -> None:
+        """Write a record at level error."""
+
+    def limited(self, key: Hashable, message: str, *values: object) -> None:
+        """Write a warning, at most once a minute for each `key`."""
+
+    def auth_failed(self, client: str, user: str, listener: str) -> None:
+        """Write the record of a refused login: the client's address and the name it gave."""
+
+    def exception(self, doing: str) -> None:
+        """Write the exception that is being handled, with its traceback, as one record."""
+
+
+class Counter(Protocol):
+    """Counters by name and reason.  Thread: any."""
+
+    def count(self, name: str, reason: str, amount: int = 1) -> None:
+        """Add `amount`."""
+
+
+class Expirable(Protocol):
+    """A table that the janitor looks through once a second."""
+
+    def expire(self, now: float) -> Sequence[Callable[[], None]]:
+        """Remove what has expired by `now` (monotonic seconds).
+
+        Return calls that close it.  The janitor makes them without any lock.
+        """

@@ -1,0 +1,556 @@
+"""What is seen from outside of a daemon in this process, and what it can be told: control socket, metrics, status page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+from netproxy import cli
+from netproxy.admin import commands
+from netproxy.errors import ListenError, Reason
+from netproxy.admin.stats import Stats
+from netproxy.interfaces.addresses import Address
+from netproxy.admin.control_socket import CommandError, NotRunning, ask
+from netproxy.protocol import socks5
+from tests.support.handlers import RecordingLog
+from tests.support.relays import Running, UdpClient, UdpPort, running
+from tests.support.sockets import SECONDS, listen, read_exactly, read_to_end, server, wait_until
+from tests.daemon.test_daemon import Tunnel
+
+pytest.importorskip("yaml")
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    return (
+        f"control: unix:{tmp_path / 'control'}\nmetrics: 127.0.0.1:0\nmetrics_token: {TOKEN}\nstatus_page: true\n"
+        "listeners: [{listen: '127.0.0.1:0', name: main, auth: optional}]\n"
+        "users: {alice: {password: secret}}\nupstreams: {gone: 'socks5://127.0.0.1:1'}\n"
+    )
+
+
+@pytest.fixture
+def daemon(text: str) -> Iterator[Running]:
+    with running(text) as one:
+        yield one
+
+
+@pytest.fixture
+def tell(tmp_path: Path) -> Callable[..., Any]:
+    return lambda command, **details: ask(str(tmp_path / "control"), command, **details)
+
+
+@pytest.fixture
+def ctl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = cli.control_main(["-s", str(tmp_path / "control"), *arguments])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def echo() -> Iterator[Address]:
+    def script(sock: socket.socket) -> None:
+        while data := sock.recv(65536):
+            sock.sendall(data)
+
+    with server(script) as address:
+        yield address
+
+
+def get(daemon: Running, path: str, token: str = TOKEN) -> tuple[int, str]:
+    head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n" + (
+        f"Authorization: Bearer {token}\r\n" if token else ""
+    )
+    with socket.create_connection(
+        ("127.0.0.1", daemon.daemon._admin._web.address.port), SECONDS
+    ) as client:
+        client.sendall(head.encode() + b"\r\n")
+        answer = read_to_end(client).decode()
+    return int(answer.split(" ")[1]), answer.partition("\r\n\r\n")[2]
+
+
+def value(daemon: Running, series: str) -> float:
+    """Of one line of /metrics; 0 where it is not there."""
+    found = re.findall(rf"^{re.escape(series)} (\S+)$", get(daemon, "/metrics")[1], re.M)
+    return float(found[0]) if found else 0.0
+
+
+class TestConnections:
+    def test_are_listed_while_they_live(
+        self, daemon: Running, tell: Callable[..., Any], echo: Address
+    ) -> None:
+        with Tunnel(daemon.port, echo, ("alice", "secret")) as tunnel:
+            tunnel.check(b"four" * 25)
+            wait_until(lambda: tell("connections")[0]["received"])  # counted just after it was sent
+            (one,) = tell("connections")
+            assert {**one, "client": "", "age": 0, "idle": 0} == {
+                "id": 1,
+                "network": "tcp",
+                "listener": "main",
+                "client": "",
+                "user": "alice",
+                "target": str(echo),
+                "upstream": "direct",
+                "age": 0,
+                "idle": 0,
+                "sent": 100,
+                "received": 100,
+                "datagrams_sent": 0,
+                "datagrams_received": 0,
+            }
+            assert 0 <= one["idle"] <= one["age"] < SECONDS
+            assert tell("sessions") == []
+        wait_until(lambda: tell("connections") == [])
+
+    def test_those_that_are_wanted(
+        self, daemon: Running, tell: Callable[..., Any], echo: Address
+    ) -> None:
+        with Tunnel(daemon.port, echo, ("alice", "secret")), Tunnel(daemon.port, echo):
+            for wanted in (
+                {"user": "alice"},
+                {"ids": [2]},
+                {"user": "alice", "listener": "main", "target": "127.0.0.1", "upstream": "direct"},
+            ):
+                assert len(tell("connections", **wanted)) == 1
+            assert len(tell("connections", client="127.0.0.1")) == 2
+            assert tell("connections", client="192.0.2.1") == []
+
+    def test_one_that_is_killed_ends_on_both_sides_and_says_so(
+        self, daemon: Running, tell: Callable[..., Any], echo: Address
+    ) -> None:
+        with (
+            Tunnel(daemon.port, echo) as kept,
+            Tunnel(daemon.port, echo, ("alice", "secret")) as tunnel,
+        ):
+            tunnel.check()
+            kept.check()
+            assert tell("kill", user="alice") == {"killed": 1}
+            assert tunnel.socket.recv(1) == b""
+            wait_until(lambda: len(tell("connections")) == 1)
+            kept.check()
+        wait_until(lambda: len(daemon.log.records) == 2)
+        assert [record.ended for record in daemon.log.records if record.flow.user] == ["killed"]
+
+    def test_what_is_not_there_cannot_be_killed(
+        self, daemon: Running, tell: Callable[..., Any]
+    ) -> None:
+        with pytest.raises(CommandError, match="no such flow"):
+            tell("kill", ids=[99])
+        with pytest.raises(CommandError, match="kill what?"):
+            tell("kill")
+
+    def test_http_requests_are_flows_of_their_own(
+        self, daemon: Running, tell: Callable[..., Any]
+    ) -> None:
+        release = threading.Event()
+
+        def origin(sock: socket.socket) -> None:
+            read_exactly(sock, 4)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+            release.wait(SECONDS)
+            sock.sendall(b"cd")
+
+        with (
+            server(origin) as address,
+            socket.create_connection(("127.0.0.1", daemon.port), SECONDS) as client,
+        ):
+            client.sendall(b"GET http://%s/ HTTP/1.1\r\nHost: x\r\n\r\n" % str(address).encode())
+            head = b""
+            while not head.endswith(b"ab"):
+                head += client.recv(100)
+            (one,) = tell("connections")
+            assert (one["target"], one["received"]) == (str(address), len(head))
+            release.set()
+            assert client.recv(10) == b"cd"
+            wait_until(lambda: not tell("connections"))
+
+
+class TestSessions:
+    def test_are_listed_and_killed_and_begin_anew(
+        self, daemon: Running, tell: Callable[..., Any]
+    ) -> None:
+        with UdpPort() as target, UdpClient(daemon.port) as client:
+            first = client.check_echo(target, b"ping")
+            wait_until(lambda: tell("sessions")[0]["received"])
+            (one,) = tell("sessions")
+            assert (
+                one["network"],
+                one["target"],
+                one["datagrams_sent"],
+                one["datagrams_received"],
+                one["sent"],
+                one["received"],
+            ) == ("udp", str(target.address), 1, 1, 4, 4)
+            assert tell("kill", ids=[one["id"]]) == {"killed": 1}
+            assert tell("sessions") == []
+            wait_until(lambda: [record.ended for record in daemon.log.records] == ["killed"])
+            client.to(target.address, b"again")
+            assert target.expect(b"again") != first
+
+
+class TestStatus:
+    def test_tells_all(self, daemon: Running, tell: Callable[..., Any], echo: Address) -> None:
+        with Tunnel(daemon.port, echo) as tunnel:
+            tunnel.check()
+            status = tell("status")
+        assert (status["state"], status["connections"], status["log"]) == ("serving", 1, "info")
+        assert status["listeners"] == [
+            {
+                "name": "main",
+                "network": "tcp+udp",
+                "address": f"127.0.0.1:{daemon.port}",
+                "live": 1,
+                "accepted": 1,
+            }
+        ]
+        assert ["connections", "accepted", 1] in status["counters"]
+        assert status["lines"][0].startswith("connections=1 ")
+
+    def test_what_top_asks_for(
+        self, daemon: Running, tell: Callable[..., Any], echo: Address
+    ) -> None:
+        with Tunnel(daemon.port, echo) as tunnel:
+            tunnel.check()
+            wait_until(lambda: tell("traffic")["bytes"] == {"up": 4, "down": 4})
+            traffic = tell("traffic")
+            assert (traffic["flows"], traffic["connections"]) == ([[1, 4, 4]], 1)
+
+
+def test_the_start_counts_as_the_first_reload() -> None:
+    """However late somebody asks for figures."""
+    log: Any = RecordingLog()
+    assert Stats(None, log, time.monotonic() - 3600).reloaded.at == pytest.approx(
+        time.time() - 3600, abs=SECONDS
+    )  # type: ignore[arg-type]
+
+
+class TestCommandLine:
+    def test_lists(
+        self, daemon: Running, ctl: Callable[..., tuple[int, str, str]], echo: Address
+    ) -> None:
+        with Tunnel(daemon.port, echo), Tunnel(daemon.port, echo, ("alice", "secret")):
+            status, out, err = ctl("connections", "--sort", "user", "-n", "1")
+            assert (status, err, out.count("\n")) == (0, "", 2)
+            assert (
+                json.loads(ctl("connections", "--user", "alice", "--json")[1])[0]["user"] == "alice"
+            )
+            assert ctl("sessions")[1].startswith("id  listener")
+            assert ctl("status")[1].startswith("netproxyd ")
+            assert ctl("upstreams")[1].startswith("name ")
+            assert ctl("top", "-b")[1].count("\n") == 6
+            assert ctl("kill", "--user", "alice") == (0, "1 killed\n", "")
+            assert ctl("kill", "77") == (1, "", "netproxyctl: no such flow\n")
+
+    def test_the_level_of_the_log(
+        self, daemon: Running, ctl: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        assert ctl("log") == (0, "info\n", "")
+        assert ctl("log", "debug") == (0, "debug\n", "")
+        assert daemon.log.level == "debug"
+        with pytest.raises(SystemExit) as caught:
+            ctl("log", "loud")
+        assert caught.value.code == 64
+
+    def test_no_fewer_lines_than_none(self, ctl: Callable[..., tuple[int, str, str]]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            ctl("connections", "-n", "-1")
+        assert caught.value.code == 64
+
+    def test_nobody_is_there(
+        self, ctl: Callable[..., tuple[int, str, str]], tmp_path: Path
+    ) -> None:
+        assert ctl("status") == (
+            3,
+            "",
+            f"netproxyctl: {tmp_path / 'control'}: No such file or directory\n",
+        )
+
+
+class TestOrders:
+    """What only the main thread may do: here the signal goes to the test, which does it."""
+
+    @pytest.fixture
+    def signals(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+        sent: list[int] = []
+        monkeypatch.setattr(commands.os, "kill", lambda pid, number: sent.append(number))
+        yield sent
+
+    def test_a_reload_is_answered_with_what_came_of_it(
+        self, daemon: Running, signals: list[int], ctl: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        answers: list[tuple[int, str, str]] = []
+        for errors in ([], ["file:1:1: wrong", "file:2:1: wrong too"]):
+            thread = threading.Thread(target=lambda: answers.append(ctl("reload")), name="test-ctl")
+            thread.start()
+            wait_until(lambda: signals)
+            assert signals == [signal.SIGHUP]
+            signals.clear()
+            daemon.daemon.begin_reload()(errors)
+            thread.join(SECONDS)
+        assert [answer[0] for answer in answers] == [0, 1]
+        assert answers[0][1] == "reloaded\n"
+        assert answers[1][2] == "netproxyctl: file:1:1: wrong\nnetproxyctl: file:2:1: wrong too\n"
+        assert "the last reload failed" in ctl("status")[1]
+        assert value(daemon, "netproxy_config_last_reload_successful") == 0
+
+    def test_a_drain_is_answered_before_it_begins(
+        self, daemon: Running, signals: list[int], ctl: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        assert ctl("drain") == (0, "draining: 0 connections may come to their end\n", "")
+        wait_until(lambda: signals == [signal.SIGTERM])
+
+    def test_a_second_drain_does_not_cut_off_what_runs(
+        self, daemon: Running, signals: list[int], ctl: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        daemon.daemon.stop_accepting()
+        assert ctl("drain") == (1, "", "netproxyctl: the daemon is draining\n")
+        assert not signals
+
+    def test_while_it_drains_nothing_is_reloaded(
+        self, daemon: Running, signals: list[int], ctl: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        daemon.daemon.stop_accepting()
+        assert ctl("reload") == (1, "", "netproxyctl: the daemon is draining\n")
+        assert not signals
+        assert get(daemon, "/readyz", "") == (503, "draining\n")
+
+
+class TestMetrics:
+    def test_of_connections(self, daemon: Running, echo: Address) -> None:
+        labels = '{listener="main",upstream="direct"'
+        with Tunnel(daemon.port, echo) as tunnel:
+            tunnel.check(b"12345678")
+            assert value(daemon, f"netproxy_tcp_flows{labels}}}") == 1
+            assert value(daemon, f'netproxy_tcp_bytes_total{labels},direction="up"}}') == 8
+            assert value(daemon, 'netproxy_connections{listener="main"}') == 1
+        wait_until(lambda: not value(daemon, f"netproxy_tcp_flows{labels}}}"))
+        assert value(daemon, f"netproxy_tcp_flows_total{labels}}}") == 1
+        assert value(daemon, f'netproxy_tcp_bytes_total{labels},direction="down"}}') == 8
+        assert value(daemon, 'netproxy_dial_seconds_count{upstream="direct"}') == 1
+        assert value(daemon, 'netproxy_connections_total{listener="main"}') == 1
+
+    def test_of_datagrams_while_their_session_lives(self, daemon: Running) -> None:
+        with UdpPort() as target, UdpClient(daemon.port) as client:
+            for _ in range(3):
+                client.to(target.address, b"ping")
+                target.expect(b"ping")
+            labels = '{listener="main",upstream="direct"'
+            assert value(daemon, f'netproxy_udp_datagrams_total{labels},direction="up"}}') == 3
+            assert value(daemon, f'netproxy_udp_bytes_total{labels},direction="up"}}') == 12
+            assert value(daemon, f"netproxy_udp_sessions{labels}}}") == 1
+
+    def test_hazard_117_many_clients_make_no_series(self, daemon: Running, echo: Address) -> None:
+        def series() -> set[str]:
+            return {
+                line.rpartition(" ")[0]
+                for line in get(daemon, "/metrics")[1].splitlines()
+                if not line.startswith("#")
+            }
+
+        def visit(port: int) -> None:
+            with Tunnel(daemon.port, Address("127.0.0.1", port)):
+                pass
+
+        visit(echo.port)
+        visit(1)
+        wait_until(lambda: daemon.log.records and not daemon.daemon.flows.live())
+        before = series()
+        for port in range(2, 40):
+            visit(port)
+            visit(echo.port)
+        wait_until(lambda: not daemon.daemon.flows.live())
+        assert series() == before
+
+    @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
+    def test_promtool_finds_nothing_wrong(self, daemon: Running, echo: Address) -> None:
+        with Tunnel(daemon.port, echo), Tunnel(daemon.port, Address("127.0.0.1", 1)):
+            text = get(daemon, "/metrics")[1]
+        result = subprocess.run(
+            ["promtool", "check", "metrics"], input=text.encode(), capture_output=True, timeout=60
+        )
+        assert (result.returncode, result.stdout + result.stderr) == (0, b"")
+
+    def test_hazard_111_no_secret_is_in_any_answer(
+        self, daemon: Running, tell: Callable[..., Any], echo: Address
+    ) -> None:
+        with (
+            Tunnel(daemon.port, echo, ("alice", "secret")),
+            Tunnel(daemon.port, echo, ("alice", "guessed-wrong")),
+        ):
+            told = (
+                get(daemon, "/metrics")[1]
+                + get(daemon, "/status.json")[1]
+                + get(daemon, "/")[1]
+                + json.dumps(
+                    [
+                        tell(command)
+                        for command in ("status", "connections", "sessions", "upstreams", "traffic")
+                    ]
+                )
+                + repr(daemon.log.lines)
+            )
+        for secret in (TOKEN, "secret", "guessed-wrong"):
+            assert secret not in told
+        assert "auth_failed client=127.0.0.1 user=alice listener=main" in daemon.log.lines
+
+
+def test_hazard_115_the_metrics_listener_is_not_reached_through_the_proxy(daemon: Running) -> None:
+    with Tunnel(daemon.port, daemon.daemon._admin._web.address) as tunnel:
+        assert tunnel.reply == socks5.REPLIES[Reason.LOOP]
+
+
+class TestStatusPage:
+    def test_figures(self, daemon: Running, echo: Address) -> None:
+        with Tunnel(daemon.port, echo) as tunnel, Tunnel(daemon.port, Address("127.0.0.1", 1)):
+            tunnel.check()
+            wait_until(lambda: json.loads(get(daemon, "/status.json")[1])["bytes"]["down"])
+            now = json.loads(get(daemon, "/status.json")[1])
+        assert (now["state"], now["flows_live"], now["bytes"]) == (
+            "serving",
+            1,
+            {"up": 4, "down": 4},
+        )
+        assert [one["target"] for one in now["flows"]] == [str(echo)]
+        assert ["targets not reached", "connection refused", 1] in now["trouble"]
+        assert now["failures"][0]["why"] == "connection refused"
+        assert [one["name"] for one in now["upstreams"]] == ["default", "gone"]
+
+
+class TestReload:
+    def test_servers_come_and_go_with_the_configuration(
+        self, daemon: Running, text: str, tmp_path: Path, tell: Callable[..., Any]
+    ) -> None:
+        web = daemon.daemon._admin._web
+        daemon.reload(text.replace(TOKEN, "f" * 20))
+        assert daemon.daemon._admin._web is web
+        assert get(daemon, "/metrics")[0] == 401
+        assert get(daemon, "/metrics", "f" * 20)[0] == 200
+        daemon.reload("listeners: [{listen: '127.0.0.1:0', name: main}]")
+        assert not web.thread.is_alive()
+        with pytest.raises(NotRunning):
+            tell("status")
+        assert not (tmp_path / "control").exists()
+        daemon.reload(text)
+        assert get(daemon, "/metrics")[0] == 200
+        assert tell("status")["state"] == "serving"
+        assert not daemon.daemon.dead_thread()
+
+    def test_a_fresh_metrics_listener_never_takes_the_token_of_the_one_before(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It answers while the rest is still being applied; on loopback there had been none."""
+        served, answered = "listeners: [{listen: '127.0.0.1:0'}]\n", []
+        start = commands.Admin._fresh_web
+
+        def asked_at_once(own: commands.Admin, config: Any, fresh: list[Any]) -> Any:
+            web, site = found = start(own, config, fresh)
+            if web in fresh:
+                with socket.create_connection(("127.0.0.1", web.address.port), SECONDS) as client:
+                    client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                    answered.append(read_to_end(client).split(b" ")[1])
+            return found
+
+        monkeypatch.setattr(commands.Admin, "_fresh_web", asked_at_once)
+        with running(f"metrics: 127.0.0.1:0\n{served}") as one:
+            one.reload(f"metrics: localhost:0\nmetrics_token: {TOKEN}\n{served}")
+        assert answered == [b"200", b"401"]
+
+    def test_one_whose_threads_cannot_start_changes_nothing(
+        self, daemon: Running, text: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Hazard 94."""
+
+        def fail(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(ListenError, match="metrics localhost:0: can't start new thread"):
+                daemon.reload(text.replace("metrics: 127.0.0.1:0", "metrics: localhost:0"))
+        assert get(daemon, "/readyz", "") == (200, "serving\n")
+
+    @pytest.mark.parametrize(
+        "number, what",
+        [
+            (1, "control unix:.*/other"),
+            (2, "metrics localhost:0"),
+            (3, "tunnel agent"),
+            (4, "cannot start a listener"),
+            (5, "cannot start a listener"),
+        ],
+    )
+    def test_whichever_thread_cannot_start_changes_nothing(
+        self,
+        daemon: Running,
+        text: str,
+        tmp_path: Path,
+        tell: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        number: int,
+        what: str,
+    ) -> None:
+        """Hazard 94; `number` of those that the reload would start."""
+        started: list[threading.Thread] = []
+        start = threading.Thread.start
+
+        def fail(thread: threading.Thread) -> None:
+            started.append(thread)
+            if len(started) == number:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        wanted = (
+            text.replace("metrics: 127.0.0.1:0", "metrics: localhost:0")
+            .replace("/control", "/other")
+            .replace("'127.0.0.1:0'", "'127.0.0.2:0'")
+            + f"tunnel: {{agent: {{bridge: 'tcp://127.0.0.1:1', name: home, token: {TOKEN}, exit: true}}}}\n"
+        )
+        before = daemon.daemon.summary()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(ListenError, match=f"{what}: can't start new thread"):
+                daemon.reload(wanted)
+        assert len(started) == number and not any(thread.is_alive() for thread in started)
+        assert (tell("status")["state"], daemon.daemon.summary()) == ("serving", before)
+        assert not (tmp_path / "other").exists()
+        assert daemon.daemon.tunnels()["agent"] is None and not daemon.daemon.dead_thread()
+        assert get(daemon, "/readyz", "") == (200, "serving\n")
+        daemon.reload(wanted)
+        assert daemon.daemon.tunnels()["agent"]["name"] == "home"
+        assert ask(str(tmp_path / "other"), "status")["state"] == "serving"
+
+    def test_one_that_fails_changes_nothing(
+        self, daemon: Running, text: str, tmp_path: Path, tell: Callable[..., Any]
+    ) -> None:
+        with listen() as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(
+                ListenError, match=f"metrics 127.0.0.1:{port}: Address already in use"
+            ):
+                daemon.reload(
+                    text.replace("metrics: 127.0.0.1:0", f"metrics: 127.0.0.1:{port}").replace(
+                        "/control", "/other"
+                    )
+                )
+            with pytest.raises(ListenError, match=f"tcp 127.0.0.1:{port}"):
+                daemon.reload(
+                    text.replace("'127.0.0.1:0'", f"'127.0.0.1:{port}'").replace(
+                        "/control", "/other"
+                    )
+                )
+        assert not (tmp_path / "other").exists()
+        assert tell("status")["state"] == "serving"
+        assert get(daemon, "/readyz", "") == (200, "serving\n")

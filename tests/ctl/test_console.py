@@ -1,0 +1,252 @@
+"""What netproxyctl prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from netproxy.ctl.console import (
+    amount,
+    arranged,
+    flows_text,
+    lasted,
+    status_text,
+    tunnels_text,
+    upstreams_text,
+)
+
+
+def figures(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "state": "up",
+        "carries": ["tcp", "udp"],
+        "live": 2,
+        "dialled": 10,
+        "failed": 1,
+        "latency": 0.0123,
+        "error": "",
+        "groups": [],
+        **more,
+    }
+
+
+STATUS = {
+    "version": "1",
+    "state": "serving",
+    "uptime": 90061.5,
+    "pid": 7,
+    "reloaded": {"at": 0.0, "fine": True},
+    "connections": 2,
+    "sessions": 1,
+    "threads": 9,
+    "memory": 16_000_000,
+    "log": "info",
+    "lines": ["connections=2", "drops{fragment}=1"],
+    "listeners": [
+        {
+            "name": "main",
+            "network": "tcp+udp",
+            "address": "127.0.0.1:1080",
+            "live": 2,
+            "accepted": 40,
+        }
+    ],
+}
+FLOW = {
+    "id": 12,
+    "network": "tcp",
+    "listener": "main",
+    "client": "192.0.2.1:5000",
+    "user": "alice",
+    "target": "example.com:443",
+    "upstream": "office",
+    "age": 75.2,
+    "idle": 0.4,
+    "sent": 1500,
+    "received": 2_000_000,
+    "datagrams_sent": 3,
+    "datagrams_received": 4,
+}
+
+
+def test_status() -> None:
+    assert status_text(STATUS).split("\n") == [
+        "netproxyd 1 is serving, up 1d1h, process 7",
+        "2 connections, 1 UDP sessions, 9 threads, 16.0 MB of memory, log level info",
+        "",
+        "listener  network  address         live  accepted",
+        "main      tcp+udp  127.0.0.1:1080  2     40",
+        "",
+        "connections=2",
+        "drops{fragment}=1",
+    ]
+    assert "; the last reload failed, see the log\n" in status_text(
+        {**STATUS, "reloaded": {"at": 0.0, "fine": False}}
+    )
+
+
+def test_flows_have_a_line_each() -> None:
+    assert flows_text([FLOW], False) == (
+        "id  listener  client          user   target           way out  age    idle  to target  to client\n"
+        "12  main      192.0.2.1:5000  alice  example.com:443  office   1m15s  0s    1.5 kB     2.0 MB"
+    )
+    assert flows_text([FLOW], True).endswith("2.0 MB     3/4")
+    assert flows_text([], False).startswith("id  listener")
+
+
+def test_what_strangers_chose_cannot_paint_the_terminal() -> None:
+    """Hazard 112."""
+    text = flows_text([{**FLOW, "user": "a\x1b[2Jb", "target": "x\r\n\u202ey:1"}], False)
+    assert "a?[2Jb" in text and "x???y:1" in text and text.count("\n") == 1
+
+
+def test_flows_are_arranged() -> None:
+    flows = [
+        {**FLOW, "id": at, "sent": sent, "target": target}
+        for at, sent, target in ((1, 5, "b"), (2, 9, "c"), (3, 7, "a"))
+    ]
+
+    def ids(by: str) -> list[int]:
+        return [one["id"] for one in arranged(flows, by)]
+
+    assert (ids("id"), ids("bytes"), ids("sent"), ids("target")) == (
+        [1, 2, 3],
+        [2, 3, 1],
+        [2, 3, 1],
+        [3, 1, 2],
+    )
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (99_940, "99.9 kB"),
+        (99_960, "100 kB"),
+        (999_600, "1.0 MB"),
+        (10**19, "10000 PB"),
+    ],
+)
+def test_amounts(value: float, text: str) -> None:
+    assert amount(value) == text
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.9, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m59s"), (3661, "1h1m"), (86400 * 3, "3d")],
+)
+def test_times(seconds: float, text: str) -> None:
+    assert lasted(seconds) == text
+
+
+def test_a_way_out_has_a_line() -> None:
+    unused = figures("second", state="unused", carries=[], live=0, dialled=0, failed=0, latency=0.0)
+    assert upstreams_text([figures("office"), unused]) == (
+        "name    state   carries  live  dialled  failed  latency  last error\n"
+        "office  up      tcp,udp  2     10       1       12.3 ms\n"
+        "second  unused  -        0     0        0       -"
+    )
+
+
+def test_the_members_of_a_group_stand_below_it() -> None:
+    pool = figures(
+        "pool",
+        groups=[
+            {
+                "name": "pool",
+                "balance": "failover",
+                "members": [figures("a"), figures("b", state="down")],
+            }
+        ],
+    )
+    assert [line.split()[:2] for line in upstreams_text([pool]).split("\n")[1:]] == [
+        ["pool", "up"],
+        ["a", "up"],
+        ["b", "down"],
+    ]
+
+
+def test_a_group_on_the_way_has_a_line_of_its_own() -> None:
+    through = figures(
+        "through", groups=[{"name": "pool", "balance": "failover", "members": [figures("a")]}]
+    )
+    assert upstreams_text([through]).split("\n")[2:] == [
+        "  pool   failover",
+        "    a    up        tcp,udp  2     10       1       12.3 ms",
+    ]
+
+
+def test_an_error_of_another_is_printed_without_its_control_characters() -> None:
+    assert upstreams_text([figures("a", error="bad\x1b[2J\nname")]).endswith("bad?[2J?name")
+
+
+AGENT = {
+    "name": "home",
+    "client": "192.0.2.1:50000",
+    "since": 0.0,
+    "rtt": 0.0123,
+    "exit": True,
+    "streams": 2,
+    "opened": 9,
+    "idle": 4,
+    "ports": ["127.0.0.1:8022/tcp"],
+    "refused": {"80/tcp": "not allowed by the bridge"},
+    "sent": 10,
+    "received": 20,
+}
+
+
+def test_an_agent_has_a_line() -> None:
+    text = tunnels_text({"agents": [AGENT], "agent": None})
+    head, line = text.split("\n")
+    assert head.split() == [
+        "agent",
+        "from",
+        "since",
+        "rtt",
+        "live",
+        "opened",
+        "sent",
+        "received",
+        "ports",
+    ]
+    assert line.split()[:2] == ["home", "192.0.2.1:50000"] and "12.3 ms" in line
+    assert line.endswith(
+        "2     9       10    20        127.0.0.1:8022/tcp, 80/tcp (not allowed by the bridge), exit"
+    )
+
+
+def test_the_own_agent_has_a_line() -> None:
+    own = {
+        "name": "home",
+        "connected": True,
+        "since": 0.0,
+        "rtt": 0.0,
+        "idle": 4,
+        "opened": 7,
+        "ports": {"8022/tcp": "served"},
+    }
+    assert tunnels_text({"agents": [], "agent": own}).endswith(
+        "-, 7 opened, 4 wait; ports: 8022/tcp served"
+    )
+    assert tunnels_text(
+        {"agents": [], "agent": {"name": "home", "connected": False, "tries": 3}}
+    ) == ("agent 'home': not connected, 3 failures in a row")
+
+
+def test_no_tunnel_is_a_head_alone() -> None:
+    assert tunnels_text({"agents": [], "agent": None}).split() == [
+        "agent",
+        "from",
+        "since",
+        "rtt",
+        "live",
+        "opened",
+        "sent",
+        "received",
+        "ports",
+    ]

@@ -1,0 +1,173 @@
+"""netproxyctl top: rates out of two looks, and a picture that any terminal can show."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netproxy.ctl import top as top_module
+from netproxy.admin.control_socket import ControlServer
+from netproxy.ctl.top import Rate, Top, picture, rates
+from tests.support.doubles import Lines
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def look(
+    at: float, flows: list[list[int]], up: int = 0, down: int = 0, drops: int = 0
+) -> dict[str, Any]:
+    return {
+        "at": at,
+        "state": "serving",
+        "uptime": at,
+        "connections": 2,
+        "sessions": 0,
+        "threads": 5,
+        "memory": 16e6,
+        "bytes": {"up": up, "down": down},
+        "drops": drops,
+        "flows": flows,
+    }
+
+
+def flow(number: int, **more: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "network": "tcp",
+        "client": "192.0.2.1:5000",
+        "user": "",
+        "target": "example.com:443",
+        "upstream": "direct",
+        "age": 5.0,
+        **more,
+    }
+
+
+def test_rates_are_differences_the_fastest_first() -> None:
+    before, now = (
+        look(10.0, [[1, 100, 0], [2, 0, 0]]),
+        look(12.0, [[1, 300, 0], [2, 0, 5000], [3, 7, 7]]),
+    )
+    assert rates(before, now) == [Rate(2, 0, 2500, 5000), Rate(1, 100, 0, 300), Rate(3, 0, 0, 14)]
+
+
+def test_the_picture() -> None:
+    before, now = look(10.0, [[1, 0, 0]]), look(11.0, [[1, 1000, 250_000]], 1000, 250_000, 3)
+    lines = picture(before, now, rates(before, now), {1: flow(1, user="alice")})
+    assert lines == [
+        "netproxyd serving, up 11s; 2 connections, 0 UDP sessions, 5 threads, 16.0 MB",
+        "to clients 2.0 Mbit/s, from clients 8.0 kbit/s; drops 3/s, 3 in all",
+        "",
+        "id  client                target               way out  age  to client   to target   bytes",
+        "1   alice@192.0.2.1:5000  tcp example.com:443  direct   5s   2.0 Mbit/s  8.0 kbit/s  251 kB",
+    ]
+
+
+def test_a_flow_that_ended_between_two_answers_has_no_line() -> None:
+    now = look(11.0, [[1, 0, 0]])
+    assert len(picture(look(10.0, []), now, rates(look(10.0, []), now), {})) == 4
+
+
+class Daemon:
+    """Answers what top asks, a flow that carries 1000 bytes a second."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.asked: list[Any] = []
+
+    def ask(self, command: str, **details: Any) -> Any:
+        if command == "traffic":
+            self.looks += 1
+            return look(
+                float(self.looks), [[number, 1000 * self.looks, 0] for number in range(100)]
+            )
+        self.asked.append(details["ids"])
+        return [flow(number, user="a\x1b[2J") for number in details["ids"]]
+
+
+def test_once_it_asks_for_those_alone_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top_module, "SECONDS", 0.0)
+    daemon = Daemon()
+    text = Top(daemon.ask).once()
+    assert daemon.asked == [list(range(top_module.BATCH_ROWS))]
+    assert "\x1b" not in text
+    assert len(text.split("\n")) == 4 + top_module.BATCH_ROWS
+
+
+@pytest.mark.parametrize("rows, columns, shown", [(12, 60, (12, 60)), (0, 0, (24, 80))])
+def test_on_a_terminal_it_draws_within_it_until_q(
+    tmp_path: Path, rows: int, columns: int, shown: tuple[int, int]
+) -> None:
+    """A serial line has no size: 24 lines of 80 then."""
+    daemon = Daemon()
+    server = ControlServer(
+        str(tmp_path / "socket"),
+        {
+            "traffic": lambda request: daemon.ask("traffic"),
+            "flows": lambda request: daemon.ask("flows", ids=request["ids"]),
+        },
+        Lines(),
+    )
+    server.start()
+    child, master = pty.fork()
+    if not child:
+        os.chdir(ROOT)
+        os.execv(
+            sys.executable,
+            [
+                sys.executable,
+                "-c",
+                "import sys, time; from netproxy.ctl import top; top.SECONDS = 0.05; "
+                "from netproxy.cli import control_main; sys.exit(control_main())",
+                "-s",
+                server.path,
+                "top",
+            ],
+        )
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    try:
+        painted = _read(master, lambda text: text.count("\x1b[H") > 3)
+        os.write(master, b"q")
+        painted += _read(master, lambda text: "\x1b[?25h" in text)
+        _, status = os.waitpid(child, 0)
+        child = 0
+        assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(master)
+        server.stop()
+    picture_text = painted.split("\x1b[H")[3]
+    lines = picture_text.split("\r\n")
+    assert set(re.findall(r"\x1b\[[?\d]*[A-Za-z]", picture_text)) <= {"\x1b[K", "\x1b[J"}
+    assert (
+        len(lines) == shown[0] - 1
+        and max(len(line.replace("\x1b[K", "").replace("\x1b[J", "")) for line in lines)
+        <= shown[1] - 1
+    )
+
+
+def _read(descriptor: int, there: Any) -> str:
+    """What is painted until `there`."""
+    text, deadline = "", time.monotonic() + 20
+    while not there(text):
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        assert ready, text
+        try:
+            text += os.read(descriptor, 65536).decode()
+        except OSError:
+            return text  # the other end has closed
+    return text
