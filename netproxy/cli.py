@@ -111,9 +111,7 @@ def control_parser() -> Any:
         made[name].add_argument("--json", action="store_true", help="print the answer as JSON")
     for name in ("connections", "sessions", "kill"):
         for option in FILTERS:
-            made[name].add_argument(
-                f"--{option}", help=f"only those of this {option}"
-            )
+            made[name].add_argument(f"--{option}", help=f"only those of this {option}")
     for name in ("connections", "sessions"):
         made[name].add_argument(
             "--sort",

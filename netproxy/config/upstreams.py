@@ -211,7 +211,9 @@ class Ways:
         )
         if not members:
             section.wrong("members", "names no way out")
-        ways = [member.upstream.name or member.upstream for member in members if member.upstream.steps]
+        ways = [
+            member.upstream.name or member.upstream for member in members if member.upstream.steps
+        ]
         if len(set(ways)) < len(ways):
             section.wrong("members", "names one way out twice: give it a weight instead")
         health = (

@@ -19,10 +19,10 @@ from netproxy.dialer.factory import DialerFactory, udp_warnings
 from netproxy.errors import ListenError
 from netproxy.handler.factory import (
     ListenerHandler,
-    NameService,
+    DnsDependencies,
     HandlerDependencies,
     make_handler,
-    secure,
+    make_tls_handshake,
 )
 from netproxy.admin.commands import Admin
 from netproxy.interfaces.addresses import Address
@@ -179,7 +179,7 @@ class Daemon:
         make_policies(config)
         for one in config.listeners:
             if one.tls:
-                secure(one.tls)
+                make_tls_handshake(one.tls)
         return _report().plan(config, dialers)
 
     def explain(self, flow: str, config: Config | None = None) -> list[str]:
@@ -291,7 +291,9 @@ class Daemon:
             TargetResolver(SystemNames(dict(config.dns.hosts)), runtime.destinations),
             runtime.datagrams,
         )
-        return make_forwarder(config.dns, Means(direct, dialers.dialer, domains, runtime.destinations))
+        return make_forwarder(
+            config.dns, Means(direct, dialers.dialer, domains, runtime.destinations)
+        )
 
     def _adopt_names(self, config: Config, forwarder: Any) -> None:
         self._runtime.resolver.configure(_plan(config, forwarder))
@@ -335,7 +337,9 @@ class Daemon:
         router, autos = self._routing(config, dialers)
         observer = ObserverGroup(self.flows, autos)
         names = (
-            NameService(forwarder, config.dns.cache, runtime.queries, runtime.datagrams.arenas())
+            DnsDependencies(
+                forwarder, config.dns.cache, runtime.queries, runtime.datagrams.arenas()
+            )
             if forwarder
             else None
         )
@@ -360,7 +364,11 @@ class Daemon:
                 one.name: dialers.dialer(one.upstream) for one in config.listeners if one.upstream
             }
             return RuleRouter(
-                (), dialers.dialer(config.default), by_listener, runtime.resolver, runtime.destinations
+                (),
+                dialers.dialer(config.default),
+                by_listener,
+                runtime.resolver,
+                runtime.destinations,
             ), ()
         from netproxy.router.factory import (
             Means,
@@ -488,7 +496,7 @@ def _equip_udp(made: ListenerHandler, name: str, listener: UdpListener) -> None:
     listener.name = name
     if made.udp is not None:
         made.udp.shared = listener.local
-    listener.handler = made.handler
+    listener.handler = made.packets
 
 
 def _ports(relay_port: str) -> range:

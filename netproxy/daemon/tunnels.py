@@ -21,7 +21,7 @@ from netproxy.config.schema import (
 from netproxy.dialer.factory import DialerFactory
 from netproxy.dialer.hop import Hop
 from netproxy.errors import ConfigError, ListenError
-from netproxy.handler.outbound import Connector
+from netproxy.handler.outbound import Outbound
 from netproxy.handler.factory import HandlerDependencies
 from netproxy.handler.forward import TcpForward, UdpForward
 from netproxy.handler.stream_udp import StreamUdpRelay
@@ -194,7 +194,7 @@ class Tunnels:
             self._table = _table(runtime)
             runtime.janitor.register(self._table)
         return Ways(
-            Connector(router, _limits(dependencies), runtime.counters, dependencies.observer),
+            Outbound(router, _limits(dependencies), runtime.counters, dependencies.observer),
             StreamUdpRelay(
                 router,
                 self._table,
@@ -298,7 +298,7 @@ class _Ports:
 
         def configure() -> None:
             dependencies = self._dependencies
-            connector = Connector(
+            connector = Outbound(
                 router, _limits(dependencies), runtime.counters, dependencies.observer
             )
             listener.configure(

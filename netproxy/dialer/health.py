@@ -12,6 +12,7 @@ from netproxy.dialer.group import Member
 from netproxy.errors import NetProxyError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
+from netproxy.net.stream import complete
 from netproxy.interfaces.routing import Dialer
 from netproxy.interfaces.services import Log
 from netproxy.protocol import http1
@@ -83,10 +84,12 @@ def _ask(check: Check) -> str:
         host = str(check.target).encode("ascii")
         stream.write(
             http1.encode_request(
-                http1.Request(b"GET", check.path, 1, [(b"Host", host), (b"Connection", b"close")])
+                http1.HttpRequest(
+                    b"GET", check.path, 1, [(b"Host", host), (b"Connection", b"close")]
+                )
             )
         )
-        while (status := http1.read_response(stream).status) < 200:
+        while (status := complete(http1.read_response(stream)).status) < 200:
             pass
         return "" if 200 <= status < 400 else f"{check.target} answered {status}"
     finally:

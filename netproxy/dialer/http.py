@@ -9,7 +9,7 @@ from netproxy.errors import DialError, ProtocolError, Reason
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.services import Counter
 from netproxy.net.framed import FramedConn
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import connect_udp, http1
 from netproxy.protocol.capsule import Capsules
 
@@ -49,7 +49,7 @@ class HttpDialer:
         fields = [(b"Host", authority)]
         if self._hop.user:
             fields.append((b"Proxy-Authorization", self._authorization()))
-        stream.write(http1.encode_request(http1.Request(b"CONNECT", authority, 1, fields)))
+        stream.write(http1.encode_request(http1.HttpRequest(b"CONNECT", authority, 1, fields)))
         response = _final_response(stream)
         # a length or coding in a 2xx answer to CONNECT means nothing (RFC 9110 section 9.3.6)
         if response.status == 101:
@@ -92,13 +92,13 @@ def _wanted(flow: Flow) -> str:
     return f"connect-udp to {flow.target}"
 
 
-def _final_response(stream: Stream) -> http1.Response:
+def _final_response(stream: Stream) -> http1.HttpResponse:
     """The answer that is not an interim one; 101 is final."""
     while True:
-        response = http1.read_response(stream)
+        response = complete(http1.read_response(stream))
         if response.status >= 200 or response.status == 101:
             return response
 
 
-def _status_line(response: http1.Response) -> str:
+def _status_line(response: http1.HttpResponse) -> str:
     return f"{response.status} {response.phrase.decode('latin-1').lower()}".rstrip()[:STATUS_LIMIT]

@@ -9,7 +9,7 @@ from netproxy.dialer.hop import Hop
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.flows import Flow
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks4
 
 
@@ -42,7 +42,7 @@ class Socks4Dialer:
 
     def _connect(self, stream: Stream, target: Address) -> None:
         stream.write(socks4.encode_request(socks4.CONNECT, target, self._hop.user.encode()))
-        reply, _ = socks4.read_reply(stream)
+        reply, _ = complete(socks4.read_reply(stream))
         if reply != socks4.GRANTED:
             raise DialError(socks4.REASONS.get(reply, Reason.GENERAL), str(target))
 

@@ -11,7 +11,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import PacketConn
 from netproxy.interfaces.flows import Flow
 from netproxy.net.address import is_unspecified
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks5
 
 ASSOCIATE = "UDP ASSOCIATE"  # in errors
@@ -78,7 +78,7 @@ class Socks5Dialer:
             nonlocal bound
             self._authenticate(stream)
             stream.write(socks5.encode_request(socks5.UDP_ASSOCIATE, UNSPECIFIED_ADDRESS))
-            reply, bound = socks5.read_reply(stream)
+            reply, bound = complete(socks5.read_reply(stream))
             if reply != socks5.SUCCEEDED:
                 raise DialError(socks5.REASONS.get(reply, Reason.GENERAL), ASSOCIATE)
 
@@ -98,14 +98,14 @@ class Socks5Dialer:
         self._authenticate(stream)
         stream.write(socks5.encode_request(socks5.CONNECT, target))
         try:
-            stream.peek()
+            complete(stream.peek())
         except (
             DeadlineError
         ) as error:  # it has spoken to us, and not begun to answer: what is silent is the target
             raise DialError(Reason.TIMEOUT, str(target)) from error
         except EndOfStream:
             pass  # as the next line will tell
-        reply, _ = socks5.read_reply(stream)
+        reply, _ = complete(socks5.read_reply(stream))
         if reply != socks5.SUCCEEDED:
             raise DialError(socks5.REASONS.get(reply, Reason.GENERAL), str(target))
 
@@ -113,12 +113,12 @@ class Socks5Dialer:
         hop = self._hop
         wanted = socks5.USERNAME_PASSWORD if hop.user else socks5.NO_AUTHENTICATION
         stream.write(socks5.encode_methods(bytes((wanted,))))
-        if socks5.read_method(stream) != wanted:
+        if complete(socks5.read_method(stream)) != wanted:
             raise DialError(
                 Reason.AUTHENTICATION,
                 "it takes no " + ("password" if hop.user else "anonymous client"),
             )
         if hop.user:
             stream.write(socks5.encode_credentials(hop.user, hop.password))
-            if not socks5.read_credentials_status(stream):
+            if not complete(socks5.read_credentials_status(stream)):
                 raise DialError(Reason.AUTHENTICATION)

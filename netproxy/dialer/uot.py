@@ -50,7 +50,7 @@ class UotDialer:
     def dial_packet(self, flow: Flow) -> FramedConn:
         stream = self._open(flow)
         try:
-            stream.write(uot.encode_request(uot.Request(False, flow.target)))
+            stream.write(uot.encode_request(uot.UotRequest(False, flow.target)))
             return FramedConn(stream, uot.Frames(), self._counter)
         except StreamError as error:
             stream.close()

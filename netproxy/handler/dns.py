@@ -15,7 +15,7 @@ from typing import Any, Callable, Container, Hashable, NamedTuple, Protocol
 
 from netproxy.errors import EndOfStream, ProtocolError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.connections import READABLE, Blocking, Events, Handshake, Steps
 from netproxy.interfaces.datagrams import Batch
 from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
@@ -116,7 +116,13 @@ class DnsHandler:
                 continue
             for at in offsets:
                 size = last if at == offsets[-1] else length
-                self._serve(bytes(arena.view[at : at + size]), local, local.reply_destination(peer), out, now)
+                self._serve(
+                    bytes(arena.view[at : at + size]),
+                    local,
+                    local.reply_destination(peer),
+                    out,
+                    now,
+                )
         self._arenas.give(out)
 
     def _allowed(self, sockaddr: tuple) -> bool:
@@ -130,7 +136,9 @@ class DnsHandler:
         self._known.add(host)
         return True
 
-    def _serve(self, query: bytes, local: DatagramSocket, reply_destination: Any, out: Any, now: float) -> None:
+    def _serve(
+        self, query: bytes, local: DatagramSocket, reply_destination: Any, out: Any, now: float
+    ) -> None:
         key = dns.cache_key(query)
         found = self._answers.find(key, query, now) if key else None
         if found is None:
@@ -162,7 +170,9 @@ class DnsHandler:
             answer = dns.truncate(answer, dns.udp_size(query))
         local.send(out, out.put(answer), reply_destination)
 
-    def _ask_later(self, key: bytes | None, query: bytes, local: DatagramSocket, reply_destination: Any) -> None:
+    def _ask_later(
+        self, key: bytes | None, query: bytes, local: DatagramSocket, reply_destination: Any
+    ) -> None:
         """By a worker, or by who asks the same already."""
         asked = key or _question_of(query)
         first = self._join(
@@ -171,7 +181,9 @@ class DnsHandler:
         if first and not self._submit(lambda: self._ask(asked, key, query)):
             self._counter.count("drops", "lookup queue full", len(self._taken(asked)))
 
-    def _send_later(self, answer: bytes, query: bytes, local: DatagramSocket, reply_destination: Any) -> None:
+    def _send_later(
+        self, answer: bytes, query: bytes, local: DatagramSocket, reply_destination: Any
+    ) -> None:
         out = self._arenas.take()
         self._send(answer, query, local, reply_destination, out)
         self._arenas.give(out)
@@ -213,37 +225,34 @@ class DnsHandler:
 
     # -- connections (RFC 7766)
 
-    def handle(self, stream: Stream, client: Address) -> Wait | None:
-        stream.welcome()
-        while _more(stream):
-            query = stream.read_exactly(int.from_bytes(stream.read_exactly(2), "big"))
-            answer = self._answer(query)
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        """Answer the queries of a connection in their order (RFC 7766)."""
+        stream.end_handshake()
+        while True:
+            try:
+                yield from stream.peek()
+            except EndOfStream:
+                return None
+            length = yield from stream.read_exactly(2)
+            query = yield from stream.read_exactly(int.from_bytes(length, "big"))
+            answer = yield from self._answer(query)
             if not answer:
                 return None
-            stream.write(len(answer).to_bytes(2, "big") + answer)
-            stream.limit(IDLE_SECONDS)
+            stream.reply(len(answer).to_bytes(2, "big") + answer)
             if not stream.unread():
-                return Wait(
-                    ((stream.socket, READABLE),),
-                    IDLE_SECONDS,
-                    lambda ready: self._resume(stream, client, ready),
-                    idle=True,
-                )
+                watched = ((stream.socket, READABLE),)
+                if not (yield Events(watched, IDLE_SECONDS, stream.light, idle=True)):
+                    return None
+            stream.limit(IDLE_SECONDS)
 
-        return None
-
-    def _resume(self, stream: Stream, client: Address, ready: bool) -> Wait | None:
-        if not ready:
-            return None
-        stream.limit(IDLE_SECONDS)
-        return self.handle(stream, client)
-
-    def _answer(self, query: bytes) -> bytes:
+    def _answer(self, query: bytes) -> Steps[bytes]:
         key = dns.cache_key(query)
         found = self._answers.find(key, query, time.monotonic()) if key else None
         if found is None:
             found = self._at_once(query)
-        return self._wait_for(key, query) if found is None else found
+        if found is None:
+            found = yield Blocking(lambda: self._wait_for(key, query))
+        return found
 
     def _wait_for(self, key: bytes | None, query: bytes) -> bytes:
         """On the thread of the connection, which asks itself unless somebody does."""
@@ -269,12 +278,3 @@ def _addressed(answer: bytes, query: bytes) -> bytes:
     if not dns.parse_head(answer).questions:
         return dns.with_id(answer, int.from_bytes(query[:2], "big"))
     return dns.aged(answer, (), query, 0)
-
-
-def _more(stream: Stream) -> bool:
-    """Whether a client asks on, or has closed."""
-    try:
-        stream.peek()
-    except EndOfStream:
-        return False
-    return True

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Container, Hashable
 
 from netproxy.errors import DialError
-from netproxy.handler.outbound import Connector
+from netproxy.handler.outbound import Outbound
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Wait
+from netproxy.interfaces.connections import Handshake
 from netproxy.interfaces.datagrams import Batch, Run
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Router
@@ -25,19 +25,24 @@ from netproxy.relay.session import Client
 
 
 class TcpForward:
-    def __init__(self, listener: str, connector: Connector, target: Address) -> None:
+    """Handler: every connection goes to one target."""
+
+    def __init__(self, listener: str, outbound: Outbound, target: Address) -> None:
         self._listener = listener
-        self._connector = connector
+        self._outbound = outbound
         self._target = target
 
-    def handle(self, stream: Stream, client: Address) -> Wait | None:
-        stream.welcome()
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        """Connect to the target and relay."""
+        stream.end_handshake()
+        flow = Flow("tcp", client, self._target, self._listener, "")
         try:
-            passage = self._connector.open(Flow("tcp", client, self._target, self._listener, ""))
+            connection = yield from self._outbound.connect(flow, stream)
         except DialError:
-            stream.reset()  # there is no other way to say it; the dial has been recorded
+            # There is no other way to say it; the dial has been recorded.
+            stream.reset()
             return None
-        return passage.accept(stream, b"")
+        return connection.accept(stream, b"")
 
 
 class UdpForward:

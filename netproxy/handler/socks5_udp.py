@@ -18,7 +18,7 @@ from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Router
 from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
-from netproxy.handler.bind import Announcer
+from netproxy.handler.announce import Announcer
 from netproxy.net.datagram import ArenaPool, DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5

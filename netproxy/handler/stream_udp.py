@@ -20,7 +20,7 @@ from netproxy.interfaces.routing import Route, Router
 from netproxy.interfaces.services import Counter
 from netproxy.net.datagram import ArenaPool
 from netproxy.net.framed import FramedSocket, Framing
-from netproxy.net.stream import Stream, poll_streams
+from netproxy.net.stream import Stream, complete, poll_streams
 from netproxy.protocol import connect_udp, http1, uot
 from netproxy.protocol.capsule import Capsules
 from netproxy.relay.nat import Entry, NatTable
@@ -29,7 +29,7 @@ from netproxy.relay.session import ADDRESS_AND_PORT, Client
 
 STAY_SECONDS = 0.2  # without a frame before a stream gives its thread back: a game's pace is faster
 UNSPECIFIED_ADDRESS = Address("0.0.0.0", 0)
-NO_WAY = "-"  # in the record of what was not routed
+NO_UPSTREAM = "-"  # in the record of what was not routed
 
 
 class StreamUdpRelay:
@@ -51,7 +51,7 @@ class StreamUdpRelay:
         self.observer = observer
         self.idle = idle
 
-    def connect_udp(self, stream: Stream, request: http1.Request, flow: Flow) -> Wait | None:
+    def connect_udp(self, stream: Stream, request: http1.HttpRequest, flow: Flow) -> Wait | None:
         """Answers a request for connect-udp and serves its datagrams.  HttpError, or DialError: then nothing is answered."""
         target = connect_udp.parse_target(request)
         return self.serve_one(
@@ -66,9 +66,9 @@ class StreamUdpRelay:
         try:
             stream.write(reply)
             request = (
-                uot.Request(False, UNSPECIFIED_ADDRESS)
+                uot.UotRequest(False, UNSPECIFIED_ADDRESS)
                 if flow.target.host == uot.MAGIC_V1
-                else uot.read_request(stream)
+                else complete(uot.read_request(stream))
             )
             if not request.connected:
                 return self.serve_all(stream, flow, uot.Frames(), uot.encode_address)
@@ -111,7 +111,7 @@ class StreamUdpRelay:
         try:
             refuse_without_udp(self.router, flow._replace(network="udp"))
         except DialError as error:
-            self._refused(flow, NO_WAY, error)
+            self._refused(flow, NO_UPSTREAM, error)
             raise
 
     def _route(self, flow: Flow) -> Route:
@@ -147,7 +147,7 @@ def refuse_without_udp(router: Router, flow: Flow) -> None:
         raise DialError(ways[-1].refusal, said=f"{ways[-1].name} carries no UDP")
 
 
-class UotPassage:
+class UotStream:
     """What a connection to UoT's name gets in place of a connector's Passage."""
 
     def __init__(self, relay: StreamUdpRelay, flow: Flow) -> None:
@@ -157,8 +157,9 @@ class UotPassage:
     def bound(self) -> Address:
         return UNSPECIFIED_ADDRESS
 
-    def accept(self, client: Stream, reply: bytes) -> Wait | None:
-        return self._relay.uot(client, self._flow, reply)
+    def accept(self, client: Stream, reply: bytes) -> Wait:
+        """Accept the stream on a pool thread: reading its request, and dialling, may block."""
+        return Wait((), None, lambda ready: self._relay.uot(client, self._flow, reply))
 
 
 class _Service:

@@ -289,7 +289,7 @@ def _shake_hands(
     server_name: str | None,
     session: ssl.SSLSession | None = None,
 ) -> None:
-    how = stream.how
+    how = stream.calls
     sock, unread = stream.detach()
     if unread:
         raise ProtocolError("plaintext before TLS")

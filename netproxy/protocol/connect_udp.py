@@ -17,8 +17,8 @@ from netproxy.protocol.http1 import (
     HTTP_PORT,
     Fields,
     HttpError,
-    Request,
-    Response,
+    HttpRequest,
+    HttpResponse,
     field_list,
     field_values,
 )
@@ -81,10 +81,10 @@ def encode_request(target: Address, proxy: str, authorization: bytes = b"") -> b
     fields = [(b"Host", proxy.encode("ascii")), *_UPGRADE]
     if authorization:
         fields.append((b"Proxy-Authorization", authorization))
-    return http1.encode_request(Request(b"GET", PATH % (host, target.port), 1, fields))
+    return http1.encode_request(HttpRequest(b"GET", PATH % (host, target.port), 1, fields))
 
 
-def asks_for(request: Request) -> bool:
+def asks_for(request: HttpRequest) -> bool:
     """Whether a request is for an upgrade to connect-udp, and to nothing else.  HTTP/1.0 has none (RFC 9110 section 7.8)."""
     return (
         request.method == b"GET"
@@ -94,7 +94,7 @@ def asks_for(request: Request) -> bool:
     )
 
 
-def parse_target(request: Request) -> Address:
+def parse_target(request: HttpRequest) -> Address:
     """The UDP target of a request that asks_for() was true of, in absolute or origin form.
 
     HttpError 400 for another path, a host that is none (one with a zone is none), a port outside 1 to 65535,
@@ -125,7 +125,7 @@ def parse_target(request: Request) -> Address:
 # Capsule-Protocol: ?1
 def encode_accept() -> bytes:
     """The whole answer; capsules follow."""
-    return http1.encode_response(Response(1, 101, b"Switching Protocols", _UPGRADE))
+    return http1.encode_response(HttpResponse(1, 101, b"Switching Protocols", _UPGRADE))
 
 
 def status_field(reason: Reason, name: str) -> tuple[bytes, bytes]:
@@ -133,7 +133,7 @@ def status_field(reason: Reason, name: str) -> tuple[bytes, bytes]:
     return b"Proxy-Status", b"%b; error=%b" % (name.encode("ascii"), ERRORS[reason])
 
 
-def check_response(response: Response) -> None:
+def check_response(response: HttpResponse) -> None:
     """ProtocolError unless capsules follow this answer: 101, one Upgrade, to connect-udp, and no field of a body.
 
     Its message tells the status and the first error of Proxy-Status (RFC 9209), if there is one.
@@ -153,7 +153,7 @@ def check_response(response: Response) -> None:
     )
 
 
-def proxy_error(response: Response) -> str:
+def proxy_error(response: HttpResponse) -> str:
     """The first error type of an answer's Proxy-Status (RFC 9209), "" where it has none."""
     found = re.search(_ERROR, b", ".join(field_values(response.fields, b"proxy-status")))
     return found[1].decode("ascii") if found else ""

@@ -1,7 +1,7 @@
 """HTTP/1.1 heads (RFC 9110, 9112): read once into a canonical form, written anew.
 
 Bytes that came in are never passed on as they are: a head is parsed with
-anchored ASCII expressions into a Request or Response and encoded from there.
+anchored ASCII expressions into a HttpRequest or HttpResponse and encoded from there.
 Whatever two implementations could read in two ways is an HttpError with the
 status to answer.  Bodies are http1_message's.  No I/O of its own.
 """
@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Sequence
 
-from netproxy.errors import EndOfStream, LimitError, ProtocolError, Reason
-from netproxy.errors import ReplyTable
+from netproxy.errors import EndOfStream, LimitError, ProtocolError, Reason, ReplyTable
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Reader
+from netproxy.interfaces.connections import Reader, Steps
 from netproxy.protocol.host import HostError, parse_host
 
 TARGET_LIMIT = 8192  # bytes of a request line: RFC 9112 section 3 asks for at least 8000
@@ -71,14 +70,14 @@ class HttpError(ProtocolError):
         self.status = status
 
 
-class Request(NamedTuple):
+class HttpRequest(NamedTuple):
     method: bytes
     target: bytes  # as sent: authority, absolute, origin or asterisk form
     minor: int  # HTTP/1.minor
     fields: Fields  # names as sent, values without surrounding white space
 
 
-class Response(NamedTuple):
+class HttpResponse(NamedTuple):
     minor: int
     status: int
     phrase: bytes
@@ -93,41 +92,40 @@ class Origin(NamedTuple):
     path: bytes  # origin form
 
 
-def read_request(reader: Reader) -> Request:
+def read_request(reader: Reader) -> Steps[HttpRequest]:
     """One request head.  HttpError 400, 414 or 431; EndOfStream where the client closed before it."""
-    line = _read_line(reader, TARGET_LIMIT, 414)
+    line = yield from _read_line(reader, TARGET_LIMIT, 414)
     if not line:  # RFC 9112 section 2.2: one empty line before a request is let pass
-        line = _read_line(reader, TARGET_LIMIT, 414)
+        line = yield from _read_line(reader, TARGET_LIMIT, 414)
     match = _REQUEST_LINE.match(line)
     if not match:
         raise HttpError(400, "not an HTTP/1 request line")
-    fields = _read_fields(reader, _FIELD, 400)
+    fields = yield from _read_fields(reader, _FIELD, 400)
     for _, value in fields:
         if value.startswith(_STRIPPED_BY_SOME) or value.endswith(_STRIPPED_BY_SOME):
             raise HttpError(
                 400, "a field value begins or ends with a byte that some read as white space"
             )
-    request = Request(match[1], match[2], match[3] == b"1", fields)
+    request = HttpRequest(match[1], match[2], match[3] == b"1", fields)
     _check_host(request)
     return request
 
 
-def read_response(reader: Reader) -> Response:
+def read_response(reader: Reader) -> Steps[HttpResponse]:
     """One response head; HttpError 502 for what is none."""
-    match = _STATUS_LINE.match(_read_line(reader, TARGET_LIMIT, 502))
+    match = _STATUS_LINE.match((yield from _read_line(reader, TARGET_LIMIT, 502)))
     if not match:
         raise HttpError(502, "not an HTTP/1 status line")
-    return Response(
-        int(match[1]), int(match[2]), match[3] or b"", _read_fields(reader, _LOOSE_FIELD, 502)
-    )
+    fields = yield from _read_fields(reader, _LOOSE_FIELD, 502)
+    return HttpResponse(int(match[1]), int(match[2]), match[3] or b"", fields)
 
 
-def encode_request(request: Request) -> bytes:
+def encode_request(request: HttpRequest) -> bytes:
     """Always our own version, RFC 9112 section 2.3."""
     return b"%b %b HTTP/1.1\r\n" % (request.method, request.target) + encode_fields(request.fields)
 
 
-def encode_response(response: Response) -> bytes:
+def encode_response(response: HttpResponse) -> bytes:
     return b"HTTP/1.1 %d %b\r\n" % (response.status, response.phrase) + encode_fields(
         response.fields
     )
@@ -149,7 +147,7 @@ def encode_error(
         (b"Connection", b"close"),
         *extra,
     ]
-    return encode_response(Response(1, status, PHRASES[status].encode(), fields)) + (
+    return encode_response(HttpResponse(1, status, PHRASES[status].encode(), fields)) + (
         b"" if head else body
     )
 
@@ -168,7 +166,7 @@ def parse_authority(raw: bytes, default_port: int = 0) -> Address:
         raise HttpError(400, str(error)) from error
 
 
-def parse_origin(request: Request) -> Origin:
+def parse_origin(request: HttpRequest) -> Origin:
     """The origin of a request in absolute form (RFC 9112 section 3.2.2): its Host field does not count."""
     match = _ABSOLUTE.match(request.target)
     if not match:
@@ -197,10 +195,10 @@ def is_field(line: bytes) -> bool:
     return _FIELD.match(line) is not None
 
 
-def _read_line(reader: Reader, limit: int, status: int) -> bytes:
+def _read_line(reader: Reader, limit: int, status: int) -> Steps[bytes]:
     """One line without its CRLF; a line ended by LF alone, or with a CR inside, is refused."""
     try:
-        line = reader.read_until(b"\n", limit)
+        line = yield from reader.read_until(b"\n", limit)
     except LimitError as error:
         raise HttpError(status, "a line is too long") from error
     if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
@@ -208,14 +206,14 @@ def _read_line(reader: Reader, limit: int, status: int) -> bytes:
     return line[:-2]
 
 
-def _read_fields(reader: Reader, pattern: re.Pattern[bytes], status: int) -> Fields:
+def _read_fields(reader: Reader, pattern: re.Pattern[bytes], status: int) -> Steps[Fields]:
     """The fields and the empty line after them.  Too many or too long: 431, or 502 in a response."""
     too_large = 431 if status == 400 else status
     fields: Fields = []
     room = HEAD_LIMIT
     while True:
         try:
-            line = _read_line(reader, room, too_large)
+            line = yield from _read_line(reader, room, too_large)
         except EndOfStream as error:  # it had begun, though perhaps not this line
             raise EndOfStream("closed within a head", partial=True) from error
         if not line:
@@ -229,7 +227,7 @@ def _read_fields(reader: Reader, pattern: re.Pattern[bytes], status: int) -> Fie
             raise HttpError(too_large, "too many header fields")
 
 
-def _check_host(request: Request) -> None:
+def _check_host(request: HttpRequest) -> None:
     """RFC 9112 section 3.2: exactly one Host in HTTP/1.1, and one that could be meant."""
     hosts = field_values(request.fields, b"host")
     if len(hosts) > 1 or (not hosts and request.minor):

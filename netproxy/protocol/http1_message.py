@@ -1,7 +1,7 @@
 """What of an HTTP/1.1 message goes on to the next hop: its body, framed anew, and its fields.
 
 `request_framing` and `response_framing` decide once how a body ends (RFC 9112 sections 6 and 7);
-`read_body` yields its data without its framing, so that what is sent on is framed by
+a Body gives its data without its framing, so that what is sent on is framed by
 `encode_chunk` or by the length that was checked here.  `request_fields` and `response_fields`
 leave out what was meant for one hop, and add what this proxy adds (RFC 9110 section 7.6).
 No I/O of its own.
@@ -10,16 +10,16 @@ No I/O of its own.
 from __future__ import annotations
 
 import re
-from typing import Iterator, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from netproxy.errors import LimitError
-from netproxy.interfaces.connections import Reader
+from netproxy.errors import EndOfStream, LimitError
+from netproxy.interfaces.connections import Reader, Steps
 from netproxy.protocol.http1 import (
     Fields,
     HttpError,
     Origin,
-    Request,
-    Response,
+    HttpRequest,
+    HttpResponse,
     field_list,
     field_values,
     is_field,
@@ -55,9 +55,11 @@ _RESPONSE_ONLY = frozenset({b"proxy-authenticate"})
 _UPGRADES = (b"websocket",)  # the one upgrade in use; h2c would carry requests past the rules
 
 
-class BodyReader(Reader, Protocol):
-    def read_some(self, limit: int) -> bytes:
-        """1 to `limit` bytes as they come, b"" at the end of the stream."""
+class BodySource(Reader, Protocol):
+    """What a body is read from."""
+
+    def read_some(self, limit: int) -> Steps[bytes]:
+        """Read 1 to `limit` bytes as they come; b"" at the end of the stream."""
 
 
 class Framing(NamedTuple):
@@ -78,13 +80,13 @@ class Framing(NamedTuple):
 NONE = Framing(length=0)
 
 
-def request_framing(request: Request) -> Framing:
+def request_framing(request: HttpRequest) -> Framing:
     """RFC 9112 section 6.3; HttpError 400 for whatever could be read in two ways."""
     framing = _framing(request.fields, request.minor, 400)
     return NONE if framing.until_close else framing
 
 
-def response_framing(response: Response, method: bytes) -> Framing:
+def response_framing(response: HttpResponse, method: bytes) -> Framing:
     """The body of the answer to a `method` request; HttpError 502 for what could be read in two ways."""
     connected = (
         method == b"CONNECT" and 200 <= response.status < 300
@@ -99,18 +101,61 @@ def response_framing(response: Response, method: bytes) -> Framing:
     return _framing(response.fields, response.minor, 502)
 
 
-def read_body(reader: BodyReader, framing: Framing, status: int = 400) -> Iterator[bytes]:
-    """The data of a body, piece by piece; trailers are read and left out.
+class Body:
+    """The data of one body, read piece by piece.  Trailer fields are read and left out."""
 
-    HttpError(`status`) for bad chunks, EndOfStream where it ends too early.
-    """
-    if framing.chunked:
-        yield from _read_chunks(reader, status)
-    elif framing.length is not None:
-        yield from _read_length(reader, framing.length)
-    else:
-        while piece := reader.read_some(PIECE):
-            yield piece
+    def __init__(self, reader: BodySource, framing: Framing, status: int = 400) -> None:
+        """`status` is that of the HttpError for bad chunks."""
+        self._reader = reader
+        self._framing = framing
+        self._status = status
+        self._left = framing.length or 0  # bytes of the body, or of the chunk that was begun
+        self._in_chunk = False
+        self._begun = False
+
+    def read(self) -> Steps[bytes]:
+        """Return the next piece, b"" behind the last.
+
+        Raises HttpError for bad chunks, EndOfStream if the body ends too early.
+        """
+        if self._framing.until_close:
+            return (yield from self._reader.read_some(PIECE))
+        if self._framing.chunked and not self._left:
+            self._left = yield from self._next_chunk()
+        if not self._left:
+            return b""
+        piece = yield from self._reader.read_some(min(self._left, PIECE))
+        if not piece:
+            raise EndOfStream("closed within a body", partial=self._begun)
+        self._left -= len(piece)
+        self._begun = True
+        return piece
+
+    def _next_chunk(self) -> Steps[int]:
+        """Return the size of the next chunk, 0 for the last, whose trailer has been read."""
+        if self._in_chunk and (yield from self._reader.read_exactly(2)) != b"\r\n":
+            raise HttpError(self._status, "a chunk does not end in CRLF")
+        match = _CHUNK.match((yield from self._read_line(CHUNK_LINE_LIMIT)))
+        if not match:
+            raise HttpError(self._status, "not a chunk size")
+        size = int(match[1], 16)
+        self._in_chunk = self._begun = True
+        if not size:
+            yield from self._read_trailer()
+        return size
+
+    def _read_trailer(self) -> Steps[None]:
+        room = TRAILER_LIMIT
+        while (line := (yield from self._read_line(room))) != b"\r\n":
+            if not line.endswith(b"\r\n") or not is_field(line[:-2]):
+                raise HttpError(self._status, "not a trailer field")
+            room -= len(line)
+
+    def _read_line(self, limit: int) -> Steps[bytes]:
+        try:
+            return (yield from self._reader.read_until(b"\n", limit))
+        except LimitError as error:
+            raise HttpError(self._status, "a line of a chunk is too long") from error
 
 
 def declared_length(fields: Fields) -> int | None:
@@ -130,7 +175,7 @@ def encode_chunk(data: bytes) -> bytes:
 
 
 def request_fields(
-    request: Request, origin: Origin, framing: Framing, pseudonym: bytes, upgrade: bytes | None
+    request: HttpRequest, origin: Origin, framing: Framing, pseudonym: bytes, upgrade: bytes | None
 ) -> Fields:
     """The fields of the request as it goes to the origin."""
     fields = [(b"Host", origin.host), *_kept(request.fields, _HOP_BY_HOP | _REQUEST_ONLY)]
@@ -153,7 +198,7 @@ def request_fields(
 
 
 def response_fields(
-    response: Response, framing: Framing, chunked: bool, pseudonym: bytes
+    response: HttpResponse, framing: Framing, chunked: bool, pseudonym: bytes
 ) -> Fields:
     """The fields of an answer as it goes to the client; `chunked`: its body goes on in chunks."""
     fields = _kept(response.fields, _HOP_BY_HOP | _RESPONSE_ONLY)
@@ -195,40 +240,6 @@ def _framing(fields: Fields, minor: int, status: int) -> Framing:
     if length is None:
         raise HttpError(status, "Content-Length is not one number")
     return Framing(length=length)
-
-
-def _read_length(reader: BodyReader, left: int) -> Iterator[bytes]:
-    while left:
-        piece = reader.read_some(min(left, PIECE))
-        if not piece:
-            reader.read_exactly(1)  # raises EndOfStream
-        left -= len(piece)
-        yield piece
-
-
-def _read_chunks(reader: BodyReader, status: int) -> Iterator[bytes]:
-    while True:
-        match = _CHUNK.match(_chunk_line(reader, CHUNK_LINE_LIMIT, status))
-        if not match:
-            raise HttpError(status, "not a chunk size")
-        size = int(match[1], 16)
-        if not size:
-            break
-        yield from _read_length(reader, size)
-        if reader.read_exactly(2) != b"\r\n":
-            raise HttpError(status, "a chunk does not end in CRLF")
-    room = TRAILER_LIMIT
-    while (line := _chunk_line(reader, room, status)) != b"\r\n":
-        if not line.endswith(b"\r\n") or not is_field(line[:-2]):
-            raise HttpError(status, "not a trailer field")
-        room -= len(line)
-
-
-def _chunk_line(reader: Reader, limit: int, status: int) -> bytes:
-    try:
-        return reader.read_until(b"\n", limit)
-    except LimitError as error:
-        raise HttpError(status, "a chunk's line is too long") from error
 
 
 def _kept(fields: Fields, dropped: frozenset[bytes]) -> Fields:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces.addresses import Address, ip_text, pack_ip
-from netproxy.interfaces.connections import Reader
+from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, Address, ip_text, pack_ip
+from netproxy.interfaces.connections import Reader, Steps
 
 LINE_LIMIT = 107  # section 2.1: the longest line of version 1, its CRLF counted
 BLOCK_LIMIT = 4096  # behind the 16 bytes of version 2: 216 of UNIX paths, and TLVs with room for a certificate's names
@@ -30,34 +30,33 @@ UNSPEC, TCP4, UDP4, TCP6, UDP6, UNIX_STREAM, UNIX_DATAGRAM = (
 
 _BLOCKS = {UNSPEC: 0, TCP4: 12, UDP4: 12, TCP6: 36, UDP6: 36, UNIX_STREAM: 216, UNIX_DATAGRAM: 216}
 _IP_SIZES = {TCP4: 4, UDP4: 4, TCP6: 16, UDP6: 16}
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _LINE = re.compile(
     rb"(?:UNKNOWN(?: [^\r\n]*)?"
     rb"|TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4}))\r\n\Z"
 )
 
 
-def read_header(reader: Reader) -> Address | None:
+def read_header(reader: Reader) -> Steps[Address | None]:
     """The client's address, or None where the peer speaks for itself or its client has no IP address.
 
     Reads one header and nothing behind it.  ProtocolError for anything else; its first byte is enough
     to turn away a client of SOCKS or TLS that came without a header and waits for an answer.
     """
-    first = reader.read_exactly(1)
+    first = yield from reader.read_exactly(1)
     if first == PREFIX[:1]:
-        return _read_line(reader)
+        return (yield from _read_line(reader))
     if first == SIGNATURE[:1]:
-        return _read_block(reader)
+        return (yield from _read_block(reader))
     raise ProtocolError("no PROXY protocol header")
 
 
 # Version 1, one line of ASCII, behind its first byte
 #   PROXY TCP4 <source> <destination> <source port> <destination port> CRLF        or TCP6
 #   PROXY UNKNOWN [ anything ] CRLF
-def _read_line(reader: Reader) -> Address | None:
-    if reader.read_exactly(len(PREFIX) - 1) != PREFIX[1:]:
+def _read_line(reader: Reader) -> Steps[Address | None]:
+    if (yield from reader.read_exactly(len(PREFIX) - 1)) != PREFIX[1:]:
         raise ProtocolError("no PROXY protocol header")
-    match = _LINE.match(reader.read_until(b"\r\n", LINE_LIMIT - len(PREFIX)))
+    match = _LINE.match((yield from reader.read_until(b"\r\n", LINE_LIMIT - len(PREFIX))))
     if not match:
         raise ProtocolError("not a PROXY protocol line")
     if match[1] is None:
@@ -72,22 +71,14 @@ def _read_line(reader: Reader) -> Address | None:
     return Address(ip_text(source), port)
 
 
-def encode_v1(source: Address, destination: Address) -> bytes:
-    """One line; ValueError where either is a name."""
-    packed = _pack_pair(source, destination)
-    family = 4 if len(packed[0]) == 4 else 6
-    hosts = " ".join(map(_text, packed))
-    return f"PROXY TCP{family} {hosts} {source.port} {destination.port}\r\n".encode("ascii")
-
-
 # Version 2; LEN counts what follows it
 # +-----------+---------+-----+-----+----------+----------+----------+----------+------+
 # | SIGNATURE | VER/CMD | FAM | LEN | SRC.ADDR | DST.ADDR | SRC.PORT | DST.PORT | TLVs |
 # |    12     |    1    |  1  |  2  |   4/16   |   4/16   |    2     |    2     |      |
 # +-----------+---------+-----+-----+----------+----------+----------+----------+------+
-def _read_block(reader: Reader) -> Address | None:
+def _read_block(reader: Reader) -> Steps[Address | None]:
     """LOCAL has the family ignored (section 2.2), and LEN skips whatever comes with it."""
-    head = SIGNATURE[:1] + reader.read_exactly(15)
+    head = SIGNATURE[:1] + (yield from reader.read_exactly(15))
     version, command, family = head[12] & 0xF0, head[12] & 0x0F, head[13]
     length = int.from_bytes(head[14:], "big")
     if not head.startswith(SIGNATURE) or version != VERSION or command not in (LOCAL, PROXY):
@@ -96,7 +87,7 @@ def _read_block(reader: Reader) -> Address | None:
         raise ProtocolError("PROXY protocol header too long")
     if command == PROXY and length < _BLOCKS.get(family, BLOCK_LIMIT + 1):
         raise ProtocolError("unknown address family, or no room for its addresses")
-    block = reader.read_exactly(length)
+    block = yield from reader.read_exactly(length)
     if command == LOCAL or family not in _IP_SIZES:
         return None
     size = _IP_SIZES[family]
@@ -126,10 +117,4 @@ def _pack_pair(source: Address, destination: Address) -> tuple[bytes, bytes]:
         raise ValueError("a PROXY protocol header takes addresses, not names")
     if len(first) == len(second):
         return first, second
-    return (_MAPPED + first)[-16:], (_MAPPED + second)[-16:]
-
-
-def _text(packed: bytes) -> str:
-    if packed.startswith(_MAPPED):  # section 2.1 has hexadecimal groups only, no dots within IPv6
-        return "::ffff:" + packed[12:].hex(":", 2)
-    return ip_text(packed)
+    return (V4_MAPPED_PREFIX + first)[-16:], (V4_MAPPED_PREFIX + second)[-16:]

@@ -9,10 +9,9 @@ from __future__ import annotations
 from socket import AF_INET, inet_ntop
 from typing import NamedTuple
 
-from netproxy.errors import ProtocolError, Reason
-from netproxy.errors import ReplyTable
+from netproxy.errors import ProtocolError, Reason, ReplyTable
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.connections import Reader
+from netproxy.interfaces.connections import Reader, Steps
 from netproxy.protocol.host import HostError, parse_host
 
 VERSION = 4
@@ -31,36 +30,36 @@ class RequestError(ProtocolError):
     """A request that gets the one refusal SOCKS4 knows."""
 
 
-class Request(NamedTuple):
+class Socks4Request(NamedTuple):
     command: int
     target: Address
     user_id: bytes
 
 
-def read_request(reader: Reader) -> Request:
+def read_request(reader: Reader) -> Steps[Socks4Request]:
     """The request after its version byte has been seen but not read.
 
         VN(1)=4  CD(1)  DSTPORT(2)  DSTIP(4)  USERID  NUL  [ name NUL where DSTIP is 0.0.0.x, x not 0 ]
 
     Raises RequestError for 0.0.0.0 and for names that are none, ProtocolError for the rest.
     """
-    head = reader.read_exactly(8)
+    head = yield from reader.read_exactly(8)
     if head[0] != VERSION:
         raise ProtocolError("not a SOCKS4 request")
     port = int.from_bytes(head[2:4], "big")
-    user_id = reader.read_until(b"\0", STRING_LIMIT)[:-1]
+    user_id = (yield from reader.read_until(b"\0", STRING_LIMIT))[:-1]
     if head[4:7] != b"\0\0\0":
-        return Request(head[1], Address(inet_ntop(AF_INET, head[4:8]), port), user_id)
+        return Socks4Request(head[1], Address(inet_ntop(AF_INET, head[4:8]), port), user_id)
     if head[7] == 0:
         raise RequestError("0.0.0.0 is no target")
-    name = reader.read_until(b"\0", STRING_LIMIT)[:-1]
+    name = (yield from reader.read_until(b"\0", STRING_LIMIT))[:-1]
     try:
         host = parse_host(name)
     except HostError as error:
         raise RequestError(str(error)) from error
     if host == NO_ADDRESS:
         raise RequestError("0.0.0.0 is no target")
-    return Request(head[1], Address(host, port), user_id)
+    return Socks4Request(head[1], Address(host, port), user_id)
 
 
 def encode_request(command: int, target: Address, user_id: bytes = b"") -> bytes:
@@ -79,9 +78,9 @@ def encode_reply(code: int, bound: Address) -> bytes:
     return bytes((0, code)) + bound.port.to_bytes(2, "big") + ip
 
 
-def read_reply(reader: Reader) -> tuple[int, Address]:
+def read_reply(reader: Reader) -> Steps[tuple[int, Address]]:
     """The server's answer: its code and the address it names."""
-    reply = reader.read_exactly(8)
+    reply = yield from reader.read_exactly(8)
     if reply[0] != 0:
         raise ProtocolError("not a SOCKS4 reply")
     return reply[1], Address(inet_ntop(AF_INET, reply[4:8]), int.from_bytes(reply[2:4], "big"))

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from netproxy.errors import ProtocolError, Reason
-from netproxy.errors import ReplyTable
-from netproxy.interfaces.addresses import Address, ip_text, pack_ip
-from netproxy.interfaces.connections import Reader
+from netproxy.errors import ProtocolError, Reason, ReplyTable
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address, ip_text, pack_ip
+from netproxy.interfaces.connections import Reader, Steps
 from netproxy.protocol.host import HostError, parse_host
 
 VERSION = 5
@@ -55,7 +54,7 @@ class RequestError(ProtocolError):
         self.reply = reply
 
 
-class Request(NamedTuple):
+class Socks5Request(NamedTuple):
     command: int
     target: Address
 
@@ -63,12 +62,12 @@ class Request(NamedTuple):
 # +-----+----------+----------+      +-----+--------+
 # | VER | NMETHODS | METHODS  |  ->  | VER | METHOD |
 # +-----+----------+----------+      +-----+--------+
-def read_methods(reader: Reader) -> bytes:
+def read_methods(reader: Reader) -> Steps[bytes]:
     """The methods that a client offers, one byte each; may be none."""
-    version, count = reader.read_exactly(2)
+    version, count = yield from reader.read_exactly(2)
     if version != VERSION:
         raise ProtocolError("not a SOCKS5 greeting")
-    return reader.read_exactly(count)
+    return (yield from reader.read_exactly(count))
 
 
 def encode_methods(methods: bytes) -> bytes:
@@ -79,8 +78,8 @@ def encode_method(method: int) -> bytes:
     return bytes((VERSION, method))
 
 
-def read_method(reader: Reader) -> int:
-    version, method = reader.read_exactly(2)
+def read_method(reader: Reader) -> Steps[int]:
+    version, method = yield from reader.read_exactly(2)
     if version != VERSION:
         raise ProtocolError("not a SOCKS5 server")
     return method
@@ -90,13 +89,14 @@ def read_method(reader: Reader) -> int:
 # +-----+------+----------+------+----------+      +-----+--------+
 # | 01  | ULEN |  UNAME   | PLEN |  PASSWD  |  ->  | 01  | STATUS |
 # +-----+------+----------+------+----------+      +-----+--------+
-def read_credentials(reader: Reader) -> tuple[bytes, bytes]:
+def read_credentials(reader: Reader) -> Steps[tuple[bytes, bytes]]:
     """User name and password; ProtocolError for another version or an empty field (RFC 1929: 1 to 255)."""
-    version, length = reader.read_exactly(2)
+    version, length = yield from reader.read_exactly(2)
     if version != 1:
         raise ProtocolError("not RFC 1929")
-    user = reader.read_exactly(length)
-    password = reader.read_exactly(reader.read_exactly(1)[0])
+    user = yield from reader.read_exactly(length)
+    (length,) = yield from reader.read_exactly(1)
+    password = yield from reader.read_exactly(length)
     if not user or not password:
         raise ProtocolError("empty user name or password")
     return user, password
@@ -114,9 +114,9 @@ def encode_credentials_status(accepted: bool) -> bytes:
     return b"\1\0" if accepted else b"\1\1"
 
 
-def read_credentials_status(reader: Reader) -> bool:
+def read_credentials_status(reader: Reader) -> Steps[bool]:
     """Version 5 is taken as well: servers in use send it."""
-    version, status = reader.read_exactly(2)
+    version, status = yield from reader.read_exactly(2)
     if version not in (1, VERSION):
         raise ProtocolError("not an RFC 1929 answer")
     return status == 0
@@ -125,21 +125,21 @@ def read_credentials_status(reader: Reader) -> bool:
 # +-----+-----+-------+------+----------+----------+
 # | VER | CMD |  RSV  | ATYP | DST.ADDR | DST.PORT |     reply: REP for CMD, BND for DST
 # +-----+-----+-------+------+----------+----------+
-def read_request(reader: Reader) -> Request:
+def read_request(reader: Reader) -> Steps[Socks5Request]:
     """RSV may be anything.  RequestError 08 for an unknown ATYP, 04 for a name that is none.
 
     An ASSOCIATE's address is a hint that many clients fill with rubbish, so that there a name that is
     none reads as "0.0.0.0".
     """
-    version, command, _, kind = reader.read_exactly(4)
+    version, command, _, kind = yield from reader.read_exactly(4)
     if version != VERSION:
         raise ProtocolError("not a SOCKS5 request")
-    raw = _read_raw_address(reader, kind)
+    raw = yield from _read_raw_address(reader, kind)
     try:
-        return Request(command, _address(kind, raw))
+        return Socks5Request(command, _address(kind, raw))
     except HostError as error:
         if command == UDP_ASSOCIATE:
-            return Request(command, Address("0.0.0.0", int.from_bytes(raw[-2:], "big")))
+            return Socks5Request(command, Address("0.0.0.0", int.from_bytes(raw[-2:], "big")))
         raise RequestError(HOST_UNREACHABLE, str(error)) from error
 
 
@@ -151,14 +151,14 @@ def encode_reply(reply: int, bound: Address) -> bytes:
     return bytes((VERSION, reply, 0)) + encode_address(bound)
 
 
-def read_reply(reader: Reader) -> tuple[int, Address]:
+def read_reply(reader: Reader) -> Steps[tuple[int, Address]]:
     """REP and BND; a bound name that is none reads as "0.0.0.0"."""
-    version, reply, _, kind = reader.read_exactly(4)
+    version, reply, _, kind = yield from reader.read_exactly(4)
     if version != VERSION:
         raise ProtocolError("not a SOCKS5 reply")
     if reply != SUCCEEDED and kind not in (IPV4, NAME, IPV6):
-        return reply, Address("0.0.0.0", 0)  # some servers put nothing there when they refuse
-    raw = _read_raw_address(reader, kind)
+        return reply, UNSPECIFIED_ADDRESS  # some servers put nothing there when they refuse
+    raw = yield from _read_raw_address(reader, kind)
     try:
         return reply, _address(kind, raw)
     except HostError:
@@ -230,13 +230,14 @@ def encode_header(source: Address) -> bytes:
     return b"\0\0\0" + encode_address(source)
 
 
-def _read_raw_address(reader: Reader, kind: int) -> bytes:
+def _read_raw_address(reader: Reader, kind: int) -> Steps[bytes]:
     if kind == IPV4:
-        return reader.read_exactly(6)
+        return (yield from reader.read_exactly(6))
     if kind == IPV6:
-        return reader.read_exactly(18)
+        return (yield from reader.read_exactly(18))
     if kind == NAME:
-        return reader.read_exactly(reader.read_exactly(1)[0] + 2)
+        (length,) = yield from reader.read_exactly(1)
+        return (yield from reader.read_exactly(length + 2))
     raise RequestError(ADDRESS_NOT_SUPPORTED, "unknown address type")
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Reader
+from netproxy.interfaces.connections import Reader, Steps
 from netproxy.protocol import socks5
 
 MAGIC, MAGIC_V1 = (
@@ -19,9 +19,6 @@ MAGIC, MAGIC_V1 = (
     "sp.udp-over-tcp.arpa",
 )  # the port beside them means nothing
 IPV4, IPV6, NAME = 0, 1, 2  # of frames; requests have the numbers of SOCKS
-FRAME_LIMIT = (
-    1 + 1 + 255 + 2 + 2 + 65535
-)  # the longest name and the longest datagram that their lengths can say
 
 _SOCKS_KINDS = {IPV4: socks5.IPV4, IPV6: socks5.IPV6, NAME: socks5.NAME}
 _KINDS = {kind: own for own, kind in _SOCKS_KINDS.items()}
@@ -29,7 +26,7 @@ _REQUEST_SIZES = {socks5.IPV4: 6, socks5.IPV6: 18}  # address and port behind AT
 _FRAME_SIZES = {IPV4: 7, IPV6: 19}  # ATYP, address and port
 
 
-class Request(NamedTuple):
+class UotRequest(NamedTuple):
     connected: bool  # every frame is for `target`, and carries no address
     target: Address  # where not connected, a hint at best
 
@@ -38,22 +35,22 @@ class Request(NamedTuple):
 # | CONNECTED | ATYP | DST.ADDR | DST.PORT |     ATYP as in SOCKS5
 # |     1     |  1   | 4/1+n/16 |    2     |
 # +-----------+------+----------+----------+
-def read_request(reader: Reader) -> Request:
+def read_request(reader: Reader) -> Steps[UotRequest]:
     """ProtocolError for a CONNECTED that is neither 0 nor 1, an unknown ATYP, and a name that is none."""
-    connected, kind = reader.read_exactly(2)
+    connected, kind = yield from reader.read_exactly(2)
     if connected > 1:
         raise ProtocolError("not a UoT request")
     if kind == socks5.NAME:
-        length = reader.read_exactly(1)
-        raw = length + reader.read_exactly(length[0] + 2)
+        length = yield from reader.read_exactly(1)
+        raw = length + (yield from reader.read_exactly(length[0] + 2))
     elif kind in _REQUEST_SIZES:
-        raw = reader.read_exactly(_REQUEST_SIZES[kind])
+        raw = yield from reader.read_exactly(_REQUEST_SIZES[kind])
     else:
         raise ProtocolError("unknown address type in a UoT request")
-    return Request(connected == 1, socks5.parse_target(bytes((kind,)) + raw))
+    return UotRequest(connected == 1, socks5.parse_target(bytes((kind,)) + raw))
 
 
-def encode_request(request: Request) -> bytes:
+def encode_request(request: UotRequest) -> bytes:
     return bytes((request.connected,)) + socks5.encode_address(request.target)
 
 

@@ -18,9 +18,10 @@ from typing import Callable, Protocol, Sequence
 from netproxy.errors import DialError, NetProxyError, ProtocolError
 from netproxy.interfaces.addresses import Address
 from netproxy.net.address import is_ipv6, to_sockaddr
-from netproxy.net.stream import Stream
+from netproxy.interfaces.connections import Steps
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import dns, http1
-from netproxy.protocol.http1_message import read_body, response_framing
+from netproxy.protocol.http1_message import Body, response_framing
 
 TRY_SECONDS = 1.0  # for an answer by UDP before a query is sent again
 TRIES = 3
@@ -28,6 +29,12 @@ IDLE_KEPT = 2  # connections kept for the next queries: few ask at once
 KEPT_SECONDS = 10.0  # and for so long: servers and NATs forget idle ones soon after
 REST_SECONDS = 5.0  # a server that has failed is asked last for so long
 _CONTENT = (b"Content-Type", b"application/dns-message")
+
+
+def _read_message(stream: Stream) -> Steps[bytes]:
+    """Read a DNS message behind its length."""
+    length = yield from stream.read_exactly(2)
+    return (yield from stream.read_exactly(int.from_bytes(length, "big")))
 
 
 class ServerError(NetProxyError):
@@ -178,9 +185,7 @@ class StreamServer(_Connections):
         answers: dict[int, bytes] = {}
         while len(answers) < len(sent):
             before = len(answers)
-            _sort_in(
-                stream.read_exactly(int.from_bytes(stream.read_exactly(2), "big")), sent, answers
-            )
+            _sort_in(complete(_read_message(stream)), sent, answers)
             if len(answers) == before:
                 raise ServerError(f"{self.name}: an answer to something else")
         return [
@@ -214,13 +219,14 @@ class HttpsServer(_Connections):
             _CONTENT,
             (b"Content-Length", b"%d" % len(sent)),
         ]
-        stream.write(http1.encode_request(http1.Request(b"POST", self._path, 1, fields)) + sent)
-        response = http1.read_response(stream)
+        stream.write(http1.encode_request(http1.HttpRequest(b"POST", self._path, 1, fields)) + sent)
+        response = complete(http1.read_response(stream))
         while response.status < 200:
-            response = http1.read_response(stream)
+            response = complete(http1.read_response(stream))
         framing = response_framing(response, b"POST")
         body = b""
-        for piece in read_body(stream, framing, 502):
+        reader = Body(stream, framing, 502)
+        while piece := complete(reader.read()):
             body += piece
             if len(body) > dns.MESSAGE_LIMIT:
                 raise ServerError(f"{self.name}: an answer that is too long")

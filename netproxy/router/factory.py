@@ -53,7 +53,9 @@ def make_routing(config: Config, means: Means) -> Routing:
 
     rules = [_rule(rule, dialer(rule), countries) for rule in config.rules]
     by_listener = {one.name: means.dialer(one.upstream) for one in config.listeners if one.upstream}
-    router = RuleRouter(rules, means.dialer(config.default), by_listener, means.resolver, means.guard)
+    router = RuleRouter(
+        rules, means.dialer(config.default), by_listener, means.resolver, means.guard
+    )
     return Routing(router, tuple(autos.values()))
 
 

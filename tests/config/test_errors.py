@@ -159,7 +159,10 @@ def test_of_a_file(text: str, message: str) -> None:
             "clients: [10.0.0.1/8]",
             "2:39: listeners[0].clients[0]: '10.0.0.1/8' is not a valid network: the prefix is too long, or bits behind it are set",
         ),
-        ("clients: everybody", "2:38: listeners[0].clients[0]: 'everybody' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)"),
+        (
+            "clients: everybody",
+            "2:38: listeners[0].clients[0]: 'everybody' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)",
+        ),
         ("auth: required", "2:5: listeners[0].auth: there are no users"),
         ("auth: maybe", "2:35: listeners[0].auth: 'maybe' is none of required, optional, none"),
         (

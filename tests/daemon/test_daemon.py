@@ -624,7 +624,12 @@ def test_the_access_record_of_a_connection(daemon: Running, echo: Address) -> No
     wait_until(lambda: daemon.log.records)
     (record,) = daemon.log.records
     assert (record.flow.network, record.flow.target, record.flow.listener) == ("tcp", echo, "main")
-    assert (record.upstream, record.sent, record.received, record.ended) == ("direct", 5, 5, "closed")
+    assert (record.upstream, record.sent, record.received, record.ended) == (
+        "direct",
+        5,
+        5,
+        "closed",
+    )
 
 
 class TestNames:

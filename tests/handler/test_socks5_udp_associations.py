@@ -11,7 +11,7 @@ from typing import Iterator
 import pytest
 
 from netproxy.interfaces.addresses import Address
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol.socks5 import encode_header, read_reply
 from tests.support.handlers import LOCALHOST, descriptors, eventually
 from tests.support.relays import (
@@ -175,7 +175,7 @@ def test_the_user_of_the_control_connection_is_the_user_of_its_datagrams() -> No
             control.sendall(b"\5\1\2\1\5alice\6secret\5\3\0\1\0\0\0\0\0\0")
             stream = Stream(control)
             assert stream.read_exactly(4) == b"\5\2\1\0"
-            bound = read_reply(stream)[1]
+            bound = complete(read_reply(stream))[1]
             client.send(encode_header(target.address) + b"hello", bound)
             target.expect(b"hello")
         eventually(lambda: relay.log.records)

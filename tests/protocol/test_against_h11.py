@@ -6,22 +6,17 @@ from typing import Any
 
 import pytest
 
+from netproxy.net.stream import complete
 from netproxy.errors import ProtocolError
 from netproxy.protocol.http1 import (
-    Request,
+    HttpRequest,
     encode_request,
     encode_response,
     read_request,
     read_response,
 )
-from netproxy.protocol.http1_message import (
-    Framing,
-    encode_chunk,
-    read_body,
-    request_framing,
-    response_framing,
-)
-from tests.support.readers import BytesReader
+from netproxy.protocol.http1_message import Framing, encode_chunk, request_framing, response_framing
+from tests.support.readers import BytesReader, read_body
 
 h11 = pytest.importorskip("h11")
 
@@ -98,7 +93,7 @@ def events(connection: Any, raw: bytes, close: bool = False) -> tuple[Any, bytes
 @pytest.mark.parametrize("raw", REQUESTS.values(), ids=REQUESTS)
 def test_h11_reads_the_request_that_we_read(raw: bytes) -> None:
     reader = BytesReader(raw)
-    request = read_request(reader)
+    request = complete(read_request(reader))
     body, sent = framed(reader, request_framing(request))
     head, data = events(h11.Connection(h11.SERVER), encode_request(request) + sent)
     assert (head.method, head.target, head.http_version) == (request.method, request.target, b"1.1")
@@ -110,7 +105,7 @@ def test_h11_reads_the_request_that_we_read(raw: bytes) -> None:
 @pytest.mark.parametrize(("method", "raw"), RESPONSES.values(), ids=RESPONSES)
 def test_h11_reads_the_response_that_we_read(method: bytes, raw: bytes) -> None:
     reader = BytesReader(raw)
-    response = read_response(reader)
+    response = complete(read_response(reader))
     framing = response_framing(response, method)
     body, sent = framed(reader, framing)
     client = h11.Connection(h11.CLIENT)
@@ -159,8 +154,8 @@ def test_h11_agrees_on_every_request_that_we_let_pass() -> None:
     @hypothesis.given(st.lists(lines, max_size=3).map(b"".join))
     def check(fields: bytes) -> None:
         try:
-            request: Request = read_request(
-                BytesReader(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n")
+            request: HttpRequest = complete(
+                read_request(BytesReader(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + b"\r\n"))
             )
             framing = request_framing(request)
         except ProtocolError:

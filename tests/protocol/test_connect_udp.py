@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from netproxy.net.stream import complete
 from netproxy.errors import ProtocolError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import connect_udp, http1
@@ -21,8 +22,8 @@ from netproxy.protocol.connect_udp import (
 from netproxy.protocol.http1 import (
     Fields,
     HttpError,
-    Request,
-    Response,
+    HttpRequest,
+    HttpResponse,
     read_request,
     read_response,
 )
@@ -40,8 +41,8 @@ PREFIX = b"/.well-known/masque/udp/"
 LONGEST = b".".join([b"a" * 63, b"a" * 63, b"a" * 63, b"a" * 61])
 
 
-def get(target: bytes, *more: tuple[bytes, bytes]) -> Request:
-    return Request(b"GET", target, 1, [*ASKED, *more])
+def get(target: bytes, *more: tuple[bytes, bytes]) -> HttpRequest:
+    return HttpRequest(b"GET", target, 1, [*ASKED, *more])
 
 
 TARGETS = {
@@ -174,19 +175,19 @@ REFUSED_TARGETS = {
 ASKING = {
     "RFC 9298": get(PREFIX + b"a/443/"),
     "whatever the path": get(b"/"),
-    "capitals": Request(
+    "capitals": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"CONNECTION", b"UPGRADE"), (b"UPGRADE", b"CONNECT-UDP")]
     ),
-    "no Capsule-Protocol": Request(
+    "no Capsule-Protocol": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"upgrade"), (b"Upgrade", b"connect-udp")]
     ),
-    "among other options": Request(
+    "among other options": HttpRequest(
         b"GET",
         b"/",
         1,
         [HOST, (b"Connection", b"keep-alive ,\tupgrade, x"), (b"Upgrade", b"connect-udp")],
     ),
-    "option in a second field": Request(
+    "option in a second field": HttpRequest(
         b"GET",
         b"/",
         1,
@@ -195,33 +196,33 @@ ASKING = {
 }
 
 NOT_ASKING = {
-    "POST": Request(b"POST", b"/", 1, ASKED),
-    "HEAD": Request(b"HEAD", b"/", 1, ASKED),
-    "CONNECT": Request(b"CONNECT", b"a:443", 1, ASKED),
-    "get": Request(b"get", b"/", 1, ASKED),
-    "HTTP/1.0": Request(b"GET", b"/", 0, ASKED),
-    "no field": Request(b"GET", b"/", 1, [HOST]),
-    "no Connection": Request(b"GET", b"/", 1, [HOST, (b"Upgrade", b"connect-udp")]),
-    "Connection without upgrade": Request(
+    "POST": HttpRequest(b"POST", b"/", 1, ASKED),
+    "HEAD": HttpRequest(b"HEAD", b"/", 1, ASKED),
+    "CONNECT": HttpRequest(b"CONNECT", b"a:443", 1, ASKED),
+    "get": HttpRequest(b"get", b"/", 1, ASKED),
+    "HTTP/1.0": HttpRequest(b"GET", b"/", 0, ASKED),
+    "no field": HttpRequest(b"GET", b"/", 1, [HOST]),
+    "no Connection": HttpRequest(b"GET", b"/", 1, [HOST, (b"Upgrade", b"connect-udp")]),
+    "Connection without upgrade": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"keep-alive"), (b"Upgrade", b"connect-udp")]
     ),
-    "Connection: upgrades": Request(
+    "Connection: upgrades": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"upgrades"), (b"Upgrade", b"connect-udp")]
     ),
-    "no Upgrade": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade")]),
-    "empty Upgrade": Request(
+    "no Upgrade": HttpRequest(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade")]),
+    "empty Upgrade": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"")]
     ),
-    "websocket": Request(
+    "websocket": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
     ),
-    "connect-ip": Request(
+    "connect-ip": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-ip")]
     ),
-    "connect-udp/1": Request(
+    "connect-udp/1": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-udp/1")]
     ),
-    "one of two": Request(
+    "one of two": HttpRequest(
         b"GET",
         b"/",
         1,
@@ -239,104 +240,125 @@ REQUESTS = {
 }
 
 ACCEPTABLE = {
-    "RFC 9298": Response(1, 101, b"Switching Protocols", ACCEPTED),
-    "another phrase": Response(1, 101, b"", ACCEPTED),
-    "capitals": Response(1, 101, b"", [(b"CONNECTION", b"UPGRADE"), (b"UPGRADE", b"Connect-UDP")]),
-    "no Capsule-Protocol": Response(1, 101, b"", ACCEPTED[:2]),
-    "among other options": Response(
+    "RFC 9298": HttpResponse(1, 101, b"Switching Protocols", ACCEPTED),
+    "another phrase": HttpResponse(1, 101, b"", ACCEPTED),
+    "capitals": HttpResponse(
+        1, 101, b"", [(b"CONNECTION", b"UPGRADE"), (b"UPGRADE", b"Connect-UDP")]
+    ),
+    "no Capsule-Protocol": HttpResponse(1, 101, b"", ACCEPTED[:2]),
+    "among other options": HttpResponse(
         1, 101, b"", [(b"Connection", b"keep-alive, upgrade"), (b"Upgrade", b"connect-udp")]
     ),
-    "other fields": Response(
+    "other fields": HttpResponse(
         1, 101, b"", [*ACCEPTED, (b"Proxy-Status", b'a; next-hop="b"'), (b"Server", b"c")]
     ),
 }
 
 UNACCEPTABLE = {  # the response, and what its message ends with
-    "200": (Response(1, 200, b"OK", ACCEPTED), "200"),
-    "200 without a field": (Response(1, 200, b"OK", []), "200"),
-    "100": (Response(1, 100, b"Continue", ACCEPTED), "100"),
-    "407": (Response(1, 407, b"", [(b"Proxy-Authenticate", b"Basic realm=a")]), "407"),
-    "404": (Response(1, 404, b"Not Found", []), "404"),
-    "no Connection": (Response(1, 101, b"", ACCEPTED[1:]), "101"),
+    "200": (HttpResponse(1, 200, b"OK", ACCEPTED), "200"),
+    "200 without a field": (HttpResponse(1, 200, b"OK", []), "200"),
+    "100": (HttpResponse(1, 100, b"Continue", ACCEPTED), "100"),
+    "407": (HttpResponse(1, 407, b"", [(b"Proxy-Authenticate", b"Basic realm=a")]), "407"),
+    "404": (HttpResponse(1, 404, b"Not Found", []), "404"),
+    "no Connection": (HttpResponse(1, 101, b"", ACCEPTED[1:]), "101"),
     "Connection without upgrade": (
-        Response(1, 101, b"", [(b"Connection", b"close"), *ACCEPTED[1:]]),
+        HttpResponse(1, 101, b"", [(b"Connection", b"close"), *ACCEPTED[1:]]),
         "101",
     ),
-    "no Upgrade": (Response(1, 101, b"", [ACCEPTED[0], ACCEPTED[2]]), "101"),
-    "empty Upgrade": (Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"")]), "101"),
-    "websocket": (Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"websocket")]), "101"),
+    "no Upgrade": (HttpResponse(1, 101, b"", [ACCEPTED[0], ACCEPTED[2]]), "101"),
+    "empty Upgrade": (HttpResponse(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"")]), "101"),
+    "websocket": (HttpResponse(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"websocket")]), "101"),
     "two in one Upgrade": (
-        Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, h2c")]),
+        HttpResponse(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, h2c")]),
         "101",
     ),
     "twice in one Upgrade": (
-        Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, connect-udp")]),
+        HttpResponse(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, connect-udp")]),
         "101",
     ),
-    "two Upgrade": (Response(1, 101, b"", [*ACCEPTED, (b"Upgrade", b"websocket")]), "101"),
-    "two equal Upgrade": (Response(1, 101, b"", [*ACCEPTED, (b"upgrade", b"connect-udp")]), "101"),
-    "second Upgrade empty": (Response(1, 101, b"", [*ACCEPTED, (b"Upgrade", b"")]), "101"),
-    "Content-Length": (Response(1, 101, b"", [*ACCEPTED, (b"Content-Length", b"0")]), "101"),
-    "content-length": (Response(1, 101, b"", [*ACCEPTED, (b"content-length", b"5")]), "101"),
+    "two Upgrade": (HttpResponse(1, 101, b"", [*ACCEPTED, (b"Upgrade", b"websocket")]), "101"),
+    "two equal Upgrade": (
+        HttpResponse(1, 101, b"", [*ACCEPTED, (b"upgrade", b"connect-udp")]),
+        "101",
+    ),
+    "second Upgrade empty": (HttpResponse(1, 101, b"", [*ACCEPTED, (b"Upgrade", b"")]), "101"),
+    "Content-Length": (HttpResponse(1, 101, b"", [*ACCEPTED, (b"Content-Length", b"0")]), "101"),
+    "content-length": (HttpResponse(1, 101, b"", [*ACCEPTED, (b"content-length", b"5")]), "101"),
     "Transfer-Encoding": (
-        Response(1, 101, b"", [*ACCEPTED, (b"Transfer-Encoding", b"chunked")]),
+        HttpResponse(1, 101, b"", [*ACCEPTED, (b"Transfer-Encoding", b"chunked")]),
         "101",
     ),
     "Content-Type": (
-        Response(1, 101, b"", [*ACCEPTED, (b"Content-Type", b"text/plain")]),
+        HttpResponse(1, 101, b"", [*ACCEPTED, (b"Content-Type", b"text/plain")]),
         "101",
     ),  # RFC 9297 section 3.2
     # RFC 9209
-    "error": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=dns_error")]), "502 (dns_error)"),
+    "error": (
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=dns_error")]),
+        "502 (dns_error)",
+    ),
     "error of a 101": (
-        Response(1, 101, b"", [(b"Proxy-Status", b"a; error=http_upgrade_failed")]),
+        HttpResponse(1, 101, b"", [(b"Proxy-Status", b"a; error=http_upgrade_failed")]),
         "101 (http_upgrade_failed)",
     ),
     "error without a space": (
-        Response(1, 504, b"", [(b"PROXY-STATUS", b"a;error=dns_timeout")]),
+        HttpResponse(1, 504, b"", [(b"PROXY-STATUS", b"a;error=dns_timeout")]),
         "504 (dns_timeout)",
     ),
     "error behind others": (
-        Response(1, 502, b"", [(b"Proxy-Status", b'"a b"; next-hop=c;  error=x-y/z; details="d"')]),
+        HttpResponse(
+            1, 502, b"", [(b"Proxy-Status", b'"a b"; next-hop=c;  error=x-y/z; details="d"')]
+        ),
         "502 (x-y/z)",
     ),
     "error of the second": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a, b; error=dns_error")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a, b; error=dns_error")]),
         "502 (dns_error)",
     ),
     "error in a second field": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a"), (b"proxy-status", b"b; error=dns_error")]),
+        HttpResponse(
+            1, 502, b"", [(b"Proxy-Status", b"a"), (b"proxy-status", b"b; error=dns_error")]
+        ),
         "502 (dns_error)",
     ),
     "two errors": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; error=one, b; error=two")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=one, b; error=two")]),
         "502 (one)",
     ),
     "status without an error": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; received-status=500")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; received-status=500")]),
         "502",
     ),
     "error of another name": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; xerror=b; errors=c")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; xerror=b; errors=c")]),
         "502",
     ),
     "error without a value": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; error; error=")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error; error=")]),
         "502",
     ),
-    "error that is a number": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=5")]), "502"),
-    "error that is a string": (Response(1, 502, b"", [(b"Proxy-Status", b'a; error="b"')]), "502"),
+    "error that is a number": (
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=5")]),
+        "502",
+    ),
+    "error that is a string": (
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b'a; error="b"')]),
+        "502",
+    ),
     "error without a semicolon": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"error=dns_error")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"error=dns_error")]),
         "502",
     ),
-    "error not ASCII": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=b\xff")]), "502 (b)"),
+    "error not ASCII": (
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=b\xff")]),
+        "502 (b)",
+    ),
     "error of 64 bytes": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 64)]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 64)]),
         f"502 ({'b' * 64})",
     ),
     "error of 60000 bytes": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 60000)]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 60000)]),
         f"502 ({'b' * 64})",
     ),
 }
@@ -354,13 +376,13 @@ def test_request_has_these_bytes_and_reads_back(target: Address, path: bytes) ->
         b"\r\n"
     )
     check_read(read_request, data, get(PREFIX + path))
-    request = read_request(BytesReader(data))
+    request = complete(read_request(BytesReader(data)))
     assert asks_for(request) and parse_target(request) == target
 
 
 def test_request_carries_credentials() -> None:
     data = encode_request(Address("a", 53), "[2001:db8::1]:8080", b"Basic YTpi")
-    assert read_request(BytesReader(data)).fields == [
+    assert complete(read_request(BytesReader(data))).fields == [
         (b"Host", b"[2001:db8::1]:8080"),
         *ACCEPTED,
         (b"Proxy-Authorization", b"Basic YTpi"),
@@ -374,22 +396,24 @@ def test_scope_of_an_address_stays_here() -> None:
 
 
 def test_the_rfcs_own_request_is_read() -> None:  # RFC 9298 section 3.2
-    request = read_request(
-        BytesReader(
-            b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\n"
-            b"Host: example.org\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+    request = complete(
+        read_request(
+            BytesReader(
+                b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\n"
+                b"Host: example.org\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+            )
         )
     )
     assert asks_for(request) and parse_target(request) == Address("192.0.2.6", 443)
 
 
 @pytest.mark.parametrize("request_", ASKING.values(), ids=ASKING)
-def test_request_asks_for_connect_udp(request_: Request) -> None:
+def test_request_asks_for_connect_udp(request_: HttpRequest) -> None:
     assert asks_for(request_)
 
 
 @pytest.mark.parametrize("request_", NOT_ASKING.values(), ids=NOT_ASKING)
-def test_request_asks_for_something_else(request_: Request) -> None:
+def test_request_asks_for_something_else(request_: HttpRequest) -> None:
     assert not asks_for(request_)
 
 
@@ -454,16 +478,18 @@ def test_accept_has_these_bytes_and_reads_back() -> None:  # RFC 9298 section 3.
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
     )
     check_read(read_response, encode_accept(), ACCEPTABLE["RFC 9298"])
-    check_response(read_response(BytesReader(encode_accept())))
+    check_response(complete(read_response(BytesReader(encode_accept()))))
 
 
 @pytest.mark.parametrize("response", ACCEPTABLE.values(), ids=ACCEPTABLE)
-def test_response_lets_capsules_follow(response: Response) -> None:
+def test_response_lets_capsules_follow(response: HttpResponse) -> None:
     check_response(response)
 
 
 @pytest.mark.parametrize(("response", "ending"), UNACCEPTABLE.values(), ids=UNACCEPTABLE)
-def test_response_is_no_switch_and_its_message_says_why(response: Response, ending: str) -> None:
+def test_response_is_no_switch_and_its_message_says_why(
+    response: HttpResponse, ending: str
+) -> None:
     with pytest.raises(ProtocolError) as caught:
         check_response(response)
     assert str(caught.value) == f"the proxy did not switch to connect-udp: it answered {ending}"
@@ -476,7 +502,7 @@ def test_response_is_no_switch_and_its_message_says_why(response: Response, endi
 def test_proxy_status_is_read_in_linear_time(hostile: bytes) -> None:
     begun = time.thread_time()
     with pytest.raises(ProtocolError):
-        check_response(Response(1, 502, b"", [(b"Proxy-Status", hostile)]))
+        check_response(HttpResponse(1, 502, b"", [(b"Proxy-Status", hostile)]))
     assert time.thread_time() - begun < 0.05
 
 
@@ -501,7 +527,7 @@ def test_refusal_is_a_whole_answer_that_closes() -> None:
 @pytest.mark.parametrize("reason", Reason)
 def test_client_is_told_every_reason(reason: Reason) -> None:
     reader = BytesReader(refusal(reason, "us"))
-    response = read_response(reader)
+    response = complete(read_response(reader))
     assert response.status == http1.REPLIES[reason]
     assert reader.rest() == reason.value.encode() + b"\n"
     assert proxy_error(response) == connect_udp.ERRORS[reason].decode()
@@ -585,7 +611,9 @@ else:
     @many
     @given(hosts, st.integers(1, 65535))
     def test_any_target_reads_back(host: str, port: int) -> None:
-        request = read_request(BytesReader(encode_request(Address(host, port), "proxy.example")))
+        request = complete(
+            read_request(BytesReader(encode_request(Address(host, port), "proxy.example")))
+        )
         assert asks_for(request) and parse_target(request) == Address(host, port)
 
     @many
@@ -602,7 +630,10 @@ else:
         except HttpError as error:
             assert error.status == 400
         else:
-            assert parse_target(read_request(BytesReader(encode_request(target, "a")))) == target
+            assert (
+                parse_target(complete(read_request(BytesReader(encode_request(target, "a")))))
+                == target
+            )
 
     @many
     @given(
@@ -620,7 +651,7 @@ else:
     )
     def test_any_response_is_a_switch_or_refused(status: int, fields: Fields) -> None:
         try:
-            check_response(Response(1, status, b"", fields))
+            check_response(HttpResponse(1, status, b"", fields))
         except ProtocolError:
             return
         assert status == 101

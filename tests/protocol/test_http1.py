@@ -6,11 +6,12 @@ import time
 
 import pytest
 
+from netproxy.net.stream import complete
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol.http1 import (
     HttpError,
     Origin,
-    Request,
+    HttpRequest,
     encode_request,
     field_list,
     field_values,
@@ -24,42 +25,45 @@ GET = b"GET http://a/ HTTP/1.1\r\n"
 HOST = (b"Host", b"a")
 
 
-def got(*fields: tuple[bytes, bytes]) -> Request:
-    return Request(b"GET", b"http://a/", 1, [HOST, *fields])
+def got(*fields: tuple[bytes, bytes]) -> HttpRequest:
+    return HttpRequest(b"GET", b"http://a/", 1, [HOST, *fields])
 
 
 REQUESTS = {
     "absolute form": (GET + b"Host: a\r\n\r\n", got()),
     "authority form": (
         b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n",
-        Request(b"CONNECT", b"a:443", 1, [(b"Host", b"a:443")]),
+        HttpRequest(b"CONNECT", b"a:443", 1, [(b"Host", b"a:443")]),
     ),
-    "origin form": (b"GET /x?y HTTP/1.1\r\nHost: a\r\n\r\n", Request(b"GET", b"/x?y", 1, [HOST])),
+    "origin form": (
+        b"GET /x?y HTTP/1.1\r\nHost: a\r\n\r\n",
+        HttpRequest(b"GET", b"/x?y", 1, [HOST]),
+    ),
     "asterisk form": (
         b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
-        Request(b"OPTIONS", b"*", 1, [HOST]),
+        HttpRequest(b"OPTIONS", b"*", 1, [HOST]),
     ),
     "method of any token": (
         b"a-Z!#$%&'*+.^_`|~9 / HTTP/1.1\r\nHost: a\r\n\r\n",
-        Request(b"a-Z!#$%&'*+.^_`|~9", b"/", 1, [HOST]),
+        HttpRequest(b"a-Z!#$%&'*+.^_`|~9", b"/", 1, [HOST]),
     ),
     "HTTP/1.0 without Host": (
         b"GET http://a/ HTTP/1.0\r\n\r\n",
-        Request(b"GET", b"http://a/", 0, []),
+        HttpRequest(b"GET", b"http://a/", 0, []),
     ),
     "HTTP/1.0 with Host": (
         b"GET http://a/ HTTP/1.0\r\nHost: a\r\n\r\n",
-        Request(b"GET", b"http://a/", 0, [HOST]),
+        HttpRequest(b"GET", b"http://a/", 0, [HOST]),
     ),
     "one empty line before it": (b"\r\n" + GET + b"Host: a\r\n\r\n", got()),
-    "empty Host": (GET + b"Host:\r\n\r\n", Request(b"GET", b"http://a/", 1, [(b"Host", b"")])),
+    "empty Host": (GET + b"Host:\r\n\r\n", HttpRequest(b"GET", b"http://a/", 1, [(b"Host", b"")])),
     "Host of another place": (
         GET + b"Host: b:81\r\n\r\n",
-        Request(b"GET", b"http://a/", 1, [(b"Host", b"b:81")]),
+        HttpRequest(b"GET", b"http://a/", 1, [(b"Host", b"b:81")]),
     ),  # HAZARDS 53
     "Host in capitals": (
         GET + b"HOST: a\r\n\r\n",
-        Request(b"GET", b"http://a/", 1, [(b"HOST", b"a")]),
+        HttpRequest(b"GET", b"http://a/", 1, [(b"HOST", b"a")]),
     ),
     "white space around a value": (GET + b"Host: a\r\nX:\t y\tz \t\r\n\r\n", got((b"X", b"y\tz"))),
     "no white space before a value": (GET + b"Host: a\r\nX:y\r\n\r\n", got((b"X", b"y"))),
@@ -241,19 +245,21 @@ REFUSED_ORIGINS = {
 
 
 @pytest.mark.parametrize(("data", "request_"), REQUESTS.values(), ids=REQUESTS)
-def test_request_is_read_to_its_last_byte(data: bytes, request_: Request) -> None:
+def test_request_is_read_to_its_last_byte(data: bytes, request_: HttpRequest) -> None:
     check_read(read_request, data, request_)
 
 
 @pytest.mark.parametrize(("data", "request_"), REQUESTS.values(), ids=REQUESTS)
-def test_server_reads_what_the_client_encodes_as_http_1_1(data: bytes, request_: Request) -> None:
+def test_server_reads_what_the_client_encodes_as_http_1_1(
+    data: bytes, request_: HttpRequest
+) -> None:
     if not request_.fields:
         request_ = request_._replace(fields=[HOST])
     check_read(read_request, encode_request(request_), request_._replace(minor=1))
 
 
 def test_request_has_these_bytes() -> None:
-    request = Request(b"GET", b"/x", 0, [HOST, (b"X", b""), (b"x", b"y z")])
+    request = HttpRequest(b"GET", b"/x", 0, [HOST, (b"X", b""), (b"x", b"y z")])
     assert encode_request(request) == b"GET /x HTTP/1.1\r\nHost: a\r\nX: \r\nx: y z\r\n\r\n"
 
 
@@ -285,18 +291,18 @@ def test_two_host_fields_are_answered_400_in_http_1_0() -> None:  # HAZARDS 54
 def test_request_line_of_8_kb_is_read_and_one_byte_more_is_answered_414() -> None:  # HAZARDS 68
     target = b"http://a/".ljust(8192 - len(b"GET  HTTP/1.1\r\n"), b"x")
     head = b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n"
-    assert read_request(BytesReader(head % target)).target == target
+    assert complete(read_request(BytesReader(head % target))).target == target
     for longer in (target + b"x", b"http://a/".ljust(8193, b"x")):
         with pytest.raises(HttpError) as caught:
-            read_request(BytesReader(head % longer))
+            complete(read_request(BytesReader(head % longer)))
         assert caught.value.status == 414
 
 
 def test_100_fields_are_read_and_the_101st_is_answered_431() -> None:  # HAZARDS 68
     head = GET + b"Host: a\r\n" + b"X: y\r\n" * 99
-    assert len(read_request(BytesReader(head + b"\r\n")).fields) == 100
+    assert len(complete(read_request(BytesReader(head + b"\r\n"))).fields) == 100
     with pytest.raises(HttpError) as caught:
-        read_request(BytesReader(head + b"X: y\r\n\r\n"))
+        complete(read_request(BytesReader(head + b"X: y\r\n\r\n")))
     assert caught.value.status == 431
 
 
@@ -307,10 +313,13 @@ def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_431(
     short = b"X: y\r\n" * (lines - 1)
     room = 65536 - len(b"Host: a\r\n" + short + b"X: \r\n" + b"\r\n")
     head = GET + b"Host: a\r\n" + short + b"X: %b\r\n\r\n"
-    assert read_request(BytesReader(head % (b"y" * room))).fields[-1] == (b"X", b"y" * room)
+    assert complete(read_request(BytesReader(head % (b"y" * room)))).fields[-1] == (
+        b"X",
+        b"y" * room,
+    )
     for more in (1, 2, 3, 70000):
         with pytest.raises(HttpError) as caught:
-            read_request(BytesReader(head % (b"y" * (room + more))))
+            complete(read_request(BytesReader(head % (b"y" * (room + more)))))
         assert caught.value.status == 431
 
 
@@ -318,7 +327,7 @@ def test_head_without_end_is_read_no_further_than_its_limits() -> None:  # HAZAR
     for head in (b"G" * 1_000_000, GET + b"X" * 1_000_000, GET + b"X: y\r\n" * 200_000):
         reader = BytesReader(head, step=4096)
         with pytest.raises(HttpError):
-            read_request(reader)
+            complete(read_request(reader))
         assert reader.taken <= 65536 + len(GET) + 4096
 
 
@@ -338,7 +347,7 @@ def test_field_is_read_in_linear_time(
 ) -> None:  # HAZARDS 69: no thread is held by one line
     begun = time.thread_time()
     try:
-        read_request(BytesReader(GET + b"Host: a\r\n" + hostile + b"\r\n\r\n"))
+        complete(read_request(BytesReader(GET + b"Host: a\r\n" + hostile + b"\r\n\r\n")))
     except HttpError:
         pass
     assert time.thread_time() - begun < 0.05
@@ -374,13 +383,13 @@ def test_missing_port_is_the_default_port_where_there_is_one() -> None:
 
 @pytest.mark.parametrize(("target", "origin"), ORIGINS.values(), ids=ORIGINS)
 def test_origin_comes_from_the_target_alone(target: bytes, origin: Origin) -> None:  # HAZARDS 53
-    assert parse_origin(Request(b"GET", target, 1, [(b"Host", b"elsewhere:81")])) == origin
+    assert parse_origin(HttpRequest(b"GET", target, 1, [(b"Host", b"elsewhere:81")])) == origin
 
 
 @pytest.mark.parametrize("target", REFUSED_ORIGINS.values(), ids=REFUSED_ORIGINS)
 def test_origin_is_answered_400(target: bytes) -> None:
     with pytest.raises(HttpError) as caught:
-        parse_origin(Request(b"GET", target, 1, [HOST]))
+        parse_origin(HttpRequest(b"GET", target, 1, [HOST]))
     assert caught.value.status == 400
 
 
@@ -389,7 +398,7 @@ def test_origin_is_answered_400(target: bytes) -> None:
     [(b"http://a", b"*"), (b"http://a/", b"/"), (b"http://a?x", b"/?x"), (b"http://a/x", b"/x")],
 )
 def test_options_for_a_whole_server_loses_its_path(target: bytes, path: bytes) -> None:
-    assert parse_origin(Request(b"OPTIONS", target, 1, [HOST])).path == path
+    assert parse_origin(HttpRequest(b"OPTIONS", target, 1, [HOST])).path == path
 
 
 def test_field_values_keep_their_order_and_their_case() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from netproxy.net.stream import complete
 from netproxy.errors import EndOfStream
 from netproxy.protocol.http1 import HttpError, read_request, read_response
 from netproxy.protocol.http1_message import (
@@ -13,11 +14,10 @@ from netproxy.protocol.http1_message import (
     PIECE,
     Framing,
     encode_chunk,
-    read_body,
     request_framing,
     response_framing,
 )
-from tests.support.readers import BytesReader, check_read, check_refused
+from tests.support.readers import BytesReader, check_read, check_refused, read_body
 
 CHUNKED = Framing(chunked=True)
 UNTIL_CLOSE = Framing()
@@ -156,11 +156,11 @@ REFUSED_CHUNKS = {
 
 
 def request_body(head: bytes) -> Framing:
-    return request_framing(read_request(BytesReader(head + b"\r\n")))
+    return request_framing(complete(read_request(BytesReader(head + b"\r\n"))))
 
 
 def response_body(head: bytes, method: bytes = b"GET") -> Framing:
-    return response_framing(read_response(BytesReader(head + b"\r\n")), method)
+    return response_framing(complete(read_response(BytesReader(head + b"\r\n"))), method)
 
 
 def reading(framing: Framing, status: int = 400) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netproxy.interfaces.addresses import Address
-from netproxy.protocol.http1 import Fields, Origin, Request, Response
+from netproxy.protocol.http1 import Fields, Origin, HttpRequest, HttpResponse
 from netproxy.protocol.http1_message import (
     NONE,
     Framing,
@@ -202,19 +202,21 @@ def test_hazard_56_fields_of_an_answer_for_one_hop_are_not_forwarded(field: byte
     ],
 )
 def test_via_is_appended_to_in_one_field(fields: Fields, via: bytes) -> None:
-    assert request_fields(Request(b"GET", b"", 1, fields), ORIGIN, NONE, b"us", None) == [
+    assert request_fields(HttpRequest(b"GET", b"", 1, fields), ORIGIN, NONE, b"us", None) == [
         (b"Host", b"A.test:80"),
         (b"Via", via),
     ]
-    assert response_fields(Response(1, 200, b"OK", fields), NONE, False, b"us") == [(b"Via", via)]
+    assert response_fields(HttpResponse(1, 200, b"OK", fields), NONE, False, b"us") == [
+        (b"Via", via)
+    ]
 
 
 def test_via_names_the_version_that_was_received() -> None:
-    assert request_fields(Request(b"GET", b"", 0, []), ORIGIN, NONE, b"us", None)[-1] == (
+    assert request_fields(HttpRequest(b"GET", b"", 0, []), ORIGIN, NONE, b"us", None)[-1] == (
         b"Via",
         b"1.0 us",
     )
-    assert response_fields(Response(0, 200, b"OK", []), Framing(), True, b"us")[0] == (
+    assert response_fields(HttpResponse(0, 200, b"OK", []), Framing(), True, b"us")[0] == (
         b"Via",
         b"1.0 us",
     )
@@ -238,7 +240,7 @@ def test_max_forwards_counts_down_where_it_has_a_meaning(
     method: bytes, value: bytes, goes_on: bytes
 ) -> None:
     fields = request_fields(
-        Request(method, b"", 1, [(b"Max-Forwards", value)]), ORIGIN, NONE, b"us", None
+        HttpRequest(method, b"", 1, [(b"Max-Forwards", value)]), ORIGIN, NONE, b"us", None
     )
     assert [value for name, value in fields if name == b"Max-Forwards"] == [goes_on]
 
@@ -264,10 +266,9 @@ def test_max_forwards_counts_down_where_it_has_a_meaning(
 def test_the_framing_of_a_request_is_written_anew(
     fields: Fields, framing: Framing, expected: Fields
 ) -> None:
-    assert request_fields(Request(b"PUT", b"", 1, fields), ORIGIN, framing, b"us", None)[1:] == [
-        VIA,
-        *expected,
-    ]
+    assert request_fields(HttpRequest(b"PUT", b"", 1, fields), ORIGIN, framing, b"us", None)[
+        1:
+    ] == [VIA, *expected]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,7 @@ def test_the_framing_of_a_request_is_written_anew(
 def test_the_framing_of_an_answer_is_written_anew(
     status: int, fields: Fields, framing: Framing, chunked: bool, expected: Fields
 ) -> None:
-    assert response_fields(Response(1, status, b"", fields), framing, chunked, b"us") == [
+    assert response_fields(HttpResponse(1, status, b"", fields), framing, chunked, b"us") == [
         VIA,
         *expected,
     ]
@@ -339,7 +340,9 @@ def test_hazard_57_the_upgrade_is_written_anew() -> None:
         (b"X-Foo", b"a"),
         (b"Sec-WebSocket-Key", b"b"),
     ]
-    assert request_fields(Request(b"GET", b"", 1, fields), ORIGIN, NONE, b"us", b"websocket") == [
+    assert request_fields(
+        HttpRequest(b"GET", b"", 1, fields), ORIGIN, NONE, b"us", b"websocket"
+    ) == [
         (b"Host", b"A.test:80"),
         (b"Sec-WebSocket-Key", b"b"),
         VIA,

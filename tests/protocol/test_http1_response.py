@@ -6,11 +6,12 @@ import time
 
 import pytest
 
+from netproxy.net.stream import complete
 from netproxy.errors import Reason
 from netproxy.protocol import http1
 from netproxy.protocol.http1 import (
     HttpError,
-    Response,
+    HttpResponse,
     encode_error,
     encode_response,
     read_response,
@@ -20,38 +21,44 @@ from tests.support.readers import BytesReader, check_read, check_refused
 OK = b"HTTP/1.1 200 OK\r\n"
 
 RESPONSES = {
-    "no field": (OK + b"\r\n", Response(1, 200, b"OK", [])),
-    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\n", Response(0, 200, b"OK", [])),
+    "no field": (OK + b"\r\n", HttpResponse(1, 200, b"OK", [])),
+    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\n", HttpResponse(0, 200, b"OK", [])),
     "phrase of many words": (
         b"HTTP/1.1 404 Not  Found \r\n\r\n",
-        Response(1, 404, b"Not  Found ", []),
+        HttpResponse(1, 404, b"Not  Found ", []),
     ),
-    "phrase in UTF-8": (b"HTTP/1.1 404 b\xc3\xb6se\r\n\r\n", Response(1, 404, b"b\xc3\xb6se", [])),
-    "empty phrase": (b"HTTP/1.1 200 \r\n\r\n", Response(1, 200, b"", [])),
-    "no phrase and no space": (b"HTTP/1.1 200\r\n\r\n", Response(1, 200, b"", [])),
-    "100": (b"HTTP/1.1 100 Continue\r\n\r\n", Response(1, 100, b"Continue", [])),  # HAZARDS 65
-    "599": (b"HTTP/1.1 599 x\r\n\r\n", Response(1, 599, b"x", [])),
+    "phrase in UTF-8": (
+        b"HTTP/1.1 404 b\xc3\xb6se\r\n\r\n",
+        HttpResponse(1, 404, b"b\xc3\xb6se", []),
+    ),
+    "empty phrase": (b"HTTP/1.1 200 \r\n\r\n", HttpResponse(1, 200, b"", [])),
+    "no phrase and no space": (b"HTTP/1.1 200\r\n\r\n", HttpResponse(1, 200, b"", [])),
+    "100": (b"HTTP/1.1 100 Continue\r\n\r\n", HttpResponse(1, 100, b"Continue", [])),  # HAZARDS 65
+    "599": (b"HTTP/1.1 599 x\r\n\r\n", HttpResponse(1, 599, b"x", [])),
     "407 to CONNECT": (  # HAZARDS 61
         b'HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm="a"\r\n\r\n',
-        Response(
+        HttpResponse(
             1, 407, b"Proxy Authentication Required", [(b"Proxy-Authenticate", b'Basic realm="a"')]
         ),
     ),
     "fields in their order": (
         OK + b"Set-Cookie: b\r\nX: y\r\nset-cookie: a\r\n\r\n",
-        Response(1, 200, b"OK", [(b"Set-Cookie", b"b"), (b"X", b"y"), (b"set-cookie", b"a")]),
+        HttpResponse(1, 200, b"OK", [(b"Set-Cookie", b"b"), (b"X", b"y"), (b"set-cookie", b"a")]),
     ),
     # RFC 9112 section 5.1: removed from responses
     "white space before the colon": (
         OK + b"X \t: y\r\n\r\n",
-        Response(1, 200, b"OK", [(b"X", b"y")]),
+        HttpResponse(1, 200, b"OK", [(b"X", b"y")]),
     ),
     "white space around a value": (
         OK + b"X:\t y z\t \r\n\r\n",
-        Response(1, 200, b"OK", [(b"X", b"y z")]),
+        HttpResponse(1, 200, b"OK", [(b"X", b"y z")]),
     ),
-    "empty value": (OK + b"X:\r\n\r\n", Response(1, 200, b"OK", [(b"X", b"")])),
-    "bytes over 127": (OK + b"X: \xc3\xbc\r\n\r\n", Response(1, 200, b"OK", [(b"X", b"\xc3\xbc")])),
+    "empty value": (OK + b"X:\r\n\r\n", HttpResponse(1, 200, b"OK", [(b"X", b"")])),
+    "bytes over 127": (
+        OK + b"X: \xc3\xbc\r\n\r\n",
+        HttpResponse(1, 200, b"OK", [(b"X", b"\xc3\xbc")]),
+    ),
 }
 
 REFUSED = {  # HAZARDS 61, 52
@@ -88,17 +95,19 @@ REFUSED = {  # HAZARDS 61, 52
 
 
 @pytest.mark.parametrize(("data", "response"), RESPONSES.values(), ids=RESPONSES)
-def test_response_is_read_to_its_last_byte(data: bytes, response: Response) -> None:
+def test_response_is_read_to_its_last_byte(data: bytes, response: HttpResponse) -> None:
     check_read(read_response, data, response)
 
 
 @pytest.mark.parametrize(("data", "response"), RESPONSES.values(), ids=RESPONSES)
-def test_client_reads_what_the_server_encodes_as_http_1_1(data: bytes, response: Response) -> None:
+def test_client_reads_what_the_server_encodes_as_http_1_1(
+    data: bytes, response: HttpResponse
+) -> None:
     check_read(read_response, encode_response(response), response._replace(minor=1))
 
 
 def test_response_has_these_bytes() -> None:
-    response = Response(0, 204, b"", [(b"X", b""), (b"x", b"y z")])
+    response = HttpResponse(0, 204, b"", [(b"X", b""), (b"x", b"y z")])
     assert encode_response(response) == b"HTTP/1.1 204 \r\nX: \r\nx: y z\r\n\r\n"
 
 
@@ -109,9 +118,11 @@ def test_response_is_answered_502(data: bytes) -> None:
 
 def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_502() -> None:  # HAZARDS 61
     value = b"y" * (65536 - len(b"X: \r\n\r\n"))
-    assert read_response(BytesReader(OK + b"X: %b\r\n\r\n" % value)).fields == [(b"X", value)]
+    assert complete(read_response(BytesReader(OK + b"X: %b\r\n\r\n" % value))).fields == [
+        (b"X", value)
+    ]
     with pytest.raises(HttpError) as caught:
-        read_response(BytesReader(OK + b"X: %by\r\n\r\n" % value))
+        complete(read_response(BytesReader(OK + b"X: %by\r\n\r\n" % value)))
     assert caught.value.status == 502
 
 
@@ -127,7 +138,7 @@ def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_502() -> None:  
 def test_head_of_1_mb_is_answered_502_and_not_read(head: bytes) -> None:  # HAZARDS 61
     reader = BytesReader(head, step=4096)
     with pytest.raises(HttpError) as caught:
-        read_response(reader)
+        complete(read_response(reader))
     assert caught.value.status == 502
     assert reader.taken <= 65536 + len(OK) + 4096
 
@@ -144,7 +155,7 @@ def test_head_of_1_mb_is_answered_502_and_not_read(head: bytes) -> None:  # HAZA
 def test_field_of_an_upstream_is_read_in_linear_time(hostile: bytes) -> None:
     begun = time.thread_time()
     with pytest.raises(HttpError):
-        read_response(BytesReader(OK + hostile + b"\r\n\r\n"))
+        complete(read_response(BytesReader(OK + hostile + b"\r\n\r\n")))
     assert time.thread_time() - begun < 0.05
 
 
@@ -172,7 +183,7 @@ def test_error_counts_its_bytes_and_takes_more_fields() -> None:
 @pytest.mark.parametrize("status", http1.PHRASES)
 def test_error_of_every_status_reads_back(status: int) -> None:
     reader = BytesReader(encode_error(status, "x"))
-    response = read_response(reader)
+    response = complete(read_response(reader))
     assert (response.status, response.phrase) == (status, http1.PHRASES[status].encode())
     assert reader.rest() == b"x\n"
 

@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("hypothesis")
 from hypothesis import assume, given, settings, strategies as st
 
+from netproxy.net.stream import complete
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.addresses import Address, ip_text, pack_ip
 from netproxy.protocol import http1, http1_message, socks4, socks5
 from netproxy.protocol.host import HostError, canonical_ipv6, parse_host
-from netproxy.protocol.http1 import Request, Response
-from tests.support.readers import BytesReader, TRAILING
+from netproxy.protocol.http1 import HttpRequest, HttpResponse
+from tests.support.readers import BytesReader, TRAILING, read_body, run
 
 many = settings(max_examples=200, deadline=None)
 
@@ -42,19 +43,19 @@ def text_of(alphabet: str, least: int = 1, most: int = 20) -> st.SearchStrategy[
 
 
 def read_chunks(reader: BytesReader) -> bytes:
-    return b"".join(http1_message.read_body(reader, http1_message.Framing(chunked=True)))
+    return b"".join(read_body(reader, http1_message.Framing(chunked=True)))
 
 
 def frame_request(data: bytes) -> object:
-    return http1_message.request_framing(http1.read_request(BytesReader(data)))
+    return http1_message.request_framing(complete(http1.read_request(BytesReader(data))))
 
 
 def frame_response(data: bytes) -> object:
-    return http1_message.response_framing(http1.read_response(BytesReader(data)), b"GET")
+    return http1_message.response_framing(complete(http1.read_response(BytesReader(data))), b"GET")
 
 
 def origin(data: bytes) -> object:
-    return http1.parse_origin(Request(b"OPTIONS", data, 1, []))
+    return http1.parse_origin(HttpRequest(b"OPTIONS", data, 1, []))
 
 
 HOSTS = soup(b"a", b".", b"127", b"1", b"0x7f", b"08", b"example", b"-", b"%", b"9" * 30, most=6)
@@ -168,7 +169,7 @@ def test_any_bytes_read_alike_in_one_piece_and_in_many(
     def outcome(data: bytes, step: int) -> object:
         reader = BytesReader(data, step)
         try:
-            return read(reader), reader.rest()
+            return run(read, reader), reader.rest()
         except ProtocolError as error:
             return type(error), str(error)
 
@@ -252,7 +253,7 @@ def test_socks4_server_reads_what_the_client_encodes(
 ) -> None:
     assume(target.host != "0.0.0.0")
     reader = BytesReader(socks4.encode_request(command, target, user_id) + TRAILING)
-    assert socks4.read_request(reader) == (command, target, user_id)
+    assert complete(socks4.read_request(reader)) == (command, target, user_id)
     assert reader.rest() == TRAILING
 
 
@@ -281,7 +282,7 @@ def test_udp_header_is_found_at_any_place(address: Address, before: bytes, paylo
 @given(CREDENTIALS, CREDENTIALS)
 def test_credentials_survive(user: str, password: str) -> None:
     reader = BytesReader(socks5.encode_credentials(user, password) + TRAILING)
-    assert socks5.read_credentials(reader) == (user.encode(), password.encode())
+    assert complete(socks5.read_credentials(reader)) == (user.encode(), password.encode())
     assert reader.rest() == TRAILING
 
 
@@ -299,9 +300,9 @@ VISIBLE = text_of("".join(map(chr, range(0x21, 0x7F))), 1, 60)
 def test_http_server_reads_what_the_client_encodes(
     method: bytes, target: bytes, fields: http1.Fields
 ) -> None:
-    request = Request(method, target, 1, [*fields, (b"Host", b"a")])
+    request = HttpRequest(method, target, 1, [*fields, (b"Host", b"a")])
     reader = BytesReader(http1.encode_request(request) + TRAILING)
-    assert http1.read_request(reader) == request
+    assert complete(http1.read_request(reader)) == request
     assert reader.rest() == TRAILING
 
 
@@ -310,9 +311,9 @@ def test_http_server_reads_what_the_client_encodes(
 def test_http_client_reads_what_the_server_encodes(
     status: int, phrase: bytes, fields: http1.Fields
 ) -> None:
-    response = Response(1, status, phrase, fields)
+    response = HttpResponse(1, status, phrase, fields)
     reader = BytesReader(http1.encode_response(response) + TRAILING)
-    assert http1.read_response(reader) == response
+    assert complete(http1.read_response(reader)) == response
     assert reader.rest() == TRAILING
 
 
@@ -320,7 +321,7 @@ def test_http_client_reads_what_the_server_encodes(
 @given(REQUESTS)
 def test_head_that_was_read_is_written_without_a_second_meaning(data: bytes) -> None:
     try:
-        request = http1.read_request(BytesReader(data))
+        request = complete(http1.read_request(BytesReader(data)))
     except ProtocolError:
         return
     assume(request.minor)
@@ -332,7 +333,7 @@ def test_head_that_was_read_is_written_without_a_second_meaning(data: bytes) -> 
         == len(request.fields) + 2
     )
     assert not set(written) & {0x0B, 0x0C, 0, 0x7F}
-    assert http1.read_request(BytesReader(written)) == request
+    assert complete(http1.read_request(BytesReader(written))) == request
 
 
 @many

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.proxy_header import encode_v1
+from netproxy.net.stream import complete
 from netproxy.errors import EndOfStream, LimitError, ProtocolError
 from netproxy.interfaces.addresses import Address, ip_text, pack_ip
 from netproxy.protocol.proxy_protocol import (
@@ -17,7 +19,6 @@ from netproxy.protocol.proxy_protocol import (
     UNIX_DATAGRAM,
     UNIX_STREAM,
     UNSPEC,
-    encode_v1,
     encode_v2,
     read_header,
 )
@@ -250,7 +251,7 @@ def test_client_without_header_is_refused_by_its_first_byte(data: bytes) -> None
     check_refused(read_header, data, ProtocolError)
     reader = BytesReader(data + TRAILING, step=1)
     with pytest.raises(ProtocolError):
-        read_header(reader)
+        complete(read_header(reader))
     assert reader.taken == 1
 
 
@@ -283,7 +284,7 @@ def test_line_of_107_bytes_is_the_longest() -> None:
 def test_line_without_end_is_read_no_further_than_107_bytes(start: bytes) -> None:  # HAZARDS 12
     reader = BytesReader(start + b"1" * 10_000, step=1)
     with pytest.raises(LimitError):
-        read_header(reader)
+        complete(read_header(reader))
     assert reader.taken <= LINE_LIMIT
 
 
@@ -297,10 +298,10 @@ def test_block_of_4096_bytes_is_the_longest() -> None:
     ):
         data = block(family, start.ljust(BLOCK_LIMIT, b"\0"), verb)
         reader = BytesReader(data + TRAILING)
-        assert read_header(reader) == client
+        assert complete(read_header(reader)) == client
         assert reader.rest() == TRAILING
         with pytest.raises(EndOfStream):
-            read_header(BytesReader(data[:-1]))
+            complete(read_header(BytesReader(data[:-1])))
 
 
 @pytest.mark.parametrize("length", [BLOCK_LIMIT + 1, 65535])
@@ -312,7 +313,7 @@ def test_block_over_the_limit_is_refused_unread(family: int, verb: int, length: 
         SIGNATURE + bytes((verb, family)) + length.to_bytes(2, "big") + b"\0" * length, step=1
     )
     with pytest.raises(ProtocolError) as caught:
-        read_header(reader)
+        complete(read_header(reader))
     assert not isinstance(caught.value, EndOfStream)
     assert reader.taken == 16
 
@@ -320,7 +321,7 @@ def test_block_over_the_limit_is_refused_unread(family: int, verb: int, length: 
 def test_peer_that_closes_within_its_header_had_begun() -> None:
     for data in (b"PROXY TCP4 1.2", SIGNATURE[:5]):
         with pytest.raises(EndOfStream) as caught:
-            read_header(BytesReader(data))
+            complete(read_header(BytesReader(data)))
         assert caught.value.partial
 
 
@@ -368,7 +369,7 @@ def test_any_addresses_survive() -> None:
         assert len(line) <= 104
         for data in (line, encode_v2(source, destination, datagram)):
             reader = BytesReader(data + TRAILING)
-            assert read_header(reader) == source
+            assert complete(read_header(reader)) == source
             assert reader.rest() == TRAILING
 
     check()
@@ -411,7 +412,7 @@ def test_any_bytes_read_alike_in_one_piece_and_in_many() -> None:
     def outcome(data: bytes, step: int) -> object:
         reader = BytesReader(data, step)
         try:
-            client = read_header(reader)
+            client = complete(read_header(reader))
         except ProtocolError as error:
             return type(error), str(error)
         assert client is None or ip_text_is_stable(client.host) and 0 <= client.port <= 65535

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from netproxy.net.stream import complete
 from netproxy.errors import EndOfStream, LimitError, ProtocolError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks4
@@ -12,7 +13,7 @@ from netproxy.protocol.socks4 import (
     CONNECT,
     GRANTED,
     REJECTED,
-    Request,
+    Socks4Request,
     RequestError,
     encode_reply,
     encode_request,
@@ -25,51 +26,63 @@ HEAD_4A = b"\x04\x01\x00\x50\0\0\0\x01"
 LONGEST = b".".join([b"a" * 63, b"a" * 63, b"a" * 63, b"a" * 61])
 
 REQUESTS = {
-    "CONNECT": (b"\x04\x01\x00\x50\xc0\0\2\1\0", Request(CONNECT, Address("192.0.2.1", 80), b"")),
-    "BIND": (b"\x04\x02\xff\xff\xc0\0\2\1\0", Request(BIND, Address("192.0.2.1", 65535), b"")),
+    "CONNECT": (
+        b"\x04\x01\x00\x50\xc0\0\2\1\0",
+        Socks4Request(CONNECT, Address("192.0.2.1", 80), b""),
+    ),
+    "BIND": (
+        b"\x04\x02\xff\xff\xc0\0\2\1\0",
+        Socks4Request(BIND, Address("192.0.2.1", 65535), b""),
+    ),
     "unknown command is left to the handler": (  # HAZARDS 9
         b"\x04\x09\x00\x50\xc0\0\2\1\0",
-        Request(9, Address("192.0.2.1", 80), b""),
+        Socks4Request(9, Address("192.0.2.1", 80), b""),
     ),
     "user id": (
         b"\x04\x01\x00\x50\xc0\0\2\1fred\0",
-        Request(CONNECT, Address("192.0.2.1", 80), b"fred"),
+        Socks4Request(CONNECT, Address("192.0.2.1", 80), b"fred"),
     ),
     "user id of any bytes": (
         b"\x04\x01\x00\x50\xc0\0\2\1\xff\r\n\0",
-        Request(CONNECT, Address("192.0.2.1", 80), b"\xff\r\n"),
+        Socks4Request(CONNECT, Address("192.0.2.1", 80), b"\xff\r\n"),
     ),
     "user id of 255 bytes": (
         b"\x04\x01\x00\x50\xc0\0\2\1" + b"u" * 255 + b"\0",
-        Request(CONNECT, Address("192.0.2.1", 80), b"u" * 255),
+        Socks4Request(CONNECT, Address("192.0.2.1", 80), b"u" * 255),
     ),
     "0.0.1.0 is an address": (
         b"\x04\x01\x00\x50\0\0\1\0\0",
-        Request(CONNECT, Address("0.0.1.0", 80), b""),
+        Socks4Request(CONNECT, Address("0.0.1.0", 80), b""),
     ),
     # HAZARDS 13
-    "4a name": (HEAD_4A + b"\0Example.COM\0", Request(CONNECT, Address("example.com", 80), b"")),
+    "4a name": (
+        HEAD_4A + b"\0Example.COM\0",
+        Socks4Request(CONNECT, Address("example.com", 80), b""),
+    ),
     "4a name with 0.0.0.255": (
         b"\x04\x01\x01\xbb\0\0\0\xff\0example.com\0",
-        Request(CONNECT, Address("example.com", 443), b""),
+        Socks4Request(CONNECT, Address("example.com", 443), b""),
     ),
     "4a user id and name": (
         HEAD_4A + b"fred\0example.com\0",
-        Request(CONNECT, Address("example.com", 80), b"fred"),
+        Socks4Request(CONNECT, Address("example.com", 80), b"fred"),
     ),
     "4a name of 253 bytes": (
         HEAD_4A + b"\0" + LONGEST + b"\0",
-        Request(CONNECT, Address(LONGEST.decode(), 80), b""),
+        Socks4Request(CONNECT, Address(LONGEST.decode(), 80), b""),
     ),
     # HAZARDS 11
     "4a name that is loose IPv4": (
         HEAD_4A + b"\x000x7f.1\0",
-        Request(CONNECT, Address("127.0.0.1", 80), b""),
+        Socks4Request(CONNECT, Address("127.0.0.1", 80), b""),
     ),
-    "4a name that is IPv6": (HEAD_4A + b"\0[::1]\0", Request(CONNECT, Address("::1", 80), b"")),
+    "4a name that is IPv6": (
+        HEAD_4A + b"\0[::1]\0",
+        Socks4Request(CONNECT, Address("::1", 80), b""),
+    ),
     "4a name that is v4-mapped": (
         HEAD_4A + b"\0::ffff:127.0.0.1\0",
-        Request(CONNECT, Address("127.0.0.1", 80), b""),
+        Socks4Request(CONNECT, Address("127.0.0.1", 80), b""),
     ),
 }
 
@@ -118,7 +131,7 @@ ROUND_TRIPS = [
 
 
 @pytest.mark.parametrize(("data", "request_"), REQUESTS.values(), ids=REQUESTS)
-def test_request_is_read_to_its_last_byte(data: bytes, request_: Request) -> None:
+def test_request_is_read_to_its_last_byte(data: bytes, request_: Socks4Request) -> None:
     check_read(read_request, data, request_)
 
 
@@ -130,20 +143,20 @@ def test_request_is_refused(data: bytes, error: type[ProtocolError]) -> None:
 def test_user_id_without_end_is_read_no_further_than_1024_bytes() -> None:  # HAZARDS 12
     reader = BytesReader(b"\x04\x01\x00\x50\xc0\0\2\1" + b"u" * 1_000_000, step=1)
     with pytest.raises(LimitError):
-        read_request(reader)
+        complete(read_request(reader))
     assert reader.taken <= 1024
 
 
 def test_name_without_end_is_read_no_further_than_1024_bytes() -> None:  # HAZARDS 12
     reader = BytesReader(HEAD_4A + b"\0" + b"a" * 1_000_000, step=1)
     with pytest.raises(LimitError):
-        read_request(reader)
+        complete(read_request(reader))
     assert reader.taken <= 1024
 
 
 def test_client_that_closes_within_its_request_had_begun() -> None:
     with pytest.raises(EndOfStream) as caught:
-        read_request(BytesReader(b"\x04\x01"))
+        complete(read_request(BytesReader(b"\x04\x01")))
     assert caught.value.partial
 
 
@@ -184,7 +197,9 @@ def test_server_reads_what_the_client_encodes(
     command: int, target: Address, user_id: bytes
 ) -> None:
     check_read(
-        read_request, encode_request(command, target, user_id), Request(command, target, user_id)
+        read_request,
+        encode_request(command, target, user_id),
+        Socks4Request(command, target, user_id),
     )
 
 

@@ -14,7 +14,7 @@ from netproxy.protocol.socks5 import (
     NO_AUTHENTICATION,
     UDP_ASSOCIATE,
     USERNAME_PASSWORD,
-    Request,
+    Socks5Request,
     RequestError,
 )
 from tests.support.readers import check_read, check_refused
@@ -41,53 +41,59 @@ ADDRESSES = {
 }
 
 REQUESTS = {
-    "CONNECT IPv4": (b"\5\1\0\1\xc0\0\2\1\x00\x50", Request(CONNECT, Address("192.0.2.1", 80))),
-    "BIND": (b"\5\2\0\1\0\0\0\0\0\0", Request(BIND, Address("0.0.0.0", 0))),
-    "ASSOCIATE": (b"\5\3\0\1\0\0\0\0\x04\xd2", Request(UDP_ASSOCIATE, Address("0.0.0.0", 1234))),
+    "CONNECT IPv4": (
+        b"\5\1\0\1\xc0\0\2\1\x00\x50",
+        Socks5Request(CONNECT, Address("192.0.2.1", 80)),
+    ),
+    "BIND": (b"\5\2\0\1\0\0\0\0\0\0", Socks5Request(BIND, Address("0.0.0.0", 0))),
+    "ASSOCIATE": (
+        b"\5\3\0\1\0\0\0\0\x04\xd2",
+        Socks5Request(UDP_ASSOCIATE, Address("0.0.0.0", 1234)),
+    ),
     "CONNECT IPv6": (
         b"\5\1\0\4" + PACKED6 + b"\x00\x50",
-        Request(CONNECT, Address("2001:db8::1", 80)),
+        Socks5Request(CONNECT, Address("2001:db8::1", 80)),
     ),
-    "CONNECT name": (named(b"Example.COM"), Request(CONNECT, Address("example.com", 80))),
+    "CONNECT name": (named(b"Example.COM"), Socks5Request(CONNECT, Address("example.com", 80))),
     # HAZARDS 9
     "unknown command is left to the handler": (
         b"\5\x7f\0\1\xc0\0\2\1\x00\x50",
-        Request(0x7F, Address("192.0.2.1", 80)),
+        Socks5Request(0x7F, Address("192.0.2.1", 80)),
     ),
     "RSV is not zero": (
         b"\5\1\xff\1\xc0\0\2\1\x00\x50",
-        Request(CONNECT, Address("192.0.2.1", 80)),
+        Socks5Request(CONNECT, Address("192.0.2.1", 80)),
     ),
     # HAZARDS 10
-    "name of 253 bytes": (named(LONGEST), Request(CONNECT, Address(LONGEST.decode(), 80))),
+    "name of 253 bytes": (named(LONGEST), Socks5Request(CONNECT, Address(LONGEST.decode(), 80))),
     # HAZARDS 11
-    "name 127.1": (named(b"127.1"), Request(CONNECT, Address("127.0.0.1", 80))),
-    "name 0x7f.1": (named(b"0x7f.1"), Request(CONNECT, Address("127.0.0.1", 80))),
-    "name [::1]": (named(b"[::1]"), Request(CONNECT, Address("::1", 80))),
+    "name 127.1": (named(b"127.1"), Socks5Request(CONNECT, Address("127.0.0.1", 80))),
+    "name 0x7f.1": (named(b"0x7f.1"), Socks5Request(CONNECT, Address("127.0.0.1", 80))),
+    "name [::1]": (named(b"[::1]"), Socks5Request(CONNECT, Address("::1", 80))),
     "name ::ffff:127.0.0.1": (
         named(b"::ffff:127.0.0.1"),
-        Request(CONNECT, Address("127.0.0.1", 80)),
+        Socks5Request(CONNECT, Address("127.0.0.1", 80)),
     ),
     "IPv6 v4-mapped": (
         b"\5\1\0\4" + MAPPED + b"\x00\x50",
-        Request(CONNECT, Address("127.0.0.1", 80)),
+        Socks5Request(CONNECT, Address("127.0.0.1", 80)),
     ),
     # HAZARDS 1.1: PySocks and others declare rubbish in ASSOCIATE
     "ASSOCIATE name 0": (
         named(b"0", UDP_ASSOCIATE),
-        Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
+        Socks5Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
     ),
     "ASSOCIATE name empty": (
         named(b"", UDP_ASSOCIATE),
-        Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
+        Socks5Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
     ),
     "ASSOCIATE name not ASCII": (
         named(b"\xff\0", UDP_ASSOCIATE),
-        Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
+        Socks5Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
     ),
     "ASSOCIATE name of 255 bytes": (
         named(b"." * 255, UDP_ASSOCIATE),
-        Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
+        Socks5Request(UDP_ASSOCIATE, Address("0.0.0.0", 80)),
     ),
 }
 
@@ -195,7 +201,7 @@ def test_status_of_credentials_has_version_1() -> None:  # HAZARDS 6
 
 
 @pytest.mark.parametrize(("data", "request_"), REQUESTS.values(), ids=REQUESTS)
-def test_request_is_read_to_its_last_byte(data: bytes, request_: Request) -> None:
+def test_request_is_read_to_its_last_byte(data: bytes, request_: Socks5Request) -> None:
     check_read(socks5.read_request, data, request_)
 
 
@@ -216,7 +222,7 @@ def test_address_has_these_bytes_in_every_message(address: Address, data: bytes)
     assert socks5.encode_address(address) == data
     assert socks5.parse_target(data) == address
     assert socks5.encode_request(CONNECT, address) == b"\5\1\0" + data
-    check_read(socks5.read_request, b"\5\1\0" + data, Request(CONNECT, address))
+    check_read(socks5.read_request, b"\5\1\0" + data, Socks5Request(CONNECT, address))
     assert socks5.encode_reply(5, address) == b"\5\5\0" + data
     check_read(socks5.read_reply, b"\5\5\0" + data, (5, address))
 

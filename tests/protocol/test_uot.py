@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from netproxy.net.stream import complete
 from netproxy.errors import EndOfStream, ProtocolError
 from netproxy.interfaces.addresses import Address, ip_text
 from netproxy.protocol import uot
 from netproxy.protocol.host import HostError, parse_host
 from netproxy.protocol.uot import (
-    FRAME_LIMIT,
-    Request,
+    UotRequest,
     encode_address,
     encode_request,
     next_frame,
@@ -73,6 +73,8 @@ FRAMES = {  # the frame, whether connected, and where its payload begins
     ),
 }
 
+FRAME_LIMIT = 1 + 1 + 255 + 2 + 2 + 65535  # the longest name and the longest datagram
+
 
 class Watched(bytearray):
     """A buffer of which single bytes may be read, so that nothing of it is copied."""
@@ -103,26 +105,28 @@ def test_names_have_these_values() -> None:  # WIRE 6
 def test_server_reads_the_request_that_the_client_encodes(
     connected: bool, target: Address, data: bytes, _: bytes
 ) -> None:
-    request = Request(connected, target)
+    request = UotRequest(connected, target)
     assert encode_request(request) == bytes((connected,)) + data
     check_read(read_request, encode_request(request), request)
 
 
 @pytest.mark.parametrize(("data", "target"), CANONICAL.values(), ids=CANONICAL)
 def test_host_is_read_in_its_one_spelling(data: bytes, target: Address) -> None:
-    check_read(read_request, b"\0\3" + data, Request(False, target))
+    check_read(read_request, b"\0\3" + data, UotRequest(False, target))
     assert parse_address(b"\2" + data) == target
 
 
 def test_v4_mapped_address_is_ipv4() -> None:  # HAZARDS 11
-    check_read(read_request, b"\1\4" + MAPPED + b"\0\x50", Request(True, Address("127.0.0.1", 80)))
+    check_read(
+        read_request, b"\1\4" + MAPPED + b"\0\x50", UotRequest(True, Address("127.0.0.1", 80))
+    )
     assert parse_address(b"\1" + MAPPED + b"\0\x50") == Address("127.0.0.1", 80)
 
 
 def test_connected_is_a_truth_value() -> None:
-    check_read(read_request, b"\0\1\xc0\0\2\1\0\x35", Request(False, Address("192.0.2.1", 53)))
-    check_read(read_request, b"\1\1\xc0\0\2\1\0\x35", Request(True, Address("192.0.2.1", 53)))
-    assert read_request(BytesReader(b"\1\1\xc0\0\2\1\0\x35")).connected is True
+    check_read(read_request, b"\0\1\xc0\0\2\1\0\x35", UotRequest(False, Address("192.0.2.1", 53)))
+    check_read(read_request, b"\1\1\xc0\0\2\1\0\x35", UotRequest(True, Address("192.0.2.1", 53)))
+    assert complete(read_request(BytesReader(b"\1\1\xc0\0\2\1\0\x35"))).connected is True
 
 
 @pytest.mark.parametrize("connected", [2, 5, 0xFF])
@@ -145,7 +149,7 @@ def test_name_that_is_none_is_refused(name: bytes) -> None:
 
 def test_client_that_closes_within_its_request_had_begun() -> None:
     with pytest.raises(EndOfStream) as caught:
-        read_request(BytesReader(b"\0"))
+        complete(read_request(BytesReader(b"\0")))
     assert caught.value.partial
 
 
@@ -257,8 +261,8 @@ def test_any_addresses_survive() -> None:
     @settings(max_examples=200, deadline=None)
     @given(targets, st.booleans(), st.binary(max_size=20), st.binary(max_size=300))
     def check(target: Address, connected: bool, before: bytes, payload: bytes) -> None:
-        reader = BytesReader(encode_request(Request(connected, target)) + TRAILING)
-        assert read_request(reader) == (connected, target)
+        reader = BytesReader(encode_request(UotRequest(connected, target)) + TRAILING)
+        assert complete(read_request(reader)) == (connected, target)
         assert reader.rest() == TRAILING
         address = b"" if connected else encode_address(target)
         buffer = Watched(before + address + len(payload).to_bytes(2, "big") + payload)
@@ -294,7 +298,7 @@ def test_any_bytes_parse_or_raise_a_protocol_error() -> None:
     def outcome(data: bytes, step: int) -> object:
         reader = BytesReader(data, step)
         try:
-            return read_request(reader), reader.rest()
+            return complete(read_request(reader)), reader.rest()
         except ProtocolError as error:
             return type(error), str(error)
 

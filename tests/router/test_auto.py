@@ -9,9 +9,10 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.handler.outbound import Connector
+from netproxy.handler.outbound import Outbound
 from netproxy.handler.forward import TcpForward
-from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
 from netproxy.access.users import Login, Users
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
@@ -410,7 +411,7 @@ class Running:
         self.routing: Routing = routing(config, names, make_guard(config), verdicts=self.verdicts)
         self.records, counters = Records(), Counters()
         observer = ObserverGroup(self.records, self.routing.autos)
-        self.connector = Connector(
+        self.connector = Outbound(
             self.routing.router, PipeLimits(SECONDS, SECONDS), counters, observer
         )
         self.target = target

@@ -21,7 +21,7 @@ from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
 from netproxy.daemon.daemon import Daemon
 from netproxy.interfaces.addresses import Address
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks5
 from tests.support.handlers import LOCALHOST, SECONDS, RecordingLog, reset
 
@@ -180,7 +180,7 @@ class UdpClient(UdpPort):
         self.control = associate(
             port, server, source, hint or Address("0.0.0.0", self.address.port)
         )
-        code, self.bound = socks5.read_reply(Stream(self.control))
+        code, self.bound = complete(socks5.read_reply(Stream(self.control)))
         assert code == 0
         self.socket.connect(self.bound)
 
