@@ -62,7 +62,8 @@ class Outbound:
         if self._datagrams is not None and flow.target.host in UOT_NAMES:
             self._datagrams.permit(flow)
             return UotStream(self._datagrams, flow)
-        return (yield from self.connect(flow, client))
+        connection: OutboundConnection = yield _Connect(self, flow, client)
+        return connection
 
     def connect(self, flow: Flow, client: Stream) -> Steps[OutboundConnection]:
         """Connect to the flow's target.

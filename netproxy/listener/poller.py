@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Seconds between two looks at the deadlines, and the least even if deadlines are near:
 # each look goes through everything that waits.
 TICK, SHORTEST_TICK = 1.0, 0.1
+_NEVER = float("inf")
 
 
 class WaitOwner(Protocol):
@@ -43,13 +44,10 @@ class _Watch:
 
     def set(self, wait: Wait, now: float) -> None:
         self.wait = wait
-        self.descriptors = {watched.fileno(): events for watched, events in wait.watched}
-        self.deadline = float("inf") if wait.seconds is None else now + wait.seconds
-
-    def renew(self, now: float) -> None:
-        """Start the seconds again after an event."""
-        if self.wait.seconds is not None and not self.wait.fixed:
-            self.deadline = now + self.wait.seconds
+        self.descriptors: dict[int, int] = {}
+        for watched, events in wait.watched:
+            self.descriptors[watched.fileno()] = events
+        self.deadline = _NEVER if wait.seconds is None else now + wait.seconds
 
 
 class Poller:
@@ -119,24 +117,24 @@ class Poller:
         # Pool threads do what follows an event, so it is reported once; a step of this
         # thread may be told again.
         once = select.EPOLLONESHOT if watch.wait.step is None else 0
-        self._look_by(watch.deadline)
+        if watch.deadline < self._next_look:
+            self._look_by(watch.deadline)
+        epoll = self._epoll
+        if epoll is None:
+            raise ValueError("the poller has not been started")
         try:
             with self._lock:
                 for descriptor, events in watch.descriptors.items():
                     # On Linux the events are those of poll(2).
-                    self._opened().register(descriptor, events | once)
+                    epoll.register(descriptor, events | once)
                     self._watches[descriptor] = watch
         except BaseException:
             self._forget(watch, closed=False)
             raise
 
-    def _opened(self) -> select.epoll:
-        if self._epoll is None:
-            raise ValueError("the poller has not been started")
-        return self._epoll
-
     def _run(self) -> None:
-        epoll = self._opened()
+        epoll = self._epoll
+        assert epoll is not None  # start() has opened it
         while not self._stopping:
             events = epoll.poll(min(TICK, max(0.0, self._next_look - time.monotonic())))
             now = time.monotonic()
@@ -151,10 +149,20 @@ class Poller:
             watch = self._watches.get(descriptor)
         if watch is None:
             return
-        if watch.wait.step is not None:
-            self._advance(watch, descriptor, event, now)
-        else:
+        wait = watch.wait
+        if wait.step is None:
             self._release([watch], True)
+            return
+        try:
+            following = wait.step(descriptor, event)
+        except Exception as error:
+            self._forget(watch, closed=False)
+            self._end(watch, error)
+            return
+        if following is not wait:
+            self._advance(watch, following, now)
+        elif wait.seconds is not None and not wait.fixed:
+            watch.deadline = now + wait.seconds
 
     def _wake_late(self, now: float) -> None:
         """Wake what has waited for too long."""
@@ -168,21 +176,11 @@ class Poller:
         self._release(late, False)
 
     def _look_by(self, deadline: float) -> None:
-        if deadline < self._next_look:
-            self._next_look = max(deadline, self._looked + SHORTEST_TICK)
+        """Make the next look early enough for a deadline."""
+        self._next_look = max(deadline, self._looked + SHORTEST_TICK)
 
-    def _advance(self, watch: _Watch, descriptor: int, event: int, now: float) -> None:
-        before = watch.wait
-        assert before.step is not None
-        try:
-            wait = before.step(descriptor, event)
-        except Exception as error:
-            self._forget(watch, closed=False)
-            self._end(watch, error)
-            return
-        if wait is before:
-            watch.renew(now)
-            return
+    def _advance(self, watch: _Watch, wait: Wait | None, now: float) -> None:
+        """Go on with the wait that a step has returned."""
         if wait is None:
             self._forget(watch, closed=True)
             self._end(watch, None)
@@ -209,8 +207,10 @@ class Poller:
         """
         before = watch.descriptors
         watch.set(wait, now)
-        self._look_by(watch.deadline)
-        epoll = self._opened()
+        if watch.deadline < self._next_look:
+            self._look_by(watch.deadline)
+        epoll = self._epoll
+        assert epoll is not None
         try:
             with self._lock:
                 for descriptor in before.keys() - watch.descriptors.keys():
@@ -243,8 +243,9 @@ class Poller:
         return known
 
     def _unregister(self, descriptor: int) -> None:
+        assert self._epoll is not None
         try:
-            self._opened().unregister(descriptor)
+            self._epoll.unregister(descriptor)
         except (OSError, ValueError):
             pass  # closed after all
 

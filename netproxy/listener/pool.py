@@ -71,7 +71,10 @@ class ThreadPool:
                 elif not self._grow() and not self._threads:
                     return False
             self._busy += 1
+            full = self._busy > self.limit
         self._tasks.put(task)
+        if full and urgent:
+            self._log.limited(("full", self._name), "%s pool: all threads are busy", self._name)
         return True
 
     def stop(self, seconds: float) -> None:

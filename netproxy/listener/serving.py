@@ -29,18 +29,23 @@ STAY_SECONDS = 0.1
 
 
 class Connection:
-    """A connection that is served.  Subclasses release what they hold in ended()."""
+    """A connection that is served, and the driver of its handshake.
 
-    __slots__ = ("stream", "client", "serving", "handshake", "need", "_wait")
+    Subclasses release what they hold in ended().  One thread at a time.
+    """
+
+    __slots__ = ("stream", "client", "serving", "handshake", "_need", "_wait", "_deadline")
 
     def __init__(self, stream: Stream, client: Address) -> None:
         self.stream = stream
         self.client = client
         self.serving: Serving
-        self.handshake: Handshake | None = None
-        self.need: Need | None = None
-        # The wait of the need that is still the same.
+        self.handshake: Handshake
+        # What the handshake waits for, and the wait for it.
+        self._need: Need
         self._wait: Wait | None = None
+        # The stream's deadline when that wait was made.
+        self._deadline: float | None = None
 
     def ended(self) -> None:
         """Close the stream.  Called once, by the thread that saw the end."""
@@ -58,85 +63,57 @@ class Connection:
 
     # -- the handshake
 
-    def start(self) -> Wait | None:
-        """Run the handshake from its beginning until it waits.  Never blocks."""
-        assert self.handshake is not None
-        return self._run(self.handshake.send, None, blocking=False)
-
-    def _step(self, descriptor: int, events: int) -> Wait | None:
-        """Go on after an event, on the poller's thread."""
-        return self._proceed({descriptor: events}, blocking=False)
-
-    def _resume(self, ready: bool) -> Wait | None:
-        """Go on, on a pool thread, after an event or when the time is up."""
-        assert self.need is not None and self.handshake is not None
-        if not self.stream.open:
-            error = StreamError("no thread can be had to go on")
-            return self._run(self.handshake.throw, error, blocking=True)
-        ready_now = poll_watched(self.need.watched()[0], 0) if ready else {}
-        return self._proceed(ready_now, blocking=True)
-
-    def _block(self, ready: bool) -> Wait | None:
-        """Satisfy the need on this pool thread, then go on."""
-        assert self.need is not None and self.handshake is not None
-        try:
-            if not self.stream.open:
-                raise StreamError("no thread can be had to go on")
-            result = self.need.block()
-        except NetProxyError as error:
-            return self._run(self.handshake.throw, error, blocking=True)
-        return self._run(self.handshake.send, result, blocking=True)
-
-    def resume_with(self, result: Any) -> Wait | None:
-        """Go on with the result of a need, on a pool thread.  Any: as in _run()."""
-        assert self.handshake is not None
-        if not self.stream.open:
-            error = StreamError("no thread can be had to go on")
-            return self._run(self.handshake.throw, error, blocking=True)
-        return self._run(self.handshake.send, result, blocking=True)
-
-    def _proceed(self, ready: Ready, blocking: bool) -> Wait | None:
-        assert self.need is not None and self.handshake is not None
-        try:
-            result = self.need.proceed(ready)
-        except NetProxyError as error:
-            return self._run(self.handshake.throw, error, blocking)
-        if result is Progress.PENDING:
-            return self._wait_for(self.need) if blocking else self._wait
-        return self._run(self.handshake.send, result, blocking)
-
-    def _run(self, resume: Callable[[Any], Need], value: Any, blocking: bool) -> Wait | None:
+    def run(self, resume: Callable[[Any], Need], value: Any, blocking: bool) -> Wait | None:
         """Resume the handshake with a result or an error, until it waits or has ended.
 
+        `resume` is its send or its throw.  `blocking`: this thread may block.
         Any: each need has its own result type.
         """
-        assert self.handshake is not None
+        handshake, stream = self.handshake, self.stream
         try:
             while True:
                 need = resume(value)
+                # A light stream only asks for bytes when all of them are used up.
+                if need is stream and stream.light:
+                    return self._wait_for_bytes(blocking)
                 try:
                     result = self._begin(need, blocking)
                 except NetProxyError as error:
-                    resume, value = self.handshake.throw, error
+                    resume, value = handshake.throw, error
                     continue
                 if isinstance(result, Wait):
                     return result
-                resume, value = self.handshake.send, result
+                resume, value = handshake.send, result
         except StopIteration as stop:
-            self.handshake = self.need = self._wait = None
+            del self.handshake, self._need  # their memory is free from now on
+            self._wait = None
             wait: Wait | None = stop.value
             return wait
 
+    def _wait_for_bytes(self, blocking: bool) -> Wait:
+        stream = self.stream
+        self._need = stream
+        wait = self._wait
+        # On the poller's thread the wait for the same stream goes on, with its deadline.
+        if wait is None or blocking or self._deadline != stream.deadline:
+            watched, seconds = stream.watched()
+            wait = Wait(watched, seconds, self._resume, False, self._step, fixed=True)
+            self._wait, self._deadline = wait, stream.deadline
+        return wait
+
     def _begin(self, need: Need, blocking: bool) -> Any:
         """Return the result of a need, or a Wait for it."""
-        self.need = need
+        self._need = need
         result = need.begin()
         if result is Progress.NEEDS_THREAD:
             return need.block() if blocking else Wait((), None, self._block)
         if result is not Progress.PENDING:
             return result if blocking or need.light else _Continuation(self, result).wait()
         if blocking and not need.light:
-            result = self._stay(need)
+            watched, seconds = need.watched()
+            stay = STAY_SECONDS if seconds is None else min(seconds, STAY_SECONDS)
+            ready = poll_watched(watched, stay)
+            result = need.proceed(ready) if ready else Progress.PENDING
         return self._wait_for(need) if result is Progress.PENDING else result
 
     def _wait_for(self, need: Need) -> Wait:
@@ -144,16 +121,52 @@ class Connection:
         step = self._step if need.light else None
         idle = isinstance(need, Events) and need.idle
         self._wait = Wait(watched, seconds, self._resume, idle, step, fixed=True)
+        self._deadline = None
         return self._wait
 
-    @staticmethod
-    def _stay(need: Need) -> Any:
-        """Wait for a moment on this pool thread."""
-        watched, seconds = need.watched()
-        ready = poll_watched(
-            watched, STAY_SECONDS if seconds is None else min(seconds, STAY_SECONDS)
-        )
-        return need.proceed(ready) if ready else Progress.PENDING
+    def _step(self, descriptor: int, events: int) -> Wait | None:
+        """Go on after an event, on the poller's thread."""
+        try:
+            result = self._need.proceed({descriptor: events})
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, False)
+        if result is Progress.PENDING:
+            return self._wait
+        return self.run(self.handshake.send, result, False)
+
+    def _resume(self, ready: bool) -> Wait | None:
+        """Go on, on a pool thread, after an event or when the time is up."""
+        try:
+            self._check_open()
+            events: Ready = poll_watched(self._need.watched()[0], 0) if ready else {}
+            result = self._need.proceed(events)
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, True)
+        if result is Progress.PENDING:
+            return self._wait_for(self._need)
+        return self.run(self.handshake.send, result, True)
+
+    def _block(self, ready: bool) -> Wait | None:
+        """Satisfy the need on this pool thread, then go on."""
+        try:
+            self._check_open()
+            result = self._need.block()
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, True)
+        return self.run(self.handshake.send, result, True)
+
+    def resume_with(self, result: Any) -> Wait | None:
+        """Go on with the result of a need, on a pool thread.  Any: as in run()."""
+        try:
+            self._check_open()
+        except StreamError as error:
+            return self.run(self.handshake.throw, error, True)
+        return self.run(self.handshake.send, result, True)
+
+    def _check_open(self) -> None:
+        """Raise StreamError if the stream was closed because no thread could be had."""
+        if not self.stream.open:
+            raise StreamError("no thread can be had to go on")
 
 
 class _Continuation:
@@ -186,23 +199,30 @@ class Serving:
         connection.serving = self
         connection.handshake = handshake
         self.counter.count("connections", "accepted")
-        self._go_on(connection, connection.start)
+        try:
+            wait = connection.run(handshake.send, None, False)
+        except Exception as error:
+            self.end(connection, error)
+            return
+        if wait is None:
+            self.end(connection, None)
+            return
+        try:
+            self._poller.watch(wait, connection)
+        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
+            self.resume(connection, wait, False)
 
     def resume(self, connection: Connection, wait: Wait, ready: bool) -> None:
         """Go on with a wait on a pool thread, however many wait there: it was admitted.
 
         If no thread can be had the connection ends here.
         """
-
-        def work() -> None:
-            self._go_on(connection, lambda: wait.resume(ready))
-
-        if self.pool.submit(work, urgent=True):
+        if self.pool.submit(lambda: self._go_on(connection, wait, ready), urgent=True):
             return
         self.counter.count("connections_refused", "no thread")
         connection.stream.close()
         # The handler is told that its time is up; what it would wait for next is not waited for.
-        self._attempt(connection, lambda: wait.resume(False))
+        self._attempt(connection, wait, False)
 
     def end(self, connection: Connection, error: Exception | None) -> None:
         """End a connection; `error` is being handled if it failed."""
@@ -216,22 +236,22 @@ class Serving:
             self.log.exception(f"serving {connection.client}")
         connection.ended()
 
-    def _go_on(self, connection: Connection, call: Callable[[], Wait | None]) -> None:
-        wait = self._attempt(connection, call)
-        if wait is None:
+    def _go_on(self, connection: Connection, wait: Wait, ready: bool) -> None:
+        """Go on with a wait, on a pool thread, and watch for what it returns."""
+        following = self._attempt(connection, wait, ready)
+        if following is None:
             return
         try:
-            self._poller.watch(wait, connection)
+            self._poller.watch(following, connection)
         except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            connection.wake(wait, False)  # on a pool thread: this one may be the one that accepts
+            self.resume(connection, following, False)
 
-    def _attempt(self, connection: Connection, call: Callable[[], Wait | None]) -> Wait | None:
-        """Let a connection go on until it waits or has ended."""
+    def _attempt(self, connection: Connection, wait: Wait, ready: bool) -> Wait | None:
         try:
-            wait = call()
+            following = wait.resume(ready)
         except Exception as error:
             self.end(connection, error)
             return None
-        if wait is None:
+        if following is None:
             self.end(connection, None)
-        return wait
+        return following

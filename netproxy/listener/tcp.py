@@ -39,18 +39,15 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class _Accepted(Connection):
     """A connection that an admission has counted in."""
 
-    __slots__ = ("_listener", "_admission")
+    __slots__ = ("listener", "admission")
 
-    def __init__(self, stream: Stream, client: Address, listener: TcpListener) -> None:
-        super().__init__(stream, client)
-        self._listener = listener
-        # A reload may replace the listener's admission meanwhile.
-        self._admission = listener.admission
+    listener: TcpListener
+    admission: Admission
 
     def ended(self) -> None:
-        self._listener.forget(self)
+        self.listener.forget(self)
         self.stream.close()
-        self._admission.leave(self.client.host)
+        self.admission.leave(self.client.host)
 
 
 class TcpListener(socketserver.ThreadingTCPServer):
@@ -138,15 +135,13 @@ class TcpListener(socketserver.ThreadingTCPServer):
         self._stopped.clear()
         try:
             while not self._stopping:
-                if not self._serving.pool.has_room:
-                    self._log.limited(
-                        ("full", self.address), "%s: all threads are busy", self.address
-                    )
                 try:
-                    request, client = self.get_request()
+                    request, sockaddr = self.get_request()
                 except OSError:
                     continue
-                self._handle_accepted(request, client)
+                client = from_sockaddr(sockaddr)
+                if self.verify_request(request, client):
+                    self.process_request(request, client)
         finally:
             self._stopped.set()
 
@@ -176,11 +171,6 @@ class TcpListener(socketserver.ThreadingTCPServer):
             )
             time.sleep(ACCEPT_PAUSE)
 
-    def _handle_accepted(self, request: socket.socket, sockaddr: Any) -> None:
-        client = from_sockaddr(sockaddr)
-        if self.verify_request(request, client):
-            self.process_request(request, client)
-
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Return whether a client may connect; close and count its socket if not.
 
@@ -203,7 +193,9 @@ class TcpListener(socketserver.ThreadingTCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin the handshake of an admitted connection.  Any: as in verify_request()."""
         stream = Stream(request, limited=self._handshake_seconds)
-        connection = _Accepted(stream, client_address, self)
+        connection = _Accepted(stream, client_address)
+        connection.listener = self
+        connection.admission = self.admission  # a reload may replace it meanwhile
         self._live.add(connection)
         self._handshaking[connection] = None
         if len(self._handshaking) > HANDSHAKING_LIMIT:
@@ -268,7 +260,9 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 return
             if accepted is None:
                 return
-            self._handle_accepted(*accepted)
+            client = from_sockaddr(accepted[1])
+            if self.verify_request(accepted[0], client):
+                self.process_request(accepted[0], client)
 
     @property
     def live(self) -> int:

@@ -43,9 +43,10 @@ class Stream:
     __slots__ = (
         "socket",
         "light",
+        "plain",
         "handshaking",
         "_unread",
-        "_deadline",
+        "deadline",
         "_pace",
         "_calls",
         "_on_close",
@@ -61,17 +62,15 @@ class Stream:
         # True until the client has said what it wants: until then it may be shed.
         self.handshaking = True
         self._unread = unread
-        self._deadline = None if limited is None else time.monotonic() + limited
+        # Monotonic; of everything that goes on, None without a limit.
+        self.deadline = None if limited is None else time.monotonic() + limited
         self._pace: float | None = None
         self._calls: SocketCalls = syscalls
+        # True if the peer's bytes are what the socket holds, False within TLS.
+        self.plain = True
         self._on_close: tuple[Callable[[], None], ...] = ()
 
     # -- the transport
-
-    @property
-    def plain(self) -> bool:
-        """True if the peer's bytes are what the socket holds, False within TLS."""
-        return self._calls is syscalls
 
     @property
     def calls(self) -> SocketCalls:
@@ -82,7 +81,7 @@ class Stream:
         """Go on with another socket, which `calls` read and write."""
         self.socket = sock
         self._calls = calls
-        self.light = self.plain
+        self.light = self.plain = calls is syscalls
 
     def move_to(self, other: Stream) -> None:
         """Hand socket and unread bytes over to `other`; this stream can only be closed then."""
@@ -101,12 +100,12 @@ class Stream:
 
         DeadlineError is raised after that.
         """
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        self.deadline = None if seconds is None else time.monotonic() + seconds
         self._pace = None
 
     def pace(self, seconds: float) -> None:
         """Give each single wait `seconds`, without a limit for the total."""
-        self._deadline = None
+        self.deadline = None
         self._pace = seconds
 
     # -- Need: more bytes
@@ -121,8 +120,8 @@ class Stream:
     def watched(self) -> tuple[Watched, float | None]:
         """Watch for bytes until the deadline."""
         seconds = self._pace
-        if self._deadline is not None:
-            seconds = max(0.0, self._deadline - time.monotonic())
+        if self.deadline is not None:
+            seconds = max(0.0, self.deadline - time.monotonic())
         return ((self.socket, select.POLLIN),), seconds
 
     def proceed(self, ready: Ready) -> bool | Progress:
@@ -130,9 +129,16 @@ class Stream:
         if not ready:
             raise DeadlineError("out of time")
         # Bytes may be there, but a peer that sends byte by byte must not go on for ever.
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        if self.deadline is not None and time.monotonic() >= self.deadline:
             raise DeadlineError("out of time")
-        return self._receive_ahead()
+        try:
+            received = self._calls.receive(self.socket, RECEIVE)
+        except OSError as error:
+            raise StreamError(error.strerror or "cannot receive") from error
+        if received is None:
+            return Progress.PENDING
+        self._unread = self._unread + received if self._unread else bytes(received)
+        return bool(received)
 
     def block(self) -> bool:
         """Not reached: the need never asks for a thread."""
@@ -239,7 +245,11 @@ class Stream:
 
         The socket has room for them.  Raises StreamError if the peer is gone or takes nothing.
         """
-        if self.write_some(data) != len(data):
+        try:
+            sent = self._calls.send(self.socket, data)
+        except OSError as error:
+            raise StreamError(error.strerror or "cannot send") from error
+        if sent != len(data):
             raise StreamError("the peer reads nothing")
 
     def write_all(self, data: bytes) -> Steps[None]:
