@@ -12,7 +12,8 @@ from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import DestinationGuard, Resolver
 from netproxy.net.address import from_sockaddr
 from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.net.connect import DEFAULT_OPTIONS, REASONS, PendingDial, SocketOptions, connect
+from netproxy.net.connect import PendingDial, REASONS, connect
+from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions
 from netproxy.net.datagram import DatagramSocket, Destination
 from netproxy.net.stream import Stream
 

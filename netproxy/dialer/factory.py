@@ -23,7 +23,7 @@ from netproxy.errors import ConfigError
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.interfaces.routing import Dialer
 from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.net.connect import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
+from netproxy.net.socket_options import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
 from netproxy.net.stream import Stream
 
 _Steps = tuple[HopConfig | GroupConfig, ...]

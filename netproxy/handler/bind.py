@@ -16,7 +16,7 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Events, Steps
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
-from netproxy.net.connect import keep_alive, tune
+from netproxy.net.socket_options import keep_alive, tune
 from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:

@@ -54,9 +54,9 @@ class NetworkList:
     def __init__(self, networks: Iterable[IpNetwork]) -> None:
         self._networks = list(networks)
 
-    def __contains__(self, host: str) -> bool:
+    def __contains__(self, host: object) -> bool:
         """Return whether a literal address is in one of the networks; a name never is."""
-        return any(network.holds(host) for network in self._networks)
+        return isinstance(host, str) and any(network.holds(host) for network in self._networks)
 
 
 _LOOPBACK = (IpNetwork.parse("127.0.0.0/8"), IpNetwork.parse("::1"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Iterable, NamedTuple, Protocol, Sequence, runtime_checkable
 
 if TYPE_CHECKING:
-    import socket
+    from socket import socket as TcpSocket
 
     from netproxy.errors import Reason
     from netproxy.interfaces.addresses import Address
@@ -66,7 +66,7 @@ class PendingDial(Protocol):
     def settled(self) -> bool:
         """Return whether the connection has been established or has failed."""
 
-    def finish(self) -> socket.socket:
+    def finish(self) -> TcpSocket:
         """Return the connected, non-blocking socket.  Raises DialError; TIMEOUT if not settled."""
 
     def close(self) -> None:

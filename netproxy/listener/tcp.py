@@ -20,7 +20,7 @@ from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
 from netproxy.net.activation import LOOK_SECONDS
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
-from netproxy.net.connect import keep_alive, tune
+from netproxy.net.socket_options import keep_alive, tune
 from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:

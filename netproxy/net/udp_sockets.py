@@ -14,7 +14,7 @@ from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.services import Counter, Log
 from netproxy.net import datagram
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
-from netproxy.net.connect import DEFAULT_OPTIONS, SocketOptions
+from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions
 from netproxy.net.datagram import SOL_UDP, UDP_GRO, Arena, ArenaPool, DatagramSocket
 from netproxy.net.activation import ActivationSockets, look_now_and_then
 

@@ -18,7 +18,7 @@ from typing import Callable, NamedTuple
 
 from netproxy.errors import StreamError
 from netproxy.interfaces.connections import Wait
-from netproxy.net.connect import POLL_LIMIT_MS
+from netproxy.net.syscalls import POLL_LIMIT_MS
 from netproxy.net.stream import Stream
 from netproxy.relay.direction import Direction
 

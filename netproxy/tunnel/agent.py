@@ -22,7 +22,7 @@ from netproxy.errors import (
     StreamError,
 )
 from netproxy.interfaces.services import Log
-from netproxy.net.connect import Dials
+from netproxy.net.connect import AbortableDials
 from netproxy.net.stream import Stream, poll_streams
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import Hello, Service, Welcome
@@ -65,7 +65,7 @@ class Agent:
         self._serve = serve
         self._log = log
         self._begun, self._stopped = threading.Event(), threading.Event()
-        self._dials = Dials()
+        self._dials = AbortableDials()
         self._lock = threading.Lock()  # guards all below
         self._services: Sequence[Service] = ()
         self._leads_out = False
@@ -106,7 +106,7 @@ class Agent:
         if link is not None:
             link.pool.end()
             link.control.close(tunnel.STOPPING)
-        self._dials.end()
+        self._dials.abort()
         if self.thread.is_alive():
             self.thread.join(seconds)
 

@@ -27,7 +27,7 @@ from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.routing import Dialer
 from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.net.connect import KEEPALIVE_IDLE
+from netproxy.net.socket_options import KEEPALIVE_IDLE
 from netproxy.protocol import socks5, uot
 from netproxy.admin.explain import udp_text
 from tests.config.test_read import read

@@ -23,7 +23,8 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.address import from_sockaddr
-from netproxy.net.connect import connect, tune
+from netproxy.net.connect import connect
+from netproxy.net.socket_options import tune
 from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
