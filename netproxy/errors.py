@@ -46,14 +46,6 @@ class DeadlineError(StreamError):
     """A stream did not deliver, or did not take, in the time it had."""
 
 
-class Unready(NetProxyError):
-    """Bytes that are asked for have not come yet, and whoever asks must not wait for them."""
-
-
-class NeedsThread(NetProxyError):
-    """What comes next may wait for more than its client's bytes, which only a thread of a pool may."""
-
-
 class Reason(enum.Enum):
     """Why a dial failed.  Each protocol has one literal table from here to its reply."""
 

@@ -1,42 +1,50 @@
 """What of an HTTP/1.1 message goes on to the next hop: its body, framed anew, and its fields.
 
-`request_framing` and `response_framing` decide once how a body ends (RFC 9112 sections 6 and 7);
-a Body gives its data without its framing, so that what is sent on is framed by
-`encode_chunk` or by the length that was checked here.  `request_fields` and `response_fields`
-leave out what was meant for one hop, and add what this proxy adds (RFC 9110 section 7.6).
-No I/O of its own.
+`request_framing` and `response_framing` decide once how a body ends (RFC 9112 sections 6
+and 7).  A Body gives its data without the framing; what is sent on is framed by
+`encode_chunk` or by the length that was checked here.  `request_fields` and
+`response_fields` leave out what was meant for one hop, and add what this proxy adds
+(RFC 9110 section 7.6).  No I/O of its own.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from netproxy.errors import EndOfStream, LimitError
-from netproxy.interfaces.connections import Reader, Steps
 from netproxy.protocol.http1 import (
     Fields,
     HttpError,
-    Origin,
     HttpRequest,
     HttpResponse,
+    Origin,
     field_list,
     field_values,
     is_field,
 )
 
-CHUNK_LINE_LIMIT = 1024  # bytes of a chunk's size and extensions: nothing in use comes near
-TRAILER_LIMIT = 8192  # bytes of a trailer section
-PIECE = 65536  # bytes read of a body at a time
+if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Steps
 
-_LENGTH = re.compile(rb"[0-9]{1,18}\Z")  # 18 digits stay below 2^63
+# Bytes of a chunk's size and extensions: nothing in use comes near.
+CHUNK_LINE_LIMIT = 1024
+# Bytes of a trailer section.
+TRAILER_LIMIT = 8192
+# Bytes of a body that are read at a time.
+PIECE = 65536
+
+# 18 digits stay below 2^63.
+_LENGTH = re.compile(rb"[0-9]{1,18}\Z")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n\Z")
 
-LAST_CHUNK = b"0\r\n\r\n"  # and an empty trailer
+# The last chunk and an empty trailer.
+LAST_CHUNK = b"0\r\n\r\n"
 NO_BODY_STATUSES = (204, 304)
 
-# What is meant for one hop, or written anew by this one.  The fields that Connection names go as well,
-# but these are never lost to it: they are written from what was parsed.
+# Fields for one hop, and fields that this hop writes anew.  Those that Connection names are
+# left out as well.  The fields written anew are never lost to Connection: they are written
+# from what was parsed.
 _HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -52,11 +60,18 @@ _HOP_BY_HOP = frozenset(
 )
 _REQUEST_ONLY = frozenset({b"host", b"proxy-authorization", b"max-forwards"})
 _RESPONSE_ONLY = frozenset({b"proxy-authenticate"})
-_UPGRADES = (b"websocket",)  # the one upgrade in use; h2c would carry requests past the rules
+# The only upgrade in use; h2c would carry requests past the rules.
+_UPGRADES = (b"websocket",)
 
 
-class BodySource(Reader, Protocol):
-    """What a body is read from."""
+class BodySource(Protocol):
+    """What a body is read from: interfaces.connections.Reader, and read_some()."""
+
+    def read_exactly(self, count: int) -> Steps[bytes]:
+        """Read `count` bytes.  Raises EndOfStream."""
+
+    def read_until(self, separator: bytes, limit: int) -> Steps[bytes]:
+        """Read up to and including `separator`.  Raises LimitError, EndOfStream."""
 
     def read_some(self, limit: int) -> Steps[bytes]:
         """Read 1 to `limit` bytes as they come; b"" at the end of the stream."""
@@ -70,10 +85,12 @@ class Framing(NamedTuple):
 
     @property
     def empty(self) -> bool:
+        """True if there is no body, or one of no bytes."""
         return self.length == 0
 
     @property
     def until_close(self) -> bool:
+        """True if the body ends with the connection."""
         return self.length is None and not self.chunked
 
 
@@ -81,22 +98,23 @@ NONE = Framing(length=0)
 
 
 def request_framing(request: HttpRequest) -> Framing:
-    """RFC 9112 section 6.3; HttpError 400 for whatever could be read in two ways."""
+    """Return how the body of a request ends (RFC 9112 section 6.3).
+
+    Raises HttpError with 400 for what could be read in two ways.
+    """
     framing = _framing(request.fields, request.minor, 400)
     return NONE if framing.until_close else framing
 
 
 def response_framing(response: HttpResponse, method: bytes) -> Framing:
-    """The body of the answer to a `method` request; HttpError 502 for what could be read in two ways."""
-    connected = (
-        method == b"CONNECT" and 200 <= response.status < 300
-    )  # what follows is the tunnel's
-    if (
-        method == b"HEAD"
-        or response.status < 200
-        or response.status in NO_BODY_STATUSES
-        or connected
-    ):
+    """Return how the body of the response to a `method` request ends.
+
+    Raises HttpError with 502 for what could be read in two ways.
+    """
+    status = response.status
+    # What follows the answer to CONNECT belongs to the tunnel.
+    connected = method == b"CONNECT" and 200 <= status < 300
+    if method == b"HEAD" or status < 200 or status in NO_BODY_STATUSES or connected:
         return NONE
     return _framing(response.fields, response.minor, 502)
 
@@ -105,18 +123,19 @@ class Body:
     """The data of one body, read piece by piece.  Trailer fields are read and left out."""
 
     def __init__(self, reader: BodySource, framing: Framing, status: int = 400) -> None:
-        """`status` is that of the HttpError for bad chunks."""
+        """`status`: of the HttpError for invalid chunks."""
         self._reader = reader
         self._framing = framing
         self._status = status
-        self._left = framing.length or 0  # bytes of the body, or of the chunk that was begun
+        # Bytes that are missing of the body, or of the chunk that was begun.
+        self._left = framing.length or 0
         self._in_chunk = False
         self._begun = False
 
     def read(self) -> Steps[bytes]:
         """Return the next piece, b"" behind the last.
 
-        Raises HttpError for bad chunks, EndOfStream if the body ends too early.
+        Raises HttpError for invalid chunks, EndOfStream if the body ends too early.
         """
         if self._framing.until_close:
             return (yield from self._reader.read_some(PIECE))
@@ -145,11 +164,11 @@ class Body:
         return size
 
     def _read_trailer(self) -> Steps[None]:
-        room = TRAILER_LIMIT
-        while (line := (yield from self._read_line(room))) != b"\r\n":
+        left = TRAILER_LIMIT
+        while (line := (yield from self._read_line(left))) != b"\r\n":
             if not line.endswith(b"\r\n") or not is_field(line[:-2]):
                 raise HttpError(self._status, "not a trailer field")
-            room -= len(line)
+            left -= len(line)
 
     def _read_line(self, limit: int) -> Steps[bytes]:
         try:
@@ -159,7 +178,10 @@ class Body:
 
 
 def declared_length(fields: Fields) -> int | None:
-    """The number in Content-Length, None without one; several that agree are one (RFC 9112 section 6.3)."""
+    """Return the number in Content-Length, None without a valid one.
+
+    Several values that agree count once (RFC 9112 section 6.3).
+    """
     parts = [
         part.strip(b" \t")
         for value in field_values(fields, b"content-length")
@@ -170,23 +192,22 @@ def declared_length(fields: Fields) -> int | None:
 
 
 def encode_chunk(data: bytes) -> bytes:
-    """One chunk, of at least one byte."""
+    """Encode a chunk of at least one byte."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def request_fields(
     request: HttpRequest, origin: Origin, framing: Framing, pseudonym: bytes, upgrade: bytes | None
 ) -> Fields:
-    """The fields of the request as it goes to the origin."""
+    """Return the fields of a request as it goes to the origin.
+
+    `pseudonym` is this proxy's name in Via, `upgrade` the protocol to ask for.
+    """
     fields = [(b"Host", origin.host), *_kept(request.fields, _HOP_BY_HOP | _REQUEST_ONLY)]
-    left = field_values(request.fields, b"max-forwards")
-    if left:
-        fields.append(
-            (
-                b"Max-Forwards",
-                _one_less(left[0]) if request.method in (b"OPTIONS", b"TRACE") else left[0],
-            )
-        )
+    forwards = field_values(request.fields, b"max-forwards")
+    if forwards:
+        counts = request.method in (b"OPTIONS", b"TRACE")
+        fields.append((b"Max-Forwards", _decrement(forwards[0]) if counts else forwards[0]))
     fields.append(_via(request.fields, request.minor, pseudonym))
     if framing.chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
@@ -200,13 +221,16 @@ def request_fields(
 def response_fields(
     response: HttpResponse, framing: Framing, chunked: bool, pseudonym: bytes
 ) -> Fields:
-    """The fields of an answer as it goes to the client; `chunked`: its body goes on in chunks."""
+    """Return the fields of a response as it goes to the client.
+
+    `framing` is that of the origin; `chunked`: the body goes on in chunks.
+    """
     fields = _kept(response.fields, _HOP_BY_HOP | _RESPONSE_ONLY)
     fields.append(_via(response.fields, response.minor, pseudonym))
     if chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
     elif response.status >= 200 and response.status != 204:
-        # also in the answer to HEAD and in a 304, which tell the length of a body that is not there
+        # Also in a 304 and the answer to HEAD, which give the length of a body that does not come.
         length = declared_length(response.fields)
         if length is not None and not framing.chunked:
             fields.append((b"Content-Length", b"%d" % length))
@@ -214,15 +238,10 @@ def response_fields(
 
 
 def upgrade_of(fields: Fields) -> bytes | None:
-    """The protocol that a request wants to switch to, if it is one that passes through here."""
-    wanted = field_list(fields, b"upgrade")
-    if (
-        b"upgrade" in field_list(fields, b"connection")
-        and len(wanted) == 1
-        and wanted[0] in _UPGRADES
-    ):
-        return wanted[0]
-    return None
+    """Return the protocol that a request asks to switch to, None unless we pass it on."""
+    protocols = field_list(fields, b"upgrade")
+    named = b"upgrade" in field_list(fields, b"connection")
+    return protocols[0] if named and len(protocols) == 1 and protocols[0] in _UPGRADES else None
 
 
 def _framing(fields: Fields, minor: int, status: int) -> Framing:
@@ -230,9 +249,8 @@ def _framing(fields: Fields, minor: int, status: int) -> Framing:
     lengths = field_values(fields, b"content-length")
     if codings:
         if lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or not minor:
-            raise HttpError(
-                status, "Transfer-Encoding is not just 'chunked', or comes with Content-Length"
-            )
+            message = "Transfer-Encoding is not just 'chunked', or comes with Content-Length"
+            raise HttpError(status, message)
         return Framing(chunked=True)
     if not lengths:
         return Framing()
@@ -251,5 +269,5 @@ def _via(fields: Fields, minor: int, pseudonym: bytes) -> tuple[bytes, bytes]:
     return b"Via", b", ".join([*field_values(fields, b"via"), b"1.%d %b" % (minor, pseudonym)])
 
 
-def _one_less(value: bytes) -> bytes:
+def _decrement(value: bytes) -> bytes:
     return b"%d" % max(0, int(value) - 1) if value.isdigit() and len(value) < 10 else value
