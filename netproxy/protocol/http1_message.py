@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from netproxy.errors import EndOfStream, LimitError
+from netproxy.interfaces.connections import Reader
 from netproxy.protocol.http1 import (
     Fields,
     HttpError,
@@ -64,14 +65,8 @@ _RESPONSE_ONLY = frozenset({b"proxy-authenticate"})
 _UPGRADES = (b"websocket",)
 
 
-class BodySource(Protocol):
-    """What a body is read from: interfaces.connections.Reader, and read_some()."""
-
-    def read_exactly(self, count: int) -> Steps[bytes]:
-        """Read `count` bytes.  Raises EndOfStream."""
-
-    def read_until(self, separator: bytes, limit: int) -> Steps[bytes]:
-        """Read up to and including `separator`.  Raises LimitError, EndOfStream."""
+class BodySource(Reader, Protocol):
+    """What a body is read from."""
 
     def read_some(self, limit: int) -> Steps[bytes]:
         """Read 1 to `limit` bytes as they come; b"" at the end of the stream."""

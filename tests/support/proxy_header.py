@@ -1,22 +1,33 @@
-"""PROXY version 1 as a proxy in front of us sends it; NetProxy itself only reads it."""
+"""Encodes PROXY headers of version 1, as a proxy in front of NetProxy sends them.
+
+NetProxy itself only reads this version.
+"""
 
 from __future__ import annotations
 
-from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, Address, ip_text
-from netproxy.protocol.proxy_protocol import _pack_pair
+import ipaddress
+
+from netproxy.interfaces.addresses import Address
 
 
 def encode_v1(source: Address, destination: Address) -> bytes:
-    """One line; ValueError where either is a name."""
-    packed = _pack_pair(source, destination)
-    family = 4 if len(packed[0]) == 4 else 6
-    hosts = " ".join(map(_text, packed))
-    return f"PROXY TCP{family} {hosts} {source.port} {destination.port}\r\n".encode("ascii")
+    """Encode a header; beside an IPv6 address, an IPv4 address goes v4-mapped.
+
+    Raises ValueError if a host is a name.
+    """
+    hosts = []
+    for address in (source, destination):
+        try:
+            hosts.append(ipaddress.ip_address(address.host.partition("%")[0]))
+        except ValueError as error:
+            raise ValueError("a PROXY protocol header takes addresses, not names") from error
+    version = max(host.version for host in hosts)
+    fields = [f"PROXY TCP{version}"]
+    fields += [str(host) if host.version == version else _map(host) for host in hosts]
+    fields += [str(source.port), str(destination.port)]
+    return " ".join(fields).encode("ascii") + b"\r\n"
 
 
-def _text(packed: bytes) -> str:
-    if packed.startswith(
-        V4_MAPPED_PREFIX
-    ):  # section 2.1 has hexadecimal groups only, no dots within IPv6
-        return "::ffff:" + packed[12:].hex(":", 2)
-    return ip_text(packed)
+def _map(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    # Section 2.1 has groups of hexadecimal digits and no dots in IPv6 addresses.
+    return "::ffff:" + host.packed.hex(":", 2)
