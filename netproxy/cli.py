@@ -71,8 +71,8 @@ def control_parser() -> Any:
     """Of netproxyctl's command line."""
     parser = _parser(
         "netproxyctl",
-        "Looks after netproxyd.",
-        "Exit status: 0 fine, 1 refused, 3 not running, 64 usage.",
+        "Control a running netproxyd.",
+        "Exit status: 0 success, 1 refused, 3 not running, 64 usage error.",
     )
     parser.add_argument(
         "-s",
@@ -85,34 +85,35 @@ def control_parser() -> Any:
     made = {
         name: commands.add_parser(name, help=text, description=text)
         for name, text in (
-            ("status", "what listens, what lives, and all counters"),
-            ("connections", "TCP flows under way"),
-            ("sessions", "UDP sessions under way"),
-            ("upstreams", "each way out: its state, latency, live flows and failures"),
-            ("tunnels", "agents that are connected, and this daemon's own: ports, streams, bytes"),
+            ("status", "print the state, the listeners and all counters"),
+            ("connections", "list the running TCP flows"),
+            ("sessions", "list the running UDP sessions"),
+            ("upstreams", "list the upstreams: state, latency, running flows and failures"),
+            ("tunnels", "list the connected agents, and the daemon's own: ports, streams, bytes"),
             (
                 "explain",
-                "which rule and which way out a flow would meet, e.g. 'udp alice@192.168.1.5 -> example.com:443 on main'",
+                "print which rule and which upstream a flow would meet, "
+                "e.g. 'udp alice@192.168.1.5 -> example.com:443 on main'",
             ),
-            ("auto", "what via: auto has found out of targets, and for how long that holds"),
-            ("top", "the flows that move most, drawn anew each second; q ends it"),
-            ("reload", "read the configuration again; says what is wrong with it"),
-            ("drain", "take nothing new, let what runs come to its end, then stop"),
-            ("kill", "end flows, by id or by filter"),
-            ("log", "show or set the level of the log, until the next reload"),
-            ("hash-password", "read a password, print its hash for the configuration"),
+            ("auto", "list what `via: auto` has found out about targets, and for how long it holds"),
+            ("top", "show the busiest flows, once a second; q quits"),
+            ("reload", "read the configuration again; print its errors"),
+            ("drain", "accept nothing new, let running connections finish, then stop"),
+            ("kill", "end flows by id or by filter"),
+            ("log", "print the level of the log, or set it until the next reload"),
+            ("hash-password", "read a password and print its hash for the configuration"),
         )
     }
     made["explain"].add_argument(
         "flow", metavar="FLOW", help="[tcp|udp] [[user@]client] -> host:port [on listener]"
     )
-    made["auto"].add_argument("--clear", action="store_true", help="forget it all")
+    made["auto"].add_argument("--clear", action="store_true", help="forget all of it")
     for name in ("status", "connections", "sessions", "upstreams", "tunnels", "auto"):
         made[name].add_argument("--json", action="store_true", help="print the answer as JSON")
     for name in ("connections", "sessions", "kill"):
         for option in FILTERS:
             made[name].add_argument(
-                f"--{option}", help=f"only those of this {option}"
+                f"--{option}", help=f"only flows of this {option}"
             )
     for name in ("connections", "sessions"):
         made[name].add_argument(
@@ -123,10 +124,10 @@ def control_parser() -> Any:
             help=f"one of {', '.join(SORTS)}",
         )
         made[name].add_argument(
-            "-n", "--number", type=number, metavar="NUMBER", help="no more lines than that"
+            "-n", "--number", type=number, metavar="NUMBER", help="print at most this many lines"
         )
     made["kill"].add_argument(
-        "ids", metavar="ID", type=int, nargs="*", help="as connections and sessions tell it"
+        "ids", metavar="ID", type=int, nargs="*", help="the id in the output of connections and sessions"
     )
     made["log"].add_argument(
         "level",
@@ -136,7 +137,7 @@ def control_parser() -> Any:
         help="debug, info, warning or error",
     )
     made["top"].add_argument(
-        "-b", "--batch", action="store_true", help="print once, after a second, and end"
+        "-b", "--batch", action="store_true", help="print once, after a second, and exit"
     )
     return parser
 
@@ -166,7 +167,7 @@ def _control(options: Any) -> int:
     elif command == "explain":
         print("\n".join(tell("explain", flow=options.flow)))
     elif command == "auto" and options.clear:
-        print(f"{tell('verdicts', clear=True)['cleared']} forgotten")
+        print(f"{tell('verdicts', clear=True)['cleared']} cleared")
     elif command == "auto":
         _show(options, tell("verdicts"))
     elif command == "log":
@@ -175,7 +176,7 @@ def _control(options: Any) -> int:
         tell("reload")
         print("reloaded")
     elif command == "drain":
-        print(f"draining: {tell('drain')['connections']} connections may come to their end")
+        print(f"draining: {tell('drain')['connections']} connections may finish")
     else:
         _show(options, tell(command, **filters))
     return FINE
@@ -187,7 +188,7 @@ def _show(options: Any, answer: Any) -> None:
 
     command = options.command
     if command in ("connections", "sessions"):
-        answer = console.arranged(answer, options.sort)[: options.number]
+        answer = console.sort_flows(answer, options.sort)[: options.number]
     if options.json:
         print(json.dumps(answer, indent=2))
     elif command == "status":

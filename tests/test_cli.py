@@ -103,7 +103,7 @@ class TestCheck:
     def test_without_anything(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.check(capsys) == (
             0,
-            "listen 127.0.0.1:1080 tcp+udp sps 'sps-1080' out by direct\nupstream default: direct carries bind, tcp, udp\nOK\n",
+            "listen 127.0.0.1:1080 tcp+udp sps 'sps-1080' upstream direct\nupstream default: direct carries bind, tcp, udp\nOK\n",
             "",
         )
 
@@ -120,8 +120,8 @@ class TestCheck:
         assert (status, err) == (0, "")
         route = "socks5://10.0.0.1:1080 -> http://10.0.0.2:3128"
         assert out == (
-            f"listen 127.0.0.1:8080 tcp+udp http 'web' out by {route}\n"
-            f"listen [::1]:1080 tcp socks5 'socks5-1080' out by {route}\n"
+            f"listen 127.0.0.1:8080 tcp+udp http 'web' upstream {route}\n"
+            f"listen [::1]:1080 tcp socks5 'socks5-1080' upstream {route}\n"
             f"upstream default: {route} carries tcp, udp by connect-udp\nOK\n"
         )
 
@@ -132,18 +132,18 @@ class TestCheck:
             "listeners: [{listen: '127.0.0.1:1', upstream: a}]\nupstreams: {a: 'http://h:1'}\ndefault: block\n"
         )
         assert (
-            "listen 127.0.0.1:1 tcp+udp sps 'sps-1' out by http://h:1\n"
+            "listen 127.0.0.1:1 tcp+udp sps 'sps-1' upstream http://h:1\n"
             in self.check(capsys, "-c", path)[1]
         )
         status, out, _ = self.check(capsys, "-c", path, "-l", "http://127.0.0.1:2", "-u", "direct")
         assert status == 0
-        assert out.startswith("listen 127.0.0.1:2 tcp+udp http 'http-2' out by direct\n")
+        assert out.startswith("listen 127.0.0.1:2 tcp+udp http 'http-2' upstream direct\n")
 
     def test_the_options_way_out_holds_for_the_files_listeners(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
         path = file("listeners: [{listen: '127.0.0.1:1', upstream: 'http://h:1'}]")
-        assert "out by block\n" in self.check(capsys, "-c", path, "-u", "block")[1]
+        assert " upstream block\n" in self.check(capsys, "-c", path, "-u", "block")[1]
 
     def test_rules_of_a_file_do_not_count_beside_the_options_way_out(
         self, file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ from netproxy.handler.factory import (
     make_handler,
     secure,
 )
-from netproxy.admin.commands import Admin
+from netproxy.admin.servers import Admin
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.interfaces.services import DaemonState

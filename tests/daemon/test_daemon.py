@@ -602,13 +602,13 @@ class TestLookingAtIt:
             )
         )
         assert lines == [
-            "listen 127.0.0.1:1080 tcp+udp sps 'main' out by socks5://10.0.0.1:1080 -> http://proxy.example:3128",
-            "listen [::1]:8080 tcp+udp http 'http-8080' out by direct",
+            "listen 127.0.0.1:1080 tcp+udp sps 'main' upstream socks5://10.0.0.1:1080 -> http://proxy.example:3128",
+            "listen [::1]:8080 tcp+udp http 'http-8080' upstream direct",
             "warning: listener 'main' takes UDP, but its way out, socks5://10.0.0.1:1080 -> http://proxy.example:3128, carries none",
             "upstream default: direct carries bind, tcp, udp",
             "upstream office: socks5://10.0.0.1:1080 carries tcp, udp by ASSOCIATE",
             "upstream chain: socks5://10.0.0.1:1080 -> http://proxy.example:3128 carries tcp;"
-            " no udp: http://proxy.example:3128 is told to carry none",
+            " no udp: http://proxy.example:3128 is configured to carry none",
             "upstream through: socks5://10.0.0.1:1080 -> http://proxy.example:3128 carries tcp, udp by connect-udp",
         ]
         daemon.stop()
@@ -726,26 +726,26 @@ dns: {hosts: {a.here.test: 203.0.113.1}}
             (
                 "a.there.test:1",
                 None,
-                "auto, now direct, and where that fails by there: socks5h://192.0.2.1:1",
-                "looked up when it is dialled; the name goes to the upstream as it is",
+                "auto, currently direct; if that fails, through there: socks5h://192.0.2.1:1",
+                "looked up when dialled; the upstream resolves the name",
             ),
             (
                 "a.there.test:1",
                 True,
-                "auto, now by there: socks5h://192.0.2.1:1",
-                "the name goes to the proxy as it is",
+                "auto, currently through there: socks5h://192.0.2.1:1",
+                "the upstream resolves the name",
             ),
             (
                 "far.there.test:1",
                 None,
-                "auto, now by there: socks5h://192.0.2.1:1",
-                "the name goes to the proxy as it is",
+                "auto, currently through there: socks5h://192.0.2.1:1",
+                "the upstream resolves the name",
             ),
-            ("pinned.there.test:1", None, "auto, now direct", "looked up when it is dialled"),
+            ("pinned.there.test:1", None, "auto, currently direct", "looked up when dialled"),
             (
                 "a.here.test:1",
                 None,
-                "auto, now direct, and where that fails by here: socks5://192.0.2.1:1",
+                "auto, currently direct; if that fails, through here: socks5://192.0.2.1:1",
                 "203.0.113.1",
             ),
         ],
@@ -754,7 +754,7 @@ dns: {hosts: {a.here.test: 203.0.113.1}}
         self, target: str, learn: bool | None, way: str, addresses: str
     ) -> None:
         assert self.told(target, learn) == [
-            f"way out: {way}",
+            f"upstream: {way}",
             f"addresses: {addresses}",
             "carried: yes",
         ]

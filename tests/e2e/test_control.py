@@ -133,7 +133,7 @@ def test_a_drain_lets_what_runs_come_to_its_end(
         done = ctl("drain")
         assert (done.returncode, done.stdout) == (
             0,
-            "draining: 1 connections may come to their end\n",
+            "draining: 1 connections may finish\n",
         )
         daemon.said("stopping: 1 connections may go on")
         assert "is draining" in ctl("status").stdout
