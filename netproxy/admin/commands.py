@@ -20,16 +20,10 @@ if TYPE_CHECKING:
     from netproxy.interfaces.answers import FlowRow, JsonObject, StatusAnswer, TrafficAnswer
     from netproxy.interfaces.answers import UpstreamRow, VerdictRow
     from netproxy.interfaces.flows import LiveFlow
+    from netproxy.observe.log import Log
 
 FILTERS = ("user", "client", "listener", "upstream", "target")
 """Keys of a request that select flows by a value; "ids" selects them by number."""
-
-
-class LeveledLog(Protocol):
-    """The log, as far as commands need it."""
-
-    level: str
-    """One of LEVELS."""
 
 
 class StatsSource(Protocol):
@@ -44,7 +38,7 @@ class Commands:
     """Answers requests."""
 
     def __init__(
-        self, daemon: DaemonView, source: StatsSource, reloads: ReloadRequests, log: LeveledLog
+        self, daemon: DaemonView, source: StatsSource, reloads: ReloadRequests, log: Log
     ) -> None:
         self._daemon = daemon
         self._source = source

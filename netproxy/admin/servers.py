@@ -29,7 +29,7 @@ class MetricsListener(NamedTuple):
     site: Site
 
 
-class Servers(NamedTuple):
+class AdminServers(NamedTuple):
     """The servers of one configuration, None for what it does not have."""
 
     control: ControlServer | None = None
@@ -42,7 +42,7 @@ class PreparedServers:
     Call commit() or discard() exactly once; neither can fail.
     """
 
-    def __init__(self, admin: Admin, config: Config, servers: Servers) -> None:
+    def __init__(self, admin: Admin, config: Config, servers: AdminServers) -> None:
         self._admin = admin
         self._config = config
         self._servers = servers
@@ -70,14 +70,14 @@ class PreparedServers:
 class Admin:
     """The control socket and the metrics listener of a daemon."""
 
-    servers: Servers
+    servers: AdminServers
     """Those in use."""
 
     def __init__(self, daemon: DaemonView, log: Log) -> None:
         self._daemon = daemon
         self._log = log
         self._began = time.monotonic()
-        self.servers = Servers()
+        self.servers = AdminServers()
         # Made when they are first needed.
         self._stats: Stats | None = None
         self._reloads: ReloadRequests | None = None
@@ -106,11 +106,11 @@ class Admin:
         try:
             metrics = self._metrics_for(config)
         except BaseException:
-            self.close_others(Servers(control))
+            self.close_others(AdminServers(control))
             raise
-        return PreparedServers(self, config, Servers(control, metrics))
+        return PreparedServers(self, config, AdminServers(control, metrics))
 
-    def replace(self, servers: Servers) -> None:
+    def replace(self, servers: AdminServers) -> None:
         """Use `servers`, and stop those that are in use now."""
         before, self.servers = self.servers, servers
         if before.control is not None and before.control is not servers.control:
@@ -118,7 +118,7 @@ class Admin:
         if before.metrics is not None and before.metrics is not servers.metrics:
             before.metrics.server.stop()
 
-    def close_others(self, servers: Servers) -> None:
+    def close_others(self, servers: AdminServers) -> None:
         """Close those of `servers` that are not in use."""
         if servers.control is not None and servers.control is not self.servers.control:
             servers.control.stop()

@@ -97,11 +97,12 @@ class Log:
 
     @property
     def level(self) -> str:
-        """The name of the level.  It may be set; configure() replaces it."""
+        """The name of the level, a key of LEVELS."""
         return _NAMES[self._level]
 
     @level.setter
     def level(self, name: str) -> None:
+        """Set the level until the next configure()."""
         self._level = LEVELS[name]
 
     # -- records
@@ -153,13 +154,13 @@ class Log:
         kind, error, _ = sys.exc_info()
         kind_name = kind.__name__ if kind else "?"
         frames = traceback.extract_tb(error.__traceback__) if error else []
-        where = " < ".join(
+        calls = " < ".join(
             f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}"
             for frame in reversed(frames)
         )
         raised_at = (frames[-1].filename, frames[-1].lineno) if frames else None
         if self._admit((kind_name, raised_at), f"internal error while {doing}"):
-            self.error("internal error while %s: %s: %s (%s)", doing, kind_name, error, where)
+            self.error("internal error while %s: %s: %s (%s)", doing, kind_name, error, calls)
 
     def finished(self, record: Record) -> None:
         """Write the access record of a flow, at level info."""

@@ -6,6 +6,7 @@ import importlib.resources
 import json
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,6 +150,8 @@ class TestPage:
         page = importlib.resources.files("netproxy.admin").joinpath("page.html")
         assert page.read_text(encoding="utf-8") == read_page()
         assert read_page().count("NONCE") == 2
+        setup = Path(__file__).resolve().parents[2] / "setup.py"
+        assert '"netproxy.admin": ["page.html"]' in setup.read_text()
 
     def test_only_the_pages_own_script_runs(self) -> None:
         rig = Rig(TOKEN, True)
