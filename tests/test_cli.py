@@ -218,7 +218,7 @@ class TestCheck:
             ),
             (
                 ["-u", "sock5://h:1"],
-                "-u: default[0]: 'sock5' is no scheme of an upstream (did you mean 'socks5'?)",
+                "-u: default[0]: 'sock5' is not an upstream scheme (did you mean 'socks5'?)",
             ),
             (
                 ["-u", "http://h:1,,http://h:2"],
@@ -503,7 +503,7 @@ class TestSignals:
 
         assert served.run(["-c", path], meanwhile) == 0
         err = capfd.readouterr().err
-        assert f"error not reloaded: {path}:1:47: listeners[0].protocol: 'sip' is none of " in err
+        assert f"error not reloaded: {path}:1:47: listeners[0].protocol: 'sip' is not one of " in err
         assert f"error not reloaded: {path}:2:1: xyz: unknown key" in err
 
     def test_hup_takes_the_new_log(

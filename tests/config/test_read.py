@@ -281,7 +281,7 @@ class TestCircles:
     @pytest.mark.parametrize("upstreams", ["{a: b, b: a}", "{a: a}", "{a: [b], b: [c], c: [a]}"])
     def test_are_found(self, upstreams: str) -> None:
         assert all(
-            line.endswith("the way leads back to itself")
+            line.endswith("the upstream refers back to itself")
             for line in errors(f"upstreams: {upstreams}")
         )
 
@@ -314,8 +314,8 @@ class TestSocketOfTheServiceManager:
         assert errors(
             "listeners: [{listen: 'systemd:a', name: x, clients: '::1'}, {listen: 'systemd:a', name: y, clients: '::1'}]"
         ) == [
-            "c.yaml:1:61: listeners[1].listen: tcp systemd:a is taken by listener 'x'",
-            "c.yaml:1:61: listeners[1].listen: udp systemd:a is taken by listener 'x'",
+            "c.yaml:1:61: listeners[1].listen: tcp systemd:a is already used by listener 'x'",
+            "c.yaml:1:61: listeners[1].listen: udp systemd:a is already used by listener 'x'",
         ]
 
 
@@ -336,21 +336,21 @@ class TestMetrics:
             ),
             (
                 "metrics: 127.0.0.1",
-                "c.yaml:1:10: metrics: '127.0.0.1' is no address to listen on: write host:port, :port or [v6]:port",
+                "c.yaml:1:10: metrics: '127.0.0.1' is not an address to listen on (expected host:port, :port or [v6]:port)",
             ),
             ("metrics: systemd:main", "c.yaml:1:10: metrics: must be a single port"),
             ("metrics: 127.0.0.1:1-2", "c.yaml:1:10: metrics: must be a single port"),
             (
                 "metrics: 127.0.0.1:1\nstatus_page: true",
-                "c.yaml:1:1: status_page: needs a metrics_token, for whoever sees it sees who talks to whom",
+                "c.yaml:1:1: status_page: needs a metrics_token: the page shows which client talks to which target",
             ),
             (
                 "metrics_token: 0123456789abcdef",
-                "c.yaml:1:1: metrics_token: is for the metrics listener, and there is none: set metrics",
+                "c.yaml:1:1: metrics_token: has no listener: set metrics",
             ),
             (
                 "metrics: 127.0.0.1:1\nmetrics_token: short-secret",
-                "c.yaml:2:16: metrics_token: must have at least 16 letters or digits: openssl rand -hex 16 makes one",
+                "c.yaml:2:16: metrics_token: must have at least 16 letters or digits (openssl rand -hex 16 makes one)",
             ),
         ],
     )

@@ -108,10 +108,10 @@ class TestARule:
             "c.yaml:2:25: rules[0].not.via: unknown key",
         ),
         ("{domain: a.test}", "c.yaml:2:9: rules[0].via: is missing"),
-        ("{domain: [], via: direct}", "c.yaml:2:9: rules[0].domain: names nothing"),
-        ("{not: {client: []}, via: direct}", "c.yaml:2:15: rules[0].not.client: names nothing"),
-        ("{not: {}, via: direct}", "c.yaml:2:9: rules[0].not: names nothing"),
-        ("{not: , via: direct}", "c.yaml:2:9: rules[0].not: names nothing"),
+        ("{domain: [], via: direct}", "c.yaml:2:9: rules[0].domain: is an empty list"),
+        ("{not: {client: []}, via: direct}", "c.yaml:2:15: rules[0].not.client: is an empty list"),
+        ("{not: {}, via: direct}", "c.yaml:2:9: rules[0].not: is empty: it needs a condition"),
+        ("{not: , via: direct}", "c.yaml:2:9: rules[0].not: is empty: it needs a condition"),
         (
             "{not: [a.test], via: direct}",
             "c.yaml:2:15: rules[0].not must be a mapping of keys to values",
@@ -129,11 +129,11 @@ class TestARule:
         ),
         (
             "{geoip: China, via: direct}",
-            "c.yaml:2:17: rules[0].geoip[0]: 'China' is no country code of two letters",
+            "c.yaml:2:17: rules[0].geoip[0]: 'China' is not a country code of two letters",
         ),
         (
             "{geoip: C1, via: direct}",
-            "c.yaml:2:17: rules[0].geoip[0]: 'C1' is no country code of two letters",
+            "c.yaml:2:17: rules[0].geoip[0]: 'C1' is not a country code of two letters",
         ),
         (
             "{listener: mian, via: direct}",
@@ -145,9 +145,9 @@ class TestARule:
         ),
         (
             "{via: auto}",
-            "c.yaml:2:9: rules[0].upstream: is missing: where auto goes when the direct way fails",
+            "c.yaml:2:9: rules[0].upstream: is missing: auto needs an upstream for when the direct connection fails",
         ),
-        ("{via: direct, upstream: direct}", "c.yaml:2:9: rules[0].upstream: is for via: auto"),
+        ("{via: direct, upstream: direct}", "c.yaml:2:9: rules[0].upstream: is only for via: auto"),
         ("text", "c.yaml:2:9: rules[0] must be a mapping of keys to values"),
     ],
 )
@@ -177,7 +177,7 @@ def test_so_many_rules_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules_module, "RULES_LIMIT", 2)
     assert len(read("rules: [{via: direct}, {via: direct}]").rules) == 2
     assert errors("rules: [{via: direct}, {via: direct}, {via: direct}]") == [
-        "c.yaml:1:9: rules: more than 2: put names and networks into a domain_file or an ip_file"
+        "c.yaml:1:9: rules: more than 2 rules (put names into a domain_file and networks into an ip_file)"
     ]
 
 
@@ -202,8 +202,8 @@ class TestAuto:
                 "{remember: 3}",
                 "c.yaml:1:18: auto.remember: '3' has no unit: write 3s for seconds or 3ms for milliseconds",
             ),
-            ("{entries: 0}", "c.yaml:1:17: auto.entries: '0' is no whole number above 0"),
-            ("{entries: 99999999}", "c.yaml:1:7: auto.entries: the most is 1048576"),
+            ("{entries: 0}", "c.yaml:1:17: auto.entries: '0' is not a whole number above 0"),
+            ("{entries: 99999999}", "c.yaml:1:7: auto.entries: must be at most 1048576"),
             ("{dirct: a}", "c.yaml:1:8: auto.dirct: unknown key (did you mean 'direct'?)"),
             ("{direct: ['']}", "c.yaml:1:17: auto.direct[0]: is empty"),
         ],

@@ -164,7 +164,7 @@ def test_token_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "home.token").write_text("\n")
     problems = Problems()
     read_config(load_file(str(path)), problems)
-    assert ["token: is missing or empty" in str(error) for error in problems.found] == [True]
+    assert ["token: is missing or empty" in str(error) for error in problems.errors] == [True]
 
 
 def test_tunnel_is_a_way_out() -> None:
@@ -180,24 +180,27 @@ def test_tunnel_is_a_way_out() -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("default: tunnel://home", "c.yaml:1:10: default: tunnel.bridge.agents names no 'home'"),
+        (
+            "default: tunnel://home",
+            "c.yaml:1:10: default: tunnel.bridge.agents has no agent 'home'",
+        ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: tunnel://hom",
-            "c.yaml:2:10: default: tunnel.bridge.agents names no 'hom'",
+            "c.yaml:2:10: default: tunnel.bridge.agents has no agent 'hom'",
         ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: tunnel://home:1",
-            "c.yaml:2:10: default: a tunnel is tunnel://NAME, with the name of an agent",
+            "c.yaml:2:10: default: a tunnel is written tunnel://NAME, with the name of an agent",
         ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: ['http://h:1', tunnel://home]",
-            "c.yaml:2:10: default[1]: a tunnel is the first hop: its agent comes to us",
+            "c.yaml:2:10: default[1]: a tunnel must be the first hop: its agent connects to this daemon",
         ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: {{url: tunnel://home, udp: uot}}",
-            "c.yaml:2:10: default: a tunnel's agent comes to us: of the options only timeout is for it",
+            "c.yaml:2:10: default: a tunnel takes no option except timeout: its agent connects to this daemon",
         ),
-        ("tunnel: {bridge: {}}", "c.yaml:1:18: tunnel.bridge.agents: names nobody"),
+        ("tunnel: {bridge: {}}", "c.yaml:1:18: tunnel.bridge.agents: names no agent"),
         (
             "tunnel: {brigde: {}}",
             "c.yaml:1:10: tunnel.brigde: unknown key (did you mean 'bridge'?)",
@@ -216,27 +219,27 @@ def test_tunnel_is_a_way_out() -> None:
         ),
         (
             "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}, listen: 'tcp://127.0.0.1:1', tls: {certificate: a}}}",
-            "c.yaml:1:18: tunnel.bridge.tls: tcp:// has none: leave it away",
+            "c.yaml:1:18: tunnel.bridge.tls: a bridge at tcp:// has no TLS: remove this key",
         ),
         (
             "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}}}",
-            "c.yaml:1:18: tunnel.bridge.listen: is missing, and no listener with tls takes agents",
+            "c.yaml:1:18: tunnel.bridge.listen: is missing, and no listener with tls has the protocol tunnel or sps",
         ),
         (
             "listeners: [{protocol: tunnel, listen: '127.0.0.1:1', tls: {certificate: a}}]",
-            "c.yaml:1:1: tunnel.bridge: is missing, and a listener is for its agents",
+            "c.yaml:1:1: tunnel.bridge: is missing, but a listener has the protocol tunnel",
         ),
         (
             f"listeners: [{{protocol: tunnel, listen: '127.0.0.1:1'}}]\ntunnel: {{bridge: {{{BRIDGE}}}}}",
-            "c.yaml:1:13: listeners[0].tls: is missing; a bridge without TLS is said by tunnel.bridge.listen: tcp://...",
+            "c.yaml:1:13: listeners[0].tls: is missing (for a bridge without TLS write tunnel.bridge.listen: tcp://...)",
         ),
         (
             f"tunnel: {{agent: {{{AGENT.replace('tls://bridge.example:7000', 'bridge.example')}}}}}",
-            "c.yaml:1:26: tunnel.agent.bridge: 'bridge.example' is no bridge: write tls://host:port",
+            "c.yaml:1:26: tunnel.agent.bridge: 'bridge.example' is not a bridge (expected tls://host:port)",
         ),
         (
             "tunnel: {agent: {exit: true, name: home, token: aaaaaaaaaaaaaaaa}}",
-            "c.yaml:1:17: tunnel.agent.bridge: is missing: tls://host:port",
+            "c.yaml:1:17: tunnel.agent.bridge: is missing (expected tls://host:port)",
         ),
         (
             "tunnel: {agent: {exit: true, bridge: 'tls://b:1', token: aaaaaaaaaaaaaaaa}}",
@@ -244,7 +247,7 @@ def test_tunnel_is_a_way_out() -> None:
         ),
         (
             "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: a b, token: aaaaaaaaaaaaaaaa}}",
-            "c.yaml:1:57: tunnel.agent.name: 1 to 63 letters, digits, '-' and '_'",
+            "c.yaml:1:57: tunnel.agent.name: an agent's name has 1 to 63 letters, digits, '-' and '_'",
         ),
         (
             "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab}}",
@@ -252,7 +255,7 @@ def test_tunnel_is_a_way_out() -> None:
         ),
         (
             "tunnel: {agent: {exit: true, bridge: 'tcp://b:1', name: ab, token: aaaaaaaaaaaaaaaa, tls: {ca: x}}}",
-            "c.yaml:1:17: tunnel.agent.tls: a bridge at tcp:// has none",
+            "c.yaml:1:17: tunnel.agent.tls: a bridge at tcp:// has no TLS: remove this key",
         ),
         (
             "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab, token: aaaaaaaaaaaaaaaa, tls: {insecure: true}}}",
@@ -260,15 +263,15 @@ def test_tunnel_is_a_way_out() -> None:
         ),
         (
             "tunnel: {agent: {bridge: 'tls://b:1', name: ab, token: aaaaaaaaaaaaaaaa}}",
-            "c.yaml:1:17: tunnel.agent.services: none, and no exit: there is nothing to do",
+            "c.yaml:1:17: tunnel.agent.services: there are none, and exit is false: the agent would have nothing to do",
         ),
         (
             f"tunnel: {{agent: {{{AGENT.replace('8022', '0.0.0.0:80')}}}}}",
-            "c.yaml:1:110: tunnel.agent.services.0.0.0.0:80: '0.0.0.0:80' is no port of the bridge: write 8022 or 8053/udp",
+            "c.yaml:1:110: tunnel.agent.services.0.0.0.0:80: '0.0.0.0:80' is not a port of the bridge (expected 8022 or 8053/udp)",
         ),
         (
             f"tunnel: {{agent: {{{AGENT.replace('127.0.0.1:22', '22')}}}}}",
-            "c.yaml:1:118: tunnel.agent.services.8022.target: not host:port with a port between 1 and 65535",
+            "c.yaml:1:118: tunnel.agent.services.8022.target: must be host:port with a port between 1 and 65535",
         ),
         (
             f"tunnel: {{agent: {{{AGENT[:-1]}, 8022/tcp: 'a:1'}}}}}}",

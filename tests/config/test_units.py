@@ -54,6 +54,6 @@ def test_a_number_without_a_unit_is_told_the_units(text: str) -> None:
 )
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(
-        ValueError, match="is no duration: write it as 500ms, 30s, 5m, 2h, 1d or 1h30m"
+        ValueError, match=r"is not a duration \(expected 500ms, 30s, 5m, 2h, 1d or 1h30m\)"
     ):
         parse_duration(text)

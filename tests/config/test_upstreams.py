@@ -366,10 +366,10 @@ class TestErrors:
         [
             ("''", "10: default: not an upstream: write scheme://host:port, direct or block"),
             ("'h:1'", "10: default: not an upstream: write scheme://host:port, direct or block"),
-            ("[]", "10: default: names no way out"),
-            ("{}", "10: default: needs a url, or members"),
-            ("{balance: failover}", "10: default: needs a url, or members"),
-            ("{udp: none, timout: 3s}", "10: default: needs a url, or members"),
+            ("[]", "10: default: names no upstream"),
+            ("{}", "10: default: needs url or members"),
+            ("{balance: failover}", "10: default: needs url or members"),
+            ("{udp: none, timout: 3s}", "10: default: needs url or members"),
             (
                 "{url: ''}",
                 "16: default.url: not an upstream: write scheme://host:port, direct or block",
@@ -381,15 +381,15 @@ class TestErrors:
             ),
             (
                 "{url: 'sock5://h:1'}",
-                "16: default.url: 'sock5' is no scheme of an upstream (did you mean 'socks5'?)",
+                "16: default.url: 'sock5' is not an upstream scheme (did you mean 'socks5'?)",
             ),
-            ("'http://h'", "10: default: not host:port with a port between 1 and 65535"),
-            ("'http://h:0'", "10: default: not host:port with a port between 1 and 65535"),
+            ("'http://h'", "10: default: must be host:port with a port between 1 and 65535"),
+            ("'http://h:0'", "10: default: must be host:port with a port between 1 and 65535"),
             (
                 "'http://h:65536?udp=none'",
-                "10: default.url: not host:port with a port between 1 and 65535",
+                "10: default.url: must be host:port with a port between 1 and 65535",
             ),
-            ("'http://a b:1'", "10: default: not host:port with a port between 1 and 65535"),
+            ("'http://a b:1'", "10: default: must be host:port with a port between 1 and 65535"),
             (
                 "'socks5://u@h:1'",
                 "10: default: SOCKS5 takes a user and a password of 1 to 255 bytes each",
@@ -434,7 +434,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         "keys, message",
         [
-            ("udp: ^no", "udp: 'no' is none of auto, uot, none (did you mean 'none'?)"),
+            ("udp: ^no", "udp: 'no' is not one of auto, uot, none (did you mean 'none'?)"),
             ("^upd: none", "upd: unknown key (did you mean 'udp'?)"),
             ("^weight: 3", "weight: unknown key"),
             (
@@ -452,21 +452,21 @@ class TestErrors:
                 "bind: 'sixteen-letters.' is neither an address nor an interface",
             ),
             ("bind: ^'2001:db8::g'", "bind: '2001:db8::g' is neither an address nor an interface"),
-            ("mark: ^0", "mark: '0' is no mark: a number above 0, decimal or 0x..."),
-            ("mark: ^-1", "mark: '-1' is no mark: a number above 0, decimal or 0x..."),
-            ("mark: ^ff", "mark: 'ff' is no mark: a number above 0, decimal or 0x..."),
+            ("mark: ^0", "mark: '0' is not a mark (expected a number above 0, decimal or 0x...)"),
+            ("mark: ^-1", "mark: '-1' is not a mark (expected a number above 0, decimal or 0x...)"),
+            ("mark: ^ff", "mark: 'ff' is not a mark (expected a number above 0, decimal or 0x...)"),
             (
                 "mark: ^4294967296",
-                "mark: '4294967296' is no mark: a number above 0, decimal or 0x...",
+                "mark: '4294967296' is not a mark (expected a number above 0, decimal or 0x...)",
             ),
             (
                 "keepalive: ^soon",
-                "keepalive: 'soon' is no duration: write it as 500ms, 30s, 5m, 2h, 1d or 1h30m",
+                "keepalive: 'soon' is not a duration (expected 500ms, 30s, 5m, 2h, 1d or 1h30m)",
             ),
             ("tls: ^x", "tls must be a mapping of keys to values"),
             ("tls: ^[a]", "tls must be a mapping of keys to values"),
             ("tls: ^{key: k}", "tls.certificate: is missing"),
-            ("tls: {insecure: ^yes}", "tls.insecure: 'yes' is none of true, false"),
+            ("tls: {insecure: ^yes}", "tls.insecure: 'yes' is not one of true, false"),
             ("tls: {^cert: c}", "tls.cert: unknown key"),
             (
                 "tls: {^server-name: n}",
@@ -494,7 +494,7 @@ class TestErrors:
     def test_a_mark_is_what_it_says_a_mark_is(self, text: str) -> None:
         """HAZARDS 1.2: int() takes more than people mean."""
         assert wrong(f"{{url: 'http://h:1', mark: '{text}'}}") == [
-            f"c.yaml:1:36: default.mark: '{text}' is no mark: a number above 0, decimal or 0x..."
+            f"c.yaml:1:36: default.mark: '{text}' is not a mark (expected a number above 0, decimal or 0x...)"
         ]
 
     def test_an_address_out_of_range_is_no_interface(self) -> None:
@@ -526,17 +526,17 @@ class TestErrors:
             assert hop(text).tls.ca == "x"
         else:
             assert wrong(text) == [
-                f"c.yaml:1:10: default.tls: {scheme} has none: the scheme is https or socks5+tls"
+                f"c.yaml:1:10: default.tls: the scheme {scheme} has no TLS (use https or socks5+tls)"
             ]
 
     @pytest.mark.parametrize("scheme", ["direct", "block"])
     @pytest.mark.parametrize(
         "keys, message",
         [
-            ("udp: none", "udp: {} is no proxy"),
-            ("udp: uot", "udp: {} is no proxy"),
-            ("timeout: 1s", "timeout: {} is no proxy"),
-            ("tls: {ca: x}", "tls: {} has none: the scheme is https or socks5+tls"),
+            ("udp: none", "udp: {} is not a proxy"),
+            ("udp: uot", "udp: {} is not a proxy"),
+            ("timeout: 1s", "timeout: {} is not a proxy"),
+            ("tls: {ca: x}", "tls: the scheme {} has no TLS (use https or socks5+tls)"),
         ],
     )
     def test_what_a_proxy_alone_has(self, scheme: str, keys: str, message: str) -> None:
@@ -547,7 +547,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         "keys, message",
         [
-            ("members: []", "10: default.members: names no way out"),
+            ("members: []", "10: default.members: names no upstream"),
             (
                 "members: nowhere",
                 "20: default.members[0]: not an upstream: write scheme://host:port, direct or block",
@@ -574,11 +574,11 @@ class TestErrors:
             ),
             (
                 "members: [one, two, one]",
-                "10: default.members: names one way out twice: give it a weight instead",
+                "10: default.members: names one upstream twice: give it a weight instead",
             ),
             (
                 "members: ['http://h:1', 'http://h:1/']",
-                "10: default.members: names one way out twice: give it a weight instead",
+                "10: default.members: names one upstream twice: give it a weight instead",
             ),
             (
                 "members: [one], balence: failover",
@@ -587,20 +587,20 @@ class TestErrors:
             ("members: [one], timeout: 3s", "27: default.timeout: unknown key"),
             (
                 "members: [one], balance: failovr",
-                "36: default.balance: 'failovr' is none of round-robin, least-connections, least-latency, hash-client, hash-target, "
+                "36: default.balance: 'failovr' is not one of round-robin, least-connections, least-latency, hash-client, hash-target, "
                 "weighted, failover (did you mean 'failover'?)",
             ),
             (
                 "members: [{via: one, weight: 2}]",
-                "21: default.members[0].weight: counts where balance is weighted",
+                "21: default.members[0].weight: needs balance: weighted",
             ),
             (
                 "members: [{via: one, weight: 0}], balance: weighted",
-                "40: default.members[0].weight: '0' is no whole number above 0",
+                "40: default.members[0].weight: '0' is not a whole number above 0",
             ),
             (
                 "members: [{via: one, weight: 1.5}], balance: weighted",
-                "40: default.members[0].weight: '1.5' is no whole number above 0",
+                "40: default.members[0].weight: '1.5' is not a whole number above 0",
             ),
             (
                 "members: [{via: one, weigth: 3}], balance: weighted",
@@ -616,23 +616,23 @@ class TestErrors:
             ),
             (
                 "members: [one], health_check: {path: /}",
-                "41: default.health_check.target: is missing: the path is asked for there",
+                "41: default.health_check.target: is missing: the path is requested from it",
             ),
             (
                 "members: [one], health_check: {target: h}",
-                "50: default.health_check.target: not host:port with a port between 1 and 65535",
+                "50: default.health_check.target: must be host:port with a port between 1 and 65535",
             ),
             (
                 "members: [one], health_check: {target: 'h:1', path: health}",
-                "63: default.health_check.path: a path begins with / and has no space in it",
+                "63: default.health_check.path: must begin with / and hold no spaces",
             ),
             (
                 "members: [one], health_check: {target: 'h:1', path: '/a b'}",
-                "63: default.health_check.path: a path begins with / and has no space in it",
+                "63: default.health_check.path: must begin with / and hold no spaces",
             ),
             (
                 "members: [one], health_check: {target: 'h:1', path: \"/a\\r\\nb\"}",
-                "63: default.health_check.path: a path begins with / and has no space in it",
+                "63: default.health_check.path: must begin with / and hold no spaces",
             ),
             (
                 "members: [one], health_check: {intervall: 1s}",
@@ -668,7 +668,7 @@ class TestErrors:
             "upstreams:\n  a:\n    url: http://h\n  b:\n    members:\n      - a\n      - http://h:1\n      - via: x\n"
             "        weight: 2\n    balance: weighted\n"
         ) == [
-            "c.yaml:3:10: upstreams.a.url: not host:port with a port between 1 and 65535",
+            "c.yaml:3:10: upstreams.a.url: must be host:port with a port between 1 and 65535",
             "c.yaml:8:14: upstreams.b.members[2].via: not an upstream: write scheme://host:port, direct or block",
         ]
 
@@ -692,12 +692,12 @@ class TestFirstHop:
     )
     def test_alone_may(self, chain: str, option: str) -> None:
         assert wrong(chain % f"url: 'http://h:1', {option}") == [
-            "c.yaml:1:10: default[1]: bind, mark and keepalive are for the first hop: no other is reached from here"
+            "c.yaml:1:10: default[1]: bind, mark and keepalive are for the first hop: this machine dials no other"
         ]
 
     def test_alone_may_though_it_has_a_name(self) -> None:
         assert errors("upstreams:\n  a: http://h:1?mark=1\n  b: [a, a]\n") == [
-            "c.yaml:3:6: upstreams.b[1]: bind, mark and keepalive are for the first hop: no other is reached from here"
+            "c.yaml:3:6: upstreams.b[1]: bind, mark and keepalive are for the first hop: this machine dials no other"
         ]
 
     @pytest.mark.parametrize("option", ["timeout: 5s", "udp: none", "udp: uot"])
@@ -717,7 +717,9 @@ class TestChains:
     )
     def test_have_proxies_alone(self, text: str, at: int) -> None:
         scheme = "block" if "block" in text else "direct"
-        assert wrong(text, NAMES) == [f"c.yaml:1:10: default[{at}]: {scheme} is no hop of a chain"]
+        assert wrong(text, NAMES) == [
+            f"c.yaml:1:10: default[{at}]: {scheme} cannot be a hop of a chain"
+        ]
 
     @pytest.mark.parametrize(
         "text", ["[one, {members: [direct, two]}]", "[{members: [direct, one]}, two]"]
@@ -764,7 +766,7 @@ class TestChains:
             assert read(text).default == UpstreamConfig((H1,), "n0")
         else:
             said = re.compile(
-                r"c\.yaml:1:\d+: upstreams\.n\d+: names lead to names more than 64 deep"
+                r"c\.yaml:1:\d+: upstreams\.n\d+: names refer to names more than 64 levels deep"
             )
             assert all(said.fullmatch(line) for line in errors(text))
 
@@ -776,7 +778,7 @@ class TestChains:
         four = "[" + ", ".join([f"'{url}'"] * 4) + "]"
         if layers:
             assert wrong(four) == [
-                "c.yaml:1:10: default: more than 3 hops with TLS, one within the other"
+                "c.yaml:1:10: default: more than 3 hops with TLS, one inside the other"
             ]
         else:
             assert len(default(four).steps) == 4
@@ -792,7 +794,7 @@ class TestChains:
     )
     def test_have_a_limit_of_tls_through_groups(self, text: str) -> None:
         assert wrong(text, "upstreams: {s: 'https://h:1'}") == [
-            "c.yaml:1:10: default: more than 3 hops with TLS, one within the other"
+            "c.yaml:1:10: default: more than 3 hops with TLS, one inside the other"
         ]
 
     def test_members_of_a_group_are_not_one_within_the_other(self) -> None:
@@ -823,9 +825,11 @@ class TestLoops:
     )
     def test_are_found(self, upstreams: str, found: list[str] | None) -> None:
         said = errors(f"upstreams: {upstreams}")
-        assert any(line.endswith(": upstreams.a: the way leads back to itself") for line in said)
+        assert any(
+            line.endswith(": upstreams.a: the upstream refers back to itself") for line in said
+        )
         if found:
-            assert said == [f"c.yaml:1:{one}: the way leads back to itself" for one in found]
+            assert said == [f"c.yaml:1:{one}: the upstream refers back to itself" for one in found]
 
     @pytest.mark.parametrize(
         "upstreams, place",
@@ -838,7 +842,7 @@ class TestLoops:
     def test_are_all_that_is_said_of_them(self, upstreams: str, place: str) -> None:
         """Nobody has written `direct` there."""
         assert errors(f"upstreams: {upstreams}") == [
-            f"c.yaml:1:{place}: upstreams.a: the way leads back to itself"
+            f"c.yaml:1:{place}: upstreams.a: the upstream refers back to itself"
         ]
 
     def test_twice_the_same_is_none(self) -> None:
@@ -866,7 +870,7 @@ class TestInsecure:
     )
     def test_is_warned_of(self, text: str, path: str) -> None:
         assert read(text).warnings == (
-            f"{path}.insecure: whoever answers for h:1 is believed, and reads all that goes there",
+            f"{path}.insecure: the certificate of h:1 is not checked: whoever answers there can read all traffic",
         )
 
 

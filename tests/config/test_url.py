@@ -17,6 +17,11 @@ from netproxy.config.url import (
 )
 from netproxy.interfaces.addresses import ActivationAddress, Address
 
+EXPECTED_SCHEMES = (
+    "(expected one of socks4, socks4a, socks5, socks5h, http, https, socks5+tls, socks5h+tls, "
+    "tunnel)"
+)
+
 
 class TestListen:
     @pytest.mark.parametrize(
@@ -67,16 +72,16 @@ class TestListen:
         ],
     )
     def test_what_is_none(self, text: str) -> None:
-        with pytest.raises(
-            ValueError, match="is no address to listen on: write host:port, :port or"
-        ):
+        with pytest.raises(ValueError, match="is not an address to listen on"):
             parse_listen(text)
 
     @pytest.mark.parametrize(
         "text", ["127.0.0.1:65536", "127.0.0.1:99999", "127.0.0.1:2-1", "127.0.0.1:65530-65536"]
     )
     def test_ports_that_are_none(self, text: str) -> None:
-        with pytest.raises(ValueError, match="names no ports between 0 and 65535"):
+        with pytest.raises(
+            ValueError, match="is not a port or a range of ports between 0 and 65535"
+        ):
             parse_listen(text)
 
 
@@ -112,7 +117,7 @@ class TestHostPort:
         ],
     )
     def test_what_is_none(self, text: str) -> None:
-        with pytest.raises(ValueError, match="not host:port with a port between 1 and 65535"):
+        with pytest.raises(ValueError, match="must be host:port with a port between 1 and 65535"):
             parse_host_port(text)
 
 
@@ -172,11 +177,20 @@ class TestHop:
             ("", "not an upstream: write scheme://host:port, direct or block"),
             ("10.0.0.1:1080", "not an upstream: write scheme://host:port, direct or block"),
             ("socks5://h:1/path", "not an upstream: write scheme://host:port, direct or block"),
-            ("sock5://h:1", "'sock5' is no scheme of an upstream (did you mean 'socks5'?)"),
-            ("ftp://h:1", "'ftp' is no scheme of an upstream"),
+            ("sock5://h:1", "'sock5' is not an upstream scheme (did you mean 'socks5'?)"),
+            (
+                "socks5-tls://h:1",
+                "'socks5-tls' is not an upstream scheme (did you mean 'socks5+tls'?)",
+            ),
+            ("htpp://h:1", "'htpp' is not an upstream scheme (did you mean 'http'?)"),
+            ("direct://h:1", "write direct without '://'"),
+            *(
+                (f"{scheme}://h:1", f"'{scheme}' is not an upstream scheme {EXPECTED_SCHEMES}")
+                for scheme in ("ssh", "ftp", "ss", "quic", "trojan")
+            ),
             ("http://h:1?x=y", "write what follows the '?' as keys beside the url"),
-            ("http://h", "not host:port with a port between 1 and 65535"),
-            ("http://u:secret@h", "not host:port with a port between 1 and 65535"),
+            ("http://h", "must be host:port with a port between 1 and 65535"),
+            ("http://u:secret@h", "must be host:port with a port between 1 and 65535"),
             ("http://u:%ff@h:1", "a %-escape is not UTF-8"),
             ("socks5://secret@h:1", "SOCKS5 takes a user and a password of 1 to 255 bytes each"),
             ("socks5://:secret@h:1", "SOCKS5 takes a user and a password of 1 to 255 bytes each"),

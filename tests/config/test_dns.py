@@ -94,29 +94,29 @@ dns:
         [
             (
                 "dns.example",
-                "'dns.example' is a name: a name server is reached by its address, but for tls:// and https://",
+                "'dns.example' is a host name: a name server with udp or tcp needs an IP address",
             ),
-            ("udp://dns.example", "'dns.example' is a name"),
-            ("tcp://dns.example:53", "'dns.example' is a name"),
-            ("9.9.9.9#53", "is a name"),
+            ("udp://dns.example", "'dns.example' is a host name"),
+            ("tcp://dns.example:53", "'dns.example' is a host name"),
+            ("9.9.9.9#53", "is a host name"),
             (
                 "quic://9.9.9.9",
-                "is no name server: write 192.168.1.1, tcp://..., tls://9.9.9.9 or https://dns.example/dns-query",
+                "is not a name server (expected 192.168.1.1, tcp://192.168.1.1, tls://9.9.9.9 or https://dns.example/dns-query)",
             ),
-            ("TLS://9.9.9.9", "is no name server"),
-            ("tls://", "is no name server"),
-            ("", "is no name server"),
-            ("tls://9.9.9.9/path", "is no name server"),
-            ("9.9.9.9/path", "is no name server"),
-            ("[::1", "is no name server"),
-            ("https://dns.example/a b", "is no name server"),
-            ("9.9.9.9:", "is no name server"),
-            ("9.9.9.9:x", "is no name server"),
-            ("9.9.9.9:0", "not host:port with a port between 1 and 65535"),
-            ("9.9.9.9:65536", "not host:port with a port between 1 and 65535"),
-            ("tls://a..b", "not host:port"),
-            ("tls://me:secret@9.9.9.9", "is no name server"),
-            ("tls://me@9.9.9.9", "not host:port"),
+            ("TLS://9.9.9.9", "is not a name server"),
+            ("tls://", "is not a name server"),
+            ("", "is not a name server"),
+            ("tls://9.9.9.9/path", "is not a name server"),
+            ("9.9.9.9/path", "is not a name server"),
+            ("[::1", "is not a name server"),
+            ("https://dns.example/a b", "is not a name server"),
+            ("9.9.9.9:", "is not a name server"),
+            ("9.9.9.9:x", "is not a name server"),
+            ("9.9.9.9:0", "must be host:port with a port between 1 and 65535"),
+            ("9.9.9.9:65536", "must be host:port with a port between 1 and 65535"),
+            ("tls://a..b", "must be host:port"),
+            ("tls://me:secret@9.9.9.9", "is not a name server"),
+            ("tls://me@9.9.9.9", "must be host:port"),
         ],
     )
     def test_what_is_none(self, text: str, said: str) -> None:
@@ -127,7 +127,11 @@ dns:
         "text, place, said",
         [
             ("{upstream: direct}", "3:7", "dns.servers[0].url: is missing"),
-            ("{url: 9.9.9.9, tls: {insecure: true}}", "3:7", "dns.servers[0].tls: udp has none"),
+            (
+                "{url: 9.9.9.9, tls: {insecure: true}}",
+                "3:7",
+                "dns.servers[0].tls: the scheme udp has no TLS (use tls or https)",
+            ),
             (
                 "{url: tls://9.9.9.9, tls: {key: me.key}}",
                 "3:33",
@@ -137,7 +141,7 @@ dns:
             (
                 "{url: tls://9.9.9.9, tls: {server_name: 'a b'}}",
                 "3:47",
-                "dns.servers[0].tls.server_name: 'a b' is no name of a server",
+                "dns.servers[0].tls.server_name: 'a b' is not the name of a server",
             ),
             (
                 "{url: 9.9.9.9, upstream: ofice}",
@@ -161,16 +165,16 @@ dns:
         assert errors(
             "dns:\n  servers: [dns.example, {upstream: direct}]\n  cache: -1\n  prefer: v4\n  nonsense: 1\n"
         ) == [
-            "c.yaml:2:13: dns.servers[0].url: 'dns.example' is a name: a name server is reached by its address, but for tls:// and https://",
+            "c.yaml:2:13: dns.servers[0].url: 'dns.example' is a host name: a name server with udp or tcp needs an IP address",
             "c.yaml:2:26: dns.servers[1].url: is missing",
-            "c.yaml:3:10: dns.cache: '-1' is no number of names between 0 and 1048576",
-            "c.yaml:4:11: dns.prefer: 'v4' is none of ipv4, ipv6 (did you mean 'ipv4'?)",
+            "c.yaml:3:10: dns.cache: '-1' is not a number of names between 0 and 1048576",
+            "c.yaml:4:11: dns.prefer: 'v4' is not one of ipv4, ipv6 (did you mean 'ipv4'?)",
             "c.yaml:5:3: dns.nonsense: unknown key",
         ]
 
     def test_whoever_is_believed_without_a_look_is_warned_of(self) -> None:
         assert read("dns: {servers: [{url: tls://9.9.9.9, tls: {insecure: true}}]}").warnings == (
-            "dns: 9.9.9.9:853: whoever answers there is believed",
+            "dns: 9.9.9.9:853: the certificate is not checked: whoever answers there is trusted",
         )
 
     def test_an_upstream_whose_name_has_to_be_asked_of_it_is_warned_of(self) -> None:
@@ -179,7 +183,7 @@ upstreams: {office: ["socks5://proxy.example:1080", "http://other.example:80"], 
 dns: {servers: [{url: 9.9.9.9, upstream: %s}]%s}
 """
         assert read(text % ("office", "")).warnings == (
-            "dns: 9.9.9.9:53: its upstream's name, proxy.example, may have to be asked of it: write an address, or put it in dns.hosts",
+            "dns: 9.9.9.9:53: the name of its upstream, proxy.example, may have to be looked up at this server: write an address, or add the name to dns.hosts",
         )
         assert not read(text % ("office", ", hosts: {proxy.example: 192.0.2.7}")).warnings
         assert not read(text % ("plain", "")).warnings
@@ -201,23 +205,23 @@ class TestRules:
             (
                 "{servers: 9.9.9.9}",
                 "2:11",
-                "dns.rules[0].domain: is missing: which names it is for",
+                "dns.rules[0].domain: is missing: the rule needs domain or domain_file",
             ),
-            ("{domain: a.lan}", "2:11", "dns.rules[0].servers: is missing, or block: true"),
+            ("{domain: a.lan}", "2:11", "dns.rules[0].servers: is missing (or set block: true)"),
             (
                 "{domain: a.lan, block: false}",
                 "2:11",
-                "dns.rules[0].servers: is missing, or block: true",
+                "dns.rules[0].servers: is missing (or set block: true)",
             ),
             (
                 "{domain: a.lan, block: true, servers: 9.9.9.9}",
                 "2:11",
-                "dns.rules[0].servers: has no use where the names are blocked",
+                "dns.rules[0].servers: cannot be combined with block: true",
             ),
             (
                 "{domain: a.lan, block: yes, servers: 9.9.9.9}",
                 "2:34",
-                "dns.rules[0].block: 'yes' is none of true, false",
+                "dns.rules[0].block: 'yes' is not one of true, false",
             ),
             (
                 "{domain: a.lan, server: 9.9.9.9, block: true}",
@@ -250,20 +254,20 @@ class TestTheRest:
     def test_cache_is_a_number(self, cache: str) -> None:
         (error,) = errors(f"dns: {{cache: {cache}}}")
         assert error.startswith("c.yaml:1:14: dns.cache: ") and error.endswith(
-            " is no number of names between 0 and 1048576"
+            " is not a number of names between 0 and 1048576"
         )
 
     @pytest.mark.parametrize(
         "hosts, place, said",
         [
-            ("{a.lan: b.lan}", "1:22", "dns.hosts.a.lan[0]: 'b.lan' is no IP address"),
+            ("{a.lan: b.lan}", "1:22", "dns.hosts.a.lan[0]: 'b.lan' is not an IP address"),
             (
                 "{a.lan: [192.0.2.1, 192.0.2.300]}",
                 "1:34",
-                "dns.hosts.a.lan[1]: '192.0.2.300' is no IP address",
+                "dns.hosts.a.lan[1]: '192.0.2.300' is not an IP address",
             ),
-            ("{'*.lan': 192.0.2.1}", "1:15", "dns.hosts: '*.lan' is no host name"),
-            ("{'a b': 192.0.2.1}", "1:15", "dns.hosts: 'a b' is no host name"),
+            ("{'*.lan': 192.0.2.1}", "1:15", "dns.hosts: '*.lan' is not a host name"),
+            ("{'a b': 192.0.2.1}", "1:15", "dns.hosts: 'a b' is not a host name"),
             ("{a.lan: {b: 192.0.2.1}}", "1:22", "dns.hosts.a.lan[0]: must be a single value"),
             ("[192.0.2.1]", "1:14", "dns.hosts must be a mapping of keys to values"),
         ],
@@ -295,7 +299,7 @@ class TestListeners:
     )
     def test_need_somebody_to_ask(self, more: str) -> None:
         (error,) = errors(self.LISTENER % ("127.0.0.1:53", "") + more)
-        assert error.endswith(": dns.servers: is missing: whom listener 'names' asks")
+        assert error.endswith(": dns.servers: is missing: listener 'names' needs name servers")
 
     def test_are_not_for_everybody(self) -> None:
         (error,) = errors(self.LISTENER % (":53", "") + "dns: {servers: 9.9.9.9}")
@@ -309,7 +313,7 @@ class TestListeners:
     )
     def test_keys_that_mean_nothing_to_them(self, key: str) -> None:
         (error,) = errors(self.LISTENER % ("127.0.0.1:53", f", {key}") + "dns: {servers: 9.9.9.9}")
-        assert error.endswith(f".{key.partition(':')[0]}: means nothing to dns")
+        assert error.endswith(f".{key.partition(':')[0]}: has no meaning for the protocol dns")
 
     def test_know_no_users_and_no_target(self) -> None:
         found = errors(
@@ -317,8 +321,8 @@ class TestListeners:
             + "dns: {servers: 9.9.9.9}\nusers: {a: {password: b}}"
         )
         assert [error.partition(": ")[2] for error in found] == [
-            "listeners[0].target: dns has none: its clients name theirs",
-            "listeners[0].auth: dns has no login: set clients, or auth: none",
+            "listeners[0].target: the protocol dns has no fixed target: its clients name theirs",
+            "listeners[0].auth: the protocol dns has no login: set clients, or auth: none",
         ]
 
     @pytest.mark.parametrize(
@@ -338,7 +342,9 @@ class TestListeners:
             f"dns: {{servers: 9.9.9.9, rules: [{{domain: a.lan, servers: ['{server}']}}]}}",
         ):
             (error,) = errors(text + section)
-            assert error.startswith("c.yaml:2:") and error.endswith(" is listener 'names' itself")
+            assert error.startswith("c.yaml:2:") and error.endswith(
+                " is listener 'names' of this daemon"
+            )
 
     @pytest.mark.parametrize(
         "listen, server",
