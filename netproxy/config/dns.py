@@ -1,6 +1,6 @@
-"""Reads the section `dns`: the name servers, and the rules for the names that each answers.
+"""Reads the section `dns`: name servers, rules for names, and fixed addresses of names.
 
-Nothing is looked up or opened here: the resolver reads the files of names.
+Looks up nothing and opens no file: resolver.factory reads the files of names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PORTS = {"udp": 53, "tcp": 53, "tls": 853, "https": 443}
 NAME_LIMIT = 254
 """Characters of a name, with a dot at the end."""
 CACHE_LIMIT = 1 << 20
-"""Names of some 300 bytes each; the answers of a dns listener have about the same size."""
+"""Names, of some 300 bytes each.  A dns listener caches as many answers, of the same size."""
 _IPV6 = r"(?:[0-9a-fA-F.]*:){2}[0-9a-fA-F:.]*"
 _URL = (
     r"(?:(udp|tcp|tls|https)://)?"
@@ -135,7 +135,7 @@ class DnsReader:
 
 def _warnings(server: NameServerConfig, dns: DnsConfig) -> Iterator[str]:
     if server.tls.insecure:
-        yield "the certificate is not checked: whoever answers there is trusted"
+        yield "the certificate is not checked: any server that answers there is trusted"
     for step in server.upstream.steps[:1] if server.upstream else ():
         for hop in UpstreamConfig((step,)).hops:
             name = hop.server.host

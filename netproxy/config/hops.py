@@ -74,7 +74,7 @@ class HopReader:
         if tls.insecure:
             self._problems.warn(
                 f"{inner.path}.insecure: the certificate of {hop.server} is not checked: "
-                "whoever answers there can read all traffic"
+                "any server that answers there can read all traffic"
             )
         return tls
 

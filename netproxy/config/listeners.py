@@ -57,7 +57,7 @@ class ListenerReader:
         self._problems = problems
 
     def read(self, nodes: list[Node]) -> tuple[ListenerConfig, ...]:
-        """Return the listeners in the order of the file; those without address are left out."""
+        """Return the listeners in the order of the file, without those that have no address."""
         listeners: list[ListenerConfig] = []
         for index, node in enumerate(nodes):
             section = MapReader(node, f"listeners[{index}]", self._problems)
@@ -241,7 +241,7 @@ def _with_defaults(listener: ListenerConfig) -> ListenerConfig:
 
 
 def _sockets(listener: ListenerConfig) -> set[tuple[str, Address]]:
-    """Return the networks and addresses that a listener binds, except those with any port."""
+    """Return the networks and addresses that a listener binds, except addresses with port 0."""
     networks = ("tcp",) if listener.protocol == "http" else listener.network
     return {
         (network, address)

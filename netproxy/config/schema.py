@@ -4,7 +4,7 @@ Every default stands here and in routing_schema.py, and nowhere else; times are 
 read.py makes these objects from the file.  Passwords and tokens are left out of every repr.
 
 The classes are NamedTuples: the dataclasses module costs 1.3 MiB, a tenth of an idle daemon.
-`place` is "file:line:column", for errors that are found later than the file is read.
+`place` is "file:line:column", for errors that are found after the file was read.
 """
 
 from __future__ import annotations
@@ -139,11 +139,11 @@ class TimeoutsConfig(NamedTuple):
     handshake: float = 10.0
     """From a client's connection to its complete request."""
     connect: float = 10.0
-    """To connect to a target or a first hop, and again for the reply of each proxy."""
+    """To resolve and connect to a target or a first hop; again for the reply of each proxy."""
     tcp_idle: float = 7440.0
-    """RFC 5382 REQ-5 requires at least 2 hours and 4 minutes."""
+    """Without a byte in either direction.  RFC 5382 REQ-5 requires at least 2 hours 4 minutes."""
     half_close: float = 300.0
-    """Idle time of a connection of which one direction has ended."""
+    """Without a byte, for a connection that has ended in one direction."""
     drain: float = 30.0
     """How long running connections may continue when the daemon stops."""
 

@@ -28,7 +28,7 @@ from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.networks import IpNetwork
 
 TOKEN_FLOOR = 16
-"""Bytes.  Shorter tokens can be guessed by whoever has recorded a handshake."""
+"""Bytes.  A shorter token can be guessed from a recorded handshake."""
 PRIVILEGED_LIMIT = 1024
 """Ports below must be named one by one, and not as part of a range."""
 SERVICES_LIMIT = 1000
@@ -243,7 +243,7 @@ def parse_port(text: str) -> PortConfig:
 
 
 def _parse_service_port(text: str) -> PortConfig:
-    """Return the port of a service: a single one, without address.  Raises ValueError."""
+    """Return the port of a service: a single port, without address.  Raises ValueError."""
     port = parse_port(text)
     if port.first != port.last or port.host != LOOPBACK or ":" in text:
         raise ValueError(f"'{text}' is not a port of the bridge (expected 8022 or 8053/udp)")

@@ -174,7 +174,7 @@ dns:
 
     def test_whoever_is_believed_without_a_look_is_warned_of(self) -> None:
         assert read("dns: {servers: [{url: tls://9.9.9.9, tls: {insecure: true}}]}").warnings == (
-            "dns: 9.9.9.9:853: the certificate is not checked: whoever answers there is trusted",
+            "dns: 9.9.9.9:853: the certificate is not checked: any server that answers there is trusted",
         )
 
     def test_an_upstream_whose_name_has_to_be_asked_of_it_is_warned_of(self) -> None:

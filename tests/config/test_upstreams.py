@@ -870,7 +870,7 @@ class TestInsecure:
     )
     def test_is_warned_of(self, text: str, path: str) -> None:
         assert read(text).warnings == (
-            f"{path}.insecure: the certificate of h:1 is not checked: whoever answers there can read all traffic",
+            f"{path}.insecure: the certificate of h:1 is not checked: any server that answers there can read all traffic",
         )
 
 
