@@ -141,7 +141,7 @@ class UpstreamReader:
             section.add_error("members", "names no upstream")
         valid = [member.upstream for member in members if member.upstream.steps]
         if len({upstream.name or upstream for upstream in valid}) < len(valid):
-            section.add_error("members", "names one upstream twice: give it a weight instead")
+            section.add_error("members", "names the same upstream twice: give it a weight instead")
         has_health = section.has("health_check")
         health = _read_health(section.mapping("health_check")) if has_health else None
         group = GroupConfig(section.path.rpartition("upstreams.")[2], members, balance, health)
