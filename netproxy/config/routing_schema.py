@@ -98,7 +98,7 @@ class GroupConfig(NamedTuple):
 
 
 class UpstreamConfig(NamedTuple):
-    """A configured way to leave: hops and groups, the first hop first."""
+    """A configured path out of the daemon: hops and groups, the first hop first."""
 
     steps: tuple[HopConfig | GroupConfig, ...] = (HopConfig("direct"),)
     name: str = ""
