@@ -150,7 +150,13 @@ class TestCheck:
     ) -> None:
         """ "Everything", says the manual."""
         seen: list[Any] = []
-        monkeypatch.setattr(Daemon, "describe", lambda daemon, config: seen.append(config) or [])
+
+        def build(config: Any, *rest: Any) -> Any:
+            seen.append(config)
+            return real(config, *rest)
+
+        real = main.build
+        monkeypatch.setattr(main, "build", build)
         path = file("rules: [{port: 22, via: direct}]")
         assert (
             cli.main(["-c", path, "-t"])
@@ -348,7 +354,7 @@ class TestServing:
         assert served.run(["-l", LISTENER], lambda: served.greet().close()) == 0
         lines = capfd.readouterr().err.splitlines()
         assert re.search(
-            rf" info netproxyd {re.escape(__version__)} serves udp 127\.0\.0\.1:\d+, tcp 127\.0\.0\.1:\d+, out by direct$",
+            rf" info netproxyd {re.escape(__version__)} serves udp 127\.0\.0\.1:\d+, tcp 127\.0\.0\.1:\d+, upstream direct$",
             lines[0],
         )
         assert lines[-1].endswith(" info stopped")
@@ -539,7 +545,7 @@ class TestSignals:
             except ConnectionResetError:
                 pass
         assert (
-            " connections may go on for 30 s" in capfd.readouterr().err
+            " connections may finish within 30 s" in capfd.readouterr().err
         )  # with those that only saw whether we refuse
 
     def test_term_ends_as_soon_as_the_last_connection_has(self, served: Served) -> None:

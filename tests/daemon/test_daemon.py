@@ -11,6 +11,7 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy.daemon import runtime
+from netproxy.daemon.build import build_for_questions
 from netproxy.daemon.daemon import Daemon
 from netproxy.daemon.runtime import raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError
@@ -22,7 +23,7 @@ from tests.support.certificates import certificates
 from tests.support.dns import a
 from tests.support.handlers import RecordingLog
 from tests.support.nameservers import WWW, answer_to, serve
-from tests.support.relays import Running, UdpClient, UdpPort, configuration, running
+from tests.support.relays import Running, UdpClient, UdpPort, configuration, described, running
 from tests.support.sockets import (
     HAS_IPV6,
     SECONDS,
@@ -364,7 +365,7 @@ class TestReload:
         daemon.reload(PLAIN + "\ndefault: block")
         with Tunnel(daemon.port, echo) as tunnel:
             assert tunnel.reply == socks5.NOT_ALLOWED
-        assert daemon.daemon.way_out == "block"
+        assert daemon.daemon.default_upstream == "block"
         daemon.reload(
             "listeners: [{listen: '127.0.0.1:0', name: main, upstream: open}]\nupstreams: {open: direct}\ndefault: block"
         )
@@ -385,7 +386,7 @@ class TestReload:
             assert daemon.daemon.summary() == before
             with Tunnel(daemon.port, echo) as another:
                 another.check()
-            assert daemon.daemon.way_out == "direct"
+            assert daemon.daemon.default_upstream == "direct"
 
     def test_an_address_in_use_leaves_the_limits_of_udp_as_they_were(self, daemon: Running) -> None:
         with listen() as taken:
@@ -457,11 +458,11 @@ class TestLimits:
             "listeners: [{listen: '127.0.0.1:1-4', limits: {connections: 1000}}]"
         )
         monkeypatch.setattr(runtime.resource, "getrlimit", lambda _: (1024, 4096))
-        assert runtime.room_for(config) == (1024 - 64) // 3
+        assert runtime.connection_threads(config) == (1024 - 64) // 3
         monkeypatch.setattr(runtime.resource, "getrlimit", lambda _: (100000, 100000))
-        assert runtime.room_for(config) == runtime.THREADS_LIMIT
+        assert runtime.connection_threads(config) == runtime.CONNECTION_THREADS_LIMIT
         monkeypatch.setattr(runtime.resource, "getrlimit", lambda _: (10, 10))
-        assert runtime.room_for(config) == 1
+        assert runtime.connection_threads(config) == 1
 
     def test_of_descriptors_are_raised_to_what_the_system_allows(
         self, monkeypatch: pytest.MonkeyPatch
@@ -593,13 +594,10 @@ class TestLookingAtIt:
         assert daemon.daemon.dead_thread() == "janitor"
 
     def test_what_it_would_do(self) -> None:
-        daemon = Daemon(RecordingLog())  # type: ignore[arg-type]
-        lines = daemon.describe(
-            configuration(
-                "listeners: [{listen: '127.0.0.1:1080', name: main, upstream: chain}, {protocol: http, listen: '[::1]:8080'}]\n"
-                "upstreams: {office: 'socks5://user:hunter2@10.0.0.1:1080', chain: [office, 'http://proxy.example:3128?udp=none'],"
-                " through: [office, 'http://proxy.example:3128']}\n"
-            )
+        lines = described(
+            "listeners: [{listen: '127.0.0.1:1080', name: main, upstream: chain}, {protocol: http, listen: '[::1]:8080'}]\n"
+            "upstreams: {office: 'socks5://user:hunter2@10.0.0.1:1080', chain: [office, 'http://proxy.example:3128?udp=none'],"
+            " through: [office, 'http://proxy.example:3128']}\n"
         )
         assert lines == [
             "listen 127.0.0.1:1080 tcp+udp sps 'main' out by socks5://10.0.0.1:1080 -> http://proxy.example:3128",
@@ -611,11 +609,10 @@ class TestLookingAtIt:
             " no udp: http://proxy.example:3128 is told to carry none",
             "upstream through: socks5://10.0.0.1:1080 -> http://proxy.example:3128 carries tcp, udp by connect-udp",
         ]
-        daemon.stop()
 
     def test_looking_opens_nothing(self) -> None:
         """The fixture of all tests counts."""
-        Daemon(RecordingLog()).describe(configuration(PLAIN))  # type: ignore[arg-type]
+        described(PLAIN)
 
 
 def test_the_access_record_of_a_connection(daemon: Running, echo: Address) -> None:
@@ -624,7 +621,12 @@ def test_the_access_record_of_a_connection(daemon: Running, echo: Address) -> No
     wait_until(lambda: daemon.log.records)
     (record,) = daemon.log.records
     assert (record.flow.network, record.flow.target, record.flow.listener) == ("tcp", echo, "main")
-    assert (record.upstream, record.sent, record.received, record.ended) == ("direct", 5, 5, "closed")
+    assert (record.upstream, record.sent, record.received, record.ended) == (
+        "direct",
+        5,
+        5,
+        "closed",
+    )
 
 
 class TestNames:
@@ -690,10 +692,9 @@ class TestNames:
             ]
 
     def test_whom_it_asks_is_told(self) -> None:
-        config = configuration(self.TEXT % "[192.0.2.1, 'tls://9.9.9.9']")
         assert (
             "listen 127.0.0.1:0 tcp+udp dns 'names' asks udp://192.0.2.1:53, tls://9.9.9.9:853"
-            in Daemon(RecordingLog()).describe(config)
+            in described(self.TEXT % "[192.0.2.1, 'tls://9.9.9.9']")
         )
 
 
@@ -711,14 +712,15 @@ dns: {hosts: {a.here.test: 203.0.113.1}}
 
     @staticmethod
     def told(target: str, learn: bool | None = None) -> list[str]:
-        daemon = Daemon(RecordingLog())
+        parts = runtime.Runtime(RecordingLog())  # type: ignore[arg-type]
         try:
             if learn is not None:
                 host, port = target.split(":")
-                daemon.verdicts.learn(Address(host, int(port)), learn)
-            return daemon.explain(f"-> {target}", configuration(TestExplain.TEXT))[2:]
+                parts.verdicts.learn(Address(host, int(port)), learn)
+            plan = build_for_questions(configuration(TestExplain.TEXT), parts)
+            return plan.explain(f"-> {target}")[2:]
         finally:
-            daemon.stop()
+            parts.stop()
 
     @pytest.mark.parametrize(
         "target, learn, way, addresses",

@@ -94,7 +94,7 @@ def test_term_drains(netproxyd: Start, tcp_echo: TcpEcho, udp_echo: UdpEcho, num
         time.sleep(0.3)
         assert daemon.process.poll() is None
     assert daemon.wait(AT_ONCE) == 0
-    assert daemon.said(r"stopping: \d+ connections may go on for 30 s")
+    assert daemon.said(r"stopping: \d+ connections may finish within 30 s")
     assert len(daemon.lines("msg=finished .*network=tcp")) == FLOWS
 
 
