@@ -169,13 +169,14 @@ class TestBinding:
         assert len(daemon._admin.threads) == 1
 
     def test_new_listener_has_the_new_limits_before_the_commit(self, relay: Running) -> None:
-        """The running one of the same name keeps the old ones."""
+        """The running listener of the same name keeps the old limits."""
         daemon = relay.daemon
         text = "listeners: [{listen: '127.0.0.2:0', name: main, clients: [192.0.2.0/24]}]"
         plan = build(configuration(text), daemon._runtime, daemon._plan)
         bound = plan.bind(daemon._manager, daemon._admin)
         try:
-            (address,) = [one.address for one in bound._listeners.fresh if one.network == "tcp"]
+            fresh = bound._listeners.fresh
+            (address,) = [listener.address for listener in fresh if listener.network == "tcp"]
             with socket.create_connection(address, SECONDS) as refused:
                 assert read_to_end(refused) == b""
             with socket.create_connection(("127.0.0.1", relay.port), SECONDS) as admitted:
