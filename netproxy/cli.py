@@ -118,6 +118,13 @@ def daemon_parser() -> ArgumentParser:
         metavar="URL",
         help="send everything through the proxy URL; a comma-separated list is a chain",
     )
+    _add_modes(parser)
+    return parser
+
+
+def _add_modes(parser: ArgumentParser) -> None:
+    """Add the options of netproxyd that check or explain, and those of the log."""
+    add = parser.add_argument
     add(
         "-t",
         "--check",
@@ -135,7 +142,6 @@ def daemon_parser() -> ArgumentParser:
     loudness.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
     add("--log-format", choices=("text", "json"), help="format of the log on standard error")
     add("-V", "--version", action="version", version=f"netproxyd {__version__}")
-    return parser
 
 
 def control_parser() -> ArgumentParser:
