@@ -38,7 +38,8 @@ def build(config: Config, runtime: Runtime, previous: Plan | None) -> Plan:
     """Return the plan of a configuration.
 
     `previous`: the running plan, whose dialers, relays and tunnels are kept as far as they are
-    the same; None to share nothing.  Raises ConfigError.
+    the same; None to share nothing.  Its dialer factory keeps what is made here: the next
+    commit drops what that plan does not use.  Raises ConfigError.
     """
     return _Builder(config, runtime, runtime.reachability, previous).plan()
 
