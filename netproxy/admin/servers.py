@@ -39,7 +39,7 @@ class AdminServers(NamedTuple):
 class PreparedServers:
     """The servers of a configuration that is not in force yet; new ones are bound already.
 
-    Call commit() or discard() exactly once; neither can fail.
+    A PreparedChange: call commit() or discard() once; neither can fail.
     """
 
     def __init__(self, admin: Admin, config: Config, servers: AdminServers) -> None:
@@ -84,20 +84,7 @@ class Admin:
 
     # -- configurations
 
-    def apply(self, config: Config, act: Callable[[list[tuple[str, Address]]], None]) -> None:
-        """Do `act` and apply a configuration: both or neither.
-
-        `act` receives PreparedServers.sockets.  Raises ListenError, and whatever `act` raises.
-        """
-        prepared = self.prepare(config)
-        try:
-            act(prepared.sockets)
-        except BaseException:
-            prepared.discard()
-            raise
-        prepared.commit()
-
-    def prepare(self, config: Config) -> PreparedServers:
+    def bind(self, config: Config) -> PreparedServers:
         """Bind the servers that a configuration adds, and start their threads.
 
         Raises ListenError; then nothing has changed.

@@ -485,17 +485,17 @@ class TestReload:
     ) -> None:
         """It answers before its configuration applies; the one before, on loopback, had none."""
         served, answered = "listeners: [{listen: '127.0.0.1:0'}]\n", []
-        prepare = Admin.prepare
+        bind = Admin.bind
 
-        def prepare_and_ask(admin: Admin, config: Any) -> Any:
-            prepared = prepare(admin, config)
+        def bind_and_ask(admin: Admin, config: Any) -> Any:
+            prepared = bind(admin, config)
             ((_, address),) = prepared.sockets
             with socket.create_connection(("127.0.0.1", address.port), SECONDS) as client:
                 client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
                 answered.append(read_to_end(client).split(b" ")[1])
             return prepared
 
-        monkeypatch.setattr(Admin, "prepare", prepare_and_ask)
+        monkeypatch.setattr(Admin, "bind", bind_and_ask)
         with running(f"metrics: 127.0.0.1:0\n{served}") as daemon:
             daemon.reload(f"metrics: localhost:0\nmetrics_token: {TOKEN}\n{served}")
         assert answered == [b"200", b"401"]

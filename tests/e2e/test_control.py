@@ -134,7 +134,7 @@ def test_drain_lets_running_connections_finish(
         assert read_exactly(client, 39).startswith(b"HTTP/1.1 200 ")
         done = ctl("drain")
         assert (done.returncode, done.stdout) == (0, "draining: 1 connections may finish\n")
-        daemon.said("stopping: 1 connections may go on")
+        daemon.said("stopping: 1 connections may finish")
         assert "is draining" in ctl("status").stdout
         client.sendall(b"ping")
         assert read_exactly(client, 4) == b"ping"
