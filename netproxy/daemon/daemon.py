@@ -247,7 +247,7 @@ class Daemon:
         except ListenError:
             self._runtime.connections.limit = before
             if reverse is not None:
-                reverse.abandon()
+                reverse.discard()
             raise
         adopt()
         self._router, self._places = dependencies.router, _places(config)
@@ -270,7 +270,7 @@ class Daemon:
         self._retire(gone, fresh)
         self._udp_relays.adopt(states, config)
         if reverse is not None:
-            reverse.adopt()
+            reverse.commit()
         for text in udp_warnings(config, dialers):
             self._log.warning("%s", text)
 
