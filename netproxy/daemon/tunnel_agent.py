@@ -1,4 +1,4 @@
-"""The daemon's own agent: dials a bridge, and leads what the bridge asks for to its targets.
+"""Runs the daemon's own agent: dials the bridge, and serves the bridge's requests.
 
 Built in two steps, so that a configuration with an error changes nothing: prepare() may fail,
 PreparedAgent.commit() cannot.  Thread: main.
@@ -66,7 +66,7 @@ class BridgeConnector(NamedTuple):
 
 
 class ServiceRouter(FixedRouter):
-    """Leads to the services: no rule and no destination policy applies to what is configured."""
+    """Routes to the services without rules and destination policies: the file names them."""
 
     def __init__(self, direct: Dialer, resolver: Resolver) -> None:
         super().__init__(direct)
@@ -89,7 +89,7 @@ class AgentSettings(NamedTuple):
     """What a configuration says of the agent, with what was built for it."""
 
     identity: AgentConfig
-    """The parts of which any change needs another agent: all except services and exit."""
+    """Without services and exit: any other change needs a new agent."""
     connector: BridgeConnector
     offer: Offer
     table: NatTable
@@ -119,7 +119,7 @@ class PreparedAgent:
 
 
 class DaemonAgent:
-    """The agent over all configurations; there may be none."""
+    """Keeps or replaces the agent as each configuration says; without one nothing is dialled."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime

@@ -1,4 +1,4 @@
-"""Public ports of the bridge: listeners that agents have asked for, each leading to one service.
+"""Opens the public ports of the bridge: listeners that agents ask for, each for one service.
 
 They are opened and closed by threads of the connection pool, and outlive reloads.
 """

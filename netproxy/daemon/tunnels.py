@@ -1,4 +1,4 @@
-"""The reverse tunnels of a daemon: its bridge with the public ports, and its own agent.
+"""Builds and runs the reverse tunnels of a daemon: its bridge with public ports, its own agent.
 
 Created when a configuration first has a tunnel and kept over reloads, so that agents and their
 streams continue.  Thread: main, except where agents open ports (daemon.tunnel_ports).

@@ -51,7 +51,7 @@ class BridgeDialer(Protocol):
 
 
 class Agent:
-    """An agent of one bridge."""
+    """Keeps the control connection to a bridge, and a pool of work connections."""
 
     def __init__(
         self, identity: AgentIdentity, submit: Submit, handler: WorkHandler, log: Log
@@ -219,7 +219,7 @@ class _BridgeSession:
         self.pool = pool
         self.since = time.time()
         self.outcomes: Mapping[BridgePort, int] = {}
-        """Of the registered services, as the bridge told."""
+        """Of the registered services, as the bridge has told (keys of tunnel.OUTCOMES)."""
 
     def describe(self) -> dict[str, object]:
         """Return the state for netproxyctl."""

@@ -96,12 +96,13 @@ class Bridge:
         return self._claim_name(login)
 
     def _refuse_later(self, stream: Stream, client: Address, hello: Hello) -> Wait:
-        self._counter.count("tunnel_handshakes", "not proven")
+        self._counter.count("tunnel_handshakes", tunnel.REFUSALS[tunnel.NOT_PROVEN])
         self._log.limited(
             ("tunnel proof", client.host),
-            "tunnel: %s failed to log in as agent '%s': unknown name or wrong token",
+            "tunnel: %s failed to log in as agent '%s': %s",
             client.host,
             hello.name,
+            tunnel.REFUSALS[tunnel.NOT_PROVEN],
         )
         return Wait(
             ((stream.socket, select.POLLRDHUP),),

@@ -1,4 +1,4 @@
-"""One end of a control connection, the same for agent and bridge: messages and the heartbeat.
+"""Sends and receives messages and heartbeats on a control connection, for agent and bridge.
 
 The owner of the connection decides when to read; any thread may send.  A peer that does not
 take a message at once, or that has sent nothing for DEAD_SECONDS, is given up.

@@ -1,4 +1,4 @@
-"""The upstream through a connected agent: to one of its services, or, if it is an exit, anywhere.
+"""Dials through a connected agent: to one of its services or, if it is an exit, to any target.
 
 An opened work connection becomes the stream itself.  Names are resolved by the agent.  Any
 thread; dials block.

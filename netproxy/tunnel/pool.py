@@ -1,4 +1,4 @@
-"""The idle work connections of one agent, dialled ahead so that the bridge can use them at once.
+"""Keeps idle work connections of one agent, dialled ahead so that the bridge can use them at once.
 
 A few are always kept idle, more if the bridge asks for more.  Dials run on the dial pool; the
 agent's thread repeats a failed one the next time it looks.  Any thread.
@@ -42,7 +42,7 @@ class WorkHandler(Protocol):
 
 
 class WorkPool:
-    """The idle work connections of one session with the bridge."""
+    """The idle work connections of one session with the bridge, and how many it should keep."""
 
     def __init__(
         self, dial: Callable[[], Stream], submit: Submit, handler: WorkHandler, log: Log

@@ -1,4 +1,4 @@
-"""The public ports of an agent session: what the agent may have, asks for and is given.
+"""Opens and closes the public ports of an agent session, as far as the agent may have them.
 
 How a port is opened is the daemon's part (PortOpener).  Ports are opened and closed under a
 lock, which never waits for a peer.  Any thread.
@@ -78,7 +78,7 @@ class PortOpener(Protocol):
 
 
 class SessionPorts:
-    """The public ports of one agent session."""
+    """The public ports of one agent session: those that are open, and those that were refused."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The sessions of connected agents, on the bridge: their work connections and statistics.
+"""Holds the sessions of connected agents, on the bridge: work connections and statistics.
 
 An AgentSession lasts from the handshake of the control connection to its end.  Idle work
 connections hold no thread and are not watched: a closed one is noticed when it is taken, or by

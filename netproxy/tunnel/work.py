@@ -1,4 +1,4 @@
-"""Work connections on the agent: each waits until the bridge opens it, dials, and relays.
+"""Serves work connections on the agent: each waits to be opened, then dials and relays.
 
 An idle work connection holds no thread.  The agent's offer is read anew for each request of the
 bridge, so that a reload takes effect at once.  Any thread.
@@ -82,7 +82,7 @@ class DatagramRelay(Protocol):
 
 
 class FlowRelays(NamedTuple):
-    """What carries the flows of work connections, TCP and UDP, by one router."""
+    """What dials and relays the flows of work connections, TCP and UDP, with the same router."""
 
     tcp: FlowDialer
     udp: DatagramRelay

@@ -23,6 +23,7 @@ from tests.support.agents import NONCE, OTHER_TOKEN, TOKEN, BridgeRig, PlayedAge
 from tests.support.sockets import Task, nothing_comes, read_to_end, wait_until
 
 SSH, DNS = BridgePort("tcp", 8022), BridgePort("udp", 53)
+NOT_PROVEN_TEXT = "unknown name or wrong token"
 
 
 def log_in(rig: BridgeRig, name: str = "home", token: bytes = TOKEN) -> PlayedAgent:
@@ -76,7 +77,7 @@ def test_wrong_name_and_wrong_token_get_the_same_refusal(
     """Hazard 127."""
     agent = log_in(rig, name, token)
     assert read_to_end(agent.socket) == b"\3\1"
-    assert rig.counts.of("tunnel_handshakes", "not proven") == 1
+    assert rig.counts.of("tunnel_handshakes", NOT_PROVEN_TEXT) == 1
     assert not rig.sessions.all()
 
 
@@ -92,7 +93,7 @@ def test_refusal_of_a_wrong_token_is_delayed_without_a_thread(rig: BridgeRig) ->
     rig.agent()
     assert guesses[0].answer() == tunnel.NOT_PROVEN
     assert time.monotonic() - began >= backoff.FIRST_SECONDS
-    assert rig.counts.of("tunnel_handshakes", "not proven") == 100
+    assert rig.counts.of("tunnel_handshakes", NOT_PROVEN_TEXT) == 100
     for guess in guesses:
         guess.close()
     wait_until(lambda: len(rig.poller) == 1)
@@ -454,7 +455,7 @@ def test_wrong_token_does_not_challenge_the_holder_of_the_name(rig: BridgeRig) -
     """Hazard 121: the holder is not pinged for a stranger."""
     first = rig.agent()
     log_in(rig, token=b"wrong")
-    wait_until(lambda: rig.counts.of("tunnel_handshakes", "not proven"))
+    wait_until(lambda: rig.counts.of("tunnel_handshakes", NOT_PROVEN_TEXT))
     assert not rig.session().challenged and nothing_comes(first.socket)
 
 

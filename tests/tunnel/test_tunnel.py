@@ -449,7 +449,7 @@ def test_reload_keeps_the_agent_unless_its_bridge_or_identity_changes() -> None:
         upstream = f"upstream: 'socks5://127.0.0.1:{proxy.port}'"
         agent.reload(text.replace("agent: {", f"agent: {{{upstream}, "))
         assert tunnels.agent._agent is not before and before.stopped
-        wait_until(lambda: any(one["since"] > since and one["ports"] for one in bridge.agents()))
+        wait_until(lambda: any(new["since"] > since and new["ports"] for new in bridge.agents()))
 
 
 def test_reload_of_the_bridge_closes_a_port_and_keeps_its_streams() -> None:
