@@ -1,7 +1,7 @@
 """The ways to look into a running daemon and to tell it what to do: its control socket and its metrics listener.
 
 Commands run on the control socket's thread; what only the main thread may do is
-handed to it by a signal to this process.  apply() and stop() are the main thread's.
+handed to it by a signal to this process.  bind() and stop() are the main thread's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, NamedTuple
 
 from netproxy.config.schema import Config
 from netproxy.interfaces.addresses import Address
@@ -28,6 +28,53 @@ FILTERS: dict[str, Callable[[LiveFlow], str]] = {
 }
 
 
+class Servers(NamedTuple):
+    """The control socket and the metrics listener, each None if the configuration has none."""
+
+    control: Any  # admin.control_socket.ControlServer, loaded late
+    web: Any  # admin.http_server.WebServer, loaded late
+    site: Any  # admin.site.Site of `web`, loaded late
+
+
+class PreparedServers:
+    """The servers of a new configuration, those that are new bound and started.
+
+    Call commit() or discard() once.
+    """
+
+    def __init__(self, admin: Admin, config: Config, servers: Servers, fresh: list[Any]) -> None:
+        """`fresh`: those of the servers that were not there before."""
+        self._admin = admin
+        self._config = config
+        self._servers = servers
+        self._fresh = fresh
+        web = servers.web
+        self.sockets: list[tuple[str, Address]] = [("tcp", web.address)] if web is not None else []
+        """Network and address of the sockets that no client may be led to."""
+
+    def commit(self) -> None:
+        """Stop the servers that are gone, and answer on the control socket from now on.
+
+        A client whose command is running on a control socket that is gone is still answered.
+        """
+        before = self._admin.servers
+        control, web, site = self._servers
+        self._admin.replace(self._servers)
+        if before.control is not None and before.control is not control:
+            before.control.retire()
+        if before.web is not None and before.web is not web:
+            before.web.stop()
+        if site is not None:
+            site.configure(self._config.metrics.token, self._config.metrics.page)
+        if control in self._fresh:
+            control.start()
+
+    def discard(self) -> None:
+        """Stop the new servers."""
+        for server in self._fresh:
+            server.stop()
+
+
 class Admin:
     def __init__(self, daemon: Any, log: Log) -> None:
         """`daemon`: the daemon, as figures.Subject has it."""
@@ -40,32 +87,29 @@ class Admin:
         self._web: Any = None  # observe.web.WebServer
         self._site: Any = None  # observe.site.Site
 
-    def apply(self, config: Config, act: Callable[[list[tuple[str, Address]]], None]) -> None:
-        """Does `act` together with what a configuration wants here: both or neither.  ListenError, and what `act` raises.
+    def bind(self, config: Config) -> PreparedServers:
+        """Bind and start the servers of a configuration that are not running yet.
 
-        `act` is told of the sockets that are bound here: (network, address).
+        Raises ListenError; then nothing has changed.
         """
         fresh: list[Any] = []
         try:
-            control, (web, site) = (
-                self._fresh_control(config, fresh),
-                self._fresh_web(config, fresh),
-            )
-            act([("tcp", web.address)] if web is not None else [])
+            control = self._fresh_control(config, fresh)
+            web, site = self._fresh_web(config, fresh)
         except BaseException:
             for server in fresh:
                 server.stop()
             raise
-        before = self._control, self._web
-        self._control, self._web, self._site = control, web, site
-        if before[0] is not None and before[0] is not control:
-            before[0].retire()
-        if before[1] is not None and before[1] is not web:
-            before[1].stop()
-        if site is not None:
-            site.configure(config.metrics.token, config.metrics.page)
-        if control in fresh:
-            control.start()
+        return PreparedServers(self, config, Servers(control, web, site), fresh)
+
+    @property
+    def servers(self) -> Servers:
+        """The servers that are running."""
+        return Servers(self._control, self._web, self._site)
+
+    def replace(self, servers: Servers) -> None:
+        """Take these for the servers that are running."""
+        self._control, self._web, self._site = servers
 
     def stop(self) -> None:
         for server in (self._control, self._web):

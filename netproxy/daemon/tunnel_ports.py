@@ -15,8 +15,6 @@ from netproxy.handler.forward import TcpForward, UdpForward
 from netproxy.handler.outbound import Connector
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.routing import Route
-from netproxy.listener.tcp import TcpListener
-from netproxy.listener.udp import UdpListener
 from netproxy.relay.nat import NatPolicy, NatTable
 from netproxy.relay.pipe import PipeLimits
 from netproxy.relay.quota import SessionLimits
@@ -136,7 +134,7 @@ class TcpPort:
         self._ports = ports
         self._runtime = runtime = ports.runtime
         self._target = target
-        self._listener = TcpListener(runtime.concrete(address), runtime.serving)
+        self._listener = runtime.tcp_listener(address)
         limits = LimitsConfig()
         self._admission = Admission(None, limits.connections, limits.connections)
         # No client of a proxy listener may be led to this port, from now until it is closed.
@@ -180,9 +178,7 @@ class UdpPort:
     def __init__(self, runtime: Runtime, address: Address, target: PortTarget) -> None:
         """Bind the port.  Raises ListenError."""
         self._runtime = runtime
-        self._listener = UdpListener(
-            runtime.concrete(address), runtime.datagrams, runtime.counters, runtime.log
-        )
+        self._listener = runtime.udp_listener(address)
         self._table = nat_table(runtime)
         self._listener.handler = UdpForward(
             target.name, target.router, self._table, target.target, None, runtime.counters

@@ -44,8 +44,7 @@ class PreparedTunnels:
 
     def commit(self) -> None:
         """Let the configuration take effect.  Cannot fail."""
-        self._tunnels.ports.configure(self._dependencies)
-        self._tunnels.bridge.configure(self._rights)
+        self._tunnels.apply(self._dependencies, self._rights)
         self._agent.commit()
 
     def discard(self) -> None:
@@ -57,16 +56,17 @@ class Tunnels:
     """The bridge and the agent of a daemon, either of which may be unused."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self._counters = runtime.counters
+        self._runtime = runtime
         self._sessions = AgentSessions()
         self.ports = PublicPorts(runtime, self._sessions)
         self.bridge = Bridge(self._sessions, self.ports, runtime.counters, runtime.log)
         self.agent = DaemonAgent(runtime)
-        runtime.janitor.register(self._sessions)
+        self._in_force = False
+        """True once a configuration with a tunnel has taken effect."""
 
     def dialer(self, agent: str, seconds: float) -> TunnelDialer:
         """Return the upstream tunnel://AGENT; `seconds` are for each dial."""
-        return TunnelDialer(agent, self._sessions, seconds, self._counters)
+        return TunnelDialer(agent, self._sessions, seconds, self._runtime.counters)
 
     @staticmethod
     def read(config: Config) -> BridgeTrust | None:
@@ -91,6 +91,14 @@ class Tunnels:
         trust = self.read(config)
         agent = self.agent.prepare(config.tunnel.agent, trust, dependencies, dialers)
         return PreparedTunnels(self, rights, dependencies, agent)
+
+    def apply(self, dependencies: HandlerDependencies, rights: Mapping[str, AgentRights]) -> None:
+        """Let a configuration of the bridge take effect.  Cannot fail."""
+        if not self._in_force:
+            self._in_force = True
+            self._runtime.janitor.register(self._sessions)
+        self.ports.configure(dependencies)
+        self.bridge.configure(rights)
 
     # -- the end
 

@@ -309,7 +309,7 @@ class TestOrders:
     def test_a_drain_is_answered_before_it_begins(
         self, daemon: Running, signals: list[int], ctl: Callable[..., tuple[int, str, str]]
     ) -> None:
-        assert ctl("drain") == (0, "draining: 0 connections may come to their end\n", "")
+        assert ctl("drain") == (0, "draining: 0 connections may finish\n", "")
         wait_until(lambda: signals == [signal.SIGTERM])
 
     def test_a_second_drain_does_not_cut_off_what_runs(

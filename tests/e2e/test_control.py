@@ -133,9 +133,9 @@ def test_a_drain_lets_what_runs_come_to_its_end(
         done = ctl("drain")
         assert (done.returncode, done.stdout) == (
             0,
-            "draining: 1 connections may come to their end\n",
+            "draining: 1 connections may finish\n",
         )
-        daemon.said("stopping: 1 connections may go on")
+        daemon.said("stopping: 1 connections may finish")
         assert "is draining" in ctl("status").stdout
         client.sendall(b"ping")
         assert read_exactly(client, 4) == b"ping"

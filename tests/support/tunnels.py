@@ -41,7 +41,7 @@ class TunnelDaemon(Running):
     @property
     def tunnels(self) -> Any:
         """The daemon's netproxy.daemon.tunnels.Tunnels."""
-        return self.daemon._tunnels
+        return self.daemon._plan.tunnels.current
 
     @property
     def tunnel_port(self) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from netproxy.daemon.daemon import Daemon
 from netproxy.errors import ConfigError
 from netproxy.interfaces.addresses import Address
 from netproxy.net import tls
@@ -21,8 +20,7 @@ from netproxy.tunnel import bridge as bridge_module
 from netproxy.tunnel import pool
 from tests.e2e.peers import CONNECT, socks5
 from tests.support.certificates import Certificates, certificates
-from tests.support.handlers import RecordingLog
-from tests.support.relays import LOCALHOST, SECONDS, UdpPort, configuration
+from tests.support.relays import LOCALHOST, SECONDS, UdpPort, described
 from tests.support.sockets import Task, black_hole, read_exactly, read_to_end, server, wait_until
 from tests.support.tunnels import (
     TOKEN,
@@ -450,6 +448,5 @@ def test_unusable_tls_files_are_configuration_errors(files: Certificates) -> Non
         tls_bridge_text(files, "[]").replace("server.key", "broken.key"),
         tls_agent_text(files, 9, NO_SERVICE, broken_ca),
     ):
-        # A RecordingLog has the methods that a Daemon uses.
         with pytest.raises(ConfigError):
-            Daemon(RecordingLog()).describe(configuration(text))  # type: ignore[arg-type]
+            described(text)

@@ -134,7 +134,7 @@ def put_on(sock: socket.socket, data: bytes, stride: int, to: Any) -> None:
 
 def settled(relay: Running) -> None:
     """Waits until no entry's first datagrams wait any more: a worker may be at it, though an answer has come already."""
-    tables = [state.table for state in relay.daemon._udp_relays._states.values()]
+    tables = [state.table for state in relay.daemon._plan.relays.states.values()]
     eventually(
         lambda: all(entry.destination for table in tables for entry in list(table.entries.values()))
     )

@@ -55,7 +55,7 @@ def counted(relay: Running, sent: int, received: int) -> None:
     """Waits until the only session knows of so many datagrams: it counts behind its sends."""
 
     def known() -> bool:
-        table = next(iter(relay.daemon._udp_relays._states.values())).table
+        table = next(iter(relay.daemon._plan.relays.states.values())).table
         return [
             (session.datagrams_sent, session.datagrams_received) for session in table._sessions
         ] == [(sent, received)]
@@ -270,7 +270,7 @@ def test_clients_of_a_capped_forward_are_refused_in_few_words(level: str) -> Non
             for number in forge(b"forged", Address(LOCALHOST, relay.port), 1000):
                 eventually(lambda: relay.count("drops", "session limit") == number - 4)
             assert relay.state() == {"associations": 0, "sessions": 4, "entries": 4}
-            table = next(iter(relay.daemon._udp_relays._states.values())).table
+            table = next(iter(relay.daemon._plan.relays.states.values())).table
             assert len(table.clients) == 4
             assert len(relay.log.limited_keys) < 10, (
                 "a minute's log has a line for each forged address"
