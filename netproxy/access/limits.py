@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 
 
 class Admission:
     """The door of one listener.  Used by its accept thread and by every connection that ends."""
 
-    def __init__(self, clients: NetworkList | None, total: int, per_client: int) -> None:
+    def __init__(self, clients: NetworkSet | None, total: int, per_client: int) -> None:
         self.configure(clients, total, per_client)
         self._lock = threading.Lock()  # guards all below
         self.entered = 0  # since the start
         self._count = 0
         self._by_client: dict[str, int] = {}
 
-    def configure(self, clients: NetworkList | None, total: int, per_client: int) -> None:
+    def configure(self, clients: NetworkSet | None, total: int, per_client: int) -> None:
         """At the start and on a reload; who is in stays, and counts.  `clients` None admits every address."""
         self._clients = clients
         self._total = total

@@ -157,7 +157,7 @@ def test_of_a_file(text: str, message: str) -> None:
         ),
         (
             "clients: [10.0.0.1/8]",
-            "2:39: listeners[0].clients[0]: '10.0.0.1/8' is not a valid network: the prefix is too long, or bits behind it are set",
+            "2:39: listeners[0].clients[0]: '10.0.0.1/8' is not a valid network: bits behind the prefix are set (the network is 10.0.0.0/8)",
         ),
         ("clients: everybody", "2:38: listeners[0].clients[0]: 'everybody' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)"),
         ("auth: required", "2:5: listeners[0].auth: there are no users"),

@@ -10,11 +10,11 @@ from typing import Callable, Iterable
 import pytest
 
 from netproxy.errors import ConfigError
-from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.router import lists
 from netproxy.router.lists import LINE_LIMIT, read_domains, read_networks
-from netproxy.router.matchers import DomainSet, NetworkSet
-from netproxy.router.patterns import SHOWN, parse_domain
+from netproxy.router.matchers import DomainSet
+from netproxy.router.patterns import EXCERPT_LIMIT, parse_domain
 
 Reader = Callable[[str], Iterable[object]]
 
@@ -105,31 +105,31 @@ def test_formats_mix_whatever_ends_a_line(tmp_path: Path, start: bytes, end: byt
 
 # a line: what is said of it behind file and line
 BAD_LINES = {
-    b"no domain": "'no domain' is no domain name",
-    b"example 0.0.0.0": "'example 0.0.0.0' is no domain name",
+    b"no domain": "'no domain' is not a valid domain name",
+    b"example 0.0.0.0": "'example 0.0.0.0' is not a valid domain name",
     b"0.0.0.0": "'0.0.0.0' is an address, not a domain name",
-    b"0.0.0.0 *.ads.example": "'*.ads.example' is no domain name",
-    b"0.0.0.0 .ads.example": "'.ads.example' is no domain name",
-    b"0.0.0.0 good.example bad..example": "'bad..example' is no domain name",
-    b"10.0.0.0/8": "'10.0.0.0/8' is no domain name",
-    b"||ads.example^": "'||ads.example^' is no domain name",
-    b"ads.example#comment": "'ads.example#comment' is no domain name",
-    b"server=10.0.0.1": "'server=10.0.0.1' names no domain: write it as option=/name/value",
-    b"server=/10.0.0.1": "'server=/10.0.0.1' names no domain: write it as option=/name/value",
-    b"server=x/a.example/10.0.0.1": "'server=x/a.example/10.0.0.1' names no domain: write it as option=/name/value",
-    b"server=": "'server=' names no domain: write it as option=/name/value",
-    b"server=//10.0.0.1": "'' is no domain name",
-    b"address=/#/0.0.0.0": "'#' is no domain name",
-    b"cname=/a.example/b.example": "'cname=/a.example/b.example' is no domain name",
-    b"regex:(": "'regex:(' is no regular expression: missing ), unterminated subpattern at position 0",
-    b"a\0b": "'a\\x00b' is no domain name",
-    b"::1\0 a.example": "'::1\\x00 a.example' is no domain name",
+    b"0.0.0.0 *.ads.example": "'*.ads.example' is not a valid domain name",
+    b"0.0.0.0 .ads.example": "'.ads.example' is not a valid domain name",
+    b"0.0.0.0 good.example bad..example": "'bad..example' is not a valid domain name",
+    b"10.0.0.0/8": "'10.0.0.0/8' is not a valid domain name",
+    b"||ads.example^": "'||ads.example^' is not a valid domain name",
+    b"ads.example#comment": "'ads.example#comment' is not a valid domain name",
+    b"server=10.0.0.1": "'server=10.0.0.1' names no domain (expected option=/name/value)",
+    b"server=/10.0.0.1": "'server=/10.0.0.1' names no domain (expected option=/name/value)",
+    b"server=x/a.example/10.0.0.1": "'server=x/a.example/10.0.0.1' names no domain (expected option=/name/value)",
+    b"server=": "'server=' names no domain (expected option=/name/value)",
+    b"server=//10.0.0.1": "'' is not a valid domain name",
+    b"address=/#/0.0.0.0": "'#' is not a valid domain name",
+    b"cname=/a.example/b.example": "'cname=/a.example/b.example' is not a valid domain name",
+    b"regex:(": "'regex:(' is not a valid regular expression: missing ), unterminated subpattern at position 0",
+    b"a\0b": "'a\\x00b' is not a valid domain name",
+    b"::1\0 a.example": "'::1\\x00 a.example' is not a valid domain name",
     b"\xff\xfea": "not UTF-8",
     b"b\xfccher.example": "not UTF-8",
     b"# b\xfccher": "not UTF-8",
-    b"a" * 300: f"'{'a' * (SHOWN - 3)}...' is no domain name",
-    b"a" * (LINE_LIMIT + 1): f"a line of more than {LINE_LIMIT} bytes",
-    b"#" * (LINE_LIMIT * 3): f"a line of more than {LINE_LIMIT} bytes",
+    b"a" * 300: f"'{'a' * (EXCERPT_LIMIT - 3)}...' is not a valid domain name",
+    b"a" * (LINE_LIMIT + 1): f"the line is longer than {LINE_LIMIT} bytes",
+    b"#" * (LINE_LIMIT * 3): f"the line is longer than {LINE_LIMIT} bytes",
 }
 
 
@@ -156,26 +156,26 @@ def test_networks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"10.0.0.1/8", "'10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8"),
-        (b"10.0.0.0/33", "'10.0.0.0/33' is no network: its prefix is longer than 32 bits"),
+        (b"10.0.0.1/8", "'10.0.0.1/8' is not a valid network: bits behind the prefix are set (the network is 10.0.0.0/8)"),
+        (b"10.0.0.0/33", "'10.0.0.0/33' is not a valid network: the prefix is longer than 32 bits"),
         (
             b"10.0.0.0/8 11.0.0.0/8",
-            "'10.0.0.0/8 11.0.0.0/8' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
+            "'10.0.0.0/8 11.0.0.0/8' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)",
         ),
         (
             b"ads.example",
-            "'ads.example' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
+            "'ads.example' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)",
         ),
         (
             b"10.0.0.0-10.0.0.9",
-            "'10.0.0.0-10.0.0.9' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
+            "'10.0.0.0-10.0.0.9' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)",
         ),
         (
             b"10.0.0.1\0",
-            "'10.0.0.1\\x00' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
+            "'10.0.0.1\\x00' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)",
         ),
         (b"\xff", "not UTF-8"),
-        (b"1" * (LINE_LIMIT + 1), f"a line of more than {LINE_LIMIT} bytes"),
+        (b"1" * (LINE_LIMIT + 1), f"the line is longer than {LINE_LIMIT} bytes"),
     ],
 )
 def test_a_line_that_is_no_network_is_an_error_that_names_it(
@@ -224,7 +224,7 @@ def test_too_many_entries_are_an_error(
     monkeypatch.setattr(lists, "ENTRY_LIMIT", 3)
     with pytest.raises(ConfigError) as caught:
         list(reader(path))
-    assert str(caught.value) == f"{path}:{line}: more than 3 entries"
+    assert str(caught.value) == f"{path}:{line}: the file has more than 3 entries"
 
 
 def test_a_file_is_not_in_memory_as_a_whole(tmp_path: Path) -> None:
