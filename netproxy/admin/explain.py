@@ -97,10 +97,10 @@ def explain(
     if (
         isinstance(dialer, AutoDialer)
         and not flow.addresses
-        and dialer.known_way(flow) is dialer.direct
+        and dialer.preferred_dialer(flow) is dialer.direct
     ):
         yield "addresses: looked up when it is dialled" + (
-            "" if dialer.pinned_way(flow) else "; the name goes to the upstream as it is"
+            "" if dialer.pinned_dialer(flow) else "; the name goes to the upstream as it is"
         )
     elif flow.addresses:
         yield f"addresses: {', '.join(address.host for address in flow.addresses)}"
@@ -119,11 +119,11 @@ def _way_text(dialer: Dialer, dialers: DialerFactory, flow: Flow) -> str:
     if not isinstance(dialer, AutoDialer):
         return dialer.name + (f": {config.text}" if config and config.text != dialer.name else "")
     upstream = _way_text(dialer.upstream, dialers, flow)
-    if dialer.known_way(flow) is dialer.upstream:
+    if dialer.preferred_dialer(flow) is dialer.upstream:
         return f"auto, now by {upstream}"
     return (
         "auto, now direct"
-        if dialer.pinned_way(flow)
+        if dialer.pinned_dialer(flow)
         else f"auto, now direct, and where that fails by {upstream}"
     )
 

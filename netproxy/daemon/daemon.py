@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import Any, Callable, Iterator, Sequence
 
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.config.schema import Config, ListenerConfig, TunnelConfig, UpstreamConfig
@@ -35,7 +35,7 @@ from netproxy.daemon.runtime import STOP_SECONDS, Runtime, room_for
 from netproxy.observe.flows import ObserverGroup
 from netproxy.observe.log import Log
 from netproxy.daemon.udp_relays import UdpRelays, States
-from netproxy.resolver.resolver import Plan, ask_system
+from netproxy.resolver.resolver import LookupPlan, ask_system
 from netproxy.router.router import RuleRouter
 
 STOP_STEP = 0.01  # seconds between two looks at whether all connections have ended
@@ -275,12 +275,12 @@ class Daemon:
             self._log.warning("%s", text)
 
     def _forwarder(self, config: Config, dialers: DialerFactory) -> Any:
-        """resolver.forwarder.Forwarder; None where the system is asked for names."""
+        """resolver.forwarder.DnsForwarder; None where the system is asked for names."""
         if not (config.dns.servers or config.dns.rules):
             return None
         from netproxy.resolver.factory import (
-            Means,
-            SystemNames,
+            ResolverDependencies,
+            SystemResolver,
             make_forwarder,
         )  # late: 0.4 MiB, and few have servers
         from netproxy.router.factory import domains
@@ -288,10 +288,13 @@ class Daemon:
         runtime = self._runtime
         direct = partial(
             DirectDialer,
-            TargetResolver(SystemNames(dict(config.dns.hosts)), runtime.destinations),
+            TargetResolver(SystemResolver(dict(config.dns.hosts)), runtime.destinations),
             runtime.datagrams,
         )
-        return make_forwarder(config.dns, Means(direct, dialers.dialer, domains, runtime.destinations))
+        return make_forwarder(
+            config.dns,
+            ResolverDependencies(direct, dialers.dialer, domains, runtime.destinations),
+        )
 
     def _adopt_names(self, config: Config, forwarder: Any) -> None:
         self._runtime.resolver.configure(_plan(config, forwarder))
@@ -363,13 +366,13 @@ class Daemon:
                 (), dialers.dialer(config.default), by_listener, runtime.resolver, runtime.destinations
             ), ()
         from netproxy.router.factory import (
-            Means,
+            RoutingDependencies,
             make_routing,
         )  # late: 0.3 MiB, and many have no rules
 
         return make_routing(
             config,
-            Means(
+            RoutingDependencies(
                 dialers.dialer,
                 dialers.impatient,
                 runtime.resolver,
@@ -413,7 +416,7 @@ class Daemon:
         """One admission for all addresses of a listener; a reload does not forget who is in."""
         # who comes in by a proxy is looked at once it has said for whom it speaks
         limits = (
-            NetworkList(config.clients + config.proxy_protocol) if config.clients else None,
+            NetworkSet(config.clients + config.proxy_protocol) if config.clients else None,
             config.limits.connections,
             config.limits.connections_per_client or 1,
         )
@@ -458,13 +461,13 @@ def _report() -> Any:
     return explain
 
 
-def _plan(config: Config, forwarder: Any) -> Plan:
+def _plan(config: Config, forwarder: Any) -> LookupPlan:
     """How names are looked up."""
     if forwarder is None:
-        return Plan(ask_system, dict(config.dns.hosts), config.dns.prefer, config.dns.cache)
-    from netproxy.resolver.factory import make_plan  # late, as above
+        return LookupPlan(ask_system, dict(config.dns.hosts), config.dns.prefer, config.dns.cache)
+    from netproxy.resolver.factory import make_lookup_plan  # late, as above
 
-    return make_plan(config.dns, forwarder)
+    return make_lookup_plan(config.dns, forwarder)
 
 
 def _ways(config: Config) -> list[UpstreamConfig]:

@@ -138,7 +138,7 @@ class Runtime:
         """What a configuration that counts from now on says of where clients may be led."""
         self.destinations.configure(policies)
         self.own.set(own)
-        self.verdicts.seconds, self.verdicts.limit = config.auto.remember, config.auto.entries
+        self.verdicts.configure(config.auto.remember, config.auto.entries)
 
     def stop(self) -> None:
         """After the listeners, and before what they had admitted has to be gone."""

@@ -9,10 +9,11 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 from netproxy.errors import ProtocolError
 from netproxy.handler import dns as dns_module
-from netproxy.handler.dns import KEPT_SIZE, TTL_LIMIT, WAITING_LIMIT, DnsHandler
+from netproxy.handler.dns import WAITING_LIMIT, DnsHandler
+from netproxy.handler.dns_cache import CACHED_SIZE, TTL_LIMIT
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
 from netproxy.listener.pool import ThreadPool
@@ -48,7 +49,7 @@ CLIENT_COOKIE, WHOLE_COOKIE = (
     option(COOKIE, b"8 octets"),
     option(COOKIE, b"8 octets" + b"the server's"),
 )
-NETWORKS = NetworkList((IpNetwork.parse("127.0.0.1"), IpNetwork.parse("127.1.0.0/16")))
+NETWORKS = NetworkSet((IpNetwork.parse("127.0.0.1"), IpNetwork.parse("127.1.0.0/16")))
 ReplyTable = Callable[[bytes], bytes]
 
 
@@ -238,7 +239,7 @@ class TestCache:
             lambda asked: answer_to(asked),
             lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | SERVFAIL),
             lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | TC),
-            lambda asked: answer_to(asked, *texts(60, KEPT_SIZE)),
+            lambda asked: answer_to(asked, *texts(60, CACHED_SIZE)),
             lambda asked: answer_to(asked, flags=QR | RD | RA | NXDOMAIN),
             lambda asked: answer_to(asked, a(60))[:-1],
             lambda asked: asked[:2] + HEAD.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:],
@@ -277,7 +278,7 @@ class TestCache:
         assert plain.source.asked == names
         plain.ask(names[0])
         assert plain.source.asked == [*names, names[0]]
-        assert len(plain.handler._answers._kept) == 3
+        assert len(plain.handler._answers) == 3
 
     def test_a_name_that_is_kept_anew_is_no_second_one(
         self, plain: Rig, clock: list[float]
@@ -286,7 +287,7 @@ class TestCache:
         for _ in range(3):
             plain.ask(query(WWW))
             clock[0] += 60
-        assert len(plain.handler._answers._kept) == 1
+        assert len(plain.handler._answers) == 1
 
     @pytest.mark.parametrize(
         "other",
@@ -517,11 +518,11 @@ class TestClients:
     def test_those_of_its_networks_are_answered(
         self, plain: Rig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(dns_module, "KNOWN_LIMIT", 2)
+        monkeypatch.setattr(dns_module, "ALLOWED_LIMIT", 2)
         plain.make(clients=NETWORKS)
         for host in ("127.0.0.1", "127.1.0.1", "127.1.0.2", "127.0.0.1", "127.1.255.1"):
             assert plain.ask(query(WWW), by=plain.open(host))
-            assert len(plain.handler._known) <= 2
+            assert len(plain.handler._allowed_hosts) <= 2
         assert plain.counts.of("drops", "client not allowed") == 0
 
 

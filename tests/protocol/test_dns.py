@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from netproxy.errors import ProtocolError
-from netproxy.protocol import dns
+from netproxy.protocol import dns, dns_message
 from netproxy.protocol.dns import (
     A,
     AAAA,
@@ -20,7 +20,7 @@ from netproxy.protocol.dns import (
     REFUSED,
     SERVFAIL,
     SOA,
-    Answer,
+    AddressAnswer,
     Question,
 )
 from tests.support.dns import (
@@ -79,14 +79,14 @@ def refuses_every_cut(parse: Any, data: bytes) -> None:
 
 class TestHead:
     def test_tells_a_query(self) -> None:
-        assert dns.parse_head(QUERY_BYTES) == (0x8D26, False, 0, False, True, NOERROR, 1, 0, 0, 0)
+        assert dns.parse_header(QUERY_BYTES) == (0x8D26, False, 0, False, True, NOERROR, 1, 0, 0, 0)
 
     def test_tells_a_truncated_answer_of_another_opcode(self) -> None:
-        head = dns.parse_head(HEAD.pack(65535, QR | 4 << 11 | TC | 0xF, 1, 2, 3, 4))
-        assert head == dns.Head(65535, True, 4, True, False, 15, 1, 2, 3, 4)
+        head = dns.parse_header(HEAD.pack(65535, QR | 4 << 11 | TC | 0xF, 1, 2, 3, 4))
+        assert head == dns.DnsHeader(65535, True, 4, True, False, 15, 1, 2, 3, 4)
 
     def test_is_not_shorter(self) -> None:
-        refuses_every_cut(dns.parse_head, TWELVE)
+        refuses_every_cut(dns.parse_header, TWELVE)
 
 
 NAMES = {  # as Question tells it, and on the wire
@@ -249,7 +249,7 @@ BAD_ANSWERS = {
 class TestAnswer:
     @pytest.mark.parametrize(("message", "expected"), ANSWERS.values(), ids=ANSWERS)
     def test_is_parsed(self, message: bytes, expected: tuple[int, list[str], int]) -> None:
-        assert dns.parse_answer(message, ASK) == Answer(*expected)
+        assert dns.parse_answer(message, ASK) == AddressAnswer(*expected)
 
     @pytest.mark.parametrize("message", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
     def test_that_is_none_is_refused(self, message: bytes) -> None:
@@ -264,7 +264,7 @@ class TestAnswer:
             (opt(options=option(PADDING, b"\0" * 9)),),
         )
         refuses_every_cut(lambda data: dns.parse_answer(data, ASK), whole)
-        refuses_every_cut(dns.ttl_places, whole)
+        refuses_every_cut(dns_message.ttl_offsets, whole)
 
     @pytest.mark.parametrize(
         ("packed", "text"),
@@ -357,7 +357,7 @@ IS_ANSWER = {
     "error without question": (HEAD.pack(0x1234, QR | FORMERR, 0, 0, 0, 0), True),
     "no error, no question": (HEAD.pack(0x1234, QR, 0, 0, 0, 0), False),
     "two questions": (HEAD.pack(0x1234, QR, 2, 0, 0, 0) + WWW + WWW, False),
-    "another ID": (dns.with_id(answer(WWW), 0x1235), False),
+    "another ID": (dns_message.with_id(answer(WWW), 0x1235), False),
     "query": (OUR_QUERY, False),
     "another opcode": (answer(WWW, flags=QR | 5 << 11), False),
     "another name": (answer(question("www.example.net")), False),
@@ -377,7 +377,7 @@ def test_kinds_that_differ_as_letters_do_are_not_alike() -> None:
     """HTTPS is 65, which is an A; 97 is an a."""
     https, other = query(question("a", HTTPS)), query(question("a", HTTPS + 32))
     assert not dns.is_answer(answer(question("a", HTTPS + 32)), https)
-    assert dns.cache_key(https) != dns.cache_key(other)
+    assert dns_message.cache_key(https) != dns_message.cache_key(other)
 
 
 SHARED = {  # queries with one key
@@ -441,18 +441,18 @@ NOT_SHARED = {
 
 class TestCacheKey:
     def test_is_shared_by_what_gets_the_same_answer_alone(self) -> None:
-        keys = [{dns.cache_key(one) for one in same} for same in SHARED.values()]
+        keys = [{dns_message.cache_key(one) for one in same} for same in SHARED.values()]
         assert all(len(same) == 1 and None not in same for same in keys)
         assert len(set().union(*keys)) == len(SHARED)
 
     @pytest.mark.parametrize("message", NOT_SHARED.values(), ids=NOT_SHARED)
     def test_is_none_where_the_answer_is_not_for_others(self, message: bytes) -> None:
-        assert dns.cache_key(message) is None
+        assert dns_message.cache_key(message) is None
 
     def test_is_none_for_every_cut(self) -> None:
         whole = query(WWW, opt(options=option(PADDING, b"\0" * 9)))
-        assert dns.cache_key(whole)
-        assert {dns.cache_key(whole[:cut]) for cut in range(len(whole))} == {None}
+        assert dns_message.cache_key(whole)
+        assert {dns_message.cache_key(whole[:cut]) for cut in range(len(whole))} == {None}
 
 
 LEAST = {
@@ -498,60 +498,60 @@ LEAST = {
 class TestLeastTtl:
     @pytest.mark.parametrize(("message", "expected"), LEAST.values(), ids=LEAST)
     def test_is_how_long_an_answer_may_be_kept(self, message: bytes, expected: int | None) -> None:
-        assert dns.least_ttl(message) == expected
+        assert dns_message.least_ttl(message) == expected
 
     def test_is_none_for_every_cut(self) -> None:
         whole = answer(WWW, (a(60),), (soa(60, 60),), (opt(),))
-        assert {dns.least_ttl(whole[:cut]) for cut in range(len(whole))} == {None}
+        assert {dns_message.least_ttl(whole[:cut]) for cut in range(len(whole))} == {None}
 
 
 def kept(ttl: int, more: int, asked_for: bytes = WWW, id: int = 0x1234) -> bytes:
     """An answer with two TTLs, a kind that nobody knows, and EDNS whose flags look like a TTL."""
     unknown = record(name("far.test"), UNKNOWN, more, b"\xc0\x0c\0\0\0\x3c")
-    return dns.with_id(answer(asked_for, (a(ttl), unknown), (), (opt(extended=DO),)), id)
+    return dns_message.with_id(answer(asked_for, (a(ttl), unknown), (), (opt(extended=DO),)), id)
 
 
 class TestAged:
     def test_has_less_time_to_live_and_nothing_else_changed(self) -> None:
         message = kept(300, 60)
-        places = dns.ttl_places(message)
+        places = dns_message.ttl_offsets(message)
         assert [message[at : at + 4] for at in places] == [b"\0\0\1\x2c", b"\0\0\0\x3c"]
-        assert dns.aged(message, places, query(WWW), 45) == kept(255, 15)
-        assert dns.aged(message, places, query(WWW), 60) == kept(240, 0)
-        assert dns.aged(message, places, query(WWW), 1000) == kept(0, 0)
-        assert dns.aged(message, places, query(WWW), 0) == message == kept(300, 60)
+        assert dns_message.aged(message, places, query(WWW), 45) == kept(255, 15)
+        assert dns_message.aged(message, places, query(WWW), 60) == kept(240, 0)
+        assert dns_message.aged(message, places, query(WWW), 1000) == kept(0, 0)
+        assert dns_message.aged(message, places, query(WWW), 0) == message == kept(300, 60)
 
     def test_speaks_to_who_asks_now(self) -> None:
         spelt = question("wwW.ExAMPle.cOm")
         message = kept(300, 60)
-        assert dns.aged(message, dns.ttl_places(message), query(spelt, id=0xFFFF), 45) == kept(
+        assert dns_message.aged(message, dns_message.ttl_offsets(message), query(spelt, id=0xFFFF), 45) == kept(
             255, 15, spelt, 0xFFFF
         )
 
     def test_takes_a_time_with_the_uppermost_bit_as_none(self) -> None:
         message = kept(0xFFFFFFFF, 0x80000009)
-        assert dns.aged(message, dns.ttl_places(message), query(WWW), 10) == kept(0, 0)
-        assert dns.aged(message, dns.ttl_places(message), query(WWW), 0) == kept(0, 0)
+        assert dns_message.aged(message, dns_message.ttl_offsets(message), query(WWW), 10) == kept(0, 0)
+        assert dns_message.aged(message, dns_message.ttl_offsets(message), query(WWW), 0) == kept(0, 0)
         longest = kept(0x7FFFFFFF, 1)
-        assert dns.aged(longest, dns.ttl_places(longest), query(WWW), 1) == kept(0x7FFFFFFE, 0)
+        assert dns_message.aged(longest, dns_message.ttl_offsets(longest), query(WWW), 1) == kept(0x7FFFFFFE, 0)
 
     def test_large_text_and_the_root(self) -> None:
         text = b"".join(b"\xff" + bytes((code,)) * 255 for code in range(16))
         message = answer(question("", TXT), (record(b"\0", TXT, 77, text),))
-        assert len(message) > 4096 and dns.least_ttl(message) == 77
-        assert dns.aged(message, dns.ttl_places(message), query(question("", TXT)), 7) == answer(
+        assert len(message) > 4096 and dns_message.least_ttl(message) == 77
+        assert dns_message.aged(message, dns_message.ttl_offsets(message), query(question("", TXT)), 7) == answer(
             question("", TXT), (record(b"\0", TXT, 70, text),)
         )
 
 
 def test_id_is_replaced_alone() -> None:
-    assert dns.with_id(QUERY_BYTES, 0x0102) == b"\1\2" + QUERY_BYTES[2:]
+    assert dns_message.with_id(QUERY_BYTES, 0x0102) == b"\1\2" + QUERY_BYTES[2:]
 
 
 class TestOptions:
     def test_of_a_server_are_not_kept(self) -> None:
         options = option(COOKIE, b"clients." + b"servers.") + option(PADDING, b"\0" * 100)
-        assert dns.without_options(
+        assert dns_message.without_options(
             answer(WWW, (a(60),), (), (a(9), opt(1400, DO, options)))
         ) == answer(WWW, (a(60),), (), (a(9), opt(1400, DO)))
 
@@ -562,7 +562,7 @@ class TestOptions:
             (soa(9, 9),),
             (a(8), opt(options=option(EXTENDED_ERROR, b"\0\3")), a(7), a(6)),
         )
-        assert dns.without_options(message) == answer(WWW, (a(60),), (soa(9, 9),), (a(8), opt()))
+        assert dns_message.without_options(message) == answer(WWW, (a(60),), (soa(9, 9),), (a(8), opt()))
 
     @pytest.mark.parametrize(
         "message",
@@ -574,11 +574,11 @@ class TestOptions:
         ],
     )  # an OPT in the answer section is none
     def test_that_are_not_there_change_nothing(self, message: bytes) -> None:
-        assert dns.without_options(message) == message
+        assert dns_message.without_options(message) == message
 
     def test_of_what_cannot_be_read_are_refused(self) -> None:
         with pytest.raises(ProtocolError):
-            dns.without_options(TWELVE)
+            dns_message.without_options(TWELVE)
 
 
 @pytest.mark.parametrize(
@@ -599,7 +599,7 @@ class TestOptions:
     ],
 )
 def test_datagrams_are_as_large_as_the_client_says(message: bytes, size: int) -> None:
-    assert dns.udp_size(message) == size
+    assert dns_message.udp_size(message) == size
 
 
 LARGE = tuple(a(60) for _ in range(40))  # 640 bytes
@@ -609,31 +609,31 @@ FLAGS = QR | AA | RD | RA | AD
 class TestTruncate:
     def test_leaves_what_fits(self) -> None:
         message = answer(WWW, LARGE)
-        assert dns.truncate(message, len(message)) == message
+        assert dns_message.truncate(message, len(message)) == message
 
     def test_leaves_head_and_question_of_what_does_not(self) -> None:
         message = answer(WWW, LARGE, (soa(1, 1),), (a(1),), FLAGS)
-        assert dns.truncate(message, len(message) - 1) == answer(WWW, flags=FLAGS | TC)
+        assert dns_message.truncate(message, len(message) - 1) == answer(WWW, flags=FLAGS | TC)
 
     @pytest.mark.parametrize("others", [(), (a(1),)])
     def test_leaves_edns(self, others: tuple[bytes, ...]) -> None:
         edns = opt(1400, DO, option(EXTENDED_ERROR, b"\0\3why"))
         message = answer(WWW, LARGE, (), (*others, edns, *others), FLAGS)
-        assert dns.truncate(message, 512) == answer(WWW, (), (), (edns,), FLAGS | TC)
+        assert dns_message.truncate(message, 512) == answer(WWW, (), (), (edns,), FLAGS | TC)
 
     def test_leaves_edns_without_options_that_do_not_fit(self) -> None:
         message = answer(
             LONGEST + b"\0\1\0\1", LARGE, (), (opt(1400, DO, option(PADDING, b"\0" * 468)),)
         )
-        short = dns.truncate(message, 512)
+        short = dns_message.truncate(message, 512)
         assert short == answer(LONGEST + b"\0\1\0\1", (), (), (opt(1400, DO),), QR | RD | RA | TC)
         assert len(short) <= 512
 
     def test_leaves_the_head_of_what_cannot_be_read(self) -> None:
-        assert dns.truncate(HEAD.pack(7, QR, 0, 9, 9, 9) + b"\xff" * 600, 512) == HEAD.pack(
+        assert dns_message.truncate(HEAD.pack(7, QR, 0, 9, 9, 9) + b"\xff" * 600, 512) == HEAD.pack(
             7, QR | TC, 0, 0, 0, 0
         )
-        assert dns.truncate(answer(WWW, (a(1),))[:-1], 20) == answer(WWW, flags=QR | RD | RA | TC)
+        assert dns_message.truncate(answer(WWW, (a(1),))[:-1], 20) == answer(WWW, flags=QR | RD | RA | TC)
 
 
 class TestError:

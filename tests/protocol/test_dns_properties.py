@@ -11,7 +11,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings, strategies as st
 
 from netproxy.errors import ProtocolError
-from netproxy.protocol import dns
+from netproxy.protocol import dns, dns_message
 from netproxy.protocol.dns import A, AAAA, IN, NAME_LIMIT, Question
 from tests.support.dns import (
     ASKED,
@@ -72,23 +72,23 @@ HOSTILE = st.one_of(
 )
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
-    "parse_head": dns.parse_head,
+    "parse_header": dns.parse_header,
     "parse_question": dns.parse_question,
     "parse_answer": lambda data: dns.parse_answer(data, ASK),
     "parse_answer to itself": lambda data: dns.parse_answer(
-        data, dns.parse_question(data)[0]._replace(kind=A)
+        data, dns.parse_question(data)[0]._replace(qtype=A)
     ),
-    "ttl_places": dns.ttl_places,
-    "without_options": dns.without_options,
+    "ttl_places": dns_message.ttl_offsets,
+    "without_options": dns_message.without_options,
     "is_answer to hostile bytes": lambda data: dns.is_answer(WHOLE, data),
     "encode_error": lambda data: dns.encode_error(data, 2),
 }
 NEVER_RAISE: dict[str, Callable[[bytes], Any]] = {
     "is_answer": lambda data: dns.is_answer(data, ASKING),
-    "cache_key": dns.cache_key,
-    "least_ttl": dns.least_ttl,
-    "udp_size": dns.udp_size,
-    "truncate": lambda data: dns.truncate(data + b"\0" * 512, 512),
+    "cache_key": dns_message.cache_key,
+    "least_ttl": dns_message.least_ttl,
+    "udp_size": dns_message.udp_size,
+    "truncate": lambda data: dns_message.truncate(data + b"\0" * 512, 512),
 }
 
 
@@ -119,16 +119,16 @@ def test_any_bytes_are_looked_at_without_an_error(look: Callable[[bytes], Any]) 
 @given(HOSTILE)
 def test_what_may_be_kept_can_be_kept(data: bytes) -> None:
     """A forwarder that was given a time to live needs no other check."""
-    ttl = dns.least_ttl(data)
+    ttl = dns_message.least_ttl(data)
     if ttl is None:
         return
     assert 0 <= ttl < 1 << 31
-    kept = dns.without_options(data)
-    assert dns.least_ttl(kept) is not None
+    kept = dns_message.without_options(data)
+    assert dns_message.least_ttl(kept) is not None
     asking = query(data[12 : dns.parse_question(data)[1]])
     assert (
-        dns.parse_head(dns.aged(kept, dns.ttl_places(kept), asking, ttl))[3:6]
-        == dns.parse_head(data)[3:6]
+        dns.parse_header(dns_message.aged(kept, dns_message.ttl_offsets(kept), asking, ttl))[3:6]
+        == dns.parse_header(data)[3:6]
     )
 
 
@@ -159,7 +159,7 @@ def test_name_survives_as_text(raw: bytes, kind: int, id: int, edns: bool) -> No
     sent = dns.encode_query(id, parsed, edns)
     assert sent[12:end] == ask(raw.lower(), kind)
     assert dns.parse_question(sent) == (parsed, end)
-    assert dns.udp_size(sent) == (1232 if edns else 512)
+    assert dns_message.udp_size(sent) == (1232 if edns else 512)
 
 
 @many
@@ -175,14 +175,14 @@ def test_cache_key_is_blind_to_id_and_spelling_alone(
     raw: bytes, kind: int, id: int, size: int, edns: bool
 ) -> None:
     additionals = (opt(size),) * edns
-    key = dns.cache_key(query(ask(raw, kind), *additionals, id=id))
+    key = dns_message.cache_key(query(ask(raw, kind), *additionals, id=id))
     assert (key is None) == (128 <= kind < 256)
-    assert key == dns.cache_key(query(ask(raw.swapcase(), kind), *additionals))
+    assert key == dns_message.cache_key(query(ask(raw.swapcase(), kind), *additionals))
     if key:
-        assert key != dns.cache_key(query(ask(raw, kind ^ 0x20), *additionals))
-        assert key != dns.cache_key(query(ask(raw, kind, 0x21), *additionals))
-        assert key != dns.cache_key(query(ask(raw, kind), *(opt(),) * (not edns)))
-        assert key != dns.cache_key(query(ask(b"\1a" + raw, kind), *additionals))
+        assert key != dns_message.cache_key(query(ask(raw, kind ^ 0x20), *additionals))
+        assert key != dns_message.cache_key(query(ask(raw, kind, 0x21), *additionals))
+        assert key != dns_message.cache_key(query(ask(raw, kind), *(opt(),) * (not edns)))
+        assert key != dns_message.cache_key(query(ask(b"\1a" + raw, kind), *additionals))
 
 
 TTLS = st.one_of(st.integers(0, 0xFFFFFFFF), st.integers(0, 90))
@@ -212,7 +212,7 @@ def test_aged_answer_differs_in_its_times_alone(
 
     message, spelt = written(lambda ttl: ttl, WWW), question("WWW.eXample.com")
     asking = query(spelt, id=id)
-    assert dns.aged(message, dns.ttl_places(message), asking, seconds) == dns.with_id(
+    assert dns_message.aged(message, dns_message.ttl_offsets(message), asking, seconds) == dns_message.with_id(
         written(older, spelt), id
     )
 
@@ -229,14 +229,14 @@ def test_truncated_answer_fits_and_is_still_the_answer(
         (),
         (opt(options=option(12, b"\0" * padding)),) * edns,
     )
-    short = dns.truncate(message, limit)
+    short = dns_message.truncate(message, limit)
     assert len(short) <= limit
     assert dns.is_answer(short, query(asked))
     assert (short == message) == (len(message) <= limit)
     if short != message:
-        assert dns.parse_head(short) == (0x1234, True, 0, True, True, 0, 1, 0, 0, edns)
+        assert dns.parse_header(short) == (0x1234, True, 0, True, True, 0, 1, 0, 0, edns)
         assert int.from_bytes(short[2:4], "big") == int.from_bytes(message[2:4], "big") | TC
-        assert dns.udp_size(short) == (1232 if edns else 512)
+        assert dns_message.udp_size(short) == (1232 if edns else 512)
 
 
 @many
@@ -245,12 +245,12 @@ def test_error_answers_whatever_has_a_head(data: bytes, code: int) -> None:
     if len(data) < 12:
         return
     asking = data[:2] + bytes((data[2] & 0x7F,)) + data[3:]
-    head = dns.parse_head(dns.encode_error(asking, code))
+    head = dns.parse_header(dns.encode_error(asking, code))
     assert (
-        head[:4] == (*dns.parse_head(asking)[:1], True, dns.parse_head(asking).opcode, False)
-        and head.code == code
+        head[:4] == (*dns.parse_header(asking)[:1], True, dns.parse_header(asking).opcode, False)
+        and head.rcode == code
     )
     try:
         assert dns.is_answer(dns.encode_error(asking, code), asking)
     except ProtocolError:
-        assert not head.questions
+        assert not head.qdcount

@@ -15,9 +15,9 @@ from netproxy.resolver.resolver import (
     FAILURE_TTL,
     NEGATIVE_LIMIT,
     TTL_LIMIT,
-    Found,
+    LookupResult,
     LookupFailed,
-    Plan,
+    LookupPlan,
     Resolver,
 )
 from tests.support.doubles import Counts
@@ -25,20 +25,20 @@ from tests.support.nat import Clock
 from tests.support.sockets import SECONDS, Task
 
 HOST = Address("a.test", 80)
-ONE = Found(("192.0.2.1",), 60.0)
+ONE = LookupResult(("192.0.2.1",), 60.0)
 
 
 class Asked:
     """ask() of a plan: `answers` of a name, else ONE; LookupFailed for None.  Waits at `gate`."""
 
-    def __init__(self, answers: dict[str, Found | None] | None = None) -> None:
+    def __init__(self, answers: dict[str, LookupResult | None] | None = None) -> None:
         self.answers = answers or {}
         self.names: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.came = threading.Semaphore(0)
 
-    def __call__(self, host: str) -> Found:
+    def __call__(self, host: str) -> LookupResult:
         self.names.append(host)
         self.came.release()
         assert self.gate.wait(SECONDS)
@@ -53,8 +53,12 @@ def at_once(task: Callable[[], None]) -> bool:
     return True
 
 
+def run(task: Callable[[], None]) -> None:
+    task()
+
+
 def on_a_thread(task: Callable[[], None]) -> bool:
-    Task(task)
+    Task(run, task)
     return True
 
 
@@ -66,7 +70,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 
 def made(asked: Asked, submit: Callable[..., bool] = at_once, **plan: Any) -> Resolver:
-    return Resolver(submit, Counts(), Plan(asked, **plan))
+    return Resolver(submit, Counts(), LookupPlan(asked, **plan))
 
 
 def hosts(resolver: Resolver, target: Address = HOST) -> list[str]:
@@ -98,7 +102,7 @@ class TestMemory:
         assert asked.names == ["a.test"] * 2
 
     def test_that_a_name_is_none(self, clock: Clock) -> None:
-        asked = Asked({"a.test": Found((), 30.0)})
+        asked = Asked({"a.test": LookupResult((), 30.0)})
         resolver = made(asked)
         assert (
             reason(resolver.resolve)
@@ -121,10 +125,10 @@ class TestMemory:
 
     @pytest.mark.parametrize(
         "found, seconds",
-        [(Found(("192.0.2.1",), 1e9), TTL_LIMIT), (Found((), 1e9), NEGATIVE_LIMIT)],
+        [(LookupResult(("192.0.2.1",), 1e9), TTL_LIMIT), (LookupResult((), 1e9), NEGATIVE_LIMIT)],
     )
     def test_has_an_end_whatever_a_server_says(
-        self, found: Found, seconds: float, clock: Clock
+        self, found: LookupResult, seconds: float, clock: Clock
     ) -> None:
         asked = Asked({"a.test": found})
         resolver = made(asked)
@@ -138,7 +142,7 @@ class TestMemory:
         assert resolver.known(HOST) is None
 
     def test_of_nothing_for_no_time(self) -> None:
-        asked = Asked({"a.test": Found(("192.0.2.1",), 0.0)})
+        asked = Asked({"a.test": LookupResult(("192.0.2.1",), 0.0)})
         resolver = made(asked)
         assert hosts(resolver) == hosts(resolver) == ["192.0.2.1"]
         assert asked.names == ["a.test"] * 2 and len(resolver) == 0
@@ -192,13 +196,13 @@ class TestTogether:
     def test_a_slow_name_delays_no_other(self) -> None:
         slow, ready = threading.Event(), threading.Event()
 
-        def ask(host: str) -> Found:
+        def ask(host: str) -> LookupResult:
             if host == "slow.test":
                 ready.set()
                 slow.wait(SECONDS)
             return ONE
 
-        resolver = Resolver(on_a_thread, Counts(), Plan(ask))
+        resolver = Resolver(on_a_thread, Counts(), LookupPlan(ask))
         task = Task(resolver.resolve, Address("slow.test", 1))
         assert ready.wait(SECONDS)
         assert hosts(resolver) == ["192.0.2.1"] and not task.done
@@ -217,7 +221,7 @@ class TestTogether:
         assert task.result() == [Address("192.0.2.1", 80)] and asked.names == ["a.test"]
 
     def test_a_fault_in_the_asking_is_a_name_that_is_not_found(self) -> None:
-        def ask(host: str) -> Found:
+        def ask(host: str) -> LookupResult:
             raise ZeroDivisionError
 
         def submit(task: Callable[[], None]) -> bool:
@@ -225,7 +229,7 @@ class TestTogether:
                 task()
             return True
 
-        resolver = Resolver(submit, Counts(), Plan(ask))
+        resolver = Resolver(submit, Counts(), LookupPlan(ask))
         assert reason(resolver.resolve) is Reason.NAME
 
 
@@ -264,24 +268,24 @@ class TestPlans:
         ],
     )
     def test_which_family_comes_first(self, prefer: str, order: list[str]) -> None:
-        found = Found(("2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"), 60.0)
+        found = LookupResult(("2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"), 60.0)
         resolver = made(Asked({"a.test": found}), prefer=prefer)
         assert hosts(resolver) == order == [one.host for one in resolver.known(HOST) or ()]
 
     def test_a_new_one_forgets_what_the_old_one_was_told(self) -> None:
-        first, second = Asked(), Asked({"a.test": Found(("192.0.2.2",), 60.0)})
+        first, second = Asked(), Asked({"a.test": LookupResult(("192.0.2.2",), 60.0)})
         resolver = made(first)
         assert hosts(resolver) == ["192.0.2.1"]
-        resolver.configure(Plan(second))
+        resolver.configure(LookupPlan(second))
         assert resolver.known(HOST) is None and hosts(resolver) == ["192.0.2.2"]
 
     def test_what_the_old_one_answers_late_is_not_kept(self) -> None:
-        first, second = Asked(), Asked({"a.test": Found(("192.0.2.2",), 60.0)})
+        first, second = Asked(), Asked({"a.test": LookupResult(("192.0.2.2",), 60.0)})
         first.gate.clear()
         resolver = made(first, on_a_thread)
         task = Task(resolver.resolve, HOST)
         assert first.came.acquire(timeout=SECONDS)
-        resolver.configure(Plan(second))
+        resolver.configure(LookupPlan(second))
         first.gate.set()
         task.result()
         assert hosts(resolver) == ["192.0.2.2"]

@@ -28,9 +28,9 @@ from netproxy.interfaces.routing import Dialer
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.stream import Stream
 from netproxy.resolver import factory
-from netproxy.resolver.factory import Means, SystemNames, make_forwarder, make_plan
-from netproxy.resolver.forwarder import Forwarder
-from netproxy.resolver.resolver import Found, LookupFailed, ask_system
+from netproxy.resolver.factory import ResolverDependencies, SystemResolver, make_forwarder, make_lookup_plan
+from netproxy.resolver.forwarder import DnsForwarder
+from netproxy.resolver.resolver import LookupResult, LookupFailed, ask_system
 from netproxy.resolver.servers import HttpsServer, ServerError, StreamServer, UdpServer
 from netproxy.router.factory import domains
 from tests.support.certificates import certificates
@@ -69,7 +69,7 @@ class Recorded:
 
 def direct(seconds: float) -> Dialer:
     return DirectDialer(
-        TargetResolver(SystemNames({}), Permissive()), UdpSocketFactory(Counts(), Lines()), seconds
+        TargetResolver(SystemResolver({}), Permissive()), UdpSocketFactory(Counts(), Lines()), seconds
     )  # type: ignore[arg-type]
 
 
@@ -82,15 +82,15 @@ def made(
     way: Callable[[UpstreamConfig], Any] = no_way,
     rules: Sequence[DnsRuleConfig] = (),
     **more: Any,
-) -> Forwarder:
+) -> DnsForwarder:
     forwarder = make_forwarder(
-        DnsConfig(servers, tuple(rules), **more), Means(direct, way, domains, Permissive())
+        DnsConfig(servers, tuple(rules), **more), ResolverDependencies(direct, way, domains, Permissive())
     )
     assert forwarder is not None
     return forwarder
 
 
-def only(forwarder: Forwarder) -> Any:
+def only(forwarder: DnsForwarder) -> Any:
     (one,) = forwarder._others.servers.servers  # type: ignore[union-attr]
     return one
 
@@ -205,7 +205,7 @@ class TestDirect:
 
         forwarder = make_forwarder(
             DnsConfig((NameServerConfig("tcp", Address("192.0.2.1", 53)),)),
-            Means(late, no_way, domains, Permissive()),
+            ResolverDependencies(late, no_way, domains, Permissive()),
         )
         with pytest.raises(ServerError, match="^tcp://192.0.2.1:53: 192.0.2.1:53: timed out$"):
             only(forwarder).exchange([WWW], time.monotonic() + 3)  # type: ignore[arg-type]
@@ -213,17 +213,17 @@ class TestDirect:
 
     def test_a_servers_name_is_the_systems_to_find(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
-            factory, "ask_system", lambda host: Found(("192.0.2.1", "2001:db8::1"), 10)
+            factory, "ask_system", lambda host: LookupResult(("192.0.2.1", "2001:db8::1"), 10)
         )
-        assert SystemNames({}).resolve(Address("dns.example", 853)) == [
+        assert SystemResolver({}).resolve(Address("dns.example", 853)) == [
             Address("192.0.2.1", 853),
             Address("2001:db8::1", 853),
         ]
-        assert SystemNames({}).resolve(Address("2001:db8::2", 853)) == [Address("2001:db8::2", 853)]
+        assert SystemResolver({}).resolve(Address("2001:db8::2", 853)) == [Address("2001:db8::2", 853)]
 
     def test_a_servers_name_may_be_one_of_hosts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(factory, "ask_system", lambda host: Found(("192.0.2.1",), 10))
-        names = SystemNames({"dns.example": ("192.0.2.9",), "none.example": ()})
+        monkeypatch.setattr(factory, "ask_system", lambda host: LookupResult(("192.0.2.1",), 10))
+        names = SystemResolver({"dns.example": ("192.0.2.9",), "none.example": ()})
         assert names.resolve(Address("dns.example", 853)) == [Address("192.0.2.9", 853)]
         assert names.resolve(Address("none.example", 853)) == [Address("192.0.2.1", 853)]
 
@@ -232,7 +232,7 @@ class TestDirect:
         with name_server(lambda asked: answer_to(asked, RIGHT)) as address:
             forwarder = make_forwarder(
                 DnsConfig((NameServerConfig("udp", address),)),
-                Means(direct, no_way, domains, Forbidding()),
+                ResolverDependencies(direct, no_way, domains, Forbidding()),
             )
             with pytest.raises(ServerError) as caught:
                 only(forwarder).exchange([WWW], soon())  # type: ignore[arg-type]
@@ -242,12 +242,12 @@ class TestDirect:
         )
 
     def test_a_servers_name_that_is_not_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def nobody(host: str) -> Found:
+        def nobody(host: str) -> LookupResult:
             raise LookupFailed
 
         monkeypatch.setattr(factory, "ask_system", nobody)
         with pytest.raises(DialError, match="dns.example: name not resolved"):
-            SystemNames({}).resolve(Address("dns.example", 853))
+            SystemResolver({}).resolve(Address("dns.example", 853))
 
 
 class TestUpstreams:
@@ -422,8 +422,8 @@ class TestHosts:
     def known(self, **more: Any) -> dict[str, tuple[str, ...]]:
         config = DnsConfig((NameServerConfig("udp", Address("192.0.2.53", 53)),), **more)
         return dict(
-            make_plan(
-                config, make_forwarder(config, Means(direct, no_way, domains, Permissive()))
+            make_lookup_plan(
+                config, make_forwarder(config, ResolverDependencies(direct, no_way, domains, Permissive()))
             ).hosts
         )
 
@@ -461,7 +461,7 @@ class TestHosts:
             config = DnsConfig(
                 (), (DnsRuleConfig(("*.lan",), (), (NameServerConfig("udp", of_lan),)),)
             )
-            forwarder = make_forwarder(config, Means(direct, no_way, domains, Permissive()))
-            plan = make_plan(config, forwarder)
+            forwarder = make_forwarder(config, ResolverDependencies(direct, no_way, domains, Permissive()))
+            plan = make_lookup_plan(config, forwarder)
             assert plan.ask("a.lan").addresses == ("192.0.2.1",)
             assert plan.hosts["printer.lan"] == ("192.0.2.1",)

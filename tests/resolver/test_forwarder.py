@@ -10,8 +10,8 @@ import pytest
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
 from netproxy.resolver import forwarder as forwarder_module
-from netproxy.resolver.forwarder import HOSTS_TTL, Branch, Forwarder
-from netproxy.resolver.resolver import LOOKUP_SECONDS, Found, LookupFailed
+from netproxy.resolver.forwarder import HOSTS_TTL, ForwardingRule, DnsForwarder
+from netproxy.resolver.resolver import LOOKUP_SECONDS, LookupResult, LookupFailed
 from netproxy.router.matchers import DomainSet
 from netproxy.resolver.servers import ServerError
 from tests.support.dns import (
@@ -75,9 +75,9 @@ def forwarder(
     servers: Any = None,
     branches: Sequence[tuple[tuple[str, ...], Any]] = (),
     **hosts: tuple[str, ...],
-) -> Forwarder:
-    return Forwarder(
-        [Branch(names, asked) for names, asked in branches],
+) -> DnsForwarder:
+    return DnsForwarder(
+        [ForwardingRule(names, asked) for names, asked in branches],
         servers,
         {host.replace("_", "."): addresses for host, addresses in hosts.items()},
     )
@@ -92,7 +92,7 @@ class TestOurLookups:
         servers = Asked()
         began = time.monotonic()
         found = forwarder(servers).ask("www.example")
-        assert found == Found(("192.0.2.1", "2001:db8::1"), 30)
+        assert found == LookupResult(("192.0.2.1", "2001:db8::1"), 30)
         assert (
             len(servers.deadlines) == 1
             and began + LOOKUP_SECONDS <= servers.deadlines[0] <= time.monotonic() + LOOKUP_SECONDS
@@ -111,7 +111,7 @@ class TestOurLookups:
                 )
             )
         ).ask("www.example")
-        assert found == Found(("192.0.2.1",), 60)
+        assert found == LookupResult(("192.0.2.1",), 60)
 
     def test_aliases_are_followed(self) -> None:
         def reply(asked: bytes) -> bytes:
@@ -122,17 +122,17 @@ class TestOurLookups:
                 *((a(60, FOUR, target),) if named(asked).endswith(b"\0\1\0\1") else ()),
             )
 
-        assert forwarder(Asked(reply)).ask("www.example") == Found(("192.0.2.1",), 20)
+        assert forwarder(Asked(reply)).ask("www.example") == LookupResult(("192.0.2.1",), 20)
 
     @pytest.mark.parametrize("ttl", [0, 7, 300])
     def test_that_there_is_no_such_name_holds_as_long_as_its_zone_says(self, ttl: int) -> None:
-        assert forwarder(Asked(lambda asked: no_such(asked, ttl))).ask("www.example") == Found(
+        assert forwarder(Asked(lambda asked: no_such(asked, ttl))).ask("www.example") == LookupResult(
             (), ttl
         )
 
     def test_without_a_zone_that_says_so_it_does_not_hold(self) -> None:
-        assert forwarder(Asked(coded(dns.NXDOMAIN))).ask("www.example") == Found((), 0)
-        assert forwarder(Asked(answer_to)).ask("www.example") == Found((), 0)
+        assert forwarder(Asked(coded(dns.NXDOMAIN))).ask("www.example") == LookupResult((), 0)
+        assert forwarder(Asked(answer_to)).ask("www.example") == LookupResult((), 0)
 
     @pytest.mark.parametrize(
         "reply",
@@ -158,7 +158,7 @@ class TestOurLookups:
                 else coded(dns.SERVFAIL)(asked)
             )
 
-        assert forwarder(Asked(reply)).ask("www.example") == Found(("192.0.2.1",), 60)
+        assert forwarder(Asked(reply)).ask("www.example") == LookupResult(("192.0.2.1",), 60)
 
     def test_but_no_address_and_a_failure_is_no_news_of_the_name(self) -> None:
         def reply(asked: bytes) -> bytes:
@@ -188,16 +188,16 @@ class TestOurLookups:
             )
 
         servers = Asked(reply)
-        assert forwarder(servers).ask("www.example") == Found(("192.0.2.1",), 60)
+        assert forwarder(servers).ask("www.example") == LookupResult(("192.0.2.1",), 60)
         assert [asked[11] for asked in servers.queries] == [1, 1, 0, 0]
         assert servers.deadlines[0] == servers.deadlines[1]
 
     def test_without_servers_the_system_is_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(forwarder_module, "ask_system", lambda host: Found((f"of {host}",), 10))
+        monkeypatch.setattr(forwarder_module, "ask_system", lambda host: LookupResult((f"of {host}",), 10))
         of_lan = Asked()
         by_rules = forwarder(None, [(("host.lan",), of_lan), (("ads.example",), None)])
-        assert by_rules.ask("www.example") == Found(("of www.example",), 10)
-        assert by_rules.ask("ads.example") == Found((), HOSTS_TTL)
+        assert by_rules.ask("www.example") == LookupResult(("of www.example",), 10)
+        assert by_rules.ask("ads.example") == LookupResult((), HOSTS_TTL)
         assert by_rules.ask("host.lan").addresses == ("192.0.2.1", "2001:db8::1")
 
 
@@ -218,7 +218,7 @@ class TestBranches:
     def test_names_that_are_blocked_do_not_exist(self) -> None:
         servers = Asked()
         by_names = forwarder(servers, [(("ads.example",), None)])
-        assert by_names.ask("ads.example") == Found((), HOSTS_TTL)
+        assert by_names.ask("ads.example") == LookupResult((), HOSTS_TTL)
         asked = query(question("Ads.Example", 65280), opt(), flags=RD | CD)
         assert by_names.answer(asked) == query(
             question("Ads.Example", 65280), opt(), flags=QR | RD | RA | CD | dns.NXDOMAIN
@@ -299,7 +299,7 @@ class TestAnswersWithoutAServer:
         """Labels hold any octet: a colon makes no address of a name."""
         asked = query(question(f"{below}.example"))
         found = forwarder(Asked(fails), [(DomainSet([".ads.example"]), None)]).answer(asked)
-        assert found is not None and dns.parse_head(found).code == dns.NXDOMAIN
+        assert found is not None and dns.parse_header(found).rcode == dns.NXDOMAIN
 
     def test_names_of_nobody_are_refused(self) -> None:
         found = forwarder(None, [(("host.lan",), Asked())]).answer(query(question("www.example")))

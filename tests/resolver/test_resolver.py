@@ -129,7 +129,7 @@ class TestASilentNameServer:
         """HAZARDS 99."""
 
         def submit(task: Callable[[], None]) -> bool:
-            Task(task)
+            Task(at_once, task)
             return True
 
         started = time.monotonic()

@@ -20,7 +20,7 @@ from netproxy.resolver.servers import (
     REST_SECONDS,
     HttpsServer,
     ServerError,
-    Servers,
+    NameServerGroup,
     StreamServer,
     UdpServer,
 )
@@ -443,7 +443,7 @@ class TestKeptConnections:
                 streams.append(dial(address)(deadline))
                 return streams[-1]
 
-            client = Servers(
+            client = NameServerGroup(
                 [udp_client(address, StreamServer("tcp", keep)), StreamServer("tcp", keep)]
             )
             client.servers[1].exchange([WWW], soon())
@@ -606,13 +606,13 @@ class TestHttps:
                 "answered 429",
             ),
             (lambda asked: response(b"", b"Location: /", status=b"301 Moved"), "answered 301"),
-            (lambda asked: response(b"<html>hello</html>"), "an answer to something else"),
-            (lambda asked: response(answer_to(asked, WRONG, id=7)), "an answer to something else"),
+            (lambda asked: response(b"<html>hello</html>"), "the answer is to another question"),
+            (lambda asked: response(answer_to(asked, WRONG, id=7)), "the answer is to another question"),
             (
                 lambda asked: response(answer_to(asked[:12] + question("evil.example"), WRONG)),
-                "an answer to something else",
+                "the answer is to another question",
             ),
-            (lambda asked: response(b"x" * 65536), "an answer that is too long"),
+            (lambda asked: response(b"x" * 65536), "the answer is too long"),
             (
                 lambda asked: (
                     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -620,9 +620,9 @@ class TestHttps:
                     + b"x" * 65536
                     + b"\r\n"
                 ),
-                "an answer that is too long",
+                "the answer is too long",
             ),
-            (lambda asked: b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 70000, "an answer that is too long"),
+            (lambda asked: b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 70000, "the answer is too long"),
             (lambda asked: response(answer_to(asked))[:-1], "closed"),
             (lambda asked: b"SSH-2.0-OpenSSH\r\n", ""),
             (lambda asked: b"", "closed"),
@@ -694,14 +694,14 @@ GOOD, SERVFAIL, REFUSED, NXDOMAIN = (0, RIGHT), (2,), (5,), (3,)
 class TestServers:
     def test_the_first_is_asked_alone_as_long_as_it_answers(self) -> None:
         first, second = Scripted("first", GOOD), Scripted("second", GOOD)
-        both = Servers([first, second])
+        both = NameServerGroup([first, second])
         for _ in range(3):
             assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
         assert (len(first.asked), len(second.asked)) == (3, 0)
 
     def test_that_there_is_no_such_name_is_an_answer(self) -> None:
         first, second = Scripted("first", NXDOMAIN), Scripted("second", GOOD)
-        assert Servers([first, second]).exchange([WWW], soon())[0][3] & 15 == 3
+        assert NameServerGroup([first, second]).exchange([WWW], soon())[0][3] & 15 == 3
         assert not second.asked
 
     @pytest.mark.parametrize(
@@ -711,7 +711,7 @@ class TestServers:
     )
     def test_one_that_fails_is_followed_by_the_next_and_asked_last(self, failure: Any) -> None:
         first, second = Scripted("first", failure), Scripted("second", GOOD)
-        both = Servers([first, second])
+        both = NameServerGroup([first, second])
         for _ in range(3):
             assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
         assert (len(first.asked), len(second.asked)) == (1, 3)
@@ -720,7 +720,7 @@ class TestServers:
         now = [1000.0]
         monkeypatch.setattr(servers_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
         first, second = Scripted("first", ServerError("no"), GOOD), Scripted("second", GOOD)
-        both = Servers([first, second])
+        both = NameServerGroup([first, second])
         both.exchange([WWW], now[0] + 5)
         now[0] += REST_SECONDS - 0.1
         both.exchange([WWW], now[0] + 5)
@@ -734,14 +734,14 @@ class TestServers:
             Scripted("first", ServerError("first: no"), GOOD),
             Scripted("second", ServerError("second: no")),
         )
-        both = Servers([first, second])
+        both = NameServerGroup([first, second])
         with pytest.raises(ServerError) as caught:
             both.exchange([WWW], soon())
         assert str(caught.value) == "first: no; second: no"
         assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
 
     def test_a_failure_that_was_told_is_better_than_none(self) -> None:
-        (found,) = Servers(
+        (found,) = NameServerGroup(
             [
                 Scripted("first", SERVFAIL),
                 Scripted("second", ServerError("no")),
@@ -756,7 +756,7 @@ class TestServers:
                 return [answer_to(queries[0], RIGHT), answer_to(queries[1], flags=QR | 2)]
 
         second = Scripted("second", GOOD)
-        assert Servers([Half("half"), second]).exchange([WWW, MAIL], soon()) == [
+        assert NameServerGroup([Half("half"), second]).exchange([WWW, MAIL], soon()) == [
             answer_to(WWW, RIGHT),
             answer_to(MAIL, RIGHT),
         ]
@@ -773,7 +773,7 @@ class TestServers:
 
         three = [Slow(name) for name in "abc"]
         with pytest.raises(ServerError, match="^a; b; c$"):
-            Servers(three).exchange([WWW], 1006.0)
+            NameServerGroup(three).exchange([WWW], 1006.0)
         assert [one.asked for one in three] == [[1002.0], [1004.0], [1006.0]]
 
     def test_one_that_cannot_be_reached_leaves_time_for_the_next(self) -> None:
@@ -784,13 +784,13 @@ class TestServers:
                     socket.create_connection(nobody, SECONDS)
                 raise DialError(Reason.REFUSED, str(nobody)) from caught.value
 
-            both = Servers([StreamServer("dead", refuse), StreamServer("alive", dial(address))])
+            both = NameServerGroup([StreamServer("dead", refuse), StreamServer("alive", dial(address))])
             assert both.exchange([WWW], soon())[0] == answer_to(WWW, a(60))
             both.close()
 
     def test_closes_all_that_hold_something(self) -> None:
         first, by_tcp = Scripted("first", GOOD), Scripted("second", GOOD)
-        Servers([first, udp_client(Address("127.0.0.1", 9), by_tcp)]).close()
+        NameServerGroup([first, udp_client(Address("127.0.0.1", 9), by_tcp)]).close()
         assert first.closed and by_tcp.closed
 
 

@@ -19,7 +19,7 @@ from netproxy.observe.flows import ObserverGroup
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from netproxy.router import auto as auto_module
-from netproxy.router.auto import AutoDialer, Pins, Verdicts, Ways
+from netproxy.router.auto import AutoDialer, Pins, Verdicts, AutoDialers
 from netproxy.router.factory import Routing
 from tests.support.doubles import Records
 from tests.support.handlers import Conversation
@@ -76,7 +76,7 @@ class Rig:
         self.upstream = Way("upstream", True, "tcp udp")
         self.verdicts = verdicts or Verdicts(60.0, 100)
         self.dialer = AutoDialer(
-            Ways(self.direct, self.impatient, self.upstream), pins, self.verdicts
+            AutoDialers(self.direct, self.impatient, self.upstream), pins, self.verdicts
         )
 
     def visit(self, given: Flow = FLOW) -> tuple[str, str]:
@@ -281,7 +281,7 @@ listeners: []
 rules: [{via: auto, upstream: 'socks5h://192.0.2.1:1'}]
 auto: {direct: [.lan.test, 10.0.0.0/8, 'fd00::/8', 192.0.2.55], upstream: [far.test, '*.far.test', 198.51.100.0/24, 'regex:^tracker[0-9]']}
 """).autos
-        fixed_for = dialer.pinned_way(FLOW._replace(target=Address(host, 443)))
+        fixed_for = dialer.pinned_dialer(FLOW._replace(target=Address(host, 443)))
         assert (fixed_for is dialer.direct, fixed_for is dialer.upstream) == (
             way == "direct",
             way == "upstream",
@@ -293,9 +293,9 @@ class TestVerdicts:
         verdicts = Verdicts(60.0, 10)
         verdicts.learn(TARGET, True)
         clock.now += 59.9
-        assert verdicts.by_upstream(TARGET) is True
+        assert verdicts.needs_upstream(TARGET) is True
         clock.now += 0.2
-        assert verdicts.by_upstream(TARGET) is None and not verdicts._known
+        assert verdicts.needs_upstream(TARGET) is None and not verdicts._verdicts
 
     def test_are_renewed_by_what_is_learnt_anew(self, clock: Clock) -> None:
         verdicts = Verdicts(60.0, 10)
@@ -303,7 +303,7 @@ class TestVerdicts:
         clock.now += 50.0
         verdicts.learn(TARGET, False)
         clock.now += 50.0
-        assert verdicts.by_upstream(TARGET) is False
+        assert verdicts.needs_upstream(TARGET) is False
 
     def test_are_bounded_and_the_oldest_goes(self) -> None:
         verdicts = Verdicts(60.0, 3)
@@ -319,7 +319,7 @@ class TestVerdicts:
         verdicts = Verdicts(60.0, 100)
         for number in range(50):
             verdicts.learn(Address(f"{number}.test", 1), True)
-        verdicts.limit = 2
+        verdicts.configure(60.0, 2)
         verdicts.learn(TARGET, True)
         assert len(list(verdicts.items())) == 2
 
@@ -339,7 +339,7 @@ class TestVerdicts:
         verdicts = Verdicts(60.0, 10)
         verdicts.learn(TARGET, True)
         assert (
-            verdicts.clear() == 1 and verdicts.by_upstream(TARGET) is None and verdicts.clear() == 0
+            verdicts.clear() == 1 and verdicts.needs_upstream(TARGET) is None and verdicts.clear() == 0
         )
 
     def test_are_shared_by_all_that_are_auto_and_outlive_a_reload(self) -> None:
@@ -593,7 +593,7 @@ def test_many_threads_learn_and_ask() -> None:
             for number in range(2000):
                 target = Address(f"{(number * seed) % 97}.test", 1)
                 verdicts.learn(target, number % 2 == 0)
-                verdicts.by_upstream(target)
+                verdicts.needs_upstream(target)
                 if number % 500 == 0:
                     list(verdicts.items())
                     verdicts.clear()

@@ -31,36 +31,36 @@ def error(text: str) -> str:
 @pytest.mark.parametrize(
     "rule, message",
     [
-        ("{domain: 'a b', via: direct}", "'a b' is no domain name"),
+        ("{domain: 'a b', via: direct}", "'a b' is not a valid domain name"),
         ("{domain: 10.0.0.1, via: direct}", "'10.0.0.1' is an address, not a domain name"),
         (
             "{domain: [fine.test, 'regex:('], via: direct}",
-            "'regex:(' is no regular expression: missing ), unterminated subpattern at position 0",
+            "'regex:(' is not a valid regular expression: missing ), unterminated subpattern at position 0",
         ),
         (
             "{domain: 'keyword:', via: direct}",
-            "'keyword:': a keyword is made of ASCII letters, digits, '.', '-' and '_'",
+            "'keyword:' is not a valid keyword (expected ASCII letters, digits, '.', '-' and '_')",
         ),
         (
             "{ip: 10.0.0.1/8, via: direct}",
-            "'10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8",
+            "'10.0.0.1/8' is not a valid network: bits behind the prefix are set (the network is 10.0.0.0/8)",
         ),
         (
             "{ip: [10.0.0.0/8, nonsense], via: direct}",
-            "'nonsense' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
+            "'nonsense' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)",
         ),
         (
             "{port: 70000, via: direct}",
-            "'70000' is no port: write it as 443 or 8000-8100, up to 65535",
+            "'70000' is not a valid port (expected 443 or 8000-8100, at most 65535)",
         ),
-        ("{port: 9-1, via: direct}", "'9-1': the first port is above the last"),
+        ("{port: 9-1, via: direct}", "'9-1' is not a valid range: the first port is above the last"),
         (
             "{not: {port: x}, via: direct}",
-            "'x' is no port: write it as 443 or 8000-8100, up to 65535",
+            "'x' is not a valid port (expected 443 or 8000-8100, at most 65535)",
         ),
         (
             "{not: {ip: 10.0.0.0/33}, via: direct}",
-            "'10.0.0.0/33' is no network: its prefix is longer than 32 bits",
+            "'10.0.0.0/33' is not a valid network: the prefix is longer than 32 bits",
         ),
     ],
 )
@@ -87,11 +87,11 @@ class TestFiles:
     @pytest.mark.parametrize(
         "key, text, message",
         [
-            ("domain_file", "a.test\n\n# fine\nb test\n", ":4: 'b test' is no domain name"),
+            ("domain_file", "a.test\n\n# fine\nb test\n", ":4: 'b test' is not a valid domain name"),
             (
                 "ip_file",
                 "10.0.0.0/8\n10.0.0.1/8\n",
-                ":2: '10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8",
+                ":2: '10.0.0.1/8' is not a valid network: bits behind the prefix are set (the network is 10.0.0.0/8)",
             ),
         ],
     )
@@ -288,14 +288,14 @@ class TestAuto:
     @pytest.mark.parametrize(
         "auto, message",
         [
-            ("{direct: 'a b'}", "'a b' is no domain name"),
+            ("{direct: 'a b'}", "'a b' is not a valid domain name"),
             (
                 "{upstream: [fine.test, 10.0.0.1/8]}",
-                "'10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8",
+                "'10.0.0.1/8' is not a valid network: bits behind the prefix are set (the network is 10.0.0.0/8)",
             ),
             (
                 "{upstream: 'regex:['}",
-                "'regex:[' is no regular expression: unterminated character set at position 0",
+                "'regex:[' is not a valid regular expression: unterminated character set at position 0",
             ),
         ],
     )
@@ -321,7 +321,7 @@ rules: [{port: 1, via: auto, upstream: a}, {port: 2, via: auto, upstream: b}, {p
 
 
 def test_a_check_finds_it_and_opens_nothing() -> None:
-    with pytest.raises(ConfigError, match=r"test.yaml:2:9: rules\[0\]: 'a b' is no domain name"):
+    with pytest.raises(ConfigError, match=r"test.yaml:2:9: rules\[0\]: 'a b' is not a valid domain name"):
         Daemon(RecordingLog()).describe(
             configuration(LISTENERS + "rules: [{domain: 'a b', via: direct}]")
         )  # type: ignore[arg-type]

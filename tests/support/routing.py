@@ -20,7 +20,7 @@ from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.protocol.host import parse_host
 from netproxy.router.auto import Verdicts
-from netproxy.router.factory import Means, Routing, make_routing
+from netproxy.router.factory import RoutingDependencies, Routing, make_routing
 from tests.support.doubles import Counts, Lines, no_services
 from tests.support.relays import configuration
 
@@ -98,7 +98,7 @@ def routing(
     )
     return make_routing(
         config,
-        Means(
+        RoutingDependencies(
             way or dialers.dialer, dialers.impatient, resolver, guard, verdicts or Verdicts(60.0, 100)
         ),
     )
