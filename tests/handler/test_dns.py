@@ -24,7 +24,7 @@ from tests.support.dns import (
     AD,
     ASKED,
     CD,
-    HEAD,
+    HEADER,
     QR,
     RA,
     RD,
@@ -39,7 +39,7 @@ from tests.support.dns import (
     soa,
 )
 from tests.support.handlers import Conversation, tcp_pair
-from tests.support.nameservers import answer_to, framed, named, no_such, read_framed, texts
+from tests.support.nameservers import answer_to, framed, question_of, nxdomain, read_framed, txt_records
 from tests.support.sockets import SECONDS, nothing_comes, udp, wait_until
 
 WWW = question("www.example")
@@ -68,7 +68,7 @@ class Source:
     def answer(self, query: bytes) -> bytes | None:
         if query[4:6] != b"\0\1":
             raise ProtocolError("not one question")
-        return self.known.get(named(query))
+        return self.known.get(question_of(query))
 
     def forward(self, query: bytes) -> bytes:
         self.asked.append(query)
@@ -222,9 +222,9 @@ class TestCache:
     def test_that_there_is_no_such_name_is_kept_as_long_as_its_zone_says(
         self, plain: Rig, clock: list[float]
     ) -> None:
-        plain.source.reply = lambda asked: no_such(asked, 20)
+        plain.source.reply = lambda asked: nxdomain(asked, 20)
         asked = query(WWW)
-        assert plain.ask(asked) == no_such(asked, 20)
+        assert plain.ask(asked) == nxdomain(asked, 20)
         clock[0] += 19
         plain.ask(asked)
         assert len(plain.source.asked) == 1
@@ -239,10 +239,10 @@ class TestCache:
             lambda asked: answer_to(asked),
             lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | SERVFAIL),
             lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | TC),
-            lambda asked: answer_to(asked, *texts(60, CACHED_SIZE)),
+            lambda asked: answer_to(asked, *txt_records(60, CACHED_SIZE)),
             lambda asked: answer_to(asked, flags=QR | RD | RA | NXDOMAIN),
             lambda asked: answer_to(asked, a(60))[:-1],
-            lambda asked: asked[:2] + HEAD.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:],
+            lambda asked: asked[:2] + HEADER.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:],
         ],
         ids=[
             "TTL 0",
@@ -358,7 +358,7 @@ class TestCoalescing:
 
     def test_an_error_is_everybodys(self, plain: Rig) -> None:
         """One without a question, as from a server that cannot read it, is given to each with the ID of its own."""
-        plain.source.reply = lambda asked: asked[:2] + HEAD.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:]
+        plain.source.reply = lambda asked: asked[:2] + HEADER.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:]
         plain.hand_over(query(WWW, id=1), query(WWW, id=2))
         plain.work()
         assert [plain.client.recv(512)[:4] for _ in range(2)] == [b"\0\1\x80\1", b"\0\2\x80\1"]
@@ -441,7 +441,7 @@ class TestMessages:
     def test_clients_without_edns_get_512_bytes_at_most(
         self, plain: Rig, clock: list[float]
     ) -> None:
-        long = texts(60, 4000)
+        long = txt_records(60, 4000)
         plain.source.reply = lambda asked: answer_to(asked, *long)
         asked = query(question("www.example", 16))
         for _ in range(2):  # a miss, a hit
@@ -449,7 +449,7 @@ class TestMessages:
         assert plain.source.asked == [asked]
 
     def test_clients_with_edns_get_what_they_take(self, plain: Rig, clock: list[float]) -> None:
-        long = texts(60, 2000)
+        long = txt_records(60, 2000)
         plain.source.reply = lambda asked: answer(question("www.example", 16), long, (), (opt(),))
         asked = [query(question("www.example", 16), opt(size)) for size in (0, 512, 1232, 4096)]
         size = len(plain.source.reply(b""))
@@ -463,17 +463,17 @@ class TestMessages:
         assert len(plain.source.asked) == 1
 
     def test_what_needs_no_server_is_answered_at_once(self, plain: Rig) -> None:
-        plain.source.known[named(query(WWW))] = b"whatever"
+        plain.source.known[question_of(query(WWW))] = b"whatever"
         plain.hand_over(query(WWW))
         assert not plain.tasks and plain.client.recv(512) == b"whatever"
 
     @pytest.mark.parametrize(
         "asked, said",
         [
-            (HEAD.pack(7, RD, 0, 0, 0, 0), HEAD.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)),
+            (HEADER.pack(7, RD, 0, 0, 0, 0), HEADER.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)),
             (
-                HEAD.pack(7, RD | CD, 2, 0, 0, 0) + WWW + WWW,
-                HEAD.pack(7, QR | RD | RA | CD | FORMERR, 0, 0, 0, 0),
+                HEADER.pack(7, RD | CD, 2, 0, 0, 0) + WWW + WWW,
+                HEADER.pack(7, QR | RD | RA | CD | FORMERR, 0, 0, 0, 0),
             ),
         ],
         ids=["no question", "two questions"],
@@ -493,7 +493,7 @@ class TestMessages:
             query(WWW)[:11],
             query(WWW, flags=QR | RD),
             answer_to(query(WWW), a(60)),
-            HEAD.pack(7, QR | FORMERR, 0, 0, 0, 0),
+            HEADER.pack(7, QR | FORMERR, 0, 0, 0, 0),
         ],
         ids=["nothing", "an ID", "11 bytes", "a response bit", "an answer", "an error"],
     )
@@ -530,13 +530,13 @@ def test_a_slow_name_delays_no_other(plain: Rig) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     def reply(query: bytes) -> bytes:
-        if named(query) == named_slow:
+        if question_of(query) == named_slow:
             asked.set()
             assert go_on.wait(SECONDS)
         return sixty(query)
 
     slow, other = query(question("slow.example")), query(WWW)
-    named_slow = named(slow)
+    named_slow = question_of(slow)
     plain.source.reply = reply
     pool = ThreadPool("pool-under-test", 2, 4, plain.log)
     plain.make(submit=pool.submit)
@@ -596,11 +596,11 @@ class TestConnections:
         assert plain.source.asked == [first] and not plain.tasks
 
     def test_nothing_is_truncated(self, plain: Rig) -> None:
-        plain.source.reply = lambda asked: answer_to(asked, *texts(60, 60000))
+        plain.source.reply = lambda asked: answer_to(asked, *txt_records(60, 60000))
         asked = query(question("www.example", 16))
         with Conversation(plain.handler) as client:
             client.send(framed(asked))
-            assert read_framed(client.socket) == answer_to(asked, *texts(60, 60000))
+            assert read_framed(client.socket) == answer_to(asked, *txt_records(60, 60000))
 
     def test_queries_that_come_together_are_answered_in_their_order(self, plain: Rig) -> None:
         asked = [query(question(f"{at}.example"), id=at) for at in range(20)]
@@ -624,8 +624,8 @@ class TestConnections:
 
     def test_a_question_that_is_none_is_said_to_be_none(self, plain: Rig) -> None:
         with Conversation(plain.handler) as client:
-            client.send(framed(HEAD.pack(7, RD, 0, 0, 0, 0)) + framed(query(WWW)))
-            assert read_framed(client.socket) == HEAD.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)
+            client.send(framed(HEADER.pack(7, RD, 0, 0, 0, 0)) + framed(query(WWW)))
+            assert read_framed(client.socket) == HEADER.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)
             assert read_framed(client.socket) == answer_to(query(WWW), a(60))
 
     @pytest.mark.parametrize(
@@ -671,13 +671,13 @@ class TestConnections:
         asked, go_on = threading.Event(), threading.Event()
 
         def reply(query: bytes) -> bytes:
-            if named(query) != named_other:
+            if question_of(query) != named_other:
                 asked.set()
                 assert go_on.wait(SECONDS)
             return sixty(query)
 
         other = query(question("other.example"))
-        named_other = named(other)
+        named_other = question_of(other)
         plain.source.reply = reply
         with Conversation(plain.handler) as slow, Conversation(plain.handler) as client:
             slow.send(framed(query(WWW)))

@@ -28,7 +28,7 @@ from tests.support.dns import (
     AD,
     ASKED,
     CD,
-    HEAD,
+    HEADER,
     QR,
     RA,
     RD,
@@ -52,7 +52,7 @@ WWW = question("www.example.com")
 LONGEST = (b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"a" * 61 + b"\0"  # 255 octets
 TEN, TWENTY = b"\xc0\0\2\x0a", b"\xc0\0\2\x14"
 PACKED6 = b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
-TWELVE = HEAD.pack(7, QR, 0, 0, 0, 0)
+TWELVE = HEADER.pack(7, QR, 0, 0, 0, 0)
 
 # www.example.com A, asked with AD; the answer is an alias, www.example.net, and its two addresses
 QUERY_BYTES = bytes.fromhex(
@@ -82,7 +82,7 @@ class TestHead:
         assert dns.parse_header(QUERY_BYTES) == (0x8D26, False, 0, False, True, NOERROR, 1, 0, 0, 0)
 
     def test_tells_a_truncated_answer_of_another_opcode(self) -> None:
-        head = dns.parse_header(HEAD.pack(65535, QR | 4 << 11 | TC | 0xF, 1, 2, 3, 4))
+        head = dns.parse_header(HEADER.pack(65535, QR | 4 << 11 | TC | 0xF, 1, 2, 3, 4))
         assert head == dns.DnsHeader(65535, True, 4, True, False, 15, 1, 2, 3, 4)
 
     def test_is_not_shorter(self) -> None:
@@ -131,7 +131,7 @@ class TestQuestion:
     @pytest.mark.parametrize("count", [0, 2, 256])
     def test_is_exactly_one(self, count: int) -> None:
         with pytest.raises(ProtocolError):
-            dns.parse_question(HEAD.pack(1, RD, count, 0, 0, 0) + WWW + WWW)
+            dns.parse_question(HEADER.pack(1, RD, count, 0, 0, 0) + WWW + WWW)
 
     @pytest.mark.parametrize(
         "text", ["a..b", ".", "a.", "a" * 64, ".".join(["a" * 63] * 4), "é", "\\256", "a\\", "\\x"]
@@ -208,7 +208,7 @@ ANSWERS = {
         (NXDOMAIN, [], 0),
     ),
     "failure": (answer(WWW, (), (soa(900, 40),), flags=QR | SERVFAIL), (SERVFAIL, [], 0)),
-    "failure without question": (HEAD.pack(1, QR | FORMERR, 0, 0, 0, 0), (FORMERR, [], 0)),
+    "failure without question": (HEADER.pack(1, QR | FORMERR, 0, 0, 0, 0), (FORMERR, [], 0)),
     "code of EDNS": (answer(WWW, (), (), (opt(extended=1 << 24),)), (16, [], 0)),
     "code of EDNS and of the head": (
         answer(WWW, (), (), (opt(extended=0xFF << 24),), flags=QR | 7),
@@ -229,7 +229,7 @@ BAD_ANSWERS = {
     "another kind": answer(question("www.example.com", AAAA)),
     "another class": answer(question("www.example.com", A, 3)),
     "no question": TWELVE,
-    "two questions": HEAD.pack(1, QR, 2, 0, 0, 0) + WWW + WWW,
+    "two questions": HEADER.pack(1, QR, 2, 0, 0, 0) + WWW + WWW,
     "address too short": answer(WWW, (a(60, b"\1\2\3"),)),
     "address too long": answer(WWW, (a(60, PACKED6),)),
     "alias too short": answer(WWW, (cname(ASKED, 60, b"\1a"), a(60))),
@@ -284,7 +284,7 @@ class TestCompression:
     def test_is_that_of_rfc_1035(self) -> None:
         """The names of section 4.1.4, with pointers to 20 and to 26 as there."""
         message = (
-            HEAD.pack(1, QR, 1, 3, 0, 0)
+            HEADER.pack(1, QR, 1, 3, 0, 0)
             + b"\7unaided\1F\3ISI\4ARPA\0\0\1\0\1"
             + cname(ASKED, 4, b"\3FOO\xc0\x14")
             + cname(b"\3foo\xc0\x14", 3, b"\xc0\x1a")
@@ -354,9 +354,9 @@ IS_ANSWER = {
     "answer in another case": (answer(question("WWW.example.COM")), True),
     "truncated answer": (answer(WWW, flags=QR | TC), True),
     "error": (answer(WWW, flags=QR | REFUSED), True),
-    "error without question": (HEAD.pack(0x1234, QR | FORMERR, 0, 0, 0, 0), True),
-    "no error, no question": (HEAD.pack(0x1234, QR, 0, 0, 0, 0), False),
-    "two questions": (HEAD.pack(0x1234, QR, 2, 0, 0, 0) + WWW + WWW, False),
+    "error without question": (HEADER.pack(0x1234, QR | FORMERR, 0, 0, 0, 0), True),
+    "no error, no question": (HEADER.pack(0x1234, QR, 0, 0, 0, 0), False),
+    "two questions": (HEADER.pack(0x1234, QR, 2, 0, 0, 0) + WWW + WWW, False),
     "another ID": (dns_message.with_id(answer(WWW), 0x1235), False),
     "query": (OUR_QUERY, False),
     "another opcode": (answer(WWW, flags=QR | 5 << 11), False),
@@ -413,14 +413,14 @@ NOT_SHARED = {
     "nothing": b"",
     "answer": answer(WWW),
     "NOTIFY": query(WWW, flags=4 << 11),
-    "no question": HEAD.pack(1, RD, 0, 0, 0, 0),
-    "two questions": HEAD.pack(1, RD, 2, 0, 0, 0) + WWW + WWW,
+    "no question": HEADER.pack(1, RD, 0, 0, 0, 0),
+    "two questions": HEADER.pack(1, RD, 2, 0, 0, 0) + WWW + WWW,
     "name of 256 octets": asked(BAD_NAMES["256 octets"]),
     "zone transfer": query(question("example.com", 252)),
     "ANY": query(question("example.com", 255)),
     "kind 128": query(question("example.com", 128)),
-    "record in the answer section": HEAD.pack(1, RD, 1, 1, 0, 0) + WWW + a(1),
-    "record in the authority section": HEAD.pack(1, RD, 1, 0, 1, 0) + WWW + soa(1, 1),
+    "record in the answer section": HEADER.pack(1, RD, 1, 1, 0, 0) + WWW + a(1),
+    "record in the authority section": HEADER.pack(1, RD, 1, 0, 1, 0) + WWW + soa(1, 1),
     "signature": query(WWW, record(b"\0", 250, 0, b"", 255)),
     "EDNS and a signature": query(WWW, opt(), record(b"\0", 250, 0, b"", 255)),
     "EDNS twice": query(WWW, opt(), opt()),
@@ -591,7 +591,7 @@ class TestOptions:
         (query(WWW, record(b"\0", 250, 0, b"", 255), opt(4096)), 4096),
         (query(WWW, opt(4096))[:-1], 512),
         (
-            HEAD.pack(1, RD, 1, 1, 0, 0) + WWW + opt(4096),
+            HEADER.pack(1, RD, 1, 1, 0, 0) + WWW + opt(4096),
             512,
         ),  # an OPT in the answer section is none
         (TWELVE, 512),
@@ -630,7 +630,7 @@ class TestTruncate:
         assert len(short) <= 512
 
     def test_leaves_the_head_of_what_cannot_be_read(self) -> None:
-        assert dns_message.truncate(HEAD.pack(7, QR, 0, 9, 9, 9) + b"\xff" * 600, 512) == HEAD.pack(
+        assert dns_message.truncate(HEADER.pack(7, QR, 0, 9, 9, 9) + b"\xff" * 600, 512) == HEADER.pack(
             7, QR | TC, 0, 0, 0, 0
         )
         assert dns_message.truncate(answer(WWW, (a(1),))[:-1], 20) == answer(WWW, flags=QR | RD | RA | TC)
@@ -655,8 +655,8 @@ class TestError:
 
     @pytest.mark.parametrize("behind", [b"", b"\xff" * 40, b"\3www", WWW + WWW])
     def test_is_a_head_alone_where_the_question_cannot_be_read(self, behind: bytes) -> None:
-        message = HEAD.pack(0x1234, RD, 2 if behind == WWW + WWW else 1, 0, 0, 1) + behind
-        assert dns.encode_error(message, FORMERR) == HEAD.pack(
+        message = HEADER.pack(0x1234, RD, 2 if behind == WWW + WWW else 1, 0, 0, 1) + behind
+        assert dns.encode_error(message, FORMERR) == HEADER.pack(
             0x1234, QR | RD | RA | FORMERR, 0, 0, 0, 0
         )
 

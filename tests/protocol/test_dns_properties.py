@@ -15,7 +15,7 @@ from netproxy.protocol import dns, dns_message
 from netproxy.protocol.dns import A, AAAA, IN, NAME_LIMIT, Question
 from tests.support.dns import (
     ASKED,
-    HEAD,
+    HEADER,
     QR,
     RD,
     TC,
@@ -66,8 +66,8 @@ HOSTILE = st.one_of(
     st.builds(
         edited, st.sampled_from([WHOLE, ASKING]), EDITS, st.sampled_from([0, 0, 0, 1, 5, 30])
     ),
-    st.binary(max_size=60).map(lambda data: HEAD.pack(1, QR | RD, 1, 2, 1, 1) + data),
-    st.binary(max_size=60).map(lambda data: HEAD.pack(1, QR, 1, 2, 1, 1) + WWW + data),
+    st.binary(max_size=60).map(lambda data: HEADER.pack(1, QR | RD, 1, 2, 1, 1) + data),
+    st.binary(max_size=60).map(lambda data: HEADER.pack(1, QR, 1, 2, 1, 1) + WWW + data),
     st.binary(max_size=60),
 )
 

@@ -17,7 +17,7 @@ from netproxy.resolver.servers import ServerError
 from tests.support.dns import (
     ASKED,
     CD,
-    HEAD,
+    HEADER,
     QR,
     RA,
     RD,
@@ -29,7 +29,7 @@ from tests.support.dns import (
     question,
     record,
 )
-from tests.support.nameservers import answer_to, named, no_such
+from tests.support.nameservers import answer_to, question_of, nxdomain
 
 FOUR, SIX = b"\xc0\0\2\x01", b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
 DO = 0x8000
@@ -64,7 +64,7 @@ class Asked:
 
     @property
     def names(self) -> list[bytes]:
-        return [named(asked) for asked in self.queries]
+        return [question_of(asked) for asked in self.queries]
 
 
 def fails(asked: bytes) -> bytes:
@@ -98,7 +98,7 @@ class TestOurLookups:
             and began + LOOKUP_SECONDS <= servers.deadlines[0] <= time.monotonic() + LOOKUP_SECONDS
         )
         assert servers.names == [question("www.example", 1), question("www.example", 28)]
-        assert [asked[2:12] for asked in servers.queries] == [HEAD.pack(0, RD, 1, 0, 0, 1)[2:]] * 2
+        assert [asked[2:12] for asked in servers.queries] == [HEADER.pack(0, RD, 1, 0, 0, 1)[2:]] * 2
         assert all(asked.endswith(opt()) for asked in servers.queries)
 
     def test_one_family_is_enough_and_its_ttl_alone_counts(self) -> None:
@@ -106,8 +106,8 @@ class TestOurLookups:
             Asked(
                 lambda asked: (
                     answer_to(asked, a(60, FOUR))
-                    if named(asked).endswith(b"\0\1\0\1")
-                    else no_such(asked, 5)
+                    if question_of(asked).endswith(b"\0\1\0\1")
+                    else nxdomain(asked, 5)
                 )
             )
         ).ask("www.example")
@@ -119,14 +119,14 @@ class TestOurLookups:
             return answer_to(
                 asked,
                 cname(ASKED, 20, target),
-                *((a(60, FOUR, target),) if named(asked).endswith(b"\0\1\0\1") else ()),
+                *((a(60, FOUR, target),) if question_of(asked).endswith(b"\0\1\0\1") else ()),
             )
 
         assert forwarder(Asked(reply)).ask("www.example") == LookupResult(("192.0.2.1",), 20)
 
     @pytest.mark.parametrize("ttl", [0, 7, 300])
     def test_that_there_is_no_such_name_holds_as_long_as_its_zone_says(self, ttl: int) -> None:
-        assert forwarder(Asked(lambda asked: no_such(asked, ttl))).ask("www.example") == LookupResult(
+        assert forwarder(Asked(lambda asked: nxdomain(asked, ttl))).ask("www.example") == LookupResult(
             (), ttl
         )
 
@@ -154,7 +154,7 @@ class TestOurLookups:
         def reply(asked: bytes) -> bytes:
             return (
                 answer_to(asked, a(60, FOUR))
-                if named(asked).endswith(b"\0\1\0\1")
+                if question_of(asked).endswith(b"\0\1\0\1")
                 else coded(dns.SERVFAIL)(asked)
             )
 
@@ -163,7 +163,7 @@ class TestOurLookups:
     def test_but_no_address_and_a_failure_is_no_news_of_the_name(self) -> None:
         def reply(asked: bytes) -> bytes:
             return (
-                no_such(asked) if named(asked).endswith(b"\0\1\0\1") else coded(dns.SERVFAIL)(asked)
+                nxdomain(asked) if question_of(asked).endswith(b"\0\1\0\1") else coded(dns.SERVFAIL)(asked)
             )
 
         with pytest.raises(LookupFailed):
@@ -180,10 +180,10 @@ class TestOurLookups:
     def test_a_server_that_cannot_read_edns_is_asked_without(self, code: int) -> None:
         def reply(asked: bytes) -> bytes:
             if asked[11]:
-                return asked[:2] + HEAD.pack(0, QR | code, 0, 0, 0, 0)[2:]
+                return asked[:2] + HEADER.pack(0, QR | code, 0, 0, 0, 0)[2:]
             return (
                 answer_to(asked, a(60, FOUR))
-                if named(asked).endswith(b"\0\1\0\1")
+                if question_of(asked).endswith(b"\0\1\0\1")
                 else answer_to(asked)
             )
 
@@ -248,7 +248,7 @@ class TestAnswersWithoutAServer:
 
     def test_addresses_of_a_host(self) -> None:
         found = self.answer(query(question("Printer.LAN")))
-        assert found == HEAD.pack(0x1234, QR | RD | RA, 1, 2, 0, 0) + question("Printer.LAN") + a(
+        assert found == HEADER.pack(0x1234, QR | RD | RA, 1, 2, 0, 0) + question("Printer.LAN") + a(
             HOSTS_TTL, FOUR
         ) + a(HOSTS_TTL, b"\xc0\0\2\x09")
         assert found is not None and dns.parse_answer(
@@ -258,7 +258,7 @@ class TestAnswersWithoutAServer:
     def test_with_edns(self) -> None:
         found = self.answer(query(question("printer.lan", 28), opt(4096, DO), flags=RD | CD))
         assert found == (
-            HEAD.pack(0x1234, QR | RD | RA | CD, 1, 1, 0, 1)
+            HEADER.pack(0x1234, QR | RD | RA | CD, 1, 1, 0, 1)
             + question("printer.lan", 28)
             + record(ASKED, 28, HOSTS_TTL, SIX)
             + opt(1232, DO)
@@ -285,9 +285,9 @@ class TestAnswersWithoutAServer:
     @pytest.mark.parametrize(
         "asked",
         [
-            HEAD.pack(1, RD, 0, 0, 0, 0),
-            HEAD.pack(1, RD, 2, 0, 0, 0) + question("a.lan") * 2,
-            HEAD.pack(1, RD, 1, 0, 0, 0) + b"\3ab",
+            HEADER.pack(1, RD, 0, 0, 0, 0),
+            HEADER.pack(1, RD, 2, 0, 0, 0) + question("a.lan") * 2,
+            HEADER.pack(1, RD, 1, 0, 0, 0) + b"\3ab",
         ],
     )
     def test_without_exactly_one_question_it_is_none(self, asked: bytes) -> None:

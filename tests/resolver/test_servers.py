@@ -30,11 +30,11 @@ from tests.support.nameservers import (
     WWW,
     answer_to,
     framed,
-    named,
+    question_of,
     read_framed,
     serve,
-    soon,
-    texts,
+    far_deadline,
+    txt_records,
     udp_server,
 )
 from tests.support.sockets import (
@@ -94,18 +94,18 @@ class TestUdp:
             sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script) as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], far_deadline())
         assert is_answer(found, WWW, RIGHT)
 
     def test_answers_may_come_in_another_order(self) -> None:
         def script(sock: socket.socket) -> None:
             (first, peer), (second, _) = sock.recvfrom(512), sock.recvfrom(512)
-            assert {named(first), named(second)} == {named(WWW), named(MAIL)}
+            assert {question_of(first), question_of(second)} == {question_of(WWW), question_of(MAIL)}
             for asked in (second, first, second):
                 sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script) as address:
-            found = udp_client(address).exchange([WWW, MAIL], soon())
+            found = udp_client(address).exchange([WWW, MAIL], far_deadline())
         assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
 
     @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ class TestUdp:
             sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script) as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], far_deadline())
         assert is_answer(found, WWW, RIGHT)
 
     def test_from_another_source_it_is_none(self) -> None:
@@ -153,7 +153,7 @@ class TestUdp:
             sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script) as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], far_deadline())
         assert is_answer(found, WWW, RIGHT)
 
     def test_a_flood_of_guesses_does_not_end_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ class TestUdp:
             sock.sendto(answer_to(again, RIGHT), peer)
 
         with udp_server(script) as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], far_deadline())
         assert is_answer(found, WWW, RIGHT)
 
     def test_what_was_not_answered_is_sent_again_alone(
@@ -183,26 +183,26 @@ class TestUdp:
 
         def script(sock: socket.socket) -> None:
             first = dict(
-                (named(asked), (asked, peer))
+                (question_of(asked), (asked, peer))
                 for asked, peer in (sock.recvfrom(512), sock.recvfrom(512))
             )
-            asked, peer = first[named(WWW)]
+            asked, peer = first[question_of(WWW)]
             sock.sendto(answer_to(asked, RIGHT), peer)
             again = sock.recv(512)
             while again == asked:  # the answer was late, on a busy machine
                 again = sock.recv(512)
-            assert again == first[named(MAIL)][0]
+            assert again == first[question_of(MAIL)][0]
             sock.sendto(answer_to(again, RIGHT), peer)
 
         with udp_server(script) as address:
-            found = udp_client(address).exchange([WWW, MAIL], soon())
+            found = udp_client(address).exchange([WWW, MAIL], far_deadline())
         assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
 
     def test_silence_ends_with_the_tries(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(servers_module, "TRY_SECONDS", 0.02)
         with udp() as silent:
             with pytest.raises(ServerError) as caught:
-                udp_client(address_of(silent)).exchange([WWW], soon())
+                udp_client(address_of(silent)).exchange([WWW], far_deadline())
             asked = [silent.recv(512) for _ in range(servers_module.TRIES)]
         assert str(caught.value).endswith(": no answer")
         assert len(set(asked)) == 1
@@ -230,12 +230,12 @@ class TestUdp:
             udp_client(address).exchange([WWW], began + 60)
 
     def test_a_truncated_answer_is_asked_for_again_by_tcp(self) -> None:
-        whole = texts(60, 4000)
+        whole = txt_records(60, 4000)
 
         def script(sock: socket.socket) -> None:
             for _ in range(2):
                 asked, peer = sock.recvfrom(512)
-                full = named(asked) == named(MAIL)
+                full = question_of(asked) == question_of(MAIL)
                 sock.sendto(
                     answer_to(asked, RIGHT) if full else answer_to(asked, flags=QR | RD | RA | TC),
                     peer,
@@ -246,7 +246,7 @@ class TestUdp:
             server(serve(lambda asked: answer_to(asked, *whole))) as by_tcp,
         ):
             stream = StreamServer("tcp", dial(by_tcp))
-            found = udp_client(address, stream).exchange([WWW, MAIL], soon())
+            found = udp_client(address, stream).exchange([WWW, MAIL], far_deadline())
             stream.close()
         assert found == [answer_to(WWW, *whole), answer_to(MAIL, RIGHT)]
 
@@ -262,7 +262,7 @@ class TestUdp:
         with udp_server(script) as address:
             client = udp_client(address)
             for _ in range(40):
-                client.exchange([WWW], soon())
+                client.exchange([WWW], far_deadline())
         ids, ports = [id for id, _ in seen], [port for _, port in seen]
         assert len(set(ids)) > 35 and len(set(ports)) > 30
         assert len({after - before for before, after in zip(ids, ids[1:])}) > 30
@@ -277,7 +277,7 @@ class TestUdp:
             sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script, "::1") as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
+            (found,) = udp_client(address).exchange([WWW], far_deadline())
         assert is_answer(found, WWW, RIGHT)
 
 
@@ -290,7 +290,7 @@ class TestStream:
 
         with server(script) as address:
             client = StreamServer("tcp", dial(address))
-            found = client.exchange([WWW, MAIL], soon())
+            found = client.exchange([WWW, MAIL], far_deadline())
             client.close()
         assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
 
@@ -302,7 +302,7 @@ class TestStream:
 
         with server(script) as address:
             client = StreamServer("tcp", dial(address))
-            (found,) = client.exchange([WWW], soon())
+            (found,) = client.exchange([WWW], far_deadline())
             client.close()
         assert is_answer(found, WWW, RIGHT)
 
@@ -332,7 +332,7 @@ class TestStream:
             server(lambda sock: sock.sendall(given(read_framed(sock)))) as address,
             pytest.raises(ServerError, match="^tcp: "),
         ):
-            StreamServer("tcp", dial(address)).exchange([WWW], soon())
+            StreamServer("tcp", dial(address)).exchange([WWW], far_deadline())
 
     def test_silence_ends_with_the_deadline(self) -> None:
         with server(read_to_end) as address, pytest.raises(ServerError, match="out of time"):
@@ -361,7 +361,7 @@ class TestStream:
         with server(serve(reply)) as address:
             client = StreamServer("tcp", dial(address))
             for _ in range(20):
-                client.exchange([WWW], soon())
+                client.exchange([WWW], far_deadline())
             client.close()
         assert len(set(ids)) > 15
 
@@ -374,7 +374,7 @@ class TestKeptConnections:
                 "tcp", lambda deadline: (dials.append(deadline), dial(address)(deadline))[1]
             )
             for _ in range(3):
-                client.exchange([WWW], soon())
+                client.exchange([WWW], far_deadline())
             client.close()
         assert len(dials) == 1
 
@@ -384,7 +384,7 @@ class TestKeptConnections:
 
         with server(once) as address:
             client = StreamServer("tcp", dial(address))
-            assert [is_answer(client.exchange([WWW], soon())[0], WWW, RIGHT) for _ in range(3)] == [
+            assert [is_answer(client.exchange([WWW], far_deadline())[0], WWW, RIGHT) for _ in range(3)] == [
                 True
             ] * 3
             client.close()
@@ -401,7 +401,7 @@ class TestKeptConnections:
 
         with server(once) as address:
             client = StreamServer("tcp", dial(address))
-            assert [is_answer(client.exchange([WWW], soon())[0], WWW, RIGHT) for _ in range(2)] == [
+            assert [is_answer(client.exchange([WWW], far_deadline())[0], WWW, RIGHT) for _ in range(2)] == [
                 True
             ] * 2
             client.close()
@@ -428,7 +428,7 @@ class TestKeptConnections:
                 return streams[-1]
 
             client = StreamServer("tcp", keep)
-            tasks = [Task(client.exchange, [WWW], soon()) for _ in range(IDLE_KEPT + 2)]
+            tasks = [Task(client.exchange, [WWW], far_deadline()) for _ in range(IDLE_KEPT + 2)]
             for task in tasks:
                 task.result()
             assert sum(stream.open for stream in streams) == IDLE_KEPT
@@ -446,14 +446,14 @@ class TestKeptConnections:
             client = NameServerGroup(
                 [udp_client(address, StreamServer("tcp", keep)), StreamServer("tcp", keep)]
             )
-            client.servers[1].exchange([WWW], soon())
+            client.servers[1].exchange([WWW], far_deadline())
             now = time.monotonic()
             assert client.expire(now) == [] and streams[0].open
             for close in client.expire(now + KEPT_SECONDS + 1):
                 close()
             assert not streams[0].open
             assert client.expire(now + 2 * KEPT_SECONDS) == []
-            client.servers[1].exchange([WWW], soon())
+            client.servers[1].exchange([WWW], far_deadline())
             assert len(streams) == 2
             client.close()
 
@@ -473,7 +473,7 @@ class TestKeptConnections:
                 return streams[-1]
 
             client = StreamServer("tcp", keep)
-            task = Task(client.exchange, [WWW], soon())
+            task = Task(client.exchange, [WWW], far_deadline())
             assert asked.wait(SECONDS)
             client.close()
             go_on.set()
@@ -492,7 +492,7 @@ class TestKeptConnections:
             raise failure
 
         with pytest.raises(ServerError) as caught:
-            StreamServer("tcp", fail).exchange([WWW], soon())
+            StreamServer("tcp", fail).exchange([WWW], far_deadline())
         assert str(caught.value) == said
 
 
@@ -533,7 +533,7 @@ class TestHttps:
 
         with server(script) as address:
             client = https(address, "dns.example:8443", "/q?a=b")
-            (found,) = client.exchange([WWW], soon())
+            (found,) = client.exchange([WWW], far_deadline())
             client.close()
         assert is_answer(found, WWW, RIGHT)
         ((head, body),) = heads
@@ -577,7 +577,7 @@ class TestHttps:
 
         with server(script) as address:
             client = https(address)
-            found = client.exchange([WWW, MAIL], soon())
+            found = client.exchange([WWW, MAIL], far_deadline())
             client.close()
         assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
 
@@ -593,7 +593,7 @@ class TestHttps:
         with server(script) as address:
             client = https(address)
             for _ in range(2):
-                client.exchange([WWW, MAIL], soon())
+                client.exchange([WWW, MAIL], far_deadline())
             client.close()
         assert len(connections) == 1
 
@@ -649,7 +649,7 @@ class TestHttps:
             server(lambda sock: sock.sendall(given(read_post(sock)[1]))) as address,
             pytest.raises(ServerError) as caught,
         ):
-            https(address).exchange([WWW], soon())
+            https(address).exchange([WWW], far_deadline())
         assert str(caught.value).startswith("https: ") and said in str(caught.value)
 
     def test_heads_without_end_end_with_the_deadline(self) -> None:
@@ -696,12 +696,12 @@ class TestServers:
         first, second = Scripted("first", GOOD), Scripted("second", GOOD)
         both = NameServerGroup([first, second])
         for _ in range(3):
-            assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
+            assert is_answer(both.exchange([WWW], far_deadline())[0], WWW, RIGHT)
         assert (len(first.asked), len(second.asked)) == (3, 0)
 
     def test_that_there_is_no_such_name_is_an_answer(self) -> None:
         first, second = Scripted("first", NXDOMAIN), Scripted("second", GOOD)
-        assert NameServerGroup([first, second]).exchange([WWW], soon())[0][3] & 15 == 3
+        assert NameServerGroup([first, second]).exchange([WWW], far_deadline())[0][3] & 15 == 3
         assert not second.asked
 
     @pytest.mark.parametrize(
@@ -713,7 +713,7 @@ class TestServers:
         first, second = Scripted("first", failure), Scripted("second", GOOD)
         both = NameServerGroup([first, second])
         for _ in range(3):
-            assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
+            assert is_answer(both.exchange([WWW], far_deadline())[0], WWW, RIGHT)
         assert (len(first.asked), len(second.asked)) == (1, 3)
 
     def test_after_its_rest_it_is_the_first_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -736,9 +736,9 @@ class TestServers:
         )
         both = NameServerGroup([first, second])
         with pytest.raises(ServerError) as caught:
-            both.exchange([WWW], soon())
+            both.exchange([WWW], far_deadline())
         assert str(caught.value) == "first: no; second: no"
-        assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
+        assert is_answer(both.exchange([WWW], far_deadline())[0], WWW, RIGHT)
 
     def test_a_failure_that_was_told_is_better_than_none(self) -> None:
         (found,) = NameServerGroup(
@@ -747,7 +747,7 @@ class TestServers:
                 Scripted("second", ServerError("no")),
                 Scripted("third", REFUSED),
             ]
-        ).exchange([WWW], soon())
+        ).exchange([WWW], far_deadline())
         assert found == answer_to(WWW, flags=QR | RD | RA | 2)
 
     def test_one_bad_answer_of_two_is_a_failure(self) -> None:
@@ -756,7 +756,7 @@ class TestServers:
                 return [answer_to(queries[0], RIGHT), answer_to(queries[1], flags=QR | 2)]
 
         second = Scripted("second", GOOD)
-        assert NameServerGroup([Half("half"), second]).exchange([WWW, MAIL], soon()) == [
+        assert NameServerGroup([Half("half"), second]).exchange([WWW, MAIL], far_deadline()) == [
             answer_to(WWW, RIGHT),
             answer_to(MAIL, RIGHT),
         ]
@@ -785,7 +785,7 @@ class TestServers:
                 raise DialError(Reason.REFUSED, str(nobody)) from caught.value
 
             both = NameServerGroup([StreamServer("dead", refuse), StreamServer("alive", dial(address))])
-            assert both.exchange([WWW], soon())[0] == answer_to(WWW, a(60))
+            assert both.exchange([WWW], far_deadline())[0] == answer_to(WWW, a(60))
             both.close()
 
     def test_closes_all_that_hold_something(self) -> None:
@@ -799,16 +799,16 @@ def test_no_thread_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     def reply(query: bytes) -> bytes:
-        if named(query) == named(WWW):
+        if question_of(query) == question_of(WWW):
             asked.set()
             assert go_on.wait(SECONDS)
         return answer_to(query, RIGHT)
 
     with server(serve(reply)) as address:
         client = StreamServer("tcp", dial(address))
-        slow = Task(client.exchange, [WWW], soon())
+        slow = Task(client.exchange, [WWW], far_deadline())
         assert asked.wait(SECONDS)
-        assert is_answer(client.exchange([MAIL], soon())[0], MAIL, RIGHT)
+        assert is_answer(client.exchange([MAIL], far_deadline())[0], MAIL, RIGHT)
         assert not slow.done
         go_on.set()
         slow.result()

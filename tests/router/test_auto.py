@@ -24,7 +24,7 @@ from netproxy.router.factory import Routing
 from tests.support.doubles import Records
 from tests.support.handlers import Conversation
 from tests.support.nat import Clock
-from tests.support.routing import Names, flow, make_guard, routing
+from tests.support.routing import StubResolver, flow, make_guard, routing
 from tests.support.relays import configuration
 from tests.support.sockets import (
     SECONDS,
@@ -172,14 +172,14 @@ class TestADial:
 )
 def test_hazard_75_one_lookup_is_for_both_ways(scheme: str, asked: list[str]) -> None:
     """Where the upstream is told addresses, it is told those that the direct way has had; else nobody here need know any."""
-    names = Names({"a.test": ["203.0.113.1"]})
+    names = StubResolver({"a.test": ["203.0.113.1"]})
     found = routing(TestDatagrams.TEXT.replace("SCHEME", scheme), names).router.route(
         flow("tcp 192.0.2.9 -> a.test:443 on main")
     )
     assert found.dialer.name == "auto" and [one.host for one in found.flow.addresses] == [
         "203.0.113.1"
     ] * len(asked)
-    assert names.asked == asked
+    assert names.lookups == asked
 
 
 class TestAReset:
@@ -356,7 +356,7 @@ class TestDatagrams:
     UDP = "udp 192.0.2.9 -> a.test:443 on main"
     TEXT = "listeners: [{name: main, listen: '127.0.0.1:1080'}]\nrules: [{via: auto, upstream: far}]\nupstreams: {far: 'SCHEME://192.0.2.1:1'}\n"
 
-    def way(self, names: Names, verdicts: Verdicts, text: str = "", scheme: str = "socks5h") -> str:
+    def way(self, names: StubResolver, verdicts: Verdicts, text: str = "", scheme: str = "socks5h") -> str:
         route = routing(
             self.TEXT.replace("SCHEME", scheme) + text, names, verdicts=verdicts
         ).router.route(flow(self.UDP))
@@ -364,36 +364,36 @@ class TestDatagrams:
 
     def test_go_directly_while_nothing_is_known_to_the_address_that_was_found(self) -> None:
         assert (
-            self.way(Names({"a.test": ["203.0.113.1"]}), Verdicts(60.0, 10)) == "direct 203.0.113.1"
+            self.way(StubResolver({"a.test": ["203.0.113.1"]}), Verdicts(60.0, 10)) == "direct 203.0.113.1"
         )
 
     def test_follow_the_verdict_and_are_not_looked_up_for_a_proxy_that_does_it(self) -> None:
-        verdicts, names = Verdicts(60.0, 10), Names({"a.test": ["203.0.113.1"]})
+        verdicts, names = Verdicts(60.0, 10), StubResolver({"a.test": ["203.0.113.1"]})
         verdicts.learn(Address("a.test", 443), True)
-        assert self.way(names, verdicts) == "far" and not names.asked
+        assert self.way(names, verdicts) == "far" and not names.lookups
         assert self.way(names, verdicts, scheme="socks5") == "far 203.0.113.1"
 
     def test_of_a_name_that_is_not_found_here_go_to_the_upstream(self) -> None:
-        names = Names({})
-        assert self.way(names, Verdicts(60.0, 10)) == "far" and names.asked == ["a.test"]
+        names = StubResolver({})
+        assert self.way(names, Verdicts(60.0, 10)) == "far" and names.lookups == ["a.test"]
 
     def test_but_not_where_it_is_pinned_to_the_direct_way(self) -> None:
-        names = Names({})
+        names = StubResolver({})
         with pytest.raises(DialError) as caught:
             self.way(names, Verdicts(60.0, 10), "auto: {direct: a.test}")
-        assert caught.value.reason is Reason.NAME and names.asked == ["a.test"]
+        assert caught.value.reason is Reason.NAME and names.lookups == ["a.test"]
 
     def test_pinned_to_the_upstream(self) -> None:
-        names = Names({})
+        names = StubResolver({})
         assert (
             self.way(names, Verdicts(60.0, 10), "auto: {upstream: a.test}") == "far"
-            and not names.asked
+            and not names.lookups
         )
 
     def test_that_are_denied_go_nowhere(self) -> None:
         with pytest.raises(DialError) as caught:
             self.way(
-                Names({"a.test": ["10.0.0.1"]}), Verdicts(60.0, 10), "destinations: {deny: private}"
+                StubResolver({"a.test": ["10.0.0.1"]}), Verdicts(60.0, 10), "destinations: {deny: private}"
             )
         assert caught.value.reason is Reason.DENIED
 
@@ -401,7 +401,7 @@ class TestDatagrams:
 class Running:
     """A TCP forward to a target by auto, an upstream that is a SOCKS5 proxy played here, and its records."""
 
-    def __init__(self, names: Names, upstream: Address, target: Address, more: str = "") -> None:
+    def __init__(self, names: StubResolver, upstream: Address, target: Address, more: str = "") -> None:
         config = configuration(
             f"listeners: [{{protocol: tcp, name: main, listen: '127.0.0.1:0', target: 'a.test:1'}}]\n"
             f"rules: [{{via: auto, upstream: 'socks5h://{upstream}'}}]\nauto: {{deadline: 300ms}}\n{more}"
@@ -474,7 +474,7 @@ class TestForReal:
 
         with server(echo) as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
             echoes(running)
         assert running.verdict() == "direct" and not proxy[0].asked
@@ -482,7 +482,7 @@ class TestForReal:
     def test_a_target_that_refuses(self, proxy: tuple[Proxy, Address]) -> None:
         with refusing() as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
             echoes(running)
             echoes(running, b"pong")
@@ -493,7 +493,7 @@ class TestForReal:
     ) -> None:
         with black_hole() as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
             echoes(running)
         assert proxy[0].asked == [b"a.test"] and running.verdict() == "upstream"
@@ -504,7 +504,7 @@ class TestForReal:
     def test_a_name_that_is_not_found_here(
         self, proxy: tuple[Proxy, Address], there: dict[str, None]
     ) -> None:
-        running = Running(Names(there), proxy[1], Address("a.test", 443))
+        running = Running(StubResolver(there), proxy[1], Address("a.test", 443))
         echoes(running)
         assert proxy[0].asked == [b"a.test"]
 
@@ -520,7 +520,7 @@ class TestForReal:
 
         with server(reset_it) as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
             with running.conversation() as client:
                 client.send(b"POST /once")
@@ -539,7 +539,7 @@ class TestForReal:
 
         with server(swallow) as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
             with running.conversation() as client:
                 client.send(b"GET /")
@@ -555,7 +555,7 @@ class TestForReal:
 
         with server(reset_it) as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
             with Conversation(running.http) as client:
                 client.send(b"GET http://a.test:%d/ HTTP/1.1\r\nHost: a.test\r\n\r\n" % target.port)
@@ -576,7 +576,7 @@ class TestForReal:
         self, proxy: tuple[Proxy, Address], target: Address, there: dict
     ) -> None:
         running = Running(
-            Names(there), proxy[1], target, "destinations: {deny: [private, metadata]}"
+            StubResolver(there), proxy[1], target, "destinations: {deny: [private, metadata]}"
         )
         with running.conversation() as client:
             client.expect_closed()

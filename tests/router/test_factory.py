@@ -15,7 +15,7 @@ from netproxy.router import lists
 from tests.support.handlers import RecordingLog
 from tests.support.mmdb import database
 from tests.support.relays import configuration
-from tests.support.routing import Names, flow, routing
+from tests.support.routing import StubResolver, flow, routing
 
 pytest.importorskip("yaml")
 LISTENERS = "listeners: [{name: main, listen: '127.0.0.1:1080'}]\n"
@@ -120,7 +120,7 @@ class TestFiles:
             LISTENERS
             + f"rules: [{{domain_file: {path}, via: direct}}, {{ip_file: {path}, via: direct}}, "
             f"{{not: {{ip_file: {path}}}, via: block}}]",
-            Names({"a.test": ["203.0.113.1"]}),
+            StubResolver({"a.test": ["203.0.113.1"]}),
         ).router
         for target in ("a.test", "10.0.0.1"):
             assert router.route(flow(f"tcp 10.0.0.1 -> {target}:80 on main")).dialer.name == "block"
@@ -225,7 +225,7 @@ class TestCountries:
                 return found
 
         package(Database())
-        router = routing(LISTENERS + self.RULE + self.DATABASE + "default: block", Names({})).router
+        router = routing(LISTENERS + self.RULE + self.DATABASE + "default: block", StubResolver({})).router
         assert router.route(flow("tcp 10.0.0.1 -> 198.51.100.1:80 on main")).dialer.name == (
             "direct" if country else "block"
         )
@@ -262,7 +262,7 @@ class TestARealDatabase:
         ],
     )
     def test_is_asked_for_each_address(self, target: str, way: str, path: Path) -> None:
-        names = Names({"de.test": ["203.0.113.7"], "both.test": ["2001:db8::7", "198.51.100.255"]})
+        names = StubResolver({"de.test": ["203.0.113.7"], "both.test": ["2001:db8::7", "198.51.100.255"]})
         router = routing(
             LISTENERS
             + f"rules: [{{geoip: [cn, DE], via: direct}}]\ndefault: block\ngeoip_database: {path}",
@@ -307,7 +307,7 @@ class TestAuto:
             LISTENERS
             + """upstreams: {a: 'socks5://192.0.2.1:1', b: 'socks5://192.0.2.2:1'}
 rules: [{port: 1, via: auto, upstream: a}, {port: 2, via: auto, upstream: b}, {port: 3, via: auto, upstream: a}]""",
-            Names({"a.test": ["203.0.113.1"]}),
+            StubResolver({"a.test": ["203.0.113.1"]}),
         )
         assert len(made.autos) == 2
         ways = [

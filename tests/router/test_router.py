@@ -24,7 +24,7 @@ from netproxy.interfaces.routing import Dialer, Route
 from netproxy.protocol import connect_udp, http1, socks4, socks5
 from netproxy.router.router import RuleRouter
 from tests.support.readers import BytesReader
-from tests.support.routing import Names, flow, routing
+from tests.support.routing import StubResolver, flow, routing
 
 pytest.importorskip("yaml")
 
@@ -402,11 +402,11 @@ def countries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def router(rules: str, names: Names) -> RuleRouter:
+def router(rules: str, names: StubResolver) -> RuleRouter:
     return routing(f"{BASE}rules: {rules}\n", names).router
 
 
-def decide(rules: str, text: str, names: Names) -> str:
+def decide(rules: str, text: str, names: StubResolver) -> str:
     try:
         return router(rules, names).route(flow(text)).dialer.name
     except DialError as error:
@@ -419,45 +419,45 @@ def test_the_table_has_rows() -> None:
 
 @pytest.mark.parametrize("rules, row", ROWS)
 def test_table(rules: str, row: Row, files: Path) -> None:
-    names = Names(NAMES)
+    names = StubResolver(NAMES)
     way = decide(rules.replace("FILES", str(files)), row.flow, names)
-    assert (way, tuple(names.asked)) == (row.way, row.asked)
+    assert (way, tuple(names.lookups)) == (row.way, row.asked)
 
 
 class TestWhatIsDialled:
     """Hazard 75: the addresses that were looked up go with the decision."""
 
     def test_the_addresses_that_the_rules_saw(self) -> None:
-        names = Names(NAMES)
+        names = StubResolver(NAMES)
         route = router("[{ip: 10.0.0.0/8, via: direct}]", names).route(
             flow("tcp 192.168.1.5 -> both.example:80 on main")
         )
         assert route.flow.addresses == (Address("203.0.113.12", 80), Address("10.0.0.7", 80))
-        assert route.flow.target == Address("both.example", 80) and names.asked == ["both.example"]
+        assert route.flow.target == Address("both.example", 80) and names.lookups == ["both.example"]
 
     def test_a_way_out_that_looks_up_itself_gets_none(self) -> None:
-        names = Names(NAMES)
+        names = StubResolver(NAMES)
         assert (
             router("[]", names)
             .route(flow("tcp 192.168.1.5 -> both.example:80 on main"))
             .flow.addresses
             == ()
         )
-        assert names.asked == []
+        assert names.lookups == []
 
     @pytest.mark.parametrize("via", ["direct", "branch"])
     def test_a_way_out_that_needs_them_has_them_looked_up_once(self, via: str) -> None:
-        names = Names(NAMES)
+        names = StubResolver(NAMES)
         route = router(f"[{{via: {via}}}]", names).route(
             flow("tcp 192.168.1.5 -> public.example:80 on main")
         )
-        assert route.flow.addresses == (Address("203.0.113.10", 80),) and names.asked == [
+        assert route.flow.addresses == (Address("203.0.113.10", 80),) and names.lookups == [
             "public.example"
         ]
 
     def test_a_literal_is_its_own_address_whatever_the_way_out(self) -> None:
         for via in ("direct", "branch", "office"):
-            route = router(f"[{{via: {via}}}]", Names({})).route(
+            route = router(f"[{{via: {via}}}]", StubResolver({})).route(
                 flow("tcp 192.168.1.5 -> 0x7f.1:80 on main")
             )
             assert route.flow.addresses == (Address("127.0.0.1", 80),)
@@ -478,9 +478,9 @@ class TestAtOnce:
         ],
     )
     def test_a_name_that_nobody_has_asked_for_lately_is_none(self, rules: str) -> None:
-        names = Names(NAMES)
+        names = StubResolver(NAMES)
         one = router(rules, names)
-        assert one.route_without_blocking(flow(self.FLOW)) is None and names.asked == []
+        assert one.route_without_blocking(flow(self.FLOW)) is None and names.lookups == []
         names.cached.add("intranet.example")
         assert one.route_without_blocking(flow(self.FLOW)) == one.route(flow(self.FLOW))
 
@@ -494,15 +494,15 @@ class TestAtOnce:
         ],
     )
     def test_what_needs_no_lookup_is_decided(self, rules: str) -> None:
-        names = Names({})
+        names = StubResolver({})
         one = router(rules, names)
         route = one.route_without_blocking(flow(self.FLOW))
         assert (
-            isinstance(route, Route) and route == one.route(flow(self.FLOW)) and names.asked == []
+            isinstance(route, Route) and route == one.route(flow(self.FLOW)) and names.lookups == []
         )
 
     def test_a_literal_address_is_decided(self) -> None:
-        route = router("[{ip: 10.0.0.0/8, via: direct}]", Names({})).route_without_blocking(
+        route = router("[{ip: 10.0.0.0/8, via: direct}]", StubResolver({})).route_without_blocking(
             flow("udp 192.168.1.5 -> 10.0.0.1:80 on main")
         )
         assert (
@@ -512,7 +512,7 @@ class TestAtOnce:
         )
 
     def test_a_name_that_lately_was_none_is_in_no_network(self) -> None:
-        names = Names({})
+        names = StubResolver({})
         names.cached.add("intranet.example")
         one = router("[{ip: 10.0.0.0/8, via: direct}]", names)
         assert one.route_without_blocking(flow(self.FLOW)) is not None
@@ -526,7 +526,7 @@ class TestWays:
 
     @staticmethod
     def ways(rules: str, text: str) -> list[str]:
-        return [dialer.name for dialer in router(rules, Names({})).candidates(flow(text))]
+        return [dialer.name for dialer in router(rules, StubResolver({})).candidates(flow(text))]
 
     @pytest.mark.parametrize(
         "rules, text, expected",
@@ -585,7 +585,7 @@ class TestExplain:
     def test_names_the_rule_in_the_files_words(self) -> None:
         text, route = router(
             "[{domain: a.test, via: block}, {ip: [10.0.0.0/8, 'fd00::/8'], not: {port: 22}, via: direct}]",
-            Names(NAMES),
+            StubResolver(NAMES),
         ).explain(flow("udp alice@192.168.1.5 -> intranet.example:443 on main"))
         assert text == "rules[1] (ip: [10.0.0.0/8, fd00::/8], not: {port: 22})"
         assert (
@@ -595,20 +595,20 @@ class TestExplain:
         )
 
     def test_a_long_list_is_cut(self) -> None:
-        text, _ = router("[{port: [1, 2, 3, 4, 5, 6, 7], via: direct}]", Names({})).explain(
+        text, _ = router("[{port: [1, 2, 3, 4, 5, 6, 7], via: direct}]", StubResolver({})).explain(
             flow("tcp 10.0.0.1 -> 10.0.0.2:7 on main")
         )
         assert text == "rules[0] (port: [1, 2, 3, 4, 5, ...])"
 
     def test_no_rule_is_no_words(self) -> None:
-        text, route = router("[{port: 1, via: block}]", Names({})).explain(
+        text, route = router("[{port: 1, via: block}]", StubResolver({})).explain(
             flow("tcp 192.168.1.5 -> a.test:2 on guests")
         )
         assert text == "" and isinstance(route, Route) and route.dialer.name == "parents"
 
     def test_what_may_not_be_reached_says_so(self) -> None:
         text, error = routing(
-            BASE + "rules: [{via: direct}]\ndestinations: {deny: [private]}", Names(NAMES)
+            BASE + "rules: [{via: direct}]\ndestinations: {deny: [private]}", StubResolver(NAMES)
         ).router.explain(flow("tcp 192.168.1.5 -> intranet.example:443 on main"))
         assert (
             text == "rules[0] (everything)"
@@ -617,7 +617,7 @@ class TestExplain:
         )
 
     def test_a_name_that_is_not_found_says_so(self) -> None:
-        _, error = router("[{via: direct}]", Names({})).explain(
+        _, error = router("[{via: direct}]", StubResolver({})).explain(
             flow("tcp 192.168.1.5 -> a.test:443 on main")
         )
         assert isinstance(error, DialError) and str(error) == "a.test: name not resolved"
@@ -684,7 +684,7 @@ def test_hazard_11_every_protocol_has_one_spelling_for_an_address(
 ) -> None:
     target = read(spelling, 80)
     assert target == Address("127.0.0.1", 80)
-    one = router("[{ip: 127.0.0.0/8, via: office}]", Names({}))
+    one = router("[{ip: 127.0.0.0/8, via: office}]", StubResolver({}))
     assert (
         one.route(Flow("tcp", Address("192.168.1.5", 5), target, "main", "")).dialer.name
         == "office"
@@ -692,14 +692,14 @@ def test_hazard_11_every_protocol_has_one_spelling_for_an_address(
 
 
 def test_a_flow_that_has_its_addresses_is_not_looked_up() -> None:
-    names = Names(NAMES)
+    names = StubResolver(NAMES)
     given = flow("tcp 192.168.1.5 -> intranet.example:80 on main")._replace(
         addresses=(Address("10.9.9.9", 80),)
     )
     route = router("[{ip: 10.9.0.0/16, via: direct}]", names).route(given)
     assert (
         route.dialer.name == "direct"
-        and names.asked == []
+        and names.lookups == []
         and route.flow.addresses == given.addresses
     )
 
@@ -708,7 +708,7 @@ def test_one_way_out_is_one_dialer_whoever_names_it() -> None:
     """Sessions hang on it: those of two rules that name one way out share their port."""
     one = router(
         "[{port: 1, via: office}, {port: 2, via: office}, {port: 3, via: direct}, {port: 4, via: direct}]",
-        Names({}),
+        StubResolver({}),
     )
 
     def way(port: int) -> Dialer:
