@@ -17,14 +17,9 @@ from netproxy.interfaces.networks import HostSet
 from netproxy.interfaces.routing import DestinationGuard, Dialer
 from netproxy.net.stream import Stream
 from netproxy.resolver.forwarder import DnsForwarder, ForwardingRule
+from netproxy.resolver.group import NameServerGroup
 from netproxy.resolver.resolver import LookupFailed, LookupPlan, ask_system
-from netproxy.resolver.servers import (
-    HttpsServer,
-    NameServer,
-    NameServerGroup,
-    StreamServer,
-    UdpServer,
-)
+from netproxy.resolver.servers import HttpsServer, NameServer, StreamServer, UdpServer
 
 HOSTS_FILE = "/etc/hosts"
 

@@ -17,7 +17,7 @@ from netproxy.resolver.servers import ServerError
 
 if TYPE_CHECKING:
     from netproxy.interfaces.networks import HostSet
-    from netproxy.resolver.servers import NameServerGroup
+    from netproxy.resolver.group import NameServerGroup
 
 # Seconds: a reload may change the hosts of the configuration.
 HOSTS_TTL = 60

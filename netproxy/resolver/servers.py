@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Callable, Protocol, Sequence
 
-from netproxy.errors import DialError, NetProxyError, ProtocolError
+from netproxy.errors import DialError, NetProxyError
 from netproxy.net.address import is_ipv6, to_sockaddr
 from netproxy.protocol import dns, http1
 from netproxy.protocol.dns_message import with_id
@@ -31,8 +31,6 @@ TRIES = 3
 IDLE_KEPT = 2
 # Seconds that they are kept: servers and NATs forget idle connections soon after.
 KEPT_SECONDS = 10.0
-# Seconds for which a server that has failed is asked last.
-REST_SECONDS = 5.0
 _MESSAGE_TYPE = b"application/dns-message"
 
 
@@ -152,7 +150,7 @@ class _StreamPool:
         try:
             if stream is not None:
                 try:
-                    return self._exchange_over(stream, queries, _share(deadline, 2))
+                    return self._exchange_over(stream, queries, share_of_time(deadline, 2))
                 except NetProxyError:
                     pass
             if time.monotonic() >= deadline:
@@ -264,62 +262,10 @@ class HttpsServer(_StreamPool):
         return with_id(body, _id(query))
 
 
-class NameServerGroup:
-    """Several name servers for the same names.
-
-    The first server that answers decides.  A server that has failed is asked last for
-    REST_SECONDS.
-    """
-
-    def __init__(self, servers: Sequence[NameServer]) -> None:
-        self.servers = tuple(servers)
-        # Monotonic seconds.  Writes need no lock: any recent value is good enough.
-        self._failed_at: dict[NameServer, float] = {}
-
-    def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
-        """Exchange messages, as a NameServer does.
-
-        SERVFAIL and REFUSED count as failures; they are returned if no server answers
-        anything else.  The text of a ServerError has the failure of each server.
-        """
-        now = time.monotonic()
-        failures: list[str] = []
-        order = sorted(
-            self.servers,
-            key=lambda server: now - self._failed_at.get(server, -REST_SECONDS) < REST_SECONDS,
-        )
-        refusals: list[bytes] = []
-        for number, server in enumerate(order):
-            try:
-                answers = server.exchange(queries, _share(deadline, len(order) - number))
-                if not any(
-                    dns.parse_header(answer).rcode in (dns.SERVFAIL, dns.REFUSED)
-                    for answer in answers
-                ):
-                    return answers
-                refusals = refusals or answers
-                failures.append(f"{server.name}: failed")
-            except (ServerError, ProtocolError) as error:
-                failures.append(str(error))
-            self._failed_at[server] = time.monotonic()
-        if refusals:
-            return refusals
-        raise ServerError("; ".join(failures))
-
-    def expire(self, now: float) -> list[Callable[[], None]]:
-        """Remove the idle connections of all servers; return calls that close them."""
-        return [close for server in self.servers for close in server.expire(now)]
-
-    def close(self) -> None:
-        """Close the idle connections of all servers."""
-        for server in self.servers:
-            server.close()
-
-
-def _share(deadline: float, left: int) -> float:
-    """Return the deadline of the next of `left` servers, so that all have equal time."""
+def share_of_time(deadline: float, attempts: int) -> float:
+    """Return the deadline of the next of so many attempts, so that all have equal time."""
     now = time.monotonic()
-    return now + max(0.0, deadline - now) / left
+    return now + max(0.0, deadline - now) / attempts
 
 
 def _id(query: bytes) -> int:

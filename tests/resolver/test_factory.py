@@ -40,12 +40,11 @@ from netproxy.resolver.resolver import LookupResult, LookupFailed, ask_system
 from netproxy.resolver.servers import HttpsServer, ServerError, StreamServer, UdpServer
 from netproxy.router.factory import domains
 from tests.support.certificates import certificates
-from tests.support.dns import a, query, question
+from tests.support.dns import query, question
 from tests.support.doubles import Counts, Lines
-from tests.support.nameservers import MAIL, WWW, answer_to, name_server, serve, far_deadline
+from tests.support.nameservers import MAIL, RIGHT, WWW, answer_to, far_deadline, name_server, serve
 from tests.support.sockets import SECONDS, Task, read_exactly, read_to_end, server
 
-RIGHT = a(60, b"\xc0\0\2\x01")
 OFFICE = UpstreamConfig((HopConfig("socks5", Address("192.0.2.7", 1080)),), "office")
 
 

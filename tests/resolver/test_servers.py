@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from types import SimpleNamespace
-from typing import Any, Callable, Sequence
+from typing import Callable, Sequence
 
 import pytest
 
@@ -14,13 +13,12 @@ from netproxy.errors import DialError, ProtocolError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream
 from netproxy.resolver import servers as servers_module
+from netproxy.resolver.group import NameServerGroup
 from netproxy.resolver.servers import (
     IDLE_KEPT,
     KEPT_SECONDS,
-    REST_SECONDS,
     HttpsServer,
     NameServer,
-    NameServerGroup,
     ServerError,
     StreamServer,
     UdpServer,
@@ -28,13 +26,16 @@ from netproxy.resolver.servers import (
 from tests.support.dns import QR, RA, RD, TC, a, question
 from tests.support.nameservers import (
     MAIL,
+    RIGHT,
     WWW,
     answer_to,
+    dial_to,
+    far_deadline,
     framed,
+    is_answer,
     question_of,
     read_framed,
     serve,
-    far_deadline,
     txt_records,
     udp_server,
 )
@@ -45,14 +46,11 @@ from tests.support.sockets import (
     address_of,
     read_exactly,
     read_to_end,
-    refusing,
     server,
     udp,
     wait_until,
 )
 
-Script = Callable[[socket.socket], Any]
-RIGHT = a(60, b"\xc0\0\2\x01")
 WRONG = a(60, b"\xc6\x33\x64\x42")
 
 
@@ -73,33 +71,17 @@ def udp_client(address: Address, stream: NameServer | None = None) -> UdpServer:
     return UdpServer(f"udp://{address}", address, stream or Unasked(), lambda: None)
 
 
-def dial(address: Address) -> Callable[[float], Stream]:
-    """Return a dial function; its sockets do not block, as those of dialers."""
-
-    def connect(deadline: float) -> Stream:
-        sock = socket.create_connection(address, SECONDS)
-        sock.setblocking(False)
-        return Stream(sock)
-
-    return connect
-
-
 class RecordedDials:
     """A dial function that keeps the streams it has opened."""
 
     def __init__(self, address: Address) -> None:
         self.streams: list[Stream] = []
-        self._dial = dial(address)
+        self._dial = dial_to(address)
 
     def dial(self, deadline: float) -> Stream:
         """Open a stream."""
         self.streams.append(self._dial(deadline))
         return self.streams[-1]
-
-
-def is_answer(message: bytes, asked: bytes, *records: bytes) -> bool:
-    """Return whether a message is the answer with these records."""
-    return message == answer_to(asked, *records)
 
 
 class TestUdp:
@@ -266,7 +248,7 @@ class TestUdp:
             udp_server(script) as address,
             server(serve(lambda asked: answer_to(asked, *whole))) as by_tcp,
         ):
-            stream = StreamServer("tcp", dial(by_tcp))
+            stream = StreamServer("tcp", dial_to(by_tcp))
             answers = udp_client(address, stream).exchange([WWW, MAIL], far_deadline())
             stream.close()
         assert answers == [answer_to(WWW, *whole), answer_to(MAIL, RIGHT)]
@@ -309,7 +291,7 @@ class TestStream:
             sock.sendall(framed(answer_to(second, RIGHT)) + framed(answer_to(first, RIGHT)))
 
         with server(script) as address:
-            client = StreamServer("tcp", dial(address))
+            client = StreamServer("tcp", dial_to(address))
             answers = client.exchange([WWW, MAIL], far_deadline())
             client.close()
         assert answers == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
@@ -321,7 +303,7 @@ class TestStream:
                 sock.sendall(bytes((byte,)))
 
         with server(script) as address:
-            client = StreamServer("tcp", dial(address))
+            client = StreamServer("tcp", dial_to(address))
             (answer,) = client.exchange([WWW], far_deadline())
             client.close()
         assert is_answer(answer, WWW, RIGHT)
@@ -354,11 +336,11 @@ class TestStream:
             server(lambda sock: sock.sendall(reply(read_framed(sock)))) as address,
             pytest.raises(ServerError, match="^tcp: "),
         ):
-            StreamServer("tcp", dial(address)).exchange([WWW], far_deadline())
+            StreamServer("tcp", dial_to(address)).exchange([WWW], far_deadline())
 
     def test_exchange_over_tcp_ends_with_its_deadline(self) -> None:
         with server(read_to_end) as address, pytest.raises(ServerError, match="out of time"):
-            StreamServer("tcp", dial(address)).exchange([WWW], time.monotonic() + 0.05)
+            StreamServer("tcp", dial_to(address)).exchange([WWW], time.monotonic() + 0.05)
 
     def test_answer_byte_by_byte_ends_with_the_deadline(self) -> None:
         def script(sock: socket.socket) -> None:
@@ -371,7 +353,7 @@ class TestStream:
                 pass
 
         with server(script) as address, pytest.raises(ServerError, match="out of time"):
-            StreamServer("tcp", dial(address)).exchange([WWW], time.monotonic() + 0.1)
+            StreamServer("tcp", dial_to(address)).exchange([WWW], time.monotonic() + 0.1)
 
     def test_ids_over_tcp_are_random(self) -> None:
         ids: list[bytes] = []
@@ -381,7 +363,7 @@ class TestStream:
             return answer_to(asked)
 
         with server(serve(reply)) as address:
-            client = StreamServer("tcp", dial(address))
+            client = StreamServer("tcp", dial_to(address))
             for _ in range(20):
                 client.exchange([WWW], far_deadline())
             client.close()
@@ -403,7 +385,7 @@ class TestKeptConnections:
             sock.sendall(framed(answer_to(read_framed(sock), RIGHT)))
 
         with server(once) as address:
-            client = StreamServer("tcp", dial(address))
+            client = StreamServer("tcp", dial_to(address))
             for _ in range(3):
                 assert is_answer(client.exchange([WWW], far_deadline())[0], WWW, RIGHT)
             client.close()
@@ -413,7 +395,7 @@ class TestKeptConnections:
     ) -> None:
         """A NAT that has forgotten a connection does not say so."""
         monkeypatch.setattr(
-            servers_module, "_share", lambda deadline, left: time.monotonic() + 0.05
+            servers_module, "share_of_time", lambda deadline, attempts: time.monotonic() + 0.05
         )
 
         def once(sock: socket.socket) -> None:
@@ -421,7 +403,7 @@ class TestKeptConnections:
             read_to_end(sock)
 
         with server(once) as address:
-            client = StreamServer("tcp", dial(address))
+            client = StreamServer("tcp", dial_to(address))
             for _ in range(2):
                 assert is_answer(client.exchange([WWW], far_deadline())[0], WWW, RIGHT)
             client.close()
@@ -531,7 +513,7 @@ def response(
 
 def https(address: Address, host: str = "dns.example", path: str = "/dns-query") -> HttpsServer:
     """Return an HTTPS client that connects without TLS."""
-    return HttpsServer("https", dial(address), host, path)
+    return HttpsServer("https", dial_to(address), host, path)
 
 
 class TestHttps:
@@ -682,142 +664,6 @@ class TestHttps:
             https(address).exchange([WWW], time.monotonic() + 0.1)
 
 
-class Scripted:
-    """A NameServer with one outcome for each exchange; the last one repeats.
-
-    An outcome is an exception, or a response code and records.
-    """
-
-    def __init__(self, name: str, *outcomes: Any) -> None:
-        self.name = name
-        self.closed = False
-        # The deadlines of the exchanges.
-        self.deadlines: list[float] = []
-        self._outcomes = list(outcomes)
-
-    def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
-        self.deadlines.append(deadline)
-        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
-        if isinstance(outcome, Exception):
-            raise outcome
-        return [
-            answer_to(query, *outcome[1:], flags=QR | RD | RA | outcome[0]) for query in queries
-        ]
-
-    def close(self) -> None:
-        self.closed = True
-
-
-GOOD, SERVFAIL, REFUSED, NXDOMAIN = (0, RIGHT), (2,), (5,), (3,)
-
-
-class TestNameServerGroup:
-    def test_first_server_is_asked_alone_while_it_answers(self) -> None:
-        first, second = Scripted("first", GOOD), Scripted("second", GOOD)
-        group = NameServerGroup([first, second])
-        for _ in range(3):
-            assert is_answer(group.exchange([WWW], far_deadline())[0], WWW, RIGHT)
-        assert (len(first.deadlines), len(second.deadlines)) == (3, 0)
-
-    def test_nxdomain_is_an_answer(self) -> None:
-        first, second = Scripted("first", NXDOMAIN), Scripted("second", GOOD)
-        assert NameServerGroup([first, second]).exchange([WWW], far_deadline())[0][3] & 15 == 3
-        assert not second.deadlines
-
-    @pytest.mark.parametrize(
-        "failure",
-        [ServerError("first: no answer"), ProtocolError("no"), SERVFAIL, REFUSED],
-        ids=["silent", "nonsense", "SERVFAIL", "REFUSED"],
-    )
-    def test_server_that_fails_is_asked_last(self, failure: Any) -> None:
-        first, second = Scripted("first", failure), Scripted("second", GOOD)
-        group = NameServerGroup([first, second])
-        for _ in range(3):
-            assert is_answer(group.exchange([WWW], far_deadline())[0], WWW, RIGHT)
-        assert (len(first.deadlines), len(second.deadlines)) == (1, 3)
-
-    def test_server_that_failed_is_asked_first_again_after_its_rest(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        now = [1000.0]
-        monkeypatch.setattr(servers_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        first, second = Scripted("first", ServerError("no"), GOOD), Scripted("second", GOOD)
-        group = NameServerGroup([first, second])
-        group.exchange([WWW], now[0] + 5)
-        now[0] += REST_SECONDS - 0.1
-        group.exchange([WWW], now[0] + 5)
-        assert (len(first.deadlines), len(second.deadlines)) == (1, 2)
-        now[0] += 0.2
-        group.exchange([WWW], now[0] + 5)
-        assert (len(first.deadlines), len(second.deadlines)) == (2, 2)
-
-    def test_servers_that_all_failed_are_asked_in_their_order(self) -> None:
-        first, second = (
-            Scripted("first", ServerError("first: no"), GOOD),
-            Scripted("second", ServerError("second: no")),
-        )
-        group = NameServerGroup([first, second])
-        with pytest.raises(ServerError) as caught:
-            group.exchange([WWW], far_deadline())
-        assert str(caught.value) == "first: no; second: no"
-        assert is_answer(group.exchange([WWW], far_deadline())[0], WWW, RIGHT)
-
-    def test_servfail_is_returned_if_no_server_answers(self) -> None:
-        (answer,) = NameServerGroup(
-            [
-                Scripted("first", SERVFAIL),
-                Scripted("second", ServerError("no")),
-                Scripted("third", REFUSED),
-            ]
-        ).exchange([WWW], far_deadline())
-        assert answer == answer_to(WWW, flags=QR | RD | RA | 2)
-
-    def test_servfail_for_one_of_two_queries_is_a_failure(self) -> None:
-        class Half(Scripted):
-            def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
-                return [answer_to(queries[0], RIGHT), answer_to(queries[1], flags=QR | 2)]
-
-        second = Scripted("second", GOOD)
-        assert NameServerGroup([Half("half"), second]).exchange([WWW, MAIL], far_deadline()) == [
-            answer_to(WWW, RIGHT),
-            answer_to(MAIL, RIGHT),
-        ]
-
-    def test_servers_share_the_time_equally(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        now = [1000.0]
-        monkeypatch.setattr(servers_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-
-        class Slow(Scripted):
-            def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
-                self.deadlines.append(deadline)
-                now[0] = deadline
-                raise ServerError(self.name)
-
-        three = [Slow(name) for name in "abc"]
-        with pytest.raises(ServerError, match="^a; b; c$"):
-            NameServerGroup(three).exchange([WWW], 1006.0)
-        assert [server.deadlines for server in three] == [[1002.0], [1004.0], [1006.0]]
-
-    def test_unreachable_server_leaves_time_for_the_next(self) -> None:
-        with refusing() as nobody, server(serve()) as address:
-
-            def refuse(deadline: float) -> Stream:
-                with pytest.raises(OSError) as caught:
-                    socket.create_connection(nobody, SECONDS)
-                raise DialError(Reason.REFUSED, str(nobody)) from caught.value
-
-            group = NameServerGroup(
-                [StreamServer("dead", refuse), StreamServer("alive", dial(address))]
-            )
-            assert group.exchange([WWW], far_deadline())[0] == answer_to(WWW, a(60))
-            group.close()
-
-    def test_close_of_a_group_closes_all_servers(self) -> None:
-        first, by_tcp = Scripted("first", GOOD), Scripted("second", GOOD)
-        NameServerGroup([first, udp_client(Address("127.0.0.1", 9), by_tcp)]).close()
-        assert first.closed and by_tcp.closed
-
-
 def test_exchanges_with_one_server_do_not_wait_for_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -831,7 +677,7 @@ def test_exchanges_with_one_server_do_not_wait_for_each_other(
         return answer_to(query, RIGHT)
 
     with server(serve(reply)) as address:
-        client = StreamServer("tcp", dial(address))
+        client = StreamServer("tcp", dial_to(address))
         slow = Task(client.exchange, [WWW], far_deadline())
         assert asked.wait(SECONDS)
         assert is_answer(client.exchange([MAIL], far_deadline())[0], MAIL, RIGHT)

@@ -10,11 +10,14 @@ import time
 from typing import Any, Callable, Iterator
 
 from netproxy.interfaces.addresses import Address
+from netproxy.net.stream import Stream
 from tests.support.dns import HEADER, QR, RA, RD, a, query, question, record, soa
 from tests.support.sockets import SECONDS, Task, address_of, read_exactly, udp
 
 WWW = query(question("www.example"), id=0x1111)
 MAIL = query(question("mail.example", 28), id=0x2222)
+RIGHT = a(60, b"\xc0\0\2\x01")
+"""A record of the answers that must be accepted."""
 
 
 def far_deadline() -> float:
@@ -29,6 +32,11 @@ def answer_to(
     end = asked.index(b"\0", 12) + 5
     number = int.from_bytes(asked[:2], "big") if id is None else id
     return HEADER.pack(number, flags, 1, len(answers), 0, 0) + asked[12:end] + b"".join(answers)
+
+
+def is_answer(message: bytes, asked: bytes, *records: bytes) -> bool:
+    """Return whether a message is the answer with these records."""
+    return message == answer_to(asked, *records)
 
 
 def nxdomain(asked: bytes, ttl: int = 60) -> bytes:
@@ -112,3 +120,14 @@ def serve(
             sock.sendall(framed(reply(asked)))
 
     return script
+
+
+def dial_to(address: Address) -> Callable[[float], Stream]:
+    """Return a dial function; its sockets do not block, as those of dialers."""
+
+    def connect(deadline: float) -> Stream:
+        sock = socket.create_connection(address, SECONDS)
+        sock.setblocking(False)
+        return Stream(sock)
+
+    return connect
