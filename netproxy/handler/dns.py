@@ -1,4 +1,4 @@
-"""A caching DNS forwarder: answers clients from a cache or by the name servers of a name.
+"""Forwards DNS queries of clients to name servers, and caches the answers.
 
 A datagram's key leads to a cached answer, which leaves at once with reduced TTLs.  A worker
 asks for what is not cached, once for all clients that ask the same meanwhile.  Messages

@@ -19,8 +19,8 @@ from netproxy.interfaces.addresses import ip_text
 A, CNAME, SOA, AAAA, OPT = 1, 5, 6, 28, 41
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 0, 1, 2, 3, 4, 5
+# Bytes of the RDATA of an address record, by type.
 ADDRESS_SIZES = {A: 4, AAAA: 16}
-"""Bytes of the RDATA of an address record, by type."""
 
 # Bytes of a datagram for a client that announces no size, RFC 1035 section 2.3.4.
 UDP_LIMIT = 512

@@ -1,8 +1,8 @@
 """What a DNS forwarder reads of a message and changes in it.
 
 A forwarder passes on messages that others wrote and changes only what it must: the ID, the
-spelling of the question, the TTLs of a cached answer, the length of a datagram.  What runs
-for every answer from a cache, cache_key() and aged(), parses no records.  Pure; any thread.
+spelling of the question, the TTLs of a cached answer, the length of a datagram.
+cache_key() and aged() run for every cached answer and parse no records.  Pure; any thread.
 """
 
 from __future__ import annotations

@@ -22,22 +22,21 @@ from netproxy.interfaces.bounded import BoundedDict
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Counter
 
-# What resolv.conf(5) gives the first attempt at a name server.
+# Seconds of a lookup: what resolv.conf(5) gives the first attempt at a name server.
 LOOKUP_SECONDS = 5.0
-# getaddrinfo(3) reports no TTL.  A burst of connections to one host needs one lookup.
+# Seconds that an answer of the system is kept: getaddrinfo(3) reports no TTL, and a burst of
+# connections to one host needs one lookup.
 SYSTEM_TTL = 10.0
-"""Seconds that an answer of the system is kept."""
+# Seconds until a name whose lookup has failed is looked up again.
 FAILURE_TTL = 2.0
-"""Seconds until a name whose lookup has failed is looked up again."""
-# RFC 2308 section 5 allows hours, but people correct mistakes.
+# Seconds, at most, that a name is known not to exist.  RFC 2308 section 5 allows hours, but
+# people correct mistakes.
 NEGATIVE_LIMIT = 300.0
-"""Seconds, at most, that a name is known not to exist."""
+# Seconds, at most, that addresses are kept.
 TTL_LIMIT = 86400.0
-"""Seconds, at most, that addresses are kept."""
-# Some 300 bytes each.
+# Names in the cache if a plan has no other limit, some 300 bytes each.
 CACHE_NAMES = 4096
-"""Names kept in the cache, unless the plan has another limit."""
-# RFC 6761 section 6.3: these names are never looked up.
+# The addresses of localhost, which is never looked up (RFC 6761 section 6.3).
 LOCALHOST = ("127.0.0.1", "::1")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def network_in(networks: frozenset[str]) -> Condition:
-    """Match flows over one of the networks, "tcp" or "udp"."""
+    """Return the condition that a flow is over one of the networks, "tcp" or "udp"."""
 
     def holds(flow: Flow) -> bool:
         return flow.network in networks
@@ -25,7 +25,7 @@ def network_in(networks: frozenset[str]) -> Condition:
 
 
 def listener_in(listeners: frozenset[str]) -> Condition:
-    """Match flows of the listeners with these names."""
+    """Return the condition that a flow came to one of the listeners, by name."""
 
     def holds(flow: Flow) -> bool:
         return flow.listener in listeners
@@ -34,7 +34,7 @@ def listener_in(listeners: frozenset[str]) -> Condition:
 
 
 def user_in(users: frozenset[str]) -> Condition:
-    """Match flows of the users with these names."""
+    """Return the condition that a flow is from one of the users, by name."""
 
     def holds(flow: Flow) -> bool:
         return flow.user in users
@@ -43,7 +43,7 @@ def user_in(users: frozenset[str]) -> Condition:
 
 
 def client_in(hosts: HostSet) -> Condition:
-    """Match flows of clients with these addresses."""
+    """Return the condition that the address of the client is in a set."""
 
     def holds(flow: Flow) -> bool:
         return flow.client.host in hosts
@@ -52,7 +52,7 @@ def client_in(hosts: HostSet) -> Condition:
 
 
 def port_in(ports: PortSet) -> Condition:
-    """Match flows to these ports."""
+    """Return the condition that the port of the target is in a set."""
 
     def holds(flow: Flow) -> bool:
         return flow.target.port in ports
@@ -61,7 +61,7 @@ def port_in(ports: PortSet) -> Condition:
 
 
 def name_in(names: HostSet) -> Condition:
-    """Match flows to targets with these names."""
+    """Return the condition that the host of the target is in a set of names."""
 
     def holds(flow: Flow) -> bool:
         return flow.target.host in names
@@ -72,7 +72,7 @@ def name_in(names: HostSet) -> Condition:
 def address_in(
     networks: HostSet, countries: frozenset[str], country_of: Callable[[str], str]
 ) -> Condition:
-    """Match flows with any address in one of the networks or countries.
+    """Return the condition that any address of a flow is in a network or a country.
 
     `country_of` returns the code of an address's country, "" if it is not known.
     """
@@ -87,7 +87,7 @@ def address_in(
 
 
 def negated(condition: Condition) -> Condition:
-    """Match the flows that the condition does not match."""
+    """Return the condition that another condition does not hold."""
 
     def holds(flow: Flow) -> bool:
         return not condition(flow)

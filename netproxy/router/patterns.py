@@ -20,8 +20,8 @@ SUFFIX = APEX | BELOW
 # Characters of a name: RFC 1035 section 2.3.4 allows 255 octets on the wire, two of them framing.
 NAME_LIMIT = 253
 PORT_LIMIT = 65535
+# Characters of a wrong pattern that a message repeats.
 EXCERPT_LIMIT = 60
-"""Characters of a wrong pattern that a message repeats."""
 
 # The syntax of protocol.host, in which a host whose last label is a number is an address.
 _NAME = r"(?:[a-z0-9_-]{1,63}\.)*(?!(?:[0-9]+|0x[0-9a-f]*)\Z)[a-z0-9_-]{1,63}\Z"
