@@ -76,7 +76,7 @@ class RecordingServers:
 
 def fail(asked: bytes) -> bytes:
     """Raise ServerError, as silent servers do."""
-    raise ServerError("nobody: no answer")
+    raise ServerError("server: no answer")
 
 
 def forwarder(

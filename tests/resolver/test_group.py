@@ -160,12 +160,12 @@ def test_servers_share_the_time_equally(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_unreachable_server_leaves_time_for_the_next() -> None:
-    with refusing() as nobody, server(serve()) as address:
+    with refusing() as closed_port, server(serve()) as address:
 
         def refuse(deadline: float) -> Stream:
             with pytest.raises(OSError) as caught:
-                socket.create_connection(nobody, SECONDS)
-            raise DialError(Reason.REFUSED, str(nobody)) from caught.value
+                socket.create_connection(closed_port, SECONDS)
+            raise DialError(Reason.REFUSED, str(closed_port)) from caught.value
 
         group = NameServerGroup(
             [StreamServer("dead", refuse), StreamServer("alive", dial_to(address))]
