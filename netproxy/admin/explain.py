@@ -10,7 +10,7 @@ from typing import Any, Iterable, Iterator, Mapping
 
 from netproxy.config.schema import Config, GroupConfig, UpstreamConfig
 from netproxy.dialer.factory import DialerFactory, udp_warnings
-from netproxy.dialer.group import Member
+from netproxy.dialer.member import Member
 from netproxy.errors import DialError, NetProxyError, ProtocolError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
@@ -207,7 +207,7 @@ def upstreams(dialers: DialerFactory, ways: Mapping[str, UpstreamConfig]) -> lis
                 for group in groups
             ],
         }
-        for name, way, groups in dialers.describe_flows(ways)
+        for name, way, groups in dialers.upstreams(ways)
     ]
 
 

@@ -204,7 +204,7 @@ class Daemon:
             reach,
             runtime.datagrams,
             config.timeouts.connect,
-            runtime.services,
+            runtime.packet_dependencies,
             tunnel=lambda agent, seconds: self._reverse().dialer(agent, seconds),
         )
 
@@ -222,9 +222,7 @@ class Daemon:
         if dialers is None or self._dial_seconds != config.timeouts.connect:
             dialers = self._factory(config)
         policies = make_policies(config)
-        adopt = dialers.renewal(
-            _ways(config)
-        )  # of what is there already; the rest is read as it is made
+        renewal = dialers.prepare_renewal(_ways(config))
         forwarder = self._forwarder(config, dialers)
         dependencies = self._surroundings(config, dialers, forwarder)
         states: States = {}
@@ -249,7 +247,7 @@ class Daemon:
             if reverse is not None:
                 reverse.abandon()
             raise
-        adopt()
+        renewal.commit()
         self._router, self._places = dependencies.router, _places(config)
         self._adopt_names(config, forwarder)
         self._runtime.adopt(policies, config, self._own_sockets(config) + inside)
@@ -258,7 +256,7 @@ class Daemon:
         self.way_out = config.default.text
         self._named_ways = {} if config.default.name else {"default": config.default}
         self._named_ways.update(config.upstreams)
-        dialers.forget_all_but(_ways(config))
+        dialers.retain(_ways(config))
         self._runtime.health.checks = [
             check for group in dialers.groups() for check in group.checks
         ]
@@ -371,7 +369,7 @@ class Daemon:
             config,
             Means(
                 dialers.dialer,
-                dialers.impatient,
+                dialers.direct_within,
                 runtime.resolver,
                 runtime.destinations,
                 runtime.verdicts,

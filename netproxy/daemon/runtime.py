@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterable, Mapping
 from netproxy.access.destinations import Destinations, OwnSockets, Policy
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.dialer.health import HealthChecks
-from netproxy.dialer.hop import Services
+from netproxy.dialer.hop import PacketDependencies
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.connections import READABLE, Wait
@@ -97,7 +97,9 @@ class Runtime:
         self.resolver = Resolver(self._lookups.submit, self.counters)
         self.activated = ActivationSockets(os.environ)
         self.datagrams = UdpSocketFactory(self.counters, log, activated=self.activated)
-        self.services = Services(self._watch, self._dials.submit, self.counters)
+        self.packet_dependencies = PacketDependencies(
+            self._watch, self._dials.submit, self.counters
+        )
         self.dials = self._dials.submit
         self.workers = Workers(self._dials.submit, self._names.submit)
         self.queries = self._queries.submit

@@ -62,8 +62,7 @@ class TunnelDialer:
                 raise _at_fault(Reason.DENIED, f"agent '{self._agent}' is no exit")
             return self._open_by(link, opening)
         except DialError as error:
-            error.hop = self.name
-            raise
+            raise error.at_hop(self.name) from error
 
     def _open_by(self, link: AgentSession, opening: Opening) -> WorkStream:
         deadline = time.monotonic() + self._seconds
@@ -101,6 +100,4 @@ def _answer(stream: Stream) -> Message:
 
 def _at_fault(reason: Reason, said: str) -> DialError:
     """The tunnel's failure, and not the target's: where there is another way, it is to be tried."""
-    error = DialError(reason, said=said)
-    error.upstream = True
-    return error
+    return DialError(reason, said=said, upstream=True)

@@ -250,6 +250,4 @@ class AgentSessions:
 
 
 def _failure(reason: Reason, said: str) -> DialError:
-    error = DialError(reason, said=said)
-    error.upstream = True
-    return error
+    return DialError(reason, said=said, upstream=True)

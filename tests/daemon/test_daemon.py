@@ -300,7 +300,7 @@ class TestStart:
     def test_datagrams_without_a_way_out_are_said(self) -> None:
         with running(PLAIN + "\ndefault: http://127.0.0.1:9?udp=none") as running_daemon:
             assert running_daemon.log.lines == [
-                "listener 'main' takes UDP, but its way out, http://127.0.0.1:9, carries none"
+                "listener 'main' accepts UDP, but its upstream carries none: http://127.0.0.1:9"
             ]
 
 
@@ -604,7 +604,7 @@ class TestLookingAtIt:
         assert lines == [
             "listen 127.0.0.1:1080 tcp+udp sps 'main' out by socks5://10.0.0.1:1080 -> http://proxy.example:3128",
             "listen [::1]:8080 tcp+udp http 'http-8080' out by direct",
-            "warning: listener 'main' takes UDP, but its way out, socks5://10.0.0.1:1080 -> http://proxy.example:3128, carries none",
+            "warning: listener 'main' accepts UDP, but its upstream carries none: socks5://10.0.0.1:1080 -> http://proxy.example:3128",
             "upstream default: direct carries bind, tcp, udp",
             "upstream office: socks5://10.0.0.1:1080 carries tcp, udp by ASSOCIATE",
             "upstream chain: socks5://10.0.0.1:1080 -> http://proxy.example:3128 carries tcp;"
@@ -686,7 +686,7 @@ class TestNames:
     def test_without_a_udp_way_out_a_dns_listener_is_not_warned_of(self) -> None:
         with running(self.TEXT % "192.0.2.1" + "\ndefault: socks4://192.0.2.7:1080") as relay:
             assert [line for line in relay.log.lines if "carries none" in line] == [
-                "listener 'main' takes UDP, but its way out, socks4://192.0.2.7:1080, carries none"
+                "listener 'main' accepts UDP, but its upstream carries none: socks4://192.0.2.7:1080"
             ]
 
     def test_whom_it_asks_is_told(self) -> None:

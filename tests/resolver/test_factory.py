@@ -238,7 +238,7 @@ class TestDirect:
                 only(forwarder).exchange([WWW], soon())  # type: ignore[arg-type]
         assert (
             str(caught.value)
-            == f"udp://{address}: udp {address}: the connection would come back here"
+            == f"udp://{address}: udp {address}: the connection would loop back to this proxy"
         )
 
     def test_a_servers_name_that_is_not_found(self, monkeypatch: pytest.MonkeyPatch) -> None:

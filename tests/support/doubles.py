@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import Any, Callable, Hashable
 
-from netproxy.dialer.hop import Services
+from netproxy.dialer.hop import PacketDependencies
 from netproxy.interfaces.flows import Record
 
 SECONDS = 5.0  # how long a test waits for what should come at once
@@ -123,6 +123,6 @@ class Records(_Recorder):
         return f"Records({self.records})"
 
 
-def no_services() -> Services:
+def no_packets() -> PacketDependencies:
     """For dialers that open no packet connection."""
-    return Services(lambda stream, said: None, lambda work: False, Counts())
+    return PacketDependencies(lambda stream, said: None, lambda work: False, Counts())

@@ -21,7 +21,7 @@ from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.protocol.host import parse_host
 from netproxy.router.auto import Verdicts
 from netproxy.router.factory import Means, Routing, make_routing
-from tests.support.doubles import Counts, Lines, no_services
+from tests.support.doubles import Counts, Lines, no_packets
 from tests.support.relays import configuration
 
 _FLOW = re.compile(r"(tcp|udp) (?:([^@ ]+)@)?(\S+) -> (\S+):(\d+) on (\S+)\Z")
@@ -94,11 +94,11 @@ def routing(
         TargetResolver(resolver, guard),
         UdpSocketFactory(Counts(), Lines(), "single"),
         5.0,
-        no_services(),
+        no_packets(),
     )
     return make_routing(
         config,
         Means(
-            way or dialers.dialer, dialers.impatient, resolver, guard, verdicts or Verdicts(60.0, 100)
+            way or dialers.dialer, dialers.direct_within, resolver, guard, verdicts or Verdicts(60.0, 100)
         ),
     )
