@@ -1,30 +1,47 @@
-"""Who may connect to a listener and how many at once, counted by client address."""
+"""Admission to a listener: which clients may connect, and how many connections at once."""
 
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
-from netproxy.interfaces.networks import NetworkList
+if TYPE_CHECKING:
+    from netproxy.interfaces.networks import NetworkList
 
 
 class Admission:
-    """The door of one listener.  Used by its accept thread and by every connection that ends."""
+    """Counts the connections of one listener by client address (interfaces.connections).
+
+    Thread: any.  The listener's thread counts in; the thread that ends a connection counts out.
+    """
 
     def __init__(self, clients: NetworkList | None, total: int, per_client: int) -> None:
-        self.configure(clients, total, per_client)
-        self._lock = threading.Lock()  # guards all below
-        self.entered = 0  # since the start
+        """The parameters are those of configure()."""
+        self._clients = clients
+        self._total = total
+        self._per_client = per_client
+        # Guards everything below.
+        self._lock = threading.Lock()
+        self.entered = 0
+        """Connections admitted since the start."""
         self._count = 0
         self._by_client: dict[str, int] = {}
 
     def configure(self, clients: NetworkList | None, total: int, per_client: int) -> None:
-        """At the start and on a reload; who is in stays, and counts.  `clients` None admits every address."""
+        """Change the limits on a reload; connections that are in stay and count.
+
+        `clients` None admits every address.  `total` and `per_client` limit the connections at
+        the same time.
+        """
         self._clients = clients
         self._total = total
         self._per_client = per_client
 
     def enter(self, client: str) -> str:
-        """Counts a connection in, or says why not: "client not allowed", "connection limit", "client limit"."""
+        """Count a connection in and return "", or return why it is not admitted.
+
+        The reasons are "client not allowed", "connection limit" and "client limit".
+        """
         if self._clients is not None and client not in self._clients:
             return "client not allowed"
         with self._lock:
@@ -39,9 +56,11 @@ class Admission:
 
     @property
     def live(self) -> int:
+        """The number of connections that are in."""
         return self._count
 
     def leave(self, client: str) -> None:
+        """Count a connection out that enter() has counted in."""
         with self._lock:
             self._count -= 1
             left = self._by_client[client] - 1

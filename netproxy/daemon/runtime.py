@@ -11,7 +11,7 @@ import resource
 import socket
 from typing import Any, Callable, Iterable, Mapping
 
-from netproxy.access.destinations import Destinations, OwnSockets, Policy
+from netproxy.access.destinations import DestinationPolicy, Destinations, OwnSockets
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.dialer.health import HealthChecks
 from netproxy.dialer.hop import PacketDependencies
@@ -135,7 +135,10 @@ class Runtime:
         _begin("janitor", self.janitor.start)
 
     def adopt(
-        self, policies: Mapping[str, Policy], config: Config, own: Iterable[tuple[str, Address]]
+        self,
+        policies: Mapping[str, DestinationPolicy],
+        config: Config,
+        own: Iterable[tuple[str, Address]],
     ) -> None:
         """What a configuration that counts from now on says of where clients may be led."""
         self.destinations.configure(policies)

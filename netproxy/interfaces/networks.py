@@ -33,19 +33,29 @@ class IpNetwork(NamedTuple):
         shift = len(packed) * 8 - (int(bits_text) if slash else len(packed) * 8)
         value = int.from_bytes(packed, "big")
         if shift < 0 or (value >> shift) << shift != value:
-            raise ValueError(
-                f"'{text}' is not a valid network: the prefix is too long, or bits behind it are set"
-            )
+            why = "the prefix is too long, or bits behind it are set"
+            raise ValueError(f"'{text}' is not a valid network: {why}")
         if packed.startswith(V4_MAPPED_PREFIX) and shift <= 32:
             return cls(4, (value & 0xFFFFFFFF) >> shift, shift)
         return cls(len(packed), value >> shift, shift)
 
     def holds(self, host: str) -> bool:
         """Return whether a literal address is in the network.  Its scope is ignored."""
-        packed = pack_ip(host.partition("%")[0])
-        if packed is None or len(packed) != self.size:
-            return False
-        return int.from_bytes(packed, "big") >> self.shift == self.prefix
+        return any_holds((self,), host)
+
+
+def any_holds(networks: Iterable[IpNetwork], host: str) -> bool:
+    """Return whether a literal address is in one of the networks; a name never is.
+
+    The scope of the address is ignored.
+    """
+    packed = pack_ip(host.partition("%")[0])
+    if packed is None:
+        return False
+    size, value = len(packed), int.from_bytes(packed, "big")
+    return any(
+        network.size == size and value >> network.shift == network.prefix for network in networks
+    )
 
 
 class NetworkList:
@@ -56,7 +66,7 @@ class NetworkList:
 
     def __contains__(self, host: str) -> bool:
         """Return whether a literal address is in one of the networks; a name never is."""
-        return any(network.holds(host) for network in self._networks)
+        return any_holds(self._networks, host)
 
 
 _LOOPBACK = (IpNetwork.parse("127.0.0.0/8"), IpNetwork.parse("::1"))
@@ -64,4 +74,4 @@ _LOOPBACK = (IpNetwork.parse("127.0.0.0/8"), IpNetwork.parse("::1"))
 
 def is_loopback(host: str) -> bool:
     """Return whether a literal address is a loopback address of this machine."""
-    return any(network.holds(host) for network in _LOOPBACK)
+    return any_holds(_LOOPBACK, host)

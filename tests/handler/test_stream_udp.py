@@ -12,7 +12,8 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
