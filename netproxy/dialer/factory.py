@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig
 from netproxy.dialer.block import BlockDialer
@@ -214,11 +214,11 @@ class DialerFactory:
         members = [self._member(step.name, config, via, before) for config in step.members]
         group = GroupDialer(step.name, members, step.balance, self._seconds)
         if step.health is not None:
-            group.checks = [
-                check
+            checks = [
+                self._check(step, config, member, via)
                 for config, member in zip(step.members, members, strict=True)
-                for check in self._checks(step, config, member, via)
             ]
+            group.checks = [check for check in checks if check is not None]
         else:
             for member in members:
                 # A member kept from a configuration with checks must not stay down.
@@ -236,10 +236,10 @@ class DialerFactory:
             self._members[key] = Member(name, dialer, config.weight, groups)
         return self._members[key]
 
-    def _checks(
+    def _check(
         self, group: GroupConfig, config: MemberConfig, member: Member, via: Dialer
-    ) -> Iterator[Check]:
-        """Yield the health check of a member, if there is anything to check."""
+    ) -> Check | None:
+        """Return the health check of a member, None if there is nothing to check."""
         health, first = group.health or HealthConfig(), config.upstream.steps[0]
         # Its time limits are those of the check, and its dials are not counted by members.
         factory = DialerFactory(
@@ -260,15 +260,10 @@ class DialerFactory:
             dialer = factory._first(first) if via is self._direct else via
         else:
             # A group has its own checks; a direct member has no server to check.
-            return
-        yield Check(
-            group.name,
-            member,
-            target,
-            dialer,
-            path.encode("ascii"),
-            health.interval,
-            health.timeout,
+            return None
+        path_bytes = path.encode("ascii")
+        return Check(
+            group.name, member, target, dialer, path_bytes, health.interval, health.timeout
         )
 
 
