@@ -17,7 +17,7 @@ from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.listener.udp import UdpListener
 
 if TYPE_CHECKING:
-    from netproxy.access.destinations import Policy
+    from netproxy.access.destinations import DestinationPolicy
     from netproxy.access.limits import Admission
     from netproxy.admin.servers import Admin
     from netproxy.daemon.lazy_tunnels import LazyTunnels
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
     """How names are looked up."""
     forwarder: DnsForwarder | None
     """Asks the configured name servers; None if the system is asked."""
-    policies: Mapping[str, Policy]
+    policies: Mapping[str, DestinationPolicy]
     """Where clients may be led, by the listener's name."""
     router: RuleRouter
     dependencies: HandlerDependencies

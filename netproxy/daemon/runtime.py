@@ -12,11 +12,11 @@ import resource
 import socket
 from typing import Callable, Iterable, Mapping, Sequence
 
-from netproxy.access.destinations import Destinations, OwnSockets, Policy
+from netproxy.access.destinations import Destinations, OwnSockets, DestinationPolicy
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.health import HealthChecks
-from netproxy.dialer.hop import Services
+from netproxy.dialer.hop import PacketDependencies
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.connections import READABLE, Wait
@@ -115,7 +115,7 @@ class Reachability:
     def configure(
         self,
         lookups: LookupPlan,
-        policies: Mapping[str, Policy],
+        policies: Mapping[str, DestinationPolicy],
         own: Iterable[tuple[str, Address]],
     ) -> None:
         """Apply a configuration: how names are looked up, and what each listener may reach.
@@ -146,7 +146,9 @@ class Runtime:
         self.own = self.reachability.own
         self.activated = ActivationSockets(os.environ)
         self.datagrams = UdpSocketFactory(self.counters, log, activated=self.activated)
-        self.services = Services(self._watch, self._dials.submit, self.counters)
+        self.packet_dependencies = PacketDependencies(
+            self._watch, self._dials.submit, self.counters
+        )
         self.dials = self._dials.submit
         self.workers = Workers(self._dials.submit, self._names.submit)
         self.queries = self._queries.submit

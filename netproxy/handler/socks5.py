@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Callable
 
-from netproxy.access.users import Login
+from netproxy.access.login import Login
 from netproxy.errors import DialError, EndOfStream, NeedsThread, ProtocolError, StreamError
 from netproxy.handler.bind import Binder
 from netproxy.handler.outbound import Connector, Passage

@@ -12,7 +12,8 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
@@ -37,7 +38,7 @@ from netproxy.relay import nat
 from netproxy.relay.quota import SessionLimits
 from netproxy.relay.nat import NatPolicy, NatTable
 from tests.support.batches import cut
-from tests.support.doubles import Counts, Lines, Records, no_services
+from tests.support.doubles import Counts, Lines, Records, no_packets
 from tests.support.flows import Anywhere, udp_to
 from tests.support.handlers import PIPE_LIMITS, Conversation, HandlerDependencies, tcp_pair
 from tests.support.waits import run_to_end
@@ -1251,7 +1252,7 @@ class TestOurOwnClients:
             plain: Any = (
                 HttpDialer(hop, Counts(), False)
                 if kind == "http"
-                else Socks5Dialer(hop, None, no_services(), False)
+                else Socks5Dialer(hop, None, no_packets(), False)
             )
             conn = UotDialer(plain, plain, Counts()).dial_packet(udp_to(here))
             try:
@@ -1285,7 +1286,7 @@ class TestOurOwnClients:
             read_to_end(sock)
 
         with server(far_end) as address:
-            plain = Socks5Dialer(Hop("s", "s", address, near, 2.0), None, no_services(), False)
+            plain = Socks5Dialer(Hop("s", "s", address, near, 2.0), None, no_packets(), False)
             with rig(UotDialer(plain, plain, Counts())) as one, Conversation(one.http) as client:
                 upgrade = ask.startswith(b"GET")
                 client.send(ask)

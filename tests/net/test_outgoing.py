@@ -18,7 +18,7 @@ from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.connect import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions, connect
 from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
-from tests.support.doubles import Counts, Lines, no_services
+from tests.support.doubles import Counts, Lines, no_packets
 from tests.support.flows import Anywhere, tcp_to, udp_to
 from tests.support.sockets import (
     HAS_IPV6,
@@ -394,7 +394,7 @@ class TestUdp:
 
 class TestFromTheConfiguration:
     def way(self, reach: TargetResolver, *hops: HopConfig) -> Any:
-        return DialerFactory(reach, UdpSocketFactory(Counts(), Lines()), 2.0, no_services()).dialer(
+        return DialerFactory(reach, UdpSocketFactory(Counts(), Lines()), 2.0, no_packets()).dialer(
             UpstreamConfig(hops)
         )
 

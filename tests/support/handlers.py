@@ -19,7 +19,8 @@ import threading
 import time
 from typing import Any, Callable, Hashable, Iterable
 
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
 from netproxy.handler.bind import Announcer
 from netproxy.handler.bind import Binder

@@ -14,7 +14,7 @@ from netproxy.relay.entry import Entry, Workers as Submits
 from netproxy.relay.session import Client, Session
 from tests.support.flows import OneWay
 from tests.support.doubles import Counts, Lines, Records
-from tests.support.upstreams import FakeConn, FakeDialer, FakeSocket, Workers
+from tests.support.upstreams import FakeConn, FakeDialer, FakePool, FakeSocket
 
 IDLE = 300.0
 START = 1000.0
@@ -35,7 +35,7 @@ class Clock:
 class NatRig:
     def __init__(self) -> None:
         self.counts, self.records, self.log = Counts(), Records(), Lines()
-        self.workers = Workers()
+        self.workers = FakePool()
         self.dialer = FakeDialer()
         self.arena = Arena()
         self.table = NatTable(
