@@ -299,7 +299,7 @@ class Daemon:
         if forwarder is not None:
             self._runtime.janitor.register(forwarder)
         if before is not None:
-            self._runtime.janitor.forget(before)
+            self._runtime.janitor.unregister(before)
             before.close()
 
     def _own_sockets(self, config: Config) -> list[tuple[str, Address]]:
@@ -315,7 +315,7 @@ class Daemon:
     def _retire(self, gone: list[Any], fresh: list[Any]) -> None:
         for listener in gone:
             if listener.network == "udp":
-                self._runtime.janitor.forget(listener)
+                self._runtime.janitor.unregister(listener)
         for listener in fresh:
             self._runtime.janitor.register(listener)
         self._retired = [listener for listener in self._retired if listener.live]

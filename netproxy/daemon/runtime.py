@@ -31,7 +31,6 @@ from netproxy.observe.flows import Flows
 from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
-from netproxy.relay.entry import Workers
 from netproxy.resolver.resolver import Resolver
 from netproxy.router.auto import Verdicts
 
@@ -99,7 +98,7 @@ class Runtime:
         self.datagrams = UdpSocketFactory(self.counters, log, activated=self.activated)
         self.services = Services(self._watch, self._dials.submit, self.counters)
         self.dials = self._dials.submit
-        self.workers = Workers(self._dials.submit, self._names.submit)
+        self.names = self._names.submit
         self.queries = self._queries.submit
         self.janitor = Janitor(log)
         self.health = HealthChecks(self._checks.submit, log)

@@ -36,7 +36,7 @@ from netproxy.daemon.runtime import STOP_SECONDS, Runtime
 from netproxy.net.stream import Stream
 from netproxy.protocol.tunnel import Service
 from netproxy.relay.quota import SessionLimits
-from netproxy.relay.nat import NatPolicy, NatTable
+from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
 from netproxy.relay.pipe import PipeLimits
 from netproxy.tunnel.agent import Agent, Identity
 from netproxy.tunnel.bridge import Bridge, PortRange, Rights
@@ -346,7 +346,7 @@ class _Ports:
             listener.stop()
             take_back()
             for one in (listener, table):
-                runtime.janitor.forget(one)
+                runtime.janitor.unregister(one)
             table.close()
 
         return close
@@ -415,14 +415,15 @@ def _limits(dependencies: HandlerDependencies) -> PipeLimits:
 def _table(runtime: Runtime) -> NatTable:
     udp = UdpConfig()
     policy = NatPolicy(SessionLimits(udp.max_sessions, udp.max_sessions, {}), udp.idle_timeout)
-    return NatTable(
-        policy,
+    dependencies = NatDependencies(
         runtime.datagrams.arenas(),
-        runtime.workers,
+        runtime.dials,
+        runtime.names,
         runtime.counters,
         runtime.flows,
         runtime.log,
     )
+    return NatTable(policy, dependencies)
 
 
 def _rights(token: str, ports: Iterable[Any]) -> Rights:

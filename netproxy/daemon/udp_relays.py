@@ -15,7 +15,7 @@ from netproxy.listener.udp import UdpListener
 from netproxy.daemon.runtime import Runtime
 from netproxy.relay.association import Associations
 from netproxy.relay.quota import SessionLimits
-from netproxy.relay.nat import NatPolicy, NatTable
+from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
 
 Key = tuple[str, Address]  # a listener's name and one of its addresses
 States = dict[Key, RelayState]
@@ -34,14 +34,10 @@ class UdpRelays:
             return found
         runtime = self._runtime
         arenas = runtime.datagrams.arenas()
-        table = NatTable(
-            _policy(config, {}),
-            arenas,
-            runtime.workers,
-            runtime.counters,
-            runtime.flows,
-            runtime.log,
+        dependencies = NatDependencies(
+            arenas, runtime.dials, runtime.names, runtime.counters, runtime.flows, runtime.log
         )
+        table = NatTable(_policy(config, {}), dependencies)
         return RelayState(Associations(), table, arenas)
 
     def adopt(self, states: States, config: Config) -> None:
@@ -57,7 +53,7 @@ class UdpRelays:
                     )
         for key, state in self._states.items():
             if states.get(key) is not state:
-                self._runtime.janitor.forget(state.table)
+                self._runtime.janitor.unregister(state.table)
                 state.table.close()
         for key, state in states.items():
             if self._states.get(key) is not state:

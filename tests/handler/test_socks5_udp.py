@@ -220,18 +220,18 @@ def test_hazard_21_a_datagram_from_another_address_is_dropped_in_silence(relay: 
         client.check_echo(target)
         before, state = descriptors(), relay.state()
         stranger.send(header(target) + b"let me in", client.bound)
-        check_dropped(relay, "stranger")
+        check_dropped(relay, "unknown sender")
         assert (descriptors(), relay.state()) == (before, state)
         client.check_echo(target, b"next")  # and nothing came before it
         assert stranger.silent() and target.silent()
-        assert relay.drops() == {"stranger": 1}
+        assert relay.drops() == {"unknown sender": 1}
 
 
 def test_hazard_22_a_second_endpoint_of_the_same_address_is_dropped(relay: Running) -> None:
     with UdpClient(relay.port, hint=NO_HINT) as client, UdpPort() as target, UdpPort() as second:
         client.check_echo(target)
         second.send(header(target) + b"me too", client.bound)
-        check_dropped(relay, "stranger")
+        check_dropped(relay, "unknown sender")
         client.check_echo(target, b"first still works")
         assert second.silent() and target.silent()
         assert relay.state()["sessions"] == 1
@@ -244,7 +244,7 @@ def test_hazard_23_a_forged_first_datagram_does_not_take_the_association(relay: 
         UdpPort(STRANGER) as stranger,
     ):
         stranger.send(header(target) + b"first", client.bound)
-        check_dropped(relay, "stranger")
+        check_dropped(relay, "unknown sender")
         client.check_echo(target)
         assert stranger.silent() and target.silent()
 
@@ -260,7 +260,7 @@ def test_hazard_24_without_an_association_there_is_no_reply_no_way_out_and_no_st
         eventually(lambda: sum(relay.drops().values()) == 4)
         assert stranger.silent() and target.silent()
         assert relay.idle() and descriptors() == before and not sessions_threads()
-        assert relay.drops() == {"stranger": 2, "malformed": 2}
+        assert relay.drops() == {"unknown sender": 2, "malformed": 2}
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_hazard_26_whatever_the_request_names_works_and_lets_nobody_else_in(
         UdpPort(STRANGER) as stranger,
     ):
         stranger.send(header(target) + b"first", client.bound)
-        check_dropped(relay, "stranger")
+        check_dropped(relay, "unknown sender")
         client.check_echo(target)
         assert stranger.silent() and target.silent()
 
@@ -360,7 +360,7 @@ def test_hazard_27_an_empty_payload_is_forwarded(relay: Running) -> None:
 @pytest.mark.parametrize(
     "reason, data",
     [
-        ("stranger", b"\0\0\0\1\x7f\0\0\1\0\x50data"),
+        ("unknown sender", b"\0\0\0\1\x7f\0\0\1\0\x50data"),
         ("malformed", b"12345"),
         ("fragment", b"\0\0\1\1\x7f\0\0\1\0\x50data"),
         ("bad target", b"\0\0\0\1\x7f\0\0\1\0\0data"),
@@ -372,7 +372,7 @@ def test_each_dropped_datagram_of_a_train_is_counted(
     with UdpClient(relay.port) as client, UdpPort() as target, UdpPort(STRANGER) as stranger:
         client.check_echo(target)
         send_train(
-            stranger.socket if reason == "stranger" else client.socket, [data] * 5, client.bound
+            stranger.socket if reason == "unknown sender" else client.socket, [data] * 5, client.bound
         )
         client.check_echo(target, b"fence")
         assert relay.drops() == {reason: 5}

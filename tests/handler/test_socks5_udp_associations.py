@@ -85,7 +85,7 @@ def test_each_association_admits_one_endpoint(relay: Running) -> None:
         for client in clients:
             client.check_echo(target)
         third.to(target.address, b"too many")
-        eventually(lambda: relay.count("drops", "stranger") == 1)
+        eventually(lambda: relay.count("drops", "unknown sender") == 1)
         assert target.silent() and relay.state()["sessions"] == 2
 
 
@@ -96,7 +96,7 @@ def test_an_association_of_another_address_is_not_taken(relay: Running) -> None:
         UdpPort() as other,
     ):
         other.send(encode_header(target.address) + b"hello", client.bound)
-        eventually(lambda: relay.count("drops", "stranger") == 1)
+        eventually(lambda: relay.count("drops", "unknown sender") == 1)
         client.check_echo(target)
 
 
@@ -119,7 +119,7 @@ def test_hazard_25_sessions_threads_and_descriptors_end_with_the_control_connect
             client.control.close()
             eventually(lambda: descriptors() == before + 1, 1.0)  # the client's own
             client.to(target.address, b"still there?")
-            eventually(lambda: relay.count("drops", "stranger") == 1)
+            eventually(lambda: relay.count("drops", "unknown sender") == 1)
             assert target.silent()
     assert [record.ended for record in relay.log.records] == ["association ended"]
 
@@ -288,7 +288,7 @@ def test_one_relay_socket_for_each_association_closed_with_it(ports: str) -> Non
             other.check_echo(target)
             with UdpPort() as stranger:
                 stranger.send(encode_header(target.address) + b"no way", one.bound)
-                eventually(lambda: relay.count("drops", "stranger") == 1)
+                eventually(lambda: relay.count("drops", "unknown sender") == 1)
         eventually(lambda: descriptors() == before, 1.0)
         eventually(
             lambda: (

@@ -56,10 +56,10 @@ def test_hazard_32_2000_forged_sources_leave_no_state(relay: Running) -> None:
             with UdpPort(f"127.2.{at >> 8}.{at & 255}") as forged:
                 forged.send(data, bound)
             if at % 100 == 99:
-                eventually(lambda: relay.count("drops", "stranger") == at + 1)
+                eventually(lambda: relay.count("drops", "unknown sender") == at + 1)
         assert (descriptors(), relay.state()) == (before, state)
         assert len(relay.daemon.counters.items()) == reasons + 1
-        assert relay.drops() == {"stranger": 2000}
+        assert relay.drops() == {"unknown sender": 2000}
         client.check_echo(target)
         assert target.silent()
 

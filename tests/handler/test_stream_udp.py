@@ -33,9 +33,8 @@ from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import Arena, ArenaPool
 from netproxy.net.framed import QUEUE_LIMIT
 from netproxy.net.stream import Stream
-from netproxy.relay import nat
+from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
 from netproxy.relay.quota import SessionLimits
-from netproxy.relay.nat import NatPolicy, NatTable
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines, Records, no_services
 from tests.support.flows import Anywhere, udp_to
@@ -95,15 +94,10 @@ class Rig:
         )  # type: ignore[arg-type]
         self.flows: list[Flow] = []
         self.arenas = arenas(datagrams.arena)
-        workers = nat.Workers(self._run, self._run)
-        self.table = NatTable(
-            NatPolicy(SessionLimits(100, 100)),
-            self.arenas,
-            workers,
-            self.counts,
-            self.records,
-            self.log,
+        dependencies = NatDependencies(
+            self.arenas, self._run, self._run, self.counts, self.records, self.log
         )
+        self.table = NatTable(NatPolicy(SessionLimits(100, 100)), dependencies)
         relay = StreamUdpRelay(self, self.table, self.arenas, self.counts, self.records, IDLE)
         connector = Connector(self, PIPE_LIMITS, self.counts, self.records, relay)
         login = Login(Users({"user": "secret"}), auth)

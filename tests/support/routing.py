@@ -99,6 +99,10 @@ def routing(
     return make_routing(
         config,
         Means(
-            way or dialers.dialer, dialers.impatient, resolver, guard, verdicts or Verdicts(60.0, 100)
+            way or dialers.dialer,
+            dialers.impatient,
+            resolver,
+            guard,
+            verdicts or Verdicts(60.0, 100),
         ),
     )

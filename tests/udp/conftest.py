@@ -32,9 +32,6 @@ def relay(level: str) -> Iterator[Running]:
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[NatRig]:
     """A table on stand-ins, for what needs a certain moment."""
     rig = NatRig()
-    monkeypatch.setattr("netproxy.relay.nat.time", rig.clock)
-    monkeypatch.setattr("netproxy.relay.entry.time", rig.clock)
+    rig.use_clock(monkeypatch)
     yield rig
-    rig.workers.eager = True
-    rig.workers.run()
-    rig.table.close()
+    rig.close()

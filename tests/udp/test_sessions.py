@@ -57,7 +57,7 @@ def counted(relay: Running, sent: int, received: int) -> None:
     def known() -> bool:
         table = next(iter(relay.daemon._udp_relays._states.values())).table
         return [
-            (session.datagrams_sent, session.datagrams_received) for session in table._sessions
+            (session.datagrams_sent, session.datagrams_received) for session in table._mappings
         ] == [(sent, received)]
 
     eventually(known)
@@ -191,14 +191,14 @@ def test_the_session_idle_longest_yields_to_a_new_one(level: str) -> None:
             seen.append(client.check_echo(target))
             went_idle(relay, idle)
         stack.enter_context(UdpClient(relay.port)).check_echo(target)
-        assert relay.count("sessions_evicted", "yielded") == 1
+        assert relay.count("sessions_evicted", "evicted") == 1
         assert clients[0].check_echo(target) == seen[0] and clients[2].check_echo(target) == seen[2]
         assert relay.state()["sessions"] == 3 and not relay.drops()
         clients[1].to(target.address, b"too late")  # all others have just sent
         eventually(lambda: relay.drops() == {"session limit": 1})
         went_idle(relay, 11)
         clients[1].check_echo(target)
-        assert relay.count("sessions_evicted", "yielded") == 2
+        assert relay.count("sessions_evicted", "evicted") == 2
 
 
 def test_a_user_has_a_cap_over_all_addresses(level: str) -> None:
@@ -231,7 +231,7 @@ users:
         went_idle(relay, 30)
         stack.enter_context(Association(server, ("bob", "b"))).send(target.address, b"bob")
         target.expect(b"bob")
-        assert relay.state()["sessions"] == 6 and relay.count("sessions_evicted", "yielded") == 1
+        assert relay.state()["sessions"] == 6 and relay.count("sessions_evicted", "evicted") == 1
 
 
 # -- forged sources
@@ -252,10 +252,10 @@ def test_forged_sources_make_no_state(relay: Running) -> None:
         seen = client.check_echo(target)
         before, state, lines = descriptors(), relay.state(), len(relay.log.lines)
         for number in forge(encode_header(target.address) + b"forged", client.bound):
-            eventually(lambda: relay.count("drops", "stranger") == number)
+            eventually(lambda: relay.count("drops", "unknown sender") == number)
         assert (descriptors(), relay.state()) == (before, state)
         assert sessions_threads() == 1 and len(relay.log.lines) <= lines + 1
-        assert relay.drops() == {"stranger": FORGED}
+        assert relay.drops() == {"unknown sender": FORGED}
         assert client.check_echo(target) == seen and target.silent()
 
 
