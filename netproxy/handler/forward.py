@@ -1,7 +1,8 @@
-"""Listeners with a fixed target: whatever comes in goes there, TCP or UDP, by the same ways as a proxied flow.
+"""Listeners with a fixed target: all that comes in goes there, TCP connections or datagrams.
 
-Nobody logs in here, so that only a target may answer a client's datagrams, and
-the listener's `clients` are checked for each new one.
+The target is reached through the router, as a proxied flow is.  Nobody logs in here, so that
+by default only the target may reply to a client's datagrams, and the listener's `clients` are
+checked for each new client.
 """
 
 from __future__ import annotations

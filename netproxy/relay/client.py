@@ -6,7 +6,7 @@ NatTable guards every attribute with its lock.  The readers of the client's sess
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Hashable, Protocol
+from typing import TYPE_CHECKING, Callable, Hashable, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class DrainingSocket(Protocol):
     """A reply socket that queues what its peer does not take at once."""
 
-    def drain(self, given_up: Callable[[], Any]) -> None:
+    def drain(self, given_up: Callable[[], bool]) -> None:
         """Block until the queue has been sent, or until given_up() is true."""
 
 

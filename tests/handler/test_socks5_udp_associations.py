@@ -284,15 +284,15 @@ def test_association_with_its_own_relay_socket_closes_it(ports: str) -> None:
         UdpPort() as target,
     ):
         before = descriptors()
-        with UdpClient(relay.port) as first, UdpClient(relay.port) as other:
-            bound = {first.bound.port, other.bound.port}
+        with UdpClient(relay.port) as client, UdpClient(relay.port) as other:
+            bound = {client.bound.port, other.bound.port}
             assert len(bound) == 2 and relay.port not in bound
             assert ports == "any" or all(first <= port <= last for port in bound)
-            assert first.bound.host == LOCALHOST
-            first.check_echo(target)
+            assert client.bound.host == LOCALHOST
+            client.check_echo(target)
             other.check_echo(target)
             with UdpPort() as unknown:
-                unknown.send(encode_header(target.address) + b"no way", first.bound)
+                unknown.send(encode_header(target.address) + b"no way", client.bound)
                 eventually(lambda: relay.count("drops", "unknown sender") == 1)
         eventually(lambda: descriptors() == before, 1.0)
         eventually(
