@@ -42,6 +42,8 @@ STAY_SECONDS = 0.2
 """A stream without a frame for this long returns its thread.  A game sends more often."""
 NO_UPSTREAM = "-"
 """Stands in the record of a flow that was not routed."""
+# At hand for the path of a datagram: Python 3.10 looks a member up with a call.
+_GONE = EntryState.GONE
 
 
 class StreamUdpRelay:
@@ -250,7 +252,7 @@ class _Service:
         runs: Runs[Entry] = Runs(partial(table.forward, arena))
         for offsets, length, last, address in spans:
             entry = self._entry
-            if entry is None or entry.state is EntryState.GONE:
+            if entry is None or entry.state is _GONE:
                 entry = entries.get((self._socket, address)) or self._miss(address, len(offsets))
             if entry is not None:
                 runs.add(entry, offsets, length, last)

@@ -241,11 +241,13 @@ class NatTable:
                 self._keep_while_used(entry.client, entry.key[0])
 
     def dialled(self, mapping: NatMapping) -> Sequence[Entry]:
-        """Event "dialled" of a mapping and of its entries; return the entries to prepare."""
+        """Event "dialled" of a mapping and of its entries; return the entries to prepare.
+
+        If the mapping was removed during the dial, its connection is shut down.
+        """
         with self._lock:
             if mapping.on_dialled():
                 return [entry for entry in mapping.entries.values() if entry.on_dialled()]
-        # Evicted while it was dialled.
         mapping.session.shutdown()
         return ()
 
