@@ -48,8 +48,8 @@ from netproxy.tunnel.work import Offer, Target, Ways, Work
 class Prepared(NamedTuple):
     """A configuration's tunnels, of which one or the other becomes."""
 
-    adopt: Callable[[], None]  # they count from now on; cannot fail
-    abandon: Callable[[], None]
+    commit: Callable[[], None]  # they count from now on; cannot fail
+    discard: Callable[[], None]
 
 
 class Tunnels:
@@ -65,7 +65,7 @@ class Tunnels:
             None  # what it was made from; another one is made where that changes
         )
         self._calling: _Calling  # of its next dials; replaced whole
-        runtime.janitor.register(self._sessions)
+        self._committed = False  # whether a configuration with tunnels was ever put into force
 
     def dialer(self, agent: str, seconds: float) -> TunnelDialer:
         """For tunnel://NAME."""
@@ -96,6 +96,9 @@ class Tunnels:
                 fresh.prepare()
 
         def adopt() -> None:
+            if not self._committed:
+                self._committed = True
+                self._runtime.janitor.register(self._sessions)
             if made_from != self._agent_of:
                 self._end_agent()  # before another one of the same name comes
                 self._agent, self._agent_of = fresh, made_from

@@ -66,6 +66,18 @@ class _Trust:
             raise ConfigError(f"{self._label}: tls: {error}") from error
 
 
+class PreparedRenewal:
+    """TLS files that were read again; commit() makes them count."""
+
+    def __init__(self, contexts: Sequence[tuple[_Trust, Any]]) -> None:
+        self._contexts = contexts
+
+    def commit(self) -> None:
+        """Use the new contexts for new connections."""
+        for trust, context in self._contexts:
+            trust.context = context
+
+
 class DialerFactory:
     """Keeps what it made: a reload that changes something else leaves UDP sessions, which hang on their dialer, as they are."""
 
@@ -113,9 +125,9 @@ class DialerFactory:
         """What a way out that is in use was made of."""
         return next((way for way, made in self._made.items() if made.dialer is dialer), None)
 
-    def forget_all_but(self, ways: Iterable[UpstreamConfig]) -> None:
-        """After a reload: the ways out that no configuration names any more."""
-        kept = set(ways)
+    def retain(self, configs: Iterable[UpstreamConfig]) -> None:
+        """Forget all dialers except those of these upstreams."""
+        kept = set(configs)
         self._made = {way: made for way, made in self._made.items() if way in kept}
         used = {step.tls for way in kept for step in way.hops}
         self._trusts = {config: trust for config, trust in self._trusts.items() if config in used}
@@ -212,19 +224,15 @@ class DialerFactory:
         server_name = step.tls.server_name or step.server.host
         return lambda stream: tls.connect(stream, trust.context, server_name)
 
-    def renewal(self, ways: Iterable[UpstreamConfig]) -> Callable[[], None]:
-        """Reads the files of TLS again that these ways out name; the call makes them count for all connections to come.
+    def prepare_renewal(self, configs: Iterable[UpstreamConfig]) -> PreparedRenewal:
+        """Read the TLS files of these upstreams again.
 
-        ConfigError.
+        The new contents count for new connections from commit() on.  Raises ConfigError.
         """
-        used = {step.tls for way in ways for step in way.hops}
-        fresh = [(trust, trust.read()) for config, trust in self._trusts.items() if config in used]
-
-        def adopt() -> None:
-            for trust, context in fresh:
-                trust.context = context
-
-        return adopt
+        used = {step.tls for config in configs for step in config.hops}
+        return PreparedRenewal(
+            [(trust, trust.read()) for config, trust in self._trusts.items() if config in used]
+        )
 
     def _group(self, step: GroupConfig, via: Dialer, before: _Steps) -> GroupDialer:
         members = [self._member(step.name, one, via, before) for one in step.members]

@@ -53,7 +53,7 @@ def test_remembers_nobody_who_has_left() -> None:
         door.enter(f"192.0.2.{number}")
     for number in range(50):
         door.leave(f"192.0.2.{number}")
-    assert not door._by_client and not door._count
+    assert not door._occupancy.by_client and not door.live
 
 
 @pytest.mark.parametrize("threads", [4])
@@ -69,4 +69,24 @@ def test_counts_right_from_many_threads(threads: int) -> None:
         return admitted
 
     assert all(task.result() for task in [Task(come_and_go) for _ in range(threads)])
-    assert not door._count
+    assert not door.live
+
+
+def test_other_limits_count_the_same_connections() -> None:
+    before = Admission(None, 10, 10)
+    assert before.enter(A) == ""
+    after = before.with_limits(None, 2, 1)
+    assert [after.enter(client) for client in (A, B, "192.0.2.3")] == [
+        "client limit",
+        "",
+        "connection limit",
+    ]
+    before.leave(B)
+    after.leave(A)
+    assert (before.live, after.live, after.entered) == (0, 0, 2)
+
+
+def test_other_limits_leave_those_before_as_they_were() -> None:
+    before = Admission(None, 10, 10)
+    before.with_limits(NetworkList([IpNetwork.parse("192.0.2.0/31")]), 1, 1)
+    assert [before.enter(client) for client in (A, A, "::1")] == ["", "", ""]

@@ -769,10 +769,10 @@ class TestRenewal:
             assert not self.greets(dialer)
             self.put(file, "ca.pem")
             assert not self.greets(dialer)
-            factory.renewal(list(factory._made))()
+            factory.prepare_renewal(list(factory._made)).commit()
             assert factory.dialer(way) is dialer and self.greets(dialer)
             self.put(file, "stranger.pem")
-            factory.renewal(list(factory._made))()
+            factory.prepare_renewal(list(factory._made)).commit()
             assert not self.greets(dialer)
 
     def test_of_members_of_groups_as_well(self, factory: DialerFactory, file: Path) -> None:
@@ -781,7 +781,7 @@ class TestRenewal:
             dialer = factory.dialer(ways(f"p: {{members: ['https://{address}?tls.ca={file}']}}")["p"])
             (member,) = members(dialer).values()
             self.put(file, "ca.pem")
-            factory.renewal(list(factory._made))()
+            factory.prepare_renewal(list(factory._made)).commit()
             assert self.greets(member.dialer)
 
     @pytest.mark.parametrize("broken", [True, False], ids=["broken", "gone"])
@@ -800,7 +800,7 @@ class TestRenewal:
             with pytest.raises(
                 ConfigError, match=f"^'office' \\(https://{address}\\): tls: cannot use {file}: "
             ):
-                factory.renewal(list(factory._made))()
+                factory.prepare_renewal(list(factory._made)).commit()
             assert self.greets(dialer) and not self.greets(unbelieving)
 
     def test_files_of_ways_that_are_forgotten_are_read_no_more(
@@ -809,9 +809,9 @@ class TestRenewal:
         """An upstream and its files may be removed: later reloads must not miss them."""
         self.put(file, "ca.pem")
         factory.dialer(default(f"'https://192.0.2.1:1?tls.ca={file}'"))
-        factory.forget_all_but([])
+        factory.retain([])
         file.unlink()
-        factory.renewal(list(factory._made))()
+        factory.prepare_renewal(list(factory._made)).commit()
 
     def test_files_that_were_refused_are_read_no_more(
         self, factory: DialerFactory, file: Path
@@ -819,7 +819,7 @@ class TestRenewal:
         """A typing error in one reload must not spoil the next."""
         with pytest.raises(ConfigError):
             factory.dialer(default(f"'https://192.0.2.1:1?tls.ca={file}'"))
-        factory.renewal(list(factory._made))()
+        factory.prepare_renewal(list(factory._made)).commit()
 
 
 @contextlib.contextmanager
@@ -908,7 +908,7 @@ class TestReload:
         new = ways(f"{POOL}, p: {{{after}}}")
         group = factory.dialer(new["p"])
         assert group is not factory.dialer(old["p"])
-        factory.forget_all_but(new.values())
+        factory.retain(new.values())
         kept = members(group)["a"]
         assert kept is member
         assert (kept.dialled, kept.failed, kept.error, kept.rests(time.monotonic())) == (
@@ -953,7 +953,7 @@ class TestReload:
             stream = dialer.dial(tcp_to(TARGET))
             new = ways(f"s: 'socks5h://{address}', p: {{members: [s], balance: failover}}")
             kept = members(factory.dialer(new["p"]))["s"]
-            factory.forget_all_but(new.values())
+            factory.retain(new.values())
             assert kept.live == 1
             stream.close()
             assert kept.live == 0
@@ -965,7 +965,7 @@ class TestReload:
         members(factory.dialer(old["p"]))["a"].note_check("refused")
         new = ways("a: 'http://h:1', p: {members: [a]}")
         group = factory.dialer(new["p"])
-        factory.forget_all_but(new.values())
+        factory.retain(new.values())
         assert not group_of(group).checks
         assert members(group)["a"].up
 
@@ -974,14 +974,14 @@ class TestForgetting:
     def test_ways_that_nobody_names_are_gone(self, factory: DialerFactory) -> None:
         kept, gone = default("'http://h:1'"), default("'http://h:2'")
         before = factory.dialer(kept), factory.dialer(gone)
-        factory.forget_all_but([kept])
+        factory.retain([kept])
         assert factory.dialer(kept) is before[0]
         assert factory.dialer(gone) is not before[1]
 
     def test_their_members_are_gone_as_well(self, factory: DialerFactory) -> None:
         text = f"{POOL}, p: {{members: [a, b]}}"
         before = members(factory.dialer(ways(text)["p"]))["a"]
-        factory.forget_all_but([])
+        factory.retain([])
         assert factory.groups() == []
         assert members(factory.dialer(ways(text)["p"]))["a"] is not before
 
@@ -989,14 +989,14 @@ class TestForgetting:
         old, new = ways(f"{POOL}, p: {{members: [a, b]}}"), ways(f"{POOL}, p: {{members: [a]}}")
         before = members(factory.dialer(old["p"]))
         factory.dialer(new["p"])
-        factory.forget_all_but(new.values())
+        factory.retain(new.values())
         again = members(factory.dialer(old["p"]))
         assert again["a"] is before["a"] and again["b"] is not before["b"]
 
     def test_members_of_inner_groups_are_kept(self, factory: DialerFactory) -> None:
         text = ways(f"{POOL}, p: {{members: [a, b]}}, out: {{members: [p, c]}}")
         inner = members(group_of(members(factory.dialer(text["out"]))["p"].dialer))["a"]
-        factory.forget_all_but([text["out"]])
+        factory.retain([text["out"]])
         assert members(factory.dialer(text["p"]))["a"] is inner
 
     def test_nothing_piles_up_over_reloads(self, factory: DialerFactory) -> None:
@@ -1004,7 +1004,7 @@ class TestForgetting:
             text = ways(f"a: 'http://h:{number + 1}', p: {{members: [a, direct]}}, q: [p, a]")
             for way in text.values():
                 factory.dialer(way)
-            factory.forget_all_but(text.values())
+            factory.retain(text.values())
         assert len(factory._made) == 3
         assert (
             len({member.name for member in factory._members.values()}) == 2

@@ -29,7 +29,7 @@ CHOSEN_PORTS = range(
 SPARE_DESCRIPTORS = 2  # that may stay open all the same: HAZARDS allows them
 
 Value = TypeVar("Value")
-_SERVES = re.compile(r" serves (.*), out by ")
+_SERVES = re.compile(r" serves (.*), upstream ")
 _LISTENS = re.compile(r"(tcp|udp) \[?([^ ]+?)\]?:(\d+)(?:, |$)")
 _COUNTER = re.compile(r" ([a-z_]+)\{(.*)\}=(\d+)$")
 _STATE = re.compile(r"([a-z]+)=(\d+)")

@@ -276,7 +276,7 @@ def test_without_arguments(netproxyd: Start, net: Net) -> None:
         pytest.skip("this machine has a configuration of its own")
     daemon = netproxyd(make=net.client.socket, preexec_fn=net.client.enter)
     assert [line.split(" serves ")[1] for line in daemon.log.splitlines()] == [
-        f"udp 127.0.0.1:{PORT}, tcp 127.0.0.1:{PORT}, out by direct"
+        f"udp 127.0.0.1:{PORT}, tcp 127.0.0.1:{PORT}, upstream direct"
     ]
     with (
         UdpEcho(make=net.client.socket) as target,

@@ -9,12 +9,10 @@ from typing import Any, Callable
 
 import pytest
 
-from netproxy.daemon.daemon import Daemon
 from netproxy.errors import ConfigError
 from netproxy.router import lists
-from tests.support.handlers import RecordingLog
 from tests.support.mmdb import database
-from tests.support.relays import configuration
+from tests.support.relays import configuration, described
 from tests.support.routing import Names, flow, routing
 
 pytest.importorskip("yaml")
@@ -322,6 +320,4 @@ rules: [{port: 1, via: auto, upstream: a}, {port: 2, via: auto, upstream: b}, {p
 
 def test_a_check_finds_it_and_opens_nothing() -> None:
     with pytest.raises(ConfigError, match=r"test.yaml:2:9: rules\[0\]: 'a b' is no domain name"):
-        Daemon(RecordingLog()).describe(
-            configuration(LISTENERS + "rules: [{domain: 'a b', via: direct}]")
-        )  # type: ignore[arg-type]
+        described(LISTENERS + "rules: [{domain: 'a b', via: direct}]")

@@ -19,7 +19,9 @@ from netproxy.config.load import load_text
 from netproxy.config.node import Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
+from netproxy.daemon.build import build
 from netproxy.daemon.daemon import Daemon
+from netproxy.daemon.runtime import Runtime
 from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
@@ -33,6 +35,11 @@ SOL_UDP, UDP_SEGMENT = 17, 103
 def configuration(text: str) -> Config:
     problems = Problems()
     return check(read_config(load_text(text.encode(), "test.yaml"), problems), problems)
+
+
+def described(text: str) -> list[str]:
+    """Return what netproxyd -t prints of a configuration."""
+    return build(configuration(text), Runtime(RecordingLog()), None).describe()  # type: ignore[arg-type]
 
 
 class Running:

@@ -32,7 +32,7 @@ class Side(Running):
 
     @property
     def tunnels(self) -> Any:
-        return self.daemon._tunnels
+        return self.daemon._plan.tunnels.current
 
     @property
     def tunnel_port(self) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from netproxy.daemon.daemon import Daemon
 from netproxy.errors import ConfigError
 from netproxy.net import tls
 from netproxy.net.stream import Stream
@@ -20,8 +19,7 @@ from netproxy.tunnel import agent as agent_module
 from netproxy.tunnel import bridge as bridge_module
 from netproxy.tunnel import pool
 from tests.support.certificates import Certificates, certificates
-from tests.support.handlers import RecordingLog
-from tests.support.relays import LOCALHOST, SECONDS, UdpPort, configuration
+from tests.support.relays import LOCALHOST, SECONDS, UdpPort, described
 from tests.support.sockets import black_hole, read_exactly, read_to_end, server, wait_until
 from tests.support.tunnels import (
     TOKEN,
@@ -466,4 +464,4 @@ def test_files_that_cannot_be_used_keep_a_daemon_from_starting(made: Certificate
         trusting(made, 9, '{"8022": "127.0.0.1:9"}', f"{{ca: '{made.path('broken.pem')}'}}"),
     ):
         with pytest.raises(ConfigError):
-            Daemon(RecordingLog()).describe(configuration(text))  # type: ignore[arg-type]
+            described(text)

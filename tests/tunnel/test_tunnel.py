@@ -355,7 +355,7 @@ def test_what_becomes_of_an_exits_flow_is_explained() -> None:
         for port, way in ((25, "block"), (80, "direct")):
             told = agent.daemon.explain(f"203.0.113.9 -> 127.0.0.1:{port} on tunnel-agent")
             assert told[0] == f"flow: tcp 203.0.113.9 -> 127.0.0.1:{port} on tunnel-agent"
-            assert told[2] == f"way out: {way}"
+            assert told[2] == f"upstream: {way}"
         assert agent.daemon.explain("-> 127.0.0.1:80")[0].endswith(
             " on tunnel-agent"
         )  # it has no other

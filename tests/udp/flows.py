@@ -143,7 +143,7 @@ def settled(relay: Running) -> None:
 
     A worker may still be flushing its queue, though the first reply has come.
     """
-    tables = [state.table for state in relay.daemon._udp_relays._states.values()]
+    tables = [state.table for state in relay.daemon._plan.relays.states.values()]
     eventually(
         lambda: all(
             entry.state is EntryState.READY

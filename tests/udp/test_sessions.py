@@ -55,7 +55,7 @@ def counted(relay: Running, sent: int, received: int) -> None:
     """Wait until the only session has counted its datagrams.  It counts replies after sending."""
 
     def known() -> bool:
-        table = next(iter(relay.daemon._udp_relays._states.values())).table
+        table = next(iter(relay.daemon._plan.relays.states.values())).table
         return [
             (session.datagrams_sent, session.datagrams_received) for session in table._mappings
         ] == [(sent, received)]
@@ -282,7 +282,7 @@ def test_forged_clients_of_a_limited_forward_do_not_fill_the_log(level: str) -> 
             for number in forge(b"forged", Address(LOCALHOST, relay.port), 1000):
                 relay.wait_for_count("drops", "session limit", number - 4)
             assert relay.state() == {"associations": 0, "sessions": 4, "entries": 4}
-            table = next(iter(relay.daemon._udp_relays._states.values())).table
+            table = next(iter(relay.daemon._plan.relays.states.values())).table
             assert len(table.clients) == 4
             assert len(relay.log.limited_keys) < 10, (
                 "a minute's log has a line for each forged address"
