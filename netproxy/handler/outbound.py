@@ -7,7 +7,7 @@ from select import POLLOUT
 from typing import Callable
 
 from netproxy.errors import DialError, NeedsThread, StreamError
-from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotConnection
+from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Wait
 from netproxy.interfaces.flows import Flow, Observer, Record, Traffic
@@ -48,11 +48,11 @@ class Connector:
         """DialError."""
         return self._router.route(flow).dialer
 
-    def tunnel(self, flow: Flow) -> Passage | UotConnection:
+    def tunnel(self, flow: Flow) -> Passage | UotStream:
         """What a client gets that asks for a connection of its own: one to its target, or a stream of datagrams.  DialError."""
         if self._datagrams is not None and flow.target.host in UOT_NAMES:
             self._datagrams.permit(flow)
-            return UotConnection(self._datagrams, flow)
+            return UotStream(self._datagrams, flow)
         return self.open(flow)
 
     def open(self, flow: Flow) -> Passage:

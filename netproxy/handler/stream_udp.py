@@ -164,7 +164,7 @@ def refuse_without_udp(router: Router, flow: Flow) -> None:
         raise DialError(dialers[-1].refusal, said=f"{dialers[-1].name} carries no UDP")
 
 
-class UotConnection:
+class UotStream:
     """What a client gets for a connection to the name of UoT: a stream of datagrams."""
 
     def __init__(self, relay: StreamUdpRelay, flow: Flow) -> None:
