@@ -17,7 +17,7 @@ from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
 from netproxy.interfaces.addresses import Address
 from netproxy.listener.udp import UdpListener
 from netproxy.relay.association import Associations
-from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
+from netproxy.relay.nat import NatPolicy, NatTable
 from netproxy.relay.quota import SessionLimits
 
 Key = tuple[str, Address]
@@ -76,10 +76,7 @@ class UdpRelays:
     def _make(self, listener: ListenerConfig) -> RelayState:
         runtime = self._runtime
         arenas = runtime.datagrams.arenas()
-        dependencies = NatDependencies(
-            arenas, runtime.dials, runtime.names, runtime.counters, runtime.flows, runtime.log
-        )
-        table = NatTable(_policy(listener, {}), dependencies)
+        table = NatTable(_policy(listener, {}), runtime.nat_dependencies(arenas))
         return RelayState(Associations(), table, arenas)
 
 
