@@ -29,7 +29,7 @@ class Sent:
             yield self.arena[at : at + length]
 
     def cut(self, offset: int, length: int, stride: int, skip: int = 0) -> list[bytes]:
-        """Return the datagrams of a span, cut the slow way."""
+        """Return the datagrams of a span, cut byte by byte."""
         return [
             self.arena[at + skip : min(at + stride, offset + length)]
             for at in range(offset, offset + length, stride or 1)

@@ -48,8 +48,8 @@ class Net(NamedTuple):
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Net]:
-    with hosts("client", "box", "near", "far") as made:
-        net = Net(*made)
+    with hosts("client", "box", "near", "far") as namespaces:
+        net = Net(*namespaces)
         connect(net.client, [f"{CLIENT}/24"], net.box, [f"{BOX}/24"])
         connect(net.box, ["10.78.2.1/24", "fd78:2::1/64"], net.near, [f"{NEAR}/24", f"{NEAR6}/64"])
         connect(net.box, ["10.78.3.1/24"], net.far, [f"{FAR}/24"])
