@@ -509,7 +509,9 @@ class TestSignals:
 
         assert served.run(["-c", path], meanwhile) == 0
         err = capfd.readouterr().err
-        assert f"error not reloaded: {path}:1:47: listeners[0].protocol: 'sip' is not one of " in err
+        assert (
+            f"error not reloaded: {path}:1:47: listeners[0].protocol: 'sip' is not one of " in err
+        )
         assert f"error not reloaded: {path}:2:1: xyz: unknown key" in err
 
     def test_hup_changes_the_log_format(

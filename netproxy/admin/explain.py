@@ -156,9 +156,9 @@ def _upstream_text(dialer: Dialer, dialers: DialerFactory, flow: Flow) -> str:
     if not isinstance(dialer, AutoDialer):
         return dialer.name + (f": {config.text}" if config and config.text != dialer.name else "")
     upstream = _upstream_text(dialer.upstream, dialers, flow)
-    if dialer.known_way(flow) is dialer.upstream:
+    if dialer.preferred_dialer(flow) is dialer.upstream:
         return f"auto, currently through {upstream}"
-    if dialer.pinned_way(flow):
+    if dialer.pinned_dialer(flow):
         return "auto, currently direct"
     return f"auto, currently direct; if that fails, through {upstream}"
 
@@ -168,9 +168,9 @@ def _addresses_text(dialer: Dialer, flow: Flow) -> str:
     if (
         isinstance(dialer, AutoDialer)
         and not flow.addresses
-        and dialer.known_way(flow) is dialer.direct
+        and dialer.preferred_dialer(flow) is dialer.direct
     ):
-        pinned = dialer.pinned_way(flow)
+        pinned = dialer.pinned_dialer(flow)
         return "looked up when dialled" + ("" if pinned else "; the upstream resolves the name")
     if flow.addresses:
         return ", ".join(address.host for address in flow.addresses)

@@ -37,7 +37,7 @@ from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
 from netproxy.relay.nat import NatDependencies
-from netproxy.resolver.resolver import Plan as LookupPlan
+from netproxy.resolver.resolver import LookupPlan
 from netproxy.resolver.resolver import Resolver
 from netproxy.router.auto import Verdicts
 

@@ -17,7 +17,7 @@ from netproxy.daemon.runtime import raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks5
-from netproxy.resolver.resolver import Found, Plan
+from netproxy.resolver.resolver import LookupPlan, LookupResult
 from netproxy.resolver.servers import KEPT_SECONDS
 from tests.support.certificates import certificates
 from tests.support.dns import a
@@ -798,13 +798,13 @@ def test_twenty_slow_names_delay_no_other() -> None:
     parts = runtime.Runtime(RecordingLog())  # type: ignore[arg-type]
     answer, slow = threading.Event(), threading.Semaphore(0)
 
-    def ask(host: str) -> Found:
+    def ask(host: str) -> LookupResult:
         if host.startswith("slow"):
             slow.release()
             assert answer.wait(SECONDS)
-        return Found(("203.0.113.1",), 1.0)
+        return LookupResult(("203.0.113.1",), 1.0)
 
-    parts.resolver.configure(Plan(ask))
+    parts.resolver.configure(LookupPlan(ask))
     callers = [
         threading.Thread(target=parts.resolver.resolve, args=(Address(f"slow{at}.test", 1),))
         for at in range(20)
