@@ -191,14 +191,14 @@ class BoundPlan:
         janitor = self.plan.runtime.janitor
         for listener in self._listeners.gone:
             if isinstance(listener, UdpListener):
-                janitor.forget(listener)
+                janitor.unregister(listener)
         for listener in self._listeners.fresh:
             if isinstance(listener, UdpListener):
                 janitor.register(listener)
         if self.plan.forwarder is not None:
             janitor.register(self.plan.forwarder)
         if previous.forwarder is not None:
-            janitor.forget(previous.forwarder)
+            janitor.unregister(previous.forwarder)
             previous.close()
 
 

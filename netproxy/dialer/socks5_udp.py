@@ -143,7 +143,7 @@ class Socks5PacketConn:
         for span in self._via.receive(arena).spans:
             offsets, length, last, peer = span
             if self._relay_host and self._via.source(peer).host != self._relay_host:
-                self._dependencies.counter.count("drops", "stranger", len(offsets))
+                self._dependencies.counter.count("drops", "unknown sender", len(offsets))
             elif len(offsets) == 1 or (
                 isinstance(offsets, range) and socks5.common_header(arena.memory, offsets, last)
             ):

@@ -151,7 +151,7 @@ class Netproxyd:
         )
 
     def status(self) -> dict[str, int]:
-        """The dump of SIGUSR1: "connections", "sessions", "drops{stranger}" and so on; what is not there was never counted."""
+        """The dump of SIGUSR1: "connections", "sessions", "drops{unknown sender}" and so on; what is not there was never counted."""
         before = len(self.lines(" connections="))
         for turn in (1, 2):  # all of the first dump is there when the second begins
             self.signal(signal.SIGUSR1)

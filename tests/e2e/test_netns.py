@@ -224,7 +224,7 @@ def test_stranger(netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho
         stranger.sendto(datagram, (BOX_TO_SERVER, PORT))
         assert silent(stranger)
         status = daemon.status()
-        assert (status["sessions"], status["entries"], status["drops{stranger}"]) == (0, 0, 1)
+        assert (status["sessions"], status["entries"], status["drops{unknown sender}"]) == (0, 0, 1)
         with Association((BOX, PORT), make=net.client.socket) as client:
             stranger.sendto(
                 datagram, (BOX_TO_SERVER, PORT)
@@ -239,7 +239,11 @@ def test_stranger(netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho
                 neighbour.sendto(datagram, (BOX, PORT))
                 assert silent(neighbour)
             status = daemon.status()
-            assert (status["sessions"], status["entries"], status["drops{stranger}"]) == (1, 1, 4)
+            assert (status["sessions"], status["entries"], status["drops{unknown sender}"]) == (
+                1,
+                1,
+                4,
+            )
         assert not second.sources
         wait_for(
             lambda: not daemon.status()["sessions"], 2.0, "the session ends with its association"

@@ -25,6 +25,7 @@ from netproxy.net import syscalls
 from netproxy.net.stream import Stream
 from netproxy.relay.pipe import Outcome, PipeLimits, pipe
 from tests.support.certificates import Certificates, certificates
+from tests.support.outcomes import Outcomes
 from tests.support.waits import run_to_end
 from tests.support.sockets import SECONDS, Task, reset, tcp_pair
 
@@ -542,9 +543,9 @@ class Relayed:
 
 
 def relay(client: Stream, upstream: Stream, limits: PipeLimits) -> Outcome:
-    outcomes: list[Outcome] = []
-    run_to_end(pipe(client, upstream, limits, outcomes.append))
-    (outcome,) = outcomes
+    owner = Outcomes()
+    run_to_end(pipe(client, upstream, limits, owner))
+    (outcome,) = owner.outcomes
     return outcome
 
 
