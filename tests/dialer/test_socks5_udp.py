@@ -243,7 +243,7 @@ class TestReceive:
         """Another port of the relay's host is accepted."""
         data = encode_header(TARGET) + b"x"
         assert rig.receive([data] * 3, OTHER_RELAY) == []
-        assert rig.drops("stranger") == 3
+        assert rig.drops("unknown sender") == 3
         assert rig.receive([data], RELAY._replace(port=9)) == [(b"x", TARGET)]
 
 
