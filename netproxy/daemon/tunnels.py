@@ -222,12 +222,12 @@ class _Calling(NamedTuple):
     """How an agent's bridge is dialled, as one configuration has it."""
 
     hop: Hop
-    bridge: Any  # net.tls.Acquaintance with it, None for one without TLS
+    bridge: Any  # net.tls.TlsClient with it, None for one without TLS
 
     def dial(self, greet: Callable[[Stream], None]) -> Stream:
         stream = self.hop.open(Flow("tcp", UNSPECIFIED_ADDRESS, self.hop.server, "", ""), greet)
         if self.bridge is not None:
-            self.bridge.remember(stream)
+            self.bridge.keep_session(stream)
         return stream
 
 
@@ -403,7 +403,7 @@ def _trust(config: UpstreamTlsConfig, server: str) -> Any:
         context = tls.client_context(config.ca, config.certificate, config.key)
     except ValueError as error:
         raise ConfigError(f"tunnel.agent.tls: {error}") from error
-    return tls.Acquaintance(context, config.server_name or server)
+    return tls.TlsClient(context, config.server_name or server)
 
 
 def _limits(dependencies: HandlerDependencies) -> PipeLimits:

@@ -13,7 +13,8 @@ from netproxy.interfaces.routing import DestinationGuard, Resolver
 from netproxy.net.address import from_sockaddr
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.connect import DEFAULT_OPTIONS, REASONS, PendingDial, SocketOptions, connect
-from netproxy.net.datagram import DatagramSocket, Destination
+from netproxy.net.datagram import Destination
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.stream import Stream
 
 DIRECT = "direct"  # its name, in logs and rules

@@ -18,7 +18,7 @@ from netproxy.errors import DialError, ProtocolError
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.datagrams import Batch, PacketConn, Run, Span
 from netproxy.interfaces.flows import Flow
-from netproxy.net.address import Sources, from_sockaddr
+from netproxy.net.address import SourceAddresses, from_sockaddr
 from netproxy.net.datagram import PinnedHeader
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
@@ -69,7 +69,7 @@ class Socks5PacketConn:
         self._lock = threading.Lock()  # guards _reopening
         self._reopening = False
         self._retry_at = 0.0
-        self._sources = Sources(socks5.parse_target)
+        self._sources = SourceAddresses(socks5.parse_target)
         self._relay: Any = None  # None: the association is lost
         self._relay_host = (
             ""  # whose answers are taken; "" where only the hop before knows its address

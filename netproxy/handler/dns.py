@@ -19,7 +19,8 @@ from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.interfaces.datagrams import Batch
 from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
-from netproxy.net.datagram import ArenaPool, DatagramSocket
+from netproxy.net.datagram import ArenaPool
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol import dns
 

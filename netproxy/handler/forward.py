@@ -17,7 +17,7 @@ from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Router
 from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
-from netproxy.net.datagram import DatagramSocket
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.relay.nat import Entry, NatTable
 from netproxy.relay.coalesce import Runs

@@ -19,7 +19,8 @@ from netproxy.interfaces.routing import Router
 from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
 from netproxy.handler.bind import Announcer
-from netproxy.net.datagram import ArenaPool, DatagramSocket
+from netproxy.net.datagram import ArenaPool
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 from netproxy.relay.association import Association, Associations

@@ -13,6 +13,7 @@ import os
 import socket
 from typing import Any
 
+from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.net import syscalls
 from netproxy.net.syscalls import BUFFER, ROOM
 
@@ -60,9 +61,9 @@ class Direction:
         self.done = False  # and the target has been told
         self.traffic = 0
         self._splice = splice
-        self._layered = hasattr(source, "over")
+        self._layered = isinstance(source, LayeredSocket)
         self._most = (
-            ROOM if self._layered or hasattr(target, "over") else BUFFER
+            ROOM if self._layered or isinstance(target, LayeredSocket) else BUFFER
         )  # bytes read at a time
         self._full = self._tiny = 0  # buffers filled, small transfers spliced, in a row
         self._pipe: tuple[int, int] | None = None
@@ -103,7 +104,7 @@ class Direction:
 
     def _move_by_copy(self) -> bool:
         """Whether more may be there."""
-        view = syscalls.thread_clear().view[: self._most]
+        view = syscalls.cleartext_buffer().view[: self._most]
         try:
             count = self.source.recv_into(view)
         except BlockingIOError:
@@ -111,7 +112,8 @@ class Direction:
         if not count:
             return self._end()
         written = self._write(view[:count])
-        self.ended = self._layered and self.source.over  # TLS knows its end before its socket does
+        # TLS knows its end before its socket does.
+        self.ended = self._layered and self.source.peer_ended
         if written < count:
             self.pending = bytes(view[written:count])
             return False

@@ -12,7 +12,7 @@ import pytest
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import ActivationAddress
 from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.net.activation import ActivationSockets, look_now_and_then
+from netproxy.net.activation import ActivationSockets, set_receive_timeout
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import address_of, listen, udp
 
@@ -85,19 +85,19 @@ def test_without_names_it_is_unknown(manager: Manager) -> None:
             "main:web",
             "tcp",
             "man",
-            "tcp systemd:man: no sockets of that name were passed, not one (passed: tcp main, tcp web)",
+            "tcp systemd:man: expected one activation socket of this name, found 0 (available: tcp main, tcp web)",
         ),
         (
             "main:web",
             "udp",
             "main",
-            "udp systemd:main: no sockets of that name were passed, not one (passed: tcp main, tcp web)",
+            "udp systemd:main: expected one activation socket of this name, found 0 (available: tcp main, tcp web)",
         ),
         (
             "main:main",
             "tcp",
             "main",
-            "tcp systemd:main: 2 sockets of that name were passed, not one (passed: tcp main)",
+            "tcp systemd:main: expected one activation socket of this name, found 2 (available: tcp main)",
         ),
     ],
 )
@@ -121,14 +121,14 @@ def test_what_is_not_there_is_one_clear_line(
 )
 def test_what_is_meant_for_others_is_left_alone(environment: dict[str, str]) -> None:
     activated = ActivationSockets(environment, FIRST)
-    with pytest.raises(ListenError, match=r"\(passed: nothing\)"):
+    with pytest.raises(ListenError, match=r"\(available: none\)"):
         activated.take("tcp", ActivationAddress("systemd:main", 0))
 
 
 def test_a_stream_socket_that_does_not_listen(manager: Manager) -> None:
     activated = manager.pass_on(socket.socket(), names="main")
     with pytest.raises(
-        ListenError, match="tcp systemd:main: the socket that was passed does not listen"
+        ListenError, match="tcp systemd:main: the activation socket is not listening"
     ):
         activated.take("tcp", ActivationAddress("systemd:main", 0))
 
@@ -137,7 +137,7 @@ def test_unix_sockets_and_pipes_are_nobodys(manager: Manager) -> None:
     reader, writer = os.pipe()
     os.dup2(reader, FIRST + 1)
     activated = manager.pass_on(socket.socket(socket.AF_UNIX), names="main:pipe", LISTEN_FDS="2")
-    with pytest.raises(ListenError, match=r"\(passed: other main\)"):
+    with pytest.raises(ListenError, match=r"\(available: other main\)"):
         activated.take("tcp", ActivationAddress("systemd:main", 0))
     for descriptor in (reader, writer, FIRST + 1):
         os.close(descriptor)
@@ -146,7 +146,7 @@ def test_unix_sockets_and_pipes_are_nobodys(manager: Manager) -> None:
 def test_a_datagram_call_ends_now_and_then() -> None:
     with udp() as sock:
         sock.settimeout(None)
-        look_now_and_then(sock)
+        set_receive_timeout(sock)
         started = time.monotonic()
         with pytest.raises(BlockingIOError):
             sock.recv(1)

@@ -145,11 +145,11 @@ class TestSending:
         with udp() as target:
             to = local.destination(address_of(target))
             run = rig.put(b"a" * 500, b"b" * 500)
-            local._segmented_failed(rig.arena, run, run.offsets, (errno.EINVAL, 500), to)
+            local._train_failed(rig.arena, run, run.offsets, errno.EINVAL, to)
             assert to.segment_limit == 499 and local._segment_limit > 499  # of that path alone
             local.send(rig.arena, run, to)
             assert datagrams(target, 4) == [b"a" * 500, b"b" * 500] * 2
-            local._segmented_failed(rig.arena, run, run.offsets, (errno.EIO, 500), to)
+            local._train_failed(rig.arena, run, run.offsets, errno.EIO, to)
             assert local._segment_limit == 0
             assert datagrams(target, 2) == [b"a" * 500, b"b" * 500]
         assert not rig.counts.counts

@@ -756,10 +756,9 @@ class TestPeerThatDoesNotRead:
             kept = payloads[: 1500 - dropped]
             assert 0 < len(one.framed._queue) <= QUEUE_LIMIT
             got = drained(one)
-            left = Task(
-                read_exactly, one.peer, sum(len(kind.frame(one)) for one in kept) - len(got)
-            )
-            one.framed.drain(lambda: False)
+            size = sum(len(kind.frame(payload)) for payload in kept)
+            left = Task(read_exactly, one.peer, size - len(got))
+            wait_until(one.framed.flush)
             assert kind.parse(got + left.result()) == kept and nothing_comes(one.peer, 0)
 
     @every_kind
@@ -976,7 +975,7 @@ class TestSources:
 
     def test_they_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """HAZARDS 117: a proxy may name as many as it likes."""
-        monkeypatch.setattr(address, "SOURCES_LIMIT", 4)
+        monkeypatch.setattr(address, "SOURCE_ADDRESSES_LIMIT", 4)
         with rig(Frames(), FramedConn) as one:
             for number in range(20):
                 one.peer.sendall(b"\x00\xc0\0\2" + bytes((number,)) + b"\0\x35\0\1a")
@@ -989,7 +988,7 @@ class TestSources:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """source() is asked about a batch after all of it was received."""
-        monkeypatch.setattr(address, "SOURCES_LIMIT", 4)
+        monkeypatch.setattr(address, "SOURCE_ADDRESSES_LIMIT", 4)
         data = b"".join(b"\x00\xc0\0\2" + bytes((number,)) + b"\0\x35\0\1a" for number in range(6))
         with rig(Frames(), FramedConn, data) as one:
             keys = [key for _, _, _, key in one.spans()]

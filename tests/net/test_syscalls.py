@@ -32,9 +32,8 @@ class Form(NamedTuple):
     local_sockaddr: Callable[[socket.socket], tuple]
 
 
-NAMES = [name if name != "open_tcp" else "open" for name in Form._fields]
 FORMS = {
-    prefix: Form(*(getattr(syscalls, prefix + name) for name in NAMES))
+    prefix: Form(*(getattr(syscalls, prefix + name) for name in Form._fields))
     for prefix in ("_", "_portable_")
 }
 

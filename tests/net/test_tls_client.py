@@ -20,8 +20,7 @@ import pytest
 
 from netproxy.config.upstreams import TLS_LIMIT
 from netproxy.errors import DeadlineError, ProtocolError, StreamError
-from netproxy.net import tls
-from netproxy.net import syscalls
+from netproxy.net import syscalls, tls, tls_socket
 from netproxy.net.stream import Stream
 from netproxy.relay.pipe import Outcome, PipeLimits, pipe
 from tests.support.certificates import Certificates, certificates
@@ -789,10 +788,14 @@ class TestWithin:
         """
         with secured(made, layers(made, TLS_LIMIT)) as (stream, _):
             sock: Any = stream.socket
-            while isinstance(sock._sock, tls.TlsSocket):
+            while isinstance(sock._sock, tls_socket.TlsSocket):
                 sock = sock._sock
-            assert sock._pull == tls.PULL - (TLS_LIMIT - 1) * tls.RECORD
-            assert 0 < sock._pull < sock._pull + TLS_LIMIT * tls.RECORD < syscalls.ROOM
+            assert (
+                sock._receive_limit
+                == tls_socket.RECEIVE_LIMIT - (TLS_LIMIT - 1) * tls_socket.RECORD
+            )
+            limit = sock._receive_limit
+            assert 0 < limit < limit + TLS_LIMIT * tls_socket.RECORD < syscalls.ROOM
 
     def test_a_far_end_that_stops_reading_holds_up_no_more_than_buffers(
         self, made: Certificates
@@ -892,17 +895,17 @@ def test_later_handshakes_with_a_server_are_shorter(version: ssl.TLSVersion) -> 
     server = tls.server_context(made.path("server.pem"), made.path("server.key"))
     client = tls.client_context(made.path("ca.pem"))
     server.maximum_version = version
-    acquaintance = tls.Acquaintance(client, "localhost")
+    acquaintance = tls.TlsClient(client, "localhost")
     for known in (False, True, True, "an hour later", True):
         if known == "an hour later":  # and it is news again
-            acquaintance._until, known = acquaintance._until - tls.SESSION_SECONDS, False
+            acquaintance._session_until, known = 0.0, False
         with tcp_pair() as (ours, theirs):
             stream, peer = Stream(ours, limited=SECONDS), Peer(theirs)
             handshake = Task(peer.secure, server, b"hello")
             acquaintance.connect(stream)
             layer = handshake.result()
             assert stream.read_exactly(5) == b"hello"
-            acquaintance.remember(stream)
+            acquaintance.keep_session(stream)
             assert layer.tls.session_reused is known
             stream.write(b"and back")
             assert peer.pull() == b"and back"

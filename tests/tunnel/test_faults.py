@@ -375,23 +375,23 @@ def test_dial_under_way_while_a_configuration_comes_keeps_its_session_to_itself(
 ) -> None:
     """A session of one configuration's in another's would be of use to nobody: OpenSSL takes it for another's."""
     port, pairs = free_port(), []
-    connect, remember = tls.Acquaintance.connect, tls.Acquaintance.remember
+    connect, remember = tls.TlsClient.connect, tls.TlsClient.keep_session
     slow, entered, go_on = threading.Event(), threading.Semaphore(0), threading.Event()
 
-    def connect_slowly(known: tls.Acquaintance, stream: Stream) -> None:
+    def connect_slowly(known: tls.TlsClient, stream: Stream) -> None:
         connect(known, stream)
         shaken[id(stream)] = known
         if slow.is_set():
             entered.release()
             assert go_on.wait(SECONDS)
 
-    def remember_by(known: tls.Acquaintance, stream: Stream) -> None:
+    def remember_by(known: tls.TlsClient, stream: Stream) -> None:
         pairs.append((shaken[id(stream)], known))
         remember(known, stream)
 
-    shaken: dict[int, tls.Acquaintance] = {}
-    monkeypatch.setattr(tls.Acquaintance, "connect", connect_slowly)
-    monkeypatch.setattr(tls.Acquaintance, "remember", remember_by)
+    shaken: dict[int, tls.TlsClient] = {}
+    monkeypatch.setattr(tls.TlsClient, "connect", connect_slowly)
+    monkeypatch.setattr(tls.TlsClient, "keep_session", remember_by)
     with Echo() as echo, side(secured(made, f"[{port}]")) as bridge:
         text = trusting(made, bridge.tunnel_port, f'{{"{port}": "127.0.0.1:{echo.port}"}}')
         with side(text) as agent:
