@@ -1,7 +1,7 @@
 """Datagrams in memory, and what the kernel says about them.
 
 Arenas hold datagrams, a Destination says where they go; functions read control messages
-and errors.  A train is a row of datagrams that the kernel hands over, or takes, as one:
+and errors.  A train is several datagrams that the kernel delivers, or accepts, as one:
 UDP_GRO joins datagrams of one length from one peer, UDP_SEGMENT cuts a message into them.
 The sockets are in net.datagram_socket and net.mmsg.
 Thread: an arena belongs to one thread at a time.
@@ -13,7 +13,7 @@ import errno
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, Callable, Hashable, Sequence, TypeAlias
+from typing import TYPE_CHECKING, Any, Callable, Hashable, Sequence, TypeAlias
 
 from netproxy.interfaces.datagrams import Run, Span
 
@@ -64,6 +64,9 @@ _DROPS = {
 
 ControlMessage: TypeAlias = tuple[int, int, bytes]
 """The level, type and data of a control message (cmsg(3))."""
+
+PeerKey: TypeAlias = Any
+"""The key of a peer in a span.  Any: only the socket that made it reads it."""
 
 DATAGRAM_LIMIT = 65536
 """Bytes of one receive: no UDP datagram and no GRO train is longer."""

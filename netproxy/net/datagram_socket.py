@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import SocketAddress
     from netproxy.interfaces.services import Counter, Log
-    from netproxy.net.datagram import ControlMessage
+    from netproxy.net.datagram import ControlMessage, PeerKey
 
 _CONTROL = 192
 """Bytes for the control messages of one receive: GRO and PKTINFO together."""
@@ -61,7 +61,7 @@ class BatchSocket(Generic[A, D]):
         "address",
         "closed",
         "activated",
-        "_first",
+        "_peeked",
         "_plain_keys",
         "_tag",
         "_counter",
@@ -89,7 +89,7 @@ class BatchSocket(Generic[A, D]):
         self.closed = False
         self.activated = False
         """True: never shut it down.  wait() looks at `closed` now and then (net.activation)."""
-        self._first = bytearray(1)
+        self._peeked = bytearray(1)
         self._plain_keys = not (keyed or tag)
         self._tag = tag
         self._counter = counter
@@ -106,7 +106,7 @@ class BatchSocket(Generic[A, D]):
         if not self.closed:
             try:
                 # Peeking at a byte waits in one call, which costs less than poll().
-                self.socket.recv_into(self._first, 1, socket.MSG_PEEK)
+                self.socket.recv_into(self._peeked, 1, socket.MSG_PEEK)
             except OSError:
                 self._read_errors()
         return not self.closed
@@ -164,14 +164,13 @@ class BatchSocket(Generic[A, D]):
 
     # -- keys and destinations
 
-    # Any: a key is what receive() of the same socket gave, and only that socket reads it.
-    def peer(self, key: Any) -> SocketAddress:
+    def peer(self, key: PeerKey) -> SocketAddress:
         """Return the sockaddr in the key of a peer."""
         sockaddr: SocketAddress = key if self._plain_keys else key[0]
         return sockaddr
 
     # The ignores: here D is Destination.  MmsgSocket makes its own destinations.
-    def reply_destination(self, key: Any) -> D:
+    def reply_destination(self, key: PeerKey) -> D:
         """Return where replies to a peer go: to its sockaddr, from the local address it used."""
         sockaddr, local = (key, None) if self._plain_keys else key[:2]
         return Destination(sockaddr, [local] if local else [])  # type: ignore[return-value]
@@ -294,5 +293,5 @@ class BatchSocket(Generic[A, D]):
         self.socket.close()
 
 
-# Any: whoever holds a socket of either level uses arenas and destinations of that level.
+# Any: arenas and destinations of a UdpSocketFactory fit its sockets, whatever the level.
 DatagramSocket: TypeAlias = BatchSocket[Any, Any]

@@ -1,10 +1,10 @@
 """Datagrams in a stream, each behind a header that tells its length.
 
 The TCP twin of net.datagram_socket.  A codec knows what the frames look like (Framing).
-Reads put what is there into an arena and find the frames in place; a train of equal
-ones is recognized as a whole.  Writes join a run into one call.  What the stream does
-not take waits in a small queue; beyond that datagrams are dropped and counted, as old
-ones are worth less than new ones.
+Reads put what is there into an arena and find the frames in place; frames with equal
+headers are recognized as one train.  A run is written in one call.  What the stream does
+not take waits in a small queue; beyond that datagrams are dropped and counted, because
+a late datagram is worth less than a new one.
 Thread: one receives, any may send.
 """
 
@@ -89,7 +89,7 @@ class FramedStream:
                 pass  # a unix socket, or gone: then the first read fails
         self._framing = framing
         self._counter = counter
-        # Guards _queue and all reads and writes: TLS allows one at a time.
+        # Guards _queue, and the reads and writes of a TLS socket, which allows one at a time.
         self._lock = threading.Lock()
         self._queue = bytearray()
         self.fresh = True
@@ -229,9 +229,10 @@ class FramedStream:
 
 
 class FramedSocket(FramedStream):
-    """The stream of a client.  It sends datagrams, and replies go to it: a DatagramSocket.
+    """The stream of a client, which sends datagrams and receives replies.
 
-    The header of a reply's run is the raw address of its source.
+    It has the methods of a DatagramSocket that replies need.  The header of a reply is the raw
+    address of its source.
     """
 
     def reply_destination(self, peer: Hashable) -> None:
@@ -369,7 +370,7 @@ def _count_repeats(memory: bytearray, at: int, header: int, stride: int, end: in
     if room <= 0 or memory[at + stride : at + stride + header] != memory[at : at + header]:
         return 0
     for column in range(at, at + header):
-        # One byte of each header: as many frames go on as begin with equal bytes.
+        # Compare one byte of all headers: the first difference ends the row of equal frames.
         values = memory[column + stride : column + stride * (room + 1) : stride]
         room = min(room, len(values) - len(values.lstrip(memory[column : column + 1])))
     return room

@@ -48,6 +48,7 @@ from netproxy.net.mmsg_arena import (
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import SocketAddress
+    from netproxy.net.datagram import PeerKey
 
 _MSG_WAITFORONE = 0x10000
 
@@ -172,12 +173,11 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
 
     # -- keys and destinations
 
-    # Any: as in BatchSocket.
-    def peer(self, key: Any) -> SocketAddress:
+    def peer(self, key: PeerKey) -> SocketAddress:
         """Return the sockaddr in the key of a peer."""
         return unpack_sockaddr(key if self._plain_keys else key[0])
 
-    def reply_destination(self, key: Any) -> MmsgDestination:
+    def reply_destination(self, key: PeerKey) -> MmsgDestination:
         """Return where replies to a peer go: to its sockaddr, from the local address it used."""
         name, local = (key, None) if self._plain_keys else key[:2]
         return MmsgDestination(unpack_sockaddr(name), [local] if local else [], name)

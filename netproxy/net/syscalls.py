@@ -99,7 +99,7 @@ _buffers = _ThreadBuffers()
 
 
 def receive_buffer() -> Buffer:
-    """Return the thread's buffer for what receive() reads; whoever keeps bytes copies them."""
+    """Return the thread's buffer for what receive() reads; callers copy what they keep."""
     try:
         return _buffers.received
     except AttributeError:

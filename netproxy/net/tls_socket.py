@@ -2,7 +2,7 @@
 
 OpenSSL works on memory, not on the socket.  Its own half-close would read, and lose,
 what the peer is still sending; and the peer's end without an alert would keep it from
-writing.  A TlsSocket may be within another one, as many deep as a chain of proxies has.
+writing.  A TlsSocket can be within another one: a chain may have several hops with TLS.
 Imported with net.tls only: ssl costs time and memory.
 Thread: one may read while another writes.
 """
@@ -68,7 +68,7 @@ class TlsSocket(LayeredSocket):
             server_hostname=server_name,
             session=session,
         )
-        # Guards everything below and the TLS object, which OpenSSL lets one thread use at a time.
+        # Guards the TLS object, which one thread may use at a time, and what follows.
         self._lock = threading.Lock()
         self._unsent = memoryview(b"")
         """Records that the socket has not taken yet."""
