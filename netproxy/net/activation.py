@@ -59,7 +59,7 @@ class ActivationSockets:
     def take(self, network: str, address: ActivationAddress) -> socket.socket:
         """Return a duplicate of the socket of a network ("tcp" or "udp") and name.
 
-        Raises ListenError if there is not exactly one.
+        Raises ListenError if there is not exactly one, or no descriptor for it.
         """
         sockets = self._sockets.get((network, address.name), [])
         if len(sockets) != 1:
@@ -71,7 +71,10 @@ class ActivationSockets:
         (sock,) = sockets
         if network == "tcp" and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise ListenError(f"{network} {address}: the activation socket is not listening")
-        return sock.dup()
+        try:
+            return sock.dup()
+        except OSError as error:
+            raise ListenError(f"{network} {address}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the originals."""

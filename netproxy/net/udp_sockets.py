@@ -109,8 +109,12 @@ class UdpSocketFactory:
         sock = self._activated.take("udp", address)
         keyed = is_unspecified(from_sockaddr(sock.getsockname()).host)
         _report_local_address(sock, keyed)
-        sock.setblocking(True)
-        set_receive_timeout(sock)
+        try:
+            sock.setblocking(True)
+            set_receive_timeout(sock)
+        except OSError as error:
+            sock.close()
+            raise ListenError(f"udp {address}: {error.strerror}") from error
         local = self._tuned(sock, PMTUDISC_DONT, keyed)
         local.activated = True
         return local

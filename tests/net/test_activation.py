@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -165,3 +166,15 @@ def test_datagrams_that_come_between_two_listeners_are_received(
         ((offsets, length, _, _),) = second.receive_waiting(arena).spans
         assert bytes(arena.view[offsets[0] : offsets[0] + length]) == b"meanwhile"
         second.close()
+
+
+def test_lack_of_descriptors_is_a_listen_error(
+    manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dup(self: socket.socket) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    activated = manager.activate(listen(), names="main")
+    monkeypatch.setattr(socket.socket, "dup", dup)
+    with pytest.raises(ListenError, match="tcp systemd:main: Too many open files"):
+        activated.take("tcp", MAIN)
