@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import Batch, Run
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import DestinationGuard, Resolver
-    from netproxy.net.datagram import DatagramSocket, Destination
+    from netproxy.net.datagram import Destination
+    from netproxy.net.datagram_socket import DatagramSocket
     from netproxy.net.udp_sockets import UdpSocketFactory
 
 DIRECT = "direct"

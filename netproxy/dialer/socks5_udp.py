@@ -18,7 +18,7 @@ from netproxy.errors import DialError, ProtocolError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, pack_ip
 from netproxy.interfaces.datagrams import Batch
 from netproxy.interfaces.flows import Flow
-from netproxy.net.address import Sources, from_sockaddr
+from netproxy.net.address import SourceAddresses, from_sockaddr
 from netproxy.net.datagram import PinnedHeader
 from netproxy.protocol import socks5
 
@@ -100,7 +100,7 @@ class Socks5PacketConn:
         self._lock = threading.Lock()
         self._reopening = False
         self._retry_at = 0.0
-        self._sources = Sources(socks5.parse_target)
+        self._sources = SourceAddresses(socks5.parse_target)
         self._relay: Destination | None = None
         """Where datagrams go; None while there is no association."""
         self._relay_host = ""

@@ -19,7 +19,7 @@ from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.interfaces.datagrams import Batch
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.services import Counter
-from netproxy.net.datagram import DatagramSocket
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 from netproxy.relay.association import Association

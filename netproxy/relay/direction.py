@@ -11,8 +11,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from typing import Protocol
 
+from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.net import syscalls
 from netproxy.net.syscalls import BUFFER, ROOM
 
@@ -33,14 +33,6 @@ TINY_READS = 16
 _PIPED = b"in the pipe"
 _END = b"the end"
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-
-
-class EncryptedSocket(Protocol):
-    """The socket of a stream that is not plain (net.tls.TlsSocket)."""
-
-    over: bool
-    """True once the peer has announced its end and all before it was read.  The socket below
-    may never tell of that end."""
 
 
 class Direction:
@@ -70,7 +62,7 @@ class Direction:
         source: socket.socket,
         target: socket.socket,
         splice: bool,
-        encrypted: EncryptedSocket | None = None,
+        encrypted: LayeredSocket | None = None,
         read_size: int = BUFFER,
     ) -> None:
         """Both sockets must be non-blocking.  `splice`: both are plain, and a pipe is allowed.
@@ -133,7 +125,7 @@ class Direction:
 
     def _move_by_copy(self) -> bool:
         """Return whether more may be there."""
-        view = syscalls.thread_clear().view[: self._read_size]
+        view = syscalls.cleartext_buffer().view[: self._read_size]
         try:
             count = self.source.recv_into(view)
         except BlockingIOError:
@@ -142,7 +134,7 @@ class Direction:
             return self._end()
         written = self._write(view[:count])
         if self._encrypted is not None:
-            self.ended = self._encrypted.over
+            self.ended = self._encrypted.peer_ended
         if written < count:
             self.pending = bytes(view[written:count])
             return False

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import select
 import socket
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from netproxy.errors import StreamError
 from netproxy.interfaces.connections import Wait
+from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.net.syscalls import BUFFER, POLL_LIMIT_MS, ROOM
-from netproxy.relay.direction import Direction, EncryptedSocket
+from netproxy.relay.direction import Direction
 
 if TYPE_CHECKING:
     from netproxy.net.stream import Stream
@@ -252,9 +253,10 @@ class Relay:
         return "reset"
 
 
-def _encrypted(stream: Stream) -> EncryptedSocket | None:
+def _encrypted(stream: Stream) -> LayeredSocket | None:
     """Return the socket of a stream that is not plain, None for a plain one."""
-    return None if stream.plain else cast(EncryptedSocket, stream.socket)
+    layered = stream.socket
+    return layered if isinstance(layered, LayeredSocket) else None
 
 
 def _has_hung_up(sock: socket.socket) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Iterator
 
 import pytest
 
+from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.interfaces.connections import Wait
 from netproxy.net.stream import Stream
 from netproxy.relay import direction as direction_module
@@ -37,10 +38,10 @@ LIMITS = PipeLimits(idle=30.0, half_close=30.0)
 MEGABYTE = 1 << 20
 
 
-class EncryptedSocket(socket.socket):
+class EncryptedSocket(socket.socket, LayeredSocket):
     """A plain socket that has what relay.direction asks of an encrypted one."""
 
-    over = False
+    peer_ended = False
 
 
 class EncryptedStream(Stream):

@@ -9,7 +9,7 @@ from typing import Any
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Batch, PacketConn, Run
 from netproxy.net import datagram
-from netproxy.net.datagram import DatagramSocket
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import Task

@@ -16,7 +16,10 @@ import pytest
 
 import netproxy.net
 from netproxy.interfaces.addresses import Address
-from netproxy.net import datagram, mmsg
+from netproxy.net import datagram
+from netproxy.net import datagram_socket
+from netproxy.net import mmsg
+from netproxy.net import mmsg_arena
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import eventually
 from tests.support.relays import SPS, Running, UdpClient, UdpPort, running
@@ -135,7 +138,7 @@ class Refusing:
         """Lengths of the segments of sends that failed, in order."""
         self.passed: list[int] = []
         monkeypatch.setattr(mmsg, "_sendmsg", self._instead_of_mmsg(mmsg._sendmsg))
-        monkeypatch.setattr(datagram.DatagramSocket, "_send_message", self._instead_of_trains())
+        monkeypatch.setattr(datagram_socket.BatchSocket, "_send_message", self._instead_of_trains())
 
     def _refuses(self, segment: int) -> bool:
         if segment and segment > self._longest:
@@ -149,7 +152,7 @@ class Refusing:
         self, send: Callable[[int, int, int], int]
     ) -> Callable[[int, int, int], int]:
         def sendmsg(descriptor: int, message: int, flags: int) -> int:
-            fields = mmsg._MESSAGE.unpack(ctypes.string_at(message, mmsg._MESSAGE.size))
+            fields = mmsg_arena.MESSAGE.unpack(ctypes.string_at(message, mmsg_arena.MESSAGE.size))
             control = ctypes.string_at(fields[4], fields[5]) if fields[5] else b""
             if self._refuses(_segment_of(control)):
                 ctypes.set_errno(self._code)
@@ -159,7 +162,7 @@ class Refusing:
         return sendmsg
 
     def _instead_of_trains(self) -> Callable[..., int]:
-        send = datagram.DatagramSocket._send_message
+        send = datagram_socket.BatchSocket._send_message
 
         def send_message(local: Any, parts: list, control: list, sockaddr: tuple) -> int:
             segments = [
@@ -179,13 +182,13 @@ class Refusing:
 def _segment_of(control: bytes) -> int:
     """Return the segment length in the control messages of a send, 0 if it has none."""
     at = 0
-    while at + mmsg._CMSG.size <= len(control):
-        size, of, kind = mmsg._CMSG.unpack_from(control, at)
+    while at + mmsg_arena.CMSG.size <= len(control):
+        size, of, kind = mmsg_arena.CMSG.unpack_from(control, at)
         if (of, kind) == SEGMENT:
             return int.from_bytes(
-                control[at + mmsg._CMSG_SIZE : at + mmsg._CMSG_SIZE + 2], sys.byteorder
+                control[at + mmsg_arena.CMSG_SIZE : at + mmsg_arena.CMSG_SIZE + 2], sys.byteorder
             )
-        at += max(1, -(-size // mmsg._LONG) * mmsg._LONG)
+        at += max(1, -(-size // mmsg_arena.LONG) * mmsg_arena.LONG)
     return 0
 
 
