@@ -1,4 +1,4 @@
-"""`python3 -m netproxy` is the same as the netproxyd command."""
+"""Runs netproxyd: `python3 -m netproxy` is the same as the netproxyd command."""
 
 from netproxy.cli import main
 

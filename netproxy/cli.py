@@ -1,7 +1,7 @@
-"""netproxyd and netproxyctl: from the command line to an exit status.
+"""The commands netproxyd and netproxyctl: from the command line to an exit status.
 
-What reads the options is unloaded before the daemon is loaded, so that its memory
-serves again: argparse and what it brings are a tenth of an idle daemon.
+Everything that reads options is unloaded before the daemon is loaded, so that its memory
+serves again: argparse and what it imports are a tenth of an idle daemon.
 """
 
 from __future__ import annotations
@@ -9,52 +9,67 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Sequence
 
 from netproxy import __version__
 
-FINE, USAGE = 0, 64  # sysexits(3)
-REFUSED, NOT_RUNNING = 1, 3  # of netproxyctl
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+# Exit statuses of sysexits(3).
+FINE, USAGE = 0, 64
+# Exit statuses of netproxyctl.
+REFUSED, NOT_RUNNING = 1, 3
 CONTROL_SOCKET = "/run/netproxy/control.sock"
 DEFAULT_FILE = "/etc/netproxy/netproxyd.yaml"
 DEFAULT_LISTENER = "sps://127.0.0.1:1080"
-FILTERS = ("user", "client", "listener", "target", "upstream")  # of flows, as the daemon knows them
+EXAMPLE_FLOW = "udp alice@192.168.1.5 -> example.com:443 on main"
+FILTERS = ("user", "client", "listener", "target", "upstream")
+"""What flows can be filtered by; the daemon knows them by the same names."""
+LEVELS = ("debug", "info", "warning", "error")
 SORTS = (
-    "id",
-    "listener",
-    "client",
-    "user",
-    "target",
-    "upstream",
-    "age",
-    "idle",
-    "sent",
-    "received",
-    "bytes",
+    *("id", "listener", "client", "user", "target", "upstream"),
+    *("age", "idle", "sent", "received", "bytes"),
 )
+COMMANDS = {
+    "status": "show listeners, connections and all counters",
+    "connections": "list running TCP flows",
+    "sessions": "list running UDP sessions",
+    "upstreams": "list the upstreams: state, latency, running flows and failures",
+    "tunnels": "list connected agents, and this daemon's own: ports, streams, bytes",
+    "explain": f"show which rule and which upstream a flow would meet, e.g. '{EXAMPLE_FLOW}'",
+    "auto": "list what via: auto has found out about targets, and for how long that is valid",
+    "top": "show the flows that carry most, redrawn every second; q ends it",
+    "reload": "read the configuration again; print its errors",
+    "drain": "accept nothing new, let running connections finish, then stop",
+    "kill": "end flows, by id or by filter",
+    "log": "show or set the level of the log, until the next reload",
+    "hash-password": "read a password, print its hash for the configuration",
+}
+"""The commands of netproxyctl, with their help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """netproxyd.  Returns the exit status."""
+    """Run netproxyd; return its exit status."""
     before = set(sys.modules)
-    options = _parse(arguments)
+    options = vars(daemon_parser().parse_args(arguments))
     for name in set(sys.modules) - before:
         del sys.modules[name]
     gc.collect()
-    from netproxy.daemon.main import run  # late: into the memory that is free now
+    # late: into the memory that is free now
+    from netproxy.daemon.main import Options, run
 
-    return run(options)
+    options["config"] = options["config"] or (DEFAULT_FILE if os.path.exists(DEFAULT_FILE) else "")
+    return run(Options(default_listener=DEFAULT_LISTENER, **options))
 
 
 def control_main(arguments: Sequence[str] | None = None) -> int:
-    """netproxyctl.  Returns the exit status."""
+    """Run netproxyctl; return its exit status."""
     options = control_parser().parse_args(arguments)
     if options.command == "hash-password":
         return _hash_password()
-    from netproxy.admin.control_socket import (
-        CommandError,
-        NotRunning,
-    )  # late, as those below: netproxyd needs none of them
+    # late, as all that only netproxyctl needs
+    from netproxy.admin.control_socket import CommandError, NotRunning
 
     try:
         return _control(options)
@@ -62,17 +77,79 @@ def control_main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).split("\n"):
             print(f"netproxyctl: {line}", file=sys.stderr)
         return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
-    except BrokenPipeError:  # whoever reads has seen enough
+    except BrokenPipeError:
+        # The reader of our output has ended.  Nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINE
 
 
-def control_parser() -> Any:
-    """Of netproxyctl's command line."""
+# -- the command lines
+
+
+def daemon_parser() -> ArgumentParser:
+    """Return the parser of netproxyd's command line."""
+    parser = _parser(
+        "netproxyd",
+        "One proxy port that does everything: SOCKS4, SOCKS5 with UDP, and HTTP.",
+        "Exit status: 0 success, 64 usage, 69 cannot listen, 70 internal error, "
+        "78 configuration.  See netproxyd(8).",
+    )
+    add = parser.add_argument
+    add(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help=f"configuration file (default: {DEFAULT_FILE} if it exists, "
+        f"otherwise listen on {DEFAULT_LISTENER})",
+    )
+    add(
+        "-l",
+        "--listen",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="listen on URL, e.g. sps://127.0.0.1:1080 or "
+        "sps://:1080?announce=203.0.113.5&clients=192.168.0.0/16; "
+        "may be repeated; replaces the listeners of the file",
+    )
+    add(
+        "-u",
+        "--upstream",
+        metavar="URL",
+        help="send everything through the proxy URL; a comma-separated list is a chain",
+    )
+    _add_modes(parser)
+    return parser
+
+
+def _add_modes(parser: ArgumentParser) -> None:
+    """Add the options of netproxyd that check or explain, and those of the log."""
+    add = parser.add_argument
+    add(
+        "-t",
+        "--check",
+        action="store_true",
+        help="check the configuration, print what would be done, start nothing",
+    )
+    add(
+        "--explain",
+        metavar="FLOW",
+        help="print which rule and which upstream a flow would meet, start nothing; "
+        f"e.g. '{EXAMPLE_FLOW}'",
+    )
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-v", "--verbose", action="store_true", help="log more")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
+    add("--log-format", choices=("text", "json"), help="format of the log on standard error")
+    add("-V", "--version", action="version", version=f"netproxyd {__version__}")
+
+
+def control_parser() -> ArgumentParser:
+    """Return the parser of netproxyctl's command line."""
     parser = _parser(
         "netproxyctl",
-        "Looks after netproxyd.",
-        "Exit status: 0 fine, 1 refused, 3 not running, 64 usage.",
+        "Control a running netproxyd.",
+        "Exit status: 0 success, 1 refused by the daemon, 3 not running, 64 usage.",
     )
     parser.add_argument(
         "-s",
@@ -82,89 +159,93 @@ def control_parser() -> Any:
         help=f"the daemon's control socket (default: {CONTROL_SOCKET})",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    made = {
+    parsers: dict[str, ArgumentParser] = {
         name: commands.add_parser(name, help=text, description=text)
-        for name, text in (
-            ("status", "what listens, what lives, and all counters"),
-            ("connections", "TCP flows under way"),
-            ("sessions", "UDP sessions under way"),
-            ("upstreams", "each way out: its state, latency, live flows and failures"),
-            ("tunnels", "agents that are connected, and this daemon's own: ports, streams, bytes"),
-            (
-                "explain",
-                "which rule and which way out a flow would meet, e.g. 'udp alice@192.168.1.5 -> example.com:443 on main'",
-            ),
-            ("auto", "what via: auto has found out of targets, and for how long that holds"),
-            ("top", "the flows that move most, drawn anew each second; q ends it"),
-            ("reload", "read the configuration again; says what is wrong with it"),
-            ("drain", "take nothing new, let what runs come to its end, then stop"),
-            ("kill", "end flows, by id or by filter"),
-            ("log", "show or set the level of the log, until the next reload"),
-            ("hash-password", "read a password, print its hash for the configuration"),
-        )
+        for name, text in COMMANDS.items()
     }
-    made["explain"].add_argument(
-        "flow", metavar="FLOW", help="[tcp|udp] [[user@]client] -> host:port [on listener]"
-    )
-    made["auto"].add_argument("--clear", action="store_true", help="forget it all")
+    _add_list_options(parsers)
+    _add_arguments(parsers)
+    return parser
+
+
+def _add_list_options(parsers: dict[str, ArgumentParser]) -> None:
+    """Add the options that several commands of netproxyctl share."""
     for name in ("status", "connections", "sessions", "upstreams", "tunnels", "auto"):
-        made[name].add_argument("--json", action="store_true", help="print the answer as JSON")
+        parsers[name].add_argument("--json", action="store_true", help="print the answer as JSON")
     for name in ("connections", "sessions", "kill"):
-        for option in FILTERS:
-            made[name].add_argument(f"--{option}", help=f"only those of this {option}")
+        for key in FILTERS:
+            parsers[name].add_argument(f"--{key}", help=f"only flows with this {key}")
     for name in ("connections", "sessions"):
-        made[name].add_argument(
+        parsers[name].add_argument(
             "--sort",
             choices=SORTS,
             default="id",
             metavar="COLUMN",
-            help=f"one of {', '.join(SORTS)}",
+            help=f"sort by a column: {', '.join(SORTS)}",
         )
-        made[name].add_argument(
-            "-n", "--number", type=number, metavar="NUMBER", help="no more lines than that"
+        parsers[name].add_argument(
+            "-n", "--number", type=number, metavar="NUMBER", help="print at most so many lines"
         )
-    made["kill"].add_argument(
-        "ids", metavar="ID", type=int, nargs="*", help="as connections and sessions tell it"
+
+
+def _add_arguments(parsers: dict[str, ArgumentParser]) -> None:
+    """Add the arguments that one command of netproxyctl has."""
+    parsers["explain"].add_argument(
+        "flow", metavar="FLOW", help="[tcp|udp] [[user@]client] -> host:port [on listener]"
     )
-    made["log"].add_argument(
-        "level",
-        metavar="LEVEL",
-        nargs="?",
-        choices=("debug", "info", "warning", "error"),
-        help="debug, info, warning or error",
+    parsers["auto"].add_argument("--clear", action="store_true", help="forget all of it")
+    parsers["kill"].add_argument(
+        "ids", metavar="ID", type=int, nargs="*", help="as printed by connections and sessions"
     )
-    made["top"].add_argument(
+    parsers["log"].add_argument(
+        "level", metavar="LEVEL", nargs="?", choices=LEVELS, help=", ".join(LEVELS)
+    )
+    parsers["top"].add_argument(
         "-b", "--batch", action="store_true", help="print once, after a second, and end"
     )
-    return parser
 
 
 def number(text: str) -> int:
-    """Of lines: argparse makes a usage error of ValueError."""
+    """Return a number of lines.  argparse makes a usage error of ValueError."""
     if (value := int(text)) < 0:
         raise ValueError
     return value
 
 
-def _control(options: Any) -> int:
-    from netproxy.admin.control_socket import ask
-    from netproxy.ctl.top import Top
+def _parser(program: str, description: str, epilog: str) -> ArgumentParser:
+    """Return a parser that ends with USAGE after a wrong option, with one line of text."""
+    import argparse  # late: 1.4 MiB, see above
 
-    def tell(command: str, **details: Any) -> Any:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(USAGE, f"{self.prog}: {message} (try --help)\n")
+
+    return Parser(prog=program, description=description, epilog=epilog)
+
+
+# -- netproxyctl
+
+
+def _control(options: Namespace) -> int:
+    """Run a command of netproxyctl.  Raises NotRunning or CommandError."""
+    from netproxy.admin.control_socket import ask
+
+    def tell(command: str, **details: Any) -> Any:  # Any: JSON, of a kind for each command
         return ask(options.socket, command, **details)
 
     command = options.command
+    filters = {name: value for name in FILTERS if (value := getattr(options, name, None))}
     if command == "top":
+        from netproxy.ctl.top import Top
+
         top = Top(tell)
         print(top.once()) if options.batch else top.run()
-        return FINE
-    filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name, None)}
-    if command == "kill":
+    elif command == "kill":
         print(f"{tell('kill', ids=options.ids, **filters)['killed']} killed")
     elif command == "explain":
         print("\n".join(tell("explain", flow=options.flow)))
     elif command == "auto" and options.clear:
-        print(f"{tell('verdicts', clear=True)['cleared']} forgotten")
+        print(f"{tell('verdicts', clear=True)['cleared']} cleared")
     elif command == "auto":
         _show(options, tell("verdicts"))
     elif command == "log":
@@ -173,19 +254,20 @@ def _control(options: Any) -> int:
         tell("reload")
         print("reloaded")
     elif command == "drain":
-        print(f"draining: {tell('drain')['connections']} connections may come to their end")
+        print(f"draining: {tell('drain')['connections']} connections may finish")
     else:
         _show(options, tell(command, **filters))
     return FINE
 
 
-def _show(options: Any, answer: Any) -> None:
+def _show(options: Namespace, answer: Any) -> None:  # Any: JSON, of a kind for each command
+    """Print the answer of a command, as a table or as JSON."""
     import json
     from netproxy.ctl import console
 
     command = options.command
     if command in ("connections", "sessions"):
-        answer = console.arranged(answer, options.sort)[: options.number]
+        answer = console.sort_flows(answer, options.sort)[: options.number]
     if options.json:
         print(json.dumps(answer, indent=2))
     elif command == "status":
@@ -200,73 +282,8 @@ def _show(options: Any, answer: Any) -> None:
         print(console.flows_text(answer, command == "sessions"))
 
 
-def daemon_parser() -> Any:
-    """Of netproxyd's command line."""
-    parser = _parser(
-        "netproxyd",
-        "One proxy port that does everything: SOCKS4, SOCKS5 with UDP, and HTTP.",
-        "Exit status: 0 fine, 64 usage, 69 cannot listen, 78 configuration.  See netproxyd(8).",
-    )
-    add = parser.add_argument
-    add(
-        "-c",
-        "--config",
-        metavar="FILE",
-        help=f"default {DEFAULT_FILE} where it exists, else {DEFAULT_LISTENER}",
-    )
-    add(
-        "-l",
-        "--listen",
-        metavar="URL",
-        action="append",
-        default=[],
-        help="listen there, e.g. sps://127.0.0.1:1080 or sps://:1080?announce=203.0.113.5&clients=192.168.0.0/16; "
-        "may repeat; replaces the file's listeners",
-    )
-    add(
-        "-u",
-        "--upstream",
-        metavar="URL",
-        help="everything leaves through it; a comma-separated list is a chain",
-    )
-    add(
-        "-t",
-        "--check",
-        action="store_true",
-        help="read everything, print what would be done, start nothing",
-    )
-    add(
-        "--explain",
-        metavar="FLOW",
-        help="print which rule and which way out a flow would meet, e.g. "
-        "'udp alice@192.168.1.5 -> example.com:443 on main'; start nothing",
-    )
-    loud = parser.add_mutually_exclusive_group()
-    loud.add_argument("-v", "--verbose", action="store_true", help="log more")
-    loud.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
-    add("--log-format", choices=("text", "json"), help="of the log on standard error")
-    add("-V", "--version", action="version", version=f"netproxyd {__version__}")
-    return parser
-
-
-def _parse(arguments: Sequence[str] | None) -> Any:
-    options = daemon_parser().parse_args(arguments)
-    options.config = options.config or (DEFAULT_FILE if os.path.exists(DEFAULT_FILE) else "")
-    options.default = DEFAULT_LISTENER
-    return options
-
-
-def _parser(program: str, description: str, epilog: str = "") -> Any:
-    import argparse  # late: 1.4 MiB that nothing else here needs
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> Any:
-            self.exit(USAGE, f"{self.prog}: {message} (try --help)\n")
-
-    return Parser(prog=program, description=description, epilog=epilog)
-
-
 def _hash_password() -> int:
+    """Read a password and print its hash; return the exit status."""
     from netproxy.access.users import hash_password
 
     if sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""The commands: what they print, with which status they end, and what signals do."""
+"""netproxyd and netproxyctl: what they print, their exit status, and what signals do."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TestUsage:
         "arguments",
         [["-x"], ["--lisen"], ["argument"], ["-c"], ["-v", "-q"], ["--log-format", "xml"]],
     )
-    def test_a_wrong_option_is_one_line_and_64(
+    def test_wrong_option_is_one_line_and_status_64(
         self, arguments: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit) as caught:
@@ -66,7 +66,7 @@ class TestUsage:
         assert caught.value.code == 64
         assert re.fullmatch(r"netproxyd: .+ \(try --help\)\n", capsys.readouterr().err)
 
-    def test_the_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_version_is_printed(self, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             cli.main(["-V"])
         assert (caught.value.code, capsys.readouterr().out) == (0, f"netproxyd {__version__}\n")
@@ -88,7 +88,7 @@ class TestUsage:
         ):
             assert option in text
 
-    def test_a_control_command_must_be_named(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_netproxyctl_needs_a_command(self, capsys: pytest.CaptureFixture[str]) -> None:
         for arguments in ([], ["nonsense"]):
             with pytest.raises(SystemExit) as caught:
                 cli.control_main(arguments)
@@ -96,18 +96,23 @@ class TestUsage:
 
 
 class TestCheck:
-    def check(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    @staticmethod
+    def check(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+        """Return status, standard output and standard error of netproxyd -t."""
         status = cli.main(["-t", *arguments])
         return (status, *capsys.readouterr())
 
-    def test_without_anything(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_check_without_file_and_options(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.check(capsys) == (
             0,
-            "listen 127.0.0.1:1080 tcp+udp sps 'sps-1080' out by direct\nupstream default: direct carries bind, tcp, udp\nOK\n",
+            "listen 127.0.0.1:1080 tcp+udp sps 'sps-1080' upstream direct\n"
+            "upstream default: direct carries bind, tcp, udp\nOK\n",
             "",
         )
 
-    def test_listeners_and_a_chain_from_options(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_check_of_listeners_and_a_chain_from_options(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         status, out, err = self.check(
             capsys,
             "-l",
@@ -120,37 +125,43 @@ class TestCheck:
         assert (status, err) == (0, "")
         route = "socks5://10.0.0.1:1080 -> http://10.0.0.2:3128"
         assert out == (
-            f"listen 127.0.0.1:8080 tcp+udp http 'web' out by {route}\n"
-            f"listen [::1]:1080 tcp socks5 'socks5-1080' out by {route}\n"
+            f"listen 127.0.0.1:8080 tcp+udp http 'web' upstream {route}\n"
+            f"listen [::1]:1080 tcp socks5 'socks5-1080' upstream {route}\n"
             f"upstream default: {route} carries tcp, udp by connect-udp\nOK\n"
         )
 
-    def test_a_file_and_what_replaces_it(
+    def test_options_replace_what_the_file_says(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
         path = file(
-            "listeners: [{listen: '127.0.0.1:1', upstream: a}]\nupstreams: {a: 'http://h:1'}\ndefault: block\n"
+            "listeners: [{listen: '127.0.0.1:1', upstream: a}]\n"
+            "upstreams: {a: 'http://h:1'}\ndefault: block\n"
         )
         assert (
-            "listen 127.0.0.1:1 tcp+udp sps 'sps-1' out by http://h:1\n"
+            "listen 127.0.0.1:1 tcp+udp sps 'sps-1' upstream http://h:1\n"
             in self.check(capsys, "-c", path)[1]
         )
         status, out, _ = self.check(capsys, "-c", path, "-l", "http://127.0.0.1:2", "-u", "direct")
         assert status == 0
-        assert out.startswith("listen 127.0.0.1:2 tcp+udp http 'http-2' out by direct\n")
+        assert out.startswith("listen 127.0.0.1:2 tcp+udp http 'http-2' upstream direct\n")
 
-    def test_the_options_way_out_holds_for_the_files_listeners(
+    def test_upstream_option_replaces_upstreams_of_listeners(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
         path = file("listeners: [{listen: '127.0.0.1:1', upstream: 'http://h:1'}]")
-        assert "out by block\n" in self.check(capsys, "-c", path, "-u", "block")[1]
+        assert " upstream block\n" in self.check(capsys, "-c", path, "-u", "block")[1]
 
-    def test_rules_of_a_file_do_not_count_beside_the_options_way_out(
+    def test_upstream_option_sets_rules_aside(
         self, file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """ "Everything", says the manual."""
         seen: list[Any] = []
-        monkeypatch.setattr(Daemon, "describe", lambda daemon, config: seen.append(config) or [])
+
+        def build(config: Any, *rest: Any) -> Any:
+            seen.append(config)
+            return real(config, *rest)
+
+        real = main.build
+        monkeypatch.setattr(main, "build", build)
         path = file("rules: [{port: 22, via: direct}]")
         assert (
             cli.main(["-c", path, "-t"])
@@ -159,13 +170,13 @@ class TestCheck:
         )
         assert [len(config.rules) for config in seen] == [1, 0]
 
-    def test_an_empty_file_has_the_built_in_listener(
+    def test_empty_file_has_the_built_in_listener(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
         assert "listen 127.0.0.1:1080" in self.check(capsys, "-c", file(""))[1]
         assert "listen" not in self.check(capsys, "-c", file("listeners: []"))[1]
 
-    def test_warnings_go_to_standard_error(
+    def test_check_prints_warnings_to_standard_error(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
         path = file("listeners: [{listen: '0.0.0.0:1', allow_open: true}]")
@@ -190,7 +201,7 @@ class TestCheck:
             ),
         ],
     )
-    def test_an_error_is_one_line_and_78(
+    def test_error_in_the_file_is_one_line_and_status_78(
         self,
         capsys: pytest.CaptureFixture[str],
         file: Callable[[str], str],
@@ -214,11 +225,12 @@ class TestCheck:
             ),
             (
                 ["-l", "sps://:1080"],
-                "-l[0]: listeners[0].listen: [::]:1080 would let everybody in: set auth, clients, or allow_open: true",
+                "-l[0]: listeners[0].listen: [::]:1080 would let everybody in: "
+                "set auth, clients, or allow_open: true",
             ),
             (
                 ["-u", "sock5://h:1"],
-                "-u: default[0]: 'sock5' is no scheme of an upstream (did you mean 'socks5'?)",
+                "-u: default[0]: 'sock5' is not an upstream scheme (did you mean 'socks5'?)",
             ),
             (
                 ["-u", "http://h:1,,http://h:2"],
@@ -226,7 +238,7 @@ class TestCheck:
             ),
         ],
     )
-    def test_an_error_in_an_option_names_it(
+    def test_error_in_an_option_names_the_option(
         self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
     ) -> None:
         assert self.check(capsys, *arguments) == (78, "", message + "\n")
@@ -241,15 +253,15 @@ class TestCheck:
             ["-u", "http://u:hunter2@h:1?x=y"],
         ],
     )
-    def test_an_error_shows_no_password(
+    def test_error_shows_no_password(
         self, capsys: pytest.CaptureFixture[str], arguments: list[str]
     ) -> None:
-        """HAZARDS 111."""
+        """Hazard 111."""
         status, out, err = self.check(capsys, *arguments)
         assert status == 78
         assert "hunter2" not in out + err
 
-    def test_a_broken_hash(
+    def test_check_finds_a_broken_hash(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
         status, out, err = self.check(
@@ -261,14 +273,16 @@ class TestCheck:
     @pytest.mark.parametrize(
         "name", ["announce", "chain", "dns", "group", "router", "users", "netproxyd"]
     )
-    def test_the_examples_are_fine(self, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    def test_example_configurations_are_correct(
+        self, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
         path = (
             ROOT / "conf" / (f"examples/{name}.yaml" if name != "netproxyd" else "netproxyd.yaml")
         )
         status, out, err = self.check(capsys, "-c", str(path))
         assert (status, err) == (0, "") and out.endswith("OK\n")
 
-    def test_the_tls_example_is_fine_with_certificates_that_are_there(
+    def test_tls_example_is_correct_with_existing_certificates(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
         text = (ROOT / "conf/examples/tls.yaml").read_text()
@@ -279,7 +293,7 @@ class TestCheck:
 
 
 class Served:
-    """main() on this thread, and on another what is done to it meanwhile, which ends with SIGTERM."""
+    """main() on this thread, and a test's actions on another one, with SIGTERM at their end."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ready = threading.Semaphore(0)
@@ -313,9 +327,8 @@ class Served:
 
     @property
     def address(self) -> Address:
-        return next(
-            one.address for one in self.daemons[-1]._manager.listeners if one.network == "tcp"
-        )
+        listeners = self.daemons[-1]._manager.listeners
+        return next(listener.address for listener in listeners if listener.network == "tcp")
 
     def greet(self) -> socket.socket:
         sock = socket.create_connection(self.address, SECONDS)
@@ -330,7 +343,7 @@ def signal_us(number: int) -> None:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    """What main() changes of the process is set back."""
+    """Restores what main() changes in the process."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, main.SIGNALS)
     yield Served(monkeypatch)
@@ -342,13 +355,14 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 
 class TestServing:
-    def test_serves_until_it_is_told_to_end(
+    def test_daemon_serves_until_sigterm(
         self, served: Served, capfd: pytest.CaptureFixture[str]
     ) -> None:
         assert served.run(["-l", LISTENER], lambda: served.greet().close()) == 0
         lines = capfd.readouterr().err.splitlines()
         assert re.search(
-            rf" info netproxyd {re.escape(__version__)} serves udp 127\.0\.0\.1:\d+, tcp 127\.0\.0\.1:\d+, out by direct$",
+            rf" info netproxyd {re.escape(__version__)} serves "
+            r"udp 127\.0\.0\.1:\d+, tcp 127\.0\.0\.1:\d+, upstream direct$",
             lines[0],
         )
         assert lines[-1].endswith(" info stopped")
@@ -357,7 +371,7 @@ class TestServing:
         "arguments, wanted",
         [(["-q"], "warning"), (["-v"], "info"), (["--log-format", "json"], "info")],
     )
-    def test_says_what_it_serves_however_quiet(
+    def test_serving_line_is_logged_at_every_level(
         self, served: Served, capfd: pytest.CaptureFixture[str], arguments: list[str], wanted: str
     ) -> None:
         served.run(["-l", LISTENER, *arguments], lambda: None)
@@ -368,10 +382,10 @@ class TestServing:
         else:
             assert re.search(rf"^\S+ {wanted} netproxyd .* serves ", line)
 
-    def test_an_address_in_use_is_69_and_names_it(
+    def test_address_in_use_is_named_and_status_69(
         self, served: Served, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """HAZARDS 108."""
+        """Hazard 108."""
         with listen() as taken:
             assert cli.main(["-l", f"http://{address_of(taken)}"]) == 69
             (line,) = capfd.readouterr().err.splitlines()
@@ -380,7 +394,7 @@ class TestServing:
     @pytest.mark.parametrize(
         "name", ["poller", "janitor", "control", "tcp-listener .*", "udp-listener .*"]
     )
-    def test_a_thread_that_cannot_start_is_69_and_one_line(
+    def test_thread_that_cannot_start_is_one_line_and_status_69(
         self,
         served: Served,
         capfd: pytest.CaptureFixture[str],
@@ -389,7 +403,7 @@ class TestServing:
         monkeypatch: pytest.MonkeyPatch,
         name: str,
     ) -> None:
-        """HAZARDS 94: the service manager starts it again."""
+        """Hazard 94.  The service manager starts the daemon again."""
         start = threading.Thread.start
 
         def fail(thread: threading.Thread) -> None:
@@ -398,30 +412,21 @@ class TestServing:
             start(thread)
 
         monkeypatch.setattr(threading.Thread, "start", fail)
-        assert (
-            cli.main(
-                [
-                    "-c",
-                    file(
-                        f"listeners: [{{listen: '127.0.0.1:0'}}]\ncontrol: unix:{tmp_path / 'control'}\n"
-                    ),
-                ]
-            )
-            == 69
-        )
+        control = f"control: unix:{tmp_path / 'control'}\n"
+        assert cli.main(["-c", file(f"listeners: [{{listen: '127.0.0.1:0'}}]\n{control}")]) == 69
         (line,) = capfd.readouterr().err.splitlines()
         assert re.search(r" error .*: can't start new thread$", line)
 
-    def test_a_broken_hash_is_78(
+    def test_start_with_a_broken_hash_is_status_78(
         self, served: Served, capfd: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
         assert cli.main(["-c", file("listeners: []\nusers: {alice: {password: 'scrypt$x'}}")]) == 78
         assert "not a hash" in capfd.readouterr().err
 
-    def test_a_thread_that_died_ends_it_with_70(
+    def test_dead_thread_ends_the_daemon_with_status_70(
         self, served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """HAZARDS 98: never a zombie; systemd starts it again."""
+        """Hazard 98.  systemd starts the daemon again."""
         monkeypatch.setattr(main, "LOOK_SECONDS", 0.01)
         monkeypatch.setattr(Daemon, "dead_thread", lambda _: "janitor")
         assert cli.main(["-l", LISTENER]) == 70
@@ -450,10 +455,10 @@ class TestSignals:
         err = capfd.readouterr().err
         assert re.search(r"warning connections=0 .*listeners: udp 127\.0\.0\.1:\d+, tcp", err)
 
-    def test_what_comes_with_the_end_is_heard(
+    def test_signals_that_come_with_the_end_are_obeyed(
         self, served: Served, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """While nothing is left to wait for; and HUP, which comes too late, is answered."""
+        """No connection is left to wait for; SIGHUP comes too late and is refused in the log."""
         stop_accepting = Daemon.stop_accepting
 
         def meanwhile(daemon: Daemon) -> None:
@@ -468,7 +473,7 @@ class TestSignals:
         assert "warning connections=0 " in err
         assert "error not reloaded: the daemon is draining" in err
 
-    def test_hup_reads_the_file_again_and_keeps_the_sockets(
+    def test_hup_applies_the_file_and_keeps_the_sockets(
         self, served: Served, file: Callable[[str], str], capfd: pytest.CaptureFixture[str]
     ) -> None:
         path = file("listeners: [{listen: '127.0.0.1:0', name: main}]")
@@ -477,7 +482,8 @@ class TestSignals:
             before = served.address
             with served.greet():
                 file(
-                    "listeners: [{listen: '127.0.0.1:0', name: main}]\nusers: {alice: {password: secret}}\n"
+                    "listeners: [{listen: '127.0.0.1:0', name: main}]\n"
+                    "users: {alice: {password: secret}}\n"
                 )
                 served.hang_up()
                 assert served.address == before
@@ -493,7 +499,7 @@ class TestSignals:
     def test_hup_with_a_broken_file_changes_nothing(
         self, served: Served, file: Callable[[str], str], capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """HAZARDS 105."""
+        """Hazard 105."""
         path = file("listeners: [{listen: '127.0.0.1:0'}]")
 
         def meanwhile() -> None:
@@ -503,10 +509,12 @@ class TestSignals:
 
         assert served.run(["-c", path], meanwhile) == 0
         err = capfd.readouterr().err
-        assert f"error not reloaded: {path}:1:47: listeners[0].protocol: 'sip' is none of " in err
+        assert (
+            f"error not reloaded: {path}:1:47: listeners[0].protocol: 'sip' is not one of " in err
+        )
         assert f"error not reloaded: {path}:2:1: xyz: unknown key" in err
 
-    def test_hup_takes_the_new_log(
+    def test_hup_changes_the_log_format(
         self, served: Served, file: Callable[[str], str], capfd: pytest.CaptureFixture[str]
     ) -> None:
         path = file("listeners: [{listen: '127.0.0.1:0'}]")
@@ -519,10 +527,10 @@ class TestSignals:
         assert json.loads(capfd.readouterr().err.splitlines()[-1])["msg"] == "stopped"
 
     @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-    def test_term_lets_connections_end_and_a_second_one_does_not(
+    def test_term_lets_connections_finish_and_a_second_signal_does_not(
         self, served: Served, first: int, capfd: pytest.CaptureFixture[str]
     ) -> None:
-        """HAZARDS 104."""
+        """Hazard 104."""
         socks: list[socket.socket] = []
 
         def meanwhile() -> None:
@@ -530,7 +538,8 @@ class TestSignals:
             address = served.address
             signal_us(first)
             wait_until(lambda: refuses(address))
-            socks[0].sendall(b"\x05\x01")  # and is still served
+            # The connection is still served.
+            socks[0].sendall(b"\x05\x01")
 
         assert served.run(["-l", LISTENER], meanwhile) == 0
         with socks[0]:
@@ -538,11 +547,10 @@ class TestSignals:
                 read_to_end(socks[0])
             except ConnectionResetError:
                 pass
-        assert (
-            " connections may go on for 30 s" in capfd.readouterr().err
-        )  # with those that only saw whether we refuse
+        # Connections that only tested whether the port refuses count, too.
+        assert " connections may finish within 30 s" in capfd.readouterr().err
 
-    def test_term_ends_as_soon_as_the_last_connection_has(self, served: Served) -> None:
+    def test_drain_ends_with_the_last_connection(self, served: Served) -> None:
         def meanwhile() -> None:
             sock, address = served.greet(), served.address
             signal_us(signal.SIGTERM)
@@ -552,7 +560,7 @@ class TestSignals:
 
         assert served.run(["-l", LISTENER], meanwhile) == 0
 
-    def test_draining_has_its_time(self, served: Served, file: Callable[[str], str]) -> None:
+    def test_drain_ends_after_its_timeout(self, served: Served, file: Callable[[str], str]) -> None:
         def meanwhile() -> None:
             with served.greet() as sock:
                 signal_us(signal.SIGTERM)
@@ -589,7 +597,7 @@ class TestHashPassword:
         "given, password",
         [("secret\n", "secret"), ("pa ss\u00fc", "pa ss\u00fc"), (" x \nmore\n", " x ")],
     )
-    def test_prints_what_the_configuration_takes(
+    def test_printed_hash_is_valid_in_the_configuration(
         self,
         stdin: Callable[[str], None],
         capsys: pytest.CaptureFixture[str],
@@ -602,7 +610,7 @@ class TestHashPassword:
         assert Users({"alice": made}).check(b"alice", password.encode()) == "alice"
 
     @pytest.mark.parametrize("given", ["", "\n", "x" * 256, "\u00fc" * 128])
-    def test_a_password_that_no_protocol_takes(
+    def test_password_that_no_protocol_can_carry_is_refused(
         self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str], given: str
     ) -> None:
         stdin(given)
@@ -611,7 +619,7 @@ class TestHashPassword:
 
 
 class TestAsAProcess:
-    def test_python_m_netproxy(self) -> None:
+    def test_python_m_netproxy_is_netproxyd(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "netproxy", "-V"],
             cwd=ROOT,
@@ -621,8 +629,8 @@ class TestAsAProcess:
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, f"netproxyd {__version__}\n", "")
 
-    def test_with_all_standard_descriptors_closed_the_log_goes_into_no_socket(self) -> None:
-        """HAZARDS 102."""
+    def test_log_is_written_into_no_socket_if_standard_descriptors_are_closed(self) -> None:
+        """Hazard 102."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

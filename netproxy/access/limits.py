@@ -4,48 +4,86 @@ from __future__ import annotations
 
 import threading
 
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
+
+
+class _Occupancy:
+    """The connections that are counted in, with the lock that guards the counts."""
+
+    __slots__ = ("lock", "live", "entered", "by_client")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.live = 0
+        self.entered = 0
+        self.by_client: dict[str, int] = {}
 
 
 class Admission:
-    """The door of one listener.  Used by its accept thread and by every connection that ends."""
+    """Decides who may connect to one listener, and how many at once.
 
-    def __init__(self, clients: NetworkList | None, total: int, per_client: int) -> None:
-        self.configure(clients, total, per_client)
-        self._lock = threading.Lock()  # guards all below
-        self.entered = 0  # since the start
-        self._count = 0
-        self._by_client: dict[str, int] = {}
+    The limits never change; a reload makes an Admission with new limits and the same
+    counts (with_limits).  Threads: the listener's, and each that ends a connection.
+    """
 
-    def configure(self, clients: NetworkList | None, total: int, per_client: int) -> None:
-        """At the start and on a reload; who is in stays, and counts.  `clients` None admits every address."""
+    def __init__(
+        self,
+        clients: NetworkSet | None,
+        total: int,
+        per_client: int,
+        occupancy: _Occupancy | None = None,
+    ) -> None:
+        """Admit `total` connections, `per_client` for each address; `clients` None: every address.
+
+        `occupancy`: the counts to go on with, for with_limits().
+        """
         self._clients = clients
         self._total = total
         self._per_client = per_client
+        self._occupancy = occupancy or _Occupancy()
+
+    def with_limits(self, clients: NetworkSet | None, total: int, per_client: int) -> Admission:
+        """Return an Admission with other limits that counts the same connections.
+
+        A connection that entered by one of the two may leave by the other.
+        """
+        return Admission(clients, total, per_client, self._occupancy)
 
     def enter(self, client: str) -> str:
-        """Counts a connection in, or says why not: "client not allowed", "connection limit", "client limit"."""
+        """Count a connection in and return "", or return why it is refused.
+
+        The reasons: "client not allowed", "connection limit", "client limit".
+        """
         if self._clients is not None and client not in self._clients:
             return "client not allowed"
-        with self._lock:
-            if self._count >= self._total:
+        occupancy = self._occupancy
+        with occupancy.lock:
+            if occupancy.live >= self._total:
                 return "connection limit"
-            if self._by_client.get(client, 0) >= self._per_client:
+            if occupancy.by_client.get(client, 0) >= self._per_client:
                 return "client limit"
-            self._count += 1
-            self.entered += 1
-            self._by_client[client] = self._by_client.get(client, 0) + 1
+            occupancy.live += 1
+            occupancy.entered += 1
+            occupancy.by_client[client] = occupancy.by_client.get(client, 0) + 1
         return ""
 
     @property
     def live(self) -> int:
-        return self._count
+        """The connections that have entered and not left."""
+        return self._occupancy.live
+
+    @property
+    def entered(self) -> int:
+        """The connections that have entered since the first Admission with these counts."""
+        return self._occupancy.entered
 
     def leave(self, client: str) -> None:
-        with self._lock:
-            self._count -= 1
-            left = self._by_client[client] - 1
+        """Count a connection out that enter() has counted in."""
+        occupancy = self._occupancy
+        with occupancy.lock:
+            occupancy.live -= 1
+            left = occupancy.by_client[client] - 1
             if left:
-                self._by_client[client] = left
+                occupancy.by_client[client] = left
             else:
-                del self._by_client[client]
+                del occupancy.by_client[client]

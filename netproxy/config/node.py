@@ -1,41 +1,53 @@
-"""The raw tree that a configuration is read from, whatever it was written in.
+"""The raw tree of a configuration, and a reader that takes the keys of one mapping.
 
-Scalars stay text until the schema says what they are, so that 0123, no and
-22:22 mean what they say.  Every node knows its place.  A MapReader takes the
-keys of one mapping by type, collects what is wrong, and knows what was not taken.
+Scalars stay text until the schema gives them a type: 0123, no and 22:22 are kept as written.
+Every node knows its place in the file.  A MapReader collects errors instead of raising them, and
+reports the keys that nobody has taken as unknown.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, TypeVar
+from typing import Callable, NamedTuple, TypeVar
 
-from netproxy.config.units import parse_duration
+from netproxy.config.units import parse_duration, parse_whole
 from netproxy.errors import ConfigError
 
 Value = TypeVar("Value")
-LEAST = 0.001  # seconds of a duration, where none but 0 is too short
+Default = TypeVar("Default")
+DURATION_FLOOR = 0.001
+"""Seconds: the shortest duration that a key accepts unless it has its own minimum."""
+EDITS_LIMIT = 2
+"""Edits between a word and the known word that is suggested for it."""
 
 
 class Node(NamedTuple):
-    """`value` is a str, a list of nodes, or a dict of str -> node."""
+    """A scalar as text, a list, or a mapping."""
 
-    value: Any
-    place: str  # "file:line:column", or the option it was given by
-    key_place: str = ""  # of its key, where it has one
+    value: str | list[Node] | dict[str, Node]
+    place: str
+    """ "file:line:column", or the command-line option that gave it."""
+    key_place: str = ""
+    """The place of the node's key; "" if it has none."""
 
 
 class Problems:
-    """All that is wrong with a configuration, in the order it was found."""
+    """Errors and warnings of one configuration, in the order in which they were found."""
 
     def __init__(self) -> None:
-        self.found: list[ConfigError] = []
+        self.errors: list[ConfigError] = []
+        self.warnings: list[str] = []
 
     def add(self, message: str, place: str) -> None:
-        self.found.append(ConfigError(message, place))
+        """Add an error: the configuration cannot be used."""
+        self.errors.append(ConfigError(message, place))
+
+    def warn(self, message: str) -> None:
+        """Add a warning: the configuration can be used, but probably should not."""
+        self.warnings.append(message)
 
 
 class MapReader:
-    """One mapping; `path` is its place in the tree ("listeners[0]"), for messages."""
+    """Reads one mapping.  `path` is its place in the tree, such as "listeners[0]"."""
 
     def __init__(self, node: Node, path: str, problems: Problems) -> None:
         self.place = node.place
@@ -49,118 +61,142 @@ class MapReader:
             problems.add(f"{path or 'the file'} must be a mapping of keys to values", node.place)
 
     def take(self, key: str) -> Node | None:
-        """The node of a key, or None.  What is never taken is an unknown key."""
+        """Return the node of a key, None if there is none.  The key is known from now on."""
         self._keys.append(key)
         return self._left.pop(key, None)
 
     def has(self, key: str) -> bool:
-        """Whether a key that was not taken yet is there."""
+        """Return whether the key is there and not taken yet."""
         return key in self._left
 
     def has_more(self) -> bool:
-        """Whether there is a key that was not taken yet."""
+        """Return whether there is any key that is not taken yet."""
         return bool(self._left)
 
-    def empty(self, key: str) -> bool:
-        """Whether a key that was not taken yet is a list of nothing."""
+    def is_empty_list(self, key: str) -> bool:
+        """Return whether the key is there, not taken yet, and an empty list."""
         return key in self._left and self._left[key].value == []
 
-    def read(self, key: str, parse: Callable[[str], Value], default: Value) -> Value:
-        """A scalar, by `parse`, whose ValueError is the message."""
+    def read(self, key: str, parse: Callable[[str], Value], default: Default) -> Value | Default:
+        """Take a scalar and parse it.
+
+        A ValueError of `parse` becomes an error of the configuration with the same text; the
+        result is then the default.
+        """
         node = self.take(key)
         if node is None:
             return default
         return self._scalar(node, key, parse, default)
 
     def text(self, key: str, default: str = "") -> str:
+        """Take a scalar as text."""
         return self.read(key, str, default)
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
-        def one_of(text: str) -> str:
+        """Take a scalar that must be one of the choices."""
+
+        def parse(text: str) -> str:
             if text not in choices:
-                raise ValueError(
-                    f"'{text}' is none of {', '.join(choices)}{suggestion(text, choices)}"
-                )
+                hint = suggestion(text, choices, EDITS_LIMIT)
+                raise ValueError(f"'{text}' is not one of {', '.join(choices)}{hint}")
             return text
 
-        return self.read(key, one_of, default)
+        return self.read(key, parse, default)
 
     def flag(self, key: str, default: bool) -> bool:
+        """Take "true" or "false"."""
         return self.choice(key, ("true", "false"), "true" if default else "false") == "true"
 
-    def whole(self, key: str, default: int) -> int:
-        def number(text: str) -> int:
-            if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31):
-                raise ValueError(f"'{text}' is no whole number above 0")
-            return int(text)
+    def whole(self, key: str, default: Default) -> int | Default:
+        """Take a whole number from 1 to 2**31 - 1."""
+        return self.read(key, parse_whole, default)
 
-        return self.read(key, number, default)
+    def duration(
+        self, key: str, default: Default, floor: float = DURATION_FLOOR
+    ) -> float | Default:
+        """Take a duration of at least `floor` seconds, in seconds."""
 
-    def duration(self, key: str, default: Any, least: float = LEAST) -> Any:
-        """Seconds."""
+        def parse(text: str) -> float:
+            seconds = parse_duration(text)
+            if seconds < floor:
+                shortest = f"at least {floor:g}s" if floor > DURATION_FLOOR else "longer than 0"
+                raise ValueError(f"must be {shortest}")
+            return seconds
 
-        def seconds(text: str) -> float:
-            value = parse_duration(text)
-            if value < least:
-                raise ValueError(
-                    f"must be at least {least:g}s" if least > LEAST else "must be longer than 0"
-                )
-            return value
-
-        return self.read(key, seconds, default)
+        return self.read(key, parse, default)
 
     def items(self, key: str) -> list[Node]:
-        """The members of a list; a single value is a list of one."""
+        """Take a list.  A single value counts as a list of one."""
         node = self.take(key)
         if node is None:
             return []
         return node.value if isinstance(node.value, list) else [node]
 
-    def texts(self, key: str, parse: Callable[[str], Value]) -> list[Value]:
-        found = [
-            self._scalar(node, f"{key}[{at}]", parse, None)
-            for at, node in enumerate(self.items(key))
+    def values(self, key: str, parse: Callable[[str], Value]) -> tuple[Value, ...]:
+        """Take a list of scalars and parse them; those with an error are left out."""
+        parsed = [
+            self._scalar(node, f"{key}[{index}]", parse, None)
+            for index, node in enumerate(self.items(key))
         ]
-        return [value for value in found if value is not None]
+        return tuple(value for value in parsed if value is not None)
 
     def mapping(self, key: str) -> MapReader:
-        """The mapping under a key, empty where it is not there."""
+        """Take a mapping and return its reader; an empty one if the key is not there."""
         node = self.take(key)
         return MapReader(node or Node({}, self.place), self._name(key), self.problems)
 
     def rest(self) -> dict[str, Node]:
-        """All that is left, for mappings whose keys are the user's own names."""
+        """Take all keys that are left: for mappings whose keys are names of the user's own."""
         rest, self._left = self._left, {}
         return rest
 
     def finish(self) -> None:
-        """Whatever was not taken is unknown."""
+        """Report every key that is left as unknown."""
         for key, node in self._left.items():
-            self.problems.add(
-                f"{self._name(key)}: unknown key{suggestion(key, tuple(self._keys))}",
-                node.key_place or node.place,
-            )
+            hint = suggestion(key, tuple(self._keys))
+            place = node.key_place or node.place
+            self.problems.add(f"{self._name(key)}: unknown key{hint}", place)
 
-    def wrong(self, key: str, message: str, place: str = "") -> None:
+    def add_error(self, key: str, message: str, place: str = "") -> None:
+        """Add an error about a key, or about the mapping itself if the key is ""."""
         self.problems.add(f"{self._name(key)}: {message}", place or self.place)
 
-    def _scalar(self, node: Node, key: str, parse: Callable[[str], Value], default: Value) -> Value:
+    def _scalar(
+        self, node: Node, key: str, parse: Callable[[str], Value], default: Default
+    ) -> Value | Default:
         if not isinstance(node.value, str):
-            self.wrong(key, "must be a single value", node.place)
+            self.add_error(key, "must be a single value", node.place)
             return default
         try:
             return parse(node.value)
         except ValueError as error:
-            self.wrong(key, str(error), node.place)
+            self.add_error(key, str(error), node.place)
             return default
 
     def _name(self, key: str) -> str:
         return ".".join(filter(None, (self.path, key)))
 
 
-def suggestion(word: str, known: tuple[str, ...]) -> str:
-    """ " (did you mean 'x'?)" or nothing."""
-    import difflib  # late: only needed when something is wrong
+def suggestion(word: str, known: tuple[str, ...], edits: int | None = None) -> str:
+    """Return " (did you mean 'x'?)" if a known word is spelled nearly like this one, else "".
 
-    close = difflib.get_close_matches(word, known, 1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    With `edits`, the known word must be at most so many edits away, and at most half of its
+    length: "ssh" is not a misspelled "sps".
+    """
+    import difflib  # late: only needed for an error
+
+    for near in difflib.get_close_matches(word, known):
+        if edits is None or edit_distance(word, near) <= min(edits, len(near) // 2):
+            return f" (did you mean '{near}'?)"
+    return ""
+
+
+def edit_distance(first: str, second: str) -> int:
+    """Return how many letters to insert, delete or replace to get from one word to the other."""
+    row = list(range(len(second) + 1))
+    for index, letter in enumerate(first, 1):
+        diagonal, row[0] = row[0], index
+        for column, other in enumerate(second, 1):
+            replaced = diagonal + (letter != other)
+            diagonal, row[column] = row[column], min(replaced, row[column] + 1, row[column - 1] + 1)
+    return row[-1]

@@ -1,173 +1,152 @@
-"""Rules, the smart way out's memory and where clients may be led, as they stand in the file.
+"""Reads the sections `rules`, `auto` and `destinations`.
 
-Patterns and files are read where rules are compiled (router.factory): what is wrong
-with one is found there, and says the rule's place.
+Patterns stay text and files stay unread: router.factory reads both, and reports their errors
+with the rule's place.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable
-
 from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.schema import AutoConfig, ConditionsConfig, DestinationsConfig, RuleConfig
-from netproxy.config.upstreams import Ways
+from netproxy.config.units import parse_network
+from netproxy.config.upstreams import UpstreamReader
 from netproxy.interfaces.networks import IpNetwork
 
 AUTO = "auto"
-RULES_LIMIT = (
-    1000  # each is asked for each new flow; thousands of names belong into one rule's file
-)
-VERDICTS_LIMIT = 1 << 20  # some 300 bytes each
-TEXT_LIMIT = 5  # values of a condition that are repeated where a rule is named
-_SETS = (
-    "domain",
-    "domain_file",
-    "ip",
-    "ip_file",
-    "geoip",
-    "port",
-    "network",
-    "client",
-    "user",
-    "listener",
-)
+RULES_LIMIT = 1000
+"""Rules.  Every new flow is compared with each; thousands of names belong in one rule's file."""
+VERDICTS_LIMIT = 1 << 20
+"""Verdicts of some 300 bytes each."""
+TEXT_LIMIT = 5
+"""Values of a condition that the text of a rule shows."""
+_TARGETS = ("via", "upstream")
 
 
-def read_rules(
-    nodes: list[Node], ways: Ways, listeners: frozenset[str], problems: Problems
-) -> tuple[RuleConfig, ...]:
-    """`listeners`: their names, so that a rule for one that is not there is found."""
-    if len(nodes) > RULES_LIMIT:
-        problems.add(
-            f"rules: more than {RULES_LIMIT}: put names and networks into a domain_file or an ip_file",
-            nodes[0].place,
+class RuleReader:
+    """Reads rules; knows the names of the listeners, which a condition may use."""
+
+    def __init__(
+        self, upstreams: UpstreamReader, listeners: frozenset[str], problems: Problems
+    ) -> None:
+        self._upstreams = upstreams
+        self._listeners = listeners
+        self._problems = problems
+
+    def read(self, nodes: list[Node]) -> tuple[RuleConfig, ...]:
+        """Return the rules in the order of the file; none if there are too many."""
+        if len(nodes) > RULES_LIMIT:
+            self._problems.add(
+                f"rules: more than {RULES_LIMIT} rules "
+                "(put names into a domain_file and networks into an ip_file)",
+                nodes[0].place,
+            )
+            return ()
+        return tuple(self._rule(node, f"rules[{index}]") for index, node in enumerate(nodes))
+
+    def _rule(self, node: Node, path: str) -> RuleConfig:
+        section = MapReader(node, path, self._problems)
+        conditions, but_not = self._conditions(section), self._but_not(section)
+        via_node, upstream_node = section.take("via"), section.take("upstream")
+        section.finish()
+        is_auto = via_node is not None and via_node.value == AUTO
+        if via_node is None:
+            section.add_error("via", "is missing")
+        elif is_auto and upstream_node is None:
+            message = "is missing: auto needs an upstream for when the direct connection fails"
+            section.add_error("upstream", message)
+        elif upstream_node is not None and not is_auto:
+            section.add_error("upstream", "is only for via: auto")
+        via = self._upstreams.read(via_node, f"{path}.via") if via_node and not is_auto else None
+        upstream = (
+            self._upstreams.read(upstream_node, f"{path}.upstream") if upstream_node else None
         )
-        nodes = []
-    return tuple(
-        _read_rule(node, f"rules[{at}]", ways, listeners, problems) for at, node in enumerate(nodes)
-    )
+        return RuleConfig(conditions, but_not, via, upstream, f"{path} ({_text(node)})", node.place)
 
+    def _but_not(self, section: MapReader) -> ConditionsConfig:
+        is_given, inner = section.has("not"), section.mapping("not")
+        if is_given and not inner.has_more():
+            section.add_error("not", "is empty: it needs a condition")
+        conditions = self._conditions(inner)
+        inner.finish()
+        return conditions
 
-def _read_rule(
-    node: Node, path: str, ways: Ways, listeners: frozenset[str], problems: Problems
-) -> RuleConfig:
-    section = MapReader(node, path, problems)
-    text = f"{path} ({_text(node)})"
-    conditions = _conditions(section, listeners)
-    but_not = _but_not(section, listeners)
-    via, upstream = section.take("via"), section.take("upstream")
-    section.finish()
-    auto = via is not None and via.value == AUTO
-    if via is None:
-        section.wrong("via", "is missing")
-    elif auto != (upstream is not None):
-        section.wrong(
-            "upstream",
-            "is missing: where auto goes when the direct way fails" if auto else "is for via: auto",
+    def _conditions(self, section: MapReader) -> ConditionsConfig:
+        # An empty list would match nothing, or everything: it is a mistake.
+        for key in filter(section.is_empty_list, ConditionsConfig._fields):
+            section.add_error(key, "is an empty list")
+        return ConditionsConfig(
+            domain=section.values("domain", _word),
+            domain_file=section.values("domain_file", _word),
+            ip=section.values("ip", _word),
+            ip_file=section.values("ip_file", _word),
+            geoip=section.values("geoip", _country),
+            port=section.values("port", _word),
+            network=section.values("network", parse_network),
+            client=section.values("client", IpNetwork.parse),
+            user=section.values("user", _word),
+            listener=section.values("listener", self._listener),
         )
-    way = ways.read(via, f"{path}.via") if via is not None and not auto else None
-    fallback = ways.read(upstream, f"{path}.upstream") if upstream is not None else None
-    return RuleConfig(conditions, but_not, way, fallback, text, node.place)
 
-
-def _but_not(section: MapReader, listeners: frozenset[str]) -> ConditionsConfig:
-    given, inner = section.has("not"), section.mapping("not")
-    if given and not inner.has_more():
-        section.wrong("not", "names nothing")
-    found = _conditions(inner, listeners)
-    inner.finish()
-    return found
-
-
-def _conditions(section: MapReader, listeners: frozenset[str]) -> ConditionsConfig:
-    def listener(name: str) -> str:
-        if name not in listeners:
+    def _listener(self, name: str) -> str:
+        if name not in self._listeners:
             raise ValueError(f"there is no listener '{name}'")
         return name
 
-    parsers: dict[str, Callable[[str], Any]] = {
-        "network": _network,
-        "client": IpNetwork.parse,
-        "listener": listener,
-        "geoip": _country,
-    }
-    for key in _SETS:
-        if section.empty(key):
-            section.wrong(
-                key, "names nothing"
-            )  # it would match nothing, or everything: it is a mistake
-    return ConditionsConfig(
-        **{key: tuple(section.texts(key, parsers.get(key, _word))) for key in _SETS}
-    )
-
 
 def _text(node: Node) -> str:
-    """A rule in one line, for people."""
+    """Return the conditions of a rule in one line, for people."""
     if not isinstance(node.value, dict):
-        return str(node.value)
-    return (
-        "everything"
-        if not set(node.value) - {"via", "upstream"}
-        else ", ".join(
-            f"{key}: {_value_text(value.value)}"
-            for key, value in node.value.items()
-            if key not in ("via", "upstream")
-        )
-    )
+        return _value_text(node)
+    conditions = {key: value for key, value in node.value.items() if key not in _TARGETS}
+    return _mapping_text(conditions) or "everything"
 
 
-def _value_text(value: Any) -> str:
-    if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(f"{key}: {_value_text(inner.value)}" for key, inner in value.items())
-            + "}"
-        )
-    if isinstance(value, list):
-        shown = [_value_text(one.value) for one in value[:TEXT_LIMIT]]
-        return "[" + ", ".join(shown + ["..."] * (len(value) > TEXT_LIMIT)) + "]"
-    return str(value)
+def _value_text(node: Node) -> str:
+    if isinstance(node.value, dict):
+        return f"{{{_mapping_text(node.value)}}}"
+    if isinstance(node.value, list):
+        shown = [_value_text(value) for value in node.value[:TEXT_LIMIT]]
+        return f"[{', '.join(shown + ['...'] * (len(node.value) > TEXT_LIMIT))}]"
+    return node.value
+
+
+def _mapping_text(mapping: dict[str, Node]) -> str:
+    return ", ".join(f"{key}: {_value_text(node)}" for key, node in mapping.items())
 
 
 def read_auto(section: MapReader) -> AutoConfig:
-    given = AutoConfig()
+    """Return the section `auto`."""
+    defaults = AutoConfig()
     auto = AutoConfig(
-        section.duration("deadline", given.deadline),
-        section.duration("remember", given.remember),
-        section.whole("entries", given.entries),
-        tuple(section.texts("direct", _word)),
-        tuple(section.texts("upstream", _word)),
+        section.duration("deadline", defaults.deadline),
+        section.duration("remember", defaults.remember),
+        section.whole("entries", defaults.entries),
+        section.values("direct", _word),
+        section.values("upstream", _word),
         section.place,
     )
     if auto.entries > VERDICTS_LIMIT:
-        section.wrong("entries", f"the most is {VERDICTS_LIMIT}")
+        section.add_error("entries", f"must be at most {VERDICTS_LIMIT}")
     section.finish()
     return auto
 
 
 def read_destinations(section: MapReader) -> DestinationsConfig:
-    given, deny, allow = (
-        section.has("deny"),
-        tuple(section.texts("deny", _word)),
-        tuple(section.texts("allow", _word)),
-    )
+    """Return the section `destinations`."""
+    has_deny = section.has("deny")
+    deny, allow = section.values("deny", _word), section.values("allow", _word)
     section.finish()
-    return DestinationsConfig(deny if given else None, allow, section.place)
-
-
-def _network(text: str) -> str:
-    if text not in ("tcp", "udp"):
-        raise ValueError(f"'{text}' is neither tcp nor udp")
-    return text
+    return DestinationsConfig(deny if has_deny else None, allow, section.place)
 
 
 def _country(text: str) -> str:
     if len(text) != 2 or not text.isalpha() or not text.isascii():
-        raise ValueError(f"'{text}' is no country code of two letters")
+        raise ValueError(f"'{text}' is not a country code of two letters")
     return text.upper()
 
 
 def _word(text: str) -> str:
+    """Return the text.  Raises ValueError if it is empty."""
     if not text:
         raise ValueError("is empty")
     return text

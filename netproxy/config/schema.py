@@ -1,251 +1,190 @@
-"""The configuration as the program knows it: frozen, complete, checked.
+"""The configuration as the program knows it: frozen, complete and checked.
 
-Every default stands here and nowhere else; times are seconds.  read.py makes
-these from what the user wrote.  Passwords are left out of every repr.
+Every default stands here and in routing_schema.py, and nowhere else; times are seconds.
+read.py makes these objects from the file.  Passwords and tokens are left out of every repr.
+
+The classes are NamedTuples: the dataclasses module costs 1.3 MiB, a tenth of an idle daemon.
+`place` is "file:line:column", for errors that are found after the file was read.
 """
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
+from netproxy.config.routing_schema import AutoConfig as AutoConfig
+from netproxy.config.routing_schema import ConditionsConfig as ConditionsConfig
+from netproxy.config.routing_schema import DestinationsConfig as DestinationsConfig
+from netproxy.config.routing_schema import GroupConfig as GroupConfig
+from netproxy.config.routing_schema import HealthConfig as HealthConfig
+from netproxy.config.routing_schema import HopConfig as HopConfig
+from netproxy.config.routing_schema import MemberConfig as MemberConfig
+from netproxy.config.routing_schema import RuleConfig as RuleConfig
+from netproxy.config.routing_schema import UpstreamConfig as UpstreamConfig
+from netproxy.config.routing_schema import UpstreamTlsConfig as UpstreamTlsConfig
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
 
-# NamedTuples, because the dataclasses module costs 1.3 MiB: a tenth of what an idle daemon has.
-
 
 class UdpConfig(NamedTuple):
-    relay_port: str = "shared"  # shared | any | FIRST-LAST
-    idle_timeout: float = 300.0  # RFC 4787 REQ-5 recommends five minutes and forbids less than two
-    mapping: str = "endpoint-independent"  # or symmetric
-    filtering: str = "endpoint-independent"  # or address-dependent, address-and-port-dependent
+    """UDP sessions of one listener."""
+
+    relay_port: str = "shared"
+    """ "shared" (the listener's port), "any" (a free port) or a range, "FIRST-LAST"."""
+    idle_timeout: float = 300.0
+    """Seconds.  RFC 4787 REQ-5 recommends 300 or more and requires at least 120."""
+    mapping: str = "endpoint-independent"
+    """RFC 4787 section 4.1: "endpoint-independent" or "symmetric"."""
+    filtering: str = "endpoint-independent"
+    """RFC 4787 section 5: also "address-dependent" or "address-and-port-dependent"."""
     max_sessions: int = 4096
-    max_sessions_per_client: int | None = (
-        None  # None: 64, or max_sessions where all clients are this machine
-    )
+    max_sessions_per_client: int | None = None
+    """None: 64, or max_sessions if the listener is on loopback.  The reader fills it in."""
 
 
 class TlsConfig(NamedTuple):
-    certificate: str  # a PEM file, its chain with it
-    key: str = ""  # a PEM file; none: in the certificate's
-    client_ca: str = ""  # clients must show a certificate of its; none: they need not
+    """TLS of a listener.  Paths name PEM files."""
+
+    certificate: str
+    """The server's certificate, with its chain."""
+    key: str = ""
+    """The private key; "" if it is in the certificate's file."""
+    client_ca: str = ""
+    """Clients must present a certificate of one of these authorities; "" if they need not."""
     place: str = ""
 
 
 class LimitsConfig(NamedTuple):
+    """TCP connections that a listener serves at the same time."""
+
     connections: int = 1024
-    connections_per_client: int | None = (
-        None  # None: 256, or connections where all clients are this machine
-    )
+    connections_per_client: int | None = None
+    """None: 256, or connections if the listener is on loopback.  The reader fills it in."""
 
 
 class AnnounceConfig(NamedTuple):
-    address: Address  # port 0: the port that listens
-    clients: tuple[IpNetwork, ...] = ()  # none: everybody
+    """The address that some clients are told in SOCKS5 replies."""
 
-
-class UpstreamTlsConfig(NamedTuple):
-    ca: str = ""  # a PEM file of authorities in place of the system's
-    certificate: str = ""  # a PEM file to show, its chain with it
-    key: str = ""  # a PEM file; none: in the certificate's
-    server_name: str = ""  # what its certificate is for; none: the host
-    insecure: bool = False  # whoever answers is believed
-
-
-class HopConfig(NamedTuple):
-    scheme: str  # direct | block | socks4 | socks4a | socks5 | socks5h | http | https | socks5+tls | tunnel ...
-    server: Address = Address("", 0)  # of a tunnel: its agent's name
-    user: str = ""
-    password: str = ""
-    udp: str = "auto"  # auto: as the scheme has it | uot | none
-    timeout: float | None = (
-        None  # for its handshake, and to connect to a first hop; None: timeouts.connect
-    )
-    bind: str = ""  # the address or the interface that a first hop is reached from
-    mark: int = 0  # SO_MARK of what goes to a first hop
-    keepalive: float | None = None  # seconds, 0 for none; None: the default
-    tls: UpstreamTlsConfig = UpstreamTlsConfig()
-
-    def __repr__(self) -> str:
-        return f"HopConfig({self.scheme!r}, {self.server!r}, {self.user!r})"
-
-    @property
-    def url(self) -> str:
-        """Without secrets."""
-        if self.scheme == "tunnel":
-            return f"tunnel://{self.server.host}"
-        return f"{self.scheme}://{self.server}" if self.server.host else self.scheme
-
-    @property
-    def has_tls(self) -> bool:
-        return self.scheme == "https" or self.scheme.endswith("+tls")
-
-
-class HealthConfig(NamedTuple):
-    target: Address | None = (
-        None  # reached through each member; None: the member's own server, without a handshake
-    )
-    path: str = ""  # asked for there by HTTP: its answer must be 2xx or 3xx
-    interval: float = 30.0
-    timeout: float = 5.0
-
-
-class MemberConfig(NamedTuple):
-    upstream: UpstreamConfig
-    weight: int = 1
-
-
-class GroupConfig(NamedTuple):
-    name: str
-    members: tuple[MemberConfig, ...]
-    balance: str = "round-robin"
-    health: HealthConfig | None = None  # None: members are only judged by what is dialled
-
-
-class UpstreamConfig(NamedTuple):
-    """A way out: hops and groups, the first one first."""
-
-    steps: tuple[HopConfig | GroupConfig, ...] = (HopConfig("direct"),)
-    name: str = ""  # in `upstreams`
-
-    @property
-    def text(self) -> str:
-        """In the order it is gone, without secrets."""
-        return " -> ".join(_step_text(step) for step in self.steps)
-
-    @property
-    def hops(self) -> Iterator[HopConfig]:
-        """All of them, those of groups' members too."""
-        for step in self.steps:
-            if isinstance(step, HopConfig):
-                yield step
-            else:
-                for member in step.members:
-                    yield from member.upstream.hops
-
-
-def _step_text(step: HopConfig | GroupConfig) -> str:
-    if isinstance(step, GroupConfig):
-        members = ", ".join(member.upstream.name or member.upstream.text for member in step.members)
-        return f"{step.balance} of ({members})"
-    return step.url
+    address: Address
+    """Port 0: the port that really listens."""
+    clients: tuple[IpNetwork, ...] = ()
+    """The clients that are told it; () for all."""
 
 
 class ListenerConfig(NamedTuple):
-    protocol: str  # sps | socks5 | http | tcp | udp | dns | tunnel
+    """Where clients connect, and what they may do there."""
+
+    protocol: str
+    """One of netproxy.config.listeners.PROTOCOLS."""
     addresses: tuple[Address, ...]
     name: str
     network: tuple[str, ...] = ("tcp", "udp")
     announce: tuple[AnnounceConfig, ...] = ()
-    auth: str = "none"  # required | optional | none
-    clients: tuple[IpNetwork, ...] | None = None  # None: everybody
-    target: Address | None = None  # tcp, udp: where everything goes
-    upstream: UpstreamConfig | None = None  # None: the default way out
+    auth: str = "none"
+    """ "required", "optional" or "none"."""
+    clients: tuple[IpNetwork, ...] | None = None
+    """The networks that may connect; None for all."""
+    target: Address | None = None
+    """Where all traffic goes; only for the protocols tcp and udp."""
+    upstream: UpstreamConfig | None = None
+    """None: Config.default."""
     udp: UdpConfig = UdpConfig()
     limits: LimitsConfig = LimitsConfig()
     tls: TlsConfig | None = None
-    proxy_protocol: tuple[IpNetwork, ...] = ()  # peers that must begin with a PROXY header
-
-
-class ConditionsConfig(NamedTuple):
-    """Of a rule: each that is given must hold, for any of its values.  As they were written (router.patterns)."""
-
-    domain: tuple[str, ...] = ()
-    domain_file: tuple[str, ...] = ()  # either of the two is enough
-    ip: tuple[str, ...] = ()
-    ip_file: tuple[str, ...] = ()  # either of the three is enough
-    geoip: tuple[str, ...] = ()
-    port: tuple[str, ...] = ()
-    network: tuple[str, ...] = ()  # tcp, udp
-    client: tuple[IpNetwork, ...] = ()
-    user: tuple[str, ...] = ()
-    listener: tuple[str, ...] = ()
-
-
-class RuleConfig(NamedTuple):
-    conditions: ConditionsConfig
-    but_not: ConditionsConfig  # none of these may hold
-    via: UpstreamConfig | None  # None: auto
-    upstream: UpstreamConfig | None  # of auto
-    text: str = ""  # for people
-    place: str = ""
-
-
-class AutoConfig(NamedTuple):
-    deadline: float = 2.0  # for the direct way, before the upstream is asked
-    remember: float = 21600.0  # how long a verdict holds: blocks last for days, outages for minutes
-    entries: int = 4096
-    direct: tuple[str, ...] = ()  # domains and networks that are always, or never, reached directly
-    upstream: tuple[str, ...] = ()
-    place: str = ""
-
-
-class DestinationsConfig(NamedTuple):
-    deny: (
-        tuple[str, ...] | None
-    )  # None: what is usual; names of access.destinations.RANGES, or networks
-    allow: tuple[str, ...]
-    place: str = ""
+    proxy_protocol: tuple[IpNetwork, ...] = ()
+    """Peers whose connections must begin with a PROXY protocol header."""
 
 
 class NameServerConfig(NamedTuple):
-    scheme: str  # udp | tcp | tls | https
+    """One DNS server."""
+
+    scheme: str
+    """ "udp", "tcp", "tls" (RFC 7858) or "https" (RFC 8484)."""
     server: Address
-    path: str = ""  # of https
-    upstream: UpstreamConfig | None = None  # None: directly
+    path: str = ""
+    """The path of the URL; only for https."""
+    upstream: UpstreamConfig | None = None
+    """None: the server is dialled directly."""
     tls: UpstreamTlsConfig = UpstreamTlsConfig()
     place: str = ""
 
 
 class DnsRuleConfig(NamedTuple):
+    """Names that are looked up at other servers, or blocked."""
+
     domain: tuple[str, ...]
     domain_file: tuple[str, ...]
-    servers: tuple[NameServerConfig, ...]  # none: there are no such names
+    servers: tuple[NameServerConfig, ...]
+    """() if the names are blocked."""
     place: str = ""
 
 
 class DnsConfig(NamedTuple):
-    servers: tuple[NameServerConfig, ...] = ()  # none: the system is asked
+    """How names are looked up."""
+
+    servers: tuple[NameServerConfig, ...] = ()
+    """() for the system's resolver."""
     rules: tuple[DnsRuleConfig, ...] = ()
-    cache: int = 4096  # names, and answers of a dns listener
-    prefer: str = ""  # ipv4 | ipv6 | "" for the order of the answers
+    cache: int = 4096
+    """Names that are cached, and as many answers of each dns listener; 0 for none."""
+    prefer: str = ""
+    """The addresses that are tried first: "ipv4", "ipv6", or "" for the order of the answer."""
     hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Names with their addresses, sorted; a name without addresses does not exist."""
     place: str = ""
 
 
 class TimeoutsConfig(NamedTuple):
+    """Time limits in seconds."""
+
     handshake: float = 10.0
+    """From a client's connection to its complete request."""
     connect: float = 10.0
-    tcp_idle: float = 7440.0  # RFC 5382 REQ-5: not under 2 hours 4 minutes
+    """To resolve and connect to a target or a first hop; again for the reply of each proxy."""
+    tcp_idle: float = 7440.0
+    """Without a byte in either direction.  RFC 5382 REQ-5 requires at least 2 hours 4 minutes."""
     half_close: float = 300.0
+    """Without a byte, for a connection that has ended in one direction."""
     drain: float = 30.0
+    """How long running connections may continue when the daemon stops."""
 
 
 class LogConfig(NamedTuple):
-    level: str = "info"  # debug | info | warning | error
-    format: str = "text"  # text | json
+    """What is logged, and how."""
+
+    level: str = "info"
+    """ "debug", "info", "warning" or "error"."""
+    format: str = "text"
+    """ "text" or "json"."""
     access: bool = True
+    """True if every finished flow gets a record."""
 
 
 class UserConfig(NamedTuple):
-    password: str  # a scrypt hash, or plain text
-    sessions: int | None = None  # UDP sessions at once, None: no limit of the user's own
-    place: str = ""  # where the file says so, for an error
+    """A user who may log in."""
+
+    password: str
+    """A scrypt hash, or plain text."""
+    sessions: int | None = None
+    """UDP sessions at the same time; None for no limit of the user's own."""
+    place: str = ""
 
     def __repr__(self) -> str:
         return f"UserConfig(sessions={self.sessions!r})"
 
 
 class PortConfig(NamedTuple):
-    """Ports of a bridge that an agent may have."""
+    """Ports that an agent may have opened on its bridge, first to last inclusive."""
 
     network: str
-    host: str  # that they are bound on
+    host: str
+    """The address that the ports are bound on."""
     first: int
     last: int
 
 
 class BridgeAgentConfig(NamedTuple):
+    """An agent that may connect to this bridge."""
+
     token: str
     ports: tuple[PortConfig, ...] = ()
 
@@ -254,23 +193,33 @@ class BridgeAgentConfig(NamedTuple):
 
 
 class BridgeConfig(NamedTuple):
+    """The bridge that this daemon is: its agents by name."""
+
     agents: dict[str, BridgeAgentConfig]
 
 
 class ServiceConfig(NamedTuple):
+    """A port of the bridge, and the target in the agent's network that it leads to."""
+
     network: str
-    port: int  # of the bridge
-    target: Address  # in the agent's network
-    proxy_protocol: bool = False  # whether the target is told by a PROXY header who comes
+    port: int
+    target: Address
+    proxy_protocol: bool = False
+    """True if the target is told the client in a PROXY protocol header."""
 
 
 class AgentConfig(NamedTuple):
+    """The bridge that this daemon is an agent of, and what it serves there."""
+
     bridge: Address
     name: str
     token: str
-    tls: UpstreamTlsConfig | None  # None: without TLS
-    upstream: UpstreamConfig  # by which the bridge is reached
-    exit: bool = False  # whether the bridge may have anything dialled
+    tls: UpstreamTlsConfig | None
+    """None: without TLS."""
+    upstream: UpstreamConfig
+    """How the bridge is reached."""
+    exit: bool = False
+    """True if the bridge may ask for connections to any target."""
     services: tuple[ServiceConfig, ...] = ()
 
     def __repr__(self) -> str:
@@ -278,34 +227,50 @@ class AgentConfig(NamedTuple):
 
 
 class TunnelConfig(NamedTuple):
+    """This daemon's parts in reverse tunnels."""
+
     bridge: BridgeConfig | None = None
     agent: AgentConfig | None = None
 
 
 class MetricsConfig(NamedTuple):
-    address: Address | None = None  # of the listener for figures, None for none
-    token: str = ""  # what its readers must show, "" for nothing
-    page: bool = False  # whether there is a status page
+    """The HTTP listener for metrics."""
+
+    address: Address | None = None
+    """None for no listener."""
+    token: str = ""
+    """What a request must present; "" for nothing."""
+    page: bool = False
+    """True if there is a status page."""
 
     def __repr__(self) -> str:
         return f"MetricsConfig({self.address!r}, page={self.page!r})"
 
 
 class Config(NamedTuple):
+    """A whole configuration."""
+
     listeners: tuple[ListenerConfig, ...]
     upstreams: dict[str, UpstreamConfig] = {}
     default: UpstreamConfig = UpstreamConfig()
+    """The upstream of flows that neither a rule nor their listener decides."""
     rules: tuple[RuleConfig, ...] = ()
     auto: AutoConfig = AutoConfig()
-    geoip_database: str = ""  # a file in MaxMind's format
+    geoip_database: str = ""
+    """The path of a database in MaxMind's format; "" for none."""
     dns: DnsConfig = DnsConfig()
-    destinations: DestinationsConfig | None = None  # None: what is usual for each listener
+    destinations: DestinationsConfig | None = None
+    """None: the default of each listener."""
     users: dict[str, UserConfig] = {}
-    batching: str = "auto"  # auto | mmsg | trains | single: see net.datagram
-    splice: bool = True  # whether TCP may go from socket to socket within the kernel
+    batching: str = "auto"
+    """ "auto", "mmsg", "trains" or "single": see net.datagram."""
+    splice: bool = True
+    """True if TCP bytes may pass from socket to socket within the kernel."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
     log: LogConfig = LogConfig()
     tunnel: TunnelConfig = TunnelConfig()
-    control: str = ""  # the path of the control socket, "" for none
+    control: str = ""
+    """The path of the control socket; "" for none."""
     metrics: MetricsConfig = MetricsConfig()
-    warnings: tuple[str, ...] = ()  # what is allowed but should be said
+    warnings: tuple[str, ...] = ()
+    """What is allowed but should be reported."""

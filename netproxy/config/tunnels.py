@@ -1,4 +1,4 @@
-"""The `tunnel` section: a bridge with the agents that may come, and an agent with what it serves.
+"""Reads the section `tunnel`: a bridge with its agents, and an agent with its services.
 
 Tokens are in no message and no repr.
 """
@@ -6,6 +6,7 @@ Tokens are in no message and no repr.
 from __future__ import annotations
 
 import re
+from typing import Iterable, NamedTuple
 
 from netproxy.config.node import MapReader, Node, Problems
 from netproxy.config.schema import (
@@ -18,228 +19,250 @@ from netproxy.config.schema import (
     PortConfig,
     ServiceConfig,
     TunnelConfig,
-    UpstreamTlsConfig,
     UpstreamConfig,
 )
-from netproxy.config.upstreams import Ways, read_tls, server_name
+from netproxy.config.tls import read_client_tls, read_tls
+from netproxy.config.upstreams import UpstreamReader
 from netproxy.config.url import AGENT_NAME, parse_host_port, parse_listen
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.networks import IpNetwork
 
-TOKEN_SHORT = 16  # bytes: who sees a handshake can try shorter ones at leisure, and is warned of
-PRIVILEGED = 1024  # ports below are only had one by one
-SERVICES_LIMIT = 1000  # what a REGISTER of the protocol holds
-KEEPALIVE = 15.0  # seconds: shorter than what a NAT forgets a quiet connection after
+TOKEN_FLOOR = 16
+"""Bytes.  A shorter token can be guessed from a recorded handshake."""
+PRIVILEGED_LIMIT = 1024
+"""Ports below must be named one by one, and not as part of a range."""
+SERVICES_LIMIT = 1000
+"""Services that a REGISTER message of the protocol holds."""
+KEEPALIVE = 15.0
+"""Seconds: shorter than the time after which a NAT forgets a silent connection."""
 LOOPBACK = "127.0.0.1"
-NAME = "tunnel"  # of the listener that agents dial
+NAME = "tunnel"
+"""The protocol of listeners for agents, and the name of the listener that the bridge adds."""
 _PORT = r"(?:(?:\[([^\]]*)\]|([0-9.]+)):)?(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp))?\Z"
+_AGENT_NAME_ERROR = "an agent's name has 1 to 63 letters, digits, '-' and '_'"
 
 
-class Tunnels:
-    def __init__(self, section: MapReader, problems: Problems, warnings: list[str]) -> None:
+class _Listen(NamedTuple):
+    addresses: tuple[Address, ...]
+    is_plain: bool
+    """True if the URL says that there is no TLS."""
+
+
+class _Bridge(NamedTuple):
+    server: Address
+    is_plain: bool
+
+
+class TunnelReader:
+    """Reads the section `tunnel`.
+
+    The names of the agents are read first, because upstreams may use them; the listener comes
+    after the other listeners, and the agent after the upstreams.
+    """
+
+    def __init__(self, section: MapReader, problems: Problems) -> None:
         self._problems = problems
-        self._warnings = warnings
         self._place = section.place
-        self._bridge, self._agent = _given(section, "bridge"), _given(section, "agent")
-        self.agents = self._read_agents(self._bridge.mapping("agents")) if self._bridge else {}
+        self._bridge, self._agent = _optional(section, "bridge"), _optional(section, "agent")
+        self.agents: dict[str, BridgeAgentConfig] = {}
+        """The agents that may connect to this bridge."""
+        if self._bridge:
+            self.agents = self._read_agents(self._bridge.mapping("agents"))
         section.finish()
 
-    def read(self, ways: Ways) -> TunnelConfig:
+    def read(self, upstreams: UpstreamReader) -> TunnelConfig:
+        """Return the section's configuration."""
         return TunnelConfig(
             BridgeConfig(self.agents) if self._bridge else None,
-            self._read_agent(self._agent, ways) if self._agent else None,
+            self._read_agent(self._agent, upstreams) if self._agent else None,
         )
 
     # -- a bridge
 
-    def listener(self, others: tuple[ListenerConfig, ...]) -> ListenerConfig | None:
-        """What agents dial, where `listen` says so; else they must come by one of the others."""
+    def read_listener(self, others: tuple[ListenerConfig, ...]) -> ListenerConfig | None:
+        """Return the listener that `tunnel.bridge.listen` adds; None if agents use another one."""
         section = self._bridge
         if section is None:
-            if any(one.protocol == NAME for one in others):
-                self._problems.add(
-                    "tunnel.bridge: is missing, and a listener is for its agents", self._place
-                )
+            if any(listener.protocol == NAME for listener in others):
+                message = f"tunnel.bridge: is missing, but a listener has the protocol {NAME}"
+                self._problems.add(message, self._place)
             return None
         if not self.agents:
-            section.wrong("agents", "names nobody")
-        listen = section.read("listen", _listen, None)
+            section.add_error("agents", "names no agent")
+        listen = section.read("listen", _parse_listen, None)
         tls = read_tls(section.mapping("tls"))
-        clients = tuple(section.texts("clients", IpNetwork.parse)) or None
+        clients = section.values("clients", IpNetwork.parse) or None
         section.finish()
         if listen is None:
-            if not any(one.tls and one.protocol in (NAME, "sps") for one in others):
-                section.wrong("listen", "is missing, and no listener with tls takes agents")
+            if not any(other.tls and other.protocol in (NAME, "sps") for other in others):
+                message = f"is missing, and no listener with tls has the protocol {NAME} or sps"
+                section.add_error("listen", message)
             return None
-        addresses, plain = listen
-        if plain and tls:
-            section.wrong("tls", "tcp:// has none: leave it away")
-        elif plain:
-            self._warnings.append(
-                f"{section.path}.listen: agents come without TLS: what they carry can be read on its way"
-            )
-        elif not tls:
-            section.wrong("tls", "is missing: write listen: tcp://... for a bridge without TLS")
-        if any(one.name == NAME for one in others):
-            section.wrong("listen", f"a listener has the name '{NAME}' already")
+        self._check_listener(section, listen, bool(tls), others)
         limits = LimitsConfig()
+        limits = limits._replace(connections_per_client=limits.connections)
         return ListenerConfig(
-            NAME,
-            addresses,
-            NAME,
-            ("tcp",),
-            clients=clients,
-            tls=tls,
-            limits=limits._replace(connections_per_client=limits.connections),
+            NAME, listen.addresses, NAME, ("tcp",), clients=clients, tls=tls, limits=limits
         )
+
+    def _check_listener(
+        self, section: MapReader, listen: _Listen, has_tls: bool, others: Iterable[ListenerConfig]
+    ) -> None:
+        if listen.is_plain and has_tls:
+            section.add_error("tls", "a bridge at tcp:// has no TLS: remove this key")
+        elif listen.is_plain:
+            self._problems.warn(
+                f"{section.path}.listen: agents connect without TLS: "
+                "their traffic can be read on the network"
+            )
+        elif not has_tls:
+            message = "is missing: write listen: tcp://... for a bridge without TLS"
+            section.add_error("tls", message)
+        if any(listener.name == NAME for listener in others):
+            section.add_error("listen", f"another listener already has the name '{NAME}'")
 
     def _read_agents(self, section: MapReader) -> dict[str, BridgeAgentConfig]:
         agents = {}
         for name, node in section.rest().items():
-            one = MapReader(node, f"{section.path}.{name}", self._problems)
+            agent = MapReader(node, f"{section.path}.{name}", self._problems)
             if not re.match(AGENT_NAME, name):
-                one.wrong("", "an agent's name has 1 to 63 letters, digits, '-' and '_'")
-            agents[name] = BridgeAgentConfig(
-                self._token(one), tuple(one.texts("ports", parse_port))
-            )
-            one.finish()
+                agent.add_error("", _AGENT_NAME_ERROR)
+            ports = agent.values("ports", parse_port)
+            agents[name] = BridgeAgentConfig(self._token(agent), ports)
+            agent.finish()
         return agents
 
     def _token(self, section: MapReader) -> str:
         token = section.text("token")
         if not token:
-            section.wrong("token", "is missing or empty")
-        elif len(token.encode()) < TOKEN_SHORT:
-            self._warnings.append(
-                f"{section.path}.token is shorter than {TOKEN_SHORT} bytes and can be guessed: "
+            section.add_error("token", "is missing or empty")
+        elif len(token.encode()) < TOKEN_FLOOR:
+            self._problems.warn(
+                f"{section.path}.token is shorter than {TOKEN_FLOOR} bytes and can be guessed: "
                 "make one with 'head -c 32 /dev/urandom | base64'"
             )
         return token
 
     # -- an agent
 
-    def _read_agent(self, section: MapReader, ways: Ways) -> AgentConfig:
-        named = section.has("bridge")
-        bridge = section.read("bridge", _bridge, None)
-        if not named:
-            section.wrong("bridge", "is missing: tls://host:port")
-        server, plain = bridge or (Address("", 0), False)
-        named = section.has("name")
+    def _read_agent(self, section: MapReader, upstreams: UpstreamReader) -> AgentConfig:
+        if not section.has("bridge"):
+            section.add_error("bridge", "is missing (expected tls://host:port)")
+        if not section.has("name"):
+            section.add_error("name", "is missing")
+        has_tls = section.has("tls")
+        bridge = section.read("bridge", _parse_bridge, None) or _Bridge(Address("", 0), False)
         name = section.read("name", _agent_name, "")
-        if not named:
-            section.wrong("name", "is missing")
-        given = section.has("tls")
-        tls = self._agent_tls(section.mapping("tls"))
-        if plain and given:
-            section.wrong("tls", "a bridge at tcp:// has none")
-        if plain:
-            self._warnings.append(
-                f"{section.path}.bridge: without TLS what is carried can be read, and changed, on its way"
+        tls = read_client_tls(section.mapping("tls"), may_be_insecure=False)
+        if bridge.is_plain and has_tls:
+            section.add_error("tls", "a bridge at tcp:// has no TLS: remove this key")
+        if bridge.is_plain:
+            self._problems.warn(
+                f"{section.path}.bridge: without TLS the traffic can be read, and changed, "
+                "on the network"
             )
-        node = section.take("upstream")
-        upstream = (
-            ways.read(node, f"{section.path}.upstream")
-            if node
-            else UpstreamConfig((HopConfig("direct", keepalive=KEEPALIVE),))
-        )
         agent = AgentConfig(
-            server,
+            bridge.server,
             name,
             self._token(section),
-            None if plain else tls,
-            upstream,
+            None if bridge.is_plain else tls,
+            self._agent_upstream(section, upstreams),
             section.flag("exit", False),
             self._services(section.mapping("services")),
         )
         if not agent.services and not agent.exit:
-            section.wrong("services", "none, and no exit: there is nothing to do")
+            message = "there are none, and exit is false: the agent would have nothing to do"
+            section.add_error("services", message)
         section.finish()
         return agent
 
     @staticmethod
-    def _agent_tls(section: MapReader) -> UpstreamTlsConfig:
-        tls = UpstreamTlsConfig(
-            section.text("ca"),
-            section.text("certificate"),
-            section.text("key"),
-            section.read("server_name", server_name, ""),
-        )
-        if tls.key and not tls.certificate:
-            section.wrong("certificate", "is missing")
-        section.finish()
-        return tls
+    def _agent_upstream(section: MapReader, upstreams: UpstreamReader) -> UpstreamConfig:
+        node = section.take("upstream")
+        if node is None:
+            return UpstreamConfig((HopConfig("direct", keepalive=KEEPALIVE),))
+        return upstreams.read(node, f"{section.path}.upstream")
 
     def _services(self, section: MapReader) -> tuple[ServiceConfig, ...]:
-        found = {}
+        services: dict[tuple[str, int], ServiceConfig] = {}
         for key, node in section.rest().items():
             try:
-                port = parse_port(key)
-                if port.first != port.last or port.host != LOOPBACK or ":" in key:
-                    raise ValueError(f"'{key}' is no port of the bridge: write 8022 or 8053/udp")
+                port = _parse_service_port(key)
             except ValueError as error:
-                section.wrong(key, str(error), node.key_place)
+                section.add_error(key, str(error), node.key_place)
                 continue
-            service = self._service(section, key, node, port)
-            if (
-                service is not None
-                and found.setdefault((port.network, port.first), service) is not service
-            ):
-                section.wrong(key, "is given twice", node.key_place)
-        if len(found) > SERVICES_LIMIT:
-            section.wrong("", f"more than {SERVICES_LIMIT} services")
-        return tuple(found.values())
+            service = self._service(f"{section.path}.{key}", node, port)
+            if service is None:
+                continue
+            if (port.network, port.first) in services:
+                section.add_error(key, "is given twice", node.key_place)
+            services.setdefault((port.network, port.first), service)
+        if len(services) > SERVICES_LIMIT:
+            section.add_error("", f"more than {SERVICES_LIMIT} services")
+        return tuple(services.values())
 
-    def _service(
-        self, section: MapReader, key: str, node: Node, port: PortConfig
-    ) -> ServiceConfig | None:
-        given = node if isinstance(node.value, dict) else Node({"target": node}, node.place)
-        one = MapReader(given, f"{section.path}.{key}", self._problems)
-        aimed = one.has("target")
-        target = one.read("target", parse_host_port, None)
-        header = one.flag("proxy_protocol", False)
-        if not aimed:
-            one.wrong("target", "is missing")
-        if header and port.network == "udp":
-            one.wrong("proxy_protocol", "is for TCP")
-        one.finish()
-        return ServiceConfig(port.network, port.first, target, header) if target else None
+    def _service(self, path: str, node: Node, port: PortConfig) -> ServiceConfig | None:
+        """Return a service: its target alone, or a mapping with a target."""
+        is_mapping = isinstance(node.value, dict)
+        mapping = node if is_mapping else Node({"target": node}, node.place)
+        section = MapReader(mapping, path, self._problems)
+        if not section.has("target"):
+            section.add_error("target", "is missing")
+        target = section.read("target", parse_host_port, None)
+        proxy_protocol = section.flag("proxy_protocol", False)
+        if proxy_protocol and port.network == "udp":
+            section.add_error("proxy_protocol", "is for TCP")
+        section.finish()
+        return ServiceConfig(port.network, port.first, target, proxy_protocol) if target else None
 
 
-def _given(section: MapReader, key: str) -> MapReader | None:
-    there = section.has(key)
+def _optional(section: MapReader, key: str) -> MapReader | None:
+    """Return the reader of a mapping; None if the key is not there."""
+    is_given = section.has(key)
     inner = section.mapping(key)
-    return inner if there else None
+    return inner if is_given else None
 
 
 def parse_port(text: str) -> PortConfig:
-    """8022, 8053/udp, 0.0.0.0:8443, [::1]:8000-8010/tcp: a port, or ports, that an agent may have; ValueError."""
+    """Return the ports of "8022", "8053/udp", "0.0.0.0:8443", "[::1]:8000-8010/tcp".
+
+    Without address they are on 127.0.0.1, without network TCP.  Raises ValueError.
+    """
     match = re.match(_PORT, text)
     host = match and (match[1] or match[2] or LOOPBACK)
     if not match or not host or pack_ip(host) is None:
-        raise ValueError(f"'{text}' is no port: write 8022, 8053/udp, 0.0.0.0:8443 or 8000-8010")
+        expected = "(expected 8022, 8053/udp, 0.0.0.0:8443 or 8000-8010)"
+        raise ValueError(f"'{text}' is not a port {expected}")
     first = int(match[3])
     last = int(match[4] or first)
     if not 0 < first <= last < 65536:
-        raise ValueError(f"'{text}' names no ports between 1 and 65535")
-    if first < last and first < PRIVILEGED:
-        raise ValueError(f"'{text}': ports below {PRIVILEGED} are named one by one")
+        raise ValueError(f"'{text}' is not a port or a range of ports between 1 and 65535")
+    if first < last and first < PRIVILEGED_LIMIT:
+        raise ValueError(f"'{text}': ports below {PRIVILEGED_LIMIT} must be named one by one")
     return PortConfig(match[5] or "tcp", host, first, last)
 
 
-def _listen(text: str) -> tuple[tuple[Address, ...], bool]:
-    """Addresses, and whether without TLS."""
-    plain = text.startswith("tcp://")
-    return parse_listen(text[len("tcp://") :] if plain else text), plain
+def _parse_service_port(text: str) -> PortConfig:
+    """Return the port of a service: a single port, without address.  Raises ValueError."""
+    port = parse_port(text)
+    if port.first != port.last or port.host != LOOPBACK or ":" in text:
+        raise ValueError(f"'{text}' is not a port of the bridge (expected 8022 or 8053/udp)")
+    return port
 
 
-def _bridge(text: str) -> tuple[Address, bool]:
+def _parse_listen(text: str) -> _Listen:
+    is_plain = text.startswith("tcp://")
+    return _Listen(parse_listen(text.removeprefix("tcp://")), is_plain)
+
+
+def _parse_bridge(text: str) -> _Bridge:
     scheme, separator, server = text.partition("://")
     if not separator or scheme not in ("tls", "tcp"):
-        raise ValueError(f"'{text}' is no bridge: write tls://host:port")
-    return parse_host_port(server), scheme == "tcp"
+        raise ValueError(f"'{text}' is not a bridge (expected tls://host:port)")
+    return _Bridge(parse_host_port(server), scheme == "tcp")
 
 
 def _agent_name(text: str) -> str:
     if not re.match(AGENT_NAME, text):
-        raise ValueError("1 to 63 letters, digits, '-' and '_'")
+        raise ValueError(_AGENT_NAME_ERROR)
     return text

@@ -1,316 +1,221 @@
-"""Ways out as they stand in the file: a URL, a mapping with a URL and options, a chain of these, a group, or a name.
+"""Reads upstreams of the file: names, chains and groups.  hops.py reads their hops.
 
-Names are read once, wherever they are first needed; one that leads back to itself is found.
+An upstream is written as a URL, a mapping with a URL and options, a chain of upstreams, a group
+of upstreams, or a name from `upstreams`.  Each name is read once, when it is first used.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Container
+from typing import Callable, Container, Iterator, Sequence
 
+from netproxy.config.hops import HopReader
 from netproxy.config.node import MapReader, Node, Problems, suggestion
 from netproxy.config.schema import (
     GroupConfig,
     HealthConfig,
     HopConfig,
     MemberConfig,
-    TlsConfig,
-    UpstreamTlsConfig,
     UpstreamConfig,
 )
-from netproxy.config.units import parse_duration
-from netproxy.config.url import HOST_NAME, hop_node, parse_hop, parse_host_port
-from netproxy.interfaces.addresses import pack_ip
+from netproxy.config.url import PLAIN_SCHEMES, hop_node, parse_host_port
 
 BALANCES = (
-    "round-robin",
-    "least-connections",
-    "least-latency",
-    "hash-client",
-    "hash-target",
-    "weighted",
-    "failover",
+    *("round-robin", "least-connections", "least-latency", "hash-client", "hash-target"),
+    *("weighted", "failover"),
 )
-MEMBERS_LIMIT = 1024  # hops that a group leads to: names that stand for groups of names multiply
-DEPTH_LIMIT = 64  # names that stand for names
-CHAIN_LIMIT = 16  # hops of a chain: each adds its delay and its header, and nobody means more
-TLS_LIMIT = (
-    3  # TLS within TLS: each layer must hold a whole record of the next in the buffer of one read
-)
-LEAST_INTERVAL = (
-    0.5  # seconds between two health checks: the clock that starts them ticks once a second
-)
-MARK_LIMIT = 1 << 32  # SO_MARK has 32 bits
-KEEPALIVE_LIMIT = 32767  # seconds: what the kernel takes for TCP_KEEPIDLE
-# Expressions as text: compiled where they are first needed, which in most daemons is never.
-# IFNAMSIZ, and what dev_valid_name() of the kernel lets pass; one of digits and dots alone is an address gone wrong.
-_DEVICE = r"(?![\d.]+\Z)[^\s/:]{1,15}\Z"
-_MARK = r"0[xX][0-9A-Fa-f]{1,8}\Z|[0-9]{1,10}\Z"
-_PLAIN = ("direct", "block")
-_NOWHERE = UpstreamConfig(())  # in the place of what is wrong
+MEMBERS_LIMIT = 1024
+"""Hops that a group leads to.  Groups of names of groups multiply."""
+DEPTH_LIMIT = 64
+"""Names that refer to names."""
+CHAIN_LIMIT = 16
+"""Hops of a chain.  Each adds its delay and its header; a longer chain is a mistake."""
+TLS_LIMIT = 3
+"""TLS within TLS: the buffer of one read must hold a whole record of each inner layer."""
+INTERVAL_FLOOR = 0.5
+"""Seconds between two health checks: the clock that starts them ticks once a second."""
+
+Step = HopConfig | GroupConfig
+_EMPTY = UpstreamConfig(())
+"""Stands for an upstream with an error."""
 
 
-class Ways:
+class UpstreamReader:
+    """Reads upstreams wherever the file has them, and remembers those with a name."""
+
     def __init__(
-        self,
-        named: dict[str, Node],
-        problems: Problems,
-        warnings: list[str],
-        agents: Container[str] = (),
+        self, named: dict[str, Node], problems: Problems, agents: Container[str] = ()
     ) -> None:
-        """`named`: what stands under `upstreams`; `agents`: whom tunnels may lead to."""
+        """`named`: the mapping `upstreams`; `agents`: the names that a tunnel may lead to."""
         self._named = named
-        self._agents = agents
         self._problems = problems
-        self._warnings = warnings
-        self._read: dict[str, UpstreamConfig | None] = {}  # None while one is being read
-        self._reading: list[str] = []
-        self._groups: list[GroupConfig] = []  # kept, so that their ids stay theirs
+        self._hops = HopReader(problems, agents)
+        self._read: dict[str, UpstreamConfig | None] = {}
+        """The upstreams that are read; None while one is being read."""
+        self._depth = 0
+        """Names that are being read."""
+        self._groups: list[GroupConfig] = []
+        """Keeps the groups alive, so that their ids are not used again."""
         self._sizes: dict[int, int] = {}
+        """Hops of each group, by id: hashing a group visits all its members."""
 
     def read_all(self) -> dict[str, UpstreamConfig]:
+        """Return the upstreams of the mapping `upstreams` by name."""
         return {name: self._by_name(name, node.place) for name, node in self._named.items()}
 
     def read(self, node: Node, path: str) -> UpstreamConfig:
+        """Return the upstream that a node describes; one without steps if it has an error."""
         if isinstance(node.value, list):
-            return self._chain(node, path)
+            return self._chain(node.value, node.place, path)
         if isinstance(node.value, dict):
             return UpstreamConfig(self._mapping(MapReader(node, path, self._problems)))
         if node.value in self._named:
             return self._by_name(node.value, node.place)
-        return UpstreamConfig(self._hop(node, path))
+        return UpstreamConfig(self._url(node.value, node.place, path))
 
     def _by_name(self, name: str, place: str) -> UpstreamConfig:
         if name not in self._read:
-            if len(self._reading) >= DEPTH_LIMIT:
-                self._problems.add(
-                    f"upstreams.{name}: names lead to names more than {DEPTH_LIMIT} deep", place
-                )
-                return _NOWHERE
+            path = f"upstreams.{name}"
+            if self._depth >= DEPTH_LIMIT:
+                message = f"names refer to names more than {DEPTH_LIMIT} levels deep"
+                self._problems.add(f"{path}: {message}", place)
+                return _EMPTY
             self._read[name] = None
-            self._reading.append(name)
-            self._read[name] = self.read(self._named[name], f"upstreams.{name}")._replace(name=name)
-            self._reading.pop()
-        way = self._read[name]
-        if way is None:
-            self._problems.add(f"upstreams.{name}: the way leads back to itself", place)
-            return _NOWHERE
-        return way
+            self._depth += 1
+            self._read[name] = self.read(self._named[name], path)._replace(name=name)
+            self._depth -= 1
+        upstream = self._read[name]
+        if upstream is None:
+            self._problems.add(f"upstreams.{name}: the upstream refers back to itself", place)
+            return _EMPTY
+        return upstream
 
-    def _chain(self, node: Node, path: str) -> UpstreamConfig:
-        ways = [self.read(each, f"{path}[{at}]") for at, each in enumerate(node.value)]
-        if not ways:
-            self._problems.add(f"{path}: names no way out", node.place)
-            return _NOWHERE
-        for at, way in enumerate(ways):
-            for step in way.steps:
-                if isinstance(step, HopConfig) and step.scheme in _PLAIN and len(ways) > 1:
-                    self._problems.add(
-                        f"{path}[{at}]: {step.scheme} is no hop of a chain", node.place
-                    )
-                if at and any(hop.scheme == "tunnel" for hop in UpstreamConfig((step,)).hops):
-                    self._problems.add(
-                        f"{path}[{at}]: a tunnel is the first hop: its agent comes to us",
-                        node.place,
-                    )
-                if at and any(
-                    hop.bind or hop.mark or hop.keepalive is not None
-                    for hop in UpstreamConfig((step,)).hops
-                ):
-                    self._problems.add(
-                        f"{path}[{at}]: bind, mark and keepalive are for the first hop: no other is reached from here",
-                        node.place,
-                    )
-        steps = tuple(step for way in ways for step in way.steps)
-        if sum(map(_length, steps)) > CHAIN_LIMIT:
-            self._problems.add(f"{path}: a chain of more than {CHAIN_LIMIT} hops", node.place)
-        if sum(map(_tls_depth, steps)) > TLS_LIMIT:
-            self._problems.add(
-                f"{path}: more than {TLS_LIMIT} hops with TLS, one within the other", node.place
-            )
-        return ways[0] if len(ways) == 1 else UpstreamConfig(steps[:CHAIN_LIMIT])
-
-    # -- hops
-
-    def _hop(self, node: Node, path: str) -> tuple[HopConfig, ...]:
-        """From a URL, whose query parameters are the keys of the mapping; none where it is wrong."""
+    def _url(self, text: str, place: str, path: str) -> tuple[Step, ...]:
+        """Return the step of a URL; its query parameters are keys of the mapping."""
         try:
-            if "?" not in node.value:
-                return (self._known(parse_hop(node.value)),)
-            section = MapReader(hop_node(node.value, node.place), path, self._problems)
+            if "?" not in text:
+                return (self._hops.parse(text),)
+            node = hop_node(text, place)
         except ValueError as error:
-            hint = suggestion(node.value, tuple(self._named)) if "://" not in node.value else ""
-            self._problems.add(f"{path}: {error}{hint}", node.place)
+            hint = suggestion(text, tuple(self._named)) if "://" not in text else ""
+            self._problems.add(f"{path}: {error}{hint}", place)
             return ()
-        return self._mapping(section)
+        return self._mapping(MapReader(node, path, self._problems))
 
-    def _known(self, hop: HopConfig) -> HopConfig:
-        """The hop; ValueError where it is a tunnel to nobody."""
-        if hop.scheme == "tunnel" and hop.server.host not in self._agents:
-            raise ValueError(f"tunnel.bridge.agents names no '{hop.server.host}'")
-        return hop
-
-    def _mapping(self, section: MapReader) -> tuple[HopConfig | GroupConfig, ...]:
-        found: HopConfig | GroupConfig | None = (
-            self._group(section) if section.has("members") else self._with_options(section)
-        )
+    def _mapping(self, section: MapReader) -> tuple[Step, ...]:
+        is_group = section.has("members")
+        step: Step | None = self._group(section) if is_group else self._hops.read(section)
         section.finish()
-        return (found,) if found else ()
+        return (step,) if step else ()
 
-    def _with_options(self, section: MapReader) -> HopConfig | None:
-        if not section.has("url"):
-            section.wrong("", "needs a url, or members")
-        hop = section.read("url", lambda text: self._known(parse_hop(text)), None)
-        if hop is None:
-            section.rest()  # options of nothing
-            return None
-        hop = hop._replace(
-            udp=section.choice("udp", ("auto", "uot", "none"), hop.udp),
-            timeout=section.duration("timeout", None),
-            bind=section.read("bind", _bind, ""),
-            mark=section.read("mark", _mark, 0),
-            keepalive=section.read("keepalive", _keepalive, None),
-            tls=self._tls(section, hop),
-        )
-        if hop.scheme in _PLAIN and (hop.udp != "auto" or hop.timeout is not None):
-            section.wrong("udp" if hop.udp != "auto" else "timeout", f"{hop.scheme} is no proxy")
-        if hop.scheme == "tunnel" and (
-            hop.udp != "auto" or hop.bind or hop.mark or hop.keepalive is not None
-        ):
-            section.wrong("", "a tunnel's agent comes to us: of the options only timeout is for it")
-        return hop
+    # -- chains
 
-    def _tls(self, section: MapReader, hop: HopConfig) -> UpstreamTlsConfig:
-        given = section.has("tls")
-        inner = section.mapping("tls")
-        tls = UpstreamTlsConfig(
-            inner.text("ca"),
-            inner.text("certificate"),
-            inner.text("key"),
-            inner.read("server_name", server_name, ""),
-            inner.flag("insecure", False),
-        )
-        if given and not hop.has_tls:
-            section.wrong("tls", f"{hop.scheme} has none: the scheme is https or socks5+tls")
-        if tls.key and not tls.certificate:
-            inner.wrong("certificate", "is missing")
-        if tls.insecure:
-            self._warnings.append(
-                f"{inner.path}.insecure: whoever answers for {hop.server} is believed, and reads all that goes there"
-            )
-        inner.finish()
-        return tls
+    def _chain(self, nodes: list[Node], place: str, path: str) -> UpstreamConfig:
+        upstreams = [self.read(node, f"{path}[{index}]") for index, node in enumerate(nodes)]
+        if not upstreams:
+            self._problems.add(f"{path}: names no upstream", place)
+            return _EMPTY
+        if len(upstreams) == 1:
+            return upstreams[0]
+        for index, upstream in enumerate(upstreams):
+            for step in upstream.steps:
+                for message in _chain_errors(step, is_first=not index):
+                    self._problems.add(f"{path}[{index}]: {message}", place)
+        steps = tuple(step for upstream in upstreams for step in upstream.steps)
+        if _length(steps) > CHAIN_LIMIT:
+            self._problems.add(f"{path}: a chain of more than {CHAIN_LIMIT} hops", place)
+        if _tls_depth(steps) > TLS_LIMIT:
+            message = f"more than {TLS_LIMIT} hops with TLS, one inside the other"
+            self._problems.add(f"{path}: {message}", place)
+        return UpstreamConfig(steps[:CHAIN_LIMIT])
 
     # -- groups
 
     def _group(self, section: MapReader) -> GroupConfig:
         balance = section.choice("balance", BALANCES, BALANCES[0])
         members = tuple(
-            self._member(node, f"{section.path}.members[{at}]", balance)
-            for at, node in enumerate(section.items("members"))
+            self._member(node, f"{section.path}.members[{index}]", balance)
+            for index, node in enumerate(section.items("members"))
         )
         if not members:
-            section.wrong("members", "names no way out")
-        ways = [
-            member.upstream.name or member.upstream for member in members if member.upstream.steps
-        ]
-        if len(set(ways)) < len(ways):
-            section.wrong("members", "names one way out twice: give it a weight instead")
-        health = (
-            self._health(section.mapping("health_check")) if section.has("health_check") else None
-        )
+            section.add_error("members", "names no upstream")
+        valid = [member.upstream for member in members if member.upstream.steps]
+        if len({upstream.name or upstream for upstream in valid}) < len(valid):
+            section.add_error("members", "names the same upstream twice: give it a weight instead")
+        has_health = section.has("health_check")
+        health = _read_health(section.mapping("health_check")) if has_health else None
         group = GroupConfig(section.path.rpartition("upstreams.")[2], members, balance, health)
         size = sum(self._size(step) for member in members for step in member.upstream.steps)
         if size > MEMBERS_LIMIT:
-            section.wrong(
-                "members", f"more than {MEMBERS_LIMIT} ways out, those of groups within counted"
-            )
+            message = f"more than {MEMBERS_LIMIT} upstreams, including those of inner groups"
+            section.add_error("members", message)
             group, size = group._replace(members=()), 0
         self._groups.append(group)
         self._sizes[id(group)] = size
         return group
 
-    def _size(self, step: HopConfig | GroupConfig) -> int:
-        """Hops in it and in all that it is made of: a group that is named twice counts twice."""
+    def _size(self, step: Step) -> int:
+        """Return the hops of a step; a group that is named twice counts twice."""
         return self._sizes[id(step)] if isinstance(step, GroupConfig) else 1
 
     def _member(self, node: Node, path: str, balance: str) -> MemberConfig:
-        if isinstance(node.value, dict) and "via" in node.value:
-            section = MapReader(node, path, self._problems)
-            way = self.read(section.take("via") or node, f"{path}.via")
-            weighted = section.has("weight")
-            weight = section.whole("weight", 1)
-            if weighted and balance != "weighted":
-                section.wrong("weight", "counts where balance is weighted")
-            section.finish()
-            return MemberConfig(way, weight)
-        return MemberConfig(self.read(node, path))
-
-    def _health(self, section: MapReader) -> HealthConfig:
-        given = HealthConfig()
-        health = HealthConfig(
-            section.read("target", parse_host_port, None),
-            section.read("path", _path, ""),
-            section.duration("interval", given.interval, LEAST_INTERVAL),
-            section.duration("timeout", given.timeout),
-        )
-        if health.path and not health.target:
-            section.wrong("target", "is missing: the path is asked for there")
+        if not isinstance(node.value, dict) or "via" not in node.value:
+            return MemberConfig(self.read(node, path))
+        section = MapReader(node, path, self._problems)
+        upstream = self.read(section.take("via") or node, f"{path}.via")
+        has_weight = section.has("weight")
+        weight = section.whole("weight", 1)
+        if has_weight and balance != "weighted":
+            section.add_error("weight", "needs balance: weighted")
         section.finish()
-        return health
+        return MemberConfig(upstream, weight)
 
 
-def read_tls(section: MapReader) -> TlsConfig | None:
-    tls = TlsConfig(
-        section.text("certificate"), section.text("key"), section.text("client_ca"), section.place
+def _read_health(section: MapReader) -> HealthConfig:
+    defaults = HealthConfig()
+    health = HealthConfig(
+        section.read("target", parse_host_port, None),
+        section.read("path", _path, ""),
+        section.duration("interval", defaults.interval, INTERVAL_FLOOR),
+        section.duration("timeout", defaults.timeout),
     )
-    if (tls.key or tls.client_ca) and not tls.certificate:
-        section.wrong("certificate", "is missing")
+    if health.path and not health.target:
+        section.add_error("target", "is missing: the path is requested from it")
     section.finish()
-    return tls if tls.certificate else None
-
-
-def _length(step: HopConfig | GroupConfig) -> int:
-    """Hops that it adds, at the most."""
-    if isinstance(step, HopConfig):
-        return 1
-    return max((sum(map(_length, member.upstream.steps)) for member in step.members), default=0)
-
-
-def _tls_depth(step: HopConfig | GroupConfig) -> int:
-    """How many layers of TLS it adds, at the most."""
-    if isinstance(step, HopConfig):
-        return int(step.has_tls)
-    return max((sum(map(_tls_depth, member.upstream.steps)) for member in step.members), default=0)
-
-
-def server_name(text: str) -> str:
-    if pack_ip(text) is None and not re.match(HOST_NAME, text):
-        raise ValueError(f"'{text}' is no name of a server")
-    return text
-
-
-def _bind(text: str) -> str:
-    if pack_ip(text) is not None or re.match(_DEVICE, text):
-        return text
-    raise ValueError(f"'{text}' is neither an address nor an interface")
-
-
-def _keepalive(text: str) -> float:
-    seconds = parse_duration(text)
-    if seconds > KEEPALIVE_LIMIT:
-        raise ValueError(f"the longest is {KEEPALIVE_LIMIT}s")
-    return seconds
-
-
-def _mark(text: str) -> int:
-    mark = int(text, 16 if text[1:2] in ("x", "X") else 10) if re.match(_MARK, text) else 0
-    if not 0 < mark < MARK_LIMIT:
-        raise ValueError(f"'{text}' is no mark: a number above 0, decimal or 0x...")
-    return mark
+    return health
 
 
 def _path(text: str) -> str:
     if not re.match(r"/[\x21-\x7e]*\Z", text):
-        raise ValueError("a path begins with / and has no space in it")
+        raise ValueError("must begin with / and hold no spaces")
     return text
+
+
+def _chain_errors(step: Step, is_first: bool) -> Iterator[str]:
+    """Yield what keeps a step out of its place in a chain of several hops."""
+    if isinstance(step, HopConfig) and step.scheme in PLAIN_SCHEMES:
+        yield f"{step.scheme} cannot be a hop of a chain"
+    if is_first:
+        return
+    hops = list(UpstreamConfig((step,)).hops)
+    if any(hop.scheme == "tunnel" for hop in hops):
+        yield "a tunnel must be the first hop: its agent connects to this daemon"
+    if any(hop.bind or hop.mark or hop.keepalive is not None for hop in hops):
+        yield "bind, mark and keepalive are for the first hop: this machine dials no other"
+
+
+def _length(steps: Sequence[Step]) -> int:
+    """Return the hops that a connection passes at most."""
+    return sum(1 if isinstance(step, HopConfig) else _longest(step, _length) for step in steps)
+
+
+def _tls_depth(steps: Sequence[Step]) -> int:
+    """Return the layers of TLS that a connection has at most."""
+    return sum(
+        step.has_tls if isinstance(step, HopConfig) else _longest(step, _tls_depth)
+        for step in steps
+    )
+
+
+def _longest(group: GroupConfig, measure: Callable[[Sequence[Step]], int]) -> int:
+    return max((measure(member.upstream.steps) for member in group.members), default=0)

@@ -1,8 +1,9 @@
-"""What netproxyd does once its options are known: reads the configuration, checks it or serves it, and obeys signals.
+"""Runs netproxyd with its options: checks a configuration, or serves it and obeys signals.
 
-Signals are waited for on the main thread (sigwait), so that no handler ever
-interrupts anything: TERM and INT drain and stop, a second one stops at once,
-HUP reloads, USR1 writes the status to the log.
+The main thread waits for signals with sigwait, so that no signal handler interrupts
+anything.  SIGHUP reloads the file; running connections continue, and a file with errors
+changes nothing.  SIGTERM and SIGINT stop accepting and let running connections finish, for
+at most `timeouts.drain`; a second one stops at once.  SIGUSR1 writes the status to the log.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from typing import Any, Sequence
+from typing import NamedTuple, Sequence
 
 from netproxy import __version__
 from netproxy.config.load import load_file
@@ -20,24 +21,47 @@ from netproxy.config.node import Node, Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
 from netproxy.config.url import listener_node
+from netproxy.daemon.build import build, build_for_questions
 from netproxy.daemon.daemon import Daemon
-from netproxy.daemon.runtime import raise_descriptor_limit
+from netproxy.daemon.runtime import Runtime, raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError, NetProxyError
 from netproxy.listener.pool import set_stack_size
 from netproxy.observe import notify
 from netproxy.observe.log import Log
 
-FINE, USAGE, CANNOT_LISTEN, INTERNAL, CONFIGURATION = 0, 64, 69, 70, 78  # sysexits(3)
-ENDS = {signal.SIGTERM, signal.SIGINT}
-SIGNALS = ENDS | {signal.SIGHUP, signal.SIGUSR1}
-LOOK_SECONDS = 2.0  # between two looks at whether all threads live
-DRAIN_STEP = 0.1  # seconds between two looks at whether all connections have ended
+# Exit statuses of sysexits(3).
+FINE, USAGE, CANNOT_LISTEN, INTERNAL, CONFIGURATION = 0, 64, 69, 70, 78
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+SIGNALS = STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1}
+LOOK_SECONDS = 2.0
+"""Between two looks whether all threads are alive."""
+DRAIN_STEP = 0.1
+"""Seconds between two looks whether all connections have ended."""
+END_SECONDS = 15.0
+"""How long the service manager is asked to wait for what comes after the drain."""
 NO_RELOAD = "the daemon is draining"
-END_SECONDS = 15.0  # that what comes after the drain may take
 
 
-def run(options: Any) -> int:
-    """Serves, or only checks, what the options of netproxyd say; the exit status."""
+class Options(NamedTuple):
+    """The command line of netproxyd."""
+
+    config: str
+    """The configuration file, "" for none."""
+    listen: Sequence[str]
+    """URLs of listeners that replace those of the file."""
+    default_listener: str
+    """The URL of the listener if neither option nor file names one."""
+    upstream: str | None
+    """URLs of a chain that replaces the file's default, upstreams of listeners and rules."""
+    check: bool
+    explain: str | None
+    verbose: bool
+    quiet: bool
+    log_format: str | None
+
+
+def run(options: Options) -> int:
+    """Check, explain or serve the configuration; return the exit status."""
     try:
         config = _configure(options)
     except ConfigError as error:
@@ -53,8 +77,8 @@ def run(options: Any) -> int:
 # -- configuration
 
 
-def _configure(options: Any) -> Config:
-    """The file's configuration, with what the options say instead; ConfigError."""
+def _configure(options: Options) -> Config:
+    """Read the file and apply the options to it.  Raises ConfigError."""
     path = options.config
     root = load_file(path) if path else Node({}, "built-in configuration")
     if not isinstance(root.value, dict):
@@ -62,26 +86,25 @@ def _configure(options: Any) -> Config:
     tree = dict(root.value)
     problems = Problems()
     if options.listen or "listeners" not in tree or tree["listeners"].value == "":
-        tree["listeners"] = Node(_listeners(options.listen or [options.default], problems), "-l")
+        urls = options.listen or [options.default_listener]
+        tree["listeners"] = Node(_listeners(urls, problems), "-l")
     if options.upstream is not None:
-        tree["default"] = Node(
-            [Node(hop.strip(), "-u") for hop in options.upstream.split(",")], "-u"
-        )
+        hops = [Node(hop.strip(), "-u") for hop in options.upstream.split(",")]
+        tree["default"] = Node(hops, "-u")
     config = check(read_config(Node(tree, root.place), problems), problems)
     if options.upstream is not None:
-        config = config._replace(
-            listeners=tuple(one._replace(upstream=None) for one in config.listeners), rules=()
-        )
+        listeners = tuple(listener._replace(upstream=None) for listener in config.listeners)
+        config = config._replace(listeners=listeners, rules=())
     level = "debug" if options.verbose else "warning" if options.quiet else config.log.level
-    return config._replace(
-        log=config.log._replace(level=level, format=options.log_format or config.log.format)
-    )
+    log_format = options.log_format or config.log.format
+    return config._replace(log=config.log._replace(level=level, format=log_format))
 
 
 def _listeners(urls: Sequence[str], problems: Problems) -> list[Node]:
     nodes = []
-    for at, url in enumerate(urls):
-        place = f"-l[{at}]"  # not the URL itself: it may hold a secret
+    for number, url in enumerate(urls):
+        # The place is not the URL itself, which may hold a secret.
+        place = f"-l[{number}]"
         try:
             nodes.append(listener_node(url, place))
         except ValueError as error:
@@ -90,40 +113,43 @@ def _listeners(urls: Sequence[str], problems: Problems) -> list[Node]:
 
 
 def _check(config: Config, quiet: bool) -> int:
-    """-t: what would listen, and what each way out can carry."""
+    """Print what would listen and what each upstream can carry, for -t."""
     try:
-        report = Daemon(Log("error")).describe(config)
+        lines = build(config, Runtime(Log("error")), None).describe()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return CONFIGURATION
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if not quiet:
-        print("\n".join([*report, "OK"]))
+        print("\n".join([*lines, "OK"]))
     return FINE
 
 
 def _explain(config: Config, flow: str) -> int:
-    """--explain: what would become of a flow."""
-    daemon = Daemon(Log("error"))
+    """Print what would happen to a flow, for --explain."""
+    runtime = Runtime(Log("error"))
     try:
-        print("\n".join(daemon.explain(flow, config)))
+        plan = build_for_questions(config, runtime)
+        try:
+            print("\n".join(plan.explain(flow)))
+        finally:
+            plan.close()
     except NetProxyError as error:
         print(error, file=sys.stderr)
         return CONFIGURATION if isinstance(error, ConfigError) else USAGE
     finally:
-        daemon.stop()
+        runtime.stop()
     return FINE
 
 
 # -- serving
 
 
-def _serve(config: Config, options: Any) -> int:
+def _serve(config: Config, options: Options) -> int:
     _open_standard_descriptors()
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, SIGNALS
-    )  # inherited by every thread: only sigwait gets them
+    # Every thread inherits the mask, so that only sigwait gets the signals.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     set_stack_size()
     raise_descriptor_limit()
     log = Log(config.log.level, config.log.format, config.log.access)
@@ -136,28 +162,32 @@ def _serve(config: Config, options: Any) -> int:
         return CANNOT_LISTEN if isinstance(error, ListenError) else CONFIGURATION
     for warning in config.warnings:
         log.warning("%s", warning)
-    serving = (
-        f"netproxyd {__version__} serves {daemon.summary() or 'nothing'}, out by {daemon.way_out}"
-    )
+    serving = f"netproxyd {__version__} serves {_serving(daemon)}"
     log.warning("%s", serving) if config.log.level == "warning" else log.info("%s", serving)
     notify.ready(serving)
     return _wait(daemon, config, options, log)
 
 
+def _serving(daemon: Daemon) -> str:
+    return f"{daemon.summary()}, upstream {daemon.default_upstream}"
+
+
 def _open_standard_descriptors() -> None:
-    """Where one of 0 to 2 came closed, the next socket would get its number, and the log would be written into it."""
+    """Open those of descriptors 0 to 2 that are closed.
+
+    Otherwise the next socket would get the number 2, and the log would be written into it.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
 
 
-def _wait(daemon: Daemon, config: Config, options: Any, log: Log) -> int:
-    """Until a signal ends it, or a thread that must live has died."""
+def _wait(daemon: Daemon, config: Config, options: Options, log: Log) -> int:
+    """Obey signals until one ends the daemon, or a thread that must live has died."""
     watchdog = notify.Watchdog()
     if watchdog.seconds:
-        faulthandler.enable(
-            2
-        )  # where it misses one it gets ABRT: the log then says what each thread was doing
+        # systemd sends SIGABRT if a ping is late: the log then tells what each thread was doing.
+        faulthandler.enable(2)
     while True:
         received = signal.sigtimedwait(SIGNALS, min(LOOK_SECONDS, watchdog.seconds or LOOK_SECONDS))
         if dead := daemon.dead_thread():
@@ -170,13 +200,14 @@ def _wait(daemon: Daemon, config: Config, options: Any, log: Log) -> int:
         if received.si_signo == signal.SIGHUP:
             config = _reload(daemon, config, options, log)
         elif received.si_signo == signal.SIGUSR1:
-            _say_status(daemon, log)
+            _log_status(daemon, log)
         else:
             _drain(daemon, config.timeouts.drain, log)
             return FINE
 
 
-def _reload(daemon: Daemon, config: Config, options: Any, log: Log) -> Config:
+def _reload(daemon: Daemon, config: Config, options: Options, log: Log) -> Config:
+    """Read the file again and apply it; return the configuration that is in force then."""
     notify.reloading()
     ended = daemon.begin_reload()
     errors: list[str] = []
@@ -192,42 +223,45 @@ def _reload(daemon: Daemon, config: Config, options: Any, log: Log) -> Config:
         log.configure(fresh.log.level, fresh.log.format, fresh.log.access)
         for warning in fresh.warnings:
             log.warning("%s", warning)
-        log.info("reloaded; serves %s, out by %s", daemon.summary(), daemon.way_out)
+        log.info("reloaded; serves %s", _serving(daemon))
         outcome = ""
     ended(errors)
     notify.ready(f"{outcome}serves {daemon.summary()}")
     return fresh
 
 
-def _say_status(daemon: Daemon, log: Log) -> None:
+def _log_status(daemon: Daemon, log: Log) -> None:
     for line in daemon.status():
         log.warning("%s", line)
 
 
 def _drain(daemon: Daemon, seconds: float, log: Log) -> None:
-    """Lets what lives come to its end, for `seconds` or until a second signal that ends; the others are obeyed as far as they can be."""
+    """Let running connections finish, for `seconds` or until a second stop signal; then stop."""
     notify.stopping(seconds + END_SECONDS)
     daemon.stop_accepting()
     deadline = time.monotonic() + seconds
     if daemon.live:
-        log.info("stopping: %d connections may go on for %g s", daemon.live, seconds)
-        notify.status(f"stopping: connections may go on for {seconds:g} s")
+        log.info("stopping: %d connections may finish within %g s", daemon.live, seconds)
+        notify.status(f"stopping: connections may finish within {seconds:g} s")
     while daemon.live and time.monotonic() < deadline:
         received = signal.sigtimedwait(SIGNALS, DRAIN_STEP)
-        if received is not None and received.si_signo in ENDS:
+        if received is not None and received.si_signo in STOP_SIGNALS:
             break
-        _obey_draining(received, daemon, log)
-    for _ in SIGNALS:  # what came with the end; no more, so that nobody can put it off
-        _obey_draining(signal.sigtimedwait(SIGNALS, 0), daemon, log)
+        _obey_while_draining(received, daemon, log)
+    # Signals that came at the same time as the end.  At most one of each: nobody can put the
+    # end off with more of them.
+    for _ in SIGNALS:
+        _obey_while_draining(signal.sigtimedwait(SIGNALS, 0), daemon, log)
     daemon.stop()
     log.info("stopped")
 
 
-def _obey_draining(received: signal.struct_siginfo | None, daemon: Daemon, log: Log) -> None:
+def _obey_while_draining(received: signal.struct_siginfo | None, daemon: Daemon, log: Log) -> None:
     if received is None:
         return
     if received.si_signo == signal.SIGUSR1:
-        _say_status(daemon, log)
+        _log_status(daemon, log)
     elif received.si_signo == signal.SIGHUP:
         log.error("not reloaded: %s", NO_RELOAD)
-        daemon.begin_reload()([NO_RELOAD])  # somebody may have asked just before
+        # A client of the control socket may have asked for the reload just before the drain.
+        daemon.begin_reload()([NO_RELOAD])

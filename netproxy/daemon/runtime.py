@@ -1,6 +1,7 @@
-"""What outlives every configuration: pools of threads, the parker, the janitor, the resolver, the counters.
+"""What outlives every configuration: thread pools, poller, janitor, resolver and counters.
 
-Built once by the daemon, started and stopped by it on the main thread.
+The daemon makes one Runtime, starts it and stops it, on the main thread.  Listeners,
+handlers and dialers of all configurations use it.
 """
 
 from __future__ import annotations
@@ -9,80 +10,125 @@ import gc
 import os
 import resource
 import socket
-from typing import Any, Callable, Iterable, Mapping
+from typing import Callable, Iterable, Mapping, Sequence
 
-from netproxy.access.destinations import Destinations, OwnSockets, Policy
+from netproxy.access.destinations import DestinationPolicy, Destinations, OwnSockets
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
+from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.health import HealthChecks
-from netproxy.dialer.hop import Services
+from netproxy.dialer.hop import PacketDependencies
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
-from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.connections import READABLE, Stream, Wait
+from netproxy.interfaces.services import Counter
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
 from netproxy.listener.serving import Serving
 from netproxy.listener.tcp import TcpListener
-from netproxy.net.address import is_local
-from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.net.syscalls import trim
+from netproxy.listener.udp import UdpListener
 from netproxy.net.activation import ActivationSockets
-from netproxy.net.stream import Stream
+from netproxy.net.address import is_local
+from netproxy.net.datagram import ArenaPool
+from netproxy.net.syscalls import trim
+from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.observe.flows import Flows
 from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
-from netproxy.relay.entry import Workers
-from netproxy.resolver.resolver import Resolver
+from netproxy.relay.nat import NatDependencies
+from netproxy.resolver.resolver import LookupPlan, Resolver
 from netproxy.router.auto import Verdicts
 
-RESERVED_DESCRIPTORS = 64  # of RLIMIT_NOFILE: listeners, log, lookups
-DESCRIPTORS_A_CONNECTION = 3  # client, upstream, and one while a name or a second address is tried
-# The queue takes as many new clients at once as there may be sessions; threads enough that one silent proxy holds up few.
+RESERVED_DESCRIPTORS = 64
+"""Descriptors of RLIMIT_NOFILE that are kept for listeners, the log and name lookups."""
+DESCRIPTORS_PER_CONNECTION = 3
+"""Client, upstream, and one more while a name or a second address is tried."""
+
+# Each pool: its most threads, and how many tasks may wait.
+# The dial queue takes as many new clients at once as there may be sessions; the threads are
+# enough that a proxy that does not answer holds up only a few.
 DIAL_THREADS, DIAL_QUEUE = 64, 4096
-QUERY_THREADS, QUERY_QUEUE = (
-    64,
-    1024,
-)  # of dns listeners, to their servers: apart, so that strangers' names hold up no lookup
-CHECK_THREADS, CHECK_QUEUE = (
-    8,
-    256,
-)  # health checks: apart, so that what a dead proxy holds up is not the news of it
-NAME_THREADS, NAME_QUEUE = (
-    64,
-    256,
-)  # UDP targets whose names are looked up: apart, so that no dial waits behind them
-LOOKUP_THREADS, LOOKUP_QUEUE = 64, 256  # on demand: as many slow names at once delay no other
-THREADS_LIMIT = (
-    1024  # for connections: what only waits has none, so that these are at work or shaking hands
-)
-EAGER_THREADS = 4  # for connections; beyond, more threads only help those that wait for their peers
-BURST = 16  # threads, flows and the like that have gone before it is worth a look for what they have left
-COLLECT_SECONDS = 15.0  # between two such looks: with 10,000 connections one takes 50 ms
-STOP_SECONDS = 2.0  # for threads to end once their sockets have been shut down
+# Queries of dns listeners to their servers.  A pool of its own: the names that strangers ask
+# for must not hold up our own lookups.
+QUERY_THREADS, QUERY_QUEUE = 64, 1024
+# Health checks.  A pool of its own: a dead proxy must not hold up the check that finds it dead.
+CHECK_THREADS, CHECK_QUEUE = 8, 256
+# Names of UDP targets.  A pool of its own: no dial waits behind them.
+NAME_THREADS, NAME_QUEUE = 64, 256
+# Lookups of the resolver.  Threads start on demand: many slow names at once delay no other.
+LOOKUP_THREADS, LOOKUP_QUEUE = 64, 256
+
+CONNECTION_THREADS_LIMIT = 1024
+"""Threads for connections.  Idle connections have none: these are relaying or shaking hands."""
+EAGER_THREADS = 4
+"""Connection threads that start at once; more only help if the running ones wait for peers."""
+
+BURST = 16
+"""Threads, flows and the like that must have gone before memory is given back."""
+COLLECT_SECONDS = 15.0
+"""The least time between two collections: with 10,000 connections one takes 50 ms."""
+STOP_SECONDS = 2.0
+"""How long threads may take to end once their sockets have been shut down."""
 
 
 class MemoryTrimmer:
-    """Gives back what a burst has left, once half of it has gone; the janitor looks every second."""
+    """Gives memory back to the system once half of a burst has gone.
 
-    def __init__(self, held: Callable[[], int]) -> None:
-        """`held`: how many things there are that take memory: threads, flows, descriptors that are watched."""
-        self._held = held
-        self._most = (
-            2 * BURST
-        )  # since it last gave back; at the start there is what reading the configuration left
+    Expirable: the janitor calls it every second.
+    """
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        """`count()` returns how many things take memory: threads, flows, watched descriptors."""
+        self._count = count
+        # The most since memory was given back.  At the start, reading the configuration counts
+        # as a burst.
+        self._most = 2 * BURST
         self._rest_until = 0.0
 
-    def expire(self, now: float) -> list[Any]:
-        held = self._held()
-        self._most = max(self._most, held)
-        if self._most - held >= max(BURST, held) and now >= self._rest_until:
-            self._most, self._rest_until = held, now + COLLECT_SECONDS
-            gc.collect()  # what is left of connections keeps pages that others have gone from
+    def expire(self, now: float) -> Sequence[Callable[[], None]]:
+        """Collect and trim if it is worth it at `now` (monotonic seconds); nothing expires."""
+        count = self._count()
+        self._most = max(self._most, count)
+        if self._most - count >= max(BURST, count) and now >= self._rest_until:
+            self._most, self._rest_until = count, now + COLLECT_SECONDS
+            # Garbage of connections keeps pages in use that could go otherwise.
+            gc.collect()
             trim()
-        return []
+        return ()
+
+
+class Reachability:
+    """Finds the addresses of targets, and decides which of them may be dialled.
+
+    The runtime has one for everything that runs.  A plan that is only asked (netproxyd -t,
+    --explain) has one of its own, so that the question changes nothing.
+    """
+
+    def __init__(self, submit: Callable[[Callable[[], None]], bool], counter: Counter) -> None:
+        """`submit(task)` runs a lookup on another thread, and returns False if too many wait."""
+        self.own = OwnSockets(is_local)
+        self.destinations = Destinations(self.own)
+        self.resolver = Resolver(submit, counter)
+        self.targets = TargetResolver(self.resolver, self.destinations)
+
+    def configure(
+        self,
+        lookups: LookupPlan,
+        policies: Mapping[str, DestinationPolicy],
+        own: Iterable[tuple[str, Address]],
+    ) -> None:
+        """Apply a configuration: how names are looked up, and what each listener may reach.
+
+        `policies`: by the listener's name.  `own`: network and address of the daemon's sockets.
+        """
+        self.resolver.configure(lookups)
+        self.destinations.configure(policies)
+        self.own.set(own)
 
 
 class Runtime:
+    """The parts that all configurations share; start() before they are used, stop() last."""
+
     def __init__(self, log: Log) -> None:
         self.log = log
         self.counters = Counters()
@@ -94,22 +140,30 @@ class Runtime:
         self._lookups = ThreadPool("lookup", LOOKUP_THREADS, LOOKUP_QUEUE, log)
         self._queries = ThreadPool("query", QUERY_THREADS, QUERY_QUEUE, log)
         self._checks = ThreadPool("check", CHECK_THREADS, CHECK_QUEUE, log)
-        self.resolver = Resolver(self._lookups.submit, self.counters)
+        self.reachability = Reachability(self._lookups.submit, self.counters)
+        self.resolver = self.reachability.resolver
+        self.own = self.reachability.own
         self.activated = ActivationSockets(os.environ)
         self.datagrams = UdpSocketFactory(self.counters, log, activated=self.activated)
-        self.services = Services(self._watch, self._dials.submit, self.counters)
+        self.packet_dependencies = PacketDependencies(
+            self._watch, self._dials.submit, self.counters
+        )
         self.dials = self._dials.submit
-        self.workers = Workers(self._dials.submit, self._names.submit)
         self.queries = self._queries.submit
         self.janitor = Janitor(log)
         self.health = HealthChecks(self._checks.submit, log)
         self.verdicts = Verdicts(AutoConfig().remember, AutoConfig().entries)
-        self.own = OwnSockets(is_local)
-        self.destinations = Destinations(self.own)
         self.serving = Serving(self.connections, self.poller, self.counters, log)
+
+    def nat_dependencies(self, arenas: ArenaPool) -> NatDependencies:
+        """Return what a NAT table needs; it and its listener share the arenas."""
+        return NatDependencies(
+            arenas, self.dials, self._names.submit, self.counters, self.flows, self.log
+        )
 
     @property
     def pools(self) -> dict[str, ThreadPool]:
+        """The thread pools by name, for statistics."""
         return {
             "connection": self.connections,
             "dial": self._dials,
@@ -118,37 +172,38 @@ class Runtime:
             "check": self._checks,
         }
 
+    def separate_reachability(self) -> Reachability:
+        """Return a Reachability for a plan that is only asked; its lookups are not counted."""
+        return Reachability(self._lookups.submit, Counters())
+
     def start(self, batching: str) -> None:
-        """`batching` as in net.datagram; the janitor begins only with run().  ListenError."""
+        """Start what connections need; `batching` as in net.datagram.
+
+        The janitor starts with run().  Raises ListenError if a thread cannot be had.
+        """
         self.datagrams = UdpSocketFactory(self.counters, self.log, batching, self.activated)
-        _begin("parker", self.poller.start)
+        _start_thread("poller", self.poller.start)
 
     def run(self) -> None:
-        """ListenError."""
-        self.janitor.register(
-            MemoryTrimmer(lambda: self.connections.threads + len(self.flows) + self.poller.watched)
-        )
+        """Start the janitor.  Raises ListenError if its thread cannot be had."""
+        self.janitor.register(MemoryTrimmer(self._things_in_memory))
         self.janitor.register(self.health)
         self.janitor.register(self.log)
-        _begin("janitor", self.janitor.start)
-
-    def adopt(
-        self, policies: Mapping[str, Policy], config: Config, own: Iterable[tuple[str, Address]]
-    ) -> None:
-        """What a configuration that counts from now on says of where clients may be led."""
-        self.destinations.configure(policies)
-        self.own.set(own)
-        self.verdicts.seconds, self.verdicts.limit = config.auto.remember, config.auto.entries
+        _start_thread("janitor", self.janitor.start)
 
     def stop(self) -> None:
-        """After the listeners, and before what they had admitted has to be gone."""
+        """Stop the janitor and all pools but the connections'; after the listeners."""
         self.janitor.stop()
         for pool in (self._dials, self._names, self._lookups, self._queries, self._checks):
             pool.stop(STOP_SECONDS)
         self.activated.close()
 
     def concrete(self, address: Address) -> Address:
-        """To listen on: a name resolved, and the wildcard of a machine without IPv6 made IPv4's.  ListenError."""
+        """Return the address to bind for a configured one.
+
+        A name is looked up; on a machine without IPv6 [::] becomes 0.0.0.0.
+        Raises ListenError if the name is not found.
+        """
         if isinstance(address, ActivationAddress):
             return address
         if address.host == "::" and not _has_ipv6():
@@ -158,48 +213,77 @@ class Runtime:
         except DialError as error:
             raise ListenError(f"{address}: {error}") from error
 
-    def listener(self, address: Address) -> TcpListener:
-        """ListenError."""
-        return TcpListener(
-            self.concrete(address),
-            self.serving,
-            self.activated.take("tcp", address) if isinstance(address, ActivationAddress) else None,
-        )
+    def tcp_listener(self, address: Address) -> TcpListener:
+        """Return a bound TCP listener.  Raises ListenError."""
+        activated = None
+        if isinstance(address, ActivationAddress):
+            activated = self.activated.take("tcp", address)
+        return TcpListener(self.concrete(address), self.serving, activated)
 
-    def _watch(self, stream: Stream, said: Callable[[], None]) -> None:
-        """Calls `said` once, on the parker's thread, when something comes on a stream."""
-        pause = Wait(((stream.socket, READABLE),), None, lambda ready: None)
-        self.poller.watch(pause, lambda pause, ready: said(), lambda error: None)
+    def udp_listener(self, address: Address) -> UdpListener:
+        """Return a bound UDP listener.  Raises ListenError."""
+        return UdpListener(self.concrete(address), self.datagrams, self.counters, self.log)
+
+    def _things_in_memory(self) -> int:
+        return self.connections.threads + len(self.flows) + self.poller.watched
+
+    def _watch(self, stream: Stream, notify: Callable[[], None]) -> None:
+        """Call `notify` once, on the poller's thread, when something comes on a stream."""
+        notification = _Notification(notify)
+        wait = Wait(((stream.socket, READABLE),), None, notification.resume)
+        self.poller.watch(wait, notification)
 
 
-def _begin(what: str, start: Callable[[], None]) -> None:
+class _Notification:
+    """A wait that calls `notify` when its event comes, and ends there."""
+
+    __slots__ = ("_notify",)
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
+
+    def wake(self, wait: Wait, ready: bool) -> None:
+        self._notify()
+
+    def end(self, error: Exception | None) -> None:
+        """Do nothing: only waits with a step end this way."""
+
+    def resume(self, ready: bool) -> None:
+        """Do nothing: wake() has told all there is."""
+
+
+def _start_thread(name: str, start: Callable[[], None]) -> None:
     try:
         start()
     except RuntimeError as error:  # can't start new thread
-        raise ListenError(f"{what}: {error}") from error
+        raise ListenError(f"{name}: {error}") from error
 
 
 def raise_descriptor_limit() -> None:
-    """RLIMIT_NOFILE to what the system allows: nothing here uses select(2), so that more cannot hurt."""
+    """Raise RLIMIT_NOFILE to the hard limit; nothing here uses select(2), which would break."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError):
-        pass  # fs.nr_open is below it, or a filter of system calls is in the way: what there is has to do
+        # The limit of the system (fs.nr_open) is lower, or a filter forbids the system call.
+        pass
 
 
-def room_for(config: Config) -> int:
-    """Threads for connections: what the listeners admit, as far as descriptors and reason last."""
+def connection_threads(config: Config) -> int:
+    """Return how many threads connections may have, at least 1.
+
+    As many as the listeners admit connections, but no more than descriptors allow, nor than
+    CONNECTION_THREADS_LIMIT.
+    """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = sum(one.limits.connections * len(one.addresses) for one in config.listeners)
-    if config.tunnel != TunnelConfig():
-        wanted += THREADS_LIMIT  # agents' ports, and what bridges ask for
-    return max(
-        1,
-        min(
-            wanted, THREADS_LIMIT, (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_A_CONNECTION
-        ),
+    admitted = sum(
+        listener.limits.connections * len(listener.addresses) for listener in config.listeners
     )
+    if config.tunnel != TunnelConfig():
+        # The ports of agents, and what bridges ask for.
+        admitted += CONNECTION_THREADS_LIMIT
+    allowed = (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION
+    return max(1, min(admitted, CONNECTION_THREADS_LIMIT, allowed))
 
 
 def _has_ipv6() -> bool:

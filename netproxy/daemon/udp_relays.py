@@ -1,92 +1,111 @@
-"""The UDP side of each listening address: associations, NAT table, arenas, and relay ports of associations' own.
+"""The UDP side of a plan's listening addresses: associations and a NAT table for each.
 
-Kept over a reload, so that sessions go on.  On the main thread, but for open_port().
+An address that a new configuration keeps keeps its associations and sessions.  A listener
+with `relay_port` "any" or a range gets a socket for each association from RelayPorts.
+Thread: main, except RelayPorts.open().
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Iterator
 
 from netproxy.config.schema import Config, ListenerConfig
+from netproxy.daemon.runtime import Runtime
 from netproxy.errors import DialError, ListenError, Reason
 from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
 from netproxy.interfaces.addresses import Address
 from netproxy.listener.udp import UdpListener
-from netproxy.daemon.runtime import Runtime
 from netproxy.relay.association import Associations
-from netproxy.relay.quota import SessionLimits
 from netproxy.relay.nat import NatPolicy, NatTable
+from netproxy.relay.quota import SessionLimits
 
-Key = tuple[str, Address]  # a listener's name and one of its addresses
-States = dict[Key, RelayState]
+Key = tuple[str, Address]
+"""A listener's name and one of its addresses."""
 
 
 class UdpRelays:
-    def __init__(self, runtime: Runtime) -> None:
+    """What carries the datagrams of a configuration, by listener and address."""
+
+    def __init__(self, config: Config, runtime: Runtime, previous: UdpRelays | None) -> None:
+        """Take over what `previous` has for the same listener and address; make the rest."""
+        self._config = config
         self._runtime = runtime
-        self._states: States = {}
-        self._tags = iter(range(1, 1 << 62))
-
-    def state(self, address: Address, config: ListenerConfig) -> RelayState:
-        """What lives on an address, or will once a configuration is adopted."""
-        found = self._states.get((config.name, address))
-        if found is not None:
-            return found
-        runtime = self._runtime
-        arenas = runtime.datagrams.arenas()
-        table = NatTable(
-            _policy(config, {}),
-            arenas,
-            runtime.workers,
-            runtime.counters,
-            runtime.flows,
-            runtime.log,
-        )
-        return RelayState(Associations(), table, arenas)
-
-    def adopt(self, states: States, config: Config) -> None:
-        """These are in use from now on, by their listeners' policies; what is not among them ends."""
-        user_sessions = {
-            name: user.sessions for name, user in config.users.items() if user.sessions
-        }
+        self._numbers: itertools.count[int] = previous._numbers if previous else itertools.count(1)
+        self.states: dict[Key, RelayState] = {}
+        running = previous.states if previous else {}
         for listener in config.listeners:
+            if "udp" in listener.network and listener.protocol != "dns":
+                for address in listener.addresses:
+                    key = listener.name, address
+                    self.states[key] = running.get(key) or self._make(listener)
+
+    def commit(self, previous: UdpRelays) -> None:
+        """Apply the new limits, and end the sessions of addresses that are gone."""
+        limits = {name: user.sessions for name, user in self._config.users.items() if user.sessions}
+        for listener in self._config.listeners:
             for address in listener.addresses:
-                if (listener.name, address) in states:
-                    states[listener.name, address].table.set_policy(
-                        _policy(listener, user_sessions)
-                    )
-        for key, state in self._states.items():
-            if states.get(key) is not state:
-                self._runtime.janitor.forget(state.table)
+                if (listener.name, address) in self.states:
+                    table = self.states[listener.name, address].table
+                    table.set_policy(_policy(listener, limits))
+        for key, state in previous.states.items():
+            if self.states.get(key) is not state:
+                self._runtime.janitor.unregister(state.table)
                 state.table.close()
-        for key, state in states.items():
-            if self._states.get(key) is not state:
+        for key, state in self.states.items():
+            if previous.states.get(key) is not state:
                 self._runtime.janitor.register(state.table)
-        self._states = states
+
+    def ports(self, relay_port: str) -> RelayPorts:
+        """Return the relay ports of a listener whose `relay_port` is "any" or FIRST-LAST."""
+        return RelayPorts(self._runtime, _port_range(relay_port), self._numbers)
 
     def close(self) -> None:
-        for state in self._states.values():
+        """End all sessions."""
+        for state in self.states.values():
             state.table.close()
 
     def status(self) -> Iterator[str]:
-        for (name, address), state in self._states.items():
+        """Yield a line for each address, for the log."""
+        for (name, address), state in self.states.items():
             yield (
-                f"udp {name} {address}: associations={len(state.associations)} sessions={len(state.table)} "
-                f"entries={len(state.table.entries)}"
+                f"udp {name} {address}: associations={len(state.associations)} "
+                f"sessions={len(state.table)} entries={len(state.table.entries)}"
             )
 
-    def open_port(self, ports: range, relay: Socks5UdpRelay, host: str) -> UdpListener:
-        """A relay socket of one association's own, on the address its control connection came to."""
+    def _make(self, listener: ListenerConfig) -> RelayState:
         runtime = self._runtime
-        tag = b"%d" % next(self._tags)
-        start = next(self._tags) % len(
-            ports
-        )  # one after the other, so that a port just freed rests
-        for at in range(len(ports)):
+        arenas = runtime.datagrams.arenas()
+        table = NatTable(_policy(listener, {}), runtime.nat_dependencies(arenas))
+        return RelayState(Associations(), table, arenas)
+
+
+class RelayPorts:
+    """Opens a relay socket for one association, on a port of a range."""
+
+    def __init__(self, runtime: Runtime, ports: range, numbers: itertools.count[int]) -> None:
+        """`numbers` are the numbers of all relay sockets of the daemon."""
+        self._runtime = runtime
+        self._ports = ports
+        self._numbers = numbers
+
+    def open(self, relay: Socks5UdpRelay, host: str) -> UdpListener:
+        """Return a started listener on `host`, the address that the control connection came to.
+
+        The ports take turns, so that one that was just closed rests.
+        Raises DialError if none is free.  Thread: any.
+        """
+        runtime = self._runtime
+        number = next(self._numbers)
+        for offset in range(len(self._ports)):
+            port = self._ports[(number + offset) % len(self._ports)]
             try:
-                address = Address(host, ports[(start + at) % len(ports)])
                 listener = UdpListener(
-                    address, runtime.datagrams, runtime.counters, runtime.log, tag
+                    Address(host, port),
+                    runtime.datagrams,
+                    runtime.counters,
+                    runtime.log,
+                    b"%d" % number,
                 )
             except ListenError:
                 continue
@@ -96,8 +115,15 @@ class UdpRelays:
         raise DialError(Reason.GENERAL, "no relay port is free")
 
 
-def _policy(config: ListenerConfig, user_sessions: dict[str, int]) -> NatPolicy:
-    udp = config.udp
+def _port_range(relay_port: str) -> range:
+    if relay_port == "any":
+        return range(1)  # port 0: the kernel chooses
+    first, _, last = relay_port.partition("-")
+    return range(int(first), int(last) + 1)
+
+
+def _policy(listener: ListenerConfig, user_sessions: dict[str, int]) -> NatPolicy:
+    udp = listener.udp
     return NatPolicy(
         SessionLimits(udp.max_sessions, udp.max_sessions_per_client or 1, user_sessions),
         udp.idle_timeout,

@@ -6,20 +6,21 @@ connection: never an unspecified one, and always of the control connection's fam
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Container, NamedTuple, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Sequence
 
 from netproxy.errors import DialError
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.net.address import is_ipv6, is_unspecified
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.routing import Resolver
 
 
 class Announcement(NamedTuple):
     """An address to announce to some clients."""
 
-    clients: Container[str] | None
+    clients: HostSet | None
     """The client addresses; None for all."""
     address: Address
     """A literal or a name.  Port 0 announces the real port."""

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Callable, TypeAlias
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Events, Steps
+from netproxy.net import stream as net_stream
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.socket_options import keep_alive, tune
-from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:
     from netproxy.handler.announce import Announcer
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.services import Counter
 
@@ -92,7 +93,7 @@ class Binder:
             return None
         tune(sock)
         keep_alive(sock)
-        return Stream(sock), peer
+        return net_stream.Stream(sock), peer
 
 
 def _listen(host: str) -> socket.socket:

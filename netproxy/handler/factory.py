@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.errors import ConfigError
 from netproxy.handler.announce import Announcement, Announcer
 from netproxy.handler.bind import Binder
@@ -17,12 +18,12 @@ from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
 from netproxy.handler.sps import ClientProtocol, Gate, SpsHandler, TlsHandshake
 from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 from netproxy.relay.pipe import PipeLimits
 
 if TYPE_CHECKING:
     from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
-    from netproxy.handler.dns import Source
+    from netproxy.handler.dns import DnsSource
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handler
     from netproxy.interfaces.datagrams import PacketHandler
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 class DnsDependencies(NamedTuple):
     """What answers the clients of dns listeners."""
 
-    source: Source
+    source: DnsSource
     cache: int
     """Answers that are kept."""
     submit: Callable[[Callable[[], None]], bool]
@@ -83,7 +84,7 @@ def make_handler(
         return handlers
     gate = Gate(
         handlers.handler,
-        NetworkList(config.proxy_protocol),
+        NetworkSet(config.proxy_protocol),
         _clients(config),
         make_tls_handshake(config.tls) if config.tls else None,
         dependencies.counter,
@@ -114,7 +115,7 @@ class _ListenerParts:
         timeouts, counter = dependencies.timeouts, dependencies.counter
         self._login = Login(dependencies.users, config.auth, self._note_failed_login)
         announcements = [
-            Announcement(NetworkList(item.clients) if item.clients else None, item.address)
+            Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce
         ]
         announcer = Announcer(announcements, dependencies.resolver)
@@ -218,8 +219,8 @@ class _ListenerParts:
         )
 
 
-def _clients(config: ListenerConfig) -> NetworkList | None:
-    return NetworkList(config.clients) if config.clients else None
+def _clients(config: ListenerConfig) -> NetworkSet | None:
+    return NetworkSet(config.clients) if config.clients else None
 
 
 _HANDLERS: dict[str, Callable[[_ListenerParts], ListenerHandler]] = {

@@ -17,14 +17,13 @@ from netproxy.interfaces.flows import Flow
 from netproxy.protocol import connect_udp, http1
 
 if TYPE_CHECKING:
-    from netproxy.access.users import Login
+    from netproxy.access.login import Login
     from netproxy.handler.http_forward import Forwarder
     from netproxy.handler.outbound import Outbound, OutboundConnection
     from netproxy.handler.stream_udp import StreamUdpRelay
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Handshake
+    from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.services import Counter
-    from netproxy.net.stream import Stream
 
 # Seconds for the next request of a connection to begin, and for its head once it has begun.
 KEEPALIVE_SECONDS, HEAD_SECONDS = 60.0, 10.0

@@ -30,8 +30,7 @@ from netproxy.protocol.http1_message import (
 
 if TYPE_CHECKING:
     from netproxy.handler.outbound import OutboundConnection
-    from netproxy.interfaces.connections import Wait
-    from netproxy.net.stream import Stream
+    from netproxy.interfaces.connections import Stream, Wait
     from netproxy.protocol.http1_message import Framing
 
 # Seconds for the next BODY_STEP bytes of a body: a client that sends byte by byte does not

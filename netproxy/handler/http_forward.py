@@ -20,8 +20,8 @@ from netproxy.protocol import http1
 
 if TYPE_CHECKING:
     from netproxy.handler.outbound import Outbound, OutboundConnection
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
-    from netproxy.net.stream import Stream
 
 # Proxies in Via: more are a loop.
 HOPS_LIMIT = 20

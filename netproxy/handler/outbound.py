@@ -15,14 +15,15 @@ from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
 from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Wait, Watched
 from netproxy.interfaces.flows import Flow, Record, Traffic
 from netproxy.interfaces.routing import NonBlockingDialer, Route
+from netproxy.net import stream as net_stream
 from netproxy.net.address import is_unspecified
-from netproxy.net.stream import Stream
 from netproxy.protocol import uot
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay, pipe
 
 if TYPE_CHECKING:
     from netproxy.handler.bind import Binder, EncodeReply
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Observer
     from netproxy.interfaces.routing import Dialer, PendingDial, Router
     from netproxy.interfaces.services import Counter
@@ -185,7 +186,7 @@ class _Connect:
     def _finish(self) -> OutboundConnection:
         assert self._dialer is not None
         try:
-            stream = Stream(self._pending.finish())
+            stream = net_stream.Stream(self._pending.finish())
         except DialError as error:
             self._outbound.note_failure(self._flow, self._dialer.name, self._started, error)
             raise
@@ -236,12 +237,14 @@ class OutboundConnection:
         except StreamError:
             self.finish(CLIENT_LEFT)
             return None
-        return pipe(client, self.upstream, self._outbound.limits, self._relayed, self._began)
+        return pipe(client, self.upstream, self._outbound.limits, self)
 
-    def _began(self, relay: Relay) -> None:
+    def relay_began(self, relay: Relay) -> None:
+        """Note the relay, which counts the bytes."""
         self._relay = relay
 
-    def _relayed(self, outcome: Outcome) -> None:
+    def relay_ended(self, outcome: Outcome) -> None:
+        """Write the record: the relay has ended."""
         self.finish(outcome.ended)
 
     def again(self, flow: Flow) -> OutboundConnection:
@@ -255,7 +258,7 @@ class OutboundConnection:
     def traffic(self) -> Traffic:
         """Return what the flow has carried so far."""
         relay = self._relay
-        sent, received = relay.traffic() if relay is not None else (0, 0)
+        sent, received = relay.bytes_moved() if relay is not None else (0, 0)
         return Traffic(self.sent + sent, self.received + received)
 
     def idle(self) -> float:

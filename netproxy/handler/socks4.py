@@ -14,11 +14,10 @@ from netproxy.interfaces.flows import Flow
 from netproxy.protocol import socks4
 
 if TYPE_CHECKING:
-    from netproxy.access.users import Login
+    from netproxy.access.login import Login
     from netproxy.handler.bind import Binder
     from netproxy.handler.outbound import Outbound
-    from netproxy.interfaces.connections import Handshake
-    from netproxy.net.stream import Stream
+    from netproxy.interfaces.connections import Handshake, Stream
 
 _encode_grant = partial(socks4.encode_reply, socks4.GRANTED)
 

@@ -17,12 +17,12 @@ from netproxy.interfaces.flows import Flow
 from netproxy.protocol import socks5
 
 if TYPE_CHECKING:
-    from netproxy.access.users import Login
+    from netproxy.access.login import Login
     from netproxy.handler.bind import Binder
     from netproxy.handler.outbound import Outbound
     from netproxy.handler.socks5_udp import Socks5UdpRelay
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.services import Counter
-    from netproxy.net.stream import Stream
     from netproxy.relay.association import Association
 
 _encode_success = partial(socks5.encode_reply, socks5.SUCCEEDED)
@@ -80,7 +80,8 @@ class Socks5Handler:
             return peer.accept(stream, _encode_success(peer.flow.target))
         if command == socks5.UDP_ASSOCIATE and self._udp is not None:
             udp = self._udp
-            return (yield Blocking(lambda: self._associate(udp, stream, flow)))
+            wait: Wait | None = yield Blocking(partial(self._associate, udp, stream, flow))
+            return wait
         raise socks5.RequestError(socks5.COMMAND_NOT_SUPPORTED, f"command {command}")
 
     def _associate(self, udp: Socks5UdpRelay, stream: Stream, flow: Flow) -> Wait | None:

@@ -10,17 +10,18 @@ TLS finds its first byte.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Callable, Container, Mapping, TypeAlias
+from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces.connections import Blocking, Handshake
-from netproxy.net.stream import ExactReader, Stream
+from netproxy.interfaces.connections import Blocking
+from netproxy.net.stream import ExactReader
 from netproxy.protocol.proxy_protocol import read_header
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Handler
+    from netproxy.interfaces.connections import Handler, Handshake, Stream
     from netproxy.interfaces.datagrams import Batch, DatagramSocket, PacketHandler
+    from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.services import Counter, Log
 
 # The first byte of protocol.tunnel's magic; that module is loaded only if a tunnel needs it.
@@ -101,8 +102,8 @@ class Gate:
     def __init__(
         self,
         handler: Handler,
-        proxies: Container[str],
-        clients: Container[str] | None,
+        proxies: HostSet,
+        clients: HostSet | None,
         tls: TlsHandshake | None,
         counter: Counter,
     ) -> None:

@@ -25,9 +25,10 @@ from typing import (
 )
 
 if TYPE_CHECKING:
-    import socket
+    from socket import socket as TcpSocket
 
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.sockets import SocketCalls
 
 T = TypeVar("T")
 
@@ -178,7 +179,7 @@ class Stream(Need, Reader, Protocol):
     net.stream.Stream is the implementation and has the full docstrings.
     """
 
-    socket: socket.socket
+    socket: TcpSocket
     light: bool
     """True if its bytes cost so little that the poller's thread may handle them."""
     plain: bool
@@ -191,6 +192,16 @@ class Stream(Need, Reader, Protocol):
     @property
     def open(self) -> bool:
         """False once closed."""
+
+    @property
+    def calls(self) -> SocketCalls[Any]:
+        """The calls that read and write the socket.  Any: they fit the kind of socket it is."""
+
+    def become(self, sock: TcpSocket, calls: SocketCalls[Any], unread: bytes = b"") -> None:
+        """Go on with another socket, which `calls` read and write.  Any: as in `calls`."""
+
+    def move_to(self, other: Stream) -> None:
+        """Hand socket and unread bytes over; only close() may follow."""
 
     def end_handshake(self) -> None:
         """Note that the client has said what it wants."""
@@ -219,7 +230,7 @@ class Stream(Need, Reader, Protocol):
     def write(self, data: bytes) -> None:
         """Send all of `data`; blocks."""
 
-    def write_some(self, data: bytes | memoryview) -> int:
+    def write_some(self, data: bytes | bytearray | memoryview) -> int:
         """Send as many bytes as go without waiting; return how many."""
 
     def unread(self) -> bytes:
@@ -227,6 +238,12 @@ class Stream(Need, Reader, Protocol):
 
     def read_ahead(self) -> bool:
         """Keep what has come; return False at the end of the stream."""
+
+    def receive(self, limit: int) -> memoryview | bytes | None:
+        """Return about `limit` bytes that are there, b"" at the end, None for nothing yet."""
+
+    def wait(self, events: int) -> None:
+        """Block until one of the events of poll(2)."""
 
     def skip(self) -> bool:
         """Drop what has come; return False if the stream has ended or failed."""
@@ -237,7 +254,7 @@ class Stream(Need, Reader, Protocol):
     def peer_address(self) -> Address:
         """Return the peer's address.  Raises StreamError."""
 
-    def detach(self) -> tuple[socket.socket, bytes]:
+    def detach(self) -> tuple[TcpSocket, bytes]:
         """Return the non-blocking socket and the unread bytes; only close() may follow."""
 
     def idle(self) -> float:

@@ -57,3 +57,16 @@ class Expirable(Protocol):
 
         Return calls that close it.  The janitor makes them without any lock.
         """
+
+
+class PreparedChange(Protocol):
+    """A change that is ready: everything that can fail has been done.
+
+    Call commit() or discard() once.  Neither can fail.
+    """
+
+    def commit(self) -> None:
+        """Put the change into force."""
+
+    def discard(self) -> None:
+        """Undo what was prepared; everything is as it was."""

@@ -1,129 +1,194 @@
-"""ListenerManager: stream and packet listeners under one roof.
+"""Keeps the listeners of the running configuration, TCP and UDP.
 
-Told apart by their network ("tcp", "udp").  Binds all or none, starts all,
-stops in reverse.  replace() on a reload keeps every socket whose network and
-address stay the same, and gives it its new handler.
+A new configuration comes in two phases.  bind() binds and starts the new listeners, all
+or none, and leaves the running ones as they are.  It returns BoundListeners: commit()
+configures the listeners that stay and stops the others, discard() stops the new ones.
+A listener whose network and address stay the same keeps its socket.  Thread: main.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, Generic, Mapping, Sequence, TypeVar
 
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Listener
 
-PORT_TRIES = 16  # for one port number that is free for TCP and UDP alike
+PORT_TRIES = 16
+"""How many ports are tried for a group before its last one must be free for TCP and UDP alike."""
+
+L = TypeVar("L", bound=Listener)
 
 
-class ListenerSpec(NamedTuple):
-    """A listener to have.  Those with port 0 and the same `group` get the same port number.
+class ListenerSpec:
+    """A listener that a configuration wants.
 
-    `equip(listener)` gives a bound listener its handler; it runs again when a reload keeps the socket.
+    Specs with port 0 and the same `group` get the same port number.  The methods receive a
+    listener that was bound for the spec's network.  Any: its type depends on the network.
     """
 
-    network: str
-    address: Address
-    group: str
-    configure: Callable[[Any], None]
+    def __init__(self, network: str, address: Address, group: str) -> None:
+        """`network`: "tcp" or "udp"."""
+        self.network = network
+        self.address = address
+        self.group = group
+
+    def attach(self, listener: Any) -> None:  # Any: see above
+        """Tell the handlers of the spec which listener they get.
+
+        Called for every spec before any listener is configured.  Must not change the listener,
+        which may be running with the configuration before.
+        """
+
+    def configure(self, listener: Any) -> None:  # Any: see above
+        """Give the listener its name, its handler and its limits."""
+        raise NotImplementedError
 
 
-class ListenerManager:
-    """`bind[network](address)` makes a bound listener or raises ListenError."""
+class BoundListeners(Generic[L]):
+    """The listeners of a new configuration, those that are new bound and started.
 
-    def __init__(self, bind: dict[str, Callable[[Address], Listener]]) -> None:
-        self._bind = bind
-        self._live: list[tuple[ListenerSpec, Listener]] = []
+    Call commit() or discard() once.
+    """
+
+    def __init__(
+        self,
+        manager: ListenerManager[L],
+        pairs: Sequence[tuple[ListenerSpec, L]],
+        fresh: Sequence[L],
+    ) -> None:
+        """`pairs`: all listeners with their specs; `fresh`: those that were not there before."""
+        before = manager.listeners
+        self._manager = manager
+        self._pairs = list(pairs)
+        self.fresh = list(fresh)
+        self.listeners = [listener for _, listener in pairs]
+        staying = {id(listener) for listener in self.listeners}
+        self.gone = [listener for listener in before if id(listener) not in staying]
+        """The running listeners that the new configuration does not want."""
+
+    def commit(self) -> None:
+        """Configure the listeners that stay, then stop those that are gone, the last first."""
+        fresh = {id(listener) for listener in self.fresh}
+        for spec, listener in self._pairs:
+            if id(listener) not in fresh:
+                spec.configure(listener)
+        self._manager.pairs = self._pairs
+        for listener in reversed(self.gone):
+            listener.stop()
+
+    def discard(self) -> None:
+        """Stop the new listeners, the last first."""
+        _stop(self.fresh)
+
+
+class ListenerManager(Generic[L]):
+    """Binds the listeners of a configuration and stops those of the one before."""
+
+    def __init__(self, binders: Mapping[str, Callable[[Address], L]]) -> None:
+        """`binders[network](address)` returns a bound listener or raises ListenError."""
+        self._binders = binders
+        self.pairs: list[tuple[ListenerSpec, L]] = []
+        """The running listeners with their specs; replaced whole by BoundListeners.commit()."""
 
     @property
-    def listeners(self) -> list[Any]:
-        return [listener for _, listener in self._live]
+    def listeners(self) -> list[L]:
+        """The running listeners, in the order of their specs."""
+        return [listener for _, listener in self.pairs]
 
-    def start(self, wanted: Sequence[ListenerSpec]) -> None:
-        """Binds all or none (ListenError), then starts all."""
-        self.replace(wanted)
+    def bind(self, specs: Sequence[ListenerSpec]) -> BoundListeners[L]:
+        """Bind and start the listeners that are not running yet.
 
-    def replace(self, wanted: Sequence[ListenerSpec]) -> list[Any]:
-        """The listeners are now these; on ListenError they stay what they were.  Gives back those that were stopped."""
-        kept = {_identity(one): listener for one, listener in self._live}
-        bound: list[Listener] = []
-        live: list[tuple[ListenerSpec, Listener]] = []
+        Raises ListenError if an address cannot be bound, is wanted twice, or no thread can be
+        had; then nothing has changed.
+        """
+        _refuse_duplicates(specs)
+        running = {_identity(spec): listener for spec, listener in self.pairs}
+        pairs: list[tuple[ListenerSpec, L]] = []
+        fresh: list[L] = []
         try:
-            _check_twice(wanted)
-            for group in _groups(wanted):
-                old = [kept[_identity(one)] for one in group if _identity(one) in kept]
-                fresh = [one for one in group if _identity(one) not in kept]
-                made = iter(self._bind_group(fresh, old[0].address.port if old else 0, bound))
-                live += [(one, kept.get(_identity(one)) or next(made)) for one in group]
+            for group in _groups(specs):
+                kept = [running[_identity(spec)] for spec in group if _identity(spec) in running]
+                missing = [spec for spec in group if _identity(spec) not in running]
+                bound = iter(self._bind_group(missing, kept[0].address.port if kept else 0))
+                for spec in group:
+                    listener = running.get(_identity(spec))
+                    if listener is None:
+                        listener = next(bound)
+                        fresh.append(listener)
+                    pairs.append((spec, listener))
+            _start(pairs, fresh)
         except ListenError:
-            for listener in reversed(bound):
-                listener.stop()
+            _stop(fresh)
             raise
-        for one, listener in live:
-            one.configure(listener)
-        try:
-            for listener in bound:
-                listener.start()
-        except RuntimeError as error:  # can't start new thread
-            for listener in reversed(bound):
-                listener.stop()
-            for one, listener in self._live:  # those that stay had been given what is new already
-                one.configure(listener)
-            raise ListenError(f"cannot start a listener: {error}") from error
-        staying = {id(listener) for _, listener in live}
-        gone = [listener for _, listener in self._live if id(listener) not in staying]
-        self._live = live
-        for listener in reversed(gone):
-            listener.stop()
-        return gone
+        return BoundListeners(self, pairs, fresh)
 
-    def stop(self, networks: Sequence[str] = ("tcp", "udp")) -> list[Any]:
-        """Stops those of `networks`, the last first; gives them back."""
-        gone = [listener for one, listener in reversed(self._live) if one.network in networks]
-        self._live = [pair for pair in self._live if pair[0].network not in networks]
+    def stop(self, networks: Sequence[str] = ("tcp", "udp")) -> list[L]:
+        """Stop the listeners of these networks, the last first, and return them."""
+        gone = [listener for spec, listener in reversed(self.pairs) if spec.network in networks]
+        self.pairs = [pair for pair in self.pairs if pair[0].network not in networks]
         for listener in gone:
             listener.stop()
         return gone
 
-    def _bind_group(
-        self, group: Sequence[ListenerSpec], given: int, bound: list[Listener]
-    ) -> list[Listener]:
-        """Binds one port number for all of a group, the one `given` by a socket that is kept, or any for 0.
+    def _bind_group(self, group: Sequence[ListenerSpec], kept_port: int) -> list[L]:
+        """Bind all of a group, on one port number if they have port 0.
 
-        Appends to `bound` what the caller has to stop on an error.
+        `kept_port`: the port of a listener of the group that stays, 0 for none.
+        Raises ListenError; then none of them is bound.
         """
-        for last in [False] * (PORT_TRIES - 1) + [True]:
-            made: list[Listener] = []
+        for last_try in [False] * (PORT_TRIES - 1) + [True]:
+            bound: list[L] = []
             try:
-                for one in group:
-                    port = one.address.port or given or (made[0].address.port if made else 0)
-                    made.append(self._bind[one.network](one.address._replace(port=port)))
-                bound += made
-                return made
+                for spec in group:
+                    chosen = kept_port or (bound[0].address.port if bound else 0)
+                    address = spec.address._replace(port=spec.address.port or chosen)
+                    bound.append(self._binders[spec.network](address))
+                return bound
             except ListenError:
-                for listener in made:
-                    listener.stop()
-                if last or given or not made or group[0].address.port:
-                    raise  # only a port the kernel chose for the first may be busy for the second
+                _stop(bound)
+                # Another try can only help if the kernel chose the port for the first of the group.
+                if last_try or kept_port or not bound or group[0].address.port:
+                    raise
         raise AssertionError("not reached")
 
 
-def _identity(one: ListenerSpec) -> tuple[str, Address, str]:
-    """What makes a listener the same after a reload; where any port will do, its group tells it from others."""
-    return one.network, one.address, "" if one.address.port else one.group
+def _start(pairs: Sequence[tuple[ListenerSpec, L]], fresh: Sequence[L]) -> None:
+    """Configure and start the fresh listeners.  Raises ListenError if a thread cannot be had."""
+    new = {id(listener) for listener in fresh}
+    for spec, listener in pairs:
+        spec.attach(listener)
+    for spec, listener in pairs:
+        if id(listener) in new:
+            spec.configure(listener)
+    try:
+        for listener in fresh:
+            listener.start()
+    except RuntimeError as error:  # can't start new thread
+        raise ListenError(f"cannot start a listener: {error}") from error
 
 
-def _check_twice(wanted: Sequence[ListenerSpec]) -> None:
+def _stop(listeners: Sequence[L]) -> None:
+    for listener in reversed(listeners):
+        listener.stop()
+
+
+def _identity(spec: ListenerSpec) -> tuple[str, Address, str]:
+    """Return what a running listener is recognized by; for port 0 its group belongs to it."""
+    return spec.network, spec.address, "" if spec.address.port else spec.group
+
+
+def _refuse_duplicates(specs: Sequence[ListenerSpec]) -> None:
     seen = set()
-    for one in wanted:
-        if _identity(one) in seen:
-            raise ListenError(f"{one.network} {one.address}: wanted twice")
-        seen.add(_identity(one))
+    for spec in specs:
+        if _identity(spec) in seen:
+            raise ListenError(f"{spec.network} {spec.address}: wanted twice")
+        seen.add(_identity(spec))
 
 
-def _groups(wanted: Sequence[ListenerSpec]) -> list[list[ListenerSpec]]:
-    """In order; what shares a group and asks for any port belongs together."""
-    groups: dict[Any, list[ListenerSpec]] = {}
-    for at, one in enumerate(wanted):
-        groups.setdefault(one.group if not one.address.port else at, []).append(one)
+def _groups(specs: Sequence[ListenerSpec]) -> list[list[ListenerSpec]]:
+    """Return the specs in groups that are bound together: those of one group with port 0."""
+    groups: dict[str | int, list[ListenerSpec]] = {}
+    for number, spec in enumerate(specs):
+        groups.setdefault(number if spec.address.port else spec.group, []).append(spec)
     return list(groups.values())

@@ -17,11 +17,10 @@ from netproxy.net.stream import poll_watched
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Handshake, Need
+    from netproxy.interfaces.connections import Handshake, Need, Stream
     from netproxy.interfaces.services import Counter, Log
     from netproxy.listener.poller import Poller
     from netproxy.listener.pool import ThreadPool
-    from netproxy.net.stream import Stream
 
 # Seconds that a pool thread waits for a need before it gives the connection to the poller:
 # taking it back costs two changes of threads.

@@ -22,7 +22,8 @@ from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr
 
 if TYPE_CHECKING:
-    from netproxy.net.syscalls import SocketCalls
+    from netproxy.interfaces import connections
+    from netproxy.interfaces.sockets import SocketCalls
 
 T = TypeVar("T")
 
@@ -65,7 +66,8 @@ class Stream:
         # Monotonic; of everything that goes on, None without a limit.
         self.deadline = None if limited is None else time.monotonic() + limited
         self._pace: float | None = None
-        self._calls: SocketCalls = syscalls
+        # Any: the calls fit the kind of socket.
+        self._calls: SocketCalls[Any] = syscalls
         # True if the peer's bytes are what the socket holds, False within TLS.
         self.plain = True
         self._on_close: tuple[Callable[[], None], ...] = ()
@@ -73,20 +75,23 @@ class Stream:
     # -- the transport
 
     @property
-    def calls(self) -> SocketCalls:
-        """The calls that read and write the socket, as become() takes them."""
+    def calls(self) -> SocketCalls[Any]:
+        """The calls that read and write the socket, as become() takes them.  Any: as above."""
         return self._calls
 
-    def become(self, sock: socket.socket, calls: SocketCalls) -> None:
-        """Go on with another socket, which `calls` read and write."""
+    def become(self, sock: socket.socket, calls: SocketCalls[Any], unread: bytes = b"") -> None:
+        """Go on with another socket, which `calls` read and write, and its unread bytes.
+
+        Any: as above.
+        """
         self.socket = sock
         self._calls = calls
+        self._unread = unread
         self.light = self.plain = calls is syscalls
 
-    def move_to(self, other: Stream) -> None:
+    def move_to(self, other: connections.Stream) -> None:
         """Hand socket and unread bytes over to `other`; this stream can only be closed then."""
-        other.become(self.socket, self._calls)
-        other._unread, self._unread = self._unread, b""
+        other.become(self.socket, self._calls, self._unread)
         self.become(_MovedSocket(), syscalls)  # type: ignore[arg-type]  # only closed from now on
 
     # -- time
@@ -230,7 +235,7 @@ class Stream:
         except OSError as error:
             raise StreamError(error.strerror or "cannot receive") from error
 
-    def write_some(self, data: bytes | memoryview) -> int:
+    def write_some(self, data: bytes | bytearray | memoryview) -> int:
         """Send as many bytes of `data` as go without waiting; return how many.
 
         Raises StreamError.
@@ -390,7 +395,7 @@ class ExactReader:
 
     light = True
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: connections.Stream) -> None:
         self._stream = stream
         self._missing = 0
         self._received = b""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 from netproxy.access.limits import Admission
 from netproxy.interfaces.networks import IpNetwork
 from tests.support.sockets import Task
@@ -17,7 +17,7 @@ def test_admits_everybody_where_no_networks_are_named() -> None:
 
 
 def test_admits_those_of_its_networks_only() -> None:
-    door = Admission(NetworkList([IpNetwork.parse("192.0.2.0/31")]), 10, 10)
+    door = Admission(NetworkSet([IpNetwork.parse("192.0.2.0/31")]), 10, 10)
     assert [door.enter(client) for client in ("192.0.2.1", "192.0.2.2", "::1")] == [
         "",
         "client not allowed",
@@ -53,7 +53,7 @@ def test_remembers_nobody_who_has_left() -> None:
         door.enter(f"192.0.2.{number}")
     for number in range(50):
         door.leave(f"192.0.2.{number}")
-    assert not door._by_client and not door._count
+    assert not door._occupancy.by_client and not door.live
 
 
 @pytest.mark.parametrize("threads", [4])
@@ -69,4 +69,24 @@ def test_counts_right_from_many_threads(threads: int) -> None:
         return admitted
 
     assert all(task.result() for task in [Task(come_and_go) for _ in range(threads)])
-    assert not door._count
+    assert not door.live
+
+
+def test_other_limits_count_the_same_connections() -> None:
+    before = Admission(None, 10, 10)
+    assert before.enter(A) == ""
+    after = before.with_limits(None, 2, 1)
+    assert [after.enter(client) for client in (A, B, "192.0.2.3")] == [
+        "client limit",
+        "",
+        "connection limit",
+    ]
+    before.leave(B)
+    after.leave(A)
+    assert (before.live, after.live, after.entered) == (0, 0, 2)
+
+
+def test_other_limits_leave_those_before_as_they_were() -> None:
+    before = Admission(None, 10, 10)
+    before.with_limits(NetworkSet([IpNetwork.parse("192.0.2.0/31")]), 1, 1)
+    assert [before.enter(client) for client in (A, A, "::1")] == ["", "", ""]

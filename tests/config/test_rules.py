@@ -1,4 +1,4 @@
-"""Rules, auto and destinations as they stand in the file: every key, its default, and the exact words of every error."""
+"""Rules, auto and destinations in the file: every key and default, the words of every error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from netproxy.config.schema import (
     RuleConfig,
 )
 from netproxy.interfaces.networks import IpNetwork
-from tests.config.test_read import errors, read
+from tests.config.reading import errors, read
 
 pytest.importorskip("yaml")
 
@@ -21,17 +21,20 @@ MAIN = "listeners: [{name: main, listen: '127.0.0.1:1080'}]\n"
 
 
 def rule(text: str) -> RuleConfig:
-    (one,) = read(f"{MAIN}upstreams: {{office: 'socks5://192.0.2.1:1'}}\nrules: [{text}]").rules
-    return one
+    """Return the only rule of a file with a listener main and an upstream office."""
+    more = "upstreams: {office: 'socks5://192.0.2.1:1'}"
+    (config,) = read(f"{MAIN}{more}\nrules: [{text}]").rules
+    return config
 
 
-class TestARule:
-    def test_with_everything(self) -> None:
-        one = rule(
-            "{domain: [a.test, '*.b.test'], domain_file: /d, ip: 10.0.0.0/8, ip_file: [/i, /j], geoip: cn, port: [443, 8000-8100], "
-            "network: [tcp, udp], client: 192.168.0.0/16, user: alice, listener: main, via: office}"
+class TestRule:
+    def test_rule_with_all_conditions_is_read(self) -> None:
+        config = rule(
+            "{domain: [a.test, '*.b.test'], domain_file: /d, ip: 10.0.0.0/8, "
+            "ip_file: [/i, /j], geoip: cn, port: [443, 8000-8100], network: [tcp, udp], "
+            "client: 192.168.0.0/16, user: alice, listener: main, via: office}"
         )
-        assert one.conditions == ConditionsConfig(
+        assert config.conditions == ConditionsConfig(
             domain=("a.test", "*.b.test"),
             domain_file=("/d",),
             ip=("10.0.0.0/8",),
@@ -43,31 +46,33 @@ class TestARule:
             user=("alice",),
             listener=("main",),
         )
-        assert one.but_not == ConditionsConfig() and one.upstream is None
-        assert one.via is not None and one.via.name == "office" and one.place == "c.yaml:3:9"
-
-    def test_with_nothing_but_a_way_out_takes_all(self) -> None:
-        one = rule("{via: direct}")
-        assert one.conditions == one.but_not == ConditionsConfig()
-        assert one.via is not None and one.via.steps == (HopConfig("direct"),)
-
-    def test_negated(self) -> None:
-        one = rule("{not: {user: [alice, bob], ip: '::1'}, via: block}")
+        assert config.but_not == ConditionsConfig() and config.upstream is None
         assert (
-            one.but_not == ConditionsConfig(user=("alice", "bob"), ip=("::1",))
-            and one.conditions == ConditionsConfig()
+            config.via is not None and config.via.name == "office" and config.place == "c.yaml:3:9"
         )
 
-    def test_of_auto(self) -> None:
-        one = rule("{via: auto, upstream: office}")
-        assert one.via is None and one.upstream is not None and one.upstream.name == "office"
+    def test_rule_without_conditions_matches_everything(self) -> None:
+        config = rule("{via: direct}")
+        assert config.conditions == config.but_not == ConditionsConfig()
+        assert config.via is not None and config.via.steps == (HopConfig("direct"),)
 
-    def test_of_auto_with_a_way_out_written_there(self) -> None:
-        one = rule("{via: auto, upstream: [office, 'http://192.0.2.2:1']}")
-        assert one.upstream is not None and len(one.upstream.steps) == 2
+    def test_rule_with_not_has_negative_conditions(self) -> None:
+        config = rule("{not: {user: [alice, bob], ip: '::1'}, via: block}")
+        assert config.but_not == ConditionsConfig(user=("alice", "bob"), ip=("::1",))
+        assert config.conditions == ConditionsConfig()
+
+    def test_auto_rule_takes_a_named_upstream(self) -> None:
+        config = rule("{via: auto, upstream: office}")
+        assert (
+            config.via is None and config.upstream is not None and config.upstream.name == "office"
+        )
+
+    def test_auto_rule_takes_a_chain(self) -> None:
+        config = rule("{via: auto, upstream: [office, 'http://192.0.2.2:1']}")
+        assert config.upstream is not None and len(config.upstream.steps) == 2
 
     @pytest.mark.parametrize(
-        "text, said",
+        "text, expected",
         [
             ("{via: direct}", "rules[0] (everything)"),
             ("{domain: a.test, via: auto, upstream: office}", "rules[0] (domain: a.test)"),
@@ -78,13 +83,13 @@ class TestARule:
             ("{port: [1, 2, 3, 4, 5, 6], via: direct}", "rules[0] (port: [1, 2, 3, 4, 5, ...])"),
         ],
     )
-    def test_in_words(self, text: str, said: str) -> None:
-        assert rule(text).text == said
+    def test_rule_text_lists_its_conditions(self, text: str, expected: str) -> None:
+        assert rule(text).text == expected
 
-    def test_one_that_is_no_list_is_a_list_of_one(self) -> None:
+    def test_single_rule_needs_no_list(self) -> None:
         assert len(read("rules: {via: direct}\nlisteners: []").rules) == 1
 
-    def test_none_is_fine(self) -> None:
+    def test_empty_rules_are_accepted(self) -> None:
         assert read("rules: []").rules == () == read("").rules
 
 
@@ -108,10 +113,10 @@ class TestARule:
             "c.yaml:2:25: rules[0].not.via: unknown key",
         ),
         ("{domain: a.test}", "c.yaml:2:9: rules[0].via: is missing"),
-        ("{domain: [], via: direct}", "c.yaml:2:9: rules[0].domain: names nothing"),
-        ("{not: {client: []}, via: direct}", "c.yaml:2:15: rules[0].not.client: names nothing"),
-        ("{not: {}, via: direct}", "c.yaml:2:9: rules[0].not: names nothing"),
-        ("{not: , via: direct}", "c.yaml:2:9: rules[0].not: names nothing"),
+        ("{domain: [], via: direct}", "c.yaml:2:9: rules[0].domain: is an empty list"),
+        ("{not: {client: []}, via: direct}", "c.yaml:2:15: rules[0].not.client: is an empty list"),
+        ("{not: {}, via: direct}", "c.yaml:2:9: rules[0].not: is empty: it needs a condition"),
+        ("{not: , via: direct}", "c.yaml:2:9: rules[0].not: is empty: it needs a condition"),
         (
             "{not: [a.test], via: direct}",
             "c.yaml:2:15: rules[0].not must be a mapping of keys to values",
@@ -125,15 +130,16 @@ class TestARule:
         ),
         (
             "{client: [10.0.0.0/8, home], via: direct}",
-            "c.yaml:2:31: rules[0].client[1]: 'home' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)",
+            "c.yaml:2:31: rules[0].client[1]: 'home' is not a valid network (expected an "
+            "address or CIDR, such as 10.0.0.0/8)",
         ),
         (
             "{geoip: China, via: direct}",
-            "c.yaml:2:17: rules[0].geoip[0]: 'China' is no country code of two letters",
+            "c.yaml:2:17: rules[0].geoip[0]: 'China' is not a country code of two letters",
         ),
         (
             "{geoip: C1, via: direct}",
-            "c.yaml:2:17: rules[0].geoip[0]: 'C1' is no country code of two letters",
+            "c.yaml:2:17: rules[0].geoip[0]: 'C1' is not a country code of two letters",
         ),
         (
             "{listener: mian, via: direct}",
@@ -145,13 +151,14 @@ class TestARule:
         ),
         (
             "{via: auto}",
-            "c.yaml:2:9: rules[0].upstream: is missing: where auto goes when the direct way fails",
+            "c.yaml:2:9: rules[0].upstream: is missing: auto needs an upstream for when "
+            "the direct connection fails",
         ),
-        ("{via: direct, upstream: direct}", "c.yaml:2:9: rules[0].upstream: is for via: auto"),
+        ("{via: direct, upstream: direct}", "c.yaml:2:9: rules[0].upstream: is only for via: auto"),
         ("text", "c.yaml:2:9: rules[0] must be a mapping of keys to values"),
     ],
 )
-def test_an_error_has_the_rules_place(text: str, message: str) -> None:
+def test_rule_error_has_place_and_words(text: str, message: str) -> None:
     assert errors(f"{MAIN}rules: [{text}]")[0] == message
 
 
@@ -159,36 +166,38 @@ def test_an_error_has_the_rules_place(text: str, message: str) -> None:
     "text",
     ["{not: {}, via: direct}", "{via: auto}", "{domain: a.test}", "{domain: [], via: direct}"],
 )
-def test_one_mistake_is_one_line(text: str) -> None:
+def test_single_rule_error_is_a_single_line(text: str) -> None:
     assert len(errors(f"{MAIN}rules: [{text}]")) == 1
 
 
-def test_a_way_out_that_is_none() -> None:
+def test_rule_with_an_unknown_upstream_has_its_place() -> None:
     assert errors(MAIN + "rules: [{via: offise}]\nupstreams: {office: direct}")[0].startswith(
         "c.yaml:2:15: rules[0].via: "
     )
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_errors_of_all_rules_are_reported_at_once() -> None:
     assert len(errors(MAIN + "rules: [{via: auto}, {port: 1}, {nothing: 1, via: direct}]")) == 3
 
 
-def test_so_many_rules_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_above_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules_module, "RULES_LIMIT", 2)
     assert len(read("rules: [{via: direct}, {via: direct}]").rules) == 2
     assert errors("rules: [{via: direct}, {via: direct}, {via: direct}]") == [
-        "c.yaml:1:9: rules: more than 2: put names and networks into a domain_file or an ip_file"
+        "c.yaml:1:9: rules: more than 2 rules "
+        "(put names into a domain_file and networks into an ip_file)"
     ]
 
 
 class TestAuto:
-    def test_by_default(self) -> None:
+    def test_auto_section_has_defaults(self) -> None:
         assert read("").auto == AutoConfig(2.0, 21600.0, 4096, (), ())
         assert read("auto: {}").auto._replace(place="") == AutoConfig()
 
-    def test_all_keys(self) -> None:
+    def test_auto_section_keys_are_read(self) -> None:
         auto = read(
-            "auto: {deadline: 500ms, remember: 1h, entries: 10, direct: [.lan, 10.0.0.0/8], upstream: far.test}"
+            "auto: {deadline: 500ms, remember: 1h, entries: 10, "
+            "direct: [.lan, 10.0.0.0/8], upstream: far.test}"
         ).auto
         assert auto == AutoConfig(
             0.5, 3600.0, 10, (".lan", "10.0.0.0/8"), ("far.test",), "c.yaml:1:7"
@@ -200,20 +209,21 @@ class TestAuto:
             ("{deadline: 0s}", "c.yaml:1:18: auto.deadline: must be longer than 0"),
             (
                 "{remember: 3}",
-                "c.yaml:1:18: auto.remember: '3' has no unit: write 3s for seconds or 3ms for milliseconds",
+                "c.yaml:1:18: auto.remember: '3' has no unit: write 3s for seconds or 3ms "
+                "for milliseconds",
             ),
-            ("{entries: 0}", "c.yaml:1:17: auto.entries: '0' is no whole number above 0"),
-            ("{entries: 99999999}", "c.yaml:1:7: auto.entries: the most is 1048576"),
+            ("{entries: 0}", "c.yaml:1:17: auto.entries: '0' is not a whole number above 0"),
+            ("{entries: 99999999}", "c.yaml:1:7: auto.entries: must be at most 1048576"),
             ("{dirct: a}", "c.yaml:1:8: auto.dirct: unknown key (did you mean 'direct'?)"),
             ("{direct: ['']}", "c.yaml:1:17: auto.direct[0]: is empty"),
         ],
     )
-    def test_errors(self, text: str, message: str) -> None:
+    def test_auto_section_error_has_place_and_words(self, text: str, message: str) -> None:
         assert errors(f"auto: {text}") == [message]
 
 
 class TestDestinations:
-    def test_by_default_what_is_usual(self) -> None:
+    def test_missing_destinations_are_none(self) -> None:
         assert read("").destinations is None
 
     @pytest.mark.parametrize(
@@ -230,11 +240,13 @@ class TestDestinations:
             ),
         ],
     )
-    def test_keys(self, text: str, deny: tuple[str, ...] | None, allow: tuple[str, ...]) -> None:
-        found = read(f"destinations: {text}").destinations
-        assert found is not None and found._replace(place="") == DestinationsConfig(deny, allow)
+    def test_destinations_keys_are_read(
+        self, text: str, deny: tuple[str, ...] | None, allow: tuple[str, ...]
+    ) -> None:
+        config = read(f"destinations: {text}").destinations
+        assert config is not None and config._replace(place="") == DestinationsConfig(deny, allow)
 
-    def test_an_unknown_key(self) -> None:
+    def test_unknown_destinations_key_is_refused(self) -> None:
         assert errors("destinations: {denny: private}") == [
             "c.yaml:1:16: destinations.denny: unknown key (did you mean 'deny'?)"
         ]

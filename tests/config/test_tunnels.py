@@ -1,4 +1,4 @@
-"""The tunnel section: what becomes of it, and every mistake with its place."""
+"""The section `tunnel`: bridges and agents, and every error with its place."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from netproxy.config.load import load_file, load_text
+from netproxy.config.load import load_file
 from netproxy.config.node import Problems
-from netproxy.config.read import check, read_config
+from netproxy.config.read import read_config
 from netproxy.config.schema import (
     AgentConfig,
     BridgeAgentConfig,
@@ -16,46 +16,43 @@ from netproxy.config.schema import (
     HopConfig,
     PortConfig,
     ServiceConfig,
-    UpstreamTlsConfig,
     UpstreamConfig,
+    UpstreamTlsConfig,
 )
 from netproxy.config.tunnels import KEEPALIVE, parse_port
 from netproxy.errors import ConfigError
 from netproxy.interfaces.addresses import Address
+from tests.config.reading import errors, read
+
+pytest.importorskip("yaml")
 
 TOKEN = "hunter2 hunter2 hunter2"
 BRIDGE = f"listen: 'tcp://127.0.0.1:7000', agents: {{home: {{token: {TOKEN}, ports: [8022]}}}}"
-AGENT = f"bridge: 'tls://bridge.example:7000', name: home, token: {TOKEN}, services: {{'8022': '127.0.0.1:22'}}"
-
-
-def read(text: str) -> Config:
-    problems = Problems()
-    return check(read_config(load_text(text.encode(), "c.yaml"), problems), problems)
+AGENT = (
+    f"bridge: 'tls://bridge.example:7000', name: home, token: {TOKEN}, "
+    "services: {'8022': '127.0.0.1:22'}"
+)
 
 
 def bridge(text: str, more: str = "") -> Config:
+    """Return a configuration with a bridge, and more sections."""
     return read(f"tunnel: {{bridge: {{{text}}}}}\n{more}")
 
 
 def agent(text: str) -> Config:
+    """Return a configuration with an agent."""
     return read(f"tunnel: {{agent: {{{text}}}}}")
 
 
-def wrong(text: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        read(text)
-    assert "hunter2" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_nothing_is_configured_by_default() -> None:
+def test_tunnel_section_is_empty_by_default() -> None:
     assert read("").tunnel == (None, None)
 
 
-def test_bridge() -> None:
+def test_bridge_has_a_listener_and_agents() -> None:
+    ports = "[8022, 8053/udp, '0.0.0.0:8443', '[::1]:9000-9010/tcp', 80]"
     text = (
-        f"tls: {{certificate: a.pem, key: a.key}}, listen: '0.0.0.0:7000', agents: {{home: {{token: {TOKEN}, "
-        f"ports: [8022, 8053/udp, '0.0.0.0:8443', '[::1]:9000-9010/tcp', 80]}}, away: {{token: {TOKEN}}}}}"
+        "tls: {certificate: a.pem, key: a.key}, listen: '0.0.0.0:7000', "
+        f"agents: {{home: {{token: {TOKEN}, ports: {ports}}}, away: {{token: {TOKEN}}}}}"
     )
     config = bridge(text)
     assert config.tunnel.bridge is not None
@@ -82,29 +79,32 @@ def test_bridge() -> None:
     assert listener.tls is not None and not config.warnings
 
 
-def test_bridge_without_tls_is_warned_of() -> None:
+def test_bridge_without_tls_gives_a_warning() -> None:
     assert [text for text in bridge(BRIDGE).warnings if "without TLS" in text]
 
 
-def test_bridge_by_another_listener() -> None:
+def test_bridge_may_use_another_listener() -> None:
     tls = "tls: {certificate: a.pem}"
     agents = f"agents: {{home: {{token: {TOKEN}}}}}"
     for protocol in ("sps", "tunnel"):
         config = bridge(
             agents, f"listeners: [{{protocol: {protocol}, listen: '127.0.0.1:1', {tls}}}]"
         )
-        assert [one.protocol for one in config.listeners] == [protocol]
-    assert read(
-        f"tunnel: {{bridge: {{{agents}}}}}\nlisteners: [{{protocol: tunnel, listen: ':1', {tls}}}]"
-    )  # tokens keep everybody out
+        assert [listener.protocol for listener in config.listeners] == [protocol]
 
 
-def test_agent() -> None:
+def test_tunnel_listener_without_clients_is_not_open() -> None:
+    """Agents have tokens, so a listener for agents alone may be reached from everywhere."""
+    listener = "{protocol: tunnel, listen: ':1', tls: {certificate: a.pem}}"
+    assert bridge(f"agents: {{home: {{token: {TOKEN}}}}}", f"listeners: [{listener}]")
+
+
+def test_agent_keys_are_read() -> None:
     config = agent(
-        "bridge: 'tls://Bridge.example:7000', name: home, token: "
-        + TOKEN
-        + ", exit: true, tls: {ca: a.pem, server_name: b.example}, "
-        "services: {'8022': '127.0.0.1:22', 8053/udp: 'dns.lan:53', '80': {target: '[::1]:80', proxy_protocol: true}}"
+        f"bridge: 'tls://Bridge.example:7000', name: home, token: {TOKEN}, exit: true, "
+        "tls: {ca: a.pem, server_name: b.example}, "
+        "services: {'8022': '127.0.0.1:22', 8053/udp: 'dns.lan:53', "
+        "'80': {target: '[::1]:80', proxy_protocol: true}}"
     )
     assert config.tunnel.agent == AgentConfig(
         Address("bridge.example", 7000),
@@ -122,17 +122,15 @@ def test_agent() -> None:
     assert not config.warnings
 
 
-def test_agent_by_an_upstream_and_without_tls() -> None:
+def test_agent_with_upstream_and_without_tls_gives_a_warning() -> None:
     config = agent(AGENT.replace("tls://", "tcp://") + ", upstream: 'socks5://10.0.0.1:1080'")
     assert config.tunnel.agent is not None
-    assert (
-        config.tunnel.agent.tls is None
-        and config.tunnel.agent.upstream.text == "socks5://10.0.0.1:1080"
-    )
+    assert config.tunnel.agent.tls is None
+    assert config.tunnel.agent.upstream.text == "socks5://10.0.0.1:1080"
     assert [text for text in config.warnings if "without TLS" in text]
 
 
-def test_short_token_is_warned_of() -> None:
+def test_short_token_gives_a_warning() -> None:
     config = bridge("listen: 'tcp://127.0.0.1:1', agents: {home: {token: hunter2}}")
     assert [
         text
@@ -142,13 +140,13 @@ def test_short_token_is_warned_of() -> None:
     assert "hunter2" not in "".join(config.warnings)
 
 
-def test_tokens_are_in_no_repr() -> None:
+def test_tunnel_tokens_are_not_in_repr() -> None:
     config = read(f"tunnel: {{bridge: {{{BRIDGE}}}, agent: {{{AGENT}}}}}")
     assert "hunter2" not in repr(config)
 
 
-def test_token_from_a_file(tmp_path: Path) -> None:
-    """Hazard 128: one that cannot be read keeps the daemon from starting."""
+def test_token_file_is_read_and_must_not_be_empty(tmp_path: Path) -> None:
+    """Hazard 128: a token file that cannot be read keeps the daemon from starting."""
     path = tmp_path / "c.yaml"
     path.write_text(
         "tunnel: {agent: {bridge: 'tls://b:1', name: home, token: !file home.token, exit: true}}"
@@ -164,12 +162,13 @@ def test_token_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "home.token").write_text("\n")
     problems = Problems()
     read_config(load_file(str(path)), problems)
-    assert ["token: is missing or empty" in str(error) for error in problems.found] == [True]
+    assert ["token: is missing or empty" in str(error) for error in problems.errors] == [True]
 
 
-def test_tunnel_is_a_way_out() -> None:
+def test_tunnel_url_is_an_upstream() -> None:
     more = (
-        "upstreams: {home: 'tunnel://home', far: [home, 'http://h:1'], any: {members: [home, {url: 'tunnel://home', timeout: 2s}]}}\n"
+        "upstreams: {home: 'tunnel://home', far: [home, 'http://h:1'], "
+        "any: {members: [home, {url: 'tunnel://home', timeout: 2s}]}}\n"
         "rules: [{ip: [192.168.7.0/24], via: 'tunnel://home'}]\ndefault: 'tunnel://home'"
     )
     config = bridge(BRIDGE, more)
@@ -180,24 +179,29 @@ def test_tunnel_is_a_way_out() -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("default: tunnel://home", "c.yaml:1:10: default: tunnel.bridge.agents names no 'home'"),
+        (
+            "default: tunnel://home",
+            "c.yaml:1:10: default: tunnel.bridge.agents has no agent 'home'",
+        ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: tunnel://hom",
-            "c.yaml:2:10: default: tunnel.bridge.agents names no 'hom'",
+            "c.yaml:2:10: default: tunnel.bridge.agents has no agent 'hom'",
         ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: tunnel://home:1",
-            "c.yaml:2:10: default: a tunnel is tunnel://NAME, with the name of an agent",
+            "c.yaml:2:10: default: a tunnel is written tunnel://NAME, with the name of an agent",
         ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: ['http://h:1', tunnel://home]",
-            "c.yaml:2:10: default[1]: a tunnel is the first hop: its agent comes to us",
+            "c.yaml:2:10: default[1]: a tunnel must be the first hop: its agent connects "
+            "to this daemon",
         ),
         (
             f"tunnel: {{bridge: {{{BRIDGE}}}}}\ndefault: {{url: tunnel://home, udp: uot}}",
-            "c.yaml:2:10: default: a tunnel's agent comes to us: of the options only timeout is for it",
+            "c.yaml:2:10: default: a tunnel takes no option except timeout: its agent "
+            "connects to this daemon",
         ),
-        ("tunnel: {bridge: {}}", "c.yaml:1:18: tunnel.bridge.agents: names nobody"),
+        ("tunnel: {bridge: {}}", "c.yaml:1:18: tunnel.bridge.agents: names no agent"),
         (
             "tunnel: {brigde: {}}",
             "c.yaml:1:10: tunnel.brigde: unknown key (did you mean 'bridge'?)",
@@ -207,75 +211,92 @@ def test_tunnel_is_a_way_out() -> None:
             "c.yaml:1:34: tunnel.bridge.agents.home.token: is missing or empty",
         ),
         (
-            "tunnel: {bridge: {agents: {ho.me: {token: aaaaaaaaaaaaaaaa}}, listen: 'tcp://127.0.0.1:1'}}",
-            "c.yaml:1:35: tunnel.bridge.agents.ho.me: an agent's name has 1 to 63 letters, digits, '-' and '_'",
+            "tunnel: {bridge: {agents: {ho.me: {token: aaaaaaaaaaaaaaaa}}, listen: "
+            "'tcp://127.0.0.1:1'}}",
+            "c.yaml:1:35: tunnel.bridge.agents.ho.me: an agent's name has 1 to 63 "
+            "letters, digits, '-' and '_'",
         ),
         (
             "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}, listen: '127.0.0.1:1'}}",
-            "c.yaml:1:18: tunnel.bridge.tls: is missing: write listen: tcp://... for a bridge without TLS",
+            "c.yaml:1:18: tunnel.bridge.tls: is missing: write listen: tcp://... for a "
+            "bridge without TLS",
         ),
         (
-            "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}, listen: 'tcp://127.0.0.1:1', tls: {certificate: a}}}",
-            "c.yaml:1:18: tunnel.bridge.tls: tcp:// has none: leave it away",
+            "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}, listen: "
+            "'tcp://127.0.0.1:1', tls: {certificate: a}}}",
+            "c.yaml:1:18: tunnel.bridge.tls: a bridge at tcp:// has no TLS: remove this key",
         ),
         (
             "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}}}",
-            "c.yaml:1:18: tunnel.bridge.listen: is missing, and no listener with tls takes agents",
+            "c.yaml:1:18: tunnel.bridge.listen: is missing, and no listener with tls has "
+            "the protocol tunnel or sps",
         ),
         (
             "listeners: [{protocol: tunnel, listen: '127.0.0.1:1', tls: {certificate: a}}]",
-            "c.yaml:1:1: tunnel.bridge: is missing, and a listener is for its agents",
+            "c.yaml:1:1: tunnel.bridge: is missing, but a listener has the protocol tunnel",
         ),
         (
-            f"listeners: [{{protocol: tunnel, listen: '127.0.0.1:1'}}]\ntunnel: {{bridge: {{{BRIDGE}}}}}",
-            "c.yaml:1:13: listeners[0].tls: is missing; a bridge without TLS is said by tunnel.bridge.listen: tcp://...",
+            f"listeners: [{{protocol: tunnel, listen: '127.0.0.1:1'}}]\ntunnel: {{bridge: "
+            f"{{{BRIDGE}}}}}",
+            "c.yaml:1:13: listeners[0].tls: is missing (for a bridge without TLS write "
+            "tunnel.bridge.listen: tcp://...)",
         ),
         (
-            f"tunnel: {{agent: {{{AGENT.replace('tls://bridge.example:7000', 'bridge.example')}}}}}",
-            "c.yaml:1:26: tunnel.agent.bridge: 'bridge.example' is no bridge: write tls://host:port",
+            "tunnel: {agent: "
+            f"{{{AGENT.replace('tls://bridge.example:7000', 'bridge.example')}}}}}",
+            "c.yaml:1:26: tunnel.agent.bridge: 'bridge.example' is not a bridge (expected "
+            "tls://host:port)",
         ),
         (
             "tunnel: {agent: {exit: true, name: home, token: aaaaaaaaaaaaaaaa}}",
-            "c.yaml:1:17: tunnel.agent.bridge: is missing: tls://host:port",
+            "c.yaml:1:17: tunnel.agent.bridge: is missing (expected tls://host:port)",
         ),
         (
             "tunnel: {agent: {exit: true, bridge: 'tls://b:1', token: aaaaaaaaaaaaaaaa}}",
             "c.yaml:1:17: tunnel.agent.name: is missing",
         ),
         (
-            "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: a b, token: aaaaaaaaaaaaaaaa}}",
-            "c.yaml:1:57: tunnel.agent.name: 1 to 63 letters, digits, '-' and '_'",
+            "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: a b, token: "
+            "aaaaaaaaaaaaaaaa}}",
+            "c.yaml:1:57: tunnel.agent.name: an agent's name has 1 to 63 letters, digits, "
+            "'-' and '_'",
         ),
         (
             "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab}}",
             "c.yaml:1:17: tunnel.agent.token: is missing or empty",
         ),
         (
-            "tunnel: {agent: {exit: true, bridge: 'tcp://b:1', name: ab, token: aaaaaaaaaaaaaaaa, tls: {ca: x}}}",
-            "c.yaml:1:17: tunnel.agent.tls: a bridge at tcp:// has none",
+            "tunnel: {agent: {exit: true, bridge: 'tcp://b:1', name: ab, token: "
+            "aaaaaaaaaaaaaaaa, tls: {ca: x}}}",
+            "c.yaml:1:17: tunnel.agent.tls: a bridge at tcp:// has no TLS: remove this key",
         ),
         (
-            "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab, token: aaaaaaaaaaaaaaaa, tls: {insecure: true}}}",
+            "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab, token: "
+            "aaaaaaaaaaaaaaaa, tls: {insecure: true}}}",
             "c.yaml:1:92: tunnel.agent.tls.insecure: unknown key",
         ),
         (
             "tunnel: {agent: {bridge: 'tls://b:1', name: ab, token: aaaaaaaaaaaaaaaa}}",
-            "c.yaml:1:17: tunnel.agent.services: none, and no exit: there is nothing to do",
+            "c.yaml:1:17: tunnel.agent.services: there are none, and exit is false: the "
+            "agent would have nothing to do",
         ),
         (
             f"tunnel: {{agent: {{{AGENT.replace('8022', '0.0.0.0:80')}}}}}",
-            "c.yaml:1:110: tunnel.agent.services.0.0.0.0:80: '0.0.0.0:80' is no port of the bridge: write 8022 or 8053/udp",
+            "c.yaml:1:110: tunnel.agent.services.0.0.0.0:80: '0.0.0.0:80' is not a port "
+            "of the bridge (expected 8022 or 8053/udp)",
         ),
         (
             f"tunnel: {{agent: {{{AGENT.replace('127.0.0.1:22', '22')}}}}}",
-            "c.yaml:1:118: tunnel.agent.services.8022.target: not host:port with a port between 1 and 65535",
+            "c.yaml:1:118: tunnel.agent.services.8022.target: must be host:port with a "
+            "port between 1 and 65535",
         ),
         (
             f"tunnel: {{agent: {{{AGENT[:-1]}, 8022/tcp: 'a:1'}}}}}}",
             "c.yaml:1:134: tunnel.agent.services.8022/tcp: is given twice",
         ),
         (
-            f"tunnel: {{agent: {{{AGENT[:-1]}, 53/udp: {{target: 'a:1', proxy_protocol: true}}}}}}}}",
+            f"tunnel: {{agent: {{{AGENT[:-1]}, 53/udp: {{target: 'a:1', proxy_protocol: "
+            f"true}}}}}}}}",
             "c.yaml:1:142: tunnel.agent.services.53/udp.proxy_protocol: is for TCP",
         ),
         (
@@ -284,8 +305,10 @@ def test_tunnel_is_a_way_out() -> None:
         ),
     ],
 )
-def test_mistake_is_said_with_its_place(text: str, error: str) -> None:
-    assert wrong(text).splitlines()[0] == error
+def test_tunnel_error_has_place_and_words(text: str, error: str) -> None:
+    lines = errors(text)
+    assert lines[0] == error
+    assert "hunter2" not in "".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +329,7 @@ def test_mistake_is_said_with_its_place(text: str, error: str) -> None:
         "1.2.3:80",
     ],
 )
-def test_what_is_no_port(text: str) -> None:
-    """Hazard 122: those below 1024 are had one by one, not in passing."""
+def test_invalid_port_of_an_agent_is_refused(text: str) -> None:
+    """Hazard 122: ports below 1024 must be named one by one, and not as part of a range."""
     with pytest.raises(ValueError):
         parse_port(text)

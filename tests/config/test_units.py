@@ -1,3 +1,7 @@
+"""Single values: durations."""
+
+from __future__ import annotations
+
 import pytest
 
 from netproxy.config.units import parse_duration
@@ -18,12 +22,12 @@ from netproxy.config.units import parse_duration
         ("1m30s", 90.0),
     ],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_duration_is_read_in_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["30", "1", "010"])
-def test_a_number_without_a_unit_is_told_the_units(text: str) -> None:
+def test_number_without_unit_is_refused_with_the_units(text: str) -> None:
     with pytest.raises(
         ValueError,
         match=f"'{text}' has no unit: write {text}s for seconds or {text}ms for milliseconds",
@@ -52,8 +56,8 @@ def test_a_number_without_a_unit_is_told_the_units(text: str) -> None:
         "never",
     ],
 )
-def test_what_is_no_duration(text: str) -> None:
+def test_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(
-        ValueError, match="is no duration: write it as 500ms, 30s, 5m, 2h, 1d or 1h30m"
+        ValueError, match=r"is not a duration \(expected 500ms, 30s, 5m, 2h, 1d or 1h30m\)"
     ):
         parse_duration(text)

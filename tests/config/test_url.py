@@ -1,12 +1,9 @@
-"""Addresses and URLs as they stand in options and in the file."""
+"""Addresses and URLs in command-line options and in the file."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from netproxy.config.node import Node
 from netproxy.config.schema import HopConfig
 from netproxy.config.url import (
     listener_node,
@@ -16,6 +13,12 @@ from netproxy.config.url import (
     parse_listen,
 )
 from netproxy.interfaces.addresses import ActivationAddress, Address
+from tests.config.reading import plain
+
+EXPECTED_SCHEMES = (
+    "(expected one of socks4, socks4a, socks5, socks5h, http, https, socks5+tls, socks5h+tls, "
+    "tunnel)"
+)
 
 
 class TestListen:
@@ -34,10 +37,10 @@ class TestListen:
             ("[::]:65535", [("::", 65535)]),
         ],
     )
-    def test_addresses(self, text: str, addresses: list) -> None:
-        assert list(parse_listen(text)) == [Address(*one) for one in addresses]
+    def test_listen_address_is_parsed(self, text: str, addresses: list[tuple[str, int]]) -> None:
+        assert list(parse_listen(text)) == [Address(*address) for address in addresses]
 
-    def test_a_socket_of_the_service_manager(self) -> None:
+    def test_listen_address_of_an_activated_socket_is_parsed(self) -> None:
         (activated,) = parse_listen("systemd:main.tcp")
         assert (type(activated), activated.name, str(activated)) == (
             ActivationAddress,
@@ -45,7 +48,7 @@ class TestListen:
             "systemd:main.tcp",
         )
 
-    def test_a_host_with_that_name(self) -> None:
+    def test_host_named_systemd_is_a_host(self) -> None:
         assert parse_listen("systemd:1080") == (Address("systemd", 1080),)
 
     @pytest.mark.parametrize(
@@ -66,17 +69,17 @@ class TestListen:
             "a:1-2-3",
         ],
     )
-    def test_what_is_none(self, text: str) -> None:
-        with pytest.raises(
-            ValueError, match="is no address to listen on: write host:port, :port or"
-        ):
+    def test_invalid_listen_address_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="is not an address to listen on"):
             parse_listen(text)
 
     @pytest.mark.parametrize(
         "text", ["127.0.0.1:65536", "127.0.0.1:99999", "127.0.0.1:2-1", "127.0.0.1:65530-65536"]
     )
-    def test_ports_that_are_none(self, text: str) -> None:
-        with pytest.raises(ValueError, match="names no ports between 0 and 65535"):
+    def test_invalid_listen_port_is_refused(self, text: str) -> None:
+        with pytest.raises(
+            ValueError, match="is not a port or a range of ports between 0 and 65535"
+        ):
             parse_listen(text)
 
 
@@ -89,7 +92,7 @@ class TestHostPort:
             ("Example.COM:443", ("example.com", 443)),
         ],
     )
-    def test_addresses(self, text: str, address: tuple) -> None:
+    def test_host_port_is_parsed(self, text: str, address: tuple[str, int]) -> None:
         assert parse_host_port(text) == Address(*address)
 
     @pytest.mark.parametrize(
@@ -111,8 +114,8 @@ class TestHostPort:
             "host:1\n",
         ],
     )
-    def test_what_is_none(self, text: str) -> None:
-        with pytest.raises(ValueError, match="not host:port with a port between 1 and 65535"):
+    def test_invalid_host_port_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="must be host:port with a port between 1 and 65535"):
             parse_host_port(text)
 
 
@@ -129,19 +132,19 @@ class TestAnnounce:
             ("proxy.example:1080", ("proxy.example", 1080)),
         ],
     )
-    def test_addresses(self, text: str, address: tuple) -> None:
+    def test_announce_address_is_parsed(self, text: str, address: tuple[str, int]) -> None:
         assert parse_announce(text) == Address(*address)
 
     @pytest.mark.parametrize(
         "text", ["", "a b", "[]", "host:", "host:0", "host:x", "203.0.113.5:65536", "a/b"]
     )
-    def test_what_is_none(self, text: str) -> None:
+    def test_invalid_announce_address_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError):
             parse_announce(text)
 
     @pytest.mark.parametrize("text", ["a:b:c", "::zz", "[a:b:c]", "1:2:3:4:5:6:7:8:9"])
-    def test_colons_alone_make_no_ipv6_address(self, text: str) -> None:
-        """It would go to clients as a host name."""
+    def test_colons_alone_are_not_an_ipv6_address(self, text: str) -> None:
+        """Clients would be told such an address as a host name."""
         with pytest.raises(ValueError):
             parse_announce(text)
 
@@ -163,7 +166,7 @@ class TestHop:
             ("http://u:\u00fc@h:1", HopConfig("http", Address("h", 1), "u", "\u00fc")),
         ],
     )
-    def test_upstreams(self, text: str, hop: HopConfig) -> None:
+    def test_hop_url_is_parsed(self, text: str, hop: HopConfig) -> None:
         assert parse_hop(text) == hop
 
     @pytest.mark.parametrize(
@@ -172,11 +175,20 @@ class TestHop:
             ("", "not an upstream: write scheme://host:port, direct or block"),
             ("10.0.0.1:1080", "not an upstream: write scheme://host:port, direct or block"),
             ("socks5://h:1/path", "not an upstream: write scheme://host:port, direct or block"),
-            ("sock5://h:1", "'sock5' is no scheme of an upstream (did you mean 'socks5'?)"),
-            ("ftp://h:1", "'ftp' is no scheme of an upstream"),
+            ("sock5://h:1", "'sock5' is not an upstream scheme (did you mean 'socks5'?)"),
+            (
+                "socks5-tls://h:1",
+                "'socks5-tls' is not an upstream scheme (did you mean 'socks5+tls'?)",
+            ),
+            ("htpp://h:1", "'htpp' is not an upstream scheme (did you mean 'http'?)"),
+            ("direct://h:1", "write direct without '://'"),
+            *(
+                (f"{scheme}://h:1", f"'{scheme}' is not an upstream scheme {EXPECTED_SCHEMES}")
+                for scheme in ("ssh", "ftp", "ss", "quic", "trojan")
+            ),
             ("http://h:1?x=y", "write what follows the '?' as keys beside the url"),
-            ("http://h", "not host:port with a port between 1 and 65535"),
-            ("http://u:secret@h", "not host:port with a port between 1 and 65535"),
+            ("http://h", "must be host:port with a port between 1 and 65535"),
+            ("http://u:secret@h", "must be host:port with a port between 1 and 65535"),
             ("http://u:%ff@h:1", "a %-escape is not UTF-8"),
             ("socks5://secret@h:1", "SOCKS5 takes a user and a password of 1 to 255 bytes each"),
             ("socks5://:secret@h:1", "SOCKS5 takes a user and a password of 1 to 255 bytes each"),
@@ -186,29 +198,23 @@ class TestHop:
             ),
         ],
     )
-    def test_what_is_none_says_why_and_never_a_secret(self, text: str, message: str) -> None:
-        """HAZARDS 111."""
+    def test_invalid_hop_url_error_holds_no_secret(self, text: str, message: str) -> None:
+        """Hazard 111: a password is in no message."""
         with pytest.raises(ValueError) as caught:
             parse_hop(text)
         assert str(caught.value) == message
         assert "secret" not in str(caught.value)
 
-    def test_a_password_is_as_long_as_its_bytes_are(self) -> None:
-        """Else it is found out when a connection is dialled."""
+    def test_password_length_counts_bytes(self) -> None:
+        """The file is refused, not the first dial."""
         with pytest.raises(ValueError, match="SOCKS5 takes"):
             parse_hop("socks5://u:" + "\u00fc" * 200 + "@h:1")
 
-    def test_a_password_is_as_long_as_what_its_escapes_stand_for(self) -> None:
+    def test_password_length_counts_decoded_escapes(self) -> None:
         assert parse_hop("socks5://u:" + "%40" * 100 + "@h:1").password == "@" * 100
 
-    def test_is_never_shown_with_its_password(self) -> None:
+    def test_hop_repr_holds_no_password(self) -> None:
         assert "secret" not in repr(parse_hop("http://u:secret@h:1"))
-
-
-def plain(node: Node) -> Any:
-    if isinstance(node.value, dict):
-        return {key: plain(child) for key, child in node.value.items()}
-    return [plain(child) for child in node.value] if isinstance(node.value, list) else node.value
 
 
 class TestListenerUrl:
@@ -248,7 +254,7 @@ class TestListenerUrl:
             ("sps://:1?", {"protocol": "sps", "listen": ":1"}),
         ],
     )
-    def test_is_a_listeners_mapping(self, text: str, tree: dict) -> None:
+    def test_listener_url_gives_a_mapping(self, text: str, tree: dict[str, object]) -> None:
         assert plain(listener_node(text, "-l")) == tree
 
     @pytest.mark.parametrize(
@@ -266,7 +272,7 @@ class TestListenerUrl:
             ("sps://:1?udp.relay_port=any&udp=x", "'udp' is given twice"),
         ],
     )
-    def test_what_is_none_says_why(self, text: str, message: str) -> None:
+    def test_invalid_listener_url_is_refused(self, text: str, message: str) -> None:
         with pytest.raises(ValueError) as caught:
             listener_node(text, "-l")
         assert str(caught.value) == message

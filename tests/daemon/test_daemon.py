@@ -1,4 +1,4 @@
-"""The daemon in this process: start, reload, drain, stop; what it keeps and what it gives back."""
+"""Daemon in this process: start, reload, drain and stop, and what it tells of itself."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy.daemon import runtime
+from netproxy.daemon.build import build_for_questions
 from netproxy.daemon.daemon import Daemon
 from netproxy.daemon.runtime import raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks5
-from netproxy.resolver.resolver import Found, Plan
+from netproxy.resolver.resolver import LookupPlan, LookupResult
 from netproxy.resolver.servers import KEPT_SECONDS
 from tests.support.certificates import certificates
 from tests.support.dns import a
 from tests.support.handlers import RecordingLog
 from tests.support.nameservers import WWW, answer_to, serve
-from tests.support.relays import Running, UdpClient, UdpPort, configuration, running
+from tests.support.relays import Running, UdpClient, UdpPort, configuration, described, running
 from tests.support.sockets import (
     HAS_IPV6,
     SECONDS,
@@ -87,26 +88,26 @@ def port_of(running_daemon: Running, index: int = 0) -> int:
 
 
 CONNECT_UDP = (
-    b"GET /.well-known/masque/udp/127.0.0.1/%d/ HTTP/1.1\r\nHost: proxy.test\r\nConnection: Upgrade\r\n"
-    b"Upgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+    b"GET /.well-known/masque/udp/127.0.0.1/%d/ HTTP/1.1\r\nHost: proxy.test\r\n"
+    b"Connection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
 )
 UOT_NAME = b"sp.v2.udp-over-tcp.arpa"
 
 
 class TestDatagramsInStreams:
-    """Which listeners serve them: those whose network has udp, which it has by default."""
+    """Listeners serve them if their network has udp, which is the default."""
 
     @pytest.fixture(autouse=True)
-    def no_such_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nobody is asked for it beyond this machine."""
-        real = socket.getaddrinfo
+    def uot_name_is_not_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No name server is asked for it."""
+        getaddrinfo = socket.getaddrinfo
 
-        def find(host: Any, *arguments: Any, **more: Any) -> Any:
+        def look_up(host: Any, *arguments: Any, **more: Any) -> Any:
             if host in (UOT_NAME, UOT_NAME.decode()):
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-            return real(host, *arguments, **more)
+            return getaddrinfo(host, *arguments, **more)
 
-        monkeypatch.setattr(socket, "getaddrinfo", find)
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
     @staticmethod
     def head(port: int, ask: bytes) -> list[bytes]:
@@ -139,85 +140,84 @@ class TestDatagramsInStreams:
             return read_exactly(client, 8)[:2]
 
     @pytest.mark.parametrize("protocol", ["sps", "http"])
-    def test_by_http_of_tcp_alone(self, protocol: str) -> None:
-        """UoT's name is one that is not found, and connect-udp a request to this proxy itself."""
+    def test_http_without_udp_takes_them_for_plain_requests(self, protocol: str) -> None:
+        """UoT's name is not found, and connect-udp is a request to this proxy itself."""
         with running(
             f"listeners: [{{listen: '127.0.0.1:0', protocol: {protocol}, network: [tcp]}}]"
-        ) as one:
-            assert one.daemon.summary() == f"tcp 127.0.0.1:{one.port}"
-            lines = self.by_connect(one.port)
+        ) as relay:
+            assert relay.daemon.summary() == f"tcp 127.0.0.1:{relay.port}"
+            lines = self.by_connect(relay.port)
             assert (
                 lines[0] == b"HTTP/1.1 502 Bad Gateway"
                 and b"Proxy-Status: netproxy; error=dns_error" in lines
             )
-            lines = self.by_upgrade(one.port)
+            lines = self.by_upgrade(relay.port)
             assert lines[0] == b"HTTP/1.1 400 Bad Request"
             plain = self.head(
-                one.port,
+                relay.port,
                 b"GET /.well-known/masque/udp/127.0.0.1/53/ HTTP/1.1\r\nHost: proxy.test\r\n\r\n",
             )
             assert plain[0] == lines[0]
-            assert not one.count("sessions_opened")
+            assert not relay.count("sessions_opened")
 
     @pytest.mark.parametrize("protocol", ["sps", "http"])
-    def test_by_http_by_default(self, protocol: str) -> None:
-        with running(f"listeners: [{{listen: '127.0.0.1:0', protocol: {protocol}}}]") as one:
-            port = port_of(one)
+    def test_http_serves_them_by_default(self, protocol: str) -> None:
+        with running(f"listeners: [{{listen: '127.0.0.1:0', protocol: {protocol}}}]") as relay:
+            port = port_of(relay)
             assert self.by_connect(port)[0] == b"HTTP/1.1 200 Connection established"
             assert self.by_upgrade(port)[0] == b"HTTP/1.1 101 Switching Protocols"
-            assert ("udp 127" in one.daemon.summary()) is (
-                protocol == "sps"
-            )  # http binds no UDP socket for it
+            # http binds no UDP socket for it.
+            assert ("udp 127" in relay.daemon.summary()) is (protocol == "sps")
 
     @pytest.mark.parametrize(
         "network, socks5_says, socks4_says",
         [("[tcp]", b"\5\4", b"\0\x5b"), ("[tcp, udp]", b"\5\0", b"\0\x5a")],
     )
-    def test_by_socks(self, network: str, socks5_says: bytes, socks4_says: bytes) -> None:
-        with running(f"listeners: [{{listen: '127.0.0.1:0', network: {network}}}]") as one:
-            assert (self.by_socks5(port_of(one)), self.by_socks4(port_of(one))) == (
-                socks5_says,
-                socks4_says,
-            )
+    def test_socks_serves_them_if_its_network_has_udp(
+        self, network: str, socks5_says: bytes, socks4_says: bytes
+    ) -> None:
+        with running(f"listeners: [{{listen: '127.0.0.1:0', network: {network}}}]") as relay:
+            assert self.by_socks5(port_of(relay)) == socks5_says
+            assert self.by_socks4(port_of(relay)) == socks4_says
 
-    def test_a_listener_that_a_reload_leaves_tcp_alone_serves_them_no_more(self) -> None:
-        with running("listeners: [{listen: '127.0.0.1:0', protocol: http, name: main}]") as one:
-            port = port_of(one)
+    def test_reload_that_takes_udp_from_a_listener_ends_them(self) -> None:
+        with running("listeners: [{listen: '127.0.0.1:0', protocol: http, name: main}]") as relay:
+            port = port_of(relay)
             assert self.by_upgrade(port)[0].startswith(b"HTTP/1.1 101 ")
-            one.reload(
+            relay.reload(
                 "listeners: [{listen: '127.0.0.1:0', protocol: http, name: main, network: [tcp]}]"
             )
             assert self.by_upgrade(port)[0].startswith(b"HTTP/1.1 400 ")
 
 
 class TestFilesOfUpstreams:
-    """Of TLS; a reload reads them again."""
+    """TLS files, which a reload reads again."""
 
-    def test_an_upstream_and_its_file_may_go_in_one_reload(self, tmp_path: Path) -> None:
+    def test_upstream_and_its_file_may_go_in_one_reload(self, tmp_path: Path) -> None:
         file = tmp_path / "ca.pem"
         file.write_bytes(Path(certificates().path("ca.pem")).read_bytes())
-        with running(f"{PLAIN}\ndefault: 'https://192.0.2.1:1?tls.ca={file}'\n") as one:
+        with running(f"{PLAIN}\ndefault: 'https://192.0.2.1:1?tls.ca={file}'\n") as relay:
             file.unlink()
-            one.reload(PLAIN)
-            one.reload(PLAIN)
+            relay.reload(PLAIN)
+            relay.reload(PLAIN)
 
-    def test_a_file_that_is_broken_leaves_the_daemon_as_it_was(self, tmp_path: Path) -> None:
+    def test_broken_file_leaves_the_daemon_as_it_was(self, tmp_path: Path) -> None:
         file = tmp_path / "ca.pem"
         file.write_bytes(Path(certificates().path("ca.pem")).read_bytes())
         text = f"{PLAIN}\ndefault: 'https://192.0.2.1:1?tls.ca={file}'\n"
-        with running(text) as one:
-            before, good = one.daemon.summary(), file.read_bytes()
+        with running(text) as relay:
+            before, good = relay.daemon.summary(), file.read_bytes()
             file.write_bytes(b"broken")
             with pytest.raises(ConfigError, match="tls: cannot use"):
-                one.reload(text)
-            assert one.daemon.summary() == before
+                relay.reload(text)
+            assert relay.daemon.summary() == before
             file.write_bytes(good)
-            one.reload(text)
+            relay.reload(text)
 
 
 class TestStart:
     def test_one_port_serves_everything(self, daemon: Running, echo: Address) -> None:
-        """The north star: SOCKS4, SOCKS5, HTTP and UDP on the same number."""
+        """SOCKS4, SOCKS5, HTTP and UDP on the same number."""
         assert (
             daemon.daemon.summary() == f"udp 127.0.0.1:{daemon.port}, tcp 127.0.0.1:{daemon.port}"
         )
@@ -239,13 +239,13 @@ class TestStart:
         with UdpPort() as target, UdpClient(daemon.port) as client:
             client.check_echo(target)
 
-    def test_nothing_to_listen_on_is_fine(self) -> None:
+    def test_configuration_without_listeners_is_allowed(self) -> None:
         with running("listeners: [{listen: '127.0.0.1:0'}]") as running_daemon:
             running_daemon.reload("listeners: []")
             assert running_daemon.daemon.summary() == "nothing"
             assert running_daemon.daemon.dead_thread() == ""
 
-    def test_an_address_in_use_leaves_nothing_open(self) -> None:
+    def test_address_in_use_leaves_nothing_open(self) -> None:
         """The fixture of all tests counts."""
         with listen() as taken:
             daemon = Daemon(RecordingLog())  # type: ignore[arg-type]
@@ -254,26 +254,27 @@ class TestStart:
             ):
                 daemon.start(
                     configuration(
-                        f"listeners: [{{listen: '127.0.0.1:0', name: a}}, {{listen: '{address_of(taken)}'}}]"
+                        "listeners: [{listen: '127.0.0.1:0', name: a}, "
+                        f"{{listen: '{address_of(taken)}'}}]"
                     )
                 )
             daemon.stop()
 
-    def test_a_broken_hash_is_an_error_of_the_configuration(self) -> None:
+    def test_broken_hash_is_a_configuration_error(self) -> None:
         daemon = Daemon(RecordingLog())  # type: ignore[arg-type]
         with pytest.raises(ConfigError) as caught:
             daemon.start(configuration(PLAIN + "\nusers: {alice: {password: 'scrypt$x'}}"))
         assert "not a hash made by 'netproxyctl hash-password'" in str(caught.value)
         daemon.stop()
 
-    def test_a_name_to_listen_on(self) -> None:
+    def test_listener_may_have_a_host_name(self) -> None:
         with running("listeners: [{listen: 'localhost:0', allow_open: true}]") as running_daemon:
             assert (
                 "127.0.0.1" in running_daemon.daemon.summary()
                 or "[::1]" in running_daemon.daemon.summary()
             )
 
-    def test_a_name_that_is_none(self) -> None:
+    def test_listener_with_an_unknown_host_name_is_refused(self) -> None:
         daemon = Daemon(RecordingLog())  # type: ignore[arg-type]
         with pytest.raises(ListenError, match="nowhere.invalid"):
             daemon.start(
@@ -281,31 +282,31 @@ class TestStart:
             )
         daemon.stop()
 
-    def test_the_wildcard_of_a_machine_without_ipv6_is_ipv4s(
+    def test_wildcard_is_ipv4_on_a_machine_without_ipv6(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """HAZARDS 131."""
+        """Hazard 131."""
         monkeypatch.setattr(runtime, "_has_ipv6", lambda: False)
         with running("listeners: [{listen: ':0', allow_open: true}]") as running_daemon:
             assert "0.0.0.0" in running_daemon.daemon.summary()
 
     @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 on this machine")
-    def test_the_wildcard_takes_both_families(self, echo: Address) -> None:
+    def test_wildcard_accepts_both_families(self, echo: Address) -> None:
         with running("listeners: [{listen: ':0', allow_open: true}]") as running_daemon:
             for host in ("127.0.0.1", "::1"):
                 with socket.create_connection((host, running_daemon.port), SECONDS) as sock:
                     sock.sendall(b"\x05\x01\x00")
                     assert read_exactly(sock, 2) == b"\x05\x00"
 
-    def test_datagrams_without_a_way_out_are_said(self) -> None:
+    def test_listener_whose_upstream_carries_no_udp_is_warned_of(self) -> None:
         with running(PLAIN + "\ndefault: http://127.0.0.1:9?udp=none") as running_daemon:
             assert running_daemon.log.lines == [
-                "listener 'main' takes UDP, but its way out, http://127.0.0.1:9, carries none"
+                "listener 'main' accepts UDP, but its upstream carries none: http://127.0.0.1:9"
             ]
 
 
 class TestReload:
-    def test_keeps_sockets_and_connections(self, daemon: Running, echo: Address) -> None:
+    def test_reload_keeps_sockets_and_connections(self, daemon: Running, echo: Address) -> None:
         before, listeners = daemon.daemon.summary(), daemon.daemon._manager.listeners
         with (
             Tunnel(daemon.port, echo) as tunnel,
@@ -322,34 +323,38 @@ class TestReload:
         assert daemon.daemon.summary() == before
         assert daemon.daemon._manager.listeners == listeners
 
-    def test_many_times_leaks_nothing(self, daemon: Running, echo: Address) -> None:
-        """HAZARDS 106; the fixture of all tests counts descriptors and threads."""
+    def test_many_reloads_leak_nothing(self, daemon: Running, echo: Address) -> None:
+        """Hazard 106; the fixture of all tests counts descriptors and threads."""
         with Tunnel(daemon.port, echo) as tunnel:
             for number in range(30):
                 daemon.reload(PLAIN + f"\ntimeouts: {{connect: {number + 1}s}}")
                 tunnel.check()
-        assert (
-            len(daemon.daemon._runtime.janitor._tables) == 5
-        )  # the NAT table, the socket whose drops are counted, memory, health checks, the log
+        # The NAT table, the socket whose drops are counted, memory, health checks, the log.
+        assert len(daemon.daemon._runtime.janitor._tables) == 5
 
-    def test_new_listeners_come_and_old_ones_go(self, daemon: Running, echo: Address) -> None:
+    def test_reload_starts_new_listeners_and_stops_old_ones(
+        self, daemon: Running, echo: Address
+    ) -> None:
         with Tunnel(daemon.port, echo) as tunnel:
             tunnel.check()
             daemon.reload("listeners: [{protocol: http, listen: '127.0.0.2:0', name: other}]")
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", daemon.port), SECONDS)
-            tunnel.check()  # what lives goes on
+            # Running connections continue.
+            tunnel.check()
             assert daemon.daemon.live == 1
         assert daemon.daemon.summary().startswith("tcp 127.0.0.2:")
         wait_until(lambda: not daemon.daemon.live)
 
-    def test_the_association_of_a_listener_that_goes_ends(self, daemon: Running) -> None:
+    def test_association_ends_with_its_listener(self, daemon: Running) -> None:
         with UdpPort() as target, UdpClient(daemon.port) as client:
             client.check_echo(target)
             daemon.reload("listeners: [{protocol: http, listen: '127.0.0.1:0', name: other}]")
             wait_until(lambda: daemon.idle())
 
-    def test_what_is_new_holds_for_new_connections(self, daemon: Running, echo: Address) -> None:
+    def test_new_connections_meet_the_new_configuration(
+        self, daemon: Running, echo: Address
+    ) -> None:
         with Tunnel(daemon.port, echo) as old:
             daemon.reload(PLAIN + "\nusers: {alice: {password: secret}}")
             old.check()
@@ -360,34 +365,40 @@ class TestReload:
             with Tunnel(daemon.port, echo, ("alice", "secret")) as new:
                 new.check()
 
-    def test_another_way_out(self, daemon: Running, echo: Address) -> None:
+    def test_reload_changes_the_upstream(self, daemon: Running, echo: Address) -> None:
         daemon.reload(PLAIN + "\ndefault: block")
         with Tunnel(daemon.port, echo) as tunnel:
             assert tunnel.reply == socks5.NOT_ALLOWED
-        assert daemon.daemon.way_out == "block"
+        assert daemon.daemon.default_upstream == "block"
         daemon.reload(
-            "listeners: [{listen: '127.0.0.1:0', name: main, upstream: open}]\nupstreams: {open: direct}\ndefault: block"
+            "listeners: [{listen: '127.0.0.1:0', name: main, upstream: open}]\n"
+            "upstreams: {open: direct}\ndefault: block"
         )
         with Tunnel(daemon.port, echo) as tunnel:
             tunnel.check()
 
-    def test_an_address_in_use_changes_nothing(self, daemon: Running, echo: Address) -> None:
-        """HAZARDS 105."""
+    def test_reload_with_an_address_in_use_changes_nothing(
+        self, daemon: Running, echo: Address
+    ) -> None:
+        """Hazard 105."""
         with listen() as taken, Tunnel(daemon.port, echo) as tunnel:
             before = daemon.daemon.summary()
             with pytest.raises(ListenError):
                 daemon.reload(
                     "default: block\nlisteners:\n"
-                    "  - {listen: '127.0.0.1:0', name: main, udp: {max_sessions: 1}, limits: {connections: 1}}\n"
+                    "  - {listen: '127.0.0.1:0', name: main, udp: {max_sessions: 1}, "
+                    "limits: {connections: 1}}\n"
                     f"  - {{listen: '{address_of(taken)}', name: b}}\n"
                 )
             tunnel.check()
             assert daemon.daemon.summary() == before
             with Tunnel(daemon.port, echo) as another:
                 another.check()
-            assert daemon.daemon.way_out == "direct"
+            assert daemon.daemon.default_upstream == "direct"
 
-    def test_an_address_in_use_leaves_the_limits_of_udp_as_they_were(self, daemon: Running) -> None:
+    def test_reload_with_an_address_in_use_leaves_udp_limits_as_they_were(
+        self, daemon: Running
+    ) -> None:
         with listen() as taken:
             with pytest.raises(ListenError):
                 daemon.reload(
@@ -398,13 +409,15 @@ class TestReload:
             first.check_echo(target)
             second.check_echo(target)
 
-    def test_a_broken_hash_changes_nothing(self, daemon: Running, echo: Address) -> None:
+    def test_reload_with_a_broken_hash_changes_nothing(
+        self, daemon: Running, echo: Address
+    ) -> None:
         with pytest.raises(ConfigError):
             daemon.reload(PLAIN + "\ndefault: block\nusers: {alice: {password: 'scrypt$x'}}")
         with Tunnel(daemon.port, echo) as tunnel:
             tunnel.check()
 
-    def test_a_batch_that_waits_meets_the_new_handler(self, daemon: Running) -> None:
+    def test_datagram_after_a_reload_meets_the_new_handler(self, daemon: Running) -> None:
         with UdpPort() as target, UdpClient(daemon.port) as client:
             client.check_echo(target)
             daemon.reload(PLAIN + "\ndefault: block")
@@ -415,8 +428,8 @@ class TestReload:
 
 
 class TestLimits:
-    def test_of_a_client(self, echo: Address) -> None:
-        """HAZARDS 95."""
+    def test_connections_per_client_are_limited(self, echo: Address) -> None:
+        """Hazard 95."""
         with running(
             "listeners: [{listen: '127.0.0.1:0', limits: {connections_per_client: 2}}]"
         ) as running_daemon:
@@ -432,8 +445,8 @@ class TestLimits:
             with Tunnel(running_daemon.port, echo) as again:
                 again.check()
 
-    def test_of_all_connections(self, echo: Address) -> None:
-        """HAZARDS 95: the excess is closed at once, and costs the others nothing."""
+    def test_connections_per_listener_are_limited(self, echo: Address) -> None:
+        """Hazard 95.  The excess is closed at once; the others do not notice."""
         with running(
             "listeners: [{listen: '127.0.0.1:0', limits: {connections: 2}}]"
         ) as running_daemon:
@@ -450,29 +463,31 @@ class TestLimits:
             with Tunnel(running_daemon.port, echo) as fourth:
                 fourth.check()
 
-    def test_of_threads_are_what_the_descriptors_allow(
+    def test_connection_threads_are_limited_by_descriptors(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         config = configuration(
             "listeners: [{listen: '127.0.0.1:1-4', limits: {connections: 1000}}]"
         )
         monkeypatch.setattr(runtime.resource, "getrlimit", lambda _: (1024, 4096))
-        assert runtime.room_for(config) == (1024 - 64) // 3
+        assert runtime.connection_threads(config) == (1024 - 64) // 3
         monkeypatch.setattr(runtime.resource, "getrlimit", lambda _: (100000, 100000))
-        assert runtime.room_for(config) == runtime.THREADS_LIMIT
+        assert runtime.connection_threads(config) == runtime.CONNECTION_THREADS_LIMIT
         monkeypatch.setattr(runtime.resource, "getrlimit", lambda _: (10, 10))
-        assert runtime.room_for(config) == 1
+        assert runtime.connection_threads(config) == 1
 
-    def test_of_descriptors_are_raised_to_what_the_system_allows(
+    def test_descriptor_limit_is_raised_to_the_hard_limit(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        found: list[Any] = []
+        limits_set: list[Any] = []
         monkeypatch.setattr(runtime.resource, "getrlimit", lambda _: (1024, 4096))
-        monkeypatch.setattr(runtime.resource, "setrlimit", lambda _, limits: found.append(limits))
+        monkeypatch.setattr(
+            runtime.resource, "setrlimit", lambda _, limits: limits_set.append(limits)
+        )
         raise_descriptor_limit()
-        assert found == [(4096, 4096)]
+        assert limits_set == [(4096, 4096)]
 
-    def test_of_descriptors_stay_where_the_system_lets_nobody_raise_them(
+    def test_descriptor_limit_stays_if_the_system_refuses_to_raise_it(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(_: int, limits: tuple[int, int]) -> None:
@@ -492,7 +507,7 @@ def is_free(port: int) -> bool:
 
 
 class TestRelayPorts:
-    def test_any_gives_each_association_its_own(self) -> None:
+    def test_relay_port_any_gives_each_association_its_own_port(self) -> None:
         with running(
             "listeners: [{listen: '127.0.0.1:0', udp: {relay_port: any}}]"
         ) as running_daemon:
@@ -514,7 +529,7 @@ class TestRelayPorts:
                 )
             )
 
-    def test_a_range_is_kept_to_and_its_end_is_said(self) -> None:
+    def test_relay_port_range_is_kept_to_and_refused_when_used_up(self) -> None:
         with UdpPort() as probe:
             port = probe.address.port
         with running(
@@ -531,16 +546,15 @@ class TestRelayPorts:
                         + socks5.encode_request(socks5.UDP_ASSOCIATE, Address("0.0.0.0", 0))
                     )
                     assert read_exactly(second, 12)[3] == socks5.GENERAL_FAILURE
-            wait_until(
-                lambda: running_daemon.idle() and is_free(port)
-            )  # the port is given back last
+            # The port is closed last.
+            wait_until(lambda: running_daemon.idle() and is_free(port))
             with UdpPort() as target, UdpClient(running_daemon.port) as again:
                 again.check_echo(target)
 
 
 class TestStop:
-    def test_draining_leaves_what_lives(self, daemon: Running, echo: Address) -> None:
-        """HAZARDS 104."""
+    def test_drain_leaves_running_connections(self, daemon: Running, echo: Address) -> None:
+        """Hazard 104."""
         with (
             Tunnel(daemon.port, echo) as tunnel,
             UdpPort() as target,
@@ -555,7 +569,7 @@ class TestStop:
             assert daemon.daemon.live == 2
         wait_until(lambda: not daemon.daemon.live)
 
-    def test_ends_everything(self, echo: Address) -> None:
+    def test_stop_ends_everything(self, echo: Address) -> None:
         with running(PLAIN) as running_daemon:
             tunnels = [Tunnel(running_daemon.port, echo) for _ in range(5)]
             idle = socket.create_connection(("127.0.0.1", running_daemon.port), SECONDS)
@@ -571,12 +585,12 @@ class TestStop:
         client.close()
         assert not running_daemon.daemon.live and running_daemon.idle()
 
-    def test_though_it_never_started(self) -> None:
+    def test_daemon_that_never_started_can_be_stopped(self) -> None:
         Daemon(RecordingLog()).stop()  # type: ignore[arg-type]
 
 
-class TestLookingAtIt:
-    def test_status(self, daemon: Running, echo: Address) -> None:
+class TestTelling:
+    def test_status_lines(self, daemon: Running, echo: Address) -> None:
         with Tunnel(daemon.port, echo):
             lines = list(daemon.daemon.status())
         assert lines[0].startswith("connections=1 ")
@@ -586,39 +600,38 @@ class TestLookingAtIt:
         )
         assert "connections{accepted}=1" in lines
 
-    def test_a_thread_that_died_is_named(self, daemon: Running) -> None:
-        """HAZARDS 98."""
+    def test_dead_thread_is_named(self, daemon: Running) -> None:
+        """Hazard 98."""
         assert daemon.daemon.dead_thread() == ""
         daemon.daemon._runtime.janitor.stop()
         assert daemon.daemon.dead_thread() == "janitor"
 
-    def test_what_it_would_do(self) -> None:
-        daemon = Daemon(RecordingLog())  # type: ignore[arg-type]
-        lines = daemon.describe(
-            configuration(
-                "listeners: [{listen: '127.0.0.1:1080', name: main, upstream: chain}, {protocol: http, listen: '[::1]:8080'}]\n"
-                "upstreams: {office: 'socks5://user:hunter2@10.0.0.1:1080', chain: [office, 'http://proxy.example:3128?udp=none'],"
-                " through: [office, 'http://proxy.example:3128']}\n"
-            )
+    def test_description_of_a_configuration(self) -> None:
+        lines = described(
+            "listeners: [{listen: '127.0.0.1:1080', name: main, upstream: chain}, "
+            "{protocol: http, listen: '[::1]:8080'}]\n"
+            "upstreams: {office: 'socks5://user:hunter2@10.0.0.1:1080', "
+            "chain: [office, 'http://proxy.example:3128?udp=none'], "
+            "through: [office, 'http://proxy.example:3128']}\n"
         )
+        chain = "socks5://10.0.0.1:1080 -> http://proxy.example:3128"
         assert lines == [
-            "listen 127.0.0.1:1080 tcp+udp sps 'main' out by socks5://10.0.0.1:1080 -> http://proxy.example:3128",
-            "listen [::1]:8080 tcp+udp http 'http-8080' out by direct",
-            "warning: listener 'main' takes UDP, but its way out, socks5://10.0.0.1:1080 -> http://proxy.example:3128, carries none",
+            f"listen 127.0.0.1:1080 tcp+udp sps 'main' upstream {chain}",
+            "listen [::1]:8080 tcp+udp http 'http-8080' upstream direct",
+            f"warning: listener 'main' accepts UDP, but its upstream carries none: {chain}",
             "upstream default: direct carries bind, tcp, udp",
             "upstream office: socks5://10.0.0.1:1080 carries tcp, udp by ASSOCIATE",
-            "upstream chain: socks5://10.0.0.1:1080 -> http://proxy.example:3128 carries tcp;"
-            " no udp: http://proxy.example:3128 is told to carry none",
-            "upstream through: socks5://10.0.0.1:1080 -> http://proxy.example:3128 carries tcp, udp by connect-udp",
+            f"upstream chain: {chain} carries tcp;"
+            " no udp: http://proxy.example:3128 is configured to carry none",
+            f"upstream through: {chain} carries tcp, udp by connect-udp",
         ]
-        daemon.stop()
 
-    def test_looking_opens_nothing(self) -> None:
+    def test_description_opens_nothing(self) -> None:
         """The fixture of all tests counts."""
-        Daemon(RecordingLog()).describe(configuration(PLAIN))  # type: ignore[arg-type]
+        described(PLAIN)
 
 
-def test_the_access_record_of_a_connection(daemon: Running, echo: Address) -> None:
+def test_connection_has_an_access_record(daemon: Running, echo: Address) -> None:
     with Tunnel(daemon.port, echo) as tunnel:
         tunnel.check(b"12345")
     wait_until(lambda: daemon.log.records)
@@ -633,9 +646,13 @@ def test_the_access_record_of_a_connection(daemon: Running, echo: Address) -> No
 
 
 class TestNames:
-    """A dns listener, and connections to name servers that are kept."""
+    """A dns listener, and idle connections to name servers."""
 
-    TEXT = "listeners: [{listen: '127.0.0.1:0', name: main}, {listen: '127.0.0.1:0', name: names, protocol: dns}]\ndns: {servers: %s}"
+    TEXT = (
+        "listeners: [{listen: '127.0.0.1:0', name: main}, "
+        "{listen: '127.0.0.1:0', name: names, protocol: dns}]\n"
+        "dns: {servers: %s}"
+    )
 
     @staticmethod
     def ask(relay: Running) -> bytes:
@@ -643,7 +660,7 @@ class TestNames:
             sock.sendto(WWW, ("127.0.0.1", port_of(relay, 1)))
             return sock.recv(512)
 
-    def test_are_looked_up_for_clients_and_a_stop_gives_everything_up(self) -> None:
+    def test_names_are_looked_up_for_clients_and_stop_closes_the_server_connection(self) -> None:
         ended = threading.Event()
 
         def script(sock: socket.socket) -> None:
@@ -655,7 +672,7 @@ class TestNames:
             assert not ended.is_set()
         assert ended.wait(SECONDS)
 
-    def test_a_reload_gives_up_what_is_kept_of_those_before(self) -> None:
+    def test_reload_closes_connections_to_name_servers(self) -> None:
         ended = threading.Event()
 
         def script(sock: socket.socket) -> None:
@@ -668,7 +685,7 @@ class TestNames:
             assert ended.wait(SECONDS)
             assert self.ask(relay) == answer_to(WWW, a(60))
 
-    def test_what_nobody_uses_for_a_while_is_given_up(self) -> None:
+    def test_idle_connection_to_a_name_server_is_closed(self) -> None:
         ended = threading.Event()
 
         def script(sock: socket.socket) -> None:
@@ -680,86 +697,89 @@ class TestNames:
             relay.sweep(KEPT_SECONDS + 1)
             assert ended.wait(SECONDS)
 
-    def test_the_group_that_leads_to_a_name_server_is_looked_after(self) -> None:
-        group = "{members: ['socks5://127.0.0.1:1', 'socks5://127.0.0.1:2'], health_check: {interval: 1h}}"
+    def test_group_that_leads_to_a_name_server_has_health_checks(self) -> None:
+        members = "['socks5://127.0.0.1:1', 'socks5://127.0.0.1:2']"
+        group = f"{{members: {members}, health_check: {{interval: 1h}}}}"
         text = self.TEXT % f"{{url: tcp://192.0.2.1, upstream: {group}}}"
         with running(text) as relay:
             assert len(relay.daemon._runtime.health.checks) == 2
             relay.reload(text)
             assert len(relay.daemon._runtime.health.checks) == 2
 
-    def test_without_a_udp_way_out_a_dns_listener_is_not_warned_of(self) -> None:
+    def test_dns_listener_needs_no_upstream_with_udp(self) -> None:
         with running(self.TEXT % "192.0.2.1" + "\ndefault: socks4://192.0.2.7:1080") as relay:
             assert [line for line in relay.log.lines if "carries none" in line] == [
-                "listener 'main' takes UDP, but its way out, socks4://192.0.2.7:1080, carries none"
+                "listener 'main' accepts UDP, but its upstream carries none: socks4://192.0.2.7:1080"
             ]
 
-    def test_whom_it_asks_is_told(self) -> None:
-        config = configuration(self.TEXT % "[192.0.2.1, 'tls://9.9.9.9']")
+    def test_description_names_the_name_servers(self) -> None:
         assert (
             "listen 127.0.0.1:0 tcp+udp dns 'names' asks udp://192.0.2.1:53, tls://9.9.9.9:853"
-            in Daemon(RecordingLog()).describe(config)
+            in described(self.TEXT % "[192.0.2.1, 'tls://9.9.9.9']")
         )
 
 
 class TestExplain:
-    """What is told of a flow is what happens to it."""
+    """The lines of --explain for `via: auto`, and for the daemon's own ports."""
 
     TEXT = """
 listeners: [{listen: '127.0.0.1:21080', name: main}]
 metrics: 127.0.0.1:21081
 upstreams: {there: 'socks5h://192.0.2.1:1', here: 'socks5://192.0.2.1:1'}
-rules: [{domain: .there.test, via: auto, upstream: there}, {domain: .here.test, via: auto, upstream: here}]
+rules:
+- {domain: .there.test, via: auto, upstream: there}
+- {domain: .here.test, via: auto, upstream: here}
 auto: {direct: pinned.there.test, upstream: far.there.test}
 dns: {hosts: {a.here.test: 203.0.113.1}}
 """
 
     @staticmethod
-    def told(target: str, learn: bool | None = None) -> list[str]:
-        daemon = Daemon(RecordingLog())
+    def explained(target: str, learn: bool | None = None) -> list[str]:
+        parts = runtime.Runtime(RecordingLog())  # type: ignore[arg-type]
         try:
             if learn is not None:
                 host, port = target.split(":")
-                daemon.verdicts.learn(Address(host, int(port)), learn)
-            return daemon.explain(f"-> {target}", configuration(TestExplain.TEXT))[2:]
+                parts.verdicts.learn(Address(host, int(port)), learn)
+            plan = build_for_questions(configuration(TestExplain.TEXT), parts)
+            return plan.explain(f"-> {target}")[2:]
         finally:
-            daemon.stop()
+            parts.stop()
 
     @pytest.mark.parametrize(
-        "target, learn, way, addresses",
+        "target, learn, upstream, addresses",
         [
             (
                 "a.there.test:1",
                 None,
-                "auto, now direct, and where that fails by there: socks5h://192.0.2.1:1",
-                "looked up when it is dialled; the name goes to the upstream as it is",
+                "auto, currently direct; if that fails, through there: socks5h://192.0.2.1:1",
+                "looked up when dialled; the upstream resolves the name",
             ),
             (
                 "a.there.test:1",
                 True,
-                "auto, now by there: socks5h://192.0.2.1:1",
-                "the name goes to the proxy as it is",
+                "auto, currently through there: socks5h://192.0.2.1:1",
+                "the upstream resolves the name",
             ),
             (
                 "far.there.test:1",
                 None,
-                "auto, now by there: socks5h://192.0.2.1:1",
-                "the name goes to the proxy as it is",
+                "auto, currently through there: socks5h://192.0.2.1:1",
+                "the upstream resolves the name",
             ),
-            ("pinned.there.test:1", None, "auto, now direct", "looked up when it is dialled"),
+            ("pinned.there.test:1", None, "auto, currently direct", "looked up when dialled"),
             (
                 "a.here.test:1",
                 None,
-                "auto, now direct, and where that fails by here: socks5://192.0.2.1:1",
+                "auto, currently direct; if that fails, through here: socks5://192.0.2.1:1",
                 "203.0.113.1",
             ),
         ],
     )
-    def test_of_auto_with_both_ways_and_which_is_next(
-        self, target: str, learn: bool | None, way: str, addresses: str
+    def test_auto_names_both_upstreams_and_the_next_one(
+        self, target: str, learn: bool | None, upstream: str, addresses: str
     ) -> None:
-        assert self.told(target, learn) == [
-            f"way out: {way}",
+        assert self.explained(target, learn) == [
+            f"upstream: {upstream}",
             f"addresses: {addresses}",
             "carried: yes",
         ]
@@ -768,21 +788,23 @@ dns: {hosts: {a.here.test: 203.0.113.1}}
         "target",
         ["127.0.0.1:21080", "0.0.0.0:21080", "[::ffff:127.0.0.1]:21080", "127.0.0.1:21081"],
     )
-    def test_hazard_77_our_own_ports_are_refused_before_anything_listens(self, target: str) -> None:
-        assert [line.partition(": ")[0] for line in self.told(target)] == ["refused"]
+    def test_own_ports_are_refused_before_anything_listens(self, target: str) -> None:
+        """Hazard 77."""
+        assert [line.partition(": ")[0] for line in self.explained(target)] == ["refused"]
 
 
-def test_hazard_99_twenty_slow_names_delay_no_other() -> None:
-    parts = runtime.Runtime(RecordingLog())
-    go_on, slow = threading.Event(), threading.Semaphore(0)
+def test_twenty_slow_names_delay_no_other() -> None:
+    """Hazard 99."""
+    parts = runtime.Runtime(RecordingLog())  # type: ignore[arg-type]
+    answer, slow = threading.Event(), threading.Semaphore(0)
 
-    def ask(host: str) -> Found:
+    def ask(host: str) -> LookupResult:
         if host.startswith("slow"):
             slow.release()
-            assert go_on.wait(SECONDS)
-        return Found(("203.0.113.1",), 1.0)
+            assert answer.wait(SECONDS)
+        return LookupResult(("203.0.113.1",), 1.0)
 
-    parts.resolver.configure(Plan(ask))
+    parts.resolver.configure(LookupPlan(ask))
     callers = [
         threading.Thread(target=parts.resolver.resolve, args=(Address(f"slow{at}.test", 1),))
         for at in range(20)
@@ -790,12 +812,11 @@ def test_hazard_99_twenty_slow_names_delay_no_other() -> None:
     try:
         for caller in callers:
             caller.start()
-        assert all(
-            slow.acquire(timeout=SECONDS) for _ in callers
-        )  # all are asked for, and none has its answer
+        # All are asked for, and none has its answer.
+        assert all(slow.acquire(timeout=SECONDS) for _ in callers)
         assert parts.resolver.resolve(Address("fast.test", 1)) == [Address("203.0.113.1", 1)]
     finally:
-        go_on.set()
+        answer.set()
         for caller in callers:
             caller.join(SECONDS)
         parts.janitor.start()

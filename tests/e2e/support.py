@@ -29,7 +29,7 @@ CHOSEN_PORTS = range(
 SPARE_DESCRIPTORS = 2  # that may stay open all the same: HAZARDS allows them
 
 Value = TypeVar("Value")
-_SERVES = re.compile(r" serves (.*), out by ")
+_SERVES = re.compile(r" serves (.*), upstream ")
 _LISTENS = re.compile(r"(tcp|udp) \[?([^ ]+?)\]?:(\d+)(?:, |$)")
 _COUNTER = re.compile(r" ([a-z_]+)\{(.*)\}=(\d+)$")
 _STATE = re.compile(r"([a-z]+)=(\d+)")
@@ -151,7 +151,7 @@ class Netproxyd:
         )
 
     def status(self) -> dict[str, int]:
-        """The dump of SIGUSR1: "connections", "sessions", "drops{stranger}" and so on; what is not there was never counted."""
+        """The dump of SIGUSR1: "connections", "sessions", "drops{unknown sender}" and so on; what is not there was never counted."""
         before = len(self.lines(" connections="))
         for turn in (1, 2):  # all of the first dump is there when the second begins
             self.signal(signal.SIGUSR1)

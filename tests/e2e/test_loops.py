@@ -41,4 +41,4 @@ def test_hazard_77_a_proxy_that_is_its_own_upstream(netproxyd: Start) -> None:
     with pytest.raises(Refused):
         socks5((LOOPBACK, port), CONNECT, UNSPECIFIED_ADDRESS, None, seconds=5.0)
     assert len([line for line in proxy.lines("finished") if "192.0.2.1:9" in line]) == 1
-    proxy.said("would come back here")
+    proxy.said("would loop back to this proxy")

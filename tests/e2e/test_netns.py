@@ -224,7 +224,7 @@ def test_stranger(netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho
         stranger.sendto(datagram, (BOX_TO_SERVER, PORT))
         assert silent(stranger)
         status = daemon.status()
-        assert (status["sessions"], status["entries"], status["drops{stranger}"]) == (0, 0, 1)
+        assert (status["sessions"], status["entries"], status["drops{unknown sender}"]) == (0, 0, 1)
         with Association((BOX, PORT), make=net.client.socket) as client:
             stranger.sendto(
                 datagram, (BOX_TO_SERVER, PORT)
@@ -239,7 +239,11 @@ def test_stranger(netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho
                 neighbour.sendto(datagram, (BOX, PORT))
                 assert silent(neighbour)
             status = daemon.status()
-            assert (status["sessions"], status["entries"], status["drops{stranger}"]) == (1, 1, 4)
+            assert (status["sessions"], status["entries"], status["drops{unknown sender}"]) == (
+                1,
+                1,
+                4,
+            )
         assert not second.sources
         wait_for(
             lambda: not daemon.status()["sessions"], 2.0, "the session ends with its association"
@@ -276,7 +280,7 @@ def test_without_arguments(netproxyd: Start, net: Net) -> None:
         pytest.skip("this machine has a configuration of its own")
     daemon = netproxyd(make=net.client.socket, preexec_fn=net.client.enter)
     assert [line.split(" serves ")[1] for line in daemon.log.splitlines()] == [
-        f"udp 127.0.0.1:{PORT}, tcp 127.0.0.1:{PORT}, out by direct"
+        f"udp 127.0.0.1:{PORT}, tcp 127.0.0.1:{PORT}, upstream direct"
     ]
     with (
         UdpEcho(make=net.client.socket) as target,

@@ -252,7 +252,7 @@ def test_through_dante(danted: int, netproxyd: Start) -> None:
         ("http://192.0.2.2:3128,socks5://192.0.2.1:1080", "tcp, udp by ASSOCIATE", False),
         (
             "socks4://192.0.2.2:1080,socks5://192.0.2.1:1080",
-            "tcp; no udp: socks5://192.0.2.1:1080 must be reached by it, but socks4 has none",
+            "tcp; no udp: socks5://192.0.2.1:1080 must be reached over UDP, but socks4 carries none",
             True,
         ),
     ],
@@ -261,4 +261,4 @@ def test_the_check_says_what_an_upstream_carries(hops: str, carried: str, warned
     status, said = run_netproxyd("-t", "-l", ANY_PORT, "-u", hops)
     assert status == 0, said
     assert re.search(f"carries {carried}$", said, re.MULTILINE), said
-    assert bool(re.search(r"warning: .*takes UDP.*carries none", said)) == warned, said
+    assert bool(re.search(r"warning: .*accepts UDP.*carries none", said)) == warned, said

@@ -152,6 +152,6 @@ def test_a_name_that_was_not_passed_is_69_and_names_it() -> None:
     )
     assert done.returncode == 69
     assert (
-        "udp systemd:main: no sockets of that name were passed, not one (passed: nothing)"
+        "udp systemd:main: expected one activation socket of this name, found 0 (available: none)"
         in done.stderr
     )

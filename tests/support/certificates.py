@@ -1,4 +1,7 @@
-"""Certificates that the openssl program makes once a session: a CA, a server's and a client's, and what is wrong with some."""
+"""Certificates for tests, which the openssl program makes once a session.
+
+A CA, a server's and a client's certificate, those of another authority, and broken files.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +16,35 @@ from typing import NamedTuple
 
 import pytest
 
-PASS_PHRASE = "xyzzy-plugh"  # of the encrypted key
+PASS_PHRASE = "xyzzy-plugh"
+"""The pass phrase of encrypted.key."""
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 
 
 class Certificates(NamedTuple):
+    """The directory with the files."""
+
     directory: Path
 
     def path(self, name: str) -> str:
-        """ca, server, client, stranger (of no CA but its own) end in .pem and .key; encrypted.key; broken.pem, broken.key."""
+        """Return the path of a file.
+
+        There are a .pem and a .key of ca, server, client, stranger (self-signed) and broken;
+        and encrypted.key.
+        """
         return str(self.directory / name)
 
     def listener(self, more: str = "") -> str:
-        """The value of a listener's `tls`."""
+        """Return the value of a listener's `tls`, with `more` at its end."""
         return (
             f"{{certificate: '{self.path('server.pem')}', key: '{self.path('server.key')}'{more}}}"
         )
 
     def client_context(self, certificate: str = "") -> ssl.SSLContext:
-        """Trusts the CA; `certificate` is what it shows of itself, by its name."""
+        """Return a context that trusts the CA; `certificate` names the client's own."""
         context = ssl.create_default_context(cafile=self.path("ca.pem"))
-        context.verify_flags &= (
-            ~ssl.VERIFY_X509_STRICT
-        )  # as in netproxy.net.tls: the CA is one that openssl makes without more
+        # As in netproxy.net.tls: the CA is one that openssl makes by default.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if certificate:
             context.load_cert_chain(
                 self.path(f"{certificate}.pem"), self.path(f"{certificate}.key")
@@ -43,7 +52,7 @@ class Certificates(NamedTuple):
         return context
 
     def secure(self, sock: socket.socket) -> ssl.SSLSocket:
-        """The client's end, behind the handshake; it does not take a cut stream for a whole one."""
+        """Do the handshake of a client.  Reading a cut stream raises an error."""
         return self.client_context().wrap_socket(
             sock, server_hostname="localhost", suppress_ragged_eofs=False
         )
@@ -51,71 +60,25 @@ class Certificates(NamedTuple):
 
 @functools.cache
 def certificates() -> Certificates:
-    """The test is skipped where there is no openssl."""
+    """Make the files, or skip the test if there is no openssl."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    made = tempfile.TemporaryDirectory(prefix="netproxy-certificates-")
-    _kept.append(made)
-    directory = Path(made.name)
+    temporary = tempfile.TemporaryDirectory(prefix="netproxy-certificates-")
+    _kept.append(temporary)
+    directory = Path(temporary.name)
     for name in ("ca", "stranger"):
-        _openssl(
-            directory,
-            "req",
-            "-x509",
-            *_KEY,
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            f"/CN=test {name}",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.pem",
-        )
+        files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
+        subject = ("-subj", f"/CN=test {name}")
+        _openssl(directory, "req", "-x509", *_KEY, "-nodes", "-days", "2", *subject, *files)
+    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    authority = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
     for name in ("server", "client"):
-        _openssl(
-            directory,
-            "req",
-            *_KEY,
-            "-nodes",
-            "-subj",
-            f"/CN=test {name}",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.csr",
-        )
-        (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        _openssl(
-            directory,
-            "x509",
-            "-req",
-            "-in",
-            f"{name}.csr",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            "names",
-            "-out",
-            f"{name}.pem",
-        )
-    _openssl(
-        directory,
-        "ec",
-        "-in",
-        "server.key",
-        "-aes128",
-        "-passout",
-        f"pass:{PASS_PHRASE}",
-        "-out",
-        "encrypted.key",
-    )
+        files = ("-keyout", f"{name}.key", "-out", f"{name}.csr")
+        _openssl(directory, "req", *_KEY, "-nodes", "-subj", f"/CN=test {name}", *files)
+        files = ("-in", f"{name}.csr", "-extfile", "names", "-out", f"{name}.pem")
+        _openssl(directory, "x509", "-req", *authority, "-days", "2", *files)
+    encryption = ("-aes128", "-passout", f"pass:{PASS_PHRASE}")
+    _openssl(directory, "ec", "-in", "server.key", *encryption, "-out", "encrypted.key")
     for name in ("broken.pem", "broken.key"):
         (directory / name).write_text("not what it should be\n")
     return Certificates(directory)
@@ -131,4 +94,5 @@ def _openssl(directory: Path, *arguments: str) -> None:
     )
 
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []  # removed when the interpreter ends
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+"""Directories that are removed when the interpreter ends."""

@@ -1,4 +1,4 @@
-"""A TCP listener with its pool and its parker, and stand-ins for its door and its handler."""
+"""A TCP listener with its pool and its poller, and stand-ins for its admission and its handler."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCALHOST = Address("127.0.0.1", 0)
 
 
 class Door:
-    """An Admission that remembers; `refusal` is what it says."""
+    """An Admission that records its calls; `refusal` is its answer."""
 
     def __init__(self) -> None:
         self.refusal = ""
@@ -36,7 +36,7 @@ class Door:
 
 
 class Echo:
-    """A handler that gives each line back, and remembers its clients; `raises` is what it raises instead."""
+    """A handler that echoes one line and records its clients; if set, it raises `raises`."""
 
     def __init__(self) -> None:
         self.raises: BaseException | None = None
@@ -53,6 +53,8 @@ class Echo:
 
 
 class TcpRig:
+    """A running listener and its clients."""
+
     def __init__(self, threads: int = 8, address: Address = LOCALHOST) -> None:
         self.counts, self.log, self.door, self.handler = Counts(), Lines(), Door(), Echo()
         self.pool = ThreadPool("connection", threads, 0, self.log)
@@ -77,7 +79,7 @@ class TcpRig:
         return sock
 
     def ask(self, line: bytes = b"hello\n") -> socket.socket:
-        """A connection that was served."""
+        """Return a connection that has been served."""
         sock = self.connect()
         sock.sendall(line)
         assert read_exactly(sock, len(line)) == line

@@ -1,33 +1,19 @@
-"""The dns section: every way to write a name server, and every mistake with its place."""
+"""The section `dns`: every form of a name server, and every error with its place."""
 
 from __future__ import annotations
 
 import pytest
 
-from netproxy.config.load import load_text
-from netproxy.config.node import Problems
-from netproxy.config.read import check, read_config
-from netproxy.config.schema import Config, DnsConfig, NameServerConfig, UpstreamTlsConfig
-from netproxy.errors import ConfigError
+from netproxy.config.schema import DnsConfig, NameServerConfig, UpstreamTlsConfig
 from netproxy.interfaces.addresses import Address
+from tests.config.reading import errors, read
 
 pytest.importorskip("yaml")
-NONE = UpstreamTlsConfig()
-
-
-def read(text: str) -> Config:
-    problems = Problems()
-    return check(read_config(load_text(text.encode(), "c.yaml"), problems), problems)
 
 
 def dns(text: str) -> DnsConfig:
+    """Return the section `dns` with the keys in the text."""
     return read(f"dns: {{{text}}}").dns
-
-
-def errors(text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        read(text)
-    return str(caught.value).splitlines()
 
 
 class TestServers:
@@ -56,78 +42,82 @@ class TestServers:
             ("https://[2001:db8::1]/q", "https", ("2001:db8::1", 443), "/q"),
         ],
     )
-    def test_forms(self, text: str, scheme: str, server: tuple[str, int], path: str) -> None:
+    def test_name_server_is_written_as_address_or_url(
+        self, text: str, scheme: str, server: tuple[str, int], path: str
+    ) -> None:
         for written in (
             f"servers: '{text}'",
             f"servers: ['{text}']",
             f"servers: [{{url: '{text}'}}]",
         ):
-            (found,) = dns(written).servers
-            assert found._replace(place="") == NameServerConfig(scheme, Address(*server), path)
+            (parsed,) = dns(written).servers
+            assert parsed._replace(place="") == NameServerConfig(scheme, Address(*server), path)
 
-    def test_options(self) -> None:
+    def test_name_server_takes_tls_and_upstream(self) -> None:
         config = read("""
 upstreams: {office: "socks5://192.0.2.7:1080"}
 dns:
   servers:
-    - {url: tls://9.9.9.9, tls: {server_name: dns.example, ca: ca.pem, certificate: me.pem, key: me.key}}
+    - url: tls://9.9.9.9
+      tls: {server_name: dns.example, ca: ca.pem, certificate: me.pem, key: me.key}
     - {url: "https://dns.example", upstream: office}
     - {url: 192.0.2.1, upstream: "http://192.0.2.8:3128"}
     - {url: tcp://192.0.2.1, upstream: direct}
 """)
         first, second, third, fourth = config.dns.servers
-        assert (
-            first.tls == UpstreamTlsConfig("ca.pem", "me.pem", "me.key", "dns.example", False)
-            and first.upstream is None
-        )
-        assert second.upstream is not None and (second.upstream.name, second.upstream) == (
-            "office",
-            config.upstreams["office"],
-        )
+        assert first.tls == UpstreamTlsConfig("ca.pem", "me.pem", "me.key", "dns.example", False)
+        assert first.upstream is None
+        assert second.upstream is not None and second.upstream.name == "office"
+        assert second.upstream == config.upstreams["office"]
         assert third.upstream is not None and third.upstream.text == "http://192.0.2.8:3128"
         assert fourth.upstream is not None and fourth.upstream.text == "direct"
         assert first.place == "c.yaml:5:7"
         assert not config.warnings
 
     @pytest.mark.parametrize(
-        "text, said",
+        "text, message",
         [
             (
                 "dns.example",
-                "'dns.example' is a name: a name server is reached by its address, but for tls:// and https://",
+                "'dns.example' is a host name: a name server with udp or tcp needs an IP address",
             ),
-            ("udp://dns.example", "'dns.example' is a name"),
-            ("tcp://dns.example:53", "'dns.example' is a name"),
-            ("9.9.9.9#53", "is a name"),
+            ("udp://dns.example", "'dns.example' is a host name"),
+            ("tcp://dns.example:53", "'dns.example' is a host name"),
+            ("9.9.9.9#53", "is a host name"),
             (
                 "quic://9.9.9.9",
-                "is no name server: write 192.168.1.1, tcp://..., tls://9.9.9.9 or https://dns.example/dns-query",
+                "is not a name server (expected 192.168.1.1, tcp://192.168.1.1, "
+                "tls://9.9.9.9 or https://dns.example/dns-query)",
             ),
-            ("TLS://9.9.9.9", "is no name server"),
-            ("tls://", "is no name server"),
-            ("", "is no name server"),
-            ("tls://9.9.9.9/path", "is no name server"),
-            ("9.9.9.9/path", "is no name server"),
-            ("[::1", "is no name server"),
-            ("https://dns.example/a b", "is no name server"),
-            ("9.9.9.9:", "is no name server"),
-            ("9.9.9.9:x", "is no name server"),
-            ("9.9.9.9:0", "not host:port with a port between 1 and 65535"),
-            ("9.9.9.9:65536", "not host:port with a port between 1 and 65535"),
-            ("tls://a..b", "not host:port"),
-            ("tls://me:secret@9.9.9.9", "is no name server"),
-            ("tls://me@9.9.9.9", "not host:port"),
+            ("TLS://9.9.9.9", "is not a name server"),
+            ("tls://", "is not a name server"),
+            ("", "is not a name server"),
+            ("tls://9.9.9.9/path", "is not a name server"),
+            ("9.9.9.9/path", "is not a name server"),
+            ("[::1", "is not a name server"),
+            ("https://dns.example/a b", "is not a name server"),
+            ("9.9.9.9:", "is not a name server"),
+            ("9.9.9.9:x", "is not a name server"),
+            ("9.9.9.9:0", "must be host:port with a port between 1 and 65535"),
+            ("9.9.9.9:65536", "must be host:port with a port between 1 and 65535"),
+            ("tls://a..b", "must be host:port"),
+            ("tls://me:secret@9.9.9.9", "is not a name server"),
+            ("tls://me@9.9.9.9", "must be host:port"),
         ],
     )
-    def test_what_is_none(self, text: str, said: str) -> None:
+    def test_invalid_name_server_is_refused(self, text: str, message: str) -> None:
         (error,) = errors(f"dns:\n  servers:\n    - '{text}'\n")
-        assert error.startswith("c.yaml:3:7: dns.servers[0].url: ") and said in error
+        assert error.startswith("c.yaml:3:7: dns.servers[0].url: ") and message in error
 
     @pytest.mark.parametrize(
-        "text, place, said",
+        "text, place, message",
         [
             ("{upstream: direct}", "3:7", "dns.servers[0].url: is missing"),
-            ("{url: 9.9.9.9, tls: {insecure: true}}", "3:7", "dns.servers[0].tls: udp has none"),
+            (
+                "{url: 9.9.9.9, tls: {insecure: true}}",
+                "3:7",
+                "dns.servers[0].tls: the scheme udp has no TLS (use tls or https)",
+            ),
             (
                 "{url: tls://9.9.9.9, tls: {key: me.key}}",
                 "3:33",
@@ -137,12 +127,13 @@ dns:
             (
                 "{url: tls://9.9.9.9, tls: {server_name: 'a b'}}",
                 "3:47",
-                "dns.servers[0].tls.server_name: 'a b' is no name of a server",
+                "dns.servers[0].tls.server_name: 'a b' is not the name of a server",
             ),
             (
                 "{url: 9.9.9.9, upstream: ofice}",
                 "3:32",
-                "dns.servers[0].upstream: not an upstream: write scheme://host:port, direct or block (did you mean 'office'?)",
+                "dns.servers[0].upstream: not an upstream: write scheme://host:port, "
+                "direct or block (did you mean 'office'?)",
             ),
             (
                 "{url: 9.9.9.9, uptsream: office}",
@@ -152,72 +143,79 @@ dns:
             ("[9.9.9.9]", "3:7", "dns.servers[0].url: must be a single value"),
         ],
     )
-    def test_mistakes(self, text: str, place: str, said: str) -> None:
+    def test_name_server_errors_have_their_place(self, text: str, place: str, message: str) -> None:
         assert errors(
             f"dns:\n  servers:\n    - {text}\nupstreams: {{office: 'socks5://192.0.2.7:1080'}}\n"
-        ) == [f"c.yaml:{place}: {said}"]
+        ) == [f"c.yaml:{place}: {message}"]
 
-    def test_every_mistake_is_told_at_once(self) -> None:
+    def test_all_errors_of_the_dns_section_are_reported_at_once(self) -> None:
         assert errors(
-            "dns:\n  servers: [dns.example, {upstream: direct}]\n  cache: -1\n  prefer: v4\n  nonsense: 1\n"
+            "dns:\n  servers: [dns.example, {upstream: direct}]\n"
+            "  cache: -1\n  prefer: v4\n  nonsense: 1\n"
         ) == [
-            "c.yaml:2:13: dns.servers[0].url: 'dns.example' is a name: a name server is reached by its address, but for tls:// and https://",
+            "c.yaml:2:13: dns.servers[0].url: 'dns.example' is a host name: a name server "
+            "with udp or tcp needs an IP address",
             "c.yaml:2:26: dns.servers[1].url: is missing",
-            "c.yaml:3:10: dns.cache: '-1' is no number of names between 0 and 1048576",
-            "c.yaml:4:11: dns.prefer: 'v4' is none of ipv4, ipv6 (did you mean 'ipv4'?)",
+            "c.yaml:3:10: dns.cache: '-1' is not a number of names between 0 and 1048576",
+            "c.yaml:4:11: dns.prefer: 'v4' is not one of ipv4, ipv6 (did you mean 'ipv4'?)",
             "c.yaml:5:3: dns.nonsense: unknown key",
         ]
 
-    def test_whoever_is_believed_without_a_look_is_warned_of(self) -> None:
+    def test_name_server_without_certificate_check_gives_a_warning(self) -> None:
         assert read("dns: {servers: [{url: tls://9.9.9.9, tls: {insecure: true}}]}").warnings == (
-            "dns: 9.9.9.9:853: whoever answers there is believed",
+            "dns: 9.9.9.9:853: the certificate is not checked: any server that answers "
+            "there is trusted",
         )
 
-    def test_an_upstream_whose_name_has_to_be_asked_of_it_is_warned_of(self) -> None:
+    def test_name_server_upstream_with_a_host_name_gives_a_warning(self) -> None:
         text = """
-upstreams: {office: ["socks5://proxy.example:1080", "http://other.example:80"], plain: "socks5://192.0.2.1:1080"}
+upstreams:
+  office: ["socks5://proxy.example:1080", "http://other.example:80"]
+  plain: socks5://192.0.2.1:1080
 dns: {servers: [{url: 9.9.9.9, upstream: %s}]%s}
 """
         assert read(text % ("office", "")).warnings == (
-            "dns: 9.9.9.9:53: its upstream's name, proxy.example, may have to be asked of it: write an address, or put it in dns.hosts",
+            "dns: 9.9.9.9:53: the name of its upstream, proxy.example, may have to be "
+            "looked up at this server: write an address, or add the name to dns.hosts",
         )
         assert not read(text % ("office", ", hosts: {proxy.example: 192.0.2.7}")).warnings
         assert not read(text % ("plain", "")).warnings
 
 
 class TestRules:
-    def test_lead_names_to_servers(self) -> None:
+    def test_dns_rule_has_names_files_and_servers(self) -> None:
         rule, blocked = dns(
-            "rules: [{domain: ['*.lan', intranet], domain_file: lan.txt, servers: [192.0.2.1, tls://9.9.9.9]}, {domain: a.example, block: true}]"
+            "rules: [{domain: ['*.lan', intranet], domain_file: lan.txt, "
+            "servers: [192.0.2.1, tls://9.9.9.9]}, {domain: a.example, block: true}]"
         ).rules
         assert (rule.domain, rule.domain_file) == (("*.lan", "intranet"), ("lan.txt",))
-        assert [one.scheme for one in rule.servers] == ["udp", "tls"]
+        assert [server.scheme for server in rule.servers] == ["udp", "tls"]
         assert rule.place == "c.yaml:1:15"
         assert (blocked.domain, blocked.domain_file, blocked.servers) == (("a.example",), (), ())
 
     @pytest.mark.parametrize(
-        "rule, place, said",
+        "rule, place, message",
         [
             (
                 "{servers: 9.9.9.9}",
                 "2:11",
-                "dns.rules[0].domain: is missing: which names it is for",
+                "dns.rules[0].domain: is missing: the rule needs domain or domain_file",
             ),
-            ("{domain: a.lan}", "2:11", "dns.rules[0].servers: is missing, or block: true"),
+            ("{domain: a.lan}", "2:11", "dns.rules[0].servers: is missing (or set block: true)"),
             (
                 "{domain: a.lan, block: false}",
                 "2:11",
-                "dns.rules[0].servers: is missing, or block: true",
+                "dns.rules[0].servers: is missing (or set block: true)",
             ),
             (
                 "{domain: a.lan, block: true, servers: 9.9.9.9}",
                 "2:11",
-                "dns.rules[0].servers: has no use where the names are blocked",
+                "dns.rules[0].servers: cannot be combined with block: true",
             ),
             (
                 "{domain: a.lan, block: yes, servers: 9.9.9.9}",
                 "2:34",
-                "dns.rules[0].block: 'yes' is none of true, false",
+                "dns.rules[0].block: 'yes' is not one of true, false",
             ),
             (
                 "{domain: a.lan, server: 9.9.9.9, block: true}",
@@ -226,56 +224,56 @@ class TestRules:
             ),
         ],
     )
-    def test_mistakes(self, rule: str, place: str, said: str) -> None:
-        assert errors(f"dns:\n  rules: [{rule}]\n") == [f"c.yaml:{place}: {said}"]
+    def test_dns_rule_errors_have_their_place(self, rule: str, place: str, message: str) -> None:
+        assert errors(f"dns:\n  rules: [{rule}]\n") == [f"c.yaml:{place}: {message}"]
 
 
-class TestTheRest:
-    def test_defaults(self) -> None:
+class TestCacheAndHosts:
+    def test_empty_dns_section_has_the_defaults(self) -> None:
         assert read("dns:").dns._replace(place="") == read("").dns == DnsConfig()
         assert DnsConfig().cache == 4096
 
-    def test_values(self) -> None:
-        found = dns(
-            "cache: 0, prefer: ipv6, hosts: {Printer.LAN.: 192.0.2.9, two: ['192.0.2.1', '2001:db8::1'], none: []}"
+    def test_cache_prefer_and_hosts_are_read(self) -> None:
+        section = dns(
+            "cache: 0, prefer: ipv6, hosts: {Printer.LAN.: 192.0.2.9, "
+            "two: ['192.0.2.1', '2001:db8::1'], none: []}"
         )
-        assert (found.cache, found.prefer) == (0, "ipv6")
-        assert found.hosts == (
+        assert (section.cache, section.prefer) == (0, "ipv6")
+        assert section.hosts == (
             ("none", ()),
             ("printer.lan", ("192.0.2.9",)),
             ("two", ("192.0.2.1", "2001:db8::1")),
         )
 
     @pytest.mark.parametrize("cache", ["-1", "1048577", "many", "1.5", "''"])
-    def test_cache_is_a_number(self, cache: str) -> None:
+    def test_cache_out_of_range_is_refused(self, cache: str) -> None:
         (error,) = errors(f"dns: {{cache: {cache}}}")
-        assert error.startswith("c.yaml:1:14: dns.cache: ") and error.endswith(
-            " is no number of names between 0 and 1048576"
-        )
+        assert error.startswith("c.yaml:1:14: dns.cache: ")
+        assert error.endswith(" is not a number of names between 0 and 1048576")
 
     @pytest.mark.parametrize(
-        "hosts, place, said",
+        "hosts, place, message",
         [
-            ("{a.lan: b.lan}", "1:22", "dns.hosts.a.lan[0]: 'b.lan' is no IP address"),
+            ("{a.lan: b.lan}", "1:22", "dns.hosts.a.lan[0]: 'b.lan' is not an IP address"),
             (
                 "{a.lan: [192.0.2.1, 192.0.2.300]}",
                 "1:34",
-                "dns.hosts.a.lan[1]: '192.0.2.300' is no IP address",
+                "dns.hosts.a.lan[1]: '192.0.2.300' is not an IP address",
             ),
-            ("{'*.lan': 192.0.2.1}", "1:15", "dns.hosts: '*.lan' is no host name"),
-            ("{'a b': 192.0.2.1}", "1:15", "dns.hosts: 'a b' is no host name"),
+            ("{'*.lan': 192.0.2.1}", "1:15", "dns.hosts: '*.lan' is not a host name"),
+            ("{'a b': 192.0.2.1}", "1:15", "dns.hosts: 'a b' is not a host name"),
             ("{a.lan: {b: 192.0.2.1}}", "1:22", "dns.hosts.a.lan[0]: must be a single value"),
             ("[192.0.2.1]", "1:14", "dns.hosts must be a mapping of keys to values"),
         ],
     )
-    def test_mistakes_in_hosts(self, hosts: str, place: str, said: str) -> None:
-        assert errors(f"dns: {{hosts: {hosts}}}") == [f"c.yaml:{place}: {said}"]
+    def test_dns_hosts_errors_have_their_place(self, hosts: str, place: str, message: str) -> None:
+        assert errors(f"dns: {{hosts: {hosts}}}") == [f"c.yaml:{place}: {message}"]
 
 
 class TestListeners:
     LISTENER = "listeners: [{protocol: dns, listen: '%s', name: names%s}]\n"
 
-    def test_of_both_networks(self) -> None:
+    def test_dns_listener_serves_both_networks_unless_told(self) -> None:
         (listener,) = read(
             self.LISTENER % ("127.0.0.1:53", "") + "dns: {servers: 9.9.9.9}"
         ).listeners
@@ -293,11 +291,11 @@ class TestListeners:
         "more",
         ["", "dns:\n", "dns: {cache: 7}\n", "dns: {rules: [{domain: a.lan, servers: 9.9.9.9}]}\n"],
     )
-    def test_need_somebody_to_ask(self, more: str) -> None:
+    def test_dns_listener_needs_name_servers(self, more: str) -> None:
         (error,) = errors(self.LISTENER % ("127.0.0.1:53", "") + more)
-        assert error.endswith(": dns.servers: is missing: whom listener 'names' asks")
+        assert error.endswith(": dns.servers: is missing: listener 'names' needs name servers")
 
-    def test_are_not_for_everybody(self) -> None:
+    def test_dns_listener_for_everybody_is_refused(self) -> None:
         (error,) = errors(self.LISTENER % (":53", "") + "dns: {servers: 9.9.9.9}")
         assert "would let everybody in: set auth, clients, or allow_open: true" in error
         assert read(
@@ -307,18 +305,18 @@ class TestListeners:
     @pytest.mark.parametrize(
         "key", ["announce: 192.0.2.1", "upstream: direct", "udp: {idle_timeout: 5m}"]
     )
-    def test_keys_that_mean_nothing_to_them(self, key: str) -> None:
+    def test_dns_listener_refuses_keys_without_meaning(self, key: str) -> None:
         (error,) = errors(self.LISTENER % ("127.0.0.1:53", f", {key}") + "dns: {servers: 9.9.9.9}")
-        assert error.endswith(f".{key.partition(':')[0]}: means nothing to dns")
+        assert error.endswith(f".{key.partition(':')[0]}: has no meaning for the protocol dns")
 
-    def test_know_no_users_and_no_target(self) -> None:
-        found = errors(
+    def test_dns_listener_refuses_auth_and_target(self) -> None:
+        lines = errors(
             self.LISTENER % ("127.0.0.1:53", ", auth: required, target: '9.9.9.9:53'")
             + "dns: {servers: 9.9.9.9}\nusers: {a: {password: b}}"
         )
-        assert [error.partition(": ")[2] for error in found] == [
-            "listeners[0].target: dns has none: its clients name theirs",
-            "listeners[0].auth: dns has no login: set clients, or auth: none",
+        assert [line.partition(": ")[2] for line in lines] == [
+            "listeners[0].target: the protocol dns has no fixed target: its clients name theirs",
+            "listeners[0].auth: the protocol dns has no login: set clients, or auth: none",
         ]
 
     @pytest.mark.parametrize(
@@ -331,14 +329,15 @@ class TestListeners:
             ("127.0.0.1:853", "tls://127.0.0.1"),
         ],
     )
-    def test_do_not_ask_themselves(self, listen: str, server: str) -> None:
+    def test_own_dns_listener_as_name_server_is_refused(self, listen: str, server: str) -> None:
         text = self.LISTENER % (listen, ", clients: 192.168.0.0/16")
         for section in (
             f"dns: {{servers: ['{server}']}}",
             f"dns: {{servers: 9.9.9.9, rules: [{{domain: a.lan, servers: ['{server}']}}]}}",
         ):
             (error,) = errors(text + section)
-            assert error.startswith("c.yaml:2:") and error.endswith(" is listener 'names' itself")
+            assert error.startswith("c.yaml:2:")
+            assert error.endswith(" is listener 'names' of this daemon")
 
     @pytest.mark.parametrize(
         "listen, server",
@@ -348,7 +347,7 @@ class TestListeners:
             ("192.168.1.1:53", "127.0.0.1"),
         ],
     )
-    def test_may_ask_others_of_this_machine(self, listen: str, server: str) -> None:
+    def test_other_server_on_this_machine_is_accepted(self, listen: str, server: str) -> None:
         assert read(
             self.LISTENER % (listen, ", clients: 192.168.0.0/16")
             + f"dns: {{servers: ['{server}']}}"

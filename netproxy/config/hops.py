@@ -1,0 +1,111 @@
+"""Reads one hop of the file: a proxy's URL, and the options beside it.
+
+Chains, groups and names are read by upstreams.py.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Container
+
+from netproxy.config.node import MapReader, Problems
+from netproxy.config.schema import HopConfig, UpstreamTlsConfig
+from netproxy.config.tls import read_client_tls
+from netproxy.config.units import parse_duration
+from netproxy.config.url import PLAIN_SCHEMES, parse_hop
+from netproxy.interfaces.addresses import pack_ip
+
+MARK_LIMIT = 1 << 32
+"""SO_MARK has 32 bits."""
+KEEPALIVE_LIMIT = 32767
+"""Seconds: the most that the kernel accepts for TCP_KEEPIDLE."""
+# Expressions as text: `re` compiles them when they are first needed, in most daemons never.
+# At most 15 characters (IFNAMSIZ), as dev_valid_name() of the kernel accepts them.  Digits and
+# dots alone are a mistyped address.
+_INTERFACE = r"(?![\d.]+\Z)[^\s/:]{1,15}\Z"
+_MARK = r"0[xX][0-9A-Fa-f]{1,8}\Z|[0-9]{1,10}\Z"
+
+
+class HopReader:
+    """Reads hops; knows which agents a tunnel may lead to."""
+
+    def __init__(self, problems: Problems, agents: Container[str]) -> None:
+        self._problems = problems
+        self._agents = agents
+
+    def parse(self, text: str) -> HopConfig:
+        """Return the hop of a URL without query.
+
+        Raises ValueError if it is not a hop, or a tunnel to an unknown agent.
+        """
+        hop = parse_hop(text)
+        if hop.scheme == "tunnel" and hop.server.host not in self._agents:
+            raise ValueError(f"tunnel.bridge.agents has no agent '{hop.server.host}'")
+        return hop
+
+    def read(self, section: MapReader) -> HopConfig | None:
+        """Return the hop of a mapping with a url; None if there is an error in the url."""
+        if not section.has("url"):
+            section.add_error("", "needs url or members")
+        hop = section.read("url", self.parse, None)
+        if hop is None:
+            # Options of an unknown scheme cannot be checked.
+            section.rest()
+            return None
+        hop = hop._replace(
+            udp=section.choice("udp", ("auto", "uot", "none"), hop.udp),
+            timeout=section.duration("timeout", None),
+            bind=section.read("bind", _bind, ""),
+            mark=section.read("mark", _mark, 0),
+            keepalive=section.read("keepalive", _keepalive, None),
+            tls=self._tls(section, hop),
+        )
+        _check_options(section, hop)
+        return hop
+
+    def _tls(self, section: MapReader, hop: HopConfig) -> UpstreamTlsConfig:
+        given = section.has("tls")
+        inner = section.mapping("tls")
+        if given and not hop.has_tls:
+            section.add_error(
+                "tls", f"the scheme {hop.scheme} has no TLS (use https or socks5+tls)"
+            )
+        tls = read_client_tls(inner)
+        if tls.insecure:
+            self._problems.warn(
+                f"{inner.path}.insecure: the certificate of {hop.server} is not checked: "
+                "any server that answers there can read all traffic"
+            )
+        return tls
+
+
+def _check_options(section: MapReader, hop: HopConfig) -> None:
+    """Report options that the scheme cannot use."""
+    if hop.scheme in PLAIN_SCHEMES and (hop.udp != "auto" or hop.timeout is not None):
+        key = "udp" if hop.udp != "auto" else "timeout"
+        section.add_error(key, f"{hop.scheme} is not a proxy")
+    dials = hop.bind or hop.mark or hop.keepalive is not None
+    if hop.scheme == "tunnel" and (hop.udp != "auto" or dials):
+        section.add_error(
+            "", "a tunnel takes no option except timeout: its agent connects to this daemon"
+        )
+
+
+def _bind(text: str) -> str:
+    if pack_ip(text) is not None or re.match(_INTERFACE, text):
+        return text
+    raise ValueError(f"'{text}' is neither an address nor an interface")
+
+
+def _keepalive(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds > KEEPALIVE_LIMIT:
+        raise ValueError(f"must be at most {KEEPALIVE_LIMIT}s")
+    return seconds
+
+
+def _mark(text: str) -> int:
+    mark = int(text, 16 if text[1:2] in ("x", "X") else 10) if re.match(_MARK, text) else 0
+    if not 0 < mark < MARK_LIMIT:
+        raise ValueError(f"'{text}' is not a mark (expected a number above 0, decimal or 0x...)")
+    return mark

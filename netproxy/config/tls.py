@@ -1,0 +1,48 @@
+"""Reads the TLS options of the file: those of listeners, and those towards servers.
+
+Checks which keys need each other.  Reads no certificate: netproxy.net.tls does that.
+"""
+
+from __future__ import annotations
+
+import re
+
+from netproxy.config.node import MapReader
+from netproxy.config.schema import TlsConfig, UpstreamTlsConfig
+from netproxy.config.url import HOST_NAME
+from netproxy.interfaces.addresses import pack_ip
+
+
+def read_tls(section: MapReader) -> TlsConfig | None:
+    """Return the TLS of a listener; None if there is no certificate."""
+    tls = TlsConfig(
+        section.text("certificate"), section.text("key"), section.text("client_ca"), section.place
+    )
+    if (tls.key or tls.client_ca) and not tls.certificate:
+        section.add_error("certificate", "is missing")
+    section.finish()
+    return tls if tls.certificate else None
+
+
+def read_client_tls(section: MapReader, may_be_insecure: bool = True) -> UpstreamTlsConfig:
+    """Return the TLS towards a proxy, a name server or a bridge.
+
+    Without `may_be_insecure` the section has no key `insecure`.
+    """
+    tls = UpstreamTlsConfig(
+        section.text("ca"),
+        section.text("certificate"),
+        section.text("key"),
+        section.read("server_name", _server_name, ""),
+        may_be_insecure and section.flag("insecure", False),
+    )
+    if tls.key and not tls.certificate:
+        section.add_error("certificate", "is missing")
+    section.finish()
+    return tls
+
+
+def _server_name(text: str) -> str:
+    if pack_ip(text) is None and not re.match(HOST_NAME, text):
+        raise ValueError(f"'{text}' is not the name of a server")
+    return text

@@ -1,0 +1,290 @@
+"""Builds a configuration: makes a Plan of it.
+
+Start, reload, netproxyd -t and --explain all build.  Building reads files (certificates,
+lists, databases) and makes objects.  It opens nothing, starts nothing and changes nothing
+that is running; daemon.plan does that.  Thread: main.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterator
+
+from netproxy.access.factory import make_policies, make_users
+from netproxy.access.limits import Admission
+from netproxy.config.schema import Config, ListenerConfig
+from netproxy.daemon.lazy_tunnels import LazyTunnels
+from netproxy.daemon.plan import Plan, used_upstreams
+from netproxy.daemon.runtime import Reachability, Runtime
+from netproxy.daemon.udp_relays import UdpRelays
+from netproxy.dialer.direct import DirectDialer, TargetResolver
+from netproxy.dialer.factory import DialerFactory, udp_warnings
+from netproxy.handler.factory import (
+    DnsDependencies,
+    HandlerDependencies,
+    ListenerHandler,
+    make_handler,
+)
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.networks import NetworkSet
+from netproxy.listener.manager import ListenerSpec
+from netproxy.listener.tcp import TcpListener
+from netproxy.listener.udp import UdpListener
+from netproxy.observe.flows import ObserverGroup
+from netproxy.resolver.resolver import LookupPlan, ask_system
+from netproxy.router.router import RuleRouter
+
+if TYPE_CHECKING:
+    from netproxy.resolver.forwarder import DnsForwarder
+    from netproxy.router.auto import AutoDialer
+
+
+def build(config: Config, runtime: Runtime, previous: Plan | None) -> Plan:
+    """Return the plan of a configuration.
+
+    `previous`: the running plan, whose dialers, relays and tunnels are kept as far as they are
+    the same; None to share nothing.  Its dialer factory keeps what is made here: the next
+    commit drops what that plan does not use.  Raises ConfigError.
+    """
+    return _Builder(config, runtime, runtime.reachability, previous).plan()
+
+
+def build_for_questions(config: Config, runtime: Runtime) -> Plan:
+    """Return a plan to be asked with explain(), as if the daemon ran with it.
+
+    It looks names up and guards destinations by itself: the runtime's resolver, policies and
+    own sockets stay what they are.  Raises ConfigError.
+    """
+    reachability = runtime.separate_reachability()
+    plan = _Builder(config, runtime, reachability, None).plan()
+    reachability.configure(plan.lookups, plan.policies, _wanted_sockets(config))
+    return plan
+
+
+class _Builder:
+    """Makes one plan."""
+
+    def __init__(
+        self, config: Config, runtime: Runtime, reachability: Reachability, previous: Plan | None
+    ) -> None:
+        """`reachability`: what the plan's dialers and rules resolve and check targets with."""
+        self._config = config
+        self._runtime = runtime
+        self._reachability = reachability
+        self._previous = previous
+        self._tunnels = previous.tunnels if previous else LazyTunnels(runtime)
+        self._dialers = self._make_dialers()
+
+    def plan(self) -> Plan:
+        """Return the plan.  Raises ConfigError."""
+        config, runtime, previous = self._config, self._runtime, self._previous
+        policies = make_policies(config)
+        renewal = self._dialers.prepare_renewal(used_upstreams(config))
+        forwarder = self._forwarder()
+        router, autos = self._routing()
+        dependencies = HandlerDependencies(
+            router=router,
+            users=make_users(config),
+            resolver=self._reachability.resolver,
+            timeouts=config.timeouts,
+            splice=config.splice,
+            counter=runtime.counters,
+            observer=ObserverGroup(runtime.flows, autos),
+            log=runtime.log,
+            dns=self._dns_dependencies(forwarder),
+            bridge=self._tunnels.obtain().bridge if config.tunnel.bridge else None,
+        )
+        self._check_unused_parts()
+        relays = UdpRelays(config, runtime, previous.relays if previous else None)
+        admissions = self._admissions()
+        return Plan(
+            config=config,
+            runtime=runtime,
+            dialers=self._dialers,
+            renewal=renewal,
+            lookups=_lookups(config, forwarder),
+            forwarder=forwarder,
+            policies=policies,
+            router=router,
+            dependencies=dependencies,
+            relays=relays,
+            admissions=admissions,
+            specs=list(self._specs(dependencies, relays, admissions)),
+            tunnels=self._tunnels,
+            warnings=udp_warnings(config, self._dialers),
+        )
+
+    def _make_dialers(self) -> DialerFactory:
+        config, previous = self._config, self._previous
+        if previous and previous.config.timeouts.connect == config.timeouts.connect:
+            return previous.dialers
+        return DialerFactory(
+            self._reachability.targets,
+            self._runtime.datagrams,
+            config.timeouts.connect,
+            self._runtime.packet_dependencies,
+            tunnel=self._tunnels.dialer,
+        )
+
+    def _forwarder(self) -> DnsForwarder | None:
+        """Return what asks the configured name servers, None if there are none."""
+        dns = self._config.dns
+        if not (dns.servers or dns.rules):
+            return None
+        # late: 0.4 MiB, and few configurations have name servers
+        from netproxy.resolver.factory import ResolverDependencies, SystemResolver, make_forwarder
+        from netproxy.router.factory import domains
+
+        destinations = self._reachability.destinations
+        targets = TargetResolver(SystemResolver(dict(dns.hosts)), destinations)
+
+        def direct(seconds: float) -> DirectDialer:
+            return DirectDialer(targets, self._runtime.datagrams, seconds)
+
+        dependencies = ResolverDependencies(direct, self._dialers.dialer, domains, destinations)
+        return make_forwarder(dns, dependencies)
+
+    def _dns_dependencies(self, forwarder: DnsForwarder | None) -> DnsDependencies | None:
+        if forwarder is None:
+            return None
+        runtime = self._runtime
+        arenas = runtime.datagrams.arenas()
+        return DnsDependencies(forwarder, self._config.dns.cache, runtime.queries, arenas)
+
+    def _routing(self) -> tuple[RuleRouter, tuple[AutoDialer, ...]]:
+        """Return the router, and its dialers that learn from the connections they made."""
+        config, dialers, reachability = self._config, self._dialers, self._reachability
+        if not config.rules:
+            by_listener = {
+                listener.name: dialers.dialer(listener.upstream)
+                for listener in config.listeners
+                if listener.upstream
+            }
+            default = dialers.dialer(config.default)
+            return RuleRouter((), default, by_listener, *reachability.targets), ()
+        # late: 0.3 MiB, and many configurations have no rules
+        from netproxy.router.factory import RoutingDependencies, make_routing
+
+        return make_routing(
+            config,
+            RoutingDependencies(
+                dialers.dialer, dialers.direct_within, *reachability.targets, self._runtime.verdicts
+            ),
+        )
+
+    def _check_unused_parts(self) -> None:
+        """Make what is only used later, or never, so that its errors are found now."""
+        for upstream in self._config.upstreams.values():
+            self._dialers.dialer(upstream)
+        if self._config.tunnel.agent is not None:
+            self._dialers.dialer(self._config.tunnel.agent.upstream)
+        self._tunnels.check(self._config)
+
+    def _admissions(self) -> dict[str, Admission]:
+        """Return the admissions by listener; a listener that stays counts on."""
+        admissions = dict(self._previous.admissions) if self._previous else {}
+        for listener in self._config.listeners:
+            # A client that comes through a trusted proxy is checked again (handler.sps), once the
+            # proxy has said whom it speaks for.
+            allowed = (
+                NetworkSet(listener.clients + listener.proxy_protocol) if listener.clients else None
+            )
+            limits = listener.limits
+            per_client = limits.connections_per_client or 1
+            running = admissions.get(listener.name) or Admission(None, 0, 0)
+            admissions[listener.name] = running.with_limits(allowed, limits.connections, per_client)
+        return admissions
+
+    def _specs(
+        self, dependencies: HandlerDependencies, relays: UdpRelays, admissions: dict[str, Admission]
+    ) -> Iterator[ListenerSpec]:
+        """Yield the listeners; of one address UDP first, so that it is there for ASSOCIATE."""
+        for listener in self._config.listeners:
+            for address in listener.addresses:
+                state = relays.states.get((listener.name, address))
+                handlers = make_handler(listener, state, dependencies)
+                relay = handlers.udp
+                if relay is not None and listener.udp.relay_port != "shared":
+                    relay.open_port = relays.ports(listener.udp.relay_port).open
+                elif "udp" in listener.network and listener.protocol != "http":
+                    yield _UdpSpec(listener, address, handlers)
+                if "tcp" in listener.network:
+                    yield _TcpSpec(
+                        listener,
+                        address,
+                        handlers,
+                        admissions[listener.name],
+                        dependencies.timeouts.handshake,
+                    )
+
+
+class _TcpSpec(ListenerSpec):
+    """The TCP listener of one address."""
+
+    def __init__(
+        self,
+        config: ListenerConfig,
+        address: Address,
+        handlers: ListenerHandler,
+        admission: Admission,
+        handshake: float,
+    ) -> None:
+        """`admission`: of all addresses of the listener.  `handshake`: seconds for a handshake."""
+        super().__init__("tcp", address, f"{config.name} {address}")
+        self._name = config.name
+        self._handlers = handlers
+        self._admission = admission
+        self._handshake = handshake
+
+    def configure(self, listener: TcpListener) -> None:
+        listener.name = self._name
+        handler = self._handlers.handler
+        assert handler is not None  # config.read has seen to it that the protocol has connections
+        listener.configure(handler, self._admission, self._handshake)
+
+
+class _UdpSpec(ListenerSpec):
+    """The UDP listener of one address."""
+
+    def __init__(self, config: ListenerConfig, address: Address, handlers: ListenerHandler) -> None:
+        super().__init__("udp", address, f"{config.name} {address}")
+        self._name = config.name
+        self._handlers = handlers
+
+    def attach(self, listener: UdpListener) -> None:
+        """Tell the relay its socket: the TCP listener of the address may accept before commit()."""
+        if self._handlers.udp is not None:
+            self._handlers.udp.shared = listener.local
+
+    def configure(self, listener: UdpListener) -> None:
+        listener.name = self._name
+        packets = self._handlers.packets
+        assert packets is not None  # config.read has seen to it that the protocol has datagrams
+        listener.handler = packets
+
+
+def _lookups(config: Config, forwarder: DnsForwarder | None) -> LookupPlan:
+    """Return how names are looked up."""
+    if forwarder is None:
+        dns = config.dns
+        return LookupPlan(ask_system, dict(dns.hosts), dns.prefer, dns.cache)
+    # late, as in _forwarder()
+    from netproxy.resolver.factory import make_lookup_plan
+
+    return make_lookup_plan(config.dns, forwarder)
+
+
+def _wanted_sockets(config: Config) -> list[tuple[str, Address]]:
+    """Return network and address of the sockets that a configuration would bind.
+
+    Only those whose port it tells.
+    """
+    sockets = [
+        (network, address)
+        for listener in config.listeners
+        for address in listener.addresses
+        for network in listener.network
+        if address.port
+    ]
+    if config.metrics.address is not None:
+        sockets.append(("tcp", config.metrics.address))
+    return sockets

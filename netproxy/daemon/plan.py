@@ -1,0 +1,268 @@
+"""A plan: everything that one configuration runs on, built and ready to be put into force.
+
+bind() does what may fail: it binds sockets and starts threads.  commit() puts the plan
+into force in place of the one before and cannot fail.  A plan that is only asked
+(netproxyd -t, --explain) is never bound; asking changes nothing.  Thread: main, except
+describe(), explain() and what only reads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterator, Mapping, NamedTuple, Protocol, Sequence, TypeVar
+
+from netproxy.config.schema import Config, UpstreamConfig
+from netproxy.daemon.runtime import connection_threads
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import TUNNEL_AGENT
+from netproxy.listener.udp import UdpListener
+
+if TYPE_CHECKING:
+    from netproxy.access.destinations import DestinationPolicy
+    from netproxy.access.limits import Admission
+    from netproxy.admin.servers import Admin
+    from netproxy.daemon.lazy_tunnels import LazyTunnels
+    from netproxy.daemon.runtime import Runtime
+    from netproxy.daemon.udp_relays import UdpRelays
+    from netproxy.dialer.factory import DialerFactory
+    from netproxy.handler.factory import HandlerDependencies
+    from netproxy.interfaces.services import PreparedChange
+    from netproxy.listener.manager import ListenerManager, ListenerSpec
+    from netproxy.listener.pool import ThreadPool
+    from netproxy.listener.tcp import TcpListener
+    from netproxy.resolver.forwarder import DnsForwarder
+    from netproxy.resolver.resolver import LookupPlan
+    from netproxy.router.router import RuleRouter
+
+    AnyListener = TcpListener | UdpListener
+
+Change = TypeVar("Change", bound="PreparedChange")
+
+
+class Renewal(Protocol):
+    """TLS files that were read again."""
+
+    def commit(self) -> None:
+        """Use the new contents for new connections."""
+
+
+class Plan(NamedTuple):
+    """What daemon.build.build() makes of a configuration; never changed."""
+
+    config: Config
+    runtime: Runtime
+    dialers: DialerFactory
+    """Shared with the plan before unless `timeouts.connect` has changed, so that UDP sessions,
+    which hold their dialer, go on."""
+    renewal: Renewal
+    """The TLS files of upstreams that `dialers` had read before, read again."""
+    lookups: LookupPlan
+    """How names are looked up."""
+    forwarder: DnsForwarder | None
+    """Asks the configured name servers; None if the system is asked."""
+    policies: Mapping[str, DestinationPolicy]
+    """Where clients may be led, by the listener's name."""
+    router: RuleRouter
+    dependencies: HandlerDependencies
+    relays: UdpRelays
+    admissions: Mapping[str, Admission]
+    """By the listener's name; those of earlier configurations as well, so that a listener that
+    comes back knows the connections that it still has."""
+    specs: Sequence[ListenerSpec]
+    tunnels: LazyTunnels
+    """The same in all plans of a daemon."""
+    warnings: Sequence[str]
+    """What the configuration allows although it cannot work."""
+
+    def bind(self, manager: ListenerManager[AnyListener], admin: Admin) -> BoundPlan:
+        """Bind and start everything that is new, in the order given in BoundPlan.
+
+        Raises ListenError if a socket cannot be bound or no thread can be had, ConfigError if a
+        file of the tunnel's agent has changed since build(); then everything is as it was.
+        """
+        return BoundPlan(self, manager, admin)
+
+    def describe(self) -> list[str]:
+        """Return what would listen and what each upstream carries, for netproxyd -t."""
+        from netproxy.admin import explain  # late: few daemons are ever asked
+
+        return list(explain.plan(self.config, self.dialers))
+
+    def explain(self, flow: str) -> list[str]:
+        """Return which rule and which upstream a flow would meet, as lines.
+
+        May wait for a name lookup.  Raises FlowError.  Thread: any.
+        """
+        from netproxy.admin import explain  # late: few daemons are ever asked
+
+        return list(explain.explain(flow, self.router, self.dialers, entrances(self.config)))
+
+    def close(self) -> None:
+        """Close the connections to name servers."""
+        if self.forwarder is not None:
+            self.forwarder.close()
+
+    def named_upstreams(self) -> dict[str, UpstreamConfig]:
+        """Return the upstreams by name; "default" is the default if it has no name of its own."""
+        default = {} if self.config.default.name else {"default": self.config.default}
+        return {**default, **self.config.upstreams}
+
+
+class BoundPlan:
+    """A plan whose sockets are bound and whose threads run.  Call commit() or discard() once.
+
+    **Binding** goes from what is easiest to undo to what clients see:
+
+    1. The control socket and the metrics listener.  The latter answers from now on, so that a
+       program that asks whether the daemon is ready hears that it is not.
+    2. The thread of a new tunnel agent, which connects nowhere yet.
+    3. The limit of connection threads, if it grows: new listeners must not wait for threads.
+    4. The listeners, last: nothing can fail once a new one accepts clients.
+
+    If a step fails, the steps before it are undone in reverse, and the error is raised.
+
+    **Committing** cannot fail.  Its order:
+
+    1. Listeners that stay get their new handlers and limits, those that are gone are stopped.
+       From here on every new connection meets the new configuration.  No handler of the plan
+       before is used for a new connection any more, so that the rest may replace what it used.
+    2. TLS files of upstreams, lookups, destination policies and the daemon's own sockets.  Until
+       then a new listener is guarded: its clients reach no special address (access.destinations).
+    3. The limit of connection threads, if it shrinks; the memory of `via: auto`.
+    4. Upstreams that are gone are forgotten, health checks follow those that are left.
+    5. The janitor looks after new UDP listeners and name servers instead of those that are gone.
+    6. UDP relays: new limits, and the sessions of addresses that are gone end.  Their sockets
+       were stopped in step 1, so that no datagram opens another one.
+    7. Tunnels: agents' ports get their new handlers, a new agent connects.
+    8. The control socket and the metrics listener.  The ones that are gone stop; a client that
+       asked for this very reload over a control socket that is gone is still answered.
+    """
+
+    def __init__(self, plan: Plan, manager: ListenerManager[AnyListener], admin: Admin) -> None:
+        """Bind everything.  Raises ListenError or ConfigError, and then has undone itself."""
+        self.plan = plan
+        self._prepared: list[PreparedChange] = []
+        runtime = plan.runtime
+        try:
+            self._servers = self._keep(admin.bind(plan.config))
+            self._tunnels = self._keep(
+                plan.tunnels.prepare(plan.config, plan.dependencies, plan.dialers)
+            )
+            threads = connection_threads(plan.config)
+            self._threads = self._keep(_ThreadLimit(runtime.connections, threads))
+            self._listeners = self._keep(manager.bind(plan.specs))
+        except BaseException:
+            self.discard()
+            raise
+
+    def commit(self, previous: Plan) -> list[AnyListener]:
+        """Put the plan into force in place of the one before; see above for the order.
+
+        Returns the listeners that were stopped; their connections may still be running.
+        """
+        plan, runtime = self.plan, self.plan.runtime
+        self._listeners.commit()
+        plan.renewal.commit()
+        own = own_sockets(plan.config, self._listeners.listeners)
+        runtime.reachability.configure(plan.lookups, plan.policies, own + self._servers.sockets)
+        self._threads.commit()
+        auto = plan.config.auto
+        runtime.verdicts.configure(auto.remember, auto.entries)
+        plan.dialers.retain(used_upstreams(plan.config))
+        runtime.health.checks = [check for group in plan.dialers.groups() for check in group.checks]
+        self._hand_over_to_janitor(previous)
+        plan.relays.commit(previous.relays)
+        self._tunnels.commit()
+        self._servers.commit()
+        for warning in plan.warnings:
+            runtime.log.warning("%s", warning)
+        return self._listeners.gone
+
+    def discard(self) -> None:
+        """Undo the binding, the last step first."""
+        for change in reversed(self._prepared):
+            change.discard()
+
+    def _keep(self, change: Change) -> Change:
+        """Remember a change for discard()."""
+        self._prepared.append(change)
+        return change
+
+    def _hand_over_to_janitor(self, previous: Plan) -> None:
+        janitor = self.plan.runtime.janitor
+        for listener in self._listeners.gone:
+            if isinstance(listener, UdpListener):
+                janitor.unregister(listener)
+        for listener in self._listeners.fresh:
+            if isinstance(listener, UdpListener):
+                janitor.register(listener)
+        if self.plan.forwarder is not None:
+            janitor.register(self.plan.forwarder)
+        if previous.forwarder is not None:
+            janitor.unregister(previous.forwarder)
+            previous.close()
+
+
+class _ThreadLimit:
+    """Another limit of a thread pool: a higher one counts at once, a lower one from commit()."""
+
+    def __init__(self, pool: ThreadPool, limit: int) -> None:
+        self._pool = pool
+        self._limit = limit
+        self._before = pool.limit
+        pool.limit = max(self._before, limit)
+
+    def commit(self) -> None:
+        self._pool.limit = self._limit
+
+    def discard(self) -> None:
+        self._pool.limit = self._before
+
+
+def entrances(config: Config) -> dict[str, str]:
+    """Return where flows come in: the listeners by name, and the tunnel's agent.
+
+    Each with the reason why rules are not asked there, "" if they are.
+    """
+    names = {listener.name: "" for listener in config.listeners}
+    if config.tunnel.agent is not None:
+        is_exit = config.tunnel.agent.exit
+        reason = "the agent is no exit, and leads to its services alone"
+        names[TUNNEL_AGENT] = "" if is_exit else reason
+    return names
+
+
+def used_upstreams(config: Config) -> list[UpstreamConfig]:
+    """Return every upstream that the configuration names, in use or not."""
+    return [upstream for upstream in _upstreams(config) if upstream is not None]
+
+
+def _upstreams(config: Config) -> Iterator[UpstreamConfig | None]:
+    yield config.default
+    yield from config.upstreams.values()
+    for listener in config.listeners:
+        yield listener.upstream
+    for rule in config.rules:
+        yield from (rule.via, rule.upstream)
+    for server in config.dns.servers:
+        yield server.upstream
+    for dns_rule in config.dns.rules:
+        for server in dns_rule.servers:
+            yield server.upstream
+    if config.tunnel.agent is not None:
+        yield config.tunnel.agent.upstream
+
+
+def own_sockets(config: Config, listeners: Sequence[AnyListener]) -> list[tuple[str, Address]]:
+    """Return network and address of the sockets that no client may be led back to.
+
+    The listeners, also by the addresses that are announced for them.
+    """
+    own = [(listener.network, listener.address) for listener in listeners]
+    announced = [
+        announce.address for listener in config.listeners for announce in listener.announce
+    ]
+    return own + [
+        (network, Address(address.host, address.port or bound.port))
+        for network, bound in own
+        for address in announced
+    ]
