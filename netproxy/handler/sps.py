@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # The first byte of protocol.tunnel's magic; that module is loaded only if a tunnel needs it.
 TUNNEL_FIRST = 0x9E
 
-TlsHandshake: TypeAlias = Callable[[Stream], None]
+TlsHandshake: TypeAlias = "Callable[[Stream], None]"
 """Makes the TLS handshake of a connection; blocks.  Raises ProtocolError, StreamError."""
 
 

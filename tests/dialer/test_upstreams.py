@@ -364,7 +364,7 @@ class TestTimeouts:
         with server(granting(TARGET)) as address:
             dialer = factory.dialer(default_of(f"'socks5h://{address}?timeout=200ms'"))
             stream: Any = dialer.dial(tcp_to(TARGET))
-            assert stream._deadline is None
+            assert stream.deadline is None
             stream.close()
 
 

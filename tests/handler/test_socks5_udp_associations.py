@@ -179,7 +179,7 @@ def test_datagrams_have_the_user_of_their_control_connection() -> None:
         with socket.create_connection((LOCALHOST, relay.port)) as control:
             control.sendall(b"\5\1\2\1\5alice\6secret\5\3\0\1\0\0\0\0\0\0")
             stream = Stream(control)
-            assert stream.read_exactly(4) == b"\5\2\1\0"
+            assert complete(stream.read_exactly(4)) == b"\5\2\1\0"
             bound = complete(read_reply(stream))[1]
             client.send(encode_header(target.address) + b"hello", bound)
             target.expect(b"hello")
