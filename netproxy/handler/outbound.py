@@ -63,7 +63,12 @@ class Outbound:
         if self._datagrams is not None and flow.target.host in UOT_NAMES:
             self._datagrams.permit(flow)
             return UotStream(self._datagrams, flow)
-        connection: OutboundConnection = yield _Connect(self, flow, client)
+        dial = _Connect(self, flow, client)
+        try:
+            connection: OutboundConnection = yield dial
+        except (StreamError, GeneratorExit):
+            dial.abandon("failed")
+            raise
         return connection
 
     def connect(self, flow: Flow, client: Stream) -> Steps[OutboundConnection]:
@@ -71,7 +76,12 @@ class Outbound:
 
         Raises DialError, which has been counted and recorded, and ClientLeft.
         """
-        connection: OutboundConnection = yield _Connect(self, flow, client)
+        dial = _Connect(self, flow, client)
+        try:
+            connection: OutboundConnection = yield dial
+        except (StreamError, GeneratorExit):
+            dial.abandon("failed")
+            raise
         return connection
 
     def open(self, flow: Flow) -> OutboundConnection:
@@ -127,8 +137,10 @@ class _Connect:
         self._flow = flow
         self._client = client
         self._started = time.monotonic()
-        self._dialer: Dialer | None = None  # of the route that begin() has got
-        self._pending: PendingDial
+        # Of the route that begin() has got.
+        self._dialer: Dialer | None = None
+        # A dial that is not finished.
+        self._pending: PendingDial | None = None
         self.light = client is None or client.light
 
     def begin(self) -> OutboundConnection | Progress:
@@ -154,21 +166,29 @@ class _Connect:
 
     def watched(self) -> tuple[Watched, float | None]:
         """Watch the pending dial, and the client: only for its reset or end."""
-        assert self._client is not None
+        assert self._client is not None and self._pending is not None
         return ((self._pending.socket, POLLOUT), (self._client.socket, 0)), self._pending.left
 
     def proceed(self, ready: Ready) -> OutboundConnection | Progress:
         """Finish the dial.  Raises DialError, ClientLeft."""
-        assert self._client is not None and self._dialer is not None
-        if self._client.socket.fileno() in ready:
-            self._pending.close()
-            seconds = time.monotonic() - self._started
-            record = Record(self._flow, self._dialer.name, 0, 0, seconds, CLIENT_LEFT)
-            self._outbound.observer.finished(record)
+        assert self._client is not None and self._pending is not None
+        client = self._client.socket
+        # An event may have been about the last owner of the descriptor.
+        if client.fileno() in ready and net_stream.poll_watched(((client, 0),), 0):
+            self.abandon(CLIENT_LEFT)
             raise ClientLeft("the client left during the dial")
         if ready and not self._pending.settled():
             return Progress.PENDING
         return self._finish()
+
+    def abandon(self, ended: str) -> None:
+        """Close the dial and record how it ended, unless it is finished."""
+        pending, self._pending = self._pending, None
+        if pending is not None and self._dialer is not None:
+            pending.close()
+            seconds = time.monotonic() - self._started
+            record = Record(self._flow, self._dialer.name, 0, 0, seconds, ended)
+            self._outbound.observer.finished(record)
 
     def block(self) -> OutboundConnection:
         """Route, unless begin() has done so, and dial; blocks."""
@@ -184,9 +204,10 @@ class _Connect:
         return self._connected(flow, dialer, stream)
 
     def _finish(self) -> OutboundConnection:
-        assert self._dialer is not None
+        assert self._dialer is not None and self._pending is not None
+        pending, self._pending = self._pending, None
         try:
-            stream = net_stream.Stream(self._pending.finish())
+            stream = net_stream.Stream(pending.finish())
         except DialError as error:
             self._outbound.note_failure(self._flow, self._dialer.name, self._started, error)
             raise

@@ -24,13 +24,13 @@ def side_by_side(main: Steps[T], other: Steps[None]) -> Steps[T]:
 
     An exception of either ends both.  `other` is closed when `main` has returned.
     """
-    sides = _Side(main), _Side(other)
+    first, second = sides = _Side(main), _Side(other)
     try:
         for side in sides:
             side.start()
-        while not sides[0].finished:
-            yield _Either([side for side in sides if not side.finished])
-        value: T = sides[0].value
+        while not first.finished:
+            yield _Either(first, None if second.finished else second)
+        value: T = first.value
         return value
     finally:
         for side in sides:
@@ -98,8 +98,10 @@ class _Either:
 
     light = False
 
-    def __init__(self, sides: list[_Side]) -> None:
-        self._sides = sides
+    def __init__(self, main: _Side, other: _Side | None) -> None:
+        """`other`: None if it has finished."""
+        self._main = main
+        self._sides = [main] if other is None else [main, other]
 
     def begin(self) -> Progress:
         return Progress.PENDING
@@ -118,6 +120,8 @@ class _Either:
     def proceed(self, ready: Ready) -> None:
         now = time.monotonic()
         for side in self._sides:
+            if self._main.finished:
+                return  # the other ends with it
             own = {
                 number: ready[number]
                 for number in (descriptor.fileno() for descriptor, _ in side.watched())

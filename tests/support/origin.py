@@ -17,9 +17,9 @@ from typing import Any, Callable, Mapping, NamedTuple
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
-from netproxy.handler.outbound import Outbound
 from netproxy.handler.http import HttpHandler
 from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.outbound import Outbound
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.interfaces.routing import Dialer, Route

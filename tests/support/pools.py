@@ -1,4 +1,4 @@
-"""Tasks for a thread pool that run until the test lets them go."""
+"""Tasks for a thread pool that run until the test releases them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class Gate:
-    """Tasks that run until they are let go."""
+    """A task, submitted as often as wanted, that runs until release() is called."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -20,10 +20,11 @@ class Gate:
         self._open.wait(10)
 
     def wait_for(self, number: int, seconds: float = 5.0) -> None:
+        """Wait until `number` tasks run."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.running >= number, seconds), (
-                f"{self.running} run"
-            )
+            in_time = self._changed.wait_for(lambda: self.running >= number, seconds)
+            assert in_time, f"{self.running} run"
 
-    def let_go(self) -> None:
+    def release(self) -> None:
+        """End all tasks."""
         self._open.set()
