@@ -1,4 +1,4 @@
-"""Connections of a listener: which threads drive a handshake, how each ends, and that it ends once."""
+"""Connections of a listener: the threads that drive a handshake, and its one end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import threading
+from functools import partial
 from typing import Any, Callable
 
 import pytest
@@ -44,7 +45,7 @@ class Lines:
             line = yield from stream.read_until(b"\n", 100)
             self.read.append(threading.current_thread().name)
             if line in (b"thread\n", b"wait\n") or line in self.fails_on_thread:
-                yield Blocking(lambda: self._block(line))
+                yield Blocking(partial(self._block, line))
             if line in self.fails:
                 raise self.fails[line]
             stream.reply(line)
@@ -269,7 +270,7 @@ class FullEpoll:
 def test_connection_that_cannot_be_watched_is_served_by_a_pool_thread(
     make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel has no memory for the epoll.  The accepting thread must not wait for the client."""
+    """The kernel has no memory for the epoll; the accepting thread must not wait for a client."""
     rig, lines = make(), Lines()
     monkeypatch.setattr(rig.poller, "_epoll", FullEpoll(rig.poller._epoll))
     rig.configure(lines)
