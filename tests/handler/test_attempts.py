@@ -564,7 +564,7 @@ def test_a_pool_that_is_busy_keeps_no_connection_to_an_address_waiting() -> None
                     assert tell(sock, [ask + b"hello"]).endswith(b"got hello")
             assert pool.busy == pool.limit
         finally:
-            gate.release()
+            gate.let_go()
     assert target.received == [b"hello"] * 6
     assert [(record.sent, record.received, record.ended) for record in relay.log.records] == [
         (5, 9, "closed")

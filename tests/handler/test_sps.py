@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from netproxy.errors import EndOfStream
-from netproxy.handler.sps import Speech, SpsHandler
+from netproxy.handler.sps import ClientProtocol, SpsHandler
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Batch
 from netproxy.net.stream import Stream
@@ -27,7 +27,7 @@ from tests.support.handlers import (
 )
 from tests.support.relays import Running, running
 
-SPOKEN = (Speech.SOCKS4, Speech.SOCKS5, Speech.HTTP)
+SPOKEN = (ClientProtocol.SOCKS4, ClientProtocol.SOCKS5, ClientProtocol.HTTP)
 HANDSHAKE = (
     "listeners: [{listen: '127.0.0.1:0', limits: {connections: %d}}]\ntimeouts: {handshake: %s}"
 )
@@ -132,7 +132,7 @@ def test_a_protocol_that_is_not_served_here_is_refused_as_well() -> None:
     """As a socks5 listener does with HTTP."""
     counters = Counters()
     with Conversation(
-        SpsHandler({Speech.SOCKS5: Answers(b"5")}, None, counters, RecordingLog())
+        SpsHandler({ClientProtocol.SOCKS5: Answers(b"5")}, None, counters, RecordingLog())
     ) as client:
         client.send(b"GET / HTTP/1.1\r\n\r\n")
         client.expect_closed()

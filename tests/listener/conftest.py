@@ -45,7 +45,7 @@ def log() -> Lines:
 def gate() -> Iterator[Gate]:
     gate = Gate()
     yield gate
-    gate.release()
+    gate.let_go()
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def make(log: Lines, gate: Gate) -> Iterator[Make]:
         return pools[-1]
 
     yield make
-    gate.release()
+    gate.let_go()
     for pool in pools:
         pool.stop(5)
 
@@ -62,7 +62,7 @@ def test_pool_grows_to_its_limit_and_refuses_what_may_not_wait(make: Make, gate:
     assert [pool.submit(gate) for _ in range(6)] == [True] * 5 + [False]
     gate.wait_for(3)
     assert (pool.threads, pool.busy, gate.running) == (3, 5, 3)
-    gate.release()
+    gate.let_go()
     gate.wait_for(5)
     wait_until(lambda: not pool.busy)
     assert pool.submit(lambda: None)
@@ -74,7 +74,7 @@ def test_tasks_run_in_the_order_they_came(make: Make, gate: Gate) -> None:
     pool.submit(gate)
     for number in range(5):
         pool.submit(lambda number=number: order.append(number))
-    gate.release()
+    gate.let_go()
     wait_until(lambda: not pool.busy)
     assert order == [0, 1, 2, 3, 4]
 
@@ -85,7 +85,7 @@ def test_idle_threads_end(make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatc
     for _ in range(5):
         pool.submit(gate)
     gate.wait_for(5)
-    gate.release()
+    gate.let_go()
     wait_until(lambda: not pool.threads)
     run(pool)  # another thread is started
 
@@ -149,7 +149,7 @@ class TestNoThread:
         monkeypatch.setattr(threading.Thread, "start", start)
         assert pool.submit(done.set)
         monkeypatch.undo()
-        gate.release()
+        gate.let_go()
         assert done.wait(5)
 
 
@@ -166,7 +166,7 @@ class TestHasRoom:
         pool = make(1)
         pool.submit(gate)
         gate.wait_for(1)
-        gate.release()
+        gate.let_go()
         wait_until(lambda: pool.has_room)
 
     def test_larger_limit_makes_room(self, make: Make, gate: Gate) -> None:
@@ -185,7 +185,7 @@ class TestHasRoom:
         pool.submit(gate)
         assert not pool.submit(done.set) and pool.submit(done.set, urgent=True)
         assert log.of("limited") == [f"{NAME} pool: all threads are busy"]
-        gate.release()
+        gate.let_go()
         assert done.wait(5)
 
 
@@ -198,7 +198,7 @@ class TestStop:
             pool.submit(gate)
         gate.wait_for(3)
         stopping = Task(pool.stop, 5.0)
-        gate.release()
+        gate.let_go()
         stopping.result()
         assert not pool.threads
 
@@ -214,7 +214,7 @@ class TestStop:
         for number in range(3):
             pool.submit(lambda number=number: done.append(number))
         stopping = Task(pool.stop, 5.0)
-        gate.release()
+        gate.let_go()
         stopping.result()
         assert done == [0, 1, 2]
 

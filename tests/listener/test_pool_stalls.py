@@ -27,7 +27,7 @@ def make(log: Lines, gate: Gate) -> Iterator[Make]:
         return pools[-1]
 
     yield make
-    gate.release()
+    gate.let_go()
     for pool in pools:
         pool.stop(5)
     wait_until(lambda: not stall_threads())
@@ -97,7 +97,7 @@ def test_pool_grows_to_its_limit_and_refuses_what_may_not_wait(make: Make, gate:
     gate.wait_for(4, 1.0)
     assert pool.submit(gate, urgent=True)
     assert (pool.threads, pool.busy, gate.running) == (4, 8, 4)
-    gate.release()
+    gate.let_go()
     gate.wait_for(8)
     wait_until(lambda: not pool.busy)
     assert pool.threads == 4
@@ -108,7 +108,7 @@ def test_stall_thread_ends_when_no_task_waits(make: Make, gate: Gate) -> None:
     submit_gates(pool, gate, 8)
     gate.wait_for(4, 1.0)
     assert len(stall_threads()) == 1
-    gate.release()
+    gate.let_go()
     gate.wait_for(8)
     wait_until(lambda: not stall_threads())
     wait_until(lambda: not pool.busy)
@@ -150,5 +150,5 @@ def test_stalled_task_waits_for_a_running_thread_if_no_other_can_start(
     assert pool.submit(done.set)
     monkeypatch.undo()
     assert log.of("limited") == [f"{NAME} pool: cannot start another thread"] and pool.threads == 2
-    gate.release()
+    gate.let_go()
     assert done.wait(5)

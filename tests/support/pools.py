@@ -1,4 +1,4 @@
-"""Tasks for a thread pool that run until the test releases them."""
+"""Provides tasks for a thread pool that block until the test lets them go."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class Gate:
-    """A task, submitted as often as wanted, that runs until release() is called."""
+    """A task that any number of threads may run. Each call blocks until let_go()."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -20,11 +20,12 @@ class Gate:
         self._open.wait(10)
 
     def wait_for(self, number: int, seconds: float = 5.0) -> None:
-        """Wait until `number` tasks run."""
+        """Wait until `number` calls have begun."""
         with self._changed:
-            in_time = self._changed.wait_for(lambda: self.running >= number, seconds)
-            assert in_time, f"{self.running} run"
+            assert self._changed.wait_for(lambda: self.running >= number, seconds), (
+                f"{self.running} run"
+            )
 
-    def release(self) -> None:
-        """End all tasks."""
+    def let_go(self) -> None:
+        """Let all calls return, those to come included."""
         self._open.set()

@@ -1,10 +1,11 @@
-"""Runs the waits of a connection to their end, as listener.serving and the poller do."""
+"""Runs handshakes, and the waits that they return, on one thread, as listener.serving does."""
 
 from __future__ import annotations
 
 import select
 
-from netproxy.interfaces.connections import Wait
+from netproxy.interfaces.connections import Events, Handshake, Wait
+from netproxy.net.stream import satisfy
 
 
 def run_to_end(wait: Wait | None) -> None:
@@ -18,3 +19,11 @@ def run_to_end(wait: Wait | None) -> None:
             seconds = wait.seconds
             ready = bool(poll.poll(None if seconds is None else min(seconds * 1000, 1e6)))
         wait = wait.resume(ready)
+
+
+def run_until_events(handshake: Handshake) -> Events:
+    """Drive a handshake until it waits for events; return that need."""
+    need = next(handshake)
+    while not isinstance(need, Events):
+        need = handshake.send(satisfy(need))
+    return need
