@@ -9,7 +9,7 @@ import pytest
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import Reason
-from tests.support.origin import Connection, Rig, Wire, check_refused, get
+from tests.support.origin import OriginConnection, Rig, Wire, check_refused, get
 
 CHALLENGE = b'Basic realm="netproxy", charset="UTF-8"'
 USERS = {"alice": "secret", "bob": "pass:word", "zo\u00eb": "\u00fcber", "": "nobody"}
@@ -126,7 +126,7 @@ def test_hazard_56_a_credential_that_nobody_asked_for_is_not_forwarded() -> None
 
 
 def test_the_challenge_of_an_origin_is_not_passed_on() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(
             b'HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm="theirs"\r\nContent-Length: 0\r\n\r\n'

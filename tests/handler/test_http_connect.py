@@ -20,7 +20,7 @@ from netproxy.protocol import connect_udp
 from tests.support.flows import Anywhere
 from tests.support.origin import (
     PATIENCE,
-    Connection,
+    OriginConnection,
     LoopbackDialer,
     Origin,
     Play,
@@ -42,13 +42,13 @@ def connect_to(target: bytes, *fields: bytes) -> bytes:
     )
 
 
-def echo(connection: Connection) -> None:
+def echo(connection: OriginConnection) -> None:
     while data := connection.take(1):
         connection.send(data)
 
 
 def test_a_tunnel_carries_bytes_both_ways_and_the_end_of_each() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.send(b"welcome")
         assert connection.rest() == b"request"
         connection.send(b"answer after the client's end")
@@ -252,7 +252,7 @@ def through(rig: Rig) -> None:
 
 
 def upstream_answers(raw: bytes) -> Play:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(raw)
         echo(connection)
@@ -328,7 +328,7 @@ def test_hazard_62_first_bytes_in_the_segment_of_the_request_and_of_the_answer_a
 def test_hazard_62_no_byte_is_lost_whatever_comes_early(size: int) -> None:
     early = bytes(range(256)) * (size // 256 + 1)
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.send(early[:size])
 
     with Rig(play) as rig:

@@ -8,7 +8,7 @@ from typing import Callable
 
 import pytest
 
-from tests.support.origin import OK, PATIENCE, Connection, Rig, Wire, answers, check_refused, get
+from tests.support.origin import OK, PATIENCE, OriginConnection, Rig, Wire, answers, check_refused, get
 
 SHORT = 0.3  # seconds, in place of the real ones
 TIMEOUT = b"408 Request Timeout"
@@ -77,7 +77,7 @@ def test_hazard_69_the_head_of_a_later_request_has_a_deadline_of_its_own() -> No
 def test_hazard_69_a_kept_connection_ends_when_nothing_comes_and_takes_its_upstream_along() -> None:
     ended = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         answers(OK)(connection)
         ended.set()
 
@@ -133,7 +133,7 @@ def test_hazard_69_a_long_body_that_goes_on_is_not_given_up() -> None:
 def test_hazard_69_a_client_that_does_not_read_its_answer_is_given_up() -> None:
     ended = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(
             b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n", *[b"x" * 1_000_000] * 100
@@ -159,7 +159,7 @@ def test_hazard_69_a_refused_client_that_stays_and_sends_on_is_let_go() -> None:
 def test_hazard_69_a_client_that_was_answered_early_and_stays_is_let_go() -> None:
     """Its body was not wanted, it neither sends it nor leaves."""
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(OK)
 
@@ -186,7 +186,7 @@ def test_hazard_69_a_good_client_is_served_while_others_drip() -> None:
 def test_an_origin_that_is_silent_is_a_gateway_timeout(raw: bytes, answer: bytes) -> None:
     over = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(answer)
         assert over.wait(PATIENCE)
@@ -203,7 +203,7 @@ def test_an_origin_that_is_silent_is_a_gateway_timeout(raw: bytes, answer: bytes
 def test_an_origin_that_falls_silent_in_its_answer_is_cut() -> None:
     over = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(OK[:-1])
         assert over.wait(PATIENCE)
@@ -218,7 +218,7 @@ def test_an_origin_that_falls_silent_in_its_answer_is_cut() -> None:
 def test_a_silent_origin_is_not_asked_twice_over_a_kept_upstream() -> None:
     over = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(OK)
         connection.request()

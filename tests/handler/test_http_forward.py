@@ -10,7 +10,7 @@ from netproxy.errors import Reason
 from tests.support.origin import (
     OK,
     PATIENCE,
-    Connection,
+    OriginConnection,
     LoopbackDialer,
     Origin,
     Rig,
@@ -169,7 +169,7 @@ def test_hazard_63_close_ends_the_connection_behind_its_answer(option: bytes) ->
 def test_hazard_63_pipelined_requests_are_answered_in_order_each_routed_for_itself() -> None:
     late = threading.Event()
 
-    def slow(connection: Connection) -> None:
+    def slow(connection: OriginConnection) -> None:
         connection.request()
         assert late.wait(PATIENCE)
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
@@ -288,7 +288,7 @@ def test_hazard_64_an_upstream_that_cannot_be_trusted_with_another_request_is_no
 def test_the_upstream_ends_with_the_client() -> None:
     ended = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         answers(OK)(connection)
         ended.set()
 
@@ -305,7 +305,7 @@ def test_hazard_72_a_kept_upstream_that_has_closed_is_noticed_before_the_next_re
 ) -> None:
     closed = threading.Event()
 
-    def first(connection: Connection) -> None:
+    def first(connection: OriginConnection) -> None:
         answers_and_closes(OK)(connection)
         closed.set()
 
@@ -318,14 +318,14 @@ def test_hazard_72_a_kept_upstream_that_has_closed_is_noticed_before_the_next_re
     assert [record.ended for record in rig.records] == ["done", "done"]
 
 
-def closes_on_the_second(connection: Connection) -> None:
+def closes_on_the_second(connection: OriginConnection) -> None:
     connection.request()
     connection.send(OK)
     connection.request()
     connection.close()
 
 
-def resets_on_the_second(connection: Connection) -> None:
+def resets_on_the_second(connection: OriginConnection) -> None:
     connection.request()
     connection.send(OK)
     connection.request()
@@ -374,7 +374,7 @@ def test_hazard_72_a_request_that_may_have_had_effect_is_not_sent_again(
 
 
 @pytest.mark.parametrize("raw", [POST, get(b"a.test")], ids=["POST", "GET"])
-@pytest.mark.parametrize("end", [Connection.close, Connection.reset])
+@pytest.mark.parametrize("end", [OriginConnection.close, OriginConnection.reset])
 def test_hazard_72_a_new_upstream_that_fails_is_not_tried_again(raw: bytes, end: object) -> None:
     with Rig(lambda connection: (connection.request(), end(connection))) as rig:
         check_refused(rig.client(raw), BAD_GATEWAY)

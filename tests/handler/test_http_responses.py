@@ -9,7 +9,7 @@ import pytest
 from tests.support.origin import (
     OK,
     PATIENCE,
-    Connection,
+    OriginConnection,
     Message,
     Rig,
     answers,
@@ -168,7 +168,7 @@ BAD = {
 def test_hazard_67_an_answer_that_could_be_read_in_two_ways_is_none(rest: bytes) -> None:
     closed = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\n" + rest)
         connection.rest()
@@ -254,7 +254,7 @@ def test_an_answer_that_breaks_off_is_seen_to_break_off(answer: bytes, version: 
 def test_an_answer_until_close_that_is_reset_is_seen_to_break_off(version: bytes) -> None:
     read = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
         assert read.wait(PATIENCE)
@@ -294,7 +294,7 @@ def test_a_piece_of_an_answer_is_passed_on_when_it_comes() -> None:
     """A server-sent event must not wait for the next one."""
     seen = [threading.Event(), threading.Event()]
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
         assert seen[0].wait(PATIENCE)

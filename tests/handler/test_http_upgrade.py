@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.origin import OK, Connection, Rig, answers, check_refused, get
+from tests.support.origin import OK, OriginConnection, Rig, answers, check_refused, get
 
 ASKED = (
     b"Connection: keep-alive, Upgrade",
@@ -16,7 +16,7 @@ SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnectio
 BAD_GATEWAY = b"502 Bad Gateway"
 
 
-def switches(connection: Connection) -> None:
+def switches(connection: OriginConnection) -> None:
     """101, with first data behind it, then an echo."""
     connection.head()
     connection.send(SWITCHED + b"first")
@@ -122,7 +122,7 @@ def test_hazard_57_a_101_that_nobody_asked_for_is_none_in_the_middle_of_a_body_e
 def test_hazard_57_a_101_before_the_end_of_the_body_is_never_half_an_upgrade(body: bytes) -> None:
     """Asked for, but too early: a refusal is as good as a tunnel behind the whole body, an interim answer is not."""
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(SWITCHED)
         if connection.take(10) == b"begun-ends":
@@ -140,7 +140,7 @@ def test_hazard_57_a_101_before_the_end_of_the_body_is_never_half_an_upgrade(bod
 
 
 def test_hazard_57_interim_answers_may_come_before_the_101() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + SWITCHED + b"data")
 
@@ -151,7 +151,7 @@ def test_hazard_57_interim_answers_may_come_before_the_101() -> None:
 
 
 def test_hazard_57_a_websocket_on_a_connection_that_has_served_requests_before() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(OK)
         switches(connection)
