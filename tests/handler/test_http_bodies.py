@@ -173,9 +173,9 @@ def test_an_http_1_0_client_that_expects_gets_no_100() -> None:
 
 @pytest.mark.parametrize("field", [field for field, _ in FRAMINGS.values()], ids=FRAMINGS)
 @pytest.mark.parametrize("ending", [OriginConnection.rest, OriginConnection.close])
-def test_hazard_66_a_refusal_reaches_a_client_that_still_expects(
-    field: bytes, ending: object
-) -> None:
+def test_a_refusal_reaches_a_client_that_still_expects(field: bytes, ending: object) -> None:
+    """Hazard 66."""
+
     def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno")
@@ -189,7 +189,8 @@ def test_hazard_66_a_refusal_reaches_a_client_that_still_expects(
     assert bytes(rig.origin.connections[0].seen).endswith(b"\r\n\r\n") and len(rig.dialled) == 1
 
 
-def test_hazard_66_a_refusal_of_ours_needs_no_body() -> None:
+def test_a_refusal_of_ours_needs_no_body() -> None:
+    """Hazard 66."""
     with Rig() as rig:
         check_refused(
             rig.client(post(b"Expect: 100-continue", b"Content-Length: 5", b"Host: b.test")),
