@@ -327,5 +327,5 @@ def test_versions_takes_each_python_once_and_none_that_is_too_old(tmp_path: Path
     )
     assert (done.returncode, done.stderr) == (
         1,
-        "tests/versions: no Python from 3.10 on is installed\n",
+        "tests/versions: no Python 3.10 or later is installed\n",
     )
