@@ -23,6 +23,7 @@ setup(
     description="SOCKS and HTTP proxy daemon, TCP and UDP on one port",
     license="MIT",
     packages=find_packages(include=["netproxy", "netproxy.*"]),
+    package_data={"netproxy.admin": ["page.html"]},
     python_requires=">=3.10",
     install_requires=["pyyaml"],
     extras_require={"test": ["pytest", "coverage"]},

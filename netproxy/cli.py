@@ -245,7 +245,7 @@ def _control(options: Namespace) -> int:
     elif command == "explain":
         print("\n".join(tell("explain", flow=options.flow)))
     elif command == "auto" and options.clear:
-        print(f"{tell('verdicts', clear=True)['cleared']} forgotten")
+        print(f"{tell('verdicts', clear=True)['cleared']} cleared")
     elif command == "auto":
         _show(options, tell("verdicts"))
     elif command == "log":
@@ -267,7 +267,7 @@ def _show(options: Namespace, answer: Any) -> None:  # Any: JSON, of a kind for 
 
     command = options.command
     if command in ("connections", "sessions"):
-        answer = console.arranged(answer, options.sort)[: options.number]
+        answer = console.sort_flows(answer, options.sort)[: options.number]
     if options.json:
         print(json.dumps(answer, indent=2))
     elif command == "status":

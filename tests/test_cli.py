@@ -105,7 +105,7 @@ class TestCheck:
     def test_check_without_file_and_options(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.check(capsys) == (
             0,
-            "listen 127.0.0.1:1080 tcp+udp sps 'sps-1080' out by direct\n"
+            "listen 127.0.0.1:1080 tcp+udp sps 'sps-1080' upstream direct\n"
             "upstream default: direct carries bind, tcp, udp\nOK\n",
             "",
         )
@@ -125,8 +125,8 @@ class TestCheck:
         assert (status, err) == (0, "")
         route = "socks5://10.0.0.1:1080 -> http://10.0.0.2:3128"
         assert out == (
-            f"listen 127.0.0.1:8080 tcp+udp http 'web' out by {route}\n"
-            f"listen [::1]:1080 tcp socks5 'socks5-1080' out by {route}\n"
+            f"listen 127.0.0.1:8080 tcp+udp http 'web' upstream {route}\n"
+            f"listen [::1]:1080 tcp socks5 'socks5-1080' upstream {route}\n"
             f"upstream default: {route} carries tcp, udp by connect-udp\nOK\n"
         )
 
@@ -138,18 +138,18 @@ class TestCheck:
             "upstreams: {a: 'http://h:1'}\ndefault: block\n"
         )
         assert (
-            "listen 127.0.0.1:1 tcp+udp sps 'sps-1' out by http://h:1\n"
+            "listen 127.0.0.1:1 tcp+udp sps 'sps-1' upstream http://h:1\n"
             in self.check(capsys, "-c", path)[1]
         )
         status, out, _ = self.check(capsys, "-c", path, "-l", "http://127.0.0.1:2", "-u", "direct")
         assert status == 0
-        assert out.startswith("listen 127.0.0.1:2 tcp+udp http 'http-2' out by direct\n")
+        assert out.startswith("listen 127.0.0.1:2 tcp+udp http 'http-2' upstream direct\n")
 
     def test_upstream_option_replaces_upstreams_of_listeners(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
         path = file("listeners: [{listen: '127.0.0.1:1', upstream: 'http://h:1'}]")
-        assert "out by block\n" in self.check(capsys, "-c", path, "-u", "block")[1]
+        assert " upstream block\n" in self.check(capsys, "-c", path, "-u", "block")[1]
 
     def test_upstream_option_sets_rules_aside(
         self, file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
@@ -509,7 +509,9 @@ class TestSignals:
 
         assert served.run(["-c", path], meanwhile) == 0
         err = capfd.readouterr().err
-        assert f"error not reloaded: {path}:1:47: listeners[0].protocol: 'sip' is not one of " in err
+        assert (
+            f"error not reloaded: {path}:1:47: listeners[0].protocol: 'sip' is not one of " in err
+        )
         assert f"error not reloaded: {path}:2:1: xyz: unknown key" in err
 
     def test_hup_changes_the_log_format(

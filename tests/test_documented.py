@@ -1,6 +1,7 @@
 """Everything that a user may write is in the man pages, and every key in the full example.
 
-What there is, is asked of the program: keys of what reads the configuration, options and commands of the parsers.
+The program itself tells what there is: the configuration reader its keys, the parsers of the
+command lines their options and commands.
 """
 
 from __future__ import annotations
@@ -19,31 +20,33 @@ from netproxy import cli
 from netproxy.config.load import load_text
 from netproxy.config.node import MapReader, Problems
 from netproxy.config.read import check, read_config
-from netproxy.interfaces.flows import Traffic
 from netproxy.daemon.runtime import Runtime
+from netproxy.interfaces.flows import Traffic
 from netproxy.observe import exposition
-from netproxy.observe.flows import Key, Total
+from netproxy.observe.flows import FlowTotal, TotalKey
 from tests.support.handlers import RecordingLog
 
 pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[1]
 FULL = ROOT / "conf" / "examples" / "full.yaml"
-# Mappings whose keys are the user's own names
+# Mappings whose keys are names that the user chooses.
 NAMES = re.compile(
     r"^(users|upstreams|tunnel\.bridge\.agents|tunnel\.agent\.services)\.[^.\[]+|^(dns\.hosts)\..*"
 )
-SAME = {
-    "rules[].not.": "rules[].",
-    "dns.rules[].servers[].": "dns.servers[].",
-}  # the same keys, described once
-# Wherever a way out may be written, it may be a mapping as in `upstreams`
-WAYS = re.compile(
-    r"^(default|dns\.servers\[\]\.upstream|listeners\[\]\.upstream|rules\[\]\.(via|upstream)|tunnel\.agent\.upstream|upstreams\.NAME\.members\[\](\.via)?|upstreams\.NAME\[\])\."
+# The same keys in two places, described once.
+SAME = {"rules[].not.": "rules[].", "dns.rules[].servers[].": "dns.servers[]."}
+# An upstream is everywhere a mapping as in `upstreams`, and its keys are described there.
+UPSTREAMS = re.compile(
+    r"^(default|dns\.servers\[\]\.upstream|listeners\[\]\.upstream|rules\[\]\.(via|upstream)"
+    r"|tunnel\.agent\.upstream|upstreams\.NAME\.members\[\](\.via)?|upstreams\.NAME\[\])\."
 )
 
 
 def known_keys() -> set[str]:
-    """Those that hold no others, that the reader asks for, whether they are there or not, while it reads the full example, with what stands there as a comment."""
+    """Return the keys that the reader asks for while it reads the full example.
+
+    Keys that are commented out there are included, keys that hold other keys are not.
+    """
     asked: set[str] = set()
 
     def noting(method: Any) -> Any:
@@ -59,7 +62,7 @@ def known_keys() -> set[str]:
         problems = Problems()
         read_config(load_text(whole_text().encode(), "full.yaml"), problems)
     assert not problems.errors, problems.errors
-    asked = {key for key in asked if not WAYS.match(key)}
+    asked = {key for key in asked if not UPSTREAMS.match(key)}
     return {
         key
         for key in asked
@@ -68,6 +71,7 @@ def known_keys() -> set[str]:
 
 
 def general(path: str) -> str:
+    """Return a key with NAME for names that the user chooses, and without indexes."""
     path = NAMES.sub(r"\1\2.NAME", re.sub(r"\[\d+\]", "[]", path))
     for inner, outer in SAME.items():
         path = path.replace(inner, outer)
@@ -75,12 +79,15 @@ def general(path: str) -> str:
 
 
 def whole_text() -> str:
-    """The full example, with the keys that stand there as comments: prose has one space behind its #, they none or as many as they need."""
+    """Return the full example with its commented keys.
+
+    In prose one blank follows the "#"; in front of a key there is none, or the indentation.
+    """
     return re.sub(r"^#(?=[a-z]|  )", "", FULL.read_text(), flags=re.M)
 
 
 def given_keys() -> set[str]:
-    """Those that stand in the full example."""
+    """Return the keys of the full example."""
 
     def walk(node: Any, path: str) -> Iterator[str]:
         if isinstance(node.value, dict):
@@ -90,8 +97,8 @@ def given_keys() -> set[str]:
                     *walk(value, f"{path}.{key}" if path else key),
                 ]
         elif isinstance(node.value, list):
-            for at, one in enumerate(node.value):
-                yield from walk(one, f"{path}[{at}]")
+            for at, item in enumerate(node.value):
+                yield from walk(item, f"{path}[{at}]")
 
     return set(walk(load_text(whole_text().encode(), "full.yaml"), ""))
 
@@ -100,13 +107,13 @@ KEYS = sorted(known_keys())
 
 
 def page(name: str) -> str:
-    """A man page's source, its fonts and its escapes left out."""
+    """Return the source of a man page without fonts and escapes."""
     text = (ROOT / "man" / name).read_text()
     text = re.sub(r"\\&|\.\\&", lambda match: "." if match[0].startswith(".") else "", text)
     return re.sub(r" Ns (Ar|Cm) ", "", text)
 
 
-def test_the_reader_was_heard() -> None:
+def test_known_keys_are_recorded() -> None:
     assert {
         "listeners[].udp.relay_port",
         "users.NAME.limits.sessions",
@@ -116,17 +123,17 @@ def test_the_reader_was_heard() -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_key_is_in_the_man_page(key: str) -> None:
-    found = bool(re.search(rf"^\.It Cm {re.escape(key)} ", page("netproxyd.yaml.5"), re.M))
-    assert found, f"man/netproxyd.yaml.5 has no entry for {key}"
+def test_key_is_in_the_man_page(key: str) -> None:
+    entry = re.search(rf"^\.It Cm {re.escape(key)} ", page("netproxyd.yaml.5"), re.M)
+    assert entry, f"man/netproxyd.yaml.5 has no entry for {key}"
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_key_is_in_the_full_example(key: str) -> None:
+def test_key_is_in_the_full_example(key: str) -> None:
     assert key in given_keys(), f"conf/examples/full.yaml does not show {key}"
 
 
-def test_the_man_page_has_no_key_that_is_none() -> None:
+def test_man_page_has_no_unknown_key() -> None:
     holders = {
         key.partition(rest)[0] for key in KEYS for rest in re.findall(r"(?=((?:\.|\[\]).*))", key)
     }
@@ -134,7 +141,7 @@ def test_the_man_page_has_no_key_that_is_none() -> None:
     assert entries and entries - set(KEYS) - holders == set()
 
 
-def test_the_full_example_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_example_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["-t", "-c", str(FULL)]) == 0
     captured = capsys.readouterr()
     assert (captured.err, captured.out.endswith("OK\n")) == ("", True)
@@ -143,11 +150,12 @@ def test_the_full_example_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def options(parser: argparse.ArgumentParser) -> list[list[str]]:
-    """Of each option its names."""
+    """Return the names of each option."""
     return [list(action.option_strings) for action in parser._actions if action.option_strings]
 
 
 def commands() -> dict[str, argparse.ArgumentParser]:
+    """Return the commands of netproxyctl."""
     return next(
         action.choices
         for action in cli.control_parser()._actions
@@ -156,85 +164,80 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def written(names: list[str]) -> set[str]:
-    """How a man page may write an option: -x, --xyz."""
+    """Return how a man page writes the names of an option: -x, --xyz."""
     return {
         f"Fl {name[1:]}" if not name.startswith("--") else f"Fl Fl {name[2:]}" for name in names
     }
 
 
 @pytest.mark.parametrize("names", options(cli.daemon_parser()), ids=lambda names: names[-1])
-def test_an_option_of_netproxyd_is_in_its_man_page(names: list[str]) -> None:
+def test_option_of_netproxyd_is_in_its_man_page(names: list[str]) -> None:
     entries = re.findall(r"^\.It (Fl .*)$", page("netproxyd.8"), re.M)
     assert any(
-        all(re.search(rf"{re.escape(one)}\b", entry) for one in written(names)) for entry in entries
+        all(re.search(rf"{re.escape(text)}\b", entry) for text in written(names))
+        for entry in entries
     )
 
 
 @pytest.mark.parametrize("name", commands())
-def test_a_command_of_netproxyctl_is_in_its_man_page(name: str) -> None:
+def test_command_of_netproxyctl_is_in_its_man_page(name: str) -> None:
     text = page("netproxyctl.1")
     assert re.search(rf"^\.It Cm {name}\b", text, re.M)
     for names in options(commands()[name]):
         if "--help" not in names:
-            assert any(f"{one} " in text or f"{one}\n" in text for one in written(names)), (
-                f"{name} {names}"
-            )
+            in_page = [re.search(rf"{option}[ \n]", text) for option in written(names)]
+            assert any(in_page), f"{name} {names}"
 
 
-def test_what_every_command_of_netproxyctl_takes_is_in_its_man_page() -> None:
+def test_common_options_of_netproxyctl_are_in_its_man_page() -> None:
     for names in options(cli.control_parser()):
-        assert any(f"{one} " in page("netproxyctl.1") for one in written(names)), names
+        assert any(f"{text} " in page("netproxyctl.1") for text in written(names)), names
 
 
-def test_what_the_daemon_sorts_and_filters_by_is_in_the_man_page() -> None:
+def test_sort_columns_and_filters_are_in_the_man_page() -> None:
     text = page("netproxyctl.1")
     for word in (*cli.SORTS, *cli.FILTERS):
         assert re.search(rf"\b{word}\b", text)
 
 
-# -- what looks at the figures from outside
+# -- what reads the metrics
 
 MONITORING = (ROOT / "conf/grafana/netproxy.json", ROOT / "conf/prometheus/netproxy.rules.yml")
 
 
-def told_metrics() -> set[str]:
-    """The names that /metrics may tell."""
-    way = {
-        "name": "a",
-        "state": "up",
-        "live": 0,
-        "dialled": 0,
-        "failed": 0,
-        "latency": 0.0,
-        "groups": [],
-    }
+def known_metrics() -> set[str]:
+    """Return the names that /metrics may have."""
+    numbers = {"live": 0, "dialled": 0, "failed": 0, "latency": 0.0}
+    upstream = {"name": "a", "state": "up", **numbers, "groups": []}
     totals = {
-        Key(network, "main", "direct"): Total(1, 1, Traffic(1, 1, 1, 1))
+        TotalKey(network, "main", "direct"): FlowTotal(1, 1, Traffic(1, 1, 1, 1))
         for network in ("tcp", "udp")
     }
-    families = [*exposition.totals(totals), *exposition.upstreams([way]), *exposition.process(0.0)]
-    names = {f"netproxy_{name}" for name, _ in exposition.COUNTED.values()} | {
+    families = [
+        *exposition.flow_families(totals),
+        *exposition.upstream_families([upstream]),
+        *exposition.process_families(0.0),
+    ]
+    names = {f"netproxy_{name}" for name, _ in exposition.COUNTER_METRICS.values()} | {
         family.name if family.name.startswith("process_") else f"netproxy_{family.name}"
         for family in families
     }
     source = (ROOT / "netproxy/admin/stats.py").read_text()
     names |= {f"netproxy_{name}" for name in re.findall(r'(?:single|Family)\(\s*"(\w+)"', source)}
-    names |= {
-        f"netproxy_{pool}_pool_{what}"
-        for pool in Runtime(RecordingLog()).pools
-        for what in ("threads", "tasks")
-    }  # type: ignore[arg-type]
+    log: Any = RecordingLog()
+    for pool in Runtime(log).pools:
+        names |= {f"netproxy_{pool}_pool_threads", f"netproxy_{pool}_pool_tasks"}
     return names | {f"netproxy_dial_seconds{end}" for end in ("_bucket", "_sum", "_count")}
 
 
 @pytest.mark.parametrize("path", MONITORING, ids=lambda path: path.name)
-def test_dashboards_and_alerts_ask_for_what_there_is(path: Path) -> None:
+def test_dashboard_and_alerts_use_known_metrics(path: Path) -> None:
     asked = set(re.findall(r"\b(?:netproxy|process)_[a-z_]+\b", path.read_text()))
     assert len(asked) > 8
-    assert asked - told_metrics() == set()
+    assert asked - known_metrics() == set()
 
 
-def test_the_dashboard_is_whole() -> None:
+def test_panels_of_the_dashboard_have_targets_and_fit() -> None:
     dashboard = json.loads(MONITORING[0].read_text())
     assert all(
         panel["targets"] and panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
@@ -244,23 +247,28 @@ def test_the_dashboard_is_whole() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
-def test_promtool_takes_the_alerts() -> None:
+def test_promtool_accepts_the_alerts() -> None:
     done = subprocess.run(
         ["promtool", "check", "rules", MONITORING[1]], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
 
 
+# Log lines, each with the address that is to be banned.
 BAN_LINES = {
-    '2026-11-27T03:36:24+0000 warning msg=auth_failed client=203.0.113.9 user="<b> x" listener=main': "203.0.113.9",
-    "Nov 27 03:36:24 box netproxyd[77]: msg=auth_failed client=2001:db8::7 user=bob listener=main": "2001:db8::7",
-    r'2026-11-27T03:36:24+0000 warning msg=auth_failed client=203.0.113.8 user="x\nmsg=auth_failed client=192.0.2.1 user=y" listener=main': "203.0.113.8",
-    '2026-11-27T03:36:24+0000 info msg=finished listener=main client=127.0.0.1:1 user="warning msg=auth_failed client=192.0.2.1 user=z"': "",
+    "2026-11-27T03:36:24+0000 warning msg=auth_failed client=203.0.113.9"
+    ' user="<b> x" listener=main': "203.0.113.9",
+    "Nov 27 03:36:24 box netproxyd[77]: msg=auth_failed client=2001:db8::7"
+    " user=bob listener=main": "2001:db8::7",
+    "2026-11-27T03:36:24+0000 warning msg=auth_failed client=203.0.113.8"
+    r' user="x\nmsg=auth_failed client=192.0.2.1 user=y" listener=main': "203.0.113.8",
+    "2026-11-27T03:36:24+0000 info msg=finished listener=main client=127.0.0.1:1"
+    ' user="warning msg=auth_failed client=192.0.2.1 user=z"': "",
 }
 
 
 @pytest.mark.parametrize("line", BAN_LINES)
-def test_fail2ban_finds_the_address_and_no_other(line: str, tmp_path: Path) -> None:
+def test_fail2ban_finds_the_client_and_no_other_address(line: str, tmp_path: Path) -> None:
     program = shutil.which("fail2ban-regex")
     if not program:
         pytest.skip("no fail2ban")

@@ -54,7 +54,7 @@ LATE = {
 LATE_OURS = {
     *("netproxy.admin.commands", "netproxy.admin.control_socket", "netproxy.admin.explain"),
     *("netproxy.admin.http_server", "netproxy.admin.site", "netproxy.admin.stats"),
-    *("netproxy.admin.page", "netproxy.access.users", "netproxy.daemon.main"),
+    *("netproxy.access.users", "netproxy.daemon.main"),
     *("netproxy.daemon.tunnels", "netproxy.ctl.console", "netproxy.ctl.top"),
     *("netproxy.config.tunnels", "netproxy.config.dns", "netproxy.config.rules"),
     *("netproxy.dialer.http", "netproxy.dialer.socks4", "netproxy.dialer.socks5"),

@@ -12,7 +12,7 @@ import threading
 from typing import Callable, Iterable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, Address, pack_ip
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.networks import IpNetwork
 
@@ -53,7 +53,6 @@ GUARD = (
     "metadata",
     "multicast",
 )  # denied to clients of other machines unless the file says otherwise
-_MAPPED = bytes(10) + b"\xff\xff"
 _NAT64 = b"\0\x64\xff\x9b" + bytes(8)  # RFC 6052
 _6TO4, _TEREDO = b"\x20\x02", b"\x20\x01\0\0"  # RFC 3056, RFC 4380
 
@@ -175,7 +174,9 @@ def embedded(host: str) -> tuple[str, ...]:
         return ()
     packed = pack_ip(host.partition("%")[0]) or bytes(16)
     found: list[bytes] = []
-    if packed.startswith(_MAPPED) or (packed.startswith(bytes(12)) and packed[12:15] != bytes(3)):
+    if packed.startswith(V4_MAPPED_PREFIX) or (
+        packed.startswith(bytes(12)) and packed[12:15] != bytes(3)
+    ):
         found.append(packed[12:])  # v4-mapped, v4-compatible; ::1 and :: are neither
     elif packed.startswith(_NAT64):
         found.append(packed[12:])

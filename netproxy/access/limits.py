@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 
 
 class _Occupancy:
@@ -28,7 +28,7 @@ class Admission:
 
     def __init__(
         self,
-        clients: NetworkList | None,
+        clients: NetworkSet | None,
         total: int,
         per_client: int,
         occupancy: _Occupancy | None = None,
@@ -42,7 +42,7 @@ class Admission:
         self._per_client = per_client
         self._occupancy = occupancy or _Occupancy()
 
-    def with_limits(self, clients: NetworkList | None, total: int, per_client: int) -> Admission:
+    def with_limits(self, clients: NetworkSet | None, total: int, per_client: int) -> Admission:
         """Return an Admission with other limits that counts the same connections.
 
         A connection that entered by one of the two may leave by the other.

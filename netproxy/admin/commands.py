@@ -1,263 +1,188 @@
-"""The ways to look into a running daemon and to tell it what to do: its control socket and its metrics listener.
+"""The commands of the control socket.
 
-Commands run on the control socket's thread; what only the main thread may do is
-handed to it by a signal to this process.  bind() and stop() are the main thread's.
+Each method answers one command of netproxyctl, on the control socket's thread.  What only the
+main thread may do is handed to it by a signal to this process.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Mapping, Protocol, Sequence
 
-from netproxy.config.schema import Config
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.flows import LiveFlow
+from netproxy.admin.control_socket import ActAfterAnswer, CommandError
 from netproxy.interfaces.services import DaemonState
-from netproxy.observe.log import LEVELS, Log
+from netproxy.observe.log import LEVELS
 
-Request = Mapping[str, Any]
-FILTERS: dict[str, Callable[[LiveFlow], str]] = {
-    "user": lambda live: live.flow.user,
-    "client": lambda live: live.flow.client.host,
-    "listener": lambda live: live.flow.listener,
-    "upstream": lambda live: live.dialer.name,
-    "target": lambda live: live.flow.target.host,
-}
+if TYPE_CHECKING:
+    from netproxy.admin.control_socket import Command, CommandRequest, ReloadRequests
+    from netproxy.admin.stats import DaemonView, Stats
+    from netproxy.interfaces.answers import FlowRow, JsonObject, StatusAnswer, TrafficAnswer
+    from netproxy.interfaces.answers import UpstreamRow, VerdictRow
+    from netproxy.interfaces.flows import LiveFlow
+    from netproxy.observe.log import Log
 
-
-class Servers(NamedTuple):
-    """The control socket and the metrics listener, each None if the configuration has none."""
-
-    control: Any  # admin.control_socket.ControlServer, loaded late
-    web: Any  # admin.http_server.WebServer, loaded late
-    site: Any  # admin.site.Site of `web`, loaded late
+FILTERS = ("user", "client", "listener", "upstream", "target")
+"""Keys of a request that select flows by a value; "ids" selects them by number."""
 
 
-class PreparedServers:
-    """The servers of a new configuration, those that are new bound and started.
+class StatsSource(Protocol):
+    """Makes the statistics when somebody first asks for them: they cost memory."""
 
-    Call commit() or discard() once.
-    """
-
-    def __init__(self, admin: Admin, config: Config, servers: Servers, fresh: list[Any]) -> None:
-        """`fresh`: those of the servers that were not there before."""
-        self._admin = admin
-        self._config = config
-        self._servers = servers
-        self._fresh = fresh
-        web = servers.web
-        self.sockets: list[tuple[str, Address]] = [("tcp", web.address)] if web is not None else []
-        """Network and address of the sockets that no client may be led to."""
-
-    def commit(self) -> None:
-        """Stop the servers that are gone, and answer on the control socket from now on.
-
-        A client whose command is running on a control socket that is gone is still answered.
-        """
-        before = self._admin.servers
-        control, web, site = self._servers
-        self._admin.replace(self._servers)
-        if before.control is not None and before.control is not control:
-            before.control.retire()
-        if before.web is not None and before.web is not web:
-            before.web.stop()
-        if site is not None:
-            site.configure(self._config.metrics.token, self._config.metrics.page)
-        if control in self._fresh:
-            control.start()
-
-    def discard(self) -> None:
-        """Stop the new servers."""
-        for server in self._fresh:
-            server.stop()
+    @property
+    def stats(self) -> Stats:
+        """The statistics."""
 
 
-class Admin:
-    def __init__(self, daemon: Any, log: Log) -> None:
-        """`daemon`: the daemon, as figures.Subject has it."""
+class Commands:
+    """Answers requests."""
+
+    def __init__(
+        self, daemon: DaemonView, source: StatsSource, reloads: ReloadRequests, log: Log
+    ) -> None:
         self._daemon = daemon
-        self._began = time.monotonic()
-        self._made: Any = None  # figures.Figures
+        self._source = source
+        self._reloads = reloads
         self._log = log
-        self._reloads: Any = None  # observe.control.Reloads
-        self._control: Any = None  # observe.control.ControlServer
-        self._web: Any = None  # observe.web.WebServer
-        self._site: Any = None  # observe.site.Site
 
-    def bind(self, config: Config) -> PreparedServers:
-        """Bind and start the servers of a configuration that are not running yet.
-
-        Raises ListenError; then nothing has changed.
-        """
-        fresh: list[Any] = []
-        try:
-            control = self._fresh_control(config, fresh)
-            web, site = self._fresh_web(config, fresh)
-        except BaseException:
-            for server in fresh:
-                server.stop()
-            raise
-        return PreparedServers(self, config, Servers(control, web, site), fresh)
-
-    @property
-    def servers(self) -> Servers:
-        """The servers that are running."""
-        return Servers(self._control, self._web, self._site)
-
-    def replace(self, servers: Servers) -> None:
-        """Take these for the servers that are running."""
-        self._control, self._web, self._site = servers
-
-    def stop(self) -> None:
-        for server in (self._control, self._web):
-            if server is not None:
-                server.stop()
-
-    @property
-    def threads(self) -> list[threading.Thread]:
-        """Those that must live."""
-        return [server.thread for server in (self._control, self._web) if server is not None]
-
-    def begin_reload(self) -> Callable[[list[str]], None]:
-        """Before a reload; gives back what is told its errors, none for success, to those who asked for it."""
-        tell = self._reloads.begin() if self._reloads is not None else lambda errors: None
-
-        def ended(errors: list[str]) -> None:
-            if self.threads:  # somebody may ask
-                self.figures.note_reload(not errors)
-            tell(errors)
-
-        return ended
-
-    @property
-    def figures(self) -> Any:
-        if self._made is None:
-            from netproxy.admin.stats import Stats  # late: many are never asked for any
-
-            self._made = Stats(self._daemon, self._log, self._began)
-        return self._made
-
-    # -- servers
-
-    def _fresh_control(self, config: Config, fresh: list[Any]) -> Any:
-        if not config.control or self._control is not None and self._control.path == config.control:
-            return self._control if config.control else None
-        from netproxy.admin.control_socket import ControlServer, Reloads  # late: many have none
-
-        self._reloads = self._reloads or Reloads(lambda: os.kill(os.getpid(), signal.SIGHUP))
-        server = ControlServer(config.control, self._commands(), self._log)
-        fresh.append(server)
-        server.prepare()
-        return server
-
-    def _fresh_web(self, config: Config, fresh: list[Any]) -> tuple[Any, Any]:
-        """And its site.  Answers from now on, so that who asks whether the daemon is ready hears that it is not.
-
-        By the token of this configuration: that of the one before may have been for another address, or none.
-        """
-        address = config.metrics.address
-        if address is None or self._web is not None and self._web.wanted == address:
-            return (self._web, self._site) if address is not None else (None, None)
-        from netproxy.admin.site import Site, Sources  # late: many have none
-        from netproxy.admin.http_server import WebServer
-
-        figures = self.figures
-        sources = Sources(lambda: self._daemon.state, figures.metrics, figures.page)
-        site = Site(
-            sources,
-            lambda: self._daemon.counters.count("authentication", "metrics token"),
-            self._log,
-        )
-        site.configure(config.metrics.token, config.metrics.page)
-        server = WebServer(address, site.answer, self._log)
-        fresh.append(server)
-        server.start()
-        return server, site
-
-    # -- commands
-
-    def _commands(self) -> dict[str, Callable[[Request], Any]]:
+    def table(self) -> Mapping[str, Command]:
+        """Return the commands by name."""
         return {
-            "status": lambda request: self.figures.status(),
-            "upstreams": lambda request: self._daemon.upstreams(),
-            "tunnels": lambda request: self._daemon.tunnels(),
-            "connections": lambda request: self.figures.flows(_wanted(request, "tcp")),
-            "sessions": lambda request: self.figures.flows(_wanted(request, "udp")),
-            "flows": lambda request: self.figures.flows(_wanted(request)),
-            "traffic": lambda request: self.figures.traffic(),
-            "explain": self._explain,
-            "verdicts": self._verdicts,
-            "kill": self._kill,
-            "log": self._set_level,
-            "reload": self._reload,
-            "drain": self._drain,
+            "status": self.status,
+            "upstreams": self.upstreams,
+            "tunnels": self.tunnels,
+            "connections": self.connections,
+            "sessions": self.sessions,
+            "flows": self.flows,
+            "traffic": self.traffic,
+            "explain": self.explain,
+            "verdicts": self.verdicts,
+            "kill": self.kill,
+            "log": self.set_level,
+            "reload": self.reload,
+            "drain": self.drain,
         }
 
-    def _kill(self, request: Request) -> dict[str, int]:
-        from netproxy.admin.control_socket import CommandError
+    # -- looking
 
-        if not any(request.get(key) for key in ("ids", *FILTERS)):
-            raise CommandError("kill what? an id, or a filter")
-        killed = self._daemon.flows.kill(_wanted(request))
-        if not killed:
-            raise CommandError("no such flow")
-        return {"killed": killed}
+    def status(self, request: CommandRequest) -> StatusAnswer:
+        """Return the state, listeners and counters."""
+        return self._source.stats.status()
 
-    def _explain(self, request: Request) -> list[str]:
+    def upstreams(self, request: CommandRequest) -> Sequence[UpstreamRow]:
+        """Return the upstreams with their statistics."""
+        return self._daemon.upstreams()
+
+    def tunnels(self, request: CommandRequest) -> Mapping[str, object]:
+        """Return a TunnelsAnswer."""
+        return self._daemon.tunnels()
+
+    def connections(self, request: CommandRequest) -> list[FlowRow]:
+        """Return the TCP flows that pass the filters."""
+        return self._source.stats.flows(FlowFilter(request, "tcp").passes)
+
+    def sessions(self, request: CommandRequest) -> list[FlowRow]:
+        """Return the UDP sessions that pass the filters."""
+        return self._source.stats.flows(FlowFilter(request, "udp").passes)
+
+    def flows(self, request: CommandRequest) -> list[FlowRow]:
+        """Return the flows of both networks that pass the filters."""
+        return self._source.stats.flows(FlowFilter(request).passes)
+
+    def traffic(self, request: CommandRequest) -> TrafficAnswer:
+        """Return totals, and the bytes of each flow."""
+        return self._source.stats.traffic()
+
+    def explain(self, request: CommandRequest) -> list[str]:
+        """Return lines that tell what would happen to the flow of the key "flow"."""
         return list(self._daemon.explain(str(request.get("flow", ""))))
 
-    def _verdicts(self, request: Request) -> Any:
-        """What `via: auto` has found out; with `clear`, forgets it."""
+    def verdicts(self, request: CommandRequest) -> JsonObject | list[VerdictRow]:
+        """Return what `via: auto` has found out; with "clear", forget it."""
         verdicts = self._daemon.verdicts
         if request.get("clear"):
             return {"cleared": verdicts.clear()}
         return [
-            {"target": str(target), "upstream": way, "seconds": round(seconds)}
-            for target, way, seconds in verdicts.items()
+            {"target": str(target), "upstream": upstream, "seconds": round(seconds)}
+            for target, upstream, seconds in verdicts.items()
         ]
 
-    def _set_level(self, request: Request) -> dict[str, str]:
-        from netproxy.admin.control_socket import CommandError
+    # -- acting
 
+    def kill(self, request: CommandRequest) -> JsonObject:
+        """End the flows that pass the filters, of which there must be one."""
+        if not any(request.get(key) for key in ("ids", *FILTERS)):
+            raise CommandError("nothing to kill: give an id or a filter")
+        killed = self._daemon.flows.kill(FlowFilter(request).passes)
+        if not killed:
+            raise CommandError("no such flow")
+        return {"killed": killed}
+
+    def set_level(self, request: CommandRequest) -> JsonObject:
+        """Set the level of the log if the request has one; return the level."""
         level = request.get("level")
         if level is not None:
-            if level not in LEVELS:
-                raise CommandError(f"the levels are {', '.join(LEVELS)}")
+            if not isinstance(level, str) or level not in LEVELS:
+                raise CommandError(f"unknown level (known: {', '.join(LEVELS)})")
             self._log.level = level
         return {"level": self._log.level}
 
-    def _reload(self, request: Request) -> dict[str, bool]:
-        from netproxy.admin.control_socket import CommandError
-
+    def reload(self, request: CommandRequest) -> JsonObject:
+        """Reload, and wait until that is done."""
         if self._daemon.state != DaemonState.SERVING:
             raise CommandError(f"the daemon is {self._daemon.state}")
-        self._reloads.ask()
+        self._reloads.request()
         return {"reloaded": True}
 
-    def _drain(self, request: Request) -> Any:
-        """Answers first: with nothing to wait for, the daemon ends at once.  A second signal would cut off what runs."""
-        from netproxy.admin.control_socket import CommandError, Then
+    def drain(self, request: CommandRequest) -> ActAfterAnswer:
+        """Drain and stop.
 
+        The answer goes first: with nothing to wait for, the daemon ends at once.  A daemon that
+        drains refuses, because a second signal would stop it at once.
+        """
         if self._daemon.state == DaemonState.DRAINING:
             raise CommandError("the daemon is draining")
-        return Then(
-            {"connections": self._daemon.live}, lambda: os.kill(os.getpid(), signal.SIGTERM)
-        )
+        return ActAfterAnswer({"connections": self._daemon.live}, _signal_drain)
 
 
-def _wanted(request: Request, network: str = "") -> Callable[[LiveFlow], bool]:
-    """What the filters of a request leave."""
-    ids = set(request.get("ids") or ())
-    tests = [(read, request[key]) for key, read in FILTERS.items() if request.get(key)]
+class FlowFilter:
+    """The flows that a request is about."""
 
-    def wanted(live: LiveFlow) -> bool:
-        return (
-            (not network or live.flow.network == network)
-            and (not ids or live.number in ids)
-            and all(read(live) == value for read, value in tests)
-        )
+    def __init__(self, request: CommandRequest, network: str = "") -> None:
+        """Read the filters of a request; `network` "" stands for both.
 
-    return wanted
+        Raises CommandError if "ids" is not a list of numbers.
+        """
+        ids = request.get("ids") or ()
+        if not isinstance(ids, (list, tuple)) or not all(isinstance(item, int) for item in ids):
+            raise CommandError("ids: not a list of numbers")
+        self._network = network
+        self._ids = frozenset(ids)
+        self._values = [(key, request[key]) for key in FILTERS if request.get(key)]
+
+    def passes(self, live: LiveFlow) -> bool:
+        """Return whether a flow is among them."""
+        flow = live.flow
+        if self._network and flow.network != self._network:
+            return False
+        if self._ids and live.number not in self._ids:
+            return False
+        if not self._values:
+            return True
+        fields = {
+            "user": flow.user,
+            "client": flow.client.host,
+            "listener": flow.listener,
+            "upstream": live.dialer.name,
+            "target": flow.target.host,
+        }
+        return all(fields[key] == value for key, value in self._values)
+
+
+def signal_reload() -> None:
+    """Make the main thread reload."""
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+def _signal_drain() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)

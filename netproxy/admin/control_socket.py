@@ -1,8 +1,9 @@
-"""The control socket: asks a running daemon, or tells it, over a Unix socket that only its owner may open.
+"""The control socket: a Unix socket that only its owner may open.
 
-One JSON object a line each way: {"command": "upstreams"} is answered by {"result": ...}
-or {"error": "..."}.  One thread serves one client after the other; a client that is
-silent is hung up on.  What only the main thread may do is asked of it (Reloads).
+Takes one JSON object a line, {"command": "upstreams"}, and answers each with
+{"result": ...} or {"error": "..."}.  admin.commands has the commands.  One thread serves one
+client after the other; a silent client is disconnected.  What only the main thread may do is
+handed to it (ReloadRequests).
 """
 
 from __future__ import annotations
@@ -11,40 +12,52 @@ import os
 import socket
 import stat
 import threading
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Sequence, TypeAlias
 
 from netproxy.errors import ListenError, NetProxyError
-from netproxy.interfaces.services import Log
 
-SECONDS = 5.0  # for a client to ask, and to take its answer
-RELOAD_SECONDS = (
-    60.0  # for the main thread to reload: lists may be long, and names may be looked up
-)
-ANSWER_SECONDS = RELOAD_SECONDS + SECONDS  # that netproxyctl waits
-LINE_LIMIT = 65536  # bytes of a request
-ANSWER_LIMIT = 64 << 20  # bytes of an answer: sessions by the ten thousand are a few MiB
+if TYPE_CHECKING:
+    from netproxy.interfaces.services import Log
+
+SECONDS = 5.0
+"""For a client to send a request, and to receive the answer."""
+RELOAD_SECONDS = 60.0
+"""For the main thread to reload: lists may be long, and names may be looked up."""
+ANSWER_SECONDS = RELOAD_SECONDS + SECONDS
+"""How long netproxyctl waits for an answer."""
+LINE_LIMIT = 65536
+"""Bytes of a request."""
+ANSWER_LIMIT = 64 << 20
+"""Bytes of an answer: ten thousand sessions are a few MiB."""
 BACKLOG = 8
-PAUSE = 0.1  # seconds, where no client can be accepted
+ACCEPT_PAUSE = 0.1
+"""Seconds to wait if no client can be accepted."""
 
-Commands = Mapping[str, Callable[[Mapping[str, Any]], Any]]
+CommandRequest: TypeAlias = Mapping[str, object]
+"""The JSON object that a client has sent.  Only its key "command" has been checked."""
+Command: TypeAlias = Callable[[CommandRequest], object]
+"""Returns the answer, as JSON values.  Raises CommandError if the request is wrong."""
+_Action: TypeAlias = Callable[[], None]
 
 
 class NotRunning(NetProxyError):
-    """Nobody answers at the control socket."""
+    """No daemon answers at the control socket."""
 
 
 class CommandError(NetProxyError):
     """The daemon has refused a command; the message says why."""
 
 
-class Then(NamedTuple):
-    """What a command gives that has something to do once its answer has been sent."""
+class ActAfterAnswer(NamedTuple):
+    """The result of a command that acts only after its answer has been sent."""
 
-    result: Any
-    act: Callable[[], None]
+    answer: object
+    act: _Action
 
 
-class _Asked:
+class _ReloadRequest:
+    """One client that waits for a reload."""
+
     __slots__ = ("done", "errors")
 
     def __init__(self) -> None:
@@ -52,47 +65,60 @@ class _Asked:
         self.errors: Sequence[str] = ()
 
 
-class Reloads:
-    """Reloads that are asked for on one thread and made on the main one, which a signal wakes."""
+class ReloadRequests:
+    """Reloads that control threads request and that the main thread does."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        """`wake` sends the signal."""
+    def __init__(self, wake: _Action) -> None:
+        """`wake` makes the main thread reload: it sends the signal."""
         self._wake = wake
-        self._lock = threading.Lock()  # guards _waiting
-        self._waiting: list[_Asked] = []
+        # Guards _waiting.
+        self._lock = threading.Lock()
+        self._waiting: list[_ReloadRequest] = []
 
-    def ask(self) -> None:
-        """Waits for a reload that begins from now on; CommandError with what is wrong, a line each."""
-        asked = _Asked()
+    def request(self) -> None:
+        """Wait for a reload that begins from now on.
+
+        Raises CommandError with the errors of the reload, one a line.
+        """
+        request = _ReloadRequest()
         with self._lock:
-            self._waiting.append(asked)
+            self._waiting.append(request)
         self._wake()
-        if not asked.done.wait(RELOAD_SECONDS):
-            raise CommandError("the reload goes on: how it ends is in the log")
-        if asked.errors:
-            raise CommandError("\n".join(asked.errors))
+        if not request.done.wait(RELOAD_SECONDS):
+            raise CommandError("the reload is still running: see the log for its outcome")
+        if request.errors:
+            raise CommandError("\n".join(request.errors))
 
     def begin(self) -> Callable[[Sequence[str]], None]:
-        """Before a reload, on the main thread; gives back what tells its errors, none for success, to those who asked until now."""
+        """Note that a reload begins.  Thread: main.
+
+        The returned call passes its errors, none for success, to those who had requested it.
+        """
         with self._lock:
             waiting, self._waiting = self._waiting, []
 
-        def tell(errors: Sequence[str]) -> None:
-            for asked in waiting:
-                asked.errors = errors
-                asked.done.set()
+        def finish(errors: Sequence[str]) -> None:
+            for request in waiting:
+                request.errors = errors
+                request.done.set()
 
-        return tell
+        return finish
 
 
 class ControlServer:
-    def __init__(self, path: str, commands: Commands, log: Log) -> None:
-        """Binds; ListenError.  A command gets the whole request, and raises CommandError for what is wrong with it."""
+    """The bound socket, and the thread that serves its clients."""
+
+    def __init__(self, path: str, commands: Mapping[str, Command], log: Log) -> None:
+        """Bind `path`; a socket that a killed daemon has left there is replaced.
+
+        Raises ListenError.
+        """
         self.path = path
         self._commands = commands
         self._log = log
         self._begun, self._stopped = threading.Event(), threading.Event()
-        self._client: socket.socket | None = None  # who is being served
+        # The client that is being served.
+        self._client: socket.socket | None = None
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._bind()
@@ -102,31 +128,38 @@ class ControlServer:
         self.thread = threading.Thread(target=self._serve, name="control", daemon=True)
 
     def prepare(self) -> None:
-        """Its thread, which answers nobody before start(); ListenError."""
+        """Start the thread, which serves nobody before start().  Raises ListenError."""
         try:
             self.thread.start()
-        except RuntimeError as error:  # can't start new thread
+        except RuntimeError as error:
+            # "can't start new thread"
             raise ListenError(f"control unix:{self.path}: {error}") from error
 
     def start(self) -> None:
-        """Answers from now on; cannot fail after prepare(), which it does where nobody has."""
+        """Serve from now on.  Cannot fail after prepare(); without it, this does the same."""
         if self.thread.ident is None:
             self.prepare()
         self._begun.set()
 
-    def retire(self) -> None:
-        """Takes no new client; one that is being answered, with the very reload that ends this socket, is answered."""
+    def stop_accepting(self) -> None:
+        """Take no new client.
+
+        The client whose reload has ended this socket still gets its answer.
+        """
         self._end(self._socket)
 
     def stop(self) -> None:
+        """Close the socket and its client, and end the thread."""
         self._end(self._socket, self._client)
         if self.thread.is_alive():
             self.thread.join(SECONDS)
 
     def _end(self, *sockets: socket.socket | None) -> None:
         self._stopped.set()
-        self._begun.set()  # wakes what has not begun
-        for sock in sockets:  # wakes accept(), and a conversation
+        # Wakes the thread before start().
+        self._begun.set()
+        # Wakes the thread in accept() or in a conversation.
+        for sock in sockets:
             try:
                 if sock is not None:
                     sock.shutdown(socket.SHUT_RDWR)
@@ -137,11 +170,12 @@ class ControlServer:
         try:
             os.unlink(self.path)
         except OSError:
-            pass  # somebody was faster
+            # Already removed.
+            pass
 
     def _bind(self) -> None:
-        if _abandoned(self.path):
-            os.unlink(self.path)  # of a daemon that was killed
+        if _is_abandoned(self.path):
+            os.unlink(self.path)
         before = os.umask(0o177)
         try:
             self._socket.bind(self.path)
@@ -149,13 +183,16 @@ class ControlServer:
             os.umask(before)
         self._socket.listen(BACKLOG)
 
+    # -- the thread
+
     def _serve(self) -> None:
         self._begun.wait()
         while not self._stopped.is_set():
             try:
                 client, _ = self._socket.accept()
             except OSError as error:
-                if not self._stopped.wait(PAUSE):  # out of descriptors, most likely
+                # Most likely out of descriptors.
+                if not self._stopped.wait(ACCEPT_PAUSE):
                     self._log.limited("control", "control socket: %s", error.strerror)
                 continue
             self._client = client
@@ -164,7 +201,8 @@ class ControlServer:
                 try:
                     self._converse(client)
                 except OSError:
-                    pass  # it has gone, or waits for nothing
+                    # The client has gone, or was silent for too long.
+                    pass
                 except Exception:
                     self._log.exception("answering on the control socket")
         self._socket.close()
@@ -172,36 +210,42 @@ class ControlServer:
     def _converse(self, client: socket.socket) -> None:
         with client.makefile("rwb") as lines:
             while line := lines.readline(LINE_LIMIT):
-                answer, then = self._answer(line)
+                answer, act = self._answer(line)
                 lines.write(answer + b"\n")
                 lines.flush()
-                if then is not None:
-                    then()
+                if act is not None:
+                    act()
                 if self._stopped.is_set():
                     return
 
-    def _answer(self, line: bytes) -> tuple[bytes, Callable[[], None] | None]:
-        """And what is to be done once it is sent."""
-        import json  # late: few daemons are ever asked
+    def _answer(self, line: bytes) -> tuple[bytes, _Action | None]:
+        """Return the answer, and what to do after it has been sent."""
+        # Imported late: few daemons are ever asked.
+        import json
 
         try:
             request = json.loads(line)
             command = self._commands[request["command"]]
         except (ValueError, TypeError, KeyError):
-            return json.dumps(
-                {"error": f"no such command; known are {', '.join(self._commands)}"}
-            ).encode(), None
+            known = ", ".join(self._commands)
+            return json.dumps({"error": f"unknown command (known: {known})"}).encode(), None
         try:
             result = command(request)
         except NetProxyError as error:
             return json.dumps({"error": str(error)}).encode(), None
-        result, then = result if isinstance(result, Then) else (result, None)
-        return json.dumps({"result": result}).encode(), then
+        act = None
+        if isinstance(result, ActAfterAnswer):
+            result, act = result
+        return json.dumps({"result": result}).encode(), act
 
 
-def ask(path: str, command: str, **details: Any) -> Any:
-    """The answer of the daemon at a control socket; NotRunning, CommandError."""
-    import json  # late: netproxyd needs none to serve
+def ask(path: str, command: str, **details: object) -> Any:
+    """Send a command to the daemon at a control socket; return its answer.
+
+    Raises NotRunning or CommandError.  Any: each command has an answer of its own.
+    """
+    # Imported late: netproxyd needs it only to answer.
+    import json
 
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(ANSWER_SECONDS)
@@ -211,15 +255,17 @@ def ask(path: str, command: str, **details: Any) -> Any:
             client.sendall(json.dumps({"command": command, **details}).encode() + b"\n")
             with client.makefile("rb") as lines:
                 answer = json.loads(lines.readline(ANSWER_LIMIT))
-    except (OSError, ValueError) as error:
-        raise NotRunning(f"{path}: {getattr(error, 'strerror', None) or 'no answer'}") from error
+    except OSError as error:
+        raise NotRunning(f"{path}: {error.strerror or 'no answer'}") from error
+    except ValueError as error:
+        raise NotRunning(f"{path}: no answer") from error
     if "error" in answer:
         raise CommandError(answer["error"])
     return answer["result"]
 
 
-def _abandoned(path: str) -> bool:
-    """Whether a socket is there, and nobody behind it."""
+def _is_abandoned(path: str) -> bool:
+    """Return whether there is a socket on which nobody listens."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False

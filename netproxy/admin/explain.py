@@ -1,226 +1,297 @@
-"""What the daemon tells of itself: what a configuration would do with a flow, and how its ways out are.
+"""Describes a configuration: what it would do with a flow, and the state of its upstreams.
 
-Pure, but for reading figures and for the names that explain() has looked up.
+netproxyd -t and --explain print these lines, netproxyctl asks for them.  Pure, except that
+statistics are read and that explain() may wait for a name lookup.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Iterable, Iterator, Mapping, Protocol
 
-from netproxy.config.schema import Config, GroupConfig, UpstreamConfig
-from netproxy.dialer.factory import DialerFactory, udp_warnings
+from netproxy.config.schema import GroupConfig
+from netproxy.dialer.factory import udp_warnings
 from netproxy.dialer.group import Member
 from netproxy.errors import DialError, NetProxyError, ProtocolError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import Dialer
 from netproxy.protocol.host import parse_host
 from netproxy.router.auto import AutoDialer
-from netproxy.router.router import RuleRouter
 
-SOMEBODY = Address("127.0.0.1", 0)  # the client of a flow that names none
-# "[tcp|udp] [[user@]client] -> host:port [on listener]"
-_FLOW = r"\s*(?:(tcp|udp)\s+)?(?:(?:([^@\s]+)@)?([^@\s>-]\S*)\s+)?->\s*(\S+):(\d{1,5})(?:\s+on\s+(\S+))?\s*\Z"
+if TYPE_CHECKING:
+    from netproxy.access.limits import Admission
+    from netproxy.config.schema import Config, HopConfig, ListenerConfig, PortConfig, UpstreamConfig
+    from netproxy.dialer.factory import DialerFactory
+    from netproxy.interfaces.answers import ListenerRow, MemberRow, UpstreamRow
+    from netproxy.interfaces.routing import Dialer
+    from netproxy.router.router import RuleRouter
+
+ANY_CLIENT = Address("127.0.0.1", 0)
+"""The client of a flow that names none."""
+EXAMPLE = "udp alice@192.168.1.5 -> example.com:443 on main"
+# [tcp|udp] [[user@]client] -> host:port [on listener]
+_FLOW = re.compile(
+    r"\s*(?:(tcp|udp)\s+)?(?:(?:([^@\s]+)@)?([^@\s>-]\S*)\s+)?"
+    r"->\s*(\S+):(\d{1,5})(?:\s+on\s+(\S+))?\s*\Z"
+)
 
 
 class FlowError(NetProxyError):
-    """What was written is no flow."""
+    """A flow is not written as parse_flow() expects it, or names an unknown listener."""
+
+
+class BoundListener(Protocol):
+    """A listener that is running, as far as listening() needs it."""
+
+    name: str
+    """In the configuration; several addresses have one name."""
+    network: str
+    address: Address
+
+
+# -- a configuration
 
 
 def plan(config: Config, dialers: DialerFactory) -> list[str]:
-    """What would listen, and what each way out can carry and by what, or which hop is in the way."""
-    asked = ", ".join(
-        f"{server.scheme}://{server.server}{server.path}" for server in config.dns.servers
-    )
+    """Return what would listen, and what each upstream carries and how, as lines."""
     lines = [
-        f"listen {address} {'+'.join(one.network)} {one.protocol} '{one.name}' "
-        + (
-            f"asks {asked}"
-            if one.protocol == "dns"
-            else f"out by {(one.upstream or config.default).text}"
-        )
-        for one in config.listeners
-        for address in one.addresses
+        f"listen {address} {'+'.join(listener.network)} {listener.protocol} '{listener.name}' "
+        + _used_by(listener, config)
+        for listener in config.listeners
+        for address in listener.addresses
     ]
-    lines += _tunnels(config)
+    lines += _tunnel_lines(config)
     lines += [f"warning: {text}" for text in udp_warnings(config, dialers)]
-    for name, way in [("default", config.default), *config.upstreams.items()]:
-        carried, udp = ", ".join(sorted(dialers.dialer(way).carries)) or "nothing", udp_text(way)
-        lines.append(
-            f"upstream {name}: {way.text} carries {carried}"
-            + (f"; {udp}" if udp.startswith("no ") else f" by {udp}" if udp else "")
-        )
+    for name, upstream in [("default", config.default), *config.upstreams.items()]:
+        carried = ", ".join(sorted(dialers.dialer(upstream).carries)) or "nothing"
+        udp = udp_text(upstream)
+        how = f"; {udp}" if udp.startswith("no ") else f" by {udp}" if udp else ""
+        lines.append(f"upstream {name}: {upstream.text} carries {carried}{how}")
     return lines
 
 
-def parse_flow(text: str, listener: str) -> Flow:
-    """Of "udp alice@192.168.1.5 -> example.com:443 on main"; all but the target may be left out.  FlowError."""
-    match = re.match(_FLOW, text)
-    if not match or int(match[5]) > 65535:
-        raise FlowError("write a flow as 'udp alice@192.168.1.5 -> example.com:443 on main'")
-    try:
-        client = Address(parse_host(match[3].encode()), 0) if match[3] else SOMEBODY
-        return Flow(
-            match[1] or "tcp",
-            client,
-            Address(parse_host(match[4].encode()), int(match[5])),
-            match[6] or listener,
-            match[2] or "",
+def _used_by(listener: ListenerConfig, config: Config) -> str:
+    """Return what a listener passes its clients on to."""
+    if listener.protocol != "dns":
+        return f"upstream {(listener.upstream or config.default).text}"
+    return "asks " + ", ".join(
+        f"{server.scheme}://{server.server}{server.path}" for server in config.dns.servers
+    )
+
+
+def _tunnel_lines(config: Config) -> list[str]:
+    bridge, agent = config.tunnel
+    lines = []
+    for name, allowed in (bridge.agents if bridge else {}).items():
+        ports = [_ports_text(ports) for ports in allowed.ports]
+        lines.append(f"agent '{name}' may open {', '.join(ports) or 'no port'}")
+    if agent is not None:
+        tls, is_exit = "with TLS" if agent.tls else "without TLS", ", exit" if agent.exit else ""
+        lines.append(
+            f"tunnel to {agent.bridge} {tls} as '{agent.name}' upstream {agent.upstream.text}"
+            + is_exit
         )
+        for service in agent.services:
+            lines.append(f"tunnel port {service.port}/{service.network} leads to {service.target}")
+    return lines
+
+
+def _ports_text(ports: PortConfig) -> str:
+    last = f"-{ports.last}" if ports.last > ports.first else ""
+    return f"{Address(ports.host, ports.first)}{last}/{ports.network}"
+
+
+# -- a flow
+
+
+def parse_flow(text: str, listener: str) -> Flow:
+    """Parse "udp alice@192.168.1.5 -> example.com:443 on main".
+
+    All parts except the target may be left out; `listener` is the default for the last one.
+    Raises FlowError.
+    """
+    match = _FLOW.match(text)
+    if not match or int(match[5]) > 65535:
+        raise FlowError(f"not a flow (expected one such as '{EXAMPLE}')")
+    try:
+        client = Address(parse_host(match[3].encode()), 0) if match[3] else ANY_CLIENT
+        target = Address(parse_host(match[4].encode()), int(match[5]))
     except ProtocolError as error:
         raise FlowError(str(error)) from error
+    return Flow(match[1] or "tcp", client, target, match[6] or listener, match[2] or "")
 
 
 def explain(
-    text: str, router: RuleRouter, dialers: DialerFactory, places: Mapping[str, str]
+    text: str, router: RuleRouter, dialers: DialerFactory, listeners: Mapping[str, str]
 ) -> Iterator[str]:
-    """Which rule a flow meets, which way it takes, and whether that carries it; `places` are where it may come in,
-    each with why nothing may that rules decide on, or "".  FlowError."""
-    flow = parse_flow(text, next(iter(places), ""))
-    if flow.listener not in places:
-        raise FlowError(
-            f"there is no listener '{flow.listener}'; there are {', '.join(places) or 'none'}"
-        )
-    yield f"flow: {flow.network} {flow.user + '@' if flow.user else ''}{flow.client.host} -> {flow.target} on {flow.listener}"
-    if places[flow.listener]:
-        yield f"refused: {places[flow.listener]}"
+    """Yield which rule and which upstream a flow meets, and whether that carries it, as lines.
+
+    `listeners` are the names that the flow may come in on, each with the reason why no rule
+    applies there, or "".  Raises FlowError.
+    """
+    flow = parse_flow(text, next(iter(listeners), ""))
+    if flow.listener not in listeners:
+        known = ", ".join(listeners) or "none"
+        raise FlowError(f"there is no listener '{flow.listener}' (known: {known})")
+    user = f"{flow.user}@" if flow.user else ""
+    yield f"flow: {flow.network} {user}{flow.client.host} -> {flow.target} on {flow.listener}"
+    if listeners[flow.listener]:
+        yield f"refused: {listeners[flow.listener]}"
         return
     rule, outcome = router.explain(flow)
-    yield f"rule: {rule or 'none matches: the listener has its own way out, or the default is taken'}"
+    yield f"rule: {rule or 'none matches; the upstream of the listener or the default applies'}"
     if isinstance(outcome, DialError):
         yield f"refused: {outcome}"
         return
     dialer, flow = outcome
-    config = dialers.config_of(dialer)
-    yield f"way out: {_way_text(dialer, dialers, flow)}"
-    if (
-        isinstance(dialer, AutoDialer)
-        and not flow.addresses
-        and dialer.known_way(flow) is dialer.direct
-    ):
-        yield "addresses: looked up when it is dialled" + (
-            "" if dialer.pinned_way(flow) else "; the name goes to the upstream as it is"
-        )
-    elif flow.addresses:
-        yield f"addresses: {', '.join(address.host for address in flow.addresses)}"
-    elif dialer.carries:
-        yield "addresses: the name goes to the proxy as it is"
-    carried = flow.network in dialer.carries
-    how = udp_text(config) if config and flow.network == "udp" else ""
-    yield f"carried: {'yes' if carried else 'no'}{', by ' + how if carried and how else ''}" + (
-        "" if carried else f": {dialer.refusal.value}"
-    )
+    yield f"upstream: {_upstream_text(dialer, dialers, flow)}"
+    if addresses := _addresses_text(dialer, flow):
+        yield f"addresses: {addresses}"
+    yield f"carried: {_carried_text(dialer, dialers.config_of(dialer), flow)}"
 
 
-def _way_text(dialer: Dialer, dialers: DialerFactory, flow: Flow) -> str:
-    """Its name, with its hops; of auto also by which way a connection would be tried now."""
+def _upstream_text(dialer: Dialer, dialers: DialerFactory, flow: Flow) -> str:
+    """Return the name of an upstream with its hops; for auto, the upstreams in their order."""
     config = dialers.config_of(dialer)
     if not isinstance(dialer, AutoDialer):
         return dialer.name + (f": {config.text}" if config and config.text != dialer.name else "")
-    upstream = _way_text(dialer.upstream, dialers, flow)
-    if dialer.known_way(flow) is dialer.upstream:
-        return f"auto, now by {upstream}"
-    return (
-        "auto, now direct"
-        if dialer.pinned_way(flow)
-        else f"auto, now direct, and where that fails by {upstream}"
-    )
+    upstream = _upstream_text(dialer.upstream, dialers, flow)
+    if dialer.preferred_dialer(flow) is dialer.upstream:
+        return f"auto, currently through {upstream}"
+    if dialer.pinned_dialer(flow):
+        return "auto, currently direct"
+    return f"auto, currently direct; if that fails, through {upstream}"
 
 
-def _tunnels(config: Config) -> list[str]:
-    bridge, agent = config.tunnel
-    lines = []
-    for name, one in (bridge.agents if bridge else {}).items():
-        ports = [
-            f"{Address(port.host, port.first)}{f'-{port.last}' if port.last > port.first else ''}/{port.network}"
-            for port in one.ports
-        ]
-        lines.append(f"agent '{name}' may have {', '.join(ports) or 'no port'}")
-    if agent is not None:
-        lines.append(
-            f"tunnel to {agent.bridge} {'by TLS' if agent.tls else 'without TLS'} as '{agent.name}' out by {agent.upstream.text}"
-            + (", an exit" if agent.exit else "")
-        )
-        lines += [
-            f"tunnel's port {one.port}/{one.network} leads to {one.target}"
-            for one in agent.services
-        ]
-    return lines
+def _addresses_text(dialer: Dialer, flow: Flow) -> str:
+    """Return which addresses would be dialled; "" if nothing would be."""
+    if (
+        isinstance(dialer, AutoDialer)
+        and not flow.addresses
+        and dialer.preferred_dialer(flow) is dialer.direct
+    ):
+        pinned = dialer.pinned_dialer(flow)
+        return "looked up when dialled" + ("" if pinned else "; the upstream resolves the name")
+    if flow.addresses:
+        return ", ".join(address.host for address in flow.addresses)
+    return "the upstream resolves the name" if dialer.carries else ""
+
+
+def _carried_text(dialer: Dialer, config: UpstreamConfig | None, flow: Flow) -> str:
+    if flow.network not in dialer.carries:
+        return f"no: {dialer.refusal.value}"
+    how = udp_text(config) if config and flow.network == "udp" else ""
+    return f"yes, by {how}" if how else "yes"
+
+
+# -- UDP through an upstream
 
 
 def udp_text(config: UpstreamConfig) -> str:
-    """By what a way out carries datagrams, "" for directly; or, behind "no udp: ", which hop does not."""
-    how, lost = _udp(config, "", "")
-    return f"no udp: {lost}" if lost else how
+    """Return how an upstream carries datagrams, "" for directly.
+
+    If it does not carry any, return "no udp: " and the hop that does not.
+    """
+    how, obstacle = _udp_path(config, "", "")
+    return f"no udp: {obstacle}" if obstacle else how
 
 
-def _udp(config: UpstreamConfig, how: str, lost: str) -> tuple[str, str]:
-    """By what datagrams are carried, and else what has lost them, behind a way that had them so."""
+def _udp_path(config: UpstreamConfig, how: str, obstacle: str) -> tuple[str, str]:
+    """Return how datagrams are carried, and which hop prevents it ("" for none).
+
+    `how` and `obstacle` are the same for the hops before this upstream.
+    """
     for step in config.steps:
         if isinstance(step, GroupConfig):
-            found = [_udp(member.upstream, how, lost) for member in step.members]
-            how, lost = next((("group", "") for _, without in found if not without), found[0])
-        elif step.udp == "none":
-            lost = f"{step.url} is told to carry none"
-        elif step.udp == "uot":
-            how, lost = "UoT", ""
-        elif step.scheme.startswith("http"):
-            how, lost = "connect-udp", ""
-        elif step.scheme == "tunnel":
-            how = "tunnel"
-        elif step.scheme.startswith("socks5"):
-            how, lost = "ASSOCIATE", lost and f"{step.url} must be reached by it, but {lost}"
-        elif step.scheme != "direct":
-            lost = f"{step.scheme} has none"
-    return how, lost
+            paths = [_udp_path(member.upstream, how, obstacle) for member in step.members]
+            some_carry = any(not member_obstacle for _, member_obstacle in paths)
+            how, obstacle = ("group", "") if some_carry else paths[0]
+        else:
+            how, obstacle = _udp_through(step, how, obstacle)
+    return how, obstacle
 
 
-def listening(listeners: Iterable[Any], admissions: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each listener of the configuration: its networks, addresses, and the connections that live and that were let in."""
-    by_name: dict[str, list[Any]] = {}
-    for one in listeners:
-        by_name.setdefault(one.name, []).append(one)
+def _udp_through(hop: HopConfig, how: str, obstacle: str) -> tuple[str, str]:
+    """Return the same as _udp_path(), behind one more hop."""
+    if hop.udp == "none":
+        return how, f"{hop.url} is configured to carry none"
+    if hop.udp == "uot":
+        return "UoT", ""
+    if hop.scheme.startswith("http"):
+        return "connect-udp", ""
+    if hop.scheme == "tunnel":
+        return "tunnel", obstacle
+    if hop.scheme.startswith("socks5"):
+        # The datagrams of an ASSOCIATE do not go through its TCP connection.
+        needs = obstacle and f"{hop.url} must be reached over UDP, but {obstacle}"
+        return "ASSOCIATE", needs
+    if hop.scheme != "direct":
+        return how, f"{hop.scheme} carries none"
+    return how, obstacle
+
+
+# -- the running daemon
+
+
+def listening(
+    listeners: Iterable[BoundListener], admissions: Mapping[str, Admission]
+) -> list[ListenerRow]:
+    """Return the listeners, one row for each name; `admissions` are by name."""
+    by_name: dict[str, list[BoundListener]] = {}
+    for listener in listeners:
+        by_name.setdefault(listener.name, []).append(listener)
     return [
         {
             "name": name,
-            "network": "+".join(sorted({one.network for one in sockets})),
-            "address": ", ".join(dict.fromkeys(str(one.address) for one in sockets)),
+            "network": "+".join(sorted({listener.network for listener in of_name})),
+            "address": ", ".join(dict.fromkeys(str(listener.address) for listener in of_name)),
             "live": admissions[name].live if name in admissions else 0,
             "accepted": admissions[name].entered if name in admissions else 0,
         }
-        for name, sockets in by_name.items()
+        for name, of_name in by_name.items()
     ]
 
 
-def upstreams(dialers: DialerFactory, ways: Mapping[str, UpstreamConfig]) -> list[dict[str, Any]]:
-    """Each way out with its figures, and those of its groups' members."""
+def upstreams(dialers: DialerFactory, configs: Mapping[str, UpstreamConfig]) -> list[UpstreamRow]:
+    """Return the upstreams with their statistics; `configs` are by name."""
     return [
         {
-            **_figures(name, way),
+            **(_member_row(name, dialer) if isinstance(dialer, Member) else _bare(name, dialer)),
             "groups": [
                 {
                     "name": group.name,
                     "balance": group.balance,
-                    "members": [_figures(member.name, member) for member in group.members],
+                    "members": [_member_row(member.name, member) for member in group.members],
                 }
                 for group in groups
             ],
         }
-        for name, way, groups in dialers.describe_flows(ways)
+        for name, dialer, groups in dialers.describe_flows(configs)
     ]
 
 
-def _figures(name: str, way: Dialer) -> dict[str, Any]:
-    """Of a way out; one that is simply direct has none."""
-    member = way if isinstance(way, Member) else Member(name, way)
+def _member_row(name: str, member: Member) -> MemberRow:
     return {
         "name": name,
-        "state": member.state if way is member else "-",
-        "carries": sorted(way.carries),
+        "state": member.state,
+        "carries": sorted(member.carries),
         "live": member.live,
         "dialled": member.dialled,
         "failed": member.failed,
         "latency": member.latency,
         "error": member.error,
+    }
+
+
+def _bare(name: str, dialer: Dialer) -> MemberRow:
+    """Return the row of an upstream that keeps no statistics: direct, block and auto."""
+    return {
+        "name": name,
+        "state": "-",
+        "carries": sorted(dialer.carries),
+        "live": 0,
+        "dialled": 0,
+        "failed": 0,
+        "latency": 0.0,
+        "error": "",
     }

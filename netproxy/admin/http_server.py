@@ -1,275 +1,282 @@
-"""A small HTTP/1.1 server for figures: GET and HEAD, one request a connection, everything on one thread.
+"""A small HTTP/1.1 server for the metrics listener: GET and HEAD, one request a connection.
 
-No client can hold it up: all sockets are watched at once, each has a deadline,
-and when there are too many the oldest that has not asked yet goes.  What is
-answered is another's business (observe.site).
+One thread serves all clients.  No client can delay the others: all sockets are non-blocking
+and watched together, each has a deadline, and if there are too many the oldest that has not
+sent its request is closed.  admin.site decides what to answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
 import threading
 import time
-from typing import Callable, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple, TypeAlias
 
-from netproxy.errors import ListenError, ProtocolError
+from netproxy.errors import EndOfStream, LimitError, ListenError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.services import Log
+from netproxy.protocol import http1
 
-CLIENTS_LIMIT = 32  # at once: a few scrapers and browsers
+if TYPE_CHECKING:
+    from netproxy.interfaces.services import Log
+
+CLIENTS_LIMIT = 32
+"""Clients at once: a few scrapers and browsers."""
 BACKLOG = 16
-HEAD_LIMIT = 8192  # bytes of a request
-SECONDS = 10.0  # for a client to ask, and as long again to take its answer
-LINGER_SECONDS = 2.0  # for it to close, once it has all
-PIECE = 65536  # bytes read or written at a time
-PAUSE = 0.1  # seconds, where no client can be accepted
-REASONS = {
-    200: "OK",
-    302: "Found",
-    400: "Bad Request",
+HEAD_LIMIT = 8192
+"""Bytes of a request."""
+SECONDS = 10.0
+"""For a client to send its request, and again to receive the answer."""
+LINGER_SECONDS = 2.0
+"""For a client to close the connection once it has the whole answer."""
+CHUNK = 65536
+"""Bytes to read or write at a time."""
+ACCEPT_PAUSE = 0.1
+"""Seconds to wait if no client can be accepted."""
+PHRASES = {
+    **http1.PHRASES,
     401: "Unauthorized",
-    403: "Forbidden",
     404: "Not Found",
-    405: "Method Not Allowed",
-    431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
 }
-READ, WRITE = select.POLLIN, select.POLLOUT
+_READ, _WRITE = select.POLLIN, select.POLLOUT
+# Fields that may come only once; http1 checks Host.
+_SINGLE_FIELDS = (b"authorization", b"origin")
 
 
-class Request(NamedTuple):
-    """`fields` are by lower-case name; `peer` is the client's address."""
+class HttpAnswer(NamedTuple):
+    """What is sent back for a request."""
 
-    method: str
-    path: str
-    minor: int  # of HTTP/1.x
-    fields: Mapping[str, str]
-    peer: str
-
-
-class Answer(NamedTuple):
     status: int
     body: bytes = b""
+    """Without one the body is the status and its phrase."""
     content_type: str = "text/plain; charset=utf-8"
-    fields: tuple[tuple[str, str], ...] = ()
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+    """Further header fields."""
 
 
-class BadRequest(ProtocolError):
-    """What was sent is no request that is taken here; `status` answers it."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"status {status}")
-        self.status = status
+AnswerRequest: TypeAlias = Callable[[http1.Request, str], HttpAnswer]
+"""Answers a request of the client with this address.  Must not block."""
 
 
-class _Client:
+class HeadReader:
+    """A Reader over a request head that has been received completely."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+
+    def read_exactly(self, count: int) -> bytes:
+        """Return the next `count` bytes.  Raises EndOfStream."""
+        if len(self._head) < count:
+            raise EndOfStream("the head is too short", partial=bool(self._head))
+        return self._take(count)
+
+    def read_until(self, separator: bytes, limit: int) -> bytes:
+        """Return the bytes up to and including `separator`.  Raises EndOfStream, LimitError."""
+        at = self._head.find(separator, 0, limit)
+        if at >= 0:
+            return self._take(at + len(separator))
+        if len(self._head) >= limit:
+            raise LimitError(f"no end within {limit} bytes")
+        raise EndOfStream("the head is too short", partial=bool(self._head))
+
+    def _take(self, count: int) -> bytes:
+        data, self._head = self._head[:count], self._head[count:]
+        return data
+
+
+class _HttpClient:
+    """A connected client."""
+
     __slots__ = ("socket", "peer", "deadline", "inbox", "outbox", "answered")
 
     def __init__(self, sock: socket.socket, peer: str, deadline: float) -> None:
         self.socket = sock
         self.peer = peer
+        # Monotonic seconds.
         self.deadline = deadline
+        # What was received of the request, and what is left of the answer.
         self.inbox = b""
         self.outbox = memoryview(b"")
         self.answered = False
 
 
-class WebServer:
-    def __init__(self, address: Address, answer: Callable[[Request], Answer], log: Log) -> None:
-        """Binds; ListenError."""
-        self.wanted = address
+class HttpServer:
+    """A listening socket with its clients, and the thread that serves them."""
+
+    def __init__(self, address: Address, answer: AnswerRequest, log: Log) -> None:
+        """Bind `address`, port 0 for any.  Raises ListenError."""
+        self.configured = address
         self._answer = answer
         self._log = log
         self._stopped = False
-        self._clients: dict[int, _Client] = {}  # by descriptor, oldest first
+        # By descriptor, the oldest first.
+        self._clients: dict[int, _HttpClient] = {}
         try:
             self._socket = _listen(address)
         except OSError as error:
             raise ListenError(f"metrics {address}: {error.strerror or error}") from error
         self.address = Address(*self._socket.getsockname()[:2])
         self._poll = select.poll()
-        self._poll.register(self._socket, READ)
+        self._poll.register(self._socket, _READ)
         self.thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
 
     def start(self) -> None:
-        """ListenError."""
+        """Start the thread.  Raises ListenError."""
         try:
             self.thread.start()
-        except RuntimeError as error:  # can't start new thread
-            raise ListenError(f"metrics {self.wanted}: {error}") from error
+        except RuntimeError as error:
+            # "can't start new thread"
+            raise ListenError(f"metrics {self.configured}: {error}") from error
 
     def stop(self) -> None:
+        """Close the socket and all clients."""
         self._stopped = True
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes poll(2)
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            # Wakes poll(2).
+            self._socket.shutdown(socket.SHUT_RDWR)
         if self.thread.is_alive():
             self.thread.join(SECONDS)
         self._socket.close()
 
+    # -- the thread
+
     def _serve(self) -> None:
         while not self._stopped:
-            for descriptor, events in self._poll.poll(self._patience()):
+            for descriptor, _ in self._poll.poll(self._timeout()):
                 if descriptor == self._socket.fileno():
                     self._accept()
                 elif descriptor in self._clients:
-                    self._go_on(self._clients[descriptor])
+                    self._resume(self._clients[descriptor])
             now = time.monotonic()
             for client in [client for client in self._clients.values() if client.deadline <= now]:
-                self._end(client)
+                self._close(client)
         for client in list(self._clients.values()):
-            self._end(client)
+            self._close(client)
 
-    def _patience(self) -> float | None:
-        """Milliseconds until the next deadline, None where there is none."""
+    def _timeout(self) -> float | None:
+        """Return the milliseconds until the next deadline, None without clients."""
         if not self._clients:
             return None
-        return (
-            max(0.0, min(client.deadline for client in self._clients.values()) - time.monotonic())
-            * 1000
-            + 1
-        )
+        deadline = min(client.deadline for client in self._clients.values())
+        return max(0.0, deadline - time.monotonic()) * 1000 + 1
 
     def _accept(self) -> None:
         try:
             sock, sockaddr = self._socket.accept()
-        except OSError as error:
-            if not self._stopped:  # out of descriptors, most likely
+        except OSError as error:  # most likely out of descriptors
+            if not self._stopped:
                 self._log.limited("metrics", "metrics: cannot accept: %s", error.strerror)
-                time.sleep(PAUSE)
+                time.sleep(ACCEPT_PAUSE)
             return
         sock.setblocking(False)
         if len(self._clients) >= CLIENTS_LIMIT:
-            self._end(
-                next(
-                    (client for client in self._clients.values() if not client.answered),
-                    next(iter(self._clients.values())),
-                )
-            )
-        self._clients[sock.fileno()] = _Client(
-            sock, sockaddr[0].removeprefix("::ffff:"), time.monotonic() + SECONDS
-        )
-        self._poll.register(sock, READ)
+            self._close(self._expendable())
+        peer = sockaddr[0].removeprefix("::ffff:")
+        self._clients[sock.fileno()] = _HttpClient(sock, peer, time.monotonic() + SECONDS)
+        self._poll.register(sock, _READ)
 
-    def _go_on(self, client: _Client) -> None:
+    def _expendable(self) -> _HttpClient:
+        """Return the oldest client that has not sent its request, else the oldest of all."""
+        clients = list(self._clients.values())
+        return next((client for client in clients if not client.answered), clients[0])
+
+    def _resume(self, client: _HttpClient) -> None:
         try:
             if not client.answered:
                 self._read(client)
             elif client.outbox:
                 self._write(client)
-            elif not client.socket.recv(PIECE):  # it has all, and only its end is waited for
-                self._end(client)
+            elif not client.socket.recv(CHUNK):
+                # The client has the whole answer and has closed.
+                self._close(client)
         except BlockingIOError:
             pass
         except OSError:
-            self._end(client)
+            self._close(client)
 
-    def _read(self, client: _Client) -> None:
-        data = client.socket.recv(PIECE)
+    def _read(self, client: _HttpClient) -> None:
+        data = client.socket.recv(CHUNK)
         client.inbox += data
         head, end, _ = client.inbox.partition(b"\r\n\r\n")
-        if end or len(client.inbox) > HEAD_LIMIT:
-            client.outbox = memoryview(self._respond(head, client.peer))
+        if end or len(head) > HEAD_LIMIT:
+            client.outbox = memoryview(self._respond(head + end, client.peer))
             client.answered, client.inbox = True, b""
             client.deadline = time.monotonic() + SECONDS
             self._write(client)
         elif not data:
-            self._end(client)
+            self._close(client)
 
-    def _write(self, client: _Client) -> None:
-        try:
-            client.outbox = client.outbox[client.socket.send(client.outbox[:PIECE]) :]
-        except BlockingIOError:
-            pass
+    def _write(self, client: _HttpClient) -> None:
+        with contextlib.suppress(BlockingIOError):
+            client.outbox = client.outbox[client.socket.send(client.outbox[:CHUNK]) :]
         if client.outbox:
-            self._poll.modify(client.socket, WRITE)
+            self._poll.modify(client.socket, _WRITE)
             return
-        client.socket.shutdown(
-            socket.SHUT_WR
-        )  # and the rest of what it sends is read, or our close would cost it the answer
+        # Whatever the client still sends is read: closing with unread bytes would reset the
+        # connection, and the client could lose the answer.
+        client.socket.shutdown(socket.SHUT_WR)
         client.deadline = time.monotonic() + LINGER_SECONDS
-        self._poll.modify(client.socket, READ)
+        self._poll.modify(client.socket, _READ)
 
-    def _end(self, client: _Client) -> None:
+    def _close(self, client: _HttpClient) -> None:
         if self._clients.pop(client.socket.fileno(), None) is not None:
             self._poll.unregister(client.socket)
             client.socket.close()
 
     def _respond(self, head: bytes, peer: str) -> bytes:
+        method = b"GET"
         try:
-            request = parse(head, peer)
-        except BadRequest as error:
-            return encode(Answer(error.status), "GET")
-        try:
-            return encode(self._answer(request), request.method)
+            request = parse_request(head)
+            method = request.method
+            return encode(self._answer(request, peer), method)
+        except http1.HttpError as error:
+            return encode(HttpAnswer(error.status), method)
         except Exception:
             self._log.exception("answering on the metrics listener")
-            return encode(Answer(500), request.method)
+            return encode(HttpAnswer(500), method)
 
 
-def parse(head: bytes, peer: str) -> Request:
-    """Of a request's head, without the empty line; BadRequest."""
+def parse_request(head: bytes) -> http1.Request:
+    """Parse a complete head; return it with a target that is a path, without its query.
+
+    Raises HttpError with the status to answer.
+    """
     if len(head) > HEAD_LIMIT:
-        raise BadRequest(431)
-    first, *lines = head.decode("latin-1").split("\r\n")
-    parts = first.split(" ")
-    if (
-        len(parts) != 3
-        or not parts[1].startswith("/")
-        or not parts[2].startswith("HTTP/")
-        or not first.isprintable()
-    ):
-        raise BadRequest(400)
-    if parts[2] not in ("HTTP/1.0", "HTTP/1.1"):
-        raise BadRequest(505)
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        name = name.lower()
-        if (
-            not colon
-            or not name
-            or name != name.strip()
-            or name in fields
-            and name in ("host", "authorization", "origin")
-        ):
-            raise BadRequest(400)
-        fields[name] = value.strip()
-    minor = int(parts[2][-1])
-    if minor and "host" not in fields:
-        raise BadRequest(400)  # RFC 9112 section 3.2
-    return Request(parts[0], parts[1].partition("?")[0], minor, fields, peer)
+        raise http1.HttpError(431, "the head is too long")
+    # A complete head needs no steps: the reader returns bytes.
+    request = http1.read_request(HeadReader(head))  # type: ignore[arg-type]
+    if not request.target.startswith(b"/"):
+        raise http1.HttpError(400, "the target is not a path")
+    for name in _SINGLE_FIELDS:
+        if len(http1.field_values(request.fields, name)) > 1:
+            raise http1.HttpError(400, "a field comes twice")
+    return request._replace(target=request.target.partition(b"?")[0])
 
 
-def encode(answer: Answer, method: str) -> bytes:
-    """Head and body; what a browser must not do with it is said each time."""
-    reason = REASONS[answer.status]
-    body = answer.body or (b"" if answer.status == 302 else f"{answer.status} {reason}\n".encode())
+def encode(answer: HttpAnswer, method: bytes) -> bytes:
+    """Encode an answer; it tells browsers not to store, guess or embed the body."""
+    phrase = PHRASES[answer.status]
+    body = answer.body or f"{answer.status} {phrase}\n".encode()
     fields = [
-        ("Content-Type", answer.content_type),
-        ("Content-Length", str(len(body))),
-        ("Connection", "close"),
-        ("Cache-Control", "no-store"),
-        ("X-Content-Type-Options", "nosniff"),
-        ("Referrer-Policy", "no-referrer"),
-        ("Cross-Origin-Resource-Policy", "same-origin"),
+        (b"Content-Type", answer.content_type.encode()),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Connection", b"close"),
+        (b"Cache-Control", b"no-store"),
+        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Referrer-Policy", b"no-referrer"),
+        (b"Cross-Origin-Resource-Policy", b"same-origin"),
         *answer.fields,
     ]
-    head = (
-        f"HTTP/1.1 {answer.status} {reason}\r\n"
-        + "".join(f"{name}: {value}\r\n" for name, value in fields)
-        + "\r\n"
-    )
-    return head.encode("latin-1") + (b"" if method == "HEAD" else body)
+    head = http1.encode_response(http1.Response(1, answer.status, phrase.encode(), fields))
+    return head + (b"" if method == b"HEAD" else body)
 
 
 def _listen(address: Address) -> socket.socket:
-    """A socket that listens and does not wait; on a machine without IPv6 every address is IPv4's."""
+    """Return a non-blocking listening socket; without IPv6, `::` becomes 0.0.0.0."""
     family, _, _, _, sockaddr = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM
     )[0]
@@ -282,9 +289,8 @@ def _listen(address: Address) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(
-                socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if address.host == "::" else 1
-            )
+            v6_only = 0 if address.host == "::" else 1
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
         sock.bind(sockaddr)
         sock.listen(BACKLOG)
         sock.setblocking(False)

@@ -1,6 +1,6 @@
-"""What the daemon is like, in figures: for netproxyctl, for Prometheus and for the status page.
+"""Statistics of the daemon, for netproxyctl, for Prometheus and for the status page.
 
-Only reads, on the thread of whoever asks.
+Only reads, on the thread of the caller: the control socket's or the metrics listener's.
 """
 
 from __future__ import annotations
@@ -9,19 +9,33 @@ import os
 import socket
 import threading
 import time
-from typing import Any, Callable, Mapping, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Protocol, Sequence
 
 from netproxy import __version__
-from netproxy.interfaces.flows import LiveFlow, Traffic
 from netproxy.interfaces.services import DaemonState
 from netproxy.observe import exposition
 from netproxy.observe.exposition import COUNTER, GAUGE, Family, Sample, single
-from netproxy.observe.flows import Flows, Key, Total, describe_flows
-from netproxy.observe.log import Log
-from netproxy.observe.metrics import Counters
+from netproxy.observe.flows import describe_flows
 
-PAGE_FLOWS = 60  # shown to the page, which chooses the fastest of those that carried most
-# Counters that tell of trouble, as the page calls them
+if TYPE_CHECKING:
+    from netproxy.interfaces.answers import (
+        Directions,
+        FlowRow,
+        JsonObject,
+        ListenerRow,
+        Load,
+        StatusAnswer,
+        TrafficAnswer,
+        UpstreamRow,
+    )
+    from netproxy.interfaces.flows import LiveFlow
+    from netproxy.observe.flows import Flows, FlowTotal, TotalKey
+    from netproxy.observe.log import Log
+    from netproxy.observe.metrics import Counters
+    from netproxy.router.auto import Verdicts
+
+PAGE_FLOWS = 60
+"""Flows for the status page, which shows the fastest of those that have carried the most."""
 TROUBLE = {
     "drops": "datagrams dropped",
     "connections_refused": "connections refused",
@@ -30,62 +44,96 @@ TROUBLE = {
     "lookups": "names not found",
     "accept_errors": "connections not accepted",
 }
+"""Counters of trouble, and what the status page calls them."""
 
 
-class Pool(Protocol):
+class PoolView(Protocol):
+    """A thread pool, as far as statistics need it."""
+
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """The number of its threads."""
 
     @property
     def busy(self) -> int:
-        """Tasks that run or wait."""
+        """The number of tasks that run or wait."""
 
 
 class DaemonView(Protocol):
-    """The daemon, as far as it is looked at."""
+    """The daemon, as far as this room needs it.  Thread: any."""
 
-    counters: Counters
-    flows: Flows
-    pools: Mapping[str, Pool]
-    state: DaemonState  # a DaemonState
+    @property
+    def counters(self) -> Counters:
+        """Its counters."""
+
+    @property
+    def flows(self) -> Flows:
+        """Its running flows."""
+
+    @property
+    def pools(self) -> Mapping[str, PoolView]:
+        """Its thread pools by name."""
+
+    @property
+    def verdicts(self) -> Verdicts:
+        """What `via: auto` has found out."""
+
+    @property
+    def state(self) -> DaemonState:
+        """Whether it serves."""
 
     @property
     def live(self) -> int:
-        """Connections of clients."""
+        """The number of client connections."""
 
-    def listening(self) -> list[dict[str, Any]]:
-        """name, network, address, live, accepted: one for each listener."""
+    def listening(self) -> Sequence[ListenerRow]:
+        """Return its listeners."""
 
-    def upstreams(self) -> list[dict[str, Any]]:
-        """As report.upstreams."""
+    def upstreams(self) -> Sequence[UpstreamRow]:
+        """Return its upstreams."""
 
-    def status(self) -> Any:
-        """Lines for the log."""
+    def tunnels(self) -> Mapping[str, object]:
+        """Return a TunnelsAnswer."""
+
+    def status(self) -> Iterable[str]:
+        """Return lines for the log."""
+
+    def explain(self, flow: str) -> Iterable[str]:
+        """Return lines that tell what would happen to a flow.  Raises FlowError."""
 
 
-class Reloaded(NamedTuple):
-    """How the last reload went; the start counts as one."""
+class ReloadOutcome(NamedTuple):
+    """How the last reload ended; the start counts as one."""
 
-    at: float  # seconds since the epoch
+    at: float
+    """Seconds since the epoch."""
     fine: bool
 
 
 class Stats:
+    """The answers that consist of statistics."""
+
     def __init__(self, daemon: DaemonView, log: Log, began: float) -> None:
-        """`began`: when the daemon did (monotonic)."""
+        """`began`: when the daemon started, in monotonic seconds."""
         self._daemon = daemon
         self._log = log
         self._began = began
         self._began_at = time.time() - self._uptime()
-        self.reloaded = Reloaded(self._began_at, True)
+        self.reloaded = ReloadOutcome(self._began_at, True)
+
+    @property
+    def state(self) -> DaemonState:
+        """Whether the daemon serves."""
+        return self._daemon.state
 
     def note_reload(self, fine: bool) -> None:
-        self.reloaded = Reloaded(time.time(), fine)
+        """Note that a reload has ended now."""
+        self.reloaded = ReloadOutcome(time.time(), fine)
 
     # -- netproxyctl
 
-    def status(self) -> dict[str, Any]:
-        """Everything, as one mapping, and as lines."""
+    def status(self) -> StatusAnswer:
+        """Return the answer to `status`."""
         daemon = self._daemon
         return {
             "version": __version__,
@@ -93,45 +141,48 @@ class Stats:
             "pid": os.getpid(),
             "uptime": round(self._uptime(), 1),
             "log": self._log.level,
-            "reloaded": self.reloaded._asdict(),
+            "reloaded": {"at": self.reloaded.at, "fine": self.reloaded.fine},
             **self._load(),
-            "listeners": daemon.listening(),
+            "listeners": list(daemon.listening()),
             "counters": [list(item) for item in daemon.counters.items()],
             "lines": list(daemon.status()),
         }
 
-    def flows(self, wanted: Callable[[LiveFlow], bool]) -> list[dict[str, Any]]:
+    def flows(self, wanted: Callable[[LiveFlow], bool]) -> list[FlowRow]:
+        """Return the running flows for which `wanted` is true."""
         return describe_flows(filter(wanted, self._daemon.flows.live()), time.monotonic())
 
-    def traffic(self) -> dict[str, Any]:
-        """What top needs each second: totals, and for each flow what it has carried."""
+    def traffic(self) -> TrafficAnswer:
+        """Return the answer to `traffic`: totals, and the bytes of each flow."""
+        daemon = self._daemon
+        flows = []
+        for live in daemon.flows.live():
+            traffic = live.traffic()
+            flows.append((live.number, traffic.sent, traffic.received))
         return {
             "at": time.monotonic(),
-            "state": self._daemon.state,
+            "state": daemon.state,
             "uptime": round(self._uptime(), 1),
             **self._load(),
-            "bytes": self._bytes(self._daemon.flows.totals()),
+            "bytes": _directions(daemon.flows.totals()),
             "drops": self._dropped(),
-            "flows": [
-                [one.number, traffic.sent, traffic.received]
-                for one in self._daemon.flows.live()
-                for traffic in [one.traffic()]
-            ],
+            "flows": flows,
         }
 
     # -- the status page
 
-    def page(self) -> dict[str, Any]:
+    def page(self) -> JsonObject:
+        """Return what the status page shows."""
         daemon = self._daemon
         live = daemon.flows.live()
-        carried = sorted(live, key=_carried, reverse=True)[:PAGE_FLOWS]
+        biggest = sorted(live, key=_carried, reverse=True)[:PAGE_FLOWS]
         return {
             "version": f"netproxyd {__version__}",
             "host": socket.gethostname(),
             "state": daemon.state,
             "uptime": round(self._uptime(), 2),
             **self._load(),
-            "bytes": self._bytes(daemon.flows.totals()),
+            "bytes": _directions(daemon.flows.totals()),
             "drops": self._dropped(),
             "trouble": [
                 [TROUBLE[name], reason, value]
@@ -140,105 +191,86 @@ class Stats:
             ],
             "listeners": daemon.listening(),
             "upstreams": daemon.upstreams(),
-            "flows": describe_flows(carried, time.monotonic()),
+            "flows": describe_flows(biggest, time.monotonic()),
             "flows_live": len(live),
-            "failures": [one._asdict() for one in daemon.flows.failures()],
-            "notices": [one._asdict() for one in list(self._log.recent)],
+            "failures": [failure._asdict() for failure in daemon.flows.failures()],
+            "notices": [notice._asdict() for notice in list(self._log.recent)],
         }
 
     # -- Prometheus
 
     def metrics(self) -> bytes:
+        """Return the text of /metrics."""
         daemon = self._daemon
-        families = [
-            single("build_info", GAUGE, "The version that runs.", 1, version=__version__),
-            single(
-                "ready",
-                GAUGE,
-                "Whether new connections are taken.",
-                daemon.state == DaemonState.SERVING,
-            ),
-            single(
-                "config_last_reload_successful",
-                GAUGE,
-                "Whether the last reload did what it was asked.",
-                self.reloaded.fine,
-            ),
-            single(
-                "config_last_reload_timestamp_seconds",
-                GAUGE,
-                "When the configuration was read last.",
-                self.reloaded.at,
-            ),
-            *self._listeners(),
-            *exposition.totals(daemon.flows.totals()),
-            *exposition.counted(daemon.counters.items()),
-            exposition.dials(daemon.flows.dials()),
-            *exposition.upstreams(daemon.upstreams()),
-            single("threads", GAUGE, "Threads.", threading.active_count()),
+        return exposition.render(
+            [
+                *self._daemon_families(),
+                *self._listener_families(),
+                *exposition.flow_families(daemon.flows.totals()),
+                *exposition.counter_families(daemon.counters.items()),
+                exposition.dial_family(daemon.flows.dial_times()),
+                *exposition.upstream_families(daemon.upstreams()),
+                *self._thread_families(),
+                *exposition.process_families(self._began_at),
+            ]
+        )
+
+    def _daemon_families(self) -> list[Family]:
+        serving = self._daemon.state == DaemonState.SERVING
+        success, time_text = "1 if the last reload succeeded, else 0.", "Time of the last reload."
+        reloaded = self.reloaded
+        return [
+            single("build_info", GAUGE, "The running version.", 1, version=__version__),
+            single("ready", GAUGE, "1 if new connections are accepted, else 0.", serving),
+            single("config_last_reload_successful", GAUGE, success, reloaded.fine),
+            single("config_last_reload_timestamp_seconds", GAUGE, time_text, reloaded.at),
         ]
-        for name, pool in daemon.pools.items():
+
+    def _listener_families(self) -> list[Family]:
+        rows = [row for row in self._daemon.listening() if row["network"] != "udp"]
+        accepted = [Sample({"listener": row["name"]}, row["accepted"]) for row in rows]
+        live = [Sample({"listener": row["name"]}, row["live"]) for row in rows]
+        return [
+            Family("connections_total", COUNTER, "Accepted client connections.", accepted),
+            Family("connections", GAUGE, "Open client connections.", live),
+        ]
+
+    def _thread_families(self) -> list[Family]:
+        families = [single("threads", GAUGE, "Threads.", threading.active_count())]
+        for name, pool in self._daemon.pools.items():
+            tasks_text = f"Tasks of the {name} pool that run or wait."
             families += [
                 single(f"{name}_pool_threads", GAUGE, f"Threads of the {name} pool.", pool.threads),
-                single(
-                    f"{name}_pool_tasks",
-                    GAUGE,
-                    f"Tasks of the {name} pool that run or wait.",
-                    pool.busy,
-                ),
+                single(f"{name}_pool_tasks", GAUGE, tasks_text, pool.busy),
             ]
-        return exposition.render([*families, *exposition.process(self._began_at)])
-
-    def _listeners(self) -> list[Family]:
-        rows = self._daemon.listening()
-        return [
-            Family(
-                "connections_total",
-                COUNTER,
-                "Connections of clients that were let in.",
-                [
-                    Sample({"listener": row["name"]}, row["accepted"])
-                    for row in rows
-                    if row["network"] != "udp"
-                ],
-            ),
-            Family(
-                "connections",
-                GAUGE,
-                "Connections of clients that live.",
-                [
-                    Sample({"listener": row["name"]}, row["live"])
-                    for row in rows
-                    if row["network"] != "udp"
-                ],
-            ),
-        ]
+        return families
 
     # -- parts
 
     def _uptime(self) -> float:
         return time.monotonic() - self._began
 
-    def _load(self) -> dict[str, Any]:
-        sessions = sum(one.flow.network == "udp" for one in self._daemon.flows.live())
+    def _load(self) -> Load:
+        flows = self._daemon.flows.live()
         return {
             "connections": self._daemon.live,
-            "sessions": sessions,
+            "sessions": sum(live.flow.network == "udp" for live in flows),
             "threads": threading.active_count(),
-            "memory": exposition.resident(),
+            "memory": exposition.resident_memory(),
         }
 
     def _dropped(self) -> int:
         return sum(value for name, _, value in self._daemon.counters.items() if name == "drops")
 
-    @staticmethod
-    def _bytes(totals: Mapping[Key, Total]) -> dict[str, int]:
-        return {
-            "up": sum(total.traffic.sent for total in totals.values()),
-            "down": sum(total.traffic.received for total in totals.values()),
-        }
+
+def _directions(totals: Mapping[TotalKey, FlowTotal]) -> Directions:
+    return {
+        "up": sum(total.traffic.sent for total in totals.values()),
+        "down": sum(total.traffic.received for total in totals.values()),
+    }
 
 
 def _carried(live: LiveFlow) -> int:
-    traffic: Traffic = live.traffic()
+    """Return the bytes that a flow has carried in both directions."""
+    traffic = live.traffic()
     return traffic.sent + traffic.received

@@ -1,183 +1,208 @@
-"""What netproxyctl prints: tables for people, from the answers of the control socket.  Pure."""
+"""What netproxyctl prints: tables for people, made from the answers of the control socket.  Pure.
+
+Text that strangers have chosen is printed without control characters.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Any, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Sequence
 
-_UPSTREAMS = ("name", "state", "carries", "live", "dialled", "failed", "latency", "last error")
-_FLOWS = (
-    "id",
-    "listener",
-    "client",
-    "user",
-    "target",
-    "way out",
-    "age",
-    "idle",
-    "to target",
-    "to client",
+if TYPE_CHECKING:
+    from netproxy.interfaces.answers import (
+        AgentSessionRow,
+        FlowRow,
+        MemberRow,
+        OwnAgentRow,
+        StatusAnswer,
+        TunnelsAnswer,
+        UpstreamRow,
+        VerdictRow,
+    )
+
+_LISTENER_COLUMNS = ("listener", "network", "address", "live", "accepted")
+_UPSTREAM_COLUMNS = (
+    *("name", "state", "carries", "live", "dialled", "failed", "latency"),
+    "last error",
 )
-_SESSIONS = (*_FLOWS, "datagrams")
+_FLOW_COLUMNS = (
+    *("id", "listener", "client", "user", "target", "upstream", "age", "idle"),
+    *("to target", "to client"),
+)
+_SESSION_COLUMNS = (*_FLOW_COLUMNS, "datagrams")
+_TUNNEL_COLUMNS = ("agent", "from", "since", "rtt", "live", "opened", "sent", "received", "ports")
+_VERDICT_COLUMNS = ("target", "upstream", "for")
+# Columns that begin with the greatest value when they are sorted.
 _DESCENDING = ("age", "idle", "sent", "received", "bytes")
+_DURATIONS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
-_TUNNELS = ("agent", "from", "since", "rtt", "live", "opened", "sent", "received", "ports")
+# -- answers
 
 
-def status_text(answer: dict[str, Any]) -> str:
-    """What it is and what it does, then listeners, then the lines of its log."""
+def status_text(answer: StatusAnswer) -> str:
+    """Return the state of the daemon, its listeners, and the lines of its log."""
     reloaded = "" if answer["reloaded"]["fine"] else "; the last reload failed, see the log"
     head = [
-        f"netproxyd {answer['version']} is {answer['state']}, up {lasted(answer['uptime'])}, process {answer['pid']}{reloaded}",
-        f"{answer['connections']} connections, {answer['sessions']} UDP sessions, {answer['threads']} threads, "
-        f"{amount(answer['memory'])} of memory, log level {answer['log']}",
+        f"netproxyd {answer['version']} is {answer['state']}, "
+        f"up {duration_text(answer['uptime'])}, process {answer['pid']}{reloaded}",
+        f"{answer['connections']} connections, {answer['sessions']} UDP sessions, "
+        f"{answer['threads']} threads, {amount_text(answer['memory'])} of memory, "
+        f"log level {answer['log']}",
     ]
-    rows = [
-        ("listener", "network", "address", "live", "accepted"),
-        *(
-            (one["name"], one["network"], one["address"], str(one["live"]), str(one["accepted"]))
-            for one in answer["listeners"]
-        ),
-    ]
-    return "\n".join([*head, "", table(rows), "", *answer["lines"]])
+    rows: list[Sequence[str]] = [_LISTENER_COLUMNS]
+    for row in answer["listeners"]:
+        counts = (str(row["live"]), str(row["accepted"]))
+        rows.append((row["name"], row["network"], row["address"], *counts))
+    return "\n".join([*head, "", format_table(rows), "", *answer["lines"]])
 
 
-def upstreams_text(answer: Sequence[dict[str, Any]]) -> str:
-    """A line for each way out, and below a group those of its members."""
-    rows: list[Sequence[str]] = [_UPSTREAMS]
-    for one in answer:
-        rows.append(_row(one, ""))
-        for group in one["groups"]:
-            if group["name"] != one["name"]:
+def upstreams_text(answer: Sequence[UpstreamRow]) -> str:
+    """Return a line for each upstream, followed by the members of its groups."""
+    rows: list[Sequence[str]] = [_UPSTREAM_COLUMNS]
+    for upstream in answer:
+        rows.append(_member_cells(upstream, ""))
+        for group in upstream["groups"]:
+            is_upstream = group["name"] == upstream["name"]
+            if not is_upstream:
                 rows.append((f"  {group['name']}", group["balance"], *[""] * 6))
-            rows += [
-                _row(member, "    " if group["name"] != one["name"] else "  ")
-                for member in group["members"]
-            ]
-    return table(rows)
+            indent = "  " if is_upstream else "    "
+            rows += [_member_cells(member, indent) for member in group["members"]]
+    return format_table(rows)
 
 
-def tunnels_text(answer: dict[str, Any]) -> str:
-    """A line for each agent that is connected here, and one for this daemon's own connection to its bridge."""
-    rows: list[Sequence[str]] = [_TUNNELS]
-    for one in answer["agents"]:
-        refused = [f"{port} ({why})" for port, why in one["refused"].items()]
-        rows.append(
-            (
-                one["name"],
-                one["client"],
-                _since(one["since"]),
-                _rtt(one["rtt"]),
-                str(one["streams"]),
-                str(one["opened"]),
-                str(one["sent"]),
-                str(one["received"]),
-                ", ".join([*one["ports"], *refused, *["exit"] * one["exit"]]) or "-",
-            )
-        )
-    own = answer["agent"]
-    lines = [table(rows)] if answer["agents"] or own is None else []
-    if own is not None and own["connected"]:
-        ports = ", ".join(f"{port} {outcome}" for port, outcome in own["ports"].items())
-        lines.append(
-            f"agent '{own['name']}': connected since {_since(own['since'])}, {_rtt(own['rtt'])}, "
-            f"{own['opened']} opened, {own['idle']} wait; ports: {ports or 'none'}"
-        )
-    elif own is not None:
-        lines.append(f"agent '{own['name']}': not connected, {own['tries']} failures in a row")
+def _member_cells(row: MemberRow, indent: str) -> Sequence[str]:
+    latency = f"{row['latency'] * 1000:.1f} ms" if row["latency"] else "-"
+    carries = ",".join(row["carries"]) or "-"
+    counts = (str(row["live"]), str(row["dialled"]), str(row["failed"]))
+    error = printable(row["error"])
+    return (indent + row["name"], row["state"], carries, *counts, latency, error)
+
+
+def tunnels_text(answer: TunnelsAnswer) -> str:
+    """Return a line for each connected agent, and one for this daemon's own agent."""
+    agents, own = answer["agents"], answer["agent"]
+    lines = []
+    if agents or own is None:
+        lines.append(format_table([_TUNNEL_COLUMNS, *(_agent_cells(row) for row in agents)]))
+    if own is not None:
+        lines.append(_own_agent_text(own))
     return "\n".join(lines)
 
 
-def _since(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _rtt(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms" if seconds else "-"
-
-
-def flows_text(answer: Sequence[dict[str, Any]], sessions: bool) -> str:
-    rows: list[Sequence[str]] = [_SESSIONS if sessions else _FLOWS]
-    for one in answer:
-        row = (
-            str(one["id"]),
-            plain(one["listener"]),
-            one["client"],
-            plain(one["user"] or "-"),
-            plain(one["target"]),
-            plain(one["upstream"]),
-            lasted(one["age"]),
-            lasted(one["idle"]),
-            amount(one["sent"]),
-            amount(one["received"]),
-        )
-        rows.append(
-            (*row, f"{one['datagrams_sent']}/{one['datagrams_received']}") if sessions else row
-        )
-    return table(rows)
-
-
-def verdicts_text(answer: Sequence[dict[str, Any]]) -> str:
-    return table(
-        [
-            ("target", "upstream", "for"),
-            *((plain(one["target"]), one["upstream"], lasted(one["seconds"])) for one in answer),
-        ]
+def _agent_cells(row: AgentSessionRow) -> Sequence[str]:
+    refused = [f"{port} ({why})" for port, why in row["refused"].items()]
+    ports = ", ".join([*row["ports"], *refused, *(["exit"] if row["exit"] else [])])
+    return (
+        row["name"],
+        row["client"],
+        _time_text(row["since"]),
+        _rtt_text(row["rtt"]),
+        str(row["streams"]),
+        str(row["opened"]),
+        str(row["sent"]),
+        str(row["received"]),
+        ports or "-",
     )
 
 
-def arranged(answer: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
-    """Sorted; figures begin with the greatest."""
-    key = (lambda one: one["sent"] + one["received"]) if by == "bytes" else lambda one: one[by]
-    return sorted(answer, key=key, reverse=by in _DESCENDING)
+def _own_agent_text(row: OwnAgentRow) -> str:
+    if not row["connected"]:
+        return f"agent '{row['name']}': not connected, {row['tries']} failures in a row"
+    ports = ", ".join(f"{port} {outcome}" for port, outcome in row["ports"].items())
+    return (
+        f"agent '{row['name']}': connected since {_time_text(row['since'])}, "
+        f"{_rtt_text(row['rtt'])}, {row['opened']} opened, {row['idle']} idle; "
+        f"ports: {ports or 'none'}"
+    )
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they must be; the last is as it is."""
+def flows_text(answer: Sequence[FlowRow], sessions: bool) -> str:
+    """Return a line for each flow; UDP sessions have their datagrams as well."""
+    rows: list[Sequence[str]] = [_SESSION_COLUMNS if sessions else _FLOW_COLUMNS]
+    for row in answer:
+        cells = (
+            str(row["id"]),
+            printable(row["listener"]),
+            row["client"],
+            printable(row["user"] or "-"),
+            printable(row["target"]),
+            printable(row["upstream"]),
+            duration_text(row["age"]),
+            duration_text(row["idle"]),
+            amount_text(row["sent"]),
+            amount_text(row["received"]),
+        )
+        datagrams = f"{row['datagrams_sent']}/{row['datagrams_received']}"
+        rows.append((*cells, datagrams) if sessions else cells)
+    return format_table(rows)
+
+
+def sort_flows(answer: Sequence[FlowRow], column: str) -> list[FlowRow]:
+    """Sort flows by one of cli.SORTS; durations and amounts begin with the greatest."""
+    if column == "bytes":
+        return sorted(answer, key=_carried, reverse=True)
+    return sorted(answer, key=itemgetter(column), reverse=column in _DESCENDING)
+
+
+def _carried(row: FlowRow) -> int:
+    return row["sent"] + row["received"]
+
+
+def verdicts_text(answer: Sequence[VerdictRow]) -> str:
+    """Return a line for each verdict of `via: auto`."""
+    rows: list[Sequence[str]] = [_VERDICT_COLUMNS]
+    for row in answer:
+        rows.append((printable(row["target"]), row["upstream"], duration_text(row["seconds"])))
+    return format_table(rows)
+
+
+# -- parts
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align columns, two blanks apart; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    )
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
-def plain(text: str) -> str:
-    """Fit for a terminal, whoever chose it."""
+def printable(text: str) -> str:
+    """Return `text` with "?" for each character that a terminal could obey."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def amount(value: float, unit: str = "B") -> str:
-    """1234 B as 1.2 kB."""
-    steps = ["", "k", "M", "G", "T", "P"]
-    step = 0
-    while value >= 999.5 and step < len(steps) - 1:
+def amount_text(value: float, unit: str = "B") -> str:
+    """Return 1234 as "1.2 kB"."""
+    prefixes = ["", "k", "M", "G", "T", "P"]
+    prefix = 0
+    while value >= 999.5 and prefix < len(prefixes) - 1:
         value /= 1000
-        step += 1
-    return (
-        f"{value:.1f} {steps[step]}{unit}"
-        if step and value < 99.95
-        else f"{value:.0f} {steps[step]}{unit}"
-    )
+        prefix += 1
+    digits = 1 if prefix and value < 99.95 else 0
+    return f"{value:.{digits}f} {prefixes[prefix]}{unit}"
 
 
-def lasted(seconds: float) -> str:
-    """3661 as 1h1m."""
-    parts = [("d", 86400), ("h", 3600), ("m", 60), ("s", 1)]
-    for at, (unit, size) in enumerate(parts):
+def duration_text(seconds: float) -> str:
+    """Return 3661 as "1h1m": the two largest units."""
+    for at, (unit, size) in enumerate(_DURATIONS):
         if seconds >= size:
-            rest = int(seconds % size // parts[at + 1][1]) if at + 1 < len(parts) else 0
-            return f"{int(seconds // size)}{unit}" + (f"{rest}{parts[at + 1][0]}" if rest else "")
+            text = f"{int(seconds // size)}{unit}"
+            if at + 1 == len(_DURATIONS):
+                return text
+            smaller_unit, smaller_size = _DURATIONS[at + 1]
+            rest = int(seconds % size // smaller_size)
+            return text + (f"{rest}{smaller_unit}" if rest else "")
     return "0s"
 
 
-def _row(one: dict[str, Any], indent: str) -> Sequence[str]:
-    latency = f"{one['latency'] * 1000:.1f} ms" if one["latency"] else "-"
-    return (
-        indent + one["name"],
-        one["state"],
-        ",".join(one["carries"]) or "-",
-        str(one["live"]),
-        str(one["dialled"]),
-        str(one["failed"]),
-        latency,
-        plain(one["error"]),
-    )
+def _time_text(seconds: float) -> str:
+    """Return seconds since the epoch as local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def _rtt_text(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms" if seconds else "-"

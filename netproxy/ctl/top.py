@@ -1,8 +1,8 @@
-"""netproxyctl top: the flows that move most, drawn anew each second.
+"""netproxyctl top: the flows that carry the most at the moment, drawn once a second.
 
-Plain ANSI on whatever terminal there is, a serial line too: the cursor goes home,
-each line clears its rest, no other sequence is used.  Rates are differences between
-two answers of the daemon, which is asked for details of those flows alone that are shown.
+It needs no more of a terminal than three ANSI sequences: cursor home, clear the rest of the
+line, clear the rest of the screen; so a serial line will do.  Rates are differences between two
+answers of the daemon, which is asked for the details of the flows on the screen only.
 """
 
 from __future__ import annotations
@@ -12,151 +12,176 @@ import select
 import sys
 import termios
 import time
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Protocol, Sequence
 
-from netproxy.ctl.console import amount, lasted, plain, table
+from netproxy.ctl.console import amount_text, duration_text, format_table, printable
 
-SECONDS = 1.0  # between two pictures
-ROWS, COLUMNS = 24, 80  # of a terminal that does not tell
-BATCH_ROWS = 40  # of flows, where it is printed once
+if TYPE_CHECKING:
+    from netproxy.interfaces.answers import FlowRow, TrafficAnswer
+
+SECONDS = 1.0
+"""Between two pictures."""
+ROWS, COLUMNS = 24, 80
+"""The size of a terminal that does not tell its size."""
+BATCH_ROWS = 40
+"""Flows in a picture that is printed once."""
 HEAD_ROWS = 4
-_HOME, _REST, _BELOW, _HIDE, _SHOW = "\x1b[H", "\x1b[K", "\x1b[J", "\x1b[?25l", "\x1b[?25h"
-_HEADS = ("id", "client", "target", "way out", "age", "to client", "to target", "bytes")
-Ask = Callable[..., Any]  # observe.control.ask, its socket known
+"""Lines above the first flow."""
+_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
+_HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+_COLUMN_NAMES = ("id", "client", "target", "upstream", "age", "to client", "to target", "bytes")
+_QUIT_KEYS = (b"", b"q", b"Q", b"\x03", b"\x04")
+# The index of the local modes in what tcgetattr(3) returns.
+_LOCAL_MODES = 3
+
+
+class Ask(Protocol):
+    """admin.control_socket.ask for one socket."""
+
+    def __call__(self, command: str, **details: object) -> Any:
+        """Return the answer to a command.  Any: each command has an answer of its own."""
 
 
 class Rate(NamedTuple):
-    """Of one flow, bytes a second."""
+    """How fast one flow is."""
 
     number: int
     up: float
+    """Bytes a second, client to target."""
     down: float
-    carried: int  # bytes, in all
+    """Bytes a second, target to client."""
+    carried: int
+    """Bytes in both directions since the flow began."""
 
 
-def rates(before: dict[str, Any], now: dict[str, Any]) -> list[Rate]:
-    """The fastest first; a flow that was not there before has none yet."""
-    seconds = max(1e-3, now["at"] - before["at"])
-    old = {number: (sent, received) for number, sent, received in before["flows"]}
-    found = []
+def rates(before: TrafficAnswer, now: TrafficAnswer) -> list[Rate]:
+    """Return the rates of all flows, the fastest first; 0 for flows that are new."""
+    seconds = _seconds_between(before, now)
+    carried_before = {number: (sent, received) for number, sent, received in before["flows"]}
+    flow_rates = []
     for number, sent, received in now["flows"]:
-        was_sent, was_received = old.get(number, (sent, received))
-        found.append(
-            Rate(
-                number,
-                max(0, sent - was_sent) / seconds,
-                max(0, received - was_received) / seconds,
-                sent + received,
-            )
-        )
-    return sorted(found, key=lambda rate: (-rate.up - rate.down, -rate.carried, rate.number))
+        sent_before, received_before = carried_before.get(number, (sent, received))
+        up = max(0, sent - sent_before) / seconds
+        down = max(0, received - received_before) / seconds
+        flow_rates.append(Rate(number, up, down, sent + received))
+    return sorted(flow_rates, key=_fastest_first)
+
+
+def _fastest_first(rate: Rate) -> tuple[float, int, int]:
+    return -rate.up - rate.down, -rate.carried, rate.number
+
+
+def _seconds_between(before: TrafficAnswer, now: TrafficAnswer) -> float:
+    return max(1e-3, now["at"] - before["at"])
 
 
 def picture(
-    before: dict[str, Any],
-    now: dict[str, Any],
+    before: TrafficAnswer,
+    now: TrafficAnswer,
     fastest: Sequence[Rate],
-    details: dict[int, dict[str, Any]],
+    details: Mapping[int, FlowRow],
 ) -> list[str]:
-    """Lines: totals, then the flows of `fastest` that `details` are known of."""
-    seconds = max(1e-3, now["at"] - before["at"])
-
-    def each(key: str) -> float:
-        return max(0, now["bytes"][key] - before["bytes"][key]) / seconds
-
+    """Return the lines of a picture: totals, then the flows of `fastest` that have `details`."""
+    seconds = _seconds_between(before, now)
+    up = max(0, now["bytes"]["up"] - before["bytes"]["up"]) / seconds
+    down = max(0, now["bytes"]["down"] - before["bytes"]["down"]) / seconds
+    drops = max(0, now["drops"] - before["drops"]) / seconds
     lines = [
-        f"netproxyd {now['state']}, up {lasted(now['uptime'])}; {now['connections']} connections, {now['sessions']} UDP sessions, "
-        f"{now['threads']} threads, {amount(now['memory'])}",
-        f"to clients {amount(each('down') * 8, 'bit/s')}, from clients {amount(each('up') * 8, 'bit/s')}; "
-        f"drops {max(0, now['drops'] - before['drops']) / seconds:.0f}/s, {now['drops']} in all",
+        f"netproxyd {now['state']}, up {duration_text(now['uptime'])}; "
+        f"{now['connections']} connections, {now['sessions']} UDP sessions, "
+        f"{now['threads']} threads, {amount_text(now['memory'])}",
+        f"to clients {amount_text(down * 8, 'bit/s')}, from clients {amount_text(up * 8, 'bit/s')};"
+        f" drops {drops:.0f}/s, {now['drops']} in total",
         "",
     ]
-    rows: list[Sequence[str]] = [_HEADS]
+    rows: list[Sequence[str]] = [_COLUMN_NAMES]
     for rate in fastest:
-        one = details.get(rate.number)
-        if one is not None:
-            client = f"{one['user']}@{one['client']}" if one["user"] else one["client"]
-            rows.append(
-                (
-                    str(rate.number),
-                    plain(client),
-                    plain(f"{one['network']} {one['target']}"),
-                    plain(one["upstream"]),
-                    lasted(one["age"]),
-                    amount(rate.down * 8, "bit/s"),
-                    amount(rate.up * 8, "bit/s"),
-                    amount(rate.carried),
-                )
-            )
-    return [*lines, *table(rows).split("\n")]
+        if rate.number in details:
+            rows.append(_cells(rate, details[rate.number]))
+    return [*lines, *format_table(rows).split("\n")]
+
+
+def _cells(rate: Rate, row: FlowRow) -> Sequence[str]:
+    client = f"{row['user']}@{row['client']}" if row["user"] else row["client"]
+    return (
+        str(rate.number),
+        printable(client),
+        printable(f"{row['network']} {row['target']}"),
+        printable(row["upstream"]),
+        duration_text(row["age"]),
+        amount_text(rate.down * 8, "bit/s"),
+        amount_text(rate.up * 8, "bit/s"),
+        amount_text(rate.carried),
+    )
 
 
 class Top:
+    """Draws pictures of a daemon."""
+
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
-        self._before: dict[str, Any] = {}
 
     def once(self) -> str:
-        """Two looks, a second apart."""
-        self._before = self._ask("traffic")
+        """Return one picture, after a second."""
+        before = self._ask("traffic")
         time.sleep(SECONDS)
-        return "\n".join(self._look(BATCH_ROWS))
+        return "\n".join(self._look(before, BATCH_ROWS)[1])
 
     def run(self) -> None:
-        """Until q, the end of the standard input, or an interrupt."""
-        self._before = self._ask("traffic")
-        restore = _unbuffered()
-        _say(_HIDE + _HOME + _BELOW)
+        """Draw until q, the end of standard input, or an interrupt."""
+        answer = self._ask("traffic")
+        keyboard = _Keyboard()
+        _write(_HIDE_CURSOR + _HOME + _CLEAR_BELOW)
         try:
-            while not _key_q(SECONDS):
-                rows, columns = _size()
-                lines = self._look(max(1, rows - HEAD_ROWS - 1))
-                _say(
-                    _HOME
-                    + "\n".join(line[: columns - 1] + _REST for line in lines[: rows - 1])
-                    + _BELOW
-                )
+            while not keyboard.wait_for_quit(SECONDS):
+                rows, columns = _terminal_size()
+                answer, lines = self._look(answer, max(1, rows - HEAD_ROWS - 1))
+                visible = [line[: columns - 1] + _CLEAR_LINE for line in lines[: rows - 1]]
+                _write(_HOME + "\n".join(visible) + _CLEAR_BELOW)
         except KeyboardInterrupt:
             pass
         finally:
-            _say("\n" + _SHOW)
-            restore()
+            _write("\n" + _SHOW_CURSOR)
+            keyboard.restore()
 
-    def _look(self, rows: int) -> list[str]:
-        before, now = self._before, self._ask("traffic")
-        self._before = now
+    def _look(self, before: TrafficAnswer, rows: int) -> tuple[TrafficAnswer, list[str]]:
+        """Ask the daemon again; return its answer, and a picture of up to `rows` flows."""
+        now = self._ask("traffic")
         fastest = rates(before, now)[:rows]
         shown = self._ask("flows", ids=[rate.number for rate in fastest]) if fastest else []
-        return picture(before, now, fastest, {one["id"]: one for one in shown})
+        return now, picture(before, now, fastest, {row["id"]: row for row in shown})
 
 
-def _say(text: str) -> None:
+class _Keyboard:
+    """Standard input; if it is a terminal, keys arrive without Enter and are not echoed."""
+
+    def __init__(self) -> None:
+        self._saved = termios.tcgetattr(sys.stdin.fileno()) if sys.stdin.isatty() else None
+        if self._saved is not None:
+            modes = list(self._saved)
+            modes[_LOCAL_MODES] = self._saved[_LOCAL_MODES] & ~(termios.ICANON | termios.ECHO)
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, modes)
+
+    def restore(self) -> None:
+        """Restore the modes of the terminal."""
+        if self._saved is not None:
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._saved)
+
+    def wait_for_quit(self, seconds: float) -> bool:
+        """Wait for a key; return whether it is one that quits."""
+        ready, _, _ = select.select([sys.stdin], [], [], seconds)
+        return bool(ready) and os.read(sys.stdin.fileno(), 64) in _QUIT_KEYS
+
+
+def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def _size() -> tuple[int, int]:
-    """Rows and columns; a serial line knows neither."""
+def _terminal_size() -> tuple[int, int]:
+    """Return rows and columns; a serial line knows neither."""
     try:
         columns, rows = os.get_terminal_size(sys.stdout.fileno())
     except OSError:
         columns = rows = 0
     return rows or ROWS, columns or COLUMNS
-
-
-def _key_q(seconds: float) -> bool:
-    """Waits; whether it is to end."""
-    ready, _, _ = select.select([sys.stdin], [], [], seconds)
-    return bool(ready) and os.read(sys.stdin.fileno(), 64) in (b"", b"q", b"Q", b"\x03", b"\x04")
-
-
-def _unbuffered() -> Callable[[], None]:
-    """Keys come without Enter, where there is a keyboard; gives back what restores it."""
-    if not sys.stdin.isatty():
-        return lambda: None
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    fresh = termios.tcgetattr(descriptor)
-    fresh[3] &= ~(termios.ICANON | termios.ECHO)
-    termios.tcsetattr(descriptor, termios.TCSADRAIN, fresh)
-    return lambda: termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

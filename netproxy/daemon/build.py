@@ -20,17 +20,17 @@ from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.factory import DialerFactory, udp_warnings
 from netproxy.handler.factory import HandlerDependencies, ListenerHandler, NameService, make_handler
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 from netproxy.listener.manager import ListenerSpec
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.observe.flows import ObserverGroup
-from netproxy.resolver.resolver import Plan as LookupPlan
+from netproxy.resolver.resolver import LookupPlan
 from netproxy.resolver.resolver import ask_system
 from netproxy.router.router import RuleRouter
 
 if TYPE_CHECKING:
-    from netproxy.resolver.forwarder import Forwarder
+    from netproxy.resolver.forwarder import DnsForwarder
     from netproxy.router.auto import AutoDialer
 
 
@@ -121,24 +121,25 @@ class _Builder:
             tunnel=self._tunnels.dialer,
         )
 
-    def _forwarder(self) -> Forwarder | None:
+    def _forwarder(self) -> DnsForwarder | None:
         """Return what asks the configured name servers, None if there are none."""
         dns = self._config.dns
         if not (dns.servers or dns.rules):
             return None
         # late: 0.4 MiB, and few configurations have name servers
-        from netproxy.resolver.factory import Means, SystemNames, make_forwarder
+        from netproxy.resolver.factory import ResolverDependencies, SystemResolver, make_forwarder
         from netproxy.router.factory import domains
 
         destinations = self._reachability.destinations
-        targets = TargetResolver(SystemNames(dict(dns.hosts)), destinations)
+        targets = TargetResolver(SystemResolver(dict(dns.hosts)), destinations)
 
         def direct(seconds: float) -> DirectDialer:
             return DirectDialer(targets, self._runtime.datagrams, seconds)
 
-        return make_forwarder(dns, Means(direct, self._dialers.dialer, domains, destinations))
+        dependencies = ResolverDependencies(direct, self._dialers.dialer, domains, destinations)
+        return make_forwarder(dns, dependencies)
 
-    def _name_service(self, forwarder: Forwarder | None) -> NameService | None:
+    def _name_service(self, forwarder: DnsForwarder | None) -> NameService | None:
         if forwarder is None:
             return None
         runtime = self._runtime
@@ -157,11 +158,13 @@ class _Builder:
             default = dialers.dialer(config.default)
             return RuleRouter((), default, by_listener, *reachability.targets), ()
         # late: 0.3 MiB, and many configurations have no rules
-        from netproxy.router.factory import Means, make_routing
+        from netproxy.router.factory import RoutingDependencies, make_routing
 
         return make_routing(
             config,
-            Means(dialers.dialer, dialers.impatient, *reachability.targets, self._runtime.verdicts),
+            RoutingDependencies(
+                dialers.dialer, dialers.impatient, *reachability.targets, self._runtime.verdicts
+            ),
         )
 
     def _check_unused_parts(self) -> None:
@@ -179,9 +182,7 @@ class _Builder:
             # A client that comes through a trusted proxy is checked again (handler.sps), once the
             # proxy has said whom it speaks for.
             allowed = (
-                NetworkList(listener.clients + listener.proxy_protocol)
-                if listener.clients
-                else None
+                NetworkSet(listener.clients + listener.proxy_protocol) if listener.clients else None
             )
             limits = listener.limits
             per_client = limits.connections_per_client or 1
@@ -253,15 +254,15 @@ class _UdpSpec(ListenerSpec):
         listener.handler = self._handlers.handler
 
 
-def _lookups(config: Config, forwarder: Forwarder | None) -> LookupPlan:
+def _lookups(config: Config, forwarder: DnsForwarder | None) -> LookupPlan:
     """Return how names are looked up."""
     if forwarder is None:
         dns = config.dns
         return LookupPlan(ask_system, dict(dns.hosts), dns.prefer, dns.cache)
     # late, as in _forwarder()
-    from netproxy.resolver.factory import make_plan
+    from netproxy.resolver.factory import make_lookup_plan
 
-    return make_plan(config.dns, forwarder)
+    return make_lookup_plan(config.dns, forwarder)
 
 
 def _wanted_sockets(config: Config) -> list[tuple[str, Address]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Callable, Iterator, Mapping
 
-from netproxy.admin.commands import Admin
+from netproxy.admin.servers import Admin
 from netproxy.config.schema import Config
 from netproxy.daemon.build import build
 from netproxy.daemon.runtime import STOP_SECONDS, Runtime
@@ -22,6 +22,7 @@ from netproxy.observe.log import Log
 
 if TYPE_CHECKING:
     from netproxy.daemon.plan import Plan
+    from netproxy.interfaces.answers import ListenerRow, UpstreamRow
 
 STOP_STEP = 0.01
 """Seconds between two looks whether all connections have ended."""
@@ -151,13 +152,13 @@ class Daemon:
         for name, reason, value in self.counters.items():
             yield f"{name}{{{reason}}}={value}"
 
-    def listening(self) -> list[dict[str, object]]:
+    def listening(self) -> list[ListenerRow]:
         """Return the listeners with their statistics."""
         from netproxy.admin import explain  # late: few daemons are ever asked
 
         return explain.listening(self._manager.listeners, self._plan.admissions)
 
-    def upstreams(self) -> list[dict[str, object]]:
+    def upstreams(self) -> list[UpstreamRow]:
         """Return the upstreams with their statistics."""
         from netproxy.admin import explain  # late, as above
 

@@ -19,7 +19,7 @@ from netproxy.listener.udp import UdpListener
 if TYPE_CHECKING:
     from netproxy.access.destinations import Policy
     from netproxy.access.limits import Admission
-    from netproxy.admin.commands import Admin
+    from netproxy.admin.servers import Admin
     from netproxy.daemon.lazy_tunnels import LazyTunnels
     from netproxy.daemon.runtime import Runtime
     from netproxy.daemon.udp_relays import UdpRelays
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from netproxy.listener.manager import ListenerManager, ListenerSpec
     from netproxy.listener.pool import ThreadPool
     from netproxy.listener.tcp import TcpListener
-    from netproxy.resolver.forwarder import Forwarder
-    from netproxy.resolver.resolver import Plan as LookupPlan
+    from netproxy.resolver.forwarder import DnsForwarder
+    from netproxy.resolver.resolver import LookupPlan
     from netproxy.router.router import RuleRouter
 
     AnyListener = TcpListener | UdpListener
@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     """The TLS files of upstreams that `dialers` had read before, read again."""
     lookups: LookupPlan
     """How names are looked up."""
-    forwarder: Forwarder | None
+    forwarder: DnsForwarder | None
     """Asks the configured name servers; None if the system is asked."""
     policies: Mapping[str, Policy]
     """Where clients may be led, by the listener's name."""
@@ -165,8 +165,8 @@ class BoundPlan:
         own = own_sockets(plan.config, self._listeners.listeners)
         runtime.reachability.configure(plan.lookups, plan.policies, own + self._servers.sockets)
         self._threads.commit()
-        runtime.verdicts.seconds = plan.config.auto.remember
-        runtime.verdicts.limit = plan.config.auto.entries
+        auto = plan.config.auto
+        runtime.verdicts.configure(auto.remember, auto.entries)
         plan.dialers.retain(used_upstreams(plan.config))
         runtime.health.checks = [check for group in plan.dialers.groups() for check in group.checks]
         self._hand_over_to_janitor(previous)

@@ -36,7 +36,7 @@ from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.entry import Workers
 from netproxy.relay.janitor import Janitor
-from netproxy.resolver.resolver import Plan as LookupPlan
+from netproxy.resolver.resolver import LookupPlan
 from netproxy.resolver.resolver import Resolver
 from netproxy.router.auto import Verdicts
 

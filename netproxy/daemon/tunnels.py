@@ -1,406 +1,140 @@
-"""Reverse tunnels of a daemon: its bridge with the ports that agents have opened, its own agent, and what both are built on.
+"""Builds and runs the reverse tunnels of a daemon: its bridge with public ports, its own agent.
 
-Made when a configuration first has a tunnel, and kept over reloads, so that agents and
-what they carry go on.  On the main thread, but for open_port().
+Created when a configuration first has a tunnel and kept over reloads, so that agents and their
+streams continue.  Thread: main, except where agents open ports (daemon.tunnel_ports).
 """
 
 from __future__ import annotations
 
-import threading
-from typing import Any, Callable, Iterable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Iterable, Mapping
 
-from netproxy.access.limits import Admission
-from netproxy.config.schema import (
-    AgentConfig,
-    Config,
-    LimitsConfig,
-    UdpConfig,
-    UpstreamTlsConfig,
-    UpstreamConfig,
-)
-from netproxy.dialer.factory import DialerFactory
-from netproxy.dialer.hop import Hop
-from netproxy.errors import ConfigError, ListenError
-from netproxy.handler.outbound import Connector
-from netproxy.handler.factory import HandlerDependencies
-from netproxy.handler.forward import TcpForward, UdpForward
-from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Wait
-from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import Dialer, Resolver, Route, Router
-from netproxy.listener.serving import Connection
-from netproxy.listener.tcp import TcpListener
-from netproxy.listener.udp import UdpListener
-from netproxy.daemon.runtime import STOP_SECONDS, Runtime
-from netproxy.net.stream import Stream
-from netproxy.protocol.tunnel import Service
-from netproxy.relay.quota import SessionLimits
-from netproxy.relay.nat import NatPolicy, NatTable
-from netproxy.relay.pipe import PipeLimits
-from netproxy.tunnel.agent import Agent, Identity
-from netproxy.tunnel.bridge import Bridge, PortRange, Rights
-from netproxy.tunnel.dialer import UNSPECIFIED_ADDRESS, TunnelDialer
+from netproxy.daemon.tunnel_agent import DaemonAgent
+from netproxy.daemon.tunnel_ports import PublicPorts
+from netproxy.errors import ConfigError
+from netproxy.tunnel.bridge import Bridge
+from netproxy.tunnel.dialer import TunnelDialer
+from netproxy.tunnel.ports import AgentRights, PortRange
 from netproxy.tunnel.sessions import AgentSessions
-from netproxy.tunnel.work import Offer, Target, Ways, Work
+
+if TYPE_CHECKING:
+    from netproxy.config.schema import BridgeAgentConfig, Config, UpstreamTlsConfig
+    from netproxy.daemon.runtime import Runtime
+    from netproxy.daemon.tunnel_agent import BridgeTrust, PreparedAgent
+    from netproxy.dialer.factory import DialerFactory
+    from netproxy.handler.factory import HandlerDependencies
 
 
-class Prepared(NamedTuple):
-    """A configuration's tunnels, of which one or the other becomes."""
+class PreparedTunnels:
+    """The tunnels of a configuration that is not in effect yet.
 
-    commit: Callable[[], None]  # they count from now on; cannot fail
-    discard: Callable[[], None]
+    Call commit() or discard() once.
+    """
+
+    def __init__(
+        self,
+        tunnels: Tunnels,
+        rights: Mapping[str, AgentRights],
+        dependencies: HandlerDependencies,
+        agent: PreparedAgent,
+    ) -> None:
+        self._tunnels = tunnels
+        self._rights = rights
+        self._dependencies = dependencies
+        self._agent = agent
+
+    def commit(self) -> None:
+        """Let the configuration take effect.  Cannot fail."""
+        self._tunnels.apply(self._dependencies, self._rights)
+        self._agent.commit()
+
+    def discard(self) -> None:
+        """Undo what Tunnels.prepare() did."""
+        self._agent.discard()
 
 
 class Tunnels:
+    """The bridge and the agent of a daemon, either of which may be unused."""
+
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._sessions = AgentSessions()
-        self._ports = _Ports(runtime, self._sessions)
-        self.bridge = Bridge(self._sessions, self._ports.open, runtime.counters, runtime.log)
-        self._work = Work(self._begin, runtime.counters)
-        self._table: NatTable | None = None  # of the agent's datagrams
-        self._agent: Agent | None = None
-        self._agent_of: AgentConfig | None = (
-            None  # what it was made from; another one is made where that changes
-        )
-        self._calling: _Calling  # of its next dials; replaced whole
-        self._committed = False  # whether a configuration with tunnels was ever put into force
+        self.ports = PublicPorts(runtime, self._sessions)
+        self.bridge = Bridge(self._sessions, self.ports, runtime.counters, runtime.log)
+        self.agent = DaemonAgent(runtime)
+        self._in_force = False
+        """True once a configuration with a tunnel has taken effect."""
 
     def dialer(self, agent: str, seconds: float) -> TunnelDialer:
-        """For tunnel://NAME."""
+        """Return the upstream tunnel://AGENT; `seconds` are for each dial."""
         return TunnelDialer(agent, self._sessions, seconds, self._runtime.counters)
 
     @staticmethod
-    def read(config: Config) -> Any:
-        """How a configuration's agent knows its bridge, None for one without TLS; ConfigError where a file cannot be used."""
+    def read(config: Config) -> BridgeTrust | None:
+        """Read the files by which the agent trusts its bridge; return None without TLS.
+
+        Raises ConfigError if a file cannot be used.
+        """
         agent = config.tunnel.agent
-        return (
-            _trust(agent.tls, agent.bridge.host)
-            if agent is not None and agent.tls is not None
-            else None
-        )
+        if agent is None or agent.tls is None:
+            return None
+        return _read_trust(agent.tls, agent.bridge.host)
 
     def prepare(
         self, config: Config, dependencies: HandlerDependencies, dialers: DialerFactory
-    ) -> Prepared:
-        """ConfigError; ListenError where the thread of another agent cannot be had."""
-        bridge, agent = self.read(config), config.tunnel.agent
-        made_from: AgentConfig | None = None
-        fresh: Agent | None = None
-        if agent is not None:
-            dialers.dialer(agent.upstream)
-            made_from = agent._replace(services=(), exit=False)
-            if made_from != self._agent_of:
-                fresh = self._make_agent(agent)
-                fresh.prepare()
+    ) -> PreparedTunnels:
+        """Build what a configuration needs.
 
-        def adopt() -> None:
-            if not self._committed:
-                self._committed = True
-                self._runtime.janitor.register(self._sessions)
-            if made_from != self._agent_of:
-                self._end_agent()  # before another one of the same name comes
-                self._agent, self._agent_of = fresh, made_from
-            self._adopt(config, dependencies, dialers, bridge)
+        Raises ConfigError, and ListenError if there is no thread for another agent.
+        """
+        bridge = config.tunnel.bridge
+        rights = {name: _rights(agent) for name, agent in bridge.agents.items()} if bridge else {}
+        trust = self.read(config)
+        agent = self.agent.prepare(config.tunnel.agent, trust, dependencies, dialers)
+        return PreparedTunnels(self, rights, dependencies, agent)
 
-        return Prepared(adopt, lambda: fresh.stop(STOP_SECONDS) if fresh is not None else None)
+    def apply(self, dependencies: HandlerDependencies, rights: Mapping[str, AgentRights]) -> None:
+        """Let a configuration of the bridge take effect.  Cannot fail."""
+        if not self._in_force:
+            self._in_force = True
+            self._runtime.janitor.register(self._sessions)
+        self.ports.configure(dependencies)
+        self.bridge.configure(rights)
 
-    def _adopt(
-        self, config: Config, dependencies: HandlerDependencies, dialers: DialerFactory, bridge: Any
-    ) -> None:
-        tunnel = config.tunnel
-        self._ports.adopt(dependencies)
-        self.bridge.configure(
-            {name: _rights(one.token, one.ports) for name, one in tunnel.bridge.agents.items()}
-            if tunnel.bridge
-            else {}
-        )
-        if tunnel.agent is not None and self._agent is not None:
-            self._calling = _calling(tunnel.agent, dialers, dependencies.timeouts.handshake, bridge)
-            self._agent.configure(
-                self._offer(tunnel.agent, dependencies, dialers), tunnel.agent.exit
-            )
-            self._agent.start()  # of one that lives already that changes nothing
-
-    # -- its ends
+    # -- the end
 
     def stop_accepting(self) -> None:
-        """Agents and the bridge are told; what they carry goes on."""
+        """Tell agents and bridge, and close all ports; running streams continue."""
         self.bridge.stop()
-        self._end_agent()
+        self.agent.stop_accepting()
 
     def stop(self) -> None:
-        self._ports.abort()
-        self._work.abort()
-        if self._table is not None:
-            self._table.close()
+        """Shut the running streams down."""
+        self.ports.abort()
+        self.agent.stop()
+
+    # -- state
 
     @property
     def live(self) -> int:
         """Connections that have not ended."""
-        return self._ports.live + self._work.live
+        return self.ports.live + self.agent.live
 
     def dead_thread(self) -> str:
-        return (
-            self._agent.thread.name
-            if self._agent is not None and not self._agent.thread.is_alive()
-            else ""
-        )
+        """Return the name of a thread that should run but does not, "" if all is well."""
+        return self.agent.dead_thread()
 
-    def describe(self) -> dict[str, Any]:
-        return {
-            "agents": self.bridge.describe(),
-            "agent": self._agent.describe() if self._agent is not None else None,
-        }
+    def describe(self) -> dict[str, object]:
+        """Return the connected agents and the daemon's own agent for netproxyctl."""
+        return {"agents": self.bridge.describe(), "agent": self.agent.describe()}
 
     def summary(self) -> Iterable[str]:
-        """What agents have opened, for a log."""
-        for one in self.bridge.describe():
-            yield (
-                f"tunnel {one['name']} {one['client']}: streams={one['streams']} idle={one['idle']} "
-                f"ports: {', '.join(one['ports']) or 'none'}"
-            )
-
-    # -- an agent
-
-    def _make_agent(self, config: AgentConfig) -> Agent:
-        return Agent(
-            Identity(config.name, config.token.encode()),
-            lambda greet: self._calling.dial(greet),
-            self._runtime.dials,
-            self._work.serve,
-            self._runtime.log,
-        )
-
-    def _offer(
-        self, config: AgentConfig, dependencies: HandlerDependencies, dialers: DialerFactory
-    ) -> Sequence[Service]:
-        """Services, and what leads to them; what an exit is asked for obeys the rules."""
-        runtime = self._runtime
-        services = {
-            Service(one.network, one.port): Target(one.target, one.proxy_protocol)
-            for one in config.services
-        }
-        local = _ToServices(dialers.dialer(UpstreamConfig()), runtime.resolver)
-        self._work.configure(
-            Offer(services, config.exit),
-            self._ways(local, dependencies),
-            self._ways(dependencies.router, dependencies),
-        )
-        return list(services)
-
-    def _ways(self, router: Router, dependencies: HandlerDependencies) -> Ways:
-        runtime = self._runtime
-        arenas = runtime.datagrams.arenas()
-        if self._table is None:
-            self._table = _table(runtime)
-            runtime.janitor.register(self._table)
-        return Ways(
-            Connector(router, _limits(dependencies), runtime.counters, dependencies.observer),
-            StreamUdpRelay(
-                router,
-                self._table,
-                arenas,
-                runtime.counters,
-                dependencies.observer,
-                dependencies.timeouts.tcp_idle,
-            ),
-        )
-
-    def _begin(
-        self, stream: Stream, ended: Callable[[], None], go_on: Callable[[], Wait | None]
-    ) -> None:
-        self._runtime.serving.begin(
-            Connection(stream, UNSPECIFIED_ADDRESS, lambda connection: ended()), go_on
-        )
-
-    def _end_agent(self) -> None:
-        if self._agent is not None:
-            self._agent.stop(STOP_SECONDS)
-            self._agent = self._agent_of = None
+        """Return one line of the log for each connected agent."""
+        return [session.summary() for session in self._sessions.all()]
 
 
-class _Calling(NamedTuple):
-    """How an agent's bridge is dialled, as one configuration has it."""
-
-    hop: Hop
-    bridge: Any  # net.tls.Acquaintance with it, None for one without TLS
-
-    def dial(self, greet: Callable[[Stream], None]) -> Stream:
-        stream = self.hop.open(Flow("tcp", UNSPECIFIED_ADDRESS, self.hop.server, "", ""), greet)
-        if self.bridge is not None:
-            self.bridge.remember(stream)
-        return stream
-
-
-def _calling(config: AgentConfig, dialers: DialerFactory, seconds: float, bridge: Any) -> _Calling:
-    """`seconds` for the bridge's handshake.
-
-    Each configuration begins with a new acquaintance: a bridge that was believed before is looked at anew, by what counts now,
-    and a session of an earlier connection spares that only among those that this one has verified.
-    """
-    secure = bridge.connect if bridge is not None else None
-    return _Calling(
-        Hop(
-            "tunnel",
-            f"bridge {config.bridge}",
-            config.bridge,
-            dialers.dialer(config.upstream),
-            seconds,
-            secure=secure,
-        ),
-        bridge,
-    )
-
-
-class _Ports:
-    """Public ports: listeners that agents have asked for."""
-
-    def __init__(self, runtime: Runtime, sessions: AgentSessions) -> None:
-        self._runtime = runtime
-        self._sessions = sessions
-        self._dependencies: HandlerDependencies  # guarded by _lock, too, but for a look at it
-        self._lock = (
-            threading.Lock()
-        )  # guards all below; a listener is equipped under it, so that none misses a configuration
-        self._equip: dict[TcpListener, Callable[[], None]] = {}  # those that are open
-        self._retired: list[TcpListener] = []  # stopped, with connections that may still live
-
-    def adopt(self, dependencies: HandlerDependencies) -> None:
-        with self._lock:
-            self._dependencies = dependencies
-            for configure in self._equip.values():
-                configure()
-
-    def open(self, agent: str, service: Service, host: str) -> Callable[[], None]:
-        """On a thread of the connection pool; ListenError.  The call closes it."""
-        name = f"{agent}-{service.port}"
-        dialer = TunnelDialer(
-            agent,
-            self._sessions,
-            self._dependencies.timeouts.connect,
-            self._runtime.counters,
-            service,
-        )
-        forward = self._forward_tcp if service.network == "tcp" else self._forward_udp
-        try:
-            return forward(
-                name, Address(agent, service.port), Address(host, service.port), _Only(dialer)
-            )
-        except RuntimeError as error:  # can't start new thread
-            raise ListenError(f"cannot start a listener: {error}") from error
-
-    def _forward_tcp(
-        self, name: str, target: Address, address: Address, router: Router
-    ) -> Callable[[], None]:
-        runtime = self._runtime
-        listener = TcpListener(runtime.concrete(address), runtime.serving)
-        limits = LimitsConfig()
-        admission = Admission(None, limits.connections, limits.connections)
-
-        def configure() -> None:
-            dependencies = self._dependencies
-            connector = Connector(
-                router, _limits(dependencies), runtime.counters, dependencies.observer
-            )
-            listener.configure(
-                TcpForward(name, connector, target), admission, dependencies.timeouts.handshake
-            )
-
-        def close() -> None:
-            listener.stop()
-            take_back()
-            with self._lock:
-                self._equip.pop(listener, None)
-                self._retired = [*(one for one in self._retired if one.live), listener]
-
-        with self._lock:
-            configure()
-            self._equip[listener] = configure
-        take_back = runtime.own.register("tcp", listener.address)
-        try:
-            listener.start()
-        except RuntimeError:
-            close()
-            raise
-        return close
-
-    def _forward_udp(
-        self, name: str, target: Address, address: Address, router: Router
-    ) -> Callable[[], None]:
-        runtime = self._runtime
-        listener = UdpListener(
-            runtime.concrete(address), runtime.datagrams, runtime.counters, runtime.log
-        )
-        table = _table(runtime)
-        listener.handler = UdpForward(name, router, table, target, None, runtime.counters)
-        take_back = runtime.own.register("udp", listener.address)
-        try:
-            listener.start()
-        except RuntimeError:
-            listener.stop()
-            take_back()
-            raise
-        for one in (listener, table):
-            runtime.janitor.register(one)
-
-        def close() -> None:
-            listener.stop()
-            take_back()
-            for one in (listener, table):
-                runtime.janitor.forget(one)
-            table.close()
-
-        return close
-
-    @property
-    def live(self) -> int:
-        return sum(listener.live for listener in self._listeners())
-
-    def abort(self) -> None:
-        for listener in self._listeners():
-            listener.abort()
-
-    def _listeners(self) -> list[TcpListener]:
-        with self._lock:
-            return [*self._equip, *self._retired]
-
-
-class _Only:
-    """A Router with one way out, which takes targets as they are."""
-
-    def __init__(self, dialer: Dialer) -> None:
-        self._dialer = dialer
-
-    def route(self, flow: Flow) -> Route:
-        return Route(self._dialer, flow)
-
-    route_without_blocking = route
-
-    def candidates(self, flow: Flow) -> Iterable[Dialer]:
-        return (self._dialer,)
-
-
-class _ToServices(_Only):
-    """Wherever a service was configured to be, this machine's own loopback and ports included."""
-
-    def __init__(self, direct: Dialer, resolver: Resolver) -> None:
-        super().__init__(direct)
-        self._resolver = resolver
-
-    def route(self, flow: Flow) -> Route:
-        return Route(
-            self._dialer, flow._replace(addresses=tuple(self._resolver.resolve(flow.target)))
-        )
-
-    def route_without_blocking(self, flow: Flow) -> Route | None:
-        found = self._resolver.known(flow.target)
-        return None if found is None else Route(self._dialer, flow._replace(addresses=tuple(found)))
-
-
-def _trust(config: UpstreamTlsConfig, server: str) -> Any:
-    from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
+def _read_trust(config: UpstreamTlsConfig, server: str) -> BridgeTrust:
+    # Imported late: ssl costs 3 MiB.
+    from netproxy.net import tls
 
     try:
         context = tls.client_context(config.ca, config.certificate, config.key)
@@ -409,24 +143,5 @@ def _trust(config: UpstreamTlsConfig, server: str) -> Any:
     return tls.Acquaintance(context, config.server_name or server)
 
 
-def _limits(dependencies: HandlerDependencies) -> PipeLimits:
-    return PipeLimits(
-        dependencies.timeouts.tcp_idle, dependencies.timeouts.half_close, dependencies.splice
-    )
-
-
-def _table(runtime: Runtime) -> NatTable:
-    udp = UdpConfig()
-    policy = NatPolicy(SessionLimits(udp.max_sessions, udp.max_sessions, {}), udp.idle_timeout)
-    return NatTable(
-        policy,
-        runtime.datagrams.arenas(),
-        runtime.workers,
-        runtime.counters,
-        runtime.flows,
-        runtime.log,
-    )
-
-
-def _rights(token: str, ports: Iterable[Any]) -> Rights:
-    return Rights(token.encode(), tuple(PortRange(*port) for port in ports))
+def _rights(agent: BridgeAgentConfig) -> AgentRights:
+    return AgentRights(agent.token.encode(), tuple(PortRange(*port) for port in agent.ports))

@@ -272,7 +272,11 @@ class DialerFactory:
         )
         first_via = impatient._direct if via is self._direct else via
         if health.target is not None:
-            way = member.dialer if member.groups else impatient._fold(config.upstream, first_via, (), [])
+            way = (
+                member.dialer
+                if member.groups
+                else impatient._fold(config.upstream, first_via, (), [])
+            )
             yield Check(
                 group.name,
                 member,

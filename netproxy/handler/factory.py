@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, NamedTuple
 
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 from netproxy.access.users import Login, Users
 from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
 from netproxy.errors import ConfigError
@@ -28,7 +28,7 @@ from netproxy.relay.pipe import PipeLimits
 class NameService(NamedTuple):
     """What answers the clients of dns listeners: `submit` and `arenas` are for what must be asked."""
 
-    source: Any  # handler.dns.Source
+    source: Any  # handler.dns.DnsSource
     cache: int
     submit: Callable[[Callable[[], None]], bool]
     arenas: ArenaPool
@@ -63,12 +63,12 @@ def make_handler(
     made = _HANDLERS[config.protocol](_Parts(config, state, dependencies))
     if not config.tls and not config.proxy_protocol:
         return made
-    clients = NetworkList(config.clients) if config.clients else None
+    clients = NetworkSet(config.clients) if config.clients else None
     handshake = secure(config.tls) if config.tls else None
     return made._replace(
         handler=Gate(
             made.handler,
-            NetworkList(config.proxy_protocol),
+            NetworkSet(config.proxy_protocol),
             clients,
             handshake,
             dependencies.counter,
@@ -104,7 +104,7 @@ class _Parts:
             lambda client, user: dependencies.log.auth_failed(client, user, config.name),
         )
         announcements = [
-            Announcement(NetworkList(one.clients) if one.clients else None, one.address)
+            Announcement(NetworkSet(one.clients) if one.clients else None, one.address)
             for one in config.announce
         ]
         announcer = Announcer(announcements, dependencies.resolver.resolve)
@@ -126,7 +126,7 @@ class _Parts:
             streams,
         )
         self._target: Any = config.target
-        self._clients = NetworkList(config.clients) if config.clients else None
+        self._clients = NetworkSet(config.clients) if config.clients else None
         self._state: Any = state
         self._udp = None
         if state is not None and config.protocol != "http":

@@ -1,12 +1,24 @@
-"""IP networks in CIDR notation.  Pure."""
+"""IP networks in CIDR notation, and sets of them.  Pure."""
 
 from __future__ import annotations
 
-from typing import Iterable, NamedTuple
+from array import array
+from bisect import bisect_left, bisect_right
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Iterable, Iterator, NamedTuple, Protocol
 
 from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, pack_ip
 
 _EXPECTED = "(expected an address or CIDR, such as 10.0.0.0/8)"
+_V4_MAPPED = int.from_bytes(V4_MAPPED_PREFIX, "big")
+_HALF = (1 << 64) - 1
+
+
+class HostSet(Protocol):
+    """A set of hosts: names, literal addresses, or both."""
+
+    def __contains__(self, host: str, /) -> bool:
+        """Return whether a host is in the set."""
 
 
 class IpNetwork(NamedTuple):
@@ -26,19 +38,28 @@ class IpNetwork(NamedTuple):
         Raises ValueError for anything else, and if bits behind the prefix are set.
         """
         host, slash, bits_text = text.partition("/")
-        packed = pack_ip(host)
+        packed = pack_ip(host) if host.isprintable() else None
         is_number = bits_text.isascii() and bits_text.isdigit() and len(bits_text) < 4
         if packed is None or (slash and not is_number):
             raise ValueError(f"'{text}' is not a valid network {_EXPECTED}")
-        shift = len(packed) * 8 - (int(bits_text) if slash else len(packed) * 8)
-        value = int.from_bytes(packed, "big")
-        if shift < 0 or (value >> shift) << shift != value:
+        size = len(packed)
+        shift = size * 8 - (int(bits_text) if slash else size * 8)
+        if shift < 0:
             raise ValueError(
-                f"'{text}' is not a valid network: the prefix is too long, or bits behind it are set"
+                f"'{text}' is not a valid network: the prefix is longer than {size * 8} bits"
+            )
+        value = int.from_bytes(packed, "big")
+        prefix = value >> shift
+        if prefix << shift != value:
+            network = (prefix << shift).to_bytes(size, "big")
+            first = inet_ntop(AF_INET if size == 4 else AF_INET6, network)
+            raise ValueError(
+                f"'{text}' is not a valid network: bits behind the prefix are set"
+                f" (the network is {first}/{bits_text})"
             )
         if packed.startswith(V4_MAPPED_PREFIX) and shift <= 32:
             return cls(4, (value & 0xFFFFFFFF) >> shift, shift)
-        return cls(len(packed), value >> shift, shift)
+        return cls(size, prefix, shift)
 
     def holds(self, host: str) -> bool:
         """Return whether a literal address is in the network.  Its scope is ignored."""
@@ -48,15 +69,74 @@ class IpNetwork(NamedTuple):
         return int.from_bytes(packed, "big") >> self.shift == self.prefix
 
 
-class NetworkList:
-    """A set of networks, few enough to compare one after the other."""
+class NetworkSet:
+    """A set of networks.  A v4-mapped address or network counts as the IPv4 one it stands for.
+
+    The set keeps the sorted edges of each family: the addresses at which it begins and
+    ends, in turn.  A lookup is one binary search, however many networks there are.  A
+    network takes 8 bytes, an IPv6 network 32.  Immutable; any thread.
+    """
+
+    __slots__ = ("_ipv4", "_high", "_low")
 
     def __init__(self, networks: Iterable[IpNetwork]) -> None:
-        self._networks = list(networks)
+        # Each network as first << 8 | shift: a small key that sorts by the first address.
+        ipv4 = array("Q")
+        ipv6: list[int] = []
+        for size, prefix, shift in networks:
+            first = prefix << shift
+            if size == 4:
+                ipv4.append(first << 8 | shift)
+            elif first >> 32 == _V4_MAPPED:
+                ipv4.append((first & 0xFFFFFFFF) << 8 | shift)
+            else:
+                ipv6.append(first << 8 | shift)
+        self._ipv4 = array("I", span_edges(_spans(ipv4), 1 << 32))
+        # The upper and lower 64 bits of each IPv6 edge.
+        self._high, self._low = array("Q"), array("Q")
+        for edge in span_edges(_spans(ipv6), 1 << 128):
+            self._high.append(edge >> 64)
+            self._low.append(edge & _HALF)
 
     def __contains__(self, host: str) -> bool:
-        """Return whether a literal address is in one of the networks; a name never is."""
-        return any(network.holds(host) for network in self._networks)
+        """Return whether a literal address is in one of the networks; a name never is.
+
+        The scope of the address is ignored.
+        """
+        packed = pack_ip(host.partition("%")[0])
+        if packed is None:
+            return False
+        if packed.startswith(V4_MAPPED_PREFIX):
+            packed = packed[12:]
+        address = int.from_bytes(packed, "big")
+        if len(packed) == 4:
+            return bisect_right(self._ipv4, address) & 1 == 1
+        high = address >> 64
+        # The edges with the same upper half differ in the lower half alone.
+        first, behind = bisect_left(self._high, high), bisect_right(self._high, high)
+        return bisect_right(self._low, address & _HALF, first, behind) & 1 == 1
+
+
+def span_edges(spans: Iterable[tuple[int, int]], limit: int) -> Iterator[int]:
+    """Yield where the union of spans begins and ends, in turn.
+
+    `spans` are sorted (start, end) pairs; the end is exclusive.  An end at `limit`, which
+    is greater than every member, is left out.
+    """
+    last = -1
+    for start, end in spans:
+        if start > last:
+            if last >= 0:
+                yield last
+            yield start
+        last = max(last, end)
+    if 0 <= last < limit:
+        yield last
+
+
+def _spans(keys: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield the spans of networks, sorted.  A key is first << 8 | shift."""
+    return ((key >> 8, (key >> 8) + (1 << (key & 255))) for key in sorted(keys))
 
 
 _LOOPBACK = (IpNetwork.parse("127.0.0.0/8"), IpNetwork.parse("::1"))

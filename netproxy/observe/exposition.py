@@ -1,225 +1,210 @@
-"""Figures in the text format of Prometheus (version 0.0.4).
+"""Metrics in the text format of Prometheus (version 0.0.4).
 
-Names begin with netproxy_, units are base units, labels are listener, upstream,
-reason, direction and the bound of a histogram; what clients, users or targets are
-called makes no series.  Pure.
+All names begin with netproxy_, except the process_ metrics; units are base units.  Labels are
+listener, upstream, reason, direction and the bound of a histogram: names that clients can
+choose (users, targets) never make a series.  Only process_families() asks the system.
 """
 
 from __future__ import annotations
 
 import os
 import resource
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
-from netproxy.observe.flows import Key, Total
-from netproxy.observe.metrics import Histogram
+if TYPE_CHECKING:
+    from netproxy.interfaces.answers import MemberRow, UpstreamRow
+    from netproxy.observe.flows import FlowTotal, TotalKey
+    from netproxy.observe.metrics import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
-# What is counted by reason (observe.metrics.Counters), and what it is called here
-COUNTED = {
+COUNTER_METRICS = {
     "accept_errors": (
         "accept_errors_total",
-        "Connections that could not be accepted, by the system's error.",
+        "Connections that could not be accepted, by system error.",
     ),
-    "authentication": ("authentication_failures_total", "Logins that were refused."),
-    "connections": ("connection_faults_total", "Connections of clients that ended by a fault."),
+    "authentication": ("authentication_failures_total", "Refused logins, by reason."),
+    "connections": ("connection_faults_total", "Client connections ended by a fault, by reason."),
     "connections_refused": (
         "connections_refused_total",
-        "Connections that were closed before they were served.",
+        "Client connections closed before they were served, by reason.",
     ),
-    "dial_failures": ("dial_failures_total", "Connections to targets that failed."),
-    "drops": ("datagrams_dropped_total", "Datagrams that were not forwarded."),
-    "icmp": ("icmp_errors_total", "ICMP errors about datagrams that were sent."),
-    "lookups": ("lookup_failures_total", "Names that could not be resolved."),
-    "queries": ("dns_queries_total", "Queries to dns listeners, by what became of them."),
-    "sessions_evicted": ("udp_sessions_ended_total", "UDP sessions that have ended."),
+    "dial_failures": ("dial_failures_total", "Failed connections to targets, by reason."),
+    "drops": ("datagrams_dropped_total", "Datagrams that were not forwarded, by reason."),
+    "icmp": ("icmp_errors_total", "ICMP errors for datagrams that were sent, by reason."),
+    "lookups": ("lookup_failures_total", "Names that could not be resolved, by reason."),
+    "queries": ("dns_queries_total", "Queries to DNS listeners, by outcome."),
+    "sessions_evicted": ("udp_sessions_ended_total", "UDP sessions that have ended, by reason."),
     "tunnel_handshakes": (
         "tunnel_handshakes_total",
-        "Handshakes of tunnels' agents with this bridge, by what became of them.",
+        "Handshakes of tunnel agents with this bridge, by outcome.",
     ),
     "tunnel_refused": (
         "tunnel_openings_refused_total",
-        "What this agent's bridge asked for and did not get.",
+        "Requests of this agent's bridge that were refused, by reason.",
     ),
 }
-ELSEWHERE = {
+"""Metric and help text of each name in observe.metrics.Counters."""
+COUNTED_ELSEWHERE = {
     ("bytes", "up"),
     ("bytes", "down"),
     ("connections", "accepted"),
     ("sessions_opened", ""),
-}  # told by listener
-_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+}
+"""Counters whose values other metrics show by listener."""
+_LABEL_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 class Sample(NamedTuple):
+    """One line of a metric."""
+
     labels: Mapping[str, str]
     value: float
-    suffix: str = ""  # behind the name: "_bucket"
+    suffix: str = ""
+    """Follows the name: "_bucket"."""
 
 
 class Family(NamedTuple):
-    """One metric; `name` is without the prefix, but for those of the process."""
+    """One metric with all its samples."""
 
     name: str
+    """Without the prefix netproxy_."""
     kind: str
+    """COUNTER, GAUGE or HISTOGRAM."""
     help: str
     samples: Sequence[Sample]
 
 
 def render(families: Iterable[Family]) -> bytes:
-    """Those that have a sample."""
-    lines = []
+    """Return the text of the families that have samples."""
+    lines: list[str] = []
     for family in families:
         name = family.name if family.name.startswith("process_") else f"netproxy_{family.name}"
         if family.samples:
             lines += [f"# HELP {name} {family.help}", f"# TYPE {name} {family.kind}"]
         for sample in family.samples:
             labels = ",".join(
-                f'{key}="{value.translate(_ESCAPES)}"' for key, value in sample.labels.items()
+                f'{key}="{value.translate(_LABEL_ESCAPES)}"' for key, value in sample.labels.items()
             )
-            lines.append(
-                f"{name}{sample.suffix}{{{labels}}} {sample.value:.15g}"
-                if labels
-                else f"{name}{sample.suffix} {sample.value:.15g}"
-            )
+            in_braces = f"{{{labels}}}" if labels else ""
+            lines.append(f"{name}{sample.suffix}{in_braces} {sample.value:.15g}")
     return "\n".join([*lines, ""]).encode("utf-8", "backslashreplace")
 
 
 def single(name: str, kind: str, text: str, value: float, **labels: str) -> Family:
+    """Return a family with one sample; `text` is its help."""
     return Family(name, kind, text, [Sample(labels, value)])
 
 
-def counted(items: Iterable[tuple[str, str, int]]) -> list[Family]:
-    """What Counters hold."""
-    found: dict[str, Family] = {}
-    for name, reason, value in items:
-        if (name, reason) in ELSEWHERE:
-            continue
-        metric, text = COUNTED.get(name) or (f"{name}_total", "Counted by reason.")
-        family = found.setdefault(name, Family(metric, COUNTER, text, []))
-        family.samples.append(Sample({"reason": reason} if reason else {}, value))  # type: ignore[attr-defined]
-    return list(found.values())
+def counter_families(counters: Iterable[tuple[str, str, int]]) -> list[Family]:
+    """Return what Counters.items() holds, one family for each name."""
+    samples: dict[str, list[Sample]] = {}
+    for name, reason, value in counters:
+        if (name, reason) not in COUNTED_ELSEWHERE:
+            labels = {"reason": reason} if reason else {}
+            samples.setdefault(name, []).append(Sample(labels, value))
+    families = []
+    for name, of_name in samples.items():
+        metric, text = COUNTER_METRICS.get(name) or (f"{name}_total", "Counted by reason.")
+        families.append(Family(metric, COUNTER, text, of_name))
+    return families
 
 
-def totals(by_key: Mapping[Key, Total]) -> list[Family]:
-    """What flows have carried."""
-    found = []
-    for network, flows, what in (
-        ("tcp", "tcp_flows", "Connections to targets"),
-        ("udp", "udp_sessions", "UDP sessions"),
-    ):
-        mine = {key: total for key, total in by_key.items() if key.network == network}
-        labels = {key: {"listener": key.listener, "upstream": key.upstream} for key in mine}
-        found += [
-            Family(
-                f"{flows}_total",
-                COUNTER,
-                f"{what} that have begun, by their way out.",
-                [Sample(labels[key], total.flows) for key, total in mine.items()],
-            ),
-            Family(
-                flows,
-                GAUGE,
-                f"{what} that live.",
-                [Sample(labels[key], total.live) for key, total in mine.items()],
-            ),
-            Family(
-                f"{network}_bytes_total",
-                COUNTER,
-                f"Bytes of {what[0].lower() + what[1:] if network == 'tcp' else what}.",
-                [
-                    Sample({**labels[key], "direction": way}, amount)
-                    for key, total in mine.items()
-                    for way, amount in (
-                        ("up", total.traffic.sent),
-                        ("down", total.traffic.received),
-                    )
-                ],
-            ),
-        ]
-        if network == "udp":
-            found.append(
-                Family(
-                    "udp_datagrams_total",
-                    COUNTER,
-                    "Datagrams of UDP sessions.",
-                    [
-                        Sample({**labels[key], "direction": way}, amount)
-                        for key, total in mine.items()
-                        for way, amount in (
-                            ("up", total.traffic.datagrams_sent),
-                            ("down", total.traffic.datagrams_received),
-                        )
-                    ],
-                )
-            )
-    return found
-
-
-def dials(by_way: Mapping[str, Histogram]) -> Family:
-    samples = []
-    for way, histogram in by_way.items():
-        below = 0
-        for bound, count in zip(
-            [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"], histogram.counts
-        ):
-            below += count
-            samples.append(Sample({"upstream": way, "le": bound}, below, "_bucket"))
-        samples += [
-            Sample({"upstream": way}, histogram.sum, "_sum"),
-            Sample({"upstream": way}, below, "_count"),
-        ]
-    return Family(
-        "dial_seconds", HISTOGRAM, "Time that connections to targets took to be made.", samples
-    )
-
-
-def upstreams(ways: Iterable[Mapping[str, Any]]) -> list[Family]:
-    """Ways out, and the members of groups as group/member; as report.upstreams tells of them."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for way in ways:
-        if way["state"] != "-":
-            found[way["name"]] = way
-        for group in way["groups"]:
-            found.update(
-                {f"{group['name']}/{member['name']}": member for member in group["members"]}
-            )
-
-    def family(name: str, kind: str, text: str, value: Any) -> Family:
-        return Family(
-            f"upstream_{name}",
-            kind,
-            text,
-            [Sample({"upstream": label}, value(one)) for label, one in found.items()],
-        )
-
+def flow_families(totals: Mapping[TotalKey, FlowTotal]) -> list[Family]:
+    """Return what flows have carried, by listener and upstream."""
+    tcp = {key: total for key, total in totals.items() if key.network == "tcp"}
+    udp = {key: total for key, total in totals.items() if key.network == "udp"}
     return [
-        family(
-            "up",
-            GAUGE,
-            "Whether a way out works, as far as is known.",
-            lambda one: one["state"] in ("up", "unused"),
-        ),
-        family("flows", GAUGE, "Connections and UDP sessions that live.", lambda one: one["live"]),
-        family("dials_total", COUNTER, "Dials.", lambda one: one["dialled"]),
-        family(
-            "dial_failures_total",
-            COUNTER,
-            "Dials that failed by a fault of the way out.",
-            lambda one: one["failed"],
-        ),
-        family(
-            "latency_seconds",
-            GAUGE,
-            "Moving average of the time of a dial.",
-            lambda one: one["latency"],
-        ),
+        *_totals_of("tcp_flows", "Connections to targets", tcp),
+        _by_direction("tcp_bytes_total", "Bytes of connections to targets.", tcp, _bytes),
+        *_totals_of("udp_sessions", "UDP sessions", udp),
+        _by_direction("udp_bytes_total", "Bytes of UDP sessions.", udp, _bytes),
+        _by_direction("udp_datagrams_total", "Datagrams of UDP sessions.", udp, _datagrams),
     ]
 
 
-def resident() -> int:
-    """Bytes of memory in use, 0 where the kernel does not tell."""
+def _totals_of(name: str, what: str, totals: Mapping[TotalKey, FlowTotal]) -> Iterator[Family]:
+    begun = [Sample(_labels(key), total.flows) for key, total in totals.items()]
+    live = [Sample(_labels(key), total.live) for key, total in totals.items()]
+    yield Family(f"{name}_total", COUNTER, f"{what} since the start.", begun)
+    yield Family(name, GAUGE, f"{what} that are running.", live)
+
+
+def _by_direction(
+    name: str,
+    text: str,
+    totals: Mapping[TotalKey, FlowTotal],
+    amounts: Callable[[FlowTotal], tuple[int, int]],
+) -> Family:
+    """Return a family with two samples for each key; `amounts` gives the values up and down."""
+    samples = []
+    for key, total in totals.items():
+        for direction, amount in zip(("up", "down"), amounts(total), strict=True):
+            samples.append(Sample({**_labels(key), "direction": direction}, amount))
+    return Family(name, COUNTER, text, samples)
+
+
+def _labels(key: TotalKey) -> dict[str, str]:
+    return {"listener": key.listener, "upstream": key.upstream}
+
+
+def _bytes(total: FlowTotal) -> tuple[int, int]:
+    return total.traffic.sent, total.traffic.received
+
+
+def _datagrams(total: FlowTotal) -> tuple[int, int]:
+    return total.traffic.datagrams_sent, total.traffic.datagrams_received
+
+
+def dial_family(histograms: Mapping[str, Histogram]) -> Family:
+    """Return how long dials have taken, by upstream."""
+    samples = []
+    for upstream, histogram in histograms.items():
+        cumulative = 0
+        bounds = [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"]
+        for bound, count in zip(bounds, histogram.counts, strict=True):
+            cumulative += count
+            samples.append(Sample({"upstream": upstream, "le": bound}, cumulative, "_bucket"))
+        samples += [
+            Sample({"upstream": upstream}, histogram.sum, "_sum"),
+            Sample({"upstream": upstream}, cumulative, "_count"),
+        ]
+    return Family("dial_seconds", HISTOGRAM, "Time to connect to targets.", samples)
+
+
+def upstream_families(upstreams: Iterable[UpstreamRow]) -> list[Family]:
+    """Return the state of upstreams; a member of a group has the label group/member."""
+    rows: dict[str, MemberRow] = {}
+    for upstream in upstreams:
+        if upstream["state"] != "-":
+            rows[upstream["name"]] = upstream
+        for group in upstream["groups"]:
+            for member in group["members"]:
+                rows[f"{group['name']}/{member['name']}"] = member
+
+    def family(name: str, kind: str, text: str, values: Iterable[float]) -> Family:
+        labelled = zip(rows, values, strict=True)
+        samples = [Sample({"upstream": label}, value) for label, value in labelled]
+        return Family(f"upstream_{name}", kind, text, samples)
+
+    members = list(rows.values())
+    works = [member["state"] in ("up", "unused") for member in members]
+    live = [member["live"] for member in members]
+    dialled = [member["dialled"] for member in members]
+    failed = [member["failed"] for member in members]
+    latency = [member["latency"] for member in members]
+    failures_text = "Dials that failed because of the upstream."
+    return [
+        family("up", GAUGE, "1 if the upstream works, as far as is known, else 0.", works),
+        family("flows", GAUGE, "Connections and UDP sessions that are running.", live),
+        family("dials_total", COUNTER, "Dials.", dialled),
+        family("dial_failures_total", COUNTER, failures_text, failed),
+        family("latency_seconds", GAUGE, "Moving average of the time of a dial.", latency),
+    ]
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory in use, 0 if the kernel does not tell."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * resource.getpagesize()
@@ -227,32 +212,23 @@ def resident() -> int:
         return 0
 
 
-def process(start: float) -> list[Family]:
-    """What the kernel knows of this process; nothing of what it does not tell.  `start`: seconds since the epoch."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    found = [
-        single("process_start_time_seconds", GAUGE, "When the process started.", start),
-        single(
-            "process_cpu_seconds_total",
-            COUNTER,
-            "Time that the process has computed.",
-            used.ru_utime + used.ru_stime,
-        ),
+def process_families(started: float) -> list[Family]:
+    """Return what the kernel knows about this process; `started` in seconds since the epoch.
+
+    What the kernel does not tell is left out.
+    """
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = usage.ru_utime + usage.ru_stime
+    descriptor_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    families = [
+        single("process_start_time_seconds", GAUGE, "Start of the process.", started),
+        single("process_cpu_seconds_total", COUNTER, "Processor time used.", cpu),
+        single("process_max_fds", GAUGE, "Limit of open descriptors.", descriptor_limit),
     ]
-    if memory := resident():
-        found.append(single("process_resident_memory_bytes", GAUGE, "Memory in use.", memory))
+    if memory := resident_memory():
+        families.append(single("process_resident_memory_bytes", GAUGE, "Memory in use.", memory))
     try:
-        found.append(
-            single("process_open_fds", GAUGE, "Open descriptors.", len(os.listdir("/proc/self/fd")))
-        )
+        count = len(os.listdir("/proc/self/fd"))
     except OSError:
-        pass
-    found.append(
-        single(
-            "process_max_fds",
-            GAUGE,
-            "Descriptors that may be open.",
-            resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        )
-    )
-    return found
+        return families
+    return [*families, single("process_open_fds", GAUGE, "Open descriptors.", count)]

@@ -1,6 +1,7 @@
-"""Counters, by name and reason, and histograms.  Nothing is lost in silence: what is dropped is counted here.
+"""Counters by name and reason, and histograms.
 
-Never on the path of a datagram that goes through; any thread may count.
+Whatever is dropped, refused or failed is counted here, so that nothing is lost in silence.
+A datagram that is forwarded touches no counter.  Any thread may count.
 """
 
 from __future__ import annotations
@@ -11,41 +12,48 @@ from typing import Sequence
 
 
 class Counters:
+    """Totals since the start, by name and reason.  Thread: any."""
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _values
+        # Guards _values.
+        self._lock = threading.Lock()
         self._values: dict[tuple[str, str], int] = {}
 
     def count(self, name: str, reason: str, amount: int = 1) -> None:
+        """Add `amount`."""
         key = name, reason
         with self._lock:
             self._values[key] = self._values.get(key, 0) + amount
 
     def value(self, name: str, reason: str = "") -> int:
+        """Return one total; 0 if nothing was counted."""
         with self._lock:
             return self._values.get((name, reason), 0)
 
     def items(self) -> list[tuple[str, str, int]]:
-        """(name, reason, value), sorted."""
+        """Return (name, reason, total) of each counter, sorted."""
         with self._lock:
             return sorted((name, reason, value) for (name, reason), value in self._values.items())
 
 
 class Histogram:
-    """How many values were within each bound, and their sum.  Guarded by whoever owns it."""
+    """How many values were within each bound, and their sum.  Its owner guards it."""
 
     __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """`bounds` ascend; one more, without an end, is behind the last."""
+        """Count values up to each of `bounds`, which ascend, and above the last."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def add(self, value: float) -> None:
+        """Count one value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
     def copy(self) -> Histogram:
+        """Return a copy that does not change."""
         other = Histogram(self.bounds)
         other.counts, other.sum = list(self.counts), self.sum
         return other

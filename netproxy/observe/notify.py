@@ -1,4 +1,8 @@
-"""What systemd wants to know of a service (sd_notify(3)): one datagram to $NOTIFY_SOCKET.  Nothing without it."""
+"""Tells systemd about the state of the service: sd_notify(3).
+
+Sends one datagram to $NOTIFY_SOCKET for each message, and nothing if that is not set.  A
+service manager that does not listen is no error.  Runs on the main thread.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +12,39 @@ import time
 
 
 def ready(status: str) -> None:
+    """Report that the service is up, or that a reload is done; `status` is for people."""
     _send(f"READY=1\nSTATUS={status}")
 
 
 def reloading() -> None:
+    """Report that a reload begins; ready() ends it."""
     _send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def stopping(seconds: float) -> None:
-    """It may take that long, whatever the service manager is used to."""
+    """Report that the service stops, and ask for up to `seconds` for it."""
     _send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 
 
 def status(text: str) -> None:
+    """Set the status line that systemctl shows."""
     _send(f"STATUS={text}")
 
 
 class Watchdog:
-    """Tells the service manager that all is well, twice in the time after which it would believe otherwise."""
+    """Tells the service manager that the daemon works, twice in each watchdog timeout."""
+
+    seconds: float
+    """Between two pings; 0 if the service manager does not ask for any."""
 
     def __init__(self) -> None:
         usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
-        asked = usec.isdigit() and pid in ("", str(os.getpid()))
-        self.seconds = (
-            int(usec) / 2e6 if asked else 0.0
-        )  # between two pings; 0: nobody waits for any
+        enabled = usec.isdigit() and pid in ("", str(os.getpid()))
+        self.seconds = int(usec) / 2e6 if enabled else 0.0
         self._due = 0.0
 
     def ping(self, now: float) -> None:
-        """`now`: time.monotonic()."""
+        """Send a ping if one is due; `now` is in monotonic seconds."""
         if self.seconds and now >= self._due:
             self._due = now + self.seconds
             _send("WATCHDOG=1")
@@ -51,4 +59,5 @@ def _send(state: str) -> None:
             sock.connect("\0" + path[1:] if path.startswith("@") else path)
             sock.send(state.encode())
     except OSError:
-        pass  # the service manager is gone: that is no reason to stop serving
+        # The service manager is gone: no reason to stop serving.
+        pass

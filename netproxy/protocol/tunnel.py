@@ -1,61 +1,78 @@
-"""NetProxy's tunnel, version 1: the bytes of both roles, an agent that dials out and the bridge that it dials.
+"""The reverse tunnel protocol, version 1: the bytes of both roles, agent and bridge.
 
-A connection begins with a handshake, in which each side proves that it has the token
-without sending it; then it carries capsules (RFC 9297) of kinds of our own.  A control
-connection carries nothing else; a work connection, once it is opened, is one stream of
-bytes or of datagrams.  man/netproxy-tunnel.7 says the same to others.  No I/O; any thread.
+The agent dials the bridge.  Each connection begins with a handshake in which each side proves
+that it has the token without sending it.  After it the connection carries capsules (RFC 9297) of
+our own types.  A control connection carries nothing else; a work connection, once it is opened,
+is one stream of bytes or of datagrams (protocol.tunnel_datagrams).  man/netproxy-tunnel.7
+describes the same for others.  No I/O; any thread.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Iterable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple
 
 from netproxy.errors import ProtocolError, Reason
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Reader
 from netproxy.protocol import socks5
-from netproxy.protocol.capsule import DATAGRAM, VARINT_LONGEST, encode_varint, parse_varint
+from netproxy.protocol.capsule import VARINT_LONGEST, encode_varint, parse_varint
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Reader
 
 MAGIC, VERSION = b"\x9eNPT", 1
-CONTROL, WORK = 0, 1  # kinds of connection
-NONCE_SIZE, PROOF_SIZE, SESSION_SIZE = 32, 32, 16
-CHALLENGED, WELCOMED, REFUSED = 1, 2, 3  # what the bridge says in the handshake
-NAME = r"[A-Za-z0-9_-]{1,63}\Z"  # of an agent
-MESSAGE_LIMIT = 4096  # bytes of a capsule's value, but for datagrams
-SERVICES_LIMIT = 1000  # of an agent: what a REGISTERED has room for
-PING_SIZE = 8
-_LABEL = b"netproxy tunnel 1 "  # in what is signed, before the role: each proof is good for one side alone
+CONTROL, WORK = 0, 1
+"""Kinds of connection."""
 
-# Why a handshake is refused
+NONCE_SIZE, PROOF_SIZE, SESSION_SIZE = 32, 32, 16
+"""Bytes."""
+
+MESSAGE_LIMIT = 4096
+"""Bytes of a capsule's value; DATAGRAM capsules have a limit of their own."""
+
+SERVICES_LIMIT = 1000
+"""Services of one agent: a REGISTERED message of so many fits in MESSAGE_LIMIT."""
+
+PING_SIZE = 8
+"""Bytes of a PING's value."""
+
+_AGENT_NAME = r"[A-Za-z0-9_-]{1,63}\Z"
+_HEAD_SIZE = len(MAGIC) + 2
+_CHALLENGE, _WELCOME, _REFUSAL = 1, 2, 3
+# Signed before the role, which makes each proof valid for one side only.
+_LABEL = b"netproxy tunnel 1 "
+
 NOT_PROVEN, NAME_IN_USE, NO_SESSION, TOO_MANY = 1, 2, 3, 4
+"""Reasons of a refused handshake."""
+
 REFUSALS = {
-    NOT_PROVEN: "it does not know this name with this token",
-    NAME_IN_USE: "another agent of this name is connected",
+    NOT_PROVEN: "unknown name or wrong token",
+    NAME_IN_USE: "another agent with this name is connected",
     NO_SESSION: "the session has ended",
-    TOO_MANY: "it has enough connections waiting",
+    TOO_MANY: "enough work connections are waiting",
 }
 
-# Capsules
+# Types of capsules.
 REGISTER, REGISTERED, PING, PONG, WANT, CLOSE, OPEN, ACCEPT, REFUSE = range(0x4E5401, 0x4E540A)
 
-# What comes of a service
 SERVED, NOT_ALLOWED, CANNOT_LISTEN = 0, 1, 2
+"""Outcomes of the registration of a service."""
+
 OUTCOMES = {
     SERVED: "served",
     NOT_ALLOWED: "not allowed by the bridge",
     CANNOT_LISTEN: "the bridge cannot listen there",
 }
 
-# Why a bridge, or an agent, closes a control connection
 STOPPING, REPLACED, WITHDRAWN = 1, 2, 3
+"""Reasons to close a control connection."""
+
 CLOSINGS = {
-    STOPPING: "it stops",
-    REPLACED: "another agent of this name took over",
+    STOPPING: "it is stopping",
+    REPLACED: "another agent with this name took over",
     WITHDRAWN: "its configuration has changed",
 }
 
-# REFUSE, and the reasons of dials
 REASONS = {
     1: Reason.GENERAL,
     2: Reason.DENIED,
@@ -69,48 +86,65 @@ REASONS = {
     10: Reason.PROTOCOL,
     11: Reason.LOOP,
 }
-_CODES = {reason: code for code, reason in REASONS.items()}
+"""The reasons of a REFUSE message and of failed dials."""
 
-_NETWORKS = {6: "tcp", 17: "udp"}  # IANA's protocol numbers
-_NUMBERS = {name: number for number, name in _NETWORKS.items()}
+_REASON_CODES = {reason: code for code, reason in REASONS.items()}
+# IANA protocol numbers.
+_NETWORKS = {6: "tcp", 17: "udp"}
+_NETWORK_NUMBERS = {name: number for number, name in _NETWORKS.items()}
 _TO_SERVICE, _TO_ADDRESS = 0, 1
-_HEAD = len(MAGIC) + 2
+
+
+def reason_text(texts: Mapping[int, str], reason: int) -> str:
+    """Return a number in words, of REFUSALS, OUTCOMES or CLOSINGS."""
+    return texts.get(reason, f"unknown reason {reason}")
 
 
 class Hello(NamedTuple):
+    """What the agent sends first on each connection."""
+
     kind: int
+    """CONTROL or WORK."""
     name: str
     nonce: bytes
-    session: bytes = b""  # of a work connection: of the control connection that it belongs to
+    session: bytes = b""
+    """Of a work connection: the session that its control connection was given."""
 
 
 class Welcome(NamedTuple):
-    """The bridge's answer to a proof that holds."""
+    """The bridge's answer to a valid proof."""
 
     proof: bytes
     session: bytes
 
 
-class Service(NamedTuple):
-    """A port of the bridge."""
+class BridgePort(NamedTuple):
+    """A port of the bridge, which identifies a service of the agent."""
 
-    network: str  # "tcp" or "udp"
+    network: str
+    """ "tcp" or "udp"."""
     port: int
 
     def __str__(self) -> str:
         return f"{self.port}/{self.network}"
 
 
-class Opening(NamedTuple):
-    """What a work connection becomes."""
+class OpenRequest(NamedTuple):
+    """What the bridge wants a work connection to carry."""
 
     network: str
-    client: Address  # on whose behalf, for records and PROXY headers
-    target: Service | Address  # a service of the agent's, or what its exit leads to
+    """ "tcp" or "udp"."""
+    client: Address
+    """The client of the bridge, for the agent's records and for PROXY headers."""
+    target: BridgePort | Address
+    """A service, or an address that an agent dials as an exit."""
 
 
-class Message(NamedTuple):
+class TunnelMessage(NamedTuple):
+    """A capsule."""
+
     kind: int
+    """REGISTER to REFUSE; a type of a later version may have any other number."""
     value: bytes
 
 
@@ -123,114 +157,141 @@ class Message(NamedTuple):
 # |   4   |    1    |  1   |  32   |  1  | 1-63 |   16    |
 # +-------+---------+------+-------+-----+------+---------+
 def encode_hello(hello: Hello) -> bytes:
+    """Return the bytes of a hello."""
     name = hello.name.encode("ascii")
-    return (
-        MAGIC
-        + bytes((VERSION, hello.kind))
-        + hello.nonce
-        + bytes((len(name),))
-        + name
-        + hello.session
-    )
+    head = MAGIC + bytes((VERSION, hello.kind))
+    return head + hello.nonce + bytes((len(name),)) + name + hello.session
 
 
 def read_hello(reader: Reader) -> Hello:
-    """ProtocolError for another version, an unknown kind and a name that no agent can have."""
-    head = reader.read_exactly(_HEAD)
+    """Read a hello.
+
+    Raises ProtocolError for another version, an unknown kind and an invalid agent name.
+    """
+    head = reader.read_exactly(_HEAD_SIZE)
     if not head.startswith(MAGIC):
-        raise ProtocolError("no tunnel's agent")
-    if head[4] != VERSION or head[5] not in (CONTROL, WORK):
+        raise ProtocolError("not a tunnel agent")
+    version, kind = head[-2:]
+    if version != VERSION or kind not in (CONTROL, WORK):
         raise ProtocolError(
-            f"a tunnel of version {head[4]}, kind {head[5]}: known is version {VERSION}"
+            f"unknown tunnel version {version} or connection kind {kind}"
+            f" (supported: version {VERSION}, kinds {CONTROL} and {WORK})"
         )
     nonce = reader.read_exactly(NONCE_SIZE)
-    raw = reader.read_exactly(reader.read_exactly(1)[0])
-    name = raw.decode("latin-1")
-    if not re.match(NAME, name):
-        raise ProtocolError("not an agent's name")
-    return Hello(
-        head[5], name, nonce, reader.read_exactly(SESSION_SIZE) if head[5] == WORK else b""
-    )
+    length = reader.read_exactly(1)
+    raw_name = reader.read_exactly(length[0])
+    name = raw_name.decode("latin-1")
+    if not re.match(_AGENT_NAME, name):
+        raise ProtocolError("not a valid agent name")
+    session = b""
+    if kind == WORK:
+        session = reader.read_exactly(SESSION_SIZE)
+    return Hello(kind, name, nonce, session)
 
 
-# Challenge and welcome, or a refusal in place of either, bridge to agent; between them PROOF alone, agent to bridge
+# Challenge and welcome, bridge to agent; a refusal may replace either.
+# Between challenge and welcome the agent sends PROOF alone.
 # +----+-------+      +----+-------+---------+      +----+--------+
 # | 01 | NONCE |      | 02 | PROOF | SESSION |      | 03 | REASON |
 # | 1  |  32   |      | 1  |  32   |   16    |      | 1  |   1    |
 # +----+-------+      +----+-------+---------+      +----+--------+
 def encode_challenge(nonce: bytes) -> bytes:
-    return bytes((CHALLENGED,)) + nonce
+    """Return the bytes of a challenge with the bridge's nonce."""
+    return bytes((_CHALLENGE,)) + nonce
 
 
 def encode_welcome(welcome: Welcome) -> bytes:
-    return bytes((WELCOMED,)) + welcome.proof + welcome.session
+    """Return the bytes of a welcome."""
+    return bytes((_WELCOME,)) + welcome.proof + welcome.session
 
 
 def encode_refusal(reason: int) -> bytes:
-    return bytes((REFUSED, reason))
+    """Return the bytes of a refusal; `reason` is a key of REFUSALS."""
+    return bytes((_REFUSAL, reason))
 
 
 def read_challenge(reader: Reader) -> bytes | int:
-    """The bridge's nonce, or why it refuses."""
-    return (
-        reader.read_exactly(NONCE_SIZE) if _says(reader, CHALLENGED) else reader.read_exactly(1)[0]
-    )
+    """Read a challenge: return the bridge's nonce, or the reason of its refusal.
+
+    Raises ProtocolError for anything else.
+    """
+    kind = reader.read_exactly(1)
+    if not _is_answer(kind[0], _CHALLENGE):
+        reason = reader.read_exactly(1)
+        return reason[0]
+    nonce = reader.read_exactly(NONCE_SIZE)
+    return nonce
 
 
 def read_welcome(reader: Reader) -> Welcome | int:
-    """What an agent's proof is answered with, or why it is refused."""
-    if not _says(reader, WELCOMED):
-        return reader.read_exactly(1)[0]
-    return Welcome(reader.read_exactly(PROOF_SIZE), reader.read_exactly(SESSION_SIZE))
+    """Read a welcome: return it, or the reason of the bridge's refusal.
+
+    Raises ProtocolError for anything else.
+    """
+    kind = reader.read_exactly(1)
+    if not _is_answer(kind[0], _WELCOME):
+        reason = reader.read_exactly(1)
+        return reason[0]
+    proof = reader.read_exactly(PROOF_SIZE)
+    session = reader.read_exactly(SESSION_SIZE)
+    return Welcome(proof, session)
 
 
-def _says(reader: Reader, wanted: int) -> bool:
-    said = reader.read_exactly(1)[0]
-    if said not in (wanted, REFUSED):
-        raise ProtocolError("not a tunnel's bridge")
-    return said == wanted
+def _is_answer(kind: int, expected: int) -> bool:
+    """Return whether the bridge sent what was expected, False for a refusal."""
+    if kind not in (expected, _REFUSAL):
+        raise ProtocolError("not a tunnel bridge")
+    return kind == expected
 
 
-# What is signed
+# The bytes that a proof signs; SESSION only if the side that signs knows it
 # +-------+------+------+-----+------+---------------+----------------+---------+
-# | LABEL | ROLE | KIND | LEN | NAME | AGENT'S NONCE | BRIDGE'S NONCE | SESSION |     SESSION as far as there is one
+# | LABEL | ROLE | KIND | LEN | NAME | AGENT'S NONCE | BRIDGE'S NONCE | SESSION |
 # |  18   |  1   |  1   |  1  | 1-63 |      32       |       32       | 0 or 16 |
 # +-------+------+------+-----+------+---------------+----------------+---------+
 def agent_proof(token: bytes, hello: Hello, nonce: bytes) -> bytes:
-    """`nonce` is the bridge's."""
+    """Return the agent's proof; `nonce` is the bridge's."""
     return _sign(token, b"A", hello, nonce, hello.session)
 
 
 def bridge_proof(token: bytes, hello: Hello, nonce: bytes, session: bytes) -> bytes:
+    """Return the bridge's proof; `nonce` is the bridge's, `session` that of its welcome."""
     return _sign(token, b"B", hello, nonce, session)
 
 
 def _sign(token: bytes, role: bytes, hello: Hello, nonce: bytes, session: bytes) -> bytes:
-    import hmac  # late: a daemon without a tunnel needs none
+    # Imported late: a daemon without a tunnel does not need it.
+    import hmac
 
     name = hello.name.encode("ascii")
     signed = _LABEL + role + bytes((hello.kind, len(name))) + name + hello.nonce + nonce + session
     return hmac.digest(token, signed, "sha256")
 
 
-def same(one: bytes, other: bytes) -> bool:
-    """In a time that does not tell where they differ."""
-    import hmac  # late: as above
+def secrets_equal(given: bytes, expected: bytes) -> bool:
+    """Compare in a time that does not tell where the two differ."""
+    # Imported late, as in _sign().
+    import hmac
 
-    return hmac.compare_digest(one, other)
+    return hmac.compare_digest(given, expected)
 
 
 # -- capsules
 
 
-def encode(kind: int, value: bytes = b"") -> bytes:
+# RFC 9297 section 3.2
+# +----------+------------+-------+
+# | Type (i) | Length (i) | Value |
+# +----------+------------+-------+
+def encode_message(kind: int, value: bytes = b"") -> bytes:
+    """Return the bytes of a capsule."""
     return encode_varint(kind) + encode_varint(len(value)) + value
 
 
-def next_message(buffer: bytes) -> tuple[Message, int] | None:
-    """The capsule at the start of a buffer and where it ends; None until it is whole.
+def parse_message(buffer: bytes) -> tuple[TunnelMessage, int] | None:
+    """Return the capsule at the start of a buffer and its end, None until it is complete.
 
-    ProtocolError as soon as its head tells a length over MESSAGE_LIMIT.
+    Raises ProtocolError as soon as the length is known to exceed MESSAGE_LIMIT.
     """
     kind = parse_varint(buffer, 0, len(buffer))
     length = parse_varint(buffer, kind[1], len(buffer)) if kind else None
@@ -238,178 +299,148 @@ def next_message(buffer: bytes) -> tuple[Message, int] | None:
         return None
     _check_length(length[0])
     end = length[1] + length[0]
-    return (Message(kind[0], buffer[length[1] : end]), end) if end <= len(buffer) else None
+    if end > len(buffer):
+        return None
+    return TunnelMessage(kind[0], buffer[length[1] : end]), end
 
 
-def read_message(reader: Reader) -> Message:
-    """The same, from whoever has it to give."""
+def read_message(reader: Reader) -> TunnelMessage:
+    """Read a capsule.  Raises ProtocolError if it is longer than MESSAGE_LIMIT."""
     kind = _read_varint(reader)
     length = _read_varint(reader)
     _check_length(length)
-    return Message(kind, reader.read_exactly(length))
+    value = reader.read_exactly(length)
+    return TunnelMessage(kind, value)
 
 
 def _check_length(length: int) -> None:
     if length > MESSAGE_LIMIT:
-        raise ProtocolError(f"a capsule of {length} bytes on a tunnel")
+        raise ProtocolError(f"a tunnel message of {length} bytes (limit {MESSAGE_LIMIT})")
 
 
 def _read_varint(reader: Reader) -> int:
     first = reader.read_exactly(1)
-    size = 1 << (first[0] >> 6)
-    found = parse_varint(first + reader.read_exactly(size - 1), 0, VARINT_LONGEST)
-    assert found is not None
-    return found[0]
+    rest = reader.read_exactly((1 << (first[0] >> 6)) - 1)
+    parsed = parse_varint(first + rest, 0, VARINT_LONGEST)
+    assert parsed is not None
+    return parsed[0]
 
 
-# REGISTER: FLAGS, 01 for an exit, and for each service | NETWORK 1 | PORT 2 |; REGISTERED: the same, each with | OUTCOME 1 |
-def encode_register(services: Iterable[Service], leads_out: bool) -> bytes:
-    return encode(REGISTER, bytes((leads_out,)) + b"".join(map(_encode_service, services)))
+# REGISTER; FLAGS is 01 for an exit      REGISTERED
+# +-------+----------------------+       +--------------------------------+
+# | FLAGS | NETWORK | PORT | ... |       | NETWORK | PORT | OUTCOME | ... |
+# |   1   |    1    |  2   |     |       |    1    |  2   |    1    |     |
+# +-------+----------------------+       +--------------------------------+
+def encode_register(services: Iterable[BridgePort], is_exit: bool) -> bytes:
+    """Return the bytes of a REGISTER message: all ports that the agent wants to serve."""
+    value = bytes((is_exit,)) + b"".join(map(_encode_bridge_port, services))
+    return encode_message(REGISTER, value)
 
 
-def parse_register(value: bytes) -> tuple[list[Service], bool]:
-    """The services, and whether the agent is an exit."""
+def parse_register(value: bytes) -> tuple[list[BridgePort], bool]:
+    """Return the ports that the agent wants, and whether it is an exit.  Raises ProtocolError."""
     if len(value) % 3 != 1 or len(value) > 1 + 3 * SERVICES_LIMIT:
-        raise ProtocolError("not a REGISTER")
-    return [_parse_service(value[at : at + 3]) for at in range(1, len(value), 3)], bool(
-        value[0] & 1
-    )
+        raise ProtocolError("a malformed REGISTER message")
+    services = [_parse_bridge_port(value[at : at + 3]) for at in range(1, len(value), 3)]
+    return services, bool(value[0] & 1)
 
 
-def encode_registered(outcomes: Sequence[tuple[Service, int]]) -> bytes:
-    return encode(
-        REGISTERED,
-        b"".join(_encode_service(service) + bytes((outcome,)) for service, outcome in outcomes),
-    )
+def encode_registered(outcomes: Iterable[tuple[BridgePort, int]]) -> bytes:
+    """Return the bytes of a REGISTERED message: each port with a key of OUTCOMES."""
+    value = b"".join(_encode_bridge_port(port) + bytes((outcome,)) for port, outcome in outcomes)
+    return encode_message(REGISTERED, value)
 
 
-def parse_registered(value: bytes) -> list[tuple[Service, int]]:
+def parse_registered(value: bytes) -> list[tuple[BridgePort, int]]:
+    """Return the ports and their outcomes, which may be unknown ones.  Raises ProtocolError."""
     if len(value) % 4:
-        raise ProtocolError("not a REGISTERED")
-    return [(_parse_service(value[at : at + 3]), value[at + 3]) for at in range(0, len(value), 4)]
+        raise ProtocolError("a malformed REGISTERED message")
+    return [
+        (_parse_bridge_port(value[at : at + 3]), value[at + 3]) for at in range(0, len(value), 4)
+    ]
 
 
 def encode_number(kind: int, number: int) -> bytes:
-    """WANT: how many; CLOSE and REFUSE: a reason."""
-    return encode(kind, encode_varint(number))
+    """Return the bytes of a WANT (a count), CLOSE or REFUSE message (a reason)."""
+    return encode_message(kind, encode_varint(number))
 
 
 def parse_number(value: bytes) -> int:
-    found = parse_varint(value, 0, len(value))
-    if found is None:
-        raise ProtocolError("a capsule without its number")
-    return found[0]
+    """Return the number in a WANT, CLOSE or REFUSE message.  Raises ProtocolError."""
+    parsed = parse_varint(value, 0, len(value))
+    if parsed is None:
+        raise ProtocolError("a tunnel message without its number")
+    return parsed[0]
 
 
-# OPEN; CLIENT and an address as target are ATYP, ADDR and PORT of SOCKS5, a service is its port
+# OPEN; CLIENT and an address as target are ATYP, ADDR and PORT of SOCKS5 (RFC 1928 section 5)
 # +---------+--------+-----+--------+      +------------+
 # | NETWORK | CLIENT | 00  |  PORT  |  or  | 01 | TARGET |
 # |    1    |  7-19  |  1  |   2    |      | 1  | 7-259  |
 # +---------+--------+-----+--------+      +------------+
-def encode_open(opening: Opening) -> bytes:
-    target = opening.target
-    end = (
-        bytes((_TO_SERVICE,)) + target.port.to_bytes(2, "big")
-        if isinstance(target, Service)
-        else bytes((_TO_ADDRESS,)) + socks5.encode_address(target)
-    )
-    return encode(
-        OPEN, bytes((_NUMBERS[opening.network],)) + socks5.encode_address(opening.client) + end
-    )
+def encode_open(request: OpenRequest) -> bytes:
+    """Return the bytes of an OPEN message."""
+    target = request.target
+    if isinstance(target, BridgePort):
+        encoded_target = bytes((_TO_SERVICE,)) + target.port.to_bytes(2, "big")
+    else:
+        encoded_target = bytes((_TO_ADDRESS,)) + socks5.encode_address(target)
+    network = bytes((_NETWORK_NUMBERS[request.network],))
+    return encode_message(OPEN, network + socks5.encode_address(request.client) + encoded_target)
 
 
-def parse_open(value: bytes) -> Opening:
+def parse_open(value: bytes) -> OpenRequest:
+    """Return the request in an OPEN message.  Raises ProtocolError."""
     size = address_size(value, 1, len(value)) or len(value)
     end = 1 + size
     if end >= len(value) or value[0] not in _NETWORKS:
-        raise ProtocolError("not an OPEN")
+        raise ProtocolError("a malformed OPEN message")
     network, client, rest = _NETWORKS[value[0]], socks5.parse_target(value[1:end]), value[end + 1 :]
     if value[end] == _TO_ADDRESS:
-        return Opening(network, client, socks5.parse_target(rest))
+        return OpenRequest(network, client, socks5.parse_target(rest))
     if value[end] != _TO_SERVICE or len(rest) != 2:
-        raise ProtocolError("an OPEN of something unknown")
-    return Opening(network, client, Service(network, int.from_bytes(rest, "big")))
+        raise ProtocolError("an OPEN message with an unknown kind of target")
+    return OpenRequest(network, client, BridgePort(network, int.from_bytes(rest, "big")))
 
 
 def encode_accept() -> bytes:
-    return encode(ACCEPT)
+    """Return the bytes of an ACCEPT message."""
+    return encode_message(ACCEPT)
 
 
 def encode_refuse(reason: Reason) -> bytes:
-    return encode_number(REFUSE, _CODES[reason])
+    """Return the bytes of a REFUSE message."""
+    return encode_number(REFUSE, _REASON_CODES[reason])
 
 
 def parse_refuse(value: bytes) -> Reason:
-    """A reason of a later version is just a failure."""
+    """Return the reason in a REFUSE message: GENERAL for a number of a later version.
+
+    Raises ProtocolError.
+    """
     return REASONS.get(parse_number(value), Reason.GENERAL)
 
 
 def address_size(buffer: bytes | bytearray, start: int, end: int) -> int:
-    """Bytes of ATYP, ADDR and PORT at `start`; 0 where `end` comes before it is known.  ProtocolError for an unknown ATYP."""
+    """Return the bytes of ATYP, ADDR and PORT at `start`, 0 if too few are there before `end`.
+
+    Raises ProtocolError for an unknown ATYP.
+    """
     if end - start < 2:
         return 0
     kind = buffer[start]
     if kind == socks5.NAME:
         return 4 + buffer[start + 1]
     if kind not in (socks5.IPV4, socks5.IPV6):
-        raise ProtocolError("unknown address type on a tunnel")
+        raise ProtocolError("an unknown address type in a tunnel message")
     return 7 if kind == socks5.IPV4 else 19
 
 
-def _encode_service(service: Service) -> bytes:
-    return bytes((_NUMBERS[service.network],)) + service.port.to_bytes(2, "big")
+def _encode_bridge_port(port: BridgePort) -> bytes:
+    return bytes((_NETWORK_NUMBERS[port.network],)) + port.port.to_bytes(2, "big")
 
 
-def _parse_service(raw: bytes) -> Service:
+def _parse_bridge_port(raw: bytes) -> BridgePort:
     if raw[0] not in _NETWORKS:
         raise ProtocolError("a service that is neither TCP nor UDP")
-    return Service(_NETWORKS[raw[0]], int.from_bytes(raw[1:], "big"))
-
-
-# -- datagrams of an exit, behind ACCEPT
-
-# A DATAGRAM capsule of context 2, whose payload begins with the address of the peer's, or where it goes
-# +----+------------+---------+----------+----------+------+
-# | 00 | Length (i) |   02    |   ATYP   |   ADDR   | PORT |  DATA
-# +----+------------+---------+----------+----------+------+
-_ADDRESSED = 2
-_VALUE_LIMIT = VARINT_LONGEST + 259 + 65507
-
-
-class AddressedDatagrams:
-    """The framing of a stream for all targets of one client (net.framed.Framing)."""
-
-    payload_limit = 65507  # what UDP over IPv4 has room for
-
-    def find(self, memory: bytearray, start: int, end: int) -> tuple[int, int, bytes | None] | None:
-        """As net.framed.Framing says: other capsules and contexts are skipped."""
-        kind = parse_varint(memory, start, end)
-        length = parse_varint(memory, kind[1], end) if kind else None
-        if not kind or not length:
-            return None
-        finish = length[1] + length[0]
-        if kind[0] != DATAGRAM:
-            return length[1], finish, None
-        if length[0] > _VALUE_LIMIT:
-            raise ProtocolError("a DATAGRAM capsule is longer than any UDP payload")
-        if finish > end:
-            return None
-        context = parse_varint(memory, length[1], finish)
-        if not context:
-            raise ProtocolError("a DATAGRAM capsule without a context ID")
-        if context[0] != _ADDRESSED:
-            return length[1], finish, None
-        size = address_size(memory, context[1], finish)
-        payload = context[1] + size
-        if not size or not 0 <= finish - payload <= self.payload_limit:
-            raise ProtocolError("a datagram without its address, or too long")
-        return payload, finish, bytes(memory[context[1] : payload])
-
-    def prefix(self, address: bytes, size: int) -> bytes:
-        return b"\0%b\2%b" % (encode_varint(1 + len(address) + size), address)
-
-    def encode(self, target: Address) -> bytes:
-        return socks5.encode_address(target)
-
-    def parse(self, address: bytes) -> Address:
-        return socks5.parse_target(address)
+    return BridgePort(_NETWORKS[raw[0]], int.from_bytes(raw[1:], "big"))

@@ -1,142 +1,181 @@
-"""Name servers and the plan of lookups from the configuration."""
+"""Builds name servers and the plan of lookups from the configuration.
+
+Runs on the thread that builds a configuration.
+"""
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from typing import Callable, Container, Iterator, Mapping, NamedTuple, Sequence
+from typing import Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.config.schema import DnsConfig, NameServerConfig, UpstreamConfig
 from netproxy.errors import ConfigError, DialError, Reason
-from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address, pack_ip
 from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.networks import HostSet
 from netproxy.interfaces.routing import DestinationGuard, Dialer
 from netproxy.net.stream import Stream
-from netproxy.resolver.forwarder import Branch, Forwarder
-from netproxy.resolver.resolver import LookupFailed, Plan, ask_system
-from netproxy.resolver.servers import HttpsServer, Server, Servers, StreamServer, UdpServer
+from netproxy.resolver.forwarder import DnsForwarder, ForwardingRule
+from netproxy.resolver.group import NameServerGroup
+from netproxy.resolver.resolver import LookupFailed, LookupPlan, ask_system
+from netproxy.resolver.servers import HttpsServer, NameServer, StreamServer, UdpServer
 
-NOBODY = Address("0.0.0.0", 0)  # the client of what we ask for ourselves
 HOSTS_FILE = "/etc/hosts"
 
 
-class Means(NamedTuple):
-    """`direct(seconds)` leads to servers without an upstream, as far as the gatekeeper permits it.
+class ResolverDependencies(NamedTuple):
+    """What name servers are built on."""
 
-    `domains` compiles patterns and files to a set of names.
-    """
-
-    direct: Callable[[float], Dialer]
+    direct_within: Callable[[float], Dialer]
+    """Returns a direct dialer with so many seconds to connect.  It obeys `guard`."""
     dialer: Callable[[UpstreamConfig], Dialer]
-    domains: Callable[[Sequence[str], Sequence[str]], Container[str]]
+    domains: Callable[[Sequence[str], Sequence[str]], HostSet]
+    """Compiles patterns and files to a set of names.  Raises ValueError or ConfigError."""
     guard: DestinationGuard
 
 
-class SystemNames:
-    """A Resolver for the names of name servers themselves, on the thread that asks."""
+class SystemResolver:
+    """A Resolver for the names of name servers.  It asks the system, on the caller's thread."""
 
     def __init__(self, hosts: Mapping[str, tuple[str, ...]]) -> None:
-        """`hosts` of the configuration; for what is not there the system is asked."""
+        """Ask the system for names that are not in `hosts`, addresses by name."""
         self._hosts = hosts
 
     def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+        """Return the addresses of a target, at least one; `seconds` has no effect.
+
+        Blocks.  Raises DialError(NAME).
+        """
         if pack_ip(target.host) is not None:
             return [target]
         try:
-            found = self._hosts.get(target.host) or ask_system(target.host).addresses
-            return [target._replace(host=host) for host in found]
+            hosts = self._hosts.get(target.host) or ask_system(target.host).addresses
+            return [target._replace(host=host) for host in hosts]
         except LookupFailed as error:
             raise DialError(Reason.NAME, target.host) from error
 
     known = resolve
 
 
-def make_forwarder(config: DnsConfig, means: Means) -> Forwarder:
-    """For a configuration with servers or rules.  ConfigError."""
-    branches = [
-        Branch(
-            _names(rule.domain, rule.domain_file, rule.place, means),
-            Servers([_server(one, means) for one in rule.servers]) if rule.servers else None,
+def make_forwarder(config: DnsConfig, dependencies: ResolverDependencies) -> DnsForwarder:
+    """Build the forwarder for a configuration with servers or rules.  Raises ConfigError."""
+    rules = [
+        ForwardingRule(
+            _names(rule.domain, rule.domain_file, rule.place, dependencies),
+            _group(rule.servers, dependencies),
         )
         for rule in config.rules
     ]
-    servers = Servers([_server(one, means) for one in config.servers]) if config.servers else None
-    return Forwarder(branches, servers, dict(config.hosts))
+    return DnsForwarder(rules, _group(config.servers, dependencies), dict(config.hosts))
 
 
-def make_plan(config: DnsConfig, forwarder: Forwarder) -> Plan:
-    """How names are looked up: as the forwarder knows, and hosts(5), which the system would read itself."""
-    return Plan(
-        forwarder.ask, {**dict(_read_hosts()), **dict(config.hosts)}, config.prefer, config.cache
-    )
+def make_lookup_plan(config: DnsConfig, forwarder: DnsForwarder) -> LookupPlan:
+    """Return the plan that asks the forwarder.
+
+    It includes the names of hosts(5), which the system would read by itself.
+    """
+    hosts = {**_read_hosts(), **dict(config.hosts)}
+    return LookupPlan(forwarder.ask, hosts, config.prefer, config.cache)
 
 
-def _names(domain: Sequence[str], files: Sequence[str], place: str, means: Means) -> Container[str]:
+def _names(
+    domain: Sequence[str], files: Sequence[str], place: str, dependencies: ResolverDependencies
+) -> HostSet:
     try:
-        return means.domains(domain, files)
+        return dependencies.domains(domain, files)
     except ValueError as error:
         raise ConfigError(f"dns.rules: {error}", place) from error
 
 
-def _server(config: NameServerConfig, means: Means) -> Server:
-    name = f"{config.scheme}://{config.server}{config.path}"
-    way = means.dialer(config.upstream) if config.upstream else None
-    secure = _secure(config)
+def _group(
+    configs: Sequence[NameServerConfig], dependencies: ResolverDependencies
+) -> NameServerGroup | None:
+    """Return the group of the servers, None for none."""
+    servers = [_server(config, dependencies) for config in configs]
+    return NameServerGroup(servers) if servers else None
 
-    def dial(deadline: float) -> Stream:
-        left = max(0.0, deadline - time.monotonic())
-        stream = (way or means.direct(left)).dial(_flow("tcp", config.server))
+
+def _server(config: NameServerConfig, dependencies: ResolverDependencies) -> NameServer:
+    name = f"{config.scheme}://{config.server}{config.path}"
+    dialer = _ServerDialer(config, dependencies)
+    if config.scheme == "https":
+        host = str(config.server).removesuffix(":443")
+        return HttpsServer(name, dialer.dial, host, config.path)
+    stream = StreamServer(name, dialer.dial)
+    # Datagrams through an upstream would need a connection for each exchange: TCP is used
+    # instead (RFC 7766).
+    if config.scheme != "udp" or dialer.upstream is not None:
+        return stream
+    flow = _flow("udp", config.server)
+    check = partial(dependencies.guard.permitted, flow, (config.server,))
+    return UdpServer(name, config.server, stream, check)
+
+
+class _ServerDialer:
+    """Connects to one name server, with TLS if its scheme needs it."""
+
+    def __init__(self, config: NameServerConfig, dependencies: ResolverDependencies) -> None:
+        """Load the TLS files.  Raises ConfigError."""
+        self.upstream = dependencies.dialer(config.upstream) if config.upstream else None
+        self._direct_within = dependencies.direct_within
+        self._server = config.server
+        self._secure = _secure(config)
+
+    def dial(self, deadline: float) -> Stream:
+        """Connect until `deadline` (monotonic seconds).  Blocks.  Raises NetProxyError.
+
+        An upstream has its own time limit.
+        """
+        dialer = self.upstream
+        if dialer is None:
+            dialer = self._direct_within(max(0.0, deadline - time.monotonic()))
+        # Every dialer returns a net.stream.Stream; the interface shows less of it.
+        stream: Stream = dialer.dial(_flow("tcp", self._server))  # type: ignore[assignment]
         try:
             stream.limit(max(0.0, deadline - time.monotonic()))
-            secure(stream)
+            if self._secure is not None:
+                self._secure(stream)
         except BaseException:
             stream.close()
             raise
         return stream
 
-    if config.scheme == "https":
-        return HttpsServer(name, dial, str(config.server).removesuffix(":443"), config.path)
-    stream = StreamServer(name, dial)
-    # datagrams through a proxy would need a connection of their own each: TCP has to do for them (RFC 7766)
-    if config.scheme != "udp" or way is not None:
-        return stream
-    return UdpServer(
-        name,
-        config.server,
-        stream,
-        partial(means.guard.permitted, _flow("udp", config.server), (config.server,)),
-    )
+
+def _flow(network: str, server: Address) -> Flow:
+    """Return the flow of our own query: there is no client and no listener."""
+    return Flow(network, UNSPECIFIED_ADDRESS, server, "", "")
 
 
-def _flow(network: str, target: Address) -> Flow:
-    """Of ours: there is no client."""
-    return Flow(network, NOBODY, target, "", "")
+def _secure(config: NameServerConfig) -> Callable[[Stream], None] | None:
+    """Return the TLS handshake with a server, None if its scheme has none.
 
-
-def _secure(config: NameServerConfig) -> Callable[[Stream], None]:
+    Raises ConfigError if a file cannot be used.
+    """
     if config.scheme not in ("tls", "https"):
-        return lambda stream: None
-    from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
+        return None
+    # Late: ssl costs 3 MiB, and few configurations need it.
+    from netproxy.net import tls
 
-    given = config.tls
+    options = config.tls
     try:
-        context = tls.client_context(given.ca, given.certificate, given.key, given.insecure)
+        context = tls.client_context(options.ca, options.certificate, options.key, options.insecure)
     except ValueError as error:
         raise ConfigError(f"dns: {config.server}: tls: {error}", config.place) from error
-    server_name = given.server_name or config.server.host
-    return lambda stream: tls.connect(stream, context, server_name)
+    server_name = options.server_name or config.server.host
+    return partial(tls.connect, context=context, server_name=server_name)
 
 
-def _read_hosts() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """hosts(5): what cannot be read is left out, as the C library does."""
-    found: dict[str, list[str]] = {}
+def _read_hosts() -> dict[str, tuple[str, ...]]:
+    """Return the names of hosts(5).  Lines that cannot be read are skipped, as in libc."""
+    hosts: dict[str, list[str]] = {}
     try:
         with open(HOSTS_FILE, encoding="ascii", errors="replace") as file:
             for line in file:
                 address, *names = line.partition("#")[0].split() or [""]
                 if pack_ip(address) is not None:
                     for name in names:
-                        found.setdefault(name.lower().rstrip("."), []).append(address)
+                        hosts.setdefault(name.lower().rstrip("."), []).append(address)
     except OSError:
         pass
-    return ((name, tuple(addresses)) for name, addresses in found.items())
+    return {name: tuple(addresses) for name, addresses in hosts.items()}

@@ -1,80 +1,95 @@
-"""Which name servers are asked for which names, for our own lookups and for the clients of a dns listener."""
+"""Decides which name servers are asked for which names.
+
+Serves our own lookups and the clients of a dns listener.  Answers without a server come
+from the configured hosts and from the names that are blocked.
+"""
 
 from __future__ import annotations
 
 import time
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import Callable, Container, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
-from netproxy.resolver.resolver import LOOKUP_SECONDS, Found, LookupFailed, ask_system
-from netproxy.resolver.servers import ServerError, Servers
+from netproxy.resolver.resolver import LOOKUP_SECONDS, LookupFailed, LookupResult, ask_system
+from netproxy.resolver.servers import ServerError
 
-HOSTS_TTL = 60  # seconds: what the file says may change with a reload
-_ADDRESS_SIZES = {dns.A: 4, dns.AAAA: 16}
+if TYPE_CHECKING:
+    from netproxy.interfaces.networks import HostSet
+    from netproxy.resolver.group import NameServerGroup
 
-
-class Branch(NamedTuple):
-    """`servers` are asked for `names`; None: there are no such names."""
-
-    names: Container[str]
-    servers: Servers | None
+# Seconds: a reload may change the hosts of the configuration.
+HOSTS_TTL = 60
 
 
-class Forwarder:
-    """Immutable; used by the threads of pools."""
+class ForwardingRule(NamedTuple):
+    """Names, and the servers that are asked for them."""
+
+    names: HostSet
+    servers: NameServerGroup | None
+    """None: the names do not exist."""
+
+
+class DnsForwarder:
+    """Asks name servers by rules.  Immutable; its methods run on pool threads."""
 
     def __init__(
         self,
-        branches: Sequence[Branch],
-        servers: Servers | None,
+        rules: Sequence[ForwardingRule],
+        servers: NameServerGroup | None,
         hosts: Mapping[str, tuple[str, ...]],
     ) -> None:
-        """`servers` for what no branch has: None leaves that to the system, which cannot do it for clients.
+        """Ask by the first rule that has the name, else `servers`.
 
-        `hosts`: names and their addresses, for clients alone: our own lookups have looked there before.
+        Without `servers` the system is asked for our own lookups, and clients are refused.
+        `hosts` are addresses by name, for clients only: our own lookups use them earlier.
         """
-        self._branches = tuple(branches)
-        self._others = Branch((), servers)
+        self._rules = tuple(rules)
+        self._others = ForwardingRule((), servers)
         self._hosts = hosts
 
-    def ask(self, host: str) -> Found:
-        """Both kinds of addresses of a name, asked for at once; LookupFailed."""
-        branch = self._branch(host)
-        if branch.servers is None:
-            return ask_system(host) if branch is self._others else Found((), HOSTS_TTL)
+    def ask(self, host: str) -> LookupResult:
+        """Look up both kinds of addresses of a name.  Blocks.  Raises LookupFailed."""
+        rule = self._rule(host)
+        if rule.servers is None:
+            return ask_system(host) if rule is self._others else LookupResult((), HOSTS_TTL)
         deadline = time.monotonic() + LOOKUP_SECONDS
         try:
-            questions = [dns.Question(host, kind, dns.IN) for kind in (dns.A, dns.AAAA)]
-            found = _ask(branch.servers, questions, True, deadline)
-            if all(answer.code in (dns.FORMERR, dns.NOTIMP) for answer in found):
-                found = _ask(branch.servers, questions, False, deadline)  # RFC 6891 section 6.2.2
+            questions = [dns.Question(host, qtype, dns.IN) for qtype in (dns.A, dns.AAAA)]
+            answers = _ask(rule.servers, questions, True, deadline)
+            # RFC 6891 section 6.2.2: a server that cannot read EDNS is asked without it.
+            if all(answer.rcode in (dns.FORMERR, dns.NOTIMP) for answer in answers):
+                answers = _ask(rule.servers, questions, False, deadline)
         except (ServerError, ProtocolError, ValueError) as error:
             raise LookupFailed from error
-        if any(answer.code not in (dns.NOERROR, dns.NXDOMAIN) for answer in found) and not any(
-            one.addresses for one in found
-        ):
+        addresses = tuple(address for answer in answers for address in answer.addresses)
+        failed = any(answer.rcode not in (dns.NOERROR, dns.NXDOMAIN) for answer in answers)
+        if failed and not addresses:
             raise LookupFailed
-        addresses = tuple(address for answer in found for address in answer.addresses)
-        return Found(
-            addresses, min(answer.ttl for answer in found if answer.addresses or not addresses)
-        )
+        ttl = min(answer.ttl for answer in answers if answer.addresses or not addresses)
+        return LookupResult(addresses, ttl)
 
     def answer(self, query: bytes) -> bytes | None:
-        """An answer that needs no server: for names in hosts, and for those that are said not to exist.  ProtocolError."""
+        """Return the answer to a client if it needs no server, else None.
+
+        Raises ProtocolError for a query without exactly one question.
+        """
         question, end = dns.parse_question(query)
-        if question.name in self._hosts and question.klass == dns.IN:
-            return _encode_addresses(query, end, self._hosts[question.name], question.kind)
-        branch = self._branch(question.name)
-        if branch.servers is None:
-            return dns.encode_error(query, dns.REFUSED if branch is self._others else dns.NXDOMAIN)
+        if question.name in self._hosts and question.qclass == dns.IN:
+            return _encode_addresses(query, end, self._hosts[question.name], question.qtype)
+        rule = self._rule(question.name)
+        if rule.servers is None:
+            return dns.encode_error(query, dns.REFUSED if rule is self._others else dns.NXDOMAIN)
         return None
 
     def forward(self, query: bytes) -> bytes:
-        """The answer of whoever is asked for its name; SERVFAIL where nobody has answered.  ProtocolError."""
+        """Return the servers' answer to a client, SERVFAIL if none has answered.
+
+        Blocks.  Raises ProtocolError for a query without exactly one question.
+        """
         question, _ = dns.parse_question(query)
-        servers = self._branch(question.name).servers
+        servers = self._rule(question.name).servers
         try:
             if servers is not None:
                 return servers.exchange([query], time.monotonic() + LOOKUP_SECONDS)[0]
@@ -83,47 +98,58 @@ class Forwarder:
         return dns.encode_error(query, dns.SERVFAIL)
 
     def expire(self, now: float) -> list[Callable[[], None]]:
-        """For the janitor: connections to servers that nobody has used for a while."""
-        return [close for servers in self._asked() for close in servers.expire(now)]
+        """Remove idle connections to servers; return calls that close them, for the janitor."""
+        return [close for servers in self._groups() for close in servers.expire(now)]
 
     def close(self) -> None:
-        for servers in self._asked():
+        """Close the idle connections to all servers."""
+        for servers in self._groups():
             servers.close()
 
-    def _asked(self) -> list[Servers]:
-        return [
-            branch.servers
-            for branch in (self._others, *self._branches)
-            if branch.servers is not None
-        ]
+    def _groups(self) -> list[NameServerGroup]:
+        rules = (self._others, *self._rules)
+        return [rule.servers for rule in rules if rule.servers is not None]
 
-    def _branch(self, name: str) -> Branch:
-        for branch in self._branches:
-            if name in branch.names:
-                return branch
+    def _rule(self, name: str) -> ForwardingRule:
+        for rule in self._rules:
+            if name in rule.names:
+                return rule
         return self._others
 
 
 def _ask(
-    servers: Servers, questions: Sequence[dns.Question], edns: bool, deadline: float
-) -> list[dns.Answer]:
-    """ServerError, ProtocolError; ValueError for a name that cannot be sent."""
-    queries = [dns.encode_query(at, question, edns) for at, question in enumerate(questions)]
+    servers: NameServerGroup, questions: Sequence[dns.Question], edns: bool, deadline: float
+) -> list[dns.AddressAnswer]:
+    """Ask all questions at once.
+
+    Raises ServerError, ProtocolError, and ValueError for a name that cannot be sent.
+    """
+    queries = [dns.encode_query(id, question, edns) for id, question in enumerate(questions)]
+    answers = servers.exchange(queries, deadline)
     return [
         dns.parse_answer(answer, question)
-        for answer, question in zip(servers.exchange(queries, deadline), questions)
+        for answer, question in zip(answers, questions, strict=True)
     ]
 
 
-def _encode_addresses(query: bytes, end: int, addresses: Sequence[str], kind: int) -> bytes:
-    """An answer with those that are of the kind asked for; none of them is no error."""
-    bare = dns.encode_error(query, dns.NOERROR)
+def _encode_addresses(query: bytes, end: int, addresses: Sequence[str], qtype: int) -> bytes:
+    """Encode an answer with the addresses of the type asked for, which may be none.
+
+    `end` is where the question of the query ends.
+    """
     packed = [inet_pton(AF_INET6 if ":" in address else AF_INET, address) for address in addresses]
-    wanted = [one for one in packed if len(one) == _ADDRESS_SIZES.get(kind)]
-    # each by a pointer to the question's name
+    size = dns.ADDRESS_SIZES.get(qtype)
+    rdatas = [rdata for rdata in packed if len(rdata) == size]
+    # The name of each record is a pointer to the name of the question.
     records = b"".join(
         b"\xc0\x0c%b\0\1%b%b%b"
-        % (kind.to_bytes(2, "big"), HOSTS_TTL.to_bytes(4, "big"), len(one).to_bytes(2, "big"), one)
-        for one in wanted
+        % (
+            qtype.to_bytes(2, "big"),
+            HOSTS_TTL.to_bytes(4, "big"),
+            len(rdata).to_bytes(2, "big"),
+            rdata,
+        )
+        for rdata in rdatas
     )
-    return bare[:6] + len(wanted).to_bytes(2, "big") + bare[8:end] + records + bare[end:]
+    empty = dns.encode_error(query, dns.NOERROR)
+    return empty[:6] + len(rdatas).to_bytes(2, "big") + empty[8:end] + records + empty[end:]

@@ -1,9 +1,9 @@
-"""Names to addresses: hosts, a cache, and a bounded pool of threads that ask.
+"""Resolves names to addresses: known hosts, a cache, and lookups on a bounded pool.
 
-A lookup runs on a thread of the pool, so that a name server that does not answer
-holds up nothing but the callers that ask for its names; those that ask for one
-name at once share one lookup.  Literal addresses never wait.  Who is asked (the
-system, or name servers of the configuration) is the plan's, replaced by a reload.
+A lookup runs on a pool thread, so that a silent name server delays only the callers that
+ask for its names.  Callers that ask for one name at the same time share one lookup.
+Literal addresses never wait.  The plan says who is asked: the system, or the name servers
+of the configuration; a reload replaces it.
 """
 
 from __future__ import annotations
@@ -12,68 +12,95 @@ import math
 import socket
 import threading
 import time
-from typing import Callable, Mapping, NamedTuple, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.services import Counter
+from netproxy.interfaces.bounded import BoundedDict
 
-LOOKUP_SECONDS = 5.0  # what resolv.conf(5) gives the first try of a name server
-SYSTEM_TTL = (
-    10.0  # seconds: getaddrinfo(3) tells none, and a burst of connections to one host is one lookup
-)
-FAILURE_TTL = 2.0  # seconds until a name whose lookup has failed is asked for again
-NEGATIVE_LIMIT = 300.0  # seconds a name may be known not to exist (RFC 2308 section 5 allows hours; people mend mistakes)
-TTL_LIMIT = 86400.0  # seconds: what a server gives for longer is asked for again
-CACHE_NAMES = 4096  # names kept, some 300 bytes each
-LOCALHOST = ("127.0.0.1", "::1")  # RFC 6761 section 6.3: never asked for
+if TYPE_CHECKING:
+    from netproxy.interfaces.services import Counter
+
+# Seconds of a lookup: what resolv.conf(5) gives the first attempt at a name server.
+LOOKUP_SECONDS = 5.0
+# Seconds that an answer of the system is kept: getaddrinfo(3) reports no TTL, and a burst of
+# connections to one host needs one lookup.
+SYSTEM_TTL = 10.0
+# Seconds until a name whose lookup has failed is looked up again.
+FAILURE_TTL = 2.0
+# Seconds, at most, that a name is known not to exist.  RFC 2308 section 5 allows hours, but
+# people correct mistakes.
+NEGATIVE_LIMIT = 300.0
+# Seconds, at most, that addresses are kept.
+TTL_LIMIT = 86400.0
+# Names in the cache if a plan has no other limit, some 300 bytes each.
+CACHE_NAMES = 4096
+# The addresses of localhost, which is never looked up (RFC 6761 section 6.3).
+LOCALHOST = ("127.0.0.1", "::1")
 
 
-class Found(NamedTuple):
-    addresses: tuple[str, ...]  # none: there is no such name, or it has no address
-    ttl: float  # seconds
+class LookupResult(NamedTuple):
+    """What a lookup has found."""
+
+    addresses: tuple[str, ...]
+    """Empty if there is no such name, or if it has no address."""
+    ttl: float
+    """Seconds that the result may be kept."""
 
 
 class LookupFailed(Exception):
-    """Nobody has answered."""
+    """No name server has answered."""
 
 
-class Plan(NamedTuple):
-    """`ask(host)` blocks and gives Found or raises LookupFailed; `hosts`: names that are known; `prefer`: ipv4, ipv6 or ""."""
+class LookupPlan(NamedTuple):
+    """How names are looked up."""
 
-    ask: Callable[[str], Found]
+    ask: Callable[[str], LookupResult]
+    """Looks up a host; blocks.  Raises LookupFailed."""
     hosts: Mapping[str, tuple[str, ...]] = {}
+    """Addresses by name, which are never looked up."""
     prefer: str = ""
+    """The family that comes first: "ipv4", "ipv6", or "" for the order of the answer."""
     cache: int = CACHE_NAMES
+    """Names in the cache; 0 keeps none."""
 
 
 class Resolver:
-    """`submit(task)` runs a task on another thread and returns False when too many wait.  Used by all threads."""
+    """The Resolver.  Thread: any."""
 
     def __init__(
         self,
         submit: Callable[[Callable[[], None]], bool],
         counter: Counter,
-        plan: Plan | None = None,
+        plan: LookupPlan | None = None,
     ) -> None:
-        """Without a plan the system is asked."""
+        """Look names up by `plan`; without a plan the system is asked.
+
+        `submit` runs a task on another thread; it returns False if too many tasks wait.
+        """
         self._submit = submit
         self._counter = counter
-        self._lock = threading.Lock()  # guards all below
-        self._plan = plan or Plan(ask_system)
-        self._cache: dict[
-            str, tuple[float, tuple[str, ...]]
-        ] = {}  # oldest first: until when (monotonic), addresses
-        self._lookups: dict[str, _Lookup] = {}  # under way
+        # Guards everything below.
+        self._lock = threading.Lock()
+        self._plan = plan or LookupPlan(ask_system)
+        # When the result expires (monotonic seconds), and the addresses.
+        self._cache: BoundedDict[str, tuple[float, tuple[str, ...]]]
+        self._cache = BoundedDict(self._plan.cache)
+        # Running lookups by name.
+        self._lookups: dict[str, _Lookup] = {}
 
-    def configure(self, plan: Plan) -> None:
-        """At the start and on a reload; what others have answered is forgotten."""
+    def configure(self, plan: LookupPlan) -> None:
+        """Replace the plan, at start and on a reload; the cache is emptied."""
         with self._lock:
             self._plan = plan
-            self._cache = {}
+            self._cache = BoundedDict(plan.cache)
 
     def resolve(self, target: Address, seconds: float = math.inf) -> list[Address]:
-        """The addresses of a target, in the order they are to be tried, at least one; DialError(NAME or TIMEOUT)."""
+        """Return the addresses of a target in the order to try them, at least one.
+
+        Blocks for at most `seconds` and LOOKUP_SECONDS.  Raises DialError(NAME or TIMEOUT).
+        """
         known = self.known(target)
         if known is not None:
             return known
@@ -81,75 +108,79 @@ class Resolver:
         if not lookup.done.wait(min(seconds, LOOKUP_SECONDS)):
             self._counter.count("lookups", "abandoned")
             raise DialError(Reason.TIMEOUT, f"{target.host}: name server")
-        if not lookup.found:
+        if not lookup.addresses:
             self._counter.count("lookups", "failed")
             raise DialError(Reason.NAME, target.host)
-        return self._places(target, lookup.found)
+        return self._to_targets(lookup.addresses, target.port)
 
     def known(self, target: Address) -> list[Address] | None:
-        """The same without waiting; None where nobody has asked lately."""
+        """Return what resolve() would without blocking, None if that needs a lookup.
+
+        Raises DialError(NAME) for a name that was recently not found.
+        """
         host = target.host
         if pack_ip(host.partition("%")[0]) is not None:
             return [target]
-        found = self._plan.hosts.get(host)
-        if found is None and (host == "localhost" or host.endswith(".localhost")):
-            found = LOCALHOST
-        if found is None:
+        addresses = self._plan.hosts.get(host)
+        if addresses is None and (host == "localhost" or host.endswith(".localhost")):
+            addresses = LOCALHOST
+        if addresses is None:
             with self._lock:
-                until, found = self._cache.get(host, (0.0, None))
-                if found is None:
+                until, addresses = self._cache.get(host, (0.0, None))
+                if addresses is None:
                     return None
                 if time.monotonic() >= until:
                     del self._cache[host]
                     return None
-        if not found:
+        if not addresses:
             raise DialError(Reason.NAME, host)
-        return self._places(target, found)
+        return self._to_targets(addresses, target.port)
 
     def __len__(self) -> int:
-        """Names in the cache."""
+        """Return the number of names in the cache."""
         return len(self._cache)
 
-    def _places(self, target: Address, found: Sequence[str]) -> list[Address]:
+    def _to_targets(self, addresses: Sequence[str], port: int) -> list[Address]:
         prefer = self._plan.prefer
         if prefer:
-            found = sorted(found, key=lambda host: (":" in host) == (prefer == "ipv4"))
-        return [Address(host, target.port) for host in found]
+            # The sort is stable: within a family the order stays.
+            addresses = sorted(addresses, key=lambda host: (":" in host) == (prefer == "ipv4"))
+        return [Address(host, port) for host in addresses]
 
     def _lookup(self, host: str) -> _Lookup:
-        """The one under way for a name, or a new one; DialError(NAME) where too many wait."""
+        """Return the running lookup of a name, or start one.
+
+        Raises DialError(NAME) if too many lookups wait.
+        """
         with self._lock:
             lookup = self._lookups.get(host)
             if lookup is not None:
                 return lookup
             lookup = self._lookups[host] = _Lookup()
             plan = self._plan
-        if not self._submit(lambda: self._run(host, lookup, plan)):
+        if not self._submit(partial(self._run, host, lookup, plan)):
             self._counter.count("lookups", "queue full")
             self._end(host, lookup)
-            raise DialError(Reason.NAME, f"{host}: too many lookups wait")
+            raise DialError(Reason.NAME, f"{host}: too many lookups are waiting")
         return lookup
 
-    def _run(self, host: str, lookup: _Lookup, plan: Plan) -> None:
-        """On a thread of the pool."""
+    def _run(self, host: str, lookup: _Lookup, plan: LookupPlan) -> None:
+        """Look a name up.  Thread: the pool's."""
         ttl = FAILURE_TTL
         try:
-            lookup.found, ttl = plan.ask(host)
-            ttl = min(ttl, TTL_LIMIT if lookup.found else NEGATIVE_LIMIT)
+            lookup.addresses, ttl = plan.ask(host)
+            ttl = min(ttl, TTL_LIMIT if lookup.addresses else NEGATIVE_LIMIT)
         except LookupFailed:
             pass
         finally:
-            self._keep(host, lookup.found, ttl, plan)
+            self._keep(host, lookup.addresses, ttl, plan)
             self._end(host, lookup)
 
-    def _keep(self, host: str, found: tuple[str, ...], ttl: float, plan: Plan) -> None:
+    def _keep(self, host: str, addresses: tuple[str, ...], ttl: float, plan: LookupPlan) -> None:
         with self._lock:
-            if ttl <= 0 or plan is not self._plan or not plan.cache:
-                return
-            self._cache.pop(host, None)
-            while len(self._cache) >= plan.cache:
-                del self._cache[next(iter(self._cache))]
-            self._cache[host] = (time.monotonic() + ttl, found)
+            # An answer under an earlier plan is not kept.
+            if ttl > 0 and plan is self._plan:
+                self._cache.put(host, (time.monotonic() + ttl, addresses))
 
     def _end(self, host: str, lookup: _Lookup) -> None:
         with self._lock:
@@ -158,27 +189,26 @@ class Resolver:
 
 
 class _Lookup:
-    __slots__ = ("found", "done")
+    """A running lookup.  `addresses` is valid once `done` is set."""
+
+    __slots__ = ("addresses", "done")
 
     def __init__(self) -> None:
-        self.found: tuple[str, ...] = ()
+        self.addresses: tuple[str, ...] = ()
         self.done = threading.Event()
 
 
-def ask_system(host: str) -> Found:
-    """getaddrinfo(3), which reads hosts(5) and resolv.conf(5)."""
+def ask_system(host: str) -> LookupResult:
+    """Look a name up by getaddrinfo(3), which reads hosts(5) and resolv.conf(5).
+
+    Blocks.  Raises LookupFailed.
+    """
     try:
         answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    except (
-        OSError,
-        UnicodeError,
-    ) as error:  # the idna codec raises UnicodeError for labels it does not like
+    # The idna codec raises UnicodeError for labels that it does not accept.
+    except (OSError, UnicodeError) as error:
         raise LookupFailed from error
-    return Found(
-        tuple(
-            str(answer[4][0])
-            for answer in answers
-            if answer[0] in (socket.AF_INET, socket.AF_INET6)
-        ),
-        SYSTEM_TTL,
+    families = (socket.AF_INET, socket.AF_INET6)
+    return LookupResult(
+        tuple(str(answer[4][0]) for answer in answers if answer[0] in families), SYSTEM_TTL
     )

@@ -1,38 +1,41 @@
-"""List files: domains and networks by the thousand, a line at a time.
+"""Reads list files: domains and networks by the thousand, one line at a time.
 
-A file of domains may hold patterns as rules do (patterns.py), lines of hosts(5)
-and lines of dnsmasq, mixed.  What is none of these is a ConfigError with the
-file and the line, since a list that is half read would let half of it through.
-Read where the configuration is, at start and reload; never for a connection.
+A file of domains may mix patterns as in rules (patterns.py), lines of hosts(5) and lines
+of dnsmasq(8).  Any other line is a ConfigError with file and line number: half a list
+would let half of what it blocks through.  Files are read at start and reload, on the
+thread that builds the configuration, never for a connection.
 """
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import TYPE_CHECKING, Iterator
 
 from netproxy.errors import ConfigError
-from netproxy.interfaces.networks import IpNetwork
 from netproxy.router.patterns import (
     APEX,
     SUFFIX,
     DomainPattern,
+    excerpt,
     is_address,
     parse_domain,
     parse_name,
     parse_network,
-    shown,
 )
 
-LINE_LIMIT = (
-    8192  # bytes: a hosts line with thirty of the longest names; a file that is no list ends here
-)
-ENTRY_LIMIT = 2_000_000  # ten times a large public list, and 70 MiB: a mistake must not take all memory there is
+if TYPE_CHECKING:
+    from netproxy.interfaces.networks import IpNetwork
+
+# Bytes of a line: enough for a hosts line with thirty of the longest names.  A file that is not
+# a list ends here.
+LINE_LIMIT = 8192
+# Ten times a large public list, and 70 MiB: a mistake must not take all memory.
+ENTRY_LIMIT = 2_000_000
 _BOM = b"\xef\xbb\xbf"
 _BLANKS = " \t\r\n"
-# options of dnsmasq(8) written as option=/name/name/value
+# Options of dnsmasq(8) that are written as option=/name/name/value.
 _DNSMASQ = frozenset(("server", "address", "local", "ipset", "nftset"))
-# what hosts files say of the machine itself
-_OWN = frozenset(
+# Names by which hosts files describe the machine itself; they are not entries of a list.
+_OWN_NAMES = frozenset(
     (
         "localhost",
         "localhost.localdomain",
@@ -47,7 +50,7 @@ _OWN = frozenset(
 
 
 def read_domains(path: str) -> Iterator[DomainPattern]:
-    """What DomainSet is made of; ConfigError with the place."""
+    """Yield the patterns of a file of domains.  Raises ConfigError with file and line."""
     entries = 0
     for number, line in _read_lines(path):
         try:
@@ -60,7 +63,10 @@ def read_domains(path: str) -> Iterator[DomainPattern]:
 
 
 def read_networks(path: str) -> Iterator[IpNetwork]:
-    """What NetworkSet is made of: a network or a single address on each line; ConfigError with the place."""
+    """Yield the networks of a file with one network or address on each line.
+
+    Raises ConfigError with file and line.
+    """
     entries = 0
     for number, line in _read_lines(path):
         try:
@@ -74,21 +80,26 @@ def read_networks(path: str) -> Iterator[IpNetwork]:
 
 def _check_entries(entries: int, path: str, number: int) -> None:
     if entries > ENTRY_LIMIT:
-        raise ConfigError(f"more than {ENTRY_LIMIT:,} entries", f"{path}:{number}")
+        raise ConfigError(f"the file has more than {ENTRY_LIMIT:,} entries", f"{path}:{number}")
 
 
 def _read_lines(path: str) -> Iterator[tuple[int, str]]:
-    """The lines that say something, with their numbers, without comment and blanks around; one in memory at a time."""
+    """Yield the lines with content and their numbers, without comments and outer blanks.
+
+    Only one line at a time is in memory.
+    """
     number = 0
     try:
         with open(path, "rb") as file:
             while raw := file.readline(LINE_LIMIT + 1):
                 number += 1
                 if len(raw) > LINE_LIMIT:
-                    raise ConfigError(f"a line of more than {LINE_LIMIT} bytes", f"{path}:{number}")
-                line = (
-                    (raw.removeprefix(_BOM) if number == 1 else raw).decode("utf-8").strip(_BLANKS)
-                )
+                    raise ConfigError(
+                        f"the line is longer than {LINE_LIMIT} bytes", f"{path}:{number}"
+                    )
+                if number == 1:
+                    raw = raw.removeprefix(_BOM)
+                line = raw.decode("utf-8").strip(_BLANKS)
                 if line and line[0] not in "#!":
                     yield number, _without_comment(line) if "#" in line else line
     except OSError as error:
@@ -98,7 +109,10 @@ def _read_lines(path: str) -> Iterator[tuple[int, str]]:
 
 
 def _without_comment(line: str) -> str:
-    """A comment begins with a # behind a blank: one within a word is dnsmasq's, server#port."""
+    """Return a line without its comment.
+
+    A comment begins with a # behind a blank; a # within a word is dnsmasq's server#port.
+    """
     at = line.find("#")
     while at > 0 and line[at - 1] not in _BLANKS:
         at = line.find("#", at + 1)
@@ -116,12 +130,12 @@ def _parse_domains(line: str) -> list[DomainPattern]:
 
 
 def _parse_dnsmasq(line: str, value: str) -> list[DomainPattern]:
-    """Of /name/name/value: each name means itself and all below it, with a dot before it or without."""
+    """Parse /name/name/value: each name, with or without a dot before it, is a suffix."""
     before, *names = value.split("/")[:-1] or [line]
     if before or not names:
-        raise ValueError(f"'{shown(line)}' names no domain: write it as option=/name/value")
+        raise ValueError(f"'{excerpt(line)}' names no domain (expected option=/name/value)")
     return [DomainPattern(SUFFIX, parse_name(name.removeprefix("."))) for name in names]
 
 
 def _is_own(word: str) -> bool:
-    return word.lower() in _OWN or word.lower().startswith("ip6-") or is_address(word)
+    return word.lower() in _OWN_NAMES or word.lower().startswith("ip6-") or is_address(word)

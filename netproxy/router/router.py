@@ -1,45 +1,53 @@
-"""Which way out a flow takes: rules in order, the first that matches; else its listener's own way, else the default.
+"""Chooses the upstream of a flow by rules.
 
-A rule that looks at addresses has a name looked up, unless its way out leaves names
-to a proxy.  What is decided carries the addresses that were found and that may be
-reached, and these alone are dialled.  Immutable; a reload swaps it whole.
+The first rule that matches decides; without one, the listener's own upstream, else the
+default.  A rule that looks at addresses has the name looked up, unless its upstream
+resolves names itself.  The route carries the addresses that were found and permitted, and
+only these are dialled.  Immutable, any thread; a reload replaces the router as a whole.
 """
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver, Route
+from netproxy.interfaces.routing import Route
 from netproxy.router.auto import AutoDialer
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
 
 Condition = Callable[[Flow], bool]
 LookUp = Callable[[Address], Sequence[Address]]
 
 
 class Rule(NamedTuple):
-    """All conditions must hold; those of `placed` look at the flow's addresses."""
+    """A rule: all of its conditions must hold."""
 
-    text: str  # as the configuration has it, for people
+    text: str
+    """The rule as the configuration has it, for people."""
     dialer: Dialer
-    conditions: Sequence[Condition] = ()  # cheap ones first
-    placed: Sequence[Condition] = ()
-    general: Sequence[Condition] = ()  # those of `conditions` that do not look at the target
+    conditions: Sequence[Condition] = ()
+    """The conditions that need no lookup, cheap ones first."""
+    address_conditions: Sequence[Condition] = ()
+    """The conditions that look at the flow's addresses."""
+    client_conditions: Sequence[Condition] = ()
+    """Those of `conditions` that do not look at the target."""
 
     @property
-    def aimed(self) -> bool:
-        """Whether it looks at the target at all."""
-        return bool(self.placed) or len(self.general) < len(self.conditions)
+    def looks_at_target(self) -> bool:
+        """True if any condition looks at the target."""
+        return bool(self.address_conditions) or len(self.client_conditions) < len(self.conditions)
 
 
-class LookupNeeded(Exception):
-    """A name would have to be looked up, and whoever asks cannot wait."""
+class _LookupNeeded(Exception):
+    """A name would have to be looked up, and the caller must not block."""
 
 
 class RuleRouter:
-    """A Router.  `by_listener`: ways out of listeners that have one of their own."""
+    """The Router."""
 
     def __init__(
         self,
@@ -49,100 +57,128 @@ class RuleRouter:
         resolver: Resolver,
         guard: DestinationGuard,
     ) -> None:
+        """Route by `rules`.  `by_listener` has the upstreams of listeners with their own."""
         self._rules = tuple(rules)
         self._default = default
         self._by_listener = dict(by_listener)
         self._resolver = resolver
-        self._gatekeeper = guard
+        self._guard = guard
 
     def route(self, flow: Flow) -> Route:
+        """Decide; may block for a lookup.
+
+        Raises DialError if the target may not be reached or its name is not found.
+        """
         return self._route(flow, self._resolver.resolve)
 
     def route_without_blocking(self, flow: Flow) -> Route | None:
+        """Decide; return None if a name must be looked up first.  Raises DialError."""
         try:
-            return self._route(flow, self._known)
-        except LookupNeeded:
+            return self._route(flow, self._known_addresses)
+        except _LookupNeeded:
             return None
 
     def candidates(self, flow: Flow) -> Iterator[Dialer]:
+        """Yield all dialers that a flow like this may get, whatever its target."""
         for rule in self._rules:
-            if all(condition(flow) for condition in rule.general):
+            if all(condition(flow) for condition in rule.client_conditions):
                 yield rule.dialer
-                if not rule.aimed:
+                if not rule.looks_at_target:
                     return
-        yield self._otherwise(flow)
+        yield self._dialer_without_rule(flow)
 
     def explain(self, flow: Flow) -> tuple[str, Route | DialError]:
-        """Which rule decides, in the configuration's words, and what comes of it.  May wait for a name."""
+        """Return the text of the rule that decides, "" for none, and the outcome.
+
+        May block for a lookup.
+        """
         rule = ""
         try:
             rule, dialer, flow, failure = self._decide(flow, self._resolver.resolve)
-            return rule, self._placed(dialer, flow, failure, self._resolver.resolve)
+            return rule, self._complete(dialer, flow, failure, self._resolver.resolve)
         except DialError as error:
             return rule, error
 
-    def _known(self, target: Address) -> Sequence[Address]:
-        found = self._resolver.known(target)
-        if found is None:
-            raise LookupNeeded
-        return found
+    def _known_addresses(self, target: Address) -> Sequence[Address]:
+        addresses = self._resolver.known(target)
+        if addresses is None:
+            raise _LookupNeeded
+        return addresses
 
     def _route(self, flow: Flow, look_up: LookUp) -> Route:
         _, dialer, flow, failure = self._decide(flow, look_up)
-        return self._placed(dialer, flow, failure, look_up)
+        return self._complete(dialer, flow, failure, look_up)
 
     def _decide(self, flow: Flow, look_up: LookUp) -> tuple[str, Dialer, Flow, DialError | None]:
-        """The rule's text, its way out, and the flow with what has been looked up for its rules, or why nothing was found."""
+        """Return the rule's text, its dialer, and the flow with its addresses.
+
+        The flow has addresses if the rules needed a lookup.  The last item says why that
+        lookup failed.
+        """
         failure: DialError | None = None
         for rule in self._rules:
             if not all(condition(flow) for condition in rule.conditions):
                 continue
-            if rule.placed:
-                if not (
-                    flow.addresses or failure or (_leaves_names(rule.dialer) and _is_name(flow))
-                ):
-                    flow, failure = _looked_up(flow, look_up)
-                if not all(condition(flow) for condition in rule.placed):
-                    continue  # where nobody knows its addresses, it is in no network
+            if rule.address_conditions:
+                left_to_upstream = _leaves_names(rule.dialer) and _is_name(flow)
+                if not (flow.addresses or failure or left_to_upstream):
+                    flow, failure = _with_addresses(flow, look_up)
+                # Without addresses the flow is in no network.
+                if not all(condition(flow) for condition in rule.address_conditions):
+                    continue
             return rule.text, rule.dialer, flow, failure
-        return "", self._otherwise(flow), flow, failure
+        return "", self._dialer_without_rule(flow), flow, failure
 
-    def _otherwise(self, flow: Flow) -> Dialer:
+    def _dialer_without_rule(self, flow: Flow) -> Dialer:
         return self._by_listener.get(flow.listener, self._default)
 
-    def _placed(
+    def _complete(
         self, dialer: Dialer, flow: Flow, failure: DialError | None, look_up: LookUp
     ) -> Route:
-        """The decision, with its addresses where the way out needs them; DialError where they may not be reached."""
+        """Return the route, with permitted addresses if the upstream needs addresses.
+
+        Raises DialError if none is permitted or the name is not found.
+        """
         if isinstance(dialer, AutoDialer) and flow.network == "udp":
-            dialer, flow, failure = _datagrams_of(dialer, flow, failure, look_up)
+            dialer, flow, failure = _choose_for_datagrams(dialer, flow, failure, look_up)
         addresses: Sequence[Address] = flow.addresses
         if not addresses:
             if not _is_name(flow):
                 addresses = (flow.target,)
             elif not dialer.resolves_names:
                 if failure:
-                    raise failure  # what was asked once is not asked again
+                    # The same lookup has failed a moment ago.
+                    raise failure
                 addresses = look_up(flow.target)
         if addresses:
-            flow = Flow(*flow[:5], self._gatekeeper.permitted(flow, addresses))
+            flow = Flow(*flow[:5], self._guard.permitted(flow, addresses))
         return Route(dialer, flow)
 
 
-def _datagrams_of(
+def _choose_for_datagrams(
     auto: AutoDialer, flow: Flow, failure: DialError | None, look_up: LookUp
 ) -> tuple[Dialer, Flow, DialError | None]:
-    """Datagrams tell of no failure, so that they go where connections to the same target have gone; else where their name is known."""
-    dialer = auto.known_way(flow)
+    """Choose the dialer of `auto` for datagrams, whose loss is not noticed.
+
+    They go where connections to the same target have gone.  Without a verdict they go
+    direct, or by the upstream if the name is not found here.
+    """
+    dialer = auto.preferred_dialer(flow)
     if dialer is auto.upstream or flow.addresses:
         return dialer, flow, failure
     if failure is None:
-        flow, failure = _looked_up(flow, look_up)
-    return (auto.upstream if failure and not auto.pinned_way(flow) else dialer), flow, failure
+        flow, failure = _with_addresses(flow, look_up)
+    if failure and not auto.pinned_dialer(flow):
+        dialer = auto.upstream
+    return dialer, flow, failure
 
 
 def _leaves_names(dialer: Dialer) -> bool:
-    """Whether a proxy finds out where names are.  What leads nowhere may be refused for its address; auto finds out itself, at first."""
+    """Return whether a rule for this upstream needs no addresses of a name.
+
+    An upstream that carries nothing (block) may be chosen for an address, and auto tries
+    direct first: both need the lookup.
+    """
     return dialer.resolves_names and bool(dialer.carries) and not isinstance(dialer, AutoDialer)
 
 
@@ -150,8 +186,8 @@ def _is_name(flow: Flow) -> bool:
     return pack_ip(flow.target.host) is None
 
 
-def _looked_up(flow: Flow, look_up: LookUp) -> tuple[Flow, DialError | None]:
-    """The flow with its addresses, or why there are none."""
+def _with_addresses(flow: Flow, look_up: LookUp) -> tuple[Flow, DialError | None]:
+    """Return the flow with the addresses of its target, or why there are none."""
     try:
         return flow._replace(addresses=tuple(look_up(flow.target))), None
     except DialError as error:

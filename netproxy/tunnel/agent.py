@@ -1,8 +1,8 @@
-"""The agent: dials a bridge and keeps dialling it, and serves what the bridge opens.
+"""The agent: dials a bridge, keeps dialling it, and registers what it offers.
 
-One thread has the control connection: it dials, says which ports it wants, answers
-pings, and begins anew, after a pause, when anything fails.  Work connections are dialled
-in advance on the dial pool; while they wait they have no thread.
+One thread keeps the control connection: it dials, registers, answers pings, and dials again
+after a delay when anything fails.  Work connections are dialled ahead on the dial pool
+(tunnel.pool) and served elsewhere (tunnel.work).
 """
 
 from __future__ import annotations
@@ -11,247 +11,237 @@ import os
 import select
 import threading
 import time
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
 
-from netproxy.errors import (
-    DialError,
-    ListenError,
-    NetProxyError,
-    ProtocolError,
-    Reason,
-    StreamError,
-)
-from netproxy.interfaces.services import Log
+from netproxy.errors import ListenError, NetProxyError, StreamError
 from netproxy.net.connect import Dials
-from netproxy.net.stream import Stream, poll_streams
+from netproxy.net.stream import poll_streams
 from netproxy.protocol import tunnel
-from netproxy.protocol.tunnel import Hello, Service, Welcome
-from netproxy.tunnel.control import Control
-from netproxy.tunnel.pool import Submit, WorkPool
+from netproxy.tunnel.control import ControlConnection
+from netproxy.tunnel.handshake import AgentHandshake
+from netproxy.tunnel.pool import WorkPool
 
-BACKOFF_LIMIT = 60.0  # seconds between two tries, at the most
-BACKOFF_FIRST = 2.0
-STEADY_SECONDS = 10.0  # a connection that has lived so long is no failure
-LOOK_SECONDS = 1.0  # between two looks at whether work connections are missing
+if TYPE_CHECKING:
+    from netproxy.interfaces.services import Log
+    from netproxy.net.stream import Stream
+    from netproxy.protocol.tunnel import BridgePort, TunnelMessage
+    from netproxy.tunnel.handshake import AgentIdentity
+    from netproxy.tunnel.pool import Submit, WorkHandler
 
-Dial = Callable[
-    [Callable[[Stream], None]], Stream
-]  # dials the bridge and has the call shake hands there; DialError
+RECONNECT_FIRST = 2.0
+RECONNECT_LIMIT = 60.0
+"""Seconds: the longest delay after the first failure, and after many."""
+
+STEADY_SECONDS = 10.0
+"""A connection that lasted so long does not count as a failure."""
+
+LOOK_SECONDS = 1.0
+"""Between two looks whether work connections are missing."""
 
 
-class Identity(NamedTuple):
-    """What an agent proves to be."""
+class BridgeDialer(Protocol):
+    """Connects to the bridge.  Thread: any."""
 
-    name: str
-    token: bytes
+    def dial(self, greet: Callable[[Stream], None]) -> Stream:
+        """Return a connection on which `greet` has made the tunnel's handshake.
 
-    def __repr__(self) -> str:
-        return f"Identity({self.name!r})"
+        Blocks.  Raises DialError, and then the connection is closed.
+        """
 
 
 class Agent:
+    """Keeps the control connection to a bridge, and a pool of work connections."""
+
     def __init__(
-        self,
-        identity: Identity,
-        dial: Dial,
-        submit: Submit,
-        serve: Callable[[Stream, WorkPool], None],
-        log: Log,
+        self, identity: AgentIdentity, submit: Submit, handler: WorkHandler, log: Log
     ) -> None:
-        """`submit` runs a dial on a pool; `serve` takes a work connection over, on whatever thread."""
+        """Begin without a thread: prepare(), configure() and start() must follow.
+
+        `submit` runs a dial on the dial pool; `handler` takes work connections over.
+        """
         self._identity = identity
-        self._dial = dial
+        self._dialer: BridgeDialer
         self._submit = submit
-        self._serve = serve
+        self._handler = handler
         self._log = log
         self._begun, self._stopped = threading.Event(), threading.Event()
         self._dials = Dials()
-        self._lock = threading.Lock()  # guards all below
-        self._services: Sequence[Service] = ()
-        self._leads_out = False
-        self._link: _Link | None = None
-        self._telling = (
-            threading.Lock()
-        )  # one REGISTER at a time, so that the last says what counts; sending does not wait
-        self._tries = 0  # failures in a row
+        # Guards _services, _is_exit and _session.
+        self._lock = threading.Lock()
+        self._services: Sequence[BridgePort] = ()
+        self._is_exit = False
+        self._session: _BridgeSession | None = None
+        # One REGISTER at a time, so that the last one tells the current state; never blocks.
+        self._register_lock = threading.Lock()
+        self._tries = 0
+        """Failures in a row."""
         self.thread = threading.Thread(target=self._run, name="tunnel-agent", daemon=True)
 
-    def configure(self, services: Sequence[Service], leads_out: bool) -> None:
-        """What it offers, at the start and on a reload."""
+    def configure(
+        self, dialer: BridgeDialer, services: Sequence[BridgePort], is_exit: bool
+    ) -> None:
+        """Apply a configuration: register the offer, and use `dialer` for all later dials."""
+        self._dialer = dialer
         with self._lock:
-            self._services, self._leads_out = services, leads_out
-            link = self._link
-        if link is not None:
-            self._register(link)
+            self._services, self._is_exit = services, is_exit
+            session = self._session
+        if session is not None:
+            self._register(session)
 
     def prepare(self) -> None:
-        """Its thread, which does nothing before start(); ListenError."""
+        """Start the thread, which does nothing before start().  Raises ListenError."""
         try:
             self.thread.start()
-        except RuntimeError as error:  # can't start new thread
+        except RuntimeError as error:
+            # No thread is left.
             raise ListenError(f"tunnel agent: {error}") from error
 
     def start(self) -> None:
-        """Dials from now on; cannot fail after prepare(), which it does where nobody has."""
+        """Begin to dial.  Cannot fail after prepare(), which is called if nobody has."""
         if self.thread.ident is None:
             self.prepare()
         self._begun.set()
 
     def stop(self, seconds: float) -> None:
-        """No more connections, and none under way; streams that live go on.  Waits `seconds` for a name that is looked up."""
+        """End the session and all dials; running streams continue.
+
+        Waits at most `seconds` for the thread, which may be looking a name up.
+        """
         self._stopped.set()
         self._begun.set()
         with self._lock:
-            link = self._link
-        if link is not None:
-            link.pool.end()
-            link.control.close(tunnel.STOPPING)
+            session = self._session
+        if session is not None:
+            session.pool.end()
+            session.control.close(tunnel.STOPPING)
         self._dials.end()
         if self.thread.is_alive():
             self.thread.join(seconds)
 
     @property
     def stopped(self) -> bool:
+        """Whether stop() was called."""
         return self._stopped.is_set()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
+        """Return the state for netproxyctl."""
         with self._lock:
-            link = self._link
-        if link is None:
+            session = self._session
+        if session is None:
             return {"name": self._identity.name, "connected": False, "tries": self._tries}
-        return {
-            "name": self._identity.name,
-            "connected": True,
-            "since": link.since,
-            "rtt": link.control.rtt,
-            **link.pool.describe(),
-            "ports": {
-                str(service): tunnel.OUTCOMES.get(outcome, "refused")
-                for service, outcome in link.outcomes.items()
-            },
-        }
+        return {"name": self._identity.name, "connected": True, **session.describe()}
 
-    # -- its thread
+    # -- the thread
 
     def _run(self) -> None:
         self._begun.wait()
         while not self.stopped:
             self._tries += 1
             try:
-                self._live()
+                self._connect()
             except NetProxyError as error:
                 if not self.stopped:
-                    self._log.limited(("tunnel", str(error)), "tunnel: %s", error)
+                    self._log.limited(
+                        ("tunnel", str(error)), "tunnel: no connection to the bridge: %s", error
+                    )
             except Exception:
                 self._log.exception("serving the tunnel")
-            self._stopped.wait(backoff(self._tries))
+            self._stopped.wait(reconnect_delay(self._tries))
 
-    def _live(self) -> None:
-        """One control connection, from its dial to its end."""
-        welcome: list[Welcome] = []
-        with self._dials.watched():
-            stream = self._dial(
-                lambda stream: welcome.append(self._shake_hands(stream, tunnel.CONTROL))
-            )
-        pool = WorkPool(
-            lambda: self._dial_work(welcome[0].session), self._submit, self._serve, self._log
-        )
-        link = _Link(Control(stream), pool)
+    def _connect(self) -> None:
+        """Dial a control connection and keep it until it ends."""
+        handshake = AgentHandshake(self._dials, self._identity, tunnel.CONTROL)
+        stream = self._dial(handshake)
+        work_handshake = AgentHandshake(self._dials, self._identity, tunnel.WORK, handshake.session)
+        pool = WorkPool(partial(self._dial, work_handshake), self._submit, self._handler, self._log)
+        session = _BridgeSession(ControlConnection(stream), pool)
         with self._lock:
-            self._link = link
-        began = time.monotonic()  # a dial may fail late, and is a failure all the same
+            self._session = session
+        # Begins here: a dial that fails late is a failure all the same.
+        began = time.monotonic()
         try:
             if not self.stopped:
                 self._log.info("tunnel: connected as '%s'", self._identity.name)
-                self._register(link)
-                self._watch(link)
+                self._register(session)
+                self._keep(session)
         finally:
             with self._lock:
-                self._link = None
+                self._session = None
             if time.monotonic() - began >= STEADY_SECONDS:
                 self._tries = 1
             pool.end()
             stream.close()
 
-    def _register(self, link: _Link) -> None:
-        with self._telling:
-            with self._lock:
-                services, leads_out = self._services, self._leads_out
-            link.control.send(tunnel.encode_register(services, leads_out))
+    def _dial(self, handshake: AgentHandshake) -> Stream:
+        with self._dials.watched():
+            return self._dialer.dial(handshake.run)
 
-    def _watch(self, link: _Link) -> None:
-        control = link.control
+    def _register(self, session: _BridgeSession) -> None:
+        with self._register_lock:
+            with self._lock:
+                services, is_exit = self._services, self._is_exit
+            session.control.send(tunnel.encode_register(services, is_exit))
+
+    def _keep(self, session: _BridgeSession) -> None:
+        """Read the control connection, send heartbeats and dial work connections."""
+        control = session.control
         poll = select.poll()
         poll.register(control.stream.socket, select.POLLIN)
         while not self.stopped:
-            seconds = control.beat(time.monotonic())
-            link.pool.fill()
+            seconds = control.heartbeat(time.monotonic())
+            session.pool.fill()
             if poll_streams(poll, min(seconds, LOOK_SECONDS)):
                 for message in control.receive():
-                    self._obey(link, message)
+                    self._obey(session, message)
 
-    def _obey(self, link: _Link, message: tunnel.Message) -> None:
+    def _obey(self, session: _BridgeSession, message: TunnelMessage) -> None:
         if message.kind == tunnel.WANT:
-            link.pool.want(tunnel.parse_number(message.value))
+            session.pool.want(tunnel.parse_number(message.value))
         elif message.kind == tunnel.REGISTERED:
-            link.outcomes = dict(tunnel.parse_registered(message.value))
-            for service, outcome in link.outcomes.items():
+            session.outcomes = dict(tunnel.parse_registered(message.value))
+            for service, outcome in session.outcomes.items():
                 if outcome != tunnel.SERVED:
                     self._log.warning(
-                        "tunnel: port %s is not served: %s",
-                        service,
-                        tunnel.OUTCOMES.get(outcome, "refused"),
+                        "tunnel: port %s is not served: %s", service, _outcome_text(outcome)
                     )
         elif message.kind == tunnel.CLOSE:
-            raise StreamError(
-                f"the bridge closes: {tunnel.CLOSINGS.get(tunnel.parse_number(message.value), 'no reason that we know')}"
-            )
-
-    # -- connections
-
-    def _shake_hands(self, stream: Stream, kind: int, session: bytes = b"") -> Welcome:
-        """ProtocolError where the bridge is not ours, DialError where it refuses."""
-        self._dials.note(stream.socket)  # not all streams are connect()'s
-        identity = self._identity
-        hello = Hello(kind, identity.name, os.urandom(tunnel.NONCE_SIZE), session)
-        stream.write(tunnel.encode_hello(hello))
-        nonce = _unless_refused(tunnel.read_challenge(stream))
-        stream.write(tunnel.agent_proof(identity.token, hello, nonce))
-        welcome = _unless_refused(tunnel.read_welcome(stream))
-        if not tunnel.same(
-            welcome.proof, tunnel.bridge_proof(identity.token, hello, nonce, welcome.session)
-        ):
-            raise ProtocolError("the bridge does not know our token")
-        return welcome
-
-    def _dial_work(self, session: bytes) -> Stream:
-        def greet(stream: Stream) -> None:
-            self._shake_hands(stream, tunnel.WORK, session)
-
-        with self._dials.watched():
-            return self._dial(greet)
+            reason = tunnel.parse_number(message.value)
+            text = tunnel.reason_text(tunnel.CLOSINGS, reason)
+            raise StreamError(f"the bridge has closed the connection: {text}")
 
 
-class _Link:
-    """A control connection, and what goes with it."""
+class _BridgeSession:
+    """A session with the bridge: its control connection and its work connections."""
 
-    def __init__(self, control: Control, pool: WorkPool) -> None:
+    def __init__(self, control: ControlConnection, pool: WorkPool) -> None:
         self.control = control
         self.pool = pool
         self.since = time.time()
-        self.outcomes: Mapping[Service, int] = {}  # of the services, as the bridge told
+        self.outcomes: Mapping[BridgePort, int] = {}
+        """Of the registered services, as the bridge has told (keys of tunnel.OUTCOMES)."""
+
+    def describe(self) -> dict[str, object]:
+        """Return the state for netproxyctl."""
+        return {
+            "since": self.since,
+            "rtt": self.control.rtt,
+            **self.pool.describe(),
+            "ports": {
+                str(service): _outcome_text(outcome) for service, outcome in self.outcomes.items()
+            },
+        }
 
 
-def _unless_refused(answer: Any) -> Any:
-    if isinstance(answer, int):
-        raise DialError(
-            Reason.AUTHENTICATION,
-            said=f"the bridge refuses: {tunnel.REFUSALS.get(answer, 'no reason that we know')}",
-        )
-    return answer
+def _outcome_text(outcome: int) -> str:
+    return tunnel.reason_text(tunnel.OUTCOMES, outcome)
 
 
-def backoff(tries: int) -> float:
-    """Seconds to rest after so many failures in a row: 1 to 2, then twice that each time, and 30 to 60 in the end."""
-    longest = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2.0 ** min(tries - 1, 16))
+def reconnect_delay(failures: int) -> float:
+    """Return the seconds until the next dial after so many failures in a row.
+
+    1 to 2 after the first one, twice as many after each further one, in the end 30 to 60.  The
+    random part keeps many agents from dialling at the same moment.
+    """
+    longest = min(RECONNECT_LIMIT, RECONNECT_FIRST * 2.0 ** min(failures - 1, 16))
     return longest / 2 * (1.0 + int.from_bytes(os.urandom(2), "big") / 65536)

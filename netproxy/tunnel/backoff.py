@@ -1,37 +1,49 @@
-"""How long those wait for their refusal who could not prove who they are: the longer, the more often from one address."""
+"""Delays the refusal of failed agent logins.
+
+The delay doubles with each failure from the same address, so that tokens cannot be guessed fast.
+Only delays are computed here; the bridge lets the connection wait.  Any thread.
+"""
 
 from __future__ import annotations
 
 import threading
 from typing import NamedTuple
 
-FIRST_SECONDS, LONGEST_SECONDS = (
-    1.0,
-    8.0,
-)  # doubled with each refusal; below what a handshake may take
-FORGET_SECONDS = 60.0  # without another one
-ADDRESSES_LIMIT = 1024  # the oldest is forgotten: strangers choose where they come from
+FIRST_SECONDS = 1.0
+LONGEST_SECONDS = 8.0
+"""Below the time that a listener allows for a handshake."""
+
+FORGET_SECONDS = 60.0
+"""An address without a failure for so long starts again at FIRST_SECONDS."""
+
+ADDRESSES_LIMIT = 1024
+"""Addresses remembered.  The oldest is forgotten: attackers choose their addresses."""
 
 
-class _Doubt(NamedTuple):
-    times: int
-    last: float  # monotonic
+class _Failures(NamedTuple):
+    number: int
+    last: float
+    """Monotonic seconds."""
 
 
 class BackOff:
+    """The failed logins of each client address, and the delay that follows from them."""
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _known
-        self._known: dict[str, _Doubt] = {}  # by client's address, oldest first
+        # Guards _failures.
+        self._lock = threading.Lock()
+        self._failures: dict[str, _Failures] = {}
+        """By client address, oldest first."""
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._failures)
 
-    def seconds(self, host: str, now: float) -> float:
-        """One more refusal of a client; how long it is to wait for it."""
+    def next_delay(self, host: str, now: float) -> float:
+        """Count one more failure of a client address; return its delay in seconds."""
         with self._lock:
-            before = self._known.pop(host, _Doubt(0, now))
-            times = before.times if now - before.last < FORGET_SECONDS else 0
-            while len(self._known) >= ADDRESSES_LIMIT:
-                del self._known[next(iter(self._known))]
-            self._known[host] = _Doubt(times + 1, now)
-        return min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(times, 16))
+            before = self._failures.pop(host, _Failures(0, now))
+            number = before.number if now - before.last < FORGET_SECONDS else 0
+            while len(self._failures) >= ADDRESSES_LIMIT:
+                del self._failures[next(iter(self._failures))]
+            self._failures[host] = _Failures(number + 1, now)
+        return min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(number, 16))

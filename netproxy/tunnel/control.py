@@ -1,102 +1,128 @@
-"""One end of a control connection, as both sides have it: small messages, and a heartbeat.
+"""Sends and receives messages and heartbeats on a control connection, for agent and bridge.
 
-Whoever reads it says when; sending may come from any thread.  A side that takes no
-message at once, or has said nothing for DEAD seconds, is given up.
+The owner of the connection decides when to read; any thread may send.  A peer that does not
+take a message at once, or that has sent nothing for DEAD_SECONDS, is given up.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Iterator
+from typing import TYPE_CHECKING, Iterator
 
 from netproxy.errors import EndOfStream, ProtocolError, StreamError
-from netproxy.net.stream import Stream
 from netproxy.protocol import tunnel
-from netproxy.protocol.tunnel import Message
 
-HEARTBEAT = 10.0  # seconds between two pings
-DEAD = 30.0  # without a byte, and the other side is taken for gone
+if TYPE_CHECKING:
+    from netproxy.net.stream import Stream
+    from netproxy.protocol.tunnel import TunnelMessage
+
+HEARTBEAT_SECONDS = 10.0
+"""Between two pings."""
+
+DEAD_SECONDS = 30.0
+"""A peer that has sent no byte for so long is dead."""
 
 
-def arrived(stream: Stream) -> Iterator[Message]:
-    """The messages that are there whole, taken off a stream; ProtocolError."""
-    while found := tunnel.next_message(stream.unread()):
-        message, end = found
+def take_messages(stream: Stream) -> Iterator[TunnelMessage]:
+    """Take the complete messages among the unread bytes off a stream.  Raises ProtocolError."""
+    while parsed := tunnel.parse_message(stream.unread()):
+        message, end = parsed
         stream.read_exactly(end)
         yield message
 
 
-class Control:
+class ControlConnection:
+    """A control connection after its handshake."""
+
     def __init__(self, stream: Stream, begun: bool = True) -> None:
-        """`stream` has its handshake behind it, but for what begin() is told; until then nothing is sent."""
+        """Take the stream over.
+
+        Unless `begun`, the last bytes of the handshake are still to be sent: messages are held
+        back until begin() sends both.
+        """
         stream.limit(None)
         self.stream = stream
-        self.rtt = 0.0  # seconds, the last; 0: not known
-        self.heard = self.answered = (
-            time.monotonic()
-        )  # the last byte, and the last answer to a ping
-        self._ping_at = self.heard
-        self._lock = threading.Lock()  # one message at a time; guards _held
-        self._held: list[bytes] | None = None if begun else []  # messages that wait for begin()
+        self.rtt = 0.0
+        """Seconds, of the last ping; 0 if not known."""
+        self.last_received = self.last_pong = time.monotonic()
+        """Monotonic seconds of the last byte, and of the last answer to a ping."""
+        self._next_ping = self.last_received
+        # One message at a time; guards _held.
+        self._lock = threading.Lock()
+        self._held: list[bytes] | None = None if begun else []
+        """Messages that wait for begin(), None after it."""
 
     def send(self, data: bytes) -> None:
-        """One message, or more; never waits: a side that has no room for it is given up, and its reader finds the end."""
+        """Send one or more messages without blocking.  Thread: any.
+
+        If the socket buffer is full the connection is shut down, and its reader sees the end.
+        """
         with self._lock:
             if self._held is not None:
                 self._held.append(data)
                 return
             try:
-                whole = self.stream.write_some(data) == len(data)
+                complete = self.stream.write_some(data) == len(data)
             except StreamError:
-                whole = False
-        if not whole:
+                complete = False
+        if not complete:
             self.stream.shutdown()
 
     def begin(self, data: bytes) -> None:
-        """The end of the handshake, and after it what was to be sent meanwhile; StreamError."""
+        """Send the last bytes of the handshake and the messages held back.
+
+        Raises StreamError.
+        """
         with self._lock:
             held, self._held = self._held or [], None
             data = b"".join((data, *held))
             if self.stream.write_some(data) != len(data):
-                raise StreamError("it takes nothing")
+                raise StreamError("the socket buffer is full")
 
     def ping(self) -> None:
-        self.send(tunnel.encode(tunnel.PING, time.monotonic_ns().to_bytes(tunnel.PING_SIZE, "big")))
+        """Send a PING that holds the time."""
+        now = time.monotonic_ns().to_bytes(tunnel.PING_SIZE, "big")
+        self.send(tunnel.encode_message(tunnel.PING, now))
 
-    def beat(self, now: float) -> float:
-        """Pings when it is time; the seconds until it wants to be called again.  StreamError where the other side is silent."""
-        if now - self.heard >= DEAD:
-            raise StreamError(f"silent for {DEAD:g} s")
-        if now >= self._ping_at:
-            self._ping_at = now + HEARTBEAT
+    def heartbeat(self, now: float) -> float:
+        """Ping if it is time; return the seconds until the next call is due.
+
+        `now` is in monotonic seconds.  Raises StreamError if the peer is dead.
+        """
+        if now - self.last_received >= DEAD_SECONDS:
+            raise StreamError(f"silent for {DEAD_SECONDS:g} s")
+        if now >= self._next_ping:
+            self._next_ping = now + HEARTBEAT_SECONDS
             self.ping()
-        return max(0.0, min(self._ping_at, self.heard + DEAD) - now)
+        return max(0.0, min(self._next_ping, self.last_received + DEAD_SECONDS) - now)
 
-    def receive(self) -> Iterator[Message]:
-        """What has come, bar pings and their answers.  EndOfStream, ProtocolError, StreamError."""
-        going_on = self.stream.read_ahead()
-        self.heard = time.monotonic()
-        for message in arrived(self.stream):
+    def receive(self) -> Iterator[TunnelMessage]:
+        """Receive without blocking; answer pings and yield all other messages.
+
+        Raises EndOfStream, ProtocolError or StreamError.
+        """
+        is_open = self.stream.read_ahead()
+        self.last_received = time.monotonic()
+        for message in take_messages(self.stream):
             if message.kind == tunnel.PING:
-                self.send(tunnel.encode(tunnel.PONG, _ping(message.value)))
+                self.send(tunnel.encode_message(tunnel.PONG, _ping_value(message)))
             elif message.kind == tunnel.PONG:
-                self.answered = self.heard
-                self.rtt = max(
-                    0.0, (time.monotonic_ns() - int.from_bytes(_ping(message.value), "big")) / 1e9
-                )
+                self.last_pong = self.last_received
+                sent = int.from_bytes(_ping_value(message), "big")
+                self.rtt = max(0.0, (time.monotonic_ns() - sent) / 1e9)
             else:
                 yield message
-        if not going_on:
-            raise EndOfStream("closed", partial=bool(self.stream.unread()))
+        if not is_open:
+            raise EndOfStream("closed by the peer", partial=bool(self.stream.unread()))
 
     def close(self, reason: int) -> None:
-        """Says why it ends; whoever reads it finds the end."""
+        """Send a CLOSE message and shut the connection down; its reader sees the end."""
         self.send(tunnel.encode_number(tunnel.CLOSE, reason))
         self.stream.shutdown()
 
 
-def _ping(value: bytes) -> bytes:
-    if len(value) != tunnel.PING_SIZE:
-        raise ProtocolError("not a ping")
-    return value
+def _ping_value(message: TunnelMessage) -> bytes:
+    if len(message.value) != tunnel.PING_SIZE:
+        raise ProtocolError("a malformed PING or PONG message")
+    return message.value

@@ -1,28 +1,48 @@
-"""The way out through a connected agent: to its services, or, where it is an exit, to whatever it can reach."""
+"""Dials through a connected agent: to one of its services or, if it is an exit, to any target.
+
+An opened work connection becomes the stream itself.  Names are resolved by the agent.  Any
+thread; dials block.
+"""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
-from netproxy.errors import DeadlineError, DialError, ProtocolError, Reason, StreamError
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.services import Counter
+from netproxy.errors import (
+    DeadlineError,
+    DialError,
+    NetProxyError,
+    ProtocolError,
+    Reason,
+    StreamError,
+)
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.net.framed import FramedConn
-from netproxy.net.stream import Stream
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import Capsules
-from netproxy.protocol.tunnel import AddressedDatagrams, Message, Opening, Service
-from netproxy.tunnel.sessions import AgentSession, AgentSessions, WorkStream
+from netproxy.protocol.tunnel import OpenRequest
+from netproxy.protocol.tunnel_datagrams import AddressedDatagrams
+from netproxy.tunnel.sessions import tunnel_failure
 
-TRIES = 3  # work connections that were closed just as they were to be used: nothing was sent on them yet
-UNSPECIFIED_ADDRESS = Address("0.0.0.0", 0)
+if TYPE_CHECKING:
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.services import Counter
+    from netproxy.net.framed import Framing
+    from netproxy.net.stream import Stream
+    from netproxy.protocol.tunnel import BridgePort, TunnelMessage
+    from netproxy.tunnel.sessions import AgentSessions, WorkStream
+
+TRIES = 3
+"""Work connections to try: one may close just as it is opened, and nothing was sent on it yet."""
 
 
 class TunnelDialer:
+    """A Dialer (interfaces.routing) through an agent."""
+
     carries = frozenset({"tcp", "udp"})
     refusal = Reason.UNSUPPORTED
-    resolves_names = True  # they are resolved in the agent's network
+    resolves_names = True
 
     def __init__(
         self,
@@ -30,9 +50,12 @@ class TunnelDialer:
         sessions: AgentSessions,
         seconds: float,
         counter: Counter,
-        service: Service | None = None,
+        service: BridgePort | None = None,
     ) -> None:
-        """`seconds` for an opening; `service`: all flows go to this one, whatever their target."""
+        """Dial through the agent of this name, within `seconds`.
+
+        All flows go to `service`, whatever their target; None: to their targets, by an exit.
+        """
         self.name = f"tunnel://{agent}"
         self.symmetric = service is not None
         self._agent = agent
@@ -42,65 +65,65 @@ class TunnelDialer:
         self._service = service
 
     def fixed_for(self, flow: Flow) -> TunnelDialer:
+        """Return the dialer itself: no group is involved."""
         return self
 
     def dial(self, flow: Flow) -> Stream:
-        return self._open(Opening("tcp", flow.client, self._service or flow.target))
+        """Connect to the service or to the flow's target.  Blocks.  Raises DialError."""
+        return self._open(OpenRequest("tcp", flow.client, self._service or flow.target))
 
     def dial_packet(self, flow: Flow) -> FramedConn:
-        stream = self._open(Opening("udp", flow.client, self._service or UNSPECIFIED_ADDRESS))
-        framing = Capsules(flow.target) if self._service else AddressedDatagrams()
+        """Open a packet connection.  Blocks.  Raises DialError."""
+        stream = self._open(OpenRequest("udp", flow.client, self._service or UNSPECIFIED_ADDRESS))
+        framing: Framing = AddressedDatagrams()
+        if self._service is not None:
+            framing = Capsules(flow.target)
         return FramedConn(stream, framing, self._counter)
 
-    def _open(self, opening: Opening) -> WorkStream:
-        """An accepted work connection; DialError, as the agent has it or because there is none."""
-        link = self._sessions.get(self._agent)
-        try:
-            if link is None:
-                raise _at_fault(Reason.HOST_UNREACHABLE, f"agent '{self._agent}' is not connected")
-            if self._service is None and not link.leads_out:
-                raise _at_fault(Reason.DENIED, f"agent '{self._agent}' is no exit")
-            return self._open_by(link, opening)
-        except DialError as error:
-            error.hop = self.name
-            raise
-
-    def _open_by(self, link: AgentSession, opening: Opening) -> WorkStream:
+    def _open(self, request: OpenRequest) -> WorkStream:
+        """Return a work connection that the agent has accepted."""
+        session = self._sessions.get(self._agent)
+        if session is None:
+            raise self._failure(Reason.HOST_UNREACHABLE, f"agent '{self._agent}' is not connected")
+        if self._service is None and not session.is_exit:
+            raise self._failure(Reason.DENIED, f"agent '{self._agent}' is not an exit")
         deadline = time.monotonic() + self._seconds
-        for tries_left in reversed(range(TRIES)):
-            stream = link.take(max(0.0, deadline - time.monotonic()))
-            stream.datagrams = opening.network == "udp"
-            stream.limit(max(0.0, deadline - time.monotonic()))
+        failure: NetProxyError | None = None
+        for _ in range(TRIES):
+            stream = session.take(max(0.0, deadline - time.monotonic()))
             try:
-                stream.write(tunnel.encode_open(opening))
-                answer = _answer(stream)
-                if answer.kind == tunnel.REFUSE:
-                    raise DialError(tunnel.parse_refuse(answer.value), str(opening.target))
-                stream.limit(None)
+                self._ask(stream, request, deadline)
                 return stream
-            except BaseException as error:
+            except DeadlineError as error:
                 stream.close()
-                if isinstance(error, DeadlineError):
-                    raise _at_fault(Reason.TIMEOUT, "the agent has not answered") from error
-                if not isinstance(error, (StreamError, ProtocolError)):
-                    raise
-                if not tries_left:
-                    raise _at_fault(
-                        Reason.GENERAL, f"the work connection failed: {error}"
-                    ) from error
-        raise AssertionError("not reached")
+                raise self._failure(Reason.TIMEOUT, "the agent did not answer in time") from error
+            except (StreamError, ProtocolError) as error:
+                stream.close()
+                failure = error
+            except BaseException:
+                stream.close()
+                raise
+        raise self._failure(Reason.GENERAL, f"the work connection failed: {failure}") from failure
+
+    def _ask(self, stream: WorkStream, request: OpenRequest, deadline: float) -> None:
+        """Send the request and read the answer.  Raises DialError if the agent refuses."""
+        stream.datagrams = request.network == "udp"
+        stream.limit(max(0.0, deadline - time.monotonic()))
+        stream.write(tunnel.encode_open(request))
+        answer = _read_answer(stream)
+        if answer.kind == tunnel.REFUSE:
+            error = DialError(tunnel.parse_refuse(answer.value), str(request.target))
+            error.hop = self.name
+            raise error
+        stream.limit(None)
+
+    def _failure(self, reason: Reason, said: str) -> DialError:
+        return tunnel_failure(self._agent, reason, said)
 
 
-def _answer(stream: Stream) -> Message:
-    """ACCEPT or REFUSE; what else comes before it is nothing that we know."""
+def _read_answer(stream: Stream) -> TunnelMessage:
+    """Read ACCEPT or REFUSE; messages of unknown types before it are skipped."""
     while True:
         message = tunnel.read_message(stream)
         if message.kind in (tunnel.ACCEPT, tunnel.REFUSE):
             return message
-
-
-def _at_fault(reason: Reason, said: str) -> DialError:
-    """The tunnel's failure, and not the target's: where there is another way, it is to be tried."""
-    error = DialError(reason, said=said)
-    error.upstream = True
-    return error

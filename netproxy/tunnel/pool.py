@@ -1,125 +1,157 @@
-"""Work connections of one agent's session that wait to be opened: so many are dialled ahead, more where the bridge asks.
+"""Keeps idle work connections of one agent, dialled ahead so that the bridge can use them at once.
 
-Dials run on the dial pool, wherever they were asked for.  What failed is tried again
-when the agent's thread next looks.  Any thread.
+A few are always kept idle, more if the bridge asks for more.  Dials run on the dial pool; the
+agent's thread repeats a failed one the next time it looks.  Any thread.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Callable, Protocol
 
 from netproxy.errors import NetProxyError
-from netproxy.interfaces.services import Log
-from netproxy.net.stream import Stream
 
-WAITING = 4  # that always wait
-KEPT_LIMIT = 32  # that do once they have not been enough, until nobody has needed them for a while
-EXTRA_LIMIT = 256  # more of them, where the bridge has openings for them
-DIALLING_LIMIT = 16  # at once: others have dials to make, too
+if TYPE_CHECKING:
+    from netproxy.interfaces.services import Log
+    from netproxy.net.stream import Stream
+
+IDLE_FEWEST = 4
+"""Idle connections that are always kept."""
+
+IDLE_MOST = 32
+"""Idle connections that are kept while the bridge has recently needed more than there were."""
+
+WANTED_LIMIT = 256
+"""Connections that the bridge asks for beyond these."""
+
+DIALLING_LIMIT = 16
+"""Dials at once: the dial pool has other work, too."""
 
 Submit = Callable[[Callable[[], None]], bool]
+"""Runs a call on a pool's thread; returns False if the pool is full."""
+
+
+class WorkHandler(Protocol):
+    """Handles work connections that were dialled."""
+
+    def serve(self, stream: Stream, pool: WorkPool) -> None:
+        """Take a work connection over after its handshake.
+
+        Tells the pool when the connection is opened or has ended.
+        """
 
 
 class WorkPool:
+    """The idle work connections of one session with the bridge, and how many it should keep."""
+
     def __init__(
-        self,
-        dial: Callable[[], Stream],
-        submit: Submit,
-        serve: Callable[[Stream, WorkPool], None],
-        log: Log,
+        self, dial: Callable[[], Stream], submit: Submit, handler: WorkHandler, log: Log
     ) -> None:
-        """`dial` gives a welcome connection; NetProxyError.  `serve` takes it over, and tells what comes of it."""
+        """Start empty: fill() dials.
+
+        `dial` returns a connection after its handshake and raises NetProxyError; `submit` runs
+        it on the dial pool.
+        """
         self._dial = dial
         self._submit = submit
-        self._serve = serve
+        self._handler = handler
         self._log = log
-        self._lock = threading.Lock()  # guards all below
-        self._waiting: set[Stream] = set()
+        # Guards all below.
+        self._lock = threading.Lock()
+        self._idle: set[Stream] = set()
         self._dialling = 0
-        self._kept = WAITING  # that are to wait
-        self._extra = 0  # openings of the bridge's that wait for a connection
+        self._keep = IDLE_FEWEST
+        """Connections to keep idle."""
+        self._wanted = 0
+        """Dials of the bridge that wait for a connection."""
         self._opened = 0
         self.ended = False
 
     def fill(self) -> None:
-        """Dials what is missing."""
-        while True:
-            with self._lock:
-                if (
-                    self.ended
-                    or self._dialling >= DIALLING_LIMIT
-                    or len(self._waiting) + self._dialling >= self._kept + self._extra
-                ):
-                    return
-                self._dialling += 1
+        """Dial the connections that are missing."""
+        while self._reserve_dial():
             if not self._submit(self._add):
                 with self._lock:
                     self._dialling -= 1
                 return
 
-    def want(self, number: int) -> None:
-        """The bridge asks for more."""
+    def _reserve_dial(self) -> bool:
+        """Count one more dial; return False if none is needed or allowed."""
         with self._lock:
-            self._extra = min(EXTRA_LIMIT, self._extra + number)
+            missing = self._keep + self._wanted - len(self._idle) - self._dialling
+            if self.ended or self._dialling >= DIALLING_LIMIT or missing <= 0:
+                return False
+            self._dialling += 1
+            return True
+
+    def want(self, number: int) -> None:
+        """Dial `number` more connections, which the bridge asks for."""
+        with self._lock:
+            self._wanted = min(WANTED_LIMIT, self._wanted + number)
         self.fill()
 
     def _add(self) -> None:
-        """On a thread of the dial pool."""
+        """Dial one connection.  Thread: dial pool."""
         stream = None
         try:
             stream = self._dial()
         except NetProxyError as error:
             if not self.ended:
                 self._log.limited(
-                    ("tunnel work", str(error)), "tunnel: no work connection: %s", error
+                    ("tunnel work", str(error)), "tunnel: cannot dial a work connection: %s", error
                 )
         finally:
+            # Also after an error of our own: its dial must not stay counted.
             with self._lock:
                 self._dialling -= 1
-                late = self.ended
-                if stream is not None and not late:
-                    self._waiting.add(stream)
+                ended = self.ended
+                if stream is not None and not ended:
+                    self._idle.add(stream)
         if stream is None:
             return
-        if late:
+        if ended:
             stream.close()
             return
-        self._serve(stream, self)
+        self._handler.serve(stream, self)
         self.fill()
 
     def opened(self, stream: Stream) -> None:
-        """It does not wait any more: another takes its place."""
+        """Replace a connection that the bridge has opened."""
         with self._lock:
-            self._waiting.discard(stream)
-            if self._extra:
-                self._extra -= 1
-                self._kept = min(KEPT_LIMIT, self._kept + 1)
+            self._idle.discard(stream)
+            if self._wanted:
+                self._wanted -= 1
+                self._keep = min(IDLE_MOST, self._keep + 1)
             self._opened += 1
         self.fill()
 
     def closed(self, stream: Stream) -> None:
+        """Forget a connection that has ended."""
         with self._lock:
-            self._waiting.discard(stream)
+            self._idle.discard(stream)
 
-    def spare(self, stream: Stream) -> bool:
-        """Whether one that has waited for long may go, and then it is none of ours any more."""
+    def release(self, stream: Stream) -> bool:
+        """Return whether a connection that was idle for long is no longer needed.
+
+        If so, the pool has forgotten it.
+        """
         with self._lock:
-            if len(self._waiting) <= WAITING and not self.ended:
+            if len(self._idle) <= IDLE_FEWEST and not self.ended:
                 return False
-            self._extra = max(0, self._extra - 1)
-            self._kept = max(WAITING, self._kept - 1)
-            self._waiting.discard(stream)
+            self._wanted = max(0, self._wanted - 1)
+            self._keep = max(IDLE_FEWEST, self._keep - 1)
+            self._idle.discard(stream)
             return True
 
     def end(self) -> None:
-        """Those that wait are closed; those that were opened go on."""
+        """Shut idle connections down; opened ones continue."""
         with self._lock:
             self.ended = True
-            waiting = list(self._waiting)
-        for stream in waiting:
+            idle = list(self._idle)
+        for stream in idle:
             stream.shutdown()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
+        """Return the state for netproxyctl."""
         with self._lock:
-            return {"idle": len(self._waiting), "opened": self._opened}
+            return {"idle": len(self._idle), "opened": self._opened}

@@ -1,8 +1,8 @@
-"""The agents that a bridge has: work connections that wait to be used, openings that wait for one, and figures.
+"""Holds the sessions of connected agents, on the bridge: work connections and statistics.
 
-A Link is one agent, from its control connection's handshake to its end.  Its work
-connections have no thread and are watched by nobody while they wait: one that was
-closed meanwhile is found when it is taken, or by the janitor.  Any thread.
+An AgentSession lasts from the handshake of the control connection to its end.  Idle work
+connections hold no thread and are not watched: a closed one is noticed when it is taken, or by
+the janitor.  Any thread.
 """
 
 from __future__ import annotations
@@ -12,50 +12,53 @@ import socket
 import struct
 import threading
 import time
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Traffic
 from netproxy.net.stream import Stream
 from netproxy.protocol import tunnel
-from netproxy.protocol.tunnel import Service
-from netproxy.tunnel.control import Control
 
-IDLE_LIMIT = 256  # work connections of one agent that wait
-WAITING_LIMIT = 1024  # openings of one agent that wait for a work connection
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.tunnel.control import ControlConnection
+    from netproxy.tunnel.ports import SessionPorts
+
+IDLE_LIMIT = 256
+"""Idle work connections of one agent."""
+
+WAITING_LIMIT = 1024
+"""Dials of one agent that wait for a work connection."""
+
+# In struct tcp_info (Linux): tcpi_bytes_acked and tcpi_bytes_received, and the length up to them.
+_INFO_BYTES = struct.Struct("=QQ")
+_INFO_OFFSET = 120
 _INFO_SIZE = 136
-_INFO_BYTES = struct.Struct("=QQ")  # of struct tcp_info: tcpi_bytes_acked, tcpi_bytes_received
-_INFO_AT = 120
 
 
-class Traffic(NamedTuple):
-    """Bytes on the wire, what TLS adds with them."""
-
-    sent: int
-    received: int
-
-
-class Port(NamedTuple):
-    """A port that is open for an agent."""
-
-    host: str
-    close: Callable[[], None]
+def tunnel_failure(agent: str, reason: Reason, said: str) -> DialError:
+    """Return an error of the tunnel itself, not of the target: a group may try another member."""
+    error = DialError(reason, said=said)
+    error.hop = f"tunnel://{agent}"
+    error.upstream = True
+    return error
 
 
 class WorkStream(Stream):
-    """A work connection on the bridge's side; its link counts it."""
+    """A work connection on the bridge; its session counts its traffic."""
 
-    __slots__ = ("link", "datagrams")
+    __slots__ = ("_session", "datagrams")
 
-    def __init__(self, stream: Stream, link: AgentSession) -> None:
-        """Takes the connection over: `stream` is only closed afterwards."""
+    def __init__(self, stream: Stream, session: AgentSession) -> None:
+        """Take the socket of `stream`, which may only be closed afterwards."""
         super().__init__(stream.socket)
         stream.move_to(self)
-        self.link = link
+        self._session = session
         self.datagrams = False
+        """True if it carries datagrams."""
 
-    def quiet(self) -> bool:
-        """Whether it is as it should be while it waits: neither closed, nor anything said."""
+    def is_usable(self) -> bool:
+        """Return whether it is still idle: open, and the agent has sent nothing."""
         poll = select.poll()
         try:
             poll.register(self.socket, select.POLLIN | select.POLLRDHUP)
@@ -64,50 +67,66 @@ class WorkStream(Stream):
             return False
 
     def traffic(self) -> Traffic:
+        """Return the bytes on the wire so far, those of TLS included."""
         try:
             info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_SIZE)
-            return Traffic(*_INFO_BYTES.unpack_from(info, _INFO_AT))
-        except (OSError, struct.error):  # a unix socket, closed, or a kernel before 4.1
+            return Traffic(*_INFO_BYTES.unpack_from(info, _INFO_OFFSET))
+        except (OSError, struct.error):
+            # A unix socket, a closed socket, or a kernel before 4.1.
             return Traffic(0, 0)
 
     def close(self) -> None:
+        """Close the socket, and tell the session first."""
         if self.open:
-            self.link.forget(self)
+            self._session.discard(self)
         super().close()
 
 
 class AgentSession:
-    def __init__(self, name: str, control: Control, session: bytes, client: Address) -> None:
+    """A connected agent."""
+
+    def __init__(
+        self,
+        name: str,
+        identifier: bytes,
+        client: Address,
+        control: ControlConnection,
+        ports: SessionPorts,
+    ) -> None:
+        """Begin without work connections.
+
+        `identifier` is what the agent's work connections must show; `client` is the agent's
+        address.
+        """
         self.name = name
-        self.control = control
-        self.session = session
+        self.identifier = identifier
         self.client = client
+        self.control = control
+        self.ports = ports
         self.since = time.time()
-        self.leads_out = False  # whether its agent is an exit
-        self.challenged = False  # another one has asked for its name; guarded by the bridge's lock
-        self.ports: dict[Service, Port] = {}  # that are served: the bridge's affair
-        self.refused: dict[Service, int] = {}  # that are not, and why
-        self.ports_lock = (
-            threading.Lock()
-        )  # guards these two, also while a port is bound, which does not wait
-        self._changed = (
-            threading.Condition()
-        )  # guards all below, and tells of work connections and of the end
+        self.is_exit = False
+        self.challenged = False
+        """True while the bridge waits whether the agent still answers; under the bridge's lock."""
+        # Guards all below; notified of new work connections and of the end.
+        self._changed = threading.Condition()
         self._idle: list[WorkStream] = []
+        self._live: set[WorkStream] = set()
+        """Work connections that were taken and have not ended."""
         self._waiting = 0
-        self._live: set[WorkStream] = set()  # that were taken
         self._opened = 0
-        self._moved = Traffic(0, 0)  # by those that have ended
+        self._ended_traffic = Traffic(0, 0)
+        """Of the work connections that have ended."""
         self.ended = False
 
     # -- work connections
 
     @property
     def has_room(self) -> bool:
+        """Whether another idle work connection is accepted."""
         return not self.ended and len(self._idle) < IDLE_LIMIT
 
     def add(self, stream: WorkStream) -> bool:
-        """One more that waits; False where there are enough of them, or the link has ended."""
+        """Add an idle work connection; return False if there is no room for it."""
         with self._changed:
             if not self.has_room:
                 return False
@@ -116,140 +135,148 @@ class AgentSession:
         return True
 
     def take(self, seconds: float) -> WorkStream:
-        """One that has waited, or that the agent dials when asked to; DialError."""
+        """Take an idle work connection, or ask the agent to dial one and wait for it.
+
+        Blocks for at most `seconds`.  Raises DialError.
+        """
         stream = self._pop()
         if stream is not None:
             return stream
         deadline = time.monotonic() + seconds
         with self._changed:
             if self._waiting >= WAITING_LIMIT:
-                raise _failure(Reason.GENERAL, "too many connections wait for this agent")
+                raise self._failure(Reason.GENERAL, "too many connections wait for this agent")
             self._waiting += 1
         try:
             self.control.send(tunnel.encode_number(tunnel.WANT, 1))
             while stream is None:
                 with self._changed:
-                    there = self._changed.wait_for(
-                        lambda: self._idle or self.ended, deadline - time.monotonic()
-                    )
+                    changed = self._changed.wait_for(self._has_news, deadline - time.monotonic())
                 if self.ended:
-                    raise _failure(Reason.HOST_UNREACHABLE, "the agent has gone")
-                if not there:
-                    raise _failure(Reason.TIMEOUT, "the agent gave no work connection")
+                    raise self._failure(Reason.HOST_UNREACHABLE, "the agent has disconnected")
+                if not changed:
+                    raise self._failure(Reason.TIMEOUT, "the agent dialled no work connection")
                 stream = self._pop()
         finally:
             with self._changed:
                 self._waiting -= 1
         return stream
 
+    def _has_news(self) -> bool:
+        return bool(self._idle) or self.ended
+
+    def _failure(self, reason: Reason, said: str) -> DialError:
+        return tunnel_failure(self.name, reason, said)
+
     def _pop(self) -> WorkStream | None:
-        """The one that came last, so that an agent can let go of those that nobody needs."""
+        """Take the newest, so that the agent can close old ones that are not needed."""
         while True:
             with self._changed:
                 if not self._idle:
                     return None
                 stream = self._idle.pop()
                 self._live.add(stream)
-            if stream.quiet():
+            if stream.is_usable():
                 with self._changed:
                     self._opened += 1
                 return stream
             stream.close()
 
-    def forget(self, stream: WorkStream) -> None:
-        """It is about to be closed."""
-        sent, received = stream.traffic()
+    def discard(self, stream: WorkStream) -> None:
+        """Count the traffic of a work connection that is about to be closed."""
+        sent, received, *_ = stream.traffic()
         with self._changed:
             if stream in self._live:
                 self._live.discard(stream)
-                self._moved = Traffic(self._moved.sent + sent, self._moved.received + received)
+                ended = self._ended_traffic
+                self._ended_traffic = Traffic(ended.sent + sent, ended.received + received)
 
     def sweep(self) -> None:
-        """Lets go of those that wait and were closed by the agent."""
+        """Close the idle work connections that the agent has closed."""
         with self._changed:
-            gone = [stream for stream in self._idle if not stream.quiet()]
-            self._idle = [stream for stream in self._idle if stream not in gone]
-        for stream in gone:
+            unusable = [stream for stream in self._idle if not stream.is_usable()]
+            self._idle = [stream for stream in self._idle if stream not in unusable]
+        for stream in unusable:
             stream.close()
 
     def end(self) -> bool:
-        """Nothing is opened any more; streams of bytes go on, those of datagrams are cut.  False where it had ended before."""
+        """Open nothing any more; return False if the session has ended before.
+
+        Streams of bytes continue; streams of datagrams are shut down, so that the next datagram
+        of each client can take another upstream.
+        """
         with self._changed:
             if self.ended:
                 return False
             self.ended = True
             idle, self._idle = self._idle, []
-            cut = [stream for stream in self._live if stream.datagrams]
+            datagram_streams = [stream for stream in self._live if stream.datagrams]
             self._changed.notify_all()
         for stream in idle:
             stream.close()
-        for stream in cut:
-            stream.shutdown()  # their clients' next datagrams find another way, where there is one
+        for stream in datagram_streams:
+            stream.shutdown()
         return True
 
-    # -- figures
+    # -- statistics
 
-    def describe(self) -> dict[str, Any]:
-        """For people: bytes are those on the wire."""
+    def describe(self) -> dict[str, object]:
+        """Return the state for netproxyctl; bytes are those on the wire."""
         with self._changed:
             live = list(self._live)
-            idle, opened, traffic = len(self._idle), self._opened, [self._moved]
+            idle, opened, traffic = len(self._idle), self._opened, [self._ended_traffic]
         traffic += [stream.traffic() for stream in live]
-        with self.ports_lock:
-            ports = [
-                f"{Address(port.host, service.port)}/{service.network}"
-                for service, port in sorted(self.ports.items())
-            ]
-            refused = {
-                str(service): tunnel.OUTCOMES[outcome]
-                for service, outcome in sorted(self.refused.items())
-            }
         return {
             "name": self.name,
             "client": str(self.client),
             "since": self.since,
             "rtt": self.control.rtt,
-            "exit": self.leads_out,
+            "exit": self.is_exit,
             "streams": len(live),
             "opened": opened,
             "idle": idle,
-            "ports": ports,
-            "refused": refused,
-            "sent": sum(one.sent for one in traffic),
-            "received": sum(one.received for one in traffic),
+            "ports": self.ports.served(),
+            "refused": self.ports.refused(),
+            "sent": sum(part.sent for part in traffic),
+            "received": sum(part.received for part in traffic),
         }
+
+    def summary(self) -> str:
+        """Return the state for one line of the log."""
+        return (
+            f"tunnel {self.name} {self.client}: streams={len(self._live)} idle={len(self._idle)} "
+            f"ports: {', '.join(self.ports.served()) or 'none'}"
+        )
 
 
 class AgentSessions:
-    """By agent's name.  Outlives every configuration."""
+    """The sessions of a bridge, by agent name.  They outlive every configuration."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _links
+        # Guards _sessions.
+        self._lock = threading.Lock()
         self._sessions: dict[str, AgentSession] = {}
 
     def get(self, name: str) -> AgentSession | None:
+        """Return the session of an agent, None if it is not connected."""
         return self._sessions.get(name)
 
     def all(self) -> list[AgentSession]:
+        """Return all sessions, oldest first."""
         with self._lock:
             return list(self._sessions.values())
 
-    def add(self, link: AgentSession) -> bool:
-        """False where its name is taken."""
+    def add(self, session: AgentSession) -> bool:
+        """Add a session; return False if its name is taken."""
         with self._lock:
-            return self._sessions.setdefault(link.name, link) is link
+            return self._sessions.setdefault(session.name, session) is session
 
-    def remove(self, link: AgentSession) -> None:
+    def remove(self, session: AgentSession) -> None:
+        """Remove a session, unless another one has its name."""
         with self._lock:
-            if self._sessions.get(link.name) is link:
-                del self._sessions[link.name]
+            if self._sessions.get(session.name) is session:
+                del self._sessions[session.name]
 
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
-        """For the janitor."""
-        return [link.sweep for link in self.all()]
-
-
-def _failure(reason: Reason, said: str) -> DialError:
-    error = DialError(reason, said=said)
-    error.upstream = True
-    return error
+        """Return calls that close unusable work connections (interfaces.services.Expirable)."""
+        return [session.sweep for session in self.all()]

@@ -1,138 +1,216 @@
-"""Work connections on the agent's side: each waits until the bridge opens it, dials what it is for, and relays.
+"""Serves work connections on the agent: each waits to be opened, then dials and relays.
 
-While it waits it has no thread.  What the agent's services are, and whether it is an
-exit, is asked for each opening anew, so that a reload counts at once.
+An idle work connection holds no thread.  The agent's offer is read anew for each request of the
+bridge, so that a reload takes effect at once.  Any thread.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Protocol
 
 from netproxy.errors import DialError, Reason, StreamError
-from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Wait
-from netproxy.interfaces.flows import Flow, TUNNEL_AGENT
-from netproxy.interfaces.services import Counter
-from netproxy.net.stream import Stream
+from netproxy.interfaces.flows import TUNNEL_AGENT, Flow
 from netproxy.protocol import proxy_protocol, socks5, tunnel
 from netproxy.protocol.capsule import Capsules
-from netproxy.protocol.tunnel import AddressedDatagrams, Opening, Service
-from netproxy.tunnel.control import arrived
-from netproxy.tunnel.pool import WorkPool
+from netproxy.protocol.tunnel import BridgePort
+from netproxy.protocol.tunnel_datagrams import AddressedDatagrams
+from netproxy.tunnel.control import take_messages
 
-SPARE_SECONDS = 60.0  # that a connection waits before it may go, where there are more than needed
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.services import Counter
+    from netproxy.net.framed import Framing
+    from netproxy.net.stream import Stream
+    from netproxy.protocol.tunnel import OpenRequest
+    from netproxy.tunnel.pool import WorkPool
+
+SPARE_SECONDS = 60.0
+"""An idle connection beyond those that the pool keeps is closed after so long."""
 
 
-class Target(NamedTuple):
-    """Where a service is."""
+class LocalService(NamedTuple):
+    """A service of the agent."""
 
-    address: Address
-    proxy_protocol: bool = False  # whether it is told who comes, by a PROXY header
+    target: Address
+    proxy_protocol: bool = False
+    """True if a PROXY header tells the service the client's address."""
 
 
 class Offer(NamedTuple):
-    services: Mapping[Service, Target]
-    leads_out: bool
+    """What an agent offers to its bridge."""
+
+    services: Mapping[BridgePort, LocalService]
+    is_exit: bool
+    """True if the bridge may have anything dialled that the agent's rules permit."""
 
 
-class Ways(NamedTuple):
-    """handler.connector.Connector and handler.stream_udp.StreamUdpRelay: one that obeys the rules, or one that leads to services."""
+class DialledFlow(Protocol):
+    """A connection to the target of a flow."""
 
-    connector: Any
-    datagrams: Any
+    upstream: Stream
+
+    def accept(self, client: Stream, reply: bytes) -> Wait | None:
+        """Send the reply, then relay between `client` and the target until both have ended."""
+
+    def finish(self, ended: str) -> None:
+        """Close it and record how it ended."""
 
 
-Begin = Callable[
-    [Stream, Callable[[], None], Callable[[], "Wait | None"]], None
-]  # listener.serving: (stream, ended, go on)
+class FlowDialer(Protocol):
+    """Routes and dials TCP flows."""
+
+    def open(self, flow: Flow) -> DialledFlow:
+        """Connect to the flow's target.  Blocks.  Raises DialError, which has been recorded."""
 
 
-class Work:
-    def __init__(self, begin: Begin, counter: Counter) -> None:
-        self._begin = begin
-        self._counter = counter
-        self._offer = Offer({}, False)
-        self._local: Ways
-        self._out: Ways
-        self._live: set[Stream] = set()  # that were opened; set's own calls are atomic
+class DatagramRelay(Protocol):
+    """Relays the datagrams that a stream carries."""
 
-    def configure(self, offer: Offer, local: Ways, out: Ways) -> None:
-        """From now on; `local` dials services, `out` what an exit is asked for."""
-        self._offer, self._local, self._out = offer, local, out
+    def permit(self, flow: Flow) -> None:
+        """Raise DialError if no datagram of the flow's client could be sent anywhere."""
+
+    def serve_one(
+        self, stream: Stream, flow: Flow, framing: Framing, accepted: bytes
+    ) -> Wait | None:
+        """Send `accepted`, then relay datagrams to the flow's target.  Raises DialError."""
+
+    def serve_all(
+        self, stream: Stream, flow: Flow, framing: Framing, wrap: Callable[[Address], bytes]
+    ) -> Wait | None:
+        """Relay datagrams to any target; `wrap` encodes the source of a reply."""
+
+
+class FlowRelays(NamedTuple):
+    """What dials and relays the flows of work connections, TCP and UDP, with the same router."""
+
+    tcp: FlowDialer
+    udp: DatagramRelay
+
+
+class WorkStarter(Protocol):
+    """Runs work connections on the threads of the connection pool and the poller."""
+
+    def begin(self, work: WorkConnection) -> None:
+        """Call work.run() on a thread, then what its Wait says, and at the end work.end()."""
+
+
+class WorkServer:
+    """Serves the work connections of an agent (pool.WorkHandler)."""
+
+    def __init__(self, starter: WorkStarter, counter: Counter) -> None:
+        """Begin with nothing to offer: configure() must come before the agent dials."""
+        self.counter = counter
+        self._starter = starter
+        self.offer = Offer({}, False)
+        self.to_services: FlowRelays
+        self.to_targets: FlowRelays
+        # The set's own calls are atomic.
+        self._live: set[WorkConnection] = set()
+
+    def configure(self, offer: Offer, to_services: FlowRelays, to_targets: FlowRelays) -> None:
+        """Set the offer.
+
+        `to_services` dials the agent's services, `to_targets` what the bridge asks an exit for.
+        """
+        self.offer, self.to_services, self.to_targets = offer, to_services, to_targets
 
     @property
     def live(self) -> int:
+        """Work connections that were opened and have not ended."""
         return len(self._live)
 
     def abort(self) -> None:
-        for stream in list(self._live):
-            stream.shutdown()
+        """Shut the opened work connections down."""
+        for work in list(self._live):
+            work.stream.shutdown()
 
     def serve(self, stream: Stream, pool: WorkPool) -> None:
-        """Takes a connection over that is welcome."""
+        """Take an idle work connection over."""
+        self._starter.begin(WorkConnection(self, stream, pool))
 
-        def ended() -> None:
-            pool.closed(stream)
-            self._live.discard(stream)
-            stream.close()
+    def opened(self, work: WorkConnection) -> None:
+        """Count a work connection in."""
+        self._live.add(work)
 
-        self._begin(stream, ended, lambda: self._look(stream, pool))
+    def ended(self, work: WorkConnection) -> None:
+        """Count a work connection out, if it was opened."""
+        self._live.discard(work)
 
-    def _look(self, stream: Stream, pool: WorkPool) -> Wait | None:
-        for message in arrived(stream):
+
+class WorkConnection:
+    """One work connection, from its handshake to its end."""
+
+    __slots__ = ("stream", "_server", "_pool")
+
+    def __init__(self, server: WorkServer, stream: Stream, pool: WorkPool) -> None:
+        self._server = server
+        self.stream = stream
+        self._pool = pool
+
+    def run(self) -> Wait | None:
+        """Serve the bridge's request if it has arrived, else wait for it."""
+        for message in take_messages(self.stream):
             if message.kind == tunnel.OPEN:
-                self._live.add(stream)
-                pool.opened(stream)
-                return self._open(stream, tunnel.parse_open(message.value))
-        if pool.ended:
+                self._server.opened(self)
+                self._pool.opened(self.stream)
+                return self._open(tunnel.parse_open(message.value))
+        if self._pool.ended:
             return None
-        return Wait(
-            ((stream.socket, READABLE),),
-            SPARE_SECONDS,
-            lambda ready: self._resume(stream, pool, ready),
-            idle=True,
-        )
+        return Wait(((self.stream.socket, READABLE),), SPARE_SECONDS, self._resume, idle=True)
 
-    def _resume(self, stream: Stream, pool: WorkPool, ready: bool) -> Wait | None:
-        if not (stream.read_ahead() if ready else not pool.spare(stream)):
-            return None
-        return self._look(stream, pool)
+    def end(self) -> None:
+        """Close the connection."""
+        self._pool.closed(self.stream)
+        self._server.ended(self)
+        self.stream.close()
 
-    def _open(self, stream: Stream, opening: Opening) -> Wait | None:
+    def _resume(self, ready: bool) -> Wait | None:
+        keep = self.stream.read_ahead() if ready else not self._pool.release(self.stream)
+        return self.run() if keep else None
+
+    def _open(self, request: OpenRequest) -> Wait | None:
         try:
-            if isinstance(opening.target, Service):
-                return self._to_service(stream, opening, opening.target)
-            if not self._offer.leads_out:
-                raise DialError(Reason.DENIED, "no exit")
-            flow = Flow(opening.network, opening.client, opening.target, TUNNEL_AGENT, "")
-            if opening.network == "tcp":
-                return self._out.connector.open(flow).accept(stream, tunnel.encode_accept())
-            self._out.datagrams.permit(flow)
-            stream.write(tunnel.encode_accept())
-            return self._out.datagrams.serve_all(
-                stream, flow, AddressedDatagrams(), socks5.encode_address
-            )
+            if isinstance(request.target, BridgePort):
+                return self._open_service(request, request.target)
+            return self._open_target(request, request.target)
         except DialError as error:
-            self._counter.count("tunnel_refused", error.reason.value)
-            stream.write(tunnel.encode_refuse(error.reason))
+            self._server.counter.count("tunnel_refused", error.reason.value)
+            self.stream.write(tunnel.encode_refuse(error.reason))
             return None
 
-    def _to_service(self, stream: Stream, opening: Opening, service: Service) -> Wait | None:
-        target = self._offer.services.get(service)
-        if target is None or service.network != opening.network:
-            raise DialError(Reason.DENIED, f"no service {service}")
-        flow = Flow(opening.network, opening.client, target.address, TUNNEL_AGENT, "")
-        if opening.network == "udp":
-            return self._local.datagrams.serve_one(
-                stream, flow, Capsules(target.address), tunnel.encode_accept()
+    def _open_target(self, request: OpenRequest, target: Address) -> Wait | None:
+        if not self._server.offer.is_exit:
+            raise DialError(Reason.DENIED, "not an exit")
+        relays = self._server.to_targets
+        flow = Flow(request.network, request.client, target, TUNNEL_AGENT, "")
+        if request.network == "tcp":
+            return relays.tcp.open(flow).accept(self.stream, tunnel.encode_accept())
+        relays.udp.permit(flow)
+        self.stream.write(tunnel.encode_accept())
+        return relays.udp.serve_all(self.stream, flow, AddressedDatagrams(), socks5.encode_address)
+
+    def _open_service(self, request: OpenRequest, port: BridgePort) -> Wait | None:
+        service = self._server.offer.services.get(port)
+        if service is None or port.network != request.network:
+            raise DialError(Reason.DENIED, f"no service at port {port}")
+        relays = self._server.to_services
+        flow = Flow(request.network, request.client, service.target, TUNNEL_AGENT, "")
+        if request.network == "udp":
+            return relays.udp.serve_one(
+                self.stream, flow, Capsules(service.target), tunnel.encode_accept()
             )
-        passage = self._local.connector.open(flow)
-        if target.proxy_protocol:
-            try:
-                passage.upstream.write(
-                    proxy_protocol.encode_v2(opening.client, passage.upstream.peer_address())
-                )
-            except StreamError as error:
-                passage.finish("reset")
-                raise DialError(Reason.GENERAL, str(target.address), str(error)) from error
-        return passage.accept(stream, tunnel.encode_accept())
+        dialled = relays.tcp.open(flow)
+        if service.proxy_protocol:
+            _send_proxy_header(dialled, request.client, service.target)
+        return dialled.accept(self.stream, tunnel.encode_accept())
+
+
+def _send_proxy_header(dialled: DialledFlow, client: Address, target: Address) -> None:
+    """Tell a service the client's address.  Raises DialError."""
+    upstream = dialled.upstream
+    try:
+        upstream.write(proxy_protocol.encode_v2(client, upstream.peer_address()))
+    except StreamError as error:
+        dialled.finish("reset")
+        raise DialError(Reason.GENERAL, str(target), str(error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 from netproxy.access.limits import Admission
 from netproxy.interfaces.networks import IpNetwork
 from tests.support.sockets import Task
@@ -17,7 +17,7 @@ def test_admits_everybody_where_no_networks_are_named() -> None:
 
 
 def test_admits_those_of_its_networks_only() -> None:
-    door = Admission(NetworkList([IpNetwork.parse("192.0.2.0/31")]), 10, 10)
+    door = Admission(NetworkSet([IpNetwork.parse("192.0.2.0/31")]), 10, 10)
     assert [door.enter(client) for client in ("192.0.2.1", "192.0.2.2", "::1")] == [
         "",
         "client not allowed",
@@ -88,5 +88,5 @@ def test_other_limits_count_the_same_connections() -> None:
 
 def test_other_limits_leave_those_before_as_they_were() -> None:
     before = Admission(None, 10, 10)
-    before.with_limits(NetworkList([IpNetwork.parse("192.0.2.0/31")]), 1, 1)
+    before.with_limits(NetworkSet([IpNetwork.parse("192.0.2.0/31")]), 1, 1)
     assert [before.enter(client) for client in (A, A, "::1")] == ["", "", ""]

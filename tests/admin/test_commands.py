@@ -1,4 +1,4 @@
-"""What is seen from outside of a daemon in this process, and what it can be told: control socket, metrics, status page."""
+"""A daemon in this process, seen from outside: control socket, metrics, status page."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ import pytest
 
 from netproxy import cli
 from netproxy.admin import commands
-from netproxy.errors import ListenError, Reason
-from netproxy.admin.stats import Stats
-from netproxy.interfaces.addresses import Address
+from netproxy.admin.commands import FlowFilter
 from netproxy.admin.control_socket import CommandError, NotRunning, ask
+from netproxy.admin.servers import Admin
+from netproxy.admin.stats import Stats
+from netproxy.errors import ListenError, Reason
+from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks5
+from tests.daemon.test_daemon import Tunnel
 from tests.support.handlers import RecordingLog
 from tests.support.relays import Running, UdpClient, UdpPort, running
 from tests.support.sockets import SECONDS, listen, read_exactly, read_to_end, server, wait_until
-from tests.daemon.test_daemon import Tunnel
 
 pytest.importorskip("yaml")
 TOKEN = "0123456789abcdef"
@@ -34,7 +36,8 @@ TOKEN = "0123456789abcdef"
 @pytest.fixture
 def text(tmp_path: Path) -> str:
     return (
-        f"control: unix:{tmp_path / 'control'}\nmetrics: 127.0.0.1:0\nmetrics_token: {TOKEN}\nstatus_page: true\n"
+        f"control: unix:{tmp_path / 'control'}\n"
+        f"metrics: 127.0.0.1:0\nmetrics_token: {TOKEN}\nstatus_page: true\n"
         "listeners: [{listen: '127.0.0.1:0', name: main, auth: optional}]\n"
         "users: {alice: {password: secret}}\nupstreams: {gone: 'socks5://127.0.0.1:1'}\n"
     )
@@ -42,17 +45,20 @@ def text(tmp_path: Path) -> str:
 
 @pytest.fixture
 def daemon(text: str) -> Iterator[Running]:
-    with running(text) as one:
-        yield one
+    with running(text) as daemon:
+        yield daemon
 
 
 @pytest.fixture
 def tell(tmp_path: Path) -> Callable[..., Any]:
+    """Send a command to the daemon; return its answer."""
     return lambda command, **details: ask(str(tmp_path / "control"), command, **details)
 
 
 @pytest.fixture
 def ctl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run netproxyctl; return its exit status, output and errors."""
+
     def run(*arguments: str) -> tuple[int, str, str]:
         status = cli.control_main(["-s", str(tmp_path / "control"), *arguments])
         return (status, *capsys.readouterr())
@@ -70,33 +76,41 @@ def echo() -> Iterator[Address]:
         yield address
 
 
+def metrics_address(daemon: Running) -> Address:
+    metrics = daemon.daemon._admin.servers.metrics
+    assert metrics is not None
+    return metrics.server.address
+
+
 def get(daemon: Running, path: str, token: str = TOKEN) -> tuple[int, str]:
+    """Return the status and the body of a page."""
     head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n" + (
         f"Authorization: Bearer {token}\r\n" if token else ""
     )
-    with socket.create_connection(
-        ("127.0.0.1", daemon.daemon._admin._web.address.port), SECONDS
-    ) as client:
+    address = "127.0.0.1", metrics_address(daemon).port
+    with socket.create_connection(address, SECONDS) as client:
         client.sendall(head.encode() + b"\r\n")
         answer = read_to_end(client).decode()
     return int(answer.split(" ")[1]), answer.partition("\r\n\r\n")[2]
 
 
 def value(daemon: Running, series: str) -> float:
-    """Of one line of /metrics; 0 where it is not there."""
-    found = re.findall(rf"^{re.escape(series)} (\S+)$", get(daemon, "/metrics")[1], re.M)
-    return float(found[0]) if found else 0.0
+    """Return the value of a series in /metrics, 0 if there is none."""
+    values = re.findall(rf"^{re.escape(series)} (\S+)$", get(daemon, "/metrics")[1], re.M)
+    return float(values[0]) if values else 0.0
 
 
 class TestConnections:
-    def test_are_listed_while_they_live(
+    def test_connection_is_listed_while_it_runs(
         self, daemon: Running, tell: Callable[..., Any], echo: Address
     ) -> None:
+        began = time.monotonic()
         with Tunnel(daemon.port, echo, ("alice", "secret")) as tunnel:
             tunnel.check(b"four" * 25)
-            wait_until(lambda: tell("connections")[0]["received"])  # counted just after it was sent
-            (one,) = tell("connections")
-            assert {**one, "client": "", "age": 0, "idle": 0} == {
+            # Bytes are counted just after they were sent.
+            wait_until(lambda: tell("connections")[0]["received"])
+            (row,) = tell("connections")
+            assert {**row, "client": "", "age": 0, "idle": 0} == {
                 "id": 1,
                 "network": "tcp",
                 "listener": "main",
@@ -111,11 +125,12 @@ class TestConnections:
                 "datagrams_sent": 0,
                 "datagrams_received": 0,
             }
-            assert 0 <= one["idle"] <= one["age"] < SECONDS
+            # Both are rounded to a millisecond.
+            assert 0 <= row["idle"] <= row["age"] <= time.monotonic() - began + 0.001
             assert tell("sessions") == []
         wait_until(lambda: tell("connections") == [])
 
-    def test_those_that_are_wanted(
+    def test_filters_select_connections(
         self, daemon: Running, tell: Callable[..., Any], echo: Address
     ) -> None:
         with Tunnel(daemon.port, echo, ("alice", "secret")), Tunnel(daemon.port, echo):
@@ -128,7 +143,7 @@ class TestConnections:
             assert len(tell("connections", client="127.0.0.1")) == 2
             assert tell("connections", client="192.0.2.1") == []
 
-    def test_one_that_is_killed_ends_on_both_sides_and_says_so(
+    def test_killed_connection_ends_on_both_sides_with_its_record(
         self, daemon: Running, tell: Callable[..., Any], echo: Address
     ) -> None:
         with (
@@ -144,17 +159,15 @@ class TestConnections:
         wait_until(lambda: len(daemon.log.records) == 2)
         assert [record.ended for record in daemon.log.records if record.flow.user] == ["killed"]
 
-    def test_what_is_not_there_cannot_be_killed(
+    def test_kill_without_a_flow_is_refused(
         self, daemon: Running, tell: Callable[..., Any]
     ) -> None:
         with pytest.raises(CommandError, match="no such flow"):
             tell("kill", ids=[99])
-        with pytest.raises(CommandError, match="kill what?"):
+        with pytest.raises(CommandError, match="nothing to kill"):
             tell("kill")
 
-    def test_http_requests_are_flows_of_their_own(
-        self, daemon: Running, tell: Callable[..., Any]
-    ) -> None:
+    def test_each_http_request_is_a_flow(self, daemon: Running, tell: Callable[..., Any]) -> None:
         release = threading.Event()
 
         def origin(sock: socket.socket) -> None:
@@ -171,30 +184,30 @@ class TestConnections:
             head = b""
             while not head.endswith(b"ab"):
                 head += client.recv(100)
-            (one,) = tell("connections")
-            assert (one["target"], one["received"]) == (str(address), len(head))
+            (row,) = tell("connections")
+            assert (row["target"], row["received"]) == (str(address), len(head))
             release.set()
             assert client.recv(10) == b"cd"
             wait_until(lambda: not tell("connections"))
 
 
 class TestSessions:
-    def test_are_listed_and_killed_and_begin_anew(
+    def test_killed_session_is_replaced_by_the_next_datagram(
         self, daemon: Running, tell: Callable[..., Any]
     ) -> None:
         with UdpPort() as target, UdpClient(daemon.port) as client:
             first = client.check_echo(target, b"ping")
             wait_until(lambda: tell("sessions")[0]["received"])
-            (one,) = tell("sessions")
+            (row,) = tell("sessions")
             assert (
-                one["network"],
-                one["target"],
-                one["datagrams_sent"],
-                one["datagrams_received"],
-                one["sent"],
-                one["received"],
+                row["network"],
+                row["target"],
+                row["datagrams_sent"],
+                row["datagrams_received"],
+                row["sent"],
+                row["received"],
             ) == ("udp", str(target.address), 1, 1, 4, 4)
-            assert tell("kill", ids=[one["id"]]) == {"killed": 1}
+            assert tell("kill", ids=[row["id"]]) == {"killed": 1}
             assert tell("sessions") == []
             wait_until(lambda: [record.ended for record in daemon.log.records] == ["killed"])
             client.to(target.address, b"again")
@@ -202,7 +215,9 @@ class TestSessions:
 
 
 class TestStatus:
-    def test_tells_all(self, daemon: Running, tell: Callable[..., Any], echo: Address) -> None:
+    def test_status_has_state_listeners_and_counters(
+        self, daemon: Running, tell: Callable[..., Any], echo: Address
+    ) -> None:
         with Tunnel(daemon.port, echo) as tunnel:
             tunnel.check()
             status = tell("status")
@@ -219,7 +234,7 @@ class TestStatus:
         assert ["connections", "accepted", 1] in status["counters"]
         assert status["lines"][0].startswith("connections=1 ")
 
-    def test_what_top_asks_for(
+    def test_traffic_has_totals_and_the_bytes_of_flows(
         self, daemon: Running, tell: Callable[..., Any], echo: Address
     ) -> None:
         with Tunnel(daemon.port, echo) as tunnel:
@@ -229,16 +244,23 @@ class TestStatus:
             assert (traffic["flows"], traffic["connections"]) == ([[1, 4, 4]], 1)
 
 
-def test_the_start_counts_as_the_first_reload() -> None:
-    """However late somebody asks for figures."""
+def test_start_counts_as_the_first_reload() -> None:
+    """However late somebody first asks for statistics."""
+    daemon: Any = None
     log: Any = RecordingLog()
-    assert Stats(None, log, time.monotonic() - 3600).reloaded.at == pytest.approx(
-        time.time() - 3600, abs=SECONDS
-    )  # type: ignore[arg-type]
+    stats = Stats(daemon, log, time.monotonic() - 3600)
+    assert stats.reloaded.at == pytest.approx(time.time() - 3600, abs=SECONDS)
+
+
+def test_ids_that_are_no_numbers_are_refused() -> None:
+    """Otherwise they would select all flows."""
+    for ids in (5, ["all"], "all", {"1": 2}):
+        with pytest.raises(CommandError, match="ids: not a list of numbers"):
+            FlowFilter({"command": "kill", "ids": ids})
 
 
 class TestCommandLine:
-    def test_lists(
+    def test_lists_are_printed(
         self, daemon: Running, ctl: Callable[..., tuple[int, str, str]], echo: Address
     ) -> None:
         with Tunnel(daemon.port, echo), Tunnel(daemon.port, echo, ("alice", "secret")):
@@ -254,7 +276,7 @@ class TestCommandLine:
             assert ctl("kill", "--user", "alice") == (0, "1 killed\n", "")
             assert ctl("kill", "77") == (1, "", "netproxyctl: no such flow\n")
 
-    def test_the_level_of_the_log(
+    def test_level_of_the_log_is_printed_and_set(
         self, daemon: Running, ctl: Callable[..., tuple[int, str, str]]
     ) -> None:
         assert ctl("log") == (0, "info\n", "")
@@ -264,12 +286,14 @@ class TestCommandLine:
             ctl("log", "loud")
         assert caught.value.code == 64
 
-    def test_no_fewer_lines_than_none(self, ctl: Callable[..., tuple[int, str, str]]) -> None:
+    def test_negative_number_of_lines_is_a_usage_error(
+        self, ctl: Callable[..., tuple[int, str, str]]
+    ) -> None:
         with pytest.raises(SystemExit) as caught:
             ctl("connections", "-n", "-1")
         assert caught.value.code == 64
 
-    def test_nobody_is_there(
+    def test_missing_daemon_is_status_3(
         self, ctl: Callable[..., tuple[int, str, str]], tmp_path: Path
     ) -> None:
         assert ctl("status") == (
@@ -279,8 +303,8 @@ class TestCommandLine:
         )
 
 
-class TestOrders:
-    """What only the main thread may do: here the signal goes to the test, which does it."""
+class TestSignals:
+    """What only the main thread may do.  The signal goes to the test, which does it."""
 
     @pytest.fixture
     def signals(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
@@ -288,7 +312,7 @@ class TestOrders:
         monkeypatch.setattr(commands.os, "kill", lambda pid, number: sent.append(number))
         yield sent
 
-    def test_a_reload_is_answered_with_what_came_of_it(
+    def test_reload_is_answered_with_its_errors(
         self, daemon: Running, signals: list[int], ctl: Callable[..., tuple[int, str, str]]
     ) -> None:
         answers: list[tuple[int, str, str]] = []
@@ -306,20 +330,20 @@ class TestOrders:
         assert "the last reload failed" in ctl("status")[1]
         assert value(daemon, "netproxy_config_last_reload_successful") == 0
 
-    def test_a_drain_is_answered_before_it_begins(
+    def test_drain_is_answered_before_it_begins(
         self, daemon: Running, signals: list[int], ctl: Callable[..., tuple[int, str, str]]
     ) -> None:
         assert ctl("drain") == (0, "draining: 0 connections may finish\n", "")
         wait_until(lambda: signals == [signal.SIGTERM])
 
-    def test_a_second_drain_does_not_cut_off_what_runs(
+    def test_second_drain_is_refused(
         self, daemon: Running, signals: list[int], ctl: Callable[..., tuple[int, str, str]]
     ) -> None:
         daemon.daemon.stop_accepting()
         assert ctl("drain") == (1, "", "netproxyctl: the daemon is draining\n")
         assert not signals
 
-    def test_while_it_drains_nothing_is_reloaded(
+    def test_reload_is_refused_while_the_daemon_drains(
         self, daemon: Running, signals: list[int], ctl: Callable[..., tuple[int, str, str]]
     ) -> None:
         daemon.daemon.stop_accepting()
@@ -329,7 +353,7 @@ class TestOrders:
 
 
 class TestMetrics:
-    def test_of_connections(self, daemon: Running, echo: Address) -> None:
+    def test_metrics_of_connections(self, daemon: Running, echo: Address) -> None:
         labels = '{listener="main",upstream="direct"'
         with Tunnel(daemon.port, echo) as tunnel:
             tunnel.check(b"12345678")
@@ -342,7 +366,7 @@ class TestMetrics:
         assert value(daemon, 'netproxy_dial_seconds_count{upstream="direct"}') == 1
         assert value(daemon, 'netproxy_connections_total{listener="main"}') == 1
 
-    def test_of_datagrams_while_their_session_lives(self, daemon: Running) -> None:
+    def test_metrics_of_datagrams_while_their_session_runs(self, daemon: Running) -> None:
         with UdpPort() as target, UdpClient(daemon.port) as client:
             for _ in range(3):
                 client.to(target.address, b"ping")
@@ -352,7 +376,9 @@ class TestMetrics:
             assert value(daemon, f'netproxy_udp_bytes_total{labels},direction="up"}}') == 12
             assert value(daemon, f"netproxy_udp_sessions{labels}}}") == 1
 
-    def test_hazard_117_many_clients_make_no_series(self, daemon: Running, echo: Address) -> None:
+    def test_clients_and_targets_make_no_series(self, daemon: Running, echo: Address) -> None:
+        """Hazard 117."""
+
         def series() -> set[str]:
             return {
                 line.rpartition(" ")[0]
@@ -375,7 +401,7 @@ class TestMetrics:
         assert series() == before
 
     @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
-    def test_promtool_finds_nothing_wrong(self, daemon: Running, echo: Address) -> None:
+    def test_promtool_accepts_the_metrics_of_a_daemon(self, daemon: Running, echo: Address) -> None:
         with Tunnel(daemon.port, echo), Tunnel(daemon.port, Address("127.0.0.1", 1)):
             text = get(daemon, "/metrics")[1]
         result = subprocess.run(
@@ -383,9 +409,10 @@ class TestMetrics:
         )
         assert (result.returncode, result.stdout + result.stderr) == (0, b"")
 
-    def test_hazard_111_no_secret_is_in_any_answer(
+    def test_no_answer_has_a_secret(
         self, daemon: Running, tell: Callable[..., Any], echo: Address
     ) -> None:
+        """Hazard 111."""
         with (
             Tunnel(daemon.port, echo, ("alice", "secret")),
             Tunnel(daemon.port, echo, ("alice", "guessed-wrong")),
@@ -407,13 +434,16 @@ class TestMetrics:
         assert "auth_failed client=127.0.0.1 user=alice listener=main" in daemon.log.lines
 
 
-def test_hazard_115_the_metrics_listener_is_not_reached_through_the_proxy(daemon: Running) -> None:
-    with Tunnel(daemon.port, daemon.daemon._admin._web.address) as tunnel:
+def test_metrics_listener_is_not_reached_through_the_proxy(daemon: Running) -> None:
+    """Hazard 115."""
+    with Tunnel(daemon.port, metrics_address(daemon)) as tunnel:
         assert tunnel.reply == socks5.REPLIES[Reason.LOOP]
 
 
 class TestStatusPage:
-    def test_figures(self, daemon: Running, echo: Address) -> None:
+    def test_status_json_has_flows_upstreams_and_trouble(
+        self, daemon: Running, echo: Address
+    ) -> None:
         with Tunnel(daemon.port, echo) as tunnel, Tunnel(daemon.port, Address("127.0.0.1", 1)):
             tunnel.check()
             wait_until(lambda: json.loads(get(daemon, "/status.json")[1])["bytes"]["down"])
@@ -423,23 +453,25 @@ class TestStatusPage:
             1,
             {"up": 4, "down": 4},
         )
-        assert [one["target"] for one in now["flows"]] == [str(echo)]
+        assert [row["target"] for row in now["flows"]] == [str(echo)]
         assert ["targets not reached", "connection refused", 1] in now["trouble"]
         assert now["failures"][0]["why"] == "connection refused"
-        assert [one["name"] for one in now["upstreams"]] == ["default", "gone"]
+        assert [row["name"] for row in now["upstreams"]] == ["default", "gone"]
 
 
 class TestReload:
-    def test_servers_come_and_go_with_the_configuration(
+    def test_servers_follow_the_configuration(
         self, daemon: Running, text: str, tmp_path: Path, tell: Callable[..., Any]
     ) -> None:
-        web = daemon.daemon._admin._web
+        admin = daemon.daemon._admin
+        before = admin.servers.metrics
+        assert before is not None
         daemon.reload(text.replace(TOKEN, "f" * 20))
-        assert daemon.daemon._admin._web is web
+        assert admin.servers.metrics is before
         assert get(daemon, "/metrics")[0] == 401
         assert get(daemon, "/metrics", "f" * 20)[0] == 200
         daemon.reload("listeners: [{listen: '127.0.0.1:0', name: main}]")
-        assert not web.thread.is_alive()
+        assert not before.server.thread.is_alive()
         with pytest.raises(NotRunning):
             tell("status")
         assert not (tmp_path / "control").exists()
@@ -448,27 +480,27 @@ class TestReload:
         assert tell("status")["state"] == "serving"
         assert not daemon.daemon.dead_thread()
 
-    def test_a_fresh_metrics_listener_never_takes_the_token_of_the_one_before(
+    def test_new_metrics_listener_asks_for_its_own_token_at_once(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It answers while the rest is still being applied; on loopback there had been none."""
+        """It answers before its configuration applies; the one before, on loopback, had none."""
         served, answered = "listeners: [{listen: '127.0.0.1:0'}]\n", []
-        start = commands.Admin._fresh_web
+        bind = Admin.bind
 
-        def asked_at_once(own: commands.Admin, config: Any, fresh: list[Any]) -> Any:
-            web, site = found = start(own, config, fresh)
-            if web in fresh:
-                with socket.create_connection(("127.0.0.1", web.address.port), SECONDS) as client:
-                    client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-                    answered.append(read_to_end(client).split(b" ")[1])
-            return found
+        def bind_and_ask(admin: Admin, config: Any) -> Any:
+            prepared = bind(admin, config)
+            ((_, address),) = prepared.sockets
+            with socket.create_connection(("127.0.0.1", address.port), SECONDS) as client:
+                client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                answered.append(read_to_end(client).split(b" ")[1])
+            return prepared
 
-        monkeypatch.setattr(commands.Admin, "_fresh_web", asked_at_once)
-        with running(f"metrics: 127.0.0.1:0\n{served}") as one:
-            one.reload(f"metrics: localhost:0\nmetrics_token: {TOKEN}\n{served}")
+        monkeypatch.setattr(Admin, "bind", bind_and_ask)
+        with running(f"metrics: 127.0.0.1:0\n{served}") as daemon:
+            daemon.reload(f"metrics: localhost:0\nmetrics_token: {TOKEN}\n{served}")
         assert answered == [b"200", b"401"]
 
-    def test_one_whose_threads_cannot_start_changes_nothing(
+    def test_reload_without_threads_changes_nothing(
         self, daemon: Running, text: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Hazard 94."""
@@ -492,7 +524,7 @@ class TestReload:
             (5, "cannot start a listener"),
         ],
     )
-    def test_whichever_thread_cannot_start_changes_nothing(
+    def test_reload_without_its_nth_thread_changes_nothing(
         self,
         daemon: Running,
         text: str,
@@ -502,7 +534,7 @@ class TestReload:
         number: int,
         what: str,
     ) -> None:
-        """Hazard 94; `number` of those that the reload would start."""
+        """Hazard 94.  `number`: which of the threads that the reload starts."""
         started: list[threading.Thread] = []
         start = threading.Thread.start
 
@@ -516,7 +548,8 @@ class TestReload:
             text.replace("metrics: 127.0.0.1:0", "metrics: localhost:0")
             .replace("/control", "/other")
             .replace("'127.0.0.1:0'", "'127.0.0.2:0'")
-            + f"tunnel: {{agent: {{bridge: 'tcp://127.0.0.1:1', name: home, token: {TOKEN}, exit: true}}}}\n"
+            + f"tunnel: {{agent: {{bridge: 'tcp://127.0.0.1:1', name: home, token: {TOKEN},"
+            " exit: true}}\n"
         )
         before = daemon.daemon.summary()
         with monkeypatch.context() as patch:
@@ -532,7 +565,7 @@ class TestReload:
         assert daemon.daemon.tunnels()["agent"]["name"] == "home"
         assert ask(str(tmp_path / "other"), "status")["state"] == "serving"
 
-    def test_one_that_fails_changes_nothing(
+    def test_reload_with_a_port_in_use_changes_nothing(
         self, daemon: Running, text: str, tmp_path: Path, tell: Callable[..., Any]
     ) -> None:
         with listen() as taken:

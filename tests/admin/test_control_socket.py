@@ -1,4 +1,4 @@
-"""The control socket: one JSON object a line each way, for its owner alone."""
+"""The control socket: one JSON object a line in each direction, for its owner only."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import os
 import socket
 import stat
 import threading
-import time
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
 import pytest
 
-from netproxy.errors import ListenError
 from netproxy.admin import control_socket
 from netproxy.admin.control_socket import (
+    ActAfterAnswer,
     CommandError,
     ControlServer,
     NotRunning,
-    Reloads,
-    Then,
+    ReloadRequests,
     ask,
 )
+from netproxy.errors import ListenError
 from tests.support.doubles import Lines
 from tests.support.sockets import SECONDS, Task, wait_until
 
@@ -46,21 +45,22 @@ def log() -> Lines:
 
 @pytest.fixture
 def serve(tmp_path: Path, log: Lines) -> Iterator[Callable[[], ControlServer]]:
-    made: list[ControlServer] = []
+    """Start a server."""
+    servers: list[ControlServer] = []
 
     def start() -> ControlServer:
-        made.append(ControlServer(str(tmp_path / "socket"), COMMANDS, log))
-        made[-1].start()
-        return made[-1]
+        servers.append(ControlServer(str(tmp_path / "socket"), COMMANDS, log))
+        servers[-1].start()
+        return servers[-1]
 
     yield start
-    for server in made:
+    for server in servers:
         server.stop()
         assert not server.thread.is_alive()
 
 
-def test_nobody_is_answered_before_its_start(tmp_path: Path, log: Lines) -> None:
-    """Its thread is there before the configuration counts that wants it."""
+def test_prepared_server_answers_nobody_before_its_start(tmp_path: Path, log: Lines) -> None:
+    """Its thread is started before its configuration applies."""
     server = ControlServer(str(tmp_path / "socket"), COMMANDS, log)
     server.prepare()
     try:
@@ -75,14 +75,15 @@ def test_nobody_is_answered_before_its_start(tmp_path: Path, log: Lines) -> None
         server.stop()
 
 
-def test_one_that_never_starts_ends(tmp_path: Path, log: Lines) -> None:
+def test_prepared_server_can_be_stopped(tmp_path: Path, log: Lines) -> None:
     server = ControlServer(str(tmp_path / "socket"), COMMANDS, log)
     server.prepare()
     server.stop()
     assert not server.thread.is_alive() and not os.path.exists(server.path)
 
 
-def say(path: str, data: bytes) -> list[Any]:
+def exchange(path: str, data: bytes) -> list[Any]:
+    """Send `data` and the end of the stream; return the answers."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(5)
         client.connect(path)
@@ -92,11 +93,11 @@ def say(path: str, data: bytes) -> list[Any]:
             return [json.loads(line) for line in lines]
 
 
-def test_asks_and_gets_an_answer(serve: Callable[[], ControlServer]) -> None:
+def test_command_is_answered(serve: Callable[[], ControlServer]) -> None:
     assert ask(serve().path, "answer") == {"is": 42}
 
 
-def test_a_refusal_says_why(serve: Callable[[], ControlServer]) -> None:
+def test_refusal_tells_why(serve: Callable[[], ControlServer]) -> None:
     with pytest.raises(CommandError, match="no bread here"):
         ask(serve().path, "refuse", what="bread")
 
@@ -105,14 +106,17 @@ def test_a_refusal_says_why(serve: Callable[[], ControlServer]) -> None:
     "line",
     [b"{", b"[]", b'"answer"', b"{}", b'{"command": "unknown"}', b'{"command": []}', b"\xff", b""],
 )
-def test_what_is_no_command_is_answered_with_those_there_are(
+def test_unknown_command_is_answered_with_the_known_ones(
     serve: Callable[[], ControlServer], line: bytes
 ) -> None:
-    error = {"error": "no such command; known are answer, refuse, fail"}
-    assert say(serve().path, line + b'\n{"command": "answer"}\n') == [error, {"result": {"is": 42}}]
+    error = {"error": "unknown command (known: answer, refuse, fail)"}
+    assert exchange(serve().path, line + b'\n{"command": "answer"}\n') == [
+        error,
+        {"result": {"is": 42}},
+    ]
 
 
-def test_a_fault_ends_one_conversation_only(serve: Callable[[], ControlServer], log: Lines) -> None:
+def test_fault_ends_one_conversation_only(serve: Callable[[], ControlServer], log: Lines) -> None:
     server = serve()
     with pytest.raises(NotRunning):
         ask(server.path, "fail")
@@ -120,7 +124,7 @@ def test_a_fault_ends_one_conversation_only(serve: Callable[[], ControlServer], 
     assert log.of("exception") == ["answering on the control socket: a fault"]
 
 
-def test_a_silent_client_is_hung_up_on(
+def test_silent_client_is_disconnected(
     serve: Callable[[], ControlServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control_socket, "SECONDS", 0.05)
@@ -133,11 +137,11 @@ def test_a_silent_client_is_hung_up_on(
     assert ask(server.path, "answer") == {"is": 42}
 
 
-def test_only_its_owner_may_open_it(serve: Callable[[], ControlServer]) -> None:
+def test_only_the_owner_may_open_the_socket(serve: Callable[[], ControlServer]) -> None:
     assert stat.S_IMODE(os.stat(serve().path).st_mode) == 0o600
 
 
-def test_nobody_answers_where_none_runs(serve: Callable[[], ControlServer], tmp_path: Path) -> None:
+def test_stopped_server_does_not_answer(serve: Callable[[], ControlServer], tmp_path: Path) -> None:
     server = serve()
     server.stop()
     assert not os.path.exists(server.path)
@@ -145,7 +149,7 @@ def test_nobody_answers_where_none_runs(serve: Callable[[], ControlServer], tmp_
         ask(server.path, "answer")
 
 
-def test_takes_over_from_one_that_was_killed(
+def test_socket_of_a_killed_server_is_replaced(
     serve: Callable[[], ControlServer], tmp_path: Path
 ) -> None:
     with socket.socket(socket.AF_UNIX) as killed:
@@ -153,7 +157,7 @@ def test_takes_over_from_one_that_was_killed(
     assert ask(serve().path, "answer") == {"is": 42}
 
 
-def test_does_not_take_over_from_one_that_lives(
+def test_socket_of_a_running_server_is_not_replaced(
     serve: Callable[[], ControlServer], log: Lines
 ) -> None:
     server = serve()
@@ -163,8 +167,8 @@ def test_does_not_take_over_from_one_that_lives(
 
 
 @pytest.mark.parametrize("content", [b"precious", b""])
-def test_a_file_in_its_place_is_left_as_it_is(tmp_path: Path, log: Lines, content: bytes) -> None:
-    """A wrong path must cost nobody a file."""
+def test_file_at_the_path_is_not_replaced(tmp_path: Path, log: Lines, content: bytes) -> None:
+    """A wrong path in the configuration must not cost a file."""
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(ListenError, match=f"control unix:{path}: Address already in use"):
@@ -172,7 +176,7 @@ def test_a_file_in_its_place_is_left_as_it_is(tmp_path: Path, log: Lines, conten
     assert path.read_bytes() == content
 
 
-def test_a_link_to_a_file_is_left_as_it_is(tmp_path: Path, log: Lines) -> None:
+def test_link_at_the_path_is_not_replaced(tmp_path: Path, log: Lines) -> None:
     path, file = tmp_path / "link", tmp_path / "file"
     file.write_bytes(b"precious")
     path.symlink_to(file)
@@ -182,7 +186,7 @@ def test_a_link_to_a_file_is_left_as_it_is(tmp_path: Path, log: Lines) -> None:
 
 
 class Exhausted:
-    """A listening socket for which there is no descriptor a few times; `pauses` is how often it was waited then."""
+    """A listening socket that is out of descriptors a few times.  `pauses` are the waits then."""
 
     def __init__(self, server: ControlServer, times: int) -> None:
         self._listening = server._socket
@@ -207,14 +211,17 @@ class Exhausted:
         return getattr(self._listening, name)
 
 
-def test_without_a_descriptor_it_pauses_and_goes_on(tmp_path: Path, log: Lines) -> None:
-    """And does not spin; one line of a kind that is limited says so each time."""
+def test_accept_without_descriptors_pauses_and_goes_on(tmp_path: Path, log: Lines) -> None:
+    """It does not spin; a limited warning is logged each time."""
     server = ControlServer(str(tmp_path / "socket"), COMMANDS, log)
     exhausted = Exhausted(server, 3)
     server.start()
     try:
         assert ask(server.path, "answer") == {"is": 42}
-        assert exhausted.pauses == [control_socket.PAUSE] * 3 and control_socket.PAUSE >= 0.05
+        assert (
+            exhausted.pauses == [control_socket.ACCEPT_PAUSE] * 3
+            and control_socket.ACCEPT_PAUSE >= 0.05
+        )
         assert log.of("limited") == ["control socket: Too many open files"] * 3
         assert log.keys == ["control"] * 3
     finally:
@@ -222,19 +229,23 @@ def test_without_a_descriptor_it_pauses_and_goes_on(tmp_path: Path, log: Lines) 
     assert not server.thread.is_alive()
 
 
-def test_a_pause_does_not_delay_its_stop(
+def test_pause_does_not_delay_the_stop(
     tmp_path: Path, log: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_socket, "PAUSE", 60.0)
+    monkeypatch.setattr(control_socket, "ACCEPT_PAUSE", 60.0)
     server = ControlServer(str(tmp_path / "socket"), COMMANDS, log)
     paused, wait = threading.Event(), server._stopped.wait
     exhausted = Exhausted(server, 1)
-    server._stopped.wait = lambda seconds: paused.set() or wait(seconds)  # type: ignore[method-assign, func-returns-value]
+
+    def pause(seconds: float) -> bool:
+        paused.set()
+        return wait(seconds)
+
+    server._stopped.wait = pause  # type: ignore[method-assign]
     server.start()
-    assert paused.wait(5) and exhausted.accepts == 1
-    started = time.monotonic()
+    assert paused.wait(SECONDS) and exhausted.accepts == 1
     server.stop()
-    assert time.monotonic() - started < 2 and not server.thread.is_alive()
+    assert not server.thread.is_alive()
     assert log.lines == []
 
 
@@ -243,27 +254,29 @@ def test_a_pause_does_not_delay_its_stop(
     [b"", b'{"command": "answer"}\n', b'{"comm'],
     ids=["nothing", "a command", "half of one"],
 )
-def test_a_client_that_is_silent_does_not_delay_its_stop(
-    serve: Callable[[], ControlServer], said: bytes
+def test_silent_client_does_not_delay_the_stop(
+    serve: Callable[[], ControlServer], said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(control_socket, "SECONDS", 60.0)
     server = serve()
     with socket.socket(socket.AF_UNIX) as silent:
         silent.settimeout(5)
         silent.connect(server.path)
         silent.sendall(said)
-        wait_until(lambda: server._client)  # it is being served
-        started = time.monotonic()
-        server.stop()
-        assert time.monotonic() - started < control_socket.SECONDS / 2
+        # The client is being served.
+        wait_until(lambda: server._client)
+        Task(server.stop).result()
         assert not server.thread.is_alive()
 
 
 class TestAfterTheAnswer:
-    def test_something_is_done(self, tmp_path: Path, log: Lines) -> None:
-        """With nothing to wait for the daemon ends at once, and its last answer must have gone."""
+    def test_action_follows_the_answer(self, tmp_path: Path, log: Lines) -> None:
+        """A daemon with nothing to wait for ends at once: its last answer must have been sent."""
         done = threading.Event()
         server = ControlServer(
-            str(tmp_path / "socket"), {"end": lambda request: Then("ending", done.set)}, log
+            str(tmp_path / "socket"),
+            {"end": lambda request: ActAfterAnswer("ending", done.set)},
+            log,
         )
         server.start()
         try:
@@ -272,42 +285,39 @@ class TestAfterTheAnswer:
         finally:
             server.stop()
 
-    def test_a_server_that_retires_still_answers(self, tmp_path: Path, log: Lines) -> None:
-        """A reload that moves the control socket is answered over the one it was asked by."""
-        made: list[ControlServer] = []
+    def test_running_command_is_answered_after_stop_accepting(
+        self, tmp_path: Path, log: Lines
+    ) -> None:
+        """The client that asks for a reload gets its answer even if that moves the socket."""
 
         def move(request: Mapping[str, Any]) -> str:
-            made[0].retire()
+            server.stop_accepting()
             return "moved"
 
-        made.append(ControlServer(str(tmp_path / "socket"), {"move": move}, log))
-        made[0].start()
-        assert ask(made[0].path, "move") == "moved"
-        made[0].thread.join(SECONDS)
-        assert not made[0].thread.is_alive()
-        assert not os.path.exists(made[0].path)
+        server = ControlServer(str(tmp_path / "socket"), {"move": move}, log)
+        server.start()
+        assert ask(server.path, "move") == "moved"
+        server.thread.join(SECONDS)
+        assert not server.thread.is_alive()
+        assert not os.path.exists(server.path)
 
 
-class TestReloads:
-    @staticmethod
-    def asked(reloads: Reloads) -> Task:
-        return Task(reloads.ask)
-
-    def test_whoever_asked_before_it_began_hears_how_it_went(self) -> None:
+class TestReloadRequests:
+    def test_outcome_is_told_to_those_who_asked_before_the_reload(self) -> None:
         woken = threading.Semaphore(0)
-        reloads = Reloads(woken.release)
-        fine = self.asked(reloads)
+        reloads = ReloadRequests(woken.release)
+        early = Task(reloads.request)
         assert woken.acquire(timeout=SECONDS)
-        tell = reloads.begin()
-        late = self.asked(reloads)
+        finish = reloads.begin()
+        late = Task(reloads.request)
         assert woken.acquire(timeout=SECONDS)
-        tell([])
-        fine.result()
+        finish([])
+        early.result()
         reloads.begin()(["a: wrong", "b: wrong"])
         with pytest.raises(CommandError, match="a: wrong\nb: wrong"):
             late.result()
 
-    def test_one_that_takes_long_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_request_does_not_wait_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(control_socket, "RELOAD_SECONDS", 0.01)
-        with pytest.raises(CommandError, match="the reload goes on"):
-            Reloads(lambda: None).ask()
+        with pytest.raises(CommandError, match="the reload is still running"):
+            ReloadRequests(lambda: None).request()

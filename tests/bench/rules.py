@@ -22,8 +22,9 @@ from typing import Any, Callable, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from netproxy.interfaces.networks import NetworkSet  # noqa: E402
 from netproxy.router.lists import read_domains, read_networks  # noqa: E402
-from netproxy.router.matchers import DomainSet, NetworkSet  # noqa: E402
+from netproxy.router.matchers import DomainSet  # noqa: E402
 
 ASKED = 1000  # names or addresses for each line of the table
 ROUNDS = 5  # of which the best counts

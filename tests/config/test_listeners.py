@@ -143,8 +143,8 @@ class TestValues:
         ),
         (
             "clients: [10.0.0.1/8]",
-            "2:39: listeners[0].clients[0]: '10.0.0.1/8' is not a valid network: the "
-            "prefix is too long, or bits behind it are set",
+            "2:39: listeners[0].clients[0]: '10.0.0.1/8' is not a valid network: bits behind "
+            "the prefix are set (the network is 10.0.0.0/8)",
         ),
         (
             "clients: everybody",

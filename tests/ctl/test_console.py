@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 
 from netproxy.ctl.console import (
-    amount,
-    arranged,
+    amount_text,
+    duration_text,
     flows_text,
-    lasted,
+    sort_flows,
     status_text,
     tunnels_text,
     upstreams_text,
+    verdicts_text,
 )
 
 
-def figures(name: str, **more: Any) -> dict[str, Any]:
+def upstream(name: str, **more: Any) -> dict[str, Any]:
     return {
         "name": name,
         "state": "up",
@@ -71,7 +72,7 @@ FLOW = {
 }
 
 
-def test_status() -> None:
+def test_status_is_a_head_listeners_and_lines() -> None:
     assert status_text(STATUS).split("\n") == [
         "netproxyd 1 is serving, up 1d1h, process 7",
         "2 connections, 1 UDP sessions, 9 threads, 16.0 MB of memory, log level info",
@@ -87,29 +88,31 @@ def test_status() -> None:
     )
 
 
-def test_flows_have_a_line_each() -> None:
+def test_flow_has_a_line() -> None:
     assert flows_text([FLOW], False) == (
-        "id  listener  client          user   target           way out  age    idle  to target  to client\n"
-        "12  main      192.0.2.1:5000  alice  example.com:443  office   1m15s  0s    1.5 kB     2.0 MB"
+        "id  listener  client          user   target           upstream  age    idle"
+        "  to target  to client\n"
+        "12  main      192.0.2.1:5000  alice  example.com:443  office    1m15s  0s"
+        "    1.5 kB     2.0 MB"
     )
     assert flows_text([FLOW], True).endswith("2.0 MB     3/4")
     assert flows_text([], False).startswith("id  listener")
 
 
-def test_what_strangers_chose_cannot_paint_the_terminal() -> None:
+def test_names_of_strangers_are_printed_without_control_characters() -> None:
     """Hazard 112."""
     text = flows_text([{**FLOW, "user": "a\x1b[2Jb", "target": "x\r\n\u202ey:1"}], False)
     assert "a?[2Jb" in text and "x???y:1" in text and text.count("\n") == 1
 
 
-def test_flows_are_arranged() -> None:
+def test_flows_are_sorted_amounts_from_the_greatest() -> None:
     flows = [
         {**FLOW, "id": at, "sent": sent, "target": target}
         for at, sent, target in ((1, 5, "b"), (2, 9, "c"), (3, 7, "a"))
     ]
 
     def ids(by: str) -> list[int]:
-        return [one["id"] for one in arranged(flows, by)]
+        return [row["id"] for row in sort_flows(flows, by)]
 
     assert (ids("id"), ids("bytes"), ids("sent"), ids("target")) == (
         [1, 2, 3],
@@ -131,35 +134,42 @@ def test_flows_are_arranged() -> None:
         (10**19, "10000 PB"),
     ],
 )
-def test_amounts(value: float, text: str) -> None:
-    assert amount(value) == text
+def test_amount_has_a_prefix(value: float, text: str) -> None:
+    assert amount_text(value) == text
 
 
 @pytest.mark.parametrize(
     "seconds, text",
     [(0.9, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m59s"), (3661, "1h1m"), (86400 * 3, "3d")],
 )
-def test_times(seconds: float, text: str) -> None:
-    assert lasted(seconds) == text
+def test_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
 
 
-def test_a_way_out_has_a_line() -> None:
-    unused = figures("second", state="unused", carries=[], live=0, dialled=0, failed=0, latency=0.0)
-    assert upstreams_text([figures("office"), unused]) == (
+def test_verdict_has_a_line() -> None:
+    row = {"target": "a\x1b.test:443", "upstream": "direct", "seconds": 3599}
+    assert verdicts_text([row]) == ("target       upstream  for\na?.test:443  direct    59m59s")
+
+
+def test_upstream_has_a_line() -> None:
+    unused = upstream(
+        "second", state="unused", carries=[], live=0, dialled=0, failed=0, latency=0.0
+    )
+    assert upstreams_text([upstream("office"), unused]) == (
         "name    state   carries  live  dialled  failed  latency  last error\n"
         "office  up      tcp,udp  2     10       1       12.3 ms\n"
         "second  unused  -        0     0        0       -"
     )
 
 
-def test_the_members_of_a_group_stand_below_it() -> None:
-    pool = figures(
+def test_members_follow_their_group() -> None:
+    pool = upstream(
         "pool",
         groups=[
             {
                 "name": "pool",
                 "balance": "failover",
-                "members": [figures("a"), figures("b", state="down")],
+                "members": [upstream("a"), upstream("b", state="down")],
             }
         ],
     )
@@ -170,9 +180,9 @@ def test_the_members_of_a_group_stand_below_it() -> None:
     ]
 
 
-def test_a_group_on_the_way_has_a_line_of_its_own() -> None:
-    through = figures(
-        "through", groups=[{"name": "pool", "balance": "failover", "members": [figures("a")]}]
+def test_group_within_a_chain_has_a_line() -> None:
+    through = upstream(
+        "through", groups=[{"name": "pool", "balance": "failover", "members": [upstream("a")]}]
     )
     assert upstreams_text([through]).split("\n")[2:] == [
         "  pool   failover",
@@ -180,8 +190,8 @@ def test_a_group_on_the_way_has_a_line_of_its_own() -> None:
     ]
 
 
-def test_an_error_of_another_is_printed_without_its_control_characters() -> None:
-    assert upstreams_text([figures("a", error="bad\x1b[2J\nname")]).endswith("bad?[2J?name")
+def test_error_of_an_upstream_is_printed_without_control_characters() -> None:
+    assert upstreams_text([upstream("a", error="bad\x1b[2J\nname")]).endswith("bad?[2J?name")
 
 
 AGENT = {
@@ -200,7 +210,7 @@ AGENT = {
 }
 
 
-def test_an_agent_has_a_line() -> None:
+def test_connected_agent_has_a_line() -> None:
     text = tunnels_text({"agents": [AGENT], "agent": None})
     head, line = text.split("\n")
     assert head.split() == [
@@ -220,7 +230,7 @@ def test_an_agent_has_a_line() -> None:
     )
 
 
-def test_the_own_agent_has_a_line() -> None:
+def test_own_agent_has_a_line() -> None:
     own = {
         "name": "home",
         "connected": True,
@@ -231,14 +241,14 @@ def test_the_own_agent_has_a_line() -> None:
         "ports": {"8022/tcp": "served"},
     }
     assert tunnels_text({"agents": [], "agent": own}).endswith(
-        "-, 7 opened, 4 wait; ports: 8022/tcp served"
+        "-, 7 opened, 4 idle; ports: 8022/tcp served"
     )
     assert tunnels_text(
         {"agents": [], "agent": {"name": "home", "connected": False, "tries": 3}}
     ) == ("agent 'home': not connected, 3 failures in a row")
 
 
-def test_no_tunnel_is_a_head_alone() -> None:
+def test_tunnels_without_agents_are_a_head_only() -> None:
     assert tunnels_text({"agents": [], "agent": None}).split() == [
         "agent",
         "from",

@@ -1,4 +1,4 @@
-"""netproxyctl top: rates out of two looks, and a picture that any terminal can show."""
+"""netproxyctl top: rates from two answers, and a picture that any terminal can show."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from typing import Any
 
 import pytest
 
-from netproxy.ctl import top as top_module
 from netproxy.admin.control_socket import ControlServer
+from netproxy.ctl import top as top_module
 from netproxy.ctl.top import Rate, Top, picture, rates
 from tests.support.doubles import Lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def look(
+def traffic(
     at: float, flows: list[list[int]], up: int = 0, down: int = 0, drops: int = 0
 ) -> dict[str, Any]:
+    """Return an answer to the command of this name."""
     return {
         "at": at,
         "state": "serving",
@@ -55,33 +56,35 @@ def flow(number: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_rates_are_differences_the_fastest_first() -> None:
+def test_rates_are_differences_and_the_fastest_is_first() -> None:
     before, now = (
-        look(10.0, [[1, 100, 0], [2, 0, 0]]),
-        look(12.0, [[1, 300, 0], [2, 0, 5000], [3, 7, 7]]),
+        traffic(10.0, [[1, 100, 0], [2, 0, 0]]),
+        traffic(12.0, [[1, 300, 0], [2, 0, 5000], [3, 7, 7]]),
     )
     assert rates(before, now) == [Rate(2, 0, 2500, 5000), Rate(1, 100, 0, 300), Rate(3, 0, 0, 14)]
 
 
-def test_the_picture() -> None:
-    before, now = look(10.0, [[1, 0, 0]]), look(11.0, [[1, 1000, 250_000]], 1000, 250_000, 3)
+def test_picture_has_totals_and_a_line_for_each_flow() -> None:
+    before, now = traffic(10.0, [[1, 0, 0]]), traffic(11.0, [[1, 1000, 250_000]], 1000, 250_000, 3)
     lines = picture(before, now, rates(before, now), {1: flow(1, user="alice")})
     assert lines == [
         "netproxyd serving, up 11s; 2 connections, 0 UDP sessions, 5 threads, 16.0 MB",
-        "to clients 2.0 Mbit/s, from clients 8.0 kbit/s; drops 3/s, 3 in all",
+        "to clients 2.0 Mbit/s, from clients 8.0 kbit/s; drops 3/s, 3 in total",
         "",
-        "id  client                target               way out  age  to client   to target   bytes",
-        "1   alice@192.0.2.1:5000  tcp example.com:443  direct   5s   2.0 Mbit/s  8.0 kbit/s  251 kB",
+        "id  client                target               upstream  age  to client   to target"
+        "   bytes",
+        "1   alice@192.0.2.1:5000  tcp example.com:443  direct    5s   2.0 Mbit/s  8.0 kbit/s"
+        "  251 kB",
     ]
 
 
-def test_a_flow_that_ended_between_two_answers_has_no_line() -> None:
-    now = look(11.0, [[1, 0, 0]])
-    assert len(picture(look(10.0, []), now, rates(look(10.0, []), now), {})) == 4
+def test_flow_that_ended_between_two_answers_has_no_line() -> None:
+    now = traffic(11.0, [[1, 0, 0]])
+    assert len(picture(traffic(10.0, []), now, rates(traffic(10.0, []), now), {})) == 4
 
 
-class Daemon:
-    """Answers what top asks, a flow that carries 1000 bytes a second."""
+class FakeDaemon:
+    """Answers what top asks: 100 flows that carry 1000 bytes a second."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -90,16 +93,16 @@ class Daemon:
     def ask(self, command: str, **details: Any) -> Any:
         if command == "traffic":
             self.looks += 1
-            return look(
+            return traffic(
                 float(self.looks), [[number, 1000 * self.looks, 0] for number in range(100)]
             )
         self.asked.append(details["ids"])
         return [flow(number, user="a\x1b[2J") for number in details["ids"]]
 
 
-def test_once_it_asks_for_those_alone_that_it_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_asks_for_the_details_of_shown_flows_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(top_module, "SECONDS", 0.0)
-    daemon = Daemon()
+    daemon = FakeDaemon()
     text = Top(daemon.ask).once()
     assert daemon.asked == [list(range(top_module.BATCH_ROWS))]
     assert "\x1b" not in text
@@ -107,11 +110,11 @@ def test_once_it_asks_for_those_alone_that_it_shows(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("rows, columns, shown", [(12, 60, (12, 60)), (0, 0, (24, 80))])
-def test_on_a_terminal_it_draws_within_it_until_q(
+def test_pictures_fit_the_terminal_until_q(
     tmp_path: Path, rows: int, columns: int, shown: tuple[int, int]
 ) -> None:
-    """A serial line has no size: 24 lines of 80 then."""
-    daemon = Daemon()
+    """A serial line has no size; then it is 24 lines of 80 columns."""
+    daemon = FakeDaemon()
     server = ControlServer(
         str(tmp_path / "socket"),
         {
@@ -161,7 +164,7 @@ def test_on_a_terminal_it_draws_within_it_until_q(
 
 
 def _read(descriptor: int, there: Any) -> str:
-    """What is painted until `there`."""
+    """Return what is drawn until `there` is true."""
     text, deadline = "", time.monotonic() + 20
     while not there(text):
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
@@ -169,5 +172,6 @@ def _read(descriptor: int, there: Any) -> str:
         try:
             text += os.read(descriptor, 65536).decode()
         except OSError:
-            return text  # the other end has closed
+            # The other end has closed.
+            return text
     return text

@@ -83,7 +83,11 @@ def state_of(runtime: Runtime) -> dict[str, Any]:
         "janitor": list(runtime.janitor._tables),
         "checks": list(runtime.health.checks),
         "threads": runtime.connections.limit,
-        "auto": (runtime.verdicts.seconds, runtime.verdicts.limit, list(runtime.verdicts.items())),
+        "auto": (
+            runtime.verdicts._seconds,
+            runtime.verdicts._verdicts.limit,
+            list(runtime.verdicts.items()),
+        ),
         "counters": sorted(runtime.counters.items()),
         "flows": len(runtime.flows),
     }

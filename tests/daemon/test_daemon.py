@@ -17,7 +17,7 @@ from netproxy.daemon.runtime import raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks5
-from netproxy.resolver.resolver import Found, Plan
+from netproxy.resolver.resolver import LookupPlan, LookupResult
 from netproxy.resolver.servers import KEPT_SECONDS
 from tests.support.certificates import certificates
 from tests.support.dns import a
@@ -616,13 +616,13 @@ class TestTelling:
         )
         chain = "socks5://10.0.0.1:1080 -> http://proxy.example:3128"
         assert lines == [
-            f"listen 127.0.0.1:1080 tcp+udp sps 'main' out by {chain}",
-            "listen [::1]:8080 tcp+udp http 'http-8080' out by direct",
+            f"listen 127.0.0.1:1080 tcp+udp sps 'main' upstream {chain}",
+            "listen [::1]:8080 tcp+udp http 'http-8080' upstream direct",
             f"warning: listener 'main' takes UDP, but its way out, {chain}, carries none",
             "upstream default: direct carries bind, tcp, udp",
             "upstream office: socks5://10.0.0.1:1080 carries tcp, udp by ASSOCIATE",
             f"upstream chain: {chain} carries tcp;"
-            " no udp: http://proxy.example:3128 is told to carry none",
+            " no udp: http://proxy.example:3128 is configured to carry none",
             f"upstream through: {chain} carries tcp, udp by connect-udp",
         ]
 
@@ -751,26 +751,26 @@ dns: {hosts: {a.here.test: 203.0.113.1}}
             (
                 "a.there.test:1",
                 None,
-                "auto, now direct, and where that fails by there: socks5h://192.0.2.1:1",
-                "looked up when it is dialled; the name goes to the upstream as it is",
+                "auto, currently direct; if that fails, through there: socks5h://192.0.2.1:1",
+                "looked up when dialled; the upstream resolves the name",
             ),
             (
                 "a.there.test:1",
                 True,
-                "auto, now by there: socks5h://192.0.2.1:1",
-                "the name goes to the proxy as it is",
+                "auto, currently through there: socks5h://192.0.2.1:1",
+                "the upstream resolves the name",
             ),
             (
                 "far.there.test:1",
                 None,
-                "auto, now by there: socks5h://192.0.2.1:1",
-                "the name goes to the proxy as it is",
+                "auto, currently through there: socks5h://192.0.2.1:1",
+                "the upstream resolves the name",
             ),
-            ("pinned.there.test:1", None, "auto, now direct", "looked up when it is dialled"),
+            ("pinned.there.test:1", None, "auto, currently direct", "looked up when dialled"),
             (
                 "a.here.test:1",
                 None,
-                "auto, now direct, and where that fails by here: socks5://192.0.2.1:1",
+                "auto, currently direct; if that fails, through here: socks5://192.0.2.1:1",
                 "203.0.113.1",
             ),
         ],
@@ -779,7 +779,7 @@ dns: {hosts: {a.here.test: 203.0.113.1}}
         self, target: str, learn: bool | None, upstream: str, addresses: str
     ) -> None:
         assert self.explained(target, learn) == [
-            f"way out: {upstream}",
+            f"upstream: {upstream}",
             f"addresses: {addresses}",
             "carried: yes",
         ]
@@ -798,13 +798,13 @@ def test_twenty_slow_names_delay_no_other() -> None:
     parts = runtime.Runtime(RecordingLog())  # type: ignore[arg-type]
     answer, slow = threading.Event(), threading.Semaphore(0)
 
-    def ask(host: str) -> Found:
+    def ask(host: str) -> LookupResult:
         if host.startswith("slow"):
             slow.release()
             assert answer.wait(SECONDS)
-        return Found(("203.0.113.1",), 1.0)
+        return LookupResult(("203.0.113.1",), 1.0)
 
-    parts.resolver.configure(Plan(ask))
+    parts.resolver.configure(LookupPlan(ask))
     callers = [
         threading.Thread(target=parts.resolver.resolve, args=(Address(f"slow{at}.test", 1),))
         for at in range(20)

@@ -105,6 +105,14 @@ def test_the_same_hops_have_the_same_dialer(factory: DialerFactory) -> None:
 
 def test_what_each_carries(factory: DialerFactory) -> None:
     assert factory.dialer(UpstreamConfig()).carries == {"tcp", "udp", "bind"}
-    assert factory.dialer(way(HTTP)).carries == factory.dialer(way(HTTP, SOCKS)).carries == {"tcp", "udp"}
+    assert (
+        factory.dialer(way(HTTP)).carries
+        == factory.dialer(way(HTTP, SOCKS)).carries
+        == {"tcp", "udp"}
+    )
     without = HTTP._replace(udp="none")
-    assert factory.dialer(way(without)).carries == factory.dialer(way(without, SOCKS)).carries == {"tcp"}
+    assert (
+        factory.dialer(way(without)).carries
+        == factory.dialer(way(without, SOCKS)).carries
+        == {"tcp"}
+    )

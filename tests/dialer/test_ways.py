@@ -129,7 +129,9 @@ class TestLabels:
 
     def test_of_a_way_with_a_name(self, factory: DialerFactory) -> None:
         with refusing() as address:
-            error = failure(factory.dialer(ways(f"office: 'socks5h://u:secret@{address}'")["office"]))
+            error = failure(
+                factory.dialer(ways(f"office: 'socks5h://u:secret@{address}'")["office"])
+            )
         assert str(error) == f"'office' (socks5h://{address}): connection refused"
         assert (error.reason, error.upstream) == (Reason.REFUSED, True)
 
@@ -251,7 +253,9 @@ class TestNames:
         ],
     )
     def test_of_a_way(self, factory: DialerFactory, text: str, name: str | None) -> None:
-        way = factory.dialer(default(text, "upstreams: {one: 'http://h:1', pool: {members: [one]}}"))
+        way = factory.dialer(
+            default(text, "upstreams: {one: 'http://h:1', pool: {members: [one]}}")
+        )
         if name == "default":
             assert group_of(way).name == name
         elif name:
@@ -422,7 +426,9 @@ class TestTimeout:
             dial = Task(
                 factory.dialer(default(f"'socks5h://{patient}?timeout=5s'")).dial, tcp_to(TARGET)
             )
-            assert failure(factory.dialer(default(f"'socks5h://{silent}'"))).reason is Reason.TIMEOUT
+            assert (
+                failure(factory.dialer(default(f"'socks5h://{silent}'"))).reason is Reason.TIMEOUT
+            )
             given_up.set()
             dial.result().close()
 
@@ -586,7 +592,9 @@ class TestUdp:
         factory = DialerFactory(reach, UdpSocketFactory(Counts(), Lines()), SECONDS, no_services())
         with refusing() as nobody:
             pool = f"pool: {{members: ['socks5h://{nobody}', 'socks5h://{nobody}?timeout=1s'], balance: failover}}"
-            way = factory.dialer(default("[pool, 'socks5h://192.0.2.1:1']", f"upstreams: {{{pool}}}"))
+            way = factory.dialer(
+                default("[pool, 'socks5h://192.0.2.1:1']", f"upstreams: {{{pool}}}")
+            )
             with pytest.raises(DialError) as caught:
                 way.dial_packet(udp_to(TARGET))
             assert (caught.value.reason, caught.value.upstream) == (Reason.REFUSED, True)
@@ -608,7 +616,9 @@ class TestUdp:
 
         with server(script) as address:
             text = "a: {url: direct, bind: 127.0.0.2}, b: {url: direct, bind: 127.0.0.3}, pool: {members: [a, b]}"
-            way = factory.dialer(default(f"[pool, 'socks5h://{address}']", f"upstreams: {{{text}}}"))
+            way = factory.dialer(
+                default(f"[pool, 'socks5h://{address}']", f"upstreams: {{{text}}}")
+            )
             with pytest.raises(DialError):
                 way.dial_packet(udp_to(TARGET))
         assert len(asked) == 1
@@ -778,7 +788,9 @@ class TestRenewal:
     def test_of_members_of_groups_as_well(self, factory: DialerFactory, file: Path) -> None:
         self.put(file, "stranger.pem")
         with server(TestTls.proxy()) as address:
-            dialer = factory.dialer(ways(f"p: {{members: ['https://{address}?tls.ca={file}']}}")["p"])
+            dialer = factory.dialer(
+                ways(f"p: {{members: ['https://{address}?tls.ca={file}']}}")["p"]
+            )
             (member,) = members(dialer).values()
             self.put(file, "ca.pem")
             factory.prepare_renewal(list(factory._made)).commit()
@@ -942,7 +954,9 @@ class TestReload:
     def test_members_of_different_groups_are_different(self, factory: DialerFactory) -> None:
         """What one group's checks found is nothing for another, which may have none."""
         both = ways(f"{POOL}, p: {{members: [a]}}, q: {{members: [a]}}")
-        assert members(factory.dialer(both["p"]))["a"] is not members(factory.dialer(both["q"]))["a"]
+        assert (
+            members(factory.dialer(both["p"]))["a"] is not members(factory.dialer(both["q"]))["a"]
+        )
 
     def test_what_lives_on_a_member_leaves_it_after_the_reload(
         self, factory: DialerFactory

@@ -1,4 +1,4 @@
-"""netproxyctl and a netproxyd, each a process: what the main thread does when another process asks for it."""
+"""netproxyctl and netproxyd as processes: what the main thread does when another process asks."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def control(tmp_path: Path) -> str:
 
 @pytest.fixture
 def ctl(control: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run netproxyctl."""
+
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [
@@ -51,7 +53,7 @@ def ctl(control: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def test_a_reload_is_synchronous_and_tells_what_is_wrong(
+def test_reload_waits_and_prints_all_errors(
     netproxyd: Start,
     tmp_path: Path,
     control: str,
@@ -74,7 +76,7 @@ def test_a_reload_is_synchronous_and_tells_what_is_wrong(
     assert ctl("status").stdout.startswith("netproxyd ")
 
 
-def test_the_control_socket_may_move(
+def test_reload_may_move_the_control_socket(
     netproxyd: Start,
     tmp_path: Path,
     control: str,
@@ -87,7 +89,7 @@ def test_the_control_socket_may_move(
     assert ctl("-s", control + "2", "status").returncode == 0
 
 
-def test_many_reloads_from_all_sides_break_no_flow(
+def test_reloads_by_signal_and_command_break_no_flow(
     netproxyd: Start, control: str, ctl: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """Hazard 106."""
@@ -118,7 +120,7 @@ def test_many_reloads_from_all_sides_break_no_flow(
             time.sleep(0.05)
 
 
-def test_a_drain_lets_what_runs_come_to_its_end(
+def test_drain_lets_running_connections_finish(
     netproxyd: Start, control: str, ctl: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     daemon = netproxyd(config=f"control: unix:{control}\n{LISTENERS}")
@@ -131,10 +133,7 @@ def test_a_drain_lets_what_runs_come_to_its_end(
         client.sendall(b"CONNECT %s HTTP/1.1\r\nHost: x\r\n\r\n" % str(target).encode())
         assert read_exactly(client, 39).startswith(b"HTTP/1.1 200 ")
         done = ctl("drain")
-        assert (done.returncode, done.stdout) == (
-            0,
-            "draining: 1 connections may finish\n",
-        )
+        assert (done.returncode, done.stdout) == (0, "draining: 1 connections may finish\n")
         daemon.said("stopping: 1 connections may finish")
         assert "is draining" in ctl("status").stdout
         client.sendall(b"ping")

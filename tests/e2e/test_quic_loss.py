@@ -213,6 +213,8 @@ def test_megabytes_both_ways_with_loss(netproxyd: Start, net: Net, server: Where
     lost, passed = counted(net.box)
     assert lost > (lost + passed) * LOSS / 200, "the path was better than it should have been"
     record = daemon.said(f" network=udp target={SERVER}:{server[1]} ")[-1]
-    sent, reply_destination = (int(record.split(f" {name}=")[1].split()[0]) for name in ("sent", "received"))
+    sent, reply_destination = (
+        int(record.split(f" {name}=")[1].split()[0]) for name in ("sent", "received")
+    )
     assert min(sent, reply_destination) > SIZE
     assert not daemon.status().get("drops{truncated}")

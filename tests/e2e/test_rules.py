@@ -177,7 +177,9 @@ def test_a_mistake_in_a_list_leaves_the_rules_as_they_were(
     assert curl(daemon, "http", origin.url(host="ads.localhost"))[0] == 22
     names.write_text("two words\n")
     daemon.reload()
-    daemon.said(r"not reloaded: .*rules\[0\]: .*names.txt:1: 'two words' is no domain name")
+    daemon.said(
+        r"not reloaded: .*rules\[0\]: .*names.txt:1: 'two words' is not a valid domain name"
+    )
     assert curl(daemon, "http", origin.url(host="ads.localhost"))[0] == 22
     names.write_text("other.localhost\n")
     daemon.reload()

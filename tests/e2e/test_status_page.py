@@ -1,6 +1,7 @@
-"""The status page in Chromium, without a head; skipped where there is none.  What it shows is read from its document.
+"""The status page in headless Chromium; skipped if there is none.
 
-Names that strangers choose are markup here: the page must show them and not become them.
+What the page shows is read from its document.  The user's name is markup here, as a stranger
+could choose it: the page must show it as text.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome")
 TOKEN = "0123456789abcdef0123"
 EVIL = "<img src=x onerror=document.title='pwned'>"
 BROWSER_SECONDS = 60
-VIRTUAL_MILLISECONDS = 9000  # of the page's own clock: four looks at the daemon
+# On the clock of the page: it asks the daemon four times.
+VIRTUAL_MILLISECONDS = 9000
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -45,6 +47,7 @@ FLAGS = (
 
 @pytest.fixture
 def browse(tmp_path: Path) -> Callable[..., str]:
+    """Run the browser; return its output."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip("no Chromium")
@@ -64,14 +67,16 @@ def browse(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def daemon(netproxyd: Start) -> Iterator[Netproxyd]:
+    """A daemon with one connection of the user EVIL and one refused login."""
     port = free_port()
     config = (
         f"metrics: 127.0.0.1:{port}\nmetrics_token: {TOKEN}\nstatus_page: true\n"
         "listeners: [{listen: '127.0.0.1:0', name: main, auth: optional}]\n"
-        f"users: {{\"{EVIL}\": {{password: secret}}}}\nupstreams: {{office: 'socks5://127.0.0.1:1'}}\n"
+        f'users: {{"{EVIL}": {{password: secret}}}}\n'
+        "upstreams: {office: 'socks5://127.0.0.1:1'}\n"
     )
-    one = netproxyd(config=config)
-    one.page = f"http://127.0.0.1:{port}/"  # type: ignore[attr-defined]
+    daemon = netproxyd(config=config)
+    daemon.page = f"http://127.0.0.1:{port}/"  # type: ignore[attr-defined]
 
     def script(sock: socket.socket) -> None:
         while data := sock.recv(65536):
@@ -79,8 +84,8 @@ def daemon(netproxyd: Start) -> Iterator[Netproxyd]:
 
     with (
         server(script) as target,
-        socket.create_connection(one.server, SECONDS) as client,
-        socket.create_connection(one.server, SECONDS) as guesser,
+        socket.create_connection(daemon.server, SECONDS) as client,
+        socket.create_connection(daemon.server, SECONDS) as guesser,
     ):
         for sock, password in ((client, "secret"), (guesser, "wrong")):
             sock.sendall(b"\5\1\2" + socks5.encode_credentials(EVIL, password))
@@ -89,16 +94,17 @@ def daemon(netproxyd: Start) -> Iterator[Netproxyd]:
         read_exactly(client, 10)
         client.sendall(b"x" * 5000)
         read_exactly(client, 5000)
-        yield one
+        yield daemon
 
 
 def text_of(document: str) -> str:
+    """Return the text of a document, without scripts and styles."""
     return html.unescape(
         re.sub(r"<[^>]+>", " ", re.sub(r"<(style|script).*?</\1>", "", document, flags=re.S))
     )
 
 
-def test_shows_what_goes_on_and_no_name_becomes_markup(
+def test_page_shows_the_status_and_names_as_text(
     daemon: Netproxyd, browse: Callable[..., str]
 ) -> None:
     document = browse(f"{daemon.page}#token={TOKEN}", "--dump-dom")  # type: ignore[attr-defined]
@@ -122,7 +128,7 @@ def test_shows_what_goes_on_and_no_name_becomes_markup(
     assert TOKEN not in daemon.log
 
 
-def test_without_the_token_it_only_asks_for_it(
+def test_page_without_the_token_shows_nothing(
     daemon: Netproxyd, browse: Callable[..., str]
 ) -> None:
     document = browse(daemon.page, "--dump-dom")  # type: ignore[attr-defined]

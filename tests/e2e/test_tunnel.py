@@ -1,6 +1,7 @@
-"""A reverse tunnel between hosts of their own: a user, a bridge, and behind a NAT that lets nobody in an agent with its network.
+"""A reverse tunnel between network namespaces: a user, a bridge, and an agent behind a NAT.
 
-The sizes are those of a short run; NETPROXY_LONG=1 in the environment has 100 MB of TCP and 20 MB of QUIC.
+A short run transfers little; NETPROXY_LONG=1 in the environment asks for 100 MB of TCP and 20 MB
+of QUIC.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple
 
@@ -41,29 +43,46 @@ USER, BRIDGE, OUTSIDE, NAT_OUTSIDE, NAT_INSIDE, HOME, PRINTER = (
 )
 AGENTS, SPS = 7000, 1080
 SSH, WEB, ECHO, BULK, IPERF, UDP, DNS, QUIC = 8022, 8080, 8007, 8009, 5201, 8053, 8054, 8443
-UNDER_WAY = 64 << 20  # bytes: more than all the buffers hold between two programs
-STANDING = 20  # descriptors of a tunnel at rest: ports, the control connection, connections that wait, sessions
-TOKEN = "a token for hosts of their own"
+BUFFERS = 64 << 20
+"""Bytes: more than all buffers between two programs hold."""
+
+IDLE_DESCRIPTORS = 20
+"""Of an idle tunnel: ports, control connection, idle work connections, sessions."""
+
+TOKEN = "a token for network namespaces"
 NAT = """
 table ip netproxy-test {
-    chain out { type nat hook postrouting priority 100; ip saddr 192.168.77.0/24 oifname "to-bridge" masquerade; }
-    chain in { type filter hook forward priority 0; iifname "to-bridge" ct state new drop; }
+    chain out {
+        type nat hook postrouting priority 100;
+        ip saddr 192.168.77.0/24 oifname "to-bridge" masquerade;
+    }
+    chain in {
+        type filter hook forward priority 0;
+        iifname "to-bridge" ct state new drop;
+    }
 }
 """
-# The daemon with the times of a minute cut to those of seconds.
-HASTY = """
+CUT = """
+table ip cut { chain everything { type filter hook forward priority -10; drop; }; }
+"""
+# The daemon with timeouts of seconds in place of a minute.
+SHORT_TIMEOUTS = """
 import sys
 from netproxy.tunnel import agent, control
-control.HEARTBEAT, control.DEAD, agent.BACKOFF_FIRST, agent.BACKOFF_LIMIT = 0.5, 3.0, 0.4, 0.8
+control.HEARTBEAT_SECONDS, control.DEAD_SECONDS = 0.5, 3.0
+agent.RECONNECT_FIRST, agent.RECONNECT_LIMIT = 0.4, 0.8
 from netproxy.cli import main
 raise SystemExit(main(sys.argv[3:]))
 """
 
 
 Iperf3 = Callable[..., "dict[str, Any]"]
+"""Runs iperf3 with more options; returns the "end" of its JSON."""
 
 
 class Net(NamedTuple):
+    """The network namespaces."""
+
     user: Namespace
     bridge: Namespace
     nat: Namespace
@@ -72,18 +91,19 @@ class Net(NamedTuple):
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Net]:
-    with hosts("user", "bridge", "nat", "home") as made:
-        net = Net(*made)
+    with hosts("user", "bridge", "nat", "home") as namespaces:
+        net = Net(*namespaces)
         connect(net.user, [f"{USER}/24"], net.bridge, [f"{BRIDGE}/24"])
         connect(net.bridge, [f"{OUTSIDE}/24"], net.nat, [f"{NAT_OUTSIDE}/24"])
         connect(net.nat, [f"{NAT_INSIDE}/24"], net.home, [f"{HOME}/24", f"{PRINTER}/24"])
         net.home.ip("route", "add", "default", "via", NAT_INSIDE)
-        within(net.nat, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+        run_in(net.nat, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         net.nat.nft(NAT)
         yield net
 
 
-def within(host: Namespace, *command: str) -> str:
+def run_in(host: Namespace, *command: str) -> str:
+    """Run a command in a namespace; return its output."""
     return subprocess.run(
         [program("ip"), "netns", "exec", host.name, *command],
         check=True,
@@ -93,31 +113,30 @@ def within(host: Namespace, *command: str) -> str:
 
 
 class Tunnel(NamedTuple):
+    """The daemons of a tunnel."""
+
     bridge: Netproxyd
     agent: Netproxyd
 
-    def agents(self, net: Net) -> int:
-        """Ports that agents have open."""
-        return len(
-            [line for line in listening(net) if not line.endswith((f":{AGENTS}", f":{SPS}"))]
-        )
+    def public_ports(self, net: Net) -> int:
+        """Return the number of TCP ports that the bridge has opened for agents."""
+        own = (f":{AGENTS}", f":{SPS}")
+        return sum(not address.endswith(own) for address in listening(net))
 
 
 def listening(net: Net) -> list[str]:
-    """host:port of what listens on the bridge's host, TCP."""
-    return re.findall(
-        r"^LISTEN\s+\S+\s+\S+\s+(\S+)", within(net.bridge, program("ss"), "-Hltn"), re.MULTILINE
-    )
+    """Return host:port of the TCP listeners in the bridge's namespace."""
+    listeners = run_in(net.bridge, program("ss"), "-Hltn")
+    return re.findall(r"^LISTEN\s+\S+\s+\S+\s+(\S+)", listeners, re.MULTILINE)
 
 
 def bridge_text(ports: str) -> str:
-    made = certificates()
     return f"""
 listeners: [{{listen: "{BRIDGE}:{SPS}", clients: [10.80.1.0/24]}}]
 tunnel:
   bridge:
     listen: {OUTSIDE}:{AGENTS}
-    tls: {made.listener()}
+    tls: {certificates().listener()}
     agents: {{home: {{token: {TOKEN}, ports: {ports}}}}}
 rules: [{{ip: [192.168.77.0/24], via: tunnel://home}}]
 """
@@ -149,24 +168,24 @@ def start(netproxyd: Start, net: Net, ports: str, services: str, **more: Any) ->
         config=agent_text(services), make=net.home.socket, preexec_fn=net.home.enter, **more
     )
     agent.said("tunnel: connected as 'home'", seconds=20)
-    for one in (bridge, agent):
-        one.baseline += STANDING
+    for daemon in (bridge, agent):
+        daemon.baseline += IDLE_DESCRIPTORS
     return Tunnel(bridge, agent)
 
 
 @pytest.fixture
 def tunnel(netproxyd: Start, net: Net) -> Iterator[Tunnel]:
-    """With a port for each kind of service, opened for the user's network."""
-    everything = [SSH, WEB, ECHO, BULK, IPERF, f"{UDP}/udp", f"{DNS}/udp", f"{QUIC}/udp"]
-    ports = ", ".join(f'"{BRIDGE}:{one}"' for one in everything)
-    services = ", ".join(f'"{one}": "{HOME}:{str(one).partition("/")[0]}"' for one in everything)
-    made = start(netproxyd, net, f"[{ports}]", f"{{{services}}}")
-    wait_for(lambda: made.agents(net) == 5, 10.0, "the agent's ports are open")
-    yield made
+    """Run a tunnel with a public port for each kind of service, open to the user's network."""
+    all_ports = [SSH, WEB, ECHO, BULK, IPERF, f"{UDP}/udp", f"{DNS}/udp", f"{QUIC}/udp"]
+    ports = ", ".join(f'"{BRIDGE}:{port}"' for port in all_ports)
+    services = ", ".join(f'"{port}": "{HOME}:{str(port).partition("/")[0]}"' for port in all_ports)
+    tunnel = start(netproxyd, net, f"[{ports}]", f"{{{services}}}")
+    wait_for(lambda: tunnel.public_ports(net) == 5, 10.0, "the agent's ports are open")
+    yield tunnel
 
 
-def user(net: Net, port: int) -> socket.socket:
-    """A connection of the user's to a port of the bridge."""
+def dial_as_user(net: Net, port: int) -> socket.socket:
+    """Connect from the user's namespace to a port of the bridge."""
     sock = net.user.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.settimeout(20)
     sock.connect((BRIDGE, port))
@@ -174,21 +193,21 @@ def user(net: Net, port: int) -> socket.socket:
 
 
 def served_at(net: Net, port: int) -> bool:
-    """Whether somebody listens there, on the agent's host."""
-    return f"{HOME}:{port} " in within(net.home, program("ss"), "-Hltn")
+    """Return whether a server listens on a port in the agent's namespace."""
+    return f"{HOME}:{port} " in run_in(net.home, program("ss"), "-Hltn")
 
 
 def served(net: Net, port: int) -> Callable[..., socket.socket]:
-    """Makes the sockets of a server of peers on a chosen port of the agent's host."""
+    """Return a maker of server sockets on a chosen port in the agent's namespace."""
 
     def make(*arguments: Any) -> socket.socket:
-        return _Bound(net.home.socket(*arguments), port)
+        return _PortSocket(net.home.socket(*arguments), port)
 
     return make
 
 
-class _Bound(socket.socket):
-    """A socket that is bound to one port, whatever it is asked for."""
+class _PortSocket(socket.socket):
+    """A socket that binds one port, whatever port it is told."""
 
     def __init__(self, sock: socket.socket, port: int) -> None:
         super().__init__(sock.family, sock.type, sock.proto, fileno=sock.detach())
@@ -198,10 +217,14 @@ class _Bound(socket.socket):
         super().bind((address[0], self._port))
 
 
-# -- through ports
+def thread_count(daemon: Netproxyd) -> int:
+    return len(os.listdir(f"/proc/{daemon.process.pid}/task"))
 
 
-def test_ssh(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
+# -- public ports
+
+
+def test_ssh_through_a_public_port(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
     for name in ("host", "user"):
         subprocess.run(
             [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)],
@@ -223,24 +246,12 @@ PidFile none
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(
-            lambda: served_at(net, SSH), 10.0, "sshd listens"
-        )  # a reset is no reason for ssh to try again
-        command = [
-            program("ssh"),
-            "-F",
-            "none",
-            "-p",
-            str(SSH),
-            "-i",
-            str(tmp_path / "user"),
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "UserKnownHostsFile=/dev/null",
-            f"root@{BRIDGE}",
-            "cat; echo done",
-        ]
+        # ssh does not try again after a reset.
+        wait_for(lambda: served_at(net, SSH), 10.0, "sshd listens")
+        no_host_key = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null")
+        options = [part for option in no_host_key for part in ("-o", option)]
+        login = ["-p", str(SSH), "-i", str(tmp_path / "user"), *options, f"root@{BRIDGE}"]
+        command = [program("ssh"), "-F", "none", *login, "cat; echo done"]
         done = subprocess.run(
             command,
             preexec_fn=net.user.enter,
@@ -254,51 +265,47 @@ PidFile none
         daemon.wait()
 
 
-def test_http(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
-    (tmp_path / "page").write_text("a page of the agent's network\n")
-    web = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "http.server",
-            "--bind",
-            HOME,
-            "--directory",
-            str(tmp_path),
-            str(WEB),
-        ],
+@contextmanager
+def web_server(net: Net, directory: Path, host: str, port: int) -> Iterator[None]:
+    """Serve a directory over HTTP in the agent's namespace."""
+    options = ("--bind", host, "--directory", str(directory), str(port))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "http.server", *options],
         preexec_fn=net.home.enter,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        done = subprocess.run(
-            [
-                program("curl"),
-                "-q",
-                "-sS",
-                "--fail",
-                "--retry",
-                "9",
-                "--retry-all-errors",
-                "--retry-delay",
-                "1",
-                f"http://{BRIDGE}:{WEB}/page",
-            ],
-            preexec_fn=net.user.enter,
-            env=environment(),
-            capture_output=True,
-            timeout=30,
-        )
-        assert done.stdout == b"a page of the agent's network\n", done.stderr
+        yield
     finally:
-        web.terminate()
-        web.wait()
+        process.terminate()
+        process.wait()
 
 
-def test_bulk_both_ways_with_a_half_close(tunnel: Tunnel, net: Net) -> None:
-    """The end of what the user sends reaches the service, whose own bytes still come, to the last."""
+def curl(net: Net, *arguments: str) -> bytes:
+    """Run curl in the user's namespace; return the body.  Tries again until the server listens."""
+    retry = ("--retry", "9", "--retry-all-errors", "--retry-delay", "1")
+    done = subprocess.run(
+        [program("curl"), "-q", "-sS", "--fail", *retry, *arguments],
+        preexec_fn=net.user.enter,
+        env=environment(),
+        capture_output=True,
+        timeout=30,
+    )
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+def test_http_through_a_public_port(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
+    (tmp_path / "page").write_text("a page of the agent's network\n")
+    with web_server(net, tmp_path, HOME, WEB):
+        page = curl(net, f"http://{BRIDGE}:{WEB}/page")
+    assert page == b"a page of the agent's network\n"
+
+
+def test_half_close_passes_through_with_all_bytes(tunnel: Tunnel, net: Net) -> None:
+    """The user's end of stream reaches the service, and the service's bytes still arrive."""
     up, down = random.Random(1).randbytes(1 << 20), random.Random(2).randbytes(1 << 20)
     rounds = TCP_BYTES // len(up)
 
@@ -317,7 +324,7 @@ def test_bulk_both_ways_with_a_half_close(tunnel: Tunnel, net: Net) -> None:
         listening.bind((HOME, BULK))
         listening.listen()
         server = Task(serve, listening)
-        with user(net, BULK) as sock:
+        with dial_as_user(net, BULK) as sock:
             sender = Task(
                 lambda: ([sock.sendall(up) for _ in range(rounds)], sock.shutdown(socket.SHUT_WR))
             )
@@ -332,7 +339,7 @@ def test_bulk_both_ways_with_a_half_close(tunnel: Tunnel, net: Net) -> None:
 
 @pytest.fixture
 def iperf3(tunnel: Tunnel, net: Net) -> Iterator[Iperf3]:
-    """A server in the agent's network and what calls it from the user's, by a port of the bridge; gives what it tells."""
+    """Run an iperf3 server at the agent; return what runs its client at the user."""
     client = [program("iperf3"), "-c", BRIDGE, "-p", str(IPERF), "-J", "-t", "1"]
     server = subprocess.Popen(
         [program("iperf3"), "-s", "-B", HOME, "-p", str(IPERF)],
@@ -351,9 +358,9 @@ def iperf3(tunnel: Tunnel, net: Net) -> Iterator[Iperf3]:
             text=True,
             timeout=30,
         )
-        told = json.loads(done.stdout)
-        assert not done.returncode and "error" not in told, told.get("error")
-        return told["end"]
+        report = json.loads(done.stdout)
+        assert not done.returncode and "error" not in report, report.get("error")
+        return report["end"]
 
     try:
         wait_for(lambda: served_at(net, IPERF), 10.0, "iperf3 listens")
@@ -364,23 +371,21 @@ def iperf3(tunnel: Tunnel, net: Net) -> Iterator[Iperf3]:
 
 
 @pytest.mark.parametrize("direction", [(), ("-R",)], ids=["up", "down"])
-def test_iperf3(iperf3: Iperf3, direction: tuple[str, ...]) -> None:
-    """Its control connection and one for each stream come by the same port.
+def test_iperf3_through_a_public_port(iperf3: Iperf3, direction: tuple[str, ...]) -> None:
+    """Its control connection and its streams use the same port.
 
-    At full speed it breaks off with what is under way, and does not count that; with pauses after blocks nothing is under way
-    at its end, and what came is what was sent.
+    At full speed it ends while bytes are in buffers, and does not count these.  With pauses
+    between blocks the buffers are empty at its end: all that was sent has been received.
     """
     end = iperf3("-P", "2", *direction)
     assert [stream["receiver"]["bytes"] > 1 << 20 for stream in end["streams"]] == [True, True]
-    assert 0 <= end["sum_sent"]["bytes"] - end["sum_received"]["bytes"] < UNDER_WAY
-    end = iperf3(
-        "-b", "40M", "-l", "1M", *direction
-    )  # a block each 0.21 s: the last one has 0.16 s
+    assert 0 <= end["sum_sent"]["bytes"] - end["sum_received"]["bytes"] < BUFFERS
+    # A block each 0.21 s; the last one has 0.16 s to arrive.
+    end = iperf3("-b", "40M", "-l", "1M", *direction)
     assert end["sum_received"]["bytes"] == end["sum_sent"]["bytes"] >= 4 << 20
 
 
-def test_udp_echo(tunnel: Tunnel, net: Net) -> None:
-    """A session for each of the user's ports, sizes kept up to the largest."""
+def test_each_udp_client_has_a_session_and_sizes_are_kept(tunnel: Tunnel, net: Net) -> None:
     with UdpEcho(HOME, served(net, UDP)) as target:
         for _ in range(3):
             with udp(USER, net.user.socket) as sock:
@@ -391,13 +396,13 @@ def test_udp_echo(tunnel: Tunnel, net: Net) -> None:
         assert len(set(target.sources)) == 3
 
 
-def test_dig(tunnel: Tunnel, net: Net) -> None:
+def test_dns_queries_through_a_public_port(tunnel: Tunnel, net: Net) -> None:
     with UdpEcho(HOME, served(net, DNS), dns_answer):
         for number in range(3):
             assert dig((BRIDGE, DNS), name=f"n{number}.test", preexec_fn=net.user.enter) == ANSWER
 
 
-def test_quic(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
+def test_quic_through_a_public_port(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
     pytest.importorskip("aioquic")
     from tests.e2e import quic
 
@@ -411,78 +416,42 @@ def test_quic(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
         assert Task(transfer).result(120) == data
 
 
-# -- through the exit
+# -- the exit
 
 
-def test_socks_into_the_agents_network(tunnel: Tunnel, net: Net) -> None:
-    """CONNECT and UDP of the user's, by the bridge's own proxy port and a rule."""
+def test_socks_through_a_rule_and_the_exit(tunnel: Tunnel, net: Net) -> None:
+    """CONNECT and UDP ASSOCIATE at the bridge's own proxy port."""
     with (
         TcpEcho(PRINTER, net.home.socket) as tcp,
-        UdpEcho(PRINTER, net.home.socket) as one,
-        UdpEcho(HOME, net.home.socket) as other,
+        UdpEcho(PRINTER, net.home.socket) as first,
+        UdpEcho(HOME, net.home.socket) as second,
     ):
         sock, _ = socks5((BRIDGE, SPS), CONNECT, tcp.address, make=net.user.socket, seconds=20)
         with sock:
             echo(sock, b"hello")
         with Association((BRIDGE, SPS), make=net.user.socket) as client:
-            for target in (one, other):
+            for target in (first, second):
                 assert client.echo(target.address, b"hello")[0] == target.address
-        assert {source[1] for source in one.sources} == {
-            source[1] for source in other.sources
-        }  # one port for all
+        # The agent sends from one port to all targets.
+        first_ports, second_ports = (
+            {source[1] for source in target.sources} for target in (first, second)
+        )
+        assert first_ports == second_ports
 
 
-def test_curl_into_the_agents_network(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
+def test_curl_through_a_rule_and_the_exit(tunnel: Tunnel, net: Net, tmp_path: Path) -> None:
     (tmp_path / "page").write_text("printer\n")
-    web = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "http.server",
-            "--bind",
-            PRINTER,
-            "--directory",
-            str(tmp_path),
-            "80",
-        ],
-        preexec_fn=net.home.enter,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    with web_server(net, tmp_path, PRINTER, 80):
         for scheme in ("socks5h", "http"):
-            done = subprocess.run(
-                [
-                    program("curl"),
-                    "-q",
-                    "-sS",
-                    "--fail",
-                    "--retry",
-                    "9",
-                    "--retry-all-errors",
-                    "--retry-delay",
-                    "1",
-                    "-x",
-                    f"{scheme}://{BRIDGE}:{SPS}",
-                    f"http://{PRINTER}/page",
-                ],
-                preexec_fn=net.user.enter,
-                env=environment(),
-                capture_output=True,
-                timeout=30,
-            )
-            assert done.stdout == b"printer\n", done.stderr
-    finally:
-        web.terminate()
-        web.wait()
+            page = curl(net, "-x", f"{scheme}://{BRIDGE}:{SPS}", f"http://{PRINTER}/page")
+            assert page == b"printer\n"
 
 
 # -- faults
 
 
-def test_agent_is_not_reached_but_by_the_tunnel(tunnel: Tunnel, net: Net) -> None:
-    """What these hosts are for: nobody gets in from outside."""
+def test_agent_is_reached_by_the_tunnel_alone(tunnel: Tunnel, net: Net) -> None:
+    """The NAT lets no connection in, on which the other tests rely."""
     with (
         TcpEcho(HOME, net.home.socket) as target,
         net.user.socket(socket.AF_INET, socket.SOCK_STREAM) as sock,
@@ -492,45 +461,43 @@ def test_agent_is_not_reached_but_by_the_tunnel(tunnel: Tunnel, net: Net) -> Non
             sock.connect(target.address)
 
 
-def test_network_that_is_cut_and_comes_back(netproxyd: Start, net: Net) -> None:
-    """Hazard 126, with a tenth of its times: both sides find out, ports are free, and all is well again by itself."""
-    hasty = {"python": (sys.executable, "-c", HASTY)}
+def test_tunnel_recovers_after_the_network_was_cut(netproxyd: Start, net: Net) -> None:
+    """Hazard 126: both sides notice, ports are closed, and the agent connects again."""
+    short_timeouts = {"python": (sys.executable, "-c", SHORT_TIMEOUTS)}
     with TcpEcho(HOME, net.home.socket) as target:
         tunnel = start(
             netproxyd,
             net,
             f'["{BRIDGE}:{ECHO}"]',
             f'{{"{ECHO}": "{HOME}:{target.address[1]}"}}',
-            **hasty,
+            **short_timeouts,
         )
-        wait_for(lambda: tunnel.agents(net) == 1, 10.0, "the port is open")
-        with user(net, ECHO) as sock:
+        wait_for(lambda: tunnel.public_ports(net) == 1, 10.0, "the port is open")
+        with dial_as_user(net, ECHO) as sock:
             echo(sock, b"hello")
-        threads = [len(os.listdir(f"/proc/{one.process.pid}/task")) for one in tunnel]
+        before = [thread_count(daemon) for daemon in tunnel]
         for turn in (1, 2):
-            net.nat.nft(
-                "table ip cut { chain everything { type filter hook forward priority -10; drop; }; }"
-            )
+            net.nat.nft(CUT)
             try:
-                tunnel.bridge.said("agent 'home' is gone: silent for 3 s", turn, seconds=20)
+                tunnel.bridge.said("agent 'home' disconnected: silent for 3 s", turn, seconds=20)
                 tunnel.agent.said("tunnel: .*silent for 3 s", seconds=20)
-                assert not tunnel.agents(net)
+                assert not tunnel.public_ports(net)
             finally:
                 net.nat.nft("delete table ip cut")
             tunnel.agent.said("tunnel: connected as 'home'", turn + 1, seconds=20)
-            wait_for(lambda: tunnel.agents(net) == 1, 10.0, "the port is open again")
-            with user(net, ECHO) as sock:
+            wait_for(lambda: tunnel.public_ports(net) == 1, 10.0, "the port is open again")
+            with dial_as_user(net, ECHO) as sock:
                 echo(sock, b"hello")
-        now = [len(os.listdir(f"/proc/{one.process.pid}/task")) for one in tunnel]
-        assert max(after - before for after, before in zip(now, threads)) <= 4
+        after = [thread_count(daemon) for daemon in tunnel]
+        assert max(now - then for now, then in zip(after, before, strict=True)) <= 4
 
 
-def test_bridge_that_is_killed_and_comes_back(netproxyd: Start, net: Net) -> None:
+def test_tunnel_recovers_after_the_bridge_was_killed(netproxyd: Start, net: Net) -> None:
     """Hazard 125."""
-    hasty = {"python": (sys.executable, "-c", HASTY)}
+    short_timeouts = {"python": (sys.executable, "-c", SHORT_TIMEOUTS)}
     with TcpEcho(HOME, net.home.socket) as target:
         ports, services = f'["{BRIDGE}:{ECHO}"]', f'{{"{ECHO}": "{HOME}:{target.address[1]}"}}'
-        tunnel = start(netproxyd, net, ports, services, **hasty)
+        tunnel = start(netproxyd, net, ports, services, **short_timeouts)
         tunnel.bridge.kill()
         time.sleep(3)
         netproxyd(
@@ -538,9 +505,9 @@ def test_bridge_that_is_killed_and_comes_back(netproxyd: Start, net: Net) -> Non
             host=BRIDGE,
             make=net.bridge.socket,
             preexec_fn=net.bridge.enter,
-            **hasty,
+            **short_timeouts,
         )
         tunnel.agent.said("tunnel: connected as 'home'", 2, seconds=20)
-        wait_for(lambda: tunnel.agents(net) == 1, 10.0, "the port is open again")
-        with user(net, ECHO) as sock:
+        wait_for(lambda: tunnel.public_ports(net) == 1, 10.0, "the port is open again")
+        with dial_as_user(net, ECHO) as sock:
             echo(sock, b"hello")

@@ -252,7 +252,7 @@ def test_through_dante(danted: int, netproxyd: Start) -> None:
         ("http://192.0.2.2:3128,socks5://192.0.2.1:1080", "tcp, udp by ASSOCIATE", False),
         (
             "socks4://192.0.2.2:1080,socks5://192.0.2.1:1080",
-            "tcp; no udp: socks5://192.0.2.1:1080 must be reached by it, but socks4 has none",
+            "tcp; no udp: socks5://192.0.2.1:1080 must be reached over UDP, but socks4 carries none",
             True,
         ),
     ],

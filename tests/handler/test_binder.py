@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.interfaces.networks import NetworkList
+from netproxy.interfaces.networks import NetworkSet
 from netproxy.errors import DialError, Reason
 from netproxy.handler.bind import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
@@ -35,7 +35,7 @@ def announcer(*announced: tuple[str, Address]) -> Announcer:
     return Announcer(
         [
             Announcement(
-                NetworkList(map(IpNetwork.parse, clients.split())) if clients else None, address
+                NetworkSet(map(IpNetwork.parse, clients.split())) if clients else None, address
             )
             for clients, address in announced
         ],

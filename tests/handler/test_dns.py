@@ -1,4 +1,7 @@
-"""A dns listener: what comes out of the cache, what is asked, and what is altered on the way.  Messages are compared as bytes."""
+"""A dns listener: its cache, shared answers, and what it changes in messages.
+
+Messages are compared as bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.interfaces.networks import NetworkList
 from netproxy.errors import ProtocolError
 from netproxy.handler import dns as dns_module
-from netproxy.handler.dns import KEPT_SIZE, TTL_LIMIT, WAITING_LIMIT, DnsHandler
+from netproxy.handler.dns import WAITING_LIMIT, DnsHandler
+from netproxy.handler.dns_cache import CACHED_SIZE, TTL_LIMIT
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.listener.pool import ThreadPool
 from netproxy.net.stream import Stream
 from tests.support.batches import BatchRig
@@ -23,7 +26,7 @@ from tests.support.dns import (
     AD,
     ASKED,
     CD,
-    HEAD,
+    HEADER,
     QR,
     RA,
     RD,
@@ -38,7 +41,14 @@ from tests.support.dns import (
     soa,
 )
 from tests.support.handlers import Conversation, tcp_pair
-from tests.support.nameservers import answer_to, framed, named, no_such, read_framed, texts
+from tests.support.nameservers import (
+    answer_to,
+    framed,
+    question_of,
+    nxdomain,
+    read_framed,
+    txt_records,
+)
 from tests.support.sockets import SECONDS, nothing_comes, udp, wait_until
 
 WWW = question("www.example")
@@ -48,16 +58,17 @@ CLIENT_COOKIE, WHOLE_COOKIE = (
     option(COOKIE, b"8 octets"),
     option(COOKIE, b"8 octets" + b"the server's"),
 )
-NETWORKS = NetworkList((IpNetwork.parse("127.0.0.1"), IpNetwork.parse("127.1.0.0/16")))
+NETWORKS = NetworkSet((IpNetwork.parse("127.0.0.1"), IpNetwork.parse("127.1.0.0/16")))
 ReplyTable = Callable[[bytes], bytes]
 
 
 def sixty(asked: bytes) -> bytes:
+    """Return an answer with a TTL of sixty seconds."""
     return answer_to(asked, a(60))
 
 
 class Source:
-    """Keeps what it was asked; `known` are answers that need no server."""
+    """A DnsSource that records queries.  `known` are answers that need no server, by question."""
 
     def __init__(self, reply: ReplyTable = sixty) -> None:
         self.reply = reply
@@ -67,7 +78,7 @@ class Source:
     def answer(self, query: bytes) -> bytes | None:
         if query[4:6] != b"\0\1":
             raise ProtocolError("not one question")
-        return self.known.get(named(query))
+        return self.known.get(question_of(query))
 
     def forward(self, query: bytes) -> bytes:
         self.asked.append(query)
@@ -75,12 +86,13 @@ class Source:
 
 
 class Rig(BatchRig):
-    """A handler whose datagrams the test hands over, and whose workers it runs."""
+    """A handler whose datagrams the test hands over and whose workers the test runs."""
 
     def __init__(self, level: str = "single") -> None:
         super().__init__(level)
         self.source = Source()
         self.tasks: list[Callable[[], None]] = []
+        # False: no worker takes a task.
         self.room = True
         self.local = self.listen()
         self.client = self.open()
@@ -109,7 +121,7 @@ class Rig(BatchRig):
         return self.room
 
     def hand_over(self, *queries: bytes, by: socket.socket | None = None) -> None:
-        """Sent, received and handled; workers wait."""
+        """Send datagrams, receive them and have them handled.  Workers do not run."""
         for asked in queries:
             (by or self.client).send(asked)
         left = len(queries)
@@ -119,45 +131,46 @@ class Rig(BatchRig):
             self.handler.handle_packets(batch, self.local)
 
     def work(self) -> None:
+        """Run the workers."""
         while self.tasks:
             self.tasks.pop(0)()
 
     def ask(self, asked: bytes, by: socket.socket | None = None) -> bytes:
-        """The answer, whoever gives it."""
+        """Return the answer to a datagram, with or without a worker."""
         self.hand_over(asked, by=by)
         self.work()
         return (by or self.client).recv(65536)
 
     def close(self) -> None:
-        for one in [*self.opened, *self.sockets]:
-            one.close()
+        for sock in [*self.opened, *self.sockets]:
+            sock.close()
 
 
 @pytest.fixture(params=["single", "mmsg"])
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
-    made = Rig(request.param)
-    yield made
-    made.close()
+    rig = Rig(request.param)
+    yield rig
+    rig.close()
 
 
 @pytest.fixture
 def plain() -> Iterator[Rig]:
-    """Where batching is nothing to the test."""
-    made = Rig()
-    yield made
-    made.close()
+    """Return a rig for tests that do not depend on batching."""
+    rig = Rig()
+    yield rig
+    rig.close()
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, as a list of one."""
+    """Return the time of the handler, as a list of one number."""
     now = [1000.0]
     monkeypatch.setattr(dns_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
 class TestCache:
-    def test_a_miss_is_asked_and_a_hit_is_not(self, rig: Rig, clock: list[float]) -> None:
+    def test_hit_needs_no_server(self, rig: Rig, clock: list[float]) -> None:
         first, second = query(WWW, id=1), query(WWW, id=2)
         assert rig.ask(first) == answer_to(first, a(60))
         rig.hand_over(second)
@@ -166,18 +179,18 @@ class TestCache:
         assert rig.source.asked == [first]
         assert rig.counts.of("queries", "forwarded") == 1
 
-    def test_many_at_once(self, rig: Rig, clock: list[float]) -> None:
-        """Hits and misses of one length, as one batch may bring them."""
+    def test_batch_of_hits_and_misses_is_answered(self, rig: Rig, clock: list[float]) -> None:
+        """All queries have one length."""
         rig.ask(query(WWW))
-        asked = [query(question(f"{'wxyz'[at % 4]}ww.example"), id=at) for at in range(40)]
+        asked = [query(question(f"{'wxyz'[id % 4]}ww.example"), id=id) for id in range(40)]
         rig.hand_over(*asked)
         rig.work()
         assert sorted(rig.client.recv(512) for _ in asked) == sorted(
-            answer_to(one, a(60)) for one in asked
+            answer_to(message, a(60)) for message in asked
         )
         assert len(rig.source.asked) == 4
 
-    def test_ttls_are_lessened_as_time_goes_by(self, plain: Rig, clock: list[float]) -> None:
+    def test_ttls_of_a_hit_are_reduced_by_its_age(self, plain: Rig, clock: list[float]) -> None:
         def lives(asked: bytes, first: int, second: int, third: int) -> bytes:
             return answer(
                 WWW,
@@ -195,7 +208,7 @@ class TestCache:
         assert plain.ask(asked) == lives(asked, 1, 31, 11)
         assert len(plain.source.asked) == 1
 
-    def test_what_has_expired_is_asked_for_again(self, plain: Rig, clock: list[float]) -> None:
+    def test_expired_answer_is_asked_for_again(self, plain: Rig, clock: list[float]) -> None:
         asked = query(WWW)
         plain.ask(asked)
         clock[0] += 60
@@ -204,26 +217,26 @@ class TestCache:
         clock[0] += 59
         assert plain.ask(asked) == answer_to(asked, a(1))
 
-    def test_nothing_is_kept_for_longer_than_a_day(self, plain: Rig, clock: list[float]) -> None:
+    def test_answer_is_cached_for_a_day_at_most(self, plain: Rig, clock: list[float]) -> None:
         plain.source.reply = lambda asked: answer_to(asked, a(1 << 30))
         plain.ask(query(WWW))
         clock[0] += TTL_LIMIT
         plain.ask(query(WWW))
         assert len(plain.source.asked) == 2
 
-    def test_a_hit_is_spelt_as_its_query(self, plain: Rig, clock: list[float]) -> None:
-        """0x20: a client that mixes cases looks for them in the answer."""
+    def test_hit_has_the_spelling_of_its_query(self, plain: Rig, clock: list[float]) -> None:
+        """A client that mixes cases (0x20) checks them in the answer."""
         plain.ask(query(WWW))
         mixed = query(question("wWW.eXamPLe"), id=7)
         assert plain.ask(mixed) == answer_to(mixed, a(60))
         assert len(plain.source.asked) == 1
 
-    def test_that_there_is_no_such_name_is_kept_as_long_as_its_zone_says(
+    def test_nxdomain_is_cached_as_long_as_the_soa_says(
         self, plain: Rig, clock: list[float]
     ) -> None:
-        plain.source.reply = lambda asked: no_such(asked, 20)
+        plain.source.reply = lambda asked: nxdomain(asked, 20)
         asked = query(WWW)
-        assert plain.ask(asked) == no_such(asked, 20)
+        assert plain.ask(asked) == nxdomain(asked, 20)
         clock[0] += 19
         plain.ask(asked)
         assert len(plain.source.asked) == 1
@@ -238,10 +251,10 @@ class TestCache:
             lambda asked: answer_to(asked),
             lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | SERVFAIL),
             lambda asked: answer_to(asked, a(60), flags=QR | RD | RA | TC),
-            lambda asked: answer_to(asked, *texts(60, KEPT_SIZE)),
+            lambda asked: answer_to(asked, *txt_records(60, CACHED_SIZE)),
             lambda asked: answer_to(asked, flags=QR | RD | RA | NXDOMAIN),
             lambda asked: answer_to(asked, a(60))[:-1],
-            lambda asked: asked[:2] + HEAD.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:],
+            lambda asked: asked[:2] + HEADER.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:],
         ],
         ids=[
             "TTL 0",
@@ -254,7 +267,7 @@ class TestCache:
             "no question",
         ],
     )
-    def test_what_must_not_be_kept_is_not(
+    def test_answer_that_must_not_be_cached_is_asked_for_each_time(
         self, plain: Rig, clock: list[float], reply: ReplyTable
     ) -> None:
         plain.source.reply = reply
@@ -263,30 +276,28 @@ class TestCache:
             assert plain.ask(asked) == reply(asked)
         assert len(plain.source.asked) == 2
 
-    def test_no_cache_keeps_nothing(self, plain: Rig, clock: list[float]) -> None:
+    def test_cache_of_size_zero_keeps_nothing(self, plain: Rig, clock: list[float]) -> None:
         plain.make(cache=0)
         plain.ask(query(WWW))
         plain.ask(query(WWW))
         assert len(plain.source.asked) == 2
 
-    def test_the_oldest_yields_to_the_next(self, plain: Rig, clock: list[float]) -> None:
+    def test_oldest_answer_is_removed_at_the_limit(self, plain: Rig, clock: list[float]) -> None:
         plain.make(cache=3)
-        names = [query(question(f"{at}.example")) for at in range(4)]
+        names = [query(question(f"{number}.example")) for number in range(4)]
         for asked in (*names, names[3], names[2], names[1]):
             plain.ask(asked)
         assert plain.source.asked == names
         plain.ask(names[0])
         assert plain.source.asked == [*names, names[0]]
-        assert len(plain.handler._answers._kept) == 3
+        assert len(plain.handler._answers) == 3
 
-    def test_a_name_that_is_kept_anew_is_no_second_one(
-        self, plain: Rig, clock: list[float]
-    ) -> None:
+    def test_renewed_answer_replaces_the_expired_one(self, plain: Rig, clock: list[float]) -> None:
         plain.make(cache=2)
         for _ in range(3):
             plain.ask(query(WWW))
             clock[0] += 60
-        assert len(plain.handler._answers._kept) == 1
+        assert len(plain.handler._answers) == 1
 
     @pytest.mark.parametrize(
         "other",
@@ -302,9 +313,7 @@ class TestCache:
         ],
         ids=["kind", "class", "no RD", "CD", "AD", "EDNS", "DO", "name"],
     )
-    def test_another_question_is_not_answered_by_it(
-        self, plain: Rig, clock: list[float], other: bytes
-    ) -> None:
+    def test_other_question_is_no_hit(self, plain: Rig, clock: list[float], other: bytes) -> None:
         plain.ask(query(WWW))
         plain.ask(other)
         assert plain.source.asked == [query(WWW), other]
@@ -322,16 +331,14 @@ class TestCache:
         ],
         ids=["ANY", "AXFR", "subnet", "cookie", "TSIG", "opcode", "trailing"],
     )
-    def test_what_is_meant_for_one_client_is_asked_each_time(
+    def test_query_for_one_client_is_asked_each_time(
         self, plain: Rig, clock: list[float], asked: bytes
     ) -> None:
         for id in (b"\0\1", b"\0\2"):
             plain.ask(id + asked[2:])
         assert plain.source.asked == [b"\0\1" + asked[2:], b"\0\2" + asked[2:]]
 
-    def test_what_a_server_says_to_one_client_is_not_said_to_the_next(
-        self, plain: Rig, clock: list[float]
-    ) -> None:
+    def test_options_for_one_client_are_not_cached(self, plain: Rig, clock: list[float]) -> None:
         plain.source.reply = lambda asked: answer(WWW, (a(60),), (), (opt(1232, 0, WHOLE_COOKIE),))
         asked = query(WWW, opt(options=CLIENT_COOKIE))
         assert plain.ask(asked) == answer(WWW, (a(60),), (), (opt(1232, 0, WHOLE_COOKIE),))
@@ -342,48 +349,50 @@ class TestCache:
 
 
 class TestCoalescing:
-    def test_who_asks_the_same_meanwhile_waits_for_the_same_answer(self, plain: Rig) -> None:
+    def test_clients_that_ask_the_same_share_an_answer(self, plain: Rig) -> None:
         asked = [
             query(question(name), id=id)
             for id, name in enumerate(("www.example", "WWW.example", "www.eXample"))
         ]
         clients = [plain.open() for _ in asked]
-        for client, one in zip(clients, asked):
-            plain.hand_over(one, by=client)
+        for client, message in zip(clients, asked, strict=True):
+            plain.hand_over(message, by=client)
         assert len(plain.tasks) == 1
         plain.work()
-        assert [client.recv(512) for client in clients] == [answer_to(one, a(60)) for one in asked]
+        assert [client.recv(512) for client in clients] == [
+            answer_to(message, a(60)) for message in asked
+        ]
         assert plain.source.asked == asked[:1]
 
-    def test_an_error_is_everybodys(self, plain: Rig) -> None:
-        """One without a question, as from a server that cannot read it, is given to each with the ID of its own."""
-        plain.source.reply = lambda asked: asked[:2] + HEAD.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:]
+    def test_clients_that_ask_the_same_share_an_error(self, plain: Rig) -> None:
+        """An error without question gets the ID of each client's query."""
+        plain.source.reply = lambda asked: asked[:2] + HEADER.pack(0, QR | FORMERR, 0, 0, 0, 0)[2:]
         plain.hand_over(query(WWW, id=1), query(WWW, id=2))
         plain.work()
         assert [plain.client.recv(512)[:4] for _ in range(2)] == [b"\0\1\x80\1", b"\0\2\x80\1"]
         assert len(plain.source.asked) == 1
 
-    def test_what_is_never_kept_goes_round_in_a_circle_of_servers_once(self, plain: Rig) -> None:
-        """It comes back with another ID, as a server sends it on; an update, which is no question, is for itself."""
+    def test_query_that_is_not_cached_passes_a_circle_of_servers_once(self, plain: Rig) -> None:
+        """It comes back with another ID.  An update is not a question: each is asked."""
         anything = [query(question("www.example", 255), id=id) for id in (1, 2)]
         plain.hand_over(*anything)
         plain.work()
         assert plain.source.asked == anything[:1]
         assert [plain.client.recv(512) for _ in anything] == [
-            answer_to(one, a(60)) for one in anything
+            answer_to(message, a(60)) for message in anything
         ]
         updates = [query(question("www.example", 6), id=id, flags=5 << 11) for id in (1, 2)]
         plain.hand_over(*updates)
         plain.work()
         assert plain.source.asked[1:] == updates
 
-    def test_after_the_answer_it_is_asked_anew(self, plain: Rig) -> None:
+    def test_query_after_the_answer_is_asked_again(self, plain: Rig) -> None:
         plain.make(cache=0)
         plain.ask(query(WWW))
         plain.ask(query(WWW))
         assert len(plain.source.asked) == 2
 
-    def test_too_many_do_not_wait(self, plain: Rig) -> None:
+    def test_clients_above_the_limit_do_not_wait(self, plain: Rig) -> None:
         plain.hand_over(*[query(WWW, id=id) for id in range(WAITING_LIMIT + 2)])
         assert plain.counts.of("drops", "waiting queue full") == 2
         plain.work()
@@ -392,7 +401,7 @@ class TestCoalescing:
         }
         assert nothing_comes(plain.client)
 
-    def test_what_finds_no_worker_is_dropped_and_may_be_asked_again(self, plain: Rig) -> None:
+    def test_query_without_a_worker_is_dropped_and_counted(self, plain: Rig) -> None:
         plain.room = False
         plain.hand_over(query(WWW))
         assert plain.counts.of("drops", "lookup queue full") == 1
@@ -400,11 +409,11 @@ class TestCoalescing:
         assert plain.ask(query(WWW)) == answer_to(query(WWW), a(60))
         assert nothing_comes(plain.client)
 
-    def test_a_source_that_fails_costs_those_who_wait_alone(self, plain: Rig) -> None:
-        def broken(asked: bytes) -> bytes:
+    def test_exception_of_the_source_drops_the_waiting_clients_only(self, plain: Rig) -> None:
+        def fail(asked: bytes) -> bytes:
             raise RuntimeError("broken")
 
-        plain.source.reply = broken
+        plain.source.reply = fail
         plain.hand_over(query(WWW, id=1), query(WWW, id=2))
         with pytest.raises(RuntimeError):
             plain.work()
@@ -427,7 +436,7 @@ class TestMessages:
         ],
         ids=["TYPE65280", "HTTPS CH", "Z AD CD", "EDNS", "EDNS version 5", "UPDATE", "records"],
     )
-    def test_what_nobody_here_knows_passes_untouched(self, plain: Rig, asked: bytes) -> None:
+    def test_unknown_types_flags_and_options_pass_unchanged(self, plain: Rig, asked: bytes) -> None:
         strange = answer_to(
             asked,
             record(ASKED, 65280, 60, b"\xff\0whatever"),
@@ -437,51 +446,54 @@ class TestMessages:
         assert plain.ask(asked) == strange
         assert plain.source.asked == [asked]
 
-    def test_clients_without_edns_get_512_bytes_at_most(
+    def test_client_without_edns_gets_512_bytes_at_most(
         self, plain: Rig, clock: list[float]
     ) -> None:
-        long = texts(60, 4000)
+        long = txt_records(60, 4000)
         plain.source.reply = lambda asked: answer_to(asked, *long)
         asked = query(question("www.example", 16))
-        for _ in range(2):  # a miss, a hit
+        # A miss and a hit.
+        for _ in range(2):
             assert plain.ask(asked) == answer_to(asked, flags=QR | RD | RA | TC)
         assert plain.source.asked == [asked]
 
-    def test_clients_with_edns_get_what_they_take(self, plain: Rig, clock: list[float]) -> None:
-        long = texts(60, 2000)
+    def test_client_with_edns_gets_the_size_it_accepts(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
+        long = txt_records(60, 2000)
         plain.source.reply = lambda asked: answer(question("www.example", 16), long, (), (opt(),))
         asked = [query(question("www.example", 16), opt(size)) for size in (0, 512, 1232, 4096)]
         size = len(plain.source.reply(b""))
         assert 1232 < size < 4096
-        found = [plain.ask(one) for one in asked]
+        answers = [plain.ask(message) for message in asked]
         assert (
-            found[:3]
+            answers[:3]
             == [answer(question("www.example", 16), (), (), (opt(),), QR | RD | RA | TC)] * 3
         )
-        assert found[3] == plain.source.reply(b"")
+        assert answers[3] == plain.source.reply(b"")
         assert len(plain.source.asked) == 1
 
-    def test_what_needs_no_server_is_answered_at_once(self, plain: Rig) -> None:
-        plain.source.known[named(query(WWW))] = b"whatever"
+    def test_answer_without_a_server_needs_no_worker(self, plain: Rig) -> None:
+        plain.source.known[question_of(query(WWW))] = b"whatever"
         plain.hand_over(query(WWW))
         assert not plain.tasks and plain.client.recv(512) == b"whatever"
 
     @pytest.mark.parametrize(
-        "asked, said",
+        "asked, answer",
         [
-            (HEAD.pack(7, RD, 0, 0, 0, 0), HEAD.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)),
+            (HEADER.pack(7, RD, 0, 0, 0, 0), HEADER.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)),
             (
-                HEAD.pack(7, RD | CD, 2, 0, 0, 0) + WWW + WWW,
-                HEAD.pack(7, QR | RD | RA | CD | FORMERR, 0, 0, 0, 0),
+                HEADER.pack(7, RD | CD, 2, 0, 0, 0) + WWW + WWW,
+                HEADER.pack(7, QR | RD | RA | CD | FORMERR, 0, 0, 0, 0),
             ),
         ],
         ids=["no question", "two questions"],
     )
-    def test_what_is_no_question_is_said_to_be_none(
-        self, plain: Rig, asked: bytes, said: bytes
+    def test_query_without_exactly_one_question_gets_formerr(
+        self, plain: Rig, asked: bytes, answer: bytes
     ) -> None:
         plain.hand_over(asked)
-        assert plain.client.recv(512) == said
+        assert plain.client.recv(512) == answer
         assert not plain.tasks and plain.counts.of("queries", "malformed") == 1
 
     @pytest.mark.parametrize(
@@ -492,21 +504,21 @@ class TestMessages:
             query(WWW)[:11],
             query(WWW, flags=QR | RD),
             answer_to(query(WWW), a(60)),
-            HEAD.pack(7, QR | FORMERR, 0, 0, 0, 0),
+            HEADER.pack(7, QR | FORMERR, 0, 0, 0, 0),
         ],
         ids=["nothing", "an ID", "11 bytes", "a response bit", "an answer", "an error"],
     )
-    def test_an_answer_is_never_answered_nor_what_has_no_head(
+    def test_answer_and_message_without_header_get_no_answer(
         self, plain: Rig, asked: bytes
     ) -> None:
-        """Or two servers could go on for ever."""
+        """Two servers that answer answers would never end."""
         plain.hand_over(asked)
         assert not plain.tasks and nothing_comes(plain.client, 0)
         assert plain.counts.of("drops", "malformed") == 1
 
 
 class TestClients:
-    def test_strangers_are_counted_and_have_no_answer(self, plain: Rig) -> None:
+    def test_client_that_is_not_allowed_is_dropped_and_counted(self, plain: Rig) -> None:
         plain.make(clients=NETWORKS)
         plain.ask(query(WWW))
         stranger = plain.open("127.0.0.2")
@@ -514,28 +526,28 @@ class TestClients:
         assert plain.counts.of("drops", "client not allowed") == 3
         assert not plain.tasks and nothing_comes(stranger, 0)
 
-    def test_those_of_its_networks_are_answered(
+    def test_clients_of_the_allowed_networks_are_answered(
         self, plain: Rig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(dns_module, "KNOWN_LIMIT", 2)
+        monkeypatch.setattr(dns_module, "ALLOWED_LIMIT", 2)
         plain.make(clients=NETWORKS)
         for host in ("127.0.0.1", "127.1.0.1", "127.1.0.2", "127.0.0.1", "127.1.255.1"):
             assert plain.ask(query(WWW), by=plain.open(host))
-            assert len(plain.handler._known) <= 2
+            assert len(plain.handler._allowed_hosts) <= 2
         assert plain.counts.of("drops", "client not allowed") == 0
 
 
-def test_a_slow_name_delays_no_other(plain: Rig) -> None:
+def test_slow_name_delays_no_other_name(plain: Rig) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     def reply(query: bytes) -> bytes:
-        if named(query) == named_slow:
+        if question_of(query) == named_slow:
             asked.set()
             assert go_on.wait(SECONDS)
         return sixty(query)
 
     slow, other = query(question("slow.example")), query(WWW)
-    named_slow = named(slow)
+    named_slow = question_of(slow)
     plain.source.reply = reply
     pool = ThreadPool("pool-under-test", 2, 4, plain.log)
     plain.make(submit=pool.submit)
@@ -554,7 +566,7 @@ def test_a_slow_name_delays_no_other(plain: Rig) -> None:
 
 
 class TestConnections:
-    def test_a_query_has_its_answer(self, plain: Rig) -> None:
+    def test_queries_of_a_connection_are_answered(self, plain: Rig) -> None:
         asked = query(WWW)
         with Conversation(plain.handler) as client:
             for _ in range(2):
@@ -564,15 +576,15 @@ class TestConnections:
                 )
         assert plain.source.asked == [asked]
 
-    def test_the_cache_is_the_datagrams_too(self, plain: Rig) -> None:
+    def test_connections_and_datagrams_share_the_cache(self, plain: Rig) -> None:
         plain.ask(query(WWW, id=1))
         with Conversation(plain.handler) as client:
             client.send(framed(query(WWW, id=2)))
             assert read_framed(client.socket) == answer_to(query(WWW, id=2), a(60))
         assert len(plain.source.asked) == 1
 
-    def test_who_asks_the_same_meanwhile_waits_for_the_same_answer(self, plain: Rig) -> None:
-        """As a question does that comes back in a circle of servers, which would else have a thread for each round."""
+    def test_connections_and_datagrams_that_ask_the_same_share_an_answer(self, plain: Rig) -> None:
+        """Otherwise a query in a circle of servers would take a thread for each round."""
         begun, go_on = threading.Event(), threading.Event()
 
         def reply(asked: bytes) -> bytes:
@@ -594,37 +606,37 @@ class TestConnections:
         assert plain.client.recv(512) == answer_to(query(WWW, id=3), a(60))
         assert plain.source.asked == [first] and not plain.tasks
 
-    def test_nothing_is_truncated(self, plain: Rig) -> None:
-        plain.source.reply = lambda asked: answer_to(asked, *texts(60, 60000))
+    def test_answer_over_a_connection_is_not_truncated(self, plain: Rig) -> None:
+        plain.source.reply = lambda asked: answer_to(asked, *txt_records(60, 60000))
         asked = query(question("www.example", 16))
         with Conversation(plain.handler) as client:
             client.send(framed(asked))
-            assert read_framed(client.socket) == answer_to(asked, *texts(60, 60000))
+            assert read_framed(client.socket) == answer_to(asked, *txt_records(60, 60000))
 
-    def test_queries_that_come_together_are_answered_in_their_order(self, plain: Rig) -> None:
-        asked = [query(question(f"{at}.example"), id=at) for at in range(20)]
+    def test_pipelined_queries_are_answered_in_their_order(self, plain: Rig) -> None:
+        asked = [query(question(f"{id}.example"), id=id) for id in range(20)]
         with Conversation(plain.handler) as client:
             client.send(b"".join(map(framed, asked)))
             assert [read_framed(client.socket) for _ in asked] == [
-                answer_to(one, a(60)) for one in asked
+                answer_to(message, a(60)) for message in asked
             ]
 
-    def test_a_query_may_come_byte_by_byte(self, plain: Rig) -> None:
+    def test_query_may_come_byte_by_byte(self, plain: Rig) -> None:
         with Conversation(plain.handler) as client:
             client.trickle(framed(query(WWW)))
             assert read_framed(client.socket) == answer_to(query(WWW), a(60))
 
-    def test_a_client_may_close_its_half_after_the_last_query(self, plain: Rig) -> None:
+    def test_half_close_after_the_last_query_gets_its_answer(self, plain: Rig) -> None:
         with Conversation(plain.handler) as client:
             client.send(framed(query(WWW)))
             client.socket.shutdown(socket.SHUT_WR)
             assert read_framed(client.socket) == answer_to(query(WWW), a(60))
             client.expect_end()
 
-    def test_a_question_that_is_none_is_said_to_be_none(self, plain: Rig) -> None:
+    def test_query_without_question_over_a_connection_gets_formerr(self, plain: Rig) -> None:
         with Conversation(plain.handler) as client:
-            client.send(framed(HEAD.pack(7, RD, 0, 0, 0, 0)) + framed(query(WWW)))
-            assert read_framed(client.socket) == HEAD.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)
+            client.send(framed(HEADER.pack(7, RD, 0, 0, 0, 0)) + framed(query(WWW)))
+            assert read_framed(client.socket) == HEADER.pack(7, QR | RD | RA | FORMERR, 0, 0, 0, 0)
             assert read_framed(client.socket) == answer_to(query(WWW), a(60))
 
     @pytest.mark.parametrize(
@@ -632,51 +644,49 @@ class TestConnections:
         [framed(b""), framed(b"\0\1"), framed(query(WWW, flags=QR))],
         ids=["nothing", "an ID", "an answer"],
     )
-    def test_what_is_to_have_no_answer_ends_it(self, plain: Rig, sent: bytes) -> None:
+    def test_message_that_gets_no_answer_ends_the_connection(self, plain: Rig, sent: bytes) -> None:
         with Conversation(plain.handler) as client:
             client.send(sent)
             client.expect_closed()
         assert plain.counts.of("drops", "malformed") == 1
 
-    def test_half_a_query_and_no_more_ends_it(self, plain: Rig) -> None:
+    def test_half_a_query_ends_the_connection(self, plain: Rig) -> None:
         with Conversation(plain.handler) as client:
             client.send(framed(query(WWW))[:9])
             client.socket.shutdown(socket.SHUT_WR)
             client.expect_end()
         assert not plain.source.asked
 
-    def test_without_a_next_query_it_ends(
-        self, plain: Rig, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_idle_connection_ends(self, plain: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dns_module, "IDLE_SECONDS", 0.05)
         with Conversation(plain.handler) as client:
             client.send(framed(query(WWW)))
             assert read_framed(client.socket)
             client.expect_end()
 
-    def test_between_queries_it_holds_no_thread(self, plain: Rig) -> None:
-        """It pauses, and may be dropped while it does where the daemon is to stop."""
+    def test_connection_holds_no_thread_between_queries(self, plain: Rig) -> None:
+        """It is idle, so that a daemon that stops may drop it."""
         near, far = tcp_pair()
         with near, far:
             near.sendall(framed(query(WWW)))
             stream = Stream(far)
-            pause = plain.handler.handle(stream, Address("127.0.0.1", 1))
-            assert pause is not None and pause.idle and pause.seconds == dns_module.IDLE_SECONDS
+            wait = plain.handler.handle(stream, Address("127.0.0.1", 1))
+            assert wait is not None and wait.idle and wait.seconds == dns_module.IDLE_SECONDS
             assert read_framed(near) == answer_to(query(WWW), a(60))
             assert stream.welcomed
-            assert pause.resume(False) is None
+            assert wait.resume(False) is None
 
-    def test_one_that_waits_holds_up_no_other(self, plain: Rig) -> None:
+    def test_connection_that_waits_delays_no_other(self, plain: Rig) -> None:
         asked, go_on = threading.Event(), threading.Event()
 
         def reply(query: bytes) -> bytes:
-            if named(query) != named_other:
+            if question_of(query) != named_other:
                 asked.set()
                 assert go_on.wait(SECONDS)
             return sixty(query)
 
         other = query(question("other.example"))
-        named_other = named(other)
+        named_other = question_of(other)
         plain.source.reply = reply
         with Conversation(plain.handler) as slow, Conversation(plain.handler) as client:
             slow.send(framed(query(WWW)))
@@ -686,11 +696,11 @@ class TestConnections:
             go_on.set()
             assert read_framed(slow.socket) == answer_to(query(WWW), a(60))
 
-    def test_a_source_that_fails_ends_it(self, plain: Rig) -> None:
-        def broken(asked: bytes) -> bytes:
+    def test_exception_of_the_source_ends_the_connection(self, plain: Rig) -> None:
+        def fail(asked: bytes) -> bytes:
             raise RuntimeError("broken")
 
-        plain.source.reply = broken
+        plain.source.reply = fail
         client = Conversation(plain.handler)
         client.send(framed(query(WWW)))
         client.expect_closed()

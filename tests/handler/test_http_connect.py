@@ -223,7 +223,9 @@ def test_hazard_60_a_failed_dial_is_answered_and_what_came_early_is_never_a_requ
     assert answer.body == reason.value.encode() + b"\n"
     assert answer.get(b"proxy-status") == [b"netproxy; error=" + connect_udp.ERRORS[reason]]
     assert rig.dialled == ["a.test:443"] and rig.origin.connections == []
-    assert [(record.upstream, record.ended) for record in rig.records] == [("loopback", reason.value)]
+    assert [(record.upstream, record.ended) for record in rig.records] == [
+        ("loopback", reason.value)
+    ]
     assert rig.counters.items() == [("dial_failures", reason.value, 1)]
 
 

@@ -255,7 +255,10 @@ def test_hazard_64_a_way_out_that_has_changed_is_dialled_anew() -> None:
         rig.by_host["a.test"] = new = LoopbackDialer(rig.origin, {}, "new")
         client.send(get(b"a.test"))
         assert client.answer().body == b"ok"
-    assert len(new.dialled) == 1 and [record.upstream for record in rig.records] == ["loopback", "new"]
+    assert len(new.dialled) == 1 and [record.upstream for record in rig.records] == [
+        "loopback",
+        "new",
+    ]
 
 
 @pytest.mark.parametrize(

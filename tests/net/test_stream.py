@@ -12,14 +12,7 @@ import pytest
 from netproxy.errors import DeadlineError, EndOfStream, LimitError, StreamError
 from netproxy.net import stream as stream_module
 from netproxy.net.stream import RECEIVE, Stream
-from tests.support.sockets import (
-    Task,
-    is_reset,
-    nothing_comes,
-    read_to_end,
-    reset,
-    tcp_pair,
-)
+from tests.support.sockets import Task, is_reset, nothing_comes, read_to_end, reset, tcp_pair
 
 SHORT = 0.2  # seconds of a deadline that is meant to pass
 

@@ -12,51 +12,46 @@ import pytest
 from netproxy.interfaces.flows import Traffic
 from netproxy.observe import exposition
 from netproxy.observe.exposition import COUNTER, GAUGE, Family, Sample, render, single
-from netproxy.observe.flows import Key, Total
+from netproxy.observe.flows import FlowTotal, TotalKey
 from netproxy.observe.metrics import Histogram
 
 ROOT = Path(__file__).resolve().parents[2] / "netproxy"
-MAIN = Key("tcp", "main", "direct")
+MAIN = TotalKey("tcp", "main", "direct")
 
 
 def histogram() -> Histogram:
-    made = Histogram((0.01, 1.0))
+    filled = Histogram((0.01, 1.0))
     for value in (0.001, 0.5, 7.0):
-        made.add(value)
-    return made
+        filled.add(value)
+    return filled
 
 
 def everything() -> bytes:
-    way = {"name": "pool", "state": "up", "live": 1, "dialled": 3, "failed": 1, "latency": 0.25}
-    member = {**way, "name": "office", "state": "down"}
-    ways = [
-        {**way, "groups": [{"name": "pool", "balance": "failover", "members": [member]}]},
-        {**way, "name": "default", "state": "-", "groups": []},
+    """All kinds of metrics."""
+    pool = {"name": "pool", "state": "up", "live": 1, "dialled": 3, "failed": 1, "latency": 0.25}
+    member = {**pool, "name": "office", "state": "down"}
+    upstreams = [
+        {**pool, "groups": [{"name": "pool", "balance": "failover", "members": [member]}]},
+        {**pool, "name": "default", "state": "-", "groups": []},
     ]
+    totals = {
+        MAIN: FlowTotal(3, 1, Traffic(10, 20)),
+        TotalKey("udp", "main", "pool"): FlowTotal(1, 1, Traffic(1, 2, 3, 4)),
+    }
+    counters = [("drops", "fragment", 3), ("drops", 'a "b"\\\n', 1), ("connections", "accepted", 9)]
     return render(
         [
             single("build_info", GAUGE, "The version.", 1, version="1"),
-            *exposition.totals(
-                {
-                    MAIN: Total(3, 1, Traffic(10, 20)),
-                    Key("udp", "main", "pool"): Total(1, 1, Traffic(1, 2, 3, 4)),
-                }
-            ),
-            *exposition.counted(
-                [
-                    ("drops", "fragment", 3),
-                    ("drops", 'a "b"\\\n', 1),
-                    ("connections", "accepted", 9),
-                ]
-            ),
-            exposition.dials({"direct": histogram()}),
-            *exposition.upstreams(ways),
-            *exposition.process(1e9),
+            *exposition.flow_families(totals),
+            *exposition.counter_families(counters),
+            exposition.dial_family({"direct": histogram()}),
+            *exposition.upstream_families(upstreams),
+            *exposition.process_families(1e9),
         ]
     )
 
 
-def test_a_metric_has_a_help_a_type_and_samples() -> None:
+def test_metric_has_help_type_and_samples() -> None:
     assert single("x", COUNTER, "How many.", 3, reason="r")._replace(name="x_total") == Family(
         "x_total", COUNTER, "How many.", [Sample({"reason": "r"}, 3)]
     )
@@ -66,15 +61,17 @@ def test_a_metric_has_a_help_a_type_and_samples() -> None:
             Family("none", GAUGE, "Nothing.", []),
         ]
     ) == (
-        b'# HELP netproxy_x_total How many.\n# TYPE netproxy_x_total counter\nnetproxy_x_total{reason="r"} 12345678901\n'
+        b"# HELP netproxy_x_total How many.\n"
+        b"# TYPE netproxy_x_total counter\n"
+        b'netproxy_x_total{reason="r"} 12345678901\n'
     )
 
 
-def test_a_label_is_escaped() -> None:
+def test_label_values_are_escaped() -> None:
     assert b'{reason="a \\"b\\"\\\\\\n"} 1\n' in everything()
 
 
-def test_flows_by_listener_way_out_and_direction() -> None:
+def test_flows_have_labels_for_listener_upstream_and_direction() -> None:
     text = everything().decode()
     for line in (
         'netproxy_tcp_flows_total{listener="main",upstream="direct"} 3',
@@ -85,7 +82,7 @@ def test_flows_by_listener_way_out_and_direction() -> None:
         assert f"\n{line}\n" in text
 
 
-def test_a_histogram_counts_upward() -> None:
+def test_histogram_buckets_are_cumulative() -> None:
     text = everything().decode()
     assert re.findall(r"netproxy_dial_seconds\S+ \S+", text) == [
         'netproxy_dial_seconds_bucket{upstream="direct",le="0.01"} 1',
@@ -96,7 +93,7 @@ def test_a_histogram_counts_upward() -> None:
     ]
 
 
-def test_ways_out_and_their_members() -> None:
+def test_group_members_have_the_label_group_slash_member() -> None:
     text = everything().decode()
     assert re.findall(r"netproxy_upstream_up\S+ \S+", text) == [
         'netproxy_upstream_up{upstream="pool"} 1',
@@ -104,13 +101,13 @@ def test_ways_out_and_their_members() -> None:
     ]
 
 
-def test_no_other_labels_than_were_promised() -> None:
+def test_labels_are_only_the_documented_ones() -> None:
     """Hazard 117."""
     labels = set(re.findall(r'[{,](\w+)="', everything().decode()))
     assert labels == {"listener", "upstream", "reason", "direction", "le", "version"}
 
 
-def test_every_counter_of_the_program_has_a_name_here() -> None:
+def test_every_counter_in_the_source_has_a_metric() -> None:
     counted = {
         name
         for path in ROOT.rglob("*.py")
@@ -121,11 +118,12 @@ def test_every_counter_of_the_program_has_a_name_here() -> None:
         for name in re.findall(r'counter\.count\("(\w+)", ', path.read_text())
     }
     assert "drops" in counted
-    assert counted - {name for name, _ in exposition.ELSEWHERE} - set(exposition.COUNTED) == set()
+    elsewhere = {name for name, _ in exposition.COUNTED_ELSEWHERE}
+    assert counted - elsewhere - set(exposition.COUNTER_METRICS) == set()
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
-def test_promtool_finds_nothing_wrong() -> None:
+def test_promtool_accepts_the_metrics() -> None:
     result = subprocess.run(
         ["promtool", "check", "metrics"], input=everything(), capture_output=True, timeout=60
     )

@@ -1,4 +1,4 @@
-"""The registry of flows: who lives, what has passed, who is ended."""
+"""The registry of flows: the running ones, the totals, and which ones are killed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record, Traffic
 from netproxy.observe import flows as flows_module
-from netproxy.observe.flows import OTHER, Flows, Key, describe_flows
+from netproxy.observe.flows import OTHER, Flows, TotalKey, describe_flows
 
 TARGET = Address("192.0.2.1", 443)
 
 
-class One:
-    """A Live that has moved what the test says."""
+class FakeFlow:
+    """A LiveFlow that has carried what the test says."""
 
     def __init__(
         self, network: str = "tcp", user: str = "", upstream: str = "direct", listener: str = "main"
@@ -61,8 +61,8 @@ def flows(records: list[Record]) -> Flows:
     return Flows(records.append)
 
 
-def test_a_flow_lives_from_its_beginning_to_its_record(flows: Flows, records: list[Record]) -> None:
-    first, second = One(), One()
+def test_flow_is_live_from_its_beginning_to_its_record(flows: Flows, records: list[Record]) -> None:
+    first, second = FakeFlow(), FakeFlow()
     flows.began(first)
     flows.began(second)
     assert (flows.live(), first.number, second.number) == ([first, second], 1, 2)
@@ -71,16 +71,16 @@ def test_a_flow_lives_from_its_beginning_to_its_record(flows: Flows, records: li
     assert records == [first.record()]
 
 
-def test_what_lives_and_what_has_ended_is_added_up(flows: Flows) -> None:
-    first, second, session = One(), One(), One("udp")
-    for one in (first, second, session):
-        flows.began(one)
+def test_totals_include_running_and_ended_flows(flows: Flows) -> None:
+    first, second, session = FakeFlow(), FakeFlow(), FakeFlow("udp")
+    for live in (first, second, session):
+        flows.began(live)
     first.carried, second.carried, session.carried = (
         Traffic(1, 10),
         Traffic(2, 20),
         Traffic(5, 6, 7, 8),
     )
-    tcp, udp = Key("tcp", "main", "direct"), Key("udp", "main", "direct")
+    tcp, udp = TotalKey("tcp", "main", "direct"), TotalKey("udp", "main", "direct")
     before = flows.totals()
     assert before[tcp] == (2, 2, Traffic(3, 30))
     assert before[udp] == (1, 1, Traffic(5, 6, 7, 8))
@@ -89,60 +89,51 @@ def test_what_lives_and_what_has_ended_is_added_up(flows: Flows) -> None:
     assert flows.totals() == {tcp: (2, 1, Traffic(3, 30)), udp: (1, 0, Traffic(5, 6, 7, 8))}
 
 
-def test_totals_are_kept_by_names_of_the_configuration_and_no_more_than_so_many(
+def test_number_of_totals_is_limited_whatever_clients_choose(
     flows: Flows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hazard 117: users, clients and targets make no key."""
+    """Hazard 117: users, clients and targets are not part of the key."""
     monkeypatch.setattr(flows_module, "TOTALS_LIMIT", 3)
     for at in range(50):
-        one = One(user=f"user-{at}", upstream=f"way-{at}")
-        one.flow = one.flow._replace(
+        live = FakeFlow(user=f"user-{at}", upstream=f"upstream-{at}")
+        live.flow = live.flow._replace(
             client=Address(f"10.0.0.{at}", at), target=Address(f"t{at}.test", 1)
         )
-        flows.began(one, 0.1)
-        flows.finished(one.record())
+        flows.began(live, 0.1)
+        flows.finished(live.record())
     assert set(flows.totals()) == {
-        *(Key("tcp", "main", f"way-{at}") for at in range(3)),
-        Key("tcp", OTHER, OTHER),
+        *(TotalKey("tcp", "main", f"upstream-{at}") for at in range(3)),
+        TotalKey("tcp", OTHER, OTHER),
     }
     assert sum(total.flows for total in flows.totals().values()) == 50
-    assert set(flows.dials()) == {"way-0", "way-1", "way-2", OTHER}
-    lives = [One(upstream=f"later-{at}") for at in range(50)]
-    for one in lives:
-        flows.began(one)
+    assert set(flows.dial_times()) == {"upstream-0", "upstream-1", "upstream-2", OTHER}
+    for at in range(50):
+        flows.began(FakeFlow(upstream=f"later-{at}"))
     assert len(flows.totals()) <= 4
     assert sum(total.live for total in flows.totals().values()) == 50
 
 
-def test_dials_are_timed_by_way_out(flows: Flows) -> None:
+def test_dial_times_are_counted_by_upstream(flows: Flows) -> None:
     for seconds in (0.002, 0.01, 0.3, 7.0):
-        flows.began(One(), seconds)
-    flows.began(One())
-    histogram = flows.dials()["direct"]
+        flows.began(FakeFlow(), seconds)
+    flows.began(FakeFlow())
+    histogram = flows.dial_times()["direct"]
     assert histogram.counts == [2, 0, 0, 1, 0, 1]
     assert histogram.sum == pytest.approx(7.312)
 
 
-def test_what_never_lived_is_remembered_as_a_failure_the_newest_only(flows: Flows) -> None:
+def test_only_the_newest_failures_are_remembered(flows: Flows) -> None:
     for at in range(30):
-        flows.finished(
-            Record(
-                Flow("tcp", TARGET, Address("t.test", at), "main", ""),
-                "office",
-                0,
-                0,
-                0.1,
-                "timed out",
-            )
-        )
+        flow = Flow("tcp", TARGET, Address("t.test", at), "main", "")
+        flows.finished(Record(flow, "office", 0, 0, 0.1, "timed out"))
     failures = flows.failures()
     assert [failure.target for failure in failures] == [f"t.test:{at}" for at in range(10, 30)]
     assert failures[0][2:] == ("office", "timed out")
     assert not flows.totals()
 
 
-def test_those_that_are_wanted_are_killed(flows: Flows) -> None:
-    alice, bob = One(user="alice"), One(user="bob")
+def test_only_wanted_flows_are_killed(flows: Flows) -> None:
+    alice, bob = FakeFlow(user="alice"), FakeFlow(user="bob")
     flows.began(alice)
     flows.began(bob)
     assert flows.kill(lambda live: live.flow.user == "bob") == 1
@@ -150,10 +141,10 @@ def test_those_that_are_wanted_are_killed(flows: Flows) -> None:
     assert flows.kill(lambda live: live.number == 77) == 0
 
 
-def test_a_flow_in_words(flows: Flows) -> None:
-    one = One("udp", "alice")
-    one.carried = Traffic(1, 2, 3, 4)
-    flows.began(one)
+def test_description_of_a_flow_has_all_its_fields(flows: Flows) -> None:
+    live = FakeFlow("udp", "alice")
+    live.carried = Traffic(1, 2, 3, 4)
+    flows.began(live)
     assert describe_flows(flows.live(), 101.5) == [
         {
             "id": 1,

@@ -1,4 +1,4 @@
-"""The log: one record a line whatever is in it, and a log that cannot be written stops nothing."""
+"""The log: always one record a line, and a log that cannot be written to stops nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORD = Record(
 
 
 class Written:
-    """A log whose descriptor is a pipe; read() gives what it wrote so far."""
+    """The descriptor of a log; read() returns the lines that were written so far."""
 
     def __init__(self) -> None:
         self._read, self.write = os.pipe()
@@ -60,9 +60,7 @@ def make(written: Written, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Log
 
 
 class TestText:
-    def test_a_line_has_its_time_and_level(
-        self, make: Callable[..., Log], written: Written
-    ) -> None:
+    def test_text_line_has_time_and_level(self, make: Callable[..., Log], written: Written) -> None:
         make().info("%s of %d", "one", 2)
         (line,) = written.read()
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} info one of 2", line)
@@ -70,7 +68,7 @@ class TestText:
     @pytest.mark.parametrize(
         "level, lines", [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)]
     )
-    def test_a_level_leaves_out_what_is_below_it(
+    def test_level_hides_records_below_it(
         self, make: Callable[..., Log], written: Written, level: str, lines: int
     ) -> None:
         log = make(level)
@@ -78,13 +76,13 @@ class TestText:
             call("x")
         assert len(written.read()) == lines
 
-    def test_a_message_without_values_is_no_format(
+    def test_message_without_values_is_not_formatted(
         self, make: Callable[..., Log], written: Written
     ) -> None:
         make().info("100% of %s")
         assert written.read()[0].endswith("info 100% of %s")
 
-    def test_can_be_set_anew(self, make: Callable[..., Log], written: Written) -> None:
+    def test_log_can_be_configured_again(self, make: Callable[..., Log], written: Written) -> None:
         log = make("error")
         log.configure("debug", "json", False)
         log.debug("x")
@@ -92,7 +90,7 @@ class TestText:
         (line,) = written.read()
         assert json.loads(line)["msg"] == "x"
 
-    def test_under_systemd_a_line_has_its_priority_and_no_time(
+    def test_line_for_systemd_has_priority_and_no_time(
         self, written: Written, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("JOURNAL_STREAM", "8:1")
@@ -103,20 +101,20 @@ class TestText:
 
 
 class TestEscaping:
-    """HAZARDS 112: CR, LF, ESC, U+2028 in what a peer sent."""
+    """Hazard 112: CR, LF, ESC, U+2028 in what a peer has sent."""
 
-    def test_of_a_message(self, make: Callable[..., Log], written: Written) -> None:
+    def test_message_is_escaped(self, make: Callable[..., Log], written: Written) -> None:
         make().info("user %s", EVIL)
         (line,) = written.read()
         assert line.endswith(f" info user {SAFE}")
 
-    def test_of_a_record(self, make: Callable[..., Log], written: Written) -> None:
+    def test_access_record_is_escaped(self, make: Callable[..., Log], written: Written) -> None:
         flow = RECORD.flow._replace(user=EVIL, target=Address(EVIL, 443))
         make().finished(RECORD._replace(flow=flow))
         (line,) = written.read()
         assert f"target={SAFE}:443" in line and f"user={SAFE}" in line
 
-    def test_of_json(self, make: Callable[..., Log], written: Written) -> None:
+    def test_json_is_escaped(self, make: Callable[..., Log], written: Written) -> None:
         log = make("info", "json")
         log.info("user %s", EVIL)
         log.finished(RECORD._replace(ended=EVIL))
@@ -125,7 +123,7 @@ class TestEscaping:
         assert json.loads(lines[1])["ended"] == EVIL
         assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "".join(lines))
 
-    def test_of_an_exception(self, make: Callable[..., Log], written: Written) -> None:
+    def test_exception_is_escaped(self, make: Callable[..., Log], written: Written) -> None:
         try:
             raise ValueError(EVIL)
         except ValueError:
@@ -136,59 +134,69 @@ class TestEscaping:
     @pytest.mark.parametrize(
         "code", [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0xD800, 0xDFFF]
     )
-    def test_leaves_no_control_character(self, code: int) -> None:
+    def test_escaped_character_is_printable_ascii(self, code: int) -> None:
         assert escape(chr(code)).isascii() and escape(chr(code)).isprintable()
 
-    def test_leaves_text_as_it_is(self) -> None:
+    def test_printable_text_is_not_escaped(self) -> None:
         assert escape('Zo\u00eb \u4e2d\u6587 \\ "') == 'Zo\u00eb \u4e2d\u6587 \\ "'
 
 
 class TestLimited:
+    @staticmethod
+    def lines(written: Written) -> list[str]:
+        """Return the new lines without their time."""
+        return [line.split(" ", 1)[1] for line in written.read()]
+
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         now = [1000.0]
         monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
         return now
 
-    def test_once_a_minute_for_each_key(
+    def test_limited_warning_is_written_once_a_minute_for_each_key(
         self, make: Callable[..., Log], written: Written, clock: list[float]
     ) -> None:
         log = make()
         for _ in range(100):
             log.limited(("a", 1), "a")
             log.limited(("b", 1), "b")
-        assert [line[-9:] for line in written.read()] == ["warning a", "warning b"]
+        assert self.lines(written) == ["warning a", "warning b"]
         clock[0] += 59.9
         log.limited(("a", 1), "a")
         assert not written.read()
         clock[0] += 0.1
         log.limited(("a", 1), "a")
-        assert [line[-9:] for line in written.read()] == ["is one: a", "warning a"]
+        assert self.lines(written) == ["warning suppressed 100 similar messages: a", "warning a"]
 
-    def test_right_after_the_machine_has_started(
+    def test_limited_warning_is_written_right_after_boot(
         self, make: Callable[..., Log], written: Written, clock: list[float]
     ) -> None:
         clock[0] = 0.5
         make().limited("a", "a")
         assert len(written.read()) == 1
 
-    def test_memory_for_keys_is_bounded(self, make: Callable[..., Log], clock: list[float]) -> None:
-        """A key may hold what strangers chose."""
+    def test_number_of_limited_keys_is_bounded(
+        self, make: Callable[..., Log], clock: list[float]
+    ) -> None:
+        """A key may hold a name that a stranger has chosen."""
         log = make("error")
         for number in range(3 * LIMITED_KEYS):
             log.limited(number, "x")
-        assert len(log._said) <= LIMITED_KEYS
+        assert len(log._repeats) <= LIMITED_KEYS
 
 
 class TestRecords:
-    def test_of_a_connection(self, make: Callable[..., Log], written: Written) -> None:
+    def test_access_record_of_a_connection(
+        self, make: Callable[..., Log], written: Written
+    ) -> None:
         make().finished(RECORD)
         assert written.read()[0].endswith(
-            " info msg=finished listener=main client=192.0.2.1:5000 user=alice network=tcp target=example.com:443 upstream=direct "
-            "sent=10 received=20 seconds=1.235 ended=closed"
+            " info msg=finished listener=main client=192.0.2.1:5000 user=alice network=tcp"
+            " target=example.com:443 upstream=direct"
+            " sent=10 received=20 seconds=1.235 ended=closed"
         )
 
-    def test_of_a_udp_session_has_its_datagrams(
+    def test_access_record_of_a_udp_session_has_datagrams(
         self, make: Callable[..., Log], written: Written
     ) -> None:
         make().finished(
@@ -207,13 +215,13 @@ class TestRecords:
         "value, shown",
         [("two words", '"two words"'), ('a "b"', r'"a \"b\""'), ("", '""'), ("a\\ b", r'"a\\ b"')],
     )
-    def test_a_value_with_spaces_is_quoted(
+    def test_value_with_blank_or_quotation_mark_is_quoted(
         self, make: Callable[..., Log], written: Written, value: str, shown: str
     ) -> None:
         make().finished(RECORD._replace(ended=value))
         assert written.read()[0].endswith(f" ended={shown}")
 
-    def test_in_json(self, make: Callable[..., Log], written: Written) -> None:
+    def test_access_record_as_json(self, make: Callable[..., Log], written: Written) -> None:
         make("info", "json").finished(RECORD)
         record = json.loads(written.read()[0])
         assert record.pop("time")
@@ -233,17 +241,17 @@ class TestRecords:
         }
 
     @pytest.mark.parametrize("arguments", [("info", "text", False), ("warning", "text", True)])
-    def test_are_left_out_where_they_are_not_wanted(
+    def test_access_records_can_be_switched_off(
         self, make: Callable[..., Log], written: Written, arguments: tuple
     ) -> None:
         make(*arguments).finished(RECORD)
         assert not written.read()
 
 
-class TestADescriptorThatFails:
-    """HAZARDS 102: a full disk, a closed standard error."""
+class TestFailingDescriptor:
+    """Hazard 102: a full disk, a closed standard error."""
 
-    def test_because_it_is_closed(self) -> None:
+    def test_closed_descriptor_is_no_error(self) -> None:
         read, write = os.pipe()
         os.close(read)
         os.close(write)
@@ -251,13 +259,13 @@ class TestADescriptorThatFails:
         log.error("x")
         log.finished(RECORD)
 
-    def test_because_nobody_reads(self) -> None:
+    def test_pipe_without_reader_is_no_error(self) -> None:
         read, write = os.pipe()
         os.close(read)
         Log(descriptor=write).error("x")  # EPIPE: Python ignores SIGPIPE
         os.close(write)
 
-    def test_because_it_is_full(self) -> None:
+    def test_full_disk_is_no_error(self) -> None:
         with open("/dev/full", "wb", buffering=0) as full:
             Log(descriptor=full.fileno()).error("x")
 
@@ -273,7 +281,7 @@ class TestRepeats:
     def texts(written: Written) -> list[str]:
         return [line.split(" ", 2)[2] for line in written.read()]
 
-    def test_the_next_of_its_kind_says_how_many_were_left_out(
+    def test_next_warning_of_a_key_reports_suppressed_ones(
         self, make: Callable[..., Log], written: Written, clock: list[float]
     ) -> None:
         log = make()
@@ -286,12 +294,12 @@ class TestRepeats:
         assert self.texts(written) == [
             "no room for 0",
             "once",
-            "3 more like this one: no room for 0",
+            "suppressed 3 similar messages: no room for 0",
             "no room for 9",
             "once",
         ]
 
-    def test_where_no_other_comes_the_janitor_asks(
+    def test_expire_reports_suppressed_warnings(
         self, make: Callable[..., Log], written: Written, clock: list[float]
     ) -> None:
         log = make()
@@ -302,9 +310,9 @@ class TestRepeats:
         for say in log.expire(clock[0] + 60):
             say()
         assert not log.expire(clock[0] + 120)
-        assert self.texts(written) == ["full", "once", "1 more like this one: full"]
+        assert self.texts(written) == ["full", "once", "suppressed 1 similar messages: full"]
 
-    def test_what_must_be_forgotten_is_said_first(
+    def test_evicted_key_reports_suppressed_warnings(
         self, make: Callable[..., Log], written: Written, clock: list[float]
     ) -> None:
         log = make()
@@ -312,9 +320,9 @@ class TestRepeats:
         log.limited("first", "first")
         for number in range(LIMITED_KEYS):
             log.limited(number, "x")
-        assert "1 more like this one: first" in self.texts(written)
+        assert "suppressed 1 similar messages: first" in self.texts(written)
 
-    def test_of_an_exception_too(
+    def test_repeated_exception_is_suppressed(
         self, make: Callable[..., Log], written: Written, clock: list[float]
     ) -> None:
         log = make()
@@ -325,10 +333,12 @@ class TestRepeats:
                 log.exception("testing")
         for say in log.expire(clock[0] + 60):
             say()
-        assert self.texts(written)[1:] == ["2 more like this one: internal error while testing"]
+        assert self.texts(written)[1:] == [
+            "suppressed 2 similar messages: internal error while testing"
+        ]
 
 
-def test_the_level_changes_at_run_time(make: Callable[..., Log], written: Written) -> None:
+def test_level_can_be_set_at_run_time(make: Callable[..., Log], written: Written) -> None:
     log = make()
     assert log.level == "info"
     log.debug("hidden")
@@ -341,13 +351,13 @@ def test_the_level_changes_at_run_time(make: Callable[..., Log], written: Writte
     assert log.level == "info"
 
 
-def test_warnings_and_errors_are_remembered_the_newest_only(make: Callable[..., Log]) -> None:
+def test_only_the_newest_warnings_and_errors_are_remembered(make: Callable[..., Log]) -> None:
     log = make()
     log.info("nothing")
     for at in range(30):
         log.warning("warning %d\n", at)
     log.error("an error")
-    assert [(one.level, one.text) for one in log.recent][-2:] == [
+    assert [(notice.level, notice.text) for notice in log.recent][-2:] == [
         ("warning", r"warning 29\n"),
         ("error", "an error"),
     ]
@@ -366,7 +376,7 @@ def test_warnings_and_errors_are_remembered_the_newest_only(make: Callable[..., 
         ),
     ],
 )
-def test_a_failed_login_is_one_line_for_programs_that_ban(
+def test_failed_login_is_one_line_that_begins_with_the_client(
     make: Callable[..., Log], written: Written, user: str, shown: str
 ) -> None:
     """Hazard 112: whatever the user's name is, the line begins with the true client."""
@@ -378,7 +388,7 @@ def test_a_failed_login_is_one_line_for_programs_that_ban(
     )
 
 
-def test_an_exception_is_one_line_with_its_stack(
+def test_exception_is_one_line_with_its_traceback(
     make: Callable[..., Log], written: Written
 ) -> None:
     def inner() -> None:
@@ -391,12 +401,12 @@ def test_an_exception_is_one_line_with_its_stack(
     (line,) = written.read()
     assert re.search(
         r"error internal error while serving 127\.0\.0\.1:5: KeyError: 'gone' "
-        r"\(test_log\.py:\d+ inner < test_log\.py:\d+ test_an_exception",
+        r"\(test_log\.py:\d+ inner < test_log\.py:\d+ test_exception_is",
         line,
     )
 
 
-def test_an_exception_without_one_is_a_line_as_well(
+def test_exception_without_exception_is_one_line(
     make: Callable[..., Log], written: Written
 ) -> None:
     make().exception("nothing")

@@ -1,8 +1,12 @@
+"""Counters of any thread."""
+
+from __future__ import annotations
+
 from netproxy.observe.metrics import Counters
 from tests.support.sockets import Task
 
 
-def test_counts_by_name_and_reason() -> None:
+def test_counters_add_up_by_name_and_reason() -> None:
     counters = Counters()
     counters.count("drops", "refused")
     counters.count("drops", "refused", 3)
@@ -14,7 +18,7 @@ def test_counts_by_name_and_reason() -> None:
     assert counters.items() == [("accepted", "", 1), ("drops", "full", 2), ("drops", "refused", 4)]
 
 
-def test_loses_nothing_between_threads() -> None:
+def test_concurrent_counts_are_not_lost() -> None:
     counters = Counters()
 
     def count() -> None:

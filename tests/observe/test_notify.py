@@ -1,4 +1,4 @@
-"""sd_notify(3): what systemd is told, and that its absence stops nothing."""
+"""sd_notify(3): what systemd is told, and that the daemon works without it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from netproxy.observe import notify
 def manager(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[socket.socket]:
+    """The socket of a service manager."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         if request.param == "path":
             sock.bind(str(tmp_path / "notify"))
             monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         else:
-            sock.bind("")  # the kernel chooses an abstract name
+            # The kernel chooses an abstract name.
+            sock.bind("")
             monkeypatch.setenv("NOTIFY_SOCKET", "@" + sock.getsockname()[1:].decode())
         sock.settimeout(5)
         yield sock
 
 
-def test_says_when_it_is_ready_when_it_reloads_and_when_it_stops(manager: socket.socket) -> None:
+def test_service_manager_is_told_of_readiness_reloads_and_stop(manager: socket.socket) -> None:
     notify.ready("serves tcp 127.0.0.1:1080")
     notify.reloading()
     notify.stopping(45.5)
@@ -41,7 +43,7 @@ def test_says_when_it_is_ready_when_it_reloads_and_when_it_stops(manager: socket
 
 
 @pytest.mark.parametrize("path", [None, "", "/nonexistent/notify", "@nobody-listens-here"])
-def test_without_a_service_manager_nothing_happens(
+def test_missing_service_manager_is_no_error(
     path: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if path is None:
@@ -53,7 +55,7 @@ def test_without_a_service_manager_nothing_happens(
 
 
 class TestWatchdog:
-    def test_pings_at_half_the_time(
+    def test_watchdog_pings_twice_in_each_timeout(
         self, manager: socket.socket, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("WATCHDOG_USEC", "30000000")
@@ -73,7 +75,7 @@ class TestWatchdog:
     @pytest.mark.parametrize(
         "usec, pid", [(None, None), ("", None), ("soon", None), ("30000000", "1")]
     )
-    def test_nobody_waits_for_pings(
+    def test_watchdog_is_off_unless_the_service_manager_asks_this_process(
         self,
         usec: str | None,
         pid: str | None,

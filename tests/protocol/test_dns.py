@@ -1,18 +1,17 @@
-"""DNS messages: names, questions and answers, and what a forwarder alters in what others wrote."""
+"""The codec of DNS messages: headers, names, questions, answers and errors."""
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Callable
 
 import pytest
 
 from netproxy.errors import ProtocolError
-from netproxy.protocol import dns
+from netproxy.protocol import dns, dns_message
 from netproxy.protocol.dns import (
     A,
     AAAA,
-    CNAME,
     FORMERR,
     IN,
     NOERROR,
@@ -20,15 +19,14 @@ from netproxy.protocol.dns import (
     REFUSED,
     SERVFAIL,
     SOA,
-    Answer,
+    AddressAnswer,
     Question,
 )
 from tests.support.dns import (
-    AA,
     AD,
     ASKED,
     CD,
-    HEAD,
+    HEADER,
     QR,
     RA,
     RD,
@@ -46,15 +44,17 @@ from tests.support.dns import (
 )
 
 DO = 0x8000
-COOKIE, SUBNET, PADDING, EXTENDED_ERROR = 10, 8, 12, 15
+COOKIE, PADDING = 10, 12
 UNKNOWN, HTTPS, TXT, RRSIG = 65280, 65, 16, 46
 WWW = question("www.example.com")
-LONGEST = (b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"a" * 61 + b"\0"  # 255 octets
+# 255 octets.
+LONGEST = (b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"a" * 61 + b"\0"
 TEN, TWENTY = b"\xc0\0\2\x0a", b"\xc0\0\2\x14"
 PACKED6 = b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
-TWELVE = HEAD.pack(7, QR, 0, 0, 0, 0)
+HEADER_ONLY = HEADER.pack(7, QR, 0, 0, 0, 0)
 
-# www.example.com A, asked with AD; the answer is an alias, www.example.net, and its two addresses
+# A query for A of www.example.com with AD.  The answer is a CNAME, www.example.net, and its two
+# addresses.
 QUERY_BYTES = bytes.fromhex(
     "8d26 0120 0001 0000 0000 0000 03777777 076578616d706c65 03636f6d 00 0001 0001"
 )
@@ -66,30 +66,32 @@ ANSWER_BYTES = bytes.fromhex(
 )
 
 
-def asked(raw_name: bytes, kind: int = A) -> bytes:
-    """A query whose name is these bytes."""
-    return query(raw_name + struct.pack(">HH", kind, IN))
+def query_for(raw_name: bytes, qtype: int = A) -> bytes:
+    """Return a query whose name is these bytes."""
+    return query(raw_name + struct.pack(">HH", qtype, IN))
 
 
-def refuses_every_cut(parse: Any, data: bytes) -> None:
+def expect_error_for_every_cut(parse: Callable[[bytes], object], data: bytes) -> None:
+    """Expect ProtocolError for every beginning of `data`."""
     for cut in range(len(data)):
         with pytest.raises(ProtocolError):
             parse(data[:cut])
 
 
-class TestHead:
-    def test_tells_a_query(self) -> None:
-        assert dns.parse_head(QUERY_BYTES) == (0x8D26, False, 0, False, True, NOERROR, 1, 0, 0, 0)
+class TestHeader:
+    def test_header_of_a_query_is_parsed(self) -> None:
+        assert dns.parse_header(QUERY_BYTES) == (0x8D26, False, 0, False, True, NOERROR, 1, 0, 0, 0)
 
-    def test_tells_a_truncated_answer_of_another_opcode(self) -> None:
-        head = dns.parse_head(HEAD.pack(65535, QR | 4 << 11 | TC | 0xF, 1, 2, 3, 4))
-        assert head == dns.Head(65535, True, 4, True, False, 15, 1, 2, 3, 4)
+    def test_header_of_a_truncated_answer_is_parsed(self) -> None:
+        header = dns.parse_header(HEADER.pack(65535, QR | 4 << 11 | TC | 0xF, 1, 2, 3, 4))
+        assert header == dns.DnsHeader(65535, True, 4, True, False, 15, 1, 2, 3, 4)
 
-    def test_is_not_shorter(self) -> None:
-        refuses_every_cut(dns.parse_head, TWELVE)
+    def test_header_that_is_cut_is_a_protocol_error(self) -> None:
+        expect_error_for_every_cut(dns.parse_header, HEADER_ONLY)
 
 
-NAMES = {  # as Question tells it, and on the wire
+# A name as Question has it, and on the wire.
+NAMES = {
     "the root": ("", b"\0"),
     "one label": ("com", b"\3com\0"),
     "lower case alone": ("www.example.com", b"\3wWw\7eXAMPLE\3com\0"),
@@ -105,42 +107,42 @@ BAD_NAMES = {
     "64 octets in a label": b"\x40" + b"a" * 64 + b"\0",
     "bits 10": b"\x80a\0",
     "pointer to itself": b"\xc0\x0c",
-    "pointer into the head": b"\1a\xc0\0",
+    "pointer into the header": b"\1a\xc0\0",
     "pointer onward": b"\1a\xc0\x10\0\0",
 }
 
 
 class TestQuestion:
     @pytest.mark.parametrize(("text", "raw"), NAMES.values(), ids=NAMES)
-    def test_is_parsed(self, text: str, raw: bytes) -> None:
-        message = asked(raw, UNKNOWN)
+    def test_question_is_parsed(self, text: str, raw: bytes) -> None:
+        message = query_for(raw, UNKNOWN)
         assert dns.parse_question(message + b"more") == (Question(text, UNKNOWN, IN), len(message))
-        refuses_every_cut(dns.parse_question, message)
+        expect_error_for_every_cut(dns.parse_question, message)
 
     @pytest.mark.parametrize(("text", "raw"), NAMES.values(), ids=NAMES)
-    def test_is_encoded(self, text: str, raw: bytes) -> None:
-        assert dns.encode_query(0x1234, Question(text, AAAA, IN), edns=False) == asked(
+    def test_query_is_encoded_in_lower_case(self, text: str, raw: bytes) -> None:
+        assert dns.encode_query(0x1234, Question(text, AAAA, IN), edns=False) == query_for(
             raw.lower(), AAAA
         )
 
     @pytest.mark.parametrize("raw", BAD_NAMES.values(), ids=BAD_NAMES)
-    def test_with_a_bad_name_is_refused(self, raw: bytes) -> None:
+    def test_question_with_a_bad_name_is_a_protocol_error(self, raw: bytes) -> None:
         with pytest.raises(ProtocolError):
-            dns.parse_question(asked(raw))
+            dns.parse_question(query_for(raw))
 
     @pytest.mark.parametrize("count", [0, 2, 256])
-    def test_is_exactly_one(self, count: int) -> None:
+    def test_message_without_exactly_one_question_is_a_protocol_error(self, count: int) -> None:
         with pytest.raises(ProtocolError):
-            dns.parse_question(HEAD.pack(1, RD, count, 0, 0, 0) + WWW + WWW)
+            dns.parse_question(HEADER.pack(1, RD, count, 0, 0, 0) + WWW + WWW)
 
     @pytest.mark.parametrize(
         "text", ["a..b", ".", "a.", "a" * 64, ".".join(["a" * 63] * 4), "é", "\\256", "a\\", "\\x"]
     )
-    def test_with_a_name_that_cannot_be_sent_is_not_encoded(self, text: str) -> None:
+    def test_name_that_cannot_be_sent_is_a_value_error(self, text: str) -> None:
         with pytest.raises(ValueError):
             dns.encode_query(1, Question(text, A, IN))
 
-    def test_announces_what_ipv6_carries_whole(self) -> None:
+    def test_query_announces_1232_bytes(self) -> None:
         assert dns.encode_query(0xFFFE, Question("a.b", AAAA, IN)) == (
             b"\xff\xfe\1\0\0\1\0\0\0\0\0\1\1a\1b\0\0\x1c\0\1\0\0\x29\x04\xd0\0\0\0\0\0\0"
         )
@@ -183,10 +185,10 @@ ANSWERS = {
         answer(WWW, (cname(ASKED, 30, ALIAS),), (soa(300, 60),)),
         (NOERROR, [], 30),
     ),
-    "addresses of somebody else": (answer(WWW, (a(60, TEN, FAR),)), (NOERROR, [], 0)),
+    "addresses of another name": (answer(WWW, (a(60, TEN, FAR),)), (NOERROR, [], 0)),
     "address of another class": (answer(WWW, (record(ASKED, A, 60, TEN, 3),)), (NOERROR, [], 0)),
-    "address elsewhere": (answer(WWW, (), (), (a(60, TEN),)), (NOERROR, [], 0)),
-    "other kinds between": (
+    "address in another section": (answer(WWW, (), (), (a(60, TEN),)), (NOERROR, [], 0)),
+    "other types between": (
         answer(WWW, (record(ASKED, RRSIG, 1, b"odd"), record(ASKED, UNKNOWN, 1, b""), a(60, TEN))),
         (NOERROR, ["192.0.2.10"], 60),
     ),
@@ -208,9 +210,9 @@ ANSWERS = {
         (NXDOMAIN, [], 0),
     ),
     "failure": (answer(WWW, (), (soa(900, 40),), flags=QR | SERVFAIL), (SERVFAIL, [], 0)),
-    "failure without question": (HEAD.pack(1, QR | FORMERR, 0, 0, 0, 0), (FORMERR, [], 0)),
+    "failure without question": (HEADER.pack(1, QR | FORMERR, 0, 0, 0, 0), (FORMERR, [], 0)),
     "code of EDNS": (answer(WWW, (), (), (opt(extended=1 << 24),)), (16, [], 0)),
-    "code of EDNS and of the head": (
+    "code of EDNS and of the header": (
         answer(WWW, (), (), (opt(extended=0xFF << 24),), flags=QR | 7),
         (0xFF7, [], 0),
     ),
@@ -226,10 +228,10 @@ BAD_ANSWERS = {
     "query": query(WWW),
     "answer to a NOTIFY": answer(WWW, flags=QR | 4 << 11),
     "another name": answer(question("www.example.org"), (a(60),)),
-    "another kind": answer(question("www.example.com", AAAA)),
+    "another type": answer(question("www.example.com", AAAA)),
     "another class": answer(question("www.example.com", A, 3)),
-    "no question": TWELVE,
-    "two questions": HEAD.pack(1, QR, 2, 0, 0, 0) + WWW + WWW,
+    "no question": HEADER_ONLY,
+    "two questions": HEADER.pack(1, QR, 2, 0, 0, 0) + WWW + WWW,
     "address too short": answer(WWW, (a(60, b"\1\2\3"),)),
     "address too long": answer(WWW, (a(60, PACKED6),)),
     "alias too short": answer(WWW, (cname(ASKED, 60, b"\1a"), a(60))),
@@ -241,50 +243,50 @@ BAD_ANSWERS = {
     "owner that points to itself": answer(
         WWW, (a(60, owner=struct.pack(">H", 0xC000 | 12 + len(WWW))),)
     ),
-    "owner that points into the head": answer(WWW, (a(60, owner=b"\xc0\2"),)),
-    "fewer records than the head says": answer(WWW, (a(60),))[:-16],
+    "owner that points into the header": answer(WWW, (a(60, owner=b"\xc0\2"),)),
+    "fewer records than the header says": answer(WWW, (a(60),))[:-16],
 }
 
 
 class TestAnswer:
     @pytest.mark.parametrize(("message", "expected"), ANSWERS.values(), ids=ANSWERS)
-    def test_is_parsed(self, message: bytes, expected: tuple[int, list[str], int]) -> None:
-        assert dns.parse_answer(message, ASK) == Answer(*expected)
+    def test_answer_is_parsed(self, message: bytes, expected: tuple[int, list[str], int]) -> None:
+        assert dns.parse_answer(message, ASK) == AddressAnswer(*expected)
 
     @pytest.mark.parametrize("message", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-    def test_that_is_none_is_refused(self, message: bytes) -> None:
+    def test_message_that_is_no_answer_is_a_protocol_error(self, message: bytes) -> None:
         with pytest.raises(ProtocolError):
             dns.parse_answer(message, ASK)
 
-    def test_cut_short_is_refused(self) -> None:
+    def test_answer_that_is_cut_is_a_protocol_error(self) -> None:
         whole = answer(
             WWW,
             (cname(ASKED, 30, ALIAS), a(40, TEN, ALIAS)),
             (soa(60, 60),),
             (opt(options=option(PADDING, b"\0" * 9)),),
         )
-        refuses_every_cut(lambda data: dns.parse_answer(data, ASK), whole)
-        refuses_every_cut(dns.ttl_places, whole)
+        expect_error_for_every_cut(lambda data: dns.parse_answer(data, ASK), whole)
+        expect_error_for_every_cut(dns_message.ttl_offsets, whole)
 
     @pytest.mark.parametrize(
         ("packed", "text"),
         [(PACKED6, "2001:db8::1"), (b"\0" * 10 + b"\xff\xff" + TEN, "192.0.2.10")],
     )
-    def test_of_ipv6_is_canonical(self, packed: bytes, text: str) -> None:
+    def test_ipv6_address_of_an_answer_is_canonical(self, packed: bytes, text: str) -> None:
         message = answer(question("a", AAAA), (a(1), record(ASKED, AAAA, 60, packed)))
         assert dns.parse_answer(message, Question("a", AAAA, IN)) == (NOERROR, [text], 60)
 
-    def test_to_what_we_ask_is_the_answer(self) -> None:
+    def test_answer_to_our_own_query_is_accepted(self) -> None:
         sent = dns.encode_query(0x1234, ASK)
         assert dns.parse_question(sent)[0] == ASK
         assert dns.is_answer(answer(WWW, (a(60),), (), (opt(),)), sent)
 
 
 class TestCompression:
-    def test_is_that_of_rfc_1035(self) -> None:
-        """The names of section 4.1.4, with pointers to 20 and to 26 as there."""
+    def test_compressed_names_of_rfc_1035_are_parsed(self) -> None:
+        """The names and offsets of section 4.1.4: pointers to 20 and to 26."""
         message = (
-            HEAD.pack(1, QR, 1, 3, 0, 0)
+            HEADER.pack(1, QR, 1, 3, 0, 0)
             + b"\7unaided\1F\3ISI\4ARPA\0\0\1\0\1"
             + cname(ASKED, 4, b"\3FOO\xc0\x14")
             + cname(b"\3foo\xc0\x14", 3, b"\xc0\x1a")
@@ -297,8 +299,8 @@ class TestCompression:
             2,
         )
 
-    def test_may_go_through_many_pointers(self) -> None:
-        """Each label of a name of 127 in a record of its own, with a pointer to the next."""
+    def test_name_may_have_a_pointer_for_each_label(self) -> None:
+        """Each of 127 labels is in its own record, with a pointer to the next."""
         records, at = [], 12 + len(question("b"))
         target = b"\0"
         for _ in range(127):
@@ -314,7 +316,7 @@ class TestCompression:
         with pytest.raises(ProtocolError):
             dns.parse_answer(longer, Question("b", A, IN))
 
-    def test_makes_no_name_too_long(self) -> None:
+    def test_compressed_name_above_255_octets_is_a_protocol_error(self) -> None:
         at = 12 + len(question("b"))
         for label, fits in ((b"", True), (b"\1a", False)):
             long = record(b"\0", UNKNOWN, 9, LONGEST)
@@ -332,7 +334,7 @@ class TestCompression:
                 with pytest.raises(ProtocolError):
                     dns.parse_answer(message, Question("b", A, IN))
 
-    def test_by_pointers_alone_ends(self) -> None:
+    def test_name_with_too_many_pointers_is_a_protocol_error(self) -> None:
         start = 12 + len(WWW) + 11
         ladder = struct.pack(">H", 0xC00C) + b"".join(
             struct.pack(">H", 0xC000 | start + 2 * step) for step in range(3000)
@@ -354,316 +356,60 @@ IS_ANSWER = {
     "answer in another case": (answer(question("WWW.example.COM")), True),
     "truncated answer": (answer(WWW, flags=QR | TC), True),
     "error": (answer(WWW, flags=QR | REFUSED), True),
-    "error without question": (HEAD.pack(0x1234, QR | FORMERR, 0, 0, 0, 0), True),
-    "no error, no question": (HEAD.pack(0x1234, QR, 0, 0, 0, 0), False),
-    "two questions": (HEAD.pack(0x1234, QR, 2, 0, 0, 0) + WWW + WWW, False),
-    "another ID": (dns.with_id(answer(WWW), 0x1235), False),
+    "error without question": (HEADER.pack(0x1234, QR | FORMERR, 0, 0, 0, 0), True),
+    "no error, no question": (HEADER.pack(0x1234, QR, 0, 0, 0, 0), False),
+    "two questions": (HEADER.pack(0x1234, QR, 2, 0, 0, 0) + WWW + WWW, False),
+    "another ID": (dns_message.with_id(answer(WWW), 0x1235), False),
     "query": (OUR_QUERY, False),
     "another opcode": (answer(WWW, flags=QR | 5 << 11), False),
     "another name": (answer(question("www.example.net")), False),
-    "another kind, a letter's distance away": (answer(question("www.example.com", A + 32)), False),
+    "another type, 32 away": (answer(question("www.example.com", A + 32)), False),
     "question cut short": (answer(WWW)[:-1], False),
-    "head cut short": (answer(WWW)[:11], False),
+    "header cut short": (answer(WWW)[:11], False),
     "nothing": (b"", False),
 }
 
 
 @pytest.mark.parametrize(("message", "expected"), IS_ANSWER.values(), ids=IS_ANSWER)
-def test_answer_belongs_to_its_query(message: bytes, expected: bool) -> None:
+def test_answer_is_matched_with_its_query(message: bytes, expected: bool) -> None:
     assert dns.is_answer(message, OUR_QUERY) is expected
 
 
-def test_kinds_that_differ_as_letters_do_are_not_alike() -> None:
-    """HTTPS is 65, which is an A; 97 is an a."""
+def test_types_that_differ_as_letters_do_are_distinguished() -> None:
+    """HTTPS is 65, which is the letter A; 97 is the letter a."""
     https, other = query(question("a", HTTPS)), query(question("a", HTTPS + 32))
     assert not dns.is_answer(answer(question("a", HTTPS + 32)), https)
-    assert dns.cache_key(https) != dns.cache_key(other)
-
-
-SHARED = {  # queries with one key
-    "plain": [query(WWW), query(WWW, id=9), query(question("wWw.eXample.coM"))],
-    "EDNS": [
-        query(WWW, opt()),
-        query(WWW, opt(4096)),
-        query(WWW, opt(512, options=option(COOKIE, b"clientsX"))),
-        query(
-            WWW,
-            opt(
-                options=option(COOKIE, b"clientsY")
-                + option(PADDING, b"\0" * 50)
-                + option(11)
-                + option(5, b"\x08")
-            ),
-        ),
-    ],
-    "DNSSEC": [query(WWW, opt(extended=DO)), query(WWW, opt(4096, DO), id=3)],
-    "version 1": [query(WWW, opt(extended=1 << 16))],
-    "AD": [query(WWW, flags=RD | AD)],
-    "CD": [query(WWW, flags=RD | CD)],
-    "no recursion": [query(WWW, flags=0)],
-    "unknown flag": [query(WWW, flags=RD | 0x40)],
-    "another name": [query(question("www.example.org"))],
-    "root": [query(question("", 2))],
-    "another kind": [query(question("www.example.com", AAAA))],
-    "unknown kind": [query(question("www.example.com", UNKNOWN))],
-    "kind 256": [query(question("www.example.com", 256))],
-    "another class": [query(question("www.example.com", A, 3))],
-}
-NOT_SHARED = {
-    "nothing": b"",
-    "answer": answer(WWW),
-    "NOTIFY": query(WWW, flags=4 << 11),
-    "no question": HEAD.pack(1, RD, 0, 0, 0, 0),
-    "two questions": HEAD.pack(1, RD, 2, 0, 0, 0) + WWW + WWW,
-    "name of 256 octets": asked(BAD_NAMES["256 octets"]),
-    "zone transfer": query(question("example.com", 252)),
-    "ANY": query(question("example.com", 255)),
-    "kind 128": query(question("example.com", 128)),
-    "record in the answer section": HEAD.pack(1, RD, 1, 1, 0, 0) + WWW + a(1),
-    "record in the authority section": HEAD.pack(1, RD, 1, 0, 1, 0) + WWW + soa(1, 1),
-    "signature": query(WWW, record(b"\0", 250, 0, b"", 255)),
-    "EDNS and a signature": query(WWW, opt(), record(b"\0", 250, 0, b"", 255)),
-    "EDNS twice": query(WWW, opt(), opt()),
-    "EDNS of a name": query(WWW, record(b"\1a\0", 41, 0, b"", 1232)),
-    "EDNS cut short": query(WWW, opt())[:-1],
-    "bytes behind the question": query(WWW) + b"\0",
-    "bytes behind EDNS": query(WWW, opt()) + b"\0",
-    "client subnet": query(WWW, opt(options=option(SUBNET, b"\0\1\x18\0\xc0\0\2"))),
-    "client subnet behind a cookie": query(
-        WWW, opt(options=option(COOKIE, b"clients.") + option(SUBNET, b"\0\1\0\0"))
-    ),
-    "server's half of a cookie": query(WWW, opt(options=option(COOKIE, b"clients." + b"servers."))),
-    "unknown option": query(WWW, opt(options=option(65001, b"who"))),
-    "half an option": query(WWW, opt(options=b"\0\x0c\0")),
-    "option longer than the rest": query(WWW, opt(options=b"\0\x0c\0\2\0")),
-}
-
-
-class TestCacheKey:
-    def test_is_shared_by_what_gets_the_same_answer_alone(self) -> None:
-        keys = [{dns.cache_key(one) for one in same} for same in SHARED.values()]
-        assert all(len(same) == 1 and None not in same for same in keys)
-        assert len(set().union(*keys)) == len(SHARED)
-
-    @pytest.mark.parametrize("message", NOT_SHARED.values(), ids=NOT_SHARED)
-    def test_is_none_where_the_answer_is_not_for_others(self, message: bytes) -> None:
-        assert dns.cache_key(message) is None
-
-    def test_is_none_for_every_cut(self) -> None:
-        whole = query(WWW, opt(options=option(PADDING, b"\0" * 9)))
-        assert dns.cache_key(whole)
-        assert {dns.cache_key(whole[:cut]) for cut in range(len(whole))} == {None}
-
-
-LEAST = {
-    "one record": (answer(WWW, (a(60),)), 60),
-    "least of all sections": (
-        answer(WWW, (a(60), a(50)), (record(b"\0", 2, 40, b"\0"),), (a(30, owner=b"\0"),)),
-        30,
-    ),
-    "EDNS has none": (answer(WWW, (a(60),), (), (opt(extended=DO),)), 60),
-    "chain": (answer(WWW, (cname(ASKED, 30, ALIAS), a(40, TEN, ALIAS))), 30),
-    "unknown kind": (
-        answer(question("a", UNKNOWN), (record(ASKED, UNKNOWN, 33, b"\xc0\x0c?"),)),
-        33,
-    ),
-    "asked for a CNAME": (answer(question("a", CNAME), (cname(ASKED, 30, ALIAS),)), 30),
-    "asked for a SOA": (answer(question("a", SOA), (soa(900, 5),)), 900),
-    "no such name": (answer(WWW, (), (soa(900, 40),), flags=QR | NXDOMAIN), 40),
-    "no such name behind a chain": (
-        answer(WWW, (cname(ASKED, 9, ALIAS),), (soa(900, 40),), flags=QR | NXDOMAIN),
-        9,
-    ),
-    "no data": (answer(WWW, (), (soa(30, 900),)), 30),
-    "no data, other records": (answer(WWW, (), (soa(30, 900), record(b"\0", RRSIG, 20, b"x"))), 20),
-    "no data at the end of a chain": (answer(WWW, (cname(ASKED, 90, ALIAS),), (soa(900, 40),)), 40),
-    "data and a SOA beside it": (answer(WWW, (a(60),), (soa(900, 5),)), 60),
-    "TTL 0": (answer(WWW, (a(60), a(0))), 0),
-    "TTL with the uppermost bit": (answer(WWW, (a(1 << 31),)), 0),
-    "no such name without SOA": (answer(WWW, flags=QR | NXDOMAIN), None),
-    "no such name, and yet an address": (answer(WWW, (a(60),), flags=QR | NXDOMAIN), None),
-    "no data without SOA": (answer(WWW, (), (), (opt(),)), None),
-    "referral": (answer(WWW, (), (record(b"\0", 2, 40, b"\0"),)), None),
-    "SOA in the answer section": (answer(WWW, (soa(60, 60),)), None),
-    "failure": (answer(WWW, (), (soa(900, 40),), flags=QR | SERVFAIL), None),
-    "truncated": (answer(WWW, (a(60),), flags=QR | TC), None),
-    "code of EDNS": (answer(WWW, (a(60),), (), (opt(extended=1 << 24),)), None),
-    "query": (query(WWW), None),
-    "another opcode": (answer(WWW, (a(60),), flags=QR | 4 << 11), None),
-    "no question": (TWELVE, None),
-    "EDNS that was asked for": (answer(question("a", dns.OPT), (opt(),)), None),
-}
-
-
-class TestLeastTtl:
-    @pytest.mark.parametrize(("message", "expected"), LEAST.values(), ids=LEAST)
-    def test_is_how_long_an_answer_may_be_kept(self, message: bytes, expected: int | None) -> None:
-        assert dns.least_ttl(message) == expected
-
-    def test_is_none_for_every_cut(self) -> None:
-        whole = answer(WWW, (a(60),), (soa(60, 60),), (opt(),))
-        assert {dns.least_ttl(whole[:cut]) for cut in range(len(whole))} == {None}
-
-
-def kept(ttl: int, more: int, asked_for: bytes = WWW, id: int = 0x1234) -> bytes:
-    """An answer with two TTLs, a kind that nobody knows, and EDNS whose flags look like a TTL."""
-    unknown = record(name("far.test"), UNKNOWN, more, b"\xc0\x0c\0\0\0\x3c")
-    return dns.with_id(answer(asked_for, (a(ttl), unknown), (), (opt(extended=DO),)), id)
-
-
-class TestAged:
-    def test_has_less_time_to_live_and_nothing_else_changed(self) -> None:
-        message = kept(300, 60)
-        places = dns.ttl_places(message)
-        assert [message[at : at + 4] for at in places] == [b"\0\0\1\x2c", b"\0\0\0\x3c"]
-        assert dns.aged(message, places, query(WWW), 45) == kept(255, 15)
-        assert dns.aged(message, places, query(WWW), 60) == kept(240, 0)
-        assert dns.aged(message, places, query(WWW), 1000) == kept(0, 0)
-        assert dns.aged(message, places, query(WWW), 0) == message == kept(300, 60)
-
-    def test_speaks_to_who_asks_now(self) -> None:
-        spelt = question("wwW.ExAMPle.cOm")
-        message = kept(300, 60)
-        assert dns.aged(message, dns.ttl_places(message), query(spelt, id=0xFFFF), 45) == kept(
-            255, 15, spelt, 0xFFFF
-        )
-
-    def test_takes_a_time_with_the_uppermost_bit_as_none(self) -> None:
-        message = kept(0xFFFFFFFF, 0x80000009)
-        assert dns.aged(message, dns.ttl_places(message), query(WWW), 10) == kept(0, 0)
-        assert dns.aged(message, dns.ttl_places(message), query(WWW), 0) == kept(0, 0)
-        longest = kept(0x7FFFFFFF, 1)
-        assert dns.aged(longest, dns.ttl_places(longest), query(WWW), 1) == kept(0x7FFFFFFE, 0)
-
-    def test_large_text_and_the_root(self) -> None:
-        text = b"".join(b"\xff" + bytes((code,)) * 255 for code in range(16))
-        message = answer(question("", TXT), (record(b"\0", TXT, 77, text),))
-        assert len(message) > 4096 and dns.least_ttl(message) == 77
-        assert dns.aged(message, dns.ttl_places(message), query(question("", TXT)), 7) == answer(
-            question("", TXT), (record(b"\0", TXT, 70, text),)
-        )
-
-
-def test_id_is_replaced_alone() -> None:
-    assert dns.with_id(QUERY_BYTES, 0x0102) == b"\1\2" + QUERY_BYTES[2:]
-
-
-class TestOptions:
-    def test_of_a_server_are_not_kept(self) -> None:
-        options = option(COOKIE, b"clients." + b"servers.") + option(PADDING, b"\0" * 100)
-        assert dns.without_options(
-            answer(WWW, (a(60),), (), (a(9), opt(1400, DO, options)))
-        ) == answer(WWW, (a(60),), (), (a(9), opt(1400, DO)))
-
-    def test_take_what_stands_behind_them_along(self) -> None:
-        message = answer(
-            WWW,
-            (a(60),),
-            (soa(9, 9),),
-            (a(8), opt(options=option(EXTENDED_ERROR, b"\0\3")), a(7), a(6)),
-        )
-        assert dns.without_options(message) == answer(WWW, (a(60),), (soa(9, 9),), (a(8), opt()))
-
-    @pytest.mark.parametrize(
-        "message",
-        [
-            answer(WWW),
-            answer(WWW, (a(60),)),
-            answer(WWW, (), (), (opt(), a(7))),
-            answer(WWW, (a(60), opt(options=option(PADDING))), (soa(9, 9),)),
-        ],
-    )  # an OPT in the answer section is none
-    def test_that_are_not_there_change_nothing(self, message: bytes) -> None:
-        assert dns.without_options(message) == message
-
-    def test_of_what_cannot_be_read_are_refused(self) -> None:
-        with pytest.raises(ProtocolError):
-            dns.without_options(TWELVE)
-
-
-@pytest.mark.parametrize(
-    ("message", "size"),
-    [
-        (query(WWW), 512),
-        (query(WWW, opt(1232)), 1232),
-        (query(WWW, opt(65535, DO, option(COOKIE, b"clients."))), 65535),
-        (query(WWW, opt(100)), 512),
-        (query(WWW, record(b"\0", 250, 0, b"", 255), opt(4096)), 4096),
-        (query(WWW, opt(4096))[:-1], 512),
-        (
-            HEAD.pack(1, RD, 1, 1, 0, 0) + WWW + opt(4096),
-            512,
-        ),  # an OPT in the answer section is none
-        (TWELVE, 512),
-        (b"", 512),
-    ],
-)
-def test_datagrams_are_as_large_as_the_client_says(message: bytes, size: int) -> None:
-    assert dns.udp_size(message) == size
-
-
-LARGE = tuple(a(60) for _ in range(40))  # 640 bytes
-FLAGS = QR | AA | RD | RA | AD
-
-
-class TestTruncate:
-    def test_leaves_what_fits(self) -> None:
-        message = answer(WWW, LARGE)
-        assert dns.truncate(message, len(message)) == message
-
-    def test_leaves_head_and_question_of_what_does_not(self) -> None:
-        message = answer(WWW, LARGE, (soa(1, 1),), (a(1),), FLAGS)
-        assert dns.truncate(message, len(message) - 1) == answer(WWW, flags=FLAGS | TC)
-
-    @pytest.mark.parametrize("others", [(), (a(1),)])
-    def test_leaves_edns(self, others: tuple[bytes, ...]) -> None:
-        edns = opt(1400, DO, option(EXTENDED_ERROR, b"\0\3why"))
-        message = answer(WWW, LARGE, (), (*others, edns, *others), FLAGS)
-        assert dns.truncate(message, 512) == answer(WWW, (), (), (edns,), FLAGS | TC)
-
-    def test_leaves_edns_without_options_that_do_not_fit(self) -> None:
-        message = answer(
-            LONGEST + b"\0\1\0\1", LARGE, (), (opt(1400, DO, option(PADDING, b"\0" * 468)),)
-        )
-        short = dns.truncate(message, 512)
-        assert short == answer(LONGEST + b"\0\1\0\1", (), (), (opt(1400, DO),), QR | RD | RA | TC)
-        assert len(short) <= 512
-
-    def test_leaves_the_head_of_what_cannot_be_read(self) -> None:
-        assert dns.truncate(HEAD.pack(7, QR, 0, 9, 9, 9) + b"\xff" * 600, 512) == HEAD.pack(
-            7, QR | TC, 0, 0, 0, 0
-        )
-        assert dns.truncate(answer(WWW, (a(1),))[:-1], 20) == answer(WWW, flags=QR | RD | RA | TC)
+    assert dns_message.cache_key(https) != dns_message.cache_key(other)
 
 
 class TestError:
     @pytest.mark.parametrize("code", [FORMERR, SERVFAIL, REFUSED, 15])
-    def test_repeats_id_and_question(self, code: int) -> None:
+    def test_error_repeats_id_and_question(self, code: int) -> None:
         assert dns.encode_error(query(WWW), code) == answer(WWW, flags=QR | RD | RA | code)
 
-    def test_repeats_what_the_client_wants_of_the_flags(self) -> None:
+    def test_error_repeats_opcode_rd_and_cd(self) -> None:
         assert dns.encode_error(query(WWW, flags=5 << 11 | CD | AD | 0x40 | 9), REFUSED) == answer(
             WWW, flags=QR | 5 << 11 | CD | RA | REFUSED
         )
 
     @pytest.mark.parametrize("extended", [0, DO, DO | 1 << 16])
-    def test_has_edns_where_the_query_has(self, extended: int) -> None:
+    def test_error_has_edns_if_the_query_has(self, extended: int) -> None:
         message = query(WWW, opt(4096, extended, option(COOKIE, b"clients.")))
         assert dns.encode_error(message, SERVFAIL) == answer(
             WWW, (), (), (opt(1232, extended & DO),), QR | RD | RA | SERVFAIL
         )
 
     @pytest.mark.parametrize("behind", [b"", b"\xff" * 40, b"\3www", WWW + WWW])
-    def test_is_a_head_alone_where_the_question_cannot_be_read(self, behind: bytes) -> None:
-        message = HEAD.pack(0x1234, RD, 2 if behind == WWW + WWW else 1, 0, 0, 1) + behind
-        assert dns.encode_error(message, FORMERR) == HEAD.pack(
+    def test_error_without_readable_question_is_a_header(self, behind: bytes) -> None:
+        message = HEADER.pack(0x1234, RD, 2 if behind == WWW + WWW else 1, 0, 0, 1) + behind
+        assert dns.encode_error(message, FORMERR) == HEADER.pack(
             0x1234, QR | RD | RA | FORMERR, 0, 0, 0, 0
         )
 
-    def test_repeats_the_question_of_what_ends_behind_it(self) -> None:
+    def test_error_repeats_the_question_of_a_cut_query(self) -> None:
         assert dns.encode_error(query(WWW, opt())[:-3], FORMERR) == answer(
             WWW, flags=QR | RD | RA | FORMERR
         )
 
-    def test_needs_a_head(self) -> None:
-        refuses_every_cut(lambda data: dns.encode_error(data, FORMERR), TWELVE)
+    def test_error_for_a_message_without_header_is_a_protocol_error(self) -> None:
+        expect_error_for_every_cut(lambda data: dns.encode_error(data, FORMERR), HEADER_ONLY)

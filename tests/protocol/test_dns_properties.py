@@ -1,4 +1,7 @@
-"""What holds for every DNS message: hostile bytes raise a ProtocolError or nothing, and only what must be altered is."""
+"""Properties of all DNS messages.
+
+Hostile bytes raise ProtocolError or nothing, and a forwarder changes only what it must.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings, strategies as st
 
 from netproxy.errors import ProtocolError
-from netproxy.protocol import dns
+from netproxy.protocol import dns, dns_message
 from netproxy.protocol.dns import A, AAAA, IN, NAME_LIMIT, Question
 from tests.support.dns import (
     ASKED,
-    HEAD,
+    HEADER,
     QR,
     RD,
     TC,
@@ -45,7 +48,7 @@ WHOLE = answer(
 )
 ASKING = query(WWW, opt(extended=0x8000, options=option(10, b"clients.")))
 
-# Any bytes at all, and messages in which a few bytes are others: those still look like messages, far into them
+# Any bytes, and messages with a few changed bytes, which are parsed further.
 EDITS = st.lists(
     st.tuples(
         st.integers(0, len(WHOLE) - 1),
@@ -66,34 +69,34 @@ HOSTILE = st.one_of(
     st.builds(
         edited, st.sampled_from([WHOLE, ASKING]), EDITS, st.sampled_from([0, 0, 0, 1, 5, 30])
     ),
-    st.binary(max_size=60).map(lambda data: HEAD.pack(1, QR | RD, 1, 2, 1, 1) + data),
-    st.binary(max_size=60).map(lambda data: HEAD.pack(1, QR, 1, 2, 1, 1) + WWW + data),
+    st.binary(max_size=60).map(lambda data: HEADER.pack(1, QR | RD, 1, 2, 1, 1) + data),
+    st.binary(max_size=60).map(lambda data: HEADER.pack(1, QR, 1, 2, 1, 1) + WWW + data),
     st.binary(max_size=60),
 )
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
-    "parse_head": dns.parse_head,
+    "parse_header": dns.parse_header,
     "parse_question": dns.parse_question,
     "parse_answer": lambda data: dns.parse_answer(data, ASK),
     "parse_answer to itself": lambda data: dns.parse_answer(
-        data, dns.parse_question(data)[0]._replace(kind=A)
+        data, dns.parse_question(data)[0]._replace(qtype=A)
     ),
-    "ttl_places": dns.ttl_places,
-    "without_options": dns.without_options,
+    "ttl_places": dns_message.ttl_offsets,
+    "without_options": dns_message.without_options,
     "is_answer to hostile bytes": lambda data: dns.is_answer(WHOLE, data),
     "encode_error": lambda data: dns.encode_error(data, 2),
 }
 NEVER_RAISE: dict[str, Callable[[bytes], Any]] = {
     "is_answer": lambda data: dns.is_answer(data, ASKING),
-    "cache_key": dns.cache_key,
-    "least_ttl": dns.least_ttl,
-    "udp_size": dns.udp_size,
-    "truncate": lambda data: dns.truncate(data + b"\0" * 512, 512),
+    "cache_key": dns_message.cache_key,
+    "least_ttl": dns_message.least_ttl,
+    "udp_size": dns_message.udp_size,
+    "truncate": lambda data: dns_message.truncate(data + b"\0" * 512, 512),
 }
 
 
 @pytest.mark.parametrize("parse", PARSERS.values(), ids=PARSERS)
-def test_any_bytes_parse_or_raise_a_protocol_error(parse: Callable[[bytes], Any]) -> None:
+def test_any_bytes_parse_or_raise_protocol_error(parse: Callable[[bytes], Any]) -> None:
     @many
     @given(HOSTILE)
     def check(data: bytes) -> None:
@@ -106,7 +109,7 @@ def test_any_bytes_parse_or_raise_a_protocol_error(parse: Callable[[bytes], Any]
 
 
 @pytest.mark.parametrize("look", NEVER_RAISE.values(), ids=NEVER_RAISE)
-def test_any_bytes_are_looked_at_without_an_error(look: Callable[[bytes], Any]) -> None:
+def test_any_bytes_raise_nothing_in_these_functions(look: Callable[[bytes], Any]) -> None:
     @many
     @given(HOSTILE)
     def check(data: bytes) -> None:
@@ -117,18 +120,18 @@ def test_any_bytes_are_looked_at_without_an_error(look: Callable[[bytes], Any]) 
 
 @many
 @given(HOSTILE)
-def test_what_may_be_kept_can_be_kept(data: bytes) -> None:
-    """A forwarder that was given a time to live needs no other check."""
-    ttl = dns.least_ttl(data)
+def test_answer_with_a_least_ttl_can_be_cached_and_aged(data: bytes) -> None:
+    """A forwarder needs no other check than least_ttl()."""
+    ttl = dns_message.least_ttl(data)
     if ttl is None:
         return
     assert 0 <= ttl < 1 << 31
-    kept = dns.without_options(data)
-    assert dns.least_ttl(kept) is not None
+    kept = dns_message.without_options(data)
+    assert dns_message.least_ttl(kept) is not None
     asking = query(data[12 : dns.parse_question(data)[1]])
     assert (
-        dns.parse_head(dns.aged(kept, dns.ttl_places(kept), asking, ttl))[3:6]
-        == dns.parse_head(data)[3:6]
+        dns.parse_header(dns_message.aged(kept, dns_message.ttl_offsets(kept), asking, ttl))[3:6]
+        == dns.parse_header(data)[3:6]
     )
 
 
@@ -138,51 +141,52 @@ LABELS = st.one_of(
 )
 RAW_NAMES = (
     st.lists(LABELS, max_size=6)
-    .map(lambda labels: b"".join(bytes((len(one),)) + one for one in labels) + b"\0")
+    .map(lambda labels: b"".join(bytes((len(label),)) + label for label in labels) + b"\0")
     .filter(lambda raw: len(raw) <= NAME_LIMIT)
 )
-KINDS = st.one_of(st.sampled_from([A, AAAA, 255]), st.integers(0, 65535))
+TYPES = st.one_of(st.sampled_from([A, AAAA, 255]), st.integers(0, 65535))
 
 
-def ask(raw: bytes, kind: int, klass: int = 1) -> bytes:
-    return raw + struct.pack(">HH", kind, klass)
+def ask(raw: bytes, qtype: int, qclass: int = 1) -> bytes:
+    """Return a question whose name is these bytes."""
+    return raw + struct.pack(">HH", qtype, qclass)
 
 
 @many
-@given(RAW_NAMES, KINDS, st.integers(0, 65535), st.booleans())
-def test_name_survives_as_text(raw: bytes, kind: int, id: int, edns: bool) -> None:
-    parsed, end = dns.parse_question(query(ask(raw, kind)))
+@given(RAW_NAMES, TYPES, st.integers(0, 65535), st.booleans())
+def test_name_survives_as_text(raw: bytes, qtype: int, id: int, edns: bool) -> None:
+    parsed, end = dns.parse_question(query(ask(raw, qtype)))
     assert end == 12 + len(raw) + 4
     assert (
         parsed.name.isascii() and parsed.name.isprintable() and parsed.name == parsed.name.lower()
     )
     sent = dns.encode_query(id, parsed, edns)
-    assert sent[12:end] == ask(raw.lower(), kind)
+    assert sent[12:end] == ask(raw.lower(), qtype)
     assert dns.parse_question(sent) == (parsed, end)
-    assert dns.udp_size(sent) == (1232 if edns else 512)
+    assert dns_message.udp_size(sent) == (1232 if edns else 512)
 
 
 @many
 @given(RAW_NAMES, RAW_NAMES)
-def test_names_are_alike_as_text_where_they_are_alike_on_the_wire(one: bytes, other: bytes) -> None:
-    texts = [dns.parse_question(query(ask(raw, A)))[0].name for raw in (one, other)]
-    assert (texts[0] == texts[1]) == (one.lower() == other.lower())
+def test_names_are_equal_as_text_if_they_are_equal_on_the_wire(first: bytes, second: bytes) -> None:
+    texts = [dns.parse_question(query(ask(raw, A)))[0].name for raw in (first, second)]
+    assert (texts[0] == texts[1]) == (first.lower() == second.lower())
 
 
 @many
-@given(RAW_NAMES, KINDS, st.integers(0, 65535), st.integers(0, 65535), st.booleans())
-def test_cache_key_is_blind_to_id_and_spelling_alone(
-    raw: bytes, kind: int, id: int, size: int, edns: bool
+@given(RAW_NAMES, TYPES, st.integers(0, 65535), st.integers(0, 65535), st.booleans())
+def test_cache_key_ignores_id_and_spelling_only(
+    raw: bytes, qtype: int, id: int, size: int, edns: bool
 ) -> None:
     additionals = (opt(size),) * edns
-    key = dns.cache_key(query(ask(raw, kind), *additionals, id=id))
-    assert (key is None) == (128 <= kind < 256)
-    assert key == dns.cache_key(query(ask(raw.swapcase(), kind), *additionals))
+    key = dns_message.cache_key(query(ask(raw, qtype), *additionals, id=id))
+    assert (key is None) == (128 <= qtype < 256)
+    assert key == dns_message.cache_key(query(ask(raw.swapcase(), qtype), *additionals))
     if key:
-        assert key != dns.cache_key(query(ask(raw, kind ^ 0x20), *additionals))
-        assert key != dns.cache_key(query(ask(raw, kind, 0x21), *additionals))
-        assert key != dns.cache_key(query(ask(raw, kind), *(opt(),) * (not edns)))
-        assert key != dns.cache_key(query(ask(b"\1a" + raw, kind), *additionals))
+        assert key != dns_message.cache_key(query(ask(raw, qtype ^ 0x20), *additionals))
+        assert key != dns_message.cache_key(query(ask(raw, qtype, 0x21), *additionals))
+        assert key != dns_message.cache_key(query(ask(raw, qtype), *(opt(),) * (not edns)))
+        assert key != dns_message.cache_key(query(ask(b"\1a" + raw, qtype), *additionals))
 
 
 TTLS = st.one_of(st.integers(0, 0xFFFFFFFF), st.integers(0, 90))
@@ -194,14 +198,14 @@ RECORDS = st.lists(
 
 @many
 @given(RECORDS, RECORDS, RECORDS, st.integers(0, 100), st.integers(0, 65535))
-def test_aged_answer_differs_in_its_times_alone(
-    first: list, second: list, third: list, seconds: int, id: int
+def test_aged_answer_differs_in_ttls_id_and_spelling_only(
+    first: list[Any], second: list[Any], third: list[Any], seconds: int, id: int
 ) -> None:
     def written(lessen: Callable[[int], int], asked: bytes) -> bytes:
         sections = [
             tuple(
-                record(ASKED, kind, ttl if kind == 41 else lessen(ttl), data)
-                for kind, ttl, data in records
+                record(ASKED, rtype, ttl if rtype == 41 else lessen(ttl), data)
+                for rtype, ttl, data in records
             )
             for records in (first, second, third)
         ]
@@ -212,14 +216,14 @@ def test_aged_answer_differs_in_its_times_alone(
 
     message, spelt = written(lambda ttl: ttl, WWW), question("WWW.eXample.com")
     asking = query(spelt, id=id)
-    assert dns.aged(message, dns.ttl_places(message), asking, seconds) == dns.with_id(
-        written(older, spelt), id
-    )
+    assert dns_message.aged(
+        message, dns_message.ttl_offsets(message), asking, seconds
+    ) == dns_message.with_id(written(older, spelt), id)
 
 
 @many
 @given(RAW_NAMES, st.integers(0, 3000), st.booleans(), st.integers(512, 4096))
-def test_truncated_answer_fits_and_is_still_the_answer(
+def test_truncated_answer_fits_and_matches_its_query(
     raw: bytes, padding: int, edns: bool, limit: int
 ) -> None:
     asked = ask(raw, 16)
@@ -229,28 +233,28 @@ def test_truncated_answer_fits_and_is_still_the_answer(
         (),
         (opt(options=option(12, b"\0" * padding)),) * edns,
     )
-    short = dns.truncate(message, limit)
+    short = dns_message.truncate(message, limit)
     assert len(short) <= limit
     assert dns.is_answer(short, query(asked))
     assert (short == message) == (len(message) <= limit)
     if short != message:
-        assert dns.parse_head(short) == (0x1234, True, 0, True, True, 0, 1, 0, 0, edns)
+        assert dns.parse_header(short) == (0x1234, True, 0, True, True, 0, 1, 0, 0, edns)
         assert int.from_bytes(short[2:4], "big") == int.from_bytes(message[2:4], "big") | TC
-        assert dns.udp_size(short) == (1232 if edns else 512)
+        assert dns_message.udp_size(short) == (1232 if edns else 512)
 
 
 @many
 @given(HOSTILE, st.integers(0, 15))
-def test_error_answers_whatever_has_a_head(data: bytes, code: int) -> None:
+def test_any_message_with_a_header_gets_an_error(data: bytes, code: int) -> None:
     if len(data) < 12:
         return
     asking = data[:2] + bytes((data[2] & 0x7F,)) + data[3:]
-    head = dns.parse_head(dns.encode_error(asking, code))
+    header = dns.parse_header(dns.encode_error(asking, code))
     assert (
-        head[:4] == (*dns.parse_head(asking)[:1], True, dns.parse_head(asking).opcode, False)
-        and head.code == code
+        header[:4] == (*dns.parse_header(asking)[:1], True, dns.parse_header(asking).opcode, False)
+        and header.rcode == code
     )
     try:
         assert dns.is_answer(dns.encode_error(asking, code), asking)
     except ProtocolError:
-        assert not head.questions
+        assert not header.qdcount

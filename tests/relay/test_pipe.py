@@ -102,9 +102,16 @@ class TestHalfClose:
         assert hashlib.sha256(read_to_end(ends[1])).digest() == hashlib.sha256(there).digest()
         sender.result()
         sender = Task(send_all, ends[1], reply_destination)
-        assert hashlib.sha256(read_to_end(ends[0])).digest() == hashlib.sha256(reply_destination).digest()
+        assert (
+            hashlib.sha256(read_to_end(ends[0])).digest()
+            == hashlib.sha256(reply_destination).digest()
+        )
         sender.result()
-        traffic = (len(there), len(reply_destination)) if first == "client" else (len(reply_destination), len(there))
+        traffic = (
+            (len(there), len(reply_destination))
+            if first == "client"
+            else (len(reply_destination), len(there))
+        )
         assert relayed.outcome() == Outcome(*traffic, "closed")
         assert not relayed.near.open and not relayed.far.open
 

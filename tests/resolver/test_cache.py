@@ -1,9 +1,8 @@
-"""What the resolver remembers, and who shares a lookup: coalescing, negative entries, bounds, hosts, preference, a new plan."""
+"""The cache of the resolver, shared lookups, and plans."""
 
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any, Callable, Iterator
 
 import pytest
@@ -15,9 +14,9 @@ from netproxy.resolver.resolver import (
     FAILURE_TTL,
     NEGATIVE_LIMIT,
     TTL_LIMIT,
-    Found,
+    LookupResult,
     LookupFailed,
-    Plan,
+    LookupPlan,
     Resolver,
 )
 from tests.support.doubles import Counts
@@ -25,27 +24,30 @@ from tests.support.nat import Clock
 from tests.support.sockets import SECONDS, Task
 
 HOST = Address("a.test", 80)
-ONE = Found(("192.0.2.1",), 60.0)
+RESULT = LookupResult(("192.0.2.1",), 60.0)
 
 
-class Asked:
-    """ask() of a plan: `answers` of a name, else ONE; LookupFailed for None.  Waits at `gate`."""
+class Source:
+    """The ask() of a plan.  It waits for `gate` and records names.
 
-    def __init__(self, answers: dict[str, Found | None] | None = None) -> None:
+    It finds `answers` by name, RESULT for other names; None raises LookupFailed.
+    """
+
+    def __init__(self, answers: dict[str, LookupResult | None] | None = None) -> None:
         self.answers = answers or {}
         self.names: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
-        self.came = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
 
-    def __call__(self, host: str) -> Found:
+    def __call__(self, host: str) -> LookupResult:
         self.names.append(host)
-        self.came.release()
+        self.entered.release()
         assert self.gate.wait(SECONDS)
-        found = self.answers.get(host, ONE)
-        if found is None:
+        result = self.answers.get(host, RESULT)
+        if result is None:
             raise LookupFailed
-        return found
+        return result
 
 
 def at_once(task: Callable[[], None]) -> bool:
@@ -54,7 +56,7 @@ def at_once(task: Callable[[], None]) -> bool:
 
 
 def on_a_thread(task: Callable[[], None]) -> bool:
-    Task(task)
+    Task(at_once, task)
     return True
 
 
@@ -65,24 +67,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     yield clock
 
 
-def made(asked: Asked, submit: Callable[..., bool] = at_once, **plan: Any) -> Resolver:
-    return Resolver(submit, Counts(), Plan(asked, **plan))
+def resolver_of(source: Source, submit: Callable[..., bool] = at_once, **plan: Any) -> Resolver:
+    """Return a resolver that asks `source`."""
+    return Resolver(submit, Counts(), LookupPlan(source, **plan))
 
 
 def hosts(resolver: Resolver, target: Address = HOST) -> list[str]:
-    return [one.host for one in resolver.resolve(target)]
+    """Return the hosts that a target resolves to."""
+    return [address.host for address in resolver.resolve(target)]
 
 
 def reason(call: Callable[[Address], Any], target: Address = HOST) -> Reason:
+    """Return the reason of the DialError that a call raises."""
     with pytest.raises(DialError) as caught:
         call(target)
     return caught.value.reason
 
 
-class TestMemory:
-    def test_of_a_name_for_its_time_whatever_the_port(self, clock: Clock) -> None:
-        asked = Asked()
-        resolver = made(asked)
+class TestCache:
+    def test_result_is_cached_for_its_ttl_for_any_port(self, clock: Clock) -> None:
+        source = Source()
+        resolver = resolver_of(source)
         assert resolver.known(HOST) is None
         assert resolver.resolve(HOST) == [Address("192.0.2.1", 80)]
         assert (
@@ -95,57 +100,57 @@ class TestMemory:
         clock.now += 0.2
         assert resolver.known(HOST) is None and len(resolver) == 0
         resolver.resolve(HOST)
-        assert asked.names == ["a.test"] * 2
+        assert source.names == ["a.test"] * 2
 
-    def test_that_a_name_is_none(self, clock: Clock) -> None:
-        asked = Asked({"a.test": Found((), 30.0)})
-        resolver = made(asked)
+    def test_name_without_addresses_is_cached(self, clock: Clock) -> None:
+        source = Source({"a.test": LookupResult((), 30.0)})
+        resolver = resolver_of(source)
         assert (
             reason(resolver.resolve)
             is reason(resolver.resolve)
             is reason(resolver.known)
             is Reason.NAME
         )
-        assert asked.names == ["a.test"]
+        assert source.names == ["a.test"]
         clock.now += 30.1
         assert resolver.known(HOST) is None
 
-    def test_of_a_failure_is_short(self, clock: Clock) -> None:
-        asked = Asked({"a.test": None})
-        resolver = made(asked)
+    def test_failed_lookup_is_repeated_after_a_short_time(self, clock: Clock) -> None:
+        source = Source({"a.test": None})
+        resolver = resolver_of(source)
         assert reason(resolver.resolve) is reason(resolver.resolve) is Reason.NAME
-        assert asked.names == ["a.test"]
+        assert source.names == ["a.test"]
         clock.now += FAILURE_TTL + 0.1
-        asked.answers = {}
+        source.answers = {}
         assert hosts(resolver) == ["192.0.2.1"]
 
     @pytest.mark.parametrize(
-        "found, seconds",
-        [(Found(("192.0.2.1",), 1e9), TTL_LIMIT), (Found((), 1e9), NEGATIVE_LIMIT)],
+        "result, seconds",
+        [(LookupResult(("192.0.2.1",), 1e9), TTL_LIMIT), (LookupResult((), 1e9), NEGATIVE_LIMIT)],
     )
-    def test_has_an_end_whatever_a_server_says(
-        self, found: Found, seconds: float, clock: Clock
+    def test_ttl_of_a_server_is_limited(
+        self, result: LookupResult, seconds: float, clock: Clock
     ) -> None:
-        asked = Asked({"a.test": found})
-        resolver = made(asked)
+        source = Source({"a.test": result})
+        resolver = resolver_of(source)
         for _ in range(2):
             try:
                 resolver.resolve(HOST)
             except DialError:
                 pass
-        assert len(asked.names) == 1
+        assert len(source.names) == 1
         clock.now += seconds + 0.1
         assert resolver.known(HOST) is None
 
-    def test_of_nothing_for_no_time(self) -> None:
-        asked = Asked({"a.test": Found(("192.0.2.1",), 0.0)})
-        resolver = made(asked)
+    def test_result_with_ttl_zero_is_not_cached(self) -> None:
+        source = Source({"a.test": LookupResult(("192.0.2.1",), 0.0)})
+        resolver = resolver_of(source)
         assert hosts(resolver) == hosts(resolver) == ["192.0.2.1"]
-        assert asked.names == ["a.test"] * 2 and len(resolver) == 0
+        assert source.names == ["a.test"] * 2 and len(resolver) == 0
 
-    def test_is_bounded_and_the_oldest_goes(self) -> None:
-        asked = Asked()
-        resolver = made(asked, cache=3)
+    def test_oldest_name_is_removed_at_the_limit(self) -> None:
+        source = Source()
+        resolver = resolver_of(source, cache=3)
         for number in range(5):
             resolver.resolve(Address(f"{number}.test", 1))
         assert len(resolver) == 3
@@ -157,67 +162,67 @@ class TestMemory:
             True,
         ]
 
-    def test_can_be_none(self) -> None:
-        asked = Asked()
-        resolver = made(asked, cache=0)
+    def test_cache_of_size_zero_keeps_nothing(self) -> None:
+        source = Source()
+        resolver = resolver_of(source, cache=0)
         assert (
             hosts(resolver) == hosts(resolver) == ["192.0.2.1"]
-            and len(asked.names) == 2
+            and len(source.names) == 2
             and len(resolver) == 0
         )
 
 
-class TestTogether:
-    def test_those_that_ask_for_one_name_at_once_share_a_lookup(self) -> None:
-        asked = Asked()
-        asked.gate.clear()
-        resolver = made(asked, on_a_thread)
+class TestSharedLookups:
+    def test_callers_that_ask_for_one_name_share_a_lookup(self) -> None:
+        source = Source()
+        source.gate.clear()
+        resolver = resolver_of(source, on_a_thread)
         tasks = [Task(resolver.resolve, Address("a.test", port)) for port in range(1, 9)]
-        assert asked.came.acquire(timeout=SECONDS)
-        asked.gate.set()
+        assert source.entered.acquire(timeout=SECONDS)
+        source.gate.set()
         assert [task.result() for task in tasks] == [
             [Address("192.0.2.1", port)] for port in range(1, 9)
         ]
-        assert asked.names == ["a.test"]
+        assert source.names == ["a.test"]
 
-    def test_a_failure_is_shared_too(self) -> None:
-        asked = Asked({"a.test": None})
-        asked.gate.clear()
-        resolver = made(asked, on_a_thread)
+    def test_callers_share_a_failed_lookup(self) -> None:
+        source = Source({"a.test": None})
+        source.gate.clear()
+        resolver = resolver_of(source, on_a_thread)
         tasks = [Task(reason, resolver.resolve) for _ in range(4)]
-        assert asked.came.acquire(timeout=SECONDS)
-        asked.gate.set()
-        assert {task.result() for task in tasks} == {Reason.NAME} and len(asked.names) == 1
+        assert source.entered.acquire(timeout=SECONDS)
+        source.gate.set()
+        assert {task.result() for task in tasks} == {Reason.NAME} and len(source.names) == 1
 
-    def test_a_slow_name_delays_no_other(self) -> None:
+    def test_slow_name_delays_no_other_name(self) -> None:
         slow, ready = threading.Event(), threading.Event()
 
-        def ask(host: str) -> Found:
+        def ask(host: str) -> LookupResult:
             if host == "slow.test":
                 ready.set()
                 slow.wait(SECONDS)
-            return ONE
+            return RESULT
 
-        resolver = Resolver(on_a_thread, Counts(), Plan(ask))
+        resolver = Resolver(on_a_thread, Counts(), LookupPlan(ask))
         task = Task(resolver.resolve, Address("slow.test", 1))
         assert ready.wait(SECONDS)
         assert hosts(resolver) == ["192.0.2.1"] and not task.done
         slow.set()
         task.result()
 
-    def test_who_has_no_more_patience_leaves_the_answer_to_the_next(self) -> None:
-        asked = Asked()
-        asked.gate.clear()
-        resolver = made(asked, on_a_thread)
+    def test_lookup_goes_on_after_its_caller_has_given_up(self) -> None:
+        source = Source()
+        source.gate.clear()
+        resolver = resolver_of(source, on_a_thread)
         with pytest.raises(DialError) as caught:
             resolver.resolve(HOST, 0.01)
         assert caught.value.reason is Reason.TIMEOUT and resolver.known(HOST) is None
         task = Task(resolver.resolve, HOST)
-        asked.gate.set()
-        assert task.result() == [Address("192.0.2.1", 80)] and asked.names == ["a.test"]
+        source.gate.set()
+        assert task.result() == [Address("192.0.2.1", 80)] and source.names == ["a.test"]
 
-    def test_a_fault_in_the_asking_is_a_name_that_is_not_found(self) -> None:
-        def ask(host: str) -> Found:
+    def test_exception_in_a_lookup_is_a_name_that_is_not_found(self) -> None:
+        def ask(host: str) -> LookupResult:
             raise ZeroDivisionError
 
         def submit(task: Callable[[], None]) -> bool:
@@ -225,35 +230,37 @@ class TestTogether:
                 task()
             return True
 
-        resolver = Resolver(submit, Counts(), Plan(ask))
+        resolver = Resolver(submit, Counts(), LookupPlan(ask))
         assert reason(resolver.resolve) is Reason.NAME
 
 
 class TestPlans:
-    def test_names_that_the_plan_knows_are_not_asked_for(self) -> None:
-        asked = Asked()
-        resolver = made(asked, hosts={"printer.lan": ("192.168.1.9", "fd00::9"), "gone.lan": ()})
+    def test_hosts_of_the_plan_are_not_looked_up(self) -> None:
+        source = Source()
+        resolver = resolver_of(
+            source, hosts={"printer.lan": ("192.168.1.9", "fd00::9"), "gone.lan": ()}
+        )
         assert (
             resolver.known(Address("printer.lan", 9))
             == resolver.resolve(Address("printer.lan", 9))
             == [Address("192.168.1.9", 9), Address("fd00::9", 9)]
         )
-        assert reason(resolver.known, Address("gone.lan", 9)) is Reason.NAME and not asked.names
+        assert reason(resolver.known, Address("gone.lan", 9)) is Reason.NAME and not source.names
 
     @pytest.mark.parametrize("host", ["localhost", "a.localhost"])
-    def test_this_machine_is_never_asked_for(self, host: str) -> None:
-        asked = Asked()
-        resolver = made(asked)
+    def test_localhost_is_never_looked_up(self, host: str) -> None:
+        source = Source()
+        resolver = resolver_of(source)
         assert (
             resolver.known(Address(host, 1)) == [Address("127.0.0.1", 1), Address("::1", 1)]
-            and not asked.names
+            and not source.names
         )
-        assert made(asked, hosts={host: ("192.0.2.7",)}).known(Address(host, 1)) == [
+        assert resolver_of(source, hosts={host: ("192.0.2.7",)}).known(Address(host, 1)) == [
             Address("192.0.2.7", 1)
         ]
 
-    def test_what_only_looks_like_it_is(self) -> None:
-        assert made(Asked()).known(Address("notlocalhost", 1)) is None
+    def test_name_that_ends_like_localhost_is_looked_up(self) -> None:
+        assert resolver_of(Source()).known(Address("notlocalhost", 1)) is None
 
     @pytest.mark.parametrize(
         "prefer, order",
@@ -263,40 +270,39 @@ class TestPlans:
             ("ipv6", ["2001:db8::1", "2001:db8::2", "192.0.2.1", "192.0.2.2"]),
         ],
     )
-    def test_which_family_comes_first(self, prefer: str, order: list[str]) -> None:
-        found = Found(("2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"), 60.0)
-        resolver = made(Asked({"a.test": found}), prefer=prefer)
-        assert hosts(resolver) == order == [one.host for one in resolver.known(HOST) or ()]
+    def test_preferred_family_comes_first(self, prefer: str, order: list[str]) -> None:
+        result = LookupResult(("2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2"), 60.0)
+        resolver = resolver_of(Source({"a.test": result}), prefer=prefer)
+        assert hosts(resolver) == order == [address.host for address in resolver.known(HOST) or ()]
 
-    def test_a_new_one_forgets_what_the_old_one_was_told(self) -> None:
-        first, second = Asked(), Asked({"a.test": Found(("192.0.2.2",), 60.0)})
-        resolver = made(first)
+    def test_new_plan_empties_the_cache(self) -> None:
+        first, second = Source(), Source({"a.test": LookupResult(("192.0.2.2",), 60.0)})
+        resolver = resolver_of(first)
         assert hosts(resolver) == ["192.0.2.1"]
-        resolver.configure(Plan(second))
+        resolver.configure(LookupPlan(second))
         assert resolver.known(HOST) is None and hosts(resolver) == ["192.0.2.2"]
 
-    def test_what_the_old_one_answers_late_is_not_kept(self) -> None:
-        first, second = Asked(), Asked({"a.test": Found(("192.0.2.2",), 60.0)})
+    def test_late_answer_under_an_old_plan_is_not_cached(self) -> None:
+        first, second = Source(), Source({"a.test": LookupResult(("192.0.2.2",), 60.0)})
         first.gate.clear()
-        resolver = made(first, on_a_thread)
+        resolver = resolver_of(first, on_a_thread)
         task = Task(resolver.resolve, HOST)
-        assert first.came.acquire(timeout=SECONDS)
-        resolver.configure(Plan(second))
+        assert first.entered.acquire(timeout=SECONDS)
+        resolver.configure(LookupPlan(second))
         first.gate.set()
         task.result()
         assert hosts(resolver) == ["192.0.2.2"]
 
-    def test_a_literal_address_with_its_scope_needs_none(self) -> None:
-        asked = Asked()
+    def test_literal_address_needs_no_plan(self) -> None:
+        source = Source()
         for host in ("192.0.2.1", "2001:db8::1", "fe80::1%2"):
-            assert made(asked).known(Address(host, 1)) == [Address(host, 1)]
-        assert not asked.names
+            assert resolver_of(source).known(Address(host, 1)) == [Address(host, 1)]
+        assert not source.names
 
 
-def test_many_threads_and_few_names() -> None:
-    """Each lookup that was begun ends, and nothing of it is left."""
-    resolver = made(Asked(), on_a_thread, cache=4)
-    deadline = time.monotonic() + SECONDS
+def test_lookups_of_many_threads_all_end() -> None:
+    """No lookup is left behind."""
+    resolver = resolver_of(Source(), on_a_thread, cache=4)
     tasks = [
         Task(
             lambda seed: [
@@ -308,4 +314,4 @@ def test_many_threads_and_few_names() -> None:
     ]
     for task in tasks:
         assert task.result() == [["192.0.2.1"]] * 30
-    assert time.monotonic() < deadline + SECONDS and len(resolver) <= 4 and not resolver._lookups
+    assert len(resolver) <= 4 and not resolver._lookups

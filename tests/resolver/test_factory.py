@@ -1,4 +1,4 @@
-"""Name servers from the configuration: over what they are asked, by which way, and whom TLS believes."""
+"""Builds name servers from configurations: transports, upstreams, TLS, rules and hosts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator, Sequence
 
 import pytest
@@ -19,7 +20,7 @@ from netproxy.config.schema import (
     UpstreamTlsConfig,
     UpstreamConfig,
 )
-from netproxy.daemon.daemon import _plan
+from netproxy.daemon.build import _lookups
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces.addresses import Address
@@ -28,33 +29,41 @@ from netproxy.interfaces.routing import Dialer
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.stream import Stream
 from netproxy.resolver import factory
-from netproxy.resolver.factory import Means, SystemNames, make_forwarder, make_plan
-from netproxy.resolver.forwarder import Forwarder
-from netproxy.resolver.resolver import Found, LookupFailed, ask_system
+from netproxy.resolver.factory import (
+    ResolverDependencies,
+    SystemResolver,
+    make_forwarder,
+    make_lookup_plan,
+)
+from netproxy.resolver.forwarder import DnsForwarder
+from netproxy.resolver.resolver import LookupResult, LookupFailed, ask_system
 from netproxy.resolver.servers import HttpsServer, ServerError, StreamServer, UdpServer
 from netproxy.router.factory import domains
 from tests.support.certificates import certificates
-from tests.support.dns import a, query, question
+from tests.support.dns import query, question
 from tests.support.doubles import Counts, Lines
-from tests.support.nameservers import MAIL, WWW, answer_to, name_server, serve, soon
+from tests.support.nameservers import MAIL, RIGHT, WWW, answer_to, far_deadline, name_server, serve
 from tests.support.sockets import SECONDS, Task, read_exactly, read_to_end, server
 
-RIGHT = a(60, b"\xc0\0\2\x01")
 OFFICE = UpstreamConfig((HopConfig("socks5", Address("192.0.2.7", 1080)),), "office")
 
 
-class Permissive:
+class PermissiveGuard:
+    """A guard that permits everything."""
+
     def permitted(self, flow: Flow, addresses: Sequence[Address]) -> Sequence[Address]:
         return addresses
 
 
-class Forbidding:
+class ForbiddingGuard:
+    """A guard that takes every address for an own listener."""
+
     def permitted(self, flow: Flow, addresses: Sequence[Address]) -> Sequence[Address]:
         raise DialError(Reason.LOOP, f"{flow.network} {flow.target}")
 
 
-class Recorded:
-    """A Dialer that leads to `address` whatever the target is."""
+class RecordingDialer:
+    """A Dialer that connects to `address` whatever the target, and records the flows."""
 
     def __init__(self, address: Address) -> None:
         self.flows: list[Flow] = []
@@ -68,31 +77,40 @@ class Recorded:
 
 
 def direct(seconds: float) -> Dialer:
-    return DirectDialer(
-        TargetResolver(SystemNames({}), Permissive()), UdpSocketFactory(Counts(), Lines()), seconds
-    )  # type: ignore[arg-type]
+    """Return a real direct dialer."""
+    resolver = TargetResolver(SystemResolver({}), PermissiveGuard())  # type: ignore[arg-type]
+    return DirectDialer(resolver, UdpSocketFactory(Counts(), Lines()), seconds)
 
 
-def no_way(config: UpstreamConfig) -> Dialer:
+def no_dialer(config: UpstreamConfig) -> Dialer:
+    """Fail the test."""
     raise AssertionError("no upstream was asked for")
 
 
-def made(
+def build(
     *servers: NameServerConfig,
-    way: Callable[[UpstreamConfig], Any] = no_way,
+    dialer: Callable[[UpstreamConfig], Any] = no_dialer,
     rules: Sequence[DnsRuleConfig] = (),
     **more: Any,
-) -> Forwarder:
-    forwarder = make_forwarder(
-        DnsConfig(servers, tuple(rules), **more), Means(direct, way, domains, Permissive())
-    )
-    assert forwarder is not None
-    return forwarder
+) -> DnsForwarder:
+    """Return the forwarder of a configuration with these servers and rules."""
+    config = DnsConfig(servers, tuple(rules), **more)
+    return make_forwarder(config, dependencies(dialer=dialer))
 
 
-def only(forwarder: Forwarder) -> Any:
-    (one,) = forwarder._others.servers.servers  # type: ignore[union-attr]
-    return one
+def dependencies(
+    direct_within: Callable[[float], Dialer] = direct,
+    dialer: Callable[[UpstreamConfig], Any] = no_dialer,
+    guard: Any = None,
+) -> ResolverDependencies:
+    """Return dependencies that permit everything, unless there is a guard."""
+    return ResolverDependencies(direct_within, dialer, domains, guard or PermissiveGuard())
+
+
+def only(forwarder: DnsForwarder) -> Any:
+    """Return the only server of a forwarder."""
+    (server,) = forwarder._others.servers.servers  # type: ignore[union-attr]
+    return server
 
 
 @pytest.fixture
@@ -101,14 +119,14 @@ def pem(request: pytest.FixtureRequest) -> Any:
 
 
 def secured(script: Callable[[Any], Any], name: str = "server") -> Callable[[socket.socket], None]:
-    """The same script within TLS; a client that does not believe us has left, and that is its business."""
+    """Return the same script within TLS.  A client that rejects the certificate may leave."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates().path(f"{name}.pem"), certificates().path(f"{name}.key"))
 
     def play(sock: socket.socket) -> None:
         try:
-            with context.wrap_socket(sock, server_side=True) as within:
-                script(within)
+            with context.wrap_socket(sock, server_side=True) as secured_sock:
+                script(secured_sock)
         except (ssl.SSLError, OSError):
             pass
 
@@ -116,10 +134,10 @@ def secured(script: Callable[[Any], Any], name: str = "server") -> Callable[[soc
 
 
 class TestKinds:
-    def test_of_servers(self) -> None:
+    def test_class_of_a_server_follows_its_scheme(self) -> None:
         address = Address("192.0.2.1", 53)
         kinds = {
-            scheme: type(only(made(NameServerConfig(scheme, address, "/q"))))
+            scheme: type(only(build(NameServerConfig(scheme, address, "/q"))))
             for scheme in ("udp", "tcp", "tls", "https")
         }
         assert kinds == {
@@ -129,9 +147,9 @@ class TestKinds:
             "https": HttpsServer,
         }
 
-    def test_names_for_messages(self) -> None:
+    def test_name_of_a_server_is_its_url(self) -> None:
         assert (
-            only(made(NameServerConfig("https", Address("2001:db8::1", 443), "/q"))).name
+            only(build(NameServerConfig("https", Address("2001:db8::1", 443), "/q"))).name
             == "https://[2001:db8::1]:443/q"
         )
 
@@ -144,14 +162,14 @@ class TestKinds:
             (Address("2001:db8::1", 4430), b"[2001:db8::1]:4430"),
         ],
     )
-    def test_the_host_that_is_told(self, server: Address, host: bytes) -> None:
-        assert only(made(NameServerConfig("https", server, "/q")))._host == host
+    def test_host_field_has_no_default_port(self, server: Address, host: bytes) -> None:
+        assert only(build(NameServerConfig("https", server, "/q")))._host == host
 
-    def test_nothing_to_ask_is_left_to_the_system(self) -> None:
+    def test_plan_without_servers_asks_the_system(self) -> None:
         config = Config(
             (), dns=DnsConfig(hosts=(("a.lan", ("192.0.2.1",)),), cache=7, prefer="ipv6")
         )
-        plan = _plan(config, None)
+        plan = _lookups(config, None)
         assert (plan.ask, dict(plan.hosts), plan.prefer, plan.cache) == (
             ask_system,
             {"a.lan": ("192.0.2.1",)},
@@ -161,13 +179,13 @@ class TestKinds:
 
 
 class TestDirect:
-    def test_by_udp_then_tcp(self) -> None:
-        """As on a server's one port: what does not fit is asked for again by TCP."""
+    def test_truncated_answer_is_asked_for_again_over_tcp(self) -> None:
+        """UDP and TCP share the port of a server."""
         with server(serve(lambda asked: answer_to(asked, RIGHT))) as address:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.bind(address)
                 sock.settimeout(SECONDS)
-                forwarder = made(NameServerConfig("udp", address))
+                forwarder = build(NameServerConfig("udp", address))
 
                 def truncated() -> None:
                     asked, peer = sock.recvfrom(512)
@@ -178,21 +196,21 @@ class TestDirect:
                 task.result()
             forwarder.close()
 
-    def test_a_dead_server_leaves_time_for_the_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A TLS server that accepts and then says nothing has its share of the time and no more."""
+    def test_silent_server_leaves_time_for_the_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A TLS server that accepts and then is silent has only its share of the time."""
         monkeypatch.setattr("netproxy.resolver.forwarder.LOOKUP_SECONDS", 1.0)
         with (
             server(read_to_end) as silent,
             name_server(lambda asked: answer_to(asked, RIGHT)) as alive,
         ):
-            forwarder = made(
+            forwarder = build(
                 NameServerConfig("tls", silent, tls=UpstreamTlsConfig(insecure=True)),
                 NameServerConfig("udp", alive),
             )
             assert forwarder.forward(WWW) == answer_to(WWW, RIGHT)
             forwarder.close()
 
-    def test_a_dial_has_no_more_time_than_its_exchange(self) -> None:
+    def test_dial_has_the_time_left_of_its_exchange(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seconds: list[float] = []
 
         class Late:
@@ -203,77 +221,82 @@ class TestDirect:
             seconds.append(left)
             return Late()
 
-        forwarder = make_forwarder(
-            DnsConfig((NameServerConfig("tcp", Address("192.0.2.1", 53)),)),
-            Means(late, no_way, domains, Permissive()),
-        )
+        # A whole number, so that the difference is exact.
+        deadline = float(int(time.monotonic()) + 60)
+        clock = SimpleNamespace(monotonic=lambda: deadline - 3)
+        monkeypatch.setattr(factory, "time", clock)
+        config = DnsConfig((NameServerConfig("tcp", Address("192.0.2.1", 53)),))
+        forwarder = make_forwarder(config, dependencies(late))
         with pytest.raises(ServerError, match="^tcp://192.0.2.1:53: 192.0.2.1:53: timed out$"):
-            only(forwarder).exchange([WWW], time.monotonic() + 3)  # type: ignore[arg-type]
-        assert 2 < seconds[0] <= 3
+            only(forwarder).exchange([WWW], deadline)
+        assert seconds == [3.0]
 
-    def test_a_servers_name_is_the_systems_to_find(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_name_of_a_server_is_resolved_by_the_system(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(
-            factory, "ask_system", lambda host: Found(("192.0.2.1", "2001:db8::1"), 10)
+            factory, "ask_system", lambda host: LookupResult(("192.0.2.1", "2001:db8::1"), 10)
         )
-        assert SystemNames({}).resolve(Address("dns.example", 853)) == [
+        assert SystemResolver({}).resolve(Address("dns.example", 853)) == [
             Address("192.0.2.1", 853),
             Address("2001:db8::1", 853),
         ]
-        assert SystemNames({}).resolve(Address("2001:db8::2", 853)) == [Address("2001:db8::2", 853)]
+        assert SystemResolver({}).resolve(Address("2001:db8::2", 853)) == [
+            Address("2001:db8::2", 853)
+        ]
 
-    def test_a_servers_name_may_be_one_of_hosts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(factory, "ask_system", lambda host: Found(("192.0.2.1",), 10))
-        names = SystemNames({"dns.example": ("192.0.2.9",), "none.example": ()})
+    def test_name_of_a_server_may_be_in_the_hosts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(factory, "ask_system", lambda host: LookupResult(("192.0.2.1",), 10))
+        names = SystemResolver({"dns.example": ("192.0.2.9",), "none.example": ()})
         assert names.resolve(Address("dns.example", 853)) == [Address("192.0.2.9", 853)]
         assert names.resolve(Address("none.example", 853)) == [Address("192.0.2.1", 853)]
 
-    def test_one_of_our_own_listeners_is_not_asked(self) -> None:
-        """Or a query would come back here, and be asked again."""
+    def test_own_listener_is_not_asked(self) -> None:
+        """A query to it would come back here and be asked again."""
         with name_server(lambda asked: answer_to(asked, RIGHT)) as address:
             forwarder = make_forwarder(
                 DnsConfig((NameServerConfig("udp", address),)),
-                Means(direct, no_way, domains, Forbidding()),
+                dependencies(guard=ForbiddingGuard()),
             )
             with pytest.raises(ServerError) as caught:
-                only(forwarder).exchange([WWW], soon())  # type: ignore[arg-type]
+                only(forwarder).exchange([WWW], far_deadline())  # type: ignore[arg-type]
         assert (
             str(caught.value)
             == f"udp://{address}: udp {address}: the connection would come back here"
         )
 
-    def test_a_servers_name_that_is_not_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def nobody(host: str) -> Found:
+    def test_name_of_a_server_that_is_not_found_is_a_dial_error(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(host: str) -> LookupResult:
             raise LookupFailed
 
-        monkeypatch.setattr(factory, "ask_system", nobody)
+        monkeypatch.setattr(factory, "ask_system", fail)
         with pytest.raises(DialError, match="dns.example: name not resolved"):
-            SystemNames({}).resolve(Address("dns.example", 853))
+            SystemResolver({}).resolve(Address("dns.example", 853))
 
 
 class TestUpstreams:
     @pytest.mark.parametrize("scheme", ["udp", "tcp"])
-    def test_a_server_behind_an_upstream_is_asked_by_tcp(self, scheme: str) -> None:
+    def test_server_behind_an_upstream_is_asked_over_tcp(self, scheme: str) -> None:
         with server(serve(lambda asked: answer_to(asked, RIGHT))) as address:
-            dialer = Recorded(address)
-            ways: list[UpstreamConfig] = []
+            dialer = RecordingDialer(address)
+            upstreams: list[UpstreamConfig] = []
 
-            def way(config: UpstreamConfig) -> Recorded:
-                ways.append(config)
+            def recorded(config: UpstreamConfig) -> RecordingDialer:
+                upstreams.append(config)
                 return dialer
 
-            forwarder = made(
-                NameServerConfig(scheme, Address("192.0.2.53", 53), upstream=OFFICE), way=way
+            forwarder = build(
+                NameServerConfig(scheme, Address("192.0.2.53", 53), upstream=OFFICE),
+                dialer=recorded,
             )
             assert forwarder.forward(WWW) == answer_to(WWW, RIGHT)
             forwarder.close()
-        assert ways == [OFFICE]
+        assert upstreams == [OFFICE]
         (flow,) = dialer.flows
-        assert (flow.network, flow.target, flow.listener, flow.user) == (
-            "tcp",
-            Address("192.0.2.53", 53),
-            "",
-            "",
-        )
+        target = Address("192.0.2.53", 53)
+        assert (flow.network, flow.target, flow.listener, flow.user) == ("tcp", target, "", "")
 
 
 class TestTls:
@@ -286,9 +309,11 @@ class TestTls:
         ],
         ids=["by a name of its own", "by its address", "by its name"],
     )
-    def test_a_server_is_who_it_says(self, pem: Any, tls: UpstreamTlsConfig, host: str) -> None:
+    def test_server_with_a_valid_certificate_is_asked_over_tls(
+        self, pem: Any, tls: UpstreamTlsConfig, host: str
+    ) -> None:
         with server(secured(serve(lambda asked: answer_to(asked, RIGHT)))) as address:
-            forwarder = made(
+            forwarder = build(
                 NameServerConfig(
                     "tls", address._replace(host=host), tls=tls._replace(ca=pem.path("ca.pem"))
                 )
@@ -299,7 +324,7 @@ class TestTls:
 
     @pytest.mark.parametrize("scheme", ["tls", "https"])
     @pytest.mark.parametrize(
-        "name, tls, said",
+        "name, tls, message",
         [
             (
                 "server",
@@ -310,44 +335,48 @@ class TestTls:
         ],
         ids=["another name", "of another authority"],
     )
-    def test_whoever_else_answers_is_not_believed(
-        self, pem: Any, scheme: str, name: str, tls: dict[str, str], said: str
+    def test_server_with_an_invalid_certificate_is_an_error(
+        self, pem: Any, scheme: str, name: str, tls: dict[str, str], message: str
     ) -> None:
         with server(secured(read_to_end, name)) as address:
-            only_one = only(
-                made(
+            server_with_tls = only(
+                build(
                     NameServerConfig(
                         scheme, address, "/q", tls=UpstreamTlsConfig(ca=pem.path("ca.pem"), **tls)
                     )
                 )
             )
             with pytest.raises(ServerError) as caught:
-                only_one.exchange([WWW], soon())
-        assert said in str(caught.value).replace("Hostname mismatch, ", "") and str(
-            caught.value
-        ).startswith(f"{scheme}://{address}")
+                server_with_tls.exchange([WWW], far_deadline())
+        error = str(caught.value)
+        assert error.startswith(f"{scheme}://{address}")
+        assert message in error.replace("Hostname mismatch, ", "")
 
-    def test_unless_that_is_wished(self, pem: Any) -> None:
+    def test_insecure_server_may_have_any_certificate(self, pem: Any) -> None:
         with server(secured(serve(lambda asked: answer_to(asked, RIGHT)), "stranger")) as address:
-            forwarder = made(NameServerConfig("tls", address, tls=UpstreamTlsConfig(insecure=True)))
+            forwarder = build(
+                NameServerConfig("tls", address, tls=UpstreamTlsConfig(insecure=True))
+            )
             assert forwarder.forward(WWW) == answer_to(WWW, RIGHT)
             forwarder.close()
 
-    def test_a_silent_handshake_ends_with_the_deadline(self) -> None:
+    def test_silent_tls_handshake_ends_with_the_deadline(self) -> None:
         with server(read_to_end) as address, pytest.raises(ServerError, match="out of time"):
             only(
-                made(NameServerConfig("tls", address, tls=UpstreamTlsConfig(insecure=True)))
+                build(NameServerConfig("tls", address, tls=UpstreamTlsConfig(insecure=True)))
             ).exchange([WWW], time.monotonic() + 0.1)
 
-    def test_a_server_without_tls_is_an_error(self) -> None:
+    def test_server_that_does_not_speak_tls_is_an_error(self) -> None:
         def script(sock: socket.socket) -> None:
             read_exactly(sock, 1)
             sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
         with server(script) as address, pytest.raises(ServerError, match="TLS: "):
             only(
-                made(NameServerConfig("https", address, "/q", tls=UpstreamTlsConfig(insecure=True)))
-            ).exchange([WWW], soon())
+                build(
+                    NameServerConfig("https", address, "/q", tls=UpstreamTlsConfig(insecure=True))
+                )
+            ).exchange([WWW], far_deadline())
 
     @pytest.mark.parametrize(
         "tls",
@@ -358,19 +387,21 @@ class TestTls:
             {"ca": "broken.pem"},
         ],
     )
-    def test_files_that_cannot_be_used_are_errors_with_their_place(
+    def test_unusable_tls_file_is_an_error_with_its_place(
         self, pem: Any, tls: dict[str, str]
     ) -> None:
         paths = UpstreamTlsConfig(**{key: pem.path(name) for key, name in tls.items()})
         with pytest.raises(ConfigError) as caught:
-            made(NameServerConfig("tls", Address("192.0.2.1", 853), tls=paths, place="c.yaml:3:14"))
+            build(
+                NameServerConfig("tls", Address("192.0.2.1", 853), tls=paths, place="c.yaml:3:14")
+            )
         assert str(caught.value).startswith(
-            f"c.yaml:3:14: dns: 192.0.2.1:853: tls: cannot use {next(iter(paths._asdict().values())) or paths.certificate}"
+            f"c.yaml:3:14: dns: 192.0.2.1:853: tls: cannot use {paths.ca or paths.certificate}"
         )
 
 
 class TestRules:
-    def test_names_lead_to_their_servers(self, tmp_path: Path) -> None:
+    def test_rules_lead_names_to_their_servers(self, tmp_path: Path) -> None:
         (tmp_path / "lan.txt").write_text("home.arpa\n")
         with (
             name_server(lambda asked: answer_to(asked, RIGHT)) as of_lan,
@@ -384,7 +415,7 @@ class TestRules:
                 ),
                 DnsRuleConfig(("ads.example",), (), ()),
             ]
-            forwarder = made(NameServerConfig("udp", others), rules=rules)
+            forwarder = build(NameServerConfig("udp", others), rules=rules)
             for host in ("a.lan", "intranet", "home.arpa"):
                 assert forwarder.forward(query(question(host))) == answer_to(
                     query(question(host)), RIGHT
@@ -399,11 +430,11 @@ class TestRules:
     @pytest.mark.parametrize(
         "domain, files", [(("regex:(",), ()), ((), ("/nowhere/list",))], ids=["a pattern", "a file"]
     )
-    def test_what_cannot_be_read_is_an_error_with_its_place(
+    def test_bad_pattern_or_list_is_an_error_with_its_place(
         self, domain: tuple[str, ...], files: tuple[str, ...]
     ) -> None:
         with pytest.raises(ConfigError) as caught:
-            made(rules=[DnsRuleConfig(domain, files, (), "c.yaml:5:5")])
+            build(rules=[DnsRuleConfig(domain, files, (), "c.yaml:5:5")])
         assert "c.yaml:5:5" in str(caught.value) or "/nowhere/list" in str(caught.value)
 
 
@@ -413,21 +444,18 @@ class TestHosts:
         path = tmp_path / "hosts"
         path.write_bytes(
             b"# a comment\n127.0.0.1\tlocalhost\n::1 localhost ip6-localhost  # another\n\n"
-            b"192.0.2.1 Printer.LAN printer\n192.0.2.2 scanner.lan.\nnonsense here\n192.0.2.300 no\nfe80::1%eth0 no\n"
-            b"192.0.2.4 caf\xe9.lan\n192.0.2.5\n"
+            b"192.0.2.1 Printer.LAN printer\n192.0.2.2 scanner.lan.\nnonsense here\n"
+            b"192.0.2.300 no\nfe80::1%eth0 no\n192.0.2.4 caf\xe9.lan\n192.0.2.5\n"
         )
         monkeypatch.setattr(factory, "HOSTS_FILE", str(path))
         yield path
 
     def known(self, **more: Any) -> dict[str, tuple[str, ...]]:
+        """Return the hosts of the plan."""
         config = DnsConfig((NameServerConfig("udp", Address("192.0.2.53", 53)),), **more)
-        return dict(
-            make_plan(
-                config, make_forwarder(config, Means(direct, no_way, domains, Permissive()))
-            ).hosts
-        )
+        return dict(make_lookup_plan(config, make_forwarder(config, dependencies())).hosts)
 
-    def test_are_read_of_the_system(self, hosts: Path) -> None:
+    def test_hosts_file_of_the_system_is_read(self, hosts: Path) -> None:
         known = self.known()
         assert known.pop("caf\ufffd.lan") == ("192.0.2.4",)
         assert known == {
@@ -438,7 +466,7 @@ class TestHosts:
             "scanner.lan": ("192.0.2.2",),
         }
 
-    def test_those_of_the_configuration_come_first(self, hosts: Path) -> None:
+    def test_hosts_of_the_configuration_come_first(self, hosts: Path) -> None:
         known = self.known(hosts=(("printer", ("192.0.2.9",)), ("new.lan", ())))
         assert (known["printer"], known["printer.lan"], known["new.lan"]) == (
             ("192.0.2.9",),
@@ -446,11 +474,11 @@ class TestHosts:
             (),
         )
 
-    def test_a_file_that_is_not_there_is_no_error(self, hosts: Path) -> None:
+    def test_missing_hosts_file_is_no_error(self, hosts: Path) -> None:
         hosts.unlink()
         assert self.known() == {}
 
-    def test_rules_alone_hold_for_our_own_lookups_too(self, hosts: Path) -> None:
+    def test_plan_with_rules_only_reads_the_hosts_file(self, hosts: Path) -> None:
         with name_server(
             lambda asked: (
                 answer_to(asked, RIGHT)
@@ -461,7 +489,7 @@ class TestHosts:
             config = DnsConfig(
                 (), (DnsRuleConfig(("*.lan",), (), (NameServerConfig("udp", of_lan),)),)
             )
-            forwarder = make_forwarder(config, Means(direct, no_way, domains, Permissive()))
-            plan = make_plan(config, forwarder)
+            forwarder = make_forwarder(config, dependencies())
+            plan = make_lookup_plan(config, forwarder)
             assert plan.ask("a.lan").addresses == ("192.0.2.1",)
             assert plan.hosts["printer.lan"] == ("192.0.2.1",)

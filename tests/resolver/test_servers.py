@@ -1,12 +1,11 @@
-"""Name servers, one exchange at a time, against servers that misbehave: what counts as an answer, and what is tried next."""
+"""Exchanges with name servers that misbehave: what is accepted, and what is tried next."""
 
 from __future__ import annotations
 
 import socket
 import threading
 import time
-from types import SimpleNamespace
-from typing import Any, Callable, Sequence
+from typing import Callable, Sequence
 
 import pytest
 
@@ -14,27 +13,30 @@ from netproxy.errors import DialError, ProtocolError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream
 from netproxy.resolver import servers as servers_module
+from netproxy.resolver.group import NameServerGroup
 from netproxy.resolver.servers import (
     IDLE_KEPT,
     KEPT_SECONDS,
-    REST_SECONDS,
     HttpsServer,
+    NameServer,
     ServerError,
-    Servers,
     StreamServer,
     UdpServer,
 )
 from tests.support.dns import QR, RA, RD, TC, a, question
 from tests.support.nameservers import (
     MAIL,
+    RIGHT,
     WWW,
     answer_to,
+    dial_to,
+    far_deadline,
     framed,
-    named,
+    is_answer,
+    question_of,
     read_framed,
     serve,
-    soon,
-    texts,
+    txt_records,
     udp_server,
 )
 from tests.support.sockets import (
@@ -44,21 +46,18 @@ from tests.support.sockets import (
     address_of,
     read_exactly,
     read_to_end,
-    refusing,
     server,
     udp,
     wait_until,
 )
 
-Script = Callable[[socket.socket], Any]
-RIGHT = a(60, b"\xc0\0\2\x01")
 WRONG = a(60, b"\xc6\x33\x64\x42")
 
 
-class Nobody:
-    """In the place of a server by TCP where none is to be asked."""
+class Unasked:
+    """A server over TCP that must not be asked."""
 
-    name = "nobody"
+    name = "unasked"
 
     def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
         raise AssertionError("asked by TCP")
@@ -67,46 +66,48 @@ class Nobody:
         pass
 
 
-def udp_client(address: Address, stream: Any = Nobody()) -> UdpServer:
-    return UdpServer(f"udp://{address}", address, stream, lambda: None)
+def udp_client(address: Address, stream: NameServer | None = None) -> UdpServer:
+    """Return the UDP side of a name server; `stream` is its TCP side."""
+    return UdpServer(f"udp://{address}", address, stream or Unasked(), lambda: None)
 
 
-def dial(address: Address) -> Callable[[float], Stream]:
-    """Non-blocking sockets, as the dialers give them."""
+class RecordedDials:
+    """A dial function that keeps the streams it has opened."""
 
-    def connect(deadline: float) -> Stream:
-        sock = socket.create_connection(address, SECONDS)
-        sock.setblocking(False)
-        return Stream(sock)
+    def __init__(self, address: Address) -> None:
+        self.streams: list[Stream] = []
+        self._dial = dial_to(address)
 
-    return connect
-
-
-def is_answer(found: bytes, asked: bytes, *records: bytes) -> bool:
-    return found == answer_to(asked, *records)
+    def dial(self, deadline: float) -> Stream:
+        """Open a stream."""
+        self.streams.append(self._dial(deadline))
+        return self.streams[-1]
 
 
 class TestUdp:
-    def test_an_answer_has_the_id_of_its_query(self) -> None:
+    def test_answer_over_udp_has_the_id_of_its_query(self) -> None:
         def script(sock: socket.socket) -> None:
             asked, peer = sock.recvfrom(512)
             assert asked[2:] == WWW[2:]
             sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script) as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
-        assert is_answer(found, WWW, RIGHT)
+            (answer,) = udp_client(address).exchange([WWW], far_deadline())
+        assert is_answer(answer, WWW, RIGHT)
 
-    def test_answers_may_come_in_another_order(self) -> None:
+    def test_answers_over_udp_may_come_in_any_order(self) -> None:
         def script(sock: socket.socket) -> None:
             (first, peer), (second, _) = sock.recvfrom(512), sock.recvfrom(512)
-            assert {named(first), named(second)} == {named(WWW), named(MAIL)}
+            assert {question_of(first), question_of(second)} == {
+                question_of(WWW),
+                question_of(MAIL),
+            }
             for asked in (second, first, second):
                 sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script) as address:
-            found = udp_client(address).exchange([WWW, MAIL], soon())
-        assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
+            answers = udp_client(address).exchange([WWW, MAIL], far_deadline())
+        assert answers == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
 
     @pytest.mark.parametrize(
         "spoil",
@@ -135,17 +136,17 @@ class TestUdp:
             "garbage",
         ],
     )
-    def test_what_is_no_answer_is_ignored(self, spoil: Callable[[bytes], bytes]) -> None:
+    def test_datagram_that_is_no_answer_is_ignored(self, spoil: Callable[[bytes], bytes]) -> None:
         def script(sock: socket.socket) -> None:
             asked, peer = sock.recvfrom(512)
             sock.sendto(spoil(asked), peer)
             sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script) as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
-        assert is_answer(found, WWW, RIGHT)
+            (answer,) = udp_client(address).exchange([WWW], far_deadline())
+        assert is_answer(answer, WWW, RIGHT)
 
-    def test_from_another_source_it_is_none(self) -> None:
+    def test_answer_from_another_source_is_ignored(self) -> None:
         def script(sock: socket.socket) -> None:
             asked, peer = sock.recvfrom(512)
             with udp() as other:
@@ -153,11 +154,13 @@ class TestUdp:
             sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script) as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
-        assert is_answer(found, WWW, RIGHT)
+            (answer,) = udp_client(address).exchange([WWW], far_deadline())
+        assert is_answer(answer, WWW, RIGHT)
 
-    def test_a_flood_of_guesses_does_not_end_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As from an attacker who knows the port, speaks with the server's address and guesses IDs."""
+    def test_flood_of_guessed_ids_does_not_end_an_exchange(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An attacker knows the port, forges the server's address and guesses IDs."""
         monkeypatch.setattr(servers_module, "TRY_SECONDS", 0.2)
         monkeypatch.setattr(servers_module, "TRIES", 100)
 
@@ -166,53 +169,53 @@ class TestUdp:
             right = int.from_bytes(asked[:2], "big")
             for guess in range(1, 2000):
                 sock.sendto(answer_to(asked, WRONG, id=(right + guess) % 65536), peer)
-            again, peer = sock.recvfrom(
-                512
-            )  # the answer must not be lost because the client's buffer is full
+            # The second query shows that the client's buffer has room for the answer.
+            again, peer = sock.recvfrom(512)
             sock.sendto(answer_to(again, RIGHT), peer)
 
         with udp_server(script) as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
-        assert is_answer(found, WWW, RIGHT)
+            (answer,) = udp_client(address).exchange([WWW], far_deadline())
+        assert is_answer(answer, WWW, RIGHT)
 
-    def test_what_was_not_answered_is_sent_again_alone(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_only_unanswered_queries_are_sent_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(servers_module, "TRY_SECONDS", 0.1)
         monkeypatch.setattr(servers_module, "TRIES", 100)
 
         def script(sock: socket.socket) -> None:
             first = dict(
-                (named(asked), (asked, peer))
+                (question_of(asked), (asked, peer))
                 for asked, peer in (sock.recvfrom(512), sock.recvfrom(512))
             )
-            asked, peer = first[named(WWW)]
+            asked, peer = first[question_of(WWW)]
             sock.sendto(answer_to(asked, RIGHT), peer)
             again = sock.recv(512)
-            while again == asked:  # the answer was late, on a busy machine
+            # On a busy machine the answer was late.
+            while again == asked:
                 again = sock.recv(512)
-            assert again == first[named(MAIL)][0]
+            assert again == first[question_of(MAIL)][0]
             sock.sendto(answer_to(again, RIGHT), peer)
 
         with udp_server(script) as address:
-            found = udp_client(address).exchange([WWW, MAIL], soon())
-        assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
+            answers = udp_client(address).exchange([WWW, MAIL], far_deadline())
+        assert answers == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
 
-    def test_silence_ends_with_the_tries(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_exchange_over_udp_ends_after_the_last_try(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(servers_module, "TRY_SECONDS", 0.02)
         with udp() as silent:
             with pytest.raises(ServerError) as caught:
-                udp_client(address_of(silent)).exchange([WWW], soon())
+                udp_client(address_of(silent)).exchange([WWW], far_deadline())
             asked = [silent.recv(512) for _ in range(servers_module.TRIES)]
         assert str(caught.value).endswith(": no answer")
         assert len(set(asked)) == 1
         assert asked[0][2:] == WWW[2:]
 
-    def test_silence_ends_with_the_deadline(self) -> None:
+    def test_exchange_over_udp_ends_with_its_deadline(self) -> None:
         with udp() as silent, pytest.raises(ServerError):
             udp_client(address_of(silent)).exchange([WWW], time.monotonic() + 0.05)
 
-    def test_nothing_is_sent_after_the_deadline(self) -> None:
+    def test_no_query_is_sent_after_the_deadline(self) -> None:
         with udp() as silent, pytest.raises(ServerError):
             udp_client(address_of(silent)).exchange([WWW], time.monotonic())
         with udp() as silent:
@@ -222,20 +225,20 @@ class TestUdp:
             with pytest.raises(BlockingIOError):
                 silent.recv(512)
 
-    def test_a_port_that_nobody_has_fails_at_once(self) -> None:
+    def test_refused_datagram_ends_an_exchange_at_once(self) -> None:
         with udp() as sock:
             address = address_of(sock)
         began = time.monotonic()
         with pytest.raises(ServerError, match="Connection refused"):
             udp_client(address).exchange([WWW], began + 60)
 
-    def test_a_truncated_answer_is_asked_for_again_by_tcp(self) -> None:
-        whole = texts(60, 4000)
+    def test_truncated_answer_is_asked_for_again_over_tcp(self) -> None:
+        whole = txt_records(60, 4000)
 
         def script(sock: socket.socket) -> None:
             for _ in range(2):
                 asked, peer = sock.recvfrom(512)
-                full = named(asked) == named(MAIL)
+                full = question_of(asked) == question_of(MAIL)
                 sock.sendto(
                     answer_to(asked, RIGHT) if full else answer_to(asked, flags=QR | RD | RA | TC),
                     peer,
@@ -245,12 +248,12 @@ class TestUdp:
             udp_server(script) as address,
             server(serve(lambda asked: answer_to(asked, *whole))) as by_tcp,
         ):
-            stream = StreamServer("tcp", dial(by_tcp))
-            found = udp_client(address, stream).exchange([WWW, MAIL], soon())
+            stream = StreamServer("tcp", dial_to(by_tcp))
+            answers = udp_client(address, stream).exchange([WWW, MAIL], far_deadline())
             stream.close()
-        assert found == [answer_to(WWW, *whole), answer_to(MAIL, RIGHT)]
+        assert answers == [answer_to(WWW, *whole), answer_to(MAIL, RIGHT)]
 
-    def test_ids_and_ports_cannot_be_guessed(self) -> None:
+    def test_ids_and_source_ports_over_udp_are_random(self) -> None:
         seen: list[tuple[int, int]] = []
 
         def script(sock: socket.socket) -> None:
@@ -262,52 +265,51 @@ class TestUdp:
         with udp_server(script) as address:
             client = udp_client(address)
             for _ in range(40):
-                client.exchange([WWW], soon())
+                client.exchange([WWW], far_deadline())
         ids, ports = [id for id, _ in seen], [port for _, port in seen]
         assert len(set(ids)) > 35 and len(set(ports)) > 30
-        assert len({after - before for before, after in zip(ids, ids[1:])}) > 30
-        assert (
-            max(ids) - min(ids) > 16384
-        )  # 40 of 65,536: all within a quarter is one chance in 10^21
+        assert len({after - before for before, after in zip(ids, ids[1:], strict=False)}) > 30
+        # The chance that 40 of 65,536 numbers are within a quarter is 1 in 10^21.
+        assert max(ids) - min(ids) > 16384
 
     @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6")
-    def test_by_ipv6(self) -> None:
+    def test_server_is_asked_over_ipv6(self) -> None:
         def script(sock: socket.socket) -> None:
             asked, peer = sock.recvfrom(512)
             sock.sendto(answer_to(asked, RIGHT), peer)
 
         with udp_server(script, "::1") as address:
-            (found,) = udp_client(address).exchange([WWW], soon())
-        assert is_answer(found, WWW, RIGHT)
+            (answer,) = udp_client(address).exchange([WWW], far_deadline())
+        assert is_answer(answer, WWW, RIGHT)
 
 
 class TestStream:
-    def test_queries_are_sent_at_once_and_answers_come_in_any_order(self) -> None:
+    def test_queries_over_tcp_are_sent_at_once_and_answered_in_any_order(self) -> None:
         def script(sock: socket.socket) -> None:
             first, second = read_framed(sock), read_framed(sock)
             assert (first[2:], second[2:]) == (WWW[2:], MAIL[2:])
             sock.sendall(framed(answer_to(second, RIGHT)) + framed(answer_to(first, RIGHT)))
 
         with server(script) as address:
-            client = StreamServer("tcp", dial(address))
-            found = client.exchange([WWW, MAIL], soon())
+            client = StreamServer("tcp", dial_to(address))
+            answers = client.exchange([WWW, MAIL], far_deadline())
             client.close()
-        assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
+        assert answers == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
 
-    def test_an_answer_may_come_byte_by_byte(self) -> None:
+    def test_answer_over_tcp_may_come_byte_by_byte(self) -> None:
         def script(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for byte in framed(answer_to(read_framed(sock), RIGHT)):
                 sock.sendall(bytes((byte,)))
 
         with server(script) as address:
-            client = StreamServer("tcp", dial(address))
-            (found,) = client.exchange([WWW], soon())
+            client = StreamServer("tcp", dial_to(address))
+            (answer,) = client.exchange([WWW], far_deadline())
             client.close()
-        assert is_answer(found, WWW, RIGHT)
+        assert is_answer(answer, WWW, RIGHT)
 
     @pytest.mark.parametrize(
-        "given",
+        "reply",
         [
             lambda asked: framed(answer_to(asked, WRONG, id=int.from_bytes(asked[:2], "big") ^ 1)),
             lambda asked: framed(answer_to(asked[:12] + question("evil.example"), WRONG)),
@@ -327,18 +329,20 @@ class TestStream:
             "closed",
         ],
     )
-    def test_what_is_no_answer_is_an_error(self, given: Callable[[bytes], bytes]) -> None:
+    def test_message_over_tcp_that_is_no_answer_is_an_error(
+        self, reply: Callable[[bytes], bytes]
+    ) -> None:
         with (
-            server(lambda sock: sock.sendall(given(read_framed(sock)))) as address,
+            server(lambda sock: sock.sendall(reply(read_framed(sock)))) as address,
             pytest.raises(ServerError, match="^tcp: "),
         ):
-            StreamServer("tcp", dial(address)).exchange([WWW], soon())
+            StreamServer("tcp", dial_to(address)).exchange([WWW], far_deadline())
 
-    def test_silence_ends_with_the_deadline(self) -> None:
+    def test_exchange_over_tcp_ends_with_its_deadline(self) -> None:
         with server(read_to_end) as address, pytest.raises(ServerError, match="out of time"):
-            StreamServer("tcp", dial(address)).exchange([WWW], time.monotonic() + 0.05)
+            StreamServer("tcp", dial_to(address)).exchange([WWW], time.monotonic() + 0.05)
 
-    def test_a_server_that_drips_does_not_go_on_for_ever(self) -> None:
+    def test_answer_byte_by_byte_ends_with_the_deadline(self) -> None:
         def script(sock: socket.socket) -> None:
             read_framed(sock)
             try:
@@ -349,9 +353,9 @@ class TestStream:
                 pass
 
         with server(script) as address, pytest.raises(ServerError, match="out of time"):
-            StreamServer("tcp", dial(address)).exchange([WWW], time.monotonic() + 0.1)
+            StreamServer("tcp", dial_to(address)).exchange([WWW], time.monotonic() + 0.1)
 
-    def test_ids_are_random(self) -> None:
+    def test_ids_over_tcp_are_random(self) -> None:
         ids: list[bytes] = []
 
         def reply(asked: bytes) -> bytes:
@@ -359,40 +363,39 @@ class TestStream:
             return answer_to(asked)
 
         with server(serve(reply)) as address:
-            client = StreamServer("tcp", dial(address))
+            client = StreamServer("tcp", dial_to(address))
             for _ in range(20):
-                client.exchange([WWW], soon())
+                client.exchange([WWW], far_deadline())
             client.close()
         assert len(set(ids)) > 15
 
 
 class TestKeptConnections:
-    def test_one_connection_serves_exchange_after_exchange(self) -> None:
+    def test_connection_is_kept_for_the_next_exchange(self) -> None:
         with server(serve()) as address:
-            dials: list[float] = []
-            client = StreamServer(
-                "tcp", lambda deadline: (dials.append(deadline), dial(address)(deadline))[1]
-            )
+            dialled = RecordedDials(address)
+            client = StreamServer("tcp", dialled.dial)
             for _ in range(3):
-                client.exchange([WWW], soon())
+                client.exchange([WWW], far_deadline())
             client.close()
-        assert len(dials) == 1
+        assert len(dialled.streams) == 1
 
-    def test_one_that_the_server_has_closed_is_replaced(self) -> None:
+    def test_kept_connection_that_the_server_closed_is_replaced(self) -> None:
         def once(sock: socket.socket) -> None:
             sock.sendall(framed(answer_to(read_framed(sock), RIGHT)))
 
         with server(once) as address:
-            client = StreamServer("tcp", dial(address))
-            assert [is_answer(client.exchange([WWW], soon())[0], WWW, RIGHT) for _ in range(3)] == [
-                True
-            ] * 3
+            client = StreamServer("tcp", dial_to(address))
+            for _ in range(3):
+                assert is_answer(client.exchange([WWW], far_deadline())[0], WWW, RIGHT)
             client.close()
 
-    def test_one_that_is_silent_is_replaced_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As behind a NAT that has forgotten it: nobody says that it is gone."""
+    def test_kept_connection_that_is_silent_is_replaced_in_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A NAT that has forgotten a connection does not say so."""
         monkeypatch.setattr(
-            servers_module, "_share", lambda deadline, left: time.monotonic() + 0.05
+            servers_module, "share_of_time", lambda deadline, attempts: time.monotonic() + 0.05
         )
 
         def once(sock: socket.socket) -> None:
@@ -400,20 +403,19 @@ class TestKeptConnections:
             read_to_end(sock)
 
         with server(once) as address:
-            client = StreamServer("tcp", dial(address))
-            assert [is_answer(client.exchange([WWW], soon())[0], WWW, RIGHT) for _ in range(2)] == [
-                True
-            ] * 2
+            client = StreamServer("tcp", dial_to(address))
+            for _ in range(2):
+                assert is_answer(client.exchange([WWW], far_deadline())[0], WWW, RIGHT)
             client.close()
 
-    def test_none_is_dialled_after_the_deadline(self) -> None:
+    def test_no_connection_is_dialled_after_the_deadline(self) -> None:
         def never(deadline: float) -> Stream:
             raise AssertionError("dialled")
 
         with pytest.raises(ServerError, match="no answer"):
             StreamServer("tcp", never).exchange([WWW], time.monotonic())
 
-    def test_only_a_few_are_kept(self) -> None:
+    def test_only_a_few_connections_are_kept(self) -> None:
         together = threading.Barrier(IDLE_KEPT + 2)
 
         def reply(asked: bytes) -> bytes:
@@ -421,43 +423,38 @@ class TestKeptConnections:
             return answer_to(asked)
 
         with server(serve(reply)) as address:
-            streams: list[Stream] = []
-
-            def keep(deadline: float) -> Stream:
-                streams.append(dial(address)(deadline))
-                return streams[-1]
-
-            client = StreamServer("tcp", keep)
-            tasks = [Task(client.exchange, [WWW], soon()) for _ in range(IDLE_KEPT + 2)]
+            dialled = RecordedDials(address)
+            streams = dialled.streams
+            client = StreamServer("tcp", dialled.dial)
+            tasks = [Task(client.exchange, [WWW], far_deadline()) for _ in range(IDLE_KEPT + 2)]
             for task in tasks:
                 task.result()
             assert sum(stream.open for stream in streams) == IDLE_KEPT
             client.close()
             assert not any(stream.open for stream in streams)
 
-    def test_those_that_nobody_uses_are_given_up(self) -> None:
+    def test_kept_connection_expires(self) -> None:
         with server(serve()) as address:
-            streams: list[Stream] = []
-
-            def keep(deadline: float) -> Stream:
-                streams.append(dial(address)(deadline))
-                return streams[-1]
-
-            client = Servers(
-                [udp_client(address, StreamServer("tcp", keep)), StreamServer("tcp", keep)]
+            dialled = RecordedDials(address)
+            streams = dialled.streams
+            client = NameServerGroup(
+                [
+                    udp_client(address, StreamServer("tcp", dialled.dial)),
+                    StreamServer("tcp", dialled.dial),
+                ]
             )
-            client.servers[1].exchange([WWW], soon())
+            client.servers[1].exchange([WWW], far_deadline())
             now = time.monotonic()
             assert client.expire(now) == [] and streams[0].open
             for close in client.expire(now + KEPT_SECONDS + 1):
                 close()
             assert not streams[0].open
             assert client.expire(now + 2 * KEPT_SECONDS) == []
-            client.servers[1].exchange([WWW], soon())
+            client.servers[1].exchange([WWW], far_deadline())
             assert len(streams) == 2
             client.close()
 
-    def test_what_is_in_use_at_the_close_is_not_kept(self) -> None:
+    def test_connection_in_use_at_the_close_is_not_kept(self) -> None:
         asked, go_on = threading.Event(), threading.Event()
 
         def reply(query: bytes) -> bytes:
@@ -466,14 +463,10 @@ class TestKeptConnections:
             return answer_to(query, RIGHT)
 
         with server(serve(reply)) as address:
-            streams: list[Stream] = []
-
-            def keep(deadline: float) -> Stream:
-                streams.append(dial(address)(deadline))
-                return streams[-1]
-
-            client = StreamServer("tcp", keep)
-            task = Task(client.exchange, [WWW], soon())
+            dialled = RecordedDials(address)
+            streams = dialled.streams
+            client = StreamServer("tcp", dialled.dial)
+            task = Task(client.exchange, [WWW], far_deadline())
             assert asked.wait(SECONDS)
             client.close()
             go_on.set()
@@ -481,23 +474,23 @@ class TestKeptConnections:
             assert not streams[0].open
 
     @pytest.mark.parametrize(
-        "failure, said",
+        "failure, message",
         [
             (DialError(Reason.REFUSED, "192.0.2.1:853"), "tcp: 192.0.2.1:853: connection refused"),
             (ProtocolError("TLS: no"), "tcp: TLS: no"),
         ],
     )
-    def test_a_dial_that_fails_is_told(self, failure: Exception, said: str) -> None:
+    def test_failed_dial_is_a_server_error(self, failure: Exception, message: str) -> None:
         def fail(deadline: float) -> Stream:
             raise failure
 
         with pytest.raises(ServerError) as caught:
-            StreamServer("tcp", fail).exchange([WWW], soon())
-        assert str(caught.value) == said
+            StreamServer("tcp", fail).exchange([WWW], far_deadline())
+        assert str(caught.value) == message
 
 
 def read_post(sock: socket.socket) -> tuple[bytes, bytes]:
-    """Head and body of a request."""
+    """Return head and body of a request."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += read_exactly(sock, 1)
@@ -512,17 +505,19 @@ def read_post(sock: socket.socket) -> tuple[bytes, bytes]:
 def response(
     body: bytes, *fields: bytes, status: bytes = b"200 OK", version: bytes = b"HTTP/1.1"
 ) -> bytes:
+    """Return an HTTP response."""
     return b"\r\n".join(
         [version + b" " + status, b"Content-Length: %d" % len(body), *fields, b"", body]
     )
 
 
 def https(address: Address, host: str = "dns.example", path: str = "/dns-query") -> HttpsServer:
-    return HttpsServer("https", dial(address), host, path)
+    """Return an HTTPS client that connects without TLS."""
+    return HttpsServer("https", dial_to(address), host, path)
 
 
 class TestHttps:
-    def test_posts_a_message_whose_id_is_zero(self) -> None:
+    def test_https_posts_a_message_with_id_zero(self) -> None:
         heads: list[tuple[bytes, bytes]] = []
 
         def script(sock: socket.socket) -> None:
@@ -533,9 +528,9 @@ class TestHttps:
 
         with server(script) as address:
             client = https(address, "dns.example:8443", "/q?a=b")
-            (found,) = client.exchange([WWW], soon())
+            (answer,) = client.exchange([WWW], far_deadline())
             client.close()
-        assert is_answer(found, WWW, RIGHT)
+        assert is_answer(answer, WWW, RIGHT)
         ((head, body),) = heads
         assert body == b"\0\0" + WWW[2:]
         assert head.split(b"\r\n") == [
@@ -569,19 +564,19 @@ class TestHttps:
         ],
         ids=["chunked", "1xx", "until the close", "close", "HTTP/1.0"],
     )
-    def test_answers_are_framed_in_many_ways(self, wrap: Callable[[bytes], bytes]) -> None:
-        """The server closes after each: two queries need two connections."""
+    def test_https_answer_may_have_any_framing(self, wrap: Callable[[bytes], bytes]) -> None:
+        """The server closes after each response: two queries need two connections."""
 
         def script(sock: socket.socket) -> None:
             sock.sendall(wrap(answer_to(read_post(sock)[1], RIGHT)))
 
         with server(script) as address:
             client = https(address)
-            found = client.exchange([WWW, MAIL], soon())
+            answers = client.exchange([WWW, MAIL], far_deadline())
             client.close()
-        assert found == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
+        assert answers == [answer_to(WWW, RIGHT), answer_to(MAIL, RIGHT)]
 
-    def test_one_connection_serves_query_after_query(self) -> None:
+    def test_https_connection_is_kept_for_the_next_query(self) -> None:
         connections: list[socket.socket] = []
 
         def script(sock: socket.socket) -> None:
@@ -593,12 +588,12 @@ class TestHttps:
         with server(script) as address:
             client = https(address)
             for _ in range(2):
-                client.exchange([WWW, MAIL], soon())
+                client.exchange([WWW, MAIL], far_deadline())
             client.close()
         assert len(connections) == 1
 
     @pytest.mark.parametrize(
-        "given, said",
+        "reply, message",
         [
             (lambda asked: response(b"no", status=b"404 Not Found"), "answered 404"),
             (
@@ -606,13 +601,16 @@ class TestHttps:
                 "answered 429",
             ),
             (lambda asked: response(b"", b"Location: /", status=b"301 Moved"), "answered 301"),
-            (lambda asked: response(b"<html>hello</html>"), "an answer to something else"),
-            (lambda asked: response(answer_to(asked, WRONG, id=7)), "an answer to something else"),
+            (lambda asked: response(b"<html>hello</html>"), "the answer is to another question"),
+            (
+                lambda asked: response(answer_to(asked, WRONG, id=7)),
+                "the answer is to another question",
+            ),
             (
                 lambda asked: response(answer_to(asked[:12] + question("evil.example"), WRONG)),
-                "an answer to something else",
+                "the answer is to another question",
             ),
-            (lambda asked: response(b"x" * 65536), "an answer that is too long"),
+            (lambda asked: response(b"x" * 65536), "the answer is too long"),
             (
                 lambda asked: (
                     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -620,9 +618,9 @@ class TestHttps:
                     + b"x" * 65536
                     + b"\r\n"
                 ),
-                "an answer that is too long",
+                "the answer is too long",
             ),
-            (lambda asked: b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 70000, "an answer that is too long"),
+            (lambda asked: b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 70000, "the answer is too long"),
             (lambda asked: response(answer_to(asked))[:-1], "closed"),
             (lambda asked: b"SSH-2.0-OpenSSH\r\n", ""),
             (lambda asked: b"", "closed"),
@@ -642,17 +640,17 @@ class TestHttps:
             "closed",
         ],
     )
-    def test_what_is_no_answer_is_an_error(
-        self, given: Callable[[bytes], bytes], said: str
+    def test_https_response_that_is_no_answer_is_an_error(
+        self, reply: Callable[[bytes], bytes], message: str
     ) -> None:
         with (
-            server(lambda sock: sock.sendall(given(read_post(sock)[1]))) as address,
+            server(lambda sock: sock.sendall(reply(read_post(sock)[1]))) as address,
             pytest.raises(ServerError) as caught,
         ):
-            https(address).exchange([WWW], soon())
-        assert str(caught.value).startswith("https: ") and said in str(caught.value)
+            https(address).exchange([WWW], far_deadline())
+        assert str(caught.value).startswith("https: ") and message in str(caught.value)
 
-    def test_heads_without_end_end_with_the_deadline(self) -> None:
+    def test_endless_informational_responses_end_with_the_deadline(self) -> None:
         def script(sock: socket.socket) -> None:
             read_post(sock)
             try:
@@ -666,149 +664,23 @@ class TestHttps:
             https(address).exchange([WWW], time.monotonic() + 0.1)
 
 
-class Scripted:
-    """A Server that gives or raises what it is told, one for each exchange, the last again and again."""
-
-    def __init__(self, name: str, *outcomes: Any) -> None:
-        self.name = name
-        self.closed = False
-        self.asked: list[float] = []  # the deadlines
-        self._outcomes = list(outcomes)
-
-    def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
-        self.asked.append(deadline)
-        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
-        if isinstance(outcome, Exception):
-            raise outcome
-        return [
-            answer_to(query, *outcome[1:], flags=QR | RD | RA | outcome[0]) for query in queries
-        ]
-
-    def close(self) -> None:
-        self.closed = True
-
-
-GOOD, SERVFAIL, REFUSED, NXDOMAIN = (0, RIGHT), (2,), (5,), (3,)
-
-
-class TestServers:
-    def test_the_first_is_asked_alone_as_long_as_it_answers(self) -> None:
-        first, second = Scripted("first", GOOD), Scripted("second", GOOD)
-        both = Servers([first, second])
-        for _ in range(3):
-            assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
-        assert (len(first.asked), len(second.asked)) == (3, 0)
-
-    def test_that_there_is_no_such_name_is_an_answer(self) -> None:
-        first, second = Scripted("first", NXDOMAIN), Scripted("second", GOOD)
-        assert Servers([first, second]).exchange([WWW], soon())[0][3] & 15 == 3
-        assert not second.asked
-
-    @pytest.mark.parametrize(
-        "failure",
-        [ServerError("first: no answer"), ProtocolError("no"), SERVFAIL, REFUSED],
-        ids=["silent", "nonsense", "SERVFAIL", "REFUSED"],
-    )
-    def test_one_that_fails_is_followed_by_the_next_and_asked_last(self, failure: Any) -> None:
-        first, second = Scripted("first", failure), Scripted("second", GOOD)
-        both = Servers([first, second])
-        for _ in range(3):
-            assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
-        assert (len(first.asked), len(second.asked)) == (1, 3)
-
-    def test_after_its_rest_it_is_the_first_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        now = [1000.0]
-        monkeypatch.setattr(servers_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        first, second = Scripted("first", ServerError("no"), GOOD), Scripted("second", GOOD)
-        both = Servers([first, second])
-        both.exchange([WWW], now[0] + 5)
-        now[0] += REST_SECONDS - 0.1
-        both.exchange([WWW], now[0] + 5)
-        assert (len(first.asked), len(second.asked)) == (1, 2)
-        now[0] += 0.2
-        both.exchange([WWW], now[0] + 5)
-        assert (len(first.asked), len(second.asked)) == (2, 2)
-
-    def test_where_all_rest_they_are_asked_in_their_order(self) -> None:
-        first, second = (
-            Scripted("first", ServerError("first: no"), GOOD),
-            Scripted("second", ServerError("second: no")),
-        )
-        both = Servers([first, second])
-        with pytest.raises(ServerError) as caught:
-            both.exchange([WWW], soon())
-        assert str(caught.value) == "first: no; second: no"
-        assert is_answer(both.exchange([WWW], soon())[0], WWW, RIGHT)
-
-    def test_a_failure_that_was_told_is_better_than_none(self) -> None:
-        (found,) = Servers(
-            [
-                Scripted("first", SERVFAIL),
-                Scripted("second", ServerError("no")),
-                Scripted("third", REFUSED),
-            ]
-        ).exchange([WWW], soon())
-        assert found == answer_to(WWW, flags=QR | RD | RA | 2)
-
-    def test_one_bad_answer_of_two_is_a_failure(self) -> None:
-        class Half(Scripted):
-            def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
-                return [answer_to(queries[0], RIGHT), answer_to(queries[1], flags=QR | 2)]
-
-        second = Scripted("second", GOOD)
-        assert Servers([Half("half"), second]).exchange([WWW, MAIL], soon()) == [
-            answer_to(WWW, RIGHT),
-            answer_to(MAIL, RIGHT),
-        ]
-
-    def test_each_has_its_share_of_the_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        now = [1000.0]
-        monkeypatch.setattr(servers_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-
-        class Slow(Scripted):
-            def exchange(self, queries: Sequence[bytes], deadline: float) -> list[bytes]:
-                self.asked.append(deadline)
-                now[0] = deadline
-                raise ServerError(self.name)
-
-        three = [Slow(name) for name in "abc"]
-        with pytest.raises(ServerError, match="^a; b; c$"):
-            Servers(three).exchange([WWW], 1006.0)
-        assert [one.asked for one in three] == [[1002.0], [1004.0], [1006.0]]
-
-    def test_one_that_cannot_be_reached_leaves_time_for_the_next(self) -> None:
-        with refusing() as nobody, server(serve()) as address:
-
-            def refuse(deadline: float) -> Stream:
-                with pytest.raises(OSError) as caught:
-                    socket.create_connection(nobody, SECONDS)
-                raise DialError(Reason.REFUSED, str(nobody)) from caught.value
-
-            both = Servers([StreamServer("dead", refuse), StreamServer("alive", dial(address))])
-            assert both.exchange([WWW], soon())[0] == answer_to(WWW, a(60))
-            both.close()
-
-    def test_closes_all_that_hold_something(self) -> None:
-        first, by_tcp = Scripted("first", GOOD), Scripted("second", GOOD)
-        Servers([first, udp_client(Address("127.0.0.1", 9), by_tcp)]).close()
-        assert first.closed and by_tcp.closed
-
-
-def test_no_thread_waits_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two exchanges of one server at once: the second is not held up by the first."""
+def test_exchanges_with_one_server_do_not_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two exchanges with one server run at once."""
     asked, go_on = threading.Event(), threading.Event()
 
     def reply(query: bytes) -> bytes:
-        if named(query) == named(WWW):
+        if question_of(query) == question_of(WWW):
             asked.set()
             assert go_on.wait(SECONDS)
         return answer_to(query, RIGHT)
 
     with server(serve(reply)) as address:
-        client = StreamServer("tcp", dial(address))
-        slow = Task(client.exchange, [WWW], soon())
+        client = StreamServer("tcp", dial_to(address))
+        slow = Task(client.exchange, [WWW], far_deadline())
         assert asked.wait(SECONDS)
-        assert is_answer(client.exchange([MAIL], soon())[0], MAIL, RIGHT)
+        assert is_answer(client.exchange([MAIL], far_deadline())[0], MAIL, RIGHT)
         assert not slow.done
         go_on.set()
         slow.result()

@@ -1,10 +1,10 @@
-"""The way out that finds out: what speaks against the direct way, what is remembered, and what is never done."""
+"""The upstream `auto`: what counts against direct, what is remembered, and what is never tried."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import pytest
 
@@ -19,12 +19,12 @@ from netproxy.observe.flows import ObserverGroup
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from netproxy.router import auto as auto_module
-from netproxy.router.auto import AutoDialer, Pins, Verdicts, Ways
+from netproxy.router.auto import AutoDialer, Pins, Verdicts, AutoDialers
 from netproxy.router.factory import Routing
 from tests.support.doubles import Records
 from tests.support.handlers import Conversation
 from tests.support.nat import Clock
-from tests.support.routing import Names, flow, make_guard, routing
+from tests.support.routing import StubResolver, flow, make_guard, routing
 from tests.support.relays import configuration
 from tests.support.sockets import (
     SECONDS,
@@ -41,10 +41,11 @@ pytest.importorskip("yaml")
 TARGET = Address("a.test", 443)
 CLIENT = Address("192.0.2.1", 5000)
 FLOW = Flow("tcp", CLIENT, TARGET, "main", "")
+NO_PINS = Pins((), ())
 
 
-class Way:
-    """A way out that remembers who was dialled; `failure` is what it says instead."""
+class RecordingDialer:
+    """A Dialer that records the flows it is asked to dial; it raises `failure` if it is set."""
 
     symmetric = False
     refusal = Reason.UNSUPPORTED
@@ -71,28 +72,32 @@ class Way:
 
 
 class Rig:
-    def __init__(self, pins: Pins = Pins((), ()), verdicts: Verdicts | None = None) -> None:
-        self.direct, self.impatient = Way("direct"), Way("impatient")
-        self.upstream = Way("upstream", True, "tcp udp")
+    """An AutoDialer over recording dialers."""
+
+    def __init__(self, pins: Pins = NO_PINS, verdicts: Verdicts | None = None) -> None:
+        self.direct, self.trial = RecordingDialer("direct"), RecordingDialer("trial")
+        self.upstream = RecordingDialer("upstream", True, "tcp udp")
         self.verdicts = verdicts or Verdicts(60.0, 100)
         self.dialer = AutoDialer(
-            Ways(self.direct, self.impatient, self.upstream), pins, self.verdicts
+            AutoDialers(self.direct, self.trial, self.upstream), pins, self.verdicts
         )
 
-    def visit(self, given: Flow = FLOW) -> tuple[str, str]:
-        """Who was asked, in order, and who gave the stream, or why nobody did."""
-        ways = (self.direct, self.impatient, self.upstream)
-        before = [len(way.dialled) for way in ways]
+    def dial(self, given: Flow = FLOW) -> tuple[str, str]:
+        """Dial; return the dialers that were asked, and which gave the stream or the reason."""
+        dialers = (self.direct, self.trial, self.upstream)
+        for dialer in dialers:
+            dialer.dialled.clear()
         try:
-            said = self.dialer.dial(given)
+            outcome = self.dialer.dial(given)
         except DialError as error:
-            said = error.reason.name
-        asked = [way.name for way, count in zip(ways, before) if len(way.dialled) > count]
-        return " ".join(asked), said.removeprefix("stream by ")
+            outcome = error.reason.name
+        asked = [dialer.name for dialer in dialers if dialer.dialled]
+        return " ".join(asked), outcome.removeprefix("stream by ")
 
     def ended(
         self, ended: str = "reset", sent: int = 100, received: int = 0, given: Flow = FLOW
     ) -> None:
+        """Hand the record of a connection over."""
         self.dialer.finished(Record(given, "auto", sent, received, 1.0, ended))
 
 
@@ -103,10 +108,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-class TestADial:
-    def test_direct_first_and_again(self) -> None:
+class TestDial:
+    def test_target_that_answers_is_dialled_direct_each_time(self) -> None:
         rig = Rig()
-        assert rig.visit() == rig.visit() == ("impatient", "impatient")
+        assert rig.dial() == rig.dial() == ("trial", "trial")
         assert list(rig.verdicts.items())[0][:2] == (TARGET, "direct")
 
     @pytest.mark.parametrize(
@@ -120,74 +125,68 @@ class TestADial:
             Reason.GENERAL,
         ],
     )
-    def test_a_failure_goes_to_the_upstream_and_the_next_visit_there_at_once(
-        self, reason: Reason
-    ) -> None:
+    def test_direct_failure_moves_the_target_to_the_upstream(self, reason: Reason) -> None:
         rig = Rig()
-        rig.impatient.failure = reason
-        assert rig.visit() == ("impatient upstream", "upstream")
-        assert rig.visit() == ("upstream", "upstream")
+        rig.trial.failure = reason
+        assert rig.dial() == ("trial upstream", "upstream")
+        assert rig.dial() == ("upstream", "upstream")
         assert list(rig.verdicts.items())[0][:2] == (TARGET, "upstream")
 
     @pytest.mark.parametrize("reason", [Reason.DENIED, Reason.LOOP])
-    def test_where_nobody_may_go_the_upstream_is_not_asked_to(self, reason: Reason) -> None:
+    def test_denied_target_is_not_tried_by_the_upstream(self, reason: Reason) -> None:
         rig = Rig()
-        rig.impatient.failure = reason
-        assert rig.visit() == rig.visit() == ("impatient", reason.name)
+        rig.trial.failure = reason
+        assert rig.dial() == rig.dial() == ("trial", reason.name)
         assert not list(rig.verdicts.items())
 
-    def test_where_the_upstream_fails_too_its_words_count_and_nothing_is_learnt(self) -> None:
+    def test_failure_of_both_dialers_is_the_upstreams_and_teaches_nothing(self) -> None:
         rig = Rig()
-        rig.impatient.failure, rig.upstream.failure = Reason.TIMEOUT, Reason.HOST_UNREACHABLE
-        assert rig.visit() == ("impatient upstream", "HOST_UNREACHABLE")
+        rig.trial.failure, rig.upstream.failure = Reason.TIMEOUT, Reason.HOST_UNREACHABLE
+        assert rig.dial() == ("trial upstream", "HOST_UNREACHABLE")
         assert not list(rig.verdicts.items())
 
-    def test_a_known_upstream_that_fails_is_not_replaced_by_the_direct_way(self) -> None:
+    def test_target_that_needs_the_upstream_is_never_dialled_direct(self) -> None:
         rig = Rig()
         rig.verdicts.learn(TARGET, True)
         rig.upstream.failure = Reason.REFUSED
-        assert rig.visit() == ("upstream", "REFUSED")
+        assert rig.dial() == ("upstream", "REFUSED")
 
-    def test_a_verdict_is_of_host_and_port(self) -> None:
+    def test_verdict_is_for_host_and_port(self) -> None:
         rig = Rig()
         rig.verdicts.learn(TARGET, True)
-        assert rig.visit(FLOW._replace(target=Address("a.test", 80))) == ("impatient", "impatient")
+        assert rig.dial(FLOW._replace(target=Address("a.test", 80))) == ("trial", "trial")
 
-    def test_the_flow_with_its_addresses_is_handed_on(self) -> None:
+    def test_both_dialers_get_the_flow_with_its_addresses(self) -> None:
         rig = Rig()
-        rig.impatient.failure = Reason.REFUSED
+        rig.trial.failure = Reason.REFUSED
         given = FLOW._replace(addresses=(Address("203.0.113.1", 443),))
-        rig.visit(given)
-        assert rig.impatient.dialled == rig.upstream.dialled == [given]
+        rig.dial(given)
+        assert rig.trial.dialled == rig.upstream.dialled == [given]
 
-    def test_what_it_carries(self) -> None:
-        assert Rig().dialer.carries == {
-            "tcp",
-            "udp",
-        }  # a BIND's peer could not be reached by two ways
+    def test_auto_carries_tcp_and_udp_but_no_bind(self) -> None:
+        """Two dialers cannot wait for the peer of one BIND."""
+        assert Rig().dialer.carries == {"tcp", "udp"}
 
 
 @pytest.mark.parametrize(
-    "scheme, asked", [("socks5", ["a.test"]), ("socks4", ["a.test"]), ("socks5h", [])]
+    "scheme, lookups", [("socks5", ["a.test"]), ("socks4", ["a.test"]), ("socks5h", [])]
 )
-def test_hazard_75_one_lookup_is_for_both_ways(scheme: str, asked: list[str]) -> None:
-    """Where the upstream is told addresses, it is told those that the direct way has had; else nobody here need know any."""
-    names = Names({"a.test": ["203.0.113.1"]})
-    found = routing(TestDatagrams.TEXT.replace("SCHEME", scheme), names).router.route(
-        flow("tcp 192.0.2.9 -> a.test:443 on main")
-    )
-    assert found.dialer.name == "auto" and [one.host for one in found.flow.addresses] == [
-        "203.0.113.1"
-    ] * len(asked)
-    assert names.asked == asked
+def test_lookup_serves_both_dialers(scheme: str, lookups: list[str]) -> None:
+    """Hazard 75: an upstream that gets addresses gets those that direct has had."""
+    names = StubResolver({"a.test": ["203.0.113.1"]})
+    router = routing(TestDatagrams.TEXT.replace("SCHEME", scheme), names).router
+    route = router.route(flow("tcp 192.0.2.9 -> a.test:443 on main"))
+    hosts = [address.host for address in route.flow.addresses]
+    assert route.dialer.name == "auto" and hosts == ["203.0.113.1"] * len(lookups)
+    assert names.lookups == lookups
 
 
-class TestAReset:
-    def test_before_the_first_byte_speaks_against_the_direct_way(self) -> None:
+class TestReset:
+    def test_reset_before_the_first_byte_moves_the_target_to_the_upstream(self) -> None:
         rig = Rig()
-        rig.visit()
+        rig.dial()
         rig.ended()
-        assert rig.visit() == ("upstream", "upstream")
+        assert rig.dial() == ("upstream", "upstream")
 
     @pytest.mark.parametrize(
         "ended, sent, received",
@@ -199,37 +198,41 @@ class TestAReset:
             ("idle", 1, 0),
         ],
     )
-    def test_other_ends_do_not(self, ended: str, sent: int, received: int) -> None:
-        """A byte of the target's is an answer; a client that says nothing and goes has not been let down."""
+    def test_other_ends_of_a_connection_do_not_count_against_direct(
+        self, ended: str, sent: int, received: int
+    ) -> None:
+        """A byte of the target is an answer; a client that sends nothing has not waited for any."""
         rig = Rig()
-        rig.visit()
+        rig.dial()
         rig.ended(ended, sent, received)
-        assert rig.visit() == ("impatient", "impatient")
+        assert rig.dial() == ("trial", "trial")
 
-    def test_of_a_connection_by_the_upstream_does_not(self) -> None:
+    def test_reset_of_a_connection_by_the_upstream_does_not_count(self) -> None:
         rig = Rig()
         rig.ended()
-        assert rig.visit() == ("impatient", "impatient")
+        assert rig.dial() == ("trial", "trial")
 
-    def test_a_record_counts_once(self) -> None:
-        """Later requests of a connection that was kept are closed by servers as they like."""
+    def test_only_the_first_record_of_a_connection_counts(self) -> None:
+        """A server may reset a kept connection at a later request."""
         rig = Rig()
-        rig.visit()
+        rig.dial()
         rig.ended("done", 100, 100)
         rig.ended()
-        assert rig.visit() == ("impatient", "impatient")
+        assert rig.dial() == ("trial", "trial")
 
-    def test_another_clients_record_does_not_count(self) -> None:
+    def test_record_of_another_client_does_not_count(self) -> None:
         rig = Rig()
-        rig.visit()
+        rig.dial()
         rig.ended(given=FLOW._replace(client=CLIENT._replace(port=5001)))
-        assert rig.visit() == ("impatient", "impatient")
+        assert rig.dial() == ("trial", "trial")
 
-    def test_what_is_awaited_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_number_of_watched_connections_is_bounded(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(auto_module, "WATCHED_LIMIT", 10)
         rig = Rig()
         for port in range(20):
-            rig.visit(FLOW._replace(client=Address("192.0.2.1", port)))
+            rig.dial(FLOW._replace(client=Address("192.0.2.1", port)))
         assert len(rig.dialer._watched) == 10
         for port in range(20):
             rig.ended("done", 1, 1, FLOW._replace(client=Address("192.0.2.1", port)))
@@ -237,29 +240,29 @@ class TestAReset:
 
 
 class TestPins:
-    def test_to_the_direct_way_which_has_all_its_time(self) -> None:
+    def test_pin_to_direct_dials_without_a_trial(self) -> None:
         rig = Rig(Pins({"a.test"}, ()))
-        assert rig.visit() == ("direct", "direct")
+        assert rig.dial() == ("direct", "direct")
         rig.direct.failure = Reason.TIMEOUT
-        assert rig.visit() == ("direct", "TIMEOUT")
+        assert rig.dial() == ("direct", "TIMEOUT")
         rig.ended()
         assert not list(rig.verdicts.items())
 
-    def test_to_the_upstream(self) -> None:
+    def test_pin_to_the_upstream_dials_it_alone(self) -> None:
         rig = Rig(Pins((), {"a.test"}))
-        assert rig.visit() == ("upstream", "upstream")
+        assert rig.dial() == ("upstream", "upstream")
         rig.upstream.failure = Reason.REFUSED
-        assert rig.visit() == ("upstream", "REFUSED")
+        assert rig.dial() == ("upstream", "REFUSED")
 
-    def test_the_direct_one_wins_and_both_win_over_verdicts(self) -> None:
+    def test_pins_win_over_verdicts_and_direct_over_upstream(self) -> None:
         rig = Rig(Pins({"a.test"}, {"a.test", "b.test"}))
         rig.verdicts.learn(TARGET, True)
         rig.verdicts.learn(Address("b.test", 443), False)
-        assert rig.visit() == ("direct", "direct")
-        assert rig.visit(FLOW._replace(target=Address("b.test", 443))) == ("upstream", "upstream")
+        assert rig.dial() == ("direct", "direct")
+        assert rig.dial(FLOW._replace(target=Address("b.test", 443))) == ("upstream", "upstream")
 
     @pytest.mark.parametrize(
-        "host, way",
+        "host, pinned",
         [
             ("lan.test", "direct"),
             ("a.lan.test", "direct"),
@@ -275,37 +278,39 @@ class TestPins:
             ("else.test", ""),
         ],
     )
-    def test_in_the_file_are_domains_and_networks(self, host: str, way: str) -> None:
+    def test_pins_in_the_configuration_are_domains_and_networks(
+        self, host: str, pinned: str
+    ) -> None:
         [dialer] = routing("""
 listeners: []
 rules: [{via: auto, upstream: 'socks5h://192.0.2.1:1'}]
-auto: {direct: [.lan.test, 10.0.0.0/8, 'fd00::/8', 192.0.2.55], upstream: [far.test, '*.far.test', 198.51.100.0/24, 'regex:^tracker[0-9]']}
+auto:
+  direct: [.lan.test, 10.0.0.0/8, 'fd00::/8', 192.0.2.55]
+  upstream: [far.test, '*.far.test', 198.51.100.0/24, 'regex:^tracker[0-9]']
 """).autos
-        fixed_for = dialer.pinned_way(FLOW._replace(target=Address(host, 443)))
-        assert (fixed_for is dialer.direct, fixed_for is dialer.upstream) == (
-            way == "direct",
-            way == "upstream",
-        )
+        dialers = {"direct": dialer.direct, "upstream": dialer.upstream, "": None}
+        flow_to_host = FLOW._replace(target=Address(host, 443))
+        assert dialer.pinned_dialer(flow_to_host) is dialers[pinned]
 
 
 class TestVerdicts:
-    def test_hold_for_their_time(self, clock: Clock) -> None:
+    def test_verdict_expires(self, clock: Clock) -> None:
         verdicts = Verdicts(60.0, 10)
         verdicts.learn(TARGET, True)
         clock.now += 59.9
-        assert verdicts.by_upstream(TARGET) is True
+        assert verdicts.needs_upstream(TARGET) is True
         clock.now += 0.2
-        assert verdicts.by_upstream(TARGET) is None and not verdicts._known
+        assert verdicts.needs_upstream(TARGET) is None and not verdicts._verdicts
 
-    def test_are_renewed_by_what_is_learnt_anew(self, clock: Clock) -> None:
+    def test_verdict_that_is_learnt_again_is_renewed(self, clock: Clock) -> None:
         verdicts = Verdicts(60.0, 10)
         verdicts.learn(TARGET, True)
         clock.now += 50.0
         verdicts.learn(TARGET, False)
         clock.now += 50.0
-        assert verdicts.by_upstream(TARGET) is False
+        assert verdicts.needs_upstream(TARGET) is False
 
-    def test_are_bounded_and_the_oldest_goes(self) -> None:
+    def test_oldest_verdict_is_removed_at_the_limit(self) -> None:
         verdicts = Verdicts(60.0, 3)
         for number in (1, 2, 3, 1, 4):
             verdicts.learn(Address(f"{number}.test", 1), True)
@@ -315,15 +320,15 @@ class TestVerdicts:
             "4.test:1",
         ]
 
-    def test_a_lower_bound_of_a_reload_holds_with_the_next(self) -> None:
+    def test_lower_limit_of_a_reload_takes_effect_with_the_next_verdict(self) -> None:
         verdicts = Verdicts(60.0, 100)
         for number in range(50):
             verdicts.learn(Address(f"{number}.test", 1), True)
-        verdicts.limit = 2
+        verdicts.configure(60.0, 2)
         verdicts.learn(TARGET, True)
         assert len(list(verdicts.items())) == 2
 
-    def test_are_listed_with_the_time_they_have(self, clock: Clock) -> None:
+    def test_verdicts_are_listed_with_the_seconds_left(self, clock: Clock) -> None:
         verdicts = Verdicts(60.0, 10)
         verdicts.learn(Address("old.test", 1), True)
         clock.now += 45.0
@@ -335,77 +340,81 @@ class TestVerdicts:
         clock.now += 20.0
         assert list(verdicts.items()) == [(TARGET, "direct", 40.0)]
 
-    def test_are_cleared(self) -> None:
+    def test_cleared_verdicts_are_forgotten(self) -> None:
         verdicts = Verdicts(60.0, 10)
         verdicts.learn(TARGET, True)
-        assert (
-            verdicts.clear() == 1 and verdicts.by_upstream(TARGET) is None and verdicts.clear() == 0
-        )
+        assert verdicts.clear() == 1 and verdicts.needs_upstream(TARGET) is None
+        assert verdicts.clear() == 0
 
-    def test_are_shared_by_all_that_are_auto_and_outlive_a_reload(self) -> None:
+    def test_verdicts_are_shared_by_all_auto_dialers(self) -> None:
         verdicts = Verdicts(60.0, 10)
         first, second = Rig(verdicts=verdicts), Rig(verdicts=verdicts)
-        first.impatient.failure = Reason.REFUSED
-        first.visit()
-        assert second.visit() == ("upstream", "upstream")
+        first.trial.failure = Reason.REFUSED
+        first.dial()
+        assert second.dial() == ("upstream", "upstream")
 
 
 class TestDatagrams:
-    """They tell of no failure, and follow what connections have found."""
+    """A lost datagram is not noticed: datagrams follow what connections have learnt."""
 
     UDP = "udp 192.0.2.9 -> a.test:443 on main"
-    TEXT = "listeners: [{name: main, listen: '127.0.0.1:1080'}]\nrules: [{via: auto, upstream: far}]\nupstreams: {far: 'SCHEME://192.0.2.1:1'}\n"
+    TEXT = """
+listeners: [{name: main, listen: '127.0.0.1:1080'}]
+rules: [{via: auto, upstream: far}]
+upstreams: {far: 'SCHEME://192.0.2.1:1'}
+"""
 
-    def way(self, names: Names, verdicts: Verdicts, text: str = "", scheme: str = "socks5h") -> str:
-        route = routing(
-            self.TEXT.replace("SCHEME", scheme) + text, names, verdicts=verdicts
-        ).router.route(flow(self.UDP))
-        return f"{route.dialer.name} {' '.join(one.host for one in route.flow.addresses)}".strip()
+    def outcome(
+        self, names: StubResolver, verdicts: Verdicts, text: str = "", scheme: str = "socks5h"
+    ) -> str:
+        """Return the upstream of the flow and the addresses in its route."""
+        config = self.TEXT.replace("SCHEME", scheme) + text
+        route = routing(config, names, verdicts=verdicts).router.route(flow(self.UDP))
+        return " ".join([route.dialer.name, *(address.host for address in route.flow.addresses)])
 
-    def test_go_directly_while_nothing_is_known_to_the_address_that_was_found(self) -> None:
-        assert (
-            self.way(Names({"a.test": ["203.0.113.1"]}), Verdicts(60.0, 10)) == "direct 203.0.113.1"
-        )
+    def test_datagrams_without_verdict_go_direct(self) -> None:
+        names = StubResolver({"a.test": ["203.0.113.1"]})
+        assert self.outcome(names, Verdicts(60.0, 10)) == "direct 203.0.113.1"
 
-    def test_follow_the_verdict_and_are_not_looked_up_for_a_proxy_that_does_it(self) -> None:
-        verdicts, names = Verdicts(60.0, 10), Names({"a.test": ["203.0.113.1"]})
+    def test_datagrams_follow_the_verdict(self) -> None:
+        verdicts, names = Verdicts(60.0, 10), StubResolver({"a.test": ["203.0.113.1"]})
         verdicts.learn(Address("a.test", 443), True)
-        assert self.way(names, verdicts) == "far" and not names.asked
-        assert self.way(names, verdicts, scheme="socks5") == "far 203.0.113.1"
+        assert self.outcome(names, verdicts) == "far" and not names.lookups
+        assert self.outcome(names, verdicts, scheme="socks5") == "far 203.0.113.1"
 
-    def test_of_a_name_that_is_not_found_here_go_to_the_upstream(self) -> None:
-        names = Names({})
-        assert self.way(names, Verdicts(60.0, 10)) == "far" and names.asked == ["a.test"]
+    def test_datagrams_to_a_name_not_found_here_go_by_the_upstream(self) -> None:
+        names = StubResolver({})
+        assert self.outcome(names, Verdicts(60.0, 10)) == "far" and names.lookups == ["a.test"]
 
-    def test_but_not_where_it_is_pinned_to_the_direct_way(self) -> None:
-        names = Names({})
+    def test_datagrams_to_a_name_pinned_to_direct_need_its_address(self) -> None:
+        names = StubResolver({})
         with pytest.raises(DialError) as caught:
-            self.way(names, Verdicts(60.0, 10), "auto: {direct: a.test}")
-        assert caught.value.reason is Reason.NAME and names.asked == ["a.test"]
+            self.outcome(names, Verdicts(60.0, 10), "auto: {direct: a.test}")
+        assert caught.value.reason is Reason.NAME and names.lookups == ["a.test"]
 
-    def test_pinned_to_the_upstream(self) -> None:
-        names = Names({})
-        assert (
-            self.way(names, Verdicts(60.0, 10), "auto: {upstream: a.test}") == "far"
-            and not names.asked
-        )
+    def test_datagrams_to_a_name_pinned_to_the_upstream_need_no_lookup(self) -> None:
+        names = StubResolver({})
+        assert self.outcome(names, Verdicts(60.0, 10), "auto: {upstream: a.test}") == "far"
+        assert not names.lookups
 
-    def test_that_are_denied_go_nowhere(self) -> None:
+    def test_datagrams_to_a_denied_address_have_no_route(self) -> None:
         with pytest.raises(DialError) as caught:
-            self.way(
-                Names({"a.test": ["10.0.0.1"]}), Verdicts(60.0, 10), "destinations: {deny: private}"
-            )
+            names = StubResolver({"a.test": ["10.0.0.1"]})
+            self.outcome(names, Verdicts(60.0, 10), "destinations: {deny: private}")
         assert caught.value.reason is Reason.DENIED
 
 
 class Running:
-    """A TCP forward to a target by auto, an upstream that is a SOCKS5 proxy played here, and its records."""
+    """A TCP forward to a target by auto, whose upstream is a SOCKS5 proxy, and its records."""
 
-    def __init__(self, names: Names, upstream: Address, target: Address, more: str = "") -> None:
-        config = configuration(
-            f"listeners: [{{protocol: tcp, name: main, listen: '127.0.0.1:0', target: 'a.test:1'}}]\n"
-            f"rules: [{{via: auto, upstream: 'socks5h://{upstream}'}}]\nauto: {{deadline: 300ms}}\n{more}"
-        )
+    def __init__(
+        self, names: StubResolver, upstream: Address, target: Address, more: str = ""
+    ) -> None:
+        config = configuration(f"""
+listeners: [{{protocol: tcp, name: main, listen: '127.0.0.1:0', target: 'a.test:1'}}]
+rules: [{{via: auto, upstream: 'socks5h://{upstream}'}}]
+auto: {{deadline: 300ms}}
+{more}""")
         self.verdicts = Verdicts(60.0, 10)
         self.routing: Routing = routing(config, names, make_guard(config), verdicts=self.verdicts)
         self.records, counters = Records(), Counters()
@@ -423,14 +432,16 @@ class Running:
         )
 
     def conversation(self) -> Conversation:
+        """Return a client of the TCP forward."""
         return Conversation(TcpForward("main", self.connector, self.target))
 
     def verdict(self) -> str:
-        return "".join(way for _, way, _ in self.verdicts.items())
+        """Return the only verdict, "" for none."""
+        return "".join(verdict for _, verdict, _ in self.verdicts.items())
 
 
 class Proxy:
-    """The upstream: what it was asked for, and what it was sent behind that; it echoes."""
+    """A SOCKS5 proxy that echoes.  `asked` has the hosts, `sent` what clients sent after that."""
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
@@ -453,12 +464,13 @@ class Proxy:
 
 @pytest.fixture
 def proxy() -> Iterator[tuple[Proxy, Address]]:
-    played = Proxy()
-    with server(played) as address:
-        yield played, address
+    script = Proxy()
+    with server(script) as address:
+        yield script, address
 
 
-def echoes(running: Running, data: bytes = b"ping") -> None:
+def expect_echo(running: Running, data: bytes = b"ping") -> None:
+    """Connect, send data and expect it back."""
     with running.conversation() as client:
         client.send(data)
         client.expect(data)
@@ -466,71 +478,73 @@ def echoes(running: Running, data: bytes = b"ping") -> None:
         client.expect_end()
 
 
-class TestForReal:
-    def test_a_target_that_answers_is_reached_directly(self, proxy: tuple[Proxy, Address]) -> None:
+class TestConnections:
+    def test_target_that_answers_is_reached_direct(self, proxy: tuple[Proxy, Address]) -> None:
         def echo(sock: socket.socket) -> None:
             while data := sock.recv(100):
                 sock.sendall(data)
 
         with server(echo) as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
-            echoes(running)
+            expect_echo(running)
         assert running.verdict() == "direct" and not proxy[0].asked
 
-    def test_a_target_that_refuses(self, proxy: tuple[Proxy, Address]) -> None:
+    def test_target_that_refuses_is_reached_by_the_upstream(
+        self, proxy: tuple[Proxy, Address]
+    ) -> None:
         with refusing() as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
-            echoes(running)
-            echoes(running, b"pong")
+            expect_echo(running)
+            expect_echo(running, b"pong")
         assert proxy[0].asked == [b"a.test"] * 2 and running.verdict() == "upstream"
 
-    def test_a_target_that_is_silent_has_the_short_deadline(
+    def test_silent_target_is_reached_by_the_upstream_after_the_trial(
         self, proxy: tuple[Proxy, Address]
     ) -> None:
         with black_hole() as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
-            echoes(running)
+            expect_echo(running)
         assert proxy[0].asked == [b"a.test"] and running.verdict() == "upstream"
 
     @pytest.mark.parametrize(
-        "there", [{}, {"a.test": None}], ids=["not found", "name server silent"]
+        "hosts", [{}, {"a.test": None}], ids=["not found", "name server silent"]
     )
-    def test_a_name_that_is_not_found_here(
-        self, proxy: tuple[Proxy, Address], there: dict[str, None]
+    def test_name_that_is_not_found_here_is_reached_by_the_upstream(
+        self, proxy: tuple[Proxy, Address], hosts: dict[str, None]
     ) -> None:
-        running = Running(Names(there), proxy[1], Address("a.test", 443))
-        echoes(running)
+        running = Running(StubResolver(hosts), proxy[1], Address("a.test", 443))
+        expect_echo(running)
         assert proxy[0].asked == [b"a.test"]
 
-    def test_a_reset_before_the_first_byte_loses_that_connection_and_saves_the_next(
+    def test_reset_before_the_first_byte_ends_one_connection_and_moves_the_next(
         self, proxy: tuple[Proxy, Address]
     ) -> None:
         """Bytes that were sent are never sent again."""
-        got: list[bytes] = []
+        received: list[bytes] = []
 
-        def reset_it(sock: socket.socket) -> None:
-            got.append(sock.recv(100))
+        def reset_after_reading(sock: socket.socket) -> None:
+            received.append(sock.recv(100))
             reset(sock)
 
-        with server(reset_it) as target:
+        with server(reset_after_reading) as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
             with running.conversation() as client:
                 client.send(b"POST /once")
                 client.expect_closed()
             assert running.records.records[0].ended == "reset"
             assert not proxy[0].asked and running.verdict() == "upstream"
-            echoes(running, b"again")
-        assert got == [b"POST /once"] and proxy[0].sent == [b"again"]
+            expect_echo(running, b"again")
+        assert received == [b"POST /once"] and proxy[0].sent == [b"again"]
 
-    def test_a_client_that_resets_says_nothing_of_its_target(
+    def test_reset_by_the_client_does_not_count_against_direct(
         self, proxy: tuple[Proxy, Address]
     ) -> None:
         def swallow(sock: socket.socket) -> None:
@@ -539,7 +553,7 @@ class TestForReal:
 
         with server(swallow) as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
             with running.conversation() as client:
                 client.send(b"GET /")
@@ -548,14 +562,16 @@ class TestForReal:
                 running.records.wait_for(1)
         assert running.records.records[0].ended == "client reset" and running.verdict() == "direct"
 
-    def test_a_reset_of_a_forwarded_request_is_one_too(self, proxy: tuple[Proxy, Address]) -> None:
-        def reset_it(sock: socket.socket) -> None:
+    def test_reset_of_a_forwarded_request_moves_the_target_to_the_upstream(
+        self, proxy: tuple[Proxy, Address]
+    ) -> None:
+        def reset_after_reading(sock: socket.socket) -> None:
             sock.recv(1000)
             reset(sock)
 
-        with server(reset_it) as target:
+        with server(reset_after_reading) as target:
             running = Running(
-                Names({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
+                StubResolver({"a.test": ["127.0.0.1"]}), proxy[1], Address("a.test", target.port)
             )
             with Conversation(running.http) as client:
                 client.send(b"GET http://a.test:%d/ HTTP/1.1\r\nHost: a.test\r\n\r\n" % target.port)
@@ -565,18 +581,18 @@ class TestForReal:
         assert running.verdict() == "upstream" and not proxy[0].asked
 
     @pytest.mark.parametrize(
-        "target, there",
+        "target, hosts",
         [
             (Address("10.0.0.1", 443), {}),
             (Address("a.test", 443), {"a.test": ["10.0.0.1", "10.0.0.2"]}),
             (Address("169.254.169.254", 80), {}),
         ],
     )
-    def test_what_is_denied_never_goes_to_the_upstream(
-        self, proxy: tuple[Proxy, Address], target: Address, there: dict
+    def test_denied_target_never_reaches_the_upstream(
+        self, proxy: tuple[Proxy, Address], target: Address, hosts: dict[str, Sequence[str]]
     ) -> None:
         running = Running(
-            Names(there), proxy[1], target, "destinations: {deny: [private, metadata]}"
+            StubResolver(hosts), proxy[1], target, "destinations: {deny: [private, metadata]}"
         )
         with running.conversation() as client:
             client.expect_closed()
@@ -584,7 +600,7 @@ class TestForReal:
         assert [record.ended for record in running.records.records] == [Reason.DENIED.value]
 
 
-def test_many_threads_learn_and_ask() -> None:
+def test_verdicts_are_safe_with_many_threads() -> None:
     verdicts = Verdicts(60.0, 50)
     failures: list[BaseException] = []
 
@@ -593,7 +609,7 @@ def test_many_threads_learn_and_ask() -> None:
             for number in range(2000):
                 target = Address(f"{(number * seed) % 97}.test", 1)
                 verdicts.learn(target, number % 2 == 0)
-                verdicts.by_upstream(target)
+                verdicts.needs_upstream(target)
                 if number % 500 == 0:
                     list(verdicts.items())
                     verdicts.clear()

@@ -1,4 +1,7 @@
-"""The router from the configuration: what is wrong with a pattern, a list or a database names the rule's place."""
+"""Builds routers from configurations.
+
+An error in a pattern, a list or a database names the place of the rule.
+"""
 
 from __future__ import annotations
 
@@ -11,73 +14,63 @@ import pytest
 
 from netproxy.errors import ConfigError
 from netproxy.router import lists
+from tests.support.relays import described
 from tests.support.mmdb import database
-from tests.support.relays import configuration, described
-from tests.support.routing import Names, flow, routing
+from tests.support.relays import configuration
+from tests.support.routing import StubResolver, flow, routing
 
 pytest.importorskip("yaml")
 LISTENERS = "listeners: [{name: main, listen: '127.0.0.1:1080'}]\n"
 
 
 def error(text: str) -> str:
+    """Return the message of the ConfigError that a configuration raises."""
     with pytest.raises(ConfigError) as caught:
         routing(LISTENERS + text)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "rule, message",
-    [
-        ("{domain: 'a b', via: direct}", "'a b' is no domain name"),
-        ("{domain: 10.0.0.1, via: direct}", "'10.0.0.1' is an address, not a domain name"),
-        (
-            "{domain: [fine.test, 'regex:('], via: direct}",
-            "'regex:(' is no regular expression: missing ), unterminated subpattern at position 0",
-        ),
-        (
-            "{domain: 'keyword:', via: direct}",
-            "'keyword:': a keyword is made of ASCII letters, digits, '.', '-' and '_'",
-        ),
-        (
-            "{ip: 10.0.0.1/8, via: direct}",
-            "'10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8",
-        ),
-        (
-            "{ip: [10.0.0.0/8, nonsense], via: direct}",
-            "'nonsense' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
-        ),
-        (
-            "{port: 70000, via: direct}",
-            "'70000' is no port: write it as 443 or 8000-8100, up to 65535",
-        ),
-        ("{port: 9-1, via: direct}", "'9-1': the first port is above the last"),
-        (
-            "{not: {port: x}, via: direct}",
-            "'x' is no port: write it as 443 or 8000-8100, up to 65535",
-        ),
-        (
-            "{not: {ip: 10.0.0.0/33}, via: direct}",
-            "'10.0.0.0/33' is no network: its prefix is longer than 32 bits",
-        ),
-    ],
+NO_KEYWORD = "is not a valid keyword (expected ASCII letters, digits, '.', '-' and '_')"
+NO_PORT = "is not a valid port (expected 443 or 8000-8100, at most 65535)"
+BITS_SET = (
+    "'10.0.0.1/8' is not a valid network: bits behind the prefix are set"
+    " (the network is 10.0.0.0/8)"
 )
-def test_a_bad_pattern(rule: str, message: str) -> None:
+NO_EXPRESSION = "is not a valid regular expression:"
+BAD_RULES = {
+    "domain: 'a b'": "'a b' is not a valid domain name",
+    "domain: 10.0.0.1": "'10.0.0.1' is an address, not a domain name",
+    "domain: [fine.test, 'regex:(']": f"'regex:(' {NO_EXPRESSION}"
+    " missing ), unterminated subpattern at position 0",
+    "domain: 'keyword:'": f"'keyword:' {NO_KEYWORD}",
+    "ip: 10.0.0.1/8": BITS_SET,
+    "ip: [10.0.0.0/8, nonsense]": "'nonsense' is not a valid network"
+    " (expected an address or CIDR, such as 10.0.0.0/8)",
+    "port: 70000": f"'70000' {NO_PORT}",
+    "port: 9-1": "'9-1' is not a valid range: the first port is above the last",
+    "not: {port: x}": f"'x' {NO_PORT}",
+    "not: {ip: 10.0.0.0/33}": "'10.0.0.0/33' is not a valid network:"
+    " the prefix is longer than 32 bits",
+}
+
+
+@pytest.mark.parametrize("condition, message", BAD_RULES.items())
+def test_bad_pattern_is_an_error_with_the_rules_place(condition: str, message: str) -> None:
     """Hazard 79."""
-    assert (
-        error(f"rules:\n  - {{via: direct}}\n  - {rule}") == f"test.yaml:4:5: rules[1]: {message}"
-    )
+    text = f"rules:\n  - {{via: direct}}\n  - {{{condition}, via: direct}}"
+    assert error(text) == f"test.yaml:4:5: rules[1]: {message}"
 
 
 class TestFiles:
     @pytest.mark.parametrize("key", ["domain_file", "ip_file"])
-    def test_one_that_is_not_there(self, key: str, tmp_path: Path) -> None:
+    def test_missing_list_is_an_error_with_the_rules_place(self, key: str, tmp_path: Path) -> None:
         path = tmp_path / "list.txt"
         assert error(f"rules: [{{{key}: {path}, via: direct}}]") == (
             f"test.yaml:2:9: rules[0]: {path}: cannot be read: No such file or directory"
         )
 
-    def test_one_that_is_no_file(self, tmp_path: Path) -> None:
+    def test_directory_in_place_of_a_list_is_an_error(self, tmp_path: Path) -> None:
         assert error(f"rules: [{{ip_file: {tmp_path}, via: direct}}]") == (
             f"test.yaml:2:9: rules[0]: {tmp_path}: cannot be read: Is a directory"
         )
@@ -85,15 +78,17 @@ class TestFiles:
     @pytest.mark.parametrize(
         "key, text, message",
         [
-            ("domain_file", "a.test\n\n# fine\nb test\n", ":4: 'b test' is no domain name"),
             (
-                "ip_file",
-                "10.0.0.0/8\n10.0.0.1/8\n",
-                ":2: '10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8",
+                "domain_file",
+                "a.test\n\n# fine\nb test\n",
+                ":4: 'b test' is not a valid domain name",
             ),
+            ("ip_file", "10.0.0.0/8\n10.0.0.1/8\n", f":2: {BITS_SET}"),
         ],
     )
-    def test_a_line_of_one(self, key: str, text: str, message: str, tmp_path: Path) -> None:
+    def test_bad_line_of_a_list_is_an_error_with_its_number(
+        self, key: str, text: str, message: str, tmp_path: Path
+    ) -> None:
         path = tmp_path / "list.txt"
         path.write_text(text)
         assert (
@@ -101,29 +96,31 @@ class TestFiles:
             == f"test.yaml:2:9: rules[0]: {path}{message}"
         )
 
-    def test_a_second_one_of_a_negation(self, tmp_path: Path) -> None:
+    def test_missing_list_of_a_negation_is_an_error(self, tmp_path: Path) -> None:
         good = tmp_path / "good.txt"
         good.write_text("a.test\n")
-        assert error(
-            f"rules: [{{not: {{domain_file: [{good}, {tmp_path}/bad.txt]}}, via: direct}}]"
-        ) == (
-            f"test.yaml:2:9: rules[0]: {tmp_path}/bad.txt: cannot be read: No such file or directory"
+        bad = tmp_path / "bad.txt"
+        text = f"rules: [{{not: {{domain_file: [{good}, {bad}]}}, via: direct}}]"
+        assert error(text) == (
+            f"test.yaml:2:9: rules[0]: {bad}: cannot be read: No such file or directory"
         )
 
-    def test_an_empty_one_matches_nothing(self, tmp_path: Path) -> None:
-        """Hazard 79: in a rule that denies all others it is no door for everybody, nor a wall."""
+    def test_empty_list_matches_nothing(self, tmp_path: Path) -> None:
+        """Hazard 79: neither does everything match, nor is it an error."""
         path = tmp_path / "empty.txt"
         path.write_text("# nothing yet\n\n")
         router = routing(
             LISTENERS
             + f"rules: [{{domain_file: {path}, via: direct}}, {{ip_file: {path}, via: direct}}, "
             f"{{not: {{ip_file: {path}}}, via: block}}]",
-            Names({"a.test": ["203.0.113.1"]}),
+            StubResolver({"a.test": ["203.0.113.1"]}),
         ).router
         for target in ("a.test", "10.0.0.1"):
             assert router.route(flow(f"tcp 10.0.0.1 -> {target}:80 on main")).dialer.name == "block"
 
-    def test_one_without_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_list_with_too_many_entries_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(lists, "ENTRY_LIMIT", 3)
         path = tmp_path / "list.txt"
         path.write_text("10.0.0.1\n" * 4)
@@ -138,44 +135,46 @@ class TestCountries:
 
     @pytest.fixture
     def package(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-        """Installs a package whose database is this, or that raises this."""
+        """Return a function that installs a package with a database, or with a failure."""
 
-        def install(what: Any) -> None:
+        def install(database: Any) -> None:
             module: Any = types.ModuleType("maxminddb")
             module.InvalidDatabaseError = type("InvalidDatabaseError", (RuntimeError,), {})
 
             def open_database(path: str) -> Any:
-                if isinstance(what, str):
-                    raise module.InvalidDatabaseError(what)
-                if isinstance(what, Exception):
-                    raise what
-                return what
+                if isinstance(database, str):
+                    raise module.InvalidDatabaseError(database)
+                if isinstance(database, Exception):
+                    raise database
+                return database
 
             module.open_database = open_database
             monkeypatch.setitem(sys.modules, "maxminddb", module)
 
         return install
 
-    def test_without_a_database(self) -> None:
+    def test_countries_without_a_database_are_an_error(self) -> None:
         assert (
             error(self.RULE)
             == "test.yaml:3:5: geoip: needs geoip_database, a file in MaxMind's format"
         )
 
-    def test_a_negation_needs_it_too(self) -> None:
+    def test_negated_country_without_a_database_is_an_error(self) -> None:
         assert (
             error("rules: [{not: {geoip: CN}, via: direct}]")
             == "test.yaml:2:9: geoip: needs geoip_database, a file in MaxMind's format"
         )
 
-    def test_without_the_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_countries_without_the_package_are_an_error(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setitem(sys.modules, "maxminddb", None)
         assert error(self.RULE + self.DATABASE) == (
             "test.yaml:3:5: geoip: needs the Python package maxminddb (Debian: python3-maxminddb)"
         )
 
     @pytest.mark.parametrize(
-        "failure, said",
+        "failure, message",
         [
             (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
             (
@@ -184,22 +183,23 @@ class TestCountries:
             ),
         ],
     )
-    def test_with_a_database_that_is_none(
-        self, package: Callable[[Any], None], failure: Any, said: str
+    def test_database_that_cannot_be_opened_is_an_error(
+        self, package: Callable[[Any], None], failure: Any, message: str
     ) -> None:
         package(failure)
         assert (
-            error(self.RULE + self.DATABASE) == f"geoip_database: /nowhere/countries.mmdb: {said}"
+            error(self.RULE + self.DATABASE)
+            == f"geoip_database: /nowhere/countries.mmdb: {message}"
         )
 
-    def test_without_rules_about_countries_nothing_is_opened(
+    def test_database_is_not_opened_without_rules_for_countries(
         self, package: Callable[[Any], None]
     ) -> None:
         package(AssertionError("opened"))
         routing(LISTENERS + self.DATABASE + "rules: [{port: 1, via: direct}]")
 
     @pytest.mark.parametrize(
-        "found, country",
+        "entry, country",
         [
             ({"country": {"iso_code": "DE"}}, "DE"),
             ({"registered_country": {"iso_code": "CN"}}, "CN"),
@@ -212,24 +212,26 @@ class TestCountries:
             (ValueError("IPv6 in a database of IPv4"), ""),
         ],
     )
-    def test_what_a_database_says(
-        self, package: Callable[[Any], None], found: Any, country: str
+    def test_country_is_read_from_every_form_of_a_record(
+        self, package: Callable[[Any], None], entry: Any, country: str
     ) -> None:
         class Database:
             def get(self, host: str) -> Any:
                 assert "%" not in host
-                if isinstance(found, Exception):
-                    raise found
-                return found
+                if isinstance(entry, Exception):
+                    raise entry
+                return entry
 
         package(Database())
-        router = routing(LISTENERS + self.RULE + self.DATABASE + "default: block", Names({})).router
+        router = routing(
+            LISTENERS + self.RULE + self.DATABASE + "default: block", StubResolver({})
+        ).router
         assert router.route(flow("tcp 10.0.0.1 -> 198.51.100.1:80 on main")).dialer.name == (
             "direct" if country else "block"
         )
 
 
-class TestARealDatabase:
+class TestRealDatabase:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         pytest.importorskip("maxminddb")
@@ -246,7 +248,7 @@ class TestARealDatabase:
         return path
 
     @pytest.mark.parametrize(
-        "target, way",
+        "target, upstream",
         [
             ("203.0.113.200", "direct"),
             ("198.51.100.129", "direct"),
@@ -259,22 +261,26 @@ class TestARealDatabase:
             ("nowhere.test", "block"),
         ],
     )
-    def test_is_asked_for_each_address(self, target: str, way: str, path: Path) -> None:
-        names = Names({"de.test": ["203.0.113.7"], "both.test": ["2001:db8::7", "198.51.100.255"]})
+    def test_real_database_gives_the_country_of_any_address(
+        self, target: str, upstream: str, path: Path
+    ) -> None:
+        names = StubResolver(
+            {"de.test": ["203.0.113.7"], "both.test": ["2001:db8::7", "198.51.100.255"]}
+        )
         router = routing(
             LISTENERS
             + f"rules: [{{geoip: [cn, DE], via: direct}}]\ndefault: block\ngeoip_database: {path}",
             names,
         ).router
-        assert router.route(flow(f"tcp 10.0.0.1 -> {target}:80 on main")).dialer.name == way
+        assert router.route(flow(f"tcp 10.0.0.1 -> {target}:80 on main")).dialer.name == upstream
 
-    def test_what_is_no_database(self, path: Path) -> None:
+    def test_file_that_is_no_database_is_an_error(self, path: Path) -> None:
         path.write_text("not at all\n" * 100)
         assert error(f"rules: [{{geoip: CN, via: direct}}]\ngeoip_database: {path}").startswith(
             f"geoip_database: {path}: "
         )
 
-    def test_one_that_is_not_there(self, path: Path) -> None:
+    def test_missing_database_is_an_error(self, path: Path) -> None:
         path.unlink()
         assert (
             error(f"rules: [{{geoip: CN, via: direct}}]\ngeoip_database: {path}")
@@ -286,38 +292,37 @@ class TestAuto:
     @pytest.mark.parametrize(
         "auto, message",
         [
-            ("{direct: 'a b'}", "'a b' is no domain name"),
-            (
-                "{upstream: [fine.test, 10.0.0.1/8]}",
-                "'10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8",
-            ),
+            ("{direct: 'a b'}", "'a b' is not a valid domain name"),
+            ("{upstream: [fine.test, 10.0.0.1/8]}", BITS_SET),
             (
                 "{upstream: 'regex:['}",
-                "'regex:[' is no regular expression: unterminated character set at position 0",
+                f"'regex:[' {NO_EXPRESSION} unterminated character set at position 0",
             ),
         ],
     )
-    def test_a_bad_pin(self, auto: str, message: str) -> None:
+    def test_bad_pin_is_an_error_with_its_place(self, auto: str, message: str) -> None:
         assert error(f"auto: {auto}") == f"test.yaml:2:7: auto: {message}"
 
-    def test_rules_with_one_upstream_are_one_way_out(self) -> None:
-        made = routing(
-            LISTENERS
-            + """upstreams: {a: 'socks5://192.0.2.1:1', b: 'socks5://192.0.2.2:1'}
-rules: [{port: 1, via: auto, upstream: a}, {port: 2, via: auto, upstream: b}, {port: 3, via: auto, upstream: a}]""",
-            Names({"a.test": ["203.0.113.1"]}),
-        )
-        assert len(made.autos) == 2
-        ways = [
-            made.router.route(flow(f"tcp 10.0.0.1 -> a.test:{port} on main")).dialer
+    def test_auto_rules_with_one_upstream_share_a_dialer(self) -> None:
+        text = """
+upstreams: {a: 'socks5://192.0.2.1:1', b: 'socks5://192.0.2.2:1'}
+rules:
+- {port: 1, via: auto, upstream: a}
+- {port: 2, via: auto, upstream: b}
+- {port: 3, via: auto, upstream: a}
+"""
+        router, autos = routing(LISTENERS + text, StubResolver({"a.test": ["203.0.113.1"]}))
+        dialers = [
+            router.route(flow(f"tcp 10.0.0.1 -> a.test:{port} on main")).dialer
             for port in (1, 2, 3)
         ]
-        assert ways[0] is ways[2] is made.autos[0] and ways[1] is made.autos[1]
+        assert dialers == [autos[0], autos[1], autos[0]] and len(autos) == 2
 
-    def test_without_rules_that_need_it_there_is_none(self) -> None:
+    def test_no_auto_dialer_without_a_rule_for_it(self) -> None:
         assert routing(LISTENERS + "auto: {deadline: 1s}").autos == ()
 
 
-def test_a_check_finds_it_and_opens_nothing() -> None:
-    with pytest.raises(ConfigError, match=r"test.yaml:2:9: rules\[0\]: 'a b' is no domain name"):
+def test_check_of_a_configuration_finds_a_bad_pattern() -> None:
+    with pytest.raises(ConfigError) as caught:
         described(LISTENERS + "rules: [{domain: 'a b', via: direct}]")
+    assert str(caught.value) == "test.yaml:2:9: rules[0]: 'a b' is not a valid domain name"

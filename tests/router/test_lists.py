@@ -1,4 +1,4 @@
-"""Lines of list files, and what they come to."""
+"""List files: the patterns and networks that their lines stand for, and errors."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Callable, Iterable
 import pytest
 
 from netproxy.errors import ConfigError
-from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.router import lists
 from netproxy.router.lists import LINE_LIMIT, read_domains, read_networks
-from netproxy.router.matchers import DomainSet, NetworkSet
-from netproxy.router.patterns import SHOWN, parse_domain
+from netproxy.router.matchers import DomainSet
+from netproxy.router.patterns import EXCERPT_LIMIT, parse_domain
 
 Reader = Callable[[str], Iterable[object]]
 
-# a line of a file of domains: the patterns that it stands for
+# A line of a file of domains: the patterns that it stands for.
 LINES = {
-    # as in rules
+    # Patterns as in rules.
     "ads.example": "ads.example",
     "  ADS.example.\t": "ads.example",
     "*.tracker.example": "*.tracker.example",
@@ -28,7 +28,7 @@ LINES = {
     "keyword:ads": "keyword:ads",
     r"regex:^ad(?=[0-9])": r"regex:^ad(?=[0-9])",
     "bücher.example": "xn--bcher-kva.example",
-    # comments
+    # Comments.
     "": "",
     "   \t": "",
     "# ads.example": "",
@@ -38,7 +38,7 @@ LINES = {
     "ads.example\t#": "ads.example",
     "regex:^ad[#=] #": "regex:^ad[#=]",
     r"regex:^server=/x/": r"regex:^server=/x/",
-    # hosts(5): single names
+    # Lines of hosts(5) are single names.
     "0.0.0.0 ads.example": "ads.example",
     "0.0.0.0\tads.example  Other.example # both": "ads.example other.example",
     "127.0.0.1 ads.example.": "ads.example",
@@ -46,7 +46,7 @@ LINES = {
     ":: ads.example": "ads.example",
     "192.168.1.9 printer.lan printer": "printer.lan printer",
     "0.0.0.0 bücher.example": "xn--bcher-kva.example",
-    # what they say of the machine itself is no entry
+    # Names of the machine itself are no entries.
     "127.0.0.1 localhost": "",
     "127.0.0.1 localhost.localdomain localhost4 Local ads.example": "ads.example",
     "255.255.255.255 broadcasthost": "",
@@ -54,7 +54,7 @@ LINES = {
     "fe80::1%lo0 localhost": "",
     "ff02::1 ip6-allnodes": "",
     "0.0.0.0 0.0.0.0": "",
-    # dnsmasq: each name and what is below it
+    # Lines of dnsmasq are names and all names below them.
     "server=/corp.example/10.0.0.1": ".corp.example",
     "server=/corp.example/10.0.0.1#5353": ".corp.example",
     "server=/corp.example/other.example/": ".corp.example .other.example",
@@ -69,14 +69,14 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_line_of_domains(tmp_path: Path, line: str) -> None:
+def test_line_of_domains_stands_for_its_patterns(tmp_path: Path, line: str) -> None:
     path = written(tmp_path, line.encode())
     assert list(read_domains(path)) == [parse_domain(pattern) for pattern in LINES[line].split()]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
-def test_formats_mix_whatever_ends_a_line(tmp_path: Path, start: bytes, end: bytes) -> None:
+def test_formats_mix_with_any_line_ends(tmp_path: Path, start: bytes, end: bytes) -> None:
     lines = [
         b"first.example",
         b"",
@@ -103,48 +103,51 @@ def test_formats_mix_whatever_ends_a_line(tmp_path: Path, start: bytes, end: byt
         ]
 
 
-# a line: what is said of it behind file and line
+# A line: the message about it behind file and number.
 BAD_LINES = {
-    b"no domain": "'no domain' is no domain name",
-    b"example 0.0.0.0": "'example 0.0.0.0' is no domain name",
+    b"no domain": "'no domain' is not a valid domain name",
+    b"example 0.0.0.0": "'example 0.0.0.0' is not a valid domain name",
     b"0.0.0.0": "'0.0.0.0' is an address, not a domain name",
-    b"0.0.0.0 *.ads.example": "'*.ads.example' is no domain name",
-    b"0.0.0.0 .ads.example": "'.ads.example' is no domain name",
-    b"0.0.0.0 good.example bad..example": "'bad..example' is no domain name",
-    b"10.0.0.0/8": "'10.0.0.0/8' is no domain name",
-    b"||ads.example^": "'||ads.example^' is no domain name",
-    b"ads.example#comment": "'ads.example#comment' is no domain name",
-    b"server=10.0.0.1": "'server=10.0.0.1' names no domain: write it as option=/name/value",
-    b"server=/10.0.0.1": "'server=/10.0.0.1' names no domain: write it as option=/name/value",
-    b"server=x/a.example/10.0.0.1": "'server=x/a.example/10.0.0.1' names no domain: write it as option=/name/value",
-    b"server=": "'server=' names no domain: write it as option=/name/value",
-    b"server=//10.0.0.1": "'' is no domain name",
-    b"address=/#/0.0.0.0": "'#' is no domain name",
-    b"cname=/a.example/b.example": "'cname=/a.example/b.example' is no domain name",
-    b"regex:(": "'regex:(' is no regular expression: missing ), unterminated subpattern at position 0",
-    b"a\0b": "'a\\x00b' is no domain name",
-    b"::1\0 a.example": "'::1\\x00 a.example' is no domain name",
+    b"0.0.0.0 *.ads.example": "'*.ads.example' is not a valid domain name",
+    b"0.0.0.0 .ads.example": "'.ads.example' is not a valid domain name",
+    b"0.0.0.0 good.example bad..example": "'bad..example' is not a valid domain name",
+    b"10.0.0.0/8": "'10.0.0.0/8' is not a valid domain name",
+    b"||ads.example^": "'||ads.example^' is not a valid domain name",
+    b"ads.example#comment": "'ads.example#comment' is not a valid domain name",
+    b"server=10.0.0.1": "'server=10.0.0.1' names no domain (expected option=/name/value)",
+    b"server=/10.0.0.1": "'server=/10.0.0.1' names no domain (expected option=/name/value)",
+    b"server=x/a.example/10.0.0.1": "'server=x/a.example/10.0.0.1' names no domain"
+    " (expected option=/name/value)",
+    b"server=": "'server=' names no domain (expected option=/name/value)",
+    b"server=//10.0.0.1": "'' is not a valid domain name",
+    b"address=/#/0.0.0.0": "'#' is not a valid domain name",
+    b"cname=/a.example/b.example": "'cname=/a.example/b.example' is not a valid domain name",
+    b"regex:(": "'regex:(' is not a valid regular expression: "
+    "missing ), unterminated subpattern at position 0",
+    b"a\0b": "'a\\x00b' is not a valid domain name",
+    b"::1\0 a.example": "'::1\\x00 a.example' is not a valid domain name",
     b"\xff\xfea": "not UTF-8",
     b"b\xfccher.example": "not UTF-8",
     b"# b\xfccher": "not UTF-8",
-    b"a" * 300: f"'{'a' * (SHOWN - 3)}...' is no domain name",
-    b"a" * (LINE_LIMIT + 1): f"a line of more than {LINE_LIMIT} bytes",
-    b"#" * (LINE_LIMIT * 3): f"a line of more than {LINE_LIMIT} bytes",
+    b"a" * 300: f"'{'a' * (EXCERPT_LIMIT - 3)}...' is not a valid domain name",
+    b"a" * (LINE_LIMIT + 1): f"the line is longer than {LINE_LIMIT} bytes",
+    b"#" * (LINE_LIMIT * 3): f"the line is longer than {LINE_LIMIT} bytes",
 }
 
 
 @pytest.mark.parametrize("line", BAD_LINES, ids=lambda line: ascii(line)[:40])
-def test_any_other_line_is_an_error_that_names_it(tmp_path: Path, line: bytes) -> None:
+def test_any_other_line_of_domains_is_an_error_with_its_number(tmp_path: Path, line: bytes) -> None:
     path = written(tmp_path, b"good.example\r\n\n# comment\n" + line + b"\nother.example\n")
     with pytest.raises(ConfigError) as caught:
         DomainSet(read_domains(path))
     assert str(caught.value) == f"{path}:4: {BAD_LINES[line]}"
 
 
-def test_networks(tmp_path: Path) -> None:
+def test_list_of_networks_is_read(tmp_path: Path) -> None:
     path = written(
         tmp_path,
-        b"\xef\xbb\xbf10.0.0.0/8\r\n# office\n! home\n\n 192.0.2.7 # printer\nfd00::/8\t#\n2001:DB8::1",
+        b"\xef\xbb\xbf10.0.0.0/8\r\n# office\n! home\n\n"
+        b" 192.0.2.7 # printer\nfd00::/8\t#\n2001:DB8::1",
     )
     assert list(read_networks(path)) == [
         IpNetwork.parse(text) for text in ("10.0.0.0/8", "192.0.2.7", "fd00::/8", "2001:db8::1")
@@ -153,56 +156,49 @@ def test_networks(tmp_path: Path) -> None:
     assert "10.1.2.3" in networks and "2001:db8::1" in networks and "192.0.2.8" not in networks
 
 
+BAD_NETWORKS = {
+    b"10.0.0.1/8": "'10.0.0.1/8' is not a valid network: bits behind the prefix are set"
+    " (the network is 10.0.0.0/8)",
+    b"10.0.0.0/33": "'10.0.0.0/33' is not a valid network: the prefix is longer than 32 bits",
+    b"\xff": "not UTF-8",
+    b"1" * (LINE_LIMIT + 1): f"the line is longer than {LINE_LIMIT} bytes",
+} | {
+    line: f"'{excerpt}' is not a valid network (expected an address or CIDR, such as 10.0.0.0/8)"
+    for line, excerpt in {
+        b"10.0.0.0/8 11.0.0.0/8": "10.0.0.0/8 11.0.0.0/8",
+        b"ads.example": "ads.example",
+        b"10.0.0.0-10.0.0.9": "10.0.0.0-10.0.0.9",
+        b"10.0.0.1\0": "10.0.0.1\\x00",
+    }.items()
+}
+
+
 @pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        (b"10.0.0.1/8", "'10.0.0.1/8' has bits set behind its prefix: the network is 10.0.0.0/8"),
-        (b"10.0.0.0/33", "'10.0.0.0/33' is no network: its prefix is longer than 32 bits"),
-        (
-            b"10.0.0.0/8 11.0.0.0/8",
-            "'10.0.0.0/8 11.0.0.0/8' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
-        ),
-        (
-            b"ads.example",
-            "'ads.example' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
-        ),
-        (
-            b"10.0.0.0-10.0.0.9",
-            "'10.0.0.0-10.0.0.9' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
-        ),
-        (
-            b"10.0.0.1\0",
-            "'10.0.0.1\\x00' is no network: write it as 10.0.0.0/8, fd00::/8 or a single address",
-        ),
-        (b"\xff", "not UTF-8"),
-        (b"1" * (LINE_LIMIT + 1), f"a line of more than {LINE_LIMIT} bytes"),
-    ],
+    ("line", "message"), BAD_NETWORKS.items(), ids=lambda value: ascii(value)[:40]
 )
-def test_a_line_that_is_no_network_is_an_error_that_names_it(
-    tmp_path: Path, line: bytes, said: str
+def test_line_that_is_no_network_is_an_error_with_its_number(
+    tmp_path: Path, line: bytes, message: str
 ) -> None:
     """Hazard 79."""
     path = written(tmp_path, b"10.0.0.0/8\n" + line + b"\n")
     with pytest.raises(ConfigError) as caught:
         NetworkSet(read_networks(path))
-    assert str(caught.value) == f"{path}:2: {said}"
+    assert str(caught.value) == f"{path}:2: {message}"
 
 
 @pytest.mark.parametrize("reader", [read_domains, read_networks])
-def test_a_file_that_cannot_be_read_is_an_error_with_its_path(
-    tmp_path: Path, reader: Reader
-) -> None:
-    for path, said in (
+def test_file_that_cannot_be_read_is_an_error_with_its_path(tmp_path: Path, reader: Reader) -> None:
+    for path, reason in (
         (tmp_path / "missing", "No such file or directory"),
         (tmp_path, "Is a directory"),
     ):
         with pytest.raises(ConfigError) as caught:
             list(reader(str(path)))
-        assert str(caught.value) == f"{path}: cannot be read: {said}"
+        assert str(caught.value) == f"{path}: cannot be read: {reason}"
 
 
 @pytest.mark.parametrize("reader", [read_domains, read_networks])
-def test_an_empty_file_is_an_empty_list(tmp_path: Path, reader: Reader) -> None:
+def test_empty_file_has_no_entries(tmp_path: Path, reader: Reader) -> None:
     for text in (b"", b"\n", b"\xef\xbb\xbf", b"# nothing\n\n"):
         assert list(reader(written(tmp_path, text))) == []
 
@@ -224,12 +220,13 @@ def test_too_many_entries_are_an_error(
     monkeypatch.setattr(lists, "ENTRY_LIMIT", 3)
     with pytest.raises(ConfigError) as caught:
         list(reader(path))
-    assert str(caught.value) == f"{path}:{line}: more than 3 entries"
+    assert str(caught.value) == f"{path}:{line}: the file has more than 3 entries"
 
 
-def test_a_file_is_not_in_memory_as_a_whole(tmp_path: Path) -> None:
+def test_list_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     path = written(tmp_path, b"".join(b"ads%d.example.com\n" % number for number in range(5000)))
-    deque(read_domains(path), 1)  # what is cached, is
+    # The first pass fills the caches of the library.
+    deque(read_domains(path), 1)
     tracemalloc.start()
     try:
         assert deque(read_domains(path), 1)[0].text == "ads4999.example.com"
@@ -240,13 +237,14 @@ def test_a_file_is_not_in_memory_as_a_whole(tmp_path: Path) -> None:
     assert peak < 50_000
 
 
-def test_a_reader_that_is_given_up_closes_its_file(tmp_path: Path) -> None:
-    """The descriptor is counted after the test."""
+def test_abandoned_reader_closes_its_file(tmp_path: Path) -> None:
+    """A check after each test counts descriptors."""
     reader = iter(read_domains(written(tmp_path, b"a.example\nb.example\n")))
     assert next(reader) == parse_domain("a.example")
 
 
 def written(folder: Path, text: bytes) -> str:
+    """Write a list and return its path."""
     path = folder / "list.txt"
     path.write_bytes(text)
     return str(path)

@@ -1,11 +1,12 @@
-"""Which way out a flow takes, as a table: rules as they are written, flows as people say them, what is decided.
+"""Which upstream a flow takes: a table of rules, flows and decisions.
 
-Unless a row's rules say otherwise everything leaves by `far`, which looks no name up here, so that
-the last column is the rules' own doing: the names that were asked for.  Ways out:
+Unless the rules of a row say otherwise, everything leaves by `far`, which needs no lookup
+here.  The last column, the names that were looked up, is then the rules' own doing.
+Upstreams:
 
     far, office   names go to the proxy as they are (socks5h)
     branch        names are looked up here (socks5), as for direct
-    guests        a listener with a way out of its own, `parents`; the other listener is main
+    parents       the upstream of the listener `guests`; the other listener is `main`
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import sys
 import types
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import pytest
 
@@ -24,13 +25,19 @@ from netproxy.interfaces.routing import Dialer, Route
 from netproxy.protocol import connect_udp, http1, socks4, socks5
 from netproxy.router.router import RuleRouter
 from tests.support.readers import BytesReader
-from tests.support.routing import Names, flow, routing
+from tests.support.routing import StubResolver, flow, routing
 
 pytest.importorskip("yaml")
 
 BASE = """
-listeners: [{name: main, listen: "127.0.0.1:1080"}, {name: guests, listen: "127.0.0.1:1081", upstream: parents}]
-upstreams: {far: socks5h://192.0.2.1:1, office: socks5h://192.0.2.2:1, branch: socks5://192.0.2.3:1, parents: socks5h://192.0.2.4:1}
+listeners:
+- {name: main, listen: "127.0.0.1:1080"}
+- {name: guests, listen: "127.0.0.1:1081", upstream: parents}
+upstreams:
+  far: socks5h://192.0.2.1:1
+  office: socks5h://192.0.2.2:1
+  branch: socks5://192.0.2.3:1
+  parents: socks5h://192.0.2.4:1
 default: far
 geoip_database: /nowhere/countries.mmdb
 """
@@ -51,20 +58,21 @@ COUNTRIES = {
 
 
 class Row(NamedTuple):
+    """A flow and what is decided for it."""
+
     flow: str
-    way: str  # or why there is none
-    asked: tuple[str, ...] = ()  # names that were looked up
+    outcome: str
+    """The upstream's name, or the reason of the DialError."""
+    lookups: tuple[str, ...] = ()
+    """The names that were looked up."""
 
 
-ASKED_PUBLIC, ASKED_INTRANET, ASKED_BOTH = (
-    ("public.example",),
-    ("intranet.example",),
-    ("both.example",),
-)
+ASKED_PUBLIC, ASKED_INTRANET = ("public.example",), ("intranet.example",)
+ASKED_BOTH = ("both.example",)
 
 TABLE: list[tuple[str, str, list[Row]]] = [
     (
-        "no rules: the listener's own way out, else the default",
+        "no rules: the listener's own upstream, else the default",
         "[]",
         [
             Row("tcp 192.168.1.5 -> public.example:443 on main", "far"),
@@ -73,7 +81,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "a rule without conditions takes all, the listener's own way out with it",
+        "a rule without conditions takes all flows, of listeners with an upstream too",
         "[{via: office}]",
         [
             Row("tcp 192.168.1.5 -> public.example:443 on main", "office"),
@@ -82,7 +90,8 @@ TABLE: list[tuple[str, str, list[Row]]] = [
     ),
     (
         "the first match wins",
-        "[{domain: .example, via: office}, {domain: public.example, via: block}, {port: 443, via: block}]",
+        "[{domain: .example, via: office}, {domain: public.example, via: block}, "
+        "{port: 443, via: block}]",
         [
             Row("tcp 192.168.1.5 -> public.example:443 on main", "office"),
             Row("tcp 192.168.1.5 -> public.test:443 on main", "block"),
@@ -90,8 +99,9 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "domains: a name, names below it, both, a word, an expression (hazard 76)",
-        r"""[{domain: [trusted.net, "*.below.test", .suffix.test, "keyword:track", 'regex:^cdn\d+\.', BÜCHER.example], via: office}]""",
+        "domains: a name, names below it, both, a keyword, an expression (hazard 76)",
+        r"[{domain: [trusted.net, '*.below.test', .suffix.test, 'keyword:track', "
+        r"'regex:^cdn\d+\.', BÜCHER.example], via: office}]",
         [
             Row("tcp 192.168.1.5 -> trusted.net:80 on main", "office"),
             Row("tcp 192.168.1.5 -> TRUSTED.net.:80 on main", "office"),
@@ -109,7 +119,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "networks: a literal address needs no lookup, a name one",
+        "networks: a name is looked up, a literal address is not",
         "[{ip: [10.0.0.0/8, '2001:db8::/32'], via: branch}]",
         [
             Row("tcp 192.168.1.5 -> 10.1.2.3:80 on main", "branch"),
@@ -140,14 +150,15 @@ TABLE: list[tuple[str, str, list[Row]]] = [
     ),
     (
         "several rules with networks: a name is looked up once",
-        "[{ip: 172.16.0.0/12, via: block}, {ip: 192.168.0.0/16, via: branch}, {ip: 10.0.0.0/8, via: direct}]",
+        "[{ip: 172.16.0.0/12, via: block}, {ip: 192.168.0.0/16, via: branch}, "
+        "{ip: 10.0.0.0/8, via: direct}]",
         [
             Row("tcp 192.168.1.5 -> intranet.example:80 on main", "direct", ASKED_INTRANET),
             Row("tcp 192.168.1.5 -> public.example:80 on main", "far", ASKED_PUBLIC),
         ],
     ),
     (
-        "a way out that takes names has none looked up for it, and then no name is in its networks",
+        "no lookup for an upstream that resolves names: then no name is in the networks",
         "[{ip: 10.0.0.0/8, via: office}]",
         [
             Row("tcp 192.168.1.5 -> 10.1.2.3:80 on main", "office"),
@@ -155,12 +166,12 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "unless another rule had it looked up before",
+        "addresses that were looked up for an earlier rule count for every rule",
         "[{ip: 172.16.0.0/12, via: direct}, {ip: 10.0.0.0/8, via: office}]",
         [Row("tcp 192.168.1.5 -> intranet.example:80 on main", "office", ASKED_INTRANET)],
     ),
     (
-        "what is blocked by its address is found by its name too",
+        "a block by address needs the lookup of a name",
         "[{ip: 10.0.0.0/8, via: block}]",
         [
             Row("tcp 192.168.1.5 -> intranet.example:80 on main", "block", ASKED_INTRANET),
@@ -169,7 +180,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "and what auto takes by its address",
+        "auto by address needs the lookup of a name",
         "[{ip: 10.0.0.0/8, via: auto, upstream: office}]",
         [
             Row("tcp 192.168.1.5 -> intranet.example:80 on main", "auto", ASKED_INTRANET),
@@ -177,7 +188,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "what is blocked by its name is not looked up",
+        "a block by name needs no lookup",
         "[{domain: .ads.example, via: block}, {ip: 10.0.0.0/8, via: branch}]",
         [
             Row("tcp 192.168.1.5 -> ads.example:80 on main", "block"),
@@ -185,7 +196,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "a name that is not found is in no network, and is asked for once",
+        "a name that is not found is in no network, and is looked up once",
         "[{ip: 0.0.0.0/0, via: direct}, {ip: '::/0', via: branch}]",
         [
             Row("tcp 192.168.1.5 -> nowhere.example:80 on main", "far", ("nowhere.example",)),
@@ -193,7 +204,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "and then a way out that needs its address has none",
+        "an upstream that needs the address of a name that is not found",
         "[{ip: 10.0.0.0/8, via: branch}, {via: direct}]",
         [
             Row(
@@ -214,7 +225,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "cheap conditions come first: what another condition rules out is not looked up",
+        "no lookup if a condition that needs none does not hold",
         "[{ip: 10.0.0.0/8, port: 22, via: direct}, {ip: 10.0.0.0/8, network: udp, via: direct}]",
         [
             Row("tcp 192.168.1.5 -> intranet.example:80 on main", "far"),
@@ -241,7 +252,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "the client, whichever socket it came by (hazard 81: its address is unwrapped)",
+        "the client (hazard 81: whatever the socket's family)",
         "[{client: [192.168.1.0/24, 'fd00::/8'], via: office}]",
         [
             Row("tcp 192.168.1.77 -> public.example:443 on main", "office"),
@@ -251,7 +262,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "the user; nobody is none",
+        "the user; a client without login has none",
         "[{user: [alice, bob], via: office}]",
         [
             Row("tcp alice@192.168.1.5 -> public.example:443 on main", "office"),
@@ -289,7 +300,8 @@ TABLE: list[tuple[str, str, list[Row]]] = [
     ),
     (
         "all conditions of a rule must hold",
-        "[{domain: .example, port: 443, user: alice, client: 192.168.0.0/16, network: tcp, listener: main, via: office}]",
+        "[{domain: .example, port: 443, user: alice, client: 192.168.0.0/16, network: tcp, "
+        "listener: main, via: office}]",
         [
             Row("tcp alice@192.168.1.5 -> public.example:443 on main", "office"),
             Row("tcp alice@192.168.1.5 -> public.example:80 on main", "far"),
@@ -301,8 +313,9 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "files of names and of networks (their lines)",
-        "[{domain_file: FILES/names.txt, via: office}, {ip_file: [FILES/networks.txt], via: branch}]",
+        "files of names and of networks",
+        "[{domain_file: FILES/names.txt, via: office}, "
+        "{ip_file: [FILES/networks.txt], via: branch}]",
         [
             Row("tcp 192.168.1.5 -> listed.test:80 on main", "office"),
             Row("tcp 192.168.1.5 -> www.below.test:80 on main", "office"),
@@ -349,7 +362,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "not a network, for a way out that takes names: a name is in none",
+        "not a network, for an upstream that resolves names: a name is in no network",
         "[{not: {ip: 10.0.0.0/8}, via: office}]",
         [
             Row("tcp 192.168.1.5 -> intranet.example:80 on main", "office"),
@@ -357,7 +370,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "everything but a country",
+        "not a country",
         "[{not: {geoip: CN}, via: branch}, {via: direct}]",
         [
             Row("tcp 192.168.1.5 -> 203.0.113.10:80 on main", "direct"),
@@ -365,7 +378,7 @@ TABLE: list[tuple[str, str, list[Row]]] = [
         ],
     ),
     (
-        "a way out of its own, written in the rule",
+        "an upstream that is written in the rule",
         "[{port: 22, via: 'socks5h://192.0.2.9:1080'}, {port: 23, via: [office, branch]}]",
         [
             Row("tcp 192.168.1.5 -> public.example:22 on main", "socks5h://192.0.2.9:1080"),
@@ -386,7 +399,8 @@ ROWS = [
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     (tmp_path / "names.txt").write_text(
-        "# a comment\nlisted.test\n*.below.test\n0.0.0.0 hosts.test\nserver=/dnsmasq.test/192.0.2.53\n"
+        "# a comment\nlisted.test\n*.below.test\n0.0.0.0 hosts.test\n"
+        "server=/dnsmasq.test/192.0.2.53\n"
     )
     (tmp_path / "networks.txt").write_text("10.0.0.0/8\n2001:db8:1::/48   # ours\n")
     return tmp_path
@@ -394,7 +408,7 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def countries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In the place of the optional package."""
+    """Replace the optional package."""
     module: Any = types.ModuleType("maxminddb")
     module.InvalidDatabaseError = RuntimeError
     module.open_database = lambda path: COUNTRIES
@@ -402,69 +416,66 @@ def countries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def router(rules: str, names: Names) -> RuleRouter:
+def router(rules: str, names: StubResolver) -> RuleRouter:
+    """Return the router of these rules."""
     return routing(f"{BASE}rules: {rules}\n", names).router
 
 
-def decide(rules: str, text: str, names: Names) -> str:
+def decide(rules: str, text: str, names: StubResolver) -> str:
+    """Return the name of a flow's upstream, or the reason of the DialError."""
     try:
         return router(rules, names).route(flow(text)).dialer.name
     except DialError as error:
         return error.reason.value
 
 
-def test_the_table_has_rows() -> None:
+def test_table_of_decisions_is_long() -> None:
     assert len(ROWS) >= 90
 
 
 @pytest.mark.parametrize("rules, row", ROWS)
-def test_table(rules: str, row: Row, files: Path) -> None:
-    names = Names(NAMES)
-    way = decide(rules.replace("FILES", str(files)), row.flow, names)
-    assert (way, tuple(names.asked)) == (row.way, row.asked)
+def test_flow_takes_the_upstream_in_the_table(rules: str, row: Row, files: Path) -> None:
+    names = StubResolver(NAMES)
+    outcome = decide(rules.replace("FILES", str(files)), row.flow, names)
+    assert (outcome, tuple(names.lookups)) == (row.outcome, row.lookups)
 
 
-class TestWhatIsDialled:
-    """Hazard 75: the addresses that were looked up go with the decision."""
+class TestAddresses:
+    """Hazard 75: the route carries the addresses that were looked up."""
 
-    def test_the_addresses_that_the_rules_saw(self) -> None:
-        names = Names(NAMES)
+    def test_route_carries_the_addresses_that_the_rules_saw(self) -> None:
+        names = StubResolver(NAMES)
         route = router("[{ip: 10.0.0.0/8, via: direct}]", names).route(
             flow("tcp 192.168.1.5 -> both.example:80 on main")
         )
         assert route.flow.addresses == (Address("203.0.113.12", 80), Address("10.0.0.7", 80))
-        assert route.flow.target == Address("both.example", 80) and names.asked == ["both.example"]
+        assert route.flow.target == Address("both.example", 80)
+        assert names.lookups == ["both.example"]
 
-    def test_a_way_out_that_looks_up_itself_gets_none(self) -> None:
-        names = Names(NAMES)
-        assert (
-            router("[]", names)
-            .route(flow("tcp 192.168.1.5 -> both.example:80 on main"))
-            .flow.addresses
-            == ()
-        )
-        assert names.asked == []
+    def test_upstream_that_resolves_names_gets_no_addresses(self) -> None:
+        names = StubResolver(NAMES)
+        route = router("[]", names).route(flow("tcp 192.168.1.5 -> both.example:80 on main"))
+        assert route.flow.addresses == () and names.lookups == []
 
     @pytest.mark.parametrize("via", ["direct", "branch"])
-    def test_a_way_out_that_needs_them_has_them_looked_up_once(self, via: str) -> None:
-        names = Names(NAMES)
+    def test_addresses_for_an_upstream_are_looked_up_once(self, via: str) -> None:
+        names = StubResolver(NAMES)
         route = router(f"[{{via: {via}}}]", names).route(
             flow("tcp 192.168.1.5 -> public.example:80 on main")
         )
-        assert route.flow.addresses == (Address("203.0.113.10", 80),) and names.asked == [
-            "public.example"
-        ]
+        assert route.flow.addresses == (Address("203.0.113.10", 80),)
+        assert names.lookups == ["public.example"]
 
-    def test_a_literal_is_its_own_address_whatever_the_way_out(self) -> None:
+    def test_literal_address_is_in_the_route_for_any_upstream(self) -> None:
         for via in ("direct", "branch", "office"):
-            route = router(f"[{{via: {via}}}]", Names({})).route(
+            route = router(f"[{{via: {via}}}]", StubResolver({})).route(
                 flow("tcp 192.168.1.5 -> 0x7f.1:80 on main")
             )
             assert route.flow.addresses == (Address("127.0.0.1", 80),)
 
 
-class TestAtOnce:
-    """For the thread that reads datagrams and may not wait."""
+class TestRouteWithoutBlocking:
+    """What the thread that reads datagrams calls."""
 
     FLOW = "udp 192.168.1.5 -> intranet.example:80 on main"
 
@@ -477,12 +488,12 @@ class TestAtOnce:
             "[{via: auto, upstream: office}]",
         ],
     )
-    def test_a_name_that_nobody_has_asked_for_lately_is_none(self, rules: str) -> None:
-        names = Names(NAMES)
-        one = router(rules, names)
-        assert one.route_without_blocking(flow(self.FLOW)) is None and names.asked == []
+    def test_name_that_is_not_cached_has_no_route_without_blocking(self, rules: str) -> None:
+        names = StubResolver(NAMES)
+        rule_router, given = router(rules, names), flow(self.FLOW)
+        assert rule_router.route_without_blocking(given) is None and names.lookups == []
         names.cached.add("intranet.example")
-        assert one.route_without_blocking(flow(self.FLOW)) == one.route(flow(self.FLOW))
+        assert rule_router.route_without_blocking(given) == rule_router.route(given)
 
     @pytest.mark.parametrize(
         "rules",
@@ -493,40 +504,32 @@ class TestAtOnce:
             "[{ip: 10.0.0.0/8, port: 81, via: direct}]",
         ],
     )
-    def test_what_needs_no_lookup_is_decided(self, rules: str) -> None:
-        names = Names({})
-        one = router(rules, names)
-        route = one.route_without_blocking(flow(self.FLOW))
-        assert (
-            isinstance(route, Route) and route == one.route(flow(self.FLOW)) and names.asked == []
-        )
+    def test_flow_that_needs_no_lookup_is_routed_without_blocking(self, rules: str) -> None:
+        names = StubResolver({})
+        rule_router, given = router(rules, names), flow(self.FLOW)
+        route = rule_router.route_without_blocking(given)
+        assert isinstance(route, Route) and route == rule_router.route(given)
+        assert names.lookups == []
 
-    def test_a_literal_address_is_decided(self) -> None:
-        route = router("[{ip: 10.0.0.0/8, via: direct}]", Names({})).route_without_blocking(
+    def test_literal_address_is_routed_without_blocking(self) -> None:
+        route = router("[{ip: 10.0.0.0/8, via: direct}]", StubResolver({})).route_without_blocking(
             flow("udp 192.168.1.5 -> 10.0.0.1:80 on main")
         )
-        assert (
-            route is not None
-            and route.dialer.name == "direct"
-            and route.flow.addresses == (Address("10.0.0.1", 80),)
-        )
+        assert route is not None and route.dialer.name == "direct"
+        assert route.flow.addresses == (Address("10.0.0.1", 80),)
 
-    def test_a_name_that_lately_was_none_is_in_no_network(self) -> None:
-        names = Names({})
+    def test_name_that_was_recently_not_found_is_in_no_network(self) -> None:
+        names = StubResolver({})
         names.cached.add("intranet.example")
-        one = router("[{ip: 10.0.0.0/8, via: direct}]", names)
-        assert one.route_without_blocking(flow(self.FLOW)) is not None
+        by_network = router("[{ip: 10.0.0.0/8, via: direct}]", names)
+        assert by_network.route_without_blocking(flow(self.FLOW)) is not None
         with pytest.raises(DialError) as caught:
             router("[{via: direct}]", names).route_without_blocking(flow(self.FLOW))
         assert caught.value.reason is Reason.NAME
 
 
-class TestWays:
-    """What a flow may take wherever it goes: whether an ASSOCIATE is worth while, and the way of a BIND for anybody."""
-
-    @staticmethod
-    def ways(rules: str, text: str) -> list[str]:
-        return [dialer.name for dialer in router(rules, Names({})).candidates(flow(text))]
+class TestCandidates:
+    """The upstreams that a flow may take to any target: for an ASSOCIATE, and for a BIND."""
 
     @pytest.mark.parametrize(
         "rules, text, expected",
@@ -575,76 +578,77 @@ class TestWays:
             ),
         ],
     )
-    def test_rules_about_the_target_may_match_and_others_do_or_do_not(
+    def test_candidates_are_the_upstreams_of_rules_that_may_match(
         self, rules: str, text: str, expected: list[str]
     ) -> None:
-        assert self.ways(rules, text) == expected
+        candidates = router(rules, StubResolver({})).candidates(flow(text))
+        assert [dialer.name for dialer in candidates] == expected
 
 
 class TestExplain:
-    def test_names_the_rule_in_the_files_words(self) -> None:
+    def test_explanation_has_the_rule_as_it_is_written(self) -> None:
         text, route = router(
-            "[{domain: a.test, via: block}, {ip: [10.0.0.0/8, 'fd00::/8'], not: {port: 22}, via: direct}]",
-            Names(NAMES),
+            "[{domain: a.test, via: block}, "
+            "{ip: [10.0.0.0/8, 'fd00::/8'], not: {port: 22}, via: direct}]",
+            StubResolver(NAMES),
         ).explain(flow("udp alice@192.168.1.5 -> intranet.example:443 on main"))
         assert text == "rules[1] (ip: [10.0.0.0/8, fd00::/8], not: {port: 22})"
-        assert (
-            isinstance(route, Route)
-            and route.dialer.name == "direct"
-            and route.flow.addresses == (Address("10.0.0.5", 443),)
-        )
+        assert isinstance(route, Route) and route.dialer.name == "direct"
+        assert route.flow.addresses == (Address("10.0.0.5", 443),)
 
-    def test_a_long_list_is_cut(self) -> None:
-        text, _ = router("[{port: [1, 2, 3, 4, 5, 6, 7], via: direct}]", Names({})).explain(
+    def test_explanation_cuts_a_long_list(self) -> None:
+        text, _ = router("[{port: [1, 2, 3, 4, 5, 6, 7], via: direct}]", StubResolver({})).explain(
             flow("tcp 10.0.0.1 -> 10.0.0.2:7 on main")
         )
         assert text == "rules[0] (port: [1, 2, 3, 4, 5, ...])"
 
-    def test_no_rule_is_no_words(self) -> None:
-        text, route = router("[{port: 1, via: block}]", Names({})).explain(
+    def test_explanation_without_a_rule_is_empty(self) -> None:
+        text, route = router("[{port: 1, via: block}]", StubResolver({})).explain(
             flow("tcp 192.168.1.5 -> a.test:2 on guests")
         )
         assert text == "" and isinstance(route, Route) and route.dialer.name == "parents"
 
-    def test_what_may_not_be_reached_says_so(self) -> None:
+    def test_explanation_of_a_denied_target_is_the_error(self) -> None:
         text, error = routing(
-            BASE + "rules: [{via: direct}]\ndestinations: {deny: [private]}", Names(NAMES)
+            BASE + "rules: [{via: direct}]\ndestinations: {deny: [private]}", StubResolver(NAMES)
         ).router.explain(flow("tcp 192.168.1.5 -> intranet.example:443 on main"))
-        assert (
-            text == "rules[0] (everything)"
-            and isinstance(error, DialError)
-            and error.reason is Reason.DENIED
-        )
+        assert text == "rules[0] (everything)"
+        assert isinstance(error, DialError) and error.reason is Reason.DENIED
 
-    def test_a_name_that_is_not_found_says_so(self) -> None:
-        _, error = router("[{via: direct}]", Names({})).explain(
+    def test_explanation_of_a_name_that_is_not_found_is_the_error(self) -> None:
+        _, error = router("[{via: direct}]", StubResolver({})).explain(
             flow("tcp 192.168.1.5 -> a.test:443 on main")
         )
         assert isinstance(error, DialError) and str(error) == "a.test: name not resolved"
 
 
 def by_socks5(host: bytes, port: int) -> Address:
+    """Parse the target of a SOCKS5 request."""
     return socks5.read_request(
         BytesReader(b"\5\1\0\3%c%b%b" % (len(host), host, port.to_bytes(2, "big")))
     ).target
 
 
 def by_socks5_udp(host: bytes, port: int) -> Address:
+    """Parse the target of a SOCKS5 datagram."""
     return socks5.parse_target(b"\3%c%b%b" % (len(host), host, port.to_bytes(2, "big")))
 
 
 def by_socks4a(host: bytes, port: int) -> Address:
+    """Parse the target of a SOCKS4a request."""
     return socks4.read_request(
         BytesReader(b"\4\1%b\0\0\0\1me\0%b\0" % (port.to_bytes(2, "big"), host))
     ).target
 
 
 def by_connect(host: bytes, port: int) -> Address:
+    """Parse the target of a CONNECT request."""
     host = b"[%b]" % host if b":" in host else host
     return http1.parse_authority(b"%b:%d" % (host, port))
 
 
 def by_forward(host: bytes, port: int) -> Address:
+    """Parse the target of a GET request."""
     host = b"[%b]" % host if b":" in host else host
     return http1.parse_origin(
         http1.read_request(
@@ -654,10 +658,12 @@ def by_forward(host: bytes, port: int) -> Address:
 
 
 def by_connect_udp(host: bytes, port: int) -> Address:
+    """Parse the target of a connect-udp request."""
     return connect_udp.parse_target(
         http1.read_request(
             BytesReader(
-                b"GET /.well-known/masque/udp/%b/%d/ HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: connect-udp\r\n\r\n"
+                b"GET /.well-known/masque/udp/%b/%d/ HTTP/1.1\r\nHost: a\r\n"
+                b"Connection: upgrade\r\nUpgrade: connect-udp\r\n\r\n"
                 % (host.replace(b":", b"%3A"), port)
             )
         )
@@ -679,39 +685,36 @@ def by_connect_udp(host: bytes, port: int) -> Address:
         b"127.0.0.1.",
     ],
 )
-def test_hazard_11_every_protocol_has_one_spelling_for_an_address(
-    read: Any, spelling: bytes
+def test_spelling_of_an_address_is_canonical_in_every_protocol(
+    read: Callable[[bytes, int], Address], spelling: bytes
 ) -> None:
+    """Hazard 11."""
     target = read(spelling, 80)
     assert target == Address("127.0.0.1", 80)
-    one = router("[{ip: 127.0.0.0/8, via: office}]", Names({}))
-    assert (
-        one.route(Flow("tcp", Address("192.168.1.5", 5), target, "main", "")).dialer.name
-        == "office"
-    )
+    rule_router = router("[{ip: 127.0.0.0/8, via: office}]", StubResolver({}))
+    given = Flow("tcp", Address("192.168.1.5", 5), target, "main", "")
+    assert rule_router.route(given).dialer.name == "office"
 
 
-def test_a_flow_that_has_its_addresses_is_not_looked_up() -> None:
-    names = Names(NAMES)
+def test_flow_with_addresses_is_not_looked_up() -> None:
+    names = StubResolver(NAMES)
     given = flow("tcp 192.168.1.5 -> intranet.example:80 on main")._replace(
         addresses=(Address("10.9.9.9", 80),)
     )
     route = router("[{ip: 10.9.0.0/16, via: direct}]", names).route(given)
-    assert (
-        route.dialer.name == "direct"
-        and names.asked == []
-        and route.flow.addresses == given.addresses
+    assert route.dialer.name == "direct" and names.lookups == []
+    assert route.flow.addresses == given.addresses
+
+
+def test_rules_with_one_upstream_share_its_dialer() -> None:
+    """A UDP session belongs to a dialer: flows of both rules must leave by one port."""
+    rule_router = router(
+        "[{port: 1, via: office}, {port: 2, via: office}, "
+        "{port: 3, via: direct}, {port: 4, via: direct}]",
+        StubResolver({}),
     )
 
+    def dialer(port: int) -> Dialer:
+        return rule_router.route(flow(f"udp 192.168.1.5 -> 192.0.2.77:{port} on main")).dialer
 
-def test_one_way_out_is_one_dialer_whoever_names_it() -> None:
-    """Sessions hang on it: those of two rules that name one way out share their port."""
-    one = router(
-        "[{port: 1, via: office}, {port: 2, via: office}, {port: 3, via: direct}, {port: 4, via: direct}]",
-        Names({}),
-    )
-
-    def way(port: int) -> Dialer:
-        return one.route(flow(f"udp 192.168.1.5 -> 192.0.2.77:{port} on main")).dialer
-
-    assert way(1) is way(2) and way(3) is way(4) and way(1) is not way(3)
+    assert dialer(1) is dialer(2) and dialer(3) is dialer(4) and dialer(1) is not dialer(3)

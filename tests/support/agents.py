@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from functools import partial
 
 from netproxy.errors import ListenError
 from netproxy.net.stream import Stream
 from netproxy.protocol import tunnel
-from netproxy.protocol.tunnel import Hello, Service
-from netproxy.tunnel.bridge import Bridge, PortRange, Rights
+from netproxy.protocol.tunnel import BridgePort, Hello, Welcome
+from netproxy.tunnel.bridge import Bridge
 from netproxy.tunnel.dialer import TunnelDialer
-from netproxy.tunnel.sessions import AgentSessions
+from netproxy.tunnel.ports import AgentRights, PortRange
+from netproxy.tunnel.sessions import AgentSession, AgentSessions
 from tests.support.sockets import SECONDS
 from tests.support.tcp import TcpRig
 
@@ -18,84 +19,98 @@ TOKEN, OTHER_TOKEN = b"the token of home", b"the token of away"
 NONCE = bytes(range(32))
 
 
+class RecordingOpener:
+    """A PortOpener that opens ports in name only."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, BridgePort, str]] = []
+        self.closed: list[BridgePort] = []
+        self.busy: set[int] = set()
+        """Ports that cannot be bound."""
+
+    def open(self, agent: str, port: BridgePort, host: str) -> RecordedPort:
+        if port.port in self.busy:
+            raise ListenError(f"tcp {host}:{port.port}: Address already in use")
+        self.opened.append((agent, port, host))
+        return RecordedPort(self, port)
+
+
+class RecordedPort:
+    """A port that notes that it was closed."""
+
+    def __init__(self, opener: RecordingOpener, port: BridgePort) -> None:
+        self.close = partial(opener.closed.append, port)
+
+
 class BridgeRig(TcpRig):
-    """The bridge behind a real listener, pool and parker; ports are opened in name only."""
+    """The bridge behind a real listener, pool and poller, with a RecordingOpener."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sessions = AgentSessions()
-        self.opened: list[tuple[str, Service, str]] = []
-        self.shut: list[Service] = []
-        self.busy: set[int] = set()  # ports that cannot be bound
-        self.bridge = Bridge(self.sessions, self._open, self.counts, self.log)
-        self.bridge.configure(
-            {
-                "home": Rights(
-                    TOKEN,
-                    (
-                        PortRange("tcp", "127.0.0.1", 8022, 8030),
-                        PortRange("udp", "0.0.0.0", 53, 53),
-                    ),
-                ),
-                "away": Rights(OTHER_TOKEN),
-            }
-        )
+        self.ports = RecordingOpener()
+        self.bridge = Bridge(self.sessions, self.ports, self.counts, self.log)
+        home = (PortRange("tcp", "127.0.0.1", 8022, 8030), PortRange("udp", "0.0.0.0", 53, 53))
+        self.bridge.configure({"home": AgentRights(TOKEN, home), "away": AgentRights(OTHER_TOKEN)})
         self.listener.configure(self.bridge, self.door, 5.0)
         self.listener.start()
         self.dialer = TunnelDialer("home", self.sessions, 3.0, self.counts)
 
-    def _open(self, agent: str, service: Service, host: str) -> Callable[[], None]:
-        if service.port in self.busy:
-            raise ListenError(f"tcp {host}:{service.port}: Address already in use")
-        self.opened.append((agent, service, host))
-        return lambda: self.shut.append(service)
+    def agent(self, name: str = "home", token: bytes = TOKEN) -> PlayedAgent:
+        """Return a control connection that the bridge has welcomed."""
+        return PlayedAgent(self, Hello(tunnel.CONTROL, name, NONCE), token).welcomed()
 
-    def agent(self, name: str = "home", token: bytes = TOKEN) -> Played:
-        """One that is welcome."""
-        return Played(self, Hello(tunnel.CONTROL, name, NONCE), token).welcome()
+    def work(self, agent: PlayedAgent, token: bytes = TOKEN) -> PlayedAgent:
+        """Return a work connection of an agent that the bridge has welcomed."""
+        hello = Hello(tunnel.WORK, agent.hello.name, NONCE, agent.session)
+        return PlayedAgent(self, hello, token).welcomed()
 
-    def work(self, agent: Played, token: bytes = TOKEN) -> Played:
-        return Played(
-            self, Hello(tunnel.WORK, agent.hello.name, NONCE, agent.session), token
-        ).welcome()
+    def session(self, name: str = "home") -> AgentSession:
+        """Return the session of a connected agent."""
+        session = self.sessions.get(name)
+        assert session is not None
+        return session
 
     def close(self) -> None:
         self.bridge.stop()
         super().close()
 
 
-class Played:
-    """An agent's connection: the hello is sent, and the challenge answered."""
+class PlayedAgent:
+    """A connection of an agent after its hello and its answer to the challenge."""
 
     def __init__(self, rig: BridgeRig, hello: Hello, token: bytes) -> None:
         self.hello = hello
         self.socket = rig.connect()
         self.stream = Stream(self.socket, limited=SECONDS)
         self.stream.write(tunnel.encode_hello(hello))
-        self.nonce = tunnel.read_challenge(self.stream)
-        assert isinstance(self.nonce, bytes)
+        nonce = tunnel.read_challenge(self.stream)
+        assert isinstance(nonce, bytes)
+        self.nonce = nonce
+        """The bridge's."""
         self.proof = tunnel.agent_proof(token, hello, self.nonce)
         self.stream.write(self.proof)
         self._token = token
         self.session = b""
 
-    def answer(self) -> Any:
+    def answer(self) -> Welcome | int:
+        """Read the bridge's welcome, or the reason of its refusal."""
         return tunnel.read_welcome(self.stream)
 
-    def welcome(self) -> Played:
+    def welcomed(self) -> PlayedAgent:
+        """Read the welcome and check the bridge's proof."""
         answer = self.answer()
-        assert not isinstance(answer, int), f"refused: {answer}"
+        assert isinstance(answer, Welcome), f"refused: {answer}"
         self.session = answer.session
-        assert answer.proof == tunnel.bridge_proof(
-            self._token, self.hello, self.nonce, self.session
-        )
+        expected = tunnel.bridge_proof(self._token, self.hello, self.nonce, self.session)
+        assert answer.proof == expected
         return self
 
     def send(self, data: bytes) -> None:
         self.stream.write(data)
 
     def read(self, kind: int) -> bytes:
-        """The value of the next message, which is of that kind; pings are answered by nobody."""
+        """Return the value of the next message, which must be of this kind; pings are skipped."""
         while True:
             message = tunnel.read_message(self.stream)
             if message.kind == kind:
@@ -103,16 +118,18 @@ class Played:
             assert message.kind == tunnel.PING, message
 
     def read_ping(self) -> bytes:
+        """Return the value of the next message, which must be a PING."""
         message = tunnel.read_message(self.stream)
         assert message.kind == tunnel.PING
         return message.value
 
-    def register(self, *services: Service, leads_out: bool = False) -> dict[Service, int]:
-        self.send(tunnel.encode_register(services, leads_out))
+    def register(self, *services: BridgePort, is_exit: bool = False) -> dict[BridgePort, int]:
+        """Register services; return their outcomes."""
+        self.send(tunnel.encode_register(services, is_exit))
         return dict(tunnel.parse_registered(self.read(tunnel.REGISTERED)))
 
-    def ended(self) -> bool:
-        """Whether the bridge closes it, whatever it says before."""
+    def is_closed(self) -> bool:
+        """Wait until the bridge closes the connection, whatever it sends before."""
         self.socket.settimeout(SECONDS)
         try:
             while self.socket.recv(4096):

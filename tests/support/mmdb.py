@@ -1,4 +1,8 @@
-"""A database in MaxMind's format, written by its description: a binary tree over the bits of addresses, then what they lead to."""
+"""Writes a database in MaxMind's format, after its published description.
+
+It has a binary tree over the bits of addresses, and behind it the records that the leaves
+lead to.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,20 @@ from typing import Any, Mapping
 from netproxy.interfaces.networks import IpNetwork
 
 STRING, UINT16, UINT32, MAP = 2, 5, 6, 7
-UINT64, ARRAY = 9, 11  # extended types
+# Extended types.
+UINT64, ARRAY = 9, 11
 MARKER = b"\xab\xcd\xefMaxMind.com"
-GAP = bytes(16)  # between the tree and the data
+# Between the tree and the data.
+GAP = bytes(16)
 
 
 def database(entries: Mapping[str, Any], version: int = 4) -> bytes:
-    """Of networks of one family."""
+    """Return a database with a record for each network; all networks are of one family."""
     nodes: list[list[Any]] = [[None, None]]
     for text, value in entries.items():
         network = IpNetwork.parse(text)
         length = network.size * 8 - network.shift
-        bits = [network.prefix >> (length - 1 - at) & 1 for at in range(length)]
+        bits = [network.prefix >> (length - 1 - place) & 1 for place in range(length)]
         at = 0
         for bit in bits[:-1]:
             if nodes[at][bit] is None:
@@ -29,13 +35,13 @@ def database(entries: Mapping[str, Any], version: int = 4) -> bytes:
         nodes[at][bits[-1]] = (value,)
     data, tree = b"", b""
     for node in nodes:
-        for record in node:
-            number = len(nodes) if record is None else record
-            if isinstance(record, tuple):
+        for leaf in node:
+            number = len(nodes) if leaf is None else leaf
+            if isinstance(leaf, tuple):
                 number = len(nodes) + len(GAP) + len(data)
-                data += _encode(record[0])
+                data += _encode(leaf[0])
             tree += number.to_bytes(3, "big")
-    about = {
+    metadata = {
         "binary_format_major_version": (UINT16, 2),
         "binary_format_minor_version": (UINT16, 0),
         "build_epoch": (UINT64, 1),
@@ -46,16 +52,15 @@ def database(entries: Mapping[str, Any], version: int = 4) -> bytes:
         "node_count": (UINT32, len(nodes)),
         "record_size": (UINT16, 24),
     }
-    return tree + GAP + data + MARKER + _encode(about)
+    return tree + GAP + data + MARKER + _encode(metadata)
 
 
 def _encode(value: Any) -> bytes:
     if isinstance(value, str):
         return _control(STRING, len(value)) + value.encode()
     if isinstance(value, dict):
-        return _control(MAP, len(value)) + b"".join(
-            _encode(key) + _encode(one) for key, one in value.items()
-        )
+        items = (_encode(key) + _encode(item) for key, item in value.items())
+        return _control(MAP, len(value)) + b"".join(items)
     if isinstance(value, list):
         return _control(ARRAY, len(value)) + b"".join(map(_encode, value))
     kind, number = value
@@ -64,5 +69,6 @@ def _encode(value: Any) -> bytes:
 
 
 def _control(kind: int, size: int) -> bytes:
+    """Return the byte, or two, before a value."""
     assert size < 29
     return bytes((kind << 5 | size,)) if kind < 8 else bytes((size, kind - 7))

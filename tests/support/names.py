@@ -1,8 +1,8 @@
-"""Host names that no codec takes (HAZARDS 10)."""
+"""Host names that no codec accepts (hazard 10)."""
 
 from __future__ import annotations
 
-REFUSED_NAMES = {  # HAZARDS 10
+REFUSED_NAMES = {
     "empty": b"",
     "255 bytes": b".".join([b"a" * 63] * 4),
     "255 bytes in one label": b"a" * 255,

@@ -1,6 +1,7 @@
-"""A router made from the text of a configuration, with real ways out that nobody dials and a resolver that counts.
+"""Builds a router from the text of a configuration.
 
-Flows are written as people say them: "udp alice@192.168.1.5 -> example.com:443 on main".
+The dialers are real, but no test dials them; the resolver counts lookups.  Flows are
+written as "udp alice@192.168.1.5 -> example.com:443 on main".
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Callable, Mapping, Sequence
 
 from netproxy.access.destinations import Destinations, OwnSockets
 from netproxy.access.factory import make_policies
-from netproxy.config.schema import Config
+from netproxy.config.schema import Config, UpstreamConfig
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
@@ -20,7 +21,7 @@ from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.protocol.host import parse_host
 from netproxy.router.auto import Verdicts
-from netproxy.router.factory import Means, Routing, make_routing
+from netproxy.router.factory import Routing, RoutingDependencies, make_routing
 from tests.support.doubles import Counts, Lines, no_services
 from tests.support.relays import configuration
 
@@ -28,42 +29,40 @@ _FLOW = re.compile(r"(tcp|udp) (?:([^@ ]+)@)?(\S+) -> (\S+):(\d+) on (\S+)\Z")
 
 
 def flow(text: str) -> Flow:
-    """What a codec makes of a request: the host is canonical, whatever the spelling."""
-    found = _FLOW.match(text)
-    assert found, text
-    network, user, client, host, port, listener = found.groups("")
-    return Flow(
-        network,
-        Address(client, 50000),
-        Address(parse_host(host.encode()), int(port)),
-        listener,
-        user,
-    )
+    """Parse a flow.  The host becomes canonical, as codecs make it, whatever the spelling."""
+    match = _FLOW.match(text)
+    assert match, text
+    network, user, client, host, port, listener = match.groups("")
+    target = Address(parse_host(host.encode()), int(port))
+    return Flow(network, Address(client, 50000), target, listener, user)
 
 
-class Names:
-    """A Resolver: `there` are names with their addresses; None is a name server that is silent.  `asked` counts."""
+class StubResolver:
+    """A Resolver that knows the addresses of some names and records its lookups."""
 
-    def __init__(self, there: Mapping[str, Sequence[str] | None]) -> None:
-        self.there = dict(there)
-        self.asked: list[str] = []
-        self.cached: set[str] = (
-            set()
-        )  # what known() knows; a name that is not there is known not to be
+    def __init__(self, hosts: Mapping[str, Sequence[str] | None]) -> None:
+        """Find `hosts`, addresses by name; None is a name server that is silent."""
+        self.hosts = dict(hosts)
+        # The names that were looked up, in order.
+        self.lookups: list[str] = []
+        # The names that known() answers without a lookup.
+        self.cached: set[str] = set()
 
     def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+        """Return the addresses of a target and record the lookup.  Raises DialError."""
         if pack_ip(target.host) is not None:
             return [target]
-        self.asked.append(target.host)
-        return self._found(target)
+        self.lookups.append(target.host)
+        return self._look_up(target)
 
     def known(self, target: Address) -> list[Address] | None:
+        """Return the addresses of a literal or a cached name, else None."""
         if pack_ip(target.host) is not None:
             return [target]
-        return self._found(target) if target.host in self.cached else None
+        return self._look_up(target) if target.host in self.cached else None
 
-    def _found(self, target: Address) -> list[Address]:
-        hosts = self.there.get(target.host, ())
+    def _look_up(self, target: Address) -> list[Address]:
+        hosts = self.hosts.get(target.host, ())
         if not hosts:
             raise DialError(Reason.TIMEOUT if hosts is None else Reason.NAME, target.host)
         return [target._replace(host=host) for host in hosts]
@@ -72,7 +71,7 @@ class Names:
 def make_guard(
     config: Config, own: Sequence[tuple[str, Address]] = (), local: Sequence[str] = ()
 ) -> Destinations:
-    """As the daemon has it; `own` sockets, `local` addresses of the machine."""
+    """Return the guard of a daemon with `own` sockets on a machine with `local` addresses."""
     sockets = OwnSockets(lambda host: host in local)
     sockets.set(own)
     guard = Destinations(sockets)
@@ -84,12 +83,12 @@ def routing(
     config: Config | str,
     resolver: Resolver | None = None,
     guard: DestinationGuard | None = None,
-    way: Callable[..., Dialer] | None = None,
+    dialer: Callable[[UpstreamConfig], Dialer] | None = None,
     verdicts: Verdicts | None = None,
 ) -> Routing:
-    """`way` in place of real ways out."""
+    """Build the router of a configuration.  `dialer` makes dialers in place of real ones."""
     config = configuration(config) if isinstance(config, str) else config
-    resolver, guard = resolver or Names({}), guard or make_guard(config)
+    resolver, guard = resolver or StubResolver({}), guard or make_guard(config)
     dialers = DialerFactory(
         TargetResolver(resolver, guard),
         UdpSocketFactory(Counts(), Lines(), "single"),
@@ -98,7 +97,11 @@ def routing(
     )
     return make_routing(
         config,
-        Means(
-            way or dialers.dialer, dialers.impatient, resolver, guard, verdicts or Verdicts(60.0, 100)
+        RoutingDependencies(
+            dialer or dialers.dialer,
+            dialers.impatient,
+            resolver,
+            guard,
+            verdicts or Verdicts(60.0, 100),
         ),
     )

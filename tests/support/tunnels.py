@@ -1,4 +1,4 @@
-"""A bridge and an agent, each a real Daemon in the test's process, and what they lead to."""
+"""A bridge and an agent, each a real Daemon in the test's process, and the servers behind them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator
 
-from tests.e2e.support import free_port as free_port  # for those who need ports for a tunnel
+from tests.e2e.support import free_port as free_port
 from tests.support.relays import LOCALHOST, SECONDS, Running, UdpPort
 from tests.support.sockets import wait_until
 
@@ -16,58 +16,71 @@ TOKEN = "a token of twenty bytes"
 
 
 def bridge_text(ports: str = "[]", more: str = "", agents: str = "") -> str:
+    """Return the configuration of a bridge; `more` is appended to it."""
     agents = agents or f"home: {{token: {TOKEN}, ports: {ports}}}"
-    return f"listeners: [{{listen: '127.0.0.1:0'}}]\ntunnel: {{bridge: {{listen: 'tcp://127.0.0.1:0', agents: {{{agents}}}}}}}\n{more}"
+    return f"""
+listeners: [{{listen: '127.0.0.1:0'}}]
+tunnel: {{bridge: {{listen: 'tcp://127.0.0.1:0', agents: {{{agents}}}}}}}
+{more}
+"""
 
 
-def agent_text(port: int, services: str = "{}", more: str = "", leads_out: bool = False) -> str:
-    return (
-        f"listeners: []\ntunnel: {{agent: {{bridge: 'tcp://127.0.0.1:{port}', name: home, token: {TOKEN}, services: {services}, "
-        f"exit: {str(leads_out).lower()}}}}}\n{more}"
-    )
+def agent_text(port: int, services: str = "{}", more: str = "", is_exit: bool = False) -> str:
+    """Return the configuration of an agent; `more` is appended to it."""
+    return f"""
+listeners: []
+tunnel: {{agent: {{bridge: 'tcp://127.0.0.1:{port}', name: home, token: {TOKEN}, \
+services: {services}, exit: {str(is_exit).lower()}}}}}
+{more}
+"""
 
 
-class Side(Running):
-    """A daemon that need not listen."""
+class TunnelDaemon(Running):
+    """A daemon with a tunnel, which may have no listener."""
 
     @property
     def tunnels(self) -> Any:
+        """The daemon's netproxy.daemon.tunnels.Tunnels."""
         return self.daemon._plan.tunnels.current
 
     @property
     def tunnel_port(self) -> int:
-        """Where agents come."""
+        """The port that agents dial."""
         return next(
-            one.address.port
-            for one in self.daemon._manager.listeners
-            if one.network == "tcp" and one.address.port != self.port
+            listener.address.port
+            for listener in self.daemon._manager.listeners
+            if listener.network == "tcp" and listener.address.port != self.port
         )
 
     def agents(self) -> list[dict[str, Any]]:
+        """Return the connected agents as netproxyctl shows them."""
         return self.tunnels.describe()["agents"]
 
     def wait_for_agent(self, ports: int = 0, idle: int = 1) -> dict[str, Any]:
-        """With so many ports and connections that wait."""
+        """Wait for an agent with at least so many ports and idle work connections."""
         wait_until(
-            lambda: any(len(one["ports"]) >= ports and one["idle"] >= idle for one in self.agents())
+            lambda: any(
+                len(agent["ports"]) >= ports and agent["idle"] >= idle for agent in self.agents()
+            )
         )
         return self.agents()[0]
 
 
 @contextmanager
-def side(text: str) -> Iterator[Side]:
-    one = Side(text)
+def tunnel_daemon(text: str) -> Iterator[TunnelDaemon]:
+    """Run a daemon with this configuration; check at its end that it met no internal error."""
+    daemon = TunnelDaemon(text)
     try:
-        yield one
+        yield daemon
     finally:
-        one.daemon.stop()
-    assert not one.log.faults
-    assert not one.count("drops", "internal error")
-    assert not one.count("connections", "internal error")
+        daemon.daemon.stop()
+    assert not daemon.log.faults
+    assert not daemon.count("drops", "internal error")
+    assert not daemon.count("connections", "internal error")
 
 
 class Echo:
-    """A TCP server on loopback that gives everything back, then its end; counts its clients."""
+    """A TCP server that sends everything back, then its end of stream; counts its clients."""
 
     def __init__(self, host: str = LOCALHOST) -> None:
         self._listening = socket.create_server((host, 0), backlog=64)
@@ -83,12 +96,11 @@ class Echo:
             except OSError:
                 return
             self.clients += 1
-            self._threads.append(
-                threading.Thread(
-                    target=self._echo, args=(client,), name="test-echo-client", daemon=True
-                )
+            thread = threading.Thread(
+                target=self._echo, args=(client,), name="test-echo-client", daemon=True
             )
-            self._threads[-1].start()
+            self._threads.append(thread)
+            thread.start()
 
     @staticmethod
     def _echo(client: socket.socket) -> None:
@@ -112,7 +124,7 @@ class Echo:
 
 
 class UdpEcho(UdpPort):
-    """Gives datagrams back; `sources` are where they came from."""
+    """A UDP server that sends datagrams back; `sources` are the addresses they came from."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,16 +152,18 @@ class UdpEcho(UdpPort):
 def tunnel(
     services: str = "{}",
     ports: str = "[]",
-    leads_out: bool = False,
+    is_exit: bool = False,
     more: str = "",
     agents: str = "destinations: {allow: [127.0.0.0/8]}",
-) -> Iterator[tuple[Side, Side]]:
-    """A bridge, and an agent that is connected to it; `more` and `agents` are what else their files say."""
+) -> Iterator[tuple[TunnelDaemon, TunnelDaemon]]:
+    """Run a bridge and an agent connected to it.
+
+    `more` and `agents` are appended to the configuration of the bridge and of the agent.
+    """
     with ExitStack() as stack:
-        bridge = stack.enter_context(side(bridge_text(ports, more)))
-        agent = stack.enter_context(
-            side(agent_text(bridge.tunnel_port, services, agents, leads_out))
-        )
-        wait_until(lambda: any(one["exit"] is leads_out for one in bridge.agents()))
+        bridge = stack.enter_context(tunnel_daemon(bridge_text(ports, more)))
+        text = agent_text(bridge.tunnel_port, services, agents, is_exit)
+        agent = stack.enter_context(tunnel_daemon(text))
+        wait_until(lambda: any(agent["exit"] is is_exit for agent in bridge.agents()))
         bridge.wait_for_agent(len(re.findall(r'"\d+(?:/udp)?":', services)))
         yield bridge, agent

@@ -1,3 +1,5 @@
+"""Fixtures of the tunnel tests."""
+
 from __future__ import annotations
 
 from typing import Iterator
@@ -9,6 +11,7 @@ from tests.support.agents import BridgeRig
 
 @pytest.fixture
 def rig() -> Iterator[BridgeRig]:
+    """Return a bridge that waits for agents; check that none caused an internal error."""
     rig = BridgeRig()
     yield rig
     rig.close()

@@ -1,4 +1,4 @@
-"""The bridge towards agents that are played by hand: who is let in, who keeps a name, what is registered, what is not taken."""
+"""The bridge with agents played by hand: logins, names, registered ports, work connections."""
 
 from __future__ import annotations
 
@@ -13,68 +13,79 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import encode_varint
-from netproxy.protocol.tunnel import Hello, Service
+from netproxy.protocol.tunnel import BridgePort, Hello
+from netproxy.tunnel import backoff, control, sessions
 from netproxy.tunnel import bridge as bridge_module
-from netproxy.tunnel import control
-from netproxy.tunnel import backoff
-from netproxy.tunnel.bridge import PortRange, Rights
 from netproxy.tunnel.backoff import BackOff
+from netproxy.tunnel.ports import AgentRights, PortRange
 from netproxy.tunnel.sessions import AgentSession
-from tests.support.agents import NONCE, OTHER_TOKEN, TOKEN, BridgeRig, Played
+from tests.support.agents import NONCE, OTHER_TOKEN, TOKEN, BridgeRig, PlayedAgent
 from tests.support.sockets import Task, nothing_comes, read_to_end, wait_until
 
-SSH, DNS = Service("tcp", 8022), Service("udp", 53)
+SSH, DNS = BridgePort("tcp", 8022), BridgePort("udp", 53)
+NOT_PROVEN_TEXT = "unknown name or wrong token"
 
 
-def shake(rig: BridgeRig, name: str = "home", token: bytes = TOKEN) -> Played:
-    return Played(rig, Hello(tunnel.CONTROL, name, NONCE), token)
+def log_in(rig: BridgeRig, name: str = "home", token: bytes = TOKEN) -> PlayedAgent:
+    """Return a control connection whose proof was sent and whose answer was not read."""
+    return PlayedAgent(rig, Hello(tunnel.CONTROL, name, NONCE), token)
+
+
+def agents(*ports: PortRange) -> dict[str, AgentRights]:
+    """Return a configuration with the agent "home" alone."""
+    return {"home": AgentRights(TOKEN, ports)}
+
+
+def registered(agent: PlayedAgent) -> dict[BridgePort, int]:
+    """Read a REGISTERED that the bridge sends unasked."""
+    return dict(tunnel.parse_registered(agent.read(tunnel.REGISTERED)))
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refusals come at once, or nearly so."""
+def short_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse failed logins almost at once."""
     monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.05)
     monkeypatch.setattr(backoff, "LONGEST_SECONDS", 0.05)
 
 
-# -- who is let in
+# -- logins
 
 
-def test_agent_with_its_token_is_welcome(rig: BridgeRig) -> None:
+def test_agent_with_its_token_is_welcomed(rig: BridgeRig) -> None:
     agent = rig.agent()
-    assert [one["name"] for one in rig.bridge.describe()] == ["home"]
+    assert [session["name"] for session in rig.bridge.describe()] == ["home"]
     rig.log.wait_for("agent 'home' connected from 127.0.0.1")
     agent.close()
     wait_until(lambda: not rig.sessions.all())
-    rig.log.wait_for("agent 'home' is gone")
+    rig.log.wait_for("agent 'home' disconnected: closed by the peer")
 
 
-def test_two_agents_side_by_side(rig: BridgeRig) -> None:
+def test_two_agents_are_connected_at_once(rig: BridgeRig) -> None:
     rig.agent()
     rig.agent("away", OTHER_TOKEN)
-    assert [link.name for link in rig.sessions.all()] == ["home", "away"]
+    assert [session.name for session in rig.sessions.all()] == ["home", "away"]
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("short_delay")
 @pytest.mark.parametrize(
     ("name", "token"),
     [("home", b"wrong"), ("nobody", TOKEN), ("home", OTHER_TOKEN), ("away", TOKEN)],
 )
-def test_wrong_name_or_token_is_refused_in_the_same_words(
+def test_wrong_name_and_wrong_token_get_the_same_refusal(
     rig: BridgeRig, name: str, token: bytes
 ) -> None:
     """Hazard 127."""
-    played = shake(rig, name, token)
-    assert read_to_end(played.socket) == b"\3\1"
-    assert rig.counts.of("tunnel_handshakes", "not proven") == 1
+    agent = log_in(rig, name, token)
+    assert read_to_end(agent.socket) == b"\3\1"
+    assert rig.counts.of("tunnel_handshakes", NOT_PROVEN_TEXT) == 1
     assert not rig.sessions.all()
 
 
-def test_wrong_token_is_answered_late_and_holds_no_thread(rig: BridgeRig) -> None:
-    """Hazard 127: a hundred of them at once wait for a second and more, parked, and an agent comes in meanwhile."""
+def test_refusal_of_a_wrong_token_is_delayed_without_a_thread(rig: BridgeRig) -> None:
+    """Hazard 127: 100 failed logins wait in the poller, and an agent logs in meanwhile."""
     began = time.monotonic()
     guesses = [
-        shake(rig, "home" if number % 2 else "nobody", b"guess %d" % number)
+        log_in(rig, "home" if number % 2 else "nobody", b"guess %d" % number)
         for number in range(100)
     ]
     wait_until(lambda: len(rig.poller) == 100)
@@ -82,56 +93,68 @@ def test_wrong_token_is_answered_late_and_holds_no_thread(rig: BridgeRig) -> Non
     rig.agent()
     assert guesses[0].answer() == tunnel.NOT_PROVEN
     assert time.monotonic() - began >= backoff.FIRST_SECONDS
-    assert rig.counts.of("tunnel_handshakes", "not proven") == 100
+    assert rig.counts.of("tunnel_handshakes", NOT_PROVEN_TEXT) == 100
     for guess in guesses:
         guess.close()
     wait_until(lambda: len(rig.poller) == 1)
 
 
-def test_name_that_nobody_has_costs_the_same_work(
+def test_unknown_name_costs_the_same_work_as_a_known_one(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hazard 127, no oracle: one proof is made and compared, whether there is a token or not."""
-    work: list[str] = []
-    proof, same = tunnel.agent_proof, tunnel.same
-    monkeypatch.setattr(tunnel, "agent_proof", lambda *about: work.append("proof") or proof(*about))
-    monkeypatch.setattr(tunnel, "same", lambda *both: work.append("same") or same(*both))
+    """Hazard 127: one proof is computed and compared, whether there is a token or not."""
+    calls: list[str] = []
+    agent_proof, secrets_equal = tunnel.agent_proof, tunnel.secrets_equal
+
+    def count_proof(token: bytes, hello: Hello, nonce: bytes) -> bytes:
+        calls.append("proof")
+        return agent_proof(token, hello, nonce)
+
+    def count_comparison(given: bytes, expected: bytes) -> bool:
+        calls.append("comparison")
+        return secrets_equal(given, expected)
+
+    monkeypatch.setattr(tunnel, "agent_proof", count_proof)
+    monkeypatch.setattr(tunnel, "secrets_equal", count_comparison)
     monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.01)
-    done = []
+    calls_by_name = {}
     for name in ("home", "nobody"):
-        played = shake(rig, name, b"wrong")
-        work.remove("proof")  # the test's own
-        assert played.answer() == tunnel.NOT_PROVEN
-        done.append(work[:])
-        work.clear()
-    assert done[0] == done[1] == ["proof", "same"]
+        agent = log_in(rig, name, b"wrong")
+        # The agent computes its proof in this process, too.
+        calls.remove("proof")
+        assert agent.answer() == tunnel.NOT_PROVEN
+        calls_by_name[name] = calls[:]
+        calls.clear()
+    assert calls_by_name["home"] == calls_by_name["nobody"] == ["proof", "comparison"]
 
 
-def test_refusals_come_later_each_time_up_to_a_limit() -> None:
-    known = BackOff()
-    assert [known.seconds("192.0.2.1", float(at)) for at in range(6)] == [1, 2, 4, 8, 8, 8]
-    assert known.seconds("192.0.2.2", 6.0) == 1
-    assert known.seconds("192.0.2.1", 5.0 + backoff.FORGET_SECONDS) == 1
+def test_delay_doubles_per_address_up_to_a_limit() -> None:
+    back_off = BackOff()
+    assert [back_off.next_delay("192.0.2.1", float(now)) for now in range(6)] == [1, 2, 4, 8, 8, 8]
+    assert back_off.next_delay("192.0.2.2", 6.0) == 1
+    assert back_off.next_delay("192.0.2.1", 5.0 + backoff.FORGET_SECONDS) == 1
     for number in range(2 * backoff.ADDRESSES_LIMIT):
-        known.seconds(f"2001:db8::{number:x}", 100.0)
-    assert len(known) == backoff.ADDRESSES_LIMIT
+        back_off.next_delay(f"2001:db8::{number:x}", 100.0)
+    assert len(back_off) == backoff.ADDRESSES_LIMIT
 
 
-@pytest.mark.usefixtures("hasty")
-def test_recorded_hello_and_proof_are_of_no_use_again(rig: BridgeRig) -> None:
+@pytest.mark.usefixtures("short_delay")
+def test_replayed_hello_and_proof_are_refused(rig: BridgeRig) -> None:
     """Hazard 123."""
-    first = rig.agent()
-    first.close()
+    agent = rig.agent()
+    agent.close()
     wait_until(lambda: not rig.sessions.all())
     sock = rig.connect()
-    sock.sendall(tunnel.encode_hello(first.hello) + first.proof)
+    sock.sendall(tunnel.encode_hello(agent.hello) + agent.proof)
     assert read_to_end(sock)[33:] == b"\3\1"
 
 
 @pytest.mark.parametrize(
-    "data", [b"GET / HTTP/1.1\r\n\r\n", b"\x9eNPT\2\0" + NONCE + b"\4home", b"\x9eNPT\1\7" + NONCE]
+    "data",
+    [b"GET / HTTP/1.1\r\n\r\n", b"\x9eNPT\2\0" + NONCE + b"\4home", b"\x9eNPT\1\7" + NONCE],
+    ids=["HTTP", "version 2", "kind 7"],
 )
-def test_what_is_no_hello_is_closed_without_an_answer(rig: BridgeRig, data: bytes) -> None:
+def test_invalid_hello_is_closed_without_an_answer(rig: BridgeRig, data: bytes) -> None:
     sock = rig.connect()
     sock.sendall(data)
     try:
@@ -141,7 +164,7 @@ def test_what_is_no_hello_is_closed_without_an_answer(rig: BridgeRig, data: byte
     rig.counts.wait_for("connections", "bad protocol")
 
 
-def test_silent_agent_meets_the_listeners_deadline(rig: BridgeRig) -> None:
+def test_silent_agent_is_closed_at_the_handshake_deadline(rig: BridgeRig) -> None:
     """Hazard 119."""
     rig.listener.configure(rig.bridge, rig.door, 0.1)
     for data in (b"", tunnel.encode_hello(Hello(tunnel.CONTROL, "home", NONCE))):
@@ -150,100 +173,88 @@ def test_silent_agent_meets_the_listeners_deadline(rig: BridgeRig) -> None:
         assert len(read_to_end(sock)) in (0, 33)
 
 
-# -- what an agent registers
+# -- registered ports
 
 
-def test_ports_are_opened_as_the_bridge_says(rig: BridgeRig) -> None:
+def test_ports_are_opened_on_the_configured_addresses(rig: BridgeRig) -> None:
     agent = rig.agent()
     assert agent.register(SSH, DNS) == {SSH: tunnel.SERVED, DNS: tunnel.SERVED}
-    assert rig.opened == [("home", SSH, "127.0.0.1"), ("home", DNS, "0.0.0.0")]
+    assert rig.ports.opened == [("home", SSH, "127.0.0.1"), ("home", DNS, "0.0.0.0")]
     assert rig.bridge.describe()[0]["ports"] == ["127.0.0.1:8022/tcp", "0.0.0.0:53/udp"]
     agent.close()
-    wait_until(lambda: len(rig.shut) == 2)
+    wait_until(lambda: len(rig.ports.closed) == 2)
 
 
 @pytest.mark.parametrize(
-    "service",
+    "port",
     [
-        Service("tcp", 8031),
-        Service("udp", 8022),
-        Service("tcp", 53),
-        Service("tcp", 22),
-        Service("tcp", 0),
+        BridgePort("tcp", 8031),
+        BridgePort("udp", 8022),
+        BridgePort("tcp", 53),
+        BridgePort("tcp", 22),
+        BridgePort("tcp", 0),
     ],
+    ids=str,
 )
-def test_port_that_is_not_on_the_list_is_refused(rig: BridgeRig, service: Service) -> None:
+def test_port_that_is_not_configured_is_refused(rig: BridgeRig, port: BridgePort) -> None:
     """Hazard 122."""
     agent = rig.agent()
-    assert agent.register(service, SSH) == {service: tunnel.NOT_ALLOWED, SSH: tunnel.SERVED}
-    assert [one[1] for one in rig.opened] == [SSH]
-    rig.log.wait_for(f"agent 'home' may not have port {service}")
-    assert rig.bridge.describe()[0]["refused"] == {str(service): "not allowed by the bridge"}
+    assert agent.register(port, SSH) == {port: tunnel.NOT_ALLOWED, SSH: tunnel.SERVED}
+    assert [opened for _, opened, _ in rig.ports.opened] == [SSH]
+    rig.log.wait_for(f"agent 'home' is not allowed to have port {port}")
+    assert rig.bridge.describe()[0]["refused"] == {str(port): "not allowed by the bridge"}
 
 
-def test_port_that_is_busy_is_told_to_both_sides(rig: BridgeRig) -> None:
-    rig.busy = {8023}
-    assert rig.agent().register(SSH, Service("tcp", 8023)) == {
+def test_busy_port_is_reported_to_the_agent_and_in_the_log(rig: BridgeRig) -> None:
+    rig.ports.busy = {8023}
+    assert rig.agent().register(SSH, BridgePort("tcp", 8023)) == {
         SSH: tunnel.SERVED,
-        Service("tcp", 8023): tunnel.CANNOT_LISTEN,
+        BridgePort("tcp", 8023): tunnel.CANNOT_LISTEN,
     }
-    rig.log.wait_for("Address already in use")
+    rig.log.wait_for("cannot open port 8023/tcp of agent 'home': tcp 127.0.0.1:8023: Address")
 
 
-def test_registering_again_leaves_what_stays_as_it_is(rig: BridgeRig) -> None:
+def test_second_registration_keeps_the_ports_named_again(rig: BridgeRig) -> None:
     agent = rig.agent()
-    more = Service("tcp", 8023)
+    added = BridgePort("tcp", 8023)
     agent.register(SSH, DNS)
-    assert agent.register(SSH, more) == {SSH: tunnel.SERVED, more: tunnel.SERVED}
-    assert rig.shut == [DNS]
-    assert [one[1] for one in rig.opened] == [SSH, DNS, more]
+    assert agent.register(SSH, added) == {SSH: tunnel.SERVED, added: tunnel.SERVED}
+    assert rig.ports.closed == [DNS]
+    assert [opened for _, opened, _ in rig.ports.opened] == [SSH, DNS, added]
     assert agent.register() == {}
-    assert rig.shut == [DNS, SSH, more]
+    assert rig.ports.closed == [DNS, SSH, added]
 
 
-def test_reload_changes_ports_and_leaves_the_others(rig: BridgeRig) -> None:
+def test_reload_changes_ports_and_keeps_those_still_allowed(rig: BridgeRig) -> None:
     agent = rig.agent()
-    more = Service("tcp", 9000)
-    assert agent.register(SSH, DNS, more)[more] == tunnel.NOT_ALLOWED
-    rig.bridge.configure(
-        {
-            "home": Rights(
-                TOKEN,
-                (
-                    PortRange("tcp", "127.0.0.1", 8022, 8022),
-                    PortRange("tcp", "127.0.0.1", 9000, 9000),
-                ),
-            )
-        }
+    web = BridgePort("tcp", 9000)
+    assert agent.register(SSH, DNS, web)[web] == tunnel.NOT_ALLOWED
+    ssh_range, web_range = (
+        PortRange("tcp", "127.0.0.1", port, port) for port in (SSH.port, web.port)
     )
-    outcomes = dict(tunnel.parse_registered(agent.read(tunnel.REGISTERED)))
-    assert outcomes == {SSH: tunnel.SERVED, DNS: tunnel.NOT_ALLOWED, more: tunnel.SERVED}
-    assert rig.shut == [DNS] and [one[1] for one in rig.opened] == [SSH, DNS, more]
-    rig.bridge.configure({"home": Rights(TOKEN, (PortRange("tcp", "0.0.0.0", 8022, 9000),))})
-    assert set(tunnel.parse_registered(agent.read(tunnel.REGISTERED))) == {
-        (SSH, 0),
-        (DNS, 1),
-        (more, 0),
-    }
-    assert (
-        rig.opened[-2:] == [("home", SSH, "0.0.0.0"), ("home", more, "0.0.0.0")]
-        and len(rig.shut) == 3
-    )
+    rig.bridge.configure(agents(ssh_range, web_range))
+    assert registered(agent) == {SSH: tunnel.SERVED, DNS: tunnel.NOT_ALLOWED, web: tunnel.SERVED}
+    assert rig.ports.closed == [DNS]
+    assert [opened for _, opened, _ in rig.ports.opened] == [SSH, DNS, web]
+    rig.bridge.configure(agents(PortRange("tcp", "0.0.0.0", SSH.port, web.port)))
+    assert registered(agent) == {SSH: tunnel.SERVED, DNS: tunnel.NOT_ALLOWED, web: tunnel.SERVED}
+    assert rig.ports.opened[-2:] == [("home", SSH, "0.0.0.0"), ("home", web, "0.0.0.0")]
+    assert len(rig.ports.closed) == 3
 
 
-@pytest.mark.parametrize("agents", [{}, {"home": Rights(OTHER_TOKEN)}])
-def test_reload_without_an_agent_or_with_another_token_closes_it(
-    rig: BridgeRig, agents: Any
-) -> None:
+@pytest.mark.parametrize(
+    "rights", [{}, {"home": AgentRights(OTHER_TOKEN)}], ids=["removed", "other token"]
+)
+def test_reload_ends_an_agent_that_may_no_longer_log_in(rig: BridgeRig, rights: Any) -> None:
     agent = rig.agent()
     agent.register(SSH)
-    rig.bridge.configure(agents)
+    rig.bridge.configure(rights)
     assert tunnel.parse_number(agent.read(tunnel.CLOSE)) == tunnel.WITHDRAWN
-    assert agent.ended()
-    assert rig.shut == [SSH] and not rig.sessions.all()
+    assert agent.is_closed()
+    assert rig.ports.closed == [SSH] and not rig.sessions.all()
 
 
-# -- what is not taken
+# -- messages
 
 
 @pytest.mark.parametrize(
@@ -251,36 +262,34 @@ def test_reload_without_an_agent_or_with_another_token_closes_it(
     [
         encode_varint(tunnel.PING) + encode_varint(1 << 32),
         encode_varint(tunnel.REGISTER) + encode_varint(4097),
-        tunnel.encode(tunnel.REGISTER, b"\0\7\0\1"),
-        tunnel.encode(tunnel.REGISTER),
-        tunnel.encode(tunnel.PING, b"short"),
-        tunnel.encode(tunnel.CLOSE),
+        tunnel.encode_message(tunnel.REGISTER, b"\0\7\0\1"),
+        tunnel.encode_message(tunnel.REGISTER),
+        tunnel.encode_message(tunnel.PING, b"short"),
+        tunnel.encode_message(tunnel.CLOSE),
     ],
+    ids=["long PING", "long REGISTER", "network 7", "empty REGISTER", "short PING", "empty CLOSE"],
 )
-def test_message_that_cannot_be_closes_this_agent_alone(rig: BridgeRig, data: bytes) -> None:
+def test_malformed_message_ends_its_own_agent_alone(rig: BridgeRig, data: bytes) -> None:
     """Hazard 123."""
     agent, other = rig.agent(), rig.agent("away", OTHER_TOKEN)
     agent.register(SSH)
     agent.send(data)
-    assert agent.ended()
-    assert rig.shut == [SSH]
-    wait_until(lambda: [link.name for link in rig.sessions.all()] == ["away"])
+    assert agent.is_closed()
+    assert rig.ports.closed == [SSH]
+    wait_until(lambda: [session.name for session in rig.sessions.all()] == ["away"])
     assert other.register(SSH) == {SSH: tunnel.NOT_ALLOWED}
 
 
-def test_unknown_message_is_skipped(rig: BridgeRig) -> None:
+def test_message_of_unknown_type_is_skipped(rig: BridgeRig) -> None:
     agent = rig.agent()
-    agent.send(
-        tunnel.encode(0x29 * 5 + 0x17, b"grease")
-        + tunnel.encode(0)
-        + tunnel.encode(tunnel.PING, b"01234567")
-    )
+    unknown = tunnel.encode_message(0x29 * 5 + 0x17, b"grease") + tunnel.encode_message(0)
+    agent.send(unknown + tunnel.encode_message(tunnel.PING, b"01234567"))
     assert agent.read(tunnel.PONG) == b"01234567"
 
 
-def test_message_in_pieces(rig: BridgeRig) -> None:
+def test_message_that_arrives_byte_by_byte_is_read(rig: BridgeRig) -> None:
     agent = rig.agent()
-    for byte in tunnel.encode(tunnel.PING, b"01234567"):
+    for byte in tunnel.encode_message(tunnel.PING, b"01234567"):
         agent.send(bytes((byte,)))
         time.sleep(0.001)
     assert agent.read(tunnel.PONG) == b"01234567"
@@ -293,27 +302,27 @@ def test_silent_agent_is_pinged_and_then_given_up(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hazard 126."""
-    monkeypatch.setattr(control, "HEARTBEAT", 0.2)
-    monkeypatch.setattr(control, "DEAD", 2.5)
+    monkeypatch.setattr(control, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(control, "DEAD_SECONDS", 2.5)
     agent = rig.agent()
     agent.register(SSH)
     assert len(agent.read_ping()) == 8
-    assert agent.ended()
-    wait_until(lambda: rig.shut == [SSH])
-    rig.log.wait_for("agent 'home' is gone: silent for 2.5 s")
+    assert agent.is_closed()
+    wait_until(lambda: rig.ports.closed == [SSH])
+    rig.log.wait_for("agent 'home' disconnected: silent for 2.5 s")
 
 
-def test_agent_that_answers_stays_and_its_time_is_known(
+def test_agent_that_answers_pings_stays_and_has_a_round_trip_time(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(control, "HEARTBEAT_SECONDS", 0.2)
     agent = rig.agent()
     for _ in range(2):
-        agent.send(tunnel.encode(tunnel.PONG, agent.read_ping()))
+        agent.send(tunnel.encode_message(tunnel.PONG, agent.read_ping()))
     wait_until(lambda: rig.bridge.describe()[0]["rtt"] > 0)
 
 
-# -- whose a name is
+# -- who owns a name
 
 
 def test_second_agent_is_refused_while_the_first_answers(
@@ -323,193 +332,189 @@ def test_second_agent_is_refused_while_the_first_answers(
     monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.5)
     first = rig.agent()
     first.register(SSH)
-    second = shake(rig)
-    first.send(tunnel.encode(tunnel.PONG, first.read_ping()))
+    second = log_in(rig)
+    first.send(tunnel.encode_message(tunnel.PONG, first.read_ping()))
     assert second.answer() == tunnel.NAME_IN_USE
-    rig.log.wait_for("is refused: the one at 127.0.0.1 answers")
-    assert first.register(SSH) == {SSH: tunnel.SERVED} and not rig.shut
-    third = shake(rig)  # and asked again
-    first.send(tunnel.encode(tunnel.PONG, first.read_ping()))
+    rig.log.wait_for("refused agent 'home' from 127.0.0.1: an agent with this name answers from")
+    assert first.register(SSH) == {SSH: tunnel.SERVED} and not rig.ports.closed
+    # The first is asked again for each newcomer.
+    third = log_in(rig)
+    first.send(tunnel.encode_message(tunnel.PONG, first.read_ping()))
     assert third.answer() == tunnel.NAME_IN_USE
 
 
-def test_only_one_at_a_time_asks_for_a_name(rig: BridgeRig) -> None:
+def test_third_agent_is_refused_while_the_first_is_asked(rig: BridgeRig) -> None:
     rig.agent()
-    shake(rig)
-    wait_until(lambda: rig.sessions.get("home").challenged)
-    assert shake(rig).answer() == tunnel.NAME_IN_USE
+    log_in(rig)
+    wait_until(lambda: rig.session().challenged)
+    assert log_in(rig).answer() == tunnel.NAME_IN_USE
 
 
-def test_second_agent_takes_over_when_the_first_does_not_answer(
+def test_second_agent_takes_over_if_the_first_does_not_answer(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hazard 121: it is welcome only when the ports are free, so that it gets them at once."""
+    """Hazard 121: it is welcomed only when the ports are free, so that it gets them at once."""
     monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.2)
     first = rig.agent()
     first.register(SSH)
     work = rig.work(first)
     second = rig.agent()
-    assert rig.shut == [SSH]
+    assert rig.ports.closed == [SSH]
     assert second.register(SSH) == {SSH: tunnel.SERVED}
     assert tunnel.parse_number(first.read(tunnel.CLOSE)) == tunnel.REPLACED
-    assert first.ended() and work.ended()
-    rig.log.wait_for("agent 'home' is gone: the agent at 127.0.0.1 took over")
-    assert [link.session for link in rig.sessions.all()] == [second.session]
+    assert first.is_closed() and work.is_closed()
+    rig.log.wait_for("agent 'home' disconnected: replaced by the agent from 127.0.0.1")
+    assert [session.identifier for session in rig.sessions.all()] == [second.session]
 
 
-def test_second_agent_comes_in_where_the_first_leaves_meanwhile(
+def test_second_agent_is_welcomed_if_the_first_leaves_meanwhile(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.5)
     first = rig.agent()
-    second = shake(rig)
-    first.send(tunnel.encode(tunnel.PONG, first.read_ping()))
+    second = log_in(rig)
+    first.send(tunnel.encode_message(tunnel.PONG, first.read_ping()))
     first.close()
-    second.welcome()
+    second.welcomed()
 
 
-def test_welcome_is_the_first_that_an_agent_hears(
+def test_welcome_precedes_all_messages_of_other_threads(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Openings, challenges and reloads find it as soon as it has its name."""
-    add, opening = rig.sessions.add, []
+    """Dials, challenges and reloads find the session as soon as it has its name."""
+    add = rig.sessions.add
+    dials: list[Task] = []
+    flow = Flow("tcp", Address("203.0.113.9", 50000), Address("a.test", 80), "main", "")
 
-    def add_and_use(link: AgentSession) -> bool:
-        added = add(link)
-        link.leads_out = True
-        opening.append(
-            Task(
-                rig.dialer.dial,
-                Flow("tcp", Address("203.0.113.9", 50000), Address("a.test", 80), "main", ""),
-            )
-        )
-        wait_until(lambda: link._waiting)
-        link.control.ping()
-        rig.bridge.configure({"home": Rights(TOKEN, (PortRange("tcp", "127.0.0.1", 8022, 8022),))})
+    def add_and_use(session: AgentSession) -> bool:
+        added = add(session)
+        session.is_exit = True
+        dials.append(Task(rig.dialer.dial, flow))
+        wait_until(lambda: session._waiting)
+        session.control.ping()
+        rig.bridge.configure(agents(PortRange("tcp", "127.0.0.1", 8022, 8022)))
         return added
 
     monkeypatch.setattr(rig.sessions, "add", add_and_use)
-    agent = rig.agent()  # which asserts that it is welcome
+    # Asserts that the welcome comes first.
+    agent = rig.agent()
     kinds = [tunnel.read_message(agent.stream).kind for _ in range(3)]
     assert kinds == [tunnel.WANT, tunnel.PING, tunnel.REGISTERED]
     agent.close()
     with pytest.raises(DialError):
-        opening[0].result()
+        dials[0].result()
 
 
-def test_agent_that_is_gone_before_its_welcome_is_no_agent(
+def test_agent_that_ends_before_its_welcome_has_no_session(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add = rig.sessions.add
 
-    def add_and_leave(link: AgentSession) -> bool:
-        link.control.close(tunnel.STOPPING)  # as somebody may who finds it among the links
-        return add(link)
+    def close_and_add(session: AgentSession) -> bool:
+        # As any thread may that finds the session.
+        session.control.close(tunnel.STOPPING)
+        return add(session)
 
-    monkeypatch.setattr(rig.sessions, "add", add_and_leave)
-    assert read_to_end(shake(rig).socket) == b""
+    monkeypatch.setattr(rig.sessions, "add", close_and_add)
+    assert read_to_end(log_in(rig).socket) == b""
     wait_until(lambda: not rig.sessions.all())
     assert not rig.counts.of("tunnel_handshakes", "agent")
 
 
-@pytest.mark.parametrize("agents", [{}, {"home": Rights(OTHER_TOKEN)}])
-def test_second_agent_does_not_come_in_by_a_token_that_was_withdrawn_meanwhile(
-    rig: BridgeRig, agents: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "rights", [{}, {"home": AgentRights(OTHER_TOKEN)}], ids=["removed", "other token"]
+)
+def test_reload_during_a_challenge_refuses_the_old_token(
+    rig: BridgeRig, rights: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bridge_module, "CHALLENGE_SECONDS", 0.3)
     rig.agent()
-    second = shake(rig)
-    wait_until(lambda: rig.sessions.get("home").challenged)
-    rig.bridge.configure(agents)
+    second = log_in(rig)
+    wait_until(lambda: rig.session().challenged)
+    rig.bridge.configure(rights)
     assert second.answer() == tunnel.NOT_PROVEN
     assert not rig.sessions.all()
 
 
-def test_agent_for_whom_no_thread_can_be_had_is_gone(
+def test_agent_ends_if_no_thread_can_serve_its_message(
     rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = rig.agent()
     agent.register(SSH)
     wait_until(lambda: len(rig.poller) == 1)
-    with monkeypatch.context() as without:
-        without.setattr(rig.pool, "submit", lambda task, urgent=False: False)
-        agent.send(tunnel.encode(tunnel.PING, b"01234567"))
-        assert agent.ended()
-        wait_until(lambda: rig.shut == [SSH] and not rig.sessions.all())
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(rig.pool, "submit", lambda task, urgent=False: False)
+        agent.send(tunnel.encode_message(tunnel.PING, b"01234567"))
+        assert agent.is_closed()
+        wait_until(lambda: rig.ports.closed == [SSH] and not rig.sessions.all())
         wait_until(lambda: not rig.listener.live)
-    rig.log.wait_for("agent 'home' is gone: the connection broke off")
+    rig.log.wait_for("agent 'home' disconnected: the connection was lost")
 
 
-def test_wrong_token_does_not_disturb_who_has_the_name(rig: BridgeRig) -> None:
-    """Hazard 121: no ping, no challenge for a stranger."""
+def test_wrong_token_does_not_challenge_the_holder_of_the_name(rig: BridgeRig) -> None:
+    """Hazard 121: the holder is not pinged for a stranger."""
     first = rig.agent()
-    shake(rig, token=b"wrong")
-    wait_until(lambda: rig.counts.of("tunnel_handshakes", "not proven"))
-    assert not rig.sessions.get("home").challenged and nothing_comes(first.socket)
+    log_in(rig, token=b"wrong")
+    wait_until(lambda: rig.counts.of("tunnel_handshakes", NOT_PROVEN_TEXT))
+    assert not rig.session().challenged and nothing_comes(first.socket)
 
 
 # -- work connections
 
 
 def test_work_connection_of_another_session_is_refused_at_once(rig: BridgeRig) -> None:
-    """Hazard 123: ids are not to be guessed; but who has the token is only told, not made to wait."""
+    """Hazard 123: sessions cannot be guessed; the token is right, so the refusal is not delayed."""
     agent = rig.agent()
     for session in (os.urandom(16), bytes(16)):
-        assert (
-            Played(rig, Hello(tunnel.WORK, "home", NONCE, session), TOKEN).answer()
-            == tunnel.NO_SESSION
-        )
-    assert (
-        Played(rig, Hello(tunnel.WORK, "away", NONCE, agent.session), OTHER_TOKEN).answer()
-        == tunnel.NO_SESSION
-    )
+        hello = Hello(tunnel.WORK, "home", NONCE, session)
+        assert PlayedAgent(rig, hello, TOKEN).answer() == tunnel.NO_SESSION
+    hello = Hello(tunnel.WORK, "away", NONCE, agent.session)
+    assert PlayedAgent(rig, hello, OTHER_TOKEN).answer() == tunnel.NO_SESSION
     rig.work(agent)
 
 
-def test_waiting_work_connections_are_bounded(
-    rig: BridgeRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("netproxy.tunnel.sessions.IDLE_LIMIT", 2)
+def test_idle_work_connections_are_limited(rig: BridgeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "IDLE_LIMIT", 2)
     agent = rig.agent()
-    for number in (1, 2):
+    for _ in range(2):
         rig.work(agent)
-        wait_until(lambda: rig.bridge.describe()[0]["idle"] == number)
-    assert (
-        Played(rig, Hello(tunnel.WORK, "home", NONCE, agent.session), TOKEN).answer()
-        == tunnel.TOO_MANY
-    )
+    wait_until(lambda: rig.bridge.describe()[0]["idle"] == 2)
+    hello = Hello(tunnel.WORK, "home", NONCE, agent.session)
+    assert PlayedAgent(rig, hello, TOKEN).answer() == tunnel.TOO_MANY
 
 
-def test_waiting_work_connection_has_no_thread_and_no_place_at_the_door(rig: BridgeRig) -> None:
+def test_idle_work_connection_holds_no_thread_and_no_admission(rig: BridgeRig) -> None:
     agent = rig.agent()
     rig.work(agent)
-    wait_until(lambda: rig.door.inside == ["127.0.0.1"])  # the control connection
+    # The control connection alone.
+    wait_until(lambda: rig.door.inside == ["127.0.0.1"])
     wait_until(lambda: not rig.pool.busy)
 
 
-def test_work_connection_that_was_closed_is_let_go(rig: BridgeRig) -> None:
+def test_sweep_closes_unusable_work_connections(rig: BridgeRig) -> None:
     agent = rig.agent()
     works = [rig.work(agent) for _ in range(3)]
     wait_until(lambda: rig.bridge.describe()[0]["idle"] == 3)
     works[1].close()
-    works[2].send(b"!")  # nothing may come before it was opened
-    wait_until(lambda: sum(not stream.quiet() for stream in rig.sessions.get("home")._idle) == 2)
+    # An agent may send nothing before the bridge opens the connection.
+    works[2].send(b"!")
+    wait_until(lambda: sum(not stream.is_usable() for stream in rig.session()._idle) == 2)
     for close in rig.sessions.expire(0.0):
         close()
     assert rig.bridge.describe()[0]["idle"] == 1
 
 
-def test_agents_end_closes_what_waits(rig: BridgeRig) -> None:
+def test_end_of_the_agent_closes_its_idle_work_connections(rig: BridgeRig) -> None:
     agent = rig.agent()
     work = rig.work(agent)
     wait_until(lambda: rig.bridge.describe()[0]["idle"])
     agent.close()
-    assert work.ended()
+    assert work.is_closed()
 
 
-def test_stopping_bridge_tells_its_agents(rig: BridgeRig) -> None:
+def test_stopping_bridge_tells_its_agents_and_closes_their_ports(rig: BridgeRig) -> None:
     agent = rig.agent()
     agent.register(SSH)
     rig.bridge.stop()
     assert tunnel.parse_number(agent.read(tunnel.CLOSE)) == tunnel.STOPPING
-    assert agent.ended() and rig.shut == [SSH]
+    assert agent.is_closed() and rig.ports.closed == [SSH]

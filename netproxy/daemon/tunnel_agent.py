@@ -1,0 +1,260 @@
+"""Runs the daemon's own agent: dials the bridge, and serves the bridge's requests.
+
+Built in two steps, so that a configuration with an error changes nothing: prepare() may fail,
+PreparedAgent.commit() cannot.  Thread: main.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
+
+from netproxy.config.schema import UpstreamConfig
+from netproxy.daemon.runtime import STOP_SECONDS
+from netproxy.daemon.tunnel_ports import FixedRouter, nat_table, pipe_limits
+from netproxy.dialer.hop import Hop
+from netproxy.handler.outbound import Connector
+from netproxy.handler.stream_udp import StreamUdpRelay
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
+from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.routing import Route
+from netproxy.listener.serving import Connection
+from netproxy.protocol.tunnel import BridgePort
+from netproxy.tunnel.agent import Agent
+from netproxy.tunnel.handshake import AgentIdentity
+from netproxy.tunnel.work import FlowRelays, LocalService, Offer, WorkServer
+
+if TYPE_CHECKING:
+    from netproxy.config.schema import AgentConfig
+    from netproxy.daemon.runtime import Runtime
+    from netproxy.dialer.factory import DialerFactory
+    from netproxy.handler.factory import HandlerDependencies
+    from netproxy.interfaces.routing import Dialer, Resolver, Router
+    from netproxy.net.stream import Stream
+    from netproxy.relay.nat import NatTable
+    from netproxy.tunnel.work import WorkConnection
+
+
+class BridgeTrust(Protocol):
+    """How the bridge is authenticated by TLS."""
+
+    def connect(self, stream: Stream) -> None:
+        """Make the TLS handshake.  Raises ProtocolError or StreamError."""
+
+    def remember(self, stream: Stream) -> None:
+        """Keep the TLS session of a connection on which the bridge has sent something."""
+
+
+class BridgeConnector(NamedTuple):
+    """Dials the bridge as one configuration says (tunnel.agent.BridgeDialer).
+
+    A TLS session is resumed only within one configuration: a bridge that was trusted before is
+    verified anew by the certificates that now count.
+    """
+
+    hop: Hop
+    trust: BridgeTrust | None
+    """None: without TLS."""
+
+    def dial(self, greet: Callable[[Stream], None]) -> Stream:
+        """Return a connection on which `greet` has made the tunnel's handshake."""
+        flow = Flow("tcp", UNSPECIFIED_ADDRESS, self.hop.server, "", "")
+        stream = self.hop.open(flow, greet)
+        if self.trust is not None:
+            self.trust.remember(stream)
+        return stream
+
+
+class ServiceRouter(FixedRouter):
+    """Routes to the services without rules and destination policies: the file names them."""
+
+    def __init__(self, direct: Dialer, resolver: Resolver) -> None:
+        super().__init__(direct)
+        self._resolver = resolver
+
+    def route(self, flow: Flow) -> Route:
+        """Resolve the service's name; may block.  Raises DialError."""
+        addresses = tuple(self._resolver.resolve(flow.target))
+        return super().route(flow._replace(addresses=addresses))
+
+    def route_without_blocking(self, flow: Flow) -> Route | None:
+        """Return None if the name must be looked up first.  Raises DialError."""
+        addresses = self._resolver.known(flow.target)
+        if addresses is None:
+            return None
+        return super().route(flow._replace(addresses=tuple(addresses)))
+
+
+class AgentSettings(NamedTuple):
+    """What a configuration says of the agent, with what was built for it."""
+
+    identity: AgentConfig
+    """Without services and exit: any other change needs a new agent."""
+    connector: BridgeConnector
+    offer: Offer
+    table: NatTable
+    to_services: FlowRelays
+    to_targets: FlowRelays
+
+
+class PreparedAgent:
+    """The agent of a configuration that is not in effect yet.  Call commit() or discard() once."""
+
+    def __init__(
+        self, owner: DaemonAgent, settings: AgentSettings | None, fresh: Agent | None
+    ) -> None:
+        """`settings` is None without an agent; `fresh` is a new one if the present cannot stay."""
+        self._owner = owner
+        self._settings = settings
+        self._fresh = fresh
+
+    def commit(self) -> None:
+        """Let the configuration take effect.  Cannot fail."""
+        self._owner.apply(self._settings, self._fresh)
+
+    def discard(self) -> None:
+        """Undo what prepare() did."""
+        if self._fresh is not None:
+            self._fresh.stop(STOP_SECONDS)
+
+
+class DaemonAgent:
+    """Keeps or replaces the agent as each configuration says; without one nothing is dialled."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._work = WorkServer(_WorkStarter(runtime), runtime.counters)
+        self._table: NatTable | None = None
+        """Of the agent's datagrams; kept once it was needed."""
+        self._agent: Agent | None = None
+        self._identity: AgentConfig | None = None
+        """What the agent was made from."""
+        self.connector: BridgeConnector | None = None
+        """Of the configuration in effect."""
+
+    def prepare(
+        self,
+        config: AgentConfig | None,
+        trust: BridgeTrust | None,
+        dependencies: HandlerDependencies,
+        dialers: DialerFactory,
+    ) -> PreparedAgent:
+        """Build what a configuration needs.
+
+        Raises ConfigError, and ListenError if there is no thread for another agent.
+        """
+        if config is None:
+            return PreparedAgent(self, None, None)
+        settings = self._settings(config, trust, dependencies, dialers)
+        if settings.identity == self._identity:
+            return PreparedAgent(self, settings, None)
+        identity = AgentIdentity(config.name, config.token.encode())
+        fresh = Agent(identity, self._runtime.dials, self._work, self._runtime.log)
+        fresh.prepare()
+        return PreparedAgent(self, settings, fresh)
+
+    def apply(self, settings: AgentSettings | None, fresh: Agent | None) -> None:
+        """Let prepared settings take effect.  Cannot fail."""
+        if settings is None or settings.identity != self._identity:
+            # The old agent leaves first: the new one may have the same name.
+            self.stop_accepting()
+            self._agent = fresh
+        if settings is None or self._agent is None:
+            return
+        self._identity = settings.identity
+        self.connector = settings.connector
+        if self._table is None:
+            self._table = settings.table
+            self._runtime.janitor.register(self._table)
+        self._work.configure(settings.offer, settings.to_services, settings.to_targets)
+        services = list(settings.offer.services)
+        self._agent.configure(settings.connector, services, settings.offer.is_exit)
+        # Changes nothing if the agent runs already.
+        self._agent.start()
+
+    def stop_accepting(self) -> None:
+        """End the session with the bridge; running streams continue."""
+        if self._agent is not None:
+            self._agent.stop(STOP_SECONDS)
+            self._agent = self._identity = self.connector = None
+
+    def stop(self) -> None:
+        """Shut the running streams down."""
+        self._work.abort()
+        if self._table is not None:
+            self._table.close()
+
+    @property
+    def live(self) -> int:
+        """Streams that have not ended."""
+        return self._work.live
+
+    def dead_thread(self) -> str:
+        """Return the name of the agent's thread if it has died, else ""."""
+        if self._agent is None or self._agent.thread.is_alive():
+            return ""
+        return self._agent.thread.name
+
+    def describe(self) -> dict[str, object] | None:
+        """Return the agent's state for netproxyctl, None without an agent."""
+        return None if self._agent is None else self._agent.describe()
+
+    def _settings(
+        self,
+        config: AgentConfig,
+        trust: BridgeTrust | None,
+        dependencies: HandlerDependencies,
+        dialers: DialerFactory,
+    ) -> AgentSettings:
+        via = dialers.dialer(config.upstream)
+        direct = dialers.dialer(UpstreamConfig())
+        services = {
+            BridgePort(service.network, service.port): LocalService(
+                service.target, service.proxy_protocol
+            )
+            for service in config.services
+        }
+        table = nat_table(self._runtime) if self._table is None else self._table
+        to_services = ServiceRouter(direct, self._runtime.resolver)
+        return AgentSettings(
+            config._replace(services=(), exit=False),
+            _bridge_connector(config, via, dependencies.timeouts.handshake, trust),
+            Offer(services, config.exit),
+            table,
+            self._relays(to_services, dependencies, table),
+            self._relays(dependencies.router, dependencies, table),
+        )
+
+    def _relays(
+        self, router: Router, dependencies: HandlerDependencies, table: NatTable
+    ) -> FlowRelays:
+        counters, observer = self._runtime.counters, dependencies.observer
+        arenas = self._runtime.datagrams.arenas()
+        idle = dependencies.timeouts.tcp_idle
+        return FlowRelays(
+            Connector(router, pipe_limits(dependencies), counters, observer),
+            StreamUdpRelay(router, table, arenas, counters, observer, idle),
+        )
+
+
+class _WorkStarter:
+    """Runs work connections as a listener's connections are run (tunnel.work.WorkStarter)."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def begin(self, work: WorkConnection) -> None:
+        connection = Connection(work.stream, UNSPECIFIED_ADDRESS, partial(_end, work))
+        self._runtime.serving.begin(connection, work.run)
+
+
+def _end(work: WorkConnection, connection: Connection) -> None:
+    work.end()
+
+
+def _bridge_connector(
+    config: AgentConfig, via: Dialer, seconds: float, trust: BridgeTrust | None
+) -> BridgeConnector:
+    """`seconds` are for the bridge's handshake."""
+    label, secure = f"bridge {config.bridge}", trust.connect if trust is not None else None
+    return BridgeConnector(Hop("tunnel", label, config.bridge, via, seconds, secure=secure), trust)

@@ -1,0 +1,222 @@
+"""Opens the public ports of the bridge: listeners that agents ask for, each for one service.
+
+They are opened and closed by threads of the connection pool, and outlive reloads.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Iterable, NamedTuple
+
+from netproxy.access.limits import Admission
+from netproxy.config.schema import LimitsConfig, UdpConfig
+from netproxy.errors import ListenError
+from netproxy.handler.forward import TcpForward, UdpForward
+from netproxy.handler.outbound import Connector
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.routing import Route
+from netproxy.relay.nat import NatPolicy, NatTable
+from netproxy.relay.pipe import PipeLimits
+from netproxy.relay.quota import SessionLimits
+from netproxy.tunnel.dialer import TunnelDialer
+
+if TYPE_CHECKING:
+    from netproxy.daemon.runtime import Runtime
+    from netproxy.handler.factory import HandlerDependencies
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import Dialer, Router
+    from netproxy.protocol.tunnel import BridgePort
+    from netproxy.tunnel.sessions import AgentSessions
+
+
+class FixedRouter:
+    """A Router with one upstream, which takes targets as they are."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        self._dialer = dialer
+
+    def route(self, flow: Flow) -> Route:
+        """Return the upstream."""
+        return Route(self._dialer, flow)
+
+    def route_without_blocking(self, flow: Flow) -> Route | None:
+        """Return the upstream."""
+        return Route(self._dialer, flow)
+
+    def candidates(self, flow: Flow) -> Iterable[Dialer]:
+        """Return the upstream alone."""
+        return (self._dialer,)
+
+
+class PortTarget(NamedTuple):
+    """Where a public port leads to."""
+
+    name: str
+    """Of the listener, in records and rules: the agent and the port."""
+    target: Address
+    """In records: the agent's name and the port."""
+    router: Router
+
+
+class PublicPorts:
+    """The public ports of all agents (tunnel.ports.PortOpener)."""
+
+    def __init__(self, runtime: Runtime, sessions: AgentSessions) -> None:
+        """Begin without ports: configure() must come before the first is opened."""
+        self.runtime = runtime
+        self._sessions = sessions
+        # Guards all below.  A TCP port is configured under it, so that none misses a reload.
+        self._lock = threading.Lock()
+        self._dependencies: HandlerDependencies
+        self._open: list[TcpPort] = []
+        self._retired: list[TcpPort] = []
+        """Closed, but their connections may still be running."""
+
+    def configure(self, dependencies: HandlerDependencies) -> None:
+        """Apply a configuration to all open ports, and to those that are opened later."""
+        with self._lock:
+            self._dependencies = dependencies
+            for port in self._open:
+                port.configure(dependencies)
+
+    def open(self, agent: str, port: BridgePort, host: str) -> TcpPort | UdpPort:
+        """Listen on a port that leads to the agent.  Raises ListenError."""
+        dialer = TunnelDialer(
+            agent, self._sessions, self._dependencies.timeouts.connect, self.runtime.counters, port
+        )
+        target = PortTarget(f"{agent}-{port.port}", Address(agent, port.port), FixedRouter(dialer))
+        address = Address(host, port.port)
+        opened: TcpPort | UdpPort
+        if port.network == "tcp":
+            opened = TcpPort(self, address, target)
+        else:
+            opened = UdpPort(self.runtime, address, target)
+        try:
+            opened.start()
+        except RuntimeError as error:
+            # No thread is left.
+            opened.close()
+            raise ListenError(f"cannot start a listener: {error}") from error
+        return opened
+
+    def add(self, port: TcpPort) -> None:
+        """Configure a port, now and at each reload."""
+        with self._lock:
+            port.configure(self._dependencies)
+            self._open.append(port)
+
+    def retire(self, port: TcpPort) -> None:
+        """Keep a port that was closed until its connections have ended."""
+        with self._lock:
+            self._open.remove(port)
+            self._retired = [*(retired for retired in self._retired if retired.live), port]
+
+    @property
+    def live(self) -> int:
+        """TCP connections that have not ended."""
+        return sum(port.live for port in self._all())
+
+    def abort(self) -> None:
+        """Shut all TCP connections down."""
+        for port in self._all():
+            port.abort()
+
+    def _all(self) -> list[TcpPort]:
+        with self._lock:
+            return [*self._open, *self._retired]
+
+
+class TcpPort:
+    """A public TCP port (tunnel.ports.OpenPort)."""
+
+    def __init__(self, ports: PublicPorts, address: Address, target: PortTarget) -> None:
+        """Bind the port.  Raises ListenError."""
+        self._ports = ports
+        self._runtime = runtime = ports.runtime
+        self._target = target
+        self._listener = runtime.tcp_listener(address)
+        limits = LimitsConfig()
+        self._admission = Admission(None, limits.connections, limits.connections)
+        # No client of a proxy listener may be led to this port, from now until it is closed.
+        self._unregister = runtime.own.register("tcp", self._listener.address)
+        ports.add(self)
+
+    def start(self) -> None:
+        """Start to accept.  Raises RuntimeError if there is no thread."""
+        self._listener.start()
+
+    def configure(self, dependencies: HandlerDependencies) -> None:
+        """Apply a configuration.  Called under the lock of PublicPorts."""
+        connector = Connector(
+            self._target.router,
+            pipe_limits(dependencies),
+            self._runtime.counters,
+            dependencies.observer,
+        )
+        handler = TcpForward(self._target.name, connector, self._target.target)
+        self._listener.configure(handler, self._admission, dependencies.timeouts.handshake)
+
+    def close(self) -> None:
+        """Stop to accept; running connections continue."""
+        self._listener.stop()
+        self._unregister()
+        self._ports.retire(self)
+
+    @property
+    def live(self) -> int:
+        """Connections that have not ended."""
+        return self._listener.live
+
+    def abort(self) -> None:
+        """Shut the connections down."""
+        self._listener.abort()
+
+
+class UdpPort:
+    """A public UDP port (tunnel.ports.OpenPort), with the sessions of its clients."""
+
+    def __init__(self, runtime: Runtime, address: Address, target: PortTarget) -> None:
+        """Bind the port.  Raises ListenError."""
+        self._runtime = runtime
+        self._listener = runtime.udp_listener(address)
+        self._table = nat_table(runtime)
+        self._listener.handler = UdpForward(
+            target.name, target.router, self._table, target.target, None, runtime.counters
+        )
+        # As for a TCP port.
+        self._unregister = runtime.own.register("udp", self._listener.address)
+        runtime.janitor.register(self._listener)
+        runtime.janitor.register(self._table)
+
+    def start(self) -> None:
+        """Start to receive.  Raises RuntimeError if there is no thread."""
+        self._listener.start()
+
+    def close(self) -> None:
+        """Stop to receive, and end the sessions."""
+        self._listener.stop()
+        self._unregister()
+        self._runtime.janitor.forget(self._listener)
+        self._runtime.janitor.forget(self._table)
+        self._table.close()
+
+
+def nat_table(runtime: Runtime) -> NatTable:
+    """Return a new NAT table with the defaults of a listener."""
+    udp = UdpConfig()
+    policy = NatPolicy(SessionLimits(udp.max_sessions, udp.max_sessions, {}), udp.idle_timeout)
+    return NatTable(
+        policy,
+        runtime.datagrams.arenas(),
+        runtime.workers,
+        runtime.counters,
+        runtime.flows,
+        runtime.log,
+    )
+
+
+def pipe_limits(dependencies: HandlerDependencies) -> PipeLimits:
+    """Return the limits of a configuration's TCP relays."""
+    return PipeLimits(
+        dependencies.timeouts.tcp_idle, dependencies.timeouts.half_close, dependencies.splice
+    )

@@ -1,0 +1,95 @@
+"""Makes conditions: functions that tell whether a flow matches one part of a rule.
+
+A condition is a plain closure, because a router calls several of them for each flow.
+Any thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.networks import HostSet
+    from netproxy.router.matchers import PortSet
+    from netproxy.router.router import Condition
+
+
+def network_in(networks: frozenset[str]) -> Condition:
+    """Return the condition that a flow is over one of the networks, "tcp" or "udp"."""
+
+    def holds(flow: Flow) -> bool:
+        return flow.network in networks
+
+    return holds
+
+
+def listener_in(listeners: frozenset[str]) -> Condition:
+    """Return the condition that a flow came to one of the listeners, by name."""
+
+    def holds(flow: Flow) -> bool:
+        return flow.listener in listeners
+
+    return holds
+
+
+def user_in(users: frozenset[str]) -> Condition:
+    """Return the condition that a flow is from one of the users, by name."""
+
+    def holds(flow: Flow) -> bool:
+        return flow.user in users
+
+    return holds
+
+
+def client_in(hosts: HostSet) -> Condition:
+    """Return the condition that the address of the client is in a set."""
+
+    def holds(flow: Flow) -> bool:
+        return flow.client.host in hosts
+
+    return holds
+
+
+def port_in(ports: PortSet) -> Condition:
+    """Return the condition that the port of the target is in a set."""
+
+    def holds(flow: Flow) -> bool:
+        return flow.target.port in ports
+
+    return holds
+
+
+def name_in(names: HostSet) -> Condition:
+    """Return the condition that the host of the target is in a set of names."""
+
+    def holds(flow: Flow) -> bool:
+        return flow.target.host in names
+
+    return holds
+
+
+def address_in(
+    networks: HostSet, countries: frozenset[str], country_of: Callable[[str], str]
+) -> Condition:
+    """Return the condition that any address of a flow is in a network or a country.
+
+    `country_of` returns the code of an address's country, "" if it is not known.
+    """
+
+    def holds(flow: Flow) -> bool:
+        return any(
+            address.host in networks or (countries and country_of(address.host) in countries)
+            for address in flow.addresses
+        )
+
+    return holds
+
+
+def negated(condition: Condition) -> Condition:
+    """Return the condition that another condition does not hold."""
+
+    def holds(flow: Flow) -> bool:
+        return not condition(flow)
+
+    return holds
