@@ -5,9 +5,10 @@ from __future__ import annotations
 import subprocess
 from typing import NamedTuple
 
-from tests.e2e.support import LOOPBACK, environment, free_port, program
+from tests.e2e.support import LOOPBACK, environment, program
 from tests.e2e.upstreams import Programs
 from tests.support.certificates import Certificates
+from tests.support.ports import free_port
 
 LONG = tuple(f"{at:02}" + "abcdefghij"[at % 10] * 250 for at in range(16))  # 4 KB of TXT
 MIDDLE = LONG[:8]  # 2 KB

@@ -17,8 +17,9 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, Where, echo, exactly, socks5
-from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, free_port, wait_for
+from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, wait_for
 from tests.support.certificates import certificates
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

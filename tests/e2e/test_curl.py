@@ -13,7 +13,8 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.origin import BIG, HELLO, Origin, serving
-from tests.e2e.support import ANY_PORT, LOOPBACK, ROOT, Netproxyd, environment, free_port, program
+from tests.e2e.support import ANY_PORT, LOOPBACK, ROOT, Netproxyd, environment, program
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -17,7 +17,8 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.origin import serving
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, echo, socks5
-from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, free_port, wait_for
+from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, wait_for
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, echo, socks5
-from tests.e2e.support import ANY_PORT, LOOPBACK, ROOT, free_port, run_netproxyd
+from tests.e2e.support import ANY_PORT, LOOPBACK, ROOT, run_netproxyd
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -10,15 +10,8 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.origin import HELLO, Origin, serving
-from tests.e2e.support import (
-    LOOPBACK,
-    START_SECONDS,
-    Netproxyd,
-    environment,
-    free_port,
-    program,
-    wait_for,
-)
+from tests.e2e.support import LOOPBACK, START_SECONDS, Netproxyd, environment, program, wait_for
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

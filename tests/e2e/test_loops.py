@@ -9,7 +9,8 @@ import pytest
 from netproxy.dialer.hop import LOOP_LIMIT
 from tests.e2e.conftest import Start
 from tests.e2e.peers import CONNECT, Refused, socks5
-from tests.e2e.support import LOOPBACK, free_port, wait_for
+from tests.e2e.support import LOOPBACK, wait_for
+from tests.support.ports import free_port
 
 UNSPECIFIED_ADDRESS = ("192.0.2.1", 9)  # what is looped; everything else goes directly
 CONFIG = "listeners: [{{listen: '127.0.0.1:{own}', name: main}}]\nrules: [{{port: 9, via: '{scheme}://127.0.0.1:{other}'}}]\n"

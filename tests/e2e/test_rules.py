@@ -23,8 +23,9 @@ from tests.e2e.peers import (
     socks5,
     udp,
 )
-from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, environment, free_port, program
+from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, environment, program
 from tests.support import dns
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

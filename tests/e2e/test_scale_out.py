@@ -14,7 +14,8 @@ import pytest
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import socks5
 from tests.e2e.conftest import Start
-from tests.e2e.support import START_SECONDS, Netproxyd, environment, free_port, program, wait_for
+from tests.e2e.support import START_SECONDS, Netproxyd, environment, program, wait_for
+from tests.support.ports import free_port
 from tests.support.sockets import SECONDS, read_exactly, server
 
 pytestmark = pytest.mark.e2e

@@ -16,7 +16,8 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, Where, echo, socks5
-from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, free_port, run_netproxyd, wait_for
+from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, run_netproxyd, wait_for
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -19,8 +19,9 @@ from netproxy.dialer import socks5_udp
 from netproxy.interfaces.addresses import Address
 from tests.e2e.conftest import Start
 from tests.e2e.peers import Association, UdpEcho, Where
-from tests.e2e.support import ANY_PORT, LOOPBACK, free_port, program, run_netproxyd, wait_for
+from tests.e2e.support import ANY_PORT, LOOPBACK, program, run_netproxyd, wait_for
 from tests.e2e.upstreams import DANTED
+from tests.support.ports import free_port
 from tests.support.relays import SPS, UdpClient, running
 
 SECONDS = 5.0

@@ -13,15 +13,8 @@ import pytest
 from tests.e2e.conftest import Start
 from tests.e2e.peers import Association, TcpEcho, UdpEcho, Where, exactly
 from tests.e2e.seccomp import without_batches
-from tests.e2e.support import (
-    ANY_PORT,
-    LOOPBACK,
-    Netproxyd,
-    environment,
-    free_port,
-    program,
-    wait_for,
-)
+from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, environment, program, wait_for
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

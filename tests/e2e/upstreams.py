@@ -24,8 +24,9 @@ from typing import Callable
 import pytest
 
 from tests.e2e.peers import PATIENCE, Where, exactly, listen
-from tests.e2e.support import LOOPBACK, START_SECONDS, environment, free_port, program
+from tests.e2e.support import LOOPBACK, START_SECONDS, environment, program
 from tests.support.certificates import certificates
+from tests.support.ports import free_port
 
 PIECE = 1 << 16
 EXCHANGE_SECONDS = 15.0  # it takes a tenth of one

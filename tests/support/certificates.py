@@ -1,4 +1,4 @@
-"""Certificates that the openssl program makes once a session: a CA, a server's and a client's, and what is wrong with some."""
+"""Creates certificates with the openssl program, once in a test run: valid ones and faulty ones."""
 
 from __future__ import annotations
 
@@ -13,29 +13,35 @@ from typing import NamedTuple
 
 import pytest
 
-PASS_PHRASE = "xyzzy-plugh"  # of the encrypted key
-_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+# Of encrypted.key.
+PASS_PHRASE = "xyzzy-plugh"
+_KEY = ("-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 
 
 class Certificates(NamedTuple):
+    """The files in `directory`.
+
+    ca, server, client (both signed by ca) and stranger (signed by itself), each with .pem and .key;
+    encrypted.key, which is server.key with a pass phrase; broken.pem and broken.key, which are
+    plain text.
+    """
+
     directory: Path
 
     def path(self, name: str) -> str:
-        """ca, server, client, stranger (of no CA but its own) end in .pem and .key; encrypted.key; broken.pem, broken.key."""
+        """Return the path of a file."""
         return str(self.directory / name)
 
     def listener(self, more: str = "") -> str:
-        """The value of a listener's `tls`."""
-        return (
-            f"{{certificate: '{self.path('server.pem')}', key: '{self.path('server.key')}'{more}}}"
-        )
+        """Return the YAML value of a listener's `tls`. `more` is appended to its options."""
+        certificate, key = self.path("server.pem"), self.path("server.key")
+        return f"{{certificate: '{certificate}', key: '{key}'{more}}}"
 
     def client_context(self, certificate: str = "") -> ssl.SSLContext:
-        """Trusts the CA; `certificate` is what it shows of itself, by its name."""
+        """Return a context for clients. It trusts the CA and presents the certificate, if any."""
         context = ssl.create_default_context(cafile=self.path("ca.pem"))
-        context.verify_flags &= (
-            ~ssl.VERIFY_X509_STRICT
-        )  # as in netproxy.net.tls: the CA is one that openssl makes without more
+        # As in netproxy.net.tls: the CA has only the extensions that openssl adds by itself.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if certificate:
             context.load_cert_chain(
                 self.path(f"{certificate}.pem"), self.path(f"{certificate}.key")
@@ -43,7 +49,7 @@ class Certificates(NamedTuple):
         return context
 
     def secure(self, sock: socket.socket) -> ssl.SSLSocket:
-        """The client's end, behind the handshake; it does not take a cut stream for a whole one."""
+        """Perform the client's handshake. Reads raise if the stream ends without close_notify."""
         return self.client_context().wrap_socket(
             sock, server_hostname="localhost", suppress_ragged_eofs=False
         )
@@ -51,73 +57,28 @@ class Certificates(NamedTuple):
 
 @functools.cache
 def certificates() -> Certificates:
-    """The test is skipped where there is no openssl."""
+    """Create the certificates once in the process. Skip the test if there is no openssl."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    made = tempfile.TemporaryDirectory(prefix="netproxy-certificates-")
-    _kept.append(made)
-    directory = Path(made.name)
+    folder = tempfile.TemporaryDirectory(prefix="netproxy-certificates-")
+    _folders.append(folder)
+    directory = Path(folder.name)
     for name in ("ca", "stranger"):
+        files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
         _openssl(
-            directory,
-            "req",
-            "-x509",
-            *_KEY,
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            f"/CN=test {name}",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.pem",
+            directory, "req", "-x509", *_KEY, "-days", "2", "-subj", f"/CN=test {name}", *files
         )
+    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
     for name in ("server", "client"):
-        _openssl(
-            directory,
-            "req",
-            *_KEY,
-            "-nodes",
-            "-subj",
-            f"/CN=test {name}",
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.csr",
-        )
-        (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-        _openssl(
-            directory,
-            "x509",
-            "-req",
-            "-in",
-            f"{name}.csr",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            "names",
-            "-out",
-            f"{name}.pem",
-        )
-    _openssl(
-        directory,
-        "ec",
-        "-in",
-        "server.key",
-        "-aes128",
-        "-passout",
-        f"pass:{PASS_PHRASE}",
-        "-out",
-        "encrypted.key",
-    )
+        files = ("-keyout", f"{name}.key", "-out", f"{name}.csr")
+        _openssl(directory, "req", *_KEY, "-subj", f"/CN=test {name}", *files)
+        signer = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
+        files = ("-in", f"{name}.csr", "-extfile", "names", "-out", f"{name}.pem")
+        _openssl(directory, "x509", "-req", "-days", "2", *signer, *files)
+    phrase = ("-aes128", "-passout", f"pass:{PASS_PHRASE}")
+    _openssl(directory, "ec", "-in", "server.key", *phrase, "-out", "encrypted.key")
     for name in ("broken.pem", "broken.key"):
-        (directory / name).write_text("not what it should be\n")
+        (directory / name).write_text("neither a certificate nor a key\n")
     return Certificates(directory)
 
 
@@ -131,4 +92,5 @@ def _openssl(directory: Path, *arguments: str) -> None:
     )
 
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []  # removed when the interpreter ends
+# Keeps the folders until the interpreter ends, which removes them.
+_folders: list[tempfile.TemporaryDirectory[str]] = []

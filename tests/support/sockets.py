@@ -1,6 +1,6 @@
-"""Real sockets on loopback for tests: pairs, scripted servers, ports that refuse or never answer.
+"""Provides real sockets on loopback: pairs, scripted servers, ports that refuse or never answer.
 
-All of them wait with a limit, and close what they opened.
+Every wait has a limit. The context managers close what they opened.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, Callable, Iterator
 
 from netproxy.interfaces.addresses import Address
 
-SECONDS = 5.0  # how long a test waits for what should come at once
+# The limit of a wait for something that should happen at once.
+SECONDS = 5.0
 HAS_IPV6 = socket.has_ipv6
 if HAS_IPV6:
     try:
@@ -26,7 +27,7 @@ if HAS_IPV6:
 
 
 class Task:
-    """A function on a thread of its own; result() waits for it and raises what it raised."""
+    """Runs a function on a new thread. result() returns or raises what the function does."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._call = (function, arguments)
@@ -38,6 +39,7 @@ class Task:
         self._thread.start()
 
     def result(self, seconds: float = SECONDS) -> Any:
+        """Wait for the function, at most `seconds`, and return its result."""
         self._thread.join(seconds)
         assert not self._thread.is_alive(), f"{self._thread.name} still runs"
         if self._error:
@@ -46,6 +48,7 @@ class Task:
 
     @property
     def done(self) -> bool:
+        """True if the function has returned or raised."""
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -57,18 +60,20 @@ class Task:
 
 
 def wait_until(there: Callable[[], Any], seconds: float = SECONDS) -> None:
-    """For what nothing tells of: looks every few milliseconds."""
+    """Call `there` every few milliseconds until it returns something true."""
     deadline = time.monotonic() + seconds
     while not there():
-        assert time.monotonic() < deadline, "it did not come about in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.005)
 
 
 def address_of(sock: socket.socket) -> Address:
+    """Return the local address of the socket."""
     return Address(*sock.getsockname()[:2])
 
 
 def listen(host: str = "127.0.0.1", backlog: int = 16) -> socket.socket:
+    """Return a listening TCP socket on a port of the kernel's choice."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.bind((host, 0))
     sock.listen(backlog)
@@ -78,7 +83,10 @@ def listen(host: str = "127.0.0.1", backlog: int = 16) -> socket.socket:
 
 @contextlib.contextmanager
 def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two ends of a TCP connection.  The first blocks, as ours do; the second is the test's, and has a limit."""
+    """Yield both ends of a TCP connection.
+
+    The first blocks without limit, as sockets of the package do; the second has a timeout.
+    """
     with listen() as listening:
         ours = socket.create_connection(listening.getsockname())
         theirs, _ = listening.accept()
@@ -89,7 +97,10 @@ def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @contextlib.contextmanager
 def server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> Iterator[Address]:
-    """A server that plays `script` with each connection, many at once; what a script raises, this raises at the end."""
+    """Run `script` for each connection to a new server, many at once. Yield the server's address.
+
+    An exception of a script is raised when the context ends, except that a client left.
+    """
     listening = listen(host)
     failures: list[BaseException] = []
     plays: list[Task] = []
@@ -100,7 +111,7 @@ def server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> I
             try:
                 script(sock)
             except (ConnectionError, TimeoutError):
-                pass  # whoever connected has left: that is its business
+                pass  # the client has left
             except BaseException as error:
                 failures.append(error)
 
@@ -118,8 +129,8 @@ def server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> I
         yield address_of(listening)
     finally:
         listening.shutdown(socket.SHUT_RDWR)
-        for one in [task, *plays]:
-            one.result(2 * SECONDS)
+        for running in [task, *plays]:
+            running.result(2 * SECONDS)
         listening.close()
     if failures:
         raise failures[0]
@@ -127,7 +138,7 @@ def server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> I
 
 @contextlib.contextmanager
 def refusing(host: str = "127.0.0.1") -> Iterator[Address]:
-    """A port on which nobody listens, kept from others."""
+    """Yield a TCP address that refuses connections. Its port stays bound meanwhile."""
     with socket.socket(
         socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM
     ) as sock:
@@ -137,7 +148,7 @@ def refusing(host: str = "127.0.0.1") -> Iterator[Address]:
 
 @contextlib.contextmanager
 def black_hole(host: str = "127.0.0.1") -> Iterator[Address]:
-    """A port that answers no connection attempt: its backlog is full."""
+    """Yield a TCP address that answers no connection attempt, because its backlog is full."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(host, 0))
         while True:
@@ -152,6 +163,7 @@ def black_hole(host: str = "127.0.0.1") -> Iterator[Address]:
 
 
 def udp(host: str = "127.0.0.1") -> socket.socket:
+    """Return a bound UDP socket with a timeout."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((host, 0))
     sock.settimeout(SECONDS)
@@ -159,17 +171,19 @@ def udp(host: str = "127.0.0.1") -> socket.socket:
 
 
 def datagrams(sock: socket.socket, count: int) -> list[bytes]:
-    """The next `count` datagrams."""
+    """Receive and return `count` datagrams."""
     return [sock.recv(65536) for _ in range(count)]
 
 
 def nothing_comes(sock: socket.socket, seconds: float = 0.05) -> bool:
+    """Return True if the socket does not become readable within `seconds`."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return not poll.poll(seconds * 1000)
 
 
 def read_exactly(sock: socket.socket, count: int) -> bytes:
+    """Return the next `count` bytes. Fail the test if the connection ends before."""
     data = b""
     while len(data) < count:
         piece = sock.recv(count - len(data))
@@ -179,6 +193,7 @@ def read_exactly(sock: socket.socket, count: int) -> bytes:
 
 
 def read_to_end(sock: socket.socket) -> bytes:
+    """Return everything up to the end of the connection."""
     pieces = []
     while piece := sock.recv(65536):
         pieces.append(piece)
@@ -186,7 +201,7 @@ def read_to_end(sock: socket.socket) -> bytes:
 
 
 def is_reset(sock: socket.socket) -> bool:
-    """Reads until the connection ends; whether it was cut by RST."""
+    """Read until the connection ends. Return True if it ended with RST."""
     try:
         read_to_end(sock)
     except ConnectionResetError:
@@ -195,6 +210,6 @@ def is_reset(sock: socket.socket) -> bool:
 
 
 def reset(sock: socket.socket) -> None:
-    """Closes with RST."""
+    """Close the connection with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()

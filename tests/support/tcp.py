@@ -1,4 +1,4 @@
-"""A TCP listener with its pool and its parker, and stand-ins for its door and its handler."""
+"""Provides a TCP listener with its pool and poller, and recording doubles of what it depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCALHOST = Address("127.0.0.1", 0)
 
 
 class Door:
-    """An Admission that remembers; `refusal` is what it says."""
+    """An Admission that records clients. It refuses with `refusal` unless that is empty."""
 
     def __init__(self) -> None:
         self.refusal = ""
@@ -36,7 +36,7 @@ class Door:
 
 
 class Echo:
-    """A handler that gives each line back, and remembers its clients; `raises` is what it raises instead."""
+    """A handler that sends the first line back and records its clients, or raises `raises`."""
 
     def __init__(self) -> None:
         self.raises: BaseException | None = None
@@ -53,6 +53,8 @@ class Echo:
 
 
 class TcpRig:
+    """A TcpListener at work, with an Echo handler and a Door."""
+
     def __init__(self, threads: int = 8, address: Address = LOCALHOST) -> None:
         self.counts, self.log, self.door, self.handler = Counts(), Lines(), Door(), Echo()
         self.pool = ThreadPool("connection", threads, 0, self.log)
@@ -70,6 +72,7 @@ class TcpRig:
         self.closed = False
 
     def connect(self, host: str = "") -> socket.socket:
+        """Return a connection to the listener. close() closes it."""
         sock = socket.create_connection(
             (host or self.listener.address.host, self.listener.address.port), SECONDS
         )
@@ -77,13 +80,14 @@ class TcpRig:
         return sock
 
     def ask(self, line: bytes = b"hello\n") -> socket.socket:
-        """A connection that was served."""
+        """Return a connection on which the handler has answered `line`."""
         sock = self.connect()
         sock.sendall(line)
         assert read_exactly(sock, len(line)) == line
         return sock
 
     def close(self) -> None:
+        """Stop everything and wait until the listener has no connection."""
         self.listener.stop()
         self.listener.abort()
         if not self.closed:
