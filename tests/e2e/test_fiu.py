@@ -30,7 +30,7 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.origin import HELLO, Origin, serving
-from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, Where, echo, exactly, socks5
+from tests.e2e.peers import CONNECT, Association, Endpoint, TcpEcho, UdpEcho, echo, exactly, socks5
 from tests.e2e.support import (
     CLEAN_SECONDS,
     LOOPBACK,
@@ -78,12 +78,12 @@ PIECES = random.Random(96).randbytes(100_000)
 
 
 class Targets(NamedTuple):
-    tcp: Where
-    udp: Where
+    tcp: Endpoint
+    udp: Endpoint
     origin: Origin
 
 
-Kind = Callable[[Where, Targets], None]
+Kind = Callable[[Endpoint, Targets], None]
 
 
 class Faults:
@@ -118,13 +118,13 @@ class Faults:
 # -- what clients do: each returns when it has been served, and raises OSError, EOFError or AssertionError when not
 
 
-def socks_connect(server: Where, targets: Targets) -> None:
+def socks_connect(server: Endpoint, targets: Targets) -> None:
     with socks5(server, CONNECT, targets.tcp, seconds=PATIENCE)[0] as sock:
         for size in (1, 600, 3000):
             echo(sock, PIECES[:size])
 
 
-def http_connect(server: Where, targets: Targets) -> None:
+def http_connect(server: Endpoint, targets: Targets) -> None:
     with socket.create_connection(server, PATIENCE) as sock:
         host, port = targets.tcp
         sock.sendall(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
@@ -132,7 +132,7 @@ def http_connect(server: Where, targets: Targets) -> None:
         echo(sock, PIECES[:4000])
 
 
-def http_forward(server: Where, targets: Targets) -> None:
+def http_forward(server: Endpoint, targets: Targets) -> None:
     """Two requests on one connection."""
     with socket.create_connection(server, PATIENCE) as sock:
         for _ in range(2):
@@ -143,7 +143,7 @@ def http_forward(server: Where, targets: Targets) -> None:
             assert exactly(sock, len(HELLO)) == HELLO
 
 
-def associate(server: Where, targets: Targets) -> None:
+def associate(server: Endpoint, targets: Targets) -> None:
     with Association(server) as association:
         association.socket.settimeout(0.3)
         came = 0
@@ -157,13 +157,13 @@ def associate(server: Where, targets: Targets) -> None:
         assert came >= ARRIVED * DATAGRAMS
 
 
-def idle(server: Where, targets: Targets) -> None:
+def idle(server: Endpoint, targets: Targets) -> None:
     with socks5(server, CONNECT, targets.tcp, seconds=PATIENCE)[0] as sock:
         time.sleep(IDLE)  # long enough to be parked
         echo(sock, b"after a while")
 
 
-def half_closed(server: Where, targets: Targets) -> None:
+def half_closed(server: Endpoint, targets: Targets) -> None:
     """All of it comes back after the client's end of stream, and then the target's."""
     with socks5(server, CONNECT, targets.tcp, seconds=PATIENCE)[0] as sock:
         sock.sendall(PIECES[:5000])
@@ -172,7 +172,7 @@ def half_closed(server: Where, targets: Targets) -> None:
         assert sock.recv(1) == b""
 
 
-def bulk(server: Where, targets: Targets) -> None:
+def bulk(server: Endpoint, targets: Targets) -> None:
     """Enough for splice; no more, because the slower the machine the more calls it takes."""
     with socks5(server, CONNECT, targets.tcp, seconds=PATIENCE)[0] as sock:
         for _ in range(3):
@@ -193,7 +193,7 @@ def head(sock: socket.socket) -> bytes:
 class Load:
     """Clients of some kinds, one after the other on each of some threads."""
 
-    def __init__(self, server: Where, targets: Targets, kinds: Sequence[Kind]) -> None:
+    def __init__(self, server: Endpoint, targets: Targets, kinds: Sequence[Kind]) -> None:
         self._server, self._targets, self._kinds = server, targets, kinds
         self._lock = threading.Lock()
         self.found: dict[str, Counter[str]] = {kind.__name__: Counter() for kind in kinds}

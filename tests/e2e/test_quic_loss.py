@@ -20,7 +20,7 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.namespaces import Namespace, connect, hosts
-from tests.e2e.peers import Association, Where, encode
+from tests.e2e.peers import Association, Endpoint, encode
 from tests.e2e.support import environment, program, wait_for
 from tests.support.sockets import Task
 
@@ -86,7 +86,7 @@ def payload() -> bytes:
 
 
 @pytest.fixture
-def server(net: Net, tmp_path: Path) -> Iterator[Where]:
+def server(net: Net, tmp_path: Path) -> Iterator[Endpoint]:
     """An echo server in a process of its own: aioquic is slow, and here two of it would share one interpreter."""
     program_text = (
         "import sys, pathlib, tests.e2e.test_quic_loss as here\n"
@@ -132,7 +132,7 @@ def serve(directory: Path) -> None:
 class Shim(asyncio.DatagramProtocol, asyncio.DatagramTransport):
     """Between a QUIC connection and an association's socket: puts the header before what goes, takes it off what comes."""
 
-    def __init__(self, quic: Any, target: Where) -> None:
+    def __init__(self, quic: Any, target: Endpoint) -> None:
         super().__init__()
         self._quic = quic
         self._header = b"\0\0\0" + encode(target)
@@ -164,7 +164,7 @@ class Shim(asyncio.DatagramProtocol, asyncio.DatagramTransport):
         return bool(self._transport.is_closing())
 
 
-async def transfer(association: Association, target: Where, data: bytes) -> bytes:
+async def transfer(association: Association, target: Endpoint, data: bytes) -> bytes:
     """What comes back of `data`."""
     from aioquic.asyncio.protocol import QuicConnectionProtocol
     from aioquic.quic.configuration import QuicConfiguration
@@ -192,7 +192,7 @@ async def transfer(association: Association, target: Where, data: bytes) -> byte
     return received
 
 
-def test_megabytes_both_ways_with_loss(netproxyd: Start, net: Net, server: Where) -> None:
+def test_megabytes_both_ways_with_loss(netproxyd: Start, net: Net, server: Endpoint) -> None:
     daemon = netproxyd(
         "-l",
         f"sps://{BOX}:{PORT}?clients=10.79.1.0/24",

@@ -18,7 +18,7 @@ import pytest
 from netproxy.dialer import socks5_udp
 from netproxy.interfaces.addresses import Address
 from tests.e2e.conftest import Start
-from tests.e2e.peers import Association, UdpEcho, Where
+from tests.e2e.peers import Association, Endpoint, UdpEcho
 from tests.e2e.support import ANY_PORT, LOOPBACK, program, run_netproxyd, wait_for
 from tests.e2e.upstreams import DANTED
 from tests.support.ports import free_port
@@ -35,7 +35,7 @@ def behind(*ports: int) -> str:
     return f"{SPS}\ndefault: [{hops}]"
 
 
-def insist(client: UdpClient, target: Where, data: bytes) -> None:
+def insist(client: UdpClient, target: Endpoint, data: bytes) -> None:
     """Sends until the answer comes."""
     deadline = time.monotonic() + SECONDS
     client.socket.settimeout(STEP)

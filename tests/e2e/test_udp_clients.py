@@ -11,7 +11,7 @@ from typing import Any, Iterator
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.peers import Association, TcpEcho, UdpEcho, Where, exactly
+from tests.e2e.peers import Association, Endpoint, TcpEcho, UdpEcho, exactly
 from tests.e2e.seccomp import without_batches
 from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, environment, program, wait_for
 from tests.support.ports import free_port
@@ -55,7 +55,7 @@ def users_only(shared_netproxyd: Start) -> Netproxyd:
     return shared_netproxyd(config=USERS, login=ALICE)
 
 
-def dig(server: Where, *before: str, name: str = "a.name.test", **run: Any) -> str:
+def dig(server: Endpoint, *before: str, name: str = "a.name.test", **run: Any) -> str:
     """What dig prints, +short, of one try."""
     command = [
         *before,
@@ -83,7 +83,11 @@ class V2ray:
     """A dokodemo-door on `port` that leads through the proxy to `target`."""
 
     def __init__(
-        self, directory: Path, proxy: Where, target: Where, login: tuple[str, str] | None = None
+        self,
+        directory: Path,
+        proxy: Endpoint,
+        target: Endpoint,
+        login: tuple[str, str] | None = None,
     ) -> None:
         self.port = free_port()
         server: dict[str, Any] = {"address": proxy[0], "port": proxy[1]}
@@ -155,7 +159,7 @@ def test_quic_through_v2ray(everybody: Netproxyd, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hint", (("0.0.0.0", 0), (LOOPBACK, 53)), ids=("nothing", "the target"))
-def test_two_that_do_not_name_their_port(everybody: Netproxyd, hint: Where) -> None:
+def test_two_that_do_not_name_their_port(everybody: Netproxyd, hint: Endpoint) -> None:
     """v2ray names the target, PySocks nothing: of two at once neither may end with the other's control connection."""
     with UdpEcho() as target, Association(everybody.server, hint=hint) as one:
         with Association(everybody.server, hint=hint) as other:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e import upstreams
 from tests.e2e.conftest import Start
-from tests.e2e.peers import CONNECT, Association, Refused, TcpEcho, UdpEcho, Where, socks5, udp
+from tests.e2e.peers import CONNECT, Association, Endpoint, Refused, TcpEcho, UdpEcho, socks5, udp
 from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, wait_for
 from tests.e2e.upstreams import PIECE, Exchange, Programs, http_connect, secured
 from tests.support.certificates import certificates
@@ -55,7 +55,7 @@ class Running(NamedTuple):
         return self.url.partition("?")[0]
 
     @property
-    def program(self) -> Where:
+    def program(self) -> Endpoint:
         return LOOPBACK, int(self.hop.rpartition(":")[2])
 
 
@@ -163,7 +163,7 @@ def drops(daemon: Netproxyd) -> dict[str, int]:
     return {name: value for name, value in daemon.status().items() if name.startswith("drops{")}
 
 
-def directly(running: Running, target: Where) -> socket.socket:
+def directly(running: Running, target: Endpoint) -> socket.socket:
     """The program without NetProxy."""
     if running.url.startswith("http"):
         return http_connect(running.program, target)
