@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -228,10 +229,18 @@ class Netproxyd:
         """Return the number of threads."""
         return len(os.listdir(f"/proc/{self.process.pid}/task"))
 
-    def processor_seconds(self) -> float:
-        """Return the user and system time spent so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def check_idle(self) -> None:
+        """Wait until all threads sleep in ten looks. A thread in a busy loop never sleeps."""
+        wait_for(lambda: all(self._sleeps() for _ in range(10)), SECONDS, "all threads sleep")
+
+    def _sleeps(self) -> bool:
+        time.sleep(0.005)
+        states = []
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            # A thread may end between the two reads.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+        return set(states) == {"S"}
 
     def resident_bytes(self) -> int:
         """Return the resident memory in bytes."""
