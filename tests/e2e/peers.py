@@ -230,8 +230,8 @@ class _Server:
 class TcpEcho(_Server):
     """Sends back what it receives, on any number of connections, with one thread."""
 
-    def __init__(self, host: str = "127.0.0.1", make: Make = socket.socket) -> None:
-        super().__init__(listen(host, make))
+    def __init__(self, host: str = "127.0.0.1", make: Make = socket.socket, port: int = 0) -> None:
+        super().__init__(listen(host, make, port))
 
     def _serve(self, sock: Any) -> None:
         if sock is self.socket:
