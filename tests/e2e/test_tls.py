@@ -40,9 +40,9 @@ def origin() -> Iterator[Origin]:
 @pytest.fixture(scope="module")
 def daemon(shared_netproxyd: Start, files: Certificates) -> Netproxyd:
     """Three listeners: plain, TLS, and TLS that requires a client certificate."""
-    strict = files.listener(f", client_ca: '{files.path('ca.pem')}'")
+    tls, strict = files.listener(), files.listener(f", client_ca: '{files.path('ca.pem')}'")
     return shared_netproxyd(
-    tls, strict = files.listener(), files.listener(f", client_ca: '{files.path("ca.pem")}'")
+        config=f"listeners: [{PLAIN}, {{name: tls, listen: '{LOOPBACK}:0', tls: {tls}}},"
         f" {{name: strict, listen: '{LOOPBACK}:0', tls: {strict}}}]\n"
     )
 
