@@ -4,17 +4,21 @@ OSError is translated into one of these at the edge (net/ and dialer/direct.py);
 everything above deals with this tree alone.  A message never holds a secret.
 """
 
+from __future__ import annotations
+
 import enum
+from typing import Final
 
 
 class NetProxyError(Exception):
-    """The root: whoever catches this has caught every error of ours."""
+    """The base class of all errors in this module."""
 
 
 class ConfigError(NetProxyError):
-    """What the user wrote cannot be used; `place` says where ("file:line:column" or an option)."""
+    """The configuration or the command line has an error."""
 
     def __init__(self, message: str, place: str = "") -> None:
+        """`place` is where the error is: "file:line:column" or an option; "" if unknown."""
         super().__init__(f"{place}: {message}" if place else message)
 
 
@@ -27,15 +31,16 @@ class ProtocolError(NetProxyError):
 
 
 class EndOfStream(ProtocolError):
-    """The peer closed where more bytes were due; `partial` tells whether it had begun to send them."""
+    """The peer closed the connection before all expected bytes had come."""
 
     def __init__(self, message: str, partial: bool) -> None:
+        """`partial` is True if some of the expected bytes had come."""
         super().__init__(message)
         self.partial = partial
 
 
 class LimitError(ProtocolError):
-    """A separator did not come within the bytes that it may take."""
+    """A separator was not found within the allowed number of bytes."""
 
 
 class StreamError(NetProxyError):
@@ -43,7 +48,7 @@ class StreamError(NetProxyError):
 
 
 class DeadlineError(StreamError):
-    """A stream did not deliver, or did not take, in the time it had."""
+    """A stream could not be read or written before its deadline."""
 
 
 class Unready(NetProxyError):
@@ -64,29 +69,51 @@ class Reason(enum.Enum):
     NAME = "name not resolved"
     REFUSED = "connection refused"
     TIMEOUT = "timed out"
-    UNSUPPORTED = "not supported on this way out"
+    UNSUPPORTED = "not supported by this upstream"
     AUTHENTICATION = "the upstream refused the credentials"
     PROTOCOL = "the upstream broke its protocol"
-    LOOP = "the connection would come back here"
+    LOOP = "the connection would loop back to this proxy"
 
 
 class DialError(NetProxyError):
-    """A target or an upstream could not be reached; `reason` says why, `detail` where.
+    """A target or an upstream could not be reached.
 
-    `said`: the same in the words of who said so.  `hop` is the proxy on the way that failed, or that told of it;
-    `upstream` says that it was at fault, and not the target.
+    The fields are final.  A caller that knows more raises a new error: see at_hop().
     """
 
-    def __init__(self, reason: Reason, detail: str = "", said: str = "") -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str = "",
+        said: str = "",
+        hop: str = "",
+        upstream: bool = False,
+    ) -> None:
+        """Describe the failure.
+
+        `detail` names what could not be reached.  `said` tells the reason in the words of the
+        proxy or of the kernel, in place of the reason's own text.  `hop` is the label of the
+        proxy that failed or that reported the failure.  `upstream` is True if the upstream is
+        at fault, not the target: then another upstream may succeed.
+        """
         super().__init__()
-        self.reason = reason
-        self.detail = detail
-        self.said = said
-        self.hop = ""
-        self.upstream = False
+        self.reason: Final = reason
+        self.detail: Final = detail
+        self.said: Final = said
+        self.hop: Final = hop
+        self.upstream: Final = upstream
+
+    def at_hop(self, hop: str, upstream: bool | None = None) -> DialError:
+        """Return the same error with the label of a hop.
+
+        `upstream` replaces that field, None keeps it.
+        """
+        fault = self.upstream if upstream is None else upstream
+        return DialError(self.reason, self.detail, self.said, hop, fault)
 
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.hop, self.detail, self.said or self.reason.value)))
 
 
-ReplyTable = dict[Reason, int]  # the shape of each protocol's table of replies
+ReplyTable = dict[Reason, int]
+"""The shape of each protocol's table of replies."""

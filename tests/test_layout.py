@@ -59,6 +59,7 @@ LATE_OURS = {
     *("netproxy.config.tunnels", "netproxy.config.dns", "netproxy.config.rules"),
     *("netproxy.dialer.http", "netproxy.dialer.socks4", "netproxy.dialer.socks5"),
     *("netproxy.dialer.uot", "netproxy.handler.dns", "netproxy.net.mmsg", "netproxy.net.tls"),
+    *("netproxy.net.mmsg_arena",),
     *("netproxy.resolver.factory", "netproxy.router.factory"),
 }
 NOT_IN_A_CODEC = {"socket", "ssl", "select", "threading", "time", "logging"}
@@ -73,7 +74,9 @@ PARAMETERS, CONSTRUCTOR_PARAMETERS = 5, 7
 ENTRIES, LOOSE_MODULES = 14, 4
 # Modules of up to 500 lines, each with what cannot be cut apart.
 LONG_LINES = 500
-LONG_MODULES: dict[str, str] = {}
+LONG_MODULES: dict[str, str] = {
+    "netproxy.net.framed": "one lock and one queue, which both roles of a stream share"
+}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -1,24 +1,28 @@
-"""Where clients may be led: ranges that are special, what the configuration denies and allows, and ourselves.
+"""The addresses that clients may reach: special ranges, what the configuration says, own ports.
 
-The table of ranges is our own, since the library's idea of "private" changes with
-its version; an IPv4 address within an IPv6 one (v4-mapped, NAT64, 6to4, Teredo) is
-judged as both.  Addresses are judged after their names were looked up, and those
-that pass are the only ones dialled.  Immutable, but for our own sockets; any thread.
+The table of ranges is our own, because the standard library's idea of "private" changes with
+its version.  An IPv4 address within an IPv6 address (v4-mapped, NAT64, 6to4, Teredo) is judged
+as both.  Addresses are judged after the lookup of their name, and only the permitted ones are
+dialled.  Thread: any.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Callable, Iterable, Mapping, NamedTuple, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, Address, pack_ip
-from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, pack_ip
+from netproxy.interfaces.networks import IpNetwork, any_holds
 
-# RFC 6890 and its updates, by the names of the configuration
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.flows import Flow
+
 RANGES: Mapping[str, tuple[str, ...]] = {
-    "loopback": ("127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128"),  # Linux takes 0.0.0.0 for itself
+    # Linux takes 0.0.0.0 for this machine.
+    "loopback": ("127.0.0.0/8", "::1/128", "0.0.0.0/8", "::/128"),
     "private": (
         "10.0.0.0/8",
         "172.16.0.0/12",
@@ -28,14 +32,15 @@ RANGES: Mapping[str, tuple[str, ...]] = {
         "fec0::/10",
     ),
     "link-local": ("169.254.0.0/16", "fe80::/10"),
-    # where clouds tell a machine its secrets
+    # Where clouds hand out a machine's credentials.
     "metadata": (
         "169.254.169.254/32",
         "fd00:ec2::254/128",
         "168.63.129.16/32",
         "100.100.100.200/32",
     ),
-    "multicast": ("224.0.0.0/4", "ff00::/8", "255.255.255.255/32"),  # and broadcast
+    # Broadcast included.
+    "multicast": ("224.0.0.0/4", "ff00::/8", "255.255.255.255/32"),
     "reserved": (
         "240.0.0.0/4",
         "192.0.0.0/24",
@@ -47,153 +52,160 @@ RANGES: Mapping[str, tuple[str, ...]] = {
         "100::/64",
     ),
 }
-GUARD = (
-    "loopback",
-    "link-local",
-    "metadata",
-    "multicast",
-)  # denied to clients of other machines unless the file says otherwise
-_NAT64 = b"\0\x64\xff\x9b" + bytes(8)  # RFC 6052
-_6TO4, _TEREDO = b"\x20\x02", b"\x20\x01\0\0"  # RFC 3056, RFC 4380
+"""Networks by their name in the configuration (RFC 6890 and its updates)."""
+DEFAULT_DENY = ("loopback", "link-local", "metadata", "multicast")
+"""Ranges that clients of other machines may not reach, unless the configuration says otherwise."""
+_NAT64 = b"\0\x64\xff\x9b" + bytes(8)
+"""RFC 6052."""
+_6TO4 = b"\x20\x02"
+"""RFC 3056."""
+_TEREDO = b"\x20\x01\0\0"
+"""RFC 4380."""
 
 
-class Policy(NamedTuple):
+class DestinationPolicy(NamedTuple):
+    """Which addresses the clients of one listener may reach."""
+
     deny: tuple[IpNetwork, ...] = ()
-    allow: tuple[IpNetwork, ...] = ()  # in spite of deny
+    allow: tuple[IpNetwork, ...] = ()
+    """Exceptions to `deny`."""
 
     def permits(self, host: str) -> bool:
-        forms = [host.partition("%")[0], *embedded(host)]
-        return not any(_holds(self.deny, form) and not _holds(self.allow, form) for form in forms)
+        """Return whether a literal address, and any address within it, may be reached."""
+        forms = (host.partition("%")[0], *embedded_ipv4(host))
+        return not any(
+            any_holds(self.deny, form) and not any_holds(self.allow, form) for form in forms
+        )
 
 
 _Ports = Mapping[tuple[str, int], frozenset[str]]  # (network, port) -> hosts
 
 
 class OwnSockets:
-    """What this daemon itself listens on: nothing that comes in by one of its ports may go back to one.
+    """The sockets that this daemon listens on: connecting to one of them would be a loop.
 
-    Ports that a tunnel's agents have opened are among it, as far as clients go.  What the file itself names, a proxy or a name
-    server that an agent shows there, is dialled: it is in the agent's network, and its file does not lead back by itself.
+    Ports that the agents of tunnels have opened count for clients only.  An upstream or a name
+    server that the configuration names at such a port is in the agent's network, and does not
+    lead back by itself.  An unspecified host in a listening address is every local address.
     """
 
     def __init__(self, is_local: Callable[[str], bool]) -> None:
-        """`is_local(host)`: whether a literal address is one of this machine's."""
+        """`is_local(host)` tells whether a literal address is one of this machine's."""
         self._is_local = is_local
-        self._lock = threading.Lock()  # guards _sockets, and one change of the others at a time
-        self._ports: _Ports = {}  # replaced whole, as is the next
-        self._all: _Ports = {}  # those of agents, too
+        # Guards _sockets, _agents and the order of changes.  Readers take the two tables, which
+        # are replaced as a whole, without the lock.
+        self._lock = threading.Lock()
         self._sockets: list[tuple[str, Address]] = []
         self._agents: list[tuple[str, Address]] = []
+        self._ports: _Ports = {}
+        self._all_ports: _Ports = {}
 
     def set(self, sockets: Iterable[tuple[str, Address]]) -> None:
-        """(network, address) of each; an unspecified host is every local address."""
+        """Replace the daemon's own sockets: network ("tcp" or "udp") and address of each."""
         with self._lock:
             self._sockets = list(sockets)
             self._ports = _by_port(self._sockets)
             self._renew()
 
     def register(self, network: str, address: Address) -> Callable[[], None]:
-        """One more, which leads to an agent's service; until the call that is given back."""
-        one = network, address
+        """Add a port that an agent has opened; return the call that removes it again."""
+        entry = network, address
         with self._lock:
-            self._agents.append(one)
+            self._agents.append(entry)
+            self._renew()
+        return partial(self._unregister, entry)
+
+    def _unregister(self, entry: tuple[str, Address]) -> None:
+        with self._lock:
+            self._agents.remove(entry)
             self._renew()
 
-        def take_back() -> None:
-            with self._lock:
-                self._agents.remove(one)
-                self._renew()
-
-        return take_back
-
     def _renew(self) -> None:
-        """Under the lock."""
-        self._all = _by_port(self._sockets + self._agents)
+        """Rebuild the table of all ports.  The caller holds the lock."""
+        self._all_ports = _by_port(self._sockets + self._agents)
 
     def has_port(self, network: str, port: int, agents: bool = True) -> bool:
-        """`agents`: whether what leads to their services counts."""
-        return (network, port) in (self._all if agents else self._ports)
+        """Return whether a port is in use on any address; `agents` includes those of agents."""
+        return (network, port) in (self._all_ports if agents else self._ports)
 
     def holds(self, network: str, address: Address, agents: bool = True) -> bool:
-        hosts = (self._all if agents else self._ports).get((network, address.port))
+        """Return whether an address leads to one of the sockets."""
+        hosts = (self._all_ports if agents else self._ports).get((network, address.port))
         if hosts is None:
             return False
+        listens_everywhere = any(map(_is_unspecified, hosts))
         host = address.host.partition("%")[0]
-        for form in (host, *embedded(host)):
-            if (
-                form in hosts
-                or _unspecified(form)
-                or (any(map(_unspecified, hosts)) and self._is_local(form))
-            ):
+        for form in (host, *embedded_ipv4(host)):
+            if form in hosts or _is_unspecified(form):
+                return True
+            if listens_everywhere and self._is_local(form):
                 return True
         return False
 
 
 class Destinations:
-    """A Gatekeeper.  A flow of no listener is NetProxy's own, and only kept from coming back.
+    """Decides which addresses may be dialled (interfaces.routing.DestinationGuard).
 
-    A listener that nobody has told of yet is guarded; what is left of one that a reload has taken away keeps its policy.
+    A flow without a listener is NetProxy's own and is only kept from coming back.  A listener
+    without a policy has the default one.  A listener that a reload removes keeps its policy for
+    the connections that are left.
     """
 
     def __init__(self, own: OwnSockets) -> None:
         self._own = own
-        self._policies: Mapping[str, Policy] = {}  # replaced whole
+        self._policies: Mapping[str, DestinationPolicy] = {}
+        """Replaced as a whole."""
 
-    def configure(self, policies: Mapping[str, Policy]) -> None:
-        """By listener's name, at the start and on a reload."""
+    def configure(self, policies: Mapping[str, DestinationPolicy]) -> None:
+        """Apply the policies of a configuration, by the listener's name."""
         self._policies = {**self._policies, **policies}
 
     def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
-        """DialError where none is left."""
-        policy = self._policies.get(flow.listener) or (_GUARDED if flow.listener else _ANYWHERE)
+        """Return the addresses that the flow may be dialled to, at least one.
+
+        All addresses have the port of the flow's target.  Raises DialError(DENIED or LOOP).
+        """
+        policy = self._policies.get(flow.listener) or (_DEFAULT if flow.listener else _ANYWHERE)
         if policy.deny:
             addresses = [address for address in addresses if policy.permits(address.host)]
             if not addresses:
                 raise DialError(Reason.DENIED, str(flow.target))
-        clients = bool(flow.listener)
-        if not self._own.has_port(
-            flow.network, flow.target.port, clients
-        ):  # which is that of all its addresses
+        agents = bool(flow.listener)
+        if not self._own.has_port(flow.network, flow.target.port, agents):
             return tuple(addresses)
         reachable = tuple(
-            address for address in addresses if not self._own.holds(flow.network, address, clients)
+            address for address in addresses if not self._own.holds(flow.network, address, agents)
         )
         if not reachable:
             raise DialError(Reason.LOOP, str(flow.target))
         return reachable
 
 
-def networks(names: Iterable[str]) -> tuple[IpNetwork, ...]:
-    """Of names in RANGES and networks in CIDR notation; ValueError."""
+def parse_networks(names: Iterable[str]) -> tuple[IpNetwork, ...]:
+    """Return the networks of names in RANGES and of CIDR texts.  Raises ValueError."""
     return tuple(IpNetwork.parse(text) for name in names for text in RANGES.get(name, (name,)))
 
 
-def embedded(host: str) -> tuple[str, ...]:
-    """The IPv4 addresses that an IPv6 address stands for or leads to."""
+def embedded_ipv4(host: str) -> tuple[str, ...]:
+    """Return the IPv4 addresses that an IPv6 address contains or leads to."""
     if ":" not in host:
         return ()
     packed = pack_ip(host.partition("%")[0]) or bytes(16)
-    found: list[bytes] = []
-    if packed.startswith(V4_MAPPED_PREFIX) or (
-        packed.startswith(bytes(12)) and packed[12:15] != bytes(3)
-    ):
-        found.append(packed[12:])  # v4-mapped, v4-compatible; ::1 and :: are neither
-    elif packed.startswith(_NAT64):
-        found.append(packed[12:])
+    # v4-compatible addresses (RFC 4291 section 2.5.5.1); ::1 and :: are none.
+    is_compatible = packed.startswith(bytes(12)) and packed[12:15] != bytes(3)
+    inner: list[bytes] = []
+    if packed.startswith((V4_MAPPED_PREFIX, _NAT64)) or is_compatible:
+        inner = [packed[12:]]
     elif packed.startswith(_6TO4):
-        found.append(packed[2:6])
+        inner = [packed[2:6]]
     elif packed.startswith(_TEREDO):
-        found += [packed[4:8], bytes(255 - byte for byte in packed[12:])]
-    return tuple(".".join(map(str, one)) for one in found)
+        # The server, and the client with all bits inverted.
+        inner = [packed[4:8], bytes(255 - byte for byte in packed[12:])]
+    return tuple(".".join(map(str, address)) for address in inner)
 
 
-_ANYWHERE, _GUARDED = Policy(), Policy(networks(GUARD))
-
-
-def _holds(networks: Iterable[IpNetwork], host: str) -> bool:
-    packed = pack_ip(host) or b""
-    size, value = len(packed), int.from_bytes(packed, "big")
-    return any(one.size == size and value >> one.shift == one.prefix for one in networks)
+_ANYWHERE = DestinationPolicy()
+_DEFAULT = DestinationPolicy(parse_networks(DEFAULT_DENY))
 
 
 def _by_port(sockets: Iterable[tuple[str, Address]]) -> _Ports:
@@ -204,6 +216,6 @@ def _by_port(sockets: Iterable[tuple[str, Address]]) -> _Ports:
     return ports
 
 
-def _unspecified(host: str) -> bool:
+def _is_unspecified(host: str) -> bool:
     packed = pack_ip(host)
     return packed is not None and not any(packed)

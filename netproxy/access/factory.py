@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from netproxy.access.destinations import GUARD, RANGES, Policy, networks
+from typing import TYPE_CHECKING
+
+from netproxy.access.destinations import DEFAULT_DENY, RANGES, DestinationPolicy, parse_networks
 from netproxy.access.users import Users, check_password
-from netproxy.config.schema import Config, DestinationsConfig, ListenerConfig
+from netproxy.config.schema import DestinationsConfig
 from netproxy.errors import ConfigError
 from netproxy.interfaces.flows import TUNNEL_AGENT
-from netproxy.interfaces.networks import IpNetwork, is_loopback
+from netproxy.interfaces.networks import is_loopback
+
+if TYPE_CHECKING:
+    from netproxy.config.schema import Config, ListenerConfig
+    from netproxy.interfaces.networks import IpNetwork
 
 
 def make_users(config: Config) -> Users:
-    """ConfigError for a broken hash."""
+    """Return the users of a configuration.  Raises ConfigError for an invalid hash."""
     for name, user in config.users.items():
         try:
             check_password(user.password)
@@ -20,38 +26,44 @@ def make_users(config: Config) -> Users:
     return Users({name: user.password for name, user in config.users.items()})
 
 
-def make_policies(config: Config) -> dict[str, Policy]:
-    """By listener's name, and for what a tunnel's exit is asked for; ConfigError."""
-    agent = [TUNNEL_AGENT] if config.tunnel.agent else []
-    given = config.destinations or DestinationsConfig(None, ())
-    allow = _networks(given, "allow")
-    if given.deny is not None:
-        deny = _networks(given, "deny")
-        return {
-            name: Policy(deny, allow) for name in [*(one.name for one in config.listeners), *agent]
-        }
-    guard = Policy(networks(GUARD), allow)
-    return {
-        **{one.name: Policy() if _is_local(one) else guard for one in config.listeners},
-        **{name: guard for name in agent},
+def make_policies(config: Config) -> dict[str, DestinationPolicy]:
+    """Return the destination policies by the listener's name.
+
+    TUNNEL_AGENT stands for what a bridge asks its agent for.  Raises ConfigError.
+    """
+    destinations = config.destinations or DestinationsConfig(None, ())
+    allow = _networks("allow", destinations.allow, destinations.place)
+    if destinations.deny is None:
+        guarded = DestinationPolicy(parse_networks(DEFAULT_DENY), allow)
+        unguarded = DestinationPolicy()
+    else:
+        deny = _networks("deny", destinations.deny, destinations.place)
+        guarded = unguarded = DestinationPolicy(deny, allow)
+    policies = {
+        listener.name: unguarded if _needs_no_guard(listener) else guarded
+        for listener in config.listeners
     }
+    if config.tunnel.agent:
+        policies[TUNNEL_AGENT] = guarded
+    return policies
 
 
-def _networks(given: DestinationsConfig, key: str) -> tuple[IpNetwork, ...]:
-    found: list[IpNetwork] = []
-    for text in getattr(given, key):
+def _networks(key: str, names: tuple[str, ...], place: str) -> tuple[IpNetwork, ...]:
+    networks: list[IpNetwork] = []
+    for text in names:
         try:
-            found += networks((text,))
+            networks += parse_networks((text,))
         except ValueError as error:
-            raise ConfigError(
-                f"destinations.{key}: '{text}' is neither a network nor one of {', '.join(RANGES)}",
-                given.place,
-            ) from error
-    return tuple(found)
+            expected = f"neither a network nor one of {', '.join(RANGES)}"
+            raise ConfigError(f"destinations.{key}: '{text}' is {expected}", place) from error
+    return tuple(networks)
 
 
-def _is_local(config: ListenerConfig) -> bool:
-    """Only reached from this machine, which has the same freedom without us; or its target is what the file says."""
-    return config.target is not None or all(
-        is_loopback(address.host) for address in config.addresses
-    )
+def _needs_no_guard(listener: ListenerConfig) -> bool:
+    """Return whether the listener's clients can reach nothing that they could not reach anyway.
+
+    Its target is fixed by the configuration, or its clients are on this machine.
+    """
+    if listener.target is not None:
+        return True
+    return all(is_loopback(address.host) for address in listener.addresses)

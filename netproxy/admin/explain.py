@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Iterable, Iterator, Mapping, Protocol
 
 from netproxy.config.schema import GroupConfig
 from netproxy.dialer.factory import udp_warnings
-from netproxy.dialer.group import Member
+from netproxy.dialer.member import Member
 from netproxy.errors import DialError, NetProxyError, ProtocolError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
@@ -266,7 +266,7 @@ def upstreams(dialers: DialerFactory, configs: Mapping[str, UpstreamConfig]) -> 
                 for group in groups
             ],
         }
-        for name, dialer, groups in dialers.describe_flows(configs)
+        for name, dialer, groups in dialers.upstreams(configs)
     ]
 
 

@@ -117,7 +117,7 @@ class _Builder:
             self._reachability.targets,
             self._runtime.datagrams,
             config.timeouts.connect,
-            self._runtime.services,
+            self._runtime.packet_dependencies,
             tunnel=self._tunnels.dialer,
         )
 
@@ -163,7 +163,7 @@ class _Builder:
         return make_routing(
             config,
             RoutingDependencies(
-                dialers.dialer, dialers.impatient, *reachability.targets, self._runtime.verdicts
+                dialers.dialer, dialers.direct_within, *reachability.targets, self._runtime.verdicts
             ),
         )
 

@@ -17,7 +17,7 @@ from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.listener.udp import UdpListener
 
 if TYPE_CHECKING:
-    from netproxy.access.destinations import Policy
+    from netproxy.access.destinations import DestinationPolicy
     from netproxy.access.limits import Admission
     from netproxy.admin.servers import Admin
     from netproxy.daemon.lazy_tunnels import LazyTunnels
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
     """How names are looked up."""
     forwarder: DnsForwarder | None
     """Asks the configured name servers; None if the system is asked."""
-    policies: Mapping[str, Policy]
+    policies: Mapping[str, DestinationPolicy]
     """Where clients may be led, by the listener's name."""
     router: RuleRouter
     dependencies: HandlerDependencies
@@ -191,14 +191,14 @@ class BoundPlan:
         janitor = self.plan.runtime.janitor
         for listener in self._listeners.gone:
             if isinstance(listener, UdpListener):
-                janitor.forget(listener)
+                janitor.unregister(listener)
         for listener in self._listeners.fresh:
             if isinstance(listener, UdpListener):
                 janitor.register(listener)
         if self.plan.forwarder is not None:
             janitor.register(self.plan.forwarder)
         if previous.forwarder is not None:
-            janitor.forget(previous.forwarder)
+            janitor.unregister(previous.forwarder)
             previous.close()
 
 

@@ -12,11 +12,11 @@ import resource
 import socket
 from typing import Callable, Iterable, Mapping, Sequence
 
-from netproxy.access.destinations import Destinations, OwnSockets, Policy
+from netproxy.access.destinations import Destinations, OwnSockets, DestinationPolicy
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.health import HealthChecks
-from netproxy.dialer.hop import Services
+from netproxy.dialer.hop import PacketDependencies
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.connections import READABLE, Wait
@@ -28,14 +28,15 @@ from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.net.activation import ActivationSockets
 from netproxy.net.address import is_local
+from netproxy.net.datagram import ArenaPool
 from netproxy.net.stream import Stream
 from netproxy.net.syscalls import trim
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.observe.flows import Flows
 from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
-from netproxy.relay.entry import Workers
 from netproxy.relay.janitor import Janitor
+from netproxy.relay.nat import NatDependencies
 from netproxy.resolver.resolver import LookupPlan
 from netproxy.resolver.resolver import Resolver
 from netproxy.router.auto import Verdicts
@@ -115,7 +116,7 @@ class Reachability:
     def configure(
         self,
         lookups: LookupPlan,
-        policies: Mapping[str, Policy],
+        policies: Mapping[str, DestinationPolicy],
         own: Iterable[tuple[str, Address]],
     ) -> None:
         """Apply a configuration: how names are looked up, and what each listener may reach.
@@ -146,14 +147,21 @@ class Runtime:
         self.own = self.reachability.own
         self.activated = ActivationSockets(os.environ)
         self.datagrams = UdpSocketFactory(self.counters, log, activated=self.activated)
-        self.services = Services(self._watch, self._dials.submit, self.counters)
+        self.packet_dependencies = PacketDependencies(
+            self._watch, self._dials.submit, self.counters
+        )
         self.dials = self._dials.submit
-        self.workers = Workers(self._dials.submit, self._names.submit)
         self.queries = self._queries.submit
         self.janitor = Janitor(log)
         self.health = HealthChecks(self._checks.submit, log)
         self.verdicts = Verdicts(AutoConfig().remember, AutoConfig().entries)
         self.serving = Serving(self.connections, self.poller, self.counters, log)
+
+    def nat_dependencies(self, arenas: ArenaPool) -> NatDependencies:
+        """Return what a NAT table needs; it and its listener share the arenas."""
+        return NatDependencies(
+            arenas, self.dials, self._names.submit, self.counters, self.flows, self.log
+        )
 
     @property
     def pools(self) -> dict[str, ThreadPool]:

@@ -41,7 +41,7 @@ class BridgeTrust(Protocol):
     def connect(self, stream: Stream) -> None:
         """Make the TLS handshake.  Raises ProtocolError or StreamError."""
 
-    def remember(self, stream: Stream) -> None:
+    def keep_session(self, stream: Stream) -> None:
         """Keep the TLS session of a connection on which the bridge has sent something."""
 
 
@@ -61,7 +61,7 @@ class BridgeConnector(NamedTuple):
         flow = Flow("tcp", UNSPECIFIED_ADDRESS, self.hop.server, "", "")
         stream = self.hop.open(flow, greet)
         if self.trust is not None:
-            self.trust.remember(stream)
+            self.trust.keep_session(stream)
         return stream
 
 

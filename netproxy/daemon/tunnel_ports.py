@@ -196,8 +196,8 @@ class UdpPort:
         """Stop to receive, and end the sessions."""
         self._listener.stop()
         self._unregister()
-        self._runtime.janitor.forget(self._listener)
-        self._runtime.janitor.forget(self._table)
+        self._runtime.janitor.unregister(self._listener)
+        self._runtime.janitor.unregister(self._table)
         self._table.close()
 
 
@@ -205,14 +205,7 @@ def nat_table(runtime: Runtime) -> NatTable:
     """Return a new NAT table with the defaults of a listener."""
     udp = UdpConfig()
     policy = NatPolicy(SessionLimits(udp.max_sessions, udp.max_sessions, {}), udp.idle_timeout)
-    return NatTable(
-        policy,
-        runtime.datagrams.arenas(),
-        runtime.workers,
-        runtime.counters,
-        runtime.flows,
-        runtime.log,
-    )
+    return NatTable(policy, runtime.nat_dependencies(runtime.datagrams.arenas()))
 
 
 def pipe_limits(dependencies: HandlerDependencies) -> PipeLimits:

@@ -140,7 +140,7 @@ def _read_trust(config: UpstreamTlsConfig, server: str) -> BridgeTrust:
         context = tls.client_context(config.ca, config.certificate, config.key)
     except ValueError as error:
         raise ConfigError(f"tunnel.agent.tls: {error}") from error
-    return tls.Acquaintance(context, config.server_name or server)
+    return tls.TlsClient(context, config.server_name or server)
 
 
 def _rights(agent: BridgeAgentConfig) -> AgentRights:

@@ -50,7 +50,7 @@ class UdpRelays:
                     table.set_policy(_policy(listener, limits))
         for key, state in previous.states.items():
             if self.states.get(key) is not state:
-                self._runtime.janitor.forget(state.table)
+                self._runtime.janitor.unregister(state.table)
                 state.table.close()
         for key, state in self.states.items():
             if previous.states.get(key) is not state:
@@ -76,14 +76,7 @@ class UdpRelays:
     def _make(self, listener: ListenerConfig) -> RelayState:
         runtime = self._runtime
         arenas = runtime.datagrams.arenas()
-        table = NatTable(
-            _policy(listener, {}),
-            arenas,
-            runtime.workers,
-            runtime.counters,
-            runtime.flows,
-            runtime.log,
-        )
+        table = NatTable(_policy(listener, {}), runtime.nat_dependencies(arenas))
         return RelayState(Associations(), table, arenas)
 
 

@@ -1,23 +1,33 @@
-"""The way out that leads nowhere: what a rule refuses."""
+"""The upstream that refuses everything, for rules that block a flow."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NoReturn
+
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.flows import Flow
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.flows import Flow
 
 
 class BlockDialer:
+    """A dialer whose every dial fails with DialError(DENIED)."""
+
     name = "block"
     carries: frozenset[str] = frozenset()
     refusal = Reason.DENIED
     symmetric = False
-    resolves_names = True  # where they are does not matter
+    # No name is looked up for a flow that is refused anyway.
+    resolves_names = True
 
     def fixed_for(self, flow: Flow) -> BlockDialer:
+        """Return the dialer itself."""
         return self
 
-    def dial(self, flow: Flow) -> None:
+    def dial(self, flow: Flow) -> NoReturn:
+        """Raise DialError(DENIED)."""
         raise DialError(Reason.DENIED, str(flow.target))
 
-    def dial_packet(self, flow: Flow) -> None:
+    def dial_packet(self, flow: Flow) -> NoReturn:
+        """Raise DialError(DENIED)."""
         raise DialError(Reason.DENIED, str(flow.target))

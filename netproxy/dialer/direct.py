@@ -1,38 +1,56 @@
-"""The way out that needs no other proxy: this machine's own sockets."""
+"""The upstream without a proxy: TCP and UDP from this machine's own sockets.
+
+Every chain of proxies begins with a DirectDialer.  OSError becomes DialError here and in
+net.connect.  Dials run on the thread that asks, and block.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Hashable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Hashable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import DestinationGuard, Resolver
 from netproxy.net.address import from_sockaddr
-from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.connect import DEFAULT_OPTIONS, REASONS, PendingDial, SocketOptions, connect
-from netproxy.net.datagram import DatagramSocket, Destination
 from netproxy.net.stream import Stream
 
-DIRECT = "direct"  # its name, in logs and rules
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import Batch, Run
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import DestinationGuard, Resolver
+    from netproxy.net.datagram import Destination
+    from netproxy.net.datagram_socket import DatagramSocket
+    from netproxy.net.udp_sockets import UdpSocketFactory
+
+DIRECT = "direct"
+"""The upstream's name, in logs and rules."""
 
 
 class TargetResolver(NamedTuple):
-    """Where a flow may be dialled to: what the router has found, else, for servers of proxies, what is looked up here."""
+    """Finds the addresses that a flow may be dialled to.
+
+    These are the flow's own if the router looked them up.  Otherwise, as for the server of a
+    proxy, the name is looked up and the guard decides.
+    """
 
     resolver: Resolver
     guard: DestinationGuard
 
     def addresses(self, flow: Flow, seconds: float = math.inf) -> Sequence[Address]:
-        """DialError."""
+        """Return at least one address; a lookup blocks for at most `seconds`.
+
+        Raises DialError.
+        """
         return flow.addresses or self.guard.permitted(
             flow, self.resolver.resolve(flow.target, seconds)
         )
 
 
 class DirectDialer:
+    """Connects to targets without a proxy."""
+
     name = DIRECT
     carries = frozenset({"tcp", "udp", "bind"})
     refusal = Reason.UNSUPPORTED
@@ -41,66 +59,83 @@ class DirectDialer:
 
     def __init__(
         self,
-        reach: TargetResolver,
+        target_resolver: TargetResolver,
         datagrams: UdpSocketFactory,
         seconds: float,
         outgoing: SocketOptions = DEFAULT_OPTIONS,
     ) -> None:
-        """`seconds` for a connection in total, its name's lookup included if it is made here."""
-        self._outgoing = outgoing
-        self._reach = reach
+        """`seconds` limit one connection in total, a name lookup included."""
+        self._target_resolver = target_resolver
         self._datagrams = datagrams
         self._seconds = seconds
+        self._outgoing = outgoing
 
     def dial(self, flow: Flow) -> Stream:
+        """Connect to the flow's target; of several addresses the first to answer wins.
+
+        Blocks.  Raises DialError.
+        """
         target = flow.target
         if not target.port:
             raise DialError(Reason.REFUSED, f"{target}: port 0")
         deadline = time.monotonic() + self._seconds
-        addresses = self._reach.addresses(flow, self._seconds)
+        addresses = self._target_resolver.addresses(flow, self._seconds)
         return Stream(connect(addresses, max(0.0, deadline - time.monotonic()), self._outgoing))
 
     def begin(self, flow: Flow) -> PendingDial | None:
-        """The same as dial(), begun and not waited for; None where there is more to do than to connect to one address."""
+        """Begin to connect without blocking; see interfaces.routing.NonBlockingDialer.
+
+        Returns None unless the flow has exactly one address: a lookup, or a race between
+        addresses, needs a thread.
+        """
         if len(flow.addresses) != 1 or not flow.target.port:
             return None
         return PendingDial(flow.addresses[0], self._seconds, self._outgoing)
 
     def fixed_for(self, flow: Flow) -> DirectDialer:
+        """Return the dialer itself."""
         return self
 
     def dial_packet(self, flow: Flow) -> DirectPacketConn:
+        """Open one UDP socket for all datagrams of a client.  Raises DialError."""
         try:
-            return DirectPacketConn(self._reach, self._datagrams.outgoing(self._outgoing))
+            sock = self._datagrams.outgoing(self._outgoing)
         except OSError as error:
-            raise DialError(
-                REASONS.get(error.errno, Reason.GENERAL), error.strerror or "no socket"
-            ) from error
+            reason = REASONS.get(error.errno or 0, Reason.GENERAL)
+            raise DialError(reason, error.strerror or "no socket") from error
+        return DirectPacketConn(self._target_resolver, sock)
 
 
 class DirectPacketConn:
-    """One UDP socket, hence one port, for all targets of one client.  The twin of Stream for datagrams."""
+    """A packet connection over one UDP socket, so that all targets see the same port."""
 
-    __slots__ = ("_reach", "_socket", "send", "wait", "receive", "shutdown", "close")
+    __slots__ = ("_target_resolver", "_socket", "send", "wait", "receive", "shutdown", "close")
 
-    def __init__(self, reach: TargetResolver, sock: DatagramSocket) -> None:
-        self._reach = reach
+    def __init__(self, target_resolver: TargetResolver, sock: DatagramSocket) -> None:
+        self._target_resolver = target_resolver
         self._socket = sock
-        # nothing is added to what the socket does, so nothing is put in its way
-        self.send = self._socket.send
-        self.wait = self._socket.wait
-        self.receive = self._socket.receive
-        self.shutdown = self._socket.shutdown
-        self.close = self._socket.close
+        # The socket's own methods: no datagram pays for a call in between.
+        # Any: each kind of socket has arenas and destinations of its own.
+        self.send: Callable[[Any, Run, Any], None] = sock.send
+        self.receive: Callable[[Any], Batch] = sock.receive
+        self.wait = sock.wait
+        self.shutdown = sock.shutdown
+        self.close = sock.close
 
     def prepare(self, flow: Flow) -> Destination:
+        """Return the destination for the flow's target.
+
+        May block for a name lookup.  Raises DialError, for instance for an IPv6 target on a
+        machine without IPv6.
+        """
         failure: ValueError | None = None
-        for address in self._reach.addresses(flow):
+        for address in self._target_resolver.addresses(flow):
             try:
                 return self._socket.destination(address)
-            except ValueError as error:  # IPv6 on a machine that has none
+            except ValueError as error:
                 failure = error
         raise DialError(Reason.NETWORK_UNREACHABLE, str(failure))
 
     def source(self, peer: Hashable) -> Address:
+        """Return the address that the key of a span stands for."""
         return from_sockaddr(self._socket.peer(peer))

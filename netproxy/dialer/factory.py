@@ -1,322 +1,290 @@
-"""Dialers from the configuration: a way out is folded, the first hop innermost, groups with their members."""
+"""Dialers from the configuration.
+
+An upstream is folded from its steps, the first hop innermost: the dialer of each hop wraps the
+dialer before it.  The factory keeps what it has built: a reload that changes something else
+must leave UDP sessions, which belong to a dialer, as they are.  Main thread only.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Sequence
 
-from netproxy.config.schema import (
-    Config,
-    GroupConfig,
-    HealthConfig,
-    HopConfig,
-    MemberConfig,
-    UpstreamTlsConfig,
-    UpstreamConfig,
-)
+from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig
 from netproxy.dialer.block import BlockDialer
-from netproxy.dialer.direct import DirectDialer, TargetResolver
-from netproxy.dialer.group import GroupDialer, Member
+from netproxy.dialer.direct import DirectDialer
+from netproxy.dialer.group import GroupDialer
 from netproxy.dialer.health import Check
-from netproxy.dialer.hop import Hop, LoopGuard, Services
-from netproxy.errors import ConfigError
+from netproxy.dialer.hop import Hop, LoopGuard
+from netproxy.dialer.member import Member
+from netproxy.dialer.schemes import BUILDERS, RESOLVING
+from netproxy.dialer.trust import TlsFiles, TlsRenewal, TlsTrust
 from netproxy.interfaces.addresses import pack_ip
-from netproxy.interfaces.routing import Dialer
-from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.connect import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
-from netproxy.net.stream import Stream
 
-_Steps = tuple[HopConfig | GroupConfig, ...]
+if TYPE_CHECKING:
+    from netproxy.config.schema import Config, MemberConfig, UpstreamConfig, UpstreamTlsConfig
+    from netproxy.dialer.direct import TargetResolver
+    from netproxy.dialer.hop import PacketDependencies
+    from netproxy.interfaces.routing import Dialer
+    from netproxy.net.stream import Stream
+    from netproxy.net.udp_sockets import UdpSocketFactory
 
-
-class _Place(NamedTuple):
-    """Where in the configuration something is folded."""
-
-    name: str  # of the way out, "" for one without
-    hops: int  # of the whole way
-
-    def label(self, at: int, url: str) -> str:
-        """Of the hop `at` (from 0), in errors."""
-        if self.hops == 1:
-            return f"'{self.name}' ({url})" if self.name else url
-        return f"hop {at + 1} of '{self.name}' ({url})" if self.name else f"hop {at + 1} ({url})"
+    Steps = tuple[HopConfig | GroupConfig, ...]
 
 
-class _Made(NamedTuple):
+class _Upstream(NamedTuple):
+    """A configured upstream that has been built."""
+
     dialer: Dialer
-    groups: list[GroupDialer]
-
-
-class _Trust:
-    """Whom TLS believes and what it shows, as a configuration has it; `context` is replaced when the files are read again."""
-
-    def __init__(self, label: str, config: UpstreamTlsConfig) -> None:
-        self._label = label
-        self._config = config
-        self.context: Any = None
-
-    def read(self) -> Any:
-        """ConfigError."""
-        from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
-
-        given = self._config
-        try:
-            return tls.client_context(given.ca, given.certificate, given.key, given.insecure)
-        except ValueError as error:
-            raise ConfigError(f"{self._label}: tls: {error}") from error
-
-
-class PreparedRenewal:
-    """TLS files that were read again; commit() makes them count."""
-
-    def __init__(self, contexts: Sequence[tuple[_Trust, Any]]) -> None:
-        self._contexts = contexts
-
-    def commit(self) -> None:
-        """Use the new contexts for new connections."""
-        for trust, context in self._contexts:
-            trust.context = context
+    groups: Sequence[GroupDialer]
+    """The groups among its steps, without those within groups."""
 
 
 class DialerFactory:
-    """Keeps what it made: a reload that changes something else leaves UDP sessions, which hang on their dialer, as they are."""
+    """Builds the dialers of upstreams and keeps them: one for each configuration."""
 
     def __init__(
         self,
-        reach: TargetResolver,
+        target_resolver: TargetResolver,
         datagrams: UdpSocketFactory,
         seconds: float,
-        services: Services,
+        dependencies: PacketDependencies,
         limit: float = math.inf,
         tunnel: Callable[[str, float], Dialer] | None = None,
     ) -> None:
-        """`seconds`: for each connection, and for each proxy's handshake; with `limit` none has more, whatever it asks for.
+        """`seconds` limit each connection and each proxy's handshake.
 
-        `tunnel(agent, seconds)` leads through an agent.
+        `limit` caps all time limits, those of the configuration included.  `tunnel(agent,
+        seconds)` returns a dialer through an agent; None if the configuration has no tunnels.
         """
-        self._tunnel: Any = tunnel
-        self._limit = limit
-        self._services = services
-        self._reach = reach
+        self._target_resolver = target_resolver
         self._datagrams = datagrams
         self._seconds = seconds
-        self._direct = DirectDialer(reach, datagrams, min(seconds, limit))
-        self._made: dict[UpstreamConfig, _Made] = {}
-        self._trusts: dict[UpstreamTlsConfig, _Trust] = {}
-        self._members: dict[tuple[str, MemberConfig, _Steps], Member] = {}
+        self._dependencies = dependencies
+        self._limit = limit
+        self._tunnel = tunnel
+        self._direct = DirectDialer(target_resolver, datagrams, min(seconds, limit))
+        self._upstreams: dict[UpstreamConfig, _Upstream] = {}
+        self._trusts: dict[UpstreamTlsConfig, TlsTrust] = {}
+        self._members: dict[tuple[str, MemberConfig, Steps], Member] = {}
 
     def dialer(self, config: UpstreamConfig) -> Dialer:
-        """The way out; the same one for the same configuration.  ConfigError where a file cannot be used."""
-        if config not in self._made:
+        """Return the dialer of an upstream, the same for the same configuration.
+
+        Raises ConfigError if a file cannot be used.
+        """
+        if config not in self._upstreams:
             groups: list[GroupDialer] = []
             dialer = self._fold(config, self._direct, (), groups)
             if dialer is not self._direct and dialer.carries:
-                dialer = Member(
-                    config.name or config.text, dialer, 1, groups
-                )  # the same, with its figures
-            self._made[config] = _Made(dialer, groups)
-        return self._made[config].dialer
+                # A Member counts what the upstream carries.
+                dialer = Member(config.name or config.text, dialer, 1, groups)
+            self._upstreams[config] = _Upstream(dialer, groups)
+        return self._upstreams[config].dialer
 
-    def impatient(self, seconds: float) -> Dialer:
-        """The direct way out with so many seconds for a connection."""
-        return DirectDialer(self._reach, self._datagrams, min(seconds, self._limit))
+    def direct_within(self, seconds: float) -> Dialer:
+        """Return a direct dialer whose connections may take `seconds`."""
+        return DirectDialer(self._target_resolver, self._datagrams, min(seconds, self._limit))
 
     def config_of(self, dialer: Dialer) -> UpstreamConfig | None:
-        """What a way out that is in use was made of."""
-        return next((way for way, made in self._made.items() if made.dialer is dialer), None)
+        """Return the configuration that a dialer was built from."""
+        for config, upstream in self._upstreams.items():
+            if upstream.dialer is dialer:
+                return config
+        return None
 
     def retain(self, configs: Iterable[UpstreamConfig]) -> None:
-        """Forget all dialers except those of these upstreams."""
+        """Forget all upstreams except these, after a reload."""
         kept = set(configs)
-        self._made = {way: made for way, made in self._made.items() if way in kept}
-        used = {step.tls for way in kept for step in way.hops}
-        self._trusts = {config: trust for config, trust in self._trusts.items() if config in used}
+        self._upstreams = {
+            config: upstream for config, upstream in self._upstreams.items() if config in kept
+        }
+        in_use = {hop.tls for config in kept for hop in config.hops}
+        self._trusts = {tls: trust for tls, trust in self._trusts.items() if tls in in_use}
         live = {member for group in self.groups() for member in group.members}
         self._members = {key: member for key, member in self._members.items() if member in live}
 
-    def groups(self) -> list[GroupDialer]:
-        """All that are in use, groups within groups too."""
-        found: dict[GroupDialer, None] = {}
+    def prepare_renewal(self, configs: Iterable[UpstreamConfig]) -> TlsRenewal:
+        """Read the TLS files of these upstreams again; commit() on the result uses them.
 
-        def visit(groups: Iterable[GroupDialer]) -> None:
-            for group in groups:
-                if group not in found:
-                    found[group] = None
+        Upstreams that are not built yet read their files when they are.  Raises ConfigError.
+        """
+        in_use = {hop.tls for config in configs for hop in config.hops}
+        return TlsRenewal([trust for tls, trust in self._trusts.items() if tls in in_use])
+
+    def groups(self) -> list[GroupDialer]:
+        """Return all groups in use, each once, groups within groups included."""
+        groups: dict[GroupDialer, None] = {}
+
+        def visit(inner: Iterable[GroupDialer]) -> None:
+            for group in inner:
+                if group not in groups:
+                    groups[group] = None
                     for member in group.members:
                         visit(member.groups)
 
-        for made in self._made.values():
-            visit(made.groups)
-        return list(found)
+        for upstream in self._upstreams.values():
+            visit(upstream.groups)
+        return list(groups)
 
-    def describe_flows(
-        self, ways: Mapping[str, UpstreamConfig]
+    def upstreams(
+        self, configs: Mapping[str, UpstreamConfig]
     ) -> list[tuple[str, Dialer, Sequence[GroupDialer]]]:
-        """Name, dialer and groups of each, of those that were made."""
+        """Return name, dialer and groups of these configurations, as far as they are built."""
         return [
-            (name, self._made[way].dialer, self._made[way].groups)
-            for name, way in ways.items()
-            if way in self._made
+            (name, *self._upstreams[config])
+            for name, config in configs.items()
+            if config in self._upstreams
         ]
 
     def _fold(
-        self, config: UpstreamConfig, via: Dialer, before: _Steps, groups: list[GroupDialer]
+        self, config: UpstreamConfig, via: Dialer, before: Steps, groups: list[GroupDialer]
     ) -> Dialer:
-        """`before` are the steps that `via` leads over.  Adds the groups on the way to `groups`."""
-        place = _Place(config.name, len(config.steps))
-        for at, step in enumerate(config.steps):
+        """Return the dialer of an upstream behind `via`.
+
+        `before` are the steps that `via` consists of.  Appends the upstream's groups to `groups`.
+        """
+        for index, step in enumerate(config.steps):
             if isinstance(step, GroupConfig):
-                via = self._group(step, via, before + config.steps[:at])
-                groups.append(via)
+                group = self._group(step, via, before + config.steps[:index])
+                groups.append(group)
+                via = group
             elif step.scheme == "block":
                 return BlockDialer()
             elif step.scheme == "tunnel":
-                via = self._tunnel(step.server.host, self._patience(step))
+                assert self._tunnel is not None
+                via = self._tunnel(step.server.host, self._timeout(step))
             elif step.scheme == "direct":
-                via = self._leave(step) if via is self._direct else via
+                via = self._first(step) if via is self._direct else via
             else:
-                via = self._hop(step, self._leave(step) if via is self._direct else via, place, at)
+                via = self._first(step) if via is self._direct else via
+                via = self._proxy(step, via, config, index)
         return via
 
-    def _leave(self, step: HopConfig) -> Dialer:
-        """How this machine is left for a first hop, or for the target itself."""
+    def _first(self, step: HopConfig) -> Dialer:
+        """Return the direct dialer with the socket options of a first step."""
         keepalive = KEEPALIVE_IDLE if step.keepalive is None else step.keepalive
-        local, device = (step.bind, "") if pack_ip(step.bind) is not None else ("", step.bind)
-        outgoing = SocketOptions(local, device, step.mark, keepalive)
+        address, device = (step.bind, "") if pack_ip(step.bind) is not None else ("", step.bind)
+        outgoing = SocketOptions(address, device, step.mark, keepalive)
         if outgoing == DEFAULT_OPTIONS and step.timeout is None:
             return self._direct
-        return DirectDialer(self._reach, self._datagrams, self._patience(step), outgoing)
+        return DirectDialer(self._target_resolver, self._datagrams, self._timeout(step), outgoing)
 
-    def _patience(self, step: HopConfig) -> float:
+    def _timeout(self, step: HopConfig) -> float:
         return min(step.timeout or self._seconds, self._limit)
 
-    def _hop(self, step: HopConfig, via: Dialer, place: _Place, at: int) -> Dialer:
-        label, last = place.label(at, step.url), at == place.hops - 1
+    def _proxy(self, step: HopConfig, via: Dialer, config: UpstreamConfig, index: int) -> Dialer:
+        label = _label(config, index, step.url)
+        is_last = index == len(config.steps) - 1
         hop = Hop(
-            place.name if last and place.name else step.url,
+            config.name if is_last and config.name else step.url,
             label,
             step.server,
             via,
-            self._patience(step),
+            self._timeout(step),
             step.user,
             step.password,
             self._secure(step, label),
             LoopGuard(),
         )
-        make = _dialers()[step.scheme]
-        plain = make(hop, self._reach, self._services, step.udp == "auto")
+        build = BUILDERS[step.scheme]
+        resolver = self._target_resolver if step.scheme in RESOLVING else None
+        plain = build(hop, resolver, self._dependencies, step.udp == "auto")
         if step.udp != "uot":
             return plain
-        from netproxy.dialer.uot import UotDialer  # late, as those below
+        from netproxy.dialer.uot import UotDialer  # late: as the builders
 
-        return UotDialer(plain, make(hop, None, self._services, False), self._services.counter)
+        carrier = build(hop, None, self._dependencies, False)
+        return UotDialer(plain, carrier, self._dependencies.counter)
 
     def _secure(self, step: HopConfig, label: str) -> Callable[[Stream], None] | None:
+        """Return the TLS handshake with a proxy, None for a proxy without TLS."""
         if not step.has_tls:
             return None
-        from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
+        tls = step.tls
+        if tls not in self._trusts:
+            files = TlsFiles(tls.ca, tls.certificate, tls.key, tls.insecure)
+            self._trusts[tls] = TlsTrust(label, files)
+        server_name = tls.server_name or step.server.host
+        return partial(self._trusts[tls].connect, server_name=server_name)
 
-        trust = self._trusts.get(step.tls)
-        if trust is None:
-            trust = _Trust(label, step.tls)
-            trust.context = trust.read()
-            self._trusts[step.tls] = trust
-        server_name = step.tls.server_name or step.server.host
-        return lambda stream: tls.connect(stream, trust.context, server_name)
-
-    def prepare_renewal(self, configs: Iterable[UpstreamConfig]) -> PreparedRenewal:
-        """Read the TLS files of these upstreams again.
-
-        The new contents count for new connections from commit() on.  Raises ConfigError.
-        """
-        used = {step.tls for config in configs for step in config.hops}
-        return PreparedRenewal(
-            [(trust, trust.read()) for config, trust in self._trusts.items() if config in used]
-        )
-
-    def _group(self, step: GroupConfig, via: Dialer, before: _Steps) -> GroupDialer:
-        members = [self._member(step.name, one, via, before) for one in step.members]
+    def _group(self, step: GroupConfig, via: Dialer, before: Steps) -> GroupDialer:
+        members = [self._member(step.name, config, via, before) for config in step.members]
         group = GroupDialer(step.name, members, step.balance, self._seconds)
         if step.health is not None:
-            group.checks = [
-                check
-                for one, member in zip(step.members, members)
-                for check in self._check(step, one, member, via)
+            checks = [
+                self._check(step, config, member, via)
+                for config, member in zip(step.members, members, strict=True)
             ]
+            group.checks = [check for check in checks if check is not None]
         else:
             for member in members:
-                member.up = True  # what checks had found is not known any more
+                # A member kept from a configuration with checks must not stay down.
+                member.up = True
         return group
 
-    def _member(self, group: str, config: MemberConfig, via: Dialer, before: _Steps) -> Member:
+    def _member(self, group: str, config: MemberConfig, via: Dialer, before: Steps) -> Member:
+        """Return a member; one kept from before a reload, if its own steps are the same."""
         key = (group, config, before)
         if key not in self._members:
             groups: list[GroupDialer] = []
-            dialer = self._fold(config.upstream, via, before, groups)
-            self._members[key] = Member(
-                config.upstream.name or config.upstream.text, dialer, config.weight, groups
-            )
+            upstream = config.upstream
+            dialer = self._fold(upstream, via, before, groups)
+            name = upstream.name or upstream.text
+            self._members[key] = Member(name, dialer, config.weight, groups)
         return self._members[key]
 
     def _check(
         self, group: GroupConfig, config: MemberConfig, member: Member, via: Dialer
-    ) -> Iterator[Check]:
+    ) -> Check | None:
+        """Return the health check of a member, None if there is nothing to check."""
         health, first = group.health or HealthConfig(), config.upstream.steps[0]
-        impatient = DialerFactory(
-            self._reach,
+        # Its time limits are those of the check, and its dials are not counted by members.
+        factory = DialerFactory(
+            self._target_resolver,
             self._datagrams,
             health.timeout,
-            self._services,
+            self._dependencies,
             health.timeout,
             self._tunnel,
         )
-        first_via = impatient._direct if via is self._direct else via
         if health.target is not None:
-            way = (
-                member.dialer
-                if member.groups
-                else impatient._fold(config.upstream, first_via, (), [])
-            )
-            yield Check(
-                group.name,
-                member,
-                health.target,
-                way,
-                health.path.encode("ascii"),
-                health.interval,
-                health.timeout,
-            )
-        elif (
-            isinstance(first, HopConfig) and first.server.port
-        ):  # a group checks its own, and direct has nothing to ask
-            via = impatient._leave(first) if via is self._direct else via
-            yield Check(group.name, member, first.server, via, b"", health.interval, health.timeout)
+            target, path, dialer = health.target, health.path, member.dialer
+            if not member.groups:
+                start = factory._direct if via is self._direct else via
+                dialer = factory._fold(config.upstream, start, (), [])
+        elif isinstance(first, HopConfig) and first.server.port:
+            target, path = first.server, ""
+            dialer = factory._first(first) if via is self._direct else via
+        else:
+            # A group has its own checks; a direct member has no server to check.
+            return None
+        path_bytes = path.encode("ascii")
+        return Check(
+            group.name, member, target, dialer, path_bytes, health.interval, health.timeout
+        )
 
 
 def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
-    """Listeners whose datagrams have no way out: said at the start, not lost in silence."""
-    return [
-        f"listener '{one.name}' takes UDP, but its way out, {(one.upstream or config.default).text}, carries none"
-        for one in config.listeners
-        if "udp" in one.network
-        and one.protocol != "dns"
-        and "udp" not in dialers.dialer(one.upstream or config.default).carries
-    ]
+    """Return a warning for each listener that accepts UDP but whose upstream carries none."""
+    warnings = []
+    for listener in config.listeners:
+        upstream = listener.upstream or config.default
+        if "udp" not in listener.network or listener.protocol == "dns":
+            continue
+        if "udp" not in dialers.dialer(upstream).carries:
+            warnings.append(
+                f"listener '{listener.name}' accepts UDP, but its upstream carries none: "
+                f"{upstream.text}"
+            )
+    return warnings
 
 
-def _dialers() -> dict[str, Callable[[Hop, TargetResolver | None, Services, bool], Dialer]]:
-    """By scheme."""
-    from netproxy.dialer.http import HttpDialer  # late: 0.4 MiB, and many have no upstream
-    from netproxy.dialer.socks4 import Socks4Dialer
-    from netproxy.dialer.socks5 import Socks5Dialer
-
-    return {
-        "socks4": lambda hop, reach, services, udp: Socks4Dialer(hop, reach),
-        "socks4a": lambda hop, reach, services, udp: Socks4Dialer(hop, None),
-        "socks5": Socks5Dialer,
-        "socks5h": lambda hop, reach, services, udp: Socks5Dialer(hop, None, services, udp),
-        "socks5+tls": Socks5Dialer,
-        "socks5h+tls": lambda hop, reach, services, udp: Socks5Dialer(hop, None, services, udp),
-        "http": lambda hop, reach, services, udp: HttpDialer(hop, services.counter, udp),
-        "https": lambda hop, reach, services, udp: HttpDialer(hop, services.counter, udp),
-    }
+def _label(config: UpstreamConfig, index: int, url: str) -> str:
+    """Return the name of a hop in errors."""
+    if len(config.steps) == 1:
+        return f"'{config.name}' ({url})" if config.name else url
+    name = f" of '{config.name}'" if config.name else ""
+    return f"hop {index + 1}{name} ({url})"

@@ -1,149 +1,218 @@
-"""What the dialers through another proxy share: reaching it, and saying which hop failed why."""
+"""One proxy of an upstream: how it is reached, and errors that name it.
+
+ProxyDialer is the base of all dialers through a proxy; its Hop connects to the proxy through
+the dialer before it and runs the handshake within the hop's time.  LoopGuard ends connections
+that two proxies send to each other for ever.  Everything runs on the thread that dials.
+"""
 
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, NamedTuple
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from netproxy.errors import DeadlineError, DialError, ProtocolError, Reason, StreamError
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import Dialer
-from netproxy.interfaces.services import Counter
-from netproxy.net.stream import Stream
 
-# Connections to one target by one proxy that wait at once while none gets through, for clients at the proxy's own address:
-# that is how two proxies look that are each other's upstream.  A chain of so many proxies is none that anybody means.
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import PacketConn
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import Dialer
+    from netproxy.interfaces.services import Counter
+    from netproxy.net.stream import Stream
+
 LOOP_LIMIT = 64
-TARGETS_LIMIT = 4096  # targets a guard keeps count of
-# These a proxy says of itself; with any other it speaks of the target.
+"""Connections to one target that may wait for one proxy while none is established, if the
+client has the proxy's own address.  Two proxies that are each other's upstream look like this;
+nobody configures a chain of so many proxies."""
+TARGETS_LIMIT = 4096
+"""Targets that one LoopGuard counts."""
 OWN_FAULTS = frozenset({Reason.AUTHENTICATION, Reason.PROTOCOL})
+"""Reasons that a proxy reports about itself; all others are about the target."""
 
 
-class Services(NamedTuple):
-    """What packet connections need of the daemon."""
+class PacketDependencies(NamedTuple):
+    """What packet connections need of the daemon.  Thread: any."""
 
-    watch: Callable[
-        [Stream, Callable[[], None]], None
-    ]  # calls once when something comes; the call must not block
-    submit: Callable[[Callable[[], None]], bool]  # work that may block, on another thread
+    watch: Callable[[Stream, Callable[[], None]], None]
+    """watch(stream, call) makes the call once, on the poller's thread, when the stream is
+    readable or has ended.  The call must not block."""
+    submit: Callable[[Callable[[], None]], bool]
+    """submit(task) runs a task that may block on another thread; False if the queue is full."""
     counter: Counter
 
 
-class LoopGuard:
-    """Ends connections that go in circles between this proxy and another: SOCKS has no field that would tell of it."""
+class _TargetCount:
+    """Connections to one target."""
+
+    __slots__ = ("waiting", "begun")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _waiting
-        self._waiting: dict[
-            Address, list[int]
-        ] = {}  # by target: how many wait, and have begun since one got through
+        self.waiting = 0
+        self.begun = 0
+        """Connections begun since one was established."""
+
+
+class LoopGuard:
+    """Ends connections that go in circles between this proxy and another one.
+
+    SOCKS has no field that shows a loop, so the guard counts connections that wait.
+    """
+
+    def __init__(self) -> None:
+        # Guards _counts.
+        self._lock = threading.Lock()
+        self._counts: dict[Address, _TargetCount] = {}
 
     def enter(self, target: Address) -> None:
-        """DialError(LOOP); else leave() is to be called."""
+        """Count a connection in.  The caller must call leave() unless DialError(LOOP) is raised."""
         with self._lock:
-            if target not in self._waiting and len(self._waiting) >= TARGETS_LIMIT:
-                self._waiting.clear()
-            counts = self._waiting.setdefault(target, [0, 0])
-            if min(counts) >= LOOP_LIMIT:
+            if target not in self._counts and len(self._counts) >= TARGETS_LIMIT:
+                self._counts.clear()
+            count = self._counts.setdefault(target, _TargetCount())
+            if count.waiting >= LOOP_LIMIT and count.begun >= LOOP_LIMIT:
                 raise DialError(Reason.LOOP, str(target))
-            counts[0] += 1
-            counts[1] += 1
+            count.waiting += 1
+            count.begun += 1
 
-    def leave(self, target: Address, through: bool) -> None:
+    def leave(self, target: Address, established: bool) -> None:
+        """Count a connection out that has been established or has failed."""
         with self._lock:
-            counts = self._waiting.get(target, [1, 0])
-            counts[0] -= 1
-            counts[1] = 0 if through else counts[1]
-            if counts[0] <= 0:
-                self._waiting.pop(target, None)
+            count = self._counts.get(target)
+            if count is None:
+                return
+            count.waiting -= 1
+            if established:
+                count.begun = 0
+            if count.waiting <= 0:
+                del self._counts[target]
 
 
 class Hop(NamedTuple):
-    """One proxy on the way: where it is and how it is reached."""
+    """One proxy of an upstream and how it is reached."""
 
-    name: str  # of the way out, in records and rules
-    label: str  # of this proxy, in errors: "hop 2 of 'office' (http://proxy.example:8080)"
+    name: str
+    """The upstream's name, for records and rules."""
+    label: str
+    """The proxy's name in errors: "hop 2 of 'office' (http://proxy.example:8080)"."""
     server: Address
-    via: Dialer  # the hop before it, in the end a direct one
-    seconds: float  # for the proxy's handshake
+    via: Dialer
+    """The dialer of the hop before; of the first hop, a direct one or a group."""
+    seconds: float
+    """The time limit of the handshake, TLS included."""
     user: str = ""
-    password: str = ""  # in no message, name or log
-    secure: Callable[[Stream], None] | None = None  # the TLS handshake with it, where it has one
+    password: str = ""
+    """Never in a message, a name or the log."""
+    secure: Callable[[Stream], None] | None = None
+    """Makes the TLS handshake; None for a proxy without TLS."""
     guard: LoopGuard | None = None
 
     def __repr__(self) -> str:
         return self.label
 
-    def open(self, flow: Flow, greet: Callable[[Stream], None], wanted: str = "") -> Stream:
-        """A stream to the proxy on which `greet` has made the wanted connection.
+    def open(self, flow: Flow, handshake: Callable[[Stream], None], wanted: str = "") -> Stream:
+        """Connect to the proxy for a flow and return the stream after the handshake.
 
-        DialError names the hop and, where it broke off, what was `wanted` of it.
+        Raises DialError with the hop's label.  `wanted` says, for an error that the handshake
+        does not describe, what was asked of the proxy.
         """
         try:
-            stream = self.via.dial(flow.to_hop(self.server))
+            # Every dialer returns a net.stream.Stream; the interface shows less of it.
+            stream: Stream = self.via.dial(flow.to_hop(self.server))  # type: ignore[assignment]
         except DialError as error:
-            if not error.hop:
-                error.hop, error.detail = (
-                    self.label,
-                    "" if error.detail == str(self.server) else error.detail,
-                )
-            error.upstream = True
-            raise
+            raise self._unreachable(error) from error
         try:
             stream.limit(self.seconds)
             if self.secure is not None:
                 self.secure(stream)
-            self._greet(stream, flow, greet)
+            self._shake_hands(stream, flow, handshake)
             stream.limit(None)
             return stream
         except BaseException as error:
             stream.close()
-            if (translated := self._translate(error, wanted)) is error:
+            failure = self._failure(error, wanted)
+            if failure is None:
                 raise
-            raise translated from error
+            raise failure from error
 
-    def _greet(self, stream: Stream, flow: Flow, greet: Callable[[Stream], None]) -> None:
-        if self.guard is None or not self._is_suspect(stream, flow):
-            greet(stream)
+    def fixed_for(self, flow: Flow) -> Hop:
+        """Return this hop with the members that the groups before it choose for a flow.
+
+        Returns the hop itself if there is no group before it.
+        """
+        via = self.via.fixed_for(flow.to_hop(self.server, flow.network))
+        return self if via is self.via else self._replace(via=via)
+
+    def _shake_hands(self, stream: Stream, flow: Flow, handshake: Callable[[Stream], None]) -> None:
+        if self.guard is None or not self._may_be_loop(stream, flow):
+            handshake(stream)
             return
         self.guard.enter(flow.target)
-        through = False
+        established = False
         try:
-            greet(stream)
-            through = True
+            handshake(stream)
+            established = True
         finally:
-            self.guard.leave(flow.target, through)
+            self.guard.leave(flow.target, established)
 
     @staticmethod
-    def _is_suspect(stream: Stream, flow: Flow) -> bool:
-        """Whether the client is where the proxy is: then its connection may have come from there."""
+    def _may_be_loop(stream: Stream, flow: Flow) -> bool:
+        """Return whether the client has the proxy's address, so may be that proxy."""
         try:
             return stream.peer_address().host == flow.client.host
         except StreamError:
             return False
 
-    def fixed_for(self, dialer: Any, flow: Flow) -> Any:
-        """`dialer`, which has this hop as `_hop`, or one like it by the way that groups before the hop have chosen."""
-        via = self.via.fixed_for(flow.to_hop(self.server, flow.network))
-        if via is self.via:
-            return dialer
-        from copy import copy  # late: who has groups before a hop needs it
+    def _unreachable(self, error: DialError) -> DialError:
+        """Return the error of the hops before this one, as a fault of the upstream."""
+        if error.hop:
+            return error.at_hop(error.hop, upstream=True)
+        # The label shows the server already.
+        detail = "" if error.detail == str(self.server) else error.detail
+        return DialError(error.reason, detail, error.said, self.label, upstream=True)
 
-        other = copy(dialer)
-        other._hop = self._replace(via=via)
-        return other
-
-    def _translate(self, error: BaseException, wanted: str) -> BaseException:
-        """An error of the proxy's or the connection to it, with the hop's name."""
-        failure = error
+    def _failure(self, error: BaseException, wanted: str) -> DialError | None:
+        """Return the DialError for an error of the handshake; None if it is not the proxy's."""
+        if isinstance(error, DialError):
+            return error.at_hop(self.label, upstream=error.reason in OWN_FAULTS)
         if isinstance(error, DeadlineError):
-            failure = DialError(Reason.TIMEOUT, wanted)
-        elif isinstance(error, ProtocolError):
-            failure = DialError(Reason.PROTOCOL, wanted, str(error))
-        elif isinstance(error, StreamError):
-            failure = DialError(Reason.GENERAL, wanted, str(error))
-        if isinstance(failure, DialError):
-            failure.hop = self.label
-            failure.upstream = failure is not error or failure.reason in OWN_FAULTS
-        return failure
+            return DialError(Reason.TIMEOUT, wanted, hop=self.label, upstream=True)
+        if isinstance(error, ProtocolError):
+            return DialError(Reason.PROTOCOL, wanted, str(error), self.label, upstream=True)
+        if isinstance(error, StreamError):
+            return DialError(Reason.GENERAL, wanted, str(error), self.label, upstream=True)
+        return None
+
+
+class ProxyDialer(ABC):
+    """Base of the dialers through one proxy."""
+
+    carries: frozenset[str]
+    resolves_names: bool
+    refusal = Reason.UNSUPPORTED
+    symmetric = False
+
+    def __init__(self, hop: Hop) -> None:
+        self.name = hop.name
+        self.hop = hop
+
+    @abstractmethod
+    def dial(self, flow: Flow) -> Stream:
+        """Connect to the flow's target through the proxy.  Raises DialError."""
+
+    @abstractmethod
+    def dial_packet(self, flow: Flow) -> PacketConn:
+        """Open a packet connection through the proxy.  Raises DialError."""
+
+    @abstractmethod
+    def with_via(self, via: Dialer) -> ProxyDialer:
+        """Return a dialer like this one that reaches its proxy through `via`."""
+
+    def fixed_for(self, flow: Flow) -> ProxyDialer:
+        """Return this upstream with the members that groups before the proxy choose for a flow."""
+        hop = self.hop.fixed_for(flow)
+        return self if hop is self.hop else self.with_via(hop.via)
+
+    def no_udp(self) -> DialError:
+        """Return the error for datagrams that the proxy does not carry."""
+        return DialError(Reason.UNSUPPORTED, said=f"{self.hop.label} carries no UDP")

@@ -1,102 +1,115 @@
-"""The way out through an HTTP proxy: CONNECT, and for datagrams an upgrade to connect-udp (RFC 9298)."""
+"""The upstream through an HTTP proxy: CONNECT for TCP, connect-udp (RFC 9298) for datagrams.
+
+Nothing is sent behind a request before the proxy has answered (RFC 9931).  Target names go to
+the proxy unresolved.
+"""
 
 from __future__ import annotations
 
 import base64
+from functools import partial
+from typing import TYPE_CHECKING
 
-from netproxy.dialer.hop import Hop
+from netproxy.dialer.hop import Hop, ProxyDialer
 from netproxy.errors import DialError, ProtocolError, Reason
-from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.services import Counter
 from netproxy.net.framed import FramedConn
-from netproxy.net.stream import Stream
 from netproxy.protocol import connect_udp, http1
 from netproxy.protocol.capsule import Capsules
 
+if TYPE_CHECKING:
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import Dialer
+    from netproxy.interfaces.services import Counter
+    from netproxy.net.stream import Stream
+
 STATUS_REASONS = {403: Reason.DENIED, 407: Reason.AUTHENTICATION, 504: Reason.TIMEOUT}
-STATUS_LIMIT = 100  # characters of a proxy's own words in a message
+STATUS_LIMIT = 100
+"""Characters of a proxy's status line that an error shows."""
+SWITCHING_PROTOCOLS = 101
+AUTHENTICATION_REQUIRED = 407
 
 
-class HttpDialer:
-    """Names go to the proxy as they are."""
+class HttpDialer(ProxyDialer):
+    """A dialer through an HTTP proxy."""
 
-    refusal = Reason.UNSUPPORTED
     resolves_names = True
-    symmetric = True  # a connection for connect-udp has one target
+    # A connection for connect-udp has one target.
+    symmetric = True
 
     def __init__(self, hop: Hop, counter: Counter, udp: bool = True) -> None:
-        """`udp`: the proxy may be asked for connect-udp."""
-        self.name = hop.name
+        """`udp` is True if the proxy may be asked for connect-udp."""
+        super().__init__(hop)
         self.carries = frozenset({"tcp", "udp"} if udp else {"tcp"})
-        self._hop = hop
         self._counter = counter
+        self._udp = udp
+
+    def with_via(self, via: Dialer) -> HttpDialer:
+        """Return a dialer like this one that reaches its proxy through `via`."""
+        return HttpDialer(self.hop._replace(via=via), self._counter, self._udp)
 
     def dial(self, flow: Flow) -> Stream:
-        return self._hop.open(flow, lambda stream: self._connect(stream, flow))
-
-    def fixed_for(self, flow: Flow) -> HttpDialer:
-        return self._hop.fixed_for(self, flow)
+        """Connect to the flow's target with CONNECT (RFC 9110 section 9.3.6).  Raises DialError."""
+        return self.hop.open(flow, partial(self._connect, flow))
 
     def dial_packet(self, flow: Flow) -> FramedConn:
-        if "udp" not in self.carries:
-            raise DialError(Reason.UNSUPPORTED, said=f"{self._hop.label} carries no UDP")
-        stream = self._hop.open(flow, lambda stream: self._upgrade(stream, flow), _wanted(flow))
+        """Open a packet connection to the flow's target with connect-udp.  Raises DialError."""
+        if not self._udp:
+            raise self.no_udp()
+        stream = self.hop.open(flow, partial(self._upgrade, flow), _connect_udp_to(flow))
         return FramedConn(stream, Capsules(flow.target), self._counter)
 
-    def _connect(self, stream: Stream, flow: Flow) -> None:
-        """Sends nothing behind the request before the answer is read (RFC 9931)."""
+    def _connect(self, flow: Flow, stream: Stream) -> None:
         authority = str(flow.target).encode()
         fields = [(b"Host", authority)]
-        if self._hop.user:
+        if self.hop.user:
             fields.append((b"Proxy-Authorization", self._authorization()))
         stream.write(http1.encode_request(http1.Request(b"CONNECT", authority, 1, fields)))
         response = _final_response(stream)
-        # a length or coding in a 2xx answer to CONNECT means nothing (RFC 9110 section 9.3.6)
-        if response.status == 101:
-            raise ProtocolError("it switches protocols unasked")
+        # A length or a coding in a 2xx response to CONNECT has no meaning (section 9.3.6).
+        if response.status == SWITCHING_PROTOCOLS:
+            raise ProtocolError("the proxy answered CONNECT with 101")
         if response.status >= 300:
             reason = STATUS_REASONS.get(response.status, Reason.GENERAL)
-            raise DialError(
-                reason, "" if response.status == 407 else str(flow.target), _status_line(response)
-            )
+            raise _refusal(response, reason, str(flow.target), _status_line(response))
 
-    def _upgrade(self, stream: Stream, flow: Flow) -> None:
-        stream.write(
-            connect_udp.encode_request(flow.target, str(self._hop.server), self._authorization())
+    def _upgrade(self, flow: Flow, stream: Stream) -> None:
+        request = connect_udp.encode_request(
+            flow.target, str(self.hop.server), self._authorization()
         )
+        stream.write(request)
         response = _final_response(stream)
         if response.status >= 300:
             error = connect_udp.proxy_error(response)
-            reason = (
-                Reason.AUTHENTICATION
-                if response.status == 407
-                else (
-                    connect_udp.REASONS.get(error)
-                    or STATUS_REASONS.get(response.status, Reason.UNSUPPORTED)
-                )
+            reason = connect_udp.REASONS.get(error) or STATUS_REASONS.get(
+                response.status, Reason.UNSUPPORTED
             )
-            raise DialError(
-                reason,
-                "" if response.status == 407 else _wanted(flow),
-                _status_line(response) + (f" ({error})" if error else ""),
-            )
+            said = _status_line(response) + (f" ({error})" if error else "")
+            raise _refusal(response, reason, _connect_udp_to(flow), said)
         connect_udp.check_response(response)
 
     def _authorization(self) -> bytes:
-        if not self._hop.user:
+        """Return the credentials of Basic authentication (RFC 7617), b"" without a user."""
+        if not self.hop.user:
             return b""
-        return b"Basic " + base64.b64encode(f"{self._hop.user}:{self._hop.password}".encode())
+        return b"Basic " + base64.b64encode(f"{self.hop.user}:{self.hop.password}".encode())
 
 
-def _wanted(flow: Flow) -> str:
+def _refusal(response: http1.Response, reason: Reason, wanted: str, said: str) -> DialError:
+    """Return the error for a response; 407 is about the client's credentials, not the target."""
+    if response.status == AUTHENTICATION_REQUIRED:
+        return DialError(Reason.AUTHENTICATION, said=said)
+    return DialError(reason, wanted, said)
+
+
+def _connect_udp_to(flow: Flow) -> str:
     return f"connect-udp to {flow.target}"
 
 
 def _final_response(stream: Stream) -> http1.Response:
-    """The answer that is not an interim one; 101 is final."""
+    """Return the first response that is not interim (RFC 9110 section 15.2); 101 is final."""
     while True:
         response = http1.read_response(stream)
-        if response.status >= 200 or response.status == 101:
+        if response.status >= 200 or response.status == SWITCHING_PROTOCOLS:
             return response
 
 

@@ -1,52 +1,66 @@
-"""The way out through a SOCKS4 proxy.  A user is told as its user id; there are no passwords, and no UDP."""
+"""The upstream through a SOCKS4 or SOCKS4a proxy.
+
+SOCKS4 has a user id and no password, carries TCP only, and reaches IPv4 addresses only.
+"""
 
 from __future__ import annotations
 
-from typing import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn, Sequence
 
-from netproxy.dialer.direct import TargetResolver
-from netproxy.dialer.hop import Hop
+from netproxy.dialer.hop import Hop, ProxyDialer
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.flows import Flow
-from netproxy.net.stream import Stream
 from netproxy.protocol import socks4
 
+if TYPE_CHECKING:
+    from netproxy.dialer.direct import TargetResolver
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import Dialer
+    from netproxy.net.stream import Stream
 
-class Socks4Dialer:
-    """`reach` finds where names are (socks4); None leaves them to the proxy (socks4a)."""
+
+class Socks4Dialer(ProxyDialer):
+    """A dialer through a SOCKS4 proxy."""
 
     carries = frozenset({"tcp"})
-    refusal = Reason.UNSUPPORTED
-    symmetric = False
 
-    def __init__(self, hop: Hop, reach: TargetResolver | None) -> None:
-        self.name = hop.name
-        self._hop = hop
-        self.resolves_names = reach is None
-        self._reach = reach
+    def __init__(self, hop: Hop, target_resolver: TargetResolver | None) -> None:
+        """`target_resolver` looks names up (socks4); None leaves them to the proxy (socks4a)."""
+        super().__init__(hop)
+        self.resolves_names = target_resolver is None
+        self._target_resolver = target_resolver
+
+    def with_via(self, via: Dialer) -> Socks4Dialer:
+        """Return a dialer like this one that reaches its proxy through `via`."""
+        return Socks4Dialer(self.hop._replace(via=via), self._target_resolver)
 
     def dial(self, flow: Flow) -> Stream:
-        target = flow.target if self._reach is None else _ipv4(self._reach.addresses(flow))
+        """Connect to the flow's target.  Raises DialError, UNSUPPORTED for an IPv6 address."""
+        resolver = self._target_resolver
+        target = flow.target if resolver is None else _prefer_ipv4(resolver.addresses(flow))
         if ":" in target.host:
             raise DialError(
-                Reason.UNSUPPORTED, f"{self._hop.label}: {flow.target}", "SOCKS4 knows IPv4 alone"
+                Reason.UNSUPPORTED,
+                f"{self.hop.label}: {flow.target}",
+                "SOCKS4 reaches IPv4 addresses only",
             )
-        return self._hop.open(flow, lambda stream: self._connect(stream, target))
+        return self.hop.open(flow, partial(self._connect, target))
 
-    def fixed_for(self, flow: Flow) -> Socks4Dialer:
-        return self._hop.fixed_for(self, flow)
+    def dial_packet(self, flow: Flow) -> NoReturn:
+        """Raise DialError(UNSUPPORTED): SOCKS4 has no UDP."""
+        raise self.no_udp()
 
-    def dial_packet(self, flow: Flow) -> None:
-        raise DialError(Reason.UNSUPPORTED, said=f"{self._hop.label} carries no UDP")
-
-    def _connect(self, stream: Stream, target: Address) -> None:
-        stream.write(socks4.encode_request(socks4.CONNECT, target, self._hop.user.encode()))
+    def _connect(self, target: Address, stream: Stream) -> None:
+        stream.write(socks4.encode_request(socks4.CONNECT, target, self.hop.user.encode()))
         reply, _ = socks4.read_reply(stream)
         if reply != socks4.GRANTED:
             raise DialError(socks4.REASONS.get(reply, Reason.GENERAL), str(target))
 
 
-def _ipv4(addresses: Sequence[Address]) -> Address:
-    """The first of IPv4, else the first."""
-    return next((one for one in addresses if len(pack_ip(one.host) or b"") == 4), addresses[0])
+def _prefer_ipv4(addresses: Sequence[Address]) -> Address:
+    """Return the first IPv4 address, or the first address if there is none."""
+    for address in addresses:
+        if len(pack_ip(address.host) or b"") == 4:
+            return address
+    return addresses[0]

@@ -1,124 +1,163 @@
-"""The way out through a SOCKS5 proxy, TCP and UDP."""
+"""The upstream through a SOCKS5 proxy (RFC 1928): CONNECT for TCP, UDP ASSOCIATE for datagrams.
+
+The login is a username and a password (RFC 1929), or none.  dialer.socks5_udp carries the
+datagrams of an association.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from netproxy.dialer.direct import DIRECT, TargetResolver
-from netproxy.dialer.group import TRIES
-from netproxy.dialer.hop import Hop, Services
+from netproxy.dialer.group import MEMBER_TRIES
+from netproxy.dialer.hop import Hop, PacketDependencies, ProxyDialer
 from netproxy.dialer.socks5_udp import Socks5PacketConn
 from netproxy.errors import DeadlineError, DialError, EndOfStream, Reason, StreamError
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.datagrams import PacketConn
-from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address
 from netproxy.net.address import is_unspecified
-from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 
-ASSOCIATE = "UDP ASSOCIATE"  # in errors
-UNSPECIFIED_ADDRESS = Address(
-    "0.0.0.0", 0
-)  # a hint that says nothing: our port may look different from there
+if TYPE_CHECKING:
+    from netproxy.interfaces.datagrams import PacketConn
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import Dialer
+    from netproxy.net.stream import Stream
+
+ASSOCIATE = "UDP ASSOCIATE"
+"""The name of the request in errors."""
 
 
-class Socks5Dialer:
-    """`reach` finds where names are (socks5); None leaves them to the proxy (socks5h)."""
-
-    refusal = Reason.UNSUPPORTED
-    symmetric = False
+class Socks5Dialer(ProxyDialer):
+    """A dialer through a SOCKS5 proxy."""
 
     def __init__(
-        self, hop: Hop, reach: TargetResolver | None, services: Services, udp: bool = True
+        self,
+        hop: Hop,
+        target_resolver: TargetResolver | None,
+        dependencies: PacketDependencies,
+        udp: bool = True,
     ) -> None:
-        """`udp`: the proxy may be asked for associations."""
-        self.name = hop.name
+        """`target_resolver` looks names up (socks5); None leaves them to the proxy (socks5h).
+
+        `udp` is True if the proxy may be asked for UDP associations.
+        """
+        super().__init__(hop)
         self.carries = frozenset({"tcp", "udp"} if udp else {"tcp"}) & hop.via.carries
-        self._hop = hop
-        self.resolves_names = reach is None
-        self._reach = reach
-        self._services = services
+        self.resolves_names = target_resolver is None
+        self._target_resolver = target_resolver
+        self._dependencies = dependencies
+        self._udp = udp
+
+    def with_via(self, via: Dialer) -> Socks5Dialer:
+        """Return a dialer like this one that reaches its proxy through `via`."""
+        hop = self.hop._replace(via=via)
+        return Socks5Dialer(hop, self._target_resolver, self._dependencies, self._udp)
 
     def dial(self, flow: Flow) -> Stream:
-        target = flow.target if self._reach is None else self._reach.addresses(flow)[0]
-        return self._hop.open(flow, lambda stream: self._connect(stream, target))
-
-    def fixed_for(self, flow: Flow) -> Socks5Dialer:
-        return self._hop.fixed_for(self, flow)
+        """Connect to the flow's target with CONNECT.  Raises DialError."""
+        resolver = self._target_resolver
+        target = flow.target if resolver is None else resolver.addresses(flow)[0]
+        return self.hop.open(flow, partial(_connect, self.hop, target))
 
     def dial_packet(self, flow: Flow) -> Socks5PacketConn:
-        if "udp" not in self.carries:
-            raise DialError(Reason.UNSUPPORTED, said=f"{self._hop.label} carries no UDP")
+        """Open a UDP association for all datagrams of a client.  Raises DialError.
 
-        # the proxy must see its datagrams come from where the control connection comes
-        way = self.fixed_for(flow)
-        for _ in range(TRIES - 1 if way is not self else 0):
+        The proxy accepts datagrams only from where the control connection comes from (RFC 1928
+        section 7).  Both must pass the same members of the groups before the proxy, so the
+        members are fixed first.  If they fail, the groups choose others.
+        """
+        if "udp" not in self.carries:
+            raise self.no_udp()
+        hop = self.hop.fixed_for(flow)
+        for _ in range(0 if hop is self.hop else MEMBER_TRIES - 1):
             try:
-                return way._open(flow)
+                return self._open(hop, flow)
             except DialError as error:
                 if not error.upstream:
                     raise
-                way = self.fixed_for(flow)  # the member that failed rests, and another is chosen
-        return way._open(flow)
+                # The member that failed now backs off, so that the group chooses another one.
+                hop = self.hop.fixed_for(flow)
+        return self._open(hop, flow)
 
-    def _open(self, flow: Flow) -> Socks5PacketConn:
-        def reach(relay: Address) -> PacketConn:
-            return self._hop.via.dial_packet(flow.to_hop(relay, "udp"))
+    def _open(self, hop: Hop, flow: Flow) -> Socks5PacketConn:
+        return Socks5PacketConn(UdpAssociator(hop, flow), self._target_resolver, self._dependencies)
 
-        return Socks5PacketConn(
-            lambda: self._associate(flow),
-            reach,
-            self._reach and self._reach.addresses,
-            self._services,
-        )
 
-    def _associate(self, flow: Flow) -> tuple[Stream, Address]:
-        """A control connection with an association, and the address of its relay."""
+class UdpAssociator:
+    """Opens UDP associations at one proxy for one client (socks5_udp.RelaySource)."""
+
+    def __init__(self, hop: Hop, flow: Flow) -> None:
+        """`flow` is any flow of the client."""
+        self._hop = hop
+        self._flow = flow
+
+    def associate(self) -> tuple[Stream, Address]:
+        """Return a control connection with an association, and the address of its relay.
+
+        Raises DialError.
+        """
         bound = UNSPECIFIED_ADDRESS
 
-        def ask(stream: Stream) -> None:
+        def handshake(stream: Stream) -> None:
             nonlocal bound
-            self._authenticate(stream)
-            stream.write(socks5.encode_request(socks5.UDP_ASSOCIATE, UNSPECIFIED_ADDRESS))
-            reply, bound = socks5.read_reply(stream)
-            if reply != socks5.SUCCEEDED:
-                raise DialError(socks5.REASONS.get(reply, Reason.GENERAL), ASSOCIATE)
+            bound = _associate(self._hop, stream)
 
-        stream = self._hop.open(flow, ask, ASSOCIATE)
-        if is_unspecified(bound.host):  # the proxy means: where you have reached me
+        stream = self._hop.open(self._flow, handshake, ASSOCIATE)
+        if is_unspecified(bound.host):
+            # The proxy means the address that the control connection has reached.
             try:
-                near = self._hop.via.name == DIRECT
-                bound = bound._replace(
-                    host=stream.peer_address().host if near else self._hop.server.host
-                )
+                is_first = self._hop.via.name == DIRECT
+                host = stream.peer_address().host if is_first else self._hop.server.host
             except StreamError as error:
                 stream.close()
                 raise DialError(Reason.GENERAL, self._hop.label, str(error)) from error
+            bound = bound._replace(host=host)
         return stream, bound
 
-    def _connect(self, stream: Stream, target: Address) -> None:
-        self._authenticate(stream)
-        stream.write(socks5.encode_request(socks5.CONNECT, target))
-        try:
-            stream.peek()
-        except (
-            DeadlineError
-        ) as error:  # it has spoken to us, and not begun to answer: what is silent is the target
-            raise DialError(Reason.TIMEOUT, str(target)) from error
-        except EndOfStream:
-            pass  # as the next line will tell
-        reply, _ = socks5.read_reply(stream)
-        if reply != socks5.SUCCEEDED:
-            raise DialError(socks5.REASONS.get(reply, Reason.GENERAL), str(target))
+    def dial_relay(self, relay: Address) -> PacketConn:
+        """Open a packet connection to a relay, through the hop before the proxy.
 
-    def _authenticate(self, stream: Stream) -> None:
-        hop = self._hop
-        wanted = socks5.USERNAME_PASSWORD if hop.user else socks5.NO_AUTHENTICATION
-        stream.write(socks5.encode_methods(bytes((wanted,))))
-        if socks5.read_method(stream) != wanted:
-            raise DialError(
-                Reason.AUTHENTICATION,
-                "it takes no " + ("password" if hop.user else "anonymous client"),
-            )
-        if hop.user:
-            stream.write(socks5.encode_credentials(hop.user, hop.password))
-            if not socks5.read_credentials_status(stream):
-                raise DialError(Reason.AUTHENTICATION)
+        Raises DialError.
+        """
+        return self._hop.via.dial_packet(self._flow.to_hop(relay, "udp"))
+
+
+def _associate(hop: Hop, stream: Stream) -> Address:
+    """Request an association and return the address in the reply, which may be unspecified."""
+    _log_in(hop, stream)
+    # The request names no address: the proxy may see another one than this machine knows.
+    stream.write(socks5.encode_request(socks5.UDP_ASSOCIATE, UNSPECIFIED_ADDRESS))
+    reply, bound = socks5.read_reply(stream)
+    if reply != socks5.SUCCEEDED:
+        raise DialError(socks5.REASONS.get(reply, Reason.GENERAL), ASSOCIATE)
+    return bound
+
+
+def _connect(hop: Hop, target: Address, stream: Stream) -> None:
+    _log_in(hop, stream)
+    stream.write(socks5.encode_request(socks5.CONNECT, target))
+    try:
+        stream.peek()
+    except DeadlineError as error:
+        # The proxy has answered the login and is silent now: the target is at fault.
+        raise DialError(Reason.TIMEOUT, str(target)) from error
+    except EndOfStream:
+        # read_reply() raises it again.
+        pass
+    reply, _ = socks5.read_reply(stream)
+    if reply != socks5.SUCCEEDED:
+        raise DialError(socks5.REASONS.get(reply, Reason.GENERAL), str(target))
+
+
+def _log_in(hop: Hop, stream: Stream) -> None:
+    """Negotiate the method (RFC 1928 section 3) and send the credentials (RFC 1929)."""
+    method = socks5.USERNAME_PASSWORD if hop.user else socks5.NO_AUTHENTICATION
+    stream.write(socks5.encode_methods(bytes((method,))))
+    if socks5.read_method(stream) != method:
+        kind = "username and password" if hop.user else "access without a login"
+        raise DialError(Reason.AUTHENTICATION, f"{kind} not accepted")
+    if hop.user:
+        stream.write(socks5.encode_credentials(hop.user, hop.password))
+        if not socks5.read_credentials_status(stream):
+            raise DialError(Reason.AUTHENTICATION)

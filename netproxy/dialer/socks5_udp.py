@@ -1,31 +1,59 @@
-"""Datagrams through a SOCKS5 proxy: one ASSOCIATE for each client endpoint (RFC 1928 section 7).
+"""Datagrams through a SOCKS5 proxy: one association per client endpoint (RFC 1928 section 7).
 
-A PacketConn around that of the hop before: each datagram goes to the proxy's relay
-port behind a header that names its target.  Headers of several such hops lie one
-behind the other and are sent as one iovec; payloads are not copied.  When the
-control connection ends a worker makes another association; the socket, and so what
-targets see of the client as far as the proxy lets them, stays.
+A Socks5PacketConn wraps the packet connection of the hop before.  Each datagram goes to the
+proxy's relay port behind a header that names its target.  The headers of several such hops
+follow each other and are sent as one iovec; payloads are not copied.  When the control
+connection ends, a worker makes another association.  The socket stays, and with it the port
+that targets see, as far as the proxy preserves it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Callable, Hashable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Hashable, Protocol
 
-from netproxy.dialer.hop import Services
 from netproxy.errors import DialError, ProtocolError
-from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.datagrams import Batch, PacketConn, Run, Span
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, pack_ip
+from netproxy.interfaces.datagrams import Batch
 from netproxy.interfaces.flows import Flow
-from netproxy.net.address import Sources, from_sockaddr
+from netproxy.net.address import SourceAddresses, from_sockaddr
 from netproxy.net.datagram import PinnedHeader
-from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 
-RETRY_SECONDS = 2.0  # between two tries to associate anew
-NOBODY = Address("0.0.0.0", 0)  # the client of what a connection wants for itself
-JOINED_LIMIT = 256  # headers of the hops behind this one that are kept joined to ours
+if TYPE_CHECKING:
+    from netproxy.dialer.direct import TargetResolver
+    from netproxy.dialer.hop import PacketDependencies
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import (
+        Arena,
+        Destination,
+        Header,
+        PacketConn,
+        Run,
+        SocketAddress,
+        Span,
+    )
+    from netproxy.net.stream import Stream
+
+RETRY_SECONDS = 2.0
+"""Between two attempts to make another association."""
+JOINED_LIMIT = 256
+"""Joined headers that a destination keeps, one for each header of the next hop."""
+
+
+class RelaySource(Protocol):
+    """Opens UDP associations at one proxy.  dialer.socks5 has the implementation."""
+
+    def associate(self) -> tuple[Stream, Address]:
+        """Return a control connection with an association, and the address of its relay.
+
+        Blocks.  Raises DialError.
+        """
+
+    def dial_relay(self, relay: Address) -> PacketConn:
+        """Open a packet connection to a relay.  Blocks.  Raises DialError."""
 
 
 class Socks5Destination:
@@ -35,11 +63,11 @@ class Socks5Destination:
 
     def __init__(self, target: Address) -> None:
         self.header = PinnedHeader(socks5.encode_header(target))
-        self.sockaddr = (*target,)
+        self.sockaddr: SocketAddress = (target.host, target.port)
         self._joined: dict[bytes, PinnedHeader] = {}
 
-    def before(self, header: PinnedHeader) -> PinnedHeader:
-        """Our header, and behind it that of the next hop."""
+    def before(self, header: Header) -> PinnedHeader:
+        """Return this header followed by a header of the next hop."""
         joined = self._joined.get(header.data)
         if joined is None:
             if len(self._joined) >= JOINED_LIMIT:
@@ -49,130 +77,148 @@ class Socks5Destination:
 
 
 class Socks5PacketConn:
-    """`associate` opens a control connection and gives the relay's address, `reach` what leads there.
+    """A packet connection through a SOCKS5 proxy.
 
-    `find` is None where names go to the proxy.
+    One thread receives; any thread may send.
     """
 
     def __init__(
         self,
-        associate: Callable[[], tuple[Stream, Address]],
-        reach: Callable[[Address], PacketConn],
-        find: Callable[[Flow], Sequence[Address]] | None,
-        services: Services,
+        source: RelaySource,
+        target_resolver: TargetResolver | None,
+        dependencies: PacketDependencies,
     ) -> None:
-        """DialError."""
-        self._associate = associate
-        self._find = find
-        self._services = services
+        """Make the association.  Raises DialError, and then nothing is left open.
+
+        `target_resolver` looks the names of targets up; None leaves them to the proxy.
+        """
+        self._relay_source = source
+        self._target_resolver = target_resolver
+        self._dependencies = dependencies
         self._closed = False
-        self._lock = threading.Lock()  # guards _reopening
+        # Guards _reopening.
+        self._lock = threading.Lock()
         self._reopening = False
         self._retry_at = 0.0
-        self._sources = Sources(socks5.parse_target)
-        self._relay: Any = None  # None: the association is lost
-        self._relay_host = (
-            ""  # whose answers are taken; "" where only the hop before knows its address
-        )
-        self._control, bound = associate()
+        self._sources = SourceAddresses(socks5.parse_target)
+        self._relay: Destination | None = None
+        """Where datagrams go; None while there is no association."""
+        self._relay_host = ""
+        """The only host whose datagrams count; "" if only the hop before knows its address."""
+        self._control, bound = source.associate()
         try:
-            self._via = reach(bound)
+            self._via = source.dial_relay(bound)
         except BaseException:
             self._control.close()
             raise
         self.wait = self._via.wait
         try:
-            self._settle(self._control, bound)
+            self._use(self._control, bound)
         except BaseException:
             self._via.close()
             raise
 
     def prepare(self, flow: Flow) -> Socks5Destination:
-        return Socks5Destination(self._find(flow)[0] if self._find else flow.target)
+        """Return the destination for the flow's target.
 
-    def send(self, arena: Any, run: Run, destination: Socks5Destination) -> None:
+        May block for a name lookup.  Raises DialError.
+        """
+        resolver = self._target_resolver
+        return Socks5Destination(resolver.addresses(flow)[0] if resolver else flow.target)
+
+    def send(self, arena: Arena, run: Run, destination: Socks5Destination) -> None:
+        """Send a run to the relay, as PacketConn.send.  Sets the run's header."""
         relay = self._relay
         if relay is None:
-            self._services.counter.count("drops", "association lost", len(run.offsets))
+            self._dependencies.counter.count("drops", "association lost", len(run.offsets))
             if time.monotonic() >= self._retry_at:
                 self._reopen_soon()
             return
         run.header = destination.header if run.header is None else destination.before(run.header)
         self._via.send(arena, run, relay)
 
-    def receive(self, arena: Any) -> Batch:
-        found: list[Span] = []
+    def receive(self, arena: Arena) -> Batch:
+        """Return what has arrived from the relay, without its headers."""
+        spans: list[Span] = []
         for span in self._via.receive(arena).spans:
-            offsets, _, last, peer = span
+            offsets, length, last, peer = span
             if self._relay_host and self._via.source(peer).host != self._relay_host:
-                self._services.counter.count("drops", "stranger", len(offsets))
-            elif len(offsets) == 1 or socks5.common_header(arena.memory, offsets, last):
-                self._strip(arena, span, found)
+                self._dependencies.counter.count("drops", "unknown sender", len(offsets))
+            elif len(offsets) == 1 or (
+                isinstance(offsets, range) and socks5.common_header(arena.memory, offsets, last)
+            ):
+                self._strip(arena, span, spans)
             else:
-                for at in offsets:
-                    length = last if at == offsets[-1] else span[1]
-                    self._strip(arena, ((at,), length, length, peer), found)
-        return Batch(arena, found)
+                for offset in offsets:
+                    size = last if offset == offsets[-1] else length
+                    self._strip(arena, ((offset,), size, size, peer), spans)
+        return Batch(arena, spans)
 
     def source(self, peer: Hashable) -> Address:
-        return self._sources[peer]  # type: ignore[index]
+        """Return the address that the key of a span stands for."""
+        return self._sources[peer]  # type: ignore[index]  # the key is what _strip() has made
 
     def shutdown(self) -> None:
+        """Wake the thread in wait(); the descriptor stays open until close()."""
         self._closed = True
         self._relay = None
-        self._control.shutdown()  # whoever watches it closes it
+        # The watch then finds the end of the control connection and closes it.
+        self._control.shutdown()
         self._via.shutdown()
 
     def close(self) -> None:
+        """Close the descriptor.  Only the thread that waits may call this."""
         self.shutdown()
         self._via.close()
 
-    def _strip(self, arena: Any, span: Span, found: list[Span]) -> None:
-        """Adds a span without its header; its peer is then the source that the header names."""
+    def _strip(self, arena: Arena, span: Span, spans: list[Span]) -> None:
+        """Append a span without its header; its peer becomes the source that the header names."""
         offsets, length, last, _ = span
-        memory, at = arena.memory, offsets[0]
-        skip = socks5.header_length(memory, at) if last >= socks5.HEADER_SHORTEST else 0
+        memory, start = arena.memory, offsets[0]
+        skip = socks5.header_length(memory, start) if last >= socks5.HEADER_SHORTEST else 0
         if not skip or skip > last:
-            self._services.counter.count("drops", "malformed", len(offsets))
+            self._dependencies.counter.count("drops", "malformed", len(offsets))
             return
-        if memory[at + socks5.FRAG_AT]:
-            self._services.counter.count("drops", "fragment", len(offsets))
+        if memory[start + socks5.FRAG_AT]:
+            self._dependencies.counter.count("drops", "fragment", len(offsets))
             return
-        source = bytes(memory[at + socks5.ATYP_AT : at + skip])
+        source = bytes(memory[start + socks5.ATYP_AT : start + skip])
         try:
-            self._sources.learn(source, found)
+            self._sources.learn(source, spans)
         except ProtocolError:
-            self._services.counter.count("drops", "malformed", len(offsets))
+            self._dependencies.counter.count("drops", "malformed", len(offsets))
             return
         if len(offsets) == 1:
-            found.append(((at + skip,), length - skip, length - skip, source))
+            spans.append(((start + skip,), length - skip, length - skip, source))
         else:
-            traffic = range(at + skip, offsets[-1] + skip + 1, offsets[1] - at)
-            found.append((traffic, length - skip, last - skip, source))
+            payloads = range(start + skip, offsets[-1] + skip + 1, offsets[1] - start)
+            spans.append((payloads, length - skip, last - skip, source))
 
-    def _settle(self, control: Stream, bound: Address) -> None:
-        """The association's way is there; DialError, and then the control connection is closed."""
+    def _use(self, control: Stream, bound: Address) -> None:
+        """Begin to use an association.  Raises DialError, and then `control` is closed."""
         try:
-            relay = self._via.prepare(Flow("udp", NOBODY, bound, "", ""))
+            relay = self._via.prepare(Flow("udp", UNSPECIFIED_ADDRESS, bound, "", ""))
             host = from_sockaddr(relay.sockaddr).host
             self._control, self._relay_host = control, host if pack_ip(host) is not None else ""
             self._relay = relay
-            self._services.watch(control, lambda: self._control_said(control))
+            self._watch(control)
         except BaseException:
             self._relay = None
             control.close()
             raise
 
-    def _control_said(self, control: Stream) -> None:
-        """Nothing is due on a control connection but its end."""
+    def _watch(self, control: Stream) -> None:
+        self._dependencies.watch(control, partial(self._control_readable, control))
+
+    def _control_readable(self, control: Stream) -> None:
+        """Watch on if bytes have come, which mean nothing; otherwise the association has ended."""
         if not self._closed and control.skip():
-            self._services.watch(control, lambda: self._control_said(control))
+            self._watch(control)
             return
         control.close()
         self._relay = None
-        if (
-            time.monotonic() >= self._retry_at
-        ):  # else the next datagram does it: a proxy may refuse in this way
+        # Within RETRY_SECONDS a proxy may have refused this way: the next datagram tries again.
+        if time.monotonic() >= self._retry_at:
             self._reopen_soon()
 
     def _reopen_soon(self) -> None:
@@ -180,15 +226,16 @@ class Socks5PacketConn:
             if self._closed or self._reopening:
                 return
             self._reopening = True
-        if not self._services.submit(self._reopen):
+        if not self._dependencies.submit(self._reopen):
             self._reopening = False
 
     def _reopen(self) -> None:
         self._retry_at = time.monotonic() + RETRY_SECONDS
         try:
-            self._settle(*self._associate())
+            self._use(*self._relay_source.associate())
         except DialError:
-            self._via.shutdown()  # the session ends, and the client's next datagram begins another
+            # The session ends; the client's next datagram begins another one.
+            self._via.shutdown()
         finally:
             self._reopening = False
         if self._closed:

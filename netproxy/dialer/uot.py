@@ -1,53 +1,61 @@
-"""UDP over TCP (UoT version 2) through any proxy whose far end understands it: one stream for all targets of a client."""
+"""UDP over TCP (UoT version 2) through a proxy whose far end understands it.
+
+A connection to a name that exists nowhere tells the far end that frames of datagrams follow.
+One stream carries all targets of a client.
+"""
 
 from __future__ import annotations
 
-from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
+from netproxy.dialer.hop import ProxyDialer
 from netproxy.errors import DialError, Reason, StreamError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import Dialer
-from netproxy.interfaces.services import Counter
 from netproxy.net.framed import FramedConn
-from netproxy.net.stream import Stream
 from netproxy.protocol import uot
 
-PORT = 443  # beside the name, where it means nothing; one that rules of proxies let pass
-# what a proxy answers that knows no UoT: it has looked the name up, or would have connected to it
-_UNKNOWN = (
-    Reason.NAME,
-    Reason.HOST_UNREACHABLE,
-    Reason.NETWORK_UNREACHABLE,
-    Reason.REFUSED,
-    Reason.GENERAL,
+if TYPE_CHECKING:
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import Dialer
+    from netproxy.interfaces.services import Counter
+    from netproxy.net.stream import Stream
+
+PORT = 443
+"""The port beside the name.  It has no meaning; rules of proxies usually permit it."""
+_UNKNOWN_NAME = frozenset(
+    {
+        Reason.NAME,
+        Reason.HOST_UNREACHABLE,
+        Reason.NETWORK_UNREACHABLE,
+        Reason.REFUSED,
+        Reason.GENERAL,
+    }
 )
+"""What a proxy without UoT reports: it has looked the name up or tried to connect to it."""
 
 
-class UotDialer:
-    refusal = Reason.UNSUPPORTED
-    symmetric = False
+class UotDialer(ProxyDialer):
+    """A dialer that adds datagrams to a dialer through a proxy."""
 
-    def __init__(self, plain: Dialer, carrier: Dialer, counter: Counter) -> None:
-        """`plain` dials TCP; `carrier` is the same way, but leaves every name to the proxy."""
-        self.name = plain.name
+    def __init__(self, plain: ProxyDialer, carrier: ProxyDialer, counter: Counter) -> None:
+        """`plain` dials TCP.  `carrier` has the same hop, but leaves every name to the proxy."""
+        super().__init__(plain.hop)
         self.carries = plain.carries | {"udp"}
-        self.dial = plain.dial
         self.resolves_names = plain.resolves_names
         self._plain = plain
         self._carrier = carrier
         self._counter = counter
 
-    def fixed_for(self, flow: Flow) -> UotDialer:
-        plain: Any = self._plain.fixed_for(flow)
-        if plain is self._plain:
-            return self
-        carrier: Any = copy(self._carrier)
-        carrier._hop = carrier._hop._replace(via=plain._hop.via)
-        return UotDialer(plain, carrier, self._counter)
+    def with_via(self, via: Dialer) -> UotDialer:
+        """Return a dialer like this one that reaches its proxy through `via`."""
+        return UotDialer(self._plain.with_via(via), self._carrier.with_via(via), self._counter)
+
+    def dial(self, flow: Flow) -> Stream:
+        """Connect to the flow's target without UoT.  Raises DialError."""
+        return self._plain.dial(flow)
 
     def dial_packet(self, flow: Flow) -> FramedConn:
+        """Open a stream for all datagrams of a client.  Raises DialError."""
         stream = self._open(flow)
         try:
             stream.write(uot.encode_request(uot.Request(False, flow.target)))
@@ -60,7 +68,7 @@ class UotDialer:
         try:
             return self._carrier.dial(flow.to_hop(Address(uot.MAGIC, PORT)))
         except DialError as error:
-            if not error.upstream and error.reason in _UNKNOWN:
-                error.said = f"no UoT there ({error.said or error.reason.value})"
-                error.detail = ""
-            raise
+            if error.upstream or error.reason not in _UNKNOWN_NAME:
+                raise
+            said = f"UDP over TCP is not supported ({error.said or error.reason.value})"
+            raise DialError(error.reason, said=said, hop=error.hop) from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Callable, NamedTuple
 
 from netproxy.interfaces.networks import NetworkSet
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
 from netproxy.errors import ConfigError
 from netproxy.handler.outbound import Connector

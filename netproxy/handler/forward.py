@@ -1,27 +1,32 @@
-"""Listeners with a fixed target: whatever comes in goes there, TCP or UDP, by the same ways as a proxied flow.
+"""Listeners with a fixed target: all that comes in goes there, TCP connections or datagrams.
 
-Nobody logs in here, so that only a target may answer a client's datagrams, and
-the listener's `clients` are checked for each new one.
+The target is reached through the router, as a proxied flow is.  Nobody logs in here, so that
+by default only the target may reply to a client's datagrams, and the listener's `clients` are
+checked for each new client.
 """
 
 from __future__ import annotations
 
-from typing import Container, Hashable
+from functools import partial
+from typing import TYPE_CHECKING, Container, Hashable
 
 from netproxy.errors import DialError
 from netproxy.handler.outbound import Connector
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Wait
-from netproxy.interfaces.datagrams import Batch, Run
+from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import Router
-from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
-from netproxy.net.datagram import DatagramSocket
 from netproxy.net.stream import Stream
-from netproxy.relay.nat import Entry, NatTable
+from netproxy.relay.client import Client, no_header
 from netproxy.relay.coalesce import Runs
-from netproxy.relay.session import Client
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.datagrams import Batch, DatagramSocket
+    from netproxy.interfaces.routing import Router
+    from netproxy.interfaces.services import Counter
+    from netproxy.relay.entry import Entry
+    from netproxy.relay.nat import NatTable
 
 
 class TcpForward:
@@ -41,7 +46,10 @@ class TcpForward:
 
 
 class UdpForward:
-    """PacketHandler.  The key of an entry is the client's alone."""
+    """Sends all datagrams to one target, and its replies back.  A PacketHandler.
+
+    The key of an entry has the client's key alone.
+    """
 
     def __init__(
         self,
@@ -52,7 +60,7 @@ class UdpForward:
         clients: Container[str] | None,
         counter: Counter,
     ) -> None:
-        """`clients`: who may send, None for everybody."""
+        """`clients` are the addresses that may send, None for all."""
         self._listener = listener
         self._router = router
         self._table = table
@@ -61,16 +69,18 @@ class UdpForward:
         self._counter = counter
 
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
+        """Send datagrams of clients to the target.  Thread: the listener's reader."""
         arena, spans = batch
         forward = self._table.forward
         entries = self._table.entries
         if len(spans) == 1:
+            # A lone datagram, or a train, needs no coalescing.
             offsets, length, last, peer = spans[0]
             entry = entries.get((peer, b"")) or self._miss(peer, local, len(offsets))
             if entry is not None:
                 forward(arena, entry, Run(offsets, length, last))
             return
-        runs = Runs(lambda entry, run: forward(arena, entry, run))
+        runs: Runs[Entry] = Runs(partial(forward, arena))
         for offsets, length, last, peer in spans:
             entry = entries.get((peer, b"")) or self._miss(peer, local, len(offsets))
             if entry is not None:
@@ -78,17 +88,17 @@ class UdpForward:
         runs.flush()
 
     def _miss(self, peer: Hashable, local: DatagramSocket, count: int) -> Entry | None:
+        """Make the entry of a client.
+
+        Returns None if there is none to be had; the `count` datagrams have been counted then.
+        """
         endpoint = from_sockaddr(local.peer(peer))
         if self._clients is not None and endpoint.host not in self._clients:
             self._counter.count("drops", "client not allowed", count)
             return None
         client = self._table.clients.get(peer)
         if client is None:
-            client = Client(peer, endpoint, local, _no_header, None)
+            client = Client(peer, endpoint, local, no_header, None)
             self._table.add_client(client)
         flow = Flow("udp", endpoint, self._target, self._listener, "")
         return self._table.open((peer, b""), client, flow, self._router, count)
-
-
-def _no_header(source: Address) -> bytes:
-    return b""

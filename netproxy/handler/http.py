@@ -14,7 +14,7 @@ import binascii
 import os
 from typing import Sequence
 
-from netproxy.access.users import Login
+from netproxy.access.login import Login
 from netproxy.errors import (
     DeadlineError,
     DialError,

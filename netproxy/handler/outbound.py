@@ -7,7 +7,7 @@ from select import POLLOUT
 from typing import Callable
 
 from netproxy.errors import DialError, NeedsThread, StreamError
-from netproxy.handler.stream_udp import NO_WAY, StreamUdpRelay, UotPassage
+from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Wait
 from netproxy.interfaces.flows import Flow, Observer, Record, Traffic
@@ -48,16 +48,16 @@ class Connector:
         """DialError."""
         return self._router.route(flow).dialer
 
-    def tunnel(self, flow: Flow) -> Passage | UotPassage:
+    def tunnel(self, flow: Flow) -> Passage | UotStream:
         """What a client gets that asks for a connection of its own: one to its target, or a stream of datagrams.  DialError."""
         if self._datagrams is not None and flow.target.host in UOT_NAMES:
             self._datagrams.permit(flow)
-            return UotPassage(self._datagrams, flow)
+            return UotStream(self._datagrams, flow)
         return self.open(flow)
 
     def open(self, flow: Flow) -> Passage:
         """A connection to the flow's target; DialError, which has been counted and recorded."""
-        started, way = time.monotonic(), NO_WAY
+        started, way = time.monotonic(), NO_UPSTREAM
         try:
             dialer, flow = self._router.route(flow)
             way = dialer.name
@@ -109,7 +109,7 @@ class Connector:
         self, flow: Flow, client: Stream, binder: Binder, announce: Callable[[Address], None]
     ) -> Passage:
         """The connection of the peer that a BIND waits for; its flow's target is the peer.  DialError."""
-        started, way = time.monotonic(), NO_WAY
+        started, way = time.monotonic(), NO_UPSTREAM
         try:
             dialer, flow = self._way_to_peer(flow)
             way = dialer.name
@@ -135,13 +135,7 @@ class Connector:
         self._observer.finished(Record(flow, way, 0, 0, time.monotonic() - started, ended))
 
     def relay(self, passage: Passage, client: Stream) -> Wait | None:
-        def finished(outcome: Outcome) -> None:
-            passage.finish(outcome.ended)
-
-        def begun(relay: Relay) -> None:
-            passage.relay = relay
-
-        return pipe(client, passage.upstream, self._limits, finished, begun)
+        return pipe(client, passage.upstream, self._limits, passage)
 
     def begin(self, passage: Passage, dialled: float | None = None) -> Passage:
         """The same, known as a flow under way until its record."""
@@ -211,8 +205,14 @@ class Passage:
 
     def traffic(self) -> Traffic:
         relay = self.relay
-        sent, received = relay.traffic() if relay is not None else (0, 0)
+        sent, received = relay.bytes_moved() if relay is not None else (0, 0)
         return Traffic(self.sent + sent, self.received + received)
+
+    def relay_began(self, relay: Relay) -> None:
+        self.relay = relay
+
+    def relay_ended(self, outcome: Outcome) -> None:
+        self.finish(outcome.ended)
 
     def idle(self) -> float:
         return (self._client or self.upstream).idle()

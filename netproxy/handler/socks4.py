@@ -5,7 +5,7 @@ The protocol has no password, so that a listener that requires one refuses it.
 
 from __future__ import annotations
 
-from netproxy.access.users import Login
+from netproxy.access.login import Login
 from netproxy.errors import DialError, Reason
 from netproxy.handler.bind import Binder
 from netproxy.handler.outbound import Connector

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import Callable
 
-from netproxy.access.users import Login
+from netproxy.access.login import Login
 from netproxy.errors import DialError, EndOfStream, NeedsThread, ProtocolError, StreamError
 from netproxy.handler.bind import Binder
 from netproxy.handler.outbound import Connector, Passage
 from netproxy.handler.socks5_udp import Socks5UdpRelay
-from netproxy.handler.stream_udp import UotPassage
+from netproxy.handler.stream_udp import UotStream
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.interfaces.datagrams import Batch
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.services import Counter
-from netproxy.net.datagram import DatagramSocket
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 from netproxy.relay.association import Association
@@ -127,7 +127,7 @@ class Socks5Handler:
         raise socks5.RequestError(socks5.COMMAND_NOT_SUPPORTED, f"command {command}")
 
     @staticmethod
-    def _accept(stream: Stream, passage: Passage | UotPassage) -> Wait | None:
+    def _accept(stream: Stream, passage: Passage | UotStream) -> Wait | None:
         return passage.accept(stream, socks5.encode_reply(socks5.SUCCEEDED, passage.bound()))
 
     def _associate(self, stream: Stream, flow: Flow) -> Wait | None:

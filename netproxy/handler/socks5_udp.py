@@ -1,45 +1,61 @@
-"""SOCKS5's datagrams (RFC 1928 section 7): from client to target through the NAT table.
+"""SOCKS5 datagrams (RFC 1928 section 7): from the client to the target through the NAT table.
 
-A datagram, stop by stop: its raw header is the key of an entry in the table; a
-hit sends its payload on at once, a miss asks who the sender is (the association
-of a live control connection), parses, routes and makes the entry.  handle_packets
-runs on the reader thread of a relay socket, open and close on control connections.
+The raw header of a datagram is the key of an entry in the table.  A hit sends the payload at
+once.  A miss asks which association the sender belongs to, parses the header, routes the flow
+and makes the entry.  handle_packets() runs on the reader thread of a relay socket, open() and
+close() on the threads of control connections.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Hashable, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Hashable, NamedTuple, Protocol
 
 from netproxy.errors import ProtocolError
 from netproxy.handler.stream_udp import refuse_without_udp
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.datagrams import Batch, Run, Span
+from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import Router
-from netproxy.interfaces.services import Counter
 from netproxy.net.address import from_sockaddr
-from netproxy.handler.bind import Announcer
-from netproxy.net.datagram import ArenaPool, DatagramSocket
-from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
 from netproxy.relay.association import Association, Associations
-from netproxy.relay.nat import Entry, NatTable
+from netproxy.relay.client import Client
 from netproxy.relay.coalesce import Runs
-from netproxy.relay.session import Client
+
+if TYPE_CHECKING:
+    from netproxy.handler.bind import Announcer
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import Arena, Batch, DatagramSocket, Span
+    from netproxy.interfaces.routing import Router
+    from netproxy.interfaces.services import Counter
+    from netproxy.net.datagram import ArenaPool
+    from netproxy.net.stream import Stream
+    from netproxy.relay.entry import Entry
+    from netproxy.relay.nat import NatTable
 
 
 class RelayState(NamedTuple):
-    """What outlives a reload: who may send, and what is open."""
+    """What outlives a reload: the associations, and what they have open."""
 
     associations: Associations
     table: NatTable
     arenas: ArenaPool
 
 
-class Socks5UdpRelay:
-    """Before it serves it is given `shared`, the listener's own socket, which all associations use, or
+class RelayPort(Protocol):
+    """A running listener for the datagrams of one association."""
 
-    `open_port(self, host)`, which makes a started relay listener for one association.
+    @property
+    def local(self) -> DatagramSocket:
+        """The socket that it reads."""
+
+    def stop(self) -> None:
+        """Stop and close it."""
+
+
+class Socks5UdpRelay:
+    """The UDP side of a SOCKS5 listener.  A PacketHandler.
+
+    Before it serves, either `shared` or `open_port` must be set.
     """
 
     def __init__(
@@ -56,76 +72,84 @@ class Socks5UdpRelay:
         self._announcer = announcer
         self._counter = counter
         self.shared: DatagramSocket | None = None
-        self.open_port: Callable[[Any, str], Any] | None = None
-        self._ports: dict[Association, Any] = {}
+        """The listener's own socket, which all associations use."""
+        self.open_port: Callable[[Socks5UdpRelay, str], RelayPort] | None = None
+        """Opens a relay port on a host address for one association.  Raises DialError."""
+        self._ports: dict[Association, RelayPort] = {}
 
     # -- control connections
 
     def open(self, stream: Stream, flow: Flow) -> tuple[Association, Address]:
-        """An association for a control connection, and BND.  `flow.target` is only the hint of the request.
+        """Make the association of a control connection; return it with BND.ADDR and BND.PORT.
 
-        DialError where no datagram could leave, or no relay port is free.
+        `flow.target` is the hint of the request.  Raises DialError if no datagram could leave
+        or no relay port is free.
         """
         refuse_without_udp(self._router, flow._replace(network="udp"))
-        local = stream.local_address()
-        port = self.open_port(self, local.host) if self.open_port else None
-        relay = port.local if port else self.shared
-        association = Association(flow.client.host, flow.target.port, flow.user, relay)
-        if port:
+        reached = stream.local_address()
+        port = self.open_port(self, reached.host) if self.open_port else None
+        local = self.shared if port is None else port.local
+        assert local is not None
+        association = Association(flow.client.host, flow.target.port, flow.user, local)
+        if port is not None:
             self._ports[association] = port
         self._associations.add(association)
-        return association, self._announcer.bound(
-            flow.client, local, relay.address.port, shared=port is None
-        )
+        is_shared = port is None
+        bound = self._announcer.bound(flow.client, reached, local.address.port, shared=is_shared)
+        return association, bound
 
     def close(self, association: Association) -> None:
-        """The control connection has ended: so do the endpoint, its sessions and their upstreams."""
-        if self._associations.remove(association, self._table.bequeath) is None:
+        """End an association with its endpoint, sessions and upstreams."""
+        if self._associations.remove(association, self._table) is None:
             self._table.end(association)
         port = self._ports.pop(association, None)
-        if port:
+        if port is not None:
             port.stop()
 
     # -- the reader thread of a relay socket
 
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
+        """Send datagrams of clients to their targets."""
         arena, spans = batch
         forward = self._table.forward
-        if len(spans) == 1 and len(spans[0][0]) == 1:  # a lone datagram takes the shortest way
+        if len(spans) == 1 and len(spans[0][0]) == 1:
+            # A lone datagram needs no coalescing.
             (offset,), length, _, _ = spans[0]
             entry, skip = self._look_up(arena, spans[0], local)
             if entry is not None:
                 forward(arena, entry, Run([offset + skip], length - skip, length - skip))
             return
-        runs = Runs(lambda entry, run: forward(arena, entry, run))
+        runs: Runs[Entry] = Runs(partial(forward, arena))
         add, begins_with = runs.add, arena.memory.startswith
-        entry, sender, address, skip = None, None, b"", 0  # of the span before: most have the same
+        # Of the span before: most spans have the same sender and header.
+        sender: Hashable = None
+        entry, header, skip = None, bytearray(), 0
         for span in spans:
             offsets, length, last, peer = span
-            if len(offsets) > 1 and not socks5.common_header(arena.memory, offsets, last):
+            if isinstance(offsets, range) and not socks5.common_header(arena.memory, offsets, last):
                 self._add_each(runs, arena, span, local)
                 entry = None
                 continue
             first = offsets[0] + socks5.FRAG_AT
-            if entry is None or peer != sender or length < skip or not begins_with(address, first):
+            if entry is None or peer != sender or length < skip or not begins_with(header, first):
                 entry, skip = self._look_up(arena, span, local)
                 if entry is None:
                     continue
-                sender, address = peer, arena.memory[first : offsets[0] + skip]
+                sender, header = peer, arena.memory[first : offsets[0] + skip]
             add(entry, offsets, length, last, skip)
         runs.flush()
 
-    def _add_each(self, runs: Runs, arena: Any, span: Span, local: DatagramSocket) -> None:
-        """Datagrams that came together and have different headers."""
+    def _add_each(self, runs: Runs[Entry], arena: Arena, span: Span, local: DatagramSocket) -> None:
+        """Add datagrams that came together but have different headers."""
         offsets, length, last, peer = span
-        for at in offsets:
-            size = last if at == offsets[-1] else length
-            entry, skip = self._look_up(arena, ((at,), size, size, peer), local)
+        for offset in offsets:
+            size = last if offset == offsets[-1] else length
+            entry, skip = self._look_up(arena, ((offset,), size, size, peer), local)
             if entry is not None:
-                runs.add(entry, (at,), size, size, skip)
+                runs.add(entry, (offset,), size, size, skip)
 
-    def _look_up(self, arena: Any, span: Span, local: DatagramSocket) -> tuple[Entry | None, int]:
-        """The entry that the header of a span's datagrams leads to, and the header's length."""
+    def _look_up(self, arena: Arena, span: Span, local: DatagramSocket) -> tuple[Entry | None, int]:
+        """Return the entry for the header of a span's datagrams, and the header's length."""
         offsets, size, _, peer = span
         offset, count = offsets[0], len(offsets)
         memory = arena.memory
@@ -136,15 +160,20 @@ class Socks5UdpRelay:
         if memory[offset + socks5.FRAG_AT]:
             self._counter.count("drops", "fragment", count)
             return None, 0
-        key = (peer, bytes(arena.view[offset + socks5.ATYP_AT : offset + skip]))
-        return self._table.entries.get(key) or self._miss(key, local, count), skip
+        address = bytes(arena.view[offset + socks5.ATYP_AT : offset + skip])
+        entry = self._table.entries.get((peer, address))
+        return entry or self._miss(peer, address, local, count), skip
 
-    def _miss(self, key: tuple[Hashable, bytes], local: DatagramSocket, count: int) -> Entry | None:
-        """A new entry, or None, and then `count` datagrams have been counted."""
-        peer, address = key
+    def _miss(
+        self, peer: Hashable, address: bytes, local: DatagramSocket, count: int
+    ) -> Entry | None:
+        """Make the entry of a client and a raw address.
+
+        Returns None if there is none to be had; the `count` datagrams have been counted then.
+        """
         client = self._table.clients.get(peer) or self._admit(peer, local)
         if client is None:
-            self._counter.count("drops", "stranger", count)
+            self._counter.count("drops", "unknown sender", count)
             return None
         try:
             target = socks5.parse_target(address)
@@ -154,21 +183,22 @@ class Socks5UdpRelay:
         if not target.port:
             self._counter.count("drops", "bad target", count)
             return None
-        flow = Flow("udp", client.address, target, self._listener, client.owner.user)
-        return self._table.open(key, client, flow, self._router, count)
+        flow = Flow("udp", client.address, target, self._listener, client.user)
+        return self._table.open((peer, address), client, flow, self._router, count)
 
     def _admit(self, peer: Hashable, local: DatagramSocket) -> Client | None:
+        """Return the client of an endpoint that an association admits, None for all others."""
         endpoint = from_sockaddr(local.peer(peer))
         association = self._associations.claim(endpoint, local)
         if association is None:
             return None
         client = self._table.move_client(association, endpoint, peer)
         if client is None:
-            client = Client(peer, endpoint, local, socks5.encode_header, association)
+            wrap, user = socks5.encode_header, association.user
+            client = Client(peer, endpoint, local, wrap, association, user)
             self._table.add_client(client)
-        if (
-            association.ended
-        ):  # while we were at it: close() may have looked for the client too early
+        if association.ended:
+            # It has ended meanwhile, and close() may have looked for the client too early.
             self._table.end(association)
             return None
         return client

@@ -17,7 +17,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Handler, Wait
 from netproxy.interfaces.datagrams import Batch
 from netproxy.interfaces.services import Counter, Log
-from netproxy.net.datagram import DatagramSocket
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.stream import Stream
 from netproxy.protocol.proxy_protocol import read_header
 

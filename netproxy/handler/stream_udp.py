@@ -1,39 +1,53 @@
-"""Datagrams that clients send within a stream: connect-udp (RFC 9298), UDP over TCP (UoT), a tunnel's.
+"""UDP datagrams that a client sends within a stream: connect-udp (RFC 9298), UDP over TCP.
 
-A stream, stop by stop: it is opened by a request, or by a connection to UoT's name;
-its frames are received where they lie and go through the listener's NAT table as
-datagrams do; answers come back on their sessions' own threads.  A stream that is
-quiet for a moment gives its thread back.
+A stream begins with a request for connect-udp, or with a connection to the name of UDP over
+TCP (UoT); the streams of a tunnel are served in the same way.  Its frames are received where
+they lie in an arena and go through the listener's NAT table as datagrams do.  Replies come
+back on the threads of the sessions.  A stream without frames for a moment returns its thread.
 """
 
 from __future__ import annotations
 
 import select
-from typing import Any, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Hashable
 
 from netproxy.errors import DialError, NetProxyError, ProtocolError, Reason
-from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.connections import READABLE, Wait
-from netproxy.interfaces.datagrams import Batch
-from netproxy.interfaces.flows import Flow, Observer, Record
-from netproxy.interfaces.routing import Route, Router
-from netproxy.interfaces.services import Counter
-from netproxy.net.datagram import ArenaPool
-from netproxy.net.framed import FramedSocket, Framing
-from netproxy.net.stream import Stream, poll_streams
-from netproxy.protocol import connect_udp, http1, uot
+from netproxy.interfaces.flows import Record
+from netproxy.net.framed import FramedSocket
+from netproxy.net.stream import poll_streams
+from netproxy.protocol import connect_udp, uot
 from netproxy.protocol.capsule import Capsules
-from netproxy.relay.nat import Entry, NatTable
+from netproxy.relay.client import Client, no_header
 from netproxy.relay.coalesce import Runs
-from netproxy.relay.session import ADDRESS_AND_PORT, Client
+from netproxy.relay.entry import EntryState
+from netproxy.relay.session import ADDRESS_AND_PORT_DEPENDENT
 
-STAY_SECONDS = 0.2  # without a frame before a stream gives its thread back: a game's pace is faster
-UNSPECIFIED_ADDRESS = Address("0.0.0.0", 0)
-NO_WAY = "-"  # in the record of what was not routed
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import Batch
+    from netproxy.interfaces.flows import Flow, Observer
+    from netproxy.interfaces.routing import Route, Router
+    from netproxy.interfaces.services import Counter
+    from netproxy.net.datagram import ArenaPool
+    from netproxy.net.framed import Framing
+    from netproxy.net.stream import Stream
+    from netproxy.protocol import http1
+    from netproxy.relay.entry import Entry
+    from netproxy.relay.nat import NatTable
+
+STAY_SECONDS = 0.2
+"""A stream without a frame for this long returns its thread.  A game sends more often."""
+NO_UPSTREAM = "-"
+"""Stands in the record of a flow that was not routed."""
+# At hand for the path of a datagram: Python 3.10 looks a member up with a call.
+_GONE = EntryState.GONE
 
 
 class StreamUdpRelay:
-    """Of one listener; `idle` is the seconds that a stream may be silent."""
+    """Serves the datagrams in the streams of one listener."""
 
     def __init__(
         self,
@@ -44,6 +58,7 @@ class StreamUdpRelay:
         observer: Observer,
         idle: float,
     ) -> None:
+        """`idle` is the seconds that a stream may be silent."""
         self.router = router
         self.table = table
         self.arenas = arenas
@@ -52,50 +67,45 @@ class StreamUdpRelay:
         self.idle = idle
 
     def connect_udp(self, stream: Stream, request: http1.Request, flow: Flow) -> Wait | None:
-        """Answers a request for connect-udp and serves its datagrams.  HttpError, or DialError: then nothing is answered."""
+        """Answer a request for connect-udp and serve its datagrams (RFC 9298 section 3).
+
+        Raises HttpError or DialError; nothing has been answered then.
+        """
         target = connect_udp.parse_target(request)
-        return self.serve_one(
-            stream,
-            flow._replace(network="udp", target=target),
-            Capsules(target),
-            connect_udp.encode_accept(),
-        )
+        flow = flow._replace(network="udp", target=target)
+        return self.serve_one(stream, flow, Capsules(target), connect_udp.encode_accept())
 
     def uot(self, stream: Stream, flow: Flow, reply: bytes) -> Wait | None:
-        """Accepts a connection to UoT's name and serves its datagrams."""
+        """Accept a connection to the name of UoT with `reply` and serve its datagrams."""
         try:
             stream.write(reply)
-            request = (
-                uot.Request(False, UNSPECIFIED_ADDRESS)
-                if flow.target.host == uot.MAGIC_V1
-                else uot.read_request(stream)
-            )
+            if flow.target.host == uot.MAGIC_V1:
+                request = uot.Request(False, UNSPECIFIED_ADDRESS)
+            else:
+                request = uot.read_request(stream)
             if not request.connected:
                 return self.serve_all(stream, flow, uot.Frames(), uot.encode_address)
-            return self.serve_one(
-                stream,
-                flow._replace(network="udp", target=request.target),
-                uot.Frames(request.target),
-                b"",
-            )
+            flow = flow._replace(network="udp", target=request.target)
+            return self.serve_one(stream, flow, uot.Frames(request.target), b"")
         except NetProxyError as error:
-            # the tunnel is open: what its protocol has no word for is said by a reset
-            self.counter.count(
-                "connections_refused",
-                error.reason.value if isinstance(error, DialError) else "no UoT request",
-            )
+            # The stream is open, and UoT has no message for an error: a reset says it.
+            reason = error.reason.value if isinstance(error, DialError) else "no UoT request"
+            self.counter.count("connections_refused", reason)
             stream.reset()
             return None
 
     def serve_one(
         self, stream: Stream, flow: Flow, framing: Framing, accepted: bytes
     ) -> Wait | None:
-        """A stream for one target, which alone may answer.  Its name is resolved before it is accepted (RFC 9298 section 3.1)."""
+        """Serve a stream for one target; only the target may reply.
+
+        The target's name is resolved before `accepted` is written (RFC 9298 section 3.1).
+        Raises DialError; nothing has been written then.
+        """
         route = self._route(flow)
-        service = _Service(self, stream, flow, framing, lambda source: b"")
+        service = _Service(self, stream, flow, framing, no_header)
         try:
-            service.client.filtering = ADDRESS_AND_PORT
-            service.entry = self.table.open_now((service.socket, b""), service.client, route)
+            service.open_now(route)
             stream.write(accepted)
         except DialError as error:
             service.abandon(error.reason.value)
@@ -106,65 +116,74 @@ class StreamUdpRelay:
             raise
         return service.run()
 
-    def permit(self, flow: Flow) -> None:
-        """DialError where no datagram of a stream for all targets could leave."""
-        try:
-            refuse_without_udp(self.router, flow._replace(network="udp"))
-        except DialError as error:
-            self._refused(flow, NO_WAY, error)
-            raise
-
-    def _route(self, flow: Flow) -> Route:
-        """The way out of a flow's datagrams; DialError, which has been counted and recorded, where they have none."""
-        way = "-"
-        try:
-            route = self.router.route(flow._replace(network="udp"))
-            way = route.dialer.name
-            if not flow.target.port:
-                raise DialError(Reason.REFUSED, f"{flow.target}: port 0")
-            if "udp" not in route.dialer.carries:
-                raise DialError(route.dialer.refusal, said=f"{way} carries no UDP")
-            return route
-        except DialError as error:
-            self._refused(flow, way, error)
-            raise
-
-    def _refused(self, flow: Flow, way: str, error: DialError) -> None:
-        self.counter.count("dial_failures", error.reason.value)
-        self.observer.finished(Record(flow, way, 0, 0, 0.0, str(error)))
-
     def serve_all(
         self, stream: Stream, flow: Flow, framing: Framing, wrap: Callable[[Address], bytes]
     ) -> Wait | None:
-        """A stream whose frames name their targets: endpoint-independent, as a SOCKS5 association is.  `wrap` names a source."""
+        """Serve a stream whose frames name their targets.
+
+        It is a client with endpoint-independent mapping, as a SOCKS5 association is.
+        `wrap` encodes the source of a reply.
+        """
         return _Service(self, stream, flow._replace(network="udp"), framing, wrap).run()
+
+    def permit(self, flow: Flow) -> None:
+        """Raise DialError, counted and recorded, if no datagram of a stream could leave."""
+        try:
+            refuse_without_udp(self.router, flow._replace(network="udp"))
+        except DialError as error:
+            self._refused(flow, NO_UPSTREAM, error)
+            raise
+
+    def _route(self, flow: Flow) -> Route:
+        """Return the route of a flow's datagrams.  Raises DialError, counted and recorded."""
+        upstream = NO_UPSTREAM
+        try:
+            route = self.router.route(flow._replace(network="udp"))
+            upstream = route.dialer.name
+            if not flow.target.port:
+                raise DialError(Reason.REFUSED, f"{flow.target}: port 0")
+            if "udp" not in route.dialer.carries:
+                raise DialError(route.dialer.refusal, said=f"{upstream} carries no UDP")
+            return route
+        except DialError as error:
+            self._refused(flow, upstream, error)
+            raise
+
+    def _refused(self, flow: Flow, upstream: str, error: DialError) -> None:
+        self.counter.count("dial_failures", error.reason.value)
+        self.observer.finished(Record(flow, upstream, 0, 0, 0.0, str(error)))
 
 
 def refuse_without_udp(router: Router, flow: Flow) -> None:
-    """DialError where no datagram of a client could leave, wherever it goes: better said now than lost one by one."""
-    ways = list(router.candidates(flow))
-    if not any("udp" in dialer.carries for dialer in ways):
-        raise DialError(ways[-1].refusal, said=f"{ways[-1].name} carries no UDP")
+    """Raise DialError if no datagram of a client could leave, whatever its target.
+
+    It is better refused now than lost one by one.
+    """
+    dialers = list(router.candidates(flow))
+    if not any("udp" in dialer.carries for dialer in dialers):
+        raise DialError(dialers[-1].refusal, said=f"{dialers[-1].name} carries no UDP")
 
 
-class UotPassage:
-    """What a connection to UoT's name gets in place of a connector's Passage."""
+class UotStream:
+    """What a client gets for a connection to the name of UoT: a stream of datagrams."""
 
     def __init__(self, relay: StreamUdpRelay, flow: Flow) -> None:
         self._relay = relay
         self._flow = flow
 
     def bound(self) -> Address:
+        """Return the address for the reply: there is no socket yet that has one."""
         return UNSPECIFIED_ADDRESS
 
     def accept(self, client: Stream, reply: bytes) -> Wait | None:
+        """Tell the client that it is connected, then serve its datagrams."""
         return self._relay.uot(client, self._flow, reply)
 
 
 class _Service:
-    """One stream under way."""
+    """One stream, and its client in the NAT table."""
 
-    __slots__ = ("_relay", "_flow", "_framing", "socket", "client", "entry", "_poll", "_watched")
+    __slots__ = ("_relay", "_flow", "_framing", "_socket", "_client", "_entry", "_poll", "_watched")
 
     def __init__(
         self,
@@ -174,27 +193,37 @@ class _Service:
         framing: Framing,
         wrap: Callable[[Address], bytes],
     ) -> None:
-        """StreamError."""
+        """Take the socket out of the stream.  Raises StreamError."""
         self._relay = relay
         self._flow = flow
         self._framing = framing
         self._watched = stream.socket
-        self.socket = FramedSocket(stream, framing, relay.counter)
-        self.client = Client(self.socket, flow.client, self.socket, wrap, self.socket)
-        self.client.drain = self.socket.drain
-        self.entry: Entry | None = None  # of a stream with one target
+        self._socket = FramedSocket(stream, framing, relay.counter)
+        self._client = Client(self._socket, flow.client, self._socket, wrap, self._socket)
+        self._client.draining = self._socket
+        # The entry of a stream with one target.
+        self._entry: Entry | None = None
         self._poll = select.poll()
         self._poll.register(stream.socket.fileno(), select.POLLIN)
-        relay.table.add_client(self.client)
+        relay.table.add_client(self._client)
+
+    def open_now(self, route: Route) -> None:
+        """Open the session of the only target.  Blocks.  Raises DialError."""
+        self._client.filtering = ADDRESS_AND_PORT_DEPENDENT
+        self._entry = self._relay.table.open_now((self._socket, b""), self._client, route)
 
     def run(self) -> Wait | None:
-        """On a thread of the connection's own: until it ends, or a Pause where nothing comes for a moment."""
-        arena = self._relay.arenas.take()
+        """Forward frames until none comes for a moment, or the stream ends.
+
+        Returns the wait for the next frame, None at the end.  Thread: one of the pool.
+        """
+        framed, arena = self._socket, self._relay.arenas.take()
         try:
-            while self.socket.fresh or poll_streams(self._poll, STAY_SECONDS):
-                self._forward(self.socket.receive(arena))
-                if self.socket.ended:
-                    return self._end()
+            while framed.fresh or poll_streams(self._poll, STAY_SECONDS):
+                self._forward(framed.receive(arena))
+                if framed.ended:
+                    self._end()
+                    return None
         except BaseException:
             self._end()
             raise
@@ -203,44 +232,52 @@ class _Service:
         return Wait(((self._watched, READABLE),), self._relay.idle, self._resume)
 
     def abandon(self, ended: str) -> None:
-        """The stream is its opener's again, who tells the client why."""
-        self._relay.table.end(self.socket, ended)
+        """End the sessions, not the stream: its opener tells the client why."""
+        self._relay.table.end(self._socket, ended)
 
     def _resume(self, ready: bool) -> Wait | None:
-        return self.run() if ready else self._end()
+        if ready:
+            return self.run()
+        self._end()
+        return None
 
     def _end(self) -> None:
-        self._relay.table.end(self.socket)
-        self.socket.close()
+        self._relay.table.end(self._socket)
+        self._socket.close()
 
     def _forward(self, batch: Batch) -> None:
         arena, spans = batch
-        forward, entries = self._relay.table.forward, self._relay.table.entries
-        runs = Runs(lambda entry, run: forward(arena, entry, run))
+        table = self._relay.table
+        entries = table.entries
+        runs: Runs[Entry] = Runs(partial(table.forward, arena))
         for offsets, length, last, address in spans:
-            entry = self.entry
-            if entry is None or entry.gone:
-                entry = entries.get((self.socket, address)) or self._miss(address, len(offsets))
+            entry = self._entry
+            if entry is None or entry.state is _GONE:
+                entry = entries.get((self._socket, address)) or self._miss(address, len(offsets))
             if entry is not None:
                 runs.add(entry, offsets, length, last)
         runs.flush()
 
-    def _miss(self, address: Any, count: int) -> Entry | None:
-        """A new entry, or None, and then `count` datagrams have been counted."""
+    def _miss(self, address: Hashable, count: int) -> Entry | None:
+        """Make the entry of a frame's raw address.
+
+        Returns None if there is none to be had; the `count` datagrams have been counted then.
+        """
+        assert isinstance(address, bytes)
+        relay = self._relay
         try:
             target = self._framing.parse(address)
         except ProtocolError:
             target = UNSPECIFIED_ADDRESS
         if not target.port:
-            self._relay.counter.count("drops", "bad target", count)
+            relay.counter.count("drops", "bad target", count)
             return None
         flow = self._flow._replace(target=target)
-        table = self._relay.table
-        entry = table.open((self.socket, address), self.client, flow, self._relay.router, count)
-        if (
-            entry is None and self.socket not in table.clients
-        ):  # the table was closed: its listener is gone
-            self.socket.ended = True
-        if self.entry is not None:
-            self.entry = entry
+        key = (self._socket, address)
+        entry = relay.table.open(key, self._client, flow, relay.router, count)
+        if entry is None and self._socket not in relay.table.clients:
+            # The table was closed: a reload has removed the listener.
+            self._socket.ended = True
+        if self._entry is not None:
+            self._entry = entry
         return entry

@@ -100,19 +100,26 @@ class PacketConn(Protocol):
         """Close the descriptor.  Only the thread that waits may call this."""
 
 
-class DatagramSocket(Protocol):
+class ReplySocket(Protocol):
+    """What replies to a client leave by: a datagram socket, or the client's stream."""
+
+    def reply_destination(self, key: Hashable) -> Destination | None:
+        """Return where replies to a peer go, None for a stream, which has one peer.
+
+        A datagram socket replies to the peer's sockaddr, from the local address it used.
+        """
+
+    def send(self, arena: Arena, run: Run, destination: Any) -> None:
+        """Send a run, as PacketConn.send does."""
+
+
+class DatagramSocket(ReplySocket, Protocol):
     """A socket that datagrams of clients come to, and by which replies leave."""
 
     address: Address
 
     def peer(self, key: Hashable) -> SocketAddress:
         """Return the sockaddr in the key of a peer."""
-
-    def reply_destination(self, key: Hashable) -> Destination:
-        """Return where replies to a peer go: to its sockaddr, from the local address it used."""
-
-    def send(self, arena: Arena, run: Run, destination: Any) -> None:
-        """Send a run, as PacketConn.send does."""
 
 
 class PacketHandler(Protocol):

@@ -63,10 +63,21 @@ class IpNetwork(NamedTuple):
 
     def holds(self, host: str) -> bool:
         """Return whether a literal address is in the network.  Its scope is ignored."""
-        packed = pack_ip(host.partition("%")[0])
-        if packed is None or len(packed) != self.size:
-            return False
-        return int.from_bytes(packed, "big") >> self.shift == self.prefix
+        return any_holds((self,), host)
+
+
+def any_holds(networks: Iterable[IpNetwork], host: str) -> bool:
+    """Return whether a literal address is in one of the networks; a name never is.
+
+    The scope of the address is ignored.
+    """
+    packed = pack_ip(host.partition("%")[0])
+    if packed is None:
+        return False
+    size, value = len(packed), int.from_bytes(packed, "big")
+    return any(
+        network.size == size and value >> network.shift == network.prefix for network in networks
+    )
 
 
 class NetworkSet:
@@ -144,4 +155,4 @@ _LOOPBACK = (IpNetwork.parse("127.0.0.0/8"), IpNetwork.parse("::1"))
 
 def is_loopback(host: str) -> bool:
     """Return whether a literal address is a loopback address of this machine."""
-    return any(network.holds(host) for network in _LOOPBACK)
+    return any_holds(_LOOPBACK, host)

@@ -12,7 +12,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import PacketHandler
 from netproxy.interfaces.services import Counter, Log
 from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.net.datagram import DatagramSocket
+from netproxy.net.datagram_socket import DatagramSocket
 
 
 class UdpListener:

@@ -1,7 +1,8 @@
-"""Sockets that the service manager has bound and passes on (sd_listen_fds(3)): `listen: systemd:NAME`.
+"""Socket activation: sockets that the service manager has bound (sd_listen_fds(3)).
 
-They stay open here as long as the process lives, so that a reload may come back to one.  A listener works on a
-duplicate, and must never shut it down: the service manager has the same socket, and so will the next process.
+A listener on `systemd:NAME` works on a duplicate of such a socket.  The original stays
+open as long as the process lives, so that a reload can take it again.  Nothing here may
+be shut down: the service manager has the same socket, and so will the next process.
 """
 
 from __future__ import annotations
@@ -9,66 +10,81 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Mapping
+from typing import TYPE_CHECKING, Mapping
 
 from netproxy.errors import ListenError
-from netproxy.interfaces.addresses import ActivationAddress
 
-FIRST = 3  # SD_LISTEN_FDS_START
-LOOK_SECONDS = (
-    0.5  # how often who waits on a passed socket looks whether it is to stop: nothing else wakes it
-)
-_KINDS = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import ActivationAddress
+
+FIRST_DESCRIPTOR = 3
+"""SD_LISTEN_FDS_START."""
+
+LOOK_SECONDS = 0.5
+"""How often a thread that waits on an activation socket looks whether it is to stop.
+
+Nothing else wakes it, as the socket is never shut down.
+"""
+
+_NETWORKS = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
 _TIMEVAL = struct.Struct("@ll")
 
 
 class ActivationSockets:
-    def __init__(self, environment: Mapping[str, str], first: int = FIRST) -> None:
-        """Takes over what LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES say is there for this process."""
-        self._sockets: dict[tuple[str, str], list[socket.socket]] = {}  # by network and name
+    """The sockets that the service manager has given to this process, by network and name."""
+
+    def __init__(
+        self, environment: Mapping[str, str], first_descriptor: int = FIRST_DESCRIPTOR
+    ) -> None:
+        """Take over what LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES describe, if it is for us."""
+        self._sockets: dict[tuple[str, str], list[socket.socket]] = {}
         count = environment.get("LISTEN_FDS", "")
         if environment.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit():
             return
-        given = environment.get("LISTEN_FDNAMES", "")
-        names = (
-            given.split(":") if given else ["unknown"] * int(count)
-        )  # as sd_listen_fds_with_names(3) calls them
-        for descriptor, name in zip(range(first, first + int(count)), names):
+        text = environment.get("LISTEN_FDNAMES", "")
+        # sd_listen_fds_with_names(3) calls sockets without names "unknown".
+        names = text.split(":") if text else ["unknown"] * int(count)
+        descriptors = range(first_descriptor, first_descriptor + int(count))
+        for descriptor, name in zip(descriptors, names, strict=False):
             try:
                 sock = socket.socket(fileno=descriptor)
             except OSError:
-                continue  # a FIFO, or not even open: nobody can ask for it
+                # A FIFO, or not open: nobody can ask for it.
+                continue
             os.set_inheritable(descriptor, False)
-            network = (
-                _KINDS.get(sock.type, "")
-                if sock.family in (socket.AF_INET, socket.AF_INET6)
-                else ""
-            )
-            self._sockets.setdefault((network or "other", name), []).append(sock)
+            is_ip = sock.family in (socket.AF_INET, socket.AF_INET6)
+            network = _NETWORKS.get(sock.type, "other") if is_ip else "other"
+            self._sockets.setdefault((network, name), []).append(sock)
 
     def take(self, network: str, address: ActivationAddress) -> socket.socket:
-        """A duplicate of the one socket of that name; ListenError."""
-        found = self._sockets.get((network, address.name), [])
-        if len(found) != 1:
-            there = ", ".join(f"{kind} {name}" for kind, name in sorted(self._sockets)) or "nothing"
+        """Return a duplicate of the socket of a network ("tcp" or "udp") and name.
+
+        Raises ListenError if there is not exactly one, or no descriptor for it.
+        """
+        sockets = self._sockets.get((network, address.name), [])
+        if len(sockets) != 1:
+            available = ", ".join(f"{kind} {name}" for kind, name in sorted(self._sockets))
             raise ListenError(
-                f"{network} {address}: {len(found) or 'no'} sockets of that name were passed, not one (passed: {there})"
+                f"{network} {address}: expected one activation socket of this name, "
+                f"found {len(sockets)} (available: {available or 'none'})"
             )
-        if network == "tcp" and not found[0].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise ListenError(f"{network} {address}: the socket that was passed does not listen")
-        return found[0].dup()
+        (sock,) = sockets
+        if network == "tcp" and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ListenError(f"{network} {address}: the activation socket is not listening")
+        try:
+            return sock.dup()
+        except OSError as error:
+            raise ListenError(f"{network} {address}: {error.strerror}") from error
 
     def close(self) -> None:
+        """Close the originals."""
         for sockets in self._sockets.values():
             for sock in sockets:
                 sock.close()
 
 
-def look_now_and_then(sock: socket.socket) -> None:
-    """Makes a call that waits for a datagram end every LOOK_SECONDS."""
+def set_receive_timeout(sock: socket.socket) -> None:
+    """End each blocking receive on `sock` after LOOK_SECONDS (SO_RCVTIMEO).  Raises OSError."""
     seconds = int(LOOK_SECONDS)
-    sock.setsockopt(
-        socket.SOL_SOCKET,
-        socket.SO_RCVTIMEO,
-        _TIMEVAL.pack(seconds, round((LOOK_SECONDS - seconds) * 1e6)),
-    )
+    timeval = _TIMEVAL.pack(seconds, round((LOOK_SECONDS - seconds) * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)

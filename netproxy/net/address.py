@@ -1,109 +1,127 @@
-"""Between sockaddr tuples, as the kernel gives them, and Address.
+"""Conversions between Address and the sockaddr tuples and structs of the kernel.
 
-A v4-mapped IPv6 address is the IPv4 address it stands for wherever it meets a
-rule, a log or a limit; it stays mapped only towards a dual-stack socket.  Pure, but for is_local().
+A v4-mapped IPv6 address (::ffff:a.b.c.d) becomes the IPv4 address it stands for in rules,
+logs and limits; it stays mapped only towards a dual-stack socket.
+Pure, except is_local().  Thread: any.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from typing import Callable, Sequence
+from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
 from netproxy.interfaces.addresses import Address, ip_text, pack_ip
-from netproxy.interfaces.datagrams import Span
 
-MAPPED = "::ffff:"
-SOURCES_LIMIT = 4096  # sources remembered a connection: a proxy may name as many as it likes
+if TYPE_CHECKING:
+    from netproxy.interfaces.datagrams import SocketAddress, Span
+
+V4_MAPPED_TEXT = "::ffff:"
+"""How the text of a v4-mapped address begins."""
+
+SOURCE_ADDRESSES_LIMIT = 4096
+"""Addresses in a SourceAddresses: a proxy may name as many as it likes."""
+
+_FAMILY = struct.Struct("=H")
+_NUMBER = struct.Struct("=I")
 
 
-def from_sockaddr(sockaddr: tuple) -> Address:
-    """Address of an AF_INET or AF_INET6 sockaddr; the scope of a link-local one is kept as %N."""
-    host = sockaddr[0]
+def from_sockaddr(sockaddr: SocketAddress) -> Address:
+    """Return the address of an AF_INET or AF_INET6 sockaddr.
+
+    The scope of a link-local address is kept as "%N", the interface's number.
+    """
+    host: str = sockaddr[0]
+    port: int = sockaddr[1]
     if ":" in host:
-        if host.startswith(MAPPED):
+        if host.startswith(V4_MAPPED_TEXT):
+            is_dotted = "." in host
             return Address(
-                host[7:] if "." in host else ip_text(socket.inet_pton(socket.AF_INET6, host)),
-                sockaddr[1],
+                host[7:] if is_dotted else ip_text(socket.inet_pton(socket.AF_INET6, host)), port
             )
         if len(sockaddr) > 3 and sockaddr[3] and "%" not in host:
-            return Address(f"{host}%{sockaddr[3]}", sockaddr[1])
-    return Address(host, sockaddr[1])
+            return Address(f"{host}%{sockaddr[3]}", port)
+    return Address(host, port)
 
 
-def to_sockaddr(address: Address, family: int) -> tuple:
-    """The sockaddr of a literal address for a socket of `family`; ValueError for a name or the wrong family."""
+def to_sockaddr(address: Address, family: int) -> SocketAddress:
+    """Return the sockaddr of a literal address for a socket of `family`.
+
+    Raises ValueError for a name, and for IPv6 on an IPv4 socket.
+    """
     host, _, scope = address.host.partition("%")
     packed = pack_ip(host)
     if packed is None or (len(packed) == 16 and family == socket.AF_INET):
-        raise ValueError(f"{address.host} is no address of that family")
+        version = "IPv4" if family == socket.AF_INET else "IPv6"
+        raise ValueError(f"'{address.host}' is not an {version} address")
     if family == socket.AF_INET:
         return (host, address.port)
     if len(packed) == 4:
-        return (MAPPED + host, address.port, 0, 0)
+        return (V4_MAPPED_TEXT + host, address.port, 0, 0)
     return (host, address.port, 0, int(scope) if scope.isdigit() else 0)
 
 
-def pack_sockaddr(sockaddr: tuple) -> bytes:
-    """The kernel's form (struct sockaddr_in, sockaddr_in6) of a sockaddr tuple."""
-    port = sockaddr[1].to_bytes(2, "big")
+def pack_sockaddr(sockaddr: SocketAddress) -> bytes:
+    """Return a sockaddr tuple as struct sockaddr_in or sockaddr_in6."""
+    host: str = sockaddr[0]
+    port: int = sockaddr[1]
+    packed_port = port.to_bytes(2, "big")
     if len(sockaddr) == 2:
-        return (
-            struct.pack("=H", socket.AF_INET)
-            + port
-            + socket.inet_pton(socket.AF_INET, sockaddr[0])
-            + bytes(8)
-        )
-    return (
-        struct.pack("=H", socket.AF_INET6)
-        + port
-        + struct.pack("=I", socket.htonl(sockaddr[2]))
-        + socket.inet_pton(socket.AF_INET6, sockaddr[0])
-        + struct.pack("=I", sockaddr[3])
-    )
+        packed = socket.inet_pton(socket.AF_INET, host)
+        return _FAMILY.pack(socket.AF_INET) + packed_port + packed + bytes(8)
+    packed = socket.inet_pton(socket.AF_INET6, host)
+    flow, scope = _NUMBER.pack(socket.htonl(sockaddr[2])), _NUMBER.pack(sockaddr[3])
+    return _FAMILY.pack(socket.AF_INET6) + packed_port + flow + packed + scope
 
 
-def unpack_sockaddr(name: bytes) -> tuple:
-    """The sockaddr tuple of the kernel's form: 16 bytes of IPv4 or 28 of IPv6."""
+def unpack_sockaddr(name: bytes) -> SocketAddress:
+    """Return the tuple of a struct sockaddr_in (16 bytes) or sockaddr_in6 (28 bytes)."""
     port = int.from_bytes(name[2:4], "big")
     if len(name) == 16:
         return socket.inet_ntop(socket.AF_INET, name[4:8]), port
-    flow, scope = struct.unpack_from("=I", name, 4)[0], struct.unpack_from("=I", name, 24)[0]
+    (flow,), (scope,) = _NUMBER.unpack_from(name, 4), _NUMBER.unpack_from(name, 24)
     return socket.inet_ntop(socket.AF_INET6, name[8:24]), port, socket.ntohl(flow), scope
 
 
-class Sources:
-    """Addresses of datagrams by their raw bytes, as a proxy names them: bounded, but those of one batch stay together.
+class SourceAddresses:
+    """Caches the parsed source addresses of datagrams by their raw bytes.
 
-    `parse` raises ProtocolError.
+    Holds SOURCE_ADDRESSES_LIMIT addresses; then it drops all that the current batch does not
+    need.  Thread: the one that receives.
     """
 
     __slots__ = ("_parse", "_known")
 
     def __init__(self, parse: Callable[[bytes], Address]) -> None:
+        """Parse raw addresses with `parse`, which raises ProtocolError."""
         self._parse = parse
-        self._known: dict[bytes, Address] = {}
+        self._known: dict[Hashable, Address] = {}
 
-    def __getitem__(self, raw: bytes) -> Address:
+    def __getitem__(self, raw: Hashable) -> Address:
+        """Return an address that learn() has parsed."""
         return self._known[raw]
 
     def learn(self, raw: bytes, batch: Sequence[Span]) -> None:
-        """Makes an address known; those that are peers in `batch`, which will be asked for, are not forgotten for it."""
+        """Parse an address unless it is known.  The peers in `batch` stay known.
+
+        Raises ProtocolError.
+        """
         if raw in self._known:
             return
         address = self._parse(raw)
-        if len(self._known) >= SOURCES_LIMIT:
-            kept = {peer for _, _, _, peer in batch}
-            self._known = {key: value for key, value in self._known.items() if key in kept}
+        if len(self._known) >= SOURCE_ADDRESSES_LIMIT:
+            needed = {peer for _, _, _, peer in batch}
+            self._known = {key: value for key, value in self._known.items() if key in needed}
         self._known[raw] = address
 
 
 def is_local(host: str) -> bool:
-    """Whether a literal address is one of this machine's: then the kernel would send to it from itself."""
+    """Return whether a literal address is this machine's: the kernel would send it to itself."""
     family = socket.AF_INET6 if is_ipv6(host) else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(to_sockaddr(Address(host, 9), family))  # sends nothing
+            # Connecting a UDP socket sends nothing; port 9 is discard.
+            probe.connect(to_sockaddr(Address(host, 9), family))
             own = from_sockaddr(probe.getsockname()).host.partition("%")[0]
     except (OSError, ValueError):
         return False
@@ -111,10 +129,11 @@ def is_local(host: str) -> bool:
 
 
 def is_unspecified(host: str) -> bool:
-    """Whether it means "every address", in whatever spelling."""
+    """Return whether a host is the unspecified address (0.0.0.0, ::, empty), in any spelling."""
     packed = pack_ip(host)
     return not host or (packed is not None and not any(packed))
 
 
 def is_ipv6(host: str) -> bool:
+    """Return whether a literal address is IPv6."""
     return ":" in host

@@ -1,9 +1,11 @@
-"""Datagrams in a stream, each behind a header that tells its length: the TCP twin of net.datagram.
+"""Datagrams in a stream, each behind a header that tells its length.
 
-What the frames look like is a codec's (Framing).  Reads take what is there into an
-arena and find the frames where they lie; a train of equal ones is found at a glance.
-Writes join a run into one; what the stream does not take waits in a small queue, and
-beyond that datagrams are dropped and counted: old ones are worth less than new.
+The TCP twin of net.datagram_socket.  A codec knows what the frames look like (Framing).
+Reads put what is there into an arena and find the frames in place; frames with equal
+headers are recognized as one train.  A run is written in one call.  What the stream does
+not take waits in a small queue; beyond that datagrams are dropped and counted, because
+a late datagram is worth less than a new one.
+Thread: one receives, any may send.
 """
 
 from __future__ import annotations
@@ -12,108 +14,128 @@ import select
 import socket
 import threading
 import time
-from typing import Any, Callable, Hashable, Protocol
+from typing import TYPE_CHECKING, Callable, Hashable, Protocol
 
 from netproxy.errors import DialError, ProtocolError, Reason, StreamError
-from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Batch, Run, Span
-from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.services import Counter
-from netproxy.net.address import Sources
-from netproxy.net.stream import Stream
+from netproxy.interfaces.sockets import LayeredSocket
+from netproxy.net.address import SourceAddresses
 
-QUEUE_LIMIT = (
-    1 << 16
-)  # bytes that wait for the stream, and the rest of a frame: with a thousand slow clients 64 MiB
-ROOM = 1 << 19  # bytes taken from the stream at a time: an arena holds four times that
-NOTSENT_LIMIT = (
-    1 << 18
-)  # bytes the kernel may hold that are not on their way: more is delay, not speed
-REST_SECONDS = 2.0  # a connection that ends sooner is not replaced before that
-PAUSE = 0.1  # seconds until the kernel may have memory again
-FLUSH_SECONDS = 1.0  # between two looks of a sender that waits at whether the stream still lives
-TCP_NOTSENT_LOWAT = 25  # Linux, not named by the socket module of Python 3.10 and 3.11
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import Arena, SocketAddress
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.services import Counter
+    from netproxy.net.stream import Stream
+
+QUEUE_LIMIT = 1 << 16
+"""Bytes that wait for the stream, and the rest of a frame.  A thousand slow clients: 64 MiB."""
+
+ROOM = 1 << 19
+"""Bytes taken from the stream at a time; an arena holds four times as many."""
+
+NOTSENT_LIMIT = 1 << 18
+"""Bytes that the kernel may hold unsent: more would mean delay, not speed."""
+
+REST_SECONDS = 2.0
+"""A connection that ends earlier is not replaced before this time has passed."""
+
+PAUSE = 0.1
+"""Seconds until the kernel may have memory again."""
+
+FLUSH_SECONDS = 1.0
+"""How often a thread that waits to send looks whether the stream is still open."""
+
+TCP_NOTSENT_LOWAT = 25
+"""Linux; the socket module of Python 3.10 and 3.11 does not name it."""
 
 
 class Framing(Protocol):
-    payload_limit: int  # bytes
+    """The codec of one stream: how its frames begin and end."""
+
+    payload_limit: int
+    """Bytes."""
 
     def find(self, memory: bytearray, start: int, end: int) -> tuple[int, int, bytes | None] | None:
-        """The frame at `start` of what is there up to `end`: where its payload begins, where it ends, its raw address.
+        """Return the frame that begins at `start`, if it is whole before `end`; else None.
 
-        None until it is whole.  An address of None says that it is nothing for us, and such a frame may end beyond
-        `end`.  ProtocolError.
+        The result is where its payload begins, where it ends, and its raw address.  An address
+        of None means that the frame is to be skipped; then it may end beyond `end`.
+        Raises ProtocolError.
         """
 
     def prefix(self, address: bytes, size: int) -> bytes:
-        """What goes before a payload of `size` bytes."""
+        """Return what precedes a payload of `size` bytes."""
 
     def encode(self, target: Address) -> bytes:
-        """A target as raw address; ValueError where the stream does not lead there."""
+        """Return a target as raw address.  Raises ValueError if the stream does not lead there."""
 
     def parse(self, address: bytes) -> Address:
-        """ProtocolError."""
+        """Return the address in a raw one.  Raises ProtocolError."""
 
 
-class FramedSocket:
-    """The stream of a client: its frames are received, and answers sent behind the header that a run brings.
-
-    One thread receives, any may send.
-    """
+class FramedStream:
+    """A stream that carries datagrams: what its two roles share."""
 
     def __init__(self, stream: Stream, framing: Framing, counter: Counter) -> None:
-        """StreamError."""
+        """Take over a connected stream.  Raises StreamError."""
         self._stream = stream
-        self._socket, self._tail = stream.detach()
+        self._socket, self._unread = stream.detach()
+        self._layered = self._socket if isinstance(self._socket, LayeredSocket) else None
         for option, value in ((socket.TCP_NODELAY, 1), (TCP_NOTSENT_LOWAT, NOTSENT_LIMIT)):
             try:
                 self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             except OSError:
-                pass  # a unix socket, or gone: the first read tells
+                pass  # a unix socket, or gone: then the first read fails
         self._framing = framing
         self._counter = counter
-        self._lock = (
-            threading.Lock()
-        )  # guards _queue, and all calls of a socket that is no plain one
+        # Guards _queue, and the reads and writes of a TLS socket, which allows one at a time.
+        self._lock = threading.Lock()
         self._queue = bytearray()
-        self.fresh = (
-            True  # nothing was received yet: what was read ahead no look at the socket tells of
-        )
-        self._skip = 0  # bytes to come of a frame that is nothing for us
-        self.ended = False  # nothing will come any more
+        self.fresh = True
+        """True until the first receive: bytes may have been read ahead, of which poll(2) on the
+        descriptor tells nothing."""
+        self._skip = 0
+        """Bytes still to come of a frame that is skipped."""
+        self.ended = False
+        """True if nothing more will come."""
         self.closed = False
 
     # -- receiving
 
-    def receive(self, arena: Any) -> Batch:
-        """The frames that are there, as spans whose keys are raw addresses.  Does not block.  Sets `ended` at the end."""
+    def receive(self, arena: Arena) -> Batch:
+        """Return the frames that are there; the keys of the spans are raw addresses.
+
+        Does not block.  Sets `ended` at the end.
+        """
         spans: list[Span] = []
         self.fresh = False
-        kept = len(self._tail)
-        arena.view[:kept] = self._tail
-        self._tail = b""
+        kept = len(self._unread)
+        arena.view[:kept] = self._unread
+        self._unread = b""
         try:
             with self._lock:
                 count = self._socket.recv_into(arena.view[kept : kept + ROOM])
-            self.ended = not count or getattr(
-                self._socket, "over", False
-            )  # TLS knows its end before its socket does
+            # Within TLS the peer's end is known before the descriptor tells of it.
+            self.ended = not count or (self._layered is not None and self._layered.peer_ended)
         except BlockingIOError:
             count = 0
         except OSError:
             count, self.ended = 0, True
+        filled = kept + count
         try:
-            rest = self._cut(arena, kept + count, spans)
+            rest = self._find_frames(arena, filled, spans)
         except ProtocolError:
+            # Where the next frame begins is unknown.
             self._counter.count("drops", "malformed")
-            self.ended, rest = True, kept + count  # nobody knows where the next one begins
-        self._tail = bytes(arena.view[rest : kept + count])
-        if self.ended and (self._tail or self._skip):
+            self.ended, rest = True, filled
+        self._unread = bytes(arena.view[rest:filled])
+        if self.ended and (self._unread or self._skip):
             self._counter.count("drops", "cut off")
         return Batch(arena, [] if self.closed else spans)
 
-    def _cut(self, arena: Any, filled: int, spans: list[Span]) -> int:
-        """Adds the frames in the first `filled` bytes; where the one begins that is not whole."""
+    def _find_frames(self, arena: Arena, filled: int, spans: list[Span]) -> int:
+        """Add the frames in the first `filled` bytes; return where the incomplete one begins."""
         memory, find = arena.memory, self._framing.find
         at = min(self._skip, filled)
         self._skip -= at
@@ -127,81 +149,104 @@ class FramedSocket:
                 at = min(end, filled)
                 continue
             length, stride = end - payload, end - at
-            count = 1 + _repeats(memory, at, payload - at, stride, filled)
+            count = 1 + _count_repeats(memory, at, payload - at, stride, filled)
             if count == 1:
                 spans.append(((payload,), length, length, address))
             else:
-                spans.append(
-                    (
-                        range(payload, payload + (count - 1) * stride + 1, stride),
-                        length,
-                        length,
-                        address,
-                    )
-                )
+                offsets = range(payload, payload + (count - 1) * stride + 1, stride)
+                spans.append((offsets, length, length, address))
             at += count * stride
         return at
 
     # -- sending
 
-    def reply_destination(self, peer: Hashable) -> None:
-        """As net.datagram.DatagramSocket's: answers go where the stream goes."""
+    def _send_frames(self, arena: Arena, run: Run, address: bytes, before: bytes) -> None:
+        """Send a run, each payload behind `before`, in frames with a raw address.
 
-    def send(self, arena: Any, run: Run, destination: None) -> None:
-        """Sends answers; their header is the raw address of their source.  drain() sends what had to wait."""
-        self._put(arena, run, run.header.data if run.header else b"", b"")
-
-    def _put(self, arena: Any, run: Run, address: bytes, before: bytes) -> None:
-        """Never raises; what cannot go is counted by reason."""
+        Never blocks, never raises; what cannot be sent is counted by reason.
+        """
         view, length, offsets = arena.view, run.length, run.offsets
         if len(before) + length > self._framing.payload_limit:
             self._counter.count("drops", "too big", len(offsets))
             return
         prefix = self._framing.prefix(address, len(before) + length) + before
-        parts: list[Any] = [prefix] * (2 * len(offsets))
+        parts: list[bytes | memoryview] = [prefix] * (2 * len(offsets))
         parts[1::2] = [view[at : at + length] for at in offsets]
         if run.last != length:
-            parts[-2:] = (
-                self._framing.prefix(address, len(before) + run.last) + before,
-                view[offsets[-1] : offsets[-1] + run.last],
-            )
+            parts[-2] = self._framing.prefix(address, len(before) + run.last) + before
+            parts[-1] = view[offsets[-1] : offsets[-1] + run.last]
         data, frame = b"".join(parts), len(prefix) + length
         with self._lock:
             if self.closed:
                 self._counter.count("drops", "closed", len(offsets))
                 return
-            waiting = bool(self._queue)
-            sent = 0 if waiting else self._write(data)
-            kept = -(
-                -sent // frame
-            )  # those begun are finished, and others wait as far as there is room
-            kept = max(kept, min(len(offsets), (sent + QUEUE_LIMIT - len(self._queue)) // frame))
+            was_empty = not self._queue
+            sent = self._write(data) if was_empty else 0
+            # A frame that has begun must be finished; others wait as far as there is room.
+            begun = -(-sent // frame)
+            fitting = min(len(offsets), (sent + QUEUE_LIMIT - len(self._queue)) // frame)
+            kept = max(begun, fitting)
             if kept < len(offsets):
                 self._counter.count("drops", "stream full", len(offsets) - kept)
             self._queue += data[sent : kept * frame]
-            congested = not waiting and bool(self._queue)
-        if congested:
+            begins_to_wait = was_empty and bool(self._queue)
+        if begins_to_wait:
             self._watch()
 
     def _write(self, data: bytes | bytearray) -> int:
-        """Under the lock.  What a stream that has failed does not take its reader will find out."""
+        """Write what the stream takes.  Under the lock."""
         try:
-            return self._stream.write_some(data)
+            return self._stream.write_some(data)  # type: ignore[arg-type]  # any buffer will do
         except StreamError:
+            # The stream has failed; its reader will see that.
             return len(data)
 
     def flush(self) -> bool:
-        """Writes what waits; whether nothing is left."""
+        """Write what waits in the queue; return whether nothing is left."""
         with self._lock:
             if self._queue and not self.closed:
                 del self._queue[: self._write(self._queue)]
             return not self._queue
 
     def _watch(self) -> None:
-        """Something waits to be sent."""
+        """Note that something begins to wait in the queue."""
 
-    def drain(self, given_up: Callable[[], Any]) -> None:
-        """Waits until nothing waits any more, or it is given up: on the thread that sends answers, which has this client alone."""
+    # -- ends
+
+    def shutdown(self) -> None:
+        """End both directions; a thread that waits wakes.  The descriptor stays until close()."""
+        self.closed = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has just ended
+
+    def close(self) -> None:
+        """Close the stream."""
+        self.closed = True
+        with self._lock:
+            self._stream.close()
+
+
+class FramedSocket(FramedStream):
+    """The stream of a client, which sends datagrams and receives replies.
+
+    It has the methods of a DatagramSocket that replies need.  The header of a reply is the raw
+    address of its source.
+    """
+
+    def reply_destination(self, peer: Hashable) -> None:
+        """Return None: replies go where the stream goes."""
+
+    def send(self, arena: Arena, run: Run, destination: None) -> None:
+        """Send replies.  Never blocks; drain() sends what has to wait."""
+        self._send_frames(arena, run, run.header.data if run.header else b"", b"")
+
+    def drain(self, given_up: Callable[[], object]) -> None:
+        """Block until the queue is empty, or given_up() is true, or the stream has ended.
+
+        Thread: the one that sends replies, which has no other client.
+        """
         if not self._queue:
             return
         poll = select.poll()
@@ -210,22 +255,10 @@ class FramedSocket:
         except ValueError:
             return  # just closed
         while not (self.closed or given_up() or self.flush()):
-            _patiently(lambda: poll.poll(FLUSH_SECONDS * 1000))
-
-    # -- ends
-
-    def shutdown(self) -> None:
-        """Whoever waits on it finds its end; the descriptor stays until close()."""
-        self.closed = True
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has just ended
-
-    def close(self) -> None:
-        self.closed = True
-        with self._lock:
-            self._stream.close()
+            try:
+                poll.poll(FLUSH_SECONDS * 1000)
+            except OSError:
+                time.sleep(PAUSE)
 
 
 class FramedDestination:
@@ -234,104 +267,110 @@ class FramedDestination:
     __slots__ = ("address", "sockaddr")
 
     def __init__(self, address: bytes, target: Address) -> None:
+        """Hold the raw `address` of a target."""
         self.address = address
-        self.sockaddr = (*target,)
+        self.sockaddr: SocketAddress = (*target,)
 
 
-class FramedConn(FramedSocket):
-    """The same as a PacketConn: the stream leads to a proxy, which sends the datagrams on."""
+class FramedConn(FramedStream):
+    """A PacketConn: the stream leads to a proxy, which forwards the datagrams."""
 
     def __init__(self, stream: Stream, framing: Framing, counter: Counter) -> None:
-        """DialError, and then the stream is closed."""
+        """Take over a connected stream.  Raises DialError; then the stream is closed."""
         try:
             super().__init__(stream, framing, counter)
-            # unlike a poll object it can be told by a sender what its waiting reader is to wait for
+            # Unlike a poll object, epoll lets a sender change what the reader waits for.
             self._events = select.epoll()
             self._events.register(self._socket.fileno(), select.EPOLLIN)
         except (OSError, ValueError, StreamError) as error:
             stream.close()
-            raise DialError(
-                Reason.GENERAL, said=getattr(error, "strerror", None) or str(error)
-            ) from error
+            said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise DialError(Reason.GENERAL, said=said) from error
         self._opened = time.monotonic()
-        self._gone = threading.Event()
-        self._sources = Sources(framing.parse)
+        self._shut_down = threading.Event()
+        self._sources = SourceAddresses(framing.parse)
 
     def prepare(self, flow: Flow) -> FramedDestination:
+        """Return the destination for the flow's target.  Raises DialError."""
         target = flow.target
         try:
             return FramedDestination(self._framing.encode(target), target)
         except ValueError as error:
             raise DialError(Reason.UNSUPPORTED, str(target), str(error)) from error
 
-    def send(self, arena: Any, run: Run, destination: FramedDestination) -> None:
+    def send(self, arena: Arena, run: Run, destination: FramedDestination) -> None:
+        """Send a run.  Never blocks, never raises; what cannot be sent is counted by reason."""
         if self.ended:
             self._counter.count("drops", "upstream closed", len(run.offsets))
             return
-        self._put(arena, run, destination.address, run.header.data if run.header else b"")
+        header = run.header.data if run.header else b""
+        self._send_frames(arena, run, destination.address, header)
 
     def wait(self) -> bool:
+        """Block until something may be received, and flush meanwhile; False once closed."""
         while not self.closed:
             if self.ended:
-                # a proxy that hangs up at once is not asked again at once
-                self._gone.wait(max(0.0, self._opened + REST_SECONDS - time.monotonic()))
+                # Do not ask a proxy again at once that has hung up at once.
+                self._shut_down.wait(max(0.0, self._opened + REST_SECONDS - time.monotonic()))
                 return False
             if self.fresh:
                 return True
-            for _, events in _patiently(self._events.poll):
+            try:
+                ready = self._events.poll()
+            except OSError:
+                time.sleep(PAUSE)
+                continue
+            for _, events in ready:
                 if events & select.EPOLLOUT and self.flush():
                     self._watch()
                 if events & ~select.EPOLLOUT:
                     return True
         return False
 
-    def receive(self, arena: Any) -> Batch:
-        known: list[Span] = []
+    def receive(self, arena: Arena) -> Batch:
+        """Return the frames that are there and have a valid address."""
+        spans: list[Span] = []
         for span in super().receive(arena).spans:
             try:
-                self._sources.learn(span[3], known)  # type: ignore[arg-type]
-                known.append(span)
+                self._sources.learn(span[3], spans)  # type: ignore[arg-type]  # a raw address
+                spans.append(span)
             except ProtocolError:
                 self._counter.count("drops", "malformed", len(span[0]))
-        return Batch(arena, known)
+        return Batch(arena, spans)
 
     def source(self, peer: Hashable) -> Address:
-        return self._sources[peer]  # type: ignore[index]
+        """Return the address that the key of a span stands for."""
+        return self._sources[peer]
 
     def shutdown(self) -> None:
+        """End both directions, and wait() as well."""
         super().shutdown()
-        self._gone.set()
+        self._shut_down.set()
 
     def close(self) -> None:
+        """Close the stream."""
         super().close()
         with self._lock:
             self._events.close()
 
     def _watch(self) -> None:
-        """Lets the reader wait for room as well, while something waits for it."""
+        """Let the reader wait for room as well as long as the queue is not empty."""
         with self._lock:
             if not self.closed:
-                self._events.modify(
-                    self._socket.fileno(), select.EPOLLIN | (select.EPOLLOUT if self._queue else 0)
-                )
+                events = select.EPOLLIN | (select.EPOLLOUT if self._queue else 0)
+                self._events.modify(self._socket.fileno(), events)
 
 
-def _patiently(poll: Callable[[], list[tuple[int, int]]]) -> list[tuple[int, int]]:
-    """What a poll gives; nothing, a moment later, where the kernel has no memory for it."""
-    try:
-        return poll()
-    except OSError:
-        time.sleep(PAUSE)
-        return []
+def _count_repeats(memory: bytearray, at: int, header: int, stride: int, end: int) -> int:
+    """Return how many frames behind the one at `at` have the same header, and so its length.
 
-
-def _repeats(memory: bytearray, at: int, header: int, stride: int, end: int) -> int:
-    """How many frames behind the one at `at` have its very header, and so its length."""
+    `header` and `stride` are bytes: of the header, and of the whole frame.
+    """
     room = (end - at) // stride - 1
     if room <= 0 or memory[at + stride : at + stride + header] != memory[at : at + header]:
         return 0
     for column in range(at, at + header):
-        # the bytes at one place of all headers: as many as begin it equal go on
+        # Compare one byte of all headers: the first difference ends the row of equal frames.
         values = memory[column + stride : column + stride * (room + 1) : stride]
         room = min(room, len(values) - len(values.lstrip(memory[column : column + 1])))
     return room

@@ -1,10 +1,10 @@
-"""Socket calls that never wait, made without handing the interpreter's lock over.
+"""System calls on TCP sockets that never wait, made without releasing the interpreter's lock.
 
-The socket module lets the lock go for every call, even one that takes a
-microsecond; where many threads are busy each of those calls then waits for its
-turn again, and a connection that needs forty of them waits forty times.  Here
-they are made through ctypes.PyDLL, which keeps the lock.  Only for calls that
-cannot block.  Without ctypes the socket module's own serve.  Any thread.
+The socket module releases the lock for every call, even for one that takes a
+microsecond.  Where many threads are busy, each of these calls then waits until it has
+the lock again, and a connection needs forty of them.  Here they are made through
+ctypes.PyDLL, which keeps the lock: only for calls that cannot block.  Without ctypes
+the methods of the socket module are used.  All of them raise OSError.  Thread: any.
 """
 
 from __future__ import annotations
@@ -15,158 +15,202 @@ import os
 import socket
 import struct
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from netproxy.net.address import pack_sockaddr, unpack_sockaddr
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.datagrams import SocketAddress
+    from netproxy.interfaces.sockets import StreamSocket
 
 try:
     import ctypes
 
-    _library: Any = ctypes.PyDLL(None, use_errno=True)
-except (ImportError, OSError):  # a Python without ctypes
+    _library: ctypes.PyDLL | None = ctypes.PyDLL(None, use_errno=True)
+except (ImportError, OSError):
+    # A Python without ctypes.
     _library = None
 
-BUFFER = 65536  # bytes that one receive of a plain socket is asked for
-ROOM = (
-    2 * BUFFER
-)  # and for which there is room: what is encrypted costs more each time, and comes in larger pieces
-KEPT_LOCK_LIMIT = (
-    16384  # bytes sent with the lock kept: beyond, copying takes longer than a hand-over
-)
-POLL_LIMIT_MS = (1 << 31) - 1  # poll(2) takes an int: 24 days are as good as for ever
-NAME_ROOM = 32  # bytes for a sockaddr_in6 (28)
+BUFFER = 65536
+"""Bytes asked of a plain socket in one receive."""
+ROOM = 2 * BUFFER
+"""Bytes of each of a thread's buffers.  TLS reads more at a time, as each read costs more."""
+
+KEPT_LOCK_LIMIT = 16384
+"""Bytes sent while the lock is kept.  Copying more takes longer than releasing the lock."""
+POLL_LIMIT_MS = (1 << 31) - 1
+"""The longest time that poll(2) takes, an int: 24 days stand for no limit."""
+NAME_ROOM = 32
+"""Bytes for a sockaddr: sockaddr_in6 has 28."""
 _NAME_LENGTH = struct.Struct("@I")
 _NONBLOCK = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _TCP = socket.SOCK_STREAM | _NONBLOCK
 _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_local = threading.local()
+_M_ARENA_MAX = -8
+
+T = TypeVar("T")
+SocketT_contra = TypeVar("SocketT_contra", contravariant=True)
+
+
+class SocketCalls(Protocol[SocketT_contra]):
+    """How a Stream reads and writes its socket: this module, or net.tls_socket.TlsCalls."""
+
+    def receive(self, sock: SocketT_contra, limit: int, /) -> memoryview | None:
+        """Return what is there, about `limit` bytes; empty at the end, None for nothing yet.
+
+        Valid until the thread's next receive.  Raises OSError.
+        """
+
+    def send(self, sock: SocketT_contra, data: bytes | bytearray | memoryview, /) -> int:
+        """Return how many bytes of `data` were sent without waiting.  Raises OSError."""
+
+    def shutdown(self, sock: SocketT_contra, how: int, /) -> None:
+        """Shut down one or both directions (socket.SHUT_*).  Raises OSError."""
+
+    def close(self, sock: SocketT_contra, /) -> None:
+        """Close the socket.  A closed one is left alone."""
 
 
 class Buffer:
-    """A mapping of its own: the many threads that only shake hands use one page of it, and hold no more."""
+    """ROOM bytes in a mapping of their own.
+
+    Threads that only do handshakes use one page of it, and the kernel supplies no more.
+    """
 
     __slots__ = ("memory", "view", "address")
 
     def __init__(self) -> None:
+        """Map the memory."""
         self.memory = mmap.mmap(-1, ROOM)
         self.view = memoryview(self.memory)
         self.address = (
-            ctypes.addressof((ctypes.c_char * ROOM).from_buffer(self.memory)) if _library else 0
+            ctypes.addressof((ctypes.c_char * ROOM).from_buffer(self.memory))
+            if _library is not None
+            else 0
         )
 
 
-def thread_buffer() -> Buffer:
-    """One for each thread, for what is on its way through: whoever needs it for longer copies it."""
-    try:
-        return _local.buffer
-    except AttributeError:
-        _local.buffer = Buffer()
-        return _local.buffer
+class _ThreadBuffers(threading.local):
+    received: Buffer
+    cleartext: Buffer
 
 
-def thread_clear() -> Buffer:
-    """The thread's second one, for what a relay moves, which may have been deciphered out of the first."""
+_buffers = _ThreadBuffers()
+
+
+def receive_buffer() -> Buffer:
+    """Return the thread's buffer for what receive() reads; callers copy what they keep."""
     try:
-        return _local.clear
+        return _buffers.received
     except AttributeError:
-        _local.clear = Buffer()
-        return _local.clear
+        _buffers.received = Buffer()
+        return _buffers.received
+
+
+def cleartext_buffer() -> Buffer:
+    """Return the thread's second buffer: for what a relay copies, and what TLS has decrypted."""
+    try:
+        return _buffers.cleartext
+    except AttributeError:
+        _buffers.cleartext = Buffer()
+        return _buffers.cleartext
 
 
 def _failure() -> OSError:
-    """Of the call just made."""
+    """Return the error of the call just made."""
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code))
 
 
-def _unless_waiting(nothing: Any) -> Any:
-    """`nothing` where the call just made would have had to wait; else raises what it failed with."""
+def _unless_waiting(nothing: T) -> T:
+    """Return `nothing` if the call just made would have waited; else raise its error."""
     if ctypes.get_errno() == errno.EAGAIN:
         return nothing
     raise _failure()
 
 
-def _name_in(buffer: Buffer) -> tuple:
-    """The sockaddr that the kernel has written there, its length behind it."""
+def _name_in(buffer: Buffer) -> SocketAddress:
+    """Return the sockaddr that the kernel has written, with its length at NAME_ROOM."""
     (length,) = _NAME_LENGTH.unpack_from(buffer.memory, NAME_ROOM)
     return unpack_sockaddr(bytes(buffer.view[:length]))
 
 
 def _receive(sock: socket.socket, limit: int) -> memoryview | None:
-    """What is there now, in the thread's buffer until its next receive; empty at the end, None for nothing yet.  OSError."""
-    buffer = thread_buffer()
+    buffer = receive_buffer()
     count = _recv(sock.fileno(), buffer.address, min(limit, ROOM), socket.MSG_DONTWAIT)
     if count < 0:
         return _unless_waiting(None)
     return buffer.view[:count]
 
 
-def _send(sock: socket.socket, data: bytes | memoryview) -> int:
-    """How many bytes of `data` went; 0 where none go now.  OSError."""
+def _send(sock: socket.socket, data: bytes | bytearray | memoryview) -> int:
     size = len(data)
     if size > KEPT_LOCK_LIMIT:
         return _portable_send(sock, data)
-    count = _send_bytes(sock.fileno(), data if type(data) is bytes else bytes(data), size, _NOW)
+    copy = data if type(data) is bytes else bytes(data)
+    count: int = _send_bytes(sock.fileno(), copy, size, _NOW)
     if count < 0:
         return _unless_waiting(0)
     return count
 
 
-def _close(sock: socket.socket) -> None:
+def _close(sock: StreamSocket) -> None:
     descriptor = sock.detach()
     if descriptor >= 0:
         _close_descriptor(descriptor)
 
 
 def _shutdown(sock: socket.socket, how: int) -> None:
-    """OSError."""
     if _shutdown_descriptor(sock.fileno(), how) < 0:
         raise _failure()
 
 
-def _open(family: int) -> socket.socket:
-    """A TCP socket that does not block; OSError."""
+def _open_tcp(family: int) -> socket.socket:
+    """Return a TCP socket that does not block.  Raises OSError."""
     descriptor = _socket(family, _TCP, 0)
     if descriptor < 0:
         raise _failure()
     return socket.socket(family, _TCP, 0, descriptor)
 
 
-def _connect(sock: socket.socket, sockaddr: tuple) -> int:
-    """Begins to connect: 0, or the errno, EINPROGRESS where it takes its time."""
+def _connect(sock: socket.socket, sockaddr: SocketAddress) -> int:
+    """Begin to connect; return 0 or the errno, EINPROGRESS if it takes time."""
     name = pack_sockaddr(sockaddr)
     return ctypes.get_errno() if _connect_descriptor(sock.fileno(), name, len(name)) < 0 else 0
 
 
-def _accept(sock: socket.socket) -> tuple[socket.socket, tuple] | None:
-    """A connection that waits, which does not block, and its peer; None where none waits.  OSError.  `sock` must not block."""
-    buffer = thread_buffer()
+def _accept(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
+    """Return a new connection, which does not block, and its peer; None if none waits.
+
+    `sock` must not block.  Raises OSError.
+    """
+    buffer = receive_buffer()
     _NAME_LENGTH.pack_into(buffer.memory, NAME_ROOM, NAME_ROOM)
-    descriptor = _accept_descriptor(
-        sock.fileno(), buffer.address, buffer.address + NAME_ROOM, _NONBLOCK
-    )
+    name_at = buffer.address
+    descriptor = _accept_descriptor(sock.fileno(), name_at, name_at + NAME_ROOM, _NONBLOCK)
     if descriptor < 0:
         return _unless_waiting(None)
     return socket.socket(sock.family, _TCP, 0, descriptor), _name_in(buffer)
 
 
-def _local_sockaddr(sock: socket.socket) -> tuple:
-    buffer = thread_buffer()
+def _local_sockaddr(sock: socket.socket) -> SocketAddress:
+    """Return the local sockaddr.  Raises OSError."""
+    buffer = receive_buffer()
     _NAME_LENGTH.pack_into(buffer.memory, NAME_ROOM, NAME_ROOM)
     if _name_of(sock.fileno(), buffer.address, buffer.address + NAME_ROOM) < 0:
         raise _failure()
     return _name_in(buffer)
 
 
-def _portable_open(family: int) -> socket.socket:
+def _portable_open_tcp(family: int) -> socket.socket:
     return socket.socket(family, _TCP)
 
 
-def _portable_connect(sock: socket.socket, sockaddr: tuple) -> int:
+def _portable_connect(sock: socket.socket, sockaddr: SocketAddress) -> int:
     return sock.connect_ex(sockaddr)
 
 
-def _portable_accept(sock: socket.socket) -> tuple[socket.socket, tuple] | None:
+def _portable_accept(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
     try:
         connection, peer = sock.accept()
     except BlockingIOError:
@@ -175,27 +219,30 @@ def _portable_accept(sock: socket.socket) -> tuple[socket.socket, tuple] | None:
     return connection, peer
 
 
-def _portable_local_sockaddr(sock: socket.socket) -> tuple:
-    return sock.getsockname()
+def _portable_local_sockaddr(sock: socket.socket) -> SocketAddress:
+    sockaddr: SocketAddress = sock.getsockname()
+    return sockaddr
 
 
 def _portable_receive(sock: socket.socket, limit: int) -> memoryview | None:
-    view = thread_buffer().view
+    view = receive_buffer().view
     try:
         return view[: sock.recv_into(view, min(limit, ROOM), socket.MSG_DONTWAIT)]
     except BlockingIOError:
         return None
 
 
-def _portable_send(sock: socket.socket, data: bytes | memoryview) -> int:
+def _portable_send(sock: socket.socket, data: bytes | bytearray | memoryview) -> int:
     try:
         return sock.send(data, _NOW)
     except BlockingIOError:
         return 0
 
 
-def _portable_close(sock: socket.socket) -> None:
-    sock.close()
+def _portable_close(sock: StreamSocket) -> None:
+    descriptor = sock.detach()
+    if descriptor >= 0:
+        socket.close(descriptor)
 
 
 def _portable_shutdown(sock: socket.socket, how: int) -> None:
@@ -203,14 +250,27 @@ def _portable_shutdown(sock: socket.socket, how: int) -> None:
 
 
 def trim() -> None:
-    """Gives memory that is free within the process back to the system, where the C library can."""
-    try:
-        _library.malloc_trim(0)
-    except AttributeError:  # no ctypes, or another C library
-        pass
+    """Return free memory of the process to the system, if the C library can (malloc_trim(3))."""
+    if _library is not None:
+        try:
+            _library.malloc_trim(0)
+        except AttributeError:
+            pass  # not glibc
 
 
-if _library:
+def use_one_heap() -> None:
+    """Keep glibc from giving each thread a heap of its own (mallopt(3)).
+
+    The interpreter's lock lets one thread allocate at a time, and 500 sessions save a MiB.
+    """
+    if _library is not None:
+        try:
+            _library.mallopt(_M_ARENA_MAX, 1)
+        except AttributeError:
+            pass  # not glibc
+
+
+if _library is not None:
     _recv = _library.recv
     _recv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     _recv.restype = ctypes.c_ssize_t
@@ -230,17 +290,10 @@ if _library:
     _name_of = _library.getsockname
     _name_of.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     receive, send, close, shutdown = _receive, _send, _close, _shutdown
-    open_tcp, connect, accept, local_sockaddr = _open, _connect, _accept, _local_sockaddr
+    open_tcp, connect = _open_tcp, _connect
+    accept, local_sockaddr = _accept, _local_sockaddr
 else:
-    receive, send, close, shutdown = (
-        _portable_receive,
-        _portable_send,
-        _portable_close,
-        _portable_shutdown,
-    )
-    open_tcp, connect, accept, local_sockaddr = (
-        _portable_open,
-        _portable_connect,
-        _portable_accept,
-        _portable_local_sockaddr,
-    )
+    receive, send = _portable_receive, _portable_send
+    close, shutdown = _portable_close, _portable_shutdown
+    open_tcp, connect = _portable_open_tcp, _portable_connect
+    accept, local_sockaddr = _portable_accept, _portable_local_sockaddr

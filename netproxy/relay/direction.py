@@ -1,9 +1,9 @@
-"""One way of a TCP relay: reads what is there, writes what goes, keeps the rest; never waits.
+"""One direction of a TCP relay: reads what is there, writes what goes, keeps the rest.
 
-Small transfers are copied through a buffer of the thread's.  Where a source keeps
-filling that buffer and both ends are plain sockets, bytes go through a kernel
-pipe instead (splice(2)) and are never seen here; when they become few again,
-copying is cheaper and comes back.
+Never waits.  Small transfers are copied through a buffer of the thread.  If a source keeps
+filling that buffer and both ends are plain sockets, the bytes go through a kernel pipe
+instead (splice(2)) and are never seen here.  Once the transfers are small again, copying is
+cheaper, and the pipe is closed.
 """
 
 from __future__ import annotations
@@ -11,26 +11,35 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from typing import Any
 
+from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.net import syscalls
 from netproxy.net.syscalls import BUFFER, ROOM
 
-ROUNDS = 16  # reads in a row before the other direction has its turn
-FULL_READS = 4  # buffers filled in a row before a pipe is worth its two descriptors
-PIPE = 1 << 20  # bytes asked for a kernel pipe: what an unprivileged process may have
-DECIPHERED = ROOM // 2  # bytes that a read gives where more may be there: TLS never fills a buffer
-PIPE_LEAST = 65536  # one that is smaller, because the user has many, moves less than copying does
-TINY, TINY_READS = (
-    4096,
-    16,
-)  # so many transfers of at most so many bytes, and a pipe is not worth its calls
-_END = "the end"  # is what is pending when it is nothing else
+ROUNDS = 16
+"""Reads in a row before it is the other direction's turn."""
+FULL_READS = 4
+"""Buffers filled in a row before a pipe is worth its two descriptors."""
+PIPE = 1 << 20
+"""Bytes asked for a kernel pipe: the most that an unprivileged process may have."""
+PIPE_LEAST = 65536
+"""A smaller pipe, which the kernel gives a user who has many, moves less than copying does."""
+DECIPHERED = ROOM // 2
+"""A read of TLS that gives this many bytes may leave more behind: it never fills a buffer."""
+TINY = 4096
+"""Bytes of a transfer that is not worth the system calls of a pipe."""
+TINY_READS = 16
+"""Tiny transfers in a row before a pipe is closed."""
+_PIPED = b"in the pipe"
+_END = b"the end"
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Direction:
-    """OSError from any method means that the relay has ended."""
+    """Bytes from one socket to the other.
+
+    An OSError from any method means that the relay has ended.
+    """
 
     __slots__ = (
         "source",
@@ -38,63 +47,76 @@ class Direction:
         "pending",
         "ended",
         "done",
-        "traffic",
+        "bytes_moved",
         "_splice",
-        "_layered",
-        "_most",
+        "_encrypted",
+        "_read_size",
         "_full",
         "_tiny",
         "_pipe",
+        "_in_pipe",
     )
 
     def __init__(
-        self, source: socket.socket, target: socket.socket, unread: bytes, splice: bool
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        splice: bool,
+        encrypted: LayeredSocket | None = None,
+        read_size: int = BUFFER,
     ) -> None:
-        """Both sockets do not block; `unread` goes first; `splice`: both are plain sockets."""
+        """Both sockets must be non-blocking.  `splice`: both are plain, and a pipe is allowed.
+
+        `encrypted` is the source if it is encrypted.  `read_size` is the bytes of a read.
+        """
         self.source = source
         self.target = target
-        self.pending: Any = (
-            unread  # read, not yet written: bytes, or how many of them are in the pipe
-        )
-        self.ended = False  # the source has closed its side
-        self.done = False  # and the target has been told
-        self.traffic = 0
+        self.pending = b""
+        """What was read and is not written yet.  _PIPED stands for bytes in the kernel pipe,
+        _END for an end that could not be passed on yet."""
+        self.ended = False
+        """True if the source has ended."""
+        self.done = False
+        """True if the target has been told so."""
+        self.bytes_moved = 0
         self._splice = splice
-        self._layered = hasattr(source, "over")
-        self._most = (
-            ROOM if self._layered or hasattr(target, "over") else BUFFER
-        )  # bytes read at a time
-        self._full = self._tiny = 0  # buffers filled, small transfers spliced, in a row
+        self._encrypted = encrypted
+        self._read_size = read_size
+        # Buffers filled in a row, and tiny transfers through the pipe in a row.
+        self._full = self._tiny = 0
         self._pipe: tuple[int, int] | None = None
+        self._in_pipe = 0
 
     @property
     def busy(self) -> bool:
-        """Whether so much comes that it is worth a thread."""
+        """True if enough bytes come to be worth a thread."""
         return self._full >= FULL_READS or self._pipe is not None
 
     def move(self) -> None:
-        """Reads and writes while both go on without waiting."""
+        """Read and write as long as neither has to wait.  Nothing may be pending."""
         for _ in range(ROUNDS):
-            if not (self._move_by_pipe() if self._pipe else self._move_by_copy()):
+            pipe = self._pipe
+            if not (self._move_by_pipe(pipe) if pipe else self._move_by_copy()):
                 return
 
     def flush(self) -> None:
-        """Writes what is pending; passes the end on once nothing is."""
-        if self.pending and self.pending is not _END:
+        """Write what is pending.  If nothing is left of it, pass the end of the source on."""
+        pending = self.pending
+        if pending is _PIPED:
             if self._pipe:
-                self._drain()
-            else:
-                self.pending = self.pending[self._write(self.pending) :]
+                self._drain(self._pipe)
+        elif pending and pending is not _END:
+            self.pending = pending[self._write(pending) :]
         if self.ended and not self.done and (not self.pending or self.pending is _END):
-            self._tell_end()
+            self._pass_end_on()
 
     def rest(self) -> None:
-        """Nothing will move for a while: what need not be held is given back."""
+        """Release what need not be held while nothing moves."""
         if not self.pending:
             self.close()
 
     def close(self) -> None:
-        """Gives the pipe back, whatever is in it."""
+        """Close the pipe, whatever is in it."""
         if self._pipe:
             for descriptor in self._pipe:
                 os.close(descriptor)
@@ -102,8 +124,8 @@ class Direction:
         self._full = self._tiny = 0
 
     def _move_by_copy(self) -> bool:
-        """Whether more may be there."""
-        view = syscalls.thread_clear().view[: self._most]
+        """Return whether more may be there."""
+        view = syscalls.cleartext_buffer().view[: self._read_size]
         try:
             count = self.source.recv_into(view)
         except BlockingIOError:
@@ -111,31 +133,34 @@ class Direction:
         if not count:
             return self._end()
         written = self._write(view[:count])
-        self.ended = self._layered and self.source.over  # TLS knows its end before its socket does
+        if self._encrypted is not None:
+            self.ended = self._encrypted.peer_ended
         if written < count:
             self.pending = bytes(view[written:count])
             return False
         if self.ended:
             return self._end()
-        if count < (DECIPHERED if self._layered else BUFFER):
+        if count < (BUFFER if self._encrypted is None else DECIPHERED):
             self._full = 0
             return False
         self._full += 1
         if self._full == FULL_READS:
-            return False  # the next turn is a thread's
+            # From here on the relay is busy, and its next turn is on a thread.
+            return False
         if self._full > FULL_READS and self._splice:
             self._open_pipe()
         return True
 
-    def _move_by_pipe(self) -> bool:
+    def _move_by_pipe(self, pipe: tuple[int, int]) -> bool:
+        """Return whether more may be there."""
         try:
-            count = os.splice(self.source.fileno(), self._pipe[1], PIPE, flags=_FLAGS)
+            count = os.splice(self.source.fileno(), pipe[1], PIPE, flags=_FLAGS)
         except BlockingIOError:
             return False
         if not count:
             return self._end()
-        self.pending = count
-        self._drain()
+        self._in_pipe = count
+        self._drain(pipe)
         if self.pending:
             return False
         self._tiny = self._tiny + 1 if count <= TINY else 0
@@ -143,14 +168,16 @@ class Direction:
             self.close()
         return count > TINY
 
-    def _tell_end(self) -> None:
+    def _pass_end_on(self) -> None:
         try:
             self.target.shutdown(socket.SHUT_WR)
         except BlockingIOError:
-            self.pending = _END  # TLS has something to say at its end, and no room for it now
+            # TLS announces its end, and there is no room for that now.
+            self.pending = _END
             return
         except OSError:
-            pass  # the target has ended already; its own direction tells how
+            # The target has ended already.  Its own direction finds out how.
+            pass
         self.pending = b""
         self.done = True
 
@@ -159,20 +186,24 @@ class Direction:
         self.flush()
         return False
 
-    def _drain(self) -> None:
-        while self.pending:
+    def _drain(self, pipe: tuple[int, int]) -> None:
+        """Write what is in the pipe."""
+        while self._in_pipe:
             try:
-                count = os.splice(self._pipe[0], self.target.fileno(), self.pending, flags=_FLAGS)
+                count = os.splice(pipe[0], self.target.fileno(), self._in_pipe, flags=_FLAGS)
             except BlockingIOError:
+                self.pending = _PIPED
                 return
-            self.pending -= count
-            self.traffic += count
+            self._in_pipe -= count
+            self.bytes_moved += count
+        self.pending = b""
 
     def _open_pipe(self) -> None:
         try:
             self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            self._splice = False  # out of descriptors: copying needs none
+            # Out of descriptors: copying needs none.
+            self._splice = False
             return
         try:
             fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, PIPE)
@@ -181,10 +212,11 @@ class Direction:
                 self._splice = False
                 self.close()
 
-    def _write(self, data: Any) -> int:
+    def _write(self, data: bytes | memoryview) -> int:
+        """Return how many bytes of `data` were written."""
         try:
             count = self.target.send(data)
         except BlockingIOError:
             count = 0
-        self.traffic += count
+        self.bytes_moved += count
         return count

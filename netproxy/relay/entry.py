@@ -1,270 +1,299 @@
-"""What a new target of a UDP client needs before datagrams may go: a dialled upstream, a resolved name.
+"""The state machine of the UDP relay: what must happen before a target's datagrams are sent.
 
-Both are a worker's, while the target's datagrams wait in a bounded queue, so that
-the listener's reader never blocks.  A failure rests for a while and is tried again
-when a datagram asks for it.  Shares its table's lock.
+An Entry is one target of one client endpoint.  A NatMapping is one upstream of a client
+endpoint, shared by all entries that use it.  Until an entry is READY its datagrams wait.
+This module changes states and queues only.  It does no I/O and has no lock: NatTable, which
+owns the lock, holds it for every call.  The listener's reader thread alone reads
+Entry.destination without it.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from typing import Any, Callable, Hashable, NamedTuple
+import enum
+from typing import TYPE_CHECKING, Hashable, TypeAlias
 
-from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import pack_ip
-from netproxy.interfaces.datagrams import Run
-from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.services import Counter, Log
-from netproxy.net.datagram import ArenaPool
-from netproxy.relay.session import Client, Session
+if TYPE_CHECKING:
+    from netproxy.interfaces.datagrams import Arena, Destination, Run
+    from netproxy.interfaces.flows import Flow
+    from netproxy.relay.client import Client
+    from netproxy.relay.session import Session
 
-WAITING_LIMIT = 64  # datagrams that wait for one entry: a train of a new flow, not a buffer
-WAITING_CLIENT = 256  # for one client: one with many slow names leaves room for the others
-WAITING_TOTAL = 1024  # and in the whole table: 64 MiB of the largest, 1.5 MiB of ordinary ones
-RETRY_SECONDS = 2.0  # after a failed dial or lookup, before a datagram may ask for another
+ENTRY_WAITING_LIMIT = 64
+"""Datagrams that wait for one entry: the first train of a new flow, not a buffer."""
+CLIENT_WAITING_LIMIT = 256
+"""Datagrams that wait for one client, so that many slow names leave room for the others."""
+TOTAL_WAITING_LIMIT = 1024
+"""Datagrams that wait in a table: 64 MiB of the largest, 1.5 MiB of ordinary ones."""
+DNS_PORT = 53
 
-Key = tuple[Hashable, bytes]
-Submit = Callable[
-    [Callable[[], None]], bool
-]  # hands work to a bounded pool; False when that is full
+Key: TypeAlias = tuple[Hashable, Hashable]
+"""The key of an entry: the client's key at its socket, and the bytes that name the target."""
 
 
-class Workers(NamedTuple):
-    dials: Submit
-    names: Submit  # a pool of its own: a name server that is silent must hold up no dial
+class Action(enum.Enum):
+    """What is left to do for an entry once the lock is released."""
+
+    NONE = "none"
+    DIAL = "dial the upstream of its mapping"
+    PREPARE = "prepare its destination"
+
+
+class EntryState(enum.Enum):
+    """What an entry waits for.
+
+    ROUTING: a lookup, because the choice of the upstream depends on the target's address.
+    DIALLING: the upstream of its mapping.  PREPARING: its destination, which may need a lookup.
+    FLUSHING: the thread that prepared it sends what has waited; newer datagrams queue behind.
+    READY: nothing.  FAILED: a dial or a lookup has failed.  GONE: out of the table.
+
+    Rows are events.  "-": the event does not happen, or changes nothing.
+
+    ========  =========  =========  =========  ========  =====  ========  ====
+    event     ROUTING    DIALLING   PREPARING  FLUSHING  READY  FAILED    GONE
+    ========  =========  =========  =========  ========  =====  ========  ====
+    datagram  wait       wait       wait       wait      send   retry(1)  drop
+    routed    (2)        -          -          -         -      -         -
+    retry     -          -          -          -         -      (2)       -
+    dialled   -          PREPARING  -          -         -      -         -
+    prepared  -          -          FLUSHING   -         -      -         -
+    flushed   -          -          -          READY     -      -         -
+    failed    GONE(3)    FAILED     FAILED     -         -      FAILED    -
+    removed   GONE       GONE       GONE       GONE      GONE   GONE      -
+    ========  =========  =========  =========  ========  =====  ========  ====
+
+    (1) From retry_at on; before, the datagram is dropped.
+    (2) PREPARING if the mapping is OPEN, DIALLING if it is or can be dialled, FAILED if its last
+        dial has failed a moment ago.
+    (3) NatTable removes it, so that the next datagram starts again with the router.
+    """
+
+    ROUTING = "routing"
+    DIALLING = "dialling"
+    PREPARING = "preparing"
+    FLUSHING = "flushing"
+    READY = "ready"
+    FAILED = "failed"
+    GONE = "gone"
+
+
+_QUEUEING = frozenset(
+    (EntryState.ROUTING, EntryState.DIALLING, EntryState.PREPARING, EntryState.FLUSHING)
+)
+_CAN_FAIL = frozenset((EntryState.DIALLING, EntryState.PREPARING, EntryState.FAILED))
+
+
+class MappingState(enum.Enum):
+    """The state of a mapping's upstream connection.
+
+    Rows are events.  "-": the event does not happen, or changes nothing.
+
+    ===========  ===========  ===========  =====  =====
+    event        CLOSED       DIALLING     OPEN   ENDED
+    ===========  ===========  ===========  =====  =====
+    needed       DIALLING(1)  -            -      -
+    dialled      -            OPEN         -      -
+    dial failed  -            CLOSED       -      -
+    removed      ENDED        ENDED        ENDED  -
+    ===========  ===========  ===========  =====  =====
+
+    (1) From retry_at on.
+    """
+
+    CLOSED = "closed"
+    DIALLING = "dialling"
+    OPEN = "open"
+    ENDED = "ended"
 
 
 class Entry:
-    """One target of one client endpoint.  `destination` is set once and for all when datagrams may go."""
+    """One target of one client endpoint.  Its on_ methods are the events of EntryState."""
 
     __slots__ = (
         "key",
         "client",
         "flow",
+        "state",
+        "mapping",
         "session",
+        "prepared",
         "destination",
-        "permitted",
         "waiting",
         "retry_at",
-        "preparing",
-        "gone",
     )
 
     def __init__(self, key: Key, client: Client, flow: Flow) -> None:
+        """Make an entry in state ROUTING.  `flow` has no addresses yet."""
         self.key = key
         self.client = client
         self.flow = flow
-        self.session: Any = None  # a Session, once its way out is known
-        self.destination: Any = None
-        self.permitted: Any = None  # the same, from the moment on that answers from there may come
-        self.waiting: (
-            list[bytes] | None
-        ) = []  # None: a lookup or dial has failed, retry_at says when next
+        self.state = EntryState.ROUTING
+        self.mapping: NatMapping
+        """Not set before the event "routed"."""
+        self.session: Session
+        """The mapping's, at hand for the reader thread."""
+        self.prepared: Destination | None = None
+        """Set by "prepared": from then on the target may reply."""
+        self.destination: Destination | None = None
+        """Set by "flushed", for good: the reader thread sends there and looks at no state."""
+        self.waiting: list[bytes] = []
         self.retry_at = 0.0
-        self.preparing = (
-            False  # a worker is at it, or will be: two would mix up the order of what waits
-        )
-        self.gone = False  # out of the table
+        """Monotonic time of the next attempt, in state FAILED."""
 
+    @property
+    def queueing(self) -> bool:
+        """True if the entry's datagrams wait."""
+        return self.state in _QUEUEING
 
-class Opening:
-    """Of one NatTable."""
+    def on_routed(self, flow: Flow, mapping: NatMapping, now: float) -> Action:
+        """Note the upstream; `flow` has the addresses that were looked up for it."""
+        if self.state is not EntryState.ROUTING:
+            return Action.NONE
+        self.flow = flow
+        self.mapping = mapping
+        self.session = mapping.session
+        mapping.add(self)
+        return self._begin(now)
 
-    def __init__(
-        self,
-        lock: threading.Lock,
-        workers: Workers,
-        arenas: ArenaPool,
-        ended: Callable[[Session], None],
-        counter: Counter,
-        log: Log,
-    ) -> None:
-        """`lock` guards entries and sessions with their queues, and is the table's own.
+    def on_retry(self, now: float) -> Action:
+        """Try again, if it is time."""
+        if self.state is not EntryState.FAILED or now < self.retry_at:
+            return Action.NONE
+        return self._begin(now)
 
-        `ended` is told of a session whose upstream has ended.
-        """
-        self._lock = lock
-        self._workers = workers
-        self._arenas = arenas
-        self._ended = ended
-        self._counter = counter
-        self._log = log
-        self.waiting = 0  # datagrams, of all entries
+    def _begin(self, now: float) -> Action:
+        mapping = self.mapping
+        if mapping.state is MappingState.OPEN:
+            self.state = EntryState.PREPARING
+            return Action.PREPARE
+        needs_dial = mapping.on_needed(now)
+        if mapping.state is MappingState.DIALLING:
+            self.state = EntryState.DIALLING
+            return Action.DIAL if needs_dial else Action.NONE
+        self.state = EntryState.FAILED
+        self.retry_at = mapping.retry_at
+        return Action.NONE
 
-    # -- the reader thread of the listener
-
-    def wait(self, arena: Any, entry: Entry, run: Run) -> bool:
-        """Keeps a run until its entry is ready, or counts it; True where the entry has become ready meanwhile."""
-        with self._lock:
-            waiting = entry.waiting
-            if waiting is not None and entry.destination is None:
-                for at in run.offsets:
-                    length = run.last if at == run.offsets[-1] else run.length
-                    if (
-                        len(waiting) < WAITING_LIMIT
-                        and entry.client.waiting < WAITING_CLIENT
-                        and self.waiting < WAITING_TOTAL
-                    ):
-                        waiting.append(bytes(arena.view[at : at + length]))
-                        self._wait_for(entry.client, 1)
-                    else:
-                        self._counter.count("drops", "waiting queue full")
-                return False
-            ready = entry.destination is not None
-        return ready or self._retry(arena, entry, run)
-
-    def _retry(self, arena: Any, entry: Entry, run: Run) -> bool:
-        """A datagram for an entry whose dial or lookup has failed: another try, when it is time."""
-        if time.monotonic() < entry.retry_at:
-            self._counter.count("drops", "target failed", len(run.offsets))
+    def on_dialled(self) -> bool:
+        """Return True if the destination is to be prepared now."""
+        if self.state is not EntryState.DIALLING:
             return False
-        with self._lock:
-            if entry.gone:
-                self._counter.count("drops", "evicted", len(run.offsets))
-                return False  # a moment ago: the next datagram makes a new one
-            entry.waiting = []
-        ready = self.wait(arena, entry, run)
-        self.advance(entry)
-        return ready
+        self.state = EntryState.PREPARING
+        return True
 
-    def advance(self, entry: Entry) -> None:
-        """Starts what the entry needs next: its session's dial, unless that is under way, or its own preparation."""
-        session = entry.session
-        with self._lock:
-            dial = session.conn is None
-            if dial and (session.dialling or time.monotonic() < session.retry_at):
-                if not session.dialling:
-                    self.fail_entry(entry, session.retry_at, "upstream failed")
-                return
-            session.dialling = dial
-        if not dial:
-            self._prepare_soon(entry)
-        elif not self._workers.dials(lambda: self._dial(session)):
-            self._fail_session(session, "dial queue full")
+    def on_prepared(self, destination: Destination) -> bool:
+        """Return True if the caller is to send what waits."""
+        if self.state is not EntryState.PREPARING:
+            return False
+        self.state = EntryState.FLUSHING
+        self.prepared = destination
+        return True
 
-    # -- workers
+    def on_flushed(self) -> None:
+        """Let the reader thread send.  The queue must be empty, to keep the order."""
+        if self.state is EntryState.FLUSHING:
+            self.state = EntryState.READY
+            self.destination = self.prepared
 
-    def open_now(self, entry: Entry) -> None:
-        """The same as advance(), on the thread that calls and to its end; DialError, and then the entry has failed."""
-        session = entry.session
-        with self._lock:
-            dial = session.conn is None and not session.dialling
-            session.dialling = session.dialling or dial
-            entry.preparing = True
-        try:
-            if dial:
-                self._start(session)
-            if session.conn is None:
-                raise DialError(Reason.GENERAL, f"{session.dialer.name} is being dialled")
-            self._settle(entry, session.conn.prepare(entry.flow))
-        except DialError as error:
-            if dial and session.conn is None:
-                self._fail_session(session, error.reason.value)
-            else:
-                self._fail(entry, error.reason.value)
-            raise
+    def on_failed(self, retry_at: float) -> bool:
+        """Return True if the entry has failed; what waits for it is lost."""
+        if self.state not in _CAN_FAIL:
+            return False
+        self.state = EntryState.FAILED
+        self.retry_at = retry_at
+        return True
 
-    def _dial(self, session: Session) -> None:
-        """Opens a session's upstream, then all entries that wait for it."""
-        try:
-            self._start(session)
-        except DialError as error:
-            self._log.limited(
-                ("dial", session.dialer.name), "udp by %s: %s", session.dialer.name, error
-            )
-            self._fail_session(session, error.reason.value)
-            return
-        except Exception:
-            self._fail_session(session, "internal error")
-            raise
-        with self._lock:
-            waiting = list(session.entries.values())
-        for entry in waiting:
-            self._prepare_soon(entry)
+    def on_removed(self) -> None:
+        """Leave the table.
 
-    def _start(self, session: Session) -> None:
-        conn = session.dialer.dial_packet(session.flow)
-        try:
-            session.start(conn, self._arenas, self._ended, self._counter, self._log)
-        except RuntimeError as error:  # can't start new thread
-            conn.close()
-            raise DialError(Reason.GENERAL, str(error)) from error
-        with self._lock:
-            session.dialling = False
-            gone = session.ended
-        if gone:
-            conn.shutdown()  # evicted while it was dialled
+        A run whose entry was looked up before still goes to `destination`, if it is set.
+        """
+        self.state = EntryState.GONE
 
-    def _prepare_soon(self, entry: Entry) -> None:
-        """An address is ready at once; a name is a worker's, so that one slow lookup holds up no other target."""
-        with self._lock:
-            if entry.preparing or entry.destination is not None or entry.waiting is None:
-                return
-            entry.preparing = True
-        if entry.flow.addresses or pack_ip(entry.flow.target.host) is not None:
-            self._prepare(entry)
-        elif not self._workers.names(lambda: self._prepare(entry)):
-            self._fail(entry, "dial queue full")
 
-    def _prepare(self, entry: Entry) -> None:
-        try:
-            destination = entry.session.conn.prepare(entry.flow)
-        except DialError as error:
-            self._fail(entry, error.reason.value)
-        except Exception:
-            self._fail(entry, "internal error")
-            raise
-        else:
-            self._settle(entry, destination)
+class NatMapping:
+    """One upstream of a client endpoint: the entries that use it, and the state of its dial.
 
-    def _settle(self, entry: Entry, destination: Any) -> None:
-        """Sends what has waited; from then on datagrams go by themselves."""
-        with self._lock:
-            if entry.gone:
-                return  # evicted meanwhile, and what waited with it
-            entry.permitted = destination
-            entry.session.permit(destination)
-        arena = self._arenas.take()
-        while True:
-            with self._lock:
-                waiting = entry.waiting or []
-                self._wait_for(entry.client, -len(waiting))
-                entry.waiting = []
-                if (
-                    not waiting
-                ):  # none came meanwhile: from here on the reader sends itself, in order
-                    entry.destination = destination
-                    break
-            for data in waiting:
-                run = arena.put(data)
-                entry.session.count_sent(run)
-                entry.session.conn.send(arena, run, destination)
-        self._arenas.give(arena)
+    It has the same session from beginning to end.  Its on_ methods are the events of
+    MappingState.
+    """
 
-    def _fail_session(self, session: Session, reason: str) -> None:
-        with self._lock:
-            session.dialling = False
-            session.retry_at = time.monotonic() + RETRY_SECONDS
-            for entry in session.entries.values():
-                self.fail_entry(entry, session.retry_at, reason)
+    __slots__ = ("client", "key", "session", "state", "retry_at", "entries", "only_dns")
 
-    def _fail(self, entry: Entry, reason: str) -> None:
-        with self._lock:
-            self.fail_entry(entry, time.monotonic() + RETRY_SECONDS, reason)
+    def __init__(self, client: Client, key: object, session: Session) -> None:
+        """Make a mapping in state CLOSED.  `key` is its key among the client's mappings."""
+        self.client = client
+        self.key = key
+        self.session = session
+        self.state = MappingState.CLOSED
+        self.retry_at = 0.0
+        """Monotonic time from which on the upstream may be dialled."""
+        self.entries: dict[Key, Entry] = {}
+        """Oldest first."""
+        self.only_dns = True
+        """True if all targets so far were name servers."""
 
-    # -- under the lock
+    def add(self, entry: Entry) -> None:
+        """Add an entry that uses this mapping."""
+        self.entries[entry.key] = entry
+        self.only_dns = self.only_dns and entry.flow.target.port == DNS_PORT
 
-    def _wait_for(self, client: Client, more: int) -> None:
-        client.waiting += more
-        self.waiting += more
+    def on_needed(self, now: float) -> bool:
+        """Return True if the caller is to dial."""
+        if self.state is not MappingState.CLOSED or now < self.retry_at:
+            return False
+        self.state = MappingState.DIALLING
+        return True
 
-    def fail_entry(self, entry: Entry, retry_at: float, reason: str) -> None:
-        """What waits for it is counted as lost."""
-        lost = len(entry.waiting or ())
-        self._wait_for(entry.client, -lost)
-        entry.waiting = None
-        entry.preparing = False
-        entry.retry_at = retry_at
-        if lost:
-            self._counter.count("drops", reason, lost)
+    def on_dialled(self) -> bool:
+        """Return False if the mapping was removed meanwhile: the connection is not wanted."""
+        if self.state is not MappingState.DIALLING:
+            return False
+        self.state = MappingState.OPEN
+        return True
+
+    def on_dial_failed(self, retry_at: float) -> bool:
+        """Return False if the mapping was removed meanwhile."""
+        if self.state is not MappingState.DIALLING:
+            return False
+        self.state = MappingState.CLOSED
+        self.retry_at = retry_at
+        return True
+
+    def on_removed(self) -> None:
+        """Leave the table."""
+        self.state = MappingState.ENDED
+
+
+class WaitingQueues:
+    """The datagrams that wait in a table: in one bounded queue for each entry."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+        """Datagrams that wait, of all entries."""
+
+    def put(self, entry: Entry, arena: Arena, run: Run) -> int:
+        """Copy the datagrams of a run to the entry's queue; return how many found no room."""
+        client, queue = entry.client, entry.waiting
+        room = min(
+            ENTRY_WAITING_LIMIT - len(queue),
+            CLIENT_WAITING_LIMIT - client.waiting,
+            TOTAL_WAITING_LIMIT - self.total,
+            len(run.offsets),
+        )
+        final = run.offsets[-1]
+        for offset in run.offsets[: max(0, room)]:
+            length = run.last if offset == final else run.length
+            queue.append(bytes(arena.view[offset : offset + length]))
+        taken = max(0, room)
+        client.waiting += taken
+        self.total += taken
+        return len(run.offsets) - taken
+
+    def take(self, entry: Entry) -> list[bytes]:
+        """Empty the entry's queue; return what was in it, in order of arrival."""
+        taken, entry.waiting = entry.waiting, []
+        entry.client.waiting -= len(taken)
+        self.total -= len(taken)
+        return taken

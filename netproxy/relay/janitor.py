@@ -1,58 +1,75 @@
-"""The one thread that ends what has been idle for too long.
+"""The thread that ends what has been idle for too long.
 
-Once a second it asks every registered table what died and closes that outside
-all locks.  Tables are told the time, so that tests need no sleep.
+Once a second it asks each registered table what has expired, and closes that outside all
+locks.  Tables are told the time, so that tests need no sleep.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Callable
 
-from netproxy.interfaces.services import Expirable, Log
+if TYPE_CHECKING:
+    from netproxy.interfaces.services import Expirable, Log
 
-TICK = 1.0  # seconds: the coarsest that still ends an association's sessions "at once" for a person
+TICK = 1.0
+"""Seconds between two sweeps: the coarsest at which a session that has nothing left to wait
+for still seems to end at once."""
 
 
 class Janitor:
+    """Sweeps the registered tables.  Methods may be called on any thread."""
+
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._lock = threading.Lock()  # guards _tables
+        # Guards _tables.
+        self._lock = threading.Lock()
         self._tables: list[Expirable] = []
         self._stopped = threading.Event()
         self.thread = threading.Thread(target=self._run, name="janitor", daemon=True)
 
     def register(self, table: Expirable) -> None:
+        """Sweep a table from now on."""
         with self._lock:
             self._tables.append(table)
 
-    def forget(self, table: Expirable) -> None:
+    def unregister(self, table: Expirable) -> None:
+        """Sweep a table no more.  Raises ValueError if it is not registered."""
         with self._lock:
             self._tables.remove(table)
 
     def start(self) -> None:
+        """Start the thread.  Raises RuntimeError if there is none to be had."""
         self.thread.start()
 
     def stop(self) -> None:
+        """Stop the thread and wait for its end."""
         self._stopped.set()
         if self.thread.is_alive():
             self.thread.join()
 
     def sweep(self, now: float) -> None:
+        """Close what has expired by `now` (monotonic seconds).
+
+        An exception of one table or of one close is logged and does not affect the others.
+        """
         with self._lock:
             tables = list(self._tables)
         for table in tables:
-            for close in self._guarded(lambda: table.expire(now)) or ():
-                self._guarded(close)
+            try:
+                closes = table.expire(now)
+            except Exception:
+                self._log.exception("sweeping a table")
+                continue
+            for close in closes:
+                self._close(close)
 
-    def _guarded(self, call: Callable[[], Any]) -> Any:
-        """One fault must not keep the others from being evicted and closed."""
+    def _close(self, close: Callable[[], None]) -> None:
         try:
-            return call()
+            close()
         except Exception:
-            self._log.exception("sweeping a table")
-            return None
+            self._log.exception("closing what has expired")
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK):

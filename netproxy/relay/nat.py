@@ -1,405 +1,471 @@
-"""The NAT table of the UDP relay: (client endpoint, target) -> the session whose upstream is reused.
+"""The NAT table of the UDP relay: (client endpoint, target) -> entry -> session.
 
-A hit is one dictionary lookup by the listener's reader thread, without a lock.
-A miss asks the router and makes an entry; what must be looked up or dialled for
-it is done by a worker while its datagrams wait in a bounded queue, so that the
-reader never blocks.  The janitor's thread evicts: first out of the table, then closed.
+This module has the one lock of the UDP relay.  Every event of the state machine (entry.py)
+is applied here, under the lock; blocking work follows outside it (pending_dial.py).
+A hit is one dictionary lookup by the listener's reader thread, without the lock.
+A session ends in two steps, on any thread: it is removed from the table, then closed.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Callable, Hashable, NamedTuple, Sequence
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Callable, Hashable, Iterable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.datagrams import Run
-from netproxy.interfaces.flows import Flow, Observer
-from netproxy.interfaces.routing import Route, Router
-from netproxy.interfaces.services import Counter, Log
-from netproxy.net.datagram import ArenaPool
-from netproxy.relay.quota import SessionQuota, SessionLimits
-from netproxy.relay.entry import Entry, Key, Opening, Workers
-from netproxy.relay.session import INDEPENDENT, Client, Session
+from netproxy.relay.entry import Action, Entry, EntryState, Key, NatMapping, WaitingQueues
+from netproxy.relay.pending_dial import PendingDials, Submit
+from netproxy.relay.quota import SessionLimits, SessionQuota
+from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
 
-ENTRIES_LIMIT = (
-    4096  # entries a session: targets of one client; the oldest yields and may come back
-)
-UNROUTED_LIMIT = 256  # entries a client whose names are looked up before their way out is known
-ONE_WAY_SECONDS = 60.0  # idle time of a session that nobody has answered
-DNS_PORT = 53
-DNS_SECONDS = (
-    10.0  # idle time of a session that only spoke to name servers and still waits for an answer
-)
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import Arena, Destination, Run
+    from netproxy.interfaces.flows import Flow, Observer
+    from netproxy.interfaces.routing import Route, Router
+    from netproxy.interfaces.services import Counter, Log
+    from netproxy.net.datagram import ArenaPool
+    from netproxy.relay.client import Client
+
+ENTRIES_LIMIT = 4096
+"""Entries of a session, which has one client.  At the limit the oldest is evicted; the next
+datagram to its target makes a new one."""
+UNROUTED_LIMIT = 256
+"""Entries of a client in state ROUTING."""
+RETRY_SECONDS = 2.0
+"""How long a failed dial or lookup is not repeated.  After that a datagram repeats it."""
+ONE_WAY_SECONDS = 60.0
+"""Idle time of a session that has received nothing."""
+DNS_SECONDS = 10.0
+"""Idle time of a session that has sent to name servers only and lacks a reply."""
 
 
 class NatPolicy(NamedTuple):
     """How a table behaves as a NAT, in the words of RFC 4787."""
 
-    caps: SessionLimits
-    idle_timeout: float = 300.0  # seconds, for sessions that have seen both directions (REQ-5)
-    symmetric: bool = False  # one mapping for each target; else endpoint-independent (REQ-1)
-    filtering: str = INDEPENDENT  # whose answers pass (REQ-8)
+    limits: SessionLimits
+    idle_timeout: float = 300.0
+    """Seconds, for sessions that have seen both directions (REQ-5)."""
+    symmetric: bool = False
+    """True for one mapping for each target; otherwise it is endpoint-independent (REQ-1)."""
+    filtering: str = ENDPOINT_INDEPENDENT
+    """Which sources may reply (REQ-8)."""
+
+
+class NatDependencies(NamedTuple):
+    """What a table and its sessions need of the daemon."""
+
+    arenas: ArenaPool
+    dials: Submit
+    names: Submit
+    """A pool of its own: a name server that does not answer must delay no dial."""
+    counter: Counter
+    observer: Observer
+    log: Log
 
 
 class NatTable:
-    """One for each UDP listener."""
+    """The clients, entries and sessions of one UDP listener."""
 
-    def __init__(
-        self,
-        policy: NatPolicy,
-        arenas: ArenaPool,
-        workers: Workers,
-        counter: Counter,
-        observer: Observer,
-        log: Log,
-    ) -> None:
-        self._policy = policy
-        self._quota = SessionQuota(policy.caps)
-        self._counter = counter
-        self._observer = observer
-        self._log = log
-        # Guards clients, entries, the sets of sessions and entries in them, and waiting queues.
+    def __init__(self, policy: NatPolicy, dependencies: NatDependencies) -> None:
+        # Guards all attributes below, and every Client, Entry and NatMapping in them.
         # The listener's reader looks entries up without it, which the GIL makes safe.
         self._lock = threading.Lock()
+        self._policy = policy
+        self._quota = SessionQuota(policy.limits)
+        self._waiting = WaitingQueues()
+        self._mappings: dict[Session, NatMapping] = {}
         self.entries: dict[Key, Entry] = {}
         self.clients: dict[Hashable, Client] = {}
-        self._sessions: set[Session] = set()
-        self._names = workers.names
-        self._opening = Opening(self._lock, workers, arenas, self._upstream_ended, counter, log)
-        self._barren: set[tuple[str, str]] = (
-            set()
-        )  # who found no idle session to replace since the last expire()
+        """By their keys at the listener's socket."""
+        self._counter = dependencies.counter
+        self._observer = dependencies.observer
+        self._log = dependencies.log
+        self._pending = PendingDials(self, dependencies)
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        """Return the number of sessions."""
+        return len(self._mappings)
 
     def set_policy(self, policy: NatPolicy) -> None:
-        """After a reload; sessions that live keep their mapping."""
+        """Apply the policy of a new configuration.  Sessions that exist keep their mapping."""
         with self._lock:
             self._policy = policy
-            self._quota.caps = policy.caps
+            self._quota.limits = policy.limits
 
     # -- the reader thread of the listener
 
-    def forward(self, arena: Any, entry: Entry, run: Run) -> None:
-        """Sends a run to its target, or lets it wait for the dial under way."""
-        if entry.destination is None and not self._opening.wait(arena, entry, run):
-            return
-        session = entry.session
-        session.count_sent(run)  # before the answer can come
-        session.conn.send(arena, run, entry.destination)
+    def forward(self, arena: Arena, entry: Entry, run: Run) -> None:
+        """Send a run to its target, or let it wait until its entry is ready."""
+        destination = entry.destination
+        if destination is None:
+            destination = self._wait(arena, entry, run)
+            if destination is None:
+                return
+        entry.session.send(arena, run, destination)
+
+    def _wait(self, arena: Arena, entry: Entry, run: Run) -> Destination | None:
+        """Queue or drop a run of an entry that was not ready.
+
+        Returns the destination if the entry has become ready meanwhile.
+        """
+        count, now = len(run.offsets), time.monotonic()
+        if entry.state is EntryState.FAILED and now < entry.retry_at:
+            # Without the lock, because a client may flood a dead target.
+            self._counter.count("drops", "target failed", count)
+            return None
+        with self._lock:
+            action = entry.on_retry(now)
+            if entry.state is EntryState.READY:
+                return entry.destination
+            if entry.queueing:
+                dropped, reason = self._waiting.put(entry, arena, run), "waiting queue full"
+            else:
+                dropped = count
+                reason = "evicted" if entry.state is EntryState.GONE else "upstream failed"
+        if dropped:
+            self._counter.count("drops", reason, dropped)
+        self._pending.perform(entry, action)
+        return None
 
     def add_client(self, client: Client) -> None:
-        """A client endpoint that was admitted."""
+        """Add a client endpoint that was admitted."""
         with self._lock:
             self.clients[client.peer] = client
 
-    def move_client(self, owner: Hashable, address: Address, peer: Hashable) -> Client | None:
-        """An owner's endpoint `address` that is known by another key, because it came to another local address of ours before.
+    def move_client(self, owner: object, address: Address, peer: Hashable) -> Client | None:
+        """Find an owner's client by its address and give it `peer` as one more key.
 
-        Its sessions stay, and answers still leave from the address that it used first.
+        The key changes if the client sends to another local address.  Its sessions stay, and
+        replies still leave from the local address that it used first.
         """
         with self._lock:
-            client = next(
-                (
-                    one
-                    for one in self.clients.values()
-                    if one.owner is owner and one.address == address
-                ),
-                None,
-            )
-            if client is not None:
-                self.clients[peer] = client
-            return client
+            for client in self.clients.values():
+                if client.owner is owner and client.address == address:
+                    self.clients[peer] = client
+                    return client
+            return None
 
     def open(
         self, key: Key, client: Client, flow: Flow, router: Router, count: int = 1
     ) -> Entry | None:
-        """A new entry for a target by the way out that `router` knows, with the client's session for it, old or new.
+        """Make the entry of a new target, and its session unless the client has it already.
 
-        None where nothing leads there or at a limit, and then the `count` datagrams that asked for it have been counted.
+        Returns None if the target has no upstream or a limit is reached.  The `count`
+        datagrams that asked for the entry have then been counted as dropped.
         """
         try:
             route = router.route_without_blocking(flow)
             if route is None:
                 return self._enter_unrouted(key, client, flow, router, count)
-            self._check_carried(route)
+            self._pending.check_carries_udp(route)
         except DialError as error:
             self._counter.count("drops", error.reason.value, count)
             with self._lock:
                 self._keep_while_used(client, key[0])
             return None
-        entry = self._enter(key, client, route, count)
-        if entry is not None:
-            self._opening.advance(entry)
+        entry = Entry(key, client, flow)
+        action = self._enter(entry, route, count)
+        if action is None:
+            return None
+        self._pending.perform(entry, action)
         return entry
 
     def open_now(self, key: Key, client: Client, route: Route) -> Entry:
-        """The same, dialled and resolved when it returns; for threads that may wait.  DialError."""
-        entry = self._enter(key, client, route, 0)
-        if entry is None:
+        """Make an entry that is ready.  Blocks.  Raises DialError."""
+        entry = Entry(key, client, route.flow)
+        action = self._enter(entry, route, 0)
+        if action is None:
             raise DialError(Reason.GENERAL, said="no room for another UDP session")
-        self._opening.open_now(entry)
+        self._pending.open_now(entry, action)
         return entry
 
-    def _enter(self, key: Key, client: Client, route: Route, count: int) -> Entry | None:
+    def _enter(self, entry: Entry, route: Route, count: int) -> Action | None:
+        """Add an entry whose route is known; return None if it found no room."""
+        client, action = entry.client, None
         with self._lock:
-            if self.clients.get(key[0]) is not client:
-                self._counter.count("drops", "association ended", count)
+            if not self._admits(entry, count):
                 return None
-            entry = Entry(key, client, route.flow)
-            session, evicted = self._session_for(client, route)
-            if session:
-                self.entries[key] = entry
-                self._attach(entry, session)
-            self._keep_while_used(client, key[0])
-        self._after_entering(client, session, evicted, count)
-        return entry if session else None
+            mapping, evicted = self._mapping_for(client, route)
+            if mapping is not None:
+                self.entries[entry.key] = entry
+                action = self._attach(entry, route.flow, mapping)
+            self._keep_while_used(client, entry.key[0])
+        self._after_mapping(client, mapping, evicted, count)
+        return action
 
-    def _after_entering(
-        self, client: Client, session: Session | None, evicted: Session | None, count: int
+    def _enter_unrouted(
+        self, key: Key, client: Client, flow: Flow, router: Router, count: int
+    ) -> Entry | None:
+        """Add an entry whose target must be looked up before its upstream is known."""
+        entry = Entry(key, client, flow)
+        with self._lock:
+            if not self._admits(entry, count):
+                return None
+            if len(client.unrouted) >= UNROUTED_LIMIT:
+                self._counter.count("drops", "waiting queue full", count)
+                return None
+            self.entries[key] = entry
+            client.unrouted.add(key)
+        if not self._pending.look_up(entry, router):
+            self._counter.count("drops", "lookup queue full", count)
+            self.routing_failed(entry, "lookup queue full")
+            return None
+        return entry
+
+    # -- events of the state machine; any thread
+
+    def routed(self, entry: Entry, route: Route) -> Action:
+        """Event "routed" of an entry in state ROUTING."""
+        client, action = entry.client, Action.NONE
+        with self._lock:
+            if entry.state is not EntryState.ROUTING:
+                return action
+            mapping, evicted = self._mapping_for(client, route)
+            if mapping is not None:
+                client.unrouted.discard(entry.key)
+                action = self._attach(entry, route.flow, mapping)
+        self._after_mapping(client, mapping, evicted, 0)
+        if mapping is None:
+            self.routing_failed(entry, "session limit")
+        return action
+
+    def routing_failed(self, entry: Entry, reason: str) -> None:
+        """Event "failed" of an entry in state ROUTING: the next datagram makes a new entry."""
+        with self._lock:
+            if entry.state is EntryState.ROUTING:
+                entry.client.unrouted.discard(entry.key)
+                self._forget(entry, reason)
+                self._keep_while_used(entry.client, entry.key[0])
+
+    def dialled(self, mapping: NatMapping) -> Sequence[Entry]:
+        """Event "dialled" of a mapping and of its entries; return the entries to prepare.
+
+        If the mapping was removed during the dial, its connection is shut down.
+        """
+        with self._lock:
+            if mapping.on_dialled():
+                return [entry for entry in mapping.entries.values() if entry.on_dialled()]
+        mapping.session.shutdown()
+        return ()
+
+    def dial_failed(self, mapping: NatMapping, reason: str) -> None:
+        """Event "dial failed" of a mapping, and "failed" of its entries."""
+        with self._lock:
+            if mapping.on_dial_failed(time.monotonic() + RETRY_SECONDS):
+                for entry in mapping.entries.values():
+                    self._fail(entry, mapping.retry_at, reason)
+
+    def prepared(self, entry: Entry, destination: Destination) -> bool:
+        """Event "prepared"; return False if the entry was removed meanwhile."""
+        with self._lock:
+            if not entry.on_prepared(destination):
+                return False
+            entry.session.permit(destination)
+            return True
+
+    def prepare_failed(self, entry: Entry, reason: str) -> None:
+        """Event "failed" of an entry whose destination cannot be prepared."""
+        with self._lock:
+            self._fail(entry, time.monotonic() + RETRY_SECONDS, reason)
+
+    def take_waiting(self, entry: Entry) -> Sequence[bytes]:
+        """Return what waits for an entry in state FLUSHING; if nothing does, event "flushed"."""
+        with self._lock:
+            if entry.state is not EntryState.FLUSHING:
+                return ()
+            waiting = self._waiting.take(entry)
+            if not waiting:
+                entry.on_flushed()
+            return waiting
+
+    # -- ends; any thread
+
+    def end(self, owner: object, reason: str = "association ended") -> None:
+        """End all clients of an owner (an association, a stream), with their sessions."""
+        with self._lock:
+            owned = [item for item in self.clients.items() if item[1].owner is owner]
+            # Two keys may stand for one client.
+            mappings = [client.mappings.values() for _, client in owned]
+            ended = list(dict.fromkeys(chain.from_iterable(mappings)))
+            self._remove_all(ended, reason)
+            for peer, client in owned:
+                self._forget_unrouted(client)
+                del self.clients[peer]
+        self._close_all(ended)
+
+    def transfer(self, owner: object, successor: object) -> None:
+        """Give the clients of an owner that has ended to its successor: they end with it."""
+        with self._lock:
+            for client in self.clients.values():
+                if client.owner is owner:
+                    client.owner = successor
+
+    def expire(self, now: float) -> Sequence[Callable[[], None]]:
+        """Remove the sessions that are idle; return the calls that close them.
+
+        Only datagrams of the client keep a session alive (RFC 4787 REQ-6).
+        """
+        idle: list[NatMapping] = []
+        with self._lock:
+            self._quota.sweep()
+            for session, mapping in self._mappings.items():
+                if session.active:
+                    session.active = False
+                    session.seen = now
+                elif now - session.seen >= self._idle_limit(mapping):
+                    idle.append(mapping)
+            self._remove_all(idle, "idle")
+        return [partial(self._close, mapping.session) for mapping in idle]
+
+    def close(self) -> None:
+        """End everything."""
+        with self._lock:
+            ended = list(self._mappings.values())
+            self._remove_all(ended, "shutdown")
+            for client in self.clients.values():
+                self._forget_unrouted(client)
+            self.clients.clear()
+        self._close_all(ended)
+
+    def end_session(self, session: Session, reason: str) -> None:
+        """End a session, if it has not ended.  The client's next datagram makes a new one."""
+        with self._lock:
+            mapping = self._mappings.get(session)
+            if mapping is None:
+                return
+            self._remove(mapping, reason)
+        self._close(session)
+
+    # -- after the lock
+
+    def _close_all(self, mappings: Iterable[NatMapping]) -> None:
+        for mapping in mappings:
+            self._close(mapping.session)
+
+    def _close(self, session: Session) -> None:
+        """Record a session that was removed; its own thread closes the descriptor."""
+        session.shutdown()
+        self._counter.count("sessions_evicted", session.ended)
+        self._observer.finished(session.record())
+
+    def _after_mapping(
+        self, client: Client, mapping: NatMapping | None, evicted: NatMapping | None, count: int
     ) -> None:
-        if evicted:
-            self._close(evicted)
-        if session is None:
+        if evicted is not None:
+            self._close(evicted.session)
+        if mapping is None:
             self._counter.count("drops", "session limit", count)
             self._log.limited(
                 ("sessions", id(self)), "%s: no room for another UDP session", client.address.host
             )
 
-    def _check_carried(self, route: Route) -> None:
-        """DialError for a way out without datagrams."""
-        dialer = route.dialer
-        if "udp" in dialer.carries:
-            return
-        try:
-            dialer.dial_packet(route.flow)  # which says, without dialling, which hop is in the way
-        except DialError as error:
-            if error.reason is not Reason.DENIED:  # what a rule refuses is as it was meant
-                self._log.limited(("dial", dialer.name), "udp by %s: %s", dialer.name, error)
-            raise
-
-    # -- entries whose name is looked up before their way out is known
-
-    def _enter_unrouted(
-        self, key: Key, client: Client, flow: Flow, router: Router, count: int
-    ) -> Entry | None:
-        with self._lock:
-            if self.clients.get(key[0]) is not client:
-                self._counter.count("drops", "association ended", count)
-                return None
-            if len(client.unrouted) >= UNROUTED_LIMIT:
-                self._counter.count("drops", "waiting queue full", count)
-                return None
-            entry = self.entries[key] = Entry(key, client, flow)
-            client.unrouted.add(key)
-        if not self._names(lambda: self._find_way(entry, router)):
-            self._counter.count("drops", "lookup queue full", count)
-            self._give_up(entry, "lookup queue full")
-            return None
-        return entry
-
-    def _find_way(self, entry: Entry, router: Router) -> None:
-        """On a worker's thread."""
-        try:
-            route = router.route(entry.flow)
-            self._check_carried(route)
-        except DialError as error:
-            self._give_up(entry, error.reason.value)
-            return
-        except Exception:
-            self._give_up(entry, "internal error")
-            raise
-        with self._lock:
-            if entry.gone:
-                return
-            entry.flow = route.flow
-            session, evicted = self._session_for(entry.client, route)
-            if session:
-                entry.client.unrouted.discard(entry.key)
-                self._attach(entry, session)
-        self._after_entering(entry.client, session, evicted, 0)
-        if session:
-            self._opening.advance(entry)
-        else:
-            self._give_up(entry, "session limit")
-
-    def _give_up(self, entry: Entry, reason: str) -> None:
-        """The next datagram for it begins anew."""
-        with self._lock:
-            if not entry.gone:
-                entry.client.unrouted.discard(entry.key)
-                self._forget(entry.key, reason)
-                self._keep_while_used(entry.client, entry.key[0])
-
-    # -- ends
-
-    def end(self, owner: Hashable, reason: str = "association ended") -> None:
-        """Ends every session of an owner (an association), at once."""
-        with self._lock:
-            gone = [
-                (peer, client) for peer, client in self.clients.items() if client.owner is owner
-            ]
-            sessions = list(
-                {session: None for _, client in gone for session in client.sessions.values()}
-            )
-            for session in sessions:
-                self._remove(session, reason)
-            for peer, client in gone:
-                self._forget_unrouted(client)
-                del self.clients[peer]
-        for session in sessions:
-            self._close(session)
-
-    def bequeath(self, owner: Hashable, heir: Hashable) -> None:
-        """An owner has ended, but not its endpoints: they end with the heir."""
-        with self._lock:
-            for client in self.clients.values():
-                if client.owner is owner:
-                    client.owner = heir
-
-    def expire(self, now: float) -> Sequence[Callable[[], None]]:
-        """Sessions that nobody sent on for their idle time; what came back does not count (RFC 4787 REQ-6)."""
-        dead: list[Session] = []
-        with self._lock:
-            self._barren.clear()
-            for session in self._sessions:
-                if session.active:
-                    session.active = False
-                    session.seen = now
-                elif now - session.seen >= self._patience(session):
-                    dead.append(session)
-            for session in dead:
-                self._remove(session, "idle")
-        return [lambda session=session: self._close(session) for session in dead]
-
-    def close(self) -> None:
-        """Ends everything."""
-        with self._lock:
-            sessions = list(self._sessions)
-            for session in sessions:
-                self._remove(session, "shutdown")
-            for client in self.clients.values():
-                self._forget_unrouted(client)
-            self.clients.clear()
-        for session in sessions:
-            self._close(session)
-
-    def _upstream_ended(self, session: Session) -> None:
-        """On the session's own thread: the client's next datagram makes a new one."""
-        with self._lock:
-            if session not in self._sessions:
-                return
-            self._remove(session, "upstream closed")
-        self._close(session)
-
-    def _kill(self, session: Session) -> None:
-        """On any thread; its client's next datagram makes a new one."""
-        with self._lock:
-            if session not in self._sessions:
-                return
-            self._remove(session, "killed")
-        self._close(session)
-
-    def _close(self, session: Session) -> None:
-        """After its removal, outside the lock: its reader closes the descriptor."""
-        if session.conn is not None:
-            session.conn.shutdown()
-        self._counter.count("sessions_evicted", session.ended)
-        self._observer.finished(session.record())
-
     # -- under the lock
 
-    def _patience(self, session: Session) -> float:
-        """Seconds that a session may be idle."""
-        idle = self._policy.idle_timeout
-        if session.only_dns:  # ends with its last answer: a resolver asks from a new port each time
-            answered = 0 < session.datagrams_sent <= session.datagrams_received
-            return 0.0 if answered else min(DNS_SECONDS, idle)
-        return idle if session.received else min(ONE_WAY_SECONDS, idle)
+    def _admits(self, entry: Entry, count: int) -> bool:
+        """Return False, and count the drops, if the entry's client has ended meanwhile."""
+        if self.clients.get(entry.key[0]) is entry.client:
+            return True
+        self._counter.count("drops", "association ended", count)
+        return False
 
-    def _session_for(self, client: Client, route: Route) -> tuple[Session | None, Session | None]:
-        """The client's session for a way out, old or new, None without room; and one that yielded its place, to be closed."""
+    def _mapping_for(
+        self, client: Client, route: Route
+    ) -> tuple[NatMapping | None, NatMapping | None]:
+        """Return the client's mapping for a route, and one that was evicted to make room.
+
+        The mapping is None if there is no room.  The caller closes the evicted one.
+        """
         dialer, flow = route
-        policy, now = self._policy, time.monotonic()
-        mapping = (dialer, flow.target) if policy.symmetric or dialer.symmetric else dialer
-        session = client.sessions.get(mapping)
-        evicted = None if session else self._make_room(client, flow.user, now)
-        if session is None and self._quota.has_room(client.address.host, flow.user):
-            session = self._add_session(
-                Session(
-                    client,
-                    mapping,
-                    flow,
-                    dialer,
-                    client.filtering or policy.filtering,
-                    now,
-                    self._kill,
-                )
-            )
-        return session, evicted
+        symmetric = self._policy.symmetric or dialer.symmetric
+        key: object = (dialer, flow.target) if symmetric else dialer
+        if key in client.mappings:
+            return client.mappings[key], None
+        now, host, evicted = time.monotonic(), client.address.host, None
+        if not self._quota.has_room(host, flow.user):
+            session = self._quota.evictable(self._mappings, host, flow.user, now)
+            if session is not None:
+                evicted = self._mappings[session]
+                self._remove(evicted, "evicted")
+        if not self._quota.has_room(host, flow.user):
+            return None, evicted
+        filtering = client.filtering or self._policy.filtering
+        session = Session(client, flow, dialer, filtering, now, self)
+        return self._add(NatMapping(client, key, session)), evicted
 
-    def _keep_while_used(self, client: Client, peer: Hashable) -> None:
-        """A client that is nobody's is known by what it has, and as long as it has anything."""
-        if client.owner is None:
-            self.clients.pop(peer, None)
-            if client.sessions or client.unrouted:
-                self.clients[peer] = client
-
-    def _add_session(self, session: Session) -> Session:
-        session.client.sessions[session.mapping] = session
-        self._sessions.add(session)
+    def _add(self, mapping: NatMapping) -> NatMapping:
+        session = mapping.session
+        mapping.client.mappings[mapping.key] = mapping
+        self._mappings[session] = mapping
         self._quota.add(session)
         self._counter.count("sessions_opened", "")
         self._observer.began(session)
-        return session
+        return mapping
 
-    def _attach(self, entry: Entry, session: Session) -> None:
-        if len(session.entries) >= ENTRIES_LIMIT:
-            oldest = next(iter(session.entries))
-            del session.entries[oldest]
+    def _attach(self, entry: Entry, flow: Flow, mapping: NatMapping) -> Action:
+        """Event "routed" of an entry that is in the table."""
+        if len(mapping.entries) >= ENTRIES_LIMIT:
+            oldest = next(iter(mapping.entries.values()))
+            del mapping.entries[oldest.key]
             self._forget(oldest)
-        session.only_dns = session.only_dns and entry.flow.target.port == DNS_PORT
-        entry.session = session
-        session.entries[entry.key] = entry
+        action = entry.on_routed(flow, mapping, time.monotonic())
+        if entry.state is EntryState.FAILED:
+            self._drop_waiting(entry, "upstream failed")
+        return action
 
-    def _forget_unrouted(self, client: Client) -> None:
-        for key in client.unrouted:
-            self._forget(key)
-        client.unrouted = set()
+    def _fail(self, entry: Entry, retry_at: float, reason: str) -> None:
+        if entry.on_failed(retry_at):
+            self._drop_waiting(entry, reason)
 
-    def _forget(self, key: Key, reason: str = "evicted") -> None:
-        entry = self.entries.pop(key)
-        entry.gone = True
-        if entry.permitted is not None:
-            entry.session.forbid(entry.permitted)
-        self._opening.fail_entry(entry, 0.0, reason)
+    def _drop_waiting(self, entry: Entry, reason: str) -> None:
+        lost = len(self._waiting.take(entry))
+        if lost:
+            self._counter.count("drops", reason, lost)
 
-    def _remove(self, session: Session, reason: str) -> None:
+    def _remove_all(self, mappings: Iterable[NatMapping], reason: str) -> None:
+        for mapping in mappings:
+            self._remove(mapping, reason)
+
+    def _remove(self, mapping: NatMapping, reason: str) -> None:
+        """Event "removed" of a mapping and of its entries."""
+        session, client = mapping.session, mapping.client
+        mapping.on_removed()
         session.ended = reason
-        for key in session.entries:
-            self._forget(key)
-        session.entries = {}
-        self._sessions.discard(session)
-        client = session.client
-        client.sessions.pop(session.mapping, None)
+        for entry in mapping.entries.values():
+            self._forget(entry)
+        mapping.entries = {}
+        del self._mappings[session]
+        del client.mappings[mapping.key]
         self._quota.remove(session)
         self._keep_while_used(client, client.peer)
 
-    def _make_room(self, client: Client, user: str, now: float) -> Session | None:
-        """At a limit the session that has been idle longest yields; the caller closes it after the lock."""
-        host = client.address.host
-        if self._quota.has_room(host, user):
-            return None
-        if (host, user) in self._barren:
-            return (
-                None  # looked through a moment ago: a flood of new flows must not pay that for each
-            )
-        oldest = self._quota.yielding(self._sessions, host, user, now)
-        if oldest is not None:
-            self._remove(oldest, "yielded")
-        else:
-            self._barren.add((host, user))
-        return oldest
+    def _forget(self, entry: Entry, reason: str = "evicted") -> None:
+        """Event "removed" of an entry."""
+        del self.entries[entry.key]
+        if entry.prepared is not None:
+            entry.session.forbid(entry.prepared)
+        self._drop_waiting(entry, reason)
+        entry.on_removed()
+
+    def _forget_unrouted(self, client: Client) -> None:
+        for key in client.unrouted:
+            self._forget(self.entries[key])
+        client.unrouted = set()
+
+    def _keep_while_used(self, client: Client, peer: Hashable) -> None:
+        """Keep a client without owner in the table as long as it has anything."""
+        if client.owner is None:
+            self.clients.pop(peer, None)
+            if client.mappings or client.unrouted:
+                self.clients[peer] = client
+
+    def _idle_limit(self, mapping: NatMapping) -> float:
+        """Return the seconds that a session may be idle."""
+        idle, session = self._policy.idle_timeout, mapping.session
+        if mapping.only_dns:
+            # It ends with its last reply: a resolver asks from a new port each time.
+            answered = 0 < session.datagrams_sent <= session.datagrams_received
+            return 0.0 if answered else min(DNS_SECONDS, idle)
+        return idle if session.received else min(ONE_WAY_SECONDS, idle)

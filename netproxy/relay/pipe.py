@@ -1,147 +1,160 @@
-"""TCP relaying: two directions of one connection, half-close kept, until both have ended.
+"""TCP relaying: both directions of one connection, half-close kept, until both have ended.
 
-Reads and writes never wait.  A relay with little to do has no thread: the one that
-watches all of them takes its few bytes from side to side.  One that fills buffers
-gets a thread of the pool, and gives it back when neither side has had anything for
-a moment.  A side that does not read holds at most one buffer, and the other is not
-read meanwhile.  A reset on one side is passed on as a reset.
+Reads and writes never wait.  A relay with little to do has no thread: the poller's thread
+moves its few bytes.  A relay that fills buffers gets a thread of the pool, and returns it
+when neither side has had anything for a moment.  If a side does not read, at most one buffer
+is held for it, and the other side is not read meanwhile.  A reset is passed on as a reset.
 
-One thread moves both directions: two would cost a wake-up and a stack more for
-each connection, and did not move more bytes (tests/bench/README.md has figures).
+One thread moves both directions: two would cost one more wake-up and stack for each
+connection, and did not move more bytes (tests/bench/README.md has figures).
 """
 
 from __future__ import annotations
 
 import select
 import socket
-from typing import Callable, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from netproxy.errors import StreamError
 from netproxy.interfaces.connections import Wait
-from netproxy.net.connect import POLL_LIMIT_MS
-from netproxy.net.stream import Stream
+from netproxy.interfaces.sockets import LayeredSocket
+from netproxy.net.syscalls import BUFFER, POLL_LIMIT_MS, ROOM
 from netproxy.relay.direction import Direction
 
-PARK_SECONDS = 0.1  # without anything to do before a busy relay gives its thread back
-_GONE = select.POLLHUP | select.POLLERR
-_FAULTS = (
-    OSError,
-    ValueError,
-    StreamError,
-)  # ValueError: the descriptor of a socket that was closed meanwhile
+if TYPE_CHECKING:
+    from netproxy.net.stream import Stream
+
+STAY_SECONDS = 0.1
+"""A busy relay without anything to do for this long returns its thread."""
+_HUNG_UP = select.POLLHUP | select.POLLERR
+# ValueError: the descriptor of a socket that was closed meanwhile.
+_FAULTS = (OSError, ValueError, StreamError)
 
 
 class PipeLimits(NamedTuple):
-    idle: float  # seconds without a byte either way
-    half_close: float  # the same, once one side has ended
-    splice: bool = True  # whether bytes may go from socket to socket within the kernel
+    """How long a relay may be idle, and how it may move bytes."""
+
+    idle: float
+    """Seconds without a byte in either direction."""
+    half_close: float
+    """The same, once one side has ended."""
+    splice: bool = True
+    """True if bytes may go from socket to socket within the kernel."""
 
 
 class Outcome(NamedTuple):
-    sent: int  # bytes, client to upstream
-    received: int  # bytes, upstream to client
-    ended: str  # "closed", "reset", "client reset", "idle"
+    """How a relay went."""
+
+    sent: int
+    """Bytes, client to upstream."""
+    received: int
+    """Bytes, upstream to client."""
+    ended: str
+    """ "closed", "reset", "client reset" or "idle"."""
 
 
-def pipe(
-    client: Stream,
-    upstream: Stream,
-    limits: PipeLimits,
-    finished: Callable[[Outcome], None],
-    begun: Callable[[Relay], None] | None = None,
-) -> Wait | None:
-    """Moves bytes both ways, unread ones first, closes both streams and tells `finished`, once, how it went.
+class RelayOwner(Protocol):
+    """What a relay reports to, once each."""
 
-    A Pause while neither side has anything to say; None when it is over.  Raises nothing but what `finished` raises.
-    `begun` is told of the relay before it moves anything.
+    def relay_began(self, relay: Relay) -> None:
+        """Note the relay, before it moves anything."""
+
+    def relay_ended(self, outcome: Outcome) -> None:
+        """Note its outcome.  Both streams are closed.  Thread: the one that met the end."""
+
+
+def pipe(client: Stream, upstream: Stream, limits: PipeLimits, owner: RelayOwner) -> Wait | None:
+    """Move bytes both ways, unread bytes first, until both have ended; then close both streams.
+
+    Returns what the relay waits for while neither side has anything, None if it has ended.
+    Raises nothing but what `owner` raises.
     """
-    relay = Relay(client, upstream, limits, finished)
-    if begun is not None:
-        begun(relay)
+    relay = Relay(client, upstream, limits, owner)
+    owner.relay_began(relay)
     return relay.begin()
 
 
 class Relay:
-    """One under way; whoever began it may ask it what it has moved."""
+    """A client and an upstream between which bytes move."""
 
     __slots__ = (
         "_client",
         "_upstream",
         "_limits",
-        "_finished",
+        "_owner",
         "_up",
         "_down",
         "_near",
-        "_pause",
+        "_wait",
         "_state",
-        "_light",
+        "_plain",
     )
 
     def __init__(
-        self,
-        client: Stream,
-        upstream: Stream,
-        limits: PipeLimits,
-        finished: Callable[[Outcome], None],
+        self, client: Stream, upstream: Stream, limits: PipeLimits, owner: RelayOwner
     ) -> None:
         self._client = client
         self._upstream = upstream
         self._limits = limits
-        self._finished = finished
-        self._up: Direction | None = None  # set by begin()
-        self._down: Direction | None = None
-        self._near = -1  # the client's descriptor
-        self._pause: Wait | None = None  # the last, which serves again while nothing is different
-        self._state: tuple = ()
-        self._light = client.plain and upstream.plain  # what is encrypted takes a thread's time
+        self._owner: RelayOwner | None = owner
+        # What is encrypted takes a thread's time.
+        self._plain = client.plain and upstream.plain
+        splice = limits.splice and self._plain
+        read_size = BUFFER if self._plain else ROOM
+        near, far = client.socket, upstream.socket
+        self._up = Direction(near, far, splice, _encrypted(client), read_size)
+        self._down = Direction(far, near, splice, _encrypted(upstream), read_size)
+        # The client's descriptor.
+        self._near = -1
+        # The last wait, and what it was made from: it serves again while that is the same.
+        self._wait: Wait | None = None
+        self._state: tuple[bool, ...] = ()
 
-    def traffic(self) -> tuple[int, int]:
-        """Bytes so far, client to upstream and back.  From any thread."""
-        up, down = self._up, self._down
-        return up.traffic if up else 0, down.traffic if down else 0
+    def bytes_moved(self) -> tuple[int, int]:
+        """Return the bytes so far, client to upstream and upstream to client.  Thread: any."""
+        return self._up.bytes_moved, self._down.bytes_moved
 
     def begin(self) -> Wait | None:
+        """Move what is there.  Takes both sockets out of their streams."""
         try:
-            near, client_unread = self._client.detach()
-            far, upstream_unread = self._upstream.detach()
+            near, self._up.pending = self._client.detach()
+            _, self._down.pending = self._upstream.detach()
             self._near = near.fileno()
-            splice = self._limits.splice and self._light
-            self._up = Direction(near, far, client_unread, splice)
-            self._down = Direction(far, near, upstream_unread, splice)
             for direction in (self._up, self._down):
                 direction.flush()
-                if not self._light and not direction.pending:
-                    direction.move()  # what has been deciphered already no socket tells of
+                if not self._plain and not direction.pending:
+                    # No socket tells of bytes that were deciphered before.
+                    direction.move()
         except _FAULTS:
             return self._end("reset")
-        return self._end("closed") if self._up.done and self._down.done else self._wait()
+        return self._end("closed") if self._up.done and self._down.done else self._next_wait()
 
     def _resume(self, ready: bool) -> Wait | None:
-        """On a thread of the relay's own: until it ends or there is nothing to do for a moment."""
+        """Go on, on a thread of the relay's own, until there is nothing to do for a moment."""
         try:
             ended = self._work() if ready else "idle"
         except _FAULTS:
             ended = "reset"
-        return self._end(ended) if ended else self._wait()
+        return self._end(ended) if ended else self._next_wait()
 
     def _step(self, descriptor: int, events: int) -> Wait | None:
-        """On the thread that watches all relays: one side has something, or takes something again."""
-        reads, writes = (
-            (self._up, self._down) if descriptor == self._near else (self._down, self._up)
-        )
+        """Go on, on the poller's thread: one side has something, or takes something again."""
+        is_client = descriptor == self._near
+        reads, writes = (self._up, self._down) if is_client else (self._down, self._up)
         try:
             if writes.pending:
                 writes.flush()
             if not (reads.pending or reads.ended):
                 reads.move()
-            elif events & _GONE and not writes.done and _gone(reads.source):
-                return self._end("reset")  # nothing can reach it any more
+            elif events & _HUNG_UP and not writes.done and _has_hung_up(reads.source):
+                # Nothing can reach that side any more.
+                return self._end("reset")
         except _FAULTS:
             return self._end("reset")
-        return self._end("closed") if reads.done and writes.done else self._wait()
+        return self._end("closed") if reads.done and writes.done else self._next_wait()
 
     def _work(self) -> str:
-        """How it ended; "" where it only waits."""
+        """Move bytes; return how the relay ended, "" if it only waits."""
         poll = select.poll()
         watched: dict[int, int] = {}
         while True:
@@ -152,24 +165,28 @@ class Relay:
                 for descriptor, events in interests.items():
                     poll.register(descriptor, events)
                 watched = interests
-            patience = self._patience()
-            ready = dict(poll.poll(min(patience, PARK_SECONDS) * 1000))
+            limit = self._idle_limit()
+            ready = dict(poll.poll(min(limit, STAY_SECONDS) * 1000))
             if not ready:
                 for direction in (self._up, self._down):
                     direction.rest()
-                return "idle" if patience <= PARK_SECONDS else ""
+                return "idle" if limit <= STAY_SECONDS else ""
             ended = self._move(ready)
             if ended:
                 return ended
 
     def _move(self, ready: dict[int, int]) -> str:
-        """What can be moved now that `ready` are the events of descriptors; how it ended, "" where it goes on."""
+        """Move what can be moved; return how the relay ended, "" if it goes on.
+
+        `ready` has the events by descriptor.
+        """
         up, down = self._up, self._down
         for direction in (up, down):
             target = ready.get(direction.target.fileno(), 0)
             source = ready.get(direction.source.fileno(), 0)
-            if target & _GONE and not (direction.done or source or direction.pending):
-                return "reset"  # nothing can reach it any more
+            if target & _HUNG_UP and not (direction.done or source or direction.pending):
+                # Nothing can reach the target any more.
+                return "reset"
             if direction.pending and target:
                 direction.flush()
             if source and not direction.pending and not direction.ended:
@@ -177,65 +194,76 @@ class Relay:
         return "closed" if up.done and down.done else ""
 
     def _interests(self) -> list[tuple[socket.socket, int]]:
-        """What to wait for; a side that nothing can be done with now is not watched, or its hang-up would wake us for ever."""
+        """Return what to watch.
+
+        A side with which nothing can be done now is not watched: its hang-up would wake the
+        thread again and again.  A side that may still be written to is watched for a hang-up.
+        """
         interests = []
         for direction, other in ((self._up, self._down), (self._down, self._up)):
             reads = select.POLLIN if not direction.ended and not direction.pending else 0
             events = reads | (select.POLLOUT if other.pending else 0)
-            if (
-                events or not other.done
-            ):  # a side that may still be written to is watched for its being gone
+            if events or not other.done:
                 interests.append((direction.source, events))
         return interests
 
-    def _patience(self) -> float:
-        """Seconds that nothing may happen."""
+    def _idle_limit(self) -> float:
+        """Return the seconds in which nothing may happen."""
         ended = self._up.ended or self._down.ended
         return min(self._limits.half_close if ended else self._limits.idle, POLL_LIMIT_MS / 1000)
 
-    def _wait(self) -> Wait:
+    def _next_wait(self) -> Wait:
         up, down = self._up, self._down
         busy = up.busy or down.busy
         state = (busy, up.ended, down.ended, not up.pending, not down.pending)
-        if state != self._state:
+        wait = self._wait
+        if wait is None or state != self._state:
             self._state = state
-            step = self._step if self._light and not busy else None
-            self._pause = Wait(self._interests(), self._patience(), self._resume, False, step)
-        return self._pause
+            step = self._step if self._plain and not busy else None
+            wait = Wait(self._interests(), self._idle_limit(), self._resume, False, step)
+            self._wait = wait
+        return wait
 
-    def _end(self, ended: str) -> None:
-        self._pause = None  # which holds this relay: so that its memory is free now, not when cycles are looked for
+    def _end(self, ended: str) -> Wait | None:
+        """End the relay; return None, because nothing is waited for any more."""
+        # The wait holds this relay: without it the memory is free now, not when the garbage
+        # collector finds the cycle.  The owner may hold the relay as well.
+        self._wait = None
+        owner, self._owner = self._owner, None
         if ended == "closed":
             self._client.close()
             self._upstream.close()
         else:
-            ended = self._who_reset() if ended == "reset" else ended
+            ended = self._which_reset() if ended == "reset" else ended
             self._client.reset()
             self._upstream.reset()
-        traffic = [0, 0]
-        for at, direction in enumerate((self._up, self._down)):
-            if direction is not None:
-                traffic[at] = direction.traffic
-                direction.close()
-        finished, self._finished = self._finished, None  # it may hold who holds this relay
-        finished(Outcome(*traffic, ended))
+        for direction in (self._up, self._down):
+            direction.close()
+        if owner is not None:
+            owner.relay_ended(Outcome(*self.bytes_moved(), ended))
+        return None
 
-    def _who_reset(self) -> str:
-        """Told apart, since what a client does says nothing of its target."""
-        if self._up is None or self._down is None:
-            return "reset"
+    def _which_reset(self) -> str:
+        """Tell a reset of the client apart: what a client does says nothing of its target."""
         try:
-            return (
-                "client reset"
-                if _gone(self._up.source) and not _gone(self._down.source)
-                else "reset"
-            )
+            if _has_hung_up(self._up.source) and not _has_hung_up(self._down.source):
+                return "client reset"
         except _FAULTS:
-            return "reset"
+            pass
+        return "reset"
 
 
-def _gone(sock: socket.socket) -> bool:
-    """Whether it is so now: an event may be about a descriptor's last owner."""
+def _encrypted(stream: Stream) -> LayeredSocket | None:
+    """Return the socket of a stream that is not plain, None for a plain one."""
+    layered = stream.socket
+    return layered if isinstance(layered, LayeredSocket) else None
+
+
+def _has_hung_up(sock: socket.socket) -> bool:
+    """Return whether a socket has hung up now.
+
+    An event alone may be about the last owner of the descriptor.
+    """
     poll = select.poll()
     poll.register(sock, 0)
-    return any(events & _GONE for _, events in poll.poll(0))
+    return any(events & _HUNG_UP for _, events in poll.poll(0))

@@ -1,201 +1,183 @@
-"""What one client endpoint has open: its way back, and a session for each way out.
+"""A UDP session: the traffic of one mapping, its filtering, and the thread that reads its upstream.
 
-A Session owns one upstream packet connection, reused for every target that is
-reached by the same way out, and the thread that reads it and nothing else.
+The reader thread of the listener sends (send), or a worker that flushes a queue.  The
+session's own thread receives replies and sends them to the client, each behind the header
+that names its source.  When the session begins and ends is NatTable's affair.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Callable, Hashable
+from functools import partial
+from typing import TYPE_CHECKING, Hashable, Protocol
 
-from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.datagrams import PacketConn, Run
-from netproxy.interfaces.flows import Flow, Record, Traffic
-from netproxy.interfaces.routing import Dialer
-from netproxy.interfaces.services import Counter, Log
+from netproxy.interfaces.addresses import pack_ip
+from netproxy.interfaces.datagrams import Run
+from netproxy.interfaces.flows import Record, Traffic
 from netproxy.net.address import from_sockaddr
-from netproxy.net.datagram import ArenaPool, Destination, PinnedHeader
+from netproxy.net.datagram import PinnedHeader
 from netproxy.relay.coalesce import Runs
 
-INDEPENDENT, ADDRESS, ADDRESS_AND_PORT = (
-    "endpoint-independent",
-    "address-dependent",
-    "address-and-port-dependent",
-)
-ANYBODY = ""
-SOURCES_LIMIT = (
-    4096  # headers of sources kept a session: anyone may send to its port, and memory is bounded
-)
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import Arena, Destination, PacketConn
+    from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import Dialer
+    from netproxy.relay.client import Client
+    from netproxy.relay.nat import NatDependencies
+
+ENDPOINT_INDEPENDENT = "endpoint-independent"
+"""Filtering (RFC 4787 section 5): any source may reply."""
+ADDRESS_DEPENDENT = "address-dependent"
+"""Filtering: only addresses that the client has sent to may reply."""
+ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
+"""Filtering: only targets that the client has sent to may reply."""
+
+SOURCES_LIMIT = 4096
+"""Headers kept for one session.  Anyone may send to its port, and memory is bounded."""
+_ANY_SOURCE = ""
+"""The permission given by a target name that an upstream proxy resolves."""
 
 
-class Client:
-    """One client endpoint on one listening socket.  Guarded by its NatTable's lock, but for what its sessions read."""
+class SessionTable(Protocol):
+    """What a session tells of its end."""
 
-    __slots__ = (
-        "peer",
-        "address",
-        "local",
-        "reply_destination",
-        "wrap",
-        "owner",
-        "sessions",
-        "filtering",
-        "drain",
-        "waiting",
-        "unrouted",
-    )
-
-    def __init__(
-        self,
-        peer: Hashable,
-        address: Address,
-        local: Any,
-        wrap: Callable[[Address], bytes],
-        owner: Hashable,
-    ) -> None:
-        """`wrap` gives the header before a reply from a source; `owner` is what it ends with (an association)."""
-        self.peer = peer
-        self.address = address
-        self.local = local
-        self.reply_destination: Destination = local.reply_destination(peer)
-        self.wrap = wrap
-        self.owner = owner
-        self.sessions: dict[Hashable, Session] = {}  # by mapping
-        self.drain: Callable[[Callable[[], Any]], None] | None = (
-            None  # waits for what could not be sent at once, where it comes by a stream
-        )
-        self.waiting = 0  # datagrams of its entries that wait
-        self.unrouted: set[Hashable] = set()  # keys of entries whose way out is not known yet
-        self.filtering = ""  # who may answer it, "" where the listener's policy says so
+    def end_session(self, session: Session, reason: str) -> None:
+        """End a session that is still in the table.  Thread: any."""
 
 
 class Session:
-    """One client endpoint's datagrams by one way out."""
+    """The datagrams of one client endpoint through one upstream.  A LiveFlow."""
 
     __slots__ = (
         "client",
-        "mapping",
         "flow",
         "dialer",
         "conn",
-        "only_dns",
-        "_counter",
-        "_permitted",
-        "_filtering",
-        "entries",
         "active",
         "seen",
         "ended",
-        "dialling",
-        "retry_at",
-        "_log",
         "started",
         "number",
-        "_kill",
-        "_headers",
         "sent",
         "received",
         "datagrams_sent",
         "datagrams_received",
+        "_table",
+        "_filtering",
+        "_permitted",
+        "_headers",
+        "_reader",
+        "_dependencies",
     )
 
     def __init__(
         self,
         client: Client,
-        mapping: Hashable,
         flow: Flow,
         dialer: Dialer,
         filtering: str,
         now: float,
-        kill: Callable[[Session], None],
+        table: SessionTable,
     ) -> None:
-        """`mapping` is its key among the client's; `flow` that of its first datagram; `now` is monotonic.
+        """Make a session that is not started.
 
-        `filtering` is for its whole life: a reload must not mix two kinds of permission.
+        `flow` is that of its first datagram.  `filtering` stays the same for its whole life,
+        because a reload must not mix two kinds of permission.  `now` is monotonic.
         """
         self.client = client
-        self.mapping = mapping
         self.flow = flow
         self.dialer = dialer
-        self.conn: PacketConn | None = None  # None while it is dialled
-        self.entries: dict[
-            Hashable, Any
-        ] = {}  # the NatTable's entries that lead here by their keys, oldest first
-        self.only_dns = True  # all its targets are name servers
-        self._permitted: dict[
-            Address | str, int
-        ] = {}  # who may answer, and for how many entries, if filtered
-        self._filtering = filtering
-        self.active = True  # a datagram went out since the janitor last looked
+        self.conn: PacketConn
+        """Set by start(); used only while the mapping is OPEN."""
+        self.active = True
+        """True if a datagram was sent since the janitor last looked."""
         self.seen = now
+        """Monotonic time at which the janitor last found it active."""
         self.ended = ""
-        self.dialling = False  # a worker is at it
-        self.retry_at = 0.0  # after a failed dial, when the next may be tried (monotonic)
+        """Why it was removed from the table; "" while it is in there."""
         self.started = now
-        self.number = 0  # the observer's
-        self._kill = kill
-        self._headers: dict[Hashable, PinnedHeader] = {}
+        self.number = 0
         self.sent = self.received = self.datagrams_sent = self.datagrams_received = 0
+        self._table = table
+        self._filtering = filtering
+        self._permitted: dict[Address | str, int] = {}
+        """What may reply, and the entries that permit it.  Empty if filtering is off."""
+        self._headers: dict[Hashable, PinnedHeader] = {}
+        self._reader: threading.Thread | None = None
+        self._dependencies: NatDependencies
 
-    def start(
-        self,
-        conn: PacketConn,
-        arenas: ArenaPool,
-        ended: Callable[[Session], None],
-        counter: Counter,
-        log: Log,
-    ) -> None:
-        """Gives the session its upstream and its reader; RuntimeError where no thread can be had.
+    def start(self, conn: PacketConn, dependencies: NatDependencies) -> None:
+        """Start the thread that reads `conn` and closes it in the end.
 
-        `ended` is called by the reader when the upstream is shut down or has ended by itself.
+        Raises RuntimeError if there is no thread to be had.
         """
-        thread = threading.Thread(
-            target=self._read,
-            args=(conn, arenas, ended),
-            daemon=True,
-            name=f"udp-session {self.client.address}",
-        )
         self.conn = conn
-        self._counter = counter
-        self._log = log
+        self._dependencies = dependencies
+        self._reader = threading.Thread(
+            target=self._read, daemon=True, name=f"udp-session {self.client.address}"
+        )
         try:
-            thread.start()
+            self._reader.start()
         except RuntimeError:
-            self.conn = None
+            self._reader = None
             raise
 
-    def permit(self, destination: Destination) -> None:
-        """Something goes to `destination`: by the filtering (RFC 4787 section 5) it may answer from now on."""
-        if self._filtering != INDEPENDENT:
-            permitted = self._permission(destination)
-            self._permitted[permitted] = self._permitted.get(permitted, 0) + 1
-
-    def forbid(self, destination: Destination) -> None:
-        """An entry that led to `destination` is gone."""
-        permitted = self._permission(destination) if self._permitted else ""
-        left = self._permitted.get(permitted, 0) - 1
-        if left > 0:
-            self._permitted[permitted] = left
-        else:
-            self._permitted.pop(permitted, None)
-            if self._filtering != INDEPENDENT:
-                self._headers.clear()  # of who might answer until now
-
-    def _permission(self, destination: Destination) -> Address | str:
-        target = from_sockaddr(destination.sockaddr)
-        if pack_ip(target.host) is None:
-            return ANYBODY  # only the proxy that resolves the name knows from where it will be answered
-        return target.host if self._filtering == ADDRESS else target
-
-    def count_sent(self, run: Run) -> None:
+    def send(self, arena: Arena, run: Run, destination: Destination) -> None:
+        """Send a run to its target.  Counts it first, before a reply can come."""
         count = len(run.offsets)
         self.active = True
         self.datagrams_sent += count
         self.sent += run.length * (count - 1) + run.last
+        self.conn.send(arena, run, destination)
+
+    def shutdown(self) -> None:
+        """Wake the session's thread, which closes the upstream.  Thread: any."""
+        if self._reader is not None:
+            self.conn.shutdown()
+
+    # -- filtering; NatTable holds its lock
+
+    def permit(self, destination: Destination) -> None:
+        """Let the target of an entry reply from now on (RFC 4787 section 5)."""
+        if self._filtering != ENDPOINT_INDEPENDENT:
+            permission = self._permission(destination)
+            self._permitted[permission] = self._permitted.get(permission, 0) + 1
+
+    def forbid(self, destination: Destination) -> None:
+        """Take back what permit() has given for an entry."""
+        if self._filtering == ENDPOINT_INDEPENDENT:
+            return
+        permission = self._permission(destination)
+        left = self._permitted.get(permission, 0) - 1
+        if left > 0:
+            self._permitted[permission] = left
+        else:
+            self._permitted.pop(permission, None)
+            # The headers are those of sources that might reply until now.
+            self._headers.clear()
+
+    def _permission(self, destination: Destination) -> Address | str:
+        target = from_sockaddr(destination.sockaddr)
+        if pack_ip(target.host) is None:
+            # Only the proxy that resolves the name knows which address will reply.
+            return _ANY_SOURCE
+        return target.host if self._filtering == ADDRESS_DEPENDENT else target
+
+    def _may_reply(self, source: Address) -> bool:
+        permitted = self._permitted
+        return (
+            self._filtering == ENDPOINT_INDEPENDENT
+            or source in permitted
+            or source.host in permitted
+            or _ANY_SOURCE in permitted
+        )
+
+    # -- a LiveFlow
 
     def record(self) -> Record:
+        """Return the record for the access log."""
         return Record(
             self.flow,
             self.dialer.name,
@@ -209,65 +191,74 @@ class Session:
         )
 
     def traffic(self) -> Traffic:
+        """Return what the session has carried so far.  Thread: any."""
         return Traffic(self.sent, self.received, self.datagrams_sent, self.datagrams_received)
 
     def idle(self) -> float:
-        """As the janitor knows it, to the second: of what its client sent."""
+        """Return the seconds since the client last sent, as exact as the janitor's second."""
         return 0.0 if self.active else time.monotonic() - self.seen
 
     def kill(self) -> None:
-        self._kill(self)
+        """End the session.  Thread: any."""
+        self._table.end_session(self, "killed")
 
-    def _read(self, conn: PacketConn, arenas: ArenaPool, ended: Callable[[Session], None]) -> None:
-        drain = self.client.drain
-        while conn.wait():
+    def has_ended(self) -> bool:
+        """Return whether the session is out of the table."""
+        return bool(self.ended)
+
+    # -- the session's thread
+
+    def _read(self) -> None:
+        arenas, draining = self._dependencies.arenas, self.client.draining
+        while self.conn.wait():
             arena = arenas.take()
             try:
-                self._deliver(conn, arena)
-            except Exception:  # a fault in one batch must not silence the session
-                self._counter.count("drops", "internal error")
-                self._log.exception("relaying answers to a client")
+                self._deliver(arena)
+            except Exception:
+                # A fault in one batch must not silence the session.
+                self._dependencies.counter.count("drops", "internal error")
+                self._dependencies.log.exception("relaying replies to a client")
             finally:
                 arenas.give(arena)
-            if drain is not None:
-                drain(
-                    lambda: self.ended
-                )  # the client's stream takes no more: without an arena that is no burden
-        ended(self)
-        conn.close()
+            if draining is not None:
+                # The client's stream may take no more.  No arena is held while it is full.
+                draining.drain(self.has_ended)
+        self._table.end_session(self, "upstream closed")
+        self.conn.close()
 
-    def _deliver(self, conn: PacketConn, arena: Any) -> None:
-        """From the upstream to the client: each datagram behind the header that names its source."""
-        spans = conn.receive(arena).spans
+    def _deliver(self, arena: Arena) -> None:
+        """Send what has arrived to the client, each datagram behind its source's header."""
+        spans = self.conn.receive(arena).spans
         headers = self._headers
-        if len(spans) == 1:  # a lone datagram, or those of one source, take the shortest way
+        if len(spans) == 1:
+            # A lone datagram, or a train, needs no coalescing.
             offsets, length, last, peer = spans[0]
-            header = headers.get(peer) or self._header(conn, peer, len(offsets))
+            header = headers.get(peer) or self._header(peer, len(offsets))
             if header is not None:
                 self._send_back(arena, header, Run(offsets, length, last))
             return
-        runs = Runs(lambda header, run: self._send_back(arena, header, run))
+        runs = Runs(partial(self._send_back, arena))
         for offsets, length, last, peer in spans:
-            header = headers.get(peer) or self._header(conn, peer, len(offsets))
+            header = headers.get(peer) or self._header(peer, len(offsets))
             if header is not None:
                 runs.add(header, offsets, length, last)
         runs.flush()
 
-    def _send_back(self, arena: Any, header: PinnedHeader, run: Run) -> None:
+    def _send_back(self, arena: Arena, header: PinnedHeader, run: Run) -> None:
         client, count = self.client, len(run.offsets)
         run.header = header if header.data else None
         client.local.send(arena, run, client.reply_destination)
         self.received += run.length * (count - 1) + run.last
         self.datagrams_received += count
 
-    def _header(self, conn: PacketConn, peer: Hashable, count: int) -> PinnedHeader | None:
-        """The header for a source not seen before; None where it may not answer (yet), and then `count` are counted."""
-        source = conn.source(peer)
-        permitted = self._permitted
-        if self._filtering != INDEPENDENT and not (
-            source in permitted or source.host in permitted or ANYBODY in permitted
-        ):
-            self._counter.count("drops", "filtered", count)
+    def _header(self, peer: Hashable, count: int) -> PinnedHeader | None:
+        """Return the header for a source that has none yet.
+
+        Returns None if it may not reply, and counts its `count` datagrams.
+        """
+        source = self.conn.source(peer)
+        if not self._may_reply(source):
+            self._dependencies.counter.count("drops", "filtered", count)
             return None
         if len(self._headers) >= SOURCES_LIMIT:
             self._headers.clear()

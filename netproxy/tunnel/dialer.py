@@ -112,9 +112,8 @@ class TunnelDialer:
         stream.write(tunnel.encode_open(request))
         answer = _read_answer(stream)
         if answer.kind == tunnel.REFUSE:
-            error = DialError(tunnel.parse_refuse(answer.value), str(request.target))
-            error.hop = self.name
-            raise error
+            reason = tunnel.parse_refuse(answer.value)
+            raise DialError(reason, str(request.target), hop=self.name)
         stream.limit(None)
 
     def _failure(self, reason: Reason, said: str) -> DialError:

@@ -38,10 +38,7 @@ _INFO_SIZE = 136
 
 def tunnel_failure(agent: str, reason: Reason, said: str) -> DialError:
     """Return an error of the tunnel itself, not of the target: a group may try another member."""
-    error = DialError(reason, said=said)
-    error.hop = f"tunnel://{agent}"
-    error.upstream = True
-    return error
+    return DialError(reason, said=said, hop=f"tunnel://{agent}", upstream=True)
 
 
 class WorkStream(Stream):

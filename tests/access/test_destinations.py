@@ -1,17 +1,17 @@
-"""Which addresses may be reached: the table of special ranges, what stands within IPv6 addresses, and ourselves."""
+"""Addresses that clients may reach: special ranges, embedded IPv4 addresses, and own ports."""
 
 from __future__ import annotations
 
 import pytest
 
 from netproxy.access.destinations import (
-    GUARD,
+    DEFAULT_DENY,
     RANGES,
+    DestinationPolicy,
     Destinations,
     OwnSockets,
-    Policy,
-    embedded,
-    networks,
+    embedded_ipv4,
+    parse_networks,
 )
 from netproxy.access.factory import make_policies
 from netproxy.errors import ConfigError, DialError, Reason
@@ -22,13 +22,14 @@ from tests.support.relays import configuration
 
 pytest.importorskip("yaml")
 
-ALL = Policy(networks(RANGES))
+ALL = DestinationPolicy(parse_networks(RANGES))
 FLOW = Flow("tcp", Address("192.0.2.1", 5), Address("a.test", 80), "main", "")
 
 
-def host_in(name: str) -> set[str]:
-    """The names of the ranges that deny an address."""
-    return {one for one in RANGES if not Policy(networks((one,))).permits(name)}
+def ranges_of(host: str) -> set[str]:
+    """Return the names of the ranges that an address is in."""
+    policies = {name: DestinationPolicy(parse_networks((name,))) for name in RANGES}
+    return {name for name, policy in policies.items() if not policy.permits(host)}
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,9 @@ def host_in(name: str) -> set[str]:
         ("1.1.1.1", ""),
     ],
 )
-def test_hazard_73_the_table_of_ranges(host: str, ranges: str) -> None:
-    assert host_in(host) == set(ranges.split())
+def test_addresses_are_in_the_special_ranges(host: str, ranges: str) -> None:
+    """Hazard 73."""
+    assert ranges_of(host) == set(ranges.split())
 
 
 @pytest.mark.parametrize(
@@ -101,24 +103,25 @@ def test_hazard_73_the_table_of_ranges(host: str, ranges: str) -> None:
 @pytest.mark.parametrize(
     "form", ["v4-mapped", "NAT64", "6to4", "Teredo's client", "Teredo's server"]
 )
-def test_hazard_73_an_address_within_an_address_is_judged_too(
-    form: str, inner: str, name: str
-) -> None:
+def test_embedded_ipv4_address_is_judged_too(form: str, inner: str, name: str) -> None:
+    """Hazard 73."""
     a, b, c, d = map(int, inner.split("."))
     high, low = f"{a << 8 | b:x}", f"{c << 8 | d:x}"
+    inverted = f"{(a << 8 | b) ^ 0xFFFF:x}:{(c << 8 | d) ^ 0xFFFF:x}"
     outer = {
         "v4-mapped": f"::ffff:{high}:{low}",
         "NAT64": f"64:ff9b::{high}:{low}",
         "6to4": f"2002:{high}:{low}::1",
-        "Teredo's client": f"2001:0:808:808:0:0:{(a << 8 | b) ^ 0xFFFF:x}:{(c << 8 | d) ^ 0xFFFF:x}",
+        "Teredo's client": f"2001:0:808:808:0:0:{inverted}",
         "Teredo's server": f"2001:0:{high}:{low}:0:0:f7f7:f7f7",
     }[form]
-    assert name in host_in(outer)
+    assert name in ranges_of(outer)
 
 
 @pytest.mark.parametrize("host", ["::127.0.0.1", "::10.0.0.1", "::a9fe:a9fe"])
-def test_hazard_73_v4_compatible_addresses_too(host: str) -> None:
-    assert host_in(host)
+def test_v4_compatible_address_is_judged_too(host: str) -> None:
+    """Hazard 73."""
+    assert ranges_of(host)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +144,8 @@ def test_hazard_73_v4_compatible_addresses_too(host: str) -> None:
         ("::ffff:0:1.2.3.4", ()),
     ],
 )
-def test_what_stands_within_an_address(host: str, inner: tuple[str, ...]) -> None:
-    assert embedded(host) == inner
+def test_embedded_ipv4_addresses_of_an_address(host: str, inner: tuple[str, ...]) -> None:
+    assert embedded_ipv4(host) == inner
 
 
 @pytest.mark.parametrize(
@@ -156,30 +159,31 @@ def test_what_stands_within_an_address(host: str, inner: tuple[str, ...]) -> Non
         ("8.8.8.8", True),
     ],
 )
-def test_what_is_allowed_in_spite_of_it(host: str, permitted: bool) -> None:
-    assert Policy(networks(("private",)), networks(("192.168.1.0/24",))).permits(host) is permitted
+def test_allow_is_an_exception_to_deny(host: str, permitted: bool) -> None:
+    policy = DestinationPolicy(parse_networks(("private",)), parse_networks(("192.168.1.0/24",)))
+    assert policy.permits(host) is permitted
 
 
-def test_hazard_81_a_network_of_v4_mapped_addresses_denies_the_ipv4_addresses() -> None:
-    policy = Policy(networks(("::ffff:10.0.0.0/104", "::ffff:192.0.2.1")))
-    assert (
-        not policy.permits("10.0.0.1")
-        and not policy.permits("::ffff:10.0.0.1")
-        and not policy.permits("192.0.2.1")
-    )
+def test_network_of_v4_mapped_addresses_denies_the_ipv4_addresses() -> None:
+    """Hazard 81."""
+    policy = DestinationPolicy(parse_networks(("::ffff:10.0.0.0/104", "::ffff:192.0.2.1")))
+    for host in ("10.0.0.1", "::ffff:10.0.0.1", "192.0.2.1"):
+        assert not policy.permits(host)
     assert policy.permits("11.0.0.1") and policy.permits("192.0.2.2")
 
 
-def test_an_allowed_outer_form_does_not_allow_what_it_leads_to() -> None:
-    policy = Policy(networks(("private", "2000::/3")), networks(("2002::/16",)))
+def test_allowed_ipv6_address_does_not_allow_a_denied_address_within_it() -> None:
+    policy = DestinationPolicy(
+        parse_networks(("private", "2000::/3")), parse_networks(("2002::/16",))
+    )
     assert policy.permits("2002:808:808::1") and not policy.permits("2002:a00:1::1")
 
 
 class TestPolicies:
-    """Whose clients are kept from where, unless the file says otherwise."""
+    """The policies that the factory makes for listeners."""
 
     @staticmethod
-    def of(text: str) -> dict[str, Policy]:
+    def policies(text: str) -> dict[str, DestinationPolicy]:
         return make_policies(configuration(text))
 
     LISTENERS = """listeners:
@@ -190,41 +194,43 @@ class TestPolicies:
   - {name: fixed, protocol: tcp, listen: ':3', target: '127.0.0.1:22', clients: 192.0.2.0/24}
 """
 
-    def test_hazard_73_those_of_other_machines_are_kept_from_this_one(self) -> None:
-        policies = self.of(self.LISTENERS)
+    def test_clients_of_other_machines_do_not_reach_this_machine(self) -> None:
+        """Hazard 73.  Private networks are not denied by default."""
+        policies = self.policies(self.LISTENERS)
         assert {name for name, policy in policies.items() if policy.deny} == {"lan", "all"}
-        assert policies["lan"].deny == networks(GUARD)
+        assert policies["lan"].deny == parse_networks(DEFAULT_DENY)
         assert not any(
             policies["lan"].permits(host)
             for host in ("127.0.0.1", "::", "169.254.169.254", "fe80::1", "224.0.0.1")
         )
         assert policies["lan"].permits("10.0.0.1") and policies["lan"].permits("fd00::1")
 
-    def test_an_exception_to_what_is_usual(self) -> None:
-        policies = self.of(self.LISTENERS + "destinations: {allow: [127.0.0.1, 169.254.7.0/24]}")
+    def test_allow_is_an_exception_to_the_default_policy(self) -> None:
+        policies = self.policies(
+            self.LISTENERS + "destinations: {allow: [127.0.0.1, 169.254.7.0/24]}"
+        )
         assert policies["lan"].permits("127.0.0.1") and policies["lan"].permits("169.254.7.7")
         assert not policies["lan"].permits("127.0.0.2") and not policies["here"].deny
 
-    def test_what_the_file_denies_holds_for_all_and_for_nothing_else(self) -> None:
-        for policy in self.of(
-            self.LISTENERS + "destinations: {deny: [private, 203.0.113.0/24]}"
-        ).values():
-            assert (
-                not policy.permits("10.0.0.1")
-                and not policy.permits("203.0.113.7")
-                and policy.permits("127.0.0.1")
-            )
+    def test_configured_deny_replaces_the_default_policy_of_all_listeners(self) -> None:
+        text = self.LISTENERS + "destinations: {deny: [private, 203.0.113.0/24]}"
+        for policy in self.policies(text).values():
+            assert not policy.permits("10.0.0.1")
+            assert not policy.permits("203.0.113.7")
+            assert policy.permits("127.0.0.1")
 
-    def test_nothing_is_denied(self) -> None:
-        assert not any(
-            policy.deny for policy in self.of(self.LISTENERS + "destinations: {deny: []}").values()
-        )
+    def test_empty_deny_denies_nothing(self) -> None:
+        policies = self.policies(self.LISTENERS + "destinations: {deny: []}")
+        assert not any(policy.deny for policy in policies.values())
 
     @pytest.mark.parametrize("key", ["deny", "allow"])
     @pytest.mark.parametrize("text", ["privat", "10.0.0.1/8", "a.test"])
-    def test_hazard_79_neither_a_network_nor_a_range(self, key: str, text: str) -> None:
+    def test_text_that_is_no_network_and_no_range_is_a_config_error(
+        self, key: str, text: str
+    ) -> None:
+        """Hazard 79."""
         with pytest.raises(ConfigError) as caught:
-            self.of(f"listeners: []\ndestinations: {{{key}: {text}}}")
+            self.policies(f"listeners: []\ndestinations: {{{key}: {text}}}")
         assert str(caught.value) == (
             f"test.yaml:2:15: destinations.{key}: '{text}' is neither a network nor one of "
             "loopback, private, link-local, metadata, multicast, reserved"
@@ -233,23 +239,26 @@ class TestPolicies:
 
 class TestPermitted:
     @staticmethod
-    def guard(policy: Policy = ALL, own: OwnSockets | None = None) -> Destinations:
+    def guard(policy: DestinationPolicy = ALL, own: OwnSockets | None = None) -> Destinations:
+        """Return a guard with a policy for the listener "main"."""
         guard = Destinations(own or OwnSockets(lambda host: False))
         guard.configure({"main": policy})
         return guard
 
     def permitted(self, *hosts: str, flow: Flow = FLOW) -> list[str]:
-        return [
-            one.host for one in self.guard().permitted(flow, [Address(host, 80) for host in hosts])
-        ]
+        """Return the permitted hosts."""
+        addresses = self.guard().permitted(flow, [Address(host, 80) for host in hosts])
+        return [address.host for address in addresses]
 
-    def test_hazard_74_denied_addresses_are_removed_and_the_order_is_kept(self) -> None:
+    def test_denied_addresses_are_removed_and_the_order_is_kept(self) -> None:
+        """Hazard 74."""
         assert self.permitted("2606:4700::1", "127.0.0.1", "1.1.1.1", "::1", "::ffff:0.0.0.0") == [
             "2606:4700::1",
             "1.1.1.1",
         ]
 
-    def test_hazard_74_all_denied(self) -> None:
+    def test_flow_with_denied_addresses_only_is_denied(self) -> None:
+        """Hazard 74."""
         with pytest.raises(DialError) as caught:
             self.permitted("127.0.0.1", "::1")
         assert (caught.value.reason, str(caught.value)) == (
@@ -257,47 +266,49 @@ class TestPermitted:
             "a.test:80: not allowed by the rules",
         )
 
-    def test_a_flow_of_our_own_goes_anywhere(self) -> None:
-        """A proxy on loopback is a way out like any other."""
+    def test_own_flow_may_reach_any_address(self) -> None:
+        """A proxy on loopback is an upstream like any other."""
         assert self.permitted("127.0.0.1", flow=FLOW.to_hop(Address("127.0.0.1", 80))) == [
             "127.0.0.1"
         ]
 
-    def test_a_listener_that_nobody_has_told_of_is_guarded(self) -> None:
+    def test_listener_without_a_policy_has_the_default_policy(self) -> None:
         guard = Destinations(OwnSockets(lambda host: False))
         with pytest.raises(DialError):
             guard.permitted(FLOW, [Address("127.0.0.1", 80)])
         assert guard.permitted(FLOW, [Address("10.0.0.1", 80)])
 
-    def test_what_is_left_of_a_listener_that_a_reload_took_away_keeps_its_policy(self) -> None:
-        guard = self.guard(Policy(networks(("private",))))
-        guard.configure({"other": Policy()})
+    def test_removed_listener_keeps_its_policy(self) -> None:
+        guard = self.guard(DestinationPolicy(parse_networks(("private",))))
+        guard.configure({"other": DestinationPolicy()})
         with pytest.raises(DialError):
             guard.permitted(FLOW, [Address("10.0.0.1", 80)])
         assert guard.permitted(FLOW._replace(listener="other"), [Address("10.0.0.1", 80)])
 
-    def test_hazard_77_a_name_with_an_own_address_and_another(self) -> None:
+    def test_own_addresses_are_removed_and_a_flow_without_others_is_a_loop(self) -> None:
+        """Hazard 77."""
         own = OwnSockets(lambda host: False)
         own.set([("tcp", Address("203.0.113.5", 80))])
-        guard = self.guard(Policy(), own)
+        guard = self.guard(DestinationPolicy(), own)
         both = [Address("203.0.113.5", 80), Address("1.1.1.1", 80)]
         assert guard.permitted(FLOW, both) == (both[1],)
         with pytest.raises(DialError) as caught:
             guard.permitted(FLOW, both[:1])
         assert caught.value.reason is Reason.LOOP
 
-    def test_hazard_77_a_port_that_an_agent_has_open_is_for_upstreams_alone(self) -> None:
-        """Which the file names; it is in the agent's network, and nothing of it comes back by itself."""
+    def test_port_opened_by_an_agent_is_for_own_flows_only(self) -> None:
+        """Hazard 77.  An upstream at that port is in the agent's network and causes no loop.
+
+        A reload does not know the agents' ports and does not change them.
+        """
         own = OwnSockets(lambda host: False)
         own.set([("tcp", Address("127.0.0.1", 1080))])
-        guard, port = self.guard(Policy(), own), Address("127.0.0.1", 8022)
+        guard, port = self.guard(DestinationPolicy(), own), Address("127.0.0.1", 8022)
         flow = FLOW._replace(target=port)
-        take_back = own.register("tcp", port)
+        unregister = own.register("tcp", port)
         for set_again in (False, True):
             if set_again:
-                own.set(
-                    [("tcp", Address("127.0.0.1", 1080))]
-                )  # a reload, which knows nothing of it
+                own.set([("tcp", Address("127.0.0.1", 1080))])
             with pytest.raises(DialError) as caught:
                 guard.permitted(flow, [port])
             assert caught.value.reason is Reason.LOOP
@@ -305,7 +316,7 @@ class TestPermitted:
             assert guard.permitted(flow._replace(network="udp"), [port]) == (port,)
         with pytest.raises(DialError):
             guard.permitted(flow.to_hop(Address("127.0.0.1", 1080)), [Address("127.0.0.1", 1080)])
-        take_back()
+        unregister()
         assert guard.permitted(flow, [port]) == (port,)
 
 
@@ -316,13 +327,10 @@ class TestOwnSockets:
     def own(
         *sockets: str, local: tuple[str, ...] = ("127.0.0.1", "127.0.0.2", "::1", "192.168.1.7")
     ) -> OwnSockets:
+        """Return own sockets, each written as "tcp 127.0.0.1 1080"."""
         own = OwnSockets(local.__contains__)
-        own.set(
-            [
-                (network, Address(host, int(port)))
-                for network, host, port in (one.split() for one in sockets)
-            ]
-        )
+        entries = [text.split() for text in sockets]
+        own.set([(network, Address(host, int(port))) for network, host, port in entries])
         return own
 
     @pytest.mark.parametrize(
@@ -344,7 +352,9 @@ class TestOwnSockets:
         ],
     )
     @pytest.mark.parametrize("wildcard", ["::", "0.0.0.0"])
-    def test_of_every_address(self, wildcard: str, host: str) -> None:
+    def test_wildcard_socket_is_reached_by_every_local_address(
+        self, wildcard: str, host: str
+    ) -> None:
         own = self.own(f"tcp {wildcard} 1080")
         assert own.holds("tcp", Address(host, 1080))
         assert not own.holds("tcp", Address(host, 1081)) and not own.holds(
@@ -364,24 +374,24 @@ class TestOwnSockets:
             ("203.0.113.1", False),
         ],
     )
-    def test_of_one_address(self, host: str, held: bool) -> None:
+    def test_bound_socket_is_reached_by_its_address(self, host: str, held: bool) -> None:
         assert self.own("tcp 127.0.0.1 1080").holds("tcp", Address(host, 1080)) is held
 
-    def test_of_another_machine_it_is_none(self) -> None:
+    def test_wildcard_socket_is_not_reached_by_addresses_of_other_machines(self) -> None:
         assert not self.own("tcp :: 1080").holds("tcp", Address("203.0.113.1", 1080))
 
-    def test_several_on_one_port(self) -> None:
+    def test_sockets_on_one_port_are_told_apart_by_network_and_address(self) -> None:
         own = self.own("udp 127.0.0.1 1080", "udp 192.168.1.7 1080", "tcp 127.0.0.1 1081")
         assert own.holds("udp", Address("192.168.1.7", 1080)) and own.holds(
             "udp", Address("127.0.0.1", 1080)
         )
         assert not own.holds("udp", Address("127.0.0.1", 1081))
 
-    def test_a_reload_replaces_them(self) -> None:
+    def test_set_replaces_all_own_sockets(self) -> None:
         own = self.own("tcp 127.0.0.1 1080")
         own.set([])
         assert not own.holds("tcp", Address("127.0.0.1", 1080))
 
-    def test_what_is_local_the_kernel_knows(self) -> None:
+    def test_is_local_knows_the_addresses_of_this_machine(self) -> None:
         assert is_local("127.0.0.1") and is_local("127.3.2.1") and is_local("0.0.0.0")
         assert not is_local("203.0.113.1") and not is_local("a.test") and not is_local("")

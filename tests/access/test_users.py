@@ -1,4 +1,4 @@
-"""Users and passwords: who is let in, what a broken hash says, and that no check tells users from strangers."""
+"""Users and passwords: checks, timing towards unknown users, and invalid hashes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 
 from netproxy.access import users as users_module
-from netproxy.access.users import Login, Users, hash_password
-from netproxy.interfaces.addresses import Address
+from netproxy.access.users import Users, hash_password
 
-# made with a small cost, so that the tests do not wait
-CLIENT = Address("192.0.2.1", 4000)
 CHEAP = "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$"
+"""The parameters of a hash whose check takes little time."""
 
 
 def cheap_hash(password: str) -> str:
+    """Return a hash with the parameters of CHEAP."""
     salt = bytes(range(16))
-    made = hashlib.scrypt(password.encode(), salt=salt, n=1024, r=1, p=1, dklen=32)
-    return CHEAP + base64.b64encode(made).decode()
+    digest = hashlib.scrypt(password.encode(), salt=salt, n=1024, r=1, p=1, dklen=32)
+    return CHEAP + base64.b64encode(digest).decode()
 
 
 @pytest.fixture(autouse=True)
@@ -60,21 +59,21 @@ class TestCheck:
             ("a" * 255, "b" * 255, None),
         ],
     )
-    def test_only_the_right_password_lets_in(
+    def test_check_accepts_only_the_right_password(
         self, users: Users, name: str, password: str, user: str | None
     ) -> None:
         for _ in range(2):
             assert users.check(name.encode(), password.encode()) == user
 
-    def test_bytes_that_are_no_text(self, users: Users) -> None:
+    def test_check_refuses_bytes_that_are_not_utf8(self, users: Users) -> None:
         assert users.check(b"\xff\xfe", b"\xff") is None
         assert users.check(b"alice", b"\xff") is None
 
-    def test_nobody_is_let_in_where_there_are_no_users(self) -> None:
+    def test_check_refuses_everyone_if_there_are_no_users(self) -> None:
         assert Users({}).check(b"", b"") is None
         assert not len(Users({}))
 
-    def test_a_wrong_password_after_the_right_one(self, users: Users) -> None:
+    def test_check_refuses_a_wrong_password_after_the_right_one(self, users: Users) -> None:
         assert users.check(b"alice", b"secret") == "alice"
         assert users.check(b"alice", b"wrong") is None
         assert users.check(b"bob", b"secret") is None
@@ -82,39 +81,45 @@ class TestCheck:
 
 
 class TestTiming:
-    """HAZARDS 109: the same way for an unknown user as for a wrong password."""
+    """Hazard 109: a check does the same for an unknown user as for a wrong password."""
 
     @pytest.fixture
     def compared(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
-        found: list[tuple[Any, Any]] = []
+        """The comparisons that were made."""
+        calls: list[tuple[Any, Any]] = []
         real = hmac.compare_digest
 
         def compare_digest(left: Any, right: Any) -> bool:
-            found.append((left, right))
+            calls.append((left, right))
             return real(left, right)
 
         monkeypatch.setattr(hmac, "compare_digest", compare_digest)
-        return found
+        return calls
 
     @pytest.fixture
     def hashed(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
-        found: list[tuple[int, int, int]] = []
+        """The parameters of the hashes that were computed."""
+        calls: list[tuple[int, int, int]] = []
         real = hashlib.scrypt
 
         def scrypt(password: bytes, *, n: int, r: int, p: int, **more: Any) -> bytes:
-            found.append((n, r, p))
+            calls.append((n, r, p))
             return real(password, n=n, r=r, p=p, **more)
 
         monkeypatch.setattr(hashlib, "scrypt", scrypt)
-        return found
+        return calls
 
-    def test_plain_text_is_compared_for_both(self, compared: list) -> None:
+    def test_plain_password_is_compared_for_known_and_unknown_users(
+        self, compared: list[Any]
+    ) -> None:
         users = Users({"alice": "secret"})
         users.check(b"alice", b"wrong")
         users.check(b"eve", b"wrong")
         assert len(compared) == 2
 
-    def test_a_hash_is_made_and_compared_for_both(self, compared: list, hashed: list) -> None:
+    def test_hash_is_computed_and_compared_for_known_and_unknown_users(
+        self, compared: list[Any], hashed: list[Any]
+    ) -> None:
         users = Users({"alice": cheap_hash("secret")})
         hashed.clear()
         users.check(b"alice", b"wrong")
@@ -122,10 +127,10 @@ class TestTiming:
         assert hashed == [(1024, 1, 1)] * 2
         assert len(compared) == 4
 
-    def test_one_that_was_right_is_remembered_and_never_a_wrong_one(self, hashed: list) -> None:
+    def test_right_password_is_remembered_and_a_wrong_one_is_not(self, hashed: list[Any]) -> None:
         users = Users({"alice": cheap_hash("secret")})
         hashed.clear()
-        for password, made in (
+        for password, computed in (
             (b"secret", 1),
             (b"secret", 1),
             (b"wrong", 2),
@@ -133,21 +138,21 @@ class TestTiming:
             (b"secret", 3),
         ):
             users.check(b"alice", password)
-            assert len(hashed) == made
+            assert len(hashed) == computed
 
-    def test_what_is_remembered_is_not_the_password(self) -> None:
+    def test_remembered_digest_does_not_contain_the_password(self) -> None:
         users = Users({"alice": cheap_hash("secret")})
         users.check(b"alice", b"secret")
         assert "secret" not in repr(vars(users))
 
 
 class TestHash:
-    def test_is_what_a_check_takes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        made = hash_password("pa$$word \u00e9")
-        assert made.startswith("scrypt$1024$1$1$")
-        assert Users({"alice": made}).check(b"alice", "pa$$word \u00e9".encode()) == "alice"
+    def test_hash_password_is_accepted_by_check(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        value = hash_password("pa$$word \u00e9")
+        assert value.startswith("scrypt$1024$1$1$")
+        assert Users({"alice": value}).check(b"alice", "pa$$word \u00e9".encode()) == "alice"
 
-    def test_is_another_each_time(self) -> None:
+    def test_hash_password_uses_a_new_salt_each_time(self) -> None:
         assert hash_password("secret") != hash_password("secret")
 
     @pytest.mark.parametrize(
@@ -165,20 +170,22 @@ class TestHash:
             "scrypt$1024$1$1$AAEC$" + "A" * 44 + "$x",
         ],
     )
-    def test_that_is_broken_is_refused_at_the_start(self, value: str) -> None:
+    def test_invalid_hash_is_refused_when_users_are_built(self, value: str) -> None:
         with pytest.raises(
             ValueError, match="not a hash made by 'netproxyctl hash-password'"
         ) as caught:
             Users({"alice": value})
         assert value not in str(caught.value)
 
-    def test_that_costs_too_much_is_refused_at_the_start(self) -> None:
+    def test_hash_that_costs_too_much_is_refused_when_users_are_built(self) -> None:
         with pytest.raises(ValueError, match="costs too much"):
             Users({"alice": "scrypt$1048576$8$1$AAEC$" + "A" * 44})
 
     @pytest.mark.parametrize("cost", ["1$8$1", "65536$1$1"])
-    def test_that_no_check_could_compute_is_refused_at_the_start(self, cost: str) -> None:
-        """scrypt(3) wants N above 1 and below 2^(16 r); a login must not be where that is found out."""
+    def test_hash_that_scrypt_cannot_compute_is_refused_when_users_are_built(
+        self, cost: str
+    ) -> None:
+        """scrypt needs 1 < N < 2^(16 r): an error must not wait for the first login."""
         try:
             users = Users({"alice": f"scrypt${cost}$AAEC$" + "A" * 43 + "="})
         except ValueError:
@@ -186,24 +193,5 @@ class TestHash:
         assert users.check(b"alice", b"secret") is None
 
 
-class TestLogin:
-    @pytest.mark.parametrize(
-        "mode, required, offered",
-        [("required", True, True), ("optional", False, True), ("none", False, False)],
-    )
-    def test_asks_for_what_its_listener_wants(
-        self, mode: str, required: bool, offered: bool
-    ) -> None:
-        refused: list[tuple[str, str]] = []
-        login = Login(
-            Users({"alice": "secret"}), mode, lambda client, user: refused.append((client, user))
-        )
-        assert (login.required, login.offered) == (required, offered)
-        assert login.check(b"alice", b"secret", CLIENT) == "alice"
-        assert login.check(b"alice", b"wrong", CLIENT) is None
-        assert login.check(b"b\xff", b"secret", CLIENT) is None
-        assert refused == [("192.0.2.1", "alice"), ("192.0.2.1", "b\ufffd")]
-
-
-def test_a_user_is_never_shown_with_a_password() -> None:
+def test_repr_of_users_contains_no_password() -> None:
     assert "secret" not in repr(Users({"alice": "secret"}))

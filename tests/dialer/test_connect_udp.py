@@ -1,4 +1,4 @@
-"""Datagrams through an HTTP proxy by connect-udp (RFC 9298), against scripted servers on loopback."""
+"""UDP through an HTTP proxy with connect-udp (RFC 9298), against scripted servers on loopback."""
 
 from __future__ import annotations
 
@@ -33,15 +33,18 @@ from tests.support.sockets import (
 )
 
 TARGET = Address("192.0.2.6", 443)
-ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+ACCEPTED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+    b"Upgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+)
 LABEL = "hop 2 of 'office' (http://proxy.test:3128)"
 
 
 def request(server: Address, path: bytes = b"192.0.2.6/443", authorization: bytes = b"") -> bytes:
-    """All that may come before the answer."""
+    """Return all bytes that a client may send before the response."""
     return (
-        b"GET /.well-known/masque/udp/%b/ HTTP/1.1\r\nHost: %b\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\n"
-        b"Capsule-Protocol: ?1\r\n%b\r\n"
+        b"GET /.well-known/masque/udp/%b/ HTTP/1.1\r\nHost: %b\r\nConnection: Upgrade\r\n"
+        b"Upgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n%b\r\n"
     ) % (path, str(server).encode(), authorization)
 
 
@@ -57,6 +60,7 @@ def dialer(
 
 
 def head(sock: socket.socket) -> bytes:
+    """Read a request up to the empty line."""
     data = b""
     while not data.endswith(b"\r\n\r\n"):
         piece = sock.recv(1)
@@ -72,13 +76,17 @@ def answers(
     heads: list[bytes] | None = None,
     then: Callable[[socket.socket], Any] = read_to_end,
 ) -> Callable[[socket.socket], None]:
-    """Reads one head, behind which nothing may come before the answer; what comes until the end is what `then` says, or nothing."""
+    """Return a script that answers one request, `step` bytes at a time (0: at once).
+
+    `then` does the rest of the connection; it returns what it received and must not.
+    """
 
     def script(sock: socket.socket) -> None:
-        asked = head(sock)
+        received = head(sock)
         if heads is not None:
-            heads.append(asked)
-        assert nothing_comes(sock, 0.01)  # RFC 9931
+            heads.append(received)
+        # RFC 9931: nothing may follow the request before the response.
+        assert nothing_comes(sock, 0.01)
         for at in range(0, len(data), step or max(1, len(data))):
             sock.sendall(data[at : at + (step or len(data))])
         assert not then(sock)
@@ -86,9 +94,10 @@ def answers(
     return script
 
 
-def failure(one: HttpDialer, target: Address = TARGET) -> DialError:
+def failure(http: HttpDialer, target: Address = TARGET) -> DialError:
+    """Dial and return the error."""
     with pytest.raises(DialError) as caught:
-        one.dial_packet(udp_to(target))
+        http.dial_packet(udp_to(target))
     return caught.value
 
 
@@ -108,17 +117,19 @@ class TestRequest:
         ],
         ids=str,
     )
-    def test_exactly_these_bytes(
+    def test_request_byte_for_byte(
         self, direct: DirectDialer, counts: Counts, target: Address, path: bytes
     ) -> None:
-        """A name goes to the proxy as it is."""
+        """A name goes to the proxy unresolved."""
         heads: list[bytes] = []
         with server(answers(ACCEPTED, heads=heads)) as address:
             dialer(address, direct, counts).dial_packet(udp_to(target)).close()
         assert heads == [request(address, path)]
 
-    @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
-    def test_of_a_proxy_at_an_ipv6_address(self, direct: DirectDialer, counts: Counts) -> None:
+    @pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
+    def test_proxy_at_an_ipv6_address_has_brackets_in_the_host_field(
+        self, direct: DirectDialer, counts: Counts
+    ) -> None:
         heads: list[bytes] = []
         with server(answers(ACCEPTED, heads=heads), "::1") as address:
             dialer(address, direct, counts).dial_packet(udp_to(TARGET)).close()
@@ -133,7 +144,7 @@ class TestRequest:
             ("u", "", b"dTo="),
         ],
     )
-    def test_with_user_and_password(
+    def test_request_has_basic_credentials(
         self, direct: DirectDialer, counts: Counts, user: str, password: str, encoded: bytes
     ) -> None:
         """RFC 7617."""
@@ -144,17 +155,19 @@ class TestRequest:
             request(address, authorization=b"Proxy-Authorization: Basic " + encoded + b"\r\n")
         ]
 
-    def test_it_carries_udp_to_one_target_a_connection(
+    def test_connect_udp_has_one_target_a_connection(
         self, direct: DirectDialer, counts: Counts
     ) -> None:
-        one = dialer(Address("192.0.2.1", 3128), direct, counts)
-        assert (one.carries, one.symmetric) == ({"tcp", "udp"}, True)
+        http = dialer(Address("192.0.2.1", 3128), direct, counts)
+        assert (http.carries, http.symmetric) == ({"tcp", "udp"}, True)
 
-    def test_without_udp_nobody_is_asked(self, direct: DirectDialer, counts: Counts) -> None:
+    def test_upstream_without_udp_sends_no_request(
+        self, direct: DirectDialer, counts: Counts
+    ) -> None:
         with refusing() as address:
-            one = HttpDialer(Hop("office", LABEL, address, direct, 2.0), counts, udp=False)
-            error = failure(one)
-        assert one.carries == {"tcp"}
+            http = HttpDialer(Hop("office", LABEL, address, direct, 2.0), counts, udp=False)
+            error = failure(http)
+        assert http.carries == {"tcp"}
         assert (error.reason, str(error)) == (Reason.UNSUPPORTED, f"{LABEL} carries no UDP")
 
 
@@ -165,21 +178,22 @@ class TestDatagrams:
         [
             ACCEPTED,
             b"HTTP/1.1 101\r\nconnection: upgrade\r\nupgrade: Connect-UDP\r\n\r\n",
-            b"HTTP/1.1 101 OK\r\nConnection: keep-alive, Upgrade\r\nUpgrade: connect-udp\r\nServer: x\r\n\r\n",
+            b"HTTP/1.1 101 OK\r\nConnection: keep-alive, Upgrade\r\nUpgrade: connect-udp\r\n"
+            b"Server: x\r\n\r\n",
             b"HTTP/1.1 100 Continue\r\n\r\n" + ACCEPTED,
             b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 102 P\r\n\r\n" + ACCEPTED,
         ],
     )
-    def test_capsules_in_the_segment_of_the_answer_are_delivered(
+    def test_capsules_in_the_segment_of_the_response_are_delivered(
         self, direct: DirectDialer, counts: Counts, data: bytes, step: int
     ) -> None:
-        """HAZARDS 62: whatever else the answer says."""
+        """Hazard 62, whatever else the response says."""
         with server(answers(data + b"\0\6\0early" + b"\0\3\0la", step=step)) as address:
             conn = dialer(address, direct, counts).dial_packet(udp_to(TARGET))
             assert receive(conn, 2) == [(b"early", TARGET), (b"la", TARGET)]
             conn.close()
 
-    def test_both_ways(self, direct: DirectDialer, counts: Counts) -> None:
+    def test_datagrams_go_both_ways_in_capsules(self, direct: DirectDialer, counts: Counts) -> None:
         def exchange(sock: socket.socket) -> None:
             wanted = b"\0\4\0abc" + b"\0\4\0def" + b"\0\2\0g" + b"\0\1\0"
             assert read_exactly(sock, len(wanted)) == wanted
@@ -196,7 +210,7 @@ class TestDatagrams:
             conn.close()
         assert counts.counts == {}
 
-    def test_it_leads_to_its_target_alone(self, direct: DirectDialer, counts: Counts) -> None:
+    def test_connection_refuses_another_target(self, direct: DirectDialer, counts: Counts) -> None:
         with server(answers(ACCEPTED)) as address:
             conn = dialer(address, direct, counts).dial_packet(udp_to(TARGET))
             with pytest.raises(DialError) as caught:
@@ -204,8 +218,10 @@ class TestDatagrams:
             assert caught.value.reason is Reason.UNSUPPORTED
             conn.close()
 
-    def test_there_is_no_deadline_any_more(self, direct: DirectDialer, counts: Counts) -> None:
-        """The handshake's, of 0.1 seconds."""
+    def test_packet_connection_has_no_time_limit(
+        self, direct: DirectDialer, counts: Counts
+    ) -> None:
+        """The handshake had 0.1 seconds."""
 
         def late(sock: socket.socket) -> None:
             assert nothing_comes(sock, 0.15)
@@ -218,8 +234,10 @@ class TestDatagrams:
             conn.close()
 
     @pytest.mark.parametrize("end", [reset, lambda sock: None], ids=["reset", "closed"])
-    def test_a_proxy_that_hangs_up(self, direct: DirectDialer, counts: Counts, end: Any) -> None:
-        """HAZARDS 48."""
+    def test_connection_closed_by_the_proxy_drops_and_counts_datagrams(
+        self, direct: DirectDialer, counts: Counts, end: Any
+    ) -> None:
+        """Hazard 48."""
         with server(answers(ACCEPTED, then=end)) as address:
             conn = dialer(address, direct, counts).dial_packet(udp_to(TARGET))
             while not conn.ended:
@@ -251,7 +269,8 @@ class TestRefusals:
                 "502 bad gateway (dns_timeout)",
             ),
             (
-                b'502 Bad Gateway\r\nProxy-Status: a, far; error=connection_refused; details="x"\r\n',
+                b"502 Bad Gateway\r\nProxy-Status: a, far; error=connection_refused; "
+                b'details="x"\r\n',
                 Reason.REFUSED,
                 "502 bad gateway (connection_refused)",
             ),
@@ -278,21 +297,25 @@ class TestRefusals:
         ],
         ids=lambda value: value.split(b"\r\n")[0].decode() if isinstance(value, bytes) else None,
     )
-    def test_its_reason_and_its_words_behind_the_name_of_the_hop(
+    def test_refusal_has_the_hops_label_a_reason_and_the_status_line(
         self, direct: DirectDialer, counts: Counts, answer: bytes, reason: Reason, said: str
     ) -> None:
-        """And nothing was sent behind the request, before the answer or after it (HAZARDS 60)."""
+        """Hazard 60: nothing follows the request, before the response or after it."""
         with server(answers(b"HTTP/1.1 " + answer + b"Content-Length: 4\r\n\r\nbody")) as address:
             error = failure(dialer(address, direct, counts))
         assert error.reason is reason
         assert str(error).startswith(f"{LABEL}: connect-udp to {TARGET}: {said}")
-        assert not error.upstream  # it speaks of the target, or of what it can do
+        # The response is about the target, or about what the proxy can do.
+        assert not error.upstream
 
     @pytest.mark.parametrize("user", ["", "user"])
-    def test_407_is_about_us_and_not_about_the_target(
+    def test_407_is_a_fault_of_the_upstream(
         self, direct: DirectDialer, counts: Counts, user: str
     ) -> None:
-        data = b'HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm="x"\r\n\r\n'
+        data = (
+            b"HTTP/1.1 407 Proxy Authentication Required\r\n"
+            b'Proxy-Authenticate: Basic realm="x"\r\n\r\n'
+        )
         with server(answers(data)) as address:
             error = failure(dialer(address, direct, counts, user, "hunter2" if user else ""))
         assert (error.reason, error.upstream) == (Reason.AUTHENTICATION, True)
@@ -309,15 +332,15 @@ class TestRefusals:
             b"",
         ],
     )
-    def test_no_message_has_the_password(
+    def test_connect_udp_errors_contain_no_password(
         self, direct: DirectDialer, counts: Counts, data: bytes
     ) -> None:
-        """HAZARDS 111."""
+        """Hazard 111."""
         with server(answers(data, then=lambda sock: None)) as address:
-            one = dialer(address, direct, counts, "user", "hunter2")
-            error = failure(one)
+            http = dialer(address, direct, counts, "user", "hunter2")
+            error = failure(http)
         assert str(error).startswith(LABEL)
-        shown = f"{error} {error!r} {error.__cause__!r} {one.name} {one!r}"
+        shown = f"{error} {error!r} {error.__cause__!r} {http.name} {http!r}"
         assert not any(secret in shown for secret in ("hunter2", "dXNlcjpodW50ZXIy"))
 
     @pytest.mark.parametrize(
@@ -336,10 +359,10 @@ class TestRefusals:
             b"HTTP/1.1 200 OK\r\nUpgrade: connect-udp\r\nConnection: upgrade\r\n\r\n",
         ],
     )
-    def test_an_answer_that_is_no_switch(
+    def test_response_that_does_not_switch_is_a_protocol_error(
         self, direct: DirectDialer, counts: Counts, data: bytes
     ) -> None:
-        """RFC 9297 section 3.2: with a field of a body it is malformed."""
+        """RFC 9297 section 3.2: fields of a body make the response malformed."""
         with server(answers(data + b"\0\4\0abc")) as address:
             error = failure(dialer(address, direct, counts))
         assert (error.reason, error.upstream) == (Reason.PROTOCOL, True)
@@ -361,19 +384,23 @@ class TestRefusals:
         ],
         ids=lambda data: data[:20].decode("latin-1"),
     )
-    def test_garbage(self, direct: DirectDialer, counts: Counts, data: bytes) -> None:
-        """HAZARDS 61."""
+    def test_malformed_response_is_a_protocol_error(
+        self, direct: DirectDialer, counts: Counts, data: bytes
+    ) -> None:
+        """Hazard 61."""
         with server(answers(data)) as address:
             error = failure(dialer(address, direct, counts))
         assert (error.reason, error.upstream) == (Reason.PROTOCOL, True)
         assert str(error).startswith(f"{LABEL}: ")
 
     @pytest.mark.parametrize("cut", [0, 1, 15, len(ACCEPTED) - 1])
-    def test_an_answer_cut_short(self, direct: DirectDialer, counts: Counts, cut: int) -> None:
+    def test_incomplete_response_is_a_protocol_error(
+        self, direct: DirectDialer, counts: Counts, cut: int
+    ) -> None:
         with server(answers(ACCEPTED[:cut], then=lambda sock: None)) as address:
             assert failure(dialer(address, direct, counts)).reason is Reason.PROTOCOL
 
-    def test_silence(self, direct: DirectDialer, counts: Counts) -> None:
+    def test_silent_proxy_is_a_timeout(self, direct: DirectDialer, counts: Counts) -> None:
         with server(lambda sock: read_to_end(sock)) as address:
             error = failure(dialer(address, direct, counts, seconds=0.1))
         assert (error.reason, str(error), error.upstream) == (
@@ -382,7 +409,9 @@ class TestRefusals:
             True,
         )
 
-    def test_a_proxy_that_is_not_there(self, direct: DirectDialer, counts: Counts) -> None:
+    def test_refused_connection_to_the_proxy_is_its_fault(
+        self, direct: DirectDialer, counts: Counts
+    ) -> None:
         with refusing() as address:
             error = failure(dialer(address, direct, counts))
         assert (error.reason, str(error), error.upstream) == (
@@ -391,14 +420,15 @@ class TestRefusals:
             True,
         )
 
-    def test_without_descriptors_it_is_a_dial_that_failed(
+    def test_missing_descriptor_is_a_dial_error_and_closes_the_stream(
         self, direct: DirectDialer, counts: Counts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """HAZARDS 92: and the stream to the proxy is closed."""
+        """Hazard 92.  The stream to the proxy is closed."""
         closed = threading.Event()
 
         def script(sock: socket.socket) -> None:
-            sock.settimeout(0.5)  # what fails here is not waited for
+            # If the test fails, do not wait for the server.
+            sock.settimeout(0.5)
             answers(ACCEPTED)(sock)
             closed.set()
 

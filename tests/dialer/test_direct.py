@@ -1,21 +1,22 @@
-"""The way out without another proxy: TCP and UDP over this machine's own sockets."""
+"""The upstreams without a proxy: direct over this machine's own sockets, and block."""
 
 from __future__ import annotations
 
 import errno
 import socket
-import time
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
+from netproxy.dialer import direct as direct_module
 from netproxy.dialer.block import BlockDialer
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
+from netproxy.net.connect import SocketOptions
 from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.resolver.resolver import Resolver
+from tests.dialer.doubles import Clock
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines
 from tests.support.flows import Anywhere, tcp_to, udp_to
@@ -25,6 +26,7 @@ FLOW = Flow("udp", Address("192.0.2.1", 5), Address("127.0.0.1", 9), "main", "")
 
 
 def reason(dialer: DirectDialer, target: Address) -> Reason:
+    """Dial and return the reason of the failure."""
     with pytest.raises(DialError) as caught:
         dialer.dial(tcp_to(target))
     return caught.value.reason
@@ -32,7 +34,9 @@ def reason(dialer: DirectDialer, target: Address) -> Reason:
 
 class TestTcp:
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-    def test_a_connection(self, direct: DirectDialer, host: str) -> None:
+    def test_direct_dial_connects_to_an_address_or_a_name(
+        self, direct: DirectDialer, host: str
+    ) -> None:
         with listen() as listening:
             stream = direct.dial(tcp_to(Address(host, address_of(listening).port)))
             with listening.accept()[0] as peer:
@@ -41,38 +45,48 @@ class TestTcp:
                 assert stream.local_address() == Address(*peer.getpeername())
             stream.close()
 
-    def test_failures_have_their_reasons(self, direct: DirectDialer) -> None:
+    def test_failed_direct_dials_have_their_reasons(self, direct: DirectDialer) -> None:
         with refusing() as address:
             assert reason(direct, address) is Reason.REFUSED
         assert reason(direct, Address("nowhere.invalid", 80)) in (Reason.NAME, Reason.TIMEOUT)
         assert reason(direct, Address("127.0.0.1", 0)) is Reason.REFUSED
 
-    def test_the_name_and_the_connection_have_one_deadline_together(
+    def test_silent_target_is_a_timeout(self, target_resolver: TargetResolver) -> None:
+        dialer = DirectDialer(target_resolver, UdpSocketFactory(Counts(), Lines()), 0.1)
+        with black_hole() as silent:
+            assert reason(dialer, silent) is Reason.TIMEOUT
+
+    def test_lookup_and_connection_share_one_deadline(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def slow(*_: Any, **__: Any) -> list:
-            time.sleep(0.2)
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (silent.host, silent.port))]
+        """Of 8 seconds the lookup takes 3, so that 5 are left for the connection."""
+        clock = Clock()
+        limits: list[float] = []
 
-        def submit(task: Any) -> bool:
-            Task(task)
-            return True
+        class SlowResolver:
+            def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+                limits.append(seconds)
+                clock.now += 3.0
+                return [target._replace(host="192.0.2.9")]
 
-        monkeypatch.setattr(socket, "getaddrinfo", slow)
-        counts = Counts()
-        dialer = DirectDialer(
-            TargetResolver(Resolver(submit, counts), Anywhere()),
-            UdpSocketFactory(counts, Lines()),
-            0.4,
-        )
-        with black_hole() as silent:
-            started = time.monotonic()
-            assert reason(dialer, Address("slow.example", silent.port)) is Reason.TIMEOUT
-            assert 0.35 < time.monotonic() - started < 0.58
+            def known(self, target: Address) -> None:
+                raise AssertionError
+
+        def connect(addresses: Any, seconds: float, outgoing: SocketOptions) -> socket.socket:
+            assert addresses == (Address("192.0.2.9", 80),)
+            limits.append(seconds)
+            raise DialError(Reason.TIMEOUT)
+
+        monkeypatch.setattr(direct_module, "time", clock)
+        monkeypatch.setattr(direct_module, "connect", connect)
+        resolver = TargetResolver(SlowResolver(), Anywhere())
+        dialer = DirectDialer(resolver, UdpSocketFactory(Counts(), Lines()), 8.0)
+        assert reason(dialer, Address("slow.example", 80)) is Reason.TIMEOUT
+        assert limits == [8.0, 5.0]
 
 
 class TestUdp:
-    def test_there_and_back(self, direct: DirectDialer) -> None:
+    def test_datagrams_go_both_ways(self, direct: DirectDialer) -> None:
         conn, arena = direct.dial_packet(FLOW), UdpSocketFactory(Counts(), Lines()).arena()
         with udp() as target:
             conn.send(arena, arena.put(b"ping"), conn.prepare(udp_to(address_of(target))))
@@ -84,26 +98,26 @@ class TestUdp:
             assert (answer, conn.source(peer)) == (b"pong", address_of(target))
         conn.close()
 
-    def test_a_name_is_resolved(self, direct: DirectDialer) -> None:
+    def test_prepare_resolves_a_name(self, direct: DirectDialer) -> None:
         conn = direct.dial_packet(FLOW)
         assert conn.prepare(udp_to(Address("localhost", 53))).sockaddr[1] == 53
         with pytest.raises(DialError):
             conn.prepare(udp_to(Address("nowhere.invalid", 53)))
         conn.close()
 
-    def test_ipv6_on_a_machine_without_it_is_unreachable(
+    def test_ipv6_target_is_unreachable_on_a_machine_without_ipv6(
         self, direct: DirectDialer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """HAZARDS 131."""
+        """Hazard 131."""
         real = socket.socket
 
-        class OnlyIpv4(socket.socket):
+        class Ipv4OnlySocket(socket.socket):
             def __init__(self, family: int = -1, *more: Any, **named: Any) -> None:
                 if family == socket.AF_INET6:
                     raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
                 super().__init__(family, *more, **named)
 
-        monkeypatch.setattr(socket, "socket", OnlyIpv4)
+        monkeypatch.setattr(socket, "socket", Ipv4OnlySocket)
         conn = direct.dial_packet(FLOW)
         monkeypatch.setattr(socket, "socket", real)
         with pytest.raises(DialError) as caught:
@@ -112,10 +126,10 @@ class TestUdp:
         assert conn.prepare(udp_to(Address("127.0.0.1", 53)))
         conn.close()
 
-    def test_no_socket_is_a_failed_dial(
+    def test_missing_descriptor_is_a_dial_error(
         self, direct: DirectDialer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """HAZARDS 92."""
+        """Hazard 92."""
 
         def refuse(*_: Any, **__: Any) -> None:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -134,11 +148,8 @@ class TestUdp:
         conn.close()
 
 
-def test_the_way_to_nowhere_refuses_everything() -> None:
-    for call in (
-        lambda: BlockDialer().dial(tcp_to(Address("example.com", 80))),
-        lambda: BlockDialer().dial_packet(FLOW),
-    ):
-        with pytest.raises(DialError) as caught:
-            call()
-        assert caught.value.reason is Reason.DENIED
+@pytest.mark.parametrize("dial", [BlockDialer.dial, BlockDialer.dial_packet])
+def test_block_denies_every_dial(dial: Callable[[BlockDialer, Flow], None]) -> None:
+    with pytest.raises(DialError) as caught:
+        dial(BlockDialer(), FLOW)
+    assert caught.value.reason is Reason.DENIED

@@ -1,4 +1,4 @@
-"""Hops behind TLS (https, socks5+tls, socks5h+tls) as the factory makes them: what is asked within, who is believed, what is said."""
+"""Proxies within TLS (https, socks5+tls, socks5h+tls): handshakes, trust, and errors."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from typing import Any, Callable
 
 import pytest
 
-from netproxy.dialer.direct import TargetResolver
-from netproxy.config.schema import HopConfig, UpstreamTlsConfig, UpstreamConfig
+from netproxy.config.schema import HopConfig, UpstreamConfig, UpstreamTlsConfig
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.routing import Dialer
-from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.stream import Stream
 from netproxy.relay.pipe import PipeLimits
 from tests.net.test_tls_client import MEGABYTE, RECORD, Peer, bulk, digest, relay
 from tests.net.test_tls_client import server as offering
 from tests.support.certificates import Certificates, certificates
-from tests.support.doubles import Counts, Lines, no_services
 from tests.support.flows import tcp_to, udp_to
 from tests.support.sockets import Task, read_to_end, refusing, server, tcp_pair
 
 TARGET = Address("example.com", 443)
-LITERAL = Address("198.51.100.7", 443)  # where nothing should be looked up before the hop fails
+LITERAL = Address("198.51.100.7", 443)
+"""A target for dials that fail: nothing has to be looked up for it."""
 CONNECT = b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n"
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
 BOUND = b"\x05\x00\x00\x01\x0a\x00\x00\x01\x1f\x90"
@@ -35,31 +33,28 @@ Script = Callable[[Peer], Any]
 
 
 @pytest.fixture(scope="module")
-def made() -> Certificates:
+def certs() -> Certificates:
     return certificates()
 
 
-@pytest.fixture
-def factory(reach: TargetResolver) -> DialerFactory:
-    return DialerFactory(reach, UdpSocketFactory(Counts(), Lines()), 2.0, no_services())
+def hop(certs: Certificates, scheme: str, address: Address, **tls: Any) -> HopConfig:
+    return HopConfig(scheme, address, tls=UpstreamTlsConfig(**{"ca": certs.path("ca.pem")} | tls))
 
 
-def hop(made: Certificates, scheme: str, address: Address, **tls: Any) -> HopConfig:
-    return HopConfig(scheme, address, tls=UpstreamTlsConfig(**{"ca": made.path("ca.pem")} | tls))
-
-
-def way(factory: DialerFactory, *hops: HopConfig, name: str = "") -> Dialer:
+def upstream(factory: DialerFactory, *hops: HopConfig, name: str = "") -> Dialer:
+    """Return the dialer of a chain."""
     return factory.dialer(UpstreamConfig(hops, name))
 
 
 def failure(dialer: Dialer) -> DialError:
+    """Dial and return the error."""
     with pytest.raises(DialError) as caught:
         dialer.dial(tcp_to(LITERAL))
     return caught.value
 
 
 def behind(context: ssl.SSLContext, script: Script) -> Callable[[socket.socket], None]:
-    """A server's script behind the handshake; that the client refuses is its business."""
+    """Return a script that runs behind the TLS handshake, if the client completes that."""
 
     def play(sock: socket.socket) -> None:
         peer = Peer(sock)
@@ -73,6 +68,7 @@ def behind(context: ssl.SSLContext, script: Script) -> Callable[[socket.socket],
 
 
 def head(peer: Peer) -> bytes:
+    """Read a request up to the empty line."""
     data = b""
     while not data.endswith(b"\r\n\r\n"):
         data += peer.read(1)
@@ -80,7 +76,7 @@ def head(peer: Peer) -> bytes:
 
 
 def proxy(more: bytes = b"") -> Script:
-    """CONNECT, to the byte; then what comes is sent back."""
+    """Return the script of an HTTP proxy: a CONNECT request byte for byte, then an echo."""
 
     def script(peer: Peer) -> None:
         assert head(peer) == CONNECT + more + b"\r\n"
@@ -91,6 +87,8 @@ def proxy(more: bytes = b"") -> Script:
 
 
 def socks(request: bytes, login: bytes = b"") -> Script:
+    """Return the script of a SOCKS5 proxy: a request byte for byte, then an echo."""
+
     def script(peer: Peer) -> None:
         accept_socks(peer, request, login)
         echo(peer)
@@ -99,6 +97,7 @@ def socks(request: bytes, login: bytes = b"") -> Script:
 
 
 def accept_socks(peer: Peer, request: bytes, login: bytes = b"") -> None:
+    """Read a login and a request byte for byte, and grant it."""
     method = b"\x02" if login else b"\x00"
     assert peer.read(3) == b"\x05\x01" + method
     peer.send(b"\x05" + method)
@@ -110,13 +109,15 @@ def accept_socks(peer: Peer, request: bytes, login: bytes = b"") -> None:
 
 
 def echo(peer: Peer) -> None:
+    """Send back what comes until the end."""
     peer.send(peer.read_to_end())
     peer.end()
     peer.sock.recv(1)
 
 
 def through(dialer: Dialer) -> None:
-    stream = dialer.dial(tcp_to(TARGET))
+    """Send bytes through a dialer to an echo."""
+    stream: Any = dialer.dial(tcp_to(TARGET))
     assert not stream.plain
     stream.limit(5.0)
     stream.write(b"there and back")
@@ -126,44 +127,46 @@ def through(dialer: Dialer) -> None:
     stream.close()
 
 
-class TestGoesThrough:
+class TestHandshake:
     @pytest.mark.parametrize(
         "version",
         [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3],
         ids=lambda version: version.name,
     )
-    def test_connect_within_tls(
-        self, factory: DialerFactory, made: Certificates, version: ssl.TLSVersion
+    def test_connect_works_within_tls(
+        self, factory: DialerFactory, certs: Certificates, version: ssl.TLSVersion
     ) -> None:
-        with server(behind(offering(made, version=version), proxy())) as address:
-            through(way(factory, hop(made, "https", address)))
+        with server(behind(offering(certs, version=version), proxy())) as address:
+            through(upstream(factory, hop(certs, "https", address)))
 
-    def test_the_password_is_told_within_tls(
-        self, factory: DialerFactory, made: Certificates
-    ) -> None:
-        """RFC 7617; HAZARDS 111."""
+    def test_password_is_sent_within_tls(self, factory: DialerFactory, certs: Certificates) -> None:
+        """Hazard 111; RFC 7617."""
         script = proxy(b"Proxy-Authorization: Basic dXNlcjpodW50ZXIy\r\n")
-        with server(behind(offering(made), script)) as address:
+        with server(behind(offering(certs), script)) as address:
             through(
-                way(factory, hop(made, "https", address)._replace(user="user", password=SECRET))
+                upstream(
+                    factory, hop(certs, "https", address)._replace(user="user", password=SECRET)
+                )
             )
 
     @pytest.mark.parametrize("login", [b"", b"\x01\x04user\x07hunter2"])
-    def test_socks5h_within_tls(
-        self, factory: DialerFactory, made: Certificates, login: bytes
+    def test_socks5h_works_within_tls(
+        self, factory: DialerFactory, certs: Certificates, login: bytes
     ) -> None:
         script = socks(b"\x05\x01\x00\x03\x0bexample.com\x01\xbb", login)
-        with server(behind(offering(made), script)) as address:
-            config = hop(made, "socks5h+tls", address)
+        with server(behind(offering(certs), script)) as address:
+            config = hop(certs, "socks5h+tls", address)
             through(
-                way(factory, config._replace(user="user", password=SECRET) if login else config)
+                upstream(
+                    factory, config._replace(user="user", password=SECRET) if login else config
+                )
             )
 
-    def test_socks5_within_tls_resolves_here(
-        self, factory: DialerFactory, made: Certificates, monkeypatch: pytest.MonkeyPatch
+    def test_socks5_within_tls_resolves_names_here(
+        self, factory: DialerFactory, certs: Certificates, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with server(
-            behind(offering(made), socks(b"\x05\x01\x00\x01\xc6\x33\x64\x07\x01\xbb"))
+            behind(offering(certs), socks(b"\x05\x01\x00\x01\xc6\x33\x64\x07\x01\xbb"))
         ) as address:
             monkeypatch.setattr(
                 socket,
@@ -172,30 +175,32 @@ class TestGoesThrough:
                     (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("198.51.100.7", 443))
                 ],
             )
-            through(way(factory, hop(made, "socks5+tls", address)))
+            through(upstream(factory, hop(certs, "socks5+tls", address)))
 
-    def test_a_name_of_the_proxy_is_told_it_and_verified(
-        self, factory: DialerFactory, made: Certificates
+    def test_server_name_is_sent_and_verified(
+        self, factory: DialerFactory, certs: Certificates
     ) -> None:
         seen: list[str | None] = []
-        context = offering(made)
+        context = offering(certs)
         context.sni_callback = lambda connection, name, context: seen.append(name)
         with server(behind(context, proxy())) as address:
-            through(way(factory, hop(made, "https", Address("localhost", address.port))))
-            through(way(factory, hop(made, "https", address, server_name="localhost")))
-            through(way(factory, hop(made, "https", address)))
+            through(upstream(factory, hop(certs, "https", Address("localhost", address.port))))
+            through(upstream(factory, hop(certs, "https", address, server_name="localhost")))
+            through(upstream(factory, hop(certs, "https", address)))
             through(
-                way(
+                upstream(
                     factory,
-                    hop(made, "https", address, server_name="inside.example", insecure=True),
+                    hop(certs, "https", address, server_name="inside.example", insecure=True),
                 )
             )
         assert seen == ["localhost", "localhost", None, "inside.example"]
 
-    def test_our_certificate_is_shown(self, factory: DialerFactory, made: Certificates) -> None:
-        context = offering(made)
+    def test_client_certificate_is_shown_to_the_proxy(
+        self, factory: DialerFactory, certs: Certificates
+    ) -> None:
+        context = offering(certs)
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(made.path("ca.pem"))
+        context.load_verify_locations(certs.path("ca.pem"))
         shown: list[Any] = []
 
         def script(peer: Peer) -> None:
@@ -204,31 +209,31 @@ class TestGoesThrough:
 
         with server(behind(context, script)) as address:
             through(
-                way(
+                upstream(
                     factory,
                     hop(
-                        made,
+                        certs,
                         "https",
                         address,
-                        certificate=made.path("client.pem"),
-                        key=made.path("client.key"),
+                        certificate=certs.path("client.pem"),
+                        key=certs.path("client.key"),
                     ),
                 )
             )
         assert shown[0]["subject"] == ((("commonName", "test client"),),)
 
-    def test_what_comes_with_the_reply_is_the_targets(
-        self, factory: DialerFactory, made: Certificates
+    def test_bytes_behind_the_reply_are_the_targets(
+        self, factory: DialerFactory, certs: Certificates
     ) -> None:
-        """HAZARDS 62: in one record with the reply, and in others behind it."""
+        """Hazard 62.  In one record with the reply, and in others behind it."""
 
         def script(peer: Peer) -> None:
             head(peer)
             peer.sock.sendall(peer.seal(OK + b"first, ") + peer.seal(bulk(20_000)))
             echo(peer)
 
-        with server(behind(offering(made), script)) as address, tcp_pair() as (ours, theirs):
-            stream = way(factory, hop(made, "https", address)).dial(tcp_to(TARGET))
+        with server(behind(offering(certs), script)) as address, tcp_pair() as (ours, theirs):
+            stream = upstream(factory, hop(certs, "https", address)).dial(tcp_to(TARGET))
             relaying = Task(relay, Stream(ours), stream, PipeLimits(5.0, 5.0))
             assert Peer(theirs).read(20_007) == b"first, " + bulk(20_000)
             theirs.shutdown(socket.SHUT_WR)
@@ -236,15 +241,16 @@ class TestGoesThrough:
             assert relaying.result().received == 20_007
 
 
-class TestWhoIsBelieved:
-    """HAZARDS 118: no fallback, and the error says which hop, why, and no secret."""
+class TestTrust:
+    """Hazard 118: there is no fallback, and the error says which hop and why, without secrets."""
 
     def refused(self, factory: DialerFactory, config: HopConfig, context: ssl.SSLContext) -> str:
+        """Dial, check that no handshake was completed, and return the error without the label."""
         asked: list[Peer] = []
         with server(behind(context, asked.append)) as address:
             server_at = config.server._replace(port=address.port)
             error = failure(
-                way(
+                upstream(
                     factory,
                     config._replace(server=server_at, user="user", password=SECRET),
                     name="office",
@@ -254,54 +260,58 @@ class TestWhoIsBelieved:
         assert (error.reason, error.upstream) == (Reason.PROTOCOL, True)
         assert error.hop == f"'office' ({config.scheme}://{server_at})"
         assert str(error).startswith(f"{error.hop}: TLS: ")
-        assert SECRET not in f"{error!r} {error.__cause__!r} {error.__cause__.__cause__!r}"
+        cause = error.__cause__
+        assert cause is not None
+        assert SECRET not in f"{error!r} {cause!r} {cause.__cause__!r}"
         return str(error).removeprefix(f"{error.hop}: ")
 
     @pytest.mark.parametrize("scheme", SCHEMES)
-    def test_a_certificate_for_another_name(
-        self, factory: DialerFactory, made: Certificates, scheme: str
+    def test_certificate_for_another_name_is_refused(
+        self, factory: DialerFactory, certs: Certificates, scheme: str
     ) -> None:
-        config = hop(made, scheme, Address("127.0.0.1", 0), server_name="proxy.example")
+        config = hop(certs, scheme, Address("127.0.0.1", 0), server_name="proxy.example")
         assert (
-            self.refused(factory, config, offering(made))
+            self.refused(factory, config, offering(certs))
             == "TLS: Hostname mismatch, certificate is not valid for 'proxy.example'."
         )
 
     @pytest.mark.parametrize("scheme", SCHEMES)
-    def test_a_certificate_of_nobody(
-        self, factory: DialerFactory, made: Certificates, scheme: str
+    def test_self_signed_certificate_is_refused(
+        self, factory: DialerFactory, certs: Certificates, scheme: str
     ) -> None:
-        config = hop(made, scheme, Address("127.0.0.1", 0))
+        config = hop(certs, scheme, Address("127.0.0.1", 0))
         assert (
-            self.refused(factory, config, offering(made, "stranger"))
+            self.refused(factory, config, offering(certs, "stranger"))
             == "TLS: self-signed certificate"
         )
 
-    def test_a_certificate_of_an_authority_that_the_system_does_not_know(
-        self, factory: DialerFactory, made: Certificates
+    def test_certificate_of_an_unknown_authority_is_refused(
+        self, factory: DialerFactory, certs: Certificates
     ) -> None:
-        config = hop(made, "https", Address("localhost", 0), ca="")
+        config = hop(certs, "https", Address("localhost", 0), ca="")
         assert (
-            self.refused(factory, config, offering(made))
+            self.refused(factory, config, offering(certs))
             == "TLS: unable to get local issuer certificate"
         )
 
-    def test_the_same_one_where_it_does_not_matter(
-        self, factory: DialerFactory, made: Certificates
+    def test_insecure_accepts_a_self_signed_certificate(
+        self, factory: DialerFactory, certs: Certificates
     ) -> None:
-        with server(behind(offering(made, "stranger"), proxy())) as address:
-            through(way(factory, hop(made, "https", address, insecure=True)))
+        with server(behind(offering(certs, "stranger"), proxy())) as address:
+            through(upstream(factory, hop(certs, "https", address, insecure=True)))
 
-    def test_our_certificate_is_missed(self, factory: DialerFactory, made: Certificates) -> None:
-        """In TLS 1.3 a failed read tells of it, behind the handshake."""
+    def test_missing_client_certificate_is_an_error(
+        self, factory: DialerFactory, certs: Certificates
+    ) -> None:
+        """In TLS 1.3 a failed read after the handshake shows it."""
         for version, reasons in (
             (ssl.TLSVersion.TLSv1_2, {Reason.PROTOCOL}),
             (ssl.TLSVersion.TLSv1_3, {Reason.PROTOCOL, Reason.GENERAL}),
         ):
-            context = offering(made, version=version)
+            context = offering(certs, version=version)
             context.verify_mode = ssl.CERT_REQUIRED
             with server(behind(context, lambda peer: None)) as address:
-                error = failure(way(factory, hop(made, "https", address)))
+                error = failure(upstream(factory, hop(certs, "https", address)))
             assert error.reason in reasons and error.upstream
             assert str(error).startswith(f"https://{address}: ")
 
@@ -313,8 +323,8 @@ class TestNoTls:
         [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x05\x00", b"SSH-2.0-OpenSSH_9\r\n", b"\0" * 64],
         ids=("http", "socks5", "ssh", "zeros"),
     )
-    def test_a_proxy_in_clear(
-        self, factory: DialerFactory, made: Certificates, scheme: str, said: bytes
+    def test_proxy_without_tls_is_a_protocol_error(
+        self, factory: DialerFactory, certs: Certificates, scheme: str, said: bytes
     ) -> None:
         def script(sock: socket.socket) -> None:
             sock.sendall(said)
@@ -324,24 +334,26 @@ class TestNoTls:
 
         with server(script) as address:
             error = failure(
-                way(factory, hop(made, scheme, address)._replace(user="user", password=SECRET))
+                upstream(
+                    factory, hop(certs, scheme, address)._replace(user="user", password=SECRET)
+                )
             )
         assert (error.reason, error.upstream) == (Reason.PROTOCOL, True)
         assert str(error).startswith(f"{scheme}://{address}: TLS: ")
 
-    def test_a_handshake_that_is_cut_anywhere(
-        self, factory: DialerFactory, made: Certificates
+    def test_incomplete_handshake_is_a_protocol_error(
+        self, factory: DialerFactory, certs: Certificates
     ) -> None:
-        """HAZARDS 119: an answer of the server's, and the connection closed behind so many bytes of it."""
+        """Hazard 119.  The server closes within its first answer, at every 25th byte."""
         flights: list[bytes] = []
 
         def answer(sock: socket.socket) -> bytes:
-            """A new one for each client: nonces differ."""
+            """Return the first answer, a new one for each client: nonces differ."""
             incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            one = offering(made).wrap_bio(incoming, outgoing, server_side=True)
+            tls = offering(certs).wrap_bio(incoming, outgoing, server_side=True)
             incoming.write(sock.recv(65536))
             with pytest.raises(ssl.SSLWantReadError):
-                one.do_handshake()
+                tls.do_handshake()
             return outgoing.read()
 
         def script(sock: socket.socket) -> None:
@@ -351,7 +363,7 @@ class TestNoTls:
             read_to_end(sock)
 
         with server(script) as address:
-            dialer = way(factory, hop(made, "https", address))
+            dialer = upstream(factory, hop(certs, "https", address))
             while not flights or 25 * (len(flights) - 1) < len(flights[-1]):
                 error = failure(dialer)
                 assert (error.reason, error.upstream) == (Reason.PROTOCOL, True)
@@ -359,17 +371,17 @@ class TestNoTls:
         assert len(flights) > 20
 
     @pytest.mark.parametrize("kept", [0, 1, 5, 300])
-    def test_a_handshake_that_stops(
-        self, factory: DialerFactory, made: Certificates, kept: int
+    def test_silent_handshake_is_a_timeout(
+        self, factory: DialerFactory, certs: Certificates, kept: int
     ) -> None:
-        """HAZARDS 119."""
+        """Hazard 119."""
 
         def script(sock: socket.socket) -> None:
             sock.sendall(b"\x16\x03\x03\x10\x00"[:kept] + bytes(max(0, kept - 5)))
             read_to_end(sock)
 
         with server(script) as address:
-            error = failure(way(factory, hop(made, "https", address)._replace(timeout=0.1)))
+            error = failure(upstream(factory, hop(certs, "https", address)._replace(timeout=0.1)))
         assert (error.reason, error.upstream, str(error)) == (
             Reason.TIMEOUT,
             True,
@@ -377,40 +389,46 @@ class TestNoTls:
         )
 
 
-class TestErrorsWithin:
-    def test_a_refusal_speaks_of_the_target(
-        self, factory: DialerFactory, made: Certificates
+class TestErrors:
+    def test_refusal_within_tls_is_about_the_target(
+        self, factory: DialerFactory, certs: Certificates
     ) -> None:
         def script(peer: Peer) -> None:
             head(peer)
             peer.send(b"HTTP/1.1 403 Forbidden\r\n\r\n")
             peer.sock.recv(1)
 
-        with server(behind(offering(made), script)) as address:
-            error = failure(way(factory, hop(made, "https", address)))
+        with server(behind(offering(certs), script)) as address:
+            error = failure(upstream(factory, hop(certs, "https", address)))
         assert (error.reason, error.upstream) == (Reason.DENIED, False)
         assert str(error) == f"https://{address}: {LITERAL}: 403 forbidden"
 
     @pytest.mark.parametrize("scheme", SCHEMES)
-    def test_nobody_is_there(self, factory: DialerFactory, made: Certificates, scheme: str) -> None:
+    def test_refused_connection_to_the_proxy_is_its_fault(
+        self, factory: DialerFactory, certs: Certificates, scheme: str
+    ) -> None:
         with refusing() as address:
-            error = failure(way(factory, hop(made, scheme, address), name="office"))
+            error = failure(upstream(factory, hop(certs, scheme, address), name="office"))
         assert (error.reason, error.upstream) == (Reason.REFUSED, True)
         assert str(error) == f"'office' ({scheme}://{address}): connection refused"
 
-    def test_the_second_hops_certificate(self, factory: DialerFactory, made: Certificates) -> None:
-        """Within the first one's TLS; it is the second that is named."""
+    def test_bad_certificate_of_the_second_hop_names_the_second_hop(
+        self, factory: DialerFactory, certs: Certificates
+    ) -> None:
+        """Its handshake runs within the first hop's TLS; the error names the second hop."""
         second = Address("127.0.0.1", 9)
 
         def script(peer: Peer) -> None:
             assert head(peer).startswith(b"CONNECT 127.0.0.1:9 ")
             peer.send(OK)
             with pytest.raises((ssl.SSLError, AssertionError)):
-                peer.secure(offering(made, "stranger"))
+                peer.secure(offering(certs, "stranger"))
 
-        with server(behind(offering(made), script)) as address:
+        with server(behind(offering(certs), script)) as address:
             error = failure(
-                way(factory, hop(made, "https", address), hop(made, "https", second), name="both")
+                upstream(
+                    factory, hop(certs, "https", address), hop(certs, "https", second), name="both"
+                )
             )
         assert (error.reason, error.upstream) == (Reason.PROTOCOL, True)
         assert str(error) == "hop 2 of 'both' (https://127.0.0.1:9): TLS: self-signed certificate"
@@ -424,36 +442,38 @@ class TestErrorsWithin:
             ({"certificate": "broken.pem"}, "broken.pem"),
         ],
     )
-    def test_files_that_cannot_be_used(
-        self, factory: DialerFactory, made: Certificates, tls: dict[str, str], named: str
+    def test_unusable_file_is_a_config_error(
+        self, factory: DialerFactory, certs: Certificates, tls: dict[str, str], named: str
     ) -> None:
-        """HAZARDS 128: when the configuration is read, not when somebody dials."""
-        paths = {key: made.path(name) for key, name in tls.items()}
+        """Hazard 128: when the configuration is read, not at the first dial."""
+        paths = {key: certs.path(name) for key, name in tls.items()}
         with pytest.raises(ConfigError) as caught:
-            way(factory, hop(made, "https", Address("192.0.2.1", 443), **paths), name="office")
+            upstream(
+                factory, hop(certs, "https", Address("192.0.2.1", 443), **paths), name="office"
+            )
         assert str(caught.value).startswith(
             "'office' (https://192.0.2.1:443): tls: cannot use "
         ) and named in str(caught.value)
 
-    def test_socks5_within_tls_has_datagrams_and_https_too(
-        self, factory: DialerFactory, made: Certificates
+    def test_proxies_within_tls_carry_udp(
+        self, factory: DialerFactory, certs: Certificates
     ) -> None:
         for scheme in SCHEMES:
-            assert way(factory, hop(made, scheme, Address("192.0.2.1", 443))).carries == {
+            assert upstream(factory, hop(certs, scheme, Address("192.0.2.1", 443))).carries == {
                 "tcp",
                 "udp",
             }
         with refusing() as address:
             for scheme in SCHEMES:
                 with pytest.raises(DialError) as caught:
-                    way(factory, hop(made, scheme, address)).dial_packet(udp_to(TARGET))
+                    upstream(factory, hop(certs, scheme, address)).dial_packet(udp_to(TARGET))
                 assert (caught.value.reason, caught.value.upstream) == (Reason.REFUSED, True)
 
 
-def test_three_hops_with_tls_each_within_the_last(
-    factory: DialerFactory, made: Certificates
+def test_three_layers_of_tls_carry_data_in_both_directions(
+    factory: DialerFactory, certs: Certificates
 ) -> None:
-    """https, socks5h+tls and https: three layers on one connection, 4 MB through it both ways."""
+    """https, socks5h+tls and https: three layers on one connection, 4 MB in both directions."""
     second, third = Address("second.example", 1080), Address("192.0.2.3", 8443)
     size = 4 * MEGABYTE
 
@@ -463,9 +483,9 @@ def test_three_hops_with_tls_each_within_the_last(
             == b"CONNECT second.example:1080 HTTP/1.1\r\nHost: second.example:1080\r\n\r\n"
         )
         peer.send(OK)
-        peer.secure(offering(made, version=ssl.TLSVersion.TLSv1_2))
+        peer.secure(offering(certs, version=ssl.TLSVersion.TLSv1_2))
         accept_socks(peer, b"\x05\x01\x00\x01\xc0\x00\x02\x03\x20\xfb")
-        peer.secure(offering(made))
+        peer.secure(offering(certs))
         assert head(peer) == CONNECT + b"\r\n"
         peer.sock.sendall(peer.seal(OK + b"at once"))
         assert peer.exchange(bulk(size, 8), RECORD, size) == digest(size)
@@ -473,12 +493,12 @@ def test_three_hops_with_tls_each_within_the_last(
         peer.sock.recv(1)
 
     bulk(size), bulk(size, 8)
-    with server(behind(offering(made), script)) as address, tcp_pair() as (ours, theirs):
-        dialer = way(
+    with server(behind(offering(certs), script)) as address, tcp_pair() as (ours, theirs):
+        dialer = upstream(
             factory,
-            hop(made, "https", address),
-            hop(made, "socks5h+tls", second, server_name="localhost"),
-            hop(made, "https", third, server_name="localhost"),
+            hop(certs, "https", address),
+            hop(certs, "socks5h+tls", second, server_name="localhost"),
+            hop(certs, "https", third, server_name="localhost"),
         )
         relaying = Task(relay, Stream(ours), dialer.dial(tcp_to(TARGET)), PipeLimits(5.0, 5.0))
         client = Peer(theirs)

@@ -1,4 +1,4 @@
-"""UDP over TCP through another proxy, against scripted SOCKS and HTTP servers on loopback."""
+"""UDP over TCP through a proxy, against scripted SOCKS and HTTP servers on loopback."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from typing import Any, Callable
 import pytest
 
 from netproxy.config.schema import HopConfig, UpstreamConfig
-from netproxy.dialer.direct import TargetResolver
-from netproxy.dialer.direct import DirectDialer
-from netproxy.dialer.factory import DialerFactory
+from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.dialer.socks4 import Socks4Dialer
@@ -22,11 +20,12 @@ from netproxy.dialer.uot import UotDialer
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Run
-from netproxy.net.udp_sockets import UdpSocketFactory
+from netproxy.interfaces.flows import Flow
 from netproxy.net.datagram import Arena
 from netproxy.net.framed import FramedConn
+from tests.dialer.doubles import make_factory
 from tests.support.batches import cut, receive
-from tests.support.doubles import Counts, Lines, no_services
+from tests.support.doubles import Counts, no_packets
 from tests.support.flows import tcp_to, udp_to
 from tests.support.sockets import Task, read_exactly, read_to_end, refusing, reset, server
 
@@ -40,18 +39,21 @@ SOCKS4A = b"\4\1\1\xbb\0\0\0\1\0" + MAGIC + b"\0"
 SOCKS4_DONE = b"\0\x5a" + bytes(6)
 CONNECT = b"CONNECT %b:443 HTTP/1.1\r\nHost: %b:443\r\n\r\n" % (MAGIC, MAGIC)
 CONNECT_DONE = b"HTTP/1.1 200 OK\r\n\r\n"
-UOT = b"\0\1\xc6\x33\x64\7\x23\x28"  # not connected; TARGET as a hint
+UOT = b"\0\1\xc6\x33\x64\7\x23\x28"
+"""The request: not connected, TARGET as a hint."""
 UOT_NAME = b"\0\3\x09game.test\x23\x28"
-FRAME = b"\0\xc6\x33\x64\7\x23\x28"  # TARGET before a datagram
-OTHER = b"\0\xc0\0\2\x05\0\x35"  # 192.0.2.5:53
+FRAME = b"\0\xc6\x33\x64\7\x23\x28"
+"""TARGET, as it precedes a datagram."""
+OTHER = b"\0\xc0\0\2\x05\0\x35"
+"""The same of 192.0.2.5:53."""
 FRAME_NAME = b"\2\x09game.test\x23\x28"
 
 
 class NoLookups:
-    """A Resolver that must not be asked."""
+    """A TargetResolver that must not be used."""
 
-    def resolve(self, target: Address, *_: Any) -> list[Address]:
-        raise AssertionError(f"{target} was looked up here")
+    def addresses(self, flow: Flow, seconds: float = 0.0) -> list[Address]:
+        raise AssertionError(f"{flow.target} was looked up here")
 
 
 def hop(address: Address, via: DirectDialer, **login: str) -> Hop:
@@ -67,26 +69,28 @@ def hop(address: Address, via: DirectDialer, **login: str) -> Hop:
 
 
 def by_socks5(address: Address, via: DirectDialer, counts: Counts, **login: str) -> UotDialer:
-    """As the factory makes it for socks5, which otherwise resolves names here."""
-    there = hop(address, via, **login)
-    reach: Any = NoLookups()
+    """Return what the factory builds for socks5, which resolves other names here."""
+    proxy = hop(address, via, **login)
+    target_resolver: Any = NoLookups()
     return UotDialer(
-        Socks5Dialer(there, reach, no_services()),
-        Socks5Dialer(there, None, no_services(), False),
+        Socks5Dialer(proxy, target_resolver, no_packets()),
+        Socks5Dialer(proxy, None, no_packets(), False),
         counts,
     )
 
 
 def by_socks4(address: Address, via: DirectDialer, counts: Counts) -> UotDialer:
-    reach: Any = NoLookups()
+    target_resolver: Any = NoLookups()
     return UotDialer(
-        Socks4Dialer(hop(address, via), reach), Socks4Dialer(hop(address, via), None), counts
+        Socks4Dialer(hop(address, via), target_resolver),
+        Socks4Dialer(hop(address, via), None),
+        counts,
     )
 
 
 def by_http(address: Address, via: DirectDialer, counts: Counts, **login: str) -> UotDialer:
-    there = hop(address, via, **login)
-    return UotDialer(HttpDialer(there, counts), HttpDialer(there, counts, False), counts)
+    proxy = hop(address, via, **login)
+    return UotDialer(HttpDialer(proxy, counts), HttpDialer(proxy, counts, False), counts)
 
 
 SCRIPTS: dict[Any, tuple[bytes, ...]] = {
@@ -94,13 +98,16 @@ SCRIPTS: dict[Any, tuple[bytes, ...]] = {
     by_socks4: (SOCKS4A, SOCKS4_DONE),
     by_http: (CONNECT, CONNECT_DONE),
 }
-every_way = pytest.mark.parametrize("way", list(SCRIPTS))
+each_proxy = pytest.mark.parametrize("through", list(SCRIPTS))
 
 
 def play(
     *steps: bytes, end: Callable[[socket.socket], Any] = read_to_end
 ) -> Callable[[socket.socket], None]:
-    """Alternately what must come, and nothing else, and what goes back."""
+    """Return a script: in turn, what the client must send and what it gets.
+
+    `end` reads the rest and must return nothing.
+    """
 
     def script(sock: socket.socket) -> None:
         for number, data in enumerate(steps):
@@ -114,7 +121,7 @@ def play(
 
 
 def send(conn: FramedConn, target: Address, *payloads: bytes) -> None:
-    """One run."""
+    """Send payloads as one run."""
     arena, offsets = Arena(), []
     for number, payload in enumerate(payloads):
         arena.view[number * 100 : number * 100 + len(payload)] = payload
@@ -125,6 +132,7 @@ def send(conn: FramedConn, target: Address, *payloads: bytes) -> None:
 
 
 def failure(dialer: UotDialer) -> DialError:
+    """Dial and return the error."""
     with pytest.raises(DialError) as caught:
         dialer.dial_packet(udp_to(TARGET))
     return caught.value
@@ -144,18 +152,20 @@ def no_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestBytes:
-    @every_way
-    def test_datagrams_both_ways(self, way: Any, direct: DirectDialer, counts: Counts) -> None:
-        """The magic name goes to the proxy as it is, then a request that is not connected, then frames."""
+    @each_proxy
+    def test_datagrams_go_both_ways_over_one_stream(
+        self, through: Any, direct: DirectDialer, counts: Counts
+    ) -> None:
+        """The magic name goes to the proxy unresolved, then a request, then frames."""
         steps = (
-            *SCRIPTS[way],
+            *SCRIPTS[through],
             UOT + FRAME + b"\0\3abc",
             FRAME + b"\0\3cba",
             FRAME + b"\0\0" + OTHER + b"\0\2de",
             OTHER + b"\0\2ed",
         )
         with server(play(*steps)) as address:
-            conn = way(address, direct, counts).dial_packet(udp_to(TARGET))
+            conn = through(address, direct, counts).dial_packet(udp_to(TARGET))
             send(conn, TARGET, b"abc")
             assert receive(conn, 1) == [(b"cba", TARGET)]
             send(conn, TARGET, b"")
@@ -164,33 +174,31 @@ class TestBytes:
             conn.close()
         assert counts.counts == {}
 
-    @every_way
-    def test_nothing_is_sent_before_the_proxy_has_agreed(
-        self, way: Any, direct: DirectDialer, counts: Counts
+    @each_proxy
+    def test_nothing_is_sent_before_the_proxy_has_accepted(
+        self, through: Any, direct: DirectDialer, counts: Counts
     ) -> None:
-        """HAZARDS 60, RFC 9931."""
+        """Hazard 60; RFC 9931.  After the refusal no byte may come before the end."""
         refusals = {
             by_socks5: b"\5\2\0\1" + bytes(6),
             by_socks4: b"\0\x5b" + bytes(6),
             by_http: b"HTTP/1.1 403 No\r\n\r\n",
         }
-        with server(
-            play(*SCRIPTS[way][:-1], refusals[way])
-        ) as address:  # and then the end, not a byte more
-            failure(way(address, direct, counts))
+        with server(play(*SCRIPTS[through][:-1], refusals[through])) as address:
+            failure(through(address, direct, counts))
 
-    @every_way
-    def test_a_name_goes_to_the_proxy_as_it_is(
-        self, way: Any, direct: DirectDialer, counts: Counts
+    @each_proxy
+    def test_target_name_goes_to_the_proxy_unresolved(
+        self, through: Any, direct: DirectDialer, counts: Counts
     ) -> None:
         with server(
-            play(*SCRIPTS[way], UOT_NAME + FRAME_NAME + b"\0\3abc" + FRAME_NAME + b"\0\1d")
+            play(*SCRIPTS[through], UOT_NAME + FRAME_NAME + b"\0\3abc" + FRAME_NAME + b"\0\1d")
         ) as address:
-            conn = way(address, direct, counts).dial_packet(udp_to(NAME))
+            conn = through(address, direct, counts).dial_packet(udp_to(NAME))
             send(conn, NAME, b"abc", b"d")
             conn.close()
 
-    def test_an_ipv6_target(self, direct: DirectDialer, counts: Counts) -> None:
+    def test_ipv6_target_over_tcp(self, direct: DirectDialer, counts: Counts) -> None:
         packed = b"\x20\1\x0d\xb8" + bytes(11) + b"\1\x23\x28"
         with server(
             play(*SCRIPTS[by_socks5], b"\0\4" + packed + b"\1" + packed + b"\0\1a")
@@ -200,18 +208,20 @@ class TestBytes:
             send(conn, target, b"a")
             conn.close()
 
-    @every_way
-    def test_frames_in_the_segment_of_the_answer_are_received(
-        self, way: Any, direct: DirectDialer, counts: Counts
+    @each_proxy
+    def test_frames_in_the_segment_of_the_reply_are_received(
+        self, through: Any, direct: DirectDialer, counts: Counts
     ) -> None:
-        """HAZARDS 62."""
-        *steps, done = SCRIPTS[way]
+        """Hazard 62."""
+        *steps, done = SCRIPTS[through]
         with server(play(*steps, done + FRAME + b"\0\5early", UOT)) as address:
-            conn = way(address, direct, counts).dial_packet(udp_to(TARGET))
+            conn = through(address, direct, counts).dial_packet(udp_to(TARGET))
             assert receive(conn, 1) == [(b"early", TARGET)]
             conn.close()
 
-    def test_with_user_and_password(self, direct: DirectDialer, counts: Counts) -> None:
+    def test_carrier_logs_in_with_username_and_password(
+        self, direct: DirectDialer, counts: Counts
+    ) -> None:
         with server(
             play(b"\5\1\2", b"\5\2", b"\1\4user\6secret", b"\1\0", SOCKS5, SOCKS5_DONE, UOT)
         ) as address:
@@ -224,10 +234,10 @@ class TestBytes:
                 udp_to(TARGET)
             ).close()
 
-    def test_one_stream_for_all_targets_of_a_client(
+    def test_one_stream_carries_all_targets_of_a_client(
         self, direct: DirectDialer, counts: Counts
     ) -> None:
-        """HAZARDS 31."""
+        """Hazard 31."""
         connections: list[Any] = []
 
         def script(sock: socket.socket) -> None:
@@ -255,39 +265,37 @@ class TestFailures:
             (5, "connection refused"),
         ],
     )
-    def test_a_socks5_proxy_that_knows_no_such_name(
+    def test_socks5_proxy_without_uot_is_named(
         self, direct: DirectDialer, counts: Counts, code: int, said: str
     ) -> None:
         with server(
             play(GREETING, METHOD, SOCKS5, b"\5" + bytes((code,)) + b"\0\1" + bytes(6))
         ) as address:
             error = failure(by_socks5(address, direct, counts))
-        assert str(error) == f"'far' ({address}): no UoT there ({said})"
+        assert str(error) == f"'far' ({address}): UDP over TCP is not supported ({said})"
 
-    def test_a_socks4_proxy_that_knows_no_such_name(
-        self, direct: DirectDialer, counts: Counts
-    ) -> None:
+    def test_socks4_proxy_without_uot_is_named(self, direct: DirectDialer, counts: Counts) -> None:
         with server(play(SOCKS4A, b"\0\x5b" + bytes(6))) as address:
             error = failure(by_socks4(address, direct, counts))
-        assert str(error).startswith(f"'far' ({address}): no UoT there (")
+        assert str(error).startswith(f"'far' ({address}): UDP over TCP is not supported (")
 
     @pytest.mark.parametrize(
         "status", ["404 Not Found", "500 Oops", "502 Bad Gateway", "503 Service Unavailable"]
     )
-    def test_an_http_proxy_that_knows_no_such_name(
+    def test_http_proxy_without_uot_is_named(
         self, direct: DirectDialer, counts: Counts, status: str
     ) -> None:
         with server(
             play(CONNECT, f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
         ) as address:
             error = failure(by_http(address, direct, counts))
-        assert str(error) == f"'far' ({address}): no UoT there ({status.lower()})"
+        assert str(error) == f"'far' ({address}): UDP over TCP is not supported ({status.lower()})"
         assert error.reason is Reason.GENERAL
 
     @pytest.mark.parametrize(
         "code, reason", [(2, Reason.DENIED), (6, Reason.TIMEOUT), (7, Reason.UNSUPPORTED)]
     )
-    def test_a_refusal_for_another_reason_is_told_as_it_is(
+    def test_refusal_for_another_reason_keeps_its_words(
         self, direct: DirectDialer, counts: Counts, code: int, reason: Reason
     ) -> None:
         with server(
@@ -295,9 +303,9 @@ class TestFailures:
         ) as address:
             error = failure(by_socks5(address, direct, counts))
         assert error.reason is reason
-        assert str(error).startswith(f"'far' ({address}): ") and "UoT" not in str(error)
+        assert str(error).startswith(f"'far' ({address}): ") and "UDP over TCP" not in str(error)
 
-    def test_a_proxy_that_is_not_there_is_another_matter(
+    def test_refused_connection_to_the_proxy_is_its_fault(
         self, direct: DirectDialer, counts: Counts
     ) -> None:
         with refusing() as address:
@@ -306,13 +314,13 @@ class TestFailures:
         assert str(error) == f"'far' ({address}): connection refused"
 
     @pytest.mark.parametrize(
-        "way, answer",
+        "through, answer",
         [(by_socks5, b"\5\xff"), (by_http, b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")],
     )
-    def test_no_message_has_the_password(
-        self, direct: DirectDialer, counts: Counts, way: Any, answer: bytes
+    def test_uot_errors_contain_no_password(
+        self, direct: DirectDialer, counts: Counts, through: Any, answer: bytes
     ) -> None:
-        """HAZARDS 111."""
+        """Hazard 111."""
 
         def script(sock: socket.socket) -> None:
             sock.recv(4096)
@@ -320,24 +328,27 @@ class TestFailures:
             read_to_end(sock)
 
         with server(script) as address:
-            one = way(address, direct, counts, user="user", password="hunter2")
-            error = failure(one)
+            uot = through(address, direct, counts, user="user", password="hunter2")
+            error = failure(uot)
         assert error.reason is Reason.AUTHENTICATION
-        assert not any(
-            secret in f"{error} {error!r} {one.name} {one!r}"
-            for secret in ("hunter2", "dXNlcjpodW50ZXIy")
-        )
+        shown = f"{error} {error!r} {uot.name} {uot!r}"
+        assert not any(secret in shown for secret in ("hunter2", "dXNlcjpodW50ZXIy"))
 
-    @every_way
-    def test_a_proxy_that_breaks_off(self, way: Any, direct: DirectDialer, counts: Counts) -> None:
-        with server(play(*SCRIPTS[way][:-1], b"", end=lambda sock: None)) as address:
-            error = failure(way(address, direct, counts))
-        assert (error.reason, error.upstream) == (Reason.PROTOCOL, True) and "UoT" not in str(error)
+    @each_proxy
+    def test_proxy_that_closes_early_is_a_protocol_error(
+        self, through: Any, direct: DirectDialer, counts: Counts
+    ) -> None:
+        with server(play(*SCRIPTS[through][:-1], b"", end=lambda sock: None)) as address:
+            error = failure(through(address, direct, counts))
+        assert (error.reason, error.upstream) == (
+            Reason.PROTOCOL,
+            True,
+        ) and "UDP over TCP" not in str(error)
 
-    def test_one_that_breaks_off_later_ends_the_connection(
+    def test_stream_that_ends_drops_and_counts_datagrams(
         self, direct: DirectDialer, counts: Counts
     ) -> None:
-        """HAZARDS 48."""
+        """Hazard 48."""
         with server(play(*SCRIPTS[by_socks5], UOT + FRAME + b"\0\1a", end=reset)) as address:
             conn = by_socks5(address, direct, counts).dial_packet(udp_to(TARGET))
             send(conn, TARGET, b"a")
@@ -348,7 +359,7 @@ class TestFailures:
             conn.close()
         assert counts.counts == {("drops", "upstream closed"): 1}
 
-    def test_frames_that_are_none_end_it_and_are_counted(
+    def test_malformed_frame_ends_the_connection_and_is_counted(
         self, direct: DirectDialer, counts: Counts
     ) -> None:
         *steps, done = SCRIPTS[by_socks5]
@@ -359,14 +370,15 @@ class TestFailures:
             conn.close()
         assert counts.counts == {("drops", "malformed"): 1}
 
-    def test_without_descriptors_it_is_a_dial_that_failed(
+    def test_missing_descriptor_is_a_dial_error_and_closes_the_stream(
         self, direct: DirectDialer, counts: Counts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """HAZARDS 92: and the stream to the proxy is closed."""
+        """Hazard 92.  The stream to the proxy is closed."""
         closed = threading.Event()
 
         def script(sock: socket.socket) -> None:
-            sock.settimeout(0.5)  # what fails here is not waited for
+            # If the test fails, do not wait for the server.
+            sock.settimeout(0.5)
             play(*SCRIPTS[by_http], UOT)(sock)
             closed.set()
 
@@ -381,18 +393,20 @@ class TestFailures:
 
 
 class TestShape:
-    def test_it_is_the_plain_way_with_datagrams(self, direct: DirectDialer, counts: Counts) -> None:
-        one = by_http(Address("192.0.2.1", 3128), direct, counts)
-        assert (one.name, one.carries, one.symmetric) == ("far", {"tcp", "udp"}, False)
+    def test_uot_upstream_carries_udp_whatever_the_proxy_does(
+        self, direct: DirectDialer, counts: Counts
+    ) -> None:
+        uot = by_http(Address("192.0.2.1", 3128), direct, counts)
+        assert (uot.name, uot.carries, uot.symmetric) == ("far", {"tcp", "udp"}, False)
         assert by_socks4(Address("192.0.2.1", 1080), direct, counts).carries == {"tcp", "udp"}
 
-    def test_connections_go_the_plain_way(self, direct: DirectDialer, counts: Counts) -> None:
+    def test_tcp_of_a_uot_upstream_uses_no_uot(self, direct: DirectDialer, counts: Counts) -> None:
         wanted = b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n"
         with server(play(wanted, CONNECT_DONE)) as address:
             by_http(address, direct, counts).dial(tcp_to(Address("a.test", 443))).close()
 
     @pytest.mark.parametrize(
-        "scheme, way",
+        "scheme, through",
         [
             ("socks5", by_socks5),
             ("socks5h", by_socks5),
@@ -401,18 +415,14 @@ class TestShape:
             ("http", by_http),
         ],
     )
-    def test_as_the_factory_makes_it(
-        self, reach: TargetResolver, counts: Counts, scheme: str, way: Any
+    def test_factory_builds_uot_for_every_scheme(
+        self, target_resolver: TargetResolver, counts: Counts, scheme: str, through: Any
     ) -> None:
-        """Whatever the scheme does with other names, the magic one is never looked up here."""
-        with server(play(*SCRIPTS[way], UOT + FRAME + b"\0\1a")) as address:
-            factory = DialerFactory(reach, UdpSocketFactory(counts, Lines()), 2.0, no_services())
-            one = factory.dialer(way_to(scheme, address))
-            assert "udp" in one.carries
-            conn = one.dial_packet(udp_to(TARGET))
+        """Whatever the scheme does with other names, the magic name is never looked up here."""
+        with server(play(*SCRIPTS[through], UOT + FRAME + b"\0\1a")) as address:
+            config = UpstreamConfig((HopConfig(scheme, address, udp="uot"),), "")
+            uot = make_factory(target_resolver).dialer(config)
+            assert "udp" in uot.carries
+            conn: Any = uot.dial_packet(udp_to(TARGET))
             send(conn, TARGET, b"a")
             conn.close()
-
-
-def way_to(scheme: str, address: Address) -> UpstreamConfig:
-    return UpstreamConfig((HopConfig(scheme, address, udp="uot"),), "")

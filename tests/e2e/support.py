@@ -145,7 +145,7 @@ class Netproxyd:
         )
 
     def status(self) -> dict[str, int]:
-        """Return what the daemon logs on SIGUSR1: "connections", "drops{stranger}" and so on.
+        """Return what the daemon logs on SIGUSR1: "connections", "drops{unknown sender}" and so on.
 
         A counter that was never incremented is missing.
         """

@@ -44,4 +44,4 @@ def test_proxy_that_is_its_own_upstream_refuses_at_once(netproxyd: Start) -> Non
     with pytest.raises(Refused):
         socks5((LOOPBACK, port), CONNECT, LOOPED)
     assert len([line for line in proxy.lines("finished") if "192.0.2.1:9" in line]) == 1
-    proxy.said("would come back here")
+    proxy.said("would loop back to this proxy")

@@ -238,7 +238,7 @@ def test_datagrams_of_strangers_are_dropped_and_counted(
         stranger.sendto(datagram, (BOX_TO_SERVER, PORT))
         assert is_silent(stranger)
         status = daemon.status()
-        assert (status["sessions"], status["entries"], status["drops{stranger}"]) == (0, 0, 1)
+        assert (status["sessions"], status["entries"], status["drops{unknown sender}"]) == (0, 0, 1)
         with Association((BOX, PORT), make=net.client.socket) as client:
             # The association has no endpoint yet. The stranger must not become it.
             stranger.sendto(datagram, (BOX_TO_SERVER, PORT))
@@ -251,7 +251,11 @@ def test_datagrams_of_strangers_are_dropped_and_counted(
                 neighbour.sendto(datagram, (BOX, PORT))
                 assert is_silent(neighbour)
             status = daemon.status()
-            assert (status["sessions"], status["entries"], status["drops{stranger}"]) == (1, 1, 4)
+            assert (status["sessions"], status["entries"], status["drops{unknown sender}"]) == (
+                1,
+                1,
+                4,
+            )
         assert not second.sources
         wait_for(lambda: not daemon.status()["sessions"], SECONDS, "the session has ended")
         assert daemon.status()["associations"] == 0

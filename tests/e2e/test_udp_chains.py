@@ -244,4 +244,4 @@ def test_configuration_check_reports_what_an_upstream_carries(
     status, said = run_netproxyd("-t", "-l", ANY_PORT, "-u", hops)
     assert status == 0, said
     assert re.search(f"carries {carried}$", said, re.MULTILINE), said
-    assert bool(re.search(r"warning: .*takes UDP.*carries none", said)) == warned, said
+    assert bool(re.search(r"warning: .*accepts UDP.*carries none", said)) == warned, said

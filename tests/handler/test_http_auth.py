@@ -6,7 +6,8 @@ import base64
 
 import pytest
 
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.errors import Reason
 from tests.support.origin import Connection, Rig, Wire, check_refused, get
 

@@ -1,4 +1,4 @@
-"""SOCKS5's datagrams through a real daemon: what passes, what is dropped and counted, what state it leaves."""
+"""SOCKS5 datagrams through a real daemon: what passes, what is dropped and counted."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.relays import (
     sessions_threads,
 )
 
-STRANGER = "127.0.0.9"
+UNKNOWN_HOST = "127.0.0.9"
 
 
 @pytest.fixture(params=["mmsg", "trains", "single"])
 def relay(request: pytest.FixtureRequest) -> Iterator[Running]:
-    """By each way of receiving and sending batches: nobody may notice which."""
+    """A relay at each level of batching.  Clients must not notice which."""
     with running(SPS + "\nudp: {batching: %s}" % request.param) as relay:
         yield relay
 
@@ -35,12 +35,12 @@ def header(target: UdpPort) -> bytes:
 
 
 def check_dropped(relay: Running, reason: str, before: int = 0) -> None:
-    """One datagram was dropped for that reason."""
+    """Wait until one datagram has been dropped for a reason."""
     eventually(lambda: relay.count("drops", reason) == before + 1)
 
 
 def check_order(relay: Running, sizes: list[int]) -> None:
-    """Datagrams of these lengths, all in one batch, both ways."""
+    """Send datagrams of these lengths in one batch, in both directions."""
     sent = [bytes((at,)) * size for at, size in enumerate(sizes)]
     with UdpClient(relay.port) as client, UdpPort() as target:
         seen = client.check_echo(target)
@@ -57,28 +57,28 @@ def check_order(relay: Running, sizes: list[int]) -> None:
 # -- what passes
 
 
-def test_two_targets_see_one_client_come_from_one_and_the_same_port(relay: Running) -> None:
+def test_two_targets_see_one_port_of_a_client(relay: Running) -> None:
     with (
         UdpClient(relay.port) as client,
-        UdpPort("127.0.0.1") as one,
+        UdpPort("127.0.0.1") as first,
         UdpPort("127.0.0.2") as other,
     ):
-        seen = {client.check_echo(one), client.check_echo(other), client.check_echo(one)}
+        seen = {client.check_echo(first), client.check_echo(other), client.check_echo(first)}
         assert len({address.port for address in seen}) == 1
         assert relay.state() == {"associations": 1, "sessions": 1, "entries": 2}
 
 
-def test_an_ipv6_target_sees_the_same_port(relay: Running) -> None:
-    with UdpClient(relay.port) as client, UdpPort() as one, UdpPort("::1") as other:
-        assert client.check_echo(one).port == client.check_echo(other).port
+def test_ipv6_target_sees_the_same_port(relay: Running) -> None:
+    with UdpClient(relay.port) as client, UdpPort() as first, UdpPort("::1") as other:
+        assert client.check_echo(first).port == client.check_echo(other).port
 
 
 def test_two_clients_have_two_ports(relay: Running) -> None:
-    with UdpClient(relay.port) as one, UdpClient(relay.port) as other, UdpPort() as target:
-        assert one.check_echo(target, b"one").port != other.check_echo(target, b"other").port
+    with UdpClient(relay.port) as first, UdpClient(relay.port) as other, UdpPort() as target:
+        assert first.check_echo(target, b"one").port != other.check_echo(target, b"other").port
 
 
-def test_a_name_target_works(relay: Running) -> None:
+def test_target_by_name_is_reached_and_replies(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort("::") as target:
         for data in (b"first", b"second"):
             client.to(Address("localhost", target.address.port), data)
@@ -89,7 +89,7 @@ def test_a_name_target_works(relay: Running) -> None:
             assert source.host in ("127.0.0.1", "::1") and source.port == target.address.port
 
 
-def test_a_name_that_is_not_found_costs_its_datagrams_only(
+def test_name_that_is_not_found_loses_its_datagrams_only(
     relay: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(*_: object, **__: object) -> None:
@@ -102,27 +102,26 @@ def test_a_name_that_is_not_found_costs_its_datagrams_only(
         client.check_echo(target)
 
 
-def test_datagrams_keep_their_order_and_their_lengths(relay: Running) -> None:
-    """Runs and trains on the way must not show."""
+def test_datagrams_keep_their_order_and_lengths(relay: Running) -> None:
+    """Runs and trains are not visible from outside."""
     check_order(relay, [1, 1200, 1200, 1200, 7, 7, 1200, 1200, 1201, 9000, 9000, 3, 1200])
 
 
 @pytest.mark.parametrize("sizes", [[0], [0, 0], [0, 1], [7, 0], [7, 7, 0], [7, 0, 0, 7]], ids=str)
-def test_hazard_27_empty_datagrams_among_others_arrive_in_order(
-    relay: Running, sizes: list[int]
-) -> None:
+def test_empty_datagrams_among_others_arrive_in_order(relay: Running, sizes: list[int]) -> None:
+    """Hazard 27."""
     check_order(relay, sizes)
 
 
-def test_datagrams_of_one_batch_reach_the_target_that_each_names(relay: Running) -> None:
+def test_datagrams_of_one_batch_reach_the_targets_they_name(relay: Running) -> None:
     with (
         UdpClient(relay.port) as client,
-        UdpPort() as one,
+        UdpPort() as first,
         UdpPort("127.0.0.2") as other,
         UdpPort("::1") as third,
     ):
-        client.check_echo(one)
-        targets = [one, other, one, one, third, other, third, one]
+        client.check_echo(first)
+        targets = [first, other, first, first, third, other, third, first]
         with relay.held():
             for at, target in enumerate(targets):
                 client.to(target.address, b"%d" % at)
@@ -130,14 +129,14 @@ def test_datagrams_of_one_batch_reach_the_target_that_each_names(relay: Running)
             target.expect(b"%d" % at)
 
 
-def test_a_train_passes_each_datagram_to_its_target(relay: Running) -> None:
+def test_datagrams_of_a_train_reach_the_targets_they_name(relay: Running) -> None:
     with (
         UdpClient(relay.port) as client,
-        UdpPort("127.0.0.1") as one,
+        UdpPort("127.0.0.1") as first,
         UdpPort("127.0.0.2") as other,
     ):
-        client.check_echo(one)
-        targets = [one] * 4 + [other] * 3 + [one]
+        client.check_echo(first)
+        targets = [first] * 4 + [other] * 3 + [first]
         send_train(
             client.socket,
             [header(target) + b"%04d" % at for at, target in enumerate(targets)],
@@ -147,20 +146,20 @@ def test_a_train_passes_each_datagram_to_its_target(relay: Running) -> None:
             target.expect(b"%04d" % at)
 
 
-def test_60000_bytes_pass_both_ways(relay: Running) -> None:
+def test_datagram_of_60000_bytes_passes_in_both_directions(relay: Running) -> None:
     data = bytes(range(250)) * 240
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target, data)
 
 
-def test_hazard_28_the_longest_datagram_passes_and_its_reply_is_dropped_whole(
-    relay: Running,
-) -> None:
+def test_longest_datagram_passes_and_its_reply_is_dropped_whole(relay: Running) -> None:
+    """Hazard 28."""
     longest = b"l" * (65507 - 10)
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.to(target.address, longest)
         seen = target.expect(longest)
-        target.send(b"r" * 65507, seen)  # with our header it is longer than a datagram can be
+        # With the header it is longer than a datagram can be.
+        target.send(b"r" * 65507, seen)
         check_dropped(relay, "too big")
         target.send(b"r" * 65497, seen)
         assert client.receive() == (b"r" * 65497, target.address)
@@ -168,7 +167,8 @@ def test_hazard_28_the_longest_datagram_passes_and_its_reply_is_dropped_whole(
 
 
 @pytest.mark.parametrize("size", [32000, 60000, 65000, 65001, 65497])
-def test_hazard_28_long_datagrams_that_arrive_together_all_pass(relay: Running, size: int) -> None:
+def test_long_datagrams_that_arrive_together_all_pass(relay: Running, size: int) -> None:
+    """Hazard 28."""
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
         with relay.held():
@@ -187,9 +187,10 @@ def test_hazard_28_long_datagrams_that_arrive_together_all_pass(relay: Running, 
         ("address-and-port-dependent", False, False),
     ],
 )
-def test_hazard_30_a_reply_from_elsewhere_comes_with_its_true_source_where_the_filter_lets_it(
+def test_reply_from_elsewhere_has_its_true_source_if_the_filtering_permits_it(
     filtering: str, port_passes: bool, host_passes: bool
 ) -> None:
+    """Hazard 30."""
     text = "listeners: [{listen: '127.0.0.1:0', udp: {filtering: %s}}]" % filtering
     with running(text) as relay, UdpClient(relay.port) as client:
         with UdpPort() as target, UdpPort() as port, UdpPort("127.0.0.3") as host:
@@ -198,69 +199,75 @@ def test_hazard_30_a_reply_from_elsewhere_comes_with_its_true_source_where_the_f
                 other.send(b"unasked", seen)
                 if passes:
                     assert client.receive() == (b"unasked", other.address)
-                client.check_echo(target)  # and nothing came before it
+                # Nothing came before the echo.
+                client.check_echo(target)
             assert client.check_echo(host) == seen
             host.send(b"asked", seen)
             assert client.receive() == (b"asked", host.address)
 
 
-def test_two_clients_reach_each_other_by_the_ports_that_targets_see(relay: Running) -> None:
-    """Hairpin: RFC 4787 REQ-9, hazard 37."""
-    with UdpClient(relay.port) as one, UdpClient(relay.port) as other, UdpPort() as target:
-        ports = [client.check_echo(target).port for client in (one, other)]
-        one.to(Address(LOCALHOST, ports[1]), b"hairpin")
+def test_two_clients_reach_each_other_through_the_ports_that_targets_see(relay: Running) -> None:
+    """Hairpinning: RFC 4787 REQ-9, hazard 37."""
+    with UdpClient(relay.port) as first, UdpClient(relay.port) as other, UdpPort() as target:
+        ports = [client.check_echo(target).port for client in (first, other)]
+        first.to(Address(LOCALHOST, ports[1]), b"hairpin")
         assert other.receive() == (b"hairpin", Address(LOCALHOST, ports[0]))
 
 
 # -- what is dropped
 
 
-def test_hazard_21_a_datagram_from_another_address_is_dropped_in_silence(relay: Running) -> None:
-    with UdpClient(relay.port) as client, UdpPort() as target, UdpPort(STRANGER) as stranger:
+def test_datagram_from_another_address_is_dropped_without_reply(relay: Running) -> None:
+    """Hazard 21."""
+    with UdpClient(relay.port) as client, UdpPort() as target, UdpPort(UNKNOWN_HOST) as unknown:
         client.check_echo(target)
         before, state = descriptors(), relay.state()
-        stranger.send(header(target) + b"let me in", client.bound)
-        check_dropped(relay, "stranger")
+        unknown.send(header(target) + b"let me in", client.bound)
+        check_dropped(relay, "unknown sender")
         assert (descriptors(), relay.state()) == (before, state)
-        client.check_echo(target, b"next")  # and nothing came before it
-        assert stranger.silent() and target.silent()
-        assert relay.drops() == {"stranger": 1}
+        # Nothing came before the echo.
+        client.check_echo(target, b"next")
+        assert unknown.silent() and target.silent()
+        assert relay.drops() == {"unknown sender": 1}
 
 
-def test_hazard_22_a_second_endpoint_of_the_same_address_is_dropped(relay: Running) -> None:
+def test_second_endpoint_of_the_same_address_is_dropped(relay: Running) -> None:
+    """Hazard 22."""
     with UdpClient(relay.port, hint=NO_HINT) as client, UdpPort() as target, UdpPort() as second:
         client.check_echo(target)
         second.send(header(target) + b"me too", client.bound)
-        check_dropped(relay, "stranger")
+        check_dropped(relay, "unknown sender")
         client.check_echo(target, b"first still works")
         assert second.silent() and target.silent()
         assert relay.state()["sessions"] == 1
 
 
-def test_hazard_23_a_forged_first_datagram_does_not_take_the_association(relay: Running) -> None:
+def test_forged_first_datagram_does_not_take_the_association(relay: Running) -> None:
+    """Hazard 23."""
     with (
         UdpClient(relay.port, hint=NO_HINT) as client,
         UdpPort() as target,
-        UdpPort(STRANGER) as stranger,
+        UdpPort(UNKNOWN_HOST) as unknown,
     ):
-        stranger.send(header(target) + b"first", client.bound)
-        check_dropped(relay, "stranger")
+        unknown.send(header(target) + b"first", client.bound)
+        check_dropped(relay, "unknown sender")
         client.check_echo(target)
-        assert stranger.silent() and target.silent()
+        assert unknown.silent() and target.silent()
 
 
-def test_hazard_24_without_an_association_there_is_no_reply_no_way_out_and_no_state() -> None:
+def test_sender_without_association_gets_no_reply_and_leaves_no_state() -> None:
+    """Hazard 24."""
     users = (
         "users: {alice: {password: secret}}\nlisteners: [{listen: '127.0.0.1:0', auth: required}]"
     )
-    with running(users) as relay, UdpPort() as target, UdpPort() as stranger:
+    with running(users) as relay, UdpPort() as target, UdpPort() as unknown:
         before = descriptors()
         for data in (header(target) + b"let me in", b"", b"x", header(target)):
-            stranger.send(data, Address(LOCALHOST, relay.port))
+            unknown.send(data, Address(LOCALHOST, relay.port))
         eventually(lambda: sum(relay.drops().values()) == 4)
-        assert stranger.silent() and target.silent()
+        assert unknown.silent() and target.silent()
         assert relay.idle() and descriptors() == before and not sessions_threads()
-        assert relay.drops() == {"stranger": 2, "malformed": 2}
+        assert relay.drops() == {"unknown sender": 2, "malformed": 2}
 
 
 @pytest.mark.parametrize(
@@ -276,22 +283,23 @@ def test_hazard_24_without_an_association_there_is_no_reply_no_way_out_and_no_st
     ],
     ids=str,
 )
-def test_hazard_26_whatever_the_request_names_works_and_lets_nobody_else_in(
+def test_any_address_in_the_request_works_and_admits_nobody_else(
     relay: Running, hint: Address
 ) -> None:
+    """Hazard 26."""
     with (
         UdpClient(relay.port, hint=hint) as client,
         UdpPort() as target,
-        UdpPort(STRANGER) as stranger,
+        UdpPort(UNKNOWN_HOST) as unknown,
     ):
-        stranger.send(header(target) + b"first", client.bound)
-        check_dropped(relay, "stranger")
+        unknown.send(header(target) + b"first", client.bound)
+        check_dropped(relay, "unknown sender")
         client.check_echo(target)
-        assert stranger.silent() and target.silent()
+        assert unknown.silent() and target.silent()
 
 
-def test_hazard_26_the_target_itself_as_hint_works(relay: Running) -> None:
-    """What v2ray declares."""
+def test_target_as_the_address_in_the_request_works(relay: Running) -> None:
+    """Hazard 26.  v2ray does so."""
     with UdpPort() as target, UdpClient(relay.port, hint=target.address) as client:
         client.check_echo(target)
 
@@ -319,9 +327,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_hazard_27_a_broken_datagram_is_dropped_and_counted_by_reason(
-    relay: Running, case: str
-) -> None:
+def test_broken_datagram_is_dropped_and_counted_by_reason(relay: Running, case: str) -> None:
+    """Hazard 27."""
     data, reason = BROKEN[case]
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
@@ -332,7 +339,8 @@ def test_hazard_27_a_broken_datagram_is_dropped_and_counted_by_reason(
         assert relay.state() == {"associations": 1, "sessions": 1, "entries": 1}
 
 
-def test_hazard_27_broken_datagrams_cost_nothing_of_what_came_with_them(relay: Running) -> None:
+def test_broken_datagrams_do_not_affect_others_of_their_batch(relay: Running) -> None:
+    """Hazard 27."""
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
         with relay.held():
@@ -346,13 +354,15 @@ def test_hazard_27_broken_datagrams_cost_nothing_of_what_came_with_them(relay: R
 
 
 @pytest.mark.parametrize("reserved", [b"\0\1", b"\xff\xff"])
-def test_hazard_27_reserved_bytes_are_not_looked_at(relay: Running, reserved: bytes) -> None:
+def test_reserved_bytes_are_ignored(relay: Running, reserved: bytes) -> None:
+    """Hazard 27."""
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.raw(reserved + header(target)[2:] + b"data")
         target.expect(b"data")
 
 
-def test_hazard_27_an_empty_payload_is_forwarded(relay: Running) -> None:
+def test_empty_payload_is_forwarded(relay: Running) -> None:
+    """Hazard 27."""
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target, b"")
 
@@ -360,25 +370,28 @@ def test_hazard_27_an_empty_payload_is_forwarded(relay: Running) -> None:
 @pytest.mark.parametrize(
     "reason, data",
     [
-        ("stranger", b"\0\0\0\1\x7f\0\0\1\0\x50data"),
+        ("unknown sender", b"\0\0\0\1\x7f\0\0\1\0\x50data"),
         ("malformed", b"12345"),
         ("fragment", b"\0\0\1\1\x7f\0\0\1\0\x50data"),
         ("bad target", b"\0\0\0\1\x7f\0\0\1\0\0data"),
     ],
 )
-def test_each_dropped_datagram_of_a_train_is_counted(
+def test_dropped_datagrams_of_a_train_are_each_counted(
     relay: Running, reason: str, data: bytes
 ) -> None:
-    with UdpClient(relay.port) as client, UdpPort() as target, UdpPort(STRANGER) as stranger:
+    with UdpClient(relay.port) as client, UdpPort() as target, UdpPort(UNKNOWN_HOST) as unknown:
         client.check_echo(target)
         send_train(
-            stranger.socket if reason == "stranger" else client.socket, [data] * 5, client.bound
+            unknown.socket if reason == "unknown sender" else client.socket,
+            [data] * 5,
+            client.bound,
         )
         client.check_echo(target, b"fence")
         assert relay.drops() == {reason: 5}
 
 
-def test_hazard_29_many_unreachable_targets_cost_the_others_nothing(relay: Running) -> None:
+def test_many_unreachable_targets_do_not_affect_others(relay: Running) -> None:
+    """Hazard 29."""
     with UdpClient(relay.port) as client, UdpPort() as target:
         seen = client.check_echo(target)
         for turn in range(60):
@@ -390,7 +403,8 @@ def test_hazard_29_many_unreachable_targets_cost_the_others_nothing(relay: Runni
         assert not relay.drops()
 
 
-def test_hazard_29_an_unreachable_target_costs_the_others_nothing(relay: Running) -> None:
+def test_unreachable_target_does_not_affect_others(relay: Running) -> None:
+    """Hazard 29."""
     with UdpClient(relay.port) as client, UdpPort() as target:
         with UdpPort("127.0.0.4") as gone:
             seen = client.check_echo(target)

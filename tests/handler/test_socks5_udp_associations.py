@@ -1,4 +1,4 @@
-"""SOCKS5 associations through a real daemon: whose a datagram is, and what ends with its control connection."""
+"""SOCKS5 associations through a real daemon: who may send, and what ends with an association."""
 
 from __future__ import annotations
 
@@ -36,28 +36,29 @@ def relay() -> Iterator[Running]:
         yield relay
 
 
-# -- whose a datagram is
+# -- which association a datagram belongs to
 
 
-def test_the_port_that_the_request_names_decides(relay: Running) -> None:
+def test_port_in_the_request_decides_which_association_is_meant(relay: Running) -> None:
     with UdpPort() as target, UdpClient(relay.port) as first, UdpClient(relay.port) as second:
         first.check_echo(target, b"first")
         first.leave()
-        eventually(
-            lambda: relay.state()["sessions"] == 0
-        )  # first's, though second's association is the newer one
+        # The session was that of `first`, though the association of `second` is newer.
+        eventually(lambda: relay.state()["sessions"] == 0)
         assert relay.state()["associations"] == 1
         second.check_echo(target, b"second")
 
 
-def test_an_endpoint_whose_association_was_guessed_outlives_a_wrong_guess(relay: Running) -> None:
+def test_guessed_endpoint_outlives_a_wrong_guess(relay: Running) -> None:
     with (
         UdpPort() as target,
         UdpClient(relay.port, hint=NO_HINT) as old,
         UdpClient(relay.port, hint=NO_HINT) as new,
     ):
-        old.check_echo(target)  # takes the association of `new`, the newest without an endpoint
-        new.check_echo(target)  # and new that of `old`
+        # `old` takes the association of `new`, the newest without an endpoint, and `new` that
+        # of `old`.
+        old.check_echo(target)
+        new.check_echo(target)
         new.leave()
         eventually(lambda: relay.state()["associations"] == 1)
         old.check_echo(target)
@@ -65,17 +66,18 @@ def test_an_endpoint_whose_association_was_guessed_outlives_a_wrong_guess(relay:
         eventually(lambda: relay.state() == {"associations": 0, "sessions": 0, "entries": 0})
 
 
-def test_an_association_that_has_inherited_still_admits_its_own_endpoint(relay: Running) -> None:
+def test_successor_still_admits_its_own_endpoint(relay: Running) -> None:
     with UdpPort() as target, UdpClient(relay.port, hint=NO_HINT) as later:
         for _ in range(3):
             with UdpClient(relay.port, hint=NO_HINT) as first:
                 first.check_echo(target)
             eventually(lambda: relay.state()["associations"] == 1)
-        later.check_echo(target)  # its first datagram, after others have come and gone
+        # Its first datagram comes after other clients have come and gone.
+        later.check_echo(target)
     assert not relay.drops()
 
 
-def test_each_association_admits_one_endpoint(relay: Running) -> None:
+def test_association_admits_one_endpoint(relay: Running) -> None:
     with ExitStack() as stack:
         target = stack.enter_context(UdpPort())
         clients = [stack.enter_context(UdpClient(relay.port, hint=NO_HINT)) for _ in range(3)]
@@ -85,46 +87,48 @@ def test_each_association_admits_one_endpoint(relay: Running) -> None:
         for client in clients:
             client.check_echo(target)
         third.to(target.address, b"too many")
-        eventually(lambda: relay.count("drops", "stranger") == 1)
+        eventually(lambda: relay.count("drops", "unknown sender") == 1)
         assert target.silent() and relay.state()["sessions"] == 2
 
 
-def test_an_association_of_another_address_is_not_taken(relay: Running) -> None:
+def test_association_of_another_address_is_not_taken(relay: Running) -> None:
     with (
         UdpClient(relay.port, source="127.0.0.2") as client,
         UdpPort() as target,
         UdpPort() as other,
     ):
         other.send(encode_header(target.address) + b"hello", client.bound)
-        eventually(lambda: relay.count("drops", "stranger") == 1)
+        eventually(lambda: relay.count("drops", "unknown sender") == 1)
         client.check_echo(target)
 
 
 # -- what ends
 
 
-@pytest.mark.parametrize("way", ["end", "reset", "half"])
-def test_hazard_25_sessions_threads_and_descriptors_end_with_the_control_connection(
-    relay: Running, way: str
+@pytest.mark.parametrize("leaving", ["end", "reset", "half"])
+def test_sessions_threads_and_descriptors_end_with_the_control_connection(
+    relay: Running, leaving: str
 ) -> None:
+    """Hazard 25."""
     with UdpPort() as target, UdpPort("::1") as other:
         before = descriptors()
         with UdpClient(relay.port) as client:
             client.check_echo(target)
             client.check_echo(other)
             assert sessions_threads() == 1
-            client.leave(way)
+            client.leave(leaving)
             eventually(relay.idle, 1.0)
             eventually(lambda: not sessions_threads(), 1.0)
             client.control.close()
-            eventually(lambda: descriptors() == before + 1, 1.0)  # the client's own
+            # The client's own socket is left.
+            eventually(lambda: descriptors() == before + 1, 1.0)
             client.to(target.address, b"still there?")
-            eventually(lambda: relay.count("drops", "stranger") == 1)
+            eventually(lambda: relay.count("drops", "unknown sender") == 1)
             assert target.silent()
     assert [record.ended for record in relay.log.records] == ["association ended"]
 
 
-def test_what_a_client_sends_on_its_control_connection_is_ignored(relay: Running) -> None:
+def test_bytes_on_a_control_connection_are_ignored(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.control.sendall(b"x" * 100000)
         client.check_echo(target)
@@ -132,18 +136,19 @@ def test_what_a_client_sends_on_its_control_connection_is_ignored(relay: Running
         client.check_echo(target)
 
 
-def test_an_association_outlives_the_handshakes_deadline() -> None:
+def test_association_outlives_the_deadline_of_the_handshake() -> None:
     with (
         running(SPS + "\ntimeouts: {handshake: 100ms}") as relay,
         UdpClient(relay.port) as client,
         UdpPort() as target,
     ):
         with socket.create_connection((LOCALHOST, relay.port)) as idle:
-            assert idle.recv(1) == b""  # now that time has passed
+            # The deadline has passed.
+            assert idle.recv(1) == b""
         client.check_echo(target)
 
 
-def test_the_record_tells_what_passed(relay: Running) -> None:
+def test_record_of_a_session_has_its_traffic(relay: Running) -> None:
     with UdpPort() as target:
         with UdpClient(relay.port) as client:
             for data in (b"", b"12345"):
@@ -168,7 +173,7 @@ def test_the_record_tells_what_passed(relay: Running) -> None:
     ) == ("direct", 5, 5, 2, 2)
 
 
-def test_the_user_of_the_control_connection_is_the_user_of_its_datagrams() -> None:
+def test_datagrams_have_the_user_of_their_control_connection() -> None:
     text = "users: {alice: {password: secret}}\nlisteners: [{listen: '127.0.0.1:0'}]"
     with running(text) as relay, UdpPort() as target, UdpPort() as client:
         with socket.create_connection((LOCALHOST, relay.port)) as control:
@@ -182,8 +187,8 @@ def test_the_user_of_the_control_connection_is_the_user_of_its_datagrams() -> No
     assert relay.log.records[0].flow.user == "alice"
 
 
-def test_an_idle_session_ends_and_the_next_datagram_makes_a_new_one() -> None:
-    """Hazard 34: no black hole."""
+def test_idle_session_ends_and_the_next_datagram_makes_a_new_one() -> None:
+    """Hazard 34.  There is no black hole."""
     with running(IDLE) as relay, UdpClient(relay.port) as client, UdpPort() as target:
         before = client.check_echo(target)
         relay.sweep(199)
@@ -194,8 +199,8 @@ def test_an_idle_session_ends_and_the_next_datagram_makes_a_new_one() -> None:
         assert client.check_echo(target) != before
 
 
-def test_only_what_the_client_sends_keeps_a_session() -> None:
-    """Hazard 35: a stranger must not hold it open."""
+def test_only_datagrams_of_the_client_keep_a_session_alive() -> None:
+    """Hazard 35.  Otherwise anyone could keep the session open."""
     with running(IDLE) as relay, UdpClient(relay.port) as client, UdpPort() as target:
         seen = client.check_echo(target)
         relay.sweep(0)
@@ -205,7 +210,7 @@ def test_only_what_the_client_sends_keeps_a_session() -> None:
         assert relay.state()["sessions"] == 0
 
 
-def test_the_daemon_stops_with_associations_that_live() -> None:
+def test_daemon_stops_with_live_associations() -> None:
     before = descriptors()
     with UdpPort() as target, ExitStack() as stack:
         with running() as relay:
@@ -217,7 +222,7 @@ def test_the_daemon_stops_with_associations_that_live() -> None:
     eventually(lambda: descriptors() == before)
 
 
-# -- where from
+# -- where replies come from, and relay ports
 
 
 @pytest.mark.parametrize(
@@ -228,7 +233,8 @@ def test_the_daemon_stops_with_associations_that_live() -> None:
         (":0", ["127.0.0.2", "::1"]),
     ],
 )
-def test_hazard_42_replies_come_from_bnd_on_a_wildcard_too(listen: str, servers: list[str]) -> None:
+def test_replies_come_from_bnd_on_a_wildcard_listener(listen: str, servers: list[str]) -> None:
+    """Hazard 42."""
     with running(WILDCARD % listen) as relay, UdpPort() as target, ExitStack() as stack:
         clients = [
             stack.enter_context(
@@ -236,16 +242,16 @@ def test_hazard_42_replies_come_from_bnd_on_a_wildcard_too(listen: str, servers:
             )
             for server in servers
         ]
-        for client, server in zip(clients, servers):
+        for client, server in zip(clients, servers, strict=True):
             assert client.bound == Address(server, relay.port)
-            client.check_echo(
-                target
-            )  # its socket is connected to BND: from elsewhere nothing would come
+            # Its socket is connected to BND, and receives nothing from elsewhere.
+            client.check_echo(target)
         for client in clients:
             client.check_echo(target, b"again")
 
 
-def test_hazard_42_a_datagram_to_another_address_of_ours_does_not_keep_replies_from_bnd() -> None:
+def test_datagram_to_another_local_address_does_not_move_replies_away_from_bnd() -> None:
+    """Hazard 42."""
     with (
         running(WILDCARD % "0.0.0.0:0") as relay,
         UdpClient(relay.port) as client,
@@ -255,13 +261,12 @@ def test_hazard_42_a_datagram_to_another_address_of_ours_does_not_keep_replies_f
         client.socket.sendto(
             encode_header(target.address) + b"elsewhere", ("127.0.0.2", relay.port)
         )
-        assert target.expect(b"elsewhere") == seen  # the same mapping
-        assert (
-            client.check_echo(target) == seen
-        )  # and the reply comes from where the client sent to
+        # The mapping is the same, and the reply comes from the address the client sent to.
+        assert target.expect(b"elsewhere") == seen
+        assert client.check_echo(target) == seen
 
 
-def test_an_ipv6_client_is_relayed_to_both_families() -> None:
+def test_ipv6_client_reaches_targets_of_both_families() -> None:
     with (
         running("listeners: [{listen: '[::1]:0'}]") as relay,
         UdpClient(relay.port, "::1", "::1") as client,
@@ -272,23 +277,23 @@ def test_an_ipv6_client_is_relayed_to_both_families() -> None:
 
 
 @pytest.mark.parametrize("ports", ["any", "range"])
-def test_one_relay_socket_for_each_association_closed_with_it(ports: str) -> None:
+def test_association_with_its_own_relay_socket_closes_it(ports: str) -> None:
     first, last = free_ports(4)
     with (
         running(OWN_PORTS % (ports if ports == "any" else f"{first}-{last}")) as relay,
         UdpPort() as target,
     ):
         before = descriptors()
-        with UdpClient(relay.port) as one, UdpClient(relay.port) as other:
-            bound = {one.bound.port, other.bound.port}
+        with UdpClient(relay.port) as client, UdpClient(relay.port) as other:
+            bound = {client.bound.port, other.bound.port}
             assert len(bound) == 2 and relay.port not in bound
             assert ports == "any" or all(first <= port <= last for port in bound)
-            assert one.bound.host == LOCALHOST
-            one.check_echo(target)
+            assert client.bound.host == LOCALHOST
+            client.check_echo(target)
             other.check_echo(target)
-            with UdpPort() as stranger:
-                stranger.send(encode_header(target.address) + b"no way", one.bound)
-                eventually(lambda: relay.count("drops", "stranger") == 1)
+            with UdpPort() as unknown:
+                unknown.send(encode_header(target.address) + b"no way", client.bound)
+                eventually(lambda: relay.count("drops", "unknown sender") == 1)
         eventually(lambda: descriptors() == before, 1.0)
         eventually(
             lambda: (
@@ -297,25 +302,26 @@ def test_one_relay_socket_for_each_association_closed_with_it(ports: str) -> Non
             1.0,
         )
         for port in bound:
-            UdpPort(LOCALHOST, port).close()  # may be bound again
+            # The port may be bound again.
+            UdpPort(LOCALHOST, port).close()
         assert relay.idle() and target.silent()
 
 
-def test_on_a_port_of_its_own_a_client_keeps_to_its_own_association() -> None:
-    """Two clients of one address: the socket tells them apart, whatever port they named."""
+def test_client_with_its_own_relay_port_keeps_to_its_own_association() -> None:
+    """The relay socket tells two clients of one address apart, whatever port they named."""
     with running(OWN_PORTS % "any") as relay, UdpPort() as target:
         with (
-            UdpClient(relay.port, hint=NO_HINT) as one,
+            UdpClient(relay.port, hint=NO_HINT) as first,
             UdpClient(relay.port, hint=NO_HINT) as other,
         ):
-            one.check_echo(target)
+            first.check_echo(target)
             other.check_echo(target)
             other.leave()
             eventually(lambda: relay.state()["associations"] == 1)
-            one.check_echo(target)
+            first.check_echo(target)
 
 
-def test_a_range_that_is_used_up_is_refused_until_a_port_is_free() -> None:
+def test_association_is_refused_until_a_port_of_the_range_is_free() -> None:
     port, _ = free_ports(1)
     with running(OWN_PORTS % f"{port}-{port}") as relay, UdpPort() as target:
         before = descriptors()
@@ -329,7 +335,7 @@ def test_a_range_that_is_used_up_is_refused_until_a_port_is_free() -> None:
             client.check_echo(target)
 
 
-def test_a_way_out_without_udp_is_refused_with_07() -> None:
+def test_association_through_an_upstream_without_udp_is_refused_with_07() -> None:
     text = SPS + "\nupstreams: {up: 'http://127.0.0.1:9?udp=none'}\ndefault: up"
     with running(text) as relay, associate(relay.port) as control:
         assert control.recv(16) == b"\5\7\0\1\0\0\0\0\0\0"
@@ -343,7 +349,7 @@ def test_a_way_out_without_udp_is_refused_with_07() -> None:
     "changed",
     ["", "\nlog: {level: debug}", "\ntimeouts: {connect: 3s}", "\nusers: {bob: {password: x}}"],
 )
-def test_an_association_keeps_working_over_a_reload(relay: Running, changed: str) -> None:
+def test_association_keeps_working_over_a_reload(relay: Running, changed: str) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target, UdpPort() as new:
         seen = client.check_echo(target)
         relay.reload(SPS + changed)
@@ -353,7 +359,7 @@ def test_an_association_keeps_working_over_a_reload(relay: Running, changed: str
         eventually(relay.idle, 1.0)
 
 
-def test_an_association_on_its_own_port_keeps_working_over_a_reload() -> None:
+def test_association_with_its_own_port_keeps_working_over_a_reload() -> None:
     with running(OWN_PORTS % "any") as relay, UdpPort() as target, UdpPort() as new:
         before = descriptors()
         with UdpClient(relay.port) as client:
@@ -364,18 +370,19 @@ def test_an_association_on_its_own_port_keeps_working_over_a_reload() -> None:
         eventually(lambda: relay.idle() and descriptors() == before)
 
 
-def test_the_first_datagram_after_a_reload_goes_the_new_way(relay: Running) -> None:
+def test_new_target_after_a_reload_uses_the_new_upstream(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target, UdpPort() as new:
         client.check_echo(target)
         relay.reload(SPS + "\ndefault: block")
         client.to(new.address, b"denied")
         eventually(lambda: relay.count("drops", "not allowed by the rules") == 1)
-        client.check_echo(target)  # as it began, so it goes on
+        # An entry that exists keeps its upstream.
+        client.check_echo(target)
         assert new.silent()
 
 
 def free_ports(count: int) -> tuple[int, int]:
-    """The first and the last of some that nobody has, out of the range that the kernel gives away."""
+    """Return the first and last of `count` free ports that the kernel does not assign itself."""
     for first in range(20_000 + os.getpid() % 10_000, 32_000, count):
         try:
             for port in range(first, first + count):

@@ -1,4 +1,7 @@
-"""Datagrams within a client's stream: connect-udp by HttpHandler, and UDP over TCP by every CONNECT, up to real UDP sockets."""
+"""Datagrams in a client's stream: connect-udp, and UDP over TCP through every protocol's CONNECT.
+
+Behind the handlers are the NAT table and real UDP sockets.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
@@ -33,11 +37,10 @@ from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import Arena, ArenaPool
 from netproxy.net.framed import QUEUE_LIMIT
 from netproxy.net.stream import Stream
-from netproxy.relay import nat
+from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
 from netproxy.relay.quota import SessionLimits
-from netproxy.relay.nat import NatPolicy, NatTable
 from tests.support.batches import cut
-from tests.support.doubles import Counts, Lines, Records, no_services
+from tests.support.doubles import Counts, Lines, Records, no_packets
 from tests.support.flows import Anywhere, udp_to
 from tests.support.handlers import PIPE_LIMITS, Conversation, HandlerDependencies, tcp_pair
 from tests.support.waits import run_to_end
@@ -57,17 +60,20 @@ from tests.support.sockets import (
 from tests.support.upstreams import FakeDialer
 
 IDLE = 120.0
-ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+ACCEPTED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\n"
+    b"Capsule-Protocol: ?1\r\n\r\n"
+)
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 MAGIC, MAGIC_V1 = b"sp.v2.udp-over-tcp.arpa", b"sp.udp-over-tcp.arpa"
 UPGRADE = [b"Connection: Upgrade", b"Upgrade: connect-udp", b"Capsule-Protocol: ?1"]
 
 
 class Names:
-    """In the place of a Resolver; lookups of names wait while `gate` is shut."""
+    """Stands in for a Resolver.  Lookups of names block while `gate` is cleared."""
 
     def __init__(self) -> None:
-        self.found = {"localhost.test": "127.0.0.1"}
+        self.known = {"localhost.test": "127.0.0.1"}
         self.asked = threading.Event()
         self.gate = threading.Event()
         self.gate.set()
@@ -77,13 +83,13 @@ class Names:
             return [target]
         self.asked.set()
         assert self.gate.wait(SECONDS)
-        if target.host not in self.found:
+        if target.host not in self.known:
             raise DialError(Reason.NAME, target.host)
-        return [target._replace(host=self.found[target.host])]
+        return [target._replace(host=self.known[target.host])]
 
 
 class Rig:
-    """The handlers of one listener with datagrams in streams.  A Router too."""
+    """The handlers of a listener that serves datagrams in streams.  It is their Router."""
 
     def __init__(
         self, dialer: Dialer | None = None, auth: str = "none", arenas: Any = ArenaPool
@@ -95,15 +101,10 @@ class Rig:
         )  # type: ignore[arg-type]
         self.flows: list[Flow] = []
         self.arenas = arenas(datagrams.arena)
-        workers = nat.Workers(self._run, self._run)
-        self.table = NatTable(
-            NatPolicy(SessionLimits(100, 100)),
-            self.arenas,
-            workers,
-            self.counts,
-            self.records,
-            self.log,
+        dependencies = NatDependencies(
+            self.arenas, self._run, self._run, self.counts, self.records, self.log
         )
+        self.table = NatTable(NatPolicy(SessionLimits(100, 100)), dependencies)
         relay = StreamUdpRelay(self, self.table, self.arenas, self.counts, self.records, IDLE)
         connector = Connector(self, PIPE_LIMITS, self.counts, self.records, relay)
         login = Login(Users({"user": "secret"}), auth)
@@ -127,11 +128,15 @@ class Rig:
         return not (len(self.table) or self.table.clients or self.table.entries)
 
     def check_clean(self) -> None:
-        """What every stream must leave behind: nothing."""
+        """Wait until the streams have left nothing behind."""
         wait_until(self.empty)
         wait_until(
             lambda: (
-                not [one for one in threading.enumerate() if one.name.startswith("udp-session ")]
+                not [
+                    thread
+                    for thread in threading.enumerate()
+                    if thread.name.startswith("udp-session ")
+                ]
             )
         )
         assert not self.log.of("exception") and not self.counts.of("drops", "internal error")
@@ -143,13 +148,15 @@ class Rig:
 
 
 @contextmanager
-def rig(dialer: Dialer | None = None, auth: str = "none", arenas: Any = ArenaPool) -> Iterator[Rig]:
-    one = Rig(dialer, auth, arenas)
+def make_rig(
+    dialer: Dialer | None = None, auth: str = "none", arenas: Any = ArenaPool
+) -> Iterator[Rig]:
+    rig = Rig(dialer, auth, arenas)
     try:
-        yield one
+        yield rig
     finally:
-        one.names.gate.set()
-    one.check_clean()
+        rig.names.gate.set()
+    rig.check_clean()
 
 
 def path(target: Address) -> bytes:
@@ -159,14 +166,14 @@ def path(target: Address) -> bytes:
     )
 
 
-def request(where: bytes, *fields: bytes) -> bytes:
+def request(resource: bytes, *fields: bytes) -> bytes:
     return b"\r\n".join(
-        [b"GET %b HTTP/1.1" % where, b"Host: proxy.test", *UPGRADE, *fields, b"", b""]
+        [b"GET %b HTTP/1.1" % resource, b"Host: proxy.test", *UPGRADE, *fields, b"", b""]
     )
 
 
 def capsule(payload: bytes) -> bytes:
-    """Of up to 16382 bytes."""
+    """Return a DATAGRAM capsule with a payload of up to 16382 bytes."""
     length = len(payload) + 1
     return (
         b"\0"
@@ -177,17 +184,20 @@ def capsule(payload: bytes) -> bytes:
 
 
 def frame(target: Address, payload: bytes) -> bytes:
-    return place(target) + struct.pack(">H", len(payload)) + payload
+    return encode_literal(target) + struct.pack(">H", len(payload)) + payload
 
 
-def place(target: Address) -> bytes:
-    """A literal IPv4 address and its port in a UoT frame."""
+def encode_literal(target: Address) -> bytes:
+    """Return an IPv4 address and its port as a UoT frame has them."""
     return b"\0" + socket.inet_aton(target.host) + struct.pack(">H", target.port)
 
 
 @contextmanager
 def echo(host: str = "127.0.0.1") -> Iterator[tuple[Address, list[tuple[bytes, tuple]]]]:
-    """A UDP server that answers with the same in reverse; what came, and from where."""
+    """Run a UDP server that replies with each payload reversed.
+
+    Yields its address, and a list of the datagrams it has received with their sources.
+    """
     seen: list[tuple[bytes, tuple]] = []
     with udp(host) as sock:
 
@@ -210,25 +220,26 @@ def echo(host: str = "127.0.0.1") -> Iterator[tuple[Address, list[tuple[bytes, t
 
 class TestConnectUdp:
     RFC_9298 = (
-        b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\nHost: example.org\r\n"
+        b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\n"
+        b"Host: example.org\r\n"
         b"Connection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
     )
 
-    def test_the_example_of_rfc_9298_is_answered_with_exactly_these_bytes(self) -> None:
+    def test_connect_udp_example_of_rfc_9298_gets_exactly_these_bytes(self) -> None:
         dialer = FakeDialer()
-        with rig(dialer) as one, Conversation(one.http) as client:
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
             client.send(self.RFC_9298)
             client.expect(ACCEPTED)
             assert client.silent()
             assert (
                 dialer.flows
                 == [Flow("udp", client.local, Address("192.0.2.6", 443), "test", "")]
-                == one.flows
+                == rig.flows
             )
             assert dialer.conns[0].prepared == [Address("192.0.2.6", 443)]
 
     @pytest.mark.parametrize(
-        "where",
+        "resource",
         [
             b"https://proxy.test/.well-known/masque/udp/2001%3Adb8%3A%3A42/443/",
             b"http://proxy.test:8080/.well-known/masque/udp/2001%3adb8%3a%3a42/443/",
@@ -236,16 +247,18 @@ class TestConnectUdp:
         ],
         ids=["https", "http", "origin"],
     )
-    def test_an_ipv6_target_in_absolute_and_origin_form(self, where: bytes) -> None:
+    def test_connect_udp_to_an_ipv6_target_in_absolute_and_origin_form(
+        self, resource: bytes
+    ) -> None:
         dialer = FakeDialer()
-        with rig(dialer) as one, Conversation(one.http) as client:
-            client.send(request(where))
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
+            client.send(request(resource))
             client.expect(ACCEPTED)
             assert [flow.target for flow in dialer.flows] == [Address("2001:db8::42", 443)]
 
-    def test_datagrams_both_ways(self) -> None:
-        with rig() as one, echo() as (target, seen):
-            with Conversation(one.http) as client:
+    def test_connect_udp_carries_datagrams_in_both_directions(self) -> None:
+        with make_rig() as rig, echo() as (target, seen):
+            with Conversation(rig.http) as client:
                 client.send(request(path(target)))
                 client.expect(ACCEPTED)
                 for payload in (b"ping", b"", b"p", b"x" * 62, b"y" * 63, b"z" * 9000):
@@ -255,8 +268,8 @@ class TestConnectUdp:
                 client.expect(b"\0\5\0tsal")
             assert len({peer for _, peer in seen}) == 1
             assert [len(data) for data, _ in seen] == [4, 0, 1, 62, 63, 9000, 4]
-            one.check_clean()
-            [record] = one.records.records
+            rig.check_clean()
+            [record] = rig.records.records
             assert (
                 record.flow.target == target
                 and record.flow.network == "udp"
@@ -270,24 +283,24 @@ class TestConnectUdp:
             ) == (7, 7, 9134, 9134)
 
     @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
-    def test_to_an_ipv6_target(self) -> None:
-        with rig() as one, echo("::1") as (target, _), Conversation(one.http) as client:
+    def test_connect_udp_reaches_an_ipv6_target(self) -> None:
+        with make_rig() as rig, echo("::1") as (target, _), Conversation(rig.http) as client:
             client.send(request(path(target)))
             client.expect(ACCEPTED)
             client.send(capsule(b"six"))
             client.expect(capsule(b"xis"))
 
-    def test_byte_by_byte(self) -> None:
-        """HAZARDS 1."""
-        with rig() as one, echo() as (target, _), Conversation(one.http) as client:
+    def test_connect_udp_byte_by_byte_is_served(self) -> None:
+        """Hazard 1."""
+        with make_rig() as rig, echo() as (target, _), Conversation(rig.http) as client:
             client.trickle(request(path(target)))
             client.expect(ACCEPTED)
             client.trickle(capsule(b"abc") + b"\x17\2no" + capsule(b"def"))
             client.expect(capsule(b"cba") + capsule(b"fed"))
 
-    def test_trains_arrive_whole_and_in_order(self) -> None:
+    def test_connect_udp_trains_arrive_complete_and_in_order(self) -> None:
         payloads = [struct.pack(">H", number) + b"x" * 98 for number in range(100)] + [b"short"]
-        with rig() as one, udp() as target, Conversation(one.http) as client:
+        with make_rig() as rig, udp() as target, Conversation(rig.http) as client:
             client.send(request(path(address_of(target))))
             client.expect(ACCEPTED)
             client.send(b"".join(map(capsule, payloads)))
@@ -297,79 +310,86 @@ class TestConnectUdp:
                 target.sendto(data, peer)
             client.expect(b"".join(map(capsule, payloads)))
 
-    def test_a_train_of_empty_datagrams(self) -> None:
-        """HAZARDS 27."""
-        with rig() as one, echo() as (target, _), Conversation(one.http) as client:
+    def test_connect_udp_carries_a_train_of_empty_datagrams(self) -> None:
+        """Hazard 27."""
+        with make_rig() as rig, echo() as (target, _), Conversation(rig.http) as client:
             client.send(request(path(target)) + capsule(b"") * 5 + capsule(b"end"))
             client.expect(ACCEPTED + capsule(b"") * 5 + capsule(b"dne"))
 
-    def test_capsules_in_the_segment_of_the_request_are_seen(self) -> None:
-        """HAZARDS 16, 60: RFC 9931 forbids clients to be so early; they are not left in a buffer."""
-        with rig() as one, echo() as (target, _), Conversation(one.http) as client:
+    def test_connect_udp_capsules_in_the_segment_of_the_request_are_forwarded(self) -> None:
+        """Hazards 16, 60.  RFC 9931 forbids them, but they must not stay in a buffer."""
+        with make_rig() as rig, echo() as (target, _), Conversation(rig.http) as client:
             client.send(request(path(target)) + capsule(b"early") + b"\0\4\0la")
             client.expect(ACCEPTED + capsule(b"ylrae"))
             client.send(b"t")
             client.expect(capsule(b"tal"))
 
-    def test_only_the_target_may_answer(self) -> None:
-        """HAZARDS 30: neither another address nor another port of it."""
-        with rig() as one, udp() as target, udp() as stranger, Conversation(one.http) as client:
+    def test_connect_udp_lets_only_the_target_reply(self) -> None:
+        """Hazard 30.  Neither another address nor another port of the target may."""
+        with (
+            make_rig() as rig,
+            udp() as target,
+            udp() as other_host,
+            Conversation(rig.http) as client,
+        ):
             client.send(request(path(address_of(target))))
             client.expect(ACCEPTED)
             client.send(capsule(b"ping"))
             _, peer = target.recvfrom(64)
-            stranger.sendto(b"forged", peer)
-            one.counts.wait_for("drops", "filtered")
+            other_host.sendto(b"forged", peer)
+            rig.counts.wait_for("drops", "filtered")
             target.sendto(b"pong", peer)
             client.expect(capsule(b"pong"))
-            assert client.silent() and one.counts.of("drops", "filtered") == 1
+            assert client.silent() and rig.counts.of("drops", "filtered") == 1
 
-    def test_a_client_that_sends_nothing_lets_nobody_answer(self) -> None:
-        """HAZARDS 44."""
-        with rig() as one, Conversation(one.http) as client, udp() as target:
+    def test_connect_udp_client_that_sends_nothing_opens_no_mapping_for_replies(self) -> None:
+        """Hazard 44."""
+        with make_rig() as rig, Conversation(rig.http) as client, udp() as target:
             client.send(request(path(address_of(target))))
             client.expect(ACCEPTED)
             assert nothing_comes(target, 0) and client.silent()
 
-    def test_a_name_is_resolved_before_the_answer(self) -> None:
-        with rig() as one, echo() as (target, _), Conversation(one.http) as client:
-            one.names.gate.clear()
+    def test_connect_udp_resolves_a_name_before_it_accepts(self) -> None:
+        with make_rig() as rig, echo() as (target, _), Conversation(rig.http) as client:
+            rig.names.gate.clear()
             client.send(request(path(Address("LocalHost.Test", target.port))))
-            assert one.names.asked.wait(SECONDS)
+            assert rig.names.asked.wait(SECONDS)
             assert client.silent()
-            one.names.gate.set()
+            rig.names.gate.set()
             client.expect(ACCEPTED)
             client.send(capsule(b"named"))
             client.expect(capsule(b"deman"))
-            assert one.flows[0].target == Address("localhost.test", target.port)
+            assert rig.flows[0].target == Address("localhost.test", target.port)
 
-    def test_a_loose_spelling_of_an_address_is_that_address(self) -> None:
-        """HAZARDS 11: what rules see is what is dialled."""
+    def test_connect_udp_loose_spelling_of_an_address_is_that_address(self) -> None:
+        """Hazard 11.  The address that rules see is the address that is dialled."""
         dialer = FakeDialer()
-        with rig(dialer) as one, Conversation(one.http) as client:
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
             client.send(request(b"/.well-known/masque/udp/%30x7f.1/53/"))
             client.expect(ACCEPTED)
-            assert one.flows[0].target == Address("127.0.0.1", 53)
+            assert rig.flows[0].target == Address("127.0.0.1", 53)
 
-    def test_it_pauses_and_goes_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A stream that is quiet holds no thread."""
+    def test_connect_udp_stream_that_waits_goes_on_with_the_next_frame(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A stream without frames holds no thread."""
         monkeypatch.setattr(stream_udp, "STAY_SECONDS", 0.0)
-        with rig() as one, echo() as (target, _), Conversation(one.http) as client:
+        with make_rig() as rig, echo() as (target, _), Conversation(rig.http) as client:
             client.send(request(path(target)))
             client.expect(ACCEPTED)
             for _ in range(20):
                 client.send(capsule(b"abc"))
                 client.expect(capsule(b"cba"))
 
-    def test_it_pauses_for_the_idle_time_and_then_ends(
+    def test_connect_udp_stream_waits_for_the_idle_time_and_then_ends(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(stream_udp, "STAY_SECONDS", 0.0)
         dialer = FakeDialer()
         near, far = tcp_pair()
-        with rig(dialer) as one, near, far:
+        with make_rig(dialer) as rig, near, far:
             near.sendall(request(path(Address("192.0.2.1", 443))))
-            pause: Any = one.http.handle(Stream(far), address_of(near))
+            pause: Any = rig.http.handle(Stream(far), address_of(near))
             assert isinstance(pause, Wait) and not pause.idle
             assert (pause.watched, pause.seconds) == (((far, READABLE),), IDLE)
             assert read_exactly(near, len(ACCEPTED)) == ACCEPTED
@@ -379,37 +399,37 @@ class TestConnectUdp:
             assert pause.resume(False) is None
             assert near.recv(1) == b""
 
-    def test_a_session_that_expired_is_opened_anew_by_the_next_datagram(self) -> None:
-        """HAZARDS 34: the stream lives on."""
-        with rig() as one, echo() as (target, seen), Conversation(one.http) as client:
+    def test_connect_udp_session_that_expired_is_opened_again_by_the_next_datagram(self) -> None:
+        """Hazard 34.  The stream lives on."""
+        with make_rig() as rig, echo() as (target, seen), Conversation(rig.http) as client:
             client.send(request(path(target)))
             client.expect(ACCEPTED)
             for payload in (b"one", b"two"):
                 client.send(capsule(payload))
                 client.expect(capsule(payload[::-1]))
                 if payload == b"one":
-                    one.table.expire(time.monotonic())
-                    for close in one.table.expire(time.monotonic() + 1000):
+                    rig.table.expire(time.monotonic())
+                    for close in rig.table.expire(time.monotonic() + 1000):
                         close()
-            assert len(one.records.records) == 1
+            assert len(rig.records.records) == 1
             assert [data for data, _ in seen] == [b"one", b"two"]
             assert seen[0][1] != seen[1][1]
 
 
 class TestConnectUdpEnds:
-    @pytest.mark.parametrize("way", ["close", "half-close", "reset"])
-    def test_with_the_clients_stream(self, way: str) -> None:
-        """HAZARDS 25: the session ends with it, and its upstream."""
+    @pytest.mark.parametrize("ending", ["close", "half-close", "reset"])
+    def test_connect_udp_session_ends_with_the_clients_stream(self, ending: str) -> None:
+        """Hazard 25.  The session and its upstream end with the stream."""
         dialer = FakeDialer()
-        with rig(dialer) as one, Conversation(one.http) as client:
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
             client.send(request(path(Address("192.0.2.1", 443))) + capsule(b"one"))
             client.expect(ACCEPTED)
             [conn] = dialer.conns
-            assert len(one.table) == 1 and len(one.table.clients) == 1
-            if way == "half-close":
+            assert len(rig.table) == 1 and len(rig.table.clients) == 1
+            if ending == "half-close":
                 client.socket.shutdown(socket.SHUT_WR)
                 client.expect_end()
-            elif way == "reset":
+            elif ending == "reset":
                 client.socket.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                 )
@@ -418,13 +438,15 @@ class TestConnectUdpEnds:
                 client.socket.close()
             client.wait()
             assert conn.shut.is_set() and conn.closed.wait(SECONDS)
-            one.check_clean()
-            assert [record.ended for record in one.records.records] == ["association ended"]
+            rig.check_clean()
+            assert [record.ended for record in rig.records.records] == ["association ended"]
 
     @pytest.mark.parametrize("bad", [b"\0\0", b"\0\xc0\0\1\0\0\0\0\0"])
-    def test_with_a_malformed_capsule_which_is_counted(self, bad: bytes) -> None:
+    def test_connect_udp_stream_ends_with_a_malformed_capsule_which_is_counted(
+        self, bad: bytes
+    ) -> None:
         dialer = FakeDialer()
-        with rig(dialer) as one, Conversation(one.http) as client:
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
             client.send(
                 request(path(Address("192.0.2.1", 443)))
                 + capsule(b"good")
@@ -435,67 +457,70 @@ class TestConnectUdpEnds:
             client.expect_closed()
             client.wait()
             assert [payload for payload, _ in dialer.conns[0].sent] == [b"good"]
-            assert one.counts.of("drops", "malformed") == 1
+            assert rig.counts.of("drops", "malformed") == 1
 
-    def test_an_upstream_that_ends_is_dialled_anew(self) -> None:
+    def test_connect_udp_upstream_that_ends_is_dialled_again(self) -> None:
         dialer = FakeDialer()
-        with rig(dialer) as one, Conversation(one.http) as client:
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
             client.send(request(path(Address("192.0.2.1", 443))))
             client.expect(ACCEPTED)
             dialer.conns[0].shutdown()
-            wait_until(lambda: len(one.table) == 0)
+            wait_until(lambda: len(rig.table) == 0)
             client.send(capsule(b"again"))
             wait_until(lambda: len(dialer.conns) == 2 and dialer.conns[1].sent)
             assert [payload for payload, _ in dialer.conns[1].sent] == [b"again"]
 
 
 class TestListenerThatIsGone:
-    """A reload has removed it, and closed its table: streams that it has accepted end with their next datagram."""
+    """A reload has removed the listener and closed its table.
 
-    def test_a_connect_udp_stream(self) -> None:
+    Streams that it has accepted end with their next datagram.
+    """
+
+    def test_connect_udp_stream_of_a_removed_listener_ends(self) -> None:
         dialer = FakeDialer()
-        with rig(dialer) as one, Conversation(one.http) as client:
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
             client.send(request(path(Address("192.0.2.1", 443))) + capsule(b"one"))
             client.expect(ACCEPTED)
             wait_until(lambda: dialer.conns[0].sent)
-            one.table.close()
+            rig.table.close()
             client.send(capsule(b"two"))
             client.expect_closed()
             client.wait()
-            assert one.counts.of("drops", "association ended") == 1
+            assert rig.counts.of("drops", "association ended") == 1
             assert [payload for payload, _ in dialer.conns[0].sent] == [b"one"] and len(
                 dialer.conns
             ) == 1
-            assert [record.ended for record in one.records.records] == ["shutdown"]
+            assert [record.ended for record in rig.records.records] == ["shutdown"]
 
-    def test_a_uot_stream(self) -> None:
+    def test_uot_stream_of_a_removed_listener_ends(self) -> None:
         dialer, target = FakeDialer(), Address("192.0.2.1", 9)
-        with rig(dialer) as one, opened(one) as client:
+        with make_rig(dialer) as rig, opened(rig) as client:
             client.send(ANY + frame(target, b"one"))
             wait_until(lambda: dialer.conns and dialer.conns[0].sent)
-            one.table.close()
+            rig.table.close()
             client.send(frame(target, b"two") + frame(target._replace(port=10), b"three"))
             client.expect_closed()
             client.wait()
             assert len(dialer.conns) == 1
 
-    def test_one_without_a_session_to_be_closed(self) -> None:
-        with rig(FakeDialer()) as one, opened(one) as client:
+    def test_uot_stream_without_session_of_a_removed_listener_ends(self) -> None:
+        with make_rig(FakeDialer()) as rig, opened(rig) as client:
             client.send(ANY)
-            wait_until(lambda: one.table.clients)
-            one.table.close()
+            wait_until(lambda: rig.table.clients)
+            rig.table.close()
             client.send(frame(Address("192.0.2.1", 9), b"one"))
             client.expect_closed()
             client.wait()
 
-    def test_a_limit_of_sessions_ends_no_stream(self) -> None:
-        """Its table is there still: that datagram is dropped, and later ones may pass."""
+    def test_session_limit_ends_no_uot_stream(self) -> None:
+        """The table is still open: the datagram is dropped, and later ones may pass."""
         dialer, target = FakeDialer(), Address("192.0.2.1", 9)
-        with rig(dialer) as one, opened(one) as client:
-            one.table.set_policy(NatPolicy(SessionLimits(0, 0)))
+        with make_rig(dialer) as rig, opened(rig) as client:
+            rig.table.set_policy(NatPolicy(SessionLimits(0, 0)))
             client.send(ANY + frame(target, b"one"))
-            one.counts.wait_for("drops", "session limit")
-            one.table.set_policy(NatPolicy(SessionLimits(100, 100)))
+            rig.counts.wait_for("drops", "session limit")
+            rig.table.set_policy(NatPolicy(SessionLimits(100, 100)))
             client.send(frame(target, b"two"))
             wait_until(lambda: dialer.conns and dialer.conns[0].sent)
             assert [payload for payload, _ in dialer.conns[0].sent] == [b"two"]
@@ -528,9 +553,9 @@ BODIES = [
 
 class TestConnectUdpRefusals:
     @staticmethod
-    def refused(one: Rig, data: bytes, status: bytes, *fields: bytes) -> None:
-        """A whole answer that closes, with these fields, and nothing is left of the session."""
-        with Conversation(one.http) as client:
+    def refused(rig: Rig, data: bytes, status: bytes, *fields: bytes) -> None:
+        """Check a complete response that closes, and that nothing is left of the session."""
+        with Conversation(rig.http) as client:
             client.send(data)
             head, _, body = read_to_end(client.socket).partition(b"\r\n\r\n")
             lines = head.split(b"\r\n")
@@ -539,38 +564,38 @@ class TestConnectUdpRefusals:
             assert not [line for line in lines if line.startswith(b"Upgrade")]
             if not fields:
                 assert not [line for line in lines if line.startswith(b"Proxy-Status")]
-        one.check_clean()
+        rig.check_clean()
 
-    @pytest.mark.parametrize("where", NOT_A_TARGET.values(), ids=NOT_A_TARGET)
-    def test_a_bad_path_is_400(self, where: bytes) -> None:
-        """HAZARDS 10, 41, 58."""
-        with rig() as one:
-            self.refused(one, request(where), b"400 Bad Request")
-            assert one.flows == []
+    @pytest.mark.parametrize("resource", NOT_A_TARGET.values(), ids=NOT_A_TARGET)
+    def test_connect_udp_with_a_bad_path_is_400(self, resource: bytes) -> None:
+        """Hazards 10, 41, 58."""
+        with make_rig() as rig:
+            self.refused(rig, request(resource), b"400 Bad Request")
+            assert rig.flows == []
 
     @pytest.mark.parametrize("field", BODIES)
-    def test_a_request_that_declares_a_body_is_400(self, field: bytes) -> None:
-        """Its bytes would be read as capsules."""
-        with rig() as one:
+    def test_connect_udp_that_declares_a_body_is_400(self, field: bytes) -> None:
+        """The body would be read as capsules."""
+        with make_rig() as rig:
             self.refused(
-                one, request(path(Address("192.0.2.1", 443)), field) + b"hello", b"400 Bad Request"
+                rig, request(path(Address("192.0.2.1", 443)), field) + b"hello", b"400 Bad Request"
             )
-            assert one.flows == []
+            assert rig.flows == []
 
-    def test_a_name_that_is_not_found_is_502_dns_error(self) -> None:
-        with rig() as one:
+    def test_connect_udp_to_a_name_that_is_not_found_is_502_dns_error(self) -> None:
+        with make_rig() as rig:
             self.refused(
-                one,
+                rig,
                 request(path(Address("nowhere.test", 443))),
                 b"502 Bad Gateway",
                 b"Proxy-Status: netproxy; error=dns_error",
             )
 
-    def test_a_way_out_without_udp_is_501(self) -> None:
+    def test_connect_udp_through_an_upstream_without_udp_is_501(self) -> None:
         dialer = without_udp()
-        with rig(dialer) as one:
+        with make_rig(dialer) as rig:
             self.refused(
-                one,
+                rig,
                 request(path(Address("192.0.2.1", 443))),
                 b"501 Not Implemented",
                 b"Proxy-Status: netproxy; error=proxy_configuration_error",
@@ -586,72 +611,74 @@ class TestConnectUdpRefusals:
             (Reason.LOOP, b"403 Forbidden", b"proxy_loop_detected"),
         ],
     )
-    def test_a_dial_that_fails_tells_why(self, reason: Reason, status: bytes, error: bytes) -> None:
+    def test_connect_udp_whose_dial_fails_gets_the_reason(
+        self, reason: Reason, status: bytes, error: bytes
+    ) -> None:
         dialer = FakeDialer()
         dialer.refusal = DialError(reason, "hunter2")
-        with rig(dialer) as one:
+        with make_rig(dialer) as rig:
             self.refused(
-                one,
+                rig,
                 request(path(Address("192.0.2.1", 443))),
                 status,
                 b"Proxy-Status: netproxy; error=" + error,
             )
 
-    def test_port_0_is_recorded_once(self) -> None:
-        with rig(FakeDialer()) as one, opened(one) as client:
+    def test_uot_to_port_0_is_recorded_once(self) -> None:
+        with make_rig(FakeDialer()) as rig, opened(rig) as client:
             client.send(b"\1\1\xc0\0\2\1\0\0")
             assert is_reset(client.socket)
             check_refused_once(
-                one, Reason.REFUSED, "192.0.2.1:0: port 0: connection refused", "192.0.2.1"
+                rig, Reason.REFUSED, "192.0.2.1:0: port 0: connection refused", "192.0.2.1"
             )
 
-    def test_a_way_out_without_udp_is_recorded_once(self) -> None:
-        with rig(without_udp()) as one:
+    def test_connect_udp_through_an_upstream_without_udp_is_recorded_once(self) -> None:
+        with make_rig(without_udp()) as rig:
             self.refused(
-                one,
+                rig,
                 request(path(Address("192.0.2.1", 443))),
                 b"501 Not Implemented",
                 b"Proxy-Status: netproxy; error=proxy_configuration_error",
             )
-            check_refused_once(one, Reason.UNSUPPORTED, "fake carries no UDP", "192.0.2.1")
+            check_refused_once(rig, Reason.UNSUPPORTED, "fake carries no UDP", "192.0.2.1")
 
     @pytest.mark.parametrize("reason", [Reason.REFUSED, Reason.TIMEOUT, Reason.DENIED])
-    def test_a_dial_that_fails_is_recorded_once(self, reason: Reason) -> None:
+    def test_connect_udp_whose_dial_fails_is_recorded_once(self, reason: Reason) -> None:
         dialer = FakeDialer()
         dialer.refusal = DialError(reason, "192.0.2.1:443")
-        with rig(dialer) as one, Conversation(one.http) as client:
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
             client.send(request(path(Address("192.0.2.1", 443))))
             assert read_to_end(client.socket).startswith(b"HTTP/1.1 ")
-            check_refused_once(one, reason, reason.value, "192.0.2.1")
+            check_refused_once(rig, reason, reason.value, "192.0.2.1")
 
-    def test_a_name_that_is_not_found_is_recorded_once(self) -> None:
+    def test_connect_udp_to_a_name_that_is_not_found_is_recorded_once(self) -> None:
         dialer = FakeDialer()
         dialer.refuse_names = DialError(Reason.NAME, "nowhere.test")
-        with rig(dialer) as one, Conversation(one.http) as client:
+        with make_rig(dialer) as rig, Conversation(rig.http) as client:
             client.send(request(path(Address("nowhere.test", 443))))
             assert read_to_end(client.socket).startswith(b"HTTP/1.1 502 ")
-            check_refused_once(one, Reason.NAME, Reason.NAME.value, "nowhere.test")
+            check_refused_once(rig, Reason.NAME, Reason.NAME.value, "nowhere.test")
 
-    def test_no_room_for_another_session(self) -> None:
-        """HAZARDS 33."""
-        with rig() as one:
-            one.table.set_policy(NatPolicy(SessionLimits(0, 0)))
+    def test_connect_udp_at_the_session_limit_is_502(self) -> None:
+        """Hazard 33."""
+        with make_rig() as rig:
+            rig.table.set_policy(NatPolicy(SessionLimits(0, 0)))
             self.refused(
-                one,
+                rig,
                 request(path(Address("192.0.2.1", 443))),
                 b"502 Bad Gateway",
                 b"Proxy-Status: netproxy; error=destination_unavailable",
             )
 
-    def test_what_was_sent_behind_a_refused_request_is_no_request(self) -> None:
-        """HAZARDS 60, RFC 9931: pipelined bytes of an upgrade that was refused are discarded."""
-        with rig() as one:
+    def test_bytes_behind_a_refused_connect_udp_are_no_request(self) -> None:
+        """Hazard 60.  RFC 9931: pipelined bytes of a refused upgrade are discarded."""
+        with make_rig() as rig:
             self.refused(
-                one,
+                rig,
                 request(b"/nowhere") + request(path(Address("192.0.2.1", 443))),
                 b"400 Bad Request",
             )
-            assert one.flows == []
+            assert rig.flows == []
 
     @pytest.mark.parametrize(
         "fields",
@@ -661,26 +688,26 @@ class TestConnectUdpRefusals:
             (b"Proxy-Authorization: Bearer x",),
         ],
     )
-    def test_without_credentials_it_is_407(self, fields: tuple) -> None:
-        """HAZARDS 7, 8."""
-        with rig(auth="required") as one:
+    def test_connect_udp_without_credentials_is_407(self, fields: tuple) -> None:
+        """Hazards 7, 8."""
+        with make_rig(auth="required") as rig:
             self.refused(
-                one,
+                rig,
                 request(path(Address("192.0.2.1", 443)), *fields),
                 b"407 Proxy Authentication Required",
                 b'Proxy-Authenticate: Basic realm="netproxy", charset="UTF-8"',
             )
-            assert one.flows == []
+            assert rig.flows == []
 
-    def test_with_credentials_the_flow_has_its_user(self) -> None:
+    def test_connect_udp_with_credentials_has_its_user_in_the_flow(self) -> None:
         dialer = FakeDialer()
-        with rig(dialer, auth="required") as one, Conversation(one.http) as client:
+        with make_rig(dialer, auth="required") as rig, Conversation(rig.http) as client:
             login = b"Proxy-Authorization: Basic " + base64.b64encode(b"user:secret")
             client.send(request(path(Address("192.0.2.1", 443)), login))
             client.expect(ACCEPTED)
-            assert [flow.user for flow in one.flows] == ["user"]
+            assert [flow.user for flow in rig.flows] == ["user"]
 
-    def test_without_a_relay_it_is_a_request_like_any_other(self) -> None:
+    def test_connect_udp_on_a_listener_without_udp_is_an_ordinary_request(self) -> None:
         dependencies = HandlerDependencies()
         handler = HttpHandler(
             "test",
@@ -703,35 +730,38 @@ class TestConnectUdpRefusals:
             (b"Connection: Upgrade", b"Connection: close"),
         ],
     )
-    def test_what_does_not_ask_for_it_gets_none(self, changed: tuple[bytes, bytes]) -> None:
-        with rig() as one, Conversation(one.http) as client:
+    def test_request_that_does_not_ask_for_connect_udp_is_400(
+        self, changed: tuple[bytes, bytes]
+    ) -> None:
+        with make_rig() as rig, Conversation(rig.http) as client:
             client.send(request(path(Address("192.0.2.1", 443))).replace(*changed))
             assert read_to_end(client.socket).startswith(b"HTTP/1.1 400 ")
-            assert one.flows == []
+            assert rig.flows == []
 
 
 # -- UDP over TCP
 
 
-def by_socks5(one: Rig, name: bytes) -> tuple[Any, bytes, bytes]:
-    """A handler, what asks it for a connection to `name`, and its answers."""
+def by_socks5(rig: Rig, name: bytes) -> tuple[Any, bytes, bytes]:
+    """Return a handler, the bytes that ask it to connect to `name`, and its replies."""
     return (
-        one.socks5,
+        rig.socks5,
         b"\5\1\0" + b"\5\1\0\3" + bytes((len(name),)) + name + b"\1\xbb",
         b"\5\0" + b"\5\0\0\1" + bytes(6),
     )
 
 
-def by_socks4a(one: Rig, name: bytes) -> tuple[Any, bytes, bytes]:
-    return one.socks4, b"\4\1\1\xbb\0\0\0\1\0" + name + b"\0", b"\0\x5a" + bytes(6)
+def by_socks4a(rig: Rig, name: bytes) -> tuple[Any, bytes, bytes]:
+    return rig.socks4, b"\4\1\1\xbb\0\0\0\1\0" + name + b"\0", b"\0\x5a" + bytes(6)
 
 
-def by_http(one: Rig, name: bytes) -> tuple[Any, bytes, bytes]:
-    return one.http, b"CONNECT %b:443 HTTP/1.1\r\nHost: %b:443\r\n\r\n" % (name, name), ESTABLISHED
+def by_http(rig: Rig, name: bytes) -> tuple[Any, bytes, bytes]:
+    return rig.http, b"CONNECT %b:443 HTTP/1.1\r\nHost: %b:443\r\n\r\n" % (name, name), ESTABLISHED
 
 
-every_way = pytest.mark.parametrize("way", [by_socks5, by_socks4a, by_http])
-ANY = b"\0\1" + bytes(6)  # of a request that is not connected: no hint
+every_protocol = pytest.mark.parametrize("protocol", [by_socks5, by_socks4a, by_http])
+ANY = b"\0\1" + bytes(6)
+"""A UoT request that is not connected and has no hint."""
 
 
 def without_udp() -> FakeDialer:
@@ -740,30 +770,30 @@ def without_udp() -> FakeDialer:
     return dialer
 
 
-def check_no_udp(way: Any, answer: bytes) -> None:
-    """A refusal that says that this proxy cannot do it."""
-    if way is by_http:
+def check_no_udp(protocol: Any, answer: bytes) -> None:
+    """Check a refusal that says that the proxy does not support UDP."""
+    if protocol is by_http:
         lines = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
         assert lines[0] == b"HTTP/1.1 501 Not Implemented"
         assert b"Proxy-Status: netproxy; error=proxy_configuration_error" in lines
     else:
         assert answer == (
-            b"\5\0" + b"\5\7\0\1" + bytes(6) if way is by_socks5 else b"\0\x5b" + bytes(6)
+            b"\5\0" + b"\5\7\0\1" + bytes(6) if protocol is by_socks5 else b"\0\x5b" + bytes(6)
         )
 
 
 def check_refused_once(
-    one: Rig, reason: Reason, ended: str, host: str, network: str = "udp", way: str = "fake"
+    rig: Rig, reason: Reason, ended: str, host: str, network: str = "udp", protocol: str = "fake"
 ) -> None:
-    """One failed dial was counted, and it left one record, with its reason."""
+    """Check that one failed dial was counted and left one record with its reason."""
     assert {
-        key: count for key, count in one.counts.counts.items() if key[0] == "dial_failures"
+        key: count for key, count in rig.counts.counts.items() if key[0] == "dial_failures"
     } == {("dial_failures", reason.value): 1}
-    [record] = one.records.records
+    [record] = rig.records.records
     assert (record.flow.target.host, record.flow.network, record.upstream, record.ended) == (
         host,
         network,
-        way,
+        protocol,
         ended,
     )
     assert (record.sent, record.received, record.datagrams_sent, record.datagrams_received) == (
@@ -775,9 +805,9 @@ def check_refused_once(
 
 
 @contextmanager
-def opened(one: Rig, way: Any = by_socks5, name: bytes = MAGIC) -> Iterator[Conversation]:
-    """A client that has been accepted."""
-    handler, ask, answer = way(one, name)
+def opened(rig: Rig, protocol: Any = by_socks5, name: bytes = MAGIC) -> Iterator[Conversation]:
+    """Run a client that has been accepted."""
+    handler, ask, answer = protocol(rig, name)
     with Conversation(handler) as client:
         client.send(ask)
         client.expect(answer)
@@ -789,14 +819,14 @@ def connected_to(target: Address) -> bytes:
 
 
 class TestUot:
-    @every_way
-    def test_two_targets_see_one_port(self, way: Any) -> None:
-        """HAZARDS 36: endpoint-independent, and each answer behind its source."""
+    @every_protocol
+    def test_two_targets_of_a_uot_stream_see_one_port(self, protocol: Any) -> None:
+        """Hazard 36.  The mapping is endpoint-independent; a reply names its source."""
         with (
-            rig() as one,
+            make_rig() as rig,
             echo() as (here, first),
             echo() as (there, second),
-            opened(one, way) as client,
+            opened(rig, protocol) as client,
         ):
             client.send(ANY + frame(here, b"one"))
             client.expect(frame(here, b"eno"))
@@ -806,26 +836,26 @@ class TestUot:
             client.expect(frame(here, b"eerht"))
             assert len({peer for _, peer in first + second}) == 1
             assert [data for data, _ in first] == [b"one", b"three"]
-            assert [(flow.network, flow.target) for flow in one.flows] == [
+            assert [(flow.network, flow.target) for flow in rig.flows] == [
                 ("udp", here),
                 ("udp", there),
             ]
-            assert len(one.table) == 1
+            assert len(rig.table) == 1
 
-    @every_way
-    def test_connected_to_one_target(self, way: Any) -> None:
-        with rig() as one, echo() as (target, seen), opened(one, way) as client:
+    @every_protocol
+    def test_connected_uot_stream_reaches_its_target(self, protocol: Any) -> None:
+        with make_rig() as rig, echo() as (target, seen), opened(rig, protocol) as client:
             client.send(connected_to(target) + b"\0\3abc" + b"\0\0" + b"\0\2de")
             client.expect(b"\0\3cba" + b"\0\0" + b"\0\2ed")
             assert [data for data, _ in seen] == [b"abc", b"", b"de"]
 
-    @every_way
-    def test_version_1_is_frames_alone(self, way: Any) -> None:
+    @every_protocol
+    def test_uot_version_1_has_frames_without_a_request(self, protocol: Any) -> None:
         with (
-            rig() as one,
+            make_rig() as rig,
             echo() as (here, first),
             echo() as (there, second),
-            opened(one, way, MAGIC_V1) as client,
+            opened(rig, protocol, MAGIC_V1) as client,
         ):
             client.send(frame(here, b"one") + frame(there, b"two"))
             answers = client.read(len(frame(here, b"one") * 2))
@@ -834,36 +864,36 @@ class TestUot:
             )
             assert first[0][1] == second[0][1]
 
-    @every_way
-    def test_everything_in_one_segment(self, way: Any) -> None:
-        """HAZARDS 16: nothing of what follows the request is lost."""
-        with rig() as one, echo() as (target, _):
-            handler, ask, answer = way(one, MAGIC)
+    @every_protocol
+    def test_uot_request_and_frames_in_one_segment_are_served(self, protocol: Any) -> None:
+        """Hazard 16.  No byte behind the request is lost."""
+        with make_rig() as rig, echo() as (target, _):
+            handler, ask, answer = protocol(rig, MAGIC)
             with Conversation(handler) as client:
                 client.send(ask + ANY + frame(target, b"early"))
                 client.expect(answer + frame(target, b"ylrae"))
 
-    @every_way
-    def test_byte_by_byte(self, way: Any) -> None:
-        """HAZARDS 1."""
-        with rig() as one, echo() as (target, _):
-            handler, ask, answer = way(one, MAGIC)
+    @every_protocol
+    def test_uot_byte_by_byte_is_served(self, protocol: Any) -> None:
+        """Hazard 1."""
+        with make_rig() as rig, echo() as (target, _):
+            handler, ask, answer = protocol(rig, MAGIC)
             with Conversation(handler) as client:
                 client.trickle(ask + ANY + frame(target, b"abc") + frame(target, b"de"))
                 client.expect(answer + frame(target, b"cba") + frame(target, b"ed"))
 
-    @every_way
-    def test_the_name_in_any_spelling(self, way: Any) -> None:
+    @every_protocol
+    def test_uot_name_is_recognized_in_any_spelling(self, protocol: Any) -> None:
         with (
-            rig() as one,
+            make_rig() as rig,
             echo() as (target, _),
-            opened(one, way, b"SP.v2.UDP-over-TCP.arpa.") as client,
+            opened(rig, protocol, b"SP.v2.UDP-over-TCP.arpa.") as client,
         ):
             client.send(ANY + frame(target, b"abc"))
             client.expect(frame(target, b"cba"))
 
-    @every_way
-    def test_without_a_relay_it_is_a_name_like_any_other(self, way: Any) -> None:
+    @every_protocol
+    def test_uot_name_on_a_listener_without_udp_is_an_ordinary_name(self, protocol: Any) -> None:
         dependencies = HandlerDependencies()
         plain = Rig()
         plain.socks4, plain.socks5 = dependencies.socks4(), dependencies.socks5()
@@ -874,7 +904,7 @@ class TestUot:
             dependencies.login,
             dependencies.counters,
         )
-        handler, ask, _ = way(plain, MAGIC)
+        handler, ask, _ = protocol(plain, MAGIC)
         with Conversation(handler) as client:
             client.send(ask)
             dependencies.dialer.target().close()
@@ -890,66 +920,71 @@ class TestUot:
             b"\0\1" + bytes(4) + b"\1\xbb",
         ],
     )
-    def test_the_target_of_a_request_that_is_not_connected_is_a_hint(self, hint: bytes) -> None:
-        """HAZARDS 26: nothing is routed or dialled for it."""
-        with rig() as one, echo() as (target, _), opened(one) as client:
+    def test_target_of_an_unconnected_uot_request_is_a_hint(self, hint: bytes) -> None:
+        """Hazard 26.  Nothing is routed or dialled for it."""
+        with make_rig() as rig, echo() as (target, _), opened(rig) as client:
             client.send(hint + frame(target, b"abc"))
             client.expect(frame(target, b"cba"))
-            assert [flow.target for flow in one.flows] == [target]
+            assert [flow.target for flow in rig.flows] == [target]
 
-    def test_names(self) -> None:
-        """Answers come from where the name led."""
-        with rig() as one, echo() as (target, _), opened(one) as client:
+    def test_uot_frames_may_name_their_targets(self) -> None:
+        """Replies have the address of the name as their source."""
+        with make_rig() as rig, echo() as (target, _), opened(rig) as client:
             named = b"\2\x0elocalhost.test" + struct.pack(">H", target.port)
             client.send(ANY + named + b"\0\3abc" + frame(target, b"de"))
             client.expect(frame(target, b"cba") + frame(target, b"ed"))
-            assert [flow.target.host for flow in one.flows] == ["localhost.test", "127.0.0.1"]
-            assert len(one.table) == 1
+            assert [flow.target.host for flow in rig.flows] == ["localhost.test", "127.0.0.1"]
+            assert len(rig.table) == 1
 
-    def test_a_name_that_is_not_found_is_counted_and_others_go_on(self) -> None:
-        with rig() as one, echo() as (target, _), opened(one) as client:
+    def test_uot_name_that_is_not_found_is_counted_and_others_go_on(self) -> None:
+        with make_rig() as rig, echo() as (target, _), opened(rig) as client:
             client.send(ANY + b"\2\x0cnowhere.test\0\x35\0\3abc" + frame(target, b"de"))
             client.expect(frame(target, b"ed"))
-            assert one.counts.of("drops", "target failed") == 1
+            assert rig.counts.of("drops", "target failed") == 1
 
-    def test_connected_to_a_name(self) -> None:
-        with rig() as one, echo() as (target, _), opened(one) as client:
+    def test_connected_uot_stream_reaches_a_target_by_name(self) -> None:
+        with make_rig() as rig, echo() as (target, _), opened(rig) as client:
             client.send(b"\1\3\x0elocalhost.test" + struct.pack(">H", target.port) + b"\0\3abc")
             client.expect(b"\0\3cba")
 
     @pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")
-    def test_an_ipv6_target_and_its_answers(self) -> None:
-        with rig() as one, echo("::1") as (target, _), opened(one) as client:
+    def test_uot_reaches_an_ipv6_target(self) -> None:
+        with make_rig() as rig, echo("::1") as (target, _), opened(rig) as client:
             head = b"\1" + bytes(15) + b"\1" + struct.pack(">H", target.port)
             client.send(ANY + head + b"\0\3abc")
             client.expect(head + b"\0\3cba")
 
-    def test_anybody_may_answer_one_that_is_not_connected(self) -> None:
-        """HAZARDS 30: with its true source."""
-        with rig() as one, udp() as target, udp() as stranger, opened(one) as client:
+    def test_anyone_may_reply_to_an_unconnected_uot_stream(self) -> None:
+        """Hazard 30.  The reply has its true source."""
+        with make_rig() as rig, udp() as target, udp() as other_host, opened(rig) as client:
             client.send(ANY + frame(address_of(target), b"ping"))
             _, peer = target.recvfrom(64)
-            stranger.sendto(b"hello", peer)
-            client.expect(frame(address_of(stranger), b"hello"))
+            other_host.sendto(b"hello", peer)
+            client.expect(frame(address_of(other_host), b"hello"))
 
-    def test_only_its_target_may_answer_one_that_is(self) -> None:
-        with rig() as one, udp() as target, udp() as stranger, opened(one) as client:
+    def test_only_the_target_may_reply_to_a_connected_uot_stream(self) -> None:
+        with make_rig() as rig, udp() as target, udp() as other_host, opened(rig) as client:
             client.send(connected_to(address_of(target)) + b"\0\4ping")
             _, peer = target.recvfrom(64)
-            stranger.sendto(b"forged", peer)
-            one.counts.wait_for("drops", "filtered")
+            other_host.sendto(b"forged", peer)
+            rig.counts.wait_for("drops", "filtered")
             target.sendto(b"pong", peer)
             client.expect(b"\0\4pong")
 
-    def test_two_streams_share_nothing(self) -> None:
-        with rig() as one, echo() as (target, seen), opened(one) as first, opened(one) as second:
+    def test_two_uot_streams_share_no_session(self) -> None:
+        with (
+            make_rig() as rig,
+            echo() as (target, seen),
+            opened(rig) as first,
+            opened(rig) as second,
+        ):
             for client in (first, second):
                 client.send(ANY + frame(target, b"abc"))
                 client.expect(frame(target, b"cba"))
-            assert len({peer for _, peer in seen}) == 2 and len(one.table) == 2
+            assert len({peer for _, peer in seen}) == 2 and len(rig.table) == 2
 
-    def test_trains_to_two_targets(self) -> None:
-        with rig() as one, udp() as here, udp() as there, opened(one) as client:
+    def test_uot_trains_to_two_targets_arrive_in_order(self) -> None:
+        with make_rig() as rig, udp() as here, udp() as there, opened(rig) as client:
             data = [
                 frame(address_of(target), struct.pack(">H", number) * 20)
                 for number in range(5)
@@ -963,35 +998,37 @@ class TestUot:
 
 
 class TestUotEnds:
-    @every_way
-    def test_with_the_clients_stream(self, way: Any) -> None:
-        """HAZARDS 25."""
+    @every_protocol
+    def test_uot_session_ends_with_the_clients_stream(self, protocol: Any) -> None:
+        """Hazard 25."""
         dialer = FakeDialer()
-        with rig(dialer) as one:
-            with opened(one, way) as client:
+        with make_rig(dialer) as rig:
+            with opened(rig, protocol) as client:
                 client.send(ANY + frame(Address("192.0.2.1", 9), b"a"))
                 wait_until(lambda: dialer.conns and dialer.conns[0].sent)
-            one.check_clean()
+            rig.check_clean()
             assert dialer.conns[0].closed.wait(SECONDS)
 
-    BAD = {
+    BAD_FRAMES = {
         "ATYP 3": b"\3\xc0\0\2\1\0\x35\0\1a",
         "ATYP 255": b"\xff\xff\xff",
         "empty name": b"\2\0\0\x35\0\1a",
     }
 
-    @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
-    @every_way
-    def test_with_a_bad_frame_which_is_counted(self, way: Any, bad: bytes) -> None:
+    @pytest.mark.parametrize("bad", BAD_FRAMES.values(), ids=BAD_FRAMES)
+    @every_protocol
+    def test_uot_stream_ends_with_a_bad_frame_which_is_counted(
+        self, protocol: Any, bad: bytes
+    ) -> None:
         dialer, target = FakeDialer(), Address("192.0.2.1", 9)
-        with rig(dialer) as one, opened(one, way) as client:
+        with make_rig(dialer) as rig, opened(rig, protocol) as client:
             client.send(ANY + frame(target, b"good") + bad + frame(target, b"never"))
             client.expect_closed()
             client.wait()
             assert [payload for payload, _ in dialer.conns[0].sent] == [b"good"]
-            assert one.counts.of("drops", "malformed") == 1
+            assert rig.counts.of("drops", "malformed") == 1
 
-    TARGETS = {
+    BAD_TARGETS = {
         "port 0": b"\0\xc0\0\2\1\0\0",
         "name with a space": b"\2\3a b\0\x35",
         "CRLF": b"\2\6a\r\nb:c\0\x35",
@@ -999,71 +1036,75 @@ class TestUotEnds:
         "two dots": b"\2\4a..b\0\x35",
     }
 
-    @pytest.mark.parametrize("bad", TARGETS.values(), ids=TARGETS)
-    def test_a_target_that_is_none_is_dropped_and_counted_alone(self, bad: bytes) -> None:
-        """HAZARDS 10, 41: each datagram of a train."""
+    @pytest.mark.parametrize("bad", BAD_TARGETS.values(), ids=BAD_TARGETS)
+    def test_uot_datagram_to_a_bad_target_is_dropped_and_counted_alone(self, bad: bytes) -> None:
+        """Hazards 10, 41.  So is each datagram of a train."""
         dialer, target = FakeDialer(), Address("192.0.2.1", 9)
-        with rig(dialer) as one, opened(one) as client:
+        with make_rig(dialer) as rig, opened(rig) as client:
             client.send(ANY + (bad + b"\0\1x") * 3 + frame(target, b"good") + bad + b"\0\1x")
-            one.counts.wait_for("drops", "bad target", 4)
+            rig.counts.wait_for("drops", "bad target", 4)
             wait_until(lambda: dialer.conns and dialer.conns[0].sent)
-            assert [flow.target for flow in one.flows] == [target]
+            assert [flow.target for flow in rig.flows] == [target]
 
     @pytest.mark.parametrize(
         "bad", [b"\2\1" + bytes(6), b"\0\2" + bytes(6), b"\0\5" + bytes(20), b"\1\3\3a b\0\x35"]
     )
-    @every_way
-    def test_a_bad_request_closes_the_stream(self, way: Any, bad: bytes) -> None:
-        """And not a byte is said that could be taken for a frame."""
-        with rig() as one, opened(one, way) as client:
+    @every_protocol
+    def test_bad_uot_request_closes_the_stream(self, protocol: Any, bad: bytes) -> None:
+        """No byte is sent that could be taken for a frame."""
+        with make_rig() as rig, opened(rig, protocol) as client:
             client.send(bad)
             client.expect_closed()
             client.wait()
-            assert one.flows == []
-            assert one.counts.of("connections_refused", "no UoT request") == 1
+            assert rig.flows == []
+            assert rig.counts.of("connections_refused", "no UoT request") == 1
 
     @pytest.mark.parametrize("cut", range(0, 8))
-    def test_a_request_cut_short(self, cut: int) -> None:
-        with rig() as one, opened(one) as client:
+    def test_uot_request_that_is_cut_short_closes_the_stream(self, cut: int) -> None:
+        with make_rig() as rig, opened(rig) as client:
             client.send(ANY[:cut])
             client.socket.shutdown(socket.SHUT_WR)
             client.expect_closed()
             client.wait()
-            assert one.flows == []
+            assert rig.flows == []
 
-    def test_a_request_that_does_not_come_is_not_answered_in_http(self) -> None:
-        """HAZARDS 2, 19: the tunnel is open, and what is in it is the client's protocol."""
-        with rig() as one:
-            handler, ask, answer = by_http(one, MAGIC)
+    def test_missing_uot_request_is_not_answered_in_http(self) -> None:
+        """Hazards 2, 19.  The stream is open and belongs to the client's protocol."""
+        with make_rig() as rig:
+            handler, ask, answer = by_http(rig, MAGIC)
             with Conversation(handler, deadline=0.1) as client:
                 client.send(ask)
                 client.expect(answer)
                 client.expect_closed()
 
-    @every_way
+    @every_protocol
     @pytest.mark.parametrize(
         "asked",
         [b"\1\3\x0cnowhere.test\0\x35", b"\1\1\xc0\0\2\1\0\0"],
         ids=["no such name", "port 0"],
     )
-    def test_connected_to_what_cannot_be_is_reset(self, way: Any, asked: bytes) -> None:
-        """There is no other way to say it."""
-        with rig() as one, opened(one, way) as client:
+    def test_uot_stream_connected_to_an_impossible_target_is_reset(
+        self, protocol: Any, asked: bytes
+    ) -> None:
+        """UoT has no message for an error."""
+        with make_rig() as rig, opened(rig, protocol) as client:
             client.send(asked + b"\0\1a")
             assert is_reset(client.socket)
 
-    @every_way
-    def test_a_way_out_without_udp_is_refused_before_it_is_accepted(self, way: Any) -> None:
-        """Each protocol says it in its own words; nothing is dialled, and it is counted and recorded once."""
+    @every_protocol
+    def test_uot_through_an_upstream_without_udp_is_refused_before_it_is_accepted(
+        self, protocol: Any
+    ) -> None:
+        """Each protocol has its own reply.  Nothing is dialled; one record is written."""
         dialer = without_udp()
-        with rig(dialer) as one:
-            handler, ask, _ = way(one, MAGIC)
+        with make_rig(dialer) as rig:
+            handler, ask, _ = protocol(rig, MAGIC)
             with Conversation(handler) as client:
                 client.send(ask)
-                check_no_udp(way, read_to_end(client.socket))
+                check_no_udp(protocol, read_to_end(client.socket))
             assert dialer.flows == []
             check_refused_once(
-                one,
+                rig,
                 Reason.UNSUPPORTED,
                 "fake carries no UDP",
                 "sp.v2.udp-over-tcp.arpa",
@@ -1071,36 +1112,36 @@ class TestUotEnds:
                 "-",
             )
 
-    def test_connected_by_a_way_out_without_udp_is_reset(self) -> None:
-        """Where only that of the target has none: the connection was accepted before it was named."""
+    def test_uot_stream_connected_through_an_upstream_without_udp_is_reset(self) -> None:
+        """Other upstreams carry UDP: the stream was accepted before it named its target."""
         dialer, fine = without_udp(), FakeDialer()
-        with rig(dialer) as one:
-            one.candidates = lambda flow: [dialer, fine]  # type: ignore[method-assign]
-            with opened(one) as client:
+        with make_rig(dialer) as rig:
+            rig.candidates = lambda flow: [dialer, fine]  # type: ignore[method-assign]
+            with opened(rig) as client:
                 client.send(connected_to(Address("192.0.2.1", 443)))
                 assert is_reset(client.socket)
                 assert dialer.flows == fine.flows == []
-            check_refused_once(one, Reason.UNSUPPORTED, "fake carries no UDP", "192.0.2.1")
+            check_refused_once(rig, Reason.UNSUPPORTED, "fake carries no UDP", "192.0.2.1")
 
-    def test_a_denied_target_is_dropped_and_others_pass(self) -> None:
-        """HAZARDS 40."""
+    def test_uot_datagram_to_a_denied_target_is_dropped_and_others_pass(self) -> None:
+        """Hazard 40."""
 
         class Denied(FakeDialer):
             def dial_packet(self, flow: Flow) -> Any:
                 raise DialError(Reason.DENIED)
 
         fine, denied = FakeDialer(), Denied("denied")
-        with rig() as one, opened(one) as client:
-            one.route = lambda flow: Route(denied if flow.target.port == 1 else fine, flow)  # type: ignore[method-assign, assignment]
+        with make_rig() as rig, opened(rig) as client:
+            rig.route = lambda flow: Route(denied if flow.target.port == 1 else fine, flow)  # type: ignore[method-assign, assignment]
             client.send(
                 ANY + frame(Address("192.0.2.1", 1), b"no") + frame(Address("192.0.2.1", 2), b"yes")
             )
             wait_until(lambda: fine.conns and fine.conns[0].sent)
             assert [payload for payload, _ in fine.conns[0].sent] == [b"yes"]
-            assert one.counts.of("drops", "target failed") == 1
+            assert rig.counts.of("drops", "target failed") == 1
 
-    def test_a_fault_on_the_way_ends_all_that_the_stream_had(self) -> None:
-        """HAZARDS 97: that connection alone, and nothing of it stays in the table."""
+    def test_exception_in_the_router_ends_the_stream_and_its_sessions(self) -> None:
+        """Hazard 97.  It ends that connection alone, and nothing of it stays in the table."""
         dialer = FakeDialer()
 
         def route(flow: Flow) -> Route:
@@ -1108,9 +1149,9 @@ class TestUotEnds:
                 raise RuntimeError("a fault of ours")
             return Route(dialer, flow)
 
-        one = Rig(dialer)
-        one.route = route  # type: ignore[method-assign]
-        client = Conversation(one.socks5)
+        rig = Rig(dialer)
+        rig.route = route  # type: ignore[method-assign]
+        client = Conversation(rig.socks5)
         client.send(
             b"\5\1\0\5\1\0\3\x17" + MAGIC + b"\1\xbb" + ANY + frame(Address("192.0.2.1", 9), b"a")
         )
@@ -1118,14 +1159,14 @@ class TestUotEnds:
         client.send(frame(Address("192.0.2.1", 1), b"b"))
         wait_until(lambda: client.raised)
         client.close()
-        left = one.empty()
-        one.table.close()
+        left = rig.empty()
+        rig.table.close()
         assert isinstance(client.raised, RuntimeError)
         assert left
 
-    def test_port_25_stays_closed_to_connect(self) -> None:
-        """HAZARDS 59: though the port beside the name means nothing."""
-        with rig() as one, Conversation(one.http) as client:
+    def test_connect_to_port_25_is_refused_for_the_uot_name_too(self) -> None:
+        """Hazard 59.  It does, although the port beside the name has no meaning."""
+        with make_rig() as rig, Conversation(rig.http) as client:
             client.send(b"CONNECT %b:25 HTTP/1.1\r\nHost: a\r\n\r\n" % MAGIC)
             assert read_to_end(client.socket).startswith(b"HTTP/1.1 403 ")
 
@@ -1134,7 +1175,7 @@ class TestUotEnds:
 
 
 class CountedArenas(ArenaPool):
-    """Knows how many are taken and not given back."""
+    """Counts the arenas that are taken and not given back."""
 
     def __init__(self, make: Callable[[], Arena]) -> None:
         super().__init__(make)
@@ -1155,31 +1196,37 @@ class CountedArenas(ArenaPool):
 class TestClientsThatDoNotRead:
     STREAMS, SIZE = 20, 60_000
 
-    def test_hold_neither_memory_nor_arenas(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """HAZARDS 85, 124: while their target floods them each has one small queue, and a thread that waits with nothing."""
+    def test_clients_that_do_not_read_hold_neither_memory_nor_arenas(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Hazards 85, 124.  Their target floods them.
+
+        Each has one small queue, and a thread that waits without an arena.
+        """
         monkeypatch.setattr(stream_udp, "STAY_SECONDS", 0.0)
-        with rig(arenas=CountedArenas) as one, udp() as target, ExitStack() as clients:
-            peers = [self.open(one, clients, target) for _ in range(self.STREAMS)]
-            streams = list(one.table.clients)
+        with make_rig(arenas=CountedArenas) as rig, udp() as target, ExitStack() as clients:
+            peers = [self.open(rig, clients, target) for _ in range(self.STREAMS)]
+            streams = list(rig.table.clients)
             assert len(streams) == self.STREAMS
             longest = self.flood(target, peers, streams)
-            wait_until(lambda: one.arenas.out == 0)
-            for peer in peers:  # more, though nobody takes it
+            wait_until(lambda: rig.arenas.out == 0)
+            # More datagrams, though no client takes them.
+            for peer in peers:
                 target.sendto(bytes(self.SIZE), peer)
             longest = max(longest, *(len(stream._queue) for stream in streams))
-            assert one.arenas.out == 0 and all(stream._queue for stream in streams)
+            assert rig.arenas.out == 0 and all(stream._queue for stream in streams)
             assert longest < QUEUE_LIMIT + 70_000
 
     @staticmethod
-    def open(one: Rig, clients: ExitStack, target: socket.socket) -> tuple:
-        """A stream to `target`, and from where its datagrams come there."""
-        client = clients.enter_context(Conversation(one.http))
+    def open(rig: Rig, clients: ExitStack, target: socket.socket) -> tuple:
+        """Open a stream to `target`; return the source of its datagrams there."""
+        client = clients.enter_context(Conversation(rig.http))
         client.send(request(path(address_of(target))) + capsule(b"hello"))
         client.expect(ACCEPTED)
         return target.recvfrom(64)[1]
 
     def flood(self, target: socket.socket, peers: list[tuple], streams: list[Any]) -> int:
-        """Until something waits for each client, and then some; the most bytes that were seen to wait for one."""
+        """Send until bytes wait for each client; return the most that waited for one."""
         longest, deadline = 0, time.monotonic() + 4 * SECONDS
         while not all(stream._queue for stream in streams):
             assert time.monotonic() < deadline
@@ -1189,11 +1236,11 @@ class TestClientsThatDoNotRead:
         return longest
 
 
-# -- both roles against each other, and answers by ways out that resolve elsewhere
+# -- our own dialers as clients, and upstreams that resolve names
 
 
 @contextmanager
-def listening(one: Rig, handler: Any) -> Iterator[Address]:
+def listening(rig: Rig, handler: Any) -> Iterator[Address]:
     def script(sock: socket.socket) -> None:
         stream = Stream(sock)
         stream.limit(SECONDS)
@@ -1207,15 +1254,15 @@ def listening(one: Rig, handler: Any) -> Iterator[Address]:
 
 
 def exchange(conn: Any, target: Address, payload: bytes) -> list[bytes]:
-    """What comes back for one datagram."""
+    """Send one datagram; return the replies."""
     arena = Arena()
     conn.send(arena, arena.put(payload), conn.prepare(udp_to(target)))
-    found: list[tuple[bytes, Any]] = []
-    while not found:
+    received: list[tuple[bytes, Any]] = []
+    while not received:
         assert Task(conn.wait).result()
-        found = cut(conn.receive(arena))
-    assert {conn.source(key) for _, key in found} == {target}
-    return [data for data, _ in found]
+        received = cut(conn.receive(arena))
+    assert {conn.source(key) for _, key in received} == {target}
+    return [data for data, _ in received]
 
 
 class TestOurOwnClients:
@@ -1225,11 +1272,11 @@ class TestOurOwnClients:
             TargetResolver(Names(), Anywhere()), UdpSocketFactory(Counts(), Lines()), 2.0
         )  # type: ignore[arg-type]
 
-    def test_connect_udp(self, near: DirectDialer) -> None:
+    def test_our_http_dialer_reaches_a_target_through_connect_udp(self, near: DirectDialer) -> None:
         with (
-            rig(auth="required") as one,
+            make_rig(auth="required") as rig,
             echo() as (target, _),
-            listening(one, one.http) as address,
+            listening(rig, rig.http) as address,
         ):
             conn = HttpDialer(
                 Hop("http", "http", address, near, 2.0, "user", "secret"), Counts()
@@ -1240,18 +1287,20 @@ class TestOurOwnClients:
                 conn.close()
 
     @pytest.mark.parametrize("kind", ["socks5", "http"])
-    def test_uot(self, near: DirectDialer, kind: str) -> None:
+    def test_our_uot_dialer_reaches_targets_through_our_relay(
+        self, near: DirectDialer, kind: str
+    ) -> None:
         with (
-            rig() as one,
+            make_rig() as rig,
             echo() as (here, first),
             echo() as (there, second),
-            listening(one, getattr(one, kind)) as address,
+            listening(rig, getattr(rig, kind)) as address,
         ):
             hop = Hop(kind, kind, address, near, 2.0)
             plain: Any = (
                 HttpDialer(hop, Counts(), False)
                 if kind == "http"
-                else Socks5Dialer(hop, None, no_services(), False)
+                else Socks5Dialer(hop, None, no_packets(), False)
             )
             conn = UotDialer(plain, plain, Counts()).dial_packet(udp_to(here))
             try:
@@ -1269,10 +1318,10 @@ class TestOurOwnClients:
         ],
         ids=["connect-udp", "connected UoT"],
     )
-    def test_a_name_that_is_resolved_by_the_proxy_behind_us_gets_its_answers(
+    def test_replies_to_a_name_that_the_upstream_resolves_pass_the_filtering(
         self, near: DirectDialer, ask: bytes
     ) -> None:
-        """They come from an address that nobody here could know."""
+        """They come from an address that only the upstream proxy knows."""
 
         def far_end(sock: socket.socket) -> None:
             read_exactly(sock, 3)
@@ -1285,12 +1334,15 @@ class TestOurOwnClients:
             read_to_end(sock)
 
         with server(far_end) as address:
-            plain = Socks5Dialer(Hop("s", "s", address, near, 2.0), None, no_services(), False)
-            with rig(UotDialer(plain, plain, Counts())) as one, Conversation(one.http) as client:
+            plain = Socks5Dialer(Hop("s", "s", address, near, 2.0), None, no_packets(), False)
+            with (
+                make_rig(UotDialer(plain, plain, Counts())) as rig,
+                Conversation(rig.http) as client,
+            ):
                 upgrade = ask.startswith(b"GET")
                 client.send(ask)
                 client.expect(ACCEPTED if upgrade else ESTABLISHED)
                 client.send(capsule(b"abc") if upgrade else b"\0\3abc")
-                wait_until(lambda: one.counts.of("drops", "filtered") or not client.silent())
-                assert one.counts.of("drops", "filtered") == 0
+                wait_until(lambda: rig.counts.of("drops", "filtered") or not client.silent())
+                assert rig.counts.of("drops", "filtered") == 0
                 client.expect(capsule(b"cba") if upgrade else b"\0\3cba")

@@ -12,7 +12,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Batch, Run
 from netproxy.listener.udp import UdpListener
 from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.net.datagram import DatagramSocket
+from netproxy.net.datagram_socket import DatagramSocket
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import udp
 

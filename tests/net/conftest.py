@@ -1,3 +1,5 @@
+"""Fixtures of the tests of UDP sockets."""
+
 from __future__ import annotations
 
 from typing import Iterator
@@ -9,9 +11,10 @@ from tests.support.batches import BatchRig
 
 @pytest.fixture(params=["mmsg", "trains", "single"])
 def rig(request: pytest.FixtureRequest) -> Iterator[BatchRig]:
+    """A rig of each level of batching that this machine has."""
     rig = BatchRig(request.param)
     if rig.datagrams.level != request.param:
         pytest.skip("this machine has no such level")
     yield rig
-    for one in rig.opened:
-        one.close()
+    for sock in rig.opened:
+        sock.close()

@@ -1,4 +1,9 @@
+"""Addresses and networks: conversions, and questions about a literal address."""
+
+from __future__ import annotations
+
 import socket
+from typing import Any
 
 import pytest
 
@@ -19,7 +24,7 @@ from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sock
         (("2001:db8::1", 0, 0, 0), Address("2001:db8::1", 0)),
     ],
 )
-def test_a_peer_becomes_an_address(sockaddr: tuple, address: Address) -> None:
+def test_sockaddr_is_converted_to_an_address(sockaddr: tuple[Any, ...], address: Address) -> None:
     assert from_sockaddr(sockaddr) == address
 
 
@@ -32,19 +37,19 @@ def test_a_peer_becomes_an_address(sockaddr: tuple, address: Address) -> None:
         (Address("fe80::1%3", 80), socket.AF_INET6, ("fe80::1", 80, 0, 3)),
     ],
 )
-def test_an_address_becomes_a_sockaddr_of_the_family(
-    address: Address, family: int, sockaddr: tuple
+def test_address_is_converted_to_a_sockaddr_of_the_family(
+    address: Address, family: int, sockaddr: tuple[Any, ...]
 ) -> None:
     assert to_sockaddr(address, family) == sockaddr
 
 
 @pytest.mark.parametrize("host", ["::1", "example.com", "", "127.1"])
-def test_what_is_no_address_of_the_family_is_refused(host: str) -> None:
-    with pytest.raises(ValueError):
+def test_host_without_an_ipv4_address_has_no_ipv4_sockaddr(host: str) -> None:
+    with pytest.raises(ValueError, match="is not an IPv4 address"):
         to_sockaddr(Address(host, 80), socket.AF_INET)
 
 
-def test_there_and_back() -> None:
+def test_address_survives_conversion_to_a_sockaddr_and_back() -> None:
     for address in (Address("10.1.2.3", 5), Address("2001:db8::5", 6), Address("fe80::1%7", 8)):
         assert from_sockaddr(to_sockaddr(address, socket.AF_INET6)) == address
 
@@ -60,11 +65,13 @@ def test_there_and_back() -> None:
         ("0.example", False, False),
     ],
 )
-def test_what_a_host_is(host: str, unspecified: bool, ipv6: bool) -> None:
+def test_unspecified_and_ipv6_hosts_are_recognized(
+    host: str, unspecified: bool, ipv6: bool
+) -> None:
     assert (is_unspecified(host), is_ipv6(host)) == (unspecified, ipv6)
 
 
-def test_an_address_is_written_with_brackets_where_it_needs_them() -> None:
+def test_text_of_an_ipv6_address_has_brackets() -> None:
     assert str(Address("::1", 80)) == "[::1]:80"
     assert str(Address("127.0.0.1", 80)) == "127.0.0.1:80"
     assert str(Address("example.com", 80)) == "example.com:80"
@@ -88,7 +95,7 @@ class TestNetwork:
             ("10.0.0.0/8", "ten.example", False),
         ],
     )
-    def test_holds(self, text: str, host: str, held: bool) -> None:
+    def test_network_holds_its_addresses_alone(self, text: str, host: str, held: bool) -> None:
         assert IpNetwork.parse(text).holds(host) is held
 
     @pytest.mark.parametrize(
@@ -111,6 +118,6 @@ class TestNetwork:
             "10.0.0.0 /8",
         ],
     )
-    def test_what_is_no_network_is_refused(self, text: str) -> None:
+    def test_malformed_network_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match="is not a valid network"):
             IpNetwork.parse(text)

@@ -1,4 +1,4 @@
-"""Batches of datagrams over loopback, on every level of batching: what gets in, whole and in order; where replies leave from."""
+"""Batches of datagrams over loopback, on every level of batching: receiving, replies, ends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from netproxy.errors import ListenError
 from netproxy.net import datagram
-from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import Arena, ArenaPool, PinnedHeader
+from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.support.batches import BatchRig as Rig, cut, train
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import HAS_IPV6, Task, address_of, datagrams, udp
@@ -18,12 +18,12 @@ needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 on this machine")
 HEADER = b"\0\0\0\1\x7f\0\0\1\0\x50"
 
 
-def test_the_best_level_is_chosen_where_none_is_named() -> None:
+def test_default_level_of_batching_is_the_best_there_is() -> None:
     assert UdpSocketFactory(Counts(), Lines()).level == "mmsg"
 
 
 class TestReceiving:
-    def test_all_that_is_there_comes_in_one_batch_in_order(self, rig: Rig) -> None:
+    def test_waiting_datagrams_are_one_batch_in_order_of_arrival(self, rig: Rig) -> None:
         local = rig.listen()
         with udp() as client:
             sent = [b"%d" % number * number for number in range(1, 9)]
@@ -34,15 +34,15 @@ class TestReceiving:
             assert [data for data, _ in cut(batch)] == sent
             assert {local.peer(key) for _, key in cut(batch)} == {client.getsockname()}
 
-    def test_who_waits_gets_what_comes(self, rig: Rig) -> None:
+    def test_receive_waiting_returns_the_datagram_that_arrives(self, rig: Rig) -> None:
         local = rig.listen()
         with udp() as client:
-            for data in (b"one", b"", b"two"):
+            for sent in (b"one", b"", b"two"):
                 waiting = Task(local.receive_waiting, rig.arena)
-                client.sendto(data, (*local.address,))
-                assert [found for found, _ in cut(waiting.result())] == [data]
+                client.sendto(sent, (*local.address,))
+                assert [data for data, _ in cut(waiting.result())] == [sent]
 
-    def test_a_batch_is_bounded_and_the_next_has_the_rest(self, rig: Rig) -> None:
+    def test_batch_is_bounded_and_the_next_has_the_rest(self, rig: Rig) -> None:
         local = rig.listen()
         with udp() as client:
             for number in range(datagram.SLOTS + 3):
@@ -52,7 +52,7 @@ class TestReceiving:
                 range(datagram.SLOTS, datagram.SLOTS + 3)
             )
 
-    def test_what_one_peer_sent_alike_is_one_span_on_the_fast_level(self, rig: Rig) -> None:
+    def test_equal_datagrams_of_one_peer_are_one_span_with_mmsg(self, rig: Rig) -> None:
         local = rig.listen()
         with udp() as client:
             for fill in b"abc":
@@ -63,10 +63,10 @@ class TestReceiving:
         )
         assert [data for data, _ in cut(batch)] == [b"a" * 50, b"b" * 50, b"c" * 50]
 
-    def test_nothing_there_is_an_empty_batch(self, rig: Rig) -> None:
+    def test_batch_is_empty_if_nothing_waits(self, rig: Rig) -> None:
         assert not rig.listen().receive(rig.arena).spans
 
-    def test_a_train_comes_as_one_span(self, rig: Rig) -> None:
+    def test_train_is_received_as_one_span(self, rig: Rig) -> None:
         local = rig.listen()
         if rig.datagrams.level == "single":
             pytest.skip("no trains on this level")
@@ -77,21 +77,21 @@ class TestReceiving:
         assert (len(offsets), length, last) == (3, 100, 60)
         assert [data for data, _ in cut(batch)] == [b"a" * 100, b"b" * 100, b"c" * 60]
 
-    def test_a_train_arrives_whole_on_every_level(self, rig: Rig) -> None:
+    def test_train_is_received_whole_on_every_level(self, rig: Rig) -> None:
         local = rig.listen()
         sent = [bytes((number,)) * 100 for number in range(20)] + [b"end"]
         with udp() as client:
             train(client, sent, local)
             assert [data for data, _ in rig.receive(local, 21)] == sent
 
-    def test_an_empty_datagram(self, rig: Rig) -> None:
+    def test_empty_datagrams_are_received(self, rig: Rig) -> None:
         local = rig.listen()
         with udp() as client:
             for data in (b"", b"x", b""):
                 client.sendto(data, (*local.address,))
             assert [data for data, _ in rig.receive(local, 3)] == [b"", b"x", b""]
 
-    def test_the_largest_datagram(self, rig: Rig) -> None:
+    def test_largest_datagram_is_received(self, rig: Rig) -> None:
         local = rig.listen()
         data = bytes(range(256)) * 255 + bytes(227)
         assert len(data) == 65507
@@ -99,7 +99,7 @@ class TestReceiving:
             client.sendto(data, (*local.address,))
             assert rig.receive(local, 1)[0][0] == data
 
-    def test_two_clients_have_two_keys(self, rig: Rig) -> None:
+    def test_each_client_has_a_key_of_its_own(self, rig: Rig) -> None:
         local = rig.listen()
         with udp() as first, udp() as second:
             for client in (first, second, first):
@@ -109,7 +109,7 @@ class TestReceiving:
             assert hash(keys[0]) == hash(keys[2])
             assert local.peer(keys[1]) == second.getsockname()
 
-    def test_a_tag_is_part_of_the_key(self, rig: Rig) -> None:
+    def test_tag_is_part_of_the_key(self, rig: Rig) -> None:
         tagged = [rig.listen(tag=b"1"), rig.listen(tag=b"2")]
         with udp() as client:
             for local in tagged:
@@ -120,8 +120,8 @@ class TestReceiving:
             tagged[1].send(rig.arena, rig.put(b"back"), tagged[1].reply_destination(second))
             assert client.recvfrom(100) == (b"back", (*tagged[1].address,))
 
-    def test_an_icmp_error_is_counted_and_what_came_behind_it_is_received(self, rig: Rig) -> None:
-        """HAZARDS 29, RFC 4787 REQ-12: it must not end the reader."""
+    def test_icmp_error_is_counted_and_the_next_datagram_received(self, rig: Rig) -> None:
+        """Hazard 29, RFC 4787 REQ-12: the error must not end the reader."""
         local = rig.outgoing()
         with udp() as gone:
             address = address_of(gone)
@@ -132,8 +132,8 @@ class TestReceiving:
             assert rig.counts.of("icmp", "refused") == 1
             assert rig.log.of("debug") == [f"{address} answered by ICMP: refused"]
 
-    def test_an_icmp_error_does_not_cost_the_next_datagram(self, rig: Rig) -> None:
-        """HAZARDS 29: the pending error eats one send, which is made again."""
+    def test_datagram_after_an_icmp_error_is_sent(self, rig: Rig) -> None:
+        """Hazard 29: the pending error fails one send, which is made again."""
         local = rig.outgoing()
         with udp() as gone:
             address = address_of(gone)
@@ -158,10 +158,10 @@ class TestReplies:
             pytest.param("::1", "::1", marks=needs_ipv6),
         ],
     )
-    def test_leave_from_the_address_that_the_client_used(
+    def test_reply_leaves_from_the_address_that_the_client_used(
         self, rig: Rig, bound: str, used: str
     ) -> None:
-        """HAZARDS 42."""
+        """Hazard 42."""
         local = rig.listen(bound)
         with udp(used.replace("127.0.0.2", "127.0.0.1")) as client:
             client.sendto(b"hello", (used, local.address.port))
@@ -173,15 +173,15 @@ class TestReplies:
                 data, source = client.recvfrom(100)
                 assert (data, source[:2]) == (HEADER + expected, (used, local.address.port))
 
-    def test_an_address_per_client(self, rig: Rig) -> None:
-        """One client by two of our addresses: two keys, and each reply leaves from its own."""
+    def test_client_that_uses_two_local_addresses_has_two_keys(self, rig: Rig) -> None:
+        """Each reply leaves from the address that its datagram came to."""
         local = rig.listen("0.0.0.0")
         with udp() as client:
             for used in ("127.0.0.2", "127.0.0.3"):
                 client.sendto(used.encode(), (used, local.address.port))
-            found = rig.receive(local, 2)
-            assert found[0][1] != found[1][1]
-            for data, key in found:
+            received = rig.receive(local, 2)
+            assert received[0][1] != received[1][1]
+            for data, key in received:
                 local.send(rig.arena, rig.put(data), local.reply_destination(key))
             assert {client.recvfrom(100) for _ in range(2)} == {
                 (used.encode(), (used, local.address.port)) for used in ("127.0.0.2", "127.0.0.3")
@@ -189,32 +189,32 @@ class TestReplies:
 
 
 class TestEnding:
-    def test_shutdown_wakes_the_reader(self, rig: Rig) -> None:
+    def test_shutdown_ends_wait(self, rig: Rig) -> None:
         local = rig.listen()
         waiting = Task(local.wait)
         local.shutdown()
         assert waiting.result() is False
         assert local.wait() is False
 
-    def test_shutdown_wakes_who_waits_to_receive(self, rig: Rig) -> None:
+    def test_shutdown_ends_receive_waiting(self, rig: Rig) -> None:
         local = rig.listen()
         waiting = Task(local.receive_waiting, rig.arena)
         local.shutdown()
         assert not waiting.result().spans
         assert not local.receive_waiting(rig.arena).spans
 
-    def test_shutdown_wakes_the_reader_of_an_outgoing_socket(self, rig: Rig) -> None:
+    def test_shutdown_ends_wait_of_an_outgoing_socket(self, rig: Rig) -> None:
         local = rig.outgoing()
         waiting = Task(local.wait)
         local.shutdown()
         assert waiting.result() is False
 
-    def test_nothing_is_received_after_a_shutdown(self, rig: Rig) -> None:
+    def test_nothing_is_received_after_shutdown(self, rig: Rig) -> None:
         local = rig.listen()
         local.shutdown()
         assert not local.receive(rig.arena).spans
 
-    def test_twice_does_no_harm(self, rig: Rig) -> None:
+    def test_closed_socket_can_be_shut_down_and_closed_again(self, rig: Rig) -> None:
         local = rig.listen()
         local.close()
         local.shutdown()
@@ -223,7 +223,7 @@ class TestEnding:
         assert not local.receive(rig.arena).spans
 
 
-def test_an_address_in_use_is_named(rig: Rig) -> None:
+def test_error_names_an_address_in_use(rig: Rig) -> None:
     local = rig.listen()
     with pytest.raises(
         ListenError, match=rf"udp 127\.0\.0\.1:{local.address.port}: Address already in use"
@@ -231,7 +231,7 @@ def test_an_address_in_use_is_named(rig: Rig) -> None:
         rig.datagrams.listen(local.address)
 
 
-def test_what_overran_the_receive_buffer_is_counted(rig: Rig) -> None:
+def test_datagrams_beyond_the_receive_buffer_are_counted(rig: Rig) -> None:
     local = rig.listen()
     local.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     with udp() as client:
@@ -239,11 +239,12 @@ def test_what_overran_the_receive_buffer_is_counted(rig: Rig) -> None:
             client.sendto(bytes(1000), (*local.address,))
         got = len(rig.receive(local, 1))
         local.count_overflow()
-        local.count_overflow()  # only what is new
+        # A second call counts only what is new.
+        local.count_overflow()
     assert got + rig.counts.of("drops", "receive buffer full") == 64
 
 
-def test_arenas_are_used_again_and_not_hoarded() -> None:
+def test_arena_pool_reuses_arenas_and_keeps_a_bounded_number() -> None:
     pool = ArenaPool(Arena)
     first = pool.take()
     pool.give(first)

@@ -1,4 +1,4 @@
-"""Runs of datagrams over loopback, on every level of batching: what goes in comes out, datagram by datagram."""
+"""Runs of datagrams over loopback, sent on every level of batching."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TestSending:
             + (f"+{lengths[-1]}" if lengths[-1] != lengths[0] else "")
         ),
     )
-    def test_a_run_arrives_datagram_by_datagram(
+    def test_run_arrives_datagram_by_datagram(
         self, rig: Rig, lengths: list[int], header: bytes | None
     ) -> None:
         local = rig.outgoing()
@@ -64,22 +64,22 @@ class TestSending:
         "payloads",
         [[b"one", b"two", b""], [b"one", b""], [b"", b"one"], [b"one", b"", b"two", b"", b""]],
     )
-    def test_empty_ones_among_others_of_their_flow(
+    def test_empty_datagrams_of_a_flow_are_sent(
         self, rig: Rig, payloads: list[bytes], header: bytes | None
     ) -> None:
-        """HAZARDS 27: an empty payload is forwarded."""
+        """Hazard 27: an empty payload is forwarded."""
         local = rig.outgoing()
-        fixed_for = PinnedHeader(header) if header else None
+        pinned = PinnedHeader(header) if header else None
         with udp() as target:
             target.settimeout(0.5)
             to = local.destination(address_of(target))
 
             def send(_: object, run: Run) -> None:
-                run.header = fixed_for
+                run.header = pinned
                 local.send(rig.arena, run, to)
 
             runs = Runs(send)
-            for at, payload in zip(rig.put(*payloads).offsets, payloads):
+            for at, payload in zip(rig.put(*payloads).offsets, payloads, strict=True):
                 runs.add("flow", (at,), len(payload), len(payload))
             runs.flush()
             assert datagrams(target, len(payloads)) == [
@@ -87,22 +87,18 @@ class TestSending:
             ]
 
     @pytest.mark.parametrize("count", [2, 33, 64, 150])
-    def test_a_train_is_sent_on_as_it_lies(self, rig: Rig, count: int) -> None:
+    def test_received_train_is_sent_from_where_it_is(self, rig: Rig, count: int) -> None:
         local = rig.outgoing()
         data = bytes(33 + number % 90 for number in range(20 * count + 7))
         rig.arena.view[500 : 500 + len(data)] = data
-        run = Run(
-            range(510, 500 + len(data), 20), 10, 10
-        )  # of each twenty bytes the last ten, but for the end
+        # Of each twenty bytes the last ten.
+        offsets = range(510, 500 + len(data), 20)[:count]
         with udp() as target:
-            local.send(
-                rig.arena, Run(run.offsets[:count], 10, 10), local.destination(address_of(target))
-            )
-            assert datagrams(target, count) == [
-                data[at - 500 : at - 490] for at in run.offsets[:count]
-            ]
+            to = local.destination(address_of(target))
+            local.send(rig.arena, Run(offsets, 10, 10), to)
+            assert datagrams(target, count) == [data[at - 500 : at - 490] for at in offsets]
 
-    def test_headers_that_take_turns(self, rig: Rig) -> None:
+    def test_alternating_headers_precede_their_own_datagrams(self, rig: Rig) -> None:
         local = rig.outgoing()
         headers = [PinnedHeader(b"first:"), PinnedHeader(b"2nd:")]
         expected = []
@@ -126,7 +122,7 @@ class TestSending:
                 expected += [run.header.data + payload for payload in payloads] + payloads
             assert datagrams(target, len(expected)) == expected
 
-    def test_the_kernel_cannot_cut_and_nothing_is_lost(self, rig: Rig) -> None:
+    def test_run_is_sent_singly_if_the_kernel_cannot_cut_trains(self, rig: Rig) -> None:
         local = rig.outgoing()
         without_trains(local)
         run = rig.put(b"a" * 50, b"b" * 50, b"c")
@@ -135,27 +131,31 @@ class TestSending:
             local.send(rig.arena, run, local.destination(address_of(target)))
             assert datagrams(target, 3) == [HEADER + b"a" * 50, HEADER + b"b" * 50, HEADER + b"c"]
 
-    def test_segments_longer_than_the_path_go_singly_and_are_not_tried_again(
+    def test_datagrams_longer_than_the_path_takes_are_sent_singly_from_then_on(
         self, rig: Rig
     ) -> None:
-        """EINVAL for a train of segments above the MTU: 65,536 on loopback, so that it is feigned."""
+        """The kernel refuses a train above the MTU: EINVAL.
+
+        The MTU of loopback is 65,536, so that the error is simulated.
+        """
         if rig.datagrams.level == "single":
             pytest.skip("no trains on this level")
         local = rig.outgoing()
         with udp() as target:
             to = local.destination(address_of(target))
             run = rig.put(b"a" * 500, b"b" * 500)
-            local._segmented_failed(rig.arena, run, run.offsets, (errno.EINVAL, 500), to)
-            assert to.segment_limit == 499 and local._segment_limit > 499  # of that path alone
+            local._train_failed(rig.arena, run, run.offsets, errno.EINVAL, to)
+            # Only the limit of that path is lowered.
+            assert to.segment_limit == 499 and local._segment_limit > 499
             local.send(rig.arena, run, to)
             assert datagrams(target, 4) == [b"a" * 500, b"b" * 500] * 2
-            local._segmented_failed(rig.arena, run, run.offsets, (errno.EIO, 500), to)
+            local._train_failed(rig.arena, run, run.offsets, errno.EIO, to)
             assert local._segment_limit == 0
             assert datagrams(target, 2) == [b"a" * 500, b"b" * 500]
         assert not rig.counts.counts
 
-    def test_too_big_is_counted_and_costs_that_datagram_only(self, rig: Rig) -> None:
-        """HAZARDS 28: reply and header over 65,507."""
+    def test_datagram_that_is_too_big_is_counted_and_costs_no_other(self, rig: Rig) -> None:
+        """Hazard 28: reply and header are longer than 65,507 bytes."""
         local = rig.outgoing()
         run = rig.put(b"x" * 65500)
         run.header = PinnedHeader(HEADER)
@@ -166,13 +166,14 @@ class TestSending:
             assert target.recv(65536) == b"next"
         assert rig.counts.counts == {("drops", "too big"): 1}
 
-    def test_no_way_there_is_counted(self, rig: Rig) -> None:
-        local = rig.listen()  # bound to 127.0.0.1, it reaches nothing else
+    def test_datagrams_to_an_unreachable_target_are_counted(self, rig: Rig) -> None:
+        # Bound to 127.0.0.1, the socket reaches nothing else.
+        local = rig.listen()
         local.send(rig.arena, rig.put(b"x", b"y"), local.destination(Address("192.0.2.77", 9)))
         assert sum(rig.counts.counts.values()) == 2
         assert {name for name, _ in rig.counts.counts} == {"drops"}
 
-    def test_a_closed_socket_counts_and_does_not_raise(self, rig: Rig) -> None:
+    def test_datagrams_of_a_closed_socket_are_counted(self, rig: Rig) -> None:
         local = rig.outgoing()
         to = local.destination(Address("127.0.0.1", 9))
         local.close()
@@ -180,8 +181,8 @@ class TestSending:
         local.send(rig.arena, rig.put(b"z"), to)
         assert rig.counts.counts == {("drops", "closed"): 3}
 
-    def test_one_port_for_all_targets(self, rig: Rig) -> None:
-        """RFC 4787 REQ-1: the mapping does not depend on the target."""
+    def test_all_targets_see_the_same_source_port(self, rig: Rig) -> None:
+        """RFC 4787 REQ-1: the mapping is endpoint-independent."""
         local = rig.outgoing()
         with udp() as first, udp("127.0.0.2") as second:
             for target in (first, second):
@@ -189,7 +190,7 @@ class TestSending:
             assert first.recvfrom(9)[1][1] == second.recvfrom(9)[1][1] == local.address.port
 
     @needs_ipv6
-    def test_one_port_for_both_families(self, rig: Rig) -> None:
+    def test_ipv4_and_ipv6_targets_see_the_same_source_port(self, rig: Rig) -> None:
         local = rig.outgoing()
         with udp() as first, udp("::1") as second:
             for target in (first, second):
@@ -203,6 +204,6 @@ class TestSending:
                 ("::1", address_of(second).port),
             }
 
-    def test_a_name_is_no_destination(self, rig: Rig) -> None:
+    def test_name_is_not_a_destination(self, rig: Rig) -> None:
         with pytest.raises(ValueError):
             rig.outgoing().destination(Address("example.com", 9))

@@ -1,4 +1,7 @@
-"""How this machine is left: the local address, the interface, the mark and the keepalive that a way out is given."""
+"""The local address, the interface, the mark and the keepalive of outgoing sockets.
+
+Of TCP and UDP sockets, and of upstreams whose configuration has such options.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import PacketConn
 from netproxy.net import connect as connect_module
-from netproxy.net.udp_sockets import UdpSocketFactory
+from netproxy.net import udp_sockets
 from netproxy.net.connect import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions, connect
-from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
-from tests.support.doubles import Counts, Lines, no_services
+from netproxy.net.udp_sockets import UdpSocketFactory
+from netproxy.resolver.resolver import Resolver
+from tests.support.doubles import Counts, Lines, no_packets
 from tests.support.flows import Anywhere, tcp_to, udp_to
 from tests.support.sockets import (
     HAS_IPV6,
@@ -31,8 +35,10 @@ from tests.support.sockets import (
     udp,
 )
 
-HERE = "127.0.0.2"  # of this machine, as all of 127.0.0.0/8 on Linux
-UNSPECIFIED_ADDRESS = "203.0.113.9"  # of none
+LOCAL = "127.0.0.2"
+"""An address of this machine, as all of 127.0.0.0/8 on Linux."""
+FOREIGN = "203.0.113.9"
+"""An address that this machine does not have."""
 NO_DEVICE = "no-such-device"
 MARK = 0x4E50
 NO_CAPABILITY = "cannot set the mark: CAP_NET_ADMIN is missing"
@@ -42,7 +48,7 @@ needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 on this machine")
 
 @pytest.fixture(scope="module")
 def may_mark() -> None:
-    """CAP_NET_ADMIN."""
+    """Skip a test if CAP_NET_ADMIN is missing."""
     with socket.socket() as sock:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
@@ -52,7 +58,7 @@ def may_mark() -> None:
 
 @pytest.fixture
 def without_capability(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel refuses marks, whoever runs the test."""
+    """Let the kernel refuse marks, whoever runs the test."""
 
     class Socket(socket.socket):
         def setsockopt(self, level: int, option: int, *value: Any) -> None:
@@ -70,14 +76,14 @@ def counts() -> Counts:
 
 @pytest.fixture(params=LEVELS)
 def datagrams(request: pytest.FixtureRequest, counts: Counts) -> UdpSocketFactory:
-    found = UdpSocketFactory(counts, Lines(), request.param)
-    if found.level != request.param:
+    factory = UdpSocketFactory(counts, Lines(), request.param)
+    if factory.level != request.param:
         pytest.skip("this machine has no such level")
-    return found
+    return factory
 
 
 @pytest.fixture
-def reach(counts: Counts) -> TargetResolver:
+def targets(counts: Counts) -> TargetResolver:
     def submit(task: Callable[[], None]) -> bool:
         task()
         return True
@@ -87,27 +93,24 @@ def reach(counts: Counts) -> TargetResolver:
 
 @pytest.fixture(params=["alone", "race"])
 def dial(request: pytest.FixtureRequest) -> Callable[[Address, SocketOptions], socket.socket]:
-    """One address has a way of its own through connect()."""
+    """Call connect() with one address or with two: the code paths differ."""
     times = 1 if request.param == "alone" else 2
-    return lambda address, outgoing: connect([address] * times, 2.0, outgoing)
+    return lambda address, options: connect([address] * times, 2.0, options)
 
 
 @pytest.fixture
 def opened(
-    datagrams: UdpSocketFactory, reach: TargetResolver
+    datagrams: UdpSocketFactory, targets: TargetResolver
 ) -> Iterator[Callable[[SocketOptions], PacketConn]]:
-    """Packet connections of the direct way out, closed at the end."""
+    """Open packet connections of the direct upstream, which are closed at the end."""
     conns: list[PacketConn] = []
 
-    def open_one(outgoing: SocketOptions) -> PacketConn:
-        conns.append(
-            DirectDialer(reach, datagrams, 2.0, outgoing).dial_packet(
-                udp_to(Address("127.0.0.1", 9))
-            )
-        )
+    def open_conn(options: SocketOptions) -> PacketConn:
+        dialer = DirectDialer(targets, datagrams, 2.0, options)
+        conns.append(dialer.dial_packet(udp_to(Address("127.0.0.1", 9))))
         return conns[-1]
 
-    yield open_one
+    yield open_conn
     for conn in conns:
         conn.close()
 
@@ -128,16 +131,16 @@ def option(sock: socket.socket, level: int, name: int) -> int:
 
 
 class TestTcp:
-    def test_the_target_sees_the_address(self, dial: Callable) -> None:
+    def test_tcp_target_sees_the_configured_address(self, dial: Callable) -> None:
         with (
             listen() as listening,
-            dial(address_of(listening), SocketOptions(HERE)) as sock,
+            dial(address_of(listening), SocketOptions(LOCAL)) as sock,
             listening.accept()[0] as accepted,
         ):
             assert accepted.getpeername() == sock.getsockname()
-            assert sock.getsockname()[0] == HERE
+            assert sock.getsockname()[0] == LOCAL
 
-    def test_without_one_the_system_chooses(self, dial: Callable) -> None:
+    def test_system_chooses_the_address_by_default(self, dial: Callable) -> None:
         with (
             listen() as listening,
             dial(address_of(listening), DEFAULT_OPTIONS) as sock,
@@ -146,7 +149,7 @@ class TestTcp:
             assert sock.getsockname()[0] == "127.0.0.1"
 
     @needs_ipv6
-    def test_one_of_ipv6(self, dial: Callable) -> None:
+    def test_tcp_target_sees_the_configured_ipv6_address(self, dial: Callable) -> None:
         with (
             listen("::1") as listening,
             dial(address_of(listening), SocketOptions("::1")) as sock,
@@ -154,15 +157,15 @@ class TestTcp:
         ):
             assert accepted.getpeername()[:2] == sock.getsockname()[:2]
 
-    def test_its_port_is_chosen_late(self) -> None:
-        """So that one local address does not run out of ports while targets differ (IP_BIND_ADDRESS_NO_PORT)."""
+    def test_port_is_chosen_when_the_target_is_known(self) -> None:
+        """IP_BIND_ADDRESS_NO_PORT: different targets may share a local port."""
         with socket.socket() as sock:
-            SocketOptions(HERE).apply(sock)
-            assert sock.getsockname() == (HERE, 0)
+            SocketOptions(LOCAL).apply(sock)
+            assert sock.getsockname() == (LOCAL, 0)
 
     @needs_ipv6
-    @pytest.mark.parametrize("host, local", [("127.0.0.1", "::1"), ("::1", HERE)])
-    def test_one_of_the_other_family_has_a_reason(
+    @pytest.mark.parametrize("host, local", [("127.0.0.1", "::1"), ("::1", LOCAL)])
+    def test_address_of_the_other_family_fails_with_a_reason(
         self, dial: Callable, host: str, local: str
     ) -> None:
         with listen(host) as listening:
@@ -174,10 +177,8 @@ class TestTcp:
             assert nothing_comes(listening, 0.0)
 
     @needs_ipv6
-    @pytest.mark.parametrize("local, family", [(HERE, socket.AF_INET), ("::1", socket.AF_INET6)])
-    def test_of_both_families_of_a_target_the_one_that_fits_is_taken(
-        self, local: str, family: int
-    ) -> None:
+    @pytest.mark.parametrize("local, family", [(LOCAL, socket.AF_INET), ("::1", socket.AF_INET6)])
+    def test_local_address_decides_the_family_of_the_target(self, local: str, family: int) -> None:
         with listen() as four, socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as six:
             six.bind(("::1", address_of(four).port))
             six.listen()
@@ -186,15 +187,15 @@ class TestTcp:
                 with connect(order, 2.0, SocketOptions(local)) as sock:
                     assert (sock.family, sock.getsockname()[0]) == (family, local)
 
-    def test_one_that_is_not_of_this_machine_has_a_reason(self, dial: Callable) -> None:
+    def test_foreign_address_fails_with_a_reason(self, dial: Callable) -> None:
         with listen() as listening:
             assert (
-                failure(dial, address_of(listening), SocketOptions(UNSPECIFIED_ADDRESS)).reason
+                failure(dial, address_of(listening), SocketOptions(FOREIGN)).reason
                 is Reason.NETWORK_UNREACHABLE
             )
             assert nothing_comes(listening, 0.0)
 
-    def test_the_interface(self, dial: Callable) -> None:
+    def test_tcp_socket_is_bound_to_the_interface(self, dial: Callable) -> None:
         with (
             listen() as listening,
             dial(address_of(listening), SocketOptions(device="lo")) as sock,
@@ -205,15 +206,15 @@ class TestTcp:
                 == b"lo"
             )
 
-    def test_an_interface_that_is_not_there_is_said_to_be_missing(self, dial: Callable) -> None:
-        """Not just "failed": it is our configuration, or a link that is down, and no fault of the target's."""
+    def test_error_names_a_missing_interface(self, dial: Callable) -> None:
+        """Not just "failed": the configuration or a link is at fault, not the target."""
         with listen() as listening:
             error = failure(dial, address_of(listening), SocketOptions(device=NO_DEVICE))
             assert nothing_comes(listening, 0.0)
         assert NO_DEVICE in str(error) or "No such device" in str(error)
 
     @pytest.mark.usefixtures("may_mark")
-    def test_the_mark(self, dial: Callable) -> None:
+    def test_tcp_socket_has_the_mark(self, dial: Callable) -> None:
         with (
             listen() as listening,
             dial(address_of(listening), SocketOptions(mark=MARK)) as sock,
@@ -227,17 +228,17 @@ class TestTcp:
         ):
             assert option(sock, socket.SOL_SOCKET, socket.SO_MARK) == 0
 
-    def test_a_mark_without_the_capability_says_so(
+    def test_error_names_the_capability_that_a_mark_on_tcp_needs(
         self, dial: Callable, without_capability: None
     ) -> None:
-        """It is our own fault, and no rule of the kernel's that denies the target."""
+        """The fault is ours: no rule of the kernel denies the target.  No socket is left."""
         with listen() as listening:
-            for _ in range(20):  # and leaves no socket
+            for _ in range(20):
                 error = failure(dial, address_of(listening), SocketOptions(mark=MARK))
                 assert (error.reason, str(error)) == (Reason.GENERAL, NO_CAPABILITY)
             assert nothing_comes(listening, 0.0)
 
-    def test_a_mark_that_is_not_allowed_has_a_reason(
+    def test_socket_option_that_is_not_permitted_fails_with_a_reason(
         self, dial: Callable, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def refuse(self: SocketOptions, sock: socket.socket) -> None:
@@ -253,8 +254,8 @@ class TestTcp:
     @pytest.mark.parametrize(
         "seconds, idle", [(1.0, 1), (7.0, 7), (300.0, 300), (0.2, 1), (KEEPALIVE_IDLE, 60)]
     )
-    def test_keepalive(self, dial: Callable, seconds: float, idle: int) -> None:
-        """HAZARDS 86."""
+    def test_tcp_socket_has_the_keepalive(self, dial: Callable, seconds: float, idle: int) -> None:
+        """Hazard 86."""
         with (
             listen() as listening,
             dial(address_of(listening), SocketOptions(keepalive=seconds)) as sock,
@@ -271,7 +272,7 @@ class TestTcp:
                 == connect_module.KEEPALIVE_PROBES
             )
 
-    def test_no_keepalive(self, dial: Callable) -> None:
+    def test_keepalive_of_0_disables_it(self, dial: Callable) -> None:
         with (
             listen() as listening,
             dial(address_of(listening), SocketOptions(keepalive=0.0)) as sock,
@@ -281,20 +282,19 @@ class TestTcp:
             assert option(sock, socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
     @pytest.mark.parametrize(
-        "outgoing",
-        [SocketOptions("::1"), SocketOptions(UNSPECIFIED_ADDRESS), SocketOptions(device=NO_DEVICE)],
+        "options", [SocketOptions("::1"), SocketOptions(FOREIGN), SocketOptions(device=NO_DEVICE)]
     )
-    def test_what_failed_leaves_no_socket(self, outgoing: SocketOptions, dial: Callable) -> None:
+    def test_failed_dial_leaves_no_socket(self, options: SocketOptions, dial: Callable) -> None:
         """The fixture of all tests counts descriptors."""
         for _ in range(20):
-            failure(dial, Address("127.0.0.1", 9), outgoing)
+            failure(dial, Address("127.0.0.1", 9), options)
 
 
 class TestUdp:
-    def test_every_target_sees_the_address_and_one_port(
+    def test_udp_targets_see_the_configured_address_and_one_port(
         self, datagrams: UdpSocketFactory, opened: Callable
     ) -> None:
-        conn = opened(SocketOptions(HERE))
+        conn = opened(SocketOptions(LOCAL))
         with udp() as first, udp() as second:
             seen = []
             for target in (first, second):
@@ -302,10 +302,12 @@ class TestUdp:
                 data, source = target.recvfrom(16)
                 assert data == b"ping"
                 seen.append(source)
-            assert seen[0] == seen[1] and seen[0][0] == HERE
+            assert seen[0] == seen[1] and seen[0][0] == LOCAL
 
-    def test_answers_come_back(self, datagrams: UdpSocketFactory, opened: Callable) -> None:
-        conn, arena = opened(SocketOptions(HERE)), datagrams.arena()
+    def test_replies_to_the_configured_address_are_received(
+        self, datagrams: UdpSocketFactory, opened: Callable
+    ) -> None:
+        conn, arena = opened(SocketOptions(LOCAL)), datagrams.arena()
         with udp() as target:
             send(datagrams, conn, b"ping", address_of(target))
             target.sendto(b"pong", target.recvfrom(16)[1])
@@ -315,18 +317,20 @@ class TestUdp:
             assert conn.source(peer) == address_of(target)
 
     @needs_ipv6
-    def test_one_of_ipv6(self, datagrams: UdpSocketFactory, opened: Callable) -> None:
+    def test_udp_target_sees_the_configured_ipv6_address(
+        self, datagrams: UdpSocketFactory, opened: Callable
+    ) -> None:
         conn = opened(SocketOptions("::1"))
         with udp("::1") as target:
             send(datagrams, conn, b"ping", address_of(target))
             assert target.recvfrom(16)[1][0] == "::1"
 
-    def test_a_target_of_ipv6_from_an_address_of_ipv4_has_a_reason(self, opened: Callable) -> None:
-        error = failure(opened(SocketOptions(HERE)).prepare, udp_to(Address("2001:db8::1", 53)))
+    def test_ipv6_target_from_an_ipv4_address_fails_with_a_reason(self, opened: Callable) -> None:
+        error = failure(opened(SocketOptions(LOCAL)).prepare, udp_to(Address("2001:db8::1", 53)))
         assert error.reason is Reason.NETWORK_UNREACHABLE and "2001:db8::1" in str(error)
 
     @needs_ipv6
-    def test_a_target_of_ipv4_from_an_address_of_ipv6_is_counted(
+    def test_datagrams_to_ipv4_from_an_ipv6_address_are_counted(
         self, datagrams: UdpSocketFactory, opened: Callable, counts: Counts
     ) -> None:
         conn = opened(SocketOptions("::1"))
@@ -336,13 +340,9 @@ class TestUdp:
             assert nothing_comes(target, 0.01)
 
     @pytest.mark.parametrize(
-        "outgoing, said, reason",
+        "options, text, reason",
         [
-            (
-                SocketOptions(UNSPECIFIED_ADDRESS),
-                "Cannot assign requested address",
-                Reason.NETWORK_UNREACHABLE,
-            ),
+            (SocketOptions(FOREIGN), "Cannot assign requested address", Reason.NETWORK_UNREACHABLE),
             (
                 SocketOptions("2001:db8::9"),
                 "Cannot assign requested address",
@@ -351,76 +351,77 @@ class TestUdp:
             (SocketOptions(device=NO_DEVICE), "No such device", Reason.GENERAL),
         ],
     )
-    def test_what_cannot_be_had_is_a_failed_dial(
-        self, opened: Callable, outgoing: SocketOptions, said: str, reason: Reason
+    def test_udp_options_that_cannot_be_set_fail_the_dial(
+        self, opened: Callable, options: SocketOptions, text: str, reason: Reason
     ) -> None:
-        for _ in range(20):  # and leaves no socket
-            error = failure(opened, outgoing)
-            assert error.reason is reason and said in str(error)
+        """No socket is left."""
+        for _ in range(20):
+            error = failure(opened, options)
+            assert error.reason is reason and text in str(error)
 
-    @pytest.mark.parametrize("address", ["", HERE])
-    def test_a_mark_without_the_capability_says_so(
+    @pytest.mark.parametrize("address", ["", LOCAL])
+    def test_error_names_the_capability_that_a_mark_on_udp_needs(
         self, opened: Callable, without_capability: None, address: str
     ) -> None:
-        for _ in range(20):  # and leaves no socket
+        """No socket is left."""
+        for _ in range(20):
             error = failure(opened, SocketOptions(address, mark=MARK))
             assert (error.reason, str(error)) == (Reason.GENERAL, NO_CAPABILITY)
 
-    def test_the_interface(self, datagrams: UdpSocketFactory) -> None:
-        found = datagrams.outgoing(SocketOptions(device="lo"))
-        assert (
-            found.socket.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0")
-            == b"lo"
-        )
-        found.close()
+    def test_udp_socket_is_bound_to_the_interface(self, datagrams: UdpSocketFactory) -> None:
+        local = datagrams.outgoing(SocketOptions(device="lo"))
+        device = local.socket.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+        assert device.rstrip(b"\0") == b"lo"
+        local.close()
 
     @pytest.mark.usefixtures("may_mark")
-    @pytest.mark.parametrize("address", ["", HERE])
-    def test_the_mark(self, datagrams: UdpSocketFactory, address: str) -> None:
-        found = datagrams.outgoing(SocketOptions(address, mark=MARK))
-        assert option(found.socket, socket.SOL_SOCKET, socket.SO_MARK) == MARK
-        found.close()
+    @pytest.mark.parametrize("address", ["", LOCAL])
+    def test_udp_socket_has_the_mark(self, datagrams: UdpSocketFactory, address: str) -> None:
+        local = datagrams.outgoing(SocketOptions(address, mark=MARK))
+        assert option(local.socket, socket.SOL_SOCKET, socket.SO_MARK) == MARK
+        local.close()
 
-    def test_an_address_of_ipv4_has_its_path_mtu_discovery_too(
+    def test_udp_socket_with_an_ipv4_address_has_path_mtu_discovery(
         self, datagrams: UdpSocketFactory
     ) -> None:
-        """HAZARDS 45: as without an address, nothing is fragmented on the way."""
-        found = datagrams.outgoing(SocketOptions(HERE))
-        assert (
-            option(found.socket, socket.IPPROTO_IP, 10) == 3
-        )  # IP_MTU_DISCOVER, IP_PMTUDISC_PROBE
-        found.close()
+        """Hazard 45: as without an address, nothing is fragmented on the way."""
+        local = datagrams.outgoing(SocketOptions(LOCAL))
+        discovery = option(local.socket, socket.IPPROTO_IP, udp_sockets.IP_MTU_DISCOVER)
+        assert discovery == udp_sockets.PMTUDISC_PROBE == 3
+        local.close()
 
 
-class TestFromTheConfiguration:
-    def way(self, reach: TargetResolver, *hops: HopConfig) -> Any:
-        return DialerFactory(reach, UdpSocketFactory(Counts(), Lines()), 2.0, no_services()).dialer(
-            UpstreamConfig(hops)
-        )
+class TestUpstream:
+    """Upstreams whose hops have such options."""
 
-    def test_a_direct_way(self, reach: TargetResolver) -> None:
+    def dialer(self, targets: TargetResolver, *hops: HopConfig) -> Any:
+        datagrams = UdpSocketFactory(Counts(), Lines())
+        factory = DialerFactory(targets, datagrams, 2.0, no_packets())
+        return factory.dialer(UpstreamConfig(hops))
+
+    def test_options_of_a_direct_hop_apply_to_the_target(self, targets: TargetResolver) -> None:
         with listen() as listening:
-            stream = self.way(reach, HopConfig("direct", bind=HERE, keepalive=9.0)).dial(
+            stream = self.dialer(targets, HopConfig("direct", bind=LOCAL, keepalive=9.0)).dial(
                 tcp_to(address_of(listening))
             )
             with listening.accept()[0]:
-                assert stream.local_address().host == HERE
+                assert stream.local_address().host == LOCAL
                 assert option(stream.socket, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 9
             stream.close()
 
     @pytest.mark.parametrize(
         "hops",
         [
-            lambda address: (HopConfig("socks4", address, bind=HERE, keepalive=0.0),),
+            lambda address: (HopConfig("socks4", address, bind=LOCAL, keepalive=0.0),),
             lambda address: (
-                HopConfig("direct", bind=HERE, keepalive=0.0),
+                HopConfig("direct", bind=LOCAL, keepalive=0.0),
                 HopConfig("socks4", address),
             ),
         ],
         ids=("of-the-hop", "of-direct-before-it"),
     )
-    def test_a_first_hop_is_reached_so(
-        self, reach: TargetResolver, hops: Callable[[Address], tuple]
+    def test_options_of_the_first_hop_apply_to_its_server(
+        self, targets: TargetResolver, hops: Callable[[Address], tuple]
     ) -> None:
         seen: list[str] = []
 
@@ -431,20 +432,20 @@ class TestFromTheConfiguration:
             read_to_end(sock)
 
         with server(script) as address:
-            stream: Stream = self.way(reach, *hops(address)).dial(
+            stream: Stream = self.dialer(targets, *hops(address)).dial(
                 tcp_to(Address("198.51.100.7", 443))
             )
-            assert stream.local_address().host == HERE
+            assert stream.local_address().host == LOCAL
             assert option(stream.socket, socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
             stream.close()
-        assert seen == [HERE]
+        assert seen == [LOCAL]
 
-    @pytest.mark.parametrize("bind", [NO_DEVICE, UNSPECIFIED_ADDRESS])
-    def test_what_cannot_be_had_names_the_hop(self, reach: TargetResolver, bind: str) -> None:
+    @pytest.mark.parametrize("bind", [NO_DEVICE, FOREIGN])
+    def test_error_of_an_option_names_the_hop(self, targets: TargetResolver, bind: str) -> None:
         with listen() as listening:
             address = address_of(listening)
             error = failure(
-                self.way(reach, HopConfig("socks4", address, bind=bind)).dial,
+                self.dialer(targets, HopConfig("socks4", address, bind=bind)).dial,
                 tcp_to(Address("198.51.100.7", 443)),
             )
             assert nothing_comes(listening, 0.0)

@@ -1,4 +1,4 @@
-"""Socket calls in both their forms, ctypes' and the socket module's: same bytes, same ends, same errors."""
+"""Socket calls through ctypes and through the socket module: same bytes, ends and errors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import hashlib
 import os
 import select
 import socket
-from typing import Callable, Iterator, NamedTuple
+import ssl
+from typing import Any, Callable, Iterator, NamedTuple
 
 import pytest
 
+from netproxy.interfaces.sockets import StreamSocket
 from netproxy.net import syscalls
+from netproxy.net.tls_socket import TlsSocket
 from tests.support.sockets import HAS_IPV6, Task, listen, read_to_end, refusing, reset, tcp_pair
 
 HOSTS = [
@@ -22,19 +25,20 @@ HOSTS = [
 
 
 class Form(NamedTuple):
+    """The calls in one of their two forms."""
+
     receive: Callable[[socket.socket, int], memoryview | None]
     send: Callable[[socket.socket, bytes | memoryview], int]
-    close: Callable[[socket.socket], None]
+    close: Callable[[StreamSocket], None]
     shutdown: Callable[[socket.socket, int], None]
     open_tcp: Callable[[int], socket.socket]
-    connect: Callable[[socket.socket, tuple], int]
-    accept: Callable[[socket.socket], tuple[socket.socket, tuple] | None]
-    local_sockaddr: Callable[[socket.socket], tuple]
+    connect: Callable[[socket.socket, tuple[Any, ...]], int]
+    accept: Callable[[socket.socket], tuple[socket.socket, tuple[Any, ...]] | None]
+    local_sockaddr: Callable[[socket.socket], tuple[Any, ...]]
 
 
-NAMES = [name if name != "open_tcp" else "open" for name in Form._fields]
 FORMS = {
-    prefix: Form(*(getattr(syscalls, prefix + name) for name in NAMES))
+    prefix: Form(*(getattr(syscalls, prefix + name) for name in Form._fields))
     for prefix in ("_", "_portable_")
 }
 
@@ -67,7 +71,7 @@ def code_of(call: Callable[..., object], *arguments: object) -> int | None:
     return caught.value.errno
 
 
-def test_each_tells_of_a_closed_socket(form: Form) -> None:
+def test_calls_on_a_closed_socket_fail_with_ebadf(form: Form) -> None:
     sock = socket.socket()
     sock.close()
     failing = [
@@ -82,7 +86,7 @@ def test_each_tells_of_a_closed_socket(form: Form) -> None:
     assert form.connect(sock, ("127.0.0.1", 9)) == errno.EBADF
 
 
-def test_each_tells_of_a_socket_without_a_peer(form: Form) -> None:
+def test_calls_on_an_unconnected_socket_fail(form: Form) -> None:
     with socket.socket() as sock:
         assert code_of(form.receive, sock, 100) == errno.ENOTCONN
         assert code_of(form.shutdown, sock, socket.SHUT_WR) == errno.ENOTCONN
@@ -90,19 +94,20 @@ def test_each_tells_of_a_socket_without_a_peer(form: Form) -> None:
 
 
 class TestReceive:
-    def test_gives_what_is_there(self, form: Form, pair: Pair) -> None:
+    def test_receive_returns_what_is_there(self, form: Form, pair: Pair) -> None:
         ours, theirs = pair
         theirs.sendall(b"one\0two")
         wait_for(ours)
         assert form.receive(ours, 4) == b"one\0"
         assert form.receive(ours, 100) == b"two"
 
-    def test_gives_none_for_nothing_yet(self, form: Form, pair: Pair) -> None:
+    def test_receive_returns_none_if_nothing_is_there_yet(self, form: Form, pair: Pair) -> None:
         assert form.receive(pair[0], 100) is None
-        pair[0].setblocking(True)  # the call does not wait even so
+        # A blocking socket does not make the call wait.
+        pair[0].setblocking(True)
         assert form.receive(pair[0], 100) is None
 
-    def test_gives_no_bytes_at_the_end(self, form: Form, pair: Pair) -> None:
+    def test_receive_returns_no_bytes_at_the_end(self, form: Form, pair: Pair) -> None:
         ours, theirs = pair
         theirs.sendall(b"last")
         theirs.close()
@@ -111,21 +116,21 @@ class TestReceive:
         wait_for(ours)
         assert [form.receive(ours, 100), form.receive(ours, 100)] == [b"", b""]
 
-    def test_fills_its_whole_buffer(self, form: Form, pair: Pair) -> None:
+    def test_receive_returns_as_much_as_its_buffer_holds(self, form: Form, pair: Pair) -> None:
         ours, theirs = pair
         data = hashlib.shake_128(b"receive").digest(4 * syscalls.BUFFER)
         sender = Task(lambda: (theirs.sendall(data), theirs.shutdown(socket.SHUT_WR)))
-        found = b""
+        received = b""
         while True:
             wait_for(ours)
             piece = form.receive(ours, syscalls.BUFFER)
             if not piece:
                 break
-            found += piece
+            received += piece
         sender.result()
-        assert found == data
+        assert received == data
 
-    def test_tells_of_a_reset(self, form: Form, pair: Pair) -> None:
+    def test_receive_raises_after_a_reset(self, form: Form, pair: Pair) -> None:
         ours, theirs = pair
         reset(theirs)
         wait_for(ours)
@@ -136,7 +141,7 @@ class TestSend:
     @pytest.mark.parametrize(
         "kind", [bytes, lambda data: memoryview(b"head" + data)[4:]], ids=["bytes", "view"]
     )
-    def test_sends_what_it_is_given(
+    def test_send_takes_bytes_and_views(
         self, form: Form, pair: Pair, kind: Callable[[bytes], bytes | memoryview]
     ) -> None:
         ours, theirs = pair
@@ -144,9 +149,10 @@ class TestSend:
         ours.close()
         assert read_to_end(theirs) == b"one\0two"
 
-    def test_gives_0_when_it_would_wait(self, form: Form, pair: Pair) -> None:
+    def test_send_returns_0_if_it_would_wait(self, form: Form, pair: Pair) -> None:
         ours, theirs = pair
-        ours.setblocking(True)  # the call does not wait even so
+        # A blocking socket does not make the call wait.
+        ours.setblocking(True)
         sent = 0
         for piece in (bytes(1 << 20), bytes(1000), b"x"):
             while count := form.send(ours, piece):
@@ -159,7 +165,7 @@ class TestSend:
     @pytest.mark.parametrize(
         "size", [syscalls.KEPT_LOCK_LIMIT, syscalls.KEPT_LOCK_LIMIT + 1, 8 << 20]
     )
-    def test_large_ones_arrive_whole(self, form: Form, pair: Pair, size: int) -> None:
+    def test_large_data_arrives_whole(self, form: Form, pair: Pair, size: int) -> None:
         ours, theirs = pair
         data = hashlib.shake_128(b"send").digest(size)
         reader = Task(read_to_end, theirs)
@@ -171,12 +177,13 @@ class TestSend:
         assert hashlib.sha256(reader.result()).digest() == hashlib.sha256(data).digest()
 
     @pytest.mark.parametrize("size", [1, 1 << 20])
-    def test_tells_of_a_reset(self, form: Form, pair: Pair, size: int) -> None:
+    def test_send_raises_after_a_reset(self, form: Form, pair: Pair, size: int) -> None:
         ours, theirs = pair
         reset(theirs)
         wait_for(ours)
         assert code_of(form.send, ours, bytes(size)) == errno.ECONNRESET
-        assert code_of(form.send, ours, bytes(size)) == errno.EPIPE  # and no signal
+        # An error, and no signal SIGPIPE.
+        assert code_of(form.send, ours, bytes(size)) == errno.EPIPE
 
 
 class TestCloseAndShutdown:
@@ -186,9 +193,12 @@ class TestCloseAndShutdown:
         form.close(ours)
         assert read_to_end(theirs) == b"" and ours.fileno() == -1
         assert code_of(os.fstat, descriptor) == errno.EBADF
-        form.close(ours)  # again does no harm
+        # Closing again does no harm.
+        form.close(ours)
 
-    def test_close_again_leaves_the_number_to_who_has_it_now(self, form: Form, pair: Pair) -> None:
+    def test_close_of_a_closed_socket_spares_the_new_owner_of_its_descriptor(
+        self, form: Form, pair: Pair
+    ) -> None:
         ours, theirs = pair
         descriptor = ours.fileno()
         form.close(ours)
@@ -197,7 +207,14 @@ class TestCloseAndShutdown:
             form.close(ours)
             assert other.getpeername() == theirs.getpeername()
 
-    def test_shutdown_ends_one_way(self, form: Form, pair: Pair) -> None:
+    def test_close_closes_a_socket_within_tls(self, form: Form, pair: Pair) -> None:
+        ours, theirs = pair
+        secured = TlsSocket(ours, syscalls, ssl.create_default_context(), "localhost")
+        form.close(secured)
+        assert read_to_end(theirs) == b"" and secured.fileno() == -1
+        form.close(secured)
+
+    def test_shutdown_ends_one_direction(self, form: Form, pair: Pair) -> None:
         ours, theirs = pair
         form.shutdown(ours, socket.SHUT_WR)
         assert read_to_end(theirs) == b""
@@ -209,13 +226,13 @@ class TestCloseAndShutdown:
 
 class TestOpenAndConnect:
     @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-    def test_opens_a_socket_that_does_not_block(self, form: Form, family: int) -> None:
+    def test_open_tcp_returns_a_non_blocking_socket(self, form: Form, family: int) -> None:
         with form.open_tcp(family) as sock:
             assert (sock.family, sock.type, sock.gettimeout()) == (family, socket.SOCK_STREAM, 0.0)
             assert not os.get_blocking(sock.fileno()) and not os.get_inheritable(sock.fileno())
 
     @pytest.mark.parametrize("host", HOSTS)
-    def test_connects(self, form: Form, host: str) -> None:
+    def test_connect_leads_to_the_listener(self, form: Form, host: str) -> None:
         with listen(host) as listening, form.open_tcp(listening.family) as sock:
             assert form.connect(sock, listening.getsockname()) in (0, errno.EINPROGRESS)
             wait_for(sock, select.POLLOUT)
@@ -225,7 +242,7 @@ class TestOpenAndConnect:
                 assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
             assert form.connect(sock, listening.getsockname()) in (0, errno.EISCONN)
 
-    def test_a_refusal_comes_at_once_or_later(self, form: Form) -> None:
+    def test_connect_to_a_closed_port_is_refused_at_once_or_later(self, form: Form) -> None:
         with refusing() as address, form.open_tcp(socket.AF_INET) as sock:
             outcome = form.connect(sock, tuple(address))
             if outcome == errno.EINPROGRESS:
@@ -236,7 +253,7 @@ class TestOpenAndConnect:
 
 @contextlib.contextmanager
 def waiting(host: str) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A listener that does not block, and a client that it has not accepted."""
+    """Yield a listener that does not block, and a client that it has not accepted."""
     with (
         listen(host) as listening,
         socket.create_connection(listening.getsockname()[:2], 5) as client,
@@ -248,12 +265,12 @@ def waiting(host: str) -> Iterator[tuple[socket.socket, socket.socket]]:
 
 class TestAccept:
     @pytest.mark.parametrize("host", HOSTS)
-    def test_gives_the_connection_and_its_peer(self, form: Form, host: str) -> None:
+    def test_accept_returns_the_connection_and_its_peer(self, form: Form, host: str) -> None:
         with waiting(host) as (listening, client):
-            found = form.accept(listening)
-            assert found is not None
-            with found[0] as sock:
-                assert found[1] == client.getsockname()
+            accepted = form.accept(listening)
+            assert accepted is not None
+            with accepted[0] as sock:
+                assert accepted[1] == client.getsockname()
                 assert (sock.family, sock.type, sock.gettimeout()) == (
                     listening.family,
                     socket.SOCK_STREAM,
@@ -266,19 +283,19 @@ class TestAccept:
             assert form.accept(listening) is None
 
     @pytest.mark.parametrize("host", HOSTS)
-    def test_the_connections_own_address(self, form: Form, host: str) -> None:
+    def test_accepted_connection_has_the_listeners_address(self, form: Form, host: str) -> None:
         with waiting(host) as (listening, client):
-            found = form.accept(listening)
-            assert found is not None
-            with found[0] as sock:
+            accepted = form.accept(listening)
+            assert accepted is not None
+            with accepted[0] as sock:
                 assert form.local_sockaddr(sock) == listening.getsockname() == client.getpeername()
 
-    def test_gives_none_where_nobody_waits(self, form: Form) -> None:
+    def test_accept_returns_none_if_no_client_waits(self, form: Form) -> None:
         with listen() as listening:
             listening.setblocking(False)
             assert form.accept(listening) is None
 
-    def test_tells_of_a_listener_that_was_shut_down(self, form: Form) -> None:
+    def test_accept_fails_on_a_listener_that_was_shut_down(self, form: Form) -> None:
         with listen() as listening:
             listening.setblocking(False)
             listening.shutdown(socket.SHUT_RDWR)

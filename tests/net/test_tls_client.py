@@ -1,6 +1,6 @@
-"""TLS towards a proxy: who is believed, and what is there on every layer: relayed, half-closed, cut, TLS in TLS in TLS.
+"""TLS with a server: certificates, relays, half-close, cut streams, TLS within TLS within TLS.
 
-The far end is a Peer: TLS on memory, as many layers as a test wants, one thread.
+The server is a Peer: TLS on memory, as many layers as a test wants, on one thread.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ import pytest
 
 from netproxy.config.upstreams import TLS_LIMIT
 from netproxy.errors import DeadlineError, ProtocolError, StreamError
-from netproxy.net import tls
-from netproxy.net import syscalls
+from netproxy.net import syscalls, tls, tls_socket
 from netproxy.net.stream import Stream
 from netproxy.relay.pipe import Outcome, PipeLimits, pipe
 from tests.support.certificates import Certificates, certificates
+from tests.support.outcomes import Outcomes
 from tests.support.waits import run_to_end
 from tests.support.sockets import SECONDS, Task, reset, tcp_pair
 
 MEGABYTE = 1 << 20
-RECORD = 16384  # bytes in clear that one record takes at the most
+RECORD = 16384
+"""Bytes in clear of the longest record."""
 LIMITS = PipeLimits(idle=SECONDS, half_close=SECONDS)
 NEVER_IDLE = PipeLimits(idle=60.0, half_close=60.0)
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -42,11 +43,12 @@ class Layer:
     def __init__(self, context: ssl.SSLContext) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
-        self.ended = False  # its peer's alert has come
+        self.ended = False
+        """True once the alert of its peer has come."""
 
     def drain(self) -> bytes:
-        """What is there in clear."""
-        found = []
+        """Return what is there in clear."""
+        pieces = []
         while not self.ended:
             try:
                 piece = self.tls.read(65536)
@@ -55,17 +57,17 @@ class Layer:
             except ssl.SSLZeroReturnError:
                 piece = b""
             self.ended = not piece
-            found.append(piece)
-        return b"".join(found)
+            pieces.append(piece)
+        return b"".join(pieces)
 
     def seal(self, data: bytes, record: int = RECORD) -> bytes:
-        """In records of `record` bytes."""
+        """Encrypt data in records of `record` bytes."""
         for at in range(0, len(data), record):
             self.tls.write(data[at : at + record])
         return self.outgoing.read()
 
     def end(self) -> bytes:
-        """The alert that there will be no more."""
+        """Return the alert that there will be no more."""
         try:
             self.tls.unwrap()
         except (ssl.SSLWantReadError, ssl.SSLSyscallError):
@@ -74,7 +76,7 @@ class Layer:
 
 
 class Peer:
-    """The far end of a connection; its layers of TLS, the outermost first, are none to begin with."""
+    """The server's end of a connection.  Its layers of TLS, none at first, begin outermost."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -82,7 +84,10 @@ class Peer:
         self._unread = b""
 
     def secure(self, context: ssl.SSLContext, last_flight: bytes = b"") -> Layer:
-        """The handshake of one more layer; `last_flight` goes in one send with the end of the handshake."""
+        """Do the handshake of one more layer.
+
+        `last_flight` is sent with the last message of the handshake, in one call.
+        """
         layer = Layer(context)
         layer.incoming.write(self._unread)
         self._unread = b""
@@ -92,9 +97,9 @@ class Peer:
                 break
             except ssl.SSLWantReadError:
                 self._send(layer.outgoing.read())
-                found = self.pull()
-                assert found, "the client has left"
-                layer.incoming.write(found)
+                received = self.pull()
+                assert received, "the client has left"
+                layer.incoming.write(received)
             except ssl.SSLError:
                 self._send(layer.outgoing.read())
                 raise
@@ -105,27 +110,27 @@ class Peer:
         return layer
 
     def open(self, sealed: bytes) -> bytes:
-        """What is in clear of bytes that came."""
+        """Decrypt bytes that came."""
         for layer in self.layers:
             layer.incoming.write(sealed)
             sealed = layer.drain()
         return sealed
 
     def seal(self, data: bytes, record: int = RECORD) -> bytes:
-        """As it goes over the wire; `record` is that of the innermost layer."""
+        """Encrypt data on all layers; `record` is that of the innermost one."""
         for at, layer in enumerate(reversed(self.layers)):
             data = layer.seal(data, record if at == 0 else RECORD)
         return data
 
     def pull(self) -> bytes:
-        """What is there in clear, at least a byte; b"" at the end."""
-        found, self._unread = self._unread, b""
-        while not found and not (self.layers and self.layers[-1].ended):
+        """Return what is there in clear, at least a byte; b"" at the end."""
+        data, self._unread = self._unread, b""
+        while not data and not (self.layers and self.layers[-1].ended):
             sealed = self.sock.recv(65536)
             if not sealed:
                 break
-            found = self.open(sealed)
-        return found
+            data = self.open(sealed)
+        return data
 
     def read(self, count: int) -> bytes:
         data = b""
@@ -140,7 +145,7 @@ class Peer:
         return b"".join(iter(self.pull, b""))
 
     def alerts(self) -> list[bool]:
-        """Whether each layer was told of its end, when TCP has ended; nothing else may have come."""
+        """Wait for the end of TCP; return for each layer whether its alert came, and only that."""
         while sealed := self.sock.recv(65536):
             assert not self.open(sealed)
         return [layer.ended for layer in self.layers]
@@ -149,22 +154,22 @@ class Peer:
         self.sock.sendall(self.seal(data, record))
 
     def ending(self, layers: int | None = None) -> bytes:
-        """The alerts of all layers, or of so many outer ones, the innermost first, as they go over the wire."""
+        """Encrypt the alerts of all layers, or of so many outer ones, the innermost first."""
         sealed = b""
         for layer in reversed(self.layers[:layers]):
             sealed = layer.seal(sealed) + layer.end()
         return sealed
 
     def end(self) -> None:
-        """Tells in TLS and in TCP that there is no more."""
+        """Send the end in TLS and in TCP."""
         try:
             self.sock.sendall(self.ending())
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the client has left: that is its business
+            pass  # the client has left
 
     def exchange(self, data: bytes, record: int, count: int) -> str:
-        """Sends `data` in records of `record` bytes and reads `count` bytes at the same time; the hash of these."""
+        """Send `data` in records of `record` bytes and read `count` bytes; return their hash."""
         digest, waiting, at = hashlib.sha256(self._unread), b"", 0
         got, self._unread = len(self._unread), b""
         poll = select.poll()
@@ -182,14 +187,14 @@ class Peer:
             if ready[0][1] & ~select.POLLOUT:
                 sealed = self.sock.recv(65536)
                 assert sealed, f"closed: {got} of {count} bytes came"
-                found = self.open(sealed)
-                digest.update(found)
-                got += len(found)
+                received = self.open(sealed)
+                digest.update(received)
+                got += len(received)
         assert got == count
         return digest.hexdigest()
 
     def _send(self, data: bytes) -> None:
-        """What a layer within the others has to say."""
+        """Send what the handshake of an inner layer has to say."""
         self.sock.sendall(self.seal(data))
 
 
@@ -204,37 +209,25 @@ def digest(size: int, seed: int = 7) -> str:
 
 
 @pytest.fixture(scope="module")
-def made() -> Certificates:
+def pem() -> Certificates:
     return certificates()
 
 
 @pytest.fixture(scope="module")
-def expired(made: Certificates, tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A server's context: its certificate is of the CA, but of yesterday."""
-    return yesterdays(made, tmp_path_factory.mktemp("expired"))
+def expired(pem: Certificates, tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """Return a server's context with a certificate of the CA that expired yesterday."""
+    return expired_context(pem, tmp_path_factory.mktemp("expired"))
 
 
-def yesterdays(made: Certificates, directory: Path) -> ssl.SSLContext:
+def expired_context(pem: Certificates, directory: Path) -> ssl.SSLContext:
     names, certificate = directory / "names", directory / "expired.pem"
     names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
     sign = (
-        "openssl",
-        "x509",
-        "-req",
-        "-in",
-        made.path("server.csr"),
-        "-CA",
-        made.path("ca.pem"),
-        "-CAkey",
-        made.path("ca.key"),
-        "-set_serial",
-        "77",
-        "-extfile",
-        names,
-        "-out",
-        certificate,
+        *("openssl", "x509", "-req", "-in", pem.path("server.csr")),
+        *("-CA", pem.path("ca.pem"), "-CAkey", pem.path("ca.key"), "-set_serial", "77"),
+        *("-extfile", str(names), "-out", str(certificate)),
     )
-    # what old versions of openssl take is refused by new ones, and the other way round
+    # Old versions of openssl accept only the first of these, new versions only the second.
     for validity in (
         ("-days", "-1"),
         ("-not_before", "20200101000000Z", "-not_after", "20200102000000Z"),
@@ -243,7 +236,7 @@ def yesterdays(made: Certificates, directory: Path) -> ssl.SSLContext:
             (*sign, *validity), capture_output=True, stdin=subprocess.DEVNULL
         ).returncode:
             break
-    return serving(str(certificate), made.path("server.key"))
+    return serving(str(certificate), pem.path("server.key"))
 
 
 def serving(certificate: str, key: str) -> ssl.SSLContext:
@@ -253,22 +246,22 @@ def serving(certificate: str, key: str) -> ssl.SSLContext:
 
 
 def server(
-    made: Certificates, name: str = "server", version: ssl.TLSVersion | None = None
+    pem: Certificates, name: str = "server", version: ssl.TLSVersion | None = None
 ) -> ssl.SSLContext:
-    context = serving(made.path(f"{name}.pem"), made.path(f"{name}.key"))
+    context = serving(pem.path(f"{name}.pem"), pem.path(f"{name}.key"))
     if version is not None:
         context.minimum_version = context.maximum_version = version
     return context
 
 
 @functools.cache
-def believing(made: Certificates, **more: Any) -> ssl.SSLContext:
-    return tls.client_context(made.path("ca.pem"), **more)
+def trusting(pem: Certificates, **more: Any) -> ssl.SSLContext:
+    return tls.client_context(pem.path("ca.pem"), **more)
 
 
 @contextmanager
 def pair(seconds: float | None = SECONDS) -> Iterator[tuple[Stream, Peer]]:
-    """Our stream, and who is at its other end; in clear."""
+    """Yield our stream and the peer at its other end, without TLS."""
     with tcp_pair() as (ours, theirs):
         stream = Stream(ours, b"", seconds)
         try:
@@ -278,20 +271,18 @@ def pair(seconds: float | None = SECONDS) -> Iterator[tuple[Stream, Peer]]:
 
 
 @contextmanager
-def secured(
-    made: Certificates, contexts: Sequence[ssl.SSLContext]
-) -> Iterator[tuple[Stream, Peer]]:
-    """Behind as many handshakes, one within the other."""
+def secured(pem: Certificates, contexts: Sequence[ssl.SSLContext]) -> Iterator[tuple[Stream, Peer]]:
+    """Yield both after a handshake for each context, one within the other."""
     with pair() as (stream, peer):
         accepting = Task(lambda: [peer.secure(context) for context in contexts])
         for _ in contexts:
-            tls.connect(stream, believing(made), "localhost")
+            tls.connect(stream, trusting(pem), "localhost")
         accepting.result()
         yield stream, peer
 
 
 def refusal(context: ssl.SSLContext, offered: ssl.SSLContext, name: str = "localhost") -> str:
-    """Why connect() does not go on; the server is told too."""
+    """Return why connect() refuses the server, which gets an alert."""
     with pair() as (stream, peer):
         accepting = Task(peer.secure, offered)
         with pytest.raises(ProtocolError) as caught:
@@ -303,7 +294,7 @@ def refusal(context: ssl.SSLContext, offered: ssl.SSLContext, name: str = "local
 
 
 def greet(context: ssl.SSLContext, offered: ssl.SSLContext, name: str = "localhost") -> Peer:
-    """The handshake goes well, and so does what follows it; the other end as it was."""
+    """Do the handshake and exchange bytes; return the server's end."""
     with pair() as (stream, peer):
         accepting = Task(peer.secure, offered)
         tls.connect(stream, context, name)
@@ -316,20 +307,19 @@ def greet(context: ssl.SSLContext, offered: ssl.SSLContext, name: str = "localho
     return peer
 
 
-class TestWhoIsBelieved:
-    """HAZARDS 118."""
+class TestServerCertificate:
+    """Hazard 118."""
 
     @each_version
     @pytest.mark.parametrize("name", ["localhost", "LOCALHOST", "127.0.0.1"])
-    def test_a_certificate_of_the_ca_for_that_name(
-        self, made: Certificates, name: str, version: ssl.TLSVersion
+    def test_certificate_of_the_ca_for_the_name_is_accepted(
+        self, pem: Certificates, name: str, version: ssl.TLSVersion
     ) -> None:
-        assert greet(believing(made), server(made, version=version), name).layers[
-            0
-        ].tls.version() == version.name.replace("_", ".")
+        peer = greet(trusting(pem), server(pem, version=version), name)
+        assert peer.layers[0].tls.version() == version.name.replace("_", ".")
 
     @pytest.mark.parametrize(
-        "name, said",
+        "name, reason",
         [
             ("example.com", "Hostname mismatch, certificate is not valid for 'example.com'."),
             (
@@ -340,98 +330,102 @@ class TestWhoIsBelieved:
             ("::1", "IP address mismatch, certificate is not valid for '::1'."),
         ],
     )
-    def test_one_for_another_name_is_refused(
-        self, made: Certificates, name: str, said: str
+    def test_certificate_for_another_name_is_refused(
+        self, pem: Certificates, name: str, reason: str
     ) -> None:
-        assert refusal(believing(made), server(made), name) == f"TLS: {said}"
+        assert refusal(trusting(pem), server(pem), name) == f"TLS: {reason}"
 
     @each_version
-    def test_one_of_its_own_is_refused(self, made: Certificates, version: ssl.TLSVersion) -> None:
+    def test_self_signed_certificate_is_refused(
+        self, pem: Certificates, version: ssl.TLSVersion
+    ) -> None:
         assert (
-            refusal(believing(made), server(made, "stranger", version))
+            refusal(trusting(pem), server(pem, "stranger", version))
             == "TLS: self-signed certificate"
         )
 
-    def test_one_that_has_expired_is_refused(
-        self, made: Certificates, expired: ssl.SSLContext
+    def test_expired_certificate_is_refused(
+        self, pem: Certificates, expired: ssl.SSLContext
     ) -> None:
-        assert refusal(believing(made), expired) == "TLS: certificate has expired"
+        assert refusal(trusting(pem), expired) == "TLS: certificate has expired"
 
-    def test_without_a_ca_the_systems_are_asked(self, made: Certificates) -> None:
+    def test_authorities_of_the_system_are_the_default(self, pem: Certificates) -> None:
         assert (
-            refusal(tls.client_context(), server(made))
+            refusal(tls.client_context(), server(pem))
             == "TLS: unable to get local issuer certificate"
         )
 
     @pytest.mark.parametrize("name", ["localhost", "example.com", "127.0.0.2"])
-    def test_insecure_believes_everybody(
-        self, made: Certificates, expired: ssl.SSLContext, name: str
+    def test_insecure_client_accepts_any_certificate(
+        self, pem: Certificates, expired: ssl.SSLContext, name: str
     ) -> None:
-        for offered in (server(made), server(made, "stranger"), expired):
+        for offered in (server(pem), server(pem, "stranger"), expired):
             greet(tls.client_context(insecure=True), offered, name)
-            greet(believing(made, insecure=True), offered, name)
+            greet(trusting(pem, insecure=True), offered, name)
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
     @pytest.mark.parametrize("insecure", [False, True])
-    def test_a_server_of_old_versions_alone_is_refused(
-        self, made: Certificates, version: ssl.TLSVersion, insecure: bool
+    def test_server_with_old_tls_versions_alone_is_refused(
+        self, pem: Certificates, version: ssl.TLSVersion, insecure: bool
     ) -> None:
-        offered = server(made)
+        offered = server(pem)
         offered.set_ciphers("ALL:@SECLEVEL=0")
         offered.minimum_version, offered.maximum_version = version, version
         assert (
-            refusal(believing(made, insecure=insecure), offered)
+            refusal(trusting(pem, insecure=insecure), offered)
             == "TLS: TLSV1_ALERT_PROTOCOL_VERSION"
         )
 
     @pytest.mark.parametrize(
-        "name, told",
+        "name, expected",
         [("localhost", "localhost"), ("some.example.com", "some.example.com"), ("127.0.0.1", None)],
     )
-    def test_the_name_is_told_the_server_and_an_address_is_not(
-        self, made: Certificates, name: str, told: str | None
+    def test_server_name_indication_has_a_name_but_not_an_address(
+        self, pem: Certificates, name: str, expected: str | None
     ) -> None:
         """SNI, RFC 6066 section 3: literal addresses are not permitted there."""
         seen: list[str | None] = []
-        offered = server(made)
+        offered = server(pem)
         offered.sni_callback = lambda connection, name, context: seen.append(name)
-        greet(believing(made, insecure=True), offered, name)
-        assert seen == [told]
+        greet(trusting(pem, insecure=True), offered, name)
+        assert seen == [expected]
 
 
-class TestOurCertificate:
-    def asking(self, made: Certificates, version: ssl.TLSVersion) -> ssl.SSLContext:
-        context = server(made, version=version)
+class TestClientCertificate:
+    def asking(self, pem: Certificates, version: ssl.TLSVersion) -> ssl.SSLContext:
+        context = server(pem, version=version)
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(made.path("ca.pem"))
+        context.load_verify_locations(pem.path("ca.pem"))
         return context
 
     @each_version
-    def test_is_shown(self, made: Certificates, version: ssl.TLSVersion) -> None:
-        context = believing(made, certificate=made.path("client.pem"), key=made.path("client.key"))
-        shown: Any = greet(context, self.asking(made, version)).layers[0].tls.getpeercert()
+    def test_client_certificate_is_sent(self, pem: Certificates, version: ssl.TLSVersion) -> None:
+        context = trusting(pem, certificate=pem.path("client.pem"), key=pem.path("client.key"))
+        shown: Any = greet(context, self.asking(pem, version)).layers[0].tls.getpeercert()
         assert shown["subject"] == ((("commonName", "test client"),),)
 
-    def test_may_be_in_one_file_with_its_key(self, made: Certificates, tmp_path: Path) -> None:
+    def test_client_certificate_and_key_may_be_in_one_file(
+        self, pem: Certificates, tmp_path: Path
+    ) -> None:
         both = tmp_path / "both.pem"
         both.write_text(
-            Path(made.path("client.key")).read_text() + Path(made.path("client.pem")).read_text()
+            Path(pem.path("client.key")).read_text() + Path(pem.path("client.pem")).read_text()
         )
-        greet(believing(made, certificate=str(both)), self.asking(made, VERSIONS[1]))
+        greet(trusting(pem, certificate=str(both)), self.asking(pem, VERSIONS[1]))
 
     @pytest.mark.parametrize("shown", ["", "stranger"])
-    def test_is_missed_in_words(self, made: Certificates, shown: str) -> None:
-        """In TLS 1.2 the handshake fails; in 1.3 we hear of it when we read."""
+    def test_missing_client_certificate_is_reported(self, pem: Certificates, shown: str) -> None:
+        """In TLS 1.2 the handshake fails; in 1.3 the next read does."""
         more = (
-            {"certificate": made.path(f"{shown}.pem"), "key": made.path(f"{shown}.key")}
+            {"certificate": pem.path(f"{shown}.pem"), "key": pem.path(f"{shown}.key")}
             if shown
             else {}
         )
-        assert refusal(believing(made, **more), self.asking(made, VERSIONS[0])).startswith("TLS: ")
+        assert refusal(trusting(pem, **more), self.asking(pem, VERSIONS[0])).startswith("TLS: ")
         with pair() as (stream, peer):
-            accepting = Task(peer.secure, self.asking(made, VERSIONS[1]))
-            tls.connect(stream, believing(made, **more), "localhost")
+            accepting = Task(peer.secure, self.asking(pem, VERSIONS[1]))
+            tls.connect(stream, trusting(pem, **more), "localhost")
             with pytest.raises(StreamError, match="(?i)certificate|unknown.ca"):
                 stream.peek()
             with pytest.raises(ssl.SSLError):
@@ -450,24 +444,25 @@ class TestOurCertificate:
         ("ca.pem", "client.pem", "", "client.pem"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(
-    made: Certificates, ca: str, certificate: str, key: str, named: str
+def test_error_names_a_file_of_the_client_that_cannot_be_used(
+    pem: Certificates, ca: str, certificate: str, key: str, named: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
         tls.client_context(
-            made.path(ca), certificate and made.path(certificate), key and made.path(key)
+            pem.path(ca), certificate and pem.path(certificate), key and pem.path(key)
         )
-    assert named in str(caught.value) and "\n" not in str(caught.value)
+    text = str(caught.value)
+    assert text.count(named) == 1 and "\n" not in text
 
 
 class TestHandshake:
-    def test_with_one_that_is_silent_meets_the_deadline(self, made: Certificates) -> None:
-        """HAZARDS 119."""
+    def test_handshake_with_a_silent_server_meets_the_deadline(self, pem: Certificates) -> None:
+        """Hazard 119."""
         with pair(0.1) as (stream, _), pytest.raises(DeadlineError):
-            tls.connect(stream, believing(made), "localhost")
+            tls.connect(stream, trusting(pem), "localhost")
 
     @pytest.mark.parametrize(
-        "said",
+        "sent",
         [
             b"HTTP/1.1 400 Bad Request\r\n\r\n",
             b"SSH-2.0-OpenSSH_9\r\n",
@@ -476,40 +471,41 @@ class TestHandshake:
             b"\x16\x03\x03",
         ],
     )
-    def test_with_one_that_knows_no_tls(self, made: Certificates, said: bytes) -> None:
+    def test_server_without_tls_is_a_protocol_error(self, pem: Certificates, sent: bytes) -> None:
         with pair() as (stream, peer):
-            peer.sock.sendall(said)
+            peer.sock.sendall(sent)
             peer.sock.shutdown(socket.SHUT_WR)
             with pytest.raises(ProtocolError, match="^TLS: [A-Za-z]"):
-                tls.connect(stream, believing(made), "localhost")
+                tls.connect(stream, trusting(pem), "localhost")
 
-    def test_with_one_that_closes_or_resets(self, made: Certificates) -> None:
+    def test_server_that_closes_or_resets_in_the_handshake_is_reported(
+        self, pem: Certificates
+    ) -> None:
         with pair() as (stream, peer):
             peer.sock.shutdown(socket.SHUT_WR)
             with pytest.raises(ProtocolError, match="^TLS: "):
-                tls.connect(stream, believing(made), "localhost")
+                tls.connect(stream, trusting(pem), "localhost")
         with pair() as (stream, peer):
             reset(peer.sock)
             with pytest.raises(StreamError, match="."):
-                tls.connect(stream, believing(made), "localhost")
+                tls.connect(stream, trusting(pem), "localhost")
 
-    def test_with_one_that_has_spoken_before(self, made: Certificates) -> None:
-        """HAZARDS 120: nothing that came in clear counts as said within TLS."""
+    def test_bytes_of_the_server_before_tls_are_refused(self, pem: Certificates) -> None:
+        """Hazard 120: bytes that came in clear must not count as bytes within TLS."""
         with pair() as (stream, peer):
             peer.sock.sendall(b"xy")
             assert stream.read_exactly(1) == b"x"
             with pytest.raises(ProtocolError, match="plaintext before TLS"):
-                tls.connect(stream, believing(made), "localhost")
+                tls.connect(stream, trusting(pem), "localhost")
 
-    def test_with_one_that_drips(self, made: Certificates) -> None:
-        """Byte by byte, each on its own."""
+    def test_handshake_succeeds_if_the_server_sends_byte_by_byte(self, pem: Certificates) -> None:
         with pair() as (stream, peer):
             far, near = socket.socketpair()
             with far, near:
                 far.settimeout(SECONDS)
-                within = Peer(far)
-                accepting = Task(within.secure, server(made, version=VERSIONS[1]))
-                connecting = Task(tls.connect, stream, believing(made), "localhost")
+                inner = Peer(far)
+                accepting = Task(inner.secure, server(pem, version=VERSIONS[1]))
+                connecting = Task(tls.connect, stream, trusting(pem), "localhost")
                 near.setblocking(False)
                 while not connecting.done:
                     carry(peer.sock, near)
@@ -519,7 +515,7 @@ class TestHandshake:
 
 
 def carry(left: socket.socket, right: socket.socket) -> None:
-    """What is there, one way and the other, to the left byte by byte."""
+    """Forward what is there in both directions, to the left byte by byte."""
     poll = select.poll()
     for sock in (left, right):
         poll.register(sock, select.POLLIN)
@@ -531,8 +527,8 @@ def carry(left: socket.socket, right: socket.socket) -> None:
                 left.sendall(bytes((byte,)))
 
 
-class Relayed:
-    """A client, and a far end behind a relay that has a thread of its own."""
+class Ends:
+    """A client, and the far end of a relay that has a thread of its own."""
 
     def __init__(self, client: Peer, far: Peer, task: Task) -> None:
         self.client, self.far, self._task = client, far, task
@@ -542,175 +538,189 @@ class Relayed:
 
 
 def relay(client: Stream, upstream: Stream, limits: PipeLimits) -> Outcome:
-    outcomes: list[Outcome] = []
-    run_to_end(pipe(client, upstream, limits, outcomes.append))
-    (outcome,) = outcomes
+    owner = Outcomes()
+    run_to_end(pipe(client, upstream, limits, owner))
+    (outcome,) = owner.outcomes
     return outcome
 
 
 @contextmanager
 def relayed(
-    made: Certificates, contexts: Sequence[ssl.SSLContext], limits: PipeLimits = LIMITS
-) -> Iterator[Relayed]:
-    with tcp_pair() as (ours, theirs), secured(made, contexts) as (upstream, far):
+    pem: Certificates, contexts: Sequence[ssl.SSLContext], limits: PipeLimits = LIMITS
+) -> Iterator[Ends]:
+    with tcp_pair() as (ours, theirs), secured(pem, contexts) as (upstream, far):
         upstream.limit(None)
-        one = Relayed(Peer(theirs), far, Task(relay, Stream(ours), upstream, limits))
+        ends = Ends(Peer(theirs), far, Task(relay, Stream(ours), upstream, limits))
         try:
-            yield one
+            yield ends
         finally:
             theirs.close()
             far.sock.close()
-            one.outcome()
+            ends.outcome()
 
 
-def both_ways(one: Relayed, up: int, down: int, record: int = RECORD) -> None:
-    """Every byte arrives, while as much goes the other way."""
-    sending = Task(one.far.exchange, bulk(down, 8), record, up)
-    assert one.client.exchange(bulk(up), record, down) == digest(down, 8)
+def exchange(ends: Ends, up: int, down: int, record: int = RECORD) -> None:
+    """Send so many bytes in each direction at the same time; every byte arrives."""
+    sending = Task(ends.far.exchange, bulk(down, 8), record, up)
+    assert ends.client.exchange(bulk(up), record, down) == digest(down, 8)
     assert sending.result() == digest(up)
 
 
-def layers(made: Certificates, depth: int) -> list[ssl.SSLContext]:
-    """The versions in turn, 1.3 the outermost."""
-    return [server(made, version=VERSIONS[1 - at % 2]) for at in range(depth)]
+def layers(pem: Certificates, depth: int) -> list[ssl.SSLContext]:
+    """Return contexts of both versions in turn, 1.3 the outermost."""
+    return [server(pem, version=VERSIONS[1 - at % 2]) for at in range(depth)]
 
 
 class TestRelay:
-    """HAZARDS 62, 82, 83, 84, 89."""
+    """Hazards 62, 82, 83, 84 and 89."""
 
     @each_version
-    def test_eight_megabytes_both_ways(self, made: Certificates, version: ssl.TLSVersion) -> None:
-        with relayed(made, [server(made, version=version)]) as one:
-            both_ways(one, 8 * MEGABYTE, 8 * MEGABYTE)
-            one.client.end()
-            assert one.far.read_to_end() == b""
-            one.far.end()
-            assert one.client.read_to_end() == b""
-            assert one.outcome() == Outcome(8 * MEGABYTE, 8 * MEGABYTE, "closed")
-
-    @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_the_clients_end_leaves_the_other_direction(
-        self, made: Certificates, depth: int
+    def test_eight_megabytes_are_relayed_in_each_direction(
+        self, pem: Certificates, version: ssl.TLSVersion
     ) -> None:
-        with relayed(made, layers(made, depth)) as one:
-            one.client.send(b"last")
-            one.client.end()
-            assert one.far.read_to_end() == b"last"
-            assert one.far.alerts() == [True] * depth
-            one.far.send(bulk(MEGABYTE))
-            one.far.end()
-            assert one.client.read_to_end() == bulk(MEGABYTE)
-            assert one.outcome() == Outcome(4, MEGABYTE, "closed")
+        with relayed(pem, [server(pem, version=version)]) as ends:
+            exchange(ends, 8 * MEGABYTE, 8 * MEGABYTE)
+            ends.client.end()
+            assert ends.far.read_to_end() == b""
+            ends.far.end()
+            assert ends.client.read_to_end() == b""
+            assert ends.outcome() == Outcome(8 * MEGABYTE, 8 * MEGABYTE, "closed")
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_the_far_end_leaves_the_other_direction(self, made: Certificates, depth: int) -> None:
-        with relayed(made, layers(made, depth)) as one:
-            one.far.send(b"last")
-            one.far.end()
-            assert one.client.read_to_end() == b"last"
-            sending = Task(one.far.read_to_end)
-            one.client.send(bulk(MEGABYTE))
-            one.client.end()
+    def test_clients_end_leaves_the_other_direction_open(
+        self, pem: Certificates, depth: int
+    ) -> None:
+        with relayed(pem, layers(pem, depth)) as ends:
+            ends.client.send(b"last")
+            ends.client.end()
+            assert ends.far.read_to_end() == b"last"
+            assert ends.far.alerts() == [True] * depth
+            ends.far.send(bulk(MEGABYTE))
+            ends.far.end()
+            assert ends.client.read_to_end() == bulk(MEGABYTE)
+            assert ends.outcome() == Outcome(4, MEGABYTE, "closed")
+
+    @pytest.mark.parametrize("depth", [1, 2, 3])
+    def test_servers_end_leaves_the_other_direction_open(
+        self, pem: Certificates, depth: int
+    ) -> None:
+        with relayed(pem, layers(pem, depth)) as ends:
+            ends.far.send(b"last")
+            ends.far.end()
+            assert ends.client.read_to_end() == b"last"
+            sending = Task(ends.far.read_to_end)
+            ends.client.send(bulk(MEGABYTE))
+            ends.client.end()
             assert sending.result() == bulk(MEGABYTE)
-            assert one.outcome() == Outcome(MEGABYTE, 4, "closed")
+            assert ends.outcome() == Outcome(MEGABYTE, 4, "closed")
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_an_end_in_tcp_alone_is_an_end(self, made: Certificates, depth: int) -> None:
-        """Without an alert on any layer; what came before it arrives, and the other direction goes on."""
-        with relayed(made, layers(made, depth)) as one:
-            one.far.send(bulk(100_000))
-            one.far.sock.shutdown(socket.SHUT_WR)
-            assert one.client.read_to_end() == bulk(100_000)
-            one.client.send(b"late")
-            one.client.end()
-            assert one.far.read_to_end() == b"late"
-            assert one.outcome() == Outcome(4, 100_000, "closed")
-
-    @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_an_end_within_a_record_is_an_end(self, made: Certificates, depth: int) -> None:
-        with relayed(made, layers(made, depth)) as one:
-            one.far.sock.sendall(one.far.seal(b"whole"))
-            one.far.sock.sendall(one.far.seal(b"cut")[:-1])
-            one.far.sock.shutdown(socket.SHUT_WR)
-            assert one.client.read_to_end() == b"whole"
-
-    def test_a_reset_is_passed_on(self, made: Certificates) -> None:
-        with relayed(made, layers(made, 1)) as one:
-            one.far.send(b"first")
-            assert one.client.read(5) == b"first"
-            reset(one.far.sock)
-            with pytest.raises(ConnectionResetError):
-                one.client.read_to_end()
-            assert one.outcome().ended == "reset"
-
-    @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_what_is_no_record_ends_the_relay(self, made: Certificates, depth: int) -> None:
-        with relayed(made, layers(made, depth)) as one:
-            one.far.sock.sendall(b"\x17\x03\x03\0\x20" + bytes(32))
-            with pytest.raises(ConnectionResetError):
-                one.client.read_to_end()
-            assert one.outcome().ended == "reset"
-
-    @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_the_alert_of_the_end_in_one_segment_with_the_last_data(
-        self, made: Certificates, depth: int
+    def test_servers_end_in_tcp_alone_ends_one_direction(
+        self, pem: Certificates, depth: int
     ) -> None:
-        """As a server does that waits for our alert before it closes: no FIN comes, and the socket has nothing to tell."""
-        with relayed(made, layers(made, depth), NEVER_IDLE) as one:
-            one.client.sock.settimeout(1.0)
-            one.far.sock.sendall(one.far.seal(b"last") + one.far.ending())
-            assert one.client.read(4) == b"last"
-            assert one.client.read_to_end() == b""
+        """No layer gets an alert.  What came before it arrives."""
+        with relayed(pem, layers(pem, depth)) as ends:
+            ends.far.send(bulk(100_000))
+            ends.far.sock.shutdown(socket.SHUT_WR)
+            assert ends.client.read_to_end() == bulk(100_000)
+            ends.client.send(b"late")
+            ends.client.end()
+            assert ends.far.read_to_end() == b"late"
+            assert ends.outcome() == Outcome(4, 100_000, "closed")
+
+    @pytest.mark.parametrize("depth", [1, 2, 3])
+    def test_servers_end_within_a_record_ends_one_direction(
+        self, pem: Certificates, depth: int
+    ) -> None:
+        with relayed(pem, layers(pem, depth)) as ends:
+            ends.far.sock.sendall(ends.far.seal(b"whole"))
+            ends.far.sock.sendall(ends.far.seal(b"cut")[:-1])
+            ends.far.sock.shutdown(socket.SHUT_WR)
+            assert ends.client.read_to_end() == b"whole"
+
+    def test_reset_of_the_server_resets_the_client(self, pem: Certificates) -> None:
+        with relayed(pem, layers(pem, 1)) as ends:
+            ends.far.send(b"first")
+            assert ends.client.read(5) == b"first"
+            reset(ends.far.sock)
+            with pytest.raises(ConnectionResetError):
+                ends.client.read_to_end()
+            assert ends.outcome().ended == "reset"
+
+    @pytest.mark.parametrize("depth", [1, 2, 3])
+    def test_malformed_record_resets_the_client(self, pem: Certificates, depth: int) -> None:
+        with relayed(pem, layers(pem, depth)) as ends:
+            ends.far.sock.sendall(b"\x17\x03\x03\0\x20" + bytes(32))
+            with pytest.raises(ConnectionResetError):
+                ends.client.read_to_end()
+            assert ends.outcome().ended == "reset"
+
+    @pytest.mark.parametrize("depth", [1, 2, 3])
+    def test_alert_in_one_segment_with_the_last_data_ends_the_direction(
+        self, pem: Certificates, depth: int
+    ) -> None:
+        """A server that waits for our alert sends no FIN: the descriptor tells nothing."""
+        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+            ends.client.sock.settimeout(1.0)
+            ends.far.sock.sendall(ends.far.seal(b"last") + ends.far.ending())
+            assert ends.client.read(4) == b"last"
+            assert ends.client.read_to_end() == b""
 
     @pytest.mark.parametrize("depth", [1, 3])
-    def test_that_with_more_data_before_it_than_the_client_takes_now(
-        self, made: Certificates, depth: int
+    def test_alert_behind_more_data_than_the_client_takes_ends_the_direction(
+        self, pem: Certificates, depth: int
     ) -> None:
-        with relayed(made, layers(made, depth), NEVER_IDLE) as one:
+        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
             sending = Task(
-                one.far.sock.sendall, one.far.seal(bulk(16 * MEGABYTE)) + one.far.ending()
+                ends.far.sock.sendall, ends.far.seal(bulk(16 * MEGABYTE)) + ends.far.ending()
             )
-            assert one.client.read_to_end() == bulk(16 * MEGABYTE)
+            assert ends.client.read_to_end() == bulk(16 * MEGABYTE)
             sending.result()
 
-    @pytest.mark.parametrize("depth, told", [(2, 1), (3, 1), (3, 2)])
-    def test_that_of_outer_layers_alone(self, made: Certificates, depth: int, told: int) -> None:
-        """A hop before the last one ends its TLS, and what is within it has no end of its own."""
-        with relayed(made, layers(made, depth), NEVER_IDLE) as one:
-            one.client.sock.settimeout(1.0)
-            one.far.sock.sendall(one.far.seal(b"last") + one.far.ending(told))
-            assert one.client.read(4) == b"last"
-            assert one.client.read_to_end() == b""
+    @pytest.mark.parametrize("depth, ended", [(2, 1), (3, 1), (3, 2)])
+    def test_alert_of_outer_layers_alone_ends_the_direction(
+        self, pem: Certificates, depth: int, ended: int
+    ) -> None:
+        """A hop before the last one ends its TLS; the inner layers have no alert."""
+        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+            ends.client.sock.settimeout(1.0)
+            ends.far.sock.sendall(ends.far.seal(b"last") + ends.far.ending(ended))
+            assert ends.client.read(4) == b"last"
+            assert ends.client.read_to_end() == b""
 
     @pytest.mark.parametrize("depth", [1, 2])
-    def test_the_alert_of_the_end_behind_the_last_data(
-        self, made: Certificates, depth: int
+    def test_alert_after_the_last_data_ends_the_direction(
+        self, pem: Certificates, depth: int
     ) -> None:
-        with relayed(made, layers(made, depth), NEVER_IDLE) as one:
-            one.far.send(b"last")
-            assert one.client.read(4) == b"last"
-            one.far.sock.sendall(one.far.ending())
-            assert one.client.read_to_end() == b""
+        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+            ends.far.send(b"last")
+            assert ends.client.read(4) == b"last"
+            ends.far.sock.sendall(ends.far.ending())
+            assert ends.client.read_to_end() == b""
 
 
-class TestEarly:
-    """HAZARDS 62: what comes right behind the handshake, in its very segment, no look at the socket tells of."""
+class TestEarlyData:
+    """Hazard 62: the descriptor does not tell of bytes in one segment with the handshake."""
 
     @each_version
     @pytest.mark.parametrize("size", [1, RECORD, 40_000])
-    def test_is_read(self, made: Certificates, version: ssl.TLSVersion, size: int) -> None:
+    def test_bytes_behind_the_handshake_are_read(
+        self, pem: Certificates, version: ssl.TLSVersion, size: int
+    ) -> None:
         with pair() as (stream, peer):
-            accepting = Task(peer.secure, server(made, version=version), bulk(size))
-            tls.connect(stream, believing(made), "localhost")
+            accepting = Task(peer.secure, server(pem, version=version), bulk(size))
+            tls.connect(stream, trusting(pem), "localhost")
             assert stream.read_exactly(size) == bulk(size)
             accepting.result()
 
     @each_version
     @pytest.mark.parametrize("size", [1, RECORD, 40_000])
-    def test_is_relayed(self, made: Certificates, version: ssl.TLSVersion, size: int) -> None:
+    def test_bytes_behind_the_handshake_are_relayed(
+        self, pem: Certificates, version: ssl.TLSVersion, size: int
+    ) -> None:
         with pair() as (stream, peer), tcp_pair() as (ours, theirs):
-            accepting = Task(peer.secure, server(made, version=version), bulk(size))
-            tls.connect(stream, believing(made), "localhost")
+            accepting = Task(peer.secure, server(pem, version=version), bulk(size))
+            tls.connect(stream, trusting(pem), "localhost")
             accepting.result()
             stream.limit(None)
             relaying = Task(relay, Stream(ours), stream, LIMITS)
@@ -719,16 +729,18 @@ class TestEarly:
             peer.sock.close()
             relaying.result()
 
-    def test_is_relayed_out_of_three_layers(self, made: Certificates) -> None:
+    def test_bytes_behind_the_handshake_of_three_layers_are_relayed(
+        self, pem: Certificates
+    ) -> None:
         with pair() as (stream, peer), tcp_pair() as (ours, theirs):
             accepting = Task(
                 lambda: (
-                    [peer.secure(one) for one in layers(made, 2)]
-                    and peer.secure(server(made, version=VERSIONS[0]), b"early")
+                    [peer.secure(context) for context in layers(pem, 2)]
+                    and peer.secure(server(pem, version=VERSIONS[0]), b"early")
                 )
             )
             for _ in range(3):
-                tls.connect(stream, believing(made), "localhost")
+                tls.connect(stream, trusting(pem), "localhost")
             accepting.result()
             stream.limit(None)
             relaying = Task(relay, Stream(ours), stream, LIMITS)
@@ -738,42 +750,51 @@ class TestEarly:
             relaying.result()
 
 
-class TestWithin:
-    """TLS in TLS in TLS: nothing stays behind on a layer of which the socket does not tell."""
+class TestNesting:
+    """TLS within TLS within TLS: no bytes are left on a layer of which no descriptor tells."""
 
     @pytest.mark.parametrize("depth", [2, 3])
-    def test_four_megabytes_both_ways(self, made: Certificates, depth: int) -> None:
-        with relayed(made, layers(made, depth), NEVER_IDLE) as one:
-            both_ways(one, 4 * MEGABYTE, 4 * MEGABYTE)
+    def test_nested_tls_carries_four_megabytes_in_each_direction(
+        self, pem: Certificates, depth: int
+    ) -> None:
+        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+            exchange(ends, 4 * MEGABYTE, 4 * MEGABYTE)
 
     @pytest.mark.parametrize("up, down", [(4 * MEGABYTE, 0), (0, 4 * MEGABYTE)])
-    def test_four_megabytes_one_way(self, made: Certificates, up: int, down: int) -> None:
-        with relayed(made, layers(made, 3), NEVER_IDLE) as one:
-            both_ways(one, up, down)
+    def test_nested_tls_carries_four_megabytes_in_one_direction(
+        self, pem: Certificates, up: int, down: int
+    ) -> None:
+        with relayed(pem, layers(pem, 3), NEVER_IDLE) as ends:
+            exchange(ends, up, down)
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
     @pytest.mark.parametrize("record", [1, 7, 100])
-    def test_many_small_records(self, made: Certificates, depth: int, record: int) -> None:
-        """Within the outer layers many share one record, so that a whole pull of them is there at once."""
+    def test_nested_tls_carries_many_small_records(
+        self, pem: Certificates, depth: int, record: int
+    ) -> None:
+        """Many inner records share an outer one, so that one receive brings all of them."""
         size = min(300_000, record * 6000)
-        with relayed(made, layers(made, depth), NEVER_IDLE) as one:
-            both_ways(one, size, size, record)
+        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+            exchange(ends, size, size, record)
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
     @pytest.mark.parametrize(
         "record", [RECORD - 1, RECORD, RECORD - 22, RECORD - 23, RECORD // 2 + 1]
     )
-    def test_records_at_the_edge(self, made: Certificates, depth: int, record: int) -> None:
-        """16384 bytes is what a record takes; with 22 bytes less it fits, header, type, tag and all, into one of the next layer."""
-        with relayed(made, layers(made, depth), NEVER_IDLE) as one:
-            both_ways(one, 40 * record, 40 * record, record)
+    def test_nested_tls_carries_records_near_the_largest(
+        self, pem: Certificates, depth: int, record: int
+    ) -> None:
+        """A record takes 16384 bytes.
+
+        With 22 bytes less the record, with header, type and tag, fits into one of the next layer.
+        """
+        with relayed(pem, layers(pem, depth), NEVER_IDLE) as ends:
+            exchange(ends, 40 * record, 40 * record, record)
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_all_that_is_there_comes_without_another_look_at_the_socket(
-        self, made: Certificates, depth: int
-    ) -> None:
-        """As much as one pull takes, cut at every odd place: what is whole is in clear after one receive."""
-        with secured(made, layers(made, depth)) as (stream, peer):
+    def test_one_receive_decrypts_all_whole_records(self, pem: Certificates, depth: int) -> None:
+        """As much as one receive takes, cut at odd places."""
+        with secured(pem, layers(pem, depth)) as (stream, peer):
             sock, unread = stream.detach()
             assert unread == b""
             buffer = memoryview(bytearray(syscalls.ROOM))
@@ -781,68 +802,73 @@ class TestWithin:
                 for cut in (1, 100, 17_000, 40_000):
                     assert in_two(sock, peer, bulk(size), cut, buffer) == bulk(size)
 
-    def test_a_pull_fits_with_the_rest_of_a_record(self, made: Certificates) -> None:
-        """What each layer gives at a time, and the rest of a record before it, is less than the next one's buffer.
-
-        With as many layers as a configuration may have: a count below nothing is a huge one to recv(2), which then
-        writes beyond the buffer.
-        """
-        with secured(made, layers(made, TLS_LIMIT)) as (stream, _):
-            sock: Any = stream.socket
-            while isinstance(sock._sock, tls.TlsSocket):
-                sock = sock._sock
-            assert sock._pull == tls.PULL - (TLS_LIMIT - 1) * tls.RECORD
-            assert 0 < sock._pull < sock._pull + TLS_LIMIT * tls.RECORD < syscalls.ROOM
-
-    def test_a_far_end_that_stops_reading_holds_up_no_more_than_buffers(
-        self, made: Certificates
+    def test_receive_fits_into_the_buffer_behind_the_rest_of_a_record(
+        self, pem: Certificates
     ) -> None:
-        """HAZARDS 85, and then all arrives."""
-        with relayed(made, layers(made, 3), NEVER_IDLE) as one:
+        """On as many layers as a configuration may have.
+
+        A negative limit would be a huge one to recv(2), which would write beyond the buffer.
+        """
+        with secured(pem, layers(pem, TLS_LIMIT)) as (stream, _):
+            sock: Any = stream.socket
+            while isinstance(sock._sock, tls_socket.TlsSocket):
+                sock = sock._sock
+            assert (
+                sock._receive_limit
+                == tls_socket.RECEIVE_LIMIT - (TLS_LIMIT - 1) * tls_socket.RECORD
+            )
+            limit = sock._receive_limit
+            assert 0 < limit < limit + TLS_LIMIT * tls_socket.RECORD < syscalls.ROOM
+
+    def test_server_that_does_not_read_stops_one_direction_only(self, pem: Certificates) -> None:
+        """Hazard 85.  Once it reads, all bytes arrive."""
+        with relayed(pem, layers(pem, 3), NEVER_IDLE) as ends:
             size = 16 * MEGABYTE
-            sending = Task(one.client.exchange, bulk(size), RECORD, 0)
-            one.far.send(b"x" * 100)
-            assert one.client.sock.recv(100) == b"x" * 100  # the other way goes on meanwhile
-            assert one.far.exchange(b"", RECORD, size) == digest(size)
+            sending = Task(ends.client.exchange, bulk(size), RECORD, 0)
+            ends.far.send(b"x" * 100)
+            assert ends.client.sock.recv(100) == b"x" * 100
+            assert ends.far.exchange(b"", RECORD, size) == digest(size)
             sending.result()
 
 
 def in_two(sock: Any, peer: Peer, data: bytes, cut: int, buffer: memoryview) -> bytes:
-    """Sends `data`, as it goes over the wire, in two pieces; reads when each is there, and only when the socket tells of some."""
-    sealed, found = peer.seal(data), b""
+    """Send `data` in two pieces; return what is read while the descriptor is readable."""
+    sealed, received = peer.seal(data), b""
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
-    for piece, patience in ((sealed[:cut], 0), (sealed[cut:], 1000)):
+    for piece, milliseconds in ((sealed[:cut], 0), (sealed[cut:], 1000)):
         peer.sock.sendall(piece)
-        while len(found) < len(data) and poll.poll(patience):
+        while len(received) < len(data) and poll.poll(milliseconds):
             try:
-                found += buffer[: sock.recv_into(buffer)]
+                received += buffer[: sock.recv_into(buffer)]
             except BlockingIOError:
                 continue
-    return found
+    return received
 
 
 class TestSending:
-    def test_nothing_is_nothing(self, made: Certificates) -> None:
-        with secured(made, layers(made, 1)) as (stream, peer):
+    def test_writing_no_bytes_sends_nothing(self, pem: Certificates) -> None:
+        with secured(pem, layers(pem, 1)) as (stream, peer):
             stream.write(b"")
             assert stream.write_some(b"") == 0
             stream.write(b"x")
             assert peer.read(1) == b"x"
 
     @pytest.mark.parametrize("depth", [1, 3])
-    def test_to_one_that_does_not_read_meets_the_deadline(
-        self, made: Certificates, depth: int
+    def test_write_to_a_server_that_does_not_read_meets_the_deadline(
+        self, pem: Certificates, depth: int
     ) -> None:
-        with secured(made, layers(made, depth)) as (stream, _):
+        with secured(pem, layers(pem, depth)) as (stream, _):
             stream.limit(0.1)
             with pytest.raises(DeadlineError):
                 stream.write(bulk(16 * MEGABYTE))
 
     @pytest.mark.parametrize("depth", [1, 2, 3])
-    def test_what_did_not_go_is_sent_once_and_whole(self, made: Certificates, depth: int) -> None:
-        """Our socket takes little at a time: a record goes in pieces."""
-        with secured(made, layers(made, depth)) as (stream, peer):
+    def test_records_that_are_sent_in_pieces_arrive_once(
+        self, pem: Certificates, depth: int
+    ) -> None:
+        """The socket takes little at a time."""
+        with secured(pem, layers(pem, depth)) as (stream, peer):
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
             writing = Task(stream.write, bulk(MEGABYTE))
             assert peer.exchange(b"", RECORD, MEGABYTE) == digest(MEGABYTE)
@@ -850,27 +876,27 @@ class TestSending:
 
     @each_version
     @pytest.mark.parametrize("depth, at", [(1, 0), (2, 0), (2, 1), (3, 2)])
-    def test_the_end_is_told_though_there_is_no_room_for_it_now(
+    def test_alert_is_sent_as_soon_as_there_is_room_for_it(
         self,
-        made: Certificates,
+        pem: Certificates,
         version: ssl.TLSVersion,
         depth: int,
         at: int,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """The last data has filled the socket, and an alert has to wait: without it a whole stream looks like a cut one."""
-        with relayed(made, [server(made, version=version)] * depth) as one:
-            one.client.send(b"last")
-            assert one.far.read(4) == b"last"
+        """The last data has filled the socket.  Without the alert the stream would look cut."""
+        with relayed(pem, [server(pem, version=version)] * depth) as ends:
+            ends.client.send(b"last")
+            assert ends.far.read(4) == b"last"
             sent = no_room(monkeypatch, at)
-            one.client.end()
-            assert one.far.read_to_end() == b""
-            assert one.far.alerts() == [True] * depth
+            ends.client.end()
+            assert ends.far.read_to_end() == b""
+            assert ends.far.alerts() == [True] * depth
             assert sent[: at + 1] == [True] * at + [False]
 
 
 def no_room(monkeypatch: pytest.MonkeyPatch, at: int) -> list[bool]:
-    """One send of our sockets finds them full, that with the number `at`; which of them did not."""
+    """Let the send with the number `at` find the socket full; return which sends did not."""
     sent: list[bool] = []
     real = syscalls.send
 
@@ -882,28 +908,23 @@ def no_room(monkeypatch: pytest.MonkeyPatch, at: int) -> list[bool]:
     return sent
 
 
-# -- the same server again
-
-
 @each_version
-def test_later_handshakes_with_a_server_are_shorter(version: ssl.TLSVersion) -> None:
-    """What was agreed on is remembered once the server has spoken; a connection whose handshake was short is no news."""
-    made = certificates()
-    server = tls.server_context(made.path("server.pem"), made.path("server.key"))
-    client = tls.client_context(made.path("ca.pem"))
+def test_tls_client_resumes_the_session_of_its_server(version: ssl.TLSVersion) -> None:
+    """The session is kept once the server has spoken, and not after it was resumed."""
+    pem = certificates()
+    server = tls.server_context(pem.path("server.pem"), pem.path("server.key"))
     server.maximum_version = version
-    acquaintance = tls.Acquaintance(client, "localhost")
-    for known in (False, True, True, "an hour later", True):
-        if known == "an hour later":  # and it is news again
-            acquaintance._until, known = acquaintance._until - tls.SESSION_SECONDS, False
+    client = tls.TlsClient(tls.client_context(pem.path("ca.pem")), "localhost")
+    for hours_later, is_resumed in ((0, False), (0, True), (0, True), (1, False), (0, True)):
+        client._session_until -= hours_later * tls.SESSION_SECONDS
         with tcp_pair() as (ours, theirs):
             stream, peer = Stream(ours, limited=SECONDS), Peer(theirs)
             handshake = Task(peer.secure, server, b"hello")
-            acquaintance.connect(stream)
+            client.connect(stream)
             layer = handshake.result()
             assert stream.read_exactly(5) == b"hello"
-            acquaintance.remember(stream)
-            assert layer.tls.session_reused is known
+            client.keep_session(stream)
+            assert layer.tls.session_reused is is_resumed
             stream.write(b"and back")
             assert peer.pull() == b"and back"
             stream.close()

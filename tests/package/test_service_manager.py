@@ -163,6 +163,6 @@ def test_socket_name_that_was_not_passed_is_an_error_with_status_69() -> None:
     )
     assert process.returncode == 69
     assert (
-        "udp systemd:main: no sockets of that name were passed, not one (passed: nothing)"
+        "udp systemd:main: expected one activation socket of this name, found 0 (available: none)"
         in process.stderr
     )

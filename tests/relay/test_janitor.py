@@ -1,4 +1,4 @@
-"""The one thread that sweeps: what it closes, and that nothing ends it."""
+"""The janitor: what it closes, and that no exception ends it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def log() -> Lines:
     return Lines()
 
 
-def test_closes_what_died_and_tells_the_time(log: Lines) -> None:
+def test_sweep_closes_what_has_expired_and_tells_the_time(log: Lines) -> None:
     closed: list[str] = []
     table = Table(lambda: closed.append("a"), lambda: closed.append("b"))
     janitor = Janitor(log)
@@ -47,17 +47,17 @@ def test_closes_what_died_and_tells_the_time(log: Lines) -> None:
     assert (table.asked, closed) == ([12.5], ["a", "b"])
 
 
-def test_a_table_that_was_forgotten_is_not_asked(log: Lines) -> None:
+def test_unregistered_table_is_not_swept(log: Lines) -> None:
     first, second = Table(), Table()
     janitor = Janitor(log)
     janitor.register(first)
     janitor.register(second)
-    janitor.forget(first)
+    janitor.unregister(first)
     janitor.sweep(1.0)
     assert (first.asked, second.asked) == ([], [1.0])
 
 
-def test_a_broken_table_does_not_keep_the_others_from_being_swept(log: Lines) -> None:
+def test_broken_table_does_not_keep_others_from_being_swept(log: Lines) -> None:
     good = Table()
     janitor = Janitor(log)
     janitor.register(Broken())
@@ -67,37 +67,37 @@ def test_a_broken_table_does_not_keep_the_others_from_being_swept(log: Lines) ->
     assert log.of("exception") == ["sweeping a table: broken"]
 
 
-def test_one_that_cannot_be_closed_does_not_keep_the_others_open(log: Lines) -> None:
-    """They are out of their table already: whoever is not closed now never is."""
+def test_failing_close_does_not_keep_others_open(log: Lines) -> None:
+    """They have left their table already: what is not closed now never is."""
     closed: list[str] = []
     janitor = Janitor(log)
     janitor.register(Table(fail, lambda: closed.append("b")))
     janitor.sweep(1.0)
     assert closed == ["b"]
-    assert log.of("exception") == ["sweeping a table: broken"]
+    assert log.of("exception") == ["closing what has expired: broken"]
 
 
-def test_tables_may_come_and_go_while_it_closes(log: Lines) -> None:
+def test_tables_may_be_registered_and_unregistered_during_a_sweep(log: Lines) -> None:
     janitor = Janitor(log)
     second = Table()
-    first = Table(lambda: janitor.register(second), lambda: janitor.forget(first))
+    first = Table(lambda: janitor.register(second), lambda: janitor.unregister(first))
     janitor.register(first)
     janitor.sweep(1.0)
     janitor.sweep(2.0)
     assert (first.asked, second.asked) == ([1.0], [2.0])
 
 
-def test_sweeps_by_itself_until_it_is_stopped(log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_janitor_sweeps_until_it_is_stopped(log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(janitor_module, "TICK", 0.01)
-    table = Broken(), Table()
+    broken, good = Broken(), Table()
     janitor = Janitor(log)
-    for one in table:
-        janitor.register(one)
+    janitor.register(broken)
+    janitor.register(good)
     janitor.start()
-    assert table[1].swept.wait(5)
+    assert good.swept.wait(5)
     janitor.stop()
     assert not janitor.thread.is_alive()
 
 
-def test_stops_though_it_never_started(log: Lines) -> None:
+def test_janitor_that_never_started_can_be_stopped(log: Lines) -> None:
     Janitor(log).stop()

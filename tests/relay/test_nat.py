@@ -1,4 +1,4 @@
-"""The NAT table's way of a datagram: hit, miss, what waits for a dial, and what a failed one does."""
+"""Datagrams in the NAT table: hits, misses, what waits for a dial, and what a failed dial does."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.relay import nat
 from netproxy.relay import entry as entry_module
+from netproxy.relay.nat import RETRY_SECONDS
 from netproxy.relay.session import Session
 from tests.support.nat import TARGET, NatRig, conn_of
 from tests.support.upstreams import FakeDialer
@@ -16,8 +16,8 @@ from tests.support.upstreams import FakeDialer
 REFUSED = DialError(Reason.REFUSED, "upstream")
 
 
-class TestAMiss:
-    def test_opens_once_and_sends_what_waited(self, rig: NatRig) -> None:
+class TestMiss:
+    def test_miss_dials_once_and_sends_what_waited(self, rig: NatRig) -> None:
         rig.workers.eager = False
         entry = rig.opened(rig.client())
         rig.send(entry, b"one", b"two")
@@ -34,14 +34,14 @@ class TestAMiss:
         assert rig.dialer.conns[0].sent[-1] == (b"four", f"to {TARGET}")
         assert not rig.counts.of("drops", "waiting queue full")
 
-    def test_is_in_the_table_by_its_key(self, rig: NatRig) -> None:
+    def test_new_entry_is_in_the_table_by_its_key(self, rig: NatRig) -> None:
         client = rig.client()
         entry = rig.opened(client)
         assert rig.table.entries[client.peer, TARGET.encode()] is entry
         assert len(rig.table) == 1
         assert rig.counts.of("sessions_opened") == 1
 
-    def test_of_another_target_uses_the_session_that_is_there(self, rig: NatRig) -> None:
+    def test_another_target_uses_the_same_session(self, rig: NatRig) -> None:
         """RFC 4787 REQ-1: one upstream, hence one port, for all targets of a client."""
         client = rig.client()
         first, second = rig.opened(client), rig.opened(client, "198.51.100.2:9000")
@@ -50,9 +50,7 @@ class TestAMiss:
         assert len(rig.dialer.conns) == len(rig.table) == 1
         assert rig.dialer.conns[0].sent == [(b"x", "to 198.51.100.2:9000")]
 
-    def test_of_another_target_while_the_dial_is_under_way_does_not_dial_again(
-        self, rig: NatRig
-    ) -> None:
+    def test_another_target_during_the_dial_does_not_dial_again(self, rig: NatRig) -> None:
         rig.workers.eager = False
         client = rig.client()
         first, second = rig.opened(client), rig.opened(client, "198.51.100.2:9000")
@@ -62,20 +60,20 @@ class TestAMiss:
         assert len(rig.dialer.conns) == 1
         assert rig.dialer.conns[0].sent == [(b"1", f"to {TARGET}"), (b"2", "to 198.51.100.2:9000")]
 
-    def test_by_another_way_out_has_a_session_of_its_own(self, rig: NatRig) -> None:
+    def test_another_upstream_has_its_own_session(self, rig: NatRig) -> None:
         client = rig.client()
         other = FakeDialer("other")
         first, second = rig.opened(client), rig.opened(client, "198.51.100.2:9000", other)
         assert first.session is not second.session
         assert (len(rig.dialer.conns), len(other.conns), len(rig.table)) == (1, 1, 2)
 
-    def test_of_another_endpoint_has_a_session_of_its_own(self, rig: NatRig) -> None:
+    def test_another_client_endpoint_has_its_own_session(self, rig: NatRig) -> None:
         """RFC 4787 REQ-3: ports are not shared."""
         first, second = rig.opened(rig.client(5000)), rig.opened(rig.client(5001))
         assert first.session is not second.session
         assert len(rig.dialer.conns) == 2
 
-    def test_of_a_client_whose_association_has_just_ended(self, rig: NatRig) -> None:
+    def test_client_whose_association_has_ended_gets_no_entry(self, rig: NatRig) -> None:
         client = rig.client()
         rig.table.end("association")
         assert rig.open(client) is None
@@ -83,21 +81,21 @@ class TestAMiss:
 
 
 class TestWaiting:
-    def test_is_bounded_for_an_entry(self, rig: NatRig) -> None:
+    def test_waiting_datagrams_of_an_entry_are_bounded(self, rig: NatRig) -> None:
         rig.workers.eager = False
         entry = rig.opened(rig.client())
-        for number in range(entry_module.WAITING_LIMIT + 5):
+        for number in range(entry_module.ENTRY_WAITING_LIMIT + 5):
             rig.send(entry, b"%d" % number)
         assert rig.counts.of("drops", "waiting queue full") == 5
         rig.workers.run()
         assert [payload for payload, _ in rig.dialer.conns[0].sent] == [
-            b"%d" % number for number in range(entry_module.WAITING_LIMIT)
+            b"%d" % number for number in range(entry_module.ENTRY_WAITING_LIMIT)
         ]
 
-    def test_is_bounded_in_the_whole_table(
+    def test_waiting_datagrams_of_a_table_are_bounded(
         self, rig: NatRig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(entry_module, "WAITING_TOTAL", 10)
+        monkeypatch.setattr(entry_module, "TOTAL_WAITING_LIMIT", 10)
         rig.workers.eager = False
         entries = [rig.opened(rig.client(port)) for port in range(5000, 5004)]
         for entry in entries:
@@ -106,11 +104,12 @@ class TestWaiting:
         rig.workers.run()
         assert sum(len(conn.sent) for conn in rig.dialer.conns) == 10
         assert rig.waiting() == 0
-        for entry in entries:  # and there is room again
+        # There is room again.
+        for entry in entries:
             rig.send(entry, b"d")
         assert rig.counts.of("drops", "waiting queue full") == 2
 
-    def test_what_comes_while_the_queue_is_sent_goes_behind_it(self, rig: NatRig) -> None:
+    def test_datagrams_that_come_during_the_flush_go_behind_the_queue(self, rig: NatRig) -> None:
         rig.workers.eager = False
         entry = rig.opened(rig.client())
         rig.send(entry, b"1")
@@ -139,7 +138,7 @@ class TestWaiting:
         rig.send(entry, b"5")
         assert conn.sent[-1][0] == b"5"
 
-    def test_copies_what_it_keeps(self, rig: NatRig) -> None:
+    def test_waiting_datagram_is_a_copy(self, rig: NatRig) -> None:
         rig.workers.eager = False
         entry = rig.opened(rig.client())
         rig.send(entry, b"first")
@@ -147,7 +146,7 @@ class TestWaiting:
         rig.workers.run()
         assert rig.dialer.conns[0].sent == [(b"first", f"to {TARGET}")]
 
-    def test_keeps_an_empty_datagram(self, rig: NatRig) -> None:
+    def test_empty_datagram_waits_as_any_other(self, rig: NatRig) -> None:
         rig.workers.eager = False
         entry = rig.opened(rig.client())
         rig.send(entry, b"")
@@ -155,9 +154,9 @@ class TestWaiting:
         assert rig.dialer.conns[0].sent == [(b"", f"to {TARGET}")]
 
 
-class TestAName:
-    def test_is_prepared_by_a_worker(self, rig: NatRig) -> None:
-        """HAZARDS 39: the reader never resolves, and a slow lookup holds up no other target."""
+class TestName:
+    def test_name_is_prepared_by_a_worker(self, rig: NatRig) -> None:
+        """Hazard 39.  The reader thread never resolves; a slow lookup delays no other target."""
         client = rig.client()
         rig.opened(client)
         rig.workers.eager = False
@@ -171,7 +170,7 @@ class TestAName:
         rig.workers.run()
         assert conn.sent[1:] == [(b"wait", "to example.com:9000")]
 
-    def test_that_is_not_found_drops_what_waited(self, rig: NatRig) -> None:
+    def test_name_that_is_not_found_drops_what_waited(self, rig: NatRig) -> None:
         rig.dialer.refuse_names = DialError(Reason.NAME, "example.com")
         rig.workers.eager = False
         entry = rig.opened(rig.client(), "example.com:9000")
@@ -182,17 +181,17 @@ class TestAName:
         assert rig.counts.of("drops", "target failed") == 1
         assert not rig.workers.tasks
 
-    def test_is_looked_up_again_after_a_while_on_the_same_upstream(self, rig: NatRig) -> None:
+    def test_name_is_looked_up_again_after_a_while_on_the_same_upstream(self, rig: NatRig) -> None:
         rig.dialer.refuse_names = DialError(Reason.NAME, "example.com")
         entry = rig.opened(rig.client(), "example.com:9000")
         conn = conn_of(entry.session)
         conn.refusal = None
-        rig.later(entry_module.RETRY_SECONDS)
+        rig.later(RETRY_SECONDS)
         rig.send(entry, b"again")
         assert conn.sent == [(b"again", "to example.com:9000")]
         assert len(rig.dialer.conns) == 1
 
-    def test_finds_the_queue_of_lookups_full(self, rig: NatRig) -> None:
+    def test_name_that_finds_the_lookup_queue_full_is_retried_later(self, rig: NatRig) -> None:
         client = rig.client()
         rig.opened(client)
         rig.workers.full = True
@@ -200,13 +199,13 @@ class TestAName:
         rig.send(entry, b"lost")
         assert rig.counts.of("drops", "target failed") == 1
         rig.workers.full = False
-        rig.later(entry_module.RETRY_SECONDS)
+        rig.later(RETRY_SECONDS)
         rig.send(entry, b"found")
         assert conn_of(entry.session).sent == [(b"found", "to example.com:9000")]
 
 
-class TestAFailedDial:
-    def test_drops_and_counts_what_waited(self, rig: NatRig) -> None:
+class TestFailedDial:
+    def test_failed_dial_drops_and_counts_what_waited(self, rig: NatRig) -> None:
         rig.dialer.refusal = REFUSED
         rig.workers.eager = False
         entry = rig.opened(rig.client())
@@ -216,11 +215,11 @@ class TestAFailedDial:
         assert rig.log.of("limited") == ["udp by fake: upstream: connection refused"]
         assert rig.waiting() == 0
 
-    def test_is_not_tried_again_too_soon(self, rig: NatRig) -> None:
+    def test_failed_dial_is_not_repeated_too_soon(self, rig: NatRig) -> None:
         rig.dialer.refusal = REFUSED
         client = rig.client()
         entry = rig.opened(client)
-        rig.later(entry_module.RETRY_SECONDS - 0.1)
+        rig.later(RETRY_SECONDS - 0.1)
         rig.send(entry, b"1", b"2")
         assert rig.counts.of("drops", "target failed") == 2
         other = rig.opened(client, "198.51.100.2:9000")
@@ -228,32 +227,32 @@ class TestAFailedDial:
         assert rig.counts.of("drops", "target failed") == 3
         assert len(rig.dialer.flows) == 1
 
-    def test_is_tried_again_by_a_datagram_after_a_while(self, rig: NatRig) -> None:
+    def test_failed_dial_is_repeated_by_a_datagram_after_a_while(self, rig: NatRig) -> None:
         rig.dialer.refusal = REFUSED
         client = rig.client()
         first, second = rig.opened(client), rig.opened(client, "198.51.100.2:9000")
         rig.dialer.refusal = None
-        rig.later(entry_module.RETRY_SECONDS)
+        rig.later(RETRY_SECONDS)
         rig.send(first, b"1")
         rig.send(second, b"2")
         assert rig.dialer.conns[0].sent == [(b"1", f"to {TARGET}"), (b"2", "to 198.51.100.2:9000")]
         assert len(rig.dialer.flows) == 2
 
-    def test_fails_again_and_is_tried_again(self, rig: NatRig) -> None:
+    def test_repeated_dial_that_fails_is_repeated_again(self, rig: NatRig) -> None:
         rig.dialer.refusal = REFUSED
         entry = rig.opened(rig.client())
         for attempt in range(2, 5):
-            rig.later(entry_module.RETRY_SECONDS)
+            rig.later(RETRY_SECONDS)
             rig.send(entry, b"x")
             assert len(rig.dialer.flows) == attempt
         assert rig.counts.of("drops", "connection refused") == 3
 
-    def test_a_new_target_while_the_dial_is_tried_again_waits_for_it(self, rig: NatRig) -> None:
+    def test_new_target_during_a_repeated_dial_waits_for_it(self, rig: NatRig) -> None:
         rig.dialer.refusal = REFUSED
         client = rig.client()
         first = rig.opened(client)
         rig.dialer.refusal = None
-        rig.later(entry_module.RETRY_SECONDS)
+        rig.later(RETRY_SECONDS)
         rig.workers.eager = False
         rig.send(first, b"1")
         rig.send(rig.opened(client, "198.51.100.2:9000"), b"2")
@@ -261,18 +260,20 @@ class TestAFailedDial:
         assert [payload for payload, _ in rig.dialer.conns[0].sent] == [b"1", b"2"]
         assert len(rig.dialer.flows) == 2
 
-    def test_for_want_of_workers(self, rig: NatRig) -> None:
+    def test_dial_that_finds_no_worker_is_repeated_later(self, rig: NatRig) -> None:
         rig.workers.full = True
         entry = rig.opened(rig.client())
         rig.send(entry, b"1")
         assert rig.counts.of("drops", "target failed") == 1
         rig.workers.full = False
-        rig.later(entry_module.RETRY_SECONDS)
+        rig.later(RETRY_SECONDS)
         rig.send(entry, b"2")
         assert rig.dialer.conns[0].sent == [(b"2", f"to {TARGET}")]
 
-    def test_for_want_of_a_thread(self, rig: NatRig, monkeypatch: pytest.MonkeyPatch) -> None:
-        """HAZARDS 94."""
+    def test_session_without_a_thread_closes_its_upstream_and_is_retried(
+        self, rig: NatRig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Hazard 94."""
 
         def start(*_: object) -> None:
             raise RuntimeError("can't start new thread")
@@ -285,9 +286,8 @@ class TestAFailedDial:
         assert rig.dialer.conns[0].closed.is_set()
         assert rig.counts.of("drops", "failed") == 1
         monkeypatch.undo()
-        monkeypatch.setattr(nat, "time", rig.clock)
-        monkeypatch.setattr(entry_module, "time", rig.clock)
-        rig.later(entry_module.RETRY_SECONDS)
+        rig.use_clock(monkeypatch)
+        rig.later(RETRY_SECONDS)
         rig.workers.eager = True
         rig.send(entry, b"2")
         assert rig.dialer.conns[1].sent == [(b"2", f"to {TARGET}")]

@@ -1,4 +1,4 @@
-"""The relay between two real TCP connections: every byte, each half-close, and how it ends."""
+"""The relay between two real TCP connections: every byte, each half-close, each end."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import socket
 import struct
 import termios
 import time
-from typing import Any, Iterator
+from typing import Iterator
 
 import pytest
 
 from netproxy.net.stream import Stream
 from netproxy.relay.direction import BUFFER
-from netproxy.relay.pipe import Outcome, PipeLimits, pipe
-from tests.support.waits import run_to_end
+from netproxy.relay.pipe import Outcome, PipeLimits, Relay, pipe
+from tests.support.outcomes import Outcomes
 from tests.support.sockets import (
     Task,
     is_reset,
@@ -27,14 +27,18 @@ from tests.support.sockets import (
     tcp_pair,
     wait_until,
 )
+from tests.support.waits import run_to_end
 
 LIMITS = PipeLimits(idle=30.0, half_close=30.0)
 MEGABYTE = 1 << 20
-SIOCOUTQ = termios.TIOCOUTQ  # bytes of a TCP socket that its peer has not acknowledged
+SPARE_TURNS = 3
+"""Wake-ups that may follow the last byte.  A relay that spins has thousands."""
+SIOCOUTQ = termios.TIOCOUTQ
+"""Asks for the bytes of a TCP socket that its peer has not acknowledged."""
 
 
 class Relayed:
-    """A client and a target with a pipe between them, on a thread of its own."""
+    """A client and a target with a relay between them, on a thread of its own."""
 
     def __init__(
         self, client: socket.socket, near: Stream, far: Stream, target: socket.socket
@@ -52,10 +56,11 @@ class Relayed:
 
 
 def relay(near: Stream, far: Stream, limits: PipeLimits) -> Outcome:
-    """To its end, pauses and all."""
-    outcomes: list[Outcome] = []
-    run_to_end(pipe(near, far, limits, outcomes.append))
-    (outcome,) = outcomes
+    """Relay until both sides have ended, waits included; return the outcome."""
+    owner = Outcomes()
+    run_to_end(pipe(near, far, limits, owner))
+    assert len(owner.relays) == 1
+    (outcome,) = owner.outcomes
     return outcome
 
 
@@ -70,6 +75,24 @@ def relayed() -> Iterator[Relayed]:
             sock.close()
         if relayed.task is not None:
             wait_until(lambda: relayed.task.done)
+
+
+class Turns:
+    """Counts how often the threads of relays were woken by an event."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._move = Relay._move
+        monkeypatch.setattr(Relay, "_move", lambda relay, ready: self._counted(relay, ready))
+
+    def _counted(self, relay: Relay, ready: dict[int, int]) -> str:
+        self.count += 1
+        return self._move(relay, ready)
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+    return Turns(monkeypatch)
 
 
 def data_of(size: int, seed: int) -> bytes:
@@ -87,35 +110,28 @@ def queued(sock: socket.socket, request: int) -> int:
 
 class TestHalfClose:
     @pytest.mark.parametrize("first", ["client", "target"])
-    def test_reaches_the_other_side_and_the_way_back_stays_open(
+    def test_half_close_reaches_the_other_side_and_the_reply_direction_stays_open(
         self, relayed: Relayed, first: str
     ) -> None:
-        """HAZARDS 82, 83: 8 MB one way, its end, then 1 MB back."""
+        """Hazards 82 and 83.  8 MB in one direction, its end, then 1 MB in the other."""
         relayed.start()
         ends = (
             (relayed.client, relayed.target)
             if first == "client"
             else (relayed.target, relayed.client)
         )
-        there, reply_destination = data_of(8 * MEGABYTE, 1), data_of(MEGABYTE, 2)
-        sender = Task(send_all, ends[0], there)
-        assert hashlib.sha256(read_to_end(ends[1])).digest() == hashlib.sha256(there).digest()
+        request, reply = data_of(8 * MEGABYTE, 1), data_of(MEGABYTE, 2)
+        sender = Task(send_all, ends[0], request)
+        assert hashlib.sha256(read_to_end(ends[1])).digest() == hashlib.sha256(request).digest()
         sender.result()
-        sender = Task(send_all, ends[1], reply_destination)
-        assert (
-            hashlib.sha256(read_to_end(ends[0])).digest()
-            == hashlib.sha256(reply_destination).digest()
-        )
+        sender = Task(send_all, ends[1], reply)
+        assert hashlib.sha256(read_to_end(ends[0])).digest() == hashlib.sha256(reply).digest()
         sender.result()
-        traffic = (
-            (len(there), len(reply_destination))
-            if first == "client"
-            else (len(reply_destination), len(there))
-        )
-        assert relayed.outcome() == Outcome(*traffic, "closed")
+        sent, received = (request, reply) if first == "client" else (reply, request)
+        assert relayed.outcome() == Outcome(len(sent), len(received), "closed")
         assert not relayed.near.open and not relayed.far.open
 
-    def test_both_directions_at_once(self, relayed: Relayed) -> None:
+    def test_both_directions_at_once_lose_no_byte(self, relayed: Relayed) -> None:
         relayed.start()
         up, down = data_of(4 * MEGABYTE, 3), data_of(4 * MEGABYTE, 4)
         senders = [Task(send_all, relayed.client, up), Task(send_all, relayed.target, down)]
@@ -125,14 +141,14 @@ class TestHalfClose:
             sender.result()
         assert relayed.outcome() == Outcome(len(up), len(down), "closed")
 
-    def test_without_a_byte(self, relayed: Relayed) -> None:
+    def test_half_close_without_a_byte_is_relayed(self, relayed: Relayed) -> None:
         relayed.start()
         relayed.client.shutdown(socket.SHUT_WR)
         assert read_to_end(relayed.target) == b""
         relayed.target.shutdown(socket.SHUT_WR)
         assert relayed.outcome() == Outcome(0, 0, "closed")
 
-    def test_before_the_pipe_began(self, relayed: Relayed) -> None:
+    def test_half_close_before_the_relay_began_is_relayed(self, relayed: Relayed) -> None:
         send_all(relayed.client, b"request")
         send_all(relayed.target, b"answer")
         relayed.start()
@@ -140,16 +156,18 @@ class TestHalfClose:
         assert read_to_end(relayed.client) == b"answer"
         assert relayed.outcome() == Outcome(7, 6, "closed")
 
-    def test_costs_no_processor_while_the_other_direction_is_idle(self, relayed: Relayed) -> None:
+    def test_half_closed_relay_costs_no_processor_time(
+        self, relayed: Relayed, turns: Turns
+    ) -> None:
         relayed.start()
         relayed.client.shutdown(socket.SHUT_WR)
         assert read_to_end(relayed.target) == b""
-        before = time.process_time()
+        before = turns.count
         time.sleep(0.2)
-        assert time.process_time() - before < 0.1
+        assert turns.count <= before + SPARE_TURNS
 
-    def test_one_byte_at_a_time(self, relayed: Relayed) -> None:
-        """HAZARDS 89."""
+    def test_bytes_that_come_one_at_a_time_are_all_relayed(self, relayed: Relayed) -> None:
+        """Hazard 89."""
         relayed.start()
         data = data_of(2000, 5)
 
@@ -164,8 +182,8 @@ class TestHalfClose:
 
 
 class TestUnread:
-    def test_bytes_go_first(self, relayed: Relayed) -> None:
-        """HAZARDS 16: what was read ahead of the relay comes before what follows."""
+    def test_unread_bytes_go_first(self, relayed: Relayed) -> None:
+        """Hazard 16.  What was read ahead of the relay comes before what follows."""
         near, far = Stream(relayed.near.socket, b"early "), Stream(relayed.far.socket, b"banner ")
         relayed.near, relayed.far = near, far
         send_all(relayed.client, b"late")
@@ -175,12 +193,12 @@ class TestUnread:
         assert read_to_end(relayed.client) == b"banner answer"
         assert relayed.outcome() == Outcome(10, 13, "closed")
 
-    def test_bytes_go_though_nothing_follows(self, relayed: Relayed) -> None:
+    def test_unread_bytes_go_though_nothing_follows(self, relayed: Relayed) -> None:
         relayed.near = Stream(relayed.near.socket, b"early")
         relayed.start()
         assert read_exactly(relayed.target, 5) == b"early"
 
-    def test_many_bytes_of_a_target_that_reads_late(self, relayed: Relayed) -> None:
+    def test_many_unread_bytes_reach_a_target_that_reads_late(self, relayed: Relayed) -> None:
         relayed.far.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
         early = data_of(MEGABYTE, 6)
         relayed.near = Stream(relayed.near.socket, early)
@@ -189,7 +207,7 @@ class TestUnread:
         wait_until(lambda: not nothing_comes(relayed.target, 0))
         assert read_to_end(relayed.target) == early + b"late"
 
-    def test_bytes_to_a_target_that_has_gone(self, relayed: Relayed) -> None:
+    def test_unread_bytes_to_a_target_that_has_gone_end_in_a_reset(self, relayed: Relayed) -> None:
         relayed.near = Stream(relayed.near.socket, b"early")
         reset(relayed.target)
         relayed.start()
@@ -199,8 +217,10 @@ class TestUnread:
 
 class TestReset:
     @pytest.mark.parametrize("side", ["client", "target"])
-    def test_becomes_a_reset(self, relayed: Relayed, side: str) -> None:
-        """HAZARDS 84: nobody takes a cut stream for a whole one."""
+    def test_reset_of_one_side_becomes_a_reset_of_the_other(
+        self, relayed: Relayed, side: str
+    ) -> None:
+        """Hazard 84.  Nobody takes a cut stream for a complete one."""
         relayed.start()
         ends = (
             (relayed.client, relayed.target)
@@ -215,7 +235,9 @@ class TestReset:
         assert not relayed.near.open and not relayed.far.open
 
     @pytest.mark.parametrize("side", ["client", "target"])
-    def test_after_the_other_side_had_ended(self, relayed: Relayed, side: str) -> None:
+    def test_reset_after_the_other_side_has_ended_becomes_a_reset(
+        self, relayed: Relayed, side: str
+    ) -> None:
         relayed.start()
         ends = (
             (relayed.client, relayed.target)
@@ -228,7 +250,9 @@ class TestReset:
         assert is_reset(ends[1])
         assert relayed.outcome().ended == ("client reset" if side == "client" else "reset")
 
-    def test_while_the_other_side_does_not_read(self, relayed: Relayed) -> None:
+    def test_reset_while_the_other_side_does_not_read_becomes_a_reset(
+        self, relayed: Relayed
+    ) -> None:
         relayed.start()
         stalled = fill(relayed)
         assert stalled > 0
@@ -237,9 +261,9 @@ class TestReset:
         assert relayed.outcome().ended == "reset"
 
 
-class TestASlowReader:
-    def test_holds_at_most_one_buffer(self, relayed: Relayed) -> None:
-        """HAZARDS 85: the rest stays with the sender and the kernel."""
+class TestSlowReader:
+    def test_slow_reader_holds_at_most_one_buffer(self, relayed: Relayed) -> None:
+        """Hazard 85.  The rest stays with the sender and the kernel."""
         near, far = relayed.near.socket.dup(), relayed.far.socket.dup()
         with near, far:
             relayed.start()
@@ -252,42 +276,42 @@ class TestASlowReader:
             )
             assert 0 <= sent - in_kernel <= BUFFER
 
-    def test_does_not_hold_up_the_other_direction(self, relayed: Relayed) -> None:
+    def test_slow_reader_does_not_delay_the_other_direction(self, relayed: Relayed) -> None:
         relayed.start()
         fill(relayed)
         relayed.target.sendall(b"x" * 100000)
         assert read_exactly(relayed.client, 100000) == b"x" * 100000
 
-    def test_gets_everything_when_it_reads_again(self, relayed: Relayed) -> None:
+    def test_slow_reader_gets_every_byte_when_it_reads_again(self, relayed: Relayed) -> None:
         relayed.start()
         sent = fill(relayed)
         relayed.client.shutdown(socket.SHUT_WR)
         assert len(read_to_end(relayed.target)) == sent
 
-    def test_costs_no_processor_while_it_does_not_read(self, relayed: Relayed) -> None:
+    def test_slow_reader_costs_no_processor_time(self, relayed: Relayed, turns: Turns) -> None:
         relayed.start()
         fill(relayed)
-        before = time.process_time()
+        before = turns.count
         time.sleep(0.2)
-        assert time.process_time() - before < 0.1
+        assert turns.count <= before + SPARE_TURNS
 
-    def test_is_given_up_after_the_idle_time(self, relayed: Relayed) -> None:
+    def test_slow_reader_is_reset_after_the_idle_time(self, relayed: Relayed) -> None:
         relayed.start(PipeLimits(0.3, 30.0))
         fill(relayed)
         assert relayed.outcome().ended == "idle"
 
 
 class TestTimeouts:
-    def test_idle(self, relayed: Relayed) -> None:
-        started = time.monotonic()
-        relayed.start(PipeLimits(0.2, 30.0))
-        assert relayed.outcome() == Outcome(0, 0, "idle")
-        assert 0.18 <= time.monotonic() - started < 1.0
-        assert is_reset(relayed.client) and is_reset(
-            relayed.target
-        )  # an end would look like all of it
+    def test_idle_relay_is_reset_after_the_idle_time(self, relayed: Relayed) -> None:
+        owner = Outcomes()
+        wait = pipe(relayed.near, relayed.far, PipeLimits(0.2, 30.0), owner)
+        assert wait is not None and wait.seconds == 0.2
+        run_to_end(wait)
+        assert owner.outcomes == [Outcome(0, 0, "idle")]
+        # A half-close would look like a complete stream.
+        assert is_reset(relayed.client) and is_reset(relayed.target)
 
-    def test_every_byte_begins_the_idle_time_anew(self, relayed: Relayed) -> None:
+    def test_every_byte_restarts_the_idle_time(self, relayed: Relayed) -> None:
         relayed.start(PipeLimits(0.3, 30.0))
         for _ in range(6):
             time.sleep(0.1)
@@ -298,14 +322,14 @@ class TestTimeouts:
         assert read_to_end(relayed.target) == b"xxxxxx"
         assert relayed.outcome().ended == "closed"
 
-    def test_half_close_has_a_time_of_its_own(self, relayed: Relayed) -> None:
+    def test_half_closed_relay_has_its_own_idle_time(self, relayed: Relayed) -> None:
         relayed.start(PipeLimits(30.0, 0.2))
         time.sleep(0.3)
         relayed.client.shutdown(socket.SHUT_WR)
         assert read_to_end(relayed.target) == b""
         assert relayed.outcome().ended == "idle"
 
-    def test_the_idle_time_is_over_once_one_side_has_ended(self, relayed: Relayed) -> None:
+    def test_idle_time_does_not_apply_once_one_side_has_ended(self, relayed: Relayed) -> None:
         relayed.start(PipeLimits(0.2, 30.0))
         relayed.client.shutdown(socket.SHUT_WR)
         assert read_to_end(relayed.target) == b""
@@ -315,8 +339,8 @@ class TestTimeouts:
         assert read_to_end(relayed.client) == b"late answer"
         assert relayed.outcome().ended == "closed"
 
-    def test_of_many_days(self, relayed: Relayed) -> None:
-        """What a configuration may say: tcp_idle: 30d.  pipe() never raises."""
+    def test_idle_time_of_many_days_is_accepted(self, relayed: Relayed) -> None:
+        """A configuration may say tcp_idle: 30d, which is more than poll(2) takes."""
         relayed.start(PipeLimits(30 * 86400.0, 30 * 86400.0))
         relayed.client.shutdown(socket.SHUT_WR)
         relayed.target.shutdown(socket.SHUT_WR)
@@ -324,7 +348,7 @@ class TestTimeouts:
 
 
 @pytest.mark.parametrize("closed", ["near", "far"])
-def test_a_stream_that_is_closed_already_raises_nothing(relayed: Relayed, closed: str) -> None:
+def test_stream_that_is_closed_already_ends_in_a_reset(relayed: Relayed, closed: str) -> None:
     getattr(relayed, closed).close()
     relayed.start()
     assert relayed.outcome().ended == "reset"
@@ -332,7 +356,10 @@ def test_a_stream_that_is_closed_already_raises_nothing(relayed: Relayed, closed
 
 
 def fill(relayed: Relayed) -> int:
-    """Sends from the client until nothing moves any more, since the target does not read; how many bytes it took."""
+    """Send from the client until nothing moves any more, because the target does not read.
+
+    Returns how many bytes were taken.
+    """
     for sock in (relayed.client, relayed.near.socket, relayed.far.socket, relayed.target):
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, 65536)
@@ -352,17 +379,17 @@ def fill(relayed: Relayed) -> int:
     return sent
 
 
-def test_a_thread_relays_one_after_the_other() -> None:
-    """Its buffer is used again, and holds nothing of the last one."""
+def test_thread_relays_one_connection_after_the_other() -> None:
+    """The buffer of the thread is used again, and holds nothing of the last relay."""
 
-    def relay_twice() -> list[Any]:
-        found = []
+    def relay_twice() -> list[Outcome]:
+        outcomes = []
         for data in (b"a" * 50000, b"b"):
             with tcp_pair() as (near, client), tcp_pair() as (far, target):
                 send_all(client, data)
                 send_all(target, b"")
-                found.append(relay(Stream(near), Stream(far), LIMITS))
+                outcomes.append(relay(Stream(near), Stream(far), LIMITS))
                 assert read_to_end(target) == data
-        return found
+        return outcomes
 
     assert Task(relay_twice).result() == [Outcome(50000, 0, "closed"), Outcome(1, 0, "closed")]

@@ -1,4 +1,7 @@
-"""How a relay moves its bytes: by copying, through a kernel pipe, on a thread of its own or by steps; the bytes are the same."""
+"""How a relay moves bytes: by copying or through a kernel pipe, on a thread or by steps.
+
+The bytes that arrive are the same in every mode.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ from typing import Any, Iterator
 
 import pytest
 
+from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.interfaces.connections import Wait
 from netproxy.net.stream import Stream
 from netproxy.relay import direction as direction_module
 from netproxy.relay.direction import TINY_READS, Direction
 from netproxy.relay.pipe import Outcome, PipeLimits, pipe
-from tests.support.waits import run_to_end
+from tests.support.outcomes import Outcomes
 from tests.support.sockets import (
     Task,
     is_reset,
@@ -28,13 +32,25 @@ from tests.support.sockets import (
     tcp_pair,
     wait_until,
 )
+from tests.support.waits import run_to_end
 
 LIMITS = PipeLimits(idle=30.0, half_close=30.0)
 MEGABYTE = 1 << 20
 
 
-class Opaque(Stream):
-    plain = False  # as if its bytes were not what the socket holds
+class EncryptedSocket(socket.socket, LayeredSocket):
+    """A plain socket that has what relay.direction asks of an encrypted one."""
+
+    peer_ended = False
+
+
+class EncryptedStream(Stream):
+    """A stream that claims to be encrypted."""
+
+    plain = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(EncryptedSocket(fileno=sock.detach()))
 
 
 class Ends:
@@ -45,23 +61,21 @@ class Ends:
     ) -> None:
         self.client, self.target = client, target
         self.near, self.far = Stream(near), Stream(far)
-        self.outcomes: list[Outcome] = []
+        self.owner = Outcomes()
         self.task: Task | None = None
 
     def begin(self, limits: PipeLimits = LIMITS) -> Wait:
-        pause = pipe(self.near, self.far, limits, self.outcomes.append)
-        assert pause is not None
-        return pause
+        wait = pipe(self.near, self.far, limits, self.owner)
+        assert wait is not None
+        return wait
 
     def run(self, limits: PipeLimits = LIMITS) -> None:
-        """On a thread of its own, and never by steps."""
-        self.task = Task(
-            lambda: run_to_end(pipe(self.near, self.far, limits, self.outcomes.append))
-        )
+        """Relay on a thread of its own, and never by steps."""
+        self.task = Task(lambda: run_to_end(pipe(self.near, self.far, limits, self.owner)))
 
     def outcome(self) -> Outcome:
-        wait_until(lambda: self.outcomes)
-        (outcome,) = self.outcomes
+        wait_until(lambda: self.owner.outcomes)
+        (outcome,) = self.owner.outcomes
         assert not self.near.open and not self.far.open
         return outcome
 
@@ -80,7 +94,7 @@ def ends() -> Iterator[Ends]:
 
 
 class Pipes:
-    """Stands in for os.pipe2: counts the pipes, and fails where it is told to."""
+    """Stands in for os.pipe2: counts the pipes, and fails with `error` if that is set."""
 
     def __init__(self) -> None:
         self.opened: list[tuple[int, int]] = []
@@ -102,7 +116,7 @@ def pipes(monkeypatch: pytest.MonkeyPatch) -> Pipes:
 
 
 def open_pipes() -> int:
-    """Ends of kernel pipes that this process has."""
+    """Return how many ends of kernel pipes this process has open."""
     names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
     return sum(os.readlink(name).startswith("pipe:") for name in names if os.path.lexists(name))
 
@@ -117,30 +131,30 @@ def send_all(sock: socket.socket, data: bytes) -> None:
 
 
 def exchange(ends: Ends, size: int = 8 * MEGABYTE) -> None:
-    """So much each way at once; what arrives has the same hash."""
+    """Send `size` bytes in each direction at once; what arrives must have the same hash."""
     up, down = data_of(size, 1), data_of(size, 2)
     senders = [Task(send_all, ends.client, up), Task(send_all, ends.target, down)]
     readers = [Task(read_to_end, ends.target), Task(read_to_end, ends.client)]
-    found = [hashlib.sha256(reader.result(20)).hexdigest() for reader in readers]
-    assert found == [hashlib.sha256(data).hexdigest() for data in (up, down)]
+    received = [hashlib.sha256(reader.result(20)).hexdigest() for reader in readers]
+    assert received == [hashlib.sha256(data).hexdigest() for data in (up, down)]
     for sender in senders:
         sender.result()
     assert ends.outcome() == Outcome(size, size, "closed")
 
 
 class Busy:
-    """One direction alone, driven by hand from a source that has as much as it takes."""
+    """One direction alone, driven by hand from a source that never runs dry."""
 
     def __init__(self, ends: Ends) -> None:
         self.ends = ends
         for stream in (ends.near, ends.far):
             stream.detach()
-        self.direction = Direction(ends.near.socket, ends.far.socket, b"", True)
+        self.direction = Direction(ends.near.socket, ends.far.socket, True)
         self.sent, self.received = b"", b""
         ends.target.settimeout(0)
 
     def carry(self, data: bytes) -> None:
-        """All of `data` from the client to the target."""
+        """Move all of `data` from the client to the target."""
         self.ends.client.settimeout(0)
         rest = memoryview(data)
         self.sent += data
@@ -155,12 +169,13 @@ class Busy:
         assert self.received == self.sent
 
 
-class TestADirection:
-    def test_goes_over_to_a_pipe_and_comes_back(self, ends: Ends) -> None:
+class TestDirection:
+    def test_direction_changes_to_a_pipe_and_back(self, ends: Ends) -> None:
         before = open_pipes()
         busy = Busy(ends)
         assert not busy.direction.busy
-        while busy.direction._pipe is None:  # the last reads may have been small ones
+        # Several times, because the last reads may have been small ones.
+        while busy.direction._pipe is None:
             busy.carry(data_of(4 * MEGABYTE, 1))
         assert busy.direction.busy and open_pipes() == before + 2
         for number in range(TINY_READS):
@@ -168,11 +183,11 @@ class TestADirection:
             busy.carry(b"tiny %d" % number)
         assert busy.direction._pipe is None and not busy.direction.busy and open_pipes() == before
         busy.carry(b"copied")
-        assert busy.direction._pipe is None and busy.direction.traffic == len(busy.sent)
+        assert busy.direction._pipe is None and busy.direction.bytes_moved == len(busy.sent)
 
 
 def small_pipe(descriptor: int, command: int, value: Any = 0) -> int:
-    """What a user meets whose pipes are too many."""
+    """Answer as the kernel does if the user has too many pipes."""
     if command == fcntl.F_SETPIPE_SZ:
         raise PermissionError(errno.EPERM, "no")
     assert command == fcntl.F_GETPIPE_SZ
@@ -180,17 +195,17 @@ def small_pipe(descriptor: int, command: int, value: Any = 0) -> int:
 
 
 class TestEightMegabytesEachWay:
-    def test_through_pipes(self, ends: Ends, pipes: Pipes) -> None:
+    def test_busy_relay_moves_all_bytes_through_pipes(self, ends: Ends, pipes: Pipes) -> None:
         before = open_pipes()
         ends.run()
         exchange(ends)
         assert pipes.opened and open_pipes() == before
 
     @pytest.mark.parametrize("small", [False, True])
-    def test_without_good_pipes(
+    def test_busy_relay_without_good_pipes_copies(
         self, ends: Ends, pipes: Pipes, monkeypatch: pytest.MonkeyPatch, small: bool
     ) -> None:
-        """Each direction asks once, and copies."""
+        """Each direction asks for a pipe once, and copies."""
         before = open_pipes()
         if small:
             monkeypatch.setattr(fcntl, "fcntl", small_pipe)
@@ -200,26 +215,28 @@ class TestEightMegabytesEachWay:
         exchange(ends)
         assert pipes.asked in (1, 2) and open_pipes() == before
 
-    def test_without_leave_to_splice(self, ends: Ends, pipes: Pipes) -> None:
+    def test_busy_relay_that_may_not_splice_copies(self, ends: Ends, pipes: Pipes) -> None:
         ends.run(LIMITS._replace(splice=False))
         exchange(ends)
         assert not pipes.asked
 
     @pytest.mark.parametrize("side", ["near", "far"])
-    def test_of_a_stream_that_is_not_plain(self, ends: Ends, pipes: Pipes, side: str) -> None:
-        setattr(ends, side, Opaque(getattr(ends, side).socket))
+    def test_busy_relay_of_an_encrypted_stream_copies(
+        self, ends: Ends, pipes: Pipes, side: str
+    ) -> None:
+        setattr(ends, side, EncryptedStream(getattr(ends, side).socket))
         ends.run()
         exchange(ends)
         assert not pipes.asked
 
 
-class TestAPipeThatIsFull:
-    """The target does not read, and the kernel pipe holds what it was given."""
+class TestFullPipe:
+    """The target does not read, and the kernel pipe holds bytes."""
 
     PATTERN = bytes(range(256)) * 256
 
     def go_over(self, ends: Ends, pipes: Pipes) -> int:
-        """Bytes that went from the client to the target until the relay had a pipe; some may be on their way."""
+        """Send to a target that reads until the relay has a pipe; return the bytes sent."""
         poll, sent = select.poll(), 0
         for sock, events in ((ends.client, select.POLLOUT), (ends.target, select.POLLIN)):
             poll.register(sock, events)
@@ -229,12 +246,12 @@ class TestAPipeThatIsFull:
                 if descriptor == ends.client.fileno():
                     sent += ends.client.send(self.PATTERN[sent % 256 :])
                 else:
-                    self.found += ends.target.recv(MEGABYTE)
+                    self.received += ends.target.recv(MEGABYTE)
         ends.target.settimeout(5)
         return sent
 
     def fill(self, ends: Ends, sent: int = 0) -> int:
-        """Bytes that the client got rid of, with those that it had sent."""
+        """Send until the relay takes no more; return the bytes sent, with those sent before."""
         poll = select.poll()
         poll.register(ends.client, select.POLLOUT)
         ends.client.settimeout(0)
@@ -243,33 +260,32 @@ class TestAPipeThatIsFull:
         ends.client.settimeout(5)
         return sent
 
-    def test_loses_nothing_when_the_source_ends(self, ends: Ends, pipes: Pipes) -> None:
+    def test_full_pipe_loses_nothing_when_the_source_ends(self, ends: Ends, pipes: Pipes) -> None:
         before = open_pipes()
         ends.run()
-        self.found = b""
+        self.received = b""
         sent = self.fill(ends, self.go_over(ends, pipes))
         assert open_pipes() == before + 2 and select.select([pipes.opened[-1][0]], [], [], 0)[0]
         ends.client.shutdown(socket.SHUT_WR)
-        found = self.found + read_to_end(ends.target)
+        received = self.received + read_to_end(ends.target)
         assert (
-            hashlib.sha256(found).digest()
+            hashlib.sha256(received).digest()
             == hashlib.sha256((bytes(range(256)) * (sent // 256 + 1))[:sent]).digest()
         )
         send_all(ends.target, b"answer")
         assert read_to_end(ends.client) == b"answer"
         assert ends.outcome() == Outcome(sent, 6, "closed") and open_pipes() == before
 
-    def test_is_given_up_after_the_idle_time(self, ends: Ends) -> None:
+    def test_full_pipe_is_closed_after_the_idle_time(self, ends: Ends) -> None:
         before = len(os.listdir("/proc/self/fd"))
         ends.run(LIMITS._replace(idle=1.0))
         self.fill(ends)
         assert ends.outcome().ended == "idle"
-        wait_until(
-            lambda: len(os.listdir("/proc/self/fd")) == before - 2
-        )  # and both the relay's sockets
+        # The two sockets of the relay are closed as well.
+        wait_until(lambda: len(os.listdir("/proc/self/fd")) == before - 2)
         assert is_reset(ends.client)
 
-    def test_is_given_up_though_the_source_is_reset_after_the_other_way_has_ended(
+    def test_full_pipe_is_closed_if_the_source_resets_after_the_other_direction_ended(
         self, ends: Ends
     ) -> None:
         ends.run(LIMITS._replace(half_close=0.5, splice=False))
@@ -281,68 +297,68 @@ class TestAPipeThatIsFull:
 
 
 class TestSteps:
-    def step(self, pause: Wait, sock: socket.socket) -> Wait | None:
-        """As the parker does once `sock` has something."""
+    def step(self, wait: Wait, sock: socket.socket) -> Wait | None:
+        """Step as the poller does once `sock` has something."""
         poll = select.poll()
-        poll.register(sock, dict(pause.watched)[sock])
+        poll.register(sock, dict(wait.watched)[sock])
         ((descriptor, events),) = poll.poll(5000)
-        assert pause.step is not None
-        return pause.step(descriptor, events)
+        assert wait.step is not None
+        return wait.step(descriptor, events)
 
-    def test_an_idle_relay_goes_on_by_the_same_pause(self, ends: Ends) -> None:
-        pause = ends.begin()
+    def test_relay_with_little_to_do_uses_the_same_wait_again(self, ends: Ends) -> None:
+        wait = ends.begin()
         for number in range(5):
             ends.client.sendall(b"ask %d" % number)
-            assert self.step(pause, ends.near.socket) is pause
+            assert self.step(wait, ends.near.socket) is wait
             assert read_exactly(ends.target, 5) == b"ask %d" % number
             ends.target.sendall(b"get %d" % number)
-            assert self.step(pause, ends.far.socket) is pause
+            assert self.step(wait, ends.far.socket) is wait
             assert read_exactly(ends.client, 5) == b"get %d" % number
         ends.client.shutdown(socket.SHUT_WR)
-        half = self.step(pause, ends.near.socket)
-        assert half is not None and half is not pause and read_to_end(ends.target) == b""
+        half = self.step(wait, ends.near.socket)
+        assert half is not None and half is not wait and read_to_end(ends.target) == b""
         ends.target.shutdown(socket.SHUT_WR)
         assert self.step(half, ends.far.socket) is None
         assert ends.outcome() == Outcome(25, 25, "closed")
 
-    def test_a_busy_one_asks_for_a_thread(self, ends: Ends) -> None:
-        pause: Wait | None = ends.begin()
+    def test_busy_relay_asks_for_a_thread(self, ends: Ends) -> None:
+        wait: Wait | None = ends.begin()
         sender, reader = (
             Task(send_all, ends.client, data_of(8 * MEGABYTE, 1)),
             Task(read_to_end, ends.target),
         )
-        while pause is not None and pause.step is not None:
-            pause = self.step(
-                pause,
-                dict((sock.fileno(), sock) for sock, _ in pause.watched)[ends.near.socket.fileno()],
+        while wait is not None and wait.step is not None:
+            wait = self.step(
+                wait,
+                dict((sock.fileno(), sock) for sock, _ in wait.watched)[ends.near.socket.fileno()],
             )
-        assert pause is not None and not ends.outcomes
-        ends.task = Task(run_to_end, pause)
+        assert wait is not None and not ends.owner.outcomes
+        ends.task = Task(run_to_end, wait)
         ends.target.shutdown(socket.SHUT_WR)
         assert reader.result() == data_of(8 * MEGABYTE, 1)
         sender.result()
         assert ends.outcome() == Outcome(8 * MEGABYTE, 0, "closed")
 
     @pytest.mark.parametrize("side", ["near", "far"])
-    def test_one_that_is_not_plain_has_none(self, ends: Ends, side: str) -> None:
-        setattr(ends, side, Opaque(getattr(ends, side).socket))
-        pause = ends.begin()
-        assert pause.step is None
-        assert pause.resume(False) is None and ends.outcome() == Outcome(0, 0, "idle")
+    def test_relay_of_an_encrypted_stream_has_no_step(self, ends: Ends, side: str) -> None:
+        setattr(ends, side, EncryptedStream(getattr(ends, side).socket))
+        wait = ends.begin()
+        assert wait.step is None
+        assert wait.resume(False) is None and ends.outcome() == Outcome(0, 0, "idle")
 
     @pytest.mark.parametrize("stepped", [True, False])
     @pytest.mark.parametrize("first", ["client", "target"])
-    def test_a_reset_while_parked_becomes_a_reset(
+    def test_reset_during_a_wait_becomes_a_reset(
         self, ends: Ends, first: str, stepped: bool
     ) -> None:
-        pause = ends.begin()
+        wait = ends.begin()
         gone, other, sock = (
             (ends.client, ends.target, ends.near.socket)
             if first == "client"
             else (ends.target, ends.client, ends.far.socket)
         )
         reset(gone)
-        assert (self.step(pause, sock) if stepped else pause.resume(True)) is None
+        assert (self.step(wait, sock) if stepped else wait.resume(True)) is None
         assert is_reset(other) and ends.outcome() == Outcome(
             0, 0, "client reset" if first == "client" else "reset"
         )

@@ -1,8 +1,9 @@
-"""A session's reader: what comes from the upstream reaches the client behind the header of its source."""
+"""The reader of a session: replies reach the client behind the header of their source."""
 
 from __future__ import annotations
 
 import threading
+from typing import Callable
 
 import pytest
 
@@ -10,8 +11,10 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.net.datagram import Arena, ArenaPool
 from netproxy.relay import session as session_module
-from netproxy.relay.session import INDEPENDENT, Client, Session
-from tests.support.doubles import Counts, Lines
+from netproxy.relay.client import Client
+from netproxy.relay.nat import NatDependencies
+from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
+from tests.support.doubles import Counts, Lines, Records
 from tests.support.upstreams import FakeConn, FakeDialer, FakeSocket
 
 SOURCE, OTHER = ("198.51.100.1", 53), ("198.51.100.2", 54)
@@ -19,31 +22,39 @@ FLOW = Flow("udp", Address("192.0.2.1", 5000), Address("198.51.100.1", 53), "mai
 
 
 class SessionRig:
+    """A session without a table, which it is itself."""
+
     def __init__(self, headers: bool = True) -> None:
         self.counts = Counts()
         self.local = FakeSocket()
         self.wrapped: list[Address] = []
         self.headers = headers
         client = Client("peer", FLOW.client, self.local, self._wrap, None)
-        self.session = Session(
-            client, "mapping", FLOW, FakeDialer(), INDEPENDENT, 0.0, lambda session: None
-        )
+        self.session = Session(client, FLOW, FakeDialer(), ENDPOINT_INDEPENDENT, 0.0, self)
         self.conn = FakeConn()
-        self.ended: list[tuple[Session, bool]] = []  # and whether its upstream was closed by then
+        self.ended: list[tuple[Session, str, bool]] = []
+        """Sessions that ended, why, and whether their upstream was closed by then."""
 
     def _wrap(self, source: Address) -> bytes:
         self.wrapped.append(source)
         return f"<{source}>".encode() if self.headers else b""
 
-    def _ended(self, session: Session) -> None:
-        self.ended.append((session, self.conn.closed.is_set()))
+    def end_session(self, session: Session, reason: str) -> None:
+        self.ended.append((session, reason, self.conn.closed.is_set()))
 
     def start(self) -> None:
-        self.session.start(self.conn, ArenaPool(Arena), self._ended, self.counts, Lines())
+        dependencies = NatDependencies(
+            ArenaPool(Arena), no_work, no_work, self.counts, Records(), Lines()
+        )
+        self.session.start(self.conn, dependencies)
 
     def stop(self) -> None:
         self.conn.shutdown()
         assert self.conn.closed.wait(5)
+
+
+def no_work(task: Callable[[], None]) -> bool:
+    raise AssertionError("a session has no work for a pool")
 
 
 @pytest.fixture
@@ -51,7 +62,7 @@ def rig() -> SessionRig:
     return SessionRig()
 
 
-def test_each_datagram_comes_behind_the_header_of_its_source(rig: SessionRig) -> None:
+def test_reply_comes_behind_the_header_of_its_source(rig: SessionRig) -> None:
     rig.conn.offer((b"one", SOURCE), (b"two", OTHER), (b"six", SOURCE))
     rig.start()
     rig.local.wait_for(3)
@@ -65,7 +76,7 @@ def test_each_datagram_comes_behind_the_header_of_its_source(rig: SessionRig) ->
     rig.stop()
 
 
-def test_a_header_is_made_once_for_each_source(rig: SessionRig) -> None:
+def test_header_is_encoded_once_for_each_source(rig: SessionRig) -> None:
     rig.start()
     for number in range(1, 6):
         rig.conn.offer((b"x", SOURCE))
@@ -74,7 +85,7 @@ def test_a_header_is_made_once_for_each_source(rig: SessionRig) -> None:
     rig.stop()
 
 
-def test_no_header_is_no_header() -> None:
+def test_reply_without_header_is_the_payload_alone() -> None:
     rig = SessionRig(headers=False)
     rig.conn.offer((b"lone", SOURCE))
     rig.start()
@@ -85,7 +96,7 @@ def test_no_header_is_no_header() -> None:
     rig.stop()
 
 
-def test_an_empty_datagram_comes_back_as_one(rig: SessionRig) -> None:
+def test_empty_reply_comes_as_an_empty_datagram(rig: SessionRig) -> None:
     rig.conn.offer((b"", SOURCE))
     rig.start()
     rig.local.wait_for(1)
@@ -97,8 +108,8 @@ def test_an_empty_datagram_comes_back_as_one(rig: SessionRig) -> None:
     rig.stop()
 
 
-def test_memory_for_sources_is_bounded(rig: SessionRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anyone may send to its port."""
+def test_headers_of_sources_are_bounded(rig: SessionRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anyone may send to the session's port."""
     monkeypatch.setattr(session_module, "SOURCES_LIMIT", 4)
     rig.start()
     for port in range(1, 20):
@@ -111,19 +122,20 @@ def test_memory_for_sources_is_bounded(rig: SessionRig, monkeypatch: pytest.Monk
     rig.stop()
 
 
-def test_counts_both_ways(rig: SessionRig) -> None:
+def test_session_counts_bytes_and_datagrams_in_both_directions(rig: SessionRig) -> None:
     rig.conn.offer((b"four", SOURCE), (b"four", SOURCE), (b"2b", OTHER))
     rig.start()
     rig.local.wait_for(3)
     rig.stop()
-    rig.session.count_sent(Arena().put(b"123"))
+    arena = Arena()
+    rig.session.send(arena, arena.put(b"123"), rig.conn.prepare(FLOW))
     record = rig.session.record()
     assert (record.received, record.datagrams_received) == (10, 3)
     assert (record.sent, record.datagrams_sent) == (3, 1)
     assert (record.flow, record.upstream) == (FLOW, "fake")
 
 
-def test_a_fault_in_one_batch_does_not_silence_the_session(rig: SessionRig) -> None:
+def test_exception_in_one_batch_does_not_silence_the_session(rig: SessionRig) -> None:
     rig.conn.offer((b"x", "no source"))
     rig.start()
     rig.counts.wait_for("drops", "internal error")
@@ -132,19 +144,27 @@ def test_a_fault_in_one_batch_does_not_silence_the_session(rig: SessionRig) -> N
     rig.stop()
 
 
-def test_the_reader_tells_of_its_end_and_closes_its_upstream(rig: SessionRig) -> None:
+def test_reader_reports_its_end_and_closes_the_upstream(rig: SessionRig) -> None:
     rig.start()
     assert not rig.conn.closed.is_set() and not rig.ended
     rig.conn.shutdown()
     assert rig.conn.closed.wait(5)
-    assert rig.ended == [(rig.session, False)]
+    assert rig.ended == [(rig.session, "upstream closed", False)]
 
 
-def test_no_thread_is_no_session(rig: SessionRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_ends_the_session(rig: SessionRig) -> None:
+    rig.session.kill()
+    assert rig.ended == [(rig.session, "killed", False)]
+
+
+def test_session_without_a_thread_raises_and_is_not_started(
+    rig: SessionRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(RuntimeError):
         rig.start()
-    assert rig.session.conn is None
+    rig.session.shutdown()
+    assert not rig.conn.shut.is_set()

@@ -262,7 +262,7 @@ class TestDirect:
                 only(forwarder).exchange([WWW], far_deadline())  # type: ignore[arg-type]
         assert (
             str(caught.value)
-            == f"udp://{address}: udp {address}: the connection would come back here"
+            == f"udp://{address}: udp {address}: the connection would loop back to this proxy"
         )
 
     def test_name_of_a_server_that_is_not_found_is_a_dial_error(

@@ -12,7 +12,8 @@ from netproxy.errors import DialError, Reason
 from netproxy.handler.outbound import Connector
 from netproxy.handler.forward import TcpForward
 from netproxy.handler.http import Forwarder, HttpHandler
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.observe.flows import ObserverGroup

@@ -16,7 +16,6 @@ from netproxy.errors import ConfigError
 from netproxy.router import lists
 from tests.support.relays import described
 from tests.support.mmdb import database
-from tests.support.relays import configuration
 from tests.support.routing import StubResolver, flow, routing
 
 pytest.importorskip("yaml")

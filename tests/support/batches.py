@@ -1,4 +1,4 @@
-"""Datagram sockets of one level of batching, and what a test needs to fill and to read an arena."""
+"""Datagram sockets of one level of batching, and ways to fill and read an arena."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Batch, PacketConn, Run
 from netproxy.net import datagram
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.net.datagram import DatagramSocket
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import Task
 
@@ -33,7 +33,10 @@ class BatchRig:
         return self.opened[-1]
 
     def put(self, *payloads: bytes) -> Run:
-        """A run of these, which are of one length but for the last; far apart in the arena."""
+        """Put datagrams into the arena, far apart; return them as a run.
+
+        All but the last must have the same length.
+        """
         offsets = []
         for number, payload in enumerate(payloads):
             at = number * datagram.PITCH if len(payloads) <= datagram.SLOTS else number * 2048
@@ -42,38 +45,40 @@ class BatchRig:
         return Run(offsets, len(payloads[0]), len(payloads[-1]))
 
     def receive(self, local: DatagramSocket, count: int) -> list[tuple[bytes, Any]]:
-        """The next `count` datagrams and their peers' keys."""
-        found: list[tuple[bytes, Any]] = []
-        while len(found) < count:
+        """Return the next `count` datagrams with their peers' keys."""
+        received: list[tuple[bytes, Any]] = []
+        while len(received) < count:
             assert Task(local.wait).result()
-            found += cut(local.receive(self.arena))
-        return found
+            received += cut(local.receive(self.arena))
+        return received
 
 
 def cut(batch: Batch) -> list[tuple[bytes, Any]]:
-    found = []
+    """Return the datagrams of a batch with their peers' keys."""
+    datagrams = []
     for offsets, length, last, key in batch.spans:
-        found += [
+        datagrams += [
             (bytes(batch.arena.view[at : at + (last if at == offsets[-1] else length)]), key)
             for at in offsets
         ]
-    return found
+    return datagrams
 
 
 def receive(conn: PacketConn, count: int) -> list[tuple[bytes, Address]]:
-    """The next `count` datagrams of a packet connection and their sources."""
-    arena, found = datagram.Arena(), []
-    while len(found) < count:
+    """Return the next `count` datagrams of a packet connection with their sources."""
+    arena, received = datagram.Arena(), []
+    while len(received) < count:
         assert Task(conn.wait).result()
-        found += [(data, conn.source(key)) for data, key in cut(conn.receive(arena))]
-    return found
+        received += [(data, conn.source(key)) for data, key in cut(conn.receive(arena))]
+    return received
 
 
 def train(client: socket.socket, payloads: list[bytes], local: DatagramSocket) -> None:
-    """One send that the kernel cuts, or hands over as it is."""
+    """Send datagrams of one length as one message; the kernel cuts it or hands it over whole."""
     segment = (datagram.SOL_UDP, datagram.UDP_SEGMENT, struct.pack("=H", len(payloads[0])))
     client.sendmsg([b"".join(payloads)], [segment], 0, (*local.address,))
 
 
 def without_trains(local: DatagramSocket) -> None:
+    """Let a socket send singly, as on a kernel without UDP_SEGMENT."""
     local._segment_limit = 0

@@ -1,4 +1,7 @@
-"""Creates certificates with the openssl program, once in a test run: valid ones and faulty ones."""
+"""Certificates for tests, which the openssl program makes once a session.
+
+A CA, a server's and a client's certificate, those of another authority, and broken files.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +16,34 @@ from typing import NamedTuple
 
 import pytest
 
-# Of encrypted.key.
 PASS_PHRASE = "xyzzy-plugh"
-_KEY = ("-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+"""The pass phrase of encrypted.key."""
+_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 
 
 class Certificates(NamedTuple):
-    """The files in `directory`.
-
-    ca, server, client (both signed by ca) and stranger (signed by itself), each with .pem and .key;
-    encrypted.key, which is server.key with a pass phrase; broken.pem and broken.key, which are
-    plain text.
-    """
+    """The directory with the files."""
 
     directory: Path
 
     def path(self, name: str) -> str:
-        """Return the path of a file."""
+        """Return the path of a file.
+
+        There are a .pem and a .key of ca, server, client, stranger (self-signed) and broken;
+        and encrypted.key.
+        """
         return str(self.directory / name)
 
     def listener(self, more: str = "") -> str:
-        """Return the YAML value of a listener's `tls`. `more` is appended to its options."""
-        certificate, key = self.path("server.pem"), self.path("server.key")
-        return f"{{certificate: '{certificate}', key: '{key}'{more}}}"
+        """Return the value of a listener's `tls`, with `more` at its end."""
+        return (
+            f"{{certificate: '{self.path('server.pem')}', key: '{self.path('server.key')}'{more}}}"
+        )
 
     def client_context(self, certificate: str = "") -> ssl.SSLContext:
-        """Return a context for clients. It trusts the CA and presents the certificate, if any."""
+        """Return a context that trusts the CA; `certificate` names the client's own."""
         context = ssl.create_default_context(cafile=self.path("ca.pem"))
-        # As in netproxy.net.tls: the CA has only the extensions that openssl adds by itself.
+        # As in netproxy.net.tls: the CA is one that openssl makes by default.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if certificate:
             context.load_cert_chain(
@@ -49,7 +52,7 @@ class Certificates(NamedTuple):
         return context
 
     def secure(self, sock: socket.socket) -> ssl.SSLSocket:
-        """Perform the client's handshake. Reads raise if the stream ends without close_notify."""
+        """Do the handshake of a client.  Reading a cut stream raises an error."""
         return self.client_context().wrap_socket(
             sock, server_hostname="localhost", suppress_ragged_eofs=False
         )
@@ -57,28 +60,27 @@ class Certificates(NamedTuple):
 
 @functools.cache
 def certificates() -> Certificates:
-    """Create the certificates once in the process. Skip the test if there is no openssl."""
+    """Make the files, or skip the test if there is no openssl."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    folder = tempfile.TemporaryDirectory(prefix="netproxy-certificates-")
-    _folders.append(folder)
-    directory = Path(folder.name)
+    temporary = tempfile.TemporaryDirectory(prefix="netproxy-certificates-")
+    _kept.append(temporary)
+    directory = Path(temporary.name)
     for name in ("ca", "stranger"):
         files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
-        _openssl(
-            directory, "req", "-x509", *_KEY, "-days", "2", "-subj", f"/CN=test {name}", *files
-        )
+        subject = ("-subj", f"/CN=test {name}")
+        _openssl(directory, "req", "-x509", *_KEY, "-nodes", "-days", "2", *subject, *files)
     (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    authority = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
     for name in ("server", "client"):
         files = ("-keyout", f"{name}.key", "-out", f"{name}.csr")
-        _openssl(directory, "req", *_KEY, "-subj", f"/CN=test {name}", *files)
-        signer = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
+        _openssl(directory, "req", *_KEY, "-nodes", "-subj", f"/CN=test {name}", *files)
         files = ("-in", f"{name}.csr", "-extfile", "names", "-out", f"{name}.pem")
-        _openssl(directory, "x509", "-req", "-days", "2", *signer, *files)
-    phrase = ("-aes128", "-passout", f"pass:{PASS_PHRASE}")
-    _openssl(directory, "ec", "-in", "server.key", *phrase, "-out", "encrypted.key")
+        _openssl(directory, "x509", "-req", *authority, "-days", "2", *files)
+    encryption = ("-aes128", "-passout", f"pass:{PASS_PHRASE}")
+    _openssl(directory, "ec", "-in", "server.key", *encryption, "-out", "encrypted.key")
     for name in ("broken.pem", "broken.key"):
-        (directory / name).write_text("neither a certificate nor a key\n")
+        (directory / name).write_text("not what it should be\n")
     return Certificates(directory)
 
 
@@ -92,5 +94,5 @@ def _openssl(directory: Path, *arguments: str) -> None:
     )
 
 
-# Keeps the folders until the interpreter ends, which removes them.
-_folders: list[tempfile.TemporaryDirectory[str]] = []
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+"""Directories that are removed when the interpreter ends."""

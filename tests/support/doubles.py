@@ -1,7 +1,7 @@
-"""Recorders in the place of a Counter, a Log and an Observer, on which a test can wait.
+"""Recorders that stand in for a Counter, a Log and an Observer, and on which a test can wait.
 
-Any thread may write to them.  wait_for() returns when the record is there, and
-fails the test when it has not come in time, so that no test sleeps.
+Any thread may write to them.  wait_for() returns when a record is there and fails the test if
+it does not come in time, so that no test sleeps.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import sys
 import threading
 from typing import Any, Callable, Hashable
 
-from netproxy.dialer.hop import Services
+from netproxy.dialer.hop import PacketDependencies
 from netproxy.interfaces.flows import Record
 
-SECONDS = 5.0  # how long a test waits for what should come at once
+SECONDS = 5.0
+"""How long a test waits for a record that should come at once."""
 
 
 class _Recorder:
@@ -38,6 +39,7 @@ class Counts(_Recorder):
             self._changed.notify_all()
 
     def of(self, name: str, reason: str = "") -> int:
+        """Return the total of a counter."""
         with self._changed:
             return self.counts.get((name, reason), 0)
 
@@ -51,12 +53,14 @@ class Counts(_Recorder):
 
 
 class Lines(_Recorder):
-    """A Log; `lines` are (level, text) in order.  A `limited` line has the level "limited" and its key in `keys`."""
+    """A Log.  A line of limited() has the level "limited"."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[tuple[str, str]] = []
+        """Levels and texts in order."""
         self.keys: list[Hashable] = []
+        """The keys of limited() in order."""
 
     def debug(self, message: str, *values: object) -> None:
         self._add("debug", message, values)
@@ -81,11 +85,12 @@ class Lines(_Recorder):
         self._add("exception", f"{doing}: {sys.exc_info()[1]}", ())
 
     def of(self, level: str) -> list[str]:
+        """Return the lines of a level."""
         with self._changed:
-            return [text for one, text in self.lines if one == level]
+            return [text for line_level, text in self.lines if line_level == level]
 
     def wait_for(self, part: str) -> None:
-        """A line with `part` in it."""
+        """Wait for a line that contains `part`."""
         self._wait(lambda: any(part in text for _, text in self.lines), f"'{part}'")
 
     def _add(self, level: str, message: str, values: tuple[object, ...]) -> None:
@@ -98,12 +103,13 @@ class Lines(_Recorder):
 
 
 class Records(_Recorder):
-    """An Observer; `records` in order."""
+    """An Observer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.records: list[Record] = []
-        self.lives: list[Any] = []  # what has begun, in order
+        self.lives: list[Any] = []
+        """Live flows in the order in which they began."""
 
     def began(self, live: Any, dialled: float | None = None) -> None:
         with self._changed:
@@ -123,6 +129,6 @@ class Records(_Recorder):
         return f"Records({self.records})"
 
 
-def no_services() -> Services:
-    """For dialers that open no packet connection."""
-    return Services(lambda stream, said: None, lambda work: False, Counts())
+def no_packets() -> PacketDependencies:
+    """Return the dependencies of dialers that open no packet connection."""
+    return PacketDependencies(lambda stream, call: None, lambda task: False, Counts())

@@ -1,4 +1,4 @@
-"""Flows for dialers: whoever asks is the same client.  And who lets all of them pass."""
+"""Flows of one client for dialers, and a router and a destination guard that permit all."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ def udp_to(target: Address) -> Flow:
 
 
 class Anywhere:
-    """A Gatekeeper that keeps nobody out."""
+    """A DestinationGuard that permits every address."""
 
     def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
         return tuple(addresses)
 
 
-class OneWay:
-    """A Router for which all flows take one way out; nothing is looked up but by `look_up`."""
+class OneUpstream:
+    """A Router that sends all flows to one upstream.
+
+    Names are looked up by `look_up`; without it nothing is.
+    """
 
     def __init__(self, dialer: Dialer) -> None:
         self.dialer = dialer
@@ -36,10 +39,9 @@ class OneWay:
 
     def route(self, flow: Flow) -> Route:
         self.flows.append(flow)
-        return Route(
-            self.dialer,
-            flow._replace(addresses=tuple(self.look_up(flow.target))) if self.look_up else flow,
-        )
+        if self.look_up is not None:
+            flow = flow._replace(addresses=tuple(self.look_up(flow.target)))
+        return Route(self.dialer, flow)
 
     route_without_blocking = route
 

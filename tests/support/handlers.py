@@ -19,7 +19,8 @@ import threading
 import time
 from typing import Any, Callable, Hashable, Iterable
 
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
 from netproxy.handler.bind import Announcer
 from netproxy.handler.bind import Binder
@@ -32,7 +33,7 @@ from netproxy.net.address import from_sockaddr
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
-from tests.support.flows import OneWay
+from tests.support.flows import OneUpstream
 from tests.support.waits import run_to_end
 
 SECONDS = 5.0  # of patience, for what happens at once
@@ -188,7 +189,7 @@ class HandlerDependencies:
         self.counters = Counters()
         self.log = RecordingLog()
         self.dialer = RecordingDialer(failure)
-        self.router = OneWay(self.dialer)
+        self.router = OneUpstream(self.dialer)
         self.connector = Connector(self.router, PIPE_LIMITS, self.counters, self.log)
         self.binder = Binder(announcer or Announcer([], resolve), self.counters, bind_seconds)
         self.login = Login(Users(users or {}), auth)

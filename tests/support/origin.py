@@ -14,7 +14,8 @@ import struct
 import threading
 from typing import Any, Callable, Mapping, NamedTuple
 
-from netproxy.access.users import Login, Users
+from netproxy.access.login import Login
+from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
 from netproxy.handler.outbound import Connector
 from netproxy.handler.http import Forwarder, HttpHandler

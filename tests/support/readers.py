@@ -1,8 +1,8 @@
-"""Readers over bytes, and the ways in which every codec case is tried.
+"""A reader over bytes, and the checks that read each case of a codec in several ways.
 
-A case is read whole, byte by byte, with more bytes behind it, and cut short at
-every byte; its table stays one line a case.  BytesReader behaves like
-net.stream.Stream without a socket: what it has taken and not given is unread.
+A case is read whole, byte by byte, with more bytes behind it, and cut short at every byte.
+BytesReader behaves like net.stream.Stream without a socket: bytes that the peer has sent and
+the codec has not read are unread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import pytest
 
 from netproxy.errors import EndOfStream, LimitError, ProtocolError
 
-TRAILING = b"\x05\x04\x00\r\n\r\nGET a"  # looks like the start of anything
+TRAILING = b"\x05\x04\x00\r\n\r\nGET a"
+"""Bytes that look like the start of several protocols."""
 
 Read = Callable[["BytesReader"], Any]
 
@@ -25,7 +26,8 @@ class BytesReader:
         self._data = data
         self._step = step or len(data)
         self._unread = b""
-        self.taken = 0  # bytes that the peer got rid of
+        self.taken = 0
+        """Bytes that the peer has sent."""
 
     def read_exactly(self, count: int) -> bytes:
         while len(self._unread) < count:
@@ -47,7 +49,7 @@ class BytesReader:
         return self._give(min(limit, len(self._unread)))
 
     def rest(self) -> bytes:
-        """All that was not given to the codec."""
+        """Return all that the codec has not read."""
         return self._unread + self._data[self.taken :]
 
     def _fill(self) -> bool:
@@ -62,7 +64,7 @@ class BytesReader:
 
 
 def check_read(read: Read, data: bytes, expected: object) -> None:
-    """`data` reads as `expected` in all four ways; what comes behind it stays unread."""
+    """Check that `data` reads as `expected` in all four ways; what follows stays unread."""
     for step in (0, 1):
         for trailing in (b"", TRAILING):
             reader = BytesReader(data + trailing, step)
@@ -77,7 +79,10 @@ def check_read(read: Read, data: bytes, expected: object) -> None:
 def check_refused(
     read: Read, data: bytes, error: type[ProtocolError], **attributes: object
 ) -> None:
-    """`data` raises exactly `error` with `attributes`, without waiting for more; cut short, some ProtocolError."""
+    """Check that `data` raises exactly `error` with `attributes`, without reading beyond it.
+
+    Cut short, it raises any ProtocolError.
+    """
     for step in (0, 1):
         for trailing in (b"", TRAILING):
             with pytest.raises(ProtocolError) as caught:

@@ -1,7 +1,7 @@
-"""A real Daemon on loopback, clients with an association, and targets: what tests of the UDP relay stand on.
+"""A real Daemon on loopback, clients with an association, and targets, for tests of the UDP relay.
 
-Daemon and clients share the test's process, so that threads and descriptors can
-be counted.  Targets are plain sockets that the test itself reads and writes.
+Daemon and clients share the test's process, so that threads and descriptors can be counted.
+Targets are plain sockets that the test itself reads and writes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from netproxy.daemon.runtime import Runtime
 from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream
 from netproxy.protocol import socks5
-from tests.support.handlers import LOCALHOST, SECONDS, RecordingLog, reset
+from tests.support.handlers import LOCALHOST, SECONDS, RecordingLog, eventually, reset
 
 SPS = "listeners: [{listen: '127.0.0.1:0'}]"
 NO_HINT = Address("0.0.0.0", 0)
@@ -55,13 +55,17 @@ class Running:
     def count(self, name: str, reason: str = "") -> int:
         return self.daemon.counters.value(name, reason)
 
+    def wait_for_count(self, name: str, reason: str, expected: int) -> None:
+        """Wait until a counter has the expected value."""
+        eventually(lambda: self.count(name, reason) == expected)
+
     def drops(self) -> dict[str, int]:
         return {
             reason: value for name, reason, value in self.daemon.counters.items() if name == "drops"
         }
 
     def state(self) -> dict[str, int]:
-        """associations, sessions and entries of all relays."""
+        """Return the associations, sessions and entries of all relays."""
         totals = {"associations": 0, "sessions": 0, "entries": 0}
         for line in self.daemon.status():
             if line.startswith("udp "):
@@ -73,9 +77,10 @@ class Running:
         return not any(self.state().values())
 
     def sweep(self, later: float) -> None:
-        """What the janitor will do in `later` seconds."""
+        """Do what the janitor will do in `later` seconds."""
         janitor = self.daemon._runtime.janitor
-        janitor.sweep(time.monotonic())  # takes note of who has sent until now
+        # The first sweep notes which sessions have been active until now.
+        janitor.sweep(time.monotonic())
         janitor.sweep(time.monotonic() + later)
 
     def reload(self, text: str) -> None:
@@ -83,8 +88,9 @@ class Running:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The relay's reader is busy; what is sent meanwhile it finds as one batch.  Counters stand still."""
-        listener = next(one for one in self.daemon._manager.listeners if one.network == "udp")
+        """Keep the relay's reader busy: it finds what is sent meanwhile as one batch."""
+        listeners = self.daemon._manager.listeners
+        listener = next(listener for listener in listeners if listener.network == "udp")
         handler = listener.handler
         hold = listener.handler = _Hold()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nudge:
@@ -101,7 +107,7 @@ class Running:
 
 
 class _Hold:
-    """Takes one batch, and its time."""
+    """A PacketHandler that takes one batch and blocks until it is released."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -114,7 +120,7 @@ class _Hold:
 
 @contextmanager
 def running(text: str = SPS) -> Iterator[Running]:
-    """Stopped at the end, and then nobody has met an exception."""
+    """Run a daemon; stop it at the end, and check that nothing has raised an exception."""
     relay = Running(text)
     try:
         yield relay
@@ -126,7 +132,7 @@ def running(text: str = SPS) -> Iterator[Running]:
 
 
 class UdpPort:
-    """A UDP socket of a test: a target, or a stranger."""
+    """A UDP socket of a test: a target, or an unknown sender."""
 
     def __init__(self, host: str = LOCALHOST, port: int = 0) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -143,16 +149,16 @@ class UdpPort:
         return data, Address(*peer[:2])
 
     def expect(self, data: bytes) -> Address:
-        """The next datagram is `data`; who sent it."""
-        got, peer = self.receive()
-        assert got == data
+        """Check that the next datagram is `data`; return its sender."""
+        received, peer = self.receive()
+        assert received == data
         return peer
 
     def send(self, data: bytes, to: Address) -> None:
         self.socket.sendto(data, to)
 
     def silent(self) -> bool:
-        """Whether nothing has come until now."""
+        """Return whether nothing has arrived until now."""
         self.socket.setblocking(False)
         try:
             self.socket.recv(65536)
@@ -173,7 +179,10 @@ class UdpPort:
 
 
 class UdpClient(UdpPort):
-    """A SOCKS5 client with an association.  Its datagrams go to BND, and only what comes from there is received."""
+    """A SOCKS5 client with an association.
+
+    Its socket is connected to BND, so that it receives what comes from there only.
+    """
 
     def __init__(
         self,
@@ -182,7 +191,7 @@ class UdpClient(UdpPort):
         source: str = LOCALHOST,
         hint: Address | None = None,
     ) -> None:
-        """`hint`: what the request names; None is the port that the datagrams will come from."""
+        """`hint` is the address in the request, by default the port of the datagrams."""
         super().__init__(source)
         self.control = associate(
             port, server, source, hint or Address("0.0.0.0", self.address.port)
@@ -198,14 +207,14 @@ class UdpClient(UdpPort):
         self.socket.send(data)
 
     def receive(self) -> tuple[bytes, Address]:
-        """Payload and source of the next datagram."""
+        """Return the payload and the source of the next datagram."""
         data = self.socket.recv(65536)
         assert data[:3] == b"\0\0\0"
         skip = socks5.header_length(data)
         return data[skip:], socks5.parse_target(data[3:skip])
 
     def check_echo(self, target: UdpPort, data: bytes = b"ping") -> Address:
-        """A datagram to a target and one back; the address that the target saw."""
+        """Send a datagram to a target and one back; return the address that the target saw."""
         self.to(target.address, data)
         seen = target.expect(data)
         target.send(data[::-1], seen)
@@ -213,7 +222,7 @@ class UdpClient(UdpPort):
         return seen
 
     def leave(self, way: str = "end") -> None:
-        """Ends the control connection."""
+        """End the control connection: "end", "half" (close) or "reset"."""
         if way == "reset":
             reset(self.control)
         elif way == "half":
@@ -229,7 +238,7 @@ class UdpClient(UdpPort):
 def associate(
     port: int, server: str = LOCALHOST, source: str = LOCALHOST, hint: Address = NO_HINT
 ) -> socket.socket:
-    """A control connection whose ASSOCIATE has been sent; its reply is to be read."""
+    """Return a control connection whose ASSOCIATE has been sent.  Its reply is unread."""
     control = socket.create_connection((server, port), SECONDS, (source, 0))
     control.sendall(b"\5\1\0")
     assert control.recv(2) == b"\5\0"
@@ -239,7 +248,10 @@ def associate(
 
 
 def send_train(sock: socket.socket, datagrams: list[bytes], to: Address) -> None:
-    """Datagrams of one length as a single message that the kernel cuts, or keeps whole for a reader that wants it so."""
+    """Send datagrams of one length as a single message.
+
+    The kernel cuts it, or keeps it whole for a reader with UDP_GRO.
+    """
     control = [(SOL_UDP, UDP_SEGMENT, len(datagrams[0]).to_bytes(2, "little"))]
     try:
         sock.sendmsg([b"".join(datagrams)], control, 0, to)

@@ -22,7 +22,7 @@ from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.protocol.host import parse_host
 from netproxy.router.auto import Verdicts
 from netproxy.router.factory import Routing, RoutingDependencies, make_routing
-from tests.support.doubles import Counts, Lines, no_services
+from tests.support.doubles import Counts, Lines, no_packets
 from tests.support.relays import configuration
 
 _FLOW = re.compile(r"(tcp|udp) (?:([^@ ]+)@)?(\S+) -> (\S+):(\d+) on (\S+)\Z")
@@ -93,13 +93,13 @@ def routing(
         TargetResolver(resolver, guard),
         UdpSocketFactory(Counts(), Lines(), "single"),
         5.0,
-        no_services(),
+        no_packets(),
     )
     return make_routing(
         config,
         RoutingDependencies(
             dialer or dialers.dialer,
-            dialers.impatient,
+            dialers.direct_within,
             resolver,
             guard,
             verdicts or Verdicts(60.0, 100),

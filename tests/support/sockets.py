@@ -1,6 +1,6 @@
-"""Provides real sockets on loopback: pairs, scripted servers, ports that refuse or never answer.
+"""Real sockets on loopback for tests: pairs, scripted servers, ports that refuse or never answer.
 
-Every wait has a limit. The context managers close what they opened.
+All waits have a limit, and everything that is opened is closed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, Callable, Iterator
 
 from netproxy.interfaces.addresses import Address
 
-# The limit of a wait for something that should happen at once.
 SECONDS = 5.0
+"""How long a test waits for what should happen at once."""
 HAS_IPV6 = socket.has_ipv6
 if HAS_IPV6:
     try:
@@ -27,7 +27,7 @@ if HAS_IPV6:
 
 
 class Task:
-    """Runs a function on a new thread. result() returns or raises what the function does."""
+    """Runs a function on a thread of its own."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._call = (function, arguments)
@@ -39,7 +39,7 @@ class Task:
         self._thread.start()
 
     def result(self, seconds: float = SECONDS) -> Any:
-        """Wait for the function, at most `seconds`, and return its result."""
+        """Wait for the function; return its result, or raise what it raised."""
         self._thread.join(seconds)
         assert not self._thread.is_alive(), f"{self._thread.name} still runs"
         if self._error:
@@ -48,7 +48,7 @@ class Task:
 
     @property
     def done(self) -> bool:
-        """True if the function has returned or raised."""
+        """True once the function has ended."""
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -59,21 +59,21 @@ class Task:
             self._error = error
 
 
-def wait_until(there: Callable[[], Any], seconds: float = SECONDS) -> None:
-    """Call `there` every few milliseconds until it returns something true."""
+def wait_until(condition: Callable[[], Any], seconds: float = SECONDS) -> None:
+    """Wait for a condition of which no event tells: look every few milliseconds."""
     deadline = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < deadline, "the condition did not become true in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.005)
 
 
 def address_of(sock: socket.socket) -> Address:
-    """Return the local address of the socket."""
+    """Return the local address."""
     return Address(*sock.getsockname()[:2])
 
 
 def listen(host: str = "127.0.0.1", backlog: int = 16) -> socket.socket:
-    """Return a listening TCP socket on a port of the kernel's choice."""
+    """Return a listening TCP socket on a port that the kernel chooses."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.bind((host, 0))
     sock.listen(backlog)
@@ -83,10 +83,8 @@ def listen(host: str = "127.0.0.1", backlog: int = 16) -> socket.socket:
 
 @contextlib.contextmanager
 def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Yield both ends of a TCP connection.
-
-    The first blocks without limit, as sockets of the package do; the second has a timeout.
-    """
+    """Yield both ends of a TCP connection.  The first one blocks; the second one, the test's, has
+    a timeout."""
     with listen() as listening:
         ours = socket.create_connection(listening.getsockname())
         theirs, _ = listening.accept()
@@ -97,9 +95,9 @@ def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @contextlib.contextmanager
 def server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> Iterator[Address]:
-    """Run `script` for each connection to a new server, many at once. Yield the server's address.
+    """Run `script` with each connection, on a thread each; yield the server's address.
 
-    An exception of a script is raised when the context ends, except that a client left.
+    Raises at the end what a script has raised.
     """
     listening = listen(host)
     failures: list[BaseException] = []
@@ -129,8 +127,8 @@ def server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> I
         yield address_of(listening)
     finally:
         listening.shutdown(socket.SHUT_RDWR)
-        for running in [task, *plays]:
-            running.result(2 * SECONDS)
+        for thread in [task, *plays]:
+            thread.result(2 * SECONDS)
         listening.close()
     if failures:
         raise failures[0]
@@ -138,7 +136,7 @@ def server(script: Callable[[socket.socket], Any], host: str = "127.0.0.1") -> I
 
 @contextlib.contextmanager
 def refusing(host: str = "127.0.0.1") -> Iterator[Address]:
-    """Yield a TCP address that refuses connections. Its port stays bound meanwhile."""
+    """Yield a port on which nobody listens and that nobody else can bind."""
     with socket.socket(
         socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM
     ) as sock:
@@ -148,7 +146,7 @@ def refusing(host: str = "127.0.0.1") -> Iterator[Address]:
 
 @contextlib.contextmanager
 def black_hole(host: str = "127.0.0.1") -> Iterator[Address]:
-    """Yield a TCP address that answers no connection attempt, because its backlog is full."""
+    """Yield a port that does not answer connection attempts: its backlog is full."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(listen(host, 0))
         while True:
@@ -163,7 +161,7 @@ def black_hole(host: str = "127.0.0.1") -> Iterator[Address]:
 
 
 def udp(host: str = "127.0.0.1") -> socket.socket:
-    """Return a bound UDP socket with a timeout."""
+    """Return a UDP socket on a port that the kernel chooses."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((host, 0))
     sock.settimeout(SECONDS)
@@ -171,19 +169,19 @@ def udp(host: str = "127.0.0.1") -> socket.socket:
 
 
 def datagrams(sock: socket.socket, count: int) -> list[bytes]:
-    """Receive and return `count` datagrams."""
+    """Return the next `count` datagrams."""
     return [sock.recv(65536) for _ in range(count)]
 
 
 def nothing_comes(sock: socket.socket, seconds: float = 0.05) -> bool:
-    """Return True if the socket does not become readable within `seconds`."""
+    """Return whether nothing can be read from `sock` for so long."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return not poll.poll(seconds * 1000)
 
 
 def read_exactly(sock: socket.socket, count: int) -> bytes:
-    """Return the next `count` bytes. Fail the test if the connection ends before."""
+    """Read `count` bytes."""
     data = b""
     while len(data) < count:
         piece = sock.recv(count - len(data))
@@ -193,7 +191,7 @@ def read_exactly(sock: socket.socket, count: int) -> bytes:
 
 
 def read_to_end(sock: socket.socket) -> bytes:
-    """Return everything up to the end of the connection."""
+    """Read up to the end of the stream."""
     pieces = []
     while piece := sock.recv(65536):
         pieces.append(piece)
@@ -201,7 +199,7 @@ def read_to_end(sock: socket.socket) -> bytes:
 
 
 def is_reset(sock: socket.socket) -> bool:
-    """Read until the connection ends. Return True if it ended with RST."""
+    """Read until the connection ends; return whether it ended by RST."""
     try:
         read_to_end(sock)
     except ConnectionResetError:
@@ -210,6 +208,6 @@ def is_reset(sock: socket.socket) -> bool:
 
 
 def reset(sock: socket.socket) -> None:
-    """Close the connection with RST."""
+    """Close with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()

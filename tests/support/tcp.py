@@ -1,4 +1,4 @@
-"""Provides a TCP listener with its pool and poller, and recording doubles of what it depends on."""
+"""A TCP listener with its pool and its poller, and stand-ins for its admission and its handler."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCALHOST = Address("127.0.0.1", 0)
 
 
 class Door:
-    """An Admission that records clients. It refuses with `refusal` unless that is empty."""
+    """An Admission that records its calls; `refusal` is its answer."""
 
     def __init__(self) -> None:
         self.refusal = ""
@@ -36,7 +36,7 @@ class Door:
 
 
 class Echo:
-    """A handler that sends the first line back and records its clients, or raises `raises`."""
+    """A handler that echoes one line and records its clients; if set, it raises `raises`."""
 
     def __init__(self) -> None:
         self.raises: BaseException | None = None
@@ -53,7 +53,7 @@ class Echo:
 
 
 class TcpRig:
-    """A TcpListener at work, with an Echo handler and a Door."""
+    """A running listener and its clients."""
 
     def __init__(self, threads: int = 8, address: Address = LOCALHOST) -> None:
         self.counts, self.log, self.door, self.handler = Counts(), Lines(), Door(), Echo()
@@ -72,7 +72,6 @@ class TcpRig:
         self.closed = False
 
     def connect(self, host: str = "") -> socket.socket:
-        """Return a connection to the listener. close() closes it."""
         sock = socket.create_connection(
             (host or self.listener.address.host, self.listener.address.port), SECONDS
         )
@@ -80,14 +79,13 @@ class TcpRig:
         return sock
 
     def ask(self, line: bytes = b"hello\n") -> socket.socket:
-        """Return a connection on which the handler has answered `line`."""
+        """Return a connection that has been served."""
         sock = self.connect()
         sock.sendall(line)
         assert read_exactly(sock, len(line)) == line
         return sock
 
     def close(self) -> None:
-        """Stop everything and wait until the listener has no connection."""
         self.listener.stop()
         self.listener.abort()
         if not self.closed:

@@ -1,6 +1,6 @@
-"""Stand-ins on both sides of the NAT table: dialers and packet connections, a listening socket, a pool of workers.
+"""Test doubles around the NAT table: dialers, packet connections, a client-side socket, a pool.
 
-Nothing here has a socket or a thread.  A worker's task runs when the test says so.
+Nothing here has a socket or a thread.  A task of the pool runs when the test calls run().
 """
 
 from __future__ import annotations
@@ -10,56 +10,66 @@ from typing import Any, Callable, Hashable
 
 from netproxy.errors import DialError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.datagrams import Batch, Run
+from netproxy.interfaces.datagrams import Arena, Batch, Run
 from netproxy.interfaces.flows import Flow
+
+PITCH = 2048
+"""Bytes between two datagrams that FakeConn puts into an arena."""
 
 
 def payloads(arena: Any, run: Run) -> list[bytes]:
+    """Return the datagrams of a run."""
     return [
         bytes(arena.view[at : at + (run.last if at == run.offsets[-1] else run.length)])
         for at in run.offsets
     ]
 
 
-class Way(str):
-    """A destination: "to HOST:PORT", and the sockaddr that a filter asks for; a name is at 203.0.113.9."""
+class FakeDestination(str):
+    """The destination "to HOST:PORT".  A filter sees its sockaddr; a name has 203.0.113.9."""
 
-    sockaddr: tuple
+    sockaddr: tuple[str, int]
 
     @classmethod
-    def to(cls, target: Address) -> Way:
-        way = cls(f"to {target}")
-        way.sockaddr = (target.host if target.host[-1].isdigit() else "203.0.113.9", target.port)
-        return way
+    def to(cls, target: Address) -> FakeDestination:
+        """Return the destination for a target."""
+        destination = cls(f"to {target}")
+        host = target.host if target.host[-1].isdigit() else "203.0.113.9"
+        destination.sockaddr = (host, target.port)
+        return destination
 
 
 class FakeConn:
-    """A PacketConn; `sent` are (payload, destination) in order.  What `offer` is given is received by the reader."""
+    """A PacketConn that records.  Its reader receives what the test passes to offer()."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Any]] = []
+        """Payloads and destinations in order."""
         self.prepared: list[Address] = []
-        self.refusal: DialError | None = None  # what prepare() raises
+        self.refusal: DialError | None = None
+        """Raised by prepare()."""
         self.while_sending: Callable[[], None] | None = None
+        """Called once, by the next send()."""
         self.shut = threading.Event()
         self.closed = threading.Event()
         self._arrived = threading.Condition()
         self._offered: list[tuple[bytes, Hashable]] = []
 
-    def prepare(self, flow: Flow) -> Any:
+    def prepare(self, flow: Flow) -> FakeDestination:
         target = flow.target
         self.prepared.append(target)
         if self.refusal:
             raise self.refusal
-        return Way.to(target)
+        return FakeDestination.to(target)
 
-    def send(self, arena: Any, run: Run, destination: Any) -> None:
+    def send(self, arena: Arena, run: Run, destination: Any) -> None:
         self.sent += [(payload, destination) for payload in payloads(arena, run)]
         if self.while_sending:
             call, self.while_sending = self.while_sending, None
             call()
 
     def offer(self, *datagrams: tuple[bytes, Hashable]) -> None:
+        """Let the reader receive datagrams, each with the key of its peer."""
         with self._arrived:
             self._offered += datagrams
             self._arrived.notify_all()
@@ -76,7 +86,7 @@ class FakeConn:
         for payload, peer in offered:
             arena.view[at : at + len(payload)] = payload
             spans.append(((at,), len(payload), len(payload), peer))
-            at += 2048
+            at += PITCH
         return Batch(arena, spans)
 
     def source(self, peer: Any) -> Address:
@@ -92,7 +102,7 @@ class FakeConn:
 
 
 class FakeDialer:
-    """A Dialer of FakeConns; `refusal` is what dial_packet() raises while it is set."""
+    """A Dialer of FakeConns.  dial_packet() raises `refusal` while that is set."""
 
     carries = frozenset({"tcp", "udp"})
     symmetric = False
@@ -104,9 +114,10 @@ class FakeDialer:
         self.flows: list[Flow] = []
         self.refusal: BaseException | None = None
         self.refuse_names: DialError | None = None
+        """Raised by prepare() of the connections."""
 
     def dial(self, flow: Flow) -> Any:
-        raise AssertionError("no stream is asked for here")
+        raise AssertionError("this test dials no stream")
 
     def fixed_for(self, flow: Flow) -> FakeDialer:
         return self
@@ -122,33 +133,36 @@ class FakeDialer:
 
 
 class FakeSocket:
-    """A DatagramSocket towards clients; `sent` are (datagram with its header, destination)."""
+    """A DatagramSocket towards clients."""
 
     def __init__(self) -> None:
         self.address = Address("127.0.0.1", 1080)
         self.sent: list[tuple[bytes, Any]] = []
+        """Datagrams, headers included, and destinations in order."""
         self.changed = threading.Condition()
 
     def reply_destination(self, peer: Hashable) -> Any:
         return f"back to {peer}"
 
-    def send(self, arena: Any, run: Run, destination: Any) -> None:
+    def send(self, arena: Arena, run: Run, destination: Any) -> None:
         header = run.header.data if run.header else b""
         with self.changed:
             self.sent += [(header + payload, destination) for payload in payloads(arena, run)]
             self.changed.notify_all()
 
     def wait_for(self, amount: int) -> None:
+        """Wait until `amount` datagrams have been sent."""
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.sent) >= amount, 5), self.sent
 
 
-class Workers:
-    """submit() of a pool; tasks wait until run(), or run at once while `eager`.  With `full` none is taken."""
+class FakePool:
+    """A pool without threads: tasks run at once if `eager`, otherwise in run()."""
 
     def __init__(self, eager: bool = True) -> None:
         self.eager = eager
         self.full = False
+        """True if submit() refuses every task."""
         self.tasks: list[Callable[[], None]] = []
 
     def submit(self, task: Callable[[], None]) -> bool:
@@ -161,6 +175,6 @@ class Workers:
         return True
 
     def run(self) -> None:
-        """All that wait, and what they submit in turn."""
+        """Run all tasks that wait, and those that they submit."""
         while self.tasks:
             self.tasks.pop(0)()

@@ -359,22 +359,22 @@ def test_tls_session_of_a_dial_during_a_reload_stays_with_its_configuration(
     remembered: list[tuple[object, object]] = []
     """The trust that shook hands, and the one that remembers the session."""
     connected: dict[int, object] = {}
-    connect, remember = tls.Acquaintance.connect, tls.Acquaintance.remember
+    connect, remember = tls.TlsClient.connect, tls.TlsClient.keep_session
     slow, entered, go_on = threading.Event(), threading.Semaphore(0), threading.Event()
 
-    def connect_slowly(trust: tls.Acquaintance, stream: Stream) -> None:
+    def connect_slowly(trust: tls.TlsClient, stream: Stream) -> None:
         connect(trust, stream)
         connected[id(stream)] = trust
         if slow.is_set():
             entered.release()
             assert go_on.wait(SECONDS)
 
-    def note_remember(trust: tls.Acquaintance, stream: Stream) -> None:
+    def note_remember(trust: tls.TlsClient, stream: Stream) -> None:
         remembered.append((connected[id(stream)], trust))
         remember(trust, stream)
 
-    monkeypatch.setattr(tls.Acquaintance, "connect", connect_slowly)
-    monkeypatch.setattr(tls.Acquaintance, "remember", note_remember)
+    monkeypatch.setattr(tls.TlsClient, "connect", connect_slowly)
+    monkeypatch.setattr(tls.TlsClient, "keep_session", note_remember)
     with Echo() as echo, tunnel_daemon(tls_bridge_text(files, f"[{port}]")) as bridge:
         text = tls_agent_text(files, bridge.tunnel_port, tcp_service(port, echo))
         with tunnel_daemon(text) as agent:

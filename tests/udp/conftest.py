@@ -1,4 +1,4 @@
-"""A relay for each level of batching: nobody may notice which one it is."""
+"""A relay at each level of batching.  Clients and targets must not notice which."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LEVELS = ("mmsg", "trains", "single")
 
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> str:
-    """A line for a configuration."""
+    """Return a line for a configuration."""
     return "\nudp: {batching: %s}" % request.param
 
 
 @pytest.fixture
 def relay(level: str) -> Iterator[Running]:
-    """Nothing is ever cut, whatever a test sends."""
+    """Run a relay; check that it never truncated a datagram, whatever the test sent."""
     with running(SPS + level) as relay:
         if relay.daemon._runtime.datagrams.level not in level:
             pytest.skip("this machine has no such level")
@@ -30,11 +30,8 @@ def relay(level: str) -> Iterator[Running]:
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[NatRig]:
-    """A table on stand-ins, for what needs a certain moment."""
+    """Return a table on test doubles, for tests of a certain moment."""
     rig = NatRig()
-    monkeypatch.setattr("netproxy.relay.nat.time", rig.clock)
-    monkeypatch.setattr("netproxy.relay.entry.time", rig.clock)
+    rig.use_clock(monkeypatch)
     yield rig
-    rig.workers.eager = True
-    rig.workers.run()
-    rig.table.close()
+    rig.close()

@@ -1,7 +1,7 @@
-"""Numbered datagrams: whoever gets one can tell which it is, and whether every byte of it is right.
+"""Numbered datagrams: a receiver can tell which it got, and whether every byte is right.
 
-A Piece is what leaves in one send: a datagram, or a train that the kernel cuts.
-Those of a shape look alike in each run, so that a failure can be repeated.
+A Piece leaves in one send: a datagram, or a train that the kernel cuts.  The pieces of a shape
+are the same in each run, so that a failure can be repeated.
 """
 
 from __future__ import annotations
@@ -15,36 +15,43 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 import pytest
 
+from netproxy.relay.entry import EntryState
 from netproxy.relay.session import Session
 from tests.support.handlers import SECONDS, eventually
 from tests.support.relays import SOL_UDP, UDP_SEGMENT, Running
 
-HEAD = struct.Struct("!HI")  # flow, number
-END = 0xFFFFFFFF  # the number of a flow's last datagram, which is sent until it arrives
+HEAD = struct.Struct("!HI")
+"""Flow and number of a datagram."""
+END = 0xFFFFFFFF
+"""The number of a flow's last datagram, which is sent until it arrives."""
 NOISE = random.Random(1).randbytes(1 << 17)
-ICMP_PACE = 0.025  # seconds between datagrams that are all to be refused: Linux counts what it may tell in steps of 20 ms
-TRAIN_BYTES = 60_000  # of a train with its headers: a send takes 65,507
+ICMP_PACE = 0.025
+"""Seconds between datagrams whose refusals are counted: Linux limits ICMP in steps of 20 ms."""
+TRAIN_BYTES = 60_000
+"""The most bytes of a train with its headers.  A send takes 65,507."""
 
 
 class Piece(NamedTuple):
     flow: int
-    sizes: tuple[int, ...]  # bytes of payload; more than one: a train, whose last may be shorter
+    sizes: tuple[int, ...]
+    """Bytes of each payload.  More than one is a train, whose last datagram may be shorter."""
 
 
 def datagram(flow: int, number: int, size: int) -> bytes:
+    """Return a datagram of `size` bytes that no other flow and number have."""
     start = (number * 37 + flow * 1009) % (1 << 16)
     return HEAD.pack(flow, number) + NOISE[start : start + size - HEAD.size]
 
 
 def pieces(shape: str, count: int, flows: int = 1) -> list[Piece]:
-    """At least `count` datagrams of a shape."""
+    """Return pieces of a shape with at least `count` datagrams."""
     chance = random.Random(shape)
-    found: list[Piece] = []
+    plan: list[Piece] = []
     while count > 0:
         piece = Piece(chance.randrange(flows), tuple(_SHAPES[shape](chance)))
-        found.append(piece)
+        plan.append(piece)
         count -= len(piece.sizes)
-    return found
+    return plan
 
 
 def _mixed(chance: random.Random) -> Iterable[int]:
@@ -62,19 +69,18 @@ _SHAPES: dict[str, Callable[[random.Random], Iterable[int]]] = {
 }
 
 
-class Stream:
-    """What is to be sent of each flow, made before the sending begins, so that it goes at full rate."""
+class SendPlan:
+    """All datagrams of some flows, encoded before the sending begins, for the full rate."""
 
     def __init__(
-        self, plan: Iterable[Piece], flows: int, header: Callable[[int], bytes] = lambda flow: b""
+        self, pieces: Iterable[Piece], flows: int, header: Callable[[int], bytes] = lambda flow: b""
     ) -> None:
-        """`header` stands before each datagram of a flow."""
+        """`header` returns what precedes each datagram of a flow."""
         self.sizes: list[list[int]] = [[] for _ in range(flows)]
-        self.sends: list[
-            tuple[int, bytes, int]
-        ] = []  # flow, bytes, length of each (0: not a train)
+        self.sends: list[tuple[int, bytes, int]] = []
+        """Flow, bytes, and the length of each datagram (0 if there is only one)."""
         self.ends = [(flow, header(flow) + datagram(flow, END, HEAD.size)) for flow in range(flows)]
-        for flow, sizes in plan:
+        for flow, sizes in pieces:
             known = self.sizes[flow]
             parts = []
             for size in sizes:
@@ -82,8 +88,8 @@ class Stream:
                 known.append(size)
             self.sends.append((flow, b"".join(parts), len(parts[0]) if len(parts) > 1 else 0))
 
-    def pour(self, put: Callable[[int, bytes, int], None], arrived: threading.Event) -> None:
-        """All of it at once, then the ends again and again until they have `arrived`."""
+    def send_all(self, put: Callable[[int, bytes, int], None], arrived: threading.Event) -> None:
+        """Send everything, then the ends again and again until they have `arrived`."""
         for flow, data, stride in self.sends:
             put(flow, data, stride)
         for _ in range(int(SECONDS * 100)):
@@ -93,17 +99,17 @@ class Stream:
                 return
 
 
-class Ledger:
-    """The receiver's side of a Stream: numbers rise within each flow, and every byte is right."""
+class Arrivals:
+    """Checks what arrives of a SendPlan: numbers rise in each flow, and every byte is right."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._sizes = stream.sizes
-        self._last = [-1] * len(stream.sizes)
-        self._open = set(range(len(stream.sizes)))
+    def __init__(self, plan: SendPlan) -> None:
+        self._sizes = plan.sizes
+        self._last = [-1] * len(plan.sizes)
+        self._open = set(range(len(plan.sizes)))
         self.count = 0
 
     def enter(self, data: bytes) -> int:
-        """Its flow."""
+        """Check a datagram; return its flow."""
         flow, number = HEAD.unpack_from(data)
         if number == END:
             assert len(data) == HEAD.size
@@ -122,7 +128,7 @@ class Ledger:
 
 
 def put_on(sock: socket.socket, data: bytes, stride: int, to: Any) -> None:
-    """One datagram, or the train of those of `stride` bytes."""
+    """Send one datagram, or a train of datagrams of `stride` bytes."""
     if not stride:
         sock.sendto(data, to)
         return
@@ -133,18 +139,25 @@ def put_on(sock: socket.socket, data: bytes, stride: int, to: Any) -> None:
 
 
 def settled(relay: Running) -> None:
-    """Waits until no entry's first datagrams wait any more: a worker may be at it, though an answer has come already."""
+    """Wait until every entry is ready.
+
+    A worker may still be flushing its queue, though the first reply has come.
+    """
     tables = [state.table for state in relay.daemon._plan.relays.states.values()]
     eventually(
-        lambda: all(entry.destination for table in tables for entry in list(table.entries.values()))
+        lambda: all(
+            entry.state is EntryState.READY
+            for table in tables
+            for entry in list(table.entries.values())
+        )
     )
 
 
 @contextmanager
 def held_down(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Sessions take their time with what they send back; what comes meanwhile they find as one batch.
+    """Keep a session's reader busy: it finds the replies that come meanwhile as one batch.
 
-    The event tells that one is at it: the caller sends the datagram that keeps it busy.
+    Yields an event.  The caller sends a reply, which keeps the reader busy once that is set.
     """
     busy, release = threading.Event(), threading.Event()
     send_back = Session._send_back

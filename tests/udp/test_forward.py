@@ -1,4 +1,4 @@
-"""Forward listeners, udp:// with a fixed target: the same table and the same way as SOCKS5's datagrams."""
+"""UDP listeners with a fixed target: forwarding, order, filtering, and when sessions end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from netproxy.interfaces.addresses import Address
 from tests.support.handlers import LOCALHOST, descriptors, eventually
 from tests.support.relays import Running, UdpPort, running, sessions_threads
 from tests.support.sockets import Task
-from tests.udp.flows import ICMP_PACE, Ledger, Stream, pieces, put_on
+from tests.udp.flows import ICMP_PACE, Arrivals, SendPlan, pieces, put_on
 
 LISTENER = "listeners: [{protocol: udp, listen: '127.0.0.1:0', target: '%s'%s}]"
 COUNT = 6000
@@ -28,7 +28,10 @@ def forward(target: Address | str, level: str, more: str = "") -> Iterator[tuple
 def check_echo(
     client: UdpPort, entrance: Address, target: UdpPort, data: bytes = b"ping"
 ) -> Address:
-    """There and back; the address that the target saw.  The answer comes from the listener."""
+    """Send a datagram to the target and one back; return the address that the target saw.
+
+    The reply must come from the listener.
+    """
     client.send(data, entrance)
     seen = target.expect(data)
     target.send(data[::-1], seen)
@@ -36,16 +39,16 @@ def check_echo(
     return seen
 
 
-def test_what_comes_in_goes_to_the_target_and_back(level: str) -> None:
+def test_datagrams_go_to_the_target_and_replies_come_back(level: str) -> None:
     with (
         UdpPort() as target,
         forward(target.address, level) as (relay, entrance),
-        UdpPort() as one,
-        UdpPort() as other,
+        UdpPort() as first,
+        UdpPort() as second,
     ):
         seen = [
             check_echo(client, entrance, target, data)
-            for client in (one, other, one)
+            for client in (first, second, first)
             for data in (b"ping", b"", b"x" * 60_000)
         ]
         assert len(set(seen)) == 2
@@ -53,13 +56,13 @@ def test_what_comes_in_goes_to_the_target_and_back(level: str) -> None:
         assert not relay.drops()
 
 
-def test_nothing_is_taken_for_a_header(level: str) -> None:
+def test_payload_is_not_taken_for_a_header(level: str) -> None:
     with UdpPort() as target, forward(target.address, level) as (_, entrance), UdpPort() as client:
         for data in (b"\0\0\0\1\x7f\0\0\1\0\x50data", b"\0\0\1\1", b"\5\1\0"):
             check_echo(client, entrance, target, data)
 
 
-def test_a_target_by_name(level: str) -> None:
+def test_target_by_name_is_reached_and_replies(level: str) -> None:
     with (
         UdpPort("::") as target,
         forward(f"localhost:{target.address.port}", level) as (_, entrance),
@@ -72,27 +75,33 @@ def test_a_target_by_name(level: str) -> None:
 
 
 @pytest.mark.parametrize("shape", ["singles", "trains", "mixed"])
-def test_order_is_kept_both_ways(level: str, shape: str) -> None:
+def test_order_is_kept_in_both_directions(level: str, shape: str) -> None:
     with UdpPort() as target, forward(target.address, level) as (_, entrance), UdpPort() as client:
         seen = check_echo(client, entrance, target)
-        for sender, receiver, to in ((client, target, entrance), (target, client, seen)):
-            stream, arrived = Stream(pieces(shape, COUNT), 1), threading.Event()
-            ledger = Ledger(stream)
-            pouring = Task(
-                stream.pour,
-                lambda flow, data, stride: put_on(sender.socket, data, stride, to),
-                arrived,
-            )
-            try:
-                while not ledger.complete:
-                    ledger.enter(receiver.receive()[0])
-            finally:
-                arrived.set()
-                pouring.result()
-            assert ledger.count > COUNT / 20
+        check_order(shape, client, target, entrance)
+        check_order(shape, target, client, seen)
 
 
-def test_clients_lets_nobody_else_in(level: str) -> None:
+def check_order(shape: str, sender: UdpPort, receiver: UdpPort, to: Address) -> None:
+    """Send a flow at full rate and check the order in which it arrives."""
+    plan, arrived = SendPlan(pieces(shape, COUNT), 1), threading.Event()
+    arrivals = Arrivals(plan)
+
+    def put(flow: int, data: bytes, stride: int) -> None:
+        put_on(sender.socket, data, stride, to)
+
+    sending = Task(plan.send_all, put, arrived)
+    try:
+        while not arrivals.complete:
+            arrivals.enter(receiver.receive()[0])
+    finally:
+        arrived.set()
+        sending.result()
+    # So many have arrived that the others were in order as well.
+    assert arrivals.count > COUNT / 20
+
+
+def test_senders_outside_clients_are_dropped_and_counted(level: str) -> None:
     more = ", clients: [127.0.0.0/24]"
     with (
         UdpPort() as target,
@@ -102,10 +111,10 @@ def test_clients_lets_nobody_else_in(level: str) -> None:
         check_echo(client, entrance, target)
         before, state = descriptors(), relay.state()
         for at in range(500):
-            with UdpPort(f"127.1.{at >> 8}.{at & 255}") as stranger:
-                put_on(stranger.socket, b"let me in" * 2, 9, entrance)
-                assert stranger.silent()
-        eventually(lambda: relay.count("drops", "client not allowed") == 1000)
+            with UdpPort(f"127.1.{at >> 8}.{at & 255}") as sender_elsewhere:
+                put_on(sender_elsewhere.socket, b"let me in" * 2, 9, entrance)
+                assert sender_elsewhere.silent()
+        relay.wait_for_count("drops", "client not allowed", 1000)
         assert (descriptors(), relay.state(), sessions_threads()) == (before, state, 1)
         check_echo(client, entrance, target)
         assert target.silent() and not relay.log.limited_keys
@@ -120,8 +129,10 @@ def test_clients_lets_nobody_else_in(level: str) -> None:
         (", udp: {filtering: address-and-port-dependent}", False, False),
     ],
 )
-def test_who_may_answer(level: str, more: str, port_passes: bool, host_passes: bool) -> None:
-    """Nobody logs in here: by default only the target's address may."""
+def test_filtering_decides_which_sources_may_reply(
+    level: str, more: str, port_passes: bool, host_passes: bool
+) -> None:
+    """Nobody logs in here, so that by default only the target's address may reply."""
     with UdpPort() as target, forward(target.address, level, more) as (relay, entrance):
         with UdpPort() as client, UdpPort() as port, UdpPort("127.0.0.3") as host:
             seen = check_echo(client, entrance, target)
@@ -133,8 +144,8 @@ def test_who_may_answer(level: str, more: str, port_passes: bool, host_passes: b
             assert relay.drops().get("filtered", 0) == 2 - port_passes - host_passes
 
 
-def test_what_comes_back_does_not_keep_it_alive(level: str) -> None:
-    """REQ-6, hazard 35: nobody logs in here, so that a stranger must not hold a session open."""
+def test_replies_do_not_keep_a_session_alive(level: str) -> None:
+    """REQ-6, hazard 35.  Nobody logs in here, so that anyone could keep a session open."""
     with (
         UdpPort() as target,
         forward(target.address, level) as (relay, entrance),
@@ -153,14 +164,14 @@ def test_what_comes_back_does_not_keep_it_alive(level: str) -> None:
         assert check_echo(client, entrance, target) != seen
 
 
-def test_a_target_that_refuses_is_counted_and_may_come_back(level: str) -> None:
+def test_target_that_refuses_is_counted_and_may_come_back(level: str) -> None:
     with UdpPort() as gone:
         address = gone.address
     with forward(address, level) as (relay, entrance), UdpPort() as client:
         for number in range(1, 6):
             time.sleep(ICMP_PACE)
             client.send(b"anybody?", entrance)
-            eventually(lambda: relay.count("icmp", "refused") == number)
+            relay.wait_for_count("icmp", "refused", number)
         with UdpPort(address.host, address.port) as target:
             check_echo(client, entrance, target)
         assert not relay.drops() and relay.state()["sessions"] == 1

@@ -1,4 +1,4 @@
-"""The relay as a NAT (RFC 4787): mapping, filtering, hairpinning; ICMP errors cost nobody but their own target."""
+"""The relay as a NAT (RFC 4787): mapping, filtering, hairpinning, ICMP errors."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ REFUSED = ("icmp", "refused")
 # -- mapping
 
 
-def test_endpoint_independent_mapping_is_one_port_for_all_targets(relay: Running) -> None:
-    """REQ-1; and the families share it."""
+def test_endpoint_independent_mapping_has_one_port_for_all_targets(relay: Running) -> None:
+    """REQ-1.  IPv4 and IPv6 targets share the port."""
     with (
         UdpClient(relay.port) as client,
-        UdpPort() as one,
+        UdpPort() as first,
         UdpPort() as port,
         UdpPort("127.0.0.7") as host,
         UdpPort("::1") as v6,
     ):
-        seen = [client.check_echo(target).port for target in (one, port, host, v6, one)]
+        seen = [client.check_echo(target).port for target in (first, port, host, v6, first)]
         assert len(set(seen)) == 1
         assert (
             relay.state() == {"associations": 1, "sessions": 1, "entries": 4}
@@ -36,27 +36,26 @@ def test_endpoint_independent_mapping_is_one_port_for_all_targets(relay: Running
         )
 
 
-def test_no_two_clients_share_a_port(relay: Running) -> None:
+def test_two_clients_do_not_share_a_port(relay: Running) -> None:
     """REQ-3."""
-    with UdpPort() as target, UdpClient(relay.port) as one, UdpClient(relay.port) as other:
-        assert one.check_echo(target) != other.check_echo(target)
+    with UdpPort() as target, UdpClient(relay.port) as first, UdpClient(relay.port) as second:
+        assert first.check_echo(target) != second.check_echo(target)
 
 
-def test_symmetric_mapping_is_a_port_for_each_target(level: str) -> None:
+def test_symmetric_mapping_has_one_port_for_each_target(level: str) -> None:
     with running(LISTENER % "mapping: symmetric" + level) as relay, UdpClient(relay.port) as client:
-        with UdpPort() as one, UdpPort() as port, UdpPort("127.0.0.7") as host:
-            seen = [client.check_echo(target) for target in (one, port, host)]
+        with UdpPort() as first, UdpPort() as port, UdpPort("127.0.0.7") as host:
+            seen = [client.check_echo(target) for target in (first, port, host)]
             assert len({address.port for address in seen}) == 3
-            assert [
-                client.check_echo(target) for target in (one, port, host)
-            ] == seen  # and it stays
+            # The mapping stays.
+            assert [client.check_echo(target) for target in (first, port, host)] == seen
             assert relay.state() == {"associations": 1, "sessions": 3, "entries": 3}
             client.leave()
             eventually(relay.idle, 1.0)
 
 
-def test_the_mapping_stays_when_another_target_goes_idle_or_refuses(relay: Running) -> None:
-    """REQ-11: what goes on elsewhere does not change it."""
+def test_mapping_stays_when_another_target_goes_idle_or_refuses(relay: Running) -> None:
+    """REQ-11: other targets do not change the mapping."""
     with UdpClient(relay.port) as client, UdpPort() as target:
         seen = client.check_echo(target)
         with UdpPort("127.0.0.5") as gone:
@@ -79,10 +78,10 @@ def test_the_mapping_stays_when_another_target_goes_idle_or_refuses(relay: Runni
         ("address-and-port-dependent", False, False),
     ],
 )
-def test_who_may_answer(
+def test_filtering_decides_which_sources_may_reply(
     level: str, mapping: str, filtering: str, port_passes: bool, host_passes: bool
 ) -> None:
-    """REQ-8, hazard 30: from another port of the target, from another host; singly and as a train."""
+    """REQ-8, hazard 30.  From another port or host, single datagrams and trains."""
     text = LISTENER % f"filtering: {filtering}, mapping: {mapping}"
     with running(text + level) as relay, UdpClient(relay.port) as client, UdpPort() as target:
         with UdpPort() as port, UdpPort("127.0.0.3") as host:
@@ -95,12 +94,13 @@ def test_who_may_answer(
                     assert [client.receive() for _ in range(5)] == [(b"unasked", other.address)] + [
                         (b"12345", other.address)
                     ] * 4
-                client.check_echo(target)  # and nothing else came before it
+                # Nothing else came before the echo.
+                client.check_echo(target)
                 filtered += 0 if passes else 5
             assert relay.count("drops", "filtered") == filtered, "each datagram is counted"
 
 
-def test_a_target_may_answer_from_when_it_has_been_sent_to(level: str) -> None:
+def test_target_may_reply_once_it_has_been_sent_to(level: str) -> None:
     with (
         running(LISTENER % "filtering: address-and-port-dependent" + level) as relay,
         UdpClient(relay.port) as client,
@@ -114,16 +114,16 @@ def test_a_target_may_answer_from_when_it_has_been_sent_to(level: str) -> None:
             assert client.receive() == (b"now", late.address)
 
 
-def test_a_filtered_stranger_between_answers_is_taken_out(level: str) -> None:
+def test_filtered_datagrams_between_replies_are_left_out(level: str) -> None:
     with (
         running(LISTENER % "filtering: address-dependent" + level) as relay,
         UdpClient(relay.port) as client,
     ):
-        with UdpPort() as target, UdpPort("127.0.0.3") as stranger:
+        with UdpPort() as target, UdpPort("127.0.0.3") as other_host:
             seen = client.check_echo(target)
             for at in range(100):
                 target.send(b"%d" % at, seen)
-                stranger.send(b"%d" % at, seen)
+                other_host.send(b"%d" % at, seen)
             assert [client.receive() for _ in range(100)] == [
                 (b"%d" % at, target.address) for at in range(100)
             ]
@@ -134,13 +134,13 @@ def test_a_filtered_stranger_between_answers_is_taken_out(level: str) -> None:
 # -- hairpinning
 
 
-def test_two_clients_of_one_proxy_reach_each_other(relay: Running) -> None:
-    """REQ-9, hazard 37: by the ports that targets see, both ways, many at a time."""
-    with UdpClient(relay.port) as one, UdpClient(relay.port) as other, UdpPort() as target:
-        at = [Address(LOCALHOST, client.check_echo(target).port) for client in (one, other)]
+def test_two_clients_of_one_relay_reach_each_other(relay: Running) -> None:
+    """REQ-9, hazard 37.  Through the ports that targets see, in both directions."""
+    with UdpClient(relay.port) as first, UdpClient(relay.port) as second, UdpPort() as target:
+        at = [Address(LOCALHOST, client.check_echo(target).port) for client in (first, second)]
         for sender, receiver, to, source in (
-            (one, other, at[1], at[0]),
-            (other, one, at[0], at[1]),
+            (first, second, at[1], at[0]),
+            (second, first, at[0], at[1]),
         ):
             for number in range(200):
                 sender.to(to, b"%d" % number)
@@ -148,7 +148,7 @@ def test_two_clients_of_one_proxy_reach_each_other(relay: Running) -> None:
         assert relay.state() == {"associations": 2, "sessions": 2, "entries": 4}
 
 
-def test_a_client_reaches_itself(relay: Running) -> None:
+def test_client_reaches_itself_through_its_mapping(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         own = Address(LOCALHOST, client.check_echo(target).port)
         client.to(own, b"myself")
@@ -159,8 +159,8 @@ def test_a_client_reaches_itself(relay: Running) -> None:
 
 
 @pytest.mark.parametrize("host", [LOCALHOST, "::1"])
-def test_a_closed_port_disturbs_no_other_target(relay: Running, host: str) -> None:
-    """REQ-12, hazards 29 and 30: the session lives, and the next datagram to another target arrives."""
+def test_closed_port_does_not_affect_other_targets(relay: Running, host: str) -> None:
+    """REQ-12, hazards 29 and 30.  The session lives, and datagrams to other targets arrive."""
     with UdpClient(relay.port) as client, UdpPort() as target, UdpPort("::1") as sixth:
         seen = client.check_echo(target)
         with UdpPort(host) as gone:
@@ -178,7 +178,7 @@ def test_a_closed_port_disturbs_no_other_target(relay: Running, host: str) -> No
         assert relay.state() == {"associations": 1, "sessions": 1, "entries": 3}
 
 
-def test_each_refusal_is_counted(relay: Running) -> None:
+def test_refusals_are_each_counted(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
         with UdpPort() as gone:
@@ -186,18 +186,18 @@ def test_each_refusal_is_counted(relay: Running) -> None:
         for number in range(1, 20):
             time.sleep(ICMP_PACE)
             client.to(address, b"into the void")
-            eventually(lambda: relay.count(*REFUSED) == number)
+            relay.wait_for_count(*REFUSED, number)
         client.check_echo(target)
         assert not relay.drops()
 
 
-def test_a_train_to_a_closed_port_disturbs_no_other_target(relay: Running) -> None:
+def test_train_to_a_closed_port_does_not_affect_other_targets(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
         with UdpPort() as gone:
             client.check_echo(gone)
         void, header = encode_header(gone.address), encode_header(target.address)
-        for turn in range(20):
+        for _ in range(20):
             put_on(
                 client.socket,
                 b"".join((void, header)[at % 2] + b"%04d" % at for at in range(20)),
@@ -206,14 +206,14 @@ def test_a_train_to_a_closed_port_disturbs_no_other_target(relay: Running) -> No
             )
             for at in range(1, 20, 2):
                 target.expect(b"%04d" % at)
-        # so many at once use up what the kernel may tell: it is asked until it may again
+        # So many at once reach the kernel's limit for ICMP errors: send until it reports again.
         eventually(lambda: relay.count(*REFUSED) or client.to(gone.address, b"into the void"))
         client.check_echo(target)
         assert not relay.drops()
 
 
-def test_a_client_that_has_gone_disturbs_no_other_client(relay: Running) -> None:
-    """Its port is closed, its association lives: replies to it are refused on the relay's own port."""
+def test_client_that_has_gone_does_not_affect_other_clients(relay: Running) -> None:
+    """Its port is closed and its association lives: the relay's own port gets ICMP errors."""
     with UdpPort() as target, UdpClient(relay.port) as stays, UdpClient(relay.port) as leaves:
         first, second = stays.check_echo(target), leaves.check_echo(target)
         leaves.socket.close()

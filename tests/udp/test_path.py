@@ -1,7 +1,7 @@
-"""Paths with an MTU, between network namespaces: nothing is cut towards a target, a reply is; ECN does not pass.
+"""Paths with a small MTU between network namespaces, and ECN.
 
-The relay lives on a box in the middle: its daemon's threads are children of one
-that has gone there.
+Datagrams to targets are never cut, replies to clients may be.  The relay runs on the box in the
+middle: the threads of its daemon are children of a thread that has entered that namespace.
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ from tests.support.sockets import Task
 from tests.udp.flows import put_on, settled
 
 CLIENT, BOX = "10.78.1.2", "10.78.1.1"
-NEAR, NEAR6 = "10.78.2.2", "fd78:2::2"  # behind a cable of SMALL
-FAR = "10.78.3.2"  # behind an ordinary one
-SMALL = 1280  # bytes of MTU, of the client's cable as well
-SIZE = 1400  # of payload: too long for that
-PASSES, PASSES6 = SMALL - 28, SMALL - 48  # the longest payloads that are one packet there
+NEAR, NEAR6 = "10.78.2.2", "fd78:2::2"
+"""Behind a link with the small MTU."""
+FAR = "10.78.3.2"
+"""Behind an ordinary link."""
+SMALL = 1280
+"""Bytes of the small MTU, which the client's link has as well."""
+SIZE = 1400
+"""Bytes of a payload that is too long for it."""
+PASSES, PASSES6 = SMALL - 28, SMALL - 48
+"""The longest payloads that are one packet there, for IPv4 and IPv6."""
 LISTENER = "listeners: [{listen: '%s:0', clients: [10.78.1.0/24]}]" % BOX
-TOS = 0b10111011  # expedited forwarding, and a congestion that somebody has met
+TOS = 0b10111011
+"""Expedited forwarding with the mark for congestion experienced."""
 
 Value = TypeVar("Value")
 
@@ -42,8 +48,8 @@ class Net(NamedTuple):
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Net]:
-    with hosts("client", "box", "near", "far") as made:
-        net = Net(*made)
+    with hosts("client", "box", "near", "far") as namespaces:
+        net = Net(*namespaces)
         connect(net.client, [f"{CLIENT}/24"], net.box, [f"{BOX}/24"])
         connect(net.box, ["10.78.2.1/24", "fd78:2::1/64"], net.near, [f"{NEAR}/24", f"{NEAR6}/64"])
         connect(net.box, ["10.78.3.1/24"], net.far, [f"{FAR}/24"])
@@ -58,7 +64,7 @@ def net() -> Iterator[Net]:
 
 
 def inside(host: Namespace, call: Callable[[], Value]) -> Value:
-    """What a call gives there.  The sockets it makes stay there."""
+    """Return the result of a call within a namespace.  Its sockets stay there."""
 
     def run() -> Value:
         host.enter()
@@ -69,7 +75,7 @@ def inside(host: Namespace, call: Callable[[], Value]) -> Value:
 
 
 def counted(host: Namespace, name: str) -> int:
-    """A counter of its IPv4, or of its IPv6 ("Ip6...")."""
+    """Return a counter of a namespace's IPv4, or of its IPv6 ("Ip6...")."""
 
     def read() -> int:
         if name.startswith("Ip6"):
@@ -87,7 +93,7 @@ def counted(host: Namespace, name: str) -> int:
 
 @pytest.fixture
 def boxed(net: Net, level: str) -> Iterator[Running]:
-    """The relay on the box."""
+    """Run the relay on the box."""
     entered: list[Any] = []
 
     def start() -> Running:
@@ -111,8 +117,9 @@ def client(boxed: Running, net: Net) -> Iterator[UdpClient]:
 
 @contextmanager
 def held(net: Net, boxed: Running) -> Iterator[None]:
-    """As Running.held, of the relay on the box."""
-    listener = next(one for one in boxed.daemon._manager.listeners if one.network == "udp")
+    """Keep the relay on the box busy, as Running.held does."""
+    listeners = boxed.daemon._manager.listeners
+    listener = next(listener for listener in listeners if listener.network == "udp")
     handler, hold = listener.handler, _Hold()
     listener.handler = hold
     with inside(net.client, lambda: UdpPort(CLIENT)) as nudge:
@@ -126,7 +133,7 @@ def held(net: Net, boxed: Running) -> Iterator[None]:
 
 
 def echo(client: UdpClient, target: UdpPort, data: bytes) -> Address:
-    """To the target and back; the address it saw."""
+    """Send a datagram to the target and one back; return the address that the target saw."""
     client.to(target.address, data)
     seen = target.expect(data)
     target.send(data, seen)
@@ -137,26 +144,27 @@ def echo(client: UdpClient, target: UdpPort, data: bytes) -> Address:
 @pytest.mark.parametrize(
     "host, passes, cut", [(NEAR, PASSES, "FragCreates"), (NEAR6, PASSES6, "Ip6FragCreates")]
 )
-def test_towards_a_target_nothing_is_cut(
+def test_datagrams_to_a_target_are_never_cut(
     net: Net, boxed: Running, client: UdpClient, host: str, passes: int, cut: str
 ) -> None:
-    """Hazard 45: what is longer than the path is dropped and counted, and the session lives."""
+    """Hazard 45.  What is longer than the path is dropped and counted, and the session lives."""
     with inside(net.near, lambda: UdpPort(host)) as target:
         seen = echo(client, target, b"open")
         before = counted(net.box, cut)
         for number, size in enumerate((SIZE, passes + 1, 9000), 1):
             client.to(target.address, bytes(size))
-            eventually(lambda: boxed.drops() == {"too big": number})
+            boxed.wait_for_count("drops", "too big", number)
             client.to(target.address, b"x" * passes)
             assert target.expect(b"x" * passes) == seen
+        assert boxed.drops() == {"too big": 3}
         assert counted(net.box, cut) == before
         assert echo(client, target, b"the session lives") == seen
 
 
-def test_a_run_of_datagrams_too_long_is_dropped_whole(
+def test_run_of_datagrams_that_are_too_long_is_dropped_whole(
     net: Net, boxed: Running, client: UdpClient
 ) -> None:
-    """They come together, so that they would leave as a train: that fails, and then each by itself."""
+    """They come together and leave as a train.  That fails, and then each of them fails."""
     with inside(net.near, lambda: UdpPort(NEAR)) as target:
         echo(client, target, b"open")
         settled(boxed)
@@ -175,10 +183,10 @@ def test_a_run_of_datagrams_too_long_is_dropped_whole(
         assert boxed.drops()["too big"] == 5
 
 
-def test_what_was_too_long_for_one_target_passes_to_another(
+def test_datagram_too_long_for_one_path_passes_on_another(
     net: Net, boxed: Running, client: UdpClient
 ) -> None:
-    """And it does not come as an error of ICMP, because nobody has sent one."""
+    """It is not counted as an ICMP error, because nobody has sent one."""
     with (
         inside(net.near, lambda: UdpPort(NEAR)) as near,
         inside(net.far, lambda: UdpPort(FAR)) as far,
@@ -193,10 +201,10 @@ def test_what_was_too_long_for_one_target_passes_to_another(
         assert not boxed.count("icmp", "too big")
 
 
-def test_a_reply_longer_than_the_clients_path_arrives(
+def test_reply_longer_than_the_clients_path_arrives(
     net: Net, boxed: Running, client: UdpClient
 ) -> None:
-    """Our header makes it longer than it was: towards a client it may be cut.  Singly, and as a train."""
+    """The SOCKS5 header makes a reply longer.  Towards a client it may be cut."""
     with inside(net.far, lambda: UdpPort(FAR)) as target:
         seen = echo(client, target, b"open")
         before = counted(net.box, "FragCreates")
@@ -223,10 +231,10 @@ def test_a_reply_longer_than_the_clients_path_arrives(
         ("::1", socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, socket.IPV6_TCLASS),
     ],
 )
-def test_a_targets_packets_are_not_ect_whatever_the_clients_were(
+def test_packets_to_a_target_have_no_ecn_bits_of_the_client(
     relay: Running, host: str, level_of: int, option: int, kind: int
 ) -> None:
-    """Hazard 46: bits of one path mean nothing on the other."""
+    """Hazard 46.  The ECN bits of one path mean nothing on the other."""
     with UdpClient(relay.port) as client, UdpPort(host) as target:
         target.socket.setsockopt(level_of, option, 1)
         client.socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOS)
@@ -243,7 +251,7 @@ def test_a_targets_packets_are_not_ect_whatever_the_clients_were(
             assert mark(target, level_of, kind) == (b"%04d" % at, 0)
 
 
-def test_a_clients_packets_are_not_ect_whatever_the_targets_were(relay: Running) -> None:
+def test_packets_to_a_client_have_no_ecn_bits_of_the_target(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         seen = client.check_echo(target)
         client.socket.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
@@ -254,14 +262,14 @@ def test_a_clients_packets_are_not_ect_whatever_the_targets_were(relay: Running)
 
 
 def mark(port: UdpPort, level_of: int, kind: int) -> tuple[bytes, int]:
-    """The next datagram, and its byte of service."""
+    """Return the next datagram and its type of service."""
     data, control, _, _ = port.socket.recvmsg(65536, 64)
-    ((_, _, value),) = [one for one in control if one[:2] == (level_of, kind)]
+    ((_, _, value),) = [message for message in control if message[:2] == (level_of, kind)]
     return data, value[0]
 
 
-def test_the_marks_of_this_test_do_reach_a_socket() -> None:
-    """Or it would show nothing."""
+def test_ecn_bits_do_reach_a_socket_without_a_relay() -> None:
+    """Otherwise the tests of ECN would show nothing."""
     with UdpPort() as sender, UdpPort() as target:
         target.socket.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
         sender.socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, TOS)

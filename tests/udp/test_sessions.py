@@ -1,6 +1,6 @@
-"""When sessions end and who gets none: port 53, caps by client, user and in total, forged sources.
+"""When sessions end, and which are refused: port 53, limits, forged sources.
 
-The janitor's own clock is stopped; the test tells it the time.
+The janitor's thread is stopped; the test tells it the time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tests.support.relays import Running, UdpClient, UdpPort, running, sessions_
 
 FORGED = 10_000
 NAME_SERVER = "127.53.1.1"
-CAPPED = "listeners: [{listen: '127.0.0.1:0', udp: {%s}}]"
+LIMITED = "listeners: [{listen: '127.0.0.1:0', udp: {%s}}]"
 
 
 @contextmanager
 def still(text: str) -> Iterator[Running]:
-    """A relay whose clock stands still."""
+    """Run a relay whose janitor sweeps only when told to."""
     with running(text) as relay:
         relay.daemon._runtime.janitor.stop()
         yield relay
@@ -46,18 +46,18 @@ def dns() -> Iterator[UdpPort]:
         yield server
 
 
-def went_idle(relay: Running, seconds: float) -> None:
-    """Whoever has sent until now did so `seconds` ago."""
+def make_idle(relay: Running, seconds: float) -> None:
+    """Let all sessions that were active until now have been so `seconds` ago."""
     relay.daemon._runtime.janitor.sweep(time.monotonic() - seconds)
 
 
 def counted(relay: Running, sent: int, received: int) -> None:
-    """Waits until the only session knows of so many datagrams: it counts behind its sends."""
+    """Wait until the only session has counted its datagrams.  It counts replies after sending."""
 
     def known() -> bool:
         table = next(iter(relay.daemon._plan.relays.states.values())).table
         return [
-            (session.datagrams_sent, session.datagrams_received) for session in table._sessions
+            (session.datagrams_sent, session.datagrams_received) for session in table._mappings
         ] == [(sent, received)]
 
     eventually(known)
@@ -66,7 +66,7 @@ def counted(relay: Running, sent: int, received: int) -> None:
 # -- port 53
 
 
-def test_a_name_servers_session_ends_with_its_last_answer(relay: Running, dns: UdpPort) -> None:
+def test_dns_session_ends_with_its_last_reply(relay: Running, dns: UdpPort) -> None:
     with UdpClient(relay.port) as client:
         client.to(dns.address, b"first query")
         seen = dns.expect(b"first query")
@@ -76,32 +76,33 @@ def test_a_name_servers_session_ends_with_its_last_answer(relay: Running, dns: U
         client.receive()
         counted(relay, 2, 1)
         relay.sweep(9)
-        assert relay.state()["sessions"] == 1  # one answer is awaited
+        # One reply is missing.
+        assert relay.state()["sessions"] == 1
         dns.send(b"second answer", seen)
         client.receive()
         counted(relay, 2, 2)
         relay.sweep(0)
         assert relay.state() == {"associations": 1, "sessions": 0, "entries": 0}
         eventually(lambda: not sessions_threads())
-        client.check_echo(dns)  # and the next query makes a new one
+        # The next query makes a new session.
+        client.check_echo(dns)
 
 
-def test_a_name_servers_session_waits_ten_seconds_for_an_answer(
-    relay: Running, dns: UdpPort
-) -> None:
+def test_dns_session_without_reply_ends_after_ten_seconds(relay: Running, dns: UdpPort) -> None:
     with UdpClient(relay.port) as client:
         client.to(dns.address, b"query")
         dns.expect(b"query")
         counted(relay, 1, 0)
-        relay.sweep(
-            9
-        )  # in a process with much in it a look for garbage takes some of the last second
+        # Not 9.9: a garbage collection of the test's process may take part of the last second.
+        relay.sweep(9)
         assert relay.state()["sessions"] == 1
         relay.sweep(10)
         assert relay.state()["sessions"] == 0
 
 
-def test_a_session_that_speaks_to_others_as_well_lives_on(relay: Running, dns: UdpPort) -> None:
+def test_session_to_a_name_server_and_another_target_has_the_full_idle_time(
+    relay: Running, dns: UdpPort
+) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(dns)
         client.check_echo(target)
@@ -114,7 +115,7 @@ def test_a_session_that_speaks_to_others_as_well_lives_on(relay: Running, dns: U
         assert relay.state()["sessions"] == 0
 
 
-def test_a_session_that_nobody_answers_ends_after_a_minute(relay: Running) -> None:
+def test_session_without_reply_ends_after_a_minute(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.to(target.address, b"hello?")
         target.expect(b"hello?")
@@ -125,11 +126,14 @@ def test_a_session_that_nobody_answers_ends_after_a_minute(relay: Running) -> No
         assert relay.state()["sessions"] == 0
 
 
-# -- whose a datagram is
+# -- which association a datagram belongs to
 
 
-def test_a_late_datagram_of_one_that_has_left_takes_nobodys_place(relay: Running) -> None:
-    """It comes when another client's association waits, whose request named another port: that one's port decides."""
+def test_late_datagram_of_a_client_that_has_left_takes_no_association(relay: Running) -> None:
+    """It comes while another association waits, whose request named another port.
+
+    The port in the request decides.
+    """
     with UdpPort() as target, UdpClient(relay.port) as old:
         old.check_echo(target)
         old.leave()
@@ -138,18 +142,21 @@ def test_a_late_datagram_of_one_that_has_left_takes_nobodys_place(relay: Running
             old.to(target.address, b"late")
             eventually(lambda: relay.drops() or relay.state()["sessions"])
             if relay.state()["sessions"]:
-                target.expect(b"late")  # a guess may be wrong, but it must not stay so
+                # A guess may be wrong, but it must not stay so.
+                target.expect(b"late")
             new.check_echo(target)
             new.leave()
             eventually(relay.idle, 1.0)
 
 
-# -- caps
+# -- limits
 
 
-@pytest.mark.parametrize("cap", ["max_sessions: 3", "max_sessions_per_client: 3"])
-def test_at_a_cap_the_new_one_is_refused_and_the_old_keep_working(level: str, cap: str) -> None:
-    with still(CAPPED % cap + level) as relay, UdpPort() as target, ExitStack() as stack:
+@pytest.mark.parametrize("limit", ["max_sessions: 3", "max_sessions_per_client: 3"])
+def test_session_limit_refuses_new_sessions_and_old_ones_keep_working(
+    level: str, limit: str
+) -> None:
+    with still(LIMITED % limit + level) as relay, UdpPort() as target, ExitStack() as stack:
         clients = [stack.enter_context(UdpClient(relay.port)) for _ in range(3)]
         seen = [client.check_echo(target) for client in clients]
         fourth = stack.enter_context(UdpClient(relay.port))
@@ -163,9 +170,9 @@ def test_at_a_cap_the_new_one_is_refused_and_the_old_keep_working(level: str, ca
         fourth.check_echo(target)
 
 
-def test_a_cap_by_client_is_for_each_address(level: str) -> None:
+def test_session_limit_of_a_client_counts_each_address(level: str) -> None:
     with (
-        still(CAPPED % "max_sessions_per_client: 2" + level) as relay,
+        still(LIMITED % "max_sessions_per_client: 2" + level) as relay,
         UdpPort() as target,
         ExitStack() as stack,
     ):
@@ -175,33 +182,34 @@ def test_a_cap_by_client_is_for_each_address(level: str) -> None:
                 client.check_echo(target)
             before = relay.count("drops", "session limit")
             clients[2].to(target.address, b"one too many")
-            eventually(lambda: relay.count("drops", "session limit") == before + 1)
+            relay.wait_for_count("drops", "session limit", before + 1)
         assert relay.state()["sessions"] == 4 and target.silent()
 
 
-def test_the_session_idle_longest_yields_to_a_new_one(level: str) -> None:
+def test_session_idle_longest_is_evicted_for_a_new_one(level: str) -> None:
     with (
-        still(CAPPED % "max_sessions: 3" + level) as relay,
+        still(LIMITED % "max_sessions: 3" + level) as relay,
         UdpPort() as target,
         ExitStack() as stack,
     ):
         clients = [stack.enter_context(UdpClient(relay.port)) for _ in range(3)]
         seen = []
-        for client, idle in zip(clients, (20, 40, 30)):
+        for client, idle in zip(clients, (20, 40, 30), strict=True):
             seen.append(client.check_echo(target))
-            went_idle(relay, idle)
+            make_idle(relay, idle)
         stack.enter_context(UdpClient(relay.port)).check_echo(target)
-        assert relay.count("sessions_evicted", "yielded") == 1
+        assert relay.count("sessions_evicted", "evicted") == 1
         assert clients[0].check_echo(target) == seen[0] and clients[2].check_echo(target) == seen[2]
         assert relay.state()["sessions"] == 3 and not relay.drops()
-        clients[1].to(target.address, b"too late")  # all others have just sent
+        # All others have just sent.
+        clients[1].to(target.address, b"too late")
         eventually(lambda: relay.drops() == {"session limit": 1})
-        went_idle(relay, 11)
+        make_idle(relay, 11)
         clients[1].check_echo(target)
-        assert relay.count("sessions_evicted", "yielded") == 2
+        assert relay.count("sessions_evicted", "evicted") == 2
 
 
-def test_a_user_has_a_cap_over_all_addresses(level: str) -> None:
+def test_session_limit_of_a_user_counts_all_addresses(level: str) -> None:
     text = (
         """
 listeners: [{listen: '127.0.0.1:0'}]
@@ -225,20 +233,24 @@ users:
         third = association("alice")
         eventually(lambda: relay.drops() == {"session limit": 1})
         assert target.silent() and relay.state()["sessions"] == 5
-        went_idle(relay, 30)
-        third.send(target.address, b"now")  # one of alice's own yields, though bob's are older
+        make_idle(relay, 30)
+        # A session of alice is evicted, though those of bob are older.
+        third.send(target.address, b"now")
         target.expect(b"now")
-        went_idle(relay, 30)
+        make_idle(relay, 30)
         stack.enter_context(Association(server, ("bob", "b"))).send(target.address, b"bob")
         target.expect(b"bob")
-        assert relay.state()["sessions"] == 6 and relay.count("sessions_evicted", "yielded") == 1
+        assert relay.state()["sessions"] == 6 and relay.count("sessions_evicted", "evicted") == 1
 
 
 # -- forged sources
 
 
 def forge(data: bytes, to: Address, count: int = FORGED) -> Iterator[int]:
-    """A datagram from each of so many addresses; now and then their number, for the caller to wait."""
+    """Send a datagram from each of `count` addresses.
+
+    Yields the number so far after every hundred, so that the caller can wait.
+    """
     for at in range(count):
         with UdpPort(f"127.{2 + (at >> 14)}.{at >> 6 & 255}.{at & 63}") as forged:
             forged.send(data, to)
@@ -246,29 +258,29 @@ def forge(data: bytes, to: Address, count: int = FORGED) -> Iterator[int]:
             yield at + 1
 
 
-def test_forged_sources_make_no_state(relay: Running) -> None:
+def test_forged_sources_leave_no_state(relay: Running) -> None:
     """Hazard 32."""
     with UdpClient(relay.port) as client, UdpPort() as target:
         seen = client.check_echo(target)
         before, state, lines = descriptors(), relay.state(), len(relay.log.lines)
         for number in forge(encode_header(target.address) + b"forged", client.bound):
-            eventually(lambda: relay.count("drops", "stranger") == number)
+            relay.wait_for_count("drops", "unknown sender", number)
         assert (descriptors(), relay.state()) == (before, state)
         assert sessions_threads() == 1 and len(relay.log.lines) <= lines + 1
-        assert relay.drops() == {"stranger": FORGED}
+        assert relay.drops() == {"unknown sender": FORGED}
         assert client.check_echo(target) == seen and target.silent()
 
 
-def test_clients_of_a_capped_forward_are_refused_in_few_words(level: str) -> None:
-    """Without `clients` anybody may use a forward; forged sources fill it to its cap, and the log with nothing."""
+def test_forged_clients_of_a_limited_forward_do_not_fill_the_log(level: str) -> None:
+    """Without `clients` anyone may use a forward: forged sources fill it to its limit, no more."""
     with UdpPort() as target:
         text = (
-            "listeners: [{protocol: udp, listen: '127.0.0.1:0', target: '%s', udp: {max_sessions: 4}}]"
-            % (target.address,)
+            "listeners: [{protocol: udp, listen: '127.0.0.1:0', "
+            f"target: '{target.address}', udp: {{max_sessions: 4}}}}]"
         )
         with still(text + level) as relay:
             for number in forge(b"forged", Address(LOCALHOST, relay.port), 1000):
-                eventually(lambda: relay.count("drops", "session limit") == number - 4)
+                relay.wait_for_count("drops", "session limit", number - 4)
             assert relay.state() == {"associations": 0, "sessions": 4, "entries": 4}
             table = next(iter(relay.daemon._plan.relays.states.values())).table
             assert len(table.clients) == 4

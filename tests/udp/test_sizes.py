@@ -1,4 +1,4 @@
-"""What is sent is what arrives, datagram by datagram: lengths from nothing to 60,000 bytes, trains, several headers."""
+"""Datagrams arrive as they were sent: 0 to 60,000 bytes, in trains, with several headers."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from tests.support.handlers import eventually
 from tests.support.relays import Running, UdpClient, UdpPort
 from tests.udp.flows import NOISE, held_down, put_on, settled
 
-AT_ONCE = (
-    100_000  # bytes under way: a receive buffer of a machine that allows no large one holds them
-)
-HEADER = 10  # bytes before an IPv4 target's datagram
+AT_ONCE = 100_000
+"""Bytes under way at the same time, which even a small receive buffer holds."""
+HEADER = 10
+"""Bytes of the header for an IPv4 target."""
 LONGEST = 65_507
 
 
 def payload(number: int, size: int) -> bytes:
-    """Of one byte if need be, so that it still says which it is."""
+    """Return a payload that differs from those with other numbers."""
     start = number * 131 % (len(NOISE) - size)
     return (bytes((number & 0xFF,)) + NOISE[start : start + size])[:size]
 
 
 def windows(sizes: list[int]) -> list[list[bytes]]:
-    """As many at once as no buffer loses."""
-    found: list[list[bytes]] = [[]]
+    """Return payloads of these sizes in groups that fit into a receive buffer."""
+    groups: list[list[bytes]] = [[]]
     room = AT_ONCE
     for number, size in enumerate(sizes):
         room -= size + 800
         if room < 0:
-            found.append([])
+            groups.append([])
             room = AT_ONCE - size - 800
-        found[-1].append(payload(number, size))
-    return found
+        groups[-1].append(payload(number, size))
+    return groups
 
 
 def mixture() -> list[int]:
@@ -66,7 +66,7 @@ def mixture() -> list[int]:
     ]
 
 
-def test_mixed_sizes_up(relay: Running) -> None:
+def test_mixed_sizes_arrive_at_the_target(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
         settled(relay)
@@ -77,7 +77,7 @@ def test_mixed_sizes_up(relay: Running) -> None:
     assert not relay.drops()
 
 
-def test_mixed_sizes_down(relay: Running) -> None:
+def test_mixed_sizes_arrive_at_the_client(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         seen = client.check_echo(target)
         for window in windows(mixture()):
@@ -87,7 +87,7 @@ def test_mixed_sizes_down(relay: Running) -> None:
     assert not relay.drops()
 
 
-# In one batch: what the relay joins to runs, and what it must not.
+# Batches: what the relay joins to runs, and what it must not join.
 BATCHES: dict[str, list[tuple[int, ...]]] = {
     "a train as long as the single before it": [(1200,), (595, 595)],
     "a single as long as the train before it": [(595, 595), (1200,)],
@@ -107,7 +107,7 @@ BATCHES: dict[str, list[tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_a_batch_up(relay: Running, batch: str) -> None:
+def test_batch_arrives_in_order_at_the_target(relay: Running, batch: str) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
         settled(relay)
@@ -119,13 +119,15 @@ def test_a_batch_up(relay: Running, batch: str) -> None:
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_a_batch_down(relay: Running, batch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_arrives_in_order_at_the_client(
+    relay: Running, batch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         seen = client.check_echo(target)
         with held_down(monkeypatch) as busy:
             target.send(b"hold", seen)
             assert busy.wait(5)
-            # as long as on the other side, where they have headers; but what is empty stays so
+            # As long as on the other side, where they have headers; empty ones stay empty.
             batch_down = [
                 tuple(size and size + HEADER for size in sizes) for sizes in BATCHES[batch]
             ]
@@ -135,10 +137,10 @@ def test_a_batch_down(relay: Running, batch: str, monkeypatch: pytest.MonkeyPatc
 
 
 def send_all(sock: Any, to: Address, batch: list[tuple[int, ...]], header: bytes) -> list[bytes]:
-    """The payloads sent; those of one tuple as a train."""
+    """Send a batch, each tuple of sizes as a train; return the payloads."""
     sent: list[bytes] = []
     for sizes in batch:
-        # a train has no empty datagram at its end: such a one follows it
+        # A train cannot end with an empty datagram.  It follows the train.
         parts = [payload(len(sent) + at, size) for at, size in enumerate(sizes)]
         lonely = [] if header or len(parts) == 1 or parts[-1] else [parts[-1]]
         joined = [header + part for part in parts[: len(parts) - len(lonely)]]
@@ -152,30 +154,31 @@ def send_all(sock: Any, to: Address, batch: list[tuple[int, ...]], header: bytes
 # -- trains whose datagrams have headers of their own
 
 
-def test_a_train_to_targets_that_take_turns(relay: Running) -> None:
+def test_train_to_targets_that_take_turns_arrives_in_order(relay: Running) -> None:
     with (
         UdpClient(relay.port) as client,
-        UdpPort("127.0.0.1") as one,
-        UdpPort("127.0.0.2") as other,
+        UdpPort("127.0.0.1") as first,
+        UdpPort("127.0.0.2") as second,
     ):
-        client.check_echo(one)
-        client.check_echo(other)
+        client.check_echo(first)
+        client.check_echo(second)
         settled(relay)
         for turn in range(20):
-            targets = [(one, other)[at % 2 if turn % 2 else at * 2 // 40] for at in range(40)]
+            targets = [(first, second)[at % 2 if turn % 2 else at * 2 // 40] for at in range(40)]
             sent = [payload(at, 600 + turn) for at in range(40)]
             joined = b"".join(
-                encode_header(target.address) + data for target, data in zip(targets, sent)
+                encode_header(target.address) + data
+                for target, data in zip(targets, sent, strict=True)
             )
             put_on(client.socket, joined, HEADER + 600 + turn, client.bound)
-            for target in (one, other):
-                expected = [data for to, data in zip(targets, sent) if to is target]
+            for target in (first, second):
+                expected = [data for to, data in zip(targets, sent, strict=True) if to is target]
                 assert [target.receive()[0] for _ in expected] == expected
     assert not relay.drops()
 
 
-def test_a_train_of_headers_of_several_lengths(relay: Running) -> None:
-    """To IPv4, IPv6 and a name, all of one length with their headers: they differ in payload."""
+def test_train_with_headers_of_several_lengths_arrives_in_order(relay: Running) -> None:
+    """To IPv4, IPv6 and a name.  With headers all have one length; the payloads differ."""
     with UdpClient(relay.port) as client, UdpPort("::") as target:
         port = target.address.port
         addresses = [Address("127.0.0.1", port), Address("::1", port), Address("localhost", port)]
@@ -191,14 +194,14 @@ def test_a_train_of_headers_of_several_lengths(relay: Running) -> None:
             300,
             client.bound,
         )
-        # order holds within a flow; there are three, whose lengths differ
+        # Order holds within each of the three flows, whose lengths differ.
         got = [target.receive()[0] for _ in sent]
         for kind in range(3):
             size = 300 - len(headers[kind])
             assert [data for data in got if len(data) == size] == sent[kind::3]
 
 
-def test_bad_datagrams_of_a_train_cost_nothing_of_the_others(relay: Running) -> None:
+def test_bad_datagrams_of_a_train_do_not_affect_the_others(relay: Running) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
         settled(relay)
@@ -219,12 +222,14 @@ def test_bad_datagrams_of_a_train_cost_nothing_of_the_others(relay: Running) -> 
         expected = [data for at, data in enumerate(sent) if at not in bad]
         assert [target.receive()[0] for _ in expected] == expected
         client.check_echo(target)
-        # 12 claims a name of 255 bytes, which its 210 bytes do not have
+        # Datagram 12 claims a name of 255 bytes, and has only 210.
         assert relay.drops() == {"fragment": 1, "malformed": 2, "bad target": 1}
 
 
 @pytest.mark.parametrize("tail", [1, 4, 9, HEADER, HEADER + 1])
-def test_a_train_whose_last_is_shorter_than_its_header_may_be(relay: Running, tail: int) -> None:
+def test_train_whose_last_datagram_is_shorter_than_a_header_loses_that_one_only(
+    relay: Running, tail: int
+) -> None:
     with UdpClient(relay.port) as client, UdpPort() as target:
         client.check_echo(target)
         settled(relay)
@@ -244,8 +249,8 @@ def test_a_train_whose_last_is_shorter_than_its_header_may_be(relay: Running, ta
         assert relay.drops() == ({"malformed": 1} if tail < HEADER else {})
 
 
-def test_the_longest_reply_is_dropped_whole_and_costs_nothing_behind_it(relay: Running) -> None:
-    """Hazard 28: with our header it is longer than a datagram can be."""
+def test_longest_reply_is_dropped_whole_and_later_ones_pass(relay: Running) -> None:
+    """Hazard 28.  With the header it is longer than a datagram can be."""
     with UdpClient(relay.port) as client, UdpPort() as target:
         seen = client.check_echo(target)
         target.send(payload(1, LONGEST), seen)

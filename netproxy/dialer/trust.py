@@ -1,0 +1,75 @@
+"""TLS towards proxies: which certificates are trusted and which one is shown.
+
+A TlsTrust keeps the SSL context of one TLS configuration.  A reload reads its files again: all
+of them first, so that a file with an error changes nothing, then the contexts are replaced for
+the connections to come.  Thread: handshakes on any, everything else on the main thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterable, NamedTuple
+
+from netproxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from netproxy.net.stream import Stream
+
+
+class TlsFiles(NamedTuple):
+    """Where the certificates are, all in PEM format."""
+
+    ca: str
+    """Authorities in place of the system's; "" for the system's."""
+    certificate: str
+    """Shown to the proxy; "" for none."""
+    key: str
+    """The certificate's key; "" if it is in the same file."""
+    insecure: bool
+    """True if any certificate of the proxy is accepted."""
+
+
+class TlsTrust:
+    """The SSL context of one TLS configuration."""
+
+    def __init__(self, label: str, files: TlsFiles) -> None:
+        """Read the files; `label` names the proxy in errors.  Raises ConfigError."""
+        self._label = label
+        self._files = files
+        self._context = self.read()
+
+    def read(self) -> SSLContext:
+        """Read the files into a new context.  Raises ConfigError."""
+        from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
+
+        try:
+            return tls.client_context(*self._files)
+        except ValueError as error:
+            raise ConfigError(f"{self._label}: tls: {error}") from error
+
+    def replace(self, context: SSLContext) -> None:
+        """Use a context for the handshakes to come."""
+        self._context = context
+
+    def connect(self, stream: Stream, server_name: str) -> None:
+        """Make the TLS handshake with a proxy whose certificate must be for `server_name`.
+
+        Raises ProtocolError or StreamError.
+        """
+        from netproxy.net import tls  # late: see read()
+
+        tls.connect(stream, self._context, server_name)
+
+
+class TlsRenewal:
+    """Contexts that have been read again and are not used yet."""
+
+    def __init__(self, trusts: Iterable[TlsTrust]) -> None:
+        """Read the files of all trusts.  Raises ConfigError, and then nothing has changed."""
+        self._renewed = [(trust, trust.read()) for trust in trusts]
+
+    def commit(self) -> None:
+        """Use the new contexts for the handshakes to come.  Cannot fail."""
+        for trust, context in self._renewed:
+            trust.replace(context)

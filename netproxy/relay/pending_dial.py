@@ -1,0 +1,163 @@
+"""The blocking work for entries of the NAT table: route lookups, dials, preparing, flushing.
+
+Two pools of workers do it, so that the reader thread of a listener never blocks.  Nothing
+here changes a state: each result is an event that NatTable applies under its lock, and its
+answer says what is left to do.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Sequence, TypeAlias
+
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces.addresses import pack_ip
+from netproxy.relay.entry import Action
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.datagrams import Destination
+    from netproxy.interfaces.routing import Route, Router
+    from netproxy.relay.entry import Entry, NatMapping
+    from netproxy.relay.nat import NatDependencies, NatTable
+
+Submit: TypeAlias = Callable[[Callable[[], None]], bool]
+"""Hands work to a bounded pool of threads; returns False if the pool is full."""
+
+
+class PendingDials:
+    """Does the work of one NatTable."""
+
+    def __init__(self, table: NatTable, dependencies: NatDependencies) -> None:
+        self._table = table
+        self._dependencies = dependencies
+        self._log = dependencies.log
+
+    # -- any thread; these do not block
+
+    def look_up(self, entry: Entry, router: Router) -> bool:
+        """Have a worker route an entry; return False if too many lookups wait."""
+        return self._dependencies.names(partial(self._look_up, entry, router))
+
+    def perform(self, entry: Entry, action: Action) -> None:
+        """Do what is left to do for an entry, or have a worker do it."""
+        if action is Action.PREPARE:
+            self._prepare_soon(entry)
+        elif action is Action.DIAL:
+            mapping = entry.mapping
+            if not self._dependencies.dials(partial(self._dial, mapping)):
+                self._table.dial_failed(mapping, "dial queue full")
+
+    def check_carries_udp(self, route: Route) -> None:
+        """Raise DialError if the upstream of a route carries no datagrams.
+
+        The log then names the hop that is in the way, unless a rule refuses the target.
+        """
+        dialer = route.dialer
+        if "udp" in dialer.carries:
+            return
+        try:
+            # Does not dial: it raises the error that names the hop.
+            dialer.dial_packet(route.flow)
+        except DialError as error:
+            if error.reason is not Reason.DENIED:
+                self._log_failure(dialer.name, error)
+            raise
+
+    # -- a thread that may block
+
+    def open_now(self, entry: Entry, action: Action) -> None:
+        """Dial and prepare an entry on the calling thread.  Raises DialError."""
+        mapping = entry.mapping
+        if action is Action.DIAL:
+            try:
+                entries = self._open(mapping)
+            except DialError as error:
+                self._table.dial_failed(mapping, error.reason.value)
+                raise
+            for other in entries:
+                if other is not entry:
+                    self._prepare_soon(other)
+        try:
+            if action is Action.NONE:
+                raise DialError(Reason.GENERAL, f"{mapping.session.dialer.name} is being dialled")
+            destination = mapping.session.conn.prepare(entry.flow)
+        except DialError as error:
+            self._table.prepare_failed(entry, error.reason.value)
+            raise
+        self._flush(entry, destination)
+
+    # -- workers
+
+    def _look_up(self, entry: Entry, router: Router) -> None:
+        try:
+            route = router.route(entry.flow)
+            self.check_carries_udp(route)
+        except DialError as error:
+            self._table.routing_failed(entry, error.reason.value)
+            return
+        except Exception:
+            self._table.routing_failed(entry, "internal error")
+            raise
+        self.perform(entry, self._table.routed(entry, route))
+
+    def _dial(self, mapping: NatMapping) -> None:
+        try:
+            entries = self._open(mapping)
+        except DialError as error:
+            self._log_failure(mapping.session.dialer.name, error)
+            self._table.dial_failed(mapping, error.reason.value)
+            return
+        except Exception:
+            self._table.dial_failed(mapping, "internal error")
+            raise
+        for entry in entries:
+            self._prepare_soon(entry)
+
+    def _open(self, mapping: NatMapping) -> Sequence[Entry]:
+        """Dial and start the session; return the entries to prepare."""
+        session = mapping.session
+        conn = session.dialer.dial_packet(session.flow)
+        try:
+            session.start(conn, self._dependencies)
+        except RuntimeError as error:
+            # No thread to be had.
+            conn.close()
+            raise DialError(Reason.GENERAL, str(error)) from error
+        return self._table.dialled(mapping)
+
+    def _prepare_soon(self, entry: Entry) -> None:
+        """Prepare an address at once, a name on a worker.
+
+        One slow lookup must not delay the other targets of a session.
+        """
+        if entry.flow.addresses or pack_ip(entry.flow.target.host) is not None:
+            self._prepare(entry)
+        elif not self._dependencies.names(partial(self._prepare, entry)):
+            self._table.prepare_failed(entry, "lookup queue full")
+
+    def _prepare(self, entry: Entry) -> None:
+        try:
+            destination = entry.session.conn.prepare(entry.flow)
+        except DialError as error:
+            self._table.prepare_failed(entry, error.reason.value)
+        except Exception:
+            self._table.prepare_failed(entry, "internal error")
+            raise
+        else:
+            self._flush(entry, destination)
+
+    def _flush(self, entry: Entry, destination: Destination) -> None:
+        """Send what has waited.  The reader thread sends itself once nothing waits."""
+        if not self._table.prepared(entry, destination):
+            return
+        session, arenas = entry.session, self._dependencies.arenas
+        arena = arenas.take()
+        try:
+            while waiting := self._table.take_waiting(entry):
+                for data in waiting:
+                    session.send(arena, arena.put(data), destination)
+        finally:
+            arenas.give(arena)
+
+    def _log_failure(self, upstream: str, error: DialError) -> None:
+        self._log.limited(("dial", upstream), "udp by %s: %s", upstream, error)
