@@ -80,10 +80,10 @@ def v2ray_port(
     if login:
         server["users"] = [{"user": login[0], "pass": login[1]}]
     settings = {"address": target[0], "port": target[1], "network": "tcp,udp"}
-    door = {"listen": LOOPBACK, "port": port, "protocol": "dokodemo-door", "settings": settings}
+    inbound = {"listen": LOOPBACK, "port": port, "protocol": "dokodemo-door", "settings": settings}
     config = {
         "log": {"loglevel": "warning"},
-        "inbounds": [door],
+        "inbounds": [inbound],
         "outbounds": [{"protocol": "socks", "settings": {"servers": [server]}}],
     }
     path = program("v2ray")
@@ -146,7 +146,7 @@ def test_associations_that_do_not_name_their_port_are_told_apart(
 # -- socksify: a program without support for proxies
 
 
-@pytest.mark.parametrize("login", (None, ALICE), ids=("nobody", "alice"))
+@pytest.mark.parametrize("login", (None, ALICE), ids=("no login", "alice"))
 def test_dig_under_socksify_is_answered(
     open_daemon: Netproxyd,
     users_daemon: Netproxyd,
@@ -221,7 +221,7 @@ def test_pysocks_connects_with_a_password(
 
 
 @pytest.mark.parametrize("version", ("SOCKS4", "SOCKS5", "HTTP"))
-@pytest.mark.parametrize("login", (None, ("alice", "wrong")), ids=("nobody", "wrong"))
+@pytest.mark.parametrize("login", (None, ("alice", "wrong")), ids=("no login", "wrong password"))
 def test_pysocks_without_the_password_is_refused(
     socks: Any, users_daemon: Netproxyd, version: str, login: tuple[str, str] | None
 ) -> None:
@@ -234,7 +234,7 @@ def test_pysocks_without_the_password_is_refused(
 
 
 @pytest.mark.parametrize("host", (LOOPBACK, "localhost"))
-@pytest.mark.parametrize("login", (None, ALICE), ids=("nobody", "alice"))
+@pytest.mark.parametrize("login", (None, ALICE), ids=("no login", "alice"))
 def test_pysocks_sends_datagrams(
     socks: Any,
     open_daemon: Netproxyd,

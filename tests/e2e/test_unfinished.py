@@ -1,4 +1,4 @@
-"""Clients that never finish their handshake keep nobody out, and are closed at the deadline."""
+"""Clients that do not finish their handshake do not delay others, and are closed in the end."""
 
 from __future__ import annotations
 
