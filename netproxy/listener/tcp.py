@@ -25,7 +25,8 @@ from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Admission, Handler
+    from netproxy.interfaces.connections import Handler
+    from netproxy.interfaces.listeners import Admission
 
 # Connections that the kernel holds until they are accepted.
 BACKLOG = 1024

@@ -402,64 +402,6 @@ class _Writable:
         raise AssertionError
 
 
-class ExactReader:
-    """A Reader of a stream that takes not one byte more than it is asked for.
-
-    What follows may be read by something that reads the socket itself (TLS).
-    """
-
-    light = True
-
-    def __init__(self, stream: connections.Stream) -> None:
-        self._stream = stream
-        self._missing = 0
-        self._received = b""
-
-    def begin(self) -> bool | Progress:
-        """Return whether bytes came, or PENDING.  Raises DeadlineError, StreamError."""
-        if self._stream.watched()[1] == 0.0:
-            raise DeadlineError("out of time")
-        received = self._stream.receive(self._missing)
-        if received is None:
-            return Progress.PENDING
-        self._received = bytes(received)
-        return bool(received)
-
-    def watched(self) -> tuple[Watched, float | None]:
-        """Watch for bytes until the stream's deadline."""
-        return self._stream.watched()
-
-    def proceed(self, ready: Ready) -> bool | Progress:
-        """Return as begin()."""
-        if not ready:
-            raise DeadlineError("out of time")
-        return self.begin()
-
-    def block(self) -> bool:
-        """Not reached: the need never asks for a thread."""
-        raise AssertionError
-
-    def read_exactly(self, count: int) -> Steps[bytes]:
-        """Read `count` bytes.  Raises EndOfStream."""
-        data = b""
-        while len(data) < count:
-            self._missing = count - len(data)
-            if not (yield self):
-                message = f"closed after {len(data)} of {count} bytes"
-                raise EndOfStream(message, partial=bool(data))
-            data += self._received
-        return data
-
-    def read_until(self, separator: bytes, limit: int) -> Steps[bytes]:
-        """Read up to and including `separator`.  Raises LimitError, EndOfStream."""
-        data = b""
-        while not data.endswith(separator):
-            if len(data) >= limit:
-                raise LimitError(f"no end within {limit} bytes")
-            data += yield from self.read_exactly(1)
-        return data
-
-
 class _MovedSocket:
     """Stands in for a socket that has moved to another stream."""
 

@@ -27,7 +27,8 @@ from netproxy.interfaces.connections import (
     Steps,
     Watched,
 )
-from netproxy.net.stream import RECEIVE, ExactReader, Stream, complete, poll_watched, satisfy
+from netproxy.handler.sps import ExactReader
+from netproxy.net.stream import RECEIVE, Stream, complete, poll_watched, satisfy
 from tests.support.sockets import Task, nothing_comes, reset, tcp_pair
 
 Pair = tuple[Stream, socket.socket]

@@ -7,6 +7,7 @@ are generators that yield needs; here they become one, whose need is for either.
 
 from __future__ import annotations
 
+import select
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from netproxy.interfaces.connections import Descriptor, Need, Ready, Steps, Watched
 
 T = TypeVar("T")
+
+# Events that poll(2) reports whether they are asked for or not.
+_ALWAYS = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 def side_by_side(main: Steps[T], other: Steps[None]) -> Steps[T]:
@@ -122,13 +126,20 @@ class _Either:
         for side in self._sides:
             if self._main.finished:
                 return  # the other ends with it
-            own = {
-                number: ready[number]
-                for number in (descriptor.fileno() for descriptor, _ in side.watched())
-                if number in ready
-            }
+            own = _own_events(side.watched(), ready)
             if own or side.deadline <= now:
                 side.proceed(own)
 
     def block(self) -> None:
         raise AssertionError
+
+
+def _own_events(watched: Watched, ready: Ready) -> Ready:
+    """Return the events that one side asked for: the other may watch the same descriptor."""
+    own = {}
+    for descriptor, wanted in watched:
+        number = descriptor.fileno()
+        events = ready.get(number, 0) & (wanted | _ALWAYS)
+        if events:
+            own[number] = events
+    return own
