@@ -11,8 +11,8 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING
 
-from netproxy.errors import DeadlineError, EndOfStream, NetProxyError, StreamError
-from netproxy.handler.outbound import ClientLeft
+from netproxy.errors import ClientLeft, DeadlineError, EndOfStream, NetProxyError, StreamError
+
 from netproxy.interfaces.side_by_side import side_by_side
 from netproxy.interfaces.connections import Events, Steps
 from netproxy.protocol import http1

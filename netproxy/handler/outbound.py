@@ -1,7 +1,6 @@
 """Outbound connections: routing a flow, dialling its target, relaying it, recording it.
 
-An OutboundConnection is one dialled flow, from its dial to its record.  Outbound opens
-them; there is one for each listener and configuration.
+An OutboundConnection is one dialled flow, from its dial to its record; Outbound opens them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import time
 from select import POLLOUT
 from typing import TYPE_CHECKING
 
-from netproxy.errors import DialError, StreamError
+from netproxy.errors import ClientLeft, DialError, StreamError
 from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
 from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Wait, Watched
 from netproxy.interfaces.flows import Flow, Record, Traffic
@@ -29,12 +28,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Counter
 
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
-# How a flow ended whose client left before it heard that it is connected.
-CLIENT_LEFT = "client left"
-
-
-class ClientLeft(StreamError):
-    """The client left while its target was being dialled."""
+CLIENT_LEFT = "client left"  # how a flow ended that was not wanted any more
 
 
 class Outbound:
@@ -278,8 +272,7 @@ class OutboundConnection:
 
     def traffic(self) -> Traffic:
         """Return what the flow has carried so far."""
-        relay = self._relay
-        sent, received = relay.bytes_moved() if relay is not None else (0, 0)
+        sent, received = self._relay.bytes_moved() if self._relay is not None else (0, 0)
         return Traffic(self.sent + sent, self.received + received)
 
     def idle(self) -> float:
@@ -289,9 +282,9 @@ class OutboundConnection:
     def kill(self) -> None:
         """End the flow; its record says "killed"."""
         self._killed = True
-        for stream in (self.upstream, self._client):
-            if stream is not None:
-                stream.shutdown()
+        self.upstream.shutdown()
+        if self._client is not None:
+            self._client.shutdown()
 
     def finish(self, ended: str, keep: bool = False) -> None:
         """Write the record, once; close the upstream unless it is kept for again()."""
@@ -303,7 +296,5 @@ class OutboundConnection:
         outbound.counter.count("bytes", "down", received)
         seconds = time.monotonic() - self.started
         ended = "killed" if self._killed else ended
-        record = Record(
-            self.flow, self.dialer.name, sent, received, seconds, ended, number=self.number
-        )
-        outbound.observer.finished(record)
+        record = Record(self.flow, self.dialer.name, sent, received, seconds, ended)
+        outbound.observer.finished(record._replace(number=self.number))
