@@ -17,7 +17,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Events, Steps
 from netproxy.net import stream as net_stream
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
-from netproxy.net.socket_options import keep_alive, tune
+from netproxy.net.socket_options import tune
 
 if TYPE_CHECKING:
     from netproxy.handler.announce import Announcer
@@ -92,7 +92,6 @@ class Binder:
             sock.close()
             return None
         tune(sock)
-        keep_alive(sock)
         return net_stream.Stream(sock), peer
 
 

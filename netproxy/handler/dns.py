@@ -229,7 +229,7 @@ class DnsHandler:
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Answer the queries of a connection, one after the other."""
-        stream.end_handshake()
+        stream.handshaking = False
         while True:
             try:
                 yield from stream.peek()

@@ -39,7 +39,7 @@ class TcpForward:
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Connect to the target and relay."""
-        stream.end_handshake()
+        stream.handshaking = False
         flow = Flow("tcp", client, self._target, self._listener, "")
         try:
             connection = yield from self._outbound.connect(flow, stream)

@@ -91,7 +91,7 @@ class HttpHandler:
             request = yield from http1.read_request(stream)
             connection.method = request.method
             user = yield from self._authenticate(request, client)
-            stream.end_handshake()
+            stream.handshaking = False
             flow = Flow("tcp", client, client, self._listener, user)
             if request.method == b"CONNECT":
                 return (yield from self._tunnel(stream, flow, request))

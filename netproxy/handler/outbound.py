@@ -17,7 +17,7 @@ from netproxy.interfaces.routing import NonBlockingDialer, Route
 from netproxy.net import stream as net_stream
 from netproxy.net.address import is_unspecified
 from netproxy.protocol import uot
-from netproxy.relay.pipe import Outcome, PipeLimits, Relay, pipe
+from netproxy.relay.pipe import Outcome, PipeLimits, Relay
 
 if TYPE_CHECKING:
     from netproxy.handler.bind import Binder, EncodeReply
@@ -201,7 +201,7 @@ class _Connect:
         assert self._dialer is not None and self._pending is not None
         pending, self._pending = self._pending, None
         try:
-            stream = net_stream.Stream(pending.finish())
+            stream = net_stream.Stream(pending.finish(), local=pending.local)
         except DialError as error:
             self._outbound.note_failure(self._flow, self._dialer.name, self._started, error)
             raise
@@ -252,11 +252,8 @@ class OutboundConnection:
         except StreamError:
             self.finish(CLIENT_LEFT)
             return None
-        return pipe(client, self.upstream, self._outbound.limits, self)
-
-    def relay_began(self, relay: Relay) -> None:
-        """Note the relay, which counts the bytes."""
-        self._relay = relay
+        self._relay = Relay(client, self.upstream, self._outbound.limits, self)
+        return self._relay.begin()
 
     def relay_ended(self, outcome: Outcome) -> None:
         """Write the record: the relay has ended."""

@@ -37,7 +37,7 @@ class Socks4Handler:
             request = yield from socks4.read_request(stream)
             if self._login.required:
                 raise DialError(Reason.DENIED, "SOCKS4 has no password")
-            stream.end_handshake()
+            stream.handshaking = False
             flow = Flow("tcp", client, request.target, self._listener, "")
             return (yield from self._serve(stream, flow, request.command))
         except (socks4.RequestError, DialError) as error:

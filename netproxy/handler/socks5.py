@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Counter
     from netproxy.relay.association import Association
 
+_NO_LOGIN = socks5.encode_method(socks5.NO_AUTHENTICATION)
 _encode_success = partial(socks5.encode_reply, socks5.SUCCEEDED)
 
 
@@ -58,7 +59,7 @@ class Socks5Handler:
         try:
             user = yield from self._login.authenticate(stream, client)
             request = yield from socks5.read_request(stream)
-            stream.end_handshake()
+            stream.handshaking = False
             flow = Flow("tcp", client, request.target, self._listener, user)
             return (yield from self._serve(stream, flow, request.command))
         except LoginRefused as error:
@@ -132,7 +133,7 @@ class Socks5Login:
         if self._login.required or socks5.NO_AUTHENTICATION not in methods:
             answer = socks5.encode_method(socks5.NO_ACCEPTABLE)
             raise LoginRefused(answer, "no acceptable method")
-        stream.reply(socks5.encode_method(socks5.NO_AUTHENTICATION))
+        stream.reply(_NO_LOGIN)
         return ""
 
     def _check_credentials(self, stream: Stream, client: Address) -> Steps[str]:

@@ -203,9 +203,6 @@ class Stream(Need, Reader, Protocol):
     def move_to(self, other: Stream) -> None:
         """Hand socket and unread bytes over; only close() may follow."""
 
-    def end_handshake(self) -> None:
-        """Note that the client has said what it wants."""
-
     def limit(self, seconds: float | None) -> None:
         """Give everything that follows `seconds` in total; None: no limit."""
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from netproxy.errors import Reason
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Descriptor, Stream
-    from netproxy.interfaces.datagrams import PacketConn
+    from netproxy.interfaces.datagrams import PacketConn, SocketAddress
     from netproxy.interfaces.flows import Flow
 
 
@@ -58,6 +58,8 @@ class PendingDial(Protocol):
     """
 
     socket: Descriptor
+    local: SocketAddress | None
+    """The local sockaddr, once finish() has returned."""
 
     @property
     def left(self) -> float:

@@ -46,14 +46,11 @@ class _Watch:
 
     def __init__(self, wait: Wait, owner: WaitOwner) -> None:
         self.owner = owner
-        self.set(wait, time.monotonic())
-
-    def set(self, wait: Wait, now: float) -> None:
         self.wait = wait
         self.descriptors: dict[int, int] = {}
         for watched, events in wait.watched:
             self.descriptors[watched.fileno()] = events
-        self.deadline = _NEVER if wait.seconds is None else now + wait.seconds
+        self.deadline = _NEVER if wait.seconds is None else time.monotonic() + wait.seconds
 
 
 class Poller:
@@ -109,17 +106,11 @@ class Poller:
         """
         if self._releasing_idle and wait.idle:
             owner.wake(wait, False)
-        elif not wait.watched:
+            return
+        if not wait.watched:
             owner.wake(wait, True)
-        else:
-            self._add(_Watch(wait, owner))
-
-    def release_idle(self) -> None:
-        """Wake idle waits as if their time were up, from now on."""
-        self._releasing_idle = True
-        self._release([watch for watch in list(self._watches.values()) if watch.wait.idle], False)
-
-    def _add(self, watch: _Watch) -> None:
+            return
+        watch = _Watch(wait, owner)
         # Pool threads do what follows an event, so it is reported once; a step of this
         # thread may be told again.
         once = select.EPOLLONESHOT if watch.wait.step is None else 0
@@ -137,6 +128,11 @@ class Poller:
         except BaseException:
             self._forget(watch, closed=False)
             raise
+
+    def release_idle(self) -> None:
+        """Wake idle waits as if their time were up, from now on."""
+        self._releasing_idle = True
+        self._release([watch for watch in list(self._watches.values()) if watch.wait.idle], False)
 
     def _run(self) -> None:
         epoll = self._epoll
@@ -166,7 +162,10 @@ class Poller:
             self._end(watch, error)
             return
         if following is not wait:
-            self._advance(watch, following, now)
+            if following is None or following.step is None or not following.watched:
+                self._leave(watch, following)
+            else:
+                self._watch_instead(watch, following, now)
         elif wait.seconds is not None and not wait.fixed:
             watch.deadline = now + wait.seconds
 
@@ -185,20 +184,16 @@ class Poller:
         """Make the next look early enough for a deadline."""
         self._next_look = max(deadline, self._looked + SHORTEST_TICK)
 
-    def _advance(self, watch: _Watch, wait: Wait | None, now: float) -> None:
-        """Go on with the wait that a step has returned."""
+    def _leave(self, watch: _Watch, wait: Wait | None) -> None:
+        """End a watch whose step returned nothing, or a wait for a pool thread."""
+        self._forget(watch, closed=wait is None)
         if wait is None:
-            self._forget(watch, closed=True)
             self._end(watch, None)
             return
         try:
-            if wait.step is None or not wait.watched:
-                self._forget(watch, closed=False)
-                self.watch(wait, watch.owner)
-            else:
-                self._watch_instead(watch, wait, now)
+            self.watch(wait, watch.owner)
         except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            watch.owner.cannot_watch(wait)
+            watch.owner.unwatched(wait)
 
     def _end(self, watch: _Watch, error: Exception | None) -> None:
         try:
@@ -209,10 +204,14 @@ class Poller:
     def _watch_instead(self, watch: _Watch, wait: Wait, now: float) -> None:
         """Watch for another wait; only differences are told to the kernel.
 
-        A relay passes here whenever a side ends.  Raises OSError, ValueError.
+        A relay passes here whenever a side ends.  A wait that cannot be watched is woken.
         """
         before = watch.descriptors
-        watch.set(wait, now)
+        watch.wait = wait
+        watch.descriptors = {}
+        for watched, events in wait.watched:
+            watch.descriptors[watched.fileno()] = events
+        watch.deadline = _NEVER if wait.seconds is None else now + wait.seconds
         if watch.deadline < self._next_look:
             self._look_by(watch.deadline)
         epoll = self._epoll
@@ -230,9 +229,9 @@ class Poller:
                         self._watches[descriptor] = watch
                     elif events != before[descriptor]:
                         epoll.modify(descriptor, events)
-        except BaseException:
+        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
             self._forget(watch, closed=False)
-            raise
+            watch.owner.unwatched(wait)
 
     def _forget(self, watch: _Watch, closed: bool) -> bool:
         """Stop watching; return whether it was still watched.

@@ -10,6 +10,8 @@ a listener accepted it, or it was dialled.  A fault ends one connection with one
 from __future__ import annotations
 
 from functools import partial
+import time
+from select import POLLIN
 from typing import TYPE_CHECKING, Any, Callable
 
 from netproxy.errors import NetProxyError, StreamError
@@ -103,7 +105,11 @@ class Connection:
         wait, deadline = self._wait, stream.deadline
         # On the poller's thread the wait for the same stream goes on, with its deadline.
         if wait is None or blocking or deadline is None or self._deadline != deadline:
-            watched, seconds = stream.watched()
+            if deadline is None:
+                seconds = stream.watched()[1]
+            else:
+                seconds = max(0.0, deadline - time.monotonic())
+            watched = ((stream.socket, POLLIN),)
             wait = Wait(watched, seconds, self._resume, False, self._step, fixed=True)
             self._wait, self._deadline = wait, deadline
         return wait

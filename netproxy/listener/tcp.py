@@ -20,7 +20,7 @@ from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
 from netproxy.net.activation import LOOK_SECONDS
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
-from netproxy.net.socket_options import keep_alive, tune
+from netproxy.net.socket_options import tune
 from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ class TcpListener(socketserver.ThreadingTCPServer):
     def _set_options(self) -> None:
         # Accepted sockets inherit these, which spares system calls for each of them.
         tune(self.socket)
-        keep_alive(self.socket)
 
     def configure(self, handler: Handler, admission: Admission, handshake_seconds: float) -> None:
         """Set what new connections meet.

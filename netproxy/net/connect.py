@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Iterator, Sequence
 from netproxy.errors import DialError, Reason
 from netproxy.net import syscalls
 from netproxy.net.address import is_ipv6, to_sockaddr
-from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions, keep_alive, tune
+from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions, tune
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import SocketAddress
 
 # Seconds until another address is tried: RFC 8305 section 5.
 ATTEMPT_DELAY = 0.25
@@ -74,6 +75,7 @@ class PendingDial:
         "_outcome",
         "_keepalive",
         "_opened",
+        "local",
     )
 
     def __init__(
@@ -83,6 +85,8 @@ class PendingDial:
         self._deadline = time.monotonic() + seconds
         self._address = address
         self._keepalive = options.keepalive
+        # The local sockaddr, once finish() has returned.
+        self.local: SocketAddress | None = None
         # Unset if no socket could be had: then the dial is settled.
         self.socket: socket.socket
         try:
@@ -127,10 +131,14 @@ class PendingDial:
         if outcome == errno.EINPROGRESS:
             outcome = errno.ETIMEDOUT if not self.settled() else self._outcome
         if not outcome:
-            outcome = self._check_self_connect()
+            try:
+                self.local = syscalls.local_sockaddr(self.socket)
+                # Linux connects a socket to itself if source and target port are the same.
+                outcome = errno.ECONNREFUSED if self.local == self._sockaddr else 0
+            except OSError as error:
+                outcome = error.errno or errno.EIO
         if not outcome:
-            tune(self.socket)
-            keep_alive(self.socket, self._keepalive)
+            tune(self.socket, self._keepalive)
             return self.socket
         self.close()
         raise _failure(outcome, self._address)
@@ -139,17 +147,6 @@ class PendingDial:
         """Abandon the attempt."""
         if self._opened:
             self.socket.close()
-
-    def _check_self_connect(self) -> int:
-        """Return ECONNREFUSED for a socket that has connected to itself, else 0.
-
-        Linux connects a socket to itself if source and target port are the same.
-        """
-        try:
-            own = syscalls.local_sockaddr(self.socket)
-        except OSError as error:
-            return error.errno or errno.EIO
-        return errno.ECONNREFUSED if own == self._sockaddr else 0
 
 
 class AbortableDials:
@@ -217,7 +214,7 @@ def _begin(
 
     Raises OSError, DialError.
     """
-    family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     sockaddr = to_sockaddr(address, family)
     sock = syscalls.open_tcp(family)
     try:
@@ -323,8 +320,7 @@ class _Race:
             self._drop(descriptor, outcome)
             return None
         del self._pending[descriptor]
-        tune(sock)
-        keep_alive(sock, self._options.keepalive)
+        tune(sock, self._options.keepalive)
         return sock
 
     def _drop(self, descriptor: int, outcome: int) -> None:

@@ -66,21 +66,16 @@ class SocketOptions(NamedTuple):
 DEFAULT_OPTIONS = SocketOptions()
 
 
-def tune(sock: socket.socket) -> None:
-    """Switch Nagle's algorithm off, as for every TCP connection of ours."""
+def tune(sock: socket.socket, keepalive: float = KEEPALIVE_IDLE) -> None:
+    """Set what every TCP connection of ours has: no Nagle, and an end when its peer vanishes.
+
+    The peer is probed after `keepalive` seconds without a byte, 0: never.
+    """
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except OSError:
-        pass  # gone already: the next read will tell
-
-
-def keep_alive(sock: socket.socket, idle: float = KEEPALIVE_IDLE) -> None:
-    """End the connection when its peer has vanished; probe after `idle` seconds, 0: never."""
-    if not idle:
-        return
-    try:
-        for level, option, value in _KEEPALIVE_OPTIONS:
-            sock.setsockopt(level, option, value)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(idle)))
+        if keepalive:
+            for level, option, value in _KEEPALIVE_OPTIONS:
+                sock.setsockopt(level, option, value)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(keepalive)))
     except OSError:
         pass  # not TCP (a unix socket), or gone already: the next read will tell

@@ -23,6 +23,7 @@ from netproxy.net.address import from_sockaddr
 
 if TYPE_CHECKING:
     from netproxy.interfaces import connections
+    from netproxy.interfaces.datagrams import SocketAddress
     from netproxy.interfaces.sockets import SocketCalls
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ class Stream:
         "plain",
         "handshaking",
         "_unread",
+        "_local",
         "_receive_size",
         "deadline",
         "_pace",
@@ -55,15 +57,20 @@ class Stream:
     )
 
     def __init__(
-        self, sock: socket.socket, unread: bytes = b"", limited: float | None = None
+        self,
+        sock: socket.socket,
+        unread: bytes = b"",
+        limited: float | None = None,
+        local: SocketAddress | None = None,
     ) -> None:
-        """`limited`: as limit()."""
+        """`limited`: as limit().  `local` is the local sockaddr, if it is known."""
         self.socket = sock
         # True if the poller's thread may handle its bytes; False for encrypted or bulk data.
         self.light = True
         # True until the client has said what it wants: until then it may be shed.
         self.handshaking = True
         self._unread = unread
+        self._local = local
         # Bytes to ask the kernel for.
         self._receive_size = RECEIVE
         # Monotonic; of everything that goes on, None without a limit.
@@ -98,10 +105,6 @@ class Stream:
         self.become(_MovedSocket(), syscalls)  # type: ignore[arg-type]  # only closed from now on
 
     # -- time
-
-    def end_handshake(self) -> None:
-        """Note that the client has said what it wants: it is no longer shed for others."""
-        self.handshaking = False
 
     def limit(self, seconds: float | None) -> None:
         """Give everything that follows `seconds` in total, None for no limit.
@@ -339,7 +342,7 @@ class Stream:
     def local_address(self) -> Address:
         """Return the local address.  Raises StreamError."""
         try:
-            return from_sockaddr(syscalls.local_sockaddr(self.socket))
+            return from_sockaddr(self._local or syscalls.local_sockaddr(self.socket))
         except OSError as error:
             raise StreamError(error.strerror or "not connected") from error
 

@@ -71,8 +71,12 @@ class Buffer:
 
 
 class _ThreadBuffers(threading.local):
-    received: Buffer
+    """The buffers of the thread that asks; the second is made when it is needed."""
+
     cleartext: Buffer
+
+    def __init__(self) -> None:
+        self.received = Buffer()
 
 
 _buffers = _ThreadBuffers()
@@ -80,11 +84,7 @@ _buffers = _ThreadBuffers()
 
 def receive_buffer() -> Buffer:
     """Return the thread's buffer for what receive() reads; callers copy what they keep."""
-    try:
-        return _buffers.received
-    except AttributeError:
-        _buffers.received = Buffer()
-        return _buffers.received
+    return _buffers.received
 
 
 def cleartext_buffer() -> Buffer:
@@ -109,14 +109,8 @@ def _unless_waiting(nothing: T) -> T:
     raise _failure()
 
 
-def _name_in(buffer: Buffer) -> SocketAddress:
-    """Return the sockaddr that the kernel has written, with its length at NAME_ROOM."""
-    (length,) = _NAME_LENGTH.unpack_from(buffer.memory, NAME_ROOM)
-    return unpack_sockaddr(bytes(buffer.view[:length]))
-
-
 def _receive(sock: socket.socket, limit: int) -> memoryview | None:
-    buffer = receive_buffer()
+    buffer = _buffers.received
     count = _recv(sock.fileno(), buffer.address, min(limit, ROOM), socket.MSG_DONTWAIT)
     if count < 0:
         return _unless_waiting(None)
@@ -164,22 +158,27 @@ def _accept(sock: socket.socket) -> tuple[socket.socket, SocketAddress] | None:
 
     `sock` must not block.  Raises OSError.
     """
-    buffer = receive_buffer()
+    buffer = _buffers.received
     _NAME_LENGTH.pack_into(buffer.memory, NAME_ROOM, NAME_ROOM)
     name_at = buffer.address
     descriptor = _accept_descriptor(sock.fileno(), name_at, name_at + NAME_ROOM, _NONBLOCK)
     if descriptor < 0:
-        return _unless_waiting(None)
-    return socket.socket(sock.family, _TCP, 0, descriptor), _name_in(buffer)
+        if ctypes.get_errno() == errno.EAGAIN:
+            return None
+        raise _failure()
+    (length,) = _NAME_LENGTH.unpack_from(buffer.memory, NAME_ROOM)
+    peer = unpack_sockaddr(bytes(buffer.view[:length]))
+    return socket.socket(sock.family, _TCP, 0, descriptor), peer
 
 
 def _local_sockaddr(sock: socket.socket) -> SocketAddress:
     """Return the local sockaddr.  Raises OSError."""
-    buffer = receive_buffer()
+    buffer = _buffers.received
     _NAME_LENGTH.pack_into(buffer.memory, NAME_ROOM, NAME_ROOM)
     if _name_of(sock.fileno(), buffer.address, buffer.address + NAME_ROOM) < 0:
         raise _failure()
-    return _name_in(buffer)
+    (length,) = _NAME_LENGTH.unpack_from(buffer.memory, NAME_ROOM)
+    return unpack_sockaddr(bytes(buffer.view[:length]))
 
 
 def _portable_open_tcp(family: int) -> socket.socket:

@@ -87,7 +87,9 @@ class Flows:
         with self._lock:
             self._live[live.number] = live
             if dialled is not None:
-                self._histogram(live.dialer.name).add(dialled)
+                upstream = live.dialer.name
+                histogram = self._dial_times.get(upstream) or self._new_histogram(upstream)
+                histogram.add(dialled)
 
     def finished(self, record: Record) -> None:
         """Add a flow to the totals, or remember it as failed if it never began."""
@@ -164,12 +166,11 @@ class Flows:
             self._ended.setdefault(key, [0] * 5)
         return self._ended[key]
 
-    def _histogram(self, upstream: str) -> Histogram:
-        if upstream not in self._dial_times:
-            if len(self._dial_times) >= TOTALS_LIMIT:
-                upstream = OTHER
-            self._dial_times.setdefault(upstream, Histogram(DIAL_BOUNDS))
-        return self._dial_times[upstream]
+    def _new_histogram(self, upstream: str) -> Histogram:
+        """Return the histogram of an upstream that has none, or the one for the rest."""
+        if len(self._dial_times) >= TOTALS_LIMIT:
+            upstream = OTHER
+        return self._dial_times.setdefault(upstream, Histogram(DIAL_BOUNDS))
 
 
 class ObserverGroup:

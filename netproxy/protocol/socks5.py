@@ -7,6 +7,7 @@ an unknown command is returned as it is, and the handler refuses it.
 
 from __future__ import annotations
 
+from socket import AF_INET, inet_ntop
 from typing import TYPE_CHECKING, NamedTuple
 
 from netproxy.errors import ProtocolError, Reason, ReplyTable
@@ -284,7 +285,10 @@ def _read_raw_address(reader: Reader, address_type: int) -> Steps[bytes]:
 
 
 def _parse_raw_address(address_type: int, raw: bytes) -> Address:
-    host = parse_host(raw[:-2]) if address_type == NAME else ip_text(raw[:-2])
+    if address_type == IPV4:
+        host = inet_ntop(AF_INET, raw[:-2])
+    else:
+        host = parse_host(raw[:-2]) if address_type == NAME else ip_text(raw[:-2])
     return Address(host, int.from_bytes(raw[-2:], "big"))
 
 

@@ -54,28 +54,17 @@ class Outcome(NamedTuple):
 
 
 class RelayOwner(Protocol):
-    """What a relay reports to, once each."""
-
-    def relay_began(self, relay: Relay) -> None:
-        """Note the relay, before it moves anything."""
+    """What a relay reports its end to."""
 
     def relay_ended(self, outcome: Outcome) -> None:
-        """Note its outcome.  Both streams are closed.  Thread: the one that met the end."""
-
-
-def pipe(client: Stream, upstream: Stream, limits: PipeLimits, owner: RelayOwner) -> Wait | None:
-    """Move bytes both ways, unread bytes first, until both have ended; then close both streams.
-
-    Returns what the relay waits for while neither side has anything, None if it has ended.
-    Raises nothing but what `owner` raises.
-    """
-    relay = Relay(client, upstream, limits, owner)
-    owner.relay_began(relay)
-    return relay.begin()
+        """Note its outcome, once.  Both streams are closed.  Thread: the one that met the end."""
 
 
 class Relay:
-    """A client and an upstream between which bytes move."""
+    """A client and an upstream between which bytes move, until both have ended.
+
+    Call begin() once.
+    """
 
     __slots__ = (
         "_client",
@@ -102,8 +91,10 @@ class Relay:
         splice = limits.splice and self._plain
         read_size = BUFFER if self._plain else ROOM
         near, far = client.socket, upstream.socket
-        self._up = Direction(near, far, splice, _encrypted(client), read_size)
-        self._down = Direction(far, near, splice, _encrypted(upstream), read_size)
+        near_layer = near if isinstance(near, LayeredSocket) else None
+        far_layer = far if isinstance(far, LayeredSocket) else None
+        self._up = Direction(near, far, splice, near_layer, read_size)
+        self._down = Direction(far, near, splice, far_layer, read_size)
         # The client's descriptor.
         self._near = -1
         # The last wait, and what it was made from: it serves again while that is the same.
@@ -115,13 +106,18 @@ class Relay:
         return self._up.bytes_moved, self._down.bytes_moved
 
     def begin(self) -> Wait | None:
-        """Move what is there.  Takes both sockets out of their streams."""
+        """Move what is there, unread bytes first.  Takes both sockets out of their streams.
+
+        Returns what the relay waits for while neither side has anything, None if it has ended.
+        Raises nothing but what the owner raises.
+        """
         try:
             near, self._up.pending = self._client.detach()
             _, self._down.pending = self._upstream.detach()
             self._near = near.fileno()
             for direction in (self._up, self._down):
-                direction.flush()
+                if direction.pending:
+                    direction.flush()
                 if not self._plain and not direction.pending:
                     # No socket tells of bytes that were deciphered before.
                     direction.move()
@@ -214,7 +210,8 @@ class Relay:
 
     def _next_wait(self) -> Wait:
         up, down = self._up, self._down
-        busy = up.busy or down.busy
+        # Before the first wait nothing has been moved.
+        busy = self._wait is not None and (up.busy or down.busy)
         state = (busy, up.ended, down.ended, not up.pending, not down.pending)
         wait = self._wait
         if wait is None or state != self._state:
@@ -251,12 +248,6 @@ class Relay:
         except _FAULTS:
             pass
         return "reset"
-
-
-def _encrypted(stream: Stream) -> LayeredSocket | None:
-    """Return the socket of a stream that is not plain, None for a plain one."""
-    layered = stream.socket
-    return layered if isinstance(layered, LayeredSocket) else None
 
 
 def _has_hung_up(sock: socket.socket) -> bool:

@@ -69,12 +69,14 @@ class RuleRouter:
 
         Raises DialError if the target may not be reached or its name is not found.
         """
-        return self._route(flow, self._resolver.resolve)
+        _, dialer, flow, failure = self._decide(flow, self._resolver.resolve)
+        return self._complete(dialer, flow, failure, self._resolver.resolve)
 
     def route_without_blocking(self, flow: Flow) -> Route | None:
         """Decide; return None if a name must be looked up first.  Raises DialError."""
         try:
-            return self._route(flow, self._known_addresses)
+            _, dialer, flow, failure = self._decide(flow, self._known_addresses)
+            return self._complete(dialer, flow, failure, self._known_addresses)
         except _LookupNeeded:
             return None
 
@@ -85,7 +87,7 @@ class RuleRouter:
                 yield rule.dialer
                 if not rule.looks_at_target:
                     return
-        yield self._dialer_without_rule(flow)
+        yield self._by_listener.get(flow.listener, self._default)
 
     def explain(self, flow: Flow) -> tuple[str, Route | DialError]:
         """Return the text of the rule that decides, "" for none, and the outcome.
@@ -105,10 +107,6 @@ class RuleRouter:
             raise _LookupNeeded
         return addresses
 
-    def _route(self, flow: Flow, look_up: LookUp) -> Route:
-        _, dialer, flow, failure = self._decide(flow, look_up)
-        return self._complete(dialer, flow, failure, look_up)
-
     def _decide(self, flow: Flow, look_up: LookUp) -> tuple[str, Dialer, Flow, DialError | None]:
         """Return the rule's text, its dialer, and the flow with its addresses.
 
@@ -120,17 +118,14 @@ class RuleRouter:
             if not all(condition(flow) for condition in rule.conditions):
                 continue
             if rule.address_conditions:
-                left_to_upstream = _leaves_names(rule.dialer) and _is_name(flow)
+                left_to_upstream = _leaves_names(rule.dialer) and pack_ip(flow.target.host) is None
                 if not (flow.addresses or failure or left_to_upstream):
                     flow, failure = _with_addresses(flow, look_up)
                 # Without addresses the flow is in no network.
                 if not all(condition(flow) for condition in rule.address_conditions):
                     continue
             return rule.text, rule.dialer, flow, failure
-        return "", self._dialer_without_rule(flow), flow, failure
-
-    def _dialer_without_rule(self, flow: Flow) -> Dialer:
-        return self._by_listener.get(flow.listener, self._default)
+        return "", self._by_listener.get(flow.listener, self._default), flow, failure
 
     def _complete(
         self, dialer: Dialer, flow: Flow, failure: DialError | None, look_up: LookUp
@@ -143,7 +138,7 @@ class RuleRouter:
             dialer, flow, failure = _choose_for_datagrams(dialer, flow, failure, look_up)
         addresses: Sequence[Address] = flow.addresses
         if not addresses:
-            if not _is_name(flow):
+            if pack_ip(flow.target.host) is not None:
                 addresses = (flow.target,)
             elif not dialer.resolves_names:
                 if failure:
@@ -180,10 +175,6 @@ def _leaves_names(dialer: Dialer) -> bool:
     direct first: both need the lookup.
     """
     return dialer.resolves_names and bool(dialer.carries) and not isinstance(dialer, AutoDialer)
-
-
-def _is_name(flow: Flow) -> bool:
-    return pack_ip(flow.target.host) is None
 
 
 def _with_addresses(flow: Flow, look_up: LookUp) -> tuple[Flow, DialError | None]:

@@ -276,7 +276,7 @@ class _AgentLogin(NamedTuple):
 
     def welcome(self, session: bytes) -> bytes:
         """Return the bytes of the welcome; from now on the connection is not shed."""
-        self.stream.end_handshake()
+        self.stream.handshaking = False
         proof = tunnel.bridge_proof(self.token, self.hello, self.nonce, session)
         return tunnel.encode_welcome(Welcome(proof, session))
 

@@ -26,7 +26,7 @@ class Bytewise:
         stream.limit(60.0)
         while (byte := (yield from stream.read_some(1))) not in (b"", b"."):
             if byte == b"w":
-                stream.end_handshake()
+                stream.handshaking = False
             stream.reply(byte)
         return None
 

@@ -22,7 +22,7 @@ from netproxy.config.upstreams import TLS_LIMIT
 from netproxy.errors import DeadlineError, ProtocolError, StreamError
 from netproxy.net import syscalls, tls, tls_socket
 from netproxy.net.stream import Stream, complete
-from netproxy.relay.pipe import Outcome, PipeLimits, pipe
+from netproxy.relay.pipe import Outcome, PipeLimits, Relay
 from tests.support.certificates import Certificates, certificates
 from tests.support.outcomes import Outcomes
 from tests.support.waits import run_to_end
@@ -539,7 +539,7 @@ class Ends:
 
 def relay(client: Stream, upstream: Stream, limits: PipeLimits) -> Outcome:
     owner = Outcomes()
-    run_to_end(pipe(client, upstream, limits, owner))
+    run_to_end(Relay(client, upstream, limits, owner).begin())
     (outcome,) = owner.outcomes
     return outcome
 

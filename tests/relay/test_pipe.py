@@ -15,7 +15,7 @@ import pytest
 
 from netproxy.net.stream import Stream
 from netproxy.relay.direction import BUFFER
-from netproxy.relay.pipe import Outcome, PipeLimits, Relay, pipe
+from netproxy.relay.pipe import Outcome, PipeLimits, Relay
 from tests.support.outcomes import Outcomes
 from tests.support.sockets import (
     Task,
@@ -58,8 +58,7 @@ class Relayed:
 def relay(near: Stream, far: Stream, limits: PipeLimits) -> Outcome:
     """Relay until both sides have ended, waits included; return the outcome."""
     owner = Outcomes()
-    run_to_end(pipe(near, far, limits, owner))
-    assert len(owner.relays) == 1
+    run_to_end(Relay(near, far, limits, owner).begin())
     (outcome,) = owner.outcomes
     return outcome
 
@@ -304,7 +303,7 @@ class TestSlowReader:
 class TestTimeouts:
     def test_idle_relay_is_reset_after_the_idle_time(self, relayed: Relayed) -> None:
         owner = Outcomes()
-        wait = pipe(relayed.near, relayed.far, PipeLimits(0.2, 30.0), owner)
+        wait = Relay(relayed.near, relayed.far, PipeLimits(0.2, 30.0), owner).begin()
         assert wait is not None and wait.seconds == 0.2
         run_to_end(wait)
         assert owner.outcomes == [Outcome(0, 0, "idle")]

@@ -21,7 +21,7 @@ from netproxy.interfaces.connections import Wait
 from netproxy.net.stream import Stream
 from netproxy.relay import direction as direction_module
 from netproxy.relay.direction import TINY_READS, Direction
-from netproxy.relay.pipe import Outcome, PipeLimits, pipe
+from netproxy.relay.pipe import Outcome, PipeLimits, Relay
 from tests.support.outcomes import Outcomes
 from tests.support.sockets import (
     Task,
@@ -64,13 +64,13 @@ class Ends:
         self.task: Task | None = None
 
     def begin(self, limits: PipeLimits = LIMITS) -> Wait:
-        wait = pipe(self.near, self.far, limits, self.owner)
+        wait = Relay(self.near, self.far, limits, self.owner).begin()
         assert wait is not None
         return wait
 
     def run(self, limits: PipeLimits = LIMITS) -> None:
         """Relay on a thread of its own, and never by steps."""
-        self.task = Task(lambda: run_to_end(pipe(self.near, self.far, limits, self.owner)))
+        self.task = Task(lambda: run_to_end(Relay(self.near, self.far, limits, self.owner).begin()))
 
     def outcome(self) -> Outcome:
         wait_until(lambda: self.owner.outcomes)
