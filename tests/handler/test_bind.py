@@ -1,4 +1,4 @@
-"""BIND of SOCKS4 and SOCKS5: two replies, one peer, and a listener that never outlives its client."""
+"""BIND of SOCKS4 and SOCKS5: two replies, one peer, and the listening socket is closed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from netproxy.dialer.block import BlockDialer
 from netproxy.errors import DialError, Reason
 from netproxy.handler.announce import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.connections import Handshake
+from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks5
 from tests.support.handlers import (
@@ -20,20 +20,24 @@ from tests.support.handlers import (
     SECONDS,
     Conversation,
     HandlerDependencies,
+    LiteralResolver,
     check_relay,
     descriptors,
     eventually,
     refused,
-    LiteralResolver,
+    reset,
     resolve,
 )
 from tests.support.sockets import tcp_pair
 
-ANYBODY = Address("0.0.0.0", 0)
-PEER = Address(LOCALHOST, 4321)  # BIND goes by its address; its port may be anything
+ANY_PEER = Address("0.0.0.0", 0)
+# BIND compares the address of the peer, not its port.
+PEER = Address(LOCALHOST, 4321)
 
 
 class Socks4:
+    """Requests and replies of SOCKS4."""
+
     refusal = b"\0\x5b\0\0\0\0\0\0"
 
     @staticmethod
@@ -52,6 +56,8 @@ class Socks4:
 
 
 class Socks5:
+    """Requests and replies of SOCKS5."""
+
     refusal = b"\5\1\0\1\0\0\0\0\0\0"
 
     @staticmethod
@@ -80,7 +86,7 @@ Version = type[Socks4] | type[Socks5]
 def begin(
     version: Version, dependencies: HandlerDependencies, target: Address = PEER
 ) -> tuple[Conversation, Address]:
-    """A conversation up to the first reply, and where the proxy listens."""
+    """Return a conversation up to the first reply, and the address on which the proxy listens."""
     client = Conversation(version.handler(dependencies))
     client.send(version.request(target))
     if version is Socks5:
@@ -88,13 +94,14 @@ def begin(
     return client, version.reply(client)
 
 
-def surroundings(**given: Any) -> HandlerDependencies:
+def dependencies_of(**given: Any) -> HandlerDependencies:
+    """Return HandlerDependencies whose router resolves literal addresses and localhost."""
     dependencies = HandlerDependencies(**given)
     dependencies.router.look_up = resolve
     return dependencies
 
 
-def asked(peer: Address) -> Flow:
+def flow_for(peer: Address) -> Flow:
     return Flow("tcp", Address(LOCALHOST, 5000), peer, "test", "", (peer,))
 
 
@@ -102,12 +109,12 @@ def connect(address: Address, source: str = LOCALHOST) -> socket.socket:
     return socket.create_connection(address, SECONDS, (source, 0))
 
 
-def test_two_replies_then_a_relay(version: Version) -> None:
+def test_bind_sends_two_replies_then_relays(version: Version) -> None:
     """Hazard 17."""
-    dependencies = surroundings()
+    dependencies = dependencies_of()
     client, bound = begin(version, dependencies)
     with client:
-        assert client.silent()  # the second reply waits for the peer
+        assert client.silent()
         peer = connect(bound)
         name = Address(*peer.getsockname())
         assert version.reply(client) == name
@@ -115,13 +122,12 @@ def test_two_replies_then_a_relay(version: Version) -> None:
     record = dependencies.log.records[0]
     assert record.flow.target == name
     assert (record.sent, record.received, record.ended) == (2, 8, "closed")
-    assert (
-        not dependencies.dialled
-    )  # nothing goes out: who is asked is only which way this flow takes
+    # The router chooses an upstream for the flow, but nothing is dialled.
+    assert not dependencies.dialled
     assert dependencies.router.flows[0].target == PEER
 
 
-def test_a_peer_that_vanishes_is_noticed() -> None:
+def test_accepted_peer_has_keepalive_and_user_timeout() -> None:
     """Hazard 86."""
     peers: list[socket.socket] = []
     with tcp_pair() as (near, _):
@@ -130,15 +136,17 @@ def test_a_peer_that_vanishes_is_noticed() -> None:
             peers.append(connect(bound))
             return b""
 
-        stream, _ = complete(surroundings().binder.accept(Stream(near), asked(ANYBODY), encode))
+        stream, _ = complete(
+            dependencies_of().binder.accept(Stream(near), flow_for(ANY_PEER), encode)
+        )
         with peers[0], stream.socket as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
 
 
-def test_a_wrong_peer_is_refused_and_the_right_one_still_accepted(version: Version) -> None:
+def test_wrong_peer_is_refused_and_right_peer_still_accepted(version: Version) -> None:
     """Hazard 17."""
-    dependencies = surroundings()
+    dependencies = dependencies_of()
     client, bound = begin(version, dependencies)
     with client:
         for source in ("127.0.0.2", "127.0.0.3"):
@@ -150,27 +158,27 @@ def test_a_wrong_peer_is_refused_and_the_right_one_still_accepted(version: Versi
     assert dependencies.counters.value("connections_refused", "wrong peer of a BIND") == 2
 
 
-def test_an_unspecified_peer_is_anybody(version: Version) -> None:
+def test_bind_for_unspecified_address_accepts_any_peer(version: Version) -> None:
     """Hazard 17."""
     if version is Socks4:
-        pytest.skip("SOCKS4 has no such request: 0.0.0.0 is refused (row 13)")
-    client, bound = begin(version, surroundings(), ANYBODY)
+        pytest.skip("SOCKS4 refuses 0.0.0.0")
+    client, bound = begin(version, dependencies_of(), ANY_PEER)
     with client, connect(bound, "127.0.0.9") as peer:
         assert version.reply(client) == Address(*peer.getsockname())
 
 
-def test_only_one_peer_is_taken(version: Version) -> None:
+def test_bind_stops_listening_after_its_peer(version: Version) -> None:
     """Hazard 17."""
-    client, bound = begin(version, surroundings())
+    client, bound = begin(version, dependencies_of())
     with client, connect(bound):
         version.reply(client)
         assert refused(bound)
 
 
-def test_nobody_comes(version: Version) -> None:
+def test_bind_without_peer_is_refused_and_stops_listening(version: Version) -> None:
     """Hazard 17."""
     before = descriptors()
-    client, bound = begin(version, surroundings(bind_seconds=0.1))
+    client, bound = begin(version, dependencies_of(bind_seconds=0.1))
     with client:
         client.expect(
             version.refusal[:1] + (b"\x06" if version is Socks5 else b"\x5b") + version.refusal[2:]
@@ -180,30 +188,30 @@ def test_nobody_comes(version: Version) -> None:
     assert descriptors() == before
 
 
-@pytest.mark.parametrize("way", ["end", "reset"])
-def test_the_listener_is_closed_when_the_client_leaves(version: Version, way: str) -> None:
+@pytest.mark.parametrize("closed_by", ["end", "reset"])
+def test_bind_stops_listening_when_client_leaves(version: Version, closed_by: str) -> None:
     """Hazard 17."""
     before = descriptors()
-    client, bound = begin(version, surroundings(bind_seconds=60))
-    if way == "reset":
-        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    client, bound = begin(version, dependencies_of(bind_seconds=60))
+    if closed_by == "reset":
+        reset(client.socket)
     client.close()
     client.wait()
     assert refused(bound)
     assert descriptors() == before
 
 
-def test_the_listener_is_closed_when_a_client_leaves_that_has_sent_early(version: Version) -> None:
+def test_bind_stops_listening_when_client_leaves_after_early_data(version: Version) -> None:
     """Hazard 17."""
-    client, bound = begin(version, surroundings(bind_seconds=60))
+    client, bound = begin(version, dependencies_of(bind_seconds=60))
     client.send(b"early")
     client.close()
     client.wait()
     assert refused(bound)
 
 
-def test_what_the_client_sends_early_reaches_the_peer_in_order(version: Version) -> None:
-    client, bound = begin(version, surroundings())
+def test_early_data_of_client_reaches_peer_in_order(version: Version) -> None:
+    client, bound = begin(version, dependencies_of())
     with client:
         client.send(b"early ")
         peer = connect(bound)
@@ -214,8 +222,8 @@ def test_what_the_client_sends_early_reaches_the_peer_in_order(version: Version)
             assert stream.read() == b"early late"
 
 
-def test_data_right_behind_the_request_reaches_the_peer(version: Version) -> None:
-    dependencies = surroundings()
+def test_data_behind_the_request_reaches_peer(version: Version) -> None:
+    dependencies = dependencies_of()
     with Conversation(version.handler(dependencies)) as client:
         client.send(version.request(PEER) + b"behind")
         if version is Socks5:
@@ -224,18 +232,19 @@ def test_data_right_behind_the_request_reaches_the_peer(version: Version) -> Non
             assert peer.recv(16) == b"behind"
 
 
-def test_it_listens_on_the_address_the_client_came_to_and_no_other(version: Version) -> None:
+def test_bind_listens_only_on_the_address_that_the_client_connected_to(version: Version) -> None:
     """Hazard 18."""
-    client, bound = begin(version, surroundings())
+    client, bound = begin(version, dependencies_of())
     with client:
         assert bound.host == LOCALHOST
         assert bound.port
-        assert refused(Address("127.0.0.2", bound.port))  # which 0.0.0.0 would take
+        # A socket on 0.0.0.0 would accept this connection.
+        assert refused(Address("127.0.0.2", bound.port))
 
 
-def test_an_ipv6_client_is_listened_for_on_ipv6() -> None:
+def test_bind_of_ipv6_client_listens_on_ipv6() -> None:
     """Hazard 18."""
-    with Conversation(surroundings().socks5(), "::1", "::1") as client:
+    with Conversation(dependencies_of().socks5(), "::1", "::1") as client:
         client.send(Socks5.request(Address("::", 0)))
         client.expect(b"\5\0")
         bound = Socks5.reply(client)
@@ -244,17 +253,18 @@ def test_an_ipv6_client_is_listened_for_on_ipv6() -> None:
             assert Socks5.reply(client) == Address(*peer.getsockname()[:2])
 
 
-def test_a_peer_asked_for_by_name_is_taken() -> None:
-    """Clients that leave names to the proxy name the peer of a BIND as they named the target of their CONNECT."""
-    client, bound = begin(Socks5, surroundings(bind_seconds=0.5), Address("localhost", 21))
+def test_peer_named_by_host_name_is_accepted() -> None:
+    """Clients that let the proxy resolve names send a name for the peer of a BIND too."""
+    client, bound = begin(Socks5, dependencies_of(bind_seconds=0.5), Address("localhost", 21))
     with client, connect(bound) as peer:
         assert Socks5.reply(client) == Address(*peer.getsockname())
 
 
-def test_a_peer_is_who_was_found_by_the_one_lookup_that_was_checked() -> None:
+def test_peer_is_the_address_of_the_lookup_that_the_policy_checked() -> None:
     """Hazard 75."""
-    answers = iter(["127.0.0.2", LOCALHOST])  # a name server that says something else each time
-    dependencies = surroundings()
+    # A name server whose second answer differs.
+    answers = iter(["127.0.0.2", LOCALHOST])
+    dependencies = dependencies_of()
     dependencies.router.look_up = lambda target: [target._replace(host=next(answers))]
     client, bound = begin(Socks5, dependencies, Address("flips.example", 21))
     with client:
@@ -265,26 +275,26 @@ def test_a_peer_is_who_was_found_by_the_one_lookup_that_was_checked() -> None:
     assert next(answers) == LOCALHOST
 
 
-def test_a_peer_whose_name_is_not_found_is_refused_at_once() -> None:
-    with Conversation(surroundings().socks5()) as client:
+def test_unknown_name_of_peer_is_refused_at_once() -> None:
+    with Conversation(dependencies_of().socks5()) as client:
         client.send(Socks5.request(Address("nowhere.example", 21)))
         client.expect(b"\5\0\5\4\0\1\0\0\0\0\0\0")
         client.expect_end()
 
 
-def test_the_first_reply_names_the_announced_address(version: Version) -> None:
+def test_first_reply_names_the_announced_address(version: Version) -> None:
     announcer = Announcer([Announcement(None, Address("203.0.113.5", 0))], LiteralResolver())
-    client, bound = begin(version, surroundings(announcer=announcer))
+    client, bound = begin(version, dependencies_of(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
         with connect(Address(LOCALHOST, bound.port)):
             version.reply(client)
 
 
-def test_an_announced_port_is_the_relays_and_never_that_of_a_bind(version: Version) -> None:
-    """announce: address:port tells where the published relay port is; a BIND listens on a port of its own."""
+def test_announced_port_is_never_told_for_a_bind(version: Version) -> None:
+    """The port in `announce` is that of the UDP relay; a BIND listens on another port."""
     announcer = Announcer([Announcement(None, Address("203.0.113.5", 1080))], LiteralResolver())
-    client, bound = begin(version, surroundings(announcer=announcer))
+    client, bound = begin(version, dependencies_of(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
         assert bound.port != 1080
@@ -292,8 +302,8 @@ def test_an_announced_port_is_the_relays_and_never_that_of_a_bind(version: Versi
             version.reply(client)
 
 
-def test_a_way_out_that_cannot_bind_refuses(version: Version) -> None:
-    dependencies = surroundings()
+def test_upstream_without_bind_is_refused(version: Version) -> None:
+    dependencies = dependencies_of()
     dependencies.dialer.carries = frozenset({"tcp", "udp"})
     with Conversation(version.handler(dependencies)) as client:
         client.send(version.request(PEER))
@@ -304,9 +314,9 @@ def test_a_way_out_that_cannot_bind_refuses(version: Version) -> None:
         client.expect_end()
 
 
-def test_a_bind_that_the_rules_refuse_is_refused_with_02() -> None:
+def test_bind_that_the_rules_block_is_refused_with_code_2() -> None:
     """Hazard 14."""
-    dependencies = surroundings()
+    dependencies = dependencies_of()
     dependencies.router.dialer = BlockDialer()
     with Conversation(dependencies.socks5()) as client:
         client.send(Socks5.request(PEER))
@@ -314,10 +324,10 @@ def test_a_bind_that_the_rules_refuse_is_refused_with_02() -> None:
         client.expect_end()
 
 
-def test_a_socket_that_cannot_be_had_is_one_refusal(
+def test_bind_without_descriptors_is_refused_once(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dependencies = surroundings()
+    dependencies = dependencies_of()
     with Conversation(version.handler(dependencies)) as client:
         monkeypatch.setattr("netproxy.handler.bind._listen", no_descriptor)
         client.send(version.request(PEER))
@@ -331,9 +341,9 @@ def no_descriptor(host: str) -> socket.socket:
     raise OSError(24, "Too many open files")
 
 
-def test_a_hundred_binds_leave_nothing_open(version: Version) -> None:
+def test_hundred_binds_leave_no_descriptor_open(version: Version) -> None:
     before = descriptors()
-    dependencies = surroundings()
+    dependencies = dependencies_of()
     for _ in range(100):
         client, bound = begin(version, dependencies)
         with client, connect(bound):
@@ -341,25 +351,25 @@ def test_a_hundred_binds_leave_nothing_open(version: Version) -> None:
     eventually(lambda: descriptors() == before)
 
 
-def test_an_ipv4_client_of_socks4_gets_ipv4_replies_whatever_is_announced() -> None:
+def test_socks4_replies_are_ipv4_though_ipv6_is_announced() -> None:
     announcer = Announcer([Announcement(None, Address("2001:db8::5", 0))], LiteralResolver())
-    client, bound = begin(Socks4, surroundings(announcer=announcer))
+    client, bound = begin(Socks4, dependencies_of(announcer=announcer))
     with client:
         assert bound.host == LOCALHOST
 
 
-def test_the_binder_says_why_nobody_came() -> None:
-    dependencies = surroundings(bind_seconds=0.05)
-    with Conversation(Once(dependencies)) as client:
+def test_binder_without_peer_raises_timeout() -> None:
+    dependencies = dependencies_of(bind_seconds=0.05)
+    with Conversation(BindHandler(dependencies)) as client:
         client.expect_closed()
     assert isinstance(client.raised, DialError)
     assert client.raised.reason is Reason.TIMEOUT
 
 
-class Once:
+class BindHandler:
     def __init__(self, dependencies: HandlerDependencies) -> None:
         self.dependencies = dependencies
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
-        yield from self.dependencies.binder.accept(stream, asked(PEER), lambda bound: b"")
+        yield from self.dependencies.binder.accept(stream, flow_for(PEER), lambda bound: b"")
         return None

@@ -1,14 +1,13 @@
-"""BND.ADDR: which address a client is told, alone and in the replies of a real daemon."""
+"""BND.ADDR: the address that a client is told, by Announcer and in the replies of a real daemon."""
 
 from __future__ import annotations
 
 import pytest
 
-from netproxy.interfaces.networks import NetworkSet
 from netproxy.errors import DialError, Reason
 from netproxy.handler.announce import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.net.stream import Stream, complete
 from netproxy.protocol.socks5 import read_reply
 from tests.support.handlers import LOCALHOST
@@ -36,7 +35,7 @@ class NamesResolver:
 
 
 def announcer(*announced: tuple[str, Address]) -> Announcer:
-    """Each by the networks it is for ("" for all) and the address."""
+    """Return an Announcer. Each argument: the networks of clients ("" for all), and the address."""
     return Announcer(
         [
             Announcement(
@@ -48,12 +47,12 @@ def announcer(*announced: tuple[str, Address]) -> Announcer:
     )
 
 
-def test_with_nothing_announced_it_is_the_control_connections_own_address() -> None:
+def test_without_announcement_the_local_address_of_the_control_connection_is_told() -> None:
     assert announcer().bound(CLIENT, LOCAL, 5000) == Address("192.168.1.1", 5000)
     assert announcer().bound(CLIENT6, LOCAL6, 5000) == Address("2001:db8::1", 5000)
 
 
-def test_a_scope_means_nothing_to_the_client() -> None:
+def test_scope_is_not_told() -> None:
     assert announcer().bound(Address("fe80::7%2", 1), Address("fe80::1%2", 1080), 5000) == Address(
         "fe80::1", 5000
     )
@@ -69,14 +68,14 @@ def test_a_scope_means_nothing_to_the_client() -> None:
         (Address("both.example", 0), Address("203.0.113.5", 5000)),
     ],
 )
-def test_the_announced_address_is_told(announced: Address, told: Address) -> None:
+def test_announced_address_is_told(announced: Address, told: Address) -> None:
     assert announcer(("", announced)).bound(CLIENT, LOCAL, 5000) == told
 
 
 @pytest.mark.parametrize(
     "announced", ["0.0.0.0", "::", "2001:db8::5", "six.example", "nothing.example", "gone.example"]
 )
-def test_what_is_no_address_of_that_family_is_never_told(announced: str) -> None:
+def test_ipv4_client_is_never_told_ipv6_or_unspecified_address(announced: str) -> None:
     """Hazard 43."""
     assert announcer(("", Address(announced, 0))).bound(CLIENT, LOCAL, 5000) == Address(
         "192.168.1.1", 5000
@@ -89,14 +88,14 @@ def test_what_is_no_address_of_that_family_is_never_told(announced: str) -> None
 @pytest.mark.parametrize(
     "announced", ["::", "0.0.0.0", "203.0.113.5", "one.example", "nothing.example"]
 )
-def test_an_ipv6_client_is_told_an_ipv6_address_that_is_one(announced: str) -> None:
+def test_ipv6_client_is_never_told_ipv4_or_unspecified_address(announced: str) -> None:
     """Hazard 43."""
     assert announcer(("", Address(announced, 0))).bound(CLIENT6, LOCAL6, 5000) == Address(
         "2001:db8::1", 5000
     )
 
 
-def test_each_family_may_have_its_own() -> None:
+def test_each_address_family_may_have_its_announcement() -> None:
     both = announcer(("", Address("203.0.113.5", 0)), ("", Address("2001:db8::5", 0)))
     assert both.bound(CLIENT, LOCAL, 5000) == Address("203.0.113.5", 5000)
     assert both.bound(CLIENT6, LOCAL6, 5000) == Address("2001:db8::5", 5000)
@@ -105,7 +104,7 @@ def test_each_family_may_have_its_own() -> None:
     )
 
 
-def test_the_first_entry_that_fits_the_client_is_told() -> None:
+def test_first_announcement_for_the_client_is_told() -> None:
     by_client = announcer(
         ("192.168.0.0/16 10.0.0.0/8", Address("192.168.1.1", 0)), ("", Address("203.0.113.5", 1080))
     )
@@ -114,19 +113,19 @@ def test_the_first_entry_that_fits_the_client_is_told() -> None:
     assert by_client.bound(Address("198.51.100.9", 1), LOCAL, 5000) == Address("203.0.113.5", 1080)
 
 
-def test_a_client_that_no_entry_is_for_is_told_the_connections_own_address() -> None:
+def test_client_without_announcement_is_told_the_local_address() -> None:
     assert announcer(("10.0.0.0/8", Address("10.0.0.1", 0))).bound(CLIENT, LOCAL, 5000) == Address(
         "192.168.1.1", 5000
     )
 
 
-# -- in the replies to ASSOCIATE
+# Replies to ASSOCIATE.
 
 LISTEN = "listeners: [{listen: '%s', allow_open: true, announce: %s, udp: {relay_port: %s}}]"
 
 
 def bound(text: str, server: str = LOCALHOST, source: str = LOCALHOST) -> tuple[Address, int]:
-    """BND, and the port of the listener."""
+    """Return the bound address of the reply, and the port of the listener."""
     with running(text) as relay, associate(relay.port, server, source) as control:
         code, address = complete(read_reply(Stream(control)))
         assert code == 0
@@ -151,26 +150,26 @@ def bound(text: str, server: str = LOCALHOST, source: str = LOCALHOST) -> tuple[
         ("[{clients: 10.0.0.0/8, address: 198.51.100.1}]", "127.0.0.1", 0),
     ],
 )
-def test_a_daemon_announces_what_the_file_says(announce: str, host: str, port: int) -> None:
+def test_daemon_announces_the_configured_address(announce: str, host: str, port: int) -> None:
     address, listening = bound(LISTEN % ("127.0.0.1:0", announce, "shared"))
     assert address == Address(host, port or listening)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", ":0"])
-def test_a_wildcard_is_never_told(listen: str) -> None:
+def test_wildcard_address_of_listener_is_never_told(listen: str) -> None:
     for server in ("127.0.0.1", "127.0.0.2"):
         address, listening = bound("listeners: [{listen: '%s', allow_open: true}]" % listen, server)
         assert address == Address(server, listening)
 
 
 @pytest.mark.parametrize("spelling", ["::", "::0", "0:0:0:0:0:0:0:0", "::0.0.0.0"])
-def test_an_unspecified_address_is_never_told_however_it_is_spelled(spelling: str) -> None:
+def test_unspecified_address_is_never_told_in_any_spelling(spelling: str) -> None:
     """Hazard 43."""
     address, listening = bound(LISTEN % ("[::1]:0", f"'{spelling}'", "shared"), "::1", "::1")
     assert address == Address("::1", listening)
 
 
-def test_an_ipv6_client_of_a_dual_stack_listener_is_told_ipv6() -> None:
+def test_ipv6_client_of_dual_stack_listener_is_told_ipv6() -> None:
     address, listening = bound(LISTEN % (":0", "203.0.113.5", "shared"), "::1", "::1")
     assert address == Address("::1", listening)
     address, listening = bound(
@@ -179,23 +178,23 @@ def test_an_ipv6_client_of_a_dual_stack_listener_is_told_ipv6() -> None:
     assert address == Address("2001:db8::5", listening)
 
 
-def test_with_ports_of_their_own_associations_are_told_their_own() -> None:
-    """A port in `announce` is where the shared one is published: it cannot be that of every association."""
+def test_association_with_its_own_port_is_told_that_port() -> None:
+    """The port in `announce` is that of the shared socket, so an own port is told as it is."""
     address, listening = bound(LISTEN % ("127.0.0.1:0", "203.0.113.5", "any"))
     assert address.host == "203.0.113.5" and address.port != listening
     with running(LISTEN % ("127.0.0.1:0", "203.0.113.5:1234", "any")) as relay:
-        with associate(relay.port) as one, associate(relay.port) as other:
-            told = [complete(read_reply(Stream(control)))[1] for control in (one, other)]
+        with associate(relay.port) as first, associate(relay.port) as second:
+            told = [complete(read_reply(Stream(control)))[1] for control in (first, second)]
             assert told[0] != told[1]
 
 
-def test_what_is_announced_does_not_change_where_it_listens() -> None:
+def test_announced_port_does_not_change_the_listening_port() -> None:
     with (
         running(LISTEN % ("127.0.0.1:0", "203.0.113.5:1234", "shared")) as relay,
         associate(relay.port) as control,
     ):
         complete(read_reply(Stream(control)))
         with UdpPort() as client, UdpPort() as target:
-            from_here = b"\0\0\0\1\x7f\0\0\1" + target.address.port.to_bytes(2, "big")
-            client.send(from_here + b"hello", Address(LOCALHOST, relay.port))
+            request = b"\0\0\0\1\x7f\0\0\1" + target.address.port.to_bytes(2, "big")
+            client.send(request + b"hello", Address(LOCALHOST, relay.port))
             target.expect(b"hello")

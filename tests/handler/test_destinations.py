@@ -1,8 +1,7 @@
-"""Where clients are not led, over every protocol: special addresses, names that lead there, and the daemon's own ports."""
+"""Denied targets, over every protocol: special addresses, their names, the daemon's own ports."""
 
 from __future__ import annotations
 
-import random
 import socket
 import threading
 from contextlib import ExitStack
@@ -15,17 +14,18 @@ from netproxy.interfaces.addresses import Address
 from netproxy.resolver import resolver
 from tests.support.doors import DATAGRAMS, DOORS, STREAMS, by_connect, by_socks5, by_socks5_udp
 from tests.support.handlers import LOCALHOST, descriptors, eventually
+from tests.support.ports import free_port
 from tests.support.relays import Running, UdpClient, UdpPort, running
 from tests.support.sockets import HAS_IPV6, SECONDS
 
 pytest.importorskip("yaml")
 
-OTHER = (
-    "127.0.0.77"  # an address of this machine that the file allows: where tests have their targets
-)
+# An address of this machine that the configuration allows: the targets of the tests.
+OTHER = "127.0.0.77"
 GUARDED = (
     "listeners: [{name: main, listen: '127.0.0.1:0'}]\n"
-    f"destinations: {{deny: [loopback, private, link-local, metadata, multicast], allow: [{OTHER}]}}"
+    "destinations: {deny: [loopback, private, link-local, metadata, multicast],"
+    f" allow: [{OTHER}]}}"
 )
 DENIED = {
     "loopback": "127.0.0.1",
@@ -52,11 +52,14 @@ DENIED = {
     "6to4 private": "2002:a07:707::1",
     "Teredo": "2001:0:808:808::80ff:fffe",
 }
-LOOSE = ["127.1", "0x7f.1", "2130706433", "0177.0.0.1"]
+ATON_SPELLINGS = ["127.1", "0x7f.1", "2130706433", "0177.0.0.1"]
 
 
 class NameServer:
-    """In the place of getaddrinfo(3) for the daemon: `answers` of a name, one after the other, the last for ever."""
+    """Replaces getaddrinfo(3) in the daemon.
+
+    `answers` holds the answers for a name in their order; the last one is repeated.
+    """
 
     def __init__(self) -> None:
         self._real = socket.getaddrinfo
@@ -65,7 +68,8 @@ class NameServer:
 
     def getaddrinfo(self, host: bytes | str, *arguments: Any, **more: Any) -> list[Any]:
         if isinstance(host, str):
-            return self._real(host, *arguments, **more)  # a test's own client
+            # The test's client asks.
+            return self._real(host, *arguments, **more)
         name = host.decode()
         self.asked.append(name)
         answers = self.answers.get(name)
@@ -73,14 +77,20 @@ class NameServer:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         hosts = answers.pop(0) if len(answers) > 1 else answers[0]
         return [
-            (socket.AF_INET6 if ":" in one else socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 0))
-            for one in hosts
+            (
+                socket.AF_INET6 if ":" in address else socket.AF_INET,
+                socket.SOCK_STREAM,
+                6,
+                "",
+                (address, 0),
+            )
+            for address in hosts
         ]
 
 
 @pytest.fixture(scope="module")
 def names() -> Iterator[NameServer]:
-    """Nothing that it says is remembered."""
+    """Return a name server whose answers the daemon does not cache."""
     with pytest.MonkeyPatch.context() as patch:
         server = NameServer()
         patch.setattr(socket, "getaddrinfo", server.getaddrinfo)
@@ -95,7 +105,7 @@ def guarded(names: NameServer) -> Iterator[Running]:
 
 
 class Target:
-    """Listens, TCP and UDP, and counts who came."""
+    """Listens on TCP and UDP, and counts the connections."""
 
     def __init__(self, host: str = OTHER, port: int = 0) -> None:
         self.tcp = socket.create_server((host, port), backlog=32)
@@ -115,7 +125,7 @@ class Target:
             sock.close()
 
     def arrived(self) -> bool:
-        """Whether somebody has come, or a datagram, which is taken."""
+        """Return whether a connection or a datagram has come; receive the datagram."""
         return bool(self.came) or not self.udp.silent()
 
     def untouched(self) -> bool:
@@ -133,59 +143,56 @@ class Target:
 
 @pytest.fixture
 def target() -> Iterator[Target]:
-    with Target() as one:
-        yield one
+    with Target() as listening:
+        yield listening
 
 
 @pytest.fixture
 def trapped() -> Iterator[tuple[Target, Target]]:
-    """A target, and a trap at the same port of an address that is denied."""
+    """Yield a target, and a trap at the same port of an address that is denied."""
     with ExitStack() as stack:
-        target = stack.enter_context(Target(OTHER, free_port()))
+        target = stack.enter_context(Target(OTHER, free_port("0.0.0.0")))
         yield target, stack.enter_context(Target(LOCALHOST, target.port))
 
 
-def free_port() -> int:
-    """Of all addresses, TCP and UDP, a moment ago; none that the kernel hands out by itself."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        try:
-            with socket.create_server(("", port)), UdpPort("0.0.0.0", port):
-                return port
-        except OSError:
-            continue
-
-
 @pytest.mark.parametrize("door", DOORS)
-class TestHazard73:
+class TestSpecialAddresses:
+    """Hazard 73."""
+
     @pytest.mark.parametrize("what", DENIED)
-    def test_special_addresses_are_denied_as_literals(
+    def test_special_address_is_denied_as_literal(
         self, door: str, what: str, guarded: Running
     ) -> None:
         assert DOORS[door](guarded, DENIED[what], 9) == "denied"
 
     @pytest.mark.parametrize("what", DENIED)
-    def test_and_as_what_a_name_leads_to(
+    def test_special_address_is_denied_as_answer_for_a_name(
         self, door: str, what: str, guarded: Running, names: NameServer
     ) -> None:
         names.answers["trap.test"] = [[DENIED[what]]]
         assert DOORS[door](guarded, "trap.test", 9) == "denied"
 
-    @pytest.mark.parametrize("host", LOOSE)
-    def test_and_in_spellings_that_hide_it(self, door: str, host: str, guarded: Running) -> None:
+    @pytest.mark.parametrize("host", ATON_SPELLINGS)
+    def test_loopback_is_denied_in_every_spelling_of_inet_aton(
+        self, door: str, host: str, guarded: Running
+    ) -> None:
         assert DOORS[door](guarded, host, 9) == "denied"
 
     @pytest.mark.parametrize("host", ["localhost", "LocalHost.", "a.localhost"])
-    def test_and_by_this_machines_names(self, door: str, host: str, guarded: Running) -> None:
+    def test_localhost_is_denied_in_every_spelling(
+        self, door: str, host: str, guarded: Running
+    ) -> None:
         assert DOORS[door](guarded, host, 9) == "denied"
 
-    def test_an_exception_is_reached(self, door: str, guarded: Running, target: Target) -> None:
+    def test_allowed_address_is_reached(self, door: str, guarded: Running, target: Target) -> None:
         assert DOORS[door](guarded, OTHER, target.port) == "open"
 
 
 @pytest.mark.parametrize("door", DOORS)
-class TestHazard74:
-    def test_a_name_with_a_denied_and_an_allowed_address_leads_to_the_latter(
+class TestNameWithDeniedAddress:
+    """Hazard 74."""
+
+    def test_allowed_address_of_a_name_is_dialled(
         self, door: str, guarded: Running, names: NameServer, trapped: tuple[Target, Target]
     ) -> None:
         names.answers["both.test"] = [["127.0.0.1", OTHER, "::1"]]
@@ -195,23 +202,26 @@ class TestHazard74:
             eventually(target.arrived)
         assert trap.untouched()
 
-    def test_all_denied(self, door: str, guarded: Running, names: NameServer) -> None:
+    def test_name_with_only_denied_addresses_is_denied(
+        self, door: str, guarded: Running, names: NameServer
+    ) -> None:
         names.answers["all.test"] = [["127.0.0.1", "::1", "10.0.0.1"]]
         assert DOORS[door](guarded, "all.test", 9) == "denied"
 
 
 @pytest.mark.parametrize("door", DOORS)
-class TestHazard75:
-    """A name server whose second answer is another."""
+class TestSecondAnswerDiffers:
+    """Hazard 75: a name server whose second answer differs."""
 
     @pytest.mark.parametrize(
-        "answers, said", [([[OTHER], ["127.0.0.1"]], "open"), ([["127.0.0.1"], [OTHER]], "denied")]
+        "answers, outcome",
+        [([[OTHER], ["127.0.0.1"]], "open"), ([["127.0.0.1"], [OTHER]], "denied")],
     )
-    def test_one_lookup_and_the_address_that_was_looked_at_is_dialled(
+    def test_name_is_looked_up_once_and_the_checked_address_dialled(
         self,
         door: str,
         answers: list[list[str]],
-        said: str,
+        outcome: str,
         guarded: Running,
         names: NameServer,
         trapped: tuple[Target, Target],
@@ -219,13 +229,13 @@ class TestHazard75:
         names.answers["flip.test"] = list(answers)
         names.asked.clear()
         target, trap = trapped
-        assert DOORS[door](guarded, "flip.test", target.port, target.arrived) == said
+        assert DOORS[door](guarded, "flip.test", target.port, target.arrived) == outcome
         assert names.asked == ["flip.test"]
-        if said == "open" and door in STREAMS:
+        if outcome == "open" and door in STREAMS:
             eventually(target.arrived)
         assert trap.untouched()
 
-    def test_a_rule_that_looks_at_it_makes_no_second(
+    def test_rule_on_addresses_makes_no_second_lookup(
         self, door: str, names: NameServer, trapped: tuple[Target, Target]
     ) -> None:
         names.answers["flip.test"] = [[OTHER], ["127.0.0.1"]]
@@ -238,8 +248,8 @@ class TestHazard75:
             assert names.asked == ["flip.test"] and trap.untouched()
 
 
-class TestTheUsualGuard:
-    """Hazards 41 and 73: of a listener for other machines, without a word about destinations in the file."""
+class TestDefaultPolicy:
+    """Hazards 41 and 73: a listener for other machines, without `destinations` in the file."""
 
     @pytest.fixture
     def lan(self, names: NameServer) -> Iterator[Running]:
@@ -249,7 +259,7 @@ class TestTheUsualGuard:
             yield daemon
 
     @pytest.mark.parametrize("door", DOORS)
-    def test_keeps_them_from_this_machine(self, door: str, lan: Running) -> None:
+    def test_other_machines_do_not_reach_this_machine(self, door: str, lan: Running) -> None:
         for host in (
             "127.0.0.1",
             "::1",
@@ -261,7 +271,7 @@ class TestTheUsualGuard:
         ):
             assert DOORS[door](lan, host, 9) == "denied"
 
-    def test_a_denied_target_in_a_live_association_costs_that_datagram_alone(
+    def test_denied_target_in_live_association_drops_only_its_datagram(
         self, names: NameServer
     ) -> None:
         """Hazard 40."""
@@ -283,7 +293,7 @@ class TestTheUsualGuard:
             client.check_echo(target, b"again")
             assert daemon.drops() == {Reason.DENIED.value: 4, "bad target": 1} and trap.silent()
 
-    def test_clients_of_this_machine_are_as_free_as_without_us(self, names: NameServer) -> None:
+    def test_local_clients_may_reach_this_machine(self, names: NameServer) -> None:
         with running() as daemon, Target(LOCALHOST) as target:
             assert (
                 by_socks5(daemon, LOCALHOST, target.port)
@@ -292,11 +302,14 @@ class TestTheUsualGuard:
             )
 
 
-OWN = "listeners: [{name: main, listen: 'ADDRESS:0', clients: [127.0.0.0/8, '::1'], announce: 203.0.113.5}]\ndestinations: {deny: []}"
+OWN = (
+    "listeners: [{name: main, listen: 'ADDRESS:0', clients: [127.0.0.0/8, '::1'],"
+    " announce: 203.0.113.5}]\ndestinations: {deny: []}"
+)
 
 
 def own_addresses() -> list[str]:
-    """Another one of this machine's, if there is any."""
+    """Return the address of this machine's default route, if there is one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("198.51.100.1", 9))
@@ -305,8 +318,8 @@ def own_addresses() -> list[str]:
             return []
 
 
-class TestHazard77:
-    """Own listeners by any alias."""
+class TestOwnListeners:
+    """Hazard 77: the daemon's own listeners, at any address that leads there."""
 
     @pytest.fixture(params=["0.0.0.0", "[::]"])
     def wildcard(self, request: pytest.FixtureRequest, names: NameServer) -> Iterator[Running]:
@@ -316,7 +329,9 @@ class TestHazard77:
             yield daemon
 
     @pytest.mark.parametrize("door", DOORS)
-    def test_of_every_address(self, door: str, wildcard: Running, names: NameServer) -> None:
+    def test_wildcard_listener_is_denied_at_every_address(
+        self, door: str, wildcard: Running, names: NameServer
+    ) -> None:
         before = descriptors()
         aliases = [
             "127.0.0.1",
@@ -335,24 +350,24 @@ class TestHazard77:
         eventually(lambda: descriptors() <= before)
         assert wildcard.idle() or door in DATAGRAMS
 
-    def test_of_one_address_another_is_somebody_elses(self, names: NameServer) -> None:
+    def test_same_port_of_another_address_is_not_denied(self, names: NameServer) -> None:
         with running(OWN.replace("ADDRESS", "127.0.0.1")) as daemon:
             assert by_socks5(daemon, "127.0.0.2", daemon.port) == "5"
             assert by_socks5(daemon, "127.0.0.1", daemon.port) == "denied"
 
-    def test_the_reply_says_whose_fault_it_is(self, names: NameServer) -> None:
+    def test_loop_is_refused_counted_and_recorded(self, names: NameServer) -> None:
         with running(OWN.replace("ADDRESS", "127.0.0.1")) as daemon:
             assert by_connect(daemon, "127.0.0.1", daemon.port) == "denied"
             assert daemon.count("dial_failures", Reason.LOOP.value) == 1
             assert [record.ended for record in daemon.log.records] == [Reason.LOOP.value]
 
-    def test_a_relays_own_port(self, names: NameServer) -> None:
+    def test_datagram_to_the_relay_port_is_dropped_as_loop(self, names: NameServer) -> None:
         """Hazard 41."""
         with running(OWN.replace("ADDRESS", "127.0.0.1")) as daemon:
             assert by_socks5_udp(daemon, "127.0.0.1", daemon.port) == "denied"
             assert daemon.drops() == {Reason.LOOP.value: 1}
 
-    def test_a_listener_that_a_reload_brought_and_one_that_it_took(self, names: NameServer) -> None:
+    def test_reload_adds_and_removes_own_listeners(self, names: NameServer) -> None:
         with running(OWN.replace("ADDRESS", "127.0.0.1")) as daemon:
             with Target(LOCALHOST) as reserved:
                 port = reserved.port
@@ -363,21 +378,20 @@ class TestHazard77:
             assert by_socks5(daemon, "127.0.0.1", port) == "5"
 
 
-def test_a_fixed_target_on_loopback_is_what_the_file_says(names: NameServer) -> None:
+def test_fixed_target_on_loopback_is_reached(names: NameServer) -> None:
     with (
         Target(LOCALHOST) as target,
         running(
-            f"listeners: [{{protocol: tcp, name: in, listen: '0.0.0.0:0', target: '127.0.0.1:{target.port}', clients: 127.0.0.0/8}}]"
+            "listeners: [{protocol: tcp, name: in, listen: '0.0.0.0:0', "
+            f"target: '127.0.0.1:{target.port}', clients: 127.0.0.0/8}}]"
         ) as daemon,
     ):
         socket.create_connection((LOCALHOST, daemon.port), SECONDS).close()
         eventually(lambda: target.came)
 
 
-def test_what_lives_of_a_listener_that_a_reload_took_away_stays_where_it_was_kept(
-    names: NameServer,
-) -> None:
-    """An HTTP connection outlives its listener; it must not be free because of that."""
+def test_connection_of_removed_listener_keeps_its_policy(names: NameServer) -> None:
+    """An HTTP connection that outlives its listener keeps the policy of that listener."""
     with running(GUARDED) as daemon, Target() as target, Target(LOCALHOST) as trap:
         sock = socket.create_connection((LOCALHOST, daemon.port), SECONDS)
         with sock:
@@ -397,28 +411,31 @@ def test_what_lives_of_a_listener_that_a_reload_took_away_stays_where_it_was_kep
         assert trap.untouched() and target.untouched()
 
 
-class TestHazard78:
-    """Two proxies that lead to each other.  Neither SOCKS nor CONNECT has a word for it: what bounds them is their limits."""
+class TestProxyLoop:
+    """Hazard 78: two proxies that use each other as upstream.
+
+    SOCKS and CONNECT do not detect the loop; the limits of connections bound it.
+    """
 
     LIMIT = 16
     TEXT = (
-        "listeners: [{listen: '127.0.0.1:%d', network: tcp, limits: {connections: %d}}]\ntimeouts: {connect: 300ms}\n"
+        "listeners: [{listen: '127.0.0.1:%d', network: tcp, limits: {connections: %d}}]\n"
+        "timeouts: {connect: 300ms}\n"
         "default: '%s://127.0.0.1:%d'"
     )
 
     @pytest.mark.parametrize("scheme, door", [("socks5h", "SOCKS5"), ("http", "HTTP CONNECT")])
-    def test_take_no_more_than_their_limits_and_end_with_the_mistake(
+    def test_loop_takes_no_more_than_the_limits_and_ends_after_a_reload(
         self, scheme: str, door: str, names: NameServer
     ) -> None:
-        here, there = free_port(), free_port()
+        here, there = free_port("0.0.0.0"), free_port("0.0.0.0")
         with (
             running(self.TEXT % (here, self.LIMIT, scheme, there)) as first,
             running(self.TEXT % (there, self.LIMIT, scheme, here)),
         ):
             before = descriptors()
             assert DOORS[door](first, "a.test", 80) not in ("open", "denied")
-            assert (
-                descriptors() <= before + 6 * self.LIMIT
-            )  # of each connection its two ends, and one that still waits
+            # Both ends of each connection, and of one that waits to be accepted.
+            assert descriptors() <= before + 6 * self.LIMIT
             first.reload(self.TEXT.partition("default")[0] % (here, self.LIMIT) + "default: block")
             eventually(lambda: descriptors() <= before)

@@ -1,4 +1,4 @@
-"""A second opinion on all that is forwarded: what h11 reads at one end, it reads at the other."""
+"""Forwarded messages as h11 parses them: those that arrive equal those that were sent."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ RESPONSES = {
     "length 0": (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
     "fields": (
         b"GET",
-        b"HTTP/1.1 302 Found \xe9\r\nLocation: /x\r\nSet-Cookie: a=b\r\nset-cookie: c=d\r\nX-Obs: \xff\r\nX-Empty:\r\n"
-        b"Content-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 302 Found \xe9\r\nLocation: /x\r\nSet-Cookie: a=b\r\nset-cookie: c=d\r\n"
+        b"X-Obs: \xff\r\nX-Empty:\r\nContent-Length: 2\r\n\r\nok",
     ),
     "long": (b"GET", b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(LONG) + LONG),
     "chunks": (
@@ -116,13 +116,14 @@ RESPONSES = {
     "no phrase": (b"GET", b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok"),
     "hop by hop": (
         b"GET",
-        b"HTTP/1.1 200 OK\r\nConnection: close\r\nKeep-Alive: 5\r\nProxy-Authenticate: Basic\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nKeep-Alive: 5\r\nProxy-Authenticate: Basic\r\n"
+        b"Content-Length: 2\r\n\r\nok",
     ),
 }
 
 
 def events(connection: Any, raw: bytes) -> tuple[list[Any], bytes]:
-    """The heads that h11 sees and the body, to the end of the message."""
+    """Return the heads that h11 parses, and the body, up to the end of the message."""
     connection.receive_data(raw)
     connection.receive_data(b"")
     heads, body = [], b""
@@ -138,15 +139,18 @@ def events(connection: Any, raw: bytes) -> tuple[list[Any], bytes]:
 
 
 def end_to_end(head: Any) -> list[tuple[bytes, bytes]]:
+    """Return the fields that a proxy passes on."""
     return [field for field in head.headers if field[0] not in HOP_BY_HOP]
 
 
 def requested(raw: bytes) -> tuple[Any, bytes]:
+    """Return the head and body of the request as a server parses them."""
     [head], body = events(h11.Connection(h11.SERVER, 1 << 20), raw)
     return head, body
 
 
 def answered(method: bytes, raw: bytes) -> tuple[list[Any], bytes]:
+    """Return the heads and body of the response as a client parses them."""
     connection = h11.Connection(h11.CLIENT, 1 << 20)
     connection.send(h11.Request(method=method, target=b"/", headers=[(b"Host", b"a.test")]))
     connection.send(h11.EndOfMessage())
@@ -154,7 +158,7 @@ def answered(method: bytes, raw: bytes) -> tuple[list[Any], bytes]:
 
 
 @pytest.mark.parametrize("path,raw", REQUESTS.values(), ids=REQUESTS)
-def test_h11_reads_the_request_that_the_client_sent(path: bytes, raw: bytes) -> None:
+def test_h11_parses_the_same_request_at_both_ends(path: bytes, raw: bytes) -> None:
     with Rig(lambda connection: (connection.request(), connection.send(OK))) as rig:
         assert rig.client(raw).answer().body == b"ok"
     sent, body = requested(raw)
@@ -166,7 +170,7 @@ def test_h11_reads_the_request_that_the_client_sent(path: bytes, raw: bytes) -> 
 
 @pytest.mark.parametrize("method,raw", RESPONSES.values(), ids=RESPONSES)
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_h11_reads_the_answer_that_the_origin_gave(
+def test_h11_parses_the_same_response_at_both_ends(
     method: bytes, raw: bytes, version: bytes
 ) -> None:
     with Rig(answers_and_closes(raw)) as rig:
@@ -180,14 +184,14 @@ def test_h11_reads_the_answer_that_the_origin_gave(
     arrived, arrived_body = answered(method, bytes(client.seen))
     if version == b"1.0":
         given = given[-1:]
-    assert [(one.status_code, one.reason, one.http_version) for one in arrived] == [
-        (one.status_code, one.reason, b"1.1") for one in given
+    assert [(head.status_code, head.reason, head.http_version) for head in arrived] == [
+        (head.status_code, head.reason, b"1.1") for head in given
     ]
-    assert [end_to_end(one) for one in arrived] == [end_to_end(one) for one in given]
+    assert [end_to_end(head) for head in arrived] == [end_to_end(head) for head in given]
     assert arrived_body == body and client.end == "closed"
 
 
-def test_h11_reads_the_tunnel_that_opens() -> None:
+def test_h11_parses_the_reply_to_connect() -> None:
     def play(connection: OriginConnection) -> None:
         connection.send(b"data")
 
@@ -218,7 +222,7 @@ def test_h11_reads_the_tunnel_that_opens() -> None:
         (b"CONNECT a.test:25 HTTP/1.1\r\nHost: a\r\n\r\n", 403),
     ],
 )
-def test_h11_reads_our_refusals(raw: bytes, status: int) -> None:
+def test_h11_parses_refusals(raw: bytes, status: int) -> None:
     with Rig() as rig:
         client = rig.client(raw)
         client.rest()

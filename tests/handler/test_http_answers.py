@@ -1,4 +1,4 @@
-"""What the proxy says itself, and the ends of a chain of proxies: Via, Max-Forwards, OPTIONS, error pages."""
+"""Responses of the proxy itself: error pages, Via loops, OPTIONS and TRACE with Max-Forwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.origin import Rig, check_refused, get
 SECRET_LOOKING = b"<script>alert(1)</script>"
 
 
-def test_a_request_that_we_have_sent_ourselves_is_a_loop() -> None:
+def test_request_with_own_via_is_refused_as_loop() -> None:
     """Hazard 70."""
     with Rig() as rig:
         first = rig.client(get(b"a.test", b"/", b"Via: 1.1 other"))
@@ -35,7 +35,7 @@ def test_a_request_that_we_have_sent_ourselves_is_a_loop() -> None:
     assert len(rig.dialled) == 1
 
 
-def test_another_proxy_of_the_same_kind_is_no_loop() -> None:
+def test_via_of_another_netproxy_is_no_loop() -> None:
     """Hazard 70."""
     with Rig() as rig:
         assert (
@@ -52,7 +52,7 @@ def test_another_proxy_of_the_same_kind_is_no_loop() -> None:
 
 
 @pytest.mark.parametrize("separator", [b", ", b"\r\nVia: "], ids=["one field", "many fields"])
-def test_20_hops_are_a_loop_and_19_are_not(separator: bytes) -> None:
+def test_request_with_20_via_hops_is_refused_as_loop(separator: bytes) -> None:
     """Hazard 70."""
     hops = [b"1.1 p%d" % number for number in range(20)]
     with Rig() as rig:
@@ -69,6 +69,7 @@ def test_20_hops_are_a_loop_and_19_are_not(separator: bytes) -> None:
 
 
 def raw(method: bytes, target: bytes, *fields: bytes) -> bytes:
+    """Return a request without a body."""
     return b"".join(
         [
             method + b" " + target + b" HTTP/1.1\r\nHost: a.test\r\n",
@@ -88,16 +89,14 @@ def raw(method: bytes, target: bytes, *fields: bytes) -> bytes:
         (b"http://a.test/x", b"OPTIONS /x HTTP/1.1"),
     ],
 )
-def test_options_for_a_whole_server_loses_its_path_here(target: bytes, line: bytes) -> None:
+def test_options_for_a_whole_server_becomes_asterisk(target: bytes, line: bytes) -> None:
     with Rig() as rig:
         assert rig.client(raw(b"OPTIONS", target)).answer().body == b"ok"
     assert rig.origin.requests()[0].start == line
 
 
 @pytest.mark.parametrize("value", [b"0", b"00"])
-def test_options_that_may_go_no_further_is_answered_here_and_the_connection_goes_on(
-    value: bytes,
-) -> None:
+def test_options_with_max_forwards_0_is_answered_and_keeps_the_connection(value: bytes) -> None:
     with Rig() as rig:
         client = rig.client(raw(b"OPTIONS", b"http://a.test/", b"Max-Forwards: " + value))
         answer = client.answer()
@@ -112,7 +111,7 @@ def test_options_that_may_go_no_further_is_answered_here_and_the_connection_goes
     assert [request.start for request in rig.origin.requests()] == [b"GET / HTTP/1.1"]
 
 
-def test_options_answered_here_ends_the_connection_where_the_client_wants_that() -> None:
+def test_options_with_max_forwards_0_honours_connection_close() -> None:
     with Rig() as rig:
         check = rig.client(
             raw(b"OPTIONS", b"http://a.test/", b"Max-Forwards: 0", b"Connection: close")
@@ -121,7 +120,7 @@ def test_options_answered_here_ends_the_connection_where_the_client_wants_that()
         assert check.rest() == b"" and check.end == "closed"
 
 
-def test_options_answered_here_keeps_the_upstream() -> None:
+def test_options_with_max_forwards_0_keeps_the_outbound_connection() -> None:
     with Rig() as rig:
         client = rig.client(
             get(b"a.test") + raw(b"OPTIONS", b"http://a.test/", b"Max-Forwards: 0") + get(b"a.test")
@@ -131,7 +130,7 @@ def test_options_answered_here_keeps_the_upstream() -> None:
 
 
 @pytest.mark.parametrize("value", [b"0", b"00"])
-def test_trace_that_may_go_no_further_goes_no_further(value: bytes) -> None:
+def test_trace_with_max_forwards_0_is_refused(value: bytes) -> None:
     with Rig() as rig:
         check_refused(
             rig.client(raw(b"TRACE", b"http://a.test/", b"Max-Forwards: " + value)),
@@ -144,7 +143,9 @@ def test_trace_that_may_go_no_further_goes_no_further(value: bytes) -> None:
     "method,value,left",
     [(b"OPTIONS", b"1", b"0"), (b"TRACE", b"9", b"8"), (b"GET", b"0", b"0"), (b"HEAD", b"7", b"7")],
 )
-def test_max_forwards_on_the_wire(method: bytes, value: bytes, left: bytes) -> None:
+def test_max_forwards_is_decremented_for_options_and_trace_only(
+    method: bytes, value: bytes, left: bytes
+) -> None:
     with Rig() as rig:
         assert (
             rig.client(raw(method, b"http://a.test/", b"Max-Forwards: " + value))
@@ -177,7 +178,7 @@ def test_max_forwards_on_the_wire(method: bytes, value: bytes, left: bytes) -> N
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_an_error_page_is_plain_and_holds_nothing_of_the_request(
+def test_error_page_is_plain_text_without_bytes_of_the_request(
     request_bytes: bytes, reason: Reason | None, status: bytes
 ) -> None:
     """Hazard 71."""
@@ -195,15 +196,15 @@ def test_an_error_page_is_plain_and_holds_nothing_of_the_request(
     )
 
 
-def test_a_refusal_of_a_head_request_has_no_body() -> None:
-    """RFC 9110 section 9.3.2: a body here would be the next answer's head to whoever reads on."""
+def test_refusal_of_head_request_has_no_body() -> None:
+    """RFC 9110 section 9.3.2: the client would take a body for the head of the next response."""
     with Rig() as rig:
         rig.dialer.failing = [Reason.REFUSED]
         check_refused(rig.client(raw(b"HEAD", b"http://a.test/")), b"502 Bad Gateway", b"HEAD")
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_a_failed_dial_is_recorded_and_answered(reason: Reason) -> None:
+def test_failed_dial_is_recorded_counted_and_answered(reason: Reason) -> None:
     with Rig() as rig:
         rig.dialer.failing = [reason]
         answer = rig.client(get(b"a.test")).answer()

@@ -1,4 +1,4 @@
-"""Proxy credentials: asked for, checked with every request, never passed on."""
+"""Proxy credentials are demanded, checked with every request, and not forwarded."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ def basic(user: str, password: str, scheme: bytes = b"Basic") -> bytes:
 
 
 def guarded(mode: str = "required", play: object = None) -> Rig:
+    """Return a Rig that demands credentials of USERS."""
     login = Login(Users(USERS), mode)
     return Rig(play, login=login) if play else Rig(login=login)
 
 
-def check_asked(client: Wire) -> None:
+def check_challenged(client: Wire) -> None:
+    """Check that the answer is 407 with the challenge."""
     answer = check_refused(client, b"407 Proxy Authentication Required")
     assert answer.get(b"proxy-authenticate") == [CHALLENGE]
 
@@ -58,7 +60,7 @@ WRONG = {
 
 @pytest.mark.parametrize("fields", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("request_line", [b"GET http://a.test/", b"CONNECT a.test:443"])
-def test_without_the_one_right_credential_nothing_is_dialled(
+def test_request_without_exactly_one_right_credential_dials_nothing(
     fields: list[bytes], request_line: bytes
 ) -> None:
     raw = (
@@ -68,7 +70,7 @@ def test_without_the_one_right_credential_nothing_is_dialled(
         + b"\r\n"
     )
     with guarded() as rig:
-        check_asked(rig.client(raw))
+        check_challenged(rig.client(raw))
     assert rig.dialled == [] and rig.records == []
     shown = len(fields) == 1 and fields != WRONG["in the field of the origin"]
     assert not shown or rig.counters.value("authentication", "refused") == 1
@@ -76,7 +78,7 @@ def test_without_the_one_right_credential_nothing_is_dialled(
 
 @pytest.mark.parametrize("user,password", [pair for pair in USERS.items() if pair[0]])
 @pytest.mark.parametrize("scheme", [b"Basic", b"basic", b"BASIC", b"Basic "])
-def test_the_right_one_opens_and_its_user_is_recorded(
+def test_right_credential_is_accepted_and_its_user_recorded(
     user: str, password: str, scheme: bytes
 ) -> None:
     with guarded() as rig:
@@ -87,7 +89,7 @@ def test_the_right_one_opens_and_its_user_is_recorded(
     assert rig.counters.value("authentication", "refused") == 0
 
 
-def test_a_tunnel_opens_with_the_right_one() -> None:
+def test_connect_with_right_credential_opens_a_tunnel() -> None:
     with guarded(play=lambda connection: connection.send(b"hello")) as rig:
         client = rig.client(
             b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test\r\n"
@@ -101,7 +103,7 @@ def test_a_tunnel_opens_with_the_right_one() -> None:
 @pytest.mark.parametrize(
     "extra", [(), (b"Connection: proxy-authorization",), (b"Connection: close",)]
 )
-def test_the_credential_is_not_forwarded_and_that_of_the_origin_is(
+def test_proxy_credential_is_not_forwarded_and_origin_credential_is(
     extra: tuple[bytes, ...],
 ) -> None:
     """Hazard 56."""
@@ -117,7 +119,7 @@ def test_the_credential_is_not_forwarded_and_that_of_the_origin_is(
     assert base64.b64encode(b"alice:secret") not in rig.origin.connections[0].seen
 
 
-def test_a_credential_that_nobody_asked_for_is_not_forwarded() -> None:
+def test_unsolicited_proxy_credential_is_not_forwarded() -> None:
     """Hazard 56."""
     with Rig() as rig:
         assert rig.client(get(b"a.test", b"/", basic("alice", "secret"))).answer().body == b"ok"
@@ -127,11 +129,12 @@ def test_a_credential_that_nobody_asked_for_is_not_forwarded() -> None:
     )
 
 
-def test_the_challenge_of_an_origin_is_not_passed_on() -> None:
+def test_proxy_challenge_of_an_origin_is_not_forwarded() -> None:
     def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(
-            b'HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm="theirs"\r\nContent-Length: 0\r\n\r\n'
+            b'HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm="theirs"\r\n'
+            b"Content-Length: 0\r\n\r\n"
         )
 
     with guarded(play=play) as rig:
@@ -141,15 +144,15 @@ def test_the_challenge_of_an_origin_is_not_passed_on() -> None:
         )
 
 
-def test_nothing_is_remembered_from_one_request_to_the_next() -> None:
+def test_credential_is_demanded_again_for_the_next_request() -> None:
     with guarded() as rig:
         client = rig.client(get(b"a.test", b"/1", basic("alice", "secret")) + get(b"a.test", b"/2"))
         assert client.answer().body == b"ok"
-        check_asked(client)
+        check_challenged(client)
     assert [request.start for request in rig.origin.requests()] == [b"GET /1 HTTP/1.1"]
 
 
-def test_each_request_of_a_connection_has_the_user_of_its_own_credential() -> None:
+def test_user_belongs_to_each_request() -> None:
     with guarded() as rig:
         client = rig.client(
             get(b"a.test", b"/1", basic("alice", "secret"))
@@ -159,45 +162,45 @@ def test_each_request_of_a_connection_has_the_user_of_its_own_credential() -> No
     assert [record.flow.user for record in rig.records] == ["alice", "bob"]
 
 
-def test_a_client_may_come_again_with_a_credential_after_a_407() -> None:
+def test_client_is_served_with_a_credential_after_407() -> None:
     with guarded() as rig:
-        check_asked(rig.client(get(b"a.test")))
+        check_challenged(rig.client(get(b"a.test")))
         assert rig.client(get(b"a.test", b"/", basic("alice", "secret"))).answer().body == b"ok"
 
 
-def test_where_it_is_optional_nobody_passes_and_a_wrong_one_does_not() -> None:
+def test_optional_login_accepts_no_credential_and_refuses_a_wrong_one() -> None:
     with guarded("optional") as rig:
         assert rig.client(get(b"a.test")).answer().body == b"ok"
         assert rig.client(get(b"a.test", b"/", basic("alice", "secret"))).answer().body == b"ok"
-        check_asked(rig.client(get(b"a.test", b"/", basic("alice", "wrong"))))
+        check_challenged(rig.client(get(b"a.test", b"/", basic("alice", "wrong"))))
     assert [record.flow.user for record in rig.records] == ["", "alice"]
 
 
-def test_where_it_is_optional_two_credentials_are_not_nobody() -> None:
-    """One source for one decision: who shows two is neither of them, and has not come without one either."""
+def test_optional_login_refuses_two_credentials() -> None:
+    """Two credentials name no user, and are not the same as no credential."""
     with guarded("optional") as rig:
-        check_asked(
+        check_challenged(
             rig.client(get(b"a.test", b"/", basic("alice", "secret"), basic("bob", "pass:word")))
         )
     assert rig.dialled == []
 
 
-def test_a_secret_is_in_no_answer_and_no_record() -> None:
+def test_password_is_in_no_response_and_no_record() -> None:
     with guarded(play=lambda connection: connection.close()) as rig:
         rig.dialer.failing = [Reason.REFUSED]
         check_refused(
             rig.client(get(b"a.test", b"/", basic("alice", "secret"))), b"502 Bad Gateway"
         )
         refused = rig.client(get(b"a.test", b"/", basic("alice", "secret!")))
-        check_asked(refused)
+        check_challenged(refused)
         assert b"secret" not in refused.seen
     assert "secret" not in repr(rig.records)
 
 
-def test_a_body_behind_a_request_without_credential_is_not_a_request() -> None:
+def test_body_of_request_without_credential_is_not_parsed_as_request() -> None:
     inner = get(b"a.test", b"/inner", basic("alice", "secret"))
     with guarded() as rig:
-        check_asked(
+        check_challenged(
             rig.client(
                 b"POST http://a.test/ HTTP/1.1\r\nHost: a.test\r\nContent-Length: %d\r\n\r\n"
                 % len(inner)

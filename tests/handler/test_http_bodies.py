@@ -1,4 +1,4 @@
-"""Bodies on their way up, and answers that come before their end: Expect, early refusals, origins that answer as they read."""
+"""Request bodies: framing, Expect: 100-continue, and responses before the body has ended."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from netproxy.interfaces.flows import Flow
 from netproxy.net import tls
 from netproxy.net.connect import connect
 from netproxy.net.stream import Stream
-from tests.net.test_tls_client import MEGABYTE, Peer, bulk, digest
-from tests.net.test_tls_client import server as offering
+from tests.net.test_tls_client import MEGABYTE, Peer, bulk, digest, server as offering
 from tests.support.certificates import certificates
 from tests.support.origin import (
     OK,
     PATIENCE,
-    OriginConnection,
     LoopbackDialer,
+    OriginConnection,
     Rig,
     Wire,
     answers,
@@ -49,13 +48,14 @@ def chunks(data: bytes, size: int) -> bytes:
 
 
 def send_beside(client: Wire, *data: bytes) -> threading.Thread:
+    """Send on a thread, so that the test can read at the same time."""
     thread = threading.Thread(target=client.send, args=data, daemon=True)
     thread.start()
     return thread
 
 
 @pytest.mark.parametrize("size", [700, 16384, 1_000_000])
-def test_2_mb_in_chunks_both_ways(size: int) -> None:
+def test_2_mb_in_chunks_pass_in_both_directions(size: int) -> None:
     with Rig(
         answers(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks(BODY[::-1], size))
     ) as rig:
@@ -76,7 +76,7 @@ def test_2_mb_in_chunks_both_ways(size: int) -> None:
     )
 
 
-def test_2_mb_with_a_length_both_ways() -> None:
+def test_2_mb_with_content_length_pass_in_both_directions() -> None:
     with Rig(answers(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE + BODY[::-1])) as rig:
         client = rig.client()
         sender = send_beside(client, post(b"Content-Length: %d" % SIZE, body=BODY) + get(b"a.test"))
@@ -86,7 +86,7 @@ def test_2_mb_with_a_length_both_ways() -> None:
     assert first.body == BODY and second.start == b"GET / HTTP/1.1"
 
 
-def test_2_mb_from_an_http_1_0_client_come_back_until_close() -> None:
+def test_2_mb_to_http_1_0_client_end_with_the_connection() -> None:
     with Rig(
         answers(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks(BODY, 5000))
     ) as rig:
@@ -98,7 +98,7 @@ def test_2_mb_from_an_http_1_0_client_come_back_until_close() -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"DELETE", b"PUT", b"PATCH", b"OPTIONS", b"M-SEARCH"])
-def test_a_body_belongs_to_its_request_whatever_the_method(method: bytes) -> None:
+def test_body_belongs_to_its_request_for_every_method(method: bytes) -> None:
     inner = get(b"a.test", b"/inner")
     with Rig() as rig:
         client = rig.client(
@@ -112,14 +112,14 @@ def test_a_body_belongs_to_its_request_whatever_the_method(method: bytes) -> Non
     ]
 
 
-def test_a_post_without_framing_has_no_body() -> None:
+def test_post_without_framing_has_no_body() -> None:
     with Rig() as rig:
         client = rig.client(post() + get(b"a.test"))
         assert [client.answer().body, client.answer().body] == [b"ok", b"ok"]
     assert [request.body for request in rig.origin.requests()] == [b"", b""]
 
 
-# -- Expect
+# Expect.
 
 FRAMINGS = {
     "length": (b"Content-Length: 5", b"hello"),
@@ -128,7 +128,7 @@ FRAMINGS = {
 
 
 @pytest.mark.parametrize("field,body", FRAMINGS.values(), ids=FRAMINGS)
-def test_the_100_of_the_origin_lets_the_client_send(field: bytes, body: bytes) -> None:
+def test_100_of_the_origin_reaches_the_client_before_its_body(field: bytes, body: bytes) -> None:
     def play(connection: OriginConnection) -> None:
         for _ in range(2):
             head = connection.head()
@@ -149,7 +149,7 @@ def test_the_100_of_the_origin_lets_the_client_send(field: bytes, body: bytes) -
 
 
 @pytest.mark.parametrize("field,body", FRAMINGS.values(), ids=FRAMINGS)
-def test_a_client_that_waits_for_no_100_is_served(field: bytes, body: bytes) -> None:
+def test_client_that_does_not_wait_for_100_is_served(field: bytes, body: bytes) -> None:
     with Rig() as rig:
         client = rig.client(post(b"Expect: 100-continue", field))
         client.send(body)
@@ -157,7 +157,7 @@ def test_a_client_that_waits_for_no_100_is_served(field: bytes, body: bytes) -> 
     assert rig.origin.requests()[0].body == b"hello"
 
 
-def test_an_http_1_0_client_that_expects_gets_no_100() -> None:
+def test_http_1_0_client_that_expects_100_gets_none() -> None:
     def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -173,7 +173,7 @@ def test_an_http_1_0_client_that_expects_gets_no_100() -> None:
 
 @pytest.mark.parametrize("field", [field for field, _ in FRAMINGS.values()], ids=FRAMINGS)
 @pytest.mark.parametrize("ending", [OriginConnection.rest, OriginConnection.close])
-def test_a_refusal_reaches_a_client_that_still_expects(field: bytes, ending: object) -> None:
+def test_refusal_reaches_client_that_waits_for_100(field: bytes, ending: object) -> None:
     """Hazard 66."""
 
     def play(connection: OriginConnection) -> None:
@@ -189,7 +189,7 @@ def test_a_refusal_reaches_a_client_that_still_expects(field: bytes, ending: obj
     assert bytes(rig.origin.connections[0].seen).endswith(b"\r\n\r\n") and len(rig.dialled) == 1
 
 
-def test_a_refusal_of_ours_needs_no_body() -> None:
+def test_refusal_of_the_proxy_does_not_wait_for_the_body() -> None:
     """Hazard 66."""
     with Rig() as rig:
         check_refused(
@@ -198,10 +198,10 @@ def test_a_refusal_of_ours_needs_no_body() -> None:
         )
 
 
-# -- answers before the end of the body
+# Responses before the end of the body.
 
 
-def test_an_early_answer_of_an_origin_that_reads_on_arrives_while_the_client_sends() -> None:
+def test_early_response_reaches_client_that_is_still_sending() -> None:
     def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(REFUSAL)
@@ -219,8 +219,8 @@ def test_an_early_answer_of_an_origin_that_reads_on_arrives_while_the_client_sen
     assert len(rig.origin.requests()) == 1
 
 
-def test_an_early_answer_is_not_lost_to_a_reset_because_the_client_has_not_stopped_yet() -> None:
-    """RFC 9112 section 9.6: what still comes is read for a while, or other systems than ours throw the answer away."""
+def test_early_response_is_not_lost_to_a_reset() -> None:
+    """RFC 9112 section 9.6: or the client's system may drop the response."""
 
     def play(connection: OriginConnection) -> None:
         connection.head()
@@ -229,11 +229,10 @@ def test_an_early_answer_is_not_lost_to_a_reset_because_the_client_has_not_stopp
     with Rig(play) as rig:
         client = rig.client(post(b"Content-Length: 1000", body=b"begun"))
         assert client.answer().body == b"too much"
-        assert (
-            client.rest() == b"" and client.end == "closed"
-        )  # our side of it, while the client's is open
+        assert client.rest() == b"" and client.end == "closed"
         for _ in range(20):
-            client.socket.sendall(b"x" * 10)  # raises behind a reset
+            # Raises if the proxy has reset the connection.
+            client.socket.sendall(b"x" * 10)
             threading.Event().wait(0.005)
 
 
@@ -241,13 +240,14 @@ def test_an_early_answer_is_not_lost_to_a_reset_because_the_client_has_not_stopp
     "size", [None, 100, 100_000], ids=["length", "small chunks", "large chunks"]
 )
 @pytest.mark.parametrize("attempt", range(3))
-def test_an_early_answer_of_an_origin_that_closes_reaches_the_client_that_sends_on(
+def test_early_response_of_closing_origin_reaches_client_that_is_still_sending(
     size: int | None, attempt: int
 ) -> None:
     def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(REFUSAL)
-        connection.close()  # with bytes unread: a reset follows the answer
+        # With unread bytes: the kernel sends a reset behind the answer.
+        connection.close()
 
     raw = (
         post(b"Transfer-Encoding: chunked", body=chunks(BODY, size))
@@ -263,11 +263,11 @@ def test_an_early_answer_of_an_origin_that_closes_reaches_the_client_that_sends_
         sender.join(PATIENCE)
 
 
-class Stalling:
-    """An origin that reads the head and nothing more, and answers in two parts: `before` the upload is stuck, and `behind`."""
+class StallingOrigin:
+    """An origin that reads only the head. It sends `behind` when the upload is stuck."""
 
     def __init__(self, before: bytes, behind: bytes, small: bool) -> None:
-        """`small`: its receive buffer is, and does not grow."""
+        """`small`: the receive buffer is small and does not grow."""
         self._before, self._behind, self._small = before, behind, small
         self.stuck, self.over = threading.Event(), threading.Event()
 
@@ -282,7 +282,7 @@ class Stalling:
         connection.reset()
 
     def fill(self, client: Wire) -> None:
-        """Sends until nobody takes any more."""
+        """Send until the proxy reads no more."""
         client.socket.settimeout(0.3)
         try:
             while True:
@@ -293,7 +293,7 @@ class Stalling:
 
 
 class NarrowDialer(LoopbackDialer):
-    """Its send buffers hold less than a piece of a body, so that a write that is stuck stays stuck."""
+    """Its send buffers hold less than one read of a body, so that a blocked write stays blocked."""
 
     def dial(self, flow: Flow) -> Stream:
         stream = super().dial(flow)
@@ -305,12 +305,12 @@ class NarrowDialer(LoopbackDialer):
 @pytest.mark.parametrize(
     "early", [0, len(REFUSAL) - 4], ids=["answer when stuck", "answer begun before"]
 )
-def test_an_upload_that_is_stuck_holds_up_neither_the_answer_nor_the_thread(
+def test_stuck_upload_delays_neither_response_nor_thread(
     early: int, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("netproxy.net.stream.LINGER_SECONDS", 0.2)
     monkeypatch.setattr("netproxy.handler.http_exchange.BODY_SECONDS", 0.5)
-    origin = Stalling(REFUSAL[:early], REFUSAL[early:], small)
+    origin = StallingOrigin(REFUSAL[:early], REFUSAL[early:], small)
     with Rig(origin.play) as rig:
         if small:
             rig.by_host["a.test"] = NarrowDialer(rig.origin, {})
@@ -335,18 +335,15 @@ def test_an_upload_that_is_stuck_holds_up_neither_the_answer_nor_the_thread(
     ],
     ids=["length", "chunked"],
 )
-def test_an_upstream_that_has_answered_before_the_last_piece_went_out_gets_it_or_nothing_more(
-    raw: bytes,
-) -> None:
-    """The next request would be the rest of the body to it."""
+def test_origin_that_answers_early_gets_the_rest_of_the_body_or_nothing(raw: bytes) -> None:
+    """The origin would take the next request for the rest of the body."""
 
     def play(connection: OriginConnection) -> None:
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         head = connection.head()
         if head.start.startswith(b"POST"):
-            threading.Event().wait(
-                0.2
-            )  # until the proxy has read all of the body and cannot write it
+            # Until the proxy has read the whole body and cannot write it.
+            threading.Event().wait(0.2)
             connection.send(OK)
             connection.with_body(head, True)
         else:
@@ -366,7 +363,7 @@ def test_an_upstream_that_has_answered_before_the_last_piece_went_out_gets_it_or
     assert [other.start for other in others] in ([], [b"GET /2 HTTP/1.1"])
 
 
-def test_an_origin_that_answers_as_it_reads_gets_the_whole_body() -> None:
+def test_origin_that_answers_while_reading_gets_the_whole_body() -> None:
     def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
@@ -384,8 +381,8 @@ def test_an_origin_that_answers_as_it_reads_gets_the_whole_body() -> None:
     assert answer.whole and answer.body == BODY
 
 
-def test_an_origin_that_answers_when_it_has_read_all_has_read_all() -> None:
-    """The head of the answer comes first, its end only behind the end of the body."""
+def test_body_sent_after_the_response_head_reaches_the_origin() -> None:
+    """The head of the response comes before the body of the request, its end behind it."""
 
     def play(connection: OriginConnection) -> None:
         connection.head()
@@ -401,7 +398,7 @@ def test_an_origin_that_answers_when_it_has_read_all_has_read_all() -> None:
         sender.join(PATIENCE)
 
 
-def test_an_origin_that_closes_in_the_middle_of_the_body_is_a_bad_gateway() -> None:
+def test_origin_that_resets_within_the_body_is_bad_gateway() -> None:
     with Rig(lambda connection: (connection.head(), connection.reset())) as rig:
         client = rig.client()
         sender = send_beside(client, post(b"Content-Length: %d" % SIZE, body=BODY))
@@ -412,7 +409,7 @@ def test_an_origin_that_closes_in_the_middle_of_the_body_is_a_bad_gateway() -> N
 
 
 class SecureDialer(LoopbackDialer):
-    """The origin is reached within TLS, as through an https:// upstream."""
+    """Reaches the origin over TLS, as an https:// upstream does."""
 
     def __init__(self, address: Address) -> None:
         self.name = "secure"
@@ -424,8 +421,8 @@ class SecureDialer(LoopbackDialer):
         return stream
 
 
-def test_an_early_answer_within_tls_arrives_whole_while_the_body_goes_up() -> None:
-    """One thread of ours reads the TLS connection that another writes."""
+def test_early_response_over_tls_arrives_whole_while_the_body_is_sent() -> None:
+    """One thread reads the TLS connection while another writes it."""
     size, context = 12 * MEGABYTE, offering(certificates())
 
     def answer(sock: socket.socket) -> None:
@@ -436,19 +433,21 @@ def test_an_early_answer_within_tls_arrives_whole_while_the_body_goes_up() -> No
             head += peer.read(1)
         early = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (size + 1)
         assert peer.exchange(early + bulk(size), 16384, size) == digest(size)
-        peer.send(b"!")  # the answer ends when all of the body has come
+        # The response ends when the whole body has come.
+        peer.send(b"!")
         peer.read_to_end()
 
     with server(answer) as address, Rig() as rig:
         rig.by_host["secure.test"] = SecureDialer(address)
         for _ in range(3):
             client = rig.client(
-                b"POST http://secure.test/ HTTP/1.1\r\nHost: secure.test\r\nContent-Length: %d\r\n\r\n"
-                % size
+                b"POST http://secure.test/ HTTP/1.1\r\nHost: secure.test\r\n"
+                b"Content-Length: %d\r\n\r\n" % size
             )
             sending = Task(client.send, bulk(size))
-            found = client.answer(b"POST")
-            assert found.status == 200 and found.whole and found.body == bulk(size) + b"!"
+            answered = client.answer(b"POST")
+            assert answered.status == 200 and answered.whole
+            assert answered.body == bulk(size) + b"!"
             sending.result()
         rig.join()
         assert [record.ended for record in rig.records] == ["done"] * 3

@@ -1,4 +1,4 @@
-"""CONNECT: which targets, what becomes of bytes that come early, and which answer for what went wrong."""
+"""CONNECT: allowed targets, bytes that come before the reply, and the reply to each failure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from netproxy.errors import Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.listener.pool import ThreadPool
-from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
 from netproxy.protocol import connect_udp
+from netproxy.resolver.resolver import Resolver
 from tests.support.flows import Anywhere
 from tests.support.origin import (
     PATIENCE,
-    OriginConnection,
     LoopbackDialer,
     Origin,
+    OriginConnection,
     Play,
     Rig,
     check_refused,
@@ -43,11 +43,12 @@ def connect_to(target: bytes, *fields: bytes) -> bytes:
 
 
 def echo(connection: OriginConnection) -> None:
+    """Send back every byte."""
     while data := connection.take(1):
         connection.send(data)
 
 
-def test_a_tunnel_carries_bytes_both_ways_and_the_end_of_each() -> None:
+def test_tunnel_carries_bytes_and_ends_in_both_directions() -> None:
     def play(connection: OriginConnection) -> None:
         connection.send(b"welcome")
         assert connection.rest() == b"request"
@@ -68,7 +69,7 @@ def test_a_tunnel_carries_bytes_both_ways_and_the_end_of_each() -> None:
     )
 
 
-def test_a_2xx_answer_has_no_framing() -> None:
+def test_reply_to_connect_has_no_fields() -> None:
     with Rig(echo) as rig:
         head = rig.client(connect_to(b"a.test:443")).head()
     assert head.fields == []
@@ -104,7 +105,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_a_target_that_is_not_host_and_port_is_refused(target: bytes) -> None:
+def test_target_that_is_not_host_and_port_is_refused(target: bytes) -> None:
     """Hazard 58."""
     with Rig() as rig:
         check_refused(
@@ -126,14 +127,14 @@ def test_a_target_that_is_not_host_and_port_is_refused(target: bytes) -> None:
         (b"a.test:00443", "a.test:443"),
     ],
 )
-def test_the_target_is_dialled_in_its_canonical_form(target: bytes, dialled: str) -> None:
+def test_target_is_dialled_in_canonical_form(target: bytes, dialled: str) -> None:
     """Hazard 58."""
     with Rig(echo) as rig:
         assert rig.client(connect_to(target)).take(len(ESTABLISHED)) == ESTABLISHED
     assert rig.dialled == [dialled]
 
 
-def test_brackets_lead_to_an_ipv6_origin() -> None:
+def test_bracketed_ipv6_target_is_reached() -> None:
     """Hazard 58."""
     try:
         origin = Origin(echo, "::1")
@@ -151,7 +152,7 @@ def test_brackets_lead_to_an_ipv6_origin() -> None:
     origin.close()
 
 
-def test_the_host_field_of_a_connect_does_not_count() -> None:
+def test_host_field_of_connect_is_ignored() -> None:
     with Rig(echo) as rig:
         assert (
             rig.client(b"CONNECT a.test:443 HTTP/1.1\r\nHost: b.test:1\r\n\r\n").take(
@@ -171,7 +172,7 @@ def test_port_25_is_refused(target: bytes) -> None:
 
 
 class HeldDialer(LoopbackDialer):
-    """Dials when it is let; says when it was asked."""
+    """Dials when `let` is set; sets `asked` when dial() is called."""
 
     def __init__(self, origin: Origin) -> None:
         super().__init__(origin, {})
@@ -184,7 +185,7 @@ class HeldDialer(LoopbackDialer):
         return super().dial(flow)
 
 
-def test_nothing_is_said_before_the_dial_and_early_bytes_go_out_after_it() -> None:
+def test_reply_waits_for_the_dial_and_early_bytes_follow_it() -> None:
     """Hazard 60."""
     with Rig(echo) as rig:
         held = rig.by_host["a.test"] = HeldDialer(rig.origin)
@@ -216,7 +217,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_a_failed_dial_is_answered_and_what_came_early_is_never_a_request(reason: Reason) -> None:
+def test_failed_dial_is_answered_and_early_bytes_are_not_parsed(reason: Reason) -> None:
     """Hazard 60."""
     with Rig() as rig:
         rig.dialer.failing = [reason]
@@ -233,7 +234,7 @@ def test_a_failed_dial_is_answered_and_what_came_early_is_never_a_request(reason
     assert rig.counters.items() == [("dial_failures", reason.value, 1)]
 
 
-def test_early_bytes_of_a_refused_tunnel_do_not_cost_the_client_its_answer() -> None:
+def test_refusal_reaches_client_that_sent_early_bytes() -> None:
     """Hazard 60."""
     with Rig() as rig:
         rig.dialer.failing = [Reason.REFUSED]
@@ -241,7 +242,7 @@ def test_early_bytes_of_a_refused_tunnel_do_not_cost_the_client_its_answer() -> 
 
 
 def through(rig: Rig) -> None:
-    """From here on a.test is reached through the rig's origin, which plays an HTTP proxy."""
+    """Reach a.test through the rig's origin, which plays an HTTP proxy."""
     rig.by_host["a.test"] = HttpDialer(
         Hop(
             "up",
@@ -257,6 +258,8 @@ def through(rig: Rig) -> None:
 
 
 def upstream_answers(raw: bytes) -> Play:
+    """Return a play that reads a head, sends `raw`, and echoes the rest."""
+
     def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(raw)
@@ -286,7 +289,7 @@ UPSTREAM_REFUSALS = {
 
 
 @pytest.mark.parametrize("raw,status", UPSTREAM_REFUSALS.values(), ids=UPSTREAM_REFUSALS)
-def test_an_upstream_that_does_not_connect_is_a_refusal(raw: bytes, status: bytes) -> None:
+def test_refusal_of_http_upstream_is_translated(raw: bytes, status: bytes) -> None:
     """Hazard 61."""
     with Rig(upstream_answers(raw)) as rig:
         through(rig)
@@ -295,7 +298,7 @@ def test_an_upstream_that_does_not_connect_is_a_refusal(raw: bytes, status: byte
     assert b"early" not in rig.origin.connections[0].seen and b"secret" not in answer.body
 
 
-def test_an_upstream_that_closes_without_an_answer_is_a_refusal() -> None:
+def test_http_upstream_that_closes_without_reply_is_bad_gateway() -> None:
     """Hazard 61."""
     with Rig(lambda connection: (connection.head(), connection.close())) as rig:
         through(rig)
@@ -306,7 +309,7 @@ def test_an_upstream_that_closes_without_an_answer_is_a_refusal() -> None:
     "fields",
     [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: x\r\n"],
 )
-def test_a_framing_in_the_2xx_answer_of_the_upstream_means_nothing(fields: bytes) -> None:
+def test_framing_in_2xx_reply_of_http_upstream_is_ignored(fields: bytes) -> None:
     """Hazard 61."""
     with Rig(
         upstream_answers(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 Fine\r\n" + fields + b"\r\n")
@@ -323,7 +326,7 @@ def test_a_framing_in_the_2xx_answer_of_the_upstream_means_nothing(fields: bytes
     assert payload == b"more than five bytes"
 
 
-def test_first_bytes_in_the_segment_of_the_request_and_of_the_answer_arrive() -> None:
+def test_bytes_behind_request_and_reply_arrive() -> None:
     """Hazard 62."""
     with Rig(upstream_answers(b"HTTP/1.1 200 OK\r\n\r\n220 welcome\r\n")) as rig:
         through(rig)
@@ -332,7 +335,7 @@ def test_first_bytes_in_the_segment_of_the_request_and_of_the_answer_arrive() ->
 
 
 @pytest.mark.parametrize("size", [1, 16384, 65536, 2_000_000])
-def test_no_byte_is_lost_whatever_comes_early(size: int) -> None:
+def test_early_bytes_of_any_size_arrive(size: int) -> None:
     """Hazard 62."""
     early = bytes(range(256)) * (size // 256 + 1)
 
@@ -352,7 +355,7 @@ def test_no_byte_is_lost_whatever_comes_early(size: int) -> None:
     assert rig.origin.connections[0].seen == early[:size]
 
 
-def test_connect_after_other_requests_of_the_connection() -> None:
+def test_connect_follows_other_requests_of_the_connection() -> None:
     with Rig(elsewhere={"b.test": (second := Origin(echo))}) as rig:
         client = rig.client(
             b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n"
@@ -365,7 +368,7 @@ def test_connect_after_other_requests_of_the_connection() -> None:
     assert rig.dialled == ["a.test:80", "b.test:443"]
 
 
-def test_a_reset_of_the_target_reaches_the_client_as_a_reset() -> None:
+def test_reset_of_target_reaches_client_as_reset() -> None:
     with Rig(lambda connection: (connection.take(1), connection.reset())) as rig:
         client = rig.client(connect_to(b"a.test:443") + b"x")
         assert client.rest().startswith(ESTABLISHED) and client.end == "reset"

@@ -1,13 +1,13 @@
-"""Clients and origins that are slow on purpose: each is let go in time, and told so where it can be told."""
+"""Deadlines for clients and origins that are slow on purpose, and the responses to them."""
 
 from __future__ import annotations
 
 import threading
-import time
 from typing import Callable
 
 import pytest
 
+from tests.support.handlers import silent
 from tests.support.origin import (
     OK,
     PATIENCE,
@@ -19,7 +19,8 @@ from tests.support.origin import (
     get,
 )
 
-SHORT = 0.3  # seconds, in place of the real ones
+SHORT = 0.3
+"""Seconds, in place of the real deadlines."""
 TIMEOUT = b"408 Request Timeout"
 POST = b"POST http://a.test/ HTTP/1.1\r\nHost: a.test\r\n"
 
@@ -32,7 +33,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drip(client: Wire, piece: bytes) -> Callable[[], None]:
-    """Sends `piece` every 20 ms until called; what the other end does not want is dropped."""
+    """Send `piece` every 20 ms on a thread. Return a function that stops it."""
     done = threading.Event()
 
     def run() -> None:
@@ -47,17 +48,12 @@ def drip(client: Wire, piece: bytes) -> Callable[[], None]:
     return lambda: (done.set(), thread.join(PATIENCE))
 
 
-def test_a_head_that_drips_is_refused_by_the_deadline() -> None:
+def test_head_sent_byte_by_byte_is_refused_at_the_deadline() -> None:
     """Hazard 69."""
     with Rig(handshake=SHORT) as rig:
         client = rig.client(b"GET http://a.test/ HTTP/1.1\r\n")
         stop = drip(client, b"X: y\r\n")
-        started = time.monotonic()
-        answer = client.answer()
-        assert (
-            answer.start == b"HTTP/1.1 " + TIMEOUT
-            and SHORT / 2 < time.monotonic() - started < 10 * SHORT
-        )
+        assert client.answer().start == b"HTTP/1.1 " + TIMEOUT
         assert client.rest() == b""
         stop()
     assert rig.dialled == []
@@ -67,14 +63,14 @@ def test_a_head_that_drips_is_refused_by_the_deadline() -> None:
     "raw",
     [b"G", b"GET http://a.test/ HTTP/1.1\r\nHost: a.te", get(b"a.test")[:-2], get(b"a.test")[:-1]],
 )
-def test_a_head_that_stops_is_refused_by_the_deadline(raw: bytes) -> None:
+def test_truncated_head_is_refused_at_the_deadline(raw: bytes) -> None:
     """Hazard 69."""
     with Rig(handshake=SHORT) as rig:
         check_refused(rig.client(raw), TIMEOUT)
     assert rig.dialled == []
 
 
-def test_the_head_of_a_later_request_has_a_deadline_of_its_own() -> None:
+def test_head_of_later_request_has_its_own_deadline() -> None:
     """Hazard 69."""
     with Rig() as rig:
         client = rig.client(get(b"a.test"))
@@ -86,7 +82,7 @@ def test_the_head_of_a_later_request_has_a_deadline_of_its_own() -> None:
     assert len(rig.origin.requests()) == 1
 
 
-def test_a_kept_connection_ends_when_nothing_comes_and_takes_its_upstream_along() -> None:
+def test_idle_keep_alive_connection_is_closed_with_its_outbound_connection() -> None:
     """Hazard 69."""
     ended = threading.Event()
 
@@ -109,8 +105,8 @@ BODIES = {
 
 
 @pytest.mark.parametrize("raw", BODIES.values(), ids=BODIES)
-def test_a_body_that_stops_is_given_up_by_the_deadline(raw: bytes) -> None:
-    """Hazard 69.  However long an origin may be silent: it is not its turn."""
+def test_truncated_body_is_refused_at_the_deadline(raw: bytes) -> None:
+    """Hazard 69. The time for a silent origin, which is longer, does not apply."""
     with Rig(idle=100 * PATIENCE) as rig:
         check_refused(rig.client(raw), TIMEOUT)
         rig.join()
@@ -122,7 +118,7 @@ def test_a_body_that_stops_is_given_up_by_the_deadline(raw: bytes) -> None:
     [(BODIES["length"], b"x"), (BODIES["chunk size"], b"1\r\nx\r\n"), (BODIES["chunk size"], b"0")],
     ids=["length", "chunks", "within a chunk size"],
 )
-def test_a_body_that_drips_is_given_up_by_the_deadline(raw: bytes, piece: bytes) -> None:
+def test_body_sent_byte_by_byte_is_refused_at_the_deadline(raw: bytes, piece: bytes) -> None:
     """Hazard 69."""
     with Rig(idle=100 * PATIENCE) as rig:
         client = rig.client(raw)
@@ -133,8 +129,8 @@ def test_a_body_that_drips_is_given_up_by_the_deadline(raw: bytes, piece: bytes)
     assert [request.whole for request in rig.origin.requests()] == [False]
 
 
-def test_a_long_body_that_goes_on_is_not_given_up() -> None:
-    """Hazard 69.  The time is for each step of it, not for the whole."""
+def test_slow_steady_body_is_forwarded() -> None:
+    """Hazard 69. The deadline covers each read of the body, not the whole."""
     with Rig() as rig:
         client = rig.client(POST + b"Content-Length: 20480\r\n\r\n")
         for _ in range(20):
@@ -144,7 +140,7 @@ def test_a_long_body_that_goes_on_is_not_given_up() -> None:
     assert rig.origin.requests()[0].whole
 
 
-def test_a_client_that_does_not_read_its_answer_is_given_up() -> None:
+def test_client_that_does_not_read_its_response_is_reset() -> None:
     """Hazard 69."""
     ended = threading.Event()
 
@@ -162,18 +158,18 @@ def test_a_client_that_does_not_read_its_answer_is_given_up() -> None:
         assert client.rest() and client.end == "reset"
 
 
-def test_a_refused_client_that_stays_and_sends_on_is_let_go() -> None:
+def test_refused_client_that_keeps_sending_is_closed() -> None:
     """Hazard 69."""
     with Rig() as rig:
         client = rig.client(b"nonsense\r\n\r\n")
         stop = drip(client, b"x" * 100)
         assert client.answer().status == 400
-        rig.join(SHORT * 10)
+        rig.join()
         stop()
 
 
-def test_a_client_that_was_answered_early_and_stays_is_let_go() -> None:
-    """Hazard 69.  Its body was not wanted, it neither sends it nor leaves."""
+def test_client_answered_before_its_body_is_closed() -> None:
+    """Hazard 69. It neither sends its body, which nobody reads, nor closes."""
 
     def play(connection: OriginConnection) -> None:
         connection.head()
@@ -182,16 +178,15 @@ def test_a_client_that_was_answered_early_and_stays_is_let_go() -> None:
     with Rig(play) as rig:
         client = rig.client(POST + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n")
         assert client.answer().body == b"ok"
-        rig.join(SHORT * 10)
+        rig.join()
 
 
-def test_a_good_client_is_served_while_others_drip() -> None:
+def test_client_is_served_while_others_send_slowly() -> None:
     """Hazard 69."""
     with Rig(handshake=SHORT * 5) as rig:
         slow = [rig.client(b"GET http://a.test/ HTTP/1.1\r\nHost") for _ in range(50)]
-        started = time.monotonic()
         assert rig.client(get(b"a.test")).answer().body == b"ok"
-        assert time.monotonic() - started < 1
+        assert all(silent(client.socket) for client in slow)
         for client in slow:
             assert client.answer().start == b"HTTP/1.1 " + TIMEOUT
 
@@ -200,7 +195,7 @@ def test_a_good_client_is_served_while_others_drip() -> None:
     "raw", [get(b"a.test"), POST + b"Content-Length: 5\r\n\r\nhello"], ids=["GET", "POST"]
 )
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-"])
-def test_an_origin_that_is_silent_is_a_gateway_timeout(raw: bytes, answer: bytes) -> None:
+def test_silent_origin_is_gateway_timeout(raw: bytes, answer: bytes) -> None:
     over = threading.Event()
 
     def play(connection: OriginConnection) -> None:
@@ -217,7 +212,7 @@ def test_an_origin_that_is_silent_is_a_gateway_timeout(raw: bytes, answer: bytes
     assert len(rig.dialled) == 1
 
 
-def test_an_origin_that_falls_silent_in_its_answer_is_cut() -> None:
+def test_origin_that_stops_within_its_response_resets_the_client() -> None:
     over = threading.Event()
 
     def play(connection: OriginConnection) -> None:
@@ -232,7 +227,7 @@ def test_an_origin_that_falls_silent_in_its_answer_is_cut() -> None:
         assert (answer.whole, answer.body, client.end) == (False, b"o", "reset")
 
 
-def test_a_silent_origin_is_not_asked_twice_over_a_kept_upstream() -> None:
+def test_silent_origin_is_not_asked_again_after_keep_alive() -> None:
     over = threading.Event()
 
     def play(connection: OriginConnection) -> None:

@@ -1,4 +1,4 @@
-"""Requests one after the other: where each goes, over which upstream, and what is answered without one."""
+"""Requests in sequence: their targets, the reuse of outbound connections, and retries."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from netproxy.errors import Reason
 from tests.support.origin import (
     OK,
     PATIENCE,
-    OriginConnection,
     LoopbackDialer,
     Origin,
+    OriginConnection,
     Rig,
     answers,
     answers_and_closes,
@@ -25,7 +25,7 @@ BAD_GATEWAY = b"502 Bad Gateway"
 POST = b"POST http://a.test/ HTTP/1.1\r\nHost: a.test\r\nContent-Length: 5\r\n\r\nhello"
 
 
-def test_the_exact_bytes_of_a_request_and_its_answer() -> None:
+def test_exact_bytes_of_request_and_response() -> None:
     with Rig(answers(b"HTTP/1.1 404 Not  Found\r\nServer:x\r\nContent-Length:2\r\n\r\nno")) as rig:
         client = rig.client(
             b"PUT http://A.Test:8080/%7Ex//..;y?q=a%20b&%zz HTTP/1.1\r\n"
@@ -75,7 +75,7 @@ def test_the_exact_bytes_of_a_request_and_its_answer() -> None:
         (b"http://a.test/@b.test", "a.test:80", b"a.test", b"GET /@b.test HTTP/1.1"),
     ],
 )
-def test_rule_dial_and_host_come_from_the_target(
+def test_flow_dial_and_host_come_from_the_request_target(
     target: bytes, dialled: str, host: bytes, line: bytes
 ) -> None:
     """Hazard 53."""
@@ -112,7 +112,7 @@ def test_rule_dial_and_host_come_from_the_target(
     ],
     ids=lambda raw: raw.split(b"\r")[0].decode(),
 )
-def test_a_target_that_is_no_address_is_refused(raw: bytes) -> None:
+def test_request_target_without_address_is_refused(raw: bytes) -> None:
     with Rig() as rig:
         check_refused(rig.client(raw), b"400 Bad Request")
     assert rig.dialled == []
@@ -136,14 +136,14 @@ HOSTS = {
 
 
 @pytest.mark.parametrize("raw", HOSTS.values(), ids=HOSTS)
-def test_there_is_one_host_and_nothing_else_in_it(raw: bytes) -> None:
+def test_request_without_exactly_one_plain_host_is_refused(raw: bytes) -> None:
     """Hazard 54."""
     with Rig() as rig:
         check_refused(rig.client(raw), b"400 Bad Request")
     assert rig.dialled == []
 
 
-def test_an_http_1_0_client_gets_one_answer_and_the_end() -> None:
+def test_http_1_0_client_gets_one_response_and_the_end() -> None:
     """Hazard 63."""
     with Rig() as rig:
         client = rig.client(
@@ -161,7 +161,7 @@ def test_an_http_1_0_client_gets_one_answer_and_the_end() -> None:
 
 
 @pytest.mark.parametrize("option", [b"close", b"Close", b"x, close", b"keep-alive, close"])
-def test_close_ends_the_connection_behind_its_answer(option: bytes) -> None:
+def test_connection_close_ends_the_connection_behind_its_response(option: bytes) -> None:
     """Hazard 63."""
     with Rig() as rig:
         client = rig.client(get(b"a.test", b"/", b"Connection: " + option) + get(b"a.test", b"/2"))
@@ -170,7 +170,7 @@ def test_close_ends_the_connection_behind_its_answer(option: bytes) -> None:
     assert len(rig.origin.requests()) == 1
 
 
-def test_pipelined_requests_are_answered_in_order_each_routed_for_itself() -> None:
+def test_pipelined_requests_are_answered_in_order_and_routed_separately() -> None:
     """Hazard 63."""
     late = threading.Event()
 
@@ -181,7 +181,7 @@ def test_pipelined_requests_are_answered_in_order_each_routed_for_itself() -> No
 
     second, third = [Origin(answers(OK.replace(b"ok", body))) for body in (b"22", b"33")]
     with Rig(slow, elsewhere={"b.test": second}) as rig:
-        rig.by_host["c.test"] = LoopbackDialer(third, {}, "another way")
+        rig.by_host["c.test"] = LoopbackDialer(third, {}, "another upstream")
         client = rig.client(
             get(b"a.test")
             + b"POST http://b.test/ HTTP/1.1\r\nHost: b.test\r\nContent-Length: 5\r\n\r\nGET /"
@@ -195,7 +195,7 @@ def test_pipelined_requests_are_answered_in_order_each_routed_for_itself() -> No
     assert [(record.upstream, record.flow.target.host) for record in rig.records] == [
         ("loopback", "a.test"),
         ("loopback", "b.test"),
-        ("another way", "c.test"),
+        ("another upstream", "c.test"),
         ("loopback", "b.test"),
     ]
     assert [(request.start, request.body) for request in second.requests()] == [
@@ -204,7 +204,7 @@ def test_pipelined_requests_are_answered_in_order_each_routed_for_itself() -> No
     ]
 
 
-def test_a_rule_that_forbids_the_second_request_leaves_the_first_alone() -> None:
+def test_denied_second_request_does_not_affect_the_first() -> None:
     """Hazard 63."""
     with Rig() as rig:
         rig.by_host["b.test"] = forbidding = LoopbackDialer(rig.origin, {})
@@ -215,7 +215,7 @@ def test_a_rule_that_forbids_the_second_request_leaves_the_first_alone() -> None
     assert len(rig.origin.requests()) == 1
 
 
-def test_a_body_with_a_length_does_not_cost_the_connection() -> None:
+def test_connection_is_kept_behind_a_body_with_length() -> None:
     """Hazard 64."""
     with Rig() as rig:
         client = rig.client()
@@ -229,7 +229,7 @@ def test_a_body_with_a_length_does_not_cost_the_connection() -> None:
     )
 
 
-def test_the_same_origin_is_reached_over_one_upstream() -> None:
+def test_requests_to_one_origin_share_an_outbound_connection() -> None:
     """Hazard 64."""
     with Rig() as rig:
         client = rig.client()
@@ -257,7 +257,7 @@ def test_another_origin_is_dialled_anew(second: bytes, dialled: str) -> None:
     assert [len(connection.requests()) for connection in rig.origin.connections] == [1, 1, 1]
 
 
-def test_a_way_out_that_has_changed_is_dialled_anew() -> None:
+def test_origin_is_dialled_anew_when_its_upstream_changes() -> None:
     """Hazard 64."""
     with Rig() as rig:
         client = rig.client(get(b"a.test"))
@@ -282,9 +282,7 @@ def test_a_way_out_that_has_changed_is_dialled_anew() -> None:
     ],
     ids=["close", "a list", "HTTP/1.0", "two answers", "a byte too many"],
 )
-def test_an_upstream_that_cannot_be_trusted_with_another_request_is_not_reused(
-    answer: bytes,
-) -> None:
+def test_outbound_connection_is_not_reused_behind_close_or_extra_bytes(answer: bytes) -> None:
     """Hazard 64."""
     with Rig(answers(answer)) as rig:
         client = rig.client()
@@ -296,7 +294,7 @@ def test_an_upstream_that_cannot_be_trusted_with_another_request_is_not_reused(
     ] == [1, 1, 1]
 
 
-def test_the_upstream_ends_with_the_client() -> None:
+def test_outbound_connection_is_closed_with_the_client() -> None:
     ended = threading.Event()
 
     def play(connection: OriginConnection) -> None:
@@ -311,7 +309,7 @@ def test_the_upstream_ends_with_the_client() -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
-def test_a_kept_upstream_that_has_closed_is_noticed_before_the_next_request(method: bytes) -> None:
+def test_closed_outbound_connection_is_replaced_before_the_next_request(method: bytes) -> None:
     """Hazard 72."""
     closed = threading.Event()
 
@@ -344,7 +342,7 @@ def resets_on_the_second(connection: OriginConnection) -> None:
 
 @pytest.mark.parametrize("first", [closes_on_the_second, resets_on_the_second])
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
-def test_a_safe_request_that_met_a_closing_upstream_is_sent_again(
+def test_safe_request_is_sent_again_when_a_kept_connection_closes(
     first: object, method: bytes
 ) -> None:
     """Hazard 72."""
@@ -373,7 +371,7 @@ def test_a_safe_request_that_met_a_closing_upstream_is_sent_again(
     ],
     ids=["POST", "POST without body", "DELETE", "GET with a body"],
 )
-def test_a_request_that_may_have_had_effect_is_not_sent_again(first: object, raw: bytes) -> None:
+def test_unsafe_request_is_not_sent_again(first: object, raw: bytes) -> None:
     """Hazard 72."""
     with Rig(in_turn(first, answers(OK))) as rig:
         client = rig.client(get(b"a.test"))
@@ -385,14 +383,14 @@ def test_a_request_that_may_have_had_effect_is_not_sent_again(first: object, raw
 
 @pytest.mark.parametrize("raw", [POST, get(b"a.test")], ids=["POST", "GET"])
 @pytest.mark.parametrize("end", [OriginConnection.close, OriginConnection.reset])
-def test_a_new_upstream_that_fails_is_not_tried_again(raw: bytes, end: object) -> None:
+def test_request_is_not_sent_again_when_a_new_connection_closes(raw: bytes, end: object) -> None:
     """Hazard 72."""
     with Rig(lambda connection: (connection.request(), end(connection))) as rig:
         check_refused(rig.client(raw), BAD_GATEWAY)
     assert len(rig.dialled) == 1 and len(rig.origin.requests()) == 1 and len(rig.records) == 1
 
 
-def test_one_request_is_tried_twice_at_the_most() -> None:
+def test_request_is_sent_twice_at_most() -> None:
     """Hazard 72."""
     with Rig(
         in_turn(
@@ -408,7 +406,7 @@ def test_one_request_is_tried_twice_at_the_most() -> None:
     assert len(rig.dialled) == 2
 
 
-def test_each_passage_is_recorded_once_where_the_second_dial_fails() -> None:
+def test_each_outbound_connection_is_recorded_once_when_the_second_dial_fails() -> None:
     with Rig(closes_on_the_second) as rig:
         rig.dialer.failing = [None, Reason.TIMEOUT]
         client = rig.client(get(b"a.test"))

@@ -1,4 +1,4 @@
-"""Requests that two implementations could read in two ways: one refusal, the end, and never a second request."""
+"""Request smuggling: an ambiguous request gets one refusal, and nothing behind it is parsed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def refused_unseen(raw: bytes, status: bytes = BAD_REQUEST) -> None:
-    """The refusal is the only answer, nothing is dialled."""
+    """Check that the refusal is the only response, and that nothing is dialled."""
     with Rig() as rig:
         check_refused(rig.client(raw + SMUGGLED), status)
     assert rig.dialled == [] and rig.origin.connections == []
@@ -43,13 +43,13 @@ CODINGS = {
 
 
 @pytest.mark.parametrize("rest", CODINGS.values(), ids=CODINGS)
-def test_a_coding_that_is_not_just_chunked_is_refused(rest: bytes) -> None:
+def test_transfer_coding_other_than_chunked_is_refused(rest: bytes) -> None:
     """Hazard 49."""
     refused_unseen(HEAD + rest)
 
 
 @pytest.mark.parametrize("coding", [b"chunked", b"Chunked", b"CHUNKED"])
-def test_chunked_in_any_case_is_one_request(coding: bytes) -> None:
+def test_chunked_in_any_letter_case_is_accepted(coding: bytes) -> None:
     """Hazard 49."""
     with Rig() as rig:
         client = rig.client(
@@ -66,7 +66,7 @@ def test_chunked_in_any_case_is_one_request(coding: bytes) -> None:
     assert (second.start, second.body) == (b"GET / HTTP/1.1", b"")
 
 
-def test_a_coding_in_http_1_0_is_refused() -> None:
+def test_transfer_coding_in_http_1_0_request_is_refused() -> None:
     """Hazard 49."""
     refused_unseen(b"POST http://a.test/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
 
@@ -95,7 +95,7 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize("length", LENGTHS, ids=lambda value: repr(value[:12]))
-def test_a_length_that_is_not_one_number_is_refused(length: bytes) -> None:
+def test_length_that_is_not_one_number_is_refused(length: bytes) -> None:
     """Hazard 50."""
     refused_unseen(HEAD + b"Content-Length: " + length + b"\r\n\r\nhello")
 
@@ -119,7 +119,7 @@ def test_two_different_lengths_are_refused(fields: bytes) -> None:
         b"Content-Length: 005\r\n",
     ],
 )
-def test_one_length_told_in_other_words_goes_on_as_one(fields: bytes) -> None:
+def test_repeated_equal_lengths_are_forwarded_as_one(fields: bytes) -> None:
     """Hazard 50."""
     with Rig() as rig:
         client = rig.client(HEAD + fields + b"\r\nhello" + get(b"a.test"))
@@ -152,7 +152,7 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
-def test_bad_chunks_are_refused_and_the_request_is_never_completed(chunks: bytes) -> None:
+def test_bad_chunks_are_refused_and_the_request_stays_incomplete(chunks: bytes) -> None:
     """Hazard 51."""
     with Rig() as rig:
         check_refused(rig.client(CHUNKED + chunks + b"0\r\n\r\n" + SMUGGLED), BAD_REQUEST)
@@ -160,12 +160,13 @@ def test_bad_chunks_are_refused_and_the_request_is_never_completed(chunks: bytes
     assert b"smuggled" not in rig.origin.connections[0].seen
 
 
-def test_what_stands_in_extensions_and_trailers_stays_here() -> None:
+def test_chunk_extensions_and_trailers_are_not_forwarded() -> None:
     """Hazard 51."""
     with Rig() as rig:
         client = rig.client(
             CHUNKED
-            + b'5;a="b\xff";c\r\nhello\r\n0001 \r\n!\r\n00;x\r\nHost: b.test\r\nContent-Length: 9\r\n\r\n'
+            + b'5;a="b\xff";c\r\nhello\r\n0001 \r\n!\r\n00;x\r\n'
+            + b"Host: b.test\r\nContent-Length: 9\r\n\r\n"
         )
         assert client.answer().body == b"ok"
     [request] = rig.origin.requests()
@@ -212,12 +213,12 @@ LINES = {
 
 
 @pytest.mark.parametrize("raw", LINES.values(), ids=LINES)
-def test_lines_that_are_not_lines_are_refused(raw: bytes) -> None:
+def test_malformed_lines_are_refused(raw: bytes) -> None:
     """Hazard 52."""
     refused_unseen(raw)
 
 
-def test_a_refused_request_stops_the_ones_behind_it_and_not_the_one_before() -> None:
+def test_refused_request_stops_those_behind_it_but_not_the_one_before() -> None:
     with Rig() as rig:
         client = rig.client(get(b"a.test", b"/1") + LINES["bare CR in a value"] + SMUGGLED)
         assert client.answer().start == b"HTTP/1.1 200 OK"
@@ -225,8 +226,8 @@ def test_a_refused_request_stops_the_ones_behind_it_and_not_the_one_before() -> 
     assert [request.start for request in rig.origin.requests()] == [b"GET /1 HTTP/1.1"]
 
 
-def exactly(size: int) -> bytes:
-    """A request whose fields take `size` bytes, in fields of at most 1 KB."""
+def request_with_fields_of(size: int) -> bytes:
+    """Return a request with `size` bytes of fields, of at most 1 KB each."""
     fields, left = [b"Host: a.test\r\n"], size - 14
     while left:
         take = left if left <= 1024 else min(1024, left - 16)
@@ -235,22 +236,22 @@ def exactly(size: int) -> bytes:
     return b"GET http://a.test/ HTTP/1.1\r\n" + b"".join(fields) + b"\r\n"
 
 
-def test_a_head_over_64_kb_is_refused() -> None:
+def test_head_over_64_kb_is_refused() -> None:
     """Hazard 68."""
-    refused_unseen(exactly(65537), b"431 Request Header Fields Too Large")
+    refused_unseen(request_with_fields_of(65537), b"431 Request Header Fields Too Large")
 
 
-def test_one_field_over_64_kb_is_refused() -> None:
+def test_field_over_64_kb_is_refused() -> None:
     """Hazard 68."""
     refused_unseen(
         get(b"a.test", b"/", b"X: " + b"a" * 65536), b"431 Request Header Fields Too Large"
     )
 
 
-def test_a_head_just_below_64_kb_passes() -> None:
+def test_head_just_below_64_kb_is_forwarded() -> None:
     """Hazard 68."""
     with Rig() as rig:
-        assert rig.client(exactly(65500)).answer().body == b"ok"
+        assert rig.client(request_with_fields_of(65500)).answer().body == b"ok"
     assert (
         sum(len(name) + len(value) + 4 for name, value in rig.origin.requests()[0].fields) > 65500
     )
@@ -259,7 +260,7 @@ def test_a_head_just_below_64_kb_passes() -> None:
 @pytest.mark.parametrize(
     "count,status", [(100, b"200 OK"), (101, b"431 Request Header Fields Too Large")]
 )
-def test_there_may_be_100_fields(count: int, status: bytes) -> None:
+def test_request_with_more_than_100_fields_is_refused(count: int, status: bytes) -> None:
     """Hazard 68."""
     with Rig() as rig:
         answer = rig.client(get(b"a.test", b"/", *[b"X: y"] * (count - 1))).answer()
@@ -267,27 +268,27 @@ def test_there_may_be_100_fields(count: int, status: bytes) -> None:
     assert len(rig.origin.requests()) == (1 if status == b"200 OK" else 0)
 
 
-def test_a_target_over_8_kb_is_refused() -> None:
+def test_target_over_8_kb_is_refused() -> None:
     """Hazard 68."""
     refused_unseen(get(b"a.test", b"/" + b"a" * 8192), b"414 URI Too Long")
     refused_unseen(get(b"a.test", b"/" + b"a" * 60000), b"414 URI Too Long")
 
 
-def test_a_target_of_8000_bytes_passes() -> None:
+def test_target_of_8000_bytes_is_forwarded() -> None:
     """Hazard 68."""
     with Rig() as rig:
         assert rig.client(get(b"a.test", b"/" + b"a" * 8000)).answer().body == b"ok"
     assert rig.origin.requests()[0].start == b"GET /" + b"a" * 8000 + b" HTTP/1.1"
 
 
-def test_a_refusal_is_read_whole_by_a_client_that_is_still_sending() -> None:
+def test_refusal_reaches_client_that_is_still_sending() -> None:
     with Rig() as rig:
         client = rig.client(LINES["obs-fold"])
         client.send(b"x" * 60000)
         check_refused(client, BAD_REQUEST)
 
 
-def test_a_request_that_comes_byte_by_byte_is_the_same_request() -> None:
+def test_request_sent_byte_by_byte_is_forwarded() -> None:
     raw = CHUNKED + b"5\r\nhello\r\n0\r\n\r\n"
     with Rig() as rig:
         client = rig.client(*[raw[at : at + 1] for at in range(len(raw))])
@@ -296,7 +297,7 @@ def test_a_request_that_comes_byte_by_byte_is_the_same_request() -> None:
     assert (request.body, request.whole) == (b"hello", True)
 
 
-def test_one_empty_line_before_a_request_is_let_pass() -> None:
+def test_empty_line_before_a_request_is_skipped() -> None:
     with Rig() as rig:
         client = rig.client(b"\r\n" + get(b"a.test") + b"\r\n" + get(b"a.test"))
         assert client.answer() == client.answer()
@@ -306,15 +307,15 @@ def test_one_empty_line_before_a_request_is_let_pass() -> None:
 @pytest.mark.parametrize(
     "raw", [b"", b"GET http://a.te", get(b"a.test")[:-2], HEAD + b"Content-Length: 9\r\n\r\nhell"]
 )
-def test_a_client_that_leaves_within_a_request_leaves_no_whole_request_behind(raw: bytes) -> None:
+def test_request_of_client_that_resets_stays_incomplete(raw: bytes) -> None:
     with Rig() as rig:
         rig.client(raw).reset()
         rig.join()
     assert not [request for request in rig.origin.requests() if request.whole]
 
 
-def test_a_client_that_ends_within_a_body_is_told_that_the_fault_is_its_own() -> None:
-    """RFC 9112 section 8: an incomplete request may be answered with an error, and 502 is not the one."""
+def test_client_that_ends_within_its_body_gets_bad_request() -> None:
+    """RFC 9112 section 8: an incomplete request may get an error; 502 would be wrong."""
     with Rig() as rig:
         client = rig.client(HEAD + b"Content-Length: 9\r\n\r\nhell")
         client.stop_sending()

@@ -1,4 +1,4 @@
-"""Answers: how each ends on the client's side, and which are none."""
+"""Responses of origins: how they end at the client, and which are refused as malformed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from tests.support.origin import (
     OK,
     PATIENCE,
-    OriginConnection,
     Message,
+    OriginConnection,
     Rig,
     answers,
     answers_and_closes,
@@ -24,7 +24,10 @@ CONTINUE, HINTS = (
     b"HTTP/1.1 100 Continue\r\n\r\n",
     b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
 )
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nX-Trailer: a\r\nContent-Length: 1\r\n\r\n"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\n"
+    b"X-Trailer: a\r\nContent-Length: 1\r\n\r\n"
+)
 
 
 def request(method: bytes = b"GET", version: bytes = b"1.1", *fields: bytes) -> bytes:
@@ -36,7 +39,7 @@ def request(method: bytes = b"GET", version: bytes = b"1.1", *fields: bytes) -> 
 
 
 def served(answer: bytes, method: bytes = b"GET") -> Message:
-    """What the client gets of `answer`; a second request behind it shows that it ended where it ends."""
+    """Return `answer` as the client gets it. A second request checks where it ended."""
     with Rig(answers(answer, OK)) as rig:
         client = rig.client(request(method) + get(b"a.test", b"/2"))
         first = client.answer(method)
@@ -78,7 +81,7 @@ def served(answer: bytes, method: bytes = b"GET") -> Message:
         (b"GET", b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n0\r\n\r\n", [], b""),
     ],
 )
-def test_an_answer_ends_where_its_framing_says(
+def test_response_ends_where_its_framing_says(
     method: bytes, answer: bytes, length: list[bytes], body: bytes
 ) -> None:
     """Hazard 65."""
@@ -86,12 +89,12 @@ def test_an_answer_ends_where_its_framing_says(
     assert (got.get(b"content-length"), got.body, got.get(b"connection")) == (length, body, [])
 
 
-def test_a_trailer_is_not_a_field() -> None:
+def test_trailer_is_not_forwarded() -> None:
     """Hazard 65."""
     assert served(CHUNKED).names() == {b"transfer-encoding", b"via"}
 
 
-def test_until_close_becomes_chunks_and_the_connection_goes_on() -> None:
+def test_response_until_close_becomes_chunked_and_keeps_the_connection() -> None:
     """Hazard 65."""
     with Rig(in_turn(answers_and_closes(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo"), answers(OK))) as rig:
         client = rig.client(get(b"a.test") + get(b"a.test"))
@@ -108,7 +111,7 @@ def test_until_close_becomes_chunks_and_the_connection_goes_on() -> None:
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 200 OK\r\n\r\nhello", b"HTTP/1.0 200 OK\r\n\r\nhello", CHUNKED]
 )
-def test_an_http_1_0_client_gets_no_chunks_but_the_end(answer: bytes) -> None:
+def test_http_1_0_client_gets_response_until_close(answer: bytes) -> None:
     """Hazard 65."""
     with Rig(answers_and_closes(answer)) as rig:
         client = rig.client(request(b"GET", b"1.0"))
@@ -117,18 +120,18 @@ def test_an_http_1_0_client_gets_no_chunks_but_the_end(answer: bytes) -> None:
     assert (got.body, got.get(b"connection"), client.end) == (b"hello", [b"close"], "closed")
 
 
-def test_interim_answers_reach_a_1_1_client_in_order() -> None:
+def test_interim_responses_reach_http_1_1_client_in_order() -> None:
     """Hazard 65."""
     with Rig(answers(CONTINUE + HINTS + HINTS + OK)) as rig:
         client = rig.client(get(b"a.test") + get(b"a.test"))
         for _ in range(2):
             got = [client.answer() for _ in range(4)]
-            assert [one.status for one in got] == [100, 103, 103, 200]
+            assert [answer.status for answer in got] == [100, 103, 103, 200]
             assert got[1].get(b"link") == [b"</a>"] and b"content-length" not in got[1].names()
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
-def test_interim_answers_do_not_reach_a_1_0_client(method: bytes) -> None:
+def test_interim_responses_do_not_reach_http_1_0_client(method: bytes) -> None:
     """Hazard 65."""
     with Rig(answers_and_closes(CONTINUE + HINTS + (OK if method == b"GET" else OK[:-2]))) as rig:
         client = rig.client(request(method, b"1.0"))
@@ -136,7 +139,7 @@ def test_interim_answers_do_not_reach_a_1_0_client(method: bytes) -> None:
         assert client.rest() == b""
 
 
-def test_an_origin_that_never_comes_to_an_answer_is_a_bad_gateway() -> None:
+def test_endless_interim_responses_are_bad_gateway() -> None:
     with Rig(answers(HINTS * 1000)) as rig:
         client = rig.client(get(b"a.test"))
         interim = 0
@@ -171,7 +174,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("rest", BAD.values(), ids=BAD)
-def test_an_answer_that_could_be_read_in_two_ways_is_none(rest: bytes) -> None:
+def test_ambiguous_response_is_bad_gateway(rest: bytes) -> None:
     """Hazard 67."""
     closed = threading.Event()
 
@@ -211,13 +214,13 @@ def test_an_answer_that_could_be_read_in_two_ways_is_none(rest: bytes) -> None:
     ],
     ids=lambda start: repr(start[:20]),
 )
-def test_what_does_not_begin_as_an_answer_is_none(start: bytes) -> None:
+def test_malformed_status_line_is_bad_gateway(start: bytes) -> None:
     """Hazard 67."""
     with Rig(answers(start + b"\r\nContent-Length: 2\r\n\r\nok")) as rig:
         check_refused(rig.client(get(b"a.test")), BAD_GATEWAY)
 
 
-def test_a_transfer_coding_in_http_1_0_is_refused() -> None:
+def test_transfer_coding_in_http_1_0_response_is_bad_gateway() -> None:
     """Hazard 67."""
     with Rig(answers(CHUNKED.replace(b"1.1", b"1.0"))) as rig:
         check_refused(rig.client(get(b"a.test")), BAD_GATEWAY)
@@ -225,7 +228,7 @@ def test_a_transfer_coding_in_http_1_0_is_refused() -> None:
 
 @pytest.mark.parametrize("method,status", [(b"HEAD", b"200"), (b"GET", b"304")])
 @pytest.mark.parametrize("length", [b"x", b"5, 6", b"9" * 5000], ids=["x", "5, 6", "5000 digits"])
-def test_a_bad_length_of_a_body_that_is_not_there_is_not_passed_on(
+def test_bad_length_of_a_response_without_body_is_not_forwarded(
     method: bytes, status: bytes, length: bytes
 ) -> None:
     """Hazard 67."""
@@ -249,7 +252,7 @@ CUT = {
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 @pytest.mark.parametrize("answer", CUT.values(), ids=CUT)
-def test_an_answer_that_breaks_off_is_seen_to_break_off(answer: bytes, version: bytes) -> None:
+def test_truncated_response_ends_in_a_reset(answer: bytes, version: bytes) -> None:
     with Rig(answers_and_closes(answer)) as rig:
         client = rig.client(request(b"GET", version) + get(b"a.test", b"/2"))
         got = client.answer()
@@ -261,7 +264,7 @@ def test_an_answer_that_breaks_off_is_seen_to_break_off(answer: bytes, version: 
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_an_answer_until_close_that_is_reset_is_seen_to_break_off(version: bytes) -> None:
+def test_response_until_close_that_is_reset_ends_in_a_reset(version: bytes) -> None:
     read = threading.Event()
 
     def play(connection: OriginConnection) -> None:
@@ -282,7 +285,7 @@ def test_an_answer_until_close_that_is_reset_is_seen_to_break_off(version: bytes
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Le", CONTINUE]
 )
-def test_an_origin_that_closes_within_the_head_is_a_bad_gateway(answer: bytes) -> None:
+def test_origin_that_closes_within_the_head_is_bad_gateway(answer: bytes) -> None:
     with Rig(answers_and_closes(answer)) as rig:
         client = rig.client(get(b"a.test"))
         if answer == CONTINUE:
@@ -290,7 +293,7 @@ def test_an_origin_that_closes_within_the_head_is_a_bad_gateway(answer: bytes) -
         check_refused(client, BAD_GATEWAY)
 
 
-def test_an_answer_that_comes_byte_by_byte_is_the_same_answer() -> None:
+def test_response_sent_byte_by_byte_is_forwarded() -> None:
     with Rig(
         lambda connection: (
             connection.request(),
@@ -300,7 +303,7 @@ def test_an_answer_that_comes_byte_by_byte_is_the_same_answer() -> None:
         assert rig.client(get(b"a.test")).answer().body == b"hello"
 
 
-def test_a_piece_of_an_answer_is_passed_on_when_it_comes() -> None:
+def test_piece_of_a_response_is_forwarded_at_once() -> None:
     """A server-sent event must not wait for the next one."""
     seen = [threading.Event(), threading.Event()]
 

@@ -1,4 +1,4 @@
-"""Upgrades: a websocket becomes a tunnel behind the 101 that was asked for; everything else stays HTTP."""
+"""Upgrade: a websocket becomes a tunnel behind its 101, and all other upgrades are stripped."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import pytest
 
 from tests.support.origin import OK, OriginConnection, Rig, answers, check_refused, get
 
-ASKED = (
+WEBSOCKET = (
     b"Connection: keep-alive, Upgrade",
     b"Upgrade: websocket",
     b"Sec-WebSocket-Key: a",
     b"Sec-WebSocket-Version: 13",
 )
-SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: b\r\n\r\n"
+SWITCHED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: b\r\n\r\n"
+)
 BAD_GATEWAY = b"502 Bad Gateway"
 
 
 def switches(connection: OriginConnection) -> None:
-    """101, with first data behind it, then an echo."""
+    """Send 101 with data behind it, then echo."""
     connection.head()
     connection.send(SWITCHED + b"first")
     while data := connection.take(1):
         connection.send(data)
 
 
-def test_a_websocket_becomes_a_tunnel_behind_the_101() -> None:
+def test_websocket_becomes_a_tunnel_behind_101() -> None:
     """Hazard 57."""
     with Rig(switches) as rig:
-        client = rig.client(get(b"a.test", b"/chat", *ASKED) + b"early")
+        client = rig.client(get(b"a.test", b"/chat", *WEBSOCKET) + b"early")
         head = client.answer()
         assert head.start == b"HTTP/1.1 101 Switching Protocols"
         assert (
@@ -45,10 +48,10 @@ def test_a_websocket_becomes_a_tunnel_behind_the_101() -> None:
     assert (str(record.flow.target), record.ended, len(rig.dialled)) == ("a.test:80", "closed", 1)
 
 
-def test_the_request_arrives_whole_or_not_at_all() -> None:
+def test_fields_of_a_websocket_request_reach_the_origin() -> None:
     """Hazard 57."""
     with Rig() as rig:
-        assert rig.client(get(b"a.test", b"/", *ASKED)).answer().body == b"ok"
+        assert rig.client(get(b"a.test", b"/", *WEBSOCKET)).answer().body == b"ok"
     [request] = rig.origin.requests()
     assert (
         request.get(b"connection"),
@@ -58,7 +61,7 @@ def test_the_request_arrives_whole_or_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request", b"426 Upgrade Required"])
-def test_an_origin_that_does_not_switch_is_an_origin(status: bytes) -> None:
+def test_origin_that_refuses_the_upgrade_is_forwarded_as_http(status: bytes) -> None:
     """Hazard 57."""
     with Rig(
         answers(
@@ -67,7 +70,7 @@ def test_an_origin_that_does_not_switch_is_an_origin(status: bytes) -> None:
             + b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nno"
         )
     ) as rig:
-        client = rig.client(get(b"a.test", b"/", *ASKED) + get(b"a.test"))
+        client = rig.client(get(b"a.test", b"/", *WEBSOCKET) + get(b"a.test"))
         first = client.answer()
         assert first.start == b"HTTP/1.1 " + status and first.names() == {b"via", b"content-length"}
         assert client.answer().body == b"no"
@@ -86,18 +89,20 @@ def test_an_origin_that_does_not_switch_is_an_origin(status: bytes) -> None:
         (b"Connection: Upgrade", b"Upgrade: TLS/1.0"),
     ],
 )
-def test_any_other_upgrade_is_stripped(fields: tuple[bytes, ...]) -> None:
+def test_upgrade_to_other_protocols_is_stripped(fields: tuple[bytes, ...]) -> None:
     """Hazard 57."""
     with Rig() as rig:
         assert rig.client(get(b"a.test", b"/", *fields)).answer().body == b"ok"
     assert not {b"upgrade", b"connection"} & rig.origin.requests()[0].names()
 
 
-def test_an_http_1_0_client_cannot_upgrade() -> None:
-    """Hazard 57.  RFC 9110 section 7.8: Upgrade in an HTTP/1.0 request is ignored."""
+def test_upgrade_of_http_1_0_client_is_stripped() -> None:
+    """Hazard 57. RFC 9110 section 7.8: Upgrade in an HTTP/1.0 request is ignored."""
     with Rig() as rig:
         assert (
-            rig.client(get(b"a.test", b"/", *ASKED).replace(b"HTTP/1.1", b"HTTP/1.0")).answer().body
+            rig.client(get(b"a.test", b"/", *WEBSOCKET).replace(b"HTTP/1.1", b"HTTP/1.0"))
+            .answer()
+            .body
             == b"ok"
         )
     assert not {b"upgrade", b"connection"} & rig.origin.requests()[0].names()
@@ -106,7 +111,7 @@ def test_an_http_1_0_client_cannot_upgrade() -> None:
 @pytest.mark.parametrize(
     "fields", [(), (b"Upgrade: websocket",), (b"Connection: Upgrade", b"Upgrade: h2c")]
 )
-def test_a_101_that_nobody_asked_for_is_no_answer(fields: tuple[bytes, ...]) -> None:
+def test_unsolicited_101_is_bad_gateway(fields: tuple[bytes, ...]) -> None:
     """Hazard 57."""
     with Rig(switches) as rig:
         check_refused(
@@ -115,7 +120,7 @@ def test_a_101_that_nobody_asked_for_is_no_answer(fields: tuple[bytes, ...]) -> 
     assert b"/2" not in rig.origin.connections[0].seen
 
 
-def test_a_101_that_nobody_asked_for_is_none_in_the_middle_of_a_body_either() -> None:
+def test_unsolicited_101_within_a_body_is_bad_gateway() -> None:
     """Hazard 57."""
     with Rig(switches) as rig:
         client = rig.client(
@@ -125,8 +130,8 @@ def test_a_101_that_nobody_asked_for_is_none_in_the_middle_of_a_body_either() ->
 
 
 @pytest.mark.parametrize("body", [b"", b"begun"])
-def test_a_101_before_the_end_of_the_body_is_never_half_an_upgrade(body: bytes) -> None:
-    """Hazard 57.  Asked for, but too early: a refusal is as good as a tunnel behind the whole body, an interim answer is not."""
+def test_101_before_the_end_of_the_body_is_no_interim_response(body: bytes) -> None:
+    """Hazard 57. A refusal and a tunnel behind the whole body are right, an interim 101 is not."""
 
     def play(connection: OriginConnection) -> None:
         connection.head()
@@ -135,7 +140,7 @@ def test_a_101_before_the_end_of_the_body_is_never_half_an_upgrade(body: bytes) 
             connection.send(b"tunnel")
 
     with Rig(play) as rig:
-        client = rig.client(get(b"a.test", b"/", b"Content-Length: 10", *ASKED) + body)
+        client = rig.client(get(b"a.test", b"/", b"Content-Length: 10", *WEBSOCKET) + body)
         answer = client.answer()
         if answer.status != 101:
             assert answer.status == 502
@@ -145,7 +150,7 @@ def test_a_101_before_the_end_of_the_body_is_never_half_an_upgrade(body: bytes) 
         assert client.take(6) == b"tunnel"
 
 
-def test_interim_answers_may_come_before_the_101() -> None:
+def test_interim_responses_come_before_101() -> None:
     """Hazard 57."""
 
     def play(connection: OriginConnection) -> None:
@@ -153,12 +158,12 @@ def test_interim_answers_may_come_before_the_101() -> None:
         connection.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + SWITCHED + b"data")
 
     with Rig(play) as rig:
-        client = rig.client(get(b"a.test", b"/", *ASKED))
+        client = rig.client(get(b"a.test", b"/", *WEBSOCKET))
         assert [client.answer().status, client.answer().status] == [103, 101]
         assert client.take(4) == b"data"
 
 
-def test_a_websocket_on_a_connection_that_has_served_requests_before() -> None:
+def test_websocket_follows_other_requests_of_the_connection() -> None:
     """Hazard 57."""
 
     def play(connection: OriginConnection) -> None:
@@ -169,6 +174,6 @@ def test_a_websocket_on_a_connection_that_has_served_requests_before() -> None:
     with Rig(play) as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
-        client.send(get(b"a.test", b"/", *ASKED))
+        client.send(get(b"a.test", b"/", *WEBSOCKET))
         assert client.answer().status == 101 and client.take(5) == b"first"
     assert len(rig.dialled) == 1

@@ -1,4 +1,4 @@
-"""What comes before a connection's own protocol, in a whole daemon: TLS, and the PROXY header of named peers."""
+"""TLS and the PROXY header before the protocol of a connection, in a whole daemon."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Callable, Iterator
 
 import pytest
 
-from tests.support.proxy_header import encode_v1
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import proxy_protocol, socks5
 from netproxy.protocol.proxy_protocol import LOCAL, PROXY, SIGNATURE, TCP4, UNSPEC, VERSION
 from tests.support.certificates import certificates
 from tests.support.handlers import LOCALHOST, SECONDS, eventually
 from tests.support.origin import OK, Wire, get
+from tests.support.proxy_header import encode_v1
 from tests.support.relays import NO_HINT, Running, UdpPort, running
 
 BULK = random.Random(9).randbytes(2_000_000)
@@ -60,12 +60,13 @@ def read(sock: socket.socket, count: int) -> bytes:
 
 
 def send(sock: socket.socket, data: bytes) -> None:
-    with suppress(OSError):  # whoever reads it tells what is missing
+    """Send on a thread. A failure shows at the reader, which checks the bytes."""
+    with suppress(OSError):
         sock.sendall(data)
 
 
 def by_socks5(client: socket.socket, to: Address, greeted: bool = False) -> None:
-    """`greeted`: the greeting has been sent."""
+    """Open a CONNECT by SOCKS5. `greeted`: the greeting has been sent already."""
     if not greeted:
         client.sendall(GREETING)
     assert read(client, 2) == b"\5\0"
@@ -74,20 +75,23 @@ def by_socks5(client: socket.socket, to: Address, greeted: bool = False) -> None
 
 
 def by_socks4(client: socket.socket, to: Address) -> None:
+    """Open a CONNECT by SOCKS4."""
     client.sendall(b"\4\1" + to.port.to_bytes(2, "big") + socket.inet_aton(to.host) + b"\0")
     assert read(client, 8)[:2] == b"\0\x5a"
 
 
 def by_http(client: socket.socket, to: Address) -> None:
+    """Open a CONNECT by HTTP."""
     client.sendall(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % ((str(to).encode(),) * 2))
     wire = Wire(client)
     assert wire.head().status == 200 and wire.all_taken()
 
 
 def expect_closed(sock: socket.socket, sent: bytes = b"") -> None:
-    """By an end or a reset, where `sent` is all that it gets; an alert of TLS may come before."""
+    """Send `sent` and check that the proxy closes or resets, perhaps after an alert of TLS."""
     if sent:
-        with suppress(OSError):  # it may be faster
+        # The proxy may have closed before.
+        with suppress(OSError):
             sock.sendall(sent)
             sock.shutdown(socket.SHUT_WR)
     with suppress(ConnectionError):
@@ -95,12 +99,14 @@ def expect_closed(sock: socket.socket, sent: bytes = b"") -> None:
             pass
 
 
-# -- TLS
+# TLS.
 
 
 @pytest.mark.parametrize("step", (by_socks5, by_socks4, by_http))
-def test_connect_within_tls(step: Callable[[socket.socket, Address], None]) -> None:
-    """2 MB both ways, and the target's end."""
+def test_connect_over_tls_carries_bytes_in_both_directions(
+    step: Callable[[socket.socket, Address], None],
+) -> None:
+    """2 MB pass in both directions, and then the end of the target."""
     with running(listener()) as relay, target() as (listening, address), secured(relay) as client:
         step(client, address)
         with listening.accept()[0] as far:
@@ -113,12 +119,12 @@ def test_connect_within_tls(step: Callable[[socket.socket, Address], None]) -> N
         assert client.recv(16) == b""
         client.close()
         eventually(lambda: relay.log.records)
-        assert [(one.sent, one.received, one.ended) for one in relay.log.records] == [
+        assert [(record.sent, record.received, record.ended) for record in relay.log.records] == [
             (len(BULK), len(BULK), "closed")
         ]
 
 
-def test_upload_goes_on_after_the_targets_end() -> None:
+def test_upload_over_tls_continues_after_the_end_of_the_target() -> None:
     with running(listener()) as relay, target() as (listening, address), secured(relay) as client:
         by_socks5(client, address)
         with listening.accept()[0] as far:
@@ -134,25 +140,27 @@ def test_upload_goes_on_after_the_targets_end() -> None:
             assert read(client, 16) == b"early"
 
 
-def test_clients_end_passes_and_the_targets_answer_comes() -> None:
+def test_close_notify_of_client_reaches_target_and_its_answer_arrives() -> None:
     with running(listener()) as relay, target() as (listening, address), secured(relay) as client:
         by_socks5(client, address)
         with listening.accept()[0] as far:
             far.settimeout(SECONDS)
             client.sendall(b"question")
             client.setblocking(False)
+            # The client's close_notify; it does not wait for the proxy's.
             with pytest.raises(ssl.SSLWantReadError):
-                client.unwrap()  # its end in TLS; it does not wait for ours
+                client.unwrap()
             socket.socket.shutdown(client, socket.SHUT_WR)
             client.settimeout(SECONDS)
             assert (read(far, 8), far.recv(16)) == (b"question", b"")
             far.sendall(b"answer")
         assert read(client, 6) == b"answer"
-        with pytest.raises(ssl.SSLZeroReturnError):  # both have said in TLS that they end
+        # The proxy has sent close_notify too.
+        with pytest.raises(ssl.SSLZeroReturnError):
             client.recv(1)
 
 
-def test_udp_association_by_a_control_connection_within_tls() -> None:
+def test_udp_association_with_control_connection_over_tls() -> None:
     with (
         running(listener()) as relay,
         UdpPort() as port,
@@ -174,7 +182,7 @@ def test_udp_association_by_a_control_connection_within_tls() -> None:
         eventually(relay.idle)
 
 
-def test_http_keep_alive_with_a_pause() -> None:
+def test_http_keep_alive_over_tls_is_idle_without_a_thread() -> None:
     with running(listener()) as relay, target() as (listening, address), secured(relay) as client:
         wire, host = Wire(client), str(address).encode()
         wire.send(get(host, b"/1"))
@@ -185,40 +193,39 @@ def test_http_keep_alive_with_a_pause() -> None:
                 origin.send(OK)
                 assert wire.answer().body == b"ok"
                 if path == b"/1":
-                    eventually(lambda: relay.daemon._runtime.connections.busy == 0)  # parked
-                    wire.send(get(host, b"/2"), get(host, b"/3"))  # and two at once
+                    # The idle connection holds no thread. Then two requests come at once.
+                    eventually(lambda: relay.daemon._runtime.connections.busy == 0)
+                    wire.send(get(host, b"/2"), get(host, b"/3"))
         assert relay.count("connections", "accepted") == 1
 
 
 @pytest.mark.parametrize("sent", (GREETING, SOCKS4, GET), ids=("socks5", "socks4", "http"))
-def test_plaintext_client_is_closed(sent: bytes) -> None:
+def test_plaintext_client_of_tls_listener_is_closed(sent: bytes) -> None:
     with running(listener()) as relay, connect(relay) as client:
         expect_closed(client, sent)
         eventually(lambda: relay.count("connections", "bad protocol") == 1)
 
 
-def test_handshakes_that_stall_end_in_time_and_hold_nobody_up() -> None:
+def test_stalled_tls_handshakes_end_at_the_deadline_and_delay_no_client() -> None:
     with (
         running(listener() + "\ntimeouts: {handshake: 700ms}") as relay,
         target() as (listening, address),
     ):
         stalled = [connect(relay) for _ in range(40)]
-        for one in stalled[::2]:
-            one.sendall(b"\x16\x03\x01\x02")
+        for client in stalled[::2]:
+            client.sendall(b"\x16\x03\x01\x02")
         with secured(relay) as client:
             by_socks5(client, address)
             listening.accept()[0].close()
             assert client.recv(1) == b""
-            assert relay.count("connections", "broken off") == 0, (
-                "the others were to be waiting still"
-            )
-        for one in stalled:
-            with one:
-                expect_closed(one)
+            assert relay.count("connections", "broken off") == 0, "a handshake ended too early"
+        for stalled_client in stalled:
+            with stalled_client:
+                expect_closed(stalled_client)
         eventually(lambda: relay.count("connections", "broken off") == len(stalled))
 
 
-def test_idle_relays_hold_few_threads() -> None:
+def test_idle_relays_over_tls_hold_few_threads() -> None:
     with running(listener()) as relay, target() as (listening, address):
         clients, far = [], []
         for _ in range(IDLE_RELAYS):
@@ -227,32 +234,35 @@ def test_idle_relays_hold_few_threads() -> None:
             far.append(listening.accept()[0])
         eventually(lambda: relay.daemon._runtime.connections.busy == 0, 1.0)
         assert relay.daemon._runtime.connections.threads <= FEW_THREADS
-        for near, other in zip(clients, far):  # and each goes on
+        # Each relay still works.
+        for near, other in zip(clients, far, strict=True):
             near.sendall(b"ping")
             assert read(other, 4) == b"ping"
             near.close()
             other.close()
 
 
-# -- the PROXY header
+# The PROXY header.
 
 
 def check_served(
     relay: Running, client: socket.socket, source: Address, greeted: bool = False
 ) -> None:
-    """A CONNECT succeeds, and its access record has `source` for its client."""
+    """Check that a CONNECT succeeds, and that its record names `source` as client."""
     with target() as (listening, address):
         by_socks5(client, address, greeted)
         listening.accept()[0].close()
         assert client.recv(1) == b""
         client.close()
     eventually(lambda: relay.log.records)
-    assert [(one.flow.client, one.flow.target) for one in relay.log.records] == [(source, address)]
+    assert [(record.flow.client, record.flow.target) for record in relay.log.records] == [
+        (source, address)
+    ]
 
 
 @HEADERS
 @pytest.mark.parametrize("segments", ("apart", "bytes", "with-the-greeting"))
-def test_client_is_whom_the_header_names(header: bytes, segments: str) -> None:
+def test_client_is_the_source_of_the_proxy_header(header: bytes, segments: str) -> None:
     with running(behind()) as relay, connect(relay) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         together = segments == "with-the-greeting"
@@ -266,11 +276,10 @@ def test_client_is_whom_the_header_names(header: bytes, segments: str) -> None:
 
 @HEADERS
 @pytest.mark.parametrize("together", (False, True), ids=("apart", "with-the-hello"))
-def test_header_before_tls(header: bytes, together: bool) -> None:
+def test_proxy_header_comes_before_tls(header: bytes, together: bool) -> None:
     with running(behind(tls=True)) as relay, connect(relay) as plain:
-        plain.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_CORK, together
-        )  # the kernel waits for the hello, then sends both
+        # Corked, the kernel sends the header and the ClientHello in one segment.
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, together)
         plain.sendall(header)
         with certificates().secure(plain) as client:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
@@ -287,21 +296,22 @@ def test_header_before_tls(header: bytes, together: bool) -> None:
     ),
     ids=("unknown", "local", "unspecified", "local-with-more"),
 )
-def test_peer_that_speaks_for_itself(header: bytes) -> None:
+def test_header_without_source_keeps_the_peer_as_client(header: bytes) -> None:
     with running(behind()) as relay, connect(relay) as client:
         client.sendall(header)
         check_served(relay, client, Address(*client.getsockname()))
 
 
-def test_peer_that_is_not_named_needs_no_header() -> None:
+def test_peer_outside_proxy_protocol_needs_no_header() -> None:
     with running(behind("192.0.2.0/24")) as relay, connect(relay) as client:
         check_served(relay, client, Address(*client.getsockname()))
 
 
 @HEADERS
-def test_peer_that_is_not_named_is_not_believed(header: bytes) -> None:
+def test_header_of_peer_outside_proxy_protocol_is_not_believed(header: bytes) -> None:
     with running(behind("192.0.2.0/24")) as relay, connect(relay) as client:
-        expect_closed(client, header)  # to HTTP it is a bad request, which is answered
+        # HTTP answers the header as a bad request.
+        expect_closed(client, header)
         eventually(lambda: relay.daemon.live == 0)
         assert relay.count("connections", "accepted") == 1 and not relay.log.records
 
@@ -320,21 +330,21 @@ def test_peer_that_is_not_named_is_not_believed(header: bytes) -> None:
     ),
     ids=("socks5", "socks4", "get", "post", "tls", "no-addresses", "cut"),
 )
-def test_missing_or_wrong_header_is_a_bad_protocol(sent: bytes, tls: bool) -> None:
+def test_missing_or_malformed_header_is_bad_protocol(sent: bytes, tls: bool) -> None:
     with running(behind(tls=tls)) as relay, connect(relay) as client:
         expect_closed(client, sent)
         eventually(lambda: relay.count("connections", "bad protocol") == 1)
         assert not relay.log.records
 
 
-def test_header_that_does_not_come_ends_at_the_handshakes_time() -> None:
+def test_truncated_header_ends_at_the_handshake_deadline() -> None:
     with running(behind() + "\ntimeouts: {handshake: 200ms}") as relay, connect(relay) as client:
         client.sendall(V1[:-1])
         expect_closed(client)
         eventually(lambda: relay.count("connections", "broken off") == 1)
 
 
-def test_clients_are_those_that_the_header_names() -> None:
+def test_clients_setting_applies_to_the_source_of_the_header() -> None:
     with running(behind(more=", clients: [10.1.2.0/24]")) as relay, connect(relay) as client:
         client.sendall(V2)
         check_served(relay, client, CLIENT)
@@ -343,7 +353,7 @@ def test_clients_are_those_that_the_header_names() -> None:
 @pytest.mark.parametrize(
     "header", (V1, V2, b"PROXY UNKNOWN\r\n"), ids=("v1", "v2", "the-proxy-itself")
 )
-def test_client_that_is_not_allowed_is_refused(header: bytes) -> None:
+def test_client_of_the_header_that_is_not_allowed_is_refused(header: bytes) -> None:
     with (
         running(behind(more=", clients: [10.1.3.0/24, 192.0.2.7]")) as relay,
         connect(relay) as client,
