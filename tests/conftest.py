@@ -27,6 +27,7 @@ OURS = (
     "udp-listener ",
     "udp-session ",
     "janitor",
+    "log",
     "poller",
     "connection-",
     "dial-",
