@@ -90,8 +90,8 @@ class LogWriter:
     def close(self, seconds: float) -> bool:
         """Write what waits, for at most `seconds`, and end the thread.
 
-        Returns False if something still waits for the reader.  A later record starts another thread, which
-        ends as soon as it has written.
+        Returns False if something still waits for the reader.  A later record starts another
+        thread, which ends as soon as it has written.
         """
         deadline = time.monotonic() + seconds
         with self._lock:

@@ -116,7 +116,7 @@ def test_streams_and_datagrams_through_a_chain(
 
 def test_nothing_was_dropped_on_the_way(near: Netproxyd) -> None:
     assert not drops(near)
-    assert not near.lines(" udp by ")
+    assert not near.all_lines(" udp by ")
 
 
 @pytest.mark.parametrize("chain", QUIC_CHAINS, ids=name)
@@ -314,7 +314,7 @@ def test_connections_when_a_member_is_killed_and_comes_back(netproxyd: Start) ->
         with UdpEcho() as datagrams:
             assert {_new_source(group, datagrams) for _ in SOURCES} == {*SOURCES.values()}
         flows.check_that_all_go_on(living)
-    assert not group.near.lines("group 'pair': two is")
+    assert not group.near.all_lines("group 'pair': two is")
 
 
 def insist(client: Association, target: Where, data: bytes) -> None:

@@ -220,7 +220,7 @@ def test_reload_of_a_bad_file_changes_nothing_and_names_the_place(
         else:
             file.write_text(text)
         daemon.reload()
-        assert daemon.lines(f"error not reloaded: .*{place}")
+        daemon.said(f"error not reloaded: .*{place}")
         echo(sock, b"still here")
         association.echo(udp_echo.address, b"after")
         assert len(set(udp_echo.sources[-2:])) == 1
@@ -258,7 +258,7 @@ def test_reload_with_the_same_address_twice_is_refused(netproxyd: Start, file: P
     file.write_text(f"listeners: [{', '.join(twice)}]\n")
     assert run_netproxyd("-c", str(file))[0] in (CANNOT_LISTEN, CONFIGURATION)
     daemon.reload()
-    assert daemon.lines("error not reloaded: ")
+    daemon.said("error not reloaded: ")
     assert daemon.answers()
 
 

@@ -141,4 +141,4 @@ def test_page_without_the_token_shows_nothing(
     wrong = browse(f"{daemon.page}#token=wrong", "--dump-dom")  # type: ignore[attr-defined]
     assert "That is not the token." in text_of(wrong)
     assert re.search(r'<form id="login">', wrong)
-    assert daemon.lines("msg=auth_failed client=127.0.0.1 user=- listener=metrics")
+    daemon.said("msg=auth_failed client=127.0.0.1 user=- listener=metrics")
