@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Sequence
 
@@ -24,6 +25,8 @@ CONTROL_SOCKET = "/run/netproxy/control.sock"
 DEFAULT_FILE = "/etc/netproxy/netproxyd.yaml"
 DEFAULT_LISTENER = "sps://127.0.0.1:1080"
 EXAMPLE_FLOW = "udp alice@192.168.1.5 -> example.com:443 on main"
+HELD_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)
+"""Signals that would end a daemon that has not said yet what they mean to it."""
 FILTERS = ("user", "client", "listener", "target", "upstream")
 """What flows can be filtered by; the daemon knows them by the same names."""
 LEVELS = ("debug", "info", "warning", "error")
@@ -51,8 +54,16 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run netproxyd; return its exit status."""
+    # First of all: from now on they are remembered, and obeyed once the daemon serves.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    serves = False
     before = set(sys.modules)
-    options = vars(daemon_parser().parse_args(arguments))
+    try:
+        options = vars(daemon_parser().parse_args(arguments))
+        serves = not options["check"] and options["explain"] is None
+    finally:
+        if not serves:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for name in set(sys.modules) - before:
         del sys.modules[name]
     gc.collect()
@@ -70,12 +81,13 @@ def control_main(arguments: Sequence[str] | None = None) -> int:
         return _hash_password()
     # late, as all that only netproxyctl needs
     from netproxy.admin.control_socket import CommandError, NotRunning
+    from netproxy.ctl.console import lines_text
 
     try:
         return _control(options)
     except (NotRunning, CommandError) as error:
         for line in str(error).split("\n"):
-            print(f"netproxyctl: {line}", file=sys.stderr)
+            print(lines_text([f"netproxyctl: {line}"]), file=sys.stderr)
         return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
     except BrokenPipeError:
         # The reader of our output has ended.  Nothing may be written at exit either.
@@ -229,6 +241,7 @@ def _parser(program: str, description: str, epilog: str) -> ArgumentParser:
 def _control(options: Namespace) -> int:
     """Run a command of netproxyctl.  Raises NotRunning or CommandError."""
     from netproxy.admin.control_socket import ask
+    from netproxy.ctl.console import lines_text
 
     def tell(command: str, **details: Any) -> Any:  # Any: JSON, of a kind for each command
         return ask(options.socket, command, **details)
@@ -243,7 +256,7 @@ def _control(options: Namespace) -> int:
     elif command == "kill":
         print(f"{tell('kill', ids=options.ids, **filters)['killed']} killed")
     elif command == "explain":
-        print("\n".join(tell("explain", flow=options.flow)))
+        print(lines_text(tell("explain", flow=options.flow)))
     elif command == "auto" and options.clear:
         print(f"{tell('verdicts', clear=True)['cleared']} cleared")
     elif command == "auto":

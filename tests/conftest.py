@@ -27,6 +27,7 @@ NAMES = (
     "udp-listener ",
     "udp-session ",
     "janitor",
+    "log",
     "poller",
     "connection-",
     "dial-",

@@ -47,6 +47,14 @@ def file(tmp_path: Path) -> Callable[[str], str]:
 
 
 @pytest.fixture(autouse=True)
+def unchanged_signal_mask() -> Iterator[None]:
+    """A main() that is to serve, and ends before that, leaves signals blocked."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.fixture(autouse=True)
 def no_file_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "DEFAULT_FILE", "/nonexistent/netproxyd.yaml")
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
@@ -261,6 +269,27 @@ class TestCheck:
         assert status == 78
         assert "hunter2" not in out + err
 
+    def test_names_are_printed_as_their_codes(
+        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
+    ) -> None:
+        """Hazard 143."""
+        name = "ma\u202ein"
+        path = file(f'listeners: [{{listen: "127.0.0.1:0", name: "{name}", network: tcp}}]')
+        status, out, err = self.check(capsys, "-c", path)
+        assert (status, err) == (0, "") and r"ma\u202ein" in out and name not in out
+        assert cli.main(["-c", path, "--explain", f"tcp -> host:1 on {name}x"]) == 64
+        assert capsys.readouterr().err.isascii()
+        status, out, err = self.check(capsys, "-c", file('"li\u200bsteners": []\nx\u202e: 1\n'))
+        assert status == 78 and err.isascii()
+        assert r"li\u200bsteners: unknown key" in err and err.count("\n") == 2
+
+    def test_check_leaves_the_signal_mask_alone(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        cli.main(["-t"])
+        with pytest.raises(SystemExit):
+            cli.main(["--version"])
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
     def test_check_finds_a_broken_hash(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
@@ -344,6 +373,8 @@ def signal_us(number: int) -> None:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Restores what main() changes in the process."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, main.SIGNALS)
     yield Served(monkeypatch)
@@ -381,6 +412,34 @@ class TestServing:
             assert record["level"] == wanted and " serves " in record["msg"]
         else:
             assert re.search(rf"^\S+ {wanted} netproxyd .* serves ", line)
+
+    def test_error_of_our_own_is_one_record_and_status_70(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """Hazard 133: a traceback on standard error would wait for its reader."""
+
+        def fail(daemon: Daemon) -> str:
+            raise ZeroDivisionError("ours")
+
+        monkeypatch.setattr(Daemon, "summary", fail)
+        assert cli.main(["-l", LISTENER]) == 70
+        err = capfd.readouterr().err
+        assert " error internal error while serving: ZeroDivisionError: ours " in err
+        assert "Traceback" not in err
+        served.daemons[-1].stop()
+
+    def test_exception_of_a_thread_is_one_record(
+        self, served: Served, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def meanwhile() -> None:
+            thread = threading.Thread(target=lambda: 1 / 0, name="test-thread")
+            thread.start()
+            thread.join()
+
+        assert served.run(["-l", LISTENER], meanwhile) == 0
+        err = capfd.readouterr().err
+        assert " error internal error while running the thread 'test-thread': Zero" in err
+        assert "Traceback" not in err
 
     def test_address_in_use_is_named_and_status_69(
         self, served: Served, capfd: pytest.CaptureFixture[str]
@@ -455,7 +514,7 @@ class TestSignals:
             patch.setattr(Daemon, "status", tell)
             assert served.run(["-l", LISTENER], meanwhile) == 0
         err = capfd.readouterr().err
-        assert re.search(r"warning connections=0 .*listeners: udp 127\.0\.0\.1:\d+, tcp", err)
+        assert re.search(r"info connections=0 .*listeners: udp 127\.0\.0\.1:\d+, tcp", err)
 
     def test_signals_that_come_with_the_end_are_obeyed(
         self, served: Served, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -472,7 +531,7 @@ class TestSignals:
         monkeypatch.setattr(Daemon, "stop_accepting", meanwhile)
         assert served.run(["-l", LISTENER], lambda: None) == 0
         err = capfd.readouterr().err
-        assert "warning connections=0 " in err
+        assert "info connections=0 " in err
         assert "error not reloaded: the daemon is draining" in err
 
     def test_hup_applies_the_file_and_keeps_the_sockets(

@@ -48,7 +48,7 @@ SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "admin", "config"}  # and every factory
 LATE = {
     *("yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass"),
-    *("traceback", "maxminddb", "glob", "copy"),
+    *("maxminddb", "glob", "copy"),
 }
 # Modules of ours that few daemons need, and that cost start-up time or memory.
 LATE_OURS = {

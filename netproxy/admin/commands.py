@@ -1,7 +1,7 @@
 """The commands of the control socket.
 
-Each method answers one command of netproxyctl, on the control socket's thread.  What only the
-main thread may do is handed to it by a signal to this process.
+Each method answers one command of netproxyctl, on the thread of the client that asks.  What
+only the main thread may do is handed to it by a signal to this process.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import os
 import signal
 from typing import TYPE_CHECKING, Mapping, Protocol, Sequence
 
-from netproxy.admin.control_socket import ActAfterAnswer, CommandError
+from netproxy.admin.control_client import ActAfterAnswer
+from netproxy.admin.control_socket import CommandError
 from netproxy.interfaces.services import DaemonState
 from netproxy.observe.log import LEVELS
 
 if TYPE_CHECKING:
-    from netproxy.admin.control_socket import Command, CommandRequest, ReloadRequests
+    from netproxy.admin.control_client import Command, CommandRequest
+    from netproxy.admin.control_socket import ReloadRequests
     from netproxy.admin.stats import DaemonView, Stats
     from netproxy.interfaces.answers import FlowRow, JsonObject, StatusAnswer, TrafficAnswer
     from netproxy.interfaces.answers import UpstreamRow, VerdictRow

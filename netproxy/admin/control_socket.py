@@ -1,9 +1,9 @@
 """The control socket: a Unix socket that only its owner may open.
 
 Takes one JSON object a line, {"command": "upstreams"}, and answers each with
-{"result": ...} or {"error": "..."}.  admin.commands has the commands.  One thread serves one
-client after the other; a silent client is disconnected.  What only the main thread may do is
-handed to it (ReloadRequests).
+{"result": ...} or {"error": "..."}.  admin.commands has the commands, admin.control_client
+serves one client on a thread of its own.  If there are too many, the one that has been silent
+for longest goes.  What only the main thread may do is handed to it (ReloadRequests).
 """
 
 from __future__ import annotations
@@ -12,32 +12,26 @@ import os
 import socket
 import stat
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple, Sequence, TypeAlias
+import time
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 
+from netproxy.admin.control_client import ANSWER_LIMIT, SECONDS, Action, Command, ControlClient
 from netproxy.errors import ListenError, NetProxyError
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Log
 
-SECONDS = 5.0
-"""For a client to send a request, and to receive the answer."""
 RELOAD_SECONDS = 60.0
 """For the main thread to reload: lists may be long, and names may be looked up."""
+STOP_SECONDS = 5.0
+"""How long commands that are being carried out may delay the end."""
 ANSWER_SECONDS = RELOAD_SECONDS + SECONDS
 """How long netproxyctl waits for an answer."""
-LINE_LIMIT = 65536
-"""Bytes of a request."""
-ANSWER_LIMIT = 64 << 20
-"""Bytes of an answer: ten thousand sessions are a few MiB."""
+CLIENTS_LIMIT = 16
+"""Clients at once: people, and a program or two."""
 BACKLOG = 8
 ACCEPT_PAUSE = 0.1
 """Seconds to wait if no client can be accepted."""
-
-CommandRequest: TypeAlias = Mapping[str, object]
-"""The JSON object that a client has sent.  Only its key "command" has been checked."""
-Command: TypeAlias = Callable[[CommandRequest], object]
-"""Returns the answer, as JSON values.  Raises CommandError if the request is wrong."""
-_Action: TypeAlias = Callable[[], None]
 
 
 class NotRunning(NetProxyError):
@@ -46,13 +40,6 @@ class NotRunning(NetProxyError):
 
 class CommandError(NetProxyError):
     """The daemon has refused a command; the message says why."""
-
-
-class ActAfterAnswer(NamedTuple):
-    """The result of a command that acts only after its answer has been sent."""
-
-    answer: object
-    act: _Action
 
 
 class _ReloadRequest:
@@ -68,7 +55,7 @@ class _ReloadRequest:
 class ReloadRequests:
     """Reloads that control threads request and that the main thread does."""
 
-    def __init__(self, wake: _Action) -> None:
+    def __init__(self, wake: Action) -> None:
         """`wake` makes the main thread reload: it sends the signal."""
         self._wake = wake
         # Guards _waiting.
@@ -117,8 +104,11 @@ class ControlServer:
         self._commands = commands
         self._log = log
         self._begun, self._stopped = threading.Event(), threading.Event()
-        # The client that is being served.
-        self._client: socket.socket | None = None
+        # Guards _clients.
+        self._lock = threading.Lock()
+        # The clients that are being served, each with its thread.
+        self._clients: dict[ControlClient, threading.Thread] = {}
+        self._number = 0
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._bind()
@@ -144,27 +134,33 @@ class ControlServer:
     def stop_accepting(self) -> None:
         """Take no new client.
 
-        The client whose reload has ended this socket still gets its answer.
+        Those that wait for an answer still get it, such as the one whose reload has ended this
+        socket.
         """
-        self._end(self._socket)
+        self._end()
 
     def stop(self) -> None:
-        """Close the socket and its client, and end the thread."""
-        self._end(self._socket, self._client)
+        """Close the socket and its clients, and end the threads."""
+        self._end()
+        deadline = time.monotonic() + STOP_SECONDS
         if self.thread.is_alive():
-            self.thread.join(SECONDS)
+            self.thread.join(STOP_SECONDS)
+        with self._lock:
+            clients = dict(self._clients)
+        for client in clients:
+            client.shutdown()
+        for thread in filter(threading.Thread.is_alive, clients.values()):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _end(self, *sockets: socket.socket | None) -> None:
+    def _end(self) -> None:
         self._stopped.set()
         # Wakes the thread before start().
         self._begun.set()
-        # Wakes the thread in accept() or in a conversation.
-        for sock in sockets:
-            try:
-                if sock is not None:
-                    sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        # Wakes the thread in accept().
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
         if not self.thread.is_alive():
             self._socket.close()
         try:
@@ -189,54 +185,51 @@ class ControlServer:
         self._begun.wait()
         while not self._stopped.is_set():
             try:
-                client, _ = self._socket.accept()
+                sock, _ = self._socket.accept()
             except OSError as error:
                 # Most likely out of descriptors.
                 if not self._stopped.wait(ACCEPT_PAUSE):
                     self._log.limited("control", "control socket: %s", error.strerror)
                 continue
-            self._client = client
-            with client:
-                client.settimeout(SECONDS)
-                try:
-                    self._converse(client)
-                except OSError:
-                    # The client has gone, or was silent for too long.
-                    pass
-                except Exception:
-                    self._log.exception("answering on the control socket")
+            self._admit(ControlClient(sock, self._commands, self._log))
         self._socket.close()
 
-    def _converse(self, client: socket.socket) -> None:
-        with client.makefile("rwb") as lines:
-            while line := lines.readline(LINE_LIMIT):
-                answer, act = self._answer(line)
-                lines.write(answer + b"\n")
-                lines.flush()
-                if act is not None:
-                    act()
-                if self._stopped.is_set():
-                    return
-
-    def _answer(self, line: bytes) -> tuple[bytes, _Action | None]:
-        """Return the answer, and what to do after it has been sent."""
-        # Imported late: few daemons are ever asked.
-        import json
-
+    def _admit(self, client: ControlClient) -> None:
+        """Serve a client on a thread of its own."""
+        with self._lock:
+            self._number += 1
+            name = f"control-client-{self._number}"
+            silent = [other for other in self._clients if other.silent_since is not None]
+            has_room = len(self._clients) < CLIENTS_LIMIT or bool(silent)
+            if len(self._clients) >= CLIENTS_LIMIT and silent:
+                oldest = min(silent, key=lambda other: other.silent_since or 0.0)
+                self._clients.pop(oldest)
+                oldest.shutdown()
+            if has_room:
+                thread = threading.Thread(
+                    target=self._converse, args=(client,), name=name, daemon=True
+                )
+                self._clients[client] = thread
+        if not has_room:
+            client.refuse("too many clients")
+            return
         try:
-            request = json.loads(line)
-            command = self._commands[request["command"]]
-        except (ValueError, TypeError, KeyError):
-            known = ", ".join(self._commands)
-            return json.dumps({"error": f"unknown command (known: {known})"}).encode(), None
+            thread.start()
+        except RuntimeError as error:
+            # "can't start new thread"
+            self._log.limited("control", "control socket: %s", error)
+            self._forget(client)
+            client.refuse(str(error))
+
+    def _converse(self, client: ControlClient) -> None:
         try:
-            result = command(request)
-        except NetProxyError as error:
-            return json.dumps({"error": str(error)}).encode(), None
-        act = None
-        if isinstance(result, ActAfterAnswer):
-            result, act = result
-        return json.dumps({"result": result}).encode(), act
+            client.serve(self._stopped.is_set)
+        finally:
+            self._forget(client)
+
+    def _forget(self, client: ControlClient) -> None:
+        with self._lock:
+            self._clients.pop(client, None)
 
 
 def ask(path: str, command: str, **details: object) -> Any:
@@ -252,7 +245,11 @@ def ask(path: str, command: str, **details: object) -> Any:
     try:
         with client:
             client.connect(path)
-            client.sendall(json.dumps({"command": command, **details}).encode() + b"\n")
+            try:
+                client.sendall(json.dumps({"command": command, **details}).encode() + b"\n")
+            except BrokenPipeError:
+                # Refused before it was asked: the answer says why.
+                pass
             with client.makefile("rb") as lines:
                 answer = json.loads(lines.readline(ANSWER_LIMIT))
     except OSError as error:

@@ -7,12 +7,11 @@ configured are never loaded.
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
 if TYPE_CHECKING:
-    import threading
-
     from netproxy.admin.control_socket import ControlServer, ReloadRequests
     from netproxy.admin.http_server import HttpServer
     from netproxy.admin.site import Site
@@ -78,7 +77,8 @@ class Admin:
         self._log = log
         self._began = time.monotonic()
         self.servers = AdminServers()
-        # Made when they are first needed.
+        # Made when they are first needed.  The lock guards _stats.
+        self._lock = threading.Lock()
         self._stats: Stats | None = None
         self._reloads: ReloadRequests | None = None
 
@@ -178,12 +178,13 @@ class Admin:
     @property
     def stats(self) -> Stats:
         """The statistics.  Thread: any."""
-        if self._stats is None:
-            # Imported late: many daemons are never asked.
-            from netproxy.admin.stats import Stats
+        # Imported late: many daemons are never asked.
+        from netproxy.admin.stats import Stats
 
-            self._stats = Stats(self._daemon, self._log, self._began)
-        return self._stats
+        with self._lock:
+            if self._stats is None:
+                self._stats = Stats(self._daemon, self._log, self._began)
+            return self._stats
 
     def begin_reload(self) -> Callable[[Sequence[str]], None]:
         """Note that a reload begins.

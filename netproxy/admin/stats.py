@@ -43,6 +43,7 @@ TROUBLE = {
     "authentication": "logins refused",
     "lookups": "names not found",
     "accept_errors": "connections not accepted",
+    "log_dropped": "log records not written",
 }
 """Counters of trouble, and what the status page calls them."""
 

@@ -166,6 +166,7 @@ def _log(section: MapReader) -> LogConfig:
         section.choice("level", ("debug", "info", "warning", "error"), "info"),
         section.choice("format", ("text", "json"), "text"),
         section.flag("access", True),
+        section.whole("queue", LogConfig().queue),
     )
     section.finish()
     return log

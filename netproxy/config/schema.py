@@ -157,6 +157,8 @@ class LogConfig(NamedTuple):
     """ "text" or "json"."""
     access: bool = True
     """True if every finished flow gets a record."""
+    queue: int = 8192
+    """Records that may wait for the reader of the log."""
 
 
 class UserConfig(NamedTuple):

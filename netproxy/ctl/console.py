@@ -1,6 +1,6 @@
 """What netproxyctl prints: tables for people, made from the answers of the control socket.  Pure.
 
-Text that strangers have chosen is printed without control characters.
+Text that strangers have chosen is escaped: it can neither move the cursor nor deceive.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from operator import itemgetter
 from typing import TYPE_CHECKING, Sequence
+
+from netproxy.observe.escaping import escape
 
 if TYPE_CHECKING:
     from netproxy.interfaces.answers import (
@@ -54,7 +56,7 @@ def status_text(answer: StatusAnswer) -> str:
     for row in answer["listeners"]:
         counts = (str(row["live"]), str(row["accepted"]))
         rows.append((row["name"], row["network"], row["address"], *counts))
-    return "\n".join([*head, "", format_table(rows), "", *answer["lines"]])
+    return "\n".join([*head, "", format_table(rows), "", lines_text(answer["lines"])])
 
 
 def upstreams_text(answer: Sequence[UpstreamRow]) -> str:
@@ -75,8 +77,7 @@ def _member_cells(row: MemberRow, indent: str) -> Sequence[str]:
     latency = f"{row['latency'] * 1000:.1f} ms" if row["latency"] else "-"
     carries = ",".join(row["carries"]) or "-"
     counts = (str(row["live"]), str(row["dialled"]), str(row["failed"]))
-    error = printable(row["error"])
-    return (indent + row["name"], row["state"], carries, *counts, latency, error)
+    return (indent + row["name"], row["state"], carries, *counts, latency, row["error"])
 
 
 def tunnels_text(answer: TunnelsAnswer) -> str:
@@ -108,9 +109,9 @@ def _agent_cells(row: AgentSessionRow) -> Sequence[str]:
 
 def _own_agent_text(row: OwnAgentRow) -> str:
     if not row["connected"]:
-        return f"agent '{row['name']}': not connected, {row['tries']} failures in a row"
+        return escape(f"agent '{row['name']}': not connected, {row['tries']} failures in a row")
     ports = ", ".join(f"{port} {outcome}" for port, outcome in row["ports"].items())
-    return (
+    return escape(
         f"agent '{row['name']}': connected since {_time_text(row['since'])}, "
         f"{_rtt_text(row['rtt'])}, {row['opened']} opened, {row['idle']} idle; "
         f"ports: {ports or 'none'}"
@@ -123,11 +124,11 @@ def flows_text(answer: Sequence[FlowRow], sessions: bool) -> str:
     for row in answer:
         cells = (
             str(row["id"]),
-            printable(row["listener"]),
+            row["listener"],
             row["client"],
-            printable(row["user"] or "-"),
-            printable(row["target"]),
-            printable(row["upstream"]),
+            row["user"] or "-",
+            row["target"],
+            row["upstream"],
             duration_text(row["age"]),
             duration_text(row["idle"]),
             amount_text(row["sent"]),
@@ -153,7 +154,7 @@ def verdicts_text(answer: Sequence[VerdictRow]) -> str:
     """Return a line for each verdict of `via: auto`."""
     rows: list[Sequence[str]] = [_VERDICT_COLUMNS]
     for row in answer:
-        rows.append((printable(row["target"]), row["upstream"], duration_text(row["seconds"])))
+        rows.append((row["target"], row["upstream"], duration_text(row["seconds"])))
     return format_table(rows)
 
 
@@ -161,7 +162,8 @@ def verdicts_text(answer: Sequence[VerdictRow]) -> str:
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align columns, two blanks apart; the first row is the head."""
+    """Align columns, two blanks apart, and escape all cells; the first row is the head."""
+    rows = [[escape(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -170,9 +172,9 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def printable(text: str) -> str:
-    """Return `text` with "?" for each character that a terminal could obey."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+def lines_text(lines: Sequence[str]) -> str:
+    """Return lines as they are printed."""
+    return "\n".join(map(escape, lines))
 
 
 def amount_text(value: float, unit: str = "B") -> str:

@@ -14,7 +14,7 @@ import termios
 import time
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Protocol, Sequence
 
-from netproxy.ctl.console import amount_text, duration_text, format_table, printable
+from netproxy.ctl.console import amount_text, duration_text, format_table
 
 if TYPE_CHECKING:
     from netproxy.interfaces.answers import FlowRow, TrafficAnswer
@@ -105,9 +105,9 @@ def _cells(rate: Rate, row: FlowRow) -> Sequence[str]:
     client = f"{row['user']}@{row['client']}" if row["user"] else row["client"]
     return (
         str(rate.number),
-        printable(client),
-        printable(f"{row['network']} {row['target']}"),
-        printable(row["upstream"]),
+        client,
+        f"{row['network']} {row['target']}",
+        row["upstream"],
         duration_text(row["age"]),
         amount_text(rate.down * 8, "bit/s"),
         amount_text(rate.up * 8, "bit/s"),

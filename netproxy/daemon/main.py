@@ -4,6 +4,7 @@ The main thread waits for signals with sigwait, so that no signal handler interr
 anything.  SIGHUP reloads the file; running connections continue, and a file with errors
 changes nothing.  SIGTERM and SIGINT stop accepting and let running connections finish, for
 at most `timeouts.drain`; a second one stops at once.  SIGUSR1 writes the status to the log.
+netproxy.cli blocks SIGHUP and SIGUSR1 first of all; they are obeyed once the daemon serves.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from typing import NamedTuple, Sequence
+from typing import Iterable, NamedTuple, Sequence
 
 from netproxy import __version__
 from netproxy.config.load import load_file
@@ -26,7 +27,8 @@ from netproxy.daemon.daemon import Daemon
 from netproxy.daemon.runtime import Runtime, raise_descriptor_limit
 from netproxy.errors import ConfigError, ListenError, NetProxyError
 from netproxy.listener.pool import set_stack_size
-from netproxy.observe import notify
+from netproxy.observe import faults, notify
+from netproxy.observe.escaping import escape
 from netproxy.observe.log import Log
 
 # Exit statuses of sysexits(3).
@@ -65,13 +67,21 @@ def run(options: Options) -> int:
     try:
         config = _configure(options)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        _print_error(error)
         return CONFIGURATION
     if options.explain is not None:
         return _explain(config, options.explain)
     if options.check:
         return _check(config, options.quiet)
     return _serve(config, options)
+
+
+def _print(lines: Iterable[str]) -> None:
+    print("\n".join(map(escape, lines)))
+
+
+def _print_error(error: Exception | str) -> None:
+    print("\n".join(map(escape, str(error).split("\n"))), file=sys.stderr)
 
 
 # -- configuration
@@ -117,12 +127,12 @@ def _check(config: Config, quiet: bool) -> int:
     try:
         lines = build(config, Runtime(Log("error")), None).describe()
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        _print_error(error)
         return CONFIGURATION
     for warning in config.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        _print_error(f"warning: {warning}")
     if not quiet:
-        print("\n".join([*lines, "OK"]))
+        _print([*lines, "OK"])
     return FINE
 
 
@@ -132,11 +142,11 @@ def _explain(config: Config, flow: str) -> int:
     try:
         plan = build_for_questions(config, runtime)
         try:
-            print("\n".join(plan.explain(flow)))
+            _print(plan.explain(flow))
         finally:
             plan.close()
     except NetProxyError as error:
-        print(error, file=sys.stderr)
+        _print_error(error)
         return CONFIGURATION if isinstance(error, ConfigError) else USAGE
     finally:
         runtime.stop()
@@ -152,7 +162,20 @@ def _serve(config: Config, options: Options) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     set_stack_size()
     raise_descriptor_limit()
-    log = Log(config.log.level, config.log.format, config.log.access)
+    log = Log(*config.log)
+    faults.report_to(log)
+    try:
+        return _run(config, options, log)
+    except Exception:
+        # Printing the exception would wait for the reader of standard error.
+        log.exception("serving")
+        return INTERNAL
+    finally:
+        log.close()
+
+
+def _run(config: Config, options: Options, log: Log) -> int:
+    """Start the daemon and serve until its end; return the exit status."""
     daemon = Daemon(log)
     try:
         daemon.start(config)
@@ -220,7 +243,7 @@ def _reload(daemon: Daemon, config: Config, options: Options, log: Log) -> Confi
             log.error("not reloaded: %s", line)
         fresh, outcome = config, "not reloaded, "
     else:
-        log.configure(fresh.log.level, fresh.log.format, fresh.log.access)
+        log.configure(*fresh.log)
         for warning in fresh.warnings:
             log.warning("%s", warning)
         log.info("reloaded; serves %s", _serving(daemon))
@@ -232,7 +255,7 @@ def _reload(daemon: Daemon, config: Config, options: Options, log: Log) -> Confi
 
 def _log_status(daemon: Daemon, log: Log) -> None:
     for line in daemon.status():
-        log.warning("%s", line)
+        log.answer("%s", line)
 
 
 def _drain(daemon: Daemon, seconds: float, log: Log) -> None:

@@ -132,6 +132,7 @@ class Runtime:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.counters = Counters()
+        log.counter = self.counters
         self.flows = Flows(log.finished)
         self.connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
         self.poller = Poller(log)

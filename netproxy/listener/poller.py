@@ -193,7 +193,7 @@ class Poller:
         try:
             self.watch(wait, watch.owner)
         except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            watch.owner.unwatched(wait)
+            watch.owner.cannot_watch(wait)
 
     def _end(self, watch: _Watch, error: Exception | None) -> None:
         try:
@@ -231,7 +231,7 @@ class Poller:
                         epoll.modify(descriptor, events)
         except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
             self._forget(watch, closed=False)
-            watch.owner.unwatched(wait)
+            watch.owner.cannot_watch(wait)
 
     def _forget(self, watch: _Watch, closed: bool) -> bool:
         """Stop watching; return whether it was still watched.

@@ -32,6 +32,10 @@ COUNTER_METRICS = {
     "dial_failures": ("dial_failures_total", "Failed connections to targets, by reason."),
     "drops": ("datagrams_dropped_total", "Datagrams that were not forwarded, by reason."),
     "icmp": ("icmp_errors_total", "ICMP errors for datagrams that were sent, by reason."),
+    "log_dropped": (
+        "log_records_dropped_total",
+        "Log records that could not be written in time, by level.",
+    ),
     "lookups": ("lookup_failures_total", "Names that could not be resolved, by reason."),
     "queries": ("dns_queries_total", "Queries to DNS listeners, by outcome."),
     "sessions_evicted": ("udp_sessions_ended_total", "UDP sessions that have ended, by reason."),

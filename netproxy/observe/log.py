@@ -1,45 +1,51 @@
 """The log on standard error: one record a line, as text or JSON, and the access records.
 
-It is written by hand because the logging package costs 2.4 MiB and fifteen times the time.
-Control characters in anything that a peer has sent are escaped.  A standard error that
-cannot be written to costs the record, never the service.  Repeated warnings are suppressed;
-their number is logged later.  Any thread may log; the janitor asks for these numbers.
+It is made by hand because the logging package costs 2.4 MiB and fifteen times the time.
+Deceiving characters in anything that a peer has sent are escaped.  Repeated warnings are
+suppressed; their number is logged later.  Any thread may log and none waits: records are
+written by a thread of their own (log_writer), and no file is read here.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Hashable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Hashable, Mapping, NamedTuple, Sequence
+
+from netproxy.observe.escaping import escape
+from netproxy.observe.log_queue import LineQueue
+from netproxy.observe.log_writer import LogWriter
+from netproxy.observe.records import DEBUG, ERROR, INFO, LEVEL_NAMES, WARNING
+from netproxy.observe.records import LEVELS as LEVELS
+from netproxy.observe.records import Fields, LineFormat, access_fields, as_text
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.flows import Record
+    from types import TracebackType
 
-DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
-LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
-_NAMES = {value: name for name, value in LEVELS.items()}
-# The priorities of sd-daemon(3).
-_PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}
+    from netproxy.interfaces.flows import Record
+    from netproxy.interfaces.services import Counter
+
 LIMITED_SECONDS = 60.0
 """Between two records of the same key."""
 LIMITED_KEYS = 1024
 """Keys to remember: a key may hold a name that a stranger has chosen."""
 RECENT = 20
 """Warnings and errors to remember for the status page."""
-# C0, DEL, C1, the line separators of Unicode, and lone surrogates.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# Printable ASCII without blank and quotation mark.
-_SIMPLE = re.compile(r"[!#-~]+\Z")
-
-
-def escape(text: str) -> str:
-    """Return `text` with its control characters escaped, fit for one line of a log."""
-    return _UNSAFE.sub(_escape_match, text)
+QUEUE = 8192
+"""Records that may wait for the reader of the log, if the configuration says nothing else."""
+FLUSH_SECONDS = 1.0
+"""How long the end of the daemon waits for the reader of the log."""
+DROPPED = "records were dropped here: the log could not be written in time"
+"""The message of a record that stands for dropped ones."""
+CALLS_LIMIT = 32
+"""Calls of a traceback in one record: a recursion that has no end has a thousand."""
+LATER_LIMIT = 16
+"""Texts of later() that the janitor has not written yet."""
 
 
 class Notice(NamedTuple):
@@ -68,37 +74,56 @@ class Log:
     recent: deque[Notice]
     """The last warnings and errors, the newest last."""
 
+    counter: Counter | None = None
+    """Counts the records that had to be dropped, by level; None counts nothing."""
+
     def __init__(
         self,
         level: str = "info",
         record_format: str = "text",
         access: bool = True,
+        queue: int = QUEUE,
         descriptor: int = 2,
     ) -> None:
         """Write records of at least `level` to `descriptor`.
 
         `record_format` is "text" or "json"; `access` tells whether finished flows are logged.
+        Up to `queue` records wait for the reader.
         """
-        self._level = LEVELS[level]
-        self._json = record_format == "json"
-        self._access = access
-        # The current second since the epoch, and its text.
-        self._stamp = (0, "")
-        self._descriptor = descriptor
-        self._journal = "JOURNAL_STREAM" in os.environ
+        self._format = LineFormat()
+        lines = LineQueue(tuple(LEVELS.values()), queue)
+        self._writer = LogWriter(descriptor, lines, self._report_dropped, self._count_dropped)
+        self.configure(level, record_format, access, queue)
         self.recent = deque(maxlen=RECENT)
+        self._later: deque[str] = deque(maxlen=LATER_LIMIT)
         # Guards _repeats.
         self._lock = threading.Lock()
         self._repeats: dict[Hashable, _Repeat] = {}
+        os.register_at_fork(after_in_child=partial(_begin_in_child, weakref.ref(self)))
 
-    def configure(self, level: str, record_format: str, access: bool) -> None:
-        """Apply a new configuration."""
-        self._level, self._json, self._access = LEVELS[level], record_format == "json", access
+    def configure(self, level: str, record_format: str, access: bool, queue: int) -> None:
+        """Apply a new configuration.  Thread: main."""
+        self._level, self._access = LEVELS[level], access
+        self._format.configure(record_format)
+        self._writer.set_limit(queue)
+
+    def close(self, seconds: float = FLUSH_SECONDS) -> bool:
+        """Write what waits, for at most `seconds`; return False if something still waits.
+
+        Records that come later are written if the process lives long enough.
+        """
+        self._write_later()
+        return self._writer.close(seconds)
+
+    def begin_in_child(self) -> None:
+        """Begin anew in a process that was forked: threads of the parent held the locks."""
+        self._lock = threading.Lock()
+        self._writer.begin_in_child()
 
     @property
     def level(self) -> str:
         """The name of the level, a key of LEVELS."""
-        return _NAMES[self._level]
+        return LEVEL_NAMES[self._level]
 
     @level.setter
     def level(self, name: str) -> None:
@@ -126,6 +151,10 @@ class Log:
         """Write a record at level error, which no setting hides."""
         self._write(ERROR, message, values)
 
+    def answer(self, message: str, *values: object) -> None:
+        """Write a record at level info that an operator has asked for: no setting hides it."""
+        self._write(INFO, message, values)
+
     def limited(self, key: Hashable, message: str, *values: object) -> None:
         """Write a warning, at most once a minute for each `key`."""
         text = message % values if values else message
@@ -148,29 +177,31 @@ class Log:
 
         The same exception from the same line is written once a minute.
         """
-        # Imported late: only needed if something is wrong.
-        import traceback
+        self.fault(doing, sys.exc_info()[1])
 
-        kind, error, _ = sys.exc_info()
-        kind_name = kind.__name__ if kind else "?"
-        frames = traceback.extract_tb(error.__traceback__) if error else []
-        calls = " < ".join(
-            f"{os.path.basename(frame.filename)}:{frame.lineno} {frame.name}"
-            for frame in reversed(frames)
-        )
-        raised_at = (frames[-1].filename, frames[-1].lineno) if frames else None
-        if self._admit((kind_name, raised_at), f"internal error while {doing}"):
-            self.error("internal error while %s: %s: %s (%s)", doing, kind_name, error, calls)
+    def fault(self, doing: str, error: BaseException | None) -> None:
+        """Write an exception as exception() does."""
+        kind = type(error).__name__ if error else "?"
+        calls = _calls(error.__traceback__ if error else None)
+        if self._admit((kind, calls[:1]), f"internal error while {doing}"):
+            self.error(
+                "internal error while %s: %s: %s (%s)", doing, kind, error, " < ".join(calls)
+            )
+
+    def later(self, text: str) -> None:
+        """Have the janitor write an error: for callers that may hold a lock of the log."""
+        self._later.append(text)
 
     def finished(self, record: Record) -> None:
         """Write the access record of a flow, at level info."""
         if self._access and self._level <= INFO:
-            self._emit(INFO, _access_fields(record))
+            self._emit(INFO, access_fields(record))
 
     # -- suppressed records
 
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
         """Forget keys of more than a minute ago; return calls that report what they suppressed."""
+        self._write_later()
         if not self._repeats:
             return ()
         with self._lock:
@@ -209,81 +240,49 @@ class Log:
 
     # -- writing
 
+    def _write_later(self) -> None:
+        while self._later:
+            self.error("%s", self._later.popleft())
+
     def _write(self, level: int, message: str, values: tuple[object, ...]) -> None:
         text = escape(message % values if values else message)
         self._emit(level, {"msg": text})
 
-    def _emit(self, level: int, fields: dict[str, object]) -> None:
+    def _emit(self, level: int, fields: Fields) -> None:
         if level >= WARNING:
-            self.recent.append(Notice(time.time(), _NAMES[level], _as_text(fields)))
-        if self._json:
-            line = self._as_json(level, fields)
-        else:
-            line = _as_text(fields)
-            if not self._journal:
-                line = f"{self._now()} {_NAMES[level]} {line}"
-        if self._journal:
-            line = f"<{_PRIORITIES[level]}>{line}"
-        try:
-            os.write(self._descriptor, line.encode("utf-8", "backslashreplace") + b"\n")
-        except OSError:
-            # A full disk or a closed descriptor must not stop the service.
-            pass
+            self.recent.append(Notice(time.time(), LEVEL_NAMES[level], as_text(fields)))
+        self._writer.put(level, self._format.line(level, fields))
 
-    def _now(self) -> str:
-        """Return the time as text, made once a second: a busy proxy logs thousands of records."""
-        second = int(time.time())
-        if self._stamp[0] != second:
-            self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(second))
-        return self._stamp[1]
+    # -- dropped records
 
-    def _as_json(self, level: int, fields: dict[str, object]) -> str:
-        # Imported late: only needed for this format.
-        import json
+    def _count_dropped(self, level: int) -> None:
+        if self.counter is not None:
+            self.counter.count("log_dropped", LEVEL_NAMES[level])
 
-        return json.dumps({"time": self._now(), "level": _NAMES[level], **fields})
+    def _report_dropped(self, dropped: Mapping[int, int]) -> tuple[int, bytes]:
+        """Return the level and the line of a record that stands for `dropped`, by level."""
+        fields: dict[str, object] = {"msg": DROPPED, "records": sum(dropped.values())}
+        for level in sorted(dropped):
+            fields[LEVEL_NAMES[level]] = dropped[level]
+        self.recent.append(Notice(time.time(), LEVEL_NAMES[WARNING], as_text(fields)))
+        return WARNING, self._format.line(WARNING, fields)
 
 
-def _escape_match(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
+def _begin_in_child(reference: weakref.ref[Log]) -> None:
+    log = reference()
+    if log is not None:
+        log.begin_in_child()
 
 
-def _as_text(fields: dict[str, object]) -> str:
-    """Return a record as one line, without its time."""
-    if len(fields) == 1:
-        return str(fields["msg"])
-    values = [str(value) for value in fields.values()]
-    # Few records have a value that must be escaped or quoted: one match tells for all values.
-    if not (all(values) and _SIMPLE.match("".join(values))):
-        values = [_quote(value) for value in values]
-    return " ".join(map("=".join, zip(fields, values, strict=True)))
+def _calls(traceback: TracebackType | None) -> tuple[str, ...]:
+    """Return the innermost calls of a traceback, the innermost first.
 
-
-def _access_fields(record: Record) -> dict[str, object]:
-    flow = record.flow
-    fields: dict[str, object] = {
-        "msg": "finished",
-        "listener": flow.listener,
-        "client": str(flow.client),
-        "user": flow.user or "-",
-        "network": flow.network,
-        "target": str(flow.target),
-        "upstream": record.upstream,
-        "sent": record.sent,
-        "received": record.received,
-        "seconds": round(record.seconds, 3),
-        "ended": record.ended,
-    }
-    if flow.network == "udp":
-        fields["datagrams_sent"] = record.datagrams_sent
-        fields["datagrams_received"] = record.datagrams_received
-    return fields
-
-
-def _quote(text: str) -> str:
-    """Return a value escaped, in quotation marks if it is empty or has a blank or a mark."""
-    text = escape(text)
-    if text and " " not in text and '"' not in text:
-        return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    The module traceback would read the source files.
+    """
+    calls: deque[str] = deque(maxlen=CALLS_LIMIT)
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        file = os.path.basename(code.co_filename)
+        calls.appendleft(f"{file}:{traceback.tb_lineno} {code.co_name}")
+        traceback = traceback.tb_next
+    return tuple(calls)

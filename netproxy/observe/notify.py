@@ -1,7 +1,8 @@
 """Tells systemd about the state of the service: sd_notify(3).
 
 Sends one datagram to $NOTIFY_SOCKET for each message, and nothing if that is not set.  A
-service manager that does not listen is no error.  Runs on the main thread.
+service manager that does not listen is no error; one that does not read costs its message,
+not the daemon's signals.  Runs on the main thread.
 """
 
 from __future__ import annotations
@@ -10,10 +11,15 @@ import os
 import socket
 import time
 
+from netproxy.observe.escaping import escape
+
+SECONDS = 1.0
+"""How long the service manager's queue may be full before a message is given up."""
+
 
 def ready(status: str) -> None:
     """Report that the service is up, or that a reload is done; `status` is for people."""
-    _send(f"READY=1\nSTATUS={status}")
+    _send(f"READY=1\nSTATUS={escape(status)}")
 
 
 def reloading() -> None:
@@ -28,7 +34,7 @@ def stopping(seconds: float) -> None:
 
 def status(text: str) -> None:
     """Set the status line that systemctl shows."""
-    _send(f"STATUS={text}")
+    _send(f"STATUS={escape(text)}")
 
 
 class Watchdog:
@@ -56,8 +62,9 @@ def _send(state: str) -> None:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(SECONDS)
             sock.connect("\0" + path[1:] if path.startswith("@") else path)
             sock.send(state.encode())
     except OSError:
-        # The service manager is gone: no reason to stop serving.
+        # The service manager is gone or reads nothing: no reason to stop serving.
         pass

@@ -13,9 +13,9 @@ from typing import Any, Callable, Iterator, Mapping
 
 import pytest
 
-from netproxy.admin import control_socket
+from netproxy.admin import control_client, control_socket
+from netproxy.admin.control_client import LINE_LIMIT, ActAfterAnswer
 from netproxy.admin.control_socket import (
-    ActAfterAnswer,
     CommandError,
     ControlServer,
     NotRunning,
@@ -68,7 +68,7 @@ def test_prepared_server_answers_nobody_before_its_start(tmp_path: Path, log: Li
             client.settimeout(SECONDS)
             client.connect(server.path)
             client.sendall(b'{"command": "answer"}\n')
-            assert server.thread.is_alive() and server._client is None
+            assert server.thread.is_alive() and not server._clients
             server.start()
             assert client.recv(100) == b'{"result": {"is": 42}}\n'
     finally:
@@ -104,7 +104,11 @@ def test_refusal_tells_why(serve: Callable[[], ControlServer]) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"{", b"[]", b'"answer"', b"{}", b'{"command": "unknown"}', b'{"command": []}', b"\xff", b""],
+    [
+        *(b"{", b"[]", b'"answer"', b"{}", b'{"command": "unknown"}', b'{"command": []}', b"\xff"),
+        *(b"", b"[" * 60000, b"9" * 60000, b"\0"),
+    ],
+    ids=lambda line: repr(line[:30]),
 )
 def test_unknown_command_is_answered_with_the_known_ones(
     serve: Callable[[], ControlServer], line: bytes
@@ -116,18 +120,165 @@ def test_unknown_command_is_answered_with_the_known_ones(
     ]
 
 
-def test_fault_ends_one_conversation_only(serve: Callable[[], ControlServer], log: Lines) -> None:
-    server = serve()
-    with pytest.raises(NotRunning):
-        ask(server.path, "fail")
-    assert ask(server.path, "answer") == {"is": 42}
+def test_fault_is_answered_with_an_error(serve: Callable[[], ControlServer], log: Lines) -> None:
+    """Hazard 139."""
+    lines = b'{"command": "fail"}\n{"command": "answer"}\n'
+    assert exchange(serve().path, lines) == [
+        {"error": "internal error, see the log"},
+        {"result": {"is": 42}},
+    ]
     assert log.of("exception") == ["answering on the control socket: a fault"]
+
+
+class TestManyClients:
+    """Hazard 139: no client waits for another one."""
+
+    def test_silent_chatty_and_deaf_clients_delay_nobody(
+        self, tmp_path: Path, log: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_client, "SECONDS", 60.0)
+        gate = threading.Event()
+        commands = {
+            **COMMANDS,
+            "big": lambda request: "x" * 4_000_000,
+            "wait": lambda request: gate.wait(SECONDS),
+        }
+        server = ControlServer(str(tmp_path / "socket"), commands, log)
+        server.start()
+        said = [b"", b"", b'{"comm', b'{"command": "big"}\n', b'{"command": "wait"}\n', b"junk\n"]
+        clients = [socket.socket(socket.AF_UNIX) for _ in said]
+        try:
+            for client, data in zip(clients, said, strict=True):
+                client.connect(server.path)
+                client.sendall(data)
+            for _ in range(3):
+                assert ask(server.path, "answer") == {"is": 42}
+                clients[2].sendall(b"x")
+        finally:
+            gate.set()
+            server.stop()
+            for client in clients:
+                client.close()
+
+    def test_client_that_sends_byte_by_byte_has_a_deadline_for_the_line(
+        self, serve: Callable[[], ControlServer], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_client, "SECONDS", 0.2)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(serve().path)
+            client.settimeout(0.01)
+            for _ in range(3000):
+                try:
+                    client.sendall(b" ")
+                    if client.recv(1) == b"":
+                        return
+                except TimeoutError:
+                    continue
+                except ConnectionError:
+                    return
+        pytest.fail("it may go on for ever")
+
+    def test_client_that_does_not_read_has_a_deadline_for_the_answer(
+        self, tmp_path: Path, log: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_client, "SECONDS", 0.2)
+        big = {"big": lambda request: "x" * 4_000_000}
+        server = ControlServer(str(tmp_path / "socket"), big, log)
+        server.start()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(server.path)
+            client.sendall(b'{"command": "big"}\n')
+            wait_until(lambda: server._clients)
+            wait_until(lambda: not server._clients)
+        server.stop()
+        assert not log.lines
+
+    def test_client_that_is_silent_for_longest_makes_room(
+        self, serve: Callable[[], ControlServer], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_socket, "CLIENTS_LIMIT", 2)
+        monkeypatch.setattr(control_client, "SECONDS", 60.0)
+        server = serve()
+        with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+            for client in (first, second):
+                client.settimeout(SECONDS)
+                client.connect(server.path)
+            assert ask(server.path, "answer") == {"is": 42}
+            assert first.recv(1) == b""
+            second.sendall(b'{"command": "answer"}\n')
+            assert second.recv(100) == b'{"result": {"is": 42}}\n'
+
+    def test_client_is_refused_if_all_others_wait_for_answers(
+        self, tmp_path: Path, log: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_socket, "CLIENTS_LIMIT", 1)
+        entered, gate = threading.Event(), threading.Event()
+
+        def wait(request: Mapping[str, Any]) -> bool:
+            entered.set()
+            return gate.wait(SECONDS)
+
+        server = ControlServer(str(tmp_path / "socket"), {"wait": wait}, log)
+        server.start()
+        waiting = Task(ask, server.path, "wait")
+        assert entered.wait(SECONDS)
+        with pytest.raises(CommandError, match="too many clients"):
+            ask(server.path, "wait")
+        gate.set()
+        assert waiting.result() is True
+        server.stop()
+
+    def test_client_without_a_thread_is_told_so(
+        self, serve: Callable[[], ControlServer], monkeypatch: pytest.MonkeyPatch, log: Lines
+    ) -> None:
+        """Hazard 94."""
+        server, begin = serve(), threading.Thread.start
+
+        def start(thread: threading.Thread) -> None:
+            if thread.name.startswith("control-client"):
+                raise RuntimeError("can't start new thread")
+            begin(thread)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(CommandError, match="can't start new thread"):
+                ask(server.path, "answer")
+        assert ask(server.path, "answer") == {"is": 42}
+        assert log.of("limited") == ["control socket: can't start new thread"]
+
+
+def test_request_that_is_too_long_is_an_error(serve: Callable[[], ControlServer]) -> None:
+    path = serve().path
+    fitting = b'{"command": "answer"}'.ljust(LINE_LIMIT)
+    assert exchange(path, fitting + b"\n") == [{"result": {"is": 42}}]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(SECONDS)
+        client.connect(path)
+        client.sendall(fitting + b" ")
+        with client.makefile("rb") as lines:
+            assert json.loads(lines.readline()) == {
+                "error": "the request has more than 65536 bytes"
+            }
+
+
+def test_answer_that_is_too_long_is_an_error(
+    serve: Callable[[], ControlServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_client, "ANSWER_LIMIT", 10)
+    with pytest.raises(CommandError, match="the answer has more than 0 MiB: use a filter"):
+        ask(serve().path, "answer")
+
+
+def test_request_without_a_newline_at_the_end_is_answered(
+    serve: Callable[[], ControlServer],
+) -> None:
+    assert exchange(serve().path, b'{"command": "answer"}') == [{"result": {"is": 42}}]
 
 
 def test_silent_client_is_disconnected(
     serve: Callable[[], ControlServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_socket, "SECONDS", 0.05)
+    monkeypatch.setattr(control_client, "SECONDS", 0.05)
     server = serve()
     with socket.socket(socket.AF_UNIX) as silent:
         silent.settimeout(5)
@@ -257,14 +408,14 @@ def test_pause_does_not_delay_the_stop(
 def test_silent_client_does_not_delay_the_stop(
     serve: Callable[[], ControlServer], said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_socket, "SECONDS", 60.0)
+    monkeypatch.setattr(control_client, "SECONDS", 60.0)
     server = serve()
     with socket.socket(socket.AF_UNIX) as silent:
         silent.settimeout(5)
         silent.connect(server.path)
         silent.sendall(said)
         # The client is being served.
-        wait_until(lambda: server._client)
+        wait_until(lambda: server._clients)
         Task(server.stop).result()
         assert not server.thread.is_alive()
 

@@ -67,7 +67,7 @@ upstreams:
 default: both
 users: {{alice: {{password: {HASH}, limits: {{sessions: 4}}}}}}
 timeouts: {{handshake: 1s, connect: 2s, tcp_idle: 3h, half_close: 4m, drain: 500ms}}
-log: {{level: debug, format: json, access: false}}
+log: {{level: debug, format: json, access: false, queue: 100}}
 udp: {{batching: single}}
 tcp: {{splice: false}}
 """)
@@ -100,7 +100,7 @@ tcp: {{splice: false}}
             batching="single",
             splice=False,
             timeouts=TimeoutsConfig(1.0, 2.0, 10800.0, 240.0, 0.5),
-            log=LogConfig("debug", "json", False),
+            log=LogConfig("debug", "json", False, 100),
         )
 
     @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from netproxy.ctl.console import (
     amount_text,
     duration_text,
     flows_text,
+    lines_text,
     sort_flows,
     status_text,
     tunnels_text,
@@ -99,10 +100,10 @@ def test_flow_has_a_line() -> None:
     assert flows_text([], False).startswith("id  listener")
 
 
-def test_names_of_strangers_are_printed_without_control_characters() -> None:
-    """Hazard 112."""
-    text = flows_text([{**FLOW, "user": "a\x1b[2Jb", "target": "x\r\n\u202ey:1"}], False)
-    assert "a?[2Jb" in text and "x???y:1" in text and text.count("\n") == 1
+def test_names_of_strangers_are_printed_as_their_codes() -> None:
+    """Hazards 112 and 143."""
+    text = flows_text([{**FLOW, "user": "a\x1b[2Jb", "target": "x\r\n\u202ey\u200b:1"}], False)
+    assert r"a\x1b[2Jb" in text and r"x\r\n\u202ey\u200b:1" in text and text.count("\n") == 1
 
 
 def test_flows_are_sorted_amounts_from_the_greatest() -> None:
@@ -148,7 +149,9 @@ def test_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
 
 def test_verdict_has_a_line() -> None:
     row = {"target": "a\x1b.test:443", "upstream": "direct", "seconds": 3599}
-    assert verdicts_text([row]) == ("target       upstream  for\na?.test:443  direct    59m59s")
+    assert verdicts_text([row]) == (
+        "target          upstream  for\na\\x1b.test:443  direct    59m59s"
+    )
 
 
 def test_upstream_has_a_line() -> None:
@@ -190,8 +193,9 @@ def test_group_within_a_chain_has_a_line() -> None:
     ]
 
 
-def test_error_of_an_upstream_is_printed_without_control_characters() -> None:
-    assert upstreams_text([upstream("a", error="bad\x1b[2J\nname")]).endswith("bad?[2J?name")
+def test_error_of_an_upstream_is_printed_with_codes() -> None:
+    text = upstreams_text([upstream("a", error="bad\x1b[2J\nname")])
+    assert text.endswith(r"bad\x1b[2J\nname")
 
 
 AGENT = {
@@ -207,6 +211,17 @@ AGENT = {
     "refused": {"80/tcp": "not allowed by the bridge"},
     "sent": 10,
     "received": 20,
+}
+
+
+OWN_AGENT = {
+    "name": "home",
+    "connected": True,
+    "since": 0.0,
+    "rtt": 0.0,
+    "idle": 4,
+    "opened": 7,
+    "ports": {"8022/tcp": "served"},
 }
 
 
@@ -231,16 +246,7 @@ def test_connected_agent_has_a_line() -> None:
 
 
 def test_own_agent_has_a_line() -> None:
-    own = {
-        "name": "home",
-        "connected": True,
-        "since": 0.0,
-        "rtt": 0.0,
-        "idle": 4,
-        "opened": 7,
-        "ports": {"8022/tcp": "served"},
-    }
-    assert tunnels_text({"agents": [], "agent": own}).endswith(
+    assert tunnels_text({"agents": [], "agent": OWN_AGENT}).endswith(
         "-, 7 opened, 4 idle; ports: 8022/tcp served"
     )
     assert tunnels_text(
@@ -260,3 +266,29 @@ def test_tunnels_without_agents_are_a_head_only() -> None:
         "received",
         "ports",
     ]
+
+
+@pytest.mark.parametrize("evil", ["\x1b[2J", "\n", "\u202e", "\u200b", "\u2066", "\ufeff"])
+def test_no_answer_prints_a_deceiving_character(evil: str) -> None:
+    """Hazard 143: whichever field of an answer holds the name."""
+    listener = {"name": evil, "network": "tcp", "address": evil, "live": 1, "accepted": 1}
+    member = upstream(evil, state=evil, error=evil)
+    group = {"name": evil, "balance": "failover", "members": [member]}
+    agent = {**AGENT, "name": evil, "client": evil, "ports": [evil], "refused": {evil: evil}}
+    own = {**OWN_AGENT, "name": evil, "ports": {evil: evil}}
+    texts = [
+        status_text({**STATUS, "listeners": [listener], "lines": [f"a {evil}"]}),
+        upstreams_text([{**member, "groups": [group]}]),
+        tunnels_text({"agents": [agent], "agent": own}),
+        tunnels_text({"agents": [], "agent": {**own, "connected": False, "tries": 1}}),
+        flows_text(
+            [{**FLOW, **dict.fromkeys(("listener", "client", "user", "upstream"), evil)}], True
+        ),
+        verdicts_text([{"target": evil, "upstream": evil, "seconds": 1}]),
+        lines_text([f"rule {evil}"]),
+    ]
+    code = evil.encode("unicode_escape").decode()
+    for text in texts:
+        assert code in text
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert evil == "\n" or evil not in text

@@ -125,6 +125,11 @@ class Netproxyd:
         """Return the log lines that match the regular expression."""
         return [line for line in self.log.splitlines() if re.search(pattern, line)]
 
+    def all_lines(self, pattern: str) -> list[str]:
+        """The log's lines with `pattern`, of all that has happened: it is written a moment later, in its order."""
+        self.status()
+        return self.lines(pattern)
+
     def _serves(self) -> str:
         if self.process.poll() is not None:
             raise AssertionError(f"ended with {self.process.returncode}:\n{self.log}")

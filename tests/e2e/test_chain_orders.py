@@ -110,7 +110,7 @@ def test_chain_carries_streams_and_datagrams(
 
 def test_chains_have_dropped_no_datagram(near: Netproxyd) -> None:
     assert not near.drops()
-    assert not near.lines(" udp by ")
+    assert not near.all_lines(" udp by ")
 
 
 @pytest.mark.parametrize("chain", QUIC_CHAINS, ids=name)
@@ -315,7 +315,7 @@ def test_group_serves_while_a_member_is_killed_and_started_again(netproxyd: Star
         with UdpEcho() as datagrams:
             assert {_new_source(group, datagrams) for _ in SOURCES} == {*SOURCES.values()}
         flows.check_progress(living)
-    assert not group.near.lines("group 'pair': two is")
+    assert not group.near.all_lines("group 'pair': two is")
 
 
 def send_until_answered(client: Association, target: Endpoint, data: bytes) -> None:

@@ -65,7 +65,7 @@ def test_reload_waits_and_prints_all_errors(
     path.write_text(f"control: unix:{control}\n{LISTENERS}timeouts: {{connect: 3s}}\n")
     done = ctl("reload")
     assert (done.returncode, done.stdout, done.stderr) == (0, "reloaded\n", "")
-    assert daemon.lines("reloaded; serves")
+    daemon.said("reloaded; serves")
     path.write_text(f"control: unix:{control}\nlistners: []\ntimeouts: {{conect: 3s}}\n")
     done = ctl("reload")
     assert (done.returncode, done.stdout) == (1, "")

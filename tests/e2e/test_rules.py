@@ -271,7 +271,7 @@ timeouts: {{connect: 300s}}
         daemon, upstream = daemons
         with TcpEcho(SERVER_SECOND, net[1].socket) as target:
             self.visit(daemon, target.address)
-        assert not upstream.lines("target=")
+        assert not upstream.all_lines("target=")
 
     def test_datagrams_use_what_connections_have_learnt_about_a_target(
         self, daemons: tuple[Netproxyd, Netproxyd], net: tuple[Namespace, Namespace]

@@ -1,4 +1,4 @@
-"""Signals to a daemon, and starts that cannot work (hazards 104-106 and 108)."""
+"""Signals to a daemon, and starts that cannot work (hazards 104-106, 108 and 142)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from tests.e2e.conftest import Start
 from tests.e2e.peers import CONNECT, Association, Endpoint, TcpEcho, UdpEcho, echo, socks5
 from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, run_netproxyd, wait_for
 from tests.support.ports import free_port
+from tests.support.sockets import Task
 
 pytestmark = pytest.mark.e2e
 
@@ -219,7 +221,7 @@ def test_reload_of_a_bad_file_changes_nothing_and_names_the_place(
         else:
             file.write_text(text)
         daemon.reload()
-        assert daemon.lines(f"error not reloaded: .*{place}")
+        daemon.said(f"error not reloaded: .*{place}")
         echo(sock, b"still here")
         association.echo(udp_echo.address, b"after")
         assert len(set(udp_echo.sources[-2:])) == 1
@@ -257,7 +259,7 @@ def test_reload_with_the_same_address_twice_is_refused(netproxyd: Start, file: P
     file.write_text(f"listeners: [{', '.join(twice)}]\n")
     assert run_netproxyd("-c", str(file))[0] in (CANNOT_LISTEN, CONFIGURATION)
     daemon.reload()
-    assert daemon.lines("error not reloaded: ")
+    daemon.said("error not reloaded: ")
     assert daemon.answers()
 
 
@@ -308,6 +310,64 @@ def test_hundred_reloads_under_load_break_no_flow(
     assert not faults
     assert min(done) >= 20
     assert len(daemon.lines(r" reloaded; serves|not reloaded: ")) == 100
+
+
+# Runs `-m netproxy ARGUMENT...`, and sends itself both signals at every import that main() makes.
+SIGNALLED_START = """
+import importlib.abc, os, runpy, signal, sys
+
+class Signals(importlib.abc.MetaPathFinder):
+    started = False
+
+    def find_spec(self, name, path, target=None):
+        self.started = self.started or name == "argparse" or name.startswith("netproxy.daemon")
+        if self.started:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+sys.path.insert(0, os.getcwd())
+sys.meta_path.insert(0, Signals())
+sys.argv = ["netproxyd", *sys.argv[3:]]
+runpy.run_module("netproxy", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_signals_during_the_start_are_obeyed_after_it(
+    netproxyd: Start, file: Path, tmp_path: Path
+) -> None:
+    """Hazard 142.  Two hundred of each come until the daemon serves; one reload follows."""
+    file.write_text(ONE_LISTENER % "30s")
+    (tmp_path / "start.py").write_text(SIGNALLED_START)
+    daemon = netproxyd("-c", str(file), python=(sys.executable, str(tmp_path / "start.py")))
+    daemon.said(" info reloaded; serves")
+    daemon.said(r" info connections=\d+ ")
+    assert daemon.answers()
+
+
+@pytest.mark.parametrize("number", (signal.SIGHUP, signal.SIGUSR1))
+def test_signal_as_soon_as_it_is_blocked_does_not_end_the_daemon(
+    netproxyd: Start, tmp_path: Path, number: int
+) -> None:
+    """Hazard 142."""
+    pid_file = tmp_path / "pid"
+
+    def send() -> None:
+        pid = int(
+            wait_for(lambda: pid_file.exists() and pid_file.read_text(), AT_ONCE, "a process")
+        )
+        wait_for(lambda: blocked_signals(pid) & 1 << number - 1, AT_ONCE, "the signal is blocked")
+        os.kill(pid, number)
+
+    sender = Task(send)
+    python = ("sh", "-c", 'echo $$ > "$0"; exec "$@"', str(pid_file), sys.executable)
+    daemon = netproxyd("-l", ANY_PORT, python=python)
+    sender.result()
+    daemon.said(" info reloaded; " if number == signal.SIGHUP else r" info connections=\d+ ")
+
+
+def blocked_signals(pid: int) -> int:
+    """Return the bits of the signals that the main thread of a process blocks."""
+    return int(re.search(r"SigBlk:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16)
 
 
 # -- starts that cannot work

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.e2e
 
 BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome")
 TOKEN = "0123456789abcdef0123"
-EVIL = "<img src=x onerror=document.title='pwned'>"
+EVIL = "<img src=x onerror=document.title='pwned'>\u202e\u200b"
+SHOWN = EVIL[:-2] + r"\u202e\u200b"
 BROWSER_SECONDS = 60
 # On the clock of the page: it asks the daemon four times.
 VIRTUAL_MILLISECONDS = 9000
@@ -68,7 +69,10 @@ def browse(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def daemon(netproxyd: Start) -> Iterator[Netproxyd]:
-    """A daemon with one connection of the user EVIL and one refused login."""
+    """A daemon with one connection of the user EVIL and one refused login.
+
+    Hazard 143: the name also has characters that reverse the text or have no width.
+    """
     port = free_port()
     config = (
         f"metrics: 127.0.0.1:{port}\nmetrics_token: {TOKEN}\nstatus_page: true\n"
@@ -113,16 +117,16 @@ def test_page_shows_the_status_and_names_as_text(
     for shown in (
         "serving",
         "Throughput",
-        EVIL + " at 127.0.0.1:",
+        SHOWN + " at 127.0.0.1:",
         "office",
         "unused",
         "main",
         "10.0 kB",
         "logins refused",
-        f'auth_failed client=127.0.0.1 user="{EVIL}" listener=main',
+        rf'auth_failed client=127.0.0.1 user="{EVIL[:-2]}\\u202e\\u200b" listener=main',
     ):
         assert shown in text
-    assert "<img" not in document
+    assert "<img" not in document and "\u202e" not in document and "\u200b" not in document
     assert "<title>NetProxy</title>" in document
     assert re.search(r'id="lineDown"[^>]* d="M', document)
     assert TOKEN not in document
@@ -138,4 +142,4 @@ def test_page_without_the_token_shows_nothing(
     wrong = browse(f"{daemon.page}#token=wrong", "--dump-dom")  # type: ignore[attr-defined]
     assert "That is not the token." in text_of(wrong)
     assert re.search(r'<form id="login">', wrong)
-    assert daemon.lines("msg=auth_failed client=127.0.0.1 user=- listener=metrics")
+    daemon.said("msg=auth_failed client=127.0.0.1 user=- listener=metrics")

@@ -218,7 +218,7 @@ def _check_datagrams(running: Running, echo: UdpEcho) -> None:
             for _ in range(TIMES):
                 assert client.echo(echo.address, os.urandom(size)) == (echo.address, client.bound)
     assert not running.daemon.drops()
-    assert not running.daemon.lines("^[^ ]+ warning udp by ")
+    assert not running.daemon.all_lines("^[^ ]+ warning udp by ")
 
 
 def _check_refusal(running: Running, echo: UdpEcho) -> None:

@@ -1,21 +1,25 @@
-"""The log: always one record a line, and a log that cannot be written to stops nothing."""
+"""The log: which records are written, in which form, and always one record a line."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from typing import Callable, Iterator
+import time
+from types import SimpleNamespace
+from typing import Any, Callable, Iterator
 
 import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.observe import log as log_module
-from netproxy.observe.log import LIMITED_KEYS, Log, escape
+from netproxy.observe.log import CALLS_LIMIT, LIMITED_KEYS, Log
 
-EVIL = "a\r\nb\tc\0d\x1b[31me\x7ff\x85g\u2028h\u2029i\udcffj"
-SAFE = r"a\r\nb\tc\x00d\x1b[31me\x7ff\x85g\u2028h\u2029i\udcffj"
+# Seconds for the thread that writes.
+SECONDS = 30.0
+EVIL = "a\r\nb\tc\0d\x1b[31me\x7ff\x85g\u2028h\u2029i\udcffj\u202ek\u200bl\u2066m\ufeffn"
+SAFE = r"a\r\nb\tc\x00d\x1b[31me\x7ff\x85g\u2028h\u2029i\udcffj\u202ek\u200bl\u2066m\ufeffn"
 RECORD = Record(
     Flow("tcp", Address("192.0.2.1", 5000), Address("example.com", 443), "main", "alice"),
     "direct",
@@ -27,13 +31,20 @@ RECORD = Record(
 
 
 class Written:
-    """The descriptor of a log; read() returns the lines that were written so far."""
+    """The descriptor of logs; read() returns the lines that were written so far."""
 
     def __init__(self) -> None:
         self._read, self.write = os.pipe()
         os.set_blocking(self._read, False)
+        self._logs: list[Log] = []
+
+    def make_log(self, *arguments: Any) -> Log:
+        self._logs.append(Log(*arguments, descriptor=self.write))
+        return self._logs[-1]
 
     def read(self) -> list[str]:
+        for log in self._logs:
+            assert log.close(SECONDS)
         try:
             data = os.read(self._read, 1 << 20)
         except BlockingIOError:
@@ -42,6 +53,8 @@ class Written:
         return data.decode().split("\n")[:-1]
 
     def close(self) -> None:
+        for log in self._logs:
+            assert log.close(SECONDS)
         os.close(self._read)
         os.close(self.write)
 
@@ -56,7 +69,7 @@ def written() -> Iterator[Written]:
 @pytest.fixture
 def make(written: Written, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Log]:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
-    return lambda *arguments: Log(*arguments, descriptor=written.write)
+    return written.make_log
 
 
 class TestText:
@@ -84,7 +97,7 @@ class TestText:
 
     def test_log_can_be_configured_again(self, make: Callable[..., Log], written: Written) -> None:
         log = make("error")
-        log.configure("debug", "json", False)
+        log.configure("debug", "json", False, 10)
         log.debug("x")
         log.finished(RECORD)
         (line,) = written.read()
@@ -94,14 +107,14 @@ class TestText:
         self, written: Written, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("JOURNAL_STREAM", "8:1")
-        log = Log("debug", descriptor=written.write)
+        log = written.make_log("debug")
         for call in (log.debug, log.info, log.warning, log.error):
             call("x")
         assert written.read() == ["<7>x", "<6>x", "<4>x", "<3>x"]
 
 
 class TestEscaping:
-    """Hazard 112: CR, LF, ESC, U+2028 in what a peer has sent."""
+    """Hazards 112 and 143: CR, LF, ESC, U+2028, U+202E, U+200B in what a peer has sent."""
 
     def test_message_is_escaped(self, make: Callable[..., Log], written: Written) -> None:
         make().info("user %s", EVIL)
@@ -121,7 +134,7 @@ class TestEscaping:
         lines = written.read()
         assert len(lines) == 2
         assert json.loads(lines[1])["ended"] == EVIL
-        assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", "".join(lines))
+        assert all(line.isascii() and line.isprintable() for line in lines)
 
     def test_exception_is_escaped(self, make: Callable[..., Log], written: Written) -> None:
         try:
@@ -130,15 +143,6 @@ class TestEscaping:
             make().exception("testing")
         (line,) = written.read()
         assert f"internal error while testing: ValueError: {SAFE} (test_log.py:" in line
-
-    @pytest.mark.parametrize(
-        "code", [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029, 0xD800, 0xDFFF]
-    )
-    def test_escaped_character_is_printable_ascii(self, code: int) -> None:
-        assert escape(chr(code)).isascii() and escape(chr(code)).isprintable()
-
-    def test_printable_text_is_not_escaped(self) -> None:
-        assert escape('Zo\u00eb \u4e2d\u6587 \\ "') == 'Zo\u00eb \u4e2d\u6587 \\ "'
 
 
 class TestLimited:
@@ -149,8 +153,10 @@ class TestLimited:
 
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """The time of the log, though not of the thread that writes it."""
         now = [1000.0]
-        monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+        clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+        monkeypatch.setattr(log_module, "time", clock)
         return now
 
     def test_limited_warning_is_written_once_a_minute_for_each_key(
@@ -248,33 +254,13 @@ class TestRecords:
         assert not written.read()
 
 
-class TestFailingDescriptor:
-    """Hazard 102: a full disk, a closed standard error."""
-
-    def test_closed_descriptor_is_no_error(self) -> None:
-        read, write = os.pipe()
-        os.close(read)
-        os.close(write)
-        log = Log("debug", descriptor=write)
-        log.error("x")
-        log.finished(RECORD)
-
-    def test_pipe_without_reader_is_no_error(self) -> None:
-        read, write = os.pipe()
-        os.close(read)
-        Log(descriptor=write).error("x")  # EPIPE: Python ignores SIGPIPE
-        os.close(write)
-
-    def test_full_disk_is_no_error(self) -> None:
-        with open("/dev/full", "wb", buffering=0) as full:
-            Log(descriptor=full.fileno()).error("x")
-
-
 class TestRepeats:
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """The time of the log, though not of the thread that writes it."""
         now = [1000.0]
-        monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+        clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+        monkeypatch.setattr(log_module, "time", clock)
         return now
 
     @staticmethod
@@ -347,7 +333,7 @@ def test_level_can_be_set_at_run_time(make: Callable[..., Log], written: Written
     log.level = "error"
     log.warning("hidden")
     assert [line.split(" ", 2)[2] for line in written.read()] == ["seen"]
-    log.configure("info", "text", True)
+    log.configure("info", "text", True, 10)
     assert log.level == "info"
 
 
@@ -411,3 +397,63 @@ def test_exception_without_exception_is_one_line(
 ) -> None:
     make().exception("nothing")
     assert len(written.read()) == 1
+
+
+def test_endless_recursion_is_one_record_with_its_last_calls(
+    make: Callable[..., Log], written: Written
+) -> None:
+    def recur() -> None:
+        recur()
+
+    try:
+        recur()
+    except RecursionError:
+        make().exception("recurring")
+    (line,) = written.read()
+    assert line.count(" < ") == CALLS_LIMIT - 1
+
+
+def test_exception_of_an_earlier_moment_can_be_written(
+    make: Callable[..., Log], written: Written
+) -> None:
+    make("error").fault("waiting", ValueError("gone"))
+    assert written.read()[0].endswith("error internal error while waiting: ValueError: gone ()")
+
+
+def test_answer_is_an_info_record_that_no_level_hides(
+    make: Callable[..., Log], written: Written
+) -> None:
+    make("error").answer("connections=%d", 3)
+    assert written.read()[0].endswith(" info connections=3")
+
+
+@pytest.mark.parametrize("end", [lambda log: log.expire(0.0), lambda log: log.close()])
+def test_postponed_error_is_written_by_the_janitor_or_at_the_end(
+    make: Callable[..., Log], written: Written, end: Callable[[Log], object]
+) -> None:
+    log = make()
+    log.later("100% gone")
+    end(log)
+    assert written.read()[0].endswith(" error 100% gone")
+
+
+@pytest.mark.parametrize(
+    "zone, offset", [("UTC0", "+0000"), ("XYZ3:30", "-0330"), ("ABC-14", "+1400")]
+)
+def test_time_has_the_offset_of_the_time_zone(
+    make: Callable[..., Log],
+    written: Written,
+    monkeypatch: pytest.MonkeyPatch,
+    zone: str,
+    offset: str,
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        make().info("x")
+        stamp = written.read()[0].split(" ")[0]
+        assert stamp.endswith(offset)
+        assert abs(time.mktime(time.strptime(stamp[:-5], "%Y-%m-%dT%H:%M:%S")) - time.time()) < 3600
+    finally:
+        monkeypatch.undo()
+        time.tzset()

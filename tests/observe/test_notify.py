@@ -42,6 +42,34 @@ def test_service_manager_is_told_of_readiness_reloads_and_stop(manager: socket.s
     assert state == "RELOADING=1" and when.removeprefix("MONOTONIC_USEC=").isdigit()
 
 
+def test_service_manager_that_does_not_read_is_not_waited_for(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hazard 133: the main thread must obey signals."""
+    monkeypatch.setattr(notify, "SECONDS", 0.01)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect(manager.getsockname())
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                sock.send(b"x")
+    notify.status("lost")
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            assert manager.recv(1000) == b"x"
+    notify.status("seen")
+    assert manager.recv(1000) == b"STATUS=seen"
+
+
+def test_status_is_one_line(manager: socket.socket) -> None:
+    """A line of its own would be an assignment."""
+    notify.status("serves \u202ea\nMAINPID=1")
+    notify.ready("b\nSTATUS=c")
+    assert manager.recv(1000) == rb"STATUS=serves \u202ea\nMAINPID=1"
+    assert manager.recv(1000) == b"READY=1\nSTATUS=b\\nSTATUS=c"
+
+
 @pytest.mark.parametrize("path", [None, "", "/nonexistent/notify", "@nobody-listens-here"])
 def test_missing_service_manager_is_no_error(
     path: str | None, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,120 @@
+"""Makes lines of log records: text for people, JSON for programs, priorities for the journal.
+
+A record is a mapping of fields; "msg" is its message, and the only field of most records.
+Thread: any.  No file is read here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
+
+from netproxy.observe.escaping import escape
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.flows import Record
+
+DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
+LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
+LEVEL_NAMES = {value: name for name, value in LEVELS.items()}
+Fields: TypeAlias = Mapping[str, object]
+# The priorities of sd-daemon(3).
+_PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}
+# Printable ASCII without blank and quotation mark.
+_SIMPLE = re.compile(r"[!#-~]+\Z")
+
+
+class LineFormat:
+    """The form of the lines of a log."""
+
+    def __init__(self) -> None:
+        # The current second since the epoch, and its text.
+        self._stamp = (0, "")
+        self._journal = "JOURNAL_STREAM" in os.environ
+        # Encodes a record as JSON, None for text.
+        self._encode: Callable[[object], str] | None = None
+        # Reads /etc/localtime now, which no thread that logs may do.
+        self._now()
+
+    def configure(self, name: str) -> None:
+        """Make lines of the form "text" or "json" from now on.  Thread: main."""
+        if name != "json":
+            self._encode = None
+            return
+        # Imported late: only needed for this form.
+        import json
+
+        self._encode = json.dumps
+
+    def line(self, level: int, fields: Fields) -> bytes:
+        """Return a record as one line, with its newline."""
+        encode = self._encode
+        if encode is not None:
+            line = encode({"time": self._now(), "level": LEVEL_NAMES[level], **fields})
+        else:
+            line = as_text(fields)
+            if not self._journal:
+                line = f"{self._now()} {LEVEL_NAMES[level]} {line}"
+        if self._journal:
+            line = f"<{_PRIORITIES[level]}>{line}"
+        return line.encode("utf-8", "backslashreplace") + b"\n"
+
+    def _now(self) -> str:
+        """Return the time as text, made once a second: a busy proxy logs thousands of records."""
+        second = int(time.time())
+        if self._stamp[0] != second:
+            self._stamp = second, _time_text(second)
+        return self._stamp[1]
+
+
+def as_text(fields: Fields) -> str:
+    """Return a record as one line, without its time."""
+    if len(fields) == 1:
+        return str(fields["msg"])
+    values = [str(value) for value in fields.values()]
+    # Few records have a value that must be escaped or quoted: one match tells for all values.
+    if not (all(values) and _SIMPLE.match("".join(values))):
+        values = [_quote(value) for value in values]
+    return " ".join(map("=".join, zip(fields, values, strict=True)))
+
+
+def access_fields(record: Record) -> Fields:
+    """Return the fields of the access record of a flow."""
+    flow = record.flow
+    fields: dict[str, object] = {
+        "msg": "finished",
+        "listener": flow.listener,
+        "client": str(flow.client),
+        "user": flow.user or "-",
+        "network": flow.network,
+        "target": str(flow.target),
+        "upstream": record.upstream,
+        "sent": record.sent,
+        "received": record.received,
+        "seconds": round(record.seconds, 3),
+        "ended": record.ended,
+    }
+    if flow.network == "udp":
+        fields["datagrams_sent"] = record.datagrams_sent
+        fields["datagrams_received"] = record.datagrams_received
+    return fields
+
+
+def _quote(text: str) -> str:
+    """Return a value escaped, in quotation marks if it is empty or has a blank or a mark."""
+    text = escape(text)
+    if text and " " not in text and '"' not in text:
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _time_text(second: int) -> str:
+    """Return local time in ISO 8601.  strftime(3) would look at /etc/localtime each time."""
+    local = time.localtime(second)
+    date = f"{local.tm_year:04}-{local.tm_mon:02}-{local.tm_mday:02}"
+    sign, minutes = "-" if local.tm_gmtoff < 0 else "+", abs(local.tm_gmtoff) // 60
+    offset = f"{sign}{minutes // 60:02}{minutes % 60:02}"
+    return f"{date}T{local.tm_hour:02}:{local.tm_min:02}:{local.tm_sec:02}{offset}"
