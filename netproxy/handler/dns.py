@@ -8,14 +8,13 @@ and never blocks; handle runs on a connection's own thread.
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Hashable, Protocol
+from typing import TYPE_CHECKING, Hashable, Protocol
 
 from netproxy.errors import EndOfStream, ProtocolError
 from netproxy.handler.dns_cache import AnswerCache
+from netproxy.handler.dns_waiting import PendingQuestion, PendingQuestions, WaitingStream
 from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
@@ -29,16 +28,12 @@ if TYPE_CHECKING:
         Destination,
         SocketAddress,
     )
+    from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.services import Counter
     from netproxy.net.datagram import ArenaPool
     from netproxy.net.stream import Stream
 
-# Clients that wait for one answer.
-WAITING_LIMIT = 64
-# Seconds that a connection waits for an answer that another client has asked for: name servers
-# have five seconds.
-ANSWER_SECONDS = 10.0
 # Seconds until the next query of a connection; RFC 7766 section 6.2.3 recommends a few.
 IDLE_SECONDS = 30.0
 # Client hosts remembered as allowed.
@@ -55,10 +50,6 @@ class DnsSource(Protocol):
         """Return the answer of a server.  Blocks.  Raises ProtocolError."""
 
 
-Waiting = list[tuple[bytes, Callable[[bytes], None]]]
-"""Clients that wait for one answer: the query of each, and what takes its answer."""
-
-
 class DnsHandler:
     """The Handler and PacketHandler of a dns listener."""
 
@@ -67,14 +58,13 @@ class DnsHandler:
         source: DnsSource,
         cache: int,
         clients: HostSet | None,
-        submit: Callable[[Callable[[], None]], bool],
+        submit: FairSubmit,
         arenas: ArenaPool,
         counter: Counter,
     ) -> None:
         """Answer by `source` and a cache of `cache` answers.
 
-        `clients` may ask over UDP, None for everybody.  `submit` runs a task on a bounded
-        pool; it returns False if too many tasks wait.
+        `clients` may ask over UDP, None for everybody.
         """
         self._source = source
         self._answers = AnswerCache(cache)
@@ -84,10 +74,8 @@ class DnsHandler:
         self._counter = counter
         # Hosts that were found in `clients`.  Only the reader thread uses it.
         self._allowed_hosts: set[Hashable] = set()
-        # Guards _pending.
-        self._lock = threading.Lock()
-        # Waiting clients by cache key, or by question if the answer is not cached.
-        self._pending: dict[bytes, Waiting] = {}
+        # By cache key, or by question if the answer is not cached.
+        self._pending = PendingQuestions(partial(counter.count, "drops"))
 
     # -- datagrams
 
@@ -102,7 +90,12 @@ class DnsHandler:
             destination = local.reply_destination(peer)
             for at in offsets:
                 size = last if at == offsets[-1] else length
-                self._serve(bytes(arena.view[at : at + size]), local, destination, out, now)
+                query = bytes(arena.view[at : at + size])
+                answer = self._answer_without_server(query, now)
+                if answer is None:
+                    self._ask_later(_DatagramClient(self, query, local, peer, destination))
+                elif answer:
+                    self._send(answer, query, local, destination, out)
         self._arenas.give(out)
 
     def _is_allowed(self, sockaddr: SocketAddress) -> bool:
@@ -116,18 +109,14 @@ class DnsHandler:
         self._allowed_hosts.add(host)
         return True
 
-    def _serve(
-        self, query: bytes, local: DatagramSocket, destination: Destination, out: Arena, now: float
-    ) -> None:
+    def _answer_without_server(self, query: bytes, now: float) -> bytes | None:
+        """Return a cached answer, or one that needs no server; None if a server must be asked.
+
+        Returns b"" for a message that gets no answer.
+        """
         key = dns_message.cache_key(query)
         answer = self._answers.find(key, query, now) if key else None
-        if answer is None:
-            answer = self._answer_at_once(query)
-            if answer is None:
-                self._ask_later(key, query, local, destination)
-                return
-        if answer:
-            self._send(answer, query, local, destination, out)
+        return self._answer_at_once(query) if answer is None else answer
 
     def _answer_at_once(self, query: bytes) -> bytes | None:
         """Return the answer if it needs no server, else None.
@@ -152,66 +141,51 @@ class DnsHandler:
         answer: bytes,
         query: bytes,
         local: DatagramSocket,
-        destination: Destination,
+        destination: Destination | None,
         out: Arena,
     ) -> None:
         if len(answer) > dns.UDP_LIMIT:
             answer = dns_message.truncate(answer, dns_message.udp_size(query))
         local.send(out, out.put(answer), destination)
 
-    def _ask_later(
-        self, key: bytes | None, query: bytes, local: DatagramSocket, destination: Destination
+    def send_later(
+        self, answer: bytes, query: bytes, local: DatagramSocket, destination: Destination | None
     ) -> None:
-        """Have a worker ask, or wait for the answer to a client that asks the same."""
-        question = key or _question_key(query)
-        send = partial(self._send_later, query, local, destination)
-        is_first = self._join(question, query, send)
-        if is_first and not self._submit(partial(self._ask, question, key, query)):
-            self._counter.count("drops", "lookup queue full", len(self._take(question)))
-
-    def _send_later(
-        self, query: bytes, local: DatagramSocket, destination: Destination, answer: bytes
-    ) -> None:
-        """Send an answer from a worker's thread."""
+        """Send an answer from another thread than the reader's."""
         out = self._arenas.take()
         self._send(answer, query, local, destination, out)
         self._arenas.give(out)
 
+    def _ask_later(self, client: _DatagramClient) -> None:
+        """Have a worker ask, or wait for the answer to a client that asks the same."""
+        question, must_submit = self._pending.join(_question_key(client.query), client)
+        if must_submit:
+            self._submit(_QueryTask(self, question, client))
+
     # -- clients that ask the same at the same time
 
-    def _join(self, question: bytes, query: bytes, give: Callable[[bytes], None]) -> bool:
-        """Wait for an answer; return True for the first client, which has to ask.
+    def ask_in_turn(self, question: PendingQuestion, query: bytes) -> None:
+        """Ask, unless another task does.  Blocks.  Thread: a worker's."""
+        if self._pending.begin(question):
+            self._ask(question, query)
 
-        `give` is called with the answer, unless too many clients wait for it.
-        """
-        with self._lock:
-            waiting = self._pending.get(question)
-            if waiting is None:
-                self._pending[question] = [(query, give)]
-            elif len(waiting) < WAITING_LIMIT:
-                waiting.append((query, give))
-            else:
-                self._counter.count("drops", "waiting queue full")
-        return waiting is None
+    def drop(self, question: PendingQuestion, client: str) -> None:
+        """Give up a client's turn to ask."""
+        self._pending.drop_claim(question, client, "lookup queue full")
 
-    def _take(self, question: bytes) -> Waiting:
-        """Remove and return the clients that wait for an answer."""
-        with self._lock:
-            return self._pending.pop(question)
-
-    def _ask(self, question: bytes, key: bytes | None, query: bytes) -> None:
+    def _ask(self, question: PendingQuestion, query: bytes) -> None:
         """Ask for all clients that wait.  Blocks.  Thread: a worker's or a connection's."""
         try:
-            answer = self._forward(key, query)
+            answer = self._forward(query)
         except BaseException:
-            self._counter.count("drops", "internal error", len(self._take(question)))
+            self._pending.fail(question, "internal error")
             raise
-        for waiting_query, give in self._take(question):
-            give(_addressed_to(answer, waiting_query))
+        self._pending.answer(question, partial(_addressed_to, answer))
 
-    def _forward(self, key: bytes | None, query: bytes) -> bytes:
+    def _forward(self, query: bytes) -> bytes:
         self._counter.count("queries", "forwarded")
         answer = self._source.forward(query)
+        key = dns_message.cache_key(query)
         if key is not None:
             self._answers.keep(key, answer, time.monotonic())
         return answer
@@ -223,7 +197,7 @@ class DnsHandler:
         stream.welcome()
         while _has_more(stream):
             query = stream.read_exactly(int.from_bytes(stream.read_exactly(2), "big"))
-            answer = self._answer(query)
+            answer = self._answer(query, client)
             if not answer:
                 return None
             stream.write(len(answer).to_bytes(2, "big") + answer)
@@ -239,32 +213,79 @@ class DnsHandler:
         stream.limit(IDLE_SECONDS)
         return self.handle(stream, client)
 
-    def _answer(self, query: bytes) -> bytes:
+    def _answer(self, query: bytes, client: Address) -> bytes:
         """Return the answer, b"" for a message that gets none.  Blocks."""
-        key = dns_message.cache_key(query)
-        answer = self._answers.find(key, query, time.monotonic()) if key else None
-        if answer is None:
-            answer = self._answer_at_once(query)
-        return self._wait_for(key, query) if answer is None else answer
+        answer = self._answer_without_server(query, time.monotonic())
+        return self._wait_for(query, client) if answer is None else answer
 
-    def _wait_for(self, key: bytes | None, query: bytes) -> bytes:
+    def _wait_for(self, query: bytes, client: Address) -> bytes:
         """Ask, or wait for the answer to a client that asks the same.  Blocks."""
-        answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        question = key or _question_key(query)
-        if self._join(question, query, answers.put):
-            self._ask(question, key, query)
-        try:
-            return answers.get(timeout=ANSWER_SECONDS)
-        except queue.Empty:
-            return dns.encode_error(query, dns.SERVFAIL)
+        waiting = WaitingStream(client.host, query)
+        question, is_first = self._pending.join_now(_question_key(query), waiting)
+        if is_first:
+            self._ask(question, query)
+        return waiting.wait() or dns.encode_error(query, dns.SERVFAIL)
+
+
+class _DatagramClient:
+    """The sender of a query over UDP (handler.dns_waiting.WaitingClient)."""
+
+    __slots__ = ("client", "query", "_handler", "_local", "_destination")
+
+    def __init__(
+        self,
+        handler: DnsHandler,
+        query: bytes,
+        local: DatagramSocket,
+        peer: Hashable,
+        destination: Destination | None,
+    ) -> None:
+        self.client = from_sockaddr(local.peer(peer)).host
+        self.query = query
+        self._handler = handler
+        self._local = local
+        self._destination = destination
+
+    def give(self, answer: bytes) -> None:
+        """Send the answer.  Thread: a worker's or a connection's."""
+        self._handler.send_later(answer, self.query, self._local, self._destination)
+
+    def drop(self) -> None:
+        """Do nothing: the client asks again."""
+
+
+class _QueryTask:
+    """A question on behalf of one client (interfaces.fairness.ClientTask)."""
+
+    __slots__ = ("client", "_handler", "_question", "_query")
+
+    def __init__(
+        self, handler: DnsHandler, question: PendingQuestion, client: _DatagramClient
+    ) -> None:
+        self.client = client.client
+        self._handler = handler
+        self._question = question
+        self._query = client.query
+
+    def run(self) -> None:
+        """Ask a server; blocks."""
+        self._handler.ask_in_turn(self._question, self._query)
+
+    def drop(self) -> None:
+        """Give up the client's turn."""
+        self._handler.drop(self._question, self.client)
 
 
 def _question_key(query: bytes) -> bytes:
-    """Return what a query without a cache key shares with others that ask the same.
+    """Return what a query shares with others that may get the same answer.
 
-    It is all but the ID, so that a query that comes back through a circle of servers is not
-    asked again.  An update and the like ask for more than an answer: they share nothing.
+    Without a cache key it is all but the ID, so that a query that comes back through a
+    circle of servers is not asked again.  An update and the like ask for more than an
+    answer: they share nothing.
     """
+    key = dns_message.cache_key(query)
+    if key is not None:
+        return key
     return query if dns.parse_header(query).opcode else query[2:]
 
 

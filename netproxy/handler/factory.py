@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from netproxy.interfaces.networks import NetworkSet
 from netproxy.access.login import Login
@@ -18,6 +18,7 @@ from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
 from netproxy.handler.sps import Gate, Secure, Speech, SpsHandler
 from netproxy.handler.stream_udp import StreamUdpRelay
 from netproxy.interfaces.connections import Handler
+from netproxy.interfaces.fairness import FairSubmit
 from netproxy.interfaces.flows import Observer
 from netproxy.interfaces.routing import Resolver, Router
 from netproxy.interfaces.services import Counter, Log
@@ -31,7 +32,7 @@ class NameService(NamedTuple):
 
     source: Any  # handler.dns.DnsSource
     cache: int
-    submit: Callable[[Callable[[], None]], bool]
+    submit: FairSubmit
     arenas: ArenaPool
 
 

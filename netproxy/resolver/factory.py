@@ -42,8 +42,8 @@ class SystemResolver:
         """Ask the system for names that are not in `hosts`, addresses by name."""
         self._hosts = hosts
 
-    def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
-        """Return the addresses of a target, at least one; `seconds` has no effect.
+    def resolve(self, target: Address, client: str = "", seconds: float = 0.0) -> list[Address]:
+        """Return the addresses of a target, at least one; `client` and `seconds` have no effect.
 
         Blocks.  Raises DialError(NAME).
         """

@@ -1,7 +1,8 @@
 """Resolves names to addresses: known hosts, a cache, and lookups on a bounded pool.
 
 A lookup runs on a pool thread, so that a silent name server delays only the callers that
-ask for its names.  Callers that ask for one name at the same time share one lookup.
+ask for its names.  The pool serves clients fairly.  Callers that ask for one name at the same
+time share one lookup, which then waits on behalf of the client of each.
 Literal addresses never wait.  The plan says who is asked: the system, or the name servers
 of the configuration; a reload replaces it.
 """
@@ -12,14 +13,15 @@ import math
 import socket
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.bounded import BoundedDict
+from netproxy.interfaces.fairness import Claims, client_key
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.services import Counter
 
 # Seconds of a lookup: what resolv.conf(5) gives the first attempt at a name server.
@@ -70,24 +72,18 @@ class Resolver:
     """The Resolver.  Thread: any."""
 
     def __init__(
-        self,
-        submit: Callable[[Callable[[], None]], bool],
-        counter: Counter,
-        plan: LookupPlan | None = None,
+        self, submit: FairSubmit, counter: Counter, plan: LookupPlan | None = None
     ) -> None:
-        """Look names up by `plan`; without a plan the system is asked.
-
-        `submit` runs a task on another thread; it returns False if too many tasks wait.
-        """
+        """Look names up by `plan`, on threads of `submit`; without a plan the system is asked."""
         self._submit = submit
         self._counter = counter
-        # Guards everything below.
+        # Guards everything below, and the lookups.
         self._lock = threading.Lock()
         self._plan = plan or LookupPlan(ask_system)
         # When the result expires (monotonic seconds), and the addresses.
         self._cache: BoundedDict[str, tuple[float, tuple[str, ...]]]
         self._cache = BoundedDict(self._plan.cache)
-        # Running lookups by name.
+        # Lookups that wait or run, by name.
         self._lookups: dict[str, _Lookup] = {}
 
     def configure(self, plan: LookupPlan) -> None:
@@ -96,18 +92,24 @@ class Resolver:
             self._plan = plan
             self._cache = BoundedDict(plan.cache)
 
-    def resolve(self, target: Address, seconds: float = math.inf) -> list[Address]:
+    def resolve(
+        self, target: Address, client: str = "", seconds: float = math.inf
+    ) -> list[Address]:
         """Return the addresses of a target in the order to try them, at least one.
 
+        `client` is the host that asks, "" for NetProxy itself.
         Blocks for at most `seconds` and LOOKUP_SECONDS.  Raises DialError(NAME or TIMEOUT).
         """
         known = self.known(target)
         if known is not None:
             return known
-        lookup = self._lookup(target.host)
-        if not lookup.done.wait(min(seconds, LOOKUP_SECONDS)):
+        seconds = min(seconds, LOOKUP_SECONDS)
+        lookup = self._lookup(target.host, client, seconds)
+        if not lookup.done.wait(seconds):
             self._counter.count("lookups", "abandoned")
             raise DialError(Reason.TIMEOUT, f"{target.host}: name server")
+        if lookup.dropped:
+            raise DialError(Reason.NAME, f"{target.host}: too many lookups are waiting")
         if not lookup.addresses:
             self._counter.count("lookups", "failed")
             raise DialError(Reason.NAME, target.host)
@@ -147,55 +149,93 @@ class Resolver:
             addresses = sorted(addresses, key=lambda host: (":" in host) == (prefer == "ipv4"))
         return [Address(host, port) for host in addresses]
 
-    def _lookup(self, host: str) -> _Lookup:
-        """Return the running lookup of a name, or start one.
+    def _lookup(self, host: str, client: str, seconds: float) -> _Lookup:
+        """Return the lookup of a name, which waits on behalf of `client` as well.
 
-        Raises DialError(NAME) if too many lookups wait.
+        Its result is of use for `seconds`.
         """
         with self._lock:
             lookup = self._lookups.get(host)
-            if lookup is not None:
-                return lookup
-            lookup = self._lookups[host] = _Lookup()
-            plan = self._plan
-        if not self._submit(partial(self._run, host, lookup, plan)):
-            self._counter.count("lookups", "queue full")
-            self._end(host, lookup)
-            raise DialError(Reason.NAME, f"{host}: too many lookups are waiting")
+            if lookup is None:
+                lookup = self._lookups[host] = _Lookup(host, self._plan)
+            lookup.wanted_until = max(lookup.wanted_until, time.monotonic() + seconds)
+            is_new_claim = lookup.claims.add(client_key(client))
+        if is_new_claim:
+            self._submit(_LookupTask(self, lookup, client))
         return lookup
 
-    def _run(self, host: str, lookup: _Lookup, plan: LookupPlan) -> None:
-        """Look a name up.  Thread: the pool's."""
+    def run(self, lookup: _Lookup) -> None:
+        """Look a name up, unless another task does.  Blocks.  Thread: the pool's."""
+        with self._lock:
+            if not lookup.claims.begin():
+                return
+            if time.monotonic() >= lookup.wanted_until:
+                # All callers have given up while it waited.
+                del self._lookups[lookup.host]
+                return
         ttl = FAILURE_TTL
         try:
-            lookup.addresses, ttl = plan.ask(host)
+            lookup.addresses, ttl = lookup.plan.ask(lookup.host)
             ttl = min(ttl, TTL_LIMIT if lookup.addresses else NEGATIVE_LIMIT)
         except LookupFailed:
             pass
         finally:
-            self._keep(host, lookup.addresses, ttl, plan)
-            self._end(host, lookup)
+            self._end(lookup, ttl)
 
-    def _keep(self, host: str, addresses: tuple[str, ...], ttl: float, plan: LookupPlan) -> None:
+    def drop(self, lookup: _Lookup, client: str) -> None:
+        """Give up the claim of a client; the lookup ends with its last claim."""
+        with self._lock:
+            if not lookup.claims.drop(client_key(client)):
+                return
+            lookup.dropped = True
+            del self._lookups[lookup.host]
+        self._counter.count("lookups", "queue full")
+        lookup.done.set()
+
+    def _end(self, lookup: _Lookup, ttl: float) -> None:
+        """Keep what a lookup has found, for `ttl` seconds, and tell its callers."""
         with self._lock:
             # An answer under an earlier plan is not kept.
-            if ttl > 0 and plan is self._plan:
-                self._cache.put(host, (time.monotonic() + ttl, addresses))
-
-    def _end(self, host: str, lookup: _Lookup) -> None:
-        with self._lock:
-            self._lookups.pop(host, None)
+            if ttl > 0 and lookup.plan is self._plan:
+                self._cache.put(lookup.host, (time.monotonic() + ttl, lookup.addresses))
+            del self._lookups[lookup.host]
         lookup.done.set()
 
 
 class _Lookup:
-    """A running lookup.  `addresses` is valid once `done` is set."""
+    """A lookup that waits or runs.  `addresses` is valid once `done` is set."""
 
-    __slots__ = ("addresses", "done")
+    __slots__ = ("host", "plan", "claims", "wanted_until", "addresses", "dropped", "done")
 
-    def __init__(self) -> None:
+    def __init__(self, host: str, plan: LookupPlan) -> None:
+        self.host = host
+        self.plan = plan
+        self.claims = Claims()
+        self.wanted_until = 0.0
+        """Monotonic seconds: when the last caller gives up."""
         self.addresses: tuple[str, ...] = ()
+        self.dropped = False
+        """True if too many lookups wait."""
         self.done = threading.Event()
+
+
+class _LookupTask:
+    """A lookup on behalf of one client (interfaces.fairness.ClientTask)."""
+
+    __slots__ = ("client", "_resolver", "_lookup")
+
+    def __init__(self, resolver: Resolver, lookup: _Lookup, client: str) -> None:
+        self.client = client
+        self._resolver = resolver
+        self._lookup = lookup
+
+    def run(self) -> None:
+        """Look the name up.  Blocks."""
+        self._resolver.run(self._lookup)
+
+    def drop(self) -> None:
+        """Give up the client's claim."""
+        self._resolver.drop(self._lookup, self.client)
 
 
 def ask_system(host: str) -> LookupResult:

@@ -14,10 +14,12 @@ import pytest
 
 from netproxy.errors import ProtocolError
 from netproxy.handler import dns as dns_module
-from netproxy.handler.dns import WAITING_LIMIT, DnsHandler
+from netproxy.handler.dns import DnsHandler
 from netproxy.handler.dns_cache import CACHED_SIZE, TTL_LIMIT
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
+from netproxy.listener.fair_queue import FairQueue
 from netproxy.listener.pool import ThreadPool
 from netproxy.net.stream import Stream
 from tests.support.batches import BatchRig
@@ -91,7 +93,7 @@ class Rig(BatchRig):
     def __init__(self, level: str = "single") -> None:
         super().__init__(level)
         self.source = Source()
-        self.tasks: list[Callable[[], None]] = []
+        self.tasks: list[ClientTask] = []
         # False: no worker takes a task.
         self.room = True
         self.local = self.listen()
@@ -115,10 +117,11 @@ class Rig(BatchRig):
         self.sockets = [*getattr(self, "sockets", []), client]
         return client
 
-    def _submit(self, task: Callable[[], None]) -> bool:
+    def _submit(self, task: ClientTask) -> None:
         if self.room:
             self.tasks.append(task)
-        return self.room
+        else:
+            task.drop()
 
     def hand_over(self, *queries: bytes, by: socket.socket | None = None) -> None:
         """Send datagrams, receive them and have them handled.  Workers do not run."""
@@ -133,7 +136,7 @@ class Rig(BatchRig):
     def work(self) -> None:
         """Run the workers."""
         while self.tasks:
-            self.tasks.pop(0)()
+            self.tasks.pop(0).run()
 
     def ask(self, asked: bytes, by: socket.socket | None = None) -> bytes:
         """Return the answer to a datagram, with or without a worker."""
@@ -392,14 +395,31 @@ class TestCoalescing:
         plain.ask(query(WWW))
         assert len(plain.source.asked) == 2
 
-    def test_clients_above_the_limit_do_not_wait(self, plain: Rig) -> None:
-        plain.hand_over(*[query(WWW, id=id) for id in range(WAITING_LIMIT + 2)])
+    def test_client_above_the_limit_loses_its_oldest_query(self, plain: Rig) -> None:
+        plain.handler._pending._clients.limit = 20
+        plain.hand_over(*[query(WWW, id=id) for id in range(22)])
         assert plain.counts.of("drops", "waiting queue full") == 2
         plain.work()
-        assert {plain.client.recv(512)[:2] for _ in range(WAITING_LIMIT)} == {
-            id.to_bytes(2, "big") for id in range(WAITING_LIMIT)
+        assert {plain.client.recv(512)[:2] for _ in range(20)} == {
+            id.to_bytes(2, "big") for id in range(2, 22)
         }
         assert nothing_comes(plain.client)
+
+    @pytest.mark.parametrize("attackers", [1, 2, 50])
+    def test_flood_of_others_leaves_room_for_a_client(self, plain: Rig, attackers: int) -> None:
+        """Hazard 138.  All ask the same, and different questions."""
+        plain.handler._pending._clients.limit = 60
+        others = [plain.open(f"127.0.1.{number + 1}") for number in range(attackers)]
+        asked = query(WWW, id=0xFFFF)
+        for number in range(100):
+            sender = others[number % attackers]
+            flood = (query(WWW, id=number), query(question(f"n{number}.example"), id=number))
+            plain.hand_over(*flood, by=sender)
+            if number == 20:
+                plain.hand_over(asked)
+        assert plain.counts.of("drops", "waiting queue full") == 200 + 1 - 60
+        plain.work()
+        assert plain.client.recv(512) == answer_to(asked, a(60))
 
     def test_query_without_a_worker_is_dropped_and_counted(self, plain: Rig) -> None:
         plain.room = False
@@ -549,7 +569,7 @@ def test_slow_name_delays_no_other_name(plain: Rig) -> None:
     slow, other = query(question("slow.example")), query(WWW)
     named_slow = question_of(slow)
     plain.source.reply = reply
-    pool = ThreadPool("pool-under-test", 2, 4, plain.log)
+    pool = FairQueue(ThreadPool("pool-under-test", 4, 0, plain.log), 4)
     plain.make(submit=pool.submit)
     try:
         plain.hand_over(slow)
@@ -599,7 +619,7 @@ class TestConnections:
             assert begun.wait(SECONDS)
             plain.hand_over(query(WWW, id=3))
             other.send(framed(second))
-            wait_until(lambda: len(*plain.handler._pending.values()) == 3)
+            wait_until(lambda: plain.handler._pending.waiting == 3)
             go_on.set()
             assert read_framed(client.socket) == answer_to(first, a(60))
             assert read_framed(other.socket) == answer_to(second, a(60))

@@ -12,7 +12,6 @@ from netproxy.dialer.http import HttpDialer
 from netproxy.errors import Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.listener.pool import ThreadPool
 from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
@@ -139,7 +138,7 @@ def test_hazard_58_brackets_lead_to_an_ipv6_origin() -> None:
     counters = Counters()
     with Rig() as rig:
         rig.by_host["::1"] = DirectDialer(
-            TargetResolver(Resolver(ThreadPool("test", 1, 1, None), counters), Anywhere()),
+            TargetResolver(Resolver(lambda task: task.run(), counters), Anywhere()),
             counters,
             PATIENCE,
         )
