@@ -124,12 +124,16 @@ class DnsHandler:
         Returns b"" for a message that gets no answer.
         """
         try:
-            if dns.parse_header(query).response:
+            header = dns.parse_header(query)
+            if header.response:
                 # Two servers that answer each other's answers would never end.
                 raise ProtocolError("an answer")
         except ProtocolError:
             self._counter.count("drops", "malformed")
             return b""
+        if header.opcode:
+            self._counter.count("queries", "not implemented")
+            return dns.encode_error(query, dns.NOTIMP)
         try:
             return self._source.answer(query)
         except ProtocolError:
@@ -280,13 +284,10 @@ def _question_key(query: bytes) -> bytes:
     """Return what a query shares with others that may get the same answer.
 
     Without a cache key it is all but the ID, so that a query that comes back through a
-    circle of servers is not asked again.  An update and the like ask for more than an
-    answer: they share nothing.
+    circle of servers is not asked again.
     """
     key = dns_message.cache_key(query)
-    if key is not None:
-        return key
-    return query if dns.parse_header(query).opcode else query[2:]
+    return query[2:] if key is None else key
 
 
 def _addressed_to(answer: bytes, query: bytes) -> bytes:

@@ -19,6 +19,7 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.bounded import BoundedDict
 from netproxy.interfaces.fairness import Claims, client_key
+from netproxy.resolver.special_names import LOCALHOST_ADDRESSES, has_no_address, is_localhost
 
 if TYPE_CHECKING:
     from netproxy.interfaces.fairness import FairSubmit
@@ -38,8 +39,6 @@ NEGATIVE_LIMIT = 300.0
 TTL_LIMIT = 86400.0
 # Names in the cache if a plan has no other limit, some 300 bytes each.
 CACHE_NAMES = 4096
-# The addresses of localhost, which is never looked up (RFC 6761 section 6.3).
-LOCALHOST = ("127.0.0.1", "::1")
 
 
 class LookupResult(NamedTuple):
@@ -124,8 +123,8 @@ class Resolver:
         if pack_ip(host.partition("%")[0]) is not None:
             return [target]
         addresses = self._plan.hosts.get(host)
-        if addresses is None and (host == "localhost" or host.endswith(".localhost")):
-            addresses = LOCALHOST
+        if addresses is None and is_localhost(host):
+            addresses = LOCALHOST_ADDRESSES
         if addresses is None:
             with self._lock:
                 until, addresses = self._cache.get(host, (0.0, None))
@@ -243,6 +242,8 @@ def ask_system(host: str) -> LookupResult:
 
     Blocks.  Raises LookupFailed.
     """
+    if has_no_address(host):
+        return LookupResult((), SYSTEM_TTL)
     try:
         answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
     # The idna codec raises UnicodeError for labels that it does not accept.

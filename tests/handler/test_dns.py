@@ -54,7 +54,7 @@ from tests.support.nameservers import (
 from tests.support.sockets import SECONDS, nothing_comes, udp, wait_until
 
 WWW = question("www.example")
-FORMERR, SERVFAIL, NXDOMAIN = 1, 2, 3
+FORMERR, SERVFAIL, NXDOMAIN, NOTIMP = 1, 2, 3, 4
 COOKIE, SUBNET, PADDING = 10, 8, 12
 CLIENT_COOKIE, WHOLE_COOKIE = (
     option(COOKIE, b"8 octets"),
@@ -329,10 +329,9 @@ class TestCache:
             query(WWW, opt(options=option(SUBNET, b"\0\1\x18\0\xc0\0\2"))),
             query(WWW, opt(options=WHOLE_COOKIE)),
             query(WWW, record(b"\0", 250, 0, b"signature", 255)),
-            query(WWW, flags=4 << 11),
             query(WWW) + b"\0",
         ],
-        ids=["ANY", "AXFR", "subnet", "cookie", "TSIG", "opcode", "trailing"],
+        ids=["ANY", "AXFR", "subnet", "cookie", "TSIG", "trailing"],
     )
     def test_query_for_one_client_is_asked_each_time(
         self, plain: Rig, clock: list[float], asked: bytes
@@ -376,7 +375,7 @@ class TestCoalescing:
         assert len(plain.source.asked) == 1
 
     def test_query_that_is_not_cached_passes_a_circle_of_servers_once(self, plain: Rig) -> None:
-        """It comes back with another ID.  An update is not a question: each is asked."""
+        """It comes back with another ID."""
         anything = [query(question("www.example", 255), id=id) for id in (1, 2)]
         plain.hand_over(*anything)
         plain.work()
@@ -384,10 +383,6 @@ class TestCoalescing:
         assert [plain.client.recv(512) for _ in anything] == [
             answer_to(message, a(60)) for message in anything
         ]
-        updates = [query(question("www.example", 6), id=id, flags=5 << 11) for id in (1, 2)]
-        plain.hand_over(*updates)
-        plain.work()
-        assert plain.source.asked[1:] == updates
 
     def test_query_after_the_answer_is_asked_again(self, plain: Rig) -> None:
         plain.make(cache=0)
@@ -451,10 +446,9 @@ class TestMessages:
             query(WWW, flags=RD | 0x0070),
             query(WWW, opt(4096, 0x12348000, option(65001, b"\0\xff" * 9))),
             query(WWW, opt(512, 5 << 16)),
-            query(WWW, flags=5 << 11),
             query(WWW, a(7), record(b"\0", 250, 0, b"signature", 255)),
         ],
-        ids=["TYPE65280", "HTTPS CH", "Z AD CD", "EDNS", "EDNS version 5", "UPDATE", "records"],
+        ids=["TYPE65280", "HTTPS CH", "Z AD CD", "EDNS", "EDNS version 5", "records"],
     )
     def test_unknown_types_flags_and_options_pass_unchanged(self, plain: Rig, asked: bytes) -> None:
         strange = answer_to(
@@ -515,6 +509,26 @@ class TestMessages:
         plain.hand_over(asked)
         assert plain.client.recv(512) == answer
         assert not plain.tasks and plain.counts.of("queries", "malformed") == 1
+
+    @pytest.mark.parametrize("opcode", [1, 2, 3, 4, 5, 6, 15])
+    def test_other_opcode_than_query_is_not_implemented(self, plain: Rig, opcode: int) -> None:
+        """No server is asked: an update or a notification is not for a forwarder."""
+        asked = query(question("www.example", 6), a(7), flags=RD | opcode << 11)
+        wanted = HEADER.pack(0x1234, QR | RD | RA | opcode << 11 | NOTIMP, 1, 0, 0, 0) + question(
+            "www.example", 6
+        )
+        plain.hand_over(asked)
+        assert plain.client.recv(512) == wanted
+        with Conversation(plain.handler) as client:
+            client.send(framed(asked) + framed(query(WWW)))
+            assert read_framed(client.socket) == wanted
+            assert read_framed(client.socket) == answer_to(query(WWW), a(60))
+        assert plain.source.asked == [query(WWW)] and not plain.tasks
+        assert plain.counts.of("queries", "not implemented") == 2
+
+    def test_opcode_counts_before_the_question(self, plain: Rig) -> None:
+        plain.hand_over(HEADER.pack(7, 5 << 11, 0, 0, 1, 0) + b"\0")
+        assert plain.client.recv(512) == HEADER.pack(7, QR | RA | 5 << 11 | NOTIMP, 0, 0, 0, 0)
 
     @pytest.mark.parametrize(
         "asked",
