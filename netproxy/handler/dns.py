@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Hashable, Protocol
 
 from netproxy.errors import EndOfStream, ProtocolError
 from netproxy.handler.dns_cache import AnswerCache
-from netproxy.handler.dns_waiting import PendingQuestion, PendingQuestions, WaitingStream
+from netproxy.handler.dns_waiting import (
+    DatagramClient,
+    PendingQuestion,
+    PendingQuestions,
+    QueryTask,
+    RefreshTask,
+    WaitingStream,
+)
 from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
@@ -34,6 +41,8 @@ if TYPE_CHECKING:
     from netproxy.net.datagram import ArenaPool
     from netproxy.net.stream import Stream
 
+# Seconds that servers have for an answer, and if there is a stale one (RFC 8767 section 5).
+SERVER_SECONDS, STALE_SECONDS = 5.0, 1.8
 # Seconds until the next query of a connection; RFC 7766 section 6.2.3 recommends a few.
 IDLE_SECONDS = 30.0
 # Client hosts remembered as allowed.
@@ -46,8 +55,11 @@ class DnsSource(Protocol):
     def answer(self, query: bytes) -> bytes | None:
         """Return the answer if it needs no server, else None.  Raises ProtocolError."""
 
-    def forward(self, query: bytes) -> bytes:
-        """Return the answer of a server.  Blocks.  Raises ProtocolError."""
+    def forward(self, query: bytes, seconds: float) -> bytes:
+        """Return the answer of a server, SERVFAIL if none answers within `seconds`.
+
+        Blocks.  Raises ProtocolError.
+        """
 
 
 class DnsHandler:
@@ -57,6 +69,7 @@ class DnsHandler:
         self,
         source: DnsSource,
         cache: int,
+        stale: float,
         clients: HostSet | None,
         submit: FairSubmit,
         arenas: ArenaPool,
@@ -64,10 +77,11 @@ class DnsHandler:
     ) -> None:
         """Answer by `source` and a cache of `cache` answers.
 
+        Answers may be used for `stale` seconds after their TTL if the servers fail.
         `clients` may ask over UDP, None for everybody.
         """
         self._source = source
-        self._answers = AnswerCache(cache)
+        self._answers = AnswerCache(cache, stale)
         self._clients = clients
         self._submit = submit
         self._arenas = arenas
@@ -93,7 +107,7 @@ class DnsHandler:
                 query = bytes(arena.view[at : at + size])
                 answer = self._answer_without_server(query, now)
                 if answer is None:
-                    self._ask_later(_DatagramClient(self, query, local, peer, destination))
+                    self._ask_later(DatagramClient(self, query, local, peer, destination))
                 elif answer:
                     self._send(answer, query, local, destination, out)
         self._arenas.give(out)
@@ -160,39 +174,55 @@ class DnsHandler:
         self._send(answer, query, local, destination, out)
         self._arenas.give(out)
 
-    def _ask_later(self, client: _DatagramClient) -> None:
+    def _ask_later(self, client: DatagramClient) -> None:
         """Have a worker ask, or wait for the answer to a client that asks the same."""
         question, must_submit = self._pending.join(_question_key(client.query), client)
         if must_submit:
-            self._submit(_QueryTask(self, question, client))
+            self._submit(QueryTask(self, question, client))
 
     # -- clients that ask the same at the same time
 
-    def ask_in_turn(self, question: PendingQuestion, query: bytes) -> None:
+    def ask_in_turn(self, question: PendingQuestion, query: bytes, client: str) -> None:
         """Ask, unless another task does.  Blocks.  Thread: a worker's."""
         if self._pending.begin(question):
-            self._ask(question, query)
+            self._ask(question, query, client)
 
-    def drop(self, question: PendingQuestion, client: str) -> None:
+    def give_up(self, question: PendingQuestion, client: str) -> None:
         """Give up a client's turn to ask."""
         self._pending.drop_claim(question, client, "lookup queue full")
 
-    def _ask(self, question: PendingQuestion, query: bytes) -> None:
-        """Ask for all clients that wait.  Blocks.  Thread: a worker's or a connection's."""
-        try:
-            answer = self._forward(query)
-        except BaseException:
-            self._pending.fail(question, "internal error")
-            raise
-        self._pending.answer(question, partial(_addressed_to, answer))
-
-    def _forward(self, query: bytes) -> bytes:
+    def forward(self, query: bytes, seconds: float = SERVER_SECONDS) -> bytes:
+        """Return the answer of a server, and keep it.  Blocks."""
         self._counter.count("queries", "forwarded")
-        answer = self._source.forward(query)
+        answer = self._source.forward(query, seconds)
         key = dns_message.cache_key(query)
         if key is not None:
             self._answers.keep(key, answer, time.monotonic())
         return answer
+
+    def _ask(self, question: PendingQuestion, query: bytes, client: str) -> None:
+        """Ask for all clients that wait.  Blocks.  Thread: a worker's or a connection's."""
+        key, began = dns_message.cache_key(query), time.monotonic()
+        has_stale = key is not None and self._answers.has_stale(key, began)
+        try:
+            answer = self.forward(query, STALE_SECONDS if has_stale else SERVER_SECONDS)
+        except BaseException:
+            self._pending.fail(question, "internal error")
+            raise
+        if key is None or not has_stale or not dns_message.is_failure(answer):
+            self._pending.answer(question, partial(_addressed_to, answer))
+            return
+        now = time.monotonic()
+        self._answers.revive(key, now)
+        self._counter.count("queries", "stale")
+        self._pending.answer(question, partial(self._cached, key, answer))
+        if now - began >= STALE_SECONDS:
+            # The servers may be slow rather than silent.
+            self._submit(RefreshTask(self, query, client))
+
+    def _cached(self, key: bytes, other: bytes, query: bytes) -> bytes:
+        """Return the cached answer to a query, `other` if there is none."""
+        return self._answers.find(key, query, time.monotonic()) or _addressed_to(other, query)
 
     # -- connections (RFC 7766)
 
@@ -227,57 +257,8 @@ class DnsHandler:
         waiting = WaitingStream(client.host, query)
         question, is_first = self._pending.join_now(_question_key(query), waiting)
         if is_first:
-            self._ask(question, query)
+            self._ask(question, query, client.host)
         return waiting.wait() or dns.encode_error(query, dns.SERVFAIL)
-
-
-class _DatagramClient:
-    """The sender of a query over UDP (handler.dns_waiting.WaitingClient)."""
-
-    __slots__ = ("client", "query", "_handler", "_local", "_destination")
-
-    def __init__(
-        self,
-        handler: DnsHandler,
-        query: bytes,
-        local: DatagramSocket,
-        peer: Hashable,
-        destination: Destination | None,
-    ) -> None:
-        self.client = from_sockaddr(local.peer(peer)).host
-        self.query = query
-        self._handler = handler
-        self._local = local
-        self._destination = destination
-
-    def give(self, answer: bytes) -> None:
-        """Send the answer.  Thread: a worker's or a connection's."""
-        self._handler.send_later(answer, self.query, self._local, self._destination)
-
-    def drop(self) -> None:
-        """Do nothing: the client asks again."""
-
-
-class _QueryTask:
-    """A question on behalf of one client (interfaces.fairness.ClientTask)."""
-
-    __slots__ = ("client", "_handler", "_question", "_query")
-
-    def __init__(
-        self, handler: DnsHandler, question: PendingQuestion, client: _DatagramClient
-    ) -> None:
-        self.client = client.client
-        self._handler = handler
-        self._question = question
-        self._query = client.query
-
-    def run(self) -> None:
-        """Ask a server; blocks."""
-        self._handler.ask_in_turn(self._question, self._query)
-
-    def drop(self) -> None:
-        """Give up the client's turn."""
-        self._handler.drop(self._question, self.client)
 
 
 def _question_key(query: bytes) -> bytes:

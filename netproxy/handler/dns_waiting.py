@@ -9,9 +9,14 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from typing import Callable, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, Hashable, Protocol, Sequence
 
 from netproxy.interfaces.fairness import Claims, FairTable, client_key
+from netproxy.net.address import from_sockaddr
+
+if TYPE_CHECKING:
+    from netproxy.handler.dns import DnsHandler
+    from netproxy.interfaces.datagrams import DatagramSocket, Destination
 
 # Clients that wait for answers, some 600 bytes each with their queries.
 WAITING_LIMIT = 4096
@@ -166,3 +171,70 @@ class PendingQuestions:
         for waiting in question.waiting:
             self._clients.remove(client_key(waiting.client), (waiting, question))
         return list(question.waiting)
+
+
+class DatagramClient:
+    """The sender of a query over UDP (a WaitingClient)."""
+
+    __slots__ = ("client", "query", "_handler", "_local", "_destination")
+
+    def __init__(
+        self,
+        handler: DnsHandler,
+        query: bytes,
+        local: DatagramSocket,
+        peer: Hashable,
+        destination: Destination | None,
+    ) -> None:
+        self.client = from_sockaddr(local.peer(peer)).host
+        self.query = query
+        self._handler = handler
+        self._local = local
+        self._destination = destination
+
+    def give(self, answer: bytes) -> None:
+        """Send the answer.  Thread: a worker's or a connection's."""
+        self._handler.send_later(answer, self.query, self._local, self._destination)
+
+    def drop(self) -> None:
+        """Do nothing: the client asks again."""
+
+
+class QueryTask:
+    """A question on behalf of one client (interfaces.fairness.ClientTask)."""
+
+    __slots__ = ("client", "_handler", "_question", "_query")
+
+    def __init__(
+        self, handler: DnsHandler, question: PendingQuestion, client: DatagramClient
+    ) -> None:
+        self.client = client.client
+        self._handler = handler
+        self._question = question
+        self._query = client.query
+
+    def run(self) -> None:
+        """Ask a server; blocks."""
+        self._handler.ask_in_turn(self._question, self._query, self.client)
+
+    def drop(self) -> None:
+        """Give up the client's turn."""
+        self._handler.give_up(self._question, self.client)
+
+
+class RefreshTask:
+    """A question whose stale answer was given (interfaces.fairness.ClientTask)."""
+
+    __slots__ = ("client", "_handler", "_query")
+
+    def __init__(self, handler: DnsHandler, query: bytes, client: str) -> None:
+        self.client = client
+        self._handler = handler
+        self._query = query
+
+    def run(self) -> None:
+        """Ask a server again, which now has all its time; blocks."""
+        self._handler.forward(self._query)
+
+    def drop(self) -> None:
+        """Do nothing: the stale answer does for now."""

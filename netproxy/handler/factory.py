@@ -32,6 +32,7 @@ class NameService(NamedTuple):
 
     source: Any  # handler.dns.DnsSource
     cache: int
+    stale: float  # seconds that answers are of use after their TTL
     submit: FairSubmit
     arenas: ArenaPool
 
@@ -188,6 +189,7 @@ class _Parts:
             DnsHandler(
                 names.source,
                 names.cache,
+                names.stale,
                 self._clients,
                 names.submit,
                 names.arenas,

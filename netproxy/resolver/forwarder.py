@@ -90,8 +90,8 @@ class DnsForwarder:
             return dns.encode_error(query, dns.REFUSED if rule is self._others else dns.NXDOMAIN)
         return None
 
-    def forward(self, query: bytes) -> bytes:
-        """Return the servers' answer to a client, SERVFAIL if none has answered.
+    def forward(self, query: bytes, seconds: float = LOOKUP_SECONDS) -> bytes:
+        """Return the servers' answer to a client, SERVFAIL if none has answered in `seconds`.
 
         Blocks.  Raises ProtocolError for a query without exactly one question.
         """
@@ -99,7 +99,7 @@ class DnsForwarder:
         servers = self._rule(question.name).servers
         try:
             if servers is not None:
-                return servers.exchange([query], time.monotonic() + LOOKUP_SECONDS)[0]
+                return servers.exchange([query], time.monotonic() + seconds)[0]
         except ServerError:
             pass
         return dns.encode_error(query, dns.SERVFAIL)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.bounded import BoundedDict
 from netproxy.interfaces.fairness import Claims, client_key
+from netproxy.resolver.name_cache import NameCache
 from netproxy.resolver.special_names import LOCALHOST_ADDRESSES, has_no_address, is_localhost
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Seconds of a lookup: what resolv.conf(5) gives the first attempt at a name server.
 LOOKUP_SECONDS = 5.0
+# Seconds that a caller waits for servers if there are stale addresses, RFC 8767 section 5.
+STALE_SECONDS = 1.8
 # Seconds that an answer of the system is kept: getaddrinfo(3) reports no TTL, and a burst of
 # connections to one host needs one lookup.
 SYSTEM_TTL = 10.0
@@ -39,6 +41,9 @@ NEGATIVE_LIMIT = 300.0
 TTL_LIMIT = 86400.0
 # Names in the cache if a plan has no other limit, some 300 bytes each.
 CACHE_NAMES = 4096
+# What getaddrinfo(3) says of names that are not there or have no address.  musl has no
+# EAI_NODATA.
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 
 class LookupResult(NamedTuple):
@@ -65,6 +70,8 @@ class LookupPlan(NamedTuple):
     """The family that comes first: "ipv4", "ipv6", or "" for the order of the answer."""
     cache: int = CACHE_NAMES
     """Names in the cache; 0 keeps none."""
+    stale: float = 0.0
+    """Seconds that addresses may be used after their TTL if the servers fail (RFC 8767)."""
 
 
 class Resolver:
@@ -79,9 +86,7 @@ class Resolver:
         # Guards everything below, and the lookups.
         self._lock = threading.Lock()
         self._plan = plan or LookupPlan(ask_system)
-        # When the result expires (monotonic seconds), and the addresses.
-        self._cache: BoundedDict[str, tuple[float, tuple[str, ...]]]
-        self._cache = BoundedDict(self._plan.cache)
+        self._cache = NameCache(self._plan.cache, self._plan.stale)
         # Lookups that wait or run, by name.
         self._lookups: dict[str, _Lookup] = {}
 
@@ -89,7 +94,7 @@ class Resolver:
         """Replace the plan, at start and on a reload; the cache is emptied."""
         with self._lock:
             self._plan = plan
-            self._cache = BoundedDict(plan.cache)
+            self._cache = NameCache(plan.cache, plan.stale)
 
     def resolve(
         self, target: Address, client: str = "", seconds: float = math.inf
@@ -102,9 +107,14 @@ class Resolver:
         known = self.known(target)
         if known is not None:
             return known
-        seconds = min(seconds, LOOKUP_SECONDS)
-        lookup = self._lookup(target.host, client, seconds)
-        if not lookup.done.wait(seconds):
+        lookup, has_stale = self._lookup(target.host, client, min(seconds, LOOKUP_SECONDS))
+        longest = STALE_SECONDS if has_stale else LOOKUP_SECONDS
+        is_done = lookup.done.wait(min(seconds, longest))
+        if has_stale and (not is_done or lookup.dropped):
+            stale = self._revive(target.host)
+            if stale:
+                return self._to_targets(stale, target.port)
+        if not is_done:
             self._counter.count("lookups", "abandoned")
             raise DialError(Reason.TIMEOUT, f"{target.host}: name server")
         if lookup.dropped:
@@ -127,12 +137,9 @@ class Resolver:
             addresses = LOCALHOST_ADDRESSES
         if addresses is None:
             with self._lock:
-                until, addresses = self._cache.get(host, (0.0, None))
-                if addresses is None:
-                    return None
-                if time.monotonic() >= until:
-                    del self._cache[host]
-                    return None
+                addresses = self._cache.fresh(host, time.monotonic())
+        if addresses is None:
+            return None
         if not addresses:
             raise DialError(Reason.NAME, host)
         return self._to_targets(addresses, target.port)
@@ -148,12 +155,14 @@ class Resolver:
             addresses = sorted(addresses, key=lambda host: (":" in host) == (prefer == "ipv4"))
         return [Address(host, port) for host in addresses]
 
-    def _lookup(self, host: str, client: str, seconds: float) -> _Lookup:
+    def _lookup(self, host: str, client: str, seconds: float) -> tuple[_Lookup, bool]:
         """Return the lookup of a name, which waits on behalf of `client` as well.
 
-        Its result is of use for `seconds`.
+        Its result is of use for `seconds`.  The second item is true if there are stale
+        addresses.
         """
         with self._lock:
+            has_stale = self._cache.has_stale(host, time.monotonic())
             lookup = self._lookups.get(host)
             if lookup is None:
                 lookup = self._lookups[host] = _Lookup(host, self._plan)
@@ -161,7 +170,15 @@ class Resolver:
             is_new_claim = lookup.claims.add(client_key(client))
         if is_new_claim:
             self._submit(_LookupTask(self, lookup, client))
-        return lookup
+        return lookup, has_stale
+
+    def _revive(self, host: str) -> tuple[str, ...]:
+        """Return stale addresses, and use them for a while; () if there are none."""
+        with self._lock:
+            stale = self._cache.revive(host, time.monotonic())
+        if stale:
+            self._counter.count("lookups", "stale")
+        return stale
 
     def run(self, lookup: _Lookup) -> None:
         """Look a name up, unless another task does.  Blocks.  Thread: the pool's."""
@@ -176,6 +193,7 @@ class Resolver:
         try:
             lookup.addresses, ttl = lookup.plan.ask(lookup.host)
             ttl = min(ttl, TTL_LIMIT if lookup.addresses else NEGATIVE_LIMIT)
+            lookup.answered = True
         except LookupFailed:
             pass
         finally:
@@ -192,19 +210,33 @@ class Resolver:
         lookup.done.set()
 
     def _end(self, lookup: _Lookup, ttl: float) -> None:
-        """Keep what a lookup has found, for `ttl` seconds, and tell its callers."""
+        """Keep what a lookup has found, for `ttl` seconds, and tell its callers.
+
+        Without an answer they get stale addresses, if there are any.
+        """
+        stale = () if lookup.answered else self._revive(lookup.host)
         with self._lock:
             # An answer under an earlier plan is not kept.
-            if ttl > 0 and lookup.plan is self._plan:
-                self._cache.put(lookup.host, (time.monotonic() + ttl, lookup.addresses))
+            if not stale and lookup.plan is self._plan:
+                self._cache.keep(lookup.host, lookup.addresses, ttl, time.monotonic())
             del self._lookups[lookup.host]
+        lookup.addresses = stale or lookup.addresses
         lookup.done.set()
 
 
 class _Lookup:
     """A lookup that waits or runs.  `addresses` is valid once `done` is set."""
 
-    __slots__ = ("host", "plan", "claims", "wanted_until", "addresses", "dropped", "done")
+    __slots__ = (
+        "host",
+        "plan",
+        "claims",
+        "wanted_until",
+        "addresses",
+        "answered",
+        "dropped",
+        "done",
+    )
 
     def __init__(self, host: str, plan: LookupPlan) -> None:
         self.host = host
@@ -213,6 +245,8 @@ class _Lookup:
         self.wanted_until = 0.0
         """Monotonic seconds: when the last caller gives up."""
         self.addresses: tuple[str, ...] = ()
+        self.answered = False
+        """True if a server, or the system, has answered."""
         self.dropped = False
         """True if too many lookups wait."""
         self.done = threading.Event()
@@ -246,9 +280,13 @@ def ask_system(host: str) -> LookupResult:
         return LookupResult((), SYSTEM_TTL)
     try:
         answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    # The idna codec raises UnicodeError for labels that it does not accept.
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
+        if error.errno in _NO_SUCH_NAME:
+            return LookupResult((), FAILURE_TTL)
         raise LookupFailed from error
+    except UnicodeError:
+        # The idna codec does not accept every label.
+        return LookupResult((), FAILURE_TTL)
     families = (socket.AF_INET, socket.AF_INET6)
     return LookupResult(
         tuple(str(answer[4][0]) for answer in answers if answer[0] in families), SYSTEM_TTL

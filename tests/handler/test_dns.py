@@ -14,8 +14,8 @@ import pytest
 
 from netproxy.errors import ProtocolError
 from netproxy.handler import dns as dns_module
-from netproxy.handler.dns import DnsHandler
-from netproxy.handler.dns_cache import CACHED_SIZE, TTL_LIMIT
+from netproxy.handler.dns import SERVER_SECONDS, STALE_SECONDS, DnsHandler
+from netproxy.handler.dns_cache import CACHED_SIZE, STALE_TTL, TTL_LIMIT
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
@@ -75,6 +75,7 @@ class Source:
     def __init__(self, reply: ReplyTable = sixty) -> None:
         self.reply = reply
         self.asked: list[bytes] = []
+        self.seconds: list[float] = []
         self.known: dict[bytes, bytes] = {}
 
     def answer(self, query: bytes) -> bytes | None:
@@ -82,8 +83,9 @@ class Source:
             raise ProtocolError("not one question")
         return self.known.get(question_of(query))
 
-    def forward(self, query: bytes) -> bytes:
+    def forward(self, query: bytes, seconds: float) -> bytes:
         self.asked.append(query)
+        self.seconds.append(seconds)
         return self.reply(query)
 
 
@@ -100,10 +102,13 @@ class Rig(BatchRig):
         self.client = self.open()
         self.handler = self.make()
 
-    def make(self, cache: int = 16, clients: Any = None, submit: Any = None) -> DnsHandler:
+    def make(
+        self, cache: int = 16, clients: Any = None, submit: Any = None, stale: float = 0.0
+    ) -> DnsHandler:
         self.handler = DnsHandler(
             self.source,
             cache,
+            stale,
             clients,
             submit or self._submit,
             self.datagrams.arenas(),
@@ -348,6 +353,97 @@ class TestCache:
             WWW, (a(60),), (), (opt(),)
         )
         assert len(plain.source.asked) == 1
+
+
+class TestStale:
+    """RFC 8767."""
+
+    def failing(self, rig: Rig, clock: list[float], **options: Any) -> Rig:
+        """Return a rig whose servers have failed when its answer became stale."""
+        rig.make(stale=1000.0, **options)
+        rig.ask(query(WWW, id=1))
+        rig.source.reply = lambda asked: answer_to(asked, flags=QR | RD | RA | SERVFAIL)
+        clock[0] += 60
+        return rig
+
+    def test_stale_answer_is_given_if_the_servers_fail(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
+        rig = self.failing(plain, clock)
+        assert rig.ask(query(question("WWW.example"), id=2)) == answer_to(
+            query(question("WWW.example"), id=2), a(STALE_TTL)
+        )
+        clock[0] += STALE_TTL - 1
+        # The servers are not asked again at once.
+        assert rig.ask(query(WWW, id=3)) == answer_to(query(WWW, id=3), a(1))
+        assert len(rig.source.asked) == 2 and rig.counts.of("queries", "stale") == 1
+        clock[0] += 1
+        rig.source.reply = sixty
+        assert rig.ask(query(WWW, id=4)) == answer_to(query(WWW, id=4), a(60))
+
+    def test_stale_answer_is_given_over_a_connection(self, plain: Rig, clock: list[float]) -> None:
+        rig = self.failing(plain, clock)
+        with Conversation(rig.handler) as client:
+            client.send(framed(query(WWW, id=2)))
+            assert read_framed(client.socket) == answer_to(query(WWW, id=2), a(STALE_TTL))
+
+    def test_servers_have_less_time_if_there_is_a_stale_answer(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
+        rig = self.failing(plain, clock)
+        rig.ask(query(WWW, id=2))
+        rig.ask(query(question("other.example"), id=3))
+        assert rig.source.seconds == [SERVER_SECONDS, STALE_SECONDS, SERVER_SECONDS]
+
+    def test_slow_server_is_asked_again_after_the_stale_answer(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
+        """A server that needs longer than a client waits would never be believed."""
+        rig = self.failing(plain, clock)
+
+        def reply(asked: bytes) -> bytes:
+            clock[0] += 2.0
+            late = rig.source.seconds[-1] > STALE_SECONDS
+            return sixty(asked) if late else answer_to(asked, flags=QR | RD | RA | SERVFAIL)
+
+        rig.source.reply = reply
+        assert rig.ask(query(WWW, id=2)) == answer_to(query(WWW, id=2), a(STALE_TTL))
+        assert rig.ask(query(WWW, id=3)) == answer_to(query(WWW, id=3), a(60))
+        assert rig.source.seconds[1:] == [STALE_SECONDS, SERVER_SECONDS]
+
+    def test_stale_answer_has_an_end(self, plain: Rig, clock: list[float]) -> None:
+        rig = self.failing(plain, clock)
+        clock[0] += 1000
+        assert rig.ask(query(WWW))[3] & 15 == SERVFAIL
+        assert rig.counts.of("queries", "stale") == 0
+
+    @pytest.mark.parametrize("code", [0, NXDOMAIN])
+    def test_answer_without_data_is_no_failure(
+        self, plain: Rig, clock: list[float], code: int
+    ) -> None:
+        """The name is gone: what was there before is not used again."""
+        rig = self.failing(plain, clock)
+        fails = rig.source.reply
+        rig.source.reply = lambda asked: answer_to(asked, flags=QR | RD | RA | code)
+        assert rig.ask(query(WWW))[3] & 15 == code
+        rig.source.reply = fails
+        assert rig.ask(query(WWW))[3] & 15 == SERVFAIL
+
+    def test_absence_is_never_stale(self, plain: Rig, clock: list[float]) -> None:
+        plain.make(stale=1000.0)
+        plain.source.reply = nxdomain
+        plain.ask(query(WWW))
+        clock[0] += 60
+        plain.source.reply = lambda asked: answer_to(asked, flags=QR | RD | RA | SERVFAIL)
+        assert plain.ask(query(WWW))[3] & 15 == SERVFAIL
+
+    def test_serving_stale_answers_can_be_switched_off(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
+        plain.ask(query(WWW))
+        clock[0] += 60
+        plain.source.reply = lambda asked: answer_to(asked, flags=QR | RD | RA | SERVFAIL)
+        assert plain.ask(query(WWW))[3] & 15 == SERVFAIL
 
 
 class TestCoalescing:
