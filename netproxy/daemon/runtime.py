@@ -12,14 +12,14 @@ import resource
 import socket
 from typing import Callable, Iterable, Mapping, Sequence
 
-from netproxy.access.destinations import Destinations, OwnSockets, DestinationPolicy
+from netproxy.access.destinations import DestinationPolicy, Destinations, OwnSockets
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.health import HealthChecks
 from netproxy.dialer.hop import PacketDependencies
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
-from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.connections import READABLE, Stream, Wait
 from netproxy.interfaces.fairness import FairSubmit
 from netproxy.interfaces.services import Counter
 from netproxy.listener.fair_queue import FairQueue
@@ -31,7 +31,6 @@ from netproxy.listener.udp import UdpListener
 from netproxy.net.activation import ActivationSockets
 from netproxy.net.address import is_local
 from netproxy.net.datagram import ArenaPool
-from netproxy.net.stream import Stream
 from netproxy.net.syscalls import trim
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.observe.flows import Flows
@@ -39,8 +38,7 @@ from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
 from netproxy.relay.nat import NatDependencies
-from netproxy.resolver.resolver import LookupPlan
-from netproxy.resolver.resolver import Resolver
+from netproxy.resolver.resolver import LookupPlan, Resolver
 from netproxy.router.auto import Verdicts
 
 RESERVED_DESCRIPTORS = 64
@@ -237,7 +235,7 @@ class Runtime:
         """Call `notify` once, on the poller's thread, when something comes on a stream."""
         notification = _Notification(notify)
         wait = Wait(((stream.socket, READABLE),), None, notification.resume)
-        self.poller.watch(wait, notification.wake, notification.end)
+        self.poller.watch(wait, notification)
 
 
 class _Notification:

@@ -3,7 +3,7 @@
 A datagram's key leads to a cached answer, which leaves at once with reduced TTLs.  A worker
 asks for what is not cached, once for all clients that ask the same meanwhile.  Messages
 pass unchanged except for their ID.  handle_packets runs on the listener's reader thread
-and never blocks; handle runs on a connection's own thread.
+and never blocks; handle is a handshake as any handler's.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from netproxy.handler.dns_waiting import (
     RefreshTask,
     WaitingStream,
 )
-from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.connections import READABLE, Blocking, Events
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Handshake, Steps, Stream
     from netproxy.interfaces.datagrams import (
         Arena,
         Batch,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.services import Counter
     from netproxy.net.datagram import ArenaPool
-    from netproxy.net.stream import Stream
 
 # Seconds that servers have for an answer, and if there is a stale one (RFC 8767 section 5).
 SERVER_SECONDS, STALE_SECONDS = 5.0, 1.8
@@ -226,31 +226,32 @@ class DnsHandler:
 
     # -- connections (RFC 7766)
 
-    def handle(self, stream: Stream, client: Address) -> Wait | None:
-        """Answer the queries of a connection.  Blocks."""
-        stream.welcome()
-        while _has_more(stream):
-            query = stream.read_exactly(int.from_bytes(stream.read_exactly(2), "big"))
-            answer = self._answer(query, client)
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        """Answer the queries of a connection, one after the other."""
+        stream.end_handshake()
+        while True:
+            try:
+                yield from stream.peek()
+            except EndOfStream:
+                return None
+            length = yield from stream.read_exactly(2)
+            query = yield from stream.read_exactly(int.from_bytes(length, "big"))
+            answer = yield from self._answer(query, client)
             if not answer:
                 return None
-            stream.write(len(answer).to_bytes(2, "big") + answer)
-            stream.limit(IDLE_SECONDS)
+            yield from stream.write_all(len(answer).to_bytes(2, "big") + answer)
             if not stream.unread():
-                resume = partial(self._resume, stream, client)
-                return Wait(((stream.socket, READABLE),), IDLE_SECONDS, resume, idle=True)
-        return None
+                watched = ((stream.socket, READABLE),)
+                if not (yield Events(watched, IDLE_SECONDS, stream.light, idle=True)):
+                    return None
+            stream.limit(IDLE_SECONDS)
 
-    def _resume(self, stream: Stream, client: Address, ready: bool) -> Wait | None:
-        if not ready:
-            return None
-        stream.limit(IDLE_SECONDS)
-        return self.handle(stream, client)
-
-    def _answer(self, query: bytes, client: Address) -> bytes:
-        """Return the answer, b"" for a message that gets none.  Blocks."""
+    def _answer(self, query: bytes, client: Address) -> Steps[bytes]:
+        """Return the answer, b"" for a message that gets none."""
         answer = self._answer_without_server(query, time.monotonic())
-        return self._wait_for(query, client) if answer is None else answer
+        if answer is None:
+            answer = yield Blocking(partial(self._wait_for, query, client))
+        return answer
 
     def _wait_for(self, query: bytes, client: Address) -> bytes:
         """Ask, or wait for the answer to a client that asks the same.  Blocks."""
@@ -276,12 +277,3 @@ def _addressed_to(answer: bytes, query: bytes) -> bytes:
     if not dns.parse_header(answer).qdcount:
         return dns_message.with_id(answer, int.from_bytes(query[:2], "big"))
     return dns_message.aged(answer, (), query, 0)
-
-
-def _has_more(stream: Stream) -> bool:
-    """Return whether a client asks again, False if it has closed.  Blocks."""
-    try:
-        stream.peek()
-    except EndOfStream:
-        return False
-    return True

@@ -1,78 +1,230 @@
-"""Connections under way: each has a thread of a bounded pool while it works, and none while it only waits.
+"""Drives connections: a pool thread while they work, none while they only wait.
 
-Where a connection came from does not matter: a listener accepted it, or it was dialled
-to serve whoever is at its other end.  A fault of one is one log record and ends it alone.
+A connection begins with a handshake, a generator that yields needs.  It runs on the
+thread that accepted it, then on the poller's thread whenever a need is satisfied there.
+A need that may block, or that is not light, is a pool thread's.  What the handshake
+returns, a Wait, goes on in the same way.  The origin of a connection does not matter:
+a listener accepted it, or it was dialled.  A fault ends one connection with one record.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 from netproxy.errors import NetProxyError, StreamError
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Wait
-from netproxy.interfaces.services import Counter, Log
-from netproxy.listener.poller import Poller
-from netproxy.listener.pool import ThreadPool
-from netproxy.net.stream import GoOn, Stream
+from netproxy.interfaces.connections import Events, Progress, Ready, Wait
+from netproxy.net.stream import poll_watched
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Handshake, Need, Stream
+    from netproxy.interfaces.services import Counter, Log
+    from netproxy.listener.poller import Poller
+    from netproxy.listener.pool import ThreadPool
+
+# Seconds that a pool thread waits for a need before it gives the connection to the poller:
+# taking it back costs two changes of threads.
+STAY_SECONDS = 0.1
 
 
 class Connection:
-    """`ended(connection)` is called once, by whichever thread saw its end; it closes the stream."""
+    """A connection that is served, and the driver of its handshake.
 
-    __slots__ = ("stream", "client", "ended")
+    Subclasses release what they hold in ended().  One thread at a time.
+    """
 
-    def __init__(self, stream: Stream, client: Address, ended: Callable[[Any], None]) -> None:
+    __slots__ = ("stream", "client", "serving", "handshake", "_need", "_wait", "_deadline")
+
+    def __init__(self, stream: Stream, client: Address) -> None:
         self.stream = stream
         self.client = client
-        self.ended = ended
+        self.serving: Serving
+        self.handshake: Handshake
+        # What the handshake waits for, and the wait for it.
+        self._need: Need
+        self._wait: Wait | None = None
+        # The stream's deadline when that wait was made.
+        self._deadline: float | None = None
+
+    def ended(self) -> None:
+        """Close the stream.  Called once, by the thread that saw the end."""
+        self.stream.close()
+
+    # -- WaitOwner
+
+    def wake(self, wait: Wait, ready: bool) -> None:
+        """Go on with a wait on a pool thread."""
+        self.serving.resume(self, wait, ready)
+
+    def end(self, error: Exception | None) -> None:
+        """End the connection; `error` is being handled if it failed."""
+        self.serving.end(self, error)
+
+    # -- the handshake
+
+    def run(self, resume: Callable[[Any], Need], value: Any, blocking: bool) -> Wait | None:
+        """Resume the handshake with a result or an error, until it waits or has ended.
+
+        `resume` is its send or its throw.  `blocking`: this thread may block.
+        Any: each need has its own result type.
+        """
+        handshake, stream = self.handshake, self.stream
+        try:
+            while True:
+                need = resume(value)
+                # A light stream only asks for bytes when all of them are used up.
+                if need is stream and stream.light:
+                    return self._wait_for_bytes(blocking)
+                try:
+                    result = self._begin(need, blocking)
+                except NetProxyError as error:
+                    resume, value = handshake.throw, error
+                    continue
+                if isinstance(result, Wait):
+                    return result
+                resume, value = handshake.send, result
+        except StopIteration as stop:
+            del self.handshake, self._need  # their memory is free from now on
+            self._wait = None
+            wait: Wait | None = stop.value
+            return wait
+
+    def _wait_for_bytes(self, blocking: bool) -> Wait:
+        stream = self.stream
+        self._need = stream
+        wait = self._wait
+        # On the poller's thread the wait for the same stream goes on, with its deadline.
+        if wait is None or blocking or self._deadline != stream.deadline:
+            watched, seconds = stream.watched()
+            wait = Wait(watched, seconds, self._resume, False, self._step, fixed=True)
+            self._wait, self._deadline = wait, stream.deadline
+        return wait
+
+    def _begin(self, need: Need, blocking: bool) -> Any:
+        """Return the result of a need, or a Wait for it."""
+        self._need = need
+        result = need.begin()
+        if result is Progress.NEEDS_THREAD:
+            return need.block() if blocking else Wait((), None, self._block)
+        if result is not Progress.PENDING:
+            return result if blocking or need.light else _Continuation(self, result).wait()
+        if blocking and not need.light:
+            watched, seconds = need.watched()
+            stay = STAY_SECONDS if seconds is None else min(seconds, STAY_SECONDS)
+            ready = poll_watched(watched, stay)
+            result = need.proceed(ready) if ready else Progress.PENDING
+        return self._wait_for(need) if result is Progress.PENDING else result
+
+    def _wait_for(self, need: Need) -> Wait:
+        watched, seconds = need.watched()
+        step = self._step if need.light else None
+        idle = isinstance(need, Events) and need.idle
+        self._wait = Wait(watched, seconds, self._resume, idle, step, fixed=True)
+        self._deadline = None
+        return self._wait
+
+    def _step(self, descriptor: int, events: int) -> Wait | None:
+        """Go on after an event, on the poller's thread."""
+        try:
+            result = self._need.proceed({descriptor: events})
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, False)
+        if result is Progress.PENDING:
+            return self._wait
+        return self.run(self.handshake.send, result, False)
+
+    def _resume(self, ready: bool) -> Wait | None:
+        """Go on, on a pool thread, after an event or when the time is up."""
+        try:
+            self._check_open()
+            events: Ready = poll_watched(self._need.watched()[0], 0) if ready else {}
+            result = self._need.proceed(events)
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, True)
+        if result is Progress.PENDING:
+            return self._wait_for(self._need)
+        return self.run(self.handshake.send, result, True)
+
+    def _block(self, ready: bool) -> Wait | None:
+        """Satisfy the need on this pool thread, then go on."""
+        try:
+            self._check_open()
+            result = self._need.block()
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, True)
+        return self.run(self.handshake.send, result, True)
+
+    def resume_with(self, result: Any) -> Wait | None:
+        """Go on with the result of a need, on a pool thread.  Any: as in run()."""
+        try:
+            self._check_open()
+        except StreamError as error:
+            return self.run(self.handshake.throw, error, True)
+        return self.run(self.handshake.send, result, True)
+
+    def _check_open(self) -> None:
+        """Raise StreamError if the stream was closed because no thread could be had."""
+        if not self.stream.open:
+            raise StreamError("no thread can be had to go on")
+
+
+class _Continuation:
+    """A result that a pool thread resumes the handshake with: what follows is not light."""
+
+    __slots__ = ("_connection", "_result")
+
+    def __init__(self, connection: Connection, result: Any) -> None:
+        self._connection = connection
+        self._result = result
+
+    def wait(self) -> Wait:
+        return Wait((), None, self._resume)
+
+    def _resume(self, ready: bool) -> Wait | None:
+        return self._connection.resume_with(self._result)
 
 
 class Serving:
+    """Drives all connections of the daemon.  Thread: any."""
+
     def __init__(self, pool: ThreadPool, poller: Poller, counter: Counter, log: Log) -> None:
         self.pool = pool
-        self._parker = poller
+        self._poller = poller
         self.counter = counter
         self.log = log
 
-    def begin(self, connection: Connection, go_on: GoOn, attempt: GoOn | None = None) -> bool:
-        """On a thread of the pool, however many wait: it was admitted.  False, and it has ended, where none can be had.
-
-        `attempt`, which never waits, goes before: on this thread, and without the pool for as long as it gives pauses
-        with steps.
-        """
-        if attempt is not None:
-            self._begin(connection, attempt)
-            return True
-        # there was room a moment ago: if it has been taken meanwhile the connection waits, it is accepted after all
-        if self.pool.submit(lambda: self._begin(connection, go_on), urgent=True):
-            return True
-        self.counter.count("connections_refused", "no thread")
-        connection.ended(connection)
-        return False
-
-    def _begin(self, connection: Connection, go_on: GoOn) -> None:
+    def begin(self, connection: Connection, handshake: Handshake) -> None:
+        """Serve a connection, beginning on this thread.  Never blocks."""
+        connection.serving = self
+        connection.handshake = handshake
         self.counter.count("connections", "accepted")
-        self._run(connection, go_on)
-
-    def _run(self, connection: Connection, go_on: GoOn) -> None:
-        pause = self._attempt(connection, go_on)
-        if pause is not None:
-            self._attempt(connection, lambda: self._park(connection, pause))
-
-    def _attempt(self, connection: Connection, go_on: GoOn) -> Wait | None:
-        """Lets a connection go on until it ends or pauses."""
         try:
-            pause = go_on()
+            wait = connection.run(handshake.send, None, False)
         except Exception as error:
-            self._end(connection, error)
-            return None
-        if pause is None:
-            self._end(connection, None)
-        return pause
+            self.end(connection, error)
+            return
+        if wait is None:
+            self.end(connection, None)
+            return
+        try:
+            self._poller.watch(wait, connection)
+        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
+            self.resume(connection, wait, False)
 
-    def _end(self, connection: Connection, error: Exception | None) -> None:
-        """`error`, where it has failed, is being handled."""
+    def resume(self, connection: Connection, wait: Wait, ready: bool) -> None:
+        """Go on with a wait on a pool thread, however many wait there: it was admitted.
+
+        If no thread can be had the connection ends here.
+        """
+        if self.pool.submit(lambda: self._go_on(connection, wait, ready), urgent=True):
+            return
+        self.counter.count("connections_refused", "no thread")
+        connection.stream.close()
+        # The handler is told that its time is up; what it would wait for next is not waited for.
+        self._attempt(connection, wait, False)
+
+    def end(self, connection: Connection, error: Exception | None) -> None:
+        """End a connection; `error` is being handled if it failed."""
         if isinstance(error, StreamError):
             self.counter.count("connections", "broken off")
         elif isinstance(error, NetProxyError):
@@ -81,23 +233,24 @@ class Serving:
         elif error is not None:
             self.counter.count("connections", "internal error")
             self.log.exception(f"serving {connection.client}")
-        connection.ended(connection)
+        connection.ended()
 
-    def _park(self, connection: Connection, pause: Wait) -> Wait | None:
-        def wake(pause: Wait, ready: bool) -> None:
-            if not self.pool.submit(
-                lambda: self._run(connection, lambda: pause.resume(ready)), urgent=True
-            ):
-                connection.stream.close()  # the pool has stopped, or has no thread at all: it ends here and now
-                self._attempt(connection, lambda: _give_up(pause))
-
+    def _go_on(self, connection: Connection, wait: Wait, ready: bool) -> None:
+        """Go on with a wait, on a pool thread, and watch for what it returns."""
+        following = self._attempt(connection, wait, ready)
+        if following is None:
+            return
         try:
-            self._parker.watch(pause, wake, lambda error: self._end(connection, error))
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no room
-            wake(pause, False)  # not here: whoever accepts must not wait for it
-        return pause
+            self._poller.watch(following, connection)
+        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
+            self.resume(connection, following, False)
 
-
-def _give_up(pause: Wait) -> None:
-    """It is told that its time is up; what it would wait for next is not waited for."""
-    pause.resume(False)
+    def _attempt(self, connection: Connection, wait: Wait, ready: bool) -> Wait | None:
+        try:
+            following = wait.resume(ready)
+        except Exception as error:
+            self.end(connection, error)
+            return None
+        if following is None:
+            self.end(connection, None)
+        return following

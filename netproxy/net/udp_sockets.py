@@ -15,9 +15,9 @@ from netproxy.interfaces.addresses import ActivationAddress
 from netproxy.net import datagram, syscalls
 from netproxy.net.activation import set_receive_timeout
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
-from netproxy.net.connect import DEFAULT_OPTIONS, SocketOptions
 from netproxy.net.datagram import SOL_UDP, UDP_GRO, Arena, ArenaPool
 from netproxy.net.datagram_socket import BatchSocket, DatagramSocket
+from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address

@@ -14,7 +14,7 @@ from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.net.connect import SocketOptions
+from netproxy.net.socket_options import SocketOptions
 from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.dialer.doubles import Clock
 from tests.support.batches import cut

@@ -539,10 +539,10 @@ def test_the_handshakes_time_is_up(
 
 def test_uot_is_no_target_where_it_is_served() -> None:
     dependencies = HandlerDependencies()
-    dependencies.connector._datagrams = object()  # type: ignore[assignment]
+    dependencies.outbound._datagrams = object()  # type: ignore[assignment]
     flow = Flow("tcp", Address(LOCALHOST, 1), Address("sp.v2.udp-over-tcp.arpa", 0), "test", "")
     with pytest.raises(NeedsThread):
-        dependencies.connector.attempt(None, flow, lambda passage: None, lambda error: None)  # type: ignore[arg-type]
+        dependencies.outbound.attempt(None, flow, lambda passage: None, lambda error: None)  # type: ignore[arg-type]
     assert dependencies.untouched()
 
 

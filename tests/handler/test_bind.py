@@ -9,10 +9,11 @@ import pytest
 
 from netproxy.dialer.block import BlockDialer
 from netproxy.errors import DialError, Reason
-from netproxy.handler.bind import Announcement, Announcer
+from netproxy.handler.announce import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.net.stream import Stream
+from netproxy.interfaces.connections import Handshake
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks5
 from tests.support.handlers import (
     LOCALHOST,
@@ -23,6 +24,7 @@ from tests.support.handlers import (
     descriptors,
     eventually,
     refused,
+    LiteralResolver,
     resolve,
 )
 from tests.support.sockets import tcp_pair
@@ -62,7 +64,7 @@ class Socks5:
 
     @staticmethod
     def reply(client: Conversation) -> Address:
-        code, bound = socks5.read_reply(Stream(client.socket))
+        code, bound = complete(socks5.read_reply(Stream(client.socket)))
         assert code == 0
         return bound
 
@@ -122,9 +124,12 @@ def test_a_peer_that_vanishes_is_noticed() -> None:
     """HAZARDS 86."""
     peers: list[socket.socket] = []
     with tcp_pair() as (near, _):
-        stream, _ = surroundings().binder.accept(
-            Stream(near), asked(ANYBODY), lambda bound: peers.append(connect(bound))
-        )
+
+        def encode(bound: Address) -> bytes:
+            peers.append(connect(bound))
+            return b""
+
+        stream, _ = complete(surroundings().binder.accept(Stream(near), asked(ANYBODY), encode))
         with peers[0], stream.socket as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
@@ -266,7 +271,7 @@ def test_a_peer_whose_name_is_not_found_is_refused_at_once() -> None:
 
 
 def test_the_first_reply_names_the_announced_address(version: Version) -> None:
-    announcer = Announcer([Announcement(None, Address("203.0.113.5", 0))], resolve)
+    announcer = Announcer([Announcement(None, Address("203.0.113.5", 0))], LiteralResolver())
     client, bound = begin(version, surroundings(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
@@ -276,7 +281,7 @@ def test_the_first_reply_names_the_announced_address(version: Version) -> None:
 
 def test_an_announced_port_is_the_relays_and_never_that_of_a_bind(version: Version) -> None:
     """announce: address:port tells where the published relay port is; a BIND listens on a port of its own."""
-    announcer = Announcer([Announcement(None, Address("203.0.113.5", 1080))], resolve)
+    announcer = Announcer([Announcement(None, Address("203.0.113.5", 1080))], LiteralResolver())
     client, bound = begin(version, surroundings(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
@@ -334,7 +339,7 @@ def test_a_hundred_binds_leave_nothing_open(version: Version) -> None:
 
 
 def test_an_ipv4_client_of_socks4_gets_ipv4_replies_whatever_is_announced() -> None:
-    announcer = Announcer([Announcement(None, Address("2001:db8::5", 0))], resolve)
+    announcer = Announcer([Announcement(None, Address("2001:db8::5", 0))], LiteralResolver())
     client, bound = begin(Socks4, surroundings(announcer=announcer))
     with client:
         assert bound.host == LOCALHOST
@@ -352,5 +357,6 @@ class Once:
     def __init__(self, dependencies: HandlerDependencies) -> None:
         self.dependencies = dependencies
 
-    def handle(self, stream: Stream, client: Address) -> None:
-        self.dependencies.binder.accept(stream, asked(PEER), lambda bound: None)
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        yield from self.dependencies.binder.accept(stream, asked(PEER), lambda bound: b"")
+        return None

@@ -6,10 +6,10 @@ import pytest
 
 from netproxy.interfaces.networks import NetworkSet
 from netproxy.errors import DialError, Reason
-from netproxy.handler.bind import Announcement, Announcer
+from netproxy.handler.announce import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol.socks5 import read_reply
 from tests.support.handlers import LOCALHOST
 from tests.support.relays import UdpPort, associate, running
@@ -24,10 +24,15 @@ NAMES = {
 }
 
 
-def resolve(address: Address) -> list[Address]:
-    if address.host not in NAMES:
-        raise DialError(Reason.NAME, address.host)
-    return [Address(host, address.port) for host in NAMES[address.host]]
+class NamesResolver:
+    """Resolves NAMES."""
+
+    def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+        if target.host not in NAMES:
+            raise DialError(Reason.NAME, target.host)
+        return [Address(host, target.port) for host in NAMES[target.host]]
+
+    known = resolve
 
 
 def announcer(*announced: tuple[str, Address]) -> Announcer:
@@ -39,7 +44,7 @@ def announcer(*announced: tuple[str, Address]) -> Announcer:
             )
             for clients, address in announced
         ],
-        resolve,
+        NamesResolver(),
     )
 
 
@@ -121,7 +126,7 @@ LISTEN = "listeners: [{listen: '%s', allow_open: true, announce: %s, udp: {relay
 def bound(text: str, server: str = LOCALHOST, source: str = LOCALHOST) -> tuple[Address, int]:
     """BND, and the port of the listener."""
     with running(text) as relay, associate(relay.port, server, source) as control:
-        code, address = read_reply(Stream(control))
+        code, address = complete(read_reply(Stream(control)))
         assert code == 0
         return address, relay.port
 
@@ -179,7 +184,7 @@ def test_with_ports_of_their_own_associations_are_told_their_own() -> None:
     assert address.host == "203.0.113.5" and address.port != listening
     with running(LISTEN % ("127.0.0.1:0", "203.0.113.5:1234", "any")) as relay:
         with associate(relay.port) as one, associate(relay.port) as other:
-            told = [read_reply(Stream(control))[1] for control in (one, other)]
+            told = [complete(read_reply(Stream(control)))[1] for control in (one, other)]
             assert told[0] != told[1]
 
 
@@ -188,7 +193,7 @@ def test_what_is_announced_does_not_change_where_it_listens() -> None:
         running(LISTEN % ("127.0.0.1:0", "203.0.113.5:1234", "shared")) as relay,
         associate(relay.port) as control,
     ):
-        read_reply(Stream(control))
+        complete(read_reply(Stream(control)))
         with UdpPort() as client, UdpPort() as target:
             from_here = b"\0\0\0\1\x7f\0\0\1" + target.address.port.to_bytes(2, "big")
             client.send(from_here + b"hello", Address(LOCALHOST, relay.port))

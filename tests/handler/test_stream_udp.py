@@ -24,10 +24,11 @@ from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.dialer.uot import UotDialer
 from netproxy.errors import DialError, Reason
 from netproxy.handler import stream_udp
-from netproxy.handler.outbound import Connector
-from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.outbound import Outbound
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
 from netproxy.handler.socks4 import Socks4Handler
-from netproxy.handler.socks5 import Entrance, Socks5Handler
+from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.handler.stream_udp import StreamUdpRelay
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Wait
@@ -107,13 +108,13 @@ class Rig:
         )
         self.table = NatTable(NatPolicy(SessionLimits(100, 100)), dependencies)
         relay = StreamUdpRelay(self, self.table, self.arenas, self.counts, self.records, IDLE)
-        connector = Connector(self, PIPE_LIMITS, self.counts, self.records, relay)
+        connector = Outbound(self, PIPE_LIMITS, self.counts, self.records, relay)
         login = Login(Users({"user": "secret"}), auth)
         self.http = HttpHandler(
             "test", connector, Forwarder(connector, IDLE), login, self.counts, relay
         )
         self.socks4 = Socks4Handler("test", connector, None, login)  # type: ignore[arg-type]
-        self.socks5 = Socks5Handler("test", connector, None, None, Entrance(login, self.counts))  # type: ignore[arg-type]
+        self.socks5 = Socks5Handler("test", connector, None, None, Socks5Login(login, self.counts))  # type: ignore[arg-type]
 
     def route(self, flow: Flow) -> Route:
         self.flows.append(flow)
@@ -715,8 +716,8 @@ class TestConnectUdpRefusals:
         dependencies = HandlerDependencies()
         handler = HttpHandler(
             "test",
-            dependencies.connector,
-            Forwarder(dependencies.connector, IDLE),
+            dependencies.outbound,
+            Forwarder(dependencies.outbound, IDLE),
             dependencies.login,
             dependencies.counters,
         )
@@ -903,8 +904,8 @@ class TestUot:
         plain.socks4, plain.socks5 = dependencies.socks4(), dependencies.socks5()
         plain.http = HttpHandler(
             "test",
-            dependencies.connector,
-            Forwarder(dependencies.connector, IDLE),
+            dependencies.outbound,
+            Forwarder(dependencies.outbound, IDLE),
             dependencies.login,
             dependencies.counters,
         )

@@ -12,7 +12,8 @@ import pytest
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.net import connect as connect_module
-from netproxy.net.connect import Dials, connect, tune
+from netproxy.net.connect import AbortableDials, connect
+from netproxy.net.socket_options import tune
 from tests.support.sockets import (
     HAS_IPV6,
     SECONDS,
@@ -158,7 +159,7 @@ def test_a_port_that_connects_to_itself_is_no_server(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("addresses", [1, 2])
 def test_a_dial_that_is_ended_fails_at_once(addresses: int) -> None:
     with black_hole() as one, black_hole() as other:
-        dials, watching = Dials(), threading.Event()
+        dials, watching = AbortableDials(), threading.Event()
 
         def dial() -> None:
             with dials.watched():
@@ -168,7 +169,7 @@ def test_a_dial_that_is_ended_fails_at_once(addresses: int) -> None:
         began, task = time.monotonic(), Task(dial)
         assert watching.wait(SECONDS)
         wait_until(lambda: sum(map(len, dials._under_way.values())) == addresses)
-        dials.end()
+        dials.abort()
         with pytest.raises(DialError):
             task.result()
         assert time.monotonic() - began < SECONDS and not dials._under_way
@@ -176,11 +177,11 @@ def test_a_dial_that_is_ended_fails_at_once(addresses: int) -> None:
 
 def test_what_is_dialled_after_the_end_fails_and_what_was_dialled_before_lives() -> None:
     with listen() as listening:
-        dials = Dials()
+        dials = AbortableDials()
         with dials.watched():
             sock = connect([address_of(listening)], 2.0)
         with sock, listening.accept()[0] as peer:
-            dials.end()
+            dials.abort()
             sock.send(b"!")
             assert peer.recv(1) == b"!"
             with dials.watched(), pytest.raises(DialError):

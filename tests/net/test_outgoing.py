@@ -18,7 +18,8 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import PacketConn
 from netproxy.net import connect as connect_module
 from netproxy.net import udp_sockets
-from netproxy.net.connect import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions, connect
+from netproxy.net.connect import connect
+from netproxy.net.socket_options import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
 from netproxy.net.stream import Stream
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.resolver.resolver import Resolver

@@ -13,7 +13,8 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.net import syscalls
 from netproxy.net import connect as connect_module
-from netproxy.net.connect import PendingDial, SocketOptions
+from netproxy.net.connect import PendingDial
+from netproxy.net.socket_options import SocketOptions
 from tests.support.sockets import HAS_IPV6, address_of, black_hole, listen, refusing, reset
 
 HOSTS = [

@@ -11,7 +11,7 @@ import struct
 from typing import Any, Callable
 
 from netproxy.errors import Reason
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks5, uot
 from tests.support.handlers import LOCALHOST, eventually
 from tests.support.relays import Running, associate
@@ -80,7 +80,7 @@ def by_socks5_udp(running: Running, host: str, port: int, arrived: Arrived = Non
         associate(running.port) as control,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
     ):
-        assert socks5.read_reply(Stream(control))[0] == socks5.SUCCEEDED
+        assert complete(socks5.read_reply(Stream(control)))[0] == socks5.SUCCEEDED
         datagram = b"\0\0\0" + _packed(host, port) + b"x"
         return _sent(running, lambda: client.sendto(datagram, (LOCALHOST, running.port)), arrived)
 

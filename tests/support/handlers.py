@@ -22,15 +22,15 @@ from typing import Any, Callable, Hashable, Iterable
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
-from netproxy.handler.bind import Announcer
+from netproxy.handler.announce import Announcer
 from netproxy.handler.bind import Binder
-from netproxy.handler.outbound import Connector
+from netproxy.handler.outbound import Outbound
 from netproxy.handler.socks4 import Socks4Handler
-from netproxy.handler.socks5 import Entrance, Socks5Handler
+from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.net.address import from_sockaddr
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from tests.support.flows import OneUpstream
@@ -175,6 +175,16 @@ def resolve(address: Address) -> list[Address]:
     return [address]
 
 
+class LiteralResolver:
+    """Resolves literal addresses and localhost."""
+
+    def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+        return resolve(target)
+
+    def known(self, target: Address) -> list[Address]:
+        return resolve(target)
+
+
 class HandlerDependencies:
     """What handlers are built on, recorded."""
 
@@ -190,16 +200,17 @@ class HandlerDependencies:
         self.log = RecordingLog()
         self.dialer = RecordingDialer(failure)
         self.router = OneUpstream(self.dialer)
-        self.connector = Connector(self.router, PIPE_LIMITS, self.counters, self.log)
-        self.binder = Binder(announcer or Announcer([], resolve), self.counters, bind_seconds)
+        self.outbound = Outbound(self.router, PIPE_LIMITS, self.counters, self.log)
+        announcer = announcer or Announcer([], LiteralResolver())
+        self.binder = Binder(announcer, self.counters, bind_seconds)
         self.login = Login(Users(users or {}), auth)
 
     def socks4(self) -> Socks4Handler:
-        return Socks4Handler("test", self.connector, self.binder, self.login)
+        return Socks4Handler("test", self.outbound, self.binder, self.login)
 
     def socks5(self) -> Socks5Handler:
         return Socks5Handler(
-            "test", self.connector, self.binder, None, Entrance(self.login, self.counters)
+            "test", self.outbound, self.binder, None, Socks5Login(self.login, self.counters)
         )
 
     @property
@@ -232,7 +243,7 @@ class Conversation:
     def _serve(self, handler: Any, stream: Stream) -> None:
         """As listener.tcp does."""
         try:
-            run_to_end(handler.handle(stream, self.local))
+            run_to_end(complete(handler.handle(stream, self.local)))
         except Exception as error:
             self.raised = error
         finally:

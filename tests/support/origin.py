@@ -17,14 +17,16 @@ from typing import Any, Callable, Mapping, NamedTuple
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
-from netproxy.handler.outbound import Connector
-from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.outbound import Outbound
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.address import from_sockaddr
-from netproxy.net.connect import connect, tune
-from netproxy.net.stream import Stream
+from netproxy.net.connect import connect
+from netproxy.net.socket_options import tune
+from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from tests.support.waits import run_to_end
@@ -339,9 +341,9 @@ class Rig:
         self.by_host: dict[str, Dialer] = {}  # other ways out, by the target's host
         self.counters = Counters()
         self.records: list[Record] = []
-        connector = Connector(self, PipeLimits(idle, idle), self.counters, self)
+        outbound = Outbound(self, PipeLimits(idle, idle), self.counters, self)
         self._handler = HttpHandler(
-            "rig", connector, Forwarder(connector, idle), login, self.counters
+            "rig", outbound, Forwarder(outbound, idle), login, self.counters
         )
         self._handshake = handshake
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -351,6 +353,8 @@ class Rig:
 
     def route(self, flow: Flow) -> Route:
         return Route(self.by_host.get(flow.target.host, self.dialer), flow)
+
+    route_without_blocking = route
 
     def began(self, live: Any, dialled: float | None = None) -> None:
         """An Observer's."""
@@ -389,7 +393,7 @@ class Rig:
     def _serve(self, stream: Stream, client: Address) -> None:
         try:
             stream.limit(self._handshake)
-            run_to_end(self._handler.handle(stream, client))
+            run_to_end(complete(self._handler.handle(stream, client)))
         except NetProxyError:
             pass
         except BaseException as error:

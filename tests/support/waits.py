@@ -1,4 +1,4 @@
-"""Runs what may pause to its end, as a listener and its parker do."""
+"""Runs a connection's waits to their end, as a listener and the poller do."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import select
 from netproxy.interfaces.connections import Wait
 
 
-def run_to_end(pause: Wait | None) -> None:
-    while pause is not None:
+def run_to_end(wait: Wait | None) -> None:
+    while wait is not None:
         poll = select.poll()
-        for sock, events in pause.watched:
+        for sock, events in wait.watched:
             poll.register(sock, events)
-        seconds = pause.seconds
-        pause = pause.resume(bool(poll.poll(None if seconds is None else min(seconds * 1000, 1e6))))
+        seconds = wait.seconds
+        wait = wait.resume(bool(poll.poll(None if seconds is None else min(seconds * 1000, 1e6))))

@@ -11,6 +11,7 @@ import pytest
 from netproxy.errors import DialError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
+from netproxy.net.stream import complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import encode_varint
 from netproxy.protocol.tunnel import BridgePort, Hello
@@ -398,7 +399,7 @@ def test_welcome_precedes_all_messages_of_other_threads(
     monkeypatch.setattr(rig.sessions, "add", add_and_use)
     # Asserts that the welcome comes first.
     agent = rig.agent()
-    kinds = [tunnel.read_message(agent.stream).kind for _ in range(3)]
+    kinds = [complete(tunnel.read_message(agent.stream)).kind for _ in range(3)]
     assert kinds == [tunnel.WANT, tunnel.PING, tunnel.REGISTERED]
     agent.close()
     with pytest.raises(DialError):
