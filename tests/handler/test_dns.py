@@ -17,6 +17,7 @@ from netproxy.handler import dns as dns_module
 from netproxy.handler.dns import SERVER_SECONDS, STALE_SECONDS, DnsHandler
 from netproxy.handler.dns_cache import CACHED_SIZE, STALE_TTL, TTL_LIMIT
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Events
 from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.listener.fair_queue import FairQueue
@@ -800,11 +801,16 @@ class TestConnections:
         with near, far:
             near.sendall(framed(query(WWW)))
             stream = Stream(far)
-            wait = plain.handler.handle(stream, Address("127.0.0.1", 1))
-            assert wait is not None and wait.idle and wait.seconds == dns_module.IDLE_SECONDS
+            handshake = plain.handler.handle(stream, Address("127.0.0.1", 1))
+            need = next(handshake)
+            while not isinstance(need, Events):
+                need = handshake.send(need.block())
+            assert need.idle and need.watched()[1] == dns_module.IDLE_SECONDS
             assert read_framed(near) == answer_to(query(WWW), a(60))
-            assert stream.welcomed
-            assert wait.resume(False) is None
+            assert not stream.handshaking
+            with pytest.raises(StopIteration) as ended:
+                handshake.send({})
+            assert ended.value.value is None
 
     def test_connection_that_waits_delays_no_other(self, plain: Rig) -> None:
         asked, go_on = threading.Event(), threading.Event()
