@@ -51,6 +51,10 @@ class DeadlineError(StreamError):
     """A stream could not be read or written before its deadline."""
 
 
+class ClientLeft(StreamError):
+    """The client left while something was done for it."""
+
+
 class Reason(enum.Enum):
     """Why a dial failed.  Each protocol has one literal table from here to its reply."""
 

@@ -1,8 +1,7 @@
 """A small HTTP/1.1 server for the metrics listener: GET and HEAD, one request a connection.
 
-One thread serves all clients.  No client can delay the others: all sockets are non-blocking
-and watched together, each has a deadline, and if there are too many the oldest that has not
-sent its request is closed.  admin.site decides what to answer.
+One thread serves all clients.  No client can delay the others: all sockets are watched
+together, each has a deadline, the oldest unfinished is closed if there are too many.
 """
 
 from __future__ import annotations
@@ -37,13 +36,8 @@ CHUNK = 65536
 """Bytes to read or write at a time."""
 ACCEPT_PAUSE = 0.1
 """Seconds to wait if no client can be accepted."""
-PHRASES = {
-    **http1.PHRASES,
-    401: "Unauthorized",
-    404: "Not Found",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
+PHRASES = http1.PHRASES | {401: "Unauthorized", 404: "Not Found"}
+PHRASES |= {500: "Internal Server Error", 503: "Service Unavailable"}
 _READ, _WRITE = select.POLLIN, select.POLLOUT
 # Fields that may come only once; http1 checks Host.
 _SINGLE_FIELDS = (b"authorization", b"origin")

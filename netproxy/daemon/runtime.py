@@ -249,6 +249,9 @@ class _Notification:
     def wake(self, wait: Wait, ready: bool) -> None:
         self._notify()
 
+    def cannot_watch(self, wait: Wait) -> None:
+        """Do nothing: the wait has no step that could return another one."""
+
     def end(self, error: Exception | None) -> None:
         """Do nothing: only waits with a step end this way."""
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING
 
-from netproxy.errors import DeadlineError, EndOfStream, NetProxyError, StreamError
-from netproxy.handler.outbound import ClientLeft
-from netproxy.handler.side_by_side import side_by_side
+from netproxy.errors import ClientLeft, DeadlineError, EndOfStream, NetProxyError, StreamError
+
+from netproxy.interfaces.side_by_side import side_by_side
 from netproxy.interfaces.connections import Events, Steps
 from netproxy.protocol import http1
 from netproxy.protocol.http1_message import (

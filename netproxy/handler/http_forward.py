@@ -11,9 +11,16 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from netproxy.errors import DeadlineError, EndOfStream, NetProxyError, Reason, StreamError
+from netproxy.errors import (
+    ClientLeft,
+    DeadlineError,
+    EndOfStream,
+    NetProxyError,
+    Reason,
+    StreamError,
+)
 from netproxy.handler.http_exchange import Exchange, OriginGone
-from netproxy.handler.outbound import CLIENT_LEFT, ClientLeft
+from netproxy.handler.outbound import CLIENT_LEFT
 from netproxy.interfaces.connections import Blocking, Steps, Wait
 from netproxy.net.stream import poll_watched
 from netproxy.protocol import http1

@@ -1,7 +1,6 @@
 """Outbound connections: routing a flow, dialling its target, relaying it, recording it.
 
-An OutboundConnection is one dialled flow, from its dial to its record.  Outbound opens
-them; there is one for each listener and configuration.
+An OutboundConnection is one dialled flow, from its dial to its record; Outbound opens them.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import time
 from select import POLLOUT
 from typing import TYPE_CHECKING
 
-from netproxy.errors import DialError, StreamError
+from netproxy.errors import ClientLeft, DialError, StreamError
 from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
 from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Wait, Watched
 from netproxy.interfaces.flows import Flow, Record, Traffic
@@ -29,12 +28,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Counter
 
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
-# How a flow ended whose client left before it heard that it is connected.
-CLIENT_LEFT = "client left"
-
-
-class ClientLeft(StreamError):
-    """The client left while its target was being dialled."""
+CLIENT_LEFT = "client left"  # how a flow ended that was not wanted any more
 
 
 class Outbound:
@@ -63,7 +57,12 @@ class Outbound:
         if self._datagrams is not None and flow.target.host in UOT_NAMES:
             self._datagrams.permit(flow)
             return UotStream(self._datagrams, flow)
-        connection: OutboundConnection = yield _Connect(self, flow, client)
+        dial = _Connect(self, flow, client)
+        try:
+            connection: OutboundConnection = yield dial
+        except (StreamError, GeneratorExit):
+            dial.abandon("failed")
+            raise
         return connection
 
     def connect(self, flow: Flow, client: Stream) -> Steps[OutboundConnection]:
@@ -71,7 +70,12 @@ class Outbound:
 
         Raises DialError, which has been counted and recorded, and ClientLeft.
         """
-        connection: OutboundConnection = yield _Connect(self, flow, client)
+        dial = _Connect(self, flow, client)
+        try:
+            connection: OutboundConnection = yield dial
+        except (StreamError, GeneratorExit):
+            dial.abandon("failed")
+            raise
         return connection
 
     def open(self, flow: Flow) -> OutboundConnection:
@@ -127,8 +131,10 @@ class _Connect:
         self._flow = flow
         self._client = client
         self._started = time.monotonic()
-        self._dialer: Dialer | None = None  # of the route that begin() has got
-        self._pending: PendingDial
+        # Of the route that begin() has got.
+        self._dialer: Dialer | None = None
+        # A dial that is not finished.
+        self._pending: PendingDial | None = None
         self.light = client is None or client.light
 
     def begin(self) -> OutboundConnection | Progress:
@@ -154,21 +160,29 @@ class _Connect:
 
     def watched(self) -> tuple[Watched, float | None]:
         """Watch the pending dial, and the client: only for its reset or end."""
-        assert self._client is not None
+        assert self._client is not None and self._pending is not None
         return ((self._pending.socket, POLLOUT), (self._client.socket, 0)), self._pending.left
 
     def proceed(self, ready: Ready) -> OutboundConnection | Progress:
         """Finish the dial.  Raises DialError, ClientLeft."""
-        assert self._client is not None and self._dialer is not None
-        if self._client.socket.fileno() in ready:
-            self._pending.close()
-            seconds = time.monotonic() - self._started
-            record = Record(self._flow, self._dialer.name, 0, 0, seconds, CLIENT_LEFT)
-            self._outbound.observer.finished(record)
+        assert self._client is not None and self._pending is not None
+        client = self._client.socket
+        # An event may have been about the last owner of the descriptor.
+        if client.fileno() in ready and net_stream.poll_watched(((client, 0),), 0):
+            self.abandon(CLIENT_LEFT)
             raise ClientLeft("the client left during the dial")
         if ready and not self._pending.settled():
             return Progress.PENDING
         return self._finish()
+
+    def abandon(self, ended: str) -> None:
+        """Close the dial and record how it ended, unless it is finished."""
+        pending, self._pending = self._pending, None
+        if pending is not None and self._dialer is not None:
+            pending.close()
+            seconds = time.monotonic() - self._started
+            record = Record(self._flow, self._dialer.name, 0, 0, seconds, ended)
+            self._outbound.observer.finished(record)
 
     def block(self) -> OutboundConnection:
         """Route, unless begin() has done so, and dial; blocks."""
@@ -184,9 +198,10 @@ class _Connect:
         return self._connected(flow, dialer, stream)
 
     def _finish(self) -> OutboundConnection:
-        assert self._dialer is not None
+        assert self._dialer is not None and self._pending is not None
+        pending, self._pending = self._pending, None
         try:
-            stream = net_stream.Stream(self._pending.finish())
+            stream = net_stream.Stream(pending.finish())
         except DialError as error:
             self._outbound.note_failure(self._flow, self._dialer.name, self._started, error)
             raise
@@ -257,8 +272,7 @@ class OutboundConnection:
 
     def traffic(self) -> Traffic:
         """Return what the flow has carried so far."""
-        relay = self._relay
-        sent, received = relay.bytes_moved() if relay is not None else (0, 0)
+        sent, received = self._relay.bytes_moved() if self._relay is not None else (0, 0)
         return Traffic(self.sent + sent, self.received + received)
 
     def idle(self) -> float:
@@ -268,9 +282,9 @@ class OutboundConnection:
     def kill(self) -> None:
         """End the flow; its record says "killed"."""
         self._killed = True
-        for stream in (self.upstream, self._client):
-            if stream is not None:
-                stream.shutdown()
+        self.upstream.shutdown()
+        if self._client is not None:
+            self._client.shutdown()
 
     def finish(self, ended: str, keep: bool = False) -> None:
         """Write the record, once; close the upstream unless it is kept for again()."""
@@ -282,7 +296,5 @@ class OutboundConnection:
         outbound.counter.count("bytes", "down", received)
         seconds = time.monotonic() - self.started
         ended = "killed" if self._killed else ended
-        record = Record(
-            self.flow, self.dialer.name, sent, received, seconds, ended, number=self.number
-        )
-        outbound.observer.finished(record)
+        record = Record(self.flow, self.dialer.name, sent, received, seconds, ended)
+        outbound.observer.finished(record._replace(number=self.number))

@@ -12,14 +12,13 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
-from netproxy.errors import ProtocolError
-from netproxy.interfaces.connections import Blocking
-from netproxy.net.stream import ExactReader
+from netproxy.errors import DeadlineError, EndOfStream, LimitError, ProtocolError
+from netproxy.interfaces.connections import Blocking, Progress
 from netproxy.protocol.proxy_protocol import read_header
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Handler, Handshake, Stream
+    from netproxy.interfaces.connections import Handler, Handshake, Ready, Steps, Stream, Watched
     from netproxy.interfaces.datagrams import Batch, DatagramSocket, PacketHandler
     from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.services import Counter, Log
@@ -132,3 +131,61 @@ class Gate:
                 yield from stream.close_staged()  # so that the client gets to read why
                 raise
         return (yield from self._handler.handle(stream, client))
+
+
+class ExactReader:
+    """A Reader of a stream that takes not one byte more than it is asked for.
+
+    What follows may be read by something that reads the socket itself (TLS).
+    """
+
+    light = True
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._missing = 0
+        self._received = b""
+
+    def begin(self) -> bool | Progress:
+        """Return whether bytes came, or PENDING.  Raises DeadlineError, StreamError."""
+        if self._stream.watched()[1] == 0.0:
+            raise DeadlineError("out of time")
+        received = self._stream.receive(self._missing)
+        if received is None:
+            return Progress.PENDING
+        self._received = bytes(received)
+        return bool(received)
+
+    def watched(self) -> tuple[Watched, float | None]:
+        """Watch for bytes until the stream's deadline."""
+        return self._stream.watched()
+
+    def proceed(self, ready: Ready) -> bool | Progress:
+        """Return as begin()."""
+        if not ready:
+            raise DeadlineError("out of time")
+        return self.begin()
+
+    def block(self) -> bool:
+        """Not reached: the need never asks for a thread."""
+        raise AssertionError
+
+    def read_exactly(self, count: int) -> Steps[bytes]:
+        """Read `count` bytes.  Raises EndOfStream."""
+        data = b""
+        while len(data) < count:
+            self._missing = count - len(data)
+            if not (yield self):
+                message = f"closed after {len(data)} of {count} bytes"
+                raise EndOfStream(message, partial=bool(data))
+            data += self._received
+        return data
+
+    def read_until(self, separator: bytes, limit: int) -> Steps[bytes]:
+        """Read up to and including `separator`.  Raises LimitError, EndOfStream."""
+        data = b""
+        while not data.endswith(separator):
+            if len(data) >= limit:
+                raise LimitError(f"no end within {limit} bytes")
+            data += yield from self.read_exactly(1)
+        return data

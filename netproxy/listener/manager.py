@@ -12,7 +12,7 @@ from typing import Any, Callable, Generic, Mapping, Sequence, TypeVar
 
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Listener
+from netproxy.interfaces.listeners import Listener
 
 PORT_TRIES = 16
 """How many ports are tried for a group before its last one must be free for TCP and UDP alike."""

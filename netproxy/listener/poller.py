@@ -24,10 +24,16 @@ _NEVER = float("inf")
 
 
 class WaitOwner(Protocol):
-    """What a wait belongs to.  Both methods are called on the poller's thread; must not block."""
+    """What a wait belongs to.  Called on the thread that calls watch(), or the poller's.
+
+    No method may block.
+    """
 
     def wake(self, wait: Wait, ready: bool) -> None:
         """Go on elsewhere, once; `ready` is False if the time is up."""
+
+    def cannot_watch(self, wait: Wait) -> None:
+        """Go on elsewhere with the wait that a step has returned: the kernel cannot watch it."""
 
     def end(self, error: Exception | None) -> None:
         """Note that a step returned nothing to wait for, or raised `error`."""
@@ -192,7 +198,7 @@ class Poller:
             else:
                 self._watch_instead(watch, wait, now)
         except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            watch.owner.wake(wait, False)
+            watch.owner.cannot_watch(wait)
 
     def _end(self, watch: _Watch, error: Exception | None) -> None:
         try:
@@ -214,8 +220,10 @@ class Poller:
         try:
             with self._lock:
                 for descriptor in before.keys() - watch.descriptors.keys():
-                    del self._watches[descriptor]
-                    self._unregister(descriptor)
+                    # One that was closed may already belong to another connection.
+                    if self._watches.get(descriptor) is watch:
+                        del self._watches[descriptor]
+                        self._unregister(descriptor)
                 for descriptor, events in watch.descriptors.items():
                     if descriptor not in before:
                         epoll.register(descriptor, events)

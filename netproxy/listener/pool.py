@@ -48,11 +48,15 @@ class ThreadPool:
         self._eager = eager
         # Guards all below.
         self._lock = threading.Lock()
-        self._stalled = False  # a thread of its own looks after tasks that wait too long
-        self._taken = 0  # tasks since the pool began
         self._threads: set[threading.Thread] = set()
-        self._busy = 0  # tasks that run or wait
+        # Threads started since the pool began, for their names.
         self._number = 0
+        # Tasks that run or wait.
+        self._busy = 0
+        # Tasks that threads have taken since the pool began.
+        self._taken = 0
+        # True while a thread of its own starts threads for tasks that wait too long.
+        self._stalled = False
         self._stopped = False
 
     def submit(self, task: Task, urgent: bool = False) -> bool:
@@ -110,7 +114,8 @@ class ThreadPool:
         )
         try:
             thread.start()
-        except RuntimeError:  # can't start new thread: a running one will take the task
+        except RuntimeError:
+            # "can't start new thread": a running one will take the task.
             self._log.limited(
                 ("threads", self._name), "%s pool: cannot start another thread", self._name
             )
@@ -154,14 +159,16 @@ class ThreadPool:
             except queue.Empty:
                 with self._lock:
                     if self._busy >= len(self._threads):
-                        continue  # a task has just been counted on this thread
+                        # A task that was submitted just now counts on this thread.
+                        continue
                     self._threads.discard(thread)
                 return
             if task is None:
                 with self._lock:
                     self._threads.discard(thread)
                 return
-            self._taken += 1  # exact enough: two at once may count as one
+            # Without the lock, which is exact enough: two at once may count as one.
+            self._taken += 1
             try:
                 task()
             except Exception:

@@ -9,10 +9,11 @@ a listener accepted it, or it was dialled.  A fault ends one connection with one
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from netproxy.errors import NetProxyError, StreamError
-from netproxy.interfaces.connections import Events, Progress, Ready, Wait
+from netproxy.interfaces.connections import Events, Progress, Wait
 from netproxy.net.stream import poll_watched
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # Seconds that a pool thread waits for a need before it gives the connection to the poller:
 # taking it back costs two changes of threads.
 STAY_SECONDS = 0.1
+# Needs that a handshake may still have, and that all fail, when no thread can be had for it.
+GIVE_UP_LIMIT = 16
 
 
 class Connection:
@@ -33,17 +36,18 @@ class Connection:
     Subclasses release what they hold in ended().  One thread at a time.
     """
 
-    __slots__ = ("stream", "client", "serving", "handshake", "_need", "_wait", "_deadline")
+    __slots__ = ("stream", "client", "serving", "handshake", "need", "_wait", "_deadline")
 
     def __init__(self, stream: Stream, client: Address) -> None:
         self.stream = stream
         self.client = client
         self.serving: Serving
         self.handshake: Handshake
-        # What the handshake waits for, and the wait for it.
-        self._need: Need
+        # What the handshake waits for; None when it has ended.
+        self.need: Need | None = None
+        # The wait for it.
         self._wait: Wait | None = None
-        # The stream's deadline when that wait was made.
+        # The stream's deadline when that wait was made; None if it is for another need.
         self._deadline: float | None = None
 
     def ended(self) -> None:
@@ -55,6 +59,10 @@ class Connection:
     def wake(self, wait: Wait, ready: bool) -> None:
         """Go on with a wait on a pool thread."""
         self.serving.resume(self, wait, ready)
+
+    def cannot_watch(self, wait: Wait) -> None:
+        """Go on with a wait that the poller cannot watch, on a pool thread."""
+        self.serving.resume_unwatched(self, wait)
 
     def end(self, error: Exception | None) -> None:
         """End the connection; `error` is being handled if it failed."""
@@ -84,30 +92,31 @@ class Connection:
                     return result
                 resume, value = handshake.send, result
         except StopIteration as stop:
-            del self.handshake, self._need  # their memory is free from now on
-            self._wait = None
+            del self.handshake  # its memory is free from now on
+            self.need = self._wait = None
             wait: Wait | None = stop.value
             return wait
 
     def _wait_for_bytes(self, blocking: bool) -> Wait:
         stream = self.stream
-        self._need = stream
-        wait = self._wait
+        self.need = stream
+        wait, deadline = self._wait, stream.deadline
         # On the poller's thread the wait for the same stream goes on, with its deadline.
-        if wait is None or blocking or self._deadline != stream.deadline:
+        if wait is None or blocking or deadline is None or self._deadline != deadline:
             watched, seconds = stream.watched()
             wait = Wait(watched, seconds, self._resume, False, self._step, fixed=True)
-            self._wait, self._deadline = wait, stream.deadline
+            self._wait, self._deadline = wait, deadline
         return wait
 
     def _begin(self, need: Need, blocking: bool) -> Any:
-        """Return the result of a need, or a Wait for it."""
-        self._need = need
+        """Return the result of a need, or a Wait for it.  Any: as in run()."""
+        self.need = need
         result = need.begin()
         if result is Progress.NEEDS_THREAD:
             return need.block() if blocking else Wait((), None, self._block)
         if result is not Progress.PENDING:
-            return result if blocking or need.light else _Continuation(self, result).wait()
+            light = blocking or need.light
+            return result if light else Wait((), None, partial(self._resume_with, result))
         if blocking and not need.light:
             watched, seconds = need.watched()
             stay = STAY_SECONDS if seconds is None else min(seconds, STAY_SECONDS)
@@ -125,8 +134,9 @@ class Connection:
 
     def _step(self, descriptor: int, events: int) -> Wait | None:
         """Go on after an event, on the poller's thread."""
+        assert self.need is not None
         try:
-            result = self._need.proceed({descriptor: events})
+            result = self.need.proceed({descriptor: events})
         except NetProxyError as error:
             return self.run(self.handshake.throw, error, False)
         if result is Progress.PENDING:
@@ -135,53 +145,67 @@ class Connection:
 
     def _resume(self, ready: bool) -> Wait | None:
         """Go on, on a pool thread, after an event or when the time is up."""
+        need = self.need
+        assert need is not None
         try:
-            self._check_open()
-            events: Ready = poll_watched(self._need.watched()[0], 0) if ready else {}
-            result = self._need.proceed(events)
+            events = poll_watched(need.watched()[0], 0) if ready else {}
+            # An event may have been about the last owner of the descriptor.
+            result = need.proceed(events) if events or not ready else Progress.PENDING
         except NetProxyError as error:
             return self.run(self.handshake.throw, error, True)
         if result is Progress.PENDING:
-            return self._wait_for(self._need)
+            return self._wait_for(need)
+        return self.run(self.handshake.send, result, True)
+
+    def _resume_with(self, result: Any, ready: bool) -> Wait | None:
+        """Go on, on a pool thread, with the result of a need.  Any: as in run()."""
         return self.run(self.handshake.send, result, True)
 
     def _block(self, ready: bool) -> Wait | None:
         """Satisfy the need on this pool thread, then go on."""
+        assert self.need is not None
         try:
-            self._check_open()
-            result = self._need.block()
+            result = self.need.block()
         except NetProxyError as error:
             return self.run(self.handshake.throw, error, True)
         return self.run(self.handshake.send, result, True)
 
-    def resume_with(self, result: Any) -> Wait | None:
-        """Go on with the result of a need, on a pool thread.  Any: as in run()."""
+    def block_unwatched(self, ready: bool) -> Wait | None:
+        """Wait for the need on this pool thread, because the poller cannot watch it."""
+        need = self.need
+        assert need is not None
         try:
-            self._check_open()
-        except StreamError as error:
+            result = Progress.PENDING
+            while result is Progress.PENDING:
+                result = need.proceed(poll_watched(*need.watched()))
+        except NetProxyError as error:
             return self.run(self.handshake.throw, error, True)
         return self.run(self.handshake.send, result, True)
 
-    def _check_open(self) -> None:
-        """Raise StreamError if the stream was closed because no thread could be had."""
-        if not self.stream.open:
-            raise StreamError("no thread can be had to go on")
+    # -- the end
 
+    def close_handshake(self) -> None:
+        """Close the handshake, so that what it holds is released now.  Does not block."""
+        self.handshake.close()
+        del self.handshake
+        self.need = self._wait = None
 
-class _Continuation:
-    """A result that a pool thread resumes the handshake with: what follows is not light."""
+    def give_up(self, wait: Wait) -> None:
+        """End without a thread: the stream is closed, and whatever is waited for fails.
 
-    __slots__ = ("_connection", "_result")
-
-    def __init__(self, connection: Connection, result: Any) -> None:
-        self._connection = connection
-        self._result = result
-
-    def wait(self) -> Wait:
-        return Wait((), None, self._resume)
-
-    def _resume(self, ready: bool) -> Wait | None:
-        return self._connection.resume_with(self._result)
+        Raises what the handshake raises.
+        """
+        self.stream.close()
+        if self.need is None:
+            # What it would wait for next is not waited for.
+            wait.resume(False)
+            return
+        error = StreamError("no thread can be had to go on")
+        try:
+            for _ in range(GIVE_UP_LIMIT):
+                self.handshake.throw(error)
+        except StopIteration:
+            pass
 
 
 class Serving:
@@ -209,19 +233,31 @@ class Serving:
         try:
             self._poller.watch(wait, connection)
         except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            self.resume(connection, wait, False)
+            self.resume_unwatched(connection, wait)
 
     def resume(self, connection: Connection, wait: Wait, ready: bool) -> None:
         """Go on with a wait on a pool thread, however many wait there: it was admitted.
 
         If no thread can be had the connection ends here.
         """
-        if self.pool.submit(lambda: self._go_on(connection, wait, ready), urgent=True):
+        if self.pool.submit(partial(self._go_on, connection, wait, ready), urgent=True):
             return
         self.counter.count("connections_refused", "no thread")
-        connection.stream.close()
-        # The handler is told that its time is up; what it would wait for next is not waited for.
-        self._attempt(connection, wait, False)
+        try:
+            connection.give_up(wait)
+        except Exception as error:
+            self.end(connection, error)
+        else:
+            self.end(connection, None)
+
+    def resume_unwatched(self, connection: Connection, wait: Wait) -> None:
+        """Go on with a wait that the poller cannot watch, on a pool thread.
+
+        A handshake waits there.  Anything else is told that its time is up.
+        """
+        if connection.need is not None:
+            wait = Wait((), None, connection.block_unwatched)
+        self.resume(connection, wait, False)
 
     def end(self, connection: Connection, error: Exception | None) -> None:
         """End a connection; `error` is being handled if it failed."""
@@ -233,24 +269,23 @@ class Serving:
         elif error is not None:
             self.counter.count("connections", "internal error")
             self.log.exception(f"serving {connection.client}")
-        connection.ended()
+        try:
+            if connection.need is not None:
+                connection.close_handshake()
+        finally:
+            connection.ended()
 
     def _go_on(self, connection: Connection, wait: Wait, ready: bool) -> None:
         """Go on with a wait, on a pool thread, and watch for what it returns."""
-        following = self._attempt(connection, wait, ready)
-        if following is None:
-            return
-        try:
-            self._poller.watch(following, connection)
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            self.resume(connection, following, False)
-
-    def _attempt(self, connection: Connection, wait: Wait, ready: bool) -> Wait | None:
         try:
             following = wait.resume(ready)
         except Exception as error:
             self.end(connection, error)
-            return None
+            return
         if following is None:
             self.end(connection, None)
-        return following
+            return
+        try:
+            self._poller.watch(following, connection)
+        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
+            self.resume_unwatched(connection, following)

@@ -25,7 +25,8 @@ from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Admission, Handler
+    from netproxy.interfaces.connections import Handler
+    from netproxy.interfaces.listeners import Admission
 
 # Connections that the kernel holds until they are accepted.
 BACKLOG = 1024
@@ -131,24 +132,30 @@ class TcpListener(socketserver.ThreadingTCPServer):
     # -- the accepting thread
 
     def serve_forever(self, poll_interval: float = 0) -> None:
-        """Accept until shutdown() or stop().  `poll_interval` is ignored: a stop wakes the thread."""
+        """Accept until shutdown() or stop().
+
+        `poll_interval` has no meaning here: shutdown() wakes the thread.
+        """
         self._stopped.clear()
         try:
             while not self._stopping:
                 try:
-                    request, sockaddr = self.get_request()
+                    request, client = self.get_request()
                 except OSError:
                     continue
-                client = from_sockaddr(sockaddr)
-                if self.verify_request(request, client):
-                    self.process_request(request, client)
+                try:
+                    if self.verify_request(request, client):
+                        self.process_request(request, client)
+                except Exception:
+                    self.handle_error(request, client)
+                    self.shutdown_request(request)
         finally:
             self._stopped.set()
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept one connection.  Any: a sockaddr, as in socketserver.
+    def get_request(self) -> tuple[socket.socket, Address]:
+        """Accept one connection; return its socket and the client's address.
 
-        Rests if the process has run out of descriptors, so that the thread never spins.
+        Pauses if the process has run out of descriptors, so that the thread never spins.
         Raises OSError.
         """
         try:
@@ -156,7 +163,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 self._poll.poll(LOOK_SECONDS * 1000 if self._activated else None)
                 if self._stopping:
                     raise OSError(errno.ECANCELED, "stopped")
-            return accepted
+            return accepted[0], from_sockaddr(accepted[1])
         except OSError as error:
             if not self._stopping:
                 self._note_accept_error(error)
@@ -170,6 +177,10 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 ("accept", self.address), "%s: cannot accept: %s", self.address, error.strerror
             )
             time.sleep(ACCEPT_PAUSE)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log the exception that is being handled.  Any: as in verify_request()."""
+        self._log.exception(f"accepting {client_address} on {self.address}")
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Return whether a client may connect; close and count its socket if not.

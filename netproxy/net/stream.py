@@ -47,6 +47,7 @@ class Stream:
         "plain",
         "handshaking",
         "_unread",
+        "_receive_size",
         "deadline",
         "_pace",
         "_calls",
@@ -63,6 +64,8 @@ class Stream:
         # True until the client has said what it wants: until then it may be shed.
         self.handshaking = True
         self._unread = unread
+        # Bytes to ask the kernel for.
+        self._receive_size = RECEIVE
         # Monotonic; of everything that goes on, None without a limit.
         self.deadline = None if limited is None else time.monotonic() + limited
         self._pace: float | None = None
@@ -119,8 +122,12 @@ class Stream:
         """Return True if bytes are there, False at the end of the stream, or PENDING.
 
         A light stream is not asked: its handshake only yields it when all bytes are used up.
+        Raises DeadlineError, StreamError.
         """
-        return Progress.PENDING if self.light else self._receive_ahead()
+        if self.light:
+            return Progress.PENDING
+        self._check_deadline()
+        return self._receive_ahead()
 
     def watched(self) -> tuple[Watched, float | None]:
         """Watch for bytes until the deadline."""
@@ -131,13 +138,12 @@ class Stream:
 
     def proceed(self, ready: Ready) -> bool | Progress:
         """Return as begin().  Raises DeadlineError, StreamError."""
-        if not ready:
-            raise DeadlineError("out of time")
         # Bytes may be there, but a peer that sends byte by byte must not go on for ever.
-        if self.deadline is not None and time.monotonic() >= self.deadline:
+        deadline = self.deadline
+        if not ready or (deadline is not None and time.monotonic() >= deadline):
             raise DeadlineError("out of time")
         try:
-            received = self._calls.receive(self.socket, RECEIVE)
+            received = self._calls.receive(self.socket, self._receive_size)
         except OSError as error:
             raise StreamError(error.strerror or "cannot receive") from error
         if received is None:
@@ -185,8 +191,12 @@ class Stream:
 
     def read_some(self, limit: int) -> Steps[bytes]:
         """Read 1 to `limit` bytes as they come; b"" at the end of the stream."""
-        if not self._unread and not (yield self):
-            return b""
+        if not self._unread:
+            self._receive_size = max(limit, RECEIVE)
+            came = yield self
+            self._receive_size = RECEIVE
+            if not came:
+                return b""
         data, self._unread = self._unread[:limit], self._unread[limit:]
         return data
 
@@ -354,8 +364,12 @@ class Stream:
         ages = [struct.unpack_from("@I", info, at)[0] for at in (_LAST_SENT, _LAST_RECEIVED)]
         return float(min(ages)) / 1000
 
+    def _check_deadline(self) -> None:
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise DeadlineError("out of time")
+
     def _receive_ahead(self) -> bool | Progress:
-        received = self.receive(RECEIVE)
+        received = self.receive(self._receive_size)
         if received is None:
             return Progress.PENDING
         self._unread = self._unread + received if self._unread else bytes(received)
@@ -379,68 +393,13 @@ class _Writable:
         return ((self._stream.socket, select.POLLOUT),), seconds
 
     def proceed(self, ready: Ready) -> bool:
-        if not ready:
+        # There may be room, but a peer that reads byte by byte must not go on for ever.
+        if not ready or self._stream.watched()[1] == 0.0:
             raise DeadlineError("out of time")
         return True
 
     def block(self) -> bool:
         raise AssertionError
-
-
-class ExactReader:
-    """A Reader of a stream that takes not one byte more than it is asked for.
-
-    What follows may be read by something that reads the socket itself (TLS).
-    """
-
-    light = True
-
-    def __init__(self, stream: connections.Stream) -> None:
-        self._stream = stream
-        self._missing = 0
-        self._received = b""
-
-    def begin(self) -> Progress:
-        """Return PENDING."""
-        return Progress.PENDING
-
-    def watched(self) -> tuple[Watched, float | None]:
-        """Watch for bytes until the stream's deadline."""
-        return self._stream.watched()
-
-    def proceed(self, ready: Ready) -> bool | Progress:
-        """Return whether bytes came.  Raises DeadlineError, StreamError."""
-        if not ready or self._stream.watched()[1] == 0.0:
-            raise DeadlineError("out of time")
-        received = self._stream.receive(self._missing)
-        if received is None:
-            return Progress.PENDING
-        self._received = bytes(received)
-        return bool(received)
-
-    def block(self) -> bool:
-        """Not reached: the need never asks for a thread."""
-        raise AssertionError
-
-    def read_exactly(self, count: int) -> Steps[bytes]:
-        """Read `count` bytes.  Raises EndOfStream."""
-        data = b""
-        while len(data) < count:
-            self._missing = count - len(data)
-            if not (yield self):
-                message = f"closed after {len(data)} of {count} bytes"
-                raise EndOfStream(message, partial=bool(data))
-            data += self._received
-        return data
-
-    def read_until(self, separator: bytes, limit: int) -> Steps[bytes]:
-        """Read up to and including `separator`.  Raises LimitError, EndOfStream."""
-        data = b""
-        while not data.endswith(separator):
-            if len(data) >= limit:
-                raise LimitError(f"no end within {limit} bytes")
-            data += yield from self.read_exactly(1)
-        return data
 
 
 class _MovedSocket:

@@ -89,7 +89,7 @@ class UdpSocketFactory:
         try:
             sock = socket.socket(family, socket.SOCK_DGRAM)
         except OSError as error:
-            raise ListenError(f"udp {address}: {error.strerror}") from error
+            raise ListenError(f"cannot listen on udp {address}: {error.strerror}") from error
         try:
             keyed = is_unspecified(address.host)
             if family == socket.AF_INET6:
@@ -98,7 +98,7 @@ class UdpSocketFactory:
             sock.bind(to_sockaddr(address, family))
         except OSError as error:
             sock.close()
-            raise ListenError(f"udp {address}: {error.strerror}") from error
+            raise ListenError(f"cannot listen on udp {address}: {error.strerror}") from error
         # Our header makes full-sized replies too long for many paths: let them be fragmented.
         return self._tuned(sock, PMTUDISC_DONT, keyed, tag)
 
@@ -114,7 +114,7 @@ class UdpSocketFactory:
             set_receive_timeout(sock)
         except OSError as error:
             sock.close()
-            raise ListenError(f"udp {address}: {error.strerror}") from error
+            raise ListenError(f"cannot listen on udp {address}: {error.strerror}") from error
         local = self._tuned(sock, PMTUDISC_DONT, keyed)
         local.activated = True
         return local

@@ -1,7 +1,7 @@
-"""Makes system calls seem not to be there for a program to be started.
+"""Disables sendmmsg(2) and recvmmsg(2) for a program that is about to be started.
 
-dig 9.18 sends by sendmmsg(2) where the kernel has it, which dante's library
-does not intercept: the datagrams would go out without a SOCKS5 header.
+dig 9.18 sends with sendmmsg(2) if the kernel has it. Dante's library does not intercept that call:
+the datagrams would leave without a SOCKS5 header.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Callable
 
 import pytest
 
-# machine -> AUDIT_ARCH_*, and the numbers of sendmmsg and recvmmsg
-_BATCHES = {"x86_64": (0xC000003E, 307, 299), "aarch64": (0xC00000B7, 269, 243)}
+# machine -> AUDIT_ARCH_*, and the numbers of sendmmsg and recvmmsg.
+_BATCH_CALLS = {"x86_64": (0xC000003E, 307, 299), "aarch64": (0xC00000B7, 269, 243)}
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NUMBER_AT, _MACHINE_AT = 0, 4
@@ -27,10 +27,13 @@ class _Program(ctypes.Structure):
 
 
 def without_batches() -> Callable[[], None]:
-    """For preexec_fn: sendmmsg and recvmmsg fail with ENOSYS from then on.  Skips the test where that cannot be had."""
-    if platform.machine() not in _BATCHES:
+    """Return a preexec_fn after which sendmmsg and recvmmsg fail with ENOSYS.
+
+    Skips the test on machines whose system call numbers are not listed here.
+    """
+    if platform.machine() not in _BATCH_CALLS:
         pytest.skip(f"the system call numbers of {platform.machine()} are not known here")
-    machine, *calls = _BATCHES[platform.machine()]
+    machine, *calls = _BATCH_CALLS[platform.machine()]
     code = b"".join(
         struct.pack("@HBBI", *line)
         for line in (

@@ -359,7 +359,8 @@ def dialling(relay: Running, address: Address, data: bytes = b"") -> socket.sock
     return sock
 
 
-def test_hazard_15_nothing_is_said_before_the_dial_is_done_and_then_all_is(slow: Slow) -> None:
+def test_nothing_is_said_before_the_dial_is_done_and_then_all_is(slow: Slow) -> None:
+    """Hazard 15."""
     with running() as relay, dialling(relay, slow.address, b"early") as sock:
         assert nothing_comes(sock)
         upstream = slow.open()

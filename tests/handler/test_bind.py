@@ -102,7 +102,8 @@ def connect(address: Address, source: str = LOCALHOST) -> socket.socket:
     return socket.create_connection(address, SECONDS, (source, 0))
 
 
-def test_hazard_17_two_replies_then_a_relay(version: Version) -> None:
+def test_two_replies_then_a_relay(version: Version) -> None:
+    """Hazard 17."""
     dependencies = surroundings()
     client, bound = begin(version, dependencies)
     with client:
@@ -121,7 +122,7 @@ def test_hazard_17_two_replies_then_a_relay(version: Version) -> None:
 
 
 def test_a_peer_that_vanishes_is_noticed() -> None:
-    """HAZARDS 86."""
+    """Hazard 86."""
     peers: list[socket.socket] = []
     with tcp_pair() as (near, _):
 
@@ -135,9 +136,8 @@ def test_a_peer_that_vanishes_is_noticed() -> None:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
 
 
-def test_hazard_17_a_wrong_peer_is_refused_and_the_right_one_still_accepted(
-    version: Version,
-) -> None:
+def test_a_wrong_peer_is_refused_and_the_right_one_still_accepted(version: Version) -> None:
+    """Hazard 17."""
     dependencies = surroundings()
     client, bound = begin(version, dependencies)
     with client:
@@ -150,7 +150,8 @@ def test_hazard_17_a_wrong_peer_is_refused_and_the_right_one_still_accepted(
     assert dependencies.counters.value("connections_refused", "wrong peer of a BIND") == 2
 
 
-def test_hazard_17_an_unspecified_peer_is_anybody(version: Version) -> None:
+def test_an_unspecified_peer_is_anybody(version: Version) -> None:
+    """Hazard 17."""
     if version is Socks4:
         pytest.skip("SOCKS4 has no such request: 0.0.0.0 is refused (row 13)")
     client, bound = begin(version, surroundings(), ANYBODY)
@@ -158,14 +159,16 @@ def test_hazard_17_an_unspecified_peer_is_anybody(version: Version) -> None:
         assert version.reply(client) == Address(*peer.getsockname())
 
 
-def test_hazard_17_only_one_peer_is_taken(version: Version) -> None:
+def test_only_one_peer_is_taken(version: Version) -> None:
+    """Hazard 17."""
     client, bound = begin(version, surroundings())
     with client, connect(bound):
         version.reply(client)
         assert refused(bound)
 
 
-def test_hazard_17_nobody_comes(version: Version) -> None:
+def test_nobody_comes(version: Version) -> None:
+    """Hazard 17."""
     before = descriptors()
     client, bound = begin(version, surroundings(bind_seconds=0.1))
     with client:
@@ -178,9 +181,8 @@ def test_hazard_17_nobody_comes(version: Version) -> None:
 
 
 @pytest.mark.parametrize("way", ["end", "reset"])
-def test_hazard_17_the_listener_is_closed_when_the_client_leaves(
-    version: Version, way: str
-) -> None:
+def test_the_listener_is_closed_when_the_client_leaves(version: Version, way: str) -> None:
+    """Hazard 17."""
     before = descriptors()
     client, bound = begin(version, surroundings(bind_seconds=60))
     if way == "reset":
@@ -191,9 +193,8 @@ def test_hazard_17_the_listener_is_closed_when_the_client_leaves(
     assert descriptors() == before
 
 
-def test_hazard_17_the_listener_is_closed_when_a_client_leaves_that_has_sent_early(
-    version: Version,
-) -> None:
+def test_the_listener_is_closed_when_a_client_leaves_that_has_sent_early(version: Version) -> None:
+    """Hazard 17."""
     client, bound = begin(version, surroundings(bind_seconds=60))
     client.send(b"early")
     client.close()
@@ -223,9 +224,8 @@ def test_data_right_behind_the_request_reaches_the_peer(version: Version) -> Non
             assert peer.recv(16) == b"behind"
 
 
-def test_hazard_18_it_listens_on_the_address_the_client_came_to_and_no_other(
-    version: Version,
-) -> None:
+def test_it_listens_on_the_address_the_client_came_to_and_no_other(version: Version) -> None:
+    """Hazard 18."""
     client, bound = begin(version, surroundings())
     with client:
         assert bound.host == LOCALHOST
@@ -233,7 +233,8 @@ def test_hazard_18_it_listens_on_the_address_the_client_came_to_and_no_other(
         assert refused(Address("127.0.0.2", bound.port))  # which 0.0.0.0 would take
 
 
-def test_hazard_18_an_ipv6_client_is_listened_for_on_ipv6() -> None:
+def test_an_ipv6_client_is_listened_for_on_ipv6() -> None:
+    """Hazard 18."""
     with Conversation(surroundings().socks5(), "::1", "::1") as client:
         client.send(Socks5.request(Address("::", 0)))
         client.expect(b"\5\0")
@@ -250,7 +251,8 @@ def test_a_peer_asked_for_by_name_is_taken() -> None:
         assert Socks5.reply(client) == Address(*peer.getsockname())
 
 
-def test_hazard_75_a_peer_is_who_was_found_by_the_one_lookup_that_was_checked() -> None:
+def test_a_peer_is_who_was_found_by_the_one_lookup_that_was_checked() -> None:
+    """Hazard 75."""
     answers = iter(["127.0.0.2", LOCALHOST])  # a name server that says something else each time
     dependencies = surroundings()
     dependencies.router.look_up = lambda target: [target._replace(host=next(answers))]
@@ -302,7 +304,8 @@ def test_a_way_out_that_cannot_bind_refuses(version: Version) -> None:
         client.expect_end()
 
 
-def test_hazard_14_a_bind_that_the_rules_refuse_is_refused_with_02() -> None:
+def test_a_bind_that_the_rules_refuse_is_refused_with_02() -> None:
+    """Hazard 14."""
     dependencies = surroundings()
     dependencies.router.dialer = BlockDialer()
     with Conversation(dependencies.socks5()) as client:

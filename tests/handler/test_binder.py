@@ -76,7 +76,8 @@ def test_the_announced_address_is_told(announced: Address, told: Address) -> Non
 @pytest.mark.parametrize(
     "announced", ["0.0.0.0", "::", "2001:db8::5", "six.example", "nothing.example", "gone.example"]
 )
-def test_hazard_43_what_is_no_address_of_that_family_is_never_told(announced: str) -> None:
+def test_what_is_no_address_of_that_family_is_never_told(announced: str) -> None:
+    """Hazard 43."""
     assert announcer(("", Address(announced, 0))).bound(CLIENT, LOCAL, 5000) == Address(
         "192.168.1.1", 5000
     )
@@ -88,7 +89,8 @@ def test_hazard_43_what_is_no_address_of_that_family_is_never_told(announced: st
 @pytest.mark.parametrize(
     "announced", ["::", "0.0.0.0", "203.0.113.5", "one.example", "nothing.example"]
 )
-def test_hazard_43_an_ipv6_client_is_told_an_ipv6_address_that_is_one(announced: str) -> None:
+def test_an_ipv6_client_is_told_an_ipv6_address_that_is_one(announced: str) -> None:
+    """Hazard 43."""
     assert announcer(("", Address(announced, 0))).bound(CLIENT6, LOCAL6, 5000) == Address(
         "2001:db8::1", 5000
     )
@@ -162,9 +164,8 @@ def test_a_wildcard_is_never_told(listen: str) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["::", "::0", "0:0:0:0:0:0:0:0", "::0.0.0.0"])
-def test_hazard_43_an_unspecified_address_is_never_told_however_it_is_spelled(
-    spelling: str,
-) -> None:
+def test_an_unspecified_address_is_never_told_however_it_is_spelled(spelling: str) -> None:
+    """Hazard 43."""
     address, listening = bound(LISTEN % ("[::1]:0", f"'{spelling}'", "shared"), "::1", "::1")
     assert address == Address("::1", listening)
 

@@ -17,7 +17,7 @@ from netproxy.handler import dns as dns_module
 from netproxy.handler.dns import SERVER_SECONDS, STALE_SECONDS, DnsHandler
 from netproxy.handler.dns_cache import CACHED_SIZE, STALE_TTL, TTL_LIMIT
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Events
+from netproxy.interfaces.connections import READABLE
 from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.listener.fair_queue import FairQueue
@@ -53,6 +53,7 @@ from tests.support.nameservers import (
     txt_records,
 )
 from tests.support.sockets import SECONDS, nothing_comes, udp, wait_until
+from tests.support.waits import run_until_events
 
 WWW = question("www.example")
 FORMERR, SERVFAIL, NXDOMAIN, NOTIMP = 1, 2, 3, 4
@@ -802,15 +803,14 @@ class TestConnections:
             near.sendall(framed(query(WWW)))
             stream = Stream(far)
             handshake = plain.handler.handle(stream, Address("127.0.0.1", 1))
-            need = next(handshake)
-            while not isinstance(need, Events):
-                need = handshake.send(need.block())
-            assert need.idle and need.watched()[1] == dns_module.IDLE_SECONDS
+            need = run_until_events(handshake)
+            watched = ((far, READABLE),)
+            assert need.idle and need.watched() == (watched, dns_module.IDLE_SECONDS)
             assert read_framed(near) == answer_to(query(WWW), a(60))
             assert not stream.handshaking
-            with pytest.raises(StopIteration) as ended:
+            with pytest.raises(StopIteration) as stop:
                 handshake.send({})
-            assert ended.value.value is None
+            assert stop.value.value is None
 
     def test_connection_that_waits_delays_no_other(self, plain: Rig) -> None:
         asked, go_on = threading.Event(), threading.Event()

@@ -38,7 +38,7 @@ from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import Arena, ArenaPool
 from netproxy.net.framed import QUEUE_LIMIT
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
 from netproxy.relay.quota import SessionLimits
 from tests.support.batches import cut
@@ -394,14 +394,14 @@ class TestConnectUdp:
         near, far = tcp_pair()
         with make_rig(dialer) as rig, near, far:
             near.sendall(request(path(Address("192.0.2.1", 443))))
-            pause: Any = rig.http.handle(Stream(far), address_of(near))
-            assert isinstance(pause, Wait) and not pause.idle
-            assert (pause.watched, pause.seconds) == (((far, READABLE),), IDLE)
+            wait: Any = complete(rig.http.handle(Stream(far), address_of(near)))
+            assert isinstance(wait, Wait) and not wait.idle
+            assert (wait.watched, wait.seconds) == (((far, READABLE),), IDLE)
             assert read_exactly(near, len(ACCEPTED)) == ACCEPTED
             near.sendall(capsule(b"abc"))
-            pause = pause.resume(True)
+            wait = wait.resume(True)
             assert [payload for payload, _ in dialer.conns[0].sent] == [b"abc"]
-            assert pause.resume(False) is None
+            assert wait.resume(False) is None
             assert near.recv(1) == b""
 
     def test_connect_udp_session_that_expired_is_opened_again_by_the_next_datagram(self) -> None:
@@ -1250,7 +1250,7 @@ def listening(rig: Rig, handler: Any) -> Iterator[Address]:
         stream = Stream(sock)
         stream.limit(SECONDS)
         try:
-            run_to_end(handler.handle(stream, Address(*sock.getpeername()[:2])))
+            run_to_end(complete(handler.handle(stream, Address(*sock.getpeername()[:2]))))
         finally:
             stream.close()
 

@@ -132,7 +132,7 @@ def test_h11_reads_the_response_that_we_read(method: bytes, raw: bytes) -> None:
 
 
 def test_h11_agrees_on_every_request_that_we_forward() -> None:
-    """Hazards 49 to 52."""
+    """Hazards 49, 50, 51 and 52."""
     hypothesis = pytest.importorskip("hypothesis")
     st = hypothesis.strategies
     names = st.sampled_from(

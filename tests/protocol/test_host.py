@@ -139,7 +139,7 @@ def test_address_in_any_spelling_becomes_its_canonical_text(raw: bytes, host: st
 
 @pytest.mark.parametrize("raw", REFUSED.values(), ids=REFUSED)
 def test_invalid_host_is_refused(raw: bytes) -> None:
-    """Hazards 1.1 and 10."""
+    """Hazard 10."""
     with pytest.raises(HostError):
         parse_host(raw)
 

@@ -248,7 +248,7 @@ def test_header_is_read_to_its_last_byte(data: bytes, client: Address | None) ->
     ids=[*REFUSED_LINES, *REFUSED_BLOCKS],
 )
 def test_invalid_header_is_refused(data: bytes) -> None:
-    """Hazard 1.2."""
+    """Python's int() and strip() accept some of these."""
     check_refused(read_header, data, ProtocolError)
 
 

@@ -192,7 +192,7 @@ def test_credentials_that_are_empty_or_too_long_are_not_encoded(user: str, passw
     [(b"\1\0", True), (b"\1\1", False), (b"\1\xff", False), (b"\5\0", True), (b"\5\1", False)],
 )
 def test_status_of_credentials_is_read(data: bytes, accepted: bool) -> None:
-    """Hazard 1.1: servers in use answer with version 5."""
+    """Servers in use answer with version 5 instead of 1."""
     check_read(socks5.read_credentials_status, data, accepted)
 
 
@@ -204,7 +204,7 @@ def test_status_of_credentials_is_encoded_with_version_1() -> None:
 
 @pytest.mark.parametrize(("data", "request_"), REQUESTS.values(), ids=REQUESTS)
 def test_request_is_read_to_its_last_byte(data: bytes, request_: Socks5Request) -> None:
-    """Hazards 1.1 and 9 to 11."""
+    """Hazards 9, 10 and 11."""
     check_read(socks5.read_request, data, request_)
 
 
@@ -312,6 +312,6 @@ def test_invalid_name_of_a_udp_target_is_refused(name: bytes) -> None:
     "data", [b"", b"\1", b"\1\x7f\0\0", b"\3", b"\3\5a", b"\4" + b"\0" * 17, b"\x09abcd\0\1"]
 )
 def test_udp_target_cut_short_or_of_unknown_type_is_refused(data: bytes) -> None:
-    """Hazard 1.1: no IndexError."""
+    """No IndexError passes."""
     with pytest.raises(ProtocolError):
         socks5.parse_target(data)

@@ -11,7 +11,8 @@ import pytest
 from netproxy.errors import DialError, Reason
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.forward import TcpForward
-from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.interfaces.addresses import Address

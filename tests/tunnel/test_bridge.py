@@ -167,7 +167,7 @@ def test_invalid_hello_is_closed_without_an_answer(rig: BridgeRig, data: bytes) 
 
 def test_silent_agent_is_closed_at_the_handshake_deadline(rig: BridgeRig) -> None:
     """Hazard 119."""
-    rig.listener.configure(rig.bridge, rig.door, 0.1)
+    rig.listener.configure(rig.bridge, rig.admission, 0.1)
     for data in (b"", tunnel.encode_hello(Hello(tunnel.CONTROL, "home", NONCE))):
         sock = rig.connect()
         sock.sendall(data)
@@ -488,7 +488,7 @@ def test_idle_work_connection_holds_no_thread_and_no_admission(rig: BridgeRig) -
     agent = rig.agent()
     rig.work(agent)
     # The control connection alone.
-    wait_until(lambda: rig.door.inside == ["127.0.0.1"])
+    wait_until(lambda: rig.admission.inside == ["127.0.0.1"])
     wait_until(lambda: not rig.pool.busy)
 
 

@@ -7,6 +7,7 @@ are generators that yield needs; here they become one, whose need is for either.
 
 from __future__ import annotations
 
+import select
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,19 +19,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Events that poll(2) reports whether they are asked for or not.
+_ALWAYS = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
 
 def side_by_side(main: Steps[T], other: Steps[None]) -> Steps[T]:
     """Run `other` beside `main`; return what `main` returns.
 
     An exception of either ends both.  `other` is closed when `main` has returned.
     """
-    sides = _Side(main), _Side(other)
+    first, second = sides = _Side(main), _Side(other)
     try:
         for side in sides:
             side.start()
-        while not sides[0].finished:
-            yield _Either([side for side in sides if not side.finished])
-        value: T = sides[0].value
+        while not first.finished:
+            yield _Either(first, None if second.finished else second)
+        value: T = first.value
         return value
     finally:
         for side in sides:
@@ -98,8 +102,10 @@ class _Either:
 
     light = False
 
-    def __init__(self, sides: list[_Side]) -> None:
-        self._sides = sides
+    def __init__(self, main: _Side, other: _Side | None) -> None:
+        """`other`: None if it has finished."""
+        self._main = main
+        self._sides = [main] if other is None else [main, other]
 
     def begin(self) -> Progress:
         return Progress.PENDING
@@ -118,13 +124,22 @@ class _Either:
     def proceed(self, ready: Ready) -> None:
         now = time.monotonic()
         for side in self._sides:
-            own = {
-                number: ready[number]
-                for number in (descriptor.fileno() for descriptor, _ in side.watched())
-                if number in ready
-            }
+            if self._main.finished:
+                return  # the other ends with it
+            own = _own_events(side.watched(), ready)
             if own or side.deadline <= now:
                 side.proceed(own)
 
     def block(self) -> None:
         raise AssertionError
+
+
+def _own_events(watched: Watched, ready: Ready) -> Ready:
+    """Return the events that one side asked for: the other may watch the same descriptor."""
+    own = {}
+    for descriptor, wanted in watched:
+        number = descriptor.fileno()
+        events = ready.get(number, 0) & (wanted | _ALWAYS)
+        if events:
+            own[number] = events
+    return own
