@@ -17,6 +17,7 @@ from netproxy.config.schema import (
     UpstreamConfig,
 )
 from netproxy.config.tls import read_client_tls
+from netproxy.config.units import parse_duration
 from netproxy.config.upstreams import UpstreamReader
 from netproxy.config.url import HOST_NAME, parse_host_port
 from netproxy.interfaces.addresses import Address, pack_ip
@@ -27,6 +28,8 @@ NAME_LIMIT = 254
 """Characters of a name, with a dot at the end."""
 CACHE_LIMIT = 1 << 20
 """Names, of some 300 bytes each.  A dns listener caches as many answers, of the same size."""
+STALE_LIMIT = 7 * 86400.0
+"""Seconds: RFC 8767 section 5 suggests one to three days."""
 _IPV6 = r"(?:[0-9a-fA-F.]*:){2}[0-9a-fA-F:.]*"
 _URL = (
     r"(?:(udp|tcp|tls|https)://)?"
@@ -67,6 +70,7 @@ class DnsReader:
             section.read("cache", _cache, DnsConfig().cache),
             section.choice("prefer", ("ipv4", "ipv6"), ""),
             tuple(sorted(hosts.items())),
+            section.read("serve_stale", _stale, DnsConfig().serve_stale),
             section.place,
         )
         section.finish()
@@ -177,6 +181,13 @@ def _address(text: str) -> str:
     if pack_ip(text) is None:
         raise ValueError(f"'{text}' is not an IP address")
     return text
+
+
+def _stale(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds > STALE_LIMIT:
+        raise ValueError(f"'{text}' is longer than {STALE_LIMIT / 86400:g}d")
+    return seconds
 
 
 def _cache(text: str) -> int:

@@ -130,6 +130,8 @@ class DnsConfig(NamedTuple):
     """The addresses that are tried first: "ipv4", "ipv6", or "" for the order of the answer."""
     hosts: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Names with their addresses, sorted; a name without addresses does not exist."""
+    serve_stale: float = 86400.0
+    """Seconds that a cached answer may be used after its TTL if no server answers; 0 for never."""
     place: str = ""
 
 

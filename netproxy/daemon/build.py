@@ -148,7 +148,8 @@ class _Builder:
             return None
         runtime = self._runtime
         arenas = runtime.datagrams.arenas()
-        return DnsDependencies(forwarder, self._config.dns.cache, runtime.queries, arenas)
+        dns = self._config.dns
+        return DnsDependencies(forwarder, dns.cache, dns.serve_stale, runtime.queries, arenas)
 
     def _routing(self) -> tuple[RuleRouter, tuple[AutoDialer, ...]]:
         """Return the router, and its dialers that learn from the connections they made."""
@@ -266,7 +267,7 @@ def _lookups(config: Config, forwarder: DnsForwarder | None) -> LookupPlan:
     """Return how names are looked up."""
     if forwarder is None:
         dns = config.dns
-        return LookupPlan(ask_system, dict(dns.hosts), dns.prefer, dns.cache)
+        return LookupPlan(ask_system, dict(dns.hosts), dns.prefer, dns.cache, dns.serve_stale)
     # late, as in _forwarder()
     from netproxy.resolver.factory import make_lookup_plan
 

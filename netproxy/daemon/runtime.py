@@ -20,7 +20,9 @@ from netproxy.dialer.hop import PacketDependencies
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.connections import READABLE, Stream, Wait
+from netproxy.interfaces.fairness import FairSubmit
 from netproxy.interfaces.services import Counter
+from netproxy.listener.fair_queue import FairQueue
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
 from netproxy.listener.serving import Serving
@@ -49,14 +51,15 @@ DESCRIPTORS_PER_CONNECTION = 3
 # enough that a proxy that does not answer holds up only a few.
 DIAL_THREADS, DIAL_QUEUE = 64, 4096
 # Queries of dns listeners to their servers.  A pool of its own: the names that strangers ask
-# for must not hold up our own lookups.
-QUERY_THREADS, QUERY_QUEUE = 64, 1024
+# for must not hold up our own lookups.  Clients share it fairly, as they do the next two: one
+# alone has half of the threads (listener.fair_queue).
+QUERY_THREADS, QUERY_QUEUE = 128, 1024
 # Health checks.  A pool of its own: a dead proxy must not hold up the check that finds it dead.
 CHECK_THREADS, CHECK_QUEUE = 8, 256
 # Names of UDP targets.  A pool of its own: no dial waits behind them.
-NAME_THREADS, NAME_QUEUE = 64, 256
+NAME_THREADS, NAME_QUEUE = 128, 256
 # Lookups of the resolver.  Threads start on demand: many slow names at once delay no other.
-LOOKUP_THREADS, LOOKUP_QUEUE = 64, 256
+LOOKUP_THREADS, LOOKUP_QUEUE = 128, 256
 
 CONNECTION_THREADS_LIMIT = 1024
 """Threads for connections.  Idle connections have none: these are relaying or shaking hands."""
@@ -104,8 +107,8 @@ class Reachability:
     --explain) has one of its own, so that the question changes nothing.
     """
 
-    def __init__(self, submit: Callable[[Callable[[], None]], bool], counter: Counter) -> None:
-        """`submit(task)` runs a lookup on another thread, and returns False if too many wait."""
+    def __init__(self, submit: FairSubmit, counter: Counter) -> None:
+        """Look names up on threads of `submit`."""
         self.own = OwnSockets(is_local)
         self.destinations = Destinations(self.own)
         self.resolver = Resolver(submit, counter)
@@ -137,9 +140,9 @@ class Runtime:
         self.connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
         self.poller = Poller(log)
         self._dials = ThreadPool("dial", DIAL_THREADS, DIAL_QUEUE, log)
-        self._names = ThreadPool("name", NAME_THREADS, NAME_QUEUE, log)
-        self._lookups = ThreadPool("lookup", LOOKUP_THREADS, LOOKUP_QUEUE, log)
-        self._queries = ThreadPool("query", QUERY_THREADS, QUERY_QUEUE, log)
+        self._names = FairQueue(ThreadPool("name", NAME_THREADS, 0, log), NAME_QUEUE)
+        self._lookups = FairQueue(ThreadPool("lookup", LOOKUP_THREADS, 0, log), LOOKUP_QUEUE)
+        self._queries = FairQueue(ThreadPool("query", QUERY_THREADS, 0, log), QUERY_QUEUE)
         self._checks = ThreadPool("check", CHECK_THREADS, CHECK_QUEUE, log)
         self.reachability = Reachability(self._lookups.submit, self.counters)
         self.resolver = self.reachability.resolver
@@ -163,13 +166,14 @@ class Runtime:
         )
 
     @property
-    def pools(self) -> dict[str, ThreadPool]:
+    def pools(self) -> dict[str, ThreadPool | FairQueue]:
         """The thread pools by name, for statistics."""
         return {
             "connection": self.connections,
             "dial": self._dials,
             "name": self._names,
             "lookup": self._lookups,
+            "query": self._queries,
             "check": self._checks,
         }
 

@@ -73,7 +73,7 @@ class ServiceRouter(FixedRouter):
 
     def route(self, flow: Flow) -> Route:
         """Resolve the service's name; may block.  Raises DialError."""
-        addresses = tuple(self._resolver.resolve(flow.target))
+        addresses = tuple(self._resolver.resolve(flow.target, flow.client.host))
         return super().route(flow._replace(addresses=addresses))
 
     def route_without_blocking(self, flow: Flow) -> Route | None:

@@ -45,7 +45,7 @@ class TargetResolver(NamedTuple):
         Raises DialError.
         """
         return flow.addresses or self.guard.permitted(
-            flow, self.resolver.resolve(flow.target, seconds)
+            flow, self.resolver.resolve(flow.target, flow.client.host, seconds)
         )
 
 

@@ -8,14 +8,20 @@ and never blocks; handle is a handshake as any handler's.
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Hashable, Protocol
+from typing import TYPE_CHECKING, Hashable, Protocol
 
 from netproxy.errors import EndOfStream, ProtocolError
 from netproxy.handler.dns_cache import AnswerCache
+from netproxy.handler.dns_waiting import (
+    DatagramClient,
+    PendingQuestion,
+    PendingQuestions,
+    QueryTask,
+    RefreshTask,
+    WaitingStream,
+)
 from netproxy.interfaces.connections import READABLE, Blocking, Events
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
@@ -30,15 +36,13 @@ if TYPE_CHECKING:
         Destination,
         SocketAddress,
     )
+    from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.services import Counter
     from netproxy.net.datagram import ArenaPool
 
-# Clients that wait for one answer.
-WAITING_LIMIT = 64
-# Seconds that a connection waits for an answer that another client has asked for: name servers
-# have five seconds.
-ANSWER_SECONDS = 10.0
+# Seconds that servers have for an answer, and if there is a stale one (RFC 8767 section 5).
+SERVER_SECONDS, STALE_SECONDS = 5.0, 1.8
 # Seconds until the next query of a connection; RFC 7766 section 6.2.3 recommends a few.
 IDLE_SECONDS = 30.0
 # Client hosts remembered as allowed.
@@ -51,12 +55,11 @@ class DnsSource(Protocol):
     def answer(self, query: bytes) -> bytes | None:
         """Return the answer if it needs no server, else None.  Raises ProtocolError."""
 
-    def forward(self, query: bytes) -> bytes:
-        """Return the answer of a server.  Blocks.  Raises ProtocolError."""
+    def forward(self, query: bytes, seconds: float) -> bytes:
+        """Return the answer of a server, SERVFAIL if none answers within `seconds`.
 
-
-Waiting = list[tuple[bytes, Callable[[bytes], None]]]
-"""Clients that wait for one answer: the query of each, and what takes its answer."""
+        Blocks.  Raises ProtocolError.
+        """
 
 
 class DnsHandler:
@@ -66,28 +69,27 @@ class DnsHandler:
         self,
         source: DnsSource,
         cache: int,
+        stale: float,
         clients: HostSet | None,
-        submit: Callable[[Callable[[], None]], bool],
+        submit: FairSubmit,
         arenas: ArenaPool,
         counter: Counter,
     ) -> None:
         """Answer by `source` and a cache of `cache` answers.
 
-        `clients` may ask over UDP, None for everybody.  `submit` runs a task on a bounded
-        pool; it returns False if too many tasks wait.
+        Answers may be used for `stale` seconds after their TTL if the servers fail.
+        `clients` may ask over UDP, None for everybody.
         """
         self._source = source
-        self._answers = AnswerCache(cache)
+        self._answers = AnswerCache(cache, stale)
         self._clients = clients
         self._submit = submit
         self._arenas = arenas
         self._counter = counter
         # Hosts that were found in `clients`.  Only the reader thread uses it.
         self._allowed_hosts: set[Hashable] = set()
-        # Guards _pending.
-        self._lock = threading.Lock()
-        # Waiting clients by cache key, or by question if the answer is not cached.
-        self._pending: dict[bytes, Waiting] = {}
+        # By cache key, or by question if the answer is not cached.
+        self._pending = PendingQuestions(partial(counter.count, "drops"))
 
     # -- datagrams
 
@@ -102,7 +104,12 @@ class DnsHandler:
             destination = local.reply_destination(peer)
             for at in offsets:
                 size = last if at == offsets[-1] else length
-                self._serve(bytes(arena.view[at : at + size]), local, destination, out, now)
+                query = bytes(arena.view[at : at + size])
+                answer = self._answer_without_server(query, now)
+                if answer is None:
+                    self._ask_later(DatagramClient(self, query, local, peer, destination))
+                elif answer:
+                    self._send(answer, query, local, destination, out)
         self._arenas.give(out)
 
     def _is_allowed(self, sockaddr: SocketAddress) -> bool:
@@ -116,23 +123,14 @@ class DnsHandler:
         self._allowed_hosts.add(host)
         return True
 
-    def _serve(
-        self,
-        query: bytes,
-        local: DatagramSocket,
-        destination: Destination | None,
-        out: Arena,
-        now: float,
-    ) -> None:
+    def _answer_without_server(self, query: bytes, now: float) -> bytes | None:
+        """Return a cached answer, or one that needs no server; None if a server must be asked.
+
+        Returns b"" for a message that gets no answer.
+        """
         key = dns_message.cache_key(query)
         answer = self._answers.find(key, query, now) if key else None
-        if answer is None:
-            answer = self._answer_at_once(query)
-            if answer is None:
-                self._ask_later(key, query, local, destination)
-                return
-        if answer:
-            self._send(answer, query, local, destination, out)
+        return self._answer_at_once(query) if answer is None else answer
 
     def _answer_at_once(self, query: bytes) -> bytes | None:
         """Return the answer if it needs no server, else None.
@@ -140,12 +138,16 @@ class DnsHandler:
         Returns b"" for a message that gets no answer.
         """
         try:
-            if dns.parse_header(query).response:
+            header = dns.parse_header(query)
+            if header.response:
                 # Two servers that answer each other's answers would never end.
                 raise ProtocolError("an answer")
         except ProtocolError:
             self._counter.count("drops", "malformed")
             return b""
+        if header.opcode:
+            self._counter.count("queries", "not implemented")
+            return dns.encode_error(query, dns.NOTIMP)
         try:
             return self._source.answer(query)
         except ProtocolError:
@@ -164,66 +166,63 @@ class DnsHandler:
             answer = dns_message.truncate(answer, dns_message.udp_size(query))
         local.send(out, out.put(answer), destination)
 
-    def _ask_later(
-        self,
-        key: bytes | None,
-        query: bytes,
-        local: DatagramSocket,
-        destination: Destination | None,
+    def send_later(
+        self, answer: bytes, query: bytes, local: DatagramSocket, destination: Destination | None
     ) -> None:
-        """Have a worker ask, or wait for the answer to a client that asks the same."""
-        question = key or _question_key(query)
-        send = partial(self._send_later, query, local, destination)
-        is_first = self._join(question, query, send)
-        if is_first and not self._submit(partial(self._ask, question, key, query)):
-            self._counter.count("drops", "lookup queue full", len(self._take(question)))
-
-    def _send_later(
-        self, query: bytes, local: DatagramSocket, destination: Destination | None, answer: bytes
-    ) -> None:
-        """Send an answer from a worker's thread."""
+        """Send an answer from another thread than the reader's."""
         out = self._arenas.take()
         self._send(answer, query, local, destination, out)
         self._arenas.give(out)
 
+    def _ask_later(self, client: DatagramClient) -> None:
+        """Have a worker ask, or wait for the answer to a client that asks the same."""
+        question, must_submit = self._pending.join(_question_key(client.query), client)
+        if must_submit:
+            self._submit(QueryTask(self, question, client))
+
     # -- clients that ask the same at the same time
 
-    def _join(self, question: bytes, query: bytes, give: Callable[[bytes], None]) -> bool:
-        """Wait for an answer; return True for the first client, which has to ask.
+    def ask_in_turn(self, question: PendingQuestion, query: bytes, client: str) -> None:
+        """Ask, unless another task does.  Blocks.  Thread: a worker's."""
+        if self._pending.begin(question):
+            self._ask(question, query, client)
 
-        `give` is called with the answer, unless too many clients wait for it.
-        """
-        with self._lock:
-            waiting = self._pending.get(question)
-            if waiting is None:
-                self._pending[question] = [(query, give)]
-            elif len(waiting) < WAITING_LIMIT:
-                waiting.append((query, give))
-            else:
-                self._counter.count("drops", "waiting queue full")
-        return waiting is None
+    def give_up(self, question: PendingQuestion, client: str) -> None:
+        """Give up a client's turn to ask."""
+        self._pending.drop_claim(question, client, "lookup queue full")
 
-    def _take(self, question: bytes) -> Waiting:
-        """Remove and return the clients that wait for an answer."""
-        with self._lock:
-            return self._pending.pop(question)
-
-    def _ask(self, question: bytes, key: bytes | None, query: bytes) -> None:
-        """Ask for all clients that wait.  Blocks.  Thread: a worker's or a connection's."""
-        try:
-            answer = self._forward(key, query)
-        except BaseException:
-            self._counter.count("drops", "internal error", len(self._take(question)))
-            raise
-        for waiting_query, give in self._take(question):
-            give(_addressed_to(answer, waiting_query))
-
-    def _forward(self, key: bytes | None, query: bytes) -> bytes:
+    def forward(self, query: bytes, seconds: float = SERVER_SECONDS) -> bytes:
+        """Return the answer of a server, and keep it.  Blocks."""
         self._counter.count("queries", "forwarded")
-        answer = self._source.forward(query)
+        answer = self._source.forward(query, seconds)
+        key = dns_message.cache_key(query)
         if key is not None:
             self._answers.keep(key, answer, time.monotonic())
         return answer
+
+    def _ask(self, question: PendingQuestion, query: bytes, client: str) -> None:
+        """Ask for all clients that wait.  Blocks.  Thread: a worker's or a connection's."""
+        key, began = dns_message.cache_key(query), time.monotonic()
+        has_stale = key is not None and self._answers.has_stale(key, began)
+        try:
+            answer = self.forward(query, STALE_SECONDS if has_stale else SERVER_SECONDS)
+        except BaseException:
+            self._pending.fail(question, "internal error")
+            raise
+        if key is None or not has_stale or not dns_message.is_failure(answer):
+            self._pending.answer(question, partial(_addressed_to, answer))
+            return
+        now = time.monotonic()
+        self._answers.revive(key, now)
+        self._counter.count("queries", "stale")
+        self._pending.answer(question, partial(self._cached, key, answer))
+        if now - began >= STALE_SECONDS:
+            # The servers may be slow rather than silent.
+            self._submit(RefreshTask(self, query, client))
+
+    def _cached(self, key: bytes, other: bytes, query: bytes) -> bytes:
+        """Return the cached answer to a query, `other` if there is none."""
+        return self._answers.find(key, query, time.monotonic()) or _addressed_to(other, query)
 
     # -- connections (RFC 7766)
 
@@ -237,7 +236,7 @@ class DnsHandler:
                 return None
             length = yield from stream.read_exactly(2)
             query = yield from stream.read_exactly(int.from_bytes(length, "big"))
-            answer = yield from self._answer(query)
+            answer = yield from self._answer(query, client)
             if not answer:
                 return None
             yield from stream.write_all(len(answer).to_bytes(2, "big") + answer)
@@ -247,35 +246,30 @@ class DnsHandler:
                     return None
             stream.limit(IDLE_SECONDS)
 
-    def _answer(self, query: bytes) -> Steps[bytes]:
+    def _answer(self, query: bytes, client: Address) -> Steps[bytes]:
         """Return the answer, b"" for a message that gets none."""
-        key = dns_message.cache_key(query)
-        answer = self._answers.find(key, query, time.monotonic()) if key else None
+        answer = self._answer_without_server(query, time.monotonic())
         if answer is None:
-            answer = self._answer_at_once(query)
-        if answer is None:
-            answer = yield Blocking(partial(self._wait_for, key, query))
+            answer = yield Blocking(partial(self._wait_for, query, client))
         return answer
 
-    def _wait_for(self, key: bytes | None, query: bytes) -> bytes:
+    def _wait_for(self, query: bytes, client: Address) -> bytes:
         """Ask, or wait for the answer to a client that asks the same.  Blocks."""
-        answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        question = key or _question_key(query)
-        if self._join(question, query, answers.put):
-            self._ask(question, key, query)
-        try:
-            return answers.get(timeout=ANSWER_SECONDS)
-        except queue.Empty:
-            return dns.encode_error(query, dns.SERVFAIL)
+        waiting = WaitingStream(client.host, query)
+        question, is_first = self._pending.join_now(_question_key(query), waiting)
+        if is_first:
+            self._ask(question, query, client.host)
+        return waiting.wait() or dns.encode_error(query, dns.SERVFAIL)
 
 
 def _question_key(query: bytes) -> bytes:
-    """Return what a query without a cache key shares with others that ask the same.
+    """Return what a query shares with others that may get the same answer.
 
-    It is all but the ID, so that a query that comes back through a circle of servers is not
-    asked again.  An update and the like ask for more than an answer: they share nothing.
+    Without a cache key it is all but the ID, so that a query that comes back through a
+    circle of servers is not asked again.
     """
-    return query if dns.parse_header(query).opcode else query[2:]
+    key = dns_message.cache_key(query)
+    return query[2:] if key is None else key
 
 
 def _addressed_to(answer: bytes, query: bytes) -> bytes:

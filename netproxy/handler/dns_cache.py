@@ -1,6 +1,7 @@
 """The cache of a dns listener: answers of name servers, as long as their TTLs allow.
 
-It keeps whole messages, and changes only their IDs, spelling and TTLs (dns_message.py).
+It keeps whole messages, and changes only their IDs, spelling and TTLs (dns_message.py).  An
+answer whose TTL is over is stale: it is used if the servers fail (RFC 8767).
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from netproxy.protocol import dns_message
 CACHED_SIZE = 4096
 # Seconds that an answer is cached at most, as for our own lookups.
 TTL_LIMIT = 86400
+# Seconds for which a stale answer is used before its servers are asked again, and its TTL
+# meanwhile, RFC 8767 section 5.
+STALE_TTL = 30
 
 
 class _CachedAnswer(NamedTuple):
     message: bytes
     ttl_offsets: tuple[int, ...]
     since: float
-    """Monotonic seconds, as is `until`."""
+    """Monotonic seconds, as are the others."""
     until: float
+    stale_until: float
 
 
 class AnswerCache:
@@ -31,8 +36,12 @@ class AnswerCache:
     find() takes no lock, because it is called for every datagram.
     """
 
-    def __init__(self, limit: int) -> None:
-        """Keep at most `limit` answers; 0 keeps none."""
+    def __init__(self, limit: int, stale_seconds: float = 0.0) -> None:
+        """Keep at most `limit` answers; 0 keeps none.
+
+        Answers with data are kept for `stale_seconds` after their TTL.
+        """
+        self._stale_seconds = stale_seconds
         # Held while _answers is changed.
         self._lock = threading.Lock()
         self._answers: BoundedDict[bytes, _CachedAnswer] = BoundedDict(limit)
@@ -50,12 +59,39 @@ class AnswerCache:
         return dns_message.aged(cached.message, cached.ttl_offsets, query, age)
 
     def keep(self, key: bytes, message: bytes, now: float) -> None:
-        """Cache an answer for as long as its TTLs allow."""
+        """Cache an answer for as long as its TTLs allow.
+
+        An answer that must not be cached, but is no failure, removes the one before it.
+        """
         ttl = dns_message.least_ttl(message)
         if not ttl or len(message) > CACHED_SIZE:
+            if not dns_message.is_failure(message):
+                with self._lock:
+                    self._answers.pop(key, None)
             return
         message = dns_message.without_options(message)
         offsets = dns_message.ttl_offsets(message)
-        cached = _CachedAnswer(message, offsets, now, now + min(ttl, TTL_LIMIT))
+        until = now + min(ttl, TTL_LIMIT)
+        stale_until = until + self._stale_seconds if dns_message.has_data(message) else until
         with self._lock:
-            self._answers.put(key, cached)
+            self._answers.put(key, _CachedAnswer(message, offsets, now, until, stale_until))
+
+    def has_stale(self, key: bytes, now: float) -> bool:
+        """Return whether there is an answer that may be used if the servers fail."""
+        cached = self._answers.get(key)
+        return cached is not None and cached.until <= now < cached.stale_until
+
+    def revive(self, key: bytes, now: float) -> bool:
+        """Use a stale answer for STALE_TTL; return False if there is none.
+
+        An answer that is not stale yet stays as it is.
+        """
+        with self._lock:
+            cached = self._answers.get(key)
+            if cached is None or now >= cached.stale_until:
+                return False
+            if now >= cached.until:
+                message = dns_message.with_ttl(cached.message, cached.ttl_offsets, STALE_TTL)
+                until = min(now + STALE_TTL, cached.stale_until)
+                self._answers.put(key, cached._replace(message=message, since=now, until=until))
+            return True

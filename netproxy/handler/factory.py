@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handler
     from netproxy.interfaces.datagrams import PacketHandler
+    from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.flows import Observer
     from netproxy.interfaces.routing import Resolver, Router
     from netproxy.interfaces.services import Counter, Log
@@ -39,8 +40,10 @@ class DnsDependencies(NamedTuple):
     source: DnsSource
     cache: int
     """Answers that are kept."""
-    submit: Callable[[Callable[[], None]], bool]
-    """Runs a task that may block; False if too many wait."""
+    stale: float
+    """Seconds for which an answer may be used after its TTL."""
+    submit: FairSubmit
+    """Runs a task that may block."""
     arenas: ArenaPool
 
 
@@ -180,6 +183,7 @@ class _ListenerParts:
         handler = DnsHandler(
             dns.source,
             dns.cache,
+            dns.stale,
             _clients(self._config),
             dns.submit,
             dns.arenas,

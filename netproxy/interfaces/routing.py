@@ -101,9 +101,13 @@ class Router(Protocol):
 class Resolver(Protocol):
     """Looks names up."""
 
-    def resolve(self, target: Address, seconds: float = ...) -> Sequence[Address]:
+    def resolve(
+        self, target: Address, client: str = ..., seconds: float = ...
+    ) -> Sequence[Address]:
         """Return the addresses of a target, at least one.
 
+        `client` is the host on whose behalf the name is looked up, "" for NetProxy itself:
+        clients have equal shares of the lookups that run at a time.
         Blocks for at most `seconds`.  Raises DialError(NAME or TIMEOUT).
         """
 

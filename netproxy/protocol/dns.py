@@ -167,7 +167,7 @@ def encode_query(id: int, question: Question, edns: bool = True) -> bytes:
     """Encode a query with RD.  Raises ValueError for a name that cannot be sent."""
     header = HEADER.pack(id, RD, 1, 0, 0, edns)
     type_and_class = TYPE_AND_CLASS.pack(question.qtype, question.qclass)
-    return header + _encode_name(question.name) + type_and_class + encode_opt(0) * edns
+    return header + encode_name(question.name) + type_and_class + encode_opt(0) * edns
 
 
 def parse_answer(message: bytes, question: Question) -> AddressAnswer:
@@ -280,7 +280,8 @@ def _parse_name(message: bytes, at: int) -> tuple[str, int]:
     raise ProtocolError("too many pointers in a DNS name")
 
 
-def _encode_name(name: str) -> bytes:
+def encode_name(name: str) -> bytes:
+    """Encode a name as Question has it.  Raises ValueError for a name that cannot be sent."""
     raw = b""
     for text in name.split(".") if name else ():
         label = re.sub(rb"\\([0-9]{0,3})", _unescape, text.encode("ascii"))

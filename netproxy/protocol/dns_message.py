@@ -21,6 +21,7 @@ from netproxy.protocol.dns import (
     OPT_SIZE,
     OPT_START,
     QR,
+    RCODE,
     TC,
     TTL,
     TTL_LIMIT,
@@ -144,6 +145,24 @@ def aged(message: bytes, offsets: Sequence[int], query: bytes, seconds: int) -> 
         (ttl,) = TTL.unpack_from(answer, offset)
         TTL.pack_into(answer, offset, ttl - seconds if seconds < ttl < TTL_LIMIT else 0)
     return bytes(answer)
+
+
+def with_ttl(message: bytes, offsets: Sequence[int], ttl: int) -> bytes:
+    """Return a message with another TTL at `offsets`."""
+    changed = bytearray(message)
+    for offset in offsets:
+        TTL.pack_into(changed, offset, ttl)
+    return bytes(changed)
+
+
+def has_data(message: bytes) -> bool:
+    """Return whether an answer has records for its question, or aliases."""
+    return message[6:8] != b"\0\0" and message[3] & RCODE == NOERROR
+
+
+def is_failure(message: bytes) -> bool:
+    """Return whether an answer says nothing of its name: it is an error, RFC 8767 section 4."""
+    return message[3] & RCODE not in (NOERROR, NXDOMAIN)
 
 
 def with_id(message: bytes, id: int) -> bytes:

@@ -2,7 +2,7 @@
 
 An Entry is one target of one client endpoint.  A NatMapping is one upstream of a client
 endpoint, shared by all entries that use it.  Until an entry is READY its datagrams wait.
-This module changes states and queues only.  It does no I/O and has no lock: NatTable, which
+This module changes states only.  It does no I/O and has no lock: NatTable, which
 owns the lock, holds it for every call.  The listener's reader thread alone reads
 Entry.destination without it.
 """
@@ -13,17 +13,12 @@ import enum
 from typing import TYPE_CHECKING, Hashable, TypeAlias
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.datagrams import Arena, Destination, Run
+    from netproxy.interfaces.datagrams import Destination
     from netproxy.interfaces.flows import Flow
     from netproxy.relay.client import Client
     from netproxy.relay.session import Session
+    from netproxy.relay.waiting import WaitingDatagram
 
-ENTRY_WAITING_LIMIT = 64
-"""Datagrams that wait for one entry: the first train of a new flow, not a buffer."""
-CLIENT_WAITING_LIMIT = 256
-"""Datagrams that wait for one client, so that many slow names leave room for the others."""
-TOTAL_WAITING_LIMIT = 1024
-"""Datagrams that wait in a table: 64 MiB of the largest, 1.5 MiB of ordinary ones."""
 DNS_PORT = 53
 
 Key: TypeAlias = tuple[Hashable, Hashable]
@@ -119,6 +114,7 @@ class Entry:
         "destination",
         "waiting",
         "retry_at",
+        "ended",
     )
 
     def __init__(self, key: Key, client: Client, flow: Flow) -> None:
@@ -135,9 +131,11 @@ class Entry:
         """Set by "prepared": from then on the target may reply."""
         self.destination: Destination | None = None
         """Set by "flushed", for good: the reader thread sends there and looks at no state."""
-        self.waiting: list[bytes] = []
+        self.waiting: list[WaitingDatagram] = []
         self.retry_at = 0.0
         """Monotonic time of the next attempt, in state FAILED."""
+        self.ended = ""
+        """Why it was removed, in state GONE."""
 
     @property
     def queueing(self) -> bool:
@@ -202,12 +200,13 @@ class Entry:
         self.retry_at = retry_at
         return True
 
-    def on_removed(self) -> None:
+    def on_removed(self, reason: str) -> None:
         """Leave the table.
 
         A run whose entry was looked up before still goes to `destination`, if it is set.
         """
         self.state = EntryState.GONE
+        self.ended = reason
 
 
 class NatMapping:
@@ -262,38 +261,3 @@ class NatMapping:
     def on_removed(self) -> None:
         """Leave the table."""
         self.state = MappingState.ENDED
-
-
-class WaitingQueues:
-    """The datagrams that wait in a table: in one bounded queue for each entry."""
-
-    __slots__ = ("total",)
-
-    def __init__(self) -> None:
-        self.total = 0
-        """Datagrams that wait, of all entries."""
-
-    def put(self, entry: Entry, arena: Arena, run: Run) -> int:
-        """Copy the datagrams of a run to the entry's queue; return how many found no room."""
-        client, queue = entry.client, entry.waiting
-        room = min(
-            ENTRY_WAITING_LIMIT - len(queue),
-            CLIENT_WAITING_LIMIT - client.waiting,
-            TOTAL_WAITING_LIMIT - self.total,
-            len(run.offsets),
-        )
-        final = run.offsets[-1]
-        for offset in run.offsets[: max(0, room)]:
-            length = run.last if offset == final else run.length
-            queue.append(bytes(arena.view[offset : offset + length]))
-        taken = max(0, room)
-        client.waiting += taken
-        self.total += taken
-        return len(run.offsets) - taken
-
-    def take(self, entry: Entry) -> list[bytes]:
-        """Empty the entry's queue; return what was in it, in order of arrival."""
-        taken, entry.waiting = entry.waiting, []
-        entry.client.waiting -= len(taken)
-        self.total -= len(taken)
-        return taken

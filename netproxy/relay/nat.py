@@ -15,14 +15,16 @@ from itertools import chain
 from typing import TYPE_CHECKING, Callable, Hashable, Iterable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.relay.entry import Action, Entry, EntryState, Key, NatMapping, WaitingQueues
+from netproxy.relay.entry import Action, Entry, EntryState, Key, NatMapping
 from netproxy.relay.pending_dial import PendingDials, Submit
 from netproxy.relay.quota import SessionLimits, SessionQuota
 from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
+from netproxy.relay.waiting import WaitingQueues
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Arena, Destination, Run
+    from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.flows import Flow, Observer
     from netproxy.interfaces.routing import Route, Router
     from netproxy.interfaces.services import Counter, Log
@@ -59,7 +61,7 @@ class NatDependencies(NamedTuple):
 
     arenas: ArenaPool
     dials: Submit
-    names: Submit
+    names: FairSubmit
     """A pool of its own: a name server that does not answer must delay no dial."""
     counter: Counter
     observer: Observer
@@ -124,7 +126,7 @@ class NatTable:
                 dropped, reason = self._waiting.put(entry, arena, run), "waiting queue full"
             else:
                 dropped = count
-                reason = "evicted" if entry.state is EntryState.GONE else "upstream failed"
+                reason = entry.ended if entry.state is EntryState.GONE else "upstream failed"
         if dropped:
             self._counter.count("drops", reason, dropped)
         self._pending.perform(entry, action)
@@ -209,9 +211,9 @@ class NatTable:
                 return None
             self.entries[key] = entry
             client.unrouted.add(key)
-        if not self._pending.look_up(entry, router):
-            self._counter.count("drops", "lookup queue full", count)
-            self.routing_failed(entry, "lookup queue full")
+        self._pending.look_up(entry, router)
+        if entry.state is EntryState.GONE:
+            self._counter.count("drops", entry.ended, count)
             return None
         return entry
 
@@ -447,7 +449,7 @@ class NatTable:
         if entry.prepared is not None:
             entry.session.forbid(entry.prepared)
         self._drop_waiting(entry, reason)
-        entry.on_removed()
+        entry.on_removed(reason)
 
     def _forget_unrouted(self, client: Client) -> None:
         for key in client.unrouted:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from netproxy.relay.entry import Entry, NatMapping
     from netproxy.relay.nat import NatDependencies, NatTable
 
+QUEUE_FULL = "lookup queue full"
+"""The reason of datagrams that are dropped because too many lookups wait."""
+
 Submit: TypeAlias = Callable[[Callable[[], None]], bool]
 """Hands work to a bounded pool of threads; returns False if the pool is full."""
 
@@ -34,9 +37,9 @@ class PendingDials:
 
     # -- any thread; these do not block
 
-    def look_up(self, entry: Entry, router: Router) -> bool:
-        """Have a worker route an entry; return False if too many lookups wait."""
-        return self._dependencies.names(partial(self._look_up, entry, router))
+    def look_up(self, entry: Entry, router: Router) -> None:
+        """Have a worker route an entry; event "failed" of the entry if too many lookups wait."""
+        self._dependencies.names(_RouteTask(self, entry, router))
 
     def perform(self, entry: Entry, action: Action) -> None:
         """Do what is left to do for an entry, or have a worker do it."""
@@ -88,7 +91,8 @@ class PendingDials:
 
     # -- workers
 
-    def _look_up(self, entry: Entry, router: Router) -> None:
+    def route(self, entry: Entry, router: Router) -> None:
+        """Route an entry and do what is left to do then."""
         try:
             route = router.route(entry.flow)
             self.check_carries_udp(route)
@@ -131,11 +135,12 @@ class PendingDials:
         One slow lookup must not delay the other targets of a session.
         """
         if entry.flow.addresses or pack_ip(entry.flow.target.host) is not None:
-            self._prepare(entry)
-        elif not self._dependencies.names(partial(self._prepare, entry)):
-            self._table.prepare_failed(entry, "lookup queue full")
+            self.prepare(entry)
+        else:
+            self._dependencies.names(_PrepareTask(self, entry))
 
-    def _prepare(self, entry: Entry) -> None:
+    def prepare(self, entry: Entry) -> None:
+        """Prepare the destination of an entry and send what waits for it."""
         try:
             destination = entry.session.conn.prepare(entry.flow)
         except DialError as error:
@@ -161,3 +166,50 @@ class PendingDials:
 
     def _log_failure(self, upstream: str, error: DialError) -> None:
         self._log.limited(("dial", upstream), "udp by %s: %s", upstream, error)
+
+    def drop_route(self, entry: Entry) -> None:
+        """Give up an entry that was to be routed.  Does not block."""
+        self._table.routing_failed(entry, QUEUE_FULL)
+
+    def drop_prepare(self, entry: Entry) -> None:
+        """Give up an entry that was to be prepared.  Does not block."""
+        self._table.prepare_failed(entry, QUEUE_FULL)
+
+
+class _RouteTask:
+    """The route of an entry whose target is a name (interfaces.fairness.ClientTask)."""
+
+    __slots__ = ("client", "_dials", "_entry", "_router")
+
+    def __init__(self, dials: PendingDials, entry: Entry, router: Router) -> None:
+        self.client = entry.client.address.host
+        self._dials = dials
+        self._entry = entry
+        self._router = router
+
+    def run(self) -> None:
+        """Route the entry; blocks."""
+        self._dials.route(self._entry, self._router)
+
+    def drop(self) -> None:
+        """Give the entry up."""
+        self._dials.drop_route(self._entry)
+
+
+class _PrepareTask:
+    """The destination of an entry whose target is a name (interfaces.fairness.ClientTask)."""
+
+    __slots__ = ("client", "_dials", "_entry")
+
+    def __init__(self, dials: PendingDials, entry: Entry) -> None:
+        self.client = entry.client.address.host
+        self._dials = dials
+        self._entry = entry
+
+    def run(self) -> None:
+        """Prepare the destination; blocks."""
+        self._dials.prepare(self._entry)
+
+    def drop(self) -> None:
+        """Give the entry up."""
+        self._dials.drop_prepare(self._entry)

@@ -42,8 +42,8 @@ class SystemResolver:
         """Ask the system for names that are not in `hosts`, addresses by name."""
         self._hosts = hosts
 
-    def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
-        """Return the addresses of a target, at least one; `seconds` has no effect.
+    def resolve(self, target: Address, client: str = "", seconds: float = 0.0) -> list[Address]:
+        """Return the addresses of a target, at least one; `client` and `seconds` have no effect.
 
         Blocks.  Raises DialError(NAME).
         """
@@ -51,9 +51,11 @@ class SystemResolver:
             return [target]
         try:
             hosts = self._hosts.get(target.host) or ask_system(target.host).addresses
-            return [target._replace(host=host) for host in hosts]
         except LookupFailed as error:
             raise DialError(Reason.NAME, target.host) from error
+        if not hosts:
+            raise DialError(Reason.NAME, target.host)
+        return [target._replace(host=host) for host in hosts]
 
     known = resolve
 
@@ -76,7 +78,7 @@ def make_lookup_plan(config: DnsConfig, forwarder: DnsForwarder) -> LookupPlan:
     It includes the names of hosts(5), which the system would read by itself.
     """
     hosts = {**_read_hosts(), **dict(config.hosts)}
-    return LookupPlan(forwarder.ask, hosts, config.prefer, config.cache)
+    return LookupPlan(forwarder.ask, hosts, config.prefer, config.cache, config.serve_stale)
 
 
 def _names(

@@ -1,26 +1,25 @@
 """Decides which name servers are asked for which names.
 
 Serves our own lookups and the clients of a dns listener.  Answers without a server come
-from the configured hosts and from the names that are blocked.
+from the configured hosts, from the names that are blocked, and for special names
+(special_names.py) that no rule has.
 """
 
 from __future__ import annotations
 
 import time
-from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
+from netproxy.resolver.local_answers import HOSTS_TTL, LocalHosts, special_answer
 from netproxy.resolver.resolver import LOOKUP_SECONDS, LookupFailed, LookupResult, ask_system
 from netproxy.resolver.servers import ServerError
+from netproxy.resolver.special_names import has_no_address
 
 if TYPE_CHECKING:
     from netproxy.interfaces.networks import HostSet
     from netproxy.resolver.group import NameServerGroup
-
-# Seconds: a reload may change the hosts of the configuration.
-HOSTS_TTL = 60
 
 
 class ForwardingRule(NamedTuple):
@@ -47,11 +46,13 @@ class DnsForwarder:
         """
         self._rules = tuple(rules)
         self._others = ForwardingRule((), servers)
-        self._hosts = hosts
+        self._hosts = LocalHosts(hosts)
 
     def ask(self, host: str) -> LookupResult:
         """Look up both kinds of addresses of a name.  Blocks.  Raises LookupFailed."""
         rule = self._rule(host)
+        if rule is self._others and has_no_address(host):
+            return LookupResult((), HOSTS_TTL)
         if rule.servers is None:
             return ask_system(host) if rule is self._others else LookupResult((), HOSTS_TTL)
         deadline = time.monotonic() + LOOKUP_SECONDS
@@ -76,15 +77,21 @@ class DnsForwarder:
         Raises ProtocolError for a query without exactly one question.
         """
         question, end = dns.parse_question(query)
-        if question.name in self._hosts and question.qclass == dns.IN:
-            return _encode_addresses(query, end, self._hosts[question.name], question.qtype)
+        is_internet = question.qclass == dns.IN
+        answer = self._hosts.answer(query, question, end) if is_internet else None
+        if answer is not None:
+            return answer
         rule = self._rule(question.name)
+        if rule is self._others and is_internet:
+            answer = special_answer(query, question, end)
+            if answer is not None:
+                return answer
         if rule.servers is None:
             return dns.encode_error(query, dns.REFUSED if rule is self._others else dns.NXDOMAIN)
         return None
 
-    def forward(self, query: bytes) -> bytes:
-        """Return the servers' answer to a client, SERVFAIL if none has answered.
+    def forward(self, query: bytes, seconds: float = LOOKUP_SECONDS) -> bytes:
+        """Return the servers' answer to a client, SERVFAIL if none has answered in `seconds`.
 
         Blocks.  Raises ProtocolError for a query without exactly one question.
         """
@@ -92,7 +99,7 @@ class DnsForwarder:
         servers = self._rule(question.name).servers
         try:
             if servers is not None:
-                return servers.exchange([query], time.monotonic() + LOOKUP_SECONDS)[0]
+                return servers.exchange([query], time.monotonic() + seconds)[0]
         except ServerError:
             pass
         return dns.encode_error(query, dns.SERVFAIL)
@@ -130,26 +137,3 @@ def _ask(
         dns.parse_answer(answer, question)
         for answer, question in zip(answers, questions, strict=True)
     ]
-
-
-def _encode_addresses(query: bytes, end: int, addresses: Sequence[str], qtype: int) -> bytes:
-    """Encode an answer with the addresses of the type asked for, which may be none.
-
-    `end` is where the question of the query ends.
-    """
-    packed = [inet_pton(AF_INET6 if ":" in address else AF_INET, address) for address in addresses]
-    size = dns.ADDRESS_SIZES.get(qtype)
-    rdatas = [rdata for rdata in packed if len(rdata) == size]
-    # The name of each record is a pointer to the name of the question.
-    records = b"".join(
-        b"\xc0\x0c%b\0\1%b%b%b"
-        % (
-            qtype.to_bytes(2, "big"),
-            HOSTS_TTL.to_bytes(4, "big"),
-            len(rdata).to_bytes(2, "big"),
-            rdata,
-        )
-        for rdata in rdatas
-    )
-    empty = dns.encode_error(query, dns.NOERROR)
-    return empty[:6] + len(rdatas).to_bytes(2, "big") + empty[8:end] + records + empty[end:]

@@ -1,7 +1,8 @@
 """Resolves names to addresses: known hosts, a cache, and lookups on a bounded pool.
 
 A lookup runs on a pool thread, so that a silent name server delays only the callers that
-ask for its names.  Callers that ask for one name at the same time share one lookup.
+ask for its names.  The pool serves clients fairly.  Callers that ask for one name at the same
+time share one lookup, which then waits on behalf of the client of each.
 Literal addresses never wait.  The plan says who is asked: the system, or the name servers
 of the configuration; a reload replaces it.
 """
@@ -12,18 +13,22 @@ import math
 import socket
 import threading
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.bounded import BoundedDict
+from netproxy.interfaces.fairness import Claims, client_key
+from netproxy.resolver.name_cache import NameCache
+from netproxy.resolver.special_names import LOCALHOST_ADDRESSES, has_no_address, is_localhost
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.services import Counter
 
 # Seconds of a lookup: what resolv.conf(5) gives the first attempt at a name server.
 LOOKUP_SECONDS = 5.0
+# Seconds that a caller waits for servers if there are stale addresses, RFC 8767 section 5.
+STALE_SECONDS = 1.8
 # Seconds that an answer of the system is kept: getaddrinfo(3) reports no TTL, and a burst of
 # connections to one host needs one lookup.
 SYSTEM_TTL = 10.0
@@ -36,8 +41,9 @@ NEGATIVE_LIMIT = 300.0
 TTL_LIMIT = 86400.0
 # Names in the cache if a plan has no other limit, some 300 bytes each.
 CACHE_NAMES = 4096
-# The addresses of localhost, which is never looked up (RFC 6761 section 6.3).
-LOCALHOST = ("127.0.0.1", "::1")
+# What getaddrinfo(3) says of names that are not there or have no address.  musl has no
+# EAI_NODATA.
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 
 class LookupResult(NamedTuple):
@@ -64,50 +70,55 @@ class LookupPlan(NamedTuple):
     """The family that comes first: "ipv4", "ipv6", or "" for the order of the answer."""
     cache: int = CACHE_NAMES
     """Names in the cache; 0 keeps none."""
+    stale: float = 0.0
+    """Seconds that addresses may be used after their TTL if the servers fail (RFC 8767)."""
 
 
 class Resolver:
     """The Resolver.  Thread: any."""
 
     def __init__(
-        self,
-        submit: Callable[[Callable[[], None]], bool],
-        counter: Counter,
-        plan: LookupPlan | None = None,
+        self, submit: FairSubmit, counter: Counter, plan: LookupPlan | None = None
     ) -> None:
-        """Look names up by `plan`; without a plan the system is asked.
-
-        `submit` runs a task on another thread; it returns False if too many tasks wait.
-        """
+        """Look names up by `plan`, on threads of `submit`; without a plan the system is asked."""
         self._submit = submit
         self._counter = counter
-        # Guards everything below.
+        # Guards everything below, and the lookups.
         self._lock = threading.Lock()
         self._plan = plan or LookupPlan(ask_system)
-        # When the result expires (monotonic seconds), and the addresses.
-        self._cache: BoundedDict[str, tuple[float, tuple[str, ...]]]
-        self._cache = BoundedDict(self._plan.cache)
-        # Running lookups by name.
+        self._cache = NameCache(self._plan.cache, self._plan.stale)
+        # Lookups that wait or run, by name.
         self._lookups: dict[str, _Lookup] = {}
 
     def configure(self, plan: LookupPlan) -> None:
         """Replace the plan, at start and on a reload; the cache is emptied."""
         with self._lock:
             self._plan = plan
-            self._cache = BoundedDict(plan.cache)
+            self._cache = NameCache(plan.cache, plan.stale)
 
-    def resolve(self, target: Address, seconds: float = math.inf) -> list[Address]:
+    def resolve(
+        self, target: Address, client: str = "", seconds: float = math.inf
+    ) -> list[Address]:
         """Return the addresses of a target in the order to try them, at least one.
 
+        `client` is the host that asks, "" for NetProxy itself.
         Blocks for at most `seconds` and LOOKUP_SECONDS.  Raises DialError(NAME or TIMEOUT).
         """
         known = self.known(target)
         if known is not None:
             return known
-        lookup = self._lookup(target.host)
-        if not lookup.done.wait(min(seconds, LOOKUP_SECONDS)):
+        lookup, has_stale = self._lookup(target.host, client, min(seconds, LOOKUP_SECONDS))
+        longest = STALE_SECONDS if has_stale else LOOKUP_SECONDS
+        is_done = lookup.done.wait(min(seconds, longest))
+        if has_stale and (not is_done or lookup.dropped):
+            stale = self._revive(target.host)
+            if stale:
+                return self._to_targets(stale, target.port)
+        if not is_done:
             self._counter.count("lookups", "abandoned")
             raise DialError(Reason.TIMEOUT, f"{target.host}: name server")
+        if lookup.dropped:
+            raise DialError(Reason.NAME, f"{target.host}: too many lookups are waiting")
         if not lookup.addresses:
             self._counter.count("lookups", "failed")
             raise DialError(Reason.NAME, target.host)
@@ -122,16 +133,13 @@ class Resolver:
         if pack_ip(host.partition("%")[0]) is not None:
             return [target]
         addresses = self._plan.hosts.get(host)
-        if addresses is None and (host == "localhost" or host.endswith(".localhost")):
-            addresses = LOCALHOST
+        if addresses is None and is_localhost(host):
+            addresses = LOCALHOST_ADDRESSES
         if addresses is None:
             with self._lock:
-                until, addresses = self._cache.get(host, (0.0, None))
-                if addresses is None:
-                    return None
-                if time.monotonic() >= until:
-                    del self._cache[host]
-                    return None
+                addresses = self._cache.fresh(host, time.monotonic())
+        if addresses is None:
+            return None
         if not addresses:
             raise DialError(Reason.NAME, host)
         return self._to_targets(addresses, target.port)
@@ -147,55 +155,120 @@ class Resolver:
             addresses = sorted(addresses, key=lambda host: (":" in host) == (prefer == "ipv4"))
         return [Address(host, port) for host in addresses]
 
-    def _lookup(self, host: str) -> _Lookup:
-        """Return the running lookup of a name, or start one.
+    def _lookup(self, host: str, client: str, seconds: float) -> tuple[_Lookup, bool]:
+        """Return the lookup of a name, which waits on behalf of `client` as well.
 
-        Raises DialError(NAME) if too many lookups wait.
+        Its result is of use for `seconds`.  The second item is true if there are stale
+        addresses.
         """
         with self._lock:
+            has_stale = self._cache.has_stale(host, time.monotonic())
             lookup = self._lookups.get(host)
-            if lookup is not None:
-                return lookup
-            lookup = self._lookups[host] = _Lookup()
-            plan = self._plan
-        if not self._submit(partial(self._run, host, lookup, plan)):
-            self._counter.count("lookups", "queue full")
-            self._end(host, lookup)
-            raise DialError(Reason.NAME, f"{host}: too many lookups are waiting")
-        return lookup
+            if lookup is None:
+                lookup = self._lookups[host] = _Lookup(host, self._plan)
+            lookup.wanted_until = max(lookup.wanted_until, time.monotonic() + seconds)
+            is_new_claim = lookup.claims.add(client_key(client))
+        if is_new_claim:
+            self._submit(_LookupTask(self, lookup, client))
+        return lookup, has_stale
 
-    def _run(self, host: str, lookup: _Lookup, plan: LookupPlan) -> None:
-        """Look a name up.  Thread: the pool's."""
+    def _revive(self, host: str) -> tuple[str, ...]:
+        """Return stale addresses, and use them for a while; () if there are none."""
+        with self._lock:
+            stale = self._cache.revive(host, time.monotonic())
+        if stale:
+            self._counter.count("lookups", "stale")
+        return stale
+
+    def run(self, lookup: _Lookup) -> None:
+        """Look a name up, unless another task does.  Blocks.  Thread: the pool's."""
+        with self._lock:
+            if not lookup.claims.begin():
+                return
+            if time.monotonic() >= lookup.wanted_until:
+                # All callers have given up while it waited.
+                del self._lookups[lookup.host]
+                return
         ttl = FAILURE_TTL
         try:
-            lookup.addresses, ttl = plan.ask(host)
+            lookup.addresses, ttl = lookup.plan.ask(lookup.host)
             ttl = min(ttl, TTL_LIMIT if lookup.addresses else NEGATIVE_LIMIT)
+            lookup.answered = True
         except LookupFailed:
             pass
         finally:
-            self._keep(host, lookup.addresses, ttl, plan)
-            self._end(host, lookup)
+            self._end(lookup, ttl)
 
-    def _keep(self, host: str, addresses: tuple[str, ...], ttl: float, plan: LookupPlan) -> None:
+    def drop(self, lookup: _Lookup, client: str) -> None:
+        """Give up the claim of a client; the lookup ends with its last claim."""
+        with self._lock:
+            if not lookup.claims.drop(client_key(client)):
+                return
+            lookup.dropped = True
+            del self._lookups[lookup.host]
+        self._counter.count("lookups", "queue full")
+        lookup.done.set()
+
+    def _end(self, lookup: _Lookup, ttl: float) -> None:
+        """Keep what a lookup has found, for `ttl` seconds, and tell its callers.
+
+        Without an answer they get stale addresses, if there are any.
+        """
+        stale = () if lookup.answered else self._revive(lookup.host)
         with self._lock:
             # An answer under an earlier plan is not kept.
-            if ttl > 0 and plan is self._plan:
-                self._cache.put(host, (time.monotonic() + ttl, addresses))
-
-    def _end(self, host: str, lookup: _Lookup) -> None:
-        with self._lock:
-            self._lookups.pop(host, None)
+            if not stale and lookup.plan is self._plan:
+                self._cache.keep(lookup.host, lookup.addresses, ttl, time.monotonic())
+            del self._lookups[lookup.host]
+        lookup.addresses = stale or lookup.addresses
         lookup.done.set()
 
 
 class _Lookup:
-    """A running lookup.  `addresses` is valid once `done` is set."""
+    """A lookup that waits or runs.  `addresses` is valid once `done` is set."""
 
-    __slots__ = ("addresses", "done")
+    __slots__ = (
+        "host",
+        "plan",
+        "claims",
+        "wanted_until",
+        "addresses",
+        "answered",
+        "dropped",
+        "done",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, host: str, plan: LookupPlan) -> None:
+        self.host = host
+        self.plan = plan
+        self.claims = Claims()
+        self.wanted_until = 0.0
+        """Monotonic seconds: when the last caller gives up."""
         self.addresses: tuple[str, ...] = ()
+        self.answered = False
+        """True if a server, or the system, has answered."""
+        self.dropped = False
+        """True if too many lookups wait."""
         self.done = threading.Event()
+
+
+class _LookupTask:
+    """A lookup on behalf of one client (interfaces.fairness.ClientTask)."""
+
+    __slots__ = ("client", "_resolver", "_lookup")
+
+    def __init__(self, resolver: Resolver, lookup: _Lookup, client: str) -> None:
+        self.client = client
+        self._resolver = resolver
+        self._lookup = lookup
+
+    def run(self) -> None:
+        """Look the name up.  Blocks."""
+        self._resolver.run(self._lookup)
+
+    def drop(self) -> None:
+        """Give up the client's claim."""
+        self._resolver.drop(self._lookup, self.client)
 
 
 def ask_system(host: str) -> LookupResult:
@@ -203,11 +276,17 @@ def ask_system(host: str) -> LookupResult:
 
     Blocks.  Raises LookupFailed.
     """
+    if has_no_address(host):
+        return LookupResult((), SYSTEM_TTL)
     try:
         answers = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-    # The idna codec raises UnicodeError for labels that it does not accept.
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
+        if error.errno in _NO_SUCH_NAME:
+            return LookupResult((), FAILURE_TTL)
         raise LookupFailed from error
+    except UnicodeError:
+        # The idna codec does not accept every label.
+        return LookupResult((), FAILURE_TTL)
     families = (socket.AF_INET, socket.AF_INET6)
     return LookupResult(
         tuple(str(answer[4][0]) for answer in answers if answer[0] in families), SYSTEM_TTL

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
 
 Condition = Callable[[Flow], bool]
-LookUp = Callable[[Address], Sequence[Address]]
+LookUp = Callable[[Flow], Sequence[Address]]
 
 
 class Rule(NamedTuple):
@@ -69,8 +69,8 @@ class RuleRouter:
 
         Raises DialError if the target may not be reached or its name is not found.
         """
-        _, dialer, flow, failure = self._decide(flow, self._resolver.resolve)
-        return self._complete(dialer, flow, failure, self._resolver.resolve)
+        _, dialer, flow, failure = self._decide(flow, self._look_up)
+        return self._complete(dialer, flow, failure, self._look_up)
 
     def route_without_blocking(self, flow: Flow) -> Route | None:
         """Decide; return None if a name must be looked up first.  Raises DialError."""
@@ -96,13 +96,16 @@ class RuleRouter:
         """
         rule = ""
         try:
-            rule, dialer, flow, failure = self._decide(flow, self._resolver.resolve)
-            return rule, self._complete(dialer, flow, failure, self._resolver.resolve)
+            rule, dialer, flow, failure = self._decide(flow, self._look_up)
+            return rule, self._complete(dialer, flow, failure, self._look_up)
         except DialError as error:
             return rule, error
 
-    def _known_addresses(self, target: Address) -> Sequence[Address]:
-        addresses = self._resolver.known(target)
+    def _look_up(self, flow: Flow) -> Sequence[Address]:
+        return self._resolver.resolve(flow.target, flow.client.host)
+
+    def _known_addresses(self, flow: Flow) -> Sequence[Address]:
+        addresses = self._resolver.known(flow.target)
         if addresses is None:
             raise _LookupNeeded
         return addresses
@@ -144,7 +147,7 @@ class RuleRouter:
                 if failure:
                     # The same lookup has failed a moment ago.
                     raise failure
-                addresses = look_up(flow.target)
+                addresses = look_up(flow)
         if addresses:
             flow = Flow(*flow[:5], self._guard.permitted(flow, addresses))
         return Route(dialer, flow)
@@ -180,7 +183,7 @@ def _leaves_names(dialer: Dialer) -> bool:
 def _with_addresses(flow: Flow, look_up: LookUp) -> tuple[Flow, DialError | None]:
     """Return the flow with the addresses of its target, or why there are none."""
     try:
-        return flow._replace(addresses=tuple(look_up(flow.target))), None
+        return flow._replace(addresses=tuple(look_up(flow))), None
     except DialError as error:
         if error.reason not in (Reason.NAME, Reason.TIMEOUT):
             raise

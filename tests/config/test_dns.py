@@ -245,6 +245,26 @@ class TestCacheAndHosts:
             ("two", ("192.0.2.1", "2001:db8::1")),
         )
 
+    @pytest.mark.parametrize(
+        "text, seconds", [("0", 0.0), ("0s", 0.0), ("90m", 5400.0), ("7d", 604800.0)]
+    )
+    def test_serve_stale_is_a_duration(self, text: str, seconds: float) -> None:
+        assert dns(f"serve_stale: {text}").serve_stale == seconds
+        assert dns("").serve_stale == 86400.0
+
+    @pytest.mark.parametrize(
+        "text, message",
+        [
+            ("7d1s", "'7d1s' is longer than 7d"),
+            ("60", "'60' has no unit: write 60s for seconds or 60ms for milliseconds"),
+            ("true", "'true' is not a duration (expected 500ms, 30s, 5m, 2h, 1d or 1h30m)"),
+        ],
+    )
+    def test_serve_stale_out_of_range_is_refused(self, text: str, message: str) -> None:
+        assert errors(f"dns: {{serve_stale: {text}}}") == [
+            f"c.yaml:1:20: dns.serve_stale: {message}"
+        ]
+
     @pytest.mark.parametrize("cache", ["-1", "1048577", "many", "1.5", "''"])
     def test_cache_out_of_range_is_refused(self, cache: str) -> None:
         (error,) = errors(f"dns: {{cache: {cache}}}")

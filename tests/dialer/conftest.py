@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from typing import Callable
-
 import pytest
 
 from netproxy.dialer import group as group_module
 from netproxy.dialer import member as member_module
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.factory import DialerFactory
+from netproxy.interfaces.fairness import ClientTask
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.resolver.resolver import Resolver
 from tests.dialer.doubles import Clock, make_factory
@@ -15,10 +14,9 @@ from tests.support.doubles import Counts, Lines
 from tests.support.flows import Anywhere
 
 
-def run(task: Callable[[], None]) -> bool:
+def run(task: ClientTask) -> None:
     """Stand in for a pool: run the task at once, on the caller's thread."""
-    task()
-    return True
+    task.run()
 
 
 @pytest.fixture

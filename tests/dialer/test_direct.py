@@ -64,7 +64,9 @@ class TestTcp:
         limits: list[float] = []
 
         class SlowResolver:
-            def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+            def resolve(
+                self, target: Address, client: str = "", seconds: float = 0.0
+            ) -> list[Address]:
                 limits.append(seconds)
                 clock.now += 3.0
                 return [target._replace(host="192.0.2.9")]

@@ -167,7 +167,9 @@ class TestSend:
 
     def test_name_of_a_target_is_looked_up_with_a_resolver(self) -> None:
         class Resolver:
-            def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+            def resolve(
+                self, target: Address, client: str = "", seconds: float = 0.0
+            ) -> list[Address]:
                 return [target._replace(host="203.0.113.5")]
 
             def known(self, target: Address) -> None:

@@ -14,11 +14,13 @@ import pytest
 
 from netproxy.errors import ProtocolError
 from netproxy.handler import dns as dns_module
-from netproxy.handler.dns import WAITING_LIMIT, DnsHandler
-from netproxy.handler.dns_cache import CACHED_SIZE, TTL_LIMIT
+from netproxy.handler.dns import SERVER_SECONDS, STALE_SECONDS, DnsHandler
+from netproxy.handler.dns_cache import CACHED_SIZE, STALE_TTL, TTL_LIMIT
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE
+from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
+from netproxy.listener.fair_queue import FairQueue
 from netproxy.listener.pool import ThreadPool
 from netproxy.net.stream import Stream
 from tests.support.batches import BatchRig
@@ -54,7 +56,7 @@ from tests.support.sockets import SECONDS, nothing_comes, udp, wait_until
 from tests.support.waits import run_until_events
 
 WWW = question("www.example")
-FORMERR, SERVFAIL, NXDOMAIN = 1, 2, 3
+FORMERR, SERVFAIL, NXDOMAIN, NOTIMP = 1, 2, 3, 4
 COOKIE, SUBNET, PADDING = 10, 8, 12
 CLIENT_COOKIE, WHOLE_COOKIE = (
     option(COOKIE, b"8 octets"),
@@ -75,6 +77,7 @@ class Source:
     def __init__(self, reply: ReplyTable = sixty) -> None:
         self.reply = reply
         self.asked: list[bytes] = []
+        self.seconds: list[float] = []
         self.known: dict[bytes, bytes] = {}
 
     def answer(self, query: bytes) -> bytes | None:
@@ -82,8 +85,9 @@ class Source:
             raise ProtocolError("not one question")
         return self.known.get(question_of(query))
 
-    def forward(self, query: bytes) -> bytes:
+    def forward(self, query: bytes, seconds: float) -> bytes:
         self.asked.append(query)
+        self.seconds.append(seconds)
         return self.reply(query)
 
 
@@ -93,17 +97,20 @@ class Rig(BatchRig):
     def __init__(self, level: str = "single") -> None:
         super().__init__(level)
         self.source = Source()
-        self.tasks: list[Callable[[], None]] = []
+        self.tasks: list[ClientTask] = []
         # False: no worker takes a task.
         self.room = True
         self.local = self.listen()
         self.client = self.open()
         self.handler = self.make()
 
-    def make(self, cache: int = 16, clients: Any = None, submit: Any = None) -> DnsHandler:
+    def make(
+        self, cache: int = 16, clients: Any = None, submit: Any = None, stale: float = 0.0
+    ) -> DnsHandler:
         self.handler = DnsHandler(
             self.source,
             cache,
+            stale,
             clients,
             submit or self._submit,
             self.datagrams.arenas(),
@@ -117,10 +124,11 @@ class Rig(BatchRig):
         self.sockets = [*getattr(self, "sockets", []), client]
         return client
 
-    def _submit(self, task: Callable[[], None]) -> bool:
+    def _submit(self, task: ClientTask) -> None:
         if self.room:
             self.tasks.append(task)
-        return self.room
+        else:
+            task.drop()
 
     def hand_over(self, *queries: bytes, by: socket.socket | None = None) -> None:
         """Send datagrams, receive them and have them handled.  Workers do not run."""
@@ -135,7 +143,7 @@ class Rig(BatchRig):
     def work(self) -> None:
         """Run the workers."""
         while self.tasks:
-            self.tasks.pop(0)()
+            self.tasks.pop(0).run()
 
     def ask(self, asked: bytes, by: socket.socket | None = None) -> bytes:
         """Return the answer to a datagram, with or without a worker."""
@@ -328,10 +336,9 @@ class TestCache:
             query(WWW, opt(options=option(SUBNET, b"\0\1\x18\0\xc0\0\2"))),
             query(WWW, opt(options=WHOLE_COOKIE)),
             query(WWW, record(b"\0", 250, 0, b"signature", 255)),
-            query(WWW, flags=4 << 11),
             query(WWW) + b"\0",
         ],
-        ids=["ANY", "AXFR", "subnet", "cookie", "TSIG", "opcode", "trailing"],
+        ids=["ANY", "AXFR", "subnet", "cookie", "TSIG", "trailing"],
     )
     def test_query_for_one_client_is_asked_each_time(
         self, plain: Rig, clock: list[float], asked: bytes
@@ -348,6 +355,97 @@ class TestCache:
             WWW, (a(60),), (), (opt(),)
         )
         assert len(plain.source.asked) == 1
+
+
+class TestStale:
+    """RFC 8767."""
+
+    def failing(self, rig: Rig, clock: list[float], **options: Any) -> Rig:
+        """Return a rig whose servers have failed when its answer became stale."""
+        rig.make(stale=1000.0, **options)
+        rig.ask(query(WWW, id=1))
+        rig.source.reply = lambda asked: answer_to(asked, flags=QR | RD | RA | SERVFAIL)
+        clock[0] += 60
+        return rig
+
+    def test_stale_answer_is_given_if_the_servers_fail(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
+        rig = self.failing(plain, clock)
+        assert rig.ask(query(question("WWW.example"), id=2)) == answer_to(
+            query(question("WWW.example"), id=2), a(STALE_TTL)
+        )
+        clock[0] += STALE_TTL - 1
+        # The servers are not asked again at once.
+        assert rig.ask(query(WWW, id=3)) == answer_to(query(WWW, id=3), a(1))
+        assert len(rig.source.asked) == 2 and rig.counts.of("queries", "stale") == 1
+        clock[0] += 1
+        rig.source.reply = sixty
+        assert rig.ask(query(WWW, id=4)) == answer_to(query(WWW, id=4), a(60))
+
+    def test_stale_answer_is_given_over_a_connection(self, plain: Rig, clock: list[float]) -> None:
+        rig = self.failing(plain, clock)
+        with Conversation(rig.handler) as client:
+            client.send(framed(query(WWW, id=2)))
+            assert read_framed(client.socket) == answer_to(query(WWW, id=2), a(STALE_TTL))
+
+    def test_servers_have_less_time_if_there_is_a_stale_answer(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
+        rig = self.failing(plain, clock)
+        rig.ask(query(WWW, id=2))
+        rig.ask(query(question("other.example"), id=3))
+        assert rig.source.seconds == [SERVER_SECONDS, STALE_SECONDS, SERVER_SECONDS]
+
+    def test_slow_server_is_asked_again_after_the_stale_answer(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
+        """A server that needs longer than a client waits would never be believed."""
+        rig = self.failing(plain, clock)
+
+        def reply(asked: bytes) -> bytes:
+            clock[0] += 2.0
+            late = rig.source.seconds[-1] > STALE_SECONDS
+            return sixty(asked) if late else answer_to(asked, flags=QR | RD | RA | SERVFAIL)
+
+        rig.source.reply = reply
+        assert rig.ask(query(WWW, id=2)) == answer_to(query(WWW, id=2), a(STALE_TTL))
+        assert rig.ask(query(WWW, id=3)) == answer_to(query(WWW, id=3), a(60))
+        assert rig.source.seconds[1:] == [STALE_SECONDS, SERVER_SECONDS]
+
+    def test_stale_answer_has_an_end(self, plain: Rig, clock: list[float]) -> None:
+        rig = self.failing(plain, clock)
+        clock[0] += 1000
+        assert rig.ask(query(WWW))[3] & 15 == SERVFAIL
+        assert rig.counts.of("queries", "stale") == 0
+
+    @pytest.mark.parametrize("code", [0, NXDOMAIN])
+    def test_answer_without_data_is_no_failure(
+        self, plain: Rig, clock: list[float], code: int
+    ) -> None:
+        """The name is gone: what was there before is not used again."""
+        rig = self.failing(plain, clock)
+        fails = rig.source.reply
+        rig.source.reply = lambda asked: answer_to(asked, flags=QR | RD | RA | code)
+        assert rig.ask(query(WWW))[3] & 15 == code
+        rig.source.reply = fails
+        assert rig.ask(query(WWW))[3] & 15 == SERVFAIL
+
+    def test_absence_is_never_stale(self, plain: Rig, clock: list[float]) -> None:
+        plain.make(stale=1000.0)
+        plain.source.reply = nxdomain
+        plain.ask(query(WWW))
+        clock[0] += 60
+        plain.source.reply = lambda asked: answer_to(asked, flags=QR | RD | RA | SERVFAIL)
+        assert plain.ask(query(WWW))[3] & 15 == SERVFAIL
+
+    def test_serving_stale_answers_can_be_switched_off(
+        self, plain: Rig, clock: list[float]
+    ) -> None:
+        plain.ask(query(WWW))
+        clock[0] += 60
+        plain.source.reply = lambda asked: answer_to(asked, flags=QR | RD | RA | SERVFAIL)
+        assert plain.ask(query(WWW))[3] & 15 == SERVFAIL
 
 
 class TestCoalescing:
@@ -375,7 +473,7 @@ class TestCoalescing:
         assert len(plain.source.asked) == 1
 
     def test_query_that_is_not_cached_passes_a_circle_of_servers_once(self, plain: Rig) -> None:
-        """It comes back with another ID.  An update is not a question: each is asked."""
+        """It comes back with another ID."""
         anything = [query(question("www.example", 255), id=id) for id in (1, 2)]
         plain.hand_over(*anything)
         plain.work()
@@ -383,10 +481,6 @@ class TestCoalescing:
         assert [plain.client.recv(512) for _ in anything] == [
             answer_to(message, a(60)) for message in anything
         ]
-        updates = [query(question("www.example", 6), id=id, flags=5 << 11) for id in (1, 2)]
-        plain.hand_over(*updates)
-        plain.work()
-        assert plain.source.asked[1:] == updates
 
     def test_query_after_the_answer_is_asked_again(self, plain: Rig) -> None:
         plain.make(cache=0)
@@ -394,14 +488,31 @@ class TestCoalescing:
         plain.ask(query(WWW))
         assert len(plain.source.asked) == 2
 
-    def test_clients_above_the_limit_do_not_wait(self, plain: Rig) -> None:
-        plain.hand_over(*[query(WWW, id=id) for id in range(WAITING_LIMIT + 2)])
+    def test_client_above_the_limit_loses_its_oldest_query(self, plain: Rig) -> None:
+        plain.handler._pending._clients.limit = 20
+        plain.hand_over(*[query(WWW, id=id) for id in range(22)])
         assert plain.counts.of("drops", "waiting queue full") == 2
         plain.work()
-        assert {plain.client.recv(512)[:2] for _ in range(WAITING_LIMIT)} == {
-            id.to_bytes(2, "big") for id in range(WAITING_LIMIT)
+        assert {plain.client.recv(512)[:2] for _ in range(20)} == {
+            id.to_bytes(2, "big") for id in range(2, 22)
         }
         assert nothing_comes(plain.client)
+
+    @pytest.mark.parametrize("attackers", [1, 2, 50])
+    def test_flood_of_others_leaves_room_for_a_client(self, plain: Rig, attackers: int) -> None:
+        """Hazard 138.  All ask the same, and different questions."""
+        plain.handler._pending._clients.limit = 60
+        others = [plain.open(f"127.0.1.{number + 1}") for number in range(attackers)]
+        asked = query(WWW, id=0xFFFF)
+        for number in range(100):
+            sender = others[number % attackers]
+            flood = (query(WWW, id=number), query(question(f"n{number}.example"), id=number))
+            plain.hand_over(*flood, by=sender)
+            if number == 20:
+                plain.hand_over(asked)
+        assert plain.counts.of("drops", "waiting queue full") == 200 + 1 - 60
+        plain.work()
+        assert plain.client.recv(512) == answer_to(asked, a(60))
 
     def test_query_without_a_worker_is_dropped_and_counted(self, plain: Rig) -> None:
         plain.room = False
@@ -433,10 +544,9 @@ class TestMessages:
             query(WWW, flags=RD | 0x0070),
             query(WWW, opt(4096, 0x12348000, option(65001, b"\0\xff" * 9))),
             query(WWW, opt(512, 5 << 16)),
-            query(WWW, flags=5 << 11),
             query(WWW, a(7), record(b"\0", 250, 0, b"signature", 255)),
         ],
-        ids=["TYPE65280", "HTTPS CH", "Z AD CD", "EDNS", "EDNS version 5", "UPDATE", "records"],
+        ids=["TYPE65280", "HTTPS CH", "Z AD CD", "EDNS", "EDNS version 5", "records"],
     )
     def test_unknown_types_flags_and_options_pass_unchanged(self, plain: Rig, asked: bytes) -> None:
         strange = answer_to(
@@ -498,6 +608,26 @@ class TestMessages:
         assert plain.client.recv(512) == answer
         assert not plain.tasks and plain.counts.of("queries", "malformed") == 1
 
+    @pytest.mark.parametrize("opcode", [1, 2, 3, 4, 5, 6, 15])
+    def test_other_opcode_than_query_is_not_implemented(self, plain: Rig, opcode: int) -> None:
+        """No server is asked: an update or a notification is not for a forwarder."""
+        asked = query(question("www.example", 6), a(7), flags=RD | opcode << 11)
+        wanted = HEADER.pack(0x1234, QR | RD | RA | opcode << 11 | NOTIMP, 1, 0, 0, 0) + question(
+            "www.example", 6
+        )
+        plain.hand_over(asked)
+        assert plain.client.recv(512) == wanted
+        with Conversation(plain.handler) as client:
+            client.send(framed(asked) + framed(query(WWW)))
+            assert read_framed(client.socket) == wanted
+            assert read_framed(client.socket) == answer_to(query(WWW), a(60))
+        assert plain.source.asked == [query(WWW)] and not plain.tasks
+        assert plain.counts.of("queries", "not implemented") == 2
+
+    def test_opcode_counts_before_the_question(self, plain: Rig) -> None:
+        plain.hand_over(HEADER.pack(7, 5 << 11, 0, 0, 1, 0) + b"\0")
+        assert plain.client.recv(512) == HEADER.pack(7, QR | RA | 5 << 11 | NOTIMP, 0, 0, 0, 0)
+
     @pytest.mark.parametrize(
         "asked",
         [
@@ -551,7 +681,7 @@ def test_slow_name_delays_no_other_name(plain: Rig) -> None:
     slow, other = query(question("slow.example")), query(WWW)
     named_slow = question_of(slow)
     plain.source.reply = reply
-    pool = ThreadPool("pool-under-test", 2, 4, plain.log)
+    pool = FairQueue(ThreadPool("pool-under-test", 4, 0, plain.log), 4)
     plain.make(submit=pool.submit)
     try:
         plain.hand_over(slow)
@@ -601,7 +731,7 @@ class TestConnections:
             assert begun.wait(SECONDS)
             plain.hand_over(query(WWW, id=3))
             other.send(framed(second))
-            wait_until(lambda: len(*plain.handler._pending.values()) == 3)
+            wait_until(lambda: plain.handler._pending.waiting == 3)
             go_on.set()
             assert read_framed(client.socket) == answer_to(first, a(60))
             assert read_framed(other.socket) == answer_to(second, a(60))

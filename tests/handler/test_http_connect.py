@@ -13,6 +13,7 @@ from netproxy.errors import Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.listener.pool import ThreadPool
+from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
 from netproxy.protocol import connect_udp
@@ -143,7 +144,7 @@ def test_bracketed_ipv6_target_is_reached() -> None:
     counters = Counters()
     with Rig() as rig:
         rig.by_host["::1"] = DirectDialer(
-            TargetResolver(Resolver(ThreadPool("test", 1, 1, None), counters), Anywhere()),
+            TargetResolver(Resolver(lambda task: task.run(), counters), Anywhere()),
             counters,
             PATIENCE,
         )

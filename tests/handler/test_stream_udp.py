@@ -32,6 +32,7 @@ from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.handler.stream_udp import StreamUdpRelay
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.udp_sockets import UdpSocketFactory
@@ -79,7 +80,7 @@ class Names:
         self.gate = threading.Event()
         self.gate.set()
 
-    def resolve(self, target: Address, seconds: float = SECONDS) -> list[Address]:
+    def resolve(self, target: Address, client: str = "", seconds: float = SECONDS) -> list[Address]:
         if target.host[-1].isdigit() or ":" in target.host:
             return [target]
         self.asked.set()
@@ -103,7 +104,7 @@ class Rig:
         self.flows: list[Flow] = []
         self.arenas = arenas(datagrams.arena)
         dependencies = NatDependencies(
-            self.arenas, self._run, self._run, self.counts, self.records, self.log
+            self.arenas, self._run, self._run_fairly, self.counts, self.records, self.log
         )
         self.table = NatTable(NatPolicy(SessionLimits(100, 100)), dependencies)
         relay = StreamUdpRelay(self, self.table, self.arenas, self.counts, self.records, IDLE)
@@ -141,6 +142,9 @@ class Rig:
             )
         )
         assert not self.log.of("exception") and not self.counts.of("drops", "internal error")
+
+    def _run_fairly(self, task: ClientTask) -> None:
+        self._run(task.run)
 
     @staticmethod
     def _run(task: Callable[[], None]) -> bool:

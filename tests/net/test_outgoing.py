@@ -84,11 +84,7 @@ def datagrams(request: pytest.FixtureRequest, counts: Counts) -> UdpSocketFactor
 
 @pytest.fixture
 def targets(counts: Counts) -> TargetResolver:
-    def submit(task: Callable[[], None]) -> bool:
-        task()
-        return True
-
-    return TargetResolver(Resolver(submit, counts), Anywhere())
+    return TargetResolver(Resolver(lambda task: task.run(), counts), Anywhere())
 
 
 @pytest.fixture(params=["alone", "race"])

@@ -8,10 +8,8 @@ import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.net.datagram import Arena
-from netproxy.relay import entry as entry_module
 from netproxy.relay.client import Client, no_header
-from netproxy.relay.entry import Action, Entry, EntryState, MappingState, NatMapping, WaitingQueues
+from netproxy.relay.entry import Action, Entry, EntryState, MappingState, NatMapping
 from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
 from tests.support.upstreams import FakeDialer, FakeSocket
 
@@ -56,7 +54,7 @@ def make_entry(state: EntryState, mapping_state: MappingState = MappingState.OPE
     if state is FAILED:
         entry.on_failed(NOW)
     if state is GONE:
-        entry.on_removed()
+        entry.on_removed("evicted")
     assert entry.state is state
     mapping.state = mapping_state
     return entry
@@ -69,7 +67,7 @@ EVENTS: dict[str, Callable[[Entry], object]] = {
     "prepared": lambda entry: entry.on_prepared(DESTINATION),
     "flushed": lambda entry: entry.on_flushed(),
     "failed": lambda entry: entry.on_failed(LATER),
-    "removed": lambda entry: entry.on_removed(),
+    "removed": lambda entry: entry.on_removed("evicted"),
 }
 # The transitions with an open mapping; every other event leaves the state as it is.
 TRANSITIONS = {
@@ -132,7 +130,7 @@ def test_destination_is_set_when_ready_and_stays() -> None:
     assert (entry.prepared, entry.destination) == (DESTINATION, None)
     entry.on_flushed()
     assert entry.destination == DESTINATION
-    entry.on_removed()
+    entry.on_removed("evicted")
     assert entry.destination == DESTINATION
 
 
@@ -183,28 +181,3 @@ class TestMapping:
             entry = Entry(("peer", number), mapping.client, flow)
             entry.on_routed(flow, mapping, NOW)
         assert mapping.only_dns is only_dns and len(mapping.entries) == len(ports)
-
-
-class TestQueues:
-    def test_datagrams_are_taken_in_order_once(self) -> None:
-        queues, entry, arena = WaitingQueues(), make_entry(DIALLING), Arena()
-        for data in (b"first", b"", b"third"):
-            assert queues.put(entry, arena, arena.put(data)) == 0
-        assert queues.total == entry.client.waiting == 3
-        assert queues.take(entry) == [b"first", b"", b"third"]
-        assert queues.take(entry) == []
-        assert queues.total == entry.client.waiting == 0
-
-    def test_every_limit_bounds_a_queue(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(entry_module, "ENTRY_WAITING_LIMIT", 2)
-        monkeypatch.setattr(entry_module, "CLIENT_WAITING_LIMIT", 3)
-        monkeypatch.setattr(entry_module, "TOTAL_WAITING_LIMIT", 4)
-        queues, arena = WaitingQueues(), Arena()
-        client, other = make_client(), make_client()
-        entries = [Entry(("peer", n), client, FLOW) for n in range(3)]
-        entries += [Entry(("other", n), other, FLOW) for n in range(2)]
-        dropped = [
-            [queues.put(entry, arena, arena.put(b"x")) for _ in range(3)] for entry in entries
-        ]
-        assert dropped == [[0, 0, 1], [0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 1]]
-        assert (queues.total, client.waiting, other.waiting) == (4, 3, 1)

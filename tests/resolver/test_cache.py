@@ -9,6 +9,7 @@ import pytest
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.fairness import ClientTask, FairSubmit
 from netproxy.resolver import resolver as module
 from netproxy.resolver.resolver import (
     FAILURE_TTL,
@@ -50,14 +51,12 @@ class Source:
         return result
 
 
-def at_once(task: Callable[[], None]) -> bool:
-    task()
-    return True
+def at_once(task: ClientTask) -> None:
+    task.run()
 
 
-def on_a_thread(task: Callable[[], None]) -> bool:
+def on_a_thread(task: ClientTask) -> None:
     Task(at_once, task)
-    return True
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     yield clock
 
 
-def resolver_of(source: Source, submit: Callable[..., bool] = at_once, **plan: Any) -> Resolver:
+def resolver_of(source: Source, submit: FairSubmit = at_once, **plan: Any) -> Resolver:
     """Return a resolver that asks `source`."""
     return Resolver(submit, Counts(), LookupPlan(source, **plan))
 
@@ -215,7 +214,7 @@ class TestSharedLookups:
         source.gate.clear()
         resolver = resolver_of(source, on_a_thread)
         with pytest.raises(DialError) as caught:
-            resolver.resolve(HOST, 0.01)
+            resolver.resolve(HOST, seconds=0.01)
         assert caught.value.reason is Reason.TIMEOUT and resolver.known(HOST) is None
         task = Task(resolver.resolve, HOST)
         source.gate.set()
@@ -225,10 +224,9 @@ class TestSharedLookups:
         def ask(host: str) -> LookupResult:
             raise ZeroDivisionError
 
-        def submit(task: Callable[[], None]) -> bool:
+        def submit(task: ClientTask) -> None:
             with pytest.raises(ZeroDivisionError):
-                task()
-            return True
+                task.run()
 
         resolver = Resolver(submit, Counts(), LookupPlan(ask))
         assert reason(resolver.resolve) is Reason.NAME

@@ -10,7 +10,7 @@ import pytest
 from netproxy.errors import ProtocolError
 from netproxy.protocol import dns
 from netproxy.resolver import forwarder as forwarder_module
-from netproxy.resolver.forwarder import HOSTS_TTL, ForwardingRule, DnsForwarder
+from netproxy.resolver.forwarder import HOSTS_TTL, DnsForwarder, ForwardingRule
 from netproxy.resolver.resolver import LOOKUP_SECONDS, LookupResult, LookupFailed
 from netproxy.router.matchers import DomainSet
 from netproxy.resolver.servers import ServerError
@@ -32,7 +32,7 @@ from tests.support.dns import (
 from tests.support.nameservers import answer_to, question_of, nxdomain
 
 FOUR, SIX = b"\xc0\0\2\x01", b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
-DO = 0x8000
+DO, PTR = 0x8000, 12
 ReplyTable = Callable[[bytes], bytes]
 
 
@@ -298,6 +298,20 @@ class TestAnswersWithoutServer:
         with pytest.raises(ProtocolError):
             self.answer(asked)
 
+    @pytest.mark.parametrize(
+        "asked, host",
+        [
+            ("1.2.0.192.in-addr.arpa", "printer.lan"),
+            ("9.2.0.192.IN-ADDR.ARPA", "printer.lan"),
+            ("1." + "0." * 23 + "8.b.d.0.1.0.0.2.ip6.arpa", "printer.lan"),
+        ],
+    )
+    def test_address_of_a_host_has_its_name(self, asked: str, host: str) -> None:
+        answer = self.answer(query(question(asked, PTR)))
+        assert answer == HEADER.pack(0x1234, QR | RD | RA, 1, 1, 0, 0) + question(
+            asked, PTR
+        ) + record(ASKED, PTR, HOSTS_TTL, name(host))
+
     @pytest.mark.parametrize("below", ["ads", "a:b.ads", "::1.ads", "1.2.3.4.ads", "a b.ads"])
     def test_name_below_a_blocked_name_is_blocked_whatever_its_octets(self, below: str) -> None:
         """Hazard 76: a label with a colon does not make an address of a name."""
@@ -332,3 +346,40 @@ class TestForwarding:
             question("www.example"), opt(1232, DO), flags=QR | RD | RA | dns.SERVFAIL
         )
         assert forwarder(None).forward(asked)[3] & 15 == dns.SERVFAIL
+
+
+class TestSpecialNames:
+    def test_special_name_is_answered_here(self) -> None:
+        servers = RecordingServers()
+        for asked in ("localhost", "a.invalid", "1.1.168.192.in-addr.arpa", "resolver.arpa"):
+            assert forwarder(servers).answer(query(question(asked))) is not None
+        assert not servers.queries
+
+    @pytest.mark.parametrize(
+        "asked", ["localhost", "a.invalid", "9.1.168.192.in-addr.arpa", "_dns.resolver.arpa"]
+    )
+    def test_rule_says_otherwise(self, asked: str) -> None:
+        of_rule = RecordingServers()
+        by_rule = forwarder(None, [((asked,), of_rule)])
+        assert by_rule.answer(query(question(asked))) is None
+        assert by_rule.forward(query(question(asked))) == ADDRESSES(query(question(asked)))
+        assert by_rule.ask(asked).addresses == ("192.0.2.1", "2001:db8::1")
+        assert of_rule.queries
+
+    def test_host_says_otherwise(self) -> None:
+        answer = forwarder(None, localhost=("192.0.2.1",), a_invalid=("192.0.2.1",))
+        for host in ("localhost", "a.invalid"):
+            asked = query(question(host))
+            assert answer.answer(asked) == answer_to(asked, a(HOSTS_TTL, FOUR))
+
+    def test_other_class_is_not_special(self) -> None:
+        assert forwarder(RecordingServers()).answer(query(question("localhost", 1, 3))) is None
+
+    @pytest.mark.parametrize(
+        "host", ["invalid", "a.invalid", "resolver.arpa", "1.127.in-addr.arpa"]
+    )
+    def test_special_name_has_no_address_for_us(self, host: str) -> None:
+        servers = RecordingServers()
+        assert forwarder(servers).ask(host).addresses == ()
+        assert forwarder(None).ask(host).addresses == ()
+        assert not servers.queries

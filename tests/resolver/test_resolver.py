@@ -10,18 +10,18 @@ import pytest
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.fairness import ClientTask
 from netproxy.resolver.resolver import Resolver
 from tests.support.doubles import Counts
 from tests.support.sockets import SECONDS, Task
 
 
-def refuse(task: Callable[[], None]) -> bool:
-    return False
+def refuse(task: ClientTask) -> None:
+    task.drop()
 
 
-def at_once(task: Callable[[], None]) -> bool:
-    task()
-    return True
+def at_once(task: ClientTask) -> None:
+    task.run()
 
 
 @pytest.fixture
@@ -112,14 +112,13 @@ def test_silent_name_server_holds_its_caller_for_the_given_time_only(
         release.wait(SECONDS)
         return []
 
-    def submit(task: Callable[[], None]) -> bool:
+    def submit(task: ClientTask) -> None:
         tasks.append(Task(at_once, task))
-        return True
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     try:
         with pytest.raises(DialError) as caught:
-            Resolver(submit, counts).resolve(Address("example.com", 80), 0.05)
+            Resolver(submit, counts).resolve(Address("example.com", 80), "192.0.2.9", 0.05)
         assert caught.value.reason is Reason.TIMEOUT
         assert not tasks[0].done
         assert counts.of("lookups", "abandoned") == 1

@@ -46,10 +46,10 @@ class NatRig:
         self.workers = FakePool()
         self.dialer = FakeDialer()
         self.arena = Arena()
-        submit = self.workers.submit
+        dials, names = self.workers.submit, self.workers.submit_fairly
         self.table = NatTable(
             NatPolicy(SessionLimits(ENOUGH, ENOUGH), IDLE),
-            NatDependencies(ArenaPool(Arena), submit, submit, self.counts, self.records, self.log),
+            NatDependencies(ArenaPool(Arena), dials, names, self.counts, self.records, self.log),
         )
         self.clock = Clock()
         self.local = FakeSocket()

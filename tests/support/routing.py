@@ -48,7 +48,7 @@ class StubResolver:
         # The names that known() answers without a lookup.
         self.cached: set[str] = set()
 
-    def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+    def resolve(self, target: Address, client: str = "", seconds: float = 0.0) -> list[Address]:
         """Return the addresses of a target and record the lookup.  Raises DialError."""
         if pack_ip(target.host) is not None:
             return [target]

@@ -11,6 +11,7 @@ from typing import Any, Callable, Hashable
 from netproxy.errors import DialError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Arena, Batch, Run
+from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.flows import Flow
 
 PITCH = 2048
@@ -173,6 +174,11 @@ class FakePool:
         else:
             self.tasks.append(task)
         return True
+
+    def submit_fairly(self, task: ClientTask) -> None:
+        """Take a task of a client (interfaces.fairness.FairSubmit)."""
+        if not self.submit(task.run):
+            task.drop()
 
     def run(self) -> None:
         """Run all tasks that wait, and those that they submit."""

@@ -1,0 +1,62 @@
+"""Special names, which no server is asked for, and the names of addresses.
+
+Special are localhost and invalid (RFC 6761), resolver.arpa (RFC 9462), and the reverse names
+of private and other local addresses (RFC 6303, RFC 7793).  Asking servers for these tells
+strangers of the local network, and has no useful answer.  Pure; any thread.
+"""
+
+from __future__ import annotations
+
+from socket import AF_INET6, inet_pton
+
+# The addresses of localhost, which is never looked up (RFC 6761 section 6.3).
+LOCALHOST_ADDRESSES = ("127.0.0.1", "::1")
+
+LOCALHOST, INVALID, RESOLVER = "localhost", "invalid", "resolver.arpa"
+# The zones of RFC 6303 section 4 and RFC 7793: IPv4 networks and IPv6 prefixes.
+_REVERSE_IPV4 = (
+    *("0", "10", "127", "254.169", "168.192", "2.0.192", "100.51.198", "113.0.203"),
+    "255.255.255.255",
+    *(f"{second}.172" for second in range(16, 32)),
+    *(f"{second}.100" for second in range(64, 128)),
+)
+_REVERSE_IPV6 = (
+    *(".".join("0" * 32), ".".join("1" + "0" * 31), "8.b.d.0.1.0.0.2"),
+    *("d.f", "8.e.f", "9.e.f", "a.e.f", "b.e.f"),
+)
+REVERSE_ZONES = frozenset(
+    (
+        *(f"{network}.in-addr.arpa" for network in _REVERSE_IPV4),
+        *(f"{prefix}.ip6.arpa" for prefix in _REVERSE_IPV6),
+    )
+)
+_ZONES = frozenset((LOCALHOST, INVALID, RESOLVER)) | REVERSE_ZONES
+_TOP_LABELS = frozenset(zone.rpartition(".")[2] for zone in _ZONES)
+
+
+def special_zone(name: str) -> str | None:
+    """Return the special zone of a name in lower case, None if it is in none."""
+    if name.rpartition(".")[2] not in _TOP_LABELS:
+        return None
+    while name not in _ZONES:
+        _, dot, name = name.partition(".")
+        if not dot:
+            return None
+    return name
+
+
+def is_localhost(host: str) -> bool:
+    """Return whether a name is localhost, or a name below it."""
+    return special_zone(host) == LOCALHOST
+
+
+def has_no_address(host: str) -> bool:
+    """Return whether a name is special and has no address."""
+    return special_zone(host) not in (None, LOCALHOST)
+
+
+def reverse_name(address: str) -> str:
+    """Return the name that a literal address has in in-addr.arpa or ip6.arpa."""
+    if ":" not in address:
+        return ".".join(reversed(address.split("."))) + ".in-addr.arpa"
+    return ".".join(reversed(inet_pton(AF_INET6, address).hex())) + ".ip6.arpa"
