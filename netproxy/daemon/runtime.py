@@ -27,8 +27,8 @@ from netproxy.listener.serving import Serving
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.net.activation import ActivationSockets
-from netproxy.net.address import is_local
 from netproxy.net.datagram import ArenaPool
+from netproxy.net.routes import KernelRoutes
 from netproxy.net.stream import Stream
 from netproxy.net.syscalls import trim
 from netproxy.net.udp_sockets import UdpSocketFactory
@@ -106,9 +106,11 @@ class Reachability:
     --explain) has one of its own, so that the question changes nothing.
     """
 
-    def __init__(self, submit: Callable[[Callable[[], None]], bool], counter: Counter) -> None:
+    def __init__(
+        self, submit: Callable[[Callable[[], None]], bool], counter: Counter, routes: KernelRoutes
+    ) -> None:
         """`submit(task)` runs a lookup on another thread, and returns False if too many wait."""
-        self.own = OwnSockets(is_local)
+        self.own = OwnSockets(routes.is_local)
         self.destinations = Destinations(self.own)
         self.resolver = Resolver(submit, counter)
         self.targets = TargetResolver(self.resolver, self.destinations)
@@ -142,7 +144,8 @@ class Runtime:
         self._lookups = ThreadPool("lookup", LOOKUP_THREADS, LOOKUP_QUEUE, log)
         self._queries = ThreadPool("query", QUERY_THREADS, QUERY_QUEUE, log)
         self._checks = ThreadPool("check", CHECK_THREADS, CHECK_QUEUE, log)
-        self.reachability = Reachability(self._lookups.submit, self.counters)
+        self._routes = KernelRoutes(log)
+        self.reachability = Reachability(self._lookups.submit, self.counters, self._routes)
         self.resolver = self.reachability.resolver
         self.own = self.reachability.own
         self.activated = ActivationSockets(os.environ)
@@ -176,7 +179,7 @@ class Runtime:
 
     def separate_reachability(self) -> Reachability:
         """Return a Reachability for a plan that is only asked; its lookups are not counted."""
-        return Reachability(self._lookups.submit, Counters())
+        return Reachability(self._lookups.submit, Counters(), self._routes)
 
     def start(self, batching: str) -> None:
         """Start what connections need; `batching` as in net.datagram.
@@ -199,6 +202,7 @@ class Runtime:
         for pool in (self._dials, self._names, self._lookups, self._queries, self._checks):
             pool.stop(STOP_SECONDS)
         self.activated.close()
+        self._routes.close()
 
     def concrete(self, address: Address) -> Address:
         """Return the address to bind for a configured one.
