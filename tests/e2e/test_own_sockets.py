@@ -32,6 +32,7 @@ from tests.e2e.peers import (
 )
 from tests.e2e.seccomp import without_netlink
 from tests.e2e.support import Netproxyd, program, wait_for
+from tests.support.certificates import certificates
 from tests.support.dns import query, question
 
 pytestmark = pytest.mark.e2e
@@ -40,6 +41,11 @@ BOX, SECONDARY, VIP, CLIENT = "10.78.1.1", "10.78.1.5", "10.78.1.77", "10.78.1.2
 BOX6, CLIENT6, ANYCAST6 = "2001:db8:78::1", "2001:db8:78::2", "2001:db8:78::"
 MARK = 78
 SPS, MARKED, METRICS, DNS, PUBLIC = 1080, 1081, 9180, 5353, 8022
+OTHER, AGENTS = 1180, 7000
+"""Of daemons that run beside the first one."""
+TOKEN = "a token for two hosts"
+IDLE_DESCRIPTORS = 60
+"""Of an idle tunnel: ports, control connection, idle work connections."""
 FIXED = 2000
 """The first port of the listeners with a fixed target."""
 RULE_NOT_ALLOWED = 2
@@ -437,6 +443,155 @@ def test_address_counts_as_soon_as_the_machine_has_it(world: World) -> None:
             assert by_socks5(world, VIP, METRICS) == "refused"
             world.box.ip("address", "del", f"{VIP}/32", *device)
     world.client.ip("address", "del", f"{VIP}/32", *client_device)
+
+
+# -- daemons of other configurations
+
+
+def start(netproxyd: Start, host: Namespace, address: str, config: str) -> Netproxyd:
+    return netproxyd(config=config, host=address, make=host.socket, preexec_fn=host.enter)
+
+
+def test_own_listener_is_no_upstream(netproxyd: Start, pair: tuple[Namespace, Namespace]) -> None:
+    """Hazards 77 and 136.  By every kind of address; nothing goes round even once."""
+    client, box = pair
+    hops = [(OTHER + 1 + index, host) for index, host in enumerate(KINDS.values())]
+    listeners = "".join(
+        f"""
+- {{listen: "0.0.0.0:{port}", clients: [10.78.1.0/24],
+   upstream: "socks5://{target(host, OTHER)}"}}"""
+        for port, host in hops
+    )
+    daemon = start(
+        netproxyd,
+        box,
+        BOX,
+        f'listeners:\n- {{listen: "[::]:{OTHER}", clients: [10.78.0.0/16]}}{listeners}',
+    )
+    for port, host in hops:
+        with pytest.raises(Refused):
+            socks5((BOX, port), CONNECT, ("192.0.2.1", 9), make=client.socket)
+        said = daemon.said(f"listener=sps-{port} .*finished|finished .*listener=sps-{port} ")
+        assert len(said) == 1 and Reason.LOOP.value in said[0], host
+    assert not daemon.lines(f"listener=sps-{OTHER} ")
+
+
+def test_relay_port_of_another_client_is_not_reached(
+    netproxyd: Start, pair: tuple[Namespace, Namespace]
+) -> None:
+    """Hazards 77 and 136.  Its datagrams would come from the box, as those of a client there."""
+    client, box = pair
+    daemon = start(
+        netproxyd,
+        box,
+        BOX,
+        f"""
+listeners: [{{listen: "0.0.0.0:{OTHER}", clients: [10.78.1.0/24], udp: {{relay_port: any}}}}]
+destinations: {{deny: []}}
+""",
+    )
+    drops = f"drops{{{Reason.LOOP.value}}}"
+    with (
+        Association((BOX, OTHER), make=client.socket) as attacker,
+        Association((SECONDARY, OTHER), make=box.socket) as victim,
+        UdpEcho(CLIENT, client.socket) as server,
+    ):
+        for host in (SECONDARY, KINDS["mapped"], KINDS["6to4"]):
+            attacker.send((host, victim.bound[1]), b"\0\0\0" + encode(server.address) + b"forged")
+        wait_for(lambda: daemon.status().get(drops) == 3, SECONDS, "drops")
+        victim.echo(server.address, b"hello")
+        assert len(server.sources) == 1
+
+
+def bridge_text(listener: str, ports: str, rules: str = "[]") -> str:
+    return f"""
+listeners: [{{listen: "{listener}:{OTHER}", clients: [10.78.0.0/16]}}]
+destinations: {{deny: []}}
+tunnel:
+  bridge:
+    listen: "{listener}:{AGENTS}"
+    tls: {certificates().listener()}
+    agents: {{home: {{token: {TOKEN}, ports: [{ports}]}}}}
+rules: {rules}
+"""
+
+
+def agent_text(listener: str, bridge: str, services: str) -> str:
+    return f"""
+listeners: [{{listen: "{listener}:{OTHER}", clients: [10.78.0.0/16]}}]
+destinations: {{deny: []}}
+tunnel:
+  agent:
+    bridge: tls://{bridge}:{AGENTS}
+    name: home
+    token: {TOKEN}
+    tls: {{ca: "{certificates().path("ca.pem")}", server_name: localhost}}
+    exit: true
+    services: {{{services}}}
+"""
+
+
+def test_clients_of_the_bridge_do_not_reach_public_ports(
+    netproxyd: Start, pair: tuple[Namespace, Namespace]
+) -> None:
+    """Hazards 77 and 136.  Only through the bridge itself; others use them."""
+    client, box = pair
+    bridge = start(netproxyd, box, BOX, bridge_text("[::]", f'"0.0.0.0:{PUBLIC}"'))
+    with TcpServer(CLIENT, client, PUBLIC):
+        text = agent_text(CLIENT, BOX, f'"{PUBLIC}": "{CLIENT}:{PUBLIC}"')
+        agent = start(netproxyd, client, CLIENT, text)
+        agent.said("tunnel: connected as 'home'", seconds=SECONDS)
+        wait_for(lambda: reaches(client, PUBLIC), SECONDS, "the agent's port is open")
+        for daemon in (bridge, agent):
+            daemon.baseline += IDLE_DESCRIPTORS
+        for host in KINDS.values():
+            with pytest.raises(Refused) as caught:
+                socks5((BOX, OTHER), CONNECT, (host, PUBLIC), make=client.socket)
+            assert caught.value.code == RULE_NOT_ALLOWED, host
+
+
+def reaches(client: Namespace, port: int) -> bool:
+    """Return whether an echo server answers at a port of the box."""
+    with client.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.settimeout(SECONDS)
+        try:
+            sock.connect((BOX, port))
+            echo(sock, b"hello")
+        except (OSError, EOFError):
+            return False
+        return True
+
+
+def test_bridge_cannot_ask_an_exit_for_its_own_listeners(
+    netproxyd: Start, pair: tuple[Namespace, Namespace]
+) -> None:
+    """Hazards 77 and 136.  Services may be such listeners: the agent's file says so."""
+    client, box = pair
+    rules = f"[{{port: {OTHER}, via: tunnel://home}}]"
+    bridge = start(netproxyd, client, CLIENT, bridge_text(CLIENT, f'"{CLIENT}:{PUBLIC}"', rules))
+    text = agent_text("[::]", CLIENT, f'"{PUBLIC}": "{SECONDARY}:{OTHER}"')
+    agent = start(netproxyd, box, BOX, text)
+    agent.said("tunnel: connected as 'home'", seconds=SECONDS)
+    for daemon in (bridge, agent):
+        daemon.baseline += IDLE_DESCRIPTORS
+    for host in KINDS.values():
+        with pytest.raises(Refused) as caught:
+            socks5((CLIENT, OTHER), CONNECT, (host, OTHER), make=client.socket)
+        assert caught.value.code == RULE_NOT_ALLOWED, host
+    assert not agent.lines(f"listener=sps-{OTHER} ")
+    refused = f"tunnel_refused{{{Reason.LOOP.value}}}"
+    # The bridge itself refuses the unspecified addresses, which are its own as well.
+    assert agent.status()[refused] == len(KINDS) - 2
+    with TcpEcho(CLIENT, client.socket) as server:
+
+        def by_service() -> socket.socket | None:
+            try:
+                return socks5((CLIENT, PUBLIC), CONNECT, server.address, make=client.socket)[0]
+            except OSError:
+                return None
+
+        with wait_for(by_service, SECONDS, "the agent's port is open") as sock:
+            echo(sock, b"hello")
 
 
 class TcpServer(TcpEcho):
