@@ -48,8 +48,8 @@ _IP_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 ANSWER_LIMIT = 8192
 """Bytes of an answer: one route with its metrics has a few hundred."""
 
-SPARE_LIMIT = 2
-"""Netlink sockets kept for the next queries.  More than two threads rarely ask at once."""
+SPARE_LIMIT = 1
+"""Netlink sockets kept for the next queries: two threads rarely ask at once."""
 
 _NO_ROUTE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES))
 """Errors that stand for an address without a route, or with a route that refuses."""
