@@ -51,14 +51,6 @@ class DeadlineError(StreamError):
     """A stream could not be read or written before its deadline."""
 
 
-class Unready(NetProxyError):
-    """Bytes that are asked for have not come yet, and whoever asks must not wait for them."""
-
-
-class NeedsThread(NetProxyError):
-    """What comes next may wait for more than its client's bytes, which only a thread of a pool may."""
-
-
 class Reason(enum.Enum):
     """Why a dial failed.  Each protocol has one literal table from here to its reply."""
 

@@ -1,9 +1,8 @@
-"""What holds after every test: descriptors and threads are back to what they were before it.
+"""Checks after every test that it has left no descriptor and no thread.
 
-Whatever a test opened has to be gone a few seconds after it, the sockets and
-threads of the code under test as well as the test's own.  Threads of a pool that
-somebody still holds (a fixture of the module) may idle.  A test that failed is
-not asked.  Opt out with @pytest.mark.leaves_things_open.
+Everything that a test opens must be gone some seconds after it: sockets and threads of the code
+under test as well as the test's own. Idle threads of a pool that a fixture of the module still uses
+may stay. There is no check after a failed test, and none with @pytest.mark.leaves_things_open.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ import pytest
 
 from netproxy.listener.pool import ThreadPool
 
-SECONDS = 5.0
+# The limit of a wait, and the pause between two looks.
+SECONDS = 20.0
 STEP = 0.01
-# how our threads are named, and those of tests/support
-OURS = (
+# How threads of the package and of tests/support are named.
+NAMES = (
     "tcp-listener ",
     "udp-listener ",
     "udp-session ",
@@ -56,6 +56,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test if descriptors or threads are left some seconds after it."""
     if request.node.get_closest_marker("leaves_things_open"):
         yield
         return
@@ -67,7 +68,8 @@ def nothing_is_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
     collected = False
     while left := _left(threads, descriptors):
         if not collected:
-            gc.collect()  # what hangs in a circle has no owner, and is no leak
+            # Objects in a reference cycle have no owner, and are no leak.
+            gc.collect()
             collected = True
             continue
         assert time.monotonic() < deadline, f"left open: {', '.join(left)}"
@@ -75,35 +77,36 @@ def nothing_is_left_open(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def _left(threads: set[threading.Thread], descriptors: dict[int, str]) -> list[str]:
-    """Our threads that are new and live, and the new descriptors."""
-    lively = [
+    """Return the new threads that are not idle in a pool, and the new descriptors."""
+    running = [
         thread
         for thread in threading.enumerate()
-        if thread not in threads and thread.name.startswith(OURS) and not _idles(thread)
+        if thread not in threads and thread.name.startswith(NAMES) and not _is_idle(thread)
     ]
     opened = [
         f"descriptor {number} ({target})"
         for number, target in _descriptors().items()
         if descriptors.get(number) != target
     ]
-    return [f"thread '{thread.name}'" for thread in lively] + opened
+    return [f"thread '{thread.name}'" for thread in running] + opened
 
 
 def _descriptors() -> dict[int, str]:
-    """What is open, and what it is; files of the coverage measurement are its own business."""
-    found = {}
+    """Return the open descriptors and what they refer to, except files of coverage."""
+    descriptors = {}
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
-            continue  # the directory's own descriptor
+            # The descriptor of the directory itself.
+            continue
         if "coverage" not in target:
-            found[int(name)] = target
-    return found
+            descriptors[int(name)] = target
+    return descriptors
 
 
-def _idles(thread: threading.Thread) -> bool:
-    """Whether it waits for work in a pool that more than its own threads refer to."""
+def _is_idle(thread: threading.Thread) -> bool:
+    """Return True if the thread waits for work in a pool to which others refer."""
     pool = getattr(getattr(thread, "_target", None), "__self__", None)
     if not isinstance(pool, ThreadPool) or pool.busy:
         return False

@@ -389,7 +389,9 @@ class TestServing:
         with listen() as taken:
             assert cli.main(["-l", f"http://{address_of(taken)}"]) == 69
             (line,) = capfd.readouterr().err.splitlines()
-            assert line.endswith(f" error tcp {address_of(taken)}: Address already in use")
+            assert line.endswith(
+                f" error cannot listen on tcp {address_of(taken)}: Address already in use"
+            )
 
     @pytest.mark.parametrize(
         "name", ["poller", "janitor", "control", "tcp-listener .*", "udp-listener .*"]

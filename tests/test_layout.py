@@ -65,6 +65,9 @@ LATE_OURS = {
 NOT_IN_A_CODEC = {"socket", "ssl", "select", "threading", "time", "logging"}
 OF_SOCKET_IN_A_CODEC = {"inet_ntop", "inet_pton", "AF_INET", "AF_INET6"}
 
+# Rooms that show dates. All others measure time with time.monotonic().
+DATED = {"admin", "ctl", "observe", "tunnel"}
+
 MODULE_LINES, FUNCTION_LINES, LINE = 520, 75, 200
 DOCUMENTED = {"interfaces"}  # rooms whose public names all have docstrings
 PARAMETERS, CONSTRUCTOR_PARAMETERS = 5, 7
@@ -293,5 +296,17 @@ def test_package_files_are_empty_except_the_version() -> None:
         str(module.path)
         for module in MODULES
         if module.path.name == "__init__.py" and module.path.parent != ROOT and module.text.strip()
+    ]
+    assert not wrong
+
+
+def test_timers_do_not_use_the_system_clock() -> None:
+    """Hazard 100."""
+    wrong = [
+        f"{module.path.relative_to(ROOT.parent)}:{node.lineno}"
+        for module in MODULES
+        if module.room not in DATED
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("time.time", "time.time_ns")
     ]
     assert not wrong

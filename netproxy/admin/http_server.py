@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, TypeAlias
 
 from netproxy.errors import EndOfStream, LimitError, ListenError
 from netproxy.interfaces.addresses import Address
+from netproxy.net.stream import complete
 from netproxy.protocol import http1
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Steps
     from netproxy.interfaces.services import Log
 
 CLIENTS_LIMIT = 32
@@ -58,7 +60,7 @@ class HttpAnswer(NamedTuple):
     """Further header fields."""
 
 
-AnswerRequest: TypeAlias = Callable[[http1.Request, str], HttpAnswer]
+AnswerRequest: TypeAlias = Callable[[http1.HttpRequest, str], HttpAnswer]
 """Answers a request of the client with this address.  Must not block."""
 
 
@@ -68,14 +70,16 @@ class HeadReader:
     def __init__(self, head: bytes) -> None:
         self._head = head
 
-    def read_exactly(self, count: int) -> bytes:
+    def read_exactly(self, count: int) -> Steps[bytes]:
         """Return the next `count` bytes.  Raises EndOfStream."""
+        yield from ()  # nothing to wait for
         if len(self._head) < count:
             raise EndOfStream("the head is too short", partial=bool(self._head))
         return self._take(count)
 
-    def read_until(self, separator: bytes, limit: int) -> bytes:
+    def read_until(self, separator: bytes, limit: int) -> Steps[bytes]:
         """Return the bytes up to and including `separator`.  Raises EndOfStream, LimitError."""
+        yield from ()  # nothing to wait for
         at = self._head.find(separator, 0, limit)
         if at >= 0:
             return self._take(at + len(separator))
@@ -240,15 +244,14 @@ class HttpServer:
             return encode(HttpAnswer(500), method)
 
 
-def parse_request(head: bytes) -> http1.Request:
+def parse_request(head: bytes) -> http1.HttpRequest:
     """Parse a complete head; return it with a target that is a path, without its query.
 
     Raises HttpError with the status to answer.
     """
     if len(head) > HEAD_LIMIT:
         raise http1.HttpError(431, "the head is too long")
-    # A complete head needs no steps: the reader returns bytes.
-    request = http1.read_request(HeadReader(head))  # type: ignore[arg-type]
+    request = complete(http1.read_request(HeadReader(head)))
     if not request.target.startswith(b"/"):
         raise http1.HttpError(400, "the target is not a path")
     for name in _SINGLE_FIELDS:
@@ -271,7 +274,7 @@ def encode(answer: HttpAnswer, method: bytes) -> bytes:
         (b"Cross-Origin-Resource-Policy", b"same-origin"),
         *answer.fields,
     ]
-    head = http1.encode_response(http1.Response(1, answer.status, phrase.encode(), fields))
+    head = http1.encode_response(http1.HttpResponse(1, answer.status, phrase.encode(), fields))
     return head + (b"" if method == b"HEAD" else body)
 
 

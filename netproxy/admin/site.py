@@ -22,7 +22,7 @@ from netproxy.protocol.http1 import field_values
 if TYPE_CHECKING:
     from netproxy.interfaces.answers import JsonObject
     from netproxy.interfaces.services import Counter, Log
-    from netproxy.protocol.http1 import Request
+    from netproxy.protocol.http1 import HttpRequest
 
 LISTENER = "metrics"
 """The name of this listener in the log."""
@@ -65,7 +65,7 @@ class Site:
         """Set the token, "" for none, and whether there is a status page.  Thread: any."""
         self._token, self._page = token.encode(), page
 
-    def answer(self, request: Request, peer: str) -> HttpAnswer:
+    def answer(self, request: HttpRequest, peer: str) -> HttpAnswer:
         """Answer a request of the client with the address `peer`."""
         host = _field(request, b"host") or b""
         origin = _field(request, b"origin")
@@ -114,7 +114,7 @@ class Site:
             ((b"Content-Security-Policy", policy), (b"X-Frame-Options", b"DENY")),
         )
 
-    def _shows_token(self, request: Request, peer: str) -> bool:
+    def _shows_token(self, request: HttpRequest, peer: str) -> bool:
         """Return whether a request has the token; count and log a wrong one."""
         scheme, _, shown = (_field(request, b"authorization") or b"").partition(b" ")
         if not self._token or not shown:
@@ -145,7 +145,7 @@ def is_own_name(host: str) -> bool:
     return pack_ip(name) is not None or name in ("localhost", socket.gethostname().lower())
 
 
-def _field(request: Request, name: bytes) -> bytes | None:
+def _field(request: HttpRequest, name: bytes) -> bytes | None:
     """Return the value of a field that comes at most once, None without it."""
     return next(iter(field_values(request.fields, name)), None)
 

@@ -19,15 +19,19 @@ from netproxy.daemon.runtime import Reachability, Runtime
 from netproxy.daemon.udp_relays import UdpRelays
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.factory import DialerFactory, udp_warnings
-from netproxy.handler.factory import HandlerDependencies, ListenerHandler, NameService, make_handler
+from netproxy.handler.factory import (
+    DnsDependencies,
+    HandlerDependencies,
+    ListenerHandler,
+    make_handler,
+)
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import NetworkSet
 from netproxy.listener.manager import ListenerSpec
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.observe.flows import ObserverGroup
-from netproxy.resolver.resolver import LookupPlan
-from netproxy.resolver.resolver import ask_system
+from netproxy.resolver.resolver import LookupPlan, ask_system
 from netproxy.router.router import RuleRouter
 
 if TYPE_CHECKING:
@@ -87,7 +91,7 @@ class _Builder:
             counter=runtime.counters,
             observer=ObserverGroup(runtime.flows, autos),
             log=runtime.log,
-            names=self._name_service(forwarder),
+            dns=self._dns_dependencies(forwarder),
             bridge=self._tunnels.obtain().bridge if config.tunnel.bridge else None,
         )
         self._check_unused_parts()
@@ -140,12 +144,12 @@ class _Builder:
         dependencies = ResolverDependencies(direct, self._dialers.dialer, domains, destinations)
         return make_forwarder(dns, dependencies)
 
-    def _name_service(self, forwarder: DnsForwarder | None) -> NameService | None:
+    def _dns_dependencies(self, forwarder: DnsForwarder | None) -> DnsDependencies | None:
         if forwarder is None:
             return None
         runtime = self._runtime
         arenas = runtime.datagrams.arenas()
-        return NameService(forwarder, self._config.dns.cache, runtime.queries, arenas)
+        return DnsDependencies(forwarder, self._config.dns.cache, runtime.queries, arenas)
 
     def _routing(self) -> tuple[RuleRouter, tuple[AutoDialer, ...]]:
         """Return the router, and its dialers that learn from the connections they made."""
@@ -234,7 +238,9 @@ class _TcpSpec(ListenerSpec):
 
     def configure(self, listener: TcpListener) -> None:
         listener.name = self._name
-        listener.configure(self._handlers.handler, self._admission, self._handshake)
+        handler = self._handlers.handler
+        assert handler is not None  # config.read has seen to it that the protocol has connections
+        listener.configure(handler, self._admission, self._handshake)
 
 
 class _UdpSpec(ListenerSpec):
@@ -252,7 +258,9 @@ class _UdpSpec(ListenerSpec):
 
     def configure(self, listener: UdpListener) -> None:
         listener.name = self._name
-        listener.handler = self._handlers.handler
+        packets = self._handlers.packets
+        assert packets is not None  # config.read has seen to it that the protocol has datagrams
+        listener.handler = packets
 
 
 def _lookups(config: Config, forwarder: DnsForwarder | None) -> LookupPlan:

@@ -12,24 +12,23 @@ import resource
 import socket
 from typing import Callable, Iterable, Mapping, Sequence
 
-from netproxy.access.destinations import Destinations, OwnSockets, DestinationPolicy
+from netproxy.access.destinations import DestinationPolicy, Destinations, OwnSockets
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
+from netproxy.daemon.activation import ActivationSockets
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.health import HealthChecks
 from netproxy.dialer.hop import PacketDependencies
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
-from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.connections import READABLE, Stream, Wait
 from netproxy.interfaces.services import Counter
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
 from netproxy.listener.serving import Serving
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
-from netproxy.net.activation import ActivationSockets
 from netproxy.net.datagram import ArenaPool
 from netproxy.net.routes import KernelRoutes
-from netproxy.net.stream import Stream
 from netproxy.net.syscalls import trim
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.observe.flows import Flows
@@ -37,15 +36,13 @@ from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
 from netproxy.relay.nat import NatDependencies
-from netproxy.resolver.resolver import LookupPlan
-from netproxy.resolver.resolver import Resolver
+from netproxy.resolver.resolver import LookupPlan, Resolver
 from netproxy.router.auto import Verdicts
 
 RESERVED_DESCRIPTORS = 64
 """Descriptors of RLIMIT_NOFILE that are kept for listeners, the log and name lookups."""
 DESCRIPTORS_PER_CONNECTION = 3
 """Client, upstream, and one more while a name or a second address is tried."""
-
 # Each pool: its most threads, and how many tasks may wait.
 # The dial queue takes as many new clients at once as there may be sessions; the threads are
 # enough that a proxy that does not answer holds up only a few.
@@ -64,7 +61,6 @@ CONNECTION_THREADS_LIMIT = 1024
 """Threads for connections.  Idle connections have none: these are relaying or shaking hands."""
 EAGER_THREADS = 4
 """Connection threads that start at once; more only help if the running ones wait for peers."""
-
 BURST = 16
 """Threads, flows and the like that must have gone before memory is given back."""
 COLLECT_SECONDS = 15.0
@@ -186,6 +182,7 @@ class Runtime:
 
         The janitor starts with run().  Raises ListenError if a thread cannot be had.
         """
+        self._routes.open()
         self.datagrams = UdpSocketFactory(self.counters, self.log, batching, self.activated)
         _start_thread("poller", self.poller.start)
 
@@ -237,7 +234,7 @@ class Runtime:
         """Call `notify` once, on the poller's thread, when something comes on a stream."""
         notification = _Notification(notify)
         wait = Wait(((stream.socket, READABLE),), None, notification.resume)
-        self.poller.watch(wait, notification.wake, notification.end)
+        self.poller.watch(wait, notification)
 
 
 class _Notification:
@@ -250,6 +247,9 @@ class _Notification:
 
     def wake(self, wait: Wait, ready: bool) -> None:
         self._notify()
+
+    def cannot_watch(self, wait: Wait) -> None:
+        """Do nothing: the wait has no step that could return another one."""
 
     def end(self, error: Exception | None) -> None:
         """Do nothing: only waits with a step end this way."""

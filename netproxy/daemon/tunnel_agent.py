@@ -6,14 +6,13 @@ PreparedAgent.commit() cannot.  Thread: main.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol, Sequence
 
 from netproxy.daemon.runtime import STOP_SECONDS
 from netproxy.daemon.tunnel_ports import FixedRouter, nat_table, pipe_limits
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
-from netproxy.handler.outbound import Connector
+from netproxy.handler.outbound import Outbound
 from netproxy.handler.stream_udp import StreamUdpRelay
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.flows import Flow
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from netproxy.dialer.factory import DialerFactory
     from netproxy.handler.factory import HandlerDependencies
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.routing import Dialer, Resolver, Router, RouteSelectors
-    from netproxy.net.stream import Stream
     from netproxy.relay.nat import NatTable
     from netproxy.tunnel.work import WorkConnection
 
@@ -261,7 +260,7 @@ class DaemonAgent:
         arenas = self._runtime.datagrams.arenas()
         idle = dependencies.timeouts.tcp_idle
         return FlowRelays(
-            Connector(router, pipe_limits(dependencies), counters, observer),
+            Outbound(router, pipe_limits(dependencies), counters, observer),
             StreamUdpRelay(router, table, arenas, counters, observer, idle),
         )
 
@@ -273,12 +272,20 @@ class _WorkStarter:
         self._runtime = runtime
 
     def begin(self, work: WorkConnection) -> None:
-        connection = Connection(work.stream, UNSPECIFIED_ADDRESS, partial(_end, work))
-        self._runtime.serving.begin(connection, work.run)
+        self._runtime.serving.begin(_ServedWork(work), work.handshake())
 
 
-def _end(work: WorkConnection, connection: Connection) -> None:
-    work.end()
+class _ServedWork(Connection):
+    """A work connection that is driven by listener.serving."""
+
+    __slots__ = ("_work",)
+
+    def __init__(self, work: WorkConnection) -> None:
+        super().__init__(work.stream, UNSPECIFIED_ADDRESS)
+        self._work = work
+
+    def ended(self) -> None:
+        self._work.end()
 
 
 def _bridge_connector(

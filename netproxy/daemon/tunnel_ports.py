@@ -12,7 +12,7 @@ from netproxy.access.limits import Admission
 from netproxy.config.schema import LimitsConfig, UdpConfig
 from netproxy.errors import ListenError
 from netproxy.handler.forward import TcpForward, UdpForward
-from netproxy.handler.outbound import Connector
+from netproxy.handler.outbound import Outbound
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.routing import Route
 from netproxy.relay.nat import NatPolicy, NatTable
@@ -147,7 +147,7 @@ class TcpPort:
 
     def configure(self, dependencies: HandlerDependencies) -> None:
         """Apply a configuration.  Called under the lock of PublicPorts."""
-        connector = Connector(
+        connector = Outbound(
             self._target.router,
             pipe_limits(dependencies),
             self._runtime.counters,

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Callable, Hashable, NamedTuple, Sequence
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.routing import ANY_ROUTE, RouteSelectors
 from netproxy.net.address import from_sockaddr
-from netproxy.net.connect import DEFAULT_OPTIONS, REASONS, PendingDial, SocketOptions, connect
+from netproxy.net.connect import REASONS, PendingDial, connect
+from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions
 from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:
@@ -206,7 +207,8 @@ class DirectPacketConn:
         failure: ValueError | None = None
         for address in self._target_resolver.addresses(flow, selectors=self._selectors):
             try:
-                return self._socket.destination(address)
+                destination: Destination = self._socket.destination(address)
+                return destination
             except ValueError as error:
                 failure = error
         raise DialError(Reason.NETWORK_UNREACHABLE, str(failure))

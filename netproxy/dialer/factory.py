@@ -21,14 +21,14 @@ from netproxy.dialer.member import Member
 from netproxy.dialer.schemes import BUILDERS, RESOLVING
 from netproxy.dialer.trust import TlsFiles, TlsRenewal, TlsTrust
 from netproxy.interfaces.addresses import pack_ip
-from netproxy.net.connect import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
+from netproxy.net.socket_options import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
 
 if TYPE_CHECKING:
     from netproxy.config.schema import Config, MemberConfig, UpstreamConfig, UpstreamTlsConfig
     from netproxy.dialer.direct import TargetResolver
     from netproxy.dialer.hop import PacketDependencies
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.routing import Dialer
-    from netproxy.net.stream import Stream
     from netproxy.net.udp_sockets import UdpSocketFactory
 
     Steps = tuple[HopConfig | GroupConfig, ...]

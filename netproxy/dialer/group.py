@@ -17,9 +17,9 @@ from netproxy.errors import DialError, Reason
 
 if TYPE_CHECKING:
     from netproxy.dialer.health import Check
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import Dialer
-    from netproxy.net.stream import Stream
 
 T = TypeVar("T")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 from netproxy.errors import NetProxyError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
+from netproxy.net.stream import complete
 from netproxy.protocol import http1
 
 if TYPE_CHECKING:
@@ -88,9 +89,9 @@ def _check(check: Check) -> str:
             return ""
         stream.limit(check.timeout)
         fields = [(b"Host", str(check.target).encode("ascii")), (b"Connection", b"close")]
-        stream.write(http1.encode_request(http1.Request(b"GET", check.path, 1, fields)))
+        stream.write(http1.encode_request(http1.HttpRequest(b"GET", check.path, 1, fields)))
         # Interim responses (RFC 9110 section 15.2) come before the final one.
-        while (status := http1.read_response(stream).status) < 200:
+        while (status := complete(http1.read_response(stream)).status) < 200:
             pass
         return "" if status < 400 else f"{check.target} answered {status}"
     finally:

@@ -15,11 +15,11 @@ from netproxy.errors import DeadlineError, DialError, ProtocolError, Reason, Str
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import PacketConn
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import Dialer
     from netproxy.interfaces.services import Counter
-    from netproxy.net.stream import Stream
 
 LOOP_LIMIT = 64
 """Connections to one target that may wait for one proxy while none is established, if the
@@ -117,8 +117,7 @@ class Hop(NamedTuple):
         does not describe, what was asked of the proxy.
         """
         try:
-            # Every dialer returns a net.stream.Stream; the interface shows less of it.
-            stream: Stream = self.via.dial(flow.to_hop(self.server))  # type: ignore[assignment]
+            stream = self.via.dial(flow.to_hop(self.server))
         except DialError as error:
             raise self._unreachable(error) from error
         try:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 from netproxy.dialer.hop import Hop, ProxyDialer
 from netproxy.errors import DialError, ProtocolError, Reason
 from netproxy.net.framed import FramedConn
+from netproxy.net.stream import complete
 from netproxy.protocol import connect_udp, http1
 from netproxy.protocol.capsule import Capsules
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import Dialer
     from netproxy.interfaces.services import Counter
-    from netproxy.net.stream import Stream
 
 STATUS_REASONS = {403: Reason.DENIED, 407: Reason.AUTHENTICATION, 504: Reason.TIMEOUT}
 STATUS_LIMIT = 100
@@ -63,7 +64,7 @@ class HttpDialer(ProxyDialer):
         fields = [(b"Host", authority)]
         if self.hop.user:
             fields.append((b"Proxy-Authorization", self._authorization()))
-        stream.write(http1.encode_request(http1.Request(b"CONNECT", authority, 1, fields)))
+        stream.write(http1.encode_request(http1.HttpRequest(b"CONNECT", authority, 1, fields)))
         response = _final_response(stream)
         # A length or a coding in a 2xx response to CONNECT has no meaning (section 9.3.6).
         if response.status == SWITCHING_PROTOCOLS:
@@ -94,7 +95,7 @@ class HttpDialer(ProxyDialer):
         return b"Basic " + base64.b64encode(f"{self.hop.user}:{self.hop.password}".encode())
 
 
-def _refusal(response: http1.Response, reason: Reason, wanted: str, said: str) -> DialError:
+def _refusal(response: http1.HttpResponse, reason: Reason, wanted: str, said: str) -> DialError:
     """Return the error for a response; 407 is about the client's credentials, not the target."""
     if response.status == AUTHENTICATION_REQUIRED:
         return DialError(Reason.AUTHENTICATION, said=said)
@@ -105,13 +106,13 @@ def _connect_udp_to(flow: Flow) -> str:
     return f"connect-udp to {flow.target}"
 
 
-def _final_response(stream: Stream) -> http1.Response:
+def _final_response(stream: Stream) -> http1.HttpResponse:
     """Return the first response that is not interim (RFC 9110 section 15.2); 101 is final."""
     while True:
-        response = http1.read_response(stream)
+        response = complete(http1.read_response(stream))
         if response.status >= 200 or response.status == SWITCHING_PROTOCOLS:
             return response
 
 
-def _status_line(response: http1.Response) -> str:
+def _status_line(response: http1.HttpResponse) -> str:
     return f"{response.status} {response.phrase.decode('latin-1').lower()}".rstrip()[:STATUS_LIMIT]

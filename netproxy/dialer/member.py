@@ -17,10 +17,10 @@ from netproxy.errors import DialError
 if TYPE_CHECKING:
     from netproxy.dialer.group import GroupDialer
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import Destination, PacketConn
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import Dialer
-    from netproxy.net.stream import Stream
 
 T = TypeVar("T")
 
@@ -73,8 +73,7 @@ class Member:
 
     def dial(self, flow: Flow) -> Stream:
         """Connect to the flow's target.  Blocks.  Raises DialError."""
-        # Every dialer returns a net.stream.Stream; the interface shows less of it.
-        stream: Stream = self._counted(self.dialer.dial, flow)  # type: ignore[assignment]
+        stream = self._counted(self.dialer.dial, flow)
         stream.on_close(self.leave)
         return stream
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, NoReturn, Sequence
 from netproxy.dialer.hop import Hop, ProxyDialer
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.net.stream import complete
 from netproxy.protocol import socks4
 
 if TYPE_CHECKING:
     from netproxy.dialer.direct import TargetResolver
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import Dialer
-    from netproxy.net.stream import Stream
 
 
 class Socks4Dialer(ProxyDialer):
@@ -53,7 +54,7 @@ class Socks4Dialer(ProxyDialer):
 
     def _connect(self, target: Address, stream: Stream) -> None:
         stream.write(socks4.encode_request(socks4.CONNECT, target, self.hop.user.encode()))
-        reply, _ = socks4.read_reply(stream)
+        reply, _ = complete(socks4.read_reply(stream))
         if reply != socks4.GRANTED:
             raise DialError(socks4.REASONS.get(reply, Reason.GENERAL), str(target))
 

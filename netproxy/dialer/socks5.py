@@ -16,13 +16,14 @@ from netproxy.dialer.socks5_udp import Socks5PacketConn
 from netproxy.errors import DeadlineError, DialError, EndOfStream, Reason, StreamError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address
 from netproxy.net.address import is_unspecified
+from netproxy.net.stream import complete
 from netproxy.protocol import socks5
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import PacketConn
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import Dialer
-    from netproxy.net.stream import Stream
 
 ASSOCIATE = "UDP ASSOCIATE"
 """The name of the request in errors."""
@@ -128,7 +129,7 @@ def _associate(hop: Hop, stream: Stream) -> Address:
     _log_in(hop, stream)
     # The request names no address: the proxy may see another one than this machine knows.
     stream.write(socks5.encode_request(socks5.UDP_ASSOCIATE, UNSPECIFIED_ADDRESS))
-    reply, bound = socks5.read_reply(stream)
+    reply, bound = complete(socks5.read_reply(stream))
     if reply != socks5.SUCCEEDED:
         raise DialError(socks5.REASONS.get(reply, Reason.GENERAL), ASSOCIATE)
     return bound
@@ -138,14 +139,14 @@ def _connect(hop: Hop, target: Address, stream: Stream) -> None:
     _log_in(hop, stream)
     stream.write(socks5.encode_request(socks5.CONNECT, target))
     try:
-        stream.peek()
+        complete(stream.peek())
     except DeadlineError as error:
         # The proxy has answered the login and is silent now: the target is at fault.
         raise DialError(Reason.TIMEOUT, str(target)) from error
     except EndOfStream:
         # read_reply() raises it again.
         pass
-    reply, _ = socks5.read_reply(stream)
+    reply, _ = complete(socks5.read_reply(stream))
     if reply != socks5.SUCCEEDED:
         raise DialError(socks5.REASONS.get(reply, Reason.GENERAL), str(target))
 
@@ -154,10 +155,10 @@ def _log_in(hop: Hop, stream: Stream) -> None:
     """Negotiate the method (RFC 1928 section 3) and send the credentials (RFC 1929)."""
     method = socks5.USERNAME_PASSWORD if hop.user else socks5.NO_AUTHENTICATION
     stream.write(socks5.encode_methods(bytes((method,))))
-    if socks5.read_method(stream) != method:
+    if complete(socks5.read_method(stream)) != method:
         kind = "username and password" if hop.user else "access without a login"
         raise DialError(Reason.AUTHENTICATION, f"{kind} not accepted")
     if hop.user:
         stream.write(socks5.encode_credentials(hop.user, hop.password))
-        if not socks5.read_credentials_status(stream):
+        if not complete(socks5.read_credentials_status(stream)):
             raise DialError(Reason.AUTHENTICATION)

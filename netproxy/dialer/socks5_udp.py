@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from netproxy.dialer.direct import TargetResolver
     from netproxy.dialer.hop import PacketDependencies
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import (
         Arena,
         Destination,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
         SocketAddress,
         Span,
     )
-    from netproxy.net.stream import Stream
 
 RETRY_SECONDS = 2.0
 """Between two attempts to make another association."""
@@ -156,7 +156,7 @@ class Socks5PacketConn:
 
     def source(self, peer: Hashable) -> Address:
         """Return the address that the key of a span stands for."""
-        return self._sources[peer]  # type: ignore[index]  # the key is what _strip() has made
+        return self._sources[peer]
 
     def shutdown(self) -> None:
         """Wake the thread in wait(); the descriptor stays open until close()."""

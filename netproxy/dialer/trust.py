@@ -14,7 +14,7 @@ from netproxy.errors import ConfigError
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-    from netproxy.net.stream import Stream
+    from netproxy.interfaces.connections import Stream
 
 
 class TlsFiles(NamedTuple):

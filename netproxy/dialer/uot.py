@@ -15,10 +15,10 @@ from netproxy.net.framed import FramedConn
 from netproxy.protocol import uot
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import Dialer
     from netproxy.interfaces.services import Counter
-    from netproxy.net.stream import Stream
 
 PORT = 443
 """The port beside the name.  It has no meaning; rules of proxies usually permit it."""
@@ -58,7 +58,7 @@ class UotDialer(ProxyDialer):
         """Open a stream for all datagrams of a client.  Raises DialError."""
         stream = self._open(flow)
         try:
-            stream.write(uot.encode_request(uot.Request(False, flow.target)))
+            stream.write(uot.encode_request(uot.UotRequest(False, flow.target)))
             return FramedConn(stream, uot.Frames(), self._counter)
         except StreamError as error:
             stream.close()

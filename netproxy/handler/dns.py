@@ -3,7 +3,7 @@
 A datagram's key leads to a cached answer, which leaves at once with reduced TTLs.  A worker
 asks for what is not cached, once for all clients that ask the same meanwhile.  Messages
 pass unchanged except for their ID.  handle_packets runs on the listener's reader thread
-and never blocks; handle runs on a connection's own thread.
+and never blocks; handle is a handshake as any handler's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Callable, Hashable, Protocol
 
 from netproxy.errors import EndOfStream, ProtocolError
 from netproxy.handler.dns_cache import AnswerCache
-from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.connections import READABLE, Blocking, Events
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Handshake, Steps, Stream
     from netproxy.interfaces.datagrams import (
         Arena,
         Batch,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.services import Counter
     from netproxy.net.datagram import ArenaPool
-    from netproxy.net.stream import Stream
 
 # Clients that wait for one answer.
 WAITING_LIMIT = 64
@@ -117,7 +117,12 @@ class DnsHandler:
         return True
 
     def _serve(
-        self, query: bytes, local: DatagramSocket, destination: Destination, out: Arena, now: float
+        self,
+        query: bytes,
+        local: DatagramSocket,
+        destination: Destination | None,
+        out: Arena,
+        now: float,
     ) -> None:
         key = dns_message.cache_key(query)
         answer = self._answers.find(key, query, now) if key else None
@@ -152,7 +157,7 @@ class DnsHandler:
         answer: bytes,
         query: bytes,
         local: DatagramSocket,
-        destination: Destination,
+        destination: Destination | None,
         out: Arena,
     ) -> None:
         if len(answer) > dns.UDP_LIMIT:
@@ -160,7 +165,11 @@ class DnsHandler:
         local.send(out, out.put(answer), destination)
 
     def _ask_later(
-        self, key: bytes | None, query: bytes, local: DatagramSocket, destination: Destination
+        self,
+        key: bytes | None,
+        query: bytes,
+        local: DatagramSocket,
+        destination: Destination | None,
     ) -> None:
         """Have a worker ask, or wait for the answer to a client that asks the same."""
         question = key or _question_key(query)
@@ -170,7 +179,7 @@ class DnsHandler:
             self._counter.count("drops", "lookup queue full", len(self._take(question)))
 
     def _send_later(
-        self, query: bytes, local: DatagramSocket, destination: Destination, answer: bytes
+        self, query: bytes, local: DatagramSocket, destination: Destination | None, answer: bytes
     ) -> None:
         """Send an answer from a worker's thread."""
         out = self._arenas.take()
@@ -218,34 +227,35 @@ class DnsHandler:
 
     # -- connections (RFC 7766)
 
-    def handle(self, stream: Stream, client: Address) -> Wait | None:
-        """Answer the queries of a connection.  Blocks."""
-        stream.welcome()
-        while _has_more(stream):
-            query = stream.read_exactly(int.from_bytes(stream.read_exactly(2), "big"))
-            answer = self._answer(query)
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        """Answer the queries of a connection, one after the other."""
+        stream.end_handshake()
+        while True:
+            try:
+                yield from stream.peek()
+            except EndOfStream:
+                return None
+            length = yield from stream.read_exactly(2)
+            query = yield from stream.read_exactly(int.from_bytes(length, "big"))
+            answer = yield from self._answer(query)
             if not answer:
                 return None
-            stream.write(len(answer).to_bytes(2, "big") + answer)
-            stream.limit(IDLE_SECONDS)
+            yield from stream.write_all(len(answer).to_bytes(2, "big") + answer)
             if not stream.unread():
-                resume = partial(self._resume, stream, client)
-                return Wait(((stream.socket, READABLE),), IDLE_SECONDS, resume, idle=True)
-        return None
+                watched = ((stream.socket, READABLE),)
+                if not (yield Events(watched, IDLE_SECONDS, stream.light, idle=True)):
+                    return None
+            stream.limit(IDLE_SECONDS)
 
-    def _resume(self, stream: Stream, client: Address, ready: bool) -> Wait | None:
-        if not ready:
-            return None
-        stream.limit(IDLE_SECONDS)
-        return self.handle(stream, client)
-
-    def _answer(self, query: bytes) -> bytes:
-        """Return the answer, b"" for a message that gets none.  Blocks."""
+    def _answer(self, query: bytes) -> Steps[bytes]:
+        """Return the answer, b"" for a message that gets none."""
         key = dns_message.cache_key(query)
         answer = self._answers.find(key, query, time.monotonic()) if key else None
         if answer is None:
             answer = self._answer_at_once(query)
-        return self._wait_for(key, query) if answer is None else answer
+        if answer is None:
+            answer = yield Blocking(partial(self._wait_for, key, query))
+        return answer
 
     def _wait_for(self, key: bytes | None, query: bytes) -> bytes:
         """Ask, or wait for the answer to a client that asks the same.  Blocks."""
@@ -273,12 +283,3 @@ def _addressed_to(answer: bytes, query: bytes) -> bytes:
     if not dns.parse_header(answer).qdcount:
         return dns_message.with_id(answer, int.from_bytes(query[:2], "big"))
     return dns_message.aged(answer, (), query, 0)
-
-
-def _has_more(stream: Stream) -> bool:
-    """Return whether a client asks again, False if it has closed.  Blocks."""
-    try:
-        stream.peek()
-    except EndOfStream:
-        return False
-    return True

@@ -1,42 +1,51 @@
-"""Handlers from the configuration: one for each listener, both for its connections and its datagrams."""
+"""Makes handlers from the configuration: one for each listener, and one for its datagrams."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
-from netproxy.interfaces.networks import NetworkSet
 from netproxy.access.login import Login
 from netproxy.access.users import Users
-from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
 from netproxy.errors import ConfigError
-from netproxy.handler.outbound import Connector
+from netproxy.handler.announce import Announcement, Announcer
+from netproxy.handler.bind import Binder
 from netproxy.handler.forward import TcpForward, UdpForward
-from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.outbound import Outbound
 from netproxy.handler.socks4 import Socks4Handler
-from netproxy.handler.socks5 import Entrance, Socks5Handler
+from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
-from netproxy.handler.sps import Gate, Secure, Speech, SpsHandler
+from netproxy.handler.sps import ClientProtocol, Gate, SpsHandler, TlsHandshake
 from netproxy.handler.stream_udp import StreamUdpRelay
-from netproxy.interfaces.connections import Handler
-from netproxy.interfaces.flows import Observer
-from netproxy.interfaces.routing import Resolver, Router
-from netproxy.interfaces.services import Counter, Log
-from netproxy.handler.bind import Announcement, Announcer, Binder
-from netproxy.net.datagram import ArenaPool
+from netproxy.interfaces.networks import NetworkSet
 from netproxy.relay.pipe import PipeLimits
 
+if TYPE_CHECKING:
+    from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
+    from netproxy.handler.dns import DnsSource
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Handler
+    from netproxy.interfaces.datagrams import PacketHandler
+    from netproxy.interfaces.flows import Observer
+    from netproxy.interfaces.routing import Resolver, Router
+    from netproxy.interfaces.services import Counter, Log
+    from netproxy.net.datagram import ArenaPool
 
-class NameService(NamedTuple):
-    """What answers the clients of dns listeners: `submit` and `arenas` are for what must be asked."""
 
-    source: Any  # handler.dns.DnsSource
+class DnsDependencies(NamedTuple):
+    """What answers the clients of dns listeners."""
+
+    source: DnsSource
     cache: int
+    """Answers that are kept."""
     submit: Callable[[Callable[[], None]], bool]
+    """Runs a task that may block; False if too many wait."""
     arenas: ArenaPool
 
 
 class HandlerDependencies(NamedTuple):
-    """What every handler of a configuration is built on."""
+    """What the handlers of one configuration are built on."""
 
     router: Router
     users: Users
@@ -46,40 +55,46 @@ class HandlerDependencies(NamedTuple):
     counter: Counter
     observer: Observer
     log: Log
-    names: NameService | None = None
-    bridge: Handler | None = None  # for the agents of tunnels
+    dns: DnsDependencies | None = None
+    bridge: Handler | None = None
+    """Handles the agents of tunnels."""
 
 
 class ListenerHandler(NamedTuple):
-    """`handler` takes connections and datagrams; `udp` is its relay, None without UDP."""
+    """The handlers of one listener."""
 
-    handler: Any
+    handler: Handler | None
+    """For connections; None without TCP."""
+    packets: PacketHandler | None
+    """For datagrams; None without UDP."""
     udp: Socks5UdpRelay | None
+    """The relay of SOCKS5 datagrams among them."""
 
 
 def make_handler(
     config: ListenerConfig, state: RelayState | None, dependencies: HandlerDependencies
 ) -> ListenerHandler:
-    """The handler of a listener; `state` is what its datagrams' sessions live in, None where it can have none."""
-    made = _HANDLERS[config.protocol](_Parts(config, state, dependencies))
-    if not config.tls and not config.proxy_protocol:
-        return made
-    clients = NetworkSet(config.clients) if config.clients else None
-    handshake = secure(config.tls) if config.tls else None
-    return made._replace(
-        handler=Gate(
-            made.handler,
-            NetworkSet(config.proxy_protocol),
-            clients,
-            handshake,
-            dependencies.counter,
-        )
+    """Make the handlers of a listener.
+
+    `state` is what the sessions of its datagrams live in, None if it has none.
+    Raises ConfigError if a file of its TLS cannot be used.
+    """
+    handlers = _HANDLERS[config.protocol](_ListenerParts(config, state, dependencies))
+    if handlers.handler is None or not (config.tls or config.proxy_protocol):
+        return handlers
+    gate = Gate(
+        handlers.handler,
+        NetworkSet(config.proxy_protocol),
+        _clients(config),
+        make_tls_handshake(config.tls) if config.tls else None,
+        dependencies.counter,
     )
+    return handlers._replace(handler=gate)
 
 
-def secure(config: TlsConfig) -> Secure:
-    """The TLS handshake of a listener's connections; ConfigError where its files cannot be used."""
-    from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
+def make_tls_handshake(config: TlsConfig) -> TlsHandshake:
+    """Make the TLS handshake of a listener.  Raises ConfigError if a file cannot be used."""
+    from netproxy.net import tls  # late: ssl costs 3 MiB, and few listeners need it
 
     try:
         context = tls.server_context(config.certificate, config.key, config.client_ca)
@@ -88,137 +103,132 @@ def secure(config: TlsConfig) -> Secure:
     return lambda stream: tls.accept(stream, context)
 
 
-class _Parts:
-    """What the handlers of one listener share."""
+class _ListenerParts:
+    """What the handlers of one listener share, and how each protocol's are made of it."""
 
     def __init__(
         self, config: ListenerConfig, state: RelayState | None, dependencies: HandlerDependencies
     ) -> None:
+        self._config = config
         self._dependencies = dependencies
-        self._name = config.name
-        self._secured = config.tls is not None
-        timeouts = dependencies.timeouts
-        self._idle = timeouts.tcp_idle
-        self._login = Login(
-            dependencies.users,
-            config.auth,
-            lambda client, user: dependencies.log.auth_failed(client, user, config.name),
-        )
+        self._state = state
+        timeouts, counter = dependencies.timeouts, dependencies.counter
+        self._login = Login(dependencies.users, config.auth, self._note_failed_login)
         announcements = [
-            Announcement(NetworkSet(one.clients) if one.clients else None, one.address)
-            for one in config.announce
+            Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
+            for item in config.announce
         ]
-        announcer = Announcer(announcements, dependencies.resolver.resolve)
-        self._binder = Binder(announcer, dependencies.counter)
-        streams = state and StreamUdpRelay(
-            dependencies.router,
-            state.table,
-            state.arenas,
-            dependencies.counter,
-            dependencies.observer,
-            timeouts.tcp_idle,
-        )
-        self._streams = streams
-        self._connector = Connector(
-            dependencies.router,
-            PipeLimits(timeouts.tcp_idle, timeouts.half_close, dependencies.splice),
-            dependencies.counter,
-            dependencies.observer,
-            streams,
-        )
-        self._target: Any = config.target
-        self._clients = NetworkSet(config.clients) if config.clients else None
-        self._state: Any = state
-        self._udp = None
-        if state is not None and config.protocol != "http":
-            self._udp = Socks5UdpRelay(
-                self._name, dependencies.router, state, announcer, dependencies.counter
+        announcer = Announcer(announcements, dependencies.resolver)
+        self._binder = Binder(announcer, counter)
+        self._streams: StreamUdpRelay | None = None
+        self._udp: Socks5UdpRelay | None = None
+        router, observer = dependencies.router, dependencies.observer
+        if state is not None:
+            self._streams = StreamUdpRelay(
+                router, state.table, state.arenas, counter, observer, timeouts.tcp_idle
             )
+            if config.protocol != "http":
+                self._udp = Socks5UdpRelay(config.name, router, state, announcer, counter)
+        limits = PipeLimits(timeouts.tcp_idle, timeouts.half_close, dependencies.splice)
+        self._outbound = Outbound(router, limits, counter, observer, self._streams)
 
     def sps(self) -> ListenerHandler:
-        agents = (
-            {Speech.TUNNEL: self._dependencies.bridge}
-            if self._dependencies.bridge and self._secured
-            else {}
-        )
-        return self._told_apart({Speech.HTTP: self._http(), **agents})
-
-    def tunnel(self) -> ListenerHandler:
-        return ListenerHandler(self._dependencies.bridge, None)
+        """All client protocols on one port."""
+        handlers = self._socks_handlers()
+        handlers[ClientProtocol.HTTP] = self._http_handler()
+        bridge = self._dependencies.bridge
+        if bridge is not None and self._config.tls is not None:
+            handlers[ClientProtocol.TUNNEL] = bridge
+        return self._by_first_byte(handlers)
 
     def socks5(self) -> ListenerHandler:
         """SOCKS of all versions."""
-        return self._told_apart({})
-
-    def _told_apart(self, others: dict[Speech, Any]) -> ListenerHandler:
-        socks5 = self._socks5()
-        handlers = {Speech.SOCKS4: self._socks4(), Speech.SOCKS5: socks5, **others}
-        return ListenerHandler(
-            SpsHandler(handlers, socks5, self._dependencies.counter, self._dependencies.log),
-            self._udp,
-        )
+        return self._by_first_byte(self._socks_handlers())
 
     def http(self) -> ListenerHandler:
-        return ListenerHandler(self._http(), None)
+        """HTTP alone."""
+        return ListenerHandler(self._http_handler(), None, None)
+
+    def tunnel(self) -> ListenerHandler:
+        """The agents of tunnels."""
+        return ListenerHandler(self._dependencies.bridge, None, None)
 
     def tcp(self) -> ListenerHandler:
-        return ListenerHandler(TcpForward(self._name, self._connector, self._target), None)
+        """A fixed target, TCP."""
+        forward = TcpForward(self._config.name, self._outbound, self._target)
+        return ListenerHandler(forward, None, None)
 
     def udp(self) -> ListenerHandler:
-        dependencies = self._dependencies
-        return ListenerHandler(
-            UdpForward(
-                self._name,
-                dependencies.router,
-                self._state.table,
-                self._target,
-                self._clients,
-                dependencies.counter,
-            ),
-            None,
+        """A fixed target, UDP."""
+        assert self._state is not None  # config.read has seen to it
+        forward = UdpForward(
+            self._config.name,
+            self._dependencies.router,
+            self._state.table,
+            self._target,
+            _clients(self._config),
+            self._dependencies.counter,
         )
+        return ListenerHandler(None, forward, None)
 
     def dns(self) -> ListenerHandler:
-        names = self._dependencies.names
-        assert names is not None  # config.read has seen to it
-        from netproxy.handler.dns import DnsHandler  # late: few have such a listener
+        """DNS for clients."""
+        from netproxy.handler.dns import DnsHandler  # late: few daemons have such a listener
 
-        return ListenerHandler(
-            DnsHandler(
-                names.source,
-                names.cache,
-                self._clients,
-                names.submit,
-                names.arenas,
-                self._dependencies.counter,
-            ),
-            None,
+        dns = self._dependencies.dns
+        assert dns is not None  # config.read has seen to it
+        handler = DnsHandler(
+            dns.source,
+            dns.cache,
+            _clients(self._config),
+            dns.submit,
+            dns.arenas,
+            self._dependencies.counter,
         )
+        return ListenerHandler(handler, handler, None)
 
-    def _socks4(self) -> Socks4Handler:
-        return Socks4Handler(self._name, self._connector, self._binder, self._login)
+    @property
+    def _target(self) -> Address:
+        assert self._config.target is not None  # config.read has seen to it
+        return self._config.target
 
-    def _socks5(self) -> Socks5Handler:
-        entrance = Entrance(self._login, self._dependencies.counter)
-        return Socks5Handler(self._name, self._connector, self._binder, self._udp, entrance)
+    def _note_failed_login(self, client: str, user: str) -> None:
+        self._dependencies.log.auth_failed(client, user, self._config.name)
 
-    def _http(self) -> HttpHandler:
+    def _socks_handlers(self) -> dict[ClientProtocol, Handler]:
+        name, outbound, binder = self._config.name, self._outbound, self._binder
+        login = Socks5Login(self._login, self._dependencies.counter)
+        return {
+            ClientProtocol.SOCKS4: Socks4Handler(name, outbound, binder, self._login),
+            ClientProtocol.SOCKS5: Socks5Handler(name, outbound, binder, self._udp, login),
+        }
+
+    def _by_first_byte(self, handlers: dict[ClientProtocol, Handler]) -> ListenerHandler:
+        dependencies = self._dependencies
+        handler = SpsHandler(handlers, self._udp, dependencies.counter, dependencies.log)
+        return ListenerHandler(handler, handler, self._udp)
+
+    def _http_handler(self) -> HttpHandler:
         return HttpHandler(
-            self._name,
-            self._connector,
-            Forwarder(self._connector, self._idle),
+            self._config.name,
+            self._outbound,
+            Forwarder(self._outbound, self._dependencies.timeouts.tcp_idle),
             self._login,
             self._dependencies.counter,
             self._streams,
         )
 
 
-_HANDLERS = {
-    "sps": _Parts.sps,
-    "socks5": _Parts.socks5,
-    "http": _Parts.http,
-    "tcp": _Parts.tcp,
-    "udp": _Parts.udp,
-    "dns": _Parts.dns,
-    "tunnel": _Parts.tunnel,
+def _clients(config: ListenerConfig) -> NetworkSet | None:
+    return NetworkSet(config.clients) if config.clients else None
+
+
+_HANDLERS: dict[str, Callable[[_ListenerParts], ListenerHandler]] = {
+    "sps": _ListenerParts.sps,
+    "socks5": _ListenerParts.socks5,
+    "http": _ListenerParts.http,
+    "tcp": _ListenerParts.tcp,
+    "udp": _ListenerParts.udp,
+    "dns": _ListenerParts.dns,
+    "tunnel": _ListenerParts.tunnel,
 }

@@ -8,21 +8,21 @@ checked for each new client.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Container, Hashable
+from typing import TYPE_CHECKING, Hashable
 
 from netproxy.errors import DialError
-from netproxy.handler.outbound import Connector
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Wait
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
 from netproxy.net.address import from_sockaddr
-from netproxy.net.stream import Stream
 from netproxy.relay.client import Client, no_header
 from netproxy.relay.coalesce import Runs
 
 if TYPE_CHECKING:
+    from netproxy.handler.outbound import Outbound
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.datagrams import Batch, DatagramSocket
+    from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.routing import Router
     from netproxy.interfaces.services import Counter
     from netproxy.relay.entry import Entry
@@ -30,19 +30,24 @@ if TYPE_CHECKING:
 
 
 class TcpForward:
-    def __init__(self, listener: str, connector: Connector, target: Address) -> None:
+    """Connects every connection to one target.  A Handler."""
+
+    def __init__(self, listener: str, outbound: Outbound, target: Address) -> None:
         self._listener = listener
-        self._connector = connector
+        self._outbound = outbound
         self._target = target
 
-    def handle(self, stream: Stream, client: Address) -> Wait | None:
-        stream.welcome()
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        """Connect to the target and relay."""
+        stream.end_handshake()
+        flow = Flow("tcp", client, self._target, self._listener, "")
         try:
-            passage = self._connector.open(Flow("tcp", client, self._target, self._listener, ""))
+            connection = yield from self._outbound.connect(flow, stream)
         except DialError:
-            stream.reset()  # there is no other way to say it; the dial has been recorded
+            # The client has no protocol that could tell it; the dial has been recorded.
+            stream.reset()
             return None
-        return passage.accept(stream, b"")
+        return connection.accept(stream, b"")
 
 
 class UdpForward:
@@ -57,7 +62,7 @@ class UdpForward:
         router: Router,
         table: NatTable,
         target: Address,
-        clients: Container[str] | None,
+        clients: HostSet | None,
         counter: Counter,
     ) -> None:
         """`clients` are the addresses that may send, None for all."""

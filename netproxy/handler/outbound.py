@@ -1,33 +1,44 @@
-"""The step that every TCP handler shares: route a flow, dial it, relay it, record it."""
+"""Outbound connections: routing a flow, dialling its target, relaying it, recording it.
+
+An OutboundConnection is one dialled flow, from its dial to its record.  Outbound opens
+them; there is one for each listener and configuration.
+"""
 
 from __future__ import annotations
 
 import time
 from select import POLLOUT
-from typing import Callable
+from typing import TYPE_CHECKING
 
-from netproxy.errors import DialError, NeedsThread, StreamError
+from netproxy.errors import DialError, StreamError
 from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Wait
-from netproxy.interfaces.flows import Flow, Observer, Record, Traffic
-from netproxy.interfaces.routing import Dialer, Route, Router
-from netproxy.interfaces.services import Counter
+from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Wait, Watched
+from netproxy.interfaces.flows import Flow, Record, Traffic
+from netproxy.interfaces.routing import NonBlockingDialer, Route
+from netproxy.net import stream as net_stream
 from netproxy.net.address import is_unspecified
-from netproxy.handler.bind import Binder
-from netproxy.net.connect import PendingDial
-from netproxy.net.stream import Stream
 from netproxy.protocol import uot
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay, pipe
 
+if TYPE_CHECKING:
+    from netproxy.handler.bind import Binder, EncodeReply
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
+    from netproxy.interfaces.flows import Observer
+    from netproxy.interfaces.routing import Dialer, PendingDial, Router
+    from netproxy.interfaces.services import Counter
+
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
-CLIENT_LEFT = (
-    "client left"  # how a flow ended whose client did not get to hear that it is connected
-)
+# How a flow ended whose client left before it heard that it is connected.
+CLIENT_LEFT = "client left"
 
 
-class Connector:
-    """Immutable; one for each listener and configuration, used by all its connections."""
+class ClientLeft(StreamError):
+    """The client left while its target was being dialled."""
+
+
+class Outbound:
+    """Opens outbound connections.  Immutable; used by all connections of a listener."""
 
     def __init__(
         self,
@@ -37,232 +48,262 @@ class Connector:
         observer: Observer,
         datagrams: StreamUdpRelay | None = None,
     ) -> None:
-        """`datagrams` serves connections to UoT's names, which are no targets then."""
+        """`datagrams` serves connections to the names of UoT, which are no targets then."""
+        self.router = router
+        self.limits = limits
+        self.counter = counter
+        self.observer = observer
         self._datagrams = datagrams
-        self._router = router
-        self._limits = limits
-        self._counter = counter
-        self._observer = observer
 
-    def route(self, flow: Flow) -> Dialer:
-        """DialError."""
-        return self._router.route(flow).dialer
+    def tunnel(self, flow: Flow, client: Stream) -> Steps[OutboundConnection | UotStream]:
+        """Open what a client gets that asks for a connection of its own.
 
-    def tunnel(self, flow: Flow) -> Passage | UotStream:
-        """What a client gets that asks for a connection of its own: one to its target, or a stream of datagrams.  DialError."""
+        That is a connection to its target, or a stream of datagrams.  Raises DialError.
+        """
         if self._datagrams is not None and flow.target.host in UOT_NAMES:
             self._datagrams.permit(flow)
             return UotStream(self._datagrams, flow)
-        return self.open(flow)
-
-    def open(self, flow: Flow) -> Passage:
-        """A connection to the flow's target; DialError, which has been counted and recorded."""
-        started, way = time.monotonic(), NO_UPSTREAM
+        dial = _Connect(self, flow, client)
         try:
-            dialer, flow = self._router.route(flow)
-            way = dialer.name
-            passage = Passage(self, flow, dialer, dialer.dial(flow), started)
-        except DialError as error:
-            self._failed(flow, way, started, error)
+            connection: OutboundConnection = yield dial
+        except (StreamError, GeneratorExit):
+            dial.abandon("failed")
             raise
-        return self.begin(passage, time.monotonic() - started)
+        return connection
 
-    def attempt(
-        self,
-        client: Stream,
-        flow: Flow,
-        connected: Callable[[Passage], Wait | None],
-        refused: Callable[[DialError], None],
-    ) -> Wait | None:
-        """What tunnel() gives goes to `connected`, its DialError, on a thread, to `refused`.  Never waits; NeedsThread, DialError."""
-        if self._datagrams is not None and flow.target.host in UOT_NAMES:
-            raise NeedsThread
-        started = time.monotonic()
-        dialer, flow = self._router.route_without_blocking(flow) or (None, flow)
-        begin = getattr(dialer, "begin", None)
-        dialling = begin(flow) if begin is not None else None
-        if dialling is None:
-            raise NeedsThread
+    def connect(self, flow: Flow, client: Stream) -> Steps[OutboundConnection]:
+        """Connect to the flow's target.
 
-        def finish() -> Wait | None:
-            try:
-                upstream = Stream(dialling.finish())
-            except DialError as error:
-                self._failed(flow, dialer.name, started, error)
-                why = error  # the name ends with this block
-                return Wait((), None, lambda ready: refused(why))
-            return connected(
-                self.begin(
-                    Passage(self, flow, dialer, upstream, started), time.monotonic() - started
-                )
-            )
+        Raises DialError, which has been counted and recorded, and ClientLeft.
+        """
+        dial = _Connect(self, flow, client)
+        try:
+            connection: OutboundConnection = yield dial
+        except (StreamError, GeneratorExit):
+            dial.abandon("failed")
+            raise
+        return connection
 
-        def left() -> None:
-            dialling.close()
-            self._observer.finished(
-                Record(flow, dialer.name, 0, 0, time.monotonic() - started, CLIENT_LEFT)
-            )
-
-        return finish() if dialling.settled() else _until_settled(dialling, client, finish, left)
+    def open(self, flow: Flow) -> OutboundConnection:
+        """Connect to the flow's target; blocks.  Raises DialError, as connect()."""
+        return _Connect(self, flow, None).block()
 
     def bind(
-        self, flow: Flow, client: Stream, binder: Binder, announce: Callable[[Address], None]
-    ) -> Passage:
-        """The connection of the peer that a BIND waits for; its flow's target is the peer.  DialError."""
-        started, way = time.monotonic(), NO_UPSTREAM
+        self, flow: Flow, client: Stream, binder: Binder, encode: EncodeReply
+    ) -> Steps[OutboundConnection]:
+        """Wait for the peer of a BIND; the target of the connection's flow is the peer.
+
+        `encode` makes the first reply, which names the address that listens.
+        Raises DialError, as connect().
+        """
+        started, upstream = time.monotonic(), NO_UPSTREAM
         try:
-            dialer, flow = self._way_to_peer(flow)
-            way = dialer.name
+            dialer, flow = yield from self._route_to_peer(flow)
+            upstream = dialer.name
             if "bind" not in dialer.carries:
-                raise DialError(dialer.refusal, f"BIND by {way}")
-            upstream, peer = binder.accept(client, flow, announce)
+                raise DialError(dialer.refusal, f"BIND through {upstream}")
+            stream, peer = yield from binder.accept(client, flow, encode)
         except DialError as error:
-            self._failed(flow, way, started, error)
+            self.note_failure(flow, upstream, started, error)
             raise
-        return self.begin(Passage(self, flow._replace(target=peer), dialer, upstream, started))
+        connection = OutboundConnection(self, flow._replace(target=peer), dialer, stream, started)
+        self.observer.began(connection, None)
+        return connection
 
-    def _way_to_peer(self, flow: Flow) -> Route:
-        """A peer that may be anybody (0.0.0.0) is no target, and goes where most does."""
-        return (
-            Route(list(self._router.candidates(flow))[-1], flow)
-            if is_unspecified(flow.target.host)
-            else self._router.route(flow)
-        )
+    def _route_to_peer(self, flow: Flow) -> Steps[Route]:
+        """Return the route of a BIND: an unspecified peer is no target, and takes the default."""
+        if is_unspecified(flow.target.host):
+            return Route(list(self.router.candidates(flow))[-1], flow)
+        route = self.router.route_without_blocking(flow)
+        if route is None:
+            route = yield Blocking(lambda: self.router.route(flow))
+        return route
 
-    def _failed(self, flow: Flow, way: str, started: float, error: DialError) -> None:
-        self._counter.count("dial_failures", error.reason.value)
+    def note_failure(self, flow: Flow, upstream: str, started: float, error: DialError) -> None:
+        """Count and record a dial that has failed."""
+        self.counter.count("dial_failures", error.reason.value)
         ended = str(error) if error.hop else error.reason.value
-        self._observer.finished(Record(flow, way, 0, 0, time.monotonic() - started, ended))
-
-    def relay(self, passage: Passage, client: Stream) -> Wait | None:
-        return pipe(client, passage.upstream, self._limits, passage)
-
-    def begin(self, passage: Passage, dialled: float | None = None) -> Passage:
-        """The same, known as a flow under way until its record."""
-        self._observer.began(passage, dialled)
-        return passage
-
-    def record(self, record: Record) -> None:
-        self._counter.count("bytes", "up", record.sent)
-        self._counter.count("bytes", "down", record.received)
-        self._observer.finished(record)
+        self.observer.finished(Record(flow, upstream, 0, 0, time.monotonic() - started, ended))
 
 
-class Passage:
-    """One dialled flow, from its dial to its record."""
+class _Connect:
+    """The need for a connection to a flow's target."""
+
+    __slots__ = ("_outbound", "_flow", "_client", "_started", "_dialer", "_pending", "light")
+
+    def __init__(self, outbound: Outbound, flow: Flow, client: Stream | None) -> None:
+        """`client` is watched while the target is dialled; None if block() is called alone."""
+        self._outbound = outbound
+        self._flow = flow
+        self._client = client
+        self._started = time.monotonic()
+        # Of the route that begin() has got.
+        self._dialer: Dialer | None = None
+        # A dial that is not finished.
+        self._pending: PendingDial | None = None
+        self.light = client is None or client.light
+
+    def begin(self) -> OutboundConnection | Progress:
+        """Connect without blocking if the router and the dialer can."""
+        upstream = NO_UPSTREAM
+        try:
+            flow = self._flow
+            route = self._outbound.router.route_without_blocking(flow)
+            if route is None:
+                return Progress.NEEDS_THREAD
+            dialer, self._flow = route
+            self._dialer, upstream = dialer, dialer.name
+            if not isinstance(dialer, NonBlockingDialer):
+                return Progress.NEEDS_THREAD
+            pending = dialer.begin(self._flow)
+        except DialError as error:
+            self._outbound.note_failure(self._flow, upstream, self._started, error)
+            raise
+        if pending is None:
+            return Progress.NEEDS_THREAD
+        self._pending = pending
+        return self._finish() if pending.settled() else Progress.PENDING
+
+    def watched(self) -> tuple[Watched, float | None]:
+        """Watch the pending dial, and the client: only for its reset or end."""
+        assert self._client is not None and self._pending is not None
+        return ((self._pending.socket, POLLOUT), (self._client.socket, 0)), self._pending.left
+
+    def proceed(self, ready: Ready) -> OutboundConnection | Progress:
+        """Finish the dial.  Raises DialError, ClientLeft."""
+        assert self._client is not None and self._pending is not None
+        client = self._client.socket
+        # An event may have been about the last owner of the descriptor.
+        if client.fileno() in ready and net_stream.poll_watched(((client, 0),), 0):
+            self.abandon(CLIENT_LEFT)
+            raise ClientLeft("the client left during the dial")
+        if ready and not self._pending.settled():
+            return Progress.PENDING
+        return self._finish()
+
+    def abandon(self, ended: str) -> None:
+        """Close the dial and record how it ended, unless it is finished."""
+        pending, self._pending = self._pending, None
+        if pending is not None and self._dialer is not None:
+            pending.close()
+            seconds = time.monotonic() - self._started
+            record = Record(self._flow, self._dialer.name, 0, 0, seconds, ended)
+            self._outbound.observer.finished(record)
+
+    def block(self) -> OutboundConnection:
+        """Route, unless begin() has done so, and dial; blocks."""
+        flow, dialer, upstream = self._flow, self._dialer, NO_UPSTREAM
+        try:
+            if dialer is None:
+                dialer, flow = self._outbound.router.route(flow)
+            upstream = dialer.name
+            stream = dialer.dial(flow)
+        except DialError as error:
+            self._outbound.note_failure(flow, upstream, self._started, error)
+            raise
+        return self._connected(flow, dialer, stream)
+
+    def _finish(self) -> OutboundConnection:
+        assert self._dialer is not None and self._pending is not None
+        pending, self._pending = self._pending, None
+        try:
+            stream = net_stream.Stream(pending.finish())
+        except DialError as error:
+            self._outbound.note_failure(self._flow, self._dialer.name, self._started, error)
+            raise
+        return self._connected(self._flow, self._dialer, stream)
+
+    def _connected(self, flow: Flow, dialer: Dialer, stream: Stream) -> OutboundConnection:
+        connection = OutboundConnection(self._outbound, flow, dialer, stream, self._started)
+        self._outbound.observer.began(connection, time.monotonic() - self._started)
+        return connection
+
+
+class OutboundConnection:
+    """One dialled flow: a LiveFlow from its dial to its record."""
 
     __slots__ = (
-        "flow",
-        "number",
-        "dialer",
-        "upstream",
-        "sent",
-        "received",
-        "started",
-        "relay",
-        "_client",
-        "_killed",
-        "_connector",
+        *("flow", "number", "dialer", "upstream", "sent", "received", "started"),
+        *("_relay", "_client", "_killed", "_outbound"),
     )
 
     def __init__(
-        self, connector: Connector, flow: Flow, dialer: Dialer, upstream: Stream, started: float
+        self, outbound: Outbound, flow: Flow, dialer: Dialer, upstream: Stream, started: float
     ) -> None:
         self.flow = flow
         self.dialer = dialer
         self.upstream = upstream
-        self.sent = 0  # bytes, client to target, but for what a relay moves
-        self.received = 0  # bytes, target to client, likewise
-        self.number = 0  # the observer's
+        # Bytes each way, without those of a relay.
+        self.sent = 0
+        self.received = 0
+        self.number = 0  # assigned by the observer
         self.started = started
-        self.relay: Relay | None = None
-        self._client: Stream | None = None  # where it is a tunnel
+        self._relay: Relay | None = None
+        self._client: Stream | None = None  # of a tunnel
         self._killed = False
-        self._connector = connector
+        self._outbound = outbound
 
     def bound(self) -> Address:
-        """The address that the target sees, for the reply."""
+        """Return the address that the target sees, for the reply.  Raises StreamError."""
         return self.upstream.local_address()
 
     def accept(self, client: Stream, reply: bytes) -> Wait | None:
-        """Tells the client that it is connected, then relays until both sides have ended; closes both.
+        """Tell the client that it is connected, then relay; the relay closes both streams.
 
-        A Pause while neither side has anything to say.
+        Returns what the relay waits for while neither side has anything to say.
         """
         self._client = client
         try:
-            client.write(reply)
+            client.reply(reply)
         except StreamError:
             self.finish(CLIENT_LEFT)
             return None
-        return self._connector.relay(self, client)
+        return pipe(client, self.upstream, self._outbound.limits, self)
 
-    def again(self, flow: Flow) -> Passage:
-        """The next request on the same upstream, with a record of its own."""
-        return self._connector.begin(
-            Passage(self._connector, flow, self.dialer, self.upstream, time.monotonic())
+    def relay_began(self, relay: Relay) -> None:
+        """Note the relay, which counts the bytes."""
+        self._relay = relay
+
+    def relay_ended(self, outcome: Outcome) -> None:
+        """Write the record: the relay has ended."""
+        self.finish(outcome.ended)
+
+    def again(self, flow: Flow) -> OutboundConnection:
+        """Return the next request on the same upstream, with a record of its own."""
+        connection = OutboundConnection(
+            self._outbound, flow, self.dialer, self.upstream, time.monotonic()
         )
+        self._outbound.observer.began(connection, None)
+        return connection
 
     def traffic(self) -> Traffic:
-        relay = self.relay
+        """Return what the flow has carried so far."""
+        relay = self._relay
         sent, received = relay.bytes_moved() if relay is not None else (0, 0)
         return Traffic(self.sent + sent, self.received + received)
 
-    def relay_began(self, relay: Relay) -> None:
-        self.relay = relay
-
-    def relay_ended(self, outcome: Outcome) -> None:
-        self.finish(outcome.ended)
-
     def idle(self) -> float:
+        """Return the seconds since a byte came or went."""
         return (self._client or self.upstream).idle()
 
     def kill(self) -> None:
+        """End the flow; its record says "killed"."""
         self._killed = True
         for stream in (self.upstream, self._client):
             if stream is not None:
                 stream.shutdown()
 
     def finish(self, ended: str, keep: bool = False) -> None:
-        """The record, once; closes the upstream unless it is kept for again()."""
+        """Write the record, once; close the upstream unless it is kept for again()."""
         if not keep:
             self.upstream.close()
         sent, received, *_ = self.traffic()
-        self._connector.record(
-            Record(
-                self.flow,
-                self.dialer.name,
-                sent,
-                received,
-                time.monotonic() - self.started,
-                "killed" if self._killed else ended,
-                number=self.number,
-            )
+        outbound = self._outbound
+        outbound.counter.count("bytes", "up", sent)
+        outbound.counter.count("bytes", "down", received)
+        seconds = time.monotonic() - self.started
+        ended = "killed" if self._killed else ended
+        record = Record(
+            self.flow, self.dialer.name, sent, received, seconds, ended, number=self.number
         )
-
-
-def _until_settled(
-    dialling: PendingDial,
-    client: Stream,
-    finish: Callable[[], Wait | None],
-    left: Callable[[], None],
-) -> Wait:
-    """`finish` comes when it is, or its time is up; `left` where the client has gone meanwhile: reset, or shut down to end it."""
-
-    def step(descriptor: int, events: int) -> Wait | None:
-        if descriptor == client.socket.fileno():
-            return left()
-        return (
-            client.hastily(finish)
-            if dialling.settled()
-            else _until_settled(dialling, client, finish, left)
-        )
-
-    def resume(ready: bool) -> Wait | None:
-        if not client.open:  # no thread could be had for it
-            return left()
-        dialling.wait()  # nothing is left to wait for, but where it could not be watched
-        return finish()
-
-    # of the client nothing is asked, so that only its being gone is told
-    return Wait(((dialling.socket, POLLOUT), (client.socket, 0)), dialling.left, resume, step=step)
+        outbound.observer.finished(record)

@@ -22,13 +22,13 @@ from netproxy.relay.client import Client
 from netproxy.relay.coalesce import Runs
 
 if TYPE_CHECKING:
-    from netproxy.handler.bind import Announcer
+    from netproxy.handler.announce import Announcer
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import Arena, Batch, DatagramSocket, Span
     from netproxy.interfaces.routing import Router
     from netproxy.interfaces.services import Counter
     from netproxy.net.datagram import ArenaPool
-    from netproxy.net.stream import Stream
     from netproxy.relay.entry import Entry
     from netproxy.relay.nat import NatTable
 

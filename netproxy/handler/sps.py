@@ -1,32 +1,39 @@
-"""What a connection begins with: a PROXY header, TLS, and on an SPS port (smart proxy service) any client protocol.
+"""The first bytes of a connection: a PROXY header, TLS, and on an SPS port any protocol.
 
-A Gate stands before the handler of a listener that has the first two: both on the
-connection's thread and under its handshake's deadline.  Only named peers send a PROXY
-header, and these must: nothing is guessed.  What follows it is not read ahead, so that
-TLS finds its first byte.  The protocols of one port are told apart by that byte;
-datagrams to the same port number are SOCKS5's.
+SPS is the smart proxy service: one port number for all client protocols, told apart by
+their first byte; datagrams to the same port number are SOCKS5's.  A Gate precedes the
+handler of a listener with PROXY headers or TLS.  Only the configured peers send a PROXY
+header, and these must: nothing is guessed.  No byte behind the header is read, so that
+TLS finds its first byte.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Any, Callable, Container, Mapping
+from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
-from netproxy.errors import LimitError, NeedsThread, ProtocolError
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Handler, Wait
-from netproxy.interfaces.datagrams import Batch
-from netproxy.interfaces.services import Counter, Log
-from netproxy.net.datagram_socket import DatagramSocket
-from netproxy.net.stream import Stream
+from netproxy.errors import ProtocolError
+from netproxy.interfaces.connections import Blocking
+from netproxy.net.stream import ExactReader
 from netproxy.protocol.proxy_protocol import read_header
 
-TUNNEL_FIRST = 0x9E  # of protocol.tunnel's magic, which few daemons need
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Handler, Handshake, Stream
+    from netproxy.interfaces.datagrams import Batch, DatagramSocket, PacketHandler
+    from netproxy.interfaces.networks import HostSet
+    from netproxy.interfaces.services import Counter, Log
 
-Secure = Callable[[Stream], None]  # net.tls.accept with its context
+# The first byte of protocol.tunnel's magic; that module is loaded only if a tunnel needs it.
+TUNNEL_FIRST = 0x9E
+
+TlsHandshake: TypeAlias = "Callable[[Stream], None]"
+"""Makes the TLS handshake of a connection; blocks.  Raises ProtocolError, StreamError."""
 
 
-class Speech(enum.Enum):
+class ClientProtocol(enum.Enum):
+    """What a client speaks; the value is the word in logs and counters."""
+
     SOCKS4 = "socks4"
     SOCKS5 = "socks5"
     HTTP = "http"
@@ -35,115 +42,93 @@ class Speech(enum.Enum):
     UNKNOWN = "unknown"
 
 
-def detect(first: int) -> Speech:
-    """What a client speaks whose first byte, 0-255, is `first`.
+def detect(first: int) -> ClientProtocol:
+    """Return the protocol of a client whose first byte, 0-255, is `first`.
 
-    SOCKS4 and SOCKS5 begin with their version, TLS with its handshake record type, HTTP with a letter of its
-    method, an agent of a tunnel with a byte that is none of these; no two of them can be mistaken.
+    SOCKS4 and SOCKS5 begin with their version, TLS with its record type "handshake", HTTP
+    with a letter of its method, a tunnel's agent with a byte that is none of these.
     """
     if first == 0x05:
-        return Speech.SOCKS5
+        return ClientProtocol.SOCKS5
     if first == 0x04:
-        return Speech.SOCKS4
+        return ClientProtocol.SOCKS4
     if first == 0x16:
-        return Speech.TLS
+        return ClientProtocol.TLS
     if 0x41 <= first <= 0x5A or 0x61 <= first <= 0x7A:
-        return Speech.HTTP
-    return Speech.TUNNEL if first == TUNNEL_FIRST else Speech.UNKNOWN
+        return ClientProtocol.HTTP
+    return ClientProtocol.TUNNEL if first == TUNNEL_FIRST else ClientProtocol.UNKNOWN
 
 
 class SpsHandler:
-    """Handler and PacketHandler.  Who speaks nothing in `handlers` is closed without a word, and counted."""
+    """Handler and PacketHandler.  A protocol without a handler is closed and counted."""
 
     def __init__(
-        self, handlers: Mapping[Speech, Handler], packets: Any, counter: Counter, log: Log
+        self,
+        handlers: Mapping[ClientProtocol, Handler],
+        packets: PacketHandler | None,
+        counter: Counter,
+        log: Log,
     ) -> None:
-        """`packets`: the PacketHandler for datagrams."""
+        """`packets` handles datagrams; None without UDP."""
         self._handlers = dict(handlers)
-        self._attempts = {
-            speech: handler.attempt
-            for speech, handler in handlers.items()
-            if hasattr(handler, "attempt")
-        }
         self._packets = packets
         self._counter = counter
         self._log = log
 
-    def handle(self, stream: Stream, client: Address) -> Wait | None:
-        speech = detect(stream.peek())
-        handler = self._handlers.get(speech)
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        """Hand the connection to the handler of its protocol."""
+        protocol = detect((yield from stream.peek()))
+        handler = self._handlers.get(protocol)
         if handler is not None:
-            return handler.handle(stream, client)
-        self._counter.count("connections_refused", f"speaks {speech.value}")
+            return (yield from handler.handle(stream, client))
+        self._counter.count("connections_refused", f"speaks {protocol.value}")
         self._log.limited(
-            (speech, client.host), "%s speaks %s to a plain proxy port", client.host, speech.value
+            (protocol, client.host),
+            "%s speaks %s to a plain proxy port",
+            client.host,
+            protocol.value,
         )
         return None
 
-    def attempt(self, stream: Stream, client: Address) -> Wait | None:
-        return stream.attempt(
-            lambda: self._attempt(stream, client), lambda: self.handle(stream, client)
-        )
-
-    def _attempt(self, stream: Stream, client: Address) -> Wait | None:
-        attempt = self._attempts.get(detect(stream.peek()))
-        if attempt is None:
-            raise NeedsThread
-        return attempt(stream, client)
-
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
-        self._packets.handle_packets(batch, local)
+        """Handle datagrams."""
+        if self._packets is not None:
+            self._packets.handle_packets(batch, local)
 
 
 class Gate:
-    """A Handler around another."""
+    """Handler: reads a PROXY header and makes the TLS handshake before another handler."""
 
     def __init__(
         self,
-        inner: Any,
-        proxies: Container[str],
-        clients: Container[str] | None,
-        secure: Secure | None,
+        handler: Handler,
+        proxies: HostSet,
+        clients: HostSet | None,
+        tls: TlsHandshake | None,
         counter: Counter,
     ) -> None:
-        """`proxies` send a PROXY header; who they speak for must be among `clients`, None for everybody."""
-        self._inner: Handler = inner
+        """`proxies` send a PROXY header; the client that it names must be among `clients`.
+
+        `clients` None: every client may come.
+        """
+        self._handler = handler
         self._proxies = proxies
         self._clients = clients
-        self._secure = secure
+        self._tls = tls
         self._counter = counter
-        self.handle_packets: Callable[[Batch, DatagramSocket], None] = getattr(
-            inner, "handle_packets", None
-        )
 
-    def handle(self, stream: Stream, client: Address) -> Wait | None:
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        """Handle a connection; the inner handler sees the client of the PROXY header."""
         if client.host in self._proxies:
-            client = read_header(_Exact(stream)) or client
+            client = (yield from read_header(ExactReader(stream))) or client
             if self._clients is not None and client.host not in self._clients:
                 self._counter.count("connections_refused", "client not allowed")
                 return None
-        if self._secure is not None:
+        tls = self._tls
+        if tls is not None:
             try:
-                self._secure(stream)
+                yield Blocking(lambda: tls(stream))
             except ProtocolError:
-                stream.close_staged()  # so that the client gets to read why
+                yield from stream.close_staged()  # so that the client gets to read why
                 raise
-        return self._inner.handle(stream, client)
-
-
-class _Exact:
-    """A Reader that takes not one byte more than it is asked for."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def read_exactly(self, count: int) -> bytes:
-        return self._stream.read_unbuffered(count)
-
-    def read_until(self, separator: bytes, limit: int) -> bytes:
-        data = b""
-        while not data.endswith(separator):
-            if len(data) >= limit:
-                raise LimitError(f"no end within {limit} bytes")
-            data += self._stream.read_unbuffered(1)
-        return data
+        return (yield from self._handler.handle(stream, client))

@@ -17,7 +17,7 @@ from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.interfaces.flows import Record
 from netproxy.net.framed import FramedSocket
-from netproxy.net.stream import poll_streams
+from netproxy.net.stream import complete, poll_streams
 from netproxy.protocol import connect_udp, uot
 from netproxy.protocol.capsule import Capsules
 from netproxy.relay.client import Client, no_header
@@ -27,13 +27,13 @@ from netproxy.relay.session import ADDRESS_AND_PORT_DEPENDENT
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import Batch
     from netproxy.interfaces.flows import Flow, Observer
     from netproxy.interfaces.routing import Route, Router
     from netproxy.interfaces.services import Counter
     from netproxy.net.datagram import ArenaPool
     from netproxy.net.framed import Framing
-    from netproxy.net.stream import Stream
     from netproxy.protocol import http1
     from netproxy.relay.entry import Entry
     from netproxy.relay.nat import NatTable
@@ -66,7 +66,7 @@ class StreamUdpRelay:
         self.observer = observer
         self.idle = idle
 
-    def connect_udp(self, stream: Stream, request: http1.Request, flow: Flow) -> Wait | None:
+    def connect_udp(self, stream: Stream, request: http1.HttpRequest, flow: Flow) -> Wait | None:
         """Answer a request for connect-udp and serve its datagrams (RFC 9298 section 3).
 
         Raises HttpError or DialError; nothing has been answered then.
@@ -80,9 +80,9 @@ class StreamUdpRelay:
         try:
             stream.write(reply)
             if flow.target.host == uot.MAGIC_V1:
-                request = uot.Request(False, UNSPECIFIED_ADDRESS)
+                request = uot.UotRequest(False, UNSPECIFIED_ADDRESS)
             else:
-                request = uot.read_request(stream)
+                request = complete(uot.read_request(stream))
             if not request.connected:
                 return self.serve_all(stream, flow, uot.Frames(), uot.encode_address)
             flow = flow._replace(network="udp", target=request.target)
@@ -175,8 +175,14 @@ class UotStream:
         """Return the address for the reply: there is no socket yet that has one."""
         return UNSPECIFIED_ADDRESS
 
-    def accept(self, client: Stream, reply: bytes) -> Wait | None:
-        """Tell the client that it is connected, then serve its datagrams."""
+    def accept(self, client: Stream, reply: bytes) -> Wait:
+        """Tell the client that it is connected, then serve its datagrams, on a pool thread.
+
+        Reading the request of UoT may block, and so may opening its session.
+        """
+        return Wait((), None, partial(self._serve, client, reply))
+
+    def _serve(self, client: Stream, reply: bytes, ready: bool) -> Wait | None:
         return self._relay.uot(client, self._flow, reply)
 
 

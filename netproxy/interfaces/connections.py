@@ -25,9 +25,10 @@ from typing import (
 )
 
 if TYPE_CHECKING:
-    import socket
+    from socket import socket as TcpSocket
 
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.sockets import SocketCalls
 
 T = TypeVar("T")
 
@@ -172,29 +173,80 @@ class Reader(Protocol):
         """
 
 
-class Stream(Reader, Protocol):
-    """A connected socket with its unread bytes.  net.stream.Stream is the implementation."""
+class Stream(Need, Reader, Protocol):
+    """A connected socket with its unread bytes, and the need for more of them.
 
-    socket: socket.socket
+    net.stream.Stream is the implementation and has the full docstrings.
+    """
+
+    socket: TcpSocket
     light: bool
     """True if its bytes cost so little that the poller's thread may handle them."""
-
-    @property
-    def plain(self) -> bool:
-        """True if the peer's bytes are what the socket holds, False within TLS."""
+    plain: bool
+    """True if the peer's bytes are what the socket holds, False within TLS."""
+    handshaking: bool
+    """True until the client has said what it wants."""
+    deadline: float | None
+    """Monotonic; None without a limit."""
 
     @property
     def open(self) -> bool:
         """False once closed."""
 
+    @property
+    def calls(self) -> SocketCalls[Any]:
+        """The calls that read and write the socket.  Any: they fit the kind of socket it is."""
+
+    def become(self, sock: TcpSocket, calls: SocketCalls[Any], unread: bytes = b"") -> None:
+        """Go on with another socket, which `calls` read and write.  Any: as in `calls`."""
+
+    def move_to(self, other: Stream) -> None:
+        """Hand socket and unread bytes over; only close() may follow."""
+
+    def end_handshake(self) -> None:
+        """Note that the client has said what it wants."""
+
     def limit(self, seconds: float | None) -> None:
         """Give everything that follows `seconds` in total; None: no limit."""
 
+    def pace(self, seconds: float) -> None:
+        """Give each single wait `seconds`."""
+
+    def peek(self) -> Steps[int]:
+        """Return the value of the next byte and leave it unread."""
+
+    def read_some(self, limit: int) -> Steps[bytes]:
+        """Read 1 to `limit` bytes as they come; b"" at the end of the stream."""
+
+    def write_all(self, data: bytes) -> Steps[None]:
+        """Send all of `data`."""
+
+    def close_staged(self) -> Steps[None]:
+        """Close so that the peer can read everything we wrote."""
+
+    def reply(self, data: bytes) -> None:
+        """Send the few bytes of a handshake without waiting."""
+
     def write(self, data: bytes) -> None:
-        """Write all of `data`; may block.  Raises StreamError."""
+        """Send all of `data`; blocks."""
+
+    def write_some(self, data: bytes | bytearray | memoryview) -> int:
+        """Send as many bytes as go without waiting; return how many."""
 
     def unread(self) -> bytes:
         """Return the bytes that were read ahead."""
+
+    def read_ahead(self) -> bool:
+        """Keep what has come; return False at the end of the stream."""
+
+    def receive(self, limit: int) -> memoryview | bytes | None:
+        """Return about `limit` bytes that are there, b"" at the end, None for nothing yet."""
+
+    def wait(self, events: int) -> None:
+        """Block until one of the events of poll(2)."""
+
+    def skip(self) -> bool:
+        """Drop what has come; return False if the stream has ended or failed."""
 
     def local_address(self) -> Address:
         """Return the local address.  Raises StreamError."""
@@ -202,11 +254,20 @@ class Stream(Reader, Protocol):
     def peer_address(self) -> Address:
         """Return the peer's address.  Raises StreamError."""
 
-    def shutdown(self) -> None:
-        """End both directions: a thread that waits for the stream sees its end.  Thread: any."""
+    def detach(self) -> tuple[TcpSocket, bytes]:
+        """Return the non-blocking socket and the unread bytes; only close() may follow."""
 
     def idle(self) -> float:
         """Return the seconds since a byte came or went.  Thread: any."""
+
+    def shutdown(self) -> None:
+        """End both directions: a thread that waits for the stream sees its end.  Thread: any."""
+
+    def shutdown_write(self) -> None:
+        """Send the end of the stream; reading goes on."""
+
+    def on_close(self, call: Callable[[], None]) -> None:
+        """Make a call, once, when the stream is closed."""
 
     def reset(self) -> None:
         """Close with RST, so that the peer cannot take a cut stream for a complete one."""
@@ -223,7 +284,7 @@ None if the connection has ended."""
 class Handler(Protocol):
     """Handles connections."""
 
-    def handle(self, stream: Any, client: Address) -> Handshake:
+    def handle(self, stream: Stream, client: Address) -> Handshake:
         """Handle a connection from `client`.  The handler owns the stream until the end.
 
         The deadline of the handshake is already running (Stream.limit).

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Iterable, NamedTuple, Protocol, Sequence, runtime_checkable
 
 if TYPE_CHECKING:
+    from socket import socket as TcpSocket
+
     from netproxy.errors import Reason
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Descriptor, Stream
@@ -64,8 +66,8 @@ class PendingDial(Protocol):
     def settled(self) -> bool:
         """Return whether the connection has been established or has failed."""
 
-    def finish(self) -> Stream:
-        """Return the connected stream.  Raises DialError; TIMEOUT if it is not settled."""
+    def finish(self) -> TcpSocket:
+        """Return the connected, non-blocking socket.  Raises DialError; TIMEOUT if not settled."""
 
     def close(self) -> None:
         """Abandon the attempt."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import SocketAddress
+
+SocketT_contra = TypeVar("SocketT_contra", contravariant=True)
 
 
 class StreamSocket(Protocol):
@@ -55,3 +57,22 @@ class LayeredSocket:
 
     peer_ended = False
     """True once the peer has said that it sends no more, and all that it sent was read."""
+
+
+class SocketCalls(Protocol[SocketT_contra]):
+    """How a Stream reads and writes its socket: net.syscalls, or net.tls_socket.TlsCalls."""
+
+    def receive(self, sock: SocketT_contra, limit: int, /) -> memoryview | None:
+        """Return what is there, about `limit` bytes; empty at the end, None for nothing yet.
+
+        Valid until the thread's next receive.  Raises OSError.
+        """
+
+    def send(self, sock: SocketT_contra, data: bytes | bytearray | memoryview, /) -> int:
+        """Return how many bytes of `data` were sent without waiting.  Raises OSError."""
+
+    def shutdown(self, sock: SocketT_contra, how: int, /) -> None:
+        """Shut down one or both directions (socket.SHUT_*).  Raises OSError."""
+
+    def close(self, sock: SocketT_contra, /) -> None:
+        """Close the socket.  A closed one is left alone."""

@@ -1,9 +1,8 @@
-"""Where connections wait that have nothing to do: one thread and one epoll for all of them.
+"""Watches waiting connections: one epoll thread for all of them.
 
-A handler that would only wait returns a Pause; its thread goes back to the pool,
-and the connection costs its descriptors and half a kilobyte.  The first byte, the
-end of the stream or the end of its time puts it back on a thread of the pool, but
-where the pause has a step that never waits: this thread takes that itself.
+A connection that only waits is a Wait: it costs its descriptors and half a kilobyte, and
+no pool thread.  An event, the end of the stream or the end of its time wakes it on a
+thread of the pool.  A Wait that has a step, which never blocks, goes on here instead.
 """
 
 from __future__ import annotations
@@ -12,222 +11,258 @@ import os
 import select
 import threading
 import time
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Protocol
 
-from netproxy.interfaces.connections import Wait
-from netproxy.interfaces.services import Log
+if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Wait
+    from netproxy.interfaces.services import Log
 
-TICK = 1.0  # seconds between two looks at who has waited too long, and who will have soon
-LOOK_LEAST = (
-    0.1  # and at the least, however many deadlines there are: each look goes through all that wait
-)
-
-Wake = Callable[[Wait, bool], None]  # (pause, ready): for a thread to go on with
-End = Callable[["Exception | None"], None]
+# Seconds between two looks at the deadlines, and the least even if deadlines are near:
+# each look goes through everything that waits.
+TICK, SHORTEST_TICK = 1.0, 0.1
+_NEVER = float("inf")
 
 
-class _Parked:
-    __slots__ = ("pause", "descriptors", "deadline", "wake", "end")
+class WaitOwner(Protocol):
+    """What a wait belongs to.  Called on the thread that calls watch(), or the poller's.
 
-    def __init__(self, pause: Wait, wake: Wake, end: End) -> None:
-        self.wake = wake
-        self.end = end
-        self.set(pause, time.monotonic())
+    No method may block.
+    """
 
-    def set(self, pause: Wait, now: float) -> None:
-        self.pause = pause
-        self.descriptors = {sock.fileno(): events for sock, events in pause.watched}
-        self.renew(now)
+    def wake(self, wait: Wait, ready: bool) -> None:
+        """Go on elsewhere, once; `ready` is False if the time is up."""
 
-    def renew(self, now: float) -> None:
-        self.deadline = float("inf") if self.pause.seconds is None else now + self.pause.seconds
+    def cannot_watch(self, wait: Wait) -> None:
+        """Go on elsewhere with the wait that a step has returned: the kernel cannot watch it."""
+
+    def end(self, error: Exception | None) -> None:
+        """Note that a step returned nothing to wait for, or raised `error`."""
+
+
+class _Watch:
+    """One owner's wait, with its descriptors and deadline."""
+
+    __slots__ = ("wait", "descriptors", "deadline", "owner")
+
+    def __init__(self, wait: Wait, owner: WaitOwner) -> None:
+        self.owner = owner
+        self.set(wait, time.monotonic())
+
+    def set(self, wait: Wait, now: float) -> None:
+        self.wait = wait
+        self.descriptors: dict[int, int] = {}
+        for watched, events in wait.watched:
+            self.descriptors[watched.fileno()] = events
+        self.deadline = _NEVER if wait.seconds is None else now + wait.seconds
 
 
 class Poller:
+    """The epoll thread.  watch() may be called by any thread."""
+
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._epoll: Any = None  # a select.epoll, opened by start()
-        self._bell = self._rope = -1
-        self._lock = threading.Lock()  # guards _parked and what the epoll watches
-        self._parked: dict[int, _Parked] = {}
+        self._epoll: select.epoll | None = None  # opened by start()
+        self._wake_up_read = self._wake_up_write = -1  # the wake-up pipe, written to by stop()
+        # Guards _watches and what the epoll watches.
+        self._lock = threading.Lock()
+        self._watches: dict[int, _Watch] = {}
         self._stopping = False
-        self._sparing = False  # expendable ones are not kept any more
-        self._looked = self._next_look = (
-            0.0  # monotonic; of the parker's thread, though others may make it look earlier
-        )
-        self.thread = threading.Thread(target=self._watch, name="poller", daemon=True)
+        self._releasing_idle = False
+        # Monotonic; of the poller's thread, though others may make the next look earlier.
+        self._looked = self._next_look = 0.0
+        self.thread = threading.Thread(target=self._run, name="poller", daemon=True)
 
     def __len__(self) -> int:
-        return len({id(parked) for parked in list(self._parked.values())})
+        """Return the number of connections that wait."""
+        return len({id(watch) for watch in list(self._watches.values())})
 
     @property
     def watched(self) -> int:
-        """Descriptors."""
-        return len(self._parked)
+        """The number of descriptors that are watched."""
+        return len(self._watches)
 
     def start(self) -> None:
+        """Open the epoll and start the thread.  Raises RuntimeError if there is none to be had."""
         self._epoll = select.epoll()
-        self._bell, self._rope = os.pipe()
-        self._epoll.register(self._bell, select.EPOLLIN)
+        self._wake_up_read, self._wake_up_write = os.pipe()
+        self._epoll.register(self._wake_up_read, select.EPOLLIN)
         self.thread.start()
 
     def stop(self) -> None:
+        """Stop the thread and close everything."""
         if self._epoll is None:
             return
         self._stopping = True
-        if self.thread.is_alive():  # it may never have begun
-            os.write(self._rope, b"!")
+        if self.thread.is_alive():  # start() may have failed
+            os.write(self._wake_up_write, b"!")
             self.thread.join()
-        with self._lock:  # a thread that has not ended in time may still come to park
+        with self._lock:  # a pool thread that has not ended in time may still call watch()
             self._epoll.close()
-        os.close(self._bell)
-        os.close(self._rope)
+        os.close(self._wake_up_read)
+        os.close(self._wake_up_write)
 
-    def watch(self, pause: Wait, wake: Wake, end: End) -> None:
-        """OSError or ValueError where it cannot be watched.
+    def watch(self, wait: Wait, owner: WaitOwner) -> None:
+        """Watch for a wait's events and tell its owner, once.
 
-        `wake(pause, ready)` is called once, on the parker's thread: ready is False when the time was up.
-
-        A pause that has a step goes on by that alone as long as it gives another such pause; where it gives none, or fails,
-        `end(error)` is called, on the parker's thread, and it is not parked any more.  Nothing of that may block.
+        A wait with a step goes on by that, as long as each step returns another such wait.
+        Raises OSError or ValueError if a descriptor cannot be watched.
         """
-        if self._sparing and pause.idle:
-            wake(pause, False)
-        elif not pause.watched:
-            wake(pause, True)
+        if self._releasing_idle and wait.idle:
+            owner.wake(wait, False)
+        elif not wait.watched:
+            owner.wake(wait, True)
         else:
-            self._add(_Parked(pause, wake, end))
-
-    def _add(self, parked: _Parked) -> None:
-        # others' threads do what comes then, so it is told once; what this thread does itself it may be told again
-        once = select.EPOLLONESHOT if parked.pause.step is None else 0
-        self._look_by(parked.deadline)
-        try:
-            with self._lock:
-                for descriptor, events in parked.descriptors.items():
-                    self._epoll.register(
-                        descriptor, events | once
-                    )  # Linux: the events are poll(2)'s
-                    self._parked[descriptor] = parked
-        except BaseException:
-            self._forget(parked, closed=False)
-            raise
+            self._add(_Watch(wait, owner))
 
     def release_idle(self) -> None:
-        """Wakes those with nothing under way, as if their time were up, now and as soon as they come."""
-        self._sparing = True
-        self._release(
-            [parked for parked in list(self._parked.values()) if parked.pause.idle], False
-        )
+        """Wake idle waits as if their time were up, from now on."""
+        self._releasing_idle = True
+        self._release([watch for watch in list(self._watches.values()) if watch.wait.idle], False)
 
-    def _watch(self) -> None:
+    def _add(self, watch: _Watch) -> None:
+        # Pool threads do what follows an event, so it is reported once; a step of this
+        # thread may be told again.
+        once = select.EPOLLONESHOT if watch.wait.step is None else 0
+        if watch.deadline < self._next_look:
+            self._look_by(watch.deadline)
+        epoll = self._epoll
+        if epoll is None:
+            raise ValueError("the poller has not been started")
+        try:
+            with self._lock:
+                for descriptor, events in watch.descriptors.items():
+                    # On Linux the events are those of poll(2).
+                    epoll.register(descriptor, events | once)
+                    self._watches[descriptor] = watch
+        except BaseException:
+            self._forget(watch, closed=False)
+            raise
+
+    def _run(self) -> None:
+        epoll = self._epoll
+        assert epoll is not None  # start() has opened it
         while not self._stopping:
-            events = self._epoll.poll(min(TICK, max(0.0, self._next_look - time.monotonic())))
+            events = epoll.poll(min(TICK, max(0.0, self._next_look - time.monotonic())))
             now = time.monotonic()
             for descriptor, event in events:
-                self._tell(descriptor, event, now)
+                self._handle_event(descriptor, event, now)
             if now >= self._next_look:
-                self._look(now)
+                self._wake_late(now)
 
-    def _tell(self, descriptor: int, event: int, now: float) -> None:
-        """In a frame of its own: nothing of whoever was told last is held on to."""
-        with self._lock:  # who is being added has all its descriptors watched after that
-            parked = self._parked.get(descriptor)
-        if parked is not None and parked.pause.step is not None:
-            self._advance(parked, descriptor, event, now)
-        elif parked is not None:
-            self._release([parked], True)
+    def _handle_event(self, descriptor: int, event: int, now: float) -> None:
+        """Go on with what watches a descriptor; a frame of its own, so that nothing is kept."""
+        with self._lock:  # a watch that is being added has all its descriptors registered then
+            watch = self._watches.get(descriptor)
+        if watch is None:
+            return
+        wait = watch.wait
+        if wait.step is None:
+            self._release([watch], True)
+            return
+        try:
+            following = wait.step(descriptor, event)
+        except Exception as error:
+            self._forget(watch, closed=False)
+            self._end(watch, error)
+            return
+        if following is not wait:
+            self._advance(watch, following, now)
+        elif wait.seconds is not None and not wait.fixed:
+            watch.deadline = now + wait.seconds
 
-    def _look(self, now: float) -> None:
-        """Who has waited too long is woken."""
+    def _wake_late(self, now: float) -> None:
+        """Wake what has waited for too long."""
         self._looked, self._next_look = now, now + TICK
         late = []
-        for parked in list(self._parked.values()):
-            if parked.deadline <= now:
-                late.append(parked)
-            elif parked.deadline < self._next_look:
-                self._look_by(parked.deadline)
+        for watch in list(self._watches.values()):
+            if watch.deadline <= now:
+                late.append(watch)
+            elif watch.deadline < self._next_look:
+                self._look_by(watch.deadline)
         self._release(late, False)
 
     def _look_by(self, deadline: float) -> None:
-        if deadline < self._next_look:
-            self._next_look = max(deadline, self._looked + LOOK_LEAST)
+        """Make the next look early enough for a deadline."""
+        self._next_look = max(deadline, self._looked + SHORTEST_TICK)
 
-    def _advance(self, parked: _Parked, descriptor: int, event: int, now: float) -> None:
-        before = parked.pause
-        try:
-            pause = before.step(descriptor, event)
-        except Exception as error:
-            self._forget(parked, closed=False)
-            self._end(parked, error)
-            return
-        if pause is before:
-            parked.renew(now)
-            return
-        if pause is None:
-            self._forget(parked, closed=True)
-            self._end(parked, None)
+    def _advance(self, watch: _Watch, wait: Wait | None, now: float) -> None:
+        """Go on with the wait that a step has returned."""
+        if wait is None:
+            self._forget(watch, closed=True)
+            self._end(watch, None)
             return
         try:
-            if pause.step is None:  # from now on it is told once
-                self._forget(parked, closed=False)
-                self.watch(pause, parked.wake, parked.end)
+            if wait.step is None or not wait.watched:
+                self._forget(watch, closed=False)
+                self.watch(wait, watch.owner)
             else:
-                self._watch_instead(parked, pause, now)
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no room
-            parked.wake(pause, False)
+                self._watch_instead(watch, wait, now)
+        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
+            watch.owner.cannot_watch(wait)
 
-    def _end(self, parked: _Parked, error: Exception | None) -> None:
+    def _end(self, watch: _Watch, error: Exception | None) -> None:
         try:
-            parked.end(error)
-        except Exception:  # one connection's fault must not keep the others parked
-            self._log.exception("ending a parked connection")
+            watch.owner.end(error)
+        except Exception:  # the fault of one connection must not end the others
+            self._log.exception("ending a watched connection")
 
-    def _watch_instead(self, parked: _Parked, pause: Wait, now: float) -> None:
-        """Only what is different is told to the kernel: a relay passes here at each end of a side.  OSError, ValueError."""
-        before = parked.descriptors
-        parked.set(pause, now)
-        self._look_by(parked.deadline)
+    def _watch_instead(self, watch: _Watch, wait: Wait, now: float) -> None:
+        """Watch for another wait; only differences are told to the kernel.
+
+        A relay passes here whenever a side ends.  Raises OSError, ValueError.
+        """
+        before = watch.descriptors
+        watch.set(wait, now)
+        if watch.deadline < self._next_look:
+            self._look_by(watch.deadline)
+        epoll = self._epoll
+        assert epoll is not None
         try:
             with self._lock:
-                for descriptor in before.keys() - parked.descriptors.keys():
-                    del self._parked[descriptor]
-                    self._unwatch(descriptor)
-                for descriptor, events in parked.descriptors.items():
+                for descriptor in before.keys() - watch.descriptors.keys():
+                    # One that was closed may already belong to another connection.
+                    if self._watches.get(descriptor) is watch:
+                        del self._watches[descriptor]
+                        self._unregister(descriptor)
+                for descriptor, events in watch.descriptors.items():
                     if descriptor not in before:
-                        self._epoll.register(descriptor, events)
-                        self._parked[descriptor] = parked
+                        epoll.register(descriptor, events)
+                        self._watches[descriptor] = watch
                     elif events != before[descriptor]:
-                        self._epoll.modify(descriptor, events)
+                        epoll.modify(descriptor, events)
         except BaseException:
-            self._forget(parked, closed=False)
+            self._forget(watch, closed=False)
             raise
 
-    def _forget(self, parked: _Parked, closed: bool) -> bool:
-        """Whether it was still known.  `closed`: its descriptors are, and perhaps somebody else's by now; the kernel watches
-        closed ones no more."""
+    def _forget(self, watch: _Watch, closed: bool) -> bool:
+        """Stop watching; return whether it was still watched.
+
+        `closed`: the descriptors are closed and may already belong to another connection.
+        The kernel has forgotten closed ones by itself.
+        """
         known = False
         with self._lock:
-            for each in parked.descriptors:
-                if self._parked.get(each) is parked:
-                    del self._parked[each]
+            for descriptor in watch.descriptors:
+                if self._watches.get(descriptor) is watch:
+                    del self._watches[descriptor]
                     known = True
                     if not closed:
-                        self._unwatch(each)
+                        self._unregister(descriptor)
         return known
 
-    def _unwatch(self, descriptor: int) -> None:
+    def _unregister(self, descriptor: int) -> None:
+        assert self._epoll is not None
         try:
             self._epoll.unregister(descriptor)
         except (OSError, ValueError):
             pass  # closed after all
 
-    def _release(self, several: list[_Parked], ready: bool) -> None:
-        """One may be there for each of its descriptors: by the second time the number may be somebody else's."""
-        for parked in several:
-            if not self._forget(parked, closed=False):
+    def _release(self, watches: list[_Watch], ready: bool) -> None:
+        """Wake watches; one may be listed once for each of its descriptors."""
+        for watch in watches:
+            if not self._forget(watch, closed=False):
                 continue  # woken a moment ago
             try:
-                parked.wake(parked.pause, ready)
-            except Exception:  # one connection's fault must not keep the others parked
-                self._log.exception("waking a parked connection")
+                watch.owner.wake(watch.wait, ready)
+            except Exception:  # the fault of one connection must not stop the others
+                self._log.exception("waking a watched connection")

@@ -1,7 +1,7 @@
 """A bounded pool of threads: reused, started on demand, ended when idle.
 
-Tasks run in the order they come.  A task's exception is logged once and ends
-only that task.  Used for TCP connections, for dials and for name lookups.
+Tasks run in the order in which they come.  The exception of a task is logged once and
+ends only that task.  Used for connections, dials and name lookups.
 """
 
 from __future__ import annotations
@@ -9,30 +9,36 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import Callable
+from typing import TYPE_CHECKING, Callable, TypeAlias
 
-from netproxy.interfaces.services import Log
+if TYPE_CHECKING:
+    from netproxy.interfaces.services import Log
 
-IDLE_SECONDS = 10.0  # a thread without work ends after that: a burst's memory comes back soon
-STALL_SECONDS = 0.01  # that a task may wait for a thread at work before another is started
-STACK = (
-    256 * 1024
-)  # bytes: smaller ones crash on deep recursion, larger ones only cost address space
+# Seconds without work after which a thread ends, so that the memory of a burst comes back soon.
+IDLE_SECONDS = 10.0
+# Seconds that a task may wait for a busy thread before another thread is started.
+STALL_SECONDS = 0.01
+# Bytes of a thread's stack: smaller ones crash on deep recursion, larger ones only cost
+# address space.
+STACK = 256 * 1024
 
-Task = Callable[[], None]
+Task: TypeAlias = Callable[[], None]
 
 
 def set_stack_size() -> None:
-    """For all threads that are started from now on."""
+    """Set the stack size of all threads that are started from now on."""
     threading.stack_size(STACK)
 
 
 class ThreadPool:
-    def __init__(self, name: str, limit: int, waiting_limit: int, log: Log, eager: int = 0) -> None:
-        """At most `limit` threads; at most `waiting_limit` tasks more than can run at once.
+    """A pool of named threads.  Thread: any."""
 
-        `eager`: with more threads than that, another is started only for a task that nobody has taken for a moment:
-        many threads at once wait for the interpreter's lock more than they work.  0: always at once.
+    def __init__(self, name: str, limit: int, waiting_limit: int, log: Log, eager: int = 0) -> None:
+        """Run at most `limit` threads, and let at most `waiting_limit` more tasks wait.
+
+        Beyond `eager` threads another is started only for a task that has waited for a
+        moment: many threads wait for the interpreter's lock more than they work.
+        0: start one at once, always.
         """
         self._name = name
         self.limit = limit
@@ -40,45 +46,46 @@ class ThreadPool:
         self._log = log
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._eager = eager
-        self._lock = threading.Lock()  # guards all below; _room is told of each task that ends
-        self._room = threading.Condition(self._lock)
-        self._stalled = False  # a task found no thread free: a thread of its own looks after that
-        self._taken = 0  # tasks, since the pool began
+        # Guards all below.
+        self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
-        self._busy = 0  # tasks running or waiting
+        # Threads started since the pool began, for their names.
         self._number = 0
+        # Tasks that run or wait.
+        self._busy = 0
+        # Tasks that threads have taken since the pool began.
+        self._taken = 0
+        # True while a thread of its own starts threads for tasks that wait too long.
+        self._stalled = False
         self._stopped = False
 
     def submit(self, task: Task, urgent: bool = False) -> bool:
-        """False, and the task is not run, when too many wait, no thread can be had, or the pool has stopped.
+        """Run a task on a thread of the pool.
 
-        An urgent task waits however many there are: for work that was admitted before.
+        Returns False, and does not run it, if too many tasks wait, no thread can be had or
+        the pool has stopped.  An `urgent` task waits however many there are: it continues
+        work that was admitted before.
         """
         with self._lock:
-            if self._stopped or (self._busy >= self.limit + self._waiting_limit and not urgent):
+            if self._stopped or (not urgent and not self.has_room):
                 return False
             if self._busy >= len(self._threads) and len(self._threads) < self.limit:
                 if self._eager and len(self._threads) >= self._eager:
-                    self._tell_of_stall()
+                    self._watch_stall()
                 elif not self._grow() and not self._threads:
                     return False
             self._busy += 1
+            full = self._busy > self.limit
         self._tasks.put(task)
+        if full and urgent:
+            self._log.limited(("full", self._name), "%s pool: all threads are busy", self._name)
         return True
 
-    def wait_for_room(self, seconds: float) -> bool:
-        """Whether a task could be taken, within `seconds`."""
-        with self._lock:
-            return self._room.wait_for(
-                lambda: self._stopped or self._busy < self.limit + self._waiting_limit, seconds
-            )
-
     def stop(self, seconds: float) -> None:
-        """No new tasks; waits `seconds` for those that run."""
+        """Take no new tasks; wait up to `seconds` for those that run."""
         with self._lock:
             self._stopped = True
             threads = list(self._threads)
-            self._room.notify_all()
         for _ in threads:
             self._tasks.put(None)
         deadline = time.monotonic() + seconds
@@ -86,11 +93,18 @@ class ThreadPool:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     @property
+    def has_room(self) -> bool:
+        """True if another task may run or wait."""
+        return self._busy < self.limit + self._waiting_limit
+
+    @property
     def threads(self) -> int:
+        """The number of threads."""
         return len(self._threads)
 
     @property
     def busy(self) -> int:
+        """The number of tasks that run or wait."""
         return self._busy
 
     def _grow(self) -> bool:
@@ -100,27 +114,29 @@ class ThreadPool:
         )
         try:
             thread.start()
-        except RuntimeError:  # can't start new thread: those that run will take the task
+        except RuntimeError:
+            # "can't start new thread": a running one will take the task.
             self._log.limited(
-                ("threads", self._name), "%s: cannot start another thread", self._name
+                ("threads", self._name), "%s pool: cannot start another thread", self._name
             )
             return False
         self._threads.add(thread)
         return True
 
-    def _tell_of_stall(self) -> None:
-        if not self._stalled:
-            self._stalled = True
-            try:
-                threading.Thread(
-                    target=self._watch, name=f"{self._name}-stalls", daemon=True
-                ).start()
-            except RuntimeError:
-                self._stalled = False
-                self._grow()
+    def _watch_stall(self) -> None:
+        if self._stalled:
+            return
+        self._stalled = True
+        try:
+            threading.Thread(
+                target=self._end_stall, name=f"{self._name}-stalls", daemon=True
+            ).start()
+        except RuntimeError:
+            self._stalled = False
+            self._grow()
 
-    def _watch(self) -> None:
-        """Starts threads for tasks that those at work do not get to; ends when none waits."""
+    def _end_stall(self) -> None:
+        """Start threads for tasks that the busy threads do not get to; end when none waits."""
         while True:
             with self._lock:
                 waiting, taken = self._busy - len(self._threads), self._taken
@@ -130,35 +146,33 @@ class ThreadPool:
             time.sleep(STALL_SECONDS)
             with self._lock:
                 missing = waiting - (self._taken - taken)
-                while (
-                    missing > 0
-                    and not self._stopped
-                    and len(self._threads) < self.limit
-                    and self._grow()
-                ):
+                while missing > 0 and not self._stopped and len(self._threads) < self.limit:
+                    if not self._grow():
+                        break
                     missing -= 1
 
     def _work(self) -> None:
-        me = threading.current_thread()
+        thread = threading.current_thread()
         while True:
             try:
                 task = self._tasks.get(timeout=IDLE_SECONDS)
             except queue.Empty:
                 with self._lock:
                     if self._busy >= len(self._threads):
-                        continue  # a task was counted on this thread a moment ago
-                    self._threads.discard(me)
+                        # A task that was submitted just now counts on this thread.
+                        continue
+                    self._threads.discard(thread)
                 return
             if task is None:
                 with self._lock:
-                    self._threads.discard(me)
+                    self._threads.discard(thread)
                 return
-            self._taken += 1  # close enough: two at once may count as one
+            # Without the lock, which is exact enough: two at once may count as one.
+            self._taken += 1
             try:
                 task()
             except Exception:
-                self._log.exception(f"working as {me.name}")
+                self._log.exception(f"working as {thread.name}")
             del task
             with self._lock:
                 self._busy -= 1
-                self._room.notify()

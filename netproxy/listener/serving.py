@@ -1,78 +1,266 @@
-"""Connections under way: each has a thread of a bounded pool while it works, and none while it only waits.
+"""Drives connections: a pool thread while they work, none while they only wait.
 
-Where a connection came from does not matter: a listener accepted it, or it was dialled
-to serve whoever is at its other end.  A fault of one is one log record and ends it alone.
+A connection begins with a handshake, a generator that yields needs.  It runs on the
+thread that accepted it, then on the poller's thread whenever a need is satisfied there.
+A need that may block, or that is not light, is a pool thread's.  What the handshake
+returns, a Wait, goes on in the same way.  The origin of a connection does not matter:
+a listener accepted it, or it was dialled.  A fault ends one connection with one record.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable
 
 from netproxy.errors import NetProxyError, StreamError
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Wait
-from netproxy.interfaces.services import Counter, Log
-from netproxy.listener.poller import Poller
-from netproxy.listener.pool import ThreadPool
-from netproxy.net.stream import GoOn, Stream
+from netproxy.interfaces.connections import Events, Progress, Wait
+from netproxy.net.stream import poll_watched
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Handshake, Need, Stream
+    from netproxy.interfaces.services import Counter, Log
+    from netproxy.listener.poller import Poller
+    from netproxy.listener.pool import ThreadPool
+
+# Seconds that a pool thread waits for a need before it gives the connection to the poller:
+# taking it back costs two changes of threads.
+STAY_SECONDS = 0.1
+# Needs that a handshake may still have, and that all fail, when no thread can be had for it.
+GIVE_UP_LIMIT = 16
 
 
 class Connection:
-    """`ended(connection)` is called once, by whichever thread saw its end; it closes the stream."""
+    """A connection that is served, and the driver of its handshake.
 
-    __slots__ = ("stream", "client", "ended")
+    Subclasses release what they hold in ended().  One thread at a time.
+    """
 
-    def __init__(self, stream: Stream, client: Address, ended: Callable[[Any], None]) -> None:
+    __slots__ = ("stream", "client", "serving", "handshake", "need", "_wait", "_deadline")
+
+    def __init__(self, stream: Stream, client: Address) -> None:
         self.stream = stream
         self.client = client
-        self.ended = ended
+        self.serving: Serving
+        self.handshake: Handshake
+        # What the handshake waits for; None when it has ended.
+        self.need: Need | None = None
+        # The wait for it.
+        self._wait: Wait | None = None
+        # The stream's deadline when that wait was made; None if it is for another need.
+        self._deadline: float | None = None
+
+    def ended(self) -> None:
+        """Close the stream.  Called once, by the thread that saw the end."""
+        self.stream.close()
+
+    # -- WaitOwner
+
+    def wake(self, wait: Wait, ready: bool) -> None:
+        """Go on with a wait on a pool thread."""
+        self.serving.resume(self, wait, ready)
+
+    def cannot_watch(self, wait: Wait) -> None:
+        """Go on with a wait that the poller cannot watch, on a pool thread."""
+        self.serving.resume_unwatched(self, wait)
+
+    def end(self, error: Exception | None) -> None:
+        """End the connection; `error` is being handled if it failed."""
+        self.serving.end(self, error)
+
+    # -- the handshake
+
+    def run(self, resume: Callable[[Any], Need], value: Any, blocking: bool) -> Wait | None:
+        """Resume the handshake with a result or an error, until it waits or has ended.
+
+        `resume` is its send or its throw.  `blocking`: this thread may block.
+        Any: each need has its own result type.
+        """
+        handshake, stream = self.handshake, self.stream
+        try:
+            while True:
+                need = resume(value)
+                # A light stream only asks for bytes when all of them are used up.
+                if need is stream and stream.light:
+                    return self._wait_for_bytes(blocking)
+                try:
+                    result = self._begin(need, blocking)
+                except NetProxyError as error:
+                    resume, value = handshake.throw, error
+                    continue
+                if isinstance(result, Wait):
+                    return result
+                resume, value = handshake.send, result
+        except StopIteration as stop:
+            del self.handshake  # its memory is free from now on
+            self.need = self._wait = None
+            wait: Wait | None = stop.value
+            return wait
+
+    def _wait_for_bytes(self, blocking: bool) -> Wait:
+        stream = self.stream
+        self.need = stream
+        wait, deadline = self._wait, stream.deadline
+        # On the poller's thread the wait for the same stream goes on, with its deadline.
+        if wait is None or blocking or deadline is None or self._deadline != deadline:
+            watched, seconds = stream.watched()
+            wait = Wait(watched, seconds, self._resume, False, self._step, fixed=True)
+            self._wait, self._deadline = wait, deadline
+        return wait
+
+    def _begin(self, need: Need, blocking: bool) -> Any:
+        """Return the result of a need, or a Wait for it.  Any: as in run()."""
+        self.need = need
+        result = need.begin()
+        if result is Progress.NEEDS_THREAD:
+            return need.block() if blocking else Wait((), None, self._block)
+        if result is not Progress.PENDING:
+            light = blocking or need.light
+            return result if light else Wait((), None, partial(self._resume_with, result))
+        if blocking and not need.light:
+            watched, seconds = need.watched()
+            stay = STAY_SECONDS if seconds is None else min(seconds, STAY_SECONDS)
+            ready = poll_watched(watched, stay)
+            result = need.proceed(ready) if ready else Progress.PENDING
+        return self._wait_for(need) if result is Progress.PENDING else result
+
+    def _wait_for(self, need: Need) -> Wait:
+        watched, seconds = need.watched()
+        step = self._step if need.light else None
+        idle = isinstance(need, Events) and need.idle
+        self._wait = Wait(watched, seconds, self._resume, idle, step, fixed=True)
+        self._deadline = None
+        return self._wait
+
+    def _step(self, descriptor: int, events: int) -> Wait | None:
+        """Go on after an event, on the poller's thread."""
+        assert self.need is not None
+        try:
+            result = self.need.proceed({descriptor: events})
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, False)
+        if result is Progress.PENDING:
+            return self._wait
+        return self.run(self.handshake.send, result, False)
+
+    def _resume(self, ready: bool) -> Wait | None:
+        """Go on, on a pool thread, after an event or when the time is up."""
+        need = self.need
+        assert need is not None
+        try:
+            events = poll_watched(need.watched()[0], 0) if ready else {}
+            # An event may have been about the last owner of the descriptor.
+            result = need.proceed(events) if events or not ready else Progress.PENDING
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, True)
+        if result is Progress.PENDING:
+            return self._wait_for(need)
+        return self.run(self.handshake.send, result, True)
+
+    def _resume_with(self, result: Any, ready: bool) -> Wait | None:
+        """Go on, on a pool thread, with the result of a need.  Any: as in run()."""
+        return self.run(self.handshake.send, result, True)
+
+    def _block(self, ready: bool) -> Wait | None:
+        """Satisfy the need on this pool thread, then go on."""
+        assert self.need is not None
+        try:
+            result = self.need.block()
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, True)
+        return self.run(self.handshake.send, result, True)
+
+    def block_unwatched(self, ready: bool) -> Wait | None:
+        """Wait for the need on this pool thread, because the poller cannot watch it."""
+        need = self.need
+        assert need is not None
+        try:
+            result = Progress.PENDING
+            while result is Progress.PENDING:
+                result = need.proceed(poll_watched(*need.watched()))
+        except NetProxyError as error:
+            return self.run(self.handshake.throw, error, True)
+        return self.run(self.handshake.send, result, True)
+
+    # -- the end
+
+    def close_handshake(self) -> None:
+        """Close the handshake, so that what it holds is released now.  Does not block."""
+        self.handshake.close()
+        del self.handshake
+        self.need = self._wait = None
+
+    def give_up(self, wait: Wait) -> None:
+        """End without a thread: the stream is closed, and whatever is waited for fails.
+
+        Raises what the handshake raises.
+        """
+        self.stream.close()
+        if self.need is None:
+            # What it would wait for next is not waited for.
+            wait.resume(False)
+            return
+        error = StreamError("no thread can be had to go on")
+        try:
+            for _ in range(GIVE_UP_LIMIT):
+                self.handshake.throw(error)
+        except StopIteration:
+            pass
 
 
 class Serving:
+    """Drives all connections of the daemon.  Thread: any."""
+
     def __init__(self, pool: ThreadPool, poller: Poller, counter: Counter, log: Log) -> None:
         self.pool = pool
-        self._parker = poller
+        self._poller = poller
         self.counter = counter
         self.log = log
 
-    def begin(self, connection: Connection, go_on: GoOn, attempt: GoOn | None = None) -> bool:
-        """On a thread of the pool, however many wait: it was admitted.  False, and it has ended, where none can be had.
-
-        `attempt`, which never waits, goes before: on this thread, and without the pool for as long as it gives pauses
-        with steps.
-        """
-        if attempt is not None:
-            self._begin(connection, attempt)
-            return True
-        # there was room a moment ago: if it has been taken meanwhile the connection waits, it is accepted after all
-        if self.pool.submit(lambda: self._begin(connection, go_on), urgent=True):
-            return True
-        self.counter.count("connections_refused", "no thread")
-        connection.ended(connection)
-        return False
-
-    def _begin(self, connection: Connection, go_on: GoOn) -> None:
+    def begin(self, connection: Connection, handshake: Handshake) -> None:
+        """Serve a connection, beginning on this thread.  Never blocks."""
+        connection.serving = self
+        connection.handshake = handshake
         self.counter.count("connections", "accepted")
-        self._run(connection, go_on)
-
-    def _run(self, connection: Connection, go_on: GoOn) -> None:
-        pause = self._attempt(connection, go_on)
-        if pause is not None:
-            self._attempt(connection, lambda: self._park(connection, pause))
-
-    def _attempt(self, connection: Connection, go_on: GoOn) -> Wait | None:
-        """Lets a connection go on until it ends or pauses."""
         try:
-            pause = go_on()
+            wait = connection.run(handshake.send, None, False)
         except Exception as error:
-            self._end(connection, error)
-            return None
-        if pause is None:
-            self._end(connection, None)
-        return pause
+            self.end(connection, error)
+            return
+        if wait is None:
+            self.end(connection, None)
+            return
+        try:
+            self._poller.watch(wait, connection)
+        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
+            self.resume_unwatched(connection, wait)
 
-    def _end(self, connection: Connection, error: Exception | None) -> None:
-        """`error`, where it has failed, is being handled."""
+    def resume(self, connection: Connection, wait: Wait, ready: bool) -> None:
+        """Go on with a wait on a pool thread, however many wait there: it was admitted.
+
+        If no thread can be had the connection ends here.
+        """
+        if self.pool.submit(partial(self._go_on, connection, wait, ready), urgent=True):
+            return
+        self.counter.count("connections_refused", "no thread")
+        try:
+            connection.give_up(wait)
+        except Exception as error:
+            self.end(connection, error)
+        else:
+            self.end(connection, None)
+
+    def resume_unwatched(self, connection: Connection, wait: Wait) -> None:
+        """Go on with a wait that the poller cannot watch, on a pool thread.
+
+        A handshake waits there.  Anything else is told that its time is up.
+        """
+        if connection.need is not None:
+            wait = Wait((), None, connection.block_unwatched)
+        self.resume(connection, wait, False)
+
+    def end(self, connection: Connection, error: Exception | None) -> None:
+        """End a connection; `error` is being handled if it failed."""
         if isinstance(error, StreamError):
             self.counter.count("connections", "broken off")
         elif isinstance(error, NetProxyError):
@@ -81,23 +269,23 @@ class Serving:
         elif error is not None:
             self.counter.count("connections", "internal error")
             self.log.exception(f"serving {connection.client}")
-        connection.ended(connection)
-
-    def _park(self, connection: Connection, pause: Wait) -> Wait | None:
-        def wake(pause: Wait, ready: bool) -> None:
-            if not self.pool.submit(
-                lambda: self._run(connection, lambda: pause.resume(ready)), urgent=True
-            ):
-                connection.stream.close()  # the pool has stopped, or has no thread at all: it ends here and now
-                self._attempt(connection, lambda: _give_up(pause))
-
         try:
-            self._parker.watch(pause, wake, lambda error: self._end(connection, error))
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no room
-            wake(pause, False)  # not here: whoever accepts must not wait for it
-        return pause
+            if connection.need is not None:
+                connection.close_handshake()
+        finally:
+            connection.ended()
 
-
-def _give_up(pause: Wait) -> None:
-    """It is told that its time is up; what it would wait for next is not waited for."""
-    pause.resume(False)
+    def _go_on(self, connection: Connection, wait: Wait, ready: bool) -> None:
+        """Go on with a wait, on a pool thread, and watch for what it returns."""
+        try:
+            following = wait.resume(ready)
+        except Exception as error:
+            self.end(connection, error)
+            return
+        if following is None:
+            self.end(connection, None)
+            return
+        try:
+            self._poller.watch(following, connection)
+        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
+            self.resume_unwatched(connection, following)

@@ -1,8 +1,8 @@
-"""A TCP listener: one thread accepts, a bounded pool handles.
+"""A TCP listener: one thread accepts and begins each connection's handshake.
 
-A socketserver.ThreadingTCPServer whose steps are replaced where its own are no
-good for a daemon: accept errors are paced instead of spun on, threads come from
-the pool, the fault of one connection is one log record.
+It is a socketserver.ThreadingTCPServer.  Steps that do not suit a daemon are replaced:
+accept errors are paced, connections are driven by listener.serving, the fault of one
+connection is one log record.  A client that has not said what it wants may be shed.
 """
 
 from __future__ import annotations
@@ -13,39 +13,48 @@ import socket
 import socketserver
 import threading
 import time
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from netproxy.errors import ListenError
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Admission, Handler, Wait
 from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
-from netproxy.net.connect import keep_alive, tune
-from netproxy.net.activation import LOOK_SECONDS
+from netproxy.net.socket_options import LOOK_SECONDS, keep_alive, tune
 from netproxy.net.stream import Stream
 
-BACKLOG = 1024  # connections the kernel holds while all threads are busy
-ACCEPT_PAUSE = 0.1  # seconds of rest after an accept that failed for want of descriptors or memory
-GREETERS_LIMIT = 256  # clients that have not said yet what they want: the oldest yields to the next
-ROOM_PAUSE = 0.5  # seconds between two looks at a full pool
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Admission, Handler
+
+# Connections that the kernel holds until they are accepted.
+BACKLOG = 1024
+# Seconds of rest after an accept that failed because descriptors or memory ran out.
+ACCEPT_PAUSE = 0.1
+# Handshaking connections kept for a listener: beyond that the oldest is shed.
+HANDSHAKING_LIMIT = 256
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class _Admitted(Connection):
-    __slots__ = ("admission",)
+class _Accepted(Connection):
+    """A connection that an admission has counted in."""
 
-    def __init__(
-        self, stream: Stream, client: Address, ended: Callable[[Any], None], admission: Admission
-    ) -> None:
-        """`admission` has counted it in."""
-        super().__init__(stream, client, ended)
-        self.admission = admission
+    __slots__ = ("listener", "admission")
+
+    listener: TcpListener
+    admission: Admission
+
+    def ended(self) -> None:
+        self.listener.forget(self)
+        self.stream.close()
+        self.admission.leave(self.client.host)
 
 
 class TcpListener(socketserver.ThreadingTCPServer):
+    """A bound, listening socket and its thread.  configure() comes before start()."""
+
     network = "tcp"
-    name = ""  # in the configuration; of whoever equips it
+    name = ""
+    """The listener's name in the configuration."""
     request_queue_size = BACKLOG
     allow_reuse_address = True
     daemon_threads = True
@@ -54,31 +63,31 @@ class TcpListener(socketserver.ThreadingTCPServer):
     def __init__(
         self, address: Address, serving: Serving, activated: socket.socket | None = None
     ) -> None:
-        """Bound and listening, or by a socket that was `activated` (net.passed); ListenError.
-
-        `handler` and `admission` are set, and equip() called, before start().
-        """
+        """Bind, or take a socket over from the service manager.  Raises ListenError."""
         if activated is not None:
             address = from_sockaddr(activated.getsockname())
         self.address_family = socket.AF_INET6 if is_ipv6(address.host) else socket.AF_INET
         self.handler: Handler
         self.admission: Admission
-        self._attempt: Callable[[Stream, Address], Wait | None] | None = None
-        self._handshake = 0.0  # seconds a connection has until its handler sets a limit of its own
+        self._handshake_seconds = 0.0
         self._dual_stack = is_unspecified(address.host)
         self._serving = serving
         self._counter, self._log = serving.counter, serving.log
         self._stopping = False
-        self._live: set[_Admitted] = set()
-        self._greeters: dict[
-            _Admitted, None
-        ] = {}  # oldest first; some of them may be welcomed by now
+        # Set while serve_forever() does not run.
+        self._stopped = threading.Event()
+        self._stopped.set()
+        self._live: set[_Accepted] = set()
+        # Oldest first; some may have finished their handshake by now.
+        self._handshaking: dict[_Accepted, None] = {}
         try:
             super().__init__(
-                to_sockaddr(address, self.address_family), None, bind_and_activate=activated is None
+                to_sockaddr(address, self.address_family),
+                socketserver.BaseRequestHandler,
+                bind_and_activate=activated is None,
             )
         except OSError as error:
-            raise ListenError(f"tcp {address}: {error.strerror}") from error
+            raise ListenError(f"cannot listen on tcp {address}: {error.strerror}") from error
         self._activated = activated is not None
         if activated is not None:
             self.socket.close()
@@ -93,134 +102,166 @@ class TcpListener(socketserver.ThreadingTCPServer):
         )
 
     def server_bind(self) -> None:
+        """Bind the socket with our options."""
         if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(
-                socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if self._dual_stack else 1
-            )
+            only_ipv6 = 0 if self._dual_stack else 1
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
         self._set_options()
         super().server_bind()
 
     def _set_options(self) -> None:
-        tune(self.socket)  # inherited by every connection: no system call of its own for each
+        # Accepted sockets inherit these, which spares system calls for each of them.
+        tune(self.socket)
         keep_alive(self.socket)
 
-    def configure(self, handler: Handler, admission: Admission, handshake: float) -> None:
-        """What connections meet from now on: `handshake` is the seconds they have until the handler sets another limit."""
-        self.handler, self.admission, self._handshake = handler, admission, handshake
-        self._attempt = getattr(handler, "attempt", None)
+    def configure(self, handler: Handler, admission: Admission, handshake_seconds: float) -> None:
+        """Set what new connections meet.
+
+        `handshake_seconds` is the time of a handshake, unless its handler sets another limit.
+        """
+        self.handler = handler
+        self.admission = admission
+        self._handshake_seconds = handshake_seconds
 
     def start(self) -> None:
+        """Start the thread.  Raises RuntimeError if there is none to be had."""
         self.thread.start()
 
-    def serve_forever(self, poll_interval: float = 0) -> None:
-        """Accepts until stop().  Takes what waits without waiting for it, and only then waits."""
-        while not self._stopping:
-            attempts = self._attempt is not None  # most of those need no thread
-            if not self._serving.pool.wait_for_room(0 if attempts else ROOM_PAUSE):
-                self._log.limited(
-                    ("full", self.address),
-                    "%s: all threads are busy, connections wait",
-                    self.address,
-                )
-                if not attempts:
-                    continue
-            try:
-                accepted = self.get_request()
-            except OSError:
-                continue
-            self._take(*accepted)
+    # -- the accepting thread
 
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """One connection.  Where the process has run out of descriptors it rests, so that it never spins."""
+    def serve_forever(self, poll_interval: float = 0) -> None:
+        """Accept until shutdown() or stop().
+
+        `poll_interval` has no meaning here: shutdown() wakes the thread.
+        """
+        self._stopped.clear()
+        try:
+            while not self._stopping:
+                try:
+                    request, client = self.get_request()
+                except OSError:
+                    continue
+                try:
+                    if self.verify_request(request, client):
+                        self.process_request(request, client)
+                except Exception:
+                    self.handle_error(request, client)
+                    self.shutdown_request(request)
+        finally:
+            self._stopped.set()
+
+    def get_request(self) -> tuple[socket.socket, Address]:
+        """Accept one connection; return its socket and the client's address.
+
+        Pauses if the process has run out of descriptors, so that the thread never spins.
+        Raises OSError.
+        """
         try:
             while (accepted := syscalls.accept(self.socket)) is None:
                 self._poll.poll(LOOK_SECONDS * 1000 if self._activated else None)
                 if self._stopping:
                     raise OSError(errno.ECANCELED, "stopped")
-            return accepted
+            return accepted[0], from_sockaddr(accepted[1])
         except OSError as error:
             if not self._stopping:
-                self._counter.count("accept_errors", errno.errorcode.get(error.errno, "other"))
-                if error.errno in _EXHAUSTED:
-                    self._log.limited(
-                        ("accept", self.address),
-                        "%s: cannot accept: %s",
-                        self.address,
-                        error.strerror,
-                    )
-                    time.sleep(ACCEPT_PAUSE)
+                self._note_accept_error(error)
             raise
 
-    def verify_request(self, request: socket.socket, client: Address) -> bool:
-        refusal = self.admission.enter(client.host)
+    def _note_accept_error(self, error: OSError) -> None:
+        name = errno.errorcode.get(error.errno or 0, "other")
+        self._counter.count("accept_errors", name)
+        if error.errno in _EXHAUSTED:
+            self._log.limited(
+                ("accept", self.address), "%s: cannot accept: %s", self.address, error.strerror
+            )
+            time.sleep(ACCEPT_PAUSE)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log the exception that is being handled.  Any: as in verify_request()."""
+        self._log.exception(f"accepting {client_address} on {self.address}")
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Return whether a client may connect; close and count its socket if not.
+
+        Any: socketserver's types; here a socket and an Address.
+        """
+        refusal = self.admission.enter(client_address.host)
         if not refusal:
             return True
         self._counter.count("connections_refused", refusal)
         self._log.limited(
-            (refusal, client.host), "%s: %s refused: %s", self.address, client.host, refusal
+            (refusal, client_address.host),
+            "%s: %s refused: %s",
+            self.address,
+            client_address.host,
+            refusal,
         )
         request.close()
         return False
 
-    def process_request(self, request: socket.socket, client: Address) -> None:
-        stream = Stream(request, limited=self._handshake)
-        connection = _Admitted(
-            stream, client, self._end, self.admission
-        )  # a reload may replace it meanwhile
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Begin the handshake of an admitted connection.  Any: as in verify_request()."""
+        stream = Stream(request, limited=self._handshake_seconds)
+        connection = _Accepted(stream, client_address)
+        connection.listener = self
+        connection.admission = self.admission  # a reload may replace it meanwhile
         self._live.add(connection)
-        self._greeters[connection] = None
-        if len(self._greeters) > GREETERS_LIMIT:
-            self._make_room_for_greeters()
-        attempt = self._attempt
-        self._serving.begin(
-            connection,
-            lambda: self.handler.handle(stream, client),
-            attempt and (lambda: attempt(stream, client)),
-        )
+        self._handshaking[connection] = None
+        if len(self._handshaking) > HANDSHAKING_LIMIT:
+            self._shed()
+        self._serving.begin(connection, self.handler.handle(stream, client_address))
 
-    def _make_room_for_greeters(self) -> None:
-        """One silent client cannot be told from another: those that have been silent longest go first."""
-        silent = []
-        for connection in list(self._greeters):  # others end meanwhile
-            if connection.stream.welcomed:
-                self._greeters.pop(connection, None)
+    def _shed(self) -> None:
+        """Drop the oldest handshaking connection if there are too many."""
+        handshaking = []
+        for connection in list(self._handshaking):  # others end meanwhile
+            if connection.stream.handshaking:
+                handshaking.append(connection)
             else:
-                silent.append(connection)
-        if len(silent) > GREETERS_LIMIT:
-            oldest = silent[0]
-            self._greeters.pop(oldest, None)
+                self._handshaking.pop(connection, None)
+        if len(handshaking) > HANDSHAKING_LIMIT:
+            oldest = handshaking[0]
+            self._handshaking.pop(oldest, None)
             self._counter.count("connections_refused", "too many handshakes")
             self._log.limited(
-                ("greeters", self.address),
-                "%s: %s clients say nothing: the oldest are dropped",
+                ("handshaking", self.address),
+                "%s: %s clients have not finished their handshake: the oldest are dropped",
                 self.address,
-                GREETERS_LIMIT,
+                HANDSHAKING_LIMIT,
             )
             oldest.stream.shutdown()
 
-    def _end(self, connection: _Admitted) -> None:
+    def forget(self, connection: _Accepted) -> None:
+        """Note that a connection has ended.  Thread: any."""
         self._live.discard(connection)
-        self._greeters.pop(connection, None)
-        connection.stream.close()
-        connection.admission.leave(connection.client.host)
+        self._handshaking.pop(connection, None)
 
-    def stop(self) -> None:
-        """Nothing is accepted any more; connections that live go on, and those that the kernel has accepted for us begin."""
-        if self.thread.is_alive() and not self._activated:
-            self._take_waiting()  # with its socket they would be reset
+    # -- the end
+
+    def shutdown(self) -> None:
+        """Stop accepting and wait until serve_forever() has returned."""
         self._stopping = True
         if not self._activated:
             try:
-                self.socket.shutdown(
-                    socket.SHUT_RDWR
-                )  # wakes poll(2), and accept(2) fails from then on
+                # Wakes poll(2); accept(2) fails from then on.
+                self.socket.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+        self._stopped.wait()
+
+    def stop(self) -> None:
+        """Stop accepting and close the socket.
+
+        Live connections go on, and those that the kernel has accepted for us begin.
+        """
+        if self.thread.is_alive() and not self._activated:
+            self._accept_waiting()  # closing the socket would reset them
+        self.shutdown()
         if self.thread.is_alive():
             self.thread.join()
         self.server_close()
 
-    def _take_waiting(self) -> None:
+    def _accept_waiting(self) -> None:
         for _ in range(BACKLOG):
             try:
                 accepted = syscalls.accept(self.socket)
@@ -228,18 +269,16 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 return
             if accepted is None:
                 return
-            self._take(*accepted)
-
-    def _take(self, request: socket.socket, sockaddr: Any) -> None:
-        client = from_sockaddr(sockaddr)
-        if self.verify_request(request, client):
-            self.process_request(request, client)
+            client = from_sockaddr(accepted[1])
+            if self.verify_request(accepted[0], client):
+                self.process_request(accepted[0], client)
 
     @property
     def live(self) -> int:
+        """Connections that have not ended."""
         return len(self._live)
 
     def abort(self) -> None:
-        """Ends the connections that live, by waking whoever waits on them."""
+        """End live connections, by waking what waits for them."""
         for connection in list(self._live):
             connection.stream.shutdown()

@@ -1,37 +1,44 @@
 """A UDP listener: one thread reads batches and hands them to a PacketHandler.
 
-The handler never blocks; whatever it raises is logged and costs that batch only.
+The handler never blocks; an exception of it is logged and costs that batch only.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
-from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.datagrams import PacketHandler
-from netproxy.interfaces.services import Counter, Log
-from netproxy.net.udp_sockets import UdpSocketFactory
-from netproxy.net.datagram_socket import DatagramSocket
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import PacketHandler
+    from netproxy.interfaces.services import Counter, Log
+    from netproxy.net.datagram_socket import DatagramSocket
+    from netproxy.net.udp_sockets import UdpSocketFactory
 
 
 class UdpListener:
+    """A bound UDP socket and its reader thread.  `handler` is set before start()."""
+
     network = "udp"
-    name = ""  # in the configuration; of whoever equips it
+    name = ""
+    """The listener's name in the configuration."""
 
     def __init__(
         self,
         address: Address,
-        datagrams: UdpSocketFactory,
+        sockets: UdpSocketFactory,
         counter: Counter,
         log: Log,
         tag: bytes = b"",
     ) -> None:
-        """Bound; ListenError.  `handler` is set before start()."""
+        """Bind.  `tag` tells the peers of this socket from those of others.
+
+        Raises ListenError.
+        """
         self.handler: PacketHandler
-        self.local: DatagramSocket = datagrams.listen(address, tag)
+        self.local: DatagramSocket = sockets.listen(address, tag)
         self.address = self.local.address
-        self._arena = datagrams.arena()
+        self._arena = sockets.arena()
         self._counter = counter
         self._log = log
         self.thread = threading.Thread(
@@ -39,16 +46,18 @@ class UdpListener:
         )
 
     def start(self) -> None:
+        """Start the thread.  Raises RuntimeError if there is none to be had."""
         self.thread.start()
 
     def stop(self) -> None:
+        """Stop the thread and close the socket."""
         self.local.shutdown()
         if self.thread.is_alive():
             self.thread.join()
         self.local.close()
 
     def expire(self, now: float) -> list[Callable[[], None]]:
-        """Nothing here ends; once a second, on the janitor's thread, what the kernel has dropped is counted."""
+        """Count what the kernel has dropped.  Thread: the janitor's, once a second."""
         self.local.count_overflow()
         return []
 
@@ -57,9 +66,8 @@ class UdpListener:
         while not local.closed:
             try:
                 batch = local.receive_waiting(arena)
-                self.handler.handle_packets(
-                    batch, local
-                )  # looked up now: a reload may have changed it meanwhile
+                # A reload may have changed the handler meanwhile.
+                self.handler.handle_packets(batch, local)
             except Exception:
                 self._counter.count("drops", "internal error")
                 self._log.exception(f"handling datagrams on {self.address}")

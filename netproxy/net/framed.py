@@ -23,10 +23,10 @@ from netproxy.net.address import SourceAddresses
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import Arena, SocketAddress
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.services import Counter
-    from netproxy.net.stream import Stream
 
 QUEUE_LIMIT = 1 << 16
 """Bytes that wait for the stream, and the rest of a frame.  A thousand slow clients: 64 MiB."""
@@ -196,7 +196,7 @@ class FramedStream:
     def _write(self, data: bytes | bytearray) -> int:
         """Write what the stream takes.  Under the lock."""
         try:
-            return self._stream.write_some(data)  # type: ignore[arg-type]  # any buffer will do
+            return self._stream.write_some(data)
         except StreamError:
             # The stream has failed; its reader will see that.
             return len(data)

@@ -17,10 +17,12 @@ import struct
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from netproxy.errors import DialError
 from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, Address, ip_text, pack_ip
 from netproxy.interfaces.routing import ANY_ROUTE, RouteSelectors
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, to_sockaddr
+from netproxy.net.socket_options import SocketOptions
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Log
@@ -29,7 +31,6 @@ RTN_UNICAST, RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST = 1, 2, 3, 4, 
 """Types of routes (linux/rtnetlink.h)."""
 RTN_UNREACHABLE = 7
 """The type for all addresses that the kernel sends nothing to."""
-
 OWN_TYPES = frozenset((RTN_LOCAL, RTN_BROADCAST, RTN_ANYCAST, RTN_MULTICAST))
 """Types of routes whose packets this machine receives itself, alone or with others."""
 
@@ -40,9 +41,6 @@ _ROUTE_HEADER = struct.Struct("=8BI")
 _ATTRIBUTE_HEADER = struct.Struct("=HH")
 _ERROR_CODE = struct.Struct("=i")
 _NUMBER = struct.Struct("=I")
-_PORT = struct.Struct("!H")
-_SEQUENCE_MASK = 0xFFFFFFFF
-
 _IP_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 ANSWER_LIMIT = 8192
@@ -59,8 +57,8 @@ _EXHAUSTED = frozenset(
 )
 """Errors of a moment: they do not mean that netlink is not permitted."""
 
-# Linux constants that the socket module of Python 3.10 and 3.11 does not name.
-_IP_MTU, _IPV6_MTU = 14, 24
+# IP_MTU and IPV6_MTU, which the socket module of Python 3.10 and 3.11 does not name.
+_PATH_MTU = {socket.AF_INET: (socket.IPPROTO_IP, 14), socket.AF_INET6: (socket.IPPROTO_IPV6, 24)}
 
 
 class RouteQuery(NamedTuple):
@@ -93,15 +91,14 @@ def encode_query(query: RouteQuery, sequence: int) -> bytes:
         raise ValueError(f"'{host}' is not an IP address")
     family = socket.AF_INET if len(target) == 4 else socket.AF_INET6
     source = pack_ip(selectors.source) or b""
-    if len(source) != len(target):
-        source = b""
+    source = source if len(source) == len(target) else b""
     interface = int(scope) if scope.isdigit() else 0
     if selectors.device:
         interface = socket.if_nametoindex(selectors.device)
     attributes = [
         (_RTA_DST, target),
         (_RTA_IP_PROTO, bytes([_IP_PROTOCOLS[query.network]])),
-        (_RTA_DPORT, _PORT.pack(query.address.port)),
+        (_RTA_DPORT, query.address.port.to_bytes(2, "big")),
     ]
     if source:
         attributes.append((_RTA_SRC, source))
@@ -159,6 +156,16 @@ class KernelRoutes:
         self._lock = threading.Lock()
         self._permitted = True
 
+    def open(self) -> None:
+        """Open the first netlink socket, so that no query costs a descriptor later.
+
+        Logs a warning if netlink is not permitted.  Queries may come without it as well.
+        """
+        try:
+            self._spare.append(_open())
+        except OSError as error:
+            self._consider(error)
+
     def is_local(
         self, network: str, address: Address, selectors: RouteSelectors = ANY_ROUTE
     ) -> bool:
@@ -183,8 +190,7 @@ class KernelRoutes:
             except ValueError:
                 pass  # an answer that does not decide
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    self._note_refusal(error)
+                self._consider(error)
         return _returns_by_trial(query)
 
     def close(self) -> None:
@@ -196,7 +202,7 @@ class KernelRoutes:
 
         Raises OSError if netlink cannot be used, ValueError if the answer does not tell.
         """
-        sequence = next(self._sequence) & _SEQUENCE_MASK
+        sequence = next(self._sequence) & 0xFFFFFFFF
         try:
             request = encode_query(query, sequence)
         except OSError as error:
@@ -228,8 +234,10 @@ class KernelRoutes:
                 # Another thread has taken the last one.
                 return
 
-    def _note_refusal(self, error: OSError) -> None:
-        """Ask no more, and say so once."""
+    def _consider(self, error: OSError) -> None:
+        """Ask no more if netlink is not permitted, and say so once."""
+        if error.errno in _EXHAUSTED:
+            return
         with self._lock:
             is_first, self._permitted = self._permitted, False
         if is_first:
@@ -270,29 +278,23 @@ def _returns_by_trial(query: RouteQuery) -> bool:
         host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
         loopback = query.address._replace(host=host)
         return mtu != 0 and mtu == _connect_trial(family, loopback, ANY_ROUTE)[1]
-    except OSError as error:
+    except (OSError, DialError) as error:
         # Other errors are those of a dial as well: nothing is reached.
-        return error.errno in _EXHAUSTED
+        return isinstance(error, OSError) and error.errno in _EXHAUSTED
 
 
-def _connect_trial(family: int, address: Address, selectors: RouteSelectors) -> tuple[str, int]:
+def _connect_trial(
+    family: socket.AddressFamily, address: Address, selectors: RouteSelectors
+) -> tuple[str, int]:
     """Connect a UDP socket; return the source address it has got, and the path MTU or 0.
 
-    Sends nothing.  Raises OSError.
+    Sends nothing.  Raises OSError, or DialError if the mark is not permitted.
     """
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        if selectors.device:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, selectors.device.encode())
-        if selectors.mark:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, selectors.mark)
-        source = pack_ip(selectors.source)
-        if source is not None and (len(source) == 16) == (family == socket.AF_INET6):
-            sock.bind(to_sockaddr(Address(selectors.source, 0), family))
+        SocketOptions(selectors.source, selectors.device, selectors.mark).apply(sock)
         sock.connect(to_sockaddr(address, family))
         own = from_sockaddr(sock.getsockname()).host.partition("%")[0]
         try:
-            if family == socket.AF_INET6:
-                return own, sock.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
-            return own, sock.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+            return own, sock.getsockopt(*_PATH_MTU[family])
         except OSError:
             return own, 0

@@ -1,8 +1,8 @@
-"""A TCP connection with the bytes read ahead of need: what handlers and codecs work on.
+"""A TCP connection with the bytes that were read ahead: what handlers and codecs work on.
 
-One thread at a time.  Every call that waits obeys one deadline for the whole
-of what goes on (a handshake, a head), not one for each read.  What is there is
-taken without waiting; only where nothing is, poll(2) waits.
+One thread at a time.  A Stream is a Reader, whose methods are generators, and the Need for
+more bytes, which they yield.  complete() runs such a generator on a thread that may block.
+One deadline covers everything that goes on (a handshake, a head), not each read.
 """
 
 from __future__ import annotations
@@ -13,33 +13,29 @@ import select
 import socket
 import struct
 import time
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
-from netproxy.errors import (
-    DeadlineError,
-    EndOfStream,
-    LimitError,
-    NetProxyError,
-    StreamError,
-    Unready,
-)
+from netproxy.errors import DeadlineError, EndOfStream, LimitError, NetProxyError, StreamError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Wait
+from netproxy.interfaces.connections import Need, Progress, Ready, Steps, Watched
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr
 
-RECEIVE = 16384  # bytes asked of the kernel at a time while a protocol is read
-AGAIN_LIMIT = 2048  # bytes that an attempt may read over again: a client that drips costs whoever waits for everybody no more
-LINGER_BYTES = 65536  # read and dropped after a refusal, so that the client gets to see it (RFC 9112 section 9.6)
-LINGER_SECONDS = 2.0  # and for so long at the most
-_RESET = struct.pack("@ii", 1, 0)  # SO_LINGER on, no time: close() sends RST
-_LAST_SENT, _LAST_RECEIVED, _TCP_INFO = (
-    44,
-    52,
-    104,
-)  # struct tcp_info: milliseconds since data went or came, and its length then
+if TYPE_CHECKING:
+    from netproxy.interfaces import connections
+    from netproxy.interfaces.sockets import SocketCalls
 
-GoOn = Callable[[], "Wait | None"]  # what a connection does next
+T = TypeVar("T")
+
+# Bytes asked of the kernel at a time while a protocol is read.
+RECEIVE = 16384
+# Bytes and seconds that are read and dropped after a refusal, so that the client gets to see
+# the refusal (RFC 9112 section 9.6).
+LINGER_BYTES, LINGER_SECONDS = 65536, 2.0
+# SO_LINGER on, zero seconds: close() sends RST.
+_RESET = struct.pack("@ii", 1, 0)
+# struct tcp_info: offsets of the milliseconds since data was sent and received; its length so far.
+_LAST_SENT, _LAST_RECEIVED, _TCP_INFO = 44, 52, 104
 
 
 class Stream:
@@ -47,13 +43,15 @@ class Stream:
 
     __slots__ = (
         "socket",
+        "light",
+        "plain",
+        "handshaking",
         "_unread",
-        "_hasty",
-        "_deadline",
+        "_receive_size",
+        "deadline",
         "_pace",
         "_calls",
-        "welcomed",
-        "_closing",
+        "_on_close",
     )
 
     def __init__(
@@ -61,200 +59,254 @@ class Stream:
     ) -> None:
         """`limited`: as limit()."""
         self.socket = sock
+        # True if the poller's thread may handle its bytes; False for encrypted or bulk data.
+        self.light = True
+        # True until the client has said what it wants: until then it may be shed.
+        self.handshaking = True
         self._unread = unread
-        self._hasty = False  # an attempt is under way: nothing is waited for
-        self._deadline = None if limited is None else time.monotonic() + limited
+        # Bytes to ask the kernel for.
+        self._receive_size = RECEIVE
+        # Monotonic; of everything that goes on, None without a limit.
+        self.deadline = None if limited is None else time.monotonic() + limited
         self._pace: float | None = None
-        self._calls: Any = syscalls  # how its socket is read and written
-        self.welcomed = False
-        self._closing: tuple[Callable[[], None], ...] = ()
+        # Any: the calls fit the kind of socket.
+        self._calls: SocketCalls[Any] = syscalls
+        # True if the peer's bytes are what the socket holds, False within TLS.
+        self.plain = True
+        self._on_close: tuple[Callable[[], None], ...] = ()
+
+    # -- the transport
 
     @property
-    def plain(self) -> bool:
-        """Whether what its peer sends is what the socket holds: nothing is encrypted."""
-        return self._calls is syscalls
-
-    @property
-    def how(self) -> Any:
-        """The calls that read and write its socket, as become() takes them."""
+    def calls(self) -> SocketCalls[Any]:
+        """The calls that read and write the socket, as become() takes them.  Any: as above."""
         return self._calls
 
-    def become(self, sock: socket.socket, how: Any) -> None:
-        """Goes on with another socket in place of its own; `how` has what net.calls has: receive, send, shutdown, close."""
+    def become(self, sock: socket.socket, calls: SocketCalls[Any], unread: bytes = b"") -> None:
+        """Go on with another socket, which `calls` read and write, and its unread bytes.
+
+        Any: as above.
+        """
         self.socket = sock
-        self._calls = how
+        self._calls = calls
+        self._unread = unread
+        self.light = self.plain = calls is syscalls
 
-    def move_to(self, other: Stream) -> None:
-        """`other` goes on with its socket and what was read ahead; this one is only closed afterwards, and closes nothing."""
-        other.become(self.socket, self._calls)
-        other._unread, self._unread = self._unread, b""
-        self.become(_Nothing(), syscalls)  # type: ignore[arg-type]
+    def move_to(self, other: connections.Stream) -> None:
+        """Hand socket and unread bytes over to `other`; this stream can only be closed then."""
+        other.become(self.socket, self._calls, self._unread)
+        self.become(_MovedSocket(), syscalls)  # type: ignore[arg-type]  # only closed from now on
 
-    def welcome(self) -> None:
-        """The client has said what it wants and may have it: from here on it is not dropped to make room for others."""
-        self.welcomed = True
+    # -- time
+
+    def end_handshake(self) -> None:
+        """Note that the client has said what it wants: it is no longer shed for others."""
+        self.handshaking = False
 
     def limit(self, seconds: float | None) -> None:
-        """All that follows has `seconds` in total, None for no limit.  DeadlineError after that."""
-        self._deadline = None if seconds is None else time.monotonic() + seconds
+        """Give everything that follows `seconds` in total, None for no limit.
+
+        DeadlineError is raised after that.
+        """
+        self.deadline = None if seconds is None else time.monotonic() + seconds
         self._pace = None
 
     def pace(self, seconds: float) -> None:
-        """From here on each single wait has `seconds`; there is no limit to the whole."""
-        self._deadline = None
+        """Give each single wait `seconds`, without a limit for the total."""
+        self.deadline = None
         self._pace = seconds
 
-    def hastily(self, go_on: GoOn) -> Wait | None:
-        """Goes on by `go_on`, which never waits: Unready or StreamError where it would have to."""
-        self._hasty = True
-        try:
-            return go_on()
-        finally:
-            self._hasty = False
+    # -- Need: more bytes
 
-    def attempt(self, go_on: GoOn, otherwise: GoOn, again: int = 0) -> Wait | None:
-        """Goes on by `go_on`, which never waits, once what it reads has come; where it cannot, by `otherwise`, on a thread.
+    def begin(self) -> bool | Progress:
+        """Return True if bytes are there, False at the end of the stream, or PENDING.
 
-        `go_on` begins anew, at the same byte, each time that more has come: whatever it does but read it does after that.
-        What fails fails again for `otherwise`, which has the time to tell the client; and what comes in ever more pieces a
-        thread reads, each byte once.  `again`: bytes that have been read in vain.
+        A light stream is not asked: its handshake only yields it when all bytes are used up.
+        Raises DeadlineError, StreamError.
         """
-        if not self._unread:
-            return self._until_readable(go_on, otherwise, again)
-        before = self._unread
+        if self.light:
+            return Progress.PENDING
+        self._check_deadline()
+        return self._receive_ahead()
+
+    def watched(self) -> tuple[Watched, float | None]:
+        """Watch for bytes until the deadline."""
+        seconds = self._pace
+        if self.deadline is not None:
+            seconds = max(0.0, self.deadline - time.monotonic())
+        return ((self.socket, select.POLLIN),), seconds
+
+    def proceed(self, ready: Ready) -> bool | Progress:
+        """Return as begin().  Raises DeadlineError, StreamError."""
+        # Bytes may be there, but a peer that sends byte by byte must not go on for ever.
+        deadline = self.deadline
+        if not ready or (deadline is not None and time.monotonic() >= deadline):
+            raise DeadlineError("out of time")
         try:
-            return self.hastily(go_on)
-        except Unready:
-            self._unread = before
-            again += len(before)
-            if again <= AGAIN_LIMIT:
-                return self._until_readable(go_on, otherwise, again)
-        except NetProxyError:
-            self._unread = before
-        return self._on_a_thread(otherwise)
+            received = self._calls.receive(self.socket, self._receive_size)
+        except OSError as error:
+            raise StreamError(error.strerror or "cannot receive") from error
+        if received is None:
+            return Progress.PENDING
+        self._unread = self._unread + received if self._unread else bytes(received)
+        return bool(received)
 
-    def _on_a_thread(self, otherwise: GoOn) -> Wait:
-        def resume(ready: bool) -> Wait | None:
-            if not self.open:  # there is none: whatever has been read leads nowhere
-                raise StreamError("nobody could go on with it")
-            return otherwise()
+    def block(self) -> bool:
+        """Not reached: the need never asks for a thread."""
+        raise AssertionError
 
-        return Wait((), None, resume)
+    # -- Reader
 
-    def _until_readable(self, go_on: GoOn, otherwise: GoOn, again: int) -> Wait:
-        def step(descriptor: int, events: int) -> Wait | None:
-            return (
-                self.attempt(go_on, otherwise, again)
-                if self.read_ahead()
-                else self._on_a_thread(otherwise)
-            )
-
-        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        return Wait(
-            ((self.socket, select.POLLIN),), left, self._on_a_thread(otherwise).resume, step=step
-        )
-
-    def peek(self) -> int:
-        """The value of the next byte, left unread; EndOfStream where there is none."""
-        if not self._unread and not self._fill():
-            raise EndOfStream("closed before the first byte", partial=False)
+    def peek(self) -> Steps[int]:
+        """Return the value of the next byte and leave it unread.  Raises EndOfStream."""
+        while not self._unread:
+            if not (yield self):
+                raise EndOfStream("closed before the first byte", partial=False)
         return self._unread[0]
 
-    def read_exactly(self, count: int) -> bytes:
+    def read_exactly(self, count: int) -> Steps[bytes]:
+        """Read `count` bytes.  Raises EndOfStream."""
         while len(self._unread) < count:
-            if not self._fill():
-                raise EndOfStream(
-                    f"closed after {len(self._unread)} of {count} bytes", partial=bool(self._unread)
-                )
+            if not (yield self):
+                message = f"closed after {len(self._unread)} of {count} bytes"
+                raise EndOfStream(message, partial=bool(self._unread))
         data, self._unread = self._unread[:count], self._unread[count:]
         return data
 
-    def read_unbuffered(self, count: int) -> bytes:
-        """So many bytes and none ahead of them, for what is followed by something that reads for itself."""
-        data, self._unread = self._unread[:count], self._unread[count:]
-        while len(data) < count:
-            found = self._receive(count - len(data))
-            if found is None:
-                self.wait(select.POLLIN)
-            elif not found:
-                raise EndOfStream(f"closed after {len(data)} of {count} bytes", partial=bool(data))
-            else:
-                data += found
-        return data
+    def read_until(self, separator: bytes, limit: int) -> Steps[bytes]:
+        """Read up to and including `separator`.
 
-    def read_until(self, separator: bytes, limit: int) -> bytes:
+        Raises LimitError if it is not within `limit` bytes, EndOfStream.
+        """
         start = 0
-        while (found := self._unread.find(separator, start, limit)) < 0:
+        while (at := self._unread.find(separator, start, limit)) < 0:
             if len(self._unread) >= limit:
                 raise LimitError(f"no end within {limit} bytes")
             start = max(0, len(self._unread) - len(separator) + 1)
-            if not self._fill():
+            if not (yield self):
                 raise EndOfStream("closed within a line", partial=bool(self._unread))
-        end = found + len(separator)
+        end = at + len(separator)
         data, self._unread = self._unread[:end], self._unread[end:]
         return data
 
-    def read_some(self, limit: int) -> bytes:
-        """1 to `limit` bytes as they come, b"" at the end of the stream."""
-        if not self._unread and not self._fill(limit):
-            return b""
+    def read_some(self, limit: int) -> Steps[bytes]:
+        """Read 1 to `limit` bytes as they come; b"" at the end of the stream."""
+        if not self._unread:
+            self._receive_size = max(limit, RECEIVE)
+            came = yield self
+            self._receive_size = RECEIVE
+            if not came:
+                return b""
         data, self._unread = self._unread[:limit], self._unread[limit:]
         return data
 
-    def read_ahead(self) -> bool:
-        """Keeps what has come, for later, without waiting for more; False at the end of the stream.  StreamError."""
-        found = self._receive(RECEIVE)
-        if found:
-            self._unread += found
-        return found is None or bool(found)
-
-    def skip(self) -> bool:
-        """Drops what has come, without waiting for more; False at the end of the stream or where it has failed."""
-        self._unread = b""
+    def close_staged(self) -> Steps[None]:
+        """Close so that the peer can read everything we wrote, though it may still be sending."""
+        self.shutdown_write()
+        self.limit(LINGER_SECONDS)
+        left = LINGER_BYTES
         try:
-            found = self._receive(RECEIVE)
+            while left > 0 and (self._unread or (yield self)):
+                left -= len(self._unread)
+                self._unread = b""
         except StreamError:
-            return False
-        return found is None or bool(found)
+            pass
+        self.close()
 
-    def write(self, data: bytes) -> None:
-        """All of `data`; StreamError where the peer is gone or too slow."""
-        sent = self._send(data)
-        if sent == len(data):
-            return
-        if (
-            self._hasty
-        ):  # its socket has room for the few bytes of a handshake, or is none to wait for
-            raise StreamError("takes nothing")
-        view = memoryview(data)[sent:]
-        while view:
-            self.wait(select.POLLOUT)
-            view = view[self._send(view) :]
-
-    def write_some(self, data: bytes) -> int:
-        """As many bytes of `data` as go without waiting; StreamError."""
-        return self._send(data)
+    # -- bytes without waiting
 
     def unread(self) -> bytes:
-        """What was read ahead and not yet asked for."""
+        """Return the bytes that were read ahead."""
         return self._unread
 
+    def read_ahead(self) -> bool:
+        """Keep what has come, without waiting for more; return False at the end of the stream.
+
+        Raises StreamError.
+        """
+        return bool(self._receive_ahead())
+
+    def skip(self) -> bool:
+        """Drop what has come; return False if the stream has ended or failed."""
+        self._unread = b""
+        try:
+            received = self.receive(RECEIVE)
+        except StreamError:
+            return False
+        return received is None or bool(received)
+
+    def receive(self, limit: int) -> memoryview | bytes | None:
+        """Return about `limit` bytes that are there, b"" at the end, None if there is nothing yet.
+
+        Valid until the thread's next call.  Raises StreamError.
+        """
+        try:
+            return self._calls.receive(self.socket, limit)
+        except OSError as error:
+            raise StreamError(error.strerror or "cannot receive") from error
+
+    def write_some(self, data: bytes | bytearray | memoryview) -> int:
+        """Send as many bytes of `data` as go without waiting; return how many.
+
+        Raises StreamError.
+        """
+        try:
+            return self._calls.send(self.socket, data)
+        except OSError as error:
+            raise StreamError(error.strerror or "cannot send") from error
+
+    def reply(self, data: bytes) -> None:
+        """Send the few bytes of a handshake without waiting.
+
+        The socket has room for them.  Raises StreamError if the peer is gone or takes nothing.
+        """
+        try:
+            sent = self._calls.send(self.socket, data)
+        except OSError as error:
+            raise StreamError(error.strerror or "cannot send") from error
+        if sent != len(data):
+            raise StreamError("the peer reads nothing")
+
+    def write_all(self, data: bytes) -> Steps[None]:
+        """Send all of `data`, waiting as often as needed.  Raises StreamError, DeadlineError."""
+        sent = self.write_some(data)
+        while sent < len(data):
+            yield _Writable(self)
+            sent += self.write_some(memoryview(data)[sent:])
+
+    def write(self, data: bytes) -> None:
+        """Send all of `data`; blocks.  Raises StreamError, DeadlineError."""
+        complete(self.write_all(data))
+
+    def wait(self, events: int) -> None:
+        """Block until one of the events of poll(2).  Raises DeadlineError, StreamError."""
+        _, seconds = self.watched()
+        if seconds == 0.0 or not poll_watched(((self.socket, events),), seconds):
+            raise DeadlineError("out of time")
+
+    # -- the ends
+
+    @property
+    def open(self) -> bool:
+        """False once closed."""
+        return self.socket.fileno() >= 0
+
     def shutdown(self) -> None:
-        """Both ways: whoever waits on it finds its end.  From any thread."""
+        """End both directions: a thread that waits for the stream sees its end.  Thread: any."""
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # it has just ended
 
     def shutdown_write(self) -> None:
-        """The peer sees the end of the stream; reading goes on."""
+        """Send the end of the stream; reading goes on."""
         try:
             self._calls.shutdown(self.socket, socket.SHUT_WR)
         except OSError:
             pass  # the peer was faster
 
     def detach(self) -> tuple[socket.socket, bytes]:
-        """The socket, which does not block any more, and the unread bytes; the stream is only closed afterwards."""
+        """Return the non-blocking socket and the unread bytes; only close() may follow."""
         try:
             if self.socket.gettimeout() != 0:
                 self.socket.setblocking(False)
@@ -263,113 +315,153 @@ class Stream:
         unread, self._unread = self._unread, b""
         return self.socket, unread
 
-    def local_address(self) -> Address:
-        try:
-            return from_sockaddr(syscalls.local_sockaddr(self.socket))
-        except OSError as error:
-            raise StreamError(error.strerror or "not connected") from error
-
-    def peer_address(self) -> Address:
-        try:
-            return from_sockaddr(self.socket.getpeername())
-        except OSError as error:
-            raise StreamError(error.strerror or "not connected") from error
-
-    def idle(self) -> float:
-        """Seconds since a byte came or went, as the kernel counts them, 0 where it does not tell.  From any thread."""
-        try:
-            told = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
-        except OSError:
-            return 0.0
-        if len(told) < _TCP_INFO:
-            return 0.0
-        return (
-            min(struct.unpack_from("@I", told, at)[0] for at in (_LAST_SENT, _LAST_RECEIVED)) / 1000
-        )
-
-    @property
-    def open(self) -> bool:
-        return self.socket.fileno() >= 0
-
     def close(self) -> None:
+        """Close the socket and make the calls of on_close()."""
         self._calls.close(self.socket)
-        closing, self._closing = self._closing, ()
-        for call in closing:
+        calls, self._on_close = self._on_close, ()
+        for call in calls:
             call()
 
     def on_close(self, call: Callable[[], None]) -> None:
-        """`call` is made once, when it is closed."""
-        self._closing += (call,)
+        """Make a call, once, when the stream is closed."""
+        self._on_close += (call,)
 
     def reset(self) -> None:
-        """Closes with RST, so that the peer cannot take a cut stream for a whole one."""
+        """Close with RST, so that the peer cannot take a cut stream for a complete one."""
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         except OSError:
             pass
         self.close()
 
-    def close_staged(self) -> None:
-        """Closes so that the peer can read all we wrote, though it may still be sending."""
-        self.shutdown_write()
+    # -- facts
+
+    def local_address(self) -> Address:
+        """Return the local address.  Raises StreamError."""
         try:
-            self.limit(LINGER_SECONDS)
-            left = LINGER_BYTES
-            while left > 0 and self._fill():
-                left -= len(self._unread)
-                self._unread = b""
-        except StreamError:
-            pass
-        self.close()
+            return from_sockaddr(syscalls.local_sockaddr(self.socket))
+        except OSError as error:
+            raise StreamError(error.strerror or "not connected") from error
 
-    def _fill(self, limit: int = RECEIVE) -> bool:
-        """Reads what is there, or waits for it; False at the end of the stream."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            raise DeadlineError("out of time")
-        if self._hasty:
-            raise Unready
-        while (found := self._receive(max(limit, RECEIVE))) is None:
-            self.wait(select.POLLIN)
-        self._unread = self._unread + found if self._unread else bytes(found)
-        return bool(found)
-
-    def wait(self, events: int) -> None:
-        """Until one of `events` of poll(2), or an error, has come; DeadlineError."""
-        seconds = self._pace
-        if self._deadline is not None:
-            seconds = self._deadline - time.monotonic()
-            if (
-                seconds <= 0
-            ):  # though something may be there: a peer that drips must not go on for ever
-                raise DeadlineError("out of time")
-        poll = select.poll()
+    def peer_address(self) -> Address:
+        """Return the peer's address.  Raises StreamError."""
         try:
-            poll.register(self.socket, events)
-        except ValueError as error:  # closed meanwhile
-            raise StreamError("the socket is gone") from error
-        if not poll_streams(poll, seconds):
-            raise DeadlineError("out of time")
+            return from_sockaddr(self.socket.getpeername())
+        except OSError as error:
+            raise StreamError(error.strerror or "not connected") from error
 
-    def _receive(self, limit: int) -> memoryview | bytes | None:
-        """What is there, about `limit` bytes of it, b"" at the end, None where nothing is yet; StreamError.
+    def idle(self) -> float:
+        """Return the seconds since a byte came or went, 0 if the kernel does not tell.
 
-        Valid until the thread's next.
+        Thread: any.
         """
         try:
-            return self._calls.receive(self.socket, limit)
-        except OSError as error:
-            raise StreamError(error.strerror or "cannot receive") from error
+            info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
+        except OSError:
+            return 0.0
+        if len(info) < _TCP_INFO:
+            return 0.0
+        ages = [struct.unpack_from("@I", info, at)[0] for at in (_LAST_SENT, _LAST_RECEIVED)]
+        return float(min(ages)) / 1000
 
-    def _send(self, data: bytes | memoryview) -> int:
-        """How many bytes of `data` go without waiting; StreamError."""
-        try:
-            return self._calls.send(self.socket, data)
-        except OSError as error:
-            raise StreamError(error.strerror or "cannot send") from error
+    def _check_deadline(self) -> None:
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise DeadlineError("out of time")
+
+    def _receive_ahead(self) -> bool | Progress:
+        received = self.receive(self._receive_size)
+        if received is None:
+            return Progress.PENDING
+        self._unread = self._unread + received if self._unread else bytes(received)
+        return bool(received)
 
 
-class _Nothing:
-    """In the place of a socket that has moved elsewhere."""
+class _Writable:
+    """The need for room in a stream's socket."""
+
+    __slots__ = ("_stream", "light")
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.light = stream.light
+
+    def begin(self) -> Progress:
+        return Progress.PENDING
+
+    def watched(self) -> tuple[Watched, float | None]:
+        _, seconds = self._stream.watched()
+        return ((self._stream.socket, select.POLLOUT),), seconds
+
+    def proceed(self, ready: Ready) -> bool:
+        # There may be room, but a peer that reads byte by byte must not go on for ever.
+        if not ready or self._stream.watched()[1] == 0.0:
+            raise DeadlineError("out of time")
+        return True
+
+    def block(self) -> bool:
+        raise AssertionError
+
+
+class ExactReader:
+    """A Reader of a stream that takes not one byte more than it is asked for.
+
+    What follows may be read by something that reads the socket itself (TLS).
+    """
+
+    light = True
+
+    def __init__(self, stream: connections.Stream) -> None:
+        self._stream = stream
+        self._missing = 0
+        self._received = b""
+
+    def begin(self) -> bool | Progress:
+        """Return whether bytes came, or PENDING.  Raises DeadlineError, StreamError."""
+        if self._stream.watched()[1] == 0.0:
+            raise DeadlineError("out of time")
+        received = self._stream.receive(self._missing)
+        if received is None:
+            return Progress.PENDING
+        self._received = bytes(received)
+        return bool(received)
+
+    def watched(self) -> tuple[Watched, float | None]:
+        """Watch for bytes until the stream's deadline."""
+        return self._stream.watched()
+
+    def proceed(self, ready: Ready) -> bool | Progress:
+        """Return as begin()."""
+        if not ready:
+            raise DeadlineError("out of time")
+        return self.begin()
+
+    def block(self) -> bool:
+        """Not reached: the need never asks for a thread."""
+        raise AssertionError
+
+    def read_exactly(self, count: int) -> Steps[bytes]:
+        """Read `count` bytes.  Raises EndOfStream."""
+        data = b""
+        while len(data) < count:
+            self._missing = count - len(data)
+            if not (yield self):
+                message = f"closed after {len(data)} of {count} bytes"
+                raise EndOfStream(message, partial=bool(data))
+            data += self._received
+        return data
+
+    def read_until(self, separator: bytes, limit: int) -> Steps[bytes]:
+        """Read up to and including `separator`.  Raises LimitError, EndOfStream."""
+        data = b""
+        while not data.endswith(separator):
+            if len(data) >= limit:
+                raise LimitError(f"no end within {limit} bytes")
+            data += yield from self.read_exactly(1)
+        return data
+
+
+class _MovedSocket:
+    """Stands in for a socket that has moved to another stream."""
 
     @staticmethod
     def fileno() -> int:
@@ -382,8 +474,46 @@ class _Nothing:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
-def poll_streams(poll: Any, seconds: float | None) -> list[tuple[int, int]]:
-    """Descriptors and their events within `seconds`, None for ever; StreamError where the kernel has no memory for it."""
+def complete(steps: Steps[T]) -> T:
+    """Run steps to their end on this thread, which may block; return their result."""
+    try:
+        need = next(steps)
+        while True:
+            try:
+                result = satisfy(need)
+            except NetProxyError as error:
+                need = steps.throw(error)
+            else:
+                need = steps.send(result)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+
+
+def satisfy(need: Need) -> Any:
+    """Wait for a need on this thread; return its result.  Any: each need has its own type."""
+    result = need.begin()
+    while result is Progress.PENDING:
+        result = need.proceed(poll_watched(*need.watched()))
+    return need.block() if result is Progress.NEEDS_THREAD else result
+
+
+def poll_watched(watched: Watched, seconds: float | None) -> Ready:
+    """Wait for events; return them, or nothing when the time is up.  Raises StreamError."""
+    poll = select.poll()
+    try:
+        for descriptor, events in watched:
+            poll.register(descriptor, events)
+    except ValueError as error:
+        raise StreamError("the socket is gone") from error
+    return dict(poll_streams(poll, seconds))
+
+
+def poll_streams(poll: select.poll, seconds: float | None) -> list[tuple[int, int]]:
+    """Return descriptors and their events within `seconds`, None for no limit.
+
+    Raises StreamError if the kernel has no memory for it.
+    """
     try:
         return poll.poll(
             None if seconds is None else min(seconds * 1000 + 1, syscalls.POLL_LIMIT_MS)

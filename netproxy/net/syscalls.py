@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 import threading
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from netproxy.net.address import pack_sockaddr, unpack_sockaddr
 
@@ -49,26 +49,6 @@ _NOW = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _M_ARENA_MAX = -8
 
 T = TypeVar("T")
-SocketT_contra = TypeVar("SocketT_contra", contravariant=True)
-
-
-class SocketCalls(Protocol[SocketT_contra]):
-    """How a Stream reads and writes its socket: this module, or net.tls_socket.TlsCalls."""
-
-    def receive(self, sock: SocketT_contra, limit: int, /) -> memoryview | None:
-        """Return what is there, about `limit` bytes; empty at the end, None for nothing yet.
-
-        Valid until the thread's next receive.  Raises OSError.
-        """
-
-    def send(self, sock: SocketT_contra, data: bytes | bytearray | memoryview, /) -> int:
-        """Return how many bytes of `data` were sent without waiting.  Raises OSError."""
-
-    def shutdown(self, sock: SocketT_contra, how: int, /) -> None:
-        """Shut down one or both directions (socket.SHUT_*).  Raises OSError."""
-
-    def close(self, sock: SocketT_contra, /) -> None:
-        """Close the socket.  A closed one is left alone."""
 
 
 class Buffer:

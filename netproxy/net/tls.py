@@ -15,7 +15,7 @@ from netproxy.errors import ProtocolError, StreamError
 from netproxy.net.tls_socket import TlsCalls, TlsSocket
 
 if TYPE_CHECKING:
-    from netproxy.net.stream import Stream
+    from netproxy.interfaces.connections import Stream
 
 SESSION_SECONDS = 3600.0
 """How long a session is resumed, and the certificate not verified again.
@@ -121,7 +121,7 @@ def _handshake(
     server_name: str | None,
     session: ssl.SSLSession | None = None,
 ) -> None:
-    calls = stream.how
+    calls = stream.calls
     sock, unread = stream.detach()
     if unread:
         raise ProtocolError("plaintext before TLS")

@@ -20,8 +20,7 @@ from netproxy.net import syscalls
 from netproxy.net.syscalls import ROOM
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.sockets import StreamSocket
-    from netproxy.net.syscalls import SocketCalls
+    from netproxy.interfaces.sockets import SocketCalls, StreamSocket
 
 RECORD = 16_709
 """Bytes of the longest record: RFC 8446 section 5.2, and what older versions add."""

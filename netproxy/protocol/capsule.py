@@ -1,43 +1,43 @@
 """Capsules (RFC 9297) and the UDP payloads in them (RFC 9298 section 5), for both roles.
 
-Pure functions over the places in a caller's buffer: what is found is told as
-offsets, so that no payload is copied here.  Skipping kinds that nobody knows,
-and a stream that ends within a capsule, are the caller's.  No I/O; any thread.
+Pure functions over positions in the caller's buffer: they return offsets, so that no
+payload is copied here.  The caller skips capsules of unknown types, and decides what to do
+with a stream that ends within a capsule.  No I/O.  Thread: any.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces.addresses import Address
 
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+
+# Capsule type (RFC 9298 section 5).
 DATAGRAM = 0x00
-VARINT_LIMIT = (1 << 62) - 1  # the largest number, RFC 9000 section 16
-VARINT_LONGEST = 8  # bytes
-UDP_PAYLOAD_LIMIT = 65527  # RFC 9298 section 5: UDP's length field counts its own header of 8
+# The largest number, and the most bytes it takes (RFC 9000 section 16).
+VARINT_LIMIT = (1 << 62) - 1
+VARINT_LONGEST = 8
+# RFC 9298 section 5: the length field of UDP counts its own header of 8 bytes.
+UDP_PAYLOAD_LIMIT = 65527
 VALUE_LIMIT = VARINT_LONGEST + UDP_PAYLOAD_LIMIT
-# the largest DATAGRAM that is accepted, header and all: whatever form its numbers take, a buffer of this size holds it
+# The largest DATAGRAM capsule that is accepted, with its header.  A buffer of this size holds
+# it, whatever form its numbers have.
 CAPSULE_LIMIT = 2 * VARINT_LONGEST + VALUE_LIMIT
 
-Buffer = bytes | bytearray | memoryview
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
-class Capsule(NamedTuple):
-    kind: int
-    start: int  # of its value in the buffer
-    end: int
-
-
-# RFC 9000 section 16: the first two bits tell the length
+# Variable-length integer (RFC 9000 section 16), big-endian.  The first two bits give the length.
 # +----+----------------------+
 # | 00 | 6 bits               |
 # | 01 | 14 bits, 2 bytes     |
-# | 10 | 30 bits, 4 bytes     |     big-endian
+# | 10 | 30 bits, 4 bytes     |
 # | 11 | 62 bits, 8 bytes     |
 # +----+----------------------+
 def encode_varint(value: int) -> bytes:
-    """The shortest form; ValueError outside 0 to VARINT_LIMIT."""
+    """Encode a number in its shortest form.  Raises ValueError outside 0 to VARINT_LIMIT."""
     if not 0 <= value <= VARINT_LIMIT:
         raise ValueError("a variable-length integer has at most 62 bits and no sign")
     prefix = 0 if value < 1 << 6 else 1 if value < 1 << 14 else 2 if value < 1 << 30 else 3
@@ -46,7 +46,10 @@ def encode_varint(value: int) -> bytes:
 
 
 def parse_varint(buffer: Buffer, start: int, end: int) -> tuple[int, int] | None:
-    """The number at `start` and where it ends; None where `end` comes first.  Any of its forms will do."""
+    """Return the number at `start`, in any of its forms, and the offset behind it.
+
+    Returns None if the buffer, which is filled up to `end`, ends within the number.
+    """
     if start >= end:
         return None
     first = buffer[start]
@@ -59,43 +62,37 @@ def parse_varint(buffer: Buffer, start: int, end: int) -> tuple[int, int] | None
     return int.from_bytes(buffer[start : start + size], "big") & ((1 << bits) - 1), start + size
 
 
-# Capsule (RFC 9297 section 3.2), and the value of a DATAGRAM (RFC 9298 section 5)
+# Capsule (RFC 9297 section 3.2), and the value of a DATAGRAM capsule (RFC 9298 section 5)
 # +-------------+---------------+-------------------+      +-------------------+-------------+
-# |   Type (i)  |  Length (i)   |  Value (Length)   |      |  Context ID (i)   | UDP payload |
+# |  Type (i)   |  Length (i)   |  Value (Length)   |      |  Context ID (i)   | UDP payload |
 # +-------------+---------------+-------------------+      +-------------------+-------------+
 def datagram_header(length: int) -> bytes:
-    """What goes before a UDP payload of `length` bytes, context 0 and all; the same for every one of that length."""
+    """Return what precedes a UDP payload of `length` bytes: type, length and context ID 0."""
     return b"\0%b\0" % encode_varint(length + 1)
 
 
-def head(buffer: Buffer, start: int, end: int) -> tuple[int, int, int] | None:
-    """Kind, start of the value and its length, whether the value is there or not; None for half a header.
+def parse_head(buffer: Buffer, start: int, end: int) -> tuple[int, int, int] | None:
+    """Return a capsule's type, the offset of its value and the length of the value.
 
-    ProtocolError for a DATAGRAM that can hold no UDP payload, however its numbers are written: nobody
-    has to wait until it is whole.  Other kinds may be of any length, to be skipped.
+    The value may not have come yet.  Returns None if the buffer ends within the head.
+    Raises ProtocolError for a DATAGRAM capsule that is too long to hold a UDP payload, as
+    soon as its length is known.  Other types may have any length: the caller skips them.
     """
-    kind = parse_varint(buffer, start, end)
-    length = parse_varint(buffer, kind[1], end) if kind else None
-    if not kind or not length:
+    capsule_type = parse_varint(buffer, start, end)
+    length = parse_varint(buffer, capsule_type[1], end) if capsule_type else None
+    if not capsule_type or not length:
         return None
-    if kind[0] == DATAGRAM and length[0] > VALUE_LIMIT:
+    if capsule_type[0] == DATAGRAM and length[0] > VALUE_LIMIT:
         raise ProtocolError("a DATAGRAM capsule is longer than any UDP payload")
-    return kind[0], length[1], length[0]
-
-
-def next_capsule(buffer: Buffer, start: int, end: int) -> Capsule | None:
-    """The capsule at `start` of a buffer that is filled up to `end`; None until it is whole.  ProtocolError as head()."""
-    found = head(buffer, start, end)
-    if not found or found[1] + found[2] > end:
-        return None
-    return Capsule(found[0], found[1], found[1] + found[2])
+    return capsule_type[0], length[1], length[0]
 
 
 def udp_payload(buffer: Buffer, start: int, end: int) -> int | None:
-    """Where the UDP payload begins in the value of a DATAGRAM, up to `end`; it may be empty.
+    """Return the offset of the UDP payload in a DATAGRAM capsule's value, from `start` to `end`.
 
-    None for a context that was never agreed on, which is dropped.  ProtocolError for a value that ends within its
-    context ID, or a payload over UDP_PAYLOAD_LIMIT: both end the stream.
+    The payload may be empty.  Returns None for a context ID other than 0: nobody has agreed
+    on it, and the datagram is dropped.  Raises ProtocolError for a value that ends within its
+    context ID and for a payload over UDP_PAYLOAD_LIMIT: both end the stream.
     """
     context = parse_varint(buffer, start, end)
     if not context:
@@ -116,13 +113,17 @@ class Capsules:
         self._target = target
 
     def find(self, memory: bytearray, start: int, end: int) -> tuple[int, int, bytes | None] | None:
-        """As net.framed.Framing says: capsules of other kinds, and contexts that nobody agreed on, are to be skipped."""
-        found = head(memory, start, end)
-        if not found:
+        """Return as Framing.find().
+
+        A capsule of another type and a datagram of an unknown context have the address None:
+        they are skipped.  Raises ProtocolError.
+        """
+        head = parse_head(memory, start, end)
+        if not head:
             return None
-        kind, value, length = found
+        capsule_type, value, length = head
         finish = value + length
-        if kind != DATAGRAM:
+        if capsule_type != DATAGRAM:
             return value, finish, None
         if finish > end:
             return None
@@ -130,12 +131,15 @@ class Capsules:
         return (value, finish, None) if payload is None else (payload, finish, b"")
 
     def prefix(self, address: bytes, size: int) -> bytes:
+        """Return what precedes a payload of `size` bytes."""
         return datagram_header(size)
 
     def encode(self, target: Address) -> bytes:
+        """Return b"": a capsule has no address.  Raises ValueError for another target."""
         if target != self._target:
             raise ValueError(f"the connection is to {self._target} alone")
         return b""
 
     def parse(self, address: bytes) -> Address:
+        """Return the target."""
         return self._target

@@ -1,8 +1,8 @@
-"""Proxying UDP in HTTP/1.1 (RFC 9298): the request for an upgrade to connect-udp, and its answers.
+"""Proxying UDP in HTTP/1.1 (RFC 9298): the request to upgrade to connect-udp, and its answers.
 
-Both roles, on the heads of http1; after a 101 both directions carry capsules
-alone (protocol.capsule).  RFC 9931: a client sends none before it has read the
-101, and a refusal closes the connection.  Only the default URI template.  No I/O.
+Both roles, on the heads of http1; behind a 101 both directions carry only capsules
+(protocol.capsule).  RFC 9931: a client sends no capsule before it has read the 101, and a
+refusal closes the connection.  Only the default URI template is supported.  No I/O.
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ from netproxy.protocol.http1 import (
     HTTP_PORT,
     Fields,
     HttpError,
-    Request,
-    Response,
+    HttpRequest,
+    HttpResponse,
     field_list,
     field_values,
 )
 
 PROTOCOL = b"connect-udp"
-PATH = b"/.well-known/masque/udp/%b/%d/"  # RFC 9298 section 2: the default template
-ERROR_LIMIT = 64  # bytes of an upstream's error type in a message: the longest of RFC 9209 has 34
+# RFC 9298 section 2: the default template.
+PATH = b"/.well-known/masque/udp/%b/%d/"
+# Bytes of an upstream's error type in a message: the longest of RFC 9209 has 34.
+ERROR_LIMIT = 64
 
-# Expressions as text: compiled where they are first needed, which in most daemons is never.
-# What the template's expansion leaves as it is, RFC 3986 section 2.3, and what it escapes.
-_TARGET = rb"(?:[Hh][Tt][Tt][Pp][Ss]?://([^/?#]+))?/\.well-known/masque/udp/((?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)/([0-9]{1,5})/\Z"
+# These expressions are text: they are compiled on first use, which most daemons never reach.
+# The host has what the expansion of the template leaves as it is (unreserved characters,
+# RFC 3986 section 2.3), and what it escapes.
+_TARGET = (
+    rb"(?:[Hh][Tt][Tt][Pp][Ss]?://([^/?#]+))?/\.well-known/masque/udp/"
+    rb"((?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)/([0-9]{1,5})/\Z"
+)
 _ESCAPE = rb"%([0-9A-Fa-f]{2})"
-# The first parameter of that name in Proxy-Status.  One within a quoted string is taken too: it only goes into a message.
+# The first parameter "error" in Proxy-Status.  It may also match within a quoted string: the
+# result only goes into a message.
 _ERROR = rb"; *error=([A-Za-z*][!#$%%&'*+\-.^_`|~:/0-9A-Za-z]{0,%d})" % (ERROR_LIMIT - 1)
 
 _UPGRADE: Fields = [
@@ -39,10 +46,10 @@ _UPGRADE: Fields = [
     (b"Upgrade", PROTOCOL),
     (b"Capsule-Protocol", b"?1"),
 ]
-# RFC 9297 section 3.2: a message that is followed by capsules has none of these, or is malformed
+# RFC 9297 section 3.2: a message with one of these is not followed by capsules.
 _CONTENT = (b"content-length", b"content-type", b"transfer-encoding")
 
-# RFC 9209 section 2.3
+# Error types in Proxy-Status (RFC 9209 section 2.3).
 ERRORS: dict[Reason, bytes] = {
     Reason.GENERAL: b"destination_unavailable",
     Reason.DENIED: b"http_request_denied",
@@ -65,27 +72,30 @@ REASONS = {error.decode("ascii"): reason for reason, error in ERRORS.items()} | 
 }
 
 
-# RFC 9298 section 3.2
+# Request (RFC 9298 section 3.2)
 # GET /.well-known/masque/udp/2001%3Adb8%3A%3A42/443/ HTTP/1.1
 # Host: proxy.example
 # Connection: Upgrade
 # Upgrade: connect-udp
 # Capsule-Protocol: ?1
 def encode_request(target: Address, proxy: str, authorization: bytes = b"") -> bytes:
-    """The head that asks `proxy` (the value of Host) for `target`; `authorization` is that of Proxy-Authorization.
+    """Encode the request for `target`; it has no room for a scope (fe80::1%2).
 
-    A scope (fe80::1%2) has no place in it.
+    `proxy` is the value of Host, `authorization` that of Proxy-Authorization.
     """
-    # of what a canonical host is made of, the colon alone is to be escaped
+    # The colon is the only character of a canonical host that must be escaped.
     host = target.host.partition("%")[0].replace(":", "%3A").encode("ascii")
     fields = [(b"Host", proxy.encode("ascii")), *_UPGRADE]
     if authorization:
         fields.append((b"Proxy-Authorization", authorization))
-    return http1.encode_request(Request(b"GET", PATH % (host, target.port), 1, fields))
+    return http1.encode_request(HttpRequest(b"GET", PATH % (host, target.port), 1, fields))
 
 
-def asks_for(request: Request) -> bool:
-    """Whether a request is for an upgrade to connect-udp, and to nothing else.  HTTP/1.0 has none (RFC 9110 section 7.8)."""
+def asks_for(request: HttpRequest) -> bool:
+    """Return whether a request asks for an upgrade to connect-udp, and to nothing else.
+
+    HTTP/1.0 has no upgrade (RFC 9110 section 7.8).
+    """
     return (
         request.method == b"GET"
         and request.minor == 1
@@ -94,11 +104,11 @@ def asks_for(request: Request) -> bool:
     )
 
 
-def parse_target(request: Request) -> Address:
-    """The UDP target of a request that asks_for() was true of, in absolute or origin form.
+def parse_target(request: HttpRequest) -> Address:
+    """Return the UDP target of a request for connect-udp, in absolute or origin form.
 
-    HttpError 400 for another path, a host that is none (one with a zone is none), a port outside 1 to 65535,
-    and for a request that declares a body: its bytes would be read as capsules.
+    Raises HttpError with 400 for another path, an invalid host (a zone makes it invalid), a
+    port outside 1 to 65535, and a declared body, whose bytes would be read as capsules.
     """
     match = re.match(_TARGET, request.target)
     if not match:
@@ -111,32 +121,33 @@ def parse_target(request: Request) -> Address:
     if not 0 < port < 65536:
         raise HttpError(400, "no port between 1 and 65535")
     try:
-        return Address(
-            parse_host(re.sub(_ESCAPE, lambda escape: bytes((int(escape[1], 16),)), match[2])), port
-        )
+        return Address(parse_host(re.sub(_ESCAPE, _unescape, match[2])), port)
     except HostError as error:
         raise HttpError(400, str(error)) from error
 
 
-# RFC 9298 section 3.3
+# Answer (RFC 9298 section 3.3)
 # HTTP/1.1 101 Switching Protocols
 # Connection: Upgrade
 # Upgrade: connect-udp
 # Capsule-Protocol: ?1
 def encode_accept() -> bytes:
-    """The whole answer; capsules follow."""
-    return http1.encode_response(Response(1, 101, b"Switching Protocols", _UPGRADE))
+    """Encode the answer that capsules follow."""
+    return http1.encode_response(HttpResponse(1, 101, b"Switching Protocols", _UPGRADE))
 
 
 def status_field(reason: Reason, name: str) -> tuple[bytes, bytes]:
-    """Proxy-Status of a refusal (RFC 9209); `name` is this proxy's, a token that begins with a letter."""
+    """Return the field Proxy-Status of a refusal (RFC 9209).
+
+    `name` is this proxy's, a token that begins with a letter.
+    """
     return b"Proxy-Status", b"%b; error=%b" % (name.encode("ascii"), ERRORS[reason])
 
 
-def check_response(response: Response) -> None:
-    """ProtocolError unless capsules follow this answer: 101, one Upgrade, to connect-udp, and no field of a body.
+def check_response(response: HttpResponse) -> None:
+    """Check that capsules follow an answer: 101, one Upgrade, to connect-udp, no declared body.
 
-    Its message tells the status and the first error of Proxy-Status (RFC 9209), if there is one.
+    Raises ProtocolError, whose message has the status and the first error of Proxy-Status.
     """
     upgrade = [value.lower() for value in field_values(response.fields, b"upgrade")]
     if (
@@ -147,16 +158,19 @@ def check_response(response: Response) -> None:
     ):
         return
     error = proxy_error(response)
-    raise ProtocolError(
-        f"the proxy did not switch to connect-udp: it answered {response.status}"
-        + (f" ({error})" if error else "")
-    )
+    suffix = f" ({error})" if error else ""
+    message = f"the proxy did not switch to connect-udp: it answered {response.status}{suffix}"
+    raise ProtocolError(message)
 
 
-def proxy_error(response: Response) -> str:
-    """The first error type of an answer's Proxy-Status (RFC 9209), "" where it has none."""
-    found = re.search(_ERROR, b", ".join(field_values(response.fields, b"proxy-status")))
-    return found[1].decode("ascii") if found else ""
+def proxy_error(response: HttpResponse) -> str:
+    """Return the first error type in an answer's Proxy-Status (RFC 9209), "" for none."""
+    match = re.search(_ERROR, b", ".join(field_values(response.fields, b"proxy-status")))
+    return match[1].decode("ascii") if match else ""
+
+
+def _unescape(escape: re.Match[bytes]) -> bytes:
+    return bytes((int(escape[1], 16),))
 
 
 def _has_content(fields: Fields) -> bool:

@@ -1,42 +1,51 @@
 """What of an HTTP/1.1 message goes on to the next hop: its body, framed anew, and its fields.
 
-`request_framing` and `response_framing` decide once how a body ends (RFC 9112 sections 6 and 7);
-`read_body` yields its data without its framing, so that what is sent on is framed by
-`encode_chunk` or by the length that was checked here.  `request_fields` and `response_fields`
-leave out what was meant for one hop, and add what this proxy adds (RFC 9110 section 7.6).
-No I/O of its own.
+`request_framing` and `response_framing` decide once how a body ends (RFC 9112 sections 6
+and 7).  A Body gives its data without the framing; what is sent on is framed by
+`encode_chunk` or by the length that was checked here.  `request_fields` and
+`response_fields` leave out what was meant for one hop, and add what this proxy adds
+(RFC 9110 section 7.6).  No I/O of its own.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Iterator, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from netproxy.errors import LimitError
+from netproxy.errors import EndOfStream, LimitError
 from netproxy.interfaces.connections import Reader
 from netproxy.protocol.http1 import (
     Fields,
     HttpError,
+    HttpRequest,
+    HttpResponse,
     Origin,
-    Request,
-    Response,
     field_list,
     field_values,
     is_field,
 )
 
-CHUNK_LINE_LIMIT = 1024  # bytes of a chunk's size and extensions: nothing in use comes near
-TRAILER_LIMIT = 8192  # bytes of a trailer section
-PIECE = 65536  # bytes read of a body at a time
+if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Steps
 
-_LENGTH = re.compile(rb"[0-9]{1,18}\Z")  # 18 digits stay below 2^63
+# Bytes of a chunk's size and extensions: nothing in use comes near.
+CHUNK_LINE_LIMIT = 1024
+# Bytes of a trailer section.
+TRAILER_LIMIT = 8192
+# Bytes of a body that are read at a time.
+PIECE = 65536
+
+# 18 digits stay below 2^63.
+_LENGTH = re.compile(rb"[0-9]{1,18}\Z")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n\Z")
 
-LAST_CHUNK = b"0\r\n\r\n"  # and an empty trailer
+# The last chunk and an empty trailer.
+LAST_CHUNK = b"0\r\n\r\n"
 NO_BODY_STATUSES = (204, 304)
 
-# What is meant for one hop, or written anew by this one.  The fields that Connection names go as well,
-# but these are never lost to it: they are written from what was parsed.
+# Fields for one hop, and fields that this hop writes anew.  Those that Connection names are
+# left out as well.  The fields written anew are never lost to Connection: they are written
+# from what was parsed.
 _HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -52,12 +61,15 @@ _HOP_BY_HOP = frozenset(
 )
 _REQUEST_ONLY = frozenset({b"host", b"proxy-authorization", b"max-forwards"})
 _RESPONSE_ONLY = frozenset({b"proxy-authenticate"})
-_UPGRADES = (b"websocket",)  # the one upgrade in use; h2c would carry requests past the rules
+# The only upgrade in use; h2c would carry requests past the rules.
+_UPGRADES = (b"websocket",)
 
 
-class BodyReader(Reader, Protocol):
-    def read_some(self, limit: int) -> bytes:
-        """1 to `limit` bytes as they come, b"" at the end of the stream."""
+class BodySource(Reader, Protocol):
+    """What a body is read from."""
+
+    def read_some(self, limit: int) -> Steps[bytes]:
+        """Read 1 to `limit` bytes as they come; b"" at the end of the stream."""
 
 
 class Framing(NamedTuple):
@@ -68,53 +80,103 @@ class Framing(NamedTuple):
 
     @property
     def empty(self) -> bool:
+        """True if there is no body, or one of no bytes."""
         return self.length == 0
 
     @property
     def until_close(self) -> bool:
+        """True if the body ends with the connection."""
         return self.length is None and not self.chunked
 
 
 NONE = Framing(length=0)
 
 
-def request_framing(request: Request) -> Framing:
-    """RFC 9112 section 6.3; HttpError 400 for whatever could be read in two ways."""
+def request_framing(request: HttpRequest) -> Framing:
+    """Return how the body of a request ends (RFC 9112 section 6.3).
+
+    Raises HttpError with 400 for what could be read in two ways.
+    """
     framing = _framing(request.fields, request.minor, 400)
     return NONE if framing.until_close else framing
 
 
-def response_framing(response: Response, method: bytes) -> Framing:
-    """The body of the answer to a `method` request; HttpError 502 for what could be read in two ways."""
-    connected = (
-        method == b"CONNECT" and 200 <= response.status < 300
-    )  # what follows is the tunnel's
-    if (
-        method == b"HEAD"
-        or response.status < 200
-        or response.status in NO_BODY_STATUSES
-        or connected
-    ):
+def response_framing(response: HttpResponse, method: bytes) -> Framing:
+    """Return how the body of the response to a `method` request ends.
+
+    Raises HttpError with 502 for what could be read in two ways.
+    """
+    status = response.status
+    # What follows the answer to CONNECT belongs to the tunnel.
+    connected = method == b"CONNECT" and 200 <= status < 300
+    if method == b"HEAD" or status < 200 or status in NO_BODY_STATUSES or connected:
         return NONE
     return _framing(response.fields, response.minor, 502)
 
 
-def read_body(reader: BodyReader, framing: Framing, status: int = 400) -> Iterator[bytes]:
-    """The data of a body, piece by piece; trailers are read and left out.
+class Body:
+    """The data of one body, read piece by piece.  Trailer fields are read and left out."""
 
-    HttpError(`status`) for bad chunks, EndOfStream where it ends too early.
-    """
-    if framing.chunked:
-        yield from _read_chunks(reader, status)
-    elif framing.length is not None:
-        yield from _read_length(reader, framing.length)
-    else:
-        while piece := reader.read_some(PIECE):
-            yield piece
+    def __init__(self, reader: BodySource, framing: Framing, status: int = 400) -> None:
+        """`status`: of the HttpError for invalid chunks."""
+        self._reader = reader
+        self._framing = framing
+        self._status = status
+        # Bytes that are missing of the body, or of the chunk that was begun.
+        self._left = framing.length or 0
+        self._in_chunk = False
+        self._begun = False
+
+    def read(self) -> Steps[bytes]:
+        """Return the next piece, b"" behind the last.
+
+        Raises HttpError for invalid chunks, EndOfStream if the body ends too early.
+        """
+        if self._framing.until_close:
+            return (yield from self._reader.read_some(PIECE))
+        if self._framing.chunked and not self._left:
+            self._left = yield from self._next_chunk()
+        if not self._left:
+            return b""
+        piece = yield from self._reader.read_some(min(self._left, PIECE))
+        if not piece:
+            raise EndOfStream("closed within a body", partial=self._begun)
+        self._left -= len(piece)
+        self._begun = True
+        return piece
+
+    def _next_chunk(self) -> Steps[int]:
+        """Return the size of the next chunk, 0 for the last, whose trailer has been read."""
+        if self._in_chunk and (yield from self._reader.read_exactly(2)) != b"\r\n":
+            raise HttpError(self._status, "a chunk does not end in CRLF")
+        match = _CHUNK.match((yield from self._read_line(CHUNK_LINE_LIMIT)))
+        if not match:
+            raise HttpError(self._status, "not a chunk size")
+        size = int(match[1], 16)
+        self._in_chunk = self._begun = True
+        if not size:
+            yield from self._read_trailer()
+        return size
+
+    def _read_trailer(self) -> Steps[None]:
+        left = TRAILER_LIMIT
+        while (line := (yield from self._read_line(left))) != b"\r\n":
+            if not line.endswith(b"\r\n") or not is_field(line[:-2]):
+                raise HttpError(self._status, "not a trailer field")
+            left -= len(line)
+
+    def _read_line(self, limit: int) -> Steps[bytes]:
+        try:
+            return (yield from self._reader.read_until(b"\n", limit))
+        except LimitError as error:
+            raise HttpError(self._status, "a line of a chunk is too long") from error
 
 
 def declared_length(fields: Fields) -> int | None:
-    """The number in Content-Length, None without one; several that agree are one (RFC 9112 section 6.3)."""
+    """Return the number in Content-Length, None without a valid one.
+
+    Several values that agree count once (RFC 9112 section 6.3).
+    """
     parts = [
         part.strip(b" \t")
         for value in field_values(fields, b"content-length")
@@ -125,23 +187,22 @@ def declared_length(fields: Fields) -> int | None:
 
 
 def encode_chunk(data: bytes) -> bytes:
-    """One chunk, of at least one byte."""
+    """Encode a chunk of at least one byte."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def request_fields(
-    request: Request, origin: Origin, framing: Framing, pseudonym: bytes, upgrade: bytes | None
+    request: HttpRequest, origin: Origin, framing: Framing, pseudonym: bytes, upgrade: bytes | None
 ) -> Fields:
-    """The fields of the request as it goes to the origin."""
+    """Return the fields of a request as it goes to the origin.
+
+    `pseudonym` is this proxy's name in Via, `upgrade` the protocol to ask for.
+    """
     fields = [(b"Host", origin.host), *_kept(request.fields, _HOP_BY_HOP | _REQUEST_ONLY)]
-    left = field_values(request.fields, b"max-forwards")
-    if left:
-        fields.append(
-            (
-                b"Max-Forwards",
-                _one_less(left[0]) if request.method in (b"OPTIONS", b"TRACE") else left[0],
-            )
-        )
+    forwards = field_values(request.fields, b"max-forwards")
+    if forwards:
+        counts = request.method in (b"OPTIONS", b"TRACE")
+        fields.append((b"Max-Forwards", _decrement(forwards[0]) if counts else forwards[0]))
     fields.append(_via(request.fields, request.minor, pseudonym))
     if framing.chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
@@ -153,15 +214,18 @@ def request_fields(
 
 
 def response_fields(
-    response: Response, framing: Framing, chunked: bool, pseudonym: bytes
+    response: HttpResponse, framing: Framing, chunked: bool, pseudonym: bytes
 ) -> Fields:
-    """The fields of an answer as it goes to the client; `chunked`: its body goes on in chunks."""
+    """Return the fields of a response as it goes to the client.
+
+    `framing` is that of the origin; `chunked`: the body goes on in chunks.
+    """
     fields = _kept(response.fields, _HOP_BY_HOP | _RESPONSE_ONLY)
     fields.append(_via(response.fields, response.minor, pseudonym))
     if chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
     elif response.status >= 200 and response.status != 204:
-        # also in the answer to HEAD and in a 304, which tell the length of a body that is not there
+        # Also in a 304 and the answer to HEAD, which give the length of a body that does not come.
         length = declared_length(response.fields)
         if length is not None and not framing.chunked:
             fields.append((b"Content-Length", b"%d" % length))
@@ -169,15 +233,10 @@ def response_fields(
 
 
 def upgrade_of(fields: Fields) -> bytes | None:
-    """The protocol that a request wants to switch to, if it is one that passes through here."""
-    wanted = field_list(fields, b"upgrade")
-    if (
-        b"upgrade" in field_list(fields, b"connection")
-        and len(wanted) == 1
-        and wanted[0] in _UPGRADES
-    ):
-        return wanted[0]
-    return None
+    """Return the protocol that a request asks to switch to, None unless we pass it on."""
+    protocols = field_list(fields, b"upgrade")
+    named = b"upgrade" in field_list(fields, b"connection")
+    return protocols[0] if named and len(protocols) == 1 and protocols[0] in _UPGRADES else None
 
 
 def _framing(fields: Fields, minor: int, status: int) -> Framing:
@@ -185,9 +244,8 @@ def _framing(fields: Fields, minor: int, status: int) -> Framing:
     lengths = field_values(fields, b"content-length")
     if codings:
         if lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or not minor:
-            raise HttpError(
-                status, "Transfer-Encoding is not just 'chunked', or comes with Content-Length"
-            )
+            message = "Transfer-Encoding is not just 'chunked', or comes with Content-Length"
+            raise HttpError(status, message)
         return Framing(chunked=True)
     if not lengths:
         return Framing()
@@ -195,40 +253,6 @@ def _framing(fields: Fields, minor: int, status: int) -> Framing:
     if length is None:
         raise HttpError(status, "Content-Length is not one number")
     return Framing(length=length)
-
-
-def _read_length(reader: BodyReader, left: int) -> Iterator[bytes]:
-    while left:
-        piece = reader.read_some(min(left, PIECE))
-        if not piece:
-            reader.read_exactly(1)  # raises EndOfStream
-        left -= len(piece)
-        yield piece
-
-
-def _read_chunks(reader: BodyReader, status: int) -> Iterator[bytes]:
-    while True:
-        match = _CHUNK.match(_chunk_line(reader, CHUNK_LINE_LIMIT, status))
-        if not match:
-            raise HttpError(status, "not a chunk size")
-        size = int(match[1], 16)
-        if not size:
-            break
-        yield from _read_length(reader, size)
-        if reader.read_exactly(2) != b"\r\n":
-            raise HttpError(status, "a chunk does not end in CRLF")
-    room = TRAILER_LIMIT
-    while (line := _chunk_line(reader, room, status)) != b"\r\n":
-        if not line.endswith(b"\r\n") or not is_field(line[:-2]):
-            raise HttpError(status, "not a trailer field")
-        room -= len(line)
-
-
-def _chunk_line(reader: Reader, limit: int, status: int) -> bytes:
-    try:
-        return reader.read_until(b"\n", limit)
-    except LimitError as error:
-        raise HttpError(status, "a chunk's line is too long") from error
 
 
 def _kept(fields: Fields, dropped: frozenset[bytes]) -> Fields:
@@ -240,5 +264,5 @@ def _via(fields: Fields, minor: int, pseudonym: bytes) -> tuple[bytes, bytes]:
     return b"Via", b", ".join([*field_values(fields, b"via"), b"1.%d %b" % (minor, pseudonym)])
 
 
-def _one_less(value: bytes) -> bytes:
+def _decrement(value: bytes) -> bytes:
     return b"%d" % max(0, int(value) - 1) if value.isdigit() and len(value) < 10 else value

@@ -1,63 +1,64 @@
 """The PROXY protocol, versions 1 and 2 (haproxy doc/proxy-protocol.txt): the bytes of both roles.
 
-A proxy in front of us says in a header, before anything else, whose connection it brings.
-Where a listener expects the header it is mandatory; whether a peer may be believed, and for how
-long it is waited for, is the listener's affair.  No I/O; runs on the thread that reads.
+A proxy in front of us sends a header before anything else, which names the client of the
+connection.  On a listener that expects the header it is mandatory.  The listener decides
+which peers are believed, and how long it waits for the header.  No I/O of its own.
 """
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from netproxy.errors import ProtocolError
-from netproxy.interfaces.addresses import Address, ip_text, pack_ip
-from netproxy.interfaces.connections import Reader
+from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, Address, ip_text, pack_ip
 
-LINE_LIMIT = 107  # section 2.1: the longest line of version 1, its CRLF counted
-BLOCK_LIMIT = 4096  # behind the 16 bytes of version 2: 216 of UNIX paths, and TLVs with room for a certificate's names
+if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Reader, Steps
+
+# Section 2.1: bytes of the longest line of version 1, with its CRLF.
+LINE_LIMIT = 107
+# Bytes behind the first 16 of version 2: 216 of UNIX paths, and TLVs with room for the names
+# of a certificate.
+BLOCK_LIMIT = 4096
 PREFIX = b"PROXY "
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 VERSION, LOCAL, PROXY = 0x20, 0, 1
-UNSPEC, TCP4, UDP4, TCP6, UDP6, UNIX_STREAM, UNIX_DATAGRAM = (
-    0x00,
-    0x11,
-    0x12,
-    0x21,
-    0x22,
-    0x31,
-    0x32,
-)
+UNSPEC, TCP4, UDP4, TCP6, UDP6 = 0x00, 0x11, 0x12, 0x21, 0x22
+UNIX_STREAM, UNIX_DATAGRAM = 0x31, 0x32
 
+# Bytes of both addresses and ports, and of one address.
 _BLOCKS = {UNSPEC: 0, TCP4: 12, UDP4: 12, TCP6: 36, UDP6: 36, UNIX_STREAM: 216, UNIX_DATAGRAM: 216}
 _IP_SIZES = {TCP4: 4, UDP4: 4, TCP6: 16, UDP6: 16}
-_MAPPED = b"\0" * 10 + b"\xff\xff"
 _LINE = re.compile(
     rb"(?:UNKNOWN(?: [^\r\n]*)?"
     rb"|TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) (0|[1-9][0-9]{0,4}) (0|[1-9][0-9]{0,4}))\r\n\Z"
 )
 
 
-def read_header(reader: Reader) -> Address | None:
-    """The client's address, or None where the peer speaks for itself or its client has no IP address.
+def read_header(reader: Reader) -> Steps[Address | None]:
+    """Read a header and nothing behind it; return the address of the client.
 
-    Reads one header and nothing behind it.  ProtocolError for anything else; its first byte is enough
-    to turn away a client of SOCKS or TLS that came without a header and waits for an answer.
+    Returns None if the peer speaks for itself or its client has no IP address.
+    Raises ProtocolError for anything else.  One byte is enough to refuse a client of SOCKS or
+    TLS that sends no header and waits for an answer.
     """
-    first = reader.read_exactly(1)
+    first = yield from reader.read_exactly(1)
     if first == PREFIX[:1]:
-        return _read_line(reader)
+        return (yield from _read_line(reader))
     if first == SIGNATURE[:1]:
-        return _read_block(reader)
+        return (yield from _read_block(reader))
     raise ProtocolError("no PROXY protocol header")
 
 
-# Version 1, one line of ASCII, behind its first byte
+# Version 1 (section 2.1): one line of ASCII
 #   PROXY TCP4 <source> <destination> <source port> <destination port> CRLF        or TCP6
 #   PROXY UNKNOWN [ anything ] CRLF
-def _read_line(reader: Reader) -> Address | None:
-    if reader.read_exactly(len(PREFIX) - 1) != PREFIX[1:]:
+def _read_line(reader: Reader) -> Steps[Address | None]:
+    """Read a header of version 1 behind its first byte."""
+    if (yield from reader.read_exactly(len(PREFIX) - 1)) != PREFIX[1:]:
         raise ProtocolError("no PROXY protocol header")
-    match = _LINE.match(reader.read_until(b"\r\n", LINE_LIMIT - len(PREFIX)))
+    match = _LINE.match((yield from reader.read_until(b"\r\n", LINE_LIMIT - len(PREFIX))))
     if not match:
         raise ProtocolError("not a PROXY protocol line")
     if match[1] is None:
@@ -72,22 +73,17 @@ def _read_line(reader: Reader) -> Address | None:
     return Address(ip_text(source), port)
 
 
-def encode_v1(source: Address, destination: Address) -> bytes:
-    """One line; ValueError where either is a name."""
-    packed = _pack_pair(source, destination)
-    family = 4 if len(packed[0]) == 4 else 6
-    hosts = " ".join(map(_text, packed))
-    return f"PROXY TCP{family} {hosts} {source.port} {destination.port}\r\n".encode("ascii")
-
-
-# Version 2; LEN counts what follows it
+# Version 2 (section 2.2); LEN counts what follows it
 # +-----------+---------+-----+-----+----------+----------+----------+----------+------+
 # | SIGNATURE | VER/CMD | FAM | LEN | SRC.ADDR | DST.ADDR | SRC.PORT | DST.PORT | TLVs |
 # |    12     |    1    |  1  |  2  |   4/16   |   4/16   |    2     |    2     |      |
 # +-----------+---------+-----+-----+----------+----------+----------+----------+------+
-def _read_block(reader: Reader) -> Address | None:
-    """LOCAL has the family ignored (section 2.2), and LEN skips whatever comes with it."""
-    head = SIGNATURE[:1] + reader.read_exactly(15)
+def _read_block(reader: Reader) -> Steps[Address | None]:
+    """Read a header of version 2 behind its first byte.
+
+    LOCAL has its family ignored (section 2.2); LEN skips everything that comes with it.
+    """
+    head = SIGNATURE[:1] + (yield from reader.read_exactly(15))
     version, command, family = head[12] & 0xF0, head[12] & 0x0F, head[13]
     length = int.from_bytes(head[14:], "big")
     if not head.startswith(SIGNATURE) or version != VERSION or command not in (LOCAL, PROXY):
@@ -96,7 +92,7 @@ def _read_block(reader: Reader) -> Address | None:
         raise ProtocolError("PROXY protocol header too long")
     if command == PROXY and length < _BLOCKS.get(family, BLOCK_LIMIT + 1):
         raise ProtocolError("unknown address family, or no room for its addresses")
-    block = reader.read_exactly(length)
+    block = yield from reader.read_exactly(length)
     if command == LOCAL or family not in _IP_SIZES:
         return None
     size = _IP_SIZES[family]
@@ -104,32 +100,25 @@ def _read_block(reader: Reader) -> Address | None:
 
 
 def encode_v2(source: Address, destination: Address, datagram: bool = False) -> bytes:
-    """A PROXY header without TLVs; ValueError where either is a name."""
-    packed = _pack_pair(source, destination)
-    if len(packed[0]) == 4:
+    """Encode a header of version 2 without TLVs.  Raises ValueError if either host is a name."""
+    addresses = _pack_pair(source, destination)
+    if len(addresses[0]) == 4:
         family = UDP4 if datagram else TCP4
     else:
         family = UDP6 if datagram else TCP6
     head = SIGNATURE + bytes((VERSION | PROXY, family)) + _BLOCKS[family].to_bytes(2, "big")
-    return (
-        head
-        + b"".join(packed)
-        + source.port.to_bytes(2, "big")
-        + destination.port.to_bytes(2, "big")
-    )
+    ports = source.port.to_bytes(2, "big") + destination.port.to_bytes(2, "big")
+    return head + b"".join(addresses) + ports
 
 
 def _pack_pair(source: Address, destination: Address) -> tuple[bytes, bytes]:
-    """Both in one family: beside IPv6, IPv4 goes v4-mapped.  A scope (fe80::1%2) has no place in a header."""
+    """Return both hosts in one family: beside IPv6, IPv4 goes v4-mapped.
+
+    A header has no room for a scope (fe80::1%2).  Raises ValueError for a name.
+    """
     first, second = (pack_ip(address.host.partition("%")[0]) for address in (source, destination))
     if first is None or second is None:
         raise ValueError("a PROXY protocol header takes addresses, not names")
     if len(first) == len(second):
         return first, second
-    return (_MAPPED + first)[-16:], (_MAPPED + second)[-16:]
-
-
-def _text(packed: bytes) -> str:
-    if packed.startswith(_MAPPED):  # section 2.1 has hexadecimal groups only, no dots within IPv6
-        return "::ffff:" + packed[12:].hex(":", 2)
-    return ip_text(packed)
+    return (V4_MAPPED_PREFIX + first)[-16:], (V4_MAPPED_PREFIX + second)[-16:]

@@ -1,21 +1,24 @@
 """SOCKS5 (RFC 1928) and its user/password method (RFC 1929): the bytes of both roles.
 
-Linear functions over a Reader for what comes in, pure encoders for what goes
-out.  What a server reads is what the client functions beside it encode.  No I/O,
-no policy: an unknown command is returned as it is, the handler refuses it.
+`read_` functions are generators over a Reader, `encode_` and `parse_` functions are pure.
+The server reads what the client functions beside it encode.  No I/O of its own, no policy:
+an unknown command is returned as it is, and the handler refuses it.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from netproxy.errors import ProtocolError, Reason
-from netproxy.errors import ReplyTable
-from netproxy.interfaces.addresses import Address, ip_text, pack_ip
-from netproxy.interfaces.connections import Reader
+from netproxy.errors import ProtocolError, Reason, ReplyTable
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address, ip_text, pack_ip
 from netproxy.protocol.host import HostError, parse_host
 
+if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Reader, Steps
+
 VERSION = 5
+# Of the user/password method (RFC 1929).
+CREDENTIALS_VERSION = 1
 NO_AUTHENTICATION, USERNAME_PASSWORD, NO_ACCEPTABLE = 0x00, 0x02, 0xFF
 CONNECT, BIND, UDP_ASSOCIATE = 1, 2, 3
 IPV4, NAME, IPV6 = 1, 3, 4
@@ -35,7 +38,7 @@ REPLIES: ReplyTable = {
     Reason.PROTOCOL: GENERAL_FAILURE,
     Reason.LOOP: NOT_ALLOWED,
 }
-# the way back, for the client role: what a server's reply says about the dial
+# For the client role: the reason of the DialError for a server's reply.
 REASONS = {
     NOT_ALLOWED: Reason.DENIED,
     NETWORK_UNREACHABLE: Reason.NETWORK_UNREACHABLE,
@@ -48,125 +51,155 @@ REASONS = {
 
 
 class RequestError(ProtocolError):
-    """A request that is answered with `reply` and closed."""
+    """A request that is answered with `reply`; then the connection is closed."""
 
     def __init__(self, reply: int, message: str) -> None:
         super().__init__(message)
         self.reply = reply
 
 
-class Request(NamedTuple):
+class Socks5Request(NamedTuple):
+    """A request: CONNECT, BIND or UDP ASSOCIATE, or a command that the handler refuses."""
+
     command: int
     target: Address
 
 
+# Methods (RFC 1928 section 3)
 # +-----+----------+----------+      +-----+--------+
 # | VER | NMETHODS | METHODS  |  ->  | VER | METHOD |
+# |  1  |    1     | 0 to 255 |      |  1  |   1    |
 # +-----+----------+----------+      +-----+--------+
-def read_methods(reader: Reader) -> bytes:
-    """The methods that a client offers, one byte each; may be none."""
-    version, count = reader.read_exactly(2)
+def read_methods(reader: Reader) -> Steps[bytes]:
+    """Read the methods that a client offers, one byte each; possibly none.
+
+    Raises ProtocolError.
+    """
+    version, count = yield from reader.read_exactly(2)
     if version != VERSION:
         raise ProtocolError("not a SOCKS5 greeting")
-    return reader.read_exactly(count)
+    return (yield from reader.read_exactly(count))
 
 
 def encode_methods(methods: bytes) -> bytes:
+    """Encode the methods that a client offers."""
     return bytes((VERSION, len(methods))) + methods
 
 
 def encode_method(method: int) -> bytes:
+    """Encode the method that the server has chosen."""
     return bytes((VERSION, method))
 
 
-def read_method(reader: Reader) -> int:
-    version, method = reader.read_exactly(2)
+def read_method(reader: Reader) -> Steps[int]:
+    """Read the method that the server has chosen.  Raises ProtocolError."""
+    version, method = yield from reader.read_exactly(2)
     if version != VERSION:
         raise ProtocolError("not a SOCKS5 server")
     return method
 
 
-# RFC 1929
+# Credentials (RFC 1929 section 2)
 # +-----+------+----------+------+----------+      +-----+--------+
-# | 01  | ULEN |  UNAME   | PLEN |  PASSWD  |  ->  | 01  | STATUS |
+# | VER | ULEN |  UNAME   | PLEN |  PASSWD  |  ->  | VER | STATUS |
+# |  1  |  1   | 1 to 255 |  1   | 1 to 255 |      |  1  |   1    |
 # +-----+------+----------+------+----------+      +-----+--------+
-def read_credentials(reader: Reader) -> tuple[bytes, bytes]:
-    """User name and password; ProtocolError for another version or an empty field (RFC 1929: 1 to 255)."""
-    version, length = reader.read_exactly(2)
-    if version != 1:
-        raise ProtocolError("not RFC 1929")
-    user = reader.read_exactly(length)
-    password = reader.read_exactly(reader.read_exactly(1)[0])
+def read_credentials(reader: Reader) -> Steps[tuple[bytes, bytes]]:
+    """Read user name and password.
+
+    Raises ProtocolError for another version or an empty field.
+    """
+    version, length = yield from reader.read_exactly(2)
+    if version != CREDENTIALS_VERSION:
+        raise ProtocolError("not RFC 1929 credentials")
+    user = yield from reader.read_exactly(length)
+    (length,) = yield from reader.read_exactly(1)
+    password = yield from reader.read_exactly(length)
     if not user or not password:
         raise ProtocolError("empty user name or password")
     return user, password
 
 
 def encode_credentials(user: str, password: str) -> bytes:
-    """ValueError where either is empty or over 255 bytes of UTF-8."""
-    raw = [user.encode(), password.encode()]
-    if not all(0 < len(part) < 256 for part in raw):
+    """Encode user name and password.
+
+    Raises ValueError if either is empty or over 255 bytes of UTF-8.
+    """
+    fields = [user.encode(), password.encode()]
+    if not all(0 < len(field) < 256 for field in fields):
         raise ValueError("user name and password take 1 to 255 bytes")
-    return b"\1" + b"".join(bytes((len(part),)) + part for part in raw)
+    return bytes((CREDENTIALS_VERSION,)) + b"".join(
+        bytes((len(field),)) + field for field in fields
+    )
 
 
 def encode_credentials_status(accepted: bool) -> bytes:
+    """Encode the answer to credentials."""
     return b"\1\0" if accepted else b"\1\1"
 
 
-def read_credentials_status(reader: Reader) -> bool:
-    """Version 5 is taken as well: servers in use send it."""
-    version, status = reader.read_exactly(2)
-    if version not in (1, VERSION):
+def read_credentials_status(reader: Reader) -> Steps[bool]:
+    """Return whether the server has accepted the credentials.
+
+    Accepts version 5 as well, because servers in use send it.  Raises ProtocolError.
+    """
+    version, status = yield from reader.read_exactly(2)
+    if version not in (CREDENTIALS_VERSION, VERSION):
         raise ProtocolError("not an RFC 1929 answer")
     return status == 0
 
 
+# Request (RFC 1928 section 4), and reply (section 6) with REP for CMD and BND for DST
 # +-----+-----+-------+------+----------+----------+
-# | VER | CMD |  RSV  | ATYP | DST.ADDR | DST.PORT |     reply: REP for CMD, BND for DST
+# | VER | CMD |  RSV  | ATYP | DST.ADDR | DST.PORT |
+# |  1  |  1  |   1   |  1   | 4/1+n/16 |    2     |
 # +-----+-----+-------+------+----------+----------+
-def read_request(reader: Reader) -> Request:
-    """RSV may be anything.  RequestError 08 for an unknown ATYP, 04 for a name that is none.
+def read_request(reader: Reader) -> Steps[Socks5Request]:
+    """Read a request; RSV may be anything.
 
-    An ASSOCIATE's address is a hint that many clients fill with rubbish, so that there a name that is
-    none reads as "0.0.0.0".
+    The address of a UDP ASSOCIATE is a hint that many clients fill with rubbish, so that an
+    invalid name there reads as "0.0.0.0".  Raises RequestError with ADDRESS_NOT_SUPPORTED
+    for an unknown ATYP, with HOST_UNREACHABLE for an invalid name.
     """
-    version, command, _, kind = reader.read_exactly(4)
+    version, command, _, address_type = yield from reader.read_exactly(4)
     if version != VERSION:
         raise ProtocolError("not a SOCKS5 request")
-    raw = _read_raw_address(reader, kind)
+    raw = yield from _read_raw_address(reader, address_type)
     try:
-        return Request(command, _address(kind, raw))
+        return Socks5Request(command, _parse_raw_address(address_type, raw))
     except HostError as error:
         if command == UDP_ASSOCIATE:
-            return Request(command, Address("0.0.0.0", int.from_bytes(raw[-2:], "big")))
+            return Socks5Request(command, _unspecified_host(raw))
         raise RequestError(HOST_UNREACHABLE, str(error)) from error
 
 
 def encode_request(command: int, target: Address) -> bytes:
+    """Encode a request."""
     return bytes((VERSION, command, 0)) + encode_address(target)
 
 
 def encode_reply(reply: int, bound: Address) -> bytes:
+    """Encode a reply."""
     return bytes((VERSION, reply, 0)) + encode_address(bound)
 
 
-def read_reply(reader: Reader) -> tuple[int, Address]:
-    """REP and BND; a bound name that is none reads as "0.0.0.0"."""
-    version, reply, _, kind = reader.read_exactly(4)
+def read_reply(reader: Reader) -> Steps[tuple[int, Address]]:
+    """Read a reply: REP and BND; an invalid name reads as "0.0.0.0".  Raises ProtocolError."""
+    version, reply, _, address_type = yield from reader.read_exactly(4)
     if version != VERSION:
         raise ProtocolError("not a SOCKS5 reply")
-    if reply != SUCCEEDED and kind not in (IPV4, NAME, IPV6):
-        return reply, Address("0.0.0.0", 0)  # some servers put nothing there when they refuse
-    raw = _read_raw_address(reader, kind)
+    if reply != SUCCEEDED and address_type not in (IPV4, NAME, IPV6):
+        # Some servers send no address when they refuse.
+        return reply, UNSPECIFIED_ADDRESS
+    raw = yield from _read_raw_address(reader, address_type)
     try:
-        return reply, _address(kind, raw)
+        return reply, _parse_raw_address(address_type, raw)
     except HostError:
-        return reply, Address("0.0.0.0", int.from_bytes(raw[-2:], "big"))
+        return reply, _unspecified_host(raw)
 
 
 def encode_address(address: Address) -> bytes:
-    """ATYP, address and port; a scope (fe80::1%2) has no place in it."""
+    """Encode ATYP, address and port; they have no room for a scope (fe80::1%2)."""
     host = address.host.partition("%")[0]
     packed = pack_ip(host)
     if packed is None:
@@ -175,31 +208,38 @@ def encode_address(address: Address) -> bytes:
     return bytes((IPV4 if len(packed) == 4 else IPV6,)) + packed + address.port.to_bytes(2, "big")
 
 
-# UDP (RFC 1928 section 7), both ways
+# Header of a datagram (RFC 1928 section 7), both ways
 # +------+------+------+----------+----------+----------+
 # | RSV  | FRAG | ATYP | DST.ADDR | DST.PORT |   DATA   |
-# |  2   |  1   |  1   | 4/1+n/16 |    2     |          |
+# |  2   |  1   |  1   | 4/1+n/16 |    2     | variable |
 # +------+------+------+----------+----------+----------+
 HEADER_IPV4, HEADER_IPV6 = 10, 22
-HEADER_SHORTEST = 8  # a name of one byte
-ATYP_AT, FRAG_AT = 3, 2  # offsets in the header
-FEW = 16  # datagrams up to which headers are compared one by one, as measured
+# With a name of one byte.
+HEADER_SHORTEST = 8
+# Offsets in the header.
+ATYP_AT, FRAG_AT = 3, 2
+# Up to this many datagrams, comparing header by header is faster than column by column (measured).
+FEW = 16
 
 
 def header_length(datagram: memoryview | bytearray | bytes, start: int = 0) -> int:
-    """Bytes of header of the datagram at `start`, 0 for an unknown ATYP; at least 5 bytes must be there."""
-    kind = datagram[start + ATYP_AT]
-    if kind == IPV4:
+    """Return the bytes of header of the datagram at `start`, 0 for an unknown ATYP.
+
+    At least 5 bytes must be there.
+    """
+    address_type = datagram[start + ATYP_AT]
+    if address_type == IPV4:
         return HEADER_IPV4
-    if kind == NAME:
+    if address_type == NAME:
         return 7 + datagram[start + ATYP_AT + 1]
-    return HEADER_IPV6 if kind == IPV6 else 0
+    return HEADER_IPV6 if address_type == IPV6 else 0
 
 
 def common_header(memory: bytearray, offsets: range, last: int) -> int:
-    """The length of the header that all datagrams at `offsets` have, 0 where they differ or one has none.
+    """Return the length of the header that all datagrams at `offsets` have in common.
 
-    `last` is the length of the final one, and none is shorter.
+    `last` is the length of the final datagram in bytes, and no other is shorter.
+    Returns 0 if the headers differ or a datagram is too short for one.
     """
     start, count, step = offsets.start, len(offsets), offsets.step
     if last < HEADER_SHORTEST:
@@ -210,36 +250,44 @@ def common_header(memory: bytearray, offsets: range, last: int) -> int:
     if count <= FEW:
         header = memory[start + FRAG_AT : start + skip]
         return skip if all([memory.startswith(header, at + FRAG_AT) for at in offsets]) else 0
-    end = start + (count - 1) * step + last  # column by column: less work than one by one
+    # Column by column: each byte of the header must be the same in all datagrams.
+    end = start + (count - 1) * step + last
     columns = range(start + FRAG_AT, start + skip)
     return skip if all([memory[at:end:step].count(memory[at]) == count for at in columns]) else 0
 
 
 def parse_target(address: bytes) -> Address:
-    """The target in ATYP, DST.ADDR and DST.PORT; HostError for a name that is none."""
-    kind, length = address[0] if address else 0, len(address)
-    if kind == NAME and length > 3 and length == 4 + address[1]:
-        return _address(kind, address[2:])
-    if (kind, length) in ((IPV4, 7), (IPV6, 19)):
-        return _address(kind, address[1:])
+    """Parse ATYP, DST.ADDR and DST.PORT.  Raises HostError."""
+    address_type, length = address[0] if address else 0, len(address)
+    if address_type == NAME and length > 3 and length == 4 + address[1]:
+        return _parse_raw_address(address_type, address[2:])
+    if (address_type, length) in ((IPV4, 7), (IPV6, 19)):
+        return _parse_raw_address(address_type, address[1:])
     raise HostError("not ATYP, address and port")
 
 
 def encode_header(source: Address) -> bytes:
-    """The header before a datagram from, or to, `source`; FRAG 0."""
+    """Encode the header of a datagram from, or to, an address; FRAG is 0."""
     return b"\0\0\0" + encode_address(source)
 
 
-def _read_raw_address(reader: Reader, kind: int) -> bytes:
-    if kind == IPV4:
-        return reader.read_exactly(6)
-    if kind == IPV6:
-        return reader.read_exactly(18)
-    if kind == NAME:
-        return reader.read_exactly(reader.read_exactly(1)[0] + 2)
+def _read_raw_address(reader: Reader, address_type: int) -> Steps[bytes]:
+    """Read address and port, without the length of a name."""
+    if address_type == IPV4:
+        return (yield from reader.read_exactly(6))
+    if address_type == IPV6:
+        return (yield from reader.read_exactly(18))
+    if address_type == NAME:
+        (length,) = yield from reader.read_exactly(1)
+        return (yield from reader.read_exactly(length + 2))
     raise RequestError(ADDRESS_NOT_SUPPORTED, "unknown address type")
 
 
-def _address(kind: int, raw: bytes) -> Address:
-    host = parse_host(raw[:-2]) if kind == NAME else ip_text(raw[:-2])
+def _parse_raw_address(address_type: int, raw: bytes) -> Address:
+    host = parse_host(raw[:-2]) if address_type == NAME else ip_text(raw[:-2])
     return Address(host, int.from_bytes(raw[-2:], "big"))
+
+
+def _unspecified_host(raw: bytes) -> Address:
+    """Return the port of a raw address whose host cannot be used."""
+    return UNSPECIFIED_ADDRESS._replace(port=int.from_bytes(raw[-2:], "big"))

@@ -18,7 +18,7 @@ from netproxy.protocol.capsule import VARINT_LONGEST, encode_varint, parse_varin
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Reader
+    from netproxy.interfaces.connections import Reader, Steps
 
 MAGIC, VERSION = b"\x9eNPT", 1
 CONTROL, WORK = 0, 1
@@ -163,12 +163,12 @@ def encode_hello(hello: Hello) -> bytes:
     return head + hello.nonce + bytes((len(name),)) + name + hello.session
 
 
-def read_hello(reader: Reader) -> Hello:
+def read_hello(reader: Reader) -> Steps[Hello]:
     """Read a hello.
 
     Raises ProtocolError for another version, an unknown kind and an invalid agent name.
     """
-    head = reader.read_exactly(_HEAD_SIZE)
+    head = yield from reader.read_exactly(_HEAD_SIZE)
     if not head.startswith(MAGIC):
         raise ProtocolError("not a tunnel agent")
     version, kind = head[-2:]
@@ -177,15 +177,15 @@ def read_hello(reader: Reader) -> Hello:
             f"unknown tunnel version {version} or connection kind {kind}"
             f" (supported: version {VERSION}, kinds {CONTROL} and {WORK})"
         )
-    nonce = reader.read_exactly(NONCE_SIZE)
-    length = reader.read_exactly(1)
-    raw_name = reader.read_exactly(length[0])
+    nonce = yield from reader.read_exactly(NONCE_SIZE)
+    length = yield from reader.read_exactly(1)
+    raw_name = yield from reader.read_exactly(length[0])
     name = raw_name.decode("latin-1")
     if not re.match(_AGENT_NAME, name):
         raise ProtocolError("not a valid agent name")
     session = b""
     if kind == WORK:
-        session = reader.read_exactly(SESSION_SIZE)
+        session = yield from reader.read_exactly(SESSION_SIZE)
     return Hello(kind, name, nonce, session)
 
 
@@ -210,30 +210,30 @@ def encode_refusal(reason: int) -> bytes:
     return bytes((_REFUSAL, reason))
 
 
-def read_challenge(reader: Reader) -> bytes | int:
+def read_challenge(reader: Reader) -> Steps[bytes | int]:
     """Read a challenge: return the bridge's nonce, or the reason of its refusal.
 
     Raises ProtocolError for anything else.
     """
-    kind = reader.read_exactly(1)
+    kind = yield from reader.read_exactly(1)
     if not _is_answer(kind[0], _CHALLENGE):
-        reason = reader.read_exactly(1)
+        reason = yield from reader.read_exactly(1)
         return reason[0]
-    nonce = reader.read_exactly(NONCE_SIZE)
+    nonce = yield from reader.read_exactly(NONCE_SIZE)
     return nonce
 
 
-def read_welcome(reader: Reader) -> Welcome | int:
+def read_welcome(reader: Reader) -> Steps[Welcome | int]:
     """Read a welcome: return it, or the reason of the bridge's refusal.
 
     Raises ProtocolError for anything else.
     """
-    kind = reader.read_exactly(1)
+    kind = yield from reader.read_exactly(1)
     if not _is_answer(kind[0], _WELCOME):
-        reason = reader.read_exactly(1)
+        reason = yield from reader.read_exactly(1)
         return reason[0]
-    proof = reader.read_exactly(PROOF_SIZE)
-    session = reader.read_exactly(SESSION_SIZE)
+    proof = yield from reader.read_exactly(PROOF_SIZE)
+    session = yield from reader.read_exactly(SESSION_SIZE)
     return Welcome(proof, session)
 
 
@@ -304,12 +304,12 @@ def parse_message(buffer: bytes) -> tuple[TunnelMessage, int] | None:
     return TunnelMessage(kind[0], buffer[length[1] : end]), end
 
 
-def read_message(reader: Reader) -> TunnelMessage:
+def read_message(reader: Reader) -> Steps[TunnelMessage]:
     """Read a capsule.  Raises ProtocolError if it is longer than MESSAGE_LIMIT."""
-    kind = _read_varint(reader)
-    length = _read_varint(reader)
+    kind = yield from _read_varint(reader)
+    length = yield from _read_varint(reader)
     _check_length(length)
-    value = reader.read_exactly(length)
+    value = yield from reader.read_exactly(length)
     return TunnelMessage(kind, value)
 
 
@@ -318,9 +318,9 @@ def _check_length(length: int) -> None:
         raise ProtocolError(f"a tunnel message of {length} bytes (limit {MESSAGE_LIMIT})")
 
 
-def _read_varint(reader: Reader) -> int:
-    first = reader.read_exactly(1)
-    rest = reader.read_exactly((1 << (first[0] >> 6)) - 1)
+def _read_varint(reader: Reader) -> Steps[int]:
+    first = yield from reader.read_exactly(1)
+    rest = yield from reader.read_exactly((1 << (first[0] >> 6)) - 1)
     parsed = parse_varint(first + rest, 0, VARINT_LONGEST)
     assert parsed is not None
     return parsed[0]

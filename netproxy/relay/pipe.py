@@ -22,7 +22,7 @@ from netproxy.net.syscalls import BUFFER, POLL_LIMIT_MS, ROOM
 from netproxy.relay.direction import Direction
 
 if TYPE_CHECKING:
-    from netproxy.net.stream import Stream
+    from netproxy.interfaces.connections import Stream
 
 STAY_SECONDS = 0.1
 """A busy relay without anything to do for this long returns its thread."""

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Callable, Protocol, Sequence
 
 from netproxy.errors import DialError, NetProxyError
 from netproxy.net.address import is_ipv6, to_sockaddr
+from netproxy.net.stream import complete
 from netproxy.protocol import dns, http1
 from netproxy.protocol.dns_message import with_id
-from netproxy.protocol.http1_message import read_body, response_framing
+from netproxy.protocol.http1_message import Body, response_framing
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.net.stream import Stream
+    from netproxy.interfaces.connections import Steps, Stream
 
 # Seconds to wait for an answer over UDP before the query is sent again, and attempts.
 TRY_SECONDS = 1.0
@@ -212,11 +213,16 @@ class StreamServer(_StreamPool):
         answers: dict[int, bytes] = {}
         while len(answers) < len(sent):
             before = len(answers)
-            length = int.from_bytes(stream.read_exactly(2), "big")
-            _assign(stream.read_exactly(length), sent, answers)
+            _assign(complete(_read_message(stream)), sent, answers)
             if len(answers) == before:
                 raise ServerError(f"{self.name}: the answer is to another question")
         return [with_id(answers[number], _id(query)) for number, query in enumerate(queries)]
+
+
+def _read_message(stream: Stream) -> Steps[bytes]:
+    """Read a message behind its length (RFC 1035 section 4.2.2)."""
+    length = yield from stream.read_exactly(2)
+    return (yield from stream.read_exactly(int.from_bytes(length, "big")))
 
 
 class HttpsServer(_StreamPool):
@@ -243,13 +249,13 @@ class HttpsServer(_StreamPool):
             (b"Content-Type", _MESSAGE_TYPE),
             (b"Content-Length", b"%d" % len(sent)),
         ]
-        stream.write(http1.encode_request(http1.Request(b"POST", self._path, 1, fields)) + sent)
-        response = http1.read_response(stream)
+        stream.write(http1.encode_request(http1.HttpRequest(b"POST", self._path, 1, fields)) + sent)
+        response = complete(http1.read_response(stream))
         while response.status < 200:
-            response = http1.read_response(stream)
+            response = complete(http1.read_response(stream))
         framing = response_framing(response, b"POST")
-        body = b""
-        for piece in read_body(stream, framing, 502):
+        reader, body = Body(stream, framing, 502), b""
+        while piece := complete(reader.read()):
             body += piece
             if len(body) > dns.MESSAGE_LIMIT:
                 raise ServerError(f"{self.name}: the answer is too long")

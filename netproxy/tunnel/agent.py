@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
 
 from netproxy.errors import ListenError, NetProxyError, StreamError
-from netproxy.net.connect import Dials
+from netproxy.net.connect import AbortableDials
 from netproxy.net.stream import poll_streams
 from netproxy.protocol import tunnel
 from netproxy.tunnel.control import ControlConnection
@@ -23,8 +23,8 @@ from netproxy.tunnel.handshake import AgentHandshake
 from netproxy.tunnel.pool import WorkPool
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.services import Log
-    from netproxy.net.stream import Stream
     from netproxy.protocol.tunnel import BridgePort, TunnelMessage
     from netproxy.tunnel.handshake import AgentIdentity
     from netproxy.tunnel.pool import Submit, WorkHandler
@@ -66,7 +66,7 @@ class Agent:
         self._handler = handler
         self._log = log
         self._begun, self._stopped = threading.Event(), threading.Event()
-        self._dials = Dials()
+        self._dials = AbortableDials()
         # Guards _services, _is_exit and _session.
         self._lock = threading.Lock()
         self._services: Sequence[BridgePort] = ()
@@ -115,7 +115,7 @@ class Agent:
         if session is not None:
             session.pool.end()
             session.control.close(tunnel.STOPPING)
-        self._dials.end()
+        self._dials.abort()
         if self.thread.is_alive():
             self.thread.join(seconds)
 

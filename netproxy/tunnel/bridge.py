@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Mapping, NamedTuple
 
 from netproxy.errors import NetProxyError
-from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.connections import READABLE, Blocking, Wait
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import Hello, Welcome
 from netproxy.tunnel.backoff import BackOff
@@ -25,8 +25,8 @@ from netproxy.tunnel.sessions import AgentSession, AgentSessions, WorkStream
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.services import Counter, Log
-    from netproxy.net.stream import Stream
     from netproxy.protocol.tunnel import TunnelMessage
     from netproxy.tunnel.ports import AgentRights, PortOpener
 
@@ -78,12 +78,20 @@ class Bridge:
 
     # -- the handshake
 
-    def handle(self, stream: Stream, client: Address) -> Wait | None:
+    def handle(self, stream: Stream, client: Address) -> Handshake:
         """Handle a connection of an agent (interfaces.connections.Handler)."""
-        hello = tunnel.read_hello(stream)
+        hello = yield from tunnel.read_hello(stream)
         nonce = os.urandom(tunnel.NONCE_SIZE)
-        stream.write(tunnel.encode_challenge(nonce))
-        proof = stream.read_exactly(tunnel.PROOF_SIZE)
+        stream.reply(tunnel.encode_challenge(nonce))
+        proof = yield from stream.read_exactly(tunnel.PROOF_SIZE)
+        wait: Wait | None = yield Blocking(
+            partial(self._check_proof, stream, client, hello, nonce, proof)
+        )
+        return wait
+
+    def _check_proof(
+        self, stream: Stream, client: Address, hello: Hello, nonce: bytes, proof: bytes
+    ) -> Wait | None:
         rights = self._rights.get(hello.name)
         token = self._decoy_token if rights is None else rights.token
         expected = tunnel.agent_proof(token, hello, nonce)
@@ -268,7 +276,7 @@ class _AgentLogin(NamedTuple):
 
     def welcome(self, session: bytes) -> bytes:
         """Return the bytes of the welcome; from now on the connection is not shed."""
-        self.stream.welcome()
+        self.stream.end_handshake()
         proof = tunnel.bridge_proof(self.token, self.hello, self.nonce, session)
         return tunnel.encode_welcome(Welcome(proof, session))
 

@@ -11,10 +11,11 @@ import time
 from typing import TYPE_CHECKING, Iterator
 
 from netproxy.errors import EndOfStream, ProtocolError, StreamError
+from netproxy.net.stream import complete
 from netproxy.protocol import tunnel
 
 if TYPE_CHECKING:
-    from netproxy.net.stream import Stream
+    from netproxy.interfaces.connections import Stream
     from netproxy.protocol.tunnel import TunnelMessage
 
 HEARTBEAT_SECONDS = 10.0
@@ -28,7 +29,8 @@ def take_messages(stream: Stream) -> Iterator[TunnelMessage]:
     """Take the complete messages among the unread bytes off a stream.  Raises ProtocolError."""
     while parsed := tunnel.parse_message(stream.unread()):
         message, end = parsed
-        stream.read_exactly(end)
+        # All of them are there, so that nothing is waited for.
+        complete(stream.read_exactly(end))
         yield message
 
 

@@ -19,6 +19,7 @@ from netproxy.errors import (
 )
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.net.framed import FramedConn
+from netproxy.net.stream import complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import Capsules
 from netproxy.protocol.tunnel import OpenRequest
@@ -26,10 +27,10 @@ from netproxy.protocol.tunnel_datagrams import AddressedDatagrams
 from netproxy.tunnel.sessions import tunnel_failure
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.services import Counter
     from netproxy.net.framed import Framing
-    from netproxy.net.stream import Stream
     from netproxy.protocol.tunnel import BridgePort, TunnelMessage
     from netproxy.tunnel.sessions import AgentSessions, WorkStream
 
@@ -123,6 +124,6 @@ class TunnelDialer:
 def _read_answer(stream: Stream) -> TunnelMessage:
     """Read ACCEPT or REFUSE; messages of unknown types before it are skipped."""
     while True:
-        message = tunnel.read_message(stream)
+        message = complete(tunnel.read_message(stream))
         if message.kind in (tunnel.ACCEPT, tunnel.REFUSE):
             return message

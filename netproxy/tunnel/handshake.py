@@ -9,12 +9,13 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from netproxy.errors import DialError, ProtocolError, Reason
+from netproxy.net.stream import complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import Hello, Welcome
 
 if TYPE_CHECKING:
-    from netproxy.net.connect import Dials
-    from netproxy.net.stream import Stream
+    from netproxy.interfaces.connections import Stream
+    from netproxy.net.connect import AbortableDials
 
 
 class AgentIdentity(NamedTuple):
@@ -31,7 +32,7 @@ class AgentHandshake:
     """The agent's side of the handshake, for one kind of connection."""
 
     def __init__(
-        self, dials: Dials, identity: AgentIdentity, kind: int, session: bytes = b""
+        self, dials: AbortableDials, identity: AgentIdentity, kind: int, session: bytes = b""
     ) -> None:
         self._dials = dials
         self._identity = identity
@@ -49,11 +50,11 @@ class AgentHandshake:
         name, token = self._identity
         hello = Hello(self._kind, name, os.urandom(tunnel.NONCE_SIZE), self.session)
         stream.write(tunnel.encode_hello(hello))
-        nonce = tunnel.read_challenge(stream)
+        nonce = complete(tunnel.read_challenge(stream))
         if isinstance(nonce, int):
             raise _refused(nonce)
         stream.write(tunnel.agent_proof(token, hello, nonce))
-        welcome = tunnel.read_welcome(stream)
+        welcome = complete(tunnel.read_welcome(stream))
         if not isinstance(welcome, Welcome):
             raise _refused(welcome)
         expected = tunnel.bridge_proof(token, hello, nonce, welcome.session)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Callable, Protocol
 from netproxy.errors import NetProxyError
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.services import Log
-    from netproxy.net.stream import Stream
 
 IDLE_FEWEST = 4
 """Idle connections that are always kept."""

@@ -20,6 +20,7 @@ from netproxy.net.stream import Stream
 from netproxy.protocol import tunnel
 
 if TYPE_CHECKING:
+    from netproxy.interfaces import connections
     from netproxy.interfaces.addresses import Address
     from netproxy.tunnel.control import ControlConnection
     from netproxy.tunnel.ports import SessionPorts
@@ -46,7 +47,7 @@ class WorkStream(Stream):
 
     __slots__ = ("_session", "datagrams")
 
-    def __init__(self, stream: Stream, session: AgentSession) -> None:
+    def __init__(self, stream: connections.Stream, session: AgentSession) -> None:
         """Take the socket of `stream`, which may only be closed afterwards."""
         super().__init__(stream.socket)
         stream.move_to(self)

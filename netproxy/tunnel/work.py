@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Protocol
 
 from netproxy.errors import DialError, Reason, StreamError
-from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.connections import READABLE, Blocking, Wait
 from netproxy.interfaces.flows import TUNNEL_AGENT, Flow
 from netproxy.protocol import proxy_protocol, socks5, tunnel
 from netproxy.protocol.capsule import Capsules
@@ -19,9 +19,9 @@ from netproxy.tunnel.control import take_messages
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.services import Counter
     from netproxy.net.framed import Framing
-    from netproxy.net.stream import Stream
     from netproxy.protocol.tunnel import OpenRequest
     from netproxy.tunnel.pool import WorkPool
 
@@ -92,7 +92,7 @@ class WorkStarter(Protocol):
     """Runs work connections on the threads of the connection pool and the poller."""
 
     def begin(self, work: WorkConnection) -> None:
-        """Call work.run() on a thread, then what its Wait says, and at the end work.end()."""
+        """Drive work.handshake(), then what its Wait says, and at the end call work.end()."""
 
 
 class WorkServer:
@@ -148,7 +148,12 @@ class WorkConnection:
         self.stream = stream
         self._pool = pool
 
-    def run(self) -> Wait | None:
+    def handshake(self) -> Handshake:
+        """Serve the bridge's request, on a pool thread: it may dial."""
+        wait: Wait | None = yield Blocking(self._run)
+        return wait
+
+    def _run(self) -> Wait | None:
         """Serve the bridge's request if it has arrived, else wait for it."""
         for message in take_messages(self.stream):
             if message.kind == tunnel.OPEN:
@@ -167,7 +172,7 @@ class WorkConnection:
 
     def _resume(self, ready: bool) -> Wait | None:
         keep = self.stream.read_ahead() if ready else not self._pool.release(self.stream)
-        return self.run() if keep else None
+        return self._run() if keep else None
 
     def _open(self, request: OpenRequest) -> Wait | None:
         try:

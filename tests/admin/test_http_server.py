@@ -11,14 +11,15 @@ from netproxy.admin import http_server
 from netproxy.admin.http_server import HeadReader, HttpAnswer, HttpServer, encode, parse_request
 from netproxy.errors import EndOfStream, LimitError, ListenError
 from netproxy.interfaces.addresses import Address
-from netproxy.protocol.http1 import HttpError, Request
+from netproxy.net.stream import complete
+from netproxy.protocol.http1 import HttpError, HttpRequest
 from tests.support.doubles import Lines
 from tests.support.sockets import SECONDS, read_to_end, wait_until
 
 BIG = b"x" * 3_000_000
 
 
-def answer(request: Request, peer: str) -> HttpAnswer:
+def answer(request: HttpRequest, peer: str) -> HttpAnswer:
     if request.target == b"/fault":
         raise RuntimeError("a fault")
     if request.target == b"/big":
@@ -55,7 +56,7 @@ class TestParseRequest:
     def test_request_is_parsed_without_its_query(self) -> None:
         head = b"GET /metrics?x=1 HTTP/1.1\r\nHost: a:1\r\nX-Y:  z \r\n\r\n"
         fields = [(b"Host", b"a:1"), (b"X-Y", b"z")]
-        assert parse_request(head) == Request(b"GET", b"/metrics", 1, fields)
+        assert parse_request(head) == HttpRequest(b"GET", b"/metrics", 1, fields)
 
     def test_http_1_0_request_needs_no_host(self) -> None:
         assert parse_request(b"GET / HTTP/1.0\r\n\r\n").minor == 0
@@ -90,18 +91,21 @@ class TestParseRequest:
 class TestHeadReader:
     def test_bytes_come_in_order(self) -> None:
         reader = HeadReader(b"ab\ncd\n")
-        assert (reader.read_until(b"\n", 3), reader.read_exactly(1)) == (b"ab\n", b"c")
-        assert reader.read_until(b"\n", 2) == b"d\n"
+        assert (complete(reader.read_until(b"\n", 3)), complete(reader.read_exactly(1))) == (
+            b"ab\n",
+            b"c",
+        )
+        assert complete(reader.read_until(b"\n", 2)) == b"d\n"
 
     def test_end_of_the_head_is_an_error(self) -> None:
         with pytest.raises(EndOfStream):
-            HeadReader(b"ab").read_until(b"\n", 3)
+            complete(HeadReader(b"ab").read_until(b"\n", 3))
         with pytest.raises(EndOfStream):
-            HeadReader(b"ab").read_exactly(3)
+            complete(HeadReader(b"ab").read_exactly(3))
 
     def test_late_separator_is_an_error(self) -> None:
         with pytest.raises(LimitError):
-            HeadReader(b"abc\n").read_until(b"\n", 3)
+            complete(HeadReader(b"abc\n").read_until(b"\n", 3))
 
 
 def test_answer_tells_browsers_what_they_may_not_do() -> None:

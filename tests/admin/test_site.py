@@ -13,7 +13,7 @@ import pytest
 
 from netproxy.admin.http_server import HttpAnswer
 from netproxy.admin.site import Site, is_own_name, read_page
-from netproxy.protocol.http1 import Request
+from netproxy.protocol.http1 import HttpRequest
 from tests.support.doubles import Counts, Lines
 
 TOKEN = "0123456789abcdef"
@@ -51,7 +51,7 @@ class Rig:
             (name.encode(), value.encode("latin-1"))
             for name, value in {"host": "127.0.0.1:9180", **fields}.items()
         ]
-        request = Request(method.encode(), path.encode(), minor, encoded)
+        request = HttpRequest(method.encode(), path.encode(), minor, encoded)
         return self.site.answer(request, "192.0.2.7")
 
 
@@ -199,4 +199,4 @@ def test_statistics_are_not_read_for_health() -> None:
         page = metrics
 
     site = Site(NoStatistics(), Counts(), Lines())
-    assert site.answer(Request(b"GET", b"/readyz", 0, []), "").status == 200
+    assert site.answer(HttpRequest(b"GET", b"/readyz", 0, []), "").status == 200

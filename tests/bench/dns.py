@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How many queries a second the dns listener answers, against dnsmasq in the same run, with one unbound behind both.
+"""Measures queries per second of the dns listener and of dnsmasq, with one unbound behind both.
 
-  python3 tests/bench/dns.py                          six minutes: three rounds of 30 s for each server and load
-  python3 tests/bench/dns.py --rounds 1 --seconds 2   seconds, and less exact
+  python3 tests/bench/dns.py                          six minutes: three rounds of 30 s each
+  python3 tests/bench/dns.py --rounds 1 --seconds 2   some seconds, less exact
 
-Needs unbound, dnsmasq and dnsperf (Debian: unbound, dnsmasq-base, dnsperf).  While dnsperf asks, a client of this
-program asks as well, at an easy pace, and compares each answer; the exit status is 1 where one is wrong, or where
-kept answers come at less than a quarter of dnsmasq's rate.
+Needs unbound, dnsmasq and dnsperf (Debian: unbound, dnsmasq-base, dnsperf). While dnsperf runs, a
+client of this program sends queries at a slow rate and checks each answer. The exit status is 1 if
+an answer is wrong, or if cached answers come at less than a quarter of dnsmasq's rate.
 """
 
 from __future__ import annotations
@@ -26,33 +26,44 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from rig import LOOPBACK, SECONDS, Netproxyd
+from rig import LOOPBACK, SECONDS, Netproxyd, free_port, print_row
 
-NAMES = 1000  # each with an IPv4 and an IPv6 address
-FRESH = 400_000  # names for queries that no cache has: more than a run asks for
-PACE = 0.02  # seconds between two queries of the client that looks at answers
-IN_FLIGHT = 100  # of dnsperf, as it has it
+# Names with an IPv4 and an IPv6 address each.
+NAMES = 1000
+# Names that no cache has: more than a run queries.
+FRESH = 400_000
+# Seconds between two queries of the client that checks answers.
+PACE = 0.02
+# Queries of dnsperf without an answer: its default.
+IN_FLIGHT = 100
+# The least ratio of cached answers to dnsmasq's.
 REQUIRED = 0.25
+WIDTHS = (10, 6, 10, 8, 8, 6, 8, 6, 11)
 _RATE = re.compile(r"Queries per second: +([\d.]+)")
 _LOST = re.compile(r"Queries lost: +(\d+)")
 _CODES = re.compile(r"Response codes: +(.*)")
 
 
 class Outcome(NamedTuple):
-    rate: float  # queries a second
+    """The result of a measurement."""
+
+    rate: float
+    """Queries per second."""
     lost: int
-    codes: str  # other than NOERROR
-    looked_at: int
+    codes: str
+    """Response codes other than NOERROR."""
+    checked: int
     wrong: int
 
 
 def addresses(number: int) -> tuple[bytes, bytes]:
-    return b"\x0a\1" + struct.pack(">H", number), b"\x20\1\x0d\xb8" + bytes(10) + struct.pack(
-        ">H", number
-    )
+    """Return the IPv4 and the IPv6 address of a name."""
+    packed = struct.pack(">H", number)
+    return b"\x0a\1" + packed, b"\x20\1\x0d\xb8" + bytes(10) + packed
 
 
 def need(program: str) -> str:
+    """Return the path of a program."""
     path = shutil.which(
         program, path="/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
     )
@@ -61,25 +72,14 @@ def need(program: str) -> str:
     return path
 
 
-def free_port() -> int:
-    """One that is free for TCP and UDP."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-            udp.bind((LOOPBACK, 0))
-            try:
-                tcp.bind(udp.getsockname())
-            except OSError:
-                continue  # somebody has it for the one of them
-            return udp.getsockname()[1]
-
-
 def encode_query(name: str, kind: int, id: int) -> bytes:
+    """Return a query with recursion desired (RFC 1035 section 4.1)."""
     labels = b"".join(bytes((len(label),)) + label.encode() for label in name.split("."))
     return struct.pack(">6H", id, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", kind, 1)
 
 
 def is_right(answer: bytes, query: bytes, packed: bytes) -> bool:
-    """Exactly one record, behind the very question, with the address that was expected."""
+    """Return True if the answer has the question and exactly one record with the address."""
     end = len(query)
     return (
         answer[:2] == query[:2]
@@ -91,33 +91,37 @@ def is_right(answer: bytes, query: bytes, packed: bytes) -> bool:
     )
 
 
-class Looker:
-    """Asks for one name after the other, and looks at what comes."""
+class Checker:
+    """Queries names and checks the answers."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.connect((LOOPBACK, port))
         self._socket.settimeout(2.0)
-        self.looked_at = self.wrong = 0
+        self.checked = self.wrong = 0
 
-    def look(self) -> None:
+    def check(self) -> None:
+        """Send a query, wait for its answer, and count it."""
         number, kind = random.randrange(NAMES), random.choice((1, 28))
         query = encode_query(f"name{number}.test", kind, random.randrange(65536))
         self._socket.send(query)
         try:
+            # Skip late answers to earlier queries.
             while (answer := self._socket.recv(4096))[:2] != query[:2]:
-                pass  # of one before that was late
+                pass
         except TimeoutError:
-            return  # lost, which dnsperf counts as well
-        self.looked_at += 1
+            # Lost. dnsperf counts losses.
+            return
+        self.checked += 1
         self.wrong += not is_right(answer, query, addresses(number)[kind == 28])
 
     def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
 
 def start(stack: ExitStack, port: int, *command: str) -> None:
-    """A name server, which answers when this returns."""
+    """Start a name server and wait until it answers."""
     log = tempfile.TemporaryFile()
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     stack.callback(log.close)
@@ -125,14 +129,14 @@ def start(stack: ExitStack, port: int, *command: str) -> None:
     stack.callback(process.kill)
     deadline = time.monotonic() + SECONDS
     while True:
-        looker = Looker(port)
+        checker = Checker(port)
         try:
-            looker.look()
+            checker.check()
         except ConnectionRefusedError:
             pass
         finally:
-            looker.close()
-        if looker.looked_at:
+            checker.close()
+        if checker.checked:
             return
         if process.poll() is not None or time.monotonic() > deadline:
             log.seek(0)
@@ -141,6 +145,7 @@ def start(stack: ExitStack, port: int, *command: str) -> None:
 
 
 def start_unbound(stack: ExitStack, directory: Path) -> int:
+    """Start unbound with all names. Return its port."""
     port = free_port()
     lines = [
         "server:",
@@ -160,12 +165,12 @@ def start_unbound(stack: ExitStack, directory: Path) -> int:
         "local-data: 'fresh.test. 3600 IN A 10.2.0.1'",
     ]
     for number in range(NAMES):
-        for kind, family, packed in zip(
-            ("A", "AAAA"), (socket.AF_INET, socket.AF_INET6), addresses(number)
+        four, six = addresses(number)
+        for record in (
+            f"A {socket.inet_ntop(socket.AF_INET, four)}",
+            f"AAAA {socket.inet_ntop(socket.AF_INET6, six)}",
         ):
-            lines.append(
-                f"local-data: 'name{number}.test. 3600 IN {kind} {socket.inet_ntop(family, packed)}'"
-            )
+            lines.append(f"local-data: 'name{number}.test. 3600 IN {record}'")
     config = directory / "unbound.conf"
     config.write_text("\n".join([*lines, "remote-control:", "control-enable: no", ""]))
     start(stack, port, need("unbound"), "-d", "-c", str(config))
@@ -173,6 +178,7 @@ def start_unbound(stack: ExitStack, directory: Path) -> int:
 
 
 def start_dnsmasq(stack: ExitStack, behind: int) -> int:
+    """Start dnsmasq in front of a name server. Return its port."""
     port = free_port()
     start(
         stack,
@@ -196,6 +202,7 @@ def start_dnsmasq(stack: ExitStack, behind: int) -> int:
 
 
 def start_netproxyd(stack: ExitStack, behind: int) -> int:
+    """Start netproxyd in front of a name server. Return its port."""
     daemon = stack.enter_context(
         Netproxyd(
             config=f"""
@@ -208,7 +215,7 @@ dns: {{servers: ["{LOOPBACK}:{behind}"], cache: 10000}}
 
 
 def write_queries(path: Path, load: str, run: int) -> Path:
-    """For dnsperf: the same ones each time, or such as nobody has asked for before."""
+    """Write a file for dnsperf: the same queries each time ("kept"), or new names ("fresh")."""
     if load == "kept":
         lines = [f"name{number}.test {kind}" for number in range(NAMES) for kind in ("A", "AAAA")]
         random.Random(6).shuffle(lines)
@@ -219,6 +226,7 @@ def write_queries(path: Path, load: str, run: int) -> Path:
 
 
 def measure(port: int, queries: Path, seconds: float) -> Outcome:
+    """Run dnsperf against a port."""
     process = subprocess.Popen(
         [
             need("dnsperf"),
@@ -241,27 +249,27 @@ def measure(port: int, queries: Path, seconds: float) -> Outcome:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    looker = Looker(port)
+    checker = Checker(port)
     try:
         while process.poll() is None:
-            looker.look()
+            checker.check()
             time.sleep(PACE)
         text = process.communicate()[0]
     finally:
         process.kill()
         process.wait()
-        looker.close()
+        checker.close()
     rate, lost, codes = _RATE.search(text), _LOST.search(text), _CODES.search(text)
     if not (rate and lost):
         raise SystemExit(f"dnsperf says:\n{text}")
     others = ", ".join(
-        one for one in (codes[1] if codes else "").split(", ") if not one.startswith("NOERROR")
+        code for code in (codes[1] if codes else "").split(", ") if not code.startswith("NOERROR")
     )
-    return Outcome(float(rate[1]), int(lost[1]), others, looker.looked_at, looker.wrong)
+    return Outcome(float(rate[1]), int(lost[1]), others, checker.checked, checker.wrong)
 
 
 def run(rounds: int, seconds: float) -> bool:
-    """Whether all is as it must be."""
+    """Print the measurements. Return True if all answers are right and fast enough."""
     outcomes: dict[tuple[str, str], list[Outcome]] = {}
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netproxy-bench-")))
@@ -270,31 +278,36 @@ def run(rounds: int, seconds: float) -> bool:
             ("netproxyd", start_netproxyd(stack, unbound)),
             ("dnsmasq", start_dnsmasq(stack, unbound)),
         ]
-        for at in range(rounds):
-            for server, port in servers if at % 2 == 0 else servers[::-1]:
+        for turn in range(rounds):
+            for server, port in servers if turn % 2 == 0 else servers[::-1]:
                 for load in ("kept", "fresh"):
-                    queries = write_queries(directory / "queries", load, at)
+                    queries = write_queries(directory / "queries", load, turn)
                     outcomes.setdefault((server, load), []).append(measure(port, queries, seconds))
-    print(
-        f"{'server':>10} {'load':>6} {'queries/s':>10} {'least':>8} {'most':>8} {'lost':>6} {'looked at':>10} {'wrong':>6}  other codes"
-    )
-    for (server, load), found in outcomes.items():
-        rates = [one.rate for one in found]
-        print(
-            f"{server:>10} {load:>6} {statistics.median(rates):>10,.0f} {min(rates):>8,.0f} {max(rates):>8,.0f} "
-            f"{sum(one.lost for one in found):>6} {sum(one.looked_at for one in found):>10} {sum(one.wrong for one in found):>6}  "
-            f"{'; '.join(filter(None, (one.codes for one in found))) or '-'}"
+    columns = ("load", "queries/s", "least", "most", "lost", "checked", "wrong")
+    print_row(WIDTHS, "server", *columns, "other codes")
+    medians: dict[tuple[str, str], float] = {}
+    for (server, load), results in outcomes.items():
+        rates = [result.rate for result in results]
+        medians[server, load] = statistics.median(rates)
+        print_row(
+            WIDTHS,
+            server,
+            load,
+            *(f"{rate:,.0f}" for rate in (medians[server, load], min(rates), max(rates))),
+            sum(result.lost for result in results),
+            sum(result.checked for result in results),
+            sum(result.wrong for result in results),
+            "; ".join(filter(None, (result.codes for result in results))) or "-",
         )
     ratios = {
-        load: statistics.median(one.rate for one in outcomes["netproxyd", load])
-        / statistics.median(one.rate for one in outcomes["dnsmasq", load])
-        for load in ("kept", "fresh")
+        load: medians["netproxyd", load] / medians["dnsmasq", load] for load in ("kept", "fresh")
     }
     print(
-        f"Ratio to dnsmasq: kept {ratios['kept']:.2f}, fresh {ratios['fresh']:.2f} (required: kept {REQUIRED})"
+        f"Ratio to dnsmasq: kept {ratios['kept']:.2f}, fresh {ratios['fresh']:.2f} "
+        f"(required: kept {REQUIRED})"
     )
     ours = outcomes["netproxyd", "kept"] + outcomes["netproxyd", "fresh"]
-    return ratios["kept"] >= REQUIRED and not any(one.wrong or one.codes for one in ours)
+    return ratios["kept"] >= REQUIRED and not any(result.wrong or result.codes for result in ours)
 
 
 def main() -> None:

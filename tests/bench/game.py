@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What the relay adds to the round trip of a game: many clients, small datagrams, a steady pace.
+"""Measures the latency that the relay adds for a game: many clients, small datagrams, steady rate.
 
   python3 tests/bench/game.py [--seconds 10] [--clients 200] [--rate 60] [--size 100]
 
-Once straight to an echo server, once by way of netproxyd, all on loopback.  A round
-trip ends when the kernel has the answer, not when this program finds time for it.
+First directly to an echo server, then through netproxyd, all on loopback. A round trip ends when
+the kernel has received the answer, not when this program reads it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple, Sequence
 from load import Sink, Process
 from rig import (
     Netproxyd,
-    Where,
+    Endpoint,
     header,
     open_clients,
     print_row,
@@ -30,36 +30,41 @@ from rig import (
     udp_socket,
 )
 
-SO_TIMESTAMPNS = 35  # and the type of its control message
-PAUSE = 0.0002  # seconds between two looks at the clock
-LAST = 0.3  # seconds without an answer after which none is awaited
+# The option, and the type of its control message.
+SO_TIMESTAMPNS = 35
+# Seconds between two looks at the clock.
+PAUSE = 0.0002
+# Seconds without an answer after which none is awaited.
+LAST = 0.3
 STAMP = struct.Struct("!q")
 KERNEL_STAMP = struct.Struct("@ll")
 WIDTHS = (8, 9, 9, 7, 8, 8, 8, 8)
 
 
 class Load(NamedTuple):
+    """Clients, datagrams per second of each, bytes of a datagram, and the duration."""
+
     clients: int
-    rate: int  # datagrams a second of each
-    size: int  # bytes
+    rate: int
+    size: int
     seconds: float
 
 
 class Result(NamedTuple):
+    """Datagrams sent, and the round trips of the answered ones in nanoseconds, sorted."""
+
     sent: int
-    trips: list[int]  # nanoseconds, sorted
+    trips: list[int]
 
     def quantile(self, part: float) -> float:
-        """Milliseconds."""
-        return (
-            self.trips[min(len(self.trips) - 1, int(len(self.trips) * part))] / 1e6
-            if self.trips
-            else float("nan")
-        )
+        """Return a quantile of the round trips in milliseconds."""
+        if not self.trips:
+            return float("nan")
+        return self.trips[min(len(self.trips) - 1, int(len(self.trips) * part))] / 1e6
 
 
 class Receiver(Process):
-    """Notes how long each answer took."""
+    """A process that receives the answers and computes the round trips."""
 
     def __init__(self, sockets: Sequence[socket.socket]) -> None:
         self._sockets = sockets
@@ -68,9 +73,11 @@ class Receiver(Process):
     # -- calls
 
     def trips(self) -> list[int]:
+        """Return the round trips in nanoseconds."""
         return self._trips
 
     def count(self) -> int:
+        """Return the number of answers."""
         return len(self._trips)
 
     # -- in its process
@@ -97,16 +104,14 @@ class Receiver(Process):
     def _note(self, data: bytes, control: list[tuple[int, int, bytes]]) -> None:
         arrived = time.time_ns()
         for level, kind, stamp in control:
-            if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS) and len(
-                stamp
-            ) >= KERNEL_STAMP.size:
+            if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS):
                 seconds, nanoseconds = KERNEL_STAMP.unpack_from(stamp)
                 arrived = seconds * 1_000_000_000 + nanoseconds
         self._trips.append(arrived - STAMP.unpack_from(data, len(data) - STAMP.size)[0])
 
 
 def play(sockets: Sequence[socket.socket], before: bytes, load: Load) -> Result:
-    """All clients at their pace, one after the other; `before` stands before each datagram."""
+    """Send from all clients in turn at their rate. `before` precedes each datagram."""
     for sock in sockets:
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     receiver = Receiver(sockets)
@@ -121,7 +126,8 @@ def play(sockets: Sequence[socket.socket], before: bytes, load: Load) -> Result:
                     message + STAMP.pack(time.time_ns()), socket.MSG_DONTWAIT
                 )
             except OSError:
-                pass  # that one is lost
+                # The datagram is lost.
+                pass
             sent += 1
         time.sleep(PAUSE)
     count = -1
@@ -132,7 +138,8 @@ def play(sockets: Sequence[socket.socket], before: bytes, load: Load) -> Result:
     return Result(sent, sorted(trips))
 
 
-def direct(target: Where, load: Load) -> Result:
+def direct(target: Endpoint, load: Load) -> Result:
+    """Measure without the relay."""
     sockets = [udp_socket() for _ in range(load.clients)]
     for sock in sockets:
         sock.connect(target)
@@ -142,11 +149,12 @@ def direct(target: Where, load: Load) -> Result:
     return result
 
 
-def relayed(target: Where, load: Load) -> tuple[Result, float]:
-    """And the processor time of the daemon, microseconds a datagram."""
+def relayed(target: Endpoint, load: Load) -> tuple[Result, float]:
+    """Measure with the relay. Return also its processor time in microseconds per datagram."""
     with Netproxyd() as daemon:
         clients = open_clients(daemon.address, load.clients)
-        for client in clients:  # the way is there when the game begins
+        for client in clients:
+            # Opens the session before the measurement.
             client.socket.send(header(target) + bytes(load.size))
             client.socket.recv(2048)
         spent = daemon.processor_seconds()
@@ -163,7 +171,7 @@ def main() -> int:
     )
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument(
-        "--rate", type=int, default=60, help="datagrams a second of each client (default: 60)"
+        "--rate", type=int, default=60, help="datagrams per second of each client (default: 60)"
     )
     parser.add_argument("--size", type=int, default=100, help="bytes of a datagram (default: 100)")
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -171,18 +179,18 @@ def main() -> int:
     load = Load(options.clients, options.rate, max(STAMP.size, options.size), options.seconds)
     raise_descriptor_limit(load.clients * 2 + 100)
     print(
-        f"{load.clients} clients x {load.rate} datagrams/s x {load.size} bytes, {load.seconds:g} s, "
-        f"{os.cpu_count()} processors\n"
+        f"{load.clients} clients x {load.rate} datagrams/s x {load.size} bytes, "
+        f"{load.seconds:g} s, {os.cpu_count()} processors\n"
     )
     sink = Sink(1, echo=True)
     results = {"direct": direct(sink.targets[0], load)}
     results["relay"], cost = relayed(sink.targets[0], load)
     sink.stop()
-    print_row(WIDTHS, "way", "sent", "answered", "lost", "p50 ms", "p90 ms", "p99 ms", "max ms")
-    for way, result in results.items():
+    print_row(WIDTHS, "path", "sent", "answered", "lost", "p50 ms", "p90 ms", "p99 ms", "max ms")
+    for path, result in results.items():
         print_row(
             WIDTHS,
-            way,
+            path,
             result.sent,
             len(result.trips),
             result.sent - len(result.trips),
@@ -193,7 +201,7 @@ def main() -> int:
         for part in (0.5, 0.9, 0.99)
     ]
     print_row(WIDTHS, "added", "", "", "", *(f"{value:.3f}" for value in added))
-    print(f"\nThe relay's processor time: {cost:.1f} us a datagram.")
+    print(f"\nProcessor time of the relay: {cost:.1f} us per datagram.")
     return 0 if results["relay"].trips else 1
 
 

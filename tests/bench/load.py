@@ -1,7 +1,7 @@
-"""The other ends, each a process of its own, so that neither is what the daemon waits for.
+"""Load for the UDP benchmarks: clients and targets, each in its own process.
 
-A Sink has the targets: it counts what comes, or sends it back.  Clients have the
-associations: they send at a pace, or as fast as it goes.
+A Sink has the targets: it counts datagrams, or sends them back. Clients have the associations: they
+send at a fixed rate, or as fast as they can.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 from rig import (
     SOL_UDP,
     UDP_GRO,
-    Where,
+    Endpoint,
     can_segment,
     header,
     open_clients,
@@ -26,22 +26,29 @@ from rig import (
     udp_socket,
 )
 
-SIZE = 1200  # bytes of payload
-TRAIN = 8  # datagrams that leave in one call, as of a program that sends by UDP_SEGMENT
-PAUSE = 0.0001  # seconds between two looks at the clock: few datagrams wait together
-NEW = 1200  # sessions opened a second: more than a crowd of people brings
-QUIET = 0.05  # seconds without a datagram after which nothing is under way any more
+# Bytes of payload.
+SIZE = 1200
+# Datagrams of one call with UDP_SEGMENT.
+TRAIN = 8
+# Seconds between two looks at the clock: short, so that few datagrams are sent at once.
+PAUSE = 0.0001
+# Sessions opened per second.
+NEW = 1200
+# Seconds without a datagram after which all have arrived or are lost.
+QUIET = 0.05
 _forked = multiprocessing.get_context("fork")
 
 
 class Done(NamedTuple):
+    """Datagrams of a measurement and its duration."""
+
     sent: int
     received: int
     seconds: float
 
 
 class Process:
-    """A forked process that answers calls of its own methods, one at a time."""
+    """A forked process that executes calls of its own methods, one at a time."""
 
     def __init__(self) -> None:
         self._ours, theirs = _forked.Pipe()
@@ -50,6 +57,7 @@ class Process:
         theirs.close()
 
     def call(self, name: str, *arguments: Any) -> Any:
+        """Call a method in the process. Return its result."""
         self._ours.send((name, arguments))
         try:
             return self._ours.recv()
@@ -57,37 +65,38 @@ class Process:
             raise SystemExit(f"{type(self).__name__} has died") from None
 
     def stop(self) -> None:
+        """End the process."""
         self._ours.close()
         self._process.join()
 
     def _run(self, pipe: Any) -> None:
         self._ours.close()
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # the program itself is interrupted, and ends us
+        # On Ctrl-C the main program ends this process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.pipe = pipe
         self.begin()
         try:
             while True:
                 self.serve()
         except (EOFError, ConnectionError):
-            pass  # stop()
+            # stop() has closed the pipe.
+            pass
 
     def serve(self) -> None:
-        """Waits for a call and answers it."""
+        """Wait for a call and execute it."""
         name, arguments = self.pipe.recv()
         self.pipe.send(getattr(self, name)(*arguments))
 
     def begin(self) -> None:
-        """In the new process, before the first call."""
+        """Prepare the new process, before the first call."""
 
 
 class Sink(Process):
-    """`targets` is where its sockets listen."""
+    """A process with UDP targets. `targets` are their addresses."""
 
     def __init__(self, count: int, echo: bool = False) -> None:
         self._sockets = [udp_socket(gro=True) for _ in range(count)]
-        self.targets: list[Where] = [sock.getsockname() for sock in self._sockets]
+        self.targets: list[Endpoint] = [sock.getsockname() for sock in self._sockets]
         self._echo = echo
         self._count = 0
         super().__init__()
@@ -97,10 +106,11 @@ class Sink(Process):
     # -- calls
 
     def echo(self, on: bool) -> None:
+        """Send datagrams back from now on, or not."""
         self._echo = on
 
     def take(self) -> int:
-        """How many datagrams have come since the last time."""
+        """Return the number of datagrams since the last call."""
         count, self._count = self._count, 0
         return count
 
@@ -122,7 +132,8 @@ class Sink(Process):
                 try:
                     self._drain(sock)
                 except OSError:
-                    pass  # nothing more there, or an earlier echo was refused
+                    # No more datagrams, or an earlier echo was refused.
+                    pass
 
     def _drain(self, sock: socket.socket) -> None:
         buffer, flag = self._buffer, socket.MSG_DONTWAIT
@@ -141,12 +152,15 @@ class Sink(Process):
 
 
 class Clients(Process):
-    """Associations with a proxy, or none until open()."""
+    """A process with associations, after open()."""
 
     # -- calls
 
-    def open(self, server: Where, count: int, targets: Sequence[Where]) -> int:
-        """Associations from now on, all of which have sent to each target, so that all of the way is there."""
+    def open(self, server: Endpoint, count: int, targets: Sequence[Endpoint]) -> int:
+        """Open associations, and send from each to each target, so that all sessions exist.
+
+        Return the number of datagrams sent.
+        """
         self._clients = open_clients(server, count)
         self._sockets = [client.socket for client in self._clients]
         for sock in self._sockets:
@@ -160,19 +174,19 @@ class Clients(Process):
         return self._paced(self._send_single, 1, NEW, count) + self.open_targets()
 
     def open_targets(self) -> int:
-        """Each has sent to each target."""
+        """Send a datagram from each association to each target. Return their number."""
         return self._paced(self._send_single, 1, 20_000, len(self._sockets) * self._targets)
 
     def close(self) -> None:
+        """Close the associations."""
         for client in self._clients:
             client.close()
         self._poll.close()
 
     def run(self, load: str, rate: float, seconds: float) -> Done:
-        """`rate` datagrams a second, 0 for as many as go."""
-        send, step = {"train": (self._send_train, TRAIN), "burst": (self._send_burst, TRAIN)}.get(
-            load, (self._send_single, 1)
-        )
+        """Send a load at `rate` datagrams per second, or as fast as possible if it is 0."""
+        senders = {"train": (self._send_train, TRAIN), "burst": (self._send_burst, TRAIN)}
+        send, step = senders.get(load, (self._send_single, 1))
         self._received = 0
         started = time.perf_counter()
         if rate:
@@ -211,12 +225,13 @@ class Clients(Process):
         return sent
 
     def _send_single(self, number: int) -> None:
-        """Clients take turns; each has its targets in turn."""
+        """Send a datagram from the next client to its next target."""
         turn, client = divmod(number, len(self._sockets))
         try:
             self._sockets[client].send(self._singles[(turn + client) % self._targets])
         except OSError:
-            pass  # a full buffer is a loss
+            # A full buffer loses the datagram.
+            pass
 
     def _send_burst(self, number: int) -> None:
         for _ in range(TRAIN):
@@ -233,9 +248,9 @@ class Clients(Process):
         except OSError:
             pass
 
-    def _receive(self, patience: float) -> None:
-        """What is there, and what comes within `patience` after that."""
-        while ready := self._poll.poll(patience):
+    def _receive(self, seconds: float) -> None:
+        """Receive all datagrams, until none arrives for so many seconds."""
+        while ready := self._poll.poll(seconds):
             for descriptor, _ in ready:
                 sock = self._by_descriptor[descriptor]
                 try:
@@ -244,12 +259,12 @@ class Clients(Process):
                         self._received += 1
                 except OSError:
                     pass
-            if not patience:
+            if not seconds:
                 return
 
 
 def settle(sink: Sink) -> int:
-    """What the sink has got since it was asked last, once nothing more comes."""
+    """Wait until no more datagrams arrive. Return the number since the last call."""
     total = 0
     while True:
         count = sink.call("take")

@@ -1,6 +1,6 @@
-"""What the programs of this folder share: netproxyd as a process, what it takes, clients with an association.
+"""Code that the benchmarks share: netproxyd as a process, its resources, clients with associations.
 
-Standard library only.  Everything is on loopback.
+Needs only the standard library. Everything is on loopback.
 """
 
 from __future__ import annotations
@@ -20,25 +20,35 @@ from pathlib import Path
 from typing import Any, Iterable, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.support.ports import free_port as free_port  # noqa: E402
+
 LOOPBACK = "127.0.0.1"
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
 BUFFER = 4 << 20
-SECONDS = 10.0  # of patience with a daemon that starts, answers or ends
+# The limit of a wait for a daemon to start, answer or end.
+SECONDS = 30.0
 PORT = re.compile(r"tcp 127\.0\.0\.1:(\d+)")
 LIVE = re.compile(r" connections=(\d+) .*\n")
 TICK = os.sysconf("SC_CLK_TCK")
-OPEN_AT_ONCE = 100  # associations asked for before their answers are read
+# Associations requested before their answers are read.
+OPEN_AT_ONCE = 100
 
-Where = tuple[str, int]
+Endpoint = tuple[str, int]
 
 
 class Netproxyd:
-    """One daemon with one listener for everybody on this machine."""
+    """A daemon with one listener on loopback, without access log."""
 
     def __init__(
-        self, batching: str = "auto", sessions: int = 8192, way: str = "direct", config: str = ""
+        self,
+        batching: str = "auto",
+        sessions: int = 8192,
+        upstream: str = "direct",
+        config: str = "",
     ) -> None:
-        """`way`: by which everything leaves; `config`: a whole file in place of what is said here."""
+        """`config` is a whole configuration file, which replaces the other arguments."""
         self._directory = tempfile.TemporaryDirectory(prefix="netproxy-bench-")
         path, log = (Path(self._directory.name) / name for name in ("netproxyd.yaml", "log"))
         path.write_text(
@@ -49,7 +59,7 @@ listeners:
     limits: {{connections: {sessions}}}
     udp: {{max_sessions: {sessions}}}
 udp: {{batching: {batching}}}
-default: "{way}"
+default: "{upstream}"
 log: {{access: false}}
 """
         )
@@ -64,19 +74,20 @@ log: {{access: false}}
             )
         self.pid = self._process.pid
         deadline = time.monotonic() + SECONDS
-        while not (found := PORT.search(log.read_text())):
+        while not (match := PORT.search(log.read_text())):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self._process.kill()
                 raise SystemExit(f"netproxyd did not start:\n{log.read_text()}")
             time.sleep(0.01)
-        self.address: Where = LOOPBACK, int(found[1])
+        self.address: Endpoint = LOOPBACK, int(match[1])
 
     def processor_seconds(self) -> float:
-        """User and system time until now; exact to a tick, which is 10 ms on most machines."""
+        """Return user and system time so far, in ticks of 10 ms on most machines."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICK
 
     def resident_mib(self) -> float:
+        """Return the resident memory."""
         return (
             int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
             * resource.getpagesize()
@@ -84,24 +95,26 @@ log: {{access: false}}
         )
 
     def descriptors(self) -> int:
+        """Return the number of open descriptors."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def threads(self) -> int:
+        """Return the number of threads."""
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
     def connections(self) -> int:
-        """That it says it has."""
-        said = len(LIVE.findall(self._log.read_text()))
+        """Return the number of connections that the daemon reports on SIGUSR1."""
+        before = len(LIVE.findall(self._log.read_text()))
         os.kill(self.pid, signal.SIGUSR1)
         deadline = time.monotonic() + SECONDS
-        while len(found := LIVE.findall(self._log.read_text())) == said:
+        while len(reports := LIVE.findall(self._log.read_text())) == before:
             if time.monotonic() > deadline:
-                raise SystemExit("netproxyd does not say what it has")
+                raise SystemExit("netproxyd does not answer SIGUSR1")
             time.sleep(0.01)
-        return int(found[-1])
+        return int(reports[-1])
 
     def stop(self) -> None:
-        """Ends it; whatever it complained about is printed."""
+        """End the daemon, and print the errors in its log."""
         self._process.terminate()
         try:
             self._process.wait(SECONDS)
@@ -121,16 +134,17 @@ log: {{access: false}}
 
 
 class Client:
-    """An association: its control connection, and a UDP socket that talks to the relay."""
+    """An association: its control connection, and a UDP socket for the relay."""
 
-    def __init__(self, server: Where) -> None:
-        """The request has been sent; established() reads the answer."""
+    def __init__(self, server: Endpoint) -> None:
+        """Send the request. established() reads the answer."""
         self.socket = udp_socket()
         self.control = socket.create_connection(server, SECONDS)
         port = struct.pack("!H", self.socket.getsockname()[1])
         self.control.sendall(b"\5\1\0" + b"\5\3\0\1\0\0\0\0" + port)
 
     def established(self) -> None:
+        """Read the answer, and connect the UDP socket to the relay."""
         answer = b""
         while len(answer) < 12:
             piece = self.control.recv(12 - len(answer))
@@ -142,24 +156,26 @@ class Client:
         self.socket.connect((socket.inet_ntoa(answer[6:10]), struct.unpack("!H", answer[10:])[0]))
 
     def close(self, abruptly: bool = False) -> None:
-        """`abruptly`: the control connection ends with RST."""
+        """Close both sockets, the control connection with RST if `abruptly`."""
         if abruptly:
             self.control.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.control.close()
         self.socket.close()
 
 
-def open_clients(server: Where, count: int) -> list[Client]:
+def open_clients(server: Endpoint, count: int) -> list[Client]:
+    """Open associations, OPEN_AT_ONCE at a time."""
     clients: list[Client] = []
     while len(clients) < count:
-        fresh = [Client(server) for _ in range(min(OPEN_AT_ONCE, count - len(clients)))]
-        for client in fresh:
+        group = [Client(server) for _ in range(min(OPEN_AT_ONCE, count - len(clients)))]
+        for client in group:
             client.established()
-        clients += fresh
+        clients += group
     return clients
 
 
 def udp_socket(gro: bool = False) -> socket.socket:
+    """Return a bound UDP socket with large buffers, and with UDP_GRO if wanted and possible."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
@@ -167,18 +183,19 @@ def udp_socket(gro: bool = False) -> socket.socket:
         try:
             sock.setsockopt(SOL_UDP, UDP_GRO, 1)
         except OSError:
-            pass  # an older kernel: one by one, then
+            # An older kernel: datagrams arrive one by one.
+            pass
     sock.bind((LOOPBACK, 0))
     return sock
 
 
-def header(target: Where) -> bytes:
-    """SOCKS5's, before a datagram to an IPv4 target."""
+def header(target: Endpoint) -> bytes:
+    """Return the SOCKS5 header before a datagram to an IPv4 target."""
     return b"\0\0\0\1" + socket.inet_aton(target[0]) + struct.pack("!H", target[1])
 
 
 def can_segment() -> bool:
-    """Whether the kernel cuts a train, so that one call sends several datagrams."""
+    """Return True if the kernel supports UDP_SEGMENT."""
     with udp_socket() as sender, udp_socket() as receiver:
         try:
             send_train(sender, b"abcd", 2, receiver.getsockname())
@@ -188,12 +205,13 @@ def can_segment() -> bool:
 
 
 def send_train(sock: socket.socket, data: bytes, stride: int, to: Any = None) -> None:
+    """Send datagrams of `stride` bytes with one call. The kernel cuts `data` into them."""
     control = [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", stride))]
     sock.sendmsg([data], control, 0, *(() if to is None else (to,)))
 
 
 def raise_descriptor_limit(wanted: int) -> int:
-    """How many descriptors this process may have, if possible as many as `wanted`."""
+    """Raise the limit of descriptors to `wanted` if possible. Return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -202,12 +220,14 @@ def raise_descriptor_limit(wanted: int) -> int:
 
 
 def readable(sockets: Iterable[socket.socket]) -> Any:
-    """An epoll of them."""
-    found = select.epoll()
+    """Return an epoll object that watches the sockets."""
+    poll = select.epoll()
     for sock in sockets:
-        found.register(sock, select.EPOLLIN)
-    return found
+        poll.register(sock, select.EPOLLIN)
+    return poll
 
 
 def print_row(widths: Sequence[int], *cells: object) -> None:
-    print("  ".join(str(cell).rjust(width) for width, cell in zip(widths, cells)), flush=True)
+    """Print the cells, right-aligned in columns of these widths. A row may be shorter."""
+    columns = zip(widths, cells, strict=False)
+    print("  ".join(str(cell).rjust(width) for width, cell in columns), flush=True)

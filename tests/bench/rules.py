@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What long lists cost: seconds to load them, memory, and the time of a decision.
+"""Measures long lists of domains and networks: loading, memory, and the time of a decision.
 
   python3 tests/bench/rules.py [--domains 200000] [--networks 50000]
 
-Writes two list files, always the same ones, into a temporary directory, reads them
-as netproxyd does, and asks for names and addresses that are in them or not.
+Writes two list files with the same contents each time, reads them as netproxyd does, and asks for
+names and addresses that are in them or not.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from netproxy.interfaces.networks import NetworkSet  # noqa: E402
 from netproxy.router.lists import read_domains, read_networks  # noqa: E402
 from netproxy.router.matchers import DomainSet  # noqa: E402
 
-ASKED = 1000  # names or addresses for each line of the table
-ROUNDS = 5  # of which the best counts
-MARKS = ("", "", "", ".", "*.")  # how patterns begin: most are single names
+# Names or addresses for each line of the table.
+ASKED = 1000
+# The fastest round counts.
+ROUNDS = 5
+# How patterns begin: most are single names.
+MARKS = ("", "", "", ".", "*.")
 WIDTHS = (28, 10, 15)
 
 
 def name(number: int) -> str:
-    """A domain of the list, some twenty letters."""
+    """Return a domain of the list, about twenty letters long."""
     pick = random.Random(number)
     first, second, last = (
         pick.choice(words)
@@ -47,7 +50,10 @@ def name(number: int) -> str:
 
 
 def network(number: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """Four of five are IPv4; none is in 0.0.0.0/8 or outside 2000::/3."""
+    """Return a network of the list. Four of five are IPv4, none of them in 0.0.0.0/8.
+
+    All IPv6 networks are in 2000::/3.
+    """
     pick = random.Random(number)
     if number % 5:
         return ipaddress.IPv4Network(
@@ -59,6 +65,7 @@ def network(number: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 def write_lists(folder: Path, domains: int, networks: int) -> tuple[Path, Path]:
+    """Write both list files. Return their paths."""
     names, addresses = folder / "domains.txt", folder / "networks.txt"
     with names.open("w") as file:
         for number in range(domains):
@@ -70,42 +77,44 @@ def write_lists(folder: Path, domains: int, networks: int) -> tuple[Path, Path]:
 
 
 def sample(count: int) -> list[int]:
-    """Numbers of some entries, the same ones each time."""
+    """Return numbers of entries, the same ones each time."""
     return random.Random(count).sample(range(count), min(count, ASKED))
 
 
 def resident_mib() -> float:
+    """Return the resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / (1 << 20)
 
 
-def load(what: str, build: Callable[[], Any]) -> Any:
+def load(label: str, build: Callable[[], Any]) -> Any:
+    """Print time and memory of loading a list. Return the list."""
     memory, start = resident_mib(), time.perf_counter()
-    built = build()
+    loaded = build()
     seconds = time.perf_counter() - start
-    print_row(what, f"{seconds:.2f} s", f"{resident_mib() - memory:.1f} MiB")
-    return built
+    print_row(label, f"{seconds:.2f} s", f"{resident_mib() - memory:.1f} MiB")
+    return loaded
 
 
-def ask(what: str, matcher: Any, hosts: Sequence[str]) -> None:
-    """The best of some rounds, since anything else that runs only adds."""
+def ask(label: str, matcher: Any, hosts: Sequence[str]) -> None:
+    """Print the time of a decision: the fastest round, because other programs only add time."""
     best, hits = float("inf"), 0
     for _ in range(ROUNDS):
         start = time.perf_counter()
         hits = sum([host in matcher for host in hosts])
         best = min(best, time.perf_counter() - start)
-    print_row(what, f"{best / len(hosts) * 1e6:.2f} us", f"{hits} of {len(hosts)}")
+    print_row(label, f"{best / len(hosts) * 1e6:.2f} us", f"{hits} of {len(hosts)}")
 
 
 def print_row(*cells: str) -> None:
-    first, *rest = cells
-    print(
-        first.ljust(WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in zip(rest, WIDTHS[1:]))
-    )
+    """Print a row of the table."""
+    first, *others = cells
+    columns = zip(others, WIDTHS[1:], strict=True)
+    print(first.ljust(WIDTHS[0]) + "".join(cell.rjust(width) for cell, width in columns))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Measures what long lists of domains and networks cost netproxyd."
+        description="Measure what long lists of domains and networks cost netproxyd."
     )
     parser.add_argument("--domains", type=int, default=200_000)
     parser.add_argument("--networks", type=int, default=50_000)
@@ -138,12 +147,12 @@ def main() -> int:
         ask(
             f"IPv{version}, listed",
             networks,
-            [str(one[-1]) for one in held if one.version == version],
+            [str(entry[-1]) for entry in held if entry.version == version],
         )
         ask(
             f"IPv{version}, not listed",
             networks,
-            [outside.format(at >> 8, at & 255) for at in range(ASKED)],
+            [outside.format(index >> 8, index & 255) for index in range(ASKED)],
         )
     ask("name, asked of networks", networks, [name(number) for number in some])
     return 0

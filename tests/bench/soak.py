@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Whether netproxyd stays as it is under hours of ordinary trouble: memory, descriptors and threads, every ten seconds.
+"""Watches memory, descriptors and threads of netproxyd under a mixed load.
 
   python3 tests/bench/soak.py                 ten minutes
-  python3 tests/bench/soak.py --minutes 0.3   a short look
+  python3 tests/bench/soak.py --minutes 0.3   a short run
 
-Clients with associations and TCP connections send mixed sizes to many targets, one
-of which refuses; they come and go, half of them without a goodbye.  The exit status
+Clients with associations and TCP connections send data of mixed sizes to many targets, one of which
+refuses. Clients come and go, half of them abruptly. Prints a row every ten seconds. The exit status
 is 1 if anything grows.
 """
 
@@ -15,6 +15,7 @@ import argparse
 import random
 import select
 import socket
+import statistics
 import struct
 import sys
 import time
@@ -26,45 +27,55 @@ from rig import (
     SECONDS,
     Client,
     Netproxyd,
-    Where,
+    Endpoint,
     header,
     open_clients,
     print_row,
     raise_descriptor_limit,
 )
 
-ASSOCIATIONS, CONNECTIONS = 60, 40  # at a time
+# At a time.
+ASSOCIATIONS, CONNECTIONS = 60, 40
 TARGETS = 20
-CHANGES = 0.1  # of the clients that end and are replaced, a second
-STEP = 0.02  # seconds between two rounds of sending
+# The part of the clients that is replaced every second.
+CHANGES = 0.1
+# Seconds between two rounds of sending.
+STEP = 0.02
 SIZES = (0, 1, 60, 60, 200, 512, 1200, 1200, 1200, 1400, 4000, 20_000, 60_000)
-WARM_UP = 0.3  # of the time, before anything is expected to be flat
-GROWTH_MIB = 3.0  # of resident memory, over the rest of the time, that is no leak
-FEWER_ANSWERS = (
-    0.02  # by which the second half may have fewer: clients that lost their way stay without
-)
-SPARE = 3  # descriptors and threads by which the two halves of the rest may differ, and a twentieth
-CLEAN_SECONDS = 15.0  # after the last client, for everything to end
-PATIENT_FROM = (
-    60.0  # seconds of a run whose idle threads are waited for: they take ten seconds to end
-)
+# The part of the time before anything is expected to be flat.
+WARM_UP = 0.3
+# MiB of resident memory that may be added in the rest of the time.
+GROWTH_MIB = 3.0
+# The part of the answers that the second half may have less than the first.
+FEWER_ANSWERS = 0.02
+# Descriptors and threads that the second half may have more than the first, besides a twentieth.
+SPARE = 3
+# The limit of a wait for the end of everything after the last client.
+CLEAN_SECONDS = 15.0
+# A run of so many seconds waits for the end of idle threads, which takes ten seconds.
+LONG_RUN = 60.0
 WIDTHS = (7, 9, 12, 8, 12, 10, 10)
 
 
 class Sample(NamedTuple):
-    at: float  # seconds from the start
-    resident: float  # MiB
+    """A row of the table."""
+
+    at: float
+    """Seconds from the start."""
+    resident: float
+    """MiB."""
     descriptors: int
     threads: int
-    answered: float  # part of what was sent since the last sample
+    answered: float
+    """Part of the datagrams that were sent since the last sample."""
 
 
 class TcpEcho(Process):
-    """Sends back what comes, on any number of connections."""
+    """A process with an echo server for any number of connections."""
 
     def __init__(self) -> None:
         self._listening = socket.create_server((LOOPBACK, 0), backlog=128)
-        self.address: Where = self._listening.getsockname()
+        self.address: Endpoint = self._listening.getsockname()
         super().__init__()
         self._listening.close()
 
@@ -98,62 +109,63 @@ class TcpEcho(Process):
             self._open.pop(descriptor).close()
 
 
-class Crowd(Process):
-    """Clients that come, send, receive and go."""
+class MixedClients(Process):
+    """A process with clients that come, send, receive and go."""
 
     # -- calls
 
-    def open(self, server: Where, targets: Sequence[Where], tcp: Where) -> None:
+    def open(self, server: Endpoint, targets: Sequence[Endpoint], tcp: Endpoint) -> None:
+        """Open associations and connections through the daemon."""
         self._server, self._tcp = server, tcp
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
-            gone.bind((LOOPBACK, 0))
-            refusing: Where = gone.getsockname()
-        self._chance = random.Random(4)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+            closed.bind((LOOPBACK, 0))
+            refusing: Endpoint = closed.getsockname()
+        self._random = random.Random(4)
         name = b"\0\0\0\3\x09localhost" + struct.pack("!H", targets[0][1])
         self._headers = [header(target) for target in (*targets, refusing)] + [name]
-        self._noise = self._chance.randbytes(65536)
+        self._noise = self._random.randbytes(65536)
         self._clients = open_clients(server, ASSOCIATIONS)
         self._connections = [self._connect() for _ in range(CONNECTIONS)]
         self._sent = self._answered = self._changes = 0
 
     def work(self, seconds: float) -> tuple[int, int, int]:
-        """Datagrams sent, answers, clients that have gone, since the last time."""
+        """Send and receive for so many seconds. Return datagrams, answers and replaced clients."""
         deadline = time.monotonic() + seconds
         while (now := time.monotonic()) < deadline:
             for client in self._clients:
                 self._use(client)
             self._use_connections()
-            if self._chance.random() < STEP * CHANGES * (ASSOCIATIONS + CONNECTIONS):
-                self._change()
+            if self._random.random() < STEP * CHANGES * (ASSOCIATIONS + CONNECTIONS):
+                self._replace()
             time.sleep(max(0.0, STEP - (time.monotonic() - now)))
-        found = self._sent, self._answered, self._changes
+        counts = self._sent, self._answered, self._changes
         self._sent = self._answered = self._changes = 0
-        return found
+        return counts
 
     def close(self) -> None:
-        for one in (*self._clients, *self._connections):
-            one.close()
+        """Close all clients."""
+        for client in (*self._clients, *self._connections):
+            client.close()
 
     # -- in its process
 
     def _use(self, client: Client) -> None:
-        chance = self._chance
         try:
-            for _ in range(chance.randrange(3)):
-                size = chance.choice(SIZES)
-                client.socket.send(
-                    chance.choice(self._headers) + self._noise[:size], socket.MSG_DONTWAIT
-                )
+            for _ in range(self._random.randrange(3)):
+                size = self._random.choice(SIZES)
+                datagram = self._random.choice(self._headers) + self._noise[:size]
+                client.socket.send(datagram, socket.MSG_DONTWAIT)
                 self._sent += 1
             while True:
                 client.socket.recv(65536, socket.MSG_DONTWAIT)
                 self._answered += 1
         except OSError:
-            pass  # nothing more there
+            # No more answers.
+            pass
 
     def _use_connections(self) -> None:
-        connection = self._chance.choice(self._connections)
-        data = self._noise[: self._chance.choice(SIZES)]
+        connection = self._random.choice(self._connections)
+        data = self._noise[: self._random.choice(SIZES)]
         connection.sendall(data)
         left = len(data)
         while left:
@@ -162,26 +174,26 @@ class Crowd(Process):
                 raise SystemExit("a TCP connection has ended by itself")
             left -= len(piece)
 
-    def _change(self) -> None:
-        """One goes, another comes; every second one goes abruptly."""
+    def _replace(self) -> None:
+        """Replace one client by another. Every second one ends abruptly."""
         self._changes += 1
         abruptly = self._changes % 2 == 0
-        if self._chance.random() < ASSOCIATIONS / (ASSOCIATIONS + CONNECTIONS):
-            at = self._chance.randrange(ASSOCIATIONS)
-            self._clients[at].close(abruptly)
-            (self._clients[at],) = open_clients(self._server, 1)
+        if self._random.random() < ASSOCIATIONS / (ASSOCIATIONS + CONNECTIONS):
+            index = self._random.randrange(ASSOCIATIONS)
+            self._clients[index].close(abruptly)
+            (self._clients[index],) = open_clients(self._server, 1)
             return
-        at = self._chance.randrange(CONNECTIONS)
+        index = self._random.randrange(CONNECTIONS)
+        connection = self._connections[index]
         if abruptly:
-            self._connections[at].sendall(self._noise)  # and does not wait for what comes back
-            self._connections[at].setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-            )
-        self._connections[at].close()
-        self._connections[at] = self._connect()
+            # The answer is not read.
+            connection.sendall(self._noise)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        self._connections[index] = self._connect()
 
     def _connect(self) -> socket.socket:
-        """A connection to the echo server, by SOCKS5 CONNECT."""
+        """Return a connection to the echo server, through SOCKS5 CONNECT."""
         sock = socket.create_connection(self._server, SECONDS)
         request = b"\5\1\0\1" + socket.inet_aton(self._tcp[0]) + struct.pack("!H", self._tcp[1])
         sock.sendall(b"\5\1\0" + request)
@@ -197,20 +209,20 @@ class Crowd(Process):
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the line that fits best."""
-    count = len(points)
-    x, y = (sum(values) / count for values in zip(*points))
+    """Return the slope of the line that fits the points best."""
+    x, y = (statistics.mean(values) for values in zip(*points, strict=True))
     spread = sum((at - x) ** 2 for at, _ in points)
     return sum((at - x) * (value - y) for at, value in points) / spread if spread else 0.0
 
 
 def verdict(samples: Sequence[Sample], seconds: float) -> list[str]:
-    """What grows; prints how much."""
+    """Print how memory, descriptors, threads and answers change. Return what grows too much."""
     rest = [sample for sample in samples if sample.at >= seconds * WARM_UP]
     growth = slope([(sample.at, sample.resident) for sample in rest])
     window = rest[-1].at - rest[0].at
     print(
-        f"\nRSS: {growth * 600:+.2f} MiB in ten minutes, {growth * window:+.2f} MiB in the {window:.0f} s after the warm-up"
+        f"\nRSS: {growth * 600:+.2f} MiB in ten minutes, "
+        f"{growth * window:+.2f} MiB in the {window:.0f} s after the warm-up"
     )
     faults = ["resident memory"] if growth * window > GROWTH_MIB else []
     for name in ("descriptors", "threads"):
@@ -224,13 +236,13 @@ def verdict(samples: Sequence[Sample], seconds: float) -> list[str]:
 
 
 def halves(values: Sequence[float]) -> tuple[float, float]:
-    """The averages of the first half and of the second."""
+    """Return the averages of the first half and of the second."""
     middle = len(values) // 2
     return sum(values[:middle]) / max(1, middle), sum(values[middle:]) / (len(values) - middle)
 
 
 def left_over(daemon: Netproxyd, before: tuple[int, int], threads: bool) -> list[str]:
-    """What has not come back some time after the last client has left; idle `threads` take their time."""
+    """Wait for the end of everything, idle `threads` included. Return what is left."""
     deadline = time.monotonic() + CLEAN_SECONDS
     while True:
         left = {"descriptors": daemon.descriptors() - before[0]}
@@ -244,12 +256,13 @@ def left_over(daemon: Netproxyd, before: tuple[int, int], threads: bool) -> list
 
 
 def run(seconds: float) -> list[str]:
+    """Run the load and print a row for each interval. Return what grows."""
     interval = max(0.5, min(10.0, seconds / 12))
-    sink, echo, crowd = Sink(TARGETS, echo=True), TcpEcho(), Crowd()
+    sink, echo, clients = Sink(TARGETS, echo=True), TcpEcho(), MixedClients()
     samples: list[Sample] = []
     with Netproxyd() as daemon:
         before = daemon.descriptors(), daemon.threads()
-        crowd.call("open", daemon.address, sink.targets, echo.address)
+        clients.call("open", daemon.address, sink.targets, echo.address)
         print_row(
             WIDTHS,
             "seconds",
@@ -262,7 +275,7 @@ def run(seconds: float) -> list[str]:
         )
         started = time.monotonic()
         while (now := time.monotonic() - started) < seconds:
-            sent, answered, gone = crowd.call("work", interval)
+            sent, answered, gone = clients.call("work", interval)
             now = time.monotonic() - started
             samples.append(
                 Sample(
@@ -283,16 +296,16 @@ def run(seconds: float) -> list[str]:
                 f"{samples[-1].answered:.1%}",
                 gone,
             )
-        crowd.call("close")
-        faults = verdict(samples, seconds) + left_over(daemon, before, seconds >= PATIENT_FROM)
-    for process in (crowd, echo, sink):
+        clients.call("close")
+        faults = verdict(samples, seconds) + left_over(daemon, before, seconds >= LONG_RUN)
+    for process in (clients, echo, sink):
         process.stop()
     return faults
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Watches netproxyd's memory, descriptors and threads under load."
+        description="Watch netproxyd's memory, descriptors and threads under load."
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
     options = parser.parse_args()

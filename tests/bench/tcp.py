@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What the TCP relay costs and carries: memory of idle connections and after a burst, start, bulk, connections.
+"""Measures the TCP relay: memory of connections, time to start, throughput, connection rate.
 
-  python3 tests/bench/tcp.py            under a minute
-  python3 tests/bench/tcp.py --quick    some seconds, and less exact
+  python3 tests/bench/tcp.py            less than a minute
+  python3 tests/bench/tcp.py --quick    some seconds, less exact
 
-Starts netproxyd on loopback; the target is a thread of its own process.
+Starts netproxyd on loopback. The target is a process of its own.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from typing import Any
 
-from rig import Netproxyd, Where, raise_descriptor_limit
+from rig import Netproxyd, Endpoint, raise_descriptor_limit
 
-IDLE, BURST = 1000, 2000  # connections whose memory is told
-REST = 12.0  # seconds after which the threads of a burst have ended
+# Connections whose memory is measured.
+IDLE, BURST = 1000, 2000
+# Seconds after which the idle threads of a burst have ended.
+REST = 12.0
 PIECE = bytes(1 << 18)
 SECONDS = 10.0
 
 
 def target(ready: Any) -> None:
-    """Echoes; a connection that begins with "d" is sent zeros, what one that begins with "u" sends is dropped."""
+    """Run the target: an echo server, unless a connection begins with "d" or "u".
+
+    After "d" (down) it sends zeros, after "u" (up) it discards what it receives.
+    """
     listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
     ready.send(listening.getsockname())
     poll = select.epoll()
@@ -57,7 +62,8 @@ def target(ready: Any) -> None:
                 sock.close()
 
 
-def connect(server: Where, to: Where) -> socket.socket:
+def connect(server: Endpoint, to: Endpoint) -> socket.socket:
+    """Return a connection to the target through the daemon."""
     sock = socket.create_connection(server, SECONDS)
     sock.sendall(b"\5\1\0" + b"\5\1\0\1" + socket.inet_aton(to[0]) + struct.pack("!H", to[1]))
     answer = b""
@@ -69,8 +75,8 @@ def connect(server: Where, to: Where) -> socket.socket:
     return sock
 
 
-def memory(daemon: Netproxyd, to: Where, idle: int, burst: int, rest: float) -> None:
-    """`rest`: seconds before memory is looked at."""
+def memory(daemon: Netproxyd, to: Endpoint, idle: int, burst: int, rest: float) -> None:
+    """Print the memory of connections, each time after `rest` seconds."""
     base = daemon.resident_mib()
     print(f"idle daemon                       {base:8.1f} MiB resident, {daemon.threads()} threads")
     with ExitStack() as stack:
@@ -83,25 +89,28 @@ def memory(daemon: Netproxyd, to: Where, idle: int, burst: int, rest: float) -> 
             stack.enter_context(connect(daemon.address, to))
         print(f"{burst} connections               {daemon.resident_mib() - base:+8.1f} MiB")
     time.sleep(rest)
-    print(
-        f"after they have gone              {daemon.resident_mib() - base:+8.1f} MiB, {daemon.threads()} threads"
-    )
+    left = daemon.resident_mib() - base
+    print(f"after they have gone              {left:+8.1f} MiB, {daemon.threads()} threads")
 
 
-def bulk(daemon: Netproxyd, to: Where, way: bytes, seconds: float) -> None:
+def bulk(daemon: Netproxyd, to: Endpoint, direction: bytes, seconds: float) -> None:
+    """Print the throughput of one connection in the direction b"u" (up) or b"d" (down)."""
     with connect(daemon.address, to) as sock:
         before, traffic, end = daemon.processor_seconds(), 0, time.monotonic() + seconds
-        sock.sendall(way)
+        sock.sendall(direction)
         while time.monotonic() < end:
-            traffic += sock.send(PIECE) if way == b"u" else len(sock.recv(1 << 20))
+            traffic += sock.send(PIECE) if direction == b"u" else len(sock.recv(1 << 20))
         cost = (daemon.processor_seconds() - before) / (traffic / 1e9)
-    name = "client to target" if way == b"u" else "target to client"
+    name = "client to target" if direction == b"u" else "target to client"
+    speed = traffic * 8 / seconds / 1e9
     print(
-        f"{name}, one connection  {traffic * 8 / seconds / 1e9:8.1f} Gbit/s, {cost * 1000:.0f} ms of processor time a GB"
+        f"{name}, one connection  {speed:8.1f} Gbit/s, "
+        f"{cost * 1000:.0f} ms of processor time per GB"
     )
 
 
-def rate(daemon: Netproxyd, to: Where, seconds: float) -> None:
+def rate(daemon: Netproxyd, to: Endpoint, seconds: float) -> None:
+    """Print how many connections per second one client opens, one after the other."""
     before, done, end = daemon.processor_seconds(), 0, time.monotonic() + seconds
     while time.monotonic() < end:
         with connect(daemon.address, to) as sock:
@@ -110,7 +119,8 @@ def rate(daemon: Netproxyd, to: Where, seconds: float) -> None:
         done += 1
     cost = (daemon.processor_seconds() - before) / done
     print(
-        f"connections, one after the other  {done / seconds:8.0f} a second, {cost * 1e6:.0f} us of processor time each"
+        f"connections, one after the other  {done / seconds:8.0f} per second, "
+        f"{cost * 1e6:.0f} us of processor time each"
     )
 
 
@@ -127,9 +137,8 @@ def main() -> None:
     to = ours.recv()
     try:
         with Netproxyd() as daemon:
-            print(
-                f"start to listening                {daemon.processor_seconds() * 1000:8.0f} ms of processor time"
-            )
+            start = daemon.processor_seconds() * 1000
+            print(f"start to listening                {start:8.0f} ms of processor time")
             bulk(daemon, to, b"u", 0.3 if quick else 3.0)
             bulk(daemon, to, b"d", 0.3 if quick else 3.0)
             rate(daemon, to, 0.3 if quick else 3.0)

@@ -1,4 +1,8 @@
-"""The programs of this folder work: each in its short form, with the table it is for.  Their figures are nobody's here."""
+"""Runs each benchmark in its short form, so that the programs keep working.
+
+The tests check that the tables have all rows, that there are figures, and that data arrived. They
+do not check the figures.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,15 @@ from tests.e2e.support import program
 pytestmark = pytest.mark.e2e
 
 FOLDER = Path(__file__).parent
-SECONDS = 90.0  # of patience, on a machine that has other things to do
+# The limit of a run, which takes some seconds on a machine without other work.
+SECONDS = 300.0
+# The exit status of a benchmark whose figures are not good enough.
+BELOW_TARGET = 1
 
 
-def output(name: str, *arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
-    done = subprocess.run(
+def output(name: str, *arguments: str) -> str:
+    """Run a benchmark and return its output."""
+    process = subprocess.run(
         [sys.executable, str(FOLDER / name), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -27,90 +35,88 @@ def output(name: str, *arguments: str, statuses: tuple[int, ...] = (0,)) -> str:
         text=True,
         timeout=SECONDS,
     )
-    assert done.returncode in statuses, done.stdout
-    assert "internal error" not in done.stdout and "Traceback" not in done.stdout
-    return done.stdout
+    assert process.returncode in (0, BELOW_TARGET), process.stdout
+    assert "internal error" not in process.stdout and "Traceback" not in process.stdout
+    return process.stdout
 
 
 def rows(text: str, pattern: str) -> list[tuple[str, ...]]:
+    """Return the groups of the lines that begin with the pattern."""
     return re.findall(rf"^ *{pattern}", text, re.MULTILINE)
 
 
-def test_udp() -> None:
+def test_udp_benchmark_measures_every_level_and_load() -> None:
     text = output("udp.py", "--quick")
-    found = rows(
+    table = rows(
         text,
-        r"(mmsg|trains|single) +([\d,]+) +(\d+) +(lone|burst|train|echo) +([\d.]+) +([\d,]+) +(-?[\d.]+)%",
+        r"(mmsg|trains|single) +([\d,]+) +(\d+) +(lone|burst|train|echo) +"
+        r"([\d.]+) +([\d,]+) +(-?[\d.]+)%",
     )
-    assert {row[0] for row in found} == {"mmsg", "trains", "single"}
-    assert {row[1] for row in found} == {"1", "8", "100", "2,000"}
-    assert {row[2] for row in found} == {"1", "50"}
-    assert all(float(row[4]) > 0 and int(row[5].replace(",", "")) > 0 for row in found)
+    assert {row[0] for row in table} == {"mmsg", "trains", "single"}
+    assert {row[1] for row in table} == {"1", "8", "100", "2,000"}
+    assert {row[2] for row in table} == {"1", "50"}
+    assert {row[3] for row in table} == {"lone", "burst", "train", "echo"}
+    assert all(int(row[5].replace(",", "")) > 0 for row in table)
     assert re.search(
         r"multiple of that at 8: lone [\d.]+, burst [\d.]+, train [\d.]+, echo [\d.]+", text
     )
     assert re.search(r"Memory added by 500 associations: -?[\d.]+ MiB", text)
 
 
-def test_soak() -> None:
+def test_soak_benchmark_answers_datagrams_and_closes_everything() -> None:
+    """Hazard 101, for some seconds."""
     text = output("soak.py", "--minutes", "0.1")
-    found = rows(text, r"(\d+) +([\d.]+) +(\d+) +(\d+) +([\d,]+) +([\d.]+)% +(\d+)$")
-    assert len(found) >= 6
-    assert all(float(row[5]) > 0 for row in found)
-    assert text.rstrip().endswith("flat")
+    table = rows(text, r"(\d+) +([\d.]+) +(\d+) +(\d+) +([\d,]+) +([\d.]+)% +(\d+)$")
+    assert len(table) >= 6
+    assert all(float(row[5]) > 0 for row in table)
+    assert "descriptors left over" not in text
+    assert re.search(r"^(flat|NOT FLAT: .*)$", text, re.MULTILINE)
 
 
-def test_soak_tcp() -> None:
+def test_tcp_soak_benchmark_holds_all_connections_and_closes_them() -> None:
+    """Hazard 101, for some seconds."""
     text = output("soak_tcp.py", "--connections", "500", "--minutes", "0.1")
-    found = rows(text, r"(\d+) +([\d.]+) +(\d+) +(\d+) +(\d+) +([\d,]+) +([\d.]+)% +([\d.]+)$")
-    assert len(found) >= 6
-    assert all(abs(int(row[4]) - 500) <= 25 and float(row[6]) > 0 for row in found)
+    table = rows(text, r"(\d+) +([\d.]+) +(\d+) +(\d+) +(\d+) +([\d,]+) +([\d.]+)% +([\d.]+)$")
+    assert len(table) >= 6
+    # Connections that are being replaced may be counted twice or not at all.
+    assert all(475 <= int(row[4]) <= 525 and float(row[6]) > 0 for row in table)
     assert "with all clients gone: 0 connections" in text
-    assert text.rstrip().endswith("flat")
+    assert "descriptors left over" not in text
+    assert re.search(r"^(flat|NOT FLAT: .*)$", text, re.MULTILINE)
 
 
-def test_game() -> None:
+def test_game_benchmark_measures_direct_and_relayed_round_trips() -> None:
     text = output("game.py", "--seconds", "0.5", "--clients", "50")
-    found = {
-        row[0]: row
-        for row in rows(
-            text, r"(direct|relay) +(\d+) +(\d+) +(-?\d+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)"
-        )
-    }
-    assert set(found) == {"direct", "relay"}
-    assert all(int(row[2]) > 0 for row in found.values())
+    columns = r"(\d+) +(\d+) +(-?\d+) +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)"
+    table = {row[0]: row for row in rows(text, rf"(direct|relay) +{columns}")}
+    assert set(table) == {"direct", "relay"}
+    assert all(int(row[2]) > 0 for row in table.values())
     assert re.search(r"^ *added +-?[\d.]+", text, re.MULTILINE)
 
 
-def test_tcp() -> None:
+def test_tcp_benchmark_measures_throughput_connections_and_memory() -> None:
     text = output("tcp.py", "--quick")
     assert re.search(r"start to listening +\d+ ms", text)
-    assert (
-        len(
-            rows(
-                text, r"(client to target|target to client), one connection +[\d.]+ Gbit/s, \d+ ms"
-            )
-        )
-        == 2
-    )
-    assert re.search(r"one after the other +\d+ a second, \d+ us", text)
+    directions = rows(text, r"(client to target|target to client), one connection +[\d.]+ Gbit/s")
+    assert len(directions) == 2
+    assert re.search(r"one after the other +\d+ per second, \d+ us", text)
     assert re.search(r"50 idle connections +[+-][\d.]+ MiB, \d+ threads", text)
     assert re.search(r"after they have gone +[+-][\d.]+ MiB, \d+ threads", text)
 
 
-def test_rules() -> None:
+def test_rules_benchmark_finds_listed_names_and_no_others() -> None:
     text = output("rules.py", "--domains", "2000", "--networks", "500")
     assert [
         row[:2] for row in rows(text, r"([\d,]+) (domains|networks) +[\d.]+ s +(-?[\d.]+) MiB$")
     ] == [("2,000", "domains"), ("500", "networks")]
-    found = rows(text, r"((?:name|IPv)[\w, ]*?) +[\d.]+ us +(\d+) of (\d+)$")
-    assert {row[0] for row in found if row[1] == row[2] != "0"} == {
+    table = rows(text, r"((?:name|IPv)[\w, ]*?) +[\d.]+ us +(\d+) of (\d+)$")
+    assert {row[0] for row in table if row[1] == row[2] != "0"} == {
         "name, listed",
         "name, below a listed one",
         "IPv4, listed",
         "IPv6, listed",
     }
-    assert {row[0] for row in found if row[1] == "0" != row[2]} == {
+    assert {row[0] for row in table if row[1] == "0" != row[2]} == {
         "name, not listed",
         "name of 40 labels",
         "IPv4, not listed",
@@ -119,42 +125,35 @@ def test_rules() -> None:
     }
 
 
-def test_tunnel() -> None:
+def test_tunnel_benchmark_measures_tunnels_and_ssh() -> None:
     if shutil.which("/usr/sbin/sshd") is None or shutil.which("openssl") is None:
         pytest.skip("openssh-server or openssl is not installed")
     text = output(
         "tunnel.py", "--mib", "8", "--streams", "24", "--rounds", "1", "--unread-rounds", "1"
     )
-    found = rows(
-        text,
-        r"(.+?) +tunnel, TLS: +([\d.]+) \( *[\d.]+ x\)  tunnel, plain: +([\d.]+) \( *[\d.]+ x\)  ssh -R: +([\d.]+) \(1.00 x\)",
-    )
-    assert [row[0] for row in found] == [
+    figure = r": +([\d.]+) \( *[\d.]+ x\)"
+    table = rows(text, f"(.+?) +tunnel, TLS{figure}  tunnel, plain{figure}  ssh -R{figure}")
+    assert [row[0] for row in table] == [
         "MiB/s to the user",
         "MiB/s to the service",
         "streams/s, one by one",
         "streams/s, 8 at once",
     ]
-    assert all(float(figure) > 0 for row in found for figure in row[1:])
-    found = rows(text, r"(to the \w+) +tunnel, TLS: ([\d.]+) x  tunnel, plain: ([\d.]+) x$")
-    assert [row[0] for row in found] == ["to the user", "to the service"] and all(
-        float(figure) > 0 for row in found for figure in row[1:]
-    )
+    table = rows(text, r"(to the \w+) +tunnel, TLS: ([\d.]+) x  tunnel, plain: ([\d.]+) x$")
+    assert [row[0] for row in table] == ["to the user", "to the service"]
 
 
-def test_dns() -> None:
+def test_dns_benchmark_gets_right_answers_of_both_servers() -> None:
     for name in ("unbound", "dnsmasq", "dnsperf"):
         program(name)
-    text = output(
-        "dns.py", "--rounds", "1", "--seconds", "0.5", statuses=(0, 1)
-    )  # 1: the rate, which is nobody's here
-    found = rows(
+    text = output("dns.py", "--rounds", "1", "--seconds", "0.5")
+    table = rows(
         text,
-        r"(netproxyd|dnsmasq) +(kept|fresh) +([\d,]+) +[\d,]+ +[\d,]+ +\d+ +(\d+) +(\d+)  (.*)$",
+        r"(netproxyd|dnsmasq) +(kept|fresh) +([\d,]+) +[\d,]+ +[\d,]+ +\d+ +(\d+) +(\d+) +(.*)$",
     )
-    assert [row[:2] for row in found] == [
+    assert [row[:2] for row in table] == [
         (server, load) for server in ("netproxyd", "dnsmasq") for load in ("kept", "fresh")
     ]
-    assert all(int(row[2].replace(",", "")) > 0 and row[4:] == ("0", "-") for row in found)
-    assert sum(int(row[3]) for row in found) > 0
+    assert all(int(row[2].replace(",", "")) > 0 and row[4:] == ("0", "-") for row in table)
+    assert sum(int(row[3]) for row in table) > 0
     assert re.search(r"Ratio to dnsmasq: kept [\d.]+, fresh [\d.]+", text)

@@ -1,9 +1,11 @@
-"""A tunnel against `ssh -R` in the same run: bulk throughput both ways, with a stream beside it that nobody reads, and streams opened per second.
+"""Compares a reverse tunnel with `ssh -R`: throughput, and streams opened per second.
 
-    python3 tests/bench/tunnel.py [--mib 512] [--streams 400] [--rounds 5] [--unread-rounds 25] [--at-once 8]
+    python3 tests/bench/tunnel.py [--mib 512] [--streams 400] [--rounds 5] \\
+                                  [--unread-rounds 25] [--at-once 8]
 
-Bridge, agent, sshd and ssh are processes of this machine, all on loopback, with one target behind them.  Rounds are
-interleaved; what is printed are medians.  Needs Debian's openssh-server and openssl; keys are made and thrown away.
+Throughput is also measured beside a stream that is not read. Bridge, agent, sshd and ssh are
+processes on loopback with one target. Rounds alternate; the results are medians. Needs Debian's
+openssh-server and openssl. Keys are created for each run.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
-import random
 import shutil
 import socket
 import statistics
@@ -25,23 +26,26 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
-from rig import LOOPBACK, ROOT, SECONDS
+from rig import LOOPBACK, ROOT, SECONDS, free_port
 
 PIECE = 1 << 18
-BESIDE_MIB = 128  # of one measure beside an unread stream: single ones differ by a quarter, so that many are better than long
-STUCK_SECONDS = 0.2  # without a byte more that goes: everything on the way is full
+# MiB of a measurement beside an unread stream. Single ones differ by a quarter, so that many short
+# ones are better than few long ones.
+BESIDE_MIB = 128
+# Seconds without progress after which all buffers of an unread stream are full.
+FULL_SECONDS = 0.2
 TOKEN = "a token for a bench of tunnels"
 
 
-class Way(NamedTuple):
-    """A port that leads to the target, and how it is called."""
+class Route(NamedTuple):
+    """A port that leads to the target, with its name in the results."""
 
     name: str
     port: int
 
 
 class Target:
-    """Two servers: one swallows and pours as it is told, the other gives one byte back."""
+    """A server for all measurements. It runs in threads of this process."""
 
     def __init__(self) -> None:
         self._listening = socket.create_server((LOOPBACK, 0), backlog=1024)
@@ -55,24 +59,29 @@ class Target:
 
     @staticmethod
     def _serve(client: socket.socket) -> None:
-        """The first byte says: 'u' swallow to the end and say how much, 'd' pour so much, 'e' one byte back, 'b' all back."""
+        """Serve a connection. Its first byte is the request.
+
+        "u": receive everything and answer with the number of bytes. "d": send as many bytes as the
+        next eight bytes say. "e": answer with one byte. "b": send everything back.
+        """
         with client:
-            what = client.recv(1)
-            if what == b"e":
+            request = client.recv(1)
+            if request == b"e":
                 client.sendall(b"e")
                 client.recv(1)
-            elif what == b"b":
+            elif request == b"b":
                 try:
                     while data := client.recv(PIECE):
                         client.sendall(data)
                 except ConnectionError:
-                    pass  # nobody has read it, and it was reset in the end
-            elif what == b"d":
+                    # The client does not read, and resets the connection in the end.
+                    pass
+            elif request == b"d":
                 left = int.from_bytes(_exactly(client, 8), "big")
                 piece = memoryview(bytes(PIECE))
                 while left:
                     left -= client.send(piece[:left])
-            elif what == b"u":
+            elif request == b"u":
                 buffer, total = memoryview(bytearray(PIECE)), 0
                 while count := client.recv_into(buffer):
                     total += count
@@ -80,6 +89,7 @@ class Target:
 
 
 def _exactly(sock: socket.socket, count: int) -> bytes:
+    """Return the next `count` bytes."""
     data = b""
     while len(data) < count:
         piece = sock.recv(count - len(data))
@@ -89,8 +99,8 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-def pour(port: int, mib: int) -> float:
-    """MiB a second from the target."""
+def download(port: int, mib: int) -> float:
+    """Receive so many MiB from the target. Return MiB per second."""
     with socket.create_connection((LOOPBACK, port), SECONDS) as sock:
         began = time.monotonic()
         sock.sendall(b"d" + (mib << 20).to_bytes(8, "big"))
@@ -101,8 +111,8 @@ def pour(port: int, mib: int) -> float:
         return mib / (time.monotonic() - began)
 
 
-def swallow(port: int, mib: int) -> float:
-    """MiB a second to the target."""
+def upload(port: int, mib: int) -> float:
+    """Send so many MiB to the target. Return MiB per second."""
     with socket.create_connection((LOOPBACK, port), SECONDS) as sock:
         sock.settimeout(60)
         began = time.monotonic()
@@ -117,15 +127,14 @@ def swallow(port: int, mib: int) -> float:
 
 @contextmanager
 def unread(port: int) -> Iterator[None]:
-    """A stream that gives everything back to one who does not take it: filled both ways until nothing more goes."""
+    """Hold a stream that is echoed and not read. All its buffers are full in both directions."""
     with socket.create_connection((LOOPBACK, port), SECONDS) as sock:
-        sock.setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-        )  # its close is a reset
+        # close() sends RST.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.sendall(b"b")
         sock.setblocking(False)
         last = time.monotonic()
-        while time.monotonic() - last < STUCK_SECONDS:
+        while time.monotonic() - last < FULL_SECONDS:
             try:
                 sock.send(bytes(PIECE))
                 last = time.monotonic()
@@ -134,20 +143,20 @@ def unread(port: int) -> Iterator[None]:
         yield
 
 
-def beside(port: int, mib: int, take: Callable[[int, int], float], unread_first: bool) -> float:
-    """The speed beside an unread stream, of that without one just before or after."""
+def beside(port: int, mib: int, measure: Callable[[int, int], float], unread_first: bool) -> float:
+    """Measure with and without an unread stream. Return the ratio of the speeds."""
     speeds: dict[bool, float] = {}
-    for stuck in (unread_first, not unread_first):
-        with unread(port) if stuck else nullcontext():
-            speeds[stuck] = take(port, mib)
+    for is_unread in (unread_first, not unread_first):
+        with unread(port) if is_unread else nullcontext():
+            speeds[is_unread] = measure(port, mib)
     return speeds[True] / speeds[False]
 
 
-DIRECTIONS = {"to the user": pour, "to the service": swallow}
+DIRECTIONS = {"to the user": download, "to the service": upload}
 
 
 def open_streams(port: int, count: int, at_once: int) -> float:
-    """Streams a second that are opened, answered and closed, so many of them at once."""
+    """Open streams, `at_once` at the same time. Return how many per second were answered."""
 
     def work(number: int) -> None:
         for _ in range(number):
@@ -164,22 +173,11 @@ def open_streams(port: int, count: int, at_once: int) -> float:
     return count // at_once * at_once / (time.monotonic() - began)
 
 
-# -- what is measured
-
-
-def free_port() -> int:
-    """One that the kernel hands out to nobody by itself."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as sock:
-            try:
-                sock.bind((LOOPBACK, port))
-                return port
-            except OSError:
-                continue
+# -- the programs
 
 
 def start(stack: ExitStack, command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a program that ends with the stack."""
     output = stack.enter_context(open(log, "wb"))
     process = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -194,7 +192,7 @@ def start(stack: ExitStack, command: list[str], log: Path) -> subprocess.Popen[b
 
 
 def wait_for_port(port: int, log: Path) -> None:
-    """Until something behind it answers."""
+    """Wait until the target answers behind the port."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         try:
@@ -209,7 +207,8 @@ def wait_for_port(port: int, log: Path) -> None:
     raise SystemExit(f"port {port} does not answer:\n{log.read_text()}")
 
 
-def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool) -> Way:
+def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool) -> Route:
+    """Start a bridge and an agent, with or without TLS."""
     name = "tunnel, TLS" if tls else "tunnel, plain"
     port, bridge = free_port(), free_port()
     files = directory / ("tls" if tls else "plain")
@@ -245,9 +244,12 @@ def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool) -> Way:
         listen, dial = f"{LOOPBACK}:{bridge}", f"tls://{LOOPBACK}:{bridge}"
         security = f", tls: {{certificate: {files}/pem, key: {files}/key}}"
         trust = f", tls: {{ca: {files}/pem}}"
+    agents = f"{{bench: {{token: {TOKEN}, ports: [{port}]}}}}"
+    services = f"{{'{port}': '{LOOPBACK}:{target}'}}"
+    login = f"name: bench, token: {TOKEN}"
     texts = {
-        "bridge": f"bridge: {{listen: '{listen}'{security}, agents: {{bench: {{token: {TOKEN}, ports: [{port}]}}}}}}",
-        "agent": f"agent: {{bridge: '{dial}', name: bench, token: {TOKEN}{trust}, services: {{'{port}': '{LOOPBACK}:{target}'}}}}",
+        "bridge": f"bridge: {{listen: '{listen}'{security}, agents: {agents}}}",
+        "agent": f"agent: {{bridge: '{dial}', {login}{trust}, services: {services}}}",
     }
     for side, text in texts.items():
         (files / side).write_text(f"listeners: []\ntunnel:\n  {text}\nlog: {{access: false}}\n")
@@ -259,10 +261,11 @@ def tunnel(stack: ExitStack, directory: Path, target: int, tls: bool) -> Way:
         if side == "bridge":
             time.sleep(1)
     wait_for_port(port, files / "agent.log")
-    return Way(name, port)
+    return Route(name, port)
 
 
-def ssh(stack: ExitStack, directory: Path, target: int) -> Way:
+def ssh(stack: ExitStack, directory: Path, target: int) -> Route:
+    """Start sshd and `ssh -R`."""
     port, daemon = free_port(), free_port()
     for key in ("host", "user"):
         subprocess.run(
@@ -308,7 +311,7 @@ MaxStartups 100
         directory / "ssh.log",
     )
     wait_for_port(port, directory / "ssh.log")
-    return Way("ssh -R", port)
+    return Route("ssh -R", port)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -322,8 +325,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--at-once", type=int, default=8)
     options = parser.parse_args(arguments)
     measures: dict[str, Callable[[int], float]] = {
-        "MiB/s to the user": lambda port: pour(port, options.mib),
-        "MiB/s to the service": lambda port: swallow(port, options.mib),
+        "MiB/s to the user": lambda port: download(port, options.mib),
+        "MiB/s to the service": lambda port: upload(port, options.mib),
         "streams/s, one by one": lambda port: open_streams(port, options.streams, 1),
         f"streams/s, {options.at_once} at once": lambda port: open_streams(
             port, options.streams, options.at_once
@@ -339,39 +342,38 @@ def main(arguments: list[str] | None = None) -> None:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="netproxy-bench-")))
         target = Target().port
-        ways = [
+        routes = [
             tunnel(stack, directory, target, True),
             tunnel(stack, directory, target, False),
             ssh(stack, directory, target),
         ]
-        found: dict[tuple[str, str], list[float]] = {}
+        figures: dict[tuple[str, str], list[float]] = {}
         ratios: dict[tuple[str, str], list[float]] = {}
         for _ in range(options.rounds):
-            for measure, take in measures.items():
-                for way in ways:
-                    found.setdefault((measure, way.name), []).append(take(way.port))
+            for name, measure in measures.items():
+                for route in routes:
+                    figures.setdefault((name, route.name), []).append(measure(route.port))
         for turn in range(options.unread_rounds):
             for direction, bulk in DIRECTIONS.items():
-                for way in ways[:2]:
-                    ratios.setdefault((direction, way.name), []).append(
-                        beside(way.port, min(BESIDE_MIB, options.mib), bulk, turn % 2 == 0)
-                    )
-    for measure in measures:
-        medians = {way.name: statistics.median(found[measure, way.name]) for way in ways}
+                for route in routes[:2]:
+                    ratio = beside(route.port, min(BESIDE_MIB, options.mib), bulk, turn % 2 == 0)
+                    ratios.setdefault((direction, route.name), []).append(ratio)
+    for name in measures:
+        medians = {route.name: statistics.median(figures[name, route.name]) for route in routes}
         print(
-            measure.ljust(24),
+            name.ljust(24),
             "  ".join(
-                f"{name}: {value:8.1f} ({value / medians['ssh -R']:4.2f} x)"
-                for name, value in medians.items()
+                f"{route}: {value:8.1f} ({value / medians['ssh -R']:4.2f} x)"
+                for route, value in medians.items()
             ),
         )
-    print("Beside a stream that nobody reads, of the speed without it:")
+    print("Ratio of the speed beside a stream that is not read to the speed without it:")
     for direction in DIRECTIONS:
         print(
             direction.ljust(24),
             "  ".join(
-                f"{way.name}: {statistics.median(ratios[direction, way.name]):4.2f} x"
-                for way in ways[:2]
+                f"{route.name}: {statistics.median(ratios[direction, route.name]):4.2f} x"
+                for route in routes[:2]
             ),
         )
 

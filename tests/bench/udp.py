@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What the UDP relay costs and carries: a table by sessions, targets, kind of load and level of batching.
+"""Measures the UDP relay by level of batching, number of sessions and targets, and kind of load.
 
   python3 tests/bench/udp.py            some minutes
-  python3 tests/bench/udp.py --quick    some seconds, and less exact
+  python3 tests/bench/udp.py --quick    some seconds, less exact
 
-Starts netproxyd on loopback, senders and a sink; they are processes of their own.
+Starts netproxyd on loopback, clients and targets, each in its own process.
 """
 
 from __future__ import annotations
@@ -20,26 +20,38 @@ from load import SIZE, TRAIN, Clients, Sink, settle
 from rig import Netproxyd, print_row, raise_descriptor_limit
 
 LOADS = ("lone", "burst", "train", "echo")
-FEW, MANY = 8, 2000  # sessions whose costs are compared
-RETRY = 2.1  # seconds: netproxyd tries no sooner again what has failed
-HELD = 500  # associations whose memory is told
-WAY_WIDTHS = (11, 12, 12, 12, 12)
+# Sessions whose costs are compared.
+FEW, MANY = 8, 2000
+# Seconds until netproxyd tries again to open a session that has failed.
+RETRY = 2.1
+# Associations whose memory is measured.
+HELD = 500
+UPSTREAM_WIDTHS = (11, 12, 12, 12, 12)
 WIDTHS = (8, 8, 7, 5, 11, 11, 7, 11)
 EXPLANATION = f"""
-{SIZE}-byte datagrams of clients that take turns.  lone: each has one at a time.  burst: {TRAIN} in a row.
-train: {TRAIN} by one UDP_SEGMENT.  echo: one at a time at a quarter of the pace, and sent back; both ways count.
-us/datagram: processor time of the daemon.  flood/s: what arrives of as many as can be sent by this machine.
+Clients take turns to send datagrams of {SIZE} bytes. lone: one at a time. burst: {TRAIN} in a row.
+train: {TRAIN} with one UDP_SEGMENT. echo: one at a time, at a quarter of the rate, and sent back;
+both directions count. us/datagram: processor time of the daemon. flood/s: datagrams that arrive
+when this machine sends as many as it can.
 """
 
 
+Row = tuple[str, int, int, tuple[str, ...]]
+"""Level of batching, sessions, targets of each client, loads."""
+
+
 class Plan(NamedTuple):
-    rows: tuple[
-        tuple[str, int, int, tuple[str, ...]], ...
-    ]  # level, sessions, targets a client, loads
-    seconds: float  # of a paced measurement
-    flood: float  # of a flood, 0: none
-    floods: tuple[int, ...]  # sessions with which there is one
-    rounds: int  # of the ways out
+    """What is measured, and for how long."""
+
+    rows: tuple[Row, ...]
+    seconds: float
+    """Of a measurement at a fixed rate."""
+    flood: float
+    """Seconds of a flood; 0 for none."""
+    floods: tuple[int, ...]
+    """Numbers of sessions with which there is a flood."""
+    rounds: int
+    """Of the comparison of upstreams."""
 
 
 ALL = tuple(
@@ -78,6 +90,8 @@ QUICK_PLAN = Plan(QUICK, 0.25, 0.2, (FEW,), 1)
 
 
 class Bench:
+    """Runs the measurements of a plan and prints them."""
+
     def __init__(self, plan: Plan, rate: int) -> None:
         self._plan = plan
         self._rate = rate
@@ -86,6 +100,7 @@ class Bench:
         self._clients = Clients()
 
     def run(self) -> None:
+        """Print a row for each level, number of sessions and targets, and load."""
         print_row(
             WIDTHS,
             "batching",
@@ -108,7 +123,8 @@ class Bench:
     ) -> None:
         self._sink.call("echo", False)
         sent = self._clients.call("open", daemon.address, sessions, self._sink.targets[:targets])
-        if settle(self._sink) < sent:  # some did not get through: once more, when they may
+        if settle(self._sink) < sent:
+            # Some sessions were not opened: try again.
             time.sleep(RETRY)
             self._clients.call("open_targets")
             settle(self._sink)
@@ -132,7 +148,7 @@ class Bench:
         self._clients.call("close")
 
     def _measure(self, daemon: Netproxyd, load: str) -> tuple[float, float, float]:
-        """Microseconds a datagram, datagrams delivered a second, the part of them lost."""
+        """Return microseconds per datagram, datagrams delivered per second, and the part lost."""
         echo = load == "echo"
         self._sink.call("echo", echo)
         before = daemon.processor_seconds()
@@ -150,7 +166,7 @@ class Bench:
         return settle(self._sink) / done.seconds
 
     def memory(self) -> float:
-        """MiB that associations with a session each add, after the first."""
+        """Return the MiB that HELD associations with one session each add, after the first one."""
         with Netproxyd() as daemon:
             self._sink.call("echo", True)
             others = Clients()
@@ -166,8 +182,8 @@ class Bench:
             others.stop()
         return added
 
-    def ways(self) -> None:
-        """What a datagram costs by each way out, beside the direct one; rounds in turn, medians."""
+    def upstreams(self) -> None:
+        """Print the cost of a datagram through each upstream: medians of alternating rounds."""
         with Netproxyd() as hop:
             at = f"{hop.address[0]}:{hop.address[1]}"
             urls = {
@@ -176,42 +192,38 @@ class Bench:
                 "connect-udp": f"http://{at}",
                 "uot": f"socks5://{at}?udp=uot",
             }
-            daemons = {way: Netproxyd(way=url) for way, url in urls.items()}
+            daemons = {name: Netproxyd(upstream=url) for name, url in urls.items()}
             try:
                 costs = {
-                    (way, load): statistics.median(found)
-                    for (way, load), found in self._way_costs(daemons).items()
+                    key: statistics.median(values)
+                    for key, values in self._upstream_costs(daemons).items()
                 }
             finally:
                 for daemon in daemons.values():
                     daemon.stop()
-        print(
-            f"\nProcessor time a datagram by way out, {FEW} clients, and as a multiple of the direct way's:\n"
-        )
-        print_row(WAY_WIDTHS, "way out", *LOADS)
-        for way in urls:
-            print_row(
-                WAY_WIDTHS,
-                way,
-                *(
-                    f"{costs[way, load]:.2f} {costs[way, load] / max(1e-9, costs['direct', load]):.2f}x"
-                    for load in LOADS
-                ),
-            )
+        print(f"\nProcessor time of a datagram, {FEW} clients, and its ratio to direct:\n")
+        print_row(UPSTREAM_WIDTHS, "upstream", *LOADS)
+        for name in urls:
+            cells = []
+            for load in LOADS:
+                cost, direct = costs[name, load], max(1e-9, costs["direct", load])
+                cells.append(f"{cost:.2f} {cost / direct:.2f}x")
+            print_row(UPSTREAM_WIDTHS, name, *cells)
 
-    def _way_costs(self, daemons: dict[str, Netproxyd]) -> dict[tuple[str, str], list[float]]:
+    def _upstream_costs(self, daemons: dict[str, Netproxyd]) -> dict[tuple[str, str], list[float]]:
         costs: dict[tuple[str, str], list[float]] = {}
         for _ in range(self._plan.rounds):
-            for way, daemon in daemons.items():
+            for name, daemon in daemons.items():
                 self._sink.call("echo", True)
                 self._clients.call("open", daemon.address, FEW, self._sink.targets[:1])
                 settle(self._sink)
                 for load in LOADS:
-                    costs.setdefault((way, load), []).append(self._measure(daemon, load)[0])
+                    costs.setdefault((name, load), []).append(self._measure(daemon, load)[0])
                 self._clients.call("close")
         return costs
 
     def stop(self) -> None:
+        """End the processes of clients and targets."""
         self._clients.stop()
         self._sink.stop()
 
@@ -223,30 +235,31 @@ def main() -> None:
         "--rate",
         type=int,
         default=40_000,
-        help="datagrams a second of the paced loads (default: 40000)",
+        help="datagrams per second at a fixed rate (default: 40000)",
     )
-    parser.add_argument("--ways", action="store_true", help="only what the ways out cost")
+    parser.add_argument("--upstreams", action="store_true", help="only compare upstreams")
     options = parser.parse_args()
     plan = QUICK_PLAN if options.quick else THOROUGH_PLAN
     if raise_descriptor_limit(MANY * 2 + 200) < MANY * 2 + 200:
         raise SystemExit(f"this needs {MANY * 2 + 200} descriptors: raise the limit with ulimit -n")
     print(
-        f"Python {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} processors, "
-        f"{options.rate:,} datagrams/s"
+        f"Python {platform.python_version()}, Linux {platform.release()}, "
+        f"{os.cpu_count()} processors, {options.rate:,} datagrams/s"
     )
     print(EXPLANATION)
     bench = Bench(plan, options.rate)
     try:
-        bench.ways()
-        if options.ways:
+        bench.upstreams()
+        if options.upstreams:
             return
         bench.run()
-        ratios = [
-            f"{load} {bench.costs['vectors', MANY, 1, load] / max(1e-9, bench.costs['vectors', FEW, 1, load]):.2f}"
-            for load in LOADS
-        ]
+        ratios = []
+        for load in LOADS:
+            few, many = bench.costs["mmsg", FEW, 1, load], bench.costs["mmsg", MANY, 1, load]
+            ratios.append(f"{load} {many / max(1e-9, few):.2f}")
         print(
-            f"\nCost of a datagram at {MANY:,} sessions, as a multiple of that at {FEW}: {', '.join(ratios)}"
+            f"\nCost of a datagram at {MANY:,} sessions, "
+            f"as a multiple of that at {FEW}: {', '.join(ratios)}"
         )
         print(f"Memory added by {HELD} associations: {bench.memory():.1f} MiB")
     finally:

@@ -15,7 +15,7 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import RouteSelectors
-from netproxy.net.connect import DEFAULT_OPTIONS, SocketOptions
+from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions
 from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.dialer.doubles import Clock
 from tests.support.batches import cut

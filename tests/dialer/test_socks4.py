@@ -15,6 +15,7 @@ from netproxy.dialer.direct import TargetResolver
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.routing import Dialer
+from netproxy.net.stream import complete
 from tests.dialer.doubles import make_factory
 from tests.support.flows import tcp_to, udp_to
 from tests.support.sockets import read_exactly, read_to_end, refusing, server
@@ -82,8 +83,8 @@ class TestRequest:
             stream = dialer(target_resolver, scheme, address, user).dial(tcp_to(TARGET))
             stream.write(b"through")
             stream.shutdown_write()
-            assert stream.read_exactly(7) == b"through"
-            assert stream.read_some(1) == b""
+            assert complete(stream.read_exactly(7)) == b"through"
+            assert complete(stream.read_some(1)) == b""
             stream.close()
 
     @pytest.mark.parametrize("user", ["", "fred"])
@@ -214,9 +215,9 @@ class TestReply:
         data = bytes(number % 251 for number in range(size))
         with server(answer(REQUEST, GRANTED + data)) as address:
             stream = dialer(target_resolver, "socks4a", address).dial(tcp_to(TARGET))
-            assert stream.read_exactly(size) == data
+            assert complete(stream.read_exactly(size)) == data
             stream.shutdown_write()
-            assert stream.read_some(1) == b""
+            assert complete(stream.read_some(1)) == b""
             stream.close()
 
     @pytest.mark.parametrize("version", [1, 4, 5, 0x48, 0xFF])

@@ -16,6 +16,7 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Dialer
+from netproxy.net.stream import complete
 from tests.support.doubles import Counts, no_packets
 from tests.support.flows import tcp_to
 from tests.support.sockets import black_hole, read_exactly, read_to_end, refusing, reset, server
@@ -81,16 +82,16 @@ class TestConnect:
             play(GREETING, b"\x05\x00", REQUEST, BOUND + b"hello", b"data", b"answer", step=step)
         ) as address:
             stream = dialer(address, direct).dial(tcp_to(TARGET))
-            assert stream.read_exactly(5) == b"hello"
+            assert complete(stream.read_exactly(5)) == b"hello"
             stream.write(b"data")
-            assert stream.read_exactly(6) == b"answer"
+            assert complete(stream.read_exactly(6)) == b"answer"
             stream.close()
 
     def test_bytes_in_the_segment_of_the_reply_are_kept(self, direct: DirectDialer) -> None:
         """Hazard 62."""
         with server(play(GREETING, b"\x05\x00", REQUEST, BOUND + b"banner" * 1000)) as address:
             stream = dialer(address, direct).dial(tcp_to(TARGET))
-            assert stream.read_exactly(6000) == b"banner" * 1000
+            assert complete(stream.read_exactly(6000)) == b"banner" * 1000
             stream.close()
 
     @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ class TestConnect:
             play(GREETING, b"\x05\x00", REQUEST, b"\x05\x00\x00" + bound + b"x")
         ) as address:
             stream = dialer(address, direct).dial(tcp_to(TARGET))
-            assert stream.read_exactly(1) == b"x"
+            assert complete(stream.read_exactly(1)) == b"x"
             stream.close()
 
     def test_socks5h_request_has_the_name(self, direct: DirectDialer) -> None:
@@ -148,7 +149,7 @@ class TestConnect:
 
         with server(script) as address:
             stream = dialer(address, direct, seconds=0.2).dial(tcp_to(TARGET))
-            assert stream.read_exactly(4) == b"late"
+            assert complete(stream.read_exactly(4)) == b"late"
             stream.close()
 
 
@@ -304,7 +305,7 @@ def test_chain_asks_each_proxy_for_the_next_one(direct: DirectDialer) -> None:
     ) as address:
         chain = behind(dialer(address, direct), second)
         stream = chain.dial(tcp_to(TARGET))
-        assert stream.read_exactly(3) == b"end"
+        assert complete(stream.read_exactly(3)) == b"end"
         stream.close()
 
 

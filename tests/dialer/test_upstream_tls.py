@@ -16,6 +16,7 @@ from netproxy.config.schema import UpstreamConfig
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces.routing import Dialer
+from netproxy.net.stream import complete
 from tests.dialer.configured import TARGET, default_of, failure, members_of, upstreams_of
 from tests.support.certificates import certificates
 from tests.support.flows import tcp_to
@@ -66,7 +67,7 @@ class TestTrust:
             ca = certificates().path("ca.pem")
             config = default_of(f"{{url: 'https://{address}', tls: {{ca: '{ca}'}}}}")
             stream: Any = factory.dialer(config).dial(tcp_to(TARGET))
-            assert (stream.read_exactly(5), stream.plain) == (b"hello", False)
+            assert (complete(stream.read_exactly(5)), stream.plain) == (b"hello", False)
             stream.close()
 
     @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ class TestUdpOverTcp:
     ) -> None:
         """Even with a scheme whose other names are looked up here."""
         monkeypatch.setattr(socket, "getaddrinfo", no_lookup)
-        request = uot.encode_request(uot.Request(False, TARGET))
+        request = uot.encode_request(uot.UotRequest(False, TARGET))
         with server(play(*steps, request)) as address:
             dialer = factory.dialer(default_of(f"'{scheme}://{address}?udp=uot'"))
             dialer.dial_packet(udp_to(TARGET)).close()

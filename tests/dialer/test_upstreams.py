@@ -18,7 +18,7 @@ from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import Reason
 from netproxy.interfaces.addresses import Address
-from netproxy.net.connect import KEEPALIVE_IDLE
+from netproxy.net.socket_options import KEEPALIVE_IDLE
 from tests.dialer.configured import (
     BOUND,
     HELLO,
@@ -364,7 +364,7 @@ class TestTimeouts:
         with server(granting(TARGET)) as address:
             dialer = factory.dialer(default_of(f"'socks5h://{address}?timeout=200ms'"))
             stream: Any = dialer.dial(tcp_to(TARGET))
-            assert stream._deadline is None
+            assert stream.deadline is None
             stream.close()
 
 

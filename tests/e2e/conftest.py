@@ -1,4 +1,7 @@
-"""Daemons that are looked at when their test has ended; `netproxyd` for one test, `shared_netproxyd` for a module."""
+"""Fixtures that start daemons, and check and end them after the test.
+
+`netproxyd` is for one test, `shared_netproxyd` for all tests of a module.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,16 @@ Start = Callable[..., Netproxyd]
 
 @pytest.fixture
 def netproxyd(tmp_path: Path) -> Iterator[Start]:
-    """Starts daemons: Netproxyd's arguments without the log, or `config`, a file's text, as an argument more."""
+    """Return a function that starts a daemon.
+
+    It takes the arguments of Netproxyd except `log`; `config` is the text of a file for -c.
+    """
     yield from _daemons(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def shared_netproxyd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Return a function as `netproxyd` does, whose daemons live until the end of the module."""
     yield from _daemons(tmp_path_factory.mktemp("netproxyd"))
 
 

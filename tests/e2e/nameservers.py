@@ -1,16 +1,22 @@
-"""Name servers as processes: unbound with names of its own, in clear and within TLS, and dnsdist, which speaks HTTPS, before it."""
+"""Runs name servers as processes, and queries with dig.
+
+unbound serves its own names in plain text and in TLS. dnsdist serves HTTPS and forwards to unbound.
+"""
 
 from __future__ import annotations
 
 import subprocess
 from typing import NamedTuple
 
-from tests.e2e.support import LOOPBACK, environment, free_port, program
+from tests.e2e.support import LOOPBACK, environment, program
 from tests.e2e.upstreams import Programs
 from tests.support.certificates import Certificates
+from tests.support.ports import free_port
 
-LONG = tuple(f"{at:02}" + "abcdefghij"[at % 10] * 250 for at in range(16))  # 4 KB of TXT
-MIDDLE = LONG[:8]  # 2 KB
+# TXT data of 4 and 2 KB.
+LONG = tuple(f"{at:02}" + "abcdefghij"[at % 10] * 250 for at in range(16))
+MIDDLE = LONG[:8]
+# Data of a record whose type no program knows.
 UNKNOWN = "C0000201FF00"
 
 _UNBOUND = """
@@ -38,20 +44,21 @@ remote-control:
 
 
 class NameServers(NamedTuple):
+    """The ports of unbound."""
+
     port: int
     tls_port: int
-    https_port: int  # 0 without dnsdist
 
 
 def records() -> list[str]:
-    """What unbound knows, in the form of a zone file."""
+    """Return the records of unbound in the form of a zone file."""
     return [
         "test. 3600 IN SOA ns.test. root.test. 1 3600 600 86400 60",
         "www.test. 60 IN A 192.0.2.1",
         "www.test. 60 IN AAAA 2001:db8::1",
         "origin.test. 60 IN A 127.0.0.1",
-        "big.test. 60 IN TXT " + " ".join(f'"{one}"' for one in LONG),
-        "middle.test. 60 IN TXT " + " ".join(f'"{one}"' for one in MIDDLE),
+        "big.test. 60 IN TXT " + " ".join(f'"{text}"' for text in LONG),
+        "middle.test. 60 IN TXT " + " ".join(f'"{text}"' for text in MIDDLE),
         f"odd.test. 60 IN TYPE65280 \\# {len(UNKNOWN) // 2} {UNKNOWN}",
         *(
             f"{name}.test. 60 IN A 192.0.2.{at}"
@@ -62,6 +69,7 @@ def records() -> list[str]:
 
 
 def start(programs: Programs, certificates: Certificates) -> NameServers:
+    """Start unbound. Skip the test if it is not installed."""
     port, tls_port = free_port(), free_port()
     data = "\n".join(f"  local-data: '{record}'" for record in records())
     config = programs.write(
@@ -76,18 +84,22 @@ def start(programs: Programs, certificates: Certificates) -> NameServers:
         ),
     )
     programs.start(port, program("unbound"), "-d", "-c", config)
-    return NameServers(port, tls_port, 0)
+    return NameServers(port, tls_port)
 
 
 def start_https(programs: Programs, certificates: Certificates, behind: int) -> int:
-    """dnsdist before the name server on a port of this machine.  1.7 and 1.8 speak HTTP/1.1 and HTTP/2, later ones HTTP/2 alone."""
+    """Start dnsdist in front of the name server on the port `behind`. Return its HTTPS port.
+
+    dnsdist 1.7 and 1.8 speak HTTP/1.1 and HTTP/2, later versions only HTTP/2.
+    """
     port, plain = free_port(), free_port()
+    certificate, key = certificates.path("server.pem"), certificates.path("server.key")
     config = programs.write(
         "dnsdist.conf",
         f"""
 setLocal("{LOOPBACK}:{plain}")
 newServer({{address="{LOOPBACK}:{behind}", healthCheckMode="up"}})
-addDOHLocal("{LOOPBACK}:{port}", "{certificates.path("server.pem")}", "{certificates.path("server.key")}", "/dns-query")
+addDOHLocal("{LOOPBACK}:{port}", "{certificate}", "{key}", "/dns-query")
 setSecurityPollSuffix("")
 """,
     )
@@ -96,19 +108,25 @@ setSecurityPollSuffix("")
 
 
 class Answer(NamedTuple):
-    status: str  # NOERROR, NXDOMAIN ...
+    """What dig prints of an answer."""
+
+    status: str
+    """NOERROR, NXDOMAIN and so on; "" without an answer."""
     flags: list[str]
-    records: list[list[str]]  # of the answer: owner, TTL, class, kind, data
+    records: list[list[str]]
+    """The answer section: owner, TTL, class, type and data of each record."""
     text: str
+    """The whole output."""
 
     @property
     def data(self) -> list[str]:
+        """The data of each record."""
         return [" ".join(record[4:]) for record in self.records]
 
 
 def dig(port: int, *arguments: str, seconds: float = 20) -> Answer:
-    """What dig makes of an answer; where there is none, `status` is empty."""
-    done = subprocess.run(
+    """Run dig with these arguments against a port of loopback."""
+    process = subprocess.run(
         (
             program("dig"),
             f"@{LOOPBACK}",
@@ -124,7 +142,7 @@ def dig(port: int, *arguments: str, seconds: float = 20) -> Answer:
         env=environment(HOME="/nonexistent"),
         timeout=seconds,
     )
-    lines = done.stdout.splitlines()
+    lines = process.stdout.splitlines()
     status = next(
         (line.partition("status: ")[2].partition(",")[0] for line in lines if "status: " in line),
         "",
@@ -137,7 +155,6 @@ def dig(port: int, *arguments: str, seconds: float = 20) -> Answer:
         ),
         [],
     )
-    section = done.stdout.partition(";; ANSWER SECTION:\n")[2].partition("\n\n")[0]
-    return Answer(
-        status, flags, [line.split() for line in section.splitlines()], done.stdout + done.stderr
-    )
+    section = process.stdout.partition(";; ANSWER SECTION:\n")[2].partition("\n\n")[0]
+    answers = [line.split() for line in section.splitlines()]
+    return Answer(status, flags, answers, process.stdout + process.stderr)

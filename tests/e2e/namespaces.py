@@ -1,4 +1,4 @@
-"""Hosts on one machine: network namespaces, and cables between them."""
+"""Builds a network on one machine: network namespaces as hosts, veth pairs as cables."""
 
 from __future__ import annotations
 
@@ -12,40 +12,47 @@ from typing import Any, Iterator
 
 import pytest
 
-from tests.e2e.support import program, wait_for
+from tests.e2e.support import SECONDS, program, wait_for
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """A host with nothing but its loopback."""
+    """A network namespace with a loopback interface. Skips the test if it cannot be created."""
 
     def __init__(self, name: str) -> None:
         self.name = f"netproxy-{os.getpid()}-{name}"
-        done = subprocess.run(
+        process = subprocess.run(
             [program("ip"), "netns", "add", self.name], capture_output=True, text=True
         )
-        if done.returncode:
-            pytest.skip(f"ip netns add: {done.stderr.strip()}")
+        if process.returncode:
+            pytest.skip(f"ip netns add: {process.stderr.strip()}")
         self.ip("link", "set", "lo", "up")
 
     def ip(self, *arguments: str) -> str:
+        """Run ip(8) in the namespace and return its output."""
         return self._run(program("ip"), "-n", self.name, *arguments)
 
     def nft(self, rules: str) -> None:
+        """Load nftables rules. Skip the test if the kernel does not take them."""
         path = program("nft")
-        done = subprocess.run(
+        process = subprocess.run(
             [program("ip"), "netns", "exec", self.name, path, "-f", "-"],
             input=rules,
             capture_output=True,
             text=True,
         )
-        if done.returncode:
-            pytest.skip(f"nft: {done.stderr.splitlines()[0]}")
+        if process.returncode:
+            pytest.skip(f"nft: {process.stderr.splitlines()[0]}")
+
+    def nft_list(self, table: str) -> str:
+        """Return an nftables table, with its counters, as text."""
+        command = ("netns", "exec", self.name, program("nft"), "list", "table", *table.split())
+        return self._run(program("ip"), *command)
 
     def enter(self) -> None:
-        """The calling thread moves here; for preexec_fn, too."""
+        """Move the calling thread to the namespace. Can be used as preexec_fn."""
         descriptor = os.open(f"/run/netns/{self.name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if _libc.setns(descriptor, CLONE_NEWNET):
@@ -54,24 +61,28 @@ class Namespace:
             os.close(descriptor)
 
     def socket(self, *arguments: Any) -> socket.socket:
-        """A socket of this host, which any thread may use: made by a thread that goes there and never comes back."""
-        made: list[Any] = []
+        """Return a socket of this namespace, which any thread may use.
+
+        A short-lived thread enters the namespace and creates it.
+        """
+        result: list[Any] = []
 
         def make() -> None:
             try:
                 self.enter()
-                made.append(socket.socket(*arguments))
+                result.append(socket.socket(*arguments))
             except OSError as error:
-                made.append(error)
+                result.append(error)
 
         thread = threading.Thread(target=make)
         thread.start()
         thread.join()
-        if isinstance(made[0], OSError):
-            raise made[0]
-        return made[0]
+        if isinstance(result[0], OSError):
+            raise result[0]
+        return result[0]
 
     def remove(self) -> None:
+        """Delete the namespace."""
         self._run(program("ip"), "netns", "del", self.name)
 
     @staticmethod
@@ -79,32 +90,39 @@ class Namespace:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def connect(one: Namespace, addresses: list[str], other: Namespace, others: list[str]) -> None:
-    """A cable; the addresses are ADDRESS/LENGTH, in the order in which the kernel prefers them."""
-    names = f"to-{other.name.rpartition('-')[2]}", f"to-{one.name.rpartition('-')[2]}"
-    one.ip("link", "add", names[0], "type", "veth", "peer", names[1], "netns", other.name)
-    for host, name, own in ((one, names[0], addresses), (other, names[1], others)):
-        for address in own:
-            host.ip("address", "add", address, "dev", name, *(("nodad",) if ":" in address else ()))
-        host.ip("link", "set", name, "up")
+def connect(
+    first: Namespace, first_addresses: list[str], second: Namespace, second_addresses: list[str]
+) -> None:
+    """Connect two namespaces and wait until the link is up.
+
+    The addresses are ADDRESS/LENGTH, in the order in which the kernel prefers them as sources.
+    """
+    to_second, to_first = (
+        f"to-{second.name.rpartition('-')[2]}",
+        f"to-{first.name.rpartition('-')[2]}",
+    )
+    first.ip("link", "add", to_second, "type", "veth", "peer", to_first, "netns", second.name)
+    ends = ((first, to_second, first_addresses), (second, to_first, second_addresses))
+    for host, device, addresses in ends:
+        for address in addresses:
+            options = ("nodad",) if ":" in address else ()
+            host.ip("address", "add", address, "dev", device, *options)
+        host.ip("link", "set", device, "up")
     wait_for(
-        lambda: all(
-            "LOWER_UP" in host.ip("link", "show", name)
-            for host, name in ((one, names[0]), (other, names[1]))
-        ),
-        5.0,
-        "the cable is up",
+        lambda: all("LOWER_UP" in host.ip("link", "show", device) for host, device, _ in ends),
+        SECONDS,
+        "the link is up",
     )
 
 
 @contextmanager
 def hosts(*names: str) -> Iterator[list[Namespace]]:
-    """Hosts that are gone afterwards, whatever happens.  Skips the test where they cannot be had."""
+    """Create namespaces and delete them at the end. Skip the test without the permission."""
     if os.geteuid():
         pytest.skip("network namespaces need root")
     with ExitStack() as stack:
-        made = []
+        created = []
         for name in names:
-            made.append(Namespace(name))
-            stack.callback(made[-1].remove)
-        yield made
+            created.append(Namespace(name))
+            stack.callback(created[-1].remove)
+        yield created

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 origin: Python's own server, with keep-alive, chunked uploads and a memory of what it was asked."""
+"""Provides an HTTP/1.1 origin with keep-alive and chunked uploads that records its requests."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ BIG = random.Random(20).randbytes(20_000_000)
 
 
 class Seen(NamedTuple):
+    """A request that the origin received."""
+
     method: str
     path: str
-    port: int  # of the connection it came on
-    fields: dict[str, str]  # names in lower case
+    port: int
+    """The client's port: it tells connections apart."""
+    fields: dict[str, str]
+    """Names in lower case."""
     body: bytes
 
 
 class Origin(ThreadingHTTPServer):
+    """Python's HTTP server on loopback. `seen` are the requests so far.
+
+    /hello and /big return HELLO and BIG, /chunked returns HELLO in chunks of one byte. An upload is
+    answered with its SHA-256.
+    """
+
     daemon_threads = True
 
     def __init__(self) -> None:
@@ -38,7 +48,7 @@ class Origin(ThreadingHTTPServer):
 
 @contextmanager
 def serving() -> Iterator[Origin]:
-    """An origin at work."""
+    """Run an origin."""
     with Origin() as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
@@ -46,13 +56,11 @@ def serving() -> Iterator[Origin]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """/hello and /big give their bytes, /chunked /hello's in chunks; an upload is answered with its SHA-256."""
-
     protocol_version = "HTTP/1.1"
     server: Origin
 
     def do_GET(self) -> None:
-        self._remember(b"")
+        self._record(b"")
         if self.path == "/chunked":
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")
@@ -67,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = self._body()
-        self._remember(body)
+        self._record(body)
         self._answer(hashlib.sha256(body).hexdigest().encode())
 
     do_POST = do_PUT
@@ -89,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert self.rfile.readline() == b"\r\n"
         return b"".join(pieces)
 
-    def _remember(self, body: bytes) -> None:
+    def _record(self, body: bytes) -> None:
         fields = {name.lower(): value for name, value in self.headers.items()}
         self.server.seen.append(Seen(self.command, self.path, self.client_address[1], fields, body))
 

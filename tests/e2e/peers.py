@@ -1,7 +1,7 @@
-"""The other ends: a SOCKS5 client written from RFC 1928, and echo servers.
+"""Provides the peers of a proxy: a SOCKS5 client written from RFC 1928, and echo servers.
 
-Sockets are made by a `make` like socket.socket, so that a peer may live in another
-network namespace.
+`make` parameters create sockets as socket.socket does, so that a peer may live in another network
+namespace.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import threading
 from typing import Any, Callable
 
 CONNECT, BIND, ASSOCIATE = 1, 2, 3
-PATIENCE = 5.0  # seconds any peer waits for its answer
+# The limit of a peer's wait for an answer, long enough for a slow machine.
+REPLY_SECONDS = 20.0
 
-Where = tuple[str, int]
+Endpoint = tuple[str, int]
 Login = tuple[str, str]
 Make = Callable[..., socket.socket]
 
 
 class Refused(OSError):
-    """The proxy said no; `code` is its reply."""
+    """The proxy refused the request. `code` is the REP field of its reply, 255 for a bad login."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"SOCKS5 reply {code}")
@@ -29,10 +30,12 @@ class Refused(OSError):
 
 
 def family(host: str) -> int:
+    """Return the address family of a literal address."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def listen(host: str, make: Make = socket.socket, port: int = 0) -> socket.socket:
+    """Return a listening TCP socket."""
     server = make(family(host), socket.SOCK_STREAM)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind((host, port))
@@ -41,13 +44,15 @@ def listen(host: str, make: Make = socket.socket, port: int = 0) -> socket.socke
 
 
 def udp(host: str, make: Make = socket.socket, port: int = 0) -> socket.socket:
+    """Return a bound UDP socket with a timeout."""
     sock = make(family(host), socket.SOCK_DGRAM)
-    sock.settimeout(PATIENCE)
+    sock.settimeout(REPLY_SECONDS)
     sock.bind((host, port))
     return sock
 
 
 def exactly(sock: socket.socket, count: int) -> bytes:
+    """Return the next `count` bytes. Raises EOFError if the connection ends before."""
     data = b""
     while len(data) < count:
         piece = sock.recv(count - len(data))
@@ -60,8 +65,9 @@ def exactly(sock: socket.socket, count: int) -> bytes:
 # -- SOCKS5
 
 
-def encode(where: Where) -> bytes:
-    host, port = where
+def encode(address: Endpoint) -> bytes:
+    """Return ATYP, address and port (RFC 1928 section 5)."""
+    host, port = address
     for kind, number in ((socket.AF_INET, 1), (socket.AF_INET6, 4)):
         try:
             return bytes([number]) + socket.inet_pton(kind, host) + struct.pack("!H", port)
@@ -70,30 +76,30 @@ def encode(where: Where) -> bytes:
     return bytes([3, len(host)]) + host.encode() + struct.pack("!H", port)
 
 
-def read_address(sock: socket.socket) -> Where:
+def read_address(sock: socket.socket) -> Endpoint:
+    """Read ATYP, address and port."""
     kind = exactly(sock, 1)[0]
     if kind == 3:
         host = exactly(sock, exactly(sock, 1)[0]).decode()
+    elif kind == 1:
+        host = socket.inet_ntop(socket.AF_INET, exactly(sock, 4))
     else:
-        host = socket.inet_ntop(
-            *(
-                (socket.AF_INET, exactly(sock, 4))
-                if kind == 1
-                else (socket.AF_INET6, exactly(sock, 16))
-            )
-        )
+        host = socket.inet_ntop(socket.AF_INET6, exactly(sock, 16))
     return host, struct.unpack("!H", exactly(sock, 2))[0]
 
 
 def socks5(
-    server: Where,
+    server: Endpoint,
     command: int,
-    target: Where,
+    target: Endpoint,
     login: Login | None = None,
     make: Make = socket.socket,
-    seconds: float = PATIENCE,
-) -> tuple[socket.socket, Where]:
-    """The connection after its reply, and BND; Refused."""
+    seconds: float = REPLY_SECONDS,
+) -> tuple[socket.socket, Endpoint]:
+    """Send a request. Return the connection and the BND address of the reply.
+
+    `seconds` limits each wait. Raises Refused if the proxy refuses.
+    """
     sock = make(family(server[0]), socket.SOCK_STREAM)
     try:
         sock.settimeout(seconds)
@@ -118,14 +124,14 @@ def socks5(
 
 
 class Association:
-    """A UDP ASSOCIATE and a socket that uses it.  The request names the socket's port unless `hint` names something else."""
+    """A UDP ASSOCIATE and a UDP socket for it. The request names `hint`, or the socket's port."""
 
     def __init__(
         self,
-        server: Where,
+        server: Endpoint,
         login: Login | None = None,
         make: Make = socket.socket,
-        hint: Where | None = None,
+        hint: Endpoint | None = None,
     ) -> None:
         self.socket = udp("::" if ":" in server[0] else "0.0.0.0", make)
         try:
@@ -136,11 +142,12 @@ class Association:
             self.socket.close()
             raise
 
-    def send(self, target: Where, data: bytes) -> None:
+    def send(self, target: Endpoint, data: bytes) -> None:
+        """Send a datagram to the target through the proxy."""
         self.socket.sendto(b"\0\0\0" + encode(target) + data, self.bound)
 
-    def receive(self) -> tuple[bytes, Where, Where]:
-        """Payload, the source that its header names, and the address it came from."""
+    def receive(self) -> tuple[bytes, Endpoint, Endpoint]:
+        """Return payload, source as the header names it, and the address that sent the datagram."""
         data, peer = self.socket.recvfrom(65535)
         assert data[:3] == b"\0\0\0"
         size = {1: 4, 4: 16}[data[3]]
@@ -151,14 +158,15 @@ class Association:
         )
         return data[6 + size :], source, peer[:2]
 
-    def echo(self, target: Where, data: bytes) -> tuple[Where, Where]:
-        """There and back; source and peer of what came."""
+    def echo(self, target: Endpoint, data: bytes) -> tuple[Endpoint, Endpoint]:
+        """Send data to an echo server and check what comes back. Return its source and sender."""
         self.send(target, data)
-        reply_destination, source, peer = self.receive()
-        assert reply_destination == data
-        return source, peer
+        payload, source, sender = self.receive()
+        assert payload == data
+        return source, sender
 
     def close(self) -> None:
+        """Close the control connection and the socket."""
         self.control.close()
         self.socket.close()
 
@@ -170,7 +178,7 @@ class Association:
 
 
 def echo(sock: socket.socket, data: bytes) -> None:
-    """There and back on a connection."""
+    """Send data to an echo server and check what comes back."""
     sock.sendall(data)
     assert exactly(sock, len(data)) == data
 
@@ -179,11 +187,11 @@ def echo(sock: socket.socket, data: bytes) -> None:
 
 
 class _Server:
-    """A thread that serves one socket until close()."""
+    """Serves one socket with a thread until close()."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self.address: Where = sock.getsockname()[:2]
+        self.address: Endpoint = sock.getsockname()[:2]
         self._end, self._ended = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(sock, selectors.EVENT_READ)
@@ -220,10 +228,10 @@ class _Server:
 
 
 class TcpEcho(_Server):
-    """Sends back what it gets, on as many connections as there are, one thread for all."""
+    """Sends back what it receives, on any number of connections, with one thread."""
 
-    def __init__(self, host: str = "127.0.0.1", make: Make = socket.socket) -> None:
-        super().__init__(listen(host, make))
+    def __init__(self, host: str = "127.0.0.1", make: Make = socket.socket, port: int = 0) -> None:
+        super().__init__(listen(host, make, port))
 
     def _serve(self, sock: Any) -> None:
         if sock is self.socket:
@@ -233,7 +241,8 @@ class TcpEcho(_Server):
         try:
             data = sock.recv(65536)
             if data:
-                sock.setblocking(True)  # small messages only: it never fills a buffer
+                # Messages of tests are small: they never fill the buffer.
+                sock.setblocking(True)
                 sock.sendall(data)
                 sock.setblocking(False)
                 return
@@ -244,7 +253,7 @@ class TcpEcho(_Server):
 
 
 class UdpEcho(_Server):
-    """Sends back what `answer` makes of what it gets; remembers who it came from."""
+    """Answers each datagram with `answer(datagram)` and records the senders in `sources`."""
 
     def __init__(
         self,
@@ -253,7 +262,7 @@ class UdpEcho(_Server):
         answer: Callable[[bytes], bytes] = bytes,
         port: int = 0,
     ) -> None:
-        self.sources: list[Where] = []
+        self.sources: list[Endpoint] = []
         self._answer = answer
         super().__init__(udp(host, make, port))
 

@@ -1,4 +1,4 @@
-"""A QUIC transfer between a server and a client of the test's own: everything sent comes back on the same stream."""
+"""Provides a QUIC echo server and client: everything sent comes back on the same stream."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from cryptography.x509.oid import NameOID
 PROTOCOL = "echo"
 PIECE = 65536
 NAME = "quic.test"
+START_SECONDS = 20.0
 
 
 class EchoServer:
-    """Serves on a port of 127.0.0.1, or another `host`, from a thread of its own, which `enter` takes elsewhere first."""
+    """A QUIC server in a new thread. `enter` may move that thread to another network namespace."""
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class EchoServer:
         port: int = 0,
     ) -> None:
         self._host, self._enter, self._wanted = host, enter, port
-        certificate, key = _self_signed(directory)
+        certificate, key = self_signed(directory)
         self._configuration = QuicConfiguration(is_client=False, alpn_protocols=[PROTOCOL])
         self._configuration.load_cert_chain(certificate, key)
         self._loop = asyncio.new_event_loop()
@@ -41,7 +42,7 @@ class EchoServer:
         self.port = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        assert self._started.wait(5.0)
+        assert self._started.wait(START_SECONDS)
 
     def _run(self) -> None:
         async def start() -> Any:
@@ -49,7 +50,7 @@ class EchoServer:
                 self._host,
                 self._wanted,
                 configuration=self._configuration,
-                stream_handler=_echo_soon,
+                stream_handler=start_echo,
             )
 
         self._enter()
@@ -74,9 +75,11 @@ class EchoServer:
 _tasks: set[Any] = set()
 
 
-def _echo_soon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def start_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Echo a stream. For aioquic, whose stream handlers are plain functions."""
     task = asyncio.get_running_loop().create_task(_echo(reader, writer))
-    _tasks.add(task)  # the loop itself keeps no reference
+    # The loop itself holds no strong reference to a task.
+    _tasks.add(task)
     task.add_done_callback(_tasks.discard)
 
 
@@ -87,7 +90,7 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def transfer(port: int, data: bytes, seconds: float, host: str = "127.0.0.1") -> bytes:
-    """What comes back of `data` from a server."""
+    """Send `data` to a server and return what comes back. Raises TimeoutError after `seconds`."""
 
     async def run() -> bytes:
         configuration = QuicConfiguration(
@@ -102,7 +105,8 @@ def transfer(port: int, data: bytes, seconds: float, host: str = "127.0.0.1") ->
     return asyncio.run(asyncio.wait_for(run(), seconds))
 
 
-def _self_signed(directory: Path) -> tuple[Path, Path]:
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """Create a certificate for NAME. Return its path and that of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
     now = datetime.datetime.now(datetime.timezone.utc)

@@ -1,9 +1,9 @@
-"""netproxyd as a process, what is asked of it at its end, and waiting without sleeping too long."""
+"""Runs netproxyd as a process, checks it at the end of a test, and waits for conditions."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import random
 import re
 import shutil
 import signal
@@ -21,12 +21,11 @@ from tests.e2e.peers import Login, Make, listen, socks5
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
 ANY_PORT = f"sps://{LOOPBACK}:0"
-START_SECONDS = 10.0  # for the "serves" line: generous, the machine may be busy
-CLEAN_SECONDS = 5.0  # for descriptors to be back where they were (HAZARDS section 3)
-CHOSEN_PORTS = range(
-    20_000, 32_000
-)  # below what Linux hands out by itself (net.ipv4.ip_local_port_range)
-SPARE_DESCRIPTORS = 2  # that may stay open all the same: HAZARDS allows them
+# Limits of waits, long enough for a machine that is ten times slower.
+START_SECONDS = 30.0
+SECONDS = 20.0
+# How many more descriptors than before a daemon may have when its clients have gone.
+SPARE_DESCRIPTORS = 2
 
 Value = TypeVar("Value")
 _SERVES = re.compile(r" serves (.*), upstream ")
@@ -36,7 +35,7 @@ _STATE = re.compile(r"([a-z]+)=(\d+)")
 
 
 def program(name: str) -> str:
-    """The path of a program, or the test is skipped."""
+    """Return the path of a program. Skip the test if it is not installed."""
     path = shutil.which(name, path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin:/sbin")
     if path is None:
         pytest.skip(f"{name} is not installed")
@@ -44,7 +43,7 @@ def program(name: str) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours without what would change how netproxyd or a client program behaves."""
+    """Return this process's variables except those that change what netproxyd or clients do."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -55,7 +54,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def wait_for(look: Callable[[], Value], seconds: float, what: str) -> Value:
-    """The first true value that `look` gives within `seconds`."""
+    """Call `look` until it returns a true value, and return that.
+
+    Raises AssertionError with `what` if there is none within `seconds`.
+    """
     deadline = time.monotonic() + seconds
     while not (value := look()):
         if time.monotonic() > deadline:
@@ -64,25 +66,8 @@ def wait_for(look: Callable[[], Value], seconds: float, what: str) -> Value:
     return value
 
 
-def free_port() -> int:
-    """A port that was free for TCP and UDP a moment ago.
-
-    It is none that the kernel hands out by itself: a client that keeps trying such a port before anybody
-    listens there is in the end given it as its own and connects to itself, and no server can have it then.
-    """
-    while True:
-        port = random.choice(CHOSEN_PORTS)
-        with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            try:
-                tcp.bind((LOOPBACK, port))
-                udp.bind((LOOPBACK, port))
-            except OSError:
-                continue
-            return port
-
-
 class Netproxyd:
-    """One daemon.  `host` and `port` are where clients reach its first TCP listener."""
+    """A daemon process. `host` and `port` are the address of its first TCP listener."""
 
     def __init__(
         self,
@@ -97,7 +82,12 @@ class Netproxyd:
         log_read: bool = True,
         **popen: Any,
     ) -> None:
-        """`make` makes sockets where the daemon lives; without `log_read` standard error is the caller's matter."""
+        """Start the daemon with these arguments and wait until it serves.
+
+        `login` is needed by clients of the first listener. `make` creates sockets that can reach
+        the daemon, as socket.socket does; it may do so in another network namespace. Without
+        `log_read` the caller passes stdout and stderr itself, in `popen`.
+        """
         self.log_path = log
         self.host, self.port, self.login, self.make = host, port, login, make
         self._command = [*python, "-m", "netproxy", *arguments]
@@ -107,11 +97,12 @@ class Netproxyd:
             self.process = subprocess.Popen(
                 self._command, cwd=cwd, stdin=subprocess.DEVNULL, **{"env": environment(), **popen}
             )
-        self.baseline = 0  # descriptors when nothing goes on; 0: not looked at
+        # Open descriptors while there is no client; 0 if they are not checked.
+        self.baseline = 0
         self.ended = False
         try:
             if log_read:
-                serves = wait_for(self._serves, START_SECONDS, "the line that says what listens")
+                serves = wait_for(self._serves, START_SECONDS, "the line with the listeners")
                 self.listens = [
                     (network, host, int(port)) for network, host, port in _LISTENS.findall(serves)
                 ]
@@ -123,64 +114,76 @@ class Netproxyd:
             self.kill()
             raise
 
-    # -- what it says
+    # -- its log
 
     @property
     def log(self) -> str:
+        """Everything that the daemon has logged."""
         return self.log_path.read_text("utf-8", "replace")
 
     def lines(self, pattern: str) -> list[str]:
+        """Return the log lines that match the regular expression."""
         return [line for line in self.log.splitlines() if re.search(pattern, line)]
 
     def _serves(self) -> str:
         if self.process.poll() is not None:
             raise AssertionError(f"ended with {self.process.returncode}:\n{self.log}")
-        found = _SERVES.search(self.log)
-        return found[1] if found else ""
+        match = _SERVES.search(self.log)
+        return match[1] if match else ""
 
     @property
     def tcp_ports(self) -> list[int]:
+        """The ports of the TCP listeners, in the order of the configuration."""
         return [port for network, _, port in self.listens if network == "tcp"]
 
-    def said(self, pattern: str, times: int = 1, seconds: float = 5.0) -> list[str]:
-        """The log's lines with `pattern`, as soon as there are so many."""
+    def said(self, pattern: str, times: int = 1, seconds: float = SECONDS) -> list[str]:
+        """Wait until `times` log lines match the pattern, and return all that do."""
         return wait_for(
-            lambda: found if len(found := self.lines(pattern)) >= times else None,
+            lambda: lines if len(lines := self.lines(pattern)) >= times else None,
             seconds,
             f"{times} x {pattern!r} in the log:\n{self.log[-2000:]}",
         )
 
     def status(self) -> dict[str, int]:
-        """The dump of SIGUSR1: "connections", "sessions", "drops{unknown sender}" and so on; what is not there was never counted."""
+        """Return what the daemon logs on SIGUSR1: "connections", "drops{unknown sender}" and so on.
+
+        A counter that was never incremented is missing.
+        """
         before = len(self.lines(" connections="))
-        for turn in (1, 2):  # all of the first dump is there when the second begins
+        # When the second dump begins, the first one is complete.
+        for dump in (1, 2):
             self.signal(signal.SIGUSR1)
-            self.said(" connections=", before + turn)
+            self.said(" connections=", before + dump)
         lines = self.log.splitlines()
         starts = [at for at, line in enumerate(lines) if " connections=" in line]
-        found: dict[str, int] = {}
+        status: dict[str, int] = {}
         for line in lines[starts[before] : starts[before + 1]]:
             if counter := _COUNTER.search(line):
-                found[f"{counter[1]}{{{counter[2]}}}"] = int(counter[3])
+                status[f"{counter[1]}{{{counter[2]}}}"] = int(counter[3])
             else:
                 for name, value in _STATE.findall(line):
-                    found[name] = found.get(name, 0) + int(value)
-        return found
+                    status[name] = status.get(name, 0) + int(value)
+        return status
 
-    # -- what it does
+    def drops(self) -> dict[str, int]:
+        """Return the counters of dropped datagrams."""
+        return {name: count for name, count in self.status().items() if name.startswith("drops{")}
+
+    # -- its clients and signals
 
     @property
     def server(self) -> tuple[str, int]:
+        """The address of the first TCP listener."""
         return self.host, self.port
 
     def url(self, scheme: str, login: str = "") -> str:
+        """Return the URL of the first TCP listener for clients; `login` is "user:password"."""
         return f"{scheme}://{login + '@' if login else ''}{self.host}:{self.port}"
 
-    def answers(self, seconds: float = 1.0) -> bool:
-        """Whether a SOCKS5 CONNECT succeeds within `seconds`."""
+    def answers(self, seconds: float = SECONDS) -> bool:
+        """Return True if a SOCKS5 CONNECT succeeds, with at most `seconds` for each answer."""
         if self.process.poll() is not None:
             raise AssertionError(f"ended with {self.process.returncode}")
-        started = time.monotonic()
         with listen(self.host, self.make) as target:
             try:
                 control, _ = socks5(
@@ -189,19 +192,20 @@ class Netproxyd:
             except OSError:
                 return False
             control.close()
-        return time.monotonic() - started <= seconds
+        return True
 
     def signal(self, number: int) -> None:
+        """Send a signal."""
         os.kill(self.process.pid, number)
 
     def reload(self) -> None:
-        """HUP, and waits until it has been done or refused."""
-        before = len(self.lines(r"reloaded"))
+        """Send SIGHUP and wait until the daemon has reloaded its file or refused to."""
+        before = len(self.lines("reloaded"))
         self.signal(signal.SIGHUP)
-        self.said(r"reloaded", before + 1)
+        self.said("reloaded", before + 1)
 
     def wait(self, seconds: float) -> int:
-        """Its exit status."""
+        """Wait for the end of the process and return its exit status."""
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -210,47 +214,68 @@ class Netproxyd:
         return status
 
     def kill(self) -> None:
+        """Send SIGKILL and wait for the end."""
         self.ended = True
         self.process.kill()
         self.process.wait()
 
-    # -- what it takes
+    # -- its resources
 
     def descriptors(self) -> int:
+        """Return the number of open descriptors."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
-    def processor_seconds(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    def threads(self) -> int:
+        """Return the number of threads."""
+        return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
+    def check_idle(self) -> None:
+        """Wait until all threads sleep in ten looks. A thread in a busy loop never sleeps."""
+        wait_for(lambda: all(self._sleeps() for _ in range(10)), SECONDS, "all threads sleep")
+
+    def _sleeps(self) -> bool:
+        time.sleep(0.005)
+        states = []
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            # A thread may end between the two reads.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+        return set(states) == {"S"}
 
     def resident_bytes(self) -> int:
+        """Return the resident memory in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
 
     # -- its end
 
     def finish(self) -> None:
-        """What must hold after every test: it lives, answers, leaks nothing, ends well, and had no fault."""
+        """Check what must hold after every test, and end the daemon.
+
+        It runs, answers a client, has no descriptor more than before, exits with 0 on SIGTERM, and
+        has logged no fault.
+        """
         try:
             if not self.ended:
                 assert self.process.poll() is None, (
                     f"ended by itself with {self.process.returncode}:\n{self.log[-2000:]}"
                 )
-                assert self.answers(), f"no answer to CONNECT within a second:\n{self.log[-2000:]}"
+                assert self.answers(), f"no answer to CONNECT:\n{self.log[-2000:]}"
                 if self.baseline:
                     wait_for(
                         lambda: self.descriptors() <= self.baseline + SPARE_DESCRIPTORS,
-                        CLEAN_SECONDS,
+                        SECONDS,
                         f"descriptors back to {self.baseline}",
                     )
                 self.signal(signal.SIGTERM)
-                assert self.wait(CLEAN_SECONDS) == 0
+                assert self.wait(SECONDS) == 0
             self.check_log()
         finally:
             if self.process.poll() is None:
                 self.kill()
 
     def check_log(self) -> None:
+        """Fail if the log has a traceback, an internal error or the end of a needed thread."""
         faults = self.lines(r"Traceback|internal error|has died")
         assert not faults, "\n".join(faults)
 
@@ -258,8 +283,11 @@ class Netproxyd:
 def run_netproxyd(
     *arguments: str, flags: Sequence[str] = (), seconds: float = START_SECONDS, **popen: Any
 ) -> tuple[int, str]:
-    """For what is to end at once: exit status, and all it wrote.  `flags` are the interpreter's."""
-    done = subprocess.run(
+    """Run netproxyd to its end. Return its exit status and all that it wrote.
+
+    `flags` are options of the interpreter.
+    """
+    process = subprocess.run(
         [sys.executable, *flags, "-m", "netproxy", *arguments],
         **{
             "cwd": ROOT,
@@ -271,4 +299,4 @@ def run_netproxyd(
             **popen,
         },
     )
-    return done.returncode, (done.stdout or b"").decode()
+    return process.returncode, (process.stdout or b"").decode()

@@ -1,6 +1,7 @@
-"""Chromium, without a head, loads a page of fifty resources through the one port; skipped where there is no Chromium.
+"""Headless Chromium loads a page of fifty resources through netproxyd.
 
-The page counts for itself what came with the right number of bytes, and says so in its title and in a green box.
+The page itself counts the resources that arrived with the right bytes. It shows the count in its
+title and in a box that turns green. The tests are skipped without Chromium.
 """
 
 from __future__ import annotations
@@ -22,42 +23,31 @@ from typing import Iterator, NamedTuple
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.support import (
-    ANY_PORT,
-    CLEAN_SECONDS,
-    LOOPBACK,
-    Netproxyd,
-    environment,
-    program,
-    wait_for,
-)
+from tests.e2e.support import ANY_PORT, LOOPBACK, SECONDS, Netproxyd, environment, program, wait_for
 from tests.support.certificates import certificates
 
 pytestmark = pytest.mark.e2e
 
 BROWSERS = ("chromium", "chromium-headless-shell", "google-chrome")
-HOST = "localhost"  # a name, so that the proxy has something to look up
+# A name, so that the proxy has to look it up.
+HOST = "localhost"
 IMAGES, SCRIPTS = 40, 7
 BINARY, CHUNKED = "/binary", "/chunked"
-CHUNKS = (1, 4096, 16, 30_000, 255, 65_536)  # bytes in each
-LOAD_SECONDS = (
-    60.0  # for a browser to start, load the page and end: a second or three where nothing else runs
-)
-VIRTUAL_MILLISECONDS = (
-    10_000  # of the page's own clock, which stands while anything is being loaded
-)
+# Bytes of each chunk.
+CHUNKS = (1, 4096, 16, 30_000, 255, 65_536)
+# The limit for a browser to start, load the page and end, which takes one to three seconds.
+LOAD_SECONDS = 60.0
+# The page's own clock. It stands still while anything is being loaded.
+VIRTUAL_MILLISECONDS = 10_000
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-MOST_CONNECTIONS = 12  # to the origin, six at a time: a browser keeps them, and so must the proxy
-# What the browser wants for itself does not reach the proxy, nor anybody else.
-OF_THE_BROWSER = ("*.google.com", "*.googleapis.com", "*.gvt1.com")
-BYPASS = ";".join(("<-loopback>", *OF_THE_BROWSER))
-RESOLVED = "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
-ENDS = {
-    "closed",
-    "reset",
-    "client reset",
-    "done",
-}  # of a connection that did what was wanted: the browser's end may cut off idle ones
+# To the origin. A browser keeps six connections at a time open, and so must the proxy.
+MOST_CONNECTIONS = 12
+# The browser's own requests go neither to the proxy nor anywhere else.
+BROWSER_HOSTS = ("*.google.com", "*.googleapis.com", "*.gvt1.com")
+BYPASS = ";".join(("<-loopback>", *BROWSER_HOSTS))
+RESOLVER_RULES = "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
+# How a good connection may end: the browser resets idle ones when it ends.
+ENDS = {"closed", "reset", "client reset", "done"}
 _RECORD = re.compile(
     r" msg=finished .* target=(\S+) upstream=direct sent=(\d+) received=(\d+) .* ended=(.*)$"
 )
@@ -81,7 +71,9 @@ async function fetched(path) {
 }
 
 function shown(path) {
-  if (path.endsWith(".png")) return document.querySelector(`img[src="${path}"]`).naturalWidth == wanted[path].width;
+  if (path.endsWith(".png")) {
+    return document.querySelector(`img[src="${path}"]`).naturalWidth == wanted[path].width;
+  }
   if (path.endsWith(".js")) return window.ran.includes(path);
   return getComputedStyle(document.getElementById("box")).borderTopWidth == "5px";
 }
@@ -94,8 +86,9 @@ function whole(path) {
 async function count() {
   const paths = Object.keys(wanted), good = [];
   for (const path of paths) {
-    const came = await (["%(binary)s", "%(chunked)s"].includes(path) ? fetched(path) : shown(path));
-    (came && whole(path) ? good : wrong).push(path);
+    const isFetched = ["%(binary)s", "%(chunked)s"].includes(path);
+    const arrived = await (isFetched ? fetched(path) : shown(path));
+    (arrived && whole(path) ? good : wrong).push(path);
   }
   document.title = document.getElementById("box").textContent = `${good.length} of ${paths.length}`;
   document.getElementById("wrong").textContent = wrong.join(" ");
@@ -105,39 +98,47 @@ window.onload = () => count().catch(error => document.title = error);
 </script></body></html>
 """
 STYLE = b"""body { font: 20px sans-serif } img { height: 24px; margin: 2px }
-#box { border: 5px solid black; padding: 20px; background: red; color: white; font-size: 60px; text-align: center }
+#box { border: 5px solid black; padding: 20px; background: red; color: white }
+#box { font-size: 60px; text-align: center }
 #box.all { background: green }
 """
 
 
 class Resource(NamedTuple):
-    kind: str
+    """A file of the site. `width` is that of an image."""
+
+    content_type: str
     body: bytes
-    width: int = 0  # of an image
+    width: int = 0
 
 
-class Way(NamedTuple):
-    proxy: str  # the scheme of the proxy, as Chromium calls it
-    origin: str  # that of the page
-    target: str  # the host that the proxy is asked for
+class Route(NamedTuple):
+    """How the browser loads the page."""
+
+    proxy: str
+    """Scheme of the proxy, as Chromium calls it."""
+    origin: str
+    """Scheme of the page."""
+    target: str
+    """The host that the browser asks the proxy for."""
 
 
-WAYS = {
-    "socks5": Way("socks5", "http", HOST),
-    "socks4": Way("socks4", "http", LOOPBACK),
-    "forward": Way("http", "http", HOST),
-    "socks5-https": Way("socks5", "https", HOST),
-    "connect-https": Way("http", "https", HOST),
-    "tls-forward": Way("https", "http", HOST),
-    "tls-connect-https": Way("https", "https", HOST),
+ROUTES = {
+    "socks5": Route("socks5", "http", HOST),
+    "socks4": Route("socks4", "http", LOOPBACK),
+    "forward": Route("http", "http", HOST),
+    "socks5-https": Route("socks5", "https", HOST),
+    "connect-https": Route("http", "https", HOST),
+    "tls-forward": Route("https", "http", HOST),
+    "tls-connect-https": Route("https", "https", HOST),
 }
 
 
-# -- what is served
+# -- the site
 
 
 def _png(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
-    """Of one colour, with noise in its last line for it to have some size."""
+    """Return an image of one colour. Noise in its last line makes it compress badly."""
     lines = [bytes(colour) * width] * (height - 1) + [random.Random(width).randbytes(3 * width)]
     pixels = zlib.compress(b"".join(b"\0" + line for line in lines))
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -148,20 +149,18 @@ def _png(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
 
 
 def _resources() -> dict[str, Resource]:
-    """By path; no two images are of the same width, nor two scripts of the same length."""
-    made = {"/style.css": Resource("text/css", STYLE)}
+    """Return the files by path. All images differ in width, all scripts in length."""
+    files = {"/style.css": Resource("text/css", STYLE)}
     for number in range(SCRIPTS):
         path = f"/script{number}.js"
         code = f"(window.ran ??= []).push('{path}');\n//{'x' * 5_000 * number}\n"
-        made[path] = Resource("text/javascript", code.encode())
+        files[path] = Resource("text/javascript", code.encode())
     for number in range(IMAGES):
-        width = 16 + number
-        made[f"/image{number}.png"] = Resource(
-            "image/png", _png(width, 24, (6 * number, 255 - 6 * number, 128)), width
-        )
-    made[BINARY] = Resource("application/octet-stream", random.Random(1).randbytes(2_000_000))
-    made[CHUNKED] = Resource("application/octet-stream", random.Random(2).randbytes(sum(CHUNKS)))
-    return made
+        width, colour = 16 + number, (6 * number, 255 - 6 * number, 128)
+        files[f"/image{number}.png"] = Resource("image/png", _png(width, 24, colour), width)
+    files[BINARY] = Resource("application/octet-stream", random.Random(1).randbytes(2_000_000))
+    files[CHUNKED] = Resource("application/octet-stream", random.Random(2).randbytes(sum(CHUNKS)))
+    return files
 
 
 def _page() -> bytes:
@@ -187,11 +186,11 @@ def _page() -> bytes:
 
 RESOURCES = _resources()
 INDEX = Resource("text/html; charset=utf-8", _page())
-ALL_BYTES = sum(len(one.body) for one in (INDEX, *RESOURCES.values()))
+ALL_BYTES = sum(len(resource.body) for resource in (INDEX, *RESOURCES.values()))
 
 
 class Site(ThreadingHTTPServer):
-    """Serves the page and remembers who asked for what; by TLS where there is a context for it."""
+    """Serves the page, with TLS if there is a context, and records its requests."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -199,31 +198,31 @@ class Site(ThreadingHTTPServer):
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         super().__init__((LOOPBACK, 0), _Handler)
         self.port: int = self.server_address[1]
-        self.seen: list[str] = []  # paths
-        self.clients: set[int] = set()  # ports of the connections that brought a request
+        self.paths: list[str] = []
+        # Client ports of the connections that carried a request.
+        self.clients: set[int] = set()
         if context:
             self.socket = context.wrap_socket(
                 self.socket, server_side=True, do_handshake_on_connect=False
             )
 
     def handle_error(self, *_: object) -> None:
-        """A browser may leave whenever it likes: what did not come, its page tells."""
+        """Ignore errors: a browser may close any connection. Its page counts what is missing."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = (
-        True  # or each small answer's body waits 40 ms for its head to be acknowledged
-    )
+    # Otherwise the body of each small answer waits 40 ms until its head is acknowledged.
+    disable_nagle_algorithm = True
     server: Site
 
     def do_GET(self) -> None:
-        self.server.seen.append(self.path)
+        self.server.paths.append(self.path)
         self.server.clients.add(self.client_address[1])
-        found = INDEX if self.path == "/" else RESOURCES.get(self.path)
-        self.send_response(200 if found else 404)
-        kind, body, _ = found or Resource("text/plain", b"no such thing\n")
-        self.send_header("Content-Type", kind)
+        resource = INDEX if self.path == "/" else RESOURCES.get(self.path)
+        self.send_response(200 if resource else 404)
+        content_type, body, _ = resource or Resource("text/plain", b"not found\n")
+        self.send_header("Content-Type", content_type)
         if self.path == CHUNKED:
             self._send_chunks(body)
         else:
@@ -261,13 +260,15 @@ def browser() -> str:
 
 
 class Loaded(NamedTuple):
+    """What the browser has made of the page."""
+
     dom: str
     screenshot: bytes
     errors: str
 
 
 def _load(browser: str, directory: Path, proxy: str, url: str) -> Loaded:
-    """The page as it is in the end.  The browser starts from nothing, and lives in `directory`."""
+    """Load a page with a new profile in `directory`. Return the page as it is in the end."""
     picture = directory / "screenshot.png"
     command = (
         browser,
@@ -283,14 +284,14 @@ def _load(browser: str, directory: Path, proxy: str, url: str) -> Loaded:
         f"--user-data-dir={directory / 'profile'}",
         f"--proxy-server={proxy}",
         f"--proxy-bypass-list={BYPASS}",
-        f"--host-resolver-rules={RESOLVED}",
+        f"--host-resolver-rules={RESOLVER_RULES}",
         f"--virtual-time-budget={VIRTUAL_MILLISECONDS}",
         "--window-size=1000,400",
         f"--screenshot={picture}",
         "--dump-dom",
         url,
     )
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=directory,
         env=environment(HOME=str(directory)),
@@ -298,20 +299,20 @@ def _load(browser: str, directory: Path, proxy: str, url: str) -> Loaded:
         capture_output=True,
         timeout=LOAD_SECONDS,
     )
-    errors = done.stderr.decode("utf-8", "replace")
-    assert done.returncode == 0, errors
+    errors = process.stderr.decode("utf-8", "replace")
+    assert process.returncode == 0, errors
     return Loaded(
-        done.stdout.decode("utf-8", "replace"),
+        process.stdout.decode("utf-8", "replace"),
         picture.read_bytes() if picture.exists() else b"",
         errors,
     )
 
 
-# -- what is between them
+# -- the daemon
 
 
 class Record(NamedTuple):
-    """An access record."""
+    """An access record of the daemon."""
 
     target: str
     sent: int
@@ -320,54 +321,56 @@ class Record(NamedTuple):
 
 
 def _records(daemon: Netproxyd) -> list[Record]:
-    found = filter(None, map(_RECORD.search, daemon.log.splitlines()))
-    return [Record(match[1], int(match[2]), int(match[3]), match[4].strip('"')) for match in found]
+    matches = filter(None, map(_RECORD.search, daemon.log.splitlines()))
+    return [
+        Record(match[1], int(match[2]), int(match[3]), match[4].strip('"')) for match in matches
+    ]
 
 
 @pytest.fixture
-def daemon(netproxyd: Start, way: str) -> Netproxyd:
-    """With a second listener, by TLS, where the way wants one."""
-    if WAYS[way].proxy != "https":
+def daemon(netproxyd: Start, route: str) -> Netproxyd:
+    """A daemon, with a second listener with TLS if the route needs one."""
+    if ROUTES[route].proxy != "https":
         return netproxyd("-l", ANY_PORT)
     tls = f"{{name: tls, listen: '{LOOPBACK}:0', tls: {certificates().listener()}}}"
     return netproxyd(config=f"listeners: [{{name: plain, listen: '{LOOPBACK}:0'}}, {tls}]\n")
 
 
 @pytest.fixture
-def site(way: str) -> Iterator[Site]:
+def site(route: str) -> Iterator[Site]:
     context = None
-    if WAYS[way].origin == "https":
-        made = certificates()
+    if ROUTES[route].origin == "https":
+        files = certificates()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(made.path("server.pem"), made.path("server.key"))
+        context.load_cert_chain(files.path("server.pem"), files.path("server.key"))
     with _serving(Site(context)) as server:
         yield server
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_page(browser: str, daemon: Netproxyd, site: Site, tmp_path: Path, way: str) -> None:
-    proxy, origin, target = WAYS[way]
+@pytest.mark.parametrize("route", ROUTES)
+def test_chromium_loads_a_page_of_fifty_resources(
+    browser: str, daemon: Netproxyd, site: Site, tmp_path: Path, route: str
+) -> None:
+    proxy, origin, target = ROUTES[route]
     loaded = _load(
         browser,
         tmp_path,
         f"{proxy}://{LOOPBACK}:{daemon.tcp_ports[-1]}",
         f"{origin}://{HOST}:{site.port}/",
     )
-    everything = f"{len(RESOURCES)} of {len(RESOURCES)}"
-    assert f"<title>{everything}</title>" in loaded.dom, loaded.errors + loaded.dom
-    assert f'<div id="box" class="all">{everything}</div>' in loaded.dom
+    count = f"{len(RESOURCES)} of {len(RESOURCES)}"
+    assert f"<title>{count}</title>" in loaded.dom, loaded.errors + loaded.dom
+    assert f'<div id="box" class="all">{count}</div>' in loaded.dom
     assert loaded.screenshot.startswith(PNG_MAGIC), loaded.errors
-    assert sorted(site.seen) == sorted(["/", *RESOURCES])
+    assert sorted(site.paths) == sorted(["/", *RESOURCES])
     assert 1 < len(site.clients) <= MOST_CONNECTIONS
-    _check_records(
-        daemon,
-        f"{target}:{site.port}",
-        len(site.seen) if way.endswith("forward") else len(site.clients),
-    )
+    # A record for each forwarded request, or for each tunnelled connection.
+    records = len(site.paths) if route.endswith("forward") else len(site.clients)
+    _check_records(daemon, f"{target}:{site.port}", records)
 
 
 def _check_records(daemon: Netproxyd, target: str, count: int) -> None:
-    """At least one for each request that was forwarded, or for each connection that was tunnelled; with all that was loaded."""
+    """Wait for at least `count` access records, which together have received the whole page."""
 
     def complete() -> bool:
         records = _records(daemon)
@@ -376,6 +379,6 @@ def _check_records(daemon: Netproxyd, target: str, count: int) -> None:
             and sum(record.received for record in records) >= ALL_BYTES
         )
 
-    wait_for(complete, CLEAN_SECONDS, f"{count} access records with {ALL_BYTES} bytes")
+    wait_for(complete, SECONDS, f"{count} access records with {ALL_BYTES} bytes")
     assert {record.target for record in _records(daemon)} == {target}
     assert {record.ended for record in _records(daemon)} <= ENDS

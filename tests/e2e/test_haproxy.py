@@ -1,4 +1,4 @@
-"""haproxy in front, which says by the PROXY protocol whose connection it brings."""
+"""haproxy in front of netproxyd, which sends the client's address in a PROXY header."""
 
 from __future__ import annotations
 
@@ -10,25 +10,20 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.origin import HELLO, Origin, serving
-from tests.e2e.support import (
-    LOOPBACK,
-    START_SECONDS,
-    Netproxyd,
-    environment,
-    free_port,
-    program,
-    wait_for,
-)
+from tests.e2e.support import LOOPBACK, Netproxyd, environment, program
+from tests.e2e.upstreams import Programs
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
-WAYS = {
+PROTOCOLS = {
     "socks5h": ("socks5h",),
     "socks4": ("socks4",),
     "http": ("http",),
     "connect": ("http", "-p"),
 }
-EMPTY_OR_RESET = (52, 56)  # curl
+# Exit statuses of curl for an empty reply and for a reset.
+EMPTY_OR_RESET = (52, 56)
 CONFIG = """
 defaults
     mode tcp
@@ -36,10 +31,10 @@ defaults
     timeout client 20s
     timeout server 20s
 frontend before
-    bind {here}
+    bind {listen}
     default_backend behind
 backend behind
-    server netproxyd {there} {header}
+    server netproxyd {target} {header}
 """
 
 
@@ -51,7 +46,7 @@ def origin() -> Iterator[Origin]:
 
 @pytest.fixture(scope="module")
 def daemon(shared_netproxyd: Start) -> Netproxyd:
-    """A plain listener, which the fixture asks at the end, and one behind haproxy."""
+    """A daemon with a plain listener, which the fixture checks, and one behind haproxy."""
     return shared_netproxyd(
         config=f"listeners: [{{name: plain, listen: '{LOOPBACK}:0'}}, "
         f"{{name: behind, listen: '{LOOPBACK}:0', proxy_protocol: [{LOOPBACK}]}}]\n"
@@ -62,55 +57,32 @@ def daemon(shared_netproxyd: Start) -> Netproxyd:
 def haproxy(
     request: pytest.FixtureRequest, daemon: Netproxyd, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[int]:
-    """Its port."""
+    """The port of a haproxy in front of the daemon's second listener."""
     path, port = program("haproxy"), free_port()
-    directory = tmp_path_factory.mktemp("haproxy")
-    config = directory / "haproxy.cfg"
-    config.write_text(
-        CONFIG.format(
-            here=f"{LOOPBACK}:{port}",
-            there=f"{LOOPBACK}:{daemon.tcp_ports[1]}",
-            header=request.param,
-        )
+    text = CONFIG.format(
+        listen=f"{LOOPBACK}:{port}",
+        target=f"{LOOPBACK}:{daemon.tcp_ports[1]}",
+        header=request.param,
     )
-    with open(directory / "log", "wb") as log:
-        process = subprocess.Popen(
-            (path, "-db", "-f", str(config)),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment(),
-        )
-    try:
-        wait_for(
-            lambda: _listens(process, port, directory / "log"), START_SECONDS, "haproxy listens"
-        )
+    with Programs(tmp_path_factory.mktemp("haproxy")) as programs:
+        config = programs.write("haproxy.cfg", text)
+        programs.start(port, path, "-db", "-f", config, required=True)
         yield port
-    finally:
-        process.terminate()
-        process.wait(START_SECONDS)
-
-
-def _listens(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
-    """Looked up and not tried: a connection would be counted."""
-    assert process.poll() is None, log.read_text()
-    wanted = f":{port:04X} 00000000:0000 0A "
-    return wanted in Path("/proc/net/tcp").read_text()
 
 
 def curl(proxy: str, *arguments: str) -> tuple[int, str, str]:
-    """Exit status, what it wrote, what it complained of."""
-    command = (program("curl"), "-q", "-sS", "--noproxy", "", "-m", "20", "-x", proxy, *arguments)
-    done = subprocess.run(command, capture_output=True, env=environment(), timeout=30, text=True)
-    return done.returncode, done.stdout, done.stderr
+    """Run curl. Return its exit status, output and errors."""
+    command = (program("curl"), "-q", "-sS", "--noproxy", "", "-m", "50", "-x", proxy, *arguments)
+    process = subprocess.run(command, capture_output=True, env=environment(), timeout=60, text=True)
+    return process.returncode, process.stdout, process.stderr
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_access_record_shows_curls_own_port(
-    daemon: Netproxyd, haproxy: int, origin: Origin, tmp_path: Path, way: str
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_access_record_behind_haproxy_shows_the_clients_own_port(
+    daemon: Netproxyd, haproxy: int, origin: Origin, tmp_path: Path, protocol: str
 ) -> None:
     origin.seen.clear()
-    scheme, *more = WAYS[way]
+    scheme, *more = PROTOCOLS[protocol]
     body = tmp_path / "body"
     status, port, errors = curl(
         f"{scheme}://{LOOPBACK}:{haproxy}",
@@ -128,7 +100,7 @@ def test_access_record_shows_curls_own_port(
     assert (len(records), len(origin.seen)) == (1, 1)
 
 
-def test_without_haproxy_nothing_is_served(daemon: Netproxyd, origin: Origin) -> None:
+def test_client_without_a_proxy_header_is_refused(daemon: Netproxyd, origin: Origin) -> None:
     origin.seen.clear()
     before = daemon.status().get("connections{bad protocol}", 0)
     status, body, errors = curl(f"http://{LOOPBACK}:{daemon.tcp_ports[1]}", origin.url())

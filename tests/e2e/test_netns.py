@@ -1,4 +1,4 @@
-"""A client, a proxy box with two addresses and a server, each a host of its own."""
+"""A client, a proxy with two addresses in one network, and a server, each in its own namespace."""
 
 from __future__ import annotations
 
@@ -21,25 +21,30 @@ from tests.e2e.peers import (
     socks5,
     udp,
 )
-from tests.e2e.support import Netproxyd, wait_for
+from tests.e2e.support import SECONDS, Netproxyd, wait_for
 
 pytestmark = pytest.mark.e2e
 
 CLIENT, CLIENT6 = "10.77.1.2", "fd77:1::2"
-# Both pairs on one cable: of its own accord the kernel would answer from the first of each.
+# Both pairs are on one link: without a source address the kernel would choose the first of each.
 BOX, BOX_SECOND = "10.77.1.1", "10.77.1.9"
 BOX6, BOX6_SECOND = "fd77:1::1", "fd77:1::9"
 BOX_TO_SERVER = "10.77.3.1"
 SERVER, SERVER_SECOND = "10.77.3.2", "10.77.3.3"
 SERVER6 = "fd77:3::2"
-OUTSIDE = "203.0.113.5"  # what the NAT in front of the box makes of BOX
+# The address to which the NAT in front of the box maps BOX.
+OUTSIDE = "203.0.113.5"
 PORT = 1080
-FULL_SIZE = 1472  # bytes of the largest UDP payload that is one packet on a cable
+# Bytes of the largest UDP payload that fits into one packet of 1500 bytes.
+FULL_SIZE = 1472
 CLIENTS = "10.77.1.0/24,fd77:1::/64"
-SILENCE = 0.3  # seconds after which nothing is taken for an answer
+# How long a test waits for an answer that must not come.
+SILENCE = 0.3
 
 
 class Net(NamedTuple):
+    """The three hosts. The box is where netproxyd runs."""
+
     client: Namespace
     box: Namespace
     server: Namespace
@@ -47,8 +52,8 @@ class Net(NamedTuple):
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Net]:
-    with hosts("client", "box", "server") as made:
-        net = Net(*made)
+    with hosts("client", "box", "server") as created:
+        net = Net(*created)
         connect(
             net.client,
             [f"{CLIENT}/24", f"{CLIENT6}/64"],
@@ -74,13 +79,17 @@ def two_echoes(net: Net) -> Iterator[tuple[UdpEcho, UdpEcho]]:
         yield first, second
 
 
-def start(netproxyd: Start, net: Net, listen: str, host: str = BOX, **more: Any) -> Netproxyd:
+def start_on_box(
+    netproxyd: Start, net: Net, listen: str, host: str = BOX, **more: Any
+) -> Netproxyd:
+    """Start the daemon on the box. `listen` is an sps URL without its scheme."""
     return netproxyd(
         "-l", f"sps://{listen}", host=host, make=net.box.socket, preexec_fn=net.box.enter, **more
     )
 
 
-def silent(sock: socket.socket) -> bool:
+def is_silent(sock: socket.socket) -> bool:
+    """Return True if nothing arrives."""
     sock.settimeout(SILENCE)
     try:
         sock.recv(65535)
@@ -98,11 +107,11 @@ def behind_nat(netproxyd: Start, net: Net) -> Iterator[Netproxyd]:
 table ip netproxy-test {{
     chain before {{ type nat hook prerouting priority -100; ip daddr {OUTSIDE} dnat to {BOX}; }}
 }}""")
-    yield start(netproxyd, net, f"{BOX}:{PORT}?announce={OUTSIDE}&clients={CLIENTS}")
+    yield start_on_box(netproxyd, net, f"{BOX}:{PORT}?announce={OUTSIDE}&clients={CLIENTS}")
     net.box.nft("delete table ip netproxy-test")
 
 
-def test_announce_behind_nat(
+def test_associate_behind_nat_names_the_announced_address(
     behind_nat: Netproxyd, net: Net, two_echoes: tuple[UdpEcho, UdpEcho]
 ) -> None:
     with Association((OUTSIDE, PORT), make=net.client.socket) as client:
@@ -111,8 +120,9 @@ def test_announce_behind_nat(
             assert client.echo(target.address, b"hello") == (target.address, client.bound)
 
 
-def test_announced_connect_says_where_it_really_is(behind_nat: Netproxyd, net: Net) -> None:
-    """BND of a CONNECT is the address that the target sees, not the announced one."""
+def test_connect_behind_nat_names_the_address_that_the_target_sees(
+    behind_nat: Netproxyd, net: Net
+) -> None:
     with TcpEcho(SERVER, net.server.socket) as target:
         sock, bound = socks5((OUTSIDE, PORT), CONNECT, target.address, make=net.client.socket)
         with sock:
@@ -120,8 +130,7 @@ def test_announced_connect_says_where_it_really_is(behind_nat: Netproxyd, net: N
             echo(sock, b"hello")
 
 
-def test_announce_by_client(netproxyd: Start, net: Net) -> None:
-    """Each network of clients is told the address that it can reach."""
+def test_announced_address_depends_on_the_clients_network(netproxyd: Start, net: Net) -> None:
     config = f"""
 listeners:
 - listen: "0.0.0.0:{PORT}"
@@ -138,8 +147,8 @@ listeners:
         assert bound == (announced, PORT)
 
 
-def test_announce_is_of_the_clients_family(netproxyd: Start, net: Net) -> None:
-    start(netproxyd, net, f":{PORT}?announce={OUTSIDE}&clients={CLIENTS}")
+def test_ipv6_client_is_not_told_an_announced_ipv4_address(netproxyd: Start, net: Net) -> None:
+    start_on_box(netproxyd, net, f":{PORT}?announce={OUTSIDE}&clients={CLIENTS}")
     sock, bound = socks5((BOX6, PORT), ASSOCIATE, ("::", 0), make=net.client.socket)
     sock.close()
     assert bound == (BOX6, PORT)
@@ -150,20 +159,20 @@ def test_announce_is_of_the_clients_family(netproxyd: Start, net: Net) -> None:
 
 @pytest.mark.parametrize("relay_port", ("shared", "any", "20000-20010"))
 @pytest.mark.parametrize("box", (BOX, BOX_SECOND, BOX6, BOX6_SECOND))
-def test_replies_leave_from_the_address_used(
+def test_replies_of_a_wildcard_listener_leave_from_the_address_that_the_client_used(
     netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho], box: str, relay_port: str
 ) -> None:
-    start(netproxyd, net, f":{PORT}?clients={CLIENTS}&udp.relay_port={relay_port}")
+    start_on_box(netproxyd, net, f":{PORT}?clients={CLIENTS}&udp.relay_port={relay_port}")
     with Association((box, PORT), make=net.client.socket) as client:
         assert client.bound[0] == box and (client.bound[1] == PORT) == (relay_port == "shared")
         for target in two_echoes:
             assert client.echo(target.address, b"hello") == (target.address, client.bound)
 
 
-def test_ipv6_client_to_both_families(
+def test_ipv6_client_sends_datagrams_to_targets_of_both_families(
     netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho]
 ) -> None:
-    start(netproxyd, net, f":{PORT}?clients={CLIENTS}")
+    start_on_box(netproxyd, net, f":{PORT}?clients={CLIENTS}")
     with (
         UdpEcho(SERVER6, net.server.socket) as sixth,
         Association((BOX6, PORT), make=net.client.socket) as client,
@@ -172,16 +181,16 @@ def test_ipv6_client_to_both_families(
             assert client.echo(target.address, b"hello") == (target.address, client.bound)
 
 
-def test_fragments_only_on_the_clients_side(
+def test_datagrams_are_fragmented_towards_the_client_but_not_towards_the_target(
     netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho]
 ) -> None:
-    """The header of a full-sized datagram makes it two packets, which is fine; towards a target nothing is cut (row 45)."""
+    """Hazard 45. With its SOCKS5 header a full-sized datagram needs two packets."""
     target = two_echoes[0]
-    daemon = start(netproxyd, net, f":{PORT}?clients={CLIENTS}")
+    daemon = start_on_box(netproxyd, net, f":{PORT}?clients={CLIENTS}")
     with Association((BOX_SECOND, PORT), make=net.client.socket) as client:
         client.echo(target.address, bytes(FULL_SIZE))
         client.send(target.address, bytes(FULL_SIZE + 1))
-        wait_for(lambda: daemon.status().get("drops{too big}"), 2.0, "the datagram is counted")
+        wait_for(lambda: daemon.status().get("drops{too big}"), SECONDS, "the datagram is counted")
         client.echo(target.address, b"the session goes on")
     assert len(target.sources) == 2 and len(set(target.sources)) == 1
 
@@ -189,10 +198,10 @@ def test_fragments_only_on_the_clients_side(
 # -- the NAT table as servers and strangers see it
 
 
-def test_one_source_port_for_all_servers(
+def test_client_has_one_source_port_for_all_targets(
     netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho]
 ) -> None:
-    start(netproxyd, net, f":{PORT}?clients={CLIENTS}")
+    start_on_box(netproxyd, net, f":{PORT}?clients={CLIENTS}")
     with Association((BOX, PORT), make=net.client.socket) as client:
         for target in (*two_echoes, *two_echoes):
             client.echo(target.address, b"hello")
@@ -200,44 +209,47 @@ def test_one_source_port_for_all_servers(
     assert {host for host, _ in two_echoes[0].sources} == {BOX_TO_SERVER}
 
 
-def test_another_server_may_answer(
+def test_client_receives_datagrams_of_a_server_that_it_has_not_sent_to(
     netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho]
 ) -> None:
-    """Endpoint-independent filtering: what comes to the client's port outside is the client's."""
-    start(netproxyd, net, f":{PORT}?clients={CLIENTS}")
+    """Filtering is endpoint-independent (RFC 4787 section 5)."""
+    start_on_box(netproxyd, net, f":{PORT}?clients={CLIENTS}")
     with (
         Association((BOX, PORT), make=net.client.socket) as client,
         udp(SERVER_SECOND, net.server.socket) as third,
     ):
         client.echo(two_echoes[0].address, b"hello")
-        third.sendto(b"from a third", two_echoes[0].sources[0])
+        third.sendto(b"from a third server", two_echoes[0].sources[0])
         data, source, _ = client.receive()
-        assert (data, source) == (b"from a third", third.getsockname())
+        assert (data, source) == (b"from a third server", third.getsockname())
 
 
-def test_stranger(netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho]) -> None:
-    """No packet, no state, one counter, whether or not somebody else is in."""
+def test_datagrams_of_strangers_are_dropped_and_counted(
+    netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho]
+) -> None:
+    """Hazards 21, 22, 23, 24 and 44. They send nothing and leave no state.
+
+    It makes no difference whether a client has an association, and whether that has an endpoint.
+    """
     first, second = two_echoes
-    daemon = start(netproxyd, net, f":{PORT}?clients={CLIENTS}")
+    daemon = start_on_box(netproxyd, net, f":{PORT}?clients={CLIENTS}")
     datagram = b"\0\0\0" + encode(second.address) + b"hello"
     with udp(SERVER, net.server.socket) as stranger:
         stranger.sendto(datagram, (BOX_TO_SERVER, PORT))
-        assert silent(stranger)
+        assert is_silent(stranger)
         status = daemon.status()
         assert (status["sessions"], status["entries"], status["drops{unknown sender}"]) == (0, 0, 1)
         with Association((BOX, PORT), make=net.client.socket) as client:
-            stranger.sendto(
-                datagram, (BOX_TO_SERVER, PORT)
-            )  # the association has no endpoint yet: this must not be it
-            assert silent(stranger)
+            # The association has no endpoint yet. The stranger must not become it.
+            stranger.sendto(datagram, (BOX_TO_SERVER, PORT))
+            assert is_silent(stranger)
             client.echo(first.address, b"hello")
             stranger.sendto(datagram, (BOX_TO_SERVER, PORT))
-            assert silent(stranger)
-            with udp(
-                CLIENT, net.client.socket
-            ) as neighbour:  # of the client's address, but not its port
+            assert is_silent(stranger)
+            # The client's address, but another port.
+            with udp(CLIENT, net.client.socket) as neighbour:
                 neighbour.sendto(datagram, (BOX, PORT))
-                assert silent(neighbour)
+                assert is_silent(neighbour)
             status = daemon.status()
             assert (status["sessions"], status["entries"], status["drops{unknown sender}"]) == (
                 1,
@@ -245,37 +257,32 @@ def test_stranger(netproxyd: Start, net: Net, two_echoes: tuple[UdpEcho, UdpEcho
                 4,
             )
         assert not second.sources
-        wait_for(
-            lambda: not daemon.status()["sessions"], 2.0, "the session ends with its association"
-        )
+        wait_for(lambda: not daemon.status()["sessions"], SECONDS, "the session has ended")
         assert daemon.status()["associations"] == 0
 
 
-def test_stranger_on_tcp(netproxyd: Start, net: Net) -> None:
-    """`clients` lets nobody else in: closed at once, without a byte."""
-    daemon = start(netproxyd, net, f":{PORT}?clients={CLIENTS}")
+def test_tcp_client_that_is_not_permitted_is_closed_without_a_byte(
+    netproxyd: Start, net: Net
+) -> None:
+    daemon = start_on_box(netproxyd, net, f":{PORT}?clients={CLIENTS}")
     with net.server.socket(socket.AF_INET, socket.SOCK_STREAM) as stranger:
-        stranger.settimeout(2.0)
+        stranger.settimeout(SECONDS)
         stranger.connect((BOX_TO_SERVER, PORT))
         try:
             assert stranger.recv(100) == b""
         except ConnectionResetError:
             pass
-    assert (
-        sum(
-            value
-            for name, value in daemon.status().items()
-            if name.startswith("connections_refused{")
-        )
-        == 1
-    )
+    refused = [
+        count for name, count in daemon.status().items() if name.startswith("connections_refused{")
+    ]
+    assert sum(refused) == 1
 
 
-# -- the command as a newcomer types it
+# -- the command without arguments
 
 
-def test_without_arguments(netproxyd: Start, net: Net) -> None:
-    """The documented default, on a host where its port is free for certain; one line says it."""
+def test_daemon_without_arguments_listens_on_loopback(netproxyd: Start, net: Net) -> None:
+    """In a namespace of its own, where the default port is free."""
     if os.path.exists("/etc/netproxy/netproxyd.yaml"):
         pytest.skip("this machine has a configuration of its own")
     daemon = netproxyd(make=net.client.socket, preexec_fn=net.client.enter)

@@ -1,7 +1,7 @@
-"""QUIC through the relay on paths that lose three datagrams of a hundred: a client, a box with the relay, a server.
+"""QUIC through the relay on paths that lose three of a hundred datagrams.
 
-20 MB up, and at the same time down.  aioquic does the QUIC; between it and its socket
-stands a shim that speaks SOCKS5 UDP.
+Client, relay and server have their own network namespaces. 20 MB go up and down at the same time.
+aioquic speaks QUIC; a shim between it and its socket adds and removes the SOCKS5 UDP header.
 """
 
 from __future__ import annotations
@@ -20,19 +20,24 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.namespaces import Namespace, connect, hosts
-from tests.e2e.peers import Association, Where, encode
-from tests.e2e.support import environment, program, wait_for
+from tests.e2e.peers import Association, Endpoint, encode
+from tests.e2e.support import START_SECONDS, environment, wait_for
 from tests.support.sockets import Task
 
 pytest.importorskip("aioquic", reason="aioquic is not installed")
 pytestmark = pytest.mark.e2e
 
 SIZE = 20_000_000
-SECONDS = 90.0  # it takes ten
-LOSS = 3  # of a hundred, each way
+# The limit of the transfer, which takes ten seconds.
+TRANSFER_SECONDS = 90.0
+# Per cent of the datagrams, in each direction.
+LOSS = 3
+# At least so many are lost of some 30,000: the transfer meets real loss.
+LOST = 300
 CLIENT, BOX, BOX_TO_SERVER, SERVER = "10.79.1.2", "10.79.1.1", "10.79.2.1", "10.79.2.2"
 PORT = 1080
-SHORT_HEADER = 10  # bytes before a datagram from an IPv4 source
+# Bytes of the SOCKS5 header before a datagram of an IPv4 source.
+SHORT_HEADER = 10
 RULES = f"""
 table inet netproxy-test {{
     chain lost {{
@@ -45,49 +50,33 @@ table inet netproxy-test {{
 
 
 class Net:
+    """The three hosts. The box is where the relay runs."""
+
     def __init__(self, client: Namespace, box: Namespace, server: Namespace) -> None:
         self.client, self.box, self.server = client, box, server
 
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Net]:
-    with hosts("client", "box", "server") as made:
-        net = Net(*made)
+    with hosts("client", "box", "server") as created:
+        net = Net(*created)
         connect(net.client, [f"{CLIENT}/24"], net.box, [f"{BOX}/24"])
         connect(net.box, [f"{BOX_TO_SERVER}/24"], net.server, [f"{SERVER}/24"])
-        net.box.nft(RULES)  # what comes to the box, from either side
+        # Datagrams are lost on arrival at the box, from either side.
+        net.box.nft(RULES)
         yield net
 
 
-def counted(box: Namespace) -> tuple[int, int]:
-    """Datagrams lost, and those that passed."""
-    text = subprocess.run(
-        [
-            program("ip"),
-            "netns",
-            "exec",
-            box.name,
-            program("nft"),
-            "list",
-            "table",
-            "inet",
-            "netproxy-test",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    lost, passed = map(int, re.findall(r"counter packets (\d+)", text))
-    return lost, passed
-
-
-def payload() -> bytes:
-    return random.Random(3).randbytes(SIZE)
+def lost_datagrams(box: Namespace) -> int:
+    """Return how many datagrams were lost so far."""
+    text = box.nft_list("inet netproxy-test")
+    lost, _ = map(int, re.findall(r"counter packets (\d+)", text))
+    return lost
 
 
 @pytest.fixture
-def server(net: Net, tmp_path: Path) -> Iterator[Where]:
-    """An echo server in a process of its own: aioquic is slow, and here two of it would share one interpreter."""
+def server(net: Net, tmp_path: Path) -> Iterator[Endpoint]:
+    """An echo server in its own process: aioquic is too slow for both ends in one interpreter."""
     program_text = (
         "import sys, pathlib, tests.e2e.test_quic_loss as here\n"
         "here.serve(pathlib.Path(sys.argv[1]))\n"
@@ -104,43 +93,46 @@ def server(net: Net, tmp_path: Path) -> Iterator[Where]:
             preexec_fn=net.server.enter,
         )
     try:
-        found = wait_for(
-            lambda: re.search(r"port (\d+)", log.read_text()), 20.0, "the server listens"
+        match = wait_for(
+            lambda: re.search(r"port (\d+)", log.read_text()), START_SECONDS, "the server listens"
         )
-        yield SERVER, int(found[1])
+        yield SERVER, int(match[1])
     finally:
         process.kill()
         process.wait()
 
 
 def serve(directory: Path) -> None:
-    """Runs in the server's process; an echo server on any port of SERVER."""
+    """Run the echo server on a port of SERVER, and print the port. Runs in the server's process."""
     from aioquic.asyncio.server import serve as listen
     from aioquic.quic.configuration import QuicConfiguration
-    from tests.e2e.quic import PROTOCOL, _echo_soon, _self_signed
+    from tests.e2e.quic import PROTOCOL, self_signed, start_echo
 
     async def run() -> None:
         configuration = QuicConfiguration(is_client=False, alpn_protocols=[PROTOCOL])
-        configuration.load_cert_chain(*_self_signed(directory))
-        made: Any = await listen(SERVER, 0, configuration=configuration, stream_handler=_echo_soon)
-        print("port", made._transport.get_extra_info("sockname")[1], flush=True)
-        await asyncio.sleep(SECONDS)
+        configuration.load_cert_chain(*self_signed(directory))
+        server: Any = await listen(
+            SERVER, 0, configuration=configuration, stream_handler=start_echo
+        )
+        print("port", server._transport.get_extra_info("sockname")[1], flush=True)
+        await asyncio.sleep(TRANSFER_SECONDS)
 
     asyncio.run(run())
 
 
 class Shim(asyncio.DatagramProtocol, asyncio.DatagramTransport):
-    """Between a QUIC connection and an association's socket: puts the header before what goes, takes it off what comes."""
+    """Adds the SOCKS5 header to datagrams of a QUIC connection, and removes it from others."""
 
-    def __init__(self, quic: Any, target: Where) -> None:
+    def __init__(self, quic: Any, target: Endpoint) -> None:
         super().__init__()
         self._quic = quic
         self._header = b"\0\0\0" + encode(target)
         self._target = target
         self._transport: Any = None
+        # Datagrams that name another source.
         self.strangers = 0
 
-    # as the socket's protocol
+    # -- the protocol of the socket
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -152,7 +144,7 @@ class Shim(asyncio.DatagramProtocol, asyncio.DatagramTransport):
         else:
             self.strangers += 1
 
-    # as QUIC's transport
+    # -- the transport of QUIC
 
     def sendto(self, data: Any, addr: Any = None) -> None:
         self._transport.sendto(self._header + data)
@@ -164,8 +156,8 @@ class Shim(asyncio.DatagramProtocol, asyncio.DatagramTransport):
         return bool(self._transport.is_closing())
 
 
-async def transfer(association: Association, target: Where, data: bytes) -> bytes:
-    """What comes back of `data`."""
+async def transfer(association: Association, target: Endpoint, data: bytes) -> bytes:
+    """Send `data` to the echo server through the association. Return what comes back."""
     from aioquic.asyncio.protocol import QuicConnectionProtocol
     from aioquic.quic.configuration import QuicConfiguration
     from aioquic.quic.connection import QuicConnection
@@ -192,7 +184,10 @@ async def transfer(association: Association, target: Where, data: bytes) -> byte
     return received
 
 
-def test_megabytes_both_ways_with_loss(netproxyd: Start, net: Net, server: Where) -> None:
+def test_quic_transfer_completes_although_datagrams_are_lost(
+    netproxyd: Start, net: Net, server: Endpoint
+) -> None:
+    """Hazard 47."""
     daemon = netproxyd(
         "-l",
         f"sps://{BOX}:{PORT}?clients=10.79.1.0/24",
@@ -200,21 +195,20 @@ def test_megabytes_both_ways_with_loss(netproxyd: Start, net: Net, server: Where
         make=net.box.socket,
         preexec_fn=net.box.enter,
     )
-    data = payload()
+    data = random.Random(3).randbytes(SIZE)
 
     def run() -> bytes:
         net.client.enter()
         with Association((BOX, PORT)) as association:
-            return asyncio.run(asyncio.wait_for(transfer(association, server, data), SECONDS))
+            return asyncio.run(
+                asyncio.wait_for(transfer(association, server, data), TRANSFER_SECONDS)
+            )
 
-    received = Task(run).result(SECONDS + 5)
+    received = Task(run).result(2 * TRANSFER_SECONDS)
     assert len(received) == SIZE
     assert hashlib.sha256(received).digest() == hashlib.sha256(data).digest()
-    lost, passed = counted(net.box)
-    assert lost > (lost + passed) * LOSS / 200, "the path was better than it should have been"
+    assert lost_datagrams(net.box) >= LOST
     record = daemon.said(f" network=udp target={SERVER}:{server[1]} ")[-1]
-    sent, reply_destination = (
-        int(record.split(f" {name}=")[1].split()[0]) for name in ("sent", "received")
-    )
-    assert min(sent, reply_destination) > SIZE
+    for name in ("sent", "received"):
+        assert int(record.split(f" {name}=")[1].split()[0]) > SIZE
     assert not daemon.status().get("drops{truncated}")

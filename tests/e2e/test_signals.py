@@ -15,8 +15,9 @@ from typing import Iterator
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.peers import CONNECT, Association, TcpEcho, UdpEcho, Where, echo, socks5
-from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, free_port, run_netproxyd, wait_for
+from tests.e2e.peers import CONNECT, Association, Endpoint, TcpEcho, UdpEcho, echo, socks5
+from tests.e2e.support import ANY_PORT, LOOPBACK, Netproxyd, run_netproxyd, wait_for
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -65,7 +66,7 @@ def flow(daemon: Netproxyd, target: TcpEcho, stack: ExitStack) -> socket.socket:
     return stack.enter_context(sock)
 
 
-def refuses(server: Where) -> bool:
+def refuses(server: Endpoint) -> bool:
     try:
         socket.create_connection(server, 1.0).close()
     except (ConnectionRefusedError, ConnectionResetError):

@@ -18,7 +18,8 @@ import pytest
 
 from netproxy.protocol import socks5
 from tests.e2e.conftest import Start
-from tests.e2e.support import Netproxyd, environment, free_port
+from tests.e2e.support import Netproxyd, environment
+from tests.support.ports import free_port
 from tests.support.sockets import SECONDS, read_exactly, server
 
 pytestmark = pytest.mark.e2e

@@ -1,4 +1,4 @@
-"""netproxyd with TLS, and curl that speaks to it."""
+"""Listeners with TLS, with curl as the client."""
 
 from __future__ import annotations
 
@@ -17,20 +17,17 @@ from tests.support.certificates import PASS_PHRASE, Certificates, certificates
 pytestmark = pytest.mark.e2e
 
 PART = BIG[:5_000_000]
-WAYS = pytest.mark.parametrize("way", ((), ("-p",)), ids=("forward", "connect"))
-PLAIN = (
-    f"{{name: plain, listen: '{LOOPBACK}:0'}}"  # where the fixture asks whether the daemon lives
-)
+FORWARD_AND_CONNECT = pytest.mark.parametrize("options", ((), ("-p",)), ids=("forward", "connect"))
+# The fixture connects to the first listener to check that the daemon still answers.
+PLAIN = f"{{name: plain, listen: '{LOOPBACK}:0'}}"
 WRONG_CONFIGURATION = 78
-BAD_CERTIFICATE = (
-    35,
-    55,
-    56,
-)  # curl: in TLS 1.3 it learns it when it reads, or by a reset when it writes
+# Exit statuses of curl. In TLS 1.3 a client learns of a refused certificate when it reads, or from
+# a reset when it writes.
+BAD_CERTIFICATE = (35, 55, 56)
 
 
 @pytest.fixture(scope="module")
-def made() -> Certificates:
+def files() -> Certificates:
     return certificates()
 
 
@@ -41,102 +38,94 @@ def origin() -> Iterator[Origin]:
 
 
 @pytest.fixture(scope="module")
-def daemon(shared_netproxyd: Start, made: Certificates) -> Netproxyd:
-    """Plain, TLS, and TLS with clients' certificates."""
-    strict = made.listener(f", client_ca: '{made.path('ca.pem')}'")
+def daemon(shared_netproxyd: Start, files: Certificates) -> Netproxyd:
+    """Three listeners: plain, TLS, and TLS that requires a client certificate."""
+    tls, strict = files.listener(), files.listener(f", client_ca: '{files.path('ca.pem')}'")
     return shared_netproxyd(
-        config=f"listeners: [{PLAIN}, {{name: tls, listen: '{LOOPBACK}:0', tls: {made.listener()}}},"
+        config=f"listeners: [{PLAIN}, {{name: tls, listen: '{LOOPBACK}:0', tls: {tls}}},"
         f" {{name: strict, listen: '{LOOPBACK}:0', tls: {strict}}}]\n"
     )
 
 
 def curl(
-    made: Certificates, port: int, *arguments: str, scheme: str = "https", **run: bytes
+    files: Certificates, port: int, *arguments: str, scheme: str = "https", **run: bytes
 ) -> tuple[int, bytes, str]:
-    """Exit status, body, what it complained of."""
-    command = (
-        program("curl"),
-        "-q",
-        "-sS",
-        "--noproxy",
-        "",
-        "-m",
-        "20",
-        "-x",
-        f"{scheme}://localhost:{port}",
-        "--proxy-cacert",
-        made.path("ca.pem"),
-        *arguments,
-    )
-    done = subprocess.run(command, capture_output=True, env=environment(), timeout=30, **run)
-    return done.returncode, done.stdout, done.stderr.decode()
+    """Run curl with the proxy on a port. Return its exit status, body and errors."""
+    options = ("-q", "-sS", "--noproxy", "", "-m", "50", "-x", f"{scheme}://localhost:{port}")
+    trust = ("--proxy-cacert", files.path("ca.pem"))
+    command = (program("curl"), *options, *trust, *arguments)
+    process = subprocess.run(command, capture_output=True, env=environment(), timeout=60, **run)
+    return process.returncode, process.stdout, process.stderr.decode()
 
 
-@WAYS
-def test_get(daemon: Netproxyd, made: Certificates, origin: Origin, way: tuple[str, ...]) -> None:
-    assert curl(made, daemon.tcp_ports[1], *way, origin.url()) == (0, HELLO, "")
+@FORWARD_AND_CONNECT
+def test_client_gets_a_page(
+    daemon: Netproxyd, files: Certificates, origin: Origin, options: tuple[str, ...]
+) -> None:
+    assert curl(files, daemon.tcp_ports[1], *options, origin.url()) == (0, HELLO, "")
 
 
-@WAYS
-def test_two_on_one_connection(
-    daemon: Netproxyd, made: Certificates, origin: Origin, way: tuple[str, ...]
+@FORWARD_AND_CONNECT
+def test_client_reuses_a_tls_connection(
+    daemon: Netproxyd, files: Certificates, origin: Origin, options: tuple[str, ...]
 ) -> None:
     status, body, errors = curl(
-        made, daemon.tcp_ports[1], *way, "-w", "%{num_connects};", origin.url(), origin.url()
+        files, daemon.tcp_ports[1], *options, "-w", "%{num_connects};", origin.url(), origin.url()
     )
     assert (status, body) == (0, HELLO + b"1;" + HELLO + b"0;"), errors
 
 
-@WAYS
-def test_download(
-    daemon: Netproxyd, made: Certificates, origin: Origin, way: tuple[str, ...]
+@FORWARD_AND_CONNECT
+def test_client_downloads_20_mb(
+    daemon: Netproxyd, files: Certificates, origin: Origin, options: tuple[str, ...]
 ) -> None:
-    status, body, errors = curl(made, daemon.tcp_ports[1], *way, origin.url("/big"))
+    status, body, errors = curl(files, daemon.tcp_ports[1], *options, origin.url("/big"))
     assert status == 0, errors
     assert hashlib.sha256(body).hexdigest() == hashlib.sha256(BIG).hexdigest()
 
 
-@WAYS
-def test_upload(
-    daemon: Netproxyd, made: Certificates, origin: Origin, way: tuple[str, ...]
+@FORWARD_AND_CONNECT
+def test_client_uploads_5_mb(
+    daemon: Netproxyd, files: Certificates, origin: Origin, options: tuple[str, ...]
 ) -> None:
     status, body, errors = curl(
-        made, daemon.tcp_ports[1], *way, "-T", "-", origin.url("/upload"), input=PART
+        files, daemon.tcp_ports[1], *options, "-T", "-", origin.url("/upload"), input=PART
     )
     assert status == 0, errors
     assert body == hashlib.sha256(PART).hexdigest().encode()
 
 
-@WAYS
-def test_client_certificate(
-    daemon: Netproxyd, made: Certificates, origin: Origin, way: tuple[str, ...]
+@FORWARD_AND_CONNECT
+def test_client_with_a_certificate_is_served(
+    daemon: Netproxyd, files: Certificates, origin: Origin, options: tuple[str, ...]
 ) -> None:
-    shown = ("--proxy-cert", made.path("client.pem"), "--proxy-key", made.path("client.key"))
-    assert curl(made, daemon.tcp_ports[2], *way, *shown, origin.url()) == (0, HELLO, "")
+    shown = ("--proxy-cert", files.path("client.pem"), "--proxy-key", files.path("client.key"))
+    assert curl(files, daemon.tcp_ports[2], *options, *shown, origin.url()) == (0, HELLO, "")
 
 
-@WAYS
+@FORWARD_AND_CONNECT
 @pytest.mark.parametrize("shown", ("", "stranger"))
-def test_no_or_a_strange_client_certificate(
-    daemon: Netproxyd, made: Certificates, origin: Origin, way: tuple[str, ...], shown: str
+def test_client_without_a_valid_certificate_is_refused(
+    daemon: Netproxyd, files: Certificates, origin: Origin, options: tuple[str, ...], shown: str
 ) -> None:
     origin.seen.clear()
-    options = (
-        ("--proxy-cert", made.path(f"{shown}.pem"), "--proxy-key", made.path(f"{shown}.key"))
+    certificate = (
+        ("--proxy-cert", files.path(f"{shown}.pem"), "--proxy-key", files.path(f"{shown}.key"))
         if shown
         else ()
     )
-    status, body, errors = curl(made, daemon.tcp_ports[2], *way, *options, origin.url())
+    status, body, errors = curl(files, daemon.tcp_ports[2], *options, *certificate, origin.url())
     assert status in BAD_CERTIFICATE and not body, errors
     assert not origin.seen
 
 
-def test_plain_client_at_the_tls_port(
-    daemon: Netproxyd, made: Certificates, origin: Origin
+def test_plain_client_at_a_tls_listener_is_refused(
+    daemon: Netproxyd, files: Certificates, origin: Origin
 ) -> None:
     before = daemon.status().get("connections{bad protocol}", 0)
-    status, body, errors = curl(made, daemon.tcp_ports[1], origin.url(), scheme="http")
-    assert status, errors  # which, hangs on how curl takes an alert of TLS
+    status, body, errors = curl(files, daemon.tcp_ports[1], origin.url(), scheme="http")
+    # The number depends on how curl understands a TLS alert.
+    assert status, errors
     assert not body.startswith(HELLO)
     assert daemon.status()["connections{bad protocol}"] == before + 1
 
@@ -153,23 +142,23 @@ def test_plain_client_at_the_tls_port(
         ("server.pem", "server.key", "broken.pem", "broken.pem"),
     ),
 )
-def test_check_names_the_file_that_cannot_be_used(
-    made: Certificates, tmp_path: Path, certificate: str, key: str, client_ca: str, named: str
+def test_configuration_check_names_the_file_that_cannot_be_used(
+    files: Certificates, tmp_path: Path, certificate: str, key: str, client_ca: str, named: str
 ) -> None:
-    """In one line, and without a secret."""
+    """In one line, without a secret."""
     given = {"certificate": certificate, "key": key, "client_ca": client_ca}
-    files = ", ".join(f"{name}: '{made.path(value)}'" for name, value in given.items() if value)
+    tls = ", ".join(f"{name}: '{files.path(value)}'" for name, value in given.items() if value)
     config = tmp_path / "netproxyd.yaml"
-    config.write_text(f"listeners:\n- listen: '{LOOPBACK}:0'\n  tls: {{{files}}}\n")
+    config.write_text(f"listeners:\n- listen: '{LOOPBACK}:0'\n  tls: {{{tls}}}\n")
     status, said = run_netproxyd("-t", "-c", str(config))
     assert status == WRONG_CONFIGURATION, said
     lines = said.splitlines()
-    assert len(lines) == 1 and made.path(named) in lines[0], said
+    assert len(lines) == 1 and files.path(named) in lines[0], said
     assert PASS_PHRASE not in said and "PRIVATE" not in said
 
 
-def test_check_of_what_can_be_used(made: Certificates, tmp_path: Path) -> None:
+def test_configuration_check_accepts_valid_files(files: Certificates, tmp_path: Path) -> None:
     config = tmp_path / "netproxyd.yaml"
-    config.write_text(f"listeners: [{{listen: '{LOOPBACK}:0', tls: {made.listener()}}}]\n")
+    config.write_text(f"listeners: [{{listen: '{LOOPBACK}:0', tls: {files.listener()}}}]\n")
     status, said = run_netproxyd("-t", "-c", str(config))
     assert status == 0, said

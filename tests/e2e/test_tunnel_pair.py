@@ -15,9 +15,10 @@ import pytest
 
 from tests.e2e.conftest import Start
 from tests.e2e.peers import UdpEcho, exactly, udp
-from tests.e2e.support import LOOPBACK, Netproxyd, environment, free_port, wait_for
+from tests.e2e.support import LOOPBACK, Netproxyd, environment, wait_for
 from tests.support.certificates import certificates
 from tests.support.interpreters import Interpreter, lowest_and_highest
+from tests.support.ports import free_port
 from tests.support.sockets import Task, server
 
 pytestmark = pytest.mark.e2e

@@ -1,6 +1,6 @@
-"""Other people's proxies as upstreams: each is started on a port of loopback with a configuration of the test's, and ended.
+"""Runs other programs as upstreams on loopback, and checks what a connection through them carries.
 
-Also the exchanges that show what a way carries.
+A function for each program writes its configuration, starts it and returns the URL for NetProxy.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import Callable
 
 import pytest
 
-from tests.e2e.peers import PATIENCE, Where, exactly, listen
-from tests.e2e.support import LOOPBACK, START_SECONDS, environment, free_port, program
+from tests.e2e.peers import REPLY_SECONDS, Endpoint, exactly, listen
+from tests.e2e.support import LOOPBACK, START_SECONDS, environment, program
 from tests.support.certificates import certificates
+from tests.support.ports import free_port
 
 PIECE = 1 << 16
-EXCHANGE_SECONDS = 15.0  # it takes a tenth of one
+# The limit of an exchange, which takes a tenth of a second on a fast machine.
+EXCHANGE_SECONDS = 60.0
 DANTED = """\
 logoutput: {directory}/danted.log
 internal: 127.0.0.1 port = {port}
@@ -90,25 +92,28 @@ frontend before
     bind 127.0.0.1:{port} ssl crt {directory}/both.pem
     default_backend behind
 backend behind
-    server netproxyd {there}
+    server netproxyd {target}
 """
 
 
 class Programs:
-    """What a way needs besides netproxyd: started in a directory, and killed at the end, the last one first."""
+    """Programs that a test starts in `directory`. The context ends them, the last one first."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._ends = contextlib.ExitStack()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Programs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ends.close()
+        self._stack.close()
 
-    def start(self, port: int, *command: str) -> None:
-        """Returns when it listens on `port`; the test is skipped where it ends instead."""
+    def start(self, port: int, *command: str, required: bool = False) -> None:
+        """Start a program and wait until it listens on the port.
+
+        If it does not, the test is skipped, or fails if the program is `required`.
+        """
         log = self.directory / f"{Path(command[0]).name}.log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
@@ -120,60 +125,69 @@ class Programs:
                 stderr=output,
                 start_new_session=True,
             )
-        self._ends.callback(_end, process)
+        self._stack.callback(_end, process)
         deadline = time.monotonic() + START_SECONDS
         while not listens(port):
             if process.poll() is not None or time.monotonic() > deadline:
-                pytest.skip(
-                    f"{command[0]} does not start: {log.read_text('utf-8', 'replace')[-300:]}"
-                )
+                output_text = log.read_text("utf-8", "replace")
+                assert not required, output_text
+                pytest.skip(f"{command[0]} does not start: {output_text[-300:]}")
             time.sleep(0.005)
 
-    def at_end(self, do: Callable[[], object]) -> None:
-        self._ends.callback(do)
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Call the function after the programs that are started later have ended."""
+        self._stack.callback(callback)
 
     def write(self, name: str, text: str) -> str:
+        """Write a file to the directory and return its path."""
         path = self.directory / name
         path.write_text(text)
         return str(path)
 
 
 def listens(port: int) -> bool:
-    """Looked up and not tried: a connection would be counted."""
+    """Return True if a program listens on the port of 127.0.0.1.
+
+    Looks in /proc, because a connection would be counted by the program.
+    """
     return f" 0100007F:{port:04X} 00000000:0000 0A " in Path("/proc/net/tcp").read_text()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     try:
-        os.killpg(process.pid, signal.SIGKILL)  # it and its children: a session of their own
+        # The program and its children have a session of their own.
+        os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
     process.wait()
 
 
-def _me() -> str:
+def _user() -> str:
     return pwd.getpwuid(os.getuid()).pw_name
 
 
-# -- the programs: each gives the URL by which NetProxy goes through it
+# -- the programs
 
 
 def danted(programs: Programs, scheme: str) -> str:
+    """Dante, which speaks SOCKS4 and SOCKS5, UDP included."""
     path, port = program("danted"), free_port()
     config = programs.write(
-        "danted.conf", DANTED.format(directory=programs.directory, port=port, user=_me())
+        "danted.conf", DANTED.format(directory=programs.directory, port=port, user=_user())
     )
     programs.start(port, path, "-N", "1", "-f", config)
     return f"{scheme}://{LOOPBACK}:{port}"
 
 
 def microsocks(programs: Programs) -> str:
+    """A SOCKS5 server without UDP."""
     port = free_port()
     programs.start(port, program("microsocks"), "-i", LOOPBACK, "-p", str(port))
     return f"socks5h://{LOOPBACK}:{port}"
 
 
 def tinyproxy(programs: Programs) -> str:
+    """An HTTP proxy."""
     path, port = program("tinyproxy"), free_port()
     programs.start(
         port, path, "-d", "-c", programs.write("tinyproxy.conf", TINYPROXY.format(port=port))
@@ -182,17 +196,18 @@ def tinyproxy(programs: Programs) -> str:
 
 
 def squid(programs: Programs) -> str:
+    """An HTTP proxy, which refuses to run as root."""
     path, port = program("squid"), free_port()
-    # as root it does not run
-    config = programs.write(
-        "squid.conf", SQUID.format(port=port, user="nobody" if os.getuid() == 0 else _me())
-    )
-    programs.at_end(lambda: [left.unlink() for left in Path("/dev/shm").glob(f"netproxy{port}-*")])
+    user = "nobody" if os.getuid() == 0 else _user()
+    config = programs.write("squid.conf", SQUID.format(port=port, user=user))
+    shared_memory = f"netproxy{port}-*"
+    programs.at_end(lambda: [path.unlink() for path in Path("/dev/shm").glob(shared_memory)])
     programs.start(port, path, "-N", "-n", f"netproxy{port}", "-d", "1", "-f", config)
     return f"http://{LOOPBACK}:{port}"
 
 
 def v2ray(programs: Programs, protocol: str, scheme: str) -> str:
+    """v2ray with an inbound of the protocol "socks" or "http"."""
     path, port = program("v2ray"), free_port()
     settings = {"udp": True, "ip": LOOPBACK} if protocol == "socks" else {}
     config = {
@@ -207,13 +222,12 @@ def v2ray(programs: Programs, protocol: str, scheme: str) -> str:
 
 
 def ssh(programs: Programs) -> str:
-    """`ssh -D` to a server with a key that both sides are known by."""
+    """`ssh -D` to a server on this machine, with a key for host and user."""
     sshd, client, keygen = program("sshd"), program("ssh"), program("ssh-keygen")
     directory, server_port, port = programs.directory, free_port(), free_port()
     if os.getuid() == 0:
-        os.makedirs(
-            "/run/sshd", 0o755, exist_ok=True
-        )  # sshd wants it, and its package leaves it to systemd
+        # sshd needs this directory. Its package leaves it to systemd to create.
+        os.makedirs("/run/sshd", 0o755, exist_ok=True)
     subprocess.run(
         (keygen, "-q", "-t", "ed25519", "-N", "", "-f", "key"),
         cwd=directory,
@@ -236,26 +250,25 @@ def ssh(programs: Programs) -> str:
         f"{LOOPBACK}:{port}",
         "-p",
         str(server_port),
-        f"{_me()}@{LOOPBACK}",
+        f"{_user()}@{LOOPBACK}",
     )
     return f"socks5://{LOOPBACK}:{port}"
 
 
-def haproxy(programs: Programs, scheme: str, there: int) -> str:
-    """TLS before the listener of ours on the port `there`."""
-    path, port, made = program("haproxy"), free_port(), certificates()
-    programs.write(
-        "both.pem", "".join(Path(made.path(f"server.{end}")).read_text() for end in ("pem", "key"))
-    )
-    config = programs.write(
-        "haproxy.cfg",
-        HAPROXY.format(directory=programs.directory, port=port, there=f"{LOOPBACK}:{there}"),
-    )
+def haproxy(programs: Programs, scheme: str, target_port: int) -> str:
+    """haproxy, which adds TLS to a listener of netproxyd."""
+    path, port = program("haproxy"), free_port()
+    files = [Path(certificates().path(name)) for name in ("server.pem", "server.key")]
+    programs.write("both.pem", "".join(file.read_text() for file in files))
+    target = f"{LOOPBACK}:{target_port}"
+    text = HAPROXY.format(directory=programs.directory, port=port, target=target)
+    config = programs.write("haproxy.cfg", text)
     programs.start(port, path, "-db", "-f", config)
     return secured(scheme, port)
 
 
 def pproxy(programs: Programs, scheme: str) -> str:
+    """pproxy, another proxy in Python."""
     pytest.importorskip("pproxy", reason="pproxy is not installed")
     port = free_port()
     programs.start(port, sys.executable, "-m", "pproxy", "-l", f"{scheme}://{LOOPBACK}:{port}")
@@ -263,7 +276,7 @@ def pproxy(programs: Programs, scheme: str) -> str:
 
 
 def secured(scheme: str, port: int) -> str:
-    """The URL of a hop with TLS whose certificate is one of ours."""
+    """Return the URL of a hop with TLS that has the server certificate of the tests."""
     return f"{scheme}://{LOOPBACK}:{port}?tls.ca={certificates().path('ca.pem')}"
 
 
@@ -271,18 +284,20 @@ def secured(scheme: str, port: int) -> str:
 
 
 class Exchange:
-    """A target, and what its clients do there: SIZE bytes each way at once, then an answer to the client's end."""
+    """A target for TCP clients: SIZE bytes in both directions at once, then an answer to FIN.
+
+    `answer` is what a client receives after it has sent FIN: the digest of the bytes it sent.
+    """
 
     SIZE = 8 << 20
 
     def __init__(self) -> None:
         self._up, self._down = os.urandom(self.SIZE), os.urandom(self.SIZE)
         self._server = listen(LOOPBACK)
-        self.address: Where = self._server.getsockname()[:2]
-        self._arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()  # a digest for each client
-        self.answer = hashlib.sha256(
-            self._up
-        ).digest()  # what a client gets that ends its way first
+        self.address: Endpoint = self._server.getsockname()[:2]
+        # A digest for each client.
+        self._arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.answer = hashlib.sha256(self._up).digest()
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -290,17 +305,21 @@ class Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)  # accept() returns
-        self._thread.join(PATIENCE)
+        # Makes accept() return.
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join(REPLY_SECONDS)
         self._server.close()
 
     def run(self, client: socket.socket) -> bytes:
-        """All bytes come as they went, or AssertionError; what comes after the client's end, b"" where both ways end with it."""
+        """Check that all bytes arrive in both directions, and send FIN. Return what follows.
+
+        That is `answer`, or b"" if the connection ends in both directions with the client's FIN.
+        """
         with client:
-            assert _both_ways(client, self._up, self.SIZE) == self._down
+            assert _transfer(client, self._up, self.SIZE) == self._down
             assert self._arrived.get(timeout=EXCHANGE_SECONDS) == self.answer
             client.shutdown(socket.SHUT_WR)
-            return _to_the_end(client)
+            return _read_to_end(client)
 
     def _accept(self) -> None:
         while True:
@@ -311,15 +330,16 @@ class Exchange:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):  # the other side tells
-            digest = hashlib.sha256(_both_ways(client, self._down, self.SIZE)).digest()
+        # An error shows at the client as well, which fails the test.
+        with client, contextlib.suppress(OSError):
+            digest = hashlib.sha256(_transfer(client, self._down, self.SIZE)).digest()
             self._arrived.put(digest)
-            if not _to_the_end(client):
+            if not _read_to_end(client):
                 client.sendall(digest)
 
 
-def _both_ways(sock: socket.socket, data: bytes, size: int) -> bytes:
-    """Sends `data` and receives `size` bytes at once."""
+def _transfer(sock: socket.socket, data: bytes, size: int) -> bytes:
+    """Send `data` and receive `size` bytes at the same time. Return what was received."""
     received, sent, view = bytearray(), 0, memoryview(data)
     deadline = time.monotonic() + EXCHANGE_SECONDS
     sock.setblocking(False)
@@ -328,11 +348,9 @@ def _both_ways(sock: socket.socket, data: bytes, size: int) -> bytes:
         assert time.monotonic() < deadline, (
             f"sent {sent} of {len(data)} bytes, received {len(received)} of {size}"
         )
-        poll.register(
-            sock,
-            (select.POLLIN if len(received) < size else 0)
-            | (select.POLLOUT if sent < len(data) else 0),
-        )
+        wanted = select.POLLIN if len(received) < size else 0
+        wanted |= select.POLLOUT if sent < len(data) else 0
+        poll.register(sock, wanted)
         for _, events in poll.poll(1000):
             if events & select.POLLOUT:
                 sent += sock.send(view[sent : sent + PIECE])
@@ -344,7 +362,7 @@ def _both_ways(sock: socket.socket, data: bytes, size: int) -> bytes:
     return bytes(received)
 
 
-def _to_the_end(sock: socket.socket) -> bytes:
+def _read_to_end(sock: socket.socket) -> bytes:
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := sock.recv(PIECE):
@@ -352,9 +370,9 @@ def _to_the_end(sock: socket.socket) -> bytes:
     return received
 
 
-def http_connect(server: Where, target: Where) -> socket.socket:
-    """The connection through an HTTP proxy."""
-    sock = socket.create_connection(server, PATIENCE)
+def http_connect(server: Endpoint, target: Endpoint) -> socket.socket:
+    """Return a connection to the target through an HTTP proxy."""
+    sock = socket.create_connection(server, REPLY_SECONDS)
     sock.sendall(
         b"CONNECT %b:%d HTTP/1.1\r\nHost: %b:%d\r\n\r\n" % (2 * (target[0].encode(), target[1]))
     )

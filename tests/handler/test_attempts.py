@@ -359,7 +359,8 @@ def dialling(relay: Running, address: Address, data: bytes = b"") -> socket.sock
     return sock
 
 
-def test_hazard_15_nothing_is_said_before_the_dial_is_done_and_then_all_is(slow: Slow) -> None:
+def test_nothing_is_said_before_the_dial_is_done_and_then_all_is(slow: Slow) -> None:
+    """Hazard 15."""
     with running() as relay, dialling(relay, slow.address, b"early") as sock:
         assert nothing_comes(sock)
         upstream = slow.open()
@@ -539,10 +540,10 @@ def test_the_handshakes_time_is_up(
 
 def test_uot_is_no_target_where_it_is_served() -> None:
     dependencies = HandlerDependencies()
-    dependencies.connector._datagrams = object()  # type: ignore[assignment]
+    dependencies.outbound._datagrams = object()  # type: ignore[assignment]
     flow = Flow("tcp", Address(LOCALHOST, 1), Address("sp.v2.udp-over-tcp.arpa", 0), "test", "")
     with pytest.raises(NeedsThread):
-        dependencies.connector.attempt(None, flow, lambda passage: None, lambda error: None)  # type: ignore[arg-type]
+        dependencies.outbound.attempt(None, flow, lambda passage: None, lambda error: None)  # type: ignore[arg-type]
     assert dependencies.untouched()
 
 

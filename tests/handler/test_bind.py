@@ -9,10 +9,11 @@ import pytest
 
 from netproxy.dialer.block import BlockDialer
 from netproxy.errors import DialError, Reason
-from netproxy.handler.bind import Announcement, Announcer
+from netproxy.handler.announce import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.net.stream import Stream
+from netproxy.interfaces.connections import Handshake
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks5
 from tests.support.handlers import (
     LOCALHOST,
@@ -23,6 +24,7 @@ from tests.support.handlers import (
     descriptors,
     eventually,
     refused,
+    LiteralResolver,
     resolve,
 )
 from tests.support.sockets import tcp_pair
@@ -62,7 +64,7 @@ class Socks5:
 
     @staticmethod
     def reply(client: Conversation) -> Address:
-        code, bound = socks5.read_reply(Stream(client.socket))
+        code, bound = complete(socks5.read_reply(Stream(client.socket)))
         assert code == 0
         return bound
 
@@ -100,7 +102,8 @@ def connect(address: Address, source: str = LOCALHOST) -> socket.socket:
     return socket.create_connection(address, SECONDS, (source, 0))
 
 
-def test_hazard_17_two_replies_then_a_relay(version: Version) -> None:
+def test_two_replies_then_a_relay(version: Version) -> None:
+    """Hazard 17."""
     dependencies = surroundings()
     client, bound = begin(version, dependencies)
     with client:
@@ -119,20 +122,22 @@ def test_hazard_17_two_replies_then_a_relay(version: Version) -> None:
 
 
 def test_a_peer_that_vanishes_is_noticed() -> None:
-    """HAZARDS 86."""
+    """Hazard 86."""
     peers: list[socket.socket] = []
     with tcp_pair() as (near, _):
-        stream, _ = surroundings().binder.accept(
-            Stream(near), asked(ANYBODY), lambda bound: peers.append(connect(bound))
-        )
+
+        def encode(bound: Address) -> bytes:
+            peers.append(connect(bound))
+            return b""
+
+        stream, _ = complete(surroundings().binder.accept(Stream(near), asked(ANYBODY), encode))
         with peers[0], stream.socket as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 120_000
 
 
-def test_hazard_17_a_wrong_peer_is_refused_and_the_right_one_still_accepted(
-    version: Version,
-) -> None:
+def test_a_wrong_peer_is_refused_and_the_right_one_still_accepted(version: Version) -> None:
+    """Hazard 17."""
     dependencies = surroundings()
     client, bound = begin(version, dependencies)
     with client:
@@ -145,7 +150,8 @@ def test_hazard_17_a_wrong_peer_is_refused_and_the_right_one_still_accepted(
     assert dependencies.counters.value("connections_refused", "wrong peer of a BIND") == 2
 
 
-def test_hazard_17_an_unspecified_peer_is_anybody(version: Version) -> None:
+def test_an_unspecified_peer_is_anybody(version: Version) -> None:
+    """Hazard 17."""
     if version is Socks4:
         pytest.skip("SOCKS4 has no such request: 0.0.0.0 is refused (row 13)")
     client, bound = begin(version, surroundings(), ANYBODY)
@@ -153,14 +159,16 @@ def test_hazard_17_an_unspecified_peer_is_anybody(version: Version) -> None:
         assert version.reply(client) == Address(*peer.getsockname())
 
 
-def test_hazard_17_only_one_peer_is_taken(version: Version) -> None:
+def test_only_one_peer_is_taken(version: Version) -> None:
+    """Hazard 17."""
     client, bound = begin(version, surroundings())
     with client, connect(bound):
         version.reply(client)
         assert refused(bound)
 
 
-def test_hazard_17_nobody_comes(version: Version) -> None:
+def test_nobody_comes(version: Version) -> None:
+    """Hazard 17."""
     before = descriptors()
     client, bound = begin(version, surroundings(bind_seconds=0.1))
     with client:
@@ -173,9 +181,8 @@ def test_hazard_17_nobody_comes(version: Version) -> None:
 
 
 @pytest.mark.parametrize("way", ["end", "reset"])
-def test_hazard_17_the_listener_is_closed_when_the_client_leaves(
-    version: Version, way: str
-) -> None:
+def test_the_listener_is_closed_when_the_client_leaves(version: Version, way: str) -> None:
+    """Hazard 17."""
     before = descriptors()
     client, bound = begin(version, surroundings(bind_seconds=60))
     if way == "reset":
@@ -186,9 +193,8 @@ def test_hazard_17_the_listener_is_closed_when_the_client_leaves(
     assert descriptors() == before
 
 
-def test_hazard_17_the_listener_is_closed_when_a_client_leaves_that_has_sent_early(
-    version: Version,
-) -> None:
+def test_the_listener_is_closed_when_a_client_leaves_that_has_sent_early(version: Version) -> None:
+    """Hazard 17."""
     client, bound = begin(version, surroundings(bind_seconds=60))
     client.send(b"early")
     client.close()
@@ -218,9 +224,8 @@ def test_data_right_behind_the_request_reaches_the_peer(version: Version) -> Non
             assert peer.recv(16) == b"behind"
 
 
-def test_hazard_18_it_listens_on_the_address_the_client_came_to_and_no_other(
-    version: Version,
-) -> None:
+def test_it_listens_on_the_address_the_client_came_to_and_no_other(version: Version) -> None:
+    """Hazard 18."""
     client, bound = begin(version, surroundings())
     with client:
         assert bound.host == LOCALHOST
@@ -228,7 +233,8 @@ def test_hazard_18_it_listens_on_the_address_the_client_came_to_and_no_other(
         assert refused(Address("127.0.0.2", bound.port))  # which 0.0.0.0 would take
 
 
-def test_hazard_18_an_ipv6_client_is_listened_for_on_ipv6() -> None:
+def test_an_ipv6_client_is_listened_for_on_ipv6() -> None:
+    """Hazard 18."""
     with Conversation(surroundings().socks5(), "::1", "::1") as client:
         client.send(Socks5.request(Address("::", 0)))
         client.expect(b"\5\0")
@@ -245,7 +251,8 @@ def test_a_peer_asked_for_by_name_is_taken() -> None:
         assert Socks5.reply(client) == Address(*peer.getsockname())
 
 
-def test_hazard_75_a_peer_is_who_was_found_by_the_one_lookup_that_was_checked() -> None:
+def test_a_peer_is_who_was_found_by_the_one_lookup_that_was_checked() -> None:
+    """Hazard 75."""
     answers = iter(["127.0.0.2", LOCALHOST])  # a name server that says something else each time
     dependencies = surroundings()
     dependencies.router.look_up = lambda target: [target._replace(host=next(answers))]
@@ -266,7 +273,7 @@ def test_a_peer_whose_name_is_not_found_is_refused_at_once() -> None:
 
 
 def test_the_first_reply_names_the_announced_address(version: Version) -> None:
-    announcer = Announcer([Announcement(None, Address("203.0.113.5", 0))], resolve)
+    announcer = Announcer([Announcement(None, Address("203.0.113.5", 0))], LiteralResolver())
     client, bound = begin(version, surroundings(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
@@ -276,7 +283,7 @@ def test_the_first_reply_names_the_announced_address(version: Version) -> None:
 
 def test_an_announced_port_is_the_relays_and_never_that_of_a_bind(version: Version) -> None:
     """announce: address:port tells where the published relay port is; a BIND listens on a port of its own."""
-    announcer = Announcer([Announcement(None, Address("203.0.113.5", 1080))], resolve)
+    announcer = Announcer([Announcement(None, Address("203.0.113.5", 1080))], LiteralResolver())
     client, bound = begin(version, surroundings(announcer=announcer))
     with client:
         assert bound.host == "203.0.113.5"
@@ -297,7 +304,8 @@ def test_a_way_out_that_cannot_bind_refuses(version: Version) -> None:
         client.expect_end()
 
 
-def test_hazard_14_a_bind_that_the_rules_refuse_is_refused_with_02() -> None:
+def test_a_bind_that_the_rules_refuse_is_refused_with_02() -> None:
+    """Hazard 14."""
     dependencies = surroundings()
     dependencies.router.dialer = BlockDialer()
     with Conversation(dependencies.socks5()) as client:
@@ -334,7 +342,7 @@ def test_a_hundred_binds_leave_nothing_open(version: Version) -> None:
 
 
 def test_an_ipv4_client_of_socks4_gets_ipv4_replies_whatever_is_announced() -> None:
-    announcer = Announcer([Announcement(None, Address("2001:db8::5", 0))], resolve)
+    announcer = Announcer([Announcement(None, Address("2001:db8::5", 0))], LiteralResolver())
     client, bound = begin(Socks4, surroundings(announcer=announcer))
     with client:
         assert bound.host == LOCALHOST
@@ -352,5 +360,6 @@ class Once:
     def __init__(self, dependencies: HandlerDependencies) -> None:
         self.dependencies = dependencies
 
-    def handle(self, stream: Stream, client: Address) -> None:
-        self.dependencies.binder.accept(stream, asked(PEER), lambda bound: None)
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        yield from self.dependencies.binder.accept(stream, asked(PEER), lambda bound: b"")
+        return None

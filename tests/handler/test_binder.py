@@ -6,10 +6,10 @@ import pytest
 
 from netproxy.interfaces.networks import NetworkSet
 from netproxy.errors import DialError, Reason
-from netproxy.handler.bind import Announcement, Announcer
+from netproxy.handler.announce import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol.socks5 import read_reply
 from tests.support.handlers import LOCALHOST
 from tests.support.relays import UdpPort, associate, running
@@ -24,10 +24,15 @@ NAMES = {
 }
 
 
-def resolve(address: Address) -> list[Address]:
-    if address.host not in NAMES:
-        raise DialError(Reason.NAME, address.host)
-    return [Address(host, address.port) for host in NAMES[address.host]]
+class NamesResolver:
+    """Resolves NAMES."""
+
+    def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+        if target.host not in NAMES:
+            raise DialError(Reason.NAME, target.host)
+        return [Address(host, target.port) for host in NAMES[target.host]]
+
+    known = resolve
 
 
 def announcer(*announced: tuple[str, Address]) -> Announcer:
@@ -39,7 +44,7 @@ def announcer(*announced: tuple[str, Address]) -> Announcer:
             )
             for clients, address in announced
         ],
-        resolve,
+        NamesResolver(),
     )
 
 
@@ -71,7 +76,8 @@ def test_the_announced_address_is_told(announced: Address, told: Address) -> Non
 @pytest.mark.parametrize(
     "announced", ["0.0.0.0", "::", "2001:db8::5", "six.example", "nothing.example", "gone.example"]
 )
-def test_hazard_43_what_is_no_address_of_that_family_is_never_told(announced: str) -> None:
+def test_what_is_no_address_of_that_family_is_never_told(announced: str) -> None:
+    """Hazard 43."""
     assert announcer(("", Address(announced, 0))).bound(CLIENT, LOCAL, 5000) == Address(
         "192.168.1.1", 5000
     )
@@ -83,7 +89,8 @@ def test_hazard_43_what_is_no_address_of_that_family_is_never_told(announced: st
 @pytest.mark.parametrize(
     "announced", ["::", "0.0.0.0", "203.0.113.5", "one.example", "nothing.example"]
 )
-def test_hazard_43_an_ipv6_client_is_told_an_ipv6_address_that_is_one(announced: str) -> None:
+def test_an_ipv6_client_is_told_an_ipv6_address_that_is_one(announced: str) -> None:
+    """Hazard 43."""
     assert announcer(("", Address(announced, 0))).bound(CLIENT6, LOCAL6, 5000) == Address(
         "2001:db8::1", 5000
     )
@@ -121,7 +128,7 @@ LISTEN = "listeners: [{listen: '%s', allow_open: true, announce: %s, udp: {relay
 def bound(text: str, server: str = LOCALHOST, source: str = LOCALHOST) -> tuple[Address, int]:
     """BND, and the port of the listener."""
     with running(text) as relay, associate(relay.port, server, source) as control:
-        code, address = read_reply(Stream(control))
+        code, address = complete(read_reply(Stream(control)))
         assert code == 0
         return address, relay.port
 
@@ -157,9 +164,8 @@ def test_a_wildcard_is_never_told(listen: str) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["::", "::0", "0:0:0:0:0:0:0:0", "::0.0.0.0"])
-def test_hazard_43_an_unspecified_address_is_never_told_however_it_is_spelled(
-    spelling: str,
-) -> None:
+def test_an_unspecified_address_is_never_told_however_it_is_spelled(spelling: str) -> None:
+    """Hazard 43."""
     address, listening = bound(LISTEN % ("[::1]:0", f"'{spelling}'", "shared"), "::1", "::1")
     assert address == Address("::1", listening)
 
@@ -179,7 +185,7 @@ def test_with_ports_of_their_own_associations_are_told_their_own() -> None:
     assert address.host == "203.0.113.5" and address.port != listening
     with running(LISTEN % ("127.0.0.1:0", "203.0.113.5:1234", "any")) as relay:
         with associate(relay.port) as one, associate(relay.port) as other:
-            told = [read_reply(Stream(control))[1] for control in (one, other)]
+            told = [complete(read_reply(Stream(control)))[1] for control in (one, other)]
             assert told[0] != told[1]
 
 
@@ -188,7 +194,7 @@ def test_what_is_announced_does_not_change_where_it_listens() -> None:
         running(LISTEN % ("127.0.0.1:0", "203.0.113.5:1234", "shared")) as relay,
         associate(relay.port) as control,
     ):
-        read_reply(Stream(control))
+        complete(read_reply(Stream(control)))
         with UdpPort() as client, UdpPort() as target:
             from_here = b"\0\0\0\1\x7f\0\0\1" + target.address.port.to_bytes(2, "big")
             client.send(from_here + b"hello", Address(LOCALHOST, relay.port))

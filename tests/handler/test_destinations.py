@@ -261,9 +261,10 @@ class TestTheUsualGuard:
         ):
             assert DOORS[door](lan, host, 9) == "denied"
 
-    def test_hazard_40_a_denied_target_in_a_live_association_costs_that_datagram_alone(
+    def test_a_denied_target_in_a_live_association_costs_that_datagram_alone(
         self, names: NameServer
     ) -> None:
+        """Hazard 40."""
         with (
             running(GUARDED) as daemon,
             UdpPort(OTHER) as target,
@@ -345,7 +346,8 @@ class TestHazard77:
             assert daemon.count("dial_failures", Reason.LOOP.value) == 1
             assert [record.ended for record in daemon.log.records] == [Reason.LOOP.value]
 
-    def test_hazard_41_a_relays_own_port(self, names: NameServer) -> None:
+    def test_a_relays_own_port(self, names: NameServer) -> None:
+        """Hazard 41."""
         with running(OWN.replace("ADDRESS", "127.0.0.1")) as daemon:
             assert by_socks5_udp(daemon, "127.0.0.1", daemon.port) == "denied"
             assert daemon.drops() == {Reason.LOOP.value: 1}

@@ -17,6 +17,7 @@ from netproxy.handler import dns as dns_module
 from netproxy.handler.dns import WAITING_LIMIT, DnsHandler
 from netproxy.handler.dns_cache import CACHED_SIZE, TTL_LIMIT
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import READABLE
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.listener.pool import ThreadPool
 from netproxy.net.stream import Stream
@@ -50,6 +51,7 @@ from tests.support.nameservers import (
     txt_records,
 )
 from tests.support.sockets import SECONDS, nothing_comes, udp, wait_until
+from tests.support.waits import run_until_events
 
 WWW = question("www.example")
 FORMERR, SERVFAIL, NXDOMAIN = 1, 2, 3
@@ -670,11 +672,15 @@ class TestConnections:
         with near, far:
             near.sendall(framed(query(WWW)))
             stream = Stream(far)
-            wait = plain.handler.handle(stream, Address("127.0.0.1", 1))
-            assert wait is not None and wait.idle and wait.seconds == dns_module.IDLE_SECONDS
+            handshake = plain.handler.handle(stream, Address("127.0.0.1", 1))
+            need = run_until_events(handshake)
+            watched = ((far, READABLE),)
+            assert need.idle and need.watched() == (watched, dns_module.IDLE_SECONDS)
             assert read_framed(near) == answer_to(query(WWW), a(60))
-            assert stream.welcomed
-            assert wait.resume(False) is None
+            assert not stream.handshaking
+            with pytest.raises(StopIteration) as stop:
+                handshake.send({})
+            assert stop.value.value is None
 
     def test_connection_that_waits_delays_no_other(self, plain: Rig) -> None:
         asked, go_on = threading.Event(), threading.Event()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.origin import OK, Connection, Rig, answers_and_closes, get
+from tests.support.origin import OK, OriginConnection, Rig, answers_and_closes, get
 
 h11 = pytest.importorskip("h11")
 
@@ -188,7 +188,7 @@ def test_h11_reads_the_answer_that_the_origin_gave(
 
 
 def test_h11_reads_the_tunnel_that_opens() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.send(b"data")
 
     with Rig(play) as rig:

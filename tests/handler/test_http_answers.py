@@ -10,7 +10,8 @@ from tests.support.origin import Rig, check_refused, get
 SECRET_LOOKING = b"<script>alert(1)</script>"
 
 
-def test_hazard_70_a_request_that_we_have_sent_ourselves_is_a_loop() -> None:
+def test_a_request_that_we_have_sent_ourselves_is_a_loop() -> None:
+    """Hazard 70."""
     with Rig() as rig:
         first = rig.client(get(b"a.test", b"/", b"Via: 1.1 other"))
         assert first.answer().body == b"ok"
@@ -34,7 +35,8 @@ def test_hazard_70_a_request_that_we_have_sent_ourselves_is_a_loop() -> None:
     assert len(rig.dialled) == 1
 
 
-def test_hazard_70_another_proxy_of_the_same_kind_is_no_loop() -> None:
+def test_another_proxy_of_the_same_kind_is_no_loop() -> None:
+    """Hazard 70."""
     with Rig() as rig:
         assert (
             rig.client(get(b"a.test", b"/", b"Via: 1.1 netproxy-0123456789ab")).answer().body
@@ -50,7 +52,8 @@ def test_hazard_70_another_proxy_of_the_same_kind_is_no_loop() -> None:
 
 
 @pytest.mark.parametrize("separator", [b", ", b"\r\nVia: "], ids=["one field", "many fields"])
-def test_hazard_70_20_hops_are_a_loop_and_19_are_not(separator: bytes) -> None:
+def test_20_hops_are_a_loop_and_19_are_not(separator: bytes) -> None:
+    """Hazard 70."""
     hops = [b"1.1 p%d" % number for number in range(20)]
     with Rig() as rig:
         check_refused(
@@ -174,9 +177,10 @@ def test_max_forwards_on_the_wire(method: bytes, value: bytes, left: bytes) -> N
     ],
     ids=lambda value: repr(value)[:40],
 )
-def test_hazard_71_an_error_page_is_plain_and_holds_nothing_of_the_request(
+def test_an_error_page_is_plain_and_holds_nothing_of_the_request(
     request_bytes: bytes, reason: Reason | None, status: bytes
 ) -> None:
+    """Hazard 71."""
     with Rig() as rig:
         rig.dialer.failing = [reason]
         answer = check_refused(rig.client(request_bytes), status)

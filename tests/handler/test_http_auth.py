@@ -9,7 +9,7 @@ import pytest
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import Reason
-from tests.support.origin import Connection, Rig, Wire, check_refused, get
+from tests.support.origin import OriginConnection, Rig, Wire, check_refused, get
 
 CHALLENGE = b'Basic realm="netproxy", charset="UTF-8"'
 USERS = {"alice": "secret", "bob": "pass:word", "zo\u00eb": "\u00fcber", "": "nobody"}
@@ -101,9 +101,10 @@ def test_a_tunnel_opens_with_the_right_one() -> None:
 @pytest.mark.parametrize(
     "extra", [(), (b"Connection: proxy-authorization",), (b"Connection: close",)]
 )
-def test_hazard_56_the_credential_is_not_forwarded_and_that_of_the_origin_is(
+def test_the_credential_is_not_forwarded_and_that_of_the_origin_is(
     extra: tuple[bytes, ...],
 ) -> None:
+    """Hazard 56."""
     with guarded() as rig:
         own = b"Authorization: Basic " + base64.b64encode(b"at:origin")
         assert (
@@ -116,7 +117,8 @@ def test_hazard_56_the_credential_is_not_forwarded_and_that_of_the_origin_is(
     assert base64.b64encode(b"alice:secret") not in rig.origin.connections[0].seen
 
 
-def test_hazard_56_a_credential_that_nobody_asked_for_is_not_forwarded() -> None:
+def test_a_credential_that_nobody_asked_for_is_not_forwarded() -> None:
+    """Hazard 56."""
     with Rig() as rig:
         assert rig.client(get(b"a.test", b"/", basic("alice", "secret"))).answer().body == b"ok"
     assert (
@@ -126,7 +128,7 @@ def test_hazard_56_a_credential_that_nobody_asked_for_is_not_forwarded() -> None
 
 
 def test_the_challenge_of_an_origin_is_not_passed_on() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(
             b'HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm="theirs"\r\nContent-Length: 0\r\n\r\n'

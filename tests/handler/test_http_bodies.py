@@ -19,7 +19,7 @@ from tests.support.certificates import certificates
 from tests.support.origin import (
     OK,
     PATIENCE,
-    Connection,
+    OriginConnection,
     LoopbackDialer,
     Rig,
     Wire,
@@ -129,7 +129,7 @@ FRAMINGS = {
 
 @pytest.mark.parametrize("field,body", FRAMINGS.values(), ids=FRAMINGS)
 def test_the_100_of_the_origin_lets_the_client_send(field: bytes, body: bytes) -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         for _ in range(2):
             head = connection.head()
             assert head.get(b"expect") == [b"100-continue"]
@@ -158,7 +158,7 @@ def test_a_client_that_waits_for_no_100_is_served(field: bytes, body: bytes) -> 
 
 
 def test_an_http_1_0_client_that_expects_gets_no_100() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         connection.take(5)
@@ -172,11 +172,11 @@ def test_an_http_1_0_client_that_expects_gets_no_100() -> None:
 
 
 @pytest.mark.parametrize("field", [field for field, _ in FRAMINGS.values()], ids=FRAMINGS)
-@pytest.mark.parametrize("ending", [Connection.rest, Connection.close])
-def test_hazard_66_a_refusal_reaches_a_client_that_still_expects(
-    field: bytes, ending: object
-) -> None:
-    def play(connection: Connection) -> None:
+@pytest.mark.parametrize("ending", [OriginConnection.rest, OriginConnection.close])
+def test_a_refusal_reaches_a_client_that_still_expects(field: bytes, ending: object) -> None:
+    """Hazard 66."""
+
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno")
         ending(connection)
@@ -189,7 +189,8 @@ def test_hazard_66_a_refusal_reaches_a_client_that_still_expects(
     assert bytes(rig.origin.connections[0].seen).endswith(b"\r\n\r\n") and len(rig.dialled) == 1
 
 
-def test_hazard_66_a_refusal_of_ours_needs_no_body() -> None:
+def test_a_refusal_of_ours_needs_no_body() -> None:
+    """Hazard 66."""
     with Rig() as rig:
         check_refused(
             rig.client(post(b"Expect: 100-continue", b"Content-Length: 5", b"Host: b.test")),
@@ -201,7 +202,7 @@ def test_hazard_66_a_refusal_of_ours_needs_no_body() -> None:
 
 
 def test_an_early_answer_of_an_origin_that_reads_on_arrives_while_the_client_sends() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(REFUSAL)
 
@@ -221,7 +222,7 @@ def test_an_early_answer_of_an_origin_that_reads_on_arrives_while_the_client_sen
 def test_an_early_answer_is_not_lost_to_a_reset_because_the_client_has_not_stopped_yet() -> None:
     """RFC 9112 section 9.6: what still comes is read for a while, or other systems than ours throw the answer away."""
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(REFUSAL)
 
@@ -243,7 +244,7 @@ def test_an_early_answer_is_not_lost_to_a_reset_because_the_client_has_not_stopp
 def test_an_early_answer_of_an_origin_that_closes_reaches_the_client_that_sends_on(
     size: int | None, attempt: int
 ) -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(REFUSAL)
         connection.close()  # with bytes unread: a reset follows the answer
@@ -270,7 +271,7 @@ class Stalling:
         self._before, self._behind, self._small = before, behind, small
         self.stuck, self.over = threading.Event(), threading.Event()
 
-    def play(self, connection: Connection) -> None:
+    def play(self, connection: OriginConnection) -> None:
         if self._small:
             connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.head()
@@ -339,7 +340,7 @@ def test_an_upstream_that_has_answered_before_the_last_piece_went_out_gets_it_or
 ) -> None:
     """The next request would be the rest of the body to it."""
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         head = connection.head()
         if head.start.startswith(b"POST"):
@@ -366,7 +367,7 @@ def test_an_upstream_that_has_answered_before_the_last_piece_went_out_gets_it_or
 
 
 def test_an_origin_that_answers_as_it_reads_gets_the_whole_body() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
         left = SIZE
@@ -386,7 +387,7 @@ def test_an_origin_that_answers_as_it_reads_gets_the_whole_body() -> None:
 def test_an_origin_that_answers_when_it_has_read_all_has_read_all() -> None:
     """The head of the answer comes first, its end only behind the end of the body."""
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert connection.chunks() == (BODY, True)

@@ -20,7 +20,7 @@ from netproxy.protocol import connect_udp
 from tests.support.flows import Anywhere
 from tests.support.origin import (
     PATIENCE,
-    Connection,
+    OriginConnection,
     LoopbackDialer,
     Origin,
     Play,
@@ -42,13 +42,13 @@ def connect_to(target: bytes, *fields: bytes) -> bytes:
     )
 
 
-def echo(connection: Connection) -> None:
+def echo(connection: OriginConnection) -> None:
     while data := connection.take(1):
         connection.send(data)
 
 
 def test_a_tunnel_carries_bytes_both_ways_and_the_end_of_each() -> None:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.send(b"welcome")
         assert connection.rest() == b"request"
         connection.send(b"answer after the client's end")
@@ -104,7 +104,8 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-def test_hazard_58_a_target_that_is_not_host_and_port_is_refused(target: bytes) -> None:
+def test_a_target_that_is_not_host_and_port_is_refused(target: bytes) -> None:
+    """Hazard 58."""
     with Rig() as rig:
         check_refused(
             rig.client(b"CONNECT " + target + b" HTTP/1.1\r\nHost: a.test\r\n\r\n", b"early"),
@@ -125,13 +126,15 @@ def test_hazard_58_a_target_that_is_not_host_and_port_is_refused(target: bytes) 
         (b"a.test:00443", "a.test:443"),
     ],
 )
-def test_hazard_58_the_target_is_dialled_in_its_canonical_form(target: bytes, dialled: str) -> None:
+def test_the_target_is_dialled_in_its_canonical_form(target: bytes, dialled: str) -> None:
+    """Hazard 58."""
     with Rig(echo) as rig:
         assert rig.client(connect_to(target)).take(len(ESTABLISHED)) == ESTABLISHED
     assert rig.dialled == [dialled]
 
 
-def test_hazard_58_brackets_lead_to_an_ipv6_origin() -> None:
+def test_brackets_lead_to_an_ipv6_origin() -> None:
+    """Hazard 58."""
     try:
         origin = Origin(echo, "::1")
     except OSError:
@@ -160,7 +163,8 @@ def test_the_host_field_of_a_connect_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("target", [b"a.test:25", b"192.0.2.1:25", b"[2001:db8::1]:025"])
-def test_hazard_59_port_25_is_refused(target: bytes) -> None:
+def test_port_25_is_refused(target: bytes) -> None:
+    """Hazard 59."""
     with Rig() as rig:
         check_refused(rig.client(connect_to(target), b"EHLO a.test\r\n"), b"403 Forbidden")
     assert rig.dialled == [] and rig.origin.connections == []
@@ -180,7 +184,8 @@ class HeldDialer(LoopbackDialer):
         return super().dial(flow)
 
 
-def test_hazard_60_nothing_is_said_before_the_dial_and_early_bytes_go_out_after_it() -> None:
+def test_nothing_is_said_before_the_dial_and_early_bytes_go_out_after_it() -> None:
+    """Hazard 60."""
     with Rig(echo) as rig:
         held = rig.by_host["a.test"] = HeldDialer(rig.origin)
         client = rig.client(connect_to(b"a.test:443") + b"early", b" and ", b"later")
@@ -211,9 +216,8 @@ REASONS = {
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
-def test_hazard_60_a_failed_dial_is_answered_and_what_came_early_is_never_a_request(
-    reason: Reason,
-) -> None:
+def test_a_failed_dial_is_answered_and_what_came_early_is_never_a_request(reason: Reason) -> None:
+    """Hazard 60."""
     with Rig() as rig:
         rig.dialer.failing = [reason]
         client = rig.client(
@@ -229,7 +233,8 @@ def test_hazard_60_a_failed_dial_is_answered_and_what_came_early_is_never_a_requ
     assert rig.counters.items() == [("dial_failures", reason.value, 1)]
 
 
-def test_hazard_60_early_bytes_of_a_refused_tunnel_do_not_cost_the_client_its_answer() -> None:
+def test_early_bytes_of_a_refused_tunnel_do_not_cost_the_client_its_answer() -> None:
+    """Hazard 60."""
     with Rig() as rig:
         rig.dialer.failing = [Reason.REFUSED]
         check_refused(rig.client(connect_to(b"a.test:443"), b"\x16\x03\x01" * 20000), BAD_GATEWAY)
@@ -252,7 +257,7 @@ def through(rig: Rig) -> None:
 
 
 def upstream_answers(raw: bytes) -> Play:
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(raw)
         echo(connection)
@@ -281,9 +286,8 @@ UPSTREAM_REFUSALS = {
 
 
 @pytest.mark.parametrize("raw,status", UPSTREAM_REFUSALS.values(), ids=UPSTREAM_REFUSALS)
-def test_hazard_61_an_upstream_that_does_not_connect_is_a_refusal(
-    raw: bytes, status: bytes
-) -> None:
+def test_an_upstream_that_does_not_connect_is_a_refusal(raw: bytes, status: bytes) -> None:
+    """Hazard 61."""
     with Rig(upstream_answers(raw)) as rig:
         through(rig)
         answer = check_refused(rig.client(connect_to(b"a.test:443") + b"early"), status)
@@ -291,7 +295,8 @@ def test_hazard_61_an_upstream_that_does_not_connect_is_a_refusal(
     assert b"early" not in rig.origin.connections[0].seen and b"secret" not in answer.body
 
 
-def test_hazard_61_an_upstream_that_closes_without_an_answer_is_a_refusal() -> None:
+def test_an_upstream_that_closes_without_an_answer_is_a_refusal() -> None:
+    """Hazard 61."""
     with Rig(lambda connection: (connection.head(), connection.close())) as rig:
         through(rig)
         check_refused(rig.client(connect_to(b"a.test:443")), BAD_GATEWAY)
@@ -301,7 +306,8 @@ def test_hazard_61_an_upstream_that_closes_without_an_answer_is_a_refusal() -> N
     "fields",
     [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Length: x\r\n"],
 )
-def test_hazard_61_a_framing_in_the_2xx_answer_of_the_upstream_means_nothing(fields: bytes) -> None:
+def test_a_framing_in_the_2xx_answer_of_the_upstream_means_nothing(fields: bytes) -> None:
+    """Hazard 61."""
     with Rig(
         upstream_answers(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 Fine\r\n" + fields + b"\r\n")
     ) as rig:
@@ -317,7 +323,8 @@ def test_hazard_61_a_framing_in_the_2xx_answer_of_the_upstream_means_nothing(fie
     assert payload == b"more than five bytes"
 
 
-def test_hazard_62_first_bytes_in_the_segment_of_the_request_and_of_the_answer_arrive() -> None:
+def test_first_bytes_in_the_segment_of_the_request_and_of_the_answer_arrive() -> None:
+    """Hazard 62."""
     with Rig(upstream_answers(b"HTTP/1.1 200 OK\r\n\r\n220 welcome\r\n")) as rig:
         through(rig)
         client = rig.client(connect_to(b"a.test:443") + b"hello")
@@ -325,10 +332,11 @@ def test_hazard_62_first_bytes_in_the_segment_of_the_request_and_of_the_answer_a
 
 
 @pytest.mark.parametrize("size", [1, 16384, 65536, 2_000_000])
-def test_hazard_62_no_byte_is_lost_whatever_comes_early(size: int) -> None:
+def test_no_byte_is_lost_whatever_comes_early(size: int) -> None:
+    """Hazard 62."""
     early = bytes(range(256)) * (size // 256 + 1)
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.send(early[:size])
 
     with Rig(play) as rig:

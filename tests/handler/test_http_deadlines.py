@@ -8,7 +8,16 @@ from typing import Callable
 
 import pytest
 
-from tests.support.origin import OK, PATIENCE, Connection, Rig, Wire, answers, check_refused, get
+from tests.support.origin import (
+    OK,
+    PATIENCE,
+    OriginConnection,
+    Rig,
+    Wire,
+    answers,
+    check_refused,
+    get,
+)
 
 SHORT = 0.3  # seconds, in place of the real ones
 TIMEOUT = b"408 Request Timeout"
@@ -38,7 +47,8 @@ def drip(client: Wire, piece: bytes) -> Callable[[], None]:
     return lambda: (done.set(), thread.join(PATIENCE))
 
 
-def test_hazard_69_a_head_that_drips_is_refused_by_the_deadline() -> None:
+def test_a_head_that_drips_is_refused_by_the_deadline() -> None:
+    """Hazard 69."""
     with Rig(handshake=SHORT) as rig:
         client = rig.client(b"GET http://a.test/ HTTP/1.1\r\n")
         stop = drip(client, b"X: y\r\n")
@@ -57,13 +67,15 @@ def test_hazard_69_a_head_that_drips_is_refused_by_the_deadline() -> None:
     "raw",
     [b"G", b"GET http://a.test/ HTTP/1.1\r\nHost: a.te", get(b"a.test")[:-2], get(b"a.test")[:-1]],
 )
-def test_hazard_69_a_head_that_stops_is_refused_by_the_deadline(raw: bytes) -> None:
+def test_a_head_that_stops_is_refused_by_the_deadline(raw: bytes) -> None:
+    """Hazard 69."""
     with Rig(handshake=SHORT) as rig:
         check_refused(rig.client(raw), TIMEOUT)
     assert rig.dialled == []
 
 
-def test_hazard_69_the_head_of_a_later_request_has_a_deadline_of_its_own() -> None:
+def test_the_head_of_a_later_request_has_a_deadline_of_its_own() -> None:
+    """Hazard 69."""
     with Rig() as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
@@ -74,10 +86,11 @@ def test_hazard_69_the_head_of_a_later_request_has_a_deadline_of_its_own() -> No
     assert len(rig.origin.requests()) == 1
 
 
-def test_hazard_69_a_kept_connection_ends_when_nothing_comes_and_takes_its_upstream_along() -> None:
+def test_a_kept_connection_ends_when_nothing_comes_and_takes_its_upstream_along() -> None:
+    """Hazard 69."""
     ended = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         answers(OK)(connection)
         ended.set()
 
@@ -96,8 +109,8 @@ BODIES = {
 
 
 @pytest.mark.parametrize("raw", BODIES.values(), ids=BODIES)
-def test_hazard_69_a_body_that_stops_is_given_up_by_the_deadline(raw: bytes) -> None:
-    """However long an origin may be silent: it is not its turn."""
+def test_a_body_that_stops_is_given_up_by_the_deadline(raw: bytes) -> None:
+    """Hazard 69.  However long an origin may be silent: it is not its turn."""
     with Rig(idle=100 * PATIENCE) as rig:
         check_refused(rig.client(raw), TIMEOUT)
         rig.join()
@@ -109,7 +122,8 @@ def test_hazard_69_a_body_that_stops_is_given_up_by_the_deadline(raw: bytes) -> 
     [(BODIES["length"], b"x"), (BODIES["chunk size"], b"1\r\nx\r\n"), (BODIES["chunk size"], b"0")],
     ids=["length", "chunks", "within a chunk size"],
 )
-def test_hazard_69_a_body_that_drips_is_given_up_by_the_deadline(raw: bytes, piece: bytes) -> None:
+def test_a_body_that_drips_is_given_up_by_the_deadline(raw: bytes, piece: bytes) -> None:
+    """Hazard 69."""
     with Rig(idle=100 * PATIENCE) as rig:
         client = rig.client(raw)
         stop = drip(client, piece)
@@ -119,8 +133,8 @@ def test_hazard_69_a_body_that_drips_is_given_up_by_the_deadline(raw: bytes, pie
     assert [request.whole for request in rig.origin.requests()] == [False]
 
 
-def test_hazard_69_a_long_body_that_goes_on_is_not_given_up() -> None:
-    """The time is for each step of it, not for the whole."""
+def test_a_long_body_that_goes_on_is_not_given_up() -> None:
+    """Hazard 69.  The time is for each step of it, not for the whole."""
     with Rig() as rig:
         client = rig.client(POST + b"Content-Length: 20480\r\n\r\n")
         for _ in range(20):
@@ -130,10 +144,11 @@ def test_hazard_69_a_long_body_that_goes_on_is_not_given_up() -> None:
     assert rig.origin.requests()[0].whole
 
 
-def test_hazard_69_a_client_that_does_not_read_its_answer_is_given_up() -> None:
+def test_a_client_that_does_not_read_its_answer_is_given_up() -> None:
+    """Hazard 69."""
     ended = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(
             b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n", *[b"x" * 1_000_000] * 100
@@ -147,7 +162,8 @@ def test_hazard_69_a_client_that_does_not_read_its_answer_is_given_up() -> None:
         assert client.rest() and client.end == "reset"
 
 
-def test_hazard_69_a_refused_client_that_stays_and_sends_on_is_let_go() -> None:
+def test_a_refused_client_that_stays_and_sends_on_is_let_go() -> None:
+    """Hazard 69."""
     with Rig() as rig:
         client = rig.client(b"nonsense\r\n\r\n")
         stop = drip(client, b"x" * 100)
@@ -156,10 +172,10 @@ def test_hazard_69_a_refused_client_that_stays_and_sends_on_is_let_go() -> None:
         stop()
 
 
-def test_hazard_69_a_client_that_was_answered_early_and_stays_is_let_go() -> None:
-    """Its body was not wanted, it neither sends it nor leaves."""
+def test_a_client_that_was_answered_early_and_stays_is_let_go() -> None:
+    """Hazard 69.  Its body was not wanted, it neither sends it nor leaves."""
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(OK)
 
@@ -169,7 +185,8 @@ def test_hazard_69_a_client_that_was_answered_early_and_stays_is_let_go() -> Non
         rig.join(SHORT * 10)
 
 
-def test_hazard_69_a_good_client_is_served_while_others_drip() -> None:
+def test_a_good_client_is_served_while_others_drip() -> None:
+    """Hazard 69."""
     with Rig(handshake=SHORT * 5) as rig:
         slow = [rig.client(b"GET http://a.test/ HTTP/1.1\r\nHost") for _ in range(50)]
         started = time.monotonic()
@@ -186,7 +203,7 @@ def test_hazard_69_a_good_client_is_served_while_others_drip() -> None:
 def test_an_origin_that_is_silent_is_a_gateway_timeout(raw: bytes, answer: bytes) -> None:
     over = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(answer)
         assert over.wait(PATIENCE)
@@ -203,7 +220,7 @@ def test_an_origin_that_is_silent_is_a_gateway_timeout(raw: bytes, answer: bytes
 def test_an_origin_that_falls_silent_in_its_answer_is_cut() -> None:
     over = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(OK[:-1])
         assert over.wait(PATIENCE)
@@ -218,7 +235,7 @@ def test_an_origin_that_falls_silent_in_its_answer_is_cut() -> None:
 def test_a_silent_origin_is_not_asked_twice_over_a_kept_upstream() -> None:
     over = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(OK)
         connection.request()

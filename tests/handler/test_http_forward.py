@@ -10,7 +10,7 @@ from netproxy.errors import Reason
 from tests.support.origin import (
     OK,
     PATIENCE,
-    Connection,
+    OriginConnection,
     LoopbackDialer,
     Origin,
     Rig,
@@ -75,9 +75,10 @@ def test_the_exact_bytes_of_a_request_and_its_answer() -> None:
         (b"http://a.test/@b.test", "a.test:80", b"a.test", b"GET /@b.test HTTP/1.1"),
     ],
 )
-def test_hazard_53_rule_dial_and_host_come_from_the_target(
+def test_rule_dial_and_host_come_from_the_target(
     target: bytes, dialled: str, host: bytes, line: bytes
 ) -> None:
+    """Hazard 53."""
     with Rig() as rig:
         assert (
             rig.client(b"GET " + target + b" HTTP/1.1\r\nHost: b.test:99\r\n\r\n").answer().body
@@ -135,13 +136,15 @@ HOSTS = {
 
 
 @pytest.mark.parametrize("raw", HOSTS.values(), ids=HOSTS)
-def test_hazard_54_there_is_one_host_and_nothing_else_in_it(raw: bytes) -> None:
+def test_there_is_one_host_and_nothing_else_in_it(raw: bytes) -> None:
+    """Hazard 54."""
     with Rig() as rig:
         check_refused(rig.client(raw), b"400 Bad Request")
     assert rig.dialled == []
 
 
-def test_hazard_63_an_http_1_0_client_gets_one_answer_and_the_end() -> None:
+def test_an_http_1_0_client_gets_one_answer_and_the_end() -> None:
+    """Hazard 63."""
     with Rig() as rig:
         client = rig.client(
             b"GET http://a.test/ HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + get(b"a.test", b"/2")
@@ -158,7 +161,8 @@ def test_hazard_63_an_http_1_0_client_gets_one_answer_and_the_end() -> None:
 
 
 @pytest.mark.parametrize("option", [b"close", b"Close", b"x, close", b"keep-alive, close"])
-def test_hazard_63_close_ends_the_connection_behind_its_answer(option: bytes) -> None:
+def test_close_ends_the_connection_behind_its_answer(option: bytes) -> None:
+    """Hazard 63."""
     with Rig() as rig:
         client = rig.client(get(b"a.test", b"/", b"Connection: " + option) + get(b"a.test", b"/2"))
         assert client.answer().get(b"connection") == [b"close"]
@@ -166,10 +170,11 @@ def test_hazard_63_close_ends_the_connection_behind_its_answer(option: bytes) ->
     assert len(rig.origin.requests()) == 1
 
 
-def test_hazard_63_pipelined_requests_are_answered_in_order_each_routed_for_itself() -> None:
+def test_pipelined_requests_are_answered_in_order_each_routed_for_itself() -> None:
+    """Hazard 63."""
     late = threading.Event()
 
-    def slow(connection: Connection) -> None:
+    def slow(connection: OriginConnection) -> None:
         connection.request()
         assert late.wait(PATIENCE)
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1")
@@ -199,7 +204,8 @@ def test_hazard_63_pipelined_requests_are_answered_in_order_each_routed_for_itse
     ]
 
 
-def test_hazard_63_a_rule_that_forbids_the_second_request_leaves_the_first_alone() -> None:
+def test_a_rule_that_forbids_the_second_request_leaves_the_first_alone() -> None:
+    """Hazard 63."""
     with Rig() as rig:
         rig.by_host["b.test"] = forbidding = LoopbackDialer(rig.origin, {})
         forbidding.failing = [Reason.DENIED]
@@ -209,7 +215,8 @@ def test_hazard_63_a_rule_that_forbids_the_second_request_leaves_the_first_alone
     assert len(rig.origin.requests()) == 1
 
 
-def test_hazard_64_a_body_with_a_length_does_not_cost_the_connection() -> None:
+def test_a_body_with_a_length_does_not_cost_the_connection() -> None:
+    """Hazard 64."""
     with Rig() as rig:
         client = rig.client()
         for _ in range(3):
@@ -222,7 +229,8 @@ def test_hazard_64_a_body_with_a_length_does_not_cost_the_connection() -> None:
     )
 
 
-def test_hazard_64_the_same_origin_is_reached_over_one_upstream() -> None:
+def test_the_same_origin_is_reached_over_one_upstream() -> None:
+    """Hazard 64."""
     with Rig() as rig:
         client = rig.client()
         for number in range(5):
@@ -238,7 +246,8 @@ def test_hazard_64_the_same_origin_is_reached_over_one_upstream() -> None:
     "second,dialled",
     [(b"b.test", "b.test:80"), (b"a.test:81", "a.test:81"), (b"www.a.test", "www.a.test:80")],
 )
-def test_hazard_64_another_origin_is_dialled_anew(second: bytes, dialled: str) -> None:
+def test_another_origin_is_dialled_anew(second: bytes, dialled: str) -> None:
+    """Hazard 64."""
     with Rig() as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
@@ -248,7 +257,8 @@ def test_hazard_64_another_origin_is_dialled_anew(second: bytes, dialled: str) -
     assert [len(connection.requests()) for connection in rig.origin.connections] == [1, 1, 1]
 
 
-def test_hazard_64_a_way_out_that_has_changed_is_dialled_anew() -> None:
+def test_a_way_out_that_has_changed_is_dialled_anew() -> None:
+    """Hazard 64."""
     with Rig() as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
@@ -272,9 +282,10 @@ def test_hazard_64_a_way_out_that_has_changed_is_dialled_anew() -> None:
     ],
     ids=["close", "a list", "HTTP/1.0", "two answers", "a byte too many"],
 )
-def test_hazard_64_an_upstream_that_cannot_be_trusted_with_another_request_is_not_reused(
+def test_an_upstream_that_cannot_be_trusted_with_another_request_is_not_reused(
     answer: bytes,
 ) -> None:
+    """Hazard 64."""
     with Rig(answers(answer)) as rig:
         client = rig.client()
         for _ in range(3):
@@ -288,7 +299,7 @@ def test_hazard_64_an_upstream_that_cannot_be_trusted_with_another_request_is_no
 def test_the_upstream_ends_with_the_client() -> None:
     ended = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         answers(OK)(connection)
         ended.set()
 
@@ -300,12 +311,11 @@ def test_the_upstream_ends_with_the_client() -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
-def test_hazard_72_a_kept_upstream_that_has_closed_is_noticed_before_the_next_request(
-    method: bytes,
-) -> None:
+def test_a_kept_upstream_that_has_closed_is_noticed_before_the_next_request(method: bytes) -> None:
+    """Hazard 72."""
     closed = threading.Event()
 
-    def first(connection: Connection) -> None:
+    def first(connection: OriginConnection) -> None:
         answers_and_closes(OK)(connection)
         closed.set()
 
@@ -318,14 +328,14 @@ def test_hazard_72_a_kept_upstream_that_has_closed_is_noticed_before_the_next_re
     assert [record.ended for record in rig.records] == ["done", "done"]
 
 
-def closes_on_the_second(connection: Connection) -> None:
+def closes_on_the_second(connection: OriginConnection) -> None:
     connection.request()
     connection.send(OK)
     connection.request()
     connection.close()
 
 
-def resets_on_the_second(connection: Connection) -> None:
+def resets_on_the_second(connection: OriginConnection) -> None:
     connection.request()
     connection.send(OK)
     connection.request()
@@ -334,9 +344,10 @@ def resets_on_the_second(connection: Connection) -> None:
 
 @pytest.mark.parametrize("first", [closes_on_the_second, resets_on_the_second])
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
-def test_hazard_72_a_safe_request_that_met_a_closing_upstream_is_sent_again(
+def test_a_safe_request_that_met_a_closing_upstream_is_sent_again(
     first: object, method: bytes
 ) -> None:
+    """Hazard 72."""
     with Rig(
         in_turn(first, answers(OK if method != b"HEAD" else b"HTTP/1.1 200 OK\r\n\r\n"))
     ) as rig:
@@ -362,9 +373,8 @@ def test_hazard_72_a_safe_request_that_met_a_closing_upstream_is_sent_again(
     ],
     ids=["POST", "POST without body", "DELETE", "GET with a body"],
 )
-def test_hazard_72_a_request_that_may_have_had_effect_is_not_sent_again(
-    first: object, raw: bytes
-) -> None:
+def test_a_request_that_may_have_had_effect_is_not_sent_again(first: object, raw: bytes) -> None:
+    """Hazard 72."""
     with Rig(in_turn(first, answers(OK))) as rig:
         client = rig.client(get(b"a.test"))
         assert client.answer().body == b"ok"
@@ -374,14 +384,16 @@ def test_hazard_72_a_request_that_may_have_had_effect_is_not_sent_again(
 
 
 @pytest.mark.parametrize("raw", [POST, get(b"a.test")], ids=["POST", "GET"])
-@pytest.mark.parametrize("end", [Connection.close, Connection.reset])
-def test_hazard_72_a_new_upstream_that_fails_is_not_tried_again(raw: bytes, end: object) -> None:
+@pytest.mark.parametrize("end", [OriginConnection.close, OriginConnection.reset])
+def test_a_new_upstream_that_fails_is_not_tried_again(raw: bytes, end: object) -> None:
+    """Hazard 72."""
     with Rig(lambda connection: (connection.request(), end(connection))) as rig:
         check_refused(rig.client(raw), BAD_GATEWAY)
     assert len(rig.dialled) == 1 and len(rig.origin.requests()) == 1 and len(rig.records) == 1
 
 
-def test_hazard_72_one_request_is_tried_twice_at_the_most() -> None:
+def test_one_request_is_tried_twice_at_the_most() -> None:
+    """Hazard 72."""
     with Rig(
         in_turn(
             closes_on_the_second,

@@ -43,12 +43,14 @@ CODINGS = {
 
 
 @pytest.mark.parametrize("rest", CODINGS.values(), ids=CODINGS)
-def test_hazard_49_a_coding_that_is_not_just_chunked_is_refused(rest: bytes) -> None:
+def test_a_coding_that_is_not_just_chunked_is_refused(rest: bytes) -> None:
+    """Hazard 49."""
     refused_unseen(HEAD + rest)
 
 
 @pytest.mark.parametrize("coding", [b"chunked", b"Chunked", b"CHUNKED"])
-def test_hazard_49_chunked_in_any_case_is_one_request(coding: bytes) -> None:
+def test_chunked_in_any_case_is_one_request(coding: bytes) -> None:
+    """Hazard 49."""
     with Rig() as rig:
         client = rig.client(
             HEAD + b"Transfer-Encoding: " + coding + b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
@@ -64,7 +66,8 @@ def test_hazard_49_chunked_in_any_case_is_one_request(coding: bytes) -> None:
     assert (second.start, second.body) == (b"GET / HTTP/1.1", b"")
 
 
-def test_hazard_49_a_coding_in_http_1_0_is_refused() -> None:
+def test_a_coding_in_http_1_0_is_refused() -> None:
+    """Hazard 49."""
     refused_unseen(b"POST http://a.test/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
 
 
@@ -92,7 +95,8 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize("length", LENGTHS, ids=lambda value: repr(value[:12]))
-def test_hazard_50_a_length_that_is_not_one_number_is_refused(length: bytes) -> None:
+def test_a_length_that_is_not_one_number_is_refused(length: bytes) -> None:
+    """Hazard 50."""
     refused_unseen(HEAD + b"Content-Length: " + length + b"\r\n\r\nhello")
 
 
@@ -100,7 +104,8 @@ def test_hazard_50_a_length_that_is_not_one_number_is_refused(length: bytes) -> 
     "fields",
     [b"Content-Length: 5\r\nContent-Length: 6\r\n", b"Content-Length: 5\r\nContent-Length:\r\n"],
 )
-def test_hazard_50_two_different_lengths_are_refused(fields: bytes) -> None:
+def test_two_different_lengths_are_refused(fields: bytes) -> None:
+    """Hazard 50."""
     refused_unseen(HEAD + fields + b"\r\nhello")
 
 
@@ -114,7 +119,8 @@ def test_hazard_50_two_different_lengths_are_refused(fields: bytes) -> None:
         b"Content-Length: 005\r\n",
     ],
 )
-def test_hazard_50_one_length_told_in_other_words_goes_on_as_one(fields: bytes) -> None:
+def test_one_length_told_in_other_words_goes_on_as_one(fields: bytes) -> None:
+    """Hazard 50."""
     with Rig() as rig:
         client = rig.client(HEAD + fields + b"\r\nhello" + get(b"a.test"))
         assert [client.answer().body, client.answer().body] == [b"ok", b"ok"]
@@ -146,14 +152,16 @@ CHUNKS = {
 
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
-def test_hazard_51_bad_chunks_are_refused_and_the_request_is_never_completed(chunks: bytes) -> None:
+def test_bad_chunks_are_refused_and_the_request_is_never_completed(chunks: bytes) -> None:
+    """Hazard 51."""
     with Rig() as rig:
         check_refused(rig.client(CHUNKED + chunks + b"0\r\n\r\n" + SMUGGLED), BAD_REQUEST)
     assert [request.whole for request in rig.origin.requests()] == [False]
     assert b"smuggled" not in rig.origin.connections[0].seen
 
 
-def test_hazard_51_what_stands_in_extensions_and_trailers_stays_here() -> None:
+def test_what_stands_in_extensions_and_trailers_stays_here() -> None:
+    """Hazard 51."""
     with Rig() as rig:
         client = rig.client(
             CHUNKED
@@ -204,7 +212,8 @@ LINES = {
 
 
 @pytest.mark.parametrize("raw", LINES.values(), ids=LINES)
-def test_hazard_52_lines_that_are_not_lines_are_refused(raw: bytes) -> None:
+def test_lines_that_are_not_lines_are_refused(raw: bytes) -> None:
+    """Hazard 52."""
     refused_unseen(raw)
 
 
@@ -226,17 +235,20 @@ def exactly(size: int) -> bytes:
     return b"GET http://a.test/ HTTP/1.1\r\n" + b"".join(fields) + b"\r\n"
 
 
-def test_hazard_68_a_head_over_64_kb_is_refused() -> None:
+def test_a_head_over_64_kb_is_refused() -> None:
+    """Hazard 68."""
     refused_unseen(exactly(65537), b"431 Request Header Fields Too Large")
 
 
-def test_hazard_68_one_field_over_64_kb_is_refused() -> None:
+def test_one_field_over_64_kb_is_refused() -> None:
+    """Hazard 68."""
     refused_unseen(
         get(b"a.test", b"/", b"X: " + b"a" * 65536), b"431 Request Header Fields Too Large"
     )
 
 
-def test_hazard_68_a_head_just_below_64_kb_passes() -> None:
+def test_a_head_just_below_64_kb_passes() -> None:
+    """Hazard 68."""
     with Rig() as rig:
         assert rig.client(exactly(65500)).answer().body == b"ok"
     assert (
@@ -247,19 +259,22 @@ def test_hazard_68_a_head_just_below_64_kb_passes() -> None:
 @pytest.mark.parametrize(
     "count,status", [(100, b"200 OK"), (101, b"431 Request Header Fields Too Large")]
 )
-def test_hazard_68_there_may_be_100_fields(count: int, status: bytes) -> None:
+def test_there_may_be_100_fields(count: int, status: bytes) -> None:
+    """Hazard 68."""
     with Rig() as rig:
         answer = rig.client(get(b"a.test", b"/", *[b"X: y"] * (count - 1))).answer()
         assert answer.start == b"HTTP/1.1 " + status
     assert len(rig.origin.requests()) == (1 if status == b"200 OK" else 0)
 
 
-def test_hazard_68_a_target_over_8_kb_is_refused() -> None:
+def test_a_target_over_8_kb_is_refused() -> None:
+    """Hazard 68."""
     refused_unseen(get(b"a.test", b"/" + b"a" * 8192), b"414 URI Too Long")
     refused_unseen(get(b"a.test", b"/" + b"a" * 60000), b"414 URI Too Long")
 
 
-def test_hazard_68_a_target_of_8000_bytes_passes() -> None:
+def test_a_target_of_8000_bytes_passes() -> None:
+    """Hazard 68."""
     with Rig() as rig:
         assert rig.client(get(b"a.test", b"/" + b"a" * 8000)).answer().body == b"ok"
     assert rig.origin.requests()[0].start == b"GET /" + b"a" * 8000 + b" HTTP/1.1"

@@ -9,7 +9,7 @@ import pytest
 from tests.support.origin import (
     OK,
     PATIENCE,
-    Connection,
+    OriginConnection,
     Message,
     Rig,
     answers,
@@ -78,18 +78,21 @@ def served(answer: bytes, method: bytes = b"GET") -> Message:
         (b"GET", b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n0\r\n\r\n", [], b""),
     ],
 )
-def test_hazard_65_an_answer_ends_where_its_framing_says(
+def test_an_answer_ends_where_its_framing_says(
     method: bytes, answer: bytes, length: list[bytes], body: bytes
 ) -> None:
+    """Hazard 65."""
     got = served(answer, method)
     assert (got.get(b"content-length"), got.body, got.get(b"connection")) == (length, body, [])
 
 
-def test_hazard_65_a_trailer_is_not_a_field() -> None:
+def test_a_trailer_is_not_a_field() -> None:
+    """Hazard 65."""
     assert served(CHUNKED).names() == {b"transfer-encoding", b"via"}
 
 
-def test_hazard_65_until_close_becomes_chunks_and_the_connection_goes_on() -> None:
+def test_until_close_becomes_chunks_and_the_connection_goes_on() -> None:
+    """Hazard 65."""
     with Rig(in_turn(answers_and_closes(b"HTTP/1.1 200 OK\r\n\r\nhel", b"lo"), answers(OK))) as rig:
         client = rig.client(get(b"a.test") + get(b"a.test"))
         first = client.answer()
@@ -105,7 +108,8 @@ def test_hazard_65_until_close_becomes_chunks_and_the_connection_goes_on() -> No
 @pytest.mark.parametrize(
     "answer", [b"HTTP/1.1 200 OK\r\n\r\nhello", b"HTTP/1.0 200 OK\r\n\r\nhello", CHUNKED]
 )
-def test_hazard_65_an_http_1_0_client_gets_no_chunks_but_the_end(answer: bytes) -> None:
+def test_an_http_1_0_client_gets_no_chunks_but_the_end(answer: bytes) -> None:
+    """Hazard 65."""
     with Rig(answers_and_closes(answer)) as rig:
         client = rig.client(request(b"GET", b"1.0"))
         got = client.answer()
@@ -113,7 +117,8 @@ def test_hazard_65_an_http_1_0_client_gets_no_chunks_but_the_end(answer: bytes) 
     assert (got.body, got.get(b"connection"), client.end) == (b"hello", [b"close"], "closed")
 
 
-def test_hazard_65_interim_answers_reach_a_1_1_client_in_order() -> None:
+def test_interim_answers_reach_a_1_1_client_in_order() -> None:
+    """Hazard 65."""
     with Rig(answers(CONTINUE + HINTS + HINTS + OK)) as rig:
         client = rig.client(get(b"a.test") + get(b"a.test"))
         for _ in range(2):
@@ -123,7 +128,8 @@ def test_hazard_65_interim_answers_reach_a_1_1_client_in_order() -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])
-def test_hazard_65_interim_answers_do_not_reach_a_1_0_client(method: bytes) -> None:
+def test_interim_answers_do_not_reach_a_1_0_client(method: bytes) -> None:
+    """Hazard 65."""
     with Rig(answers_and_closes(CONTINUE + HINTS + (OK if method == b"GET" else OK[:-2]))) as rig:
         client = rig.client(request(method, b"1.0"))
         assert client.answer(method).status == 200
@@ -165,10 +171,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("rest", BAD.values(), ids=BAD)
-def test_hazard_67_an_answer_that_could_be_read_in_two_ways_is_none(rest: bytes) -> None:
+def test_an_answer_that_could_be_read_in_two_ways_is_none(rest: bytes) -> None:
+    """Hazard 67."""
     closed = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\n" + rest)
         connection.rest()
@@ -204,21 +211,24 @@ def test_hazard_67_an_answer_that_could_be_read_in_two_ways_is_none(rest: bytes)
     ],
     ids=lambda start: repr(start[:20]),
 )
-def test_hazard_67_what_does_not_begin_as_an_answer_is_none(start: bytes) -> None:
+def test_what_does_not_begin_as_an_answer_is_none(start: bytes) -> None:
+    """Hazard 67."""
     with Rig(answers(start + b"\r\nContent-Length: 2\r\n\r\nok")) as rig:
         check_refused(rig.client(get(b"a.test")), BAD_GATEWAY)
 
 
-def test_hazard_67_a_transfer_coding_in_http_1_0_is_refused() -> None:
+def test_a_transfer_coding_in_http_1_0_is_refused() -> None:
+    """Hazard 67."""
     with Rig(answers(CHUNKED.replace(b"1.1", b"1.0"))) as rig:
         check_refused(rig.client(get(b"a.test")), BAD_GATEWAY)
 
 
 @pytest.mark.parametrize("method,status", [(b"HEAD", b"200"), (b"GET", b"304")])
 @pytest.mark.parametrize("length", [b"x", b"5, 6", b"9" * 5000], ids=["x", "5, 6", "5000 digits"])
-def test_hazard_67_a_bad_length_of_a_body_that_is_not_there_is_not_passed_on(
+def test_a_bad_length_of_a_body_that_is_not_there_is_not_passed_on(
     method: bytes, status: bytes, length: bytes
 ) -> None:
+    """Hazard 67."""
     with Rig(
         answers(b"HTTP/1.1 " + status + b" X\r\nContent-Length: " + length + b"\r\n\r\n")
     ) as rig:
@@ -254,7 +264,7 @@ def test_an_answer_that_breaks_off_is_seen_to_break_off(answer: bytes, version: 
 def test_an_answer_until_close_that_is_reset_is_seen_to_break_off(version: bytes) -> None:
     read = threading.Event()
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\n\r\nhello")
         assert read.wait(PATIENCE)
@@ -294,7 +304,7 @@ def test_a_piece_of_an_answer_is_passed_on_when_it_comes() -> None:
     """A server-sent event must not wait for the next one."""
     seen = [threading.Event(), threading.Event()]
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
         assert seen[0].wait(PATIENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.origin import OK, Connection, Rig, answers, check_refused, get
+from tests.support.origin import OK, OriginConnection, Rig, answers, check_refused, get
 
 ASKED = (
     b"Connection: keep-alive, Upgrade",
@@ -16,7 +16,7 @@ SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnectio
 BAD_GATEWAY = b"502 Bad Gateway"
 
 
-def switches(connection: Connection) -> None:
+def switches(connection: OriginConnection) -> None:
     """101, with first data behind it, then an echo."""
     connection.head()
     connection.send(SWITCHED + b"first")
@@ -24,7 +24,8 @@ def switches(connection: Connection) -> None:
         connection.send(data)
 
 
-def test_hazard_57_a_websocket_becomes_a_tunnel_behind_the_101() -> None:
+def test_a_websocket_becomes_a_tunnel_behind_the_101() -> None:
+    """Hazard 57."""
     with Rig(switches) as rig:
         client = rig.client(get(b"a.test", b"/chat", *ASKED) + b"early")
         head = client.answer()
@@ -44,7 +45,8 @@ def test_hazard_57_a_websocket_becomes_a_tunnel_behind_the_101() -> None:
     assert (str(record.flow.target), record.ended, len(rig.dialled)) == ("a.test:80", "closed", 1)
 
 
-def test_hazard_57_the_request_arrives_whole_or_not_at_all() -> None:
+def test_the_request_arrives_whole_or_not_at_all() -> None:
+    """Hazard 57."""
     with Rig() as rig:
         assert rig.client(get(b"a.test", b"/", *ASKED)).answer().body == b"ok"
     [request] = rig.origin.requests()
@@ -56,7 +58,8 @@ def test_hazard_57_the_request_arrives_whole_or_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request", b"426 Upgrade Required"])
-def test_hazard_57_an_origin_that_does_not_switch_is_an_origin(status: bytes) -> None:
+def test_an_origin_that_does_not_switch_is_an_origin(status: bytes) -> None:
+    """Hazard 57."""
     with Rig(
         answers(
             b"HTTP/1.1 "
@@ -83,14 +86,15 @@ def test_hazard_57_an_origin_that_does_not_switch_is_an_origin(status: bytes) ->
         (b"Connection: Upgrade", b"Upgrade: TLS/1.0"),
     ],
 )
-def test_hazard_57_any_other_upgrade_is_stripped(fields: tuple[bytes, ...]) -> None:
+def test_any_other_upgrade_is_stripped(fields: tuple[bytes, ...]) -> None:
+    """Hazard 57."""
     with Rig() as rig:
         assert rig.client(get(b"a.test", b"/", *fields)).answer().body == b"ok"
     assert not {b"upgrade", b"connection"} & rig.origin.requests()[0].names()
 
 
-def test_hazard_57_an_http_1_0_client_cannot_upgrade() -> None:
-    """RFC 9110 section 7.8: Upgrade in an HTTP/1.0 request is ignored."""
+def test_an_http_1_0_client_cannot_upgrade() -> None:
+    """Hazard 57.  RFC 9110 section 7.8: Upgrade in an HTTP/1.0 request is ignored."""
     with Rig() as rig:
         assert (
             rig.client(get(b"a.test", b"/", *ASKED).replace(b"HTTP/1.1", b"HTTP/1.0")).answer().body
@@ -102,7 +106,8 @@ def test_hazard_57_an_http_1_0_client_cannot_upgrade() -> None:
 @pytest.mark.parametrize(
     "fields", [(), (b"Upgrade: websocket",), (b"Connection: Upgrade", b"Upgrade: h2c")]
 )
-def test_hazard_57_a_101_that_nobody_asked_for_is_no_answer(fields: tuple[bytes, ...]) -> None:
+def test_a_101_that_nobody_asked_for_is_no_answer(fields: tuple[bytes, ...]) -> None:
+    """Hazard 57."""
     with Rig(switches) as rig:
         check_refused(
             rig.client(get(b"a.test", b"/", *fields) + get(b"a.test", b"/2")), BAD_GATEWAY
@@ -110,7 +115,8 @@ def test_hazard_57_a_101_that_nobody_asked_for_is_no_answer(fields: tuple[bytes,
     assert b"/2" not in rig.origin.connections[0].seen
 
 
-def test_hazard_57_a_101_that_nobody_asked_for_is_none_in_the_middle_of_a_body_either() -> None:
+def test_a_101_that_nobody_asked_for_is_none_in_the_middle_of_a_body_either() -> None:
+    """Hazard 57."""
     with Rig(switches) as rig:
         client = rig.client(
             get(b"a.test", b"/", b"Content-Length: 10").replace(b"GET", b"POST", 1) + b"begun"
@@ -119,10 +125,10 @@ def test_hazard_57_a_101_that_nobody_asked_for_is_none_in_the_middle_of_a_body_e
 
 
 @pytest.mark.parametrize("body", [b"", b"begun"])
-def test_hazard_57_a_101_before_the_end_of_the_body_is_never_half_an_upgrade(body: bytes) -> None:
-    """Asked for, but too early: a refusal is as good as a tunnel behind the whole body, an interim answer is not."""
+def test_a_101_before_the_end_of_the_body_is_never_half_an_upgrade(body: bytes) -> None:
+    """Hazard 57.  Asked for, but too early: a refusal is as good as a tunnel behind the whole body, an interim answer is not."""
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(SWITCHED)
         if connection.take(10) == b"begun-ends":
@@ -139,8 +145,10 @@ def test_hazard_57_a_101_before_the_end_of_the_body_is_never_half_an_upgrade(bod
         assert client.take(6) == b"tunnel"
 
 
-def test_hazard_57_interim_answers_may_come_before_the_101() -> None:
-    def play(connection: Connection) -> None:
+def test_interim_answers_may_come_before_the_101() -> None:
+    """Hazard 57."""
+
+    def play(connection: OriginConnection) -> None:
         connection.head()
         connection.send(b"HTTP/1.1 103 Early Hints\r\n\r\n" + SWITCHED + b"data")
 
@@ -150,8 +158,10 @@ def test_hazard_57_interim_answers_may_come_before_the_101() -> None:
         assert client.take(4) == b"data"
 
 
-def test_hazard_57_a_websocket_on_a_connection_that_has_served_requests_before() -> None:
-    def play(connection: Connection) -> None:
+def test_a_websocket_on_a_connection_that_has_served_requests_before() -> None:
+    """Hazard 57."""
+
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(OK)
         switches(connection)

@@ -1,4 +1,4 @@
-"""SOCKS4 and SOCKS4a connections: what is dialled, and the exact bytes of the answer."""
+"""SOCKS4 and SOCKS4a connections: what is dialled, and the exact bytes of the reply."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from netproxy.errors import LimitError, Reason
 from netproxy.interfaces.addresses import Address
 from tests.support.handlers import Conversation, HandlerDependencies, check_relay
 
-CONNECT = b"\x04\x01\x00\x50\xc0\x00\x02\x01user\0"  # 192.0.2.1:80
 TARGET = Address("192.0.2.1", 80)
+CONNECT = b"\x04\x01\x00\x50\xc0\x00\x02\x01user\0"
 REJECTED = b"\0\x5b\0\0\0\0\0\0"
 USERS = {"alice": "secret"}
 
 
-def named(name: bytes, user: bytes = b"") -> bytes:
-    """A SOCKS4a CONNECT to a name, port 80."""
+def connect_to_name(name: bytes, user: bytes = b"") -> bytes:
+    """Return a SOCKS4a CONNECT to port 80 of a name."""
     return b"\x04\x01\x00\x50\0\0\0\1" + user + b"\0" + name + b"\0"
 
 
@@ -50,10 +50,11 @@ def test_connect_is_granted_with_the_real_bound_address() -> None:
     )
 
 
-def test_hazard_01_request_in_single_bytes() -> None:
+def test_request_that_comes_byte_by_byte_is_served() -> None:
+    """Hazard 1."""
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks4()) as client:
-        client.trickle(named(b"example.com", b"user"))
+        client.trickle(connect_to_name(b"example.com", b"user"))
         with dependencies.dialer.target() as target:
             client.expect(granted(Address(*target.getpeername())))
     assert dependencies.dialled == [Address("example.com", 80)]
@@ -75,19 +76,21 @@ def test_hazard_01_request_in_single_bytes() -> None:
         b"256.1",
     ],
 )
-def test_hazard_10_what_is_no_name_is_rejected_and_not_dialled(name: bytes) -> None:
+def test_invalid_name_is_rejected_and_not_dialled(name: bytes) -> None:
+    """Hazard 10."""
     dependencies = HandlerDependencies()
-    check_rejected(dependencies, named(name))
+    check_rejected(dependencies, connect_to_name(name))
     assert dependencies.untouched()
 
 
 @pytest.mark.parametrize(
     "name", [b"127.1", b"0x7f.1", b"[::ffff:127.0.0.1]", b"::ffff:127.0.0.1", b"2130706433"]
 )
-def test_hazard_11_an_address_in_a_name_is_the_address(name: bytes) -> None:
+def test_address_in_a_name_is_dialled_as_that_address(name: bytes) -> None:
+    """Hazard 11."""
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks4()) as client:
-        client.send(named(name))
+        client.send(connect_to_name(name))
         dependencies.dialer.target().close()
     assert dependencies.dialled == [Address("127.0.0.1", 80)]
     assert dependencies.router.flows[0].target == Address("127.0.0.1", 80)
@@ -96,19 +99,18 @@ def test_hazard_11_an_address_in_a_name_is_the_address(name: bytes) -> None:
 @pytest.mark.parametrize(
     "head", [b"\x04\x01\x00\x50\xc0\x00\x02\x01", b"\x04\x01\x00\x50\0\0\0\1\0"]
 )
-def test_hazard_12_a_string_without_its_nul_ends_the_connection_within_1024_bytes(
-    head: bytes,
-) -> None:
+def test_string_without_its_nul_ends_the_connection_at_the_limit(head: bytes) -> None:
+    """Hazard 12: no further byte comes, and the handler does not wait for it."""
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks4()) as client:
-        client.send(head + b"a" * 1024)  # and never more: the handler must not wait for it
+        client.send(head + b"a" * 1024)
         client.expect_closed()
         client.wait()
         assert isinstance(client.raised, LimitError)
     assert dependencies.untouched()
 
 
-def test_a_user_id_of_255_bytes_is_read() -> None:
+def test_user_id_of_255_bytes_is_read() -> None:
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks4()) as client:
         client.send(CONNECT[:8] + b"u" * 255 + b"\0")
@@ -116,25 +118,29 @@ def test_a_user_id_of_255_bytes_is_read() -> None:
     assert dependencies.dialled == [TARGET]
 
 
-def test_hazard_13_a_name_is_left_to_the_dialer() -> None:
+def test_name_is_resolved_by_the_dialer() -> None:
+    """Hazard 13."""
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks4()) as client:
-        client.send(named(b"Example.COM", b"user"))
+        client.send(connect_to_name(b"Example.COM", b"user"))
         dependencies.dialer.target().close()
     assert dependencies.dialled == [Address("example.com", 80)]
 
 
 @pytest.mark.parametrize(
-    "request_bytes", [b"\x04\x01\x00\x50\0\0\0\0\0", named(b"0.0.0.0"), named(b"0")]
+    "request_bytes",
+    [b"\x04\x01\x00\x50\0\0\0\0\0", connect_to_name(b"0.0.0.0"), connect_to_name(b"0")],
 )
-def test_hazard_13_0_0_0_0_is_refused(request_bytes: bytes) -> None:
+def test_target_0_0_0_0_is_rejected(request_bytes: bytes) -> None:
+    """Hazard 13."""
     dependencies = HandlerDependencies()
     check_rejected(dependencies, request_bytes)
     assert dependencies.untouched()
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_hazard_14_each_failed_dial_is_one_rejection(reason: Reason) -> None:
+def test_failed_dial_is_rejected_and_recorded(reason: Reason) -> None:
+    """Hazard 14."""
     dependencies = HandlerDependencies(failure=reason)
     check_rejected(dependencies, CONNECT)
     assert dependencies.dialled == [TARGET]
@@ -142,7 +148,8 @@ def test_hazard_14_each_failed_dial_is_one_rejection(reason: Reason) -> None:
     assert dependencies.counters.value("dial_failures", reason.value) == 1
 
 
-def test_hazard_15_nothing_is_said_before_the_dial_is_done() -> None:
+def test_reply_comes_after_the_dial() -> None:
+    """Hazard 15."""
     dependencies = HandlerDependencies()
     dependencies.dialer.gate.clear()
     with Conversation(dependencies.socks4()) as client:
@@ -154,7 +161,8 @@ def test_hazard_15_nothing_is_said_before_the_dial_is_done() -> None:
             client.expect(granted(Address(*target.getpeername())))
 
 
-def test_hazard_16_data_behind_the_request_reaches_the_target_once_and_in_order() -> None:
+def test_data_behind_the_request_reaches_the_target_once_and_in_order() -> None:
+    """Hazard 16."""
     dependencies = HandlerDependencies()
     data = bytes(range(256)) * 256
     with Conversation(dependencies.socks4()) as client:
@@ -168,13 +176,13 @@ def test_hazard_16_data_behind_the_request_reaches_the_target_once_and_in_order(
 
 
 @pytest.mark.parametrize("command", [0, 3, 255])
-def test_an_unknown_command_is_rejected(command: int) -> None:
+def test_unknown_command_is_rejected(command: int) -> None:
     dependencies = HandlerDependencies()
     check_rejected(dependencies, b"\x04" + bytes((command,)) + CONNECT[2:])
     assert dependencies.untouched()
 
 
-def test_a_client_that_leaves_within_its_request_dials_nothing() -> None:
+def test_client_that_leaves_within_its_request_dials_nothing() -> None:
     for cut in range(len(CONNECT)):
         dependencies = HandlerDependencies()
         with Conversation(dependencies.socks4()) as client:
@@ -183,14 +191,14 @@ def test_a_client_that_leaves_within_its_request_dials_nothing() -> None:
         assert dependencies.untouched()
 
 
-def test_data_behind_a_refused_request_does_not_hide_the_refusal() -> None:
+def test_data_behind_a_rejected_request_does_not_hide_the_rejection() -> None:
     dependencies = HandlerDependencies(failure=Reason.REFUSED)
     check_rejected(dependencies, CONNECT + b"GET / HTTP/1.1\r\n\r\n" * 100)
     assert dependencies.dialled == [TARGET]
 
 
 @pytest.mark.parametrize("auth, served", [("none", True), ("optional", True), ("required", False)])
-def test_a_listener_that_requires_a_password_refuses_socks4(auth: str, served: bool) -> None:
+def test_listener_that_requires_a_password_rejects_socks4(auth: str, served: bool) -> None:
     dependencies = HandlerDependencies(USERS, auth)
     if served:
         with Conversation(dependencies.socks4()) as client:

@@ -1,4 +1,4 @@
-"""SOCKS5 connections up to their dial: methods, credentials, requests, and the one answer to each."""
+"""SOCKS5 connections up to their dial: methods, credentials, requests, and the exact replies."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tests.support.relays import SPS, running
 from tests.support.sockets import black_hole, refusing
 
 HELLO, ANONYMOUS = b"\5\1\0", b"\5\0"
-LOGIN, ASKED = b"\5\1\2", b"\5\2"
-NONE_FITS = b"\5\xff"
-CONNECT = b"\5\1\0\1\xc0\0\2\1\0\x50"  # 192.0.2.1:80
+HELLO_PASSWORD, PASSWORD = b"\5\1\2", b"\5\2"
+NO_METHOD = b"\5\xff"
 TARGET = Address("192.0.2.1", 80)
+CONNECT = b"\5\1\0\1\xc0\0\2\1\0\x50"
 USERS = {"alice": "secret", "u" * 255: "p" * 255}
 ALICE, ACCEPTED, FAILED = b"\1\5alice\6secret", b"\1\0", b"\1\1"
 
 
-def named(name: bytes) -> bytes:
+def connect_to_name(name: bytes) -> bytes:
     return b"\5\1\0\3" + bytes((len(name),)) + name + b"\0\x50"
 
 
@@ -41,7 +41,7 @@ def success(address: Address) -> bytes:
 
 
 def check_refused(dependencies: HandlerDependencies, sent: bytes, answer: bytes) -> None:
-    """The client sends all at once, reads exactly `answer`, then the end."""
+    """Check that a client that sends all at once reads exactly `answer`, then the end."""
     with Conversation(dependencies.socks5()) as client:
         client.send(sent)
         client.expect(answer)
@@ -70,14 +70,15 @@ def test_connect_succeeds_with_the_real_bound_address() -> None:
     )
 
 
-def test_hazard_01_every_step_in_single_bytes() -> None:
+def test_handshake_that_comes_byte_by_byte_is_served() -> None:
+    """Hazard 1."""
     dependencies = HandlerDependencies(USERS, "required")
     with Conversation(dependencies.socks5()) as client:
-        client.trickle(LOGIN)
-        client.expect(ASKED)
+        client.trickle(HELLO_PASSWORD)
+        client.expect(PASSWORD)
         client.trickle(ALICE)
         client.expect(ACCEPTED)
-        client.trickle(named(b"example.com"))
+        client.trickle(connect_to_name(b"example.com"))
         with dependencies.dialer.target() as target:
             client.expect(success(Address(*target.getpeername())))
     assert dependencies.dialled == [Address("example.com", 80)]
@@ -85,9 +86,12 @@ def test_hazard_01_every_step_in_single_bytes() -> None:
 
 @pytest.mark.parametrize("auth", ["none", "optional", "required"])
 @pytest.mark.parametrize("methods", [b"", b"\1", b"\3\x80\xfe", b"\xff"])
-def test_hazard_03_no_acceptable_method(auth: str, methods: bytes) -> None:
+def test_greeting_without_an_acceptable_method_is_refused_with_ff(
+    auth: str, methods: bytes
+) -> None:
+    """Hazard 3."""
     dependencies = HandlerDependencies(USERS, auth)
-    check_refused(dependencies, b"\5" + bytes((len(methods),)) + methods + CONNECT, NONE_FITS)
+    check_refused(dependencies, b"\5" + bytes((len(methods),)) + methods + CONNECT, NO_METHOD)
     assert dependencies.untouched()
 
 
@@ -110,9 +114,8 @@ def test_hazard_03_no_acceptable_method(auth: str, methods: bytes) -> None:
         ("none", bytes(range(255)), 0),
     ],
 )
-def test_hazard_04_only_an_offered_method_is_selected(
-    auth: str, methods: bytes, chosen: int
-) -> None:
+def test_only_an_offered_method_is_selected(auth: str, methods: bytes, chosen: int) -> None:
+    """Hazard 4."""
     dependencies = HandlerDependencies(USERS, auth)
     with Conversation(dependencies.socks5()) as client:
         client.send(b"\5" + bytes((len(methods),)) + methods)
@@ -123,11 +126,13 @@ def test_hazard_04_only_an_offered_method_is_selected(
 
 
 @pytest.mark.parametrize(
-    "hello, answer", [(HELLO, NONE_FITS), (LOGIN, ASKED + FAILED), (b"\5\2\0\2", ASKED + FAILED)]
+    "hello, answer",
+    [(HELLO, NO_METHOD), (HELLO_PASSWORD, PASSWORD + FAILED), (b"\5\2\0\2", PASSWORD + FAILED)],
 )
-def test_hazard_05_request_behind_the_greeting_is_not_served_without_login(
+def test_request_behind_the_greeting_is_not_served_without_login(
     hello: bytes, answer: bytes
 ) -> None:
+    """Hazard 5."""
     dependencies = HandlerDependencies(USERS, "required")
     check_refused(dependencies, hello + CONNECT, answer)
     assert dependencies.untouched()
@@ -136,8 +141,8 @@ def test_hazard_05_request_behind_the_greeting_is_not_served_without_login(
 def test_request_behind_good_credentials_is_served() -> None:
     dependencies = HandlerDependencies(USERS, "required")
     with Conversation(dependencies.socks5()) as client:
-        client.send(LOGIN + ALICE + CONNECT)
-        client.expect(ASKED + ACCEPTED)
+        client.send(HELLO_PASSWORD + ALICE + CONNECT)
+        client.expect(PASSWORD + ACCEPTED)
         with dependencies.dialer.target() as target:
             client.expect(success(Address(*target.getpeername())))
     assert dependencies.router.flows[0].user == "alice"
@@ -148,17 +153,19 @@ def test_request_behind_good_credentials_is_served() -> None:
     [b"\5\5alice\6secret", b"\0\5alice\6secret", b"\1\0\6secret", b"\1\5alice\0", b"\1\0\0"],
     ids=["version 5", "version 0", "no user", "no password", "neither"],
 )
-def test_hazard_06_broken_credentials_fail(credentials: bytes) -> None:
+def test_invalid_credentials_fail(credentials: bytes) -> None:
+    """Hazard 6."""
     dependencies = HandlerDependencies({**USERS, "x": "secret"}, "required")
-    check_refused(dependencies, LOGIN + credentials, ASKED + FAILED)
+    check_refused(dependencies, HELLO_PASSWORD + credentials, PASSWORD + FAILED)
     assert dependencies.untouched()
 
 
-def test_hazard_06_credentials_of_255_bytes_each_work() -> None:
+def test_credentials_of_255_bytes_each_work() -> None:
+    """Hazard 6."""
     dependencies = HandlerDependencies(USERS, "required")
     with Conversation(dependencies.socks5()) as client:
-        client.send(LOGIN + b"\1\xff" + b"u" * 255 + b"\xff" + b"p" * 255 + CONNECT)
-        client.expect(ASKED + ACCEPTED)
+        client.send(HELLO_PASSWORD + b"\1\xff" + b"u" * 255 + b"\xff" + b"p" * 255 + CONNECT)
+        client.expect(PASSWORD + ACCEPTED)
         dependencies.dialer.target().close()
     assert dependencies.router.flows[0].user == "u" * 255
 
@@ -175,25 +182,25 @@ def test_hazard_06_credentials_of_255_bytes_each_work() -> None:
     ],
 )
 @pytest.mark.parametrize("auth", ["optional", "required"])
-def test_hazard_07_after_a_wrong_password_the_socket_has_no_second_try(
-    auth: str, credentials: bytes
-) -> None:
+def test_wrong_password_ends_the_connection(auth: str, credentials: bytes) -> None:
+    """Hazard 7."""
     dependencies = HandlerDependencies(USERS, auth)
-    check_refused(dependencies, LOGIN + credentials + ALICE + CONNECT, ASKED + FAILED)
+    check_refused(dependencies, HELLO_PASSWORD + credentials + ALICE + CONNECT, PASSWORD + FAILED)
     assert dependencies.untouched()
     assert dependencies.counters.value("authentication", "refused") == 1
 
 
-def test_hazard_08_a_good_login_does_not_let_the_next_connection_in() -> None:
+def test_login_is_valid_for_its_connection_only() -> None:
+    """Hazard 8."""
     dependencies = HandlerDependencies(USERS, "required")
     handler = dependencies.socks5()
     with Conversation(handler) as good:
-        good.send(LOGIN + ALICE + CONNECT)
-        good.expect(ASKED + ACCEPTED)
+        good.send(HELLO_PASSWORD + ALICE + CONNECT)
+        good.expect(PASSWORD + ACCEPTED)
         with dependencies.dialer.target():
             for sent, answer in (
-                (LOGIN + b"\1\5alice\5wrong", ASKED + FAILED),
-                (HELLO + CONNECT, NONE_FITS),
+                (HELLO_PASSWORD + b"\1\5alice\5wrong", PASSWORD + FAILED),
+                (HELLO + CONNECT, NO_METHOD),
             ):
                 with Conversation(handler) as bad:
                     bad.send(sent)
@@ -203,7 +210,8 @@ def test_hazard_08_a_good_login_does_not_let_the_next_connection_in() -> None:
 
 
 @pytest.mark.parametrize("command", [0, 4, 0x80, 255])
-def test_hazard_09_an_unknown_command_is_refused_with_07(command: int) -> None:
+def test_unknown_command_is_refused_with_07(command: int) -> None:
+    """Hazard 9."""
     dependencies = HandlerDependencies()
     check_refused(
         dependencies, HELLO + b"\5" + bytes((command,)) + CONNECT[2:], ANONYMOUS + refusal(7)
@@ -216,19 +224,21 @@ def test_associate_without_udp_is_refused_with_07() -> None:
     check_refused(dependencies, HELLO + b"\5\3\0\1\0\0\0\0\0\0", ANONYMOUS + refusal(7))
 
 
-@pytest.mark.parametrize("kind", [0, 2, 5, 255])
-def test_hazard_09_an_unknown_address_type_is_refused_with_08(kind: int) -> None:
+@pytest.mark.parametrize("address_type", [0, 2, 5, 255])
+def test_unknown_address_type_is_refused_with_08(address_type: int) -> None:
+    """Hazard 9."""
     dependencies = HandlerDependencies()
-    check_refused(dependencies, HELLO + b"\5\1\0" + bytes((kind,)), ANONYMOUS + refusal(8))
+    check_refused(dependencies, HELLO + b"\5\1\0" + bytes((address_type,)), ANONYMOUS + refusal(8))
     check_refused(
         dependencies,
-        HELLO + b"\5\1\0" + bytes((kind,)) + b"\x0bexample.com\0\x50",
+        HELLO + b"\5\1\0" + bytes((address_type,)) + b"\x0bexample.com\0\x50",
         ANONYMOUS + refusal(8),
     )
     assert dependencies.untouched()
 
 
-def test_hazard_09_a_reserved_byte_that_is_not_zero_is_accepted() -> None:
+def test_reserved_byte_that_is_not_0_is_accepted() -> None:
+    """Hazard 9."""
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + b"\5\1\xff" + CONNECT[3:])
@@ -262,9 +272,10 @@ def test_hazard_09_a_reserved_byte_that_is_not_zero_is_accepted() -> None:
         b"256.1",
     ],
 )
-def test_hazard_10_what_is_no_name_is_refused_and_not_dialled(name: bytes) -> None:
+def test_invalid_name_is_refused_with_04_and_not_dialled(name: bytes) -> None:
+    """Hazard 10."""
     dependencies = HandlerDependencies()
-    check_refused(dependencies, HELLO + named(name), ANONYMOUS + refusal(4))
+    check_refused(dependencies, HELLO + connect_to_name(name), ANONYMOUS + refusal(4))
     assert dependencies.untouched()
 
 
@@ -282,18 +293,18 @@ def test_hazard_10_what_is_no_name_is_refused_and_not_dialled(name: bytes) -> No
         (b"0:0::1", "::1"),
     ],
 )
-def test_hazard_11_an_address_in_a_name_is_routed_and_dialled_as_the_address(
-    name: bytes, host: str
-) -> None:
+def test_address_in_a_name_is_routed_and_dialled_as_that_address(name: bytes, host: str) -> None:
+    """Hazard 11."""
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks5()) as client:
-        client.send(HELLO + named(name))
+        client.send(HELLO + connect_to_name(name))
         dependencies.dialer.target().close()
     assert dependencies.dialled == [Address(host, 80)]
     assert dependencies.router.flows[0].target == Address(host, 80)
 
 
-def test_hazard_11_a_mapped_ipv6_address_is_the_ipv4_one() -> None:
+def test_v4_mapped_address_is_dialled_as_ipv4() -> None:
+    """Hazard 11."""
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + b"\5\1\0\4" + b"\0" * 10 + b"\xff\xff\x7f\0\0\1" + b"\0\x50")
@@ -317,7 +328,8 @@ def test_hazard_11_a_mapped_ipv6_address_is_the_ipv4_one() -> None:
         (Reason.LOOP, 2),
     ],
 )
-def test_hazard_14_the_reply_tells_why_the_dial_failed(reason: Reason, reply: int) -> None:
+def test_reply_tells_why_the_dial_failed(reason: Reason, reply: int) -> None:
+    """Hazard 14."""
     dependencies = HandlerDependencies(failure=reason)
     check_refused(dependencies, HELLO + CONNECT, ANONYMOUS + refusal(reply))
     assert dependencies.dialled == [TARGET]
@@ -325,7 +337,8 @@ def test_hazard_14_the_reply_tells_why_the_dial_failed(reason: Reason, reply: in
     assert dependencies.counters.value("dial_failures", reason.value) == 1
 
 
-def test_hazard_15_nothing_is_said_before_the_dial_is_done() -> None:
+def test_reply_comes_after_the_dial() -> None:
+    """Hazard 15."""
     dependencies = HandlerDependencies()
     dependencies.dialer.gate.clear()
     with Conversation(dependencies.socks5()) as client:
@@ -339,7 +352,8 @@ def test_hazard_15_nothing_is_said_before_the_dial_is_done() -> None:
 
 
 @pytest.mark.parametrize("ahead", [1, 1000, 40000])
-def test_hazard_16_data_behind_the_request_reaches_the_target_once_and_in_order(ahead: int) -> None:
+def test_data_behind_the_request_reaches_the_target_once_and_in_order(ahead: int) -> None:
+    """Hazard 16."""
     dependencies = HandlerDependencies()
     data = bytes(range(251)) * 400
     with Conversation(dependencies.socks5()) as client:
@@ -357,8 +371,8 @@ def test_data_behind_a_refused_request_does_not_hide_the_refusal() -> None:
     check_refused(dependencies, HELLO + CONNECT + b"x" * 50000, ANONYMOUS + refusal(5))
 
 
-def test_a_client_that_leaves_at_any_byte_dials_nothing() -> None:
-    whole = LOGIN + ALICE + CONNECT
+def test_client_that_leaves_within_its_handshake_dials_nothing() -> None:
+    whole = HELLO_PASSWORD + ALICE + CONNECT
     for cut in range(len(whole)):
         dependencies = HandlerDependencies(USERS, "required")
         with Conversation(dependencies.socks5()) as client:
@@ -370,7 +384,7 @@ def test_a_client_that_leaves_at_any_byte_dials_nothing() -> None:
 
 
 @pytest.mark.parametrize("greeting", [b"\4\1\0\0", b"\x06\1\0"])
-def test_another_version_is_closed_without_an_answer(greeting: bytes) -> None:
+def test_other_version_is_closed_without_an_answer(greeting: bytes) -> None:
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks5()) as client:
         client.send(greeting)
@@ -378,7 +392,7 @@ def test_another_version_is_closed_without_an_answer(greeting: bytes) -> None:
     assert dependencies.untouched()
 
 
-def test_another_version_in_the_request_is_closed_without_a_dial() -> None:
+def test_other_version_in_the_request_is_closed_without_a_dial() -> None:
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks5()) as client:
         client.send(HELLO + b"\4" + CONNECT[1:])
@@ -387,7 +401,7 @@ def test_another_version_in_the_request_is_closed_without_a_dial() -> None:
     assert dependencies.untouched()
 
 
-def test_a_client_that_left_during_the_dial_leaves_nothing_open() -> None:
+def test_client_that_leaves_during_the_dial_leaves_nothing_open() -> None:
     dependencies = HandlerDependencies()
     dependencies.dialer.gate.clear()
     with Conversation(dependencies.socks5()) as client:
@@ -401,7 +415,7 @@ def test_a_client_that_left_during_the_dial_leaves_nothing_open() -> None:
     assert len(dependencies.log.records) == 1
 
 
-def test_the_reply_names_the_upstream_socket_whatever_family_the_client_came_by() -> None:
+def test_reply_has_the_address_of_the_upstream_socket_in_its_family() -> None:
     dependencies = HandlerDependencies()
     with Conversation(dependencies.socks5(), "::1", "::1") as client:
         client.send(HELLO + CONNECT)
@@ -410,25 +424,26 @@ def test_the_reply_names_the_upstream_socket_whatever_family_the_client_came_by(
     assert dependencies.router.flows[0].client.host == "::1"
 
 
-# -- hazard 14 with the daemon's own dialers
+# -- a whole daemon, with its own dialers
 
 
 @pytest.mark.parametrize(
     "case, reply",
     [("refused", 5), ("timeout", 6), ("unreachable", 3), ("name", 4), ("rules", 2), ("port 0", 5)],
 )
-def test_hazard_14_by_what_really_happens(
+def test_failed_dial_of_a_daemon_has_its_reply(
     case: str, reply: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Hazard 14."""
     text = SPS + "\ntimeouts: {connect: 200ms}" + ("\ndefault: block" if case == "rules" else "")
     with running(text) as relay, ExitStack() as stack:
         ask = {
-            "refused": lambda: literal(stack.enter_context(refusing())),
-            "port 0": lambda: literal(Address(LOCALHOST, 0)),
-            "timeout": lambda: literal(stack.enter_context(black_hole())),
+            "refused": lambda: connect_to(stack.enter_context(refusing())),
+            "port 0": lambda: connect_to(Address(LOCALHOST, 0)),
+            "timeout": lambda: connect_to(stack.enter_context(black_hole())),
             "rules": lambda: CONNECT,
             "unreachable": lambda: b"\5\1\0\1\xff\xff\xff\xff\0\x50",
-            "name": lambda: named(b"nowhere.example"),
+            "name": lambda: connect_to_name(b"nowhere.example"),
         }[case]()
         client = stack.enter_context(socket.create_connection((LOCALHOST, relay.port), SECONDS))
         monkeypatch.setattr("socket.getaddrinfo", no_such_name)
@@ -438,7 +453,7 @@ def test_hazard_14_by_what_really_happens(
         monkeypatch.undo()
 
 
-def literal(address: Address) -> bytes:
+def connect_to(address: Address) -> bytes:
     return b"\5\1\0" + success(address)[3:]
 
 

@@ -11,7 +11,7 @@ from typing import Iterator
 import pytest
 
 from netproxy.interfaces.addresses import Address
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol.socks5 import encode_header, read_reply
 from tests.support.handlers import LOCALHOST, descriptors, eventually
 from tests.support.relays import (
@@ -179,8 +179,8 @@ def test_datagrams_have_the_user_of_their_control_connection() -> None:
         with socket.create_connection((LOCALHOST, relay.port)) as control:
             control.sendall(b"\5\1\2\1\5alice\6secret\5\3\0\1\0\0\0\0\0\0")
             stream = Stream(control)
-            assert stream.read_exactly(4) == b"\5\2\1\0"
-            bound = read_reply(stream)[1]
+            assert complete(stream.read_exactly(4)) == b"\5\2\1\0"
+            bound = complete(read_reply(stream))[1]
             client.send(encode_header(target.address) + b"hello", bound)
             target.expect(b"hello")
         eventually(lambda: relay.log.records)

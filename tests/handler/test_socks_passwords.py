@@ -1,4 +1,4 @@
-"""Who may use SOCKS: passwords plain and hashed, and what a wrong one costs."""
+"""Logins of SOCKS5: passwords plain and hashed, and the work for a wrong one."""
 
 from __future__ import annotations
 
@@ -9,54 +9,67 @@ from typing import Any
 import pytest
 
 from netproxy.access.users import hash_password
-from tests.handler.test_socks5 import ACCEPTED, ALICE, ASKED, CONNECT, FAILED, LOGIN, check_refused
+from tests.handler.test_socks5 import (
+    ACCEPTED,
+    ALICE,
+    CONNECT,
+    FAILED,
+    HELLO_PASSWORD,
+    PASSWORD,
+    check_refused,
+)
 from tests.support.handlers import Conversation, HandlerDependencies
 
 
 @pytest.fixture(scope="module")
-def stored() -> dict[str, str]:
-    """How alice's password is kept."""
+def passwords() -> dict[str, str]:
+    """Return alice's password as it stands in a configuration."""
     return {"plain": "secret", "hash": hash_password("secret")}
 
 
-@pytest.mark.parametrize("kept", ["plain", "hash"])
+@pytest.mark.parametrize("form", ["plain", "hash"])
 @pytest.mark.parametrize("auth", ["optional", "required"])
-def test_a_right_password_names_the_user_each_time(
-    stored: dict[str, str], kept: str, auth: str
+def test_right_password_names_the_user_each_time(
+    passwords: dict[str, str], form: str, auth: str
 ) -> None:
-    dependencies = HandlerDependencies({"alice": stored[kept]}, auth)
+    dependencies = HandlerDependencies({"alice": passwords[form]}, auth)
     handler = dependencies.socks5()
     for _ in range(2):
         with Conversation(handler) as client:
-            client.send(LOGIN + ALICE + CONNECT)
-            client.expect(ASKED + ACCEPTED)
+            client.send(HELLO_PASSWORD + ALICE + CONNECT)
+            client.expect(PASSWORD + ACCEPTED)
             dependencies.dialer.target().close()
     assert [flow.user for flow in dependencies.router.flows] == ["alice", "alice"]
 
 
-@pytest.mark.parametrize("kept", ["plain", "hash"])
-def test_a_remembered_password_does_not_let_another_one_in(
-    stored: dict[str, str], kept: str
+@pytest.mark.parametrize("form", ["plain", "hash"])
+def test_remembered_password_does_not_admit_another_one(
+    passwords: dict[str, str], form: str
 ) -> None:
-    dependencies = HandlerDependencies({"alice": stored[kept], "bob": stored[kept]}, "required")
+    dependencies = HandlerDependencies(
+        {"alice": passwords[form], "bob": passwords[form]}, "required"
+    )
     with Conversation(dependencies.socks5()) as client:
-        client.send(LOGIN + ALICE)
-        client.expect(ASKED + ACCEPTED)
+        client.send(HELLO_PASSWORD + ALICE)
+        client.expect(PASSWORD + ACCEPTED)
     for wrong in (b"\1\5alice\5wrong", b"\1\5alice\1s", b"\1\5mallo\6secret"):
-        check_refused(dependencies, LOGIN + wrong + CONNECT, ASKED + FAILED)
+        check_refused(dependencies, HELLO_PASSWORD + wrong + CONNECT, PASSWORD + FAILED)
     assert dependencies.untouched()
 
 
-def test_the_hash_is_not_the_password(stored: dict[str, str]) -> None:
-    dependencies = HandlerDependencies({"alice": stored["hash"]}, "required")
-    raw = stored["hash"].encode()
-    check_refused(dependencies, LOGIN + b"\1\5alice" + bytes((len(raw),)) + raw, ASKED + FAILED)
+def test_hash_is_not_accepted_as_the_password(passwords: dict[str, str]) -> None:
+    dependencies = HandlerDependencies({"alice": passwords["hash"]}, "required")
+    raw = passwords["hash"].encode()
+    check_refused(
+        dependencies, HELLO_PASSWORD + b"\1\5alice" + bytes((len(raw),)) + raw, PASSWORD + FAILED
+    )
 
 
 @pytest.mark.parametrize("users", [("plain",), ("hash",), ("plain", "hash")])
-def test_hazard_109_an_unknown_user_costs_what_a_wrong_password_does(
-    stored: dict[str, str], users: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+def test_unknown_user_takes_the_same_work_as_a_wrong_password(
+    passwords: dict[str, str], users: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Hazard 109."""
     calls: list[str] = []
     compare, scrypt = hmac.compare_digest, hashlib.scrypt
 
@@ -65,14 +78,16 @@ def test_hazard_109_an_unknown_user_costs_what_a_wrong_password_does(
 
     monkeypatch.setattr(hmac, "compare_digest", spy("compare", compare))
     monkeypatch.setattr(hashlib, "scrypt", spy("scrypt", scrypt))
-    dependencies = HandlerDependencies({kept: stored[kept] for kept in users}, "required")
-    ways = []
+    dependencies = HandlerDependencies({form: passwords[form] for form in users}, "required")
+    made = []
     for name in (b"nobody", users[-1].encode()):
         calls.clear()
         check_refused(
-            dependencies, LOGIN + b"\1" + bytes((len(name),)) + name + b"\5wrong", ASKED + FAILED
+            dependencies,
+            HELLO_PASSWORD + b"\1" + bytes((len(name),)) + name + b"\5wrong",
+            PASSWORD + FAILED,
         )
-        ways.append(list(calls))
-    assert ways[0] == ways[1]
-    assert "compare" in ways[0]
-    assert ("scrypt" in ways[0]) == ("hash" in users)
+        made.append(list(calls))
+    assert made[0] == made[1]
+    assert "compare" in made[0]
+    assert ("scrypt" in made[0]) == ("hash" in users)

@@ -11,6 +11,7 @@ from typing import Callable, Iterator
 
 import pytest
 
+from tests.support.proxy_header import encode_v1
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import proxy_protocol, socks5
 from netproxy.protocol.proxy_protocol import LOCAL, PROXY, SIGNATURE, TCP4, UNSPEC, VERSION
@@ -21,7 +22,7 @@ from tests.support.relays import NO_HINT, Running, UdpPort, running
 
 BULK = random.Random(9).randbytes(2_000_000)
 CLIENT, SERVER = Address("10.1.2.3", 45678), Address("10.9.9.9", 443)
-V1, V2 = proxy_protocol.encode_v1(CLIENT, SERVER), proxy_protocol.encode_v2(CLIENT, SERVER)
+V1, V2 = encode_v1(CLIENT, SERVER), proxy_protocol.encode_v2(CLIENT, SERVER)
 HEADERS = pytest.mark.parametrize("header", (V1, V2), ids=("v1", "v2"))
 GREETING, SOCKS4, GET = b"\5\1\0", b"\4\1\0\x50\1\2\3\4\0", b"GET http://a/ HTTP/1.1\r\n\r\n"
 IDLE_RELAYS, FEW_THREADS = 50, 6

@@ -24,10 +24,11 @@ from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.dialer.uot import UotDialer
 from netproxy.errors import DialError, Reason
 from netproxy.handler import stream_udp
-from netproxy.handler.outbound import Connector
-from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.outbound import Outbound
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
 from netproxy.handler.socks4 import Socks4Handler
-from netproxy.handler.socks5 import Entrance, Socks5Handler
+from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.handler.stream_udp import StreamUdpRelay
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Wait
@@ -36,7 +37,7 @@ from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import Arena, ArenaPool
 from netproxy.net.framed import QUEUE_LIMIT
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
 from netproxy.relay.quota import SessionLimits
 from tests.support.batches import cut
@@ -106,13 +107,13 @@ class Rig:
         )
         self.table = NatTable(NatPolicy(SessionLimits(100, 100)), dependencies)
         relay = StreamUdpRelay(self, self.table, self.arenas, self.counts, self.records, IDLE)
-        connector = Connector(self, PIPE_LIMITS, self.counts, self.records, relay)
+        connector = Outbound(self, PIPE_LIMITS, self.counts, self.records, relay)
         login = Login(Users({"user": "secret"}), auth)
         self.http = HttpHandler(
             "test", connector, Forwarder(connector, IDLE), login, self.counts, relay
         )
         self.socks4 = Socks4Handler("test", connector, None, login)  # type: ignore[arg-type]
-        self.socks5 = Socks5Handler("test", connector, None, None, Entrance(login, self.counts))  # type: ignore[arg-type]
+        self.socks5 = Socks5Handler("test", connector, None, None, Socks5Login(login, self.counts))  # type: ignore[arg-type]
 
     def route(self, flow: Flow) -> Route:
         self.flows.append(flow)
@@ -389,14 +390,14 @@ class TestConnectUdp:
         near, far = tcp_pair()
         with make_rig(dialer) as rig, near, far:
             near.sendall(request(path(Address("192.0.2.1", 443))))
-            pause: Any = rig.http.handle(Stream(far), address_of(near))
-            assert isinstance(pause, Wait) and not pause.idle
-            assert (pause.watched, pause.seconds) == (((far, READABLE),), IDLE)
+            wait: Any = complete(rig.http.handle(Stream(far), address_of(near)))
+            assert isinstance(wait, Wait) and not wait.idle
+            assert (wait.watched, wait.seconds) == (((far, READABLE),), IDLE)
             assert read_exactly(near, len(ACCEPTED)) == ACCEPTED
             near.sendall(capsule(b"abc"))
-            pause = pause.resume(True)
+            wait = wait.resume(True)
             assert [payload for payload, _ in dialer.conns[0].sent] == [b"abc"]
-            assert pause.resume(False) is None
+            assert wait.resume(False) is None
             assert near.recv(1) == b""
 
     def test_connect_udp_session_that_expired_is_opened_again_by_the_next_datagram(self) -> None:
@@ -711,8 +712,8 @@ class TestConnectUdpRefusals:
         dependencies = HandlerDependencies()
         handler = HttpHandler(
             "test",
-            dependencies.connector,
-            Forwarder(dependencies.connector, IDLE),
+            dependencies.outbound,
+            Forwarder(dependencies.outbound, IDLE),
             dependencies.login,
             dependencies.counters,
         )
@@ -899,8 +900,8 @@ class TestUot:
         plain.socks4, plain.socks5 = dependencies.socks4(), dependencies.socks5()
         plain.http = HttpHandler(
             "test",
-            dependencies.connector,
-            Forwarder(dependencies.connector, IDLE),
+            dependencies.outbound,
+            Forwarder(dependencies.outbound, IDLE),
             dependencies.login,
             dependencies.counters,
         )
@@ -1245,7 +1246,7 @@ def listening(rig: Rig, handler: Any) -> Iterator[Address]:
         stream = Stream(sock)
         stream.limit(SECONDS)
         try:
-            run_to_end(handler.handle(stream, Address(*sock.getpeername()[:2])))
+            run_to_end(complete(handler.handle(stream, Address(*sock.getpeername()[:2]))))
         finally:
             stream.close()
 

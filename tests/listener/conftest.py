@@ -1,3 +1,5 @@
+"""Rigs of a TCP listener and a poller, and sockets that are closed behind the test."""
+
 from __future__ import annotations
 
 import socket
@@ -5,7 +7,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy.listener import poller as parker_module
+from netproxy.listener import poller as poller_module
 from netproxy.listener.poller import Poller
 from tests.support.doubles import Lines
 from tests.support.pools import Gate
@@ -48,7 +50,8 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def poller(log: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Poller]:
-    monkeypatch.setattr(parker_module, "TICK", 0.02)
+    """A poller that looks at deadlines often."""
+    monkeypatch.setattr(poller_module, "TICK", 0.02)
     poller = Poller(log)
     poller.start()
     yield poller
@@ -58,12 +61,13 @@ def poller(log: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Poller]:
 
 @pytest.fixture
 def pair() -> Iterator[Callable[[], Pair]]:
-    made: list[socket.socket] = []
+    opened: list[socket.socket] = []
 
     def make() -> Pair:
-        made.extend(socket.socketpair())
-        return made[-2], made[-1]
+        ours, theirs = socket.socketpair()
+        opened.extend((ours, theirs))
+        return ours, theirs
 
     yield make
-    for sock in made:
+    for sock in opened:
         sock.close()

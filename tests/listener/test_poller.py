@@ -1,4 +1,4 @@
-"""Where connections wait without a thread: each is woken once, by what it waits for or when its time is over."""
+"""The poller: each wait is woken once, by an event or when its time is up."""
 
 from __future__ import annotations
 
@@ -16,27 +16,34 @@ from tests.support.sockets import wait_until
 Pair = tuple[socket.socket, socket.socket]
 
 
-class Woken:
-    """Records the calls of one wake()."""
+class Owner:
+    """A WaitOwner that remembers how it was woken; `then` is called as well."""
 
-    def __init__(self) -> None:
-        self.calls: list[bool] = []
-        self._event = threading.Event()
+    def __init__(self, then: Callable[[bool], None] | None = None) -> None:
+        self.wakes: list[bool] = []
+        self._then = then
+        self._woken = threading.Event()
 
-    def __call__(self, ready: bool) -> None:
-        self.calls.append(ready)
-        self._event.set()
+    def wake(self, wait: Wait, ready: bool) -> None:
+        self.wakes.append(ready)
+        self._woken.set()
+        if self._then is not None:
+            self._then(ready)
 
-    def wait(self) -> bool:
-        return self._event.wait(5)
+    def cannot_watch(self, wait: Wait) -> None:
+        raise AssertionError
+
+    def end(self, error: Exception | None) -> None:
+        raise AssertionError
+
+    def is_woken(self) -> bool:
+        """Wait until it was woken."""
+        return self._woken.wait(5)
 
 
-def pause(*sockets: socket.socket, seconds: float | None = None) -> Wait:
-    return Wait([(sock, READABLE) for sock in sockets], seconds, lambda ready: None)
-
-
-def watch(poller: Poller, pause: Wait, wake: Callable[[bool], None]) -> None:
-    poller.watch(pause, lambda pause, ready: wake(ready), lambda error: None)
+def wait_for(*sockets: socket.socket, seconds: float | None = None, idle: bool = False) -> Wait:
+    """Return a wait for bytes on one of the sockets."""
+    return Wait([(sock, READABLE) for sock in sockets], seconds, lambda ready: None, idle)
 
 
 @pytest.mark.parametrize(
@@ -46,122 +53,145 @@ def watch(poller: Poller, pause: Wait, wake: Callable[[bool], None]) -> None:
         lambda peer: peer.shutdown(socket.SHUT_WR),
         lambda peer: peer.close(),
     ],
-    ids=["a byte", "the end", "a close"],
+    ids=["byte", "end", "close"],
 )
-def test_is_woken_by(
+def test_event_wakes_a_wait(
     poller: Poller, pair: Callable[[], Pair], event: Callable[[socket.socket], object]
 ) -> None:
     ours, theirs = pair()
-    woken = Woken()
-    watch(poller, pause(ours), woken)
-    assert len(poller) == 1 and not woken.calls
+    owner = Owner()
+    poller.watch(wait_for(ours), owner)
+    assert len(poller) == 1 and not owner.wakes
     event(theirs)
-    assert woken.wait()
+    assert owner.is_woken()
     wait_until(lambda: not len(poller))
-    assert woken.calls == [True]
+    assert owner.wakes == [True]
 
 
-def test_is_woken_by_what_was_there_before(poller: Poller, pair: Callable[[], Pair]) -> None:
+def test_byte_that_has_come_before_wakes_a_wait(poller: Poller, pair: Callable[[], Pair]) -> None:
     ours, theirs = pair()
     theirs.send(b"x")
-    woken = Woken()
-    watch(poller, pause(ours), woken)
-    assert woken.wait() and woken.calls == [True]
+    owner = Owner()
+    poller.watch(wait_for(ours), owner)
+    assert owner.is_woken() and owner.wakes == [True]
 
 
-def test_is_woken_once_though_both_its_sockets_are_ready(
+def test_wait_is_woken_once_by_events_on_both_its_sockets(
     poller: Poller, pair: Callable[[], Pair]
 ) -> None:
-    (first, one), (second, two) = pair(), pair()
-    one.send(b"x")
-    two.send(b"x")
-    woken = Woken()
-    watch(poller, pause(first, second), woken)
-    assert woken.wait()
-    other = Woken()
-    third, three = pair()
-    watch(poller, pause(third), other)
-    three.send(b"x")
-    assert other.wait()
-    assert woken.calls == [True] and not len(poller)
+    (first, first_peer), (second, second_peer) = pair(), pair()
+    first_peer.send(b"x")
+    second_peer.send(b"x")
+    owner = Owner()
+    poller.watch(wait_for(first, second), owner)
+    assert owner.is_woken()
+    later = Owner()
+    third, third_peer = pair()
+    poller.watch(wait_for(third), later)
+    third_peer.send(b"x")
+    assert later.is_woken()
+    assert owner.wakes == [True] and not len(poller)
 
 
 @pytest.mark.parametrize("ready", [0, 1])
-def test_either_of_two_sockets_wakes(poller: Poller, pair: Callable[[], Pair], ready: int) -> None:
+def test_either_of_two_sockets_wakes_a_wait(
+    poller: Poller, pair: Callable[[], Pair], ready: int
+) -> None:
     pairs = [pair(), pair()]
-    woken = Woken()
-    watch(poller, pause(pairs[0][0], pairs[1][0]), woken)
+    owner = Owner()
+    poller.watch(wait_for(pairs[0][0], pairs[1][0]), owner)
     assert len(poller) == 1
     pairs[ready][1].send(b"x")
-    assert woken.wait() and woken.calls == [True]
+    assert owner.is_woken() and owner.wakes == [True]
 
 
-def test_its_time_is_over(poller: Poller, pair: Callable[[], Pair]) -> None:
+def test_wait_whose_time_is_up_is_woken(poller: Poller, pair: Callable[[], Pair]) -> None:
     ours, theirs = pair()
-    woken, patient = Woken(), Woken()
-    watch(poller, pause(ours, seconds=0.05), woken)
-    watch(poller, pause(pair()[0]), patient)
-    assert woken.wait() and woken.calls == [False]
+    owner, other = Owner(), Owner()
+    poller.watch(wait_for(ours, seconds=0.05), owner)
+    poller.watch(wait_for(pair()[0]), other)
+    assert owner.is_woken() and owner.wakes == [False]
     theirs.send(b"x")
-    assert not patient.calls and len(poller) == 1
+    assert not other.wakes and len(poller) == 1
 
 
-def test_can_be_parked_again(poller: Poller, pair: Callable[[], Pair]) -> None:
+def test_wait_for_nothing_is_woken_at_once(poller: Poller) -> None:
+    owner = Owner()
+    poller.watch(wait_for(), owner)
+    assert owner.wakes == [True] and not len(poller)
+
+
+def test_released_idle_waits_are_woken_now_and_later(
+    poller: Poller, pair: Callable[[], Pair]
+) -> None:
+    idle, busy, later = Owner(), Owner(), Owner()
+    poller.watch(wait_for(pair()[0], idle=True), idle)
+    poller.watch(wait_for(pair()[0]), busy)
+    poller.release_idle()
+    poller.watch(wait_for(pair()[0], idle=True), later)
+    assert (idle.wakes, busy.wakes, later.wakes) == ([False], [], [False])
+    assert len(poller) == 1
+
+
+def test_socket_can_be_watched_again_and_again(poller: Poller, pair: Callable[[], Pair]) -> None:
     ours, theirs = pair()
     for _ in range(5):
-        woken = Woken()
-        watch(poller, pause(ours), woken)
+        owner = Owner()
+        poller.watch(wait_for(ours), owner)
         theirs.send(b"x")
-        assert woken.wait()
+        assert owner.is_woken()
         assert ours.recv(10) == b"x"
 
 
-def test_can_be_parked_again_by_who_was_woken(poller: Poller, pair: Callable[[], Pair]) -> None:
+def test_woken_owner_can_watch_again_at_once(poller: Poller, pair: Callable[[], Pair]) -> None:
     ours, theirs = pair()
-    woken = Woken()
-    watch(poller, pause(ours), lambda ready: watch(poller, pause(ours), woken))
+    second = Owner()
+    poller.watch(wait_for(ours), Owner(lambda ready: poller.watch(wait_for(ours), second)))
     theirs.send(b"x")
-    assert woken.wait()
+    assert second.is_woken()
 
 
-def test_a_fault_of_one_does_not_keep_the_others_parked(
+def test_fault_of_one_owner_does_not_stop_the_others(
     poller: Poller, pair: Callable[[], Pair], log: Lines
 ) -> None:
-    def broken(ready: bool) -> None:
+    def fail(ready: bool) -> None:
         raise ValueError("broken")
 
-    (first, one), (second, two) = pair(), pair()
-    woken = Woken()
-    watch(poller, pause(first), broken)
-    watch(poller, pause(second), woken)
-    one.send(b"x")
-    log.wait_for("waking a parked connection: broken")
-    two.send(b"x")
-    assert woken.wait()
+    (first, first_peer), (second, second_peer) = pair(), pair()
+    owner = Owner()
+    poller.watch(wait_for(first), Owner(fail))
+    poller.watch(wait_for(second), owner)
+    first_peer.send(b"x")
+    log.wait_for("waking a watched connection: broken")
+    second_peer.send(b"x")
+    assert owner.is_woken()
 
 
-def test_many(poller: Poller, pair: Callable[[], Pair]) -> None:
-    """HAZARDS 93: nothing in it counts descriptors up to 1,023."""
-    woken = []
+def test_descriptors_above_1023_are_watched(poller: Poller, pair: Callable[[], Pair]) -> None:
+    """Hazard 93."""
+    owners = []
     pairs = [pair() for _ in range(600)]
     for ours, _ in pairs:
-        woken.append(Woken())
-        watch(poller, pause(ours), woken[-1])
+        owners.append(Owner())
+        poller.watch(wait_for(ours), owners[-1])
     assert max(ours.fileno() for ours, _ in pairs) > 1100
     for _, theirs in pairs:
         theirs.send(b"x")
-    assert all(one.wait() for one in woken)
+    assert all(owner.is_woken() for owner in owners)
     assert not len(poller)
 
 
-def test_stops_with_some_parked(log: Lines, pair: Callable[[], Pair]) -> None:
+def test_stop_wakes_nothing(log: Lines, pair: Callable[[], Pair]) -> None:
     poller = Poller(log)
     poller.start()
-    woken = Woken()
-    watch(poller, pause(pair()[0]), woken)
+    owner = Owner()
+    poller.watch(wait_for(pair()[0]), owner)
     poller.stop()
-    assert not poller.thread.is_alive() and not woken.calls
+    assert not poller.thread.is_alive() and not owner.wakes
 
 
-def test_stops_though_it_never_started(log: Lines) -> None:
-    Poller(log).stop()
+def test_poller_that_never_started_can_be_stopped(log: Lines, pair: Callable[[], Pair]) -> None:
+    poller = Poller(log)
+    with pytest.raises(ValueError):
+        poller.watch(wait_for(pair()[0]), Owner())
+    poller.stop()

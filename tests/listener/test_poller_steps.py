@@ -1,18 +1,19 @@
-"""Parked connections that go on by steps: each on the parker's own thread, until one ends or wants a thread."""
+"""Waits with a step: it goes on, on the poller's thread, until it ends or needs a pool thread."""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import threading
 import time
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 
 from netproxy.interfaces.connections import READABLE, Wait
-from netproxy.listener import poller as parker_module
+from netproxy.listener import poller as poller_module
 from netproxy.listener.poller import Poller
 from tests.support.doubles import Lines
 from tests.support.sockets import wait_until
@@ -21,14 +22,17 @@ Pair = tuple[socket.socket, socket.socket]
 Answer = Callable[[int, int], Wait | None]
 
 
-class Steps:
-    """A step that does what `answer` says, a wake and an end; all of them remember their calls."""
+class Stepper:
+    """A WaitOwner and the step of its waits, which does what `answer` says.
+
+    It remembers all calls, and the threads that stepped or ended it.
+    """
 
     def __init__(self) -> None:
         self.answer: Answer | None = None
         self.steps: list[tuple[int, int]] = []
         self.wakes: list[tuple[Wait, bool]] = []
-        self.ends = 0
+        self.unwatched: list[Wait] = []
         self.errors: list[Exception | None] = []
         self.threads: set[threading.Thread] = set()
 
@@ -38,44 +42,46 @@ class Steps:
         assert self.answer is not None
         return self.answer(descriptor, events)
 
-    def wake(self, pause: Wait, ready: bool) -> None:
-        self.wakes.append((pause, ready))
+    def wake(self, wait: Wait, ready: bool) -> None:
+        self.wakes.append((wait, ready))
+
+    def cannot_watch(self, wait: Wait) -> None:
+        self.unwatched.append(wait)
 
     def end(self, error: Exception | None) -> None:
         self.threads.add(threading.current_thread())
-        self.ends += 1
         self.errors.append(error)
 
-    def pause(
+    @property
+    def ends(self) -> int:
+        return len(self.errors)
+
+    def wait_for(
         self,
         *sockets: socket.socket,
         seconds: float = 60.0,
         stepping: bool = True,
+        fixed: bool = False,
         events: int = READABLE,
     ) -> Wait:
-        return Wait(
-            [(sock, events) for sock in sockets],
-            seconds,
-            lambda ready: None,
-            False,
-            self.step if stepping else None,
-        )
-
-    def watch(self, poller: Poller, pause: Wait) -> None:
-        poller.watch(pause, self.wake, self.end)
+        """Return a wait for events on one of the sockets."""
+        watched = [(sock, events) for sock in sockets]
+        step = self.step if stepping else None
+        return Wait(watched, seconds, lambda ready: None, False, step, fixed)
 
 
-def echoing(steps: Steps, *sockets: socket.socket, seconds: float = 60.0) -> Wait:
-    """A pause that gives each byte back and goes on waiting as before."""
-    pause = steps.pause(*sockets, seconds=seconds)
-    found = {sock.fileno(): sock for sock in sockets}
+def echoing(stepper: Stepper, *sockets: socket.socket, **options: Any) -> Wait:
+    """Return a wait whose step returns each byte, and the same wait."""
+    wait = stepper.wait_for(*sockets, **options)
+    by_descriptor = {sock.fileno(): sock for sock in sockets}
 
     def answer(descriptor: int, events: int) -> Wait:
-        found[descriptor].send(found[descriptor].recv(1))
-        return pause
+        sock = by_descriptor[descriptor]
+        sock.send(sock.recv(1))
+        return wait
 
-    steps.answer = answer
-    return pause
+    stepper.answer = answer
+    return wait
 
 
 def ask(sock: socket.socket, byte: bytes = b"x") -> None:
@@ -84,7 +90,9 @@ def ask(sock: socket.socket, byte: bytes = b"x") -> None:
     assert sock.recv(1) == byte
 
 
-def ending(*sockets: socket.socket) -> Answer:
+def closing(*sockets: socket.socket) -> Answer:
+    """Return an answer that closes the sockets and ends."""
+
     def answer(descriptor: int, events: int) -> None:
         for sock in sockets:
             sock.close()
@@ -92,326 +100,394 @@ def ending(*sockets: socket.socket) -> Answer:
     return answer
 
 
-class TestAPauseThatStaysAsItIs:
-    def test_is_stepped_again_and_again_on_the_parkers_thread(
+def finish_round(poller: Poller, pair: Callable[[], Pair]) -> None:
+    """Wait until the poller has dealt with all events before this call."""
+    ours, theirs = pair()
+    stepper = Stepper()
+    stepper.answer = closing(ours)
+    poller.watch(stepper.wait_for(ours), stepper)
+    theirs.send(b"x")
+    wait_until(lambda: stepper.ends == 1)
+
+
+class TestSameWait:
+    def test_step_is_called_for_every_event_on_the_pollers_thread(
         self, poller: Poller, pair: Callable[[], Pair]
     ) -> None:
-        (first, one), (second, two) = pair(), pair()
-        steps = Steps()
-        steps.watch(poller, echoing(steps, first, second))
+        (first, first_peer), (second, second_peer) = pair(), pair()
+        stepper = Stepper()
+        poller.watch(echoing(stepper, first, second), stepper)
         for _ in range(10):
-            ask(one)
-            ask(two)
-        assert (
-            steps.steps == [(first.fileno(), select.POLLIN), (second.fileno(), select.POLLIN)] * 10
-        )
-        assert steps.threads == {poller.thread}
-        assert not steps.wakes and not steps.ends and len(poller) == 1
+            ask(first_peer)
+            ask(second_peer)
+        expected = [(first.fileno(), select.POLLIN), (second.fileno(), select.POLLIN)] * 10
+        assert stepper.steps == expected
+        assert stepper.threads == {poller.thread}
+        assert not stepper.wakes and not stepper.ends and len(poller) == 1
 
-    def test_is_not_given_up_while_it_is_stepped(
+    def test_each_event_renews_the_time_of_a_wait(
         self, poller: Poller, pair: Callable[[], Pair]
     ) -> None:
         ours, theirs = pair()
-        steps = Steps()
-        steps.watch(poller, echoing(steps, ours, seconds=0.3))
-        for _ in range(25):
+        stepper = Stepper()
+        poller.watch(echoing(stepper, ours, seconds=0.5), stepper)
+        for _ in range(40):
             ask(theirs)
             time.sleep(0.03)
-        assert not steps.wakes and len(poller) == 1
+        assert not stepper.wakes and len(poller) == 1
 
-    def test_is_woken_when_its_time_is_over(self, poller: Poller, pair: Callable[[], Pair]) -> None:
-        ours, theirs = pair()
-        steps = Steps()
-        pause = echoing(steps, ours, seconds=0.1)
-        steps.watch(poller, pause)
-        ask(theirs)
-        wait_until(lambda: steps.wakes)
-        ((woken, ready),) = steps.wakes
-        assert woken is pause and ready is False
-        theirs.send(b"late")
-        look_again(poller, pair)
-        assert len(steps.steps) == 1 and not steps.ends and not len(poller)
-
-
-def look_again(poller: Poller, pair: Callable[[], Pair]) -> None:
-    """Has the parker look once more: what came before has been dealt with then."""
-    ours, theirs = pair()
-    steps = Steps()
-    steps.answer = ending(ours)
-    steps.watch(poller, steps.pause(ours))
-    theirs.send(b"x")
-    wait_until(lambda: steps.ends == 1)
-
-
-class TestAnotherPause:
-    def test_is_watched_in_place_of_the_first(
+    def test_no_event_renews_the_time_of_a_fixed_wait(
         self, poller: Poller, pair: Callable[[], Pair]
     ) -> None:
-        (first, one), (second, two) = pair(), pair()
-        steps = Steps()
-        later = steps.pause(second)
+        ours, theirs = pair()
+        stepper = Stepper()
+        wait = echoing(stepper, ours, seconds=0.3, fixed=True)
+        poller.watch(wait, stepper)
+        theirs.settimeout(5)
+        for _ in range(200):
+            if stepper.wakes:
+                break
+            theirs.send(b"x")
+            time.sleep(0.03)
+        assert stepper.wakes == [(wait, False)] and len(stepper.steps) > 1
+
+    def test_wait_whose_time_is_up_is_woken(self, poller: Poller, pair: Callable[[], Pair]) -> None:
+        ours, theirs = pair()
+        stepper = Stepper()
+        wait = echoing(stepper, ours, seconds=0.1)
+        poller.watch(wait, stepper)
+        ask(theirs)
+        wait_until(lambda: stepper.wakes)
+        ((woken, ready),) = stepper.wakes
+        assert woken is wait and ready is False
+        theirs.send(b"late")
+        finish_round(poller, pair)
+        assert len(stepper.steps) == 1 and not stepper.ends and not len(poller)
+
+
+class TestFollowingWait:
+    def test_following_wait_replaces_the_first(
+        self, poller: Poller, pair: Callable[[], Pair]
+    ) -> None:
+        (first, first_peer), (second, second_peer) = pair(), pair()
+        stepper = Stepper()
+        following = stepper.wait_for(second)
 
         def answer(descriptor: int, events: int) -> Wait:
             (first if descriptor == first.fileno() else second).recv(1)
-            return later
+            return following
 
-        steps.answer = answer
-        steps.watch(poller, steps.pause(first))
-        one.send(b"x")
-        wait_until(lambda: len(steps.steps) == 1)
-        one.send(b"y")
-        two.send(b"z")
-        wait_until(lambda: len(steps.steps) == 2)
-        look_again(poller, pair)
-        assert (
-            steps.steps == [(first.fileno(), select.POLLIN), (second.fileno(), select.POLLIN)]
-            and len(poller) == 1
-        )
+        stepper.answer = answer
+        poller.watch(stepper.wait_for(first), stepper)
+        first_peer.send(b"x")
+        wait_until(lambda: len(stepper.steps) == 1)
+        first_peer.send(b"y")
+        second_peer.send(b"z")
+        wait_until(lambda: len(stepper.steps) == 2)
+        finish_round(poller, pair)
+        assert stepper.steps == [(first.fileno(), select.POLLIN), (second.fileno(), select.POLLIN)]
+        assert len(poller) == 1
 
-    def test_brings_its_own_events(self, poller: Poller, pair: Callable[[], Pair]) -> None:
+    def test_following_wait_has_its_own_events(
+        self, poller: Poller, pair: Callable[[], Pair]
+    ) -> None:
         ours, theirs = pair()
-        steps = Steps()
-        first, writing, last = (
-            steps.pause(ours),
-            steps.pause(ours, events=select.POLLOUT),
-            steps.pause(ours),
-        )
-        steps.answer = lambda descriptor, events: (
-            writing if events & select.POLLIN and len(steps.steps) == 1 else last
-        )
+        stepper = Stepper()
+        writing = stepper.wait_for(ours, events=select.POLLOUT)
+        reading = stepper.wait_for(ours)
+
+        def answer(descriptor: int, events: int) -> Wait:
+            return writing if events & select.POLLIN and len(stepper.steps) == 1 else reading
+
+        stepper.answer = answer
         theirs.send(b"x")
-        steps.watch(poller, first)
-        wait_until(lambda: len(steps.steps) >= 3)
-        assert [events for _, events in steps.steps[:3]] == [
-            select.POLLIN,
-            select.POLLOUT,
-            select.POLLIN,
-        ]
+        poller.watch(stepper.wait_for(ours), stepper)
+        wait_until(lambda: len(stepper.steps) >= 3)
+        events = [events for _, events in stepper.steps[:3]]
+        assert events == [select.POLLIN, select.POLLOUT, select.POLLIN]
         ours.recv(1)
 
-    def test_without_a_step_is_handed_over(self, poller: Poller, pair: Callable[[], Pair]) -> None:
-        ours, theirs = pair()
-        steps = Steps()
-        other = steps.pause(ours, stepping=False)
-        steps.answer = lambda descriptor, events: other
-        theirs.send(b"x")
-        steps.watch(poller, steps.pause(ours))
-        wait_until(lambda: steps.wakes)
-        ((pause, ready),) = steps.wakes
-        assert pause is other and ready is True
-        look_again(poller, pair)
-        assert len(steps.steps) == len(steps.wakes) == 1 and not steps.ends and not len(poller)
-
-    def test_of_nothing_wants_a_thread_at_once(
+    def test_following_wait_without_a_step_wakes_its_owner(
         self, poller: Poller, pair: Callable[[], Pair]
     ) -> None:
         ours, theirs = pair()
-        steps = Steps()
-        nothing = steps.pause(stepping=False)
-        steps.answer = lambda descriptor, events: nothing
+        stepper = Stepper()
+        following = stepper.wait_for(ours, stepping=False)
+        stepper.answer = lambda descriptor, events: following
         theirs.send(b"x")
-        steps.watch(poller, steps.pause(ours))
-        wait_until(lambda: steps.wakes)
-        assert steps.wakes == [(nothing, True)] and not steps.ends
-        steps.watch(poller, nothing)
-        assert steps.wakes == [(nothing, True)] * 2
-        look_again(poller, pair)
-        assert len(steps.steps) == 1 and not len(poller)
+        poller.watch(stepper.wait_for(ours), stepper)
+        wait_until(lambda: stepper.wakes)
+        ((wait, ready),) = stepper.wakes
+        assert wait is following and ready is True
+        finish_round(poller, pair)
+        assert len(stepper.steps) == len(stepper.wakes) == 1
+        assert not stepper.ends and not len(poller)
 
-
-class TestAnEnd:
-    def test_is_told_once_and_forgets_the_descriptors(
+    def test_following_wait_for_nothing_wakes_its_owner_at_once(
         self, poller: Poller, pair: Callable[[], Pair]
     ) -> None:
-        (first, one), (second, two) = pair(), pair()
-        steps = Steps()
-        ready = threading.Event()
+        ours, theirs = pair()
+        stepper = Stepper()
+        nothing = stepper.wait_for(stepping=False)
+        stepper.answer = lambda descriptor, events: nothing
+        theirs.send(b"x")
+        poller.watch(stepper.wait_for(ours), stepper)
+        wait_until(lambda: stepper.wakes)
+        assert stepper.wakes == [(nothing, True)] and not stepper.ends
+        poller.watch(nothing, stepper)
+        assert stepper.wakes == [(nothing, True)] * 2
+        finish_round(poller, pair)
+        assert len(stepper.steps) == 1 and not len(poller)
+
+    def test_following_wait_that_cannot_be_watched_goes_to_its_owner(
+        self, poller: Poller, pair: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The kernel has no memory for another descriptor."""
+        (ours, theirs), (other, _) = pair(), pair()
+        stepper = Stepper()
+        following = stepper.wait_for(other)
+        inner: Any = poller._epoll
+
+        class FullEpoll:
+            poll, unregister, close = inner.poll, inner.unregister, inner.close
+
+            @staticmethod
+            def register(descriptor: int, events: int) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def answer(descriptor: int, events: int) -> Wait:
+            ours.recv(1)
+            return following
+
+        stepper.answer = answer
+        poller.watch(stepper.wait_for(ours), stepper)
+        with monkeypatch.context() as patch:
+            patch.setattr(poller, "_epoll", FullEpoll())
+            theirs.send(b"x")
+            wait_until(lambda: stepper.unwatched)
+        assert stepper.unwatched == [following]
+        assert not stepper.wakes and not stepper.ends and not len(poller)
+
+    def test_deadline_of_a_following_wait_is_kept(
+        self, log: Lines, pair: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However seldom the poller looks at the deadlines otherwise."""
+        monkeypatch.setattr(poller_module, "TICK", 60.0)
+        poller = Poller(log)
+        poller.start()
+        ours, theirs = pair()
+        stepper = Stepper()
+        following = stepper.wait_for(ours, seconds=0.2)
+
+        def answer(descriptor: int, events: int) -> Wait:
+            ours.recv(1)
+            return following
+
+        stepper.answer = answer
+        poller.watch(stepper.wait_for(ours), stepper)
+        theirs.send(b"x")
+        wait_until(lambda: stepper.wakes)
+        assert stepper.wakes == [(following, False)]
+        poller.stop()
+
+
+class TestEnd:
+    def test_end_is_told_once_and_forgets_the_descriptors(
+        self, poller: Poller, pair: Callable[[], Pair]
+    ) -> None:
+        (first, first_peer), (second, second_peer) = pair(), pair()
+        stepper = Stepper()
+        both_sent = threading.Event()
 
         def answer(descriptor: int, events: int) -> None:
-            assert ready.wait(5)
-            ending(first, second)(descriptor, events)
+            assert both_sent.wait(5)
+            closing(first, second)(descriptor, events)
 
-        steps.answer = answer
-        steps.watch(poller, steps.pause(first, second))
-        one.send(b"x")
-        two.send(b"x")
-        ready.set()
-        wait_until(lambda: steps.ends)
-        look_again(poller, pair)
-        assert (steps.ends, len(steps.steps), steps.wakes, len(poller)) == (1, 1, [], 0)
-        assert steps.threads == {poller.thread}
+        stepper.answer = answer
+        poller.watch(stepper.wait_for(first, second), stepper)
+        first_peer.send(b"x")
+        second_peer.send(b"x")
+        both_sent.set()
+        wait_until(lambda: stepper.ends)
+        finish_round(poller, pair)
+        assert (stepper.ends, len(stepper.steps), stepper.wakes, len(poller)) == (1, 1, [], 0)
+        assert stepper.threads == {poller.thread}
 
-    def test_may_come_before_all_descriptors_are_watched(
+    def test_step_may_end_a_wait_while_it_is_being_added(
         self, poller: Poller, pair: Callable[[], Pair]
     ) -> None:
-        """Both have something when they are parked, and the first step ends it: park() does not raise, end is told once."""
+        """Both sockets have bytes before watch() is called, and the first step closes them."""
         for _ in range(400):
-            (first, one), (second, two) = pair(), pair()
-            steps = Steps()
-            steps.answer = ending(first, second)
-            one.send(b"x")
-            two.send(b"x")
-            steps.watch(poller, steps.pause(first, second))
-            wait_until(lambda: steps.ends)
-            assert (steps.ends, len(steps.steps), len(poller)) == (1, 1, 0)
+            (first, first_peer), (second, second_peer) = pair(), pair()
+            stepper = Stepper()
+            stepper.answer = closing(first, second)
+            first_peer.send(b"x")
+            second_peer.send(b"x")
+            poller.watch(stepper.wait_for(first, second), stepper)
+            wait_until(lambda stepper=stepper: stepper.ends)
+            assert (stepper.ends, len(stepper.steps), len(poller)) == (1, 1, 0)
 
-    def test_leaves_another_with_the_same_descriptor_alone(
+    def test_end_leaves_the_new_owner_of_a_descriptor_alone(
         self, poller: Poller, pair: Callable[[], Pair]
     ) -> None:
-        """Between the end of one and the parker's look at it, its number is somebody else's who is parked already."""
-        (ours, theirs), (other, its_peer) = pair(), pair()
+        """The step closes its socket, and its number is watched for another owner already."""
+        (ours, theirs), (other, other_peer) = pair(), pair()
         number = ours.fileno()
-        steps, others = Steps(), Steps()
-        new: list[socket.socket] = []
+        stepper, later = Stepper(), Stepper()
+        reused: list[socket.socket] = []
 
         def answer(descriptor: int, events: int) -> None:
             ours.close()
-            new.append(other.dup())
-            assert new[0].fileno() == number
-            others.watch(poller, echoing(others, new[0]))
+            reused.append(other.dup())
+            assert reused[0].fileno() == number
+            poller.watch(echoing(later, reused[0]), later)
 
-        steps.answer = answer
-        steps.watch(poller, steps.pause(ours))
+        stepper.answer = answer
+        poller.watch(stepper.wait_for(ours), stepper)
         theirs.send(b"x")
-        wait_until(lambda: steps.ends)
-        with new[0]:
+        wait_until(lambda: stepper.ends)
+        with reused[0]:
             assert len(poller) == 1
-            ask(its_peer)
-            ask(its_peer)
-            assert others.steps == [(number, select.POLLIN)] * 2
-            others.answer = ending(new[0])
-            its_peer.send(b"x")
-            wait_until(lambda: others.ends)
-            assert not len(poller) and steps.ends == 1
+            ask(other_peer)
+            ask(other_peer)
+            assert later.steps == [(number, select.POLLIN)] * 2
+            later.answer = closing(reused[0])
+            other_peer.send(b"x")
+            wait_until(lambda: later.ends)
+            assert not len(poller) and stepper.ends == 1
 
-    def test_by_an_exception_is_told_with_it_and_ends_that_one_only(
+    def test_following_wait_leaves_the_new_owner_of_a_descriptor_alone(
+        self, poller: Poller, pair: Callable[[], Pair]
+    ) -> None:
+        """The step closes one of two sockets, such as a failed dial, and goes on with the other."""
+        (client, client_peer), (dial, dial_peer), (other, other_peer) = pair(), pair(), pair()
+        number = dial.fileno()
+        stepper, later = Stepper(), Stepper()
+        reused: list[socket.socket] = []
+
+        def answer(descriptor: int, events: int) -> Wait:
+            if reused:
+                client.send(client.recv(1))
+            else:
+                dial.close()
+                reused.append(other.dup())
+                assert reused[0].fileno() == number
+                poller.watch(echoing(later, reused[0]), later)
+            return stepper.wait_for(client)
+
+        stepper.answer = answer
+        poller.watch(stepper.wait_for(client, dial), stepper)
+        dial_peer.send(b"x")
+        wait_until(lambda: reused)
+        with reused[0]:
+            ask(client_peer)
+            ask(other_peer)
+            assert later.steps == [(number, select.POLLIN)] and len(poller) == 2
+            later.answer = closing(reused[0])
+            other_peer.send(b"x")
+            wait_until(lambda: later.ends)
+
+    def test_exception_of_a_step_ends_only_its_owner(
         self, poller: Poller, pair: Callable[[], Pair], log: Lines
     ) -> None:
-        (ours, theirs), (second, two) = pair(), pair()
-        steps, others, broken = Steps(), Steps(), ValueError("broken")
+        (ours, theirs), (second, second_peer) = pair(), pair()
+        stepper, other, broken = Stepper(), Stepper(), ValueError("broken")
 
         def answer(descriptor: int, events: int) -> None:
             ours.close()
             raise broken
 
-        steps.answer = answer
-        steps.watch(poller, steps.pause(ours))
-        others.watch(poller, echoing(others, second))
+        stepper.answer = answer
+        poller.watch(stepper.wait_for(ours), stepper)
+        poller.watch(echoing(other, second), other)
         theirs.send(b"x")
-        wait_until(lambda: steps.ends)
-        ask(two)
-        ask(two)
-        assert steps.errors == [broken] and not log.of("exception")
-        assert (steps.ends, len(steps.steps), steps.wakes, others.ends, len(poller)) == (
-            1,
-            1,
-            [],
-            0,
-            1,
-        )
+        wait_until(lambda: stepper.ends)
+        ask(second_peer)
+        ask(second_peer)
+        assert stepper.errors == [broken] and not log.of("exception")
+        assert len(stepper.steps) == 1 and not stepper.wakes
+        assert not other.ends and len(poller) == 1
 
-    def test_that_fails_itself_is_logged_and_keeps_no_other(
+    def test_exception_of_end_is_logged_and_stops_no_other_wait(
         self, poller: Poller, pair: Callable[[], Pair], log: Lines
     ) -> None:
-        (ours, theirs), (second, two) = pair(), pair()
-        others = Steps()
+        class Failing(Stepper):
+            def end(self, error: Exception | None) -> None:
+                raise ValueError("broken")
 
-        def end(error: Exception | None) -> None:
-            raise ValueError("broken")
-
-        steps = Steps()
-        steps.answer = ending(ours)
-        poller.watch(steps.pause(ours), steps.wake, end)
-        others.watch(poller, echoing(others, second))
+        (ours, theirs), (second, second_peer) = pair(), pair()
+        other, stepper = Stepper(), Failing()
+        stepper.answer = closing(ours)
+        poller.watch(stepper.wait_for(ours), stepper)
+        poller.watch(echoing(other, second), other)
         theirs.send(b"x")
         wait_until(lambda: log.of("exception"))
-        ask(two)
-        assert log.of("exception") == ["ending a parked connection: broken"] and len(poller) == 1
+        ask(second_peer)
+        assert log.of("exception") == ["ending a watched connection: broken"] and len(poller) == 1
 
 
-class TestTime:
-    """A deadline is kept to a tenth of a second where it is known before, though who waits is looked at each second alone."""
+class TestDeadlines:
+    """A deadline that is known before is kept, though the poller looks at all of them seldom."""
 
     @pytest.fixture
     def poller(self, log: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Poller]:
-        monkeypatch.setattr(parker_module, "TICK", 60.0)
+        monkeypatch.setattr(poller_module, "TICK", 60.0)
         poller = Poller(log)
         poller.start()
         yield poller
         poller.stop()
 
-    def test_of_a_pause_that_follows_another(
+    def test_near_deadlines_are_kept_in_their_order(
         self, poller: Poller, pair: Callable[[], Pair]
     ) -> None:
+        stepper, other = Stepper(), Stepper()
+        waits = [stepper.wait_for(pair()[0], seconds=seconds) for seconds in (0.3, 0.6, 0.9)]
+        for wait in waits:
+            poller.watch(wait, stepper)
         ours, theirs = pair()
-        steps = Steps()
-        short = steps.pause(ours, seconds=0.2)
+        poller.watch(echoing(other, ours), other)
+        ask(theirs)  # wakes the poller, which looks at the deadlines
+        wait_until(lambda: len(stepper.wakes) == 3)
+        assert stepper.wakes == [(wait, False) for wait in waits]
 
-        def answer(descriptor: int, events: int) -> Wait:
-            ours.recv(1)
-            return short
 
-        steps.answer = answer
-        steps.watch(poller, steps.pause(ours))
-        theirs.send(b"x")
-        wait_until(lambda: steps.steps)
-        began = time.monotonic()
-        wait_until(lambda: steps.wakes)
-        assert steps.wakes == [(short, False)] and 0.1 < time.monotonic() - began < 2.0
-
-    def test_of_those_that_were_found_to_have_little_left(
+class TestReusedDescriptor:
+    def test_second_descriptor_of_a_late_wait_may_belong_to_another(
         self, poller: Poller, pair: Callable[[], Pair]
     ) -> None:
-        ends = [pair()[0] for _ in range(3)]
-        steps = Steps()
-        for seconds, end in zip((0.3, 0.6, 0.9), ends):
-            steps.watch(poller, steps.pause(end, seconds=seconds))
-        began, other = time.monotonic(), pair()
-        watched = Steps()
-        watched.watch(poller, echoing(watched, other[0]))
-        ask(other[1])  # has the parker take note
-        took = []
-        for number in range(1, 4):
-            wait_until(lambda: len(steps.wakes) == number)
-            took.append(time.monotonic() - began)
-        assert all(due - 0.05 <= late < due + 1.0 for due, late in zip((0.3, 0.6, 0.9), took))
+        """A relay whose time is up is listed once for each of its descriptors.
 
+        Once woken it may close them, and another connection may have the second one.
+        """
+        (first, _), (second, _), (third, third_peer) = pair(), pair(), pair()
+        number, later = second.fileno(), Stepper()
 
-class TestADescriptorThatSomebodyElseHasByNow:
-    def test_is_not_given_up_for_the_first_owners_time(
-        self, poller: Poller, pair: Callable[[], Pair]
-    ) -> None:
-        """A relay whose time is up is found by both its descriptors; once woken it may be closed, and the second be another's."""
-        (first, one), (second, two), (third, three) = pair(), pair(), pair()
-        number, later = second.fileno(), Steps()
-
-        class Closing(Steps):
-            def wake(self, pause: Wait, ready: bool) -> None:
-                super().wake(pause, ready)
+        class Closing(Stepper):
+            def wake(self, wait: Wait, ready: bool) -> None:
+                super().wake(wait, ready)
                 if len(self.wakes) == 1:
-                    os.dup2(
-                        third.fileno(), number
-                    )  # closes the second, and is a new connection's at once
-                    later.watch(poller, echoing(later, second))
+                    # Closes the second; its number is a new connection's at once.
+                    os.dup2(third.fileno(), number)
+                    poller.watch(echoing(later, second), later)
 
-        steps = Closing()
-        steps.watch(poller, echoing(steps, first, second, seconds=0.05))
-        wait_until(lambda: steps.wakes)
-        ask(three)
-        look_again(poller, pair)
-        assert (
-            [ready for _, ready in steps.wakes] == [False] and not later.wakes and len(poller) == 1
-        )
+        stepper = Closing()
+        poller.watch(echoing(stepper, first, second, seconds=0.05), stepper)
+        wait_until(lambda: stepper.wakes)
+        ask(third_peer)
+        finish_round(poller, pair)
+        assert [ready for _, ready in stepper.wakes] == [False]
+        assert not later.wakes and len(poller) == 1
 
-    def test_parking_after_the_stop_touches_nobodys(
+    def test_watch_after_the_stop_touches_no_other_epoll(
         self, log: Lines, pair: Callable[[], Pair]
     ) -> None:
+        """The number of the closed epoll may belong to another file."""
         ours, theirs = pair()
-        poller, steps = Poller(log), Steps()
+        poller, stepper = Poller(log), Stepper()
         poller.start()
         poller.stop()
         with select.epoll() as other:
             with pytest.raises((OSError, ValueError)):
-                steps.watch(poller, steps.pause(ours))
+                poller.watch(stepper.wait_for(ours), stepper)
             theirs.send(b"x")
             assert other.poll(0.02) == [] and not len(poller)

@@ -1,9 +1,9 @@
-"""The bounded pool of threads: when it grows, when it shrinks, what it refuses, what it survives."""
+"""The bounded pool of threads: how it grows and shrinks, what it refuses, and its stop."""
 
 from __future__ import annotations
 
 import threading
-from typing import Iterator
+from typing import Callable, Iterator
 
 import pytest
 
@@ -15,47 +15,49 @@ from tests.support.sockets import Task, wait_until
 
 NAME = "pool-under-test"
 
+Make = Callable[..., ThreadPool]
+
 
 @pytest.fixture
-def make(log: Lines, gate: Gate) -> Iterator[type]:
+def make(log: Lines, gate: Gate) -> Iterator[Make]:
     pools: list[ThreadPool] = []
 
     def make(limit: int, waiting: int = 0) -> ThreadPool:
         pools.append(ThreadPool(NAME, limit, waiting, log))
         return pools[-1]
 
-    yield make  # type: ignore[misc]
+    yield make
     gate.let_go()
     for pool in pools:
         pool.stop(5)
 
 
 def run(pool: ThreadPool) -> threading.Thread:
-    """The thread that a task of the pool ran on."""
-    found: list[threading.Thread] = []
+    """Run a task and return its thread."""
+    threads: list[threading.Thread] = []
     done = threading.Event()
 
     def task() -> None:
-        found.append(threading.current_thread())
+        threads.append(threading.current_thread())
         done.set()
 
     assert pool.submit(task)
     assert done.wait(5)
     wait_until(lambda: not pool.busy)
-    return found[0]
+    return threads[0]
 
 
-def test_starts_no_thread_before_there_is_work(make: type) -> None:
+def test_pool_without_work_has_no_thread(make: Make) -> None:
     assert make(4).threads == 0
 
 
-def test_a_thread_is_used_again(make: type) -> None:
+def test_thread_is_used_again(make: Make) -> None:
     pool = make(4)
     assert len({run(pool) for _ in range(10)}) == 1
     assert pool.threads == 1
 
 
-def test_grows_to_its_limit_and_no_further(make: type, gate: Gate) -> None:
+def test_pool_grows_to_its_limit_and_refuses_what_may_not_wait(make: Make, gate: Gate) -> None:
     pool = make(3, 2)
     assert [pool.submit(gate) for _ in range(6)] == [True] * 5 + [False]
     gate.wait_for(3)
@@ -66,7 +68,7 @@ def test_grows_to_its_limit_and_no_further(make: type, gate: Gate) -> None:
     assert pool.submit(lambda: None)
 
 
-def test_tasks_run_in_the_order_they_came(make: type, gate: Gate) -> None:
+def test_tasks_run_in_the_order_they_came(make: Make, gate: Gate) -> None:
     pool = make(1, 10)
     order: list[int] = []
     pool.submit(gate)
@@ -77,7 +79,7 @@ def test_tasks_run_in_the_order_they_came(make: type, gate: Gate) -> None:
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_shrinks_when_idle(make: type, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_threads_end(make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.02)
     pool = make(5)
     for _ in range(5):
@@ -85,11 +87,11 @@ def test_shrinks_when_idle(make: type, gate: Gate, monkeypatch: pytest.MonkeyPat
     gate.wait_for(5)
     gate.let_go()
     wait_until(lambda: not pool.threads)
-    run(pool)  # and grows again
+    run(pool)  # another thread is started
 
 
-def test_a_thread_about_to_end_takes_the_task_that_counts_on_it(
-    make: type, monkeypatch: pytest.MonkeyPatch
+def test_thread_about_to_end_takes_the_task_that_counts_on_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.0005)
     pool = make(2)
@@ -97,8 +99,8 @@ def test_a_thread_about_to_end_takes_the_task_that_counts_on_it(
         run(pool)
 
 
-def test_an_exception_ends_only_its_task(make: type, log: Lines) -> None:
-    """HAZARDS 97."""
+def test_exception_ends_only_its_task(make: Make, log: Lines) -> None:
+    """Hazard 97."""
     pool = make(1)
     thread = run(pool)
 
@@ -113,7 +115,7 @@ def test_an_exception_ends_only_its_task(make: type, log: Lines) -> None:
 
 
 class TestNoThread:
-    """HAZARDS 94: can't start new thread, a RuntimeError."""
+    """Hazard 94: "can't start new thread", a RuntimeError."""
 
     @pytest.fixture
     def refuse(self, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
@@ -123,18 +125,18 @@ class TestNoThread:
         monkeypatch.setattr(threading.Thread, "start", start)
         return monkeypatch
 
-    def test_at_all_refuses_the_task(
-        self, make: type, log: Lines, refuse: pytest.MonkeyPatch
+    def test_task_is_refused_if_the_first_thread_cannot_start(
+        self, make: Make, log: Lines, refuse: pytest.MonkeyPatch
     ) -> None:
         pool = make(4, 4)
         assert not pool.submit(lambda: None)
         assert (pool.threads, pool.busy) == (0, 0)
-        assert log.of("limited") == [f"{NAME}: cannot start another thread"]
+        assert log.of("limited") == [f"{NAME} pool: cannot start another thread"]
         refuse.undo()
         run(pool)
 
-    def test_more_leaves_the_task_to_those_there_are(
-        self, make: type, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    def test_task_waits_for_a_running_thread_if_another_cannot_start(
+        self, make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pool = make(4, 0)
         pool.submit(gate)
@@ -151,42 +153,46 @@ class TestNoThread:
         assert done.wait(5)
 
 
-class TestRoom:
-    def test_is_there(self, make: type) -> None:
-        assert make(1).wait_for_room(0)
+class TestHasRoom:
+    def test_unused_pool_has_room(self, make: Make) -> None:
+        assert make(1).has_room
 
-    def test_does_not_come(self, make: type, gate: Gate) -> None:
+    def test_full_pool_has_no_room(self, make: Make, gate: Gate) -> None:
         pool = make(1)
         pool.submit(gate)
-        assert not pool.wait_for_room(0.01)
+        assert not pool.has_room
 
-    def test_comes_when_a_task_ends(self, make: type, gate: Gate) -> None:
+    def test_ended_task_makes_room(self, make: Make, gate: Gate) -> None:
         pool = make(1)
         pool.submit(gate)
-        waiting = Task(pool.wait_for_room, 5.0)
         gate.wait_for(1)
         gate.let_go()
-        assert waiting.result()
+        wait_until(lambda: pool.has_room)
 
-    def test_comes_with_a_larger_limit(self, make: type, gate: Gate) -> None:
-        """After a reload."""
+    def test_larger_limit_makes_room(self, make: Make, gate: Gate) -> None:
+        """A reload changes it."""
         pool = make(1)
         pool.submit(gate)
         assert not pool.submit(gate)
         pool.limit = 2
-        assert pool.wait_for_room(0) and pool.submit(gate)
+        assert pool.has_room and pool.submit(gate)
         gate.wait_for(2)
 
-    def test_is_not_waited_for_once_it_stops(self, make: type, gate: Gate) -> None:
+    def test_urgent_task_waits_without_room(self, make: Make, gate: Gate, log: Lines) -> None:
+        """It continues work that was admitted before."""
         pool = make(1)
+        done = threading.Event()
         pool.submit(gate)
-        waiting = Task(pool.wait_for_room, 5.0)
-        pool.stop(0)
-        waiting.result(2)
+        assert not pool.submit(done.set) and pool.submit(done.set, urgent=True)
+        assert log.of("limited") == [f"{NAME} pool: all threads are busy"]
+        gate.let_go()
+        assert done.wait(5)
 
 
 class TestStop:
-    def test_waits_for_what_runs_and_ends_all_threads(self, make: type, gate: Gate) -> None:
+    def test_stop_waits_for_running_tasks_and_ends_all_threads(
+        self, make: Make, gate: Gate
+    ) -> None:
         pool = make(3)
         for _ in range(3):
             pool.submit(gate)
@@ -196,12 +202,12 @@ class TestStop:
         stopping.result()
         assert not pool.threads
 
-    def test_takes_no_more_tasks(self, make: type) -> None:
+    def test_stopped_pool_takes_no_task(self, make: Make) -> None:
         pool = make(1)
         pool.stop(0)
         assert not pool.submit(lambda: None)
 
-    def test_runs_what_was_taken_before(self, make: type, gate: Gate) -> None:
+    def test_tasks_taken_before_the_stop_run(self, make: Make, gate: Gate) -> None:
         pool = make(1, 5)
         done: list[int] = []
         pool.submit(gate)
@@ -212,21 +218,21 @@ class TestStop:
         stopping.result()
         assert done == [0, 1, 2]
 
-    def test_does_not_wait_longer_than_it_may(self, make: type, gate: Gate) -> None:
+    def test_stop_waits_no_longer_than_its_seconds(self, make: Make, gate: Gate) -> None:
         pool = make(1)
         pool.submit(gate)
         gate.wait_for(1)
         Task(pool.stop, 0.01).result(2)
         assert pool.threads == 1
 
-    def test_twice_does_no_harm(self, make: type) -> None:
+    def test_second_stop_does_no_harm(self, make: Make) -> None:
         pool = make(1)
         run(pool)
         pool.stop(5)
         pool.stop(5)
 
 
-def test_many_submitters_lose_nothing(make: type) -> None:
+def test_no_task_of_many_submitters_is_lost(make: Make) -> None:
     pool = make(4, 10000)
     lock = threading.Lock()
     done = 0

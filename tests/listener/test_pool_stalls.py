@@ -1,4 +1,4 @@
-"""A pool that is slow to grow: further threads come only for tasks that those at work do not get to."""
+"""A pool with eager threads: others only start for tasks that the running threads do not take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from tests.support.sockets import wait_until
 
 NAME = "pool-under-test"
 
-
 Make = Callable[..., ThreadPool]
 
 
@@ -31,41 +30,41 @@ def make(log: Lines, gate: Gate) -> Iterator[Make]:
     gate.let_go()
     for pool in pools:
         pool.stop(5)
-    wait_until(lambda: not watchers())
+    wait_until(lambda: not stall_threads())
 
 
-def watchers() -> list[threading.Thread]:
+def stall_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == f"{NAME}-stalls"]
 
 
-def block(pool: ThreadPool, gate: Gate, number: int) -> None:
+def submit_gates(pool: ThreadPool, gate: Gate, number: int) -> None:
     assert [pool.submit(gate) for _ in range(number)] == [True] * number
 
 
-def test_the_first_threads_come_at_once(make: Make, gate: Gate) -> None:
+def test_eager_threads_start_at_once(make: Make, gate: Gate) -> None:
     pool = make(8)
-    block(pool, gate, 2)
-    assert pool.threads == 2 and not watchers()
+    submit_gates(pool, gate, 2)
+    assert pool.threads == 2 and not stall_threads()
     gate.wait_for(2)
 
 
-def test_no_further_thread_comes_while_tasks_are_taken_quickly(
+def test_no_further_thread_starts_while_tasks_are_taken_quickly(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "STALL_SECONDS", 0.2)  # long enough for a busy machine
+    monkeypatch.setattr(pool_module, "STALL_SECONDS", 0.2)
     pool = make(8, 10000)
     done: list[int] = []
     for number in range(3000):
         assert pool.submit(lambda number=number: done.append(number))
     wait_until(lambda: not pool.busy)
     assert sorted(done) == list(range(3000)) and pool.threads == 2
-    wait_until(lambda: not watchers())
+    wait_until(lambda: not stall_threads())
     assert pool.threads == 2
 
 
-def test_a_task_that_nobody_takes_gets_a_thread(make: Make, gate: Gate) -> None:
+def test_stalled_task_gets_a_thread(make: Make, gate: Gate) -> None:
     pool = make(8)
-    block(pool, gate, 2)
+    submit_gates(pool, gate, 2)
     gate.wait_for(2)
     done = threading.Event()
     assert pool.submit(done.set)
@@ -74,26 +73,26 @@ def test_a_task_that_nobody_takes_gets_a_thread(make: Make, gate: Gate) -> None:
 
 
 @pytest.mark.parametrize("more", [1, 3, 6])
-def test_so_do_many_at_once(make: Make, gate: Gate, more: int) -> None:
+def test_many_stalled_tasks_get_threads_at_once(make: Make, gate: Gate, more: int) -> None:
     pool = make(8)
-    block(pool, gate, 2)
+    submit_gates(pool, gate, 2)
     gate.wait_for(2)
-    block(pool, gate, more)
+    submit_gates(pool, gate, more)
     gate.wait_for(2 + more, 1.0)
     wait_until(lambda: pool.threads == pool.busy == 2 + more)
 
 
-def test_so_do_those_that_come_one_after_the_other(make: Make, gate: Gate) -> None:
+def test_each_further_stalled_task_gets_a_thread(make: Make, gate: Gate) -> None:
     pool = make(6)
     for number in range(1, 7):
-        block(pool, gate, 1)
+        submit_gates(pool, gate, 1)
         gate.wait_for(number, 1.0)
     wait_until(lambda: pool.threads == 6)
 
 
-def test_it_grows_to_its_limit_and_no_further(make: Make, gate: Gate) -> None:
+def test_pool_grows_to_its_limit_and_refuses_what_may_not_wait(make: Make, gate: Gate) -> None:
     pool = make(4, 3)
-    block(pool, gate, 7)
+    submit_gates(pool, gate, 7)
     assert not pool.submit(gate)
     gate.wait_for(4, 1.0)
     assert pool.submit(gate, urgent=True)
@@ -104,43 +103,43 @@ def test_it_grows_to_its_limit_and_no_further(make: Make, gate: Gate) -> None:
     assert pool.threads == 4
 
 
-def test_one_thread_looks_after_stalls_and_ends_when_no_task_waits(make: Make, gate: Gate) -> None:
+def test_stall_thread_ends_when_no_task_waits(make: Make, gate: Gate) -> None:
     pool = make(4, 10)
-    block(pool, gate, 8)
+    submit_gates(pool, gate, 8)
     gate.wait_for(4, 1.0)
-    assert len(watchers()) == 1
+    assert len(stall_threads()) == 1
     gate.let_go()
     gate.wait_for(8)
-    wait_until(lambda: not watchers())
+    wait_until(lambda: not stall_threads())
     wait_until(lambda: not pool.busy)
 
 
-def test_it_comes_again_with_the_next_stall(make: Make, gate: Gate) -> None:
+def test_stall_thread_starts_again_with_the_next_stall(make: Make, gate: Gate) -> None:
     pool = make(8)
-    block(pool, gate, 3)
+    submit_gates(pool, gate, 3)
     gate.wait_for(3, 1.0)
-    wait_until(lambda: not watchers())
-    block(pool, gate, 2)
+    wait_until(lambda: not stall_threads())
+    submit_gates(pool, gate, 2)
     gate.wait_for(5, 1.0)
-    wait_until(lambda: not watchers())
+    wait_until(lambda: not stall_threads())
     assert pool.threads == 5
 
 
-def test_it_ends_with_the_pool(make: Make, gate: Gate) -> None:
+def test_stall_thread_ends_with_the_pool(make: Make, gate: Gate) -> None:
     pool = make(3, 10)
-    block(pool, gate, 8)
+    submit_gates(pool, gate, 8)
     gate.wait_for(3, 1.0)
-    assert len(watchers()) == 1
+    assert len(stall_threads()) == 1
     pool.stop(0)
-    wait_until(lambda: not watchers(), 1.0)
+    wait_until(lambda: not stall_threads(), 1.0)
     assert gate.running == 3
 
 
-def test_without_a_thread_for_it_the_task_is_left_to_those_there_are(
+def test_stalled_task_waits_for_a_running_thread_if_no_other_can_start(
     make: Make, gate: Gate, log: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = make(4)
-    block(pool, gate, 2)
+    submit_gates(pool, gate, 2)
     gate.wait_for(2)
 
     def start(_: threading.Thread) -> None:
@@ -150,6 +149,6 @@ def test_without_a_thread_for_it_the_task_is_left_to_those_there_are(
     monkeypatch.setattr(threading.Thread, "start", start)
     assert pool.submit(done.set)
     monkeypatch.undo()
-    assert log.of("limited") == [f"{NAME}: cannot start another thread"] and pool.threads == 2
+    assert log.of("limited") == [f"{NAME} pool: cannot start another thread"] and pool.threads == 2
     gate.let_go()
     assert done.wait(5)

@@ -1,4 +1,4 @@
-"""Connections that begin without a thread: who takes one, how each ends, and that it ends once."""
+"""Connections of a listener: the threads that drive a handshake, and its one end."""
 
 from __future__ import annotations
 
@@ -6,123 +6,123 @@ import errno
 import os
 import socket
 import threading
+from functools import partial
 from typing import Any, Callable
 
 import pytest
 
-from netproxy.errors import NeedsThread, ProtocolError, StreamError
+from netproxy.errors import ProtocolError, StreamError
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Wait
-from netproxy.listener import poller as parker_module
-from netproxy.net.stream import Stream
+from netproxy.interfaces.connections import Blocking, Handshake, Stream
+from netproxy.listener import poller as poller_module
 from tests.support.sockets import nothing_comes, read_exactly, read_to_end, reset, wait_until
 from tests.support.tcp import TcpRig
 
-POLLER, POOL, ACCEPTING = "poller", "connection-", "tcp-listener "
+POLLER, POOL = "poller", "connection-"
 
 
 class Lines:
-    """A handler that gives each line back, without a thread where it can; remembers which threads did what.
+    """A handler that returns each line, and remembers which threads have driven it.
 
-    "thread" is served by a thread, "wait" by one that `goes_on`; "again" by another attempt; all others end it, the rest of
-    `fails` by what is raised.
+    "again" goes on with the next line, every other line ends the connection.  "thread" and
+    "wait" need a blocking call before the answer; that of "wait" returns once `may_go_on` is
+    set.  A line of `fails` raises its error, on the poller's thread, or on a pool thread if it
+    is in `fails_on_thread`.
     """
 
     def __init__(self) -> None:
-        self.attempts: list[str] = []
-        self.handled: list[str] = []
-        self.welcomed: list[bytes] = []
+        # Names of threads: where a handshake began, read a line, made a blocking call.
+        self.began: list[str] = []
+        self.read: list[str] = []
+        self.blocked: list[str] = []
         self.fails: dict[bytes, BaseException] = {}
-        self.goes_on = threading.Event()
+        self.fails_on_thread: set[bytes] = set()
+        self.may_go_on = threading.Event()
 
-    def handle(self, stream: Stream, client: Address) -> Wait | None:
-        self.handled.append(threading.current_thread().name)
-        line = stream.read_until(b"\n", 100)
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        self.began.append(threading.current_thread().name)
+        while True:
+            line = yield from stream.read_until(b"\n", 100)
+            self.read.append(threading.current_thread().name)
+            if line in (b"thread\n", b"wait\n") or line in self.fails_on_thread:
+                yield Blocking(partial(self._block, line))
+            if line in self.fails:
+                raise self.fails[line]
+            stream.reply(line)
+            if line != b"again\n":
+                return None
+
+    def _block(self, line: bytes) -> None:
+        self.blocked.append(threading.current_thread().name)
         if line == b"wait\n":
-            assert self.goes_on.wait(5)
-        if line in self.fails:
-            raise self.fails[line]
-        stream.write(line)
-        return None
+            assert self.may_go_on.wait(5)
 
-    def attempt(self, stream: Stream, client: Address) -> Wait | None:
-        self.attempts.append(threading.current_thread().name)
-        return stream.attempt(
-            lambda: self._attempt(stream, client), lambda: self.handle(stream, client)
-        )
 
-    def _attempt(self, stream: Stream, client: Address) -> Wait | None:
-        self.attempts.append(threading.current_thread().name)
-        line = stream.read_until(b"\n", 100)
-        if line in (b"thread\n", b"wait\n"):
-            raise NeedsThread
-        if line in self.fails:
-            raise self.fails[line]
-        stream.write(line)
-        return self.attempt(stream, client) if line == b"again\n" else None
+Start = Callable[..., tuple[TcpRig, Lines]]
 
 
 @pytest.fixture
-def rig(make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch) -> TcpRig:
-    monkeypatch.setattr(parker_module, "TICK", 0.02)
-    return started(make())
+def start(make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Return a function that starts a listener with such a handler."""
+    monkeypatch.setattr(poller_module, "TICK", 0.02)
+
+    def start(threads: int = 8, handshake: float = 5.0) -> tuple[TcpRig, Lines]:
+        rig, lines = make(threads), Lines()
+        rig.configure(lines, handshake)
+        rig.listener.start()
+        return rig, lines
+
+    return start
 
 
-def started(rig: TcpRig, handshake: float = 5.0) -> TcpRig:
-    rig.handler = Lines()  # type: ignore[assignment]
-    rig.listener.configure(rig.handler, rig.door, handshake)
-    rig.listener.start()
-    return rig
-
-
-def ended(rig: TcpRig) -> bool:
-    """Each once: a door that somebody leaves twice raises."""
-    return not rig.listener.live and not rig.door.inside and not len(rig.poller)
-
-
-def outcomes(rig: TcpRig) -> dict[str, int]:
-    return {
-        reason: value
-        for (name, reason), value in rig.counts.counts.items()
-        if name == "connections"
-    }
-
-
-def test_what_only_waits_for_its_client_takes_no_thread(rig: TcpRig) -> None:
+def test_handshake_that_only_waits_for_its_client_takes_no_pool_thread(start: Start) -> None:
+    rig, lines = start()
     socks = [rig.connect() for _ in range(20)]
     wait_until(lambda: len(rig.poller) == 20)
     for sock in socks:
         for byte in (b"h", b"i", b"\n"):
             sock.sendall(byte)
         assert read_to_end(sock) == b"hi\n"
-    wait_until(lambda: ended(rig))
-    handler: Any = rig.handler
-    assert rig.pool.threads == 0 and not handler.handled
-    assert {name for name in handler.attempts if name != POLLER} == {rig.listener.thread.name}
-    assert outcomes(rig) == {"accepted": 20}
+    wait_until(rig.all_ended)
+    assert rig.pool.threads == 0
+    assert set(lines.began) == {rig.listener.thread.name} and lines.read == [POLLER] * 20
+    assert rig.outcomes() == {"accepted": 20}
 
 
-def test_what_must_wait_takes_one(rig: TcpRig) -> None:
+def test_blocking_call_takes_a_pool_thread(start: Start) -> None:
+    rig, lines = start()
     sock = rig.connect()
     sock.sendall(b"thread\n")
     assert read_to_end(sock) == b"thread\n"
-    wait_until(lambda: ended(rig))
-    handler: Any = rig.handler
-    assert rig.pool.threads == 1 and [name.startswith(POOL) for name in handler.handled] == [True]
-    assert outcomes(rig) == {"accepted": 1}
+    wait_until(rig.all_ended)
+    assert rig.pool.threads == 1 and [name.startswith(POOL) for name in lines.blocked] == [True]
+    assert rig.outcomes() == {"accepted": 1}
 
 
-def test_one_attempt_leads_to_another(rig: TcpRig) -> None:
+def test_handshake_goes_on_from_line_to_line_on_the_pollers_thread(start: Start) -> None:
+    rig, lines = start()
     sock = rig.connect()
     sock.sendall(b"again\nagain\n")
     assert read_exactly(sock, 12) == b"again\nagain\n"
     sock.sendall(b"end\n")
     assert read_to_end(sock) == b"end\n"
-    assert rig.pool.threads == 0
+    assert rig.pool.threads == 0 and lines.read == [POLLER] * 3
+
+
+def test_handshake_returns_to_the_poller_after_a_blocking_call(start: Start) -> None:
+    rig, lines = start()
+    sock = rig.connect()
+    lines.fails_on_thread.add(b"again\n")
+    sock.sendall(b"again\n")
+    assert read_exactly(sock, 6) == b"again\n"
+    wait_until(lambda: len(rig.poller) == 1 and not rig.pool.busy)
+    sock.sendall(b"end\n")
+    assert read_to_end(sock) == b"end\n"
+    assert lines.read == [POLLER] * 2 and len(lines.blocked) == 1
 
 
 @pytest.mark.parametrize(
-    "error, counted",
+    ("error", "counted"),
     [
         (StreamError("gone"), "broken off"),
         (ProtocolError("bad"), "bad protocol"),
@@ -130,49 +130,44 @@ def test_one_attempt_leads_to_another(rig: TcpRig) -> None:
     ],
     ids=["stream", "protocol", "fault"],
 )
-@pytest.mark.parametrize("way", ["attempt", "handle"])
-def test_failures_are_told_apart_and_counted_once(
-    make: Callable[..., TcpRig], way: str, error: BaseException, counted: str
+@pytest.mark.parametrize("thread", ["poller", "pool"])
+def test_failed_handshake_is_counted_once_by_its_kind(
+    start: Start, thread: str, error: BaseException, counted: str
 ) -> None:
-    rig = make()
-    handler = rig.handler = Lines()  # type: ignore[assignment]
-    handler.fails[b"fail\n"] = error
-    rig.listener.configure(handler, rig.door, 5.0)
-    if way == "handle":
-        rig.listener._attempt = None
-    rig.listener.start()
+    rig, lines = start()
+    lines.fails[b"fail\n"] = error
+    if thread == "pool":
+        lines.fails_on_thread.add(b"fail\n")
     sock = rig.connect()
     sock.sendall(b"fail\n")
     assert read_to_end(sock) == b""
-    wait_until(lambda: ended(rig))
-    assert outcomes(rig) == {"accepted": 1, counted: 1}
+    wait_until(rig.all_ended)
+    assert rig.outcomes() == {"accepted": 1, counted: 1}
     assert len(rig.log.of("exception")) == (counted == "internal error")
 
 
-@pytest.mark.parametrize("said", [b"", b"half a line"])
+@pytest.mark.parametrize("sent", [b"", b"half a line"], ids=["silent", "half a line"])
 @pytest.mark.parametrize(
-    "leaves, counted",
+    ("leave", "counted"),
     [(lambda sock: sock.shutdown(socket.SHUT_WR), "bad protocol"), (reset, "broken off")],
     ids=["end", "reset"],
 )
-def test_a_client_that_leaves(
-    rig: TcpRig, said: bytes, leaves: Callable[[socket.socket], None], counted: str
+def test_client_that_leaves_ends_its_handshake(
+    start: Start, sent: bytes, leave: Callable[[socket.socket], None], counted: str
 ) -> None:
+    rig, _ = start()
     sock = rig.connect()
     wait_until(lambda: len(rig.poller) == 1)
-    sock.sendall(said)
-    handler: Any = rig.handler
-    wait_until(lambda: len(handler.attempts) == (2 if said else 1))
-    leaves(sock)
-    wait_until(lambda: ended(rig))
-    assert outcomes(rig) == {"accepted": 1, counted: 1}
+    sock.sendall(sent)
+    (connection,) = rig.listener._live
+    wait_until(lambda: connection.stream.unread() == sent)
+    leave(sock)
+    wait_until(rig.all_ended)
+    assert rig.outcomes() == {"accepted": 1, counted: 1}
 
 
-def test_the_handshakes_time_is_up_for_the_silent_and_for_those_that_drip(
-    make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parker_module, "TICK", 0.02)
-    rig = started(make(), 0.3)
+def test_deadline_ends_silent_and_dripping_handshakes(start: Start) -> None:
+    rig, _ = start(handshake=0.3)
     silent, dripping = rig.connect(), rig.connect()
     wait_until(lambda: len(rig.poller) == 2)
     dripping.settimeout(0.02)
@@ -186,63 +181,62 @@ def test_the_handshakes_time_is_up_for_the_silent_and_for_those_that_drip(
         except ConnectionError:
             break
     else:
-        raise AssertionError("it went on for ever")
+        raise AssertionError("a client that sends byte by byte has no deadline")
     assert read_to_end(silent) == b""
-    wait_until(lambda: ended(rig))
-    assert outcomes(rig) == {"accepted": 2, "broken off": 2}
+    wait_until(rig.all_ended)
+    assert rig.outcomes() == {"accepted": 2, "broken off": 2}
 
 
-def test_a_full_pool_keeps_nobody_out_who_needs_no_thread(make: Callable[..., TcpRig]) -> None:
-    rig = started(make(1))
-    handler: Any = rig.handler
+def test_full_pool_does_not_delay_handshakes_that_need_no_thread(start: Start) -> None:
+    rig, lines = start(1)
     first, second = rig.connect(), rig.connect()
     first.sendall(b"wait\n")
-    wait_until(lambda: handler.handled)
+    wait_until(lambda: lines.blocked)
     second.sendall(b"thread\n")
-    for _ in range(3):  # one is accepted by whoever has asked for room a while ago
+    for _ in range(3):
         sock = rig.connect()
         sock.sendall(b"hello\n")
         assert read_to_end(sock) == b"hello\n"
     assert nothing_comes(first) and nothing_comes(second)
     rig.log.wait_for("all threads are busy")
-    handler.goes_on.set()
+    lines.may_go_on.set()
     assert (read_to_end(first), read_to_end(second)) == (b"wait\n", b"thread\n")
-    wait_until(lambda: ended(rig))
-    assert rig.pool.threads == 1 and outcomes(rig) == {"accepted": 5}
+    wait_until(rig.all_ended)
+    assert rig.pool.threads == 1 and rig.outcomes() == {"accepted": 5}
 
 
-def test_without_attempts_a_full_pool_keeps_all_waiting(make: Callable[..., TcpRig]) -> None:
-    rig = started(make(1))
-    handler: Any = rig.handler
-    rig.listener._attempt = None
+def test_connections_that_need_a_thread_wait_while_the_pool_is_full(start: Start) -> None:
+    rig, lines = start(1)
     first = rig.connect()
     first.sendall(b"wait\n")
-    wait_until(lambda: handler.handled)
+    wait_until(lambda: lines.blocked)
     socks = [rig.connect() for _ in range(3)]
     for sock in socks:
-        sock.sendall(b"hello\n")
+        sock.sendall(b"thread\n")
     rig.log.wait_for("all threads are busy")
-    assert all(nothing_comes(sock) for sock in socks) and len(rig.door.entered) <= 2
-    handler.goes_on.set()
-    assert [read_to_end(sock) for sock in socks] == [b"hello\n"] * 3
+    assert all(nothing_comes(sock) for sock in socks)
+    lines.may_go_on.set()
+    assert [read_to_end(sock) for sock in socks] == [b"thread\n"] * 3
+    assert rig.pool.threads == 1
 
 
-@pytest.mark.parametrize("when", ["silent", "after a byte"])
-def test_an_abort_ends_it(rig: TcpRig, when: str) -> None:
+@pytest.mark.parametrize("sent", [b"", b"x"], ids=["silent", "after a byte"])
+def test_abort_ends_a_handshake(start: Start, sent: bytes) -> None:
+    rig, _ = start()
     sock = rig.connect()
     wait_until(lambda: len(rig.poller) == 1)
-    if when != "silent":
-        sock.sendall(b"x")
-        handler: Any = rig.handler
-        wait_until(lambda: len(handler.attempts) == 2)
+    sock.sendall(sent)
+    (connection,) = rig.listener._live
+    wait_until(lambda: connection.stream.unread() == sent)
     rig.listener.stop()
     rig.listener.abort()
     assert read_to_end(sock) == b""
-    wait_until(lambda: ended(rig))
-    assert outcomes(rig) == {"accepted": 1, "bad protocol": 1}
+    wait_until(rig.all_ended)
+    assert rig.outcomes() == {"accepted": 1, "bad protocol": 1}
 
 
-def test_it_goes_on_after_its_listener_has_stopped(rig: TcpRig) -> None:
+def test_handshake_goes_on_after_its_listener_has_stopped(start: Start) -> None:
+    rig, _ = start()
     sock = rig.connect()
     wait_until(lambda: len(rig.poller) == 1)
     rig.listener.stop()
@@ -250,21 +244,21 @@ def test_it_goes_on_after_its_listener_has_stopped(rig: TcpRig) -> None:
     assert read_to_end(sock) == b"hello\n"
 
 
-def test_another_handler_is_for_those_that_come_later(rig: TcpRig) -> None:
+def test_new_handler_is_for_later_connections_only(start: Start) -> None:
+    rig, before = start()
     first = rig.connect()
     wait_until(lambda: len(rig.poller) == 1)
-    before: Any = rig.handler
     later = Lines()
-    rig.listener.configure(later, rig.door, 5.0)
+    rig.configure(later)
     second = rig.connect()
     for sock in (first, second):
         sock.sendall(b"hello\n")
         assert read_to_end(sock) == b"hello\n"
-    assert len(before.attempts) == len(later.attempts) == 2
+    assert (len(before.read), len(later.read)) == (1, 1)
 
 
-class Full:
-    """An epoll that takes nobody in."""
+class FullEpoll:
+    """An epoll that registers nothing more."""
 
     def __init__(self, inner: Any) -> None:
         self.poll, self.unregister, self.close = inner.poll, inner.unregister, inner.close
@@ -273,42 +267,40 @@ class Full:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_where_it_cannot_be_watched_a_thread_serves_it_and_accepting_goes_on(
+def test_connection_that_cannot_be_watched_is_served_by_a_pool_thread(
     make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel has no room for more in the epoll; whoever accepts must not wait for the client in the parker's place."""
-    rig = make()
-    monkeypatch.setattr(rig.poller, "_epoll", Full(rig.poller._epoll))
-    started(rig)
+    """The kernel has no memory for the epoll; the accepting thread must not wait for a client."""
+    rig, lines = make(), Lines()
+    monkeypatch.setattr(rig.poller, "_epoll", FullEpoll(rig.poller._epoll))
+    rig.configure(lines)
+    rig.listener.start()
     silent, sock = rig.connect(), rig.connect()
-    sock.sendall(b"hello\n")
-    assert read_to_end(sock) == b"hello\n"
+    sock.sendall(b"again\nhello\n")
+    assert read_to_end(sock) == b"again\nhello\n"
     silent.sendall(b"here\n")
     assert read_to_end(silent) == b"here\n"
-    wait_until(lambda: ended(rig))
-    handler: Any = rig.handler
-    assert len(handler.handled) == 2 and all(name.startswith(POOL) for name in handler.handled)
-    assert outcomes(rig) == {"accepted": 2}
+    wait_until(rig.all_ended)
+    assert len(lines.read) == 3 and all(name.startswith(POOL) for name in lines.read)
+    assert rig.outcomes() == {"accepted": 2}
 
 
-@pytest.mark.parametrize("line", [b"thread\n", b"fail\n"])
-def test_once_the_pool_has_stopped_it_ends_at_once_and_once(
-    make: Callable[..., TcpRig], line: bytes
-) -> None:
-    rig = started(make())
-    handler: Any = rig.handler
-    handler.fails[b"fail\n"] = ProtocolError("bad")
+def test_connection_that_needs_a_thread_ends_once_the_pool_has_stopped(start: Start) -> None:
+    rig, lines = start()
     sock = rig.connect()
     wait_until(lambda: len(rig.poller) == 1)
     rig.pool.stop(1.0)
-    sock.sendall(line)
+    sock.sendall(b"thread\n")
     assert read_to_end(sock) == b""
-    wait_until(lambda: ended(rig))
-    assert outcomes(rig) == {"accepted": 1, "broken off": 1}
+    wait_until(rig.all_ended)
+    assert not lines.blocked
+    assert rig.outcomes() == {"accepted": 1, "broken off": 1}
+    assert rig.counts.of("connections_refused", "no thread") == 1
 
 
-def test_a_descriptor_that_is_reused_at_once_is_its_new_owners(rig: TcpRig) -> None:
-    """Many at a time, each ended on the parker's thread while others are accepted: nobody gets another's line, or none."""
+def test_reused_descriptor_belongs_to_its_new_connection(start: Start) -> None:
+    """Many connections end on the poller's thread while others are accepted."""
+    rig, _ = start()
     for number in range(300):
         sock = rig.connect()
         sock.sendall(b"%d\n" % number)
@@ -318,5 +310,5 @@ def test_a_descriptor_that_is_reused_at_once_is_its_new_owners(rig: TcpRig) -> N
     for number, sock in enumerate(rig.clients):
         if not number % 3:
             assert read_to_end(sock) == b"%d\n" % number
-    wait_until(lambda: ended(rig))
-    assert outcomes(rig) == {"accepted": 300} and rig.pool.threads == 0
+    wait_until(rig.all_ended)
+    assert rig.outcomes() == {"accepted": 300} and rig.pool.threads == 0

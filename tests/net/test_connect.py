@@ -1,10 +1,9 @@
-"""Connections to one of several addresses: who wins, what is said when none does, and when it ends."""
+"""Connections to one of several addresses: which wins, how all fail, and when a dial ends."""
 
 from __future__ import annotations
 
 import socket
 import threading
-import time
 from typing import Any, Sequence
 
 import pytest
@@ -12,7 +11,8 @@ import pytest
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.net import connect as connect_module
-from netproxy.net.connect import Dials, connect, tune
+from netproxy.net.connect import AbortableDials, connect
+from netproxy.net.socket_options import SocketOptions, tune
 from tests.support.sockets import (
     HAS_IPV6,
     SECONDS,
@@ -33,7 +33,7 @@ def reason(addresses: Sequence[Address], seconds: float = 2.0) -> Reason:
     return caught.value.reason
 
 
-def test_a_connection_does_not_block_and_is_tuned() -> None:
+def test_connected_socket_does_not_block_and_is_tuned() -> None:
     with (
         listen() as listening,
         connect([address_of(listening)], 2.0) as sock,
@@ -46,8 +46,8 @@ def test_a_connection_does_not_block_and_is_tuned() -> None:
 
 
 @pytest.mark.parametrize("addresses", [1, 2])
-def test_a_target_that_vanishes_is_noticed(addresses: int) -> None:
-    """HAZARDS 86: by a connection to the only address, and by the winner of several."""
+def test_connected_socket_notices_a_target_that_vanishes(addresses: int) -> None:
+    """Hazard 86: a connection to the only address, and the winner of several."""
     with (
         listen() as listening,
         connect([address_of(listening)] * addresses, 2.0) as sock,
@@ -58,7 +58,7 @@ def test_a_target_that_vanishes_is_noticed(addresses: int) -> None:
 
 
 @needs_ipv6
-def test_an_ipv6_address() -> None:
+def test_ipv6_address_is_connected_to() -> None:
     with (
         listen("::1") as listening,
         connect([address_of(listening)], 2.0) as sock,
@@ -67,7 +67,7 @@ def test_an_ipv6_address() -> None:
         assert sock.family == socket.AF_INET6
 
 
-def test_nobody_listens() -> None:
+def test_refused_connection_names_its_address() -> None:
     with refusing() as address:
         with pytest.raises(DialError) as caught:
             connect([address], 2.0)
@@ -75,60 +75,66 @@ def test_nobody_listens() -> None:
     assert str(caught.value) == f"{address}: connection refused"
 
 
-def test_no_address_at_all() -> None:
+def test_no_address_is_an_unknown_name() -> None:
     assert reason([]) is Reason.NAME
 
 
-def test_a_network_without_a_way() -> None:
-    """255.255.255.255 is no host: EACCES or ENETUNREACH, at once, whatever this machine's routes."""
+def test_broadcast_address_fails_at_once() -> None:
+    """255.255.255.255 gives EACCES or ENETUNREACH, whatever the routes of this machine."""
     assert reason([Address("255.255.255.255", 9)]) in (Reason.NETWORK_UNREACHABLE, Reason.DENIED)
 
 
-def test_the_second_is_tried_when_the_first_refuses() -> None:
+def test_second_address_is_tried_at_once_when_the_first_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect_module, "ATTEMPT_DELAY", 60.0)
     with refusing() as first, listen() as listening:
-        started = time.monotonic()
-        with connect([first, address_of(listening)], 2.0) as sock, listening.accept()[0]:
+        with connect([first, address_of(listening)], 30.0) as sock, listening.accept()[0]:
             assert sock.getpeername() == listening.getsockname()
-        assert time.monotonic() - started < connect_module.ATTEMPT_DELAY  # and was not waited for
 
 
 @needs_ipv6
-def test_the_other_family_is_tried_when_the_first_refuses() -> None:
+def test_other_family_is_tried_when_the_first_refuses() -> None:
     with refusing("::1") as first, listen() as listening:
         with connect([first, address_of(listening)], 2.0) as sock, listening.accept()[0]:
             assert sock.family == socket.AF_INET
 
 
-def test_the_second_is_tried_when_the_first_is_silent() -> None:
-    """HAZARDS 90."""
+def test_second_address_is_tried_when_the_first_is_silent() -> None:
+    """Hazard 90: long before the deadline."""
     with black_hole() as first, listen() as listening:
-        started = time.monotonic()
-        with connect([first, address_of(listening)], 5.0) as sock, listening.accept()[0]:
+        with connect([first, address_of(listening)], 3600.0) as sock, listening.accept()[0]:
             assert sock.getpeername() == listening.getsockname()
-        assert connect_module.ATTEMPT_DELAY * 0.9 <= time.monotonic() - started < 1.0
 
 
-def test_the_deadline_is_for_all_addresses_together() -> None:
-    """HAZARDS 90."""
+def test_deadline_is_for_all_addresses_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 90: the third is not tried any more."""
+    begin, tried = connect_module._begin, []
+
+    def count(address: Address, options: SocketOptions) -> Any:
+        tried.append(address)
+        return begin(address, options)
+
+    monkeypatch.setattr(connect_module, "_begin", count)
+    monkeypatch.setattr(connect_module, "ATTEMPT_DELAY", 60.0)
     with black_hole() as first, black_hole() as second, black_hole() as third:
-        started = time.monotonic()
         assert reason([first, second, third], 0.3) is Reason.TIMEOUT
-        assert 0.27 <= time.monotonic() - started < 0.9
+        assert third not in tried
 
 
-def test_no_time_at_all() -> None:
+def test_dial_of_0_seconds_times_out() -> None:
     with black_hole() as address:
         assert reason([address], 0.0) is Reason.TIMEOUT
 
 
-def test_the_last_failure_is_named() -> None:
+def test_last_failure_is_raised() -> None:
     with black_hole() as silent, refusing() as address:
         assert reason([address, silent], 0.1) is Reason.TIMEOUT
         assert reason([address, Address("255.255.255.255", 9)]) is not Reason.REFUSED
 
 
-def test_a_deadline_of_many_days() -> None:
-    """What a configuration may say: connect: 30d."""
+def test_deadline_of_many_days_is_accepted() -> None:
+    """A configuration may say "connect: 30d"."""
     with (
         listen() as listening,
         connect([address_of(listening)], 30 * 86400.0),
@@ -137,8 +143,8 @@ def test_a_deadline_of_many_days() -> None:
         pass
 
 
-def test_a_port_that_connects_to_itself_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HAZARDS 91: source and target port are the same."""
+def test_socket_that_connects_to_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 91: source and target port are the same."""
     with refusing() as address:
         pass
 
@@ -152,44 +158,44 @@ def test_a_port_that_connects_to_itself_is_no_server(monkeypatch: pytest.MonkeyP
     assert reason([address]) is Reason.REFUSED
 
 
-# -- dials that somebody else ends
+# -- dials that another thread aborts
 
 
 @pytest.mark.parametrize("addresses", [1, 2])
-def test_a_dial_that_is_ended_fails_at_once(addresses: int) -> None:
-    with black_hole() as one, black_hole() as other:
-        dials, watching = Dials(), threading.Event()
+def test_aborted_dial_fails_at_once(addresses: int) -> None:
+    with black_hole() as first, black_hole() as second:
+        dials, watching = AbortableDials(), threading.Event()
 
         def dial() -> None:
             with dials.watched():
                 watching.set()
-                connect([one, other][:addresses], 60.0)
+                connect([first, second][:addresses], 3600.0)
 
-        began, task = time.monotonic(), Task(dial)
+        task = Task(dial)
         assert watching.wait(SECONDS)
-        wait_until(lambda: sum(map(len, dials._under_way.values())) == addresses)
-        dials.end()
+        wait_until(lambda: sum(map(len, dials._sockets.values())) == addresses)
+        dials.abort()
         with pytest.raises(DialError):
             task.result()
-        assert time.monotonic() - began < SECONDS and not dials._under_way
+        assert not dials._sockets
 
 
-def test_what_is_dialled_after_the_end_fails_and_what_was_dialled_before_lives() -> None:
+def test_abort_ends_later_dials_but_no_established_connection() -> None:
     with listen() as listening:
-        dials = Dials()
+        dials = AbortableDials()
         with dials.watched():
             sock = connect([address_of(listening)], 2.0)
         with sock, listening.accept()[0] as peer:
-            dials.end()
+            dials.abort()
             sock.send(b"!")
             assert peer.recv(1) == b"!"
             with dials.watched(), pytest.raises(DialError):
                 connect([address_of(listening)], 2.0)
-            with connect([address_of(listening)], 2.0):  # by nobody whom they watch
+            with connect([address_of(listening)], 2.0):  # outside of watched()
                 pass
 
 
-def test_families_take_turns_and_the_first_address_stays_the_first() -> None:
+def test_families_alternate_and_the_first_address_stays_first() -> None:
     four = [Address(f"192.0.2.{number}", 1) for number in (1, 2)]
     six = [Address(f"2001:db8::{number}", 1) for number in (1, 2, 3)]
     order = connect_module._interleave
@@ -198,7 +204,7 @@ def test_families_take_turns_and_the_first_address_stays_the_first() -> None:
     assert order([]) == []
 
 
-def test_tuning_what_is_no_tcp_does_no_harm() -> None:
+def test_tune_of_a_socket_that_is_not_tcp_does_no_harm() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         tune(ours)

@@ -16,9 +16,9 @@ from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import PacketConn
-from netproxy.net import connect as connect_module
-from netproxy.net import udp_sockets
-from netproxy.net.connect import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions, connect
+from netproxy.net import socket_options, udp_sockets
+from netproxy.net.connect import connect
+from netproxy.net.socket_options import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
 from netproxy.net.stream import Stream
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.resolver.resolver import Resolver
@@ -265,11 +265,11 @@ class TestTcp:
             assert option(sock, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle
             assert (
                 option(sock, socket.IPPROTO_TCP, socket.TCP_KEEPINTVL)
-                == connect_module.KEEPALIVE_INTERVAL
+                == socket_options.KEEPALIVE_INTERVAL
             )
             assert (
                 option(sock, socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
-                == connect_module.KEEPALIVE_PROBES
+                == socket_options.KEEPALIVE_PROBES
             )
 
     def test_keepalive_of_0_disables_it(self, dial: Callable) -> None:

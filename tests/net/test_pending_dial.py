@@ -1,4 +1,4 @@
-"""A connection that has begun: whether it is settled by now, how it finishes, and that nothing of it is left open."""
+"""Pending dials: when they are settled, how they finish, and that no socket is left."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ import pytest
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
-from netproxy.net import syscalls
-from netproxy.net import connect as connect_module
-from netproxy.net.connect import PendingDial, SocketOptions
+from netproxy.net import connect as connect_module, syscalls
+from netproxy.net.connect import PendingDial
+from netproxy.net.socket_options import SocketOptions
 from tests.support.sockets import HAS_IPV6, address_of, black_hole, listen, refusing, reset
 
 HOSTS = [
     "127.0.0.1",
     pytest.param("::1", marks=pytest.mark.skipif(not HAS_IPV6, reason="no IPv6 here")),
 ]
-NEAR, FAR = (
-    5.0,
-    0.1,
-)  # seconds that a dial may take: of one that succeeds, and of one that is meant not to
+# Seconds of a dial that succeeds, and of one that times out.
+NEAR, FAR = 5.0, 0.1
 
 
-def answered(dialling: PendingDial, events: int = select.POLLOUT) -> None:
-    """Until the kernel tells of it."""
+def wait_for_event(pending: PendingDial, events: int = select.POLLOUT) -> None:
+    """Wait until the kernel tells of an event."""
     poll = select.poll()
-    poll.register(dialling.socket, events)
+    poll.register(pending.socket, events)
     assert poll.poll(5000)
 
 
-def failure(dialling: PendingDial) -> DialError:
+def failure(pending: PendingDial) -> DialError:
     with pytest.raises(DialError) as caught:
-        dialling.finish()
-    assert dialling.socket is None or dialling.socket.fileno() == -1
+        pending.finish()
+    assert not hasattr(pending, "socket") or pending.socket.fileno() == -1
     return caught.value
 
 
@@ -45,117 +43,113 @@ def descriptors() -> int:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_near_one_is_settled_at_once(host: str) -> None:
+def test_dial_to_a_near_target_is_settled_at_once(host: str) -> None:
     with listen(host) as listening:
-        dialling = PendingDial(address_of(listening), NEAR)
-        answered(dialling)
-        assert dialling.settled() and 0 < dialling.left <= NEAR
-        with dialling.finish() as sock, listening.accept()[0] as accepted:
-            assert (
-                sock.getpeername() == listening.getsockname()
-                and accepted.getpeername() == sock.getsockname()
-            )
+        pending = PendingDial(address_of(listening), NEAR)
+        wait_for_event(pending)
+        assert pending.settled() and 0 < pending.left <= NEAR
+        with pending.finish() as sock, listening.accept()[0] as accepted:
+            assert sock.getpeername() == listening.getsockname()
+            assert accepted.getpeername() == sock.getsockname()
             assert sock.gettimeout() == 0
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
-def test_one_that_is_refused_is_settled_without_being_waited_for() -> None:
+def test_refused_dial_is_settled_without_waiting() -> None:
     with refusing() as address:
-        dialling = PendingDial(address, NEAR)
-        answered(dialling)
-        assert dialling.settled()
-        error = failure(dialling)
+        pending = PendingDial(address, NEAR)
+        wait_for_event(pending)
+        assert pending.settled()
+        error = failure(pending)
     assert (error.reason, str(error)) == (Reason.REFUSED, f"{address}: connection refused")
 
 
-def test_one_under_way_is_not_settled_and_costs_one_descriptor() -> None:
+def test_unanswered_dial_is_not_settled_and_holds_one_descriptor() -> None:
     with black_hole() as address:
         before = descriptors()
-        dialling = PendingDial(address, 60.0)
-        assert not dialling.settled() and descriptors() == before + 1
-        assert 59 < dialling.left <= 60
-        dialling.close()
+        pending = PendingDial(address, 60.0)
+        assert not pending.settled() and descriptors() == before + 1
+        assert 59 < pending.left <= 60
+        pending.close()
         assert descriptors() == before
 
 
-def test_one_that_is_finished_too_early_has_timed_out() -> None:
+def test_unanswered_dial_times_out_when_finished() -> None:
     with black_hole() as address:
-        dialling = PendingDial(address, FAR)
-        dialling.wait()
-        assert dialling.left == 0 and not dialling.settled()
-        assert failure(dialling).reason is Reason.TIMEOUT
+        pending = PendingDial(address, FAR)
+        pending.wait()
+        assert pending.left == 0 and not pending.settled()
+        assert failure(pending).reason is Reason.TIMEOUT
 
 
-def test_the_time_runs_from_the_beginning() -> None:
-    """Not from the wait: whoever waits again has no more of it."""
+def test_time_runs_from_the_beginning() -> None:
+    """Another wait does not begin it again."""
     with black_hole() as address:
-        dialling = PendingDial(address, FAR)
+        pending = PendingDial(address, FAR)
         for _ in range(3):
-            dialling.wait()
-        assert dialling.left == 0
-        dialling.close()
+            pending.wait()
+        assert pending.left == 0
+        pending.close()
 
 
 @pytest.mark.parametrize("before", [b"", b"220 welcome\r\n"])
-def test_a_target_that_has_closed_by_then_was_there(before: bytes) -> None:
-    """It connected, said what it had to say and left, all before anybody looked."""
+def test_target_that_has_closed_already_was_connected_to(before: bytes) -> None:
+    """It accepted, sent its bytes and closed before the dial was looked at."""
     with listen() as listening:
-        dialling = PendingDial(address_of(listening), NEAR)
+        pending = PendingDial(address_of(listening), NEAR)
         accepted, _ = listening.accept()
         with accepted:
             accepted.sendall(before)
-        answered(dialling, select.POLLRDHUP)
-        assert dialling.settled()
-        with dialling.finish() as sock:
+        wait_for_event(pending, select.POLLRDHUP)
+        assert pending.settled()
+        with pending.finish() as sock:
             assert sock.recv(100) == before
             assert not before or sock.recv(1) == b""
 
 
-def test_a_target_that_has_reset_by_then_is_told_as_that() -> None:
+def test_target_that_has_reset_already_is_an_error() -> None:
     with listen() as listening:
-        dialling = PendingDial(address_of(listening), NEAR)
-        answered(dialling)
+        pending = PendingDial(address_of(listening), NEAR)
+        wait_for_event(pending)
         reset(listening.accept()[0])
-        answered(dialling, 0)
-        error = failure(dialling)
+        wait_for_event(pending, 0)
+        error = failure(pending)
     assert (error.reason, error.said) == (Reason.GENERAL, os.strerror(errno.ECONNRESET))
 
 
 class SamePort(SocketOptions):
-    """From the very port that is dialled."""
+    """Binds to the port that is dialled, which stands in `device`."""
 
     def apply(self, sock: socket.socket) -> None:
         sock.bind(("127.0.0.1", int(self.device)))
 
 
-def test_a_port_that_connects_to_itself_is_no_server() -> None:
-    """HAZARDS 91."""
+def test_socket_that_connects_to_itself_is_refused() -> None:
+    """Hazard 91."""
     with refusing() as address:
         pass
-    dialling = PendingDial(address, NEAR, SamePort(device=str(address.port)))
-    answered(dialling)
-    assert dialling.socket.getpeername() == dialling.socket.getsockname()  # Linux has connected it
-    assert dialling.settled()
-    assert failure(dialling).reason is Reason.REFUSED
+    pending = PendingDial(address, NEAR, SamePort(device=str(address.port)))
+    wait_for_event(pending)
+    assert pending.socket.getpeername() == pending.socket.getsockname()  # Linux has connected it
+    assert pending.settled()
+    assert failure(pending).reason is Reason.REFUSED
 
 
-def test_without_a_descriptor_left_it_is_settled_and_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_dial_without_a_descriptor_is_settled_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(family: int) -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(syscalls, "open_tcp", none_left)
-    dialling = PendingDial(Address("127.0.0.1", 9), NEAR)
-    assert dialling.settled() and dialling.socket is None
-    error = failure(dialling)
+    pending = PendingDial(Address("127.0.0.1", 9), NEAR)
+    assert pending.settled() and not hasattr(pending, "socket")
+    error = failure(pending)
     assert (error.reason, error.said) == (Reason.GENERAL, os.strerror(errno.EMFILE))
     PendingDial(Address("127.0.0.1", 9), NEAR).close()
 
 
-def test_a_fault_of_the_kernel_is_a_failed_dial(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no OSError, which nobody above would know what to do with."""
+def test_error_of_the_kernel_is_a_dial_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No OSError passes: the callers only handle DialError."""
 
     class Broken(socket.socket):
         def getsockopt(self, *_: int) -> int:  # type: ignore[override]
@@ -171,9 +165,7 @@ def test_a_fault_of_the_kernel_is_a_failed_dial(monkeypatch: pytest.MonkeyPatch)
     assert (error.reason, error.said) == (Reason.GENERAL, os.strerror(errno.ENOBUFS))
 
 
-def test_what_may_not_be_marked_is_told_and_nothing_stays_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_options_that_cannot_be_set_leave_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     class Forbidden(SocketOptions):
         def apply(self, sock: socket.socket) -> None:
             raise DialError(Reason.GENERAL, said="no")
@@ -184,8 +176,7 @@ def test_what_may_not_be_marked_is_told_and_nothing_stays_open(
     assert descriptors() == before
 
 
-def test_one_address_is_dialled_that_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """connect() waits where it is under way."""
+def test_connect_to_one_address_waits_for_a_pending_dial(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = []
     monkeypatch.setattr(PendingDial, "wait", lambda self: waited.append(self.settled()))
     with black_hole() as address, pytest.raises(DialError) as caught:

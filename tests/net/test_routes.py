@@ -239,7 +239,7 @@ class TestQueries:
 
 def test_descriptors_are_kept_for_the_next_query_and_closed_at_the_end() -> None:
     kernel = KernelRoutes(Lines())
-    kernel.is_local("tcp", Address("127.0.0.1", 80))
+    kernel.open()
     (spare,) = kernel._spare
     kernel.is_local("tcp", Address("127.0.0.1", 80))
     assert kernel._spare == [spare]
@@ -264,6 +264,7 @@ def test_missing_permission_is_said_once(monkeypatch: pytest.MonkeyPatch, code: 
     refusal, log = Refusal(code), Lines()
     monkeypatch.setattr(routes, "_open", refusal)
     kernel = KernelRoutes(log)
+    kernel.open()
     for _ in range(3):
         assert kernel.is_local("tcp", Address("127.0.0.1", 80))
         assert not kernel.is_local("tcp", Address("203.0.113.1", 80))

@@ -14,7 +14,7 @@ import pytest
 
 from netproxy.errors import DeadlineError, NetProxyError, ProtocolError, StreamError
 from netproxy.net import tls
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from tests.support.certificates import PASS_PHRASE, Certificates, certificates
 from tests.support.handlers import SECONDS, tcp_pair
 from tests.support.sockets import Task
@@ -85,7 +85,7 @@ def test_handshake_leads_to_bytes_in_both_directions(
         assert client.version() == name
         assert not stream.plain
         client.sendall(b"ping")
-        assert stream.read_exactly(4) == b"ping"
+        assert complete(stream.read_exactly(4)) == b"ping"
         stream.write(b"pong")
         assert client.recv(16) == b"pong"
 
@@ -152,7 +152,7 @@ def test_handshake_on_a_closed_stream_raises_stream_error(pem: Certificates) -> 
 def test_client_with_a_certificate_of_the_ca_is_accepted(pem: Certificates) -> None:
     with secured(pem, pem.client_context("client"), client_ca="ca.pem") as (client, stream):
         client.sendall(b"ping")
-        assert stream.read_exactly(4) == b"ping"
+        assert complete(stream.read_exactly(4)) == b"ping"
 
 
 @pytest.mark.parametrize("version", (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3))
@@ -214,7 +214,7 @@ def test_stream_is_read_after_its_own_end(pem: Certificates) -> None:
         stream.shutdown_write()
         assert read_all(client) == b"last"
         client.sendall(b"late")
-        assert stream.read_exactly(4) == b"late"
+        assert complete(stream.read_exactly(4)) == b"late"
 
 
 def test_bytes_that_came_before_our_end_are_read_after_it(pem: Certificates) -> None:
@@ -225,7 +225,7 @@ def test_bytes_that_came_before_our_end_are_read_after_it(pem: Certificates) -> 
         stream.shutdown_write()
         assert read_all(client) == b""
         client.sendall(b" and late")
-        assert stream.read_exactly(14) == b"early and late"
+        assert complete(stream.read_exactly(14)) == b"early and late"
 
 
 def test_stream_is_written_after_the_clients_end(pem: Certificates) -> None:
@@ -236,7 +236,7 @@ def test_stream_is_written_after_the_clients_end(pem: Certificates) -> None:
             # Sends its alert.  Ours has not come, and the call does not wait for it.
             client.unwrap()
         client.settimeout(SECONDS)
-        assert (stream.read_exactly(4), stream.read_some(16)) == (b"last", b"")
+        assert (complete(stream.read_exactly(4)), complete(stream.read_some(16))) == (b"last", b"")
         stream.write(b"late")
         assert client.recv(16) == b"late"
 
@@ -245,7 +245,7 @@ def test_stream_is_written_after_the_clients_end_in_tcp_alone(pem: Certificates)
     with secured(pem) as (client, stream):
         client.sendall(b"last")
         socket.socket.shutdown(client, socket.SHUT_WR)
-        assert (stream.read_exactly(4), stream.read_some(16)) == (b"last", b"")
+        assert (complete(stream.read_exactly(4)), complete(stream.read_some(16))) == (b"last", b"")
         stream.write(b"late")
         assert client.recv(16) == b"late"
 
@@ -260,7 +260,7 @@ def test_write_to_a_client_that_does_not_read_meets_the_deadline(pem: Certificat
 def test_two_megabytes_arrive_in_each_direction(pem: Certificates) -> None:
     with secured(pem) as (client, stream):
         sending = Task(lambda: client.sendall(BULK))
-        assert stream.read_exactly(len(BULK)) == BULK
+        assert complete(stream.read_exactly(len(BULK))) == BULK
         sending.result(4 * SECONDS)
         reading = Task(lambda: read_all(client))
         stream.write(BULK[::-1])
@@ -280,7 +280,7 @@ def test_one_thread_reads_while_another_writes(pem: Certificates, version: ssl.T
         writing = Task(
             lambda: [stream.write(BULK) for _ in range(TIMES)] and stream.shutdown_write()
         )
-        reading = Task(lambda: digest(iter(lambda: stream.read_some(65536), b"")))
+        reading = Task(lambda: digest(iter(lambda: complete(stream.read_some(65536)), b"")))
         whole = digest([BULK] * TIMES)
         assert there.result(4 * SECONDS) == whole
         assert reading.result(4 * SECONDS) == whole

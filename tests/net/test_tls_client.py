@@ -21,7 +21,7 @@ import pytest
 from netproxy.config.upstreams import TLS_LIMIT
 from netproxy.errors import DeadlineError, ProtocolError, StreamError
 from netproxy.net import syscalls, tls, tls_socket
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.relay.pipe import Outcome, PipeLimits, pipe
 from tests.support.certificates import Certificates, certificates
 from tests.support.outcomes import Outcomes
@@ -302,7 +302,7 @@ def greet(context: ssl.SSLContext, offered: ssl.SSLContext, name: str = "localho
         stream.write(b"ping")
         assert peer.read(4) == b"ping"
         peer.send(b"pong")
-        assert stream.read_exactly(4) == b"pong"
+        assert complete(stream.read_exactly(4)) == b"pong"
         assert not stream.plain
     return peer
 
@@ -427,7 +427,7 @@ class TestClientCertificate:
             accepting = Task(peer.secure, self.asking(pem, VERSIONS[1]))
             tls.connect(stream, trusting(pem, **more), "localhost")
             with pytest.raises(StreamError, match="(?i)certificate|unknown.ca"):
-                stream.peek()
+                complete(stream.peek())
             with pytest.raises(ssl.SSLError):
                 accepting.result()
 
@@ -494,7 +494,7 @@ class TestHandshake:
         """Hazard 120: bytes that came in clear must not count as bytes within TLS."""
         with pair() as (stream, peer):
             peer.sock.sendall(b"xy")
-            assert stream.read_exactly(1) == b"x"
+            assert complete(stream.read_exactly(1)) == b"x"
             with pytest.raises(ProtocolError, match="plaintext before TLS"):
                 tls.connect(stream, trusting(pem), "localhost")
 
@@ -710,7 +710,7 @@ class TestEarlyData:
         with pair() as (stream, peer):
             accepting = Task(peer.secure, server(pem, version=version), bulk(size))
             tls.connect(stream, trusting(pem), "localhost")
-            assert stream.read_exactly(size) == bulk(size)
+            assert complete(stream.read_exactly(size)) == bulk(size)
             accepting.result()
 
     @each_version
@@ -922,7 +922,7 @@ def test_tls_client_resumes_the_session_of_its_server(version: ssl.TLSVersion) -
             handshake = Task(peer.secure, server, b"hello")
             client.connect(stream)
             layer = handshake.result()
-            assert stream.read_exactly(5) == b"hello"
+            assert complete(stream.read_exactly(5)) == b"hello"
             client.keep_session(stream)
             assert layer.tls.session_reused is is_resumed
             stream.write(b"and back")

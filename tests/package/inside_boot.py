@@ -1,6 +1,7 @@
-"""Runs as root in a booted Debian, in a container without a network: what the unit promises, tried.
+"""Checks the systemd unit. Runs as root in a booted Debian, in a container without a network.
 
-Each step is a line "ok" or "FAILED"; the last line counts the failures.  Standard library only.
+Prints a line "ok" or "FAILED" for each step; the last line counts the failures. Needs only the
+standard library.
 """
 
 import os
@@ -18,43 +19,51 @@ from typing import Any, Callable
 UNIT = "netproxyd.service"
 FILE = Path("/etc/netproxy/netproxyd.yaml")
 DROP_IN = Path(f"/etc/systemd/system/{UNIT}.d/try.conf")
-SECONDS = 20.0
+# The limit of a wait.
+SECONDS = 60.0
 PROXY = ("127.0.0.1", 1080)
 PACKAGED = FILE.read_text()
 failures = 0
-origin: list[int] = []  # its ports, HTTP and DNS
+# Ports of the origin: HTTP and DNS.
+origin: list[int] = []
 
 
 def run(*command: str, status: int | None = 0) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert status is None or done.returncode == status, (
-        f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    """Run a command that must end with the status, or with any if that is None."""
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert status is None or process.returncode == status, (
+        f"{command}: {process.returncode}\n{process.stdout}{process.stderr}"
     )
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def show(name: str) -> str:
+    """Return a property of the unit."""
     return run("systemctl", "show", "-P", name, UNIT)
 
 
 def pid() -> int:
+    """Return the process id of the daemon."""
     return int(show("MainPID"))
 
 
-def eventually(true: Callable[[], Any]) -> None:
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Wait until the condition is true."""
     deadline = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.05)
 
 
 def drop_in(text: str) -> None:
+    """Add a configuration to the unit."""
     DROP_IN.parent.mkdir(exist_ok=True)
     DROP_IN.write_text(text)
     run("systemctl", "daemon-reload")
 
 
 def greet(address: tuple[str, int] = PROXY) -> socket.socket:
+    """Return a connection whose SOCKS5 greeting was answered."""
     sock = socket.create_connection(address, SECONDS)
     sock.sendall(b"\5\1\0")
     assert sock.recv(2) == b"\5\0"
@@ -62,24 +71,26 @@ def greet(address: tuple[str, int] = PROXY) -> socket.socket:
 
 
 def tunnel() -> socket.socket:
-    """A connection through the proxy to a server of our own that answers nothing, and lives until we end it."""
+    """Return a connection through the proxy to the origin, which waits for a request."""
     sock = greet()
     sock.sendall(b"\5\1\0\1\x7f\0\0\1" + origin[0].to_bytes(2, "big"))
     assert sock.recv(10)[1] == 0
     return sock
 
 
-def fetches(proxy: str) -> None:
+def fetch(proxy: str) -> None:
+    """Load a page of the origin through the proxy."""
     page = run("curl", "-sS", "--max-time", "20", "-x", proxy, f"http://127.0.0.1:{origin[0]}/")
     assert page == "hello from the origin", page
 
 
-def active() -> bool:
+def is_active() -> bool:
+    """Return True if the unit is active."""
     return show("ActiveState") == "active"
 
 
 def restart_clean() -> None:
-    """The unit and the file as packaged."""
+    """Restart the daemon with the packaged unit and configuration."""
     DROP_IN.unlink(missing_ok=True)
     FILE.write_text(PACKAGED)
     run("systemctl", "daemon-reload")
@@ -88,6 +99,7 @@ def restart_clean() -> None:
 
 
 def associate() -> tuple[socket.socket, tuple[str, int]]:
+    """Send UDP ASSOCIATE. Return the control connection and the relay's address."""
     control = greet()
     control.sendall(b"\5\3\0\1\0\0\0\0\0\0")
     reply = control.recv(10)
@@ -95,7 +107,8 @@ def associate() -> tuple[socket.socket, tuple[str, int]]:
     return control, (socket.inet_ntoa(reply[4:8]), int.from_bytes(reply[8:10], "big"))
 
 
-def asks_dns(relay: tuple[str, int]) -> bytes:
+def query_dns(relay: tuple[str, int]) -> bytes:
+    """Send a DNS query through the relay. Return the answer."""
     query = b"\x12\x34\1\0\0\1\0\0\0\0\0\0\3www\4test\0\0\1\0\1"
     with socket.socket(type=socket.SOCK_DGRAM) as sock:
         sock.settimeout(SECONDS)
@@ -107,7 +120,7 @@ def asks_dns(relay: tuple[str, int]) -> bytes:
 
 
 def started_at_boot() -> str:
-    assert active() and show("Type") == "notify"
+    assert is_active() and show("Type") == "notify"
     assert "serves" in show("StatusText"), show("StatusText")
     return show("StatusText")
 
@@ -121,7 +134,8 @@ def runs_unprivileged() -> str:
         r"^Seccomp:\s+2$", status, re.M
     )
     files = re.search(r"^Max open files\s+(\d+)", Path(f"/proc/{pid()}/limits").read_text(), re.M)
-    most = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])  # a container may have less
+    # A container may have fewer.
+    most = min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     assert files and int(files[1]) >= most, files
     resident = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.M)
     assert resident
@@ -136,42 +150,44 @@ def is_hardened() -> str:
 
 
 def serves_tcp_and_udp() -> None:
-    fetches("socks5h://127.0.0.1:1080")
-    fetches("http://127.0.0.1:1080")
+    fetch("socks5h://127.0.0.1:1080")
+    fetch("http://127.0.0.1:1080")
     control, relay = associate()
     with control:
-        assert asks_dns(relay).endswith(bytes([192, 0, 2, 7]))
+        assert query_dns(relay).endswith(bytes([192, 0, 2, 7]))
 
 
 def with_port(port: int, text: str = PACKAGED) -> str:
-    """A configuration with a listener more."""
+    """Return the configuration with one more listener."""
     more = f'  - {{protocol: sps, listen: "127.0.0.1:{port}", name: low}}'
     return text.replace("    listen: 127.0.0.1:1080", f"    listen: 127.0.0.1:1080\n{more}")
 
 
-def reloads_when_it_has_reloaded() -> str:
+def reload_ends_when_the_daemon_has_reloaded() -> str:
+    """A new port is open as soon as systemctl returns; connections continue."""
     before = pid()
     with tunnel() as living:
         start = time.monotonic()
         for port in (*range(90, 80, -1), 80):
             FILE.write_text(with_port(port))
             run("systemctl", "reload", UNIT)
-            greet(("127.0.0.1", port)).close()  # at once: the reload is over when systemctl says so
+            greet(("127.0.0.1", port)).close()
         seconds = (time.monotonic() - start) / 11
         living.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert b"hello" in b"".join(iter(lambda: living.recv(2000), b""))
-    assert pid() == before and active()
+    assert pid() == before and is_active()
     return f"{seconds * 1000:.0f} ms"
 
 
-def keeps_all_at_a_faulty_reload() -> None:
+def faulty_reload_changes_nothing() -> None:
     before = pid()
     good = FILE.read_text()
     FILE.write_text(good + "lisners: []\n")
     run("systemctl", "reload", UNIT, status=1)
-    os.kill(before, signal.SIGHUP)  # without the check that the unit makes first
-    eventually(lambda: "not reloaded" in show("StatusText"))
-    assert pid() == before and active()
+    # Without the check that the unit makes first.
+    os.kill(before, signal.SIGHUP)
+    wait_until(lambda: "not reloaded" in show("StatusText"))
+    assert pid() == before and is_active()
     greet(("127.0.0.1", 80)).close()
     FILE.write_text(good)
     run("systemctl", "reload", UNIT)
@@ -179,7 +195,7 @@ def keeps_all_at_a_faulty_reload() -> None:
 
 
 def reloads_without_a_control_socket() -> None:
-    """By a signal, whose end systemd does not always wait for."""
+    """The unit sends a signal. Not every systemd waits for the end of the reload."""
     without = re.sub(r"^control:.*$", "", PACKAGED, flags=re.M)
     assert without != PACKAGED
     FILE.write_text(without)
@@ -187,9 +203,9 @@ def reloads_without_a_control_socket() -> None:
     before = pid()
     FILE.write_text(with_port(81, without))
     run("systemctl", "reload", UNIT)
-    eventually(lambda: "127.0.0.1:81" in show("StatusText"))
+    wait_until(lambda: "127.0.0.1:81" in show("StatusText"))
     greet(("127.0.0.1", 81)).close()
-    assert pid() == before and active()
+    assert pid() == before and is_active()
 
 
 def starts_again_after_a_crash() -> None:
@@ -197,7 +213,7 @@ def starts_again_after_a_crash() -> None:
     drop_in("[Service]\nRestartSec=100ms\n")
     before = pid()
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: active() and pid() not in (0, before))
+    wait_until(lambda: is_active() and pid() not in (0, before))
     greet().close()
 
 
@@ -206,19 +222,19 @@ def answers_its_watchdog() -> None:
     run("systemctl", "restart", UNIT)
     before = pid()
     time.sleep(3)
-    assert pid() == before and active(), "ended though it was well"
+    assert pid() == before and is_active(), "the watchdog has ended a healthy daemon"
 
 
 def is_restarted_by_its_watchdog() -> None:
     before = pid()
     os.kill(before, signal.SIGSTOP)
-    eventually(lambda: active() and pid() not in (0, before))
+    wait_until(lambda: is_active() and pid() not in (0, before))
     greet().close()
     log = run("journalctl", "-b", "-o", "cat", "-u", UNIT)
     assert "Watchdog timeout" in log and "Fatal Python error: Aborted" in log and "in _wait" in log
 
 
-def a_faulty_file_is_78_and_no_loop() -> None:
+def faulty_file_is_status_78_without_restarts() -> None:
     restart_clean()
     drop_in("[Service]\nRestartSec=100ms\n")
     FILE.write_text("lisners: []\n")
@@ -228,14 +244,14 @@ def a_faulty_file_is_78_and_no_loop() -> None:
     assert "netproxyd.yaml:1:1" in run("journalctl", "-b", "-o", "cat", "-u", UNIT)
 
 
-def a_port_in_use_is_tried_again() -> None:
+def port_in_use_is_tried_again() -> None:
     restart_clean()
     drop_in("[Service]\nRestartSec=100ms\n")
     run("systemctl", "stop", UNIT)
     with socket.create_server(PROXY):
         run("systemctl", "start", UNIT, status=1)
-        eventually(lambda: int(show("NRestarts")) > 0)
-    eventually(active)
+        wait_until(lambda: int(show("NRestarts")) > 0)
+    wait_until(is_active)
     greet().close()
 
 
@@ -246,8 +262,9 @@ def drains_as_long_as_it_needs() -> str:
     run("systemctl", "restart", UNIT)
     with tunnel() as living:
         stopping = subprocess.Popen(["systemctl", "stop", UNIT])
-        eventually(lambda: show("ActiveState") == "deactivating")
-        time.sleep(3)  # thrice what the unit allows, of either
+        wait_until(lambda: show("ActiveState") == "deactivating")
+        # Three times as long as the unit allows, for either.
+        time.sleep(3)
         assert stopping.poll() is None
         assert "stopping" in show("StatusText"), show("StatusText")
         living.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -257,31 +274,32 @@ def drains_as_long_as_it_needs() -> str:
     return "3 s with TimeoutStopSec=1 and WatchdogSec=1"
 
 
-def takes_sockets_of_systemd() -> None:
+def serves_sockets_of_systemd() -> None:
     restart_clean()
     run("systemctl", "stop", UNIT)
     Path("/etc/systemd/system/netproxyd.socket").write_text(
         Path("/try/netproxyd.socket").read_text()
     )
-    # our origin is on this machine, to which strangers are not led
+    # The origin is on this machine, which clients of a public listener may not reach by default.
     FILE.write_text(Path("/try/socket.yaml").read_text() + "destinations: {allow: [127.0.0.0/8]}\n")
     drop_in(
         "[Unit]\nStartLimitIntervalSec=0\n[Service]\nCapabilityBoundingSet=\nAmbientCapabilities=\n"
     )
     run("systemctl", "start", "netproxyd.socket")
-    assert not active()
-    fetches("socks5h://127.0.0.1:1080")  # starts it
-    assert active()
+    assert not is_active()
+    # Starts the daemon.
+    fetch("socks5h://127.0.0.1:1080")
+    assert is_active()
     control, relay = associate()
     with control:
-        assert asks_dns(relay).endswith(bytes([192, 0, 2, 7]))
+        assert query_dns(relay).endswith(bytes([192, 0, 2, 7]))
     assert f"CapEff:\t{0:016x}" in Path(f"/proc/{pid()}/status").read_text()
     run("systemctl", "reload", UNIT)
-    fetches("http://127.0.0.1:1080")
+    fetch("http://127.0.0.1:1080")
 
 
-def refuses_nobody_while_it_restarts() -> str:
-    """Connections, one after the other on four threads, over five restarts: each is answered."""
+def restart_refuses_no_client() -> str:
+    """Four threads connect again and again during five restarts. Each connection is answered."""
     stop = threading.Event()
     served, faults = [0] * 4, []
 
@@ -298,17 +316,21 @@ def refuses_nobody_while_it_restarts() -> str:
     for thread in threads:
         thread.start()
     for _ in range(5):
-        before, count = pid(), sum(served)
+        before, wanted = pid(), sum(served) + 20
         run("systemctl", "restart", UNIT)
         assert pid() != before
-        eventually(lambda: faults or sum(served) > count + 20)
+
+        def is_served(wanted: int = wanted) -> bool:
+            return bool(faults) or sum(served) > wanted
+
+        wait_until(is_served)
     stop.set()
     for thread in threads:
         thread.join()
     assert not faults, faults
     control, relay = associate()
     with control:
-        assert asks_dns(relay).endswith(bytes([192, 0, 2, 7]))
+        assert query_dns(relay).endswith(bytes([192, 0, 2, 7]))
     return f"{sum(served)} connections, none refused"
 
 
@@ -319,9 +341,9 @@ def is_upgraded() -> None:
     FILE.write_text(PACKAGED + "# mine\n")
     before = pid()
     run("dpkg", "-i", "--force-confdef", "--force-confold", "/try/new.deb")
-    assert active() and pid() != before
+    assert is_active() and pid() != before
     assert FILE.read_text().endswith("# mine\n")
-    fetches("socks5h://127.0.0.1:1080")
+    fetch("socks5h://127.0.0.1:1080")
 
 
 def is_removed_and_purged() -> None:
@@ -341,17 +363,17 @@ STEPS = (
     runs_unprivileged,
     is_hardened,
     serves_tcp_and_udp,
-    reloads_when_it_has_reloaded,
-    keeps_all_at_a_faulty_reload,
+    reload_ends_when_the_daemon_has_reloaded,
+    faulty_reload_changes_nothing,
     reloads_without_a_control_socket,
     starts_again_after_a_crash,
     answers_its_watchdog,
     is_restarted_by_its_watchdog,
-    a_faulty_file_is_78_and_no_loop,
-    a_port_in_use_is_tried_again,
+    faulty_file_is_status_78_without_restarts,
+    port_in_use_is_tried_again,
     drains_as_long_as_it_needs,
-    takes_sockets_of_systemd,
-    refuses_nobody_while_it_restarts,
+    serves_sockets_of_systemd,
+    restart_refuses_no_client,
     is_upgraded,
     is_removed_and_purged,
 )
@@ -360,19 +382,18 @@ STEPS = (
 def main() -> None:
     global failures
     with subprocess.Popen(["/usr/bin/python3", "-I", "/try/origin.py", "/try/ports"]) as server:
-        eventually(lambda: Path("/try/ports").exists())
+        wait_until(lambda: Path("/try/ports").exists())
         origin.extend(map(int, Path("/try/ports").read_text().split()))
         for step in STEPS:
             start = time.monotonic()
             try:
-                more = step()
+                result = step()
             except Exception:
                 failures += 1
                 print(f"FAILED: {step.__name__}\n{traceback.format_exc()}")
                 continue
-            print(
-                f"ok: {step.__name__} ({time.monotonic() - start:.1f} s){': ' + more if more else ''}"
-            )
+            seconds = time.monotonic() - start
+            print(f"ok: {step.__name__} ({seconds:.1f} s){': ' + result if result else ''}")
         server.terminate()
     print(f"{failures} failures")
 

@@ -1,4 +1,4 @@
-"""netproxyd as a process under a service manager: what it is told, and when."""
+"""netproxyd under a service manager: notifications, the watchdog and socket activation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from typing import Iterator
 
 import pytest
 
+from tests.support.ports import reserve_port
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 30.0
 
 
 class Managed:
+    """A daemon, and the socket to which it sends its notifications."""
+
     def __init__(self, process: subprocess.Popen[str], manager: socket.socket) -> None:
         self.process = process
         self._manager = manager
 
     def said(self, wanted: str) -> dict[str, str]:
-        """The first message from now on with a field of this name."""
+        """Return the next message that has a field of this name."""
         while True:
             fields = dict(
                 line.split("=", 1) for line in self._manager.recv(4000).decode().splitlines()
@@ -56,7 +60,7 @@ def managed(tmp_path: Path) -> Iterator[Managed]:
             process.communicate()
 
 
-def test_readiness_life_reload_and_end(managed: Managed) -> None:
+def test_daemon_notifies_readiness_watchdog_reload_and_stop(managed: Managed) -> None:
     assert "serves" in managed.said("READY")["STATUS"]
     for _ in range(3):
         assert managed.said("WATCHDOG") == {"WATCHDOG": "1"}
@@ -64,11 +68,12 @@ def test_readiness_life_reload_and_end(managed: Managed) -> None:
     assert managed.said("RELOADING")["MONOTONIC_USEC"].isdigit()
     assert managed.said("READY")["STATUS"].startswith("serves ")
     managed.process.terminate()
-    assert managed.said("STOPPING")["EXTEND_TIMEOUT_USEC"] == "45000000"  # 30 s to drain, 15 to end
+    # 30 s to drain and 15 s to end.
+    assert managed.said("STOPPING")["EXTEND_TIMEOUT_USEC"] == "45000000"
     assert managed.process.wait(SECONDS) == 0
 
 
-def test_ended_by_its_watchdog_it_says_what_its_threads_did(managed: Managed) -> None:
+def test_daemon_ended_by_its_watchdog_prints_the_stacks_of_its_threads(managed: Managed) -> None:
     managed.said("WATCHDOG")
     managed.process.send_signal(signal.SIGABRT)
     _, err = managed.process.communicate(timeout=SECONDS)
@@ -76,18 +81,22 @@ def test_ended_by_its_watchdog_it_says_what_its_threads_did(managed: Managed) ->
     assert "Fatal Python error: Aborted" in err and " in _wait" in err
 
 
-# becomes the daemon, with the sockets where a service manager would have put them
+# Moves the sockets to the descriptors that a service manager uses, and becomes the daemon.
 LAUNCH = """import os, sys
 for number, descriptor in enumerate(sys.argv[1].split(",")):
     os.dup2(int(descriptor), 3 + number)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="main:main")
-os.execv(sys.executable, [sys.executable, "-m", "netproxy", "-l", "sps://systemd:main?clients=127.0.0.0/8"])
+listen = "sps://systemd:main?clients=127.0.0.0/8"
+os.execv(sys.executable, [sys.executable, "-m", "netproxy", "-l", listen])
 """
 
 
 @contextlib.contextmanager
 def activated(*sockets: socket.socket) -> Iterator[subprocess.Popen[str]]:
-    """A daemon by sockets of ours, ready; the sockets are at descriptors that the launcher's moves cannot meet."""
+    """Run a daemon with these sockets, and wait until it is ready.
+
+    The sockets are passed at high descriptors, so that LAUNCH overwrites none of them.
+    """
     high = [os.dup2(sock.fileno(), 150 + number) for number, sock in enumerate(sockets)]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -113,45 +122,47 @@ def activated(*sockets: socket.socket) -> Iterator[subprocess.Popen[str]]:
                 os.close(descriptor)
 
 
-def greets(sock: socket.socket) -> bool:
+def is_greeted(sock: socket.socket) -> bool:
+    """Send a SOCKS5 greeting. Return True if it is answered."""
     sock.sendall(b"\x05\x01\x00")
     return sock.recv(2) == b"\x05\x00"
 
 
-def test_nobody_is_refused_between_one_daemon_and_the_next() -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as stream,
-        socket.socket(type=socket.SOCK_DGRAM) as datagram,
-    ):
-        datagram.bind(stream.getsockname())
+def test_restart_with_socket_activation_refuses_no_client() -> None:
+    """Hazard 107. A client that connects between two daemons is served by the second."""
+    address = "127.0.0.1", reserve_port().release()
+    with socket.create_server(address) as stream, socket.socket(type=socket.SOCK_DGRAM) as datagram:
+        datagram.bind(address)
         for number in range(2):
-            if number:  # while none is there
+            if number:
                 waiting = socket.create_connection(stream.getsockname(), SECONDS)
             with activated(stream, datagram) as process:
                 if number:
                     with waiting:
-                        assert greets(waiting)
+                        assert is_greeted(waiting)
                 with socket.create_connection(stream.getsockname(), SECONDS) as client:
-                    assert greets(client)
-                    client.sendall(b"\x05\x03\x00\x01" + bytes(6))  # UDP ASSOCIATE
+                    assert is_greeted(client)
+                    # UDP ASSOCIATE.
+                    client.sendall(b"\x05\x03\x00\x01" + bytes(6))
                     assert client.recv(10)[:2] == b"\x05\x00"
-                process.send_signal(signal.SIGHUP)  # keeps them
+                # A reload keeps the sockets.
+                process.send_signal(signal.SIGHUP)
                 with socket.create_connection(stream.getsockname(), SECONDS) as client:
-                    assert greets(client)
+                    assert is_greeted(client)
                 process.terminate()
                 assert process.wait(SECONDS) == 0
 
 
-def test_a_name_that_was_not_passed_is_69_and_names_it() -> None:
-    done = subprocess.run(
+def test_socket_name_that_was_not_passed_is_an_error_with_status_69() -> None:
+    process = subprocess.run(
         [sys.executable, "-m", "netproxy", "-l", "sps://systemd:main?clients=127.0.0.0/8"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=SECONDS,
     )
-    assert done.returncode == 69
+    assert process.returncode == 69
     assert (
         "udp systemd:main: expected one activation socket of this name, found 0 (available: none)"
-        in done.stderr
+        in process.stderr
     )

@@ -1,13 +1,12 @@
-"""Requests for connect-udp and their answers: what each role writes, reads and refuses."""
+"""Requests for connect-udp and their answers: what both roles write, read and refuse."""
 
 from __future__ import annotations
-
-import time
 
 import pytest
 
 from netproxy.errors import ProtocolError, Reason
 from netproxy.interfaces.addresses import Address
+from netproxy.net.stream import complete
 from netproxy.protocol import connect_udp, http1
 from netproxy.protocol.connect_udp import (
     asks_for,
@@ -21,27 +20,28 @@ from netproxy.protocol.connect_udp import (
 from netproxy.protocol.http1 import (
     Fields,
     HttpError,
-    Request,
-    Response,
+    HttpRequest,
+    HttpResponse,
     read_request,
     read_response,
 )
+from tests.support.alarms import PATIENCE, stuck_after
 from tests.support.readers import BytesReader, check_read
 
 HOST = (b"Host", b"proxy.example")
-ASKED: Fields = [
+UPGRADE_FIELDS: Fields = [
     HOST,
     (b"Connection", b"Upgrade"),
     (b"Upgrade", b"connect-udp"),
     (b"Capsule-Protocol", b"?1"),
 ]
-ACCEPTED: Fields = ASKED[1:]
+ACCEPT_FIELDS: Fields = UPGRADE_FIELDS[1:]
 PREFIX = b"/.well-known/masque/udp/"
 LONGEST = b".".join([b"a" * 63, b"a" * 63, b"a" * 63, b"a" * 61])
 
 
-def get(target: bytes, *more: tuple[bytes, bytes]) -> Request:
-    return Request(b"GET", target, 1, [*ASKED, *more])
+def get(target: bytes, *more: tuple[bytes, bytes]) -> HttpRequest:
+    return HttpRequest(b"GET", target, 1, [*UPGRADE_FIELDS, *more])
 
 
 TARGETS = {
@@ -84,7 +84,7 @@ TARGETS = {
 }
 
 REFUSED_TARGETS = {
-    # path
+    # The path.
     "root": b"/",
     "another path": b"/masque/udp/a/443/",
     "path in capitals": b"/.Well-Known/masque/udp/a/443/",
@@ -108,7 +108,7 @@ REFUSED_TARGETS = {
     "authority form": b"a:443",
     "asterisk form": b"*",
     "empty": b"",
-    # port
+    # The port.
     "empty port": PREFIX + b"a//",
     "port 0": PREFIX + b"a/0/",
     "port 00000": PREFIX + b"a/00000/",
@@ -123,7 +123,7 @@ REFUSED_TARGETS = {
     "port by name": PREFIX + b"a/https/",
     "port in escapes": PREFIX + b"a/%34%34%33/",
     "port in superscript": PREFIX + b"a/" + "²".encode() + b"/",
-    # host
+    # The host.
     "empty host": PREFIX + b"/443/",
     "IPv6 not escaped": PREFIX + b"2001:db8::42/443/",
     "IPv6 in brackets not escaped": PREFIX + b"[::1]/443/",
@@ -144,10 +144,10 @@ REFUSED_TARGETS = {
     "name of 254 bytes": PREFIX + LONGEST + b"a/443/",
     "userinfo": PREFIX + b"user@a/443/",
     "tilde": PREFIX + b"~a/443/",
-    "asterisk": PREFIX + b"*/443/",  # of connect-udp-bind
+    "asterisk": PREFIX + b"*/443/",
     "escaped asterisk": PREFIX + b"%2A/443/",
     "not ASCII": PREFIX + "bücher".encode() + b"/443/",
-    # escapes
+    # Escapes.
     "escape of one digit": PREFIX + b"a%2/443/",
     "escape of no digit": PREFIX + b"a%/443/",
     "escape of other digits": PREFIX + b"a%zz/443/",
@@ -161,7 +161,7 @@ REFUSED_TARGETS = {
     "escaped space": PREFIX + b"a%20b/443/",
     "escaped not ASCII": PREFIX + b"b%C3%BCcher/443/",
     "escaped byte that is no UTF-8": PREFIX + b"%FF/443/",
-    # authority
+    # The authority.
     "absolute form without authority": b"https://" + PREFIX + b"a/443/",
     "ftp": b"ftp://proxy.example" + PREFIX + b"a/443/",
     "authority with userinfo": b"https://user@proxy.example" + PREFIX + b"a/443/",
@@ -174,19 +174,19 @@ REFUSED_TARGETS = {
 ASKING = {
     "RFC 9298": get(PREFIX + b"a/443/"),
     "whatever the path": get(b"/"),
-    "capitals": Request(
+    "capitals": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"CONNECTION", b"UPGRADE"), (b"UPGRADE", b"CONNECT-UDP")]
     ),
-    "no Capsule-Protocol": Request(
+    "no Capsule-Protocol": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"upgrade"), (b"Upgrade", b"connect-udp")]
     ),
-    "among other options": Request(
+    "among other options": HttpRequest(
         b"GET",
         b"/",
         1,
         [HOST, (b"Connection", b"keep-alive ,\tupgrade, x"), (b"Upgrade", b"connect-udp")],
     ),
-    "option in a second field": Request(
+    "option in a second field": HttpRequest(
         b"GET",
         b"/",
         1,
@@ -195,33 +195,33 @@ ASKING = {
 }
 
 NOT_ASKING = {
-    "POST": Request(b"POST", b"/", 1, ASKED),
-    "HEAD": Request(b"HEAD", b"/", 1, ASKED),
-    "CONNECT": Request(b"CONNECT", b"a:443", 1, ASKED),
-    "get": Request(b"get", b"/", 1, ASKED),
-    "HTTP/1.0": Request(b"GET", b"/", 0, ASKED),
-    "no field": Request(b"GET", b"/", 1, [HOST]),
-    "no Connection": Request(b"GET", b"/", 1, [HOST, (b"Upgrade", b"connect-udp")]),
-    "Connection without upgrade": Request(
+    "POST": HttpRequest(b"POST", b"/", 1, UPGRADE_FIELDS),
+    "HEAD": HttpRequest(b"HEAD", b"/", 1, UPGRADE_FIELDS),
+    "CONNECT": HttpRequest(b"CONNECT", b"a:443", 1, UPGRADE_FIELDS),
+    "get": HttpRequest(b"get", b"/", 1, UPGRADE_FIELDS),
+    "HTTP/1.0": HttpRequest(b"GET", b"/", 0, UPGRADE_FIELDS),
+    "no field": HttpRequest(b"GET", b"/", 1, [HOST]),
+    "no Connection": HttpRequest(b"GET", b"/", 1, [HOST, (b"Upgrade", b"connect-udp")]),
+    "Connection without upgrade": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"keep-alive"), (b"Upgrade", b"connect-udp")]
     ),
-    "Connection: upgrades": Request(
+    "Connection: upgrades": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"upgrades"), (b"Upgrade", b"connect-udp")]
     ),
-    "no Upgrade": Request(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade")]),
-    "empty Upgrade": Request(
+    "no Upgrade": HttpRequest(b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade")]),
+    "empty Upgrade": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"")]
     ),
-    "websocket": Request(
+    "websocket": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
     ),
-    "connect-ip": Request(
+    "connect-ip": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-ip")]
     ),
-    "connect-udp/1": Request(
+    "connect-udp/1": HttpRequest(
         b"GET", b"/", 1, [HOST, (b"Connection", b"Upgrade"), (b"Upgrade", b"connect-udp/1")]
     ),
-    "one of two": Request(
+    "one of two": HttpRequest(
         b"GET",
         b"/",
         1,
@@ -239,111 +239,139 @@ REQUESTS = {
 }
 
 ACCEPTABLE = {
-    "RFC 9298": Response(1, 101, b"Switching Protocols", ACCEPTED),
-    "another phrase": Response(1, 101, b"", ACCEPTED),
-    "capitals": Response(1, 101, b"", [(b"CONNECTION", b"UPGRADE"), (b"UPGRADE", b"Connect-UDP")]),
-    "no Capsule-Protocol": Response(1, 101, b"", ACCEPTED[:2]),
-    "among other options": Response(
+    "RFC 9298": HttpResponse(1, 101, b"Switching Protocols", ACCEPT_FIELDS),
+    "another phrase": HttpResponse(1, 101, b"", ACCEPT_FIELDS),
+    "capitals": HttpResponse(
+        1, 101, b"", [(b"CONNECTION", b"UPGRADE"), (b"UPGRADE", b"Connect-UDP")]
+    ),
+    "no Capsule-Protocol": HttpResponse(1, 101, b"", ACCEPT_FIELDS[:2]),
+    "among other options": HttpResponse(
         1, 101, b"", [(b"Connection", b"keep-alive, upgrade"), (b"Upgrade", b"connect-udp")]
     ),
-    "other fields": Response(
-        1, 101, b"", [*ACCEPTED, (b"Proxy-Status", b'a; next-hop="b"'), (b"Server", b"c")]
+    "other fields": HttpResponse(
+        1, 101, b"", [*ACCEPT_FIELDS, (b"Proxy-Status", b'a; next-hop="b"'), (b"Server", b"c")]
     ),
 }
 
-UNACCEPTABLE = {  # the response, and what its message ends with
-    "200": (Response(1, 200, b"OK", ACCEPTED), "200"),
-    "200 without a field": (Response(1, 200, b"OK", []), "200"),
-    "100": (Response(1, 100, b"Continue", ACCEPTED), "100"),
-    "407": (Response(1, 407, b"", [(b"Proxy-Authenticate", b"Basic realm=a")]), "407"),
-    "404": (Response(1, 404, b"Not Found", []), "404"),
-    "no Connection": (Response(1, 101, b"", ACCEPTED[1:]), "101"),
+# A response, and the end of the message about it.
+UNACCEPTABLE = {
+    "200": (HttpResponse(1, 200, b"OK", ACCEPT_FIELDS), "200"),
+    "200 without a field": (HttpResponse(1, 200, b"OK", []), "200"),
+    "100": (HttpResponse(1, 100, b"Continue", ACCEPT_FIELDS), "100"),
+    "407": (HttpResponse(1, 407, b"", [(b"Proxy-Authenticate", b"Basic realm=a")]), "407"),
+    "404": (HttpResponse(1, 404, b"Not Found", []), "404"),
+    "no Connection": (HttpResponse(1, 101, b"", ACCEPT_FIELDS[1:]), "101"),
     "Connection without upgrade": (
-        Response(1, 101, b"", [(b"Connection", b"close"), *ACCEPTED[1:]]),
+        HttpResponse(1, 101, b"", [(b"Connection", b"close"), *ACCEPT_FIELDS[1:]]),
         "101",
     ),
-    "no Upgrade": (Response(1, 101, b"", [ACCEPTED[0], ACCEPTED[2]]), "101"),
-    "empty Upgrade": (Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"")]), "101"),
-    "websocket": (Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"websocket")]), "101"),
+    "no Upgrade": (HttpResponse(1, 101, b"", [ACCEPT_FIELDS[0], ACCEPT_FIELDS[2]]), "101"),
+    "empty Upgrade": (HttpResponse(1, 101, b"", [ACCEPT_FIELDS[0], (b"Upgrade", b"")]), "101"),
+    "websocket": (HttpResponse(1, 101, b"", [ACCEPT_FIELDS[0], (b"Upgrade", b"websocket")]), "101"),
     "two in one Upgrade": (
-        Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, h2c")]),
+        HttpResponse(1, 101, b"", [ACCEPT_FIELDS[0], (b"Upgrade", b"connect-udp, h2c")]),
         "101",
     ),
     "twice in one Upgrade": (
-        Response(1, 101, b"", [ACCEPTED[0], (b"Upgrade", b"connect-udp, connect-udp")]),
+        HttpResponse(1, 101, b"", [ACCEPT_FIELDS[0], (b"Upgrade", b"connect-udp, connect-udp")]),
         "101",
     ),
-    "two Upgrade": (Response(1, 101, b"", [*ACCEPTED, (b"Upgrade", b"websocket")]), "101"),
-    "two equal Upgrade": (Response(1, 101, b"", [*ACCEPTED, (b"upgrade", b"connect-udp")]), "101"),
-    "second Upgrade empty": (Response(1, 101, b"", [*ACCEPTED, (b"Upgrade", b"")]), "101"),
-    "Content-Length": (Response(1, 101, b"", [*ACCEPTED, (b"Content-Length", b"0")]), "101"),
-    "content-length": (Response(1, 101, b"", [*ACCEPTED, (b"content-length", b"5")]), "101"),
+    "two Upgrade": (HttpResponse(1, 101, b"", [*ACCEPT_FIELDS, (b"Upgrade", b"websocket")]), "101"),
+    "two equal Upgrade": (
+        HttpResponse(1, 101, b"", [*ACCEPT_FIELDS, (b"upgrade", b"connect-udp")]),
+        "101",
+    ),
+    "second Upgrade empty": (HttpResponse(1, 101, b"", [*ACCEPT_FIELDS, (b"Upgrade", b"")]), "101"),
+    "Content-Length": (
+        HttpResponse(1, 101, b"", [*ACCEPT_FIELDS, (b"Content-Length", b"0")]),
+        "101",
+    ),
+    "content-length": (
+        HttpResponse(1, 101, b"", [*ACCEPT_FIELDS, (b"content-length", b"5")]),
+        "101",
+    ),
     "Transfer-Encoding": (
-        Response(1, 101, b"", [*ACCEPTED, (b"Transfer-Encoding", b"chunked")]),
+        HttpResponse(1, 101, b"", [*ACCEPT_FIELDS, (b"Transfer-Encoding", b"chunked")]),
         "101",
     ),
     "Content-Type": (
-        Response(1, 101, b"", [*ACCEPTED, (b"Content-Type", b"text/plain")]),
+        HttpResponse(1, 101, b"", [*ACCEPT_FIELDS, (b"Content-Type", b"text/plain")]),
         "101",
-    ),  # RFC 9297 section 3.2
-    # RFC 9209
-    "error": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=dns_error")]), "502 (dns_error)"),
+    ),
+    # Proxy-Status (RFC 9209).
+    "error": (
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=dns_error")]),
+        "502 (dns_error)",
+    ),
     "error of a 101": (
-        Response(1, 101, b"", [(b"Proxy-Status", b"a; error=http_upgrade_failed")]),
+        HttpResponse(1, 101, b"", [(b"Proxy-Status", b"a; error=http_upgrade_failed")]),
         "101 (http_upgrade_failed)",
     ),
     "error without a space": (
-        Response(1, 504, b"", [(b"PROXY-STATUS", b"a;error=dns_timeout")]),
+        HttpResponse(1, 504, b"", [(b"PROXY-STATUS", b"a;error=dns_timeout")]),
         "504 (dns_timeout)",
     ),
     "error behind others": (
-        Response(1, 502, b"", [(b"Proxy-Status", b'"a b"; next-hop=c;  error=x-y/z; details="d"')]),
+        HttpResponse(
+            1, 502, b"", [(b"Proxy-Status", b'"a b"; next-hop=c;  error=x-y/z; details="d"')]
+        ),
         "502 (x-y/z)",
     ),
     "error of the second": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a, b; error=dns_error")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a, b; error=dns_error")]),
         "502 (dns_error)",
     ),
     "error in a second field": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a"), (b"proxy-status", b"b; error=dns_error")]),
+        HttpResponse(
+            1, 502, b"", [(b"Proxy-Status", b"a"), (b"proxy-status", b"b; error=dns_error")]
+        ),
         "502 (dns_error)",
     ),
     "two errors": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; error=one, b; error=two")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=one, b; error=two")]),
         "502 (one)",
     ),
     "status without an error": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; received-status=500")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; received-status=500")]),
         "502",
     ),
     "error of another name": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; xerror=b; errors=c")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; xerror=b; errors=c")]),
         "502",
     ),
     "error without a value": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; error; error=")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error; error=")]),
         "502",
     ),
-    "error that is a number": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=5")]), "502"),
-    "error that is a string": (Response(1, 502, b"", [(b"Proxy-Status", b'a; error="b"')]), "502"),
+    "error that is a number": (
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=5")]),
+        "502",
+    ),
+    "error that is a string": (
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b'a; error="b"')]),
+        "502",
+    ),
     "error without a semicolon": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"error=dns_error")]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"error=dns_error")]),
         "502",
     ),
-    "error not ASCII": (Response(1, 502, b"", [(b"Proxy-Status", b"a; error=b\xff")]), "502 (b)"),
+    "error not ASCII": (
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=b\xff")]),
+        "502 (b)",
+    ),
     "error of 64 bytes": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 64)]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 64)]),
         f"502 ({'b' * 64})",
     ),
     "error of 60000 bytes": (
-        Response(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 60000)]),
+        HttpResponse(1, 502, b"", [(b"Proxy-Status", b"a; error=" + b"b" * 60000)]),
         f"502 ({'b' * 64})",
     ),
 }
 
 
 @pytest.mark.parametrize(("target", "path"), REQUESTS.values(), ids=REQUESTS)
-def test_request_has_these_bytes_and_reads_back(target: Address, path: bytes) -> None:
+def test_request_has_these_bytes_and_is_read_back(target: Address, path: bytes) -> None:
     data = encode_request(target, "proxy.example")
     assert data == (
         b"GET /.well-known/masque/udp/" + path + b" HTTP/1.1\r\n"
@@ -354,42 +382,46 @@ def test_request_has_these_bytes_and_reads_back(target: Address, path: bytes) ->
         b"\r\n"
     )
     check_read(read_request, data, get(PREFIX + path))
-    request = read_request(BytesReader(data))
+    request = complete(read_request(BytesReader(data)))
     assert asks_for(request) and parse_target(request) == target
 
 
 def test_request_carries_credentials() -> None:
     data = encode_request(Address("a", 53), "[2001:db8::1]:8080", b"Basic YTpi")
-    assert read_request(BytesReader(data)).fields == [
+    assert complete(read_request(BytesReader(data))).fields == [
         (b"Host", b"[2001:db8::1]:8080"),
-        *ACCEPTED,
+        *ACCEPT_FIELDS,
         (b"Proxy-Authorization", b"Basic YTpi"),
     ]
 
 
-def test_scope_of_an_address_stays_here() -> None:
+def test_scope_of_an_address_is_not_encoded() -> None:
     assert encode_request(Address("fe80::1%2", 53), "a").startswith(
         b"GET /.well-known/masque/udp/fe80%3A%3A1/53/ HTTP/1.1\r\n"
     )
 
 
-def test_the_rfcs_own_request_is_read() -> None:  # RFC 9298 section 3.2
-    request = read_request(
-        BytesReader(
-            b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\n"
-            b"Host: example.org\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+def test_request_of_the_rfc_is_read() -> None:
+    """RFC 9298 section 3.2."""
+    request = complete(
+        read_request(
+            BytesReader(
+                b"GET https://example.org/.well-known/masque/udp/192.0.2.6/443/ HTTP/1.1\r\n"
+                b"Host: example.org\r\nConnection: Upgrade\r\n"
+                b"Upgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+            )
         )
     )
     assert asks_for(request) and parse_target(request) == Address("192.0.2.6", 443)
 
 
 @pytest.mark.parametrize("request_", ASKING.values(), ids=ASKING)
-def test_request_asks_for_connect_udp(request_: Request) -> None:
+def test_request_asks_for_connect_udp(request_: HttpRequest) -> None:
     assert asks_for(request_)
 
 
 @pytest.mark.parametrize("request_", NOT_ASKING.values(), ids=NOT_ASKING)
-def test_request_asks_for_something_else(request_: Request) -> None:
+def test_request_does_not_ask_for_connect_udp(request_: HttpRequest) -> None:
     assert not asks_for(request_)
 
 
@@ -399,7 +431,7 @@ def test_target_is_canonical(raw: bytes, target: Address) -> None:
 
 
 @pytest.mark.parametrize("raw", REFUSED_TARGETS.values(), ids=REFUSED_TARGETS)
-def test_target_is_answered_400(raw: bytes) -> None:
+def test_invalid_target_is_answered_400(raw: bytes) -> None:
     with pytest.raises(HttpError) as caught:
         parse_target(get(raw))
     assert caught.value.status == 400
@@ -408,7 +440,7 @@ def test_target_is_answered_400(raw: bytes) -> None:
 @pytest.mark.parametrize(
     "raw", [PREFIX + b"a.example/443/", b"https://a.example:1" + PREFIX + b"%3A%3A1/53/"]
 )
-def test_target_cut_short_is_answered_400(raw: bytes) -> None:
+def test_truncated_target_is_answered_400(raw: bytes) -> None:
     for cut in range(len(raw)):
         with pytest.raises(HttpError) as caught:
             parse_target(get(raw[:cut]))
@@ -424,9 +456,8 @@ def test_target_cut_short_is_answered_400(raw: bytes) -> None:
         (b"CONTENT-TYPE", b"text/plain"),
     ],
 )
-def test_request_with_a_body_is_answered_400(
-    field: tuple[bytes, bytes],
-) -> None:  # RFC 9297 section 3.2
+def test_request_with_a_body_is_answered_400(field: tuple[bytes, bytes]) -> None:
+    """RFC 9297 section 3.2."""
     with pytest.raises(HttpError) as caught:
         parse_target(get(PREFIX + b"a/443/", field))
     assert caught.value.status == 400
@@ -435,35 +466,37 @@ def test_request_with_a_body_is_answered_400(
 @pytest.mark.parametrize(
     "hostile",
     [
-        PREFIX + b"%61" * 2700 + b"\0",
-        PREFIX + b"a" * 8000,
-        PREFIX + b"%" * 8000,
-        b"https://" + b"a" * 8000,
-        PREFIX + b"1." * 4000 + b"/1/",
+        PREFIX + b"%61" * 100_000 + b"\0",
+        PREFIX + b"a" * 300_000,
+        PREFIX + b"%" * 300_000,
+        b"https://" + b"a" * 300_000,
+        PREFIX + b"1." * 150_000 + b"/1/",
     ],
 )
 def test_target_is_read_in_linear_time(hostile: bytes) -> None:
-    begun = time.thread_time()
-    with pytest.raises(HttpError):
+    with stuck_after(PATIENCE), pytest.raises(HttpError):
         parse_target(get(hostile))
-    assert time.thread_time() - begun < 0.05
 
 
-def test_accept_has_these_bytes_and_reads_back() -> None:  # RFC 9298 section 3.3
+def test_accepting_response_has_these_bytes_and_is_read_back() -> None:
+    """RFC 9298 section 3.3."""
     assert encode_accept() == (
-        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+        b"Upgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
     )
     check_read(read_response, encode_accept(), ACCEPTABLE["RFC 9298"])
-    check_response(read_response(BytesReader(encode_accept())))
+    check_response(complete(read_response(BytesReader(encode_accept()))))
 
 
 @pytest.mark.parametrize("response", ACCEPTABLE.values(), ids=ACCEPTABLE)
-def test_response_lets_capsules_follow(response: Response) -> None:
+def test_accepting_response_is_recognized(response: HttpResponse) -> None:
     check_response(response)
 
 
 @pytest.mark.parametrize(("response", "ending"), UNACCEPTABLE.values(), ids=UNACCEPTABLE)
-def test_response_is_no_switch_and_its_message_says_why(response: Response, ending: str) -> None:
+def test_other_response_is_refused_with_its_status_and_error(
+    response: HttpResponse, ending: str
+) -> None:
     with pytest.raises(ProtocolError) as caught:
         check_response(response)
     assert str(caught.value) == f"the proxy did not switch to connect-udp: it answered {ending}"
@@ -471,21 +504,25 @@ def test_response_is_no_switch_and_its_message_says_why(response: Response, endi
 
 @pytest.mark.parametrize(
     "hostile",
-    [b";" * 60000, b"; " * 30000, b";" + b" " * 60000, b";error" * 10000, b'; error="' * 6000],
+    [
+        b";" * 300_000,
+        b"; " * 150_000,
+        b";" + b" " * 300_000,
+        b";error" * 50_000,
+        b'; error="' * 30_000,
+    ],
 )
 def test_proxy_status_is_read_in_linear_time(hostile: bytes) -> None:
-    begun = time.thread_time()
-    with pytest.raises(ProtocolError):
-        check_response(Response(1, 502, b"", [(b"Proxy-Status", hostile)]))
-    assert time.thread_time() - begun < 0.05
+    with stuck_after(PATIENCE), pytest.raises(ProtocolError):
+        check_response(HttpResponse(1, 502, b"", [(b"Proxy-Status", hostile)]))
 
 
 def refusal(reason: Reason, name: str) -> bytes:
-    """As a server says it."""
+    """Return the refusal that a server sends."""
     return http1.encode_error(http1.REPLIES[reason], reason.value, [status_field(reason, name)])
 
 
-def test_refusal_is_a_whole_answer_that_closes() -> None:
+def test_refusal_is_a_complete_response_that_closes() -> None:
     assert refusal(Reason.NAME, "netproxy-1a2b") == (
         b"HTTP/1.1 502 Bad Gateway\r\n"
         b"Content-Type: text/plain; charset=us-ascii\r\n"
@@ -499,9 +536,9 @@ def test_refusal_is_a_whole_answer_that_closes() -> None:
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_client_is_told_every_reason(reason: Reason) -> None:
+def test_every_reason_reaches_the_client(reason: Reason) -> None:
     reader = BytesReader(refusal(reason, "us"))
-    response = read_response(reader)
+    response = complete(read_response(reader))
     assert response.status == http1.REPLIES[reason]
     assert reader.rest() == reason.value.encode() + b"\n"
     assert proxy_error(response) == connect_udp.ERRORS[reason].decode()
@@ -532,20 +569,17 @@ def test_every_reason_has_an_error_type_of_rfc_9209() -> None:
     }
 
 
-def test_nothing_of_the_input_is_in_a_message() -> None:
+def test_error_messages_repeat_nothing_of_the_request() -> None:
     for raw in REFUSED_TARGETS.values():
         with pytest.raises(HttpError) as caught:
             parse_target(get(raw))
-        assert (
-            str(caught.value).isprintable()
-            and str(caught.value).isascii()
-            and len(str(caught.value)) < 80
-        )
+        message = str(caught.value)
+        assert message.isprintable() and message.isascii() and len(message) < 80
 
 
 try:
     from hypothesis import given, settings, strategies as st
-except ImportError:  # the tables above stand alone
+except ImportError:  # the tables above are enough
     pass
 else:
     many = settings(max_examples=300, deadline=None)
@@ -573,7 +607,8 @@ else:
         ),
         max_size=8,
     ).map(b"".join)
-    labels = st.from_regex(r"[a-z0-9_-]{0,20}[g-w]", fullmatch=True)  # no number in hexadecimal
+    # The last character keeps a label from being a number, also a hexadecimal one.
+    labels = st.from_regex(r"[a-z0-9_-]{0,20}[g-w]", fullmatch=True)
     hosts = st.one_of(
         st.lists(labels, min_size=1, max_size=4).map(".".join),
         st.ip_addresses(v=4).map(str),
@@ -584,8 +619,10 @@ else:
 
     @many
     @given(hosts, st.integers(1, 65535))
-    def test_any_target_reads_back(host: str, port: int) -> None:
-        request = read_request(BytesReader(encode_request(Address(host, port), "proxy.example")))
+    def test_any_target_is_read_back(host: str, port: int) -> None:
+        request = complete(
+            read_request(BytesReader(encode_request(Address(host, port), "proxy.example")))
+        )
         assert asks_for(request) and parse_target(request) == Address(host, port)
 
     @many
@@ -594,7 +631,7 @@ else:
         pieces,
         st.sampled_from([b"/443/", b"/", b""]),
     )
-    def test_garbage_is_a_target_that_reads_back_or_is_answered_400(
+    def test_any_request_target_is_read_back_or_answered_400(
         start: bytes, between: bytes, end: bytes
     ) -> None:
         try:
@@ -602,7 +639,10 @@ else:
         except HttpError as error:
             assert error.status == 400
         else:
-            assert parse_target(read_request(BytesReader(encode_request(target, "a")))) == target
+            assert (
+                parse_target(complete(read_request(BytesReader(encode_request(target, "a")))))
+                == target
+            )
 
     @many
     @given(
@@ -618,9 +658,9 @@ else:
             max_size=5,
         ),
     )
-    def test_any_response_is_a_switch_or_refused(status: int, fields: Fields) -> None:
+    def test_any_response_is_accepted_or_refused(status: int, fields: Fields) -> None:
         try:
-            check_response(Response(1, status, b"", fields))
+            check_response(HttpResponse(1, status, b"", fields))
         except ProtocolError:
             return
         assert status == 101

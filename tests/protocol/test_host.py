@@ -1,4 +1,4 @@
-"""One spelling for every host, whatever the client wrote."""
+"""Host names and addresses of requests in their canonical text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST = b".".join([LABEL, LABEL, LABEL, b"a" * 61])  # 253 bytes
 NAMES = {
     "plain": (b"example.com", "example.com"),
     "upper case": (b"WWW.Example.COM", "www.example.com"),
-    "trailing dot": (b"example.com.", "example.com"),  # HAZARDS 76: `a.` = `a`
+    "trailing dot": (b"example.com.", "example.com"),
     "one label": (b"localhost", "localhost"),
     "underscore and hyphen": (b"_dmarc.a-b.example", "_dmarc.a-b.example"),
     "IDN": (b"xn--bcher-kva.example", "xn--bcher-kva.example"),
@@ -28,7 +28,7 @@ NAMES = {
     "name of 253 bytes and a dot": (LONGEST + b".", LONGEST.decode()),
 }
 
-# HAZARDS 11: the same verdict as the literal address
+# Spellings of an address become the literal address, so that rules decide alike.
 ADDRESSES = {
     "IPv4": (b"192.0.2.1", "192.0.2.1"),
     "IPv4 and a dot": (b"192.0.2.1.", "192.0.2.1"),
@@ -55,7 +55,6 @@ ADDRESSES = {
 }
 
 REFUSED = {
-    # HAZARDS 10
     "empty": b"",
     "255 bytes": LABEL + b"." + LABEL + b"." + LABEL + b"." + LABEL,
     "254 bytes": LONGEST + b"a",
@@ -74,7 +73,7 @@ REFUSED = {
     "UTF-8": "bücher.example".encode(),
     "Latin-1": b"b\xfccher.example",
     "superscript digit": "1²".encode(),
-    # HAZARDS 1.1: no CTL, no space, no character of a URL
+    # Control characters, space and characters of URLs.
     "control character": b"a\x1bb",
     "DEL": b"a\x7fb",
     "tab": b"a\tb",
@@ -86,7 +85,7 @@ REFUSED = {
     "percent": b"%61",
     "comma": b"a,b",
     "star": b"*",
-    # what looks like an address and is none
+    # These look like addresses but are not.
     "part over 255": b"256.0.0.1",
     "last part over 255": b"1.2.3.256",
     "last of three parts over 16 bits": b"1.2.65536",
@@ -122,13 +121,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("raw", "host"), NAMES.values(), ids=NAMES)
-def test_name_becomes_lower_case_without_its_dot(raw: bytes, host: str) -> None:
+def test_name_becomes_lower_case_without_its_last_dot(raw: bytes, host: str) -> None:
+    """Hazard 76."""
     assert parse_host(raw) == host
     assert pack_ip(host) is None
 
 
 @pytest.mark.parametrize(("raw", "host"), ADDRESSES.values(), ids=ADDRESSES)
-def test_address_in_any_spelling_becomes_its_one_text(raw: bytes, host: str) -> None:
+def test_address_in_any_spelling_becomes_its_canonical_text(raw: bytes, host: str) -> None:
+    """Hazard 11."""
     assert parse_host(raw) == host
     assert parse_host(host.encode()) == host
     packed = pack_ip(host)
@@ -137,12 +138,13 @@ def test_address_in_any_spelling_becomes_its_one_text(raw: bytes, host: str) -> 
 
 
 @pytest.mark.parametrize("raw", REFUSED.values(), ids=REFUSED)
-def test_what_is_no_host_is_refused(raw: bytes) -> None:
+def test_invalid_host_is_refused(raw: bytes) -> None:
+    """Hazard 10."""
     with pytest.raises(HostError):
         parse_host(raw)
 
 
-def test_refusal_does_not_repeat_what_it_refuses() -> None:
+def test_error_message_does_not_repeat_the_host() -> None:
     for raw in (b"secret\n", b"secret.1", b"secret:1", b"4294967296"):
         with pytest.raises(HostError) as caught:
             parse_host(raw)
@@ -156,11 +158,11 @@ def test_host_error_is_a_protocol_error() -> None:
 @pytest.mark.parametrize(
     "raw", [b"127.1", b"0x7f.1", b"0177.1", b"2130706433", b"10.1.65535", b"1.2.3.4"]
 )
-def test_loose_ipv4_means_what_inet_aton_says(raw: bytes) -> None:
+def test_loose_ipv4_is_read_as_inet_aton_reads_it(raw: bytes) -> None:
     assert parse_host(raw) == inet_ntoa(inet_aton(raw.decode()))
 
 
-def test_canonical_ipv6_takes_no_brackets_and_no_ipv4() -> None:
+def test_canonical_ipv6_refuses_brackets_and_ipv4() -> None:
     assert canonical_ipv6(b"::FFFF:192.0.2.1") == "192.0.2.1"
     for raw in (b"[::1]", b"192.0.2.1", b""):
         with pytest.raises(HostError):
@@ -168,9 +170,10 @@ def test_canonical_ipv6_takes_no_brackets_and_no_ipv4() -> None:
 
 
 def test_ip_text_of_packed_bytes() -> None:
+    """Hazard 81."""
     assert ip_text(b"\x7f\0\0\1") == "127.0.0.1"
     assert ip_text(b"\0" * 15 + b"\1") == "::1"
-    assert ip_text(b"\0" * 10 + b"\xff\xff\x7f\0\0\1") == "127.0.0.1"  # HAZARDS 81
+    assert ip_text(b"\0" * 10 + b"\xff\xff\x7f\0\0\1") == "127.0.0.1"
 
 
 def test_pack_ip_of_text() -> None:
@@ -179,5 +182,5 @@ def test_pack_ip_of_text() -> None:
 
 
 @pytest.mark.parametrize("host", ["example.com", "host1", "a.b2", "", "1:x"])
-def test_pack_ip_of_what_is_no_address_is_none(host: str) -> None:
+def test_pack_ip_of_a_name_is_none(host: str) -> None:
     assert pack_ip(host) is None

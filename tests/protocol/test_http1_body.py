@@ -1,4 +1,4 @@
-"""How long an HTTP/1.1 body is, and its data without its framing."""
+"""Bodies of HTTP/1.1: how they end, and their data without the framing."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 import pytest
 
 from netproxy.errors import EndOfStream
+from netproxy.net.stream import complete
 from netproxy.protocol.http1 import HttpError, read_request, read_response
 from netproxy.protocol.http1_message import (
     NONE,
     PIECE,
     Framing,
     encode_chunk,
-    read_body,
     request_framing,
     response_framing,
 )
-from tests.support.readers import BytesReader, check_read, check_refused
+from tests.support.readers import BytesReader, check_read, check_refused, read_body
 
 CHUNKED = Framing(chunked=True)
 UNTIL_CLOSE = Framing()
 POST = b"POST http://a/ HTTP/1.1\r\nHost: a\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
 
-# What may stand in a head, and how the body after it ends in a request and in a response.
+# Fields of a head, and how the body behind it ends, in a request as in a response.
 FRAMINGS = {
     "Content-Length": (b"Content-Length: 5\r\n", Framing(length=5)),
     "Content-Length 0": (b"Content-Length: 0\r\n", NONE),
@@ -32,21 +32,17 @@ FRAMINGS = {
         b"Content-Length: 999999999999999999\r\n",
         Framing(length=10**18 - 1),
     ),
-    "white space around the number": (
-        b"Content-Length: \t 5 \r\n",
-        Framing(length=5),
-    ),  # HAZARDS 50: ` 5`, RFC 9112 section 5.1
+    "white space around the number": (b"Content-Length: \t 5 \r\n", Framing(length=5)),
     "name in capitals": (b"CONTENT-LENGTH: 5\r\n", Framing(length=5)),
-    "equal list": (b"Content-Length: 5, 5\r\n", Framing(length=5)),  # HAZARDS 50
+    "equal list": (b"Content-Length: 5, 5\r\n", Framing(length=5)),
     "equal list without white space": (b"Content-Length: 5,5\r\n", Framing(length=5)),
     "equal fields": (b"Content-Length: 5\r\nContent-Length: 5\r\n", Framing(length=5)),
     "chunked": (b"Transfer-Encoding: chunked\r\n", CHUNKED),
-    "Chunked": (b"Transfer-Encoding: Chunked\r\n", CHUNKED),  # HAZARDS 49
+    "Chunked": (b"Transfer-Encoding: Chunked\r\n", CHUNKED),
     "CHUNKED in white space": (b"TRANSFER-ENCODING:\tCHUNKED \r\n", CHUNKED),
 }
 
 REFUSED = {
-    # HAZARDS 49, 67
     "CL.TE": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
     "TE.CL": b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
     "TE and an empty CL": b"Transfer-Encoding: chunked\r\nContent-Length:\r\n",
@@ -68,7 +64,6 @@ REFUSED = {
     "chunked\\xa0": b"Transfer-Encoding: chunked\xa0\r\n",
     "vertical tab and chunked": b"Transfer-Encoding: \x0bchunked\r\n",
     "chunKed with a Kelvin sign": "Transfer-Encoding: chun\u212aed\r\n".encode(),
-    # HAZARDS 50, 67
     "+5": b"Content-Length: +5\r\n",
     "5_0": b"Content-Length: 5_0\r\n",
     "0x5": b"Content-Length: 0x5\r\n",
@@ -113,7 +108,6 @@ BODIES = {
     "trailers are left out": (CHUNKED, b"1\r\nx\r\n0\r\nX: y\r\nContent-Length: 5\r\n\r\n", b"x"),
 }
 
-# HAZARDS 51, 52: what a chunked body may not hold
 REFUSED_CHUNKS = {
     "0_2e": b"0_2e\r\n" + b"x" * 46 + b"\r\n0\r\n\r\n",
     "0x5": b"0x5\r\nhello\r\n0\r\n\r\n",
@@ -145,7 +139,7 @@ REFUSED_CHUNKS = {
     "LF in an extension": b"5;a\nhello\r\n0\r\n\r\n",
     "extension of 64 KB": b"5;" + b"a" * 65536 + b"\r\nhello\r\n0\r\n\r\n",
     "size of 64 KB": b"0" * 65536 + b"\r\n\r\n",
-    # two implementations would see the end of such a body in two places
+    # Two implementations would see the end of such a body in two places.
     "bare CR in a trailer": b"0\r\nX: y\rz\r\n\r\n",
     "bare CR as the end": b"0\r\n\r\r\n\r\n",
     "trailer that is a request": b"0\r\nGET /x HTTP/1.1\r\n\r\n",
@@ -155,64 +149,63 @@ REFUSED_CHUNKS = {
 }
 
 
-def request_body(head: bytes) -> Framing:
-    return request_framing(read_request(BytesReader(head + b"\r\n")))
+def framing_of_request(head: bytes) -> Framing:
+    return request_framing(complete(read_request(BytesReader(head + b"\r\n"))))
 
 
-def response_body(head: bytes, method: bytes = b"GET") -> Framing:
-    return response_framing(read_response(BytesReader(head + b"\r\n")), method)
+def framing_of_response(head: bytes, method: bytes = b"GET") -> Framing:
+    return response_framing(complete(read_response(BytesReader(head + b"\r\n"))), method)
 
 
-def reading(framing: Framing, status: int = 400) -> Any:
+def read_whole_body(framing: Framing, status: int = 400) -> Any:
     return lambda reader: b"".join(read_body(reader, framing, status))
 
 
 @pytest.mark.parametrize(("fields", "framing"), FRAMINGS.values(), ids=FRAMINGS)
-def test_body_ends_as_the_head_says(fields: bytes, framing: Framing) -> None:
-    assert request_body(POST + fields) == framing
-    assert response_body(OK + fields) == framing
+def test_framing_of_body_is_read_from_the_head(fields: bytes, framing: Framing) -> None:
+    """Hazards 49 and 50; white space around a value: RFC 9112 section 5.1."""
+    assert framing_of_request(POST + fields) == framing
+    assert framing_of_response(OK + fields) == framing
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"DELETE", b"CONNECT"])
-def test_request_of_any_method_has_the_body_that_its_head_says(method: bytes) -> None:
+def test_request_of_any_method_may_have_a_body(method: bytes) -> None:
     head = method + POST[4:] + b"Content-Length: 5\r\n"
-    assert request_body(head) == Framing(length=5)
+    assert framing_of_request(head) == Framing(length=5)
 
 
 @pytest.mark.parametrize("fields", REFUSED.values(), ids=REFUSED)
-def test_request_that_could_be_read_in_two_ways_is_answered_400(
-    fields: bytes,
-) -> None:  # HAZARDS 49, 50
+def test_ambiguous_framing_of_request_is_answered_400(fields: bytes) -> None:
+    """Hazards 49 and 50."""
     with pytest.raises(HttpError) as caught:
-        request_body(POST + fields)
+        framing_of_request(POST + fields)
     assert caught.value.status == 400
 
 
 @pytest.mark.parametrize("fields", REFUSED.values(), ids=REFUSED)
-def test_response_that_could_be_read_in_two_ways_is_answered_502(
-    fields: bytes,
-) -> None:  # HAZARDS 67
+def test_ambiguous_framing_of_response_is_answered_502(fields: bytes) -> None:
+    """Hazard 67."""
     with pytest.raises(HttpError) as caught:
-        response_body(OK + fields)
+        framing_of_response(OK + fields)
     assert caught.value.status == 502
 
 
-def test_transfer_encoding_in_http_1_0_is_refused() -> None:  # HAZARDS 49
+def test_transfer_encoding_in_http_1_0_is_refused() -> None:
+    """Hazard 49."""
     with pytest.raises(HttpError) as caught:
-        request_body(b"POST http://a/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n")
+        framing_of_request(b"POST http://a/ HTTP/1.0\r\nTransfer-Encoding: chunked\r\n")
     assert caught.value.status == 400
     with pytest.raises(HttpError) as caught:
-        response_body(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n")
+        framing_of_response(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n")
     assert caught.value.status == 502
 
 
-def test_head_without_length_means_no_body_in_a_request_and_until_close_in_a_response() -> (
-    None
-):  # HAZARDS 65
-    assert request_body(POST) == NONE
-    assert response_body(OK) == UNTIL_CLOSE
-    assert response_body(b"HTTP/1.0 200 OK\r\n") == UNTIL_CLOSE
-    assert response_body(b"HTTP/1.1 404 Not Found\r\n") == UNTIL_CLOSE
+def test_message_without_length_has_no_body_or_one_until_close() -> None:
+    """Hazard 65."""
+    assert framing_of_request(POST) == NONE
+    assert framing_of_response(OK) == UNTIL_CLOSE
+    assert framing_of_response(b"HTTP/1.0 200 OK\r\n") == UNTIL_CLOSE
+    assert framing_of_response(b"HTTP/1.1 404 Not Found\r\n") == UNTIL_CLOSE
 
 
 @pytest.mark.parametrize(
@@ -231,10 +224,11 @@ def test_head_without_length_means_no_body_in_a_request_and_until_close_in_a_res
         (404, b"HEAD"),
     ],
 )
-def test_response_without_body_whatever_its_head_says(
+def test_response_that_never_has_a_body_ignores_its_framing(
     status: int, method: bytes, fields: bytes
-) -> None:  # HAZARDS 65
-    assert response_body(b"HTTP/1.1 %d x\r\n" % status + fields, method) == NONE
+) -> None:
+    """Hazard 65."""
+    assert framing_of_response(b"HTTP/1.1 %d x\r\n" % status + fields, method) == NONE
 
 
 @pytest.mark.parametrize(
@@ -247,19 +241,19 @@ def test_response_without_body_whatever_its_head_says(
     ],
 )
 @pytest.mark.parametrize("status", [200, 201, 299])
-def test_success_of_connect_has_no_body_whatever_its_head_says(
-    status: int, fields: bytes
-) -> None:  # HAZARDS 61
-    assert response_body(b"HTTP/1.1 %d x\r\n" % status + fields, b"CONNECT") == NONE
+def test_success_of_connect_ignores_its_framing(status: int, fields: bytes) -> None:
+    """Hazard 61."""
+    assert framing_of_response(b"HTTP/1.1 %d x\r\n" % status + fields, b"CONNECT") == NONE
 
 
-def test_refusal_of_connect_has_its_body() -> None:  # HAZARDS 61
-    assert response_body(b"HTTP/1.1 407 x\r\nContent-Length: 5\r\n", b"CONNECT") == Framing(
+def test_refusal_of_connect_has_a_body() -> None:
+    """Hazard 61."""
+    assert framing_of_response(b"HTTP/1.1 407 x\r\nContent-Length: 5\r\n", b"CONNECT") == Framing(
         length=5
     )
 
 
-def test_framing_says_in_one_word_how_a_body_ends() -> None:
+def test_framing_tells_how_a_body_ends() -> None:
     assert [(f.empty, f.until_close) for f in (NONE, Framing(length=5), CHUNKED, UNTIL_CLOSE)] == [
         (True, False),
         (False, False),
@@ -270,34 +264,37 @@ def test_framing_says_in_one_word_how_a_body_ends() -> None:
 
 @pytest.mark.parametrize(("framing", "data", "body"), BODIES.values(), ids=BODIES)
 def test_body_is_read_to_its_last_byte(framing: Framing, data: bytes, body: bytes) -> None:
-    check_read(reading(framing), data, body)
+    check_read(read_whole_body(framing), data, body)
 
 
 @pytest.mark.parametrize("data", REFUSED_CHUNKS.values(), ids=REFUSED_CHUNKS)
-def test_chunks_are_refused(data: bytes) -> None:  # HAZARDS 51
-    if len(data) > 1000:  # quadratic in four ways
+def test_invalid_chunks_are_refused(data: bytes) -> None:
+    """Hazards 51 and 52."""
+    if len(data) > 1000:
+        # check_refused() would read it whole at every truncation.
         for status in (400, 502):
             with pytest.raises(HttpError) as caught:
-                reading(CHUNKED, status)(BytesReader(data))
+                read_whole_body(CHUNKED, status)(BytesReader(data))
             assert caught.value.status == status
         return
     for status in (400, 502):
-        check_refused(reading(CHUNKED, status), data, HttpError, status=status)
+        check_refused(read_whole_body(CHUNKED, status), data, HttpError, status=status)
 
 
-def test_chunk_line_of_1_kb_is_read_and_no_more() -> None:  # HAZARDS 51
+def test_chunk_line_over_1_kb_is_refused() -> None:
+    """Hazard 51."""
     line = b"1;".ljust(1022, b"a")
-    assert reading(CHUNKED)(BytesReader(line + b"\r\nx\r\n0\r\n\r\n")) == b"x"
+    assert read_whole_body(CHUNKED)(BytesReader(line + b"\r\nx\r\n0\r\n\r\n")) == b"x"
     reader = BytesReader(line + b"a" * 65536 + b"\r\nx\r\n0\r\n\r\n", step=1)
     with pytest.raises(HttpError):
-        reading(CHUNKED)(reader)
+        read_whole_body(CHUNKED)(reader)
     assert reader.taken <= 1024
 
 
-def test_trailers_of_8_kb_are_read_and_no_more() -> None:
+def test_trailers_over_8_kb_are_refused() -> None:
     trailers = b"X: y\r\n" * 1000
     fits = b"0\r\n" + trailers + (b"Y: ".ljust(8192 - len(trailers) - 4, b"z")) + b"\r\n\r\n"
-    assert reading(CHUNKED)(BytesReader(fits)) == b""
+    assert read_whole_body(CHUNKED)(BytesReader(fits)) == b""
     for data in (
         fits[:3] + b"X" + fits[3:],
         b"0\r\n" + b"X: y\r\n" * 10_000 + b"\r\n",
@@ -305,13 +302,13 @@ def test_trailers_of_8_kb_are_read_and_no_more() -> None:
     ):
         reader = BytesReader(data, step=1024)
         with pytest.raises(HttpError) as caught:
-            reading(CHUNKED)(reader)
+            read_whole_body(CHUNKED)(reader)
         assert caught.value.status == 400
         assert reader.taken <= 8192 + 1024
 
 
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
-def test_large_body_comes_in_pieces(size: int) -> None:
+def test_large_body_is_read_in_pieces(size: int) -> None:
     data = b"x" * size
     chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (size, data) if size else b"0\r\n\r\n"
     for framing, raw in ((Framing(length=size), data), (CHUNKED, chunked), (UNTIL_CLOSE, data)):
@@ -320,7 +317,7 @@ def test_large_body_comes_in_pieces(size: int) -> None:
         assert all(0 < len(piece) <= PIECE for piece in pieces)
 
 
-def test_data_is_given_as_it_comes() -> None:
+def test_data_is_returned_as_it_comes() -> None:
     body = read_body(BytesReader(b"5\r\nhello\r\n0\r\n\r\n", step=1), CHUNKED)
     assert list(body) == [b"h", b"e", b"l", b"l", b"o"]
 
@@ -333,7 +330,7 @@ def test_data_is_given_as_it_comes() -> None:
         (CHUNKED, b"5\r\nhello\r\n", b"hello"),
     ],
 )
-def test_body_cut_short_gives_what_there_was_and_then_fails(
+def test_truncated_body_is_returned_and_then_ends_the_stream(
     framing: Framing, data: bytes, given: bytes
 ) -> None:
     pieces = []
@@ -344,7 +341,8 @@ def test_body_cut_short_gives_what_there_was_and_then_fails(
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_body_until_close_takes_everything(step: int) -> None:  # HAZARDS 65
+def test_body_until_close_has_everything(step: int) -> None:
+    """Hazard 65."""
     reader = BytesReader(b"0\r\n\r\nhello", step)
     assert b"".join(read_body(reader, UNTIL_CLOSE)) == b"0\r\n\r\nhello"
     assert reader.rest() == b""
@@ -356,8 +354,10 @@ def test_chunk_has_these_bytes() -> None:
     assert encode_chunk(b"") == b"0\r\n\r\n"
 
 
-def test_reader_reads_the_chunks_that_the_writer_encodes() -> None:
+def test_encoded_chunks_are_read_back() -> None:
     pieces = [b"a", b"\r\n", b"0\r\n\r\n", b"x" * 300]
     check_read(
-        reading(CHUNKED), b"".join(map(encode_chunk, pieces)) + encode_chunk(b""), b"".join(pieces)
+        read_whole_body(CHUNKED),
+        b"".join(map(encode_chunk, pieces)) + encode_chunk(b""),
+        b"".join(pieces),
     )

@@ -1,11 +1,11 @@
-"""Which fields go on to the next hop: on the wire, and of the pure functions that decide it."""
+"""Fields that go on to the next hop: as seen on the wire, and by the functions that choose them."""
 
 from __future__ import annotations
 
 import pytest
 
 from netproxy.interfaces.addresses import Address
-from netproxy.protocol.http1 import Fields, Origin, Request, Response
+from netproxy.protocol.http1 import Fields, HttpRequest, HttpResponse, Origin
 from netproxy.protocol.http1_message import (
     NONE,
     Framing,
@@ -19,8 +19,8 @@ ORIGIN = Origin(Address("a.test", 80), b"A.test:80", b"/")
 VIA = (b"Via", b"1.1 us")
 
 
-def sent(*fields: bytes, method: bytes = b"GET", body: bytes = b"") -> Message:
-    """The request that arrives at the origin."""
+def request_at_origin(*fields: bytes, method: bytes = b"GET", body: bytes = b"") -> Message:
+    """Send a request through a proxy; return it as it arrives at the origin."""
     with Rig() as rig:
         client = rig.client(get(b"a.test", b"/", *fields).replace(b"GET", method, 1) + body)
         assert client.answer(method).status == 200
@@ -29,8 +29,8 @@ def sent(*fields: bytes, method: bytes = b"GET", body: bytes = b"") -> Message:
     return request
 
 
-def received(*fields: bytes) -> Message:
-    """The answer that arrives at the client."""
+def answer_at_client(*fields: bytes) -> Message:
+    """Return an answer with `fields` as it arrives at the client."""
     with Rig(
         answers(
             b"HTTP/1.1 200 OK\r\n"
@@ -43,8 +43,8 @@ def received(*fields: bytes) -> Message:
     return answer
 
 
-def test_a_request_arrives_with_its_own_fields_in_order_and_via() -> None:
-    request = sent(
+def test_request_keeps_its_fields_in_order_and_gets_via() -> None:
+    request = request_at_origin(
         b"B: 1",
         b"a: 2",
         b"b: 3",
@@ -67,8 +67,8 @@ def test_a_request_arrives_with_its_own_fields_in_order_and_via() -> None:
     ]
 
 
-def test_an_answer_arrives_with_its_own_fields_in_order_and_via() -> None:
-    answer = received(
+def test_answer_keeps_its_fields_in_order_and_gets_via() -> None:
+    answer = answer_at_client(
         b"Server: a",
         b"Set-Cookie: b=c",
         b"set-cookie: d=e",
@@ -96,8 +96,9 @@ def test_an_answer_arrives_with_its_own_fields_in_order_and_via() -> None:
         b"x-foo ,, connection,\tcontent-length, transfer-encoding, proxy-authorization, host",
     ],
 )
-def test_hazard_55_connection_options_take_their_fields_along_but_not_ours(options: bytes) -> None:
-    request = sent(
+def test_connection_removes_the_fields_it_names_except_those_we_write(options: bytes) -> None:
+    """Hazard 55."""
+    request = request_at_origin(
         b"X-Foo: gone",
         b"X-Foo: too",
         b"X-Foobar: stays",
@@ -106,21 +107,16 @@ def test_hazard_55_connection_options_take_their_fields_along_but_not_ours(optio
         method=b"POST",
         body=b"hello",
     )
-    assert (request.get(b"host"), request.get(b"content-length"), request.body) == (
-        [b"a.test"],
-        [b"5"],
-        b"hello",
-    )
-    assert (request.get(b"x-foo"), request.get(b"x-foobar"), len(request.get(b"via"))) == (
-        [],
-        [b"stays"],
-        1,
-    )
+    assert request.get(b"host") == [b"a.test"]
+    assert (request.get(b"content-length"), request.body) == ([b"5"], b"hello")
+    assert (request.get(b"x-foo"), request.get(b"x-foobar")) == ([], [b"stays"])
+    assert len(request.get(b"via")) == 1
     assert b"connection" not in request.names()
 
 
-def test_hazard_55_options_in_several_fields_count_all() -> None:
-    request = sent(
+def test_options_of_several_connection_fields_all_count() -> None:
+    """Hazard 55."""
+    request = request_at_origin(
         b"Connection: x-one",
         b"X-One: a",
         b"connection: x-two, x-three",
@@ -131,8 +127,9 @@ def test_hazard_55_options_in_several_fields_count_all() -> None:
     assert request.names() == {b"host", b"x-four", b"via"}
 
 
-def test_hazard_55_transfer_encoding_survives_its_own_naming() -> None:
-    request = sent(
+def test_transfer_encoding_named_by_connection_is_kept() -> None:
+    """Hazard 55."""
+    request = request_at_origin(
         b"Transfer-Encoding: chunked",
         b"Connection: transfer-encoding, host",
         method=b"POST",
@@ -141,8 +138,9 @@ def test_hazard_55_transfer_encoding_survives_its_own_naming() -> None:
     assert (request.get(b"transfer-encoding"), request.body) == ([b"chunked"], b"hello")
 
 
-def test_hazard_55_options_of_an_answer_take_their_fields_along_but_not_its_length() -> None:
-    answer = received(
+def test_connection_of_an_answer_removes_named_fields_except_its_length() -> None:
+    """Hazard 55."""
+    answer = answer_at_client(
         b"Connection: x-foo, content-length, via, keep-alive",
         b"X-Foo: gone",
         b"X-Bar: stays",
@@ -151,8 +149,9 @@ def test_hazard_55_options_of_an_answer_take_their_fields_along_but_not_its_leng
     assert answer.names() == {b"x-bar", b"via", b"content-length"}
 
 
-def test_hazard_55_a_connection_option_named_connection_is_nothing_special() -> None:
-    assert sent(b"Connection: connection, keep-alive", b"Keep-Alive: 5").names() == {
+def test_connection_option_named_connection_is_ignored() -> None:
+    """Hazard 55."""
+    assert request_at_origin(b"Connection: connection, keep-alive", b"Keep-Alive: 5").names() == {
         b"host",
         b"via",
     }
@@ -172,8 +171,9 @@ def test_hazard_55_a_connection_option_named_connection_is_nothing_special() -> 
         b"proxy-authorization: x",
     ],
 )
-def test_hazard_56_fields_for_one_hop_are_not_forwarded(field: bytes) -> None:
-    assert sent(field, b"X: y").names() == {b"host", b"x", b"via"}
+def test_hop_by_hop_field_of_a_request_is_not_forwarded(field: bytes) -> None:
+    """Hazard 56."""
+    assert request_at_origin(field, b"X: y").names() == {b"host", b"x", b"via"}
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,9 @@ def test_hazard_56_fields_for_one_hop_are_not_forwarded(field: bytes) -> None:
         b"TE: trailers",
     ],
 )
-def test_hazard_56_fields_of_an_answer_for_one_hop_are_not_forwarded(field: bytes) -> None:
-    assert received(field, b"X: y").names() == {b"x", b"via", b"content-length"}
+def test_hop_by_hop_field_of_an_answer_is_not_forwarded(field: bytes) -> None:
+    """Hazard 56."""
+    assert answer_at_client(field, b"X: y").names() == {b"x", b"via", b"content-length"}
 
 
 @pytest.mark.parametrize(
@@ -201,27 +202,29 @@ def test_hazard_56_fields_of_an_answer_for_one_hop_are_not_forwarded(field: byte
         ([(b"via", b"1.0 a, 1.1 b (c)"), (b"VIA", b"2 d")], b"1.0 a, 1.1 b (c), 2 d, 1.1 us"),
     ],
 )
-def test_via_is_appended_to_in_one_field(fields: Fields, via: bytes) -> None:
-    assert request_fields(Request(b"GET", b"", 1, fields), ORIGIN, NONE, b"us", None) == [
+def test_via_is_extended_in_one_field(fields: Fields, via: bytes) -> None:
+    assert request_fields(HttpRequest(b"GET", b"", 1, fields), ORIGIN, NONE, b"us", None) == [
         (b"Host", b"A.test:80"),
         (b"Via", via),
     ]
-    assert response_fields(Response(1, 200, b"OK", fields), NONE, False, b"us") == [(b"Via", via)]
+    assert response_fields(HttpResponse(1, 200, b"OK", fields), NONE, False, b"us") == [
+        (b"Via", via)
+    ]
 
 
-def test_via_names_the_version_that_was_received() -> None:
-    assert request_fields(Request(b"GET", b"", 0, []), ORIGIN, NONE, b"us", None)[-1] == (
+def test_via_names_the_received_version() -> None:
+    assert request_fields(HttpRequest(b"GET", b"", 0, []), ORIGIN, NONE, b"us", None)[-1] == (
         b"Via",
         b"1.0 us",
     )
-    assert response_fields(Response(0, 200, b"OK", []), Framing(), True, b"us")[0] == (
+    assert response_fields(HttpResponse(0, 200, b"OK", []), Framing(), True, b"us")[0] == (
         b"Via",
         b"1.0 us",
     )
 
 
 @pytest.mark.parametrize(
-    "method,value,goes_on",
+    "method,value,forwarded",
     [
         (b"OPTIONS", b"5", b"4"),
         (b"TRACE", b"1", b"0"),
@@ -234,13 +237,13 @@ def test_via_names_the_version_that_was_received() -> None:
         (b"options", b"5", b"5"),
     ],
 )
-def test_max_forwards_counts_down_where_it_has_a_meaning(
-    method: bytes, value: bytes, goes_on: bytes
+def test_max_forwards_is_decremented_for_options_and_trace_only(
+    method: bytes, value: bytes, forwarded: bytes
 ) -> None:
     fields = request_fields(
-        Request(method, b"", 1, [(b"Max-Forwards", value)]), ORIGIN, NONE, b"us", None
+        HttpRequest(method, b"", 1, [(b"Max-Forwards", value)]), ORIGIN, NONE, b"us", None
     )
-    assert [value for name, value in fields if name == b"Max-Forwards"] == [goes_on]
+    assert [value for name, value in fields if name == b"Max-Forwards"] == [forwarded]
 
 
 @pytest.mark.parametrize(
@@ -261,13 +264,12 @@ def test_max_forwards_counts_down_where_it_has_a_meaning(
         ),
     ],
 )
-def test_the_framing_of_a_request_is_written_anew(
+def test_framing_of_a_request_is_written_anew(
     fields: Fields, framing: Framing, expected: Fields
 ) -> None:
-    assert request_fields(Request(b"PUT", b"", 1, fields), ORIGIN, framing, b"us", None)[1:] == [
-        VIA,
-        *expected,
-    ]
+    assert request_fields(HttpRequest(b"PUT", b"", 1, fields), ORIGIN, framing, b"us", None)[
+        1:
+    ] == [VIA, *expected]
 
 
 @pytest.mark.parametrize(
@@ -302,17 +304,17 @@ def test_the_framing_of_a_request_is_written_anew(
         (103, [(b"Content-Length", b"5")], NONE, False, []),
     ],
 )
-def test_the_framing_of_an_answer_is_written_anew(
+def test_framing_of_an_answer_is_written_anew(
     status: int, fields: Fields, framing: Framing, chunked: bool, expected: Fields
 ) -> None:
-    assert response_fields(Response(1, status, b"", fields), framing, chunked, b"us") == [
+    assert response_fields(HttpResponse(1, status, b"", fields), framing, chunked, b"us") == [
         VIA,
         *expected,
     ]
 
 
 @pytest.mark.parametrize(
-    "connection,upgrade,wanted",
+    "connection,upgrade,protocol",
     [
         (b"Upgrade", b"websocket", b"websocket"),
         (b"keep-alive, upgrade", b"WebSocket", b"websocket"),
@@ -326,20 +328,24 @@ def test_the_framing_of_an_answer_is_written_anew(
         (b"Upgrade", b"websocket/13", None),
     ],
 )
-def test_hazard_57_only_a_websocket_that_is_asked_for_properly_passes(
-    connection: bytes, upgrade: bytes, wanted: bytes | None
+def test_only_a_well_formed_websocket_upgrade_passes(
+    connection: bytes, upgrade: bytes, protocol: bytes | None
 ) -> None:
-    assert upgrade_of([(b"Connection", connection), (b"Upgrade", upgrade)]) == wanted
+    """Hazard 57."""
+    assert upgrade_of([(b"Connection", connection), (b"Upgrade", upgrade)]) == protocol
 
 
-def test_hazard_57_the_upgrade_is_written_anew() -> None:
+def test_upgrade_of_a_request_is_written_anew() -> None:
+    """Hazard 57."""
     fields = [
         (b"Connection", b"upgrade, x-foo"),
         (b"Upgrade", b"WebSocket"),
         (b"X-Foo", b"a"),
         (b"Sec-WebSocket-Key", b"b"),
     ]
-    assert request_fields(Request(b"GET", b"", 1, fields), ORIGIN, NONE, b"us", b"websocket") == [
+    assert request_fields(
+        HttpRequest(b"GET", b"", 1, fields), ORIGIN, NONE, b"us", b"websocket"
+    ) == [
         (b"Host", b"A.test:80"),
         (b"Sec-WebSocket-Key", b"b"),
         VIA,

@@ -1,60 +1,67 @@
-"""HTTP/1.1 response heads: those of an upstream, and the answers of our own."""
+"""HTTP/1.1 response heads of upstreams, and error responses of our own."""
 
 from __future__ import annotations
-
-import time
 
 import pytest
 
 from netproxy.errors import Reason
+from netproxy.net.stream import complete
 from netproxy.protocol import http1
 from netproxy.protocol.http1 import (
     HttpError,
-    Response,
+    HttpResponse,
     encode_error,
     encode_response,
     read_response,
 )
+from tests.support.alarms import PATIENCE, stuck_after
 from tests.support.readers import BytesReader, check_read, check_refused
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
 RESPONSES = {
-    "no field": (OK + b"\r\n", Response(1, 200, b"OK", [])),
-    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\n", Response(0, 200, b"OK", [])),
+    "no field": (OK + b"\r\n", HttpResponse(1, 200, b"OK", [])),
+    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\n\r\n", HttpResponse(0, 200, b"OK", [])),
     "phrase of many words": (
         b"HTTP/1.1 404 Not  Found \r\n\r\n",
-        Response(1, 404, b"Not  Found ", []),
+        HttpResponse(1, 404, b"Not  Found ", []),
     ),
-    "phrase in UTF-8": (b"HTTP/1.1 404 b\xc3\xb6se\r\n\r\n", Response(1, 404, b"b\xc3\xb6se", [])),
-    "empty phrase": (b"HTTP/1.1 200 \r\n\r\n", Response(1, 200, b"", [])),
-    "no phrase and no space": (b"HTTP/1.1 200\r\n\r\n", Response(1, 200, b"", [])),
-    "100": (b"HTTP/1.1 100 Continue\r\n\r\n", Response(1, 100, b"Continue", [])),  # HAZARDS 65
-    "599": (b"HTTP/1.1 599 x\r\n\r\n", Response(1, 599, b"x", [])),
-    "407 to CONNECT": (  # HAZARDS 61
-        b'HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm="a"\r\n\r\n',
-        Response(
+    "phrase in UTF-8": (
+        b"HTTP/1.1 404 b\xc3\xb6se\r\n\r\n",
+        HttpResponse(1, 404, b"b\xc3\xb6se", []),
+    ),
+    "empty phrase": (b"HTTP/1.1 200 \r\n\r\n", HttpResponse(1, 200, b"", [])),
+    "no phrase and no space": (b"HTTP/1.1 200\r\n\r\n", HttpResponse(1, 200, b"", [])),
+    "100": (b"HTTP/1.1 100 Continue\r\n\r\n", HttpResponse(1, 100, b"Continue", [])),
+    "599": (b"HTTP/1.1 599 x\r\n\r\n", HttpResponse(1, 599, b"x", [])),
+    "407 to CONNECT": (
+        b"HTTP/1.1 407 Proxy Authentication Required\r\n"
+        b'Proxy-Authenticate: Basic realm="a"\r\n\r\n',
+        HttpResponse(
             1, 407, b"Proxy Authentication Required", [(b"Proxy-Authenticate", b'Basic realm="a"')]
         ),
     ),
     "fields in their order": (
         OK + b"Set-Cookie: b\r\nX: y\r\nset-cookie: a\r\n\r\n",
-        Response(1, 200, b"OK", [(b"Set-Cookie", b"b"), (b"X", b"y"), (b"set-cookie", b"a")]),
+        HttpResponse(1, 200, b"OK", [(b"Set-Cookie", b"b"), (b"X", b"y"), (b"set-cookie", b"a")]),
     ),
-    # RFC 9112 section 5.1: removed from responses
+    # RFC 9112 section 5.1: it is removed from responses.
     "white space before the colon": (
         OK + b"X \t: y\r\n\r\n",
-        Response(1, 200, b"OK", [(b"X", b"y")]),
+        HttpResponse(1, 200, b"OK", [(b"X", b"y")]),
     ),
     "white space around a value": (
         OK + b"X:\t y z\t \r\n\r\n",
-        Response(1, 200, b"OK", [(b"X", b"y z")]),
+        HttpResponse(1, 200, b"OK", [(b"X", b"y z")]),
     ),
-    "empty value": (OK + b"X:\r\n\r\n", Response(1, 200, b"OK", [(b"X", b"")])),
-    "bytes over 127": (OK + b"X: \xc3\xbc\r\n\r\n", Response(1, 200, b"OK", [(b"X", b"\xc3\xbc")])),
+    "empty value": (OK + b"X:\r\n\r\n", HttpResponse(1, 200, b"OK", [(b"X", b"")])),
+    "bytes over 127": (
+        OK + b"X: \xc3\xbc\r\n\r\n",
+        HttpResponse(1, 200, b"OK", [(b"X", b"\xc3\xbc")]),
+    ),
 }
 
-REFUSED = {  # HAZARDS 61, 52
+REFUSED = {
     "HTTP/2": b"HTTP/2.0 200 OK\r\n\r\n",
     "HTTP/1.2": b"HTTP/1.2 200 OK\r\n\r\n",
     "no version": b"HTTP 200 OK\r\n\r\n",
@@ -88,30 +95,35 @@ REFUSED = {  # HAZARDS 61, 52
 
 
 @pytest.mark.parametrize(("data", "response"), RESPONSES.values(), ids=RESPONSES)
-def test_response_is_read_to_its_last_byte(data: bytes, response: Response) -> None:
+def test_response_is_read_to_its_last_byte(data: bytes, response: HttpResponse) -> None:
+    """Hazards 61 and 65."""
     check_read(read_response, data, response)
 
 
 @pytest.mark.parametrize(("data", "response"), RESPONSES.values(), ids=RESPONSES)
-def test_client_reads_what_the_server_encodes_as_http_1_1(data: bytes, response: Response) -> None:
+def test_encoded_response_is_read_back_as_http_1_1(data: bytes, response: HttpResponse) -> None:
     check_read(read_response, encode_response(response), response._replace(minor=1))
 
 
 def test_response_has_these_bytes() -> None:
-    response = Response(0, 204, b"", [(b"X", b""), (b"x", b"y z")])
+    response = HttpResponse(0, 204, b"", [(b"X", b""), (b"x", b"y z")])
     assert encode_response(response) == b"HTTP/1.1 204 \r\nX: \r\nx: y z\r\n\r\n"
 
 
 @pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
-def test_response_is_answered_502(data: bytes) -> None:
+def test_invalid_response_is_answered_502(data: bytes) -> None:
+    """Hazards 52 and 61."""
     check_refused(read_response, data, HttpError, status=502)
 
 
-def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_502() -> None:  # HAZARDS 61
+def test_fields_over_64_kb_are_answered_502() -> None:
+    """Hazard 61."""
     value = b"y" * (65536 - len(b"X: \r\n\r\n"))
-    assert read_response(BytesReader(OK + b"X: %b\r\n\r\n" % value)).fields == [(b"X", value)]
+    assert complete(read_response(BytesReader(OK + b"X: %b\r\n\r\n" % value))).fields == [
+        (b"X", value)
+    ]
     with pytest.raises(HttpError) as caught:
-        read_response(BytesReader(OK + b"X: %by\r\n\r\n" % value))
+        complete(read_response(BytesReader(OK + b"X: %by\r\n\r\n" % value)))
     assert caught.value.status == 502
 
 
@@ -124,10 +136,11 @@ def test_fields_of_64_kb_are_read_and_one_byte_more_is_answered_502() -> None:  
     ],
     ids=["field", "fields", "phrase"],
 )
-def test_head_of_1_mb_is_answered_502_and_not_read(head: bytes) -> None:  # HAZARDS 61
+def test_head_of_1_mb_is_answered_502_and_read_up_to_its_limits(head: bytes) -> None:
+    """Hazard 61."""
     reader = BytesReader(head, step=4096)
     with pytest.raises(HttpError) as caught:
-        read_response(reader)
+        complete(read_response(reader))
     assert caught.value.status == 502
     assert reader.taken <= 65536 + len(OK) + 4096
 
@@ -135,20 +148,19 @@ def test_head_of_1_mb_is_answered_502_and_not_read(head: bytes) -> None:  # HAZA
 @pytest.mark.parametrize(
     "hostile",
     [
-        b"X:" + b" " * 600 + b"\0",
-        b"X" + b" " * 8000 + b":" + b" " * 600 + b"\0",
+        b"X:" + b" " * 60_000 + b"\0",
+        b"X" + b" " * 30_000 + b":" + b" " * 30_000 + b"\0",
         b"X" + b" " * 60_000 + b"\0",
     ],
     ids=["behind the colon", "on both sides of it", "without a colon"],
 )
-def test_field_of_an_upstream_is_read_in_linear_time(hostile: bytes) -> None:
-    begun = time.thread_time()
-    with pytest.raises(HttpError):
-        read_response(BytesReader(OK + hostile + b"\r\n\r\n"))
-    assert time.thread_time() - begun < 0.05
+def test_field_of_a_response_is_read_in_linear_time(hostile: bytes) -> None:
+    with stuck_after(PATIENCE), pytest.raises(HttpError):
+        complete(read_response(BytesReader(OK + hostile + b"\r\n\r\n")))
 
 
-def test_error_is_a_whole_answer_in_plain_text() -> None:  # HAZARDS 71
+def test_error_is_a_complete_response_in_plain_text() -> None:
+    """Hazard 71."""
     assert encode_error(403, "not allowed by the rules") == (
         b"HTTP/1.1 403 Forbidden\r\n"
         b"Content-Type: text/plain; charset=us-ascii\r\n"
@@ -160,7 +172,7 @@ def test_error_is_a_whole_answer_in_plain_text() -> None:  # HAZARDS 71
     )
 
 
-def test_error_counts_its_bytes_and_takes_more_fields() -> None:
+def test_error_has_its_length_and_extra_fields() -> None:
     response = encode_error(407, "grün <b>", [(b"Proxy-Authenticate", b'Basic realm="NetProxy"')])
     head, _, body = response.partition(b"\r\n\r\n")
     assert body == b"gr\\xfcn <b>\n"
@@ -170,14 +182,15 @@ def test_error_counts_its_bytes_and_takes_more_fields() -> None:
 
 
 @pytest.mark.parametrize("status", http1.PHRASES)
-def test_error_of_every_status_reads_back(status: int) -> None:
+def test_error_of_every_status_is_read_back(status: int) -> None:
     reader = BytesReader(encode_error(status, "x"))
-    response = read_response(reader)
+    response = complete(read_response(reader))
     assert (response.status, response.phrase) == (status, http1.PHRASES[status].encode())
     assert reader.rest() == b"x\n"
 
 
-def test_every_reason_has_an_answer_with_a_phrase() -> None:
+def test_every_reason_has_a_status_with_a_phrase() -> None:
+    """Hazard 77."""
     assert set(http1.REPLIES) == set(Reason)
     assert set(http1.REPLIES.values()) <= set(http1.PHRASES)
     assert {reason for reason, status in http1.REPLIES.items() if status == 403} == {
@@ -185,9 +198,8 @@ def test_every_reason_has_an_answer_with_a_phrase() -> None:
         Reason.LOOP,
     }
     assert {reason for reason, status in http1.REPLIES.items() if status == 504} == {Reason.TIMEOUT}
-    assert (
-        http1.REPLIES[Reason.LOOP] == 403
-    )  # HAZARDS 77; a loop that Via shows is 502 (HAZARDS 70)
+    # A loop that Via shows is answered 502 (hazard 70).
+    assert http1.REPLIES[Reason.LOOP] == 403
 
 
 @pytest.mark.parametrize("status", [400, 414, 431, 502])

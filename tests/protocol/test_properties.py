@@ -1,4 +1,4 @@
-"""What holds for every input: both roles agree, and hostile bytes raise a ProtocolError or nothing."""
+"""Codecs on generated input: both roles agree, and any bytes raise ProtocolError or nothing."""
 
 from __future__ import annotations
 
@@ -13,75 +13,85 @@ from hypothesis import assume, given, settings, strategies as st
 
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.addresses import Address, ip_text, pack_ip
+from netproxy.net.stream import complete
 from netproxy.protocol import http1, http1_message, socks4, socks5
 from netproxy.protocol.host import HostError, canonical_ipv6, parse_host
-from netproxy.protocol.http1 import Request, Response
-from tests.support.readers import BytesReader, TRAILING
+from netproxy.protocol.http1 import HttpRequest, HttpResponse
+from tests.support.readers import TRAILING, BytesReader, read_body, run
 
 many = settings(max_examples=200, deadline=None)
 
 
-def soup(*pieces: bytes, odd: int = 8, most: int = 12) -> st.SearchStrategy[bytes]:
-    """Bytes with a taste of the protocol: `pieces` in any order and, for one in `odd`, any byte.  One cheap draw each."""
+def mixture(*pieces: bytes, random_every: int = 8, longest: int = 12) -> st.SearchStrategy[bytes]:
+    """Generate `pieces` in any order, with any byte in place of each `random_every`-th piece.
+
+    They take one draw of bytes, which is cheap.
+    """
     table = [
-        bytes((code,)) if code % odd == odd - 1 else pieces[code % len(pieces)]
+        bytes((code,)) if code % random_every == random_every - 1 else pieces[code % len(pieces)]
         for code in range(256)
     ]
-    return st.binary(max_size=most).map(lambda codes: b"".join(map(table.__getitem__, codes)))
+    return st.binary(max_size=longest).map(lambda codes: b"".join(map(table.__getitem__, codes)))
 
 
-def after(
+def framed_by(
     starts: list[bytes], then: st.SearchStrategy[bytes], ends: list[bytes]
 ) -> st.SearchStrategy[bytes]:
     return st.tuples(st.sampled_from(starts), then, st.sampled_from(ends)).map(b"".join)
 
 
-def text_of(alphabet: str, least: int = 1, most: int = 20) -> st.SearchStrategy[bytes]:
+def texts(alphabet: str, shortest: int = 1, longest: int = 20) -> st.SearchStrategy[bytes]:
     table = bytes(ord(alphabet[code % len(alphabet)]) for code in range(256))
-    return st.binary(min_size=least, max_size=most).map(lambda codes: codes.translate(table))
+    return st.binary(min_size=shortest, max_size=longest).map(lambda codes: codes.translate(table))
 
 
 def read_chunks(reader: BytesReader) -> bytes:
-    return b"".join(http1_message.read_body(reader, http1_message.Framing(chunked=True)))
+    return b"".join(read_body(reader, http1_message.Framing(chunked=True)))
 
 
 def frame_request(data: bytes) -> object:
-    return http1_message.request_framing(http1.read_request(BytesReader(data)))
+    return http1_message.request_framing(complete(http1.read_request(BytesReader(data))))
 
 
 def frame_response(data: bytes) -> object:
-    return http1_message.response_framing(http1.read_response(BytesReader(data)), b"GET")
+    return http1_message.response_framing(complete(http1.read_response(BytesReader(data))), b"GET")
 
 
 def origin(data: bytes) -> object:
-    return http1.parse_origin(Request(b"OPTIONS", data, 1, []))
+    return http1.parse_origin(HttpRequest(b"OPTIONS", data, 1, []))
 
 
-HOSTS = soup(b"a", b".", b"127", b"1", b"0x7f", b"08", b"example", b"-", b"%", b"9" * 30, most=6)
-IPV6_LIKE = after(
-    [b"", b"["], soup(b"::", b":", b"ffff", b"1", b"127.0.0.1", odd=40, most=6), [b"", b"]"]
+HOSTS = mixture(
+    b"a", b".", b"127", b"1", b"0x7f", b"08", b"example", b"-", b"%", b"9" * 30, longest=6
 )
-SOCKS_PIECES = soup(b"\0", b"\1", b"a", b".", b"\x0bexample.com", b"\0" * 18)
-SOCKS4 = after(
+IPV6_LIKE = framed_by(
+    [b"", b"["],
+    mixture(b"::", b":", b"ffff", b"1", b"127.0.0.1", random_every=40, longest=6),
+    [b"", b"]"],
+)
+SOCKS_PIECES = mixture(b"\0", b"\1", b"a", b".", b"\x0bexample.com", b"\0" * 18)
+SOCKS4 = framed_by(
     [b"\4\1\0\x50\1", b"\4\1\0\x50\0\0\0\1", b"\0\x5a", b"\4", b""], SOCKS_PIECES, [b"\0\0", b""]
 )
-SOCKS5 = after(
+SOCKS5 = framed_by(
     [b"\5\1\0\1", b"\5\3\0\3", b"\5\1\0\4", b"\1\1u", b"\5", b"\1", b""],
     SOCKS_PIECES,
     [b"\0\x50", b""],
 )
-TARGET_BYTES = after(
+TARGET_BYTES = framed_by(
     [b"\1", b"\3", b"\4", b"\3\x0bexample.com", b"\3\0", b""],
-    soup(b"a", b"\0\x50", b"\0" * 4, b"\0" * 14, most=3),
+    mixture(b"a", b"\0\x50", b"\0" * 4, b"\0" * 14, longest=3),
     [b""],
 )
-AUTHORITIES = after(
+AUTHORITIES = framed_by(
     [b"a", b"[::1]", b"127.1", b""],
-    soup(b"a", b".", b"@", b",", b"1", odd=40, most=2),
+    mixture(b"a", b".", b"@", b",", b"1", random_every=40, longest=2),
     [b":80", b":81", b":0", b":99999", b"", b":+8"],
 )
-URLS = after([b"http://", b"HTTP://", b""], AUTHORITIES, [b"", b"/", b"/x?y", b"?y", b"#z", b"/\0"])
-LINES = soup(
+URLS = framed_by(
+    [b"http://", b"HTTP://", b""], AUTHORITIES, [b"", b"/", b"/x?y", b"?y", b"#z", b"/\0"]
+)
+LINES = mixture(
     b"Host: a\r\n",
     b"X: y\r\n",
     b"Transfer-Encoding: chunked\r\n",
@@ -96,11 +106,11 @@ LINES = soup(
     b"\n",
     b" ",
     b"\0",
-    odd=40,
-    most=5,
+    random_every=40,
+    longest=5,
 )
 ENDS = [b"\r\n", b"\r\n", b"\r\n", b" HTTP/1.1\r\n\r\n", b""]
-REQUESTS = after(
+REQUESTS = framed_by(
     [
         b"POST http://a/ HTTP/1.1\r\nHost: a\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\n",
@@ -111,14 +121,14 @@ REQUESTS = after(
     LINES,
     ENDS,
 )
-RESPONSES = after(
+RESPONSES = framed_by(
     [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 404\r\n", b"HTTP/1.0 304\r\n", b"HTTP/1.1 ", b""],
     LINES,
     ENDS,
 )
-CHUNKS = after(
+CHUNKS = framed_by(
     [b"5\r\nhello\r\n", b"1\r\n", b""],
-    soup(
+    mixture(
         b"5\r\nhello\r\n",
         b"1;a=b\r\nx\r\n",
         b"0\r\n",
@@ -129,8 +139,8 @@ CHUNKS = after(
         b"-",
         b" ",
         b"\n",
-        odd=40,
-        most=5,
+        random_every=40,
+        longest=5,
     ),
     [b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"\r\n", b""],
 )
@@ -160,15 +170,15 @@ PARSERS = {
 
 
 @pytest.mark.parametrize(("read", "strategy"), READERS.values(), ids=READERS)
-def test_any_bytes_read_alike_in_one_piece_and_in_many(
+def test_any_bytes_are_read_alike_whole_and_byte_by_byte(
     read: Callable[[BytesReader], Any], strategy: st.SearchStrategy[bytes]
 ) -> None:
-    """And raise a ProtocolError or nothing: anything else fails the test."""
+    """The only exception that they may raise is ProtocolError."""
 
     def outcome(data: bytes, step: int) -> object:
         reader = BytesReader(data, step)
         try:
-            return read(reader), reader.rest()
+            return run(read, reader), reader.rest()
         except ProtocolError as error:
             return type(error), str(error)
 
@@ -213,8 +223,8 @@ TARGETS = st.builds(Address, st.one_of(NAMES, IPV4, IPV6), st.integers(0, 65535)
 
 
 @many
-@given(st.one_of(HOSTS, IPV6_LIKE, text_of("abcXYZ019.-_", 0, 30)))
-def test_host_is_canonical_once_for_all(raw: bytes) -> None:
+@given(st.one_of(HOSTS, IPV6_LIKE, texts("abcXYZ019.-_", 0, 30)))
+def test_canonical_host_is_its_own_canonical_text(raw: bytes) -> None:
     try:
         host = parse_host(raw)
     except HostError:
@@ -235,7 +245,7 @@ def test_host_is_canonical_once_for_all(raw: bytes) -> None:
         max_size=4,
     ).map(lambda parts: ".".join(form % number for number, form in parts).encode())
 )
-def test_every_ipv4_spelling_of_inet_aton_means_what_it_says(raw: bytes) -> None:
+def test_every_ipv4_spelling_is_read_as_inet_aton_reads_it(raw: bytes) -> None:
     try:
         expected = inet_ntoa(inet_aton(raw.decode()))
     except OSError:
@@ -247,30 +257,28 @@ def test_every_ipv4_spelling_of_inet_aton_means_what_it_says(raw: bytes) -> None
 
 @many
 @given(TARGETS, st.integers(0, 255), st.text(string.printable, max_size=255).map(str.encode))
-def test_socks4_server_reads_what_the_client_encodes(
-    target: Address, command: int, user_id: bytes
-) -> None:
+def test_encoded_socks4_request_is_read_back(target: Address, command: int, user_id: bytes) -> None:
     assume(target.host != "0.0.0.0")
     reader = BytesReader(socks4.encode_request(command, target, user_id) + TRAILING)
-    assert socks4.read_request(reader) == (command, target, user_id)
+    assert complete(socks4.read_request(reader)) == (command, target, user_id)
     assert reader.rest() == TRAILING
 
 
 @many
 @given(TARGETS, st.integers(0, 255))
-def test_socks5_peer_reads_what_its_peer_encodes(address: Address, code: int) -> None:
+def test_encoded_socks5_message_is_read_back(address: Address, code: int) -> None:
     for encode, read in (
         (socks5.encode_request, socks5.read_request),
         (socks5.encode_reply, socks5.read_reply),
     ):
         reader = BytesReader(encode(code, address) + TRAILING)
-        assert read(reader) == (code, address)
+        assert complete(read(reader)) == (code, address)
         assert reader.rest() == TRAILING
 
 
 @many
 @given(TARGETS, st.binary(max_size=20), st.binary(max_size=20))
-def test_udp_header_is_found_at_any_place(address: Address, before: bytes, payload: bytes) -> None:
+def test_udp_header_is_found_at_any_offset(address: Address, before: bytes, payload: bytes) -> None:
     header = socks5.encode_header(address)
     arena = memoryview(before + header + payload + b"\0")
     assert socks5.header_length(arena, len(before)) == len(header)
@@ -279,48 +287,48 @@ def test_udp_header_is_found_at_any_place(address: Address, before: bytes, paylo
 
 @many
 @given(CREDENTIALS, CREDENTIALS)
-def test_credentials_survive(user: str, password: str) -> None:
+def test_encoded_credentials_are_read_back(user: str, password: str) -> None:
     reader = BytesReader(socks5.encode_credentials(user, password) + TRAILING)
-    assert socks5.read_credentials(reader) == (user.encode(), password.encode())
+    assert complete(socks5.read_credentials(reader)) == (user.encode(), password.encode())
     assert reader.rest() == TRAILING
 
 
-TOKENS = text_of(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")
+TOKENS = texts(string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~")
 VALUE = "".join(map(chr, range(0x21, 0x7F))) + "\t " + "".join(map(chr, range(0x80, 0x100)))
-VALUES = text_of(VALUE, 0, 40).map(lambda value: value.strip(b"\t \x85\xa0"))
+VALUES = texts(VALUE, 0, 40).map(lambda value: value.strip(b"\t \x85\xa0"))
 FIELDS = st.lists(
     st.tuples(TOKENS.filter(lambda name: name.lower() != b"host"), VALUES), max_size=4
 )
-VISIBLE = text_of("".join(map(chr, range(0x21, 0x7F))), 1, 60)
+VISIBLE = texts("".join(map(chr, range(0x21, 0x7F))), 1, 60)
 
 
 @many
 @given(TOKENS, VISIBLE, FIELDS)
-def test_http_server_reads_what_the_client_encodes(
+def test_encoded_http_request_is_read_back(
     method: bytes, target: bytes, fields: http1.Fields
 ) -> None:
-    request = Request(method, target, 1, [*fields, (b"Host", b"a")])
+    request = HttpRequest(method, target, 1, [*fields, (b"Host", b"a")])
     reader = BytesReader(http1.encode_request(request) + TRAILING)
-    assert http1.read_request(reader) == request
+    assert complete(http1.read_request(reader)) == request
     assert reader.rest() == TRAILING
 
 
 @many
-@given(st.integers(100, 599), text_of(VALUE, 0), FIELDS)
-def test_http_client_reads_what_the_server_encodes(
+@given(st.integers(100, 599), texts(VALUE, 0), FIELDS)
+def test_encoded_http_response_is_read_back(
     status: int, phrase: bytes, fields: http1.Fields
 ) -> None:
-    response = Response(1, status, phrase, fields)
+    response = HttpResponse(1, status, phrase, fields)
     reader = BytesReader(http1.encode_response(response) + TRAILING)
-    assert http1.read_response(reader) == response
+    assert complete(http1.read_response(reader)) == response
     assert reader.rest() == TRAILING
 
 
 @many
 @given(REQUESTS)
-def test_head_that_was_read_is_written_without_a_second_meaning(data: bytes) -> None:
+def test_head_written_anew_is_unambiguous(data: bytes) -> None:
     try:
-        request = http1.read_request(BytesReader(data))
+        request = complete(http1.read_request(BytesReader(data)))
     except ProtocolError:
         return
     assume(request.minor)
@@ -332,12 +340,12 @@ def test_head_that_was_read_is_written_without_a_second_meaning(data: bytes) -> 
         == len(request.fields) + 2
     )
     assert not set(written) & {0x0B, 0x0C, 0, 0x7F}
-    assert http1.read_request(BytesReader(written)) == request
+    assert complete(http1.read_request(BytesReader(written))) == request
 
 
 @many
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=8), st.sampled_from([0, 1, 7]))
-def test_chunks_read_back(pieces: list[bytes], step: int) -> None:
+def test_encoded_chunks_are_read_back(pieces: list[bytes], step: int) -> None:
     reader = BytesReader(b"".join(map(http1_message.encode_chunk, [*pieces, b""])) + TRAILING, step)
     assert read_chunks(reader) == b"".join(pieces)
     assert reader.rest() == TRAILING

@@ -1,4 +1,4 @@
-"""The PROXY protocol, versions 1 and 2, in both roles."""
+"""The codec of the PROXY protocol, versions 1 and 2, in both roles."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from netproxy.errors import EndOfStream, LimitError, ProtocolError
 from netproxy.interfaces.addresses import Address, ip_text, pack_ip
+from netproxy.net.stream import complete
 from netproxy.protocol.proxy_protocol import (
     BLOCK_LIMIT,
     LINE_LIMIT,
@@ -17,11 +18,11 @@ from netproxy.protocol.proxy_protocol import (
     UNIX_DATAGRAM,
     UNIX_STREAM,
     UNSPEC,
-    encode_v1,
     encode_v2,
     read_header,
 )
-from tests.support.readers import BytesReader, TRAILING, check_read, check_refused
+from tests.support.proxy_header import encode_v1
+from tests.support.readers import TRAILING, BytesReader, check_read, check_refused
 
 SOURCE6 = b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
 MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -33,7 +34,7 @@ WIDE = "ffff:" * 7 + "ffff"
 
 
 def block(family: int, data: bytes, verb: int = 0x21) -> bytes:
-    """A header of version 2; VER/CMD is PROXY unless told."""
+    """Return a header of version 2; `verb` is its VER/CMD, by default PROXY."""
     return SIGNATURE + bytes((verb, family)) + len(data).to_bytes(2, "big") + data
 
 
@@ -42,7 +43,10 @@ LINES = {
         b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n",
         Address("192.168.0.1", 56324),
     ),
-    "TCP4 of WIRE 8": (b"PROXY TCP4 1.2.3.4 5.6.7.8 1111 443\r\n", Address("1.2.3.4", 1111)),
+    "TCP4 with short addresses": (
+        b"PROXY TCP4 1.2.3.4 5.6.7.8 1111 443\r\n",
+        Address("1.2.3.4", 1111),
+    ),
     "TCP4 longest": (
         b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n",
         Address("255.255.255.255", 65535),
@@ -54,7 +58,7 @@ LINES = {
         Address("2001:db8::1", 1),
     ),
     "TCP6 longest": (f"PROXY TCP6 {WIDE} {WIDE} 65535 65535\r\n".encode(), Address(WIDE, 65535)),
-    "TCP6 nothing": (b"PROXY TCP6 :: :: 0 0\r\n", Address("::", 0)),
+    "TCP6 unspecified": (b"PROXY TCP6 :: :: 0 0\r\n", Address("::", 0)),
     "TCP6 v4-mapped": (b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n", Address("192.0.2.1", 1)),
     "TCP6 v4-mapped in hexadecimal": (
         b"PROXY TCP6 ::ffff:c000:201 ::1 1 2\r\n",
@@ -80,7 +84,7 @@ REFUSED_LINES = {
     "tab between addresses": b"PROXY TCP4 1.2.3.4\t5.6.7.8 1111 443\r\n",
     "one field more": b"PROXY TCP4 1.2.3.4 5.6.7.8 1111 443 1\r\n",
     "one field less": b"PROXY TCP4 1.2.3.4 5.6.7.8 1111\r\n",
-    "nothing": b"PROXY \r\n",
+    "no family": b"PROXY \r\n",
     "family alone": b"PROXY TCP4\r\n",
     "family in lower case": b"PROXY tcp4 1.2.3.4 5.6.7.8 1111 443\r\n",
     "family TCP5": b"PROXY TCP5 1.2.3.4 5.6.7.8 1111 443\r\n",
@@ -125,7 +129,8 @@ REFUSED_LINES = {
     "port 00": b"PROXY TCP4 1.2.3.4 5.6.7.8 00 443\r\n",
     "port with a sign": b"PROXY TCP4 1.2.3.4 5.6.7.8 +1111 443\r\n",
     "negative port": b"PROXY TCP4 1.2.3.4 5.6.7.8 -1 443\r\n",
-    "port with an underscore": b"PROXY TCP4 1.2.3.4 5.6.7.8 1_1 443\r\n",  # HAZARDS 1.2: int() takes it
+    # int() accepts it.
+    "port with an underscore": b"PROXY TCP4 1.2.3.4 5.6.7.8 1_1 443\r\n",
     "port in hexadecimal": b"PROXY TCP4 1.2.3.4 5.6.7.8 0x1 443\r\n",
     "port in superscript": "PROXY TCP4 1.2.3.4 5.6.7.8 1² 443\r\n".encode(),
     "NUL": b"PROXY TCP4 1.2.3.4\0 5.6.7.8 1111 443\r\n",
@@ -135,7 +140,7 @@ REFUSED_LINES = {
 BLOCKS = {
     "TCP4": (block(TCP4, IPV4_BLOCK), Address("192.168.0.1", 56324)),
     "UDP4": (block(UDP4, IPV4_BLOCK), Address("192.168.0.1", 56324)),
-    "TCP4 nothing": (block(TCP4, b"\0" * 12), Address("0.0.0.0", 0)),
+    "TCP4 unspecified": (block(TCP4, b"\0" * 12), Address("0.0.0.0", 0)),
     "TCP4 all ones": (block(TCP4, b"\xff" * 12), Address("255.255.255.255", 65535)),
     "TCP4 with TLVs": (block(TCP4, IPV4_BLOCK + TLVS), Address("192.168.0.1", 56324)),
     "TCP4 with a byte that is no TLV": (
@@ -183,7 +188,8 @@ REFUSED_BLOCKS = {
     "UNIX datagram one byte short": block(UNIX_DATAGRAM, UNIX_BLOCK[:-1]),
 }
 
-NO_HEADER = {  # what comes from a client that is not behind a proxy
+# What comes from a client that is not behind a proxy.
+NO_HEADER = {
     "SOCKS4": b"\4",
     "SOCKS5": b"\5",
     "TLS": b"\x16",
@@ -241,33 +247,34 @@ def test_header_is_read_to_its_last_byte(data: bytes, client: Address | None) ->
     [*REFUSED_LINES.values(), *REFUSED_BLOCKS.values()],
     ids=[*REFUSED_LINES, *REFUSED_BLOCKS],
 )
-def test_header_that_is_none_is_refused(data: bytes) -> None:
+def test_invalid_header_is_refused(data: bytes) -> None:
+    """Python's int() and strip() accept some of these."""
     check_refused(read_header, data, ProtocolError)
 
 
 @pytest.mark.parametrize("data", NO_HEADER.values(), ids=NO_HEADER)
-def test_client_without_header_is_refused_by_its_first_byte(data: bytes) -> None:
+def test_client_without_header_is_refused_after_its_first_byte(data: bytes) -> None:
     check_refused(read_header, data, ProtocolError)
     reader = BytesReader(data + TRAILING, step=1)
     with pytest.raises(ProtocolError):
-        read_header(reader)
+        complete(read_header(reader))
     assert reader.taken == 1
 
 
-def test_every_family_but_seven_is_refused() -> None:
+def test_unknown_family_is_refused() -> None:
     known = {UNSPEC, TCP4, UDP4, TCP6, UDP6, UNIX_STREAM, UNIX_DATAGRAM}
     assert known == {0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32}
     for family in set(range(256)) - known:
         check_refused(read_header, block(family, b"\0" * 16), ProtocolError)
 
 
-def test_every_command_but_two_is_refused() -> None:
+def test_unknown_command_is_refused() -> None:
     for command in range(2, 16):
         check_refused(read_header, block(TCP4, IPV4_BLOCK, 0x20 | command), ProtocolError)
 
 
-def test_names_have_these_numbers() -> None:
-    assert SIGNATURE.hex() == "0d0a0d0a000d0a515549540a"  # WIRE 8
+def test_constants_have_the_values_of_the_specification() -> None:
+    assert SIGNATURE.hex() == "0d0a0d0a000d0a515549540a"
     assert (LINE_LIMIT, BLOCK_LIMIT) == (107, 4096)
     assert (TCP4, UDP4, TCP6, UDP6) == (0x11, 0x12, 0x21, 0x22)
 
@@ -280,10 +287,11 @@ def test_line_of_107_bytes_is_the_longest() -> None:
 
 
 @pytest.mark.parametrize("start", [b"PROXY UNKNOWN ", b"PROXY TCP4 ", b"PROXY "])
-def test_line_without_end_is_read_no_further_than_107_bytes(start: bytes) -> None:  # HAZARDS 12
+def test_line_without_end_is_read_up_to_107_bytes(start: bytes) -> None:
+    """Hazard 12."""
     reader = BytesReader(start + b"1" * 10_000, step=1)
     with pytest.raises(LimitError):
-        read_header(reader)
+        complete(read_header(reader))
     assert reader.taken <= LINE_LIMIT
 
 
@@ -297,10 +305,10 @@ def test_block_of_4096_bytes_is_the_longest() -> None:
     ):
         data = block(family, start.ljust(BLOCK_LIMIT, b"\0"), verb)
         reader = BytesReader(data + TRAILING)
-        assert read_header(reader) == client
+        assert complete(read_header(reader)) == client
         assert reader.rest() == TRAILING
         with pytest.raises(EndOfStream):
-            read_header(BytesReader(data[:-1]))
+            complete(read_header(BytesReader(data[:-1])))
 
 
 @pytest.mark.parametrize("length", [BLOCK_LIMIT + 1, 65535])
@@ -312,35 +320,35 @@ def test_block_over_the_limit_is_refused_unread(family: int, verb: int, length: 
         SIGNATURE + bytes((verb, family)) + length.to_bytes(2, "big") + b"\0" * length, step=1
     )
     with pytest.raises(ProtocolError) as caught:
-        read_header(reader)
+        complete(read_header(reader))
     assert not isinstance(caught.value, EndOfStream)
     assert reader.taken == 16
 
 
-def test_peer_that_closes_within_its_header_had_begun() -> None:
+def test_end_of_stream_within_a_header_is_partial() -> None:
     for data in (b"PROXY TCP4 1.2", SIGNATURE[:5]):
         with pytest.raises(EndOfStream) as caught:
-            read_header(BytesReader(data))
+            complete(read_header(BytesReader(data)))
         assert caught.value.partial
 
 
 @pytest.mark.parametrize(
-    ("source", "destination", "line", "behind_signature"), PAIRS.values(), ids=PAIRS
+    ("source", "destination", "line", "after_signature"), PAIRS.values(), ids=PAIRS
 )
 def test_receiver_reads_what_the_sender_encodes(
-    source: Address, destination: Address, line: bytes, behind_signature: bytes
+    source: Address, destination: Address, line: bytes, after_signature: bytes
 ) -> None:
     assert encode_v1(source, destination) == line
     check_read(read_header, line, source)
     header = encode_v2(source, destination)
-    assert header == SIGNATURE + behind_signature
+    assert header == SIGNATURE + after_signature
     check_read(read_header, header, source)
     datagram = encode_v2(source, destination, datagram=True)
     assert datagram == header[:13] + bytes((header[13] + 1,)) + header[14:]
     check_read(read_header, datagram, source)
 
 
-def test_scope_of_a_link_local_address_stays_here() -> None:
+def test_scope_of_a_link_local_address_is_not_encoded() -> None:
     source, destination = Address("fe80::1%2", 1), Address("fe80::2%eth0", 2)
     assert encode_v1(source, destination) == b"PROXY TCP6 fe80::1 fe80::2 1 2\r\n"
     check_read(read_header, encode_v2(source, destination), Address("fe80::1", 1))
@@ -354,7 +362,7 @@ def test_name_is_not_encoded(encode: object) -> None:
             encode(*pair)  # type: ignore[operator]
 
 
-def test_any_addresses_survive() -> None:
+def test_any_addresses_are_read_as_they_were_encoded() -> None:
     pytest.importorskip("hypothesis")
     from hypothesis import given, settings, strategies as st
 
@@ -368,14 +376,14 @@ def test_any_addresses_survive() -> None:
         assert len(line) <= 104
         for data in (line, encode_v2(source, destination, datagram)):
             reader = BytesReader(data + TRAILING)
-            assert read_header(reader) == source
+            assert complete(read_header(reader)) == source
             assert reader.rest() == TRAILING
 
     check()
 
 
-def test_any_bytes_read_alike_in_one_piece_and_in_many() -> None:
-    """And raise a ProtocolError or nothing: anything else fails the test."""
+def test_any_bytes_are_read_alike_whole_and_byte_by_byte() -> None:
+    """The only exception that they may raise is ProtocolError."""
     pytest.importorskip("hypothesis")
     from hypothesis import given, settings, strategies as st
 
@@ -411,10 +419,10 @@ def test_any_bytes_read_alike_in_one_piece_and_in_many() -> None:
     def outcome(data: bytes, step: int) -> object:
         reader = BytesReader(data, step)
         try:
-            client = read_header(reader)
+            client = complete(read_header(reader))
         except ProtocolError as error:
             return type(error), str(error)
-        assert client is None or ip_text_is_stable(client.host) and 0 <= client.port <= 65535
+        assert client is None or is_canonical_ip(client.host) and 0 <= client.port <= 65535
         return client, reader.rest()
 
     @settings(max_examples=500, deadline=None)
@@ -433,6 +441,6 @@ def test_any_bytes_read_alike_in_one_piece_and_in_many() -> None:
     check()
 
 
-def ip_text_is_stable(host: str) -> bool:
+def is_canonical_ip(host: str) -> bool:
     packed = pack_ip(host)
     return packed is not None and ip_text(packed) == host

@@ -1,4 +1,4 @@
-"""UDP over TCP, version 2: requests in both roles, and frames where they lie in a buffer."""
+"""The codec of UDP over TCP, version 2: requests in both roles, and frames within a buffer."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ import pytest
 
 from netproxy.errors import EndOfStream, ProtocolError
 from netproxy.interfaces.addresses import Address, ip_text
+from netproxy.net.stream import complete
 from netproxy.protocol import uot
 from netproxy.protocol.host import HostError, parse_host
 from netproxy.protocol.uot import (
-    FRAME_LIMIT,
-    Request,
+    UotRequest,
     encode_address,
     encode_request,
-    next_frame,
     parse_address,
+    parse_frame,
     read_request,
 )
-from tests.support.readers import BytesReader, TRAILING, check_read, check_refused
 from tests.support.names import REFUSED_NAMES
+from tests.support.readers import TRAILING, BytesReader, check_read, check_refused
 
 LONGEST = b".".join([b"a" * 63, b"a" * 63, b"a" * 63, b"a" * 61])
 PACKED6 = b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
 MAPPED = b"\0" * 10 + b"\xff\xff\x7f\0\0\1"
 
-ADDRESSES = {  # the address, its bytes in a request and those in a frame
+# An address, its bytes in a request and its bytes in a frame.
+ADDRESSES = {
     "IPv4": (Address("192.0.2.1", 53), b"\x01\xc0\0\2\1\0\x35", b"\x00\xc0\0\2\1\0\x35"),
-    "IPv4 nothing": (Address("0.0.0.0", 0), b"\x01" + b"\0" * 6, b"\x00" + b"\0" * 6),
+    "IPv4 unspecified": (Address("0.0.0.0", 0), b"\x01" + b"\0" * 6, b"\x00" + b"\0" * 6),
     "IPv6": (
         Address("2001:db8::1", 65535),
         b"\x04" + PACKED6 + b"\xff\xff",
         b"\x01" + PACKED6 + b"\xff\xff",
     ),
-    "IPv6 nothing": (Address("::", 0), b"\x04" + b"\0" * 18, b"\x01" + b"\0" * 18),
+    "IPv6 unspecified": (Address("::", 0), b"\x04" + b"\0" * 18, b"\x01" + b"\0" * 18),
     "name": (
         Address("example.com", 443),
         b"\x03\x0bexample.com\x01\xbb",
@@ -48,15 +49,17 @@ ADDRESSES = {  # the address, its bytes in a request and those in a frame
     ),
 }
 
-CANONICAL = {  # read as that address, but never written so; ATYP is in front
+# Bytes behind ATYP, and the address they are read as; they are never written so.
+CANONICAL = {
     "name in upper case": (b"\x0bExample.COM\0\x50", Address("example.com", 80)),
     "name with a dot behind it": (b"\x02a.\0\x50", Address("a", 80)),
-    "name that is loose IPv4": (b"\x060x7f.1\0\x50", Address("127.0.0.1", 80)),  # HAZARDS 11
+    "name that is loose IPv4": (b"\x060x7f.1\0\x50", Address("127.0.0.1", 80)),
     "name that is IPv6": (b"\x05[::1]\0\x50", Address("::1", 80)),
 }
 
 IPV4_FRAME = b"\x00\xc0\0\2\1\0\x35\0\4data"
-FRAMES = {  # the frame, whether connected, and where its payload begins
+# A frame, whether its stream is connected, and the offset of its payload.
+FRAMES = {
     "connected": (b"\0\4data", True, 2),
     "connected, empty": (b"\0\0", True, 2),
     "connected, 256 bytes": (b"\1\0" + b"d" * 256, True, 2),
@@ -73,9 +76,12 @@ FRAMES = {  # the frame, whether connected, and where its payload begins
     ),
 }
 
+# With the longest name and the longest datagram.
+FRAME_LIMIT = 1 + 1 + 255 + 2 + 2 + 65535
+
 
 class Watched(bytearray):
-    """A buffer of which single bytes may be read, so that nothing of it is copied."""
+    """A buffer that only lets single bytes be read: nothing of it may be copied."""
 
     def __getitem__(self, at: Any) -> Any:
         assert isinstance(at, int)
@@ -84,18 +90,16 @@ class Watched(bytearray):
 
 
 def cuts(length: int) -> list[int]:
-    """Every length below `length`, but within a long payload only those at its ends."""
+    """Return every length below `length`; of a long payload only those at its ends."""
     return [cut for cut in range(length) if cut < 600 or cut > length - 20]
 
 
-def test_names_have_these_values() -> None:  # WIRE 6
+def test_constants_have_the_values_of_the_protocol() -> None:
     assert uot.MAGIC == "sp.v2.udp-over-tcp.arpa"
     assert uot.MAGIC_V1 == "sp.udp-over-tcp.arpa"
     assert (uot.IPV4, uot.IPV6, uot.NAME) == (0, 1, 2)
-    assert (
-        parse_host(uot.MAGIC.encode()) == uot.MAGIC
-        and parse_host(uot.MAGIC_V1.encode()) == uot.MAGIC_V1
-    )
+    for name in (uot.MAGIC, uot.MAGIC_V1):
+        assert parse_host(name.encode()) == name
 
 
 @pytest.mark.parametrize("connected", [False, True])
@@ -103,49 +107,53 @@ def test_names_have_these_values() -> None:  # WIRE 6
 def test_server_reads_the_request_that_the_client_encodes(
     connected: bool, target: Address, data: bytes, _: bytes
 ) -> None:
-    request = Request(connected, target)
+    request = UotRequest(connected, target)
     assert encode_request(request) == bytes((connected,)) + data
     check_read(read_request, encode_request(request), request)
 
 
 @pytest.mark.parametrize(("data", "target"), CANONICAL.values(), ids=CANONICAL)
-def test_host_is_read_in_its_one_spelling(data: bytes, target: Address) -> None:
-    check_read(read_request, b"\0\3" + data, Request(False, target))
+def test_host_is_read_in_its_canonical_spelling(data: bytes, target: Address) -> None:
+    """Hazard 11."""
+    check_read(read_request, b"\0\3" + data, UotRequest(False, target))
     assert parse_address(b"\2" + data) == target
 
 
-def test_v4_mapped_address_is_ipv4() -> None:  # HAZARDS 11
-    check_read(read_request, b"\1\4" + MAPPED + b"\0\x50", Request(True, Address("127.0.0.1", 80)))
+def test_v4_mapped_address_is_ipv4() -> None:
+    """Hazard 11."""
+    check_read(
+        read_request, b"\1\4" + MAPPED + b"\0\x50", UotRequest(True, Address("127.0.0.1", 80))
+    )
     assert parse_address(b"\1" + MAPPED + b"\0\x50") == Address("127.0.0.1", 80)
 
 
-def test_connected_is_a_truth_value() -> None:
-    check_read(read_request, b"\0\1\xc0\0\2\1\0\x35", Request(False, Address("192.0.2.1", 53)))
-    check_read(read_request, b"\1\1\xc0\0\2\1\0\x35", Request(True, Address("192.0.2.1", 53)))
-    assert read_request(BytesReader(b"\1\1\xc0\0\2\1\0\x35")).connected is True
+def test_connected_is_read_as_a_boolean() -> None:
+    check_read(read_request, b"\0\1\xc0\0\2\1\0\x35", UotRequest(False, Address("192.0.2.1", 53)))
+    check_read(read_request, b"\1\1\xc0\0\2\1\0\x35", UotRequest(True, Address("192.0.2.1", 53)))
+    assert complete(read_request(BytesReader(b"\1\1\xc0\0\2\1\0\x35"))).connected is True
 
 
 @pytest.mark.parametrize("connected", [2, 5, 0xFF])
-def test_connected_that_is_no_truth_value_is_refused(connected: int) -> None:
+def test_connected_above_1_is_refused(connected: int) -> None:
     check_refused(read_request, bytes((connected, 1)), ProtocolError)
 
 
-@pytest.mark.parametrize("kind", [0, 2, 5, 0xFF])
-def test_request_of_an_unknown_address_type_is_refused(kind: int) -> None:
-    check_refused(read_request, bytes((0, kind)), ProtocolError)
+@pytest.mark.parametrize("address_type", [0, 2, 5, 0xFF])
+def test_request_with_unknown_address_type_is_refused(address_type: int) -> None:
+    check_refused(read_request, bytes((0, address_type)), ProtocolError)
 
 
 @pytest.mark.parametrize("name", REFUSED_NAMES.values(), ids=REFUSED_NAMES)
-def test_name_that_is_none_is_refused(name: bytes) -> None:
+def test_invalid_name_is_refused(name: bytes) -> None:
     data = bytes((len(name),)) + name + b"\0\x50"
     check_refused(read_request, b"\0\3" + data, HostError)
     with pytest.raises(ProtocolError):
         parse_address(b"\2" + data)
 
 
-def test_client_that_closes_within_its_request_had_begun() -> None:
+def test_end_of_stream_within_a_request_is_partial() -> None:
     with pytest.raises(EndOfStream) as caught:
-        read_request(BytesReader(b"\0"))
+        complete(read_request(BytesReader(b"\0")))
     assert caught.value.partial
 
 
@@ -160,29 +168,29 @@ def test_address_of_a_frame_has_these_bytes(target: Address, _: bytes, data: byt
         parse_address(data + b"\0")
 
 
-@pytest.mark.parametrize("kind", [3, 4, 5, 0xFF])
+@pytest.mark.parametrize("address_type", [3, 4, 5, 0xFF])
 @pytest.mark.parametrize(
     "rest", [b"", b"\xc0\0\2\1\0\x35", b"\x01a\0\1", PACKED6 + b"\0\1"], ids=len
 )
-def test_address_of_an_unknown_type_is_refused(kind: int, rest: bytes) -> None:
+def test_address_of_unknown_type_is_refused(address_type: int, rest: bytes) -> None:
     with pytest.raises(ProtocolError):
-        parse_address(bytes((kind,)) + rest)
+        parse_address(bytes((address_type,)) + rest)
 
 
-def test_scope_of_a_link_local_address_stays_here() -> None:
+def test_scope_of_a_link_local_address_is_not_encoded() -> None:
     assert (
         encode_address(Address("fe80::1%2", 1080)) == b"\x01\xfe\x80" + b"\0" * 13 + b"\1\x04\x38"
     )
 
 
 @pytest.mark.parametrize(("frame", "connected", "payload"), FRAMES.values(), ids=FRAMES)
-def test_frame_is_found_at_any_place(frame: bytes, connected: bool, payload: int) -> None:
+def test_frame_is_found_at_any_offset(frame: bytes, connected: bool, payload: int) -> None:
     for before in (b"", b"x", IPV4_FRAME):
         start, end = len(before), len(before) + len(frame)
         for behind in (b"", b"\xff", frame):
             data = before + frame + behind
             for buffer in (bytearray(data), memoryview(data), Watched(data)):
-                assert next_frame(buffer, start, len(data), connected) == (
+                assert parse_frame(buffer, start, len(data), connected) == (
                     start,
                     start + payload,
                     end,
@@ -190,36 +198,37 @@ def test_frame_is_found_at_any_place(frame: bytes, connected: bool, payload: int
 
 
 @pytest.mark.parametrize(("frame", "connected", "payload"), FRAMES.values(), ids=FRAMES)
-def test_frame_cut_short_waits_for_more(frame: bytes, connected: bool, payload: int) -> None:
+def test_incomplete_frame_is_none(frame: bytes, connected: bool, payload: int) -> None:
     for start in (0, 3):
         data = b"xxx"[:start] + frame
-        filled = Watched(data + b"behind")  # what lies behind `end` is of an earlier turn
+        # Behind `end` are bytes of an earlier read.
+        filled = Watched(data + b"behind")
         for cut in cuts(len(frame)):
-            assert next_frame(filled, start, start + cut, connected) is None
-            assert next_frame(Watched(data[: start + cut]), start, start + cut, connected) is None
+            assert parse_frame(filled, start, start + cut, connected) is None
+            assert parse_frame(Watched(data[: start + cut]), start, start + cut, connected) is None
 
 
-def test_frames_follow_each_other() -> None:
+def test_consecutive_frames_are_found_in_order() -> None:
     frames = [data for data, connected, _ in FRAMES.values() if not connected]
     buffer = bytearray(b"".join(frames) + frames[0][:5])
-    start, found = 0, []
-    while (frame := next_frame(buffer, start, len(buffer), False)) is not None:
-        found.append(bytes(buffer[start : frame[2]]))
+    start, parsed = 0, []
+    while (frame := parse_frame(buffer, start, len(buffer), False)) is not None:
+        parsed.append(bytes(buffer[start : frame[2]]))
         start = frame[2]
-    assert found == frames
+    assert parsed == frames
     assert len(buffer) - start == 5
 
 
 @pytest.mark.parametrize(("target", "_", "address"), ADDRESSES.values(), ids=ADDRESSES)
 def test_address_lies_between_start_and_length(target: Address, _: bytes, address: bytes) -> None:
     buffer = bytearray(b"xx" + address + b"\0\3abc")
-    at, payload, end = next_frame(buffer, 2, len(buffer), False) or (0, 0, 0)
+    at, payload, end = parse_frame(buffer, 2, len(buffer), False) or (0, 0, 0)
     assert parse_address(bytes(buffer[at : payload - 2])) == target
     assert bytes(buffer[payload:end]) == b"abc"
 
 
 def test_address_of_a_connected_frame_is_empty() -> None:
-    at, payload, _ = next_frame(bytearray(b"xx\0\3abc"), 2, 7, True) or (0, 0, 0)
+    at, payload, _ = parse_frame(bytearray(b"xx\0\3abc"), 2, 7, True) or (0, 0, 0)
     assert at == payload - 2 == 2
 
 
@@ -227,22 +236,20 @@ def test_address_of_a_connected_frame_is_empty() -> None:
 @pytest.mark.parametrize(
     "data", [b"\3\x0b", b"\4\0", b"\xff\xff", b"\2\0", b"\3\1a\0\1\0\1d", b"\2\0\0\1\0\1d"]
 )
-def test_frame_of_unknown_type_or_empty_name_is_refused_as_soon_as_it_shows(
-    data: bytes, start: int
-) -> None:
+def test_frame_of_unknown_type_or_empty_name_is_refused_at_once(data: bytes, start: int) -> None:
     buffer = Watched(b"xxx"[:start] + data)
     for end in range(start + 2, len(buffer) + 1):
         with pytest.raises(ProtocolError):
-            next_frame(buffer, start, end, False)
-    assert next_frame(buffer, start, start + 1, False) is None
-    assert next_frame(buffer, start, start, False) is None
+            parse_frame(buffer, start, end, False)
+    assert parse_frame(buffer, start, start + 1, False) is None
+    assert parse_frame(buffer, start, start, False) is None
 
 
-def test_longest_frame_is_at_its_limit() -> None:
+def test_longest_frame_has_65796_bytes() -> None:
     assert FRAME_LIMIT == 65796 == max(len(frame) for frame, _, _ in FRAMES.values())
 
 
-def test_any_addresses_survive() -> None:
+def test_any_addresses_are_read_as_they_were_encoded() -> None:
     pytest.importorskip("hypothesis")
     from hypothesis import given, settings, strategies as st
 
@@ -257,14 +264,14 @@ def test_any_addresses_survive() -> None:
     @settings(max_examples=200, deadline=None)
     @given(targets, st.booleans(), st.binary(max_size=20), st.binary(max_size=300))
     def check(target: Address, connected: bool, before: bytes, payload: bytes) -> None:
-        reader = BytesReader(encode_request(Request(connected, target)) + TRAILING)
-        assert read_request(reader) == (connected, target)
+        reader = BytesReader(encode_request(UotRequest(connected, target)) + TRAILING)
+        assert complete(read_request(reader)) == (connected, target)
         assert reader.rest() == TRAILING
         address = b"" if connected else encode_address(target)
         buffer = Watched(before + address + len(payload).to_bytes(2, "big") + payload)
         at, start = len(before), len(buffer) - len(payload)
-        assert next_frame(buffer, at, len(buffer), connected) == (at, start, len(buffer))
-        assert next_frame(buffer, at, len(buffer) - 1, connected) is None
+        assert parse_frame(buffer, at, len(buffer), connected) == (at, start, len(buffer))
+        assert parse_frame(buffer, at, len(buffer) - 1, connected) is None
         assert connected or parse_address(address) == target
 
     check()
@@ -294,7 +301,7 @@ def test_any_bytes_parse_or_raise_a_protocol_error() -> None:
     def outcome(data: bytes, step: int) -> object:
         reader = BytesReader(data, step)
         try:
-            return read_request(reader), reader.rest()
+            return complete(read_request(reader)), reader.rest()
         except ProtocolError as error:
             return type(error), str(error)
 
@@ -308,10 +315,10 @@ def test_any_bytes_parse_or_raise_a_protocol_error() -> None:
             pass
         for connected in (False, True):
             try:
-                found = next_frame(Watched(data), 0, len(data), connected)
+                frame = parse_frame(Watched(data), 0, len(data), connected)
             except ProtocolError:
                 continue
-            assert found is None or 0 == found[0] < found[1] <= found[2] <= len(data)
+            assert frame is None or 0 == frame[0] < frame[1] <= frame[2] <= len(data)
 
     check()
 

@@ -47,10 +47,9 @@ class EncryptedSocket(socket.socket, LayeredSocket):
 class EncryptedStream(Stream):
     """A stream that claims to be encrypted."""
 
-    plain = False
-
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(EncryptedSocket(fileno=sock.detach()))
+        self.plain = False
 
 
 class Ends:

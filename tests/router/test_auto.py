@@ -9,7 +9,7 @@ from typing import Any, Iterator, Sequence
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.handler.outbound import Connector
+from netproxy.handler.outbound import Outbound
 from netproxy.handler.forward import TcpForward
 from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.access.login import Login
@@ -420,7 +420,7 @@ auto: {{deadline: 300ms}}
         self.routing: Routing = routing(config, names, make_guard(config), verdicts=self.verdicts)
         self.records, counters = Records(), Counters()
         observer = ObserverGroup(self.records, self.routing.autos)
-        self.connector = Connector(
+        self.connector = Outbound(
             self.routing.router, PipeLimits(SECONDS, SECONDS), counters, observer
         )
         self.target = target

@@ -22,6 +22,7 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Dialer, Route
+from netproxy.net.stream import complete
 from netproxy.protocol import connect_udp, http1, socks4, socks5
 from netproxy.router.router import RuleRouter
 from tests.support.readers import BytesReader
@@ -624,8 +625,10 @@ class TestExplain:
 
 def by_socks5(host: bytes, port: int) -> Address:
     """Parse the target of a SOCKS5 request."""
-    return socks5.read_request(
-        BytesReader(b"\5\1\0\3%c%b%b" % (len(host), host, port.to_bytes(2, "big")))
+    return complete(
+        socks5.read_request(
+            BytesReader(b"\5\1\0\3%c%b%b" % (len(host), host, port.to_bytes(2, "big")))
+        )
     ).target
 
 
@@ -636,8 +639,10 @@ def by_socks5_udp(host: bytes, port: int) -> Address:
 
 def by_socks4a(host: bytes, port: int) -> Address:
     """Parse the target of a SOCKS4a request."""
-    return socks4.read_request(
-        BytesReader(b"\4\1%b\0\0\0\1me\0%b\0" % (port.to_bytes(2, "big"), host))
+    return complete(
+        socks4.read_request(
+            BytesReader(b"\4\1%b\0\0\0\1me\0%b\0" % (port.to_bytes(2, "big"), host))
+        )
     ).target
 
 
@@ -651,8 +656,10 @@ def by_forward(host: bytes, port: int) -> Address:
     """Parse the target of a GET request."""
     host = b"[%b]" % host if b":" in host else host
     return http1.parse_origin(
-        http1.read_request(
-            BytesReader(b"GET http://%b:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % (host, port))
+        complete(
+            http1.read_request(
+                BytesReader(b"GET http://%b:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % (host, port))
+            )
         )
     ).address
 
@@ -660,11 +667,13 @@ def by_forward(host: bytes, port: int) -> Address:
 def by_connect_udp(host: bytes, port: int) -> Address:
     """Parse the target of a connect-udp request."""
     return connect_udp.parse_target(
-        http1.read_request(
-            BytesReader(
-                b"GET /.well-known/masque/udp/%b/%d/ HTTP/1.1\r\nHost: a\r\n"
-                b"Connection: upgrade\r\nUpgrade: connect-udp\r\n\r\n"
-                % (host.replace(b":", b"%3A"), port)
+        complete(
+            http1.read_request(
+                BytesReader(
+                    b"GET /.well-known/masque/udp/%b/%d/ HTTP/1.1\r\nHost: a\r\n"
+                    b"Connection: upgrade\r\nUpgrade: connect-udp\r\n\r\n"
+                    % (host.replace(b":", b"%3A"), port)
+                )
             )
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from netproxy.errors import ListenError
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import BridgePort, Hello, Welcome
 from netproxy.tunnel.bridge import Bridge
@@ -52,7 +52,7 @@ class BridgeRig(TcpRig):
         self.bridge = Bridge(self.sessions, self.ports, self.counts, self.log)
         home = (PortRange("tcp", "127.0.0.1", 8022, 8030), PortRange("udp", "0.0.0.0", 53, 53))
         self.bridge.configure({"home": AgentRights(TOKEN, home), "away": AgentRights(OTHER_TOKEN)})
-        self.listener.configure(self.bridge, self.door, 5.0)
+        self.listener.configure(self.bridge, self.admission, 5.0)
         self.listener.start()
         self.dialer = TunnelDialer("home", self.sessions, 3.0, self.counts)
 
@@ -84,7 +84,7 @@ class PlayedAgent:
         self.socket = rig.connect()
         self.stream = Stream(self.socket, limited=SECONDS)
         self.stream.write(tunnel.encode_hello(hello))
-        nonce = tunnel.read_challenge(self.stream)
+        nonce = complete(tunnel.read_challenge(self.stream))
         assert isinstance(nonce, bytes)
         self.nonce = nonce
         """The bridge's."""
@@ -95,7 +95,7 @@ class PlayedAgent:
 
     def answer(self) -> Welcome | int:
         """Read the bridge's welcome, or the reason of its refusal."""
-        return tunnel.read_welcome(self.stream)
+        return complete(tunnel.read_welcome(self.stream))
 
     def welcomed(self) -> PlayedAgent:
         """Read the welcome and check the bridge's proof."""
@@ -112,14 +112,14 @@ class PlayedAgent:
     def read(self, kind: int) -> bytes:
         """Return the value of the next message, which must be of this kind; pings are skipped."""
         while True:
-            message = tunnel.read_message(self.stream)
+            message = complete(tunnel.read_message(self.stream))
             if message.kind == kind:
                 return message.value
             assert message.kind == tunnel.PING, message
 
     def read_ping(self) -> bytes:
         """Return the value of the next message, which must be a PING."""
-        message = tunnel.read_message(self.stream)
+        message = complete(tunnel.read_message(self.stream))
         assert message.kind == tunnel.PING
         return message.value
 

@@ -1,7 +1,8 @@
-"""All the ways by which a client may ask a daemon for a target, and what it answers, in a word: "open", "denied" or a code.
+"""Asks a daemon for a target by every protocol: a "door" is a function for one of them.
 
-Of the ways of datagrams "denied" is what their protocols have for it: 403, a reset, or a datagram that is dropped and
-counted.  `arrived` tells that it has come to where it was to go; without it a session is enough.
+A door returns "open", "denied" or the protocol's error code. For datagrams, "denied" is a 403, a
+reset, or a datagram that is dropped and counted. `arrived` returns true when a datagram has reached
+its target; without it, a session counts as "open".
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 from typing import Any, Callable
 
 from netproxy.errors import Reason
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks5, uot
 from tests.support.handlers import LOCALHOST, eventually
 from tests.support.relays import Running, associate
@@ -27,7 +28,7 @@ def _dial(running: Running, address: str = LOCALHOST) -> socket.socket:
 
 
 def _packed(host: str, port: int) -> bytes:
-    """SOCKS5's ATYP, address and port; a name unless it is a literal."""
+    """Return ATYP, address and port of SOCKS5, with a name unless the host is an address."""
     for kind, family in ((1, socket.AF_INET), (4, socket.AF_INET6)):
         try:
             return bytes((kind,)) + socket.inet_pton(family, host) + struct.pack(">H", port)
@@ -37,6 +38,7 @@ def _packed(host: str, port: int) -> bytes:
 
 
 def by_socks5(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
+    """Ask by SOCKS5 CONNECT."""
     with _dial(running) as sock:
         sock.sendall(b"\5\1\0\5\1\0" + _packed(host, port))
         code = read_exactly(sock, 12)[3]
@@ -44,6 +46,7 @@ def by_socks5(running: Running, host: str, port: int, arrived: Arrived = None) -
 
 
 def by_socks4a(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
+    """Ask by SOCKS4a CONNECT."""
     with _dial(running) as sock:
         sock.sendall(b"\4\1" + struct.pack(">H", port) + b"\0\0\0\1\0" + host.encode() + b"\0")
         return {0x5A: "open", 0x5B: "denied"}[read_exactly(sock, 8)[1]]
@@ -62,40 +65,43 @@ def _bracketed(host: str) -> bytes:
 
 
 def by_connect(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
+    """Ask by HTTP CONNECT."""
     with _dial(running) as sock:
         sock.sendall(b"CONNECT %b:%d HTTP/1.1\r\nHost: a\r\n\r\n" % (_bracketed(host), port))
         return _status(sock)
 
 
 def by_forward(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
-    """An origin that answers nothing and goes is one that was reached."""
+    """Ask by an HTTP request. A target that closes without an answer (502) was reached."""
     with _dial(running) as sock:
         sock.sendall(b"GET http://%b:%d/ HTTP/1.0\r\nHost: a\r\n\r\n" % (_bracketed(host), port))
         return {"502": "open"}.get(code := _status(sock), code)
 
 
 def by_socks5_udp(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
-    """To the port as the test knows it, whatever is announced."""
+    """Ask by a datagram of an association, sent to the listener's port whatever BND says."""
     with (
         associate(running.port) as control,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
     ):
-        assert socks5.read_reply(Stream(control))[0] == socks5.SUCCEEDED
+        assert complete(socks5.read_reply(Stream(control)))[0] == socks5.SUCCEEDED
         datagram = b"\0\0\0" + _packed(host, port) + b"x"
         return _sent(running, lambda: client.sendto(datagram, (LOCALHOST, running.port)), arrived)
 
 
 def by_connect_udp(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
+    """Ask by an upgrade to connect-udp (RFC 9298)."""
     with _dial(running) as sock:
         sock.sendall(
-            b"GET /.well-known/masque/udp/%b/%d/ HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: connect-udp\r\n"
-            b"Capsule-Protocol: ?1\r\n\r\n" % (host.replace(":", "%3A").encode(), port)
+            b"GET /.well-known/masque/udp/%b/%d/ HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\n"
+            b"Upgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+            % (host.replace(":", "%3A").encode(), port)
         )
         return _status(sock)
 
 
 def by_uot(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
-    """A stream for one target."""
+    """Ask by UDP over TCP, with a stream for one target."""
     with _uot(running) as sock:
         refused = _refused(running, "connections_refused")
         sock.sendall(b"\1" + _packed(host, port) + b"\0\1x")
@@ -110,7 +116,7 @@ def by_uot(running: Running, host: str, port: int, arrived: Arrived = None) -> s
 
 
 def by_uot_to_all(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
-    """A stream whose frames name their targets."""
+    """Ask by UDP over TCP, with a stream whose frames name their targets."""
     with _uot(running) as sock:
         sock.sendall(b"\0\1" + bytes(6))
         place = _packed(host, port)
@@ -134,7 +140,7 @@ def _refused(running: Running, counter: str) -> int:
 
 
 def _sent(running: Running, send: Callable[[], Any], arrived: Arrived) -> str:
-    """What became of a datagram."""
+    """Send a datagram. Return "open", or the reason for which it was dropped."""
     before, sessions = running.drops(), running.state()["sessions"]
     there = arrived or (lambda: running.state()["sessions"] > sessions)
     send()

@@ -1,9 +1,8 @@
-"""What handler tests stand on: recorders, a client that talks to one handler, and a relay driven by hand.
+"""What tests of handlers need: recorders, a client that talks to one handler, a relay to check.
 
-A Conversation runs a handler on a thread over a loopback connection, as a
-listener would; its dialer records what is dialled and gives one end of another
-loopback connection.  Nothing here sleeps to wait: reads have a deadline that
-only a failing test meets.
+A Conversation drives a handler on a thread over a loopback connection.  Its dialer records
+what is dialled, and returns one end of another loopback connection.  Nothing here sleeps to
+wait: reads have a deadline that only a failing test meets.
 """
 
 from __future__ import annotations
@@ -22,42 +21,45 @@ from typing import Any, Callable, Hashable, Iterable
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
-from netproxy.handler.bind import Announcer
+from netproxy.handler.announce import Announcer
 from netproxy.handler.bind import Binder
-from netproxy.handler.outbound import Connector
+from netproxy.handler.outbound import Outbound
 from netproxy.handler.socks4 import Socks4Handler
-from netproxy.handler.socks5 import Entrance, Socks5Handler
+from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.flows import Flow, Record
+from netproxy.interfaces.connections import Handler
+from netproxy.interfaces.flows import Flow, LiveFlow, Record
 from netproxy.net.address import from_sockaddr
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from tests.support.flows import OneUpstream
 from tests.support.waits import run_to_end
 
-SECONDS = 5.0  # of patience, for what happens at once
+SECONDS = 5.0
+"""How long a test waits for what should happen at once."""
 LOCALHOST = "127.0.0.1"
 PIPE_LIMITS = PipeLimits(idle=SECONDS, half_close=SECONDS)
 _RESET = struct.pack("@ii", 1, 0)
 
 
-def eventually(true: Callable[[], Any], seconds: float = SECONDS) -> None:
-    """Waits for what has no event: descriptors, threads, counters."""
+def eventually(condition: Callable[[], Any], seconds: float = SECONDS) -> None:
+    """Wait for a condition of which no event tells: descriptors, threads, counters."""
     deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.002)
 
 
 def descriptors() -> int:
+    """Return the number of open descriptors."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def tcp_pair(
     client: str = LOCALHOST, server: str = LOCALHOST
 ) -> tuple[socket.socket, socket.socket]:
-    """Both ends of a loopback connection from `client` to `server`, the client's first."""
+    """Return both ends of a loopback connection from `client` to `server`, the client's first."""
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with socket.create_server((server, 0), family=family) as listening:
         near = socket.create_connection(listening.getsockname()[:2], SECONDS, (client, 0))
@@ -68,13 +70,13 @@ def tcp_pair(
 
 
 def reset(sock: socket.socket) -> None:
-    """Closes with RST."""
+    """Close with RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     sock.close()
 
 
 def refused(address: Address) -> bool:
-    """Whether nobody listens there."""
+    """Return whether nobody listens there."""
     try:
         socket.create_connection(address, SECONDS).close()
     except ConnectionRefusedError:
@@ -83,14 +85,14 @@ def refused(address: Address) -> bool:
 
 
 def silent(sock: socket.socket) -> bool:
-    """Whether nothing has come until now, nor an end."""
+    """Return whether nothing has come until now, nor an end."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return not poll.poll(0)
 
 
 class RecordingLog:
-    """Log and Observer."""
+    """A Log and an Observer."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -115,21 +117,24 @@ class RecordingLog:
         self._say("auth_failed client=%s user=%s listener=%s", client, user, listener)
 
     level = "info"
-    recent: tuple = ()
+    recent: tuple[str, ...] = ()
 
-    def expire(self, now: float) -> tuple:
-        """An Expirable's."""
+    def expire(self, now: float) -> tuple[()]:
+        """Expire nothing: the daemon registers its log with the janitor."""
         return ()
 
-    def began(self, live: Any, dialled: float | None = None) -> None:
-        """An Observer's."""
+    def began(self, live: LiveFlow, dialled: float | None = None) -> None:
+        """Note nothing."""
 
     def finished(self, record: Record) -> None:
         self.records.append(record)
 
 
 class RecordingDialer:
-    """Gives one end of a loopback connection, once `gate` is open; target() is the other.  Or fails with `failure`."""
+    """A dialer that returns one end of a loopback connection; target() returns the other.
+
+    It waits until `gate` is set, and fails with `failure` if that is set.
+    """
 
     name = "recording"
     refusal = Reason.UNSUPPORTED
@@ -167,7 +172,7 @@ class RecordingDialer:
 
 
 def resolve(address: Address) -> list[Address]:
-    """Literal addresses and localhost."""
+    """Resolve literal addresses and localhost."""
     if address.host == "localhost":
         return [address._replace(host=host) for host in ("::1", LOCALHOST)]
     if pack_ip(address.host) is None:
@@ -175,8 +180,18 @@ def resolve(address: Address) -> list[Address]:
     return [address]
 
 
+class LiteralResolver:
+    """Resolves literal addresses and localhost."""
+
+    def resolve(self, target: Address, seconds: float = 0.0) -> list[Address]:
+        return resolve(target)
+
+    def known(self, target: Address) -> list[Address]:
+        return resolve(target)
+
+
 class HandlerDependencies:
-    """What handlers are built on, recorded."""
+    """Recorders that handlers are built on."""
 
     def __init__(
         self,
@@ -190,16 +205,17 @@ class HandlerDependencies:
         self.log = RecordingLog()
         self.dialer = RecordingDialer(failure)
         self.router = OneUpstream(self.dialer)
-        self.connector = Connector(self.router, PIPE_LIMITS, self.counters, self.log)
-        self.binder = Binder(announcer or Announcer([], resolve), self.counters, bind_seconds)
+        self.outbound = Outbound(self.router, PIPE_LIMITS, self.counters, self.log)
+        announcer = announcer or Announcer([], LiteralResolver())
+        self.binder = Binder(announcer, self.counters, bind_seconds)
         self.login = Login(Users(users or {}), auth)
 
     def socks4(self) -> Socks4Handler:
-        return Socks4Handler("test", self.connector, self.binder, self.login)
+        return Socks4Handler("test", self.outbound, self.binder, self.login)
 
     def socks5(self) -> Socks5Handler:
         return Socks5Handler(
-            "test", self.connector, self.binder, None, Entrance(self.login, self.counters)
+            "test", self.outbound, self.binder, None, Socks5Login(self.login, self.counters)
         )
 
     @property
@@ -207,16 +223,19 @@ class HandlerDependencies:
         return self.dialer.dialled
 
     def untouched(self) -> bool:
-        """Nothing was dialled, nor even routed."""
+        """Return whether nothing was dialled, nor even routed."""
         return not self.dialer.dialled and not self.router.flows
 
 
 class Conversation:
-    """A client's end of one connection, and the handler that serves it.  At its end the handler must have returned."""
+    """A client's end of a connection, and the handler that serves it on a thread.
+
+    At the end of the context the handler must have returned.
+    """
 
     def __init__(
         self,
-        handler: Any,
+        handler: Handler,
         client: str = LOCALHOST,
         server: str = LOCALHOST,
         deadline: float = SECONDS,
@@ -229,10 +248,9 @@ class Conversation:
         self._thread = threading.Thread(target=self._serve, args=(handler, stream), daemon=True)
         self._thread.start()
 
-    def _serve(self, handler: Any, stream: Stream) -> None:
-        """As listener.tcp does."""
+    def _serve(self, handler: Handler, stream: Stream) -> None:
         try:
-            run_to_end(handler.handle(stream, self.local))
+            run_to_end(complete(handler.handle(stream, self.local)))
         except Exception as error:
             self.raised = error
         finally:
@@ -242,14 +260,14 @@ class Conversation:
         self.socket.sendall(data)
 
     def trickle(self, data: bytes) -> None:
-        """One byte at a time: the next when the handler has taken the last."""
+        """Send byte by byte: the next one when the handler has received the last."""
         for at in range(len(data)):
             self.socket.sendall(data[at : at + 1])
             eventually(self._all_taken)
 
     def expect(self, data: bytes) -> None:
-        got = self.read(len(data))
-        assert got == data
+        received = self.read(len(data))
+        assert received == data
 
     def read(self, count: int) -> bytes:
         data = b""
@@ -258,22 +276,22 @@ class Conversation:
         return data
 
     def expect_end(self) -> None:
-        """The end of the stream, and not a byte before it."""
+        """Check that the stream ends, without another byte."""
         assert self.socket.recv(64) == b""
 
     def expect_closed(self) -> None:
-        """The end or a reset, and not a byte before it."""
+        """Check that the stream ends or is reset, without another byte."""
         try:
             assert self.socket.recv(64) == b""
         except ConnectionResetError:
             pass
 
     def silent(self) -> bool:
-        """Whether nothing has come until now."""
+        """Return whether nothing has come until now."""
         return silent(self.socket)
 
     def wait(self) -> None:
-        """Until the handler has returned."""
+        """Wait until the handler has returned."""
         self._thread.join(SECONDS)
         assert not self._thread.is_alive()
         assert self.raised is None or isinstance(self.raised, NetProxyError), repr(self.raised)
@@ -298,7 +316,7 @@ class Conversation:
 
 
 def check_relay(client: Conversation, target: socket.socket) -> None:
-    """Bytes pass both ways, and the ends of both streams."""
+    """Check that bytes pass both ways, and the ends of both streams."""
     with target:
         client.send(b"up")
         assert target.recv(16) == b"up"

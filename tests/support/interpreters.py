@@ -1,4 +1,4 @@
-"""Other versions of Python on this machine that the daemon can run in."""
+"""Finds other versions of Python on this machine that can run the daemon."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from typing import Iterator, NamedTuple
 import pytest
 
 OLDEST = (3, 10)
-NEWEST_MINOR = 30  # of those that are looked for by name
-_TELL = "import sys; print('%d.%d' % sys.version_info[:2])"
+# The search by name ends with python3.29.
+NEWEST_MINOR = 30
+_TELL_VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 
 
 class Interpreter(NamedTuple):
+    """A Python that can run the daemon, with the variables that it needs for that."""
+
     version: tuple[int, int]
     path: str
-    environment: dict[str, str]  # what it needs besides ours
+    environment: dict[str, str]
 
     @property
     def name(self) -> str:
+        """The version as "3.11"."""
         return "%d.%d" % self.version
 
 
 def lowest_and_highest() -> tuple[Interpreter, Interpreter]:
-    """The test is skipped where all that can be used are of one version."""
-    found, why = _usable()
-    if len(found) < 2:
-        pytest.skip(
-            "no second version of Python that can run the daemon"
-            + "".join(f"; {one}" for one in why)
-        )
-    return found[0], found[-1]
+    """Return the oldest and the newest. Skip the test if there is only one version."""
+    usable, reasons = _usable()
+    if len(usable) < 2:
+        pytest.skip("; ".join(("no second version of Python that can run the daemon", *reasons)))
+    return usable[0], usable[-1]
 
 
 @functools.cache
 def _usable() -> tuple[list[Interpreter], list[str]]:
-    """One of each version, lowest first, and why others are none."""
-    found: dict[tuple[int, int], Interpreter] = {}
-    why = []
+    """Return an interpreter of each version, oldest first, and why others cannot be used."""
+    usable: dict[tuple[int, int], Interpreter] = {}
+    reasons = []
     for path in _candidates():
-        version = _run(path, _TELL)
-        if (
-            not re.fullmatch(r"3\.\d+", version)
-            or (number := (3, int(version[2:]))) < OLDEST
-            or number in found
-        ):
+        text = _run(path, _TELL_VERSION)
+        if not re.fullmatch(r"3\.\d+", text):
             continue
-        for environment in ({}, {"PYTHONPATH": _yaml_alone()}):
+        version = 3, int(text[2:])
+        if version < OLDEST or version in usable:
+            continue
+        for environment in ({}, {"PYTHONPATH": _folder_with_yaml()}):
             if _run(path, "import ssl, yaml; print(yaml.__version__)", environment):
-                found[number] = Interpreter(number, path, environment)
+                usable[version] = Interpreter(version, path, environment)
                 break
         else:
-            why.append(f"{path} has no yaml")
-    return [found[number] for number in sorted(found)], why
+            reasons.append(f"{path} has no yaml")
+    return [usable[version] for version in sorted(usable)], reasons
 
 
 def _candidates() -> Iterator[str]:
@@ -72,19 +72,19 @@ def _candidates() -> Iterator[str]:
         yield from map(str, sorted(Path(root).glob("versions/3.*/bin/python3")))
 
 
-def _run(path: str, code: str, environment: dict[str, str] = {}) -> str:
-    """What it prints, "" where it fails, as a shim does that stands for no version."""
+def _run(path: str, code: str, environment: dict[str, str] | None = None) -> str:
+    """Return what the code prints; "" if it fails, as does a pyenv shim without a version."""
     kept = {
         key: value
         for key, value in os.environ.items()
         if key not in ("PYTHONPATH", "COVERAGE_PROCESS_START")
     }
-    return _output([path, "-c", code], {**kept, **environment})
+    return _output([path, "-c", code], {**kept, **(environment or {})})
 
 
 def _output(command: list[str], environment: dict[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -94,18 +94,22 @@ def _output(command: list[str], environment: dict[str, str] | None = None) -> st
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if not done.returncode else ""
+    return process.stdout.strip() if not process.returncode else ""
 
 
 @functools.cache
-def _yaml_alone() -> str:
-    """A folder with our own yaml and nothing else that another version may not have: without its C part it runs anywhere."""
+def _folder_with_yaml() -> str:
+    """Return a folder for PYTHONPATH with the yaml package of this Python and nothing else.
+
+    Every version can run it: yaml works without its C extension.
+    """
     import yaml
 
-    made = tempfile.TemporaryDirectory(prefix="netproxy-yaml-")
-    _kept.append(made)
-    (Path(made.name) / "yaml").symlink_to(Path(yaml.__file__).parent)
-    return made.name
+    folder = tempfile.TemporaryDirectory(prefix="netproxy-yaml-")
+    _folders.append(folder)
+    (Path(folder.name) / "yaml").symlink_to(Path(yaml.__file__).parent)
+    return folder.name
 
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []  # removed when the tests end
+# Keeps the folders until the interpreter ends, which removes them.
+_folders: list[tempfile.TemporaryDirectory[str]] = []

@@ -1,9 +1,8 @@
-"""An HTTP proxy connection with both its ends: a scripted origin, a client, and HttpHandler between them.
+"""An HTTP proxy connection with both ends: a scripted origin, HttpHandler, and a client.
 
-Everything runs over TCP on the loopback and keeps every byte it saw.  The
-messages are read by a parser of its own that knows one spelling only, so that
-whatever the proxy writes in another one fails the test.  No end waits longer
-than PATIENCE.
+Everything runs over TCP on loopback, and both ends keep every byte that they receive.  Their
+parser of messages knows one spelling only, so that a test fails if the proxy writes another
+one.  No end waits longer than PATIENCE.
 """
 
 from __future__ import annotations
@@ -17,28 +16,32 @@ from typing import Any, Callable, Mapping, NamedTuple
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
-from netproxy.handler.outbound import Connector
-from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.outbound import Outbound
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.address import from_sockaddr
-from netproxy.net.connect import connect, tune
-from netproxy.net.stream import Stream
+from netproxy.net.connect import connect
+from netproxy.net.socket_options import tune
+from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from tests.support.waits import run_to_end
 
-PATIENCE = 10.0  # seconds that any wait of a test may take; none comes near it where all is well
+PATIENCE = 10.0
+"""Seconds that any wait may take; only a failing test comes near."""
 _FIELD = re.compile(
-    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ?((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)\Z"
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ?"
+    rb"((?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?)\Z"
 )
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 def get(host: bytes, path: bytes = b"/", *fields: bytes) -> bytes:
-    """A GET as a client sends it to a proxy."""
+    """Return a GET as a client sends it to a proxy."""
     return b"".join(
         [
             b"GET http://%b%b HTTP/1.1\r\nHost: %b\r\n" % (host, path, host),
@@ -49,12 +52,14 @@ def get(host: bytes, path: bytes = b"/", *fields: bytes) -> bytes:
 
 
 class Message(NamedTuple):
-    """`whole` is False where the connection ended before it did."""
+    """A request or an answer."""
 
     start: bytes
+    """The start line."""
     fields: list[tuple[bytes, bytes]]
     body: bytes
     whole: bool
+    """False if the connection ended within the message."""
 
     @property
     def status(self) -> int:
@@ -68,18 +73,23 @@ class Message(NamedTuple):
 
 
 class Wire:
-    """One end of a connection.  `seen` is all that came, `end` how it ended: "", "closed" or "reset"."""
+    """One end of a connection; it keeps all bytes that came in `seen`."""
 
     def __init__(self, sock: socket.socket | None, seen: bytes = b"") -> None:
         self.socket = sock
         self.seen = bytearray(seen)
+        # How the connection ended: "", "closed" or "reset".
         self.end = "" if sock else "closed"
+        # The end of what was read.
         self._at = 0
         if sock:
             sock.settimeout(PATIENCE)
 
     def send(self, *segments: bytes) -> None:
-        """Each in a segment of its own.  What the other end does not take any more is lost, as it is on a network."""
+        """Send each in a segment of its own.
+
+        Bytes that the other end does not take any more are lost, as on a network.
+        """
         try:
             for segment in segments:
                 self.socket.sendall(segment)
@@ -87,7 +97,7 @@ class Wire:
             pass
 
     def head(self) -> Message:
-        """A start line and its fields, in the one spelling that is right."""
+        """Read a start line and its fields, in the one spelling that is right."""
         start, fields = self.line(), []
         while line := self.line():
             match = _FIELD.match(line)
@@ -96,33 +106,32 @@ class Wire:
         return Message(start, fields, b"", True)
 
     def request(self) -> Message:
+        """Read the next request."""
         return self.with_body(self.head(), True)
 
     def answer(self, method: bytes = b"GET") -> Message:
-        """The next answer, or the next interim one, to a `method` request."""
+        """Read the next answer, or interim answer, to a `method` request."""
         head = self.head()
-        return (
-            head
-            if method == b"HEAD" or head.status in (204, 304) or head.status < 200
-            else self.with_body(head, False)
-        )
+        without_body = method == b"HEAD" or head.status in (204, 304) or head.status < 200
+        return head if without_body else self.with_body(head, False)
 
     def rest(self) -> bytes:
-        """All that comes until the other end closes."""
+        """Read all that comes until the other end closes."""
         while self._fill():
             pass
         return self.take(len(self.seen) - self._at)
 
     def line(self) -> bytes:
-        while (found := self.seen.find(b"\r\n", self._at)) < 0:
+        """Read a line; return it without its CRLF.  Raises EOFError."""
+        while (at := self.seen.find(b"\r\n", self._at)) < 0:
             if not self._fill():
                 raise EOFError(f"{self.end} within a head: {bytes(self.seen[self._at :])!r}")
-        line = self.take(found + 2 - self._at)[:-2]
+        line = self.take(at + 2 - self._at)[:-2]
         assert b"\r" not in line and b"\n" not in line, f"a line end within {line!r}"
         return line
 
     def take(self, count: int) -> bytes:
-        """`count` bytes, or fewer where the connection ended."""
+        """Read `count` bytes, or fewer if the connection ends."""
         while len(self.seen) - self._at < count and self._fill():
             pass
         data = bytes(self.seen[self._at : self._at + count])
@@ -130,6 +139,7 @@ class Wire:
         return data
 
     def all_taken(self) -> bool:
+        """Return whether all bytes that came were read."""
         return self._at == len(self.seen)
 
     def stop_sending(self) -> None:
@@ -143,12 +153,13 @@ class Wire:
         self.socket.close()
 
     def with_body(self, head: Message, request: bool) -> Message:
-        """The message behind a head that has been read."""
+        """Read the body behind a head; return both."""
         lengths, codings = head.get(b"content-length"), head.get(b"transfer-encoding")
         assert len(lengths) + len(codings) <= 1, f"two framings: {head}"
         if codings:
             assert codings == [b"chunked"]
-            return head._replace(**dict(zip(("body", "whole"), self.chunks())))
+            body, whole = self.chunks()
+            return head._replace(body=body, whole=whole)
         if lengths or request:
             count = int(lengths[0]) if lengths else 0
             body = self.take(count)
@@ -157,7 +168,7 @@ class Wire:
         return head._replace(body=body, whole=self.end == "closed")
 
     def chunks(self) -> tuple[bytes, bool]:
-        """A chunked body, and whether it is whole."""
+        """Read a chunked body; return it, and whether it is whole."""
         body = bytearray()
         try:
             while True:
@@ -189,29 +200,31 @@ class Wire:
         return bool(data)
 
 
-class Connection(Wire):
-    """What a play has of one connection to the origin; `number` counts them from 0."""
+class OriginConnection(Wire):
+    """One connection to the origin, as a play has it."""
 
     def __init__(self, sock: socket.socket, number: int) -> None:
+        """`number`: the connections of an origin are counted from 0."""
         super().__init__(sock)
         self.number = number
 
     def requests(self) -> list[Message]:
-        """Every request in what was received, the last one perhaps cut short."""
-        wire, found = Wire(None, bytes(self.seen)), []
+        """Return every request in what was received; the last one may be truncated."""
+        wire, requests = Wire(None, bytes(self.seen)), []
         while not wire.all_taken():
-            found.append(wire.request())
-        return found
+            requests.append(wire.request())
+        return requests
 
 
-Play = Callable[[Connection], None]
+Play = Callable[[OriginConnection], None]
+"""What an origin does with a connection."""
 
 
-def answers(*each: bytes) -> Play:
-    """Reads a whole request before each answer; the last answer is given again and again."""
+def answers(*messages: bytes) -> Play:
+    """Return a play that answers each whole request; the last answer is repeated."""
 
-    def play(connection: Connection) -> None:
-        left = list(each)
+    def play(connection: OriginConnection) -> None:
+        left = list(messages)
         while True:
             try:
                 connection.request()
@@ -223,9 +236,9 @@ def answers(*each: bytes) -> Play:
 
 
 def answers_and_closes(*segments: bytes) -> Play:
-    """One whole request, one answer, the end."""
+    """Return a play that answers one whole request and closes."""
 
-    def play(connection: Connection) -> None:
+    def play(connection: OriginConnection) -> None:
         connection.request()
         connection.send(*segments)
         connection.close()
@@ -234,35 +247,40 @@ def answers_and_closes(*segments: bytes) -> Play:
 
 
 def in_turn(*plays: Play) -> Play:
-    """A play for each connection."""
+    """Return a play that has another one for each connection."""
     return lambda connection: plays[connection.number](connection)
 
 
 class Origin:
-    """Plays `play` on every connection, and reads on to its end unless the play has closed it."""
+    """A server that plays `play` on every connection.
+
+    It reads on to the end of a connection unless the play has closed it.
+    """
 
     def __init__(self, play: Play, host: str = "127.0.0.1") -> None:
         self._play = play
-        self._last: object = None  # the peer behind which no other comes
+        # The address of the peer that close() connects: no other comes behind it.
+        self._last: object = None
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listening = socket.create_server((host, 0), family=family)
         self.address = from_sockaddr(self._listening.getsockname())
-        self.connections: list[Connection] = []
+        self.connections: list[OriginConnection] = []
         self.faults: list[BaseException] = []
         self._threads = [threading.Thread(target=self._accept, name="test-origin", daemon=True)]
         self._threads[0].start()
 
     def requests(self) -> list[Message]:
-        """Of all connections.  For when they have ended."""
+        """Return the requests of all connections, which have ended."""
         return [request for connection in self.connections for request in connection.requests()]
 
     def close(self) -> None:
-        """When every connection has been accepted and has ended."""
+        """Wait until every connection was accepted and has ended, then close."""
         last = socket.socket(self._listening.family)
         last.bind((self.address.host, 0))
         self._last = last.getsockname()
         last.connect(self._listening.getsockname())
-        for thread in self._threads:  # grows until the first one has ended
+        # The list grows until its first thread, which accepts, has ended.
+        for thread in self._threads:
             thread.join(PATIENCE)
             assert not thread.is_alive(), "the origin is not done"
         last.close()
@@ -275,7 +293,7 @@ class Origin:
                 sock.close()
                 return
             tune(sock)
-            connection = Connection(sock, len(self.connections))
+            connection = OriginConnection(sock, len(self.connections))
             self.connections.append(connection)
             self._threads.append(
                 threading.Thread(
@@ -284,7 +302,7 @@ class Origin:
             )
             self._threads[-1].start()
 
-    def _serve(self, connection: Connection) -> None:
+    def _serve(self, connection: OriginConnection) -> None:
         try:
             self._play(connection)
             if connection.socket.fileno() >= 0:
@@ -296,7 +314,10 @@ class Origin:
 
 
 class LoopbackDialer:
-    """Leads every target to an origin, `elsewhere` by host, and fails where it is told to; keeps what it dialled."""
+    """A dialer that leads every target to an origin.
+
+    `elsewhere` has the origins of other hosts.  It fails as `failing` says.
+    """
 
     carries = frozenset({"tcp"})
     symmetric = False
@@ -306,7 +327,8 @@ class LoopbackDialer:
     ) -> None:
         self.name = name
         self.dialled: list[Address] = []
-        self.failing: list[Reason | None] = []  # what becomes of the dials to come, in order
+        # The reasons for which the next dials fail, in their order.
+        self.failing: list[Reason | None] = []
         self._origin = origin
         self._elsewhere = elsewhere
 
@@ -319,29 +341,35 @@ class LoopbackDialer:
         )
 
 
-class Rig:
-    """HttpHandler as a listener runs it, in front of one origin.  A Router and an Observer too.
+_OK_ANSWERS = answers(OK)
+_NO_LOGIN = Login(Users({}), "none")
 
-    Leaving it waits for every connection's thread, and fails where one is stuck or has raised what it must not.
+
+class Rig:
+    """HttpHandler as a listener drives it, in front of one origin; also its Router and Observer.
+
+    The end of the context waits for the thread of every connection, and fails if one is stuck
+    or has raised anything but a NetProxyError.
     """
 
     def __init__(
         self,
-        play: Play = answers(OK),
+        play: Play = _OK_ANSWERS,
         *,
-        login: Login = Login(Users({}), "none"),
+        login: Login = _NO_LOGIN,
         idle: float = PATIENCE,
         handshake: float = PATIENCE,
         elsewhere: Mapping[str, Origin] = {},
     ) -> None:
         self.origin = Origin(play)
         self.dialer = LoopbackDialer(self.origin, elsewhere)
-        self.by_host: dict[str, Dialer] = {}  # other ways out, by the target's host
+        # Other upstreams, by the target's host.
+        self.by_host: dict[str, Dialer] = {}
         self.counters = Counters()
         self.records: list[Record] = []
-        connector = Connector(self, PipeLimits(idle, idle), self.counters, self)
+        outbound = Outbound(self, PipeLimits(idle, idle), self.counters, self)
         self._handler = HttpHandler(
-            "rig", connector, Forwarder(connector, idle), login, self.counters
+            "rig", outbound, Forwarder(outbound, idle), login, self.counters
         )
         self._handshake = handshake
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -352,8 +380,10 @@ class Rig:
     def route(self, flow: Flow) -> Route:
         return Route(self.by_host.get(flow.target.host, self.dialer), flow)
 
+    route_without_blocking = route
+
     def began(self, live: Any, dialled: float | None = None) -> None:
-        """An Observer's."""
+        """Note nothing."""
 
     def finished(self, record: Record) -> None:
         self.records.append(record)
@@ -363,7 +393,7 @@ class Rig:
         return [str(target) for target in self.dialer.dialled]
 
     def client(self, *segments: bytes) -> Wire:
-        """A client that has connected and sent `segments`."""
+        """Connect a client and send `segments`."""
         client = Wire(socket.create_connection(self._listening.getsockname()))
         sock, sockaddr = self._listening.accept()
         tune(client.socket)
@@ -381,7 +411,7 @@ class Rig:
         return client
 
     def join(self, seconds: float = PATIENCE) -> None:
-        """Waits for the handler to return from every connection."""
+        """Wait until the handler has returned from every connection."""
         for thread in self._threads:
             thread.join(seconds)
             assert not thread.is_alive(), "a connection still holds its thread"
@@ -389,7 +419,7 @@ class Rig:
     def _serve(self, stream: Stream, client: Address) -> None:
         try:
             stream.limit(self._handshake)
-            run_to_end(self._handler.handle(stream, client))
+            run_to_end(complete(self._handler.handle(stream, client)))
         except NetProxyError:
             pass
         except BaseException as error:
@@ -405,15 +435,14 @@ class Rig:
         for client in self._clients:
             client.close()
         if kind:
-            return  # the test has failed already: nothing is waited for
+            return  # the test has failed already
         self.join()
         self.origin.close()
         assert not self._faults and not self.origin.faults, (self._faults, self.origin.faults)
-        assert not [thread for thread in threading.enumerate() if thread.name == "http-upload"]
 
 
 def check_refused(client: Wire, status: bytes, method: bytes = b"GET") -> Message:
-    """The next answer is a refusal of ours with that status line, it comes whole, and the connection ends with it."""
+    """Read a whole error response of ours with a status line; the connection ends behind it."""
     answer = client.answer(method)
     assert answer.start == b"HTTP/1.1 " + status and answer.whole
     assert answer.get(b"connection") == [b"close"]

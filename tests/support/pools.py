@@ -1,4 +1,4 @@
-"""Tasks for a thread pool that run until the test lets them go."""
+"""Provides tasks for a thread pool that block until the test lets them go."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class Gate:
-    """Tasks that run until they are let go."""
+    """A task that any number of threads may run. Each call blocks until let_go()."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -20,10 +20,12 @@ class Gate:
         self._open.wait(10)
 
     def wait_for(self, number: int, seconds: float = 5.0) -> None:
+        """Wait until `number` calls have begun."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.running >= number, seconds), (
                 f"{self.running} run"
             )
 
     def let_go(self) -> None:
+        """Let all calls return, those to come included."""
         self._open.set()

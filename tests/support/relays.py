@@ -23,7 +23,7 @@ from netproxy.daemon.build import build
 from netproxy.daemon.daemon import Daemon
 from netproxy.daemon.runtime import Runtime
 from netproxy.interfaces.addresses import Address
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks5
 from tests.support.handlers import LOCALHOST, SECONDS, RecordingLog, eventually, reset
 
@@ -196,7 +196,7 @@ class UdpClient(UdpPort):
         self.control = associate(
             port, server, source, hint or Address("0.0.0.0", self.address.port)
         )
-        code, self.bound = socks5.read_reply(Stream(self.control))
+        code, self.bound = complete(socks5.read_reply(Stream(self.control)))
         assert code == 0
         self.socket.connect(self.bound)
 

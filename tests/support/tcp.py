@@ -1,4 +1,4 @@
-"""A TCP listener with its pool and its poller, and stand-ins for its admission and its handler."""
+"""A TCP listener with its pool and its poller, and doubles for its admission and its handler."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import socket
 
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Handler, Handshake, Stream
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
 from netproxy.listener.serving import Serving
 from netproxy.listener.tcp import TcpListener
-from netproxy.net.stream import Stream
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import SECONDS, read_exactly, wait_until
 
 LOCALHOST = Address("127.0.0.1", 0)
 
 
-class Door:
-    """An Admission that records its calls; `refusal` is its answer."""
+class RecordingAdmission:
+    """An Admission that remembers its clients; `refusal` is its answer."""
 
     def __init__(self) -> None:
         self.refusal = ""
+        # Clients whose connections are counted in, and all that have asked.
         self.inside: list[str] = []
         self.entered: list[str] = []
 
@@ -36,54 +37,74 @@ class Door:
 
 
 class Echo:
-    """A handler that echoes one line and records its clients; if set, it raises `raises`."""
+    """A handler that returns the first line of a connection and reads on to its end.
+
+    It raises `raises` instead of answering, if that is set.
+    """
 
     def __init__(self) -> None:
         self.raises: BaseException | None = None
         self.clients: list[Address] = []
 
-    def handle(self, stream: Stream, client: Address) -> None:
+    def handle(self, stream: Stream, client: Address) -> Handshake:
         self.clients.append(client)
-        line = stream.read_until(b"\n", 100)
+        line = yield from stream.read_until(b"\n", 100)
         if self.raises:
             raise self.raises
-        stream.write(line)
-        while stream.read_some(100):
+        stream.reply(line)
+        while (yield from stream.read_some(100)):
             pass
+        return None
 
 
 class TcpRig:
-    """A running listener and its clients."""
+    """A listener on a loopback address; its thread is not started."""
 
     def __init__(self, threads: int = 8, address: Address = LOCALHOST) -> None:
-        self.counts, self.log, self.door, self.handler = Counts(), Lines(), Door(), Echo()
+        self.counts, self.log = Counts(), Lines()
+        self.admission, self.handler = RecordingAdmission(), Echo()
         self.pool = ThreadPool("connection", threads, 0, self.log)
         self.poller = Poller(self.log)
         self.poller.start()
+        self.serving = Serving(self.pool, self.poller, self.counts, self.log)
         try:
-            self.listener = TcpListener(
-                address, Serving(self.pool, self.poller, self.counts, self.log)
-            )
+            self.listener = TcpListener(address, self.serving)
         except ListenError:
             self.poller.stop()
             raise
-        self.listener.configure(self.handler, self.door, 5.0)
+        self.configure(self.handler)
         self.clients: list[socket.socket] = []
         self.closed = False
 
+    def configure(self, handler: Handler, handshake: float = 5.0) -> None:
+        """Set the handler of new connections, and the seconds of their handshake."""
+        self.listener.configure(handler, self.admission, handshake)
+
     def connect(self, host: str = "") -> socket.socket:
-        sock = socket.create_connection(
-            (host or self.listener.address.host, self.listener.address.port), SECONDS
-        )
+        """Return a connection of a client."""
+        address = (host or self.listener.address.host, self.listener.address.port)
+        sock = socket.create_connection(address, SECONDS)
         self.clients.append(sock)
         return sock
 
     def ask(self, line: bytes = b"hello\n") -> socket.socket:
-        """Return a connection that has been served."""
+        """Return a connection whose first line was returned."""
         sock = self.connect()
         sock.sendall(line)
         assert read_exactly(sock, len(line)) == line
         return sock
+
+    def all_ended(self) -> bool:
+        """Return whether every connection has ended; a second end of one raises in leave()."""
+        return not self.listener.live and not self.admission.inside and not len(self.poller)
+
+    def outcomes(self) -> dict[str, int]:
+        """Return the counters of connections, by reason."""
+        return {
+            reason: total
+            for (name, reason), total in self.counts.counts.items()
+            if name == "connections"
+        }
 
     def close(self) -> None:
         self.listener.stop()

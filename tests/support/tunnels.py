@@ -8,7 +8,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator
 
-from tests.e2e.support import free_port as free_port
+from tests.support.ports import free_port as free_port
 from tests.support.relays import LOCALHOST, SECONDS, Running, UdpPort
 from tests.support.sockets import wait_until
 

@@ -1,16 +1,29 @@
-"""Runs what may pause to its end, as a listener and its parker do."""
+"""Runs handshakes, and the waits that they return, on one thread, as listener.serving does."""
 
 from __future__ import annotations
 
 import select
 
-from netproxy.interfaces.connections import Wait
+from netproxy.interfaces.connections import Events, Handshake, Wait
+from netproxy.net.stream import satisfy
 
 
-def run_to_end(pause: Wait | None) -> None:
-    while pause is not None:
-        poll = select.poll()
-        for sock, events in pause.watched:
-            poll.register(sock, events)
-        seconds = pause.seconds
-        pause = pause.resume(bool(poll.poll(None if seconds is None else min(seconds * 1000, 1e6))))
+def run_to_end(wait: Wait | None) -> None:
+    """Resume a wait, and those that follow it, on this thread until the connection has ended."""
+    while wait is not None:
+        ready = True
+        if wait.watched:
+            poll = select.poll()
+            for sock, events in wait.watched:
+                poll.register(sock, events)
+            seconds = wait.seconds
+            ready = bool(poll.poll(None if seconds is None else min(seconds * 1000, 1e6)))
+        wait = wait.resume(ready)
+
+
+def run_until_events(handshake: Handshake) -> Events:
+    """Drive a handshake until it waits for events; return that need."""
+    need = next(handshake)
+    while not isinstance(need, Events):
+        need = handshake.send(satisfy(need))
+    return need

@@ -13,7 +13,7 @@ import pytest
 
 from netproxy.errors import DialError, ProtocolError, Reason, StreamError
 from netproxy.listener.pool import ThreadPool
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import encode_varint
 from netproxy.protocol.tunnel import BridgePort, Hello, Welcome
@@ -81,9 +81,9 @@ class PlayedBridge:
     def accept(self, token: bytes = TOKEN) -> tuple[Stream, Hello]:
         """Welcome the next connection of the agent; `token` signs the bridge's proof."""
         stream = self.next_dialled()
-        hello, nonce = tunnel.read_hello(stream), os.urandom(32)
+        hello, nonce = complete(tunnel.read_hello(stream)), os.urandom(32)
         stream.write(tunnel.encode_challenge(nonce))
-        assert stream.read_exactly(32) == tunnel.agent_proof(TOKEN, hello, nonce)
+        assert complete(stream.read_exactly(32)) == tunnel.agent_proof(TOKEN, hello, nonce)
         proof = tunnel.bridge_proof(token, hello, nonce, SESSION)
         stream.write(tunnel.encode_welcome(Welcome(proof, SESSION)))
         return stream, hello
@@ -92,7 +92,7 @@ class PlayedBridge:
         """Welcome a control connection and read its REGISTER."""
         stream, hello = self.accept()
         assert (hello.kind, hello.name) == (tunnel.CONTROL, "home")
-        message = tunnel.read_message(stream)
+        message = complete(tunnel.read_message(stream))
         assert message.kind == tunnel.REGISTER
         self.registered = tunnel.parse_register(message.value)
         return stream
@@ -131,7 +131,7 @@ def bridge(monkeypatch: pytest.MonkeyPatch) -> Iterator[PlayedBridge]:
 
 def read(stream: Stream, kind: int) -> bytes:
     """Return the value of the next message of a kind; others are skipped."""
-    while (message := tunnel.read_message(stream)).kind != kind:
+    while (message := complete(tunnel.read_message(stream))).kind != kind:
         pass
     return message.value
 
@@ -276,28 +276,28 @@ def test_agent_reconnects_whatever_ends_the_control_connection(
     # The idle work connections ended with their session.
     for work in works:
         work.limit(SECONDS)
-        assert work.read_some(1) == b""
+        assert complete(work.read_some(1)) == b""
     monkeypatch.undo()
 
 
 def test_bridge_that_does_not_know_the_token_is_rejected(bridge: PlayedBridge) -> None:
     stream, _ = bridge.accept(b"another")
     bridge.log.wait_for("the bridge does not know the token")
-    assert stream.read_some(1) == b""
+    assert complete(stream.read_some(1)) == b""
     bridge.accept_control()
 
 
 @pytest.mark.parametrize("reason", [*tunnel.REFUSALS, 99])
 def test_refused_agent_logs_the_reason_and_dials_again(bridge: PlayedBridge, reason: int) -> None:
     stream = bridge.next_dialled()
-    hello = tunnel.read_hello(stream)
+    hello = complete(tunnel.read_hello(stream))
     stream.write(tunnel.encode_challenge(os.urandom(32)))
-    stream.read_exactly(32)
+    complete(stream.read_exactly(32))
     stream.write(tunnel.encode_refusal(reason))
     text = tunnel.REFUSALS.get(reason, "unknown reason 99")
     bridge.log.wait_for(f"the bridge has refused the agent: {text}")
     stream = bridge.next_dialled()
-    assert tunnel.read_hello(stream).nonce != hello.nonce
+    assert complete(tunnel.read_hello(stream)).nonce != hello.nonce
     # A refusal in place of the challenge.
     stream.write(tunnel.encode_refusal(reason))
     bridge.accept_control()
@@ -317,7 +317,7 @@ def test_stopping_agent_tells_the_bridge(bridge: PlayedBridge) -> None:
     bridge.agent.stop(SECONDS)
     assert tunnel.parse_number(read(stream, tunnel.CLOSE)) == tunnel.STOPPING
     for work in works:
-        assert work.read_some(1) == b""
+        assert complete(work.read_some(1)) == b""
 
 
 def test_identity_does_not_show_its_token() -> None:

@@ -11,6 +11,7 @@ import pytest
 from netproxy.errors import DialError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
+from netproxy.net.stream import complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import encode_varint
 from netproxy.protocol.tunnel import BridgePort, Hello
@@ -166,7 +167,7 @@ def test_invalid_hello_is_closed_without_an_answer(rig: BridgeRig, data: bytes) 
 
 def test_silent_agent_is_closed_at_the_handshake_deadline(rig: BridgeRig) -> None:
     """Hazard 119."""
-    rig.listener.configure(rig.bridge, rig.door, 0.1)
+    rig.listener.configure(rig.bridge, rig.admission, 0.1)
     for data in (b"", tunnel.encode_hello(Hello(tunnel.CONTROL, "home", NONCE))):
         sock = rig.connect()
         sock.sendall(data)
@@ -398,7 +399,7 @@ def test_welcome_precedes_all_messages_of_other_threads(
     monkeypatch.setattr(rig.sessions, "add", add_and_use)
     # Asserts that the welcome comes first.
     agent = rig.agent()
-    kinds = [tunnel.read_message(agent.stream).kind for _ in range(3)]
+    kinds = [complete(tunnel.read_message(agent.stream)).kind for _ in range(3)]
     assert kinds == [tunnel.WANT, tunnel.PING, tunnel.REGISTERED]
     agent.close()
     with pytest.raises(DialError):
@@ -487,7 +488,7 @@ def test_idle_work_connection_holds_no_thread_and_no_admission(rig: BridgeRig) -
     agent = rig.agent()
     rig.work(agent)
     # The control connection alone.
-    wait_until(lambda: rig.door.inside == ["127.0.0.1"])
+    wait_until(lambda: rig.admission.inside == ["127.0.0.1"])
     wait_until(lambda: not rig.pool.busy)
 
 

@@ -203,7 +203,7 @@ def test_agent_that_is_dialling_ends_on_reload(silent: str, files: Certificates)
             text = text.replace("agent: {", f"agent: {{{upstream}, ")
         with tunnel_daemon(text) as agent:
             running = agent.tunnels.agent._agent
-            wait_until(lambda: any(running._dials._under_way.values()))
+            wait_until(lambda: any(running._dials._sockets.values()))
             agent.reload("listeners: []")
             assert not running.thread.is_alive()
 

@@ -13,7 +13,7 @@ import pytest
 from netproxy.admin.explain import FlowError
 from netproxy.interfaces.addresses import Address
 from netproxy.listener.tcp import TcpListener
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, complete
 from netproxy.protocol.proxy_protocol import read_header
 from netproxy.protocol.tunnel import BridgePort
 from netproxy.tunnel import pool
@@ -172,8 +172,8 @@ def test_proxy_header_tells_the_service_the_client() -> None:
 
     def serve(sock: socket.socket) -> None:
         stream = Stream(sock)
-        clients.append(read_header(stream))
-        sock.sendall(stream.read_exactly(5))
+        clients.append(complete(read_header(stream)))
+        sock.sendall(complete(stream.read_exactly(5)))
 
     with server(serve) as target:
         services = f'{{"{port}": {{target: "{target}", proxy_protocol: true}}}}'

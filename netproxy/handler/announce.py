@@ -1,0 +1,56 @@
+"""Chooses BND.ADDR, the address that clients are told to send to.
+
+It is the configured address that fits the client, else the local address of the control
+connection: never an unspecified one, and always of the control connection's family.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Sequence
+
+from netproxy.errors import DialError
+from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.net.address import is_ipv6, is_unspecified
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.networks import HostSet
+    from netproxy.interfaces.routing import Resolver
+
+
+class Announcement(NamedTuple):
+    """An address to announce to some clients."""
+
+    clients: HostSet | None
+    """The client addresses; None for all."""
+    address: Address
+    """A literal or a name.  Port 0 announces the real port."""
+
+
+class Announcer:
+    """The announcements of a listener.  Thread: any."""
+
+    def __init__(self, announcements: Sequence[Announcement], resolver: Resolver) -> None:
+        """The first announcement that fits counts.  `resolver` looks names up, for each reply."""
+        self._announcements = announcements
+        self._resolver = resolver
+
+    def bound(self, client: Address, local: Address, port: int, shared: bool = True) -> Address:
+        """Return BND for a control connection from `client` that came to `local`.
+
+        `port` is the port that listens.  An announced port can only stand for the relay
+        port that all clients share; `shared` says that `port` is that one.
+        """
+        for clients, address in self._announcements:
+            if clients is None or client.host in clients:
+                for host in self._hosts(address):
+                    if is_ipv6(host) == is_ipv6(local.host) and not is_unspecified(host):
+                        return Address(host, address.port if shared and address.port else port)
+        return Address(local.host.partition("%")[0], port)
+
+    def _hosts(self, address: Address) -> list[str]:
+        if pack_ip(address.host) is not None:
+            return [address.host]
+        try:
+            return [resolved.host for resolved in self._resolver.resolve(address)]
+        except DialError:
+            return []  # the address of the control connection is the next best

@@ -1,0 +1,101 @@
+"""Options of outgoing sockets, of every TCP connection of ours, and of activation sockets."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import NamedTuple
+
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces.addresses import Address
+from netproxy.net.address import to_sockaddr
+
+# A peer that has vanished is known after two minutes.
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4
+# Milliseconds after which unacknowledged data is given up: keepalive does not see it.
+USER_TIMEOUT_MS = 120_000
+# Linux; Python 3.10 and 3.11 do not name it.
+IP_BIND_ADDRESS_NO_PORT = 24
+
+LOOK_SECONDS = 0.5
+"""How often a thread that waits on an activation socket looks whether it is to stop.
+
+Nothing else wakes it, as the socket is never shut down.
+"""
+
+_TIMEVAL = struct.Struct("@ll")
+_KEEPALIVE_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
+)
+
+
+class SocketOptions(NamedTuple):
+    """How connections leave this machine; the system chooses what is empty."""
+
+    address: str = ""
+    """The local address."""
+    device: str = ""
+    """The interface (SO_BINDTODEVICE)."""
+    mark: int = 0
+    """SO_MARK, for policy routing."""
+    keepalive: float = KEEPALIVE_IDLE
+    """Seconds without a byte until a TCP peer is probed; 0: never."""
+
+    def apply(self, sock: socket.socket) -> None:
+        """Set the options of a socket that is neither bound nor connected.
+
+        Raises OSError, and DialError without the capability for a mark.
+        """
+        if self.device:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.device.encode())
+        if self.mark:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
+            except PermissionError as error:  # would read as the refusal of a rule
+                text = "cannot set the mark: CAP_NET_ADMIN is missing"
+                raise DialError(Reason.GENERAL, said=text) from error
+        if self.address:
+            self._bind(sock)
+
+    def _bind(self, sock: socket.socket) -> None:
+        try:
+            sockaddr = to_sockaddr(Address(self.address, 0), sock.family)
+        except ValueError as error:
+            raise OSError(errno.EAFNOSUPPORT, f"not from {self.address}") from error
+        if sock.type == socket.SOCK_STREAM:  # a port is chosen once the target is known
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        sock.bind(sockaddr)
+
+
+DEFAULT_OPTIONS = SocketOptions()
+
+
+def tune(sock: socket.socket) -> None:
+    """Switch Nagle's algorithm off, as for every TCP connection of ours."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        pass  # gone already: the next read will tell
+
+
+def keep_alive(sock: socket.socket, idle: float = KEEPALIVE_IDLE) -> None:
+    """End the connection when its peer has vanished; probe after `idle` seconds, 0: never."""
+    if not idle:
+        return
+    try:
+        for level, option, value in _KEEPALIVE_OPTIONS:
+            sock.setsockopt(level, option, value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(idle)))
+    except OSError:
+        pass  # not TCP (a unix socket), or gone already: the next read will tell
+
+
+def set_receive_timeout(sock: socket.socket) -> None:
+    """End each blocking receive on `sock` after LOOK_SECONDS (SO_RCVTIMEO).  Raises OSError."""
+    seconds = int(LOOK_SECONDS)
+    timeval = _TIMEVAL.pack(seconds, round((LOOK_SECONDS - seconds) * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
