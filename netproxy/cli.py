@@ -10,12 +10,12 @@ import gc
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, Sequence
+from typing import TYPE_CHECKING, NoReturn, Sequence
 
 from netproxy import __version__
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser
 
 # Exit statuses of sysexits(3).
 FINE, USAGE = 0, 64
@@ -81,10 +81,13 @@ def control_main(arguments: Sequence[str] | None = None) -> int:
         return _hash_password()
     # late, as all that only netproxyctl needs
     from netproxy.admin.control_socket import CommandError, NotRunning
+    from netproxy.ctl.commands import run_command
     from netproxy.ctl.console import lines_text
 
+    filters = {name: value for name in FILTERS if (value := getattr(options, name, None))}
     try:
-        return _control(options)
+        run_command(options, filters)
+        return FINE
     except (NotRunning, CommandError) as error:
         for line in str(error).split("\n"):
             print(lines_text([f"netproxyctl: {line}"]), file=sys.stderr)
@@ -233,66 +236,6 @@ def _parser(program: str, description: str, epilog: str) -> ArgumentParser:
             self.exit(USAGE, f"{self.prog}: {message} (try --help)\n")
 
     return Parser(prog=program, description=description, epilog=epilog)
-
-
-# -- netproxyctl
-
-
-def _control(options: Namespace) -> int:
-    """Run a command of netproxyctl.  Raises NotRunning or CommandError."""
-    from netproxy.admin.control_socket import ask
-    from netproxy.ctl.console import lines_text
-
-    def tell(command: str, **details: Any) -> Any:  # Any: JSON, of a kind for each command
-        return ask(options.socket, command, **details)
-
-    command = options.command
-    filters = {name: value for name in FILTERS if (value := getattr(options, name, None))}
-    if command == "top":
-        from netproxy.ctl.top import Top
-
-        top = Top(tell)
-        print(top.once()) if options.batch else top.run()
-    elif command == "kill":
-        print(f"{tell('kill', ids=options.ids, **filters)['killed']} killed")
-    elif command == "explain":
-        print(lines_text(tell("explain", flow=options.flow)))
-    elif command == "auto" and options.clear:
-        print(f"{tell('verdicts', clear=True)['cleared']} cleared")
-    elif command == "auto":
-        _show(options, tell("verdicts"))
-    elif command == "log":
-        print(tell("log", level=options.level)["level"])
-    elif command == "reload":
-        tell("reload")
-        print("reloaded")
-    elif command == "drain":
-        print(f"draining: {tell('drain')['connections']} connections may finish")
-    else:
-        _show(options, tell(command, **filters))
-    return FINE
-
-
-def _show(options: Namespace, answer: Any) -> None:  # Any: JSON, of a kind for each command
-    """Print the answer of a command, as a table or as JSON."""
-    import json
-    from netproxy.ctl import console
-
-    command = options.command
-    if command in ("connections", "sessions"):
-        answer = console.sort_flows(answer, options.sort)[: options.number]
-    if options.json:
-        print(json.dumps(answer, indent=2))
-    elif command == "status":
-        print(console.status_text(answer))
-    elif command == "upstreams":
-        print(console.upstreams_text(answer))
-    elif command == "tunnels":
-        print(console.tunnels_text(answer))
-    elif command == "auto":
-        print(console.verdicts_text(answer))
-    else:
-        print(console.flows_text(answer, command == "sessions"))
 
 
 def _hash_password() -> int:
