@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import capsule, connect_udp, uot
-from tests.e2e.peers import Association, TcpEcho, UdpEcho, Where, encode, exactly
+from tests.e2e.peers import Association, TcpEcho, UdpEcho, Endpoint, encode, exactly
 from tests.support.ports import free_port
 
 LOOPBACK = "127.0.0.1"
@@ -141,7 +141,7 @@ class Clients:
         return sock
 
 
-def _bytes(where: Where) -> tuple[bytes, int]:
+def _bytes(where: Endpoint) -> tuple[bytes, int]:
     return where[0].encode(), where[1]
 
 
