@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Protocol, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, pack_ip
+from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, Address, pack_ip
 from netproxy.interfaces.networks import IpNetwork, any_holds
+from netproxy.interfaces.routing import ANY_ROUTE
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.routing import RouteSelectors
 
 RANGES: Mapping[str, tuple[str, ...]] = {
     # Linux takes 0.0.0.0 for this machine.
@@ -78,7 +79,15 @@ class DestinationPolicy(NamedTuple):
         )
 
 
-_Ports = Mapping[tuple[str, int], frozenset[str]]  # (network, port) -> hosts
+_Ports = dict[tuple[str, int], tuple[str, ...]]
+"""Hosts by network and port; a host may be there several times."""
+
+
+class IsLocal(Protocol):
+    """Tells whether an address is this machine's: net.routes.KernelRoutes.is_local."""
+
+    def __call__(self, network: str, address: Address, selectors: RouteSelectors, /) -> bool:
+        """Return whether this machine itself receives what is sent to a literal address."""
 
 
 class OwnSockets:
@@ -89,58 +98,82 @@ class OwnSockets:
     lead back by itself.  An unspecified host in a listening address is every local address.
     """
 
-    def __init__(self, is_local: Callable[[str], bool]) -> None:
-        """`is_local(host)` tells whether a literal address is one of this machine's."""
+    def __init__(self, is_local: IsLocal) -> None:
         self._is_local = is_local
-        # Guards _sockets, _agents and the order of changes.  Readers take the two tables, which
-        # are replaced as a whole, without the lock.
+        # Guards all changes.  Readers look keys up without the lock: each change replaces a
+        # value, or a table, as a whole.
         self._lock = threading.Lock()
-        self._sockets: list[tuple[str, Address]] = []
-        self._agents: list[tuple[str, Address]] = []
+        self._registered: dict[object, tuple[str, Address]] = {}
+        """Those in _ports that set() does not replace, by a key of their own."""
         self._ports: _Ports = {}
-        self._all_ports: _Ports = {}
+        self._agent_ports: _Ports = {}
 
     def set(self, sockets: Iterable[tuple[str, Address]]) -> None:
-        """Replace the daemon's own sockets: network ("tcp" or "udp") and address of each."""
+        """Replace the sockets of the configuration: network ("tcp" or "udp") and address."""
         with self._lock:
-            self._sockets = list(sockets)
-            self._ports = _by_port(self._sockets)
-            self._renew()
+            ports: _Ports = {}
+            for network, address in (*sockets, *self._registered.values()):
+                _add(ports, network, address)
+            self._ports = ports
 
-    def register(self, network: str, address: Address) -> Callable[[], None]:
-        """Add a port that an agent has opened; return the call that removes it again."""
-        entry = network, address
+    def register(
+        self, network: str, address: Address, of_agent: bool = False
+    ) -> Callable[[], None]:
+        """Add a socket that does not depend on the configuration.
+
+        `of_agent` if an agent of a tunnel has opened it.  Returns the call that removes it.
+        """
+        key = object()
         with self._lock:
-            self._agents.append(entry)
-            self._renew()
-        return partial(self._unregister, entry)
+            if of_agent:
+                _add(self._agent_ports, network, address)
+                return partial(self._unregister_agent, network, address)
+            self._registered[key] = network, address
+            _add(self._ports, network, address)
+        return partial(self._unregister, key)
 
-    def _unregister(self, entry: tuple[str, Address]) -> None:
+    def _unregister(self, key: object) -> None:
         with self._lock:
-            self._agents.remove(entry)
-            self._renew()
+            _remove(self._ports, *self._registered.pop(key))
 
-    def _renew(self) -> None:
-        """Rebuild the table of all ports.  The caller holds the lock."""
-        self._all_ports = _by_port(self._sockets + self._agents)
+    def _unregister_agent(self, network: str, address: Address) -> None:
+        with self._lock:
+            _remove(self._agent_ports, network, address)
 
     def has_port(self, network: str, port: int, agents: bool = True) -> bool:
         """Return whether a port is in use on any address; `agents` includes those of agents."""
-        return (network, port) in (self._all_ports if agents else self._ports)
+        key = network, port
+        return key in self._ports or (agents and key in self._agent_ports)
 
-    def holds(self, network: str, address: Address, agents: bool = True) -> bool:
-        """Return whether an address leads to one of the sockets."""
-        hosts = (self._all_ports if agents else self._ports).get((network, address.port))
-        if hosts is None:
+    def holds(
+        self,
+        network: str,
+        address: Address,
+        agents: bool = True,
+        selectors: RouteSelectors = ANY_ROUTE,
+    ) -> bool:
+        """Return whether a literal address leads to one of the sockets.
+
+        `selectors`: of the socket that would connect to it.  Never waits.
+        """
+        key = network, address.port
+        hosts = self._ports.get(key, ())
+        if agents:
+            hosts += self._agent_ports.get(key, ())
+        if not hosts:
             return False
-        listens_everywhere = any(map(_is_unspecified, hosts))
-        host = address.host.partition("%")[0]
-        for form in (host, *embedded_ipv4(host)):
-            if form in hosts or _is_unspecified(form):
-                return True
-            if listens_everywhere and self._is_local(form):
-                return True
-        return False
+        host, _, scope = address.host.partition("%")
+        forms = (host, *embedded_ipv4(host))
+        if any(form in hosts or _is_unspecified(form) for form in forms):
+            return True
+        if not any(map(_is_unspecified, hosts)):
+            return False
+        if scope:
+            # Only a link-local address has a scope, and there is no IPv4 address in it.
+            return self._is_local(network, address, selectors)
+        return any(
+            self._is_local(network, Address(form, address.port), selectors) for form in forms
+        )
 
 
 class Destinations:
@@ -170,15 +203,31 @@ class Destinations:
             addresses = [address for address in addresses if policy.permits(address.host)]
             if not addresses:
                 raise DialError(Reason.DENIED, str(flow.target))
-        agents = bool(flow.listener)
-        if not self._own.has_port(flow.network, flow.target.port, agents):
+        return self.without_own(flow, addresses)
+
+    def is_own_port(self, flow: Flow) -> bool:
+        """Return whether the daemon listens on the port of the flow's target, on any address."""
+        return self._own.has_port(flow.network, flow.target.port, bool(flow.listener))
+
+    def without_own(
+        self, flow: Flow, addresses: Sequence[Address], selectors: RouteSelectors = ANY_ROUTE
+    ) -> tuple[Address, ...]:
+        """Return the addresses that do not lead to the daemon's own sockets, at least one.
+
+        All addresses have the port of the flow's target.  `selectors`: of the socket that is to
+        connect to them.  Raises DialError(LOOP).
+        """
+        if not self.is_own_port(flow):
             return tuple(addresses)
-        reachable = tuple(
-            address for address in addresses if not self._own.holds(flow.network, address, agents)
+        agents = bool(flow.listener)
+        others = tuple(
+            address
+            for address in addresses
+            if not self._own.holds(flow.network, address, agents, selectors)
         )
-        if not reachable:
+        if not others:
             raise DialError(Reason.LOOP, str(flow.target))
-        return reachable
+        return others
 
 
 def parse_networks(names: Iterable[str]) -> tuple[IpNetwork, ...]:
@@ -208,12 +257,20 @@ _ANYWHERE = DestinationPolicy()
 _DEFAULT = DestinationPolicy(parse_networks(DEFAULT_DENY))
 
 
-def _by_port(sockets: Iterable[tuple[str, Address]]) -> _Ports:
-    ports: dict[tuple[str, int], frozenset[str]] = {}
-    for network, address in sockets:
-        key = network, address.port
-        ports[key] = ports.get(key, frozenset()) | {address.host}
-    return ports
+def _add(ports: _Ports, network: str, address: Address) -> None:
+    key = network, address.port
+    ports[key] = (*ports.get(key, ()), address.host.partition("%")[0])
+
+
+def _remove(ports: _Ports, network: str, address: Address) -> None:
+    """Remove what _add() has added, once."""
+    key = network, address.port
+    hosts = list(ports[key])
+    hosts.remove(address.host.partition("%")[0])
+    if hosts:
+        ports[key] = tuple(hosts)
+    else:
+        del ports[key]
 
 
 def _is_unspecified(host: str) -> bool:

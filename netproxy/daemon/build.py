@@ -13,6 +13,7 @@ from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.config.schema import Config, ListenerConfig
 from netproxy.daemon.lazy_tunnels import LazyTunnels
+from netproxy.daemon.own_sockets import wanted_sockets
 from netproxy.daemon.plan import Plan, used_upstreams
 from netproxy.daemon.runtime import Reachability, Runtime
 from netproxy.daemon.udp_relays import UdpRelays
@@ -56,7 +57,7 @@ def build_for_questions(config: Config, runtime: Runtime) -> Plan:
     """
     reachability = runtime.separate_reachability()
     plan = _Builder(config, runtime, reachability, None).plan()
-    reachability.configure(plan.lookups, plan.policies, _wanted_sockets(config))
+    reachability.configure(plan.lookups, plan.policies, wanted_sockets(config))
     return plan
 
 
@@ -272,20 +273,3 @@ def _lookups(config: Config, forwarder: DnsForwarder | None) -> LookupPlan:
     from netproxy.resolver.factory import make_lookup_plan
 
     return make_lookup_plan(config.dns, forwarder)
-
-
-def _wanted_sockets(config: Config) -> list[tuple[str, Address]]:
-    """Return network and address of the sockets that a configuration would bind.
-
-    Only those whose port it tells.
-    """
-    sockets = [
-        (network, address)
-        for listener in config.listeners
-        for address in listener.addresses
-        for network in listener.network
-        if address.port
-    ]
-    if config.metrics.address is not None:
-        sockets.append(("tcp", config.metrics.address))
-    return sockets

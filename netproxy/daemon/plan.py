@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Iterator, Mapping, NamedTuple, Protocol, Sequence, TypeVar
 
 from netproxy.config.schema import Config, UpstreamConfig
+from netproxy.daemon.own_sockets import ExpectedSockets, own_sockets, wanted_sockets
 from netproxy.daemon.runtime import connection_threads
-from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.listener.udp import UdpListener
 
@@ -112,11 +112,13 @@ class BoundPlan:
 
     **Binding** goes from what is easiest to undo to what clients see:
 
-    1. The control socket and the metrics listener.  The latter answers from now on, so that a
+    1. The addresses of new sockets count as the daemon's own, as far as the file tells them: no
+       client is led there from the moment that they accept.
+    2. The control socket and the metrics listener.  The latter answers from now on, so that a
        program that asks whether the daemon is ready hears that it is not.
-    2. The thread of a new tunnel agent, which connects nowhere yet.
-    3. The limit of connection threads, if it grows: new listeners must not wait for threads.
-    4. The listeners, last: nothing can fail once a new one accepts clients.
+    3. The thread of a new tunnel agent, which connects nowhere yet.
+    4. The limit of connection threads, if it grows: new listeners must not wait for threads.
+    5. The listeners, last: nothing can fail once a new one accepts clients.
 
     If a step fails, the steps before it are undone in reverse, and the error is raised.
 
@@ -126,7 +128,8 @@ class BoundPlan:
        From here on every new connection meets the new configuration.  No handler of the plan
        before is used for a new connection any more, so that the rest may replace what it used.
     2. TLS files of upstreams, lookups, destination policies and the daemon's own sockets.  Until
-       then a new listener is guarded: its clients reach no special address (access.destinations).
+       then a new listener is guarded: its clients reach no special address
+       (access.destinations), and no listener whose address the file tells.
     3. The limit of connection threads, if it shrinks; the memory of `via: auto`.
     4. Upstreams that are gone are forgotten, health checks follow those that are left.
     5. The janitor looks after new UDP listeners and name servers instead of those that are gone.
@@ -143,6 +146,8 @@ class BoundPlan:
         self._prepared: list[PreparedChange] = []
         runtime = plan.runtime
         try:
+            expected = ExpectedSockets(runtime.own, wanted_sockets(plan.config))
+            self._expected = self._keep(expected)
             self._servers = self._keep(admin.bind(plan.config))
             self._tunnels = self._keep(
                 plan.tunnels.prepare(plan.config, plan.dependencies, plan.dialers)
@@ -164,6 +169,7 @@ class BoundPlan:
         plan.renewal.commit()
         own = own_sockets(plan.config, self._listeners.listeners)
         runtime.reachability.configure(plan.lookups, plan.policies, own + self._servers.sockets)
+        self._expected.commit()
         self._threads.commit()
         auto = plan.config.auto
         runtime.verdicts.configure(auto.remember, auto.entries)
@@ -250,19 +256,3 @@ def _upstreams(config: Config) -> Iterator[UpstreamConfig | None]:
             yield server.upstream
     if config.tunnel.agent is not None:
         yield config.tunnel.agent.upstream
-
-
-def own_sockets(config: Config, listeners: Sequence[AnyListener]) -> list[tuple[str, Address]]:
-    """Return network and address of the sockets that no client may be led back to.
-
-    The listeners, also by the addresses that are announced for them.
-    """
-    own = [(listener.network, listener.address) for listener in listeners]
-    announced = [
-        announce.address for listener in config.listeners for announce in listener.announce
-    ]
-    return own + [
-        (network, Address(address.host, address.port or bound.port))
-        for network, bound in own
-        for address in announced
-    ]

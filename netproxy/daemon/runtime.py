@@ -14,6 +14,7 @@ from typing import Callable, Iterable, Mapping, Sequence
 
 from netproxy.access.destinations import DestinationPolicy, Destinations, OwnSockets
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
+from netproxy.daemon.activation import ActivationSockets
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.health import HealthChecks
 from netproxy.dialer.hop import PacketDependencies
@@ -28,9 +29,8 @@ from netproxy.listener.pool import ThreadPool
 from netproxy.listener.serving import Serving
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
-from netproxy.net.activation import ActivationSockets
-from netproxy.net.address import is_local
 from netproxy.net.datagram import ArenaPool
+from netproxy.net.routes import KernelRoutes
 from netproxy.net.syscalls import trim
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.observe.flows import Flows
@@ -45,7 +45,6 @@ RESERVED_DESCRIPTORS = 64
 """Descriptors of RLIMIT_NOFILE that are kept for listeners, the log and name lookups."""
 DESCRIPTORS_PER_CONNECTION = 3
 """Client, upstream, and one more while a name or a second address is tried."""
-
 # Each pool: its most threads, and how many tasks may wait.
 # The dial queue takes as many new clients at once as there may be sessions; the threads are
 # enough that a proxy that does not answer holds up only a few.
@@ -65,7 +64,6 @@ CONNECTION_THREADS_LIMIT = 1024
 """Threads for connections.  Idle connections have none: these are relaying or shaking hands."""
 EAGER_THREADS = 4
 """Connection threads that start at once; more only help if the running ones wait for peers."""
-
 BURST = 16
 """Threads, flows and the like that must have gone before memory is given back."""
 COLLECT_SECONDS = 15.0
@@ -107,9 +105,9 @@ class Reachability:
     --explain) has one of its own, so that the question changes nothing.
     """
 
-    def __init__(self, submit: FairSubmit, counter: Counter) -> None:
+    def __init__(self, submit: FairSubmit, counter: Counter, routes: KernelRoutes) -> None:
         """Look names up on threads of `submit`."""
-        self.own = OwnSockets(is_local)
+        self.own = OwnSockets(routes.is_local)
         self.destinations = Destinations(self.own)
         self.resolver = Resolver(submit, counter)
         self.targets = TargetResolver(self.resolver, self.destinations)
@@ -144,7 +142,8 @@ class Runtime:
         self._lookups = FairQueue(ThreadPool("lookup", LOOKUP_THREADS, 0, log), LOOKUP_QUEUE)
         self._queries = FairQueue(ThreadPool("query", QUERY_THREADS, 0, log), QUERY_QUEUE)
         self._checks = ThreadPool("check", CHECK_THREADS, CHECK_QUEUE, log)
-        self.reachability = Reachability(self._lookups.submit, self.counters)
+        self._routes = KernelRoutes(log)
+        self.reachability = Reachability(self._lookups.submit, self.counters, self._routes)
         self.resolver = self.reachability.resolver
         self.own = self.reachability.own
         self.activated = ActivationSockets(os.environ)
@@ -179,13 +178,14 @@ class Runtime:
 
     def separate_reachability(self) -> Reachability:
         """Return a Reachability for a plan that is only asked; its lookups are not counted."""
-        return Reachability(self._lookups.submit, Counters())
+        return Reachability(self._lookups.submit, Counters(), self._routes)
 
     def start(self, batching: str) -> None:
         """Start what connections need; `batching` as in net.datagram.
 
         The janitor starts with run().  Raises ListenError if a thread cannot be had.
         """
+        self._routes.open()
         self.datagrams = UdpSocketFactory(self.counters, self.log, batching, self.activated)
         _start_thread("poller", self.poller.start)
 
@@ -202,6 +202,7 @@ class Runtime:
         for pool in (self._dials, self._names, self._lookups, self._queries, self._checks):
             pool.stop(STOP_SECONDS)
         self.activated.close()
+        self._routes.close()
 
     def concrete(self, address: Address) -> Address:
         """Return the address to bind for a configured one.

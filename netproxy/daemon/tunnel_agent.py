@@ -6,11 +6,11 @@ PreparedAgent.commit() cannot.  Thread: main.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol, Sequence
 
-from netproxy.config.schema import UpstreamConfig
 from netproxy.daemon.runtime import STOP_SECONDS
 from netproxy.daemon.tunnel_ports import FixedRouter, nat_table, pipe_limits
+from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.stream_udp import StreamUdpRelay
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from netproxy.daemon.runtime import Runtime
     from netproxy.dialer.factory import DialerFactory
     from netproxy.handler.factory import HandlerDependencies
+    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
-    from netproxy.interfaces.routing import Dialer, Resolver, Router
+    from netproxy.interfaces.routing import Dialer, Resolver, Router, RouteSelectors
     from netproxy.relay.nat import NatTable
     from netproxy.tunnel.work import WorkConnection
 
@@ -62,6 +63,27 @@ class BridgeConnector(NamedTuple):
         if self.trust is not None:
             self.trust.keep_session(stream)
         return stream
+
+
+class ServiceGuard:
+    """The DestinationGuard of services: permits what the file names.
+
+    That may be a listener of the daemon's own.
+    """
+
+    def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
+        """Return all addresses."""
+        return tuple(addresses)
+
+    def is_own_port(self, flow: Flow) -> bool:
+        """Return False: no connection needs a check."""
+        return False
+
+    def without_own(
+        self, flow: Flow, addresses: Sequence[Address], selectors: RouteSelectors
+    ) -> tuple[Address, ...]:
+        """Return all addresses."""
+        return tuple(addresses)
 
 
 class ServiceRouter(FixedRouter):
@@ -130,6 +152,9 @@ class DaemonAgent:
         """What the agent was made from."""
         self.connector: BridgeConnector | None = None
         """Of the configuration in effect."""
+        self._targets = TargetResolver(runtime.resolver, ServiceGuard())
+        self._direct: dict[float, DirectDialer] = {}
+        """Of services, by seconds to connect: UDP sessions, which belong to a dialer, go on."""
 
     def prepare(
         self,
@@ -206,7 +231,11 @@ class DaemonAgent:
         dialers: DialerFactory,
     ) -> AgentSettings:
         via = dialers.dialer(config.upstream)
-        direct = dialers.dialer(UpstreamConfig())
+        seconds = dependencies.timeouts.connect
+        direct = self._direct.get(seconds)
+        if direct is None:
+            direct = DirectDialer(self._targets, self._runtime.datagrams, seconds)
+            self._direct = {seconds: direct}
         services = {
             BridgePort(service.network, service.port): LocalService(
                 service.target, service.proxy_protocol

@@ -138,7 +138,7 @@ class TcpPort:
         limits = LimitsConfig()
         self._admission = Admission(None, limits.connections, limits.connections)
         # No client of a proxy listener may be led to this port, from now until it is closed.
-        self._unregister = runtime.own.register("tcp", self._listener.address)
+        self._unregister = runtime.own.register("tcp", self._listener.address, of_agent=True)
         ports.add(self)
 
     def start(self) -> None:
@@ -184,7 +184,7 @@ class UdpPort:
             target.name, target.router, self._table, target.target, None, runtime.counters
         )
         # As for a TCP port.
-        self._unregister = runtime.own.register("udp", self._listener.address)
+        self._unregister = runtime.own.register("udp", self._listener.address, of_agent=True)
         runtime.janitor.register(self._listener)
         runtime.janitor.register(self._table)
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import itertools
 from typing import Iterator
 
+from netproxy.access.destinations import OwnSockets
 from netproxy.config.schema import Config, ListenerConfig
 from netproxy.daemon.runtime import Runtime
 from netproxy.errors import DialError, ListenError, Reason
 from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
 from netproxy.interfaces.addresses import Address
 from netproxy.listener.udp import UdpListener
+from netproxy.net.datagram_socket import DatagramSocket
 from netproxy.relay.association import Associations
 from netproxy.relay.nat import NatPolicy, NatTable
 from netproxy.relay.quota import SessionLimits
@@ -89,11 +91,11 @@ class RelayPorts:
         self._ports = ports
         self._numbers = numbers
 
-    def open(self, relay: Socks5UdpRelay, host: str) -> UdpListener:
-        """Return a started listener on `host`, the address that the control connection came to.
+    def open(self, relay: Socks5UdpRelay, host: str) -> _RelayPort:
+        """Return a started port on `host`, the address that the control connection came to.
 
         The ports take turns, so that one that was just closed rests.
-        Raises DialError if none is free.  Thread: any.
+        Raises DialError if none is free, or no thread can be had.  Thread: any.
         """
         runtime = self._runtime
         number = next(self._numbers)
@@ -110,9 +112,37 @@ class RelayPorts:
             except ListenError:
                 continue
             listener.handler = relay
-            listener.start()
-            return listener
+            port_of_association = _RelayPort(listener, runtime.own)
+            try:
+                listener.start()
+            except RuntimeError as error:  # can't start new thread
+                port_of_association.stop()
+                raise DialError(Reason.GENERAL, str(error)) from error
+            return port_of_association
         raise DialError(Reason.GENERAL, "no relay port is free")
+
+
+class _RelayPort:
+    """The listener of one association (handler.socks5_udp.RelayPort).
+
+    No client is led to it, by whichever address of the machine: what came to it from there
+    would have the sender's address of another client.
+    """
+
+    def __init__(self, listener: UdpListener, own: OwnSockets) -> None:
+        """Register a bound listener as one of the daemon's own sockets."""
+        self._listener = listener
+        self._unregister = own.register("udp", listener.address)
+
+    @property
+    def local(self) -> DatagramSocket:
+        """The socket that it reads."""
+        return self._listener.local
+
+    def stop(self) -> None:
+        """Stop and close it."""
+        self._listener.stop()
+        self._unregister()
 
 
 def _port_range(relay_port: str) -> range:

@@ -2,21 +2,28 @@
 
 Every chain of proxies begins with a DirectDialer.  OSError becomes DialError here and in
 net.connect.  Dials run on the thread that asks, and block.
+
+A connection to a port of the daemon's own is checked again once it is made: the address may
+have become this machine's since it was permitted.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Hashable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
+from netproxy.interfaces.routing import ANY_ROUTE, RouteSelectors
 from netproxy.net.address import from_sockaddr
 from netproxy.net.connect import REASONS, PendingDial, connect
 from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions
 from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:
+    import socket
+
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Batch, Run
     from netproxy.interfaces.flows import Flow
@@ -39,14 +46,29 @@ class TargetResolver(NamedTuple):
     resolver: Resolver
     guard: DestinationGuard
 
-    def addresses(self, flow: Flow, seconds: float = math.inf) -> Sequence[Address]:
+    def addresses(
+        self, flow: Flow, seconds: float = math.inf, selectors: RouteSelectors = ANY_ROUTE
+    ) -> Sequence[Address]:
         """Return at least one address; a lookup blocks for at most `seconds`.
 
-        Raises DialError.
+        `selectors`: of the socket that is to connect.  Raises DialError.
         """
-        return flow.addresses or self.guard.permitted(
+        addresses = flow.addresses or self.guard.permitted(
             flow, self.resolver.resolve(flow.target, flow.client.host, seconds)
         )
+        return self.reachable(flow, addresses, selectors)
+
+    def reachable(
+        self, flow: Flow, addresses: Sequence[Address], selectors: RouteSelectors
+    ) -> Sequence[Address]:
+        """Return those of permitted addresses that a socket with `selectors` may connect to.
+
+        The guard has permitted them for a socket without options, which the kernel may route
+        elsewhere.  Raises DialError(LOOP).
+        """
+        if selectors == ANY_ROUTE:
+            return addresses
+        return self.guard.without_own(flow, addresses, selectors)
 
 
 class DirectDialer:
@@ -70,6 +92,7 @@ class DirectDialer:
         self._datagrams = datagrams
         self._seconds = seconds
         self._outgoing = outgoing
+        self._selectors = RouteSelectors(outgoing.mark, outgoing.device, outgoing.address)
 
     def dial(self, flow: Flow) -> Stream:
         """Connect to the flow's target; of several addresses the first to answer wins.
@@ -80,18 +103,24 @@ class DirectDialer:
         if not target.port:
             raise DialError(Reason.REFUSED, f"{target}: port 0")
         deadline = time.monotonic() + self._seconds
-        addresses = self._target_resolver.addresses(flow, self._seconds)
-        return Stream(connect(addresses, max(0.0, deadline - time.monotonic()), self._outgoing))
+        addresses = self._target_resolver.addresses(flow, self._seconds, self._selectors)
+        sock = connect(addresses, max(0.0, deadline - time.monotonic()), self._outgoing)
+        self._check_peer(flow, sock)
+        return Stream(sock)
 
     def begin(self, flow: Flow) -> PendingDial | None:
         """Begin to connect without blocking; see interfaces.routing.NonBlockingDialer.
 
         Returns None unless the flow has exactly one address: a lookup, or a race between
-        addresses, needs a thread.
+        addresses, needs a thread.  Raises DialError(LOOP).
         """
         if len(flow.addresses) != 1 or not flow.target.port:
             return None
-        return PendingDial(flow.addresses[0], self._seconds, self._outgoing)
+        (address,) = self._target_resolver.reachable(flow, flow.addresses, self._selectors)
+        if self._target_resolver.guard.is_own_port(flow):
+            check = partial(self._check_peer, flow)
+            return _CheckedDial(address, self._seconds, self._outgoing, check)
+        return PendingDial(address, self._seconds, self._outgoing)
 
     def fixed_for(self, flow: Flow) -> DirectDialer:
         """Return the dialer itself."""
@@ -104,17 +133,63 @@ class DirectDialer:
         except OSError as error:
             reason = REASONS.get(error.errno or 0, Reason.GENERAL)
             raise DialError(reason, error.strerror or "no socket") from error
-        return DirectPacketConn(self._target_resolver, sock)
+        return DirectPacketConn(self._target_resolver, sock, self._selectors)
+
+    def _check_peer(self, flow: Flow, sock: socket.socket) -> None:
+        """Close a connected socket whose peer is this daemon itself.
+
+        Raises DialError(LOOP), or DialError(GENERAL) if the connection has ended already.
+        """
+        guard = self._target_resolver.guard
+        if not guard.is_own_port(flow):
+            return
+        try:
+            guard.without_own(flow, (from_sockaddr(sock.getpeername()),), self._selectors)
+        except OSError as error:
+            sock.close()
+            raise DialError(Reason.GENERAL, str(flow.target), error.strerror or "") from error
+        except BaseException:
+            sock.close()
+            raise
+
+
+class _CheckedDial(PendingDial):
+    """A pending dial whose peer is checked when it is connected."""
+
+    __slots__ = ("_check",)
+
+    def __init__(
+        self,
+        address: Address,
+        seconds: float,
+        outgoing: SocketOptions,
+        check: Callable[[socket.socket], None],
+    ) -> None:
+        """`check(sock)` closes the socket and raises DialError if the peer is not wanted."""
+        super().__init__(address, seconds, outgoing)
+        self._check = check
+
+    def finish(self) -> socket.socket:
+        """Return the connected socket; see PendingDial.finish()."""
+        sock = super().finish()
+        self._check(sock)
+        return sock
 
 
 class DirectPacketConn:
     """A packet connection over one UDP socket, so that all targets see the same port."""
 
-    __slots__ = ("_target_resolver", "_socket", "send", "wait", "receive", "shutdown", "close")
+    __slots__ = (
+        *("_target_resolver", "_socket", "_selectors"),
+        *("send", "wait", "receive", "shutdown", "close"),
+    )
 
-    def __init__(self, target_resolver: TargetResolver, sock: DatagramSocket) -> None:
+    def __init__(
+        self, target_resolver: TargetResolver, sock: DatagramSocket, selectors: RouteSelectors
+    ) -> None:
         self._target_resolver = target_resolver
         self._socket = sock
+        self._selectors = selectors
         # The socket's own methods: no datagram pays for a call in between.
         # Any: each kind of socket has arenas and destinations of its own.
         self.send: Callable[[Any, Run, Any], None] = sock.send
@@ -130,7 +205,7 @@ class DirectPacketConn:
         machine without IPv6.
         """
         failure: ValueError | None = None
-        for address in self._target_resolver.addresses(flow):
+        for address in self._target_resolver.addresses(flow, selectors=self._selectors):
             try:
                 destination: Destination = self._socket.destination(address)
                 return destination

@@ -118,6 +118,21 @@ class Resolver(Protocol):
         """
 
 
+class RouteSelectors(NamedTuple):
+    """Options of a socket that policy routing looks at; empty: the system's choice."""
+
+    mark: int = 0
+    """SO_MARK."""
+    device: str = ""
+    """The interface (SO_BINDTODEVICE)."""
+    source: str = ""
+    """The local address."""
+
+
+ANY_ROUTE = RouteSelectors()
+"""The selectors of a socket without options."""
+
+
 class DestinationGuard(Protocol):
     """Decides which addresses may be dialled."""
 
@@ -125,4 +140,15 @@ class DestinationGuard(Protocol):
         """Return the addresses that the flow may be dialled to, at least one.
 
         Raises DialError(DENIED or LOOP).
+        """
+
+    def is_own_port(self, flow: Flow) -> bool:
+        """Return whether the daemon listens on the port of the flow's target, on any address."""
+
+    def without_own(
+        self, flow: Flow, addresses: Sequence[Address], selectors: RouteSelectors
+    ) -> tuple[Address, ...]:
+        """Return the addresses that do not lead to the daemon's own sockets, at least one.
+
+        `selectors`: of the socket that is to connect to them.  Raises DialError(LOOP).
         """

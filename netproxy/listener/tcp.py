@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 from netproxy.errors import ListenError
 from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
-from netproxy.net.activation import LOOK_SECONDS
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
-from netproxy.net.socket_options import tune
+from netproxy.net.socket_options import LOOK_SECONDS, tune
 from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:

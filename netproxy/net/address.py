@@ -2,7 +2,7 @@
 
 A v4-mapped IPv6 address (::ffff:a.b.c.d) becomes the IPv4 address it stands for in rules,
 logs and limits; it stays mapped only towards a dual-stack socket.
-Pure, except is_local().  Thread: any.
+Pure.  Thread: any.
 """
 
 from __future__ import annotations
@@ -113,19 +113,6 @@ class SourceAddresses:
             needed = {peer for _, _, _, peer in batch}
             self._known = {key: value for key, value in self._known.items() if key in needed}
         self._known[raw] = address
-
-
-def is_local(host: str) -> bool:
-    """Return whether a literal address is this machine's: the kernel would send it to itself."""
-    family = socket.AF_INET6 if is_ipv6(host) else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            # Connecting a UDP socket sends nothing; port 9 is discard.
-            probe.connect(to_sockaddr(Address(host, 9), family))
-            own = from_sockaddr(probe.getsockname()).host.partition("%")[0]
-    except (OSError, ValueError):
-        return False
-    return own == host or host.startswith("127.") or is_unspecified(host)
 
 
 def is_unspecified(host: str) -> bool:

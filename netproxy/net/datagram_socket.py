@@ -88,7 +88,7 @@ class BatchSocket(Generic[A, D]):
         self.address = from_sockaddr(sock.getsockname())
         self.closed = False
         self.activated = False
-        """True: never shut it down.  wait() looks at `closed` now and then (net.activation)."""
+        """True: never shut it down.  wait() looks at `closed` now and then (LOOK_SECONDS)."""
         self._peeked = bytearray(1)
         self._plain_keys = not (keyed or tag)
         self._tag = tag

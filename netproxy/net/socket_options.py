@@ -1,9 +1,10 @@
-"""Options of outgoing sockets, and what every TCP connection of ours has."""
+"""Options of outgoing sockets, of every TCP connection of ours, and of activation sockets."""
 
 from __future__ import annotations
 
 import errno
 import socket
+import struct
 from typing import NamedTuple
 
 from netproxy.errors import DialError, Reason
@@ -17,6 +18,13 @@ USER_TIMEOUT_MS = 120_000
 # Linux; Python 3.10 and 3.11 do not name it.
 IP_BIND_ADDRESS_NO_PORT = 24
 
+LOOK_SECONDS = 0.5
+"""How often a thread that waits on an activation socket looks whether it is to stop.
+
+Nothing else wakes it, as the socket is never shut down.
+"""
+
+_TIMEVAL = struct.Struct("@ll")
 _KEEPALIVE_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
@@ -79,3 +87,10 @@ def tune(sock: socket.socket, keepalive: float = KEEPALIVE_IDLE) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(keepalive)))
     except OSError:
         pass  # not TCP (a unix socket), or gone already: the next read will tell
+
+
+def set_receive_timeout(sock: socket.socket) -> None:
+    """End each blocking receive on `sock` after LOOK_SECONDS (SO_RCVTIMEO).  Raises OSError."""
+    seconds = int(LOOK_SECONDS)
+    timeval = _TIMEVAL.pack(seconds, round((LOOK_SECONDS - seconds) * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)

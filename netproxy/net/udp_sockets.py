@@ -8,21 +8,19 @@ Thread: any.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Protocol
 
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import ActivationAddress
 from netproxy.net import datagram, syscalls
-from netproxy.net.activation import set_receive_timeout
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.datagram import SOL_UDP, UDP_GRO, Arena, ArenaPool
 from netproxy.net.datagram_socket import BatchSocket, DatagramSocket
-from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions
+from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions, set_receive_timeout
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.services import Counter, Log
-    from netproxy.net.activation import ActivationSockets
 
 # Linux constants that the socket module of Python 3.10 and 3.11 does not name
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DONT, PMTUDISC_PROBE = 10, 23, 0, 3
@@ -33,6 +31,13 @@ BUFFER = 4 << 20
 
 Without CAP_NET_ADMIN the kernel reduces them to its limits (net.core.rmem_max, wmem_max).
 """
+
+
+class ActivatedSockets(Protocol):
+    """The sockets that the service manager has bound (daemon.activation.ActivationSockets)."""
+
+    def take(self, network: str, address: ActivationAddress) -> socket.socket:
+        """Return a duplicate of the socket of a network and a name.  Raises ListenError."""
 
 
 class UdpSocketFactory:
@@ -48,7 +53,7 @@ class UdpSocketFactory:
         counter: Counter,
         log: Log,
         level: str = "auto",
-        activated: ActivationSockets | None = None,
+        activated: ActivatedSockets | None = None,
     ) -> None:
         """Choose the level.  `activated` are the sockets that listen() may take."""
         self._activated = activated

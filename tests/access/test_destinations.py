@@ -17,8 +17,9 @@ from netproxy.access.factory import make_policies
 from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.net.address import is_local
+from netproxy.interfaces.routing import RouteSelectors
 from tests.support.relays import configuration
+from tests.support.routing import LocalAddresses
 
 pytest.importorskip("yaml")
 
@@ -241,7 +242,7 @@ class TestPermitted:
     @staticmethod
     def guard(policy: DestinationPolicy = ALL, own: OwnSockets | None = None) -> Destinations:
         """Return a guard with a policy for the listener "main"."""
-        guard = Destinations(own or OwnSockets(lambda host: False))
+        guard = Destinations(own or OwnSockets(LocalAddresses()))
         guard.configure({"main": policy})
         return guard
 
@@ -273,7 +274,7 @@ class TestPermitted:
         ]
 
     def test_listener_without_a_policy_has_the_default_policy(self) -> None:
-        guard = Destinations(OwnSockets(lambda host: False))
+        guard = Destinations(OwnSockets(LocalAddresses()))
         with pytest.raises(DialError):
             guard.permitted(FLOW, [Address("127.0.0.1", 80)])
         assert guard.permitted(FLOW, [Address("10.0.0.1", 80)])
@@ -287,7 +288,7 @@ class TestPermitted:
 
     def test_own_addresses_are_removed_and_a_flow_without_others_is_a_loop(self) -> None:
         """Hazard 77."""
-        own = OwnSockets(lambda host: False)
+        own = OwnSockets(LocalAddresses())
         own.set([("tcp", Address("203.0.113.5", 80))])
         guard = self.guard(DestinationPolicy(), own)
         both = [Address("203.0.113.5", 80), Address("1.1.1.1", 80)]
@@ -301,11 +302,11 @@ class TestPermitted:
 
         A reload does not know the agents' ports and does not change them.
         """
-        own = OwnSockets(lambda host: False)
+        own = OwnSockets(LocalAddresses())
         own.set([("tcp", Address("127.0.0.1", 1080))])
         guard, port = self.guard(DestinationPolicy(), own), Address("127.0.0.1", 8022)
         flow = FLOW._replace(target=port)
-        unregister = own.register("tcp", port)
+        unregister = own.register("tcp", port, of_agent=True)
         for set_again in (False, True):
             if set_again:
                 own.set([("tcp", Address("127.0.0.1", 1080))])
@@ -319,6 +320,34 @@ class TestPermitted:
         unregister()
         assert guard.permitted(flow, [port]) == (port,)
 
+    def test_registered_socket_is_for_all_flows_and_survives_a_reload(self) -> None:
+        """Hazard 77.  The relay port of an association is such a socket."""
+        own = OwnSockets(LocalAddresses())
+        guard, port = self.guard(DestinationPolicy(), own), Address("127.0.0.1", 20001)
+        flow = FLOW._replace(target=port)
+        assert not guard.is_own_port(flow)
+        unregister = own.register("tcp", port)
+        own.set([("tcp", Address("127.0.0.1", 1080))])
+        for client in (flow, flow.to_hop(port)):
+            assert guard.is_own_port(client)
+            with pytest.raises(DialError) as caught:
+                guard.permitted(client, [port])
+            assert caught.value.reason is Reason.LOOP
+        unregister()
+        assert not guard.is_own_port(flow) and guard.permitted(flow, [port]) == (port,)
+
+    def test_own_addresses_depend_on_the_options_of_the_socket(self) -> None:
+        """Hazard 136.  An address that only marked packets reach by a local route."""
+        marked = RouteSelectors(mark=5)
+        own = OwnSockets(lambda network, address, selectors: selectors == marked)
+        own.set([("tcp", Address("0.0.0.0", 80))])
+        guard, address = self.guard(DestinationPolicy(), own), Address("203.0.113.5", 80)
+        assert guard.permitted(FLOW, [address]) == (address,)
+        assert guard.without_own(FLOW, [address], RouteSelectors(mark=6)) == (address,)
+        with pytest.raises(DialError) as caught:
+            guard.without_own(FLOW, [address], marked)
+        assert caught.value.reason is Reason.LOOP
+
 
 class TestOwnSockets:
     """Hazard 77."""
@@ -328,7 +357,7 @@ class TestOwnSockets:
         *sockets: str, local: tuple[str, ...] = ("127.0.0.1", "127.0.0.2", "::1", "192.168.1.7")
     ) -> OwnSockets:
         """Return own sockets, each written as "tcp 127.0.0.1 1080"."""
-        own = OwnSockets(local.__contains__)
+        own = OwnSockets(LocalAddresses(local))
         entries = [text.split() for text in sockets]
         own.set([(network, Address(host, int(port))) for network, host, port in entries])
         return own
@@ -387,11 +416,34 @@ class TestOwnSockets:
         )
         assert not own.holds("udp", Address("127.0.0.1", 1081))
 
+    def test_link_local_socket_is_reached_by_its_address_with_a_scope(self) -> None:
+        own = self.own("tcp fe80::1%2 1080")
+        assert own.holds("tcp", Address("fe80::1%2", 1080))
+        assert not own.holds("tcp", Address("fe80::2%2", 1080))
+
+    def test_wildcard_socket_is_reached_by_link_local_addresses(self) -> None:
+        """The kernel is asked with the scope, and for nothing else."""
+        own = self.own("tcp :: 1080", local=("fe80::1%2",))
+        assert own.holds("tcp", Address("fe80::1%2", 1080))
+        assert not own.holds("tcp", Address("fe80::1%3", 1080))
+
+    def test_kernel_is_only_asked_for_ports_of_wildcard_sockets(self) -> None:
+        """A query costs two system calls."""
+        queries: list[tuple[str, Address, RouteSelectors]] = []
+
+        def is_local(network: str, address: Address, selectors: RouteSelectors) -> bool:
+            queries.append((network, address, selectors))
+            return False
+
+        own, host = OwnSockets(is_local), "203.0.113.1"
+        own.set([("tcp", Address("::", 1080)), ("tcp", Address("192.168.1.7", 1081))])
+        for network, port in (("tcp", 1081), ("tcp", 1082), ("udp", 1080)):
+            assert not own.holds(network, Address(host, port))
+        assert not queries
+        assert not own.holds("tcp", Address(host, 1080), selectors=RouteSelectors(mark=5))
+        assert queries == [("tcp", Address(host, 1080), RouteSelectors(mark=5))]
+
     def test_set_replaces_all_own_sockets(self) -> None:
         own = self.own("tcp 127.0.0.1 1080")
         own.set([])
         assert not own.holds("tcp", Address("127.0.0.1", 1080))
-
-    def test_is_local_knows_the_addresses_of_this_machine(self) -> None:
-        assert is_local("127.0.0.1") and is_local("127.3.2.1") and is_local("0.0.0.0")
-        assert not is_local("203.0.113.1") and not is_local("a.test") and not is_local("")

@@ -162,6 +162,26 @@ class TestBinding:
         with UdpPort() as target, UdpClient(relay.port) as client:
             client.check_echo(target)
 
+    def test_new_sockets_are_own_before_they_accept(
+        self, relay: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Hazard 77.  They are no longer if the configuration fails."""
+        daemon = relay.daemon
+        before, own = state_of(daemon._runtime), Address("127.0.0.1", 21080)
+        observed = []
+
+        def bind(specs: object) -> None:
+            observed.append(daemon._runtime.own.holds("tcp", own))
+            raise ListenError("no socket")
+
+        text = "listeners: [{listen: '127.0.0.1:21080', name: main}]"
+        plan = build(configuration(text), daemon._runtime, daemon._plan)
+        monkeypatch.setattr(daemon._manager, "bind", bind)
+        with pytest.raises(ListenError):
+            plan.bind(daemon._manager, daemon._admin)
+        assert observed == [True]
+        assert state_of(daemon._runtime) == before
+
     def test_plan_that_failed_can_be_bound_later(self, relay: Running) -> None:
         daemon = relay.daemon
         with listen() as taken:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import pytest
 
@@ -14,13 +14,23 @@ from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.net.socket_options import SocketOptions
+from netproxy.interfaces.routing import RouteSelectors
+from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions
 from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.dialer.doubles import Clock
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines
 from tests.support.flows import Anywhere, tcp_to, udp_to
-from tests.support.sockets import Task, address_of, black_hole, listen, refusing, udp
+from tests.support.sockets import (
+    SECONDS,
+    Task,
+    address_of,
+    black_hole,
+    listen,
+    refusing,
+    udp,
+    wait_until,
+)
 
 FLOW = Flow("udp", Address("192.0.2.1", 5), Address("127.0.0.1", 9), "main", "")
 
@@ -85,6 +95,105 @@ class TestTcp:
         dialer = DirectDialer(resolver, UdpSocketFactory(Counts(), Lines()), 8.0)
         assert reason(dialer, Address("slow.example", 80)) is Reason.TIMEOUT
         assert limits == [8.0, 5.0]
+
+
+class OwnSince(Anywhere):
+    """A guard for which every address is the daemon's own from the second look on.
+
+    `selectors` are those of the sockets that it was asked about.
+    """
+
+    def __init__(self, looks: int = 1) -> None:
+        """Let the first `looks` pass."""
+        self._looks = looks
+        self.selectors: list[RouteSelectors] = []
+
+    def is_own_port(self, flow: Flow) -> bool:
+        return True
+
+    def without_own(
+        self, flow: Flow, addresses: Sequence[Address], selectors: RouteSelectors
+    ) -> tuple[Address, ...]:
+        self.selectors.append(selectors)
+        if len(self.selectors) > self._looks:
+            raise DialError(Reason.LOOP, str(flow.target))
+        return tuple(addresses)
+
+
+class TestOwnPorts:
+    """Hazards 77 and 136.  A flow to the number of a port that the daemon listens on."""
+
+    @staticmethod
+    def dialer(
+        target_resolver: TargetResolver, guard: OwnSince, outgoing: SocketOptions = DEFAULT_OPTIONS
+    ) -> DirectDialer:
+        resolver = target_resolver._replace(guard=guard)
+        return DirectDialer(resolver, UdpSocketFactory(Counts(), Lines()), 5.0, outgoing)
+
+    @pytest.mark.parametrize("blocking", [True, False])
+    def test_connection_that_has_reached_the_daemon_is_closed(
+        self, target_resolver: TargetResolver, blocking: bool
+    ) -> None:
+        """The address has become the machine's own after it was permitted."""
+        guard = OwnSince(0)
+        dialer = self.dialer(target_resolver, guard)
+        with listen() as listening:
+            target = address_of(listening)
+            flow = tcp_to(target)._replace(addresses=(target,))
+            with pytest.raises(DialError) as caught:
+                if blocking:
+                    dialer.dial(flow)
+                else:
+                    pending = dialer.begin(flow)
+                    assert pending is not None
+                    wait_until(pending.settled)
+                    pending.finish()
+            assert caught.value.reason is Reason.LOOP
+            with listening.accept()[0] as peer:
+                peer.settimeout(SECONDS)
+                assert peer.recv(1) == b""
+        assert guard.selectors == [RouteSelectors()]
+
+    def test_connection_to_another_machine_goes_on(self, target_resolver: TargetResolver) -> None:
+        guard = OwnSince()
+        with listen() as listening:
+            target = address_of(listening)
+            stream = self.dialer(target_resolver, guard).dial(tcp_to(target))
+            with listening.accept()[0] as peer:
+                stream.write(b"x")
+                assert peer.recv(1) == b"x"
+            stream.close()
+        assert guard.selectors == [RouteSelectors()]
+
+    @pytest.mark.parametrize("looks", [0, 1])
+    def test_options_of_the_socket_count(self, target_resolver: TargetResolver, looks: int) -> None:
+        """Before and after the connection."""
+        outgoing, selectors = SocketOptions("127.0.0.1"), RouteSelectors(source="127.0.0.1")
+        with listen() as listening:
+            target = address_of(listening)
+            flow = tcp_to(target)._replace(addresses=(target,))
+            guard = OwnSince(looks)
+            with pytest.raises(DialError):
+                self.dialer(target_resolver, guard, outgoing).dial(flow)
+            assert guard.selectors == [selectors] * (looks + 1)
+            if not looks:
+                guard = OwnSince(looks)
+                with pytest.raises(DialError) as caught:
+                    self.dialer(target_resolver, guard, outgoing).begin(flow)
+                assert caught.value.reason is Reason.LOOP
+
+    def test_options_of_the_socket_count_for_datagrams(
+        self, target_resolver: TargetResolver
+    ) -> None:
+        guard = OwnSince(0)
+        dialer = self.dialer(target_resolver, guard, SocketOptions("127.0.0.1"))
+        conn = dialer.dial_packet(FLOW)
+        target = Address("127.0.0.1", 9)
+        with pytest.raises(DialError) as caught:
+            conn.prepare(udp_to(target)._replace(addresses=(target,)))
+        assert caught.value.reason is Reason.LOOP
+        assert guard.selectors == [RouteSelectors(source="127.0.0.1")]
+        conn.close()
 
 
 class TestUdp:

@@ -12,12 +12,10 @@ from netproxy.dialer.http import HttpDialer
 from netproxy.errors import Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.listener.pool import ThreadPool
 from netproxy.resolver.resolver import Resolver
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
 from netproxy.protocol import connect_udp
-from netproxy.resolver.resolver import Resolver
 from tests.support.flows import Anywhere
 from tests.support.origin import (
     PATIENCE,

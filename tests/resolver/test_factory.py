@@ -42,23 +42,17 @@ from netproxy.router.factory import domains
 from tests.support.certificates import certificates
 from tests.support.dns import query, question
 from tests.support.doubles import Counts, Lines
+from tests.support.flows import Anywhere
 from tests.support.nameservers import MAIL, RIGHT, WWW, answer_to, far_deadline, name_server, serve
 from tests.support.sockets import SECONDS, Task, read_exactly, read_to_end, server
 
 OFFICE = UpstreamConfig((HopConfig("socks5", Address("192.0.2.7", 1080)),), "office")
 
 
-class PermissiveGuard:
-    """A guard that permits everything."""
-
-    def permitted(self, flow: Flow, addresses: Sequence[Address]) -> Sequence[Address]:
-        return addresses
-
-
-class ForbiddingGuard:
+class ForbiddingGuard(Anywhere):
     """A guard that takes every address for an own listener."""
 
-    def permitted(self, flow: Flow, addresses: Sequence[Address]) -> Sequence[Address]:
+    def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
         raise DialError(Reason.LOOP, f"{flow.network} {flow.target}")
 
 
@@ -78,7 +72,7 @@ class RecordingDialer:
 
 def direct(seconds: float) -> Dialer:
     """Return a real direct dialer."""
-    resolver = TargetResolver(SystemResolver({}), PermissiveGuard())  # type: ignore[arg-type]
+    resolver = TargetResolver(SystemResolver({}), Anywhere())
     return DirectDialer(resolver, UdpSocketFactory(Counts(), Lines()), seconds)
 
 
@@ -104,7 +98,7 @@ def dependencies(
     guard: Any = None,
 ) -> ResolverDependencies:
     """Return dependencies that permit everything, unless there is a guard."""
-    return ResolverDependencies(direct_within, dialer, domains, guard or PermissiveGuard())
+    return ResolverDependencies(direct_within, dialer, domains, guard or Anywhere())
 
 
 def only(forwarder: DnsForwarder) -> Any:

@@ -6,7 +6,7 @@ from typing import Callable, Sequence
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import Dialer, Route
+from netproxy.interfaces.routing import Dialer, Route, RouteSelectors
 
 CLIENT = Address("192.0.2.1", 5)
 
@@ -23,6 +23,14 @@ class Anywhere:
     """A DestinationGuard that permits every address."""
 
     def permitted(self, flow: Flow, addresses: Sequence[Address]) -> tuple[Address, ...]:
+        return tuple(addresses)
+
+    def is_own_port(self, flow: Flow) -> bool:
+        return False
+
+    def without_own(
+        self, flow: Flow, addresses: Sequence[Address], selectors: RouteSelectors
+    ) -> tuple[Address, ...]:
         return tuple(addresses)
 
 

@@ -17,7 +17,13 @@ from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
+from netproxy.interfaces.routing import (
+    ANY_ROUTE,
+    DestinationGuard,
+    Dialer,
+    Resolver,
+    RouteSelectors,
+)
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.protocol.host import parse_host
 from netproxy.router.auto import Verdicts
@@ -68,11 +74,23 @@ class StubResolver:
         return [target._replace(host=host) for host in hosts]
 
 
+class LocalAddresses:
+    """Knows a machine's addresses (access.destinations.IsLocal)."""
+
+    def __init__(self, hosts: Sequence[str] = ()) -> None:
+        self.hosts = tuple(hosts)
+
+    def __call__(
+        self, network: str, address: Address, selectors: RouteSelectors = ANY_ROUTE
+    ) -> bool:
+        return address.host in self.hosts
+
+
 def make_guard(
     config: Config, own: Sequence[tuple[str, Address]] = (), local: Sequence[str] = ()
 ) -> Destinations:
     """Return the guard of a daemon with `own` sockets on a machine with `local` addresses."""
-    sockets = OwnSockets(lambda host: host in local)
+    sockets = OwnSockets(LocalAddresses(local))
     sockets.set(own)
     guard = Destinations(sockets)
     guard.configure(make_policies(config))

@@ -10,9 +10,10 @@ from typing import Iterator
 
 import pytest
 
+from netproxy.daemon.activation import ActivationSockets
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import ActivationAddress
-from netproxy.net.activation import ActivationSockets, set_receive_timeout
+from netproxy.net.socket_options import set_receive_timeout
 from netproxy.net.udp_sockets import UdpSocketFactory
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import address_of, listen, udp

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from typing import TYPE_CHECKING, Mapping
 
 from netproxy.errors import ListenError
@@ -20,14 +19,7 @@ if TYPE_CHECKING:
 FIRST_DESCRIPTOR = 3
 """SD_LISTEN_FDS_START."""
 
-LOOK_SECONDS = 0.5
-"""How often a thread that waits on an activation socket looks whether it is to stop.
-
-Nothing else wakes it, as the socket is never shut down.
-"""
-
 _NETWORKS = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
-_TIMEVAL = struct.Struct("@ll")
 
 
 class ActivationSockets:
@@ -81,10 +73,3 @@ class ActivationSockets:
         for sockets in self._sockets.values():
             for sock in sockets:
                 sock.close()
-
-
-def set_receive_timeout(sock: socket.socket) -> None:
-    """End each blocking receive on `sock` after LOOK_SECONDS (SO_RCVTIMEO).  Raises OSError."""
-    seconds = int(LOOK_SECONDS)
-    timeval = _TIMEVAL.pack(seconds, round((LOOK_SECONDS - seconds) * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)

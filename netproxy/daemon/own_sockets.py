@@ -1,0 +1,70 @@
+"""The sockets that no client may be led back to, as a configuration has them.
+
+access.destinations.OwnSockets keeps them.  Thread: main.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterable, Sequence
+
+from netproxy.interfaces.addresses import Address
+
+if TYPE_CHECKING:
+    from netproxy.access.destinations import OwnSockets
+    from netproxy.config.schema import Config
+    from netproxy.listener.tcp import TcpListener
+    from netproxy.listener.udp import UdpListener
+
+
+def wanted_sockets(config: Config) -> list[tuple[str, Address]]:
+    """Return network and address of the sockets that a configuration would bind.
+
+    Only those whose port it tells.
+    """
+    sockets = [
+        (network, address)
+        for listener in config.listeners
+        for address in listener.addresses
+        for network in listener.network
+        if address.port
+    ]
+    if config.metrics.address is not None:
+        sockets.append(("tcp", config.metrics.address))
+    return sockets
+
+
+def own_sockets(
+    config: Config, listeners: Sequence[TcpListener | UdpListener]
+) -> list[tuple[str, Address]]:
+    """Return network and address of the sockets that no client may be led back to.
+
+    The listeners, also by the addresses that are announced for them.
+    """
+    own = [(listener.network, listener.address) for listener in listeners]
+    announced = [
+        announce.address for listener in config.listeners for announce in listener.announce
+    ]
+    return own + [
+        (network, Address(address.host, address.port or bound.port))
+        for network, bound in own
+        for address in announced
+    ]
+
+
+class ExpectedSockets:
+    """Own sockets that are about to be bound, until their configuration is in force or fails.
+
+    A PreparedChange.
+    """
+
+    def __init__(self, own: OwnSockets, sockets: Iterable[tuple[str, Address]]) -> None:
+        self._removals = [own.register(network, address) for network, address in sockets]
+
+    def commit(self) -> None:
+        """Leave them to the configuration's own sockets, which are set by now."""
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove them."""
+        for remove in self._removals:
+            remove()
