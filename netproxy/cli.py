@@ -10,17 +10,15 @@ import gc
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, Sequence
+from typing import TYPE_CHECKING, NoReturn, Sequence
 
 from netproxy import __version__
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser
 
-# Exit statuses of sysexits(3).
-FINE, USAGE = 0, 64
-# Exit statuses of netproxyctl.
-REFUSED, NOT_RUNNING = 1, 3
+USAGE = 64
+"""The exit status of sysexits(3) for a wrong option."""
 CONTROL_SOCKET = "/run/netproxy/control.sock"
 DEFAULT_FILE = "/etc/netproxy/netproxyd.yaml"
 DEFAULT_LISTENER = "sps://127.0.0.1:1080"
@@ -77,22 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def control_main(arguments: Sequence[str] | None = None) -> int:
     """Run netproxyctl; return its exit status."""
     options = control_parser().parse_args(arguments)
-    if options.command == "hash-password":
-        return _hash_password()
+    filters = {name: value for name in FILTERS if (value := getattr(options, name, None))}
     # late, as all that only netproxyctl needs
-    from netproxy.admin.control_socket import CommandError, NotRunning
-    from netproxy.ctl.console import lines_text
+    from netproxy.ctl.commands import run
 
-    try:
-        return _control(options)
-    except (NotRunning, CommandError) as error:
-        for line in str(error).split("\n"):
-            print(lines_text([f"netproxyctl: {line}"]), file=sys.stderr)
-        return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
-    except BrokenPipeError:
-        # The reader of our output has ended.  Nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
+    return run(options, filters)
 
 
 # -- the command lines
@@ -233,80 +220,3 @@ def _parser(program: str, description: str, epilog: str) -> ArgumentParser:
             self.exit(USAGE, f"{self.prog}: {message} (try --help)\n")
 
     return Parser(prog=program, description=description, epilog=epilog)
-
-
-# -- netproxyctl
-
-
-def _control(options: Namespace) -> int:
-    """Run a command of netproxyctl.  Raises NotRunning or CommandError."""
-    from netproxy.admin.control_socket import ask
-    from netproxy.ctl.console import lines_text
-
-    def tell(command: str, **details: Any) -> Any:  # Any: JSON, of a kind for each command
-        return ask(options.socket, command, **details)
-
-    command = options.command
-    filters = {name: value for name in FILTERS if (value := getattr(options, name, None))}
-    if command == "top":
-        from netproxy.ctl.top import Top
-
-        top = Top(tell)
-        print(top.once()) if options.batch else top.run()
-    elif command == "kill":
-        print(f"{tell('kill', ids=options.ids, **filters)['killed']} killed")
-    elif command == "explain":
-        print(lines_text(tell("explain", flow=options.flow)))
-    elif command == "auto" and options.clear:
-        print(f"{tell('verdicts', clear=True)['cleared']} cleared")
-    elif command == "auto":
-        _show(options, tell("verdicts"))
-    elif command == "log":
-        print(tell("log", level=options.level)["level"])
-    elif command == "reload":
-        tell("reload")
-        print("reloaded")
-    elif command == "drain":
-        print(f"draining: {tell('drain')['connections']} connections may finish")
-    else:
-        _show(options, tell(command, **filters))
-    return FINE
-
-
-def _show(options: Namespace, answer: Any) -> None:  # Any: JSON, of a kind for each command
-    """Print the answer of a command, as a table or as JSON."""
-    import json
-    from netproxy.ctl import console
-
-    command = options.command
-    if command in ("connections", "sessions"):
-        answer = console.sort_flows(answer, options.sort)[: options.number]
-    if options.json:
-        print(json.dumps(answer, indent=2))
-    elif command == "status":
-        print(console.status_text(answer))
-    elif command == "upstreams":
-        print(console.upstreams_text(answer))
-    elif command == "tunnels":
-        print(console.tunnels_text(answer))
-    elif command == "auto":
-        print(console.verdicts_text(answer))
-    else:
-        print(console.flows_text(answer, command == "sessions"))
-
-
-def _hash_password() -> int:
-    """Read a password and print its hash; return the exit status."""
-    from netproxy.access.users import hash_password
-
-    if sys.stdin.isatty():
-        import getpass
-
-        password = getpass.getpass("Password: ")
-    else:
-        password = sys.stdin.readline().rstrip("\n")
-    if not 0 < len(password.encode()) < 256:
-        print("netproxyctl: a password has 1 to 255 bytes", file=sys.stderr)
-        return USAGE
-    print(hash_password(password))
-    return FINE
