@@ -223,12 +223,10 @@ class TcpListener(socketserver.ThreadingTCPServer):
 
     def _shed(self) -> None:
         """Drop the oldest handshaking connection if there are too many, a silent one first."""
-        handshaking = []
-        for connection in list(self._handshaking):  # others end meanwhile
-            if connection.stream.handshaking:
-                handshaking.append(connection)
-            else:
-                self._handshaking.pop(connection, None)
+        connections = list(self._handshaking)  # others end meanwhile
+        handshaking = [connection for connection in connections if connection.stream.handshaking]
+        for connection in set(connections).difference(handshaking):
+            self._handshaking.pop(connection, None)
         if len(handshaking) <= HANDSHAKING_LIMIT:
             return
         # In a burst the clients have sent their requests, and it is we who are late.
@@ -244,8 +242,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
         self._log.limited(
             ("handshaking", self.address),
             "%s: %s clients have not finished their handshake: the oldest are dropped",
-            self.address,
-            HANDSHAKING_LIMIT,
+            *(self.address, HANDSHAKING_LIMIT),
         )
         oldest.stream.shutdown()
 

@@ -26,6 +26,7 @@ class RecordingDial:
     """A PendingDial that is settled when the test says so."""
 
     left = 5.0
+    local = None
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
