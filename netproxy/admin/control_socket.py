@@ -226,7 +226,7 @@ class ControlServer:
         try:
             request = json.loads(line)
             command = self._commands[request["command"]]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             known = ", ".join(self._commands)
             return json.dumps({"error": f"unknown command (known: {known})"}).encode(), None
         try:

@@ -104,7 +104,10 @@ def test_refusal_tells_why(serve: Callable[[], ControlServer]) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"{", b"[]", b'"answer"', b"{}", b'{"command": "unknown"}', b'{"command": []}', b"\xff", b""],
+    [
+        *(b"{", b"[]", b'"answer"', b"{}", b'{"command": "unknown"}', b'{"command": []}', b"\xff"),
+        *(b"", b"[" * 10_000),
+    ],
 )
 def test_unknown_command_is_answered_with_the_known_ones(
     serve: Callable[[], ControlServer], line: bytes

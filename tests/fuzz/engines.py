@@ -94,9 +94,7 @@ def inputs(target: Target) -> strategies.SearchStrategy[bytes]:
     from hypothesis import strategies
 
     seeds = [*target.seeds().values(), b""]
-    words = strategies.one_of(
-        strategies.sampled_from(target.words), strategies.binary(max_size=8)
-    )
+    words = strategies.one_of(strategies.sampled_from(target.words), strategies.binary(max_size=8))
     place = strategies.integers(0, target.longest)
     edits = strategies.lists(
         strategies.tuples(place, strategies.integers(0, 4), words), max_size=_EDITS

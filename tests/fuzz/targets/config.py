@@ -99,7 +99,8 @@ def _plain(node: Node) -> Any:
 
 
 def _check_url(data: bytes) -> None:
-    text = data.decode("utf-8", "replace")
+    # As an argument of the command line.
+    text = data.decode("utf-8", "surrogateescape")
     for parse in (parse_listen, parse_host_port, parse_announce):
         accepted(parse, text)
     for make in (hop_node, listener_node):

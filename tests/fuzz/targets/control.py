@@ -21,7 +21,9 @@ _PATIENCE = 60.0
 """Seconds until an answer that does not come is a finding."""
 _ANSWER_LIMIT = 1 << 16
 """Bytes of an answer: the daemon has no flows."""
-_CONFIG = "listeners: [{listen: '127.0.0.1:0', name: main}]\nupstreams: {gone: 'socks5://127.0.0.1:1'}"
+_CONFIG = (
+    "listeners: [{listen: '127.0.0.1:0', name: main}]\nupstreams: {gone: 'socks5://127.0.0.1:1'}"
+)
 
 
 class _Served:
@@ -38,16 +40,20 @@ class _Source:
         self.stats = stats
 
 
+def _nothing() -> None:
+    """Stand in for a signal to this process."""
+
+
 @contextmanager
 def _serving() -> Iterator[None]:
     with running(_CONFIG) as daemon, tempfile.TemporaryDirectory() as folder:
         view: Any = daemon.daemon  # Any: the class has no name here that a test could import
         log: Any = Lines()  # Any: Commands takes the class Log for its level
         log.level = "info"
-        commands = Commands(view, _Source(Stats(view, log, 0.0)), ReloadRequests(int), log)
+        commands = Commands(view, _Source(Stats(view, log, 0.0)), ReloadRequests(_nothing), log)
         table = dict(commands.table())
         # What would signal this process answers only.
-        table["reload"] = table["drain"] = lambda request: ActAfterAnswer({}, int)
+        table["reload"] = table["drain"] = lambda request: ActAfterAnswer({}, _nothing)
         _Served.path, _Served.log = str(Path(folder) / "control"), log
         server = ControlServer(_Served.path, table, log)
         server.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 
 import dns.exception
@@ -47,7 +48,9 @@ def _check_name(data: bytes) -> None:
     assert message.question[0].name.to_wire() == query[codec.HEADER_SIZE : -4 - codec.OPT_SIZE]
     question, end = codec.parse_question(query)
     assert end == len(query) - codec.OPT_SIZE
-    assert codec.encode_query(1, question) == query.lower()[:12] + query[12:end].lower() + query[end:]
+    assert (
+        codec.encode_query(1, question) == query.lower()[:12] + query[12:end].lower() + query[end:]
+    )
 
 
 def _check_question(data: bytes) -> None:
@@ -57,7 +60,7 @@ def _check_question(data: bytes) -> None:
     try:
         name, size = dns.name.from_wire(message, codec.HEADER_SIZE)
         # Nothing precedes the question that a pointer could lead to.
-        whole = len(message) >= codec.HEADER_SIZE + size + 4 and len(name.to_wire()) == size
+        whole = len(message) >= codec.HEADER_SIZE + size + 4 and len(name.to_wire() or b"") == size
     except dns.exception.DNSException:
         whole = False
     assert (question is not None) == whole, (question, message)
@@ -87,12 +90,9 @@ def _check_alias(data: bytes) -> None:
         return
     if size != len(data):
         assert answer is None
-    elif answer is not None:
-        expected = ["127.0.0.1"] if _text(target.labels) != question.name else []
-        assert answer == (codec.NOERROR, ["127.0.0.1"], 30) or not expected, (answer, target)
-    else:
-        # Our limit on pointers is the number of labels that a name can have.
-        assert size == 2
+    elif answer is not None and _text(target.labels) != question.name:
+        # dnspython follows a pointer into the header, too: we refuse that name.
+        assert answer == (codec.NOERROR, ["127.0.0.1"], 30), (answer, target)
 
 
 def _check_message(data: bytes) -> None:
@@ -116,7 +116,9 @@ def _records(data: bytes) -> list[codec.Record]:
 
 def _parse(data: bytes) -> dns.message.Message | None:
     try:
-        return dns.message.from_wire(data, ignore_trailing=True, one_rr_per_rrset=True)
+        # dnspython has rules of its own for updates and the like.
+        query = data[:2] + bytes((data[2] & 0x87,)) + data[3:]
+        return dns.message.from_wire(query, ignore_trailing=True, one_rr_per_rrset=True)
     except (dns.exception.DNSException, ValueError):
         # It reads more of a message than we do: every type's RDATA.
         return None
@@ -140,6 +142,9 @@ def _check_as_query(data: bytes) -> None:
     """A query: its key, errors that answer it, and what fits in a datagram."""
     for code in (codec.FORMERR, codec.SERVFAIL):
         error = codec.encode_error(data, code)
+        if data[2] & 0x78:
+            # dnspython has rules of its own for updates.
+            continue
         message = dns.message.from_wire(error)
         assert message.id == int.from_bytes(data[:2], "big")
         assert message.flags & dns.flags.QR and (int(message.rcode()) == code)
@@ -173,11 +178,14 @@ def _check_kept(data: bytes) -> None:
         assert new.ttl == expected or (old.rtype == codec.OPT and new.ttl == old.ttl)
     least = dns_message.least_ttl(plain)
     assert least is None or 0 <= least < codec.TTL_LIMIT
-    if _parse(data) is not None and not data[2] & 0x78:
+    if _parse(data) is not None:
         assert _parse(plain) is not None and _parse(aged) is not None
     short = dns_message.truncate(data, _LIMIT)
     assert len(short) <= max(_LIMIT, min(len(data), _LIMIT))
-    assert short == data or (short[2] & 2 and dns.message.from_wire(short).flags & dns.flags.TC)
+    if short != data:
+        assert short[2] & 2
+        # Options pass through as they are, even if they cannot be read.
+        assert _parse(data) is None or _parse(short) is not None
 
 
 def _check_as_answer(data: bytes) -> None:
@@ -209,22 +217,29 @@ def _check_addresses(message: bytes, asked: Question, answer: codec.AddressAnswe
     rdtype = dns.rdatatype.RdataType(asked.qtype)
     owners = {_text(rrset.name.labels) for rrset in parsed.answer if rrset.rdtype == rdtype}
     listed = {
-        rdata.address.removeprefix("::ffff:")
+        _packed(rdata.address)
         for rrset in parsed.answer
         if rrset.rdtype == rdtype and rrset.rdclass == dns.rdataclass.IN
         for rdata in rrset
     }
-    assert set(answer.addresses) <= listed or not owners, (answer, listed)
+    ours = list(map(_packed, answer.addresses))
+    assert set(ours) <= listed or not owners, (answer, listed)
     if asked.name in owners and answer.rcode == codec.NOERROR:
         direct = [
-            rdata.address.removeprefix("::ffff:")
+            _packed(rdata.address)
             for rrset in parsed.answer
             if rrset.rdtype == rdtype
             and rrset.rdclass == dns.rdataclass.IN
             and _text(rrset.name.labels) == asked.name
             for rdata in rrset
         ]
-        assert answer.addresses == direct, (answer, direct)
+        assert ours == direct, (answer, direct)
+
+
+def _packed(address: str) -> bytes:
+    """Return the bytes of an address, of a v4-mapped one those of the IPv4 address."""
+    ip = ipaddress.ip_address(address)
+    return (getattr(ip, "ipv4_mapped", None) or ip).packed
 
 
 _QUESTION = b"\0\1\x81\x80\0\1\0\1\0\0\0\1\1a\7example\0\0\1\0\1"

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from typing import Any, Callable
 
 from netproxy.interfaces.addresses import Address
 from netproxy.protocol import capsule, proxy_protocol, tunnel, uot
 from netproxy.protocol.capsule import Capsules
 from netproxy.protocol.tunnel_datagrams import AddressedDatagrams
 from netproxy.protocol.uot import Frames
-from tests.fuzz.target import (
-    Target,
-    accepted,
-    check_framing,
-    check_reader,
-    read_outcome,
-)
+from tests.fuzz.target import Target, accepted, check_framing, check_reader, read_outcome
 
 _TARGET = Address("192.0.2.1", 443)
 _NAMES = (b"example.com", b"a.", b"127.1", b"::1", b"\xff", b"0.0.0.0")
@@ -122,12 +117,17 @@ def _check_handshake(data: bytes) -> None:
         assert tunnel.encode_hello(hello.result) == data[: len(data) - len(hello.rest)]
     challenge = check_reader(tunnel.read_challenge, data, 33)
     if challenge.accepted:
-        encode = tunnel.encode_refusal if isinstance(challenge.result, int) else tunnel.encode_challenge
-        assert encode(challenge.result) == data[: len(data) - len(challenge.rest)]
+        _check_answer(data, challenge, tunnel.encode_challenge)
     welcome = check_reader(tunnel.read_welcome, data, 49)
     if welcome.accepted:
-        encode = tunnel.encode_refusal if isinstance(welcome.result, int) else tunnel.encode_welcome
-        assert encode(welcome.result) == data[: len(data) - len(welcome.rest)]
+        _check_answer(data, welcome, tunnel.encode_welcome)
+
+
+def _check_answer(data: bytes, answer: Outcome, encode: Callable[[Any], bytes]) -> None:
+    """Check what the bridge says.  Any: nonce or Welcome."""
+    refused = isinstance(answer.result, int)
+    written = tunnel.encode_refusal(answer.result) if refused else encode(answer.result)
+    assert written == data[: len(data) - len(answer.rest)]
 
 
 def _check_messages(data: bytes) -> None:

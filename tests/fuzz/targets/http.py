@@ -62,9 +62,10 @@ class _Message(NamedTuple):
     """Bytes behind the message."""
 
 
-def _read_by_h11(role: type[h11.Sentinel], data: bytes, method: bytes) -> _Message:
+def _read_by_h11(role: Any, data: bytes, method: bytes) -> _Message:
     """Read one message, the answer to a `method` request unless it is a request itself.
 
+    `role` is h11.SERVER or h11.CLIENT.  Any: h11 does not export their type.
     Raises h11.RemoteProtocolError.
     """
     connection = h11.Connection(role, max_incomplete_event_size=1 << 20)

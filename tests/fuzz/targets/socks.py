@@ -101,9 +101,7 @@ def _check_datagrams(data: bytes) -> None:
         _check_header(bytes(memory))
     skip = socks5.common_header(memory, offsets, last)
     ends = [*(at + step for at in offsets[:-1]), offsets[-1] + last]
-    datagrams = [
-        bytes(memory[start:end]) for start, end in zip(offsets, ends, strict=True)
-    ]
+    datagrams = [bytes(memory[start:end]) for start, end in zip(offsets, ends, strict=True)]
     headers = {datagram[2 : _header_size(datagram)] for datagram in datagrams}
     whole = all(0 < _header_size(datagram) <= len(datagram) for datagram in datagrams)
     same = len(headers) == 1 and whole
