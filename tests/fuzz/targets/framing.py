@@ -11,7 +11,7 @@ from netproxy.protocol import capsule, proxy_protocol, tunnel, uot
 from netproxy.protocol.capsule import Capsules
 from netproxy.protocol.tunnel_datagrams import AddressedDatagrams
 from netproxy.protocol.uot import Frames
-from tests.fuzz.target import Target, accepted, check_framing, check_reader, read_outcome
+from tests.fuzz.target import Outcome, Target, accepted, check_framing, check_reader, read_outcome
 
 _TARGET = Address("192.0.2.1", 443)
 _NAMES = (b"example.com", b"a.", b"127.1", b"::1", b"\xff", b"0.0.0.0")
