@@ -245,6 +245,9 @@ class _Notification:
     def wake(self, wait: Wait, ready: bool) -> None:
         self._notify()
 
+    def unwatched(self, wait: Wait, error: Exception) -> None:
+        self._notify()
+
     def end(self, error: Exception | None) -> None:
         """Do nothing: only waits with a step end this way."""
 
@@ -255,7 +258,7 @@ class _Notification:
 def _start_thread(name: str, start: Callable[[], None]) -> None:
     try:
         start()
-    except RuntimeError as error:  # can't start new thread
+    except (RuntimeError, OSError) as error:  # can't start new thread, or no descriptor
         raise ListenError(f"{name}: {error}") from error
 
 

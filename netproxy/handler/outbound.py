@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from netproxy.errors import DialError, StreamError
 from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Wait, Watched
 from netproxy.interfaces.flows import Flow, Record, Traffic
 from netproxy.interfaces.routing import NonBlockingDialer, Route
@@ -223,8 +224,12 @@ class OutboundConnection:
         self._outbound = outbound
 
     def bound(self) -> Address:
-        """Return the address that the target sees, for the reply.  Raises StreamError."""
-        return self.upstream.local_address()
+        """Return the address that the target sees, for the reply; 0.0.0.0 if it is not known."""
+        try:
+            return self.upstream.local_address()
+        except StreamError:
+            # The relay finds out what is wrong with the socket, and writes the record.
+            return UNSPECIFIED_ADDRESS
 
     def accept(self, client: Stream, reply: bytes) -> Wait | None:
         """Tell the client that it is connected, then relay; the relay closes both streams.

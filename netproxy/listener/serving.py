@@ -56,6 +56,10 @@ class Connection:
         """Go on with a wait on a pool thread."""
         self.serving.resume(self, wait, ready)
 
+    def unwatched(self, wait: Wait, error: Exception) -> None:
+        """Go on with a wait that cannot be watched, as if its time were up."""
+        self.serving.resume_unwatched(self, wait, error)
+
     def end(self, error: Exception | None) -> None:
         """End the connection; `error` is being handled if it failed."""
         self.serving.end(self, error)
@@ -208,8 +212,15 @@ class Serving:
             return
         try:
             self._poller.watch(wait, connection)
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            self.resume(connection, wait, False)
+        except (OSError, ValueError) as error:  # the kernel has no memory, or closed meanwhile
+            self.resume_unwatched(connection, wait, error)
+
+    def resume_unwatched(self, connection: Connection, wait: Wait, error: Exception) -> None:
+        """Go on, as if the time were up, with a wait that cannot be watched."""
+        if connection.stream.open:
+            self.counter.count("connections", "not watched")
+            self.log.limited("not watched", "connections cannot be watched: %s", error)
+        self.resume(connection, wait, False)
 
     def resume(self, connection: Connection, wait: Wait, ready: bool) -> None:
         """Go on with a wait on a pool thread, however many wait there: it was admitted.
@@ -242,8 +253,8 @@ class Serving:
             return
         try:
             self._poller.watch(following, connection)
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            self.resume(connection, following, False)
+        except (OSError, ValueError) as error:  # the kernel has no memory, or closed meanwhile
+            self.resume_unwatched(connection, following, error)
 
     def _attempt(self, connection: Connection, wait: Wait, ready: bool) -> Wait | None:
         try:

@@ -90,11 +90,15 @@ class TcpListener(socketserver.ThreadingTCPServer):
         except OSError as error:
             raise ListenError(f"cannot listen on tcp {address}: {error.strerror}") from error
         self._activated = activated is not None
-        if activated is not None:
-            self.socket.close()
-            self.socket = activated
-            self._set_options()
-        self.address = from_sockaddr(self.socket.getsockname())
+        try:
+            if activated is not None:
+                self.socket.close()
+                self.socket = activated
+                self._set_options()
+            self.address = from_sockaddr(self.socket.getsockname())
+        except OSError as error:
+            self.server_close()
+            raise ListenError(f"cannot listen on tcp {address}: {error.strerror}") from error
         self.socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self.socket, select.POLLIN)

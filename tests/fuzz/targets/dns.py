@@ -179,7 +179,8 @@ def _check_kept(data: bytes) -> None:
     least = dns_message.least_ttl(plain)
     assert least is None or 0 <= least < codec.TTL_LIMIT
     if _parse(data) is not None:
-        assert _parse(plain) is not None and _parse(aged) is not None
+        # A later one may not be read: a name can point into the TTL of another record.
+        assert _parse(plain) is not None
     short = dns_message.truncate(data, _LIMIT)
     assert len(short) <= max(_LIMIT, min(len(data), _LIMIT))
     if short != data:
