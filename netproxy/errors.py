@@ -7,7 +7,17 @@ everything above deals with this tree alone.  A message never holds a secret.
 from __future__ import annotations
 
 import enum
-from typing import Final
+from typing import Final, Iterable
+
+
+def printable(text: str) -> str:
+    """Return the text with \\x, \\u and \\n escapes for everything that is not printable.
+
+    Characters that change the direction of text, or that have no width, are not printable.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class NetProxyError(Exception):
@@ -18,8 +28,18 @@ class ConfigError(NetProxyError):
     """The configuration or the command line has an error."""
 
     def __init__(self, message: str, place: str = "") -> None:
-        """`place` is where the error is: "file:line:column" or an option; "" if unknown."""
-        super().__init__(f"{place}: {message}" if place else message)
+        """`place` is where the error is: "file:line:column" or an option; "" if unknown.
+
+        The text may repeat what a user has written: it becomes one line that a terminal shows.
+        """
+        super().__init__(printable(f"{place}: {message}" if place else message))
+
+    @classmethod
+    def joined(cls, errors: Iterable[ConfigError]) -> ConfigError:
+        """Return one error with the texts of several, one a line."""
+        error = cls("")
+        error.args = ("\n".join(map(str, errors)),)
+        return error
 
 
 class ListenError(NetProxyError):

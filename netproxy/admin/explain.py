@@ -32,7 +32,7 @@ EXAMPLE = "udp alice@192.168.1.5 -> example.com:443 on main"
 # [tcp|udp] [[user@]client] -> host:port [on listener]
 _FLOW = re.compile(
     r"\s*(?:(tcp|udp)\s+)?(?:(?:([^@\s]+)@)?([^@\s>-]\S*)\s+)?"
-    r"->\s*(\S+):(\d{1,5})(?:\s+on\s+(\S+))?\s*\Z"
+    r"->\s*(\S+):([0-9]{1,5})(?:\s+on\s+(\S+))?\s*\Z"
 )
 
 
@@ -114,8 +114,10 @@ def parse_flow(text: str, listener: str) -> Flow:
     if not match or int(match[5]) > 65535:
         raise FlowError(f"not a flow (expected one such as '{EXAMPLE}')")
     try:
-        client = Address(parse_host(match[3].encode()), 0) if match[3] else ANY_CLIENT
-        target = Address(parse_host(match[4].encode()), int(match[5]))
+        client = (
+            Address(parse_host(match[3].encode(errors="replace")), 0) if match[3] else ANY_CLIENT
+        )
+        target = Address(parse_host(match[4].encode(errors="replace")), int(match[5]))
     except ProtocolError as error:
         raise FlowError(str(error)) from error
     return Flow(match[1] or "tcp", client, target, match[6] or listener, match[2] or "")

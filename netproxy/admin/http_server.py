@@ -114,10 +114,9 @@ class HttpServer:
         # By descriptor, the oldest first.
         self._clients: dict[int, _HttpClient] = {}
         try:
-            self._socket = _listen(address)
+            self._socket, self.address = _listen(address)
         except OSError as error:
             raise ListenError(f"metrics {address}: {error.strerror or error}") from error
-        self.address = Address(*self._socket.getsockname()[:2])
         self._poll = select.poll()
         self._poll.register(self._socket, _READ)
         self.thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
@@ -272,8 +271,11 @@ def encode(answer: HttpAnswer, method: bytes) -> bytes:
     return head + (b"" if method == b"HEAD" else body)
 
 
-def _listen(address: Address) -> socket.socket:
-    """Return a non-blocking listening socket; without IPv6, `::` becomes 0.0.0.0."""
+def _listen(address: Address) -> tuple[socket.socket, Address]:
+    """Return a non-blocking listening socket and its address; without IPv6, `::` becomes 0.0.0.0.
+
+    Raises OSError.
+    """
     family, _, _, _, sockaddr = socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM
     )[0]
@@ -291,7 +293,7 @@ def _listen(address: Address) -> socket.socket:
         sock.bind(sockaddr)
         sock.listen(BACKLOG)
         sock.setblocking(False)
+        return sock, Address(*sock.getsockname()[:2])
     except OSError:
         sock.close()
         raise
-    return sock

@@ -255,6 +255,11 @@ def _relay_port(text: str) -> str:
     if text in ("shared", "any"):
         return text
     first, _, last = text.partition("-")
-    if first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) < 65536:
+    if (
+        text.isascii()
+        and first.isdigit()
+        and last.isdigit()
+        and 0 < int(first) <= int(last) < 65536
+    ):
         return text
     raise ValueError(f"'{text}' is not shared, any or a range of ports FIRST-LAST")

@@ -186,8 +186,10 @@ def _convert(node: YamlNode, path: str) -> Node:
 
 def _text(node: YamlNode, place: str, path: str) -> str:
     """Return a scalar's text, read from the file or the environment if it says so."""
+    text = _checked_text(node.value, place)
     if node.tag == "!file":
-        return _read_secret(os.path.join(os.path.dirname(path), node.value), place)
+        secret = _read_secret(os.path.join(os.path.dirname(path), text), place)
+        return _checked_text(secret, place)
 
     def variable(match: re.Match[str]) -> str:
         value = os.environ.get(match[1])
@@ -195,7 +197,19 @@ def _text(node: YamlNode, place: str, path: str) -> str:
             raise ConfigError(f"the environment variable {match[1]} is not set", place)
         return value
 
-    return _VARIABLE.sub(variable, node.value)
+    return _checked_text(_VARIABLE.sub(variable, text), place)
+
+
+def _checked_text(text: str, place: str) -> str:
+    """Return the text.  Raises ConfigError for what no name, path or password may contain."""
+    if "\0" in text:
+        raise ConfigError("the value contains a NUL character", place)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # A variable of the environment with other bytes, or an escape of half a character.
+        raise ConfigError("the value is not UTF-8", place) from error
+    return text
 
 
 def _read_secret(path: str, place: str) -> str:

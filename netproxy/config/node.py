@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Callable, NamedTuple, TypeVar
 
 from netproxy.config.units import parse_duration, parse_whole
-from netproxy.errors import ConfigError
+from netproxy.errors import ConfigError, printable
 
 Value = TypeVar("Value")
 Default = TypeVar("Default")
@@ -43,7 +43,7 @@ class Problems:
 
     def warn(self, message: str) -> None:
         """Add a warning: the configuration can be used, but probably should not."""
-        self.warnings.append(message)
+        self.warnings.append(printable(message))
 
 
 class MapReader:

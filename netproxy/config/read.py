@@ -44,7 +44,7 @@ def read_config(root: Node, problems: Problems) -> Config:
 def check(config: Config, problems: Problems) -> Config:
     """Return the same configuration.  Raises ConfigError with all errors, one a line."""
     if problems.errors:
-        raise ConfigError("\n".join(map(str, problems.errors)))
+        raise ConfigError.joined(problems.errors)
     return config
 
 

@@ -38,7 +38,7 @@ KEEPALIVE = 15.0
 LOOPBACK = "127.0.0.1"
 NAME = "tunnel"
 """The protocol of listeners for agents, and the name of the listener that the bridge adds."""
-_PORT = r"(?:(?:\[([^\]]*)\]|([0-9.]+)):)?(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp))?\Z"
+_PORT = r"(?:(?:\[([^\]]*)\]|([0-9.]+)):)?([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp))?\Z"
 _AGENT_NAME_ERROR = "an agent's name has 1 to 63 letters, digits, '-' and '_'"
 
 

@@ -11,7 +11,7 @@ LONGEST_DURATION = 3650 * 86400.0
 """Seconds.  System calls accept less than users can write."""
 WHOLE_LIMIT = 1 << 31
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
 def parse_duration(text: str) -> float:

@@ -22,7 +22,7 @@ HOP_SCHEMES = PLAIN_SCHEMES + PROXY_SCHEMES
 # Expressions as text: `re` compiles them when they are first needed, which may be never.
 _URL = r"([a-z][a-z0-9+.-]*)://([^/?#]*)/?(?:\?([^#]*))?\Z"
 _ACTIVATION = r"systemd:[!-9;-~]{1,255}\Z"
-_HOST_PORT = r"(?:\[([^\]]*)\]|([^:\[\]]*)):(\d{1,5})(?:-(\d{1,5}))?\Z"
+_HOST_PORT = r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})(?:-([0-9]{1,5}))?\Z"
 _ESCAPE = r"%([0-9A-Fa-f]{2})"
 AGENT_NAME = r"[A-Za-z0-9_-]{1,63}\Z"
 HOST_NAME = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\Z"
@@ -162,7 +162,10 @@ def listener_node(text: str, place: str) -> Node:
 def _insert_query(mapping: dict[str, Node], query: str, place: str) -> None:
     for pair in filter(None, query.split("&")):
         key, _, value = pair.partition("=")
-        _insert(mapping, key.split("."), _scalar_or_list(_unescape(value), place), place)
+        text = _unescape(value)
+        if "\0" in text:
+            raise ValueError("a value contains a NUL character (%00)")
+        _insert(mapping, key.split("."), _scalar_or_list(text, place), place)
 
 
 def _insert(mapping: dict[str, Node], keys: list[str], node: Node, place: str) -> None:
@@ -183,8 +186,12 @@ def _scalar_or_list(value: str, place: str) -> Node:
 
 
 def _unescape(text: str) -> str:
-    """Return the text with its %-escapes decoded as UTF-8."""
-    raw = re.sub(_ESCAPE, _escaped_byte, text.encode().decode("latin-1"))
+    """Return the text with its %-escapes decoded as UTF-8.  Raises ValueError."""
+    try:
+        raw = re.sub(_ESCAPE, _escaped_byte, text.encode().decode("latin-1"))
+    except UnicodeEncodeError as error:
+        # An argument of the command line with other bytes.
+        raise ValueError("not UTF-8") from error
     try:
         return raw.encode("latin-1").decode()
     except UnicodeDecodeError as error:

@@ -248,7 +248,7 @@ class _Notification:
     def wake(self, wait: Wait, ready: bool) -> None:
         self._notify()
 
-    def cannot_watch(self, wait: Wait) -> None:
+    def cannot_watch(self, wait: Wait, error: Exception) -> None:
         """Do nothing: the wait has no step that could return another one."""
 
     def end(self, error: Exception | None) -> None:
@@ -261,7 +261,7 @@ class _Notification:
 def _start_thread(name: str, start: Callable[[], None]) -> None:
     try:
         start()
-    except RuntimeError as error:  # can't start new thread
+    except (RuntimeError, OSError) as error:  # can't start new thread, or no descriptor
         raise ListenError(f"{name}: {error}") from error
 
 

@@ -61,11 +61,10 @@ class Binder:
             allowed = {address.host for address in flow.addresses}
         local = control.local_address()
         try:
-            listening = _listen(local.host)
+            listening, port = _listen(local.host)
         except OSError as error:
             raise DialError(Reason.GENERAL, error.strerror or "cannot listen") from error
         with listening:
-            port = listening.getsockname()[1]
             control.reply(encode(self._announcer.bound(flow.client, local, port, shared=False)))
             return (yield from self._wait(listening, control, allowed))
 
@@ -99,17 +98,18 @@ class Binder:
         return net_stream.Stream(sock), peer
 
 
-def _listen(host: str) -> socket.socket:
+def _listen(host: str) -> tuple[socket.socket, int]:
+    """Return a socket that listens, and its port.  Raises OSError."""
     family = socket.AF_INET6 if is_ipv6(host) else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.bind(to_sockaddr(Address(host, 0), family))
         listening.listen(1)
         listening.setblocking(False)
+        return listening, listening.getsockname()[1]
     except OSError:
         listening.close()
         raise
-    return listening
 
 
 class Announcement(NamedTuple):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from netproxy.errors import ClientLeft, DialError, StreamError
 from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Wait, Watched
 from netproxy.interfaces.flows import Flow, Record, Traffic
 from netproxy.interfaces.routing import NonBlockingDialer, Route
@@ -227,9 +228,7 @@ class OutboundConnection:
         self.flow = flow
         self.dialer = dialer
         self.upstream = upstream
-        # Bytes each way, without those of a relay.
-        self.sent = 0
-        self.received = 0
+        self.sent = self.received = 0  # bytes, without those of a relay
         self.number = 0  # assigned by the observer
         self.started = started
         self._relay: Relay | None = None
@@ -238,8 +237,11 @@ class OutboundConnection:
         self._outbound = outbound
 
     def bound(self) -> Address:
-        """Return the address that the target sees, for the reply.  Raises StreamError."""
-        return self.upstream.local_address()
+        """Return the address that the target sees, for the reply; 0.0.0.0 if it is not known."""
+        try:
+            return self.upstream.local_address()
+        except StreamError:
+            return UNSPECIFIED_ADDRESS  # the relay will find out what is wrong
 
     def accept(self, client: Stream, reply: bytes) -> Wait | None:
         """Tell the client that it is connected, then relay; the relay closes both streams.

@@ -248,7 +248,11 @@ class _Service:
         return None
 
     def _end(self) -> None:
-        self._relay.table.end(self._socket)
+        if self._socket.failed:
+            self._relay.counter.count("connections", "broken off")
+            self._relay.table.end(self._socket, "client reset")
+        else:
+            self._relay.table.end(self._socket)
         self._socket.close()
 
     def _forward(self, batch: Batch) -> None:

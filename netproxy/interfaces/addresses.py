@@ -55,5 +55,6 @@ def pack_ip(host: str) -> bytes | None:
             return inet_pton(AF_INET6, host)
         # A canonical host that ends in a digit is an address: parse_host has refused the others.
         return inet_pton(AF_INET, host) if host[-1:].isdigit() else None
-    except OSError:
+    except (OSError, ValueError):
+        # ValueError: a NUL or a lone surrogate.
         return None

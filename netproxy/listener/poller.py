@@ -32,7 +32,7 @@ class WaitOwner(Protocol):
     def wake(self, wait: Wait, ready: bool) -> None:
         """Go on elsewhere, once; `ready` is False if the time is up."""
 
-    def cannot_watch(self, wait: Wait) -> None:
+    def cannot_watch(self, wait: Wait, error: Exception) -> None:
         """Go on elsewhere with the wait that a step has returned: the kernel cannot watch it."""
 
     def end(self, error: Exception | None) -> None:
@@ -79,24 +79,28 @@ class Poller:
         return len(self._watches)
 
     def start(self) -> None:
-        """Open the epoll and start the thread.  Raises RuntimeError if there is none to be had."""
-        self._epoll = select.epoll()
+        """Open the epoll and start the thread.
+
+        Raises OSError, RuntimeError if one of them cannot be had; stop() closes what was opened.
+        """
         self._wake_up_read, self._wake_up_write = os.pipe()
+        self._epoll = select.epoll()
         self._epoll.register(self._wake_up_read, select.EPOLLIN)
         self.thread.start()
 
     def stop(self) -> None:
         """Stop the thread and close everything."""
-        if self._epoll is None:
-            return
         self._stopping = True
         if self.thread.is_alive():  # start() may have failed
             os.write(self._wake_up_write, b"!")
             self.thread.join()
         with self._lock:  # a pool thread that has not ended in time may still call watch()
-            self._epoll.close()
-        os.close(self._wake_up_read)
-        os.close(self._wake_up_write)
+            if self._epoll is not None:
+                self._epoll.close()
+        for descriptor in (self._wake_up_read, self._wake_up_write):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._wake_up_read = self._wake_up_write = -1
 
     def watch(self, wait: Wait, owner: WaitOwner) -> None:
         """Watch for a wait's events and tell its owner, once.
@@ -119,15 +123,16 @@ class Poller:
         epoll = self._epoll
         if epoll is None:
             raise ValueError("the poller has not been started")
-        try:
-            with self._lock:
+        with self._lock:
+            try:
                 for descriptor, events in watch.descriptors.items():
                     # On Linux the events are those of poll(2).
                     epoll.register(descriptor, events | once)
                     self._watches[descriptor] = watch
-        except BaseException:
-            self._forget(watch, closed=False)
-            raise
+            except BaseException:
+                # Still under the lock: an event of the first descriptor may have come already.
+                self._remove(watch, closed=False)
+                raise
 
     def release_idle(self) -> None:
         """Wake idle waits as if their time were up, from now on."""
@@ -192,8 +197,8 @@ class Poller:
             return
         try:
             self.watch(wait, watch.owner)
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            watch.owner.cannot_watch(wait)
+        except (OSError, ValueError) as error:  # closed meanwhile, or the kernel has no memory
+            watch.owner.cannot_watch(wait, error)
 
     def _end(self, watch: _Watch, error: Exception | None) -> None:
         try:
@@ -229,9 +234,9 @@ class Poller:
                         self._watches[descriptor] = watch
                     elif events != before[descriptor]:
                         epoll.modify(descriptor, events)
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
+        except (OSError, ValueError) as error:  # closed meanwhile, or the kernel has no memory
             self._forget(watch, closed=False)
-            watch.owner.cannot_watch(wait)
+            watch.owner.cannot_watch(wait, error)
 
     def _forget(self, watch: _Watch, closed: bool) -> bool:
         """Stop watching; return whether it was still watched.
@@ -239,14 +244,18 @@ class Poller:
         `closed`: the descriptors are closed and may already belong to another connection.
         The kernel has forgotten closed ones by itself.
         """
-        known = False
         with self._lock:
-            for descriptor in watch.descriptors:
-                if self._watches.get(descriptor) is watch:
-                    del self._watches[descriptor]
-                    known = True
-                    if not closed:
-                        self._unregister(descriptor)
+            return self._remove(watch, closed)
+
+    def _remove(self, watch: _Watch, closed: bool) -> bool:
+        """Do what _forget() does.  Under the lock."""
+        known = False
+        for descriptor in watch.descriptors:
+            if self._watches.get(descriptor) is watch:
+                del self._watches[descriptor]
+                known = True
+                if not closed:
+                    self._unregister(descriptor)
         return known
 
     def _unregister(self, descriptor: int) -> None:

@@ -62,9 +62,9 @@ class Connection:
         """Go on with a wait on a pool thread."""
         self.serving.resume(self, wait, ready)
 
-    def cannot_watch(self, wait: Wait) -> None:
+    def cannot_watch(self, wait: Wait, error: Exception) -> None:
         """Go on with a wait that the poller cannot watch, on a pool thread."""
-        self.serving.resume_unwatched(self, wait)
+        self.serving.resume_unwatched(self, wait, error)
 
     def end(self, error: Exception | None) -> None:
         """End the connection; `error` is being handled if it failed."""
@@ -238,8 +238,8 @@ class Serving:
             return
         try:
             self._poller.watch(wait, connection)
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            self.resume_unwatched(connection, wait)
+        except (OSError, ValueError) as error:  # closed meanwhile, or the kernel has no memory
+            self.resume_unwatched(connection, wait, error)
 
     def resume(self, connection: Connection, wait: Wait, ready: bool) -> None:
         """Go on with a wait on a pool thread, however many wait there: it was admitted.
@@ -256,11 +256,14 @@ class Serving:
         else:
             self.end(connection, None)
 
-    def resume_unwatched(self, connection: Connection, wait: Wait) -> None:
+    def resume_unwatched(self, connection: Connection, wait: Wait, error: Exception) -> None:
         """Go on with a wait that the poller cannot watch, on a pool thread.
 
         A handshake waits there.  Anything else is told that its time is up.
         """
+        if connection.stream.open:
+            self.counter.count("connections", "not watched")
+            self.log.limited("not watched", "connections cannot be watched: %s", error)
         if connection.need is not None:
             wait = Wait((), None, connection.block_unwatched)
         self.resume(connection, wait, False)
@@ -293,5 +296,5 @@ class Serving:
             return
         try:
             self._poller.watch(following, connection)
-        except (OSError, ValueError):  # closed meanwhile, or the kernel has no memory
-            self.resume_unwatched(connection, following)
+        except (OSError, ValueError) as error:  # closed meanwhile, or the kernel has no memory
+            self.resume_unwatched(connection, following, error)

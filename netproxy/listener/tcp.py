@@ -1,8 +1,8 @@
 """A TCP listener: one thread accepts and begins each connection's handshake.
 
-It is a socketserver.ThreadingTCPServer.  Steps that do not suit a daemon are replaced:
-accept errors are paced, connections are driven by listener.serving, the fault of one
-connection is one log record.  A client that has not said what it wants may be shed.
+It is a socketserver.ThreadingTCPServer with other steps: accept errors are paced, connections
+are driven by listener.serving, the fault of one connection is one log record.
+A client that has not said what it wants may be shed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 # Seconds of rest after an accept that failed because descriptors or memory ran out.
 ACCEPT_PAUSE = 0.1
-# Handshaking connections kept for a listener: beyond that the oldest is shed.  Beyond twice as
-# many this includes clients whose bytes were not read yet.
-HANDSHAKING_LIMIT = 256
-# The oldest of them that are looked at for one without such bytes.
-SHED_CANDIDATES = 16
+# Handshaking connections of a listener: beyond that the oldest silent one of SHED_CANDIDATES is
+# shed, beyond twice as many simply the oldest.
+HANDSHAKING_LIMIT, SHED_CANDIDATES = 256, 16
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -100,11 +98,15 @@ class TcpListener(socketserver.ThreadingTCPServer):
         except OSError as error:
             raise ListenError(f"cannot listen on tcp {address}: {error.strerror}") from error
         self._activated = activated is not None
-        if activated is not None:
-            self.socket.close()
-            self.socket = activated
-            self._set_options()
-        self.address = from_sockaddr(self.socket.getsockname())
+        try:
+            if activated is not None:
+                self.socket.close()
+                self.socket = activated
+                self._set_options()
+            self.address = from_sockaddr(self.socket.getsockname())
+        except OSError as error:
+            self.server_close()
+            raise ListenError(f"cannot listen on tcp {address}: {error.strerror}") from error
         self.socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self.socket, select.POLLIN)

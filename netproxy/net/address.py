@@ -58,7 +58,7 @@ def to_sockaddr(address: Address, family: int) -> SocketAddress:
         return (host, address.port)
     if len(packed) == 4:
         return (V4_MAPPED_TEXT + host, address.port, 0, 0)
-    return (host, address.port, 0, int(scope) if scope.isdigit() else 0)
+    return (host, address.port, 0, int(scope) if scope.isascii() and scope.isdigit() else 0)
 
 
 def pack_sockaddr(sockaddr: SocketAddress) -> bytes:

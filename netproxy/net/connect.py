@@ -310,8 +310,8 @@ class _Race:
 
     def _finish(self, descriptor: int) -> socket.socket | None:
         sock, _ = self._pending[descriptor]
-        outcome = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         try:
+            outcome = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not outcome and sock.getsockname() == sock.getpeername():
                 outcome = errno.ECONNREFUSED  # it has connected to itself
         except OSError as error:

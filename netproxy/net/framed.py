@@ -99,6 +99,8 @@ class FramedStream:
         """Bytes still to come of a frame that is skipped."""
         self.ended = False
         """True if nothing more will come."""
+        self.failed = False
+        """True if the stream has failed: datagrams may have been lost."""
         self.closed = False
 
     # -- receiving
@@ -121,7 +123,7 @@ class FramedStream:
         except BlockingIOError:
             count = 0
         except OSError:
-            count, self.ended = 0, True
+            count, self.ended, self.failed = 0, True, True
         filled = kept + count
         try:
             rest = self._find_frames(arena, filled, spans)
@@ -182,6 +184,9 @@ class FramedStream:
                 return
             was_empty = not self._queue
             sent = self._write(data) if was_empty else 0
+            if self.failed:
+                self._counter.count("drops", "stream failed", len(offsets))
+                return
             # A frame that has begun must be finished; others wait as far as there is room.
             begun = -(-sent // frame)
             fitting = min(len(offsets), (sent + QUEUE_LIMIT - len(self._queue)) // frame)
@@ -194,12 +199,18 @@ class FramedStream:
             self._watch()
 
     def _write(self, data: bytes | bytearray) -> int:
-        """Write what the stream takes.  Under the lock."""
-        try:
-            return self._stream.write_some(data)
-        except StreamError:
-            # The stream has failed; its reader will see that.
-            return len(data)
+        """Write what the stream takes.  Under the lock.
+
+        A frame that was cut would make nonsense of those behind it: a stream that fails ends,
+        and its reader sees that.
+        """
+        if not self.failed:
+            try:
+                return self._stream.write_some(data)
+            except StreamError:
+                self.failed = True
+                self._stream.shutdown()
+        return len(data)
 
     def flush(self) -> bool:
         """Write what waits in the queue; return whether nothing is left."""

@@ -101,26 +101,26 @@ class UdpSocketFactory:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if keyed else 1)
             _report_local_address(sock, keyed)
             sock.bind(to_sockaddr(address, family))
+            # Our header makes full-sized replies too long for many paths: let them be fragmented.
+            return self._tuned(sock, PMTUDISC_DONT, keyed, tag)
         except OSError as error:
             sock.close()
             raise ListenError(f"cannot listen on udp {address}: {error.strerror}") from error
-        # Our header makes full-sized replies too long for many paths: let them be fragmented.
-        return self._tuned(sock, PMTUDISC_DONT, keyed, tag)
 
     def _take_activated(self, address: ActivationAddress) -> DatagramSocket:
         """Return what listen() returns, on a socket that the service manager has bound."""
         if self._activated is None:
             raise ListenError(f"udp {address}: there are no activation sockets here")
         sock = self._activated.take("udp", address)
-        keyed = is_unspecified(from_sockaddr(sock.getsockname()).host)
-        _report_local_address(sock, keyed)
         try:
+            keyed = is_unspecified(from_sockaddr(sock.getsockname()).host)
+            _report_local_address(sock, keyed)
             sock.setblocking(True)
             set_receive_timeout(sock)
+            local = self._tuned(sock, PMTUDISC_DONT, keyed)
         except OSError as error:
             sock.close()
             raise ListenError(f"cannot listen on udp {address}: {error.strerror}") from error
-        local = self._tuned(sock, PMTUDISC_DONT, keyed)
         local.activated = True
         return local
 
@@ -134,8 +134,12 @@ class UdpSocketFactory:
         datagram.enable(sock, socket.IPPROTO_IP, datagram.IP_RECVERR, 1)
         if sock.family == socket.AF_INET6:
             datagram.enable(sock, socket.IPPROTO_IPV6, datagram.IPV6_RECVERR, 1)
-        # Never fragmented on the way to a target: path MTU discovery, as in QUIC, stays right.
-        return self._tuned(sock, PMTUDISC_PROBE)
+        try:
+            # Never fragmented on the way to a target: path MTU discovery, as in QUIC, stays right.
+            return self._tuned(sock, PMTUDISC_PROBE)
+        except OSError:
+            sock.close()
+            raise
 
     @staticmethod
     def _open_outgoing(options: SocketOptions) -> socket.socket:
@@ -151,7 +155,10 @@ class UdpSocketFactory:
     def _tuned(
         self, sock: socket.socket, discovery: int, keyed: bool = False, tag: bytes = b""
     ) -> DatagramSocket:
-        """Set buffers, path MTU discovery (IP_MTU_DISCOVER) and GRO; wrap the socket."""
+        """Set buffers, path MTU discovery (IP_MTU_DISCOVER) and GRO; wrap the socket.
+
+        Raises OSError; then the socket is still open.
+        """
         for option, forced in (
             (socket.SO_RCVBUF, SO_RCVBUFFORCE),
             (socket.SO_SNDBUF, SO_SNDBUFFORCE),

@@ -129,3 +129,18 @@ def test_edit_distance_counts_letters(first: str, second: str, edits: int) -> No
 def test_suggestion_with_an_edit_limit_needs_a_close_word(word: str, hint: str) -> None:
     known = ("sps", "socks5", "socks5h", "socks5+tls", "none")
     assert suggestion(word, known, 2) == hint
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            'log: {level: "a\\nb"}',
+            "c.yaml:1:14: log.level: 'a\\nb' is not one of debug, info, warning, error",
+        ),
+        ('"\\e[31m": x', "c.yaml:1:1: \\x1b[31m: unknown key"),
+        ('"a\\u202eb": x', "c.yaml:1:1: a\\u202eb: unknown key"),
+    ],
+)
+def test_error_repeats_what_is_written_on_one_printable_line(text: str, message: str) -> None:
+    assert errors(text) == [message]

@@ -85,6 +85,11 @@ class TestValues:
             "2:35: listeners[0].udp.relay: unknown key (did you mean 'relay_port'?)",
         ),
         (
+            "udp: {relay_port: \u00b2-3}",
+            "2:47: listeners[0].udp.relay_port: '\u00b2-3' is not shared, any or a range of "
+            "ports FIRST-LAST",
+        ),
+        (
             "udp: {relay_port: 5-3}",
             "2:47: listeners[0].udp.relay_port: '5-3' is not shared, any or a range of "
             "ports FIRST-LAST",

@@ -145,6 +145,27 @@ class TestRefused:
             assert "hunter2" not in error(text)
 
 
+class TestCharacters:
+    """What no name, path or password may contain."""
+
+    def test_nul_is_refused(self) -> None:
+        assert error('a: "b\\0"') == "c.yaml:1:4: the value contains a NUL character"
+
+    def test_nul_in_the_path_of_a_secret_is_refused(self) -> None:
+        assert error('a: !file "b\\0"') == "c.yaml:1:4: the value contains a NUL character"
+
+    def test_nul_in_a_secret_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_bytes(b"a\0b")
+        path = tmp_path / "c.yaml"
+        path.write_text("a: !file secret")
+        with pytest.raises(ConfigError, match="contains a NUL character"):
+            load_file(str(path))
+
+    def test_variable_that_is_not_utf_8_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SECRET", "caf\udce9")
+        assert error("a: ${SECRET}") == "c.yaml:1:4: the value is not UTF-8"
+
+
 class TestBombs:
     @pytest.mark.parametrize(
         "text",
@@ -200,11 +221,15 @@ class TestFiles:
     def test_directory_as_secret_file_is_an_error(self, tmp_path: Path) -> None:
         assert error(f"a: !file {tmp_path}") == f"c.yaml:1:4: !file {tmp_path}: Is a directory"
 
-    def test_endless_secret_file_is_read_up_to_the_limit(
-        self, monkeypatch: pytest.MonkeyPatch
+    def test_long_secret_file_is_read_up_to_the_limit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(load_module, "SECRET_LIMIT", 10)
-        assert tree("a: !file /dev/zero") == {"a": "\0" * 10}
+        (tmp_path / "long").write_text("x" * 20)
+        assert tree(f"a: !file {tmp_path / 'long'}") == {"a": "x" * 10}
+
+    def test_endless_secret_file_is_an_error(self) -> None:
+        assert error("a: !file /dev/zero") == "c.yaml:1:4: the value contains a NUL character"
 
     @pytest.mark.parametrize(
         "name, reason", [("none.yaml", "No such file or directory"), ("", "Is a directory")]

@@ -54,6 +54,7 @@ def test_number_without_unit_is_refused_with_the_units(text: str) -> None:
         "inf",
         "nan",
         "never",
+        "\uff15s",
     ],
 )
 def test_invalid_duration_is_refused(text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import pytest
 
 from netproxy.config.schema import HopConfig
@@ -276,3 +278,30 @@ class TestListenerUrl:
         with pytest.raises(ValueError) as caught:
             listener_node(text, "-l")
         assert str(caught.value) == message
+
+
+class TestOtherDigits:
+    """Digits of other alphabets, which int() would read."""
+
+    @pytest.mark.parametrize("parse", [parse_listen, parse_host_port, parse_announce])
+    def test_port_is_not_written_with_them(self, parse: Callable[[str], object]) -> None:
+        with pytest.raises(ValueError):
+            parse("127.0.0.1:\uff18\uff10")
+
+    def test_port_of_a_hop_is_not_written_with_them(self) -> None:
+        with pytest.raises(ValueError):
+            parse_hop("http://127.0.0.1:\u0668\u0660")
+
+
+class TestCharacters:
+    def test_nul_in_a_value_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="a NUL character"):
+            listener_node("sps://127.0.0.1:80?tls.key=%00", "-l")
+
+    def test_argument_that_is_not_utf_8_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="not UTF-8"):
+            listener_node("sps://127.0.0.1:80?name=\udcff", "-l")
+
+    def test_announced_host_has_no_nul(self) -> None:
+        with pytest.raises(ValueError, match="is not an address"):
+            parse_announce("a\x001")

@@ -30,7 +30,7 @@ class Owner:
         if self._then is not None:
             self._then(ready)
 
-    def cannot_watch(self, wait: Wait) -> None:
+    def cannot_watch(self, wait: Wait, error: Exception) -> None:
         raise AssertionError
 
     def end(self, error: Exception | None) -> None:

@@ -45,7 +45,7 @@ class Stepper:
     def wake(self, wait: Wait, ready: bool) -> None:
         self.wakes.append((wait, ready))
 
-    def cannot_watch(self, wait: Wait) -> None:
+    def cannot_watch(self, wait: Wait, error: Exception) -> None:
         self.unwatched.append(wait)
 
     def end(self, error: Exception | None) -> None:

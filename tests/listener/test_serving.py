@@ -282,7 +282,7 @@ def test_connection_that_cannot_be_watched_is_served_by_a_pool_thread(
     assert read_to_end(silent) == b"here\n"
     wait_until(rig.all_ended)
     assert len(lines.read) == 3 and all(name.startswith(POOL) for name in lines.read)
-    assert rig.outcomes() == {"accepted": 2}
+    assert rig.outcomes() == {"accepted": 2, "not watched": 2}
 
 
 def test_connection_that_needs_a_thread_ends_once_the_pool_has_stopped(start: Start) -> None:

@@ -35,6 +35,7 @@ def test_sockaddr_is_converted_to_an_address(sockaddr: tuple[Any, ...], address:
         (Address("127.0.0.1", 80), socket.AF_INET6, ("::ffff:127.0.0.1", 80, 0, 0)),
         (Address("::1", 80), socket.AF_INET6, ("::1", 80, 0, 0)),
         (Address("fe80::1%3", 80), socket.AF_INET6, ("fe80::1", 80, 0, 3)),
+        (Address("fe80::1%\u00b2", 80), socket.AF_INET6, ("fe80::1", 80, 0, 0)),
     ],
 )
 def test_address_is_converted_to_a_sockaddr_of_the_family(

@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import pytest
 
-from netproxy.errors import DialError, Reason
+from netproxy.errors import DialError, Reason, StreamError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Run
 from netproxy.net import address, framed
@@ -34,6 +34,7 @@ from tests.support.sockets import (
     Task,
     nothing_comes,
     read_exactly,
+    read_to_end,
     reset,
     tcp_pair,
     wait_until,
@@ -573,6 +574,27 @@ class TestSending:
             reset(rig.peer)
             wait_until(lambda: rig.receive() == [] and rig.framed.ended)
             rig.framed.send(rig.arena, run_of(rig.arena, [b"abc"]), None)
+
+    @both_roles
+    def test_send_that_fails_ends_the_stream(
+        self, role: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A part of a frame may have gone: what follows would be read as nonsense."""
+        with open_rig(Frames(), role) as rig:
+            destination = (
+                rig.framed.prepare(udp_to(Address("192.0.2.1", 53))) if role is FramedConn else None
+            )
+
+            def fail(stream: Stream, data: bytes) -> int:
+                raise StreamError("no buffer space available")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Stream, "write_some", fail)
+                rig.framed.send(rig.arena, run_of(rig.arena, [b"abc", b"def"]), destination)
+            rig.framed.send(rig.arena, run_of(rig.arena, [b"ghi"]), destination)
+            assert rig.counts.counts == {("drops", "stream failed"): 3}
+            wait_until(lambda: rig.receive() == [] and rig.framed.ended)
+            assert rig.framed.failed and read_to_end(rig.peer) == b""
 
     @both_roles
     def test_datagrams_after_shutdown_are_counted(self, role: Any) -> None:
