@@ -17,8 +17,10 @@ from netproxy import __version__
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
-USAGE = 64
-"""The exit status of sysexits(3) for a wrong option."""
+# Exit statuses of sysexits(3).
+FINE, USAGE = 0, 64
+# Exit statuses of netproxyctl.
+REFUSED, NOT_RUNNING = 1, 3
 CONTROL_SOCKET = "/run/netproxy/control.sock"
 DEFAULT_FILE = "/etc/netproxy/netproxyd.yaml"
 DEFAULT_LISTENER = "sps://127.0.0.1:1080"
@@ -75,11 +77,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def control_main(arguments: Sequence[str] | None = None) -> int:
     """Run netproxyctl; return its exit status."""
     options = control_parser().parse_args(arguments)
-    filters = {name: value for name in FILTERS if (value := getattr(options, name, None))}
+    if options.command == "hash-password":
+        return _hash_password()
     # late, as all that only netproxyctl needs
-    from netproxy.ctl.commands import run
+    from netproxy.admin.control_socket import CommandError, NotRunning
+    from netproxy.ctl.commands import run_command
+    from netproxy.ctl.console import lines_text
 
-    return run(options, filters)
+    filters = {name: value for name in FILTERS if (value := getattr(options, name, None))}
+    try:
+        run_command(options, filters)
+        return FINE
+    except (NotRunning, CommandError) as error:
+        for line in str(error).split("\n"):
+            print(lines_text([f"netproxyctl: {line}"]), file=sys.stderr)
+        return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
+    except BrokenPipeError:
+        # The reader of our output has ended.  Nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
 
 
 # -- the command lines
@@ -220,3 +236,20 @@ def _parser(program: str, description: str, epilog: str) -> ArgumentParser:
             self.exit(USAGE, f"{self.prog}: {message} (try --help)\n")
 
     return Parser(prog=program, description=description, epilog=epilog)
+
+
+def _hash_password() -> int:
+    """Read a password and print its hash; return the exit status."""
+    from netproxy.access.users import hash_password
+
+    if sys.stdin.isatty():
+        import getpass
+
+        password = getpass.getpass("Password: ")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if not 0 < len(password.encode()) < 256:
+        print("netproxyctl: a password has 1 to 255 bytes", file=sys.stderr)
+        return USAGE
+    print(hash_password(password))
+    return FINE

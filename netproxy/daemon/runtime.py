@@ -41,17 +41,14 @@ from netproxy.relay.nat import NatDependencies
 from netproxy.resolver.resolver import LookupPlan, Resolver
 from netproxy.router.auto import Verdicts
 
-RESERVED_DESCRIPTORS = 64
-"""Descriptors of RLIMIT_NOFILE that are kept for listeners, the log and name lookups."""
-DESCRIPTORS_PER_CONNECTION = 3
-"""Client, upstream, and one more while a name or a second address is tried."""
+# Descriptors of RLIMIT_NOFILE kept for listeners, log and lookups; and those of a connection:
+# client, upstream, and one more while a name or a second address is tried.
+RESERVED_DESCRIPTORS, DESCRIPTORS_PER_CONNECTION = 64, 3
 # Each pool: its most threads, and how many tasks may wait.
-# The dial queue takes as many new clients at once as there may be sessions; the threads are
-# enough that a proxy that does not answer holds up only a few.
+# The dial queue takes as many new clients at once as there may be sessions.
 DIAL_THREADS, DIAL_QUEUE = 64, 4096
-# Queries of dns listeners to their servers.  A pool of its own: the names that strangers ask
-# for must not hold up our own lookups.  Clients share it fairly, as they do the next two: one
-# alone has half of the threads (listener.fair_queue).
+# Queries of dns listeners.  A pool of its own: what strangers ask must not hold up our lookups.
+# One client alone has half of its threads, as of the next two pools' (listener.fair_queue).
 QUERY_THREADS, QUERY_QUEUE = 128, 1024
 # Health checks.  A pool of its own: a dead proxy must not hold up the check that finds it dead.
 CHECK_THREADS, CHECK_QUEUE = 8, 256

@@ -1,4 +1,7 @@
-"""BIND: listens once for a peer that connects back, as the target of FTP does.
+"""Where clients reach us: BND.ADDR of our replies, and BIND, which listens once for a peer.
+
+BND.ADDR is the configured address that fits the client, else the local address of the
+control connection: never an unspecified one, and always of that connection's family.
 
 BIND has two replies: the address that listens, then the peer that came.  It listens on
 the address that the client has reached us by, never on all.  A peer other than the one
@@ -10,19 +13,20 @@ from __future__ import annotations
 import select
 import socket
 import time
-from typing import TYPE_CHECKING, Callable, TypeAlias
+from typing import Callable, NamedTuple, Sequence, TYPE_CHECKING, TypeAlias
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.connections import Events, Steps
 from netproxy.net import stream as net_stream
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.socket_options import tune
 
 if TYPE_CHECKING:
-    from netproxy.handler.announce import Announcer
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.networks import HostSet
+    from netproxy.interfaces.routing import Resolver
     from netproxy.interfaces.services import Counter
 
 # Seconds until the peer must have come: the limit of the SOCKS4 memo.
@@ -106,3 +110,42 @@ def _listen(host: str) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+class Announcement(NamedTuple):
+    """An address to announce to some clients."""
+
+    clients: HostSet | None
+    """The client addresses; None for all."""
+    address: Address
+    """A literal or a name.  Port 0 announces the real port."""
+
+
+class Announcer:
+    """The announcements of a listener.  Thread: any."""
+
+    def __init__(self, announcements: Sequence[Announcement], resolver: Resolver) -> None:
+        """The first announcement that fits counts.  `resolver` looks names up, for each reply."""
+        self._announcements = announcements
+        self._resolver = resolver
+
+    def bound(self, client: Address, local: Address, port: int, shared: bool = True) -> Address:
+        """Return BND for a control connection from `client` that came to `local`.
+
+        `port` is the port that listens.  An announced port can only stand for the relay
+        port that all clients share; `shared` says that `port` is that one.
+        """
+        for clients, address in self._announcements:
+            if clients is None or client.host in clients:
+                for host in self._hosts(address):
+                    if is_ipv6(host) == is_ipv6(local.host) and not is_unspecified(host):
+                        return Address(host, address.port if shared and address.port else port)
+        return Address(local.host.partition("%")[0], port)
+
+    def _hosts(self, address: Address) -> list[str]:
+        if pack_ip(address.host) is not None:
+            return [address.host]
+        try:
+            return [resolved.host for resolved in self._resolver.resolve(address)]
+        except DialError:
+            return []  # the address of the control connection is the next best

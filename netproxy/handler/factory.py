@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Callable, NamedTuple
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import ConfigError
-from netproxy.handler.announce import Announcement, Announcer
+from netproxy.handler.bind import Announcement, Announcer
 from netproxy.handler.bind import Binder
 from netproxy.handler.forward import TcpForward, UdpForward
 from netproxy.handler.http import HttpHandler
-from netproxy.handler.http_forward import Forwarder
+from netproxy.handler.http import Forwarder
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Socks5Handler, Socks5Login
