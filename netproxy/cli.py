@@ -80,22 +80,9 @@ def control_main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "hash-password":
         return _hash_password()
     # late, as all that only netproxyctl needs
-    from netproxy.admin.control_socket import CommandError, NotRunning
-    from netproxy.ctl.commands import run_command
-    from netproxy.ctl.console import lines_text
+    from netproxy.ctl.commands import run
 
-    filters = {name: value for name in FILTERS if (value := getattr(options, name, None))}
-    try:
-        run_command(options, filters)
-        return FINE
-    except (NotRunning, CommandError) as error:
-        for line in str(error).split("\n"):
-            print(lines_text([f"netproxyctl: {line}"]), file=sys.stderr)
-        return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
-    except BrokenPipeError:
-        # The reader of our output has ended.  Nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
+    return run(options, filters)
 
 
 # -- the command lines
@@ -236,20 +223,3 @@ def _parser(program: str, description: str, epilog: str) -> ArgumentParser:
             self.exit(USAGE, f"{self.prog}: {message} (try --help)\n")
 
     return Parser(prog=program, description=description, epilog=epilog)
-
-
-def _hash_password() -> int:
-    """Read a password and print its hash; return the exit status."""
-    from netproxy.access.users import hash_password
-
-    if sys.stdin.isatty():
-        import getpass
-
-        password = getpass.getpass("Password: ")
-    else:
-        password = sys.stdin.readline().rstrip("\n")
-    if not 0 < len(password.encode()) < 256:
-        print("netproxyctl: a password has 1 to 255 bytes", file=sys.stderr)
-        return USAGE
-    print(hash_password(password))
-    return FINE

@@ -55,12 +55,7 @@ LATE_OURS = {
     *("netproxy.admin.commands", "netproxy.admin.control_socket", "netproxy.admin.explain"),
     *("netproxy.admin.http_server", "netproxy.admin.site", "netproxy.admin.stats"),
     *("netproxy.access.users", "netproxy.daemon.main"),
-    *(
-        "netproxy.daemon.tunnels",
-        "netproxy.ctl.commands",
-        "netproxy.ctl.console",
-        "netproxy.ctl.top",
-    ),
+    *("netproxy.daemon.tunnels", "netproxy.ctl.commands", "netproxy.ctl.top"),
     *("netproxy.config.tunnels", "netproxy.config.dns", "netproxy.config.rules"),
     *("netproxy.dialer.http", "netproxy.dialer.socks4", "netproxy.dialer.socks5"),
     *("netproxy.dialer.uot", "netproxy.handler.dns", "netproxy.net.mmsg", "netproxy.net.tls"),

@@ -1,24 +1,58 @@
-"""Carries out the commands of netproxyctl: asks the daemon, prints the answer."""
+"""Carries out the commands of netproxyctl: asks the daemon and prints its answer."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from typing import TYPE_CHECKING, Any, Mapping
 
-from netproxy.admin.control_socket import ask
-from netproxy.ctl import console
+from netproxy.admin.control_socket import CommandError, NotRunning, ask
+from netproxy.ctl.console import (
+    flows_text,
+    lines_text,
+    sort_flows,
+    status_text,
+    tunnels_text,
+    upstreams_text,
+    verdicts_text,
+)
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
+# Exit statuses; USAGE is that of sysexits(3).
+FINE, REFUSED, NOT_RUNNING, USAGE = 0, 1, 3, 64
 
-def run_command(options: Namespace, filters: Mapping[str, str]) -> None:
-    """Run a command of netproxyctl and print its answer.  Raises NotRunning or CommandError."""
+
+def run(options: Namespace, filters: Mapping[str, str]) -> int:
+    """Carry out a command of a parsed command line; return the exit status.
+
+    `filters` are those options that select flows, by name.
+    """
+    if options.command == "hash-password":
+        return _hash_password()
+    try:
+        return _control(options, filters)
+    except (NotRunning, CommandError) as error:
+        lines = [f"netproxyctl: {line}" for line in str(error).split("\n")]
+        print(lines_text(lines), file=sys.stderr)
+        return NOT_RUNNING if isinstance(error, NotRunning) else REFUSED
+    except BrokenPipeError:
+        # The reader of our output has ended.  Nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINE
+
+
+def _control(options: Namespace, filters: Mapping[str, str]) -> int:
+    """Have the daemon carry out a command.  Raises NotRunning or CommandError."""
 
     def tell(command: str, **details: Any) -> Any:  # Any: JSON, of a kind for each command
         return ask(options.socket, command, **details)
 
     command = options.command
     if command == "top":
+        # Late: only this command needs a terminal.
         from netproxy.ctl.top import Top
 
         top = Top(tell)
@@ -26,7 +60,7 @@ def run_command(options: Namespace, filters: Mapping[str, str]) -> None:
     elif command == "kill":
         print(f"{tell('kill', ids=options.ids, **filters)['killed']} killed")
     elif command == "explain":
-        print(console.lines_text(tell("explain", flow=options.flow)))
+        print(lines_text(tell("explain", flow=options.flow)))
     elif command == "auto" and options.clear:
         print(f"{tell('verdicts', clear=True)['cleared']} cleared")
     elif command == "auto":
@@ -40,24 +74,41 @@ def run_command(options: Namespace, filters: Mapping[str, str]) -> None:
         print(f"draining: {tell('drain')['connections']} connections may finish")
     else:
         _show(options, tell(command, **filters))
+    return FINE
 
 
 def _show(options: Namespace, answer: Any) -> None:  # Any: JSON, of a kind for each command
     """Print the answer of a command, as a table or as JSON."""
     command = options.command
     if command in ("connections", "sessions"):
-        answer = console.sort_flows(answer, options.sort)[: options.number]
+        answer = sort_flows(answer, options.sort)[: options.number]
     if options.json:
-        import json
-
         print(json.dumps(answer, indent=2))
     elif command == "status":
-        print(console.status_text(answer))
+        print(status_text(answer))
     elif command == "upstreams":
-        print(console.upstreams_text(answer))
+        print(upstreams_text(answer))
     elif command == "tunnels":
-        print(console.tunnels_text(answer))
+        print(tunnels_text(answer))
     elif command == "auto":
-        print(console.verdicts_text(answer))
+        print(verdicts_text(answer))
     else:
-        print(console.flows_text(answer, command == "sessions"))
+        print(flows_text(answer, command == "sessions"))
+
+
+def _hash_password() -> int:
+    """Read a password and print its hash; return the exit status."""
+    # Late: it brings libcrypto.
+    from netproxy.access.users import hash_password
+
+    if sys.stdin.isatty():
+        import getpass
+
+        password = getpass.getpass("Password: ")
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if not 0 < len(password.encode()) < 256:
+        print("netproxyctl: a password has 1 to 255 bytes", file=sys.stderr)
+        return USAGE
+    print(hash_password(password))
+    return FINE

@@ -188,17 +188,15 @@ class Stream(Need, Reader, Protocol):
     """True until the client has said what it wants."""
     deadline: float | None
     """Monotonic; None without a limit."""
+    calls: SocketCalls[Any]
+    """The calls that read and write the socket.  Any: each kind of socket has its own."""
 
     @property
     def open(self) -> bool:
         """False once closed."""
 
-    @property
-    def calls(self) -> SocketCalls[Any]:
-        """The calls that read and write the socket.  Any: they fit the kind of socket it is."""
-
     def become(self, sock: TcpSocket, calls: SocketCalls[Any], unread: bytes = b"") -> None:
-        """Go on with another socket, which `calls` read and write.  Any: as in `calls`."""
+        """Go on with another socket and its unread bytes.  Any: as in calls."""
 
     def move_to(self, other: Stream) -> None:
         """Hand socket and unread bytes over; only close() may follow."""

@@ -26,7 +26,8 @@ _ALWAYS = select.POLLERR | select.POLLHUP | select.POLLNVAL
 def side_by_side(main: Steps[T], other: Steps[None]) -> Steps[T]:
     """Run `other` beside `main`; return what `main` returns.
 
-    An exception of either ends both.  `other` is closed when `main` has returned.
+    An exception of either ends both.  `other` is closed when `main` has returned.  Neither
+    may yield a need that blocks: both begin on the caller's thread.
     """
     first, second = sides = _Side(main), _Side(other)
     try:
@@ -79,12 +80,11 @@ class _Side:
                 error = None
                 try:
                     result = need.begin()
-                    if result is Progress.NEEDS_THREAD:
-                        result = need.block()
                 except NetProxyError as raised:
                     error = raised
                     continue
-                if result is Progress.PENDING:
+                if isinstance(result, Progress):
+                    assert result is Progress.PENDING
                     self._wait_for(need)
                     return
         except StopIteration as stop:

@@ -15,12 +15,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from netproxy.errors import ListenError
+from netproxy.errors import ListenError, StreamError
 from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.socket_options import LOOK_SECONDS, tune
-from netproxy.net.stream import Stream
+from netproxy.net.stream import Stream, poll_watched
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 # Seconds of rest after an accept that failed because descriptors or memory ran out.
 ACCEPT_PAUSE = 0.1
-# Handshaking connections kept for a listener: beyond that the oldest is shed.
+# Handshaking connections kept for a listener: beyond that the oldest is shed.  Beyond twice as
+# many this includes clients whose bytes were not read yet.
 HANDSHAKING_LIMIT = 256
+# The oldest of them that are looked at for one without such bytes.
+SHED_CANDIDATES = 16
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -43,6 +46,13 @@ class _Accepted(Connection):
 
     listener: TcpListener
     admission: Admission
+
+    def has_unread(self) -> bool:
+        """Return whether the socket holds bytes, or an end, that were not read yet."""
+        try:
+            return bool(poll_watched(((self.stream.socket, select.POLLIN),), 0))
+        except (StreamError, ValueError):
+            return True  # it has ended just now
 
     def ended(self) -> None:
         self.listener.forget(self)
@@ -212,24 +222,29 @@ class TcpListener(socketserver.ThreadingTCPServer):
         self._serving.begin(connection, self.handler.handle(stream, client_address))
 
     def _shed(self) -> None:
-        """Drop the oldest handshaking connection if there are too many."""
-        handshaking = []
-        for connection in list(self._handshaking):  # others end meanwhile
-            if connection.stream.handshaking:
-                handshaking.append(connection)
-            else:
-                self._handshaking.pop(connection, None)
-        if len(handshaking) > HANDSHAKING_LIMIT:
+        """Drop the oldest handshaking connection if there are too many, a silent one first."""
+        connections = list(self._handshaking)  # others end meanwhile
+        handshaking = [connection for connection in connections if connection.stream.handshaking]
+        for connection in set(connections).difference(handshaking):
+            self._handshaking.pop(connection, None)
+        if len(handshaking) <= HANDSHAKING_LIMIT:
+            return
+        # In a burst the clients have sent their requests, and it is we who are late.
+        for oldest in handshaking[:SHED_CANDIDATES]:
+            if not oldest.has_unread():
+                break
+        else:
+            if len(handshaking) <= 2 * HANDSHAKING_LIMIT:
+                return
             oldest = handshaking[0]
-            self._handshaking.pop(oldest, None)
-            self._counter.count("connections_refused", "too many handshakes")
-            self._log.limited(
-                ("handshaking", self.address),
-                "%s: %s clients have not finished their handshake: the oldest are dropped",
-                self.address,
-                HANDSHAKING_LIMIT,
-            )
-            oldest.stream.shutdown()
+        self._handshaking.pop(oldest, None)
+        self._counter.count("connections_refused", "too many handshakes")
+        self._log.limited(
+            ("handshaking", self.address),
+            "%s: %s clients have not finished their handshake: the oldest are dropped",
+            *(self.address, HANDSHAKING_LIMIT),
+        )
+        oldest.stream.shutdown()
 
     def forget(self, connection: _Accepted) -> None:
         """Note that a connection has ended.  Thread: any."""

@@ -1,8 +1,9 @@
-"""A TCP connection with the bytes that were read ahead: what handlers and codecs work on.
+"""TCP connections with the bytes that were read ahead, as handlers and codecs use them.
 
-One thread at a time.  A Stream is a Reader, whose methods are generators, and the Need for
-more bytes, which they yield.  complete() runs such a generator on a thread that may block.
-One deadline covers everything that goes on (a handshake, a head), not each read.
+A Stream is a Reader, whose methods are generators, and the Need for more bytes, which they
+yield.  complete() runs such a generator on a thread that may block.  One deadline covers
+everything that is in progress (a handshake, a head), not each read.
+Thread: one at a time.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Bytes asked of the kernel at a time while a protocol is read.
+# Bytes to receive with one call while a protocol is read.
 RECEIVE = 16384
-# Bytes and seconds that are read and dropped after a refusal, so that the client gets to see
-# the refusal (RFC 9112 section 9.6).
+# Bytes that are read and dropped behind a refusal, and for how many seconds: otherwise a reset
+# could destroy the refusal before the client has read it (RFC 9112 section 9.6).
 LINGER_BYTES, LINGER_SECONDS = 65536, 2.0
 # SO_LINGER on, zero seconds: close() sends RST.
 _RESET = struct.pack("@ii", 1, 0)
-# struct tcp_info: offsets of the milliseconds since data was sent and received; its length so far.
+# struct tcp_info: offsets of the milliseconds since data was sent and received, and the length
+# that holds both.
 _LAST_SENT, _LAST_RECEIVED, _TCP_INFO = 44, 52, 104
 
 
@@ -43,17 +45,8 @@ class Stream:
     """A connected socket and its unread bytes."""
 
     __slots__ = (
-        "socket",
-        "light",
-        "plain",
-        "handshaking",
-        "_unread",
-        "_local",
-        "_receive_size",
-        "deadline",
-        "_pace",
-        "_calls",
-        "_on_close",
+        *("socket", "light", "plain", "handshaking", "deadline", "calls"),
+        *("_unread", "_local", "_receive_size", "_pace", "_on_close"),
     )
 
     def __init__(
@@ -71,46 +64,35 @@ class Stream:
         self.handshaking = True
         self._unread = unread
         self._local = local
-        # Bytes to ask the kernel for.
+        # Bytes to receive with the next call.
         self._receive_size = RECEIVE
-        # Monotonic; of everything that goes on, None without a limit.
+        # Monotonic; None without a limit.
         self.deadline = None if limited is None else time.monotonic() + limited
         self._pace: float | None = None
-        # Any: the calls fit the kind of socket.
-        self._calls: SocketCalls[Any] = syscalls
+        # The calls that read and write the socket.  Any: each kind of socket has its own.
+        self.calls: SocketCalls[Any] = syscalls
         # True if the peer's bytes are what the socket holds, False within TLS.
         self.plain = True
         self._on_close: tuple[Callable[[], None], ...] = ()
 
     # -- the transport
 
-    @property
-    def calls(self) -> SocketCalls[Any]:
-        """The calls that read and write the socket, as become() takes them.  Any: as above."""
-        return self._calls
-
     def become(self, sock: socket.socket, calls: SocketCalls[Any], unread: bytes = b"") -> None:
-        """Go on with another socket, which `calls` read and write, and its unread bytes.
-
-        Any: as above.
-        """
+        """Go on with another socket and its unread bytes.  Any: as in calls."""
         self.socket = sock
-        self._calls = calls
+        self.calls = calls
         self._unread = unread
         self.light = self.plain = calls is syscalls
 
     def move_to(self, other: connections.Stream) -> None:
-        """Hand socket and unread bytes over to `other`; this stream can only be closed then."""
-        other.become(self.socket, self._calls, self._unread)
+        """Hand socket and unread bytes over to `other`; only close() may follow here."""
+        other.become(self.socket, self.calls, self._unread)
         self.become(_MovedSocket(), syscalls)  # type: ignore[arg-type]  # only closed from now on
 
     # -- time
 
     def limit(self, seconds: float | None) -> None:
-        """Give everything that follows `seconds` in total, None for no limit.
-
-        DeadlineError is raised after that.
-        """
+        """Give everything that follows `seconds` in total, None for no limit."""
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self._pace = None
 
@@ -124,12 +106,13 @@ class Stream:
     def begin(self) -> bool | Progress:
         """Return True if bytes are there, False at the end of the stream, or PENDING.
 
-        A light stream is not asked: its handshake only yields it when all bytes are used up.
+        A light stream receives nothing here: it is yielded when all bytes are used up.
         Raises DeadlineError, StreamError.
         """
         if self.light:
             return Progress.PENDING
-        self._check_deadline()
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise DeadlineError("out of time")
         return self._receive_ahead()
 
     def watched(self) -> tuple[Watched, float | None]:
@@ -141,12 +124,12 @@ class Stream:
 
     def proceed(self, ready: Ready) -> bool | Progress:
         """Return as begin().  Raises DeadlineError, StreamError."""
-        # Bytes may be there, but a peer that sends byte by byte must not go on for ever.
+        # Checked although bytes may be there: a peer must not send byte by byte for ever.
         deadline = self.deadline
         if not ready or (deadline is not None and time.monotonic() >= deadline):
             raise DeadlineError("out of time")
         try:
-            received = self._calls.receive(self.socket, self._receive_size)
+            received = self.calls.receive(self.socket, self._receive_size)
         except OSError as error:
             raise StreamError(error.strerror or "cannot receive") from error
         if received is None:
@@ -204,7 +187,7 @@ class Stream:
         return data
 
     def close_staged(self) -> Steps[None]:
-        """Close so that the peer can read everything we wrote, though it may still be sending."""
+        """Close so that the peer can read everything we wrote while it is still sending."""
         self.shutdown_write()
         self.limit(LINGER_SECONDS)
         left = LINGER_BYTES
@@ -239,32 +222,29 @@ class Stream:
         return received is None or bool(received)
 
     def receive(self, limit: int) -> memoryview | bytes | None:
-        """Return about `limit` bytes that are there, b"" at the end, None if there is nothing yet.
+        """Receive about `limit` bytes without waiting; b"" at the end, None if none have come.
 
-        Valid until the thread's next call.  Raises StreamError.
+        They are valid until the thread's next call.  Raises StreamError.
         """
         try:
-            return self._calls.receive(self.socket, limit)
+            return self.calls.receive(self.socket, limit)
         except OSError as error:
             raise StreamError(error.strerror or "cannot receive") from error
 
     def write_some(self, data: bytes | bytearray | memoryview) -> int:
-        """Send as many bytes of `data` as go without waiting; return how many.
-
-        Raises StreamError.
-        """
+        """Send without waiting; return how many bytes were sent.  Raises StreamError."""
         try:
-            return self._calls.send(self.socket, data)
+            return self.calls.send(self.socket, data)
         except OSError as error:
             raise StreamError(error.strerror or "cannot send") from error
 
     def reply(self, data: bytes) -> None:
-        """Send the few bytes of a handshake without waiting.
+        """Send the few bytes of a handshake, for which the socket has room.
 
-        The socket has room for them.  Raises StreamError if the peer is gone or takes nothing.
+        Raises StreamError if the peer is gone or reads nothing.
         """
         try:
-            sent = self._calls.send(self.socket, data)
+            sent = self.calls.send(self.socket, data)
         except OSError as error:
             raise StreamError(error.strerror or "cannot send") from error
         if sent != len(data):
@@ -299,14 +279,14 @@ class Stream:
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it has just ended
+            pass  # the connection has ended already
 
     def shutdown_write(self) -> None:
         """Send the end of the stream; reading goes on."""
         try:
-            self._calls.shutdown(self.socket, socket.SHUT_WR)
+            self.calls.shutdown(self.socket, socket.SHUT_WR)
         except OSError:
-            pass  # the peer was faster
+            pass  # the peer has closed already
 
     def detach(self) -> tuple[socket.socket, bytes]:
         """Return the non-blocking socket and the unread bytes; only close() may follow."""
@@ -320,7 +300,7 @@ class Stream:
 
     def close(self) -> None:
         """Close the socket and make the calls of on_close()."""
-        self._calls.close(self.socket)
+        self.calls.close(self.socket)
         calls, self._on_close = self._on_close, ()
         for call in calls:
             call()
@@ -367,10 +347,6 @@ class Stream:
         ages = [struct.unpack_from("@I", info, at)[0] for at in (_LAST_SENT, _LAST_RECEIVED)]
         return float(min(ages)) / 1000
 
-    def _check_deadline(self) -> None:
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise DeadlineError("out of time")
-
     def _receive_ahead(self) -> bool | Progress:
         received = self.receive(self._receive_size)
         if received is None:
@@ -380,7 +356,7 @@ class Stream:
 
 
 class _Writable:
-    """The need for room in a stream's socket."""
+    """The need for space in the send buffer of a stream's socket."""
 
     __slots__ = ("_stream", "light")
 
@@ -396,7 +372,7 @@ class _Writable:
         return ((self._stream.socket, select.POLLOUT),), seconds
 
     def proceed(self, ready: Ready) -> bool:
-        # There may be room, but a peer that reads byte by byte must not go on for ever.
+        # Checked although there may be room: a peer must not read byte by byte for ever.
         if not ready or self._stream.watched()[1] == 0.0:
             raise DeadlineError("out of time")
         return True
@@ -406,7 +382,7 @@ class _Writable:
 
 
 class _MovedSocket:
-    """Stands in for a socket that has moved to another stream."""
+    """Replaces a socket that has moved to another stream."""
 
     @staticmethod
     def fileno() -> int:
@@ -459,9 +435,8 @@ def poll_streams(poll: select.poll, seconds: float | None) -> list[tuple[int, in
 
     Raises StreamError if the kernel has no memory for it.
     """
+    limit = None if seconds is None else min(seconds * 1000 + 1, syscalls.POLL_LIMIT_MS)
     try:
-        return poll.poll(
-            None if seconds is None else min(seconds * 1000 + 1, syscalls.POLL_LIMIT_MS)
-        )
+        return poll.poll(limit)
     except OSError as error:
         raise StreamError(error.strerror or "cannot wait") from error

@@ -126,7 +126,7 @@ class Netproxyd:
         return [line for line in self.log.splitlines() if re.search(pattern, line)]
 
     def all_lines(self, pattern: str) -> list[str]:
-        """The log's lines with `pattern`; those of all that has happened have been written."""
+        """The lines of all that has happened: the log is written a moment later, in order."""
         self.status()
         return self.lines(pattern)
 

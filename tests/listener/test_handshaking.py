@@ -12,6 +12,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Handshake, Stream
 from netproxy.listener import tcp as tcp_module
 from netproxy.net.stream import complete
+from tests.support.pools import Gate
 from tests.support.sockets import nothing_comes, read_to_end, wait_until
 from tests.support.tcp import TcpRig
 
@@ -176,6 +177,25 @@ def test_client_whose_handshake_holds_a_thread_is_shed_as_well(rig: TcpRig) -> N
     socks = connect_silent(rig, LIMIT + 1)
     assert read_to_end(socks[0]) == b""
     assert [exchange(sock, b"x") for sock in socks[1:]] == [b"x"] * LIMIT
+    assert rig.counts.of(*SHED) == 1
+
+
+def test_client_whose_bytes_were_not_read_yet_is_not_shed(
+    make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a burst the daemon is late, not the client."""
+    monkeypatch.setattr(tcp_module, "HANDSHAKING_LIMIT", LIMIT)
+    rig, gate = make(1), Gate()
+    rig.configure(OnThread())
+    rig.listener.start()
+    assert rig.pool.submit(gate)
+    first, second, third = connect_silent(rig, LIMIT)
+    first.sendall(b"x")
+    (fourth,) = connect_silent(rig)
+    assert read_to_end(second) == b""
+    gate.let_go()
+    assert first.recv(1) == b"x"
+    assert nothing_comes(third) and nothing_comes(fourth)
     assert rig.counts.of(*SHED) == 1
 
 

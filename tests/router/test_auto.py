@@ -8,26 +8,25 @@ from typing import Any, Iterator, Sequence
 
 import pytest
 
-from netproxy.errors import DialError, Reason
-from netproxy.handler.outbound import Outbound
-from netproxy.handler.forward import TcpForward
-from netproxy.handler.http import HttpHandler
-from netproxy.handler.http import Forwarder
 from netproxy.access.login import Login
 from netproxy.access.users import Users
+from netproxy.errors import DialError, Reason
+from netproxy.handler.forward import TcpForward
+from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.outbound import Outbound
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.observe.flows import ObserverGroup
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
 from netproxy.router import auto as auto_module
-from netproxy.router.auto import AutoDialer, Pins, Verdicts, AutoDialers
+from netproxy.router.auto import AutoDialer, AutoDialers, Pins, Verdicts
 from netproxy.router.factory import Routing
 from tests.support.doubles import Records
 from tests.support.handlers import Conversation
 from tests.support.nat import Clock
-from tests.support.routing import StubResolver, flow, make_guard, routing
 from tests.support.relays import configuration
+from tests.support.routing import StubResolver, flow, make_guard, routing
 from tests.support.sockets import (
     SECONDS,
     black_hole,

@@ -1,0 +1,212 @@
+"""Outbound: a dial that is pending, needs a thread, fails, or is given up."""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import Any, Iterator
+
+import pytest
+
+from netproxy.errors import DialError, Reason, StreamError
+from netproxy.handler.outbound import ClientLeft, Outbound, OutboundConnection
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Progress
+from netproxy.interfaces.flows import Flow
+from netproxy.net.stream import Stream
+from netproxy.observe.metrics import Counters
+from tests.support.flows import OneUpstream, tcp_to
+from tests.support.handlers import PIPE_LIMITS, RecordingDialer, RecordingLog
+from tests.support.sockets import reset, tcp_pair
+
+TARGET = Address("192.0.2.7", 80)
+
+
+class RecordingDial:
+    """A PendingDial that is settled when the test says so."""
+
+    left = 5.0
+    local = None
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.ready = False
+        self.failure: Reason | None = None
+        self.closed = 0
+
+    def settled(self) -> bool:
+        return self.ready
+
+    def finish(self) -> socket.socket:
+        if self.failure is not None:
+            raise DialError(self.failure)
+        return self.socket
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class PendingDialer(RecordingDialer):
+    """A dialer whose begin() returns `pending`."""
+
+    def __init__(self, pending: RecordingDial | None) -> None:
+        super().__init__()
+        self.pending = pending
+
+    def begin(self, flow: Flow) -> RecordingDial | None:
+        return self.pending
+
+
+class Rig:
+    """An Outbound, a client, and a dial that is pending."""
+
+    def __init__(self, client: socket.socket, upstream: socket.socket) -> None:
+        self.client = Stream(client)
+        self.pending = RecordingDial(upstream)
+        self.dialer: RecordingDialer = PendingDialer(self.pending)
+        self.router = OneUpstream(self.dialer)
+        self.log, self.counters = RecordingLog(), Counters()
+        self.outbound = Outbound(self.router, PIPE_LIMITS, self.counters, self.log)
+        self.steps = self.outbound.connect(tcp_to(TARGET), self.client)
+
+    def proceed(self, descriptor: socket.socket) -> Any:
+        """Return what the need returns after an event on a descriptor."""
+        return self.need.proceed({descriptor.fileno(): select.POLLOUT})
+
+    def begin(self) -> Any:
+        """Begin the dial.  Return what the need returns."""
+        self.need = next(self.steps)
+        return self.need.begin()
+
+    def ended(self) -> list[str]:
+        return [record.ended for record in self.log.records]
+
+
+Pairs = tuple[socket.socket, socket.socket, socket.socket]
+"""Our end of the client's connection, the client's end, our end of that to the target."""
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    with tcp_pair() as (client, peer), tcp_pair() as (upstream, _):
+        client.setblocking(False)
+        upstream.setblocking(False)
+        yield client, peer, upstream
+
+
+@pytest.fixture
+def rig(pairs: Pairs) -> Rig:
+    return Rig(pairs[0], pairs[2])
+
+
+def test_settled_dial_is_a_connection_at_once(rig: Rig) -> None:
+    rig.pending.ready = True
+    connection = rig.begin()
+    assert isinstance(connection, OutboundConnection)
+    assert connection.upstream.socket is rig.pending.socket and not rig.ended()
+
+
+def test_pending_dial_watches_the_dial_and_the_hang_up_of_the_client(rig: Rig) -> None:
+    assert rig.begin() is Progress.PENDING
+    assert rig.need.watched() == (
+        ((rig.pending.socket, select.POLLOUT), (rig.client.socket, 0)),
+        5.0,
+    )
+    assert rig.need.light
+
+
+def test_event_about_another_owner_of_a_descriptor_leaves_the_dial_pending(rig: Rig) -> None:
+    rig.begin()
+    assert rig.proceed(rig.pending.socket) is Progress.PENDING
+    assert rig.proceed(rig.client.socket) is Progress.PENDING
+    rig.pending.ready = True
+    assert isinstance(rig.proceed(rig.pending.socket), OutboundConnection)
+
+
+def test_failed_dial_is_counted_and_recorded_once(rig: Rig) -> None:
+    rig.begin()
+    rig.pending.ready, rig.pending.failure = True, Reason.REFUSED
+    with pytest.raises(DialError) as raised:
+        rig.proceed(rig.pending.socket)
+    with pytest.raises(DialError):
+        rig.steps.throw(raised.value)
+    assert rig.ended() == ["connection refused"] and not rig.pending.closed
+    assert rig.counters.value("dial_failures", "connection refused") == 1
+
+
+def test_dial_of_a_client_that_resets_is_closed_and_recorded(rig: Rig, pairs: Pairs) -> None:
+    rig.begin()
+    reset(pairs[1])
+    poll = select.poll()
+    poll.register(rig.client.socket, 0)
+    assert poll.poll(5000)
+    with pytest.raises(ClientLeft) as raised:
+        rig.proceed(rig.client.socket)
+    with pytest.raises(ClientLeft):
+        rig.steps.throw(raised.value)
+    assert rig.ended() == ["client left"] and rig.pending.closed == 1
+
+
+def test_dial_is_closed_and_recorded_when_the_handshake_is_closed(rig: Rig) -> None:
+    rig.begin()
+    rig.steps.close()
+    assert rig.ended() == ["failed"] and rig.pending.closed == 1
+
+
+def test_dial_is_closed_and_recorded_when_no_thread_can_be_had(rig: Rig) -> None:
+    rig.begin()
+    with pytest.raises(StreamError):
+        rig.steps.throw(StreamError("no thread can be had to go on"))
+    assert rig.ended() == ["failed"] and rig.pending.closed == 1
+
+
+def test_dialer_that_must_block_needs_a_thread(rig: Rig) -> None:
+    dialer = rig.router.dialer = PendingDialer(None)
+    assert rig.begin() is Progress.NEEDS_THREAD
+    connection = rig.need.block()
+    assert isinstance(connection, OutboundConnection) and len(rig.router.flows) == 1
+    connection.finish("done")
+    dialer.target().close()
+    assert rig.ended() == ["done"]
+
+
+def test_dialer_without_begin_needs_a_thread(rig: Rig) -> None:
+    rig.router.dialer = RecordingDialer(Reason.TIMEOUT)
+    assert rig.begin() is Progress.NEEDS_THREAD
+    with pytest.raises(DialError):
+        rig.need.block()
+    assert rig.ended() == ["timed out"]
+    assert rig.counters.value("dial_failures", "timed out") == 1
+
+
+def test_router_that_must_block_needs_a_thread(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig.router, "route_without_blocking", lambda flow: None)
+    dialer = rig.router.dialer = RecordingDialer()
+    assert rig.begin() is Progress.NEEDS_THREAD and not rig.router.flows
+    rig.need.block().finish("done")
+    dialer.target().close()
+    assert len(rig.router.flows) == 1 and rig.ended() == ["done"]
+
+
+def test_kept_connection_has_one_record_for_each_request(rig: Rig) -> None:
+    rig.pending.ready = True
+    first = rig.begin()
+    first.sent, first.received = 3, 5
+    first.finish("done", keep=True)
+    second = first.again(first.flow)
+    assert second.upstream.open
+    second.sent = 7
+    second.finish("closed")
+    assert [(record.sent, record.received, record.ended) for record in rig.log.records] == [
+        (3, 5, "done"),
+        (7, 0, "closed"),
+    ]
+    assert not second.upstream.open and rig.counters.value("bytes", "up") == 10
+
+
+def test_killed_connection_is_recorded_as_killed(rig: Rig) -> None:
+    rig.pending.ready = True
+    connection = rig.begin()
+    connection.kill()
+    connection.finish("closed")
+    assert rig.ended() == ["killed"]
