@@ -17,10 +17,8 @@ from netproxy import __version__
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
-# Exit statuses of sysexits(3).
-FINE, USAGE = 0, 64
-# Exit statuses of netproxyctl.
-REFUSED, NOT_RUNNING = 1, 3
+USAGE = 64
+"""The exit status of sysexits(3) for a wrong option."""
 CONTROL_SOCKET = "/run/netproxy/control.sock"
 DEFAULT_FILE = "/etc/netproxy/netproxyd.yaml"
 DEFAULT_LISTENER = "sps://127.0.0.1:1080"
@@ -77,8 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def control_main(arguments: Sequence[str] | None = None) -> int:
     """Run netproxyctl; return its exit status."""
     options = control_parser().parse_args(arguments)
-    if options.command == "hash-password":
-        return _hash_password()
+    filters = {name: value for name in FILTERS if (value := getattr(options, name, None))}
     # late, as all that only netproxyctl needs
     from netproxy.ctl.commands import run
 
