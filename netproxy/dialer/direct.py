@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Hashable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
+from netproxy.interfaces.routing import NonBlockingDialer
 from netproxy.interfaces.routing import ANY_ROUTE, RouteSelectors
 from netproxy.net.address import from_sockaddr
 from netproxy.net.connect import REASONS, PendingDial, connect
@@ -71,7 +72,7 @@ class TargetResolver(NamedTuple):
         return self.guard.without_own(flow, addresses, selectors)
 
 
-class DirectDialer:
+class DirectDialer(NonBlockingDialer):
     """Connects to targets without a proxy."""
 
     name = DIRECT

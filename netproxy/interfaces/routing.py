@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, NamedTuple, Protocol, Sequence, runtime_checkable
+from typing import TYPE_CHECKING, Iterable, NamedTuple, Protocol, Sequence
 
 if TYPE_CHECKING:
     from socket import socket as TcpSocket
@@ -40,15 +40,19 @@ class Dialer(Protocol):
         """
 
 
-@runtime_checkable
-class NonBlockingDialer(Protocol):
-    """A dialer that can connect without blocking."""
+class NonBlockingDialer:
+    """Base of the dialers that can connect without blocking.
+
+    No Protocol: each connection asks isinstance(), on the poller's thread.  For a Protocol that
+    looks every attribute up, and Python 3.12 reads the file of the module inspect for it.
+    """
 
     def begin(self, flow: Flow) -> PendingDial | None:
         """Begin to connect; return None if connecting needs blocking work (a name lookup).
 
         Raises DialError.
         """
+        raise NotImplementedError
 
 
 class PendingDial(Protocol):
@@ -57,9 +61,12 @@ class PendingDial(Protocol):
     Call finish() or close() exactly once.
     """
 
-    socket: Descriptor
     local: SocketAddress | None
     """The local sockaddr, once finish() has returned."""
+
+    @property
+    def socket(self) -> Descriptor:
+        """What to watch."""
 
     @property
     def left(self) -> float:

@@ -35,6 +35,7 @@ class LineQueue:
         self.limit = limit
         # By level, so that the least important record is found at once.
         self._lines: dict[int, deque[Line]] = {level: deque() for level in levels}
+        self._all = tuple(self._lines.values())
         self._count = self._bytes = self._number = 0
         # Records dropped since the last report, by level, and the position of the first.
         self._dropped: dict[int, int] = {}
@@ -85,7 +86,7 @@ class LineQueue:
 
         That is the position of the first dropped record, and their numbers by level.
         """
-        if not self._dropped or any(lines and lines[0].number < self._gap for lines in self._all()):
+        if not self._dropped or any(lines and lines[0].number < self._gap for lines in self._all):
             return None
         gap, self._gap = int(self._gap), math.inf
         dropped, self._dropped = self._dropped, {}
@@ -94,17 +95,15 @@ class LineQueue:
     def take(self, size: int) -> list[Line]:
         """Remove and return the next records: up to `size` bytes, at least one, up to a gap."""
         taken: list[Line] = []
-        while waiting := [lines for lines in self._all() if lines]:
-            first = min(waiting, key=lambda lines: lines[0].number)
+        while waiting := list(filter(None, self._all)):
+            # Most of the time all have one level.
+            first = waiting[0] if len(waiting) == 1 else min(waiting, key=_number_of_first)
             line = first[0]
             size -= len(line.data)
             if line.number > self._gap or (taken and size < 0):
                 break
             taken.append(self._remove(first.popleft()))
         return taken
-
-    def _all(self) -> Sequence[deque[Line]]:
-        return tuple(self._lines.values())
 
     def _is_full(self, size: int) -> bool:
         """Return whether there is no room for another record of `size` bytes."""
@@ -117,3 +116,7 @@ class LineQueue:
         self._count -= 1
         self._bytes -= len(line.data)
         return line
+
+
+def _number_of_first(lines: deque[Line]) -> int:
+    return lines[0].number
