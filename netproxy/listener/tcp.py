@@ -1,8 +1,7 @@
 """A TCP listener: one thread accepts and begins each connection's handshake.
 
 It is a socketserver.ThreadingTCPServer with other steps: accept errors are paced, connections
-are driven by listener.serving, the fault of one connection is one log record.
-A client that has not said what it wants may be shed.
+are driven by listener.serving, and clients that have not said what they want may be shed.
 """
 
 from __future__ import annotations

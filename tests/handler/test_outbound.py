@@ -12,6 +12,7 @@ from netproxy.errors import DialError, Reason, StreamError
 from netproxy.handler.outbound import ClientLeft, Outbound, OutboundConnection
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Progress
+from netproxy.interfaces.routing import NonBlockingDialer
 from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
@@ -46,7 +47,7 @@ class RecordingDial:
         self.closed += 1
 
 
-class PendingDialer(RecordingDialer):
+class PendingDialer(RecordingDialer, NonBlockingDialer):
     """A dialer whose begin() returns `pending`."""
 
     def __init__(self, pending: RecordingDial | None) -> None:
