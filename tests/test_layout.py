@@ -76,6 +76,7 @@ LONG_LINES = 500
 LONG_MODULES: dict[str, str] = {
     "netproxy.net.connect": "one lock: the dials that may be aborted, which connect() notes",
     "netproxy.net.framed": "one lock and one queue, which both roles of a stream share",
+    "netproxy.net.routes": "one request of rtnetlink, and the trial that stands in for it",
     "netproxy.net.stream": "one connection: its bytes, its deadline and the need for more",
     "netproxy.protocol.dns": "one RFC: messages of RFC 1035 with RFC 6891",
     "netproxy.protocol.tunnel": "one wire format",

@@ -21,7 +21,7 @@ from netproxy.config.units import parse_duration
 from netproxy.config.upstreams import UpstreamReader
 from netproxy.config.url import HOST_NAME, parse_host_port
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.networks import is_loopback
+from netproxy.interfaces.networks import IpNetwork, is_loopback
 
 PORTS = {"udp": 53, "tcp": 53, "tls": 853, "https": 443}
 NAME_LIMIT = 254
@@ -30,6 +30,12 @@ CACHE_LIMIT = 1 << 20
 """Names, of some 300 bytes each.  A dns listener caches as many answers, of the same size."""
 STALE_LIMIT = 7 * 86400.0
 """Seconds: RFC 8767 section 5 suggests one to three days."""
+NAT64_BITS = (32, 40, 48, 56, 64, 96)
+"""Bits of a prefix, RFC 6052 section 2.2."""
+_NAT64_WORDS: dict[str, tuple[IpNetwork | None, bool]] = {
+    "auto": (None, True),
+    "off": (None, False),
+}
 _IPV6 = r"(?:[0-9a-fA-F.]*:){2}[0-9a-fA-F:.]*"
 _URL = (
     r"(?:(udp|tcp|tls|https)://)?"
@@ -71,6 +77,7 @@ class DnsReader:
             section.choice("prefer", ("ipv4", "ipv6"), ""),
             tuple(sorted(hosts.items())),
             section.read("serve_stale", _stale, DnsConfig().serve_stale),
+            *section.read("nat64", _nat64, _NAT64_WORDS["auto"]),
             section.place,
         )
         section.finish()
@@ -188,6 +195,22 @@ def _stale(text: str) -> float:
     if seconds > STALE_LIMIT:
         raise ValueError(f"'{text}' is longer than {STALE_LIMIT / 86400:g}d")
     return seconds
+
+
+def _nat64(text: str) -> tuple[IpNetwork | None, bool]:
+    """Return the prefix, and whether it is looked up."""
+    if text in _NAT64_WORDS:
+        return _NAT64_WORDS[text]
+    try:
+        network = IpNetwork.parse(text)
+    except ValueError:
+        network = None
+    if network is None or network.size != 16 or 128 - network.shift not in NAT64_BITS:
+        lengths = ", ".join(map(str, NAT64_BITS))
+        raise ValueError(
+            f"'{text}' is not auto, off or an IPv6 prefix of {lengths} bits, such as 64:ff9b::/96"
+        )
+    return network, False
 
 
 def _cache(text: str) -> int:

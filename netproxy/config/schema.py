@@ -132,6 +132,10 @@ class DnsConfig(NamedTuple):
     """Names with their addresses, sorted; a name without addresses does not exist."""
     serve_stale: float = 86400.0
     """Seconds that a cached answer may be used after its TTL if no server answers; 0 for never."""
+    nat64: IpNetwork | None = None
+    """The prefix of the network's NAT64."""
+    find_nat64: bool = True
+    """True if the prefix is looked up when an IPv4 target has no route."""
     place: str = ""
 
 

@@ -15,7 +15,8 @@ from netproxy.config.schema import Config, ListenerConfig
 from netproxy.daemon.lazy_tunnels import LazyTunnels
 from netproxy.daemon.own_sockets import wanted_sockets
 from netproxy.daemon.plan import Plan, used_upstreams
-from netproxy.daemon.runtime import Reachability, Runtime
+from netproxy.daemon.reachability import Reachability, make_lookups
+from netproxy.daemon.runtime import Runtime
 from netproxy.daemon.udp_relays import UdpRelays
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.factory import DialerFactory, udp_warnings
@@ -31,7 +32,6 @@ from netproxy.listener.manager import ListenerSpec
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.observe.flows import ObserverGroup
-from netproxy.resolver.resolver import LookupPlan, ask_system
 from netproxy.router.router import RuleRouter
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class _Builder:
             runtime=runtime,
             dialers=self._dialers,
             renewal=renewal,
-            lookups=_lookups(config, forwarder),
+            lookups=make_lookups(config.dns, forwarder),
             forwarder=forwarder,
             policies=policies,
             router=router,
@@ -162,14 +162,19 @@ class _Builder:
                 if listener.upstream
             }
             default = dialers.dialer(config.default)
-            return RuleRouter((), default, by_listener, *reachability.targets), ()
+            resolver, guard = reachability.resolver, reachability.destinations
+            return RuleRouter((), default, by_listener, resolver, guard), ()
         # late: 0.3 MiB, and many configurations have no rules
         from netproxy.router.factory import RoutingDependencies, make_routing
 
         return make_routing(
             config,
             RoutingDependencies(
-                dialers.dialer, dialers.direct_within, *reachability.targets, self._runtime.verdicts
+                dialers.dialer,
+                dialers.direct_within,
+                reachability.resolver,
+                reachability.destinations,
+                self._runtime.verdicts,
             ),
         )
 
@@ -262,14 +267,3 @@ class _UdpSpec(ListenerSpec):
         packets = self._handlers.packets
         assert packets is not None  # config.read has seen to it that the protocol has datagrams
         listener.handler = packets
-
-
-def _lookups(config: Config, forwarder: DnsForwarder | None) -> LookupPlan:
-    """Return how names are looked up."""
-    if forwarder is None:
-        dns = config.dns
-        return LookupPlan(ask_system, dict(dns.hosts), dns.prefer, dns.cache, dns.serve_stale)
-    # late, as in _forwarder()
-    from netproxy.resolver.factory import make_lookup_plan
-
-    return make_lookup_plan(config.dns, forwarder)

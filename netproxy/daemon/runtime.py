@@ -10,19 +10,16 @@ import gc
 import os
 import resource
 import socket
-from typing import Callable, Iterable, Mapping, Sequence
+from typing import Callable, Sequence
 
-from netproxy.access.destinations import DestinationPolicy, Destinations, OwnSockets
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.daemon.activation import ActivationSockets
-from netproxy.dialer.direct import TargetResolver
+from netproxy.daemon.reachability import Reachability
 from netproxy.dialer.health import HealthChecks
 from netproxy.dialer.hop import PacketDependencies
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.connections import READABLE, Stream, Wait
-from netproxy.interfaces.fairness import FairSubmit
-from netproxy.interfaces.services import Counter
 from netproxy.listener.fair_queue import FairQueue
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
@@ -38,7 +35,6 @@ from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
 from netproxy.relay.nat import NatDependencies
-from netproxy.resolver.resolver import LookupPlan, Resolver
 from netproxy.router.auto import Verdicts
 
 # Descriptors of RLIMIT_NOFILE kept for listeners, log and lookups; and those of a connection:
@@ -93,35 +89,6 @@ class MemoryTrimmer:
             gc.collect()
             trim()
         return ()
-
-
-class Reachability:
-    """Finds the addresses of targets, and decides which of them may be dialled.
-
-    The runtime has one for everything that runs.  A plan that is only asked (netproxyd -t,
-    --explain) has one of its own, so that the question changes nothing.
-    """
-
-    def __init__(self, submit: FairSubmit, counter: Counter, routes: KernelRoutes) -> None:
-        """Look names up on threads of `submit`."""
-        self.own = OwnSockets(routes.is_local)
-        self.destinations = Destinations(self.own)
-        self.resolver = Resolver(submit, counter)
-        self.targets = TargetResolver(self.resolver, self.destinations)
-
-    def configure(
-        self,
-        lookups: LookupPlan,
-        policies: Mapping[str, DestinationPolicy],
-        own: Iterable[tuple[str, Address]],
-    ) -> None:
-        """Apply a configuration: how names are looked up, and what each listener may reach.
-
-        `policies`: by the listener's name.  `own`: network and address of the daemon's sockets.
-        """
-        self.resolver.configure(lookups)
-        self.destinations.configure(policies)
-        self.own.set(own)
 
 
 class Runtime:

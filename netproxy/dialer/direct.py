@@ -10,12 +10,14 @@ have become this machine's since it was permitted.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Hashable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.routing import NonBlockingDialer
+from netproxy.interfaces.bounded import BoundedDict
 from netproxy.interfaces.routing import ANY_ROUTE, RouteSelectors
 from netproxy.net.address import from_sockaddr
 from netproxy.net.connect import REASONS, PendingDial, connect
@@ -28,13 +30,16 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Batch, Run
     from netproxy.interfaces.flows import Flow
-    from netproxy.interfaces.routing import DestinationGuard, Resolver
+    from netproxy.interfaces.routing import DestinationGuard, Nat64, Resolver
     from netproxy.net.datagram import Destination
     from netproxy.net.datagram_socket import DatagramSocket
     from netproxy.net.udp_sockets import UdpSocketFactory
 
 DIRECT = "direct"
 """The upstream's name, in logs and rules."""
+ORIGINALS_LIMIT = 4096
+"""IPv4 targets of one packet connection whose translated addresses are kept, as many as a
+session has entries."""
 
 
 class TargetResolver(NamedTuple):
@@ -46,6 +51,8 @@ class TargetResolver(NamedTuple):
 
     resolver: Resolver
     guard: DestinationGuard
+    nat64: Nat64 | None = None
+    """None: IPv4 addresses are dialled as they are."""
 
     def addresses(
         self, flow: Flow, seconds: float = math.inf, selectors: RouteSelectors = ANY_ROUTE
@@ -70,6 +77,36 @@ class TargetResolver(NamedTuple):
         if selectors == ANY_ROUTE:
             return addresses
         return self.guard.without_own(flow, addresses, selectors)
+
+    def through_nat64(
+        self,
+        flow: Flow,
+        addresses: Sequence[Address],
+        selectors: RouteSelectors,
+        seconds: float = math.inf,
+    ) -> dict[Address, Address]:
+        """Return the addresses to dial in place of these, each with that which it leads to.
+
+        Returns nothing if these can be dialled as they are.  A lookup blocks for at most
+        `seconds`.  Raises DialError.
+        """
+        if self.nat64 is None:
+            return {}
+        translated = self.nat64.translate(addresses, selectors, seconds)
+        if translated is addresses:
+            return {}
+        permitted = self.translated(flow, translated, selectors)
+        pairs = zip(translated, addresses, strict=True)
+        return {address: original for address, original in pairs if address in permitted}
+
+    def translated(
+        self, flow: Flow, translated: Sequence[Address], selectors: RouteSelectors
+    ) -> Sequence[Address]:
+        """Return those of translated addresses that may be dialled: a name server gave them.
+
+        Raises DialError.
+        """
+        return self.reachable(flow, self.guard.permitted(flow, translated), selectors)
 
 
 class DirectDialer(NonBlockingDialer):
@@ -104,7 +141,10 @@ class DirectDialer(NonBlockingDialer):
         if not target.port:
             raise DialError(Reason.REFUSED, f"{target}: port 0")
         deadline = time.monotonic() + self._seconds
-        addresses = self._target_resolver.addresses(flow, self._seconds, self._selectors)
+        resolver, selectors = self._target_resolver, self._selectors
+        addresses = resolver.addresses(flow, self._seconds, selectors)
+        left = max(0.0, deadline - time.monotonic())
+        addresses = tuple(resolver.through_nat64(flow, addresses, selectors, left)) or addresses
         sock = connect(addresses, max(0.0, deadline - time.monotonic()), self._outgoing)
         self._check_peer(flow, sock)
         return Stream(sock)
@@ -118,6 +158,14 @@ class DirectDialer(NonBlockingDialer):
         if len(flow.addresses) != 1 or not flow.target.port:
             return None
         (address,) = self._target_resolver.reachable(flow, flow.addresses, self._selectors)
+        nat64 = self._target_resolver.nat64
+        if nat64 is not None:
+            translated = nat64.translate_now(flow.addresses, self._selectors)
+            if translated is None:
+                return None
+            if translated is not flow.addresses:
+                resolver = self._target_resolver
+                (address,) = resolver.translated(flow, translated, self._selectors)
         if self._target_resolver.guard.is_own_port(flow):
             check = partial(self._check_peer, flow)
             return _CheckedDial(address, self._seconds, self._outgoing, check)
@@ -181,7 +229,7 @@ class DirectPacketConn:
     """A packet connection over one UDP socket, so that all targets see the same port."""
 
     __slots__ = (
-        *("_target_resolver", "_socket", "_selectors"),
+        *("_target_resolver", "_socket", "_selectors", "_originals", "_lock"),
         *("send", "wait", "receive", "shutdown", "close"),
     )
 
@@ -191,6 +239,10 @@ class DirectPacketConn:
         self._target_resolver = target_resolver
         self._socket = sock
         self._selectors = selectors
+        # The IPv4 addresses of targets by the addresses that lead to them through a NAT64.
+        # Workers put, each with the lock; the reader gets.
+        self._originals: BoundedDict[str, str] = BoundedDict(ORIGINALS_LIMIT)
+        self._lock = threading.Lock()
         # The socket's own methods: no datagram pays for a call in between.
         # Any: each kind of socket has arenas and destinations of its own.
         self.send: Callable[[Any, Run, Any], None] = sock.send
@@ -206,14 +258,24 @@ class DirectPacketConn:
         machine without IPv6.
         """
         failure: ValueError | None = None
-        for address in self._target_resolver.addresses(flow, selectors=self._selectors):
+        resolver, selectors = self._target_resolver, self._selectors
+        addresses = resolver.addresses(flow, selectors=selectors)
+        originals = resolver.through_nat64(flow, addresses, selectors)
+        for address in originals or addresses:
             try:
                 destination: Destination = self._socket.destination(address)
-                return destination
             except ValueError as error:
                 failure = error
+                continue
+            if originals:
+                with self._lock:
+                    self._originals.put(address.host, originals[address].host)
+            return destination
         raise DialError(Reason.NETWORK_UNREACHABLE, str(failure))
 
     def source(self, peer: Hashable) -> Address:
         """Return the address that the key of a span stands for."""
-        return from_sockaddr(self._socket.peer(peer))
+        address = from_sockaddr(self._socket.peer(peer))
+        if self._originals:
+            address = address._replace(host=self._originals.get(address.host, address.host))
+        return address

@@ -140,6 +140,24 @@ ANY_ROUTE = RouteSelectors()
 """The selectors of a socket without options."""
 
 
+class Nat64(Protocol):
+    """Leads to IPv4 targets from a network that has IPv6 only."""
+
+    def translate(
+        self, addresses: Sequence[Address], selectors: RouteSelectors, seconds: float
+    ) -> Sequence[Address]:
+        """Return the addresses to dial in place of these, one for each.
+
+        Returns `addresses` itself if any can be dialled as it is, or the network has no NAT64.
+        `selectors`: of the socket that is to connect.  Blocks for at most `seconds`.
+        """
+
+    def translate_now(
+        self, addresses: Sequence[Address], selectors: RouteSelectors
+    ) -> Sequence[Address] | None:
+        """Return the same without blocking, None if that needs a lookup."""
+
+
 class DestinationGuard(Protocol):
     """Decides which addresses may be dialled."""
 

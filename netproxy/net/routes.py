@@ -193,6 +193,23 @@ class KernelRoutes:
                 self._consider(error)
         return _returns_by_trial(query)
 
+    def has_route(self, address: Address, selectors: RouteSelectors = ANY_ROUTE) -> bool:
+        """Return whether a socket could send to a literal address; True if that is not known.
+
+        `selectors`: of that socket.  Never waits.
+        """
+        if selectors.source and (":" in selectors.source) != (":" in address.host):
+            return False
+        query = RouteQuery("udp", address, selectors)
+        if self._permitted:
+            try:
+                return self._ask(query) != RTN_UNREACHABLE
+            except ValueError:
+                pass  # an answer that does not decide
+            except OSError as error:
+                self._consider(error)
+        return _connects(query)
+
     def close(self) -> None:
         """Close the spare sockets."""
         self._close_spare(0)
@@ -281,6 +298,18 @@ def _returns_by_trial(query: RouteQuery) -> bool:
     except (OSError, DialError) as error:
         # Other errors are those of a dial as well: nothing is reached.
         return isinstance(error, OSError) and error.errno in _EXHAUSTED
+
+
+def _connects(query: RouteQuery) -> bool:
+    """Return whether the kernel connects a UDP socket to the address."""
+    family = socket.AF_INET6 if ":" in query.address.host else socket.AF_INET
+    try:
+        _connect_trial(family, query.address, query.selectors)
+    except OSError as error:
+        return error.errno in _EXHAUSTED
+    except DialError:
+        pass  # the dial will say what is missing
+    return True
 
 
 def _connect_trial(

@@ -78,7 +78,15 @@ def make_lookup_plan(config: DnsConfig, forwarder: DnsForwarder) -> LookupPlan:
     It includes the names of hosts(5), which the system would read by itself.
     """
     hosts = {**_read_hosts(), **dict(config.hosts)}
-    return LookupPlan(forwarder.ask, hosts, config.prefer, config.cache, config.serve_stale)
+    return LookupPlan(
+        forwarder.ask,
+        hosts,
+        config.prefer,
+        config.cache,
+        config.serve_stale,
+        config.nat64,
+        config.find_nat64,
+    )
 
 
 def _names(

@@ -23,6 +23,7 @@ from netproxy.resolver.special_names import LOCALHOST_ADDRESSES, has_no_address,
 
 if TYPE_CHECKING:
     from netproxy.interfaces.fairness import FairSubmit
+    from netproxy.interfaces.networks import IpNetwork
     from netproxy.interfaces.services import Counter
 
 # Seconds of a lookup: what resolv.conf(5) gives the first attempt at a name server.
@@ -72,6 +73,10 @@ class LookupPlan(NamedTuple):
     """Names in the cache; 0 keeps none."""
     stale: float = 0.0
     """Seconds that addresses may be used after their TTL if the servers fail (RFC 8767)."""
+    nat64: IpNetwork | None = None
+    """The prefix of the network's NAT64, for resolver.nat64.  None: see `find_nat64`."""
+    find_nat64: bool = False
+    """True if the prefix is looked up (RFC 7050)."""
 
 
 class Resolver:

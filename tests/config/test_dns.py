@@ -6,6 +6,7 @@ import pytest
 
 from netproxy.config.schema import DnsConfig, NameServerConfig, UpstreamTlsConfig
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.networks import IpNetwork
 from tests.config.reading import errors, read
 
 pytest.importorskip("yaml")
@@ -263,6 +264,28 @@ class TestCacheAndHosts:
     def test_serve_stale_out_of_range_is_refused(self, text: str, message: str) -> None:
         assert errors(f"dns: {{serve_stale: {text}}}") == [
             f"c.yaml:1:20: dns.serve_stale: {message}"
+        ]
+
+    @pytest.mark.parametrize(
+        "text, prefix, find",
+        [
+            ("auto", None, True),
+            ("off", None, False),
+            ("64:ff9b::/96", "64:ff9b::/96", False),
+            ("'2001:db8:1::/48'", "2001:db8:1::/48", False),
+        ],
+    )
+    def test_nat64_is_auto_off_or_a_prefix(self, text: str, prefix: str | None, find: bool) -> None:
+        section = dns(f"nat64: {text}")
+        assert section.nat64 == (IpNetwork.parse(prefix) if prefix else None)
+        assert section.find_nat64 is find
+        assert dns("").find_nat64 and dns("").nat64 is None
+
+    @pytest.mark.parametrize("text", ["true", "64:ff9b::", "64:ff9b::/95", "10.0.0.0/8", "x"])
+    def test_other_nat64_is_refused(self, text: str) -> None:
+        assert errors(f"dns: {{nat64: '{text}'}}") == [
+            f"c.yaml:1:14: dns.nat64: '{text}' is not auto, off or an IPv6 prefix of "
+            "32, 40, 48, 56, 64, 96 bits, such as 64:ff9b::/96"
         ]
 
     @pytest.mark.parametrize("cache", ["-1", "1048577", "many", "1.5", "''"])

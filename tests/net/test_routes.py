@@ -226,6 +226,17 @@ class TestQueries:
         selectors = RouteSelectors(device="no-such-device")
         assert not kernel.is_local("tcp", Address("203.0.113.1", 80), selectors)
 
+    def test_loopback_has_a_route(self, kernel: KernelRoutes) -> None:
+        assert kernel.has_route(Address("127.0.0.1", 80))
+
+    def test_ipv6_source_has_no_route_to_ipv4(self, kernel: KernelRoutes) -> None:
+        assert not kernel.has_route(Address("127.0.0.1", 80), RouteSelectors(source="::1"))
+        assert kernel.has_route(Address("127.0.0.1", 80), RouteSelectors(source="127.0.0.1"))
+
+    def test_interface_that_does_not_exist_has_no_route(self, kernel: KernelRoutes) -> None:
+        selectors = RouteSelectors(device="no-such-device")
+        assert not kernel.has_route(Address("203.0.113.1", 80), selectors)
+
     def test_threads_ask_at_the_same_time(self, kernel: KernelRoutes) -> None:
         hosts = ["127.0.0.1", "203.0.113.1"] * 200
 
@@ -297,6 +308,29 @@ def test_address_that_cannot_be_examined_counts_as_local(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(socket, "socket", NoSocket)
     assert KernelRoutes(Lines()).is_local("tcp", Address("203.0.113.1", 80))
+
+
+@pytest.mark.parametrize("answer, expected", [(RTN_UNREACHABLE, False), (RTN_UNICAST, True)])
+def test_unreachable_address_has_no_route(
+    monkeypatch: pytest.MonkeyPatch, answer: int, expected: bool
+) -> None:
+    kernel = KernelRoutes(Lines())
+    monkeypatch.setattr(kernel, "_ask", lambda query: answer)
+    assert kernel.has_route(Address("203.0.113.1", 80)) is expected
+
+
+@pytest.mark.parametrize("code, expected", [(errno.ENETUNREACH, False), (errno.EMFILE, True)])
+def test_route_without_netlink_is_found_by_trial(
+    monkeypatch: pytest.MonkeyPatch, code: int, expected: bool
+) -> None:
+    """A lack of descriptors says nothing of routes."""
+
+    def connect(*_: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(routes, "_open", Refusal(errno.EPERM))
+    monkeypatch.setattr(routes, "_connect_trial", connect)
+    assert KernelRoutes(Lines()).has_route(Address("203.0.113.1", 80)) is expected
 
 
 def test_types_of_routes_that_come_back() -> None:

@@ -20,7 +20,7 @@ from netproxy.config.schema import (
     UpstreamTlsConfig,
     UpstreamConfig,
 )
-from netproxy.daemon.build import _lookups
+from netproxy.daemon.reachability import make_lookups
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.errors import ConfigError, DialError, Reason
 from netproxy.interfaces.addresses import Address
@@ -163,7 +163,7 @@ class TestKinds:
         config = Config(
             (), dns=DnsConfig(hosts=(("a.lan", ("192.0.2.1",)),), cache=7, prefer="ipv6")
         )
-        plan = _lookups(config, None)
+        plan = make_lookups(config.dns, None)
         assert (plan.ask, dict(plan.hosts), plan.prefer, plan.cache) == (
             ask_system,
             {"a.lan": ("192.0.2.1",)},
