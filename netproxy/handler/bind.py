@@ -1,11 +1,11 @@
-"""Where clients reach us: BND.ADDR of our replies, and BIND, which listens once for a peer.
+"""BND.ADDR, the address in replies, and BIND, which listens once for a peer (RFC 1928).
 
-BND.ADDR is the configured address that fits the client, else the local address of the
-control connection: never an unspecified one, and always of that connection's family.
+BND.ADDR is the configured address for the client, else the local address of the control
+connection.  It is never unspecified, and always of the connection's address family.
 
-BIND has two replies: the address that listens, then the peer that came.  It listens on
-the address that the client has reached us by, never on all.  A peer other than the one
-the client asked for is refused, and the right one awaited further.
+BIND has two replies: the address that listens, then that of the peer.  It listens on the
+local address of the client's connection, never on all.  A peer other than the one that the
+client named is refused; the right one may still come.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from __future__ import annotations
 import select
 import socket
 import time
-from typing import Callable, NamedTuple, Sequence, TYPE_CHECKING, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence, TypeAlias
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.connections import Events, Steps
+from netproxy.interfaces.connections import Blocking, Events, Steps
 from netproxy.net import stream as net_stream
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.socket_options import tune
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 BIND_SECONDS = 120.0
 
 EncodeReply: TypeAlias = Callable[[Address], bytes]
-"""Encodes the reply that names the address that listens, or the peer."""
+"""Encodes a reply: that with the address that listens, or that with the peer's."""
 
 
 class Binder:
@@ -53,8 +54,8 @@ class Binder:
         """Listen, send the first reply, and wait for a peer; return its stream and address.
 
         The peer must have one of the flow's addresses; an unspecified target means any peer.
-        Raises DialError(TIMEOUT) if nobody came, DialError(GENERAL) if the client left or
-        nothing can be bound.
+        Raises DialError(TIMEOUT) if no peer came, DialError(GENERAL) if the client left or no
+        socket can be bound.
         """
         allowed = None
         if not is_unspecified(flow.target.host):
@@ -65,14 +66,16 @@ class Binder:
         except OSError as error:
             raise DialError(Reason.GENERAL, error.strerror or "cannot listen") from error
         with listening:
-            control.reply(encode(self._announcer.bound(flow.client, local, port, shared=False)))
+            choose = partial(self._announcer.bound, flow.client, local, port, shared=False)
+            bound = (yield Blocking(choose)) if self._announcer.resolves_names else choose()
+            control.reply(encode(bound))
             return (yield from self._wait(listening, control, allowed))
 
     def _wait(
         self, listening: socket.socket, control: Stream, allowed: set[str] | None
     ) -> Steps[tuple[Stream, Address]]:
         deadline = time.monotonic() + self._seconds
-        # Of the client only its end matters: it may have sent early what is for the peer.
+        # The client is watched for its end alone: it may send early data for the peer.
         watched = ((listening, select.POLLIN), (control.socket, select.POLLRDHUP))
         while (left := deadline - time.monotonic()) > 0:
             ready = yield Events(watched, left, control.light)
@@ -116,24 +119,28 @@ class Announcement(NamedTuple):
     """An address to announce to some clients."""
 
     clients: HostSet | None
-    """The client addresses; None for all."""
+    """The clients that are told it; None for all."""
     address: Address
-    """A literal or a name.  Port 0 announces the real port."""
+    """A literal address or a name.  Port 0 stands for the real port."""
 
 
 class Announcer:
     """The announcements of a listener.  Thread: any."""
 
     def __init__(self, announcements: Sequence[Announcement], resolver: Resolver) -> None:
-        """The first announcement that fits counts.  `resolver` looks names up, for each reply."""
+        """Choose the first announcement for a client; look names up for each reply."""
         self._announcements = announcements
         self._resolver = resolver
+        # True if bound() looks names up, and may block.
+        self.resolves_names = any(
+            pack_ip(address.host) is None for _, address in self._announcements
+        )
 
     def bound(self, client: Address, local: Address, port: int, shared: bool = True) -> Address:
-        """Return BND for a control connection from `client` that came to `local`.
+        """Return BND for a control connection from `client` to `local`; may block.
 
-        `port` is the port that listens.  An announced port can only stand for the relay
-        port that all clients share; `shared` says that `port` is that one.
+        `port` is the port that listens.  An announced port stands for the relay port that all
+        clients share; `shared` tells whether `port` is that port.
         """
         for clients, address in self._announcements:
             if clients is None or client.host in clients:
@@ -148,4 +155,4 @@ class Announcer:
         try:
             return [resolved.host for resolved in self._resolver.resolve(address)]
         except DialError:
-            return []  # the address of the control connection is the next best
+            return []

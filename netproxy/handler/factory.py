@@ -1,17 +1,16 @@
-"""Makes handlers from the configuration: one for each listener, and one for its datagrams."""
+"""Makes the handlers of each listener from its configuration."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import ConfigError
-from netproxy.handler.bind import Announcement, Announcer
-from netproxy.handler.bind import Binder
+from netproxy.handler.bind import Announcement, Announcer, Binder
 from netproxy.handler.forward import TcpForward, UdpForward
-from netproxy.handler.http import HttpHandler
-from netproxy.handler.http import Forwarder
+from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Socks5Handler, Socks5Login
@@ -35,11 +34,11 @@ if TYPE_CHECKING:
 
 
 class DnsDependencies(NamedTuple):
-    """What answers the clients of dns listeners."""
+    """The dependencies of dns listeners alone."""
 
     source: DnsSource
     cache: int
-    """Answers that are kept."""
+    """The number of answers that the cache holds."""
     stale: float
     """Seconds for which an answer may be used after its TTL."""
     submit: FairSubmit
@@ -48,7 +47,7 @@ class DnsDependencies(NamedTuple):
 
 
 class HandlerDependencies(NamedTuple):
-    """What the handlers of one configuration are built on."""
+    """The dependencies of all handlers of one configuration."""
 
     router: Router
     users: Users
@@ -60,7 +59,7 @@ class HandlerDependencies(NamedTuple):
     log: Log
     dns: DnsDependencies | None = None
     bridge: Handler | None = None
-    """Handles the agents of tunnels."""
+    """The handler for agents of tunnels."""
 
 
 class ListenerHandler(NamedTuple):
@@ -79,7 +78,7 @@ def make_handler(
 ) -> ListenerHandler:
     """Make the handlers of a listener.
 
-    `state` is what the sessions of its datagrams live in, None if it has none.
+    `state` has the sessions of its datagrams; None without UDP.
     Raises ConfigError if a file of its TLS cannot be used.
     """
     handlers = _HANDLERS[config.protocol](_ListenerParts(config, state, dependencies))
@@ -103,11 +102,11 @@ def make_tls_handshake(config: TlsConfig) -> TlsHandshake:
         context = tls.server_context(config.certificate, config.key, config.client_ca)
     except ValueError as error:
         raise ConfigError(f"tls: {error}", config.place) from error
-    return lambda stream: tls.accept(stream, context)
+    return partial(tls.accept, context=context)
 
 
 class _ListenerParts:
-    """What the handlers of one listener share, and how each protocol's are made of it."""
+    """The parts that the handlers of one listener share.  One method for each protocol."""
 
     def __init__(
         self, config: ListenerConfig, state: RelayState | None, dependencies: HandlerDependencies
@@ -136,7 +135,7 @@ class _ListenerParts:
         self._outbound = Outbound(router, limits, counter, observer, self._streams)
 
     def sps(self) -> ListenerHandler:
-        """All client protocols on one port."""
+        """Make the handlers of all client protocols on one port."""
         handlers = self._socks_handlers()
         handlers[ClientProtocol.HTTP] = self._http_handler()
         bridge = self._dependencies.bridge
@@ -145,24 +144,24 @@ class _ListenerParts:
         return self._by_first_byte(handlers)
 
     def socks5(self) -> ListenerHandler:
-        """SOCKS of all versions."""
+        """Make the handlers of SOCKS4, SOCKS4a and SOCKS5."""
         return self._by_first_byte(self._socks_handlers())
 
     def http(self) -> ListenerHandler:
-        """HTTP alone."""
+        """Make the handler of HTTP."""
         return ListenerHandler(self._http_handler(), None, None)
 
     def tunnel(self) -> ListenerHandler:
-        """The agents of tunnels."""
+        """Return the handler for agents of tunnels."""
         return ListenerHandler(self._dependencies.bridge, None, None)
 
     def tcp(self) -> ListenerHandler:
-        """A fixed target, TCP."""
+        """Make the handler of a fixed target, TCP."""
         forward = TcpForward(self._config.name, self._outbound, self._target)
         return ListenerHandler(forward, None, None)
 
     def udp(self) -> ListenerHandler:
-        """A fixed target, UDP."""
+        """Make the handler of a fixed target, UDP."""
         assert self._state is not None  # config.read has seen to it
         forward = UdpForward(
             self._config.name,
@@ -175,7 +174,7 @@ class _ListenerParts:
         return ListenerHandler(None, forward, None)
 
     def dns(self) -> ListenerHandler:
-        """DNS for clients."""
+        """Make the handler of DNS queries."""
         from netproxy.handler.dns import DnsHandler  # late: few daemons have such a listener
 
         dns = self._dependencies.dns

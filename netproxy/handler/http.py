@@ -12,7 +12,8 @@ import base64
 import binascii
 import os
 import select
-from typing import Sequence, TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Sequence
 
 from netproxy.errors import (
     ClientLeft,
@@ -25,7 +26,7 @@ from netproxy.errors import (
 )
 from netproxy.handler.http_exchange import Exchange, OriginGone
 from netproxy.handler.outbound import CLIENT_LEFT
-from netproxy.interfaces.connections import Blocking, Events, READABLE, Steps, Wait
+from netproxy.interfaces.connections import READABLE, Blocking, Events, Steps, Wait
 from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import poll_watched
 from netproxy.protocol import connect_udp, http1
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 # Seconds for the next request of a connection to begin, and for its head once it has begun.
 KEEPALIVE_SECONDS, HEAD_SECONDS = 60.0, 10.0
-# CONNECT is not for mail: a proxy that allows it ends on every block list.
+# SMTP: a proxy that allows it sends spam, and is soon on every block list.
 CONNECT_PORTS_REFUSED = frozenset({25})
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 # Our name in Proxy-Status (RFC 9209).
@@ -49,7 +50,7 @@ _CHALLENGE = (b"Proxy-Authenticate", b'Basic realm="netproxy", charset="UTF-8"')
 
 
 class HttpHandler:
-    """Handler."""
+    """Serves HTTP proxy connections.  A Handler."""
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class HttpHandler:
         counter: Counter,
         datagrams: StreamUdpRelay | None = None,
     ) -> None:
-        """`datagrams` serves connect-udp."""
+        """Serve requests.  `datagrams` serves connect-udp; None without UDP."""
         self._datagrams = datagrams
         self._listener = listener
         self._outbound = outbound
@@ -69,7 +70,7 @@ class HttpHandler:
         self._counter = counter
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
-        """Serve requests until the connection ends; errors become answers here."""
+        """Serve requests until the connection ends.  Each error becomes a response here."""
         connection = _HttpConnection(stream)
         try:
             return (yield from self._serve(connection, client))
@@ -88,7 +89,7 @@ class HttpHandler:
             answer = connection.encode_error(code, error.reason.value, status)
         finally:
             connection.close_kept()
-        # What follows on the connection is not read as requests.
+        # Bytes that follow an error are not parsed as requests.
         try:
             stream.reply(answer)
         except StreamError:
@@ -109,7 +110,9 @@ class HttpHandler:
             if request.method == b"CONNECT":
                 return (yield from self._tunnel(stream, flow, request))
             if self._datagrams is not None and connect_udp.asks_for(request):
-                return (yield from _connect_udp(self._datagrams, stream, request, flow))
+                serve = partial(self._datagrams.connect_udp, stream, request, flow)
+                wait: Wait | None = yield Blocking(serve)
+                return wait
             kept, connection.kept = connection.kept, None
             outcome = yield from self._forwarder.forward(stream, request, flow, kept)
             if isinstance(outcome, Wait):
@@ -131,17 +134,17 @@ class HttpHandler:
     def _authenticate(self, request: http1.HttpRequest, client: Address) -> Steps[str]:
         """Return the user of this request, "" for none.
 
-        Nothing is remembered from one request to the next.  Raises HttpError 407.
+        Each request needs its own credentials.  Raises HttpError 407.
         """
         values = http1.field_values(request.fields, b"proxy-authorization")
         if not values and self._datagrams is not None and connect_udp.asks_for(request):
-            # To the client of connect-udp we are the origin.
+            # To a client of connect-udp the proxy is the origin (RFC 9298 section 3).
             values = http1.field_values(request.fields, b"authorization")
         if not self._login.offered or (not values and not self._login.required):
             return ""
         if len(values) == 1:
             name, password = _parse_basic(values[0])
-            user = yield Blocking(lambda: self._login.check(name, password, client))
+            user = yield Blocking(partial(self._login.check, name, password, client))
             if user is not None:
                 return str(user)
         if values:
@@ -150,7 +153,7 @@ class HttpHandler:
 
 
 class _HttpConnection:
-    """What a client's connection remembers from request to request."""
+    """The state of a client's connection between its requests."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -168,15 +171,8 @@ class _HttpConnection:
             self.kept.upstream.close()
 
 
-def _connect_udp(
-    datagrams: StreamUdpRelay, stream: Stream, request: http1.HttpRequest, flow: Flow
-) -> Handshake:
-    wait: Wait | None = yield Blocking(lambda: datagrams.connect_udp(stream, request, flow))
-    return wait
-
-
 def _tunnel_target(request: http1.HttpRequest) -> Address:
-    """Return the target of a CONNECT.  What the client sent behind it goes there, or nowhere."""
+    """Return the target of a CONNECT.  Raises HttpError."""
     target = http1.parse_authority(request.target)
     if target.port in CONNECT_PORTS_REFUSED:
         raise http1.HttpError(403, f"CONNECT to port {target.port} is not allowed")
@@ -198,7 +194,7 @@ def _parse_basic(value: bytes) -> tuple[bytes, bytes]:
 
 # Proxies in Via: more are a loop.
 HOPS_LIMIT = 20
-# Safe methods are sent again if a kept connection was just closing.
+# Safe methods: such a request is sent again if a kept connection has closed meanwhile.
 RETRIED = (b"GET", b"HEAD", b"OPTIONS")
 
 
@@ -206,7 +202,7 @@ class Forwarder:
     """Forwards the requests of all connections of a listener.  Immutable."""
 
     def __init__(self, outbound: Outbound, idle: float) -> None:
-        """`idle`: seconds that an origin may be silent."""
+        """Forward requests.  `idle`: seconds that an origin may be silent."""
         self._outbound = outbound
         self._idle = idle
         self._pseudonym = b"netproxy-" + os.urandom(6).hex().encode()
@@ -270,7 +266,8 @@ class Forwarder:
             else:
                 connection.finish("reset" if reset else "closed")
             if exchange.answered:
-                exchange.client.reset()  # a cut answer must not look like a complete one
+                # Otherwise the client takes a truncated response for a complete one.
+                exchange.client.reset()
                 return None
             if gone:
                 raise OriginGone(str(error)) from error
@@ -284,7 +281,7 @@ class Forwarder:
     def _reuse(
         self, kept: OutboundConnection | None, flow: Flow
     ) -> Steps[OutboundConnection | None]:
-        """Return the connection of the last request if it leads to this one's origin."""
+        """Return the kept connection if it leads to this request's origin; else close it."""
         if kept is None:
             return None
         upstream = kept.upstream
@@ -292,7 +289,7 @@ class Forwarder:
             router = self._outbound.router
             route = router.route_without_blocking(flow)
             if route is None:
-                route = yield Blocking(lambda: router.route(flow))
+                route = yield Blocking(partial(router.route, flow))
             silent = not poll_watched(((upstream.socket, select.POLLIN),), 0)
             if kept.dialer is route.dialer and silent:
                 return kept.again(flow)

@@ -1,9 +1,9 @@
-"""One HTTP request and its answer, between a client and an origin.
+"""One HTTP request and its response, between a client and an origin.
 
-What goes on is encoded anew from the parsed heads, without what is meant for one hop
-only.  The body goes up while the answer is awaited, so that an early answer, or 100
-Continue, reaches a client that waits for it; and a client that leaves is seen whatever
-the origin does.  The side at fault decides the status: 4xx the client, 5xx the origin.
+Heads are encoded anew from the parsed ones, without the hop-by-hop fields.  The body is sent
+while the response is awaited, so that an early response, or 100 Continue, reaches a client
+that waits for it.  A client that leaves is noticed whatever the origin does.  The side at
+fault decides the status: 4xx for the client, 5xx for the origin.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import select
 from typing import TYPE_CHECKING
 
 from netproxy.errors import ClientLeft, DeadlineError, EndOfStream, NetProxyError, StreamError
-
-from netproxy.interfaces.side_by_side import side_by_side
 from netproxy.interfaces.connections import Events, Steps
+from netproxy.interfaces.side_by_side import side_by_side
 from netproxy.protocol import http1
 from netproxy.protocol.http1_message import (
     LAST_CHUNK,
@@ -33,13 +32,13 @@ if TYPE_CHECKING:
     from netproxy.interfaces.connections import Stream, Wait
     from netproxy.protocol.http1_message import Framing
 
-# Seconds for the next BODY_STEP bytes of a body: a client that sends byte by byte does not
+# Seconds for the next BODY_STEP bytes of a body: a client that sends byte by byte must not
 # hold a connection to the origin for ever.
 BODY_SECONDS, BODY_STEP = 30.0, 1024
-# 1xx answers to one request.
+# Interim (1xx) responses to one request.
 INTERIM_LIMIT = 32
-# Seconds that the origin may be silent once the client has closed its side: it may only have
-# closed the sending side, but most clients that do so have left.
+# Seconds that the origin may be silent once the client has sent its FIN: the client may still
+# read, but most clients that send a FIN have closed.
 HALF_CLOSED_SECONDS = 3.0
 _RDHUP = 0x2000
 _ALLOWED = (b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT")
@@ -50,35 +49,41 @@ class OriginGone(NetProxyError):
 
 
 class Exchange:
-    """One request in progress."""
+    """One request and its response.  Thread: the one that drives the client's connection."""
 
     def __init__(
         self, client: Stream, request: http1.HttpRequest, pseudonym: bytes, idle: float
     ) -> None:
-        """`idle`: seconds that the origin may be silent."""
+        """Begin with a parsed request.  `idle`: seconds that the origin may be silent.
+
+        Raises HttpError for a request that cannot be forwarded.
+        """
         self.client = client
         self.request = request
         self.origin = http1.parse_origin(request)
         self.framing = request_framing(request)
-        # True once a part of a final answer has gone to the client.
+        # True once a part of a final response was sent to the client.
         self.answered = False
         self._pseudonym = pseudonym
         self._idle = idle
         modern = request.minor == 1
-        # A switch of protocols behind a body would have to wait for the body's end: a request
-        # with a body goes on without its upgrade.
+        # A switch of protocols would have to wait for the end of a body: a request with a body
+        # is forwarded without its upgrade.
         self._upgrade = upgrade_of(request.fields) if modern and self.framing.empty else None
         closes = b"close" in http1.field_list(request.fields, b"connection")
         self._persistent = modern and not closes
         self._body = Body(client, self.framing)
-        self._left = self.framing.length  # bytes of a body with a length that are still due
+        # Bytes of a body with a length that are still to come.
+        self._left = self.framing.length
         self._uploaded = self.framing.empty
         self._interim = 0
-        self._progress = 0  # bytes of the body since the client's time was last renewed
-        self._delivered = 0  # bytes that the client has got
+        # Bytes of the body since the client's deadline was last renewed.
+        self._progress = 0
+        # Bytes of the response that were sent to the client.
+        self._delivered = 0
 
     def answered_here(self) -> bool:
-        """Answer OPTIONS or TRACE with Max-Forwards 0 ourselves (RFC 9110 section 7.6.2).
+        """Answer OPTIONS with Max-Forwards 0 (RFC 9110 section 7.6.2); refuse TRACE.
 
         Returns False if the request is for the origin.
         """
@@ -99,11 +104,11 @@ class Exchange:
         return self._persistent
 
     def run(self, upstream: OutboundConnection) -> Steps[OutboundConnection | Wait | None]:
-        """Send the request and pass the answer on.
+        """Send the request and forward the response.
 
         Returns the outbound connection if it may be kept for the next request, a Wait of the
-        tunnel that it has become, or None.  EndOfStream and StreamError tell of the origin,
-        ClientLeft of the client, HttpError has the status for whose fault it is.
+        tunnel that it has become, or None.  Raises EndOfStream and StreamError for the origin,
+        ClientLeft for the client, HttpError with the status of the side at fault.
         """
         upstream.upstream.pace(self._idle)
         fields = request_fields(
@@ -115,10 +120,10 @@ class Exchange:
         upstream.sent += len(head)
         return (yield from side_by_side(self._download(upstream), self._upload(upstream)))
 
-    # -- up
+    # -- the request
 
     def _upload(self, upstream: OutboundConnection) -> Steps[None]:
-        """Send the body; then watch for the client's leaving."""
+        """Send the body, then watch the client until it has left."""
         try:
             if not self._uploaded:
                 self._renew()
@@ -128,13 +133,13 @@ class Exchange:
                     break
                 self._renew_after(len(piece))
         except http1.HttpError:
-            # An origin that has answered did not want the rest of the body.
+            # An origin that has answered does not need the rest of the body.
             if not self.answered:
                 raise
         yield from self._watch_client()
 
     def _send(self, upstream: OutboundConnection, piece: bytes) -> Steps[bool]:
-        """Send a piece; return False if the origin takes no more: its answer may say why."""
+        """Send a piece; return False if the origin has closed: its response may say why."""
         try:
             yield from upstream.upstream.write_all(piece)
         except DeadlineError as error:
@@ -187,7 +192,7 @@ class Exchange:
         if not self.answered:
             self.client.limit(BODY_SECONDS)
 
-    # -- down
+    # -- the response
 
     def _download(self, upstream: OutboundConnection) -> Steps[OutboundConnection | Wait | None]:
         response = yield from self._read_final(upstream)
@@ -207,7 +212,7 @@ class Exchange:
         return upstream if keep else None
 
     def _read_final(self, upstream: OutboundConnection) -> Steps[http1.HttpResponse]:
-        """Read the head of the final answer; pass interim ones on."""
+        """Read the head of the final response; forward interim ones."""
         while True:
             response = yield from self._read_head(upstream)
             if response.status >= 200 or response.status == 101:
@@ -226,7 +231,7 @@ class Exchange:
     def _pass_interim(
         self, upstream: OutboundConnection, response: http1.HttpResponse
     ) -> Steps[None]:
-        """Pass an interim answer on, except to an HTTP/1.0 client."""
+        """Forward an interim response, except to an HTTP/1.0 client."""
         self._interim += 1
         if self._interim > INTERIM_LIMIT:
             raise http1.HttpError(502, "the origin does not come to an answer")
@@ -239,7 +244,7 @@ class Exchange:
                 raise http1.HttpError(400, "the client has gone") from error
 
     def _final_head(self, response: http1.HttpResponse) -> bytes:
-        """Encode the head of a final answer, which says what becomes of the connection."""
+        """Encode the head of a final response, with "Connection: close" if it is the last."""
         if not self._persistent:
             response.fields.append((b"Connection", b"close"))
         self.answered = True

@@ -1,4 +1,4 @@
-"""Outbound connections: routing a flow, dialling its target, relaying it, recording it.
+"""Outbound connections: routes a flow, dials its target, relays it, and records it.
 
 An OutboundConnection is one dialled flow, from its dial to its record; Outbound opens them.
 """
@@ -6,6 +6,7 @@ An OutboundConnection is one dialled flow, from its dial to its record; Outbound
 from __future__ import annotations
 
 import time
+from functools import partial
 from select import POLLOUT
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Counter
 
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
-CLIENT_LEFT = "client left"  # how a flow ended that was not wanted any more
+# The end of a flow whose client closed before its target had answered.
+CLIENT_LEFT = "client left"
 
 
 class Outbound:
@@ -43,7 +45,7 @@ class Outbound:
         observer: Observer,
         datagrams: StreamUdpRelay | None = None,
     ) -> None:
-        """`datagrams` serves connections to the names of UoT, which are no targets then."""
+        """Open connections.  `datagrams` serves UoT; without it the names of UoT are dialled."""
         self.router = router
         self.limits = limits
         self.counter = counter
@@ -51,9 +53,9 @@ class Outbound:
         self._datagrams = datagrams
 
     def tunnel(self, flow: Flow, client: Stream) -> Steps[OutboundConnection | UotStream]:
-        """Open what a client gets that asks for a connection of its own.
+        """Return a connection to the flow's target, or a stream of datagrams for UoT.
 
-        That is a connection to its target, or a stream of datagrams.  Raises DialError.
+        Raises as connect().
         """
         if self._datagrams is not None and flow.target.host in UOT_NAMES:
             self._datagrams.permit(flow)
@@ -106,16 +108,16 @@ class Outbound:
         return connection
 
     def _route_to_peer(self, flow: Flow) -> Steps[Route]:
-        """Return the route of a BIND: an unspecified peer is no target, and takes the default."""
+        """Return the route of a BIND; that of an unspecified peer is the default upstream."""
         if is_unspecified(flow.target.host):
             return Route(list(self.router.candidates(flow))[-1], flow)
         route = self.router.route_without_blocking(flow)
         if route is None:
-            route = yield Blocking(lambda: self.router.route(flow))
+            route = yield Blocking(partial(self.router.route, flow))
         return route
 
     def note_failure(self, flow: Flow, upstream: str, started: float, error: DialError) -> None:
-        """Count and record a dial that has failed."""
+        """Count and record a failed dial."""
         self.counter.count("dial_failures", error.reason.value)
         ended = str(error) if error.hop else error.reason.value
         self.observer.finished(Record(flow, upstream, 0, 0, time.monotonic() - started, ended))
@@ -132,9 +134,9 @@ class _Connect:
         self._flow = flow
         self._client = client
         self._started = time.monotonic()
-        # Of the route that begin() has got.
+        # The upstream of the route, once begin() has chosen it.
         self._dialer: Dialer | None = None
-        # A dial that is not finished.
+        # The dial that is in progress.
         self._pending: PendingDial | None = None
         self.light = client is None or client.light
 
@@ -160,7 +162,7 @@ class _Connect:
         return self._finish() if pending.settled() else Progress.PENDING
 
     def watched(self) -> tuple[Watched, float | None]:
-        """Watch the pending dial, and the client: only for its reset or end."""
+        """Watch the pending dial, and the client for its reset."""
         assert self._client is not None and self._pending is not None
         return ((self._pending.socket, POLLOUT), (self._client.socket, 0)), self._pending.left
 
@@ -244,9 +246,9 @@ class OutboundConnection:
             return UNSPECIFIED_ADDRESS  # the relay will find out what is wrong
 
     def accept(self, client: Stream, reply: bytes) -> Wait | None:
-        """Tell the client that it is connected, then relay; the relay closes both streams.
+        """Send the reply to the client, then relay.  The relay closes both streams.
 
-        Returns what the relay waits for while neither side has anything to say.
+        Returns what the relay waits for while neither side sends anything.
         """
         self._client = client
         try:
@@ -262,7 +264,7 @@ class OutboundConnection:
         self.finish(outcome.ended)
 
     def again(self, flow: Flow) -> OutboundConnection:
-        """Return the next request on the same upstream, with a record of its own."""
+        """Return the flow of the next request on the same connection; it has its own record."""
         connection = OutboundConnection(
             self._outbound, flow, self.dialer, self.upstream, time.monotonic()
         )

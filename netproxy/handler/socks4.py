@@ -1,6 +1,6 @@
 """SOCKS4 and SOCKS4a connections: CONNECT and BIND.
 
-The protocol has no password: a listener that requires one refuses it.
+The protocol has no password: a listener with required login refuses every request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _encode_grant = partial(socks4.encode_reply, socks4.GRANTED)
 
 
 class Socks4Handler:
-    """Handler."""
+    """Serves SOCKS4 and SOCKS4a connections.  A Handler."""
 
     def __init__(self, listener: str, outbound: Outbound, binder: Binder, login: Login) -> None:
         self._listener = listener
@@ -32,7 +32,7 @@ class Socks4Handler:
         self._login = login
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
-        """Handle a connection; every error that has a reply gets it here."""
+        """Serve a connection.  Each error that has a reply gets it here."""
         try:
             request = yield from socks4.read_request(stream)
             if self._login.required:

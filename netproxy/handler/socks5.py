@@ -1,8 +1,8 @@
-"""SOCKS5 connections: CONNECT, BIND and UDP ASSOCIATE; its datagrams go to socks5_udp.
+"""SOCKS5 connections: CONNECT, BIND and UDP ASSOCIATE (RFC 1928, RFC 1929).
 
-A handshake is one function from the first byte to the relay: method, credentials,
-request, command.  Each step returns or raises; handle() alone turns an error into the
-one reply.
+A handshake goes through method, credentials, request and command.  Each step returns or
+raises; handle() alone turns an error into the one reply.  The datagrams of an association
+are handled by socks5_udp.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ _encode_success = partial(socks5.encode_reply, socks5.SUCCEEDED)
 
 
 class LoginRefused(ProtocolError):
-    """A client that did not get past the login; `answer` is what it is told."""
+    """The client has not logged in; `answer` is the reply that refuses it."""
 
     def __init__(self, answer: bytes, message: str) -> None:
+        """Refuse with `answer`; `message` is for the log."""
         super().__init__(message)
         self.answer = answer
 
 
 class Socks5Handler:
-    """Handler.  UDP ASSOCIATE needs `udp`, whose datagrams are not handled here."""
+    """Serves SOCKS5 connections.  A Handler."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Socks5Handler:
         udp: Socks5UdpRelay | None,
         login: Socks5Login,
     ) -> None:
+        """Serve `listener`.  `udp` serves UDP ASSOCIATE; None without UDP."""
         self._listener = listener
         self._outbound = outbound
         self._binder = binder
@@ -55,7 +57,7 @@ class Socks5Handler:
         self._login = login
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
-        """Handle a connection; every error that has a reply gets it here."""
+        """Serve a connection.  Each error that has a reply gets it here."""
         try:
             user = yield from self._login.authenticate(stream, client)
             request = yield from socks5.read_request(stream)
@@ -86,7 +88,7 @@ class Socks5Handler:
         raise socks5.RequestError(socks5.COMMAND_NOT_SUPPORTED, f"command {command}")
 
     def _associate(self, udp: Socks5UdpRelay, stream: Stream, flow: Flow) -> Wait | None:
-        """Open an association, which lives exactly as long as its control connection."""
+        """Open an association; it is closed with its control connection (RFC 1928 section 7)."""
         association, bound = udp.open(stream, flow)
         try:
             stream.reply(_encode_success(bound))
@@ -97,7 +99,7 @@ class Socks5Handler:
 
 
 class _ControlConnection:
-    """The control connection of an association, which only waits for its end."""
+    """The control connection of an association.  It waits for its end."""
 
     __slots__ = ("_udp", "_stream", "_association")
 
@@ -110,7 +112,7 @@ class _ControlConnection:
         return Wait(((self._stream.socket, READABLE),), None, self._resume)
 
     def _resume(self, ready: bool) -> Wait | None:
-        """Ignore whatever comes; end the association with the connection."""
+        """Drop what the client sends; close the association at the end of the stream."""
         if ready and self._stream.skip():
             return self.wait()
         self._udp.close(self._association)
@@ -118,7 +120,7 @@ class _ControlConnection:
 
 
 class Socks5Login:
-    """The login of a SOCKS5 connection: the method, and credentials if it asks for them."""
+    """Negotiates the method of SOCKS5 connections and checks their credentials (RFC 1929)."""
 
     def __init__(self, login: Login, counter: Counter) -> None:
         self._login = login
@@ -144,7 +146,7 @@ class Socks5Login:
             raise
         except ProtocolError as error:
             raise LoginRefused(failure, str(error)) from error
-        user = yield Blocking(lambda: self._login.check(name, password, client))
+        user = yield Blocking(partial(self._login.check, name, password, client))
         if user is None:
             self._counter.count("authentication", "refused")
             raise LoginRefused(failure, "wrong user name or password")

@@ -1,15 +1,15 @@
-"""The first bytes of a connection: a PROXY header, TLS, and on an SPS port any protocol.
+"""The first bytes of a connection: a PROXY header, TLS, and the protocol on an SPS port.
 
-SPS is the smart proxy service: one port number for all client protocols, told apart by
-their first byte; datagrams to the same port number are SOCKS5's.  A Gate precedes the
-handler of a listener with PROXY headers or TLS.  Only the configured peers send a PROXY
-header, and these must: nothing is guessed.  No byte behind the header is read, so that
-TLS finds its first byte.
+SPS is the smart proxy service: one port number for all client protocols, which their first
+byte tells apart.  Datagrams to the same port number are those of SOCKS5.  A Gate precedes
+the handler of a listener with PROXY headers or TLS.  The configured peers must send a PROXY
+header, and no other peer may.  No byte behind the header is read, because TLS needs it.
 """
 
 from __future__ import annotations
 
 import enum
+from functools import partial
 from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
 from netproxy.errors import DeadlineError, EndOfStream, LimitError, ProtocolError
@@ -59,7 +59,10 @@ def detect(first: int) -> ClientProtocol:
 
 
 class SpsHandler:
-    """Handler and PacketHandler.  A protocol without a handler is closed and counted."""
+    """Serves all client protocols on one port number.  A Handler and a PacketHandler.
+
+    A client whose protocol has no handler is closed and counted.
+    """
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class SpsHandler:
         counter: Counter,
         log: Log,
     ) -> None:
-        """`packets` handles datagrams; None without UDP."""
+        """Serve `handlers`.  `packets` handles datagrams; None without UDP."""
         self._handlers = dict(handlers)
         self._packets = packets
         self._counter = counter
@@ -90,13 +93,13 @@ class SpsHandler:
         return None
 
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
-        """Handle datagrams."""
+        """Hand datagrams to the handler of SOCKS5 datagrams.  Thread: the listener's reader."""
         if self._packets is not None:
             self._packets.handle_packets(batch, local)
 
 
 class Gate:
-    """Handler: reads a PROXY header and makes the TLS handshake before another handler."""
+    """Reads a PROXY header and makes the TLS handshake before another handler.  A Handler."""
 
     def __init__(
         self,
@@ -126,17 +129,18 @@ class Gate:
         tls = self._tls
         if tls is not None:
             try:
-                yield Blocking(lambda: tls(stream))
+                yield Blocking(partial(tls, stream))
             except ProtocolError:
-                yield from stream.close_staged()  # so that the client gets to read why
+                # The client reads the alert that says why.
+                yield from stream.close_staged()
                 raise
         return (yield from self._handler.handle(stream, client))
 
 
 class ExactReader:
-    """A Reader of a stream that takes not one byte more than it is asked for.
+    """A Reader that receives no byte behind those it returns, and the need for its bytes.
 
-    What follows may be read by something that reads the socket itself (TLS).
+    TLS, which reads the socket itself, needs the bytes that follow.
     """
 
     light = True

@@ -11,7 +11,7 @@ from netproxy.dialer.block import BlockDialer
 from netproxy.errors import DialError, Reason
 from netproxy.handler.bind import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.connections import Handshake
+from netproxy.interfaces.connections import Blocking, Events, Handshake
 from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream, complete
 from netproxy.protocol import socks5
@@ -300,6 +300,25 @@ def test_announced_port_is_never_told_for_a_bind(version: Version) -> None:
         assert bound.port != 1080
         with connect(Address(LOCALHOST, bound.port)):
             version.reply(client)
+
+
+def test_announced_name_is_looked_up_by_a_pool_thread() -> None:
+    """A lookup blocks, and would stop the poller's thread, which serves all connections."""
+    announced = Announcement(None, Address("localhost", 0))
+    binder = dependencies_of(announcer=Announcer([announced], LiteralResolver())).binder
+    replies: list[Address] = []
+
+    def encode(bound: Address) -> bytes:
+        replies.append(bound)
+        return b"first reply"
+
+    with tcp_pair() as (near, far):
+        steps = binder.accept(Stream(near), flow_for(PEER), encode)
+        need = next(steps)
+        assert isinstance(need, Blocking) and not replies
+        assert isinstance(steps.send(need.block()), Events)
+        assert [bound.host for bound in replies] == [LOCALHOST] and far.recv(64) == b"first reply"
+        steps.close()
 
 
 def test_upstream_without_bind_is_refused(version: Version) -> None:
