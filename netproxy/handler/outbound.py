@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Counter
 
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
-# The end of a flow whose client closed before its target had answered.
-CLIENT_LEFT = "client left"
+CLIENT_LEFT = "client left"  # before its target had answered
 
 
 class Outbound:
