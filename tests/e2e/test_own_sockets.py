@@ -447,6 +447,8 @@ def test_address_counts_as_soon_as_the_machine_has_it(world: World) -> None:
             sock, _bound = socks5((BOX, SPS), CONNECT, (VIP, METRICS), make=world.client.socket)
             with sock:
                 echo(sock, b"hello")
+            # Its last segments must not come to the address's new owner.
+            wait_for(lambda: not world.daemon.status()["connections"], SECONDS, "its end")
             world.box.ip("address", "add", f"{VIP}/32", *device)
             assert by_socks5(world, VIP, METRICS) == "refused"
             world.box.ip("address", "del", f"{VIP}/32", *device)
