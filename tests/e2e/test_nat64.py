@@ -95,7 +95,7 @@ def test_ipv4_target_is_reached_from_an_ipv6_only_network(
         assert {host for host, _ in udp.sources} == {BOX6}
     # The prefix is looked up once.
     assert net.asked.count(question(NAME, 28)) == (nat64 == "auto")
-    assert len(daemon.said(f" target={TARGET}:")) == 3
+    assert len(daemon.said(f" target={TARGET}:", 3)) == 3
 
 
 def test_nat64_is_not_used_if_it_is_off(netproxyd: Start, net: Net, tmp_path: Path) -> None:
