@@ -60,6 +60,7 @@ LATE_OURS = {
     *("netproxy.dialer.http", "netproxy.dialer.socks4", "netproxy.dialer.socks5"),
     *("netproxy.dialer.uot", "netproxy.handler.dns", "netproxy.net.mmsg", "netproxy.net.tls"),
     *("netproxy.net.mmsg_arena",),
+    *("netproxy.resolver.answer_cache",),
     *("netproxy.resolver.factory", "netproxy.router.factory"),
 }
 NOT_IN_A_CODEC = {"socket", "ssl", "select", "threading", "time", "logging"}

@@ -147,10 +147,13 @@ class _Builder:
     def _dns_dependencies(self, forwarder: DnsForwarder | None) -> DnsDependencies | None:
         if forwarder is None:
             return None
+        # late: few configurations have name servers
+        from netproxy.resolver.answer_cache import AnswerCache
+
         runtime = self._runtime
         arenas = runtime.datagrams.arenas()
-        dns = self._config.dns
-        return DnsDependencies(forwarder, dns.cache, dns.serve_stale, runtime.queries, arenas)
+        cache = AnswerCache(self._config.dns.cache, self._config.dns.serve_stale)
+        return DnsDependencies(forwarder, cache, runtime.queries, arenas)
 
     def _routing(self) -> tuple[RuleRouter, tuple[AutoDialer, ...]]:
         """Return the router, and its dialers that learn from the connections they made."""

@@ -1,7 +1,4 @@
-"""BND.ADDR, the address in replies, and BIND, which listens once for a peer (RFC 1928).
-
-BND.ADDR is the configured address for the client, else the local address of the control
-connection.  It is never unspecified, and always of the connection's address family.
+"""BIND of SOCKS4 and SOCKS5 (RFC 1928 section 4): listens once for a peer of the client.
 
 BIND has two replies: the address that listens, then that of the peer.  It listens on the
 local address of the client's connection, never on all.  A peer other than the one that the
@@ -14,20 +11,19 @@ import select
 import socket
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence, TypeAlias
+from typing import TYPE_CHECKING, Callable, TypeAlias
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.addresses import Address, pack_ip
+from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Events, Steps
 from netproxy.net import stream as net_stream
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.socket_options import tune
 
 if TYPE_CHECKING:
+    from netproxy.handler.announce import Announcer
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
-    from netproxy.interfaces.networks import HostSet
-    from netproxy.interfaces.routing import Resolver
     from netproxy.interfaces.services import Counter
 
 # Seconds until the peer must have come: the limit of the SOCKS4 memo.
@@ -113,46 +109,3 @@ def _listen(host: str) -> tuple[socket.socket, int]:
     except OSError:
         listening.close()
         raise
-
-
-class Announcement(NamedTuple):
-    """An address to announce to some clients."""
-
-    clients: HostSet | None
-    """The clients that are told it; None for all."""
-    address: Address
-    """A literal address or a name.  Port 0 stands for the real port."""
-
-
-class Announcer:
-    """The announcements of a listener.  Thread: any."""
-
-    def __init__(self, announcements: Sequence[Announcement], resolver: Resolver) -> None:
-        """Choose the first announcement for a client; look names up for each reply."""
-        self._announcements = announcements
-        self._resolver = resolver
-        # True if bound() looks names up, and may block.
-        self.resolves_names = any(
-            pack_ip(address.host) is None for _, address in self._announcements
-        )
-
-    def bound(self, client: Address, local: Address, port: int, shared: bool = True) -> Address:
-        """Return BND for a control connection from `client` to `local`; may block.
-
-        `port` is the port that listens.  An announced port stands for the relay port that all
-        clients share; `shared` tells whether `port` is that port.
-        """
-        for clients, address in self._announcements:
-            if clients is None or client.host in clients:
-                for host in self._hosts(address):
-                    if is_ipv6(host) == is_ipv6(local.host) and not is_unspecified(host):
-                        return Address(host, address.port if shared and address.port else port)
-        return Address(local.host.partition("%")[0], port)
-
-    def _hosts(self, address: Address) -> list[str]:
-        if pack_ip(address.host) is not None:
-            return [address.host]
-        try:
-            return [resolved.host for resolved in self._resolver.resolve(address)]
-        except DialError:
-            return []

@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Hashable, Protocol
 
 from netproxy.errors import EndOfStream, ProtocolError
-from netproxy.handler.dns_cache import AnswerCache
 from netproxy.handler.dns_waiting import (
     DatagramClient,
     PendingQuestion,
@@ -62,26 +61,46 @@ class DnsSource(Protocol):
         """
 
 
+class DnsCache(Protocol):
+    """Cached answers.  resolver.answer_cache.AnswerCache is the implementation.
+
+    A key is that of dns_message.cache_key(); `now` is in monotonic seconds.
+    """
+
+    def find(self, key: bytes, query: bytes, now: float) -> bytes | None:
+        """Return the cached answer to a query with this key, None if there is none.
+
+        Takes no lock, because it is called for every datagram.
+        """
+
+    def keep(self, key: bytes, message: bytes, now: float) -> None:
+        """Cache an answer for as long as its TTLs allow."""
+
+    def has_stale(self, key: bytes, now: float) -> bool:
+        """Return whether there is an answer that may be used if the servers fail."""
+
+    def revive(self, key: bytes, now: float) -> bool:
+        """Use a stale answer for a while; return False if there is none."""
+
+
 class DnsHandler:
     """The Handler and PacketHandler of a dns listener."""
 
     def __init__(
         self,
         source: DnsSource,
-        cache: int,
-        stale: float,
+        cache: DnsCache,
         clients: HostSet | None,
         submit: FairSubmit,
         arenas: ArenaPool,
         counter: Counter,
     ) -> None:
-        """Answer by `source` and a cache of `cache` answers.
+        """Answer from `cache`, else by `source`.
 
-        Answers may be used for `stale` seconds after their TTL if the servers fail.
         `clients` may ask over UDP, None for everybody.
         """
         self._source = source
-        self._answers = AnswerCache(cache, stale)
+        self._cache = cache
         self._clients = clients
         self._submit = submit
         self._arenas = arenas
@@ -129,7 +148,7 @@ class DnsHandler:
         Returns b"" for a message that gets no answer.
         """
         key = dns_message.cache_key(query)
-        answer = self._answers.find(key, query, now) if key else None
+        answer = self._cache.find(key, query, now) if key else None
         return self._answer_at_once(query) if answer is None else answer
 
     def _answer_at_once(self, query: bytes) -> bytes | None:
@@ -197,13 +216,13 @@ class DnsHandler:
         answer = self._source.forward(query, seconds)
         key = dns_message.cache_key(query)
         if key is not None:
-            self._answers.keep(key, answer, time.monotonic())
+            self._cache.keep(key, answer, time.monotonic())
         return answer
 
     def _ask(self, question: PendingQuestion, query: bytes, client: str) -> None:
         """Ask for all clients that wait.  Blocks.  Thread: a worker's or a connection's."""
         key, began = dns_message.cache_key(query), time.monotonic()
-        has_stale = key is not None and self._answers.has_stale(key, began)
+        has_stale = key is not None and self._cache.has_stale(key, began)
         try:
             answer = self.forward(query, STALE_SECONDS if has_stale else SERVER_SECONDS)
         except BaseException:
@@ -213,7 +232,7 @@ class DnsHandler:
             self._pending.answer(question, partial(_addressed_to, answer))
             return
         now = time.monotonic()
-        self._answers.revive(key, now)
+        self._cache.revive(key, now)
         self._counter.count("queries", "stale")
         self._pending.answer(question, partial(self._cached, key, answer))
         if now - began >= STALE_SECONDS:
@@ -222,7 +241,7 @@ class DnsHandler:
 
     def _cached(self, key: bytes, other: bytes, query: bytes) -> bytes:
         """Return the cached answer to a query, `other` if there is none."""
-        return self._answers.find(key, query, time.monotonic()) or _addressed_to(other, query)
+        return self._cache.find(key, query, time.monotonic()) or _addressed_to(other, query)
 
     # -- connections (RFC 7766)
 

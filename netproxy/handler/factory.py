@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Callable, NamedTuple
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import ConfigError
-from netproxy.handler.bind import Announcement, Announcer, Binder
+from netproxy.handler.announce import Announcement, Announcer
+from netproxy.handler.bind import Binder
 from netproxy.handler.forward import TcpForward, UdpForward
 from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.handler.outbound import Outbound
@@ -22,7 +23,7 @@ from netproxy.relay.pipe import PipeLimits
 
 if TYPE_CHECKING:
     from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
-    from netproxy.handler.dns import DnsSource
+    from netproxy.handler.dns import DnsCache, DnsSource
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handler
     from netproxy.interfaces.datagrams import PacketHandler
@@ -37,10 +38,8 @@ class DnsDependencies(NamedTuple):
     """The dependencies of dns listeners alone."""
 
     source: DnsSource
-    cache: int
-    """The number of answers that the cache holds."""
-    stale: float
-    """Seconds for which an answer may be used after its TTL."""
+    cache: DnsCache
+    """The cached answers, which all dns listeners share."""
     submit: FairSubmit
     """Runs a task that may block."""
     arenas: ArenaPool
@@ -182,7 +181,6 @@ class _ListenerParts:
         handler = DnsHandler(
             dns.source,
             dns.cache,
-            dns.stale,
             _clients(self._config),
             dns.submit,
             dns.arenas,

@@ -22,7 +22,7 @@ from netproxy.relay.client import Client
 from netproxy.relay.coalesce import Runs
 
 if TYPE_CHECKING:
-    from netproxy.handler.bind import Announcer
+    from netproxy.handler.announce import Announcer
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import Arena, Batch, DatagramSocket, Span

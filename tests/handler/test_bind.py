@@ -9,7 +9,7 @@ import pytest
 
 from netproxy.dialer.block import BlockDialer
 from netproxy.errors import DialError, Reason
-from netproxy.handler.bind import Announcement, Announcer
+from netproxy.handler.announce import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Events, Handshake
 from netproxy.interfaces.flows import Flow

@@ -15,7 +15,7 @@ import pytest
 from netproxy.errors import ProtocolError
 from netproxy.handler import dns as dns_module
 from netproxy.handler.dns import SERVER_SECONDS, STALE_SECONDS, DnsHandler
-from netproxy.handler.dns_cache import CACHED_SIZE, STALE_TTL, TTL_LIMIT
+from netproxy.resolver.answer_cache import CACHED_SIZE, STALE_TTL, TTL_LIMIT, AnswerCache
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE
 from netproxy.interfaces.fairness import ClientTask
@@ -109,8 +109,7 @@ class Rig(BatchRig):
     ) -> DnsHandler:
         self.handler = DnsHandler(
             self.source,
-            cache,
-            stale,
+            AnswerCache(cache, stale),
             clients,
             submit or self._submit,
             self.datagrams.arenas(),
@@ -300,14 +299,14 @@ class TestCache:
         assert plain.source.asked == names
         plain.ask(names[0])
         assert plain.source.asked == [*names, names[0]]
-        assert len(plain.handler._answers) == 3
+        assert len(plain.handler._cache) == 3
 
     def test_renewed_answer_replaces_the_expired_one(self, plain: Rig, clock: list[float]) -> None:
         plain.make(cache=2)
         for _ in range(3):
             plain.ask(query(WWW))
             clock[0] += 60
-        assert len(plain.handler._answers) == 1
+        assert len(plain.handler._cache) == 1
 
     @pytest.mark.parametrize(
         "other",

@@ -21,7 +21,7 @@ from typing import Any, Callable, Hashable, Iterable
 from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
-from netproxy.handler.bind import Announcer
+from netproxy.handler.announce import Announcer
 from netproxy.handler.bind import Binder
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.socks4 import Socks4Handler

@@ -1,4 +1,4 @@
-"""The cache of a dns listener: answers of name servers, as long as their TTLs allow.
+"""The cache of dns listeners: answers of name servers, as long as their TTLs allow.
 
 It keeps whole messages, and changes only their IDs, spelling and TTLs (dns_message.py).  An
 answer whose TTL is over is stale: it is used if the servers fail (RFC 8767).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.handler.bind import Announcement, Announcer
+from netproxy.handler.announce import Announcement, Announcer
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.net.stream import Stream, complete
