@@ -52,7 +52,10 @@ def all_waiting(relay: Running, number: int) -> bool:
 
 @pytest.mark.parametrize("leaving", ["end", "reset"])
 def test_clients_of_a_silent_origin_hold_no_thread(leaving: str, silent_origin: Address) -> None:
-    """Nothing else ends these exchanges: an origin may be silent for minutes."""
+    """Nothing else ends these exchanges: an origin may be silent for minutes.
+
+    Hazards 134 and 135.
+    """
     with ExitStack() as stack:
         relay = stack.enter_context(running(CONFIGURATION))
         before = descriptors()
@@ -87,6 +90,7 @@ def read_ending(sock: socket.socket) -> bytes:
 
 
 def test_client_with_an_unfinished_body_leaves_a_silent_origin(silent_origin: Address) -> None:
+    """Hazard 134."""
     with running(CONFIGURATION) as relay:
         request = request_for(silent_origin, b"POST", b"Content-Length: 10") + b"begun"
         client = connect(relay, request)
