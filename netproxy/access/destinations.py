@@ -217,9 +217,9 @@ class Destinations:
         All addresses have the port of the flow's target.  `selectors`: of the socket that is to
         connect to them.  Raises DialError(LOOP).
         """
-        if not self.is_own_port(flow):
-            return tuple(addresses)
         agents = bool(flow.listener)
+        if not self._own.has_port(flow.network, flow.target.port, agents):
+            return tuple(addresses)
         others = tuple(
             address
             for address in addresses

@@ -7,7 +7,7 @@ are imported at the first check: libcrypto costs 4 MiB, which a daemon without u
 
 from __future__ import annotations
 
-import base64
+import binascii
 import os
 import threading
 from typing import Mapping, NamedTuple
@@ -115,7 +115,9 @@ def hash_password(password: str) -> str:
         dklen=HASH_BYTES,
         maxmem=_memory(COST, BLOCK, PARALLEL),
     )
-    salt_text, digest_text = (base64.b64encode(part).decode() for part in (salt, digest))
+    salt_text, digest_text = (
+        binascii.b2a_base64(part, newline=False).decode() for part in (salt, digest)
+    )
     return f"{_PREFIX}{COST}${BLOCK}${PARALLEL}${salt_text}${digest_text}"
 
 
@@ -135,11 +137,7 @@ def _parse(value: str) -> _Hash:
     try:
         cost_text, block_text, parallel_text, salt, digest = value[len(_PREFIX) :].split("$")
         parsed = _Hash(
-            int(cost_text),
-            int(block_text),
-            int(parallel_text),
-            base64.b64decode(salt, validate=True),
-            base64.b64decode(digest, validate=True),
+            int(cost_text), int(block_text), int(parallel_text), _decoded(salt), _decoded(digest)
         )
     except ValueError as error:
         raise ValueError(_INVALID) from error
@@ -156,3 +154,11 @@ def _parse(value: str) -> _Hash:
     if cost * block * parallel > COST_LIMIT:
         raise ValueError("the hash costs too much to check")
     return parsed
+
+
+def _decoded(text: str) -> bytes:
+    """Decode base64.  Raises ValueError, also for characters that are not base64."""
+    decoded = binascii.a2b_base64(text)
+    if binascii.b2a_base64(decoded, newline=False) != text.encode("ascii"):
+        raise ValueError("not base64")
+    return decoded

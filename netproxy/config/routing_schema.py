@@ -4,8 +4,6 @@ A part of the schema, with every default.  upstreams.py, hops.py and rules.py ma
 other rooms import them from netproxy.config.schema.
 """
 
-from __future__ import annotations
-
 from typing import Iterator, NamedTuple
 
 from netproxy.interfaces.addresses import Address
@@ -80,7 +78,7 @@ class HealthConfig(NamedTuple):
 class MemberConfig(NamedTuple):
     """One member of a group."""
 
-    upstream: UpstreamConfig
+    upstream: "UpstreamConfig"
     weight: int = 1
     """Its share of the flows, relative to the other members; only for the balance "weighted"."""
 

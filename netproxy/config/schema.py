@@ -7,8 +7,6 @@ The classes are NamedTuples: the dataclasses module costs 1.3 MiB, a tenth of an
 `place` is "file:line:column", for errors that are found after the file was read.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from netproxy.config.routing_schema import AutoConfig as AutoConfig

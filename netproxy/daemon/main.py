@@ -163,6 +163,7 @@ def _serve(config: Config, options: Options) -> int:
     set_stack_size()
     raise_descriptor_limit()
     log = Log(*config.log)
+    os.register_at_fork(after_in_child=log.begin_in_child)
     faults.report_to(log)
     try:
         return _run(config, options, log)

@@ -53,8 +53,8 @@ class Plan(NamedTuple):
     dialers: DialerFactory
     """Shared with the plan before unless `timeouts.connect` has changed, so that UDP sessions,
     which hold their dialer, go on."""
-    renewal: Renewal
-    """The TLS files of upstreams that `dialers` had read before, read again."""
+    renewal: Renewal | None
+    """The TLS files of upstreams that `dialers` had read before, read again; None without."""
     lookups: LookupPlan
     """How names are looked up."""
     forwarder: DnsForwarder | None
@@ -166,7 +166,8 @@ class BoundPlan:
         """
         plan, runtime = self.plan, self.plan.runtime
         self._listeners.commit()
-        plan.renewal.commit()
+        if plan.renewal is not None:
+            plan.renewal.commit()
         own = own_sockets(plan.config, self._listeners.listeners)
         runtime.reachability.configure(plan.lookups, plan.policies, own + self._servers.sockets)
         self._expected.commit()
@@ -174,7 +175,7 @@ class BoundPlan:
         auto = plan.config.auto
         runtime.verdicts.configure(auto.remember, auto.entries)
         plan.dialers.retain(used_upstreams(plan.config))
-        runtime.health.checks = [check for group in plan.dialers.groups() for check in group.checks]
+        runtime.check_health([check for group in plan.dialers.groups() for check in group.checks])
         self._hand_over_to_janitor(previous)
         plan.relays.commit(previous.relays)
         self._tunnels.commit()

@@ -10,16 +10,15 @@ import gc
 import os
 import resource
 import socket
-from typing import Callable, Sequence
+from typing import TYPE_CHECKING, Callable, Sequence
 
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.daemon.activation import ActivationSockets
 from netproxy.daemon.reachability import Reachability
-from netproxy.dialer.health import HealthChecks
-from netproxy.dialer.hop import PacketDependencies
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.connections import READABLE, Stream, Wait
+from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.listener.fair_queue import FairQueue
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
@@ -36,6 +35,9 @@ from netproxy.observe.metrics import Counters
 from netproxy.relay.janitor import Janitor
 from netproxy.relay.nat import NatDependencies
 from netproxy.router.auto import Verdicts
+
+if TYPE_CHECKING:
+    from netproxy.dialer.health import Check, HealthChecks
 
 # Descriptors of RLIMIT_NOFILE kept for listeners, log and lookups; and those of a connection:
 # client, upstream, and one more while a name or a second address is tried.
@@ -118,7 +120,8 @@ class Runtime:
         self.dials = self._dials.submit
         self.queries = self._queries.submit
         self.janitor = Janitor(log)
-        self.health = HealthChecks(self._checks.submit, log)
+        # Made with the first check: many configurations have none.
+        self._health: HealthChecks | None = None
         self.verdicts = Verdicts(AutoConfig().remember, AutoConfig().entries)
         self.serving = Serving(self.connections, self.poller, self.counters, log)
 
@@ -156,9 +159,19 @@ class Runtime:
     def run(self) -> None:
         """Start the janitor.  Raises ListenError if its thread cannot be had."""
         self.janitor.register(MemoryTrimmer(self._things_in_memory))
-        self.janitor.register(self.health)
         self.janitor.register(self.log)
         _start_thread("janitor", self.janitor.start)
+
+    def check_health(self, checks: Sequence[Check]) -> None:
+        """Make the health checks of a new configuration from now on."""
+        if self._health is None:
+            if not checks:
+                return
+            from netproxy.dialer.health import HealthChecks  # late: see __init__()
+
+            self._health = HealthChecks(self._checks.submit, self.log)
+            self.janitor.register(self._health)
+        self._health.checks = checks
 
     def stop(self) -> None:
         """Stop the janitor and all pools but the connections'; after the listeners."""

@@ -3,6 +3,9 @@
 An upstream is folded from its steps, the first hop innermost: the dialer of each hop wraps the
 dialer before it.  The factory keeps what it has built: a reload that changes something else
 must leave UDP sessions, which belong to a dialer, as they are.  Main thread only.
+
+Modules for proxies, groups and TLS are imported when the first upstream needs them: many
+configurations have no upstream.
 """
 
 from __future__ import annotations
@@ -14,19 +17,17 @@ from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Seque
 from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig
 from netproxy.dialer.block import BlockDialer
 from netproxy.dialer.direct import DirectDialer
-from netproxy.dialer.group import GroupDialer
-from netproxy.dialer.health import Check
-from netproxy.dialer.hop import Hop, LoopGuard
-from netproxy.dialer.member import Member
-from netproxy.dialer.schemes import BUILDERS, RESOLVING
-from netproxy.dialer.trust import TlsFiles, TlsRenewal, TlsTrust
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.net.socket_options import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
 
 if TYPE_CHECKING:
     from netproxy.config.schema import Config, MemberConfig, UpstreamConfig, UpstreamTlsConfig
     from netproxy.dialer.direct import TargetResolver
-    from netproxy.dialer.hop import PacketDependencies
+    from netproxy.dialer.group import GroupDialer
+    from netproxy.dialer.health import Check
+    from netproxy.dialer.member import Member
+    from netproxy.dialer.trust import TlsRenewal, TlsTrust
+    from netproxy.interfaces.datagrams import PacketDependencies
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.routing import Dialer
     from netproxy.net.udp_sockets import UdpSocketFactory
@@ -79,6 +80,8 @@ class DialerFactory:
             groups: list[GroupDialer] = []
             dialer = self._fold(config, self._direct, (), groups)
             if dialer is not self._direct and dialer.carries:
+                from netproxy.dialer.member import Member  # late: see above
+
                 # A Member counts what the upstream carries.
                 dialer = Member(config.name or config.text, dialer, 1, groups)
             self._upstreams[config] = _Upstream(dialer, groups)
@@ -106,13 +109,19 @@ class DialerFactory:
         live = {member for group in self.groups() for member in group.members}
         self._members = {key: member for key, member in self._members.items() if member in live}
 
-    def prepare_renewal(self, configs: Iterable[UpstreamConfig]) -> TlsRenewal:
+    def prepare_renewal(self, configs: Iterable[UpstreamConfig]) -> TlsRenewal | None:
         """Read the TLS files of these upstreams again; commit() on the result uses them.
 
-        Upstreams that are not built yet read their files when they are.  Raises ConfigError.
+        Upstreams that are not built yet read their files when they are.  Returns None if there
+        is no file to read.  Raises ConfigError.
         """
         in_use = {hop.tls for config in configs for hop in config.hops}
-        return TlsRenewal([trust for tls, trust in self._trusts.items() if tls in in_use])
+        trusts = [trust for tls, trust in self._trusts.items() if tls in in_use]
+        if not trusts:
+            return None
+        from netproxy.dialer.trust import TlsRenewal  # late: see above
+
+        return TlsRenewal(trusts)
 
     def groups(self) -> list[GroupDialer]:
         """Return all groups in use, each once, groups within groups included."""
@@ -176,6 +185,9 @@ class DialerFactory:
         return min(step.timeout or self._seconds, self._limit)
 
     def _proxy(self, step: HopConfig, via: Dialer, config: UpstreamConfig, index: int) -> Dialer:
+        from netproxy.dialer.hop import Hop, LoopGuard  # late: see above
+        from netproxy.dialer.schemes import BUILDERS, RESOLVING
+
         label = _label(config, index, step.url)
         is_last = index == len(config.steps) - 1
         hop = Hop(
@@ -194,7 +206,7 @@ class DialerFactory:
         plain = build(hop, resolver, self._dependencies, step.udp == "auto")
         if step.udp != "uot":
             return plain
-        from netproxy.dialer.uot import UotDialer  # late: as the builders
+        from netproxy.dialer.uot import UotDialer  # late: see above
 
         carrier = build(hop, None, self._dependencies, False)
         return UotDialer(plain, carrier, self._dependencies.counter)
@@ -203,6 +215,8 @@ class DialerFactory:
         """Return the TLS handshake with a proxy, None for a proxy without TLS."""
         if not step.has_tls:
             return None
+        from netproxy.dialer.trust import TlsFiles, TlsTrust  # late: see above
+
         tls = step.tls
         if tls not in self._trusts:
             files = TlsFiles(tls.ca, tls.certificate, tls.key, tls.insecure)
@@ -211,6 +225,8 @@ class DialerFactory:
         return partial(self._trusts[tls].connect, server_name=server_name)
 
     def _group(self, step: GroupConfig, via: Dialer, before: Steps) -> GroupDialer:
+        from netproxy.dialer.group import GroupDialer  # late: see above
+
         members = [self._member(step.name, config, via, before) for config in step.members]
         group = GroupDialer(step.name, members, step.balance, self._seconds)
         if step.health is not None:
@@ -227,6 +243,8 @@ class DialerFactory:
 
     def _member(self, group: str, config: MemberConfig, via: Dialer, before: Steps) -> Member:
         """Return a member; one kept from before a reload, if its own steps are the same."""
+        from netproxy.dialer.member import Member  # late: see above
+
         key = (group, config, before)
         if key not in self._members:
             groups: list[GroupDialer] = []
@@ -240,6 +258,8 @@ class DialerFactory:
         self, group: GroupConfig, config: MemberConfig, member: Member, via: Dialer
     ) -> Check | None:
         """Return the health check of a member, None if there is nothing to check."""
+        from netproxy.dialer.health import Check  # late: see above
+
         health, first = group.health or HealthConfig(), config.upstream.steps[0]
         # Its time limits are those of the check, and its dials are not counted by members.
         factory = DialerFactory(

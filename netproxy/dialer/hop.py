@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import PacketConn
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import Dialer
-    from netproxy.interfaces.services import Counter
 
 LOOP_LIMIT = 64
 """Connections to one target that may wait for one proxy while none is established, if the
@@ -29,17 +28,6 @@ TARGETS_LIMIT = 4096
 """Targets that one LoopGuard counts."""
 OWN_FAULTS = frozenset({Reason.AUTHENTICATION, Reason.PROTOCOL})
 """Reasons that a proxy reports about itself; all others are about the target."""
-
-
-class PacketDependencies(NamedTuple):
-    """What packet connections need of the daemon.  Thread: any."""
-
-    watch: Callable[[Stream, Callable[[], None]], None]
-    """watch(stream, call) makes the call once, on the poller's thread, when the stream is
-    readable or has ended.  The call must not block."""
-    submit: Callable[[Callable[[], None]], bool]
-    """submit(task) runs a task that may block on another thread; False if the queue is full."""
-    counter: Counter
 
 
 class _TargetCount:

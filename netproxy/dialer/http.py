@@ -6,7 +6,7 @@ the proxy unresolved.
 
 from __future__ import annotations
 
-import base64
+import binascii
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,9 @@ class HttpDialer(ProxyDialer):
         """Return the credentials of Basic authentication (RFC 7617), b"" without a user."""
         if not self.hop.user:
             return b""
-        return b"Basic " + base64.b64encode(f"{self.hop.user}:{self.hop.password}".encode())
+        return b"Basic " + binascii.b2a_base64(
+            f"{self.hop.user}:{self.hop.password}".encode(), newline=False
+        )
 
 
 def _refusal(response: http1.HttpResponse, reason: Reason, wanted: str, said: str) -> DialError:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Callable, TypeAlias
 
 if TYPE_CHECKING:
     from netproxy.dialer.direct import TargetResolver
-    from netproxy.dialer.hop import Hop, PacketDependencies, ProxyDialer
+    from netproxy.dialer.hop import Hop, ProxyDialer
+    from netproxy.interfaces.datagrams import PacketDependencies
 
     Builder: TypeAlias = Callable[
         [Hop, TargetResolver | None, PacketDependencies, bool], ProxyDialer

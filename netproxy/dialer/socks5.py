@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from netproxy.dialer.direct import DIRECT, TargetResolver
 from netproxy.dialer.group import MEMBER_TRIES
-from netproxy.dialer.hop import Hop, PacketDependencies, ProxyDialer
+from netproxy.dialer.hop import Hop, ProxyDialer
+from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.dialer.socks5_udp import Socks5PacketConn
 from netproxy.errors import DeadlineError, DialError, EndOfStream, Reason, StreamError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address

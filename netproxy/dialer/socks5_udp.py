@@ -24,7 +24,7 @@ from netproxy.protocol import socks5
 
 if TYPE_CHECKING:
     from netproxy.dialer.direct import TargetResolver
-    from netproxy.dialer.hop import PacketDependencies
+    from netproxy.interfaces.datagrams import PacketDependencies
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import (

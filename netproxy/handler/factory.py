@@ -10,7 +10,6 @@ from netproxy.access.users import Users
 from netproxy.errors import ConfigError
 from netproxy.handler.announce import Announcement, Announcer
 from netproxy.handler.bind import Binder
-from netproxy.handler.forward import TcpForward, UdpForward
 from netproxy.handler.http import Forwarder, HttpHandler
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.socks4 import Socks4Handler
@@ -156,11 +155,15 @@ class _ListenerParts:
 
     def tcp(self) -> ListenerHandler:
         """Make the handler of a fixed target, TCP."""
+        from netproxy.handler.forward import TcpForward  # late: few daemons have such a listener
+
         forward = TcpForward(self._config.name, self._outbound, self._target)
         return ListenerHandler(forward, None, None)
 
     def udp(self) -> ListenerHandler:
         """Make the handler of a fixed target, UDP."""
+        from netproxy.handler.forward import UdpForward  # late: as in tcp()
+
         assert self._state is not None  # config.read has seen to it
         forward = UdpForward(
             self._config.name,

@@ -8,7 +8,6 @@ the next request that leads to the same origin through the same upstream.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import os
 import select
@@ -184,9 +183,13 @@ def _parse_basic(value: bytes) -> tuple[bytes, bytes]:
     scheme, _, encoded = value.partition(b" ")
     if scheme.lower() != b"basic":
         return b"", b""
+    encoded = encoded.strip(b" ")
     try:
-        decoded = base64.b64decode(encoded.strip(b" "), validate=True)
+        decoded = binascii.a2b_base64(encoded)
     except binascii.Error:
+        return b"", b""
+    if binascii.b2a_base64(decoded, newline=False) != encoded:
+        # a2b_base64() skips what is not base64.
         return b"", b""
     user, _, password = decoded.partition(b":")
     return user, password

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Hashable, NamedTuple, Protocol, Sequence, TypeAlias
+from typing import TYPE_CHECKING, Any, Callable, Hashable, NamedTuple, Protocol, Sequence, TypeAlias
 
 if TYPE_CHECKING:
     # A sockaddr has 2 items for IPv4 and 4 for IPv6; only its own socket reads the rest.
     SocketAddress: TypeAlias = tuple[Any, ...]
 
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.services import Counter
 
 
 class Header(Protocol):
@@ -130,3 +132,14 @@ class PacketHandler(Protocol):
 
         Never blocks, never raises for bad input, keeps nothing of the arena.
         """
+
+
+class PacketDependencies(NamedTuple):
+    """What packet connections through a proxy need of the daemon.  Thread: any."""
+
+    watch: Callable[[Stream, Callable[[], None]], None]
+    """watch(stream, call) makes the call once, on the poller's thread, when the stream is
+    readable or has ended.  The call must not block."""
+    submit: Callable[[Callable[[], None]], bool]
+    """submit(task) runs a task that may block on another thread; False if the queue is full."""
+    counter: Counter

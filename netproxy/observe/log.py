@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Hashable, Mapping, NamedTuple, Sequence
@@ -99,7 +98,6 @@ class Log:
         # Guards _repeats.
         self._lock = threading.Lock()
         self._repeats: dict[Hashable, _Repeat] = {}
-        os.register_at_fork(after_in_child=partial(_begin_in_child, weakref.ref(self)))
 
     def configure(self, level: str, record_format: str, access: bool, queue: int) -> None:
         """Apply a new configuration.  Thread: main."""
@@ -116,7 +114,10 @@ class Log:
         return self._writer.close(seconds)
 
     def begin_in_child(self) -> None:
-        """Begin anew in a process that was forked: threads of the parent held the locks."""
+        """Begin anew in a process that was forked: threads of the parent held the locks.
+
+        daemon.main registers it with os.register_at_fork().
+        """
         self._lock = threading.Lock()
         self._writer.begin_in_child()
 
@@ -266,12 +267,6 @@ class Log:
             fields[LEVEL_NAMES[level]] = dropped[level]
         self.recent.append(Notice(time.time(), LEVEL_NAMES[WARNING], as_text(fields)))
         return WARNING, self._format.line(WARNING, fields)
-
-
-def _begin_in_child(reference: weakref.ref[Log]) -> None:
-    log = reference()
-    if log is not None:
-        log.begin_in_child()
 
 
 def _calls(traceback: TracebackType | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.factory import DialerFactory
 from netproxy.dialer.group import GroupDialer
-from netproxy.dialer.hop import PacketDependencies
+from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.dialer.member import Member
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address

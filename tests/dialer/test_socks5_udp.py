@@ -8,7 +8,8 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.dialer.direct import DirectDialer, TargetResolver
-from netproxy.dialer.hop import Hop, PacketDependencies
+from netproxy.dialer.hop import Hop
+from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.dialer.socks5_udp import Socks5PacketConn
 from netproxy.errors import DialError, Reason, StreamError

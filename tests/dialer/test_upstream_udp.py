@@ -10,7 +10,7 @@ import pytest
 from netproxy.admin.explain import udp_text
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.factory import DialerFactory
-from netproxy.dialer.hop import PacketDependencies
+from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address
 from netproxy.net.stream import Stream

@@ -444,6 +444,7 @@ def test_forked_process_writes_its_own_records_and_no_others(
     with log._lock, log._writer._lock:
         child = os.fork()
         if not child:
+            log.begin_in_child()
             os.dup2(to_child, reader.write)
             log.limited("key", "of the child")
             os._exit(0 if log.close(PATIENCE) else 1)

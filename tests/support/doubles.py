@@ -10,7 +10,7 @@ import sys
 import threading
 from typing import Any, Callable, Hashable
 
-from netproxy.dialer.hop import PacketDependencies
+from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.interfaces.flows import Record
 
 SECONDS = 5.0
