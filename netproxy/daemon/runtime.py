@@ -162,6 +162,11 @@ class Runtime:
         self.janitor.register(self.log)
         _start_thread("janitor", self.janitor.start)
 
+    @property
+    def health_checks(self) -> Sequence[Check]:
+        """The health checks of the configuration in force."""
+        return self._health.checks if self._health is not None else ()
+
     def check_health(self, checks: Sequence[Check]) -> None:
         """Make the health checks of a new configuration from now on."""
         if self._health is None:

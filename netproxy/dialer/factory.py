@@ -3,9 +3,7 @@
 An upstream is folded from its steps, the first hop innermost: the dialer of each hop wraps the
 dialer before it.  The factory keeps what it has built: a reload that changes something else
 must leave UDP sessions, which belong to a dialer, as they are.  Main thread only.
-
-Modules for proxies, groups and TLS are imported when the first upstream needs them: many
-configurations have no upstream.
+Modules for proxies, groups and TLS are imported late: many configurations need none.
 """
 
 from __future__ import annotations
@@ -185,10 +183,10 @@ class DialerFactory:
         return min(step.timeout or self._seconds, self._limit)
 
     def _proxy(self, step: HopConfig, via: Dialer, config: UpstreamConfig, index: int) -> Dialer:
-        from netproxy.dialer.hop import Hop, LoopGuard  # late: see above
+        from netproxy.dialer.hop import Hop, LoopGuard, hop_label  # late: see above
         from netproxy.dialer.schemes import BUILDERS, RESOLVING
 
-        label = _label(config, index, step.url)
+        label = hop_label(config.name, index, len(config.steps), step.url)
         is_last = index == len(config.steps) - 1
         hop = Hop(
             config.name if is_last and config.name else step.url,
@@ -245,12 +243,11 @@ class DialerFactory:
         """Return a member; one kept from before a reload, if its own steps are the same."""
         from netproxy.dialer.member import Member  # late: see above
 
-        key = (group, config, before)
+        key = group, config, before
         if key not in self._members:
             groups: list[GroupDialer] = []
-            upstream = config.upstream
-            dialer = self._fold(upstream, via, before, groups)
-            name = upstream.name or upstream.text
+            dialer = self._fold(config.upstream, via, before, groups)
+            name = config.upstream.name or config.upstream.text
             self._members[key] = Member(name, dialer, config.weight, groups)
         return self._members[key]
 
@@ -300,11 +297,3 @@ def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
                 f"{upstream.text}"
             )
     return warnings
-
-
-def _label(config: UpstreamConfig, index: int, url: str) -> str:
-    """Return the name of a hop in errors."""
-    if len(config.steps) == 1:
-        return f"'{config.name}' ({url})" if config.name else url
-    name = f" of '{config.name}'" if config.name else ""
-    return f"hop {index + 1}{name} ({url})"

@@ -203,3 +203,14 @@ class ProxyDialer(ABC):
     def no_udp(self) -> DialError:
         """Return the error for datagrams that the proxy does not carry."""
         return DialError(Reason.UNSUPPORTED, said=f"{self.hop.label} carries no UDP")
+
+
+def hop_label(upstream: str, index: int, steps: int, url: str) -> str:
+    """Return the name of a hop in errors: step `index` of `steps` of an upstream.
+
+    `upstream` is the name in `upstreams`, "" for none.
+    """
+    if steps == 1:
+        return f"'{upstream}' ({url})" if upstream else url
+    name = f" of '{upstream}'" if upstream else ""
+    return f"hop {index + 1}{name} ({url})"

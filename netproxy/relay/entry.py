@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.flows import Flow
     from netproxy.relay.client import Client
     from netproxy.relay.session import Session
-    from netproxy.relay.waiting import WaitingDatagram
+    from netproxy.relay.waiting_datagrams import WaitingDatagram
 
 DNS_PORT = 53
 

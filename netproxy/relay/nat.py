@@ -19,7 +19,7 @@ from netproxy.relay.entry import Action, Entry, EntryState, Key, NatMapping
 from netproxy.relay.pending_dial import PendingDials, Submit
 from netproxy.relay.quota import SessionLimits, SessionQuota
 from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
-from netproxy.relay.waiting import WaitingQueues
+from netproxy.relay.waiting_datagrams import WaitingQueues
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address

@@ -81,7 +81,7 @@ def state_of(runtime: Runtime) -> dict[str, Any]:
         "destinations": [permits(runtime, host) for host in ("198.51.100.7", "203.0.113.7")],
         "own": [runtime.own.holds("tcp", address) for address in own],
         "janitor": list(runtime.janitor._tables),
-        "checks": list(runtime.health.checks),
+        "checks": list(runtime.health_checks),
         "threads": runtime.connections.limit,
         "auto": (
             runtime.verdicts._seconds,

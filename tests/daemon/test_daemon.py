@@ -329,8 +329,8 @@ class TestReload:
             for number in range(30):
                 daemon.reload(PLAIN + f"\ntimeouts: {{connect: {number + 1}s}}")
                 tunnel.check()
-        # The NAT table, the socket whose drops are counted, memory, health checks, the log.
-        assert len(daemon.daemon._runtime.janitor._tables) == 5
+        # The NAT table, the socket whose drops are counted, memory, the log.
+        assert len(daemon.daemon._runtime.janitor._tables) == 4
 
     def test_reload_starts_new_listeners_and_stops_old_ones(
         self, daemon: Running, echo: Address
@@ -702,9 +702,9 @@ class TestNames:
         group = f"{{members: {members}, health_check: {{interval: 1h}}}}"
         text = self.TEXT % f"{{url: tcp://192.0.2.1, upstream: {group}}}"
         with running(text) as relay:
-            assert len(relay.daemon._runtime.health.checks) == 2
+            assert len(relay.daemon._runtime.health_checks) == 2
             relay.reload(text)
-            assert len(relay.daemon._runtime.health.checks) == 2
+            assert len(relay.daemon._runtime.health_checks) == 2
 
     def test_dns_listener_needs_no_upstream_with_udp(self) -> None:
         with running(self.TEXT % "192.0.2.1" + "\ndefault: socks4://192.0.2.7:1080") as relay:

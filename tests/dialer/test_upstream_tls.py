@@ -157,7 +157,9 @@ class TestFiles:
 
 def renew(factory: DialerFactory, *configs: UpstreamConfig) -> None:
     """Do what a reload does with TLS files."""
-    factory.prepare_renewal(configs).commit()
+    renewal = factory.prepare_renewal(configs)
+    if renewal is not None:
+        renewal.commit()
 
 
 class TestRenewal:

@@ -7,7 +7,7 @@ import pytest
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.relay import waiting
+from netproxy.relay import waiting_datagrams
 from netproxy.relay.nat import RETRY_SECONDS
 from netproxy.relay.session import Session
 from tests.support.nat import TARGET, NatRig, conn_of
@@ -84,12 +84,12 @@ class TestWaiting:
     def test_waiting_datagrams_of_an_entry_are_bounded(self, rig: NatRig) -> None:
         rig.workers.eager = False
         entry = rig.opened(rig.client())
-        for number in range(waiting.ENTRY_WAITING_LIMIT + 5):
+        for number in range(waiting_datagrams.ENTRY_WAITING_LIMIT + 5):
             rig.send(entry, b"%d" % number)
         assert rig.counts.of("drops", "waiting queue full") == 5
         rig.workers.run()
         assert [payload for payload, _ in rig.dialer.conns[0].sent] == [
-            b"%d" % number for number in range(waiting.ENTRY_WAITING_LIMIT)
+            b"%d" % number for number in range(waiting_datagrams.ENTRY_WAITING_LIMIT)
         ]
 
     def test_waiting_datagrams_of_a_table_are_bounded(self, rig: NatRig) -> None:

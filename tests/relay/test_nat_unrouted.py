@@ -10,7 +10,7 @@ from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Dialer, Route
-from netproxy.relay import nat, waiting
+from netproxy.relay import nat, waiting_datagrams
 from netproxy.relay.client import Client
 from netproxy.relay.entry import Entry, EntryState
 from tests.support.nat import NatRig
@@ -217,12 +217,12 @@ class TestBounds:
         client = rig.client()
         for number in range(8):
             entry = rig.asked(client, f"n{number}.test")
-            for _ in range(waiting.ENTRY_WAITING_LIMIT):
+            for _ in range(waiting_datagrams.ENTRY_WAITING_LIMIT):
                 rig.send(entry, b"x")
-        assert rig.waiting() == client.waiting == waiting.CLIENT_WAITING_LIMIT
+        assert rig.waiting() == client.waiting == waiting_datagrams.CLIENT_WAITING_LIMIT
         assert (
             rig.counts.of("drops", "waiting queue full")
-            == 8 * waiting.ENTRY_WAITING_LIMIT - waiting.CLIENT_WAITING_LIMIT
+            == 8 * waiting_datagrams.ENTRY_WAITING_LIMIT - waiting_datagrams.CLIENT_WAITING_LIMIT
         )
 
     def test_flood_of_names_leaves_nothing_behind(self, rig: LookupRig) -> None:

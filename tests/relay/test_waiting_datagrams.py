@@ -7,10 +7,10 @@ import pytest
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.net.datagram import Arena
-from netproxy.relay import waiting
+from netproxy.relay import waiting_datagrams
 from netproxy.relay.client import Client, no_header
 from netproxy.relay.entry import Entry
-from netproxy.relay.waiting import WaitingQueues
+from netproxy.relay.waiting_datagrams import WaitingQueues
 from tests.support.upstreams import FakeSocket
 
 FLOW = Flow("udp", Address("192.0.2.1", 5000), Address("198.51.100.1", 9000), "main", "")
@@ -39,9 +39,9 @@ def test_datagrams_are_taken_in_order_once() -> None:
 
 def test_every_limit_bounds_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two endpoints of one address share its room: the oldest datagrams are lost."""
-    monkeypatch.setattr(waiting, "ENTRY_WAITING_LIMIT", 2)
-    monkeypatch.setattr(waiting, "CLIENT_WAITING_LIMIT", 3)
-    monkeypatch.setattr(waiting, "TOTAL_WAITING_LIMIT", 4)
+    monkeypatch.setattr(waiting_datagrams, "ENTRY_WAITING_LIMIT", 2)
+    monkeypatch.setattr(waiting_datagrams, "CLIENT_WAITING_LIMIT", 3)
+    monkeypatch.setattr(waiting_datagrams, "TOTAL_WAITING_LIMIT", 4)
     queues, client, other = WaitingQueues(), make_client(), make_client()
     entries = [Entry(("peer", n), client, FLOW) for n in range(3)]
     entries += [Entry(("other", n), other, FLOW) for n in range(2)]
@@ -58,12 +58,12 @@ def test_flood_of_other_addresses_leaves_room_for_a_client(attackers: int) -> No
     flood = [
         Entry((host, number), make_client(f"198.51.100.{host}"), FLOW)
         for host in range(attackers)
-        for number in range(2000 // waiting.ENTRY_WAITING_LIMIT // attackers + 1)
+        for number in range(2000 // waiting_datagrams.ENTRY_WAITING_LIMIT // attackers + 1)
     ]
-    before = sum(fill(queues, entry, waiting.ENTRY_WAITING_LIMIT) for entry in flood)
+    before = sum(fill(queues, entry, waiting_datagrams.ENTRY_WAITING_LIMIT) for entry in flood)
     entry = Entry(("good", 1), make_client("192.0.2.1"), FLOW)
     assert fill(queues, entry, 10) == 10
-    after = sum(fill(queues, entry, waiting.ENTRY_WAITING_LIMIT) for entry in flood)
+    after = sum(fill(queues, entry, waiting_datagrams.ENTRY_WAITING_LIMIT) for entry in flood)
     assert before and after
     assert queues.take(entry) == [b"%d" % number for number in range(10)]
-    assert queues.total == waiting.TOTAL_WAITING_LIMIT - 10
+    assert queues.total == waiting_datagrams.TOTAL_WAITING_LIMIT - 10
