@@ -1,5 +1,7 @@
 """Checks after every test that it has left no descriptor and no thread.
 
+A test that is skipped because a program or a module is missing fails if the variable CI is set.
+
 Everything that a test opens must be gone some seconds after it: sockets and threads of the code
 under test as well as the test's own. Idle threads of a pool that a fixture of the module still uses
 may stay. There is no check after a failed test, and none with @pytest.mark.leaves_things_open.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import threading
 import time
 import types
@@ -21,6 +24,8 @@ from netproxy.listener.pool import ThreadPool
 # The limit of a wait, and the pause between two looks.
 SECONDS = 20.0
 STEP = 0.01
+# Why a test is skipped whose program or module is missing.
+MISSING = re.compile(r"is not installed$|could not import ")
 # How threads of the package and of tests/support are named.
 NAMES = (
     "tcp-listener ",
@@ -51,8 +56,25 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome: Any = yield
-    if outcome.get_result().failed:
+    report = outcome.get_result()
+    _fail_if_incomplete(report)
+    if report.failed:
         item.stash[_failed] = True
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    outcome: Any = yield
+    _fail_if_incomplete(outcome.get_result())
+
+
+def _fail_if_incomplete(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Make a skip for want of a program or a module a failure in continuous integration."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if os.environ.get("CI") and MISSING.search(reason):
+            report.outcome = "failed"
+            report.longrepr = f"in CI every test runs: {reason}"
 
 
 @pytest.fixture(autouse=True)

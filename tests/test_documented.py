@@ -246,7 +246,7 @@ def test_panels_of_the_dashboard_have_targets_and_fit() -> None:
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_promtool_accepts_the_alerts() -> None:
     done = subprocess.run(
         ["promtool", "check", "rules", MONITORING[1]], capture_output=True, text=True, timeout=60
@@ -271,7 +271,7 @@ BAN_LINES = {
 def test_fail2ban_finds_the_client_and_no_other_address(line: str, tmp_path: Path) -> None:
     program = shutil.which("fail2ban-regex")
     if not program:
-        pytest.skip("no fail2ban")
+        pytest.skip("fail2ban is not installed")
     (tmp_path / "log").write_text(line + "\n")
     done = subprocess.run(
         [program, "-o", "ip", str(tmp_path / "log"), str(ROOT / "conf/fail2ban/netproxy.conf")],

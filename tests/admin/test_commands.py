@@ -400,7 +400,7 @@ class TestMetrics:
         wait_until(lambda: not daemon.daemon.flows.live())
         assert series() == before
 
-    @pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
+    @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
     def test_promtool_accepts_the_metrics_of_a_daemon(self, daemon: Running, echo: Address) -> None:
         with Tunnel(daemon.port, echo), Tunnel(daemon.port, Address("127.0.0.1", 1)):
             text = get(daemon, "/metrics")[1]

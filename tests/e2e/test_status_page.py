@@ -52,7 +52,7 @@ def browse(tmp_path: Path) -> Callable[..., str]:
     """Run the browser; return its output."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        pytest.skip("no Chromium")
+        pytest.skip("chromium is not installed")
 
     def run(url: str, *flags: str) -> str:
         done = subprocess.run(

@@ -122,7 +122,7 @@ def test_every_counter_in_the_source_has_a_metric() -> None:
     assert counted - elsewhere - set(exposition.COUNTER_METRICS) == set()
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool")
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_promtool_accepts_the_metrics() -> None:
     result = subprocess.run(
         ["promtool", "check", "metrics"], input=everything(), capture_output=True, timeout=60
