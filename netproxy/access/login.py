@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 from typing import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
@@ -36,3 +37,20 @@ class Login:
         if user is None and self._refused is not None:
             self._refused(client.host, name.decode("utf-8", "replace"))
         return user
+
+
+def parse_basic(value: bytes) -> tuple[bytes, bytes]:
+    """Return user and password of "Basic ...", two empty ones for anything else."""
+    scheme, _, encoded = value.partition(b" ")
+    if scheme.lower() != b"basic":
+        return b"", b""
+    encoded = encoded.strip(b" ")
+    try:
+        decoded = binascii.a2b_base64(encoded)
+    except binascii.Error:
+        return b"", b""
+    if binascii.b2a_base64(decoded, newline=False) != encoded:
+        # a2b_base64() skips what is not base64.
+        return b"", b""
+    user, _, password = decoded.partition(b":")
+    return user, password

@@ -106,6 +106,7 @@ class Socks5PacketConn:
         self._relay_host = ""
         """The only host whose datagrams count; "" if only the hop before knows its address."""
         self._control, bound = source.associate()
+        self.member = self._control.member
         try:
             self._via = source.dial_relay(bound)
         except BaseException:

@@ -88,6 +88,7 @@ def make_handler(
         _clients(config),
         make_tls_handshake(config.tls) if config.tls else None,
         dependencies.counter,
+        config.name,
     )
     return handlers._replace(handler=gate)
 
@@ -208,8 +209,8 @@ class _ListenerParts:
         }
 
     def _by_first_byte(self, handlers: dict[ClientProtocol, Handler]) -> ListenerHandler:
-        dependencies = self._dependencies
-        handler = SpsHandler(handlers, self._udp, dependencies.counter, dependencies.log)
+        counter = self._dependencies.counter
+        handler = SpsHandler(handlers, self._udp, counter, self._config.name)
         return ListenerHandler(handler, handler, self._udp)
 
     def _http_handler(self) -> HttpHandler:

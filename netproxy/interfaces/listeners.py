@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Mapping, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+
+
+DECIDED_BY: Mapping[str, str] = {
+    "client not allowed": "clients",
+    "connection limit": "limits.connections",
+    "client limit": "limits.connections_per_client",
+}
+"""The key of the listener's configuration behind each reason of Admission.enter()."""
 
 
 class Admission(Protocol):

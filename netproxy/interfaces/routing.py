@@ -87,6 +87,9 @@ class Route(NamedTuple):
 
     dialer: Dialer
     flow: Flow
+    rule: str = ""
+    """What decided: a rule such as "rules[2]", "listener" for the listener's own upstream, or
+    "default"; "" if there was nothing to decide."""
 
 
 class Router(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Callable, Hashable, Protocol, Sequence
+from typing import Callable, Hashable, NamedTuple, Protocol, Sequence
 
 
 class DaemonState(str, enum.Enum):
@@ -42,11 +42,40 @@ class Log(Protocol):
         """Write the exception that is being handled, with its traceback, as one record."""
 
 
+class Refusal(NamedTuple):
+    """A connection, a request or a datagram that is refused or dropped."""
+
+    counter: str
+    """The name of its counter."""
+    reason: str
+    """The counter's reason: one of a few words, nothing that a client has chosen."""
+    listener: str = ""
+    """The listener's name; "" if it is not known, as all that follows."""
+    client: str = ""
+    """The client's host."""
+    asked: object = ""
+    """What the client has asked for; its text goes into the record."""
+    decided: object = ""
+    """What decided: a rule, a range, the key of a limit, or the protocol fault."""
+    network: str = "tcp"
+    user: str = ""
+
+
+class Trace(Protocol):
+    """Writes the steps of one connection or UDP session to the log.  Thread: any."""
+
+    def step(self, name: str, **values: object) -> None:
+        """Write a step at level debug, with the seconds since the first one."""
+
+
 class Counter(Protocol):
-    """Counters by name and reason.  Thread: any."""
+    """Counters by name and reason.  Thread: any; never blocks."""
 
     def count(self, name: str, reason: str, amount: int = 1) -> None:
         """Add `amount`."""
+
+    def refuse(self, refusal: Refusal, amount: int = 1) -> None:
+        """Count `amount` refusals, and write their record."""
 
 
 class Expirable(Protocol):

@@ -15,6 +15,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from netproxy.errors import ListenError, StreamError
+from netproxy.interfaces.listeners import DECIDED_BY
+from netproxy.interfaces.services import Refusal
 from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
@@ -50,6 +52,9 @@ class _Accepted(Connection):
             return bool(poll_watched(((self.stream.socket, select.POLLIN),), 0))
         except (StreamError, ValueError):
             return True  # it has ended just now
+
+    def listener_name(self) -> str:
+        return self.listener.name
 
     def ended(self) -> None:
         self.listener.forget(self)
@@ -199,14 +204,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
         refusal = self.admission.enter(client_address.host)
         if not refusal:
             return True
-        self._counter.count("connections_refused", refusal)
-        self._log.limited(
-            (refusal, client_address.host),
-            "%s: %s refused: %s",
-            self.address,
-            client_address.host,
-            refusal,
-        )
+        self._refuse(refusal, client_address, DECIDED_BY.get(refusal, ""))
         request.close()
         return False
 
@@ -239,13 +237,12 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 return
             oldest = handshaking[0]
         self._handshaking.pop(oldest, None)
-        self._counter.count("connections_refused", "too many handshakes")
-        self._log.limited(
-            ("handshaking", self.address),
-            "%s: %s clients have not finished their handshake: the oldest are dropped",
-            *(self.address, HANDSHAKING_LIMIT),
-        )
+        self._refuse("too many handshakes", oldest.client, f"{HANDSHAKING_LIMIT} handshakes")
         oldest.stream.shutdown()
+
+    def _refuse(self, reason: str, client: Address, decided: str) -> None:
+        refusal = Refusal("connections_refused", reason, self.name, client.host, "", decided)
+        self._counter.refuse(refusal)
 
     def forget(self, connection: _Accepted) -> None:
         """Note that a connection has ended.  Thread: any."""

@@ -297,6 +297,7 @@ class FramedConn(FramedStream):
             stream.close()
             said = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise DialError(Reason.GENERAL, said=said) from error
+        self.member = stream.member
         self._opened = time.monotonic()
         self._shut_down = threading.Event()
         self._sources = SourceAddresses(framing.parse)

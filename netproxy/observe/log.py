@@ -194,9 +194,19 @@ class Log:
         self._later.append(text)
 
     def finished(self, record: Record) -> None:
-        """Write the access record of a flow, at level info."""
-        if self._access and self._level <= INFO:
-            self._emit(INFO, access_fields(record))
+        """Write the access record of a flow, at level info.
+
+        Without access records a refused flow has one nevertheless, once a minute and client.
+        """
+        if self._level <= INFO:
+            decided, client = record.decided, record.flow.client.host
+            if self._access or (decided and self._admit(("flow", client), decided)):
+                self._emit(INFO, access_fields(record))
+
+    def record(self, level: int, fields: Fields) -> None:
+        """Write a record of several fields."""
+        if self._level <= level:
+            self._emit(level, fields)
 
     # -- suppressed records
 

@@ -90,7 +90,8 @@ def access_fields(record: Record) -> Fields:
         "user": flow.user or "-",
         "network": flow.network,
         "target": str(flow.target),
-        "upstream": record.upstream,
+        "rule": record.rule or "-",
+        "upstream": f"{record.upstream}/{record.member}" if record.member else record.upstream,
         "sent": record.sent,
         "received": record.received,
         "seconds": round(record.seconds, 3),
@@ -99,6 +100,8 @@ def access_fields(record: Record) -> Fields:
     if flow.network == "udp":
         fields["datagrams_sent"] = record.datagrams_sent
         fields["datagrams_received"] = record.datagrams_received
+    if record.decided:
+        fields["decided"] = record.decided
     return fields
 
 

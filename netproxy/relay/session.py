@@ -54,6 +54,7 @@ class Session:
         "client",
         "flow",
         "dialer",
+        "rule",
         "conn",
         "active",
         "seen",
@@ -89,6 +90,8 @@ class Session:
         self.client = client
         self.flow = flow
         self.dialer = dialer
+        self.rule = ""
+        """What decided the route (Route.rule)."""
         self.conn: PacketConn
         """Set by start(); used only while the mapping is OPEN."""
         self.active = True
@@ -188,6 +191,8 @@ class Session:
             self.datagrams_sent,
             self.datagrams_received,
             self.number,
+            self.rule,
+            self.conn.member if self._reader is not None else "",
         )
 
     def traffic(self) -> Traffic:
@@ -258,7 +263,9 @@ class Session:
         """
         source = self.conn.source(peer)
         if not self._may_reply(source):
-            self._dependencies.counter.count("drops", "filtered", count)
+            refusal = self.flow.refusal("drops", "filtered", f"udp.filtering {self._filtering}")
+            asked = f"reply from {source}"
+            self._dependencies.counter.refuse(refusal._replace(asked=asked), count)
             return None
         if len(self._headers) >= SOURCES_LIMIT:
             self._headers.clear()

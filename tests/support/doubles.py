@@ -12,6 +12,7 @@ from typing import Any, Callable, Hashable
 
 from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.interfaces.flows import Record
+from netproxy.interfaces.services import Refusal
 
 SECONDS = 5.0
 """How long a test waits for a record that should come at once."""
@@ -32,11 +33,16 @@ class Counts(_Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[tuple[str, str], int] = {}
+        self.refusals: list[Refusal] = []
 
     def count(self, name: str, reason: str, amount: int = 1) -> None:
         with self._changed:
             self.counts[name, reason] = self.counts.get((name, reason), 0) + amount
             self._changed.notify_all()
+
+    def refuse(self, refusal: Refusal, amount: int = 1) -> None:
+        self.refusals.append(refusal)
+        self.count(refusal.counter, refusal.reason, amount)
 
     def of(self, name: str, reason: str = "") -> int:
         """Return the total of a counter."""
