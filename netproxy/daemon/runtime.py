@@ -12,6 +12,7 @@ import resource
 import socket
 from typing import TYPE_CHECKING, Callable, Sequence
 
+from netproxy.access.backoff import LOGIN_SECONDS, BackOff
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.daemon.activation import ActivationSockets
 from netproxy.daemon.reachability import Reachability
@@ -102,6 +103,7 @@ class Runtime:
         self._refusals = RefusalLog(log)
         self.counters = Counters(self._refusals.note)
         log.counter = self.counters
+        self.back_off = BackOff(LOGIN_SECONDS)
         self.flows = Flows(log.finished)
         self.connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
         self.poller = Poller(log)

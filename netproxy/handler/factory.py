@@ -21,14 +21,14 @@ from netproxy.interfaces.networks import NetworkSet
 from netproxy.relay.pipe import PipeLimits
 
 if TYPE_CHECKING:
+    from netproxy.access.backoff import BackOff
     from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
-    from netproxy.handler.dns import DnsCache, DnsSource
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handler
     from netproxy.interfaces.datagrams import PacketHandler
     from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.flows import Observer
-    from netproxy.interfaces.routing import Resolver, Router
+    from netproxy.interfaces.routing import DnsCache, DnsSource, Resolver, Router
     from netproxy.interfaces.services import Counter, Log
     from netproxy.net.datagram import ArenaPool
 
@@ -55,6 +55,8 @@ class HandlerDependencies(NamedTuple):
     counter: Counter
     observer: Observer
     log: Log
+    back_off: BackOff | None = None
+    """Delays refused logins; None delays none."""
     dns: DnsDependencies | None = None
     bridge: Handler | None = None
     """The handler for agents of tunnels."""
@@ -114,7 +116,9 @@ class _ListenerParts:
         self._dependencies = dependencies
         self._state = state
         timeouts, counter = dependencies.timeouts, dependencies.counter
-        self._login = Login(dependencies.users, config.auth, self._note_failed_login)
+        self._login = Login(
+            dependencies.users, config.auth, self._note_failed_login, dependencies.back_off
+        )
         announcements = [
             Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce
@@ -189,6 +193,7 @@ class _ListenerParts:
             dns.submit,
             dns.arenas,
             self._dependencies.counter,
+            self._config.name,
         )
         return ListenerHandler(handler, handler, None)
 

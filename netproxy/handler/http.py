@@ -9,6 +9,7 @@ the next request that leads to the same origin through the same upstream.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Sequence
 
@@ -89,10 +90,8 @@ class HttpHandler:
         finally:
             connection.close_kept()
         # Bytes that follow an error are not parsed as requests.
-        try:
+        with suppress(StreamError):
             stream.reply(answer)
-        except StreamError:
-            pass
         yield from stream.close_staged()
         return None
 
@@ -115,7 +114,9 @@ class HttpHandler:
         while True:
             connection.request = None
             connection.request = request = yield from http1.read_request(stream)
-            user = yield from self._authenticate(request, client)
+            if stream.trace is not None:
+                stream.trace.step("request", asked=connection.asked())
+            user = yield from self._authenticate(stream, request, client)
             stream.handshaking = False
             flow = Flow("tcp", client, client, self._listener, user)
             if request.method == b"CONNECT":
@@ -139,7 +140,9 @@ class HttpHandler:
                     return None
             stream.limit(HEAD_SECONDS)
 
-    def _authenticate(self, request: http1.HttpRequest, client: Address) -> Steps[str]:
+    def _authenticate(
+        self, stream: Stream, request: http1.HttpRequest, client: Address
+    ) -> Steps[str]:
         """Return the user of this request, "" for none.
 
         Each request needs its own credentials.  Raises HttpError 407.
@@ -156,8 +159,8 @@ class HttpHandler:
             user = yield Blocking(partial(self._login.check, name, password, client))
             if user is not None:
                 return str(user)
-        if values:
             self._counter.count("authentication", "refused")
+            yield from self._login.delay_refusal(stream, client)
             raise RecordedError(407, WANTS_LOGIN)
         raise http1.HttpError(407, WANTS_LOGIN)
 

@@ -234,6 +234,8 @@ class Exchange:
         """Read the head of the final response; forward interim ones."""
         while True:
             response = yield from self._read_head(upstream)
+            if upstream.trace is not None:
+                upstream.trace.step("first byte", status=response.status)
             if response.status >= 200 or response.status == 101:
                 return response
             yield from self._pass_interim(upstream, response)

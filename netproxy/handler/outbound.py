@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Observer
     from netproxy.interfaces.routing import PendingDial, Router
-    from netproxy.interfaces.services import Counter
+    from netproxy.interfaces.services import Counter, Trace
     from netproxy.relay.pipe import PipeLimits
 
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
@@ -128,6 +128,13 @@ class Outbound:
         )
 
 
+def tell_route(trace: Trace, route: Route) -> None:
+    """Write the step "routed": the rule, the upstream, and the addresses to try."""
+    dialer, flow, rule = route
+    addresses = " ".join(address.host for address in flow.addresses)
+    trace.step("routed", target=flow.target, rule=rule, upstream=dialer.name, addresses=addresses)
+
+
 class _Connect:
     """The need for a connection to a flow's target."""
 
@@ -152,6 +159,8 @@ class _Connect:
             if route is None:
                 return Progress.NEEDS_THREAD
             self._route = route
+            if self._client is not None and self._client.trace is not None:
+                tell_route(self._client.trace, route)
             dialer = route.dialer
             if not isinstance(dialer, NonBlockingDialer):
                 return Progress.NEEDS_THREAD
@@ -196,6 +205,8 @@ class _Connect:
         try:
             if self._route is None:
                 self._route = self._outbound.router.route(self._flow)
+                if self._client is not None and self._client.trace is not None:
+                    tell_route(self._client.trace, self._route)
             dialer, flow, _ = self._route
             stream = dialer.dial(flow)
         except DialError as error:
@@ -217,9 +228,13 @@ class _Connect:
         route = self._route
         assert route is not None
         connection = OutboundConnection(self._outbound, route, stream, self._started)
+        if self._client is not None and self._client.trace is not None:
+            connection.tell_steps(self._client.trace)
         self._outbound.observer.began(connection, time.monotonic() - self._started)
         return connection
 
     def _note_failure(self, error: DialError) -> None:
         flow = self._flow if self._route is None else self._route.flow
+        if self._client is not None and self._client.trace is not None:
+            self._client.trace.step("failed", target=flow.target, error=error)
         self._outbound.note_failure(flow, self._route, self._started, error)

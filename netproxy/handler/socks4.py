@@ -38,6 +38,8 @@ class Socks4Handler:
         try:
             request = yield from socks4.read_request(stream)
             asked = request.target
+            if stream.trace is not None:
+                stream.trace.step("request", command=request.command, target=asked)
             if not self._login.required:
                 stream.handshaking = False
                 flow = Flow("tcp", client, request.target, self._listener, "")

@@ -69,6 +69,8 @@ class Socks5Handler:
             request = yield from socks5.read_request(stream)
             stream.handshaking = False
             flow = Flow("tcp", client, request.target, self._listener, user)
+            if stream.trace is not None:
+                stream.trace.step("request", command=request.command, target=flow.target, user=user)
             return (yield from self._serve(stream, flow, request.command))
         except LoginRefused as error:
             answer = error.answer
@@ -149,6 +151,8 @@ class Socks5Login:
     def authenticate(self, stream: Stream, client: Address) -> Steps[str]:
         """Return the user's name, "" without a login.  Raises LoginRefused."""
         methods = yield from socks5.read_methods(stream)
+        if stream.trace is not None:
+            stream.trace.step("methods", offered=" ".join(map(str, methods)))
         if self._login.offered and socks5.USERNAME_PASSWORD in methods:
             stream.reply(socks5.encode_method(socks5.USERNAME_PASSWORD))
             return (yield from self._check_credentials(stream, client))
@@ -170,6 +174,7 @@ class Socks5Login:
         user = yield Blocking(partial(self._login.check, name, password, client))
         if user is None:
             self._counter.count("authentication", "refused")
+            yield from self._login.delay_refusal(stream, client)
             raise LoginRefused(failure, "")
         stream.reply(socks5.encode_credentials_status(True))
         return str(user)

@@ -83,6 +83,8 @@ class SpsHandler:
         """Hand the connection to the handler of its protocol."""
         protocol = detect((yield from stream.peek()))
         handler = self._handlers.get(protocol)
+        if stream.trace is not None:
+            stream.trace.step("protocol", protocol=protocol.value)
         if handler is not None:
             return (yield from handler.handle(stream, client))
         spoken = f"speaks {protocol.value}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
-from typing import Callable, Hashable, NamedTuple, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, Hashable, NamedTuple, Protocol, Sequence
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
 
 
 class DaemonState(str, enum.Enum):
@@ -19,6 +22,12 @@ class DaemonState(str, enum.Enum):
 
 class Log(Protocol):
     """The log.  Thread: any; never blocks."""
+
+    tracing: bool
+    """True at level debug: connections and sessions then tell their steps."""
+
+    def trace(self, listener: str, client: Address) -> Trace:
+        """Return what writes the steps of a client's connection or session."""
 
     def debug(self, message: str, *values: object) -> None:
         """Write a record at level debug, formatted with %."""
@@ -59,6 +68,11 @@ class Refusal(NamedTuple):
     """What decided: a rule, a range, the key of a limit, or the protocol fault."""
     network: str = "tcp"
     user: str = ""
+
+
+def dropped(reason: str, asked: object = "", decided: object = "") -> Refusal:
+    """Return the refusal of datagrams of which only the socket is known, not their client."""
+    return Refusal("drops", reason, asked=asked, decided=decided, network="udp")
 
 
 class Trace(Protocol):

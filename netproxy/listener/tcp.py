@@ -58,6 +58,8 @@ class _Accepted(Connection):
 
     def ended(self) -> None:
         self.listener.forget(self)
+        if self.stream.trace is not None:
+            self.stream.trace.step("closed")
         self.stream.close()
         self.admission.leave(self.client.host)
 
@@ -211,6 +213,9 @@ class TcpListener(socketserver.ThreadingTCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin the handshake of an admitted connection.  Any: as in verify_request()."""
         stream = Stream(request, limited=self._handshake_seconds)
+        if self._log.tracing:
+            stream.trace = self._log.trace(self.name, client_address)
+            stream.trace.step("accepted", at=self.address)
         connection = _Accepted(stream, client_address)
         connection.listener = self
         connection.admission = self.admission  # a reload may replace it meanwhile

@@ -31,7 +31,7 @@ SUPPRESSED = "refusals without a record"
 OTHERS = "others"
 """Stands for the clients whose windows had to be forgotten."""
 # What is refused before anything was asked for is worth a warning: somebody cannot connect.
-_LEVELS = {"connections_refused": WARNING}
+_LEVELS = {"connections_refused": WARNING, "tunnel_handshakes": WARNING}
 
 
 class RecordLog(Protocol):

@@ -53,6 +53,15 @@ class OutboundConnection:
         self._killed = False
         self._dependencies = dependencies
 
+    def tell_steps(self, trace: Trace) -> None:
+        """Write the step "connected", and from now on those that follow."""
+        self.trace = trace
+        try:
+            peer: Address | str = self.upstream.peer_address()
+        except StreamError as error:
+            peer = str(error)
+        trace.step("connected", target=self.flow.target, peer=peer, member=self.upstream.member)
+
     def bound(self) -> Address:
         """Return the address that the target sees, for the reply; 0.0.0.0 if it is not known."""
         try:

@@ -84,6 +84,7 @@ class NatTable:
         """By their keys at the listener's socket."""
         self._counter = dependencies.counter
         self._observer = dependencies.observer
+        self._log = dependencies.log
         self._pending = PendingDials(self, dependencies)
 
     def __len__(self) -> int:
@@ -417,6 +418,9 @@ class NatTable:
         self._mappings[session] = mapping
         self._quota.add(session)
         self._counter.count("sessions_opened", "")
+        if self._log.tracing:
+            session.trace = self._log.trace(session.flow.listener, session.flow.client)
+            session.tell_begin()
         self._observer.began(session)
         return mapping
 

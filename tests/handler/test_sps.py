@@ -16,14 +16,7 @@ from netproxy.interfaces.connections import Handshake, Stream
 from netproxy.interfaces.datagrams import Batch
 from netproxy.interfaces.services import Refusal
 from netproxy.observe.metrics import Counters
-from tests.support.handlers import (
-    LOCALHOST,
-    SECONDS,
-    Conversation,
-    descriptors,
-    eventually,
-    silent,
-)
+from tests.support.handlers import LOCALHOST, SECONDS, Conversation, descriptors, eventually, silent
 from tests.support.relays import Running, running
 
 SERVED = (ClientProtocol.SOCKS4, ClientProtocol.SOCKS5, ClientProtocol.HTTP)

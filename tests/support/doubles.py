@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Any, Callable, Hashable
+from typing import Any, Callable, Hashable, Mapping
 
+from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.interfaces.flows import Record
-from netproxy.interfaces.services import Refusal
+from netproxy.interfaces.services import Refusal, Trace
+from netproxy.observe.records import as_text
+from netproxy.observe.trace import LogTrace
 
 SECONDS = 5.0
 """How long a test waits for a record that should come at once."""
@@ -60,6 +63,14 @@ class Counts(_Recorder):
 
 class Lines(_Recorder):
     """A Log.  A line of limited() has the level "limited"."""
+
+    tracing = False
+
+    def trace(self, listener: str, client: Address) -> Trace:
+        return LogTrace(self, listener, client)
+
+    def record(self, level: int, fields: Mapping[str, object]) -> None:
+        self._add("record", as_text(fields), ())
 
     def __init__(self) -> None:
         super().__init__()

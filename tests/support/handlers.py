@@ -32,7 +32,9 @@ from netproxy.interfaces.flows import Flow, LiveFlow, Record
 from netproxy.net.address import from_sockaddr
 from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
+from netproxy.interfaces.services import Trace
 from netproxy.observe.records import as_text
+from netproxy.observe.trace import LogTrace
 from netproxy.relay.pipe import PipeLimits
 from tests.support.flows import OneUpstream
 from tests.support.waits import run_to_end
@@ -119,6 +121,11 @@ class RecordingLog:
 
     def record(self, level: int, fields: Mapping[str, object]) -> None:
         self._say("%s", as_text(fields))
+
+    tracing = False
+
+    def trace(self, listener: str, client: Address) -> Trace:
+        return LogTrace(self, listener, client)
 
     level = "info"
     recent: tuple[str, ...] = ()
