@@ -183,9 +183,8 @@ class _HttpConnection:
 
     def asked(self) -> str:
         """Return method and target of the request, for its record."""
-        if self.request is None:
-            return ""
-        return b" ".join(self.request[:2]).decode("ascii", "backslashreplace")
+        parts = self.request[:2] if self.request is not None else ()
+        return b" ".join(parts).decode("ascii", "backslashreplace")
 
     def close_kept(self) -> None:
         if self.kept is not None:
