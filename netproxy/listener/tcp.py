@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from netproxy.errors import ListenError, StreamError
 from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.services import Refusal
+from netproxy.listener.endings import refuse
 from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
@@ -206,7 +207,8 @@ class TcpListener(socketserver.ThreadingTCPServer):
         refusal = self.admission.enter(client_address.host)
         if not refusal:
             return True
-        self._refuse(refusal, client_address, DECIDED_BY.get(refusal, ""))
+        host, decided = client_address.host, DECIDED_BY.get(refusal, "")
+        self._counter.refuse(Refusal("connections_refused", refusal, self.name, host, "", decided))
         request.close()
         return False
 
@@ -242,12 +244,9 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 return
             oldest = handshaking[0]
         self._handshaking.pop(oldest, None)
-        self._refuse("too many handshakes", oldest.client, f"{HANDSHAKING_LIMIT} handshakes")
+        decided = f"limit of {HANDSHAKING_LIMIT}"
+        refuse(oldest, ("connections_refused", "too many handshakes"), self._counter, decided)
         oldest.stream.shutdown()
-
-    def _refuse(self, reason: str, client: Address, decided: str) -> None:
-        refusal = Refusal("connections_refused", reason, self.name, client.host, "", decided)
-        self._counter.refuse(refusal)
 
     def forget(self, connection: _Accepted) -> None:
         """Note that a connection has ended.  Thread: any."""

@@ -8,7 +8,6 @@ written by a thread of their own (log_writer), and no file is read here.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
