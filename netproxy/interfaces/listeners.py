@@ -12,8 +12,11 @@ DECIDED_BY: Mapping[str, str] = {
     "client not allowed": "clients",
     "connection limit": "limits.connections",
     "client limit": "limits.connections_per_client",
+    "too many handshakes": "the limit of unfinished handshakes",
+    "no thread": "the limit of threads",
 }
-"""The key of the listener's configuration behind each reason of Admission.enter()."""
+"""What decides if a connection is refused for a reason: a key of the listener's configuration, or
+a limit that has no key."""
 
 
 class Admission(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from netproxy.errors import DeadlineError, EndOfStream, NetProxyError, StreamError
+from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.services import Refusal
 
 if TYPE_CHECKING:
@@ -43,4 +44,5 @@ def note_fault(connection: Accepted, error: Exception, counter: Counter, log: Lo
 def refuse(connection: Accepted, key: tuple[str, str], counter: Counter, decided: str = "") -> None:
     """Count and record a connection that is refused; `key`: name and reason of its counter."""
     listener, client = connection.listener_name(), connection.client.host
+    decided = decided or DECIDED_BY.get(key[1], "")
     counter.refuse(Refusal(*key, listener, client, "", decided))

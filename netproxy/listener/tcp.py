@@ -244,8 +244,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 return
             oldest = handshaking[0]
         self._handshaking.pop(oldest, None)
-        decided = f"limit of {HANDSHAKING_LIMIT}"
-        refuse(oldest, ("connections_refused", "too many handshakes"), self._counter, decided)
+        refuse(oldest, ("connections_refused", "too many handshakes"), self._counter)
         oldest.stream.shutdown()
 
     def forget(self, connection: _Accepted) -> None:
