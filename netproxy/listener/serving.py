@@ -204,7 +204,7 @@ class Connection:
     def give_up(self, wait: Wait) -> None:
         """End without a thread: the stream is closed, and whatever is waited for fails.
 
-        Raises what the handshake raises.
+        Raises what the handshake raises, except the StreamError that it gets here.
         """
         self.stream.close()
         if self.need is None:
@@ -215,7 +215,7 @@ class Connection:
         try:
             for _ in range(GIVE_UP_LIMIT):
                 self.handshake.throw(error)
-        except StopIteration:
+        except (StopIteration, StreamError):
             pass
 
 

@@ -198,7 +198,7 @@ class TestRecords:
         make().finished(RECORD)
         assert written.read()[0].endswith(
             " info msg=finished listener=main client=192.0.2.1:5000 user=alice network=tcp"
-            " target=example.com:443 upstream=direct"
+            " target=example.com:443 rule=- upstream=direct"
             " sent=10 received=20 seconds=1.235 ended=closed"
         )
 
@@ -239,6 +239,7 @@ class TestRecords:
             "user": "alice",
             "network": "tcp",
             "target": "example.com:443",
+            "rule": "-",
             "upstream": "direct",
             "sent": 10,
             "received": 20,
