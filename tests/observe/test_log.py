@@ -14,7 +14,8 @@ import pytest
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.observe import log as log_module
-from netproxy.observe.log import CALLS_LIMIT, LIMITED_KEYS, Log
+from netproxy.observe.log import LIMITED_KEYS, Log
+from netproxy.observe.records import CALLS_LIMIT
 
 # Seconds for the thread that writes.
 SECONDS = 30.0
