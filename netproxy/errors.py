@@ -104,13 +104,15 @@ class DialError(NetProxyError):
         said: str = "",
         hop: str = "",
         upstream: bool = False,
+        decided: str = "",
     ) -> None:
         """Describe the failure.
 
         `detail` names what could not be reached.  `said` tells the reason in the words of the
         proxy or of the kernel, in place of the reason's own text.  `hop` is the label of the
         proxy that failed or that reported the failure.  `upstream` is True if the upstream is
-        at fault, not the target: then another upstream may succeed.
+        at fault, not the target: then another upstream may succeed.  `decided` names what of
+        this daemon's own configuration has refused the flow; it is for records alone.
         """
         super().__init__()
         self.reason: Final = reason
@@ -118,6 +120,7 @@ class DialError(NetProxyError):
         self.said: Final = said
         self.hop: Final = hop
         self.upstream: Final = upstream
+        self.decided: Final = decided
 
     def at_hop(self, hop: str, upstream: bool | None = None) -> DialError:
         """Return the same error with the label of a hop.
@@ -125,7 +128,15 @@ class DialError(NetProxyError):
         `upstream` replaces that field, None keeps it.
         """
         fault = self.upstream if upstream is None else upstream
-        return DialError(self.reason, self.detail, self.said, hop, fault)
+        return DialError(self.reason, self.detail, self.said, hop, fault, self.decided)
+
+    def decided_by(self, rule: str) -> str:
+        """Return what of this daemon's configuration has refused the flow, "" for nothing.
+
+        `rule` is that of the flow's route: the upstream "block" refuses what it gets.
+        """
+        is_blocked = self.reason is Reason.DENIED and not self.hop
+        return self.decided or (rule if is_blocked else "")
 
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.hop, self.detail, self.said or self.reason.value)))

@@ -34,7 +34,7 @@ ALLOWED = {
     "admin": {"", "dialer", *LEAVES},
     "handler": {"protocol", "net", "relay", "access"},
     "dialer": {"protocol", "net"},
-    "tunnel": {"protocol", "net"},
+    "tunnel": {"protocol", "net", "access"},
     "resolver": {"protocol", "net"},
     "relay": {"net"},
     "listener": {"net"},

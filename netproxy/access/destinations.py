@@ -78,6 +78,15 @@ class DestinationPolicy(NamedTuple):
             any_holds(self.deny, form) and not any_holds(self.allow, form) for form in forms
         )
 
+    def denying(self, host: str) -> str:
+        """Return what forbids an address, for records: "destinations.deny 10.0.0.0/8 (private)"."""
+        forms = (host.partition("%")[0], *embedded_ipv4(host))
+        for network in self.deny:
+            for form in forms:
+                if any_holds((network,), form) and not any_holds(self.allow, form):
+                    return f"destinations.deny {network}{_range_of(network)}"
+        return ""
+
 
 _Ports = dict[tuple[str, int], tuple[str, ...]]
 """Hosts by network and port; a host may be there several times."""
@@ -200,9 +209,11 @@ class Destinations:
         """
         policy = self._policies.get(flow.listener) or (_DEFAULT if flow.listener else _ANYWHERE)
         if policy.deny:
-            addresses = [address for address in addresses if policy.permits(address.host)]
-            if not addresses:
-                raise DialError(Reason.DENIED, str(flow.target))
+            permitted = [address for address in addresses if policy.permits(address.host)]
+            if not permitted:
+                decided = policy.denying(addresses[0].host)
+                raise DialError(Reason.DENIED, str(flow.target), decided=decided)
+            addresses = permitted
         return self.without_own(flow, addresses)
 
     def is_own_port(self, flow: Flow) -> bool:
@@ -226,7 +237,7 @@ class Destinations:
             if not self._own.holds(flow.network, address, agents, selectors)
         )
         if not others:
-            raise DialError(Reason.LOOP, str(flow.target))
+            raise DialError(Reason.LOOP, str(flow.target), decided=f"own port {flow.target.port}")
         return others
 
 
@@ -251,6 +262,12 @@ def embedded_ipv4(host: str) -> tuple[str, ...]:
         # The server, and the client with all bits inverted.
         inner = [packed[4:8], bytes(255 - byte for byte in packed[12:])]
     return tuple(".".join(map(str, address)) for address in inner)
+
+
+def _range_of(network: IpNetwork) -> str:
+    """Return " (private)" and the like for a network of RANGES, "" for any other."""
+    names = (name for name in RANGES if network in parse_networks((name,)))
+    return "".join(f" ({name})" for name in names)
 
 
 _ANYWHERE = DestinationPolicy()

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import binascii
+import time
 from typing import TYPE_CHECKING, Callable
 
+from netproxy.errors import ClientLeft
+from netproxy.interfaces.connections import Events, Steps
+
 if TYPE_CHECKING:
+    from netproxy.access.backoff import BackOff
     from netproxy.access.users import Users
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream
+
+ANSWER_SECONDS = 10.0
+"""To send a refusal that was delayed."""
 
 
 class Login:
     """Checks the credentials of a listener's clients.  Thread: any."""
 
     def __init__(
-        self, users: Users, mode: str, refused: Callable[[str, str], None] | None = None
+        self,
+        users: Users,
+        mode: str,
+        refused: Callable[[str, str], None] | None = None,
+        back_off: BackOff | None = None,
     ) -> None:
         """`mode` is "required", "optional" or "none".
 
         `refused(client, user)` is called for each refused login, with the client's address and
-        the user name that it gave.
+        the user name that it gave.  `back_off` delays refusals; None delays none.
         """
+        self._back_off = back_off
         self._users = users
         self._refused = refused
         self.required = mode == "required"
@@ -36,3 +51,33 @@ class Login:
         if user is None and self._refused is not None:
             self._refused(client.host, name.decode("utf-8", "replace"))
         return user
+
+    def delay_refusal(self, stream: Stream, client: Address) -> Steps[None]:
+        """Wait, without a thread, until the client may be told that its login is refused.
+
+        Raises ClientLeft if the client has gone meanwhile.
+        """
+        if self._back_off is None:
+            return
+        seconds = self._back_off.next_delay(client.host, time.monotonic())
+        # The end of what the client sends does not count: it may still read.
+        if (yield Events(((stream.socket, 0),), seconds, light=True, idle=True)):
+            raise ClientLeft("the client left before its login was refused")
+        stream.limit(ANSWER_SECONDS)
+
+
+def parse_basic(value: bytes) -> tuple[bytes, bytes]:
+    """Return user and password of "Basic ...", two empty ones for anything else."""
+    scheme, _, encoded = value.partition(b" ")
+    if scheme.lower() != b"basic":
+        return b"", b""
+    encoded = encoded.strip(b" ")
+    try:
+        decoded = binascii.a2b_base64(encoded)
+    except binascii.Error:
+        return b"", b""
+    if binascii.b2a_base64(decoded, newline=False) != encoded:
+        # a2b_base64() skips what is not base64.
+        return b"", b""
+    user, _, password = decoded.partition(b":")
+    return user, password

@@ -145,7 +145,7 @@ def explain(
     if isinstance(outcome, DialError):
         yield f"refused: {outcome}"
         return
-    dialer, flow = outcome
+    dialer, flow, _ = outcome
     yield f"upstream: {_upstream_text(dialer, dialers, flow)}"
     if addresses := _addresses_text(dialer, flow):
         yield f"addresses: {addresses}"

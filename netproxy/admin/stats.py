@@ -39,6 +39,7 @@ PAGE_FLOWS = 60
 TROUBLE = {
     "drops": "datagrams dropped",
     "connections_refused": "connections refused",
+    "requests_refused": "requests refused",
     "dial_failures": "targets not reached",
     "authentication": "logins refused",
     "lookups": "names not found",

@@ -91,6 +91,7 @@ class _Builder:
             counter=runtime.counters,
             observer=ObserverGroup(runtime.flows, autos),
             log=runtime.log,
+            back_off=runtime.back_off,
             dns=self._dns_dependencies(forwarder),
             bridge=self._tunnels.obtain().bridge if config.tunnel.bridge else None,
         )

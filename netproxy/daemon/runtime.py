@@ -12,6 +12,7 @@ import resource
 import socket
 from typing import TYPE_CHECKING, Callable, Sequence
 
+from netproxy.access.backoff import LOGIN_SECONDS, BackOff
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.daemon.activation import ActivationSockets
 from netproxy.daemon.reachability import Reachability
@@ -32,6 +33,7 @@ from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.observe.flows import Flows
 from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
+from netproxy.observe.refusals import RefusalLog
 from netproxy.relay.janitor import Janitor
 from netproxy.relay.nat import NatDependencies
 from netproxy.router.auto import Verdicts
@@ -98,8 +100,10 @@ class Runtime:
 
     def __init__(self, log: Log) -> None:
         self.log = log
-        self.counters = Counters()
+        self._refusals = RefusalLog(log)
+        self.counters = Counters(self._refusals.note)
         log.counter = self.counters
+        self.back_off = BackOff(LOGIN_SECONDS)
         self.flows = Flows(log.finished)
         self.connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
         self.poller = Poller(log)
@@ -160,6 +164,7 @@ class Runtime:
         """Start the janitor.  Raises ListenError if its thread cannot be had."""
         self.janitor.register(MemoryTrimmer(self._things_in_memory))
         self.janitor.register(self.log)
+        self.janitor.register(self._refusals)
         _start_thread("janitor", self.janitor.start)
 
     @property

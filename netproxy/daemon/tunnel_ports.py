@@ -135,6 +135,7 @@ class TcpPort:
         self._runtime = runtime = ports.runtime
         self._target = target
         self._listener = runtime.tcp_listener(address)
+        self._listener.name = target.name
         limits = LimitsConfig()
         self._admission = Admission(None, limits.connections, limits.connections)
         # No client of a proxy listener may be led to this port, from now until it is closed.

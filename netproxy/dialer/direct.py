@@ -228,6 +228,7 @@ class _CheckedDial(PendingDial):
 class DirectPacketConn:
     """A packet connection over one UDP socket, so that all targets see the same port."""
 
+    member = ""
     __slots__ = (
         *("_target_resolver", "_socket", "_selectors", "_originals", "_lock"),
         *("send", "wait", "receive", "shutdown", "close"),

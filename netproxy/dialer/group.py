@@ -54,29 +54,33 @@ class GroupDialer:
 
     def dial(self, flow: Flow) -> Stream:
         """Connect through the first member that can.  Blocks.  Raises DialError."""
-        return self._try_members(Member.dial, flow)
+        member, stream = self._try_members(Member.dial, flow)
+        stream.member = _joined(member, stream.member)
+        return stream
 
     def dial_packet(self, flow: Flow) -> MemberPacketConn:
         """Open a packet connection through the first member that can.
 
         Blocks.  Raises DialError.
         """
-        return self._try_members(Member.dial_packet, flow)
+        member, conn = self._try_members(Member.dial_packet, flow)
+        conn.member = _joined(member, conn.member)
+        return conn
 
     def fixed_for(self, flow: Flow) -> Dialer:
         """Return the member that the balance chooses; the group itself if there is none."""
         candidates = self._candidates(flow)
         return candidates[0].fixed_for(flow) if candidates else self
 
-    def _try_members(self, dial: Callable[[Member, Flow], T], flow: Flow) -> T:
-        """Return the result of the first member whose dial succeeds."""
+    def _try_members(self, dial: Callable[[Member, Flow], T], flow: Flow) -> tuple[Member, T]:
+        """Return the first member whose dial succeeds, with the result."""
         deadline = time.monotonic() + self._seconds
         failures: list[tuple[str, DialError]] = []
         for member in self._candidates(flow)[:MEMBER_TRIES]:
             if failures and time.monotonic() > deadline:
                 break
             try:
-                return dial(member, flow)
+                return member, dial(member, flow)
             except DialError as error:
                 if not error.upstream and error.reason in _FINAL:
                     raise
@@ -144,6 +148,11 @@ class GroupDialer:
 
     def _hash_target(self, members: list[Member], flow: Flow) -> list[Member]:
         return _by_hash(members, flow.target.host)
+
+
+def _joined(member: Member, inner: str) -> str:
+    """Return the member's name in records; `inner` is that of a group within it."""
+    return f"{member.name}/{inner}" if inner else member.name
 
 
 def _by_hash(members: list[Member], key: str) -> list[Member]:

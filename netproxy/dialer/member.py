@@ -157,11 +157,12 @@ class Member:
 class MemberPacketConn:
     """A packet connection that counts its member's live flow out when it is closed."""
 
-    __slots__ = ("_conn", "_member", "_closed", "send", "wait", "receive")
+    __slots__ = ("_conn", "_member", "_closed", "member", "send", "wait", "receive")
 
     def __init__(self, conn: PacketConn, member: Member) -> None:
         self._conn = conn
         self._member = member
+        self.member = conn.member
         # Acquired by the first close(): of several threads that close, one is the first.
         self._closed = threading.Lock()
         # The connection's own methods: no datagram pays for a call in between.

@@ -53,9 +53,6 @@ class Binder:
         Raises DialError(TIMEOUT) if no peer came, DialError(GENERAL) if the client left or no
         socket can be bound.
         """
-        allowed = None
-        if not is_unspecified(flow.target.host):
-            allowed = {address.host for address in flow.addresses}
         local = control.local_address()
         try:
             listening, port = _listen(local.host)
@@ -65,32 +62,32 @@ class Binder:
             choose = partial(self._announcer.bound, flow.client, local, port, shared=False)
             bound = (yield Blocking(choose)) if self._announcer.resolves_names else choose()
             control.reply(encode(bound))
-            return (yield from self._wait(listening, control, allowed))
+            return (yield from self._wait(listening, control, flow))
 
     def _wait(
-        self, listening: socket.socket, control: Stream, allowed: set[str] | None
+        self, listening: socket.socket, control: Stream, flow: Flow
     ) -> Steps[tuple[Stream, Address]]:
         deadline = time.monotonic() + self._seconds
         # The client is watched for its end alone: it may send early data for the peer.
         watched = ((listening, select.POLLIN), (control.socket, select.POLLRDHUP))
         while (left := deadline - time.monotonic()) > 0:
             ready = yield Events(watched, left, control.light)
-            if listening.fileno() in ready and (peer := self._accept(listening, allowed)):
+            if listening.fileno() in ready and (peer := self._accept(listening, flow)):
                 return peer
             if control.socket.fileno() in ready:
                 raise DialError(Reason.GENERAL, "the client left")
         raise DialError(Reason.TIMEOUT, "nobody connected")
 
-    def _accept(
-        self, listening: socket.socket, allowed: set[str] | None
-    ) -> tuple[Stream, Address] | None:
+    def _accept(self, listening: socket.socket, flow: Flow) -> tuple[Stream, Address] | None:
         try:
             sock, sockaddr = listening.accept()
         except OSError:
             return None
         peer = from_sockaddr(sockaddr)
-        if allowed is not None and peer.host not in allowed:
-            self._counter.count("connections_refused", "wrong peer of a BIND")
+        allowed = {address.host for address in flow.addresses}
+        if peer.host not in allowed and not is_unspecified(flow.target.host):
+            refusal = flow.refusal("connections_refused", "wrong peer of a BIND", "BIND's target")
+            self._counter.refuse(refusal._replace(asked=f"{flow.target} for peer {peer}"))
             sock.close()
             return None
         tune(sock)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Hashable, Protocol
+from typing import TYPE_CHECKING, Hashable
 
 from netproxy.errors import EndOfStream, ProtocolError
 from netproxy.handler.dns_waiting import (
@@ -20,13 +20,15 @@ from netproxy.handler.dns_waiting import (
     QueryTask,
     RefreshTask,
     WaitingStream,
+    question_key,
 )
+from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Blocking, Events
+from netproxy.interfaces.services import Refusal
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handshake, Steps, Stream
     from netproxy.interfaces.datagrams import (
         Arena,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     )
     from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.networks import HostSet
+    from netproxy.interfaces.routing import DnsCache, DnsSource
     from netproxy.interfaces.services import Counter
     from netproxy.net.datagram import ArenaPool
 
@@ -46,41 +49,6 @@ SERVER_SECONDS, STALE_SECONDS = 5.0, 1.8
 IDLE_SECONDS = 30.0
 # Client hosts remembered as allowed.
 ALLOWED_LIMIT = 4096
-
-
-class DnsSource(Protocol):
-    """Where answers come from.  resolver.forwarder.DnsForwarder is the implementation."""
-
-    def answer(self, query: bytes) -> bytes | None:
-        """Return the answer if it needs no server, else None.  Raises ProtocolError."""
-
-    def forward(self, query: bytes, seconds: float) -> bytes:
-        """Return the answer of a server, SERVFAIL if none answers within `seconds`.
-
-        Blocks.  Raises ProtocolError.
-        """
-
-
-class DnsCache(Protocol):
-    """Cached answers.  resolver.answer_cache.AnswerCache is the implementation.
-
-    A key is that of dns_message.cache_key(); `now` is in monotonic seconds.
-    """
-
-    def find(self, key: bytes, query: bytes, now: float) -> bytes | None:
-        """Return the cached answer to a query with this key, None if there is none.
-
-        Takes no lock, because it is called for every datagram.
-        """
-
-    def keep(self, key: bytes, message: bytes, now: float) -> None:
-        """Cache an answer for as long as its TTLs allow."""
-
-    def has_stale(self, key: bytes, now: float) -> bool:
-        """Return whether there is an answer that may be used if the servers fail."""
-
-    def revive(self, key: bytes, now: float) -> bool:
-        """Use a stale answer for a while; return False if there is none."""
 
 
 class DnsHandler:
@@ -94,10 +62,11 @@ class DnsHandler:
         submit: FairSubmit,
         arenas: ArenaPool,
         counter: Counter,
+        listener: str = "",
     ) -> None:
         """Answer from `cache`, else by `source`.
 
-        `clients` may ask over UDP, None for everybody.
+        `clients` may ask over UDP, None for everybody.  `listener` is the name in records.
         """
         self._source = source
         self._cache = cache
@@ -108,7 +77,8 @@ class DnsHandler:
         # Hosts that were found in `clients`.  Only the reader thread uses it.
         self._allowed_hosts: set[Hashable] = set()
         # By cache key, or by question if the answer is not cached.
-        self._pending = PendingQuestions(partial(counter.count, "drops"))
+        self._pending = PendingQuestions(partial(self._refuse, "drops"))
+        self._listener = listener
 
     # -- datagrams
 
@@ -118,13 +88,16 @@ class DnsHandler:
         out, now = self._arenas.take(), time.monotonic()
         for offsets, length, last, peer in spans:
             if self._clients is not None and not self._is_allowed(local.peer(peer)):
-                self._counter.count("drops", "client not allowed", len(offsets))
+                refusal = self._refusal(
+                    "drops", "client not allowed", _host(local, peer), "clients"
+                )
+                self._counter.refuse(refusal, len(offsets))
                 continue
             destination = local.reply_destination(peer)
             for at in offsets:
                 size = last if at == offsets[-1] else length
                 query = bytes(arena.view[at : at + size])
-                answer = self._answer_without_server(query, now)
+                answer = self._answer_without_server(query, now, local, peer)
                 if answer is None:
                     self._ask_later(DatagramClient(self, query, local, peer, destination))
                 elif answer:
@@ -142,35 +115,38 @@ class DnsHandler:
         self._allowed_hosts.add(host)
         return True
 
-    def _answer_without_server(self, query: bytes, now: float) -> bytes | None:
+    def _answer_without_server(
+        self, query: bytes, now: float, local: DatagramSocket | None, peer: Hashable
+    ) -> bytes | None:
         """Return a cached answer, or one that needs no server; None if a server must be asked.
 
-        Returns b"" for a message that gets no answer.
+        Returns b"" for a message that gets no answer.  `peer` is the client: its key at `local`,
+        or its address if that is None.
         """
         key = dns_message.cache_key(query)
         answer = self._cache.find(key, query, now) if key else None
-        return self._answer_at_once(query) if answer is None else answer
+        return self._answer_at_once(query, local, peer) if answer is None else answer
 
-    def _answer_at_once(self, query: bytes) -> bytes | None:
-        """Return the answer if it needs no server, else None.
-
-        Returns b"" for a message that gets no answer.
-        """
+    def _answer_at_once(
+        self, query: bytes, local: DatagramSocket | None, peer: Hashable
+    ) -> bytes | None:
+        """Return as _answer_without_server(), for a query whose answer is not cached."""
         try:
             header = dns.parse_header(query)
             if header.response:
                 # Two servers that answer each other's answers would never end.
                 raise ProtocolError("an answer")
-        except ProtocolError:
-            self._counter.count("drops", "malformed")
+        except ProtocolError as error:
+            self._refuse("drops", "malformed", _host(local, peer), str(error))
             return b""
         if header.opcode:
-            self._counter.count("queries", "not implemented")
+            decided = f"opcode {header.opcode}"
+            self._refuse("queries", "not implemented", _host(local, peer), decided)
             return dns.encode_error(query, dns.NOTIMP)
         try:
             return self._source.answer(query)
-        except ProtocolError:
-            self._counter.count("queries", "malformed")
+        except ProtocolError as error:
+            self._refuse("queries", "malformed", _host(local, peer), str(error))
             return dns.encode_error(query, dns.FORMERR)
 
     def _send(
@@ -195,9 +171,15 @@ class DnsHandler:
 
     def _ask_later(self, client: DatagramClient) -> None:
         """Have a worker ask, or wait for the answer to a client that asks the same."""
-        question, must_submit = self._pending.join(_question_key(client.query), client)
+        question, must_submit = self._pending.join(question_key(client.query), client)
         if must_submit:
             self._submit(QueryTask(self, question, client))
+
+    def _refusal(self, counter: str, reason: str, client: str, decided: str) -> Refusal:
+        return Refusal(counter, reason, self._listener, client, "", decided, "dns")
+
+    def _refuse(self, counter: str, reason: str, client: str, decided: str = "") -> None:
+        self._counter.refuse(self._refusal(counter, reason, client, decided))
 
     # -- clients that ask the same at the same time
 
@@ -267,7 +249,7 @@ class DnsHandler:
 
     def _answer(self, query: bytes, client: Address) -> Steps[bytes]:
         """Return the answer, b"" for a message that gets none."""
-        answer = self._answer_without_server(query, time.monotonic())
+        answer = self._answer_without_server(query, time.monotonic(), None, client)
         if answer is None:
             answer = yield Blocking(partial(self._wait_for, query, client))
         return answer
@@ -275,20 +257,10 @@ class DnsHandler:
     def _wait_for(self, query: bytes, client: Address) -> bytes:
         """Ask, or wait for the answer to a client that asks the same.  Blocks."""
         waiting = WaitingStream(client.host, query)
-        question, is_first = self._pending.join_now(_question_key(query), waiting)
+        question, is_first = self._pending.join_now(question_key(query), waiting)
         if is_first:
             self._ask(question, query, client.host)
         return waiting.wait() or dns.encode_error(query, dns.SERVFAIL)
-
-
-def _question_key(query: bytes) -> bytes:
-    """Return what a query shares with others that may get the same answer.
-
-    Without a cache key it is all but the ID, so that a query that comes back through a
-    circle of servers is not asked again.
-    """
-    key = dns_message.cache_key(query)
-    return query[2:] if key is None else key
 
 
 def _addressed_to(answer: bytes, query: bytes) -> bytes:
@@ -296,3 +268,11 @@ def _addressed_to(answer: bytes, query: bytes) -> bytes:
     if not dns.parse_header(answer).qdcount:
         return dns_message.with_id(answer, int.from_bytes(query[:2], "big"))
     return dns_message.aged(answer, (), query, 0)
+
+
+def _host(local: DatagramSocket | None, peer: Hashable) -> str:
+    """Return the host of a client; see _answer_without_server()."""
+    if local is not None:
+        return from_sockaddr(local.peer(peer)).host
+    assert isinstance(peer, Address)
+    return peer.host

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Callable, Hashable, Protocol, Sequence
 
 from netproxy.interfaces.fairness import Claims, FairTable, client_key
 from netproxy.net.address import from_sockaddr
+from netproxy.protocol import dns_message
 
 if TYPE_CHECKING:
     from netproxy.handler.dns import DnsHandler
@@ -23,6 +24,16 @@ WAITING_LIMIT = 4096
 # Seconds that a connection waits for an answer that another client has asked for: name servers
 # have five seconds.
 ANSWER_SECONDS = 10.0
+
+
+def question_key(query: bytes) -> bytes:
+    """Return what a query shares with others that may get the same answer.
+
+    Without a cache key it is all but the ID, so that a query that comes back through a
+    circle of servers is not asked again.
+    """
+    key = dns_message.cache_key(query)
+    return query[2:] if key is None else key
 
 
 class WaitingClient(Protocol):
@@ -76,9 +87,9 @@ class PendingQuestion:
 class PendingQuestions:
     """The questions that wait or are being asked, and who waits for their answers."""
 
-    def __init__(self, count_drops: Callable[[str, int], None]) -> None:
-        """`count_drops(reason, amount)` counts clients that get no answer."""
-        self._count_drops = count_drops
+    def __init__(self, note_drop: Callable[[str, str], None]) -> None:
+        """`note_drop(reason, client)` counts and records a client that gets no answer."""
+        self._note_drop = note_drop
         # Guards everything below, and the questions.
         self._lock = threading.Lock()
         self._questions: dict[bytes, PendingQuestion] = {}
@@ -143,9 +154,8 @@ class PendingQuestions:
             return self._remove(question)
 
     def _drop(self, clients: Sequence[WaitingClient], reason: str) -> None:
-        if clients:
-            self._count_drops(reason, len(clients))
         for waiting in clients:
+            self._note_drop(reason, waiting.client)
             waiting.drop()
 
     # -- under the lock

@@ -21,14 +21,14 @@ from netproxy.interfaces.networks import NetworkSet
 from netproxy.relay.pipe import PipeLimits
 
 if TYPE_CHECKING:
+    from netproxy.access.backoff import BackOff
     from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
-    from netproxy.handler.dns import DnsCache, DnsSource
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handler
     from netproxy.interfaces.datagrams import PacketHandler
     from netproxy.interfaces.fairness import FairSubmit
     from netproxy.interfaces.flows import Observer
-    from netproxy.interfaces.routing import Resolver, Router
+    from netproxy.interfaces.routing import DnsCache, DnsSource, Resolver, Router
     from netproxy.interfaces.services import Counter, Log
     from netproxy.net.datagram import ArenaPool
 
@@ -55,6 +55,8 @@ class HandlerDependencies(NamedTuple):
     counter: Counter
     observer: Observer
     log: Log
+    back_off: BackOff | None = None
+    """Delays refused logins; None delays none."""
     dns: DnsDependencies | None = None
     bridge: Handler | None = None
     """The handler for agents of tunnels."""
@@ -88,6 +90,7 @@ def make_handler(
         _clients(config),
         make_tls_handshake(config.tls) if config.tls else None,
         dependencies.counter,
+        config.name,
     )
     return handlers._replace(handler=gate)
 
@@ -113,7 +116,9 @@ class _ListenerParts:
         self._dependencies = dependencies
         self._state = state
         timeouts, counter = dependencies.timeouts, dependencies.counter
-        self._login = Login(dependencies.users, config.auth, self._note_failed_login)
+        self._login = Login(
+            dependencies.users, config.auth, self._note_failed_login, dependencies.back_off
+        )
         announcements = [
             Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce
@@ -188,6 +193,7 @@ class _ListenerParts:
             dns.submit,
             dns.arenas,
             self._dependencies.counter,
+            self._config.name,
         )
         return ListenerHandler(handler, handler, None)
 
@@ -208,8 +214,8 @@ class _ListenerParts:
         }
 
     def _by_first_byte(self, handlers: dict[ClientProtocol, Handler]) -> ListenerHandler:
-        dependencies = self._dependencies
-        handler = SpsHandler(handlers, self._udp, dependencies.counter, dependencies.log)
+        counter = self._dependencies.counter
+        handler = SpsHandler(handlers, self._udp, counter, self._config.name)
         return ListenerHandler(handler, handler, self._udp)
 
     def _http_handler(self) -> HttpHandler:

@@ -98,12 +98,12 @@ class UdpForward:
         Returns None if there is none to be had; the `count` datagrams have been counted then.
         """
         endpoint = from_sockaddr(local.peer(peer))
+        flow = Flow("udp", endpoint, self._target, self._listener, "")
         if self._clients is not None and endpoint.host not in self._clients:
-            self._counter.count("drops", "client not allowed", count)
+            self._counter.refuse(flow.refusal("drops", "client not allowed", "clients"), count)
             return None
         client = self._table.clients.get(peer)
         if client is None:
             client = Client(peer, endpoint, local, no_header, None)
             self._table.add_client(client)
-        flow = Flow("udp", endpoint, self._target, self._listener, "")
         return self._table.open((peer, b""), client, flow, self._router, count)

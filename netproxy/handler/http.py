@@ -8,41 +8,42 @@ the next request that leads to the same origin through the same upstream.
 
 from __future__ import annotations
 
-import binascii
 import os
-import select
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Sequence
 
+from netproxy.access.login import parse_basic
 from netproxy.errors import (
     ClientLeft,
     DeadlineError,
     DialError,
     EndOfStream,
     NetProxyError,
-    Reason,
     StreamError,
 )
-from netproxy.handler.http_exchange import Exchange, OriginGone
-from netproxy.handler.outbound import CLIENT_LEFT
+from netproxy.handler.http_exchange import Exchange, RecordedError, OriginGone
 from netproxy.interfaces.connections import READABLE, Blocking, Events, Steps, Wait
 from netproxy.interfaces.flows import Flow
-from netproxy.net.stream import poll_watched
+from netproxy.interfaces.services import Refusal
 from netproxy.protocol import connect_udp, http1
+from netproxy.relay.connection import CLIENT_LEFT
 
 if TYPE_CHECKING:
     from netproxy.access.login import Login
-    from netproxy.handler.outbound import Outbound, OutboundConnection
+    from netproxy.handler.outbound import Outbound
     from netproxy.handler.stream_udp import StreamUdpRelay
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.services import Counter
+    from netproxy.relay.connection import OutboundConnection
 
 # Seconds for the next request of a connection to begin, and for its head once it has begun.
 KEEPALIVE_SECONDS, HEAD_SECONDS = 60.0, 10.0
 # SMTP: a proxy that allows it sends spam, and is soon on every block list.
 CONNECT_PORTS_REFUSED = frozenset({25})
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
+WANTS_LOGIN = "this proxy wants a user name and a password"
 # Our name in Proxy-Status (RFC 9209).
 PROXY_NAME = "netproxy"
 _CHALLENGE = (b"Proxy-Authenticate", b'Basic realm="netproxy", charset="UTF-8"')
@@ -78,10 +79,10 @@ class HttpHandler:
                 raise
             return None
         except DeadlineError:
-            answer = connection.encode_error(408, "the request did not come in time")
+            late = http1.HttpError(408, "the request did not come in time")
+            answer = self._refuse(connection, client, late)
         except http1.HttpError as error:
-            challenge = [_CHALLENGE] if error.status == 407 else []
-            answer = connection.encode_error(error.status, str(error), challenge)
+            answer = self._refuse(connection, client, error)
         except DialError as error:
             status = [connect_udp.status_field(error.reason, PROXY_NAME)]
             code = http1.REPLIES[error.reason]
@@ -89,25 +90,39 @@ class HttpHandler:
         finally:
             connection.close_kept()
         # Bytes that follow an error are not parsed as requests.
-        try:
+        with suppress(StreamError):
             stream.reply(answer)
-        except StreamError:
-            pass
         yield from stream.close_staged()
         return None
+
+    def _refuse(
+        self, connection: _HttpConnection, client: Address, error: http1.HttpError
+    ) -> bytes:
+        """Return the response to a refused request; count and record it."""
+        challenge = [_CHALLENGE] if error.status == 407 else []
+        counter, reason = "requests_refused", http1.PHRASES[error.status].lower()
+        if not isinstance(error, RecordedError):
+            asked, host, decided = connection.asked(), client.host, str(error)
+            self._counter.refuse(Refusal(counter, reason, self._listener, host, asked, decided))
+        elif error.status != 407:
+            self._counter.count(counter, reason)
+        return connection.encode_error(error.status, str(error), challenge)
 
     def _serve(self, connection: _HttpConnection, client: Address) -> Handshake:
         """Serve one request after the other."""
         stream = connection.stream
         while True:
-            connection.method = b""
-            request = yield from http1.read_request(stream)
-            connection.method = request.method
-            user = yield from self._authenticate(request, client)
+            connection.request = None
+            connection.request = request = yield from http1.read_request(stream)
+            if stream.trace is not None:
+                stream.trace.step("request", asked=connection.asked())
+            user = yield from self._authenticate(stream, request, client)
             stream.handshaking = False
             flow = Flow("tcp", client, client, self._listener, user)
             if request.method == b"CONNECT":
-                return (yield from self._tunnel(stream, flow, request))
+                flow = flow._replace(target=_tunnel_target(request))
+                tunnel = yield from self._outbound.tunnel(flow, stream)
+                return tunnel.accept(stream, CONNECTED)
             if self._datagrams is not None and connect_udp.asks_for(request):
                 serve = partial(self._datagrams.connect_udp, stream, request, flow)
                 wait: Wait | None = yield Blocking(serve)
@@ -125,12 +140,9 @@ class HttpHandler:
                     return None
             stream.limit(HEAD_SECONDS)
 
-    def _tunnel(self, stream: Stream, flow: Flow, request: http1.HttpRequest) -> Handshake:
-        flow = flow._replace(target=_tunnel_target(request))
-        connection = yield from self._outbound.tunnel(flow, stream)
-        return connection.accept(stream, CONNECTED)
-
-    def _authenticate(self, request: http1.HttpRequest, client: Address) -> Steps[str]:
+    def _authenticate(
+        self, stream: Stream, request: http1.HttpRequest, client: Address
+    ) -> Steps[str]:
         """Return the user of this request, "" for none.
 
         Each request needs its own credentials.  Raises HttpError 407.
@@ -141,14 +153,16 @@ class HttpHandler:
             values = http1.field_values(request.fields, b"authorization")
         if not self._login.offered or (not values and not self._login.required):
             return ""
-        if len(values) == 1:
-            name, password = _parse_basic(values[0])
+        if values:
+            # Several fields are as good as a wrong password.
+            name, password = parse_basic(values[0]) if len(values) == 1 else (b"", b"")
             user = yield Blocking(partial(self._login.check, name, password, client))
             if user is not None:
                 return str(user)
-        if values:
             self._counter.count("authentication", "refused")
-        raise http1.HttpError(407, "this proxy wants a user name and a password")
+            yield from self._login.delay_refusal(stream, client)
+            raise RecordedError(407, WANTS_LOGIN)
+        raise http1.HttpError(407, WANTS_LOGIN)
 
 
 class _HttpConnection:
@@ -156,14 +170,21 @@ class _HttpConnection:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.method = b""
+        # The request that is being served; None while one is read.
+        self.request: http1.HttpRequest | None = None
         # The outbound connection of the last request, for the next one.
         self.kept: OutboundConnection | None = None
 
     def encode_error(
         self, status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = ()
     ) -> bytes:
-        return http1.encode_error(status, message, extra, self.method == b"HEAD")
+        is_head = self.request is not None and self.request.method == b"HEAD"
+        return http1.encode_error(status, message, extra, is_head)
+
+    def asked(self) -> str:
+        """Return method and target of the request, for its record."""
+        parts = self.request[:2] if self.request is not None else ()
+        return b" ".join(parts).decode("ascii", "backslashreplace")
 
     def close_kept(self) -> None:
         if self.kept is not None:
@@ -178,25 +199,6 @@ def _tunnel_target(request: http1.HttpRequest) -> Address:
     return target
 
 
-def _parse_basic(value: bytes) -> tuple[bytes, bytes]:
-    """Return user and password of "Basic ...", two empty ones for anything else."""
-    scheme, _, encoded = value.partition(b" ")
-    if scheme.lower() != b"basic":
-        return b"", b""
-    encoded = encoded.strip(b" ")
-    try:
-        decoded = binascii.a2b_base64(encoded)
-    except binascii.Error:
-        return b"", b""
-    if binascii.b2a_base64(decoded, newline=False) != encoded:
-        # a2b_base64() skips what is not base64.
-        return b"", b""
-    user, _, password = decoded.partition(b":")
-    return user, password
-
-
-# Proxies in Via: more are a loop.
-HOPS_LIMIT = 20
 # Safe methods: such a request is sent again if a kept connection has closed meanwhile.
 RETRIED = (b"GET", b"HEAD", b"OPTIONS")
 
@@ -224,7 +226,7 @@ class Forwarder:
         follow.  Raises DialError and HttpError only while nothing has been answered.
         """
         exchange = Exchange(client, request, self._pseudonym, self._idle)
-        self._check_loop(request)
+        exchange.check_loop()
         if exchange.answered_here():
             outcome: OutboundConnection | Wait | None = kept
         else:
@@ -243,12 +245,12 @@ class Forwarder:
                 return (yield from self._run(exchange, connection))
             except OriginGone:
                 if exchange.request.method not in RETRIED or not exchange.framing.empty:
-                    raise http1.HttpError(502, "the origin closed without an answer") from None
+                    raise RecordedError(502, "the origin closed without an answer") from None
         connection = yield from self._outbound.connect(flow, exchange.client)
         try:
             return (yield from self._run(exchange, connection))
         except OriginGone as error:
-            raise http1.HttpError(502, "the origin closed without an answer") from error
+            raise RecordedError(502, "the origin closed without an answer") from error
 
     @staticmethod
     def _run(
@@ -265,7 +267,7 @@ class Forwarder:
             gone = isinstance(error, (EndOfStream, StreamError))
             reset = isinstance(error, StreamError) and not isinstance(error, DeadlineError)
             if exchange.answered or not gone:
-                connection.finish("failed")
+                connection.finish("failed", fault=str(error))
             else:
                 connection.finish("reset" if reset else "closed")
             if exchange.answered:
@@ -274,12 +276,9 @@ class Forwarder:
                 return None
             if gone:
                 raise OriginGone(str(error)) from error
+            if isinstance(error, http1.HttpError):
+                raise RecordedError(error.status, str(error)) from error
             raise
-
-    def _check_loop(self, request: http1.HttpRequest) -> None:
-        via = http1.field_list(request.fields, b"via")
-        if len(via) >= HOPS_LIMIT or any(self._pseudonym in hop.split() for hop in via):
-            raise http1.HttpError(502, Reason.LOOP.value)
 
     def _reuse(
         self, kept: OutboundConnection | None, flow: Flow
@@ -287,14 +286,15 @@ class Forwarder:
         """Return the kept connection if it leads to this request's origin; else close it."""
         if kept is None:
             return None
-        upstream = kept.upstream
-        if kept.flow.target == flow.target and not upstream.unread():
+        if kept.flow.target == flow.target:
             router = self._outbound.router
-            route = router.route_without_blocking(flow)
-            if route is None:
-                route = yield Blocking(partial(router.route, flow))
-            silent = not poll_watched(((upstream.socket, select.POLLIN),), 0)
-            if kept.dialer is route.dialer and silent:
-                return kept.again(flow)
-        upstream.close()
+            try:
+                route = router.route_without_blocking(flow)
+                if route is None:
+                    route = yield Blocking(partial(router.route, flow))
+                if kept.may_serve(route):
+                    return kept.again(route)
+            except DialError:
+                pass  # the next connect() fails in the same way, and records it
+        kept.upstream.close()
         return None

@@ -11,7 +11,14 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING
 
-from netproxy.errors import ClientLeft, DeadlineError, EndOfStream, NetProxyError, StreamError
+from netproxy.errors import (
+    ClientLeft,
+    DeadlineError,
+    EndOfStream,
+    NetProxyError,
+    Reason,
+    StreamError,
+)
 from netproxy.interfaces.connections import Events, Steps
 from netproxy.interfaces.side_by_side import side_by_side
 from netproxy.protocol import http1
@@ -28,9 +35,9 @@ from netproxy.protocol.http1_message import (
 )
 
 if TYPE_CHECKING:
-    from netproxy.handler.outbound import OutboundConnection
     from netproxy.interfaces.connections import Stream, Wait
     from netproxy.protocol.http1_message import Framing
+    from netproxy.relay.connection import OutboundConnection
 
 # Seconds for the next BODY_STEP bytes of a body: a client that sends byte by byte must not
 # hold a connection to the origin for ever.
@@ -40,12 +47,18 @@ INTERIM_LIMIT = 32
 # Seconds that the origin may be silent once the client has sent its FIN: the client may still
 # read, but most clients that send a FIN have closed.
 HALF_CLOSED_SECONDS = 3.0
+# Proxies in Via: more are a loop.
+HOPS_LIMIT = 20
 _RDHUP = 0x2000
 _ALLOWED = (b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, CONNECT")
 
 
 class OriginGone(NetProxyError):
     """The origin closed before it answered."""
+
+
+class RecordedError(http1.HttpError):
+    """An error with a record of its own: that of a flow, or that of a wrong password (407)."""
 
 
 class Exchange:
@@ -81,6 +94,12 @@ class Exchange:
         self._progress = 0
         # Bytes of the response that were sent to the client.
         self._delivered = 0
+
+    def check_loop(self) -> None:
+        """Raise HttpError if the request has passed here before."""
+        via = http1.field_list(self.request.fields, b"via")
+        if len(via) >= HOPS_LIMIT or any(self._pseudonym in hop.split() for hop in via):
+            raise http1.HttpError(502, Reason.LOOP.value)
 
     def answered_here(self) -> bool:
         """Answer OPTIONS with Max-Forwards 0 (RFC 9110 section 7.6.2); refuse TRACE.
@@ -215,6 +234,8 @@ class Exchange:
         """Read the head of the final response; forward interim ones."""
         while True:
             response = yield from self._read_head(upstream)
+            if upstream.trace is not None:
+                upstream.trace.step("first byte", status=response.status)
             if response.status >= 200 or response.status == 101:
                 return response
             yield from self._pass_interim(upstream, response)

@@ -1,6 +1,6 @@
-"""Outbound connections: routes a flow, dials its target, relays it, and records it.
+"""Opens outbound connections: routes a flow and dials its target.
 
-An OutboundConnection is one dialled flow, from its dial to its record; Outbound opens them.
+A dial that fails is counted and recorded here; relay.connection records one that succeeds.
 """
 
 from __future__ import annotations
@@ -12,25 +12,23 @@ from typing import TYPE_CHECKING
 
 from netproxy.errors import ClientLeft, DialError, StreamError
 from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
-from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
-from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Wait, Watched
-from netproxy.interfaces.flows import Flow, Record, Traffic
+from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Watched
+from netproxy.interfaces.flows import Flow, Record
 from netproxy.interfaces.routing import NonBlockingDialer, Route
 from netproxy.net import stream as net_stream
 from netproxy.net.address import is_unspecified
 from netproxy.protocol import uot
-from netproxy.relay.pipe import Outcome, PipeLimits, Relay
+from netproxy.relay.connection import CLIENT_LEFT, OutboundConnection
 
 if TYPE_CHECKING:
     from netproxy.handler.bind import Binder, EncodeReply
-    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Observer
-    from netproxy.interfaces.routing import Dialer, PendingDial, Router
-    from netproxy.interfaces.services import Counter
+    from netproxy.interfaces.routing import PendingDial, Router
+    from netproxy.interfaces.services import Counter, Trace
+    from netproxy.relay.pipe import PipeLimits
 
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
-CLIENT_LEFT = "client left"  # before its target had answered
 
 
 class Outbound:
@@ -92,40 +90,55 @@ class Outbound:
         `encode` makes the first reply, which names the address that listens.
         Raises DialError, as connect().
         """
-        started, upstream = time.monotonic(), NO_UPSTREAM
+        started, route = time.monotonic(), None
         try:
-            dialer, flow = yield from self._route_to_peer(flow)
-            upstream = dialer.name
+            route = yield from self._route_to_peer(flow)
+            dialer, flow, _ = route
             if "bind" not in dialer.carries:
-                raise DialError(dialer.refusal, f"BIND through {upstream}")
+                raise DialError(dialer.refusal, f"BIND through {dialer.name}")
             stream, peer = yield from binder.accept(client, flow, encode)
         except DialError as error:
-            self.note_failure(flow, upstream, started, error)
+            self.note_failure(flow, route, started, error)
             raise
-        connection = OutboundConnection(self, flow._replace(target=peer), dialer, stream, started)
+        route = route._replace(flow=flow._replace(target=peer))
+        connection = OutboundConnection(self, route, stream, started)
+        connection.trace = client.trace
         self.observer.began(connection, None)
         return connection
 
     def _route_to_peer(self, flow: Flow) -> Steps[Route]:
         """Return the route of a BIND; that of an unspecified peer is the default upstream."""
         if is_unspecified(flow.target.host):
-            return Route(list(self.router.candidates(flow))[-1], flow)
+            return Route(list(self.router.candidates(flow))[-1], flow, "default")
         route = self.router.route_without_blocking(flow)
         if route is None:
             route = yield Blocking(partial(self.router.route, flow))
         return route
 
-    def note_failure(self, flow: Flow, upstream: str, started: float, error: DialError) -> None:
-        """Count and record a failed dial."""
+    def note_failure(
+        self, flow: Flow, route: Route | None, started: float, error: DialError
+    ) -> None:
+        """Count and record a failed dial; `route` is None if there was no upstream to dial."""
         self.counter.count("dial_failures", error.reason.value)
         ended = str(error) if error.hop else error.reason.value
-        self.observer.finished(Record(flow, upstream, 0, 0, time.monotonic() - started, ended))
+        upstream, rule = (NO_UPSTREAM, "") if route is None else (route.dialer.name, route.rule)
+        seconds, decided = time.monotonic() - started, error.decided_by(rule)
+        self.observer.finished(
+            Record(flow, upstream, 0, 0, seconds, ended, rule=rule, decided=decided)
+        )
+
+
+def tell_route(trace: Trace, route: Route) -> None:
+    """Write the step "routed": the rule, the upstream, and the addresses to try."""
+    dialer, flow, rule = route
+    addresses = " ".join(address.host for address in flow.addresses)
+    trace.step("routed", target=flow.target, rule=rule, upstream=dialer.name, addresses=addresses)
 
 
 class _Connect:
     """The need for a connection to a flow's target."""
 
-    __slots__ = ("_outbound", "_flow", "_client", "_started", "_dialer", "_pending", "light")
+    __slots__ = ("_outbound", "_flow", "_client", "_started", "_route", "_pending", "light")
 
     def __init__(self, outbound: Outbound, flow: Flow, client: Stream | None) -> None:
         """`client` is watched while the target is dialled; None if block() is called alone."""
@@ -133,27 +146,27 @@ class _Connect:
         self._flow = flow
         self._client = client
         self._started = time.monotonic()
-        # The upstream of the route, once begin() has chosen it.
-        self._dialer: Dialer | None = None
+        # The route, once begin() or block() has it.
+        self._route: Route | None = None
         # The dial that is in progress.
         self._pending: PendingDial | None = None
         self.light = client is None or client.light
 
     def begin(self) -> OutboundConnection | Progress:
         """Connect without blocking if the router and the dialer can."""
-        upstream = NO_UPSTREAM
         try:
-            flow = self._flow
-            route = self._outbound.router.route_without_blocking(flow)
+            route = self._outbound.router.route_without_blocking(self._flow)
             if route is None:
                 return Progress.NEEDS_THREAD
-            dialer, self._flow = route
-            self._dialer, upstream = dialer, dialer.name
+            self._route = route
+            if self._client is not None and self._client.trace is not None:
+                tell_route(self._client.trace, route)
+            dialer = route.dialer
             if not isinstance(dialer, NonBlockingDialer):
                 return Progress.NEEDS_THREAD
-            pending = dialer.begin(self._flow)
+            pending = dialer.begin(route.flow)
         except DialError as error:
-            self._outbound.note_failure(self._flow, upstream, self._started, error)
+            self._note_failure(error)
             raise
         if pending is None:
             return Progress.NEEDS_THREAD
@@ -179,122 +192,49 @@ class _Connect:
 
     def abandon(self, ended: str) -> None:
         """Close the dial and record how it ended, unless it is finished."""
-        pending, self._pending = self._pending, None
-        if pending is not None and self._dialer is not None:
+        pending, self._pending, route = self._pending, None, self._route
+        if pending is not None and route is not None:
             pending.close()
             seconds = time.monotonic() - self._started
-            record = Record(self._flow, self._dialer.name, 0, 0, seconds, ended)
+            dialer, flow, rule = route
+            record = Record(flow, dialer.name, 0, 0, seconds, ended, rule=rule)
             self._outbound.observer.finished(record)
 
     def block(self) -> OutboundConnection:
         """Route, unless begin() has done so, and dial; blocks."""
-        flow, dialer, upstream = self._flow, self._dialer, NO_UPSTREAM
         try:
-            if dialer is None:
-                dialer, flow = self._outbound.router.route(flow)
-            upstream = dialer.name
+            if self._route is None:
+                self._route = self._outbound.router.route(self._flow)
+                if self._client is not None and self._client.trace is not None:
+                    tell_route(self._client.trace, self._route)
+            dialer, flow, _ = self._route
             stream = dialer.dial(flow)
         except DialError as error:
-            self._outbound.note_failure(flow, upstream, self._started, error)
+            self._note_failure(error)
             raise
-        return self._connected(flow, dialer, stream)
+        return self._connected(stream)
 
     def _finish(self) -> OutboundConnection:
-        assert self._dialer is not None and self._pending is not None
+        assert self._pending is not None
         pending, self._pending = self._pending, None
         try:
             stream = net_stream.Stream(pending.finish(), local=pending.local)
         except DialError as error:
-            self._outbound.note_failure(self._flow, self._dialer.name, self._started, error)
+            self._note_failure(error)
             raise
-        return self._connected(self._flow, self._dialer, stream)
+        return self._connected(stream)
 
-    def _connected(self, flow: Flow, dialer: Dialer, stream: Stream) -> OutboundConnection:
-        connection = OutboundConnection(self._outbound, flow, dialer, stream, self._started)
+    def _connected(self, stream: Stream) -> OutboundConnection:
+        route = self._route
+        assert route is not None
+        connection = OutboundConnection(self._outbound, route, stream, self._started)
+        if self._client is not None and self._client.trace is not None:
+            connection.tell_steps(self._client.trace)
         self._outbound.observer.began(connection, time.monotonic() - self._started)
         return connection
 
-
-class OutboundConnection:
-    """One dialled flow: a LiveFlow from its dial to its record."""
-
-    __slots__ = (
-        *("flow", "number", "dialer", "upstream", "sent", "received", "started"),
-        *("_relay", "_client", "_killed", "_outbound"),
-    )
-
-    def __init__(
-        self, outbound: Outbound, flow: Flow, dialer: Dialer, upstream: Stream, started: float
-    ) -> None:
-        self.flow = flow
-        self.dialer = dialer
-        self.upstream = upstream
-        self.sent = self.received = 0  # bytes, without those of a relay
-        self.number = 0  # assigned by the observer
-        self.started = started
-        self._relay: Relay | None = None
-        self._client: Stream | None = None  # of a tunnel
-        self._killed = False
-        self._outbound = outbound
-
-    def bound(self) -> Address:
-        """Return the address that the target sees, for the reply; 0.0.0.0 if it is not known."""
-        try:
-            return self.upstream.local_address()
-        except StreamError:
-            return UNSPECIFIED_ADDRESS  # the relay will find out what is wrong
-
-    def accept(self, client: Stream, reply: bytes) -> Wait | None:
-        """Send the reply to the client, then relay.  The relay closes both streams.
-
-        Returns what the relay waits for while neither side sends anything.
-        """
-        self._client = client
-        try:
-            client.reply(reply)
-        except StreamError:
-            self.finish(CLIENT_LEFT)
-            return None
-        self._relay = Relay(client, self.upstream, self._outbound.limits, self)
-        return self._relay.begin()
-
-    def relay_ended(self, outcome: Outcome) -> None:
-        """Write the record: the relay has ended."""
-        self.finish(outcome.ended)
-
-    def again(self, flow: Flow) -> OutboundConnection:
-        """Return the flow of the next request on the same connection; it has its own record."""
-        connection = OutboundConnection(
-            self._outbound, flow, self.dialer, self.upstream, time.monotonic()
-        )
-        self._outbound.observer.began(connection, None)
-        return connection
-
-    def traffic(self) -> Traffic:
-        """Return what the flow has carried so far."""
-        sent, received = self._relay.bytes_moved() if self._relay is not None else (0, 0)
-        return Traffic(self.sent + sent, self.received + received)
-
-    def idle(self) -> float:
-        """Return the seconds since a byte came or went."""
-        return (self._client or self.upstream).idle()
-
-    def kill(self) -> None:
-        """End the flow; its record says "killed"."""
-        self._killed = True
-        self.upstream.shutdown()
-        if self._client is not None:
-            self._client.shutdown()
-
-    def finish(self, ended: str, keep: bool = False) -> None:
-        """Write the record, once; close the upstream unless it is kept for again()."""
-        if not keep:
-            self.upstream.close()
-        sent, received, *_ = self.traffic()
-        outbound = self._outbound
-        outbound.counter.count("bytes", "up", sent)
-        outbound.counter.count("bytes", "down", received)
-        seconds = time.monotonic() - self.started
-        ended = "killed" if self._killed else ended
-        record = Record(self.flow, self.dialer.name, sent, received, seconds, ended)
-        outbound.observer.finished(record._replace(number=self.number))
+    def _note_failure(self, error: DialError) -> None:
+        flow = self._flow if self._route is None else self._route.flow
+        if self._client is not None and self._client.trace is not None:
+            self._client.trace.step("failed", target=flow.target, error=error)
+        self._outbound.note_failure(flow, self._route, self._started, error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address
 from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.services import Refusal
 from netproxy.protocol import socks4
 
 if TYPE_CHECKING:
@@ -33,18 +34,30 @@ class Socks4Handler:
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Serve a connection.  Each error that has a reply gets it here."""
+        asked: Address | str = ""
         try:
             request = yield from socks4.read_request(stream)
-            if self._login.required:
-                raise DialError(Reason.DENIED, "SOCKS4 has no password")
-            stream.handshaking = False
-            flow = Flow("tcp", client, request.target, self._listener, "")
-            return (yield from self._serve(stream, flow, request.command))
-        except (socks4.RequestError, DialError) as error:
-            reason = error.reason if isinstance(error, DialError) else Reason.GENERAL
+            asked = request.target
+            if stream.trace is not None:
+                stream.trace.step("request", command=request.command, target=asked)
+            if not self._login.required:
+                stream.handshaking = False
+                flow = Flow("tcp", client, request.target, self._listener, "")
+                return (yield from self._serve(stream, flow, request.command))
+            reason = Reason.DENIED
+            self._refuse("login required", client, asked, "auth: SOCKS4 has no password")
+        except DialError as error:
+            reason = error.reason  # it has been counted and recorded
+        except socks4.RequestError as error:
+            reason = Reason.GENERAL
+            self._refuse("bad request", client, asked, str(error))
         stream.reply(socks4.encode_reply(socks4.REPLIES[reason], UNSPECIFIED_ADDRESS))
         yield from stream.close_staged()
         return None
+
+    def _refuse(self, reason: str, client: Address, asked: object, decided: str) -> None:
+        refusal = Refusal("requests_refused", reason, self._listener, client.host, asked, decided)
+        self._outbound.counter.refuse(refusal)
 
     def _serve(self, stream: Stream, flow: Flow, command: int) -> Handshake:
         if command == socks4.CONNECT:

@@ -14,6 +14,7 @@ from netproxy.errors import DialError, EndOfStream, ProtocolError, StreamError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address
 from netproxy.interfaces.connections import READABLE, Blocking, Handshake, Steps, Wait
 from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.services import Refusal
 from netproxy.protocol import socks5
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ _encode_success = partial(socks5.encode_reply, socks5.SUCCEEDED)
 class LoginRefused(ProtocolError):
     """The client has not logged in; `answer` is the reply that refuses it."""
 
-    def __init__(self, answer: bytes, message: str) -> None:
-        """Refuse with `answer`; `message` is for the log."""
-        super().__init__(message)
+    def __init__(self, answer: bytes, reason: str, decided: str = "") -> None:
+        """Refuse with `answer`; `reason` and `decided` are those of the record.
+
+        `reason` is "" for a wrong password, which has a record of its own.
+        """
+        super().__init__(decided)
         self.answer = answer
+        self.reason = reason
 
 
 class Socks5Handler:
@@ -58,21 +63,31 @@ class Socks5Handler:
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Serve a connection.  Each error that has a reply gets it here."""
+        user = ""
         try:
             user = yield from self._login.authenticate(stream, client)
             request = yield from socks5.read_request(stream)
             stream.handshaking = False
             flow = Flow("tcp", client, request.target, self._listener, user)
+            if stream.trace is not None:
+                stream.trace.step("request", command=request.command, target=flow.target, user=user)
             return (yield from self._serve(stream, flow, request.command))
         except LoginRefused as error:
             answer = error.answer
+            if error.reason:
+                self._refuse(client, user, error.reason, str(error))
         except socks5.RequestError as error:
             answer = socks5.encode_reply(error.reply, UNSPECIFIED_ADDRESS)
+            self._refuse(client, user, "bad request", str(error))
         except DialError as error:
             answer = socks5.encode_reply(socks5.REPLIES[error.reason], UNSPECIFIED_ADDRESS)
         stream.reply(answer)
         yield from stream.close_staged()
         return None
+
+    def _refuse(self, client: Address, user: str, reason: str, decided: str) -> None:
+        refusal = Refusal("requests_refused", reason, self._listener, client.host, "", decided)
+        self._outbound.counter.refuse(refusal._replace(user=user))
 
     def _serve(self, stream: Stream, flow: Flow, command: int) -> Handshake:
         if command == socks5.CONNECT:
@@ -85,11 +100,18 @@ class Socks5Handler:
             udp = self._udp
             wait: Wait | None = yield Blocking(partial(self._associate, udp, stream, flow))
             return wait
-        raise socks5.RequestError(socks5.COMMAND_NOT_SUPPORTED, f"command {command}")
+        message = f"command {command} for {flow.target} is not supported"
+        raise socks5.RequestError(socks5.COMMAND_NOT_SUPPORTED, message)
 
     def _associate(self, udp: Socks5UdpRelay, stream: Stream, flow: Flow) -> Wait | None:
         """Open an association; it is closed with its control connection (RFC 1928 section 7)."""
-        association, bound = udp.open(stream, flow)
+        try:
+            association, bound = udp.open(stream, flow)
+        except DialError as error:
+            decided = error.decided or str(error)
+            refusal = flow.refusal("requests_refused", error.reason.value, decided)
+            self._outbound.counter.refuse(refusal._replace(asked="UDP ASSOCIATE", network="udp"))
+            raise
         try:
             stream.reply(_encode_success(bound))
         except StreamError:
@@ -129,12 +151,15 @@ class Socks5Login:
     def authenticate(self, stream: Stream, client: Address) -> Steps[str]:
         """Return the user's name, "" without a login.  Raises LoginRefused."""
         methods = yield from socks5.read_methods(stream)
+        if stream.trace is not None:
+            stream.trace.step("methods", offered=" ".join(map(str, methods)))
         if self._login.offered and socks5.USERNAME_PASSWORD in methods:
             stream.reply(socks5.encode_method(socks5.USERNAME_PASSWORD))
             return (yield from self._check_credentials(stream, client))
         if self._login.required or socks5.NO_AUTHENTICATION not in methods:
             answer = socks5.encode_method(socks5.NO_ACCEPTABLE)
-            raise LoginRefused(answer, "no acceptable method")
+            offered = ", ".join(map(str, methods)) or "none"
+            raise LoginRefused(answer, "no acceptable method", f"auth; methods offered: {offered}")
         stream.reply(_NO_LOGIN)
         return ""
 
@@ -145,10 +170,11 @@ class Socks5Login:
         except EndOfStream:
             raise
         except ProtocolError as error:
-            raise LoginRefused(failure, str(error)) from error
+            raise LoginRefused(failure, "bad request", str(error)) from error
         user = yield Blocking(partial(self._login.check, name, password, client))
         if user is None:
             self._counter.count("authentication", "refused")
-            raise LoginRefused(failure, "wrong user name or password")
+            yield from self._login.delay_refusal(stream, client)
+            raise LoginRefused(failure, "")
         stream.reply(socks5.encode_credentials_status(True))
         return str(user)

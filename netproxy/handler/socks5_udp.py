@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Callable, Hashable, NamedTuple, Protocol
 
 from netproxy.errors import ProtocolError
 from netproxy.handler.stream_udp import refuse_without_udp
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.services import Refusal
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import socks5
 from netproxy.relay.association import Association, Associations
@@ -31,6 +33,15 @@ if TYPE_CHECKING:
     from netproxy.net.datagram import ArenaPool
     from netproxy.relay.entry import Entry
     from netproxy.relay.nat import NatTable
+
+
+_DECIDED = {
+    "malformed": "no header of RFC 1928 section 7",
+    "fragment": "fragments are not supported",
+    "unknown sender": "no association of the client expects this port",
+    "bad target": "not a target",
+}
+"""What decides, for each reason that a datagram is dropped before it has an entry."""
 
 
 class RelayState(NamedTuple):
@@ -155,10 +166,10 @@ class Socks5UdpRelay:
         memory = arena.memory
         skip = socks5.header_length(memory, offset) if size >= socks5.HEADER_SHORTEST else 0
         if not skip or skip > size:
-            self._counter.count("drops", "malformed", count)
+            self._drop("malformed", peer, local, count)
             return None, 0
         if memory[offset + socks5.FRAG_AT]:
-            self._counter.count("drops", "fragment", count)
+            self._drop("fragment", peer, local, count)
             return None, 0
         address = bytes(arena.view[offset + socks5.ATYP_AT : offset + skip])
         entry = self._table.entries.get((peer, address))
@@ -173,18 +184,24 @@ class Socks5UdpRelay:
         """
         client = self._table.clients.get(peer) or self._admit(peer, local)
         if client is None:
-            self._counter.count("drops", "unknown sender", count)
+            self._drop("unknown sender", peer, local, count)
             return None
         try:
             target = socks5.parse_target(address)
         except ProtocolError:
-            self._counter.count("drops", "bad target", count)
-            return None
+            target = UNSPECIFIED_ADDRESS
         if not target.port:
-            self._counter.count("drops", "bad target", count)
+            self._drop("bad target", peer, local, count)
             return None
         flow = Flow("udp", client.address, target, self._listener, client.user)
         return self._table.open((peer, address), client, flow, self._router, count)
+
+    def _drop(self, reason: str, peer: Hashable, local: DatagramSocket, count: int) -> None:
+        """Count and record datagrams that have no entry."""
+        client = from_sockaddr(local.peer(peer)).host
+        decided = _DECIDED[reason]
+        refusal = Refusal("drops", reason, self._listener, client, "", decided, "udp")
+        self._counter.refuse(refusal, count)
 
     def _admit(self, peer: Hashable, local: DatagramSocket) -> Client | None:
         """Return the client of an endpoint that an association admits, None for all others."""

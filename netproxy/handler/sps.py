@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
 from netproxy.errors import DeadlineError, EndOfStream, LimitError, ProtocolError
 from netproxy.interfaces.connections import Blocking, Progress
+from netproxy.interfaces.listeners import DECIDED_BY
+from netproxy.interfaces.services import Refusal
 from netproxy.protocol.proxy_protocol import read_header
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.connections import Handler, Handshake, Ready, Steps, Stream, Watched
     from netproxy.interfaces.datagrams import Batch, DatagramSocket, PacketHandler
     from netproxy.interfaces.networks import HostSet
-    from netproxy.interfaces.services import Counter, Log
+    from netproxy.interfaces.services import Counter
 
 # The first byte of protocol.tunnel's magic; that module is loaded only if a tunnel needs it.
 TUNNEL_FIRST = 0x9E
@@ -69,26 +71,27 @@ class SpsHandler:
         handlers: Mapping[ClientProtocol, Handler],
         packets: PacketHandler | None,
         counter: Counter,
-        log: Log,
+        listener: str = "",
     ) -> None:
-        """Serve `handlers`.  `packets` handles datagrams; None without UDP."""
+        """Serve `handlers` of `listener`.  `packets` handles datagrams; None without UDP."""
         self._handlers = dict(handlers)
         self._packets = packets
         self._counter = counter
-        self._log = log
+        self._listener = listener
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Hand the connection to the handler of its protocol."""
         protocol = detect((yield from stream.peek()))
         handler = self._handlers.get(protocol)
+        if stream.trace is not None:
+            stream.trace.step("protocol", protocol=protocol.value)
         if handler is not None:
             return (yield from handler.handle(stream, client))
-        self._counter.count("connections_refused", f"speaks {protocol.value}")
-        self._log.limited(
-            (protocol, client.host),
-            "%s speaks %s to a plain proxy port",
-            client.host,
-            protocol.value,
+        spoken = f"speaks {protocol.value}"
+        served = ", ".join(sorted(protocol.value for protocol in self._handlers))
+        decided = f"the port serves {served}"
+        self._counter.refuse(
+            Refusal("connections_refused", spoken, self._listener, client.host, "", decided)
         )
         return None
 
@@ -108,23 +111,34 @@ class Gate:
         clients: HostSet | None,
         tls: TlsHandshake | None,
         counter: Counter,
+        listener: str = "",
     ) -> None:
         """`proxies` send a PROXY header; the client that it names must be among `clients`.
 
-        `clients` None: every client may come.
+        `clients` None: every client may come.  `listener` is the name in records.
         """
         self._handler = handler
         self._proxies = proxies
         self._clients = clients
         self._tls = tls
         self._counter = counter
+        self._listener = listener
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Handle a connection; the inner handler sees the client of the PROXY header."""
         if client.host in self._proxies:
             client = (yield from read_header(ExactReader(stream))) or client
             if self._clients is not None and client.host not in self._clients:
-                self._counter.count("connections_refused", "client not allowed")
+                reason = "client not allowed"
+                self._counter.refuse(
+                    Refusal(
+                        "connections_refused",
+                        reason,
+                        self._listener,
+                        client.host,
+                        decided=DECIDED_BY[reason],
+                    )
+                )
                 return None
         tls = self._tls
         if tls is not None:

@@ -89,8 +89,9 @@ class StreamUdpRelay:
             return self.serve_one(stream, flow, uot.Frames(request.target), b"")
         except NetProxyError as error:
             # The stream is open, and UoT has no message for an error: a reset says it.
-            reason = error.reason.value if isinstance(error, DialError) else "no UoT request"
-            self.counter.count("connections_refused", reason)
+            if not isinstance(error, DialError):  # which has been counted and recorded
+                refusal = flow.refusal("connections_refused", "no UoT request", str(error))
+                self.counter.refuse(refusal)
             stream.reset()
             return None
 
@@ -108,8 +109,7 @@ class StreamUdpRelay:
             service.open_now(route)
             stream.write(accepted)
         except DialError as error:
-            service.abandon(error.reason.value)
-            self.counter.count("dial_failures", error.reason.value)
+            self._refused(flow, route, error, service.abandon(error.reason.value))
             raise
         except BaseException:
             service.abandon("failed")
@@ -131,27 +131,33 @@ class StreamUdpRelay:
         try:
             refuse_without_udp(self.router, flow._replace(network="udp"))
         except DialError as error:
-            self._refused(flow, NO_UPSTREAM, error)
+            self._refused(flow, None, error)
             raise
 
     def _route(self, flow: Flow) -> Route:
         """Return the route of a flow's datagrams.  Raises DialError, counted and recorded."""
-        upstream = NO_UPSTREAM
+        route = None
         try:
             route = self.router.route(flow._replace(network="udp"))
-            upstream = route.dialer.name
             if not flow.target.port:
                 raise DialError(Reason.REFUSED, f"{flow.target}: port 0")
             if "udp" not in route.dialer.carries:
-                raise DialError(route.dialer.refusal, said=f"{upstream} carries no UDP")
+                raise DialError(route.dialer.refusal, said=f"{route.dialer.name} carries no UDP")
             return route
         except DialError as error:
-            self._refused(flow, upstream, error)
+            self._refused(flow, route, error)
             raise
 
-    def _refused(self, flow: Flow, upstream: str, error: DialError) -> None:
+    def _refused(
+        self, flow: Flow, route: Route | None, error: DialError, recorded: bool = False
+    ) -> None:
+        """Count a flow that could not begin, and record it unless a session has done so."""
         self.counter.count("dial_failures", error.reason.value)
-        self.observer.finished(Record(flow, upstream, 0, 0, 0.0, str(error)))
+        if not recorded:
+            dialer, rule = (None, "") if route is None else (route.dialer, route.rule)
+            upstream, decided = dialer.name if dialer else NO_UPSTREAM, error.decided_by(rule)
+            record = Record(flow, upstream, 0, 0, 0.0, str(error), rule=rule, decided=decided)
+            self.observer.finished(record)
 
 
 def refuse_without_udp(router: Router, flow: Flow) -> None:
@@ -237,9 +243,9 @@ class _Service:
             self._relay.arenas.give(arena)
         return Wait(((self._watched, READABLE),), self._relay.idle, self._resume)
 
-    def abandon(self, ended: str) -> None:
-        """End the sessions, not the stream: its opener tells the client why."""
-        self._relay.table.end(self._socket, ended)
+    def abandon(self, ended: str) -> bool:
+        """End the session, not the stream; return whether there was one, with its record."""
+        return bool(self._relay.table.end(self._socket, ended))
 
     def _resume(self, ready: bool) -> Wait | None:
         if ready:
@@ -279,10 +285,10 @@ class _Service:
             target = self._framing.parse(address)
         except ProtocolError:
             target = UNSPECIFIED_ADDRESS
-        if not target.port:
-            relay.counter.count("drops", "bad target", count)
-            return None
         flow = self._flow._replace(target=target)
+        if not target.port:
+            relay.counter.refuse(flow.refusal("drops", "bad target", "not a target"), count)
+            return None
         key = (self._socket, address)
         entry = relay.table.open(key, self._client, flow, relay.router, count)
         if entry is None and self._socket not in relay.table.clients:

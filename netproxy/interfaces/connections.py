@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from socket import socket as TcpSocket
 
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.services import Trace
     from netproxy.interfaces.sockets import SocketCalls
 
 T = TypeVar("T")
@@ -190,6 +191,10 @@ class Stream(Need, Reader, Protocol):
     """Monotonic; None without a limit."""
     calls: SocketCalls[Any]
     """The calls that read and write the socket.  Any: each kind of socket has its own."""
+    trace: Trace | None
+    """Writes the steps of the connection to the log, at level debug; None at any other."""
+    member: str
+    """The member of a group that made the connection, "" without a group."""
 
     @property
     def open(self) -> bool:

@@ -74,6 +74,9 @@ class Destination(Protocol):
 class PacketConn(Protocol):
     """The datagram twin of a stream: one upstream, many targets."""
 
+    member: str
+    """The member of a group that made the connection, "" without a group."""
+
     def prepare(self, flow: Flow) -> Destination:
         """Return the destination for the flow's target.
 

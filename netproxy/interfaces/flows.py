@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.services import Refusal
 
 if TYPE_CHECKING:
     from netproxy.interfaces.routing import Dialer
@@ -26,6 +27,13 @@ class Flow(NamedTuple):
     """The user who logged in; "" for none."""
     addresses: tuple[Address, ...] = ()
     """The addresses of the target that the router found and allowed; () before a lookup."""
+
+    def refusal(self, counter: str, reason: str, decided: object = "") -> Refusal:
+        """Return the refusal of this flow, or of a datagram of it."""
+        client = self.client.host
+        return Refusal(
+            counter, reason, self.listener, client, self.target, decided, self.network, self.user
+        )
 
     def to_hop(self, server: Address, network: str = "tcp") -> Flow:
         """Return the flow that leads to another proxy: rules and addresses no longer matter."""
@@ -60,6 +68,12 @@ class Record(NamedTuple):
     datagrams_received: int = 0
     number: int = 0
     """The number of the LiveFlow; 0 if the flow never lived."""
+    rule: str = ""
+    """The rule of its route; "" if it was not routed."""
+    member: str = ""
+    """The member of a group that carried it, "" without a group."""
+    decided: str = ""
+    """What refused the flow, or which fault ended it; "" for every other end."""
 
 
 class LiveFlow(Protocol):

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Mapping, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+
+
+DECIDED_BY: Mapping[str, str] = {
+    "client not allowed": "clients",
+    "connection limit": "limits.connections",
+    "client limit": "limits.connections_per_client",
+    "too many handshakes": "the limit of unfinished handshakes",
+    "no thread": "the limit of threads",
+}
+"""What decides if a connection is refused for a reason: a key of the listener's configuration, or
+a limit that has no key."""
 
 
 class Admission(Protocol):

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Iterable, Iterator, NamedTuple, Protocol
 
-from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, pack_ip
+from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, ip_text, pack_ip
 
 _EXPECTED = "(expected an address or CIDR, such as 10.0.0.0/8)"
 _V4_MAPPED = int.from_bytes(V4_MAPPED_PREFIX, "big")
@@ -60,6 +60,10 @@ class IpNetwork(NamedTuple):
         if packed.startswith(V4_MAPPED_PREFIX) and shift <= 32:
             return cls(4, (value & 0xFFFFFFFF) >> shift, shift)
         return cls(size, prefix, shift)
+
+    def __str__(self) -> str:
+        packed = (self.prefix << self.shift).to_bytes(self.size, "big")
+        return f"{ip_text(packed)}/{self.size * 8 - self.shift}"
 
     def holds(self, host: str) -> bool:
         """Return whether a literal address is in the network.  Its scope is ignored."""

@@ -87,6 +87,9 @@ class Route(NamedTuple):
 
     dialer: Dialer
     flow: Flow
+    rule: str = ""
+    """What decided: a rule such as "rules[2]", "listener" for the listener's own upstream, or
+    "default"; "" if there was nothing to decide."""
 
 
 class Router(Protocol):
@@ -123,6 +126,41 @@ class Resolver(Protocol):
 
         Raises DialError(NAME) for a name that was recently not found.
         """
+
+
+class DnsSource(Protocol):
+    """Where answers come from.  resolver.forwarder.DnsForwarder is the implementation."""
+
+    def answer(self, query: bytes) -> bytes | None:
+        """Return the answer if it needs no server, else None.  Raises ProtocolError."""
+
+    def forward(self, query: bytes, seconds: float) -> bytes:
+        """Return the answer of a server, SERVFAIL if none answers within `seconds`.
+
+        Blocks.  Raises ProtocolError.
+        """
+
+
+class DnsCache(Protocol):
+    """Cached answers.  resolver.answer_cache.AnswerCache is the implementation.
+
+    A key is that of dns_message.cache_key(); `now` is in monotonic seconds.
+    """
+
+    def find(self, key: bytes, query: bytes, now: float) -> bytes | None:
+        """Return the cached answer to a query with this key, None if there is none.
+
+        Takes no lock, because it is called for every datagram.
+        """
+
+    def keep(self, key: bytes, message: bytes, now: float) -> None:
+        """Cache an answer for as long as its TTLs allow."""
+
+    def has_stale(self, key: bytes, now: float) -> bool:
+        """Return whether there is an answer that may be used if the servers fail."""
+
+    def revive(self, key: bytes, now: float) -> bool:
+        """Use a stale answer for a while; return False if there is none."""
 
 
 class RouteSelectors(NamedTuple):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
-from typing import Callable, Hashable, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, Hashable, NamedTuple, Protocol, Sequence
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
 
 
 class DaemonState(str, enum.Enum):
@@ -19,6 +22,12 @@ class DaemonState(str, enum.Enum):
 
 class Log(Protocol):
     """The log.  Thread: any; never blocks."""
+
+    tracing: bool
+    """True at level debug: connections and sessions then tell their steps."""
+
+    def trace(self, listener: str, client: Address) -> Trace:
+        """Return what writes the steps of a client's connection or session."""
 
     def debug(self, message: str, *values: object) -> None:
         """Write a record at level debug, formatted with %."""
@@ -42,11 +51,45 @@ class Log(Protocol):
         """Write the exception that is being handled, with its traceback, as one record."""
 
 
+class Refusal(NamedTuple):
+    """A connection, a request or a datagram that is refused or dropped."""
+
+    counter: str
+    """The name of its counter."""
+    reason: str
+    """The counter's reason: one of a few words, nothing that a client has chosen."""
+    listener: str = ""
+    """The listener's name; "" if it is not known, as all that follows."""
+    client: str = ""
+    """The client's host."""
+    asked: object = ""
+    """What the client has asked for; its text goes into the record."""
+    decided: object = ""
+    """What decided: a rule, a range, the key of a limit, or the protocol fault."""
+    network: str = "tcp"
+    user: str = ""
+
+
+def dropped(reason: str, asked: object = "", decided: object = "") -> Refusal:
+    """Return the refusal of datagrams of which only the socket is known, not their client."""
+    return Refusal("drops", reason, asked=asked, decided=decided, network="udp")
+
+
+class Trace(Protocol):
+    """Writes the steps of one connection or UDP session to the log.  Thread: any."""
+
+    def step(self, name: str, **values: object) -> None:
+        """Write a step at level debug, with the seconds since the first one."""
+
+
 class Counter(Protocol):
-    """Counters by name and reason.  Thread: any."""
+    """Counters by name and reason.  Thread: any; never blocks."""
 
     def count(self, name: str, reason: str, amount: int = 1) -> None:
         """Add `amount`."""
+
+    def refuse(self, refusal: Refusal, amount: int = 1) -> None:
+        """Count `amount` refusals, and write their record."""
 
 
 class Expirable(Protocol):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from netproxy.errors import NetProxyError, StreamError
 from netproxy.interfaces.connections import Events, Progress, Wait
+from netproxy.listener.endings import note_fault, refuse
 from netproxy.net.stream import poll_watched
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Connection:
         self._wait: Wait | None = None
         # The stream's deadline when that wait was made; None if it is for another need.
         self._deadline: float | None = None
+
+    def listener_name(self) -> str:
+        """Return the name of the listener that accepted the connection, for records."""
+        return ""
 
     def ended(self) -> None:
         """Close the stream.  Called once, by the thread that saw the end."""
@@ -199,7 +204,7 @@ class Connection:
     def give_up(self, wait: Wait) -> None:
         """End without a thread: the stream is closed, and whatever is waited for fails.
 
-        Raises what the handshake raises.
+        Raises what the handshake raises, except the StreamError that it gets here.
         """
         self.stream.close()
         if self.need is None:
@@ -210,7 +215,7 @@ class Connection:
         try:
             for _ in range(GIVE_UP_LIMIT):
                 self.handshake.throw(error)
-        except StopIteration:
+        except (StopIteration, StreamError):
             pass
 
 
@@ -248,7 +253,7 @@ class Serving:
         """
         if self.pool.submit(partial(self._go_on, connection, wait, ready), urgent=True):
             return
-        self.counter.count("connections_refused", "no thread")
+        refuse(connection, ("connections_refused", "no thread"), self.counter)
         try:
             connection.give_up(wait)
         except Exception as error:
@@ -270,14 +275,8 @@ class Serving:
 
     def end(self, connection: Connection, error: Exception | None) -> None:
         """End a connection; `error` is being handled if it failed."""
-        if isinstance(error, StreamError):
-            self.counter.count("connections", "broken off")
-        elif isinstance(error, NetProxyError):
-            self.counter.count("connections", "bad protocol")
-            self.log.debug("%s: %s", connection.client, error)
-        elif error is not None:
-            self.counter.count("connections", "internal error")
-            self.log.exception(f"serving {connection.client}")
+        if error is not None:
+            note_fault(connection, error, self.counter, self.log)
         try:
             if connection.need is not None:
                 connection.close_handshake()

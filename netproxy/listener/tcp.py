@@ -15,6 +15,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from netproxy.errors import ListenError, StreamError
+from netproxy.interfaces.listeners import DECIDED_BY
+from netproxy.interfaces.services import Refusal
+from netproxy.listener.endings import refuse
 from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
@@ -51,8 +54,13 @@ class _Accepted(Connection):
         except (StreamError, ValueError):
             return True  # it has ended just now
 
+    def listener_name(self) -> str:
+        return self.listener.name
+
     def ended(self) -> None:
         self.listener.forget(self)
+        if self.stream.trace is not None:
+            self.stream.trace.step("closed")
         self.stream.close()
         self.admission.leave(self.client.host)
 
@@ -199,20 +207,17 @@ class TcpListener(socketserver.ThreadingTCPServer):
         refusal = self.admission.enter(client_address.host)
         if not refusal:
             return True
-        self._counter.count("connections_refused", refusal)
-        self._log.limited(
-            (refusal, client_address.host),
-            "%s: %s refused: %s",
-            self.address,
-            client_address.host,
-            refusal,
-        )
+        host, decided = client_address.host, DECIDED_BY.get(refusal, "")
+        self._counter.refuse(Refusal("connections_refused", refusal, self.name, host, "", decided))
         request.close()
         return False
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin the handshake of an admitted connection.  Any: as in verify_request()."""
         stream = Stream(request, limited=self._handshake_seconds)
+        if self._log.tracing:
+            stream.trace = self._log.trace(self.name, client_address)
+            stream.trace.step("accepted", at=self.address)
         connection = _Accepted(stream, client_address)
         connection.listener = self
         connection.admission = self.admission  # a reload may replace it meanwhile
@@ -239,12 +244,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 return
             oldest = handshaking[0]
         self._handshaking.pop(oldest, None)
-        self._counter.count("connections_refused", "too many handshakes")
-        self._log.limited(
-            ("handshaking", self.address),
-            "%s: %s clients have not finished their handshake: the oldest are dropped",
-            *(self.address, HANDSHAKING_LIMIT),
-        )
+        refuse(oldest, ("connections_refused", "too many handshakes"), self._counter)
         oldest.stream.shutdown()
 
     def forget(self, connection: _Accepted) -> None:

@@ -16,9 +16,12 @@ import sys
 from typing import TYPE_CHECKING, Any, Callable, Hashable, Sequence, TypeAlias
 
 from netproxy.interfaces.datagrams import Run, Span
+from netproxy.interfaces.services import dropped
+from netproxy.net.address import from_sockaddr
 
 if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import SocketAddress
+    from netproxy.interfaces.services import Refusal
 
 # Linux constants that the socket module of Python 3.10 and 3.11 does not name
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
@@ -217,6 +220,12 @@ def dropped_by_kernel(sock: socket.socket) -> int | None:
 def drop_reason(code: int | None) -> str:
     """Return the reason that counters use for an errno."""
     return _DROPS.get(code or 0, "other")
+
+
+def not_sent(code: int | None, destination: Destination | None) -> Refusal:
+    """Return the refusal of datagrams that the kernel did not take, with an errno."""
+    asked = from_sockaddr(destination.sockaddr) if destination is not None else ""
+    return dropped(drop_reason(code), asked, errno.errorcode.get(code or 0, ""))
 
 
 def enable(sock: socket.socket, level: int, option: int, value: int) -> bool:

@@ -14,6 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Generic, Sequence, TypeAlias, TypeVar
 
 from netproxy.interfaces.datagrams import Batch, Run, Span
+from netproxy.interfaces.services import dropped
 from netproxy.net import datagram
 from netproxy.net.address import from_sockaddr, to_sockaddr
 from netproxy.net.datagram import (
@@ -28,6 +29,7 @@ from netproxy.net.datagram import (
     Arena,
     Destination,
     drop_reason,
+    not_sent,
     read_control,
     span,
 )
@@ -145,7 +147,7 @@ class BatchSocket(Generic[A, D]):
                 # The socket was shut down.
                 break
             if flags & socket.MSG_TRUNC:
-                self._counter.count("drops", "truncated")
+                self._counter.refuse(dropped("truncated"))
                 continue
             if not messages and plain:
                 spans.append((place, length, length, peer))
@@ -227,7 +229,7 @@ class BatchSocket(Generic[A, D]):
             parts = (run.header.data, payload) if run.header else (payload,)
             code = self._send_message(parts, destination.control, destination.sockaddr)
             if code:
-                self._counter.count("drops", drop_reason(code))
+                self._counter.refuse(not_sent(code, destination))
 
     def _send_message(
         self,
@@ -259,7 +261,7 @@ class BatchSocket(Generic[A, D]):
             segment = run.length + (len(run.header.data) if run.header else 0)
             destination.segment_limit = min(destination.segment_limit, segment - 1)
         else:
-            self._counter.count("drops", drop_reason(code), len(offsets))
+            self._counter.refuse(not_sent(code, destination), len(offsets))
             return
         self._send_singly(arena, run, offsets, destination)
 
@@ -273,7 +275,7 @@ class BatchSocket(Generic[A, D]):
         total = datagram.dropped_by_kernel(self.socket)
         if total is not None and total != self._overflow:
             amount = (total - self._overflow) % (1 << 32)
-            self._counter.count("drops", "receive buffer full", amount)
+            self._counter.refuse(dropped("receive buffer full"), amount)
             self._overflow = total
 
     def shutdown(self) -> None:

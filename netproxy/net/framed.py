@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Callable, Hashable, Protocol
 
 from netproxy.errors import DialError, ProtocolError, Reason, StreamError
 from netproxy.interfaces.datagrams import Batch, Run, Span
+from netproxy.interfaces.services import dropped
 from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.net.address import SourceAddresses
 
@@ -129,11 +130,11 @@ class FramedStream:
             rest = self._find_frames(arena, filled, spans)
         except ProtocolError:
             # Where the next frame begins is unknown.
-            self._counter.count("drops", "malformed")
+            self._counter.refuse(dropped("malformed"))
             self.ended, rest = True, filled
         self._unread = bytes(arena.view[rest:filled])
         if self.ended and (self._unread or self._skip):
-            self._counter.count("drops", "cut off")
+            self._counter.refuse(dropped("cut off"))
         return Batch(arena, [] if self.closed else spans)
 
     def _find_frames(self, arena: Arena, filled: int, spans: list[Span]) -> int:
@@ -169,7 +170,7 @@ class FramedStream:
         """
         view, length, offsets = arena.view, run.length, run.offsets
         if len(before) + length > self._framing.payload_limit:
-            self._counter.count("drops", "too big", len(offsets))
+            self._counter.refuse(dropped("too big"), len(offsets))
             return
         prefix = self._framing.prefix(address, len(before) + length) + before
         parts: list[bytes | memoryview] = [prefix] * (2 * len(offsets))
@@ -180,19 +181,19 @@ class FramedStream:
         data, frame = b"".join(parts), len(prefix) + length
         with self._lock:
             if self.closed:
-                self._counter.count("drops", "closed", len(offsets))
+                self._counter.refuse(dropped("closed"), len(offsets))
                 return
             was_empty = not self._queue
             sent = self._write(data) if was_empty else 0
             if self.failed:
-                self._counter.count("drops", "stream failed", len(offsets))
+                self._counter.refuse(dropped("stream failed"), len(offsets))
                 return
             # A frame that has begun must be finished; others wait as far as there is room.
             begun = -(-sent // frame)
             fitting = min(len(offsets), (sent + QUEUE_LIMIT - len(self._queue)) // frame)
             kept = max(begun, fitting)
             if kept < len(offsets):
-                self._counter.count("drops", "stream full", len(offsets) - kept)
+                self._counter.refuse(dropped("stream full"), len(offsets) - kept)
             self._queue += data[sent : kept * frame]
             begins_to_wait = was_empty and bool(self._queue)
         if begins_to_wait:
@@ -297,6 +298,7 @@ class FramedConn(FramedStream):
             stream.close()
             said = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise DialError(Reason.GENERAL, said=said) from error
+        self.member = stream.member
         self._opened = time.monotonic()
         self._shut_down = threading.Event()
         self._sources = SourceAddresses(framing.parse)
@@ -312,7 +314,7 @@ class FramedConn(FramedStream):
     def send(self, arena: Arena, run: Run, destination: FramedDestination) -> None:
         """Send a run.  Never blocks, never raises; what cannot be sent is counted by reason."""
         if self.ended:
-            self._counter.count("drops", "upstream closed", len(run.offsets))
+            self._counter.refuse(dropped("upstream closed"), len(run.offsets))
             return
         header = run.header.data if run.header else b""
         self._send_frames(arena, run, destination.address, header)
@@ -346,7 +348,7 @@ class FramedConn(FramedStream):
                 self._sources.learn(span[3], spans)  # type: ignore[arg-type]  # a raw address
                 spans.append(span)
             except ProtocolError:
-                self._counter.count("drops", "malformed", len(span[0]))
+                self._counter.refuse(dropped("malformed"), len(span[0]))
         return Batch(arena, spans)
 
     def source(self, peer: Hashable) -> Address:

@@ -1,10 +1,9 @@
 """UDP sockets on recvmmsg(2) and sendmsg(2) through ctypes: the fastest level of batching.
 
-The calls are non-blocking and made through PyDLL, which keeps the interpreter's lock
-for the microsecond that they take: releasing and taking it again would cost more.
-net.mmsg_arena has the memory that they work on.  Without ctypes, or in a C library
-without recvmmsg, this module cannot be imported, and net.datagram_socket serves alone.
-Thread: one receives, any may send.
+The calls are non-blocking and made through PyDLL, which keeps the interpreter's lock for the
+microsecond that they take: releasing and taking it again would cost more.  net.mmsg_arena has the
+memory that they work on.  Without ctypes, or in a C library without recvmmsg, this module cannot
+be imported, and net.datagram_socket serves alone.  Thread: one receives, any may send.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, Sequence
 
 from netproxy.interfaces.datagrams import Batch, Run, Span
+from netproxy.interfaces.services import dropped
 from netproxy.net.address import pack_sockaddr, to_sockaddr, unpack_sockaddr
 from netproxy.net.datagram import (
     DATAGRAM_LIMIT,
@@ -29,7 +29,7 @@ from netproxy.net.datagram import (
     SOL_UDP,
     UDP_SEGMENT,
     PinnedHeader,
-    drop_reason,
+    not_sent,
     span,
 )
 from netproxy.net.datagram_socket import BatchSocket
@@ -148,7 +148,7 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
             (start,) = place = PLACES[slot]
             if length >= DATAGRAM_LIMIT:
                 # No datagram is that long: this one was cut.
-                self._counter.count("drops", "truncated")
+                self._counter.refuse(dropped("truncated"))
             elif 0 < stride < length:
                 offsets = range(start, start + length, stride)
                 spans.append((offsets, stride, start + length - offsets[-1], key))
@@ -286,7 +286,7 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
         )
         failed = _sendmsg(self._fd, arena.out_at, socket.MSG_DONTWAIT) < 0
         if failed and (code := self._retry(arena)):
-            self._counter.count("drops", drop_reason(code))
+            self._counter.refuse(not_sent(code, destination))
 
     def _retry(self, arena: MmsgArena) -> int:
         """Try a failed send again; return 0 or the errno.  Each pending ICMP error fails one."""

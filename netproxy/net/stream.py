@@ -25,6 +25,7 @@ from netproxy.net.address import from_sockaddr
 if TYPE_CHECKING:
     from netproxy.interfaces import connections
     from netproxy.interfaces.datagrams import SocketAddress
+    from netproxy.interfaces.services import Trace
     from netproxy.interfaces.sockets import SocketCalls
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Stream:
 
     __slots__ = (
         *("socket", "light", "plain", "handshaking", "deadline", "calls"),
-        *("_unread", "_local", "_receive_size", "_pace", "_on_close"),
+        *("trace", "member", "_unread", "_local", "_receive_size", "_pace", "_on_close"),
     )
 
     def __init__(
@@ -73,6 +74,10 @@ class Stream:
         self.calls: SocketCalls[Any] = syscalls
         # True if the peer's bytes are what the socket holds, False within TLS.
         self.plain = True
+        # Writes the steps of the connection to the log, at level debug; None at any other.
+        self.trace: Trace | None = None
+        # The member of a group that made the connection.
+        self.member = ""
         self._on_close: tuple[Callable[[], None], ...] = ()
 
     # -- the transport

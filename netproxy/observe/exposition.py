@@ -38,6 +38,10 @@ COUNTER_METRICS = {
     ),
     "lookups": ("lookup_failures_total", "Names that could not be resolved, by reason."),
     "queries": ("dns_queries_total", "Queries to DNS listeners, by outcome."),
+    "requests_refused": (
+        "requests_refused_total",
+        "Requests that were refused without being routed, by reason.",
+    ),
     "sessions_evicted": ("udp_sessions_ended_total", "UDP sessions that have ended, by reason."),
     "tunnel_handshakes": (
         "tunnel_handshakes_total",

@@ -8,7 +8,6 @@ written by a thread of their own (log_writer), and no file is read here.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -21,13 +20,13 @@ from netproxy.observe.log_queue import LineQueue
 from netproxy.observe.log_writer import LogWriter
 from netproxy.observe.records import DEBUG, ERROR, INFO, LEVEL_NAMES, WARNING
 from netproxy.observe.records import LEVELS as LEVELS
-from netproxy.observe.records import Fields, LineFormat, access_fields, as_text
+from netproxy.observe.records import Fields, LineFormat, access_fields, as_text, calls_of
+from netproxy.observe.trace import LogTrace
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
+    from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.flows import Record
-    from netproxy.interfaces.services import Counter
+    from netproxy.interfaces.services import Counter, Trace
 
 LIMITED_SECONDS = 60.0
 """Between two records of the same key."""
@@ -41,8 +40,6 @@ FLUSH_SECONDS = 1.0
 """How long the end of the daemon waits for the reader of the log."""
 DROPPED = "records were dropped here: the log could not be written in time"
 """The message of a record that stands for dropped ones."""
-CALLS_LIMIT = 32
-"""Calls of a traceback in one record: a recursion that has no end has a thousand."""
 LATER_LIMIT = 16
 """Texts of later() that the janitor has not written yet."""
 
@@ -73,6 +70,9 @@ class Log:
     recent: deque[Notice]
     """The last warnings and errors, the newest last."""
 
+    tracing: bool
+    """True at level debug: connections and sessions then tell their steps."""
+
     counter: Counter | None = None
     """Counts the records that had to be dropped, by level; None counts nothing."""
 
@@ -101,7 +101,7 @@ class Log:
 
     def configure(self, level: str, record_format: str, access: bool, queue: int) -> None:
         """Apply a new configuration.  Thread: main."""
-        self._level, self._access = LEVELS[level], access
+        self.level, self._access = level, access
         self._format.configure(record_format)
         self._writer.set_limit(queue)
 
@@ -130,6 +130,7 @@ class Log:
     def level(self, name: str) -> None:
         """Set the level until the next configure()."""
         self._level = LEVELS[name]
+        self.tracing = self._level <= DEBUG
 
     # -- records
 
@@ -183,7 +184,7 @@ class Log:
     def fault(self, doing: str, error: BaseException | None) -> None:
         """Write an exception as exception() does."""
         kind = type(error).__name__ if error else "?"
-        calls = _calls(error.__traceback__ if error else None)
+        calls = calls_of(error.__traceback__ if error else None)
         if self._admit((kind, calls[:1]), f"internal error while {doing}"):
             self.error(
                 "internal error while %s: %s: %s (%s)", doing, kind, error, " < ".join(calls)
@@ -194,9 +195,23 @@ class Log:
         self._later.append(text)
 
     def finished(self, record: Record) -> None:
-        """Write the access record of a flow, at level info."""
-        if self._access and self._level <= INFO:
-            self._emit(INFO, access_fields(record))
+        """Write the access record of a flow, at level info.
+
+        Without access records a refused flow has one nevertheless, once a minute and client.
+        """
+        if self._level <= INFO:
+            decided, client = record.decided, record.flow.client.host
+            if self._access or (decided and self._admit(("flow", client), decided)):
+                self._emit(INFO, access_fields(record))
+
+    def record(self, level: int, fields: Fields) -> None:
+        """Write a record of several fields."""
+        if self._level <= level:
+            self._emit(level, fields)
+
+    def trace(self, listener: str, client: Address) -> Trace:
+        """Return what writes the steps of a client's connection or session."""
+        return LogTrace(self, listener, client)
 
     # -- suppressed records
 
@@ -267,17 +282,3 @@ class Log:
             fields[LEVEL_NAMES[level]] = dropped[level]
         self.recent.append(Notice(time.time(), LEVEL_NAMES[WARNING], as_text(fields)))
         return WARNING, self._format.line(WARNING, fields)
-
-
-def _calls(traceback: TracebackType | None) -> tuple[str, ...]:
-    """Return the innermost calls of a traceback, the innermost first.
-
-    The module traceback would read the source files.
-    """
-    calls: deque[str] = deque(maxlen=CALLS_LIMIT)
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        file = os.path.basename(code.co_filename)
-        calls.appendleft(f"{file}:{traceback.tb_lineno} {code.co_name}")
-        traceback = traceback.tb_next
-    return tuple(calls)

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from typing import Sequence
+from typing import TYPE_CHECKING, Callable, Sequence
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.services import Refusal
 
 
 class Counters:
     """Totals since the start, by name and reason.  Thread: any."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[Refusal, int], None] | None = None) -> None:
+        """`note(refusal, amount)` writes the record of a refusal; None writes none."""
+        self._note = note
         # Guards _values.
         self._lock = threading.Lock()
         self._values: dict[tuple[str, str], int] = {}
@@ -24,6 +29,12 @@ class Counters:
         key = name, reason
         with self._lock:
             self._values[key] = self._values.get(key, 0) + amount
+
+    def refuse(self, refusal: Refusal, amount: int = 1) -> None:
+        """Count `amount` refusals, and write their record."""
+        self.count(refusal.counter, refusal.reason, amount)
+        if self._note is not None:
+            self._note(refusal, amount)
 
     def value(self, name: str, reason: str = "") -> int:
         """Return one total; 0 if nothing was counted."""

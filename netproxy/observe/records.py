@@ -9,13 +9,18 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
 from netproxy.observe.escaping import escape
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from netproxy.interfaces.flows import Record
 
+CALLS_LIMIT = 32
+"""Calls of a traceback in one record: a recursion that has no end has a thousand."""
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40
 LEVELS = {"debug": DEBUG, "info": INFO, "warning": WARNING, "error": ERROR}
 LEVEL_NAMES = {value: name for name, value in LEVELS.items()}
@@ -90,7 +95,8 @@ def access_fields(record: Record) -> Fields:
         "user": flow.user or "-",
         "network": flow.network,
         "target": str(flow.target),
-        "upstream": record.upstream,
+        "rule": record.rule or "-",
+        "upstream": f"{record.upstream}/{record.member}" if record.member else record.upstream,
         "sent": record.sent,
         "received": record.received,
         "seconds": round(record.seconds, 3),
@@ -99,7 +105,23 @@ def access_fields(record: Record) -> Fields:
     if flow.network == "udp":
         fields["datagrams_sent"] = record.datagrams_sent
         fields["datagrams_received"] = record.datagrams_received
+    if record.decided:
+        fields["decided"] = record.decided
     return fields
+
+
+def calls_of(traceback: TracebackType | None) -> tuple[str, ...]:
+    """Return the innermost calls of a traceback, the innermost first.
+
+    The module traceback would read the source files.
+    """
+    calls: deque[str] = deque(maxlen=CALLS_LIMIT)
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        file = os.path.basename(code.co_filename)
+        calls.appendleft(f"{file}:{traceback.tb_lineno} {code.co_name}")
+        traceback = traceback.tb_next
+    return tuple(calls)
 
 
 def _quote(text: str) -> str:

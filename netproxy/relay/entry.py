@@ -135,7 +135,7 @@ class Entry:
         self.retry_at = 0.0
         """Monotonic time of the next attempt, in state FAILED."""
         self.ended = ""
-        """Why it was removed, in state GONE."""
+        """Why it was removed, in state GONE; why it has failed, in state FAILED."""
 
     @property
     def queueing(self) -> bool:

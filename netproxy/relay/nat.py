@@ -116,7 +116,7 @@ class NatTable:
         count, now = len(run.offsets), time.monotonic()
         if entry.state is EntryState.FAILED and now < entry.retry_at:
             # Without the lock, because a client may flood a dead target.
-            self._counter.count("drops", "target failed", count)
+            self._drop(entry, "target failed", count, entry.ended)
             return None
         with self._lock:
             action = entry.on_retry(now)
@@ -128,7 +128,7 @@ class NatTable:
                 dropped = count
                 reason = entry.ended if entry.state is EntryState.GONE else "upstream failed"
         if dropped:
-            self._counter.count("drops", reason, dropped)
+            self._drop(entry, reason, dropped)
         self._pending.perform(entry, action)
         return None
 
@@ -164,7 +164,8 @@ class NatTable:
                 return self._enter_unrouted(key, client, flow, router, count)
             self._pending.check_carries_udp(route)
         except DialError as error:
-            self._counter.count("drops", error.reason.value, count)
+            refusal = flow.refusal("drops", error.reason.value, error.decided or str(error))
+            self._counter.refuse(refusal, count)
             with self._lock:
                 self._keep_while_used(client, key[0])
             return None
@@ -180,7 +181,8 @@ class NatTable:
         entry = Entry(key, client, route.flow)
         action = self._enter(entry, route, 0)
         if action is None:
-            raise DialError(Reason.GENERAL, said="no room for another UDP session")
+            decided = self._quota.reached(client.address.host, route.flow.user)
+            raise DialError(Reason.GENERAL, said="no room for another UDP session", decided=decided)
         self._pending.open_now(entry, action)
         return entry
 
@@ -195,7 +197,7 @@ class NatTable:
                 self.entries[entry.key] = entry
                 action = self._attach(entry, route.flow, mapping)
             self._keep_while_used(client, entry.key[0])
-        self._after_mapping(client, mapping, evicted, count)
+        self._after_mapping(entry, mapping, evicted, count)
         return action
 
     def _enter_unrouted(
@@ -207,13 +209,13 @@ class NatTable:
             if not self._admits(entry, count):
                 return None
             if len(client.unrouted) >= UNROUTED_LIMIT:
-                self._counter.count("drops", "waiting queue full", count)
+                self._drop(entry, "waiting queue full", count)
                 return None
             self.entries[key] = entry
             client.unrouted.add(key)
         self._pending.look_up(entry, router)
         if entry.state is EntryState.GONE:
-            self._counter.count("drops", entry.ended, count)
+            self._drop(entry, entry.ended, count)
             return None
         return entry
 
@@ -229,17 +231,17 @@ class NatTable:
             if mapping is not None:
                 client.unrouted.discard(entry.key)
                 action = self._attach(entry, route.flow, mapping)
-        self._after_mapping(client, mapping, evicted, 0)
+        self._after_mapping(entry, mapping, evicted, 0)
         if mapping is None:
-            self.routing_failed(entry, "session limit")
+            self.routing_failed(entry, "session limit", self._reached(entry))
         return action
 
-    def routing_failed(self, entry: Entry, reason: str) -> None:
+    def routing_failed(self, entry: Entry, reason: str, decided: str = "") -> None:
         """Event "failed" of an entry in state ROUTING: the next datagram makes a new entry."""
         with self._lock:
             if entry.state is EntryState.ROUTING:
                 entry.client.unrouted.discard(entry.key)
-                self._forget(entry, reason)
+                self._forget(entry, reason, decided)
                 self._keep_while_used(entry.client, entry.key[0])
 
     def dialled(self, mapping: NatMapping) -> Sequence[Entry]:
@@ -253,12 +255,12 @@ class NatTable:
         mapping.session.shutdown()
         return ()
 
-    def dial_failed(self, mapping: NatMapping, reason: str) -> None:
+    def dial_failed(self, mapping: NatMapping, reason: str, decided: str = "") -> None:
         """Event "dial failed" of a mapping, and "failed" of its entries."""
         with self._lock:
             if mapping.on_dial_failed(time.monotonic() + RETRY_SECONDS):
                 for entry in mapping.entries.values():
-                    self._fail(entry, mapping.retry_at, reason)
+                    self._fail(entry, mapping.retry_at, reason, decided)
 
     def prepared(self, entry: Entry, destination: Destination) -> bool:
         """Event "prepared"; return False if the entry was removed meanwhile."""
@@ -268,10 +270,10 @@ class NatTable:
             entry.session.permit(destination)
             return True
 
-    def prepare_failed(self, entry: Entry, reason: str) -> None:
+    def prepare_failed(self, entry: Entry, reason: str, decided: str = "") -> None:
         """Event "failed" of an entry whose destination cannot be prepared."""
         with self._lock:
-            self._fail(entry, time.monotonic() + RETRY_SECONDS, reason)
+            self._fail(entry, time.monotonic() + RETRY_SECONDS, reason, decided)
 
     def take_waiting(self, entry: Entry) -> Sequence[bytes]:
         """Return what waits for an entry in state FLUSHING; if nothing does, event "flushed"."""
@@ -285,8 +287,11 @@ class NatTable:
 
     # -- ends; any thread
 
-    def end(self, owner: object, reason: str = "association ended") -> None:
-        """End all clients of an owner (an association, a stream), with their sessions."""
+    def end(self, owner: object, reason: str = "association ended") -> int:
+        """End all clients of an owner (an association, a stream), with their sessions.
+
+        Returns how many sessions there were.
+        """
         with self._lock:
             owned = [item for item in self.clients.items() if item[1].owner is owner]
             # Two keys may stand for one client.
@@ -297,6 +302,7 @@ class NatTable:
                 self._forget_unrouted(client)
                 del self.clients[peer]
         self._close_all(ended)
+        return len(ended)
 
     def transfer(self, owner: object, successor: object) -> None:
         """Give the clients of an owner that has ended to its successor: they end with it."""
@@ -354,15 +360,22 @@ class NatTable:
         self._observer.finished(session.record())
 
     def _after_mapping(
-        self, client: Client, mapping: NatMapping | None, evicted: NatMapping | None, count: int
+        self, entry: Entry, mapping: NatMapping | None, evicted: NatMapping | None, count: int
     ) -> None:
         if evicted is not None:
             self._close(evicted.session)
-        if mapping is None:
-            self._counter.count("drops", "session limit", count)
-            self._log.limited(
-                ("sessions", id(self)), "%s: no room for another UDP session", client.address.host
-            )
+        if mapping is None and count:
+            self._drop(entry, "session limit", count, self._reached(entry))
+
+    # -- any thread, with the lock or without it
+
+    def _drop(self, entry: Entry, reason: str, count: int, decided: str = "") -> None:
+        """Count and record datagrams of an entry that are dropped."""
+        self._counter.refuse(entry.flow.refusal("drops", reason, decided), count)
+
+    def _reached(self, entry: Entry) -> str:
+        """Return the limit of sessions that an entry has met."""
+        return self._quota.reached(entry.client.address.host, entry.flow.user)
 
     # -- under the lock
 
@@ -370,7 +383,8 @@ class NatTable:
         """Return False, and count the drops, if the entry's client has ended meanwhile."""
         if self.clients.get(entry.key[0]) is entry.client:
             return True
-        self._counter.count("drops", "association ended", count)
+        if count:
+            self._drop(entry, "association ended", count)
         return False
 
     def _mapping_for(
@@ -380,7 +394,7 @@ class NatTable:
 
         The mapping is None if there is no room.  The caller closes the evicted one.
         """
-        dialer, flow = route
+        dialer, flow, rule = route
         symmetric = self._policy.symmetric or dialer.symmetric
         key: object = (dialer, flow.target) if symmetric else dialer
         if key in client.mappings:
@@ -395,6 +409,7 @@ class NatTable:
             return None, evicted
         filtering = client.filtering or self._policy.filtering
         session = Session(client, flow, dialer, filtering, now, self)
+        session.rule = rule
         return self._add(NatMapping(client, key, session)), evicted
 
     def _add(self, mapping: NatMapping) -> NatMapping:
@@ -403,6 +418,9 @@ class NatTable:
         self._mappings[session] = mapping
         self._quota.add(session)
         self._counter.count("sessions_opened", "")
+        if self._log.tracing:
+            session.trace = self._log.trace(session.flow.listener, session.flow.client)
+            session.tell_begin()
         self._observer.began(session)
         return mapping
 
@@ -417,14 +435,15 @@ class NatTable:
             self._drop_waiting(entry, "upstream failed")
         return action
 
-    def _fail(self, entry: Entry, retry_at: float, reason: str) -> None:
+    def _fail(self, entry: Entry, retry_at: float, reason: str, decided: str) -> None:
         if entry.on_failed(retry_at):
-            self._drop_waiting(entry, reason)
+            entry.ended = decided or reason
+            self._drop_waiting(entry, reason, decided)
 
-    def _drop_waiting(self, entry: Entry, reason: str) -> None:
+    def _drop_waiting(self, entry: Entry, reason: str, decided: str = "") -> None:
         lost = len(self._waiting.take(entry))
         if lost:
-            self._counter.count("drops", reason, lost)
+            self._drop(entry, reason, lost, decided)
 
     def _remove_all(self, mappings: Iterable[NatMapping], reason: str) -> None:
         for mapping in mappings:
@@ -443,12 +462,12 @@ class NatTable:
         self._quota.remove(session)
         self._keep_while_used(client, client.peer)
 
-    def _forget(self, entry: Entry, reason: str = "evicted") -> None:
+    def _forget(self, entry: Entry, reason: str = "evicted", decided: str = "") -> None:
         """Event "removed" of an entry."""
         del self.entries[entry.key]
         if entry.prepared is not None:
             entry.session.forbid(entry.prepared)
-        self._drop_waiting(entry, reason)
+        self._drop_waiting(entry, reason, decided)
         entry.on_removed(reason)
 
     def _forget_unrouted(self, client: Client) -> None:

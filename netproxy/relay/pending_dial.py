@@ -53,7 +53,7 @@ class PendingDials:
     def check_carries_udp(self, route: Route) -> None:
         """Raise DialError if the upstream of a route carries no datagrams.
 
-        The log then names the hop that is in the way, unless a rule refuses the target.
+        The error names the hop that is in the way, or the rule that refuses the target.
         """
         dialer = route.dialer
         if "udp" in dialer.carries:
@@ -62,9 +62,8 @@ class PendingDials:
             # Does not dial: it raises the error that names the hop.
             dialer.dial_packet(route.flow)
         except DialError as error:
-            if error.reason is not Reason.DENIED:
-                self._log_failure(dialer.name, error)
-            raise
+            decided = error.decided_by(route.rule) or f"udp by {dialer.name}: {error}"
+            raise DialError(error.reason, error.detail, decided=decided) from error
 
     # -- a thread that may block
 
@@ -97,7 +96,8 @@ class PendingDials:
             route = router.route(entry.flow)
             self.check_carries_udp(route)
         except DialError as error:
-            self._table.routing_failed(entry, error.reason.value)
+            decided = error.decided or str(error)
+            self._table.routing_failed(entry, error.reason.value, decided)
             return
         except Exception:
             self._table.routing_failed(entry, "internal error")
@@ -109,7 +109,7 @@ class PendingDials:
             entries = self._open(mapping)
         except DialError as error:
             self._log_failure(mapping.session.dialer.name, error)
-            self._table.dial_failed(mapping, error.reason.value)
+            self._table.dial_failed(mapping, error.reason.value, str(error))
             return
         except Exception:
             self._table.dial_failed(mapping, "internal error")
@@ -144,7 +144,8 @@ class PendingDials:
         try:
             destination = entry.session.conn.prepare(entry.flow)
         except DialError as error:
-            self._table.prepare_failed(entry, error.reason.value)
+            decided = error.decided or str(error)
+            self._table.prepare_failed(entry, error.reason.value, decided)
         except Exception:
             self._table.prepare_failed(entry, "internal error")
             raise

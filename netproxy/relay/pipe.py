@@ -23,6 +23,7 @@ from netproxy.relay.direction import Direction
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Stream
+    from netproxy.interfaces.services import Trace
 
 STAY_SECONDS = 0.1
 """A busy relay without anything to do for this long returns its thread."""
@@ -248,6 +249,37 @@ class Relay:
         except _FAULTS:
             pass
         return "reset"
+
+
+class TracedRelay(Relay):
+    """A Relay that tells when the first byte came from the upstream."""
+
+    __slots__ = ("_trace",)
+
+    def __init__(
+        self, client: Stream, upstream: Stream, limits: PipeLimits, owner: RelayOwner, trace: Trace
+    ) -> None:
+        super().__init__(client, upstream, limits, owner)
+        # None once the first byte has come.
+        self._trace: Trace | None = trace
+
+    def _tell(self) -> None:
+        if self._trace is not None and self._down.bytes_moved:
+            self._trace.step("first byte")
+            self._trace = None
+
+    def _move(self, ready: dict[int, int]) -> str:
+        ended = super()._move(ready)
+        self._tell()
+        return ended
+
+    def _next_wait(self) -> Wait:
+        self._tell()
+        return super()._next_wait()
+
+    def _end(self, ended: str) -> Wait | None:
+        self._tell()
+        return super()._end(ended)
 
 
 def _has_hung_up(sock: socket.socket) -> bool:

@@ -15,6 +15,12 @@ EVICTABLE_SECONDS = 10.0
 """How long a session must have been silent before it can be evicted for a new one."""
 
 _TOTAL = ("total", "")
+_KEYS = {
+    "user": "users.limits.sessions",
+    "client": "udp.max_sessions_per_client",
+    "total": "udp.max_sessions",
+}
+"""The keys of the limits in the configuration, by kind of holder."""
 
 
 class SessionLimits(NamedTuple):
@@ -41,6 +47,11 @@ class SessionQuota:
     def has_room(self, client: str, user: str) -> bool:
         """Return whether a client address and a user may have one more session."""
         return not self._full_at(client, user)
+
+    def reached(self, client: str, user: str) -> str:
+        """Return the key of the limit that a client address and a user have reached."""
+        kinds = {kind for kind, _ in self._full_at(client, user)}
+        return next((key for kind, key in _KEYS.items() if kind in kinds), "")
 
     def add(self, session: Session) -> None:
         """Count a session in."""

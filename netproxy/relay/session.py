@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Arena, Destination, PacketConn
     from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.services import Trace
     from netproxy.interfaces.routing import Dialer
     from netproxy.relay.client import Client
     from netproxy.relay.nat import NatDependencies
@@ -54,6 +55,8 @@ class Session:
         "client",
         "flow",
         "dialer",
+        "rule",
+        "trace",
         "conn",
         "active",
         "seen",
@@ -89,6 +92,10 @@ class Session:
         self.client = client
         self.flow = flow
         self.dialer = dialer
+        self.rule = ""
+        """What decided the route (Route.rule)."""
+        self.trace: Trace | None = None
+        """Writes the steps of the session to the log; None unless its level is debug."""
         self.conn: PacketConn
         """Set by start(); used only while the mapping is OPEN."""
         self.active = True
@@ -118,11 +125,26 @@ class Session:
         self._reader = threading.Thread(
             target=self._read, daemon=True, name=f"udp-session {self.client.address}"
         )
+        if self.trace is not None:
+            self.trace.step("connected", network="udp", member=conn.member)
         try:
             self._reader.start()
         except RuntimeError:
             self._reader = None
             raise
+
+    def tell_begin(self) -> None:
+        """Write the step "routed" of the session's first datagram."""
+        if self.trace is not None:
+            addresses = " ".join(address.host for address in self.flow.addresses)
+            self.trace.step(
+                "routed",
+                network="udp",
+                target=self.flow.target,
+                rule=self.rule,
+                upstream=self.dialer.name,
+                addresses=addresses,
+            )
 
     def send(self, arena: Arena, run: Run, destination: Destination) -> None:
         """Send a run to its target.  Counts it first, before a reply can come."""
@@ -178,6 +200,8 @@ class Session:
 
     def record(self) -> Record:
         """Return the record for the access log."""
+        if self.trace is not None:
+            self.trace.step("ended", network="udp", ended=self.ended)
         return Record(
             self.flow,
             self.dialer.name,
@@ -188,6 +212,8 @@ class Session:
             self.datagrams_sent,
             self.datagrams_received,
             self.number,
+            self.rule,
+            self.conn.member if self._reader is not None else "",
         )
 
     def traffic(self) -> Traffic:
@@ -257,8 +283,12 @@ class Session:
         Returns None if it may not reply, and counts its `count` datagrams.
         """
         source = self.conn.source(peer)
+        if self.trace is not None:
+            self.trace.step("first reply", network="udp", source=source)
         if not self._may_reply(source):
-            self._dependencies.counter.count("drops", "filtered", count)
+            refusal = self.flow.refusal("drops", "filtered", f"udp.filtering {self._filtering}")
+            asked = f"reply from {source}"
+            self._dependencies.counter.refuse(refusal._replace(asked=asked), count)
             return None
         if len(self._headers) >= SOURCES_LIMIT:
             self._headers.clear()

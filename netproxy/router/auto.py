@@ -148,20 +148,20 @@ class AutoDialer:
         """
         dialer = self.preferred_dialer(flow)
         if dialer is self.upstream or self.pinned_dialer(flow):
-            return dialer.dial(flow)
+            return _named(dialer, dialer.dial(flow))
         try:
             stream = self._trial.dial(flow)
         except DialError as error:
             if error.reason in _FINAL:
                 raise
-            stream = self.upstream.dial(flow)
+            stream = _named(self.upstream, self.upstream.dial(flow))
             self._verdicts.learn(flow.target, True)
             return stream
         self._verdicts.learn(flow.target, False)
         with self._lock:
             if len(self._watched) < WATCHED_LIMIT:
                 self._watched.add((flow.client, flow.target))
-        return stream
+        return _named(self.direct, stream)
 
     def finished(self, record: Record) -> None:
         """Learn from the record of a connection that ended; other records are ignored.
@@ -176,3 +176,9 @@ class AutoDialer:
             self._watched.discard(connection)
         if record.ended == "reset" and record.sent and not record.received:
             self._verdicts.learn(record.flow.target, True)
+
+
+def _named(dialer: Dialer, stream: Stream) -> Stream:
+    """Return the stream, with the dialer that made it as its member."""
+    stream.member = f"{dialer.name}/{stream.member}" if stream.member else dialer.name
+    return stream

@@ -114,7 +114,8 @@ def _rule(config: RuleConfig, dialer: Dialer, country_of: Callable[[str], str]) 
     client, target, address = (
         (*yes, *map(conditions.negated, no)) for yes, no in zip(wanted, unwanted, strict=True)
     )
-    return Rule(config.text, dialer, client + target, address, client)
+    label = config.text.partition(" ")[0]
+    return Rule(config.text, dialer, client + target, address, client, label)
 
 
 class _Compiled(NamedTuple):

@@ -35,6 +35,8 @@ class Rule(NamedTuple):
     """The conditions that look at the flow's addresses."""
     client_conditions: Sequence[Condition] = ()
     """Those of `conditions` that do not look at the target."""
+    label: str = ""
+    """The rule in records: "rules[2]"."""
 
     @property
     def looks_at_target(self) -> bool:
@@ -69,14 +71,14 @@ class RuleRouter:
 
         Raises DialError if the target may not be reached or its name is not found.
         """
-        _, dialer, flow, failure = self._decide(flow, self._look_up)
-        return self._complete(dialer, flow, failure, self._look_up)
+        rule, dialer, flow, failure = self._decide(flow, self._look_up)
+        return self._complete(rule, dialer, flow, failure, self._look_up)
 
     def route_without_blocking(self, flow: Flow) -> Route | None:
         """Decide; return None if a name must be looked up first.  Raises DialError."""
         try:
-            _, dialer, flow, failure = self._decide(flow, self._known_addresses)
-            return self._complete(dialer, flow, failure, self._known_addresses)
+            rule, dialer, flow, failure = self._decide(flow, self._known_addresses)
+            return self._complete(rule, dialer, flow, failure, self._known_addresses)
         except _LookupNeeded:
             return None
 
@@ -96,8 +98,9 @@ class RuleRouter:
         """
         rule = ""
         try:
-            rule, dialer, flow, failure = self._decide(flow, self._look_up)
-            return rule, self._complete(dialer, flow, failure, self._look_up)
+            label, dialer, flow, failure = self._decide(flow, self._look_up)
+            rule = next((rule.text for rule in self._rules if rule.label == label), "")
+            return rule, self._complete(label, dialer, flow, failure, self._look_up)
         except DialError as error:
             return rule, error
 
@@ -111,7 +114,7 @@ class RuleRouter:
         return addresses
 
     def _decide(self, flow: Flow, look_up: LookUp) -> tuple[str, Dialer, Flow, DialError | None]:
-        """Return the rule's text, its dialer, and the flow with its addresses.
+        """Return what decides (Route.rule), the dialer, and the flow with its addresses.
 
         The flow has addresses if the rules needed a lookup.  The last item says why that
         lookup failed.
@@ -127,11 +130,13 @@ class RuleRouter:
                 # Without addresses the flow is in no network.
                 if not all(condition(flow) for condition in rule.address_conditions):
                     continue
-            return rule.text, rule.dialer, flow, failure
-        return "", self._by_listener.get(flow.listener, self._default), flow, failure
+            return rule.label, rule.dialer, flow, failure
+        if flow.listener in self._by_listener:
+            return "listener", self._by_listener[flow.listener], flow, failure
+        return "default", self._default, flow, failure
 
     def _complete(
-        self, dialer: Dialer, flow: Flow, failure: DialError | None, look_up: LookUp
+        self, rule: str, dialer: Dialer, flow: Flow, failure: DialError | None, look_up: LookUp
     ) -> Route:
         """Return the route, with permitted addresses if the upstream needs addresses.
 
@@ -150,7 +155,7 @@ class RuleRouter:
                 addresses = look_up(flow)
         if addresses:
             flow = Flow(*flow[:5], self._guard.permitted(flow, addresses))
-        return Route(dialer, flow)
+        return Route(dialer, flow, rule)
 
 
 def _choose_for_datagrams(

@@ -14,11 +14,12 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Mapping, NamedTuple
 
+from netproxy.access.backoff import AGENT_SECONDS, BackOff
 from netproxy.errors import NetProxyError
 from netproxy.interfaces.connections import READABLE, Blocking, Wait
+from netproxy.interfaces.services import Refusal
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import Hello, Welcome
-from netproxy.tunnel.backoff import BackOff
 from netproxy.tunnel.control import ControlConnection
 from netproxy.tunnel.ports import RightsTable, SessionPorts
 from netproxy.tunnel.sessions import AgentSession, AgentSessions, WorkStream
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 CHALLENGE_SECONDS = 2.0
 """For an agent to answer a ping when another agent asks for its name."""
+
+BRIDGE = "tunnel-bridge"
+"""The listener in records of refused agents."""
 
 ANSWER_SECONDS = 10.0
 """To send the rest of a handshake that was delayed."""
@@ -51,7 +55,7 @@ class Bridge:
         self._rights = RightsTable()
         # The token of unknown names: they cost the same work as known ones.
         self._decoy_token = os.urandom(tunnel.PROOF_SIZE)
-        self._back_off = BackOff()
+        self._back_off = BackOff(AGENT_SECONDS)
         # Guards `challenged` of the sessions.
         self._lock = threading.Lock()
         self._stopping = False
@@ -104,14 +108,7 @@ class Bridge:
         return self._claim_name(login)
 
     def _refuse_later(self, stream: Stream, client: Address, hello: Hello) -> Wait:
-        self._counter.count("tunnel_handshakes", tunnel.REFUSALS[tunnel.NOT_PROVEN])
-        self._log.limited(
-            ("tunnel proof", client.host),
-            "tunnel: %s failed to log in as agent '%s': %s",
-            client.host,
-            hello.name,
-            tunnel.REFUSALS[tunnel.NOT_PROVEN],
-        )
+        self._note_refusal(client, hello, tunnel.NOT_PROVEN)
         return Wait(
             ((stream.socket, select.POLLRDHUP),),
             self._back_off.next_delay(client.host, time.monotonic()),
@@ -119,8 +116,17 @@ class Bridge:
             idle=True,
         )
 
-    def _refuse(self, login: _AgentLogin, reason: int) -> None:
-        self._counter.count("tunnel_handshakes", tunnel.REFUSALS[reason])
+    def _note_refusal(
+        self, client: Address, hello: Hello, reason: int, decided: str = "tunnel.bridge.agents"
+    ) -> None:
+        text, asked = tunnel.REFUSALS[reason], f"agent '{hello.name}'"
+        refusal = Refusal("tunnel_handshakes", text, BRIDGE, client.host, asked, decided)
+        self._counter.refuse(refusal)
+
+    def _refuse(
+        self, login: _AgentLogin, reason: int, decided: str = "tunnel.bridge.agents"
+    ) -> None:
+        self._note_refusal(login.client, login.hello, reason, decided)
         login.stream.write(tunnel.encode_refusal(reason))
 
     def _add_work(self, login: _AgentLogin) -> None:
@@ -168,14 +174,8 @@ class Bridge:
             return None
         login.stream.limit(ANSWER_SECONDS)
         if holder.control.last_pong >= asked and not holder.ended:
-            self._log.limited(
-                ("tunnel name", holder.name),
-                "tunnel: refused agent '%s' from %s: an agent with this name answers from %s",
-                holder.name,
-                login.client.host,
-                holder.client.host,
-            )
-            self._refuse(login, tunnel.NAME_IN_USE)
+            decided = f"the agent that answers from {holder.client.host}"
+            self._refuse(login, tunnel.NAME_IN_USE, decided)
             return None
         self._end(holder, f"replaced by the agent from {login.client.host}", tunnel.REPLACED)
         return self._begin_session(login)

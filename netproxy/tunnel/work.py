@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Protocol
 from netproxy.errors import DialError, Reason, StreamError
 from netproxy.interfaces.connections import READABLE, Blocking, Wait
 from netproxy.interfaces.flows import TUNNEL_AGENT, Flow
+from netproxy.interfaces.services import Refusal
 from netproxy.protocol import proxy_protocol, socks5, tunnel
 from netproxy.protocol.capsule import Capsules
 from netproxy.protocol.tunnel import BridgePort
@@ -93,6 +94,10 @@ class WorkStarter(Protocol):
 
     def begin(self, work: WorkConnection) -> None:
         """Drive work.handshake(), then what its Wait says, and at the end call work.end()."""
+
+
+class _NotOffered(DialError):
+    """The bridge asks for what this agent does not offer."""
 
 
 class WorkServer:
@@ -180,13 +185,21 @@ class WorkConnection:
                 return self._open_service(request, request.target)
             return self._open_target(request, request.target)
         except DialError as error:
-            self._server.counter.count("tunnel_refused", error.reason.value)
+            reason, counter = error.reason.value, self._server.counter
+            if isinstance(error, _NotOffered):
+                host, asked = request.client.host, request.target
+                counter.refuse(
+                    Refusal("tunnel_refused", reason, TUNNEL_AGENT, host, asked, error.decided)
+                )
+            else:
+                # The flow has a record.
+                counter.count("tunnel_refused", reason)
             self.stream.write(tunnel.encode_refuse(error.reason))
             return None
 
     def _open_target(self, request: OpenRequest, target: Address) -> Wait | None:
         if not self._server.offer.is_exit:
-            raise DialError(Reason.DENIED, "not an exit")
+            raise _NotOffered(Reason.DENIED, "not an exit", decided="tunnel.agent.exit")
         relays = self._server.to_targets
         flow = Flow(request.network, request.client, target, TUNNEL_AGENT, "")
         if request.network == "tcp":
@@ -198,7 +211,8 @@ class WorkConnection:
     def _open_service(self, request: OpenRequest, port: BridgePort) -> Wait | None:
         service = self._server.offer.services.get(port)
         if service is None or port.network != request.network:
-            raise DialError(Reason.DENIED, f"no service at port {port}")
+            decided = "tunnel.agent.services"
+            raise _NotOffered(Reason.DENIED, f"no service at port {port}", decided=decided)
         relays = self._server.to_services
         flow = Flow(request.network, request.client, service.target, TUNNEL_AGENT, "")
         if request.network == "udp":

@@ -12,7 +12,7 @@ from netproxy.errors import DialError, Reason, StreamError
 from netproxy.handler.outbound import ClientLeft, Outbound, OutboundConnection
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Progress
-from netproxy.interfaces.routing import NonBlockingDialer
+from netproxy.interfaces.routing import NonBlockingDialer, Route
 from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
@@ -194,7 +194,7 @@ def test_kept_connection_has_one_record_for_each_request(rig: Rig) -> None:
     first = rig.begin()
     first.sent, first.received = 3, 5
     first.finish("done", keep=True)
-    second = first.again(first.flow)
+    second = first.again(Route(first.dialer, first.flow))
     assert second.upstream.open
     second.sent = 7
     second.finish("closed")

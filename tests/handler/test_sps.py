@@ -14,16 +14,9 @@ from netproxy.handler.sps import ClientProtocol, SpsHandler
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Handshake, Stream
 from netproxy.interfaces.datagrams import Batch
+from netproxy.interfaces.services import Refusal
 from netproxy.observe.metrics import Counters
-from tests.support.handlers import (
-    LOCALHOST,
-    SECONDS,
-    Conversation,
-    RecordingLog,
-    descriptors,
-    eventually,
-    silent,
-)
+from tests.support.handlers import LOCALHOST, SECONDS, Conversation, descriptors, eventually, silent
 from tests.support.relays import Running, running
 
 SERVED = (ClientProtocol.SOCKS4, ClientProtocol.SOCKS5, ClientProtocol.HTTP)
@@ -63,13 +56,14 @@ class Sps:
     """An SpsHandler over handlers that tell their names."""
 
     def __init__(self) -> None:
-        self.counters, self.log = Counters(), RecordingLog()
+        self.refusals: list[Refusal] = []
+        self.counters = Counters(lambda refusal, amount: self.refusals.append(refusal))
         self.packets = NamedHandler(b"udp")
         self.handler = SpsHandler(
             {protocol: NamedHandler(protocol.value.encode()) for protocol in SERVED},
             self.packets,
             self.counters,
-            self.log,
+            "main",
         )
 
 
@@ -105,7 +99,7 @@ def test_unknown_first_byte_is_closed_without_an_answer_and_counted() -> None:
             client.send(bytes((byte,)))
             client.expect_closed()
     assert sps.counters.value("connections_refused", "speaks unknown") == len(others)
-    assert len(sps.log.lines) == 1
+    assert len(sps.refusals) == len(others)
 
 
 def test_tunnel_agent_is_closed_without_an_answer_if_there_is_no_bridge() -> None:
@@ -116,25 +110,27 @@ def test_tunnel_agent_is_closed_without_an_answer_if_there_is_no_bridge() -> Non
     assert sps.counters.value("connections_refused", "speaks tunnel") == 1
 
 
-def test_tls_is_closed_without_an_answer_and_logged_once_per_source() -> None:
+def test_tls_is_closed_without_an_answer_and_recorded_with_its_source() -> None:
     """Hazard 20."""
     sps = Sps()
-    for source in ("127.0.0.1", "127.0.0.2", "127.0.0.1", "127.0.0.2", "127.0.0.1"):
+    sources = ("127.0.0.1", "127.0.0.2")
+    for source in sources:
         with Conversation(sps.handler, source) as client:
             client.send(b"\x16\3\1\2\0\1\0\1\xfc\3\3")
             client.expect_closed()
-    assert sps.counters.value("connections_refused", "speaks tls") == 5
-    assert len(sps.log.lines) == 2
-    assert all("tls" in line for line in sps.log.lines)
-    sources = {line.split()[0] for line in sps.log.lines}
-    assert sources == {"127.0.0.1", "127.0.0.2"}
+    assert sps.counters.value("connections_refused", "speaks tls") == 2
+    decided = "the port serves http, socks4, socks5"
+    assert sps.refusals == [
+        Refusal("connections_refused", "speaks tls", "main", source, "", decided)
+        for source in sources
+    ]
 
 
 def test_protocol_without_a_handler_is_closed_and_counted() -> None:
     """A socks5 listener refuses HTTP so."""
     counters = Counters()
     handlers = {ClientProtocol.SOCKS5: NamedHandler(b"5")}
-    with Conversation(SpsHandler(handlers, None, counters, RecordingLog())) as client:
+    with Conversation(SpsHandler(handlers, None, counters)) as client:
         client.send(b"GET / HTTP/1.1\r\n\r\n")
         client.expect_closed()
     assert counters.value("connections_refused", "speaks http") == 1
@@ -146,7 +142,7 @@ def test_client_that_closes_without_a_byte_is_not_counted() -> None:
         client.close()
         client.wait()
         assert isinstance(client.raised, EndOfStream)
-    assert not sps.counters.items() and not sps.log.lines
+    assert not sps.counters.items() and not sps.refusals
 
 
 def test_datagrams_go_to_the_packet_handler() -> None:

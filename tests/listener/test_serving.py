@@ -149,7 +149,7 @@ def test_failed_handshake_is_counted_once_by_its_kind(
 @pytest.mark.parametrize("sent", [b"", b"half a line"], ids=["silent", "half a line"])
 @pytest.mark.parametrize(
     ("leave", "counted"),
-    [(lambda sock: sock.shutdown(socket.SHUT_WR), "bad protocol"), (reset, "broken off")],
+    [(lambda sock: sock.shutdown(socket.SHUT_WR), "closed early"), (reset, "broken off")],
     ids=["end", "reset"],
 )
 def test_client_that_leaves_ends_its_handshake(
@@ -184,7 +184,7 @@ def test_deadline_ends_silent_and_dripping_handshakes(start: Start) -> None:
         raise AssertionError("a client that sends byte by byte has no deadline")
     assert read_to_end(silent) == b""
     wait_until(rig.all_ended)
-    assert rig.outcomes() == {"accepted": 2, "broken off": 2}
+    assert rig.outcomes() == {"accepted": 2, "timed out": 2}
 
 
 def test_full_pool_does_not_delay_handshakes_that_need_no_thread(start: Start) -> None:
@@ -232,7 +232,7 @@ def test_abort_ends_a_handshake(start: Start, sent: bytes) -> None:
     rig.listener.abort()
     assert read_to_end(sock) == b""
     wait_until(rig.all_ended)
-    assert rig.outcomes() == {"accepted": 1, "bad protocol": 1}
+    assert rig.outcomes() == {"accepted": 1, "closed early": 1}
 
 
 def test_handshake_goes_on_after_its_listener_has_stopped(start: Start) -> None:
@@ -294,7 +294,7 @@ def test_connection_that_needs_a_thread_ends_once_the_pool_has_stopped(start: St
     assert read_to_end(sock) == b""
     wait_until(rig.all_ended)
     assert not lines.blocked
-    assert rig.outcomes() == {"accepted": 1, "broken off": 1}
+    assert rig.outcomes() == {"accepted": 1}
     assert rig.counts.of("connections_refused", "no thread") == 1
 
 

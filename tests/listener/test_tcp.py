@@ -72,14 +72,15 @@ class TestServing:
         """Hazard 2."""
         rig.configure(rig.handler, 0.1)
         assert read_to_end(rig.connect()) == b""
-        rig.counts.wait_for("connections", "broken off")
-        assert not rig.log.lines
+        rig.counts.wait_for("connections", "timed out")
+        (refusal,) = rig.counts.refusals
+        assert refusal.decided == "out of time" and not rig.log.lines
 
     @pytest.mark.parametrize(
         ("error", "counted"),
         [(StreamError("reset"), "broken off"), (ProtocolError("no SOCKS"), "bad protocol")],
     )
-    def test_fault_of_the_peer_is_counted_and_not_logged(
+    def test_fault_of_the_peer_is_counted_and_only_a_refusal_recorded(
         self, rig: TcpRig, error: Exception, counted: str
     ) -> None:
         rig.handler.raises = error
@@ -87,7 +88,10 @@ class TestServing:
         sock.sendall(b"x\n")
         assert read_to_end(sock) == b""
         rig.counts.wait_for("connections", counted)
-        assert not [line for level, line in rig.log.lines if level != "debug"]
+        assert not rig.log.lines
+        assert [str(refusal.decided) for refusal in rig.counts.refusals] == (
+            ["no SOCKS"] if counted == "bad protocol" else []
+        )
 
     @pytest.mark.parametrize(
         "error", [ValueError("broken"), MemoryError("broken"), RecursionError("broken")]
@@ -137,13 +141,15 @@ class TestServing:
 
 
 class TestAdmission:
-    def test_refused_client_is_closed_at_once_and_logged(self, rig: TcpRig) -> None:
+    def test_refused_client_is_closed_at_once_and_recorded(self, rig: TcpRig) -> None:
         """Hazard 95."""
         rig.admission.refusal = "client limit"
         assert read_to_end(rig.connect()) == b""
         rig.counts.wait_for("connections_refused", "client limit")
         assert not rig.handler.clients
-        assert rig.log.of("limited") == [f"{rig.listener.address}: 127.0.0.1 refused: client limit"]
+        (refusal,) = rig.counts.refusals
+        decided = "limits.connections_per_client"
+        assert (refusal.client, refusal.decided) == ("127.0.0.1", decided)
         rig.admission.refusal = ""
         rig.ask()
 

@@ -14,7 +14,8 @@ import pytest
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record
 from netproxy.observe import log as log_module
-from netproxy.observe.log import CALLS_LIMIT, LIMITED_KEYS, Log
+from netproxy.observe.log import LIMITED_KEYS, Log
+from netproxy.observe.records import CALLS_LIMIT
 
 # Seconds for the thread that writes.
 SECONDS = 30.0
@@ -198,7 +199,7 @@ class TestRecords:
         make().finished(RECORD)
         assert written.read()[0].endswith(
             " info msg=finished listener=main client=192.0.2.1:5000 user=alice network=tcp"
-            " target=example.com:443 upstream=direct"
+            " target=example.com:443 rule=- upstream=direct"
             " sent=10 received=20 seconds=1.235 ended=closed"
         )
 
@@ -239,6 +240,7 @@ class TestRecords:
             "user": "alice",
             "network": "tcp",
             "target": "example.com:443",
+            "rule": "-",
             "upstream": "direct",
             "sent": 10,
             "received": 20,

@@ -171,7 +171,8 @@ class TestLimits:
         third = rig.client(3, "192.0.2.3")
         assert rig.open(third) is None
         assert rig.counts.of("drops", "session limit") == 1
-        assert rig.log.of("limited") == ["192.0.2.3: no room for another UDP session"]
+        (refusal,) = rig.counts.refusals
+        assert refusal.client == "192.0.2.3" and refusal.decided == "udp.max_sessions"
         rig.send(first, b"x")
         assert conn_of(first.session).sent
         rig.tick(nat.ONE_WAY_SECONDS + 2)

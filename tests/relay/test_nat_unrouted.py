@@ -157,7 +157,7 @@ class TestFailedLookup:
         assert rig.ask(rig.client(), count=3) is None
         assert rig.counts.of("drops", Reason.NAME.value) == 3 and not rig.table.entries
 
-    def test_upstream_without_udp_drops_what_waited_and_is_logged(self, rig: LookupRig) -> None:
+    def test_upstream_without_udp_drops_what_waited_and_is_recorded(self, rig: LookupRig) -> None:
         streams: Any = FakeDialer("streams")
         streams.carries = frozenset({"tcp"})
         streams.refusal = DialError(Reason.UNSUPPORTED, said="streams carries no UDP")
@@ -165,7 +165,8 @@ class TestFailedLookup:
         rig.send(rig.asked(rig.client()), b"1")
         rig.workers.run()
         assert rig.counts.of("drops", Reason.UNSUPPORTED.value) == 1 and not rig.table.entries
-        assert rig.log.of("limited") == ["udp by streams: streams carries no UDP"]
+        (refusal,) = rig.counts.refusals
+        assert refusal.decided == "udp by streams: streams carries no UDP"
 
     def test_full_lookup_queue_refuses_the_entry(self, rig: LookupRig) -> None:
         rig.workers.full = True

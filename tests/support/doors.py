@@ -103,16 +103,16 @@ def by_connect_udp(running: Running, host: str, port: int, arrived: Arrived = No
 def by_uot(running: Running, host: str, port: int, arrived: Arrived = None) -> str:
     """Ask by UDP over TCP, with a stream for one target."""
     with _uot(running) as sock:
-        refused = _refused(running, "connections_refused")
+        refused = _refused(running, "dial_failures")
         sock.sendall(b"\1" + _packed(host, port) + b"\0\1x")
         there = arrived or (lambda: running.state()["sessions"])
         try:
-            eventually(lambda: _refused(running, "connections_refused") > refused or there())
+            eventually(lambda: _refused(running, "dial_failures") > refused or there())
             sock.shutdown(socket.SHUT_WR)
             read_to_end(sock)
         except OSError:
             pass
-        return "denied" if _refused(running, "connections_refused") > refused else "open"
+        return "denied" if _refused(running, "dial_failures") > refused else "open"
 
 
 def by_uot_to_all(running: Running, host: str, port: int, arrived: Arrived = None) -> str:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Any, Callable, Hashable
+from typing import Any, Callable, Hashable, Mapping
 
+from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.interfaces.flows import Record
+from netproxy.interfaces.services import Refusal, Trace
+from netproxy.observe.records import as_text
+from netproxy.observe.trace import LogTrace
 
 SECONDS = 5.0
 """How long a test waits for a record that should come at once."""
@@ -32,11 +36,16 @@ class Counts(_Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[tuple[str, str], int] = {}
+        self.refusals: list[Refusal] = []
 
     def count(self, name: str, reason: str, amount: int = 1) -> None:
         with self._changed:
             self.counts[name, reason] = self.counts.get((name, reason), 0) + amount
             self._changed.notify_all()
+
+    def refuse(self, refusal: Refusal, amount: int = 1) -> None:
+        self.refusals.append(refusal)
+        self.count(refusal.counter, refusal.reason, amount)
 
     def of(self, name: str, reason: str = "") -> int:
         """Return the total of a counter."""
@@ -54,6 +63,14 @@ class Counts(_Recorder):
 
 class Lines(_Recorder):
     """A Log.  A line of limited() has the level "limited"."""
+
+    tracing = False
+
+    def trace(self, listener: str, client: Address) -> Trace:
+        return LogTrace(self, listener, client)
+
+    def record(self, level: int, fields: Mapping[str, object]) -> None:
+        self._add("record", as_text(fields), ())
 
     def __init__(self) -> None:
         super().__init__()

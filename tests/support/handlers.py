@@ -16,7 +16,7 @@ import struct
 import termios
 import threading
 import time
-from typing import Any, Callable, Hashable, Iterable
+from typing import Any, Callable, Hashable, Iterable, Mapping
 
 from netproxy.access.login import Login
 from netproxy.access.users import Users
@@ -32,6 +32,9 @@ from netproxy.interfaces.flows import Flow, LiveFlow, Record
 from netproxy.net.address import from_sockaddr
 from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
+from netproxy.interfaces.services import Trace
+from netproxy.observe.records import as_text
+from netproxy.observe.trace import LogTrace
 from netproxy.relay.pipe import PipeLimits
 from tests.support.flows import OneUpstream
 from tests.support.waits import run_to_end
@@ -115,6 +118,14 @@ class RecordingLog:
 
     def auth_failed(self, client: str, user: str, listener: str) -> None:
         self._say("auth_failed client=%s user=%s listener=%s", client, user, listener)
+
+    def record(self, level: int, fields: Mapping[str, object]) -> None:
+        self._say("%s", as_text(fields))
+
+    tracing = False
+
+    def trace(self, listener: str, client: Address) -> Trace:
+        return LogTrace(self, listener, client)
 
     level = "info"
     recent: tuple[str, ...] = ()

@@ -43,6 +43,8 @@ class FakeDestination(str):
 class FakeConn:
     """A PacketConn that records.  Its reader receives what the test passes to offer()."""
 
+    member = ""
+
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, Any]] = []
         """Payloads and destinations in order."""

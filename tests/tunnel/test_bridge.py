@@ -15,9 +15,10 @@ from netproxy.net.stream import complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import encode_varint
 from netproxy.protocol.tunnel import BridgePort, Hello
-from netproxy.tunnel import backoff, control, sessions
+from netproxy.access import backoff
+from netproxy.tunnel import control, sessions
 from netproxy.tunnel import bridge as bridge_module
-from netproxy.tunnel.backoff import BackOff
+from netproxy.access.backoff import BackOff
 from netproxy.tunnel.ports import AgentRights, PortRange
 from netproxy.tunnel.sessions import AgentSession
 from tests.support.agents import NONCE, OTHER_TOKEN, TOKEN, BridgeRig, PlayedAgent
@@ -43,10 +44,9 @@ def registered(agent: PlayedAgent) -> dict[BridgePort, int]:
 
 
 @pytest.fixture
-def short_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_delay(rig: BridgeRig) -> None:
     """Refuse failed logins almost at once."""
-    monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.05)
-    monkeypatch.setattr(backoff, "LONGEST_SECONDS", 0.05)
+    rig.bridge._back_off = BackOff(0.05, 0.05)
 
 
 # -- logins
@@ -93,7 +93,7 @@ def test_refusal_of_a_wrong_token_is_delayed_without_a_thread(rig: BridgeRig) ->
     assert not rig.pool.busy
     rig.agent()
     assert guesses[0].answer() == tunnel.NOT_PROVEN
-    assert time.monotonic() - began >= backoff.FIRST_SECONDS
+    assert time.monotonic() - began >= backoff.AGENT_SECONDS
     assert rig.counts.of("tunnel_handshakes", NOT_PROVEN_TEXT) == 100
     for guess in guesses:
         guess.close()
@@ -117,7 +117,7 @@ def test_unknown_name_costs_the_same_work_as_a_known_one(
 
     monkeypatch.setattr(tunnel, "agent_proof", count_proof)
     monkeypatch.setattr(tunnel, "secrets_equal", count_comparison)
-    monkeypatch.setattr(backoff, "FIRST_SECONDS", 0.01)
+    rig.bridge._back_off = BackOff(0.01)
     calls_by_name = {}
     for name in ("home", "nobody"):
         agent = log_in(rig, name, b"wrong")
@@ -127,16 +127,6 @@ def test_unknown_name_costs_the_same_work_as_a_known_one(
         calls_by_name[name] = calls[:]
         calls.clear()
     assert calls_by_name["home"] == calls_by_name["nobody"] == ["proof", "comparison"]
-
-
-def test_delay_doubles_per_address_up_to_a_limit() -> None:
-    back_off = BackOff()
-    assert [back_off.next_delay("192.0.2.1", float(now)) for now in range(6)] == [1, 2, 4, 8, 8, 8]
-    assert back_off.next_delay("192.0.2.2", 6.0) == 1
-    assert back_off.next_delay("192.0.2.1", 5.0 + backoff.FORGET_SECONDS) == 1
-    for number in range(2 * backoff.ADDRESSES_LIMIT):
-        back_off.next_delay(f"2001:db8::{number:x}", 100.0)
-    assert len(back_off) == backoff.ADDRESSES_LIMIT
 
 
 @pytest.mark.usefixtures("short_delay")
@@ -336,7 +326,8 @@ def test_second_agent_is_refused_while_the_first_answers(
     second = log_in(rig)
     first.send(tunnel.encode_message(tunnel.PONG, first.read_ping()))
     assert second.answer() == tunnel.NAME_IN_USE
-    rig.log.wait_for("refused agent 'home' from 127.0.0.1: an agent with this name answers from")
+    (refusal,) = rig.counts.refusals
+    assert str(refusal.decided).startswith("the agent that answers from 127.0.0.1")
     assert first.register(SSH) == {SSH: tunnel.SERVED} and not rig.ports.closed
     # The first is asked again for each newcomer.
     third = log_in(rig)

@@ -1,0 +1,146 @@
+"""Records of what is refused or dropped: connections, requests and datagrams.
+
+A client may cause RECORDS records of one kind in a minute, and all clients together
+RECORDS_PER_SECOND a second.  What is beyond that is only counted; its number is in a record
+that follows later.  Thread: any; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol, Sequence
+
+from netproxy.interfaces.fairness import client_key
+from netproxy.observe.records import INFO, WARNING, Fields
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.services import Refusal
+
+RECORDS, WINDOW_SECONDS = 10, 60.0
+"""Records of a client and a counter in so many seconds: enough to see what it tries."""
+RECORDS_PER_SECOND = 50
+"""Records of all clients: datagrams have forged senders, each of which is a client."""
+WINDOWS_LIMIT = 1024
+"""Windows to remember, 200 bytes each."""
+TEXT_LIMIT = 200
+"""Characters of what a client has asked for: the target of a request may have thousands."""
+MESSAGE = "refused"
+SUPPRESSED = "refusals without a record"
+OTHERS = "others"
+"""Stands for the clients whose windows had to be forgotten."""
+# What is refused before anything was asked for is worth a warning: somebody cannot connect.
+_LEVELS = {"connections_refused": WARNING, "tunnel_handshakes": WARNING}
+
+
+class RecordLog(Protocol):
+    """What writes the records."""
+
+    def record(self, level: int, fields: Fields) -> None:
+        """Write a record, unless the level of the log hides it."""
+
+
+class _Key(NamedTuple):
+    client: str
+    counter: str
+
+
+class _Window:
+    """The refusals of one key in one minute."""
+
+    __slots__ = ("began", "left", "suppressed")
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+        # Records that may still be written.
+        self.left = RECORDS
+        # Refusals without a record.
+        self.suppressed = 0
+
+
+class RefusalLog:
+    """Writes the records of refusals.  Expirable: reports later how many it has left out."""
+
+    def __init__(self, log: RecordLog) -> None:
+        self._log = log
+        # Guards everything below.
+        self._lock = threading.Lock()
+        # The oldest first.
+        self._windows: dict[_Key, _Window] = {}
+        # The refusals without a record of windows that had to be forgotten, by counter.
+        self._forgotten: dict[str, int] = {}
+        # The current second (monotonic), and how many records there were in it.
+        self._second = (0.0, 0)
+
+    def note(self, refusal: Refusal, amount: int) -> None:
+        """Write the record of `amount` refusals, or count them as left out."""
+        key = _Key(client_key(refusal.client), refusal.counter)
+        if self._admits(key, amount, time.monotonic()):
+            self._log.record(_LEVELS.get(refusal.counter, INFO), _fields(refusal, amount))
+
+    def expire(self, now: float) -> Sequence[Callable[[], None]]:
+        """Forget the windows that have ended; return calls that report what they left out."""
+        if not self._windows:
+            return ()
+        with self._lock:
+            ended = {
+                key: window
+                for key, window in self._windows.items()
+                if now - window.began >= WINDOW_SECONDS
+            }
+            for key in ended:
+                del self._windows[key]
+            forgotten, self._forgotten = self._forgotten, {}
+        left_out = {key: window.suppressed for key, window in ended.items()}
+        left_out.update((_Key(OTHERS, name), amount) for name, amount in forgotten.items())
+        return [partial(self._report, key, amount) for key, amount in left_out.items() if amount]
+
+    def _admits(self, key: _Key, amount: int, now: float) -> bool:
+        """Return whether a record may be written; count it as left out if not."""
+        with self._lock:
+            window = self._windows.get(key)
+            if window is None:
+                window = self._windows[key] = self._make_window(now)
+            second, count = self._second
+            if now - second >= 1.0:
+                second, count = now, 0
+            if not window.left or count >= RECORDS_PER_SECOND:
+                window.suppressed += amount
+                return False
+            window.left -= 1
+            self._second = second, count + 1
+        return True
+
+    def _make_window(self, now: float) -> _Window:
+        """Return a new window; forget the oldest one if there are too many."""
+        if len(self._windows) >= WINDOWS_LIMIT:
+            key = next(iter(self._windows))
+            amount = self._windows.pop(key).suppressed
+            self._forgotten[key.counter] = self._forgotten.get(key.counter, 0) + amount
+        return _Window(now)
+
+    def _report(self, key: _Key, amount: int) -> None:
+        fields = {"msg": SUPPRESSED, "client": key.client, "counter": key.counter}
+        self._log.record(INFO, {**fields, "amount": amount})
+
+
+def _fields(refusal: Refusal, amount: int) -> Fields:
+    fields: dict[str, object] = {
+        "msg": MESSAGE,
+        "reason": refusal.reason,
+        "listener": refusal.listener or "-",
+        "client": refusal.client or "-",
+        "user": refusal.user or "-",
+        "network": refusal.network,
+        "asked": _shortened(refusal.asked),
+        "decided": _shortened(refusal.decided or refusal.reason),
+    }
+    if refusal.counter == "drops":
+        fields["datagrams"] = amount
+    return fields
+
+
+def _shortened(value: object) -> str:
+    text = str(value)
+    return (text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}...") or "-"

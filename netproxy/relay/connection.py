@@ -1,0 +1,151 @@
+"""Outbound connections: one dialled flow, from its dial to its record."""
+
+from __future__ import annotations
+
+import time
+from select import POLLIN
+from typing import TYPE_CHECKING, Protocol
+
+from netproxy.errors import StreamError
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
+from netproxy.interfaces.flows import Record, Traffic
+from netproxy.interfaces.routing import Route
+from netproxy.net.stream import poll_watched
+from netproxy.relay.pipe import Outcome, PipeLimits, Relay, TracedRelay
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.connections import Stream, Wait
+    from netproxy.interfaces.flows import Observer
+    from netproxy.interfaces.services import Counter, Trace
+
+CLIENT_LEFT = "client left"  # before its target had answered
+
+
+class ConnectionDependencies(Protocol):
+    """What a connection needs of the listener that it belongs to."""
+
+    limits: PipeLimits
+    counter: Counter
+    observer: Observer
+
+
+class OutboundConnection:
+    """One dialled flow: a LiveFlow from its dial to its record."""
+
+    __slots__ = (
+        *("flow", "number", "dialer", "upstream", "sent", "received", "started", "trace"),
+        *("_relay", "_client", "_killed", "_rule", "_dependencies"),
+    )
+
+    def __init__(
+        self, dependencies: ConnectionDependencies, route: Route, upstream: Stream, started: float
+    ) -> None:
+        """`upstream` is connected; its dial began at `started` (monotonic seconds)."""
+        self.dialer, self.flow, self._rule = route
+        self.upstream = upstream
+        self.sent = self.received = 0  # bytes, without those of a relay
+        self.number = 0  # assigned by the observer
+        self.started = started
+        self.trace: Trace | None = None  # of the client's connection
+        self._relay: Relay | None = None
+        self._client: Stream | None = None  # of a tunnel
+        self._killed = False
+        self._dependencies = dependencies
+
+    def tell_steps(self, trace: Trace) -> None:
+        """Write the step "connected", and from now on those that follow."""
+        self.trace = trace
+        try:
+            peer: Address | str = self.upstream.peer_address()
+        except StreamError as error:
+            peer = str(error)
+        trace.step("connected", target=self.flow.target, peer=peer, member=self.upstream.member)
+
+    def bound(self) -> Address:
+        """Return the address that the target sees, for the reply; 0.0.0.0 if it is not known."""
+        try:
+            return self.upstream.local_address()
+        except StreamError:
+            return UNSPECIFIED_ADDRESS  # the relay will find out what is wrong
+
+    def accept(self, client: Stream, reply: bytes) -> Wait | None:
+        """Send the reply to the client, then relay.  The relay closes both streams.
+
+        Returns what the relay waits for while neither side sends anything.
+        """
+        self._client = client
+        try:
+            client.reply(reply)
+        except StreamError:
+            self.finish(CLIENT_LEFT)
+            return None
+        limits, trace = self._dependencies.limits, self.trace
+        if trace is None:
+            self._relay = Relay(client, self.upstream, limits, self)
+        else:
+            self._relay = TracedRelay(client, self.upstream, limits, self, trace)
+        return self._relay.begin()
+
+    def relay_ended(self, outcome: Outcome) -> None:
+        """Write the record: the relay has ended."""
+        self.finish(outcome.ended)
+
+    def may_serve(self, route: Route) -> bool:
+        """Return whether the next request may use the connection, which has been kept."""
+        upstream = self.upstream
+        is_silent = not (upstream.unread() or poll_watched(((upstream.socket, POLLIN),), 0))
+        return is_silent and route.dialer is self.dialer
+
+    def again(self, route: Route) -> OutboundConnection:
+        """Return the flow of the next request on the same connection; it has its own record."""
+        connection = OutboundConnection(self._dependencies, route, self.upstream, time.monotonic())
+        connection.trace = self.trace
+        self._dependencies.observer.began(connection, None)
+        return connection
+
+    def traffic(self) -> Traffic:
+        """Return what the flow has carried so far."""
+        sent, received = self._relay.bytes_moved() if self._relay is not None else (0, 0)
+        return Traffic(self.sent + sent, self.received + received)
+
+    def idle(self) -> float:
+        """Return the seconds since a byte came or went."""
+        return (self._client or self.upstream).idle()
+
+    def kill(self) -> None:
+        """End the flow; its record says "killed"."""
+        self._killed = True
+        self.upstream.shutdown()
+        if self._client is not None:
+            self._client.shutdown()
+
+    def finish(self, ended: str, keep: bool = False, fault: str = "") -> None:
+        """Write the record, once; close the upstream unless it is kept for again().
+
+        `fault`: the error that ended it, "" for none.
+        """
+        if not keep:
+            self.upstream.close()
+        sent, received, *_ = self.traffic()
+        counter, observer = self._dependencies.counter, self._dependencies.observer
+        counter.count("bytes", "up", sent)
+        counter.count("bytes", "down", received)
+        seconds = time.monotonic() - self.started
+        ended = "killed" if self._killed else ended
+        observer.finished(
+            Record(
+                self.flow,
+                self.dialer.name,
+                sent,
+                received,
+                seconds,
+                ended,
+                number=self.number,
+                rule=self._rule,
+                member=self.upstream.member,
+                decided=fault,
+            )
+        )
+        if self.trace is not None:
+            self.trace.step("ended", target=self.flow.target, ended=ended, received=received)

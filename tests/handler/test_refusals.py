@@ -1,0 +1,340 @@
+"""Every refusal leaves one record and one count; refused logins wait without a thread."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from typing import Iterator
+
+import pytest
+
+from netproxy.interfaces.addresses import Address
+from netproxy.observe.records import access_fields, as_text
+from tests.support.doors import by_connect, by_socks5, by_socks5_udp, by_uot
+from tests.support.handlers import LOCALHOST, eventually
+from tests.support.relays import Running, UdpPort, associate, running
+from tests.support.sockets import SECONDS, read_exactly, read_to_end
+
+PASSWORD = "users: {alice: {password: secret}}\nlisteners: [{listen: '127.0.0.1:0', name: main}]"
+OPEN = """
+listeners: [{listen: '127.0.0.1:0', name: main}]
+rules:
+  - {domain: good.example, via: direct}
+  - {ip: 192.0.2.0/24, via: block}
+destinations: {deny: [private]}
+"""
+COUNTERS = ("connections_refused", "requests_refused", "connections", "drops", "dial_failures")
+WRONG = b"\5\1\2\1\5alice\5wrong"
+RIGHT = b"\5\1\2\1\5alice\6secret"
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Running]:
+    with running(PASSWORD) as relay:
+        yield relay
+
+
+def refusals(relay: Running) -> dict[tuple[str, str], int]:
+    """Return the counters of refusals."""
+    return {
+        (name, reason): value
+        for name, reason, value in relay.daemon.counters.items()
+        if name in COUNTERS and reason != "accepted"
+    }
+
+
+def records(relay: Running) -> list[str]:
+    """Return the records of refusals, those of flows included."""
+    flows = [as_text(access_fields(record)) for record in relay.log.records if record.decided]
+    return [line for line in relay.log.lines if line.startswith("msg=refused")] + flows
+
+
+class Refused:
+    """What one refusal has left."""
+
+    def __init__(self, relay: Running) -> None:
+        self._relay = relay
+        self._counts, self._records = refusals(relay), records(relay)
+
+    def check(self, counter: str, reason: str, *parts: str) -> None:
+        """Check that there is one more count and one more record, with these parts."""
+        relay = self._relay
+        eventually(lambda: len(records(relay)) > len(self._records))
+        counted = {
+            key: value - self._counts.get(key, 0)
+            for key, value in refusals(relay).items()
+            if value != self._counts.get(key, 0)
+        }
+        assert counted == {(counter, reason): 1}
+        (record,) = [line for line in records(relay) if line not in self._records]
+        for part in ("listener=main", f"client={LOCALHOST}", *parts):
+            assert part in record, record
+
+
+def ask(relay: Running, request: bytes) -> bytes:
+    """Return the whole answer to a request."""
+    with socket.create_connection((LOCALHOST, relay.port), SECONDS) as client:
+        client.sendall(request)
+        return read_to_end(client)
+
+
+@pytest.mark.parametrize(
+    "request_bytes, answer, reason, parts",
+    [
+        (
+            b"\4\1\0\x50\1\2\3\4\0",
+            b"\0\x5b",
+            "login required",
+            ("asked=1.2.3.4:80", 'decided="auth: SOCKS4 has no password"'),
+        ),
+        (b"\5\1\0", b"\5\xff", "no acceptable method", ('decided="auth; methods offered: 0"',)),
+        (
+            b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n",
+            b"HTTP/1.1 407",
+            "proxy authentication required",
+            ('asked="CONNECT a.example:443"',),
+        ),
+        (b"GET / HTTP/9\r\n\r\n", b"HTTP/1.1 400", "bad request", ()),
+    ],
+    ids=["socks4", "no method", "no credentials", "bad head"],
+)
+def test_refusal_before_the_login_has_one_record_and_one_count(
+    locked: Running, request_bytes: bytes, answer: bytes, reason: str, parts: tuple[str, ...]
+) -> None:
+    """Hazard 140."""
+    refused = Refused(locked)
+    assert ask(locked, request_bytes).startswith(answer)
+    refused.check("requests_refused", reason, f'reason="{reason}"', *parts)
+
+
+def test_connect_to_a_refused_port_has_one_record_and_one_count() -> None:
+    """Hazard 140."""
+    with running(OPEN) as relay:
+        refused = Refused(relay)
+        assert by_connect(relay, "a.example", 25) == "denied"
+        refused.check(
+            "requests_refused",
+            "forbidden",
+            'asked="CONNECT a.example:25"',
+            'decided="CONNECT to port 25 is not allowed"',
+        )
+
+
+@pytest.mark.parametrize("door", [by_socks5, by_connect, by_uot], ids=lambda door: door.__name__)
+def test_record_of_a_blocked_flow_names_the_rule(door: object) -> None:
+    """Hazard 140."""
+    with running(OPEN) as relay:
+        refused = Refused(relay)
+        assert door(relay, "192.0.2.9", 443) == "denied"  # type: ignore[operator]
+        refused.check(
+            "dial_failures", "not allowed by the rules", "rule=rules[1]", "decided=rules[1]"
+        )
+
+
+def test_record_of_a_denied_destination_names_the_range() -> None:
+    """Hazard 140."""
+    with running(OPEN) as relay:
+        refused = Refused(relay)
+        assert by_socks5(relay, "10.1.2.3", 443) == "denied"
+        refused.check(
+            "dial_failures",
+            "not allowed by the rules",
+            "target=10.1.2.3:443",
+            'decided="destinations.deny 10.0.0.0/8 (private)"',
+        )
+
+
+@pytest.mark.parametrize(
+    "host, decided",
+    [("192.0.2.9", "rules[1]"), ("10.1.2.3", '"destinations.deny 10.0.0.0/8 (private)"')],
+)
+def test_dropped_datagram_has_one_record_and_one_count(host: str, decided: str) -> None:
+    """Hazard 140."""
+    with running(OPEN) as relay:
+        refused = Refused(relay)
+        assert by_socks5_udp(relay, host, 443) == "denied"
+        refused.check(
+            "drops",
+            "not allowed by the rules",
+            f"asked={host}:443",
+            f"decided={decided}",
+            "network=udp",
+            "datagrams=1",
+        )
+
+
+def test_datagram_of_a_stranger_has_one_record_and_one_count() -> None:
+    """Hazard 140."""
+    with running(OPEN) as relay, UdpPort() as stranger:
+        refused = Refused(relay)
+        stranger.send(b"\0\0\0\1\x7f\0\0\1\0\x35x", Address(LOCALHOST, relay.port))
+        refused.check("drops", "unknown sender", "network=udp", "datagrams=1")
+
+
+def test_associate_without_an_upstream_for_udp_has_one_record_and_one_count() -> None:
+    """Hazard 140."""
+    with running("listeners: [{listen: '127.0.0.1:0', name: main}]\ndefault: block") as relay:
+        refused = Refused(relay)
+        with associate(relay.port) as control:
+            read_to_end(control)
+        refused.check("requests_refused", "not allowed by the rules", 'asked="UDP ASSOCIATE"')
+
+
+def test_connection_beyond_a_limit_has_one_record_that_names_the_limit() -> None:
+    """Hazard 140."""
+    limits = "limits: {connections_per_client: 1}"
+    with running(f"listeners: [{{listen: '127.0.0.1:0', name: main, {limits}}}]") as relay:
+        with socket.create_connection((LOCALHOST, relay.port), SECONDS) as first:
+            first.sendall(b"\5\1\0")
+            assert read_exactly(first, 2) == b"\5\0"
+            refused = Refused(relay)
+            assert ask(relay, b"") == b""
+            refused.check(
+                "connections_refused", "client limit", "decided=limits.connections_per_client"
+            )
+
+
+def test_broken_protocol_has_one_record_with_the_fault() -> None:
+    """Hazard 140."""
+    with running(OPEN) as relay:
+        refused = Refused(relay)
+        ask(relay, b"\5\1\0\6\1\0\1\0\0\0\0\0\0")
+        refused.check("connections", "bad protocol", "decided=")
+
+
+def test_record_names_rule_and_member_of_a_group() -> None:
+    text = """
+listeners: [{listen: '127.0.0.1:0', name: main}]
+upstreams: {office: direct, pool: {members: [office]}}
+rules: [{network: tcp, via: pool}]
+"""
+    with running(text) as relay, socket.create_server((LOCALHOST, 0)) as target:
+        assert by_socks5(relay, LOCALHOST, target.getsockname()[1]) == "open"
+        eventually(lambda: relay.log.records)
+        line = as_text(access_fields(relay.log.records[0]))
+        assert "rule=rules[0] upstream=pool/office" in line
+
+
+@pytest.mark.parametrize(
+    "text, rule",
+    [("", "default"), ("upstreams: {out: direct}", "listener")],
+    ids=["default", "listener"],
+)
+def test_record_tells_that_no_rule_decided(text: str, rule: str) -> None:
+    upstream = ", upstream: out" if text else ""
+    config = f"listeners: [{{listen: '127.0.0.1:0', name: main{upstream}}}]\n{text}"
+    with running(config) as relay, socket.create_server((LOCALHOST, 0)) as target:
+        assert by_socks5(relay, LOCALHOST, target.getsockname()[1]) == "open"
+        eventually(lambda: relay.log.records)
+        assert relay.log.records[0].rule == rule
+
+
+# -- logins
+
+
+def held_back(relay: Running, seconds: float) -> None:
+    """Delay refused logins by so many seconds."""
+    back_off = relay.daemon._runtime.back_off
+    back_off._first = back_off._longest = seconds
+
+
+@pytest.mark.parametrize("protocol", ["socks5", "http"])
+def test_refused_logins_wait_without_a_thread_and_delay_nobody(protocol: str) -> None:
+    """Hazard 110."""
+    credentials = base64.b64encode(b"alice:wrong")
+    wrong = {
+        "socks5": WRONG,
+        "http": b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n"
+        b"Proxy-Authorization: Basic %b\r\n\r\n" % credentials,
+    }[protocol]
+    with running(PASSWORD) as relay:
+        held_back(relay, 600.0)
+        runtime = relay.daemon._runtime
+        guesses = [socket.create_connection((LOCALHOST, relay.port), SECONDS) for _ in range(100)]
+        for guess in guesses:
+            guess.sendall(wrong)
+        relay.wait_for_count("authentication", "refused", 100)
+        eventually(lambda: runtime.poller.watched == 100 and not runtime.connections.busy)
+        with socket.create_connection((LOCALHOST, relay.port), SECONDS) as client:
+            client.sendall(RIGHT)
+            assert read_exactly(client, 4) == b"\5\2\1\0"
+        assert len(runtime.back_off) == 1
+        for guess in guesses:
+            # A reset: the end alone would not tell that the client cannot read.
+            guess.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            guess.close()
+        eventually(lambda: not relay.daemon.live)
+
+
+def test_refusal_of_a_login_comes_after_its_delay() -> None:
+    """Hazard 110."""
+    with running(PASSWORD) as relay:
+        held_back(relay, 0.01)
+        assert ask(relay, WRONG) == b"\5\2\1\1"
+        assert [line for line in relay.log.lines if "auth_failed" in line] == [
+            f"auth_failed client={LOCALHOST} user=alice listener=main"
+        ]
+        assert relay.count("authentication", "refused") == 1
+        assert not records(relay)
+
+
+def test_request_without_credentials_is_no_failed_login() -> None:
+    """Hazard 110: browsers send their first request without credentials."""
+    with running(PASSWORD) as relay:
+        held_back(relay, 600.0)
+        answer = ask(relay, b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 407")
+        assert not len(relay.daemon._runtime.back_off)
+
+
+# -- steps
+
+
+def steps(relay: Running) -> list[str]:
+    lines = [line for line in relay.log.lines if line.startswith("msg=step")]
+    return [line.split("step=", 1)[1].split(" listener=")[0].strip('"') for line in lines]
+
+
+def test_steps_of_a_connection_are_told_at_level_debug() -> None:
+    with running(OPEN) as relay, socket.create_server((LOCALHOST, 0)) as target:
+        relay.log.tracing = True
+        port = target.getsockname()[1]
+        with socket.create_connection((LOCALHOST, relay.port), SECONDS) as client:
+            client.sendall(b"\5\1\0\5\1\0\1\x7f\0\0\1" + port.to_bytes(2, "big"))
+            read_exactly(client, 12)
+            far, _ = target.accept()
+            with far:
+                far.sendall(b"x")
+                assert read_exactly(client, 1) == b"x"
+        expected = ["accepted", "protocol", "methods", "request", "routed", "connected"]
+        eventually(lambda: steps(relay) == [*expected, "first byte", "ended", "closed"])
+        routed = next(line for line in relay.log.lines if "step=routed" in line)
+        assert "rule=default upstream=direct addresses=127.0.0.1" in routed
+
+
+def test_steps_of_a_udp_session_are_told_at_level_debug() -> None:
+    with running(OPEN) as relay, UdpPort() as target:
+        relay.log.tracing = True
+        with (
+            associate(relay.port) as control,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            client.settimeout(SECONDS)
+            bound = read_exactly(control, 10)
+            to = (LOCALHOST, int.from_bytes(bound[8:], "big"))
+            header = b"\0\0\0\1\x7f\0\0\1" + target.address.port.to_bytes(2, "big")
+            client.sendto(header + b"x", to)
+            target.send(b"y", target.expect(b"x"))
+            assert client.recv(100) == header + b"y"
+        eventually(lambda: "ended" in steps(relay))
+        udp = [line for line in relay.log.lines if "msg=step" in line and "network=udp" in line]
+        assert [line.split("step=", 1)[1].split(" listener=")[0].strip('"') for line in udp] == [
+            *("routed", "connected", "first reply", "ended")
+        ]
+
+
+def test_nothing_is_told_below_level_debug() -> None:
+    with running(OPEN) as relay, socket.create_server((LOCALHOST, 0)) as target:
+        assert by_socks5(relay, LOCALHOST, target.getsockname()[1]) == "open"
+        eventually(lambda: not relay.daemon.live)
+        assert not steps(relay)

@@ -1,0 +1,126 @@
+"""Records of refusals: their fields, and how many a client may cause."""
+
+from __future__ import annotations
+
+import time
+
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.services import Refusal, dropped
+from netproxy.observe import refusals
+from netproxy.observe.metrics import Counters
+from netproxy.observe.records import INFO, WARNING, Fields
+from netproxy.observe.refusals import RefusalLog
+
+REFUSAL = Refusal(
+    "requests_refused", "forbidden", "main", "192.0.2.1", Address("a.example", 25), "port 25"
+)
+
+
+class Written:
+    """The log of a RefusalLog."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[int, Fields]] = []
+
+    def record(self, level: int, fields: Fields) -> None:
+        self.records.append((level, fields))
+
+    def messages(self) -> list[object]:
+        return [fields["msg"] for _, fields in self.records]
+
+
+def report(log: RefusalLog, seconds: float = refusals.WINDOW_SECONDS) -> None:
+    for call in log.expire(time.monotonic() + seconds):
+        call()
+
+
+def test_refusal_is_counted_once_and_recorded_once() -> None:
+    """Hazard 140."""
+    written = Written()
+    counters = Counters(RefusalLog(written).note)
+    counters.refuse(REFUSAL)
+    assert counters.items() == [("requests_refused", "forbidden", 1)]
+    fields = {
+        "msg": "refused",
+        "reason": "forbidden",
+        "listener": "main",
+        "client": "192.0.2.1",
+        "user": "-",
+        "network": "tcp",
+        "asked": "a.example:25",
+        "decided": "port 25",
+    }
+    assert written.records == [(INFO, fields)]
+
+
+def test_datagrams_have_their_number_and_what_is_unknown_a_dash() -> None:
+    written = Written()
+    counters = Counters(RefusalLog(written).note)
+    counters.refuse(dropped("too big"), 5)
+    assert counters.value("drops", "too big") == 5
+    ((level, fields),) = written.records
+    assert level == INFO and fields["datagrams"] == 5 and fields["decided"] == "too big"
+    assert fields["client"] == fields["listener"] == fields["asked"] == "-"
+
+
+def test_refused_connection_is_a_warning() -> None:
+    written = Written()
+    RefusalLog(written).note(REFUSAL._replace(counter="connections_refused"), 1)
+    assert written.records[0][0] == WARNING
+
+
+def test_long_request_is_shortened() -> None:
+    written = Written()
+    RefusalLog(written).note(REFUSAL._replace(asked="x" * 1000), 1)
+    assert written.records[0][1]["asked"] == "x" * refusals.TEXT_LIMIT + "..."
+
+
+def test_records_of_one_client_are_limited_and_the_rest_is_told_later() -> None:
+    """Hazard 140."""
+    written = Written()
+    log = RefusalLog(written)
+    for _ in range(refusals.RECORDS + 7):
+        log.note(REFUSAL, 1)
+    assert len(written.records) == refusals.RECORDS
+    log.note(REFUSAL._replace(client="192.0.2.2"), 1)
+    log.note(REFUSAL._replace(counter="connections_refused"), 1)
+    assert len(written.records) == refusals.RECORDS + 2
+    report(log, 0.0)
+    assert len(written.records) == refusals.RECORDS + 2
+    report(log)
+    level, fields = written.records[-1]
+    assert (level, dict(fields)) == (
+        INFO,
+        {
+            "msg": refusals.SUPPRESSED,
+            "client": "192.0.2.1",
+            "counter": "requests_refused",
+            "amount": 7,
+        },
+    )
+    log.note(REFUSAL, 1)
+    assert written.messages().count("refused") == refusals.RECORDS + 3
+
+
+def test_hosts_of_one_ipv6_network_are_one_client() -> None:
+    written = Written()
+    log = RefusalLog(written)
+    for number in range(2 * refusals.RECORDS):
+        log.note(REFUSAL._replace(client=f"2001:db8::{number:x}"), 1)
+    assert len(written.records) == refusals.RECORDS
+
+
+def test_records_of_all_clients_are_limited_and_memory_is_bounded() -> None:
+    written = Written()
+    log = RefusalLog(written)
+    amount = refusals.WINDOWS_LIMIT + 50
+    for number in range(amount):
+        # The clock stands still: what comes later is in the same second.
+        log._second = (time.monotonic(), log._second[1])
+        log.note(REFUSAL._replace(client=f"10.0.{number // 250}.{number % 250}"), 1)
+    assert len(written.records) == refusals.RECORDS_PER_SECOND
+    assert len(log._windows) == refusals.WINDOWS_LIMIT
+    report(log)
+    assert not log._windows
+    left_out = [dict(fields)["amount"] for _, fields in written.records if "amount" in fields]
+    assert sum(int(str(number)) for number in left_out) == amount - refusals.RECORDS_PER_SECOND
