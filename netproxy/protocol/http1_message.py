@@ -22,7 +22,7 @@ from netproxy.protocol.http1 import (
     Origin,
     field_list,
     field_values,
-    is_field,
+    read_fields,
 )
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ PIECE = 65536
 
 # 18 digits stay below 2^63.
 _LENGTH = re.compile(rb"[0-9]{1,18}\Z")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n\Z")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?(\r?\n)\Z")
 
 # The last chunk and an empty trailer.
 LAST_CHUNK = b"0\r\n\r\n"
@@ -111,6 +111,11 @@ def response_framing(response: HttpResponse, method: bytes) -> Framing:
     connected = method == b"CONNECT" and 200 <= status < 300
     if method == b"HEAD" or status < 200 or status in NO_BODY_STATUSES or connected:
         return NONE
+    codings = field_values(response.fields, b"transfer-encoding")
+    if len(codings) == 1 and codings[0].lower() == b"identity":
+        # RFC 2616 section 3.6: no coding.
+        fields = [field for field in response.fields if field[0].lower() != b"transfer-encoding"]
+        return _framing(fields, response.minor, 502)
     return _framing(response.fields, response.minor, 502)
 
 
@@ -118,10 +123,13 @@ class Body:
     """The data of one body, read piece by piece.  Trailer fields are read and left out."""
 
     def __init__(self, reader: BodySource, framing: Framing, status: int = 400) -> None:
-        """`status`: of the HttpError for invalid chunks."""
+        """`status`: of the HttpError for invalid chunks.  With 502, for the body of a response,
+        the lines between chunks may end in LF alone.
+        """
         self._reader = reader
         self._framing = framing
         self._status = status
+        self._line_ends = (b"\r\n", b"\n") if status == 502 else (b"\r\n",)
         # Bytes that are missing of the body, or of the chunk that was begun.
         self._left = framing.length or 0
         self._in_chunk = False
@@ -147,23 +155,16 @@ class Body:
 
     def _next_chunk(self) -> Steps[int]:
         """Return the size of the next chunk, 0 for the last, whose trailer has been read."""
-        if self._in_chunk and (yield from self._reader.read_exactly(2)) != b"\r\n":
+        if self._in_chunk and (yield from self._read_line(2)) not in self._line_ends:
             raise HttpError(self._status, "a chunk does not end in CRLF")
         match = _CHUNK.match((yield from self._read_line(CHUNK_LINE_LIMIT)))
-        if not match:
+        if not match or match[2] not in self._line_ends:
             raise HttpError(self._status, "not a chunk size")
         size = int(match[1], 16)
         self._in_chunk = self._begun = True
         if not size:
-            yield from self._read_trailer()
+            yield from read_fields(self._reader, self._status, TRAILER_LIMIT, self._status)
         return size
-
-    def _read_trailer(self) -> Steps[None]:
-        left = TRAILER_LIMIT
-        while (line := (yield from self._read_line(left))) != b"\r\n":
-            if not line.endswith(b"\r\n") or not is_field(line[:-2]):
-                raise HttpError(self._status, "not a trailer field")
-            left -= len(line)
 
     def _read_line(self, limit: int) -> Steps[bytes]:
         try:

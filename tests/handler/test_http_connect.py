@@ -280,7 +280,7 @@ UPSTREAM_REFUSALS = {
         b"HTTP/1.1 200 OK\r\n" + (b"X: " + b"a" * 1000 + b"\r\n") * 1000 + b"\r\n",
         BAD_GATEWAY,
     ),
-    "101 fields": (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 101 + b"\r\n", BAD_GATEWAY),
+    "501 fields": (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 501 + b"\r\n", BAD_GATEWAY),
     "HTTP/2": (b"HTTP/2 200\r\n\r\n", BAD_GATEWAY),
     "403": (b"HTTP/1.1 403 No\r\n\r\n", b"403 Forbidden"),
     "504": (b"HTTP/1.1 504 No\r\n\r\n", b"504 Gateway Timeout"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable, NamedTuple
 
 import h11
@@ -28,6 +29,7 @@ _LIMITS = {
     "protocol.http1.TARGET_LIMIT": 160,
     "protocol.http1.HEAD_LIMIT": 400,
     "protocol.http1.FIELDS_LIMIT": 8,
+    "protocol.http1.RESPONSE_LINES_LIMIT": 12,
     "protocol.http1_message.CHUNK_LINE_LIMIT": 40,
     "protocol.http1_message.TRAILER_LIMIT": 80,
     "protocol.http1_message.PIECE": 16,
@@ -39,6 +41,7 @@ _METHODS = (b"GET", b"HEAD", b"CONNECT", b"POST")
 _BODILESS = (204, 304)
 # h11 folds these into one canonical value, from which it frames the body.
 _FRAMING = (b"content-length", b"transfer-encoding")
+_CONTROLS = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _WORDS = (
     *(b"GET ", b"POST ", b"CONNECT ", b"OPTIONS * ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"\r\n"),
     *(b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 101 \r\n", b"HTTP/1.0 304\r\n", b"http://a/", b"a:80"),
@@ -47,6 +50,7 @@ _WORDS = (
     *(b"Upgrade: connect-udp\r\n", b"Via: 1.1 a\r\n", b"Max-Forwards: 0\r\n", b" \t", b"\n", b"\r"),
     *(b"TE: trailers\r\n", b"Trailer: X\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n", b";a=b", b"\x85"),
     *(b"Proxy-Status: a; error=dns_error\r\n", b"X : y\r\n", b"\r\n folded", b"\xa0", b"\0"),
+    *(b"\n folded", b"Transfer-Encoding: identity\n", b"Content-Length:\n 5\n", b"\x0b", b"\x01"),
     b"/.well-known/masque/udp/192.0.2.1/443/",
     b"/.well-known/masque/udp/2001%3Adb8%3A%3A1/53/",
 )
@@ -146,11 +150,11 @@ def _check_connect_udp(request: HttpRequest) -> None:
 # -- bodies
 
 
-def _read_whole(framing: Framing) -> Callable[[Stream], Steps[bytes]]:
-    """Return a codec that reads a body to its end."""
+def _read_whole(framing: Framing, status: int = 400) -> Callable[[Stream], Steps[bytes]]:
+    """Return a codec that reads a body to its end.  `status`: 502 for that of a response."""
 
     def read(stream: Stream) -> Steps[bytes]:
-        body = Body(stream, framing)
+        body = Body(stream, framing, status)
         data = b""
         while piece := (yield from body.read()):
             assert len(piece) <= 16
@@ -203,18 +207,36 @@ def _check_response(data: bytes) -> None:
     # Neither has a body, nor goes on to the client without its protocol.
     if framing is None or response.status == 101 or method == b"CONNECT":
         return
-    body = read_outcome(_read_whole(framing), head.rest, len(head.rest), 1)
+    body = read_outcome(_read_whole(framing, 502), head.rest, len(head.rest), 1)
     if not body.accepted:
         assert issubclass(body.result[0], ProtocolError)
         return
     chunked = framing.chunked or framing.until_close
+    _check_received_response(method, data, response, body.result)
     fields = response_fields(response, framing, chunked, _PSEUDONYM)
     _check_written_response(method, response._replace(fields=fields), chunked, body.result)
+
+
+def _check_received_response(
+    method: bytes, data: bytes, response: HttpResponse, body: bytes
+) -> None:
+    """Check that h11 finds the same names and body in what the origin sent, if it reads that."""
+    try:
+        message = _read_by_h11(h11.CLIENT, data, method)
+    except h11.RemoteProtocolError:
+        return
+    if response.status >= 200:
+        names = [name for name, _ in _lowered(message.head.headers)]
+        assert names == [name for name, _ in _lowered(response.fields)]
+        assert message.body == body
 
 
 def _check_written_response(
     method: bytes, response: HttpResponse, chunked: bool, body: bytes
 ) -> None:
+    # Control characters in values go on to the client.  They have no meaning, and h11 refuses some.
+    fields = [(name, _CONTROLS.sub(b"?", value)) for name, value in response.fields]
+    response = response._replace(fields=fields)
     framed = _framed(Framing(chunked=chunked), body)
     written = http1.encode_response(response) + framed
     message = _read_by_h11(h11.CLIENT, written + TRAILING, method)
