@@ -30,7 +30,8 @@ RESPONSE_LINES_LIMIT = 500
 HTTP_PORT = 80
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])\Z")
+# Clients send UTF-8 in paths as it is; an authority is ASCII (_AUTHORITY).
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])\Z")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\Z")
 # White space around a value is stripped after the match: in the expression it would cost
 # cubic time.
@@ -285,10 +286,11 @@ def _read_line(reader: Reader, status: int, limit: int, too_long: int) -> Steps[
 def _check_host(request: HttpRequest) -> None:
     """Check that there is exactly one valid Host field (RFC 9112 section 3.2).
 
-    In HTTP/1.0 there may be none.  Raises HttpError with 400.
+    There may be none in HTTP/1.0, and in CONNECT, whose target decides alone.  Raises HttpError
+    with 400.
     """
     hosts = field_values(request.fields, b"host")
-    if len(hosts) > 1 or (not hosts and request.minor):
+    if len(hosts) > 1 or (not hosts and request.minor and request.method != b"CONNECT"):
         raise HttpError(400, "there must be one Host field")
     if hosts and hosts[0]:
         parse_authority(hosts[0], HTTP_PORT)
