@@ -89,9 +89,63 @@ def test_response_ends_where_its_framing_says(
     assert (got.get(b"content-length"), got.body, got.get(b"connection")) == (length, body, [])
 
 
-def test_trailer_is_not_forwarded() -> None:
+def test_trailer_is_not_forwarded_unasked() -> None:
     """Hazard 65."""
     assert served(CHUNKED).names() == {b"transfer-encoding", b"via"}
+
+
+def forwarded(answer: bytes, *fields: bytes, version: bytes = b"1.1") -> bytes:
+    """Return the bytes that a client gets which sends `fields` and closes behind the answer."""
+    with Rig(answers_and_closes(answer)) as rig:
+        client = rig.client(request(b"GET", version, b"Connection: TE, close", *fields))
+        client.rest()
+    return bytes(client.seen)
+
+
+TE = b"TE: trailers"
+
+
+def test_trailer_reaches_a_client_that_accepts_it() -> None:
+    """Hazard 65: a field that frames the message does not."""
+    got = forwarded(CHUNKED, TE)
+    assert got.endswith(b"3\r\nhel\r\n2\r\nlo\r\n0\r\nX-Trailer: a\r\n\r\n")
+    assert forwarded(CHUNKED).endswith(b"0\r\n\r\n")
+    assert forwarded(CHUNKED, b"TE: gzip").endswith(b"0\r\n\r\n")
+
+
+def test_trailer_does_not_reach_a_client_that_gets_no_chunks() -> None:
+    """Hazard 65."""
+    assert forwarded(CHUNKED, TE, version=b"1.0").endswith(b"\r\n\r\nhello")
+
+
+def test_announced_trailer_is_announced_to_a_client_that_accepts_it() -> None:
+    """Hazard 56: names that must not be in a trailer, or that no field can have, are left out."""
+    answer = CHUNKED.replace(
+        b"\r\n\r\n", b"\r\nTrailer: X-A, Content-Length,, a b, Host\r\nTrailer: x-b\r\n\r\n", 1
+    )
+    assert b"\r\nTrailer: x-a, x-b\r\n" in forwarded(answer, TE)
+    assert b"Trailer:" not in forwarded(answer)
+    length = b"HTTP/1.1 200 OK\r\nTrailer: X-A\r\nContent-Length: 2\r\n\r\nok"
+    assert b"Trailer:" not in forwarded(length, TE)
+
+
+def test_trailer_has_no_field_of_the_head_of_a_hop_or_of_the_framing() -> None:
+    """Hazard 65: a client may merge the trailer into the head."""
+    names = (
+        *(b"Transfer-Encoding", b"content-length", b"Host", b"Set-Cookie", b"Content-Type"),
+        *(b"Connection", b"Via", b"Trailer", b"Proxy-Authenticate", b"Location", b"X-Hop"),
+    )
+    trailer = b"".join(name + b": x\n" for name in names) + b"ETag:\n a\n b\x01\nX: c\n\n"
+    answer = b"HTTP/1.1 200 OK\nConnection: x-hop\nTransfer-Encoding: chunked\n\n0\n" + trailer
+    assert forwarded(answer, TE).endswith(b"\r\n\r\n0\r\nETag: a b\x01\r\nX: c\r\n\r\n")
+
+
+def test_trailer_that_is_no_field_ends_in_a_reset() -> None:
+    """Hazard 67: the client must not take the body for complete."""
+    answer = CHUNKED.replace(b"X-Trailer: a", b"HTTP/1.1 200 OK")
+    with Rig(answers(answer)) as rig:
+        client = rig.client(request(b"GET", b"1.1", TE))
+        assert not client.answer().whole and client.end == "reset"
 
 
 def test_response_until_close_becomes_chunked_and_keeps_the_connection() -> None:

@@ -12,8 +12,10 @@ from netproxy.protocol.http1 import HttpError, read_request, read_response
 from netproxy.protocol.http1_message import (
     NONE,
     PIECE,
+    Body,
     Framing,
     encode_chunk,
+    encode_last_chunk,
     request_framing,
     response_framing,
 )
@@ -397,6 +399,28 @@ def test_chunk_has_these_bytes() -> None:
     assert encode_chunk(b"hello") == b"5\r\nhello\r\n"
     assert encode_chunk(b"x" * 26) == b"1a\r\n" + b"x" * 26 + b"\r\n"
     assert encode_chunk(b"") == b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "trailer"),
+    [
+        (400, b"1\r\nx\r\n0\r\n\r\n", []),
+        (400, b"0\r\nX: y\r\nx:\tz \r\n\r\n", [(b"X", b"y"), (b"x", b"z")]),
+        (502, b"0\nX : y\n z\n\n", [(b"X", b"y z")]),
+    ],
+)
+def test_trailer_is_kept_once_the_body_was_read(
+    status: int, data: bytes, trailer: list[tuple[bytes, bytes]]
+) -> None:
+    body = Body(BytesReader(data), CHUNKED, status)
+    while complete(body.read()):
+        assert body.trailer == []
+    assert body.trailer == trailer
+
+
+def test_last_chunk_has_its_trailer() -> None:
+    assert encode_last_chunk([]) == b"0\r\n\r\n"
+    assert encode_last_chunk([(b"X", b"y"), (b"x", b"")]) == b"0\r\nX: y\r\nx: \r\n\r\n"
 
 
 def test_encoded_chunks_are_read_back() -> None:

@@ -13,14 +13,15 @@ from netproxy.net.stream import Stream
 from netproxy.protocol import connect_udp, http1
 from netproxy.protocol.http1 import Fields, HttpRequest, HttpResponse
 from netproxy.protocol.http1_message import (
-    LAST_CHUNK,
     Body,
     Framing,
     encode_chunk,
+    encode_last_chunk,
     request_fields,
     request_framing,
     response_fields,
     response_framing,
+    trailer_fields,
     upgrade_of,
 )
 from tests.fuzz.target import LONGEST, TRAILING, Target, accepted, check_reader, read_outcome
@@ -65,6 +66,8 @@ class _Message(NamedTuple):
     body: bytes
     rest: bytes
     """Bytes behind the message."""
+    trailer: Any
+    """Fields behind the body.  Any: as in head."""
 
 
 def _read_by_h11(role: Any, data: bytes, method: bytes) -> _Message:
@@ -79,7 +82,7 @@ def _read_by_h11(role: Any, data: bytes, method: bytes) -> _Message:
         connection.send(h11.EndOfMessage())
     connection.receive_data(data)
     head: Any = None
-    body = b""
+    body, trailer = b"", ()
     while True:
         event = connection.next_event()
         if isinstance(event, (h11.Request, h11.Response, h11.InformationalResponse)):
@@ -88,13 +91,16 @@ def _read_by_h11(role: Any, data: bytes, method: bytes) -> _Message:
                 break
         elif isinstance(event, h11.Data):
             body += bytes(event.data)
-        elif isinstance(event, h11.EndOfMessage) or event is h11.PAUSED:
+        elif isinstance(event, h11.EndOfMessage):
+            trailer = event.headers
+            break
+        elif event is h11.PAUSED:
             break
         elif event is h11.NEED_DATA:
             # A body without a length ends with the connection.
             connection.receive_data(b"")
     rest, _ = connection.trailing_data
-    return _Message(head, body, rest)
+    return _Message(head, body, rest, trailer)
 
 
 def _lowered(fields: Any) -> Fields:
@@ -128,13 +134,13 @@ def _check_request(data: bytes) -> None:
     # h11 refuses bytes over 127 in a target.
     path = _NOT_ASCII.sub(b"?", origin.path)
     anew = HttpRequest(request.method, path, 1, fields)
-    written = http1.encode_request(anew) + _framed(framing, body.result)
+    written = http1.encode_request(anew) + _framed(framing, body.result.data, [])
     # The upgrade ends what h11 reads: what follows belongs to another protocol.
     message = _read_by_h11(h11.SERVER, written + TRAILING * (upgrade is None), b"")
     assert message.rest == TRAILING * (upgrade is None), message
     assert (message.head.method, message.head.target) == (request.method, path)
     assert _lowered(message.head.headers) == _lowered(fields)
-    assert message.body == body.result
+    assert message.body == body.result.data
     names = [name.lower() for name, _ in fields]
     assert names.count(b"host") == 1 and b"proxy-authorization" not in names
 
@@ -153,27 +159,32 @@ def _check_connect_udp(request: HttpRequest) -> None:
 # -- bodies
 
 
-def _read_whole(framing: Framing, status: int = 400) -> Callable[[Stream], Steps[bytes]]:
+class _Whole(NamedTuple):
+    data: bytes
+    trailer: Fields
+
+
+def _read_whole(framing: Framing, status: int = 400) -> Callable[[Stream], Steps[_Whole]]:
     """Return a codec that reads a body to its end.  `status`: 502 for that of a response."""
 
-    def read(stream: Stream) -> Steps[bytes]:
+    def read(stream: Stream) -> Steps[_Whole]:
         body = Body(stream, framing, status)
         data = b""
         while piece := (yield from body.read()):
             assert len(piece) <= 16
             data += piece
-        return data
+        return _Whole(data, body.trailer)
 
     return read
 
 
-def _framed(framing: Framing, data: bytes) -> bytes:
-    """Frame a body anew, in two pieces if it goes in chunks."""
+def _framed(framing: Framing, data: bytes, trailer: Fields) -> bytes:
+    """Frame a body anew, in two pieces and with its trailer if it goes in chunks."""
     if not framing.chunked:
         return data
     half = len(data) // 2
     pieces = filter(None, (data[:half], data[half:]))
-    return b"".join(map(encode_chunk, pieces)) + LAST_CHUNK
+    return b"".join(map(encode_chunk, pieces)) + encode_last_chunk(trailer)
 
 
 def _check_body(data: bytes) -> None:
@@ -181,15 +192,16 @@ def _check_body(data: bytes) -> None:
     body = check_reader(_read_whole(Framing(chunked=True)), data, LONGEST + len(TRAILING))
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     if body.accepted:
-        message = _read_by_h11(h11.SERVER, head + _framed(Framing(chunked=True), body.result), b"")
-        assert (message.body, message.rest) == (body.result, b"")
+        framed = _framed(Framing(chunked=True), body.result.data, [])
+        message = _read_by_h11(h11.SERVER, head + framed, b"")
+        assert (message.body, message.rest) == (body.result.data, b"")
     try:
         raw = _read_by_h11(h11.SERVER, head + data, b"")
     except h11.RemoteProtocolError:
         return
     # h11 reads more than we do: bare LF, for one.  What both read must be the same.
     if body.accepted:
-        assert (raw.body, raw.rest) == (body.result, body.rest)
+        assert (raw.body, raw.rest) == (body.result.data, body.rest)
 
 
 # -- responses
@@ -215,9 +227,10 @@ def _check_response(data: bytes) -> None:
         assert issubclass(body.result[0], ProtocolError)
         return
     chunked = framing.chunked or framing.until_close
-    _check_received_response(method, data, response, body.result)
-    fields = response_fields(response, framing, chunked, _PSEUDONYM)
-    _check_written_response(method, response._replace(fields=fields), chunked, body.result)
+    _check_received_response(method, data, response, body.result.data)
+    fields = response_fields(response, framing, chunked, _PSEUDONYM, framing.chunked)
+    whole = body.result._replace(trailer=trailer_fields(body.result.trailer, response))
+    _check_written_response(method, response._replace(fields=fields), chunked, whole)
 
 
 def _check_received_response(
@@ -235,19 +248,24 @@ def _check_received_response(
 
 
 def _check_written_response(
-    method: bytes, response: HttpResponse, chunked: bool, body: bytes
+    method: bytes, response: HttpResponse, chunked: bool, body: _Whole
 ) -> None:
-    # Control characters in values go on to the client.  They have no meaning, and h11 refuses some.
-    fields = [(name, _CONTROLS.sub(b"?", value)) for name, value in response.fields]
-    response = response._replace(fields=fields)
-    framed = _framed(Framing(chunked=chunked), body)
+    response = response._replace(fields=_without_controls(response.fields))
+    trailer = _without_controls(body.trailer)
+    framed = _framed(Framing(chunked=chunked), body.data, trailer)
     written = http1.encode_response(response) + framed
     message = _read_by_h11(h11.CLIENT, written + TRAILING, method)
     assert message.head.status_code == response.status
     assert bytes(message.head.reason).strip(b" \t") == response.phrase.strip(b" \t"), message
     assert _lowered(message.head.headers) == _lowered(response.fields)
-    assert (message.body, message.rest) == (body, TRAILING), message
-    assert not (response.status in _BODILESS or response.status < 200) or not body
+    assert (message.body, message.rest) == (body.data, TRAILING), message
+    assert _lowered(message.trailer) == [(name.lower(), value) for name, value in trailer]
+    assert not (response.status in _BODILESS or response.status < 200) or not body.data
+
+
+def _without_controls(fields: Fields) -> Fields:
+    """Replace control characters, which go on to the client; h11 refuses some of them."""
+    return [(name, _CONTROLS.sub(b"?", value)) for name, value in fields]
 
 
 TARGETS = (
