@@ -53,7 +53,7 @@ _HOP_BY_HOP = frozenset(
     }
 )
 _REQUEST_ONLY = frozenset({b"host", b"proxy-authorization", b"max-forwards"})
-_RESPONSE_ONLY = frozenset({b"proxy-authenticate"})
+_RESPONSE_ONLY = frozenset({b"proxy-authenticate", b"proxy-authentication-info"})
 # Fields that mean something only before the body (RFC 9110 section 6.5.1): a client that merges
 # a trailer into the head must not find them there.
 _HEAD_ONLY = frozenset(

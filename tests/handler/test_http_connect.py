@@ -25,6 +25,7 @@ from tests.support.origin import (
     Play,
     Rig,
     check_refused,
+    get,
 )
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -293,6 +294,25 @@ def test_refusal_of_http_upstream_is_translated(raw: bytes, status: bytes) -> No
         answer = check_refused(rig.client(connect_to(b"a.test:443") + b"early"), status)
     assert rig.dialled == ["upstream.test:8080"]
     assert b"early" not in rig.origin.connections[0].seen and b"secret" not in answer.body
+
+
+@pytest.mark.parametrize("sent", [connect_to(b"a.test:443"), get(b"a.test")])
+@pytest.mark.parametrize("status", [b"401 Unauthorized", b"407 Proxy Authentication Required"])
+def test_challenge_of_an_upstream_is_the_hops_refusal_and_reaches_no_client(
+    status: bytes, sent: bytes
+) -> None:
+    """Hazard 61: the client would send its own password to answer it."""
+    challenge = b'Proxy-Authenticate: Basic realm="a"\r\nWWW-Authenticate: Basic realm="b"\r\n'
+    refusal = b"HTTP/1.1 " + status + b"\r\n" + challenge + b"Content-Length: 0\r\n\r\n"
+    with Rig(upstream_answers(refusal)) as rig:
+        through(rig)
+        answer = check_refused(rig.client(sent), BAD_GATEWAY)
+    assert answer.body == Reason.AUTHENTICATION.value.encode() + b"\n"
+    assert not answer.get(b"proxy-authenticate") and not answer.get(b"www-authenticate")
+    label = "http://upstream.test:8080"
+    ended = f"{label}: {status.decode().lower()}"
+    assert [(record.upstream, record.ended) for record in rig.records] == [("up", ended)]
+    assert rig.counters.items() == [("dial_failures", Reason.AUTHENTICATION.value, 1)]
 
 
 def test_http_upstream_that_closes_without_reply_is_bad_gateway() -> None:

@@ -182,6 +182,7 @@ def test_hop_by_hop_field_of_a_request_is_not_forwarded(field: bytes) -> None:
         b"Keep-Alive: timeout=5",
         b"Proxy-Connection: keep-alive",
         b"Proxy-Authenticate: Basic",
+        b"Proxy-Authentication-Info: nextnonce=a",
         b"Upgrade: h2c",
         b"Connection: close",
         b"Trailer: X",
