@@ -23,14 +23,16 @@ from netproxy.interfaces.connections import Events, Steps
 from netproxy.interfaces.side_by_side import side_by_side
 from netproxy.protocol import http1
 from netproxy.protocol.http1_message import (
-    LAST_CHUNK,
     NONE,
     Body,
+    accepts_trailers,
     encode_chunk,
+    encode_last_chunk,
     request_fields,
     request_framing,
     response_fields,
     response_framing,
+    trailer_fields,
     upgrade_of,
 )
 
@@ -196,7 +198,7 @@ class Exchange:
         """Frame a piece of the body for the origin; note whether it was the last."""
         if self._left is None:
             self._uploaded = not piece
-            return encode_chunk(piece) if piece else LAST_CHUNK
+            return encode_chunk(piece) if piece else encode_last_chunk([])
         self._left -= len(piece)
         self._uploaded = not self._left
         return piece
@@ -223,10 +225,14 @@ class Exchange:
         self._persistent = self._persistent and self._uploaded and framed
         closes = b"close" in http1.field_list(response.fields, b"connection")
         keep = self._persistent and response.minor == 1 and not framing.until_close and not closes
-        fields = response_fields(response, framing, chunked, self._pseudonym)
+        trailers = framing.chunked and chunked and accepts_trailers(self.request)
+        fields = response_fields(response, framing, chunked, self._pseudonym, trailers)
         self.client.pace(BODY_SECONDS)
         yield from self._deliver(upstream, self._final_head(response._replace(fields=fields)))
-        yield from self._pass_body(upstream, framing, chunked)
+        trailer = yield from self._pass_body(upstream, framing, chunked)
+        if chunked:
+            trailer = trailer_fields(trailer, response) if trailers else []
+            yield from self._deliver(upstream, encode_last_chunk(trailer))
         upstream.finish("done", keep)
         return upstream if keep else None
 
@@ -273,12 +279,12 @@ class Exchange:
 
     def _pass_body(
         self, upstream: OutboundConnection, framing: Framing, chunked: bool
-    ) -> Steps[None]:
+    ) -> Steps[http1.Fields]:
+        """Forward the data of the body; return its trailer."""
         body = Body(upstream.upstream, framing, 502)
         while piece := (yield from body.read()):
             yield from self._deliver(upstream, encode_chunk(piece) if chunked else piece)
-        if chunked:
-            yield from self._deliver(upstream, LAST_CHUNK)
+        return body.trailer
 
     def _deliver(self, upstream: OutboundConnection, data: bytes) -> Steps[None]:
         yield from self.client.write_all(data)

@@ -47,7 +47,8 @@ def detect(first: int) -> ClientProtocol:
     """Return the protocol of a client whose first byte, 0-255, is `first`.
 
     SOCKS4 and SOCKS5 begin with their version, TLS with its record type "handshake", HTTP
-    with a letter of its method, a tunnel's agent with a byte that is none of these.
+    with a letter of its method or an empty line (RFC 9112 section 2.2), a tunnel's agent with
+    a byte that is none of these.
     """
     if first == 0x05:
         return ClientProtocol.SOCKS5
@@ -55,7 +56,7 @@ def detect(first: int) -> ClientProtocol:
         return ClientProtocol.SOCKS4
     if first == 0x16:
         return ClientProtocol.TLS
-    if 0x41 <= first <= 0x5A or 0x61 <= first <= 0x7A:
+    if 0x41 <= first <= 0x5A or 0x61 <= first <= 0x7A or first == 0x0D:
         return ClientProtocol.HTTP
     return ClientProtocol.TUNNEL if first == TUNNEL_FIRST else ClientProtocol.UNKNOWN
 

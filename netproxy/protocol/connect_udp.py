@@ -83,12 +83,17 @@ def encode_request(target: Address, proxy: str, authorization: bytes = b"") -> b
 
     `proxy` is the value of Host, `authorization` that of Proxy-Authorization.
     """
-    # The colon is the only character of a canonical host that must be escaped.
-    host = target.host.partition("%")[0].replace(":", "%3A").encode("ascii")
     fields = [(b"Host", proxy.encode("ascii")), *_UPGRADE]
     if authorization:
         fields.append((b"Proxy-Authorization", authorization))
-    return http1.encode_request(HttpRequest(b"GET", PATH % (host, target.port), 1, fields))
+    return http1.encode_request(HttpRequest(b"GET", encode_path(target), 1, fields))
+
+
+def encode_path(target: Address) -> bytes:
+    """Return the path of the request for `target`."""
+    # The colon is the only character of a canonical host that must be escaped.
+    host = target.host.partition("%")[0].replace(":", "%3A").encode("ascii")
+    return PATH % (host, target.port)
 
 
 def asks_for(request: HttpRequest) -> bool:

@@ -2,8 +2,10 @@
 
 Received bytes are never passed on as they are: a head is parsed with anchored ASCII
 expressions into a HttpRequest or HttpResponse, and encoded from there.  What two
-implementations could read in two ways is an HttpError with the status to answer.  Bodies
-are http1_message's.  No I/O of its own.
+implementations could read in two ways is an HttpError with the status to answer: a request
+is read strictly, as the origin must find in it what the rules have seen.  The response of an
+origin may also have what RFC 9112 lets a recipient accept.  Bodies are http1_message's.  No
+I/O of its own.
 """
 
 from __future__ import annotations
@@ -23,15 +25,22 @@ TARGET_LIMIT = 8192
 # Bytes of all fields, and their number.
 HEAD_LIMIT = 65536
 FIELDS_LIMIT = 100
+# Lines of fields in a response: some origins send more than a hundred fields, cookies mostly.
+RESPONSE_LINES_LIMIT = 500
 HTTP_PORT = 80
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])\Z")
+# Clients send UTF-8 in paths as it is; an authority is ASCII (_AUTHORITY).
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])\Z")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\Z")
 # White space around a value is stripped after the match: in the expression it would cost
 # cubic time.
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)\Z")
-_LOOSE_FIELD = re.compile(rb"(" + _TOKEN + rb")[ \t]*:([\t\x20-\x7e\x80-\xff]*)\Z")
+# RFC 9112 section 5.1 removes white space before the colon.  RFC 9110 section 5.5 lets control
+# characters other than NUL, CR and LF stay in a value.
+_LOOSE_FIELD = re.compile(rb"(" + _TOKEN + rb")[ \t]*:([^\0\r\n]*)\Z")
+# The next line of a folded value (RFC 9112 section 5.2).
+_FOLDED = re.compile(rb"[ \t]([^\0\r\n]*)\Z")
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp]://([^/?#]+)([/?][^#]*)?\Z")
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?\Z")
 # Bytes that some languages strip as white space: at the edge of a value they would be read in
@@ -114,14 +123,14 @@ def read_request(reader: Reader) -> Steps[HttpRequest]:
     Raises HttpError with 400, 414 or 431, and EndOfStream; its `partial` is False if the
     client closed before the head began.
     """
-    line = yield from _read_line(reader, TARGET_LIMIT, 414)
+    line = yield from _read_line(reader, 400, TARGET_LIMIT, 414)
     if not line:
         # RFC 9112 section 2.2: an empty line before a request is ignored.
-        line = yield from _read_line(reader, TARGET_LIMIT, 414)
+        line = yield from _read_line(reader, 400, TARGET_LIMIT, 414)
     match = _REQUEST_LINE.match(line)
     if not match:
         raise HttpError(400, "not an HTTP/1 request line")
-    fields = yield from _read_fields(reader, _FIELD, 400)
+    fields = yield from read_fields(reader, 400, HEAD_LIMIT, 431)
     for _, value in fields:
         if value.startswith(_STRIPPED_BY_SOME) or value.endswith(_STRIPPED_BY_SOME):
             message = "a field value begins or ends with a byte that some read as white space"
@@ -133,10 +142,10 @@ def read_request(reader: Reader) -> Steps[HttpRequest]:
 
 def read_response(reader: Reader) -> Steps[HttpResponse]:
     """Read the head of a response.  Raises HttpError with 502, and EndOfStream."""
-    match = _STATUS_LINE.match((yield from _read_line(reader, TARGET_LIMIT, 502)))
+    match = _STATUS_LINE.match((yield from _read_line(reader, 502, TARGET_LIMIT, 502)))
     if not match:
         raise HttpError(502, "not an HTTP/1 status line")
-    fields = yield from _read_fields(reader, _LOOSE_FIELD, 502)
+    fields = yield from read_fields(reader, 502, HEAD_LIMIT, 502)
     return HttpResponse(int(match[1]), int(match[2]), match[3] or b"", fields)
 
 
@@ -221,58 +230,67 @@ def field_list(fields: Fields, name: bytes) -> list[bytes]:
     return [member for member in (part.strip(b" \t") for part in joined.split(b",")) if member]
 
 
-def is_field(line: bytes) -> bool:
-    """Return whether a line without its CRLF is a header field."""
-    return _FIELD.match(line) is not None
+def read_fields(reader: Reader, status: int, limit: int, too_large: int) -> Steps[Fields]:
+    """Read the fields of a head or of a trailer, and the empty line behind them.
 
-
-def _read_line(reader: Reader, limit: int, status: int) -> Steps[bytes]:
-    """Read a line; return it without its CRLF.
-
-    Raises HttpError: with `status` for a line over `limit` bytes, with 400 (502 in a
-    response) for a line that ends in LF alone or has a CR inside.
+    Those of a request, whose faults have the `status` 400, are read strictly.  In those of a
+    response, 502, a line may end in LF alone, a value may have control characters, and a line
+    that begins with white space continues the value before it.  Raises HttpError: `too_large`
+    for more than `limit` bytes or too many fields, else `status`.
     """
-    try:
-        line = yield from reader.read_until(b"\n", limit)
-    except LimitError as error:
-        raise HttpError(status, "a line is too long") from error
-    if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
-        raise HttpError(502 if status == 502 else 400, "a line does not end in CRLF")
-    return line[:-2]
-
-
-def _read_fields(reader: Reader, pattern: re.Pattern[bytes], status: int) -> Steps[Fields]:
-    """Read the fields and the empty line behind them.
-
-    Raises HttpError with `status`; with 431 instead of 400 for too many or too long fields.
-    """
-    too_large = 431 if status == 400 else status
-    fields: Fields = []
-    left = HEAD_LIMIT
+    loose = status == 502
+    pattern, lines_limit = (_LOOSE_FIELD, RESPONSE_LINES_LIMIT) if loose else (_FIELD, FIELDS_LIMIT)
+    # Each field with the lines of its value.
+    parts: list[tuple[bytes, list[bytes]]] = []
+    left, lines = limit, 0
     while True:
         try:
-            line = yield from _read_line(reader, left, too_large)
+            line = yield from _read_line(reader, status, left, too_large)
         except EndOfStream as error:
             # The head had begun, though perhaps not this line.
             raise EndOfStream("closed within a head", partial=True) from error
         if not line:
-            return fields
+            return [(name, b" ".join(values).strip(b" \t")) for name, values in parts]
         left -= len(line) + 2
-        match = pattern.match(line)
-        if not match:
+        lines += 1
+        if match := pattern.match(line):
+            parts.append((match[1], [match[2].strip(b" \t")]))
+        elif loose and parts and (match := _FOLDED.match(line)):
+            parts[-1][1].append(match[1].strip(b" \t"))
+        else:
             raise HttpError(status, "not a header field")
-        fields.append((match[1], match[2].strip(b" \t")))
-        if len(fields) > FIELDS_LIMIT or left <= 0:
+        if lines > lines_limit or left <= 0:
             raise HttpError(too_large, "too many header fields")
+
+
+def _read_line(reader: Reader, status: int, limit: int, too_long: int) -> Steps[bytes]:
+    """Read a line; return it without its end, which is CRLF, or LF if `status` is 502.
+
+    Raises HttpError: `too_long` for a line over `limit` bytes, `status` for another line end.
+    """
+    try:
+        line = yield from reader.read_until(b"\n", limit)
+    except LimitError as error:
+        raise HttpError(too_long, "a line is too long") from error
+    if line.endswith(b"\r\n"):
+        line = line[:-2]
+    elif status == 502:
+        line = line[:-1]
+    else:
+        raise HttpError(status, "a line does not end in CRLF")
+    if b"\r" in line:
+        raise HttpError(status, "a line has a CR inside")
+    return line
 
 
 def _check_host(request: HttpRequest) -> None:
     """Check that there is exactly one valid Host field (RFC 9112 section 3.2).
 
-    In HTTP/1.0 there may be none.  Raises HttpError with 400.
+    There may be none in HTTP/1.0, and in CONNECT, whose target decides alone.  Raises HttpError
+    with 400.
     """
     hosts = field_values(request.fields, b"host")
-    if len(hosts) > 1 or (not hosts and request.minor):
+    if len(hosts) > 1 or (not hosts and request.minor and request.method != b"CONNECT"):
         raise HttpError(400, "there must be one Host field")
     if hosts and hosts[0]:
         parse_authority(hosts[0], HTTP_PORT)

@@ -20,9 +20,10 @@ from netproxy.protocol.http1 import (
     HttpRequest,
     HttpResponse,
     Origin,
+    encode_fields,
     field_list,
     field_values,
-    is_field,
+    read_fields,
 )
 
 if TYPE_CHECKING:
@@ -35,12 +36,11 @@ TRAILER_LIMIT = 8192
 # Bytes of a body that are read at a time.
 PIECE = 65536
 
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 # 18 digits stay below 2^63.
 _LENGTH = re.compile(rb"[0-9]{1,18}\Z")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n\Z")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?(\r?\n)\Z")
 
-# The last chunk and an empty trailer.
-LAST_CHUNK = b"0\r\n\r\n"
 NO_BODY_STATUSES = (204, 304)
 
 # Fields for one hop, and fields that this hop writes anew.  Those that Connection names are
@@ -48,19 +48,18 @@ NO_BODY_STATUSES = (204, 304)
 # from what was parsed.
 _HOP_BY_HOP = frozenset(
     {
-        b"connection",
-        b"proxy-connection",
-        b"keep-alive",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"content-length",
-        b"via",
+        *(b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer"),
+        *(b"transfer-encoding", b"upgrade", b"content-length", b"via"),
     }
 )
 _REQUEST_ONLY = frozenset({b"host", b"proxy-authorization", b"max-forwards"})
-_RESPONSE_ONLY = frozenset({b"proxy-authenticate"})
+_RESPONSE_ONLY = frozenset({b"proxy-authenticate", b"proxy-authentication-info"})
+# Fields that mean something only before the body (RFC 9110 section 6.5.1): a client that merges
+# a trailer into the head must not find them there.
+_HEAD_ONLY = frozenset(
+    b"age authorization cache-control content-encoding content-range content-type date expires "
+    b"location retry-after set-cookie vary warning www-authenticate".split()
+)
 # The only upgrade in use; h2c would carry requests past the rules.
 _UPGRADES = (b"websocket",)
 
@@ -115,17 +114,22 @@ def response_framing(response: HttpResponse, method: bytes) -> Framing:
 
 
 class Body:
-    """The data of one body, read piece by piece.  Trailer fields are read and left out."""
+    """The data of one body, read piece by piece."""
 
     def __init__(self, reader: BodySource, framing: Framing, status: int = 400) -> None:
-        """`status`: of the HttpError for invalid chunks."""
+        """`status`: of the HttpError for invalid chunks.  With 502, for the body of a response,
+        the lines between chunks may end in LF alone.
+        """
         self._reader = reader
         self._framing = framing
         self._status = status
+        self._line_ends = (b"\r\n", b"\n") if status == 502 else (b"\r\n",)
         # Bytes that are missing of the body, or of the chunk that was begun.
         self._left = framing.length or 0
         self._in_chunk = False
         self._begun = False
+        # The fields behind the last chunk, once it was read.
+        self.trailer: Fields = []
 
     def read(self) -> Steps[bytes]:
         """Return the next piece, b"" behind the last.
@@ -147,23 +151,17 @@ class Body:
 
     def _next_chunk(self) -> Steps[int]:
         """Return the size of the next chunk, 0 for the last, whose trailer has been read."""
-        if self._in_chunk and (yield from self._reader.read_exactly(2)) != b"\r\n":
+        if self._in_chunk and (yield from self._read_line(2)) not in self._line_ends:
             raise HttpError(self._status, "a chunk does not end in CRLF")
         match = _CHUNK.match((yield from self._read_line(CHUNK_LINE_LIMIT)))
-        if not match:
+        if not match or match[2] not in self._line_ends:
             raise HttpError(self._status, "not a chunk size")
         size = int(match[1], 16)
         self._in_chunk = self._begun = True
         if not size:
-            yield from self._read_trailer()
+            status = self._status
+            self.trailer = yield from read_fields(self._reader, status, TRAILER_LIMIT, status)
         return size
-
-    def _read_trailer(self) -> Steps[None]:
-        left = TRAILER_LIMIT
-        while (line := (yield from self._read_line(left))) != b"\r\n":
-            if not line.endswith(b"\r\n") or not is_field(line[:-2]):
-                raise HttpError(self._status, "not a trailer field")
-            left -= len(line)
 
     def _read_line(self, limit: int) -> Steps[bytes]:
         try:
@@ -191,6 +189,16 @@ def encode_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def encode_last_chunk(trailer: Fields) -> bytes:
+    """Encode the last chunk and the trailer behind it."""
+    return b"0\r\n" + encode_fields(trailer)
+
+
+def accepts_trailers(request: HttpRequest) -> bool:
+    """Return whether a client wants the trailer of the response (RFC 9110 section 10.1.4)."""
+    return request.minor == 1 and b"trailers" in field_list(request.fields, b"te")
+
+
 def request_fields(
     request: HttpRequest, origin: Origin, framing: Framing, pseudonym: bytes, upgrade: bytes | None
 ) -> Fields:
@@ -208,20 +216,30 @@ def request_fields(
         fields.append((b"Transfer-Encoding", b"chunked"))
     elif field_values(request.fields, b"content-length"):
         fields.append((b"Content-Length", b"%d" % (framing.length or 0)))
+    options = [b"TE"] if accepts_trailers(request) else []
+    options += [b"Upgrade"] if upgrade else []
+    if options:
+        fields.append((b"Connection", b", ".join(options)))
+    if accepts_trailers(request):
+        fields.append((b"TE", b"trailers"))
     if upgrade:
-        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
+        fields.append((b"Upgrade", upgrade))
     return fields
 
 
 def response_fields(
-    response: HttpResponse, framing: Framing, chunked: bool, pseudonym: bytes
+    response: HttpResponse, framing: Framing, chunked: bool, pseudonym: bytes, trailer: bool = False
 ) -> Fields:
     """Return the fields of a response as it goes to the client.
 
-    `framing` is that of the origin; `chunked`: the body goes on in chunks.
+    `framing` is that of the origin; `chunked`: the body goes on in chunks, with its `trailer`.
     """
     fields = _kept(response.fields, _HOP_BY_HOP | _RESPONSE_ONLY)
     fields.append(_via(response.fields, response.minor, pseudonym))
+    if trailer:
+        announced = [(name, b"") for name in field_list(response.fields, b"trailer")]
+        if names := [name for name, _ in trailer_fields(announced, response) if _NAME.match(name)]:
+            fields.append((b"Trailer", b", ".join(names)))
     if chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
     elif response.status >= 200 and response.status != 204:
@@ -230,6 +248,16 @@ def response_fields(
         if length is not None and not framing.chunked:
             fields.append((b"Content-Length", b"%d" % length))
     return fields
+
+
+def trailer_fields(trailer: Fields, response: HttpResponse) -> Fields:
+    """Return the fields of a response's trailer that go on to the client.
+
+    What frames a message, or is meant for one hop or for the head, is left out.
+    """
+    dropped = _HOP_BY_HOP | _REQUEST_ONLY | _RESPONSE_ONLY | _HEAD_ONLY
+    dropped |= frozenset(field_list(response.fields, b"connection"))
+    return [field for field in trailer if field[0].lower() not in dropped]
 
 
 def upgrade_of(fields: Fields) -> bytes | None:
@@ -242,6 +270,8 @@ def upgrade_of(fields: Fields) -> bytes | None:
 def _framing(fields: Fields, minor: int, status: int) -> Framing:
     codings = field_values(fields, b"transfer-encoding")
     lengths = field_values(fields, b"content-length")
+    if status == 502 and [coding.lower() for coding in codings] == [b"identity"]:
+        codings = []  # RFC 2616 section 3.6: there is none
     if codings:
         if lengths or len(codings) > 1 or codings[0].lower() != b"chunked" or not minor:
             message = "Transfer-Encoding is not just 'chunked', or comes with Content-Length"

@@ -47,24 +47,24 @@ class Socks4Request(NamedTuple):
 def read_request(reader: Reader) -> Steps[Socks4Request]:
     """Read a request.
 
-    Raises RequestError for the target 0.0.0.0 and for invalid names, ProtocolError for
-    anything else that is not a request.
+    The target 0.0.0.0 is for BIND alone: any peer may come.  Raises RequestError for another
+    request with that target and for invalid names, ProtocolError for anything else that is
+    not a request.
     """
     head = yield from reader.read_exactly(8)
     if head[0] != VERSION:
         raise ProtocolError("not a SOCKS4 request")
     port = int.from_bytes(head[2:4], "big")
     user_id = (yield from reader.read_until(b"\0", STRING_LIMIT))[:-1]
-    if head[4:7] != b"\0\0\0":
-        return Socks4Request(head[1], Address(inet_ntop(AF_INET, head[4:8]), port), user_id)
-    if head[7] == 0:
-        raise RequestError("0.0.0.0 is not a valid target")
-    name = (yield from reader.read_until(b"\0", STRING_LIMIT))[:-1]
-    try:
-        host = parse_host(name)
-    except HostError as error:
-        raise RequestError(str(error)) from error
-    if host == UNSPECIFIED_ADDRESS.host:
+    if head[4:7] != b"\0\0\0" or head[7] == 0:
+        host = inet_ntop(AF_INET, head[4:8])
+    else:
+        name = (yield from reader.read_until(b"\0", STRING_LIMIT))[:-1]
+        try:
+            host = parse_host(name)
+        except HostError as error:
+            raise RequestError(str(error)) from error
+    if host == UNSPECIFIED_ADDRESS.host and head[1] != BIND:
         raise RequestError("0.0.0.0 is not a valid target")
     return Socks4Request(head[1], Address(host, port), user_id)
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -52,7 +53,7 @@ Allow 127.0.0.1
 SQUID = """\
 http_port 127.0.0.1:{port}
 acl CONNECT method CONNECT
-http_access allow all
+{access}
 cache deny all
 access_log none
 cache_log /dev/null
@@ -61,6 +62,17 @@ pinger_enable off
 coredump_dir none
 cache_effective_user {user}
 """
+# A nonce is stale after two uses.
+SQUID_DIGEST = """\
+auth_param digest program {helper} {passwords}
+auth_param digest children 1
+auth_param digest realm a test proxy
+auth_param digest nonce_max_count 2
+acl users proxy_auth REQUIRED
+http_access allow users
+http_access deny all
+"""
+DIGEST_HELPER = Path("/usr/lib/squid/digest_file_auth")
 SSHD = """\
 Port {port}
 ListenAddress 127.0.0.1
@@ -195,15 +207,28 @@ def tinyproxy(programs: Programs) -> str:
     return f"http://{LOOPBACK}:{port}"
 
 
-def squid(programs: Programs) -> str:
-    """An HTTP proxy, which refuses to run as root."""
+def squid(programs: Programs, access: str = "http_access allow all") -> str:
+    """An HTTP proxy, which refuses to run as root.  `access`: lines that say who may use it."""
     path, port = program("squid"), free_port()
     user = "nobody" if os.getuid() == 0 else _user()
-    config = programs.write("squid.conf", SQUID.format(port=port, user=user))
+    config = programs.write("squid.conf", SQUID.format(port=port, user=user, access=access))
     shared_memory = f"netproxy{port}-*"
     programs.at_end(lambda: [path.unlink() for path in Path("/dev/shm").glob(shared_memory)])
     programs.start(port, path, "-N", "-n", f"netproxy{port}", "-d", "1", "-f", config)
     return f"http://{LOOPBACK}:{port}"
+
+
+def squid_with_digest(programs: Programs, user: str, password: str) -> str:
+    """squid that wants Digest authentication of a user.  The URL has no credentials."""
+    if not DIGEST_HELPER.exists():
+        pytest.skip(f"{DIGEST_HELPER} is not installed")
+    # The helper runs as another user, who cannot read the directory of the test.
+    descriptor, name = tempfile.mkstemp(prefix="netproxy-squid-")
+    programs.at_end(lambda: os.unlink(name))
+    with open(descriptor, "w") as file:
+        file.write(f"{user}:{password}\n")
+        os.fchmod(file.fileno(), 0o644)
+    return squid(programs, SQUID_DIGEST.format(helper=DIGEST_HELPER, passwords=name))
 
 
 def v2ray(programs: Programs, protocol: str, scheme: str) -> str:

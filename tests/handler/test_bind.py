@@ -160,8 +160,6 @@ def test_wrong_peer_is_refused_and_right_peer_still_accepted(version: Version) -
 
 def test_bind_for_unspecified_address_accepts_any_peer(version: Version) -> None:
     """Hazard 17."""
-    if version is Socks4:
-        pytest.skip("SOCKS4 refuses 0.0.0.0")
     client, bound = begin(version, dependencies_of(), ANY_PEER)
     with client, connect(bound, "127.0.0.9") as peer:
         assert version.reply(client) == Address(*peer.getsockname())

@@ -25,6 +25,7 @@ from tests.support.origin import (
     Play,
     Rig,
     check_refused,
+    get,
 )
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -151,14 +152,12 @@ def test_bracketed_ipv6_target_is_reached() -> None:
     origin.close()
 
 
-def test_host_field_of_connect_is_ignored() -> None:
+@pytest.mark.parametrize("field", [b"Host: b.test:1\r\n", b""])
+def test_host_field_of_connect_is_ignored(field: bytes) -> None:
+    """Hazard 141: it may be missing, although RFC 9112 section 3.2 asks for one."""
     with Rig(echo) as rig:
-        assert (
-            rig.client(b"CONNECT a.test:443 HTTP/1.1\r\nHost: b.test:1\r\n\r\n").take(
-                len(ESTABLISHED)
-            )
-            == ESTABLISHED
-        )
+        client = rig.client(b"CONNECT a.test:443 HTTP/1.1\r\n" + field + b"\r\n")
+        assert client.take(len(ESTABLISHED)) == ESTABLISHED
     assert rig.dialled == ["a.test:443"]
 
 
@@ -280,7 +279,7 @@ UPSTREAM_REFUSALS = {
         b"HTTP/1.1 200 OK\r\n" + (b"X: " + b"a" * 1000 + b"\r\n") * 1000 + b"\r\n",
         BAD_GATEWAY,
     ),
-    "101 fields": (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 101 + b"\r\n", BAD_GATEWAY),
+    "501 fields": (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 501 + b"\r\n", BAD_GATEWAY),
     "HTTP/2": (b"HTTP/2 200\r\n\r\n", BAD_GATEWAY),
     "403": (b"HTTP/1.1 403 No\r\n\r\n", b"403 Forbidden"),
     "504": (b"HTTP/1.1 504 No\r\n\r\n", b"504 Gateway Timeout"),
@@ -295,6 +294,25 @@ def test_refusal_of_http_upstream_is_translated(raw: bytes, status: bytes) -> No
         answer = check_refused(rig.client(connect_to(b"a.test:443") + b"early"), status)
     assert rig.dialled == ["upstream.test:8080"]
     assert b"early" not in rig.origin.connections[0].seen and b"secret" not in answer.body
+
+
+@pytest.mark.parametrize("sent", [connect_to(b"a.test:443"), get(b"a.test")])
+@pytest.mark.parametrize("status", [b"401 Unauthorized", b"407 Proxy Authentication Required"])
+def test_challenge_of_an_upstream_is_the_hops_refusal_and_reaches_no_client(
+    status: bytes, sent: bytes
+) -> None:
+    """Hazard 61: the client would send its own password to answer it."""
+    challenge = b'Proxy-Authenticate: Basic realm="a"\r\nWWW-Authenticate: Basic realm="b"\r\n'
+    refusal = b"HTTP/1.1 " + status + b"\r\n" + challenge + b"Content-Length: 0\r\n\r\n"
+    with Rig(upstream_answers(refusal)) as rig:
+        through(rig)
+        answer = check_refused(rig.client(sent), BAD_GATEWAY)
+    assert answer.body == Reason.AUTHENTICATION.value.encode() + b"\n"
+    assert not answer.get(b"proxy-authenticate") and not answer.get(b"www-authenticate")
+    label = "http://upstream.test:8080"
+    ended = f"{label}: {status.decode().lower()}"
+    assert [(record.upstream, record.ended) for record in rig.records] == [("up", ended)]
+    assert rig.counters.items() == [("dial_failures", Reason.AUTHENTICATION.value, 1)]
 
 
 def test_http_upstream_that_closes_without_reply_is_bad_gateway() -> None:

@@ -130,7 +130,8 @@ HOSTS = {
     "user and password": b"GET http://u:p@a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n",
     "empty userinfo": b"GET http://@a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n",
     "a comma in the target": b"GET http://a.test,b.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n",
-    "none in CONNECT": b"CONNECT a.test:443 HTTP/1.1\r\n\r\n",
+    "two in CONNECT": b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test\r\nHost: a.test\r\n\r\n",
+    "a list in CONNECT": b"CONNECT a.test:443 HTTP/1.1\r\nHost: a,b\r\n\r\n",
     "two in HTTP/1.0": b"GET http://a.test/ HTTP/1.0\r\nHost: a.test\r\nHost: a.test\r\n\r\n",
 }
 
@@ -141,6 +142,14 @@ def test_request_without_exactly_one_plain_host_is_refused(raw: bytes) -> None:
     with Rig() as rig:
         check_refused(rig.client(raw), b"400 Bad Request")
     assert rig.dialled == []
+
+
+def test_bytes_over_127_in_the_target_reach_the_origin_as_they_are() -> None:
+    """Hazard 141: clients send UTF-8, in which any byte over 127 occurs."""
+    path = b"/" + bytes(range(0x80, 0x100)) + b"?" + "à".encode()
+    with Rig() as rig:
+        assert rig.client(get(b"a.test", path)).answer().body == b"ok"
+    assert rig.origin.requests()[0].start == b"GET " + path + b" HTTP/1.1"
 
 
 def test_http_1_0_client_gets_one_response_and_the_end() -> None:

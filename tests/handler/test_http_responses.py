@@ -89,9 +89,63 @@ def test_response_ends_where_its_framing_says(
     assert (got.get(b"content-length"), got.body, got.get(b"connection")) == (length, body, [])
 
 
-def test_trailer_is_not_forwarded() -> None:
+def test_trailer_is_not_forwarded_unasked() -> None:
     """Hazard 65."""
     assert served(CHUNKED).names() == {b"transfer-encoding", b"via"}
+
+
+def forwarded(answer: bytes, *fields: bytes, version: bytes = b"1.1") -> bytes:
+    """Return the bytes that a client gets which sends `fields` and closes behind the answer."""
+    with Rig(answers_and_closes(answer)) as rig:
+        client = rig.client(request(b"GET", version, b"Connection: TE, close", *fields))
+        client.rest()
+    return bytes(client.seen)
+
+
+TE = b"TE: trailers"
+
+
+def test_trailer_reaches_a_client_that_accepts_it() -> None:
+    """Hazard 65: a field that frames the message does not."""
+    got = forwarded(CHUNKED, TE)
+    assert got.endswith(b"3\r\nhel\r\n2\r\nlo\r\n0\r\nX-Trailer: a\r\n\r\n")
+    assert forwarded(CHUNKED).endswith(b"0\r\n\r\n")
+    assert forwarded(CHUNKED, b"TE: gzip").endswith(b"0\r\n\r\n")
+
+
+def test_trailer_does_not_reach_a_client_that_gets_no_chunks() -> None:
+    """Hazard 65."""
+    assert forwarded(CHUNKED, TE, version=b"1.0").endswith(b"\r\n\r\nhello")
+
+
+def test_announced_trailer_is_announced_to_a_client_that_accepts_it() -> None:
+    """Hazard 56: names that must not be in a trailer, or that no field can have, are left out."""
+    answer = CHUNKED.replace(
+        b"\r\n\r\n", b"\r\nTrailer: X-A, Content-Length,, a b, Host\r\nTrailer: x-b\r\n\r\n", 1
+    )
+    assert b"\r\nTrailer: x-a, x-b\r\n" in forwarded(answer, TE)
+    assert b"Trailer:" not in forwarded(answer)
+    length = b"HTTP/1.1 200 OK\r\nTrailer: X-A\r\nContent-Length: 2\r\n\r\nok"
+    assert b"Trailer:" not in forwarded(length, TE)
+
+
+def test_trailer_has_no_field_of_the_head_of_a_hop_or_of_the_framing() -> None:
+    """Hazard 65: a client may merge the trailer into the head."""
+    names = (
+        *(b"Transfer-Encoding", b"content-length", b"Host", b"Set-Cookie", b"Content-Type"),
+        *(b"Connection", b"Via", b"Trailer", b"Proxy-Authenticate", b"Location", b"X-Hop"),
+    )
+    trailer = b"".join(name + b": x\n" for name in names) + b"ETag:\n a\n b\x01\nX: c\n\n"
+    answer = b"HTTP/1.1 200 OK\nConnection: x-hop\nTransfer-Encoding: chunked\n\n0\n" + trailer
+    assert forwarded(answer, TE).endswith(b"\r\n\r\n0\r\nETag: a b\x01\r\nX: c\r\n\r\n")
+
+
+def test_trailer_that_is_no_field_ends_in_a_reset() -> None:
+    """Hazard 67: the client must not take the body for complete."""
+    answer = CHUNKED.replace(b"X-Trailer: a", b"HTTP/1.1 200 OK")
+    with Rig(answers(answer)) as rig:
+        client = rig.client(request(b"GET", b"1.1", TE))
+        assert not client.answer().whole and client.end == "reset"
 
 
 def test_response_until_close_becomes_chunked_and_keeps_the_connection() -> None:
@@ -162,15 +216,96 @@ BAD = {
     "two codings": b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "chunked twice": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "xchunked": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "obs-fold": b"X: a\r\n b\r\nContent-Length: 5\r\n\r\nhello",
-    "bare LF": b"X: a\nContent-Length: 5\r\n\r\nhello",
+    "TE and CL in lines that end in LF": (
+        b"Transfer-Encoding: chunked\nContent-Length: 5\n\n0\n\n"
+    ),
+    "folded TE and CL": (b"Transfer-Encoding:\n chunked\nContent-Length:\r\n\t5\r\n\r\n0\r\n\r\n"),
+    "length on two lines": b"Content-Length: 1\r\n 0\r\n\r\nhello",
+    "two lengths, one folded": b"Content-Length: 5\n ,6\n\nhello!",
+    "length that ends in a control character": b"Content-Length: 5\x0b\r\n\r\nhello",
+    "coding on two lines": b"Transfer-Encoding: chun\r\n ked\r\n\r\n0\r\n\r\n",
+    "two codings, one folded": b"Transfer-Encoding: gzip,\n chunked\n\n0\n\n",
+    "identity and chunked": (b"Transfer-Encoding: identity\nTransfer-Encoding: chunked\n\n0\n\n"),
+    "coding that begins with a control character": (
+        b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n"
+    ),
+    "fold before the first field": b" X: a\r\nContent-Length: 5\r\n\r\nhello",
+    "CR for a line end": b"X: a\rContent-Length: 5\r\n\r\nhello",
     "bare CR": b"X: a\rb\r\nContent-Length: 5\r\n\r\nhello",
     "NUL": b"X: a\0\r\nContent-Length: 5\r\n\r\nhello",
     "no name": b": a\r\nContent-Length: 5\r\n\r\nhello",
     "no colon": b"X\r\nContent-Length: 5\r\n\r\nhello",
     "64 KB": b"X: " + b"a" * 65536 + b"\r\n\r\n",
-    "101 fields": b"X: y\r\n" * 101 + b"\r\n",
+    "501 fields": b"X: y\r\n" * 501 + b"\r\n",
+    "501 lines": b"X: y\r\n" + b" z\r\n" * 500 + b"\r\n",
 }
+
+
+# What origins send, the fields that the client gets beside those of the framing, and that framing.
+LENGTH_5, CHUNKS = ([b"5"], []), ([], [b"chunked"])
+LOOSE = {
+    "lines that end in LF": (
+        b"Server: a\nContent-Length: 5\n\nhello",
+        [(b"Server", b"a")],
+        LENGTH_5,
+    ),
+    "folded value": (
+        b"Server: a\r\n  b\r\n\tc\r\nContent-Length: 5\r\n\r\nhello",
+        [(b"Server", b"a b c")],
+        LENGTH_5,
+    ),
+    "folded length": (b"Content-Length:\r\n 5\r\n\r\nhello", [], LENGTH_5),
+    "length in a folded value": (
+        b"Server: a\n Content-Length: 3\nContent-Length: 5\n\nhello",
+        [(b"Server", b"a Content-Length: 3")],
+        LENGTH_5,
+    ),
+    "folded coding": (b"Transfer-Encoding:\n\tchunked\n\n5\nhello\n0\n\n", [], CHUNKS),
+    "coding in a folded value": (
+        b"Server: a\r\n Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello",
+        [(b"Server", b"a Transfer-Encoding: chunked")],
+        LENGTH_5,
+    ),
+    "identity with a length": (
+        b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello",
+        [],
+        LENGTH_5,
+    ),
+    "130 fields": (
+        b"X: y\r\n" * 129 + b"Content-Length: 5\r\n\r\nhello",
+        [(b"X", b"y")] * 129,
+        LENGTH_5,
+    ),
+}
+
+
+@pytest.mark.parametrize("rest,fields,framing", LOOSE.values(), ids=LOOSE)
+def test_loose_response_reaches_the_client_in_canonical_form(
+    rest: bytes, fields: list[tuple[bytes, bytes]], framing: tuple[list[bytes], list[bytes]]
+) -> None:
+    """Hazard 141.  served() reads strictly, and checks that the next answer is in its place."""
+    answer = served(b"HTTP/1.1 200 OK\n" + rest)
+    ours = (b"via", b"content-length", b"transfer-encoding")
+    assert [field for field in answer.fields if field[0].lower() not in ours] == fields
+    assert (answer.get(b"content-length"), answer.get(b"transfer-encoding")) == framing
+    assert answer.body == b"hello"
+
+
+def test_control_characters_in_a_value_reach_the_client() -> None:
+    """Hazard 141."""
+    answer = b"HTTP/1.1 200 OK\r\nX: a\x01\x1b[2J\x7fb\r\nContent-Length: 2\r\n\r\nok"
+    with Rig(answers(answer)) as rig:
+        client = rig.client(get(b"a.test", b"/", b"Connection: close"))
+        client.rest()
+    assert b"\r\nX: a\x01\x1b[2J\x7fb\r\n" in client.seen
+
+
+def test_identity_without_a_length_ends_with_the_connection() -> None:
+    """Hazard 141."""
+    raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\n\r\nhello"
+    with Rig(answers_and_closes(raw)) as rig:
+        answer = rig.client(get(b"a.test")).answer()
+    assert (answer.body, answer.get(b"transfer-encoding")) == (b"hello", [b"chunked"])
 
 
 @pytest.mark.parametrize("rest", BAD.values(), ids=BAD)

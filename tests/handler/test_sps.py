@@ -77,6 +77,7 @@ class Sps:
         (b"A", b"http"),
         (b"Z", b"http"),
         (b"p", b"http"),
+        (b"\r", b"http"),
     ],
 )
 def test_first_byte_chooses_the_handler_and_stays_unread(first: bytes, name: bytes) -> None:
@@ -92,7 +93,7 @@ def test_unknown_first_byte_is_closed_without_an_answer_and_counted() -> None:
     others = [
         byte
         for byte in range(256)
-        if byte not in (4, 5, 0x16, 0x9E) and not bytes((byte,)).isalpha()
+        if byte not in (4, 5, 0x0D, 0x16, 0x9E) and not bytes((byte,)).isalpha()
     ]
     for byte in others:
         with Conversation(sps.handler) as client:
@@ -124,6 +125,16 @@ def test_tls_is_closed_without_an_answer_and_recorded_with_its_source() -> None:
         Refusal("connections_refused", "speaks tls", "main", source, "", decided)
         for source in sources
     ]
+
+
+@pytest.mark.parametrize("port", ["sps", "http"])
+def test_empty_line_before_the_first_request_is_skipped(port: str) -> None:
+    """Hazard 141: RFC 9112 section 2.2.  Port 25 is refused, so that no target is needed."""
+    with running(f"listeners: [{{listen: '127.0.0.1:0', protocol: {port}}}]") as relay:
+        for empty_lines, status in ((0, b"403"), (1, b"403"), (2, b"400")):
+            with socket.create_connection((LOCALHOST, relay.port), SECONDS) as client:
+                client.sendall(b"\r\n" * empty_lines + b"CONNECT a.test:25 HTTP/1.1\r\n\r\n")
+                assert client.recv(12) == b"HTTP/1.1 " + status
 
 
 def test_protocol_without_a_handler_is_closed_and_counted() -> None:

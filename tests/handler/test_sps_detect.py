@@ -19,6 +19,7 @@ from netproxy.protocol import tunnel
         (tunnel.MAGIC[0], ClientProtocol.TUNNEL),
         (ord("C"), ClientProtocol.HTTP),
         (ord("g"), ClientProtocol.HTTP),
+        (ord("\r"), ClientProtocol.HTTP),
     ],
 )
 def test_protocol_is_detected_by_its_first_byte(first: int, protocol: ClientProtocol) -> None:
@@ -32,5 +33,5 @@ def test_every_letter_begins_an_http_method() -> None:
 
 def test_every_other_byte_is_unknown() -> None:
     """Hazard 19."""
-    known = {0x04, 0x05, 0x16, TUNNEL_FIRST, *map(ord, string.ascii_letters)}
+    known = {0x04, 0x05, 0x16, TUNNEL_FIRST, *map(ord, string.ascii_letters + "\r")}
     assert {detect(first) for first in range(256) if first not in known} == {ClientProtocol.UNKNOWN}

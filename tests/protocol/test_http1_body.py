@@ -12,8 +12,10 @@ from netproxy.protocol.http1 import HttpError, read_request, read_response
 from netproxy.protocol.http1_message import (
     NONE,
     PIECE,
+    Body,
     Framing,
     encode_chunk,
+    encode_last_chunk,
     request_framing,
     response_framing,
 )
@@ -57,7 +59,14 @@ REFUSED = {
     "chunked, chunked": b"Transfer-Encoding: chunked, chunked\r\n",
     "gzip, chunked": b"Transfer-Encoding: gzip, chunked\r\n",
     "chunked, identity": b"Transfer-Encoding: chunked, identity\r\n",
-    "identity": b"Transfer-Encoding: identity\r\n",
+    "identity twice": b"Transfer-Encoding: identity\r\nTransfer-Encoding: identity\r\n",
+    "identity and TE": b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n",
+    "identity, chunked": b"Transfer-Encoding: identity, chunked\r\n",
+    "identity with a parameter": b"Transfer-Encoding: identity;x=y\r\n",
+    "\\x0bidentity": b"Transfer-Encoding: \x0bidentity\r\n",
+    "identity and two CL": (
+        b"Transfer-Encoding: identity\r\nContent-Length: 5\r\nContent-Length: 6\r\n"
+    ),
     "chunked with a parameter": b"Transfer-Encoding: chunked;x=y\r\n",
     "chunked in quotes": b'Transfer-Encoding: "chunked"\r\n',
     "\\x85chunked": b"Transfer-Encoding: \x85chunked\r\n",
@@ -127,16 +136,9 @@ REFUSED_CHUNKS = {
     "Latin-1 superscript": b"\xb2\r\n",
     "missing CRLF": b"5\r\nhello0\r\n\r\n",
     "one byte too many": b"5\r\nhello!\r\n0\r\n\r\n",
-    "LF behind the size": b"5\nhello\r\n0\r\n\r\n",
-    "LF behind the data": b"5\r\nhello\n0\r\n\r\n",
-    "LF behind the last size": b"0\n\r\n",
-    "LF behind the trailers": b"0\r\n\n",
-    "LF behind a trailer": b"0\r\nX: y\n\r\n",
-    "LF everywhere": b"5\nhello\n0\n\n",
     "CR in an extension": b"5;a\rb\r\nhello\r\n0\r\n\r\n",
     "CR behind the size": b"5\r\r\nhello\r\n0\r\n\r\n",
     "NUL in an extension": b"5;\0\r\nhello\r\n0\r\n\r\n",
-    "LF in an extension": b"5;a\nhello\r\n0\r\n\r\n",
     "extension of 64 KB": b"5;" + b"a" * 65536 + b"\r\nhello\r\n0\r\n\r\n",
     "size of 64 KB": b"0" * 65536 + b"\r\n\r\n",
     # Two implementations would see the end of such a body in two places.
@@ -146,6 +148,22 @@ REFUSED_CHUNKS = {
     "trailer without a name": b"0\r\n: y\r\n\r\n",
     "trailer with white space before": b"0\r\n X: y\r\n\r\n",
     "NUL in a trailer": b"0\r\nX: \0\r\n\r\n",
+    "CR and no LF behind the data": b"5\r\nhello\r0\r\n\r\n",
+    "two LF behind the data": b"5\r\nhello\n\n0\r\n\r\n",
+}
+
+# Read from origins alone; what follows is framed anew for the client.
+LOOSE_CHUNKS = {
+    "LF behind the size": (b"5\nhello\r\n0\r\n\r\n", b"hello"),
+    "LF behind the data": (b"5\r\nhello\n0\r\n\r\n", b"hello"),
+    "LF behind the last size": (b"0\n\r\n", b""),
+    "LF behind the trailers": (b"0\r\n\n", b""),
+    "LF behind a trailer": (b"0\r\nX: y\n\r\n", b""),
+    "LF everywhere": (b"5\nhello\n0\n\n", b"hello"),
+    "LF behind an extension": (b"5;a\nhello\r\n0\r\n\r\n", b"hello"),
+    "LF in the data": (b"5\nhe\nlo\n0\nX: y\n\n", b"he\nlo"),
+    "folded trailer": (b"0\r\nX: y\r\n z\r\n\r\n", b""),
+    "control character in a trailer": (b"0\r\nX: \x01\r\n\r\n", b""),
 }
 
 
@@ -281,6 +299,35 @@ def test_invalid_chunks_are_refused(data: bytes) -> None:
         check_refused(read_whole_body(CHUNKED, status), data, HttpError, status=status)
 
 
+@pytest.mark.parametrize(("data", "body"), LOOSE_CHUNKS.values(), ids=LOOSE_CHUNKS)
+def test_loose_chunks_are_read_from_origins_and_refused_from_clients(
+    data: bytes, body: bytes
+) -> None:
+    """Hazards 51 and 141."""
+    check_read(read_whole_body(CHUNKED, 502), data, body)
+    check_refused(read_whole_body(CHUNKED), data, HttpError, status=400)
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize(
+    ("fields", "framing"),
+    [
+        (b"Transfer-Encoding: identity\r\n", UNTIL_CLOSE),
+        (b"transfer-encoding: Identity\r\n", UNTIL_CLOSE),
+        (b"Transfer-Encoding: identity\r\nContent-Length: 5\r\n", Framing(length=5)),
+        (b"Transfer-Encoding:\n identity\nContent-Length: 5\n", Framing(length=5)),
+    ],
+)
+def test_identity_means_no_coding_in_a_response_alone(
+    fields: bytes, framing: Framing, version: bytes
+) -> None:
+    """Hazard 141."""
+    assert framing_of_response(b"HTTP/" + version + b" 200 OK\r\n" + fields) == framing
+    with pytest.raises(HttpError) as caught:
+        framing_of_request(POST.replace(b"1.1", version) + fields)
+    assert caught.value.status == 400
+
+
 def test_chunk_line_over_1_kb_is_refused() -> None:
     """Hazard 51."""
     line = b"1;".ljust(1022, b"a")
@@ -292,7 +339,7 @@ def test_chunk_line_over_1_kb_is_refused() -> None:
 
 
 def test_trailers_over_8_kb_are_refused() -> None:
-    trailers = b"X: y\r\n" * 1000
+    trailers = b"X: y\r\n" * 99
     fits = b"0\r\n" + trailers + (b"Y: ".ljust(8192 - len(trailers) - 4, b"z")) + b"\r\n\r\n"
     assert read_whole_body(CHUNKED)(BytesReader(fits)) == b""
     for data in (
@@ -352,6 +399,28 @@ def test_chunk_has_these_bytes() -> None:
     assert encode_chunk(b"hello") == b"5\r\nhello\r\n"
     assert encode_chunk(b"x" * 26) == b"1a\r\n" + b"x" * 26 + b"\r\n"
     assert encode_chunk(b"") == b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "data", "trailer"),
+    [
+        (400, b"1\r\nx\r\n0\r\n\r\n", []),
+        (400, b"0\r\nX: y\r\nx:\tz \r\n\r\n", [(b"X", b"y"), (b"x", b"z")]),
+        (502, b"0\nX : y\n z\n\n", [(b"X", b"y z")]),
+    ],
+)
+def test_trailer_is_kept_once_the_body_was_read(
+    status: int, data: bytes, trailer: list[tuple[bytes, bytes]]
+) -> None:
+    body = Body(BytesReader(data), CHUNKED, status)
+    while complete(body.read()):
+        assert body.trailer == []
+    assert body.trailer == trailer
+
+
+def test_last_chunk_has_its_trailer() -> None:
+    assert encode_last_chunk([]) == b"0\r\n\r\n"
+    assert encode_last_chunk([(b"X", b"y"), (b"x", b"")]) == b"0\r\nX: y\r\nx: \r\n\r\n"
 
 
 def test_encoded_chunks_are_read_back() -> None:

@@ -163,7 +163,7 @@ def test_connection_option_named_connection_is_ignored() -> None:
         b"Proxy-Authorization: Basic YTpi",
         b"Proxy-Connection: keep-alive",
         b"Keep-Alive: timeout=5",
-        b"TE: trailers",
+        b"TE: gzip, deflate;q=0.5",
         b"Trailer: X",
         b"Connection: keep-alive",
         b"Upgrade: h2c",
@@ -182,6 +182,7 @@ def test_hop_by_hop_field_of_a_request_is_not_forwarded(field: bytes) -> None:
         b"Keep-Alive: timeout=5",
         b"Proxy-Connection: keep-alive",
         b"Proxy-Authenticate: Basic",
+        b"Proxy-Authentication-Info: nextnonce=a",
         b"Upgrade: h2c",
         b"Connection: close",
         b"Trailer: X",
@@ -209,6 +210,33 @@ def test_via_is_extended_in_one_field(fields: Fields, via: bytes) -> None:
     ]
     assert response_fields(HttpResponse(1, 200, b"OK", fields), NONE, False, b"us") == [
         (b"Via", via)
+    ]
+
+
+@pytest.mark.parametrize("value", [b"trailers", b"gzip, Trailers ,deflate;q=0.5"])
+def test_wish_for_trailers_is_written_anew(value: bytes) -> None:
+    """Hazard 56: of TE, which is for one hop, we pass on what we can do ourselves."""
+    request = request_at_origin(b"Connection: keep-alive, TE", b"TE: " + value)
+    assert (request.get(b"te"), request.get(b"connection")) == ([b"trailers"], [b"TE"])
+    assert request.names() == {b"host", b"via", b"te", b"connection"}
+
+
+def test_http_1_0_client_cannot_wish_for_trailers() -> None:
+    request = HttpRequest(b"GET", b"", 0, [(b"TE", b"trailers")])
+    assert [name for name, _ in request_fields(request, ORIGIN, NONE, b"us", None)] == [
+        b"Host",
+        b"Via",
+    ]
+
+
+def test_wish_for_trailers_and_an_upgrade_share_one_connection_field() -> None:
+    """Hazard 57."""
+    fields = [(b"Connection", b"TE, Upgrade"), (b"TE", b"trailers"), (b"Upgrade", b"websocket")]
+    request = HttpRequest(b"GET", b"", 1, fields)
+    assert request_fields(request, ORIGIN, NONE, b"us", b"websocket")[2:] == [
+        (b"Connection", b"TE, Upgrade"),
+        (b"TE", b"trailers"),
+        (b"Upgrade", b"websocket"),
     ]
 
 

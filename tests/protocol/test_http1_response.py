@@ -61,6 +61,20 @@ RESPONSES = {
     ),
 }
 
+# RFC 9112 sections 2.2 and 5.2, RFC 9110 section 5.5: a recipient may read these.
+LOOSE = {
+    "bare LF": b"HTTP/1.1 200 OK\nX: y z\n\n",
+    "bare LF behind the status line": b"HTTP/1.1 200 OK\nX: y z\r\n\r\n",
+    "bare LF behind a field": OK + b"X: y z\n\r\n",
+    "bare LF as the empty line": OK + b"X: y z\r\n\n",
+    "obs-fold": OK + b"X: y\r\n z\r\n\r\n",
+    "obs-fold with a tab": OK + b"X: y\r\n\t \tz \r\n\r\n",
+    "obs-fold with LF": OK + b"X: y\n z\n\n",
+    "obs-fold before the value": OK + b"X:\r\n y z\r\n\r\n",
+    "obs-fold of white space behind the value": OK + b"X: y z\r\n \t\r\n\r\n",
+    "value on three lines": OK + b"X:\n\ty\n\tz\n\n",
+}
+
 REFUSED = {
     "HTTP/2": b"HTTP/2.0 200 OK\r\n\r\n",
     "HTTP/1.2": b"HTTP/1.2 200 OK\r\n\r\n",
@@ -79,14 +93,20 @@ REFUSED = {
     "garbage": b"SSH-2.0-OpenSSH_9.2p1\r\n",
     "garbage without CR": b"220 smtp.example\n",
     "body alone": b"<html>\r\n\r\n",
-    "bare LF": b"HTTP/1.1 200 OK\nX: y\n\n",
-    "bare LF in the fields": OK + b"X: y\n\r\n",
     "bare CR in the phrase": b"HTTP/1.1 200 O\rK\r\n\r\n",
     "bare CR in a value": OK + b"X: y\rz\r\n\r\n",
     "NUL in the phrase": b"HTTP/1.1 200 O\0K\r\n\r\n",
     "NUL in a value": OK + b"X: y\0\r\n\r\n",
-    "obs-fold": OK + b"X: y\r\n z\r\n\r\n",
+    "CR CR LF": OK + b"X: y\r\r\n\r\n",
+    "CR in a folded line": OK + b"X: y\n z\rw\n\n",
+    "NUL in a folded line": OK + b"X: y\r\n z\0\r\n\r\n",
     "white space before the first field": OK + b" X: y\r\n\r\n",
+    "folded line before the first field": OK + b" \r\nX: y\r\n\r\n",
+    "folded status line": b"HTTP/1.1 200\r\n OK\r\n\r\n",
+    "control character in a name": OK + b"X\x01: y\r\n\r\n",
+    "control character before the colon": OK + b"X\x0b: y\r\n\r\n",
+    "control character for the white space of a fold": OK + b"X: y\r\n\x0bz\r\n\r\n",
+    "name and no colon, folded": OK + b"X: y\r\nZ\r\n : z\r\n\r\n",
     "empty name": OK + b": y\r\n\r\n",
     "white space as name": OK + b" : y\r\n\r\n",
     "name not a token": OK + b"X Y: z\r\n\r\n",
@@ -108,6 +128,41 @@ def test_encoded_response_is_read_back_as_http_1_1(data: bytes, response: HttpRe
 def test_response_has_these_bytes() -> None:
     response = HttpResponse(0, 204, b"", [(b"X", b""), (b"x", b"y z")])
     assert encode_response(response) == b"HTTP/1.1 204 \r\nX: \r\nx: y z\r\n\r\n"
+
+
+@pytest.mark.parametrize("data", LOOSE.values(), ids=LOOSE)
+def test_loose_response_is_read_and_encoded_in_canonical_form(data: bytes) -> None:
+    """Hazard 141."""
+    response = HttpResponse(1, 200, b"OK", [(b"X", b"y z")])
+    check_read(read_response, data, response)
+    assert encode_response(response) == OK + b"X: y z\r\n\r\n"
+
+
+def test_folded_line_that_looks_like_a_field_is_a_part_of_the_value() -> None:
+    """Hazard 141: the field behind it keeps its own value."""
+    data = OK + b"X: y\n Content-Length: 5\r\n\tTransfer-Encoding: chunked\nZ: w\n\n"
+    value = b"y Content-Length: 5 Transfer-Encoding: chunked"
+    check_read(read_response, data, HttpResponse(1, 200, b"OK", [(b"X", value), (b"Z", b"w")]))
+
+
+@pytest.mark.parametrize("code", [code for code in (*range(32), 127) if code not in (0, 10, 13)])
+def test_value_of_a_response_may_have_control_characters(code: int) -> None:
+    """Hazard 141: all but NUL, CR and LF; white space at the ends alone is left out."""
+    value = b"y" + bytes((code,)) + b"z"
+    check_read(
+        read_response, OK + b"X: %b\r\n\r\n" % value, HttpResponse(1, 200, b"OK", [(b"X", value)])
+    )
+
+
+def test_response_has_up_to_500_lines_of_fields() -> None:
+    """Hazard 141: a folded line counts like a field."""
+    head = OK + b"X: y\r\n" * 300 + b"Z: a\r\n" + b" b\n" * 199
+    fields = complete(read_response(BytesReader(head + b"\r\n"))).fields
+    assert len(fields) == 301 and fields[-1] == (b"Z", b"a" + b" b" * 199)
+    for more in (b" b\n", b"Z: c\n"):
+        with pytest.raises(HttpError) as caught:
+            complete(read_response(BytesReader(head + more + b"\r\n")))
+        assert caught.value.status == 502
 
 
 @pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
@@ -151,8 +206,9 @@ def test_head_of_1_mb_is_answered_502_and_read_up_to_its_limits(head: bytes) -> 
         b"X:" + b" " * 60_000 + b"\0",
         b"X" + b" " * 30_000 + b":" + b" " * 30_000 + b"\0",
         b"X" + b" " * 60_000 + b"\0",
+        b"X: y\r\n" + b" " * 60_000 + b"\0",
     ],
-    ids=["behind the colon", "on both sides of it", "without a colon"],
+    ids=["behind the colon", "on both sides of it", "without a colon", "in a folded line"],
 )
 def test_field_of_a_response_is_read_in_linear_time(hostile: bytes) -> None:
     with stuck_after(PATIENCE), pytest.raises(HttpError):

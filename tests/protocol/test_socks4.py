@@ -34,6 +34,14 @@ REQUESTS = {
         b"\x04\x02\xff\xff\xc0\0\2\1\0",
         Socks4Request(BIND, Address("192.0.2.1", 65535), b""),
     ),
+    "BIND for any peer": (
+        b"\x04\x02\x00\x00\0\0\0\0user\0",
+        Socks4Request(BIND, Address("0.0.0.0", 0), b"user"),
+    ),
+    "BIND for any peer as 4a name": (
+        b"\x04\x02\x00\x50\0\0\0\1\x000.0.0.0\0",
+        Socks4Request(BIND, Address("0.0.0.0", 80), b""),
+    ),
     "unknown command is left to the handler": (
         b"\x04\x09\x00\x50\xc0\0\2\1\0",
         Socks4Request(9, Address("192.0.2.1", 80), b""),
@@ -86,6 +94,7 @@ REQUESTS = {
 
 REFUSED = {
     "0.0.0.0": (b"\x04\x01\x00\x50\0\0\0\0\0", RequestError),
+    "0.0.0.0 with an unknown command": (b"\x04\x03\x00\x50\0\0\0\0\0", RequestError),
     "0.0.0.0 as 4a name": (HEAD_4A + b"\x000.0.0.0\0", RequestError),
     "version 5": (b"\x05\x01\x00\x50\xc0\0\2\1\0", ProtocolError),
     "version 0": (b"\x00\x01\x00\x50\xc0\0\2\1\0", ProtocolError),

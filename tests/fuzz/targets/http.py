@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable, NamedTuple
 
 import h11
@@ -12,14 +13,15 @@ from netproxy.net.stream import Stream
 from netproxy.protocol import connect_udp, http1
 from netproxy.protocol.http1 import Fields, HttpRequest, HttpResponse
 from netproxy.protocol.http1_message import (
-    LAST_CHUNK,
     Body,
     Framing,
     encode_chunk,
+    encode_last_chunk,
     request_fields,
     request_framing,
     response_fields,
     response_framing,
+    trailer_fields,
     upgrade_of,
 )
 from tests.fuzz.target import LONGEST, TRAILING, Target, accepted, check_reader, read_outcome
@@ -28,6 +30,7 @@ _LIMITS = {
     "protocol.http1.TARGET_LIMIT": 160,
     "protocol.http1.HEAD_LIMIT": 400,
     "protocol.http1.FIELDS_LIMIT": 8,
+    "protocol.http1.RESPONSE_LINES_LIMIT": 12,
     "protocol.http1_message.CHUNK_LINE_LIMIT": 40,
     "protocol.http1_message.TRAILER_LIMIT": 80,
     "protocol.http1_message.PIECE": 16,
@@ -39,6 +42,8 @@ _METHODS = (b"GET", b"HEAD", b"CONNECT", b"POST")
 _BODILESS = (204, 304)
 # h11 folds these into one canonical value, from which it frames the body.
 _FRAMING = (b"content-length", b"transfer-encoding")
+_CONTROLS = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _WORDS = (
     *(b"GET ", b"POST ", b"CONNECT ", b"OPTIONS * ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"\r\n"),
     *(b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 101 \r\n", b"HTTP/1.0 304\r\n", b"http://a/", b"a:80"),
@@ -47,6 +52,7 @@ _WORDS = (
     *(b"Upgrade: connect-udp\r\n", b"Via: 1.1 a\r\n", b"Max-Forwards: 0\r\n", b" \t", b"\n", b"\r"),
     *(b"TE: trailers\r\n", b"Trailer: X\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n", b";a=b", b"\x85"),
     *(b"Proxy-Status: a; error=dns_error\r\n", b"X : y\r\n", b"\r\n folded", b"\xa0", b"\0"),
+    *(b"\n folded", b"Transfer-Encoding: identity\n", b"Content-Length:\n 5\n", b"\x0b", b"\x01"),
     b"/.well-known/masque/udp/192.0.2.1/443/",
     b"/.well-known/masque/udp/2001%3Adb8%3A%3A1/53/",
 )
@@ -60,6 +66,8 @@ class _Message(NamedTuple):
     body: bytes
     rest: bytes
     """Bytes behind the message."""
+    trailer: Any
+    """Fields behind the body.  Any: as in head."""
 
 
 def _read_by_h11(role: Any, data: bytes, method: bytes) -> _Message:
@@ -74,7 +82,7 @@ def _read_by_h11(role: Any, data: bytes, method: bytes) -> _Message:
         connection.send(h11.EndOfMessage())
     connection.receive_data(data)
     head: Any = None
-    body = b""
+    body, trailer = b"", ()
     while True:
         event = connection.next_event()
         if isinstance(event, (h11.Request, h11.Response, h11.InformationalResponse)):
@@ -83,13 +91,16 @@ def _read_by_h11(role: Any, data: bytes, method: bytes) -> _Message:
                 break
         elif isinstance(event, h11.Data):
             body += bytes(event.data)
-        elif isinstance(event, h11.EndOfMessage) or event is h11.PAUSED:
+        elif isinstance(event, h11.EndOfMessage):
+            trailer = event.headers
+            break
+        elif event is h11.PAUSED:
             break
         elif event is h11.NEED_DATA:
             # A body without a length ends with the connection.
             connection.receive_data(b"")
     rest, _ = connection.trailing_data
-    return _Message(head, body, rest)
+    return _Message(head, body, rest, trailer)
 
 
 def _lowered(fields: Any) -> Fields:
@@ -120,14 +131,16 @@ def _check_request(data: bytes) -> None:
         return
     upgrade = upgrade_of(request.fields) if framing.empty and request.minor else None
     fields = request_fields(request, origin, framing, _PSEUDONYM, upgrade)
-    anew = HttpRequest(request.method, origin.path, 1, fields)
-    written = http1.encode_request(anew) + _framed(framing, body.result)
+    # h11 refuses bytes over 127 in a target.
+    path = _NOT_ASCII.sub(b"?", origin.path)
+    anew = HttpRequest(request.method, path, 1, fields)
+    written = http1.encode_request(anew) + _framed(framing, body.result.data, [])
     # The upgrade ends what h11 reads: what follows belongs to another protocol.
     message = _read_by_h11(h11.SERVER, written + TRAILING * (upgrade is None), b"")
     assert message.rest == TRAILING * (upgrade is None), message
-    assert (message.head.method, message.head.target) == (request.method, origin.path)
+    assert (message.head.method, message.head.target) == (request.method, path)
     assert _lowered(message.head.headers) == _lowered(fields)
-    assert message.body == body.result
+    assert message.body == body.result.data
     names = [name.lower() for name, _ in fields]
     assert names.count(b"host") == 1 and b"proxy-authorization" not in names
 
@@ -146,27 +159,32 @@ def _check_connect_udp(request: HttpRequest) -> None:
 # -- bodies
 
 
-def _read_whole(framing: Framing) -> Callable[[Stream], Steps[bytes]]:
-    """Return a codec that reads a body to its end."""
+class _Whole(NamedTuple):
+    data: bytes
+    trailer: Fields
 
-    def read(stream: Stream) -> Steps[bytes]:
-        body = Body(stream, framing)
+
+def _read_whole(framing: Framing, status: int = 400) -> Callable[[Stream], Steps[_Whole]]:
+    """Return a codec that reads a body to its end.  `status`: 502 for that of a response."""
+
+    def read(stream: Stream) -> Steps[_Whole]:
+        body = Body(stream, framing, status)
         data = b""
         while piece := (yield from body.read()):
             assert len(piece) <= 16
             data += piece
-        return data
+        return _Whole(data, body.trailer)
 
     return read
 
 
-def _framed(framing: Framing, data: bytes) -> bytes:
-    """Frame a body anew, in two pieces if it goes in chunks."""
+def _framed(framing: Framing, data: bytes, trailer: Fields) -> bytes:
+    """Frame a body anew, in two pieces and with its trailer if it goes in chunks."""
     if not framing.chunked:
         return data
     half = len(data) // 2
     pieces = filter(None, (data[:half], data[half:]))
-    return b"".join(map(encode_chunk, pieces)) + LAST_CHUNK
+    return b"".join(map(encode_chunk, pieces)) + encode_last_chunk(trailer)
 
 
 def _check_body(data: bytes) -> None:
@@ -174,15 +192,16 @@ def _check_body(data: bytes) -> None:
     body = check_reader(_read_whole(Framing(chunked=True)), data, LONGEST + len(TRAILING))
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     if body.accepted:
-        message = _read_by_h11(h11.SERVER, head + _framed(Framing(chunked=True), body.result), b"")
-        assert (message.body, message.rest) == (body.result, b"")
+        framed = _framed(Framing(chunked=True), body.result.data, [])
+        message = _read_by_h11(h11.SERVER, head + framed, b"")
+        assert (message.body, message.rest) == (body.result.data, b"")
     try:
         raw = _read_by_h11(h11.SERVER, head + data, b"")
     except h11.RemoteProtocolError:
         return
     # h11 reads more than we do: bare LF, for one.  What both read must be the same.
     if body.accepted:
-        assert (raw.body, raw.rest) == (body.result, body.rest)
+        assert (raw.body, raw.rest) == (body.result.data, body.rest)
 
 
 # -- responses
@@ -203,26 +222,50 @@ def _check_response(data: bytes) -> None:
     # Neither has a body, nor goes on to the client without its protocol.
     if framing is None or response.status == 101 or method == b"CONNECT":
         return
-    body = read_outcome(_read_whole(framing), head.rest, len(head.rest), 1)
+    body = read_outcome(_read_whole(framing, 502), head.rest, len(head.rest), 1)
     if not body.accepted:
         assert issubclass(body.result[0], ProtocolError)
         return
     chunked = framing.chunked or framing.until_close
-    fields = response_fields(response, framing, chunked, _PSEUDONYM)
-    _check_written_response(method, response._replace(fields=fields), chunked, body.result)
+    _check_received_response(method, data, response, body.result.data)
+    fields = response_fields(response, framing, chunked, _PSEUDONYM, framing.chunked)
+    whole = body.result._replace(trailer=trailer_fields(body.result.trailer, response))
+    _check_written_response(method, response._replace(fields=fields), chunked, whole)
+
+
+def _check_received_response(
+    method: bytes, data: bytes, response: HttpResponse, body: bytes
+) -> None:
+    """Check that h11 finds the same names and body in what the origin sent, if it reads that."""
+    try:
+        message = _read_by_h11(h11.CLIENT, data, method)
+    except h11.RemoteProtocolError:
+        return
+    if response.status >= 200:
+        names = [name for name, _ in _lowered(message.head.headers)]
+        assert names == [name for name, _ in _lowered(response.fields)]
+        assert message.body == body
 
 
 def _check_written_response(
-    method: bytes, response: HttpResponse, chunked: bool, body: bytes
+    method: bytes, response: HttpResponse, chunked: bool, body: _Whole
 ) -> None:
-    framed = _framed(Framing(chunked=chunked), body)
+    response = response._replace(fields=_without_controls(response.fields))
+    trailer = _without_controls(body.trailer)
+    framed = _framed(Framing(chunked=chunked), body.data, trailer)
     written = http1.encode_response(response) + framed
     message = _read_by_h11(h11.CLIENT, written + TRAILING, method)
     assert message.head.status_code == response.status
     assert bytes(message.head.reason).strip(b" \t") == response.phrase.strip(b" \t"), message
     assert _lowered(message.head.headers) == _lowered(response.fields)
-    assert (message.body, message.rest) == (body, TRAILING), message
-    assert not (response.status in _BODILESS or response.status < 200) or not body
+    assert (message.body, message.rest) == (body.data, TRAILING), message
+    assert _lowered(message.trailer) == [(name.lower(), value) for name, value in trailer]
+    assert not (response.status in _BODILESS or response.status < 200) or not body.data
+
+
+def _without_controls(fields: Fields) -> Fields:
+    """Replace control characters, which go on to the client; h11 refuses some of them."""
+    return [(name, _CONTROLS.sub(b"?", value)) for name, value in fields]
 
 
 TARGETS = (
