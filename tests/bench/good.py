@@ -36,7 +36,7 @@ BULK = 1 << 20
 PIECE = 1 << 16
 # Seconds between two conversations of a client, and the rest within a long one.
 PAUSE = 0.5, 3.0
-REST = 3.0, 12.0
+REST = 2.0, 8.0
 LOGIN = b"alice", b"a password of alice"
 
 

@@ -27,9 +27,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -37,15 +36,18 @@ from rig import SECONDS, print_row, raise_descriptor_limit
 
 from attacks import Attacks, Ground
 from good import KINDS, GoodClients, Outcome, Site
-from results import note
-from scene import BAD, BAD_HOSTS, DAEMON, GOOD, OUTER, PORTS, Daemon, LogReader
+
+from scene import BAD, BAD_HOSTS, DAEMON, GOOD, OUTER, PORTS, Daemon, LogReader, Sample
 from scene import agent, configuration, hop, preloads
 from soak import CLEAN_SECONDS, SPARE, halves, slope
 from troubles import CYCLE, Troubles, Window, control_path, faults_of
 from world import Servers
 
+from netproxy.admin.control_socket import ask
+from netproxy.errors import NetProxyError
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.support.certificates import certificates
+from tests.support.results import note
 
 # The part of the time before anything is expected to be flat.
 WARM_UP = 0.3
@@ -53,19 +55,9 @@ WARM_UP = 0.3
 GROWTH_MIB, LONG_RUN = 4.0, 600.0
 # Work connections that an agent keeps, more or less.
 AGENT_DESCRIPTORS = 10
+LOG = "log: {level: info, queue: 65536}"
 WIDTHS = (8, 9, 12, 8, 8, 8, 10)
 _NO_FILTER = "for file in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $file; done"
-
-
-class Sample(NamedTuple):
-    """A row of the table."""
-
-    at: float
-    """Seconds from the start."""
-    resident: float
-    """MiB."""
-    descriptors: int
-    threads: int
 
 
 class Account:
@@ -98,6 +90,7 @@ class Account:
                 counts["broken, explained"] += 1
             else:
                 counts["broken, no record"] += 1
+                print(f"no record: {outcome.kind} at {outcome.ports}: {outcome.why}")
         failures += [f"{kind}: never served" for kind in KINDS if not self.served[kind]]
         return failures, counts
 
@@ -127,14 +120,13 @@ class Scene:
         self.others = self._start_others(folder, outer)
         stack.callback(faults_of, self.others)
         self.log = LogReader(folder / "daemon-read.log", [GOOD])
-        config = configuration(self.site, folder, "0.0.0.0", OUTER)
+        config = configuration(self.site, folder, "0.0.0.0", OUTER, LOG)
         more = self.preloads.variables
         self.daemon = Daemon(folder, "daemon", config, middle, more, self.log)
         stack.callback(self.daemon.finish)
         self.log.wait_until_serving()
-        self.troubles = Troubles(
-            self.daemon, self.log, self.others, self.preloads, control_path(folder)
-        )
+        self._control = control_path(folder)
+        self.troubles = Troubles(self.daemon, self.log, self.others, self.preloads, self._control)
 
     @staticmethod
     def _connect(middle: Namespace, good: Namespace, bad: Namespace, outer: Namespace) -> None:
@@ -148,14 +140,14 @@ class Scene:
 
     def _start_others(self, folder: Path, outer: Namespace) -> dict[str, Daemon]:
         bridge = DAEMON.format(3)
-        steady = agent(self.site, "steady", bridge, hop(OUTER, "steady"))
+        steady = agent(self.site, "steady", bridge, hop(OUTER, PORTS["steady"]))
         comer = agent(self.site, "comer", bridge, "listeners: []")
         others = {
             "steady": Daemon(folder, "steady", steady + "log: {level: debug}\n", outer, full=True),
             "comer": Daemon(folder, "comer", comer, outer),
         }
         for name in ("second", "fragile1", "fragile2"):
-            others[name] = Daemon(folder, name, hop(OUTER, name), outer)
+            others[name] = Daemon(folder, name, hop(OUTER, PORTS[name]), outer)
         return others
 
     def begin(self) -> tuple[int, int]:
@@ -171,7 +163,12 @@ class Scene:
         return before
 
     def left_over(self, before: tuple[int, int], threads: bool) -> list[str]:
-        """Wait until all of the clients has gone. Return what is left."""
+        """Wait until all of the clients has gone. Return what is left.
+
+        The sessions of an agent's UDP port would stay for minutes: they are killed.
+        """
+        with suppress(NetProxyError):
+            ask(self._control, "kill", listener=f"steady-{PORTS['tunnel_udp']}")
         deadline = time.monotonic() + CLEAN_SECONDS + SECONDS
         while True:
             left = {"descriptors": self.daemon.descriptors() - before[0] - AGENT_DESCRIPTORS}
@@ -192,11 +189,8 @@ def watch(scene: Scene, account: Account, seconds: float) -> list[Sample]:
     while (now := time.monotonic() - began) < seconds:
         time.sleep(min(interval, max(0.0, seconds - now)))
         account.add(scene.clients.call("report"))
-        daemon = scene.daemon
-        if daemon.process.poll() is not None:
-            raise SystemExit(f"netproxyd has ended with {daemon.process.returncode}")
         now = time.monotonic() - began
-        samples.append(Sample(now, daemon.resident_mib(), daemon.descriptors(), daemon.threads()))
+        samples.append(scene.daemon.sample(now))
         print_row(
             WIDTHS,
             f"{now:.0f}",

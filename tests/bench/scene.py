@@ -33,10 +33,12 @@ BAD_HOSTS = range(2, 32)
 PORTS = {
     **{"main": 1080, "tls": 1443, "tcp": 1007, "udp": 1008, "dns": 1053, "bridge": 7000},
     **{"tunnel": 8007, "tunnel_udp": 8008, "comer": 8100},
+    **{"steady": 2080, "second": 2081, "fragile1": 2082, "fragile2": 2083},
 }
-HOPS = {"steady": 2080, "second": 2081, "fragile1": 2082, "fragile2": 2083}
 DESCRIPTORS = 8192
 """The limit of the daemon."""
+NAMES = 500
+"""In the caches: few, so that they are full soon."""
 DISK = "64k"
 PIPE = 4096
 TOKEN = "a token for a hostile hour"
@@ -46,11 +48,11 @@ _CLIENT = re.compile(r" client=\[?([0-9.]+)\]?:(\d+) .*?(?: ended=(\".*?\"|\S+))
 TIMEOUTS = "timeouts: {handshake: 5s, connect: 5s, half_close: 15s, drain: 5s}\n"
 
 
-def configuration(site: Site, folder: Path, host: str, hops: str) -> str:
-    """Return the file of the daemon under test, which listens on all addresses of `host`.
+def configuration(site: Site, folder: Path, host: str, hops: str, more: str) -> str:
+    """Return the file of the daemon under test, which listens on `host`.
 
-    `hops` is the address of the daemons behind it. The line of the rules is the last one, so that
-    a reload can add others.
+    `hops` is the address of the daemons behind it. `more` are lines of the file. The rules are the
+    last ones, so that a reload can add others.
     """
     world, tls = site.world, certificates().listener()
     listen = "clients: [10.90.0.0/16, 127.0.0.0/8], limits: {connections: 4096}"
@@ -67,7 +69,7 @@ listeners:
    {udp}, clients: [10.90.0.0/16, 127.0.0.0/8]}}
 - {{name: dns, protocol: dns, listen: '{host}:{ports["dns"]}', {listen}}}
 users: {{{user}: {{password: '{password}'}}}}
-dns: {{servers: ['{_text(world.dns)}']}}
+dns: {{servers: ['{_text(world.dns)}'], cache: {NAMES}}}
 destinations: {{deny: [multicast]}}
 tunnel:
   bridge:
@@ -79,19 +81,30 @@ tunnel:
         ports: ['{host}:{ports["tunnel"]}', '{host}:{ports["tunnel_udp"]}/udp']
       comer: {{token: '{TOKEN}', ports: ['{host}:{ports["comer"]}']}}
 upstreams:
-  steady: 'socks5://{hops}:{HOPS["steady"]}'
-  second: 'http://{hops}:{HOPS["second"]}'
-  fragile1: 'socks5://{hops}:{HOPS["fragile1"]}?timeout=2s'
-  fragile2: 'http://{hops}:{HOPS["fragile2"]}?timeout=2s'
+  steady: 'socks5://{hops}:{ports["steady"]}'
+  second: 'http://{hops}:{ports["second"]}'
+  fragile1: 'socks5://{hops}:{ports["fragile1"]}?timeout=2s'
+  fragile2: 'http://{hops}:{ports["fragile2"]}?timeout=2s'
   group: {{members: [fragile1, fragile2, second]}}
 control: 'unix:{folder}/control'
 {TIMEOUTS}
-log: {{level: info, queue: 65536}}
+{more}
 rules:
 - {{port: [{world.tcp_chain[1]}], via: [steady, second]}}
 - {{port: [{world.udp_chain[1]}], via: steady}}
 - {{port: [{world.tcp_group[1]}], via: group}}
 """
+
+
+class Sample(NamedTuple):
+    """What a daemon holds at a time."""
+
+    at: float
+    """Seconds from the start."""
+    resident: float
+    """MiB."""
+    descriptors: int
+    threads: int
 
 
 def agent(site: Site, name: str, bridge: str, listen: str) -> str:
@@ -116,12 +129,12 @@ tunnel:
 """
 
 
-def hop(host: str, name: str) -> str:
+def hop(host: str, port: int) -> str:
     """Return the listeners of a daemon that is a hop."""
     udp = "udp: {idle_timeout: 5s, max_sessions_per_client: 2000}"
     clients = "clients: [10.90.0.0/16, 127.0.0.0/8]"
     limits = "limits: {connections: 4096, connections_per_client: 4096}"
-    return f"listeners: [{{listen: '{host}:{HOPS[name]}', {clients}, {limits}, {udp}}}]\n"
+    return f"listeners: [{{listen: '{host}:{port}', {clients}, {limits}, {udp}}}]\n"
 
 
 def _text(where: tuple[str, int]) -> str:
@@ -280,6 +293,12 @@ class Daemon:
         """Return the resident memory."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * resource.getpagesize() / (1 << 20)
+
+    def sample(self, at: float) -> Sample:
+        """Return what the daemon holds now, `at` seconds from the start."""
+        if self.process.poll() is not None:
+            raise SystemExit(f"netproxyd has ended with {self.process.returncode}")
+        return Sample(at, self.resident_mib(), self.descriptors(), self.threads())
 
     def descriptors(self) -> int:
         """Return the number of open descriptors."""

@@ -1,4 +1,4 @@
-"""Notes what a program of the tests has shown, for docs/PROOFS.md (proofs.py makes it).
+"""Notes what a program of the tests has shown, for docs/PROOFS.md, which tests/proofs makes.
 
 Nothing is noted unless the environment variable NETPROXY_PROOFS names a folder.
 """
@@ -26,7 +26,7 @@ def note(what: str, passed: bool, command: str = "", **figures: object) -> None:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": command or own_command(),
         "python": ".".join(map(str, sys.version_info[:3])),
-        "kernel": os.uname().release,
+        "kernel": os.uname().release.partition("-")[0],
         "processors": len(os.sched_getaffinity(0)),
         "passed": passed,
         "figures": figures,
