@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Callable, Mapping, NamedTuple, Sequence
 
-from good import LOGIN, Site
+from conversation import LOGIN, Site
 from load import Process
 from rig import Endpoint
 from world import STACK

@@ -35,7 +35,8 @@ import pytest
 from rig import SECONDS, print_row, raise_descriptor_limit
 
 from attacks import Attacks, Ground
-from good import KINDS, GoodClients, Outcome, Site
+from conversation import Site
+from good import KINDS, GoodClients, Outcome
 
 from scene import BAD, BAD_HOSTS, DAEMON, GOOD, OUTER, PORTS, Daemon, LogReader, Sample
 from scene import agent, configuration, hop, preloads

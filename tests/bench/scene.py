@@ -21,7 +21,7 @@ from typing import Mapping, NamedTuple, Sequence
 
 from rig import ROOT, SECONDS
 
-from good import LOGIN, Site
+from conversation import LOGIN, Site
 
 from tests.e2e.namespaces import Namespace
 from tests.e2e.support import environment

@@ -25,7 +25,8 @@ import pytest
 
 from rig import LOOPBACK, SECONDS, free_port, print_row, raise_descriptor_limit
 
-from good import KINDS, GoodClients, Outcome, Site
+from conversation import Site
+from good import KINDS, GoodClients, Outcome
 
 from scene import PORTS, Daemon, Sample, agent, configuration, hop
 from soak import SPARE, halves, slope
