@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -39,13 +39,11 @@ from conversation import Site
 from good import KINDS, GoodClients, Outcome
 
 from scene import BAD, BAD_HOSTS, DAEMON, GOOD, OUTER, PORTS, Daemon, LogReader, Sample
-from scene import agent, configuration, hop, preloads
+from scene import agent, configuration, control_path, end_agent_sessions, hop, preloads
 from soak import CLEAN_SECONDS, SPARE, halves, slope
-from troubles import CYCLE, Troubles, Window, control_path, faults_of
+from troubles import CYCLE, Troubles, Window, faults_of
 from world import Servers
 
-from netproxy.admin.control_socket import ask
-from netproxy.errors import NetProxyError
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.support.certificates import certificates
 from tests.support.results import note
@@ -164,12 +162,8 @@ class Scene:
         return before
 
     def left_over(self, before: tuple[int, int], threads: bool) -> list[str]:
-        """Wait until all of the clients has gone. Return what is left.
-
-        The sessions of an agent's UDP port would stay for minutes: they are killed.
-        """
-        with suppress(NetProxyError):
-            ask(self._control, "kill", listener=f"steady-{PORTS['tunnel_udp']}")
+        """Wait until all of the clients has gone. Return what is left."""
+        end_agent_sessions(self.site, self._control)
         deadline = time.monotonic() + CLEAN_SECONDS + SECONDS
         while True:
             left = {"descriptors": self.daemon.descriptors() - before[0] - AGENT_DESCRIPTORS}

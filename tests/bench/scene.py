@@ -7,6 +7,7 @@ agents. The first hop is an agent too, and its log is on a file system of 64 KiB
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -23,6 +24,7 @@ from rig import ROOT, SECONDS
 
 from conversation import LOGIN, Site
 
+from netproxy.admin.control_socket import CommandError, ask
 from tests.e2e.namespaces import Namespace
 from tests.e2e.support import environment
 from tests.support.certificates import certificates
@@ -86,7 +88,7 @@ upstreams:
   fragile1: 'socks5://{hops}:{ports["fragile1"]}?timeout=2s'
   fragile2: 'http://{hops}:{ports["fragile2"]}?timeout=2s'
   group: {{members: [fragile1, fragile2, second]}}
-control: 'unix:{folder}/control'
+control: 'unix:{control_path(folder)}'
 {TIMEOUTS}
 {more}
 rules:
@@ -135,6 +137,11 @@ def hop(host: str, port: int) -> str:
     clients = "clients: [10.90.0.0/16, 127.0.0.0/8]"
     limits = "limits: {connections: 4096, connections_per_client: 4096}"
     return f"listeners: [{{listen: '{host}:{port}', {clients}, {limits}, {udp}}}]\n"
+
+
+def control_path(folder: Path) -> str:
+    """Return the path of the control socket of the daemon under test."""
+    return str(folder / "control")
 
 
 def _text(where: tuple[str, int]) -> str:
@@ -328,6 +335,15 @@ class Daemon:
             self.faults += filter(FAULT_LINE.search, file)
         faults, self.faults = faults + self.faults, []
         return faults
+
+
+def end_agent_sessions(site: Site, control: str) -> None:
+    """End the sessions of an agent's UDP port, which would stay for minutes.
+
+    `control` is the path of the bridge's control socket.
+    """
+    with contextlib.suppress(CommandError):
+        ask(control, "kill", listener=f"steady-{site.ports['tunnel_udp']}")
 
 
 class Preloads(NamedTuple):

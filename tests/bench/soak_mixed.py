@@ -28,7 +28,8 @@ from rig import LOOPBACK, SECONDS, free_port, print_row, raise_descriptor_limit
 from conversation import Site
 from good import KINDS, GoodClients, Outcome
 
-from scene import PORTS, Daemon, Sample, agent, configuration, hop
+from scene import PORTS, Daemon, Sample, agent, configuration, control_path, end_agent_sessions
+from scene import hop
 from soak import SPARE, halves, slope
 from world import Servers
 
@@ -142,6 +143,7 @@ def run(seconds: float, count: int, folder: Path) -> list[str]:
         clients.call("start", site, count)
         samples = watch(daemons[0], clients, seconds, outcomes)
         outcomes += clients.call("end")
+        end_agent_sessions(site, control_path(folder))
         faults, growth = verdict(samples, seconds)
         faults += left_over(daemons[0], before)
         faults += [fault for daemon in daemons for fault in daemon.finish()]

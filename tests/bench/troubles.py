@@ -14,7 +14,6 @@ import struct
 import subprocess
 import threading
 import time
-from pathlib import Path
 from typing import Callable, NamedTuple
 
 from scene import Daemon, LogReader, Preloads
@@ -232,8 +231,3 @@ class Troubles:
 def faults_of(others: dict[str, Daemon]) -> list[str]:
     """End the daemons in the world. Return the faults in their logs."""
     return [fault for daemon in others.values() for fault in daemon.finish()]
-
-
-def control_path(folder: Path) -> str:
-    """Return the path of the control socket."""
-    return str(folder / "control")
