@@ -288,9 +288,13 @@ class Attacks(Process):
     # -- forged packets
 
     def _forge(self, choices: random.Random) -> None:
-        """Send a datagram that seems to come from a good client's host."""
+        """Send a datagram that seems to come from a good client's host.
+
+        Not to the agent's port: forgers would take the host's share of its sessions, where no
+        login tells them from the host.
+        """
         data = b"\0\0\0" + encode(self._ground.site.world.udp) + b"forged"
-        port = choices.choice(("main", "udp", "tunnel_udp", "dns"))
+        port = choices.choice(("main", "udp", "dns"))
         host, to = self._to(port)
         source = choices.choice(FORGED_PORTS)
         header = struct.pack("!HHHH", source, to, 8 + len(data), 0)

@@ -238,9 +238,9 @@ def run(seconds: float, count: int, folder: Path) -> list[str]:
         failures, counts = account.judge()
         faults += grows(samples, seconds) + failures
         counts |= {"served": sum(account.served.values()), "lost": len(failures)}
-        counts |= scene.log.counts
     print("served: " + ", ".join(f"{kind} {account.served[kind]}" for kind in KINDS))
     print("good clients: " + _text(counts))
+    print("log: " + _text(scene.log.counts))
     print("attacks: " + _text(attacks))
     print("troubles: " + _text(scene.troubles.counts))
     note(
@@ -248,7 +248,8 @@ def run(seconds: float, count: int, folder: Path) -> list[str]:
         not faults,
         minutes=round(seconds / 60, 1),
         clients=count * len(KINDS),
-        **{"good clients": counts, "attacks": attacks, "troubles": scene.troubles.counts},
+        **{"good clients": counts, "log": scene.log.counts},
+        **{"attacks": attacks, "troubles": scene.troubles.counts},
         **{"RSS, MiB": [round(samples[0].resident, 1), round(samples[-1].resident, 1)]},
         **{"most descriptors": max(sample.descriptors for sample in samples)},
         **{"most threads": max(sample.threads for sample in samples)},

@@ -151,6 +151,8 @@ def run(seconds: float, count: int, folder: Path) -> list[str]:
     faults += [f"{outcome.kind}: {outcome.why}" for outcome in outcomes if outcome.why]
     faults += [f"{kind}: never served" for kind in KINDS if not served[kind]]
     print("served: " + ", ".join(f"{kind} {served[kind]}" for kind in KINDS))
+    # In a short run the growth says nothing.
+    long_run = {"RSS, % an hour": round(growth, 2)} if seconds >= LONG_FOR_MEMORY else {}
     note(
         "soak",
         not faults,
@@ -158,7 +160,7 @@ def run(seconds: float, count: int, folder: Path) -> list[str]:
         clients=count * len(KINDS),
         **{"conversations": sum(served.values()), "lost": len(outcomes) - sum(served.values())},
         **{"RSS, MiB": [round(samples[0].resident, 2), round(samples[-1].resident, 2)]},
-        **{"RSS, % an hour": round(growth, 2)},
+        **long_run,
         descriptors=[samples[0].descriptors, samples[-1].descriptors],
         threads=[samples[0].threads, samples[-1].threads],
     )

@@ -45,7 +45,7 @@ from tests.support.results import note
 
 pytestmark = pytest.mark.e2e
 
-COMMAND = "FIU_FACTOR=%s tests/run tests/e2e/test_fiu.py" % os.environ.get("FIU_FACTOR", 1)
+COMMAND = "FIU_FACTOR=%s python3 -m pytest tests/e2e/test_fiu.py" % os.environ.get("FIU_FACTOR", 1)
 # Makes the test longer.
 FACTOR = int(os.environ.get("FIU_FACTOR", 1))
 PROBABILITY = 0.02

@@ -72,7 +72,7 @@ ERRNOS = {
 }
 # Calls of a flow that repeat with its bytes: the first ones stand for all.
 REPEATED = 12
-COMMAND = "tests/run tests/faults"
+COMMAND = "python3 -m pytest tests/faults"
 
 
 @pytest.fixture(scope="module")
