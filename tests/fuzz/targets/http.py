@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import urllib.parse
 from typing import Any, Callable, NamedTuple
@@ -177,7 +178,9 @@ def _check_host(text: str, host: str) -> None:
         address = ipaddress.ip_address(text.strip("[]"))
         assert ipaddress.ip_address(host) == (getattr(address, "ipv4_mapped", None) or address)
     elif accepted(ipaddress.ip_address, host) is not None:
-        assert socket.inet_ntoa(socket.inet_aton(text.removesuffix("."))) == host
+        # "0x" is 0, as in the URLs of browsers; inet_aton(3) does not take it.
+        number = re.sub(r"\b0[xX](?=\.|\Z)", "0", text.removesuffix("."))
+        assert socket.inet_ntoa(socket.inet_aton(number)) == host
     else:
         assert text.removesuffix(".").lower() == host
 
