@@ -138,9 +138,11 @@ class _Builder:
 
         destinations = self._reachability.destinations
         targets = TargetResolver(SystemResolver(dict(dns.hosts)), destinations)
+        # Not the builder, which refers to the plan before: no plan would ever be freed.
+        datagrams = self._runtime.datagrams
 
         def direct(seconds: float) -> DirectDialer:
-            return DirectDialer(targets, self._runtime.datagrams, seconds)
+            return DirectDialer(targets, datagrams, seconds)
 
         dependencies = ResolverDependencies(direct, self._dialers.dialer, domains, destinations)
         return make_forwarder(dns, dependencies)

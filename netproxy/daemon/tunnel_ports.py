@@ -9,11 +9,13 @@ import threading
 from typing import TYPE_CHECKING, Iterable, NamedTuple
 
 from netproxy.access.limits import Admission
+from netproxy.config.listeners import CONNECTIONS_PER_CLIENT, SESSIONS_PER_CLIENT
 from netproxy.config.schema import LimitsConfig, UdpConfig
 from netproxy.errors import ListenError
 from netproxy.handler.forward import TcpForward, UdpForward
 from netproxy.handler.outbound import Outbound
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.networks import is_loopback
 from netproxy.interfaces.routing import Route
 from netproxy.relay.nat import NatPolicy, NatTable
 from netproxy.relay.pipe import PipeLimits
@@ -136,8 +138,10 @@ class TcpPort:
         self._target = target
         self._listener = runtime.tcp_listener(address)
         self._listener.name = target.name
-        limits = LimitsConfig()
-        self._admission = Admission(None, limits.connections, limits.connections)
+        connections = LimitsConfig().connections
+        # As for a listener: on loopback all clients share one address.
+        per_client = connections if is_loopback(address.host) else CONNECTIONS_PER_CLIENT
+        self._admission = Admission(None, connections, per_client)
         # No client of a proxy listener may be led to this port, from now until it is closed.
         self._unregister = runtime.own.register("tcp", self._listener.address, of_agent=True)
         ports.add(self)
@@ -180,7 +184,7 @@ class UdpPort:
         """Bind the port.  Raises ListenError."""
         self._runtime = runtime
         self._listener = runtime.udp_listener(address)
-        self._table = nat_table(runtime)
+        self._table = nat_table(runtime, None if is_loopback(address.host) else SESSIONS_PER_CLIENT)
         self._listener.handler = UdpForward(
             target.name, target.router, self._table, target.target, None, runtime.counters
         )
@@ -202,10 +206,14 @@ class UdpPort:
         self._table.close()
 
 
-def nat_table(runtime: Runtime) -> NatTable:
-    """Return a new NAT table with the defaults of a listener."""
+def nat_table(runtime: Runtime, per_client: int | None = None) -> NatTable:
+    """Return a new NAT table with the defaults of a listener.
+
+    `per_client`: sessions of one client address at the same time, None for no limit of their own.
+    """
     udp = UdpConfig()
-    policy = NatPolicy(SessionLimits(udp.max_sessions, udp.max_sessions, {}), udp.idle_timeout)
+    limits = SessionLimits(udp.max_sessions, per_client or udp.max_sessions, {})
+    policy = NatPolicy(limits, udp.idle_timeout)
     return NatTable(policy, runtime.nat_dependencies(runtime.datagrams.arenas()))
 
 

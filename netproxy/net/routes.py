@@ -55,7 +55,12 @@ _NO_ROUTE = frozenset((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES))
 _EXHAUSTED = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
 )
-"""Errors of a moment: they do not mean that netlink is not permitted."""
+"""Errors of a moment, which are not worth a record."""
+
+_FORBIDDEN = frozenset(
+    (errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOSYS)
+)
+"""Errors that mean that netlink is not permitted, or that the kernel does not have it."""
 
 # IP_MTU and IPV6_MTU, which the socket module of Python 3.10 and 3.11 does not name.
 _PATH_MTU = {socket.AF_INET: (socket.IPPROTO_IP, 14), socket.AF_INET6: (socket.IPPROTO_IPV6, 24)}
@@ -252,8 +257,14 @@ class KernelRoutes:
                 return
 
     def _consider(self, error: OSError) -> None:
-        """Ask no more if netlink is not permitted, and say so once."""
+        """Ask no more if netlink is not permitted, and say so once.
+
+        After any other error the next query is asked again.
+        """
         if error.errno in _EXHAUSTED:
+            return
+        if error.errno not in _FORBIDDEN:
+            self._log.limited("routes", "cannot ask the kernel for a route: %s", error.strerror)
             return
         with self._lock:
             is_first, self._permitted = self._permitted, False

@@ -42,7 +42,8 @@ def output(name: str, *arguments: str) -> str:
 
 def rows(text: str, pattern: str) -> list[tuple[str, ...]]:
     """Return the groups of the lines that begin with the pattern."""
-    return re.findall(rf"^ *{pattern}", text, re.MULTILINE)
+    found = re.findall(rf"^ *{pattern}", text, re.MULTILINE)
+    return [row if isinstance(row, tuple) else (row,) for row in found]
 
 
 def test_udp_benchmark_measures_every_level_and_load() -> None:
@@ -83,6 +84,31 @@ def test_tcp_soak_benchmark_holds_all_connections_and_closes_them() -> None:
     assert "with all clients gone: 0 connections" in text
     assert "descriptors left over" not in text
     assert re.search(r"^(flat|NOT FLAT: .*)$", text, re.MULTILINE)
+
+
+def test_mixed_soak_serves_every_kind_of_client_and_closes_everything() -> None:
+    """Hazard 101, for some seconds."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    text = output("soak_mixed.py", "--minutes", "0.2", "--clients", "1")
+    table = rows(text, r"(\d+) +([\d.]+) +(\d+) +(\d+) +([\d.]+) +(\d+)$")
+    assert len(table) >= 6
+    assert text.endswith("\nflat\n"), text
+
+
+def test_hostile_minute_takes_nothing_from_good_clients() -> None:
+    """Hazards 96, 100, 101 and 102: every byte is right, nothing is lost, nothing is left."""
+    text = output("hostile.py", "--minutes", "0.5", "--clients", "2")
+    if text.startswith("not possible here: "):
+        pytest.skip(text)
+    assert text.endswith("\nunharmed\n"), text
+    for line, names in (
+        ("attacks", ("flood", "forged datagram", "slow client", "SYN", "unread", "wrong login")),
+        ("troubles", ("descriptor limit", "log reader stopped", "reload", "upstream killed")),
+    ):
+        ((told,),) = rows(text, f"({line}: .*)$")
+        counts = dict(re.findall(r"(\w[\w ]*?) (\d+)(?:, |$)", told.partition(": ")[2]))
+        assert all(int(counts[name]) > 0 for name in names), told
 
 
 def test_game_benchmark_measures_direct_and_relayed_round_trips() -> None:

@@ -41,9 +41,11 @@ from tests.e2e.support import (
     program,
     wait_for,
 )
+from tests.support.results import note
 
 pytestmark = pytest.mark.e2e
 
+COMMAND = "FIU_FACTOR=%s python3 -m pytest tests/e2e/test_fiu.py" % os.environ.get("FIU_FACTOR", 1)
 # Makes the test longer.
 FACTOR = int(os.environ.get("FIU_FACTOR", 1))
 PROBABILITY = 0.02
@@ -313,3 +315,6 @@ def test_daemon_survives_failing_system_calls(
     check_nothing_left(daemon)
     daemon.process.terminate()
     assert daemon.wait(SECONDS) == 0
+    results = {kind: dict(counts) for kind, counts in load.results.items()}
+    calls = [name.rpartition("/")[2] for name in names]
+    note("fiu", True, COMMAND, calls=calls, probability=PROBABILITY, clients=results)

@@ -21,6 +21,7 @@ from tests.faults.scenarios import SCENARIOS, Scenario, Targets
 from tests.support.faults import Faults, installed
 from tests.support.handlers import RecordingLog
 from tests.support.relays import Running, configuration, running
+from tests.support.results import note
 from tests.support.sockets import wait_until
 
 pytest.importorskip("yaml")
@@ -71,6 +72,7 @@ ERRNOS = {
 }
 # Calls of a flow that repeat with its bytes: the first ones stand for all.
 REPEATED = 12
+COMMAND = "python3 -m pytest tests/faults"
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +109,11 @@ def calls_of(faults: Faults, scenario: Scenario, daemon: Running, targets: Targe
 
 def check_call(
     faults: Faults, scenario: Scenario, daemon: Running, targets: Targets, call: str, code: int
-) -> None:
-    """Let the first call fail, then the second, until a flow has no more such calls."""
+) -> int:
+    """Let the first call fail, then the second, until a flow has no more such calls.
+
+    Return how many have failed.
+    """
     for number in range(1, REPEATED + 1):
         before = Traces(daemon)
         faults.begin(call, number, code)
@@ -123,8 +128,9 @@ def check_call(
         if not served:
             assert Traces(daemon) != before, f"{what}: nothing tells why the client was not served"
         if not fired:
-            return
+            return number - 1
         assert scenario.served(daemon, targets), f"{what}: the next client was not served"
+    return REPEATED
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -135,8 +141,10 @@ def test_failed_call_ends_its_flow_only(name: str, call: str, targets: Targets) 
     with installed() as faults, running(config) as daemon:
         if call not in calls_of(faults, scenario, daemon, targets):
             pytest.skip("this flow makes no such call")
-        for code in ERRNOS[call]:
-            check_call(faults, scenario, daemon, targets, call, code)
+        failed = [
+            check_call(faults, scenario, daemon, targets, call, code) for code in ERRNOS[call]
+        ]
+    note("errno", True, COMMAND, flow=name, call=call, errnos=len(failed), failures=sum(failed))
 
 
 # -- the start

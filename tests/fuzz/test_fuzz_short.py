@@ -18,8 +18,8 @@ from tests.fuzz.target import CORPUS, Target, check_reader
 from tests.fuzz.targets.registry import TARGETS
 
 RUN = Path(__file__).with_name("run")
-EXAMPLES = 300
-"""Inputs of each target: three seconds where they take longest."""
+EXAMPLES = 100
+"""Inputs of each target: all targets together take some ten seconds of processor time."""
 CORPUS_BYTES = 4096
 """Of one target."""
 

@@ -298,6 +298,23 @@ def test_lack_of_descriptors_is_no_missing_permission(monkeypatch: pytest.Monkey
     kernel.close()
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENETDOWN])
+def test_kernel_is_asked_again_after_an_error_of_one_query(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    real: Callable[[], socket.socket] = routes._open
+    log = Lines()
+    kernel = KernelRoutes(log)
+    monkeypatch.setattr(routes, "_open", Refusal(code))
+    assert kernel.is_local("tcp", Address("127.0.0.1", 80))
+    monkeypatch.setattr(routes, "_open", real)
+    assert kernel.is_local("tcp", Address("127.0.0.1", 80))
+    assert kernel._spare
+    ((level, line),) = log.lines
+    assert line == f"cannot ask the kernel for a route: {os.strerror(code)}", level
+    kernel.close()
+
+
 def test_address_that_cannot_be_examined_counts_as_local(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoSocket(socket.socket):
         def __init__(self, *more: Any, **named: Any) -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from netproxy.admin.explain import FlowError
+from netproxy.daemon import tunnel_ports
 from netproxy.interfaces.addresses import Address
 from netproxy.listener.tcp import TcpListener
 from netproxy.net.stream import Stream, complete
@@ -103,6 +104,27 @@ def test_datagrams_through_a_public_port_keep_their_sizes() -> None:
                 client.socket.send(data)
                 assert client.socket.recv(65536) == data
         assert len(set(echo.sources)) == 1
+
+
+def test_client_of_a_public_port_has_a_share_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 95.  Otherwise one client takes all descriptors and threads of the bridge."""
+    monkeypatch.setattr(tunnel_ports, "CONNECTIONS_PER_CLIENT", 2)
+    monkeypatch.setattr(tunnel_ports, "SESSIONS_PER_CLIENT", 2)
+    tcp, udp = free_port(), free_port()
+    ports = f"['0.0.0.0:{tcp}', '0.0.0.0:{udp}/udp']"
+    with Echo() as echo, UdpEcho() as udp_echo, ExitStack() as stack:
+        services = f'{services_text({tcp: echo.port})}, "{udp}/udp": "{udp_echo.address}"'
+        bridge, _ = stack.enter_context(tunnel(f"{{{services}}}", ports))
+        bridge.wait_for_agent(2)
+        for _ in range(2):
+            check_echo(stack.enter_context(dial(tcp)))
+        assert stack.enter_context(dial(tcp)).recv(1) == b""
+        clients = [stack.enter_context(UdpPort(host)) for host in (LOCALHOST,) * 3 + ("127.0.0.2",)]
+        for client in (*clients[:2], clients[3]):
+            client.send(b"data", Address(LOCALHOST, udp))
+            client.expect(b"data")
+        clients[2].send(b"data", Address(LOCALHOST, udp))
+        bridge.wait_for_count("drops", "session limit", 1)
 
 
 def test_half_close_passes_through_with_all_bytes() -> None:

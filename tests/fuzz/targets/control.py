@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from netproxy.admin.commands import Commands
-from netproxy.admin.control_socket import ActAfterAnswer, ControlServer, ReloadRequests
+from netproxy.admin.control_client import ActAfterAnswer
+from netproxy.admin.control_socket import ControlServer, ReloadRequests
 from netproxy.admin.stats import Stats
 from tests.fuzz.target import Target
 from tests.support.doubles import Lines

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
+import socket
+import urllib.parse
 from typing import Any, Callable, NamedTuple
 
 import h11
@@ -10,7 +13,7 @@ import h11
 from netproxy.errors import ProtocolError
 from netproxy.interfaces.connections import Steps
 from netproxy.net.stream import Stream
-from netproxy.protocol import connect_udp, http1
+from netproxy.protocol import capsule, connect_udp, http1
 from netproxy.protocol.http1 import Fields, HttpRequest, HttpResponse
 from netproxy.protocol.http1_message import (
     Body,
@@ -24,7 +27,8 @@ from netproxy.protocol.http1_message import (
     trailer_fields,
     upgrade_of,
 )
-from tests.fuzz.target import LONGEST, TRAILING, Target, accepted, check_reader, read_outcome
+from tests.fuzz.target import LONGEST, TRAILING, Target, accepted, check_framing, check_reader
+from tests.fuzz.target import read_outcome
 
 _LIMITS = {
     "protocol.http1.TARGET_LIMIT": 160,
@@ -156,6 +160,43 @@ def _check_connect_udp(request: HttpRequest) -> None:
         assert connect_udp.parse_target(again.result) == target
 
 
+# -- connect-udp
+
+_UPGRADE = b"Host: a\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\n"
+_CAPSULE_LIMITS = {"protocol.capsule.VALUE_LIMIT": 200, "protocol.capsule.UDP_PAYLOAD_LIMIT": 190}
+
+
+def _check_stream_of_datagrams(data: bytes) -> None:
+    """The first line is the end of the path; the other bytes follow the fields of the upgrade."""
+    path, _, rest = data.partition(b"\n")
+    written = b"GET /.well-known/masque/udp/%b HTTP/1.1\r\n" % path + _UPGRADE + rest
+    head = check_reader(http1.read_request, written, _HEAD_LIMIT + len(_UPGRADE))
+    if not head.accepted or not connect_udp.asks_for(head.result):
+        return
+    _check_connect_udp(head.result)
+    target = accepted(connect_udp.parse_target, head.result)
+    if target is None:
+        return
+    host, port, end = head.result.target.decode("ascii").rsplit("/", 3)[1:]
+    assert (int(port), end) == (target.port, "")
+    _check_host(urllib.parse.unquote(host, errors="strict"), target.host)
+    for payload, raw in check_framing(capsule.Capsules(target), head.rest, 16 + 200):
+        assert len(payload) <= 190 and raw == b""
+
+
+def _check_host(text: str, host: str) -> None:
+    """Check what an escaped host stands for: an address, a number of inet_aton(3), or a name."""
+    if accepted(ipaddress.ip_address, text.strip("[]")) is not None:
+        address = ipaddress.ip_address(text.strip("[]"))
+        assert ipaddress.ip_address(host) == (getattr(address, "ipv4_mapped", None) or address)
+    elif accepted(ipaddress.ip_address, host) is not None:
+        # "0x" is 0, as in the URLs of browsers; inet_aton(3) does not take it.
+        number = re.sub(r"\b0[xX](?=\.|\Z)", "0", text.removesuffix("."))
+        assert socket.inet_ntoa(socket.inet_aton(number)) == host
+    else:
+        assert text.removesuffix(".").lower() == host
+
+
 # -- bodies
 
 
@@ -270,6 +311,24 @@ def _without_controls(fields: Fields) -> Fields:
 
 TARGETS = (
     Target("http-request", _check_request, _WORDS, 1024, _LIMITS),
+    Target(
+        "connect-udp",
+        _check_stream_of_datagrams,
+        (
+            *(b"192.0.2.1/443/", b"example.com/53/", b"2001%3Adb8%3A%3A1/53/", b"/", b"%3A", b"%"),
+            *(b"0x7f.1", b"%5B%3A%3A1%5D", b"%00", b"65535", b"Content-Length: 0\r\n", b"\r\n"),
+            *(
+                b"\0\6\0hello",
+                b"\0\1\0",
+                b"\0\2\1x",
+                b"\x40\0",
+                b"\xc0" + bytes(7),
+                b"\x80\0\x40\0",
+            ),
+        ),
+        512,
+        _LIMITS | _CAPSULE_LIMITS,
+    ),
     Target("http-body", _check_body, _WORDS, 1024, _LIMITS),
     Target("http-response", _check_response, _WORDS, 1024, _LIMITS),
 )
