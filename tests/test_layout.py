@@ -56,6 +56,7 @@ LATE_OURS = {
     *("netproxy.admin.http_server", "netproxy.admin.site", "netproxy.admin.stats"),
     *("netproxy.access.users", "netproxy.daemon.main"),
     *("netproxy.daemon.tunnels", "netproxy.ctl.commands", "netproxy.ctl.top"),
+    *("netproxy.config.tree.syntax",),
     *("netproxy.config.tunnels", "netproxy.config.dns", "netproxy.config.rules"),
     *("netproxy.dialer.http", "netproxy.dialer.socks4", "netproxy.dialer.socks5"),
     *("netproxy.dialer.group", "netproxy.dialer.health", "netproxy.dialer.hop"),

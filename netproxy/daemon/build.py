@@ -111,7 +111,7 @@ class _Builder:
             admissions=admissions,
             specs=list(self._specs(dependencies, relays, admissions)),
             tunnels=self._tunnels,
-            warnings=udp_warnings(config, self._dialers),
+            warnings=[*config.warnings, *udp_warnings(config, self._dialers)],
         )
 
     def _make_dialers(self) -> DialerFactory:

@@ -17,8 +17,8 @@ import time
 from typing import Iterable, NamedTuple, Sequence
 
 from netproxy import __version__
-from netproxy.config.load import load_file
-from netproxy.config.node import Node, Problems
+from netproxy.config.tree.load import load_file
+from netproxy.config.tree.node import Node, Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
 from netproxy.config.url import listener_node
@@ -125,14 +125,14 @@ def _listeners(urls: Sequence[str], problems: Problems) -> list[Node]:
 def _check(config: Config, quiet: bool) -> int:
     """Print what would listen and what each upstream can carry, for -t."""
     try:
-        lines = build(config, Runtime(Log("error")), None).describe()
+        plan = build(config, Runtime(Log("error")), None)
     except ConfigError as error:
         _print_error(error)
         return CONFIGURATION
-    for warning in config.warnings:
+    for warning in plan.warnings:
         _print_error(f"warning: {warning}")
     if not quiet:
-        _print([*lines, "OK"])
+        _print([*plan.describe(), "OK"])
     return FINE
 
 
@@ -184,8 +184,6 @@ def _run(config: Config, options: Options, log: Log) -> int:
         log.error("%s", error)
         daemon.stop()
         return CANNOT_LISTEN if isinstance(error, ListenError) else CONFIGURATION
-    for warning in config.warnings:
-        log.warning("%s", warning)
     serving = f"netproxyd {__version__} serves {_serving(daemon)}"
     log.warning("%s", serving) if config.log.level == "warning" else log.info("%s", serving)
     notify.ready(serving)
@@ -245,8 +243,6 @@ def _reload(daemon: Daemon, config: Config, options: Options, log: Log) -> Confi
         fresh, outcome = config, "not reloaded, "
     else:
         log.configure(*fresh.log)
-        for warning in fresh.warnings:
-            log.warning("%s", warning)
         log.info("reloaded; serves %s", _serving(daemon))
         outcome = ""
     ended(errors)

@@ -618,7 +618,6 @@ class TestTelling:
         assert lines == [
             f"listen 127.0.0.1:1080 tcp+udp sps 'main' upstream {chain}",
             "listen [::1]:8080 tcp+udp http 'http-8080' upstream direct",
-            f"warning: listener 'main' accepts UDP, but its upstream carries none: {chain}",
             "upstream default: direct carries bind, tcp, udp",
             "upstream office: socks5://10.0.0.1:1080 carries tcp, udp by ASSOCIATE",
             f"upstream chain: {chain} carries tcp;"
