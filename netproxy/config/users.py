@@ -74,7 +74,9 @@ def _read_user(name: str, section: MapReader) -> UserConfig:
 def foreign_hash(password: str) -> str:
     """Return the kind of hash that a password is, "" for a password or a hash of our own."""
     for prefix, kind in _FOREIGN_HASHES.items():
-        # "$2" alone may begin a password.
-        if password.startswith(prefix) and ("}" in password or password.count("$") > 1):
+        # "$2" alone may begin a password: a hash has a salt and a digest, each behind a "$".
+        dollars = 0 if prefix[0] == "{" else prefix.startswith("$") + 2
+        has_parts = password.count("$") >= dollars and password.count("}") >= (not dollars)
+        if password.startswith(prefix) and has_parts:
             return kind
     return ""
