@@ -199,6 +199,12 @@ def _add_arguments(parsers: dict[str, ArgumentParser]) -> None:
     parsers["log"].add_argument(
         "level", metavar="LEVEL", nargs="?", choices=LEVELS, help=", ".join(LEVELS)
     )
+    parsers["hash-password"].add_argument(
+        "--cost",
+        metavar="N",
+        default="",
+        help="scrypt's N, a power of two: a check takes N KiB and N / 300 ms (default: 16384)",
+    )
     parsers["top"].add_argument(
         "-b", "--batch", action="store_true", help="print once, after a second, and end"
     )

@@ -671,6 +671,19 @@ class TestHashPassword:
         made = capsys.readouterr().out.strip()
         assert Users({"alice": made}).check(b"alice", password.encode()) == "alice"
 
+    def test_cost_of_a_hash_is_chosen(
+        self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Hazard 145."""
+        stdin("secret\n")
+        assert cli.control_main(["hash-password", "--cost", "4096"]) == 0
+        assert capsys.readouterr().out.startswith("scrypt$4096$8$1$")
+        assert cli.control_main(["hash-password", "--cost", "5000"]) == 64
+        assert capsys.readouterr() == (
+            "",
+            "netproxyctl: --cost: '5000' is not a power of two from 1024 to 131072\n",
+        )
+
     @pytest.mark.parametrize("given", ["", "\n", "x" * 256, "\u00fc" * 128])
     def test_password_that_no_protocol_can_carry_is_refused(
         self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str], given: str

@@ -18,6 +18,7 @@ import pytest
 
 from netproxy import cli
 from netproxy.config.tree.parse import parse_text
+from netproxy.config.tree.hints import SECTIONS
 from netproxy.config.tree.node import MapReader, Problems, Source
 from netproxy.config.read import check, read_config
 from netproxy.daemon.runtime import Runtime
@@ -139,6 +140,16 @@ def test_man_page_has_no_unknown_key() -> None:
     }
     entries = set(re.findall(r"^\.It Cm ([a-z_]+(?:[\[.]\S*)?) : ", page("netproxyd.yaml.5"), re.M))
     assert entries and entries - set(KEYS) - holders == set()
+
+
+def test_sections_that_errors_suggest_have_their_keys() -> None:
+    suggested = {f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys}
+    missing = {
+        name
+        for name in suggested
+        if not any(key == name or key.startswith((f"{name}.", f"{name}[]")) for key in KEYS)
+    }
+    assert missing == set()
 
 
 def test_full_example_is_valid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

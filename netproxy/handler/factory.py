@@ -113,7 +113,7 @@ class _ListenerParts:
         self._dependencies = dependencies
         self._state = state
         timeouts, counter = dependencies.timeouts, dependencies.counter
-        self._login = Login(dependencies.users, config.auth, self._note_failed_login)
+        self._login = Login(dependencies.users, config.auth, self)
         announcements = [
             Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce
@@ -196,8 +196,18 @@ class _ListenerParts:
         assert self._config.target is not None  # config.read has seen to it
         return self._config.target
 
-    def _note_failed_login(self, client: str, user: str) -> None:
+    def refused(self, client: str, user: str) -> None:
+        """Write the record of a login with a wrong user name or password (LoginObserver)."""
         self._dependencies.log.auth_failed(client, user, self._config.name)
+
+    def unavailable(self, client: str, user: str, why: str) -> None:
+        """Count and log a login that could not be checked (LoginObserver)."""
+        self._dependencies.counter.count("authentication", "unavailable")
+        self._dependencies.log.limited(
+            ("login", self._config.name),
+            "login of '%s' from %s on '%s' refused: %s",
+            *(user, client, self._config.name, why),
+        )
 
     def _socks_handlers(self) -> dict[ClientProtocol, Handler]:
         name, outbound, binder = self._config.name, self._outbound, self._binder

@@ -19,6 +19,7 @@ from netproxy.errors import (
     DeadlineError,
     DialError,
     EndOfStream,
+    LoginUnavailable,
     NetProxyError,
     Reason,
     StreamError,
@@ -82,10 +83,13 @@ class HttpHandler:
         except http1.HttpError as error:
             challenge = [_CHALLENGE] if error.status == 407 else []
             answer = connection.encode_error(error.status, str(error), challenge)
+        except LoginUnavailable as error:
+            answer = connection.encode_error(503, str(error))
         except DialError as error:
             status = [connect_udp.status_field(error.reason, PROXY_NAME)]
-            code = http1.REPLIES[error.reason]
-            answer = connection.encode_error(code, error.reason.value, status)
+            answer = connection.encode_error(
+                http1.REPLIES[error.reason], error.reason.value, status
+            )
         finally:
             connection.close_kept()
         # Bytes that follow an error are not parsed as requests.
@@ -131,10 +135,7 @@ class HttpHandler:
         return connection.accept(stream, CONNECTED)
 
     def _authenticate(self, request: http1.HttpRequest, client: Address) -> Steps[str]:
-        """Return the user of this request, "" for none.
-
-        Each request needs its own credentials.  Raises HttpError 407.
-        """
+        """Return the user of this request, "" for none.  Raises HttpError 407, LoginUnavailable."""
         values = http1.field_values(request.fields, b"proxy-authorization")
         if not values and self._datagrams is not None and connect_udp.asks_for(request):
             # To a client of connect-udp the proxy is the origin (RFC 9298 section 3).
@@ -183,9 +184,8 @@ def _parse_basic(value: bytes) -> tuple[bytes, bytes]:
     scheme, _, encoded = value.partition(b" ")
     if scheme.lower() != b"basic":
         return b"", b""
-    encoded = encoded.strip(b" ")
     try:
-        decoded = binascii.a2b_base64(encoded)
+        decoded = binascii.a2b_base64(encoded := encoded.strip(b" "))
     except binascii.Error:
         return b"", b""
     if binascii.b2a_base64(decoded, newline=False) != encoded:

@@ -5,6 +5,7 @@ Whether a file can be used at all is found out where its TLS context is made.
 
 from __future__ import annotations
 
+import binascii
 import re
 import time
 from typing import TYPE_CHECKING, Iterable, Iterator, NamedTuple
@@ -87,8 +88,6 @@ def _is_readable_by_all(path: str) -> bool:
 
 def _read_validities(path: str) -> Iterator[Validity]:
     """Yield the validities of the certificates in a PEM file, as far as they can be read."""
-    import base64  # late: few configurations have certificates
-
     try:
         with open(path, "rb") as file:
             raw = file.read(SIZE_LIMIT)
@@ -96,7 +95,7 @@ def _read_validities(path: str) -> Iterator[Validity]:
         return
     for match in _PEM.finditer(raw):
         try:
-            yield parse_validity(base64.b64decode(match[1]))
+            yield parse_validity(binascii.a2b_base64(match[1]))
         except ValueError:
             # OpenSSL can use the file: it is not for us to refuse it.
             continue
