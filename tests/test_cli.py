@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy import __version__, cli
+from netproxy.config.schema import Config
 from netproxy.daemon import main
 from netproxy.access.users import Users
 from netproxy.daemon.daemon import Daemon
@@ -289,6 +290,35 @@ class TestCheck:
         with pytest.raises(SystemExit):
             cli.main(["--version"])
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+    @pytest.mark.parametrize(
+        "folder, text, control",
+        [
+            ("/run/netproxy", "", "/run/netproxy/control.sock"),
+            ("/run/one:/run/two", "default: direct", "/run/one/control.sock"),
+            ("/run/netproxy", "control: unix:/run/x", "/run/x"),
+            ("/run/netproxy", "control: none", ""),
+            ("", "", ""),
+        ],
+    )
+    def test_control_socket_is_in_the_runtime_directory_by_default(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        file: Callable[[str], str],
+        folder: str,
+        text: str,
+        control: str,
+    ) -> None:
+        configs: list[Config] = []
+
+        def check(config: Config, quiet: bool) -> int:
+            configs.append(config)
+            return 0
+
+        monkeypatch.setenv("RUNTIME_DIRECTORY", folder)
+        monkeypatch.setattr(main, "_check", check)
+        assert cli.main(["-t", "-c", file(text)]) == 0
+        assert [config.control for config in configs] == [control]
 
     def test_check_finds_a_broken_hash(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
@@ -694,6 +724,27 @@ class TestHashPassword:
 
 
 class TestAsAProcess:
+    @pytest.mark.parametrize("descriptor", ["stdout", "stderr"])
+    def test_reader_of_the_check_that_has_ended_gets_no_traceback(
+        self, file: Callable[[str], str], descriptor: str
+    ) -> None:
+        path = file("listeners: [{listen: '127.0.0.1:1'}]\nusers: {a: {password: x}}")
+        reader, writer = os.pipe()
+        os.close(reader)
+        other = "stderr" if descriptor == "stdout" else "stdout"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "netproxy", "-t", "-c", path],
+                cwd=ROOT,
+                timeout=SECONDS,
+                **{descriptor: writer, other: subprocess.PIPE},  # type: ignore[call-overload]
+            )
+        finally:
+            os.close(writer)
+        assert done.returncode == 0
+        said = done.stderr if descriptor == "stdout" else done.stdout
+        assert b"Traceback" not in said and b"BrokenPipe" not in said
+
     def test_python_m_netproxy_is_netproxyd(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "netproxy", "-V"],

@@ -176,9 +176,11 @@ def _metrics(top: MapReader) -> MetricsConfig:
 
 
 def _control(text: str) -> str:
+    if text == "none":
+        return ""
     scheme, _, path = text.partition(":")
     if scheme != "unix" or not path.startswith("/") or len(path.encode()) > SOCKET_PATH_LIMIT:
-        expected = "(expected unix:/run/netproxy/control.sock)"
+        expected = "(expected unix:/run/netproxy/control.sock or none)"
         raise ValueError(f"'{text}' is not a control socket {expected}")
     return path
 

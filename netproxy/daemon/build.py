@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Iterator
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.config.schema import Config, ListenerConfig
-from netproxy.daemon.checks.configuration import check_configuration
+from netproxy.daemon.checks.configuration import check_configuration, check_requirements
 from netproxy.daemon.lazy_tunnels import LazyTunnels
 from netproxy.daemon.own_sockets import wanted_sockets
 from netproxy.daemon.plan import Plan, used_upstreams
@@ -79,6 +79,7 @@ class _Builder:
     def plan(self) -> Plan:
         """Return the plan.  Raises ConfigError."""
         config, runtime, previous = self._config, self._runtime, self._previous
+        check_requirements(config)
         policies = make_policies(config)
         renewal = self._dialers.prepare_renewal(used_upstreams(config))
         forwarder = self._forwarder()

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from typing import Iterable, NamedTuple, Sequence
+from typing import Iterable, NamedTuple, Sequence, TextIO
 
 from netproxy import __version__
 from netproxy.config.tree.load import load_file
@@ -53,6 +53,8 @@ class Options(NamedTuple):
     """URLs of listeners that replace those of the file."""
     default_listener: str
     """The URL of the listener if neither option nor file names one."""
+    default_control: str
+    """The path of the control socket if the file names none; "" for none."""
     upstream: str | None
     """URLs of a chain that replaces the file's default, upstreams of listeners and rules."""
     check: bool
@@ -77,11 +79,19 @@ def run(options: Options) -> int:
 
 
 def _print(lines: Iterable[str]) -> None:
-    print("\n".join(map(escape, lines)))
+    _write(sys.stdout, lines)
 
 
 def _print_error(error: Exception | str) -> None:
-    print("\n".join(map(escape, str(error).split("\n"))), file=sys.stderr)
+    _write(sys.stderr, str(error).split("\n"))
+
+
+def _write(file: TextIO, lines: Iterable[str]) -> None:
+    try:
+        print("\n".join(map(escape, lines)), file=file, flush=True)
+    except BrokenPipeError:
+        # The reader has seen enough.  Nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 # -- configuration
@@ -98,6 +108,8 @@ def _configure(options: Options) -> Config:
     if options.listen or "listeners" not in tree or tree["listeners"].value == "":
         urls = options.listen or [options.default_listener]
         tree["listeners"] = Node(_listeners(urls, problems), "-l")
+    if options.default_control and "control" not in tree:
+        tree["control"] = Node(f"unix:{options.default_control}", "RUNTIME_DIRECTORY")
     if options.upstream is not None:
         hops = [Node(hop.strip(), "-u") for hop in options.upstream.split(",")]
         tree["default"] = Node(hops, "-u")

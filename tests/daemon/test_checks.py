@@ -6,6 +6,7 @@ import base64
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from netproxy.daemon.checks import certificates as certificates_module
 from netproxy.daemon.checks import sockets
 from netproxy.daemon.checks.certificates import check_certificates, parse_validity
 from netproxy.daemon.checks.configuration import TlsFiles
+from netproxy.daemon.checks.modules import has_module
 from netproxy.daemon.runtime import Runtime
 from netproxy.errors import ConfigError
 from netproxy.observe.log import Log
@@ -302,3 +304,53 @@ class TestExposedSecrets:
         ]
         key.chmod(0o600)
         assert warnings(text) == []
+
+
+class TestModules:
+    """Python as small distributions split it."""
+
+    TLS = "{url: 'https://192.0.2.1:1'}"
+    HASH = "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$" + "A" * 43 + "="
+
+    @pytest.mark.parametrize(
+        "module, text, message",
+        [
+            ("ssl", f"default: {TLS}", "2:16: https://192.0.2.1:1 needs Python's module ssl"),
+            (
+                "ssl",
+                "dns: {servers: ['tls://192.0.2.1']}",
+                "2:17: dns: 192.0.2.1:853 needs Python's module ssl",
+            ),
+            (
+                "_hashlib",
+                f"users: {{a: {{password: '{HASH}'}}}}",
+                "2:23: users.a needs Python's module _hashlib",
+            ),
+            ("hmac", "users: {a: {password: x}}", "2:23: users.a needs Python's module hmac"),
+        ],
+    )
+    def test_missing_module_names_its_package_in_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, module: str, text: str, message: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, module, None)
+        package = "python3-light" if module == "hmac" else "python3-openssl"
+        assert error(LISTEN + text) == f"c.yaml:{message} (Debian: python3, OpenWrt: {package})"
+
+    def test_missing_module_that_nothing_needs_is_no_error(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in ("ssl", "_hashlib", "hashlib", "hmac"):
+            monkeypatch.setitem(sys.modules, module, None)
+        assert warnings(LISTEN) == []
+
+    def test_missing_ctypes_gives_a_warning(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "ctypes", None)
+        assert warnings(LISTEN) == [
+            "python3: datagrams take longer without Python's module ctypes "
+            "(Debian: python3, OpenWrt: python3-ctypes)"
+        ]
+
+    def test_module_is_found_without_being_imported(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "wave", raising=False)
+        assert has_module("wave") and "wave" not in sys.modules
+        assert not has_module("no_such_module")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Iterator, NamedTuple
 from netproxy.config.read import check
 from netproxy.config.schema import Config
 from netproxy.config.tree.node import Problems
+from netproxy.daemon.checks.modules import check_ctypes, check_modules
 from netproxy.daemon.checks.routing import check_rules, check_udp
 from netproxy.daemon.checks.sockets import check_loops, check_ports
 from netproxy.daemon.plan import used_upstreams
@@ -28,12 +29,20 @@ class TlsFiles(NamedTuple):
     place: str
 
 
+def check_requirements(config: Config) -> None:
+    """Raise ConfigError if Python lacks a module without which no plan can be built."""
+    problems = Problems()
+    check_modules(config, problems)
+    check(config, problems)
+
+
 def check_configuration(config: Config, dialers: DialerFactory) -> list[str]:
     """Return all warnings of a configuration, those of its file first.
 
     Raises ConfigError for what can never work.
     """
     problems = Problems()
+    check_ctypes(problems)
     check_loops(config, problems)
     check_ports(config, problems)
     check_udp(config, dialers, problems)
