@@ -67,6 +67,6 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
     for name, user in config.users.items():
         yield "hmac", f"users.{name}", user.place
         if user.password.startswith("scrypt$"):
-            yield "hashlib", f"users.{name}", user.place
             # Without OpenSSL hashlib has no scrypt.
-            yield "_hashlib", f"users.{name}", user.place
+            module = "_hashlib" if has_module("hashlib") else "hashlib"
+            yield module, f"users.{name}", user.place

@@ -14,11 +14,10 @@ from netproxy.daemon.own_sockets import wanted_sockets
 from netproxy.daemon.plan import used_upstreams
 from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.routing import RouteSelectors
+from netproxy.net.address import PRIVILEGED_LIMIT
 from netproxy.net.routes import KernelRoutes
 from netproxy.observe.log import Log
 
-PRIVILEGED_LIMIT = 1024
-"""Ports below need CAP_NET_BIND_SERVICE, unless ip_unprivileged_port_start is lower."""
 PORT_START = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 STATUS = "/proc/self/status"
 _BIND_SERVICE = 1 << 10
