@@ -121,8 +121,14 @@ HASHES = {
 }
 
 
+@pytest.mark.parametrize("libyaml", [True, False])
 @pytest.mark.parametrize("text", SYNTAX)
-def test_mistake_in_yaml_is_told_in_words(text: str) -> None:
+def test_mistake_in_yaml_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch, text: str, libyaml: bool
+) -> None:
+    """The message is the same with both parsers of PyYAML."""
+    if not libyaml:
+        monkeypatch.setattr("yaml.__with_libyaml__", False)
     assert errors(text) == [f"c.yaml:{SYNTAX[text]}"]
 
 

@@ -82,7 +82,9 @@ class _Fault:
             yield "the quote that opens here is never closed", self._begin
         if "escape" in self._problem or "quoted scalar" in self._context:
             message = "a backslash in double quotes is written \\\\ (or take single quotes)"
-            yield message, self._mark
+            # libyaml's mark is at the backslash, PyYAML's own behind it.
+            backslash = self._line(line).rfind("\\", 0, column + 1)
+            yield message, Mark(line, backslash if backslash >= 0 else column)
         if "mapping values are not allowed" in self._problem:
             yield self._unexpected_colon()
         if "flow" in self._context and ("expected ','" in self._problem or not self._char()):
