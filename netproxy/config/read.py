@@ -18,10 +18,10 @@ from netproxy.config.schema import (
     TimeoutsConfig,
     TunnelConfig,
     UpstreamConfig,
+    UserConfig,
 )
 from netproxy.config.upstreams import UpstreamReader
 from netproxy.config.url import parse_listen
-from netproxy.config.users import read_users
 from netproxy.errors import ConfigError
 from netproxy.interfaces.addresses import ActivationAddress, Address
 from netproxy.interfaces.flows import TUNNEL_AGENT
@@ -53,7 +53,7 @@ class _ConfigReader:
         self._problems = problems
 
     def read(self, top: MapReader) -> Config:
-        users = read_users(top.mapping("users"), self._problems)
+        users = self._users(top) if top.has("users") else {}
         # Upstreams may use the names of a bridge's agents, and its listener comes last.
         tunnels = self._tunnels(top) if top.has("tunnel") else None
         agents = tunnels.agents if tunnels else {}
@@ -92,6 +92,11 @@ class _ConfigReader:
         from netproxy.config.tunnels import TunnelReader
 
         return TunnelReader(top.mapping("tunnel"), self._problems)
+
+    def _users(self, top: MapReader) -> dict[str, UserConfig]:
+        from netproxy.config.users import read_users
+
+        return read_users(top.mapping("users"), self._problems)
 
     def _with_dns(self, top: MapReader, config: Config, upstreams: UpstreamReader) -> Config:
         listeners = [listener for listener in config.listeners if listener.protocol == "dns"]

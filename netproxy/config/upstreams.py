@@ -10,7 +10,6 @@ import re
 from typing import Callable, Container, Iterator, Sequence
 
 from netproxy.config.hops import HopReader
-from netproxy.config.tree.hints import suggestion
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     GroupConfig,
@@ -99,6 +98,8 @@ class UpstreamReader:
                 return (self._hops.parse(node),)
             mapping = hop_node(text, node)
         except ValueError as error:
+            from netproxy.config.tree.hints import suggestion  # late: only for errors
+
             hint = suggestion(text, tuple(self._named)) if "://" not in text else ""
             self._problems.add(f"{path}: {error}{hint}", node.place)
             return ()

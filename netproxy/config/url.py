@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 
-from netproxy.config.tree.hints import EDITS_LIMIT, suggestion
 from netproxy.config.tree.node import Node
 from netproxy.config.schema import HopConfig
 from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
@@ -149,6 +148,8 @@ def _check_scheme(scheme: str) -> None:
         return
     if scheme in PLAIN_SCHEMES:
         raise ValueError(f"write {scheme} without '://'")
+    from netproxy.config.tree.hints import EDITS_LIMIT, suggestion  # late: only for errors
+
     hint = suggestion(scheme, HOP_SCHEMES, EDITS_LIMIT)
     expected = f" (expected one of {', '.join(PROXY_SCHEMES)})"
     raise ValueError(f"'{scheme}' is not an upstream scheme{hint or expected}")

@@ -105,6 +105,8 @@ VALUES = {
     "clients: [10.0.0.0/8]": "1:1: clients: unknown key here (it belongs to listeners[])",
     "timeouts: {level: debug}": "1:12: timeouts.level: unknown key here (it belongs to log)",
     "log: {handshake: 1s}": "1:7: log.handshake: unknown key here (it belongs to timeouts)",
+    "user: {alice: {password: x}}": "1:1: user: unknown key (did you mean 'users'?)",
+    "rule: []": "1:1: rule: unknown key (did you mean 'rules'?)",
     "upstream: {a: direct}": "1:1: upstream: unknown key (did you mean 'upstreams'?)",
 }
 HASHES = {

@@ -11,7 +11,6 @@ import os
 import re
 from typing import Callable, NamedTuple, TypeVar
 
-from netproxy.config.tree.hints import EDITS_LIMIT, misplaced, suggestion
 from netproxy.config.units import parse_duration, parse_whole
 from netproxy.errors import ConfigError, printable
 
@@ -100,7 +99,8 @@ class MapReader:
         return node
 
     def has(self, key: str) -> bool:
-        """Return whether the key is there and not taken yet."""
+        """Return whether the key is there and not taken yet.  It is known from now on."""
+        self._keys.append(key)
         return key in self._left
 
     def peek(self, key: str) -> Node | None:
@@ -149,6 +149,8 @@ class MapReader:
 
         def parse(text: str) -> str:
             if text not in choices:
+                from netproxy.config.tree.hints import EDITS_LIMIT, suggestion  # late: for errors
+
                 hint = suggestion(text, choices, EDITS_LIMIT)
                 raise ValueError(f"'{text}' is not one of {', '.join(choices)}{hint}")
             return text
@@ -216,6 +218,8 @@ class MapReader:
             if joined and node.value == "":
                 self._add(key, f"has no space after '{joined[1]}:'", place)
                 continue
+            from netproxy.config.tree.hints import EDITS_LIMIT, misplaced, suggestion  # late
+
             known = tuple(self._keys)
             near = suggestion(key, known, EDITS_LIMIT)
             hint = near or misplaced(key, known) or suggestion(key, known)
