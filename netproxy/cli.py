@@ -69,7 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from netproxy.daemon.main import Options, run
 
     options["config"] = options["config"] or (DEFAULT_FILE if os.path.exists(DEFAULT_FILE) else "")
-    return run(Options(default_listener=DEFAULT_LISTENER, **options))
+    # Of several directories, with colons between them, the first.
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    control = f"{folder}/control.sock" if folder else ""
+    return run(Options(default_listener=DEFAULT_LISTENER, default_control=control, **options))
 
 
 def control_main(arguments: Sequence[str] | None = None) -> int:
@@ -198,6 +201,12 @@ def _add_arguments(parsers: dict[str, ArgumentParser]) -> None:
     )
     parsers["log"].add_argument(
         "level", metavar="LEVEL", nargs="?", choices=LEVELS, help=", ".join(LEVELS)
+    )
+    parsers["hash-password"].add_argument(
+        "--cost",
+        metavar="N",
+        default="",
+        help="scrypt's N, a power of two: a check takes N KiB and N / 300 ms (default: 16384)",
     )
     parsers["top"].add_argument(
         "-b", "--batch", action="store_true", help="print once, after a second, and end"

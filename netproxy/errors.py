@@ -42,6 +42,10 @@ class ConfigError(NetProxyError):
         return error
 
 
+class LoginUnavailable(NetProxyError):
+    """A password could not be checked; the client is refused, whoever it is."""
+
+
 class ListenError(NetProxyError):
     """A socket could not be bound; the message names the address."""
 

@@ -20,7 +20,7 @@ DOCUMENTS = sorted(
     if path.name != "HAZARDS.md"
 )
 LINE = 100
-ROOM = re.compile(r"### `(netproxy/\w*/?)`")
+ROOM = re.compile(r"### `(netproxy/(?:\w+/)*)`")
 MODULE = re.compile(r"\| `(\w+\.(?:py|html))` \|")
 # `handler/sps.py`: within the repository or within netproxy/; not /etc/hosts or conf.d/*.yaml.
 NAMED_FILE = re.compile(r"`([a-z][\w.-]*/[\w./-]+\.(?:py|md|yaml|html|toml|\d))`")

@@ -17,6 +17,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy import __version__, cli
+from netproxy.config.schema import Config
 from netproxy.daemon import main
 from netproxy.access.users import Users
 from netproxy.daemon.daemon import Daemon
@@ -191,7 +192,7 @@ class TestCheck:
         assert self.check(capsys, "-q", "-c", path) == (
             0,
             "",
-            "warning: listeners[0] on 0.0.0.0:1 lets everybody in\n",
+            f"warning: {path}:1:22: listeners[0].listen: 0.0.0.0:1 lets everybody in\n",
         )
 
     @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ class TestCheck:
                 "listeners:\n  - protcol: sps\n    listen: 127.0.0.1:1\n",
                 "2:5: listeners[0].protcol: unknown key (did you mean 'protocol'?)",
             ),
-            ("a: [", "2:1: did not find expected node content"),
+            ("a: [", "1:4: the '[' that opens here is never closed"),
             ("[]", "1:1: must be a mapping of keys to values"),
             (
                 "default: nowhere",
@@ -226,7 +227,7 @@ class TestCheck:
                 ["-c", "/nonexistent/c.yaml"],
                 "/nonexistent/c.yaml: cannot be read: No such file or directory",
             ),
-            (["-l", "1080"], "-l[0]: not a listener: write scheme://host:port"),
+            (["-l", "sps"], "-l[0]: not a listener: write scheme://host:port"),
             (
                 ["-l", "sps://127.0.0.1:1?nme=x"],
                 "-l[0]: listeners[0].nme: unknown key (did you mean 'name'?)",
@@ -290,6 +291,35 @@ class TestCheck:
             cli.main(["--version"])
         assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
+    @pytest.mark.parametrize(
+        "folder, text, control",
+        [
+            ("/run/netproxy", "", "/run/netproxy/control.sock"),
+            ("/run/one:/run/two", "default: direct", "/run/one/control.sock"),
+            ("/run/netproxy", "control: unix:/run/x", "/run/x"),
+            ("/run/netproxy", "control: none", ""),
+            ("", "", ""),
+        ],
+    )
+    def test_control_socket_is_in_the_runtime_directory_by_default(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        file: Callable[[str], str],
+        folder: str,
+        text: str,
+        control: str,
+    ) -> None:
+        configs: list[Config] = []
+
+        def check(config: Config, quiet: bool) -> int:
+            configs.append(config)
+            return 0
+
+        monkeypatch.setenv("RUNTIME_DIRECTORY", folder)
+        monkeypatch.setattr(main, "_check", check)
+        assert cli.main(["-t", "-c", file(text)]) == 0
+        assert [config.control for config in configs] == [control]
+
     def test_check_finds_a_broken_hash(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]
     ) -> None:
@@ -303,12 +333,13 @@ class TestCheck:
         "name", ["announce", "chain", "dns", "group", "router", "users", "netproxyd"]
     )
     def test_example_configurations_are_correct(
-        self, capsys: pytest.CaptureFixture[str], name: str
+        self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str], name: str
     ) -> None:
         path = (
             ROOT / "conf" / (f"examples/{name}.yaml" if name != "netproxyd" else "netproxyd.yaml")
         )
-        status, out, err = self.check(capsys, "-c", str(path))
+        # A copy that other users cannot read.
+        status, out, err = self.check(capsys, "-c", file(path.read_text()))
         assert (status, err) == (0, "") and out.endswith("OK\n")
 
     def test_tls_example_is_correct_with_existing_certificates(
@@ -555,7 +586,7 @@ class TestSignals:
         assert served.run(["-c", path], meanwhile) == 0
         err = capfd.readouterr().err
         assert "info reloaded; serves udp 127.0.0.1:" in err
-        assert "warning users.alice.password is plain text" in err
+        assert f"warning {path}:2:27: users.alice.password: is plain text" in err
 
     def test_hup_with_a_broken_file_changes_nothing(
         self, served: Served, file: Callable[[str], str], capfd: pytest.CaptureFixture[str]
@@ -670,6 +701,19 @@ class TestHashPassword:
         made = capsys.readouterr().out.strip()
         assert Users({"alice": made}).check(b"alice", password.encode()) == "alice"
 
+    def test_cost_of_a_hash_is_chosen(
+        self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Hazard 145."""
+        stdin("secret\n")
+        assert cli.control_main(["hash-password", "--cost", "4096"]) == 0
+        assert capsys.readouterr().out.startswith("scrypt$4096$8$1$")
+        assert cli.control_main(["hash-password", "--cost", "5000"]) == 64
+        assert capsys.readouterr() == (
+            "",
+            "netproxyctl: --cost: '5000' is not a power of two from 1024 to 131072\n",
+        )
+
     @pytest.mark.parametrize("given", ["", "\n", "x" * 256, "\u00fc" * 128])
     def test_password_that_no_protocol_can_carry_is_refused(
         self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str], given: str
@@ -680,6 +724,27 @@ class TestHashPassword:
 
 
 class TestAsAProcess:
+    @pytest.mark.parametrize("descriptor", ["stdout", "stderr"])
+    def test_reader_of_the_check_that_has_ended_gets_no_traceback(
+        self, file: Callable[[str], str], descriptor: str
+    ) -> None:
+        path = file("listeners: [{listen: '127.0.0.1:1'}]\nusers: {a: {password: x}}")
+        reader, writer = os.pipe()
+        os.close(reader)
+        other = "stderr" if descriptor == "stdout" else "stdout"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "netproxy", "-t", "-c", path],
+                cwd=ROOT,
+                timeout=SECONDS,
+                **{descriptor: writer, other: subprocess.PIPE},  # type: ignore[call-overload]
+            )
+        finally:
+            os.close(writer)
+        assert done.returncode == 0
+        said = done.stderr if descriptor == "stdout" else done.stdout
+        assert b"Traceback" not in said and b"BrokenPipe" not in said
+
     def test_python_m_netproxy_is_netproxyd(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "netproxy", "-V"],

@@ -17,8 +17,9 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy import cli
-from netproxy.config.load import load_text
-from netproxy.config.node import MapReader, Problems
+from netproxy.config.tree.parse import parse_text
+from netproxy.config.tree.hints import SECTIONS
+from netproxy.config.tree.node import MapReader, Problems, Source
 from netproxy.config.read import check, read_config
 from netproxy.daemon.runtime import Runtime
 from netproxy.interfaces.flows import Traffic
@@ -60,7 +61,7 @@ def known_keys() -> set[str]:
         for name in ("take", "has", "is_empty_list"):
             patch.setattr(MapReader, name, noting(getattr(MapReader, name)))
         problems = Problems()
-        read_config(load_text(whole_text().encode(), "full.yaml"), problems)
+        read_config(parse_text(whole_text().encode(), Source("full.yaml")), problems)
     assert not problems.errors, problems.errors
     asked = {key for key in asked if not UPSTREAMS.match(key)}
     return {
@@ -100,7 +101,7 @@ def given_keys() -> set[str]:
             for at, item in enumerate(node.value):
                 yield from walk(item, f"{path}[{at}]")
 
-    return set(walk(load_text(whole_text().encode(), "full.yaml"), ""))
+    return set(walk(parse_text(whole_text().encode(), Source("full.yaml")), ""))
 
 
 KEYS = sorted(known_keys())
@@ -141,12 +142,25 @@ def test_man_page_has_no_unknown_key() -> None:
     assert entries and entries - set(KEYS) - holders == set()
 
 
-def test_full_example_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["-t", "-c", str(FULL)]) == 0
+def test_sections_that_errors_suggest_have_their_keys() -> None:
+    suggested = {f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys}
+    missing = {
+        name
+        for name in suggested
+        if not any(key == name or key.startswith((f"{name}.", f"{name}[]")) for key in KEYS)
+    }
+    assert missing == set()
+
+
+def test_full_example_is_valid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    # A copy that other users cannot read.
+    path = tmp_path / FULL.name
+    path.write_text(FULL.read_text())
+    assert cli.main(["-t", "-c", str(path)]) == 0
     captured = capsys.readouterr()
     assert (captured.err, captured.out.endswith("OK\n")) == ("", True)
     problems = Problems()
-    check(read_config(load_text(whole_text().encode(), "full.yaml"), problems), problems)
+    check(read_config(parse_text(whole_text().encode(), Source("full.yaml")), problems), problems)
 
 
 def options(parser: argparse.ArgumentParser) -> list[list[str]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import binascii
 import time
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Protocol
 
-from netproxy.errors import ClientLeft
+from netproxy.errors import ClientLeft, LoginUnavailable
 from netproxy.interfaces.connections import Events, Steps
 
 if TYPE_CHECKING:
@@ -19,6 +19,16 @@ ANSWER_SECONDS = 10.0
 """To send a refusal that was delayed."""
 
 
+class LoginObserver(Protocol):
+    """Is told which logins fail.  Thread: any."""
+
+    def refused(self, client: str, user: str) -> None:
+        """Note a login with a wrong user name or password; `client` is an address."""
+
+    def unavailable(self, client: str, user: str, why: str) -> None:
+        """Note a login that could not be checked."""
+
+
 class Login:
     """Checks the credentials of a listener's clients.  Thread: any."""
 
@@ -26,17 +36,16 @@ class Login:
         self,
         users: Users,
         mode: str,
-        refused: Callable[[str, str], None] | None = None,
+        observer: LoginObserver | None = None,
         back_off: BackOff | None = None,
     ) -> None:
         """`mode` is "required", "optional" or "none".
 
-        `refused(client, user)` is called for each refused login, with the client's address and
-        the user name that it gave.  `back_off` delays refusals; None delays none.
+        `back_off` delays refusals; None delays none.
         """
         self._back_off = back_off
         self._users = users
-        self._refused = refused
+        self._observer = observer
         self.required = mode == "required"
         """True if clients without a login are refused."""
         self.offered = mode != "none"
@@ -45,11 +54,18 @@ class Login:
     def check(self, name: bytes, password: bytes, client: Address) -> str | None:
         """Return the user's name if the password is right, else None.
 
-        Takes some 50 ms if passwords are hashed.
+        Takes some 50 ms if passwords are hashed.  Raises LoginUnavailable if there is no memory
+        for the check.
         """
-        user = self._users.check(name, password)
-        if user is None and self._refused is not None:
-            self._refused(client.host, name.decode("utf-8", "replace"))
+        text = name.decode("utf-8", "replace")
+        try:
+            user = self._users.check(name, password)
+        except LoginUnavailable as error:
+            if self._observer is not None:
+                self._observer.unavailable(client.host, text, str(error))
+            raise
+        if user is None and self._observer is not None:
+            self._observer.refused(client.host, text)
         return user
 
     def delay_refusal(self, stream: Stream, client: Address) -> Steps[None]:

@@ -3,6 +3,8 @@
 A check takes as long for an unknown user as for a wrong password.  scrypt is slow on purpose,
 so a password that was right is remembered as a keyed digest, in memory only.  hashlib and hmac
 are imported at the first check: libcrypto costs 4 MiB, which a daemon without users saves.
+
+Checks share MEMORY_LIMIT: so many run at the same time as fit, and the others wait.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ from __future__ import annotations
 import binascii
 import os
 import threading
-from typing import Mapping, NamedTuple
+from contextlib import contextmanager
+from typing import Iterator, Mapping, NamedTuple
+
+from netproxy.errors import LoginUnavailable
 
 COST, BLOCK, PARALLEL = 16384, 8, 1
 """scrypt's N, r and p for interactive logins: 16 MiB and some 50 ms."""
@@ -21,6 +26,12 @@ COST_LIMIT = 1 << 20
 """The limit of N * r * p in a hash from the configuration: a check takes less than a GiB."""
 OPENSSL_BYTES = 1 << 20
 """Memory that OpenSSL uses beyond what scrypt needs."""
+MEMORY_LIMIT = 24 << 20
+"""Bytes that all checks take at the same time: one of the default cost, or five of 4 MiB.
+A single check that needs more gets it while no other one runs."""
+LOWEST_COST = 1024
+"""The lowest N of a new hash: it takes 1 MiB, and a cheaper one is guessed too easily."""
+HIGHEST_COST = COST_LIMIT // BLOCK
 _PREFIX = "scrypt$"
 _INVALID = "not a hash made by 'netproxyctl hash-password'"
 
@@ -33,6 +44,9 @@ class _Hash(NamedTuple):
     parallel: int
     salt: bytes
     digest: bytes
+
+
+_DEFAULT_DECOY = _Hash(COST, BLOCK, PARALLEL, b"", b"")
 
 
 class Users:
@@ -51,11 +65,11 @@ class Users:
             else:
                 self._plain[name] = value.encode()
         # Checked for unknown users, so that they take as long as the others.
-        self._decoy = _Hash(COST, BLOCK, PARALLEL, bytes(SALT_BYTES), bytes(HASH_BYTES))
-        # Held during scrypt: one at a time, because each takes megabytes.  Guards writes to _seen.
-        self._lock = threading.Lock()
+        costliest = max(self._hashed.values(), key=_work, default=None) or _DEFAULT_DECOY
+        self._decoy = costliest._replace(salt=bytes(SALT_BYTES), digest=bytes(HASH_BYTES))
+        self._memory = _MemoryShare(MEMORY_LIMIT)
         self._seen: dict[str, bytes] = {}
-        """Keyed digests of passwords that were right, by user."""
+        """Keyed digests of passwords that were right, by user.  Assignments are atomic."""
         self._key = os.urandom(32)
 
     def __len__(self) -> int:
@@ -65,8 +79,12 @@ class Users:
         """Return the user's name if the password is right, else None.
 
         Blocks for some 50 ms if any password is hashed, longer if other checks are running.
+        Raises LoginUnavailable if there is no memory for the check.
         """
-        import hmac  # late: it brings libcrypto
+        try:
+            import hmac  # late: it brings libcrypto
+        except (ImportError, MemoryError) as error:
+            raise LoginUnavailable(f"no memory to check the password ({error})") from error
 
         user = name.decode("utf-8", "replace")
         # If any user has a hash, every check computes one: the time must not tell who has none.
@@ -84,41 +102,60 @@ class Users:
         # Without the lock: a known user does not wait behind clients that guess passwords.
         if hmac.compare_digest(self._seen.get(user, bytes(32)), seen):
             return True
-        with self._lock:
-            expected = self._hashed.get(user, self._decoy)
-            digest = hashlib.scrypt(
-                password,
-                salt=expected.salt,
-                n=expected.cost,
-                r=expected.block,
-                p=expected.parallel,
-                dklen=len(expected.digest),
-                maxmem=_memory(expected.cost, expected.block, expected.parallel),
-            )
-            right = hmac.compare_digest(digest, expected.digest) and user in self._hashed
-            if right:
-                self._seen[user] = seen
-            return right
+        expected = self._hashed.get(user, self._decoy)
+        with self._memory.of(_needed_memory(expected)):
+            digest = _scrypt(password, expected)
+        right = hmac.compare_digest(digest, expected.digest) and user in self._hashed
+        if right:
+            self._seen[user] = seen
+        return right
 
 
-def hash_password(password: str) -> str:
-    """Return a new hash of a password, for the configuration.  Takes some 50 ms."""
-    import hashlib  # late: as in Users.check()
+class _MemoryShare:
+    """Divides an amount of memory between the checks that run at the same time."""
 
-    salt = os.urandom(SALT_BYTES)
-    digest = hashlib.scrypt(
-        password.encode(),
-        salt=salt,
-        n=COST,
-        r=BLOCK,
-        p=PARALLEL,
-        dklen=HASH_BYTES,
-        maxmem=_memory(COST, BLOCK, PARALLEL),
-    )
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # Guards _free.
+        self._changed = threading.Condition()
+        self._free = limit
+        # Held by the one check that waits for memory: small checks do not overtake a large one.
+        self._turn = threading.Lock()
+
+    @contextmanager
+    def of(self, size: int) -> Iterator[None]:
+        """Take so many bytes, all of them at most, and give them back at the end; may wait."""
+        size = min(size, self._limit)
+        with self._turn, self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
+
+
+def hash_password(password: str, cost: int = COST) -> str:
+    """Return a new hash of a password, for the configuration.  Takes some 50 ms.
+
+    `cost`: scrypt's N, a power of two; a check takes N KiB.
+    """
+    template = _Hash(cost, BLOCK, PARALLEL, os.urandom(SALT_BYTES), bytes(HASH_BYTES))
+    digest = _scrypt(password.encode(), template)
     salt_text, digest_text = (
-        binascii.b2a_base64(part, newline=False).decode() for part in (salt, digest)
+        binascii.b2a_base64(part, newline=False).decode() for part in (template.salt, digest)
     )
-    return f"{_PREFIX}{COST}${BLOCK}${PARALLEL}${salt_text}${digest_text}"
+    return f"{_PREFIX}{cost}${BLOCK}${PARALLEL}${salt_text}${digest_text}"
+
+
+def parse_cost(text: str) -> int:
+    """Return the cost of a new hash.  Raises ValueError."""
+    cost = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+    if cost & (cost - 1) or not LOWEST_COST <= cost <= HIGHEST_COST:
+        raise ValueError(f"'{text}' is not a power of two from {LOWEST_COST} to {HIGHEST_COST}")
+    return cost
 
 
 def check_password(value: str) -> None:
@@ -127,9 +164,37 @@ def check_password(value: str) -> None:
         _parse(value)
 
 
-def _memory(cost: int, block: int, parallel: int) -> int:
+def _scrypt(password: bytes, parameters: _Hash) -> bytes:
+    """Return the hash of a password.  Raises LoginUnavailable if there is no memory for it."""
+    needed = _needed_memory(parameters)
+    try:
+        import hashlib  # late: as in Users.check()
+
+        return hashlib.scrypt(
+            password,
+            salt=parameters.salt,
+            n=parameters.cost,
+            r=parameters.block,
+            p=parameters.parallel,
+            dklen=len(parameters.digest),
+            maxmem=needed,
+        )
+    # OpenSSL reports a failed allocation as ValueError, the loader of libcrypto as ImportError.
+    except (MemoryError, ValueError, ImportError) as error:
+        raise LoginUnavailable(
+            f"no memory to check the password ({needed >> 20} MiB): "
+            "make cheaper hashes with 'netproxyctl hash-password --cost 4096'"
+        ) from error
+
+
+def _work(parameters: _Hash) -> int:
+    return parameters.cost * parameters.block * parameters.parallel
+
+
+def _needed_memory(parameters: _Hash) -> int:
     """Return the bytes that scrypt may use: what RFC 7914 section 6 needs, and OpenSSL's own."""
-    return 128 * block * (cost + parallel + 2) + OPENSSL_BYTES
+    blocks = parameters.cost + parameters.parallel + 2
+    return 128 * parameters.block * blocks + OPENSSL_BYTES
 
 
 def _parse(value: str) -> _Hash:

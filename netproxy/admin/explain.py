@@ -10,7 +10,6 @@ import re
 from typing import TYPE_CHECKING, Iterable, Iterator, Mapping, Protocol
 
 from netproxy.config.schema import GroupConfig
-from netproxy.dialer.factory import udp_warnings
 from netproxy.dialer.member import Member
 from netproxy.errors import DialError, NetProxyError, ProtocolError
 from netproxy.interfaces.addresses import Address
@@ -61,7 +60,6 @@ def plan(config: Config, dialers: DialerFactory) -> list[str]:
         for address in listener.addresses
     ]
     lines += _tunnel_lines(config)
-    lines += [f"warning: {text}" for text in udp_warnings(config, dialers)]
     for name, upstream in [("default", config.default), *config.upstreams.items()]:
         carried = ", ".join(sorted(dialers.dialer(upstream).carries)) or "nothing"
         udp = udp_text(upstream)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Iterator, NamedTuple, Sequence
 
-from netproxy.config.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     DnsConfig,
     DnsRuleConfig,
@@ -87,11 +87,11 @@ class DnsReader:
         for server in (*servers, *(server for rule in rules for server in rule.servers)):
             self._check(server, listeners)
             for warning in _warnings(server, dns):
-                self._problems.warn(f"dns: {server.server}: {warning}")
+                self._problems.warn(f"dns: {server.server}: {warning}", server.place)
         return dns
 
     def _rule(self, section: MapReader) -> DnsRuleConfig:
-        domain, files = section.values("domain", str), section.values("domain_file", str)
+        domain, files = section.values("domain", str), section.paths("domain_file")
         block = section.flag("block", False)
         servers = self._servers(section, "servers")
         section.finish()

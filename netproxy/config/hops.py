@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Container
 
-from netproxy.config.node import MapReader, Problems
-from netproxy.config.schema import HopConfig, UpstreamTlsConfig
+from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.schema import HopConfig, Place, UpstreamTlsConfig
 from netproxy.config.tls import read_client_tls
 from netproxy.config.units import parse_duration
 from netproxy.config.url import PLAIN_SCHEMES, parse_hop
@@ -33,21 +33,24 @@ class HopReader:
         self._problems = problems
         self._agents = agents
 
-    def parse(self, text: str) -> HopConfig:
+    def parse(self, node: Node) -> HopConfig:
         """Return the hop of a URL without query.
 
         Raises ValueError if it is not a hop, or a tunnel to an unknown agent.
         """
-        hop = parse_hop(text)
+        hop = parse_hop(str(node.value))._replace(place=Place(node.place))
+        if hop.password:
+            self._problems.check_secret(node)
         if hop.scheme == "tunnel" and hop.server.host not in self._agents:
             raise ValueError(f"tunnel.bridge.agents has no agent '{hop.server.host}'")
         return hop
 
     def read(self, section: MapReader) -> HopConfig | None:
         """Return the hop of a mapping with a url; None if there is an error in the url."""
-        if not section.has("url"):
+        url = section.peek("url")
+        if url is None:
             section.add_error("", "needs url or members")
-        hop = section.read("url", self.parse, None)
+        hop = section.read("url", lambda _: self.parse(url) if url else None, None)
         if hop is None:
             # Options of an unknown scheme cannot be checked.
             section.rest()
@@ -72,9 +75,10 @@ class HopReader:
             )
         tls = read_client_tls(inner)
         if tls.insecure:
-            self._problems.warn(
-                f"{inner.path}.insecure: the certificate of {hop.server} is not checked: "
-                "any server that answers there can read all traffic"
+            inner.warn(
+                "insecure",
+                f"the certificate of {hop.server} is not checked: "
+                "any server that answers there can read all traffic",
             )
         return tls
 

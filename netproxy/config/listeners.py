@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from netproxy.config.node import MapReader, Node, Problems
-from netproxy.config.schema import AnnounceConfig, LimitsConfig, ListenerConfig, UdpConfig
+from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.schema import AnnounceConfig, LimitsConfig, ListenerConfig, Place, UdpConfig
 from netproxy.config.tls import read_tls
 from netproxy.config.units import parse_network
 from netproxy.config.upstreams import UpstreamReader
@@ -99,6 +99,7 @@ class ListenerReader:
             limits=_limits(section.mapping("limits")),
             tls=read_tls(section.mapping("tls")),
             proxy_protocol=section.values("proxy_protocol", IpNetwork.parse),
+            place=Place(section.place_of("listen")),
         )
         if not listener.addresses:
             return None
@@ -152,10 +153,7 @@ class ListenerReader:
         )
         section.finish()
         if udp.idle_timeout < UDP_IDLE_FLOOR:
-            self._problems.warn(
-                f"{section.path}.idle_timeout is under {UDP_IDLE_FLOOR:.0f}s, "
-                "which RFC 4787 forbids"
-            )
+            section.warn("idle_timeout", f"is under {UDP_IDLE_FLOOR:.0f}s, which RFC 4787 forbids")
         return udp
 
     def _check_open(self, section: MapReader, listener: ListenerConfig, allow_open: bool) -> None:
@@ -164,7 +162,7 @@ class ListenerReader:
         if not outside or listener.auth == "required" or listener.protocol == "tunnel":
             return
         if allow_open:
-            self._problems.warn(f"{section.path} on {outside[0]} lets everybody in")
+            section.warn("listen", f"{outside[0]} lets everybody in")
         else:
             section.add_error(
                 "listen",

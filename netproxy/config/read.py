@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from netproxy.config.listeners import ListenerReader
-from netproxy.config.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     Config,
     LogConfig,
@@ -53,7 +53,7 @@ class _ConfigReader:
         self._problems = problems
 
     def read(self, top: MapReader) -> Config:
-        users = self._users(top.mapping("users"))
+        users = self._users(top) if top.has("users") else {}
         # Upstreams may use the names of a bridge's agents, and its listener comes last.
         tunnels = self._tunnels(top) if top.has("tunnel") else None
         agents = tunnels.agents if tunnels else {}
@@ -72,7 +72,7 @@ class _ConfigReader:
             upstreams=named,
             tunnel=tunnels.read(upstreams) if tunnels else TunnelConfig(),
             default=upstreams.read(default, "default") if default else UpstreamConfig(),
-            geoip_database=top.text("geoip_database"),
+            geoip_database=top.path_of("geoip_database"),
             users=users,
             timeouts=_timeouts(top.mapping("timeouts")),
             log=_log(top.mapping("log")),
@@ -92,6 +92,11 @@ class _ConfigReader:
         from netproxy.config.tunnels import TunnelReader
 
         return TunnelReader(top.mapping("tunnel"), self._problems)
+
+    def _users(self, top: MapReader) -> dict[str, UserConfig]:
+        from netproxy.config.users import read_users
+
+        return read_users(top.mapping("users"), self._problems)
 
     def _with_dns(self, top: MapReader, config: Config, upstreams: UpstreamReader) -> Config:
         listeners = [listener for listener in config.listeners if listener.protocol == "dns"]
@@ -117,32 +122,6 @@ class _ConfigReader:
             section = top.mapping("destinations")
             config = config._replace(destinations=read_destinations(section))
         return config
-
-    # -- users
-
-    def _users(self, section: MapReader) -> dict[str, UserConfig]:
-        return {
-            name: self._user(name, MapReader(node, f"users.{name}", self._problems))
-            for name, node in section.rest().items()
-        }
-
-    def _user(self, name: str, section: MapReader) -> UserConfig:
-        password = section.text("password")
-        # RFC 1929 has 255 bytes for a name; HTTP Basic separates name and password by a colon.
-        if not 0 < len(name.encode()) < 256 or ":" in name:
-            section.add_error("", "a user's name has 1 to 255 bytes and no ':'")
-        if not password:
-            section.add_error("password", "is missing or empty")
-        elif not password.startswith("scrypt$"):
-            self._problems.warn(
-                f"{section.path}.password is plain text: "
-                "make a hash with 'netproxyctl hash-password'"
-            )
-        limits = section.mapping("limits")
-        user = UserConfig(password, limits.whole("sessions", None), section.place)
-        limits.finish()
-        section.finish()
-        return user
 
 
 # -- small sections
@@ -187,7 +166,7 @@ def _splice(section: MapReader) -> bool:
 def _metrics(top: MapReader) -> MetricsConfig:
     address = top.read("metrics", _single_address, None)
     metrics = MetricsConfig(
-        address, top.read("metrics_token", _token, ""), top.flag("status_page", False)
+        address, top.secret("metrics_token", _token), top.flag("status_page", False)
     )
     if metrics.page and not metrics.token:
         message = "needs a metrics_token: the page shows which client talks to which target"
@@ -202,9 +181,11 @@ def _metrics(top: MapReader) -> MetricsConfig:
 
 
 def _control(text: str) -> str:
+    if text == "none":
+        return ""
     scheme, _, path = text.partition(":")
     if scheme != "unix" or not path.startswith("/") or len(path.encode()) > SOCKET_PATH_LIMIT:
-        expected = "(expected unix:/run/netproxy/control.sock)"
+        expected = "(expected unix:/run/netproxy/control.sock or none)"
         raise ValueError(f"'{text}' is not a control socket {expected}")
     return path
 

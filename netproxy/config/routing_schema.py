@@ -10,6 +10,24 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
 
 
+class Place(str):
+    """Where something is written: "file:line:column".
+
+    All places are equal, so that what has only moved within its file is the same as before.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return 0
+
+
 class UpstreamTlsConfig(NamedTuple):
     """TLS towards a server: a proxy, a bridge or a name server.  Paths name PEM files."""
 
@@ -23,6 +41,7 @@ class UpstreamTlsConfig(NamedTuple):
     """The name that the server's certificate must have; "" for the host that is dialled."""
     insecure: bool = False
     """True if the server's certificate is not checked."""
+    place: Place = Place()
 
 
 class HopConfig(NamedTuple):
@@ -45,6 +64,7 @@ class HopConfig(NamedTuple):
     keepalive: float | None = None
     """Seconds of silence before TCP keep-alive probes a first hop; 0: never; None: the default."""
     tls: UpstreamTlsConfig = UpstreamTlsConfig()
+    place: Place = Place()
 
     def __repr__(self) -> str:
         return f"HopConfig({self.scheme!r}, {self.server!r}, {self.user!r})"

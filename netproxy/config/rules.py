@@ -6,7 +6,7 @@ with the rule's place.
 
 from __future__ import annotations
 
-from netproxy.config.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import AutoConfig, ConditionsConfig, DestinationsConfig, RuleConfig
 from netproxy.config.units import parse_network
 from netproxy.config.upstreams import UpstreamReader
@@ -76,9 +76,9 @@ class RuleReader:
             section.add_error(key, "is an empty list")
         return ConditionsConfig(
             domain=section.values("domain", _word),
-            domain_file=section.values("domain_file", _word),
+            domain_file=section.paths("domain_file"),
             ip=section.values("ip", _word),
-            ip_file=section.values("ip_file", _word),
+            ip_file=section.paths("ip_file"),
             geoip=section.values("geoip", _country),
             port=section.values("port", _word),
             network=section.values("network", parse_network),

@@ -16,6 +16,7 @@ from netproxy.config.routing_schema import GroupConfig as GroupConfig
 from netproxy.config.routing_schema import HealthConfig as HealthConfig
 from netproxy.config.routing_schema import HopConfig as HopConfig
 from netproxy.config.routing_schema import MemberConfig as MemberConfig
+from netproxy.config.routing_schema import Place as Place
 from netproxy.config.routing_schema import RuleConfig as RuleConfig
 from netproxy.config.routing_schema import UpstreamConfig as UpstreamConfig
 from netproxy.config.routing_schema import UpstreamTlsConfig as UpstreamTlsConfig
@@ -90,6 +91,7 @@ class ListenerConfig(NamedTuple):
     tls: TlsConfig | None = None
     proxy_protocol: tuple[IpNetwork, ...] = ()
     """Peers whose connections must begin with a PROXY protocol header."""
+    place: Place = Place()
 
 
 class NameServerConfig(NamedTuple):
@@ -279,4 +281,4 @@ class Config(NamedTuple):
     """The path of the control socket; "" for none."""
     metrics: MetricsConfig = MetricsConfig()
     warnings: tuple[str, ...] = ()
-    """What is allowed but should be reported."""
+    """What is allowed but should be reported, each with its place."""

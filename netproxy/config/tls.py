@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 
-from netproxy.config.node import MapReader
-from netproxy.config.schema import TlsConfig, UpstreamTlsConfig
+from netproxy.config.tree.node import MapReader
+from netproxy.config.schema import Place, TlsConfig, UpstreamTlsConfig
 from netproxy.config.url import HOST_NAME
 from netproxy.interfaces.addresses import pack_ip
 
@@ -16,7 +16,10 @@ from netproxy.interfaces.addresses import pack_ip
 def read_tls(section: MapReader) -> TlsConfig | None:
     """Return the TLS of a listener; None if there is no certificate."""
     tls = TlsConfig(
-        section.text("certificate"), section.text("key"), section.text("client_ca"), section.place
+        section.path_of("certificate"),
+        section.path_of("key"),
+        section.path_of("client_ca"),
+        section.place,
     )
     if (tls.key or tls.client_ca) and not tls.certificate:
         section.add_error("certificate", "is missing")
@@ -30,11 +33,12 @@ def read_client_tls(section: MapReader, may_be_insecure: bool = True) -> Upstrea
     Without `may_be_insecure` the section has no key `insecure`.
     """
     tls = UpstreamTlsConfig(
-        section.text("ca"),
-        section.text("certificate"),
-        section.text("key"),
+        section.path_of("ca"),
+        section.path_of("certificate"),
+        section.path_of("key"),
         section.read("server_name", _server_name, ""),
         may_be_insecure and section.flag("insecure", False),
+        Place(section.place),
     )
     if tls.key and not tls.certificate:
         section.add_error("certificate", "is missing")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Iterable, NamedTuple
 
-from netproxy.config.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     AgentConfig,
     BridgeAgentConfig,
@@ -16,6 +16,7 @@ from netproxy.config.schema import (
     HopConfig,
     LimitsConfig,
     ListenerConfig,
+    Place,
     PortConfig,
     ServiceConfig,
     TunnelConfig,
@@ -102,7 +103,14 @@ class TunnelReader:
         limits = LimitsConfig()
         limits = limits._replace(connections_per_client=limits.connections)
         return ListenerConfig(
-            NAME, listen.addresses, NAME, ("tcp",), clients=clients, tls=tls, limits=limits
+            NAME,
+            listen.addresses,
+            NAME,
+            ("tcp",),
+            clients=clients,
+            tls=tls,
+            limits=limits,
+            place=Place(section.place_of("listen")),
         )
 
     def _check_listener(
@@ -111,9 +119,8 @@ class TunnelReader:
         if listen.is_plain and has_tls:
             section.add_error("tls", "a bridge at tcp:// has no TLS: remove this key")
         elif listen.is_plain:
-            self._problems.warn(
-                f"{section.path}.listen: agents connect without TLS: "
-                "their traffic can be read on the network"
+            section.warn(
+                "listen", "agents connect without TLS: their traffic can be read on the network"
             )
         elif not has_tls:
             message = "is missing: write listen: tcp://... for a bridge without TLS"
@@ -133,13 +140,14 @@ class TunnelReader:
         return agents
 
     def _token(self, section: MapReader) -> str:
-        token = section.text("token")
+        token = section.secret("token")
         if not token:
             section.add_error("token", "is missing or empty")
         elif len(token.encode()) < TOKEN_FLOOR:
-            self._problems.warn(
-                f"{section.path}.token is shorter than {TOKEN_FLOOR} bytes and can be guessed: "
-                "make one with 'head -c 32 /dev/urandom | base64'"
+            section.warn(
+                "token",
+                f"is shorter than {TOKEN_FLOOR} bytes and can be guessed: "
+                "make one with 'head -c 32 /dev/urandom | base64'",
             )
         return token
 
@@ -157,9 +165,8 @@ class TunnelReader:
         if bridge.is_plain and has_tls:
             section.add_error("tls", "a bridge at tcp:// has no TLS: remove this key")
         if bridge.is_plain:
-            self._problems.warn(
-                f"{section.path}.bridge: without TLS the traffic can be read, and changed, "
-                "on the network"
+            section.warn(
+                "bridge", "without TLS the traffic can be read, and changed, on the network"
             )
         agent = AgentConfig(
             bridge.server,

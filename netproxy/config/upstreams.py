@@ -10,7 +10,7 @@ import re
 from typing import Callable, Container, Iterator, Sequence
 
 from netproxy.config.hops import HopReader
-from netproxy.config.node import MapReader, Node, Problems, suggestion
+from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     GroupConfig,
     HealthConfig,
@@ -71,7 +71,7 @@ class UpstreamReader:
             return UpstreamConfig(self._mapping(MapReader(node, path, self._problems)))
         if node.value in self._named:
             return self._by_name(node.value, node.place)
-        return UpstreamConfig(self._url(node.value, node.place, path))
+        return UpstreamConfig(self._url(node, path))
 
     def _by_name(self, name: str, place: str) -> UpstreamConfig:
         if name not in self._read:
@@ -90,17 +90,20 @@ class UpstreamReader:
             return _EMPTY
         return upstream
 
-    def _url(self, text: str, place: str, path: str) -> tuple[Step, ...]:
+    def _url(self, node: Node, path: str) -> tuple[Step, ...]:
         """Return the step of a URL; its query parameters are keys of the mapping."""
+        text = str(node.value)
         try:
             if "?" not in text:
-                return (self._hops.parse(text),)
-            node = hop_node(text, place)
+                return (self._hops.parse(node),)
+            mapping = hop_node(text, node)
         except ValueError as error:
+            from netproxy.config.tree.hints import suggestion  # late: only for errors
+
             hint = suggestion(text, tuple(self._named)) if "://" not in text else ""
-            self._problems.add(f"{path}: {error}{hint}", place)
+            self._problems.add(f"{path}: {error}{hint}", node.place)
             return ()
-        return self._mapping(MapReader(node, path, self._problems))
+        return self._mapping(MapReader(mapping, path, self._problems))
 
     def _mapping(self, section: MapReader) -> tuple[Step, ...]:
         is_group = section.has("members")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from netproxy.config.node import EDITS_LIMIT, Node, suggestion
+from netproxy.config.tree.node import Node
 from netproxy.config.schema import HopConfig
 from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
 
@@ -25,7 +25,9 @@ _ACTIVATION = r"systemd:[!-9;-~]{1,255}\Z"
 _HOST_PORT = r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})(?:-([0-9]{1,5}))?\Z"
 _ESCAPE = r"%([0-9A-Fa-f]{2})"
 AGENT_NAME = r"[A-Za-z0-9_-]{1,63}\Z"
-HOST_NAME = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\Z"
+# A last label that is a number makes an address: 10.0.0 is a mistake, not a name.
+_NUMBER = r"(?:[0-9]+|0[xX][0-9a-fA-F]*)\Z"
+HOST_NAME = rf"(?:[A-Za-z0-9_-]{{1,63}}\.)*(?!{_NUMBER})[A-Za-z0-9_-]{{1,63}}\Z"
 
 
 # -- addresses
@@ -34,7 +36,8 @@ HOST_NAME = r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\Z"
 def parse_listen(text: str) -> tuple[Address, ...]:
     """Return the addresses of "host:port", ":port", "[v6]:port", "host:first-last".
 
-    ":port" is the address "::", which stands for both families on a machine that has them.
+    ":port" is the address "::", which stands for both families on a machine that has them, and
+    "localhost" is 127.0.0.1.
     "systemd:NAME" is an ActivationAddress.  Raises ValueError for anything else.
     """
     # "systemd:80" is port 80 of a host with that name.
@@ -42,15 +45,31 @@ def parse_listen(text: str) -> tuple[Address, ...]:
         return (ActivationAddress(text, 0),)
     match = re.match(_HOST_PORT, text)
     if not match:
-        raise ValueError(
-            f"'{text}' is not an address to listen on (expected host:port, :port or [v6]:port)"
-        )
+        raise ValueError(f"'{text}' is not an address to listen on {_listen_hint(text)}")
     first = int(match[3])
     last = int(match[4] or first)
     if last > 65535 or last < first:
         raise ValueError(f"'{text}' is not a port or a range of ports between 0 and 65535")
     host = match[1] or match[2] or "::"
+    if host.lower() == "localhost":
+        host = "127.0.0.1"
     return tuple(Address(host, port) for port in range(first, last + 1))
+
+
+def _listen_hint(text: str) -> str:
+    if text.isascii() and text.isdigit():
+        return f"(write 127.0.0.1:{text} for this machine alone, :{text} for every address)"
+    return with_brackets(text) or "(expected host:port, :port or [v6]:port)"
+
+
+def with_brackets(text: str) -> str:
+    """Return "(write [::1]:1080)" for an IPv6 address and a port without brackets, else ""."""
+    host, _, port = text.rpartition(":")
+    if ":" not in host or not port.isdigit():
+        return ""
+    if pack_ip(host) is None:
+        return "(write an IPv6 address in brackets: [v6]:port)" if pack_ip(text) else ""
+    return f"(write [{host}]:{port})"
 
 
 def parse_host_port(text: str) -> Address:
@@ -59,12 +78,16 @@ def parse_host_port(text: str) -> Address:
     Raises ValueError for anything else.  The message does not repeat the text.
     """
     match = re.match(_HOST_PORT, text)
-    is_host = match and (
-        pack_ip(match[1]) is not None if match[1] else re.match(HOST_NAME, match[2])
-    )
+    is_host = match and (pack_ip(match[1]) is not None if match[1] else _is_host(match[2]))
     if not match or match[4] or not is_host or not 0 < int(match[3]) < 65536:
-        raise ValueError("must be host:port with a port between 1 and 65535")
+        hint = " (an IPv6 address in brackets: [v6]:port)" if with_brackets(text) else ""
+        raise ValueError(f"must be host:port with a port between 1 and 65535{hint}")
     return Address((match[1] or match[2]).lower(), int(match[3]))
+
+
+def _is_host(text: str) -> bool:
+    """Return whether a text is an IPv4 address or a name."""
+    return bool(pack_ip(text) or re.match(HOST_NAME, text))
 
 
 def parse_announce(text: str) -> Address:
@@ -93,7 +116,7 @@ def parse_hop(text: str) -> HopConfig:
         return HopConfig(text)
     match = re.match(_URL, text)
     if not match:
-        raise ValueError("not an upstream: write scheme://host:port, direct or block")
+        raise ValueError(f"not an upstream: write scheme://host:port, direct or block{_why(text)}")
     scheme, authority, query = match.groups()
     _check_scheme(scheme)
     if query:
@@ -109,12 +132,24 @@ def parse_hop(text: str) -> HopConfig:
     return HopConfig(scheme, parse_host_port(server), user, password)
 
 
+def _why(text: str) -> str:
+    """Return what an upstream's URL lacks; repeats nothing of it, which may be a password."""
+    if "://" not in text and re.match(_HOST_PORT, text):
+        return " (the scheme is missing: socks5://... or http://...)"
+    credentials, at, _ = text.partition("://")[2].rpartition("@")
+    if at and any(char in credentials for char in "/?#"):
+        return " (in a user name or password, / is written as %2F, ? as %3F, # as %23)"
+    return ""
+
+
 def _check_scheme(scheme: str) -> None:
     """Raise ValueError for an unknown scheme, with the scheme that was probably meant."""
     if scheme in PROXY_SCHEMES:
         return
     if scheme in PLAIN_SCHEMES:
         raise ValueError(f"write {scheme} without '://'")
+    from netproxy.config.tree.hints import EDITS_LIMIT, suggestion  # late: only for errors
+
     hint = suggestion(scheme, HOP_SCHEMES, EDITS_LIMIT)
     expected = f" (expected one of {', '.join(PROXY_SCHEMES)})"
     raise ValueError(f"'{scheme}' is not an upstream scheme{hint or expected}")
@@ -130,59 +165,67 @@ def _check_credentials(scheme: str, user: str, password: str) -> None:
         raise ValueError("SOCKS4 takes a user of up to 255 bytes, and no password")
 
 
-def hop_node(text: str, place: str) -> Node:
-    """Return the mapping that a hop's URL with a query stands for.  Raises ValueError."""
+def hop_node(text: str, origin: Node) -> Node:
+    """Return the mapping that a hop's URL with a query stands for.  Raises ValueError.
+
+    `origin`: the node that the URL was written as.
+    """
     url, _, query = text.partition("?")
     # An unescaped '?' in a password makes the rest of it the query.
     if "@" in query:
         raise ValueError(
             "a '?' in a user name or password is written as %3F, an '@' in a value as %40"
         )
-    mapping = {"url": Node(url, place)}
-    _insert_query(mapping, query, place)
-    return Node(mapping, place)
+    origin = origin._replace(key_place="")
+    mapping = {"url": origin._replace(value=url)}
+    _insert_query(mapping, query, origin)
+    return origin._replace(value=mapping)
 
 
 def listener_node(text: str, place: str) -> Node:
-    """Return the mapping that a listener's URL stands for.  Raises ValueError.
+    """Return the mapping that a listener's URL on the command line stands for.
 
+    Raises ValueError.
     The query parameters are the listener's keys; "a.b" is the key b of the mapping a.
     """
     match = re.match(_URL, text)
     if not match:
-        raise ValueError("not a listener: write scheme://host:port")
+        raise ValueError(f"not a listener: write scheme://host:port{_listener_hint(text)}")
     scheme, authority, query = match.groups()
     if "@" in authority:
         raise ValueError("a listener's URL takes no user: write 'users' into a file")
     mapping = {"protocol": Node(scheme, place), "listen": Node(authority, place)}
-    _insert_query(mapping, query or "", place)
+    _insert_query(mapping, query or "", Node("", place))
     return Node(mapping, place)
 
 
-def _insert_query(mapping: dict[str, Node], query: str, place: str) -> None:
+def _listener_hint(text: str) -> str:
+    """Return the URL that an address or a port alone probably means."""
+    if text.isdigit():
+        return f" (sps://127.0.0.1:{text} for this machine alone, sps://:{text} for others too)"
+    return f" (sps://{text})" if re.match(_HOST_PORT, text) else ""
+
+
+def _insert_query(mapping: dict[str, Node], query: str, origin: Node) -> None:
     for pair in filter(None, query.split("&")):
         key, _, value = pair.partition("=")
         text = _unescape(value)
         if "\0" in text:
             raise ValueError("a value contains a NUL character (%00)")
-        _insert(mapping, key.split("."), _scalar_or_list(text, place), place)
+        values = [origin._replace(value=part) for part in text.split(",")]
+        _insert(mapping, key.split("."), values, origin)
 
 
-def _insert(mapping: dict[str, Node], keys: list[str], node: Node, place: str) -> None:
+def _insert(mapping: dict[str, Node], keys: list[str], values: list[Node], origin: Node) -> None:
+    """Insert one value, or a list of several."""
     for key in keys[:-1]:
-        inner = mapping.setdefault(key, Node({}, place))
+        inner = mapping.setdefault(key, origin._replace(value={}))
         if not isinstance(inner.value, dict):
             raise ValueError(f"'{key}' is given twice")
         mapping = inner.value
     if keys[-1] in mapping:
         raise ValueError(f"'{keys[-1]}' is given twice")
-    mapping[keys[-1]] = node
-
-
-def _scalar_or_list(value: str, place: str) -> Node:
-    if "," not in value:
-        return Node(value, place)
-    return Node([Node(part, place) for part in value.split(",")], place)
+    mapping[keys[-1]] = values[0] if len(values) == 1 else origin._replace(value=values)
 
 
 def _unescape(text: str) -> str:

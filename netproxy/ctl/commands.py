@@ -17,6 +17,7 @@ from netproxy.ctl.console import (
     upstreams_text,
     verdicts_text,
 )
+from netproxy.errors import LoginUnavailable
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -31,7 +32,7 @@ def run(options: Namespace, filters: Mapping[str, str]) -> int:
     `filters` are those options that select flows, by name.
     """
     if options.command == "hash-password":
-        return _hash_password()
+        return _hash_password(options.cost)
     try:
         return _control(options, filters)
     except (NotRunning, CommandError) as error:
@@ -96,10 +97,16 @@ def _show(options: Namespace, answer: Any) -> None:  # Any: JSON, of a kind for 
         print(flows_text(answer, command == "sessions"))
 
 
-def _hash_password() -> int:
+def _hash_password(cost: str) -> int:
     """Read a password and print its hash; return the exit status."""
-    # Late: it brings libcrypto.
-    from netproxy.access.users import hash_password
+    # Late: few commands need it.
+    from netproxy.access.users import COST, hash_password, parse_cost
+
+    try:
+        number = parse_cost(cost) if cost else COST
+    except ValueError as error:
+        print(f"netproxyctl: --cost: {error}", file=sys.stderr)
+        return USAGE
 
     if sys.stdin.isatty():
         import getpass
@@ -110,5 +117,9 @@ def _hash_password() -> int:
     if not 0 < len(password.encode()) < 256:
         print("netproxyctl: a password has 1 to 255 bytes", file=sys.stderr)
         return USAGE
-    print(hash_password(password))
+    try:
+        print(hash_password(password, number))
+    except LoginUnavailable as error:
+        print(f"netproxyctl: {error}", file=sys.stderr)
+        return REFUSED
     return FINE

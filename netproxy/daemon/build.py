@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Iterator
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.config.schema import Config, ListenerConfig
+from netproxy.daemon.checks.configuration import check_configuration, check_requirements
 from netproxy.daemon.lazy_tunnels import LazyTunnels
 from netproxy.daemon.own_sockets import wanted_sockets
 from netproxy.daemon.plan import Plan, used_upstreams
@@ -19,7 +20,7 @@ from netproxy.daemon.reachability import Reachability, make_lookups
 from netproxy.daemon.runtime import Runtime
 from netproxy.daemon.udp_relays import UdpRelays
 from netproxy.dialer.direct import DirectDialer, TargetResolver
-from netproxy.dialer.factory import DialerFactory, udp_warnings
+from netproxy.dialer.factory import DialerFactory
 from netproxy.handler.factory import (
     DnsDependencies,
     HandlerDependencies,
@@ -78,6 +79,7 @@ class _Builder:
     def plan(self) -> Plan:
         """Return the plan.  Raises ConfigError."""
         config, runtime, previous = self._config, self._runtime, self._previous
+        check_requirements(config)
         policies = make_policies(config)
         renewal = self._dialers.prepare_renewal(used_upstreams(config))
         forwarder = self._forwarder()
@@ -112,7 +114,7 @@ class _Builder:
             admissions=admissions,
             specs=list(self._specs(dependencies, relays, admissions)),
             tunnels=self._tunnels,
-            warnings=udp_warnings(config, self._dialers),
+            warnings=check_configuration(config, self._dialers),
         )
 
     def _make_dialers(self) -> DialerFactory:

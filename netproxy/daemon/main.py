@@ -14,11 +14,11 @@ import os
 import signal
 import sys
 import time
-from typing import Iterable, NamedTuple, Sequence
+from typing import Iterable, NamedTuple, Sequence, TextIO
 
 from netproxy import __version__
-from netproxy.config.load import load_file
-from netproxy.config.node import Node, Problems
+from netproxy.config.tree.load import load_file
+from netproxy.config.tree.node import Node, Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
 from netproxy.config.url import listener_node
@@ -53,6 +53,8 @@ class Options(NamedTuple):
     """URLs of listeners that replace those of the file."""
     default_listener: str
     """The URL of the listener if neither option nor file names one."""
+    default_control: str
+    """The path of the control socket if the file names none; "" for none."""
     upstream: str | None
     """URLs of a chain that replaces the file's default, upstreams of listeners and rules."""
     check: bool
@@ -77,11 +79,19 @@ def run(options: Options) -> int:
 
 
 def _print(lines: Iterable[str]) -> None:
-    print("\n".join(map(escape, lines)))
+    _write(sys.stdout, lines)
 
 
 def _print_error(error: Exception | str) -> None:
-    print("\n".join(map(escape, str(error).split("\n"))), file=sys.stderr)
+    _write(sys.stderr, str(error).split("\n"))
+
+
+def _write(file: TextIO, lines: Iterable[str]) -> None:
+    try:
+        print("\n".join(map(escape, lines)), file=file, flush=True)
+    except BrokenPipeError:
+        # The reader has seen enough.  Nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 # -- configuration
@@ -98,6 +108,8 @@ def _configure(options: Options) -> Config:
     if options.listen or "listeners" not in tree or tree["listeners"].value == "":
         urls = options.listen or [options.default_listener]
         tree["listeners"] = Node(_listeners(urls, problems), "-l")
+    if options.default_control and "control" not in tree:
+        tree["control"] = Node(f"unix:{options.default_control}", "RUNTIME_DIRECTORY")
     if options.upstream is not None:
         hops = [Node(hop.strip(), "-u") for hop in options.upstream.split(",")]
         tree["default"] = Node(hops, "-u")
@@ -125,14 +137,14 @@ def _listeners(urls: Sequence[str], problems: Problems) -> list[Node]:
 def _check(config: Config, quiet: bool) -> int:
     """Print what would listen and what each upstream can carry, for -t."""
     try:
-        lines = build(config, Runtime(Log("error")), None).describe()
+        plan = build(config, Runtime(Log("error")), None)
     except ConfigError as error:
         _print_error(error)
         return CONFIGURATION
-    for warning in config.warnings:
+    for warning in plan.warnings:
         _print_error(f"warning: {warning}")
     if not quiet:
-        _print([*lines, "OK"])
+        _print([*plan.describe(), "OK"])
     return FINE
 
 
@@ -184,8 +196,6 @@ def _run(config: Config, options: Options, log: Log) -> int:
         log.error("%s", error)
         daemon.stop()
         return CANNOT_LISTEN if isinstance(error, ListenError) else CONFIGURATION
-    for warning in config.warnings:
-        log.warning("%s", warning)
     serving = f"netproxyd {__version__} serves {_serving(daemon)}"
     log.warning("%s", serving) if config.log.level == "warning" else log.info("%s", serving)
     notify.ready(serving)
@@ -245,8 +255,6 @@ def _reload(daemon: Daemon, config: Config, options: Options, log: Log) -> Confi
         fresh, outcome = config, "not reloaded, "
     else:
         log.configure(*fresh.log)
-        for warning in fresh.warnings:
-            log.warning("%s", warning)
         log.info("reloaded; serves %s", _serving(daemon))
         outcome = ""
     ended(errors)

@@ -71,7 +71,7 @@ class Plan(NamedTuple):
     tunnels: LazyTunnels
     """The same in all plans of a daemon."""
     warnings: Sequence[str]
-    """What the configuration allows although it cannot work."""
+    """What the configuration allows although it cannot work, or should not be so."""
 
     def bind(self, manager: ListenerManager[AnyListener], admin: Admin) -> BoundPlan:
         """Bind and start everything that is new, in the order given in BoundPlan.

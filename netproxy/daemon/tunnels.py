@@ -139,7 +139,7 @@ def _read_trust(config: UpstreamTlsConfig, server: str) -> BridgeTrust:
     try:
         context = tls.client_context(config.ca, config.certificate, config.key)
     except ValueError as error:
-        raise ConfigError(f"tunnel.agent.tls: {error}") from error
+        raise ConfigError(f"tunnel.agent.tls: {error}", config.place) from error
     return tls.TlsClient(context, config.server_name or server)
 
 

@@ -19,7 +19,7 @@ from netproxy.interfaces.addresses import pack_ip
 from netproxy.net.socket_options import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
 
 if TYPE_CHECKING:
-    from netproxy.config.schema import Config, MemberConfig, UpstreamConfig, UpstreamTlsConfig
+    from netproxy.config.schema import MemberConfig, UpstreamConfig, UpstreamTlsConfig
     from netproxy.dialer.direct import TargetResolver
     from netproxy.dialer.group import GroupDialer
     from netproxy.dialer.health import Check
@@ -113,8 +113,8 @@ class DialerFactory:
         Upstreams that are not built yet read their files when they are.  Returns None if there
         is no file to read.  Raises ConfigError.
         """
-        in_use = {hop.tls for config in configs for hop in config.hops}
-        trusts = [trust for tls, trust in self._trusts.items() if tls in in_use]
+        places = {hop.tls: hop.tls.place for config in configs for hop in config.hops}
+        trusts = [(trust, places[tls]) for tls, trust in self._trusts.items() if tls in places]
         if not trusts:
             return None
         from netproxy.dialer.trust import TlsRenewal  # late: see above
@@ -218,7 +218,7 @@ class DialerFactory:
         tls = step.tls
         if tls not in self._trusts:
             files = TlsFiles(tls.ca, tls.certificate, tls.key, tls.insecure)
-            self._trusts[tls] = TlsTrust(label, files)
+            self._trusts[tls] = TlsTrust(label, files, tls.place)
         server_name = tls.server_name or step.server.host
         return partial(self._trusts[tls].connect, server_name=server_name)
 
@@ -282,18 +282,3 @@ class DialerFactory:
         return Check(
             group.name, member, target, dialer, path_bytes, health.interval, health.timeout
         )
-
-
-def udp_warnings(config: Config, dialers: DialerFactory) -> list[str]:
-    """Return a warning for each listener that accepts UDP but whose upstream carries none."""
-    warnings = []
-    for listener in config.listeners:
-        upstream = listener.upstream or config.default
-        if "udp" not in listener.network or listener.protocol == "dns":
-            continue
-        if "udp" not in dialers.dialer(upstream).carries:
-            warnings.append(
-                f"listener '{listener.name}' accepts UDP, but its upstream carries none: "
-                f"{upstream.text}"
-            )
-    return warnings

@@ -33,20 +33,20 @@ class TlsFiles(NamedTuple):
 class TlsTrust:
     """The SSL context of one TLS configuration."""
 
-    def __init__(self, label: str, files: TlsFiles) -> None:
-        """Read the files; `label` names the proxy in errors.  Raises ConfigError."""
+    def __init__(self, label: str, files: TlsFiles, place: str) -> None:
+        """Read the files; `label` names the proxy in errors.  Raises ConfigError with `place`."""
         self._label = label
         self._files = files
-        self._context = self.read()
+        self._context = self.read(place)
 
-    def read(self) -> SSLContext:
-        """Read the files into a new context.  Raises ConfigError."""
+    def read(self, place: str) -> SSLContext:
+        """Read the files into a new context.  Raises ConfigError with `place`."""
         from netproxy.net import tls  # late: ssl costs 3 MiB, and few need it
 
         try:
             return tls.client_context(*self._files)
         except ValueError as error:
-            raise ConfigError(f"{self._label}: tls: {error}") from error
+            raise ConfigError(f"{self._label}: tls: {error}", place) from error
 
     def replace(self, context: SSLContext) -> None:
         """Use a context for the handshakes to come."""
@@ -65,9 +65,12 @@ class TlsTrust:
 class TlsRenewal:
     """Contexts that have been read again and are not used yet."""
 
-    def __init__(self, trusts: Iterable[TlsTrust]) -> None:
-        """Read the files of all trusts.  Raises ConfigError, and then nothing has changed."""
-        self._renewed = [(trust, trust.read()) for trust in trusts]
+    def __init__(self, trusts: Iterable[tuple[TlsTrust, str]]) -> None:
+        """Read the files of all trusts, each with its place in the configuration.
+
+        Raises ConfigError, and then nothing has changed.
+        """
+        self._renewed = [(trust, trust.read(place)) for trust, place in trusts]
 
     def commit(self) -> None:
         """Use the new contexts for the handshakes to come.  Cannot fail."""

@@ -18,6 +18,7 @@ from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
 from netproxy.handler.sps import ClientProtocol, Gate, SpsHandler, TlsHandshake
 from netproxy.handler.stream_udp import StreamUdpRelay
 from netproxy.interfaces.networks import NetworkSet
+from netproxy.interfaces.services import Refusal
 from netproxy.relay.pipe import PipeLimits
 
 if TYPE_CHECKING:
@@ -116,9 +117,7 @@ class _ListenerParts:
         self._dependencies = dependencies
         self._state = state
         timeouts, counter = dependencies.timeouts, dependencies.counter
-        self._login = Login(
-            dependencies.users, config.auth, self._note_failed_login, dependencies.back_off
-        )
+        self._login = Login(dependencies.users, config.auth, self, dependencies.back_off)
         announcements = [
             Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce
@@ -202,8 +201,14 @@ class _ListenerParts:
         assert self._config.target is not None  # config.read has seen to it
         return self._config.target
 
-    def _note_failed_login(self, client: str, user: str) -> None:
+    def refused(self, client: str, user: str) -> None:
+        """Write the record of a login with a wrong user name or password (LoginObserver)."""
         self._dependencies.log.auth_failed(client, user, self._config.name)
+
+    def unavailable(self, client: str, user: str, why: str) -> None:
+        """Count and record a login that could not be checked (LoginObserver)."""
+        refusal = Refusal("authentication", "unavailable", self._config.name, client, "", why)
+        self._dependencies.counter.refuse(refusal._replace(user=user))
 
     def _socks_handlers(self) -> dict[ClientProtocol, Handler]:
         name, outbound, binder = self._config.name, self._outbound, self._binder

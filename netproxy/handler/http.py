@@ -19,6 +19,7 @@ from netproxy.errors import (
     DeadlineError,
     DialError,
     EndOfStream,
+    LoginUnavailable,
     NetProxyError,
     StreamError,
 )
@@ -83,10 +84,14 @@ class HttpHandler:
             answer = self._refuse(connection, client, late)
         except http1.HttpError as error:
             answer = self._refuse(connection, client, error)
+        except LoginUnavailable as error:
+            # It has a record: see access.login.
+            answer = connection.encode_error(503, str(error))
         except DialError as error:
             status = [connect_udp.status_field(error.reason, PROXY_NAME)]
-            code = http1.REPLIES[error.reason]
-            answer = connection.encode_error(code, error.reason.value, status)
+            answer = connection.encode_error(
+                http1.REPLIES[error.reason], error.reason.value, status
+            )
         finally:
             connection.close_kept()
         # Bytes that follow an error are not parsed as requests.
@@ -145,7 +150,7 @@ class HttpHandler:
     ) -> Steps[str]:
         """Return the user of this request, "" for none.
 
-        Each request needs its own credentials.  Raises HttpError 407.
+        Each request needs its own credentials.  Raises HttpError 407, LoginUnavailable.
         """
         values = http1.field_values(request.fields, b"proxy-authorization")
         if not values and self._datagrams is not None and connect_udp.asks_for(request):

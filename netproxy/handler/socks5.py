@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from netproxy.errors import DialError, EndOfStream, ProtocolError, StreamError
+from netproxy.errors import DialError, EndOfStream, LoginUnavailable, ProtocolError, StreamError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address
 from netproxy.interfaces.connections import READABLE, Blocking, Handshake, Steps, Wait
 from netproxy.interfaces.flows import Flow
@@ -171,7 +171,10 @@ class Socks5Login:
             raise
         except ProtocolError as error:
             raise LoginRefused(failure, "bad request", str(error)) from error
-        user = yield Blocking(partial(self._login.check, name, password, client))
+        try:
+            user = yield Blocking(partial(self._login.check, name, password, client))
+        except LoginUnavailable as error:
+            raise LoginRefused(failure, "") from error
         if user is None:
             self._counter.count("authentication", "refused")
             yield from self._login.delay_refusal(stream, client)

@@ -55,7 +55,7 @@ class IpNetwork(NamedTuple):
             first = inet_ntop(AF_INET if size == 4 else AF_INET6, network)
             raise ValueError(
                 f"'{text}' is not a valid network: bits behind the prefix are set"
-                f" (the network is {first}/{bits_text})"
+                f" (write {first}/{bits_text})"
             )
         if packed.startswith(V4_MAPPED_PREFIX) and shift <= 32:
             return cls(4, (value & 0xFFFFFFFF) >> shift, shift)

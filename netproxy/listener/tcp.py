@@ -14,13 +14,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from netproxy.errors import ListenError, StreamError
+from netproxy.errors import StreamError
 from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.services import Refusal
 from netproxy.listener.endings import refuse
 from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
-from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
+from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, listen_error, to_sockaddr
 from netproxy.net.socket_options import LOOK_SECONDS, tune
 from netproxy.net.stream import Stream, poll_watched
 
@@ -103,7 +103,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
                 bind_and_activate=activated is None,
             )
         except OSError as error:
-            raise ListenError(f"cannot listen on tcp {address}: {error.strerror}") from error
+            raise listen_error("tcp", address, error) from error
         self._activated = activated is not None
         try:
             if activated is not None:
@@ -113,7 +113,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
             self.address = from_sockaddr(self.socket.getsockname())
         except OSError as error:
             self.server_close()
-            raise ListenError(f"cannot listen on tcp {address}: {error.strerror}") from error
+            raise listen_error("tcp", address, error) from error
         self.socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self.socket, select.POLLIN)

@@ -7,10 +7,12 @@ Pure.  Thread: any.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from typing import TYPE_CHECKING, Callable, Hashable, Sequence
 
+from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import Address, ip_text, pack_ip
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ V4_MAPPED_TEXT = "::ffff:"
 
 SOURCE_ADDRESSES_LIMIT = 4096
 """Addresses in a SourceAddresses: a proxy may name as many as it likes."""
+
+PRIVILEGED_LIMIT = 1024
+"""Ports below need CAP_NET_BIND_SERVICE, unless ip_unprivileged_port_start is lower."""
 
 _FAMILY = struct.Struct("=H")
 _NUMBER = struct.Struct("=I")
@@ -124,3 +129,10 @@ def is_unspecified(host: str) -> bool:
 def is_ipv6(host: str) -> bool:
     """Return whether a literal address is IPv6."""
     return ":" in host
+
+
+def listen_error(network: str, address: Address, error: OSError) -> ListenError:
+    """Return the error of a socket that cannot be bound, with what to do."""
+    is_denied = error.errno == errno.EACCES and 0 < address.port < PRIVILEGED_LIMIT
+    hint = " (ports below 1024 need CAP_NET_BIND_SERVICE)" if is_denied else ""
+    return ListenError(f"cannot listen on {network} {address}: {error.strerror}{hint}")

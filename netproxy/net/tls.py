@@ -22,6 +22,8 @@ SESSION_SECONDS = 3600.0
 
 Some servers allow days.
 """
+FILE_LIMIT = 1 << 20
+"""Bytes of a file that are looked at to tell what is wrong with it."""
 
 
 def server_context(certificate: str, key: str, client_ca: str = "") -> ssl.SSLContext:
@@ -37,7 +39,7 @@ def server_context(certificate: str, key: str, client_ca: str = "") -> ssl.SSLCo
         try:
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError) as error:
-            raise ValueError(f"cannot use {client_ca}: {_reason(error)}") from error
+            raise ValueError(f"cannot use {client_ca}: {_ca_reason(error)}") from error
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -62,7 +64,7 @@ def client_context(
     try:
         context = ssl.create_default_context(cafile=ca or None)
     except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"cannot use {ca}: {_reason(error)}") from error
+        raise ValueError(f"cannot use {ca}: {_ca_reason(error)}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Python 3.13 refuses authorities without key usage, such as `openssl req -x509` makes.
     # All versions should accept the same certificates.
@@ -137,18 +139,53 @@ def _handshake(
 
 
 def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    files = f"{certificate} with {key}" if key else f"{certificate}"
+    """Load a certificate and its key.  Raises ValueError, which names the file at fault."""
     try:
         context.load_cert_chain(certificate, key or None, password=_no_password)
     except (OSError, ssl.SSLError, ValueError) as error:
-        reason = _reason(error)
-        if not key and isinstance(error, ssl.SSLError):
-            reason += " (without a key file it must contain the private key as well)"
-        raise ValueError(f"cannot use {files}: {reason}") from error
+        fault = _file_fault(certificate, key)
+        if not fault and "MISMATCH" in _reason(error):
+            fault = f"{key or certificate}: the key does not belong to the certificate"
+            fault += f" in {certificate}" if key else ""
+        files = f"{certificate} with {key}" if key else certificate
+        raise ValueError(f"cannot use {fault or f'{files}: {_reason(error)}'}") from error
+
+
+def _file_fault(certificate: str, key: str) -> str:
+    """Return the file that cannot be read or lacks its part, and why; "" if there is none."""
+    try:
+        path = certificate
+        has_certificate, has_key = _pem_parts(path)
+        path = key or certificate
+        key_file_parts = _pem_parts(path)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if not has_certificate:
+        other = ", but a private key" if has_key else ""
+        swapped = ": certificate and key are swapped" if has_key and key_file_parts[0] else ""
+        return f"{certificate}: it holds no certificate in PEM format{other}{swapped}"
+    if not key_file_parts[1]:
+        needed = "" if key else " (without a key file it must contain the private key as well)"
+        return f"{path}: it holds no private key in PEM format{needed}"
+    return ""
+
+
+def _pem_parts(path: str) -> tuple[bool, bool]:
+    """Return whether a file holds a certificate, and whether it holds a key.  Raises OSError."""
+    with open(path, "rb") as file:
+        text = file.read(FILE_LIMIT)
+    return b"CERTIFICATE-----" in text, b"PRIVATE KEY-----" in text
 
 
 def _no_password() -> str:
     raise ValueError("the private key is encrypted; NetProxy needs one without a pass phrase")
+
+
+def _ca_reason(error: Exception) -> str:
+    reason = _reason(error)
+    # Both say the same: OpenSSL has changed the word.
+    is_empty = reason in ("NO_CERTIFICATE_OR_CRL_FOUND", "NO_START_LINE")
+    return "it holds no certificate in PEM format" if is_empty else reason
 
 
 def _reason(error: Exception) -> str:

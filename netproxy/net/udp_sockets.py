@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Callable, Protocol
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import ActivationAddress
 from netproxy.net import datagram, syscalls
-from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
+from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, listen_error, to_sockaddr
 from netproxy.net.datagram import SOL_UDP, UDP_GRO, Arena, ArenaPool
 from netproxy.net.datagram_socket import BatchSocket, DatagramSocket
 from netproxy.net.socket_options import DEFAULT_OPTIONS, SocketOptions, set_receive_timeout
@@ -94,7 +94,7 @@ class UdpSocketFactory:
         try:
             sock = socket.socket(family, socket.SOCK_DGRAM)
         except OSError as error:
-            raise ListenError(f"cannot listen on udp {address}: {error.strerror}") from error
+            raise listen_error("udp", address, error) from error
         try:
             keyed = is_unspecified(address.host)
             if family == socket.AF_INET6:
@@ -105,7 +105,7 @@ class UdpSocketFactory:
             return self._tuned(sock, PMTUDISC_DONT, keyed, tag)
         except OSError as error:
             sock.close()
-            raise ListenError(f"cannot listen on udp {address}: {error.strerror}") from error
+            raise listen_error("udp", address, error) from error
 
     def _take_activated(self, address: ActivationAddress) -> DatagramSocket:
         """Return what listen() returns, on a socket that the service manager has bound."""
@@ -120,7 +120,7 @@ class UdpSocketFactory:
             local = self._tuned(sock, PMTUDISC_DONT, keyed)
         except OSError as error:
             sock.close()
-            raise ListenError(f"cannot listen on udp {address}: {error.strerror}") from error
+            raise listen_error("udp", address, error) from error
         local.activated = True
         return local
 

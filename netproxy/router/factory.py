@@ -12,13 +12,23 @@ from netproxy.config.schema import AutoConfig, ConditionsConfig, Config, RuleCon
 from netproxy.errors import ConfigError
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
-from netproxy.router import conditions
+from netproxy.router import conditions, coverage
 from netproxy.router.auto import AutoDialer, AutoDialers, Pins, Verdicts
 from netproxy.router.countries import CountryDatabase
+from netproxy.router.coverage import Scope, ValueSet
 from netproxy.router.lists import read_domains, read_networks
 from netproxy.router.matchers import DomainSet, PortSet
-from netproxy.router.patterns import DomainPattern, is_address, parse_domain, parse_network
+from netproxy.router.patterns import (
+    DomainPattern,
+    is_address,
+    parse_domain,
+    parse_network,
+    parse_ports,
+)
 from netproxy.router.router import Condition, Rule, RuleRouter
+
+COMPARED_LIMIT = 300
+"""Rules that each later rule is compared with: the time grows with the square of them."""
 
 
 class RoutingDependencies(NamedTuple):
@@ -99,6 +109,42 @@ class _PinnedHosts:
 
     def __contains__(self, host: str) -> bool:
         return host in self._names or host in self._networks
+
+
+# -- rules that never match
+
+
+def unreachable_rules(rules: Sequence[RuleConfig]) -> Iterator[tuple[RuleConfig, RuleConfig]]:
+    """Yield each rule that can never match, with the earlier rule that takes all its flows."""
+    earlier: list[tuple[RuleConfig, Scope]] = []
+    for rule in rules:
+        scope = Scope(_values(rule.conditions), _values(rule.but_not))
+        taken_by = next((other for other, outer in earlier if outer.covers(scope)), None)
+        if taken_by is not None:
+            yield rule, taken_by
+        elif len(earlier) < COMPARED_LIMIT or not (scope.wanted or scope.unwanted):
+            earlier.append((rule, scope))
+
+
+def _values(config: ConditionsConfig) -> dict[str, ValueSet]:
+    """Return the values of conditions, by what they look at.  Raises ValueError."""
+    values: dict[str, ValueSet] = {}
+    if set(config.network) not in (set(), {"tcp", "udp"}):
+        values["network"] = coverage.Words(config.network)
+    if config.listener:
+        values["listener"] = coverage.Words(config.listener)
+    if config.user:
+        values["user"] = coverage.Words(config.user)
+    if config.client:
+        values["client"] = coverage.Networks(config.client)
+    if config.port:
+        values["port"] = coverage.Ports(map(parse_ports, config.port))
+    if config.domain or config.domain_file:
+        values["name"] = coverage.Names(map(parse_domain, config.domain), config.domain_file)
+    if config.ip or config.ip_file or config.geoip:
+        networks = map(parse_network, config.ip)
+        values["address"] = coverage.Networks(networks, config.ip_file + config.geoip)
+    return values
 
 
 # -- conditions

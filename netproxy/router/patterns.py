@@ -72,7 +72,8 @@ def parse_name(text: str) -> str:
     name = name[:-1] if name.endswith(".") else name
     if len(name) > NAME_LIMIT or not re.match(_NAME, name):
         kind = "an address, not a" if is_address(text) else "not a valid"
-        raise ValueError(f"'{excerpt(text)}' is {kind} domain name")
+        hint = " (write the host alone)" if "://" in text else ""
+        raise ValueError(f"'{excerpt(text)}' is {kind} domain name{hint}")
     return name
 
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from netproxy.access.login import Login
-from netproxy.access.users import Users
+from netproxy.access.users import Users, hash_password
+from netproxy.errors import LoginUnavailable
 from netproxy.interfaces.addresses import Address
 
 CLIENT = Address("192.0.2.1", 4000)
+
+
+class Recorder:
+    """A LoginObserver that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, ...]] = []
+
+    def refused(self, client: str, user: str) -> None:
+        self.told.append((client, user))
+
+    def unavailable(self, client: str, user: str, why: str) -> None:
+        self.told.append((client, user, why))
 
 
 @pytest.mark.parametrize(
@@ -18,12 +34,33 @@ CLIENT = Address("192.0.2.1", 4000)
 def test_login_checks_passwords_and_reports_refusals_in_every_mode(
     mode: str, required: bool, offered: bool
 ) -> None:
-    refused: list[tuple[str, str]] = []
-    login = Login(
-        Users({"alice": "secret"}), mode, lambda client, user: refused.append((client, user))
-    )
+    recorder = Recorder()
+    login = Login(Users({"alice": "secret"}), mode, recorder)
     assert (login.required, login.offered) == (required, offered)
     assert login.check(b"alice", b"secret", CLIENT) == "alice"
     assert login.check(b"alice", b"wrong", CLIENT) is None
     assert login.check(b"b\xff", b"secret", CLIENT) is None
-    assert refused == [("192.0.2.1", "alice"), ("192.0.2.1", "b\ufffd")]
+    assert recorder.told == [("192.0.2.1", "alice"), ("192.0.2.1", "b\ufffd")]
+
+
+def test_login_without_memory_for_its_check_is_reported_and_not_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hazard 145."""
+    recorder = Recorder()
+    login = Login(Users({"alice": hash_password("secret", 4096)}), "required", recorder)
+
+    def scrypt(*_: object, **__: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(hashlib, "scrypt", scrypt)
+    with pytest.raises(LoginUnavailable):
+        login.check(b"alice", b"secret", CLIENT)
+    assert recorder.told == [
+        (
+            "192.0.2.1",
+            "alice",
+            "no memory to check the password (5 MiB): "
+            "make cheaper hashes with 'netproxyctl hash-password --cost 4096'",
+        )
+    ]

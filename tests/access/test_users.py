@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import sys
+import threading
 from typing import Any
 
 import pytest
 
 from netproxy.access import users as users_module
-from netproxy.access.users import Users, hash_password
+from netproxy.access.users import Users, _parse, hash_password, parse_cost
+from netproxy.errors import LoginUnavailable
 
 CHEAP = "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$"
 """The parameters of a hash whose check takes little time."""
@@ -21,12 +24,6 @@ def cheap_hash(password: str) -> str:
     salt = bytes(range(16))
     digest = hashlib.scrypt(password.encode(), salt=salt, n=1024, r=1, p=1, dklen=32)
     return CHEAP + base64.b64encode(digest).decode()
-
-
-@pytest.fixture(autouse=True)
-def cheap_decoy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(users_module, "COST", 1024)
-    monkeypatch.setattr(users_module, "BLOCK", 1)
 
 
 @pytest.fixture(params=["plain", "hashed", "mixed"])
@@ -140,20 +137,105 @@ class TestTiming:
             users.check(b"alice", password)
             assert len(hashed) == computed
 
+    def test_unknown_user_costs_as_much_as_the_costliest_hash(self, hashed: list[Any]) -> None:
+        """A machine whose hashes are cheap has no memory for the default cost."""
+        users = Users({"alice": hash_password("a", 1024), "bob": hash_password("b", 2048)})
+        hashed.clear()
+        users.check(b"eve", b"wrong")
+        assert hashed == [(2048, 8, 1)]
+
     def test_remembered_digest_does_not_contain_the_password(self) -> None:
         users = Users({"alice": cheap_hash("secret")})
         users.check(b"alice", b"secret")
         assert "secret" not in repr(vars(users))
 
 
+class TestMemory:
+    """Hazard 145: machines with little memory."""
+
+    @pytest.mark.parametrize("error", [MemoryError(), ValueError("malloc failure"), ImportError()])
+    def test_check_without_memory_is_unavailable(
+        self, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        users = Users({"alice": cheap_hash("secret")})
+        real = hashlib.scrypt
+
+        def scrypt(*_: Any, **__: Any) -> bytes:
+            raise error
+
+        monkeypatch.setattr(hashlib, "scrypt", scrypt)
+        with pytest.raises(LoginUnavailable, match="no memory .* --cost 4096"):
+            users.check(b"alice", b"secret")
+        monkeypatch.setattr(hashlib, "scrypt", real)
+        # The memory that the check took is free again, and nothing is decided.
+        assert users.check(b"alice", b"secret") == "alice"
+
+    def test_check_without_libcrypto_is_unavailable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "hmac", None)
+        with pytest.raises(LoginUnavailable, match="no memory to check the password"):
+            Users({"alice": "secret"}).check(b"alice", b"secret")
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, cost: int, checks: int) -> int:
+        """Run checks side by side; return how many were computed at the same time at most."""
+        limit = users_module.MEMORY_LIMIT // (cost << 10)
+        together = threading.Barrier(min(checks, limit or 1), timeout=60)
+        lock, running, most = threading.Lock(), 0, 0
+
+        def scrypt(*_: Any, **__: Any) -> bytes:
+            nonlocal running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            together.wait()
+            with lock:
+                running -= 1
+            return bytes(32)
+
+        users = Users({"alice": hash_password("secret", 1024).replace("$1024$", f"${cost}$")})
+        monkeypatch.setattr(hashlib, "scrypt", scrypt)
+        threads = [
+            threading.Thread(target=users.check, args=(b"alice", b"wrong")) for _ in range(checks)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return most
+
+    def test_cheap_checks_run_side_by_side(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(users_module, "MEMORY_LIMIT", 9 << 20)
+        assert self.run(monkeypatch, 4096, 1) == 1
+        monkeypatch.setattr(users_module, "MEMORY_LIMIT", (4 << 20) * 2 + (3 << 20))
+        assert self.run(monkeypatch, 4096, 2) == 2
+
+    def test_checks_that_do_not_fit_wait_for_each_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.run(monkeypatch, 16384, 6) == 1
+        assert self.run(monkeypatch, 32768, 3) == 1
+
+
 class TestHash:
-    def test_hash_password_is_accepted_by_check(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        value = hash_password("pa$$word \u00e9")
-        assert value.startswith("scrypt$1024$1$1$")
+    @pytest.mark.parametrize("cost", [1024, 4096, 16384])
+    def test_hash_password_is_accepted_by_check(self, cost: int) -> None:
+        value = hash_password("pa$$word \u00e9", cost)
+        assert value.startswith(f"scrypt${cost}$8$1$")
         assert Users({"alice": value}).check(b"alice", "pa$$word \u00e9".encode()) == "alice"
 
     def test_hash_password_uses_a_new_salt_each_time(self) -> None:
-        assert hash_password("secret") != hash_password("secret")
+        assert hash_password("secret", 1024) != hash_password("secret", 1024)
+
+    @pytest.mark.parametrize("text", ["1024", "4096", "131072"])
+    def test_cost_of_a_new_hash_is_a_power_of_two(self, text: str) -> None:
+        assert parse_cost(text) == int(text)
+        _parse(f"scrypt${text}$8$1$AAEC$" + "A" * 43 + "=")
+
+    @pytest.mark.parametrize(
+        "text", ["", "0", "-1024", "512", "1000", "5000", "262144", "x", "1e4", "9" * 50, "\u0661"]
+    )
+    def test_other_costs_are_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match="not a power of two from 1024 to 131072"):
+            parse_cost(text)
 
     @pytest.mark.parametrize(
         "value",

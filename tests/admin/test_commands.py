@@ -490,14 +490,14 @@ class TestReload:
         def bind_and_ask(admin: Admin, config: Any) -> Any:
             prepared = bind(admin, config)
             ((_, address),) = prepared.sockets
-            with socket.create_connection(("127.0.0.1", address.port), SECONDS) as client:
+            with socket.create_connection(address, SECONDS) as client:
                 client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
                 answered.append(read_to_end(client).split(b" ")[1])
             return prepared
 
         monkeypatch.setattr(Admin, "bind", bind_and_ask)
         with running(f"metrics: 127.0.0.1:0\n{served}") as daemon:
-            daemon.reload(f"metrics: localhost:0\nmetrics_token: {TOKEN}\n{served}")
+            daemon.reload(f"metrics: 127.0.0.2:0\nmetrics_token: {TOKEN}\n{served}")
         assert answered == [b"200", b"401"]
 
     def test_reload_without_threads_changes_nothing(
@@ -510,15 +510,15 @@ class TestReload:
 
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", fail)
-            with pytest.raises(ListenError, match="metrics localhost:0: can't start new thread"):
-                daemon.reload(text.replace("metrics: 127.0.0.1:0", "metrics: localhost:0"))
+            with pytest.raises(ListenError, match="metrics 127.0.0.2:0: can't start new thread"):
+                daemon.reload(text.replace("metrics: 127.0.0.1:0", "metrics: 127.0.0.2:0"))
         assert get(daemon, "/readyz", "") == (200, "serving\n")
 
     @pytest.mark.parametrize(
         "number, what",
         [
             (1, "control unix:.*/other"),
-            (2, "metrics localhost:0"),
+            (2, "metrics 127.0.0.2:0"),
             (3, "tunnel agent"),
             (4, "cannot start a listener"),
             (5, "cannot start a listener"),
@@ -545,7 +545,7 @@ class TestReload:
             start(thread)
 
         wanted = (
-            text.replace("metrics: 127.0.0.1:0", "metrics: localhost:0")
+            text.replace("metrics: 127.0.0.1:0", "metrics: 127.0.0.2:0")
             .replace("/control", "/other")
             .replace("'127.0.0.1:0'", "'127.0.0.2:0'")
             + f"tunnel: {{agent: {{bridge: 'tcp://127.0.0.1:1', name: home, token: {TOKEN},"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from netproxy.config.load import load_text
-from netproxy.config.node import Node, Problems
+from netproxy.config.tree.parse import parse_text
+from netproxy.config.tree.node import Node, Problems, Source
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config, HopConfig, UpstreamConfig
 from netproxy.errors import ConfigError
@@ -23,7 +23,7 @@ ONE, TWO = UpstreamConfig((H1,), "one"), UpstreamConfig((H2,), "two")
 def read(text: str) -> Config:
     """Return the configuration of a file "c.yaml".  Raises ConfigError."""
     problems = Problems()
-    return check(read_config(load_text(text.encode(), "c.yaml"), problems), problems)
+    return check(read_config(parse_text(text.encode(), Source("c.yaml")), problems), problems)
 
 
 def errors(text: str) -> list[str]:

@@ -116,7 +116,7 @@ dns:
             ("{upstream: direct}", "3:7", "dns.servers[0].url: is missing"),
             (
                 "{url: 9.9.9.9, tls: {insecure: true}}",
-                "3:7",
+                "3:27",
                 "dns.servers[0].tls: the scheme udp has no TLS (use tls or https)",
             ),
             (
@@ -164,8 +164,8 @@ dns:
 
     def test_name_server_without_certificate_check_gives_a_warning(self) -> None:
         assert read("dns: {servers: [{url: tls://9.9.9.9, tls: {insecure: true}}]}").warnings == (
-            "dns: 9.9.9.9:853: the certificate is not checked: any server that answers "
-            "there is trusted",
+            "c.yaml:1:17: dns: 9.9.9.9:853: the certificate is not checked: any server "
+            "that answers there is trusted",
         )
 
     def test_name_server_upstream_with_a_host_name_gives_a_warning(self) -> None:
@@ -176,8 +176,9 @@ upstreams:
 dns: {servers: [{url: 9.9.9.9, upstream: %s}]%s}
 """
         assert read(text % ("office", "")).warnings == (
-            "dns: 9.9.9.9:53: the name of its upstream, proxy.example, may have to be "
-            "looked up at this server: write an address, or add the name to dns.hosts",
+            "c.yaml:5:17: dns: 9.9.9.9:53: the name of its upstream, proxy.example, "
+            "may have to be looked up at this server: write an address, or add the "
+            "name to dns.hosts",
         )
         assert not read(text % ("office", ", hosts: {proxy.example: 192.0.2.7}")).warnings
         assert not read(text % ("plain", "")).warnings
@@ -210,7 +211,7 @@ class TestRules:
             ),
             (
                 "{domain: a.lan, block: true, servers: 9.9.9.9}",
-                "2:11",
+                "2:49",
                 "dns.rules[0].servers: cannot be combined with block: true",
             ),
             (
@@ -306,7 +307,12 @@ class TestCacheAndHosts:
             ("{'*.lan': 192.0.2.1}", "1:15", "dns.hosts: '*.lan' is not a host name"),
             ("{'a b': 192.0.2.1}", "1:15", "dns.hosts: 'a b' is not a host name"),
             ("{a.lan: {b: 192.0.2.1}}", "1:22", "dns.hosts.a.lan[0]: must be a single value"),
-            ("[192.0.2.1]", "1:14", "dns.hosts must be a mapping of keys to values"),
+            (
+                "[192.0.2.1]",
+                "1:14",
+                "dns.hosts must be a mapping of keys to values "
+                "(write the keys without '- ' before them)",
+            ),
         ],
     )
     def test_dns_hosts_errors_have_their_place(self, hosts: str, place: str, message: str) -> None:

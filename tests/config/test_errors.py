@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.config.node import edit_distance, suggestion
+from netproxy.config.tree.hints import edit_distance, suggestion
 from tests.config.reading import errors
 
 pytest.importorskip("yaml")
@@ -26,10 +26,18 @@ pytest.importorskip("yaml")
             "users: {a: {password: x, pasword: y}}",
             "c.yaml:1:26: users.a.pasword: unknown key (did you mean 'password'?)",
         ),
-        ("[1, 2]", "c.yaml:1:1: the file must be a mapping of keys to values"),
+        (
+            "[1, 2]",
+            "c.yaml:1:1: the file must be a mapping of keys to values "
+            "(write the keys without '- ' before them)",
+        ),
         ("text", "c.yaml:1:1: the file must be a mapping of keys to values"),
         ("log: loud", "c.yaml:1:6: log must be a mapping of keys to values"),
-        ("users: [a]", "c.yaml:1:8: users must be a mapping of keys to values"),
+        (
+            "users: [a]",
+            "c.yaml:1:8: users must be a mapping of keys to values "
+            "(write the keys without '- ' before them)",
+        ),
         (
             "log: {level: loud}",
             "c.yaml:1:14: log.level: 'loud' is not one of debug, info, warning, error",
@@ -58,7 +66,7 @@ pytest.importorskip("yaml")
         ("timeouts: {handshake: 0}", "c.yaml:1:23: timeouts.handshake: must be longer than 0"),
         ("timeouts: {tcp_idle: 0s}", "c.yaml:1:22: timeouts.tcp_idle: must be longer than 0"),
         ("users: {a: {}}", "c.yaml:1:12: users.a.password: is missing or empty"),
-        ("users: {a: {password: ''}}", "c.yaml:1:12: users.a.password: is missing or empty"),
+        ("users: {a: {password: ''}}", "c.yaml:1:23: users.a.password: is missing or empty"),
         (
             "users: {'a:b': {password: x}}",
             "c.yaml:1:16: users.a:b: a user's name has 1 to 255 bytes and no ':'",
@@ -101,8 +109,8 @@ def test_all_errors_of_a_file_are_reported_at_once() -> None:
     assert errors("a: 1\nlog: {level: loud, b: 2}\nlisteners: [{listen: 1, protocol: x}]\n") == [
         "c.yaml:3:35: listeners[0].protocol: 'x' is not one of sps, socks5, http, tcp, "
         "udp, dns, tunnel",
-        "c.yaml:3:22: listeners[0].listen: '1' is not an address to listen on (expected "
-        "host:port, :port or [v6]:port)",
+        "c.yaml:3:22: listeners[0].listen: '1' is not an address to listen on (write "
+        "127.0.0.1:1 for this machine alone, :1 for every address)",
         "c.yaml:2:14: log.level: 'loud' is not one of debug, info, warning, error",
         "c.yaml:2:20: log.b: unknown key",
         "c.yaml:1:1: a: unknown key",

@@ -149,7 +149,7 @@ class TestGroupErrors:
     @pytest.mark.parametrize(
         "keys, message",
         [
-            ("members: []", "10: default.members: names no upstream"),
+            ("members: []", "20: default.members: names no upstream"),
             (
                 "members: nowhere",
                 "20: default.members[0]: not an upstream: write scheme://host:port, "
@@ -182,11 +182,11 @@ class TestGroupErrors:
             ),
             (
                 "members: [one, two, one]",
-                "10: default.members: names the same upstream twice: give it a weight instead",
+                "20: default.members: names the same upstream twice: give it a weight instead",
             ),
             (
                 "members: ['http://h:1', 'http://h:1/']",
-                "10: default.members: names the same upstream twice: give it a weight instead",
+                "20: default.members: names the same upstream twice: give it a weight instead",
             ),
             (
                 "members: [one], balence: failover",
@@ -201,7 +201,7 @@ class TestGroupErrors:
             ),
             (
                 "members: [{via: one, weight: 2}]",
-                "21: default.members[0].weight: needs balance: weighted",
+                "40: default.members[0].weight: needs balance: weighted",
             ),
             (
                 "members: [{via: one, weight: 0}], balance: weighted",

@@ -135,7 +135,11 @@ class TestHopErrors:
         "text, message",
         [
             ("''", "10: default: not an upstream: write scheme://host:port, direct or block"),
-            ("'h:1'", "10: default: not an upstream: write scheme://host:port, direct or block"),
+            (
+                "'h:1'",
+                "10: default: not an upstream: write scheme://host:port, direct or "
+                "block (the scheme is missing: socks5://... or http://...)",
+            ),
             ("[]", "10: default: names no upstream"),
             ("{}", "10: default: needs url or members"),
             ("{balance: failover}", "10: default: needs url or members"),
@@ -234,7 +238,10 @@ class TestHopErrors:
                 "keepalive: 'soon' is not a duration (expected 500ms, 30s, 5m, 2h, 1d or 1h30m)",
             ),
             ("tls: ^x", "tls must be a mapping of keys to values"),
-            ("tls: ^[a]", "tls must be a mapping of keys to values"),
+            (
+                "tls: ^[a]",
+                "tls must be a mapping of keys to values (write the keys without '- ' before them)",
+            ),
             ("tls: ^{key: k}", "tls.certificate: is missing"),
             ("tls: {insecure: ^yes}", "tls.insecure: 'yes' is not one of true, false"),
             ("tls: {^cert: c}", "tls.cert: unknown key"),
@@ -297,7 +304,7 @@ class TestHopErrors:
             assert hop(text).tls.ca == "x"
         else:
             assert default_errors(text) == [
-                f"c.yaml:1:10: default.tls: the scheme {scheme} has no TLS "
+                f"c.yaml:1:{31 + len(scheme)}: default.tls: the scheme {scheme} has no TLS "
                 "(use https or socks5+tls)"
             ]
 
@@ -315,7 +322,7 @@ class TestHopErrors:
         self, scheme: str, keys: str, message: str
     ) -> None:
         assert default_errors(f"{{url: {scheme}, {keys}}}") == [
-            f"c.yaml:1:10: default.{message.format(scheme)}"
+            f"c.yaml:1:{17 + len(f'{scheme}, {keys.split()[0]}')}: default.{message.format(scheme)}"
         ]
 
 
@@ -323,21 +330,21 @@ class TestInsecure:
     @pytest.mark.parametrize(
         "text, path",
         [
-            ("default: {url: 'https://h:1', tls: {insecure: true}}", "default.tls"),
-            ("default: 'https://h:1?tls.insecure=true'", "default.tls"),
-            ("upstreams: {a: 'socks5+tls://h:1?tls.insecure=true'}", "upstreams.a.tls"),
+            ("default: {url: 'https://h:1', tls: {insecure: true}}", "47: default.tls"),
+            ("default: 'https://h:1?tls.insecure=true'", "10: default.tls"),
+            ("upstreams: {a: 'socks5+tls://h:1?tls.insecure=true'}", "16: upstreams.a.tls"),
             (
                 "default: {members: [{via: {url: 'https://h:1', tls: {insecure: true}}}]}",
-                "default.members[0].via.tls",
+                "64: default.members[0].via.tls",
             ),
             (
                 "listeners: [{listen: '127.0.0.1:1', upstream: 'https://h:1?tls.insecure=true'}]",
-                "listeners[0].upstream.tls",
+                "47: listeners[0].upstream.tls",
             ),
         ],
     )
     def test_insecure_tls_gives_a_warning(self, text: str, path: str) -> None:
         assert read(text).warnings == (
-            f"{path}.insecure: the certificate of h:1 is not checked: "
+            f"c.yaml:1:{path}.insecure: the certificate of h:1 is not checked: "
             "any server that answers there can read all traffic",
         )

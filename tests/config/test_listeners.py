@@ -138,25 +138,25 @@ class TestValues:
         ("network: [tcp, sctp]", "2:44: listeners[0].network[1]: 'sctp' is neither tcp nor udp"),
         (
             "network: udp",
-            "2:5: listeners[0].network: the UDP of the protocol sps needs its TCP "
+            "2:38: listeners[0].network: the UDP of the protocol sps needs its TCP "
             "connections: add tcp",
         ),
         (
             "protocol: http, network: udp",
-            "2:5: listeners[0].network: the UDP of the protocol http needs its TCP "
+            "2:54: listeners[0].network: the UDP of the protocol http needs its TCP "
             "connections: add tcp",
         ),
         (
             "clients: [10.0.0.1/8]",
-            "2:39: listeners[0].clients[0]: '10.0.0.1/8' is not a valid network: bits behind "
-            "the prefix are set (the network is 10.0.0.0/8)",
+            "2:39: listeners[0].clients[0]: '10.0.0.1/8' is not a valid network: bits "
+            "behind the prefix are set (write 10.0.0.0/8)",
         ),
         (
             "clients: everybody",
             "2:38: listeners[0].clients[0]: 'everybody' is not a valid network (expected "
             "an address or CIDR, such as 10.0.0.0/8)",
         ),
-        ("auth: required", "2:5: listeners[0].auth: there are no users"),
+        ("auth: required", "2:35: listeners[0].auth: there are no users"),
         ("auth: maybe", "2:35: listeners[0].auth: 'maybe' is not one of required, optional, none"),
         (
             "announce: 'a b'",
@@ -170,8 +170,8 @@ class TestValues:
         ),
         (
             "target: 'h:1'",
-            "2:5: listeners[0].target: the protocol sps has no fixed target: its clients "
-            "name theirs",
+            "2:37: listeners[0].target: the protocol sps has no fixed target: its "
+            "clients name theirs",
         ),
         ("protocol: tcp", "2:5: listeners[0].target: is missing"),
         (
@@ -192,8 +192,8 @@ def test_error_of_a_listener_has_place_and_words(text: str, message: str) -> Non
         ("{}", "2:5: listeners[0].listen: is missing"),
         (
             "{listen: 1080}",
-            "2:14: listeners[0].listen: '1080' is not an address to listen on (expected "
-            "host:port, :port or [v6]:port)",
+            "2:14: listeners[0].listen: '1080' is not an address to listen on (write "
+            "127.0.0.1:1080 for this machine alone, :1080 for every address)",
         ),
         (
             "{listen: 'h:70000'}",
@@ -215,12 +215,12 @@ def test_error_of_listen_has_place_and_words(text: str, message: str) -> None:
 def test_second_listener_with_the_same_name_is_refused() -> None:
     assert errors(
         "listeners:\n  - {listen: '127.0.0.1:1', name: a}\n  - {listen: '127.0.0.2:1', name: a}\n"
-    ) == ["c.yaml:3:5: listeners[1].name: 'a' is the name of another listener"]
+    ) == ["c.yaml:3:35: listeners[1].name: 'a' is the name of another listener"]
 
 
 def test_listener_named_tunnel_agent_is_refused() -> None:
     assert errors("listeners: [{listen: '127.0.0.1:0', name: tunnel-agent}]\n") == [
-        "c.yaml:1:13: listeners[0].name: 'tunnel-agent' is reserved for what a bridge "
+        "c.yaml:1:43: listeners[0].name: 'tunnel-agent' is reserved for what a bridge "
         "asks its agent for"
     ]
 
@@ -229,7 +229,7 @@ def test_second_listener_on_the_same_address_is_refused() -> None:
     assert errors(
         "listeners:\n  - {listen: '127.0.0.1:1-2', name: a}\n  - {listen: '127.0.0.1:2', "
         "name: b, network: tcp}\n"
-    ) == ["c.yaml:3:5: listeners[1].listen: tcp 127.0.0.1:2 is already used by listener 'a'"]
+    ) == ["c.yaml:3:14: listeners[1].listen: tcp 127.0.0.1:2 is already used by listener 'a'"]
 
 
 def test_tcp_and_udp_listener_on_the_same_port_are_accepted() -> None:
@@ -262,7 +262,7 @@ class TestOpen:
     def test_open_listener_is_refused(self, listen: str, more: str) -> None:
         users = USERS if "optional" in more else ""
         (line,) = errors(f"listeners:\n  - {{listen: '{listen}'{more}}}\n{users}")
-        assert line.startswith("c.yaml:2:5: listeners[0].listen: ")
+        assert line.startswith("c.yaml:2:14: listeners[0].listen: ")
         assert line.endswith(" would let everybody in: set auth, clients, or allow_open: true")
 
     @pytest.mark.parametrize("clients", ["[]", "''", "~", ""])
@@ -297,8 +297,8 @@ class TestSocketActivation:
 
     def test_activated_listener_counts_as_open(self) -> None:
         assert errors("listeners: [{listen: 'systemd:main'}]") == [
-            "c.yaml:1:13: listeners[0].listen: systemd:main would let everybody in: set "
-            "auth, clients, or allow_open: true"
+            "c.yaml:1:22: listeners[0].listen: systemd:main would let everybody in: "
+            "set auth, clients, or allow_open: true"
         ]
 
     def test_activated_socket_serves_a_single_listener(self) -> None:
@@ -306,6 +306,6 @@ class TestSocketActivation:
             "listeners: [{listen: 'systemd:a', name: x, clients: '::1'}, {listen: "
             "'systemd:a', name: y, clients: '::1'}]"
         ) == [
-            "c.yaml:1:61: listeners[1].listen: tcp systemd:a is already used by listener 'x'",
-            "c.yaml:1:61: listeners[1].listen: udp systemd:a is already used by listener 'x'",
+            "c.yaml:1:70: listeners[1].listen: tcp systemd:a is already used by listener 'x'",
+            "c.yaml:1:70: listeners[1].listen: udp systemd:a is already used by listener 'x'",
         ]

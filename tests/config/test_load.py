@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from netproxy.config import load as load_module
-from netproxy.config.load import DEPTH_LIMIT, SIZE_LIMIT, load_file, load_text
+from netproxy.config.tree import parse as parse_module
+from netproxy.config.tree.load import SIZE_LIMIT, load_file
+from netproxy.config.tree.node import Source
+from netproxy.config.tree.parse import DEPTH_LIMIT, parse_text
 from netproxy.errors import ConfigError
 from tests.config.reading import plain
 
@@ -17,13 +19,13 @@ pytest.importorskip("yaml")
 
 def tree(text: str) -> Any:
     """Return the tree of a file "c.yaml" without places."""
-    return plain(load_text(text.encode(), "c.yaml"))
+    return plain(parse_text(text.encode(), Source("c.yaml")))
 
 
 def error(raw: bytes | str) -> str:
     """Return the error of a file "c.yaml"."""
     with pytest.raises(ConfigError) as caught:
-        load_text(raw.encode() if isinstance(raw, str) else raw, "c.yaml")
+        parse_text(raw.encode() if isinstance(raw, str) else raw, Source("c.yaml"))
     return str(caught.value)
 
 
@@ -59,7 +61,7 @@ class TestText:
         assert tree(text) in ({}, "")
 
     def test_node_has_file_line_and_column(self) -> None:
-        root = load_text(b"a:\n  - b: c\n", "dir/c.yaml")
+        root = parse_text(b"a:\n  - b: c\n", Source("dir/c.yaml"))
         inner = root.value["a"].value[0]
         assert (root.place, inner.place) == ("dir/c.yaml:1:1", "dir/c.yaml:2:5")
         assert (inner.value["b"].place, inner.value["b"].key_place) == (
@@ -97,7 +99,7 @@ class TestRefused:
             ("a: b\n---\nc: d\n", "c.yaml:2:1: the file must hold a single YAML document"),
             ("? [a, b]\n: c", "c.yaml:1:3: a key must be a single word"),
             ("? {a: b}\n: c", "c.yaml:1:3: a key must be a single word"),
-            ("a: b: c", "c.yaml:1:5: mapping values are not allowed in this context"),
+            ("a: b: c", "c.yaml:1:5: a value that contains ': ' is written in quotes"),
         ],
     )
     def test_refused_yaml_has_place_and_words(self, text: str, message: str) -> None:
@@ -123,10 +125,17 @@ class TestRefused:
         assert error(text).split(":")[1].isdigit()
 
     @pytest.mark.parametrize(
-        "raw", [b"\xff\xfe\xfa", b"a: \x80", b"a: \x01", b"a: \0", b"\xff" * 100]
+        "raw, message",
+        [
+            (b"\xff\xfe\xfa", "1:1: the byte 0xff is not UTF-8: save the file as UTF-8"),
+            (b"a: b\nc: \x80", "2:4: the byte 0x80 is not UTF-8: save the file as UTF-8"),
+            (b"a: \x01", "1:4: the control character \\x01 is not allowed"),
+            (b"a: \0", "1:4: the control character \\x00 is not allowed"),
+            (b"\xff" * 100, "1:1: the byte 0xff is not UTF-8: save the file as UTF-8"),
+        ],
     )
-    def test_bytes_that_are_not_text_are_refused(self, raw: bytes) -> None:
-        assert error(raw) == "c.yaml: not YAML: it contains a byte that is not allowed in text"
+    def test_bytes_that_are_not_text_are_refused(self, raw: bytes, message: str) -> None:
+        assert error(raw) == f"c.yaml:{message}"
 
     def test_merge_key_is_an_ordinary_key(self) -> None:
         assert tree("<<: {a: b}") == {"<<": {"a": "b"}}
@@ -224,7 +233,7 @@ class TestFiles:
     def test_long_secret_file_is_read_up_to_the_limit(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(load_module, "SECRET_LIMIT", 10)
+        monkeypatch.setattr(parse_module, "SECRET_LIMIT", 10)
         (tmp_path / "long").write_text("x" * 20)
         assert tree(f"a: !file {tmp_path / 'long'}") == {"a": "x" * 10}
 
@@ -329,7 +338,7 @@ class TestInclude:
             ),
             ("a: b", "include: y", "conf.d/x.yaml:1:1: an included file cannot include others"),
             ("a: b", "[c]", "conf.d/x.yaml:1:1: must be a mapping of keys to values"),
-            ("a: b", "c: [", "conf.d/x.yaml:2:1: "),
+            ("a: b", "c: [", "conf.d/x.yaml:1:4: "),
         ],
     )
     def test_error_in_an_included_file_has_its_place(

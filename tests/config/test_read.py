@@ -148,15 +148,16 @@ class TestWarnings:
         [
             (
                 "users: {alice: {password: plain}}",
-                "users.alice.password is plain text: make a hash with 'netproxyctl hash-password'",
+                "c.yaml:1:27: users.alice.password: is plain text: make a hash of the password "
+                "with 'netproxyctl hash-password'",
             ),
             (
                 "listeners: [{listen: '127.0.0.1:1', udp: {idle_timeout: 119s}}]",
-                "listeners[0].udp.idle_timeout is under 120s, which RFC 4787 forbids",
+                "c.yaml:1:57: listeners[0].udp.idle_timeout: is under 120s, which RFC 4787 forbids",
             ),
             (
                 "listeners: [{listen: '0.0.0.0:1', allow_open: true}]",
-                "listeners[0] on 0.0.0.0:1 lets everybody in",
+                "c.yaml:1:22: listeners[0].listen: 0.0.0.0:1 lets everybody in",
             ),
         ],
     )
@@ -182,8 +183,8 @@ class TestMetrics:
         [
             (
                 "metrics: 0.0.0.0:9180",
-                "c.yaml:1:1: metrics: 0.0.0.0:9180 can be reached from other machines: "
-                "set a metrics_token",
+                "c.yaml:1:10: metrics: 0.0.0.0:9180 can be reached from other "
+                "machines: set a metrics_token",
             ),
             (
                 "metrics: 127.0.0.1",
@@ -194,12 +195,12 @@ class TestMetrics:
             ("metrics: 127.0.0.1:1-2", "c.yaml:1:10: metrics: must be a single port"),
             (
                 "metrics: 127.0.0.1:1\nstatus_page: true",
-                "c.yaml:1:1: status_page: needs a metrics_token: the page shows which "
+                "c.yaml:2:14: status_page: needs a metrics_token: the page shows which "
                 "client talks to which target",
             ),
             (
                 "metrics_token: 0123456789abcdef",
-                "c.yaml:1:1: metrics_token: has no listener: set metrics",
+                "c.yaml:1:16: metrics_token: has no listener: set metrics",
             ),
             (
                 "metrics: 127.0.0.1:1\nmetrics_token: short-secret",

@@ -113,13 +113,14 @@ class TestRule:
             "c.yaml:2:25: rules[0].not.via: unknown key",
         ),
         ("{domain: a.test}", "c.yaml:2:9: rules[0].via: is missing"),
-        ("{domain: [], via: direct}", "c.yaml:2:9: rules[0].domain: is an empty list"),
-        ("{not: {client: []}, via: direct}", "c.yaml:2:15: rules[0].not.client: is an empty list"),
-        ("{not: {}, via: direct}", "c.yaml:2:9: rules[0].not: is empty: it needs a condition"),
-        ("{not: , via: direct}", "c.yaml:2:9: rules[0].not: is empty: it needs a condition"),
+        ("{domain: [], via: direct}", "c.yaml:2:18: rules[0].domain: is an empty list"),
+        ("{not: {client: []}, via: direct}", "c.yaml:2:24: rules[0].not.client: is an empty list"),
+        ("{not: {}, via: direct}", "c.yaml:2:15: rules[0].not: is empty: it needs a condition"),
+        ("{not: , via: direct}", "c.yaml:2:15: rules[0].not: is empty: it needs a condition"),
         (
             "{not: [a.test], via: direct}",
-            "c.yaml:2:15: rules[0].not must be a mapping of keys to values",
+            "c.yaml:2:15: rules[0].not must be a mapping of keys to values "
+            "(write the keys without '- ' before them)",
         ),
         ("{domain: , via: direct}", "c.yaml:2:18: rules[0].domain[0]: is empty"),
         ("{user: ['', alice], via: direct}", "c.yaml:2:17: rules[0].user[0]: is empty"),
@@ -154,7 +155,10 @@ class TestRule:
             "c.yaml:2:9: rules[0].upstream: is missing: auto needs an upstream for when "
             "the direct connection fails",
         ),
-        ("{via: direct, upstream: direct}", "c.yaml:2:9: rules[0].upstream: is only for via: auto"),
+        (
+            "{via: direct, upstream: direct}",
+            "c.yaml:2:33: rules[0].upstream: is only for via: auto",
+        ),
         ("text", "c.yaml:2:9: rules[0] must be a mapping of keys to values"),
     ],
 )
@@ -213,7 +217,7 @@ class TestAuto:
                 "for milliseconds",
             ),
             ("{entries: 0}", "c.yaml:1:17: auto.entries: '0' is not a whole number above 0"),
-            ("{entries: 99999999}", "c.yaml:1:7: auto.entries: must be at most 1048576"),
+            ("{entries: 99999999}", "c.yaml:1:17: auto.entries: must be at most 1048576"),
             ("{dirct: a}", "c.yaml:1:8: auto.dirct: unknown key (did you mean 'direct'?)"),
             ("{direct: ['']}", "c.yaml:1:17: auto.direct[0]: is empty"),
         ],

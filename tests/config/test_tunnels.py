@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from netproxy.config.load import load_file
-from netproxy.config.node import Problems
+from netproxy.config.tree.load import load_file
+from netproxy.config.tree.node import Problems
 from netproxy.config.read import read_config
 from netproxy.config.schema import (
     AgentConfig,
@@ -135,7 +135,7 @@ def test_short_token_gives_a_warning() -> None:
     assert [
         text
         for text in config.warnings
-        if "tunnel.bridge.agents.home.token is shorter than 16 bytes" in text
+        if "tunnel.bridge.agents.home.token: is shorter than 16 bytes" in text
     ]
     assert "hunter2" not in "".join(config.warnings)
 
@@ -208,7 +208,7 @@ def test_tunnel_url_is_an_upstream() -> None:
         ),
         (
             "tunnel: {bridge: {agents: {home: {token: ''}}, listen: 'tcp://127.0.0.1:1'}}",
-            "c.yaml:1:34: tunnel.bridge.agents.home.token: is missing or empty",
+            "c.yaml:1:42: tunnel.bridge.agents.home.token: is missing or empty",
         ),
         (
             "tunnel: {bridge: {agents: {ho.me: {token: aaaaaaaaaaaaaaaa}}, listen: "
@@ -224,7 +224,7 @@ def test_tunnel_url_is_an_upstream() -> None:
         (
             "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}, listen: "
             "'tcp://127.0.0.1:1', tls: {certificate: a}}}",
-            "c.yaml:1:18: tunnel.bridge.tls: a bridge at tcp:// has no TLS: remove this key",
+            "c.yaml:1:96: tunnel.bridge.tls: a bridge at tcp:// has no TLS: remove this key",
         ),
         (
             "tunnel: {bridge: {agents: {home: {token: aaaaaaaaaaaaaaaa}}}}",
@@ -268,7 +268,7 @@ def test_tunnel_url_is_an_upstream() -> None:
         (
             "tunnel: {agent: {exit: true, bridge: 'tcp://b:1', name: ab, token: "
             "aaaaaaaaaaaaaaaa, tls: {ca: x}}}",
-            "c.yaml:1:17: tunnel.agent.tls: a bridge at tcp:// has no TLS: remove this key",
+            "c.yaml:1:91: tunnel.agent.tls: a bridge at tcp:// has no TLS: remove this key",
         ),
         (
             "tunnel: {agent: {exit: true, bridge: 'tls://b:1', name: ab, token: "
@@ -297,7 +297,7 @@ def test_tunnel_url_is_an_upstream() -> None:
         (
             f"tunnel: {{agent: {{{AGENT[:-1]}, 53/udp: {{target: 'a:1', proxy_protocol: "
             f"true}}}}}}}}",
-            "c.yaml:1:142: tunnel.agent.services.53/udp.proxy_protocol: is for TCP",
+            "c.yaml:1:174: tunnel.agent.services.53/udp.proxy_protocol: is for TCP",
         ),
         (
             f"tunnel: {{agent: {{{AGENT[:-1]}, '53': {{}}}}}}}}",

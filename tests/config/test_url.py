@@ -31,7 +31,7 @@ class TestListen:
             (":1080", [("::", 1080)]),
             ("[::1]:1080", [("::1", 1080)]),
             ("0.0.0.0:0", [("0.0.0.0", 0)]),
-            ("localhost:80", [("localhost", 80)]),
+            ("localhost:80", [("127.0.0.1", 80)]),
             (
                 "127.0.0.1:8000-8002",
                 [("127.0.0.1", 8000), ("127.0.0.1", 8001), ("127.0.0.1", 8002)],
@@ -175,7 +175,21 @@ class TestHop:
         "text, message",
         [
             ("", "not an upstream: write scheme://host:port, direct or block"),
-            ("10.0.0.1:1080", "not an upstream: write scheme://host:port, direct or block"),
+            (
+                "10.0.0.1:1080",
+                "not an upstream: write scheme://host:port, direct or block "
+                "(the scheme is missing: socks5://... or http://...)",
+            ),
+            (
+                "socks5://u:p@ss#1@h:1",
+                "not an upstream: write scheme://host:port, direct or block (in a user name or "
+                "password, / is written as %2F, ? as %3F, # as %23)",
+            ),
+            (
+                "socks5://fd00::1:1080",
+                "must be host:port with a port between 1 and 65535 "
+                "(an IPv6 address in brackets: [v6]:port)",
+            ),
             ("socks5://h:1/path", "not an upstream: write scheme://host:port, direct or block"),
             ("sock5://h:1", "'sock5' is not an upstream scheme (did you mean 'socks5'?)"),
             (
@@ -262,7 +276,13 @@ class TestListenerUrl:
     @pytest.mark.parametrize(
         "text, message",
         [
-            ("127.0.0.1:1080", "not a listener: write scheme://host:port"),
+            ("127.0.0.1:1080", "not a listener: write scheme://host:port (sps://127.0.0.1:1080)"),
+            (":1080", "not a listener: write scheme://host:port (sps://:1080)"),
+            (
+                "1080",
+                "not a listener: write scheme://host:port "
+                "(sps://127.0.0.1:1080 for this machine alone, sps://:1080 for others too)",
+            ),
             ("", "not a listener: write scheme://host:port"),
             (
                 "sps://u:secret@127.0.0.1:1",

@@ -303,7 +303,8 @@ class TestStart:
     def test_listener_whose_upstream_carries_no_udp_is_warned_of(self) -> None:
         with running(PLAIN + "\ndefault: http://127.0.0.1:9?udp=none") as running_daemon:
             assert running_daemon.log.lines == [
-                "listener 'main' accepts UDP, but its upstream carries none: http://127.0.0.1:9"
+                "test.yaml:1:22: listener 'main' accepts UDP, but its upstream carries none: "
+                "http://127.0.0.1:9"
             ]
 
 
@@ -643,7 +644,6 @@ class TestTelling:
         assert lines == [
             f"listen 127.0.0.1:1080 tcp+udp sps 'main' upstream {chain}",
             "listen [::1]:8080 tcp+udp http 'http-8080' upstream direct",
-            f"warning: listener 'main' accepts UDP, but its upstream carries none: {chain}",
             "upstream default: direct carries bind, tcp, udp",
             "upstream office: socks5://10.0.0.1:1080 carries tcp, udp by ASSOCIATE",
             f"upstream chain: {chain} carries tcp;"
@@ -734,7 +734,8 @@ class TestNames:
     def test_dns_listener_needs_no_upstream_with_udp(self) -> None:
         with running(self.TEXT % "192.0.2.1" + "\ndefault: socks4://192.0.2.7:1080") as relay:
             assert [line for line in relay.log.lines if "carries none" in line] == [
-                "listener 'main' accepts UDP, but its upstream carries none: socks4://192.0.2.7:1080"
+                "test.yaml:1:22: listener 'main' accepts UDP, but its upstream carries none: "
+                "socks4://192.0.2.7:1080"
             ]
 
     def test_description_names_the_name_servers(self) -> None:

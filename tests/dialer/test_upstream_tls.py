@@ -143,14 +143,15 @@ class TestFiles:
             with pytest.raises(ConfigError) as caught:
                 factory.dialer(upstreams_of(text.format(url=url))["a"])
             error = str(caught.value)
-            assert error.startswith(f"{label.format(bare=bare)}: tls: cannot use {file}: ")
+            assert f": {label.format(bare=bare)}: tls: cannot use {file}: " in error
+            assert error.startswith("c.yaml:1:")
             assert why is None or error.endswith(f": {why}")
             assert "secret" not in error
 
     def test_unusable_key_file_is_a_config_error(self, factory: DialerFactory) -> None:
         certificate = certificates().path("client.pem")
         key = certificates().path("encrypted.key")
-        expected = f"^https://h:1: tls: cannot use {certificate} with {key}: "
+        expected = f": https://h:1: tls: cannot use {certificate} with {key}: "
         with pytest.raises(ConfigError, match=expected):
             factory.dialer(default_of(f"'https://h:1?tls.certificate={certificate}&tls.key={key}'"))
 
@@ -228,7 +229,7 @@ class TestRenewal:
                 self.put(file, "broken.pem")
             else:
                 file.unlink()
-            expected = f"^'office' \\(https://{address}\\): tls: cannot use {file}: "
+            expected = f": 'office' \\(https://{address}\\): tls: cannot use {file}: "
             with pytest.raises(ConfigError, match=expected):
                 renew(factory, office, default)
             assert self.trusts(trusting) and not self.trusts(distrusting)

@@ -247,7 +247,7 @@ def _check_refused_at_once(running: Running) -> None:
         Association(running.daemon.server).close()
     assert refused.value.code == COMMAND_NOT_SUPPORTED
     assert running.daemon.lines(
-        f" warning listener 'sps-0' accepts UDP, but its upstream carries none: {running.hop}"
+        f": listener 'sps-0' accepts UDP, but its upstream carries none: {running.hop}"
     )
 
 

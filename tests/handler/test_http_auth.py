@@ -8,7 +8,7 @@ import pytest
 
 from netproxy.access.login import Login
 from netproxy.access.users import Users
-from netproxy.errors import Reason
+from netproxy.errors import LoginUnavailable, Reason
 from tests.support.origin import OriginConnection, Rig, Wire, check_refused, get
 
 CHALLENGE = b'Basic realm="netproxy", charset="UTF-8"'
@@ -74,6 +74,19 @@ def test_request_without_exactly_one_right_credential_dials_nothing(
     assert rig.dialled == [] and rig.records == []
     shown = len(fields) == 1 and fields != WRONG["in the field of the origin"]
     assert not shown or rig.counters.value("authentication", "refused") == 1
+
+
+def test_login_that_cannot_be_checked_is_answered_with_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 145."""
+
+    def unavailable(*_: object) -> str:
+        raise LoginUnavailable("no memory to check the password")
+
+    monkeypatch.setattr(Login, "check", unavailable)
+    with guarded() as rig:
+        client = rig.client(get(b"a.test", b"/", basic("alice", "secret")))
+        answer = check_refused(client, b"503 Service Unavailable")
+        assert not answer.get(b"proxy-authenticate")
 
 
 @pytest.mark.parametrize("user,password", [pair for pair in USERS.items() if pair[0]])

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from netproxy.errors import EndOfStream, Reason
+from netproxy.errors import EndOfStream, LoginUnavailable, Reason
 from netproxy.interfaces.addresses import Address
 from tests.support.handlers import (
     LOCALHOST,
@@ -188,6 +188,20 @@ def test_wrong_password_ends_the_connection(auth: str, credentials: bytes) -> No
     check_refused(dependencies, HELLO_PASSWORD + credentials + ALICE + CONNECT, PASSWORD + FAILED)
     assert dependencies.untouched()
     assert dependencies.counters.value("authentication", "refused") == 1
+
+
+def test_login_that_cannot_be_checked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 145."""
+    dependencies = HandlerDependencies(USERS, "required")
+    monkeypatch.setattr(dependencies.login, "check", unavailable)
+    credentials = b"\1\5alice\6secret"
+    check_refused(dependencies, HELLO_PASSWORD + credentials + CONNECT, PASSWORD + FAILED)
+    assert dependencies.untouched()
+    assert not dependencies.log.lines
+
+
+def unavailable(*_: object) -> str:
+    raise LoginUnavailable("no memory to check the password")
 
 
 def test_login_is_valid_for_its_connection_only() -> None:

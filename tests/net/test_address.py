@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import socket
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
-from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
+from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, listen_error, to_sockaddr
 
 
 @pytest.mark.parametrize(
@@ -122,3 +125,21 @@ class TestNetwork:
     def test_malformed_network_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match="is not a valid network"):
             IpNetwork.parse(text)
+
+
+@pytest.mark.parametrize(
+    "port, number, message",
+    [
+        (
+            80,
+            errno.EACCES,
+            "cannot listen on tcp 127.0.0.1:80: Permission denied "
+            "(ports below 1024 need CAP_NET_BIND_SERVICE)",
+        ),
+        (1080, errno.EACCES, "cannot listen on tcp 127.0.0.1:1080: Permission denied"),
+        (80, errno.EADDRINUSE, "cannot listen on tcp 127.0.0.1:80: Address already in use"),
+    ],
+)
+def test_error_of_a_low_port_names_the_capability(port: int, number: int, message: str) -> None:
+    error = OSError(number, os.strerror(number))
+    assert str(listen_error("tcp", Address("127.0.0.1", port), error)) == message

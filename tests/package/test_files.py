@@ -238,6 +238,39 @@ class TestExamples:
             "127.0.0.1:1080"
         }
 
+    def test_installed_configuration_sets_nothing_that_a_file_of_conf_d_could(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        yaml = pytest.importorskip("yaml")
+        text = (ROOT / "conf/netproxyd.yaml").read_text()
+        assert yaml.safe_load(text) == {"include": "conf.d/*.yaml"}
+        (tmp_path / "conf.d").mkdir()
+        (tmp_path / "netproxyd.yaml").write_text(text)
+        (tmp_path / "conf.d/local.yaml").write_text(
+            "listeners: [{listen: '127.0.0.1:1081'}]\ndefault: block\n"
+            "control: unix:/run/other\nlog: {level: error}\n"
+        )
+        assert cli.main(["-t", "-c", str(tmp_path / "netproxyd.yaml")]) == 0
+        assert "listen 127.0.0.1:1081 tcp+udp sps 'sps-1081' upstream block" in (
+            capsys.readouterr().out
+        )
+
+    def test_commented_defaults_of_the_installed_configuration_are_the_defaults(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("yaml")
+        text = (ROOT / "conf/netproxyd.yaml").read_text()
+        _, _, defaults = text.partition("# Without any setting")
+        defaults, _, _ = defaults.partition("# To send traffic")
+        written = re.sub(r"^#(?=[a-z]|  )", "", defaults, flags=re.M).partition("\n")[2]
+        plans = []
+        for name, content in (("none", ""), ("written", written)):
+            path = tmp_path / f"{name}.yaml"
+            path.write_text(content)
+            assert cli.main(["-t", "-c", str(path)]) == 0
+            plans.append(capsys.readouterr())
+        assert plans[0] == plans[1]
+
 
 class TestScaleOut:
     """haproxy and keepalived check the configurations in conf/scale-out, without opening ports."""

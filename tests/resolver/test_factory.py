@@ -390,7 +390,8 @@ class TestTls:
                 NameServerConfig("tls", Address("192.0.2.1", 853), tls=paths, place="c.yaml:3:14")
             )
         assert str(caught.value).startswith(
-            f"c.yaml:3:14: dns: 192.0.2.1:853: tls: cannot use {paths.ca or paths.certificate}"
+            f"c.yaml:3:14: dns: 192.0.2.1:853: tls: cannot use "
+            f"{paths.ca or paths.key or paths.certificate}: "
         )
 
 

@@ -32,10 +32,7 @@ def error(text: str) -> str:
 
 NO_KEYWORD = "is not a valid keyword (expected ASCII letters, digits, '.', '-' and '_')"
 NO_PORT = "is not a valid port (expected 443 or 8000-8100, at most 65535)"
-BITS_SET = (
-    "'10.0.0.1/8' is not a valid network: bits behind the prefix are set"
-    " (the network is 10.0.0.0/8)"
-)
+BITS_SET = "'10.0.0.1/8' is not a valid network: bits behind the prefix are set (write 10.0.0.0/8)"
 NO_EXPRESSION = "is not a valid regular expression:"
 BAD_RULES = {
     "domain: 'a b'": "'a b' is not a valid domain name",

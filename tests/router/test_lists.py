@@ -158,7 +158,7 @@ def test_list_of_networks_is_read(tmp_path: Path) -> None:
 
 BAD_NETWORKS = {
     b"10.0.0.1/8": "'10.0.0.1/8' is not a valid network: bits behind the prefix are set"
-    " (the network is 10.0.0.0/8)",
+    " (write 10.0.0.0/8)",
     b"10.0.0.0/33": "'10.0.0.0/33' is not a valid network: the prefix is longer than 32 bits",
     b"\xff": "not UTF-8",
     b"1" * (LINE_LIMIT + 1): f"the line is longer than {LINE_LIMIT} bytes",

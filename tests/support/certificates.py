@@ -69,14 +69,14 @@ def certificates() -> Certificates:
     for name in ("ca", "stranger"):
         files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
         subject = ("-subj", f"/CN=test {name}")
-        _openssl(directory, "req", "-x509", *_KEY, "-nodes", "-days", "2", *subject, *files)
+        _openssl(directory, "req", "-x509", *_KEY, "-nodes", "-days", "90", *subject, *files)
     (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
     authority = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial")
     for name in ("server", "client"):
         files = ("-keyout", f"{name}.key", "-out", f"{name}.csr")
         _openssl(directory, "req", *_KEY, "-nodes", "-subj", f"/CN=test {name}", *files)
         files = ("-in", f"{name}.csr", "-extfile", "names", "-out", f"{name}.pem")
-        _openssl(directory, "x509", "-req", *authority, "-days", "2", *files)
+        _openssl(directory, "x509", "-req", *authority, "-days", "90", *files)
     encryption = ("-aes128", "-passout", f"pass:{PASS_PHRASE}")
     _openssl(directory, "ec", "-in", "server.key", *encryption, "-out", "encrypted.key")
     for name in ("broken.pem", "broken.key"):

@@ -15,8 +15,8 @@ from typing import Any, Iterator
 
 import pytest
 
-from netproxy.config.load import load_text
-from netproxy.config.node import Problems
+from netproxy.config.tree.parse import parse_text
+from netproxy.config.tree.node import Problems, Source
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
 from netproxy.daemon.build import build
@@ -34,7 +34,7 @@ SOL_UDP, UDP_SEGMENT = 17, 103
 
 def configuration(text: str) -> Config:
     problems = Problems()
-    return check(read_config(load_text(text.encode(), "test.yaml"), problems), problems)
+    return check(read_config(parse_text(text.encode(), Source("test.yaml")), problems), problems)
 
 
 def described(text: str) -> list[str]:

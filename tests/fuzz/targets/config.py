@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from netproxy.config.load import load_text
-from netproxy.config.node import Node, Problems
+from netproxy.config.tree.parse import parse_text
+from netproxy.config.tree.node import Node, Problems, Source
 from netproxy.config.read import check, read_config
 from netproxy.config.url import (
     hop_node,
@@ -52,7 +52,7 @@ def _check_file(data: bytes) -> None:
     if b"!file" in data and b"/" in data:
         return
     try:
-        root = load_text(data, "file.yaml")
+        root = parse_text(data, Source("file.yaml"))
     except ConfigError as error:
         assert str(error).startswith("file.yaml"), error
         assert str(error).isprintable(), error
@@ -149,7 +149,7 @@ def _check_rules(data: bytes) -> None:
     if b"file" in data:
         return
     try:
-        root = load_text(_RULES_HEAD + data, "file.yaml")
+        root = parse_text(_RULES_HEAD + data, Source("file.yaml"))
         problems = Problems()
         config = check(read_config(root, problems), problems)
         router = routing(config).router
@@ -274,7 +274,7 @@ _URLS = (
 )
 
 TARGETS = (
-    Target("config", _check_file, _YAML, 2048, {"config.load.DEPTH_LIMIT": _DEPTH_LIMIT}),
+    Target("config", _check_file, _YAML, 2048, {"config.tree.parse.DEPTH_LIMIT": _DEPTH_LIMIT}),
     Target("rules", _check_rules, _YAML + _PATTERNS, 1024),
     Target("lists", _check_lists, _PATTERNS, 1024, {"router.lists.LINE_LIMIT": 200}),
     Target("url", _check_url, _URLS, 512),

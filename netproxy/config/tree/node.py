@@ -7,6 +7,8 @@ reports the keys that nobody has taken as unknown.
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Callable, NamedTuple, TypeVar
 
 from netproxy.config.units import parse_duration, parse_whole
@@ -16,8 +18,21 @@ Value = TypeVar("Value")
 Default = TypeVar("Default")
 DURATION_FLOOR = 0.001
 """Seconds: the shortest duration that a key accepts unless it has its own minimum."""
-EDITS_LIMIT = 2
-"""Edits between a word and the known word that is suggested for it."""
+_NO_SPACE = r"([A-Za-z_][A-Za-z0-9_-]*):(?!//)[^\s]"
+"""A key and its value without a space between them.  Text, because `re` compiles it."""
+
+
+class Source(NamedTuple):
+    """Where the text of a node comes from."""
+
+    path: str = ""
+    """The file; "" for the command line."""
+    exposed: bool = False
+    """True if every user of the machine can read the text there."""
+
+    def resolve(self, path: str) -> str:
+        """Return a path of the file, which is relative to the folder of the file."""
+        return os.path.join(os.path.dirname(self.path), path) if path else ""
 
 
 class Node(NamedTuple):
@@ -28,6 +43,7 @@ class Node(NamedTuple):
     """ "file:line:column", or the command-line option that gave it."""
     key_place: str = ""
     """The place of the node's key; "" if it has none."""
+    source: Source = Source()
 
 
 class Problems:
@@ -36,14 +52,24 @@ class Problems:
     def __init__(self) -> None:
         self.errors: list[ConfigError] = []
         self.warnings: list[str] = []
+        self._exposed: set[str] = set()
+        """The files that a warning of exposed() names."""
 
     def add(self, message: str, place: str) -> None:
         """Add an error: the configuration cannot be used."""
         self.errors.append(ConfigError(message, place))
 
-    def warn(self, message: str) -> None:
+    def warn(self, message: str, place: str) -> None:
         """Add a warning: the configuration can be used, but probably should not."""
-        self.warnings.append(printable(message))
+        self.warnings.append(printable(f"{place}: {message}"))
+
+    def check_secret(self, node: Node) -> None:
+        """Warn once for each file whose secrets every user of the machine can read."""
+        path = node.source.path
+        if node.source.exposed and path not in self._exposed:
+            self._exposed.add(path)
+            message = f"every user of this machine can read this secret: chmod o-r {path}"
+            self.warn(message, node.place)
 
 
 class MapReader:
@@ -55,19 +81,31 @@ class MapReader:
         self.problems = problems
         self._left: dict[str, Node] = {}
         self._keys: list[str] = []
+        self._places: dict[str, str] = {}
+        """The places of the values that were taken, by key."""
+        self._is_mapping = isinstance(node.value, dict) or node.value == ""
         if isinstance(node.value, dict):
             self._left = dict(node.value)
-        elif node.value != "":
-            problems.add(f"{path or 'the file'} must be a mapping of keys to values", node.place)
+        elif not self._is_mapping:
+            subject = path or "the file"
+            problems.add(f"{subject} must be a mapping of keys to values{_hint(node)}", node.place)
 
     def take(self, key: str) -> Node | None:
         """Return the node of a key, None if there is none.  The key is known from now on."""
         self._keys.append(key)
-        return self._left.pop(key, None)
+        node = self._left.pop(key, None)
+        if node is not None:
+            self._places[key] = node.place
+        return node
 
     def has(self, key: str) -> bool:
-        """Return whether the key is there and not taken yet."""
+        """Return whether the key is there and not taken yet.  It is known from now on."""
+        self._keys.append(key)
         return key in self._left
+
+    def peek(self, key: str) -> Node | None:
+        """Return the node of a key that is not taken yet; None if there is none."""
+        return self._left.get(key)
 
     def has_more(self) -> bool:
         """Return whether there is any key that is not taken yet."""
@@ -92,11 +130,27 @@ class MapReader:
         """Take a scalar as text."""
         return self.read(key, str, default)
 
+    def secret(self, key: str, parse: Callable[[str], str] = str) -> str:
+        """Take a password or a token; warn if every user of the machine can read it there."""
+        node = self._left.get(key)
+        value = self.read(key, parse, "")
+        if node is not None and value:
+            self.problems.check_secret(node)
+        return value
+
+    def path_of(self, key: str) -> str:
+        """Take the path of a file, which is relative to the folder of the file that names it."""
+        node = self._left.get(key)
+        path = self.text(key)
+        return node.source.resolve(path) if node is not None else ""
+
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
         """Take a scalar that must be one of the choices."""
 
         def parse(text: str) -> str:
             if text not in choices:
+                from netproxy.config.tree.hints import EDITS_LIMIT, suggestion  # late: for errors
+
                 hint = suggestion(text, choices, EDITS_LIMIT)
                 raise ValueError(f"'{text}' is not one of {', '.join(choices)}{hint}")
             return text
@@ -127,18 +181,24 @@ class MapReader:
 
     def items(self, key: str) -> list[Node]:
         """Take a list.  A single value counts as a list of one."""
-        node = self.take(key)
-        if node is None:
-            return []
-        return node.value if isinstance(node.value, list) else [node]
+        nodes = self._nodes(key)
+        self.take(key)
+        return nodes
 
     def values(self, key: str, parse: Callable[[str], Value]) -> tuple[Value, ...]:
         """Take a list of scalars and parse them; those with an error are left out."""
+        is_list = key in self._left and isinstance(self._left[key].value, list)
+        parse_one = parse if is_list else _alone(parse)
         parsed = [
-            self._scalar(node, f"{key}[{index}]", parse, None)
+            self._scalar(node, f"{key}[{index}]", parse_one, None)
             for index, node in enumerate(self.items(key))
         ]
         return tuple(value for value in parsed if value is not None)
+
+    def paths(self, key: str) -> tuple[str, ...]:
+        """Take a list of paths of files, as path_of() does."""
+        nodes = self._nodes(key)
+        return tuple(nodes[0].source.resolve(path) for path in self.values(key, _path))
 
     def mapping(self, key: str) -> MapReader:
         """Take a mapping and return its reader; an empty one if the key is not there."""
@@ -153,13 +213,45 @@ class MapReader:
     def finish(self) -> None:
         """Report every key that is left as unknown."""
         for key, node in self._left.items():
-            hint = suggestion(key, tuple(self._keys))
             place = node.key_place or node.place
-            self.problems.add(f"{self._name(key)}: unknown key{hint}", place)
+            joined = re.match(_NO_SPACE, key)
+            if joined and node.value == "":
+                self._add(key, f"has no space after '{joined[1]}:'", place)
+                continue
+            from netproxy.config.tree.hints import EDITS_LIMIT, misplaced, suggestion  # late
+
+            known = tuple(self._keys)
+            near = suggestion(key, known, EDITS_LIMIT)
+            hint = near or misplaced(key, known) or suggestion(key, known)
+            self._add(key, f"unknown key{hint}", place)
 
     def add_error(self, key: str, message: str, place: str = "") -> None:
-        """Add an error about a key, or about the mapping itself if the key is ""."""
-        self.problems.add(f"{self._name(key)}: {message}", place or self.place)
+        """Add an error about a key, or about the mapping itself if the key is "".
+
+        The place is that of the key's value, or of the mapping if the key is not there.
+        """
+        # What is no mapping has one error, which says so.
+        if self._is_mapping:
+            self._add(key, message, place or self.place_of(key))
+
+    def warn(self, key: str, message: str) -> None:
+        """Add a warning about a key; its place is that of add_error()."""
+        self.problems.warn(f"{self._name(key)}: {message}", self.place_of(key))
+
+    def _add(self, key: str, message: str, place: str) -> None:
+        self.problems.add(f"{self._name(key)}: {message}", place)
+
+    def place_of(self, key: str) -> str:
+        """Return the place of a key's value, or that of the mapping if the key is not there."""
+        if key in self._left:
+            return self._left[key].place
+        return self._places.get(key) or self.place
+
+    def _nodes(self, key: str) -> list[Node]:
+        node = self._left.get(key)
+        if node is None:
+            return []
+        return node.value if isinstance(node.value, list) else [node]
 
     def _scalar(
         self, node: Node, key: str, parse: Callable[[str], Value], default: Default
@@ -177,26 +269,30 @@ class MapReader:
         return ".".join(filter(None, (self.path, key)))
 
 
-def suggestion(word: str, known: tuple[str, ...], edits: int | None = None) -> str:
-    """Return " (did you mean 'x'?)" if a known word is spelled nearly like this one, else "".
-
-    With `edits`, the known word must be at most so many edits away, and at most half of its
-    length: "ssh" is not a misspelled "sps".
-    """
-    import difflib  # late: only needed for an error
-
-    for near in difflib.get_close_matches(word, known):
-        if edits is None or edit_distance(word, near) <= min(edits, len(near) // 2):
-            return f" (did you mean '{near}'?)"
+def _hint(node: Node) -> str:
+    """Return what a node that should be a mapping probably lacks.  Repeats no value."""
+    if isinstance(node.value, list):
+        return " (write the keys without '- ' before them)"
+    if isinstance(node.value, str) and (joined := re.match(_NO_SPACE, node.value)):
+        return f" (there is no space after '{joined[1]}:')"
     return ""
 
 
-def edit_distance(first: str, second: str) -> int:
-    """Return how many letters to insert, delete or replace to get from one word to the other."""
-    row = list(range(len(second) + 1))
-    for index, letter in enumerate(first, 1):
-        diagonal, row[0] = row[0], index
-        for column, other in enumerate(second, 1):
-            replaced = diagonal + (letter != other)
-            diagonal, row[column] = row[column], min(replaced, row[column] + 1, row[column - 1] + 1)
-    return row[-1]
+def _alone(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Return `parse` with a better error for several values that are written as one text."""
+
+    def parse_alone(text: str) -> Value:
+        try:
+            return parse(text)
+        except ValueError:
+            if "," in text:
+                raise ValueError(f"'{text}' is one text: write a list, [{text}]") from None
+            raise
+
+    return parse_alone
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise ValueError("is empty")
+    return text

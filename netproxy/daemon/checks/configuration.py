@@ -1,0 +1,71 @@
+"""Checks a whole configuration for what no section of its file can tell alone.
+
+Reads files and asks the kernel; binds and dials nothing.  Thread: main.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Iterator, NamedTuple
+
+from netproxy.config.read import check
+from netproxy.config.schema import Config
+from netproxy.config.tree.node import Problems
+from netproxy.daemon.checks.modules import check_ctypes, check_modules
+from netproxy.daemon.checks.routing import check_rules, check_udp
+from netproxy.daemon.checks.sockets import check_loops, check_ports
+from netproxy.daemon.plan import used_upstreams
+
+if TYPE_CHECKING:
+    from netproxy.dialer.factory import DialerFactory
+
+
+class TlsFiles(NamedTuple):
+    """The files of one TLS configuration; "" for those that it has not."""
+
+    certificate: str
+    key: str
+    authorities: str
+    place: str
+
+
+def check_requirements(config: Config) -> None:
+    """Raise ConfigError if Python lacks a module without which no plan can be built."""
+    problems = Problems()
+    check_modules(config, problems)
+    check(config, problems)
+
+
+def check_configuration(config: Config, dialers: DialerFactory) -> list[str]:
+    """Return all warnings of a configuration, those of its file first.
+
+    Raises ConfigError for what can never work.
+    """
+    problems = Problems()
+    check_ctypes(problems)
+    check_loops(config, problems)
+    check_ports(config, problems)
+    check_udp(config, dialers, problems)
+    if config.rules:
+        check_rules(config, problems)
+    if files := tuple(_tls_files(config)):
+        # late: few configurations have certificates
+        from netproxy.daemon.checks.certificates import check_certificates
+
+        check_certificates(files, problems, time.time())
+    check(config, problems)
+    return [*config.warnings, *problems.warnings]
+
+
+def _tls_files(config: Config) -> Iterator[TlsFiles]:
+    for listener in config.listeners:
+        if tls := listener.tls:
+            yield TlsFiles(tls.certificate, tls.key, tls.client_ca, tls.place)
+    clients = [hop.tls for upstream in used_upstreams(config) for hop in upstream.hops]
+    clients += [server.tls for server in config.dns.servers]
+    clients += [server.tls for rule in config.dns.rules for server in rule.servers]
+    if config.tunnel.agent is not None and config.tunnel.agent.tls is not None:
+        clients.append(config.tunnel.agent.tls)
+    for client in clients:
+        if client.certificate or client.ca:
+            yield TlsFiles(client.certificate, client.key, client.ca, client.place)

@@ -1,0 +1,72 @@
+"""Checks that Python has the modules that a configuration needs.
+
+Small distributions split the standard library into packages.  Loads no module, because most of
+them cost memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Iterator
+
+from netproxy.config.schema import Config
+from netproxy.config.tree.node import Problems
+from netproxy.daemon.plan import used_upstreams
+
+PACKAGES = {
+    "ssl": "python3-openssl",
+    "hashlib": "python3-openssl",
+    "_hashlib": "python3-openssl",
+    "hmac": "python3-light",
+    "ctypes": "python3-ctypes",
+}
+"""The packages of OpenWrt with the modules that it splits off; Debian's python3 has all."""
+
+
+def check_modules(config: Config, problems: Problems) -> None:
+    """Add an error for each module that the configuration needs and Python lacks."""
+    missing: set[str] = set()
+    for module, purpose, place in _needs(config):
+        if module not in missing and not has_module(module):
+            missing.add(module)
+            problems.add(f"{purpose} needs {_description(module)}", place)
+
+
+def check_ctypes(problems: Problems) -> None:
+    """Warn if Python lacks ctypes: everything works without it, but more slowly."""
+    if not has_module("ctypes"):
+        problems.warn(f"datagrams take longer without {_description('ctypes')}", "python3")
+
+
+def has_module(name: str) -> bool:
+    """Return whether a module could be imported.  Does not import it."""
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return any(finder.find_spec(name, None) for finder in sys.meta_path)
+
+
+def _description(module: str) -> str:
+    return f"Python's module {module} (Debian: python3, OpenWrt: {PACKAGES[module]})"
+
+
+def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Yield each module that is needed, what for, and the place that needs it."""
+    for listener in config.listeners:
+        if listener.tls:
+            yield "ssl", "tls", listener.tls.place
+    for upstream in used_upstreams(config):
+        for hop in upstream.hops:
+            if hop.has_tls:
+                yield "ssl", hop.url, hop.place
+    rules = config.dns.rules
+    for server in (*config.dns.servers, *(server for rule in rules for server in rule.servers)):
+        if server.scheme in ("tls", "https"):
+            yield "ssl", f"dns: {server.server}", server.place
+    if config.tunnel.agent is not None and config.tunnel.agent.tls is not None:
+        yield "ssl", "tunnel.agent", config.tunnel.agent.tls.place
+    for name, user in config.users.items():
+        yield "hmac", f"users.{name}", user.place
+        if user.password.startswith("scrypt$"):
+            # Without OpenSSL hashlib has no scrypt.
+            module = "_hashlib" if has_module("hashlib") else "hashlib"
+            yield module, f"users.{name}", user.place

@@ -1,0 +1,93 @@
+"""Checks where a configuration listens: ports that need a capability, upstreams that lead back.
+
+Binds nothing and looks no name up; asks the kernel which addresses are this machine's.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from netproxy.access.destinations import OwnSockets
+from netproxy.config.schema import Config, HopConfig, UpstreamConfig
+from netproxy.config.tree.node import Problems
+from netproxy.daemon.own_sockets import wanted_sockets
+from netproxy.daemon.plan import used_upstreams
+from netproxy.interfaces.addresses import ActivationAddress, Address
+from netproxy.interfaces.routing import RouteSelectors
+from netproxy.net.address import PRIVILEGED_LIMIT
+from netproxy.net.routes import KernelRoutes
+from netproxy.observe.log import Log
+
+PORT_START = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+STATUS = "/proc/self/status"
+_BIND_SERVICE = 1 << 10
+"""CAP_NET_BIND_SERVICE in a set of capabilities."""
+
+
+def check_ports(config: Config, problems: Problems) -> None:
+    """Warn of ports that this process may not bind."""
+    low = [
+        (listener, address)
+        for listener in config.listeners
+        for address in listener.addresses
+        if 0 < address.port < PRIVILEGED_LIMIT and not isinstance(address, ActivationAddress)
+    ]
+    if not low or _has_capability():
+        return
+    start = _first_unprivileged_port()
+    for listener, address in low:
+        if address.port < start:
+            problems.warn(
+                f"listen: {address}: ports below {start} need CAP_NET_BIND_SERVICE, "
+                "which this process does not have",
+                listener.place,
+            )
+
+
+def _has_capability() -> bool:
+    """Return whether this process may bind any port; True if that is not known."""
+    try:
+        with open(STATUS, encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("CapEff:"):
+                    return bool(int(line.split()[1], 16) & _BIND_SERVICE)
+    except OSError:
+        pass
+    return True
+
+
+def _first_unprivileged_port() -> int:
+    try:
+        with open(PORT_START, encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return PRIVILEGED_LIMIT
+
+
+def check_loops(config: Config, problems: Problems) -> None:
+    """Add an error for each upstream whose first proxy is a listener of this daemon."""
+    hops = {hop.server: hop for upstream in used_upstreams(config) for hop in _first(upstream)}
+    if not hops:
+        return
+    routes = KernelRoutes(Log("error"))
+    own = OwnSockets(routes.is_local)
+    own.set(wanted_sockets(config))
+    try:
+        for server, hop in hops.items():
+            host = "127.0.0.1" if server.host == "localhost" else server.host
+            selectors = RouteSelectors(hop.mark)
+            if own.holds("tcp", Address(host, server.port), selectors=selectors):
+                message = "is a listener of this daemon: connections would come back to it"
+                problems.add(f"the upstream {hop.url} {message}", hop.place)
+    finally:
+        routes.close()
+
+
+def _first(upstream: UpstreamConfig) -> Iterator[HopConfig]:
+    """Yield the proxies that this machine itself connects to, those of tunnels left out."""
+    for step in upstream.steps[:1]:
+        if not isinstance(step, HopConfig):
+            for member in step.members:
+                yield from _first(member.upstream)
+        elif step.server.port:
+            yield step

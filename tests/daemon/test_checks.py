@@ -1,0 +1,356 @@
+"""What is wrong with a whole configuration: certificates, loops, ports, rules, exposed secrets."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from netproxy.config.read import check, read_config
+from netproxy.config.tree.load import load_file
+from netproxy.config.tree.node import Problems
+from netproxy.daemon.build import build
+from netproxy.daemon.checks import certificates as certificates_module
+from netproxy.daemon.checks import sockets
+from netproxy.daemon.checks.certificates import check_certificates, parse_validity
+from netproxy.daemon.checks.configuration import TlsFiles
+from netproxy.daemon.checks.modules import has_module
+from netproxy.daemon.runtime import Runtime
+from netproxy.errors import ConfigError
+from netproxy.observe.log import Log
+from tests.support.certificates import certificates
+from tests.config.reading import read
+
+pytest.importorskip("yaml")
+
+LISTEN = "listeners: [{listen: '127.0.0.1:1080', name: main}]\n"
+DAY = 86400.0
+
+
+def warnings(text: str) -> list[str]:
+    """Return the warnings of a file."""
+    return list(build(read(text), Runtime(Log("error")), None).warnings)
+
+
+def error(text: str) -> str:
+    """Return the error of a file that can be read but not be used."""
+    with pytest.raises(ConfigError) as caught:
+        build(read(text), Runtime(Log("error")), None)
+    return str(caught.value)
+
+
+class TestLoops:
+    @pytest.mark.parametrize(
+        "listen, server",
+        [
+            ("127.0.0.1:1080", "127.0.0.1:1080"),
+            ("127.0.0.1:1080", "localhost:1080"),
+            ("0.0.0.0:1080", "127.0.0.5:1080"),
+            (":1080", "127.0.0.1:1080"),
+            (":1080", "[::1]:1080"),
+            ("127.0.0.1:1080", "[::ffff:127.0.0.1]:1080"),
+            ("127.0.0.1:1079-1081", "127.0.0.1:1080"),
+        ],
+    )
+    def test_upstream_that_is_our_own_listener_is_an_error(self, listen: str, server: str) -> None:
+        text = (
+            f"listeners: [{{listen: '{listen}', allow_open: true}}]\n"
+            f"default: 'socks5://u:hunter2@{server}'"
+        )
+        assert error(text) == (
+            f"c.yaml:2:10: the upstream socks5://{server} is a listener of this daemon: "
+            "connections would come back to it"
+        )
+
+    @pytest.mark.parametrize(
+        "default, place",
+        [
+            ("{members: ['http://192.0.2.1:1', 'http://127.0.0.1:1080']}", "2:43"),
+            ("['http://127.0.0.1:1080', 'http://192.0.2.1:1']", "2:11"),
+            ("{url: 'http://127.0.0.1:1080', timeout: 1s}", "2:16"),
+        ],
+    )
+    def test_first_proxy_of_a_chain_or_a_group_counts(self, default: str, place: str) -> None:
+        assert error(f"{LISTEN}default: {default}").startswith(f"c.yaml:{place}: the upstream")
+
+    @pytest.mark.parametrize(
+        "server", ["127.0.0.1:1081", "192.0.2.1:1080", "127.0.0.2:1080", "proxy.example:1080"]
+    )
+    def test_other_proxies_are_accepted(self, server: str) -> None:
+        assert warnings(f"{LISTEN}default: 'socks5://{server}'") == []
+
+    def test_later_proxy_of_a_chain_is_on_another_machine(self) -> None:
+        assert not warnings(f"{LISTEN}default: ['socks5://192.0.2.1:1', 'http://127.0.0.1:1080']")
+
+
+class TestPorts:
+    LOW = "listeners: [{listen: '127.0.0.1:80', network: tcp}]"
+
+    @pytest.fixture(autouse=True)
+    def capabilities(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A process without capabilities, whose unprivileged ports begin at 1024."""
+        status, start = tmp_path / "status", tmp_path / "start"
+        status.write_text("Name:\tx\nCapEff:\t0000000000000000\n")
+        start.write_text("1024\n")
+        monkeypatch.setattr(sockets, "STATUS", str(status))
+        monkeypatch.setattr(sockets, "PORT_START", str(start))
+        return tmp_path
+
+    def test_port_below_1024_without_the_capability_gives_a_warning(self) -> None:
+        assert warnings(self.LOW) == [
+            "c.yaml:1:22: listen: 127.0.0.1:80: ports below 1024 need CAP_NET_BIND_SERVICE, "
+            "which this process does not have"
+        ]
+
+    def test_process_with_the_capability_gets_no_warning(self, capabilities: Path) -> None:
+        (capabilities / "status").write_text("CapEff:\t0000000000000400\n")
+        assert warnings(self.LOW) == []
+
+    def test_port_that_the_kernel_gives_to_all_gets_no_warning(self, capabilities: Path) -> None:
+        (capabilities / "start").write_text("80\n")
+        assert warnings(self.LOW) == []
+
+    def test_machine_that_does_not_tell_gets_no_warning(self, capabilities: Path) -> None:
+        (capabilities / "status").unlink()
+        assert warnings(self.LOW) == []
+
+    def test_other_ports_get_no_warning(self) -> None:
+        assert warnings(LISTEN) == []
+
+
+def test_rule_that_never_matches_gives_a_warning() -> None:
+    text = LISTEN + "rules:\n  - {via: direct}\n  - {domain: a.test, via: block}\n"
+    assert warnings(text) == [
+        "c.yaml:4:5: rules[1]: can never match: rules[0] (everything) at c.yaml:3:5 takes "
+        "all of its flows"
+    ]
+
+
+def test_warnings_of_the_file_come_first_and_all_have_places() -> None:
+    text = (
+        "users: {alice: {password: x}}\n" + LISTEN + "default: 'http://127.0.0.1:9?udp=none'\n"
+        "rules:\n  - {via: direct}\n  - {via: block}\n"
+    )
+    assert [line.split(" ")[0] for line in warnings(text)] == [
+        "c.yaml:1:27:",
+        "c.yaml:2:22:",
+        "c.yaml:6:5:",
+    ]
+
+
+class TestCertificates:
+    def told(self, now: float, **files: str) -> list[str]:
+        """Return the warnings about files at a time."""
+        problems = Problems()
+        paths = TlsFiles(files.get("certificate", ""), "", files.get("authorities", ""), "c:1:1")
+        check_certificates([paths], problems, now)
+        # The certificates of the tests hold no key.
+        return problems.warnings
+
+    def test_certificate_is_warned_of_before_and_after_its_time(self) -> None:
+        path = certificates().path("server.pem")
+        now = time.time()
+        assert self.told(now, certificate=path) == []
+        (expired,) = self.told(now + 91 * DAY, certificate=path)
+        assert re.match(
+            rf"c:1:1: tls: {path}: the certificate has expired on 20\d\d-..-..\Z", expired
+        )
+        (soon,) = self.told(now + 70 * DAY, certificate=path)
+        assert re.match(rf"c:1:1: tls: {path}: the certificate expires on 20\d\d-..-..\Z", soon)
+        (early,) = self.told(now - 3 * DAY, certificate=path)
+        assert re.search(r": the certificate is not valid before 20\d\d-..-..\Z", early)
+
+    def test_bundle_of_authorities_counts_by_its_last_certificate(self, tmp_path: Path) -> None:
+        raw = Path(certificates().path("ca.pem")).read_text()
+        bundle = tmp_path / "bundle.pem"
+        bundle.write_text(_old(raw) + raw)
+        assert self.told(time.time(), authorities=str(bundle)) == []
+        assert len(self.told(time.time(), certificate=str(bundle))) == 1
+
+    def test_file_without_certificates_is_left_to_openssl(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.pem"
+        path.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        assert self.told(0, certificate=str(path)) == []
+        assert self.told(0, certificate=str(tmp_path / "none")) == []
+
+    def test_every_truncation_of_a_certificate_is_a_value_error(self) -> None:
+        der = _der(Path(certificates().path("ca.pem")).read_text())
+        validity = parse_validity(der)
+        assert re.match(r"20\d{12}Z\Z", validity.begin) and validity.begin < validity.end
+        for length in range(len(der)):
+            with pytest.raises(ValueError):
+                parse_validity(der[:length])
+
+    def test_plan_of_a_tls_listener_has_the_warnings(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(certificates_module, "NOTICE_SECONDS", 100 * DAY)
+        tls = certificates().listener()
+        (line,) = warnings(f"listeners: [{{listen: '127.0.0.1:0', tls: {tls}}}]")
+        assert line.startswith("c.yaml:1:42: tls: ") and "the certificate expires on" in line
+
+    def test_error_of_a_file_of_an_upstream_has_its_place(self) -> None:
+        pem, key = certificates().path("server.pem"), certificates().path("client.key")
+        tls = f"{{certificate: '{pem}', key: '{key}'}}"
+        assert error(f"{LISTEN}default: {{url: 'https://192.0.2.1:1', tls: {tls}}}") == (
+            f"c.yaml:2:44: https://192.0.2.1:1: tls: cannot use {key}: the key does not belong "
+            f"to the certificate in {pem}"
+        )
+
+
+def _der(pem: str) -> bytes:
+    return base64.b64decode(pem.split("-----")[2])
+
+
+def _old(pem: str) -> str:
+    """Return a certificate that expired in 2001.  Its signature is wrong."""
+    der = _der(pem)
+    end = parse_validity(der).end[2:].encode()
+    text = base64.encodebytes(der.replace(end, b"01" + end[2:])).decode()
+    return f"-----BEGIN CERTIFICATE-----\n{text}-----END CERTIFICATE-----\n"
+
+
+class TestExposedSecrets:
+    """Hazard 114."""
+
+    @pytest.fixture
+    def folder(self) -> Iterator[Path]:
+        """A folder that every user may enter; pytest's own are private."""
+        path = Path(tempfile.mkdtemp(dir="/tmp", prefix="netproxy-exposed-"))
+        path.chmod(0o755)
+        yield path
+        shutil.rmtree(path)
+
+    def told(self, path: Path) -> list[str]:
+        problems = Problems()
+        config = check(read_config(load_file(str(path)), problems), problems)
+        return [line for line in config.warnings if "every user of this machine" in line]
+
+    @pytest.mark.parametrize(
+        "text, place",
+        [
+            ("users: {alice: {password: hunter2}}", "1:27"),
+            ("upstreams: {a: 'socks5://u:hunter2@192.0.2.1:1'}", "1:16"),
+            ("upstreams: {a: {url: 'http://u:hunter2@192.0.2.1:1'}}", "1:22"),
+            ("default: 'http://u:hunter2@192.0.2.1:1?timeout=1s'", "1:10"),
+            ("metrics: 127.0.0.1:1\nmetrics_token: aaaaaaaaaaaaaaaaaaaa", "2:16"),
+            (
+                "tunnel: {bridge: {agents: {a: {token: aaaaaaaaaaaaaaaaaaaa}}, listen: 'tcp://:1'}}",
+                "1:39",
+            ),
+        ],
+    )
+    def test_secret_that_every_user_can_read_gives_a_warning(
+        self, folder: Path, text: str, place: str
+    ) -> None:
+        path = folder / "c.yaml"
+        path.write_text(text)
+        path.chmod(0o644)
+        assert self.told(path) == [
+            f"{path}:{place}: every user of this machine can read this secret: chmod o-r {path}"
+        ]
+        path.chmod(0o640)
+        assert self.told(path) == []
+
+    def test_one_warning_is_given_for_each_file(self, folder: Path) -> None:
+        path = folder / "c.yaml"
+        path.write_text("users: {a: {password: x}, b: {password: y}, c: {password: !file pw}}")
+        (folder / "pw").write_text("hunter2\n")
+        os.chmod(path, 0o644)
+        os.chmod(folder / "pw", 0o644)
+        assert [line.rpartition(" ")[2] for line in self.told(path)] == [
+            str(path),
+            str(folder / "pw"),
+        ]
+
+    def test_secret_of_the_environment_is_not_in_the_file(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("NETPROXY_TEST", "hunter2")
+        path = folder / "c.yaml"
+        path.write_text("users: {a: {password: '${NETPROXY_TEST}'}}")
+        path.chmod(0o644)
+        assert self.told(path) == []
+
+    def test_file_without_secrets_may_be_read(self, folder: Path) -> None:
+        path = folder / "c.yaml"
+        path.write_text("default: direct")
+        path.chmod(0o644)
+        assert self.told(path) == []
+
+    def test_folder_that_others_may_not_enter_keeps_the_secret(self, folder: Path) -> None:
+        path = folder / "c.yaml"
+        path.write_text("users: {a: {password: x}}")
+        path.chmod(0o644)
+        folder.chmod(0o750)
+        assert self.told(path) == []
+
+    def test_private_key_that_every_user_can_read_gives_a_warning(self, folder: Path) -> None:
+        for name in ("server.pem", "server.key"):
+            shutil.copy(certificates().path(name), folder / name)
+            (folder / name).chmod(0o644)
+        key = folder / "server.key"
+        tls = f"{{certificate: '{folder}/server.pem', key: '{key}'}}"
+        text = f"listeners: [{{listen: '127.0.0.1:0', tls: {tls}}}]"
+        assert warnings(text) == [
+            "c.yaml:1:42: tls: every user of this machine can read the private key: "
+            f"chmod o-r {key}"
+        ]
+        key.chmod(0o600)
+        assert warnings(text) == []
+
+
+class TestModules:
+    """Python as small distributions split it."""
+
+    TLS = "{url: 'https://192.0.2.1:1'}"
+    HASH = "scrypt$1024$1$1$AAECAwQFBgcICQoLDA0ODw==$" + "A" * 43 + "="
+
+    @pytest.mark.parametrize(
+        "module, text, message",
+        [
+            ("ssl", f"default: {TLS}", "2:16: https://192.0.2.1:1 needs Python's module ssl"),
+            (
+                "ssl",
+                "dns: {servers: ['tls://192.0.2.1']}",
+                "2:17: dns: 192.0.2.1:853 needs Python's module ssl",
+            ),
+            (
+                "_hashlib",
+                f"users: {{a: {{password: '{HASH}'}}}}",
+                "2:23: users.a needs Python's module _hashlib",
+            ),
+            ("hmac", "users: {a: {password: x}}", "2:23: users.a needs Python's module hmac"),
+        ],
+    )
+    def test_missing_module_names_its_package_in_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, module: str, text: str, message: str
+    ) -> None:
+        monkeypatch.setitem(sys.modules, module, None)
+        package = "python3-light" if module == "hmac" else "python3-openssl"
+        assert error(LISTEN + text) == f"c.yaml:{message} (Debian: python3, OpenWrt: {package})"
+
+    def test_missing_module_that_nothing_needs_is_no_error(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in ("ssl", "_hashlib", "hashlib", "hmac"):
+            monkeypatch.setitem(sys.modules, module, None)
+        assert warnings(LISTEN) == []
+
+    def test_missing_ctypes_gives_a_warning(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "ctypes", None)
+        assert warnings(LISTEN) == [
+            "python3: datagrams take longer without Python's module ctypes "
+            "(Debian: python3, OpenWrt: python3-ctypes)"
+        ]
+
+    def test_module_is_found_without_being_imported(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delitem(sys.modules, "wave", raising=False)
+        assert has_module("wave") and "wave" not in sys.modules
+        assert not has_module("no_such_module")
