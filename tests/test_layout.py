@@ -63,7 +63,12 @@ LATE_OURS = {
     *("netproxy.dialer.group", "netproxy.dialer.health", "netproxy.dialer.hop"),
     *("netproxy.dialer.member", "netproxy.dialer.schemes", "netproxy.dialer.trust"),
     *("netproxy.handler.forward",),
-    *("netproxy.dialer.uot", "netproxy.handler.dns", "netproxy.net.mmsg", "netproxy.net.tls"),
+    *(
+        "netproxy.dialer.uot",
+        "netproxy.handler.dns.handler",
+        "netproxy.net.mmsg",
+        "netproxy.net.tls",
+    ),
     *("netproxy.net.mmsg_arena",),
     *("netproxy.resolver.answer_cache",),
     *("netproxy.resolver.factory", "netproxy.router.factory"),

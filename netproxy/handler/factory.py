@@ -10,7 +10,8 @@ from netproxy.access.users import Users
 from netproxy.errors import ConfigError
 from netproxy.handler.announce import Announcement, Announcer
 from netproxy.handler.bind import Binder
-from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Socks5Handler, Socks5Login
@@ -181,7 +182,9 @@ class _ListenerParts:
 
     def dns(self) -> ListenerHandler:
         """Make the handler of DNS queries."""
-        from netproxy.handler.dns import DnsHandler  # late: few daemons have such a listener
+        from netproxy.handler.dns.handler import (
+            DnsHandler,
+        )  # late: few daemons have such a listener
 
         dns = self._dependencies.dns
         assert dns is not None  # config.read has seen to it

@@ -1,37 +1,27 @@
 """HTTP proxy connections: CONNECT, and requests for absolute addresses (RFC 9110 section 7).
 
-Reads a request, checks the credentials it carries, and hands it to a tunnel or to an
-exchange (http_exchange).  Pipelined requests wait unread until their turn, so that the
-answers come in order and each is routed for itself.  An outbound connection is kept for
-the next request that leads to the same origin through the same upstream.
+Reads a request, checks the credentials it carries, and hands it to a tunnel or to the
+Forwarder (http_forward).  Pipelined requests wait unread until their turn, so that the
+answers come in order and each is routed for itself.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Sequence
 
 from netproxy.access.login import parse_basic
-from netproxy.errors import (
-    ClientLeft,
-    DeadlineError,
-    DialError,
-    EndOfStream,
-    LoginUnavailable,
-    NetProxyError,
-    StreamError,
-)
-from netproxy.handler.http_exchange import Exchange, RecordedError, OriginGone
+from netproxy.errors import DeadlineError, DialError, EndOfStream, LoginUnavailable, StreamError
+from netproxy.handler.http_exchange import RecordedError
 from netproxy.interfaces.connections import READABLE, Blocking, Events, Steps, Wait
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.services import Refusal
 from netproxy.protocol import connect_udp, http1
-from netproxy.relay.connection import CLIENT_LEFT
 
 if TYPE_CHECKING:
     from netproxy.access.login import Login
+    from netproxy.handler.http_forward import Forwarder
     from netproxy.handler.outbound import Outbound
     from netproxy.handler.stream_udp import StreamUdpRelay
     from netproxy.interfaces.addresses import Address
@@ -202,104 +192,3 @@ def _tunnel_target(request: http1.HttpRequest) -> Address:
     if target.port in CONNECT_PORTS_REFUSED:
         raise http1.HttpError(403, f"CONNECT to port {target.port} is not allowed")
     return target
-
-
-# Safe methods: such a request is sent again if a kept connection has closed meanwhile.
-RETRIED = (b"GET", b"HEAD", b"OPTIONS")
-
-
-class Forwarder:
-    """Forwards the requests of all connections of a listener.  Immutable."""
-
-    def __init__(self, outbound: Outbound, idle: float) -> None:
-        """Forward requests.  `idle`: seconds that an origin may be silent."""
-        self._outbound = outbound
-        self._idle = idle
-        self._pseudonym = b"netproxy-" + os.urandom(6).hex().encode()
-
-    def forward(
-        self,
-        client: Stream,
-        request: http1.HttpRequest,
-        flow: Flow,
-        kept: OutboundConnection | None,
-    ) -> Steps[OutboundConnection | Wait | None]:
-        """Serve one request.
-
-        Returns the outbound connection that may be kept for the next request, or a Wait of
-        the tunnel that it has become.  The client's stream is closed if no other request may
-        follow.  Raises DialError and HttpError only while nothing has been answered.
-        """
-        exchange = Exchange(client, request, self._pseudonym, self._idle)
-        exchange.check_loop()
-        if exchange.answered_here():
-            outcome: OutboundConnection | Wait | None = kept
-        else:
-            flow = flow._replace(target=exchange.origin.address)
-            outcome = yield from self._exchange(exchange, flow, kept)
-        if client.open and not isinstance(outcome, Wait) and not exchange.persistent:
-            yield from client.close_staged()
-        return outcome
-
-    def _exchange(
-        self, exchange: Exchange, flow: Flow, kept: OutboundConnection | None
-    ) -> Steps[OutboundConnection | Wait | None]:
-        connection = yield from self._reuse(kept, flow)
-        if connection is not None:
-            try:
-                return (yield from self._run(exchange, connection))
-            except OriginGone:
-                if exchange.request.method not in RETRIED or not exchange.framing.empty:
-                    raise RecordedError(502, "the origin closed without an answer") from None
-        connection = yield from self._outbound.connect(flow, exchange.client)
-        try:
-            return (yield from self._run(exchange, connection))
-        except OriginGone as error:
-            raise RecordedError(502, "the origin closed without an answer") from error
-
-    @staticmethod
-    def _run(
-        exchange: Exchange, connection: OutboundConnection
-    ) -> Steps[OutboundConnection | Wait | None]:
-        """Run the exchange.  Raises OriginGone if the origin closed before it answered."""
-        try:
-            return (yield from exchange.run(connection))
-        except ClientLeft:
-            connection.finish(CLIENT_LEFT)
-            exchange.client.reset()
-            return None
-        except NetProxyError as error:
-            gone = isinstance(error, (EndOfStream, StreamError))
-            reset = isinstance(error, StreamError) and not isinstance(error, DeadlineError)
-            if exchange.answered or not gone:
-                connection.finish("failed", fault=str(error))
-            else:
-                connection.finish("reset" if reset else "closed")
-            if exchange.answered:
-                # Otherwise the client takes a truncated response for a complete one.
-                exchange.client.reset()
-                return None
-            if gone:
-                raise OriginGone(str(error)) from error
-            if isinstance(error, http1.HttpError):
-                raise RecordedError(error.status, str(error)) from error
-            raise
-
-    def _reuse(
-        self, kept: OutboundConnection | None, flow: Flow
-    ) -> Steps[OutboundConnection | None]:
-        """Return the kept connection if it leads to this request's origin; else close it."""
-        if kept is None:
-            return None
-        if kept.flow.target == flow.target:
-            router = self._outbound.router
-            try:
-                route = router.route_without_blocking(flow)
-                if route is None:
-                    route = yield Blocking(partial(router.route, flow))
-                if kept.may_serve(route):
-                    return kept.again(route)
-            except DialError:
-                pass  # the next connect() fails in the same way, and records it
-        kept.upstream.close()
-        return None

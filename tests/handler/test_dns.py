@@ -14,7 +14,7 @@ import pytest
 
 from netproxy.errors import ProtocolError
 from netproxy.handler import dns as dns_module
-from netproxy.handler.dns import SERVER_SECONDS, STALE_SECONDS, DnsHandler
+from netproxy.handler.dns.handler import SERVER_SECONDS, STALE_SECONDS, DnsHandler
 from netproxy.resolver.answer_cache import CACHED_SIZE, STALE_TTL, TTL_LIMIT, AnswerCache
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE

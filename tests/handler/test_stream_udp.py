@@ -26,7 +26,7 @@ from netproxy.errors import DialError, Reason
 from netproxy.handler import stream_udp
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.http import HttpHandler
-from netproxy.handler.http import Forwarder
+from netproxy.handler.http_forward import Forwarder
 from netproxy.handler.socks4 import Socks4Handler
 from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.handler.stream_udp import StreamUdpRelay

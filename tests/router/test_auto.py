@@ -12,7 +12,8 @@ from netproxy.access.login import Login
 from netproxy.access.users import Users
 from netproxy.errors import DialError, Reason
 from netproxy.handler.forward import TcpForward
-from netproxy.handler.http import Forwarder, HttpHandler
+from netproxy.handler.http import HttpHandler
+from netproxy.handler.http_forward import Forwarder
 from netproxy.handler.outbound import Outbound
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow, Record

@@ -16,7 +16,7 @@ from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns_message
 
 if TYPE_CHECKING:
-    from netproxy.handler.dns import DnsHandler
+    from netproxy.handler.dns.handler import DnsHandler
     from netproxy.interfaces.datagrams import DatagramSocket, Destination
 
 # Clients that wait for answers, some 600 bytes each with their queries.

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Hashable
 
 from netproxy.errors import EndOfStream, ProtocolError
-from netproxy.handler.dns_waiting import (
+from netproxy.handler.dns.waiting import (
     DatagramClient,
     PendingQuestion,
     PendingQuestions,
