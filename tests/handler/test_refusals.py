@@ -210,6 +210,7 @@ rules: [{network: tcp, via: pool}]
 """
     with running(text) as relay, socket.create_server((LOCALHOST, 0)) as target:
         assert by_socks5(relay, LOCALHOST, target.getsockname()[1]) == "open"
+        target.accept()[0].close()
         eventually(lambda: relay.log.records)
         line = as_text(access_fields(relay.log.records[0]))
         assert "rule=rules[0] upstream=pool/office" in line
@@ -225,6 +226,7 @@ def test_record_tells_that_no_rule_decided(text: str, rule: str) -> None:
     config = f"listeners: [{{listen: '127.0.0.1:0', name: main{upstream}}}]\n{text}"
     with running(config) as relay, socket.create_server((LOCALHOST, 0)) as target:
         assert by_socks5(relay, LOCALHOST, target.getsockname()[1]) == "open"
+        target.accept()[0].close()
         eventually(lambda: relay.log.records)
         assert relay.log.records[0].rule == rule
 
@@ -336,5 +338,6 @@ def test_steps_of_a_udp_session_are_told_at_level_debug() -> None:
 def test_nothing_is_told_below_level_debug() -> None:
     with running(OPEN) as relay, socket.create_server((LOCALHOST, 0)) as target:
         assert by_socks5(relay, LOCALHOST, target.getsockname()[1]) == "open"
+        target.accept()[0].close()
         eventually(lambda: not relay.daemon.live)
         assert not steps(relay)

@@ -46,6 +46,12 @@ FLOW = Flow("tcp", CLIENT, TARGET, "main", "")
 NO_PINS = Pins((), ())
 
 
+class FakeStream(str):
+    """A stream that tells who made it."""
+
+    member = ""
+
+
 class RecordingDialer:
     """A Dialer that records the flows it is asked to dial; it raises `failure` if it is set."""
 
@@ -64,7 +70,7 @@ class RecordingDialer:
         self.dialled.append(flow)
         if self.failure:
             raise DialError(self.failure, str(flow.target))
-        return f"stream by {self.name}"
+        return FakeStream(f"stream by {self.name}")
 
     def dial_packet(self, flow: Flow) -> Any:
         return self.dial(flow)
