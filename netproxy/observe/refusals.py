@@ -1,6 +1,6 @@
 """Records of what is refused or dropped: connections, requests and datagrams.
 
-A client may cause RECORDS records of one kind in a minute, and all clients together
+A client may cause RECORDS records of one counter in a minute, and all clients together
 RECORDS_PER_SECOND a second.  What is beyond that is only counted; its number is in a record
 that follows later.  Thread: any; nothing here waits.
 """
@@ -18,10 +18,10 @@ from netproxy.observe.records import INFO, WARNING, Fields
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Refusal
 
-RECORDS, WINDOW_SECONDS = 10, 60.0
+RECORDS, WINDOW_SECONDS = 5, 60.0
 """Records of a client and a counter in so many seconds: enough to see what it tries."""
-RECORDS_PER_SECOND = 50
-"""Records of all clients: datagrams have forged senders, each of which is a client."""
+RECORDS_PER_SECOND = 10
+"""Records of all clients and a counter: datagrams have forged senders, each of them a client."""
 WINDOWS_LIMIT = 1024
 """Windows to remember, 200 bytes each."""
 TEXT_LIMIT = 200
@@ -70,8 +70,8 @@ class RefusalLog:
         self._windows: dict[_Key, _Window] = {}
         # The refusals without a record of windows that had to be forgotten, by counter.
         self._forgotten: dict[str, int] = {}
-        # The current second (monotonic), and how many records there were in it.
-        self._second = (0.0, 0)
+        # By counter: the current second (monotonic), and how many records there were in it.
+        self._seconds: dict[str, tuple[float, int]] = {}
 
     def note(self, refusal: Refusal, amount: int) -> None:
         """Write the record of `amount` refusals, or count them as left out."""
@@ -102,14 +102,14 @@ class RefusalLog:
             window = self._windows.get(key)
             if window is None:
                 window = self._windows[key] = self._make_window(now)
-            second, count = self._second
+            second, count = self._seconds.get(key.counter, (0.0, 0))
             if now - second >= 1.0:
                 second, count = now, 0
             if not window.left or count >= RECORDS_PER_SECOND:
                 window.suppressed += amount
                 return False
             window.left -= 1
-            self._second = second, count + 1
+            self._seconds[key.counter] = second, count + 1
         return True
 
     def _make_window(self, now: float) -> _Window:

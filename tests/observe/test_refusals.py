@@ -116,7 +116,7 @@ def test_records_of_all_clients_are_limited_and_memory_is_bounded() -> None:
     amount = refusals.WINDOWS_LIMIT + 50
     for number in range(amount):
         # The clock stands still: what comes later is in the same second.
-        log._second = (time.monotonic(), log._second[1])
+        log._seconds = {name: (time.monotonic(), at[1]) for name, at in log._seconds.items()}
         log.note(REFUSAL._replace(client=f"10.0.{number // 250}.{number % 250}"), 1)
     assert len(written.records) == refusals.RECORDS_PER_SECOND
     assert len(log._windows) == refusals.WINDOWS_LIMIT
