@@ -8,7 +8,8 @@ The good clients of the hostile hour (good.py), without anything hostile: TCP, H
 in all forms, chains, groups, tunnels and DNS. Prints a row each minute. The exit status is 1 if a
 client loses something or gets a wrong byte, if something is left at the end, if memory grows by
 more than 0.5 % an hour after the first 20 minutes, or if descriptors or threads grow. Memory is
-judged in runs of an hour or more, descriptors and threads in runs of ten minutes or more.
+judged in runs of an hour or more, descriptors and threads in runs of forty minutes or more: the
+sessions of an agent's UDP port last for five.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ WARM_UP, WARM_UP_PART = 1200.0, 0.3
 # Growth of resident memory, in per cent an hour.
 GROWTH = 0.5
 # Seconds of a run after which memory, and descriptors and threads, are judged.
-LONG_FOR_MEMORY, LONG = 3600.0, 600.0
+LONG_FOR_MEMORY, LONG = 3600.0, 2400.0
 # Work connections that agents keep, more or less.
 AGENT_DESCRIPTORS = 10
 # Sessions of UDP clients end a while after the last datagram, and idle threads after that.
