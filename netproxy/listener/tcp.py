@@ -1,7 +1,7 @@
 """A TCP listener: one thread accepts and begins each connection's handshake.
 
 It is a socketserver.ThreadingTCPServer with other steps: accept errors are paced, connections
-are driven by listener.serving, and clients that have not said what they want may be shed.
+are driven by listener.serving, and handshakes may be shed (listener.handshakes).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from netproxy.errors import ListenError, StreamError
+from netproxy.interfaces.fairness import client_key
+from netproxy.listener.handshakes import Handshakes
 from netproxy.listener.serving import Connection, Serving
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 # Seconds of rest after an accept that failed because descriptors or memory ran out.
 ACCEPT_PAUSE = 0.1
-# Handshaking connections of a listener: beyond that the oldest silent one of SHED_CANDIDATES is
-# shed, beyond twice as many simply the oldest.
-HANDSHAKING_LIMIT, SHED_CANDIDATES = 256, 16
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -50,6 +49,10 @@ class _Accepted(Connection):
             return bool(poll_watched(((self.stream.socket, select.POLLIN),), 0))
         except (StreamError, ValueError):
             return True  # it has ended just now
+
+    def left_handshake(self) -> None:
+        self.listener.handshakes.leave(self)
+        self.counted = ""
 
     def ended(self) -> None:
         self.listener.forget(self)
@@ -86,8 +89,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
         self._stopped = threading.Event()
         self._stopped.set()
         self._live: set[_Accepted] = set()
-        # Oldest first; some may have finished their handshake by now.
-        self._handshaking: dict[_Accepted, None] = {}
+        self.handshakes = Handshakes()
         try:
             super().__init__(
                 to_sockaddr(address, self.address_family),
@@ -217,40 +219,33 @@ class TcpListener(socketserver.ThreadingTCPServer):
         connection.listener = self
         connection.admission = self.admission  # a reload may replace it meanwhile
         self._live.add(connection)
-        self._handshaking[connection] = None
-        if len(self._handshaking) > HANDSHAKING_LIMIT:
+        handshakes = self.handshakes
+        handshakes.uncounted[connection] = None
+        if len(handshakes.uncounted) > handshakes.room:
             self._shed()
         self._serving.begin(connection, self.handler.handle(stream, client_address))
 
     def _shed(self) -> None:
-        """Drop the oldest handshaking connection if there are too many, a silent one first."""
-        connections = list(self._handshaking)  # others end meanwhile
-        handshaking = [connection for connection in connections if connection.stream.handshaking]
-        for connection in set(connections).difference(handshaking):
-            self._handshaking.pop(connection, None)
-        if len(handshaking) <= HANDSHAKING_LIMIT:
+        """Close a connection of the client with most handshakes, if there are too many."""
+        shed = self.handshakes.shed()
+        if shed is None:
             return
-        # In a burst the clients have sent their requests, and it is we who are late.
-        for oldest in handshaking[:SHED_CANDIDATES]:
-            if not oldest.has_unread():
-                break
-        else:
-            if len(handshaking) <= 2 * HANDSHAKING_LIMIT:
-                return
-            oldest = handshaking[0]
-        self._handshaking.pop(oldest, None)
         self._counter.count("connections_refused", "too many handshakes")
+        client = client_key(shed.client.host)
         self._log.limited(
-            ("handshaking", self.address),
-            "%s: %s clients have not finished their handshake: the oldest are dropped",
-            *(self.address, HANDSHAKING_LIMIT),
+            ("handshaking", self.address, client),
+            "%s: too many unfinished handshakes: %s has most, its oldest are dropped",
+            *(self.address, client),
         )
-        oldest.stream.shutdown()
+        shed.stream.shutdown()
 
     def forget(self, connection: _Accepted) -> None:
         """Note that a connection has ended.  Thread: any."""
         self._live.discard(connection)
-        self._handshaking.pop(connection, None)
+        self.handshakes.uncounted.pop(connection, None)
+        connection.stream.handshaking = False
+        if connection.counted:
+            self.handshakes.leave(connection)
 
     # -- the end
 

@@ -80,10 +80,10 @@ class TcpRig:
         """Set the handler of new connections, and the seconds of their handshake."""
         self.listener.configure(handler, self.admission, handshake)
 
-    def connect(self, host: str = "") -> socket.socket:
-        """Return a connection of a client."""
+    def connect(self, host: str = "", source: str = "") -> socket.socket:
+        """Return a connection of a client, from the address `source`."""
         address = (host or self.listener.address.host, self.listener.address.port)
-        sock = socket.create_connection(address, SECONDS)
+        sock = socket.create_connection(address, SECONDS, (source, 0) if source else None)
         self.clients.append(sock)
         return sock
 
