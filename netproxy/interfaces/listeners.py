@@ -8,14 +8,35 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
 
 
+class Resident(Protocol):
+    """A connection that has entered, and can end for one of another client.  Hashable."""
+
+    @property
+    def client(self) -> Address:
+        """Who has connected."""
+
+    @property
+    def handshaking(self) -> bool:
+        """True until the client has said what it wants."""
+
+    def idle(self) -> float:
+        """Return the seconds since a byte came or went.  Must not block."""
+
+    def evict(self) -> None:
+        """Begin to end.  Must not block.  Thread: any."""
+
+
 class Admission(Protocol):
     """Decides who may connect to a listener, and how many at once.  Thread: any."""
+
+    residents: dict[Resident, None]
+    """Where a connection that has entered adds itself."""
 
     def enter(self, client: str) -> str:
         """Count one connection of a client address in; return "" or, in words, why not."""
 
-    def leave(self, client: str) -> None:
-        """Count a connection out that enter() has counted in."""
+    def leave(self, client: str, resident: Resident | None = None) -> None:
+        """Count a connection out that enter() has counted in; `resident` if it added itself."""
 
 
 class Listener(Protocol):

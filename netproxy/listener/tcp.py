@@ -14,14 +14,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from netproxy.errors import ListenError, StreamError
+from netproxy.errors import ListenError
 from netproxy.interfaces.fairness import client_key
+from netproxy.listener.accepted import Accepted
 from netproxy.listener.handshakes import Handshakes
-from netproxy.listener.serving import Connection, Serving
+from netproxy.listener.serving import Serving
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, to_sockaddr
 from netproxy.net.socket_options import LOOK_SECONDS, tune
-from netproxy.net.stream import Stream, poll_watched
+from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -33,31 +34,6 @@ BACKLOG = 1024
 # Seconds of rest after an accept that failed because descriptors or memory ran out.
 ACCEPT_PAUSE = 0.1
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class _Accepted(Connection):
-    """A connection that an admission has counted in."""
-
-    __slots__ = ("listener", "admission")
-
-    listener: TcpListener
-    admission: Admission
-
-    def has_unread(self) -> bool:
-        """Return whether the socket holds bytes, or an end, that were not read yet."""
-        try:
-            return bool(poll_watched(((self.stream.socket, select.POLLIN),), 0))
-        except (StreamError, ValueError):
-            return True  # it has ended just now
-
-    def left_handshake(self) -> None:
-        self.listener.handshakes.leave(self)
-        self.counted = ""
-
-    def ended(self) -> None:
-        self.listener.forget(self)
-        self.stream.close()
-        self.admission.leave(self.client.host)
 
 
 class TcpListener(socketserver.ThreadingTCPServer):
@@ -88,7 +64,7 @@ class TcpListener(socketserver.ThreadingTCPServer):
         # Set while serve_forever() does not run.
         self._stopped = threading.Event()
         self._stopped.set()
-        self._live: set[_Accepted] = set()
+        self._live: set[Accepted] = set()
         self.handshakes = Handshakes()
         try:
             super().__init__(
@@ -201,24 +177,23 @@ class TcpListener(socketserver.ThreadingTCPServer):
         refusal = self.admission.enter(client_address.host)
         if not refusal:
             return True
-        self._counter.count("connections_refused", refusal)
-        self._log.limited(
-            (refusal, client_address.host),
-            "%s: %s refused: %s",
-            self.address,
-            client_address.host,
-            refusal,
-        )
+        self.note_refusal(refusal, f"%s: %s refused: {refusal}", client_address.host)
         request.close()
         return False
+
+    def note_refusal(self, reason: str, message: str, client: str) -> None:
+        """Count a refusal; tell the log, with our address and the client.  Thread: any."""
+        self._counter.count("connections_refused", reason)
+        self._log.limited((reason, self.address, client), message, self.address, client)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin the handshake of an admitted connection.  Any: as in verify_request()."""
         stream = Stream(request, limited=self._handshake_seconds)
-        connection = _Accepted(stream, client_address)
+        connection = Accepted(stream, client_address)
         connection.listener = self
         connection.admission = self.admission  # a reload may replace it meanwhile
         self._live.add(connection)
+        connection.admission.residents[connection] = None
         handshakes = self.handshakes
         handshakes.uncounted[connection] = None
         if len(handshakes.uncounted) > handshakes.room:
@@ -230,16 +205,11 @@ class TcpListener(socketserver.ThreadingTCPServer):
         shed = self.handshakes.shed()
         if shed is None:
             return
-        self._counter.count("connections_refused", "too many handshakes")
-        client = client_key(shed.client.host)
-        self._log.limited(
-            ("handshaking", self.address, client),
-            "%s: too many unfinished handshakes: %s has most, its oldest are dropped",
-            *(self.address, client),
-        )
+        message = "%s: too many unfinished handshakes: %s has most, its oldest are dropped"
+        self.note_refusal("too many handshakes", message, client_key(shed.client.host))
         shed.stream.shutdown()
 
-    def forget(self, connection: _Accepted) -> None:
+    def forget(self, connection: Accepted) -> None:
         """Note that a connection has ended.  Thread: any."""
         self._live.discard(connection)
         self.handshakes.uncounted.pop(connection, None)

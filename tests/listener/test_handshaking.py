@@ -206,7 +206,7 @@ def test_client_whose_bytes_were_not_read_yet_is_not_shed(
 
 def test_log_tells_of_shed_clients_once_for_each_client(rig: TcpRig) -> None:
     connect_silent(rig, LIMIT + 2)
-    assert set(rig.log.keys) == {("handshaking", rig.listener.address, "127.0.0.1")}
+    assert set(rig.log.keys) == {("too many handshakes", rig.listener.address, "127.0.0.1")}
     assert rig.log.of("limited")[0] == (
         f"{rig.listener.address}: too many unfinished handshakes: 127.0.0.1 has most, "
         "its oldest are dropped"
