@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Login:
-    """Checks the credentials of a listener's clients.  Thread: any."""
+    """Checks the credentials of a listener's clients, against the users of today.  Thread: any."""
 
     def __init__(
         self, users: Users, mode: str, refused: Callable[[str, str], None] | None = None
@@ -36,3 +36,16 @@ class Login:
         if user is None and self._refused is not None:
             self._refused(client.host, name.decode("utf-8", "replace"))
         return user
+
+    def stamp(self, user: str) -> object:
+        """Return the configured password of a user, None if there is no such user.
+
+        It is for comparisons: the login of a connection is valid while its stamp is the same.
+        """
+        return self._users.stamp(user)
+
+    def follow(self, newer: Login) -> None:
+        """Check as the login of a new configuration does."""
+        self._users = newer._users
+        self._refused = newer._refused
+        self.required, self.offered = newer.required, newer.offered

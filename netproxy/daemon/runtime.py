@@ -12,6 +12,7 @@ import resource
 import socket
 from typing import TYPE_CHECKING, Callable, Sequence
 
+from netproxy.access.permission import Permissions
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.daemon.activation import ActivationSockets
 from netproxy.daemon.reachability import Reachability
@@ -124,6 +125,7 @@ class Runtime:
         )
         self.dials = self._dials.submit
         self.queries = self._queries.submit
+        self.permissions = Permissions()
         self.janitor = Janitor(log)
         # Made with the first check: many configurations have none.
         self._health: HealthChecks | None = None

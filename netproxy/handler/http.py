@@ -32,6 +32,7 @@ from netproxy.protocol import connect_udp, http1
 
 if TYPE_CHECKING:
     from netproxy.access.login import Login
+    from netproxy.access.permission import Permission
     from netproxy.handler.outbound import Outbound, OutboundConnection
     from netproxy.handler.stream_udp import StreamUdpRelay
     from netproxy.interfaces.addresses import Address
@@ -61,12 +62,10 @@ class HttpHandler:
         datagrams: StreamUdpRelay | None = None,
     ) -> None:
         """Serve requests.  `datagrams` serves connect-udp; None without UDP."""
-        self._datagrams = datagrams
-        self._listener = listener
-        self._outbound = outbound
-        self._forwarder = forwarder
-        self._login = login
-        self._counter = counter
+        self.permission: Permission | None = None  # asked for each request but the first
+        self._datagrams, self._listener = datagrams, listener
+        self._outbound, self._forwarder = outbound, forwarder
+        self._login, self._counter = login, counter
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Serve requests until the connection ends.  Each error becomes a response here."""
@@ -103,6 +102,8 @@ class HttpHandler:
             connection.method = b""
             request = yield from http1.read_request(stream)
             connection.method = request.method
+            if not stream.handshaking and self.permission is not None:
+                self.permission.check_client(client.host)  # a reload may have come in between
             user = yield from self._authenticate(request, client)
             stream.handshaking = False
             flow = Flow("tcp", client, client, self._listener, user)
@@ -157,8 +158,7 @@ class _HttpConnection:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.method = b""
-        # The outbound connection of the last request, for the next one.
-        self.kept: OutboundConnection | None = None
+        self.kept: OutboundConnection | None = None  # of the last request, for the next one
 
     def encode_error(
         self, status: int, message: str, extra: Sequence[tuple[bytes, bytes]] = ()

@@ -34,7 +34,7 @@ CLIENT_LEFT = "client left"  # before its target had answered
 
 
 class Outbound:
-    """Opens outbound connections.  Immutable; used by all connections of a listener."""
+    """Opens the outbound connections of a listener.  A reload replaces `router`, nothing else."""
 
     def __init__(
         self,

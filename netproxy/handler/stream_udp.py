@@ -26,6 +26,7 @@ from netproxy.relay.entry import EntryState
 from netproxy.relay.session import ADDRESS_AND_PORT_DEPENDENT
 
 if TYPE_CHECKING:
+    from netproxy.access.permission import Permission
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import Batch
@@ -63,8 +64,8 @@ class StreamUdpRelay:
         self.table = table
         self.arenas = arenas
         self.counter = counter
-        self.observer = observer
-        self.idle = idle
+        self.observer, self.idle = observer, idle
+        self.permission: Permission | None = None  # asked for each new target; None in a tunnel
 
     def connect_udp(self, stream: Stream, request: http1.HttpRequest, flow: Flow) -> Wait | None:
         """Answer a request for connect-udp and serve its datagrams (RFC 9298 section 3).
@@ -207,6 +208,8 @@ class _Service:
         self._socket = FramedSocket(stream, framing, relay.counter)
         self._client = Client(self._socket, flow.client, self._socket, wrap, self._socket)
         self._client.draining = self._socket
+        if relay.permission is not None:
+            self._client.stamp = relay.permission.stamp(flow.user)
         # The entry of a stream with one target.
         self._entry: Entry | None = None
         self._poll = select.poll()
@@ -279,8 +282,12 @@ class _Service:
             target = self._framing.parse(address)
         except ProtocolError:
             target = UNSPECIFIED_ADDRESS
-        if not target.port:
-            relay.counter.count("drops", "bad target", count)
+        refusal = "" if target.port else "bad target"
+        if relay.permission is not None and not refusal:
+            source, user = self._flow.client, self._flow.user
+            refusal = relay.permission.refusal(source.host, user, self._client.stamp)
+        if refusal:
+            relay.counter.count("drops", refusal, count)
             return None
         flow = self._flow._replace(target=target)
         key = (self._socket, address)
