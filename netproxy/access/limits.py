@@ -145,8 +145,8 @@ class Admission:
             if ":" in client:
                 key = client_key(client)
                 _subtract(occupancy.by_address, client)
-            if resident is not None:
-                occupancy.residents.pop(resident, None)
+            if resident in occupancy.residents:
+                del occupancy.residents[resident]
                 if resident in occupancy.evicted:
                     occupancy.evicted.remove(resident)
                     return
