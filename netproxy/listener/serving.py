@@ -248,7 +248,8 @@ class Serving:
 
     def resume(self, connection: Connection, wait: Wait, ready: bool) -> None:
         """Go on on a pool thread, however many wait there; without one the connection ends."""
-        if self.pool.submit(partial(self._go_on, connection, wait, ready), urgent=True):
+        task = partial(self._go_on, connection, wait, ready)
+        if self.pool.submit(task, urgent=True, client=connection.client.host):
             return
         self.counter.count("connections_refused", "no thread")
         try:
