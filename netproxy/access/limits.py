@@ -113,7 +113,8 @@ class Admission:
             of_address = occupancy.by_address if is_ipv6 else occupancy.by_client
             if of_address.get(client, 0) >= self._per_client:
                 return "client limit"
-            if occupancy.live >= self._total + len(occupancy.evicted):
+            excess = occupancy.live - self._total
+            if excess >= 0 and excess >= len(occupancy.evicted):
                 if len(occupancy.evicted) * EVICTED_SHARE < self._total:
                     evicted = occupancy.evict_for(key)
                 if evicted is None:
