@@ -143,7 +143,7 @@ class Runtime:
         return {
             "connection": self.connections,
             "dial": self._dials,
-            "udp-dial": self._udp_dials,
+            "udp_dial": self._udp_dials,
             "name": self._names,
             "lookup": self._lookups,
             "query": self._queries,
