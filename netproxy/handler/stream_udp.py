@@ -286,12 +286,12 @@ class _Service:
         if relay.permission is not None and not refusal:
             source, user = self._flow.client, self._flow.user
             refusal = relay.permission.refusal(source.host, user, self._client.stamp)
+        entry: Entry | None = None
         if refusal:
             relay.counter.count("drops", refusal, count)
-            return None
-        flow = self._flow._replace(target=target)
-        key = (self._socket, address)
-        entry = relay.table.open(key, self._client, flow, relay.router, count)
+        else:
+            flow, key = self._flow._replace(target=target), (self._socket, address)
+            entry = relay.table.open(key, self._client, flow, relay.router, count)
         if entry is None and self._socket not in relay.table.clients:
             # The table was closed: a reload has removed the listener.
             self._socket.ended = True

@@ -14,7 +14,7 @@ import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.net.stream import Stream, complete
-from netproxy.protocol import socks5, uot
+from netproxy.protocol import capsule, connect_udp, socks5, uot
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import LOCALHOST, SECONDS, eventually
 from tests.support.relays import Running, UdpPort, running
@@ -153,6 +153,34 @@ class TestDatagrams:
             eventually(lambda: relay.count("drops", "login required") == 1)
             assert target.silent()
             control.close()
+
+
+def test_expired_session_of_a_connect_udp_stream_is_not_opened_again(target: UdpPort) -> None:
+    authorization = b"Basic " + base64.b64encode(b"alice:secret")
+    with running(text(ALICE)) as relay:
+        with socket.create_connection((LOCALHOST, relay.port), SECONDS) as sock:
+            sock.sendall(connect_udp.encode_request(target.address, "proxy", authorization))
+            assert read_exactly(sock, 12) == b"HTTP/1.1 101"
+            sock.sendall(capsule.datagram_header(5) + b"first")
+            target.expect(b"first")
+            relay.reload(text(BOB))
+            sock.sendall(capsule.datagram_header(7) + b"goes on")
+            target.expect(b"goes on")
+            relay.sweep(1000)
+            sock.sendall(capsule.datagram_header(8) + b"too late")
+            eventually(lambda: relay.count("drops", "user removed") == 1)
+            assert target.silent()
+
+
+def test_uot_stream_of_a_removed_listener_ends_with_its_next_datagram(target: UdpPort) -> None:
+    with running(text(ALICE)) as relay:
+        client = UotStream(relay)
+        client.send(target, b"first")
+        target.expect(b"first")
+        relay.reload("listeners: [{name: other, listen: '127.0.0.1:0'}]")
+        client.send(target, b"second")
+        assert client.control.recv(1) == b"" and target.silent()
+        client.close()
 
 
 class TestHttp:
