@@ -6,16 +6,20 @@ serves again: argparse and what it imports are a tenth of an idle daemon.
 
 from __future__ import annotations
 
+# Built into the interpreter: the module signal imports others for some milliseconds, in which a
+# signal would still end the process.
+import _signal  # type: ignore[import-not-found]  # it has no stub
 import gc
 import os
-import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn, Sequence
 
 from netproxy import __version__
 
+# As in typing, which takes longer to import than all the rest.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser
+    from typing import NoReturn, Sequence
 
 USAGE = 64
 """The exit status of sysexits(3) for a wrong option."""
@@ -23,7 +27,7 @@ CONTROL_SOCKET = "/run/netproxy/control.sock"
 DEFAULT_FILE = "/etc/netproxy/netproxyd.yaml"
 DEFAULT_LISTENER = "sps://127.0.0.1:1080"
 EXAMPLE_FLOW = "udp alice@192.168.1.5 -> example.com:443 on main"
-HELD_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)
+HELD_SIGNALS = (_signal.SIGHUP, _signal.SIGUSR1)
 """Signals that would end a daemon that has not said yet what they mean to it."""
 FILTERS = ("user", "client", "listener", "target", "upstream")
 """What flows can be filtered by; the daemon knows them by the same names."""
@@ -53,7 +57,11 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run netproxyd; return its exit status."""
     # First of all: from now on they are remembered, and obeyed once the daemon serves.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, HELD_SIGNALS)
+    # late: behind the line above.  The daemon needs them, too, so that they are not unloaded.
+    import signal
+    import typing  # noqa: F401
+
     serves = False
     before = set(sys.modules)
     try:

@@ -772,3 +772,15 @@ class TestAsAProcess:
         finally:
             process.terminate()
             assert process.wait(20) == 0
+
+
+def test_signals_are_held_back_before_anything_else_is_imported() -> None:
+    """Hazard 142: each import is time in which a signal would end the process."""
+    code = (
+        "import sys; before = set(sys.modules); import netproxy.cli; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.stderr == ""
+    imported = set(process.stdout.split()) - {"__future__", "_signal", "gc"}
+    assert imported == {"netproxy", "netproxy.cli"}

@@ -49,6 +49,7 @@ READERS_OF_SCHEMA = {"daemon", "admin", "config"}  # and every factory
 LATE = {
     *("yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass"),
     *("maxminddb", "glob", "copy"),
+    *("signal", "typing"),  # a signal during their import would end the process
 }
 # Modules of ours that few daemons need, and that cost start-up time or memory.
 LATE_OURS = {

@@ -30,7 +30,7 @@ class LoginObserver(Protocol):
 
 
 class Login:
-    """Checks the credentials of a listener's clients.  Thread: any."""
+    """Checks the credentials of a listener's clients, against the users of today.  Thread: any."""
 
     def __init__(
         self,
@@ -67,6 +67,19 @@ class Login:
         if user is None and self._observer is not None:
             self._observer.refused(client.host, text)
         return user
+
+    def stamp(self, user: str) -> object:
+        """Return the configured password of a user, None if there is no such user.
+
+        It is for comparisons: the login of a connection is valid while its stamp is the same.
+        """
+        return self._users.stamp(user)
+
+    def follow(self, newer: Login) -> None:
+        """Check as the login of a new configuration does."""
+        self._users = newer._users
+        self._observer = newer._observer
+        self.required, self.offered = newer.required, newer.offered
 
     def delay_refusal(self, stream: Stream, client: Address) -> Steps[None]:
         """Wait, without a thread, until the client may be told that its login is refused.

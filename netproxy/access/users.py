@@ -75,6 +75,10 @@ class Users:
     def __len__(self) -> int:
         return len(self._plain) + len(self._hashed)
 
+    def stamp(self, user: str) -> object:
+        """Return the password of a user as configured, None for an unknown user."""
+        return self._hashed.get(user) or self._plain.get(user)
+
     def check(self, name: bytes, password: bytes) -> str | None:
         """Return the user's name if the password is right, else None.
 

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 server for the metrics listener: GET and HEAD, one request a connection.
 
 One thread serves all clients.  No client can delay the others: all sockets are watched
-together, each has a deadline, the oldest unfinished is closed if there are too many.
+together, and each has a deadline.  If there are too many, the address with most loses one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, TypeAlias
 
 from netproxy.errors import EndOfStream, LimitError, ListenError
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.fairness import client_key
 from netproxy.net.stream import complete
 from netproxy.protocol import http1
 
@@ -94,11 +95,9 @@ class _HttpClient:
     def __init__(self, sock: socket.socket, peer: str, deadline: float) -> None:
         self.socket = sock
         self.peer = peer
-        # Monotonic seconds.
-        self.deadline = deadline
+        self.deadline = deadline  # monotonic
         # What was received of the request, and what is left of the answer.
-        self.inbox = b""
-        self.outbox = memoryview(b"")
+        self.inbox, self.outbox = b"", memoryview(b"")
         self.answered = False
 
 
@@ -125,8 +124,7 @@ class HttpServer:
         """Start the thread.  Raises ListenError."""
         try:
             self.thread.start()
-        except RuntimeError as error:
-            # "can't start new thread"
+        except RuntimeError as error:  # can't start new thread
             raise ListenError(f"metrics {self.configured}: {error}") from error
 
     def stop(self) -> None:
@@ -170,15 +168,19 @@ class HttpServer:
                 time.sleep(ACCEPT_PAUSE)
             return
         sock.setblocking(False)
-        if len(self._clients) >= CLIENTS_LIMIT:
-            self._close(self._expendable())
         peer = sockaddr[0].removeprefix("::ffff:")
         self._clients[sock.fileno()] = _HttpClient(sock, peer, time.monotonic() + SECONDS)
         self._poll.register(sock, _READ)
+        if len(self._clients) > CLIENTS_LIMIT:
+            self._close(self._expendable())
 
     def _expendable(self) -> _HttpClient:
-        """Return the oldest client that has not sent its request, else the oldest of all."""
-        clients = list(self._clients.values())
+        """Return the client to close: of the address with most, one without a request first."""
+        by_key: dict[str, list[_HttpClient]] = {}
+        for client in self._clients.values():
+            by_key.setdefault(client_key(client.peer), []).append(client)
+        clients = max(by_key.values(), key=len)
+        clients = clients[:-1] or clients
         return next((client for client in clients if not client.answered), clients[0])
 
     def _resume(self, client: _HttpClient) -> None:
@@ -188,8 +190,7 @@ class HttpServer:
             elif client.outbox:
                 self._write(client)
             elif not client.socket.recv(CHUNK):
-                # The client has the whole answer and has closed.
-                self._close(client)
+                self._close(client)  # it has the whole answer
         except BlockingIOError:
             pass
         except OSError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Iterator
 
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
+from netproxy.access.permission import Permission
 from netproxy.config.schema import Config, ListenerConfig
 from netproxy.daemon.checks.configuration import check_configuration, check_requirements
 from netproxy.daemon.lazy_tunnels import LazyTunnels
@@ -75,6 +76,7 @@ class _Builder:
         self._previous = previous
         self._tunnels = previous.tunnels if previous else LazyTunnels(runtime)
         self._dialers = self._make_dialers()
+        self._permissions: list[Permission] = []
 
     def plan(self) -> Plan:
         """Return the plan.  Raises ConfigError."""
@@ -100,6 +102,7 @@ class _Builder:
         self._check_unused_parts()
         relays = UdpRelays(config, runtime, previous.relays if previous else None)
         admissions = self._admissions()
+        specs = list(self._specs(dependencies, relays, admissions))
         return Plan(
             config=config,
             runtime=runtime,
@@ -112,7 +115,8 @@ class _Builder:
             dependencies=dependencies,
             relays=relays,
             admissions=admissions,
-            specs=list(self._specs(dependencies, relays, admissions)),
+            specs=specs,
+            permissions=self._permissions,
             tunnels=self._tunnels,
             warnings=check_configuration(config, self._dialers),
         )
@@ -217,6 +221,8 @@ class _Builder:
             for address in listener.addresses:
                 state = relays.states.get((listener.name, address))
                 handlers = make_handler(listener, state, dependencies)
+                if handlers.permission is not None:
+                    self._permissions.append(handlers.permission)
                 relay = handlers.udp
                 if relay is not None and listener.udp.relay_port != "shared":
                     relay.open_port = relays.ports(listener.udp.relay_port).open

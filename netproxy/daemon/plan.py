@@ -19,6 +19,7 @@ from netproxy.listener.udp import UdpListener
 if TYPE_CHECKING:
     from netproxy.access.destinations import DestinationPolicy
     from netproxy.access.limits import Admission
+    from netproxy.access.permission import Permission
     from netproxy.admin.servers import Admin
     from netproxy.daemon.lazy_tunnels import LazyTunnels
     from netproxy.daemon.runtime import Runtime
@@ -68,6 +69,8 @@ class Plan(NamedTuple):
     """By the listener's name; those of earlier configurations as well, so that a listener that
     comes back knows the connections that it still has."""
     specs: Sequence[ListenerSpec]
+    permissions: Sequence[Permission]
+    """What the clients of each listener may do, for each of its addresses."""
     tunnels: LazyTunnels
     """The same in all plans of a daemon."""
     warnings: Sequence[str]
@@ -127,7 +130,8 @@ class BoundPlan:
     1. Listeners that stay get their new handlers and limits, those that are gone are stopped.
        From here on every new connection meets the new configuration.  No handler of the plan
        before is used for a new connection any more, so that the rest may replace what it used.
-    2. TLS files of upstreams, lookups, destination policies and the daemon's own sockets.  Until
+    2. TLS files of upstreams, lookups, destination policies, the daemon's own sockets, and the
+       permissions of connections that began with earlier configurations.  Until
        then a new listener is guarded: its clients reach no special address
        (access.destinations), and no listener whose address the file tells.
     3. The limit of connection threads, if it shrinks; the memory of `via: auto`.
@@ -170,6 +174,7 @@ class BoundPlan:
             plan.renewal.commit()
         own = own_sockets(plan.config, self._listeners.listeners)
         runtime.reachability.configure(plan.lookups, plan.policies, own + self._servers.sockets)
+        runtime.permissions.commit(plan.permissions, plan.router)
         self._expected.commit()
         self._threads.commit()
         auto = plan.config.auto

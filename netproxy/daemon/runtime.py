@@ -13,6 +13,7 @@ import socket
 from typing import TYPE_CHECKING, Callable, Sequence
 
 from netproxy.access.backoff import LOGIN_SECONDS, BackOff
+from netproxy.access.permission import Permissions
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.daemon.activation import ActivationSockets
 from netproxy.daemon.reachability import Reachability
@@ -45,10 +46,12 @@ if TYPE_CHECKING:
 # client, upstream, and one more while a name or a second address is tried.
 RESERVED_DESCRIPTORS, DESCRIPTORS_PER_CONNECTION = 64, 3
 # Each pool: its most threads, and how many tasks may wait.
-# The dial queue takes as many new clients at once as there may be sessions.
+# Dials of UDP sessions: the queue takes as many new clients at once as there may be sessions.
+UDP_DIAL_THREADS, UDP_DIAL_QUEUE = 128, 4096
+# Dials of the daemon's own: work connections, and associations at upstreams that are lost.
 DIAL_THREADS, DIAL_QUEUE = 64, 4096
 # Queries of dns listeners.  A pool of its own: what strangers ask must not hold up our lookups.
-# One client alone has half of its threads, as of the next two pools' (listener.fair_queue).
+# One client alone has half of its threads, as of every pool that clients share (fair_queue).
 QUERY_THREADS, QUERY_QUEUE = 128, 1024
 # Health checks.  A pool of its own: a dead proxy must not hold up the check that finds it dead.
 CHECK_THREADS, CHECK_QUEUE = 8, 256
@@ -108,6 +111,9 @@ class Runtime:
         self.connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
         self.poller = Poller(log)
         self._dials = ThreadPool("dial", DIAL_THREADS, DIAL_QUEUE, log)
+        self._udp_dials = FairQueue(
+            ThreadPool("udp-dial", UDP_DIAL_THREADS, 0, log), UDP_DIAL_QUEUE
+        )
         self._names = FairQueue(ThreadPool("name", NAME_THREADS, 0, log), NAME_QUEUE)
         self._lookups = FairQueue(ThreadPool("lookup", LOOKUP_THREADS, 0, log), LOOKUP_QUEUE)
         self._queries = FairQueue(ThreadPool("query", QUERY_THREADS, 0, log), QUERY_QUEUE)
@@ -123,6 +129,7 @@ class Runtime:
         )
         self.dials = self._dials.submit
         self.queries = self._queries.submit
+        self.permissions = Permissions()
         self.janitor = Janitor(log)
         # Made with the first check: many configurations have none.
         self._health: HealthChecks | None = None
@@ -131,9 +138,8 @@ class Runtime:
 
     def nat_dependencies(self, arenas: ArenaPool) -> NatDependencies:
         """Return what a NAT table needs; it and its listener share the arenas."""
-        return NatDependencies(
-            arenas, self.dials, self._names.submit, self.counters, self.flows, self.log
-        )
+        dials, names = self._udp_dials.submit, self._names.submit
+        return NatDependencies(arenas, dials, names, self.counters, self.flows, self.log)
 
     @property
     def pools(self) -> dict[str, ThreadPool | FairQueue]:
@@ -141,6 +147,7 @@ class Runtime:
         return {
             "connection": self.connections,
             "dial": self._dials,
+            "udp_dial": self._udp_dials,
             "name": self._names,
             "lookup": self._lookups,
             "query": self._queries,
@@ -186,8 +193,9 @@ class Runtime:
     def stop(self) -> None:
         """Stop the janitor and all pools but the connections'; after the listeners."""
         self.janitor.stop()
-        for pool in (self._dials, self._names, self._lookups, self._queries, self._checks):
-            pool.stop(STOP_SECONDS)
+        for name, pool in self.pools.items():
+            if name != "connection":
+                pool.stop(STOP_SECONDS)
         self.activated.close()
         self._routes.close()
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from netproxy.access.login import Login
+from netproxy.access.permission import Permission
 from netproxy.access.users import Users
 from netproxy.errors import ConfigError
 from netproxy.handler.announce import Announcement, Announcer
@@ -73,6 +74,8 @@ class ListenerHandler(NamedTuple):
     """For datagrams; None without UDP."""
     udp: Socks5UdpRelay | None
     """The relay of SOCKS5 datagrams among them."""
+    permission: Permission | None = None
+    """What its clients may do; asked by the handlers for what is new."""
 
 
 def make_handler(
@@ -83,7 +86,8 @@ def make_handler(
     `state` has the sessions of its datagrams; None without UDP.
     Raises ConfigError if a file of its TLS cannot be used.
     """
-    handlers = _HANDLERS[config.protocol](_ListenerParts(config, state, dependencies))
+    parts = _ListenerParts(config, state, dependencies)
+    handlers = _HANDLERS[config.protocol](parts)._replace(permission=parts.permission)
     if handlers.handler is None or not (config.tls or config.proxy_protocol):
         return handlers
     gate = Gate(
@@ -136,6 +140,18 @@ class _ListenerParts:
                 self._udp = Socks5UdpRelay(config.name, router, state, announcer, counter)
         limits = PipeLimits(timeouts.tcp_idle, timeouts.half_close, dependencies.splice)
         self._outbound = Outbound(router, limits, counter, observer, self._streams)
+        self.permission = self._make_permission()
+
+    def _make_permission(self) -> Permission:
+        """Return what the clients may do, which all handlers of the listener share."""
+        routed = [part for part in (self._outbound, self._streams, self._udp) if part is not None]
+        config, counter = self._config, self._dependencies.counter
+        permission = Permission(config.name, self._login, _clients(config), routed, counter)
+        if self._streams is not None:
+            self._streams.permission = permission
+        if self._udp is not None:
+            self._udp.permission = permission
+        return permission
 
     def sps(self) -> ListenerHandler:
         """Make the handlers of all client protocols on one port."""
@@ -227,7 +243,7 @@ class _ListenerParts:
         return ListenerHandler(handler, handler, self._udp)
 
     def _http_handler(self) -> HttpHandler:
-        return HttpHandler(
+        handler = HttpHandler(
             self._config.name,
             self._outbound,
             Forwarder(self._outbound, self._dependencies.timeouts.tcp_idle),
@@ -235,6 +251,8 @@ class _ListenerParts:
             self._dependencies.counter,
             self._streams,
         )
+        handler.permission = self.permission
+        return handler
 
 
 def _clients(config: ListenerConfig) -> NetworkSet | None:

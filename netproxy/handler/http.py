@@ -21,6 +21,7 @@ from netproxy.protocol import connect_udp, http1
 
 if TYPE_CHECKING:
     from netproxy.access.login import Login
+    from netproxy.access.permission import Permission
     from netproxy.handler.http_forward import Forwarder
     from netproxy.handler.outbound import Outbound
     from netproxy.handler.stream_udp import StreamUdpRelay
@@ -53,12 +54,10 @@ class HttpHandler:
         datagrams: StreamUdpRelay | None = None,
     ) -> None:
         """Serve requests.  `datagrams` serves connect-udp; None without UDP."""
-        self._datagrams = datagrams
-        self._listener = listener
-        self._outbound = outbound
-        self._forwarder = forwarder
-        self._login = login
-        self._counter = counter
+        self.permission: Permission | None = None  # asked for each request but the first
+        self._datagrams, self._listener = datagrams, listener
+        self._outbound, self._forwarder = outbound, forwarder
+        self._login, self._counter = login, counter
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Serve requests until the connection ends.  Each error becomes a response here."""
@@ -111,6 +110,8 @@ class HttpHandler:
             connection.request = request = yield from http1.read_request(stream)
             if stream.trace is not None:
                 stream.trace.step("request", asked=connection.asked())
+            if not stream.handshaking and self.permission is not None:
+                self.permission.check_client(client.host)  # a reload may have come in between
             user = yield from self._authenticate(stream, request, client)
             stream.handshaking = False
             flow = Flow("tcp", client, client, self._listener, user)

@@ -32,7 +32,7 @@ UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
 
 
 class Outbound:
-    """Opens outbound connections.  Immutable; used by all connections of a listener."""
+    """Opens the outbound connections of a listener.  A reload replaces `router`, nothing else."""
 
     def __init__(
         self,

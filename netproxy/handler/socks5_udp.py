@@ -8,6 +8,7 @@ close() on the threads of control connections.
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Hashable, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ from netproxy.handler.stream_udp import refuse_without_udp
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.services import Refusal
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import socks5
@@ -24,6 +26,7 @@ from netproxy.relay.client import Client
 from netproxy.relay.coalesce import Runs
 
 if TYPE_CHECKING:
+    from netproxy.access.permission import Permission
     from netproxy.handler.announce import Announcer
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
@@ -78,7 +81,9 @@ class Socks5UdpRelay:
         counter: Counter,
     ) -> None:
         self._listener = listener
-        self._router = router
+        self.router = router
+        self.permission: Permission
+        """Asked for each new target.  Set before the relay serves."""
         self._associations, self._table, _ = state
         self._announcer = announcer
         self._counter = counter
@@ -96,12 +101,13 @@ class Socks5UdpRelay:
         `flow.target` is the hint of the request.  Raises DialError if no datagram could leave
         or no relay port is free.
         """
-        refuse_without_udp(self._router, flow._replace(network="udp"))
+        refuse_without_udp(self.router, flow._replace(network="udp"))
         reached = stream.local_address()
         port = self.open_port(self, reached.host) if self.open_port else None
         local = self.shared if port is None else port.local
         assert local is not None
         association = Association(flow.client.host, flow.target.port, flow.user, local)
+        association.stamp = self.permission.stamp(flow.user)
         if port is not None:
             self._ports[association] = port
         self._associations.add(association)
@@ -110,7 +116,7 @@ class Socks5UdpRelay:
         return association, bound
 
     def close(self, association: Association) -> None:
-        """End an association with its endpoint, sessions and upstreams."""
+        """End an association with its endpoints, sessions and upstreams."""
         if self._associations.remove(association, self._table) is None:
             self._table.end(association)
         port = self._ports.pop(association, None)
@@ -194,7 +200,18 @@ class Socks5UdpRelay:
             self._drop("bad target", peer, local, count)
             return None
         flow = Flow("udp", client.address, target, self._listener, client.user)
-        return self._table.open((peer, address), client, flow, self._router, count)
+        if not self._permits(client, flow, count):
+            return None
+        return self._table.open((peer, address), client, flow, self.router, count)
+
+    def _permits(self, client: Client, flow: Flow, count: int) -> bool:
+        """Return whether a client may have new targets today; else count and record it."""
+        association = client.owner
+        assert isinstance(association, Association)
+        refusal = self.permission.refusal(client.address.host, client.user, association.stamp)
+        if refusal:
+            self._counter.refuse(flow.refusal("drops", refusal, DECIDED_BY.get(refusal, "")), count)
+        return not refusal
 
     def _drop(self, reason: str, peer: Hashable, local: DatagramSocket, count: int) -> None:
         """Count and record datagrams that have no entry."""
@@ -206,14 +223,18 @@ class Socks5UdpRelay:
     def _admit(self, peer: Hashable, local: DatagramSocket) -> Client | None:
         """Return the client of an endpoint that an association admits, None for all others."""
         endpoint = from_sockaddr(local.peer(peer))
-        association = self._associations.claim(endpoint, local)
-        if association is None:
+        claim = self._associations.claim(endpoint, local, time.monotonic())
+        if claim is None:
             return None
+        association = claim.association
+        if claim.displaced is not None:
+            self._table.end_client(claim.displaced, "displaced")
         client = self._table.move_client(association, endpoint, peer)
         if client is None:
             wrap, user = socks5.encode_header, association.user
             client = Client(peer, endpoint, local, wrap, association, user)
             self._table.add_client(client)
+            self._associations.note(association, client)
         if association.ended:
             # It has ended meanwhile, and close() may have looked for the client too early.
             self._table.end(association)

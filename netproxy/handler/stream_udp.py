@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Callable, Hashable
 from netproxy.errors import DialError, NetProxyError, ProtocolError, Reason
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.flows import Record
 from netproxy.net.framed import FramedSocket
 from netproxy.net.stream import complete, poll_streams
@@ -26,6 +27,7 @@ from netproxy.relay.entry import EntryState
 from netproxy.relay.session import ADDRESS_AND_PORT_DEPENDENT
 
 if TYPE_CHECKING:
+    from netproxy.access.permission import Permission
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.datagrams import Batch
@@ -63,8 +65,8 @@ class StreamUdpRelay:
         self.table = table
         self.arenas = arenas
         self.counter = counter
-        self.observer = observer
-        self.idle = idle
+        self.observer, self.idle = observer, idle
+        self.permission: Permission | None = None  # asked for each new target; None in a tunnel
 
     def connect_udp(self, stream: Stream, request: http1.HttpRequest, flow: Flow) -> Wait | None:
         """Answer a request for connect-udp and serve its datagrams (RFC 9298 section 3).
@@ -213,6 +215,8 @@ class _Service:
         self._socket = FramedSocket(stream, framing, relay.counter)
         self._client = Client(self._socket, flow.client, self._socket, wrap, self._socket)
         self._client.draining = self._socket
+        if relay.permission is not None:
+            self._client.stamp = relay.permission.stamp(flow.user)
         # The entry of a stream with one target.
         self._entry: Entry | None = None
         self._poll = select.poll()
@@ -286,11 +290,17 @@ class _Service:
         except ProtocolError:
             target = UNSPECIFIED_ADDRESS
         flow = self._flow._replace(target=target)
-        if not target.port:
-            relay.counter.refuse(flow.refusal("drops", "bad target", "not a target"), count)
-            return None
-        key = (self._socket, address)
-        entry = relay.table.open(key, self._client, flow, relay.router, count)
+        refusal, decided = ("", "") if target.port else ("bad target", "not a target")
+        if relay.permission is not None and not refusal:
+            client = self._client
+            refusal = relay.permission.refusal(flow.client.host, flow.user, client.stamp)
+            decided = DECIDED_BY.get(refusal, "")
+        entry: Entry | None = None
+        if refusal:
+            relay.counter.refuse(flow.refusal("drops", refusal, decided), count)
+        else:
+            key = (self._socket, address)
+            entry = relay.table.open(key, self._client, flow, relay.router, count)
         if entry is None and self._socket not in relay.table.clients:
             # The table was closed: a reload has removed the listener.
             self._socket.ended = True

@@ -7,6 +7,7 @@ A client is an IPv4 address or an IPv6 network of 64 bits: whoever has one IPv6 
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, ip_text, pack_ip
@@ -72,6 +73,12 @@ class FairTable(Generic[Item]):
         if self._size <= self.limit:
             return None
         return self.take(next(iter(self._holders[self._most])))
+
+    def yielding(self, count: int) -> list[Item]:
+        """Return the items that yield first, at most `count`: the oldest of one client."""
+        if not self._size:
+            return []
+        return list(islice(self._items[next(iter(self._holders[self._most]))], count))
 
     def take(self, client: str) -> Item:
         """Remove and return a client's oldest item.  Raises KeyError if it holds none."""

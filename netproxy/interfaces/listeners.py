@@ -13,20 +13,46 @@ DECIDED_BY: Mapping[str, str] = {
     "connection limit": "limits.connections",
     "client limit": "limits.connections_per_client",
     "too many handshakes": "the limit of unfinished handshakes",
+    "yielded to another client": "limits.connections",
     "no thread": "the limit of threads",
+    "listener removed": "listeners",
+    "login required": "auth",
+    "user removed": "users",
+    "password changed": "users",
 }
-"""What decides if a connection is refused for a reason: a key of the listener's configuration, or
-a limit that has no key."""
+"""What decides if a client is refused for a reason: a key of the configuration, or a limit that has
+no key."""
+
+
+class Resident(Protocol):
+    """A connection that has entered, and can end for one of another client.  Hashable."""
+
+    @property
+    def client(self) -> Address:
+        """Who has connected."""
+
+    @property
+    def handshaking(self) -> bool:
+        """True until the client has said what it wants."""
+
+    def idle(self) -> float:
+        """Return the seconds since a byte came or went.  Must not block."""
+
+    def evict(self) -> None:
+        """Begin to end.  Must not block.  Thread: any."""
 
 
 class Admission(Protocol):
     """Decides who may connect to a listener, and how many at once.  Thread: any."""
 
+    residents: dict[Resident, None]
+    """Where a connection that has entered adds itself."""
+
     def enter(self, client: str) -> str:
         """Count one connection of a client address in; return "" or, in words, why not."""
 
-    def leave(self, client: str) -> None:
-        """Count a connection out that enter() has counted in."""
+    def leave(self, client: str, resident: Resident | None = None) -> None:
+        """Count a connection out that enter() has counted in; `resident` if it added itself."""
 
 
 class Listener(Protocol):

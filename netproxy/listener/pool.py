@@ -1,7 +1,9 @@
 """A bounded pool of threads: reused, started on demand, ended when idle.
 
-Tasks run in the order in which they come.  The exception of a task is logged once and
-ends only that task.  Used for connections, dials and name lookups.
+Tasks run in the order in which they come.  While all threads are busy and no more may be
+started, clients take turns: one with a thousand tasks delays another one's by one task.
+The exception of a task is logged once and ends only that task.  Used for connections, dials
+and name lookups.
 """
 
 from __future__ import annotations
@@ -9,7 +11,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Callable, TypeAlias
+
+from netproxy.interfaces.fairness import client_key
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Log
@@ -53,14 +58,16 @@ class ThreadPool:
         self._number = 0
         # Tasks that run or wait.
         self._busy = 0
+        # Tasks that found all threads busy, by client; the client whose turn it is comes first.
+        self._turns: OrderedDict[str, deque[Task]] = OrderedDict()
         # Tasks that threads have taken since the pool began.
         self._taken = 0
         # True while a thread of its own starts threads for tasks that wait too long.
         self._stalled = False
         self._stopped = False
 
-    def submit(self, task: Task, urgent: bool = False) -> bool:
-        """Run a task on a thread of the pool.
+    def submit(self, task: Task, urgent: bool = False, client: str = "") -> bool:
+        """Run a task of a client's host on a thread of the pool; client "": of the daemon.
 
         Returns False, and does not run it, if too many tasks wait, no thread can be had or
         the pool has stopped.  An `urgent` task waits however many there are: it continues
@@ -76,6 +83,9 @@ class ThreadPool:
                     return False
             self._busy += 1
             full = self._busy > self.limit
+            if full and client:
+                self._turns.setdefault(client_key(client), deque()).append(task)
+                task = self._run_next
         self._tasks.put(task)
         if full and urgent:
             self._log.limited(("full", self._name), "%s pool: all threads are busy", self._name)
@@ -106,6 +116,15 @@ class ThreadPool:
     def busy(self) -> int:
         """The number of tasks that run or wait."""
         return self._busy
+
+    def _run_next(self) -> None:
+        """Run a task of the client whose turn it is."""
+        with self._lock:
+            client, tasks = self._turns.popitem(last=False)
+            task = tasks.popleft()
+            if tasks:
+                self._turns[client] = tasks
+        task()
 
     def _grow(self) -> bool:
         self._number += 1

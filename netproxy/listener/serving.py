@@ -3,8 +3,8 @@
 A connection begins with a handshake, a generator that yields needs.  It runs on the
 thread that accepted it, then on the poller's thread whenever a need is satisfied there.
 A need that may block, or that is not light, is a pool thread's.  What the handshake
-returns, a Wait, goes on in the same way.  The origin of a connection does not matter:
-a listener accepted it, or it was dialled.  A fault ends one connection with one record.
+returns, a Wait, goes on in the same way.  A connection was accepted by a listener, or
+dialled.  A fault ends one connection with one record.
 """
 
 from __future__ import annotations
@@ -39,18 +39,21 @@ class Connection:
     Subclasses release what they hold in ended().  One thread at a time.
     """
 
-    __slots__ = ("stream", "client", "serving", "handshake", "need", "_wait", "_deadline")
+    __slots__ = (
+        *("stream", "client", "serving", "handshake", "need", "counted"),
+        *("_wait", "_deadline"),
+    )
 
     def __init__(self, stream: Stream, client: Address) -> None:
         self.stream = stream
         self.client = client
+        self.counted = ""  # the client that its unfinished handshake counts for, if any
         self.serving: Serving
         self.handshake: Handshake
         # What the handshake waits for; None when it has ended.
         self.need: Need | None = None
-        # The wait for it.
+        # The wait for it, and the stream's deadline then; None if it is for another need.
         self._wait: Wait | None = None
-        # The stream's deadline when that wait was made; None if it is for another need.
         self._deadline: float | None = None
 
     def listener_name(self) -> str:
@@ -60,6 +63,9 @@ class Connection:
     def ended(self) -> None:
         """Close the stream.  Called once, by the thread that saw the end."""
         self.stream.close()
+
+    def left_handshake(self) -> None:
+        """Count the handshake out; empties `counted`."""
 
     # -- WaitOwner
 
@@ -87,6 +93,8 @@ class Connection:
         try:
             while True:
                 need = resume(value)
+                if self.counted and not stream.handshaking:
+                    self.left_handshake()
                 # A light stream only asks for bytes when all of them are used up.
                 if need is stream and stream.light:
                     return self._wait_for_bytes(blocking)
@@ -99,6 +107,8 @@ class Connection:
                     return result
                 resume, value = handshake.send, result
         except StopIteration as stop:
+            if self.counted and not stream.handshaking:
+                self.left_handshake()
             del self.handshake  # its memory is free from now on
             self.need = self._wait = None
             wait: Wait | None = stop.value
@@ -202,10 +212,7 @@ class Connection:
         self.need = self._wait = None
 
     def give_up(self, wait: Wait) -> None:
-        """End without a thread: the stream is closed, and whatever is waited for fails.
-
-        Raises what the handshake raises, except the StreamError that it gets here.
-        """
+        """Close the stream, fail all needs; raises what the handshake raises."""
         self.stream.close()
         if self.need is None:
             # What it would wait for next is not waited for.
@@ -223,10 +230,8 @@ class Serving:
     """Drives all connections of the daemon.  Thread: any."""
 
     def __init__(self, pool: ThreadPool, poller: Poller, counter: Counter, log: Log) -> None:
-        self.pool = pool
-        self._poller = poller
-        self.counter = counter
-        self.log = log
+        self.pool, self._poller = pool, poller
+        self.counter, self.log = counter, log
 
     def begin(self, connection: Connection, handshake: Handshake) -> None:
         """Serve a connection, beginning on this thread.  Never blocks."""
@@ -247,11 +252,9 @@ class Serving:
             self.resume_unwatched(connection, wait, error)
 
     def resume(self, connection: Connection, wait: Wait, ready: bool) -> None:
-        """Go on with a wait on a pool thread, however many wait there: it was admitted.
-
-        If no thread can be had the connection ends here.
-        """
-        if self.pool.submit(partial(self._go_on, connection, wait, ready), urgent=True):
+        """Go on on a pool thread, however many wait there; without one the connection ends."""
+        task = partial(self._go_on, connection, wait, ready)
+        if self.pool.submit(task, urgent=True, client=connection.client.host):
             return
         refuse(connection, ("connections_refused", "no thread"), self.counter)
         try:
@@ -262,10 +265,7 @@ class Serving:
             self.end(connection, None)
 
     def resume_unwatched(self, connection: Connection, wait: Wait, error: Exception) -> None:
-        """Go on with a wait that the poller cannot watch, on a pool thread.
-
-        A handshake waits there.  Anything else is told that its time is up.
-        """
+        """Let a handshake wait on a pool thread; tell anything else that its time is up."""
         if connection.stream.open:
             self.counter.count("connections", "not watched")
             self.log.limited("not watched", "connections cannot be watched: %s", error)

@@ -1,7 +1,7 @@
 """A TCP listener: one thread accepts and begins each connection's handshake.
 
 It is a socketserver.ThreadingTCPServer with other steps: accept errors are paced, connections
-are driven by listener.serving, and clients that have not said what they want may be shed.
+are driven by listener.serving, and handshakes may be shed (listener.handshakes).
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from netproxy.errors import StreamError
 from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.services import Refusal
+from netproxy.listener.accepted import Accepted
 from netproxy.listener.endings import refuse
-from netproxy.listener.serving import Connection, Serving
+from netproxy.listener.handshakes import Handshakes
+from netproxy.listener.serving import Serving
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, listen_error, to_sockaddr
 from netproxy.net.socket_options import LOOK_SECONDS, tune
-from netproxy.net.stream import Stream, poll_watched
+from netproxy.net.stream import Stream
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -33,36 +34,7 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 # Seconds of rest after an accept that failed because descriptors or memory ran out.
 ACCEPT_PAUSE = 0.1
-# Handshaking connections of a listener: beyond that the oldest silent one of SHED_CANDIDATES is
-# shed, beyond twice as many simply the oldest.
-HANDSHAKING_LIMIT, SHED_CANDIDATES = 256, 16
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class _Accepted(Connection):
-    """A connection that an admission has counted in."""
-
-    __slots__ = ("listener", "admission")
-
-    listener: TcpListener
-    admission: Admission
-
-    def has_unread(self) -> bool:
-        """Return whether the socket holds bytes, or an end, that were not read yet."""
-        try:
-            return bool(poll_watched(((self.stream.socket, select.POLLIN),), 0))
-        except (StreamError, ValueError):
-            return True  # it has ended just now
-
-    def listener_name(self) -> str:
-        return self.listener.name
-
-    def ended(self) -> None:
-        self.listener.forget(self)
-        if self.stream.trace is not None:
-            self.stream.trace.step("closed")
-        self.stream.close()
-        self.admission.leave(self.client.host)
 
 
 class TcpListener(socketserver.ThreadingTCPServer):
@@ -93,9 +65,8 @@ class TcpListener(socketserver.ThreadingTCPServer):
         # Set while serve_forever() does not run.
         self._stopped = threading.Event()
         self._stopped.set()
-        self._live: set[_Accepted] = set()
-        # Oldest first; some may have finished their handshake by now.
-        self._handshaking: dict[_Accepted, None] = {}
+        self._live: set[Accepted] = set()
+        self.handshakes = Handshakes()
         try:
             super().__init__(
                 to_sockaddr(address, self.address_family),
@@ -212,45 +183,42 @@ class TcpListener(socketserver.ThreadingTCPServer):
         request.close()
         return False
 
+    def note_eviction(self, connection: Accepted) -> None:
+        """Count and record a connection that ends for one of another client.  Thread: any."""
+        refuse(connection, ("connections_refused", "yielded to another client"), self._counter)
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin the handshake of an admitted connection.  Any: as in verify_request()."""
         stream = Stream(request, limited=self._handshake_seconds)
         if self._log.tracing:
             stream.trace = self._log.trace(self.name, client_address)
             stream.trace.step("accepted", at=self.address)
-        connection = _Accepted(stream, client_address)
+        connection = Accepted(stream, client_address)
         connection.listener = self
         connection.admission = self.admission  # a reload may replace it meanwhile
         self._live.add(connection)
-        self._handshaking[connection] = None
-        if len(self._handshaking) > HANDSHAKING_LIMIT:
+        connection.admission.residents[connection] = None
+        handshakes = self.handshakes
+        handshakes.uncounted[connection] = None
+        if len(handshakes.uncounted) > handshakes.room:
             self._shed()
         self._serving.begin(connection, self.handler.handle(stream, client_address))
 
     def _shed(self) -> None:
-        """Drop the oldest handshaking connection if there are too many, a silent one first."""
-        connections = list(self._handshaking)  # others end meanwhile
-        handshaking = [connection for connection in connections if connection.stream.handshaking]
-        for connection in set(connections).difference(handshaking):
-            self._handshaking.pop(connection, None)
-        if len(handshaking) <= HANDSHAKING_LIMIT:
+        """Close a connection of the client with most handshakes, if there are too many."""
+        shed = self.handshakes.shed()
+        if shed is None:
             return
-        # In a burst the clients have sent their requests, and it is we who are late.
-        for oldest in handshaking[:SHED_CANDIDATES]:
-            if not oldest.has_unread():
-                break
-        else:
-            if len(handshaking) <= 2 * HANDSHAKING_LIMIT:
-                return
-            oldest = handshaking[0]
-        self._handshaking.pop(oldest, None)
-        refuse(oldest, ("connections_refused", "too many handshakes"), self._counter)
-        oldest.stream.shutdown()
+        refuse(shed, ("connections_refused", "too many handshakes"), self._counter)
+        shed.stream.shutdown()
 
-    def forget(self, connection: _Accepted) -> None:
+    def forget(self, connection: Accepted) -> None:
         """Note that a connection has ended.  Thread: any."""
         self._live.discard(connection)
-        self._handshaking.pop(connection, None)
+        self.handshakes.uncounted.pop(connection, None)
+        connection.stream.handshaking = False
+        if connection.counted:
+            self.handshakes.leave(connection)
 
     # -- the end
 

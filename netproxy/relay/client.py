@@ -35,6 +35,7 @@ class Client:
         "mappings",
         "filtering",
         "draining",
+        "stamp",
         "waiting",
         "unrouted",
     )
@@ -68,6 +69,8 @@ class Client:
         """Which sources may reply; "" if the table's policy decides."""
         self.draining: DrainingSocket | None = None
         """Set if replies leave by a stream."""
+        self.stamp: object = None
+        """What tells whether the login of a stream is still valid (access.permission)."""
         self.waiting = 0
         """Datagrams that wait, in all its entries."""
         self.unrouted: set[Key] = set()

@@ -11,12 +11,11 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Callable, Hashable, Iterable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.relay.entry import Action, Entry, EntryState, Key, NatMapping
-from netproxy.relay.pending_dial import PendingDials, Submit
+from netproxy.relay.pending_dial import PendingDials
 from netproxy.relay.quota import SessionLimits, SessionQuota
 from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
 from netproxy.relay.waiting_datagrams import WaitingQueues
@@ -60,7 +59,7 @@ class NatDependencies(NamedTuple):
     """What a table and its sessions need of the daemon."""
 
     arenas: ArenaPool
-    dials: Submit
+    dials: FairSubmit
     names: FairSubmit
     """A pool of its own: a name server that does not answer must delay no dial."""
     counter: Counter
@@ -293,16 +292,16 @@ class NatTable:
         Returns how many sessions there were.
         """
         with self._lock:
-            owned = [item for item in self.clients.items() if item[1].owner is owner]
-            # Two keys may stand for one client.
-            mappings = [client.mappings.values() for _, client in owned]
-            ended = list(dict.fromkeys(chain.from_iterable(mappings)))
-            self._remove_all(ended, reason)
-            for peer, client in owned:
-                self._forget_unrouted(client)
-                del self.clients[peer]
+            owned = [client for client in self.clients.values() if client.owner is owner]
+            ended = self._end_clients(owned, reason)
         self._close_all(ended)
         return len(ended)
+
+    def end_client(self, client: Client, reason: str) -> None:
+        """End one client endpoint, with its sessions; its next datagram makes a new one."""
+        with self._lock:
+            ended = self._end_clients([client], reason)
+        self._close_all(ended)
 
     def transfer(self, owner: object, successor: object) -> None:
         """Give the clients of an owner that has ended to its successor: they end with it."""
@@ -401,7 +400,7 @@ class NatTable:
             return client.mappings[key], None
         now, host, evicted = time.monotonic(), client.address.host, None
         if not self._quota.has_room(host, flow.user):
-            session = self._quota.evictable(self._mappings, host, flow.user, now)
+            session = self._quota.evictable(self._mappings, client, flow.user, now)
             if session is not None:
                 evicted = self._mappings[session]
                 self._remove(evicted, "evicted")
@@ -469,6 +468,18 @@ class NatTable:
             entry.session.forbid(entry.prepared)
         self._drop_waiting(entry, reason, decided)
         entry.on_removed(reason)
+
+    def _end_clients(self, clients: Sequence[Client], reason: str) -> Sequence[NatMapping]:
+        """Remove clients under all their keys; return their mappings, which are to be closed."""
+        # Two keys may stand for one client.
+        gone = {id(client): client for client in clients}
+        ended = [mapping for client in gone.values() for mapping in client.mappings.values()]
+        self._remove_all(ended, reason)
+        for client in gone.values():
+            self._forget_unrouted(client)
+        for peer in [peer for peer, client in self.clients.items() if id(client) in gone]:
+            del self.clients[peer]
+        return ended
 
     def _forget_unrouted(self, client: Client) -> None:
         for key in client.unrouted:

@@ -7,8 +7,7 @@ answer says what is left to do.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Callable, Sequence, TypeAlias
+from typing import TYPE_CHECKING, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import pack_ip
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
 QUEUE_FULL = "lookup queue full"
 """The reason of datagrams that are dropped because too many lookups wait."""
-
-Submit: TypeAlias = Callable[[Callable[[], None]], bool]
-"""Hands work to a bounded pool of threads; returns False if the pool is full."""
 
 
 class PendingDials:
@@ -46,9 +42,7 @@ class PendingDials:
         if action is Action.PREPARE:
             self._prepare_soon(entry)
         elif action is Action.DIAL:
-            mapping = entry.mapping
-            if not self._dependencies.dials(partial(self._dial, mapping)):
-                self._table.dial_failed(mapping, "dial queue full")
+            self._dependencies.dials(_DialTask(self, entry.mapping))
 
     def check_carries_udp(self, route: Route) -> None:
         """Raise DialError if the upstream of a route carries no datagrams.
@@ -104,7 +98,8 @@ class PendingDials:
             raise
         self.perform(entry, self._table.routed(entry, route))
 
-    def _dial(self, mapping: NatMapping) -> None:
+    def dial(self, mapping: NatMapping) -> None:
+        """Dial the upstream of a mapping, and do what is left to do for its entries."""
         try:
             entries = self._open(mapping)
         except DialError as error:
@@ -168,6 +163,10 @@ class PendingDials:
     def _log_failure(self, upstream: str, error: DialError) -> None:
         self._log.limited(("dial", upstream), "udp by %s: %s", upstream, error)
 
+    def drop_dial(self, mapping: NatMapping) -> None:
+        """Give up the dial of a mapping.  Does not block."""
+        self._table.dial_failed(mapping, "dial queue full")
+
     def drop_route(self, entry: Entry) -> None:
         """Give up an entry that was to be routed.  Does not block."""
         self._table.routing_failed(entry, QUEUE_FULL)
@@ -175,6 +174,25 @@ class PendingDials:
     def drop_prepare(self, entry: Entry) -> None:
         """Give up an entry that was to be prepared.  Does not block."""
         self._table.prepare_failed(entry, QUEUE_FULL)
+
+
+class _DialTask:
+    """The dial of a mapping's upstream (interfaces.fairness.ClientTask)."""
+
+    __slots__ = ("client", "_dials", "_mapping")
+
+    def __init__(self, dials: PendingDials, mapping: NatMapping) -> None:
+        self.client = mapping.client.address.host
+        self._dials = dials
+        self._mapping = mapping
+
+    def run(self) -> None:
+        """Dial; blocks."""
+        self._dials.dial(self._mapping)
+
+    def drop(self) -> None:
+        """Give the dial up."""
+        self._dials.drop_dial(self._mapping)
 
 
 class _RouteTask:

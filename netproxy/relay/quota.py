@@ -1,14 +1,19 @@
 """How many UDP sessions a table may hold: in total, by client address, by user.
 
-At a limit the session that has been idle longest can be evicted for a new one.  The table
-tells the quota what it adds and removes, and calls it under its own lock.
+At the limit of a client or a user, its own session that has been idle longest can be evicted
+for a new one.  At the limit of the table, the client that has most sessions yields one
+(interfaces.fairness).  The table tells the quota what it adds and removes, and calls it under
+its own lock.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple
 
+from netproxy.interfaces.fairness import client_key
+
 if TYPE_CHECKING:
+    from netproxy.relay.client import Client
     from netproxy.relay.session import Session
 
 EVICTABLE_SECONDS = 10.0
@@ -41,6 +46,8 @@ class SessionQuota:
         self._total = 0
         self._held: dict[tuple[str, str], int] = {}
         """Sessions by ("client", address) and by ("user", name)."""
+        self._shares: dict[str, int] = {}
+        """Sessions by client: an IPv4 address or an IPv6 network."""
         self._searched: set[tuple[str, str]] = set()
         """(client, user) for whom no session could be evicted since the last sweep()."""
 
@@ -58,41 +65,65 @@ class SessionQuota:
         self._total += 1
         for holder in self._holders(session):
             self._held[holder] = self._held.get(holder, 0) + 1
+        key = _share_key(session)
+        self._shares[key] = self._shares.get(key, 0) + 1
 
     def remove(self, session: Session) -> None:
         """Count a session out."""
         self._total -= 1
         for holder in self._holders(session):
-            left = self._held[holder] - 1
-            if left:
-                self._held[holder] = left
-            else:
+            self._held[holder] -= 1
+            if not self._held[holder]:
                 del self._held[holder]
+        key = _share_key(session)
+        self._shares[key] -= 1
+        if not self._shares[key]:
+            del self._shares[key]
 
     def evictable(
-        self, sessions: Iterable[Session], client: str, user: str, now: float
+        self, sessions: Iterable[Session], client: Client, user: str, now: float
     ) -> Session | None:
         """Return the session to evict for a new one of `client` and `user`, None if there is none.
 
-        Only a session that counts against every limit that is reached makes room.  Among
-        those that have been idle for EVICTABLE_SECONDS it is the one idle longest.  A search
+        Only a session that counts against every limit that is reached makes room.  It must
+        have been idle for EVICTABLE_SECONDS, unless its client has more than this one would
+        have, and this one has shown by an association that its address is its own.  A search
         without result is not repeated before sweep(): a flood of new flows would pay for a
         search each.
         """
-        if (client, user) in self._searched:
+        host = client.address.host
+        if (host, user) in self._searched:
             return None
-        full = self._full_at(client, user)
-        candidates = [
-            session
-            for session in sessions
-            if not session.active
-            and now - session.seen >= EVICTABLE_SECONDS
-            and full - {_TOTAL} <= set(self._holders(session))
-        ]
+        full = self._full_at(host, user)
+        if full == {_TOTAL}:
+            candidates, may_be_busy = self._of_greatest_share(sessions, client_key(host))
+            may_be_busy = may_be_busy and client.owner is not None
+        else:
+            of_limits, may_be_busy = full - {_TOTAL}, False
+            candidates = [
+                session for session in sessions if of_limits <= set(self._holders(session))
+            ]
+        if not may_be_busy:
+            candidates = [session for session in candidates if _is_idle(session, now)]
         if not candidates:
-            self._searched.add((client, user))
+            self._searched.add((host, user))
             return None
-        return min(candidates, key=lambda session: session.seen)
+        # What is idle, then what has never got a reply, then what has been silent longest.
+        return min(
+            candidates, key=lambda session: (session.active, bool(session.received), session.seen)
+        )
+
+    def _of_greatest_share(
+        self, sessions: Iterable[Session], key: str
+    ) -> tuple[list[Session], bool]:
+        """Return the sessions of which one must yield to `key`, and whether it has fewer."""
+        held, most = self._shares.get(key, 0) + 1, max(self._shares.values(), default=0)
+        if most > held:
+            holder = next(holder for holder, share in self._shares.items() if share == most)
+            return [session for session in sessions if _share_key(session) == holder], True
+        shares = self._shares
+        as_many = {holder for holder, share in shares.items() if share >= held} | {key}
+        return [session for session in sessions if _share_key(session) in as_many], False
 
     def sweep(self) -> None:
         """Allow searches again.  The janitor calls it once a second."""
@@ -111,3 +142,11 @@ class SessionQuota:
     @staticmethod
     def _holders(session: Session) -> tuple[tuple[str, str], tuple[str, str]]:
         return ("client", session.client.address.host), ("user", session.flow.user)
+
+
+def _share_key(session: Session) -> str:
+    return client_key(session.client.address.host)
+
+
+def _is_idle(session: Session, now: float) -> bool:
+    return not session.active and now - session.seen >= EVICTABLE_SECONDS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.interfaces.networks import NetworkSet
 from netproxy.access.limits import Admission
-from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from tests.support.sockets import Task
 
 A, B = "192.0.2.1", "192.0.2.2"
@@ -90,3 +90,83 @@ def test_other_limits_leave_those_before_as_they_were() -> None:
     before = Admission(None, 10, 10)
     before.with_limits(NetworkSet([IpNetwork.parse("192.0.2.0/31")]), 1, 1)
     assert [before.enter(client) for client in (A, A, "::1")] == ["", "", ""]
+
+
+class Resident:
+    """A connection that has entered; it remembers that it must end."""
+
+    def __init__(self, admission: Admission, host: str, handshaking: bool = False) -> None:
+        assert admission.enter(host) == ""
+        self.client = Address(host, 1)
+        self.handshaking = handshaking
+        self.seconds = 0.0
+        self.must_end = False
+        self._admission = admission
+        admission.residents[self] = None
+
+    def idle(self) -> float:
+        return self.seconds
+
+    def evict(self) -> None:
+        self.must_end = True
+
+    def leave(self) -> None:
+        self._admission.leave(self.client.host, self)
+
+
+class TestSharing:
+    """Hazard 137: all connections are taken."""
+
+    def fill(self, admission: Admission, *hosts: str) -> list[Resident]:
+        return [Resident(admission, host) for host in hosts]
+
+    def ending(self, residents: list[Resident]) -> list[int]:
+        """Return the numbers of the connections that must end."""
+        return [number for number, resident in enumerate(residents) if resident.must_end]
+
+    def test_client_with_most_connections_loses_one_for_another_client(self) -> None:
+        door = Admission(None, 8, 8)
+        residents = self.fill(door, *"BAAAABAA")
+        residents += self.fill(door, "C", "D")
+        assert self.ending(residents) == [1, 2]
+        assert door.live == 10
+        residents[1].leave()
+        residents[2].leave()
+        assert door.live == 8
+
+    def test_newcomer_is_refused_if_nobody_has_more(self) -> None:
+        door = Admission(None, 4, 4)
+        residents = self.fill(door, *"AABB")
+        assert [door.enter(client) for client in "AB"] == ["connection limit"] * 2
+        residents += self.fill(door, "C")
+        assert [door.enter(client) for client in "ABCD"] == ["connection limit"] * 4
+        assert self.ending(residents) == [0]
+
+    def test_unfinished_handshake_ends_first_then_what_is_idle_longest(self) -> None:
+        door = Admission(None, 8, 8)
+        residents = self.fill(door, *"AAAAAAA")
+        residents.append(Resident(door, "A", handshaking=True))
+        residents[5].seconds = 9.0
+        self.fill(door, "B", "C")
+        assert self.ending(residents) == [5, 7]
+
+    def test_connections_beyond_the_limit_are_few_until_the_others_have_ended(self) -> None:
+        door = Admission(None, 8, 8)
+        residents = self.fill(door, *"A" * 8)
+        residents += self.fill(door, "B", "C")
+        assert door.enter("D") == "connection limit"
+        next(resident for resident in residents if resident.must_end).leave()
+        assert door.enter("D") == ""
+        assert door.live == 10
+
+    def test_ipv6_network_is_one_client_and_the_limit_of_a_client_is_for_an_address(self) -> None:
+        door = Admission(None, 4, 2)
+        residents = self.fill(door, *[f"2001:db8::{number}" for number in (1, 1, 2, 3)])
+        assert door.enter("2001:db8::1") == "client limit"
+        assert door.enter("2001:db8::4") == "connection limit"
+        residents += self.fill(door, "2001:db8:0:1::1")
+        assert self.ending(residents) == [0]
+        for resident in residents:
+            resident.leave()
+        assert not (door.live or door.residents or door._occupancy.by_client)
+        assert not (door._occupancy.by_address or door._occupancy.evicted)

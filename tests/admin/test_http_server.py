@@ -181,6 +181,23 @@ class TestServing:
         for client in clients:
             client.close()
 
+    def test_address_with_most_clients_loses_its_oldest(
+        self, monkeypatch: pytest.MonkeyPatch, server: HttpServer
+    ) -> None:
+        """Hazard 116."""
+        monkeypatch.setattr(http_server, "CLIENTS_LIMIT", 4)
+        clients = []
+        for source in ("127.0.0.2", *["127.0.0.3"] * 9, "127.0.0.4"):
+            address = (server.address.host, server.address.port)
+            clients.append(socket.create_connection(address, 5, (source, 0)))
+        closed = clients[1:8]
+        assert [read_to_end(client) for client in closed] == [b""] * 7
+        for client in (clients[0], *clients[8:]):
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert read_to_end(client).startswith(b"HTTP/1.1 200 ")
+        for client in clients:
+            client.close()
+
     def test_stop_disconnects_clients(self, log: Lines) -> None:
         server = HttpServer(Address("127.0.0.1", 0), answer, log)
         server.start()

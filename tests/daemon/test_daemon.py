@@ -358,29 +358,6 @@ rules: [{{port: 9, via: auto, upstream: pool}}]
             plans = [known for known in gc.get_objects() if isinstance(known, Plan)]
             assert [known for known in plans if known.runtime is runtime] == [plan]
 
-    def test_old_plans_are_freed(self, tmp_path: Path) -> None:
-        """Hazard 106, with every part that a plan may have: each held 60 KiB."""
-        files = certificates()
-        text = f"""
-listeners:
-- {{listen: '127.0.0.1:0', name: main, tls: {files.listener()}}}
-- {{listen: '127.0.0.1:0', name: names, protocol: dns}}
-dns: {{servers: ['127.0.0.1:9']}}
-users: {{alice: {{password: secret}}}}
-tunnel: {{bridge: {{listen: 'tcp://127.0.0.1:0', agents: {{home: {{token: {"x" * 20}}}}}}}}}
-upstreams: {{pool: {{members: ['socks5://127.0.0.1:9', 'http://127.0.0.1:9']}}}}
-control: 'unix:{tmp_path / "control"}'
-metrics: 127.0.0.1:0
-rules: [{{port: 9, via: auto, upstream: pool}}]
-"""
-        with running(text) as running_daemon:
-            for number in range(5):
-                running_daemon.reload(text + f"timeouts: {{connect: {number + 1}s}}\n")
-            gc.collect()
-            plan, runtime = running_daemon.daemon._plan, running_daemon.daemon._runtime
-            plans = [known for known in gc.get_objects() if isinstance(known, Plan)]
-            assert [known for known in plans if known.runtime is runtime] == [plan]
-
     def test_reload_starts_new_listeners_and_stops_old_ones(
         self, daemon: Running, echo: Address
     ) -> None:

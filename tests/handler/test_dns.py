@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.errors import ProtocolError
-from netproxy.handler import dns as dns_module
+from netproxy.handler.dns import handler as dns_module
 from netproxy.handler.dns.handler import SERVER_SECONDS, STALE_SECONDS, DnsHandler
 from netproxy.resolver.answer_cache import CACHED_SIZE, STALE_TTL, TTL_LIMIT, AnswerCache
 from netproxy.interfaces.addresses import Address

@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 import pytest
 
 from netproxy.interfaces.addresses import Address
-from netproxy.listener import poller as poller_module, tcp as tcp_module
+from netproxy.listener import handshakes as handshakes_module, poller as poller_module
 from tests.support.exchanges import (
     ANONYMOUS,
     GREETING,
@@ -220,17 +220,17 @@ class TestDial:
 
 
 class TestHandshake:
-    def test_reload_between_greeting_and_request_does_not_affect_it(self) -> None:
-        target = EchoTarget()
+    def test_request_after_a_reload_meets_the_new_rules(self) -> None:
         with (
-            server(target) as address,
+            server(EchoTarget()) as address,
             running() as relay,
             socket.create_connection((LOCALHOST, relay.port), SECONDS) as sock,
         ):
             sock.sendall(GREETING)
             assert read_exactly(sock, 2) == ANONYMOUS
             relay.reload(BLOCK)
-            assert converse(sock, socks5_request(address) + b"x")[10:] == b"got x"
+            sock.sendall(socks5_request(address))
+            assert read_to_end(sock)[:2] == b"\5\2"
 
     def test_drain_lets_it_finish(self) -> None:
         target = EchoTarget()
@@ -301,7 +301,7 @@ class TestThreads:
         ] * 6
 
     def test_thousand_silent_clients_take_no_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tcp_module, "HANDSHAKING_LIMIT", 1000)
+        monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", 1000)
         target = EchoTarget()
         with (
             server(target) as address,

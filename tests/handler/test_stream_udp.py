@@ -104,7 +104,7 @@ class Rig:
         self.flows: list[Flow] = []
         self.arenas = arenas(datagrams.arena)
         dependencies = NatDependencies(
-            self.arenas, self._run, self._run_fairly, self.counts, self.records, self.log
+            self.arenas, self._run, self._run, self.counts, self.records, self.log
         )
         self.table = NatTable(NatPolicy(SessionLimits(100, 100)), dependencies)
         relay = StreamUdpRelay(self, self.table, self.arenas, self.counts, self.records, IDLE)
@@ -143,13 +143,8 @@ class Rig:
         )
         assert not self.log.of("exception") and not self.counts.of("drops", "internal error")
 
-    def _run_fairly(self, task: ClientTask) -> None:
-        self._run(task.run)
-
-    @staticmethod
-    def _run(task: Callable[[], None]) -> bool:
-        task()
-        return True
+    def _run(self, task: ClientTask) -> None:
+        task.run()
 
 
 @contextmanager

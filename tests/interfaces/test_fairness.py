@@ -52,6 +52,14 @@ class TestFairTable:
         assert table.put("c", "c2") == "a2"
         assert sorted(table.clear()) == ["a3", "b2", "c1", "c2"] and not len(table)
 
+    def test_items_that_yield_first_are_the_oldest_of_the_client_with_most(self) -> None:
+        table: FairTable[str] = FairTable(9)
+        assert table.yielding(2) == []
+        for item in ("a1", "b1", "b2", "b3"):
+            table.put(item[0], item)
+        assert table.yielding(2) == ["b1", "b2"]
+        assert table.yielding(9) == ["b1", "b2", "b3"] and len(table) == 4
+
     def test_client_alone_loses_its_oldest_item(self) -> None:
         table: FairTable[int] = FairTable(2)
         assert [table.put("a", item) for item in range(5)] == [None, None, 0, 1, 2]

@@ -58,7 +58,7 @@ class RecordingPool:
         self.tasks: list[Callable[[], None]] = []
         self.stopped = False
 
-    def submit(self, task: Callable[[], None], urgent: bool = False) -> bool:
+    def submit(self, task: Callable[[], None], urgent: bool = False, client: str = "") -> bool:
         assert urgent
         if not self.stopped:
             self.tasks.append(task)

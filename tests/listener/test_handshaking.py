@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 from functools import partial
-from typing import Callable
+from types import SimpleNamespace
+from typing import Any, Callable
 
 import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Handshake, Stream
-from netproxy.listener import tcp as tcp_module
+from netproxy.listener import handshakes as handshakes_module
+from netproxy.listener.handshakes import Handshakes
 from netproxy.net.stream import complete
 from tests.support.pools import Gate
 from tests.support.sockets import nothing_comes, read_to_end, wait_until
@@ -47,19 +49,22 @@ class OnThread:
 
 @pytest.fixture
 def rig(make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch) -> TcpRig:
-    monkeypatch.setattr(tcp_module, "HANDSHAKING_LIMIT", LIMIT)
+    monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", LIMIT)
     rig = make(LIMIT + 2)
     rig.configure(Bytewise())
     rig.listener.start()
     return rig
 
 
-def connect_silent(rig: TcpRig, number: int = 1) -> list[socket.socket]:
-    """Connect clients that say nothing, each accepted before the next; the oldest is first."""
+def connect_silent(rig: TcpRig, number: int = 1, source: str = "") -> list[socket.socket]:
+    """Connect clients that say nothing, each accepted before the next; the oldest is first.
+
+    They come from the address `source`.
+    """
     socks = []
     for _ in range(number):
         expected = len(rig.admission.entered) + 1
-        socks.append(rig.connect())
+        socks.append(rig.connect(source=source))
         wait_until(lambda expected=expected: len(rig.admission.entered) == expected)
     wait_until(lambda: rig.counts.of("connections", "accepted") == len(rig.admission.entered))
     return socks
@@ -184,7 +189,7 @@ def test_client_whose_bytes_were_not_read_yet_is_not_shed(
     make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a burst the daemon is late, not the client."""
-    monkeypatch.setattr(tcp_module, "HANDSHAKING_LIMIT", LIMIT)
+    monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", LIMIT)
     rig, gate = make(1), Gate()
     rig.configure(OnThread())
     rig.listener.start()
@@ -206,3 +211,125 @@ def test_shed_client_has_a_record(rig: TcpRig) -> None:
     assert {(refusal.client, refusal.decided) for refusal in rig.counts.refusals} == {
         ("127.0.0.1", decided)
     }
+
+
+class TestFairness:
+    """Hazard 137."""
+
+    @pytest.mark.parametrize("attackers", [1, 2, 50])
+    def test_attackers_take_no_handshake_of_a_good_client(
+        self, make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch, attackers: int
+    ) -> None:
+        limit, rounds = 64, 12
+        monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", limit)
+        rig = make()
+        rig.configure(Bytewise())
+        rig.listener.start()
+        sources = [f"127.0.1.{number + 1}" for number in range(attackers)]
+        each = -(-2 * limit // attackers)
+        flood(rig, sources * each)
+        answers = []
+        for _ in range(rounds):
+            (good,) = connect_silent(rig)
+            # More than all that are held come anew while the good client thinks.
+            flood(rig, sources * each)
+            answers.append(exchange(good, b"w"))
+            close_early(rig, 2 * attackers * each)
+        assert answers == [b"w"] * rounds
+        assert rig.counts.of(*SHED) >= rounds * attackers * each
+
+    def test_client_with_most_handshakes_loses_its_oldest(self, rig: TcpRig) -> None:
+        few = connect_silent(rig, 1, "127.0.0.2")
+        many = connect_silent(rig, LIMIT - 1, "127.0.0.3")
+        few += connect_silent(rig, 1, "127.0.0.4")
+        assert read_to_end(many[0]) == b""
+        assert [exchange(sock, b"x") for sock in few + many[1:]] == [b"x"] * LIMIT
+
+    def test_newcomer_of_the_client_with_most_takes_the_place_of_its_own(self, rig: TcpRig) -> None:
+        few = connect_silent(rig, 1, "127.0.0.2")
+        many = connect_silent(rig, 3 * LIMIT, "127.0.0.3")
+        assert [read_to_end(sock) for sock in many[: 1 - LIMIT]] == [b""] * (2 * LIMIT + 1)
+        assert [exchange(sock, b"x") for sock in few + many[1 - LIMIT :]] == [b"x"] * LIMIT
+
+    def test_finished_handshakes_do_not_count_for_their_client(self, rig: TcpRig) -> None:
+        """A client with many running connections is not the one that has most handshakes."""
+        connect_silent(rig, 2 * LIMIT, "127.0.0.3")
+        served = [connect_served(rig) for _ in range(2 * LIMIT)]
+        (newest,) = connect_silent(rig)
+        connect_silent(rig, LIMIT, "127.0.0.3")
+        assert [exchange(sock, b"x") for sock in [*served, newest]] == [b"x"] * (2 * LIMIT + 1)
+
+    def test_ended_attack_leaves_nothing_behind(self, rig: TcpRig) -> None:
+        for sock in connect_silent(rig, 4 * LIMIT, "127.0.0.3"):
+            sock.close()
+        wait_until(rig.all_ended)
+        handshakes = rig.listener.handshakes
+        assert handshakes.room == LIMIT and not handshakes.uncounted
+        served = [connect_silent(rig)[0] for _ in range(LIMIT)]
+        before = rig.counts.of(*SHED)
+        assert [exchange(sock, b"w") for sock in served] == [b"w"] * LIMIT
+        assert rig.counts.of(*SHED) == before
+
+
+class Shaking:
+    """A Handshaking without a socket."""
+
+    def __init__(self, host: str) -> None:
+        self.client = Address(host, 1)
+        self.stream: Any = SimpleNamespace(handshaking=True)
+        self.counted = ""
+        self.unread = False
+
+    def has_unread(self) -> bool:
+        return self.unread
+
+
+class TestHandshakes:
+    def add(self, handshakes: Handshakes, *hosts: str) -> list[Shaking | None]:
+        """Add a connection of each host; return what each has shed."""
+        shed: list[Any] = []
+        for host in hosts:
+            handshakes.uncounted[Shaking(host)] = None
+            full = len(handshakes.uncounted) > handshakes.room
+            shed.append(handshakes.shed() if full else None)
+        return shed
+
+    @pytest.fixture
+    def handshakes(self, monkeypatch: pytest.MonkeyPatch) -> Handshakes:
+        monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", LIMIT)
+        return Handshakes()
+
+    def test_ipv6_network_is_one_client(self, handshakes: Handshakes) -> None:
+        """Hazard 137."""
+        self.add(handshakes, "2001:db8:1::1", "2001:db8:2::1", "2001:db8:1::2")
+        (shed,) = self.add(handshakes, "2001:db8:3::1")
+        assert shed is not None and shed.client.host == "2001:db8:1::1"
+
+    def test_nothing_is_shed_while_all_candidates_have_sent_something(
+        self, handshakes: Handshakes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Shaking, "has_unread", lambda self: True)
+        assert self.add(handshakes, *["192.0.2.1"] * 2 * LIMIT) == [None] * 2 * LIMIT
+        assert all(self.add(handshakes, *["192.0.2.1"] * LIMIT))
+
+    def test_connection_that_left_meanwhile_is_not_counted(self, handshakes: Handshakes) -> None:
+        gone = Shaking("192.0.2.1")
+        handshakes.uncounted[gone] = None
+        gone.stream.handshaking = False
+        assert self.add(handshakes, *["192.0.2.2"] * LIMIT) == [None] * LIMIT
+        assert not handshakes.leave(gone)
+
+
+def flood(rig: TcpRig, sources: list[str]) -> None:
+    """Connect a silent client from each address."""
+    expected = len(rig.admission.entered) + len(sources)
+    for source in sources:
+        rig.connect(source=source)
+    wait_until(lambda: rig.counts.of("connections", "accepted") == expected)
+
+
+def close_early(rig: TcpRig, keep: int) -> None:
+    """Close the clients that came first: they were shed long ago."""
+    for sock in rig.clients[:-keep]:
+        sock.close()
+    del rig.clients[:-keep]

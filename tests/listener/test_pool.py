@@ -250,3 +250,25 @@ def test_no_task_of_many_submitters_is_lost(make: Make) -> None:
         submitting.result()
     wait_until(lambda: not pool.busy)
     assert done == 1000 and pool.threads <= 4
+
+
+def test_clients_take_turns_while_all_threads_are_busy(make: Make, gate: Gate) -> None:
+    """One client cannot keep the threads from the others, however many tasks it has."""
+    pool, order, all_done = make(1), [], threading.Event()
+    assert pool.submit(gate, urgent=True, client="192.0.2.1")
+    gate.wait_for(1)
+    hosts = [*["192.0.2.1"] * 5, "192.0.2.2", *["2001:db8::1", "2001:db8::2"] * 2, "192.0.2.2"]
+    for number, host in enumerate(hosts):
+
+        def task(number: int = number) -> None:
+            order.append(number)
+            if len(order) == len(hosts):
+                all_done.set()
+
+        assert pool.submit(task, urgent=True, client=host)
+    gate.let_go()
+    assert all_done.wait(5)
+    # An IPv6 network is one client; a client's own tasks keep their order.
+    assert order == [0, 5, 6, 1, 10, 7, 2, 8, 3, 9, 4]
+    wait_until(lambda: not pool.busy)
+    assert not pool._turns

@@ -11,6 +11,7 @@ from typing import Any, Callable
 
 import pytest
 
+from netproxy.access.limits import Admission
 from netproxy.errors import ListenError, ProtocolError, StreamError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Handshake, Stream
@@ -161,6 +162,25 @@ class TestAdmission:
         sock.close()
         wait_until(lambda: not rig.admission.inside)
         assert later.inside == []
+
+    def test_client_with_most_connections_loses_one_for_another_client(self, rig: TcpRig) -> None:
+        """Hazard 137."""
+        rig.admission = Admission(None, 4, 4)
+        rig.configure(rig.handler)
+        many = [rig.ask(source="127.0.0.3") for _ in range(4)]
+        good = rig.ask()
+        ended = [sock for sock in many if not nothing_comes(sock, 0.1)]
+        assert len(ended) == 1 and read_to_end(ended[0]) == b""
+        wait_until(lambda: rig.listener.live == rig.admission.live == 4)
+        assert rig.counts.of("connections_refused", "yielded to another client") == 1
+        assert rig.log.of("limited") == [
+            f"{rig.listener.address}: all connections are taken: 127.0.0.3 has most, "
+            "and loses one for another client"
+        ]
+        for sock in [good, *many]:
+            sock.close()
+        wait_until(lambda: not rig.listener.live)
+        assert not rig.admission.live and not rig.admission.residents
 
     def test_connection_without_a_thread_is_closed_and_counted(
         self, rig: TcpRig, monkeypatch: pytest.MonkeyPatch

@@ -164,6 +164,16 @@ class TestEnd:
 
 
 class TestLimits:
+    def test_dial_is_a_task_of_its_client(
+        self, rig: NatRig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The pool of dials can be fair then."""
+        clients: list[str] = []
+        monkeypatch.setattr(rig.workers, "submit_fairly", lambda task: clients.append(task.client))
+        rig = NatRig(rig.workers)
+        rig.opened(rig.client(1, "192.0.2.7"))
+        assert clients == ["192.0.2.7"]
+
     def test_limit_of_a_table_refuses_new_sessions(self, rig: NatRig) -> None:
         """Hazard 33.  New sessions are refused, old ones go on, and the table recovers."""
         rig.policy(2, 2)
@@ -234,6 +244,51 @@ class TestLimits:
         assert rig.open(rig.client(2)) is None
         assert not conn_of(other.session).shut.is_set()
         assert len(rig.table) == 2
+
+    def test_client_with_most_sessions_yields_one_although_it_is_busy(self, rig: NatRig) -> None:
+        """Hazard 33: sessions that an attacker keeps busy leave room for a good client."""
+        rig.policy(4, 4)
+        few = rig.opened(rig.client(9, "192.0.2.9"))
+        busy = [rig.opened(rig.client(port)) for port in (1, 2, 3)]
+        rig.answer(busy[0].session)
+        rig.tick(1)
+        for entry in (*busy, few):
+            rig.send(entry, b"x")
+        assert rig.open(rig.client(8, "192.0.2.8")) is not None
+        # It has never got a reply.
+        assert conn_of(busy[1].session).closed.wait(5)
+        # Now two, one and one: nobody has more than another newcomer of 192.0.2.8 would have.
+        assert rig.open(rig.client(7, "192.0.2.8")) is None
+        assert rig.open(rig.client(4)) is None
+        assert len(rig.table) == 4 and not conn_of(few.session).shut.is_set()
+
+    def test_client_with_most_sessions_takes_none_of_the_others(self, rig: NatRig) -> None:
+        rig.policy(3, 3)
+        idle = rig.opened(rig.client(9, "192.0.2.9"))
+        rig.tick(EVICTABLE_SECONDS + 2)
+        busy = [rig.opened(rig.client(port)) for port in (1, 2)]
+        assert rig.open(rig.client(3)) is None
+        assert not conn_of(idle.session).shut.is_set()
+        rig.tick(EVICTABLE_SECONDS + 2)
+        assert rig.open(rig.client(4)) is not None
+        assert conn_of(busy[0].session).closed.wait(5)
+
+    def test_sender_without_association_takes_no_busy_session(self, rig: NatRig) -> None:
+        """The address of a forward's client may be forged."""
+        rig.policy(3, 3)
+        for port in (1, 2, 3):
+            rig.opened(rig.client(port))
+        assert rig.open(rig.client(8, "192.0.2.8", owner=None)) is None
+        rig.tick(EVICTABLE_SECONDS + 2)
+        assert rig.open(rig.client(8, "192.0.2.8", owner=None)) is not None
+
+    def test_ipv6_network_is_one_client(self, rig: NatRig) -> None:
+        rig.policy(3, 3)
+        few = rig.opened(rig.client(9, "2001:db8:9::1"))
+        many = [rig.opened(rig.client(1, f"2001:db8:1::{number}")) for number in (1, 2)]
+        assert rig.open(rig.client(8, "2001:db8:8::1")) is not None
+        assert conn_of(many[0].session).closed.wait(5)
+        assert not conn_of(few.session).shut.is_set()
 
     def test_client_without_owner_stays_when_its_own_session_is_evicted(self, rig: NatRig) -> None:
         """If a forward's client were lost, its next target would get another upstream port."""

@@ -41,12 +41,12 @@ class Clock:
 class NatRig:
     """A table without sockets, and what a test sees of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: FakePool | None = None) -> None:
         self.counts, self.records, self.log = Counts(), Records(), Lines()
-        self.workers = FakePool()
+        self.workers = workers or FakePool()
         self.dialer = FakeDialer()
         self.arena = Arena()
-        dials, names = self.workers.submit, self.workers.submit_fairly
+        dials = names = self.workers.submit_fairly
         self.table = NatTable(
             NatPolicy(SessionLimits(ENOUGH, ENOUGH), IDLE),
             NatDependencies(ArenaPool(Arena), dials, names, self.counts, self.records, self.log),

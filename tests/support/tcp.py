@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Handler, Handshake, Stream
+from netproxy.interfaces.listeners import Resident
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
 from netproxy.listener.serving import Serving
@@ -25,6 +27,7 @@ class RecordingAdmission:
         # Clients whose connections are counted in, and all that have asked.
         self.inside: list[str] = []
         self.entered: list[str] = []
+        self.residents: dict[Resident, None] = {}
 
     def enter(self, client: str) -> str:
         self.entered.append(client)
@@ -32,8 +35,10 @@ class RecordingAdmission:
             self.inside.append(client)
         return self.refusal
 
-    def leave(self, client: str) -> None:
+    def leave(self, client: str, resident: Resident | None = None) -> None:
         self.inside.remove(client)
+        if resident is not None:
+            del self.residents[resident]
 
 
 class Echo:
@@ -62,7 +67,8 @@ class TcpRig:
 
     def __init__(self, threads: int = 8, address: Address = LOCALHOST) -> None:
         self.counts, self.log = Counts(), Lines()
-        self.admission, self.handler = RecordingAdmission(), Echo()
+        self.admission: Any = RecordingAdmission()  # Any: or an Admission, in some tests
+        self.handler = Echo()
         self.pool = ThreadPool("connection", threads, 0, self.log)
         self.poller = Poller(self.log)
         self.poller.start()
@@ -80,16 +86,16 @@ class TcpRig:
         """Set the handler of new connections, and the seconds of their handshake."""
         self.listener.configure(handler, self.admission, handshake)
 
-    def connect(self, host: str = "") -> socket.socket:
-        """Return a connection of a client."""
+    def connect(self, host: str = "", source: str = "") -> socket.socket:
+        """Return a connection of a client, from the address `source`."""
         address = (host or self.listener.address.host, self.listener.address.port)
-        sock = socket.create_connection(address, SECONDS)
+        sock = socket.create_connection(address, SECONDS, (source, 0) if source else None)
         self.clients.append(sock)
         return sock
 
-    def ask(self, line: bytes = b"hello\n") -> socket.socket:
-        """Return a connection whose first line was returned."""
-        sock = self.connect()
+    def ask(self, line: bytes = b"hello\n", source: str = "") -> socket.socket:
+        """Return a connection, from `source`, whose first line was returned."""
+        sock = self.connect(source=source)
         sock.sendall(line)
         assert read_exactly(sock, len(line)) == line
         return sock

@@ -435,7 +435,7 @@ def test_agent_ends_if_no_thread_can_serve_its_message(
     agent.register(SSH)
     wait_until(lambda: len(rig.poller) == 1)
     with monkeypatch.context() as without_threads:
-        without_threads.setattr(rig.pool, "submit", lambda task, urgent=False: False)
+        without_threads.setattr(rig.pool, "submit", lambda *_, **__: False)
         agent.send(tunnel.encode_message(tunnel.PING, b"01234567"))
         assert agent.is_closed()
         wait_until(lambda: rig.ports.closed == [SSH] and not rig.sessions.all())

@@ -1,0 +1,97 @@
+"""What a listener's clients may do after reloads."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from netproxy.access.login import Login
+from netproxy.access.permission import Permission, Permissions
+from netproxy.access.users import Users, hash_password
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces.networks import IpNetwork, NetworkSet
+from tests.support.doubles import Counts
+
+CLIENT = "192.0.2.1"
+ROUTER: Any = object()
+
+
+def permission(
+    users: dict[str, str], mode: str = "required", clients: str = "", listener: str = "main"
+) -> Permission:
+    networks = NetworkSet([IpNetwork.parse(clients)]) if clients else None
+    return Permission(listener, Login(Users(users), mode), networks, (), Counts())
+
+
+def after(older: Permission, *newer: Permission) -> Permission:
+    """Return a permission after the reloads to newer configurations."""
+    permissions = Permissions()
+    for following in (older, *newer):
+        permissions.commit([following], ROUTER)
+    return older
+
+
+def test_login_is_valid_while_its_password_is_the_configured_one() -> None:
+    stored = hash_password("secret")
+    older = permission({"alice": stored, "bob": "x"})
+    alice, bob = older.stamp("alice"), older.stamp("bob")
+    assert older.refusal(CLIENT, "alice", alice) == ""
+    after(older, permission({"alice": stored, "bob": "y"}))
+    assert older.refusal(CLIENT, "alice", alice) == ""
+    assert older.refusal(CLIENT, "bob", bob) == "password changed"
+    after(older, permission({"alice": hash_password("other")}))
+    assert older.refusal(CLIENT, "alice", alice) == "password changed"
+    assert older.refusal(CLIENT, "bob", bob) == "user removed"
+
+
+def test_listener_that_needs_no_login_any_more_asks_for_no_user() -> None:
+    older = permission({"alice": "x"})
+    stamp = older.stamp("alice")
+    assert after(older, permission({}, "none")).refusal(CLIENT, "alice", stamp) == ""
+
+
+def test_listener_that_requires_a_login_refuses_clients_without_one() -> None:
+    older = permission({}, "none")
+    assert older.refusal(CLIENT, "", None) == ""
+    assert after(older, permission({"alice": "x"}, "optional")).refusal(CLIENT, "", None) == ""
+    assert after(older, permission({"alice": "x"})).refusal(CLIENT, "", None) == "login required"
+
+
+def test_client_that_is_not_allowed_any_more_is_refused_and_counted() -> None:
+    older = permission({}, "none")
+    older.check_client(CLIENT)
+    after(older, permission({}, "none", "198.51.100.0/24"))
+    with pytest.raises(DialError) as raised:
+        older.check_client(CLIENT)
+    assert raised.value.reason is Reason.DENIED
+    counts: Any = older._counter
+    assert counts.of("connections_refused", "client not allowed") == 1
+
+
+def test_removed_listener_permits_nothing_new_until_it_comes_back() -> None:
+    older = permission({}, "none")
+    after(older, permission({}, "none", listener="other"))
+    assert older.refusal(CLIENT, "", None) == "listener removed"
+    assert after(older, permission({}, "none")).refusal(CLIENT, "", None) == ""
+
+
+def test_each_earlier_configuration_follows_the_newest_router() -> None:
+    permissions, parts, kept = Permissions(), [], []
+    for number in range(3):
+        part = SimpleNamespace(router=number)
+        login = Login(Users({}), "none")
+        kept.append(Permission("main", login, None, [part], Counts()))
+        parts.append(part)
+        permissions.commit(kept[-1:], number)  # type: ignore[arg-type]
+    assert [part.router for part in parts] == [2, 2, 2]
+
+
+def test_permission_that_nobody_uses_is_forgotten() -> None:
+    permissions = Permissions()
+    for _ in range(3):
+        permissions.commit([permission({}, "none")], ROUTER)
+    gc.collect()
+    assert not len(permissions._followers)
