@@ -48,7 +48,7 @@ SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "admin", "config"}  # and every factory
 LATE = {
     *("yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass"),
-    *("maxminddb", "glob", "copy"),
+    *("maxminddb", "glob", "copy", "weakref"),
     *("signal", "typing"),  # a signal during their import would end the process
 }
 # Modules of ours that few daemons need, and that cost start-up time or memory.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weakref import WeakSet
 
     from netproxy.access.login import Login
+    from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.routing import Router
     from netproxy.interfaces.services import Counter
@@ -78,6 +79,17 @@ class Permission:
             if today != stamp:
                 return USER_REMOVED if today is None else PASSWORD_CHANGED
         return ""
+
+    def refuses(self, flow: Flow, stamp: object, datagrams: int) -> bool:
+        """Return whether a flow is refused today; count and record its datagrams then.
+
+        `stamp`: of the flow's user, from the time of the login.
+        """
+        refusal = self.refusal(flow.client.host, flow.user, stamp)
+        if refusal:
+            refused = flow.refusal("drops", refusal, DECIDED_BY.get(refusal, ""))
+            self._counter.refuse(refused, datagrams)
+        return bool(refusal)
 
     def check_client(self, client: str) -> None:
         """Raise DialError, counted, if a client address gets nothing new, whoever logs in."""

@@ -17,7 +17,6 @@ from netproxy.handler.stream_udp import refuse_without_udp
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.services import Refusal
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import socks5
@@ -200,18 +199,11 @@ class Socks5UdpRelay:
             self._drop("bad target", peer, local, count)
             return None
         flow = Flow("udp", client.address, target, self._listener, client.user)
-        if not self._permits(client, flow, count):
-            return None
-        return self._table.open((peer, address), client, flow, self.router, count)
-
-    def _permits(self, client: Client, flow: Flow, count: int) -> bool:
-        """Return whether a client may have new targets today; else count and record it."""
         association = client.owner
         assert isinstance(association, Association)
-        refusal = self.permission.refusal(client.address.host, client.user, association.stamp)
-        if refusal:
-            self._counter.refuse(flow.refusal("drops", refusal, DECIDED_BY.get(refusal, "")), count)
-        return not refusal
+        if self.permission.refuses(flow, association.stamp, count):
+            return None
+        return self._table.open((peer, address), client, flow, self.router, count)
 
     def _drop(self, reason: str, peer: Hashable, local: DatagramSocket, count: int) -> None:
         """Count and record datagrams that have no entry."""

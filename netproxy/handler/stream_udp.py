@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Callable, Hashable
 from netproxy.errors import DialError, NetProxyError, ProtocolError, Reason
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.connections import READABLE, Wait
-from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.flows import Record
 from netproxy.net.framed import FramedSocket
 from netproxy.net.stream import complete, poll_streams
@@ -42,8 +41,7 @@ if TYPE_CHECKING:
 
 STAY_SECONDS = 0.2
 """A stream without a frame for this long returns its thread.  A game sends more often."""
-NO_UPSTREAM = "-"
-"""Stands in the record of a flow that was not routed."""
+NO_UPSTREAM = "-"  # in the record of a flow that was not routed
 # At hand for the path of a datagram: Python 3.10 looks a member up with a call.
 _GONE = EntryState.GONE
 
@@ -92,8 +90,7 @@ class StreamUdpRelay:
         except NetProxyError as error:
             # The stream is open, and UoT has no message for an error: a reset says it.
             if not isinstance(error, DialError):  # which has been counted and recorded
-                refusal = flow.refusal("connections_refused", "no UoT request", str(error))
-                self.counter.refuse(refusal)
+                self.counter.refuse(flow.refusal("connections_refused", "no UoT request", error))
             stream.reset()
             return None
 
@@ -284,23 +281,17 @@ class _Service:
         Returns None if there is none to be had; the `count` datagrams have been counted then.
         """
         assert isinstance(address, bytes)
-        relay = self._relay
+        relay, permission, client = self._relay, self._relay.permission, self._client
         try:
             target = self._framing.parse(address)
         except ProtocolError:
             target = UNSPECIFIED_ADDRESS
         flow = self._flow._replace(target=target)
-        refusal, decided = ("", "") if target.port else ("bad target", "not a target")
-        if relay.permission is not None and not refusal:
-            client = self._client
-            refusal = relay.permission.refusal(flow.client.host, flow.user, client.stamp)
-            decided = DECIDED_BY.get(refusal, "")
         entry: Entry | None = None
-        if refusal:
-            relay.counter.refuse(flow.refusal("drops", refusal, decided), count)
-        else:
-            key = (self._socket, address)
-            entry = relay.table.open(key, self._client, flow, relay.router, count)
+        if not target.port:
+            relay.counter.refuse(flow.refusal("drops", "bad target", "not a target"), count)
+        elif permission is None or not permission.refuses(flow, client.stamp, count):
+            entry = relay.table.open((self._socket, address), client, flow, relay.router, count)
         if entry is None and self._socket not in relay.table.clients:
             # The table was closed: a reload has removed the listener.
             self._socket.ended = True

@@ -324,14 +324,16 @@ class NatTable:
                     session.seen = now
                 elif now - session.seen >= self._idle_limit(mapping):
                     idle.append(mapping)
-            self._remove_all(idle, "idle")
+            for mapping in idle:
+                self._remove(mapping, "idle")
         return [partial(self._close, mapping.session) for mapping in idle]
 
     def close(self) -> None:
         """End everything."""
         with self._lock:
             ended = list(self._mappings.values())
-            self._remove_all(ended, "shutdown")
+            for mapping in ended:
+                self._remove(mapping, "shutdown")
             for client in self.clients.values():
                 self._forget_unrouted(client)
             self.clients.clear()
@@ -440,13 +442,8 @@ class NatTable:
             self._drop_waiting(entry, reason, decided)
 
     def _drop_waiting(self, entry: Entry, reason: str, decided: str = "") -> None:
-        lost = len(self._waiting.take(entry))
-        if lost:
+        if lost := len(self._waiting.take(entry)):
             self._drop(entry, reason, lost, decided)
-
-    def _remove_all(self, mappings: Iterable[NatMapping], reason: str) -> None:
-        for mapping in mappings:
-            self._remove(mapping, reason)
 
     def _remove(self, mapping: NatMapping, reason: str) -> None:
         """Event "removed" of a mapping and of its entries."""
@@ -471,10 +468,10 @@ class NatTable:
 
     def _end_clients(self, clients: Sequence[Client], reason: str) -> Sequence[NatMapping]:
         """Remove clients under all their keys; return their mappings, which are to be closed."""
-        # Two keys may stand for one client.
-        gone = {id(client): client for client in clients}
+        gone = {id(client): client for client in clients}  # two keys may stand for one client
         ended = [mapping for client in gone.values() for mapping in client.mappings.values()]
-        self._remove_all(ended, reason)
+        for mapping in ended:
+            self._remove(mapping, reason)
         for client in gone.values():
             self._forget_unrouted(client)
         for peer in [peer for peer, client in self.clients.items() if id(client) in gone]:
