@@ -24,7 +24,7 @@ from netproxy.interfaces.datagrams import PacketDependencies
 from netproxy.listener.fair_queue import FairQueue
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
-from netproxy.listener.serving import Serving
+from netproxy.listener.handshake_driver import Serving
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.net.datagram import ArenaPool

@@ -17,7 +17,7 @@ from netproxy.handler.stream_udp import StreamUdpRelay
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Route
-from netproxy.listener.serving import Connection
+from netproxy.listener.handshake_driver import Connection
 from netproxy.protocol.tunnel import BridgePort
 from netproxy.tunnel.agent import Agent
 from netproxy.tunnel.handshake import AgentIdentity
@@ -276,7 +276,7 @@ class _WorkStarter:
 
 
 class _ServedWork(Connection):
-    """A work connection that is driven by listener.serving."""
+    """A work connection that is driven by listener.handshake_driver."""
 
     __slots__ = ("_work",)
 

@@ -3,7 +3,7 @@
 A handler writes its handshake once, as a generator over the codecs.  The generator
 yields a Need for everything that it cannot go on without: more bytes, a connection to a
 target, a call that may block.  A driver satisfies the need and resumes the generator
-with the result.  listener.serving has the driver: it runs a handshake on the poller's
+with the result.  listener.handshake_driver has the driver: it runs a handshake on the poller's
 thread as long as nothing blocks, and on a pool thread from then on.
 """
 

@@ -1,6 +1,6 @@
 """A connection that a TCP listener has accepted.
 
-It is counted twice: among the unfinished handshakes of its listener (listener.handshakes), and
+It is counted twice: among the unfinished handshakes of its listener (listener.shedding), and
 among the connections of its admission (access.limits).  Both may have it end for another
 client.
 """
@@ -11,7 +11,7 @@ import select
 from typing import TYPE_CHECKING
 
 from netproxy.errors import StreamError
-from netproxy.listener.serving import Connection
+from netproxy.listener.handshake_driver import Connection
 from netproxy.net.stream import poll_watched
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """A TCP listener: one thread accepts and begins each connection's handshake.
 
 It is a socketserver.ThreadingTCPServer with other steps: accept errors are paced, connections
-are driven by listener.serving, and handshakes may be shed (listener.handshakes).
+are driven by listener.handshake_driver, and handshakes may be shed (listener.shedding).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.services import Refusal
 from netproxy.listener.accepted import Accepted
 from netproxy.listener.endings import refuse
-from netproxy.listener.handshakes import Handshakes
-from netproxy.listener.serving import Serving
+from netproxy.listener.shedding import Handshakes
+from netproxy.listener.handshake_driver import Serving
 from netproxy.net import syscalls
 from netproxy.net.address import from_sockaddr, is_ipv6, is_unspecified, listen_error, to_sockaddr
 from netproxy.net.socket_options import LOOK_SECONDS, tune

@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 import pytest
 
 from netproxy.interfaces.addresses import Address
-from netproxy.listener import handshakes as handshakes_module, poller as poller_module
+from netproxy.listener import shedding as shedding_module, poller as poller_module
 from tests.support.exchanges import (
     ANONYMOUS,
     GREETING,
@@ -301,7 +301,7 @@ class TestThreads:
         ] * 6
 
     def test_thousand_silent_clients_take_no_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", 1000)
+        monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", 1000)
         target = EchoTarget()
         with (
             server(target) as address,

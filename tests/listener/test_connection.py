@@ -23,8 +23,8 @@ from netproxy.interfaces.connections import (
     Wait,
     Watched,
 )
-from netproxy.listener import serving as serving_module
-from netproxy.listener.serving import Connection, Serving
+from netproxy.listener import handshake_driver as driver_module
+from netproxy.listener.handshake_driver import Connection, Serving
 from netproxy.net.stream import Stream
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import nothing_comes, tcp_pair
@@ -315,7 +315,7 @@ class TestThreads:
     def test_need_that_is_not_light_is_watched_without_a_step(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(serving_module, "STAY_SECONDS", 0.0)
+        monkeypatch.setattr(driver_module, "STAY_SECONDS", 0.0)
         received = []
 
         def handshake() -> Handshake:
@@ -336,7 +336,7 @@ class TestThreads:
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Giving the connection to the poller and taking it back costs two changes of threads."""
-        monkeypatch.setattr(serving_module, "STAY_SECONDS", 5.0)
+        monkeypatch.setattr(driver_module, "STAY_SECONDS", 5.0)
         received = []
 
         def send() -> None:

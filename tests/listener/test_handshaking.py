@@ -11,8 +11,8 @@ import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Handshake, Stream
-from netproxy.listener import handshakes as handshakes_module
-from netproxy.listener.handshakes import Handshakes
+from netproxy.listener import shedding as shedding_module
+from netproxy.listener.shedding import Handshakes
 from netproxy.net.stream import complete
 from tests.support.pools import Gate
 from tests.support.sockets import nothing_comes, read_to_end, wait_until
@@ -49,7 +49,7 @@ class OnThread:
 
 @pytest.fixture
 def rig(make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch) -> TcpRig:
-    monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", LIMIT)
+    monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", LIMIT)
     rig = make(LIMIT + 2)
     rig.configure(Bytewise())
     rig.listener.start()
@@ -189,7 +189,7 @@ def test_client_whose_bytes_were_not_read_yet_is_not_shed(
     make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a burst the daemon is late, not the client."""
-    monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", LIMIT)
+    monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", LIMIT)
     rig, gate = make(1), Gate()
     rig.configure(OnThread())
     rig.listener.start()
@@ -221,7 +221,7 @@ class TestFairness:
         self, make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch, attackers: int
     ) -> None:
         limit, rounds = 64, 12
-        monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", limit)
+        monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", limit)
         rig = make()
         rig.configure(Bytewise())
         rig.listener.start()
@@ -296,7 +296,7 @@ class TestHandshakes:
 
     @pytest.fixture
     def handshakes(self, monkeypatch: pytest.MonkeyPatch) -> Handshakes:
-        monkeypatch.setattr(handshakes_module, "HANDSHAKING_LIMIT", LIMIT)
+        monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", LIMIT)
         return Handshakes()
 
     def test_ipv6_network_is_one_client(self, handshakes: Handshakes) -> None:

@@ -11,7 +11,7 @@ from netproxy.interfaces.connections import Handler, Handshake, Stream
 from netproxy.interfaces.listeners import Resident
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
-from netproxy.listener.serving import Serving
+from netproxy.listener.handshake_driver import Serving
 from netproxy.listener.tcp import TcpListener
 from tests.support.doubles import Counts, Lines
 from tests.support.sockets import SECONDS, read_exactly, wait_until

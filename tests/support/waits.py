@@ -1,4 +1,4 @@
-"""Runs handshakes, and the waits that they return, on one thread, as listener.serving does."""
+"""Runs handshakes, and their waits, on one thread, as listener.handshake_driver does."""
 
 from __future__ import annotations
 
