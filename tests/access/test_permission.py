@@ -68,7 +68,7 @@ def test_client_that_is_not_allowed_any_more_is_refused_and_counted() -> None:
         older.check_client(CLIENT)
     assert raised.value.reason is Reason.DENIED
     counts: Any = older._counter
-    assert counts.of("connections_refused", "client not allowed") == 1
+    assert counts.of("requests_refused", "client not allowed") == 1
 
 
 def test_removed_listener_permits_nothing_new_until_it_comes_back() -> None:

@@ -221,7 +221,7 @@ class TestHttp:
                 assert read_to_end(upstream) == b""
                 upstream.close()
             if reason == "client not allowed":
-                assert relay.count("connections_refused", reason) == 1
+                assert relay.count("requests_refused", reason) == 1
 
     def test_next_request_is_served_with_the_new_password(self) -> None:
         with running(text(ALICE)) as relay, socket.create_server((LOCALHOST, 0)) as origin:
