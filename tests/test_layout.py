@@ -47,7 +47,7 @@ FOR_ALL = {"errors", "interfaces"}
 SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "admin", "config"}  # and every factory
 LATE = {
-    *("yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass"),
+    *("yaml", "ssl", "ctypes", "hashlib", "_hashlib", "hmac", "argparse", "difflib", "json", "getpass"),
     *("maxminddb", "glob", "copy", "weakref"),
     *("signal", "typing"),  # a signal during their import would end the process
 }

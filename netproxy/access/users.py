@@ -1,8 +1,11 @@
 """Users and their passwords: scrypt hashes (RFC 7914), or plain text for a test setup.
 
 A check takes as long for an unknown user as for a wrong password.  scrypt is slow on purpose,
-so a password that was right is remembered as a keyed digest, in memory only.  hashlib and hmac
-are imported at the first check: libcrypto costs 4 MiB, which a daemon without users saves.
+so a password that was right is remembered as a keyed digest, in memory only.
+
+libcrypto is loaded at the first check: it costs 4 MiB, which a daemon without users saves.  It is
+used through _hashlib: hashlib and hmac ignore an ImportError of _hashlib and then have no scrypt
+until the process ends, but _hashlib itself is imported again at the next check.
 
 Checks share MEMORY_LIMIT: so many run at the same time as fit, and the others wait.
 """
@@ -27,7 +30,7 @@ COST_LIMIT = 1 << 20
 OPENSSL_BYTES = 1 << 20
 """Memory that OpenSSL uses beyond what scrypt needs."""
 MEMORY_LIMIT = 24 << 20
-"""Bytes that all checks take at the same time: one of the default cost, or five of 4 MiB.
+"""Bytes that all checks take at the same time: one of the default cost, or four of cost 4096.
 A single check that needs more gets it while no other one runs."""
 LOWEST_COST = 1024
 """The lowest N of a new hash: it takes 1 MiB, and a cheaper one is guessed too easily."""
@@ -85,24 +88,24 @@ class Users:
         Blocks for some 50 ms if any password is hashed, longer if other checks are running.
         Raises LoginUnavailable if there is no memory for the check.
         """
+        user = name.decode("utf-8", "replace")
         try:
+            # If any user has a hash, every check computes one: the time must not tell who has none.
+            right = self._check_hash(user, password) if self._hashed else False
             import hmac  # late: it brings libcrypto
         except (ImportError, MemoryError) as error:
             raise LoginUnavailable(f"no memory to check the password ({error})") from error
 
-        user = name.decode("utf-8", "replace")
-        # If any user has a hash, every check computes one: the time must not tell who has none.
-        right = self._check_hash(user, password) if self._hashed else False
         if user in self._plain or not self._hashed:
             expected = self._plain.get(user, b"")
             right = hmac.compare_digest(expected, password) and user in self._plain
         return user if right else None
 
     def _check_hash(self, user: str, password: bytes) -> bool:
-        import hashlib  # late: as in check()
+        from _hashlib import hmac_digest  # late: before hmac, which then uses OpenSSL as well
         import hmac
 
-        seen = hashlib.blake2b(password, key=self._key, digest_size=32).digest()
+        seen = hmac_digest(self._key, password, "sha256")
         # Without the lock: a known user does not wait behind clients that guess passwords.
         if hmac.compare_digest(self._seen.get(user, bytes(32)), seen):
             return True
@@ -172,9 +175,9 @@ def _scrypt(password: bytes, parameters: _Hash) -> bytes:
     """Return the hash of a password.  Raises LoginUnavailable if there is no memory for it."""
     needed = _needed_memory(parameters)
     try:
-        import hashlib  # late: as in Users.check()
+        from _hashlib import scrypt  # late: as in Users.check()
 
-        return hashlib.scrypt(
+        return scrypt(
             password,
             salt=parameters.salt,
             n=parameters.cost,

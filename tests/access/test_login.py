@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import _hashlib
 
 import pytest
 
@@ -53,7 +53,7 @@ def test_login_without_memory_for_its_check_is_reported_and_not_decided(
     def scrypt(*_: object, **__: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(hashlib, "scrypt", scrypt)
+    monkeypatch.setattr(_hashlib, "scrypt", scrypt)
     with pytest.raises(LoginUnavailable):
         login.check(b"alice", b"secret", CLIENT)
     assert recorder.told == [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _hashlib
 import base64
 import hashlib
 import hmac
+import importlib
 import sys
 import threading
 from typing import Any
@@ -97,13 +99,13 @@ class TestTiming:
     def hashed(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
         """The parameters of the hashes that were computed."""
         calls: list[tuple[int, int, int]] = []
-        real = hashlib.scrypt
+        real = _hashlib.scrypt
 
         def scrypt(password: bytes, *, n: int, r: int, p: int, **more: Any) -> bytes:
             calls.append((n, r, p))
             return real(password, n=n, r=r, p=p, **more)
 
-        monkeypatch.setattr(hashlib, "scrypt", scrypt)
+        monkeypatch.setattr(_hashlib, "scrypt", scrypt)
         return calls
 
     def test_plain_password_is_compared_for_known_and_unknown_users(
@@ -158,15 +160,15 @@ class TestMemory:
         self, monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
         users = Users({"alice": cheap_hash("secret")})
-        real = hashlib.scrypt
+        real = _hashlib.scrypt
 
         def scrypt(*_: Any, **__: Any) -> bytes:
             raise error
 
-        monkeypatch.setattr(hashlib, "scrypt", scrypt)
+        monkeypatch.setattr(_hashlib, "scrypt", scrypt)
         with pytest.raises(LoginUnavailable, match="no memory .* --cost 4096"):
             users.check(b"alice", b"secret")
-        monkeypatch.setattr(hashlib, "scrypt", real)
+        monkeypatch.setattr(_hashlib, "scrypt", real)
         # The memory that the check took is free again, and nothing is decided.
         assert users.check(b"alice", b"secret") == "alice"
 
@@ -174,6 +176,25 @@ class TestMemory:
         monkeypatch.setitem(sys.modules, "hmac", None)
         with pytest.raises(LoginUnavailable, match="no memory to check the password"):
             Users({"alice": "secret"}).check(b"alice", b"secret")
+
+    @pytest.mark.parametrize("meanwhile", [False, True])
+    def test_login_works_as_soon_as_libcrypto_can_be_loaded(
+        self, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
+    ) -> None:
+        """Also if another part of the daemon has imported hmac while it could not be loaded."""
+        users = Users({"alice": cheap_hash("secret")})
+        for module in ("hashlib", "hmac"):
+            monkeypatch.delitem(sys.modules, module)
+        # An import of a module that is None is refused, as if its library could not be mapped.
+        monkeypatch.setitem(sys.modules, "_hashlib", None)
+        for _ in range(2):
+            with pytest.raises(LoginUnavailable, match="no memory to check the password"):
+                users.check(b"alice", b"secret")
+            if meanwhile:
+                assert not hasattr(importlib.import_module("hmac")._hashlib, "scrypt")
+        monkeypatch.setitem(sys.modules, "_hashlib", _hashlib)
+        assert users.check(b"alice", b"secret") == "alice"
+        assert users.check(b"alice", b"wrong") is None
 
     def run(self, monkeypatch: pytest.MonkeyPatch, cost: int, checks: int) -> int:
         """Run checks side by side; return how many were computed at the same time at most."""
@@ -192,7 +213,7 @@ class TestMemory:
             return bytes(32)
 
         users = Users({"alice": hash_password("secret", 1024).replace("$1024$", f"${cost}$")})
-        monkeypatch.setattr(hashlib, "scrypt", scrypt)
+        monkeypatch.setattr(_hashlib, "scrypt", scrypt)
         threads = [
             threading.Thread(target=users.check, args=(b"alice", b"wrong")) for _ in range(checks)
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import _hashlib
 import hmac
 from typing import Any
 
@@ -71,13 +71,13 @@ def test_unknown_user_takes_the_same_work_as_a_wrong_password(
 ) -> None:
     """Hazard 109."""
     calls: list[str] = []
-    compare, scrypt = hmac.compare_digest, hashlib.scrypt
+    compare, scrypt = hmac.compare_digest, _hashlib.scrypt
 
     def spy(name: str, call: Any) -> Any:
         return lambda *values, **options: (calls.append(name), call(*values, **options))[1]
 
     monkeypatch.setattr(hmac, "compare_digest", spy("compare", compare))
-    monkeypatch.setattr(hashlib, "scrypt", spy("scrypt", scrypt))
+    monkeypatch.setattr(_hashlib, "scrypt", spy("scrypt", scrypt))
     dependencies = HandlerDependencies({form: passwords[form] for form in users}, "required")
     made = []
     for name in (b"nobody", users[-1].encode()):
