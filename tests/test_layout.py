@@ -47,8 +47,8 @@ FOR_ALL = {"errors", "interfaces"}
 SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "admin", "config"}  # and every factory
 LATE = {
-    *("yaml", "ssl", "ctypes", "hashlib", "_hashlib", "hmac", "argparse", "difflib", "json", "getpass"),
-    *("maxminddb", "glob", "copy", "weakref"),
+    *("yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass"),
+    *("_hashlib", "maxminddb", "glob", "copy", "weakref"),
     *("signal", "typing"),  # a signal during their import would end the process
 }
 # Modules of ours that few daemons need, and that cost start-up time or memory.

@@ -5,6 +5,8 @@ Passwords are in no message and no repr.
 
 from __future__ import annotations
 
+import re
+
 from netproxy.config.schema import UserConfig
 from netproxy.config.tree.node import MapReader, Node, Problems
 
@@ -12,26 +14,26 @@ HASH_PREFIX = "scrypt$"
 HOW_TO_HASH = "make a hash of the password with 'netproxyctl hash-password'"
 NAME_LIMIT = 255
 """Bytes: RFC 1929 has one byte for the length."""
+_CRYPT64, _BASE64, _HEX = "[./A-Za-z0-9]", "[A-Za-z0-9+/]", "[0-9a-f]"
+"""The alphabets of digests."""
 _FOREIGN_HASHES = {
-    "$2": "bcrypt",
-    "$1$": "md5-crypt",
-    "$apr1$": "md5-crypt",
-    "$5$": "sha256-crypt",
-    "$6$": "sha512-crypt",
-    "$7$": "scrypt-crypt",
-    "$y$": "yescrypt",
-    "$gy$": "yescrypt",
-    "$argon2": "Argon2",
-    "$pbkdf2": "PBKDF2",
-    "pbkdf2:": "PBKDF2",
-    "scrypt:": "Werkzeug",
-    "{SHA": "LDAP",
-    "{SSHA": "LDAP",
-    "{MD5}": "LDAP",
-    "{SMD5}": "LDAP",
-    "{CRYPT}": "LDAP",
+    "bcrypt": rf"\$2[abxy]?\$[0-9]{{2}}\${_CRYPT64}{{53}}",
+    "md5-crypt": rf"\$(1|apr1)\$[^$]{{0,8}}\${_CRYPT64}{{22}}",
+    "sha256-crypt": rf"\$5\$(rounds=[0-9]+\$)?[^$]{{0,16}}\${_CRYPT64}{{43}}",
+    "sha512-crypt": rf"\$6\$(rounds=[0-9]+\$)?[^$]{{0,16}}\${_CRYPT64}{{86}}",
+    "scrypt-crypt": rf"\$7\${_CRYPT64}{{11}}[^$]*\${_CRYPT64}{{43}}",
+    "yescrypt": rf"\$g?y\${_CRYPT64}+\${_CRYPT64}*\${_CRYPT64}{{43}}",
+    "Argon2": r"\$argon2(d|i|id)\$(v=[0-9]+\$)?m=[0-9]+,t=[0-9]+,p=[0-9]+"
+    rf"\${_BASE64}+\${_BASE64}{{16,}}",
+    "PBKDF2": rf"\$pbkdf2(-sha[0-9]+)?\$[0-9]+\${_CRYPT64}*\${_CRYPT64}{{27,86}}"
+    rf"|pbkdf2:[a-z0-9]+(:[0-9]+)?\$[^$]+\${_HEX}{{32,128}}",
+    "Werkzeug": rf"scrypt:[0-9]+:[0-9]+:[0-9]+\$[^$]+\${_HEX}{{128}}",
+    # MD5 has 16 bytes, SHA at least 20; a salt may follow.
+    "LDAP": rf"\{{S?MD5\}}{_BASE64}{{22,}}={{0,2}}|\{{S?SHA[0-9]*\}}{_BASE64}{{27,}}={{0,2}}"
+    rf"|\{{CRYPT\}}[./A-Za-z0-9$=,]{{13,}}",
 }
-"""How the hashes of other programs begin, and what they are called."""
+"""The hashes of other programs: regular expressions with the length and alphabet of the digest.
+Text, because `re` compiles it."""
 
 
 def read_users(section: MapReader, problems: Problems) -> dict[str, UserConfig]:
@@ -59,10 +61,12 @@ def _read_user(name: str, section: MapReader) -> UserConfig:
         section.add_error("", "a user's name has 1 to 255 bytes and no ':'")
     if not password:
         section.add_error("password", "is missing or empty")
+    elif password.startswith(HASH_PREFIX):
+        pass  # netproxy.access.users checks it
     elif kind := foreign_hash(password):
         message = f"is a hash of the kind {kind}, which NetProxy does not check: {HOW_TO_HASH}"
         section.add_error("password", message)
-    elif not password.startswith(HASH_PREFIX):
+    else:
         section.warn("password", f"is plain text: {HOW_TO_HASH}")
     limits = section.mapping("limits")
     user = UserConfig(password, limits.whole("sessions", None), section.place_of("password"))
@@ -72,11 +76,8 @@ def _read_user(name: str, section: MapReader) -> UserConfig:
 
 
 def foreign_hash(password: str) -> str:
-    """Return the kind of hash that a password is, "" for a password or a hash of our own."""
-    for prefix, kind in _FOREIGN_HASHES.items():
-        # "$2" alone may begin a password: a hash has a salt and a digest, each behind a "$".
-        dollars = 0 if prefix[0] == "{" else prefix.startswith("$") + 2
-        has_parts = password.count("$") >= dollars and password.count("}") >= (not dollars)
-        if password.startswith(prefix) and has_parts:
+    """Return the kind of hash that a password is, "" for a plain password."""
+    for kind, pattern in _FOREIGN_HASHES.items():
+        if re.fullmatch(pattern, password):
             return kind
     return ""

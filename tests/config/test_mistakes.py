@@ -110,17 +110,44 @@ VALUES = {
     "upstream: {a: direct}": "1:1: upstream: unknown key (did you mean 'upstreams'?)",
 }
 HASHES = {
-    "$2y$10$abcdefghijklmnopqrstuu0123456789": "bcrypt",
-    "$2b$12$abcdefghijklmnopqrstuu0123456789": "bcrypt",
-    "$1$abc$defghijk": "md5-crypt",
-    "$apr1$abc$defghijk": "md5-crypt",
-    "$5$abc$defghijk": "sha256-crypt",
-    "$6$abc$defghijk": "sha512-crypt",
-    "$y$j9T$abc$defghijk": "yescrypt",
-    "$argon2id$v=19$m=65536,t=3,p=4$abc$def": "Argon2",
-    "pbkdf2:sha256:600000$abc$def": "PBKDF2",
-    "{SSHA}abcdefgh": "LDAP",
+    "$2b$12$ykrLAfOYxYLC7Bz1x.z4W.RILXaOeKp9HoWOIIrBOnpFE8c/B5BSy": "bcrypt",
+    "$2y$12$ykrLAfOYxYLC7Bz1x.z4W.RILXaOeKp9HoWOIIrBOnpFE8c/B5BSy": "bcrypt",
+    "$1$iKwg.aB4$uBbiNp8NNgqsLF.JSOVzX/": "md5-crypt",
+    "$apr1$abcdefgh$h9FWgUz3n9YxylKLlR5SQ/": "md5-crypt",
+    "$5$A1t/SoEn43pnGBR6$0ry0KJUnMYEEc7Y..IevbqitGuZdr5lpuc/NrgDrMpB": "sha256-crypt",
+    "$6$rounds=5000$abc$IdWKNKTJEb8LxY7CGg8YBXlvtfZzFw7Mp/r6niK9YB2mdvgY"
+    "..TKjv1T..8RadRt2qvUHYRLr/TsVArtr91iR1": "sha512-crypt",
+    "$6$yOWJ10bJtpJgm/b.$Kuk9M4lg76.9QyHx1ZpksA4CCKSbDlU4dlO/e70nFvj3d012"
+    "ugoLVFp/bucPQ1ihOekq.HMb7Z3C6Jh7D9gxt0": "sha512-crypt",
+    "$7$CU..../....2Q9obwLhin8qvQl6sisAO/$zLxvLFYPM5KAGpCZJUSlO9j165rU./sf1Adr0M4C5A4": (
+        "scrypt-crypt"
+    ),
+    "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$GmcwIgvdUC9qLWcKCi6gklUa1dM3ziD43YxYNURLKy0": "yescrypt",
+    "$gy$j9T$F5Jx5fExrKuPp53xLKQ..1$uE5FcoxTz78xZpMZkpTmj/0MogyeNUSLIjdCxpQjz.8": "yescrypt",
+    "$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$" + "Ab+/" * 10 + "AbC": "Argon2",
+    "$argon2i$m=4096,t=3,p=1$c2FsdHNhbHQ$" + "Ab+/" * 10 + "AbC": "Argon2",
+    "$pbkdf2-sha256$29000$c2FsdA$" + "Ab./" * 10 + "AbC": "PBKDF2",
+    "pbkdf2:sha256:1000$salt$a8df899f3c4f204d967e0ad63c092987c10055ebb017b3d9d28add218d4f7aad": (
+        "PBKDF2"
+    ),
+    "scrypt:1024:8:1$salt$" + "eba9bb7eb94c6ebd" * 8: "Werkzeug",
+    "{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=": "LDAP",
+    "{SSHA}gVK8WC9YyFT1gMsQHTGCgT3sSv5zYWx0": "LDAP",
+    "{SHA512}" + "Ab+/" * 21 + "Aa==": "LDAP",
+    "{MD5}Xr4ilOzQ4PCOq3aQ0qbuaQ==": "LDAP",
+    "{SMD5}Xr4ilOzQ4PCOq3aQ0qbuaXNhbHQ=": "LDAP",
+    "{CRYPT}h40./Wck2luaI": "LDAP",
+    "{CRYPT}$1$iKwg.aB4$uBbiNp8NNgqsLF.JSOVzX/": "LDAP",
 }
+NO_HASHES = [
+    *("$2", "$100", "$1$", "{SHARED", "scrypt:1", "$x$y$z", "$2b$12$short"),
+    *("$1$money$", "$1$money$more", "$5$for$me", "$6$rounds=1$a$b", "$y$es$no$maybe"),
+    *("{MD5}x", "{SHA}", "{SSHA}password", "{CRYPT}ed", "$argon2id$a$b$c", "$pbkdf2$1$a$b"),
+    *("pbkdf2:sha256:1000$salt$beef", "scrypt:1024:8:1$salt$beef", "$7$up$down"),
+    # One character more than a digest, and one that is not of its alphabet.
+    "$1$iKwg.aB4$uBbiNp8NNgqsLF.JSOVzX/x",
+    "$1$iKwg.aB4$uBbiNp8NNgqsLF.JSOVzX-",
+]
 
 
 @pytest.mark.parametrize("libyaml", [True, False])
@@ -148,7 +175,7 @@ def test_hash_of_another_program_is_an_error(password: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("password", ["$2", "$100", "$1$", "{SHARED", "scrypt:1", "$x$y$z"])
+@pytest.mark.parametrize("password", NO_HASHES)
 def test_password_that_looks_a_little_like_a_hash_is_a_password(password: str) -> None:
     config = read(f"users: {{alice: {{password: '{password}'}}}}")
     assert config.users["alice"].password == password
