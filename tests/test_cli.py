@@ -745,6 +745,23 @@ class TestAsAProcess:
         said = done.stderr if descriptor == "stdout" else done.stdout
         assert b"Traceback" not in said and b"BrokenPipe" not in said
 
+    @pytest.mark.parametrize("descriptor", ["stdout", "stderr"])
+    def test_full_disk_gets_no_traceback_from_the_check(
+        self, file: Callable[[str], str], descriptor: str
+    ) -> None:
+        path = file("listeners: [{listen: '127.0.0.1:1'}]\nusers: {a: {password: x}}")
+        other = "stderr" if descriptor == "stdout" else "stdout"
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "netproxy", "-t", "-c", path],
+                cwd=ROOT,
+                timeout=SECONDS,
+                **{descriptor: full, other: subprocess.PIPE},  # type: ignore[call-overload]
+            )
+        assert done.returncode == 0
+        said = done.stderr if descriptor == "stdout" else done.stdout
+        assert said and b"Traceback" not in said and b"Errno" not in said
+
     def test_python_m_netproxy_is_netproxyd(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "netproxy", "-V"],

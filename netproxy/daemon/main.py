@@ -89,9 +89,11 @@ def _print_error(error: Exception | str) -> None:
 def _write(file: TextIO, lines: Iterable[str]) -> None:
     try:
         print("\n".join(map(escape, lines)), file=file, flush=True)
-    except BrokenPipeError:
-        # The reader has seen enough.  Nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    except OSError:
+        # The reader has ended, or the disk is full.  Nothing may be written at exit either.
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, file.fileno())
+        os.close(descriptor)
 
 
 # -- configuration
