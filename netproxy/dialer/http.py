@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import itertools
 import os
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Callable
 
@@ -94,16 +95,26 @@ class HttpDialer(ProxyDialer):
         check: Callable[[Flow, http1.HttpResponse], None],
         wanted: str,
     ) -> Stream:
-        """Connect to the proxy, twice if it closes behind its challenge.  Raises DialError."""
+        """Connect to the proxy, twice if it closes behind its challenge.  Raises DialError.
+
+        Both handshakes together have the time limit of the hop.
+        """
+        seconds_left = self.hop.seconds
 
         def handshake(stream: Stream) -> None:
-            check(flow, complete(exchange.run(stream)))
+            nonlocal seconds_left
+            try:
+                check(flow, complete(exchange.run(stream)))
+            except _ConnectionSpent:
+                if stream.deadline is not None:
+                    seconds_left = max(0.0, stream.deadline - time.monotonic())
+                raise
 
         try:
             return self.hop.open(flow, handshake, wanted)
         except _ConnectionSpent:
             # An exchange answers one challenge, so that this cannot happen again.
-            return self.hop.open(flow, handshake, wanted)
+            return self.hop._replace(seconds=seconds_left).open(flow, handshake, wanted)
 
 
 class ProxyCredentials:

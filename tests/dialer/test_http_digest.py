@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
+import time
 from typing import Callable
 from urllib.request import parse_http_list, parse_keqv_list
 
 import pytest
 
+from netproxy.dialer import http as http_module
 from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
@@ -200,6 +202,25 @@ def test_answer_goes_on_a_new_connection_if_the_proxy_closes(
     assert first == (0, "Basic") and connection == 1
     # A request that was lost with its connection has used a count.
     assert (credentials, after) in (("1:1", "1:2"), ("1:2", "1:3"))
+
+
+def test_new_connection_has_only_the_time_that_the_first_one_left(
+    direct: DirectDialer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class LaterClock:
+        """A clock for which the time limit of the hop has passed."""
+
+        @staticmethod
+        def monotonic() -> float:
+            return time.monotonic() + 5.0
+
+    monkeypatch.setattr(http_module, "time", LaterClock)
+    proxy = DigestProxy()
+    proxy.ending, proxy.closes = CLOSING["says so"], True
+    with server(proxy) as address:
+        error = failure(dialer(address, direct))
+    assert (error.reason, error.hop) == (Reason.TIMEOUT, f"http://{address}")
+    assert proxy.seen[0] == (0, "Basic")
 
 
 def test_closing_http_1_0_proxy_gets_digest_on_a_new_connection(direct: DirectDialer) -> None:
