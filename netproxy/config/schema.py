@@ -49,7 +49,7 @@ class TlsConfig(NamedTuple):
     """The private key; "" if it is in the certificate's file."""
     client_ca: str = ""
     """Clients must present a certificate of one of these authorities; "" if they need not."""
-    place: str = ""
+    place: Place = Place()
 
 
 class LimitsConfig(NamedTuple):

@@ -19,7 +19,7 @@ def read_tls(section: MapReader) -> TlsConfig | None:
         section.path_of("certificate"),
         section.path_of("key"),
         section.path_of("client_ca"),
-        section.place,
+        Place(section.place),
     )
     if (tls.key or tls.client_ca) and not tls.certificate:
         section.add_error("certificate", "is missing")

@@ -15,6 +15,7 @@ from typing import Iterator
 import pytest
 
 from netproxy.config.read import check, read_config
+from netproxy.config.schema import Place
 from netproxy.config.tree.load import load_file
 from netproxy.config.tree.node import Problems
 from netproxy.daemon.build import build
@@ -150,7 +151,8 @@ class TestCertificates:
     def told(self, now: float, **files: str) -> list[str]:
         """Return the warnings about files at a time."""
         problems = Problems()
-        paths = TlsFiles(files.get("certificate", ""), "", files.get("authorities", ""), "c:1:1")
+        certificate, authorities = files.get("certificate", ""), files.get("authorities", "")
+        paths = TlsFiles(certificate, "", authorities, Place("c:1:1"))
         check_certificates([paths], problems, now)
         # The certificates of the tests hold no key.
         return problems.warnings
@@ -193,6 +195,15 @@ class TestCertificates:
         monkeypatch.setattr(certificates_module, "NOTICE_SECONDS", 100 * DAY)
         tls = certificates().listener()
         (line,) = warnings(f"listeners: [{{listen: '127.0.0.1:0', tls: {tls}}}]")
+        assert line.startswith("c.yaml:1:42: tls: ") and "the certificate expires on" in line
+
+    def test_certificate_of_several_listeners_is_warned_of_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(certificates_module, "NOTICE_SECONDS", 100 * DAY)
+        tls = certificates().listener()
+        one, other = (f"{{listen: '127.0.0.{host}:0', tls: {tls}}}" for host in (1, 2))
+        (line,) = warnings(f"listeners: [{one}, {other}]")
         assert line.startswith("c.yaml:1:42: tls: ") and "the certificate expires on" in line
 
     def test_error_of_a_file_of_an_upstream_has_its_place(self) -> None:

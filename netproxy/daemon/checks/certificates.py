@@ -34,11 +34,11 @@ class Validity(NamedTuple):
 
 
 def check_certificates(configs: Iterable[TlsFiles], problems: Problems, now: float) -> None:
-    """Warn of each certificate and each key that should be looked after.
+    """Warn of certificates that are not valid now or expire soon, and of exposed keys.
 
     `now`: seconds since the epoch.
     """
-    # Files that several upstreams name are told of once: all places are equal.
+    # Report files that several listeners or upstreams name once: all places compare equal.
     for files in dict.fromkeys(configs):
         for path in filter(None, (files.certificate, files.authorities)):
             validities = list(_read_validities(path))

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Iterator, NamedTuple
 
 from netproxy.config.read import check
-from netproxy.config.schema import Config
+from netproxy.config.schema import Config, Place
 from netproxy.config.tree.node import Problems
 from netproxy.daemon.checks.modules import check_ctypes, check_modules
 from netproxy.daemon.checks.routing import check_rules, check_udp
@@ -26,7 +26,7 @@ class TlsFiles(NamedTuple):
     certificate: str
     key: str
     authorities: str
-    place: str
+    place: Place
 
 
 def check_requirements(config: Config) -> None:
