@@ -26,6 +26,9 @@ from netproxy.daemon.checks.configuration import TlsFiles
 from netproxy.daemon.checks.modules import has_module
 from netproxy.daemon.runtime import Runtime
 from netproxy.errors import ConfigError
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.routing import RouteSelectors
+from netproxy.net.routes import KernelRoutes
 from netproxy.observe.log import Log
 from tests.support.certificates import certificates
 from tests.config.reading import read
@@ -87,6 +90,25 @@ class TestLoops:
     )
     def test_other_proxies_are_accepted(self, server: str) -> None:
         assert warnings(f"{LISTEN}default: 'socks5://{server}'") == []
+
+    @pytest.mark.parametrize("local, place", [(0, "3:12"), (5, "4:12")])
+    def test_same_proxy_with_another_mark_is_checked_too(
+        self, monkeypatch: pytest.MonkeyPatch, local: int, place: str
+    ) -> None:
+        """Policy routing leads only one of the marks back to this machine."""
+
+        def is_local(_: object, __: str, ___: Address, selectors: RouteSelectors) -> bool:
+            return selectors.mark == local
+
+        monkeypatch.setattr(KernelRoutes, "is_local", is_local)
+        text = (
+            "listeners: [{listen: ':1080', allow_open: true}]\n"
+            "upstreams:\n"
+            "  a: {url: 'socks5://192.0.2.1:1080'}\n"
+            "  b: {url: 'socks5://192.0.2.1:1080', mark: 5}\n"
+            "default: {members: [a, b]}\n"
+        )
+        assert error(text).startswith(f"c.yaml:{place}: the upstream ")
 
     def test_later_proxy_of_a_chain_is_on_another_machine(self) -> None:
         assert not warnings(f"{LISTEN}default: ['socks5://192.0.2.1:1', 'http://127.0.0.1:1080']")

@@ -66,16 +66,21 @@ def _first_unprivileged_port() -> int:
 
 def check_loops(config: Config, problems: Problems) -> None:
     """Add an error for each upstream whose first proxy is a listener of this daemon."""
-    hops = {hop.server: hop for upstream in used_upstreams(config) for hop in _first(upstream)}
+    # The mark too: policy routing may lead one mark to this machine and another away from it.
+    hops = {
+        (hop.server, hop.mark): hop
+        for upstream in used_upstreams(config)
+        for hop in _first(upstream)
+    }
     if not hops:
         return
     routes = KernelRoutes(Log("error"))
     own = OwnSockets(routes.is_local)
     own.set(wanted_sockets(config))
     try:
-        for server, hop in hops.items():
+        for (server, mark), hop in hops.items():
             host = "127.0.0.1" if server.host == "localhost" else server.host
-            selectors = RouteSelectors(hop.mark)
+            selectors = RouteSelectors(mark)
             if own.holds("tcp", Address(host, server.port), selectors=selectors):
                 message = "is a listener of this daemon: connections would come back to it"
                 problems.add(f"the upstream {hop.url} {message}", hop.place)
