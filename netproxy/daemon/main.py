@@ -91,9 +91,8 @@ def _write(file: TextIO, lines: Iterable[str]) -> None:
         print("\n".join(map(escape, lines)), file=file, flush=True)
     except OSError:
         # The reader has ended, or the disk is full.  Nothing may be written at exit either.
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, file.fileno())
-        os.close(descriptor)
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), file.fileno())
 
 
 # -- configuration

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Iterable, Mapping
 
+from netproxy.access.backoff import AGENT_SECONDS, BackOff
 from netproxy.daemon.tunnel_agent import DaemonAgent
 from netproxy.daemon.tunnel_ports import PublicPorts
 from netproxy.errors import ConfigError
@@ -59,7 +60,9 @@ class Tunnels:
         self._runtime = runtime
         self._sessions = AgentSessions()
         self.ports = PublicPorts(runtime, self._sessions)
-        self.bridge = Bridge(self._sessions, self.ports, runtime.counters, runtime.log)
+        self.bridge = Bridge(
+            self._sessions, self.ports, BackOff(AGENT_SECONDS), runtime.counters, runtime.log
+        )
         self.agent = DaemonAgent(runtime)
         self._in_force = False
         """True once a configuration with a tunnel has taken effect."""

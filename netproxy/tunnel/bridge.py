@@ -12,9 +12,8 @@ import select
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Mapping, NamedTuple, Protocol
 
-from netproxy.access.backoff import AGENT_SECONDS, BackOff
 from netproxy.errors import NetProxyError
 from netproxy.interfaces.connections import READABLE, Blocking, Wait
 from netproxy.interfaces.services import Refusal
@@ -41,11 +40,23 @@ ANSWER_SECONDS = 10.0
 """To send the rest of a handshake that was delayed."""
 
 
+class RefusalDelays(Protocol):
+    """Computes the delay of a refusal: access.backoff.BackOff."""
+
+    def next_delay(self, host: str, now: float) -> float:
+        """Count one more failure of a client's host; return its delay in seconds."""
+
+
 class Bridge:
     """Handles the connections of agents.  Thread: any."""
 
     def __init__(
-        self, sessions: AgentSessions, opener: PortOpener, counter: Counter, log: Log
+        self,
+        sessions: AgentSessions,
+        opener: PortOpener,
+        back_off: RefusalDelays,
+        counter: Counter,
+        log: Log,
     ) -> None:
         """Begin without configured agents: configure() must follow."""
         self._sessions = sessions
@@ -55,7 +66,7 @@ class Bridge:
         self._rights = RightsTable()
         # The token of unknown names: they cost the same work as known ones.
         self._decoy_token = os.urandom(tunnel.PROOF_SIZE)
-        self._back_off = BackOff(AGENT_SECONDS)
+        self._back_off = back_off
         # Guards `challenged` of the sessions.
         self._lock = threading.Lock()
         self._stopping = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from netproxy.access.backoff import AGENT_SECONDS, BackOff
 from netproxy.errors import ListenError
 from netproxy.net.stream import Stream, complete
 from netproxy.protocol import tunnel
@@ -49,7 +50,8 @@ class BridgeRig(TcpRig):
         super().__init__()
         self.sessions = AgentSessions()
         self.ports = RecordingOpener()
-        self.bridge = Bridge(self.sessions, self.ports, self.counts, self.log)
+        back_off = BackOff(AGENT_SECONDS)
+        self.bridge = Bridge(self.sessions, self.ports, back_off, self.counts, self.log)
         home = (PortRange("tcp", "127.0.0.1", 8022, 8030), PortRange("udp", "0.0.0.0", 53, 53))
         self.bridge.configure({"home": AgentRights(TOKEN, home), "away": AgentRights(OTHER_TOKEN)})
         self.listener.configure(self.bridge, self.admission, 5.0)
