@@ -230,7 +230,7 @@ class MapReader:
 
         The place is that of the key's value, or of the mapping if the key is not there.
         """
-        # What is no mapping has one error, which says so.
+        # A node that is not a mapping has been reported already.
         if self._is_mapping:
             self._add(key, message, place or self.place_of(key))
 
