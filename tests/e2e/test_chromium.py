@@ -49,7 +49,7 @@ RESOLVER_RULES = "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
 # How a good connection may end: the browser resets idle ones when it ends.
 ENDS = {"closed", "reset", "client reset", "done"}
 _RECORD = re.compile(
-    r" msg=finished .* target=(\S+) upstream=direct sent=(\d+) received=(\d+) .* ended=(.*)$"
+    r" msg=finished .* target=(\S+) upstream=direct .*sent=(\d+) received=(\d+) .*ended=(.*)$"
 )
 
 PAGE = """<!DOCTYPE html>

@@ -40,7 +40,11 @@ def test_loop_of_two_proxies_is_refused_and_leaves_nothing_open(
 def test_proxy_that_is_its_own_upstream_refuses_at_once(netproxyd: Start) -> None:
     """Hazard 77."""
     port = free_port()
-    proxy = netproxyd(config=CONFIG.format(own=port, other=port, scheme="socks5"))
+    # By a name: an address would be an error of the configuration.
+    config = CONFIG.format(own=port, other=port, scheme="socks5").replace(
+        "//127.0.0.1", "//own.test"
+    )
+    proxy = netproxyd(config=config + "dns: {hosts: {own.test: 127.0.0.1}}\n")
     with pytest.raises(Refused):
         socks5((LOOPBACK, port), CONNECT, LOOPED)
     assert len([line for line in proxy.all_lines("finished") if "192.0.2.1:9" in line]) == 1

@@ -463,9 +463,13 @@ def start(netproxyd: Start, host: Namespace, address: str, config: str) -> Netpr
 
 
 def test_own_listener_is_no_upstream(netproxyd: Start, pair: tuple[Namespace, Namespace]) -> None:
-    """Hazards 77 and 136.  By every kind of address; nothing goes round even once."""
+    """Hazards 77 and 136.  By a name for every kind of address; nothing goes round even once.
+
+    An address of most kinds would be an error of the configuration.
+    """
     client, box = pair
-    hops = [(OTHER + 1 + index, host) for index, host in enumerate(KINDS.values())]
+    hops = [(OTHER + 1 + index, f"{kind}.own.test") for index, kind in enumerate(KINDS)]
+    hosts = ", ".join(f"{kind}.own.test: ['{host}']" for kind, host in KINDS.items())
     listeners = "".join(
         f"""
 - {{listen: "0.0.0.0:{port}", clients: [10.78.1.0/24],
@@ -476,7 +480,8 @@ def test_own_listener_is_no_upstream(netproxyd: Start, pair: tuple[Namespace, Na
         netproxyd,
         box,
         BOX,
-        f'listeners:\n- {{listen: "[::]:{OTHER}", clients: [10.78.0.0/16]}}{listeners}',
+        f'listeners:\n- {{listen: "[::]:{OTHER}", clients: [10.78.0.0/16]}}{listeners}\n'
+        f"dns: {{hosts: {{{hosts}}}}}",
     )
     for port, host in hops:
         with pytest.raises(Refused):

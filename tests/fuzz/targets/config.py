@@ -103,8 +103,9 @@ def _check_url(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
     for parse in (parse_listen, parse_host_port, parse_announce):
         accepted(parse, text)
-    for make in (hop_node, listener_node):
-        node = accepted(make, text, "-l")
+    origin = Node(text, "-l")
+    for make, place in ((hop_node, origin), (listener_node, "-l")):
+        node = accepted(make, text, place)
         if node is not None:
             assert _size(node) <= 2 * len(text) + 2
             _read_listener_or_hop(node)
