@@ -29,7 +29,7 @@ from netproxy.net.datagram import (
     Arena,
     Destination,
     drop_reason,
-    not_sent,
+    refuse_not_sent,
     read_control,
     span,
 )
@@ -229,7 +229,7 @@ class BatchSocket(Generic[A, D]):
             parts = (run.header.data, payload) if run.header else (payload,)
             code = self._send_message(parts, destination.control, destination.sockaddr)
             if code:
-                self._counter.refuse(not_sent(code, destination))
+                refuse_not_sent(self._counter, code, destination)
 
     def _send_message(
         self,
@@ -261,7 +261,7 @@ class BatchSocket(Generic[A, D]):
             segment = run.length + (len(run.header.data) if run.header else 0)
             destination.segment_limit = min(destination.segment_limit, segment - 1)
         else:
-            self._counter.refuse(not_sent(code, destination), len(offsets))
+            refuse_not_sent(self._counter, code, destination, len(offsets))
             return
         self._send_singly(arena, run, offsets, destination)
 

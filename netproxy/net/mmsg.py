@@ -29,7 +29,7 @@ from netproxy.net.datagram import (
     SOL_UDP,
     UDP_SEGMENT,
     PinnedHeader,
-    not_sent,
+    refuse_not_sent,
     span,
 )
 from netproxy.net.datagram_socket import BatchSocket
@@ -286,7 +286,7 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
         )
         failed = _sendmsg(self._fd, arena.out_at, socket.MSG_DONTWAIT) < 0
         if failed and (code := self._retry(arena)):
-            self._counter.refuse(not_sent(code, destination))
+            refuse_not_sent(self._counter, code, destination)
 
     def _retry(self, arena: MmsgArena) -> int:
         """Try a failed send again; return 0 or the errno.  Each pending ICMP error fails one."""

@@ -372,6 +372,30 @@ def test_steps_of_a_udp_session_are_told_at_level_debug() -> None:
         ]
 
 
+def test_step_of_the_first_reply_is_told_once_and_for_no_filtered_source() -> None:
+    config = "listeners: [{listen: '127.0.0.1:0', udp: {filtering: address-and-port-dependent}}]"
+    with running(config) as relay, UdpPort() as target, UdpPort() as other, UdpPort() as stranger:
+        relay.log.tracing = True
+        with (
+            associate(relay.port) as control,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            client.settimeout(SECONDS)
+            bound = read_exactly(control, 10)
+            to = (LOCALHOST, int.from_bytes(bound[8:], "big"))
+            for filtered, port in enumerate((target, other), start=1):
+                header = b"\0\0\0\1\x7f\0\0\1" + port.address.port.to_bytes(2, "big")
+                client.sendto(header + b"x", to)
+                source = port.expect(b"x")
+                stranger.send(b"z", source)
+                eventually(lambda: relay.count("drops", "filtered") == filtered)
+                port.send(b"y", source)
+                assert client.recv(100) == header + b"y"
+        eventually(lambda: "ended" in steps(relay))
+        (first,) = [line for line in relay.log.lines if 'step="first reply"' in line]
+        assert f"source={target.address}" in first
+
+
 def test_nothing_is_told_below_level_debug() -> None:
     with running(OPEN) as relay, socket.create_server((LOCALHOST, 0)) as target:
         assert by_socks5(relay, LOCALHOST, target.getsockname()[1]) == "open"
