@@ -388,7 +388,7 @@ def test_step_of_the_first_reply_is_told_once_and_for_no_filtered_source() -> No
                 client.sendto(header + b"x", to)
                 source = port.expect(b"x")
                 stranger.send(b"z", source)
-                eventually(lambda: relay.count("drops", "filtered") == filtered)
+                eventually(lambda: relay.count("drops", "filtered") == filtered)  # noqa: B023
                 port.send(b"y", source)
                 assert client.recv(100) == header + b"y"
         eventually(lambda: "ended" in steps(relay))
