@@ -191,11 +191,11 @@ class Runtime:
         self._health.checks = checks
 
     def stop(self) -> None:
-        """Stop the janitor and all pools but the connections'; after the listeners."""
+        """Stop the janitor and the pools except that of connections; after the listeners."""
         self.janitor.stop()
-        for name, pool in self.pools.items():
-            if name != "connection":
-                pool.stop(STOP_SECONDS)
+        pools = self._dials, self._udp_dials, self._names, self._lookups, self._queries
+        for pool in (*pools, self._checks):
+            pool.stop(STOP_SECONDS)
         self.activated.close()
         self._routes.close()
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
 from netproxy.interfaces.fairness import client_key
-from netproxy.observe.records import INFO, WARNING, Fields
+from netproxy.observe.records import INFO, WARNING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Refusal
+    from netproxy.observe.records import Fields, RecordLog
 
 RECORDS, WINDOW_SECONDS = 5, 60.0
 """Records of a client and a counter in so many seconds: enough to see what it tries."""
@@ -36,13 +37,6 @@ OTHERS = "others"
 """Stands for the clients without a window, and for those that a report does not name."""
 # What is refused before anything was asked for is worth a warning: somebody cannot connect.
 _LEVELS = {"connections_refused": WARNING, "tunnel_handshakes": WARNING}
-
-
-class RecordLog(Protocol):
-    """What writes the records."""
-
-    def record(self, level: int, fields: Fields) -> None:
-        """Write a record, unless the level of the log hides it."""
 
 
 class _Key(NamedTuple):

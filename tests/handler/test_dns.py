@@ -114,6 +114,7 @@ class Rig(BatchRig):
             submit or self._submit,
             self.datagrams.arenas(),
             self.counts,
+            "main",
         )
         return self.handler
 
