@@ -99,6 +99,12 @@ class Counter(Protocol):
         """
 
 
+def refuse_dropped(counter: Counter, reason: str, amount: int = 1) -> None:
+    """Count and record dropped datagrams of which only the socket is known, not their client."""
+    if not counter.refuse_unrecorded("drops", reason, "", amount):
+        counter.refuse(dropped(reason), amount)
+
+
 class Expirable(Protocol):
     """A table that the janitor looks through once a second."""
 

@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Generic, Sequence, TypeAlias, TypeVar
 
 from netproxy.interfaces.datagrams import Batch, Run, Span
-from netproxy.interfaces.services import dropped
+from netproxy.interfaces.services import refuse_dropped
 from netproxy.net import datagram
 from netproxy.net.address import from_sockaddr, to_sockaddr
 from netproxy.net.datagram import (
@@ -147,7 +147,7 @@ class BatchSocket(Generic[A, D]):
                 # The socket was shut down.
                 break
             if flags & socket.MSG_TRUNC:
-                self._counter.refuse(dropped("truncated"))
+                refuse_dropped(self._counter, "truncated")
                 continue
             if not messages and plain:
                 spans.append((place, length, length, peer))
@@ -275,7 +275,7 @@ class BatchSocket(Generic[A, D]):
         total = datagram.dropped_by_kernel(self.socket)
         if total is not None and total != self._overflow:
             amount = (total - self._overflow) % (1 << 32)
-            self._counter.refuse(dropped("receive buffer full"), amount)
+            refuse_dropped(self._counter, "receive buffer full", amount)
             self._overflow = total
 
     def shutdown(self) -> None:
