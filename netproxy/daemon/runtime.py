@@ -48,7 +48,7 @@ RESERVED_DESCRIPTORS, DESCRIPTORS_PER_CONNECTION = 64, 3
 # Each pool: its most threads, and how many tasks may wait.
 # Dials of UDP sessions: the queue takes as many new clients at once as there may be sessions.
 UDP_DIAL_THREADS, UDP_DIAL_QUEUE = 128, 4096
-# Dials of the daemon's own: work connections, and associations at upstreams that are lost.
+# Dials of the daemon itself: work connections, and associations to be reopened.
 DIAL_THREADS, DIAL_QUEUE = 64, 4096
 # Queries of dns listeners.  A pool of its own: what strangers ask must not hold up our lookups.
 # One client alone has half of its threads, as of every pool that clients share (fair_queue).
@@ -104,7 +104,7 @@ class Runtime:
     def __init__(self, log: Log) -> None:
         self.log = log
         self._refusals = RefusalLog(log)
-        self.counters = Counters(self._refusals.note)
+        self.counters = Counters(self._refusals.note, self._refusals.leaves_out)
         log.counter = self.counters
         self.back_off = BackOff(LOGIN_SECONDS)
         self.flows = Flows(log.finished)
@@ -191,11 +191,11 @@ class Runtime:
         self._health.checks = checks
 
     def stop(self) -> None:
-        """Stop the janitor and all pools but the connections'; after the listeners."""
+        """Stop the janitor and the pools except that of connections; after the listeners."""
         self.janitor.stop()
-        for name, pool in self.pools.items():
-            if name != "connection":
-                pool.stop(STOP_SECONDS)
+        pools = self._dials, self._udp_dials, self._names, self._lookups, self._queries
+        for pool in (*pools, self._checks):
+            pool.stop(STOP_SECONDS)
         self.activated.close()
         self._routes.close()
 

@@ -122,7 +122,7 @@ class ProxyCredentials:
 
     def __init__(self, user: str, password: str) -> None:
         """Without a `user` there are none."""
-        self.login = digest.Login(user, password)
+        self.login = digest.Credentials(user, password)
         # The nonce that the proxy has accepted last; None while it takes Basic.  Replaced as a
         # whole.
         self.nonce: _Nonce | None = None
@@ -146,7 +146,7 @@ class _Nonce:
         # next() is atomic: a nonce must not have the same count twice.
         self._counts = itertools.count(1)
 
-    def answer(self, login: digest.Login, request: tuple[bytes, bytes]) -> bytes:
+    def answer(self, login: digest.Credentials, request: tuple[bytes, bytes]) -> bytes:
         count = next(self._counts)
         return digest.encode_credentials(self._challenge, login, request, count, self._client_nonce)
 

@@ -18,7 +18,7 @@ from netproxy.errors import DialError, ProtocolError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, pack_ip
 from netproxy.interfaces.datagrams import Batch
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.services import dropped
+from netproxy.interfaces.services import refuse_dropped
 from netproxy.net.address import SourceAddresses, from_sockaddr
 from netproxy.net.datagram import PinnedHeader
 from netproxy.protocol import socks5
@@ -132,7 +132,7 @@ class Socks5PacketConn:
         """Send a run to the relay, as PacketConn.send.  Sets the run's header."""
         relay = self._relay
         if relay is None:
-            self._dependencies.counter.refuse(dropped("association lost"), len(run.offsets))
+            refuse_dropped(self._dependencies.counter, "association lost", len(run.offsets))
             if time.monotonic() >= self._retry_at:
                 self._reopen_soon()
             return
@@ -145,7 +145,7 @@ class Socks5PacketConn:
         for span in self._via.receive(arena).spans:
             offsets, length, last, peer = span
             if self._relay_host and self._via.source(peer).host != self._relay_host:
-                self._dependencies.counter.refuse(dropped("unknown sender"), len(offsets))
+                refuse_dropped(self._dependencies.counter, "unknown sender", len(offsets))
             elif len(offsets) == 1 or (
                 isinstance(offsets, range) and socks5.common_header(arena.memory, offsets, last)
             ):
@@ -179,16 +179,16 @@ class Socks5PacketConn:
         memory, start = arena.memory, offsets[0]
         skip = socks5.header_length(memory, start) if last >= socks5.HEADER_SHORTEST else 0
         if not skip or skip > last:
-            self._dependencies.counter.refuse(dropped("malformed"), len(offsets))
+            refuse_dropped(self._dependencies.counter, "malformed", len(offsets))
             return
         if memory[start + socks5.FRAG_AT]:
-            self._dependencies.counter.refuse(dropped("fragment"), len(offsets))
+            refuse_dropped(self._dependencies.counter, "fragment", len(offsets))
             return
         source = bytes(memory[start + socks5.ATYP_AT : start + skip])
         try:
             self._sources.learn(source, spans)
         except ProtocolError:
-            self._dependencies.counter.refuse(dropped("malformed"), len(offsets))
+            refuse_dropped(self._dependencies.counter, "malformed", len(offsets))
             return
         if len(offsets) == 1:
             spans.append(((start + skip,), length - skip, length - skip, source))

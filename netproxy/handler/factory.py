@@ -58,8 +58,8 @@ class HandlerDependencies(NamedTuple):
     counter: Counter
     observer: Observer
     log: Log
-    back_off: BackOff | None = None
-    """Delays refused logins; None delays none."""
+    back_off: BackOff
+    """Delays refused logins."""
     dns: DnsDependencies | None = None
     bridge: Handler | None = None
     """The handler for agents of tunnels."""
@@ -112,6 +112,22 @@ def make_tls_handshake(config: TlsConfig) -> TlsHandshake:
     return partial(tls.accept, context=context)
 
 
+class _FailedLogins:
+    """Records the failed logins of one listener.  A LoginObserver."""
+
+    def __init__(self, listener: str, counter: Counter, log: Log) -> None:
+        self._listener, self._counter, self._log = listener, counter, log
+
+    def refused(self, client: str, user: str) -> None:
+        """Write the record of a login with a wrong user name or password."""
+        self._log.auth_failed(client, user, self._listener)
+
+    def unavailable(self, client: str, user: str, why: str) -> None:
+        """Count and record a login that could not be checked."""
+        refusal = Refusal("authentication", "unavailable", self._listener, client, "", why)
+        self._counter.refuse(refusal._replace(user=user))
+
+
 class _ListenerParts:
     """The parts that the handlers of one listener share.  One method for each protocol."""
 
@@ -122,7 +138,8 @@ class _ListenerParts:
         self._dependencies = dependencies
         self._state = state
         timeouts, counter = dependencies.timeouts, dependencies.counter
-        self._login = Login(dependencies.users, config.auth, self, dependencies.back_off)
+        failed = _FailedLogins(config.name, counter, dependencies.log)
+        self._login = Login(dependencies.users, config.auth, failed, dependencies.back_off)
         announcements = [
             Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce
@@ -198,9 +215,8 @@ class _ListenerParts:
 
     def dns(self) -> ListenerHandler:
         """Make the handler of DNS queries."""
-        from netproxy.handler.dns.handler import (
-            DnsHandler,
-        )  # late: few daemons have such a listener
+        # Imported late: few daemons have such a listener.
+        from netproxy.handler.dns.handler import DnsHandler
 
         dns = self._dependencies.dns
         assert dns is not None  # config.read has seen to it
@@ -219,15 +235,6 @@ class _ListenerParts:
     def _target(self) -> Address:
         assert self._config.target is not None  # config.read has seen to it
         return self._config.target
-
-    def refused(self, client: str, user: str) -> None:
-        """Write the record of a login with a wrong user name or password (LoginObserver)."""
-        self._dependencies.log.auth_failed(client, user, self._config.name)
-
-    def unavailable(self, client: str, user: str, why: str) -> None:
-        """Count and record a login that could not be checked (LoginObserver)."""
-        refusal = Refusal("authentication", "unavailable", self._config.name, client, "", why)
-        self._dependencies.counter.refuse(refusal._replace(user=user))
 
     def _socks_handlers(self) -> dict[ClientProtocol, Handler]:
         name, outbound, binder = self._config.name, self._outbound, self._binder

@@ -100,7 +100,9 @@ class UdpForward:
         endpoint = from_sockaddr(local.peer(peer))
         flow = Flow("udp", endpoint, self._target, self._listener, "")
         if self._clients is not None and endpoint.host not in self._clients:
-            self._counter.refuse(flow.refusal("drops", "client not allowed", "clients"), count)
+            reason, counter = "client not allowed", self._counter
+            if not counter.refuse_unrecorded("drops", reason, endpoint.host, count):
+                counter.refuse(flow.refusal("drops", reason, "clients"), count)
             return None
         client = self._table.clients.get(peer)
         if client is None:

@@ -7,6 +7,7 @@ answers come in order and each is routed for itself.
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Sequence
@@ -38,6 +39,11 @@ CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 WANTS_LOGIN = "this proxy wants a user name and a password"
 # Our name in Proxy-Status (RFC 9209).
 PROXY_NAME = "netproxy"
+# A request target up to its authority.  Group 1: host and port, without name and password.
+_AUTHORITY = re.compile(
+    rb"(?:[A-Za-z][A-Za-z0-9+.-]*://)?(?:[^/?#]*@)?"
+    rb"((?:\[[^]@/?#]*]|[^:@/?#]*)(?::[0-9]*)?)(?=[/?#]|\Z)"
+)
 _CHALLENGE = (b"Proxy-Authenticate", b'Basic realm="netproxy", charset="UTF-8"')
 
 
@@ -92,14 +98,12 @@ class HttpHandler:
     def _refuse(
         self, connection: _HttpConnection, client: Address, error: http1.HttpError
     ) -> bytes:
-        """Return the response to a refused request; count and record it."""
+        """Return the response to a refused request; count and record it if nobody has yet."""
         challenge = [_CHALLENGE] if error.status == 407 else []
         counter, reason = "requests_refused", http1.PHRASES[error.status].lower()
         if not isinstance(error, RecordedError):
             asked, host, decided = connection.asked(), client.host, str(error)
             self._counter.refuse(Refusal(counter, reason, self._listener, host, asked, decided))
-        elif error.status != 407:
-            self._counter.count(counter, reason)
         return connection.encode_error(error.status, str(error), challenge)
 
     def _serve(self, connection: _HttpConnection, client: Address) -> Handshake:
@@ -178,9 +182,15 @@ class _HttpConnection:
         return http1.encode_error(status, message, extra, is_head)
 
     def asked(self) -> str:
-        """Return method and target of the request, for its record."""
-        parts = self.request[:2] if self.request is not None else ()
-        return b" ".join(parts).decode("ascii", "backslashreplace")
+        """Return method and authority of the request, for its record.
+
+        Secrets may be in the rest: a password before the host, a token in the path or query.
+        """
+        if self.request is None:
+            return ""
+        found = _AUTHORITY.match(self.request.target)
+        asked = b"%s %s" % (self.request.method, found[1] if found is not None else b"")
+        return asked.decode("ascii", "backslashreplace").rstrip()
 
     def close_kept(self) -> None:
         if self.kept is not None:

@@ -208,6 +208,8 @@ class Socks5UdpRelay:
     def _drop(self, reason: str, peer: Hashable, local: DatagramSocket, count: int) -> None:
         """Count and record datagrams that have no entry."""
         client = from_sockaddr(local.peer(peer)).host
+        if self._counter.refuse_unrecorded("drops", reason, client, count):
+            return
         decided = _DECIDED[reason]
         refusal = Refusal("drops", reason, self._listener, client, "", decided, "udp")
         self._counter.refuse(refusal, count)

@@ -72,7 +72,7 @@ class SpsHandler:
         handlers: Mapping[ClientProtocol, Handler],
         packets: PacketHandler | None,
         counter: Counter,
-        listener: str = "",
+        listener: str,
     ) -> None:
         """Serve `handlers` of `listener`.  `packets` handles datagrams; None without UDP."""
         self._handlers = dict(handlers)
@@ -112,7 +112,7 @@ class Gate:
         clients: HostSet | None,
         tls: TlsHandshake | None,
         counter: Counter,
-        listener: str = "",
+        listener: str,
     ) -> None:
         """`proxies` send a PROXY header; the client that it names must be among `clients`.
 

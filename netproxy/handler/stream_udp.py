@@ -12,7 +12,7 @@ import select
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Hashable
 
-from netproxy.errors import DialError, NetProxyError, ProtocolError, Reason
+from netproxy.errors import DialError, EndOfStream, ProtocolError, Reason
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.interfaces.flows import Record
@@ -59,11 +59,8 @@ class StreamUdpRelay:
         idle: float,
     ) -> None:
         """`idle` is the seconds that a stream may be silent."""
-        self.router = router
-        self.table = table
-        self.arenas = arenas
-        self.counter = counter
-        self.observer, self.idle = observer, idle
+        self.router, self.table, self.arenas = router, table, arenas
+        self.counter, self.observer, self.idle = counter, observer, idle
         self.permission: Permission | None = None  # asked for each new target; None in a tunnel
 
     def connect_udp(self, stream: Stream, request: http1.HttpRequest, flow: Flow) -> Wait | None:
@@ -76,21 +73,28 @@ class StreamUdpRelay:
         return self.serve_one(stream, flow, Capsules(target), connect_udp.encode_accept())
 
     def uot(self, stream: Stream, flow: Flow, reply: bytes) -> Wait | None:
-        """Accept a connection to the name of UoT with `reply` and serve its datagrams."""
+        """Accept a connection to the name of UoT with `reply` and serve its datagrams.
+
+        Raises EndOfStream or StreamError if the client leaves.
+        """
+        stream.write(reply)
+        request = uot.UotRequest(False, UNSPECIFIED_ADDRESS)
         try:
-            stream.write(reply)
-            if flow.target.host == uot.MAGIC_V1:
-                request = uot.UotRequest(False, UNSPECIFIED_ADDRESS)
-            else:
+            if flow.target.host != uot.MAGIC_V1:
                 request = complete(uot.read_request(stream))
-            if not request.connected:
-                return self.serve_all(stream, flow, uot.Frames(), uot.encode_address)
-            flow = flow._replace(network="udp", target=request.target)
-            return self.serve_one(stream, flow, uot.Frames(request.target), b"")
-        except NetProxyError as error:
+        except EndOfStream:
+            raise
+        except ProtocolError as error:
+            self.counter.refuse(flow.refusal("connections_refused", "no UoT request", error))
             # The stream is open, and UoT has no message for an error: a reset says it.
-            if not isinstance(error, DialError):  # which has been counted and recorded
-                self.counter.refuse(flow.refusal("connections_refused", "no UoT request", error))
+            stream.reset()
+            return None
+        if not request.connected:
+            return self.serve_all(stream, flow, uot.Frames(), uot.encode_address)
+        flow = flow._replace(network="udp", target=request.target)
+        try:
+            return self.serve_one(stream, flow, uot.Frames(request.target), b"")
+        except DialError:  # counted and recorded
             stream.reset()
             return None
 
@@ -173,8 +177,7 @@ class UotStream:
     """What a client gets for a connection to the name of UoT: a stream of datagrams."""
 
     def __init__(self, relay: StreamUdpRelay, flow: Flow) -> None:
-        self._relay = relay
-        self._flow = flow
+        self._relay, self._flow = relay, flow
 
     def bound(self) -> Address:
         """Return the address for the reply: there is no socket yet that has one."""
@@ -205,9 +208,7 @@ class _Service:
         wrap: Callable[[Address], bytes],
     ) -> None:
         """Take the socket out of the stream.  Raises StreamError."""
-        self._relay = relay
-        self._flow = flow
-        self._framing = framing
+        self._relay, self._flow, self._framing = relay, flow, framing
         self._watched = stream.socket
         self._socket = FramedSocket(stream, framing, relay.counter)
         self._client = Client(self._socket, flow.client, self._socket, wrap, self._socket)
@@ -264,8 +265,7 @@ class _Service:
 
     def _forward(self, batch: Batch) -> None:
         arena, spans = batch
-        table = self._relay.table
-        entries = table.entries
+        table, entries = self._relay.table, self._relay.table.entries
         runs: Runs[Entry] = Runs(partial(table.forward, arena))
         for offsets, length, last, address in spans:
             entry = self._entry

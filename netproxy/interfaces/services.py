@@ -59,7 +59,7 @@ class Refusal(NamedTuple):
     reason: str
     """The counter's reason: one of a few words, nothing that a client has chosen."""
     listener: str = ""
-    """The listener's name; "" if it is not known, as all that follows."""
+    """The listener's name, "" if unknown.  The fields below are also empty if unknown."""
     client: str = ""
     """The client's host."""
     asked: object = ""
@@ -90,6 +90,19 @@ class Counter(Protocol):
 
     def refuse(self, refusal: Refusal, amount: int = 1) -> None:
         """Count `amount` refusals, and write their record."""
+
+    def refuse_unrecorded(self, name: str, reason: str, client: str, amount: int) -> bool:
+        """Count `amount` refusals of a client's host if they get no record now.
+
+        Return False if they may get one: call refuse() then.  A flood of datagrams thus pays
+        for no Refusal.
+        """
+
+
+def refuse_dropped(counter: Counter, reason: str, amount: int = 1) -> None:
+    """Count and record dropped datagrams of which only the socket is known, not their client."""
+    if not counter.refuse_unrecorded("drops", reason, "", amount):
+        counter.refuse(dropped(reason), amount)
 
 
 class Expirable(Protocol):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Counter, Log
 
 
-class Accepted(Protocol):
+class RecordedConnection(Protocol):
     """A connection, as far as its records need it."""
 
     client: Address
@@ -26,7 +26,9 @@ class Accepted(Protocol):
         """Return the name of the listener that accepted it."""
 
 
-def note_fault(connection: Accepted, error: Exception, counter: Counter, log: Log) -> None:
+def note_fault(
+    connection: RecordedConnection, error: Exception, counter: Counter, log: Log
+) -> None:
     """Count and record a fault that has ended a connection; it is being handled."""
     if isinstance(error, DeadlineError):
         refuse(connection, ("connections", "timed out"), counter, str(error))
@@ -41,7 +43,9 @@ def note_fault(connection: Accepted, error: Exception, counter: Counter, log: Lo
         log.exception(f"serving {connection.client}")
 
 
-def refuse(connection: Accepted, key: tuple[str, str], counter: Counter, decided: str = "") -> None:
+def refuse(
+    connection: RecordedConnection, key: tuple[str, str], counter: Counter, decided: str = ""
+) -> None:
     """Count and record a connection that is refused; `key`: name and reason of its counter."""
     listener, client = connection.listener_name(), connection.client.host
     decided = decided or DECIDED_BY.get(key[1], "")

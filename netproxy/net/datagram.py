@@ -21,7 +21,7 @@ from netproxy.net.address import from_sockaddr
 
 if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import SocketAddress
-    from netproxy.interfaces.services import Refusal
+    from netproxy.interfaces.services import Counter
 
 # Linux constants that the socket module of Python 3.10 and 3.11 does not name
 SOL_UDP, UDP_SEGMENT, UDP_GRO = 17, 103, 104
@@ -222,10 +222,14 @@ def drop_reason(code: int | None) -> str:
     return _DROPS.get(code or 0, "other")
 
 
-def not_sent(code: int | None, destination: Destination | None) -> Refusal:
-    """Return the refusal of datagrams that the kernel did not take, with an errno."""
-    asked = from_sockaddr(destination.sockaddr) if destination is not None else ""
-    return dropped(drop_reason(code), asked, errno.errorcode.get(code or 0, ""))
+def refuse_not_sent(
+    counter: Counter, code: int | None, destination: Destination | None, amount: int = 1
+) -> None:
+    """Count and record `amount` datagrams that the kernel did not take, with an errno."""
+    reason = drop_reason(code)
+    if not counter.refuse_unrecorded("drops", reason, "", amount):
+        asked = from_sockaddr(destination.sockaddr) if destination is not None else ""
+        counter.refuse(dropped(reason, asked, errno.errorcode.get(code or 0, "")), amount)
 
 
 def enable(sock: socket.socket, level: int, option: int, value: int) -> bool:

@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Generic, Sequence, TypeAlias, TypeVar
 
 from netproxy.interfaces.datagrams import Batch, Run, Span
-from netproxy.interfaces.services import dropped
+from netproxy.interfaces.services import refuse_dropped
 from netproxy.net import datagram
 from netproxy.net.address import from_sockaddr, to_sockaddr
 from netproxy.net.datagram import (
@@ -29,7 +29,7 @@ from netproxy.net.datagram import (
     Arena,
     Destination,
     drop_reason,
-    not_sent,
+    refuse_not_sent,
     read_control,
     span,
 )
@@ -147,7 +147,7 @@ class BatchSocket(Generic[A, D]):
                 # The socket was shut down.
                 break
             if flags & socket.MSG_TRUNC:
-                self._counter.refuse(dropped("truncated"))
+                refuse_dropped(self._counter, "truncated")
                 continue
             if not messages and plain:
                 spans.append((place, length, length, peer))
@@ -229,7 +229,7 @@ class BatchSocket(Generic[A, D]):
             parts = (run.header.data, payload) if run.header else (payload,)
             code = self._send_message(parts, destination.control, destination.sockaddr)
             if code:
-                self._counter.refuse(not_sent(code, destination))
+                refuse_not_sent(self._counter, code, destination)
 
     def _send_message(
         self,
@@ -261,7 +261,7 @@ class BatchSocket(Generic[A, D]):
             segment = run.length + (len(run.header.data) if run.header else 0)
             destination.segment_limit = min(destination.segment_limit, segment - 1)
         else:
-            self._counter.refuse(not_sent(code, destination), len(offsets))
+            refuse_not_sent(self._counter, code, destination, len(offsets))
             return
         self._send_singly(arena, run, offsets, destination)
 
@@ -275,7 +275,7 @@ class BatchSocket(Generic[A, D]):
         total = datagram.dropped_by_kernel(self.socket)
         if total is not None and total != self._overflow:
             amount = (total - self._overflow) % (1 << 32)
-            self._counter.refuse(dropped("receive buffer full"), amount)
+            refuse_dropped(self._counter, "receive buffer full", amount)
             self._overflow = total
 
     def shutdown(self) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Callable, Hashable, Protocol
 
 from netproxy.errors import DialError, ProtocolError, Reason, StreamError
 from netproxy.interfaces.datagrams import Batch, Run, Span
-from netproxy.interfaces.services import dropped
+from netproxy.interfaces.services import refuse_dropped
 from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.net.address import SourceAddresses
 
@@ -130,11 +130,11 @@ class FramedStream:
             rest = self._find_frames(arena, filled, spans)
         except ProtocolError:
             # Where the next frame begins is unknown.
-            self._counter.refuse(dropped("malformed"))
+            refuse_dropped(self._counter, "malformed")
             self.ended, rest = True, filled
         self._unread = bytes(arena.view[rest:filled])
         if self.ended and (self._unread or self._skip):
-            self._counter.refuse(dropped("cut off"))
+            refuse_dropped(self._counter, "cut off")
         return Batch(arena, [] if self.closed else spans)
 
     def _find_frames(self, arena: Arena, filled: int, spans: list[Span]) -> int:
@@ -170,7 +170,7 @@ class FramedStream:
         """
         view, length, offsets = arena.view, run.length, run.offsets
         if len(before) + length > self._framing.payload_limit:
-            self._counter.refuse(dropped("too big"), len(offsets))
+            refuse_dropped(self._counter, "too big", len(offsets))
             return
         prefix = self._framing.prefix(address, len(before) + length) + before
         parts: list[bytes | memoryview] = [prefix] * (2 * len(offsets))
@@ -181,19 +181,19 @@ class FramedStream:
         data, frame = b"".join(parts), len(prefix) + length
         with self._lock:
             if self.closed:
-                self._counter.refuse(dropped("closed"), len(offsets))
+                refuse_dropped(self._counter, "closed", len(offsets))
                 return
             was_empty = not self._queue
             sent = self._write(data) if was_empty else 0
             if self.failed:
-                self._counter.refuse(dropped("stream failed"), len(offsets))
+                refuse_dropped(self._counter, "stream failed", len(offsets))
                 return
             # A frame that has begun must be finished; others wait as far as there is room.
             begun = -(-sent // frame)
             fitting = min(len(offsets), (sent + QUEUE_LIMIT - len(self._queue)) // frame)
             kept = max(begun, fitting)
             if kept < len(offsets):
-                self._counter.refuse(dropped("stream full"), len(offsets) - kept)
+                refuse_dropped(self._counter, "stream full", len(offsets) - kept)
             self._queue += data[sent : kept * frame]
             begins_to_wait = was_empty and bool(self._queue)
         if begins_to_wait:
@@ -314,7 +314,7 @@ class FramedConn(FramedStream):
     def send(self, arena: Arena, run: Run, destination: FramedDestination) -> None:
         """Send a run.  Never blocks, never raises; what cannot be sent is counted by reason."""
         if self.ended:
-            self._counter.refuse(dropped("upstream closed"), len(run.offsets))
+            refuse_dropped(self._counter, "upstream closed", len(run.offsets))
             return
         header = run.header.data if run.header else b""
         self._send_frames(arena, run, destination.address, header)
@@ -348,7 +348,7 @@ class FramedConn(FramedStream):
                 self._sources.learn(span[3], spans)  # type: ignore[arg-type]  # a raw address
                 spans.append(span)
             except ProtocolError:
-                self._counter.refuse(dropped("malformed"), len(span[0]))
+                refuse_dropped(self._counter, "malformed", len(span[0]))
         return Batch(arena, spans)
 
     def source(self, peer: Hashable) -> Address:

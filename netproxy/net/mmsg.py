@@ -15,7 +15,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, Sequence
 
 from netproxy.interfaces.datagrams import Batch, Run, Span
-from netproxy.interfaces.services import dropped
+from netproxy.interfaces.services import refuse_dropped
 from netproxy.net.address import pack_sockaddr, to_sockaddr, unpack_sockaddr
 from netproxy.net.datagram import (
     DATAGRAM_LIMIT,
@@ -29,7 +29,7 @@ from netproxy.net.datagram import (
     SOL_UDP,
     UDP_SEGMENT,
     PinnedHeader,
-    not_sent,
+    refuse_not_sent,
     span,
 )
 from netproxy.net.datagram_socket import BatchSocket
@@ -148,7 +148,7 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
             (start,) = place = PLACES[slot]
             if length >= DATAGRAM_LIMIT:
                 # No datagram is that long: this one was cut.
-                self._counter.refuse(dropped("truncated"))
+                refuse_dropped(self._counter, "truncated")
             elif 0 < stride < length:
                 offsets = range(start, start + length, stride)
                 spans.append((offsets, stride, start + length - offsets[-1], key))
@@ -286,7 +286,7 @@ class MmsgSocket(BatchSocket[MmsgArena, MmsgDestination]):
         )
         failed = _sendmsg(self._fd, arena.out_at, socket.MSG_DONTWAIT) < 0
         if failed and (code := self._retry(arena)):
-            self._counter.refuse(not_sent(code, destination))
+            refuse_not_sent(self._counter, code, destination)
 
     def _retry(self, arena: MmsgArena) -> int:
         """Try a failed send again; return 0 or the errno.  Each pending ICMP error fails one."""

@@ -17,9 +17,17 @@ if TYPE_CHECKING:
 class Counters:
     """Totals since the start, by name and reason.  Thread: any."""
 
-    def __init__(self, note: Callable[[Refusal, int], None] | None = None) -> None:
-        """`note(refusal, amount)` writes the record of a refusal; None writes none."""
+    def __init__(
+        self,
+        note: Callable[[Refusal, int], None] | None = None,
+        leaves_out: Callable[[str, str, int], bool] | None = None,
+    ) -> None:
+        """`note(refusal, amount)` writes the record of a refusal; None writes none.
+
+        `leaves_out(name, client, amount)` tells before that it would write none.
+        """
         self._note = note
+        self._leaves_out = leaves_out
         # Guards _values.
         self._lock = threading.Lock()
         self._values: dict[tuple[str, str], int] = {}
@@ -35,6 +43,13 @@ class Counters:
         self.count(refusal.counter, refusal.reason, amount)
         if self._note is not None:
             self._note(refusal, amount)
+
+    def refuse_unrecorded(self, name: str, reason: str, client: str, amount: int) -> bool:
+        """Count `amount` refusals if they get no record now; return whether it did."""
+        if self._leaves_out is None or not self._leaves_out(name, client, amount):
+            return False
+        self.count(name, reason, amount)
+        return True
 
     def value(self, name: str, reason: str = "") -> int:
         """Return one total; 0 if nothing was counted."""

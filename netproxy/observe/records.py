@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
+from typing import TYPE_CHECKING, Callable, Mapping, Protocol, TypeAlias
 
 from netproxy.observe.escaping import escape
 
@@ -29,6 +29,13 @@ Fields: TypeAlias = Mapping[str, object]
 _PRIORITIES = {DEBUG: 7, INFO: 6, WARNING: 4, ERROR: 3}
 # Printable ASCII without blank and quotation mark.
 _SIMPLE = re.compile(r"[!#-~]+\Z")
+
+
+class RecordLog(Protocol):
+    """What writes the records."""
+
+    def record(self, level: int, fields: Fields) -> None:
+        """Write a record, unless the level of the log hides it."""
 
 
 class LineFormat:

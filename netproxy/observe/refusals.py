@@ -2,7 +2,8 @@
 
 A client may cause RECORDS records of one counter in a minute, and all clients together
 RECORDS_PER_SECOND a second.  What is beyond that is only counted; its number is in a record
-that follows later.  Thread: any; nothing here waits.
+that follows later.  leaves_out() tells so before a refusal is made: a flood must not pay for
+records that nobody gets.  Thread: any; nothing here waits.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
 from netproxy.interfaces.fairness import client_key
-from netproxy.observe.records import INFO, WARNING, Fields
+from netproxy.observe.records import INFO, WARNING
 
 if TYPE_CHECKING:
     from netproxy.interfaces.services import Refusal
+    from netproxy.observe.records import Fields, RecordLog
 
 RECORDS, WINDOW_SECONDS = 5, 60.0
 """Records of a client and a counter in so many seconds: enough to see what it tries."""
 RECORDS_PER_SECOND = 10
-"""Records of all clients and a counter: datagrams have forged senders, each of them a client."""
+"""Records of all clients and a counter: datagrams have forged senders, each of them a client.
+
+Also how many clients a report of one counter names.
+"""
 WINDOWS_LIMIT = 1024
 """Windows to remember, 200 bytes each."""
 TEXT_LIMIT = 200
@@ -29,16 +34,9 @@ TEXT_LIMIT = 200
 MESSAGE = "refused"
 SUPPRESSED = "refusals without a record"
 OTHERS = "others"
-"""Stands for the clients whose windows had to be forgotten."""
+"""Stands for the clients without a window, and for those that a report does not name."""
 # What is refused before anything was asked for is worth a warning: somebody cannot connect.
 _LEVELS = {"connections_refused": WARNING, "tunnel_handshakes": WARNING}
-
-
-class RecordLog(Protocol):
-    """What writes the records."""
-
-    def record(self, level: int, fields: Fields) -> None:
-        """Write a record, unless the level of the log hides it."""
 
 
 class _Key(NamedTuple):
@@ -47,7 +45,7 @@ class _Key(NamedTuple):
 
 
 class _Window:
-    """The refusals of one key in one minute."""
+    """The refusals of one key in one minute, or those of a counter that have no other window."""
 
     __slots__ = ("began", "left", "suppressed")
 
@@ -68,61 +66,115 @@ class RefusalLog:
         self._lock = threading.Lock()
         # The oldest first.
         self._windows: dict[_Key, _Window] = {}
-        # The refusals without a record of windows that had to be forgotten, by counter.
-        self._forgotten: dict[str, int] = {}
+        # Windows of which no record may be written, by counter and host: a client that is an IPv6
+        # network has several hosts.  Read without the lock.
+        self._silent: dict[tuple[str, str], _Window] = {}
+        # The refusals without a record that no other window has, by counter.
+        self._others: dict[str, _Window] = {}
         # By counter: the current second (monotonic), and how many records there were in it.
+        # Read without the lock.
         self._seconds: dict[str, tuple[float, int]] = {}
 
     def note(self, refusal: Refusal, amount: int) -> None:
         """Write the record of `amount` refusals, or count them as left out."""
-        key = _Key(client_key(refusal.client), refusal.counter)
-        if self._admits(key, amount, time.monotonic()):
+        if self._admits(refusal, amount, time.monotonic()):
             self._log.record(_LEVELS.get(refusal.counter, INFO), _fields(refusal, amount))
+
+    def leaves_out(self, counter: str, host: str, amount: int) -> bool:
+        """Return whether `amount` refusals of a client get no record now; they count as left out.
+
+        False if that is not certain: note() decides then.
+        """
+        now, window = time.monotonic(), self._silent.get((counter, host))
+        if window is None or window.left:
+            second, count = self._seconds.get(counter, (now, 0))
+            if count < RECORDS_PER_SECOND or now - second >= 1.0:
+                return False
+            with self._lock:
+                self._add_to_others(counter, amount, now)
+            return True
+        with self._lock:
+            if window.left:
+                # It has ended meanwhile.
+                return False
+            window.suppressed += amount
+        return True
 
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
         """Forget the windows that have ended; return calls that report what they left out."""
-        if not self._windows:
+        if not self._windows and not self._others:
             return ()
+        left_out: dict[str, list[tuple[int, str]]] = {}
+        others: dict[str, int] = {}
         with self._lock:
-            ended = {
-                key: window
-                for key, window in self._windows.items()
-                if now - window.began >= WINDOW_SECONDS
-            }
-            for key in ended:
-                del self._windows[key]
-            forgotten, self._forgotten = self._forgotten, {}
-        left_out = {key: window.suppressed for key, window in ended.items()}
-        left_out.update((_Key(OTHERS, name), amount) for name, amount in forgotten.items())
-        return [partial(self._report, key, amount) for key, amount in left_out.items() if amount]
+            for key in [key for key, window in self._windows.items() if _has_ended(window, now)]:
+                suppressed = self._end(key)
+                if suppressed:
+                    left_out.setdefault(key.counter, []).append((suppressed, key.client))
+            for name in [name for name, window in self._others.items() if _has_ended(window, now)]:
+                others[name] = self._others.pop(name).suppressed
+            self._silent = {at: window for at, window in self._silent.items() if not window.left}
+        reports: list[Callable[[], None]] = []
+        for counter, clients in left_out.items():
+            clients.sort(reverse=True)
+            for amount, client in clients[:RECORDS_PER_SECOND]:
+                reports.append(partial(self._report, _Key(client, counter), amount))
+            if rest := sum(amount for amount, _ in clients[RECORDS_PER_SECOND:]):
+                others[counter] = others.get(counter, 0) + rest
+        for counter, amount in others.items():
+            reports.append(partial(self._report, _Key(OTHERS, counter), amount))
+        return reports
 
-    def _admits(self, key: _Key, amount: int, now: float) -> bool:
+    def _admits(self, refusal: Refusal, amount: int, now: float) -> bool:
         """Return whether a record may be written; count it as left out if not."""
+        counter, host = refusal.counter, refusal.client
+        key = _Key(client_key(host), counter)
         with self._lock:
             window = self._windows.get(key)
             if window is None:
                 window = self._windows[key] = self._make_window(now)
-            second, count = self._seconds.get(key.counter, (0.0, 0))
+            second, count = self._seconds.get(counter, (0.0, 0))
             if now - second >= 1.0:
                 second, count = now, 0
-            if not window.left or count >= RECORDS_PER_SECOND:
-                window.suppressed += amount
-                return False
-            window.left -= 1
-            self._seconds[key.counter] = second, count + 1
-        return True
+            if not window.left:
+                if len(self._silent) < WINDOWS_LIMIT:
+                    self._silent[counter, host] = window
+            elif count < RECORDS_PER_SECOND:
+                window.left -= 1
+                self._seconds[counter] = second, count + 1
+                return True
+            window.suppressed += amount
+            return False
 
     def _make_window(self, now: float) -> _Window:
         """Return a new window; forget the oldest one if there are too many."""
         if len(self._windows) >= WINDOWS_LIMIT:
             key = next(iter(self._windows))
-            amount = self._windows.pop(key).suppressed
-            self._forgotten[key.counter] = self._forgotten.get(key.counter, 0) + amount
+            self._add_to_others(key.counter, self._end(key), now)
         return _Window(now)
+
+    def _add_to_others(self, counter: str, amount: int, now: float) -> None:
+        window = self._others.get(counter)
+        if window is None:
+            window = self._others[counter] = _Window(now)
+        window.suppressed += amount
+
+    def _end(self, key: _Key) -> int:
+        """Remove a window; return its refusals without a record.
+
+        leaves_out() may still have it, and does not use it: it is no longer silent.
+        """
+        window = self._windows.pop(key)
+        window.left = RECORDS
+        return window.suppressed
 
     def _report(self, key: _Key, amount: int) -> None:
         fields = {"msg": SUPPRESSED, "client": key.client, "counter": key.counter}
         self._log.record(INFO, {**fields, "amount": amount})
+
+
+def _has_ended(window: _Window, now: float) -> bool:
+    return now - window.began >= WINDOW_SECONDS
 
 
 def _fields(refusal: Refusal, amount: int) -> Fields:

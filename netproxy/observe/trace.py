@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from netproxy.observe.records import DEBUG
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
-    from netproxy.observe.records import Fields
-
-
-class RecordLog(Protocol):
-    """What writes the records."""
-
-    def record(self, level: int, fields: Fields) -> None:
-        """Write a record, unless the level of the log hides it."""
+    from netproxy.observe.records import RecordLog
 
 
 class LogTrace:

@@ -39,14 +39,14 @@ class Challenge(NamedTuple):
     """False for a server of RFC 2069, which knows neither counter nor client nonce."""
 
 
-class Login(NamedTuple):
+class Credentials(NamedTuple):
     """A user and a password."""
 
     user: str
     password: str
 
     def __repr__(self) -> str:
-        return "Login()"
+        return "Credentials()"
 
 
 def parse_challenges(values: Sequence[bytes]) -> list[tuple[bytes, dict[bytes, bytes]]]:
@@ -95,7 +95,11 @@ def choose_challenge(values: Sequence[bytes]) -> Challenge | None:
 # Proxy-Authorization: Digest username="alice", realm="...", nonce="...", uri="example.com:443",
 #     response="...", algorithm=SHA-256, opaque="...", qop=auth, nc=00000001, cnonce="..."
 def encode_credentials(
-    challenge: Challenge, login: Login, request: tuple[bytes, bytes], count: int, cnonce: bytes
+    challenge: Challenge,
+    login: Credentials,
+    request: tuple[bytes, bytes],
+    count: int,
+    cnonce: bytes,
 ) -> bytes:
     """Encode the credentials for a request, which is its method and its target.
 

@@ -124,7 +124,7 @@ class Associations:
                     sessions.transfer(association, successor)
             return successor
 
-    def claim(self, endpoint: Address, local: DatagramSocket, now: float = 0.0) -> Claim | None:
+    def claim(self, endpoint: Address, local: DatagramSocket, now: float) -> Claim | None:
         """Return the association of a datagram from `endpoint` on `local`, None if it has none.
 
         It is, in this order:

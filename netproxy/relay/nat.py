@@ -8,12 +8,12 @@ A session ends in two steps, on any thread: it is removed from the table, then c
 
 from __future__ import annotations
 
-import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Hashable, Iterable, NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
+from netproxy.relay.deferring_lock import DeferringLock
 from netproxy.relay.entry import Action, Entry, EntryState, Key, NatMapping
 from netproxy.relay.pending_dial import PendingDials
 from netproxy.relay.quota import SessionLimits, SessionQuota
@@ -73,7 +73,7 @@ class NatTable:
     def __init__(self, policy: NatPolicy, dependencies: NatDependencies) -> None:
         # Guards all attributes below, and every Client, Entry and NatMapping in them.
         # The listener's reader looks entries up without it, which the GIL makes safe.
-        self._lock = threading.Lock()
+        self._lock = DeferringLock()
         self._policy = policy
         self._quota = SessionQuota(policy.limits)
         self._waiting = WaitingQueues()
@@ -81,8 +81,7 @@ class NatTable:
         self.entries: dict[Key, Entry] = {}
         self.clients: dict[Hashable, Client] = {}
         """By their keys at the listener's socket."""
-        self._counter = dependencies.counter
-        self._observer = dependencies.observer
+        self._counter, self._observer = dependencies.counter, dependencies.observer
         self._log = dependencies.log
         self._pending = PendingDials(self, dependencies)
 
@@ -114,8 +113,8 @@ class NatTable:
         """
         count, now = len(run.offsets), time.monotonic()
         if entry.state is EntryState.FAILED and now < entry.retry_at:
-            # Without the lock, because a client may flood a dead target.
-            self._drop(entry, "target failed", count, entry.ended)
+            # Without the table's lock, because a client may flood a dead target.
+            self._drop(entry.flow, "target failed", count, entry.ended)
             return None
         with self._lock:
             action = entry.on_retry(now)
@@ -127,7 +126,7 @@ class NatTable:
                 dropped = count
                 reason = entry.ended if entry.state is EntryState.GONE else "upstream failed"
         if dropped:
-            self._drop(entry, reason, dropped)
+            self._drop(entry.flow, reason, dropped)
         self._pending.perform(entry, action)
         return None
 
@@ -163,8 +162,7 @@ class NatTable:
                 return self._enter_unrouted(key, client, flow, router, count)
             self._pending.check_carries_udp(route)
         except DialError as error:
-            refusal = flow.refusal("drops", error.reason.value, error.decided or str(error))
-            self._counter.refuse(refusal, count)
+            self._drop(flow, error.reason.value, count, error.decided or str(error))
             with self._lock:
                 self._keep_while_used(client, key[0])
             return None
@@ -208,13 +206,13 @@ class NatTable:
             if not self._admits(entry, count):
                 return None
             if len(client.unrouted) >= UNROUTED_LIMIT:
-                self._drop(entry, "waiting queue full", count)
+                self._drop_later(entry, "waiting queue full", count)
                 return None
             self.entries[key] = entry
             client.unrouted.add(key)
         self._pending.look_up(entry, router)
         if entry.state is EntryState.GONE:
-            self._drop(entry, entry.ended, count)
+            self._drop(flow, entry.ended, count)
             return None
         return entry
 
@@ -366,13 +364,12 @@ class NatTable:
         if evicted is not None:
             self._close(evicted.session)
         if mapping is None and count:
-            self._drop(entry, "session limit", count, self._reached(entry))
+            self._drop(entry.flow, "session limit", count, self._reached(entry))
 
-    # -- any thread, with the lock or without it
-
-    def _drop(self, entry: Entry, reason: str, count: int, decided: str = "") -> None:
-        """Count and record datagrams of an entry that are dropped."""
-        self._counter.refuse(entry.flow.refusal("drops", reason, decided), count)
+    def _drop(self, flow: Flow, reason: str, count: int, decided: str = "") -> None:
+        """Count and record datagrams that are dropped."""
+        if not self._counter.refuse_unrecorded("drops", reason, flow.client.host, count):
+            self._counter.refuse(flow.refusal("drops", reason, decided), count)
 
     def _reached(self, entry: Entry) -> str:
         """Return the limit of sessions that an entry has met."""
@@ -380,12 +377,15 @@ class NatTable:
 
     # -- under the lock
 
+    def _drop_later(self, entry: Entry, reason: str, count: int, decided: str = "") -> None:
+        self._lock.defer(partial(self._drop, entry.flow, reason, count, decided))
+
     def _admits(self, entry: Entry, count: int) -> bool:
         """Return False, and count the drops, if the entry's client has ended meanwhile."""
         if self.clients.get(entry.key[0]) is entry.client:
             return True
         if count:
-            self._drop(entry, "association ended", count)
+            self._drop_later(entry, "association ended", count)
         return False
 
     def _mapping_for(
@@ -421,7 +421,7 @@ class NatTable:
         self._counter.count("sessions_opened", "")
         if self._log.tracing:
             session.trace = self._log.trace(session.flow.listener, session.flow.client)
-            session.tell_begin()
+            self._lock.defer(session.tell_begin)
         self._observer.began(session)
         return mapping
 
@@ -443,7 +443,7 @@ class NatTable:
 
     def _drop_waiting(self, entry: Entry, reason: str, decided: str = "") -> None:
         if lost := len(self._waiting.take(entry)):
-            self._drop(entry, reason, lost, decided)
+            self._drop_later(entry, reason, lost, decided)
 
     def _remove(self, mapping: NatMapping, reason: str) -> None:
         """Event "removed" of a mapping and of its entries."""

@@ -21,7 +21,7 @@ EVICTABLE_SECONDS = 10.0
 
 _TOTAL = ("total", "")
 _KEYS = {
-    "user": "users.limits.sessions",
+    "user": "users.{user}.limits.sessions",
     "client": "udp.max_sessions_per_client",
     "total": "udp.max_sessions",
 }
@@ -58,7 +58,8 @@ class SessionQuota:
     def reached(self, client: str, user: str) -> str:
         """Return the key of the limit that a client address and a user have reached."""
         kinds = {kind for kind, _ in self._full_at(client, user)}
-        return next((key for kind, key in _KEYS.items() if kind in kinds), "")
+        key = next((key for kind, key in _KEYS.items() if kind in kinds), "")
+        return key.format(user=user)
 
     def add(self, session: Session) -> None:
         """Count a session in."""

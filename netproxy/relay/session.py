@@ -283,14 +283,18 @@ class Session:
         Returns None if it may not reply, and counts its `count` datagrams.
         """
         source = self.conn.source(peer)
-        if self.trace is not None:
-            self.trace.step("first reply", network="udp", source=source)
         if not self._may_reply(source):
-            refusal = self.flow.refusal("drops", "filtered", f"udp.filtering {self._filtering}")
-            asked = f"reply from {source}"
-            self._dependencies.counter.refuse(refusal._replace(asked=asked), count)
+            self._drop_filtered(source, count)
             return None
+        if self.trace is not None and not self._headers and not self.datagrams_received:
+            self.trace.step("first reply", network="udp", source=source)
         if len(self._headers) >= SOURCES_LIMIT:
             self._headers.clear()
         header = self._headers[peer] = PinnedHeader(self.client.wrap(source))
         return header
+
+    def _drop_filtered(self, source: Address, count: int) -> None:
+        counter, flow = self._dependencies.counter, self.flow
+        if not counter.refuse_unrecorded("drops", "filtered", flow.client.host, count):
+            refusal = flow.refusal("drops", "filtered", f"udp.filtering {self._filtering}")
+            counter.refuse(refusal._replace(asked=f"reply from {source}"), count)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 CHALLENGE_SECONDS = 2.0
 """For an agent to answer a ping when another agent asks for its name."""
 
+AGENTS = "tunnel.bridge.agents"
+"""The key that decides which agents may connect."""
+
 BRIDGE = "tunnel-bridge"
 """The listener in records of refused agents."""
 
@@ -119,7 +122,7 @@ class Bridge:
         return self._claim_name(login)
 
     def _refuse_later(self, stream: Stream, client: Address, hello: Hello) -> Wait:
-        self._note_refusal(client, hello, tunnel.NOT_PROVEN)
+        self._note_refusal(client, hello, tunnel.NOT_PROVEN, AGENTS)
         return Wait(
             ((stream.socket, select.POLLRDHUP),),
             self._back_off.next_delay(client.host, time.monotonic()),
@@ -127,26 +130,22 @@ class Bridge:
             idle=True,
         )
 
-    def _note_refusal(
-        self, client: Address, hello: Hello, reason: int, decided: str = "tunnel.bridge.agents"
-    ) -> None:
+    def _note_refusal(self, client: Address, hello: Hello, reason: int, decided: str) -> None:
         text, asked = tunnel.REFUSALS[reason], f"agent '{hello.name}'"
         refusal = Refusal("tunnel_handshakes", text, BRIDGE, client.host, asked, decided)
         self._counter.refuse(refusal)
 
-    def _refuse(
-        self, login: _AgentLogin, reason: int, decided: str = "tunnel.bridge.agents"
-    ) -> None:
+    def _refuse(self, login: _AgentLogin, reason: int, decided: str) -> None:
         self._note_refusal(login.client, login.hello, reason, decided)
         login.stream.write(tunnel.encode_refusal(reason))
 
     def _add_work(self, login: _AgentLogin) -> None:
         session = self._sessions.get(login.hello.name)
         if session is None or not tunnel.secrets_equal(login.hello.session, session.identifier):
-            self._refuse(login, tunnel.NO_SESSION)
+            self._refuse(login, tunnel.NO_SESSION, "the agent's sessions")
             return
         if not session.has_room:
-            self._refuse(login, tunnel.TOO_MANY)
+            self._refuse(login, tunnel.TOO_MANY, "the limit of idle work connections")
             return
         login.stream.write(login.welcome(session.identifier))
         login.stream.limit(None)
@@ -164,7 +163,7 @@ class Bridge:
         with self._lock:
             already_challenged, holder.challenged = holder.challenged, True
         if already_challenged:
-            self._refuse(login, tunnel.NAME_IN_USE)
+            self._refuse(login, tunnel.NAME_IN_USE, "another agent claims the name")
             return None
         asked = time.monotonic()
         holder.control.ping()
@@ -194,13 +193,16 @@ class Bridge:
     def _begin_session(self, login: _AgentLogin) -> Wait | None:
         session = self._session(login)
         if not self._sessions.add(session):
-            self._refuse(login, tunnel.NAME_IN_USE)
+            self._refuse(login, tunnel.NAME_IN_USE, "another agent claims the name")
             return None
         # Read after the session was added: a later configure() finds the session itself.
         rights = self._rights.get(session.name)
         if self._stopping or rights is None or rights.token != login.token:
             self._sessions.remove(session)
-            self._refuse(login, tunnel.NAME_IN_USE if self._stopping else tunnel.NOT_PROVEN)
+            if self._stopping:
+                self._refuse(login, tunnel.NAME_IN_USE, "the bridge stops")
+            else:
+                self._refuse(login, tunnel.NOT_PROVEN, AGENTS)
             return None
         # Only the stream's end tells of a connection for which no thread or memory is left.
         login.stream.on_close(partial(self._end, session, "the connection was lost"))

@@ -114,6 +114,7 @@ class Rig(BatchRig):
             submit or self._submit,
             self.datagrams.arenas(),
             self.counts,
+            "main",
         )
         return self.handler
 
@@ -606,6 +607,7 @@ class TestMessages:
         plain.hand_over(asked)
         assert plain.client.recv(512) == answer
         assert not plain.tasks and plain.counts.of("queries", "malformed") == 1
+        assert plain.counts.refusals[0].network == "udp"
 
     @pytest.mark.parametrize("opcode", [1, 2, 3, 4, 5, 6, 15])
     def test_other_opcode_than_query_is_not_implemented(self, plain: Rig, opcode: int) -> None:
@@ -780,6 +782,7 @@ class TestConnections:
             client.send(sent)
             client.expect_closed()
         assert plain.counts.of("drops", "malformed") == 1
+        assert plain.counts.refusals[0].network == "tcp"
 
     def test_half_a_query_ends_the_connection(self, plain: Rig) -> None:
         with Conversation(plain.handler) as client:

@@ -120,6 +120,43 @@ def test_connect_to_a_refused_port_has_one_record_and_one_count() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "target, asked",
+    [
+        (b"GET http://alice:s3cret@a.example/s3cret?token=s3cret", '"GET a.example"'),
+        (b"GET http://a.example:80?mail=s3cret@b.example", '"GET a.example:80"'),
+        (b"CONNECT bob:s3cret@a.example:443", '"CONNECT a.example:443"'),
+        (b"CONNECT a:b@s3cret@[2001:db8::1]:443", '"CONNECT [2001:db8::1]:443"'),
+        (b"CONNECT bob:s3cret", "CONNECT"),
+        (b"GET http://bob:s3c/ret@a.example/", '"GET http:"'),
+        (b"GET /s3cret", "GET"),
+        (b"OPTIONS *", '"OPTIONS *"'),
+    ],
+)
+def test_record_of_a_request_holds_no_secret_of_its_target(target: bytes, asked: str) -> None:
+    """Hazard 111."""
+    with running(PASSWORD) as relay:
+        refused = Refused(relay)
+        answer = ask(relay, target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 407")
+        refused.check("requests_refused", "proxy authentication required", f"asked={asked} ")
+        assert not [line for line in relay.log.lines if "s3c" in line]
+
+
+def test_failure_of_an_origin_is_no_refused_request() -> None:
+    """Hazard 140."""
+    config = "listeners: [{listen: '127.0.0.1:0', name: main}]"
+    with running(config) as relay, socket.create_server((LOCALHOST, 0)) as origin:
+        counts, target = refusals(relay), b"%s:%d" % (LOCALHOST.encode(), origin.getsockname()[1])
+        with socket.create_connection((LOCALHOST, relay.port), SECONDS) as client:
+            client.sendall(b"GET http://%s/ HTTP/1.1\r\nHost: %s\r\n\r\n" % (target, target))
+            with origin.accept()[0] as accepted:
+                accepted.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+                assert read_to_end(client).startswith(b"HTTP/1.1 502")
+        eventually(lambda: relay.log.records)
+        assert refusals(relay) == counts
+
+
 @pytest.mark.parametrize("door", [by_socks5, by_connect, by_uot], ids=lambda door: door.__name__)
 def test_record_of_a_blocked_flow_names_the_rule(door: object) -> None:
     """Hazard 140."""
@@ -333,6 +370,30 @@ def test_steps_of_a_udp_session_are_told_at_level_debug() -> None:
         assert [line.split("step=", 1)[1].split(" listener=")[0].strip('"') for line in udp] == [
             *("routed", "connected", "first reply", "ended")
         ]
+
+
+def test_step_of_the_first_reply_is_told_once_and_for_no_filtered_source() -> None:
+    config = "listeners: [{listen: '127.0.0.1:0', udp: {filtering: address-and-port-dependent}}]"
+    with running(config) as relay, UdpPort() as target, UdpPort() as other, UdpPort() as stranger:
+        relay.log.tracing = True
+        with (
+            associate(relay.port) as control,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        ):
+            client.settimeout(SECONDS)
+            bound = read_exactly(control, 10)
+            to = (LOCALHOST, int.from_bytes(bound[8:], "big"))
+            for filtered, port in enumerate((target, other), start=1):
+                header = b"\0\0\0\1\x7f\0\0\1" + port.address.port.to_bytes(2, "big")
+                client.sendto(header + b"x", to)
+                source = port.expect(b"x")
+                stranger.send(b"z", source)
+                eventually(lambda: relay.count("drops", "filtered") == filtered)  # noqa: B023
+                port.send(b"y", source)
+                assert client.recv(100) == header + b"y"
+        eventually(lambda: "ended" in steps(relay))
+        (first,) = [line for line in relay.log.lines if 'step="first reply"' in line]
+        assert f"source={target.address}" in first
 
 
 def test_nothing_is_told_below_level_debug() -> None:

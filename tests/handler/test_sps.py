@@ -141,7 +141,7 @@ def test_protocol_without_a_handler_is_closed_and_counted() -> None:
     """A socks5 listener refuses HTTP so."""
     counters = Counters()
     handlers = {ClientProtocol.SOCKS5: NamedHandler(b"5")}
-    with Conversation(SpsHandler(handlers, None, counters)) as client:
+    with Conversation(SpsHandler(handlers, None, counters, "main")) as client:
         client.send(b"GET / HTTP/1.1\r\n\r\n")
         client.expect_closed()
     assert counters.value("connections_refused", "speaks http") == 1

@@ -22,7 +22,7 @@ from netproxy.dialer.hop import Hop
 from netproxy.dialer.http import HttpDialer
 from netproxy.dialer.socks5 import Socks5Dialer
 from netproxy.dialer.uot import UotDialer
-from netproxy.errors import DialError, Reason
+from netproxy.errors import DialError, EndOfStream, Reason, StreamError
 from netproxy.handler import stream_udp
 from netproxy.handler.outbound import Outbound
 from netproxy.handler.http import HttpHandler
@@ -37,7 +37,7 @@ from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import Dialer, Route
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.net.datagram import Arena, ArenaPool
-from netproxy.net.framed import QUEUE_LIMIT
+from netproxy.net.framed import QUEUE_LIMIT, FramedSocket
 from netproxy.net.stream import Stream, complete
 from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
 from netproxy.relay.quota import SessionLimits
@@ -1074,6 +1074,25 @@ class TestUotEnds:
             client.expect_closed()
             client.wait()
             assert rig.flows == []
+            assert isinstance(client.raised, EndOfStream)
+            assert not rig.counts.of("connections_refused", "no UoT request")
+
+    @pytest.mark.parametrize("asked", [ANY, b"\1\1\xc0\0\2\1\0\x35"], ids=["any", "connected"])
+    def test_fault_of_an_open_uot_stream_is_no_bad_request(
+        self, asked: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def receive(*_: object) -> Any:
+            raise StreamError("the stream failed")
+
+        monkeypatch.setattr(FramedSocket, "receive", receive)
+        with make_rig(FakeDialer()) as rig:
+            with opened(rig) as client:
+                client.send(asked + b"\0\1a")
+                client.expect_closed()
+                client.wait()
+                assert isinstance(client.raised, StreamError)
+                assert not rig.counts.of("connections_refused", "no UoT request")
+            rig.check_clean()
 
     def test_missing_uot_request_is_not_answered_in_http(self) -> None:
         """Hazards 2, 19.  The stream is open and belongs to the client's protocol."""

@@ -124,3 +124,59 @@ def test_records_of_all_clients_are_limited_and_memory_is_bounded() -> None:
     assert not log._windows
     left_out = [dict(fields)["amount"] for _, fields in written.records if "amount" in fields]
     assert sum(int(str(number)) for number in left_out) == amount - refusals.RECORDS_PER_SECOND
+
+
+def test_report_names_the_clients_with_the_most_refusals() -> None:
+    """Hazard 140."""
+    written = Written()
+    log = RefusalLog(written)
+    clients = 3 * refusals.RECORDS_PER_SECOND
+    for number in range(clients):
+        log.note(REFUSAL._replace(client=f"10.0.0.{number}"), 1)
+        log.note(REFUSAL._replace(client=f"10.0.0.{number}"), 100 + number)
+    written.records.clear()
+    report(log)
+    told = {str(fields["client"]): fields["amount"] for _, fields in written.records}
+    assert len(written.records) == len(told) == refusals.RECORDS_PER_SECOND + 1
+    most = range(clients - refusals.RECORDS_PER_SECOND, clients)
+    rest = told.pop(refusals.OTHERS)
+    assert told == {f"10.0.0.{number}": 101 + number for number in most}
+    written.records.clear()
+    report(log)
+    assert rest and not written.records
+
+
+def test_flood_of_one_client_is_counted_without_a_refusal() -> None:
+    """Hazard 140."""
+    written = Written()
+    log = RefusalLog(written)
+    counters = Counters(log.note, log.leaves_out)
+    key = REFUSAL.counter, REFUSAL.reason, REFUSAL.client
+    for _ in range(refusals.RECORDS + 1):
+        assert not counters.refuse_unrecorded(*key, 1)
+        counters.refuse(REFUSAL)
+    assert counters.refuse_unrecorded(*key, 5) and counters.refuse_unrecorded(*key, 7)
+    assert not counters.refuse_unrecorded(REFUSAL.counter, REFUSAL.reason, "192.0.2.2", 1)
+    assert counters.value(REFUSAL.counter, REFUSAL.reason) == refusals.RECORDS + 1 + 12
+    report(log)
+    told = [(fields.get("client"), fields.get("amount")) for _, fields in written.records]
+    assert told[refusals.RECORDS :] == [("192.0.2.1", 1 + 12)]
+    # The minute is over, and with it the silence.
+    assert not counters.refuse_unrecorded(*key, 1)
+
+
+def test_flood_of_many_clients_is_counted_without_a_refusal() -> None:
+    """Hazard 140."""
+    written = Written()
+    log = RefusalLog(written)
+    for number in range(refusals.RECORDS_PER_SECOND):
+        log.note(REFUSAL._replace(client=f"10.0.0.{number}"), 1)
+    count = log._seconds[REFUSAL.counter][1]
+    # The clock stands still: what comes now is in the same second.
+    log._seconds[REFUSAL.counter] = time.monotonic() + refusals.WINDOW_SECONDS, count
+    assert log.leaves_out(REFUSAL.counter, "192.0.2.1", 3)
+    assert log.leaves_out(REFUSAL.counter, "192.0.2.2", 4)
+    assert not log.leaves_out("drops", "192.0.2.1", 1)
+    report(log, refusals.WINDOW_SECONDS + 1)
+    told = [(fields.get("client"), fields.get("amount")) for _, fields in written.records]
+    assert told[refusals.RECORDS_PER_SECOND :] == [(refusals.OTHERS, 7)]

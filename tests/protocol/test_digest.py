@@ -9,14 +9,14 @@ import pytest
 
 from netproxy.protocol.digest import (
     Challenge,
-    Login,
+    Credentials,
     choose_challenge,
     encode_credentials,
     parse_challenges,
 )
 from tests.support.alarms import PATIENCE, stuck_after
 
-LOGIN = Login("Mufasa", "Circle of Life")
+LOGIN = Credentials("Mufasa", "Circle of Life")
 REQUEST = (b"GET", b"/dir/index.html")
 CONNECT = (b"CONNECT", b"example.com:443")
 # RFC 7616 section 3.9.1.
@@ -66,7 +66,7 @@ def test_credentials_are_those_of_rfc_2617() -> None:
     challenge = Challenge(
         b"testrealm@host.com", b"dcd98b7102dd2f0e8b11d0f600bfb0c093", b"", None, True
     )
-    login = Login("Mufasa", "Circle Of Life")
+    login = Credentials("Mufasa", "Circle Of Life")
     sent = parse(encode_credentials(challenge, login, REQUEST, 1, b"0a4f113b"))
     assert sent["response"] == "6629fae49393a05397450978507c4ef1"
     assert "algorithm" not in sent and "opaque" not in sent
@@ -79,7 +79,7 @@ def md5(*parts: str) -> str:
 def test_credentials_without_qop_are_those_of_rfc_2069() -> None:
     """They have neither a count nor a client nonce."""
     challenge = Challenge(b"r", b"n", b"MD5", b"", False)
-    assert parse(encode_credentials(challenge, Login("u", "p"), CONNECT, 7, b"c")) == {
+    assert parse(encode_credentials(challenge, Credentials("u", "p"), CONNECT, 7, b"c")) == {
         "username": "u",
         "realm": "r",
         "nonce": "n",
@@ -93,7 +93,7 @@ def test_credentials_without_qop_are_those_of_rfc_2069() -> None:
 def test_session_variant_hashes_both_nonces_into_the_secret() -> None:
     """RFC 7616 section 3.4.2."""
     challenge = Challenge(b"r", b"n", b"md5-SESS", None, True)
-    sent = parse(encode_credentials(challenge, Login("u", "p"), CONNECT, 0xAB, b"c"))
+    sent = parse(encode_credentials(challenge, Credentials("u", "p"), CONNECT, 0xAB, b"c"))
     secret = md5(md5("u", "r", "p"), "n", "c")
     hashed = md5("CONNECT", "example.com:443")
     assert sent["response"] == md5(secret, "n", "000000ab", "c", "auth", hashed)
@@ -102,7 +102,7 @@ def test_session_variant_hashes_both_nonces_into_the_secret() -> None:
 
 def test_user_and_password_are_hashed_in_utf_8() -> None:
     challenge = Challenge(b"r", b"n", b"MD5", None, False)
-    credentials = encode_credentials(challenge, Login("ü", "pä"), CONNECT, 1, b"c")
+    credentials = encode_credentials(challenge, Credentials("ü", "pä"), CONNECT, 1, b"c")
     assert 'username="ü"'.encode() in credentials
     secret = md5("ü", "r", "pä")
     assert parse(credentials)["response"] == md5(secret, "n", md5("CONNECT", "example.com:443"))
@@ -118,7 +118,7 @@ def test_user_and_password_are_hashed_in_utf_8() -> None:
 )
 def test_user_name_cannot_end_its_parameter(user: str, encoded: bytes) -> None:
     challenge = Challenge(b"r", b"n", b"", None, True)
-    credentials = encode_credentials(challenge, Login(user, "p"), CONNECT, 1, b"c")
+    credentials = encode_credentials(challenge, Credentials(user, "p"), CONNECT, 1, b"c")
     assert credentials.startswith(b"Digest " + encoded + b", realm=")
     assert b"\r" not in credentials and b"\n" not in credentials
 
@@ -126,7 +126,7 @@ def test_user_name_cannot_end_its_parameter(user: str, encoded: bytes) -> None:
 def test_quoted_values_of_the_challenge_are_quoted_again() -> None:
     challenge = choose_challenge([rb'Digest realm="a\"b\\c\d", nonce="e, f=g", opaque="\""'])
     assert challenge == Challenge(b'a"b\\cd', b"e, f=g", b"", b'"', False)
-    credentials = encode_credentials(challenge, Login("u", "p"), CONNECT, 1, b"c")
+    credentials = encode_credentials(challenge, Credentials("u", "p"), CONNECT, 1, b"c")
     assert rb'realm="a\"b\\cd", nonce="e, f=g", ' in credentials and rb'opaque="\""' in credentials
     secret = md5("u", 'a"b\\cd', "p")
     sent = parse(credentials)

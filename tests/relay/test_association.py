@@ -32,7 +32,7 @@ def associate(
 
 def claim(live: Associations, endpoint: Address, local: object) -> Association | None:
     """Return the association of a datagram."""
-    claimed = live.claim(endpoint, local)  # type: ignore[arg-type]
+    claimed = live.claim(endpoint, local, 0.0)  # type: ignore[arg-type]
     return claimed.association if claimed else None
 
 
@@ -167,21 +167,21 @@ class TestFurtherEndpoints:
             clients.append(noted(live, association, port, 3, 5.0, port))
         order = []
         for port in range(100, 100 + ENDPOINTS_LIMIT - 1):
-            displaced = live.claim(at(port), SOCKET).displaced
+            displaced = live.claim(at(port), SOCKET, 0.0).displaced
             order.append(clients.index(displaced))
             noted(live, association, port, 9, 99.0, 9)
         # No reply; then the shortest use, with the fewest datagrams.
         assert order == [1, 3, 2, *range(4, ENDPOINTS_LIMIT)]
-        assert live.claim(at(999), SOCKET).displaced is clients[0]
+        assert live.claim(at(999), SOCKET, 0.0).displaced is clients[0]
 
     def test_endpoint_without_sessions_is_displaced_first(self, live: Associations) -> None:
         association = associate(live)
         for port in range(ENDPOINTS_LIMIT - 1):
             noted(live, association, port, 0, 0.0, 1)
         silent = Client(99, at(99), FakeSocket(), no_header, association)
-        assert live.claim(at(99), SOCKET).displaced is None
+        assert live.claim(at(99), SOCKET, 0.0).displaced is None
         live.note(association, silent)
-        assert live.claim(at(100), SOCKET).displaced is silent
+        assert live.claim(at(100), SOCKET, 0.0).displaced is silent
 
     def test_displacing_is_bounded_within_a_second_but_not_for_the_named_endpoint(
         self, live: Associations
@@ -200,7 +200,7 @@ def noted(
     live: Associations, association: Association, port: int, received: int, span: float, sent: int
 ) -> Client:
     """Return the client of an endpoint with one session."""
-    claimed = live.claim(at(port), SOCKET)
+    claimed = live.claim(at(port), SOCKET, 0.0)
     assert claimed is not None and claimed.association is association
     client = Client(port, at(port), FakeSocket(), no_header, association)
     session: Any = SimpleNamespace(received=received, started=1.0, seen=1.0 + span)

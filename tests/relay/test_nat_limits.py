@@ -5,8 +5,11 @@ A session is always removed from the table first and closed second.
 
 from __future__ import annotations
 
+from typing import Mapping
+
 import pytest
 
+from netproxy.interfaces.services import Refusal
 from netproxy.relay import nat
 from netproxy.relay.quota import EVICTABLE_SECONDS
 from tests.support.nat import IDLE, TARGET, NatRig, conn_of
@@ -354,3 +357,28 @@ class TestEntries:
             rig.opened(client, f"198.51.{number >> 8}.{number & 255}:9000")
         assert len(rig.dialer.conns) == 1
         assert len(rig.table.entries) == nat.ENTRIES_LIMIT
+
+
+def test_records_are_written_without_the_lock_of_the_table(
+    rig: NatRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def refuse(refusal: Refusal, amount: int = 1) -> None:
+        assert not rig.table._lock._lock.locked()
+        written.append(refusal.reason)
+
+    def record(level: int, fields: Mapping[str, object]) -> None:
+        assert not rig.table._lock._lock.locked()
+        written.append(str(fields["step"]))
+
+    monkeypatch.setattr(rig.counts, "refuse", refuse)
+    monkeypatch.setattr(rig.log, "record", record)
+    rig.log.tracing, rig.workers.eager = True, False
+    client = rig.client()
+    entry = rig.opened(client)
+    rig.send(entry, b"x")
+    rig.table.end_client(client, "displaced")
+    assert written == ["routed", "evicted", "ended"]
+    assert rig.open(client) is None
+    assert written[3:] == ["association ended"]

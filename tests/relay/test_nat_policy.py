@@ -154,6 +154,7 @@ class TestUsers:
         for number in (1, 2):
             rig.opened(rig.client(number, f"192.0.2.{number}"), user="alice")
         assert rig.open(rig.client(3, "192.0.2.3"), user="alice") is None
+        assert rig.counts.refusals[-1].decided == "users.alice.limits.sessions"
         assert rig.open(rig.client(4, "192.0.2.3"), user="bob") is not None
         assert rig.open(rig.client(5, "192.0.2.3")) is not None
 

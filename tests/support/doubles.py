@@ -47,6 +47,9 @@ class Counts(_Recorder):
         self.refusals.append(refusal)
         self.count(refusal.counter, refusal.reason, amount)
 
+    def refuse_unrecorded(self, name: str, reason: str, client: str, amount: int) -> bool:
+        return False  # each refusal is kept
+
     def of(self, name: str, reason: str = "") -> int:
         """Return the total of a counter."""
         with self._changed:

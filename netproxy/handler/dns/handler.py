@@ -29,6 +29,7 @@ from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
 
 if TYPE_CHECKING:
+    from netproxy.handler.dns.waiting import WaitingClient
     from netproxy.interfaces.connections import Handshake, Steps, Stream
     from netproxy.interfaces.datagrams import (
         Arena,
@@ -62,7 +63,7 @@ class DnsHandler:
         submit: FairSubmit,
         arenas: ArenaPool,
         counter: Counter,
-        listener: str = "",
+        listener: str,
     ) -> None:
         """Answer from `cache`, else by `source`.
 
@@ -77,7 +78,7 @@ class DnsHandler:
         # Hosts that were found in `clients`.  Only the reader thread uses it.
         self._allowed_hosts: set[Hashable] = set()
         # By cache key, or by question if the answer is not cached.
-        self._pending = PendingQuestions(partial(self._refuse, "drops"))
+        self._pending = PendingQuestions(self._note_drop)
         self._listener = listener
 
     # -- datagrams
@@ -88,10 +89,8 @@ class DnsHandler:
         out, now = self._arenas.take(), time.monotonic()
         for offsets, length, last, peer in spans:
             if self._clients is not None and not self._is_allowed(local.peer(peer)):
-                refusal = self._refusal(
-                    "drops", "client not allowed", _host(local, peer), "clients"
-                )
-                self._counter.refuse(refusal, len(offsets))
+                client, count = _client(local, peer), len(offsets)
+                self._refuse("drops", "client not allowed", client, "clients", count)
                 continue
             destination = local.reply_destination(peer)
             for at in offsets:
@@ -137,16 +136,16 @@ class DnsHandler:
                 # Two servers that answer each other's answers would never end.
                 raise ProtocolError("an answer")
         except ProtocolError as error:
-            self._refuse("drops", "malformed", _host(local, peer), str(error))
+            self._refuse("drops", "malformed", _client(local, peer), str(error))
             return b""
         if header.opcode:
             decided = f"opcode {header.opcode}"
-            self._refuse("queries", "not implemented", _host(local, peer), decided)
+            self._refuse("queries", "not implemented", _client(local, peer), decided)
             return dns.encode_error(query, dns.NOTIMP)
         try:
             return self._source.answer(query)
         except ProtocolError as error:
-            self._refuse("queries", "malformed", _host(local, peer), str(error))
+            self._refuse("queries", "malformed", _client(local, peer), str(error))
             return dns.encode_error(query, dns.FORMERR)
 
     def _send(
@@ -175,11 +174,17 @@ class DnsHandler:
         if must_submit:
             self._submit(QueryTask(self, question, client))
 
-    def _refusal(self, counter: str, reason: str, client: str, decided: str) -> Refusal:
-        return Refusal(counter, reason, self._listener, client, "", decided, "dns")
+    def _refuse(
+        self, counter: str, reason: str, client: tuple[str, str], decided: str = "", amount: int = 1
+    ) -> None:
+        """Count and record queries of a client: its host and its network."""
+        host, network = client
+        if not self._counter.refuse_unrecorded(counter, reason, host, amount):
+            refusal = Refusal(counter, reason, self._listener, host, "", decided, network)
+            self._counter.refuse(refusal, amount)
 
-    def _refuse(self, counter: str, reason: str, client: str, decided: str = "") -> None:
-        self._counter.refuse(self._refusal(counter, reason, client, decided))
+    def _note_drop(self, reason: str, client: WaitingClient) -> None:
+        self._refuse("drops", reason, (client.client, client.network))
 
     # -- clients that ask the same at the same time
 
@@ -270,9 +275,9 @@ def _addressed_to(answer: bytes, query: bytes) -> bytes:
     return dns_message.aged(answer, (), query, 0)
 
 
-def _host(local: DatagramSocket | None, peer: Hashable) -> str:
-    """Return the host of a client; see _answer_without_server()."""
+def _client(local: DatagramSocket | None, peer: Hashable) -> tuple[str, str]:
+    """Return host and network of a client; see _answer_without_server()."""
     if local is not None:
-        return from_sockaddr(local.peer(peer)).host
+        return from_sockaddr(local.peer(peer)).host, "udp"
     assert isinstance(peer, Address)
-    return peer.host
+    return peer.host, "tcp"

@@ -41,6 +41,8 @@ class WaitingClient(Protocol):
 
     client: str
     """The client's host."""
+    network: str
+    """ "udp" or "tcp"."""
     query: bytes
 
     def give(self, answer: bytes) -> None:
@@ -54,6 +56,7 @@ class WaitingStream:
     """A WaitingClient whose connection's thread waits."""
 
     __slots__ = ("client", "query", "_answers", "give")
+    network = "tcp"
 
     def __init__(self, client: str, query: bytes) -> None:
         self.client = client
@@ -87,7 +90,7 @@ class PendingQuestion:
 class PendingQuestions:
     """The questions that wait or are being asked, and who waits for their answers."""
 
-    def __init__(self, note_drop: Callable[[str, str], None]) -> None:
+    def __init__(self, note_drop: Callable[[str, WaitingClient], None]) -> None:
         """`note_drop(reason, client)` counts and records a client that gets no answer."""
         self._note_drop = note_drop
         # Guards everything below, and the questions.
@@ -155,7 +158,7 @@ class PendingQuestions:
 
     def _drop(self, clients: Sequence[WaitingClient], reason: str) -> None:
         for waiting in clients:
-            self._note_drop(reason, waiting.client)
+            self._note_drop(reason, waiting)
             waiting.drop()
 
     # -- under the lock
@@ -187,6 +190,7 @@ class DatagramClient:
     """The sender of a query over UDP (a WaitingClient)."""
 
     __slots__ = ("client", "query", "_handler", "_local", "_destination")
+    network = "udp"
 
     def __init__(
         self,
