@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Hashable, Protocol
 
+from netproxy.interfaces.fairness import client_key
+
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Destination, ReplySocket
@@ -27,6 +29,7 @@ class Client:
     __slots__ = (
         "peer",
         "address",
+        "share",
         "local",
         "reply_destination",
         "wrap",
@@ -58,6 +61,8 @@ class Client:
         """
         self.peer = peer
         self.address = address
+        self.share = client_key(address.host)
+        """The client that its sessions and datagrams count for (interfaces.fairness)."""
         self.local = local
         self.reply_destination: Destination | None = local.reply_destination(peer)
         self.wrap = wrap

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from netproxy.interfaces import fairness
+from netproxy.relay import client as client_module
 from netproxy.relay import nat
 from netproxy.relay.quota import EVICTABLE_SECONDS
 from tests.support.nat import IDLE, TARGET, NatRig, conn_of
@@ -289,6 +291,29 @@ class TestLimits:
         assert rig.open(rig.client(8, "2001:db8:8::1")) is not None
         assert conn_of(many[0].session).closed.wait(5)
         assert not conn_of(few.session).shut.is_set()
+
+    def test_share_of_a_client_is_looked_up_once(
+        self, rig: NatRig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked_up: list[str] = []
+
+        def client_key(host: str) -> str:
+            looked_up.append(host)
+            return fairness.client_key(host)
+
+        monkeypatch.setattr(client_module, "client_key", client_key)
+        rig.policy(sessions=4)
+        hosts = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.1", "192.0.2.2"]
+        for port, host in enumerate(hosts):
+            rig.workers.eager = False
+            entry = rig.opened(rig.client(port, host))
+            for _ in range(3):
+                rig.send(entry, b"x")
+            rig.workers.eager = True
+            rig.workers.run()
+        assert not rig.counts.of("drops") and len(rig.table) == 4
+        rig.table.close()
+        assert looked_up == hosts
 
     def test_client_without_owner_stays_when_its_own_session_is_evicted(self, rig: NatRig) -> None:
         """If a forward's client were lost, its next target would get another upstream port."""
