@@ -38,7 +38,6 @@ class Client:
         "mappings",
         "filtering",
         "draining",
-        "stamp",
         "waiting",
         "unrouted",
     )
@@ -74,8 +73,6 @@ class Client:
         """Which sources may reply; "" if the table's policy decides."""
         self.draining: DrainingSocket | None = None
         """Set if replies leave by a stream."""
-        self.stamp: object = None
-        """What tells whether the login of a stream is still valid (access.permission)."""
         self.waiting = 0
         """Datagrams that wait, in all its entries."""
         self.unrouted: set[Key] = set()
