@@ -203,7 +203,7 @@ class _ListenerParts:
             dns.submit,
             dns.arenas,
             self._dependencies.counter,
-            self._config.name,
+            self.permission,
         )
         return ListenerHandler(handler, handler, None)
 

@@ -17,6 +17,8 @@ from netproxy.net.stream import Stream, complete
 from netproxy.protocol import capsule, connect_udp, socks5, uot
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import LOCALHOST, SECONDS, eventually
+from tests.support.dns import query, question
+from tests.support.nameservers import framed, read_framed
 from tests.support.relays import Running, UdpPort, running
 from tests.support.sockets import nothing_comes, read_exactly, read_to_end
 
@@ -223,6 +225,29 @@ class TestHandshakes:
                 assert read_to_end(sock)[: len(refusal)] == refusal
             assert relay.count("requests_refused", "client not allowed") == 1
             assert not relay.count("dial_failures", "connection refused")
+
+
+class TestDns:
+    """A connection for DNS queries that is kept open."""
+
+    TEXT = "dns: {servers: [192.0.2.53], hosts: {a.test: 192.0.2.1}}\n"
+    LISTEN = "listeners: [{name: %s, listen: '127.0.0.1:0', protocol: dns, network: tcp%s}]"
+
+    @pytest.mark.parametrize(
+        "reason, name, options",
+        [("client not allowed", "names", ELSEWHERE), ("listener removed", "other", "")],
+    )
+    def test_next_query_is_refused(self, reason: str, name: str, options: str) -> None:
+        asked = query(question("a.test"))
+        with running(self.TEXT + self.LISTEN % ("names", "")) as relay:
+            with socket.create_connection((LOCALHOST, relay.port), SECONDS) as sock:
+                for _ in range(2):
+                    sock.sendall(framed(asked))
+                    assert read_framed(sock)[-4:] == bytes((192, 0, 2, 1))
+                relay.reload(self.TEXT + self.LISTEN % (name, options))
+                sock.sendall(framed(asked))
+                assert read_to_end(sock) == b""
+            assert relay.count("requests_refused", reason) == 1
 
 
 class TestHttp:
