@@ -28,6 +28,7 @@ class Client:
 
     __slots__ = (
         "peer",
+        "peers",
         "address",
         "share",
         "local",
@@ -59,6 +60,8 @@ class Client:
         is who logged in.
         """
         self.peer = peer
+        self.peers: tuple[Hashable, ...] = (peer,)
+        """All its keys in the table; the first is `peer`."""
         self.address = address
         self.share = client_key(address.host)
         """The client that its sessions and datagrams count for (interfaces.fairness)."""

@@ -5,11 +5,14 @@ A session is always removed from the table first and closed second.
 
 from __future__ import annotations
 
+from typing import Any, Hashable
+
 import pytest
 
 from netproxy.interfaces import fairness
 from netproxy.relay import client as client_module
 from netproxy.relay import nat
+from netproxy.relay.client import Client
 from netproxy.relay.quota import EVICTABLE_SECONDS
 from tests.support.nat import IDLE, TARGET, NatRig, conn_of
 from tests.support.upstreams import FakeDialer
@@ -150,6 +153,26 @@ class TestEnd:
         assert [client.address.port for client in rig.table.clients.values()] == [3]
         assert list(rig.table.entries.values()) == [other]
         assert {record.ended for record in rig.records.records} == {"association ended"}
+
+    def test_end_of_a_client_removes_all_its_keys_without_a_look_at_the_others(
+        self, rig: NatRig
+    ) -> None:
+        """Forged endpoints displace up to 64 of an association in a second."""
+
+        class Clients(dict[Hashable, Client]):
+            def __iter__(self) -> Any:
+                raise AssertionError("a look at all clients")
+
+            items = values = keys = __iter__
+
+        gone, other = rig.client(1), rig.client(2)
+        rig.opened(gone)
+        assert rig.table.move_client(gone.owner, gone.address, "second key") is gone
+        rig.table.clients = clients = Clients(rig.table.clients)
+        rig.table.end_client(gone, "displaced")
+        assert len(clients) == 1 and clients[other.peer] is other
+        assert rig.counts.of("sessions_evicted", "displaced") == 1
+        rig.table.clients = {other.peer: other}
 
     def test_end_removes_a_client_without_sessions(self, rig: NatRig) -> None:
         rig.client(owner="a")
