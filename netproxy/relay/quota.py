@@ -79,11 +79,12 @@ class SessionQuota:
     ) -> Session | None:
         """Return the session to evict for a new one of `client` and `user`, None if there is none.
 
-        Only a session that counts against every limit that is reached makes room.  It must
-        have been idle for EVICTABLE_SECONDS, unless its client has more than this one would
-        have, and this one has shown by an association that its address is its own.  A search
-        without result is not repeated before sweep(): a flood of new flows would pay for a
-        search each.
+        Only a session that counts against every reached limit can be evicted.  It must have been
+        idle for EVICTABLE_SECONDS.  A busy session is evicted only if its client holds more
+        sessions and the new client has an association, which proves its address.
+
+        A search without result is not repeated before sweep(): otherwise a flood of new flows
+        would cause a search each.
         """
         host = client.address.host
         if (host, user) in self._searched:
