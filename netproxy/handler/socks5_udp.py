@@ -220,7 +220,9 @@ class Socks5UdpRelay:
         association = claim.association
         if claim.displaced is not None:
             self._table.end_client(claim.displaced, "displaced")
-        client = self._table.move_client(association, endpoint, peer)
+        client = None
+        if not claim.is_new:
+            client = self._table.move_client(association, endpoint, peer)
         if client is None:
             wrap, user = socks5.encode_header, association.user
             client = Client(peer, endpoint, local, wrap, association, user)

@@ -76,6 +76,8 @@ class Claim(NamedTuple):
     association: Association
     displaced: Client | None = None
     """The client of an endpoint that had to make room; the caller ends it."""
+    is_new: bool = False
+    """True if the association did not hold the endpoint before: it has no client yet."""
 
 
 class Transfers(Protocol):
@@ -157,7 +159,7 @@ class Associations:
                     return None
                 displaced = claimed.endpoints.pop(_weakest(claimed))
             claimed.endpoints[endpoint] = None
-            return Claim(claimed, displaced)
+            return Claim(claimed, displaced, is_new=True)
 
     def note(self, association: Association, client: Client) -> None:
         """Note the client in the NAT table of an endpoint that was claimed."""
