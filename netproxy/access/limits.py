@@ -7,6 +7,7 @@ most of them loses one for a client that has fewer.
 from __future__ import annotations
 
 import threading
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from netproxy.interfaces.fairness import client_key
@@ -16,16 +17,19 @@ if TYPE_CHECKING:
     from netproxy.interfaces.listeners import Resident
 
 EVICTION_CANDIDATES = 16
-"""The oldest connections of a client among which the one idle longest is looked for: a look is a
-system call."""
+"""How many of a client's oldest connections are compared to find the one idle longest.  Each
+comparison is a system call."""
 EVICTED_SHARE = 4
-"""Of so many connections one may exist beyond the limit, until it has ended for another client."""
+"""Evicted connections that have not closed yet may exceed the limit by a quarter of it."""
 
 
 class _Occupancy:
     """The connections that are counted in, with the lock that guards the counts."""
 
-    __slots__ = ("lock", "live", "entered", "by_client", "by_address", "residents", "evicted")
+    __slots__ = (
+        *("lock", "live", "entered", "by_client", "by_address", "keys"),
+        *("residents", "of_client", "evicted"),
+    )
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -35,10 +39,15 @@ class _Occupancy:
         """The connections of each client, an IPv4 address or an IPv6 network."""
         self.by_address: dict[str, int] = {}
         """Those of each IPv6 address."""
+        self.keys: dict[str, str] = {}
+        """The client of each address in `by_address`, which costs time to compute."""
         self.residents: dict[Resident, None] = {}
-        """Oldest first.  A connection adds itself once it has entered, without the lock."""
+        """Oldest first, those not in `of_client`.  A connection adds itself once it has entered,
+        without the lock."""
+        self.of_client: dict[str, dict[Resident, None]] = {}
+        """The connections of each client, oldest first, since the last call of evict_for()."""
         self.evicted: set[Resident] = set()
-        """Those that must end and have not ended yet; their client does not hold them any more."""
+        """Evicted connections that have not closed yet.  They no longer count for their client."""
 
     def evict_for(self, client: str) -> Resident | None:
         """Return the connection that must end for one of `client`; under the lock.
@@ -51,19 +60,35 @@ class _Occupancy:
         if most <= self.by_client.get(client, 0) + 1:
             return None
         holder = next(key for key, held in self.by_client.items() if held == most)
-        held = [
-            resident
-            for resident in list(self.residents)
-            if resident not in self.evicted and client_key(resident.client.host) == holder
-        ]
-        if not held:
+        self._sort()
+        held = self.of_client.get(holder)
+        if held is None:
             return None
         evicted = next((resident for resident in held if resident.handshaking), None)
         if evicted is None:
-            evicted = max(held[:EVICTION_CANDIDATES], key=lambda resident: resident.idle())
+            oldest = islice(held, EVICTION_CANDIDATES)
+            evicted = max(oldest, key=lambda resident: resident.idle())
+        self.remove(evicted, holder)
         self.evicted.add(evicted)
         _subtract(self.by_client, holder)
         return evicted
+
+    def _sort(self) -> None:
+        """Move the connections in `residents` to `of_client`; under the lock."""
+        for resident in list(self.residents):
+            del self.residents[resident]
+            host = resident.client.host
+            self.of_client.setdefault(self.keys.get(host, host), {})[resident] = None
+
+    def remove(self, resident: Resident, client: str) -> None:
+        """Remove a connection of a client that is to end or has ended; under the lock."""
+        if resident in self.residents:
+            del self.residents[resident]
+            return
+        held = self.of_client.get(client, {})
+        held.pop(resident, None)
+        if not held:
+            self.of_client.pop(client, None)
 
 
 class Admission:
@@ -108,7 +133,7 @@ class Admission:
             return "client not allowed"
         occupancy, evicted = self._occupancy, None
         is_ipv6 = ":" in client
-        key = client_key(client) if is_ipv6 else client
+        key = occupancy.keys.get(client) or client_key(client) if is_ipv6 else client
         with occupancy.lock:
             of_address = occupancy.by_address if is_ipv6 else occupancy.by_client
             if of_address.get(client, 0) >= self._per_client:
@@ -124,6 +149,7 @@ class Admission:
             occupancy.by_client[key] = occupancy.by_client.get(key, 0) + 1
             if is_ipv6:
                 of_address[client] = of_address.get(client, 0) + 1
+                occupancy.keys[client] = key
         if evicted is not None:
             evicted.evict()
         return ""
@@ -144,13 +170,15 @@ class Admission:
         with occupancy.lock:
             occupancy.live -= 1
             if ":" in client:
-                key = client_key(client)
+                key = occupancy.keys[client]
                 _subtract(occupancy.by_address, client)
-            if resident in occupancy.residents:
-                del occupancy.residents[resident]
-                if resident in occupancy.evicted:
-                    occupancy.evicted.remove(resident)
-                    return
+                if client not in occupancy.by_address:
+                    del occupancy.keys[client]
+            if resident in occupancy.evicted:
+                occupancy.evicted.remove(resident)
+                return
+            if resident is not None:
+                occupancy.remove(resident, key)
             left = occupancy.by_client[key] - 1
             if left:
                 occupancy.by_client[key] = left

@@ -30,7 +30,10 @@ class LoginObserver(Protocol):
 
 
 class Login:
-    """Checks the credentials of a listener's clients, against the users of today.  Thread: any."""
+    """Checks the credentials of a listener's clients.  Thread: any.
+
+    They are compared with the users of the running configuration.
+    """
 
     def __init__(
         self,
@@ -69,11 +72,12 @@ class Login:
         return user
 
     def stamp(self, user: str) -> object:
-        """Return the configured password of a user, None if there is no such user.
+        """Return a number that depends on a user's password, None if there is no such user.
 
         It is for comparisons: the login of a connection is valid while its stamp is the same.
         """
-        return self._users.stamp(user)
+        password = self._users.stamp(user)
+        return None if password is None else hash(password)
 
     def follow(self, newer: Login) -> None:
         """Check as the login of a new configuration does."""

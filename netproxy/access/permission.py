@@ -1,14 +1,14 @@
 """What the running configuration permits the clients of a listener.
 
-A connection or an association outlives the configuration that it began with.  What it has
-open goes on; everything new that it asks for, a target or an HTTP request, is asked for here
-first.  A reload has the permissions of the configurations before follow the new one.
+A connection or an association outlives the configuration that it began with.  Open targets
+continue.  Each new target and each new HTTP request is checked here first.  After a reload, the
+Permission objects of earlier configurations apply the new configuration.
 Datagrams to known targets never ask.  Thread: any; commit() is called by the main thread.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.listeners import DECIDED_BY
@@ -31,61 +31,65 @@ PASSWORD_CHANGED = "password changed"
 
 
 class Routed(Protocol):
-    """What asks a router for each new flow."""
+    """A handler that chooses upstreams with `router`."""
 
     router: Router
 
 
 class Permission:
-    """What the clients of one listener may do today."""
+    """What the running configuration allows the clients of one listener."""
 
     __slots__ = ("listener", "login", "_clients", "_routed", "_counter", "_removed", "__weakref__")
 
     def __init__(
-        self,
-        listener: str,
-        login: Login,
-        clients: HostSet | None,
-        routed: Sequence[Routed],
-        counter: Counter,
+        self, listener: str, login: Login, clients: HostSet | None, counter: Counter
     ) -> None:
-        """`login` and `routed` are used by the handlers of the listener and follow as well.
+        """`login` is used by the handlers of the listener and follows as well.
 
         `clients` None: every client may come.
         """
         self.listener = listener
         self.login = login
         self._clients = clients
-        self._routed = routed
+        self._routed: Sequence[Routed] = ()
         self._counter = counter
         self._removed = False
 
+    def set_routed(self, routed: Sequence[Routed]) -> None:
+        """Have these handlers of the listener follow as well."""
+        self._routed = routed
+
     def stamp(self, user: str) -> object:
-        """Return what tells later whether the login of `user` is still valid."""
+        """Return a value that stays equal while the login of `user` is valid."""
         return self.login.stamp(user)
 
-    def refusal(self, client: str, user: str, stamp: object) -> str:
-        """Return why a client address gets nothing new, "" if it does.
-
-        `user` is who has logged in, with the stamp of that time; "" without a login.
-        """
-        if refusal := self._client_refusal(client):
-            return refusal
-        login = self.login
+    def refusal(self, flow: Flow) -> str:
+        """Return why the client of a flow gets nothing new, "" if it does."""
+        if self._removed or self._clients is not None:
+            if refusal := self._client_refusal(flow.client.host):
+                return refusal
+        login, user = self.login, flow.user
         if not user:
             return LOGIN_REQUIRED if login.required else ""
         if login.offered:
-            today = login.stamp(user)
-            if today != stamp:
-                return USER_REMOVED if today is None else PASSWORD_CHANGED
+            running = login.stamp(user)
+            if running != flow.stamp:
+                return USER_REMOVED if running is None else PASSWORD_CHANGED
         return ""
 
-    def refuses(self, flow: Flow, stamp: object, datagrams: int) -> bool:
-        """Return whether a flow is refused today; count and record its datagrams then.
+    def check(self, flow: Flow, asked: Callable[[], str] | None = None) -> None:
+        """Raise DialError, counted and recorded, if a request for a flow is refused.
 
-        `stamp`: of the flow's user, from the time of the login.
+        `asked` returns what the client asked for; None: for the flow's target.
         """
-        refusal = self.refusal(flow.client.host, flow.user, stamp)
+        if refusal := self.refusal(flow):
+            refused = flow.refusal("requests_refused", refusal, DECIDED_BY.get(refusal, refusal))
+            self._counter.refuse(refused if asked is None else refused._replace(asked=asked()))
+            raise DialError(Reason.DENIED, refusal)
+
+    def refuses(self, flow: Flow, datagrams: int) -> bool:
+        """Return whether a new flow is refused; count and record its datagrams then."""
+        refusal = self.refusal(flow)
         if refusal:
             refused = flow.refusal("drops", refusal, DECIDED_BY.get(refusal, ""))
             self._counter.refuse(refused, datagrams)

@@ -261,7 +261,7 @@ class DaemonAgent:
         idle = dependencies.timeouts.tcp_idle
         return FlowRelays(
             Outbound(router, pipe_limits(dependencies), counters, observer),
-            StreamUdpRelay(router, table, arenas, counters, observer, idle),
+            StreamUdpRelay(router, table, arenas, counters, observer, idle, None),
         )
 
 

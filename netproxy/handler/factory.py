@@ -140,6 +140,7 @@ class _ListenerParts:
         timeouts, counter = dependencies.timeouts, dependencies.counter
         failed = _FailedLogins(config.name, counter, dependencies.log)
         self._login = Login(dependencies.users, config.auth, failed, dependencies.back_off)
+        self.permission = Permission(config.name, self._login, _clients(config), counter)
         announcements = [
             Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce
@@ -150,25 +151,16 @@ class _ListenerParts:
         self._udp: Socks5UdpRelay | None = None
         router, observer = dependencies.router, dependencies.observer
         if state is not None:
+            idle, table, arenas = timeouts.tcp_idle, state.table, state.arenas
             self._streams = StreamUdpRelay(
-                router, state.table, state.arenas, counter, observer, timeouts.tcp_idle
+                router, table, arenas, counter, observer, idle, self.permission
             )
             if config.protocol != "http":
-                self._udp = Socks5UdpRelay(config.name, router, state, announcer, counter)
+                self._udp = Socks5UdpRelay(self.permission, router, state, announcer, counter)
         limits = PipeLimits(timeouts.tcp_idle, timeouts.half_close, dependencies.splice)
         self._outbound = Outbound(router, limits, counter, observer, self._streams)
-        self.permission = self._make_permission()
-
-    def _make_permission(self) -> Permission:
-        """Return what the clients may do, which all handlers of the listener share."""
-        routed = [part for part in (self._outbound, self._streams, self._udp) if part is not None]
-        config, counter = self._config, self._dependencies.counter
-        permission = Permission(config.name, self._login, _clients(config), routed, counter)
-        if self._streams is not None:
-            self._streams.permission = permission
-        if self._udp is not None:
-            self._udp.permission = permission
-        return permission
+        routed = (self._outbound, self._streams, self._udp)
+        self.permission.set_routed([part for part in routed if part is not None])
 
     def sps(self) -> ListenerHandler:
         """Make the handlers of all client protocols on one port."""
@@ -227,7 +219,7 @@ class _ListenerParts:
             dns.submit,
             dns.arenas,
             self._dependencies.counter,
-            self._config.name,
+            self.permission,
         )
         return ListenerHandler(handler, handler, None)
 
@@ -238,9 +230,9 @@ class _ListenerParts:
 
     def _socks_handlers(self) -> dict[ClientProtocol, Handler]:
         name, outbound, binder = self._config.name, self._outbound, self._binder
-        login = Socks5Login(self._login, self._dependencies.counter)
+        login = Socks5Login(self.permission, self._dependencies.counter)
         return {
-            ClientProtocol.SOCKS4: Socks4Handler(name, outbound, binder, self._login),
+            ClientProtocol.SOCKS4: Socks4Handler(name, outbound, binder, self.permission),
             ClientProtocol.SOCKS5: Socks5Handler(name, outbound, binder, self._udp, login),
         }
 
@@ -250,16 +242,14 @@ class _ListenerParts:
         return ListenerHandler(handler, handler, self._udp)
 
     def _http_handler(self) -> HttpHandler:
-        handler = HttpHandler(
+        return HttpHandler(
             self._config.name,
             self._outbound,
             Forwarder(self._outbound, self._dependencies.timeouts.tcp_idle),
-            self._login,
+            self.permission,
             self._dependencies.counter,
             self._streams,
         )
-        handler.permission = self.permission
-        return handler
 
 
 def _clients(config: ListenerConfig) -> NetworkSet | None:

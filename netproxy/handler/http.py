@@ -21,7 +21,6 @@ from netproxy.interfaces.services import Refusal
 from netproxy.protocol import connect_udp, http1
 
 if TYPE_CHECKING:
-    from netproxy.access.login import Login
     from netproxy.access.permission import Permission
     from netproxy.handler.http_forward import Forwarder
     from netproxy.handler.outbound import Outbound
@@ -55,15 +54,15 @@ class HttpHandler:
         listener: str,
         outbound: Outbound,
         forwarder: Forwarder,
-        login: Login,
+        permission: Permission,
         counter: Counter,
         datagrams: StreamUdpRelay | None = None,
     ) -> None:
         """Serve requests.  `datagrams` serves connect-udp; None without UDP."""
-        self.permission: Permission | None = None  # asked for each request but the first
+        self._permission = permission  # asked for each request
         self._datagrams, self._listener = datagrams, listener
         self._outbound, self._forwarder = outbound, forwarder
-        self._login, self._counter = login, counter
+        self._login, self._counter = permission.login, counter
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Serve requests until the connection ends.  Each error becomes a response here."""
@@ -114,11 +113,13 @@ class HttpHandler:
             connection.request = request = yield from http1.read_request(stream)
             if stream.trace is not None:
                 stream.trace.step("request", asked=connection.asked())
-            if not stream.handshaking and self.permission is not None:
-                self.permission.check_client(client.host)  # a reload may have come in between
-            user = yield from self._authenticate(stream, request, client)
+            # A reload may have come since the last request, or during the login.
+            self._permission.check_client(client.host)
+            user, stamp = yield from self._authenticate(stream, request, client)
             stream.handshaking = False
-            flow = Flow("tcp", client, client, self._listener, user)
+            flow = Flow("tcp", client, client, self._listener, user, (), stamp)
+            if user:
+                self._permission.check(flow, connection.asked)
             if request.method == b"CONNECT":
                 flow = flow._replace(target=_tunnel_target(request))
                 tunnel = yield from self._outbound.tunnel(flow, stream)
@@ -142,8 +143,8 @@ class HttpHandler:
 
     def _authenticate(
         self, stream: Stream, request: http1.HttpRequest, client: Address
-    ) -> Steps[str]:
-        """Return the user of this request, "" for none.
+    ) -> Steps[tuple[str, object]]:
+        """Return the user of this request and the stamp of the login, ("", None) for none.
 
         Each request needs its own credentials.  Raises HttpError 407, LoginUnavailable.
         """
@@ -152,13 +153,14 @@ class HttpHandler:
             # To a client of connect-udp the proxy is the origin (RFC 9298 section 3).
             values = http1.field_values(request.fields, b"authorization")
         if not self._login.offered or (not values and not self._login.required):
-            return ""
+            return "", None
         if values:
             # Several fields are as good as a wrong password.
             name, password = parse_basic(values[0]) if len(values) == 1 else (b"", b"")
+            stamp = self._login.stamp(name.decode("utf-8", "replace"))  # as in handler.socks5
             user = yield Blocking(partial(self._login.check, name, password, client))
             if user is not None:
-                return str(user)
+                return str(user), stamp
             self._counter.count("authentication", "refused")
             yield from self._login.delay_refusal(stream, client)
             raise RecordedError(407, WANTS_LOGIN)

@@ -15,7 +15,7 @@ from netproxy.interfaces.services import Refusal
 from netproxy.protocol import socks4
 
 if TYPE_CHECKING:
-    from netproxy.access.login import Login
+    from netproxy.access.permission import Permission
     from netproxy.handler.bind import Binder
     from netproxy.handler.outbound import Outbound
     from netproxy.interfaces.connections import Handshake, Stream
@@ -26,11 +26,13 @@ _encode_grant = partial(socks4.encode_reply, socks4.GRANTED)
 class Socks4Handler:
     """Serves SOCKS4 and SOCKS4a connections.  A Handler."""
 
-    def __init__(self, listener: str, outbound: Outbound, binder: Binder, login: Login) -> None:
+    def __init__(
+        self, listener: str, outbound: Outbound, binder: Binder, permission: Permission
+    ) -> None:
         self._listener = listener
         self._outbound = outbound
         self._binder = binder
-        self._login = login
+        self._permission = permission
 
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Serve a connection.  Each error that has a reply gets it here."""
@@ -40,9 +42,10 @@ class Socks4Handler:
             asked = request.target
             if stream.trace is not None:
                 stream.trace.step("request", command=request.command, target=asked)
-            if not self._login.required:
+            if not self._permission.login.required:
                 stream.handshaking = False
                 flow = Flow("tcp", client, request.target, self._listener, "")
+                self._permission.check(flow)
                 return (yield from self._serve(stream, flow, request.command))
             reason = Reason.DENIED
             self._refuse("login required", client, asked, "auth: SOCKS4 has no password")

@@ -18,7 +18,7 @@ from netproxy.interfaces.services import Refusal
 from netproxy.protocol import socks5
 
 if TYPE_CHECKING:
-    from netproxy.access.login import Login
+    from netproxy.access.permission import Permission
     from netproxy.handler.bind import Binder
     from netproxy.handler.outbound import Outbound
     from netproxy.handler.socks5_udp import Socks5UdpRelay
@@ -55,6 +55,7 @@ class Socks5Handler:
         login: Socks5Login,
     ) -> None:
         """Serve `listener`.  `udp` serves UDP ASSOCIATE; None without UDP."""
+        self._permission = login.permission
         self._listener = listener
         self._outbound = outbound
         self._binder = binder
@@ -65,12 +66,13 @@ class Socks5Handler:
         """Serve a connection.  Each error that has a reply gets it here."""
         user = ""
         try:
-            user = yield from self._login.authenticate(stream, client)
+            user, stamp = yield from self._login.authenticate(stream, client)
             request = yield from socks5.read_request(stream)
             stream.handshaking = False
-            flow = Flow("tcp", client, request.target, self._listener, user)
+            flow = Flow("tcp", client, request.target, self._listener, user, (), stamp)
             if stream.trace is not None:
                 stream.trace.step("request", command=request.command, target=flow.target, user=user)
+            self._permission.check(flow)  # a reload may have come since the login
             return (yield from self._serve(stream, flow, request.command))
         except LoginRefused as error:
             answer = error.answer
@@ -144,12 +146,16 @@ class _ControlConnection:
 class Socks5Login:
     """Negotiates the method of SOCKS5 connections and checks their credentials (RFC 1929)."""
 
-    def __init__(self, login: Login, counter: Counter) -> None:
-        self._login = login
+    def __init__(self, permission: Permission, counter: Counter) -> None:
+        self.permission = permission
+        self._login = permission.login
         self._counter = counter
 
-    def authenticate(self, stream: Stream, client: Address) -> Steps[str]:
-        """Return the user's name, "" without a login.  Raises LoginRefused."""
+    def authenticate(self, stream: Stream, client: Address) -> Steps[tuple[str, object]]:
+        """Return the user's name and the stamp of the login, ("", None) without a login.
+
+        Raises LoginRefused.
+        """
         methods = yield from socks5.read_methods(stream)
         if stream.trace is not None:
             stream.trace.step("methods", offered=" ".join(map(str, methods)))
@@ -161,9 +167,9 @@ class Socks5Login:
             offered = ", ".join(map(str, methods)) or "none"
             raise LoginRefused(answer, "no acceptable method", f"auth; methods offered: {offered}")
         stream.reply(_NO_LOGIN)
-        return ""
+        return "", None
 
-    def _check_credentials(self, stream: Stream, client: Address) -> Steps[str]:
+    def _check_credentials(self, stream: Stream, client: Address) -> Steps[tuple[str, object]]:
         failure = socks5.encode_credentials_status(False)
         try:
             name, password = yield from socks5.read_credentials(stream)
@@ -171,6 +177,8 @@ class Socks5Login:
             raise
         except ProtocolError as error:
             raise LoginRefused(failure, "bad request", str(error)) from error
+        # Before the check: a password that a reload changes meanwhile is not valid any more.
+        stamp = self._login.stamp(name.decode("utf-8", "replace"))
         try:
             user = yield Blocking(partial(self._login.check, name, password, client))
         except LoginUnavailable as error:
@@ -180,4 +188,4 @@ class Socks5Login:
             yield from self._login.delay_refusal(stream, client)
             raise LoginRefused(failure, "")
         stream.reply(socks5.encode_credentials_status(True))
-        return str(user)
+        return str(user), stamp

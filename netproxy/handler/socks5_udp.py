@@ -73,16 +73,15 @@ class Socks5UdpRelay:
 
     def __init__(
         self,
-        listener: str,
+        permission: Permission,
         router: Router,
         state: RelayState,
         announcer: Announcer,
         counter: Counter,
     ) -> None:
-        self._listener = listener
+        """`permission` is asked for each new target."""
+        self._permission, self._listener = permission, permission.listener
         self.router = router
-        self.permission: Permission
-        """Asked for each new target.  Set before the relay serves."""
         self._associations, self._table, _ = state
         self._announcer = announcer
         self._counter = counter
@@ -106,7 +105,7 @@ class Socks5UdpRelay:
         local = self.shared if port is None else port.local
         assert local is not None
         association = Association(flow.client.host, flow.target.port, flow.user, local)
-        association.stamp = self.permission.stamp(flow.user)
+        association.stamp = flow.stamp
         if port is not None:
             self._ports[association] = port
         self._associations.add(association)
@@ -198,10 +197,10 @@ class Socks5UdpRelay:
         if not target.port:
             self._drop("bad target", peer, local, count)
             return None
-        flow = Flow("udp", client.address, target, self._listener, client.user)
-        association = client.owner
+        association, user = client.owner, client.user
         assert isinstance(association, Association)
-        if self.permission.refuses(flow, association.stamp, count):
+        flow = Flow("udp", client.address, target, self._listener, user, (), association.stamp)
+        if self._permission.refuses(flow, count):
             return None
         return self._table.open((peer, address), client, flow, self.router, count)
 
@@ -223,7 +222,9 @@ class Socks5UdpRelay:
         association = claim.association
         if claim.displaced is not None:
             self._table.end_client(claim.displaced, "displaced")
-        client = self._table.move_client(association, endpoint, peer)
+        client = None
+        if not claim.is_new:
+            client = self._table.move_client(association, endpoint, peer)
         if client is None:
             wrap, user = socks5.encode_header, association.user
             client = Client(peer, endpoint, local, wrap, association, user)

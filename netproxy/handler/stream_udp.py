@@ -57,11 +57,12 @@ class StreamUdpRelay:
         counter: Counter,
         observer: Observer,
         idle: float,
+        permission: Permission | None,
     ) -> None:
-        """`idle` is the seconds that a stream may be silent."""
+        """`idle`: seconds that a stream may be silent.  `permission`: None in a tunnel."""
         self.router, self.table, self.arenas = router, table, arenas
         self.counter, self.observer, self.idle = counter, observer, idle
-        self.permission: Permission | None = None  # asked for each new target; None in a tunnel
+        self.permission = permission  # asked for each new target
 
     def connect_udp(self, stream: Stream, request: http1.HttpRequest, flow: Flow) -> Wait | None:
         """Answer a request for connect-udp and serve its datagrams (RFC 9298 section 3).
@@ -213,8 +214,6 @@ class _Service:
         self._socket = FramedSocket(stream, framing, relay.counter)
         self._client = Client(self._socket, flow.client, self._socket, wrap, self._socket)
         self._client.draining = self._socket
-        if relay.permission is not None:
-            self._client.stamp = relay.permission.stamp(flow.user)
         # The entry of a stream with one target.
         self._entry: Entry | None = None
         self._poll = select.poll()
@@ -281,7 +280,7 @@ class _Service:
         Returns None if there is none to be had; the `count` datagrams have been counted then.
         """
         assert isinstance(address, bytes)
-        relay, permission, client = self._relay, self._relay.permission, self._client
+        relay, permission = self._relay, self._relay.permission
         try:
             target = self._framing.parse(address)
         except ProtocolError:
@@ -290,8 +289,9 @@ class _Service:
         entry: Entry | None = None
         if not target.port:
             relay.counter.refuse(flow.refusal("drops", "bad target", "not a target"), count)
-        elif permission is None or not permission.refuses(flow, client.stamp, count):
-            entry = relay.table.open((self._socket, address), client, flow, relay.router, count)
+        elif permission is None or not permission.refuses(flow, count):
+            key = self._socket, address
+            entry = relay.table.open(key, self._client, flow, relay.router, count)
         if entry is None and self._socket not in relay.table.clients:
             # The table was closed: a reload has removed the listener.
             self._socket.ended = True

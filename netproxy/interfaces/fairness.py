@@ -61,6 +61,19 @@ class FairTable(Generic[Item]):
         """Return how many items a client holds."""
         return len(self._items.get(client, ()))
 
+    @property
+    def most(self) -> int:
+        """The number of items of the client that holds most."""
+        return self._most
+
+    def items_of(self, client: str) -> list[Item]:
+        """Return the items of a client, oldest first."""
+        return list(self._items.get(client, ()))
+
+    def holders(self, count: int) -> list[str]:
+        """Return the clients that hold so many items."""
+        return list(self._holders.get(count, ()))
+
     def put(self, client: str, item: Item) -> Item | None:
         """Add an item; return the item that had to yield, None if there was room.
 

@@ -27,6 +27,8 @@ class Flow(NamedTuple):
     """The user who logged in; "" for none."""
     addresses: tuple[Address, ...] = ()
     """The addresses of the target that the router found and allowed; () before a lookup."""
+    stamp: object = None
+    """Tells whether the login of `user` is still valid (access.permission).  Not for rules."""
 
     def refusal(self, counter: str, reason: str, decided: object = "") -> Refusal:
         """Return the refusal of this flow, or of a datagram of it."""

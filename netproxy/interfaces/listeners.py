@@ -29,11 +29,11 @@ class Resident(Protocol):
 
     @property
     def client(self) -> Address:
-        """Who has connected."""
+        """The client's address."""
 
     @property
     def handshaking(self) -> bool:
-        """True until the client has said what it wants."""
+        """True until the client's request has been read."""
 
     def idle(self) -> float:
         """Return the seconds since a byte came or went.  Must not block."""

@@ -1,8 +1,8 @@
 """A connection that a TCP listener has accepted.
 
 It is counted twice: among the unfinished handshakes of its listener (listener.shedding), and
-among the connections of its admission (access.limits).  Both may have it end for another
-client.
+among the connections of its admission (access.limits).  Either of them may close it to make
+room for another client.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Connection:
         self.stream.close()
 
     def left_handshake(self) -> None:
-        """Count the handshake out; empties `counted`."""
+        """Count the handshake out.  Does nothing here: only accepted connections are counted."""
 
     # -- WaitOwner
 

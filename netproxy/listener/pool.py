@@ -1,7 +1,7 @@
 """A bounded pool of threads: reused, started on demand, ended when idle.
 
-Tasks run in the order in which they come.  While all threads are busy and no more may be
-started, clients take turns: one with a thousand tasks delays another one's by one task.
+Tasks run in the order in which they come.  While all threads are busy, clients take turns: a
+client with a thousand tasks delays the task of another client by one task.
 The exception of a task is logged once and ends only that task.  Used for connections, dials
 and name lookups.
 """
@@ -83,7 +83,7 @@ class ThreadPool:
                     return False
             self._busy += 1
             full = self._busy > self.limit
-            if full and client:
+            if client and self._busy > len(self._threads):
                 self._turns.setdefault(client_key(client), deque()).append(task)
                 task = self._run_next
         self._tasks.put(task)

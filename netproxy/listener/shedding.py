@@ -21,8 +21,8 @@ HANDSHAKING_LIMIT = 256
 """Unfinished handshakes of a listener.  Beyond that a silent one is shed, beyond twice as many
 any: in a burst clients have sent their requests, and the daemon is late."""
 SHED_CANDIDATES = 16
-"""The oldest handshakes of a client among which a silent one is looked for: a look is a system
-call."""
+"""How many of a client's oldest handshakes are examined to find a silent one.  Each examination
+is a system call."""
 
 
 class Handshaking(Protocol):
@@ -90,8 +90,8 @@ class Handshakes:
 
     def _count(self, connection: Handshaking) -> Handshaking | None:
         """Count a connection for its client unless its handshake is over; return what yields."""
-        # Before the look at the stream: the thread that ends the handshake looks at the two in
-        # the reverse order, so that one of both sees what the other has done.
+        # Set before the stream is examined.  The thread that ends the handshake does both in
+        # reverse order, so at least one of the two threads sees the other's change.
         key = connection.counted = client_key(connection.client.host)
         with self._lock:
             if not connection.stream.handshaking:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from netproxy.relay.client import Client
 
 ENDPOINTS_LIMIT = 8
-"""Endpoints that an association admits.  A client has one or two sockets; the others leave its
-replies time to come before a flood of forged senders has displaced it."""
+"""Endpoints that an association admits.  A client has one or two sockets.  The spare places give
+its replies time to arrive during a flood of forged senders."""
 DISPLACED_LIMIT = 64
 """Endpoints of an association that are displaced within a second: each costs a session."""
 INHERITED_LIMIT = 16
@@ -58,7 +58,7 @@ class Association:
         """True if more than one association could have been meant by an endpoint."""
         self.ended = False
         self.second = self.displaced = 0
-        """Endpoints that were displaced within a second of the monotonic clock, and which."""
+        """The current second of the monotonic clock, and the endpoints displaced in it."""
 
     @property
     def admits_others(self) -> bool:
@@ -76,6 +76,8 @@ class Claim(NamedTuple):
     association: Association
     displaced: Client | None = None
     """The client of an endpoint that had to make room; the caller ends it."""
+    is_new: bool = False
+    """True if the association did not hold the endpoint before: it has no client yet."""
 
 
 class Transfers(Protocol):
@@ -157,7 +159,7 @@ class Associations:
                     return None
                 displaced = claimed.endpoints.pop(_weakest(claimed))
             claimed.endpoints[endpoint] = None
-            return Claim(claimed, displaced)
+            return Claim(claimed, displaced, is_new=True)
 
     def note(self, association: Association, client: Client) -> None:
         """Note the client in the NAT table of an endpoint that was claimed."""
@@ -210,7 +212,7 @@ def _further(of_client: Sequence[Association]) -> Association | None:
 def _newest(associations: Sequence[Association]) -> Association | None:
     """Return the newest of the associations, preferably one whose request named no port.
 
-    One that named a port probably waits for that one; but many clients name rubbish.
+    An association that named a port probably waits for it; but many clients name a wrong port.
     """
     if not associations:
         return None
@@ -234,7 +236,7 @@ def _weakest(association: Association) -> Address:
 def _weight(client: Client | None) -> tuple[int, float, int]:
     """Return how much an endpoint would lose: more for replies, then for the time of its use.
 
-    A forged sender gets far only if it uses one port for as long as the client does.
+    A forged sender outweighs the client only if it uses one port for longer than the client.
     """
     if client is None or not (client.mappings or client.unrouted):
         return 0, 0.0, 0

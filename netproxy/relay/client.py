@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Hashable, Protocol
 
+from netproxy.interfaces.fairness import client_key
+
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Destination, ReplySocket
@@ -26,7 +28,9 @@ class Client:
 
     __slots__ = (
         "peer",
+        "peers",
         "address",
+        "share",
         "local",
         "reply_destination",
         "wrap",
@@ -35,7 +39,6 @@ class Client:
         "mappings",
         "filtering",
         "draining",
-        "stamp",
         "waiting",
         "unrouted",
     )
@@ -57,7 +60,11 @@ class Client:
         is who logged in.
         """
         self.peer = peer
+        self.peers: tuple[Hashable, ...] = (peer,)
+        """All its keys in the table; the first is `peer`."""
         self.address = address
+        self.share = client_key(address.host)
+        """The client that its sessions and datagrams count for (interfaces.fairness)."""
         self.local = local
         self.reply_destination: Destination | None = local.reply_destination(peer)
         self.wrap = wrap
@@ -69,8 +76,6 @@ class Client:
         """Which sources may reply; "" if the table's policy decides."""
         self.draining: DrainingSocket | None = None
         """Set if replies leave by a stream."""
-        self.stamp: object = None
-        """What tells whether the login of a stream is still valid (access.permission)."""
         self.waiting = 0
         """Datagrams that wait, in all its entries."""
         self.unrouted: set[Key] = set()

@@ -144,7 +144,7 @@ class NatTable:
         with self._lock:
             for client in self.clients.values():
                 if client.owner is owner and client.address == address:
-                    self.clients[peer] = client
+                    self.clients[peer], client.peers = client, (*client.peers, peer)
                     return client
             return None
 
@@ -468,14 +468,14 @@ class NatTable:
 
     def _end_clients(self, clients: Sequence[Client], reason: str) -> Sequence[NatMapping]:
         """Remove clients under all their keys; return their mappings, which are to be closed."""
-        gone = {id(client): client for client in clients}  # two keys may stand for one client
-        ended = [mapping for client in gone.values() for mapping in client.mappings.values()]
+        gone = dict.fromkeys(clients)  # two keys may stand for one client
+        ended = [mapping for client in gone for mapping in client.mappings.values()]
         for mapping in ended:
             self._remove(mapping, reason)
-        for client in gone.values():
+        for client in gone:
             self._forget_unrouted(client)
-        for peer in [peer for peer, client in self.clients.items() if id(client) in gone]:
-            del self.clients[peer]
+            for peer in [peer for peer in client.peers if self.clients.get(peer) is client]:
+                del self.clients[peer]
         return ended
 
     def _forget_unrouted(self, client: Client) -> None:

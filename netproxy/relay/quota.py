@@ -8,9 +8,10 @@ its own lock.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple
 
-from netproxy.interfaces.fairness import client_key
+from netproxy.interfaces.fairness import FairTable
 
 if TYPE_CHECKING:
     from netproxy.relay.client import Client
@@ -43,11 +44,10 @@ class SessionQuota:
 
     def __init__(self, limits: SessionLimits) -> None:
         self.limits = limits
-        self._total = 0
         self._held: dict[tuple[str, str], int] = {}
         """Sessions by ("client", address) and by ("user", name)."""
-        self._shares: dict[str, int] = {}
-        """Sessions by client: an IPv4 address or an IPv6 network."""
+        self._shares: FairTable[Session] = FairTable(sys.maxsize)
+        """The sessions by client: an IPv4 address or an IPv6 network.  Has no limit of its own."""
         self._searched: set[tuple[str, str]] = set()
         """(client, user) for whom no session could be evicted since the last sweep()."""
 
@@ -63,44 +63,41 @@ class SessionQuota:
 
     def add(self, session: Session) -> None:
         """Count a session in."""
-        self._total += 1
+        self._shares.put(session.client.share, session)
         for holder in self._holders(session):
             self._held[holder] = self._held.get(holder, 0) + 1
-        key = _share_key(session)
-        self._shares[key] = self._shares.get(key, 0) + 1
 
     def remove(self, session: Session) -> None:
         """Count a session out."""
-        self._total -= 1
+        self._shares.remove(session.client.share, session)
         for holder in self._holders(session):
             self._held[holder] -= 1
             if not self._held[holder]:
                 del self._held[holder]
-        key = _share_key(session)
-        self._shares[key] -= 1
-        if not self._shares[key]:
-            del self._shares[key]
 
     def evictable(
         self, sessions: Iterable[Session], client: Client, user: str, now: float
     ) -> Session | None:
         """Return the session to evict for a new one of `client` and `user`, None if there is none.
 
-        Only a session that counts against every limit that is reached makes room.  It must
-        have been idle for EVICTABLE_SECONDS, unless its client has more than this one would
-        have, and this one has shown by an association that its address is its own.  A search
-        without result is not repeated before sweep(): a flood of new flows would pay for a
-        search each.
+        Only a session that counts against every reached limit can be evicted.  It must have been
+        idle for EVICTABLE_SECONDS.  A busy session is evicted only if its client holds more
+        sessions and the new client has an association, which proves its address.
+
+        A search without result is not repeated before sweep(): otherwise a flood of new flows
+        would cause a search each.
         """
         host = client.address.host
         if (host, user) in self._searched:
             return None
         full = self._full_at(host, user)
         if full == {_TOTAL}:
-            candidates, may_be_busy = self._of_greatest_share(sessions, client_key(host))
+            candidates, may_be_busy = self._of_greatest_share(client.share)
             may_be_busy = may_be_busy and client.owner is not None
         else:
             of_limits, may_be_busy = full - {_TOTAL}, False
+            if ("client", host) in of_limits:
+                sessions = self._shares.items_of(client.share)
             candidates = [
                 session for session in sessions if of_limits <= set(self._holders(session))
             ]
@@ -114,17 +111,14 @@ class SessionQuota:
             candidates, key=lambda session: (session.active, bool(session.received), session.seen)
         )
 
-    def _of_greatest_share(
-        self, sessions: Iterable[Session], key: str
-    ) -> tuple[list[Session], bool]:
-        """Return the sessions of which one must yield to `key`, and whether it has fewer."""
-        held, most = self._shares.get(key, 0) + 1, max(self._shares.values(), default=0)
-        if most > held:
-            holder = next(holder for holder, share in self._shares.items() if share == most)
-            return [session for session in sessions if _share_key(session) == holder], True
+    def _of_greatest_share(self, share: str) -> tuple[list[Session], bool]:
+        """Return the sessions of which one must yield to `share`, and whether it has fewer."""
         shares = self._shares
-        as_many = {holder for holder, share in shares.items() if share >= held} | {key}
-        return [session for session in sessions if _share_key(session) in as_many], False
+        held, most = shares.held(share) + 1, shares.most
+        if most > held:
+            return shares.yielding(most), True
+        as_many = [*shares.holders(held), share]
+        return [session for holder in as_many for session in shares.items_of(holder)], False
 
     def sweep(self) -> None:
         """Allow searches again.  The janitor calls it once a second."""
@@ -132,7 +126,7 @@ class SessionQuota:
 
     def _full_at(self, client: str, user: str) -> set[tuple[str, str]]:
         limits, full = self.limits, set()
-        if self._total >= limits.max_sessions:
+        if len(self._shares) >= limits.max_sessions:
             full.add(_TOTAL)
         if self._held.get(("client", client), 0) >= limits.max_sessions_per_client:
             full.add(("client", client))
@@ -143,10 +137,6 @@ class SessionQuota:
     @staticmethod
     def _holders(session: Session) -> tuple[tuple[str, str], tuple[str, str]]:
         return ("client", session.client.address.host), ("user", session.flow.user)
-
-
-def _share_key(session: Session) -> str:
-    return client_key(session.client.address.host)
 
 
 def _is_idle(session: Session, now: float) -> bool:

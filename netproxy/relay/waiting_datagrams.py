@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from netproxy.interfaces.fairness import FairTable, client_key
+from netproxy.interfaces.fairness import FairTable
 
 if TYPE_CHECKING:
     from netproxy.interfaces.datagrams import Arena, Run
@@ -54,7 +54,6 @@ class WaitingQueues:
         Those that another entry loses to make room are among them.
         """
         client, queue = entry.client, entry.waiting
-        key = client_key(client.address.host)
         final, lost = run.offsets[-1], 0
         for offset in run.offsets:
             if len(queue) >= ENTRY_WAITING_LIMIT or client.waiting >= CLIENT_WAITING_LIMIT:
@@ -64,7 +63,7 @@ class WaitingQueues:
             datagram = WaitingDatagram(entry, bytes(arena.view[offset : offset + length]))
             queue.append(datagram)
             client.waiting += 1
-            yielded = self._held.put(key, datagram)
+            yielded = self._held.put(client.share, datagram)
             if yielded is not None:
                 yielded.entry.waiting.remove(yielded)
                 yielded.entry.client.waiting -= 1
@@ -74,8 +73,7 @@ class WaitingQueues:
     def take(self, entry: Entry) -> list[bytes]:
         """Empty the entry's queue; return what was in it, in order of arrival."""
         taken, entry.waiting = entry.waiting, []
-        key = client_key(entry.client.address.host)
         for datagram in taken:
-            self._held.remove(key, datagram)
+            self._held.remove(entry.client.share, datagram)
         entry.client.waiting -= len(taken)
         return [datagram.data for datagram in taken]

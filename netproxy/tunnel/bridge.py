@@ -39,8 +39,7 @@ AGENTS = "tunnel.bridge.agents"
 BRIDGE = "tunnel-bridge"
 """The listener in records of refused agents."""
 
-ANSWER_SECONDS = 10.0
-"""To send the rest of a handshake that was delayed."""
+ANSWER_SECONDS = 10.0  # to send the rest of a handshake that was delayed
 
 
 class RefusalDelays(Protocol):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from netproxy.access import limits
 from netproxy.access.limits import Admission
+from netproxy.interfaces import fairness
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork, NetworkSet
 from tests.support.sockets import Task
@@ -159,6 +161,29 @@ class TestSharing:
         assert door.enter("D") == ""
         assert door.live == 10
 
+    def test_client_of_an_address_is_looked_up_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        looked_up: list[str] = []
+
+        def client_key(host: str) -> str:
+            looked_up.append(host)
+            return fairness.client_key(host)
+
+        monkeypatch.setattr(limits, "client_key", client_key)
+        door = Admission(None, 8, 8)
+        hosts = [f"2001:db8::{number}" for number in range(8)]
+        residents = self.fill(door, *hosts)
+        others = [f"2001:db8:1:{number}::1" for number in range(6)] + ["192.0.2.1"]
+        for host in others:
+            residents += self.fill(door, host)
+            next(resident for resident in residents if resident.must_end).leave()
+            residents = [resident for resident in residents if not resident.must_end]
+        assert self.ending(residents) == [] and door.live == 8
+        for resident in residents:
+            resident.leave()
+        assert looked_up == hosts + others[:-1]
+        occupancy = door._occupancy
+        assert not (door.residents or occupancy.of_client or occupancy.keys or occupancy.evicted)
+
     def test_ipv6_network_is_one_client_and_the_limit_of_a_client_is_for_an_address(self) -> None:
         door = Admission(None, 4, 2)
         residents = self.fill(door, *[f"2001:db8::{number}" for number in (1, 1, 2, 3)])
@@ -170,3 +195,4 @@ class TestSharing:
             resident.leave()
         assert not (door.live or door.residents or door._occupancy.by_client)
         assert not (door._occupancy.by_address or door._occupancy.evicted)
+        assert not (door._occupancy.of_client or door._occupancy.keys)

@@ -49,7 +49,7 @@ RESOLVER_RULES = "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
 # How a good connection may end: the browser resets idle ones when it ends.
 ENDS = {"closed", "reset", "client reset", "done"}
 _RECORD = re.compile(
-    r" msg=finished .* target=(\S+) upstream=direct .*sent=(\d+) received=(\d+) .*ended=(.*)$"
+    r" msg=finished .* target=(\S+) .*upstream=direct sent=(\d+) received=(\d+) .*ended=(.*)$"
 )
 
 PAGE = """<!DOCTYPE html>
@@ -379,6 +379,8 @@ def _check_records(daemon: Netproxyd, target: str, count: int) -> None:
             and sum(record.received for record in records) >= ALL_BYTES
         )
 
-    wait_for(complete, SECONDS, f"{count} access records with {ALL_BYTES} bytes")
+    wait_for(
+        complete, SECONDS, f"{count} access records with {ALL_BYTES} bytes:\n{daemon.log[-3000:]}"
+    )
     assert {record.target for record in _records(daemon)} == {target}
     assert {record.ended for record in _records(daemon)} <= ENDS

@@ -43,7 +43,7 @@ from tests.support.dns import (
     record,
     soa,
 )
-from tests.support.handlers import Conversation, tcp_pair
+from tests.support.handlers import Conversation, permission, tcp_pair
 from tests.support.nameservers import (
     answer_to,
     framed,
@@ -114,7 +114,7 @@ class Rig(BatchRig):
             submit or self._submit,
             self.datagrams.arenas(),
             self.counts,
-            "main",
+            permission(counter=self.counts),
         )
         return self.handler
 

@@ -17,8 +17,10 @@ from netproxy.net.stream import Stream, complete
 from netproxy.protocol import capsule, connect_udp, socks5, uot
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import LOCALHOST, SECONDS, eventually
+from tests.support.dns import query, question
+from tests.support.nameservers import framed, read_framed
 from tests.support.relays import Running, UdpPort, running
-from tests.support.sockets import read_exactly, read_to_end
+from tests.support.sockets import nothing_comes, read_exactly, read_to_end
 
 LISTENER = "listeners: [{listen: '127.0.0.1:0', udp: {relay_port: %s}%s}]\n"
 ALICE, BOB = "users: {alice: {password: secret}}", "users: {bob: {password: secret}}"
@@ -181,6 +183,71 @@ def test_uot_stream_of_a_removed_listener_ends_with_its_next_datagram(target: Ud
         client.send(target, b"second")
         assert client.control.recv(1) == b"" and target.silent()
         client.close()
+
+
+class TestHandshakes:
+    """A reload comes between the first bytes of a connection and the end of its request."""
+
+    @pytest.mark.parametrize("command", [socks5.CONNECT, socks5.UDP_ASSOCIATE])
+    @pytest.mark.parametrize("reason", ["user removed", "password changed", "client not allowed"])
+    def test_socks5_request_behind_the_login_is_refused(self, reason: str, command: int) -> None:
+        with running(text(ALICE)) as relay, socket.create_server((LOCALHOST, 0)) as origin:
+            with socket.create_connection((LOCALHOST, relay.port), SECONDS) as sock:
+                sock.sendall(b"\5\1\2" + socks5.encode_credentials("alice", "secret"))
+                assert read_exactly(sock, 4) == b"\5\2\1\0"
+                users, options = CHANGES[reason]
+                relay.reload(text(users, options))
+                target = Address(*origin.getsockname())
+                sock.sendall(socks5.encode_request(command, target))
+                assert read_to_end(sock)[:2] == b"\5\2"
+            assert relay.count("requests_refused", reason) == 1
+            assert nothing_comes(origin, 0)
+
+    @pytest.mark.parametrize(
+        "begun, rest, refusal",
+        [
+            (b"\4\1", b"\0\11\177\0\0\1\0", b"\0\x5b"),
+            (b"GET http://127.0.0.1:9/", b" HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 403"),
+            (b"CONNECT 127.0.0.1:9", b" HTTP/1.1\r\n\r\n", b"HTTP/1.1 403"),
+            (b"\5\1\0", socks5.encode_request(1, Address(LOCALHOST, 9)), b"\5\0\5\2"),
+        ],
+        ids=["socks4", "http", "http connect", "socks5"],
+    )
+    def test_request_of_a_client_that_is_not_allowed_any_more_is_refused(
+        self, begun: bytes, rest: bytes, refusal: bytes
+    ) -> None:
+        with running(text("")) as relay:
+            with socket.create_connection((LOCALHOST, relay.port), SECONDS) as sock:
+                sock.sendall(begun)
+                eventually(lambda: relay.count("connections", "accepted") == 1)
+                relay.reload(text("", ELSEWHERE))
+                sock.sendall(rest)
+                assert read_to_end(sock)[: len(refusal)] == refusal
+            assert relay.count("requests_refused", "client not allowed") == 1
+            assert not relay.count("dial_failures", "connection refused")
+
+
+class TestDns:
+    """A connection for DNS queries that is kept open."""
+
+    TEXT = "dns: {servers: [192.0.2.53], hosts: {a.test: 192.0.2.1}}\n"
+    LISTEN = "listeners: [{name: %s, listen: '127.0.0.1:0', protocol: dns, network: tcp%s}]"
+
+    @pytest.mark.parametrize(
+        "reason, name, options",
+        [("client not allowed", "names", ELSEWHERE), ("listener removed", "other", "")],
+    )
+    def test_next_query_is_refused(self, reason: str, name: str, options: str) -> None:
+        asked = query(question("a.test"))
+        with running(self.TEXT + self.LISTEN % ("names", "")) as relay:
+            with socket.create_connection((LOCALHOST, relay.port), SECONDS) as sock:
+                for _ in range(2):
+                    sock.sendall(framed(asked))
+                    assert read_framed(sock)[-4:] == bytes((192, 0, 2, 1))
+                relay.reload(self.TEXT + self.LISTEN % (name, options))
+                sock.sendall(framed(asked))
+                assert read_to_end(sock) == b""
+            assert relay.count("requests_refused", reason) == 1
 
 
 class TestHttp:

@@ -44,7 +44,13 @@ from netproxy.relay.quota import SessionLimits
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines, Records, no_packets
 from tests.support.flows import Anywhere, udp_to
-from tests.support.handlers import PIPE_LIMITS, Conversation, HandlerDependencies, tcp_pair
+from tests.support.handlers import (
+    PIPE_LIMITS,
+    Conversation,
+    HandlerDependencies,
+    permission,
+    tcp_pair,
+)
 from tests.support.waits import run_to_end
 from tests.support.sockets import (
     HAS_IPV6,
@@ -107,14 +113,17 @@ class Rig:
             self.arenas, self._run, self._run, self.counts, self.records, self.log
         )
         self.table = NatTable(NatPolicy(SessionLimits(100, 100)), dependencies)
-        relay = StreamUdpRelay(self, self.table, self.arenas, self.counts, self.records, IDLE)
-        connector = Outbound(self, PIPE_LIMITS, self.counts, self.records, relay)
-        login = Login(Users({"user": "secret"}), auth)
-        self.http = HttpHandler(
-            "test", connector, Forwarder(connector, IDLE), login, self.counts, relay
+        permitted = permission(Login(Users({"user": "secret"}), auth), self.counts)
+        relay = StreamUdpRelay(
+            self, self.table, self.arenas, self.counts, self.records, IDLE, permitted
         )
-        self.socks4 = Socks4Handler("test", connector, None, login)  # type: ignore[arg-type]
-        self.socks5 = Socks5Handler("test", connector, None, None, Socks5Login(login, self.counts))  # type: ignore[arg-type]
+        connector = Outbound(self, PIPE_LIMITS, self.counts, self.records, relay)
+        self.http = HttpHandler(
+            "test", connector, Forwarder(connector, IDLE), permitted, self.counts, relay
+        )
+        self.socks4 = Socks4Handler("test", connector, None, permitted)  # type: ignore[arg-type]
+        login = Socks5Login(permitted, self.counts)
+        self.socks5 = Socks5Handler("test", connector, None, None, login)  # type: ignore[arg-type]
 
     def route(self, flow: Flow) -> Route:
         self.flows.append(flow)
@@ -720,7 +729,7 @@ class TestConnectUdpRefusals:
             "test",
             dependencies.outbound,
             Forwarder(dependencies.outbound, IDLE),
-            dependencies.login,
+            dependencies.permission,
             dependencies.counters,
         )
         with Conversation(handler) as client:
@@ -908,7 +917,7 @@ class TestUot:
             "test",
             dependencies.outbound,
             Forwarder(dependencies.outbound, IDLE),
-            dependencies.login,
+            dependencies.permission,
             dependencies.counters,
         )
         handler, ask, _ = protocol(plain, MAGIC)

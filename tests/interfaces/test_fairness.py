@@ -60,6 +60,16 @@ class TestFairTable:
         assert table.yielding(2) == ["b1", "b2"]
         assert table.yielding(9) == ["b1", "b2", "b3"] and len(table) == 4
 
+    def test_clients_and_their_items_are_found_by_count(self) -> None:
+        table: FairTable[str] = FairTable(9)
+        assert (table.most, table.holders(1), table.items_of("a")) == (0, [], [])
+        for item in ("a1", "c1", "b1", "b2"):
+            table.put(item[0], item)
+        assert (table.most, table.holders(2), table.holders(1)) == (2, ["b"], ["a", "c"])
+        assert table.items_of("b") == ["b1", "b2"]
+        table.remove("b", "b1")
+        assert (table.most, table.holders(1)) == (1, ["a", "c", "b"])
+
     def test_client_alone_loses_its_oldest_item(self) -> None:
         table: FairTable[int] = FairTable(2)
         assert [table.put("a", item) for item in range(5)] == [None, None, 0, 1, 2]

@@ -103,6 +103,24 @@ def test_pool_grows_to_its_limit_and_refuses_what_may_not_wait(make: Make, gate:
     assert pool.threads == 4
 
 
+def test_clients_take_turns_below_the_limit(
+    make: Make, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ThreadPool, "_watch_stall", lambda pool: None)
+    pool, first = make(1024, 10), Gate()
+    assert pool.submit(first)
+    submit_gates(pool, gate, 1)
+    order: list[str] = []
+    for _ in range(400):
+        assert pool.submit(lambda: order.append("A"), client="192.0.2.1")
+    for host in ("2001:db8::1", "2001:db8::2"):
+        assert pool.submit(lambda: order.append("B"), client=host)
+    # One thread alone runs the tasks, so that their order is certain.
+    first.let_go()
+    wait_until(lambda: pool.busy == 1)
+    assert order == ["A", "B"] * 2 + ["A"] * 398 and pool.threads == 2
+
+
 def test_stall_thread_ends_when_no_task_waits(make: Make, gate: Gate) -> None:
     pool = make(4, 10)
     submit_gates(pool, gate, 8)

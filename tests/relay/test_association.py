@@ -51,6 +51,12 @@ def test_sender_from_another_address_is_unknown(live: Associations) -> None:
     assert claim(live, at(1), SOCKET) is association
 
 
+def test_endpoint_is_new_once(live: Associations) -> None:
+    associate(live)
+    claims: Any = [live.claim(at(port), SOCKET) for port in (1, 1, 2, 1)]  # type: ignore[arg-type]
+    assert [claimed.is_new for claimed in claims] == [True, False, True, False]
+
+
 def test_endpoint_keeps_its_association(live: Associations) -> None:
     first = associate(live)
     assert claim(live, at(1), SOCKET) is first

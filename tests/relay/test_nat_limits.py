@@ -5,12 +5,15 @@ A session is always removed from the table first and closed second.
 
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Any, Hashable, Mapping
 
 import pytest
 
+from netproxy.interfaces import fairness
 from netproxy.interfaces.services import Refusal
+from netproxy.relay import client as client_module
 from netproxy.relay import nat
+from netproxy.relay.client import Client
 from netproxy.relay.quota import EVICTABLE_SECONDS
 from tests.support.nat import IDLE, TARGET, NatRig, conn_of
 from tests.support.upstreams import FakeDialer
@@ -152,6 +155,26 @@ class TestEnd:
         assert list(rig.table.entries.values()) == [other]
         assert {record.ended for record in rig.records.records} == {"association ended"}
 
+    def test_end_of_a_client_removes_all_its_keys_without_a_look_at_the_others(
+        self, rig: NatRig
+    ) -> None:
+        """Forged endpoints displace up to 64 of an association in a second."""
+
+        class Clients(dict[Hashable, Client]):
+            def __iter__(self) -> Any:
+                raise AssertionError("a look at all clients")
+
+            items = values = keys = __iter__
+
+        gone, other = rig.client(1), rig.client(2)
+        rig.opened(gone)
+        assert rig.table.move_client(gone.owner, gone.address, "second key") is gone
+        rig.table.clients = clients = Clients(rig.table.clients)
+        rig.table.end_client(gone, "displaced")
+        assert len(clients) == 1 and clients[other.peer] is other
+        assert rig.counts.of("sessions_evicted", "displaced") == 1
+        rig.table.clients = {other.peer: other}
+
     def test_end_removes_a_client_without_sessions(self, rig: NatRig) -> None:
         rig.client(owner="a")
         rig.table.end("a")
@@ -292,6 +315,29 @@ class TestLimits:
         assert rig.open(rig.client(8, "2001:db8:8::1")) is not None
         assert conn_of(many[0].session).closed.wait(5)
         assert not conn_of(few.session).shut.is_set()
+
+    def test_share_of_a_client_is_looked_up_once(
+        self, rig: NatRig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked_up: list[str] = []
+
+        def client_key(host: str) -> str:
+            looked_up.append(host)
+            return fairness.client_key(host)
+
+        monkeypatch.setattr(client_module, "client_key", client_key)
+        rig.policy(sessions=4)
+        hosts = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.1", "192.0.2.2"]
+        for port, host in enumerate(hosts):
+            rig.workers.eager = False
+            entry = rig.opened(rig.client(port, host))
+            for _ in range(3):
+                rig.send(entry, b"x")
+            rig.workers.eager = True
+            rig.workers.run()
+        assert not rig.counts.of("drops") and len(rig.table) == 4
+        rig.table.close()
+        assert looked_up == hosts
 
     def test_client_without_owner_stays_when_its_own_session_is_evicted(self, rig: NatRig) -> None:
         """If a forward's client were lost, its next target would get another upstream port."""

@@ -8,8 +8,6 @@ from typing import Any, Iterator, Sequence
 
 import pytest
 
-from netproxy.access.login import Login
-from netproxy.access.users import Users
 from netproxy.errors import DialError, Reason
 from netproxy.handler.forward import TcpForward
 from netproxy.handler.http import HttpHandler
@@ -24,7 +22,7 @@ from netproxy.router import auto as auto_module
 from netproxy.router.auto import AutoDialer, AutoDialers, Pins, Verdicts
 from netproxy.router.factory import Routing
 from tests.support.doubles import Records
-from tests.support.handlers import Conversation
+from tests.support.handlers import Conversation, permission
 from tests.support.nat import Clock
 from tests.support.relays import configuration
 from tests.support.routing import StubResolver, flow, make_guard, routing
@@ -432,11 +430,7 @@ auto: {{deadline: 300ms}}
         )
         self.target = target
         self.http = HttpHandler(
-            "main",
-            self.connector,
-            Forwarder(self.connector, SECONDS),
-            Login(Users({}), "none"),
-            counters,
+            "main", self.connector, Forwarder(self.connector, SECONDS), permission(), counters
         )
 
     def conversation(self) -> Conversation:

@@ -19,6 +19,7 @@ import time
 from typing import Any, Callable, Hashable, Iterable, Mapping
 
 from netproxy.access.login import Login
+from netproxy.access.permission import Permission
 from netproxy.access.users import Users
 from netproxy.errors import DialError, NetProxyError, Reason
 from netproxy.handler.announce import Announcer
@@ -32,7 +33,7 @@ from netproxy.interfaces.flows import Flow, LiveFlow, Record
 from netproxy.net.address import from_sockaddr
 from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
-from netproxy.interfaces.services import Trace
+from netproxy.interfaces.services import Counter, Trace
 from netproxy.observe.records import as_text
 from netproxy.observe.trace import LogTrace
 from netproxy.relay.pipe import PipeLimits
@@ -201,6 +202,11 @@ class LiteralResolver:
         return resolve(target)
 
 
+def permission(login: Login | None = None, counter: Counter | None = None) -> Permission:
+    """Return the permission of a listener for all clients; without `login` nobody logs in."""
+    return Permission("test", login or Login(Users({}), "none"), None, counter or Counters())
+
+
 class HandlerDependencies:
     """Recorders that handlers are built on."""
 
@@ -220,13 +226,14 @@ class HandlerDependencies:
         announcer = announcer or Announcer([], LiteralResolver())
         self.binder = Binder(announcer, self.counters, bind_seconds)
         self.login = Login(Users(users or {}), auth)
+        self.permission = permission(self.login, self.counters)
 
     def socks4(self) -> Socks4Handler:
-        return Socks4Handler("test", self.outbound, self.binder, self.login)
+        return Socks4Handler("test", self.outbound, self.binder, self.permission)
 
     def socks5(self) -> Socks5Handler:
         return Socks5Handler(
-            "test", self.outbound, self.binder, None, Socks5Login(self.login, self.counters)
+            "test", self.outbound, self.binder, None, Socks5Login(self.permission, self.counters)
         )
 
     @property

@@ -28,6 +28,7 @@ from netproxy.net.socket_options import tune
 from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
+from tests.support.handlers import permission
 from tests.support.waits import run_to_end
 
 PATIENCE = 10.0
@@ -369,7 +370,7 @@ class Rig:
         self.records: list[Record] = []
         outbound = Outbound(self, PipeLimits(idle, idle), self.counters, self)
         self._handler = HttpHandler(
-            "rig", outbound, Forwarder(outbound, idle), login, self.counters
+            "rig", outbound, Forwarder(outbound, idle), permission(login), self.counters
         )
         self._handshake = handshake
         self._listening = socket.create_server(("127.0.0.1", 0))

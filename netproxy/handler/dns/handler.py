@@ -12,7 +12,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Hashable
 
-from netproxy.errors import EndOfStream, ProtocolError
+from netproxy.errors import DialError, EndOfStream, ProtocolError
 from netproxy.handler.dns.waiting import (
     DatagramClient,
     PendingQuestion,
@@ -29,6 +29,7 @@ from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
 
 if TYPE_CHECKING:
+    from netproxy.access.permission import Permission
     from netproxy.handler.dns.waiting import WaitingClient
     from netproxy.interfaces.connections import Handshake, Steps, Stream
     from netproxy.interfaces.datagrams import (
@@ -63,11 +64,12 @@ class DnsHandler:
         submit: FairSubmit,
         arenas: ArenaPool,
         counter: Counter,
-        listener: str,
+        permission: Permission,
     ) -> None:
         """Answer from `cache`, else by `source`.
 
-        `clients` may ask over UDP, None for everybody.  `listener` is the name in records.
+        `clients` may ask over UDP, None for everybody.  `permission` is asked for each query of a
+        connection.
         """
         self._source = source
         self._cache = cache
@@ -79,7 +81,7 @@ class DnsHandler:
         self._allowed_hosts: set[Hashable] = set()
         # By cache key, or by question if the answer is not cached.
         self._pending = PendingQuestions(self._note_drop)
-        self._listener = listener
+        self._permission, self._listener = permission, permission.listener
 
     # -- datagrams
 
@@ -242,6 +244,11 @@ class DnsHandler:
                 return None
             length = yield from stream.read_exactly(2)
             query = yield from stream.read_exactly(int.from_bytes(length, "big"))
+            try:
+                # A reload may have come since the last query.
+                self._permission.check_client(client.host)
+            except DialError:
+                return None
             answer = yield from self._answer(query, client)
             if not answer:
                 return None
