@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 # Seconds of rest after an accept that failed because descriptors or memory ran out.
 ACCEPT_PAUSE = 0.1
+# Reasons for which a connection ends.
+SHED, EVICTED = "too many handshakes", "yielded to another client"
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -209,7 +211,8 @@ class TcpListener(socketserver.ThreadingTCPServer):
         shed = self.handshakes.shed()
         if shed is None:
             return
-        refuse(shed, ("connections_refused", "too many handshakes"), self._counter)
+        shed.refused = SHED
+        refuse(shed, ("connections_refused", SHED), self._counter)
         shed.stream.shutdown()
 
     def forget(self, connection: Accepted) -> None:
