@@ -194,6 +194,60 @@ def test_connection_beyond_a_limit_has_one_record_that_names_the_limit() -> None
             )
 
 
+def yielded_records(relay: Running) -> list[str]:
+    """Let a client with two connections lose one for another client; return all records."""
+    with socket.create_connection((LOCALHOST, relay.port), SECONDS):
+        relay.wait_for_count("connections_refused", "yielded to another client", 1)
+        eventually(lambda: relay.daemon.live == 2)
+        return records(relay)
+
+
+@pytest.mark.parametrize("protocol", ["socks5", "http"])
+def test_flow_that_yields_to_another_client_has_one_record(protocol: str) -> None:
+    """Hazard 140."""
+    limits = "limits: {connections: 2}"
+    config = f"listeners: [{{listen: '127.0.0.1:0', name: main, {limits}}}]"
+    with running(config) as relay, socket.create_server((LOCALHOST, 0)) as target:
+        port = target.getsockname()[1]
+        request = {
+            "socks5": b"\5\1\0\5\1\0\1\x7f\0\0\1" + port.to_bytes(2, "big"),
+            "http": b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % port,
+        }[protocol]
+        clients, ends = [], []
+        for _ in range(2):
+            client = socket.create_connection((LOCALHOST, relay.port), SECONDS, ("127.0.0.3", 0))
+            client.sendall(request)
+            clients.append(client)
+            ends.append(target.accept()[0])
+        eventually(lambda: len(relay.daemon.flows) == 2)
+        (record,) = yielded_records(relay)
+        assert 'ended="yielded to another client"' in record
+        assert "decided=limits.connections" in record and "client=127.0.0.3" in record
+        counted = {name: value for (name, _), value in refusals(relay).items()}
+        assert counted == {"connections_refused": 1}
+        for sock in clients + ends:
+            sock.close()
+
+
+def test_connection_without_a_flow_that_yields_has_one_record() -> None:
+    """Hazard 140."""
+    limits = "limits: {connections: 2}"
+    with running(f"listeners: [{{listen: '127.0.0.1:0', name: main, {limits}}}]") as relay:
+        clients = [
+            socket.create_connection((LOCALHOST, relay.port), SECONDS, ("127.0.0.3", 0))
+            for _ in range(2)
+        ]
+        for client in clients:
+            client.sendall(b"\5\1\0")
+            assert read_exactly(client, 2) == b"\5\0"
+        (record,) = yielded_records(relay)
+        assert 'reason="yielded to another client"' in record and "client=127.0.0.3" in record
+        counted = {name: value for (name, _), value in refusals(relay).items()}
+        assert counted == {"connections_refused": 1}
+        for client in clients:
+            client.close()
+
+
 def test_broken_protocol_has_one_record_with_the_fault() -> None:
     """Hazard 140."""
     with running(OPEN) as relay:
