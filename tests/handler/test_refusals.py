@@ -107,6 +107,34 @@ def test_refusal_before_the_login_has_one_record_and_one_count(
     refused.check("requests_refused", reason, f'reason="{reason}"', *parts)
 
 
+@pytest.mark.parametrize(
+    "request_bytes, answer, parts",
+    [
+        (
+            b"\4\x09\0\x50\1\2\3\4\0",
+            b"\0\x5b",
+            ("asked=1.2.3.4:80", 'decided="command 9 for 1.2.3.4:80 is not supported"'),
+        ),
+        (b"\4\1\0\x50\0\0\0\0\0", b"\0\x5b", ('decided="0.0.0.0 is not a valid target"',)),
+        (b"\4\1\0\x50\0\0\0\1\0a/b\0", b"\0\x5b", ()),
+        (
+            b"\5\1\0\5\x09\0\1\1\2\3\4\0\x50",
+            b"\5\0\5\7",
+            ('decided="command 9 for 1.2.3.4:80 is not supported"',),
+        ),
+    ],
+    ids=["socks4 command", "socks4 target", "socks4 name", "socks5 command"],
+)
+def test_socks_request_that_is_not_served_has_one_record_and_one_count(
+    request_bytes: bytes, answer: bytes, parts: tuple[str, ...]
+) -> None:
+    """Hazard 140."""
+    with running(OPEN) as relay:
+        refused = Refused(relay)
+        assert ask(relay, request_bytes).startswith(answer)
+        refused.check("requests_refused", "bad request", 'reason="bad request"', *parts)
+
+
 def test_connect_to_a_refused_port_has_one_record_and_one_count() -> None:
     """Hazard 140."""
     with running(OPEN) as relay:
@@ -194,12 +222,15 @@ def test_connection_beyond_a_limit_has_one_record_that_names_the_limit() -> None
             )
 
 
-def yielded_records(relay: Running) -> list[str]:
-    """Let a client with two connections lose one for another client; return all records."""
+def check_yields_once(relay: Running, *parts: str) -> None:
+    """Let a client with two connections lose one; check its one record and its one count."""
     with socket.create_connection((LOCALHOST, relay.port), SECONDS):
         relay.wait_for_count("connections_refused", "yielded to another client", 1)
         eventually(lambda: relay.daemon.live == 2)
-        return records(relay)
+        (record,) = records(relay)
+        for part in ("client=127.0.0.3", "decided=limits.connections", *parts):
+            assert part in record, record
+        assert refusals(relay) == {("connections_refused", "yielded to another client"): 1}
 
 
 @pytest.mark.parametrize("protocol", ["socks5", "http"])
@@ -220,11 +251,7 @@ def test_flow_that_yields_to_another_client_has_one_record(protocol: str) -> Non
             clients.append(client)
             ends.append(target.accept()[0])
         eventually(lambda: len(relay.daemon.flows) == 2)
-        (record,) = yielded_records(relay)
-        assert 'ended="yielded to another client"' in record
-        assert "decided=limits.connections" in record and "client=127.0.0.3" in record
-        counted = {name: value for (name, _), value in refusals(relay).items()}
-        assert counted == {"connections_refused": 1}
+        check_yields_once(relay, "msg=finished", 'ended="yielded to another client"')
         for sock in clients + ends:
             sock.close()
 
@@ -240,10 +267,7 @@ def test_connection_without_a_flow_that_yields_has_one_record() -> None:
         for client in clients:
             client.sendall(b"\5\1\0")
             assert read_exactly(client, 2) == b"\5\0"
-        (record,) = yielded_records(relay)
-        assert 'reason="yielded to another client"' in record and "client=127.0.0.3" in record
-        counted = {name: value for (name, _), value in refusals(relay).items()}
-        assert counted == {"connections_refused": 1}
+        check_yields_once(relay, "msg=refused", 'reason="yielded to another client"')
         for client in clients:
             client.close()
 
