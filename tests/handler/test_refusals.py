@@ -9,6 +9,7 @@ from typing import Iterator
 import pytest
 
 from netproxy.interfaces.addresses import Address
+from netproxy.listener import poller as poller_module
 from netproxy.observe.records import access_fields, as_text
 from tests.support.doors import by_connect, by_socks5, by_socks5_udp, by_uot
 from tests.support.handlers import LOCALHOST, eventually
@@ -346,8 +347,9 @@ def test_refused_logins_wait_without_a_thread_and_delay_nobody(protocol: str) ->
         eventually(lambda: not relay.daemon.live)
 
 
-def test_refusal_of_a_login_comes_after_its_delay() -> None:
-    """Hazard 110."""
+def test_refusal_of_a_login_comes_after_its_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 110: the delay is not that of the poller's next look."""
+    monkeypatch.setattr(poller_module, "TICK", 600.0)
     with running(PASSWORD) as relay:
         held_back(relay, 0.01)
         assert ask(relay, WRONG) == b"\5\2\1\1"
