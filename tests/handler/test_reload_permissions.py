@@ -17,7 +17,7 @@ from netproxy.net.stream import Stream, complete
 from netproxy.protocol import capsule, connect_udp, socks5, uot
 from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import LOCALHOST, SECONDS, eventually
-from tests.support.relays import Running, UdpPort, running
+from tests.support.relays import Running, UdpClient, UdpPort, running
 from tests.support.sockets import read_exactly, read_to_end
 
 LISTENER = "listeners: [{listen: '127.0.0.1:0', udp: {relay_port: %s}%s}]\n"
@@ -180,6 +180,18 @@ def test_uot_stream_of_a_removed_listener_ends_with_its_next_datagram(target: Ud
         relay.reload("listeners: [{name: other, listen: '127.0.0.1:0'}]")
         client.send(target, b"second")
         assert client.control.recv(1) == b"" and target.silent()
+        client.close()
+
+
+def test_session_of_a_removed_listener_does_not_end_by_a_shutdown(target: UdpPort) -> None:
+    with running("listeners: [{name: main, listen: '127.0.0.1:0'}]") as relay:
+        client = UdpClient(relay.port)
+        client.check_echo(target)
+        relay.reload("listeners: [{name: other, listen: '127.0.0.1:0'}]")
+        relay.wait_for_count("sessions_evicted", "listener removed", 1)
+        eventually(lambda: relay.log.records)
+        assert [record.ended for record in relay.log.records] == ["listener removed"]
+        assert not relay.count("sessions_evicted", "shutdown")
         client.close()
 
 
