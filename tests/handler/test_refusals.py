@@ -136,6 +136,34 @@ def test_socks_request_that_is_not_served_has_one_record_and_one_count(
         refused.check("requests_refused", "bad request", 'reason="bad request"', *parts)
 
 
+@pytest.mark.parametrize(
+    "protocol, first, spoken",
+    [
+        ("http", b"\5\1\0", "socks5"),
+        ("http", b"\4", "socks4"),
+        ("http", b"\x16\3\1", "tls"),
+        ("socks5", b"G", "http"),
+    ],
+)
+def test_client_of_another_protocol_is_closed_at_its_first_byte(
+    protocol: str, first: bytes, spoken: str
+) -> None:
+    """Hazard 140."""
+    listener = f"{{listen: '127.0.0.1:0', name: main, protocol: {protocol}}}"
+    with running(f"listeners: [{listener}]\ntimeouts: {{handshake: 10m}}") as relay:
+        refused = Refused(relay)
+        assert ask(relay, first) == b""
+        served = {"http": "http", "socks5": "socks4, socks5"}[protocol]
+        decided = f'decided="the port serves {served}"'
+        refused.check("connections_refused", f"speaks {spoken}", decided)
+
+
+@pytest.mark.parametrize("first", [b"7", b"\0", b"\xff"])
+def test_http_port_answers_what_is_no_known_protocol(first: bytes) -> None:
+    with running("listeners: [{listen: '127.0.0.1:0', name: main, protocol: http}]") as relay:
+        assert ask(relay, first + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
 def test_connect_to_a_refused_port_has_one_record_and_one_count() -> None:
     """Hazard 140."""
     with running(OPEN) as relay:
