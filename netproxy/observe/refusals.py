@@ -1,8 +1,8 @@
 """Records of what is refused or dropped: connections, requests and datagrams.
 
-A client may cause RECORDS records of one counter in a minute, and all clients together
-RECORDS_PER_SECOND a second.  What is beyond that is only counted; its number is in a record
-that follows later.  Thread: any; nothing here waits.
+A client may cause RECORDS records of one counter and reason in a minute, and all clients
+together RECORDS_PER_SECOND of one counter a second.  What is beyond that is only counted; its
+number is in a record that follows later.  Thread: any; nothing here waits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Refusal
 
 RECORDS, WINDOW_SECONDS = 5, 60.0
-"""Records of a client and a counter in so many seconds: enough to see what it tries."""
+"""Records of a client, a counter and a reason in so many seconds: enough to see what it tries.
+
+Ordinary refusals, such as the 407 of a client that has not logged in yet, hide no other ones."""
 RECORDS_PER_SECOND = 10
 """Records of all clients and a counter: datagrams have forged senders, each of them a client."""
 WINDOWS_LIMIT = 1024
@@ -44,6 +46,7 @@ class RecordLog(Protocol):
 class _Key(NamedTuple):
     client: str
     counter: str
+    reason: str
 
 
 class _Window:
@@ -68,14 +71,15 @@ class RefusalLog:
         self._lock = threading.Lock()
         # The oldest first.
         self._windows: dict[_Key, _Window] = {}
-        # The refusals without a record of windows that had to be forgotten, by counter.
-        self._forgotten: dict[str, int] = {}
+        # The refusals without a record of windows that had to be forgotten, by counter and
+        # reason.
+        self._forgotten: dict[tuple[str, str], int] = {}
         # By counter: the current second (monotonic), and how many records there were in it.
         self._seconds: dict[str, tuple[float, int]] = {}
 
     def note(self, refusal: Refusal, amount: int) -> None:
         """Write the record of `amount` refusals, or count them as left out."""
-        key = _Key(client_key(refusal.client), refusal.counter)
+        key = _Key(client_key(refusal.client), refusal.counter, refusal.reason)
         if self._admits(key, amount, time.monotonic()):
             self._log.record(_LEVELS.get(refusal.counter, INFO), _fields(refusal, amount))
 
@@ -93,7 +97,7 @@ class RefusalLog:
                 del self._windows[key]
             forgotten, self._forgotten = self._forgotten, {}
         left_out = {key: window.suppressed for key, window in ended.items()}
-        left_out.update((_Key(OTHERS, name), amount) for name, amount in forgotten.items())
+        left_out.update((_Key(OTHERS, *kind), amount) for kind, amount in forgotten.items())
         return [partial(self._report, key, amount) for key, amount in left_out.items() if amount]
 
     def _admits(self, key: _Key, amount: int, now: float) -> bool:
@@ -117,12 +121,13 @@ class RefusalLog:
         if len(self._windows) >= WINDOWS_LIMIT:
             key = next(iter(self._windows))
             amount = self._windows.pop(key).suppressed
-            self._forgotten[key.counter] = self._forgotten.get(key.counter, 0) + amount
+            kind = key.counter, key.reason
+            self._forgotten[kind] = self._forgotten.get(kind, 0) + amount
         return _Window(now)
 
     def _report(self, key: _Key, amount: int) -> None:
-        fields = {"msg": SUPPRESSED, "client": key.client, "counter": key.counter}
-        self._log.record(INFO, {**fields, "amount": amount})
+        fields = {"msg": SUPPRESSED, **key._asdict(), "amount": amount}
+        self._log.record(INFO, fields)
 
 
 def _fields(refusal: Refusal, amount: int) -> Fields:
