@@ -150,7 +150,10 @@ class _Builder:
         def direct(seconds: float) -> DirectDialer:
             return DirectDialer(targets, datagrams, seconds)
 
-        dependencies = ResolverDependencies(direct, self._dialers.dialer, domains, destinations)
+        counters = self._runtime.counters
+        dependencies = ResolverDependencies(
+            direct, self._dialers.dialer, domains, destinations, counters
+        )
         return make_forwarder(dns, dependencies)
 
     def _dns_dependencies(self, forwarder: DnsForwarder | None) -> DnsDependencies | None:

@@ -11,6 +11,7 @@ import itertools
 from typing import Iterator
 
 from netproxy.access.destinations import OwnSockets
+from netproxy.access.permission import LISTENER_REMOVED
 from netproxy.config.schema import Config, ListenerConfig
 from netproxy.daemon.runtime import Runtime
 from netproxy.errors import DialError, ListenError, Reason
@@ -53,7 +54,7 @@ class UdpRelays:
         for key, state in previous.states.items():
             if self.states.get(key) is not state:
                 self._runtime.janitor.unregister(state.table)
-                state.table.close()
+                state.table.close(LISTENER_REMOVED)
         for key, state in self.states.items():
             if previous.states.get(key) is not state:
                 self._runtime.janitor.register(state.table)

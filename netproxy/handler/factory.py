@@ -176,8 +176,12 @@ class _ListenerParts:
         return self._by_first_byte(self._socks_handlers())
 
     def http(self) -> ListenerHandler:
-        """Make the handler of HTTP."""
-        return ListenerHandler(self._http_handler(), None, None)
+        """Make the handler of HTTP, which answers an unknown protocol with an error as well."""
+        handler = self._http_handler()
+        handlers = {ClientProtocol.HTTP: handler, ClientProtocol.UNKNOWN: handler}
+        counter = self._dependencies.counter
+        by_first_byte = SpsHandler(handlers, None, counter, self._config.name)
+        return ListenerHandler(by_first_byte, None, None)
 
     def tunnel(self) -> ListenerHandler:
         """Return the handler for agents of tunnels."""

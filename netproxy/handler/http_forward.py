@@ -22,7 +22,7 @@ from netproxy.errors import (
 from netproxy.handler.http_exchange import Exchange, OriginGone, RecordedError
 from netproxy.interfaces.connections import Blocking, Steps, Wait
 from netproxy.protocol import http1
-from netproxy.relay.connection import CLIENT_LEFT
+from netproxy.relay.connection import CLIENT_LEFT, take_eviction
 
 if TYPE_CHECKING:
     from netproxy.handler.outbound import Outbound
@@ -90,11 +90,10 @@ class Forwarder:
         """Run the exchange.  Raises OriginGone if the origin closed before it answered."""
         try:
             return (yield from exchange.run(connection))
-        except ClientLeft:
-            connection.finish(CLIENT_LEFT)
-            exchange.client.reset()
-            return None
         except NetProxyError as error:
+            if isinstance(error, ClientLeft) or exchange.client.evicted:
+                _end_without_client(connection, exchange.client)
+                return None
             gone = isinstance(error, (EndOfStream, StreamError))
             reset = isinstance(error, StreamError) and not isinstance(error, DeadlineError)
             if exchange.answered or not gone:
@@ -129,3 +128,10 @@ class Forwarder:
                 pass  # the next connect() fails in the same way, and records it
         kept.upstream.close()
         return None
+
+
+def _end_without_client(connection: OutboundConnection, client: Stream) -> None:
+    """End the flow of a client that has left, or was evicted."""
+    ended, decided = take_eviction(client) if client.evicted else (CLIENT_LEFT, "")
+    connection.finish(ended, fault=decided)
+    client.reset()

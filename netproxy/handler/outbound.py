@@ -18,7 +18,7 @@ from netproxy.interfaces.routing import NonBlockingDialer, Route
 from netproxy.net import stream as net_stream
 from netproxy.net.address import is_unspecified
 from netproxy.protocol import uot
-from netproxy.relay.connection import CLIENT_LEFT, OutboundConnection
+from netproxy.relay.connection import CLIENT_LEFT, OutboundConnection, take_eviction
 
 if TYPE_CHECKING:
     from netproxy.handler.bind import Binder, EncodeReply
@@ -197,7 +197,10 @@ class _Connect:
             pending.close()
             seconds = time.monotonic() - self._started
             dialer, flow, rule = route
-            record = Record(flow, dialer.name, 0, 0, seconds, ended, rule=rule)
+            decided = ""
+            if self._client is not None and self._client.evicted:
+                ended, decided = take_eviction(self._client)
+            record = Record(flow, dialer.name, 0, 0, seconds, ended, rule=rule, decided=decided)
             self._outbound.observer.finished(record)
 
     def block(self) -> OutboundConnection:

@@ -69,4 +69,4 @@ class Socks4Handler:
         if command == socks4.BIND:
             peer = yield from self._outbound.bind(flow, stream, self._binder, _encode_grant)
             return peer.accept(stream, _encode_grant(peer.flow.target))
-        raise DialError(Reason.UNSUPPORTED, f"SOCKS4 command {command}")
+        raise socks4.RequestError(f"command {command} for {flow.target} is not supported")

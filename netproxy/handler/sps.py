@@ -89,7 +89,8 @@ class SpsHandler:
         if handler is not None:
             return (yield from handler.handle(stream, client))
         spoken = f"speaks {protocol.value}"
-        served = ", ".join(sorted(protocol.value for protocol in self._handlers))
+        known = self._handlers.keys() - {ClientProtocol.UNKNOWN}
+        served = ", ".join(sorted(protocol.value for protocol in known))
         decided = f"the port serves {served}"
         self._counter.refuse(
             Refusal("connections_refused", spoken, self._listener, client.host, "", decided)

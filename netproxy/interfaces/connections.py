@@ -195,6 +195,9 @@ class Stream(Need, Reader, Protocol):
     """Writes the steps of the connection to the log, at level debug; None at any other."""
     member: str
     """The member of a group that made the connection, "" without a group."""
+    evicted: str
+    """Why the daemon ends the connection, "" if it does not.  The flow whose record says so
+    empties it, so that there is one record."""
 
     @property
     def open(self) -> bool:

@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
 
 
+EVICTED = "yielded to another client"
+"""The reason of a connection that ends for one of another client."""
 DECIDED_BY: Mapping[str, str] = {
     "client not allowed": "clients",
     "connection limit": "limits.connections",
     "client limit": "limits.connections_per_client",
     "too many handshakes": "the limit of unfinished handshakes",
-    "yielded to another client": "limits.connections",
+    EVICTED: "limits.connections",
     "no thread": "the limit of threads",
     "listener removed": "listeners",
     "login required": "auth",

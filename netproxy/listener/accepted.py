@@ -11,6 +11,7 @@ import select
 from typing import TYPE_CHECKING
 
 from netproxy.errors import StreamError
+from netproxy.interfaces.listeners import EVICTED
 from netproxy.listener.handshake_driver import Connection
 from netproxy.net.stream import poll_watched
 
@@ -58,11 +59,13 @@ class Accepted(Connection):
 
     def evict(self) -> None:
         """End: its client has most connections, and another client needs one.  Thread: any."""
-        self.listener.note_eviction(self)
+        self.refused = self.stream.evicted = EVICTED
         self.stream.shutdown()
 
     def ended(self) -> None:
         """Close the stream, and count the connection out."""
+        if self.refused == EVICTED:
+            self.listener.note_eviction(self)
         self.listener.forget(self)
         if self.stream.trace is not None:
             self.stream.trace.step("closed")

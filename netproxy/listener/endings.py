@@ -21,6 +21,8 @@ class RecordedConnection(Protocol):
     """A connection, as far as its records need it."""
 
     client: Address
+    refused: str
+    """Why the daemon ends it: that is counted and recorded elsewhere.  "" if it does not."""
 
     def listener_name(self) -> str:
         """Return the name of the listener that accepted it."""
@@ -30,6 +32,8 @@ def note_fault(
     connection: RecordedConnection, error: Exception, counter: Counter, log: Log
 ) -> None:
     """Count and record a fault that has ended a connection; it is being handled."""
+    if connection.refused and isinstance(error, NetProxyError):
+        return  # the daemon has ended it, not its client
     if isinstance(error, DeadlineError):
         refuse(connection, ("connections", "timed out"), counter, str(error))
     elif isinstance(error, StreamError):

@@ -40,7 +40,7 @@ class Connection:
     """
 
     __slots__ = (
-        *("stream", "client", "serving", "handshake", "need", "counted"),
+        *("stream", "client", "serving", "handshake", "need", "counted", "refused"),
         *("_wait", "_deadline"),
     )
 
@@ -48,6 +48,7 @@ class Connection:
         self.stream = stream
         self.client = client
         self.counted = ""  # the client that its unfinished handshake counts for, if any
+        self.refused = ""  # why the daemon ends it, if its end must not count as the client's
         self.serving: Serving
         self.handshake: Handshake
         # What the handshake waits for; None when it has ended.

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Log
 
 # Seconds between two looks at the deadlines, and the least even if deadlines are near:
-# each look goes through everything that waits.
+# each look goes through everything that waits.  A wait may end that much too late.
 TICK, SHORTEST_TICK = 1.0, 0.1
+# Bytes of the wake-up pipe that are read at once.
+WAKE_UPS = 64
 _NEVER = float("inf")
 
 
@@ -59,13 +61,13 @@ class Poller:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._epoll: select.epoll | None = None  # opened by start()
-        self._wake_up_read = self._wake_up_write = -1  # the wake-up pipe, written to by stop()
-        # Guards _watches and what the epoll watches.
+        self._wake_up_read = self._wake_up_write = -1  # the wake-up pipe
+        # Guards _watches, what the epoll watches, and writing to the wake-up pipe.
         self._lock = threading.Lock()
         self._watches: dict[int, _Watch] = {}
         self._stopping = False
         self._releasing_idle = False
-        # Monotonic; of the poller's thread, though others may make the next look earlier.
+        # Monotonic; of the poller's thread, but others may make the next look earlier.
         self._looked = self._next_look = 0.0
         self.thread = threading.Thread(target=self._run, name="poller", daemon=True)
 
@@ -85,6 +87,7 @@ class Poller:
         """
         self._wake_up_read, self._wake_up_write = os.pipe()
         self._epoll = select.epoll()
+        os.set_blocking(self._wake_up_write, False)
         self._epoll.register(self._wake_up_read, select.EPOLLIN)
         self.thread.start()
 
@@ -92,15 +95,16 @@ class Poller:
         """Stop the thread and close everything."""
         self._stopping = True
         if self.thread.is_alive():  # start() may have failed
-            os.write(self._wake_up_write, b"!")
+            with self._lock:
+                self._wake_up()
             self.thread.join()
         with self._lock:  # a pool thread that has not ended in time may still call watch()
             if self._epoll is not None:
                 self._epoll.close()
-        for descriptor in (self._wake_up_read, self._wake_up_write):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._wake_up_read = self._wake_up_write = -1
+            for descriptor in (self._wake_up_read, self._wake_up_write):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._wake_up_read = self._wake_up_write = -1
 
     def watch(self, wait: Wait, owner: WaitOwner) -> None:
         """Watch for a wait's events and tell its owner, once.
@@ -118,8 +122,6 @@ class Poller:
         # Pool threads do what follows an event, so it is reported once; a step of this
         # thread may be told again.
         once = select.EPOLLONESHOT if watch.wait.step is None else 0
-        if watch.deadline < self._next_look:
-            self._look_by(watch.deadline)
         epoll = self._epoll
         if epoll is None:
             raise ValueError("the poller has not been started")
@@ -133,6 +135,9 @@ class Poller:
                 # Still under the lock: an event of the first descriptor may have come already.
                 self._remove(watch, closed=False)
                 raise
+        # Only now: a look that has begun before has set the next one, or sees the watch.
+        if watch.deadline < self._next_look:
+            self._look_by(watch.deadline)
 
     def release_idle(self) -> None:
         """Wake idle waits as if their time were up, from now on."""
@@ -146,7 +151,10 @@ class Poller:
             events = epoll.poll(min(TICK, max(0.0, self._next_look - time.monotonic())))
             now = time.monotonic()
             for descriptor, event in events:
-                self._handle_event(descriptor, event, now)
+                if descriptor == self._wake_up_read:
+                    os.read(descriptor, WAKE_UPS)
+                else:
+                    self._handle_event(descriptor, event, now)
             if now >= self._next_look:
                 self._wake_late(now)
 
@@ -186,8 +194,23 @@ class Poller:
         self._release(late, False)
 
     def _look_by(self, deadline: float) -> None:
-        """Make the next look early enough for a deadline."""
-        self._next_look = max(deadline, self._looked + SHORTEST_TICK)
+        """Make the next look early enough for a deadline.  Thread: any."""
+        look = max(deadline, self._looked + SHORTEST_TICK)
+        with self._lock:
+            if look >= self._next_look:
+                return
+            self._next_look = look
+            # The poller's thread waits for the look that was the next until now.
+            if threading.get_ident() != self.thread.ident:
+                self._wake_up()
+
+    def _wake_up(self) -> None:
+        """Wake the poller's thread.  Under the lock."""
+        if self._wake_up_write >= 0:
+            try:
+                os.write(self._wake_up_write, b"!")
+            except BlockingIOError:
+                pass  # it has not read the last one yet
 
     def _leave(self, watch: _Watch, wait: Wait | None) -> None:
         """End a watch whose step returned nothing, or a wait for a pool thread."""

@@ -32,6 +32,8 @@ class Handshaking(Protocol):
     stream: Stream
     counted: str
     """The client that it counts for, "" if it is not counted."""
+    refused: str
+    """Why the daemon ends it, "" if it does not."""
 
     def listener_name(self) -> str:
         """Return the name of the listener that accepted it, for records."""

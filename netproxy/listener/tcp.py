@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from netproxy.interfaces.listeners import DECIDED_BY
+from netproxy.interfaces.listeners import DECIDED_BY, EVICTED
 from netproxy.interfaces.services import Refusal
 from netproxy.listener.accepted import Accepted
 from netproxy.listener.endings import refuse
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BACKLOG = 1024
 # Seconds of rest after an accept that failed because descriptors or memory ran out.
 ACCEPT_PAUSE = 0.1
+SHED = "too many handshakes"
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -184,8 +185,15 @@ class TcpListener(socketserver.ThreadingTCPServer):
         return False
 
     def note_eviction(self, connection: Accepted) -> None:
-        """Count and record a connection that ends for one of another client.  Thread: any."""
-        refuse(connection, ("connections_refused", "yielded to another client"), self._counter)
+        """Count a connection that has ended for one of another client.  Thread: any.
+
+        It is recorded as refused, unless the record of its flow says so.
+        """
+        key = "connections_refused", EVICTED
+        if connection.stream.evicted:
+            refuse(connection, key, self._counter)
+        else:
+            self._counter.count(*key)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Begin the handshake of an admitted connection.  Any: as in verify_request()."""
@@ -209,7 +217,8 @@ class TcpListener(socketserver.ThreadingTCPServer):
         shed = self.handshakes.shed()
         if shed is None:
             return
-        refuse(shed, ("connections_refused", "too many handshakes"), self._counter)
+        shed.refused = SHED
+        refuse(shed, ("connections_refused", SHED), self._counter)
         shed.stream.shutdown()
 
     def forget(self, connection: Accepted) -> None:

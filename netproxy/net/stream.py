@@ -47,7 +47,7 @@ class Stream:
 
     __slots__ = (
         *("socket", "light", "plain", "handshaking", "deadline", "calls"),
-        *("trace", "member", "_unread", "_local", "_receive_size", "_pace", "_on_close"),
+        *("trace", "member", "evicted", "_unread", "_local", "_receive_size", "_pace", "_on_close"),
     )
 
     def __init__(
@@ -78,6 +78,8 @@ class Stream:
         self.trace: Trace | None = None
         # The member of a group that made the connection.
         self.member = ""
+        # Why the daemon ends the connection; the flow whose record says so empties it.
+        self.evicted = ""
         self._on_close: tuple[Callable[[], None], ...] = ()
 
     # -- the transport

@@ -37,7 +37,10 @@ COUNTER_METRICS = {
         "Log records that could not be written in time, by level.",
     ),
     "lookups": ("lookup_failures_total", "Names that could not be resolved, by reason."),
-    "queries": ("dns_queries_total", "Queries to DNS listeners, by outcome."),
+    "queries": (
+        "dns_queries_total",
+        "Queries to DNS listeners that the cache has not answered, by outcome.",
+    ),
     "requests_refused": (
         "requests_refused_total",
         "Requests that were refused without being routed, by reason.",

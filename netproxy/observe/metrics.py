@@ -20,11 +20,11 @@ class Counters:
     def __init__(
         self,
         note: Callable[[Refusal, int], None] | None = None,
-        leaves_out: Callable[[str, str, int], bool] | None = None,
+        leaves_out: Callable[[str, str, str, int], bool] | None = None,
     ) -> None:
         """`note(refusal, amount)` writes the record of a refusal; None writes none.
 
-        `leaves_out(name, client, amount)` tells before that it would write none.
+        `leaves_out(name, reason, client, amount)` tells before that it would write none.
         """
         self._note = note
         self._leaves_out = leaves_out
@@ -46,7 +46,7 @@ class Counters:
 
     def refuse_unrecorded(self, name: str, reason: str, client: str, amount: int) -> bool:
         """Count `amount` refusals if they get no record now; return whether it did."""
-        if self._leaves_out is None or not self._leaves_out(name, client, amount):
+        if self._leaves_out is None or not self._leaves_out(name, reason, client, amount):
             return False
         self.count(name, reason, amount)
         return True

@@ -1,9 +1,9 @@
 """Records of what is refused or dropped: connections, requests and datagrams.
 
-A client may cause RECORDS records of one counter in a minute, and all clients together
-RECORDS_PER_SECOND a second.  What is beyond that is only counted; its number is in a record
-that follows later.  leaves_out() tells so before a refusal is made: a flood must not pay for
-records that nobody gets.  Thread: any; nothing here waits.
+A client may cause RECORDS records of one counter and reason in a minute, and all clients
+together RECORDS_PER_SECOND of one counter a second.  What is beyond that is only counted; its
+number is in a record that follows later.  leaves_out() tells so before a refusal is made: a flood
+must not pay for records that nobody gets.  Thread: any; nothing here waits.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from netproxy.observe.records import Fields, RecordLog
 
 RECORDS, WINDOW_SECONDS = 5, 60.0
-"""Records of a client and a counter in so many seconds: enough to see what it tries."""
+"""Records of a client, a counter and a reason in so many seconds: enough to see what it tries.
+
+Ordinary refusals, such as the 407 of a client that has not logged in yet, hide no other ones.
+"""
 RECORDS_PER_SECOND = 10
 """Records of all clients and a counter: datagrams have forged senders, each of them a client.
 
-Also how many clients a report of one counter names.
+Also how many clients a report of one counter and reason names.
 """
 WINDOWS_LIMIT = 1024
 """Windows to remember, 200 bytes each."""
@@ -42,10 +45,11 @@ _LEVELS = {"connections_refused": WARNING, "tunnel_handshakes": WARNING}
 class _Key(NamedTuple):
     client: str
     counter: str
+    reason: str
 
 
 class _Window:
-    """The refusals of one key in one minute, or those of a counter that have no other window."""
+    """The refusals of one key in one minute, or those of a reason that have no other window."""
 
     __slots__ = ("began", "left", "suppressed")
 
@@ -66,11 +70,11 @@ class RefusalLog:
         self._lock = threading.Lock()
         # The oldest first.
         self._windows: dict[_Key, _Window] = {}
-        # Windows of which no record may be written, by counter and host: a client that is an IPv6
-        # network has several hosts.  Read without the lock.
-        self._silent: dict[tuple[str, str], _Window] = {}
-        # The refusals without a record that no other window has, by counter.
-        self._others: dict[str, _Window] = {}
+        # Windows of which no record may be written, by counter, reason and host: a client that is
+        # an IPv6 network has several hosts.  Read without the lock.
+        self._silent: dict[tuple[str, str, str], _Window] = {}
+        # The refusals without a record that no other window has, by counter and reason.
+        self._others: dict[tuple[str, str], _Window] = {}
         # By counter: the current second (monotonic), and how many records there were in it.
         # Read without the lock.
         self._seconds: dict[str, tuple[float, int]] = {}
@@ -80,18 +84,18 @@ class RefusalLog:
         if self._admits(refusal, amount, time.monotonic()):
             self._log.record(_LEVELS.get(refusal.counter, INFO), _fields(refusal, amount))
 
-    def leaves_out(self, counter: str, host: str, amount: int) -> bool:
+    def leaves_out(self, counter: str, reason: str, host: str, amount: int) -> bool:
         """Return whether `amount` refusals of a client get no record now; they count as left out.
 
         False if that is not certain: note() decides then.
         """
-        now, window = time.monotonic(), self._silent.get((counter, host))
+        now, window = time.monotonic(), self._silent.get((counter, reason, host))
         if window is None or window.left:
             second, count = self._seconds.get(counter, (now, 0))
             if count < RECORDS_PER_SECOND or now - second >= 1.0:
                 return False
             with self._lock:
-                self._add_to_others(counter, amount, now)
+                self._add_to_others((counter, reason), amount, now)
             return True
         with self._lock:
             if window.left:
@@ -104,31 +108,31 @@ class RefusalLog:
         """Forget the windows that have ended; return calls that report what they left out."""
         if not self._windows and not self._others:
             return ()
-        left_out: dict[str, list[tuple[int, str]]] = {}
-        others: dict[str, int] = {}
+        left_out: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        others: dict[tuple[str, str], int] = {}
         with self._lock:
             for key in [key for key, window in self._windows.items() if _has_ended(window, now)]:
                 suppressed = self._end(key)
                 if suppressed:
-                    left_out.setdefault(key.counter, []).append((suppressed, key.client))
-            for name in [name for name, window in self._others.items() if _has_ended(window, now)]:
-                others[name] = self._others.pop(name).suppressed
+                    left_out.setdefault(key[1:], []).append((suppressed, key.client))
+            for kind in [kind for kind, window in self._others.items() if _has_ended(window, now)]:
+                others[kind] = self._others.pop(kind).suppressed
             self._silent = {at: window for at, window in self._silent.items() if not window.left}
         reports: list[Callable[[], None]] = []
-        for counter, clients in left_out.items():
+        for kind, clients in left_out.items():
             clients.sort(reverse=True)
             for amount, client in clients[:RECORDS_PER_SECOND]:
-                reports.append(partial(self._report, _Key(client, counter), amount))
+                reports.append(partial(self._report, _Key(client, *kind), amount))
             if rest := sum(amount for amount, _ in clients[RECORDS_PER_SECOND:]):
-                others[counter] = others.get(counter, 0) + rest
-        for counter, amount in others.items():
-            reports.append(partial(self._report, _Key(OTHERS, counter), amount))
+                others[kind] = others.get(kind, 0) + rest
+        for kind, amount in others.items():
+            reports.append(partial(self._report, _Key(OTHERS, *kind), amount))
         return reports
 
     def _admits(self, refusal: Refusal, amount: int, now: float) -> bool:
         """Return whether a record may be written; count it as left out if not."""
-        counter, host = refusal.counter, refusal.client
-        key = _Key(client_key(host), counter)
+        counter, reason, host = refusal.counter, refusal.reason, refusal.client
+        key = _Key(client_key(host), counter, reason)
         with self._lock:
             window = self._windows.get(key)
             if window is None:
@@ -138,7 +142,7 @@ class RefusalLog:
                 second, count = now, 0
             if not window.left:
                 if len(self._silent) < WINDOWS_LIMIT:
-                    self._silent[counter, host] = window
+                    self._silent[counter, reason, host] = window
             elif count < RECORDS_PER_SECOND:
                 window.left -= 1
                 self._seconds[counter] = second, count + 1
@@ -150,13 +154,13 @@ class RefusalLog:
         """Return a new window; forget the oldest one if there are too many."""
         if len(self._windows) >= WINDOWS_LIMIT:
             key = next(iter(self._windows))
-            self._add_to_others(key.counter, self._end(key), now)
+            self._add_to_others(key[1:], self._end(key), now)
         return _Window(now)
 
-    def _add_to_others(self, counter: str, amount: int, now: float) -> None:
-        window = self._others.get(counter)
+    def _add_to_others(self, kind: tuple[str, str], amount: int, now: float) -> None:
+        window = self._others.get(kind)
         if window is None:
-            window = self._others[counter] = _Window(now)
+            window = self._others[kind] = _Window(now)
         window.suppressed += amount
 
     def _end(self, key: _Key) -> int:
@@ -169,8 +173,8 @@ class RefusalLog:
         return window.suppressed
 
     def _report(self, key: _Key, amount: int) -> None:
-        fields = {"msg": SUPPRESSED, "client": key.client, "counter": key.counter}
-        self._log.record(INFO, {**fields, "amount": amount})
+        fields = {"msg": SUPPRESSED, **key._asdict(), "amount": amount}
+        self._log.record(INFO, fields)
 
 
 def _has_ended(window: _Window, now: float) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from netproxy.errors import StreamError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.flows import Record, Traffic
+from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.routing import Route
 from netproxy.net.stream import poll_watched
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay, TracedRelay
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Counter, Trace
 
 CLIENT_LEFT = "client left"  # before its target had answered
+
+
+def take_eviction(client: Stream) -> tuple[str, str]:
+    """Return why the daemon has ended a client's connection, and what decided it.
+
+    The record of a flow that says so is the only one.
+    """
+    reason, client.evicted = client.evicted, ""
+    return reason, DECIDED_BY[reason]
 
 
 class ConnectionDependencies(Protocol):
@@ -132,7 +142,11 @@ class OutboundConnection:
         counter.count("bytes", "up", sent)
         counter.count("bytes", "down", received)
         seconds = time.monotonic() - self.started
-        ended = "killed" if self._killed else ended
+        client = self._client
+        if self._killed:
+            ended = "killed"
+        elif client is not None and client.evicted:
+            ended, fault = take_eviction(client)
         observer.finished(
             Record(
                 self.flow,

@@ -326,12 +326,12 @@ class NatTable:
                 self._remove(mapping, "idle")
         return [partial(self._close, mapping.session) for mapping in idle]
 
-    def close(self) -> None:
-        """End everything."""
+    def close(self, reason: str = "shutdown") -> None:
+        """End everything; `reason` is why its sessions end."""
         with self._lock:
             ended = list(self._mappings.values())
             for mapping in ended:
-                self._remove(mapping, "shutdown")
+                self._remove(mapping, reason)
             for client in self.clients.values():
                 self._forget_unrouted(client)
             self.clients.clear()

@@ -15,6 +15,7 @@ from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address, pack_ip
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.networks import HostSet
 from netproxy.interfaces.routing import DestinationGuard, Dialer
+from netproxy.interfaces.services import Counter
 from netproxy.net.stream import Stream
 from netproxy.resolver.forwarder import DnsForwarder, ForwardingRule
 from netproxy.resolver.group import NameServerGroup
@@ -33,6 +34,7 @@ class ResolverDependencies(NamedTuple):
     domains: Callable[[Sequence[str], Sequence[str]], HostSet]
     """Compiles patterns and files to a set of names.  Raises ValueError or ConfigError."""
     guard: DestinationGuard
+    counter: Counter
 
 
 class SystemResolver:
@@ -69,7 +71,8 @@ def make_forwarder(config: DnsConfig, dependencies: ResolverDependencies) -> Dns
         )
         for rule in config.rules
     ]
-    return DnsForwarder(rules, _group(config.servers, dependencies), dict(config.hosts))
+    servers, hosts = _group(config.servers, dependencies), dict(config.hosts)
+    return DnsForwarder(rules, servers, hosts, dependencies.counter)
 
 
 def make_lookup_plan(config: DnsConfig, forwarder: DnsForwarder) -> LookupPlan:

@@ -19,6 +19,7 @@ from netproxy.resolver.special_names import has_no_address
 
 if TYPE_CHECKING:
     from netproxy.interfaces.networks import HostSet
+    from netproxy.interfaces.services import Counter
     from netproxy.resolver.group import NameServerGroup
 
 
@@ -38,12 +39,15 @@ class DnsForwarder:
         rules: Sequence[ForwardingRule],
         servers: NameServerGroup | None,
         hosts: Mapping[str, tuple[str, ...]],
+        counter: Counter,
     ) -> None:
         """Ask by the first rule that has the name, else `servers`.
 
         Without `servers` the system is asked for our own lookups, and clients are refused.
         `hosts` are addresses by name, for clients only: our own lookups use them earlier.
+        `counter` counts what answer() has answered.
         """
+        self._counter = counter
         self._rules = tuple(rules)
         self._others = ForwardingRule((), servers)
         self._hosts = LocalHosts(hosts)
@@ -79,16 +83,17 @@ class DnsForwarder:
         question, end = dns.parse_question(query)
         is_internet = question.qclass == dns.IN
         answer = self._hosts.answer(query, question, end) if is_internet else None
-        if answer is not None:
-            return answer
         rule = self._rule(question.name)
-        if rule is self._others and is_internet:
+        if answer is None and rule is self._others and is_internet:
             answer = special_answer(query, question, end)
-            if answer is not None:
-                return answer
-        if rule.servers is None:
-            return dns.encode_error(query, dns.REFUSED if rule is self._others else dns.NXDOMAIN)
-        return None
+        outcome = "local"
+        if answer is None and rule.servers is None:
+            blocked = rule is not self._others
+            outcome = "blocked" if blocked else "no name servers"
+            answer = dns.encode_error(query, dns.NXDOMAIN if blocked else dns.REFUSED)
+        if answer is not None:
+            self._counter.count("queries", outcome)
+        return answer
 
     def forward(self, query: bytes, seconds: float = LOOKUP_SECONDS) -> bytes:
         """Return the servers' answer to a client, SERVFAIL if none has answered in `seconds`.

@@ -9,6 +9,7 @@ from typing import Iterator
 import pytest
 
 from netproxy.interfaces.addresses import Address
+from netproxy.listener import poller as poller_module
 from netproxy.observe.records import access_fields, as_text
 from tests.support.doors import by_connect, by_socks5, by_socks5_udp, by_uot
 from tests.support.handlers import LOCALHOST, eventually
@@ -105,6 +106,62 @@ def test_refusal_before_the_login_has_one_record_and_one_count(
     refused = Refused(locked)
     assert ask(locked, request_bytes).startswith(answer)
     refused.check("requests_refused", reason, f'reason="{reason}"', *parts)
+
+
+@pytest.mark.parametrize(
+    "request_bytes, answer, parts",
+    [
+        (
+            b"\4\x09\0\x50\1\2\3\4\0",
+            b"\0\x5b",
+            ("asked=1.2.3.4:80", 'decided="command 9 for 1.2.3.4:80 is not supported"'),
+        ),
+        (b"\4\1\0\x50\0\0\0\0\0", b"\0\x5b", ('decided="0.0.0.0 is not a valid target"',)),
+        (b"\4\1\0\x50\0\0\0\1\0a/b\0", b"\0\x5b", ()),
+        (
+            b"\5\1\0\5\x09\0\1\1\2\3\4\0\x50",
+            b"\5\0\5\7",
+            ('decided="command 9 for 1.2.3.4:80 is not supported"',),
+        ),
+    ],
+    ids=["socks4 command", "socks4 target", "socks4 name", "socks5 command"],
+)
+def test_socks_request_that_is_not_served_has_one_record_and_one_count(
+    request_bytes: bytes, answer: bytes, parts: tuple[str, ...]
+) -> None:
+    """Hazard 140."""
+    with running(OPEN) as relay:
+        refused = Refused(relay)
+        assert ask(relay, request_bytes).startswith(answer)
+        refused.check("requests_refused", "bad request", 'reason="bad request"', *parts)
+
+
+@pytest.mark.parametrize(
+    "protocol, first, spoken",
+    [
+        ("http", b"\5\1\0", "socks5"),
+        ("http", b"\4", "socks4"),
+        ("http", b"\x16\3\1", "tls"),
+        ("socks5", b"G", "http"),
+    ],
+)
+def test_client_of_another_protocol_is_closed_at_its_first_byte(
+    protocol: str, first: bytes, spoken: str
+) -> None:
+    """Hazard 140."""
+    listener = f"{{listen: '127.0.0.1:0', name: main, protocol: {protocol}}}"
+    with running(f"listeners: [{listener}]\ntimeouts: {{handshake: 10m}}") as relay:
+        refused = Refused(relay)
+        assert ask(relay, first) == b""
+        served = {"http": "http", "socks5": "socks4, socks5"}[protocol]
+        decided = f'decided="the port serves {served}"'
+        refused.check("connections_refused", f"speaks {spoken}", decided)
+
+
+@pytest.mark.parametrize("first", [b"7", b"\0", b"\xff"])
+def test_http_port_answers_what_is_no_known_protocol(first: bytes) -> None:
+    with running("listeners: [{listen: '127.0.0.1:0', name: main, protocol: http}]") as relay:
+        assert ask(relay, first + b"\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
 def test_connect_to_a_refused_port_has_one_record_and_one_count() -> None:
@@ -231,6 +288,56 @@ def test_connection_beyond_a_limit_has_one_record_that_names_the_limit() -> None
             )
 
 
+def check_yields_once(relay: Running, *parts: str) -> None:
+    """Let a client with two connections lose one; check its one record and its one count."""
+    with socket.create_connection((LOCALHOST, relay.port), SECONDS):
+        relay.wait_for_count("connections_refused", "yielded to another client", 1)
+        eventually(lambda: relay.daemon.live == 2)
+        (record,) = records(relay)
+        for part in ("client=127.0.0.3", "decided=limits.connections", *parts):
+            assert part in record, record
+        assert refusals(relay) == {("connections_refused", "yielded to another client"): 1}
+
+
+@pytest.mark.parametrize("protocol", ["socks5", "http"])
+def test_flow_that_yields_to_another_client_has_one_record(protocol: str) -> None:
+    """Hazard 140."""
+    limits = "limits: {connections: 2}"
+    config = f"listeners: [{{listen: '127.0.0.1:0', name: main, {limits}}}]"
+    with running(config) as relay, socket.create_server((LOCALHOST, 0)) as target:
+        port = target.getsockname()[1]
+        request = {
+            "socks5": b"\5\1\0\5\1\0\1\x7f\0\0\1" + port.to_bytes(2, "big"),
+            "http": b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: a\r\n\r\n" % port,
+        }[protocol]
+        clients, ends = [], []
+        for _ in range(2):
+            client = socket.create_connection((LOCALHOST, relay.port), SECONDS, ("127.0.0.3", 0))
+            client.sendall(request)
+            clients.append(client)
+            ends.append(target.accept()[0])
+        eventually(lambda: len(relay.daemon.flows) == 2)
+        check_yields_once(relay, "msg=finished", 'ended="yielded to another client"')
+        for sock in clients + ends:
+            sock.close()
+
+
+def test_connection_without_a_flow_that_yields_has_one_record() -> None:
+    """Hazard 140."""
+    limits = "limits: {connections: 2}"
+    with running(f"listeners: [{{listen: '127.0.0.1:0', name: main, {limits}}}]") as relay:
+        clients = [
+            socket.create_connection((LOCALHOST, relay.port), SECONDS, ("127.0.0.3", 0))
+            for _ in range(2)
+        ]
+        for client in clients:
+            client.sendall(b"\5\1\0")
+            assert read_exactly(client, 2) == b"\5\0"
+        check_yields_once(relay, "msg=refused", 'reason="yielded to another client"')
+        for client in clients:
+            client.close()
+
+
 def test_broken_protocol_has_one_record_with_the_fault() -> None:
     """Hazard 140."""
     with running(OPEN) as relay:
@@ -305,8 +412,9 @@ def test_refused_logins_wait_without_a_thread_and_delay_nobody(protocol: str) ->
         eventually(lambda: not relay.daemon.live)
 
 
-def test_refusal_of_a_login_comes_after_its_delay() -> None:
-    """Hazard 110."""
+def test_refusal_of_a_login_comes_after_its_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hazard 110: the delay is not that of the poller's next look."""
+    monkeypatch.setattr(poller_module, "TICK", 600.0)
     with running(PASSWORD) as relay:
         held_back(relay, 0.01)
         assert ask(relay, WRONG) == b"\5\2\1\1"

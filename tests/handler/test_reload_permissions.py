@@ -19,7 +19,7 @@ from netproxy.protocol.socks5 import encode_header
 from tests.support.handlers import LOCALHOST, SECONDS, eventually
 from tests.support.dns import query, question
 from tests.support.nameservers import framed, read_framed
-from tests.support.relays import Running, UdpPort, running
+from tests.support.relays import Running, UdpClient, UdpPort, running
 from tests.support.sockets import nothing_comes, read_exactly, read_to_end
 
 LISTENER = "listeners: [{listen: '127.0.0.1:0', udp: {relay_port: %s}%s}]\n"
@@ -248,6 +248,18 @@ class TestDns:
                 sock.sendall(framed(asked))
                 assert read_to_end(sock) == b""
             assert relay.count("requests_refused", reason) == 1
+
+
+def test_session_of_a_removed_listener_does_not_end_by_a_shutdown(target: UdpPort) -> None:
+    with running("listeners: [{name: main, listen: '127.0.0.1:0'}]") as relay:
+        client = UdpClient(relay.port)
+        client.check_echo(target)
+        relay.reload("listeners: [{name: other, listen: '127.0.0.1:0'}]")
+        relay.wait_for_count("sessions_evicted", "listener removed", 1)
+        eventually(lambda: relay.log.records)
+        assert [record.ended for record in relay.log.records] == ["listener removed"]
+        assert not relay.count("sessions_evicted", "shutdown")
+        client.close()
 
 
 class TestHttp:

@@ -47,6 +47,14 @@ class OnThread:
         return complete(stream.read_exactly(1))
 
 
+class Demanding:
+    """A handler that calls an early end a fault."""
+
+    def handle(self, stream: Stream, client: Address) -> Handshake:
+        yield from stream.read_exactly(2)
+        return None
+
+
 @pytest.fixture
 def rig(make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch) -> TcpRig:
     monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", LIMIT)
@@ -213,6 +221,22 @@ def test_shed_client_has_a_record(rig: TcpRig) -> None:
     }
 
 
+@pytest.mark.parametrize("sent", [b"", b"x"])
+def test_shed_client_is_counted_once(rig: TcpRig, sent: bytes) -> None:
+    """Its end is the daemon's doing, and no fault of the client."""
+    (oldest,) = connect_silent(rig)
+    if sent:
+        assert exchange(oldest, sent) == sent
+    rig.configure(Demanding())
+    socks = connect_silent(rig, 2 * LIMIT)
+    for sock in [oldest, *socks[:LIMIT]]:
+        assert read_to_end(sock) == b""
+    wait_until(lambda: rig.listener.live == LIMIT)
+    assert rig.outcomes() == {"accepted": 2 * LIMIT + 1}
+    assert rig.counts.of(*SHED) == len(rig.counts.refusals) == LIMIT + 1
+    assert not rig.log.lines
+
+
 class TestFairness:
     """Hazard 137."""
 
@@ -277,7 +301,7 @@ class Shaking:
     def __init__(self, host: str) -> None:
         self.client = Address(host, 1)
         self.stream: Any = SimpleNamespace(handshaking=True)
-        self.counted = ""
+        self.counted = self.refused = ""
         self.unread = False
 
     def has_unread(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Callable
 import pytest
 
 from netproxy.interfaces.connections import READABLE, Wait
+from netproxy.listener import poller as poller_module
 from netproxy.listener.poller import Poller
 from tests.support.doubles import Lines
 from tests.support.sockets import wait_until
@@ -113,6 +114,24 @@ def test_wait_whose_time_is_up_is_woken(poller: Poller, pair: Callable[[], Pair]
     assert owner.is_woken() and owner.wakes == [False]
     theirs.send(b"x")
     assert not other.wakes and len(poller) == 1
+
+
+def test_short_wait_is_woken_in_time(
+    log: Lines, pair: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hazard 110: the poller sleeps for a tick, and another thread watches for less."""
+    monkeypatch.setattr(poller_module, "TICK", 600.0)
+    poller = Poller(log)
+    poller.start()
+    long, owners = Owner(), [Owner() for _ in range(3)]
+    poller.watch(wait_for(pair()[0], seconds=300.0), long)
+    for owner in owners:
+        # Each look is far away again when the next wait comes.
+        wait_until(lambda: poller._next_look > poller._looked + 200.0)
+        poller.watch(wait_for(pair()[0], seconds=0.15, idle=True), owner)
+        assert owner.is_woken() and owner.wakes == [False]
+    assert not long.wakes and len(poller) == 1
+    poller.stop()
 
 
 def test_wait_for_nothing_is_woken_at_once(poller: Poller) -> None:

@@ -95,11 +95,30 @@ def test_records_of_one_client_are_limited_and_the_rest_is_told_later() -> None:
             "msg": refusals.SUPPRESSED,
             "client": "192.0.2.1",
             "counter": "requests_refused",
+            "reason": "forbidden",
             "amount": 7,
         },
     )
     log.note(REFUSAL, 1)
     assert written.messages().count("refused") == refusals.RECORDS + 3
+
+
+def test_refusals_for_one_reason_take_no_record_of_another() -> None:
+    """Hazard 140: a client without a login gets many a 407, and asks for port 25 then."""
+    written = Written()
+    log = RefusalLog(written)
+    for _ in range(refusals.RECORDS + 2):
+        log.note(REFUSAL._replace(reason="proxy authentication required"), 1)
+    log._seconds.clear()
+    for _ in range(refusals.RECORDS + 1):
+        log.note(REFUSAL, 1)
+    reasons = [fields["reason"] for _, fields in written.records]
+    assert [reasons.count(reason) for reason in dict.fromkeys(reasons)] == [refusals.RECORDS] * 2
+    report(log)
+    assert [
+        (fields["reason"], fields["amount"])
+        for _, fields in written.records[2 * refusals.RECORDS :]
+    ] == [("proxy authentication required", 2), ("forbidden", 1)]
 
 
 def test_hosts_of_one_ipv6_network_are_one_client() -> None:
@@ -174,9 +193,9 @@ def test_flood_of_many_clients_is_counted_without_a_refusal() -> None:
     count = log._seconds[REFUSAL.counter][1]
     # The clock stands still: what comes now is in the same second.
     log._seconds[REFUSAL.counter] = time.monotonic() + refusals.WINDOW_SECONDS, count
-    assert log.leaves_out(REFUSAL.counter, "192.0.2.1", 3)
-    assert log.leaves_out(REFUSAL.counter, "192.0.2.2", 4)
-    assert not log.leaves_out("drops", "192.0.2.1", 1)
+    assert log.leaves_out(REFUSAL.counter, REFUSAL.reason, "192.0.2.1", 3)
+    assert log.leaves_out(REFUSAL.counter, REFUSAL.reason, "192.0.2.2", 4)
+    assert not log.leaves_out("drops", REFUSAL.reason, "192.0.2.1", 1)
     report(log, refusals.WINDOW_SECONDS + 1)
     told = [(fields.get("client"), fields.get("amount")) for _, fields in written.records]
     assert told[refusals.RECORDS_PER_SECOND :] == [(refusals.OTHERS, 7)]

@@ -98,7 +98,7 @@ def dependencies(
     guard: Any = None,
 ) -> ResolverDependencies:
     """Return dependencies that permit everything, unless there is a guard."""
-    return ResolverDependencies(direct_within, dialer, domains, guard or Anywhere())
+    return ResolverDependencies(direct_within, dialer, domains, guard or Anywhere(), Counts())
 
 
 def only(forwarder: DnsForwarder) -> Any:

@@ -29,6 +29,7 @@ from tests.support.dns import (
     question,
     record,
 )
+from tests.support.doubles import Counts
 from tests.support.nameservers import answer_to, question_of, nxdomain
 
 FOUR, SIX = b"\xc0\0\2\x01", b"\x20\1\x0d\xb8" + b"\0" * 11 + b"\1"
@@ -80,13 +81,17 @@ def fail(asked: bytes) -> bytes:
 
 
 def forwarder(
-    servers: Any = None, rules: Sequence[tuple[tuple[str, ...], Any]] = (), **hosts: tuple[str, ...]
+    servers: Any = None,
+    rules: Sequence[tuple[tuple[str, ...], Any]] = (),
+    counts: Counts | None = None,
+    **hosts: tuple[str, ...],
 ) -> DnsForwarder:
     """Return a forwarder.  An underscore in the name of a host stands for a dot."""
     return DnsForwarder(
         [ForwardingRule(names, group) for names, group in rules],
         servers,
         {host.replace("_", "."): addresses for host, addresses in hosts.items()},
+        counts or Counts(),
     )
 
 
@@ -311,6 +316,19 @@ class TestAnswersWithoutServer:
         assert answer == HEADER.pack(0x1234, QR | RD | RA, 1, 1, 0, 0) + question(
             asked, PTR
         ) + record(ASKED, PTR, HOSTS_TTL, name(host))
+
+    def test_each_answer_without_a_server_is_counted_by_outcome(self) -> None:
+        counts = Counts()
+        rules = [(("ads.example",), None), (("host.lan",), RecordingServers())]
+        by_rule = forwarder(None, rules, counts, printer_lan=("192.0.2.1",))
+        for host in ("ads.example", "ads.example", "printer.lan", "localhost", "www.example"):
+            assert by_rule.answer(query(question(host))) is not None
+        assert by_rule.answer(query(question("host.lan"))) is None
+        assert counts.counts == {
+            ("queries", "blocked"): 2,
+            ("queries", "local"): 2,
+            ("queries", "no name servers"): 1,
+        }
 
     @pytest.mark.parametrize("below", ["ads", "a:b.ads", "::1.ads", "1.2.3.4.ads", "a b.ads"])
     def test_name_below_a_blocked_name_is_blocked_whatever_its_octets(self, below: str) -> None:
