@@ -57,6 +57,27 @@ class TestNames:
         assert list(config.upstreams) == order.split(", ")
         assert config.default == UpstreamConfig((H1, H2), "alias")
 
+    @pytest.mark.parametrize("name", ["block", "direct", "auto"])
+    def test_word_with_a_meaning_is_no_upstream_name(self, name: str) -> None:
+        assert errors(f"upstreams: {{a: direct, {name}: direct}}") == [
+            f"c.yaml:1:24: upstreams: '{name}' is a reserved word (choose another name)"
+        ]
+
+    @pytest.mark.parametrize("name", ["http://h:1", "a b", "a\\tb", "a\\u00a0b", "a\\e[0m"])
+    def test_upstream_name_has_no_spaces_and_is_no_url(self, name: str) -> None:
+        (message,) = errors(f'upstreams: {{"{name}": direct}}')
+        assert message.startswith("c.yaml:1:13: upstreams: '")
+        assert message.endswith(
+            "' is not a name (it takes no spaces, no control characters and no '://')"
+        )
+
+    def test_upstream_name_is_not_empty(self) -> None:
+        assert errors("upstreams: {'': direct}") == ["c.yaml:1:13: upstreams: a name is empty"]
+
+    @pytest.mark.parametrize("name", ["blocked", "Ünïcode", "a.b-c_d", "10.0.0.1:1"])
+    def test_other_upstream_names_are_accepted(self, name: str) -> None:
+        assert list(read(f"upstreams: {{'{name}': direct}}").upstreams) == [name]
+
     def test_listener_uses_upstream_names(self) -> None:
         config = read(
             "listeners: [{listen: '127.0.0.1:1', upstream: [one, two]}, "
