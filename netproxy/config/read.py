@@ -113,9 +113,8 @@ class _ConfigReader:
         from netproxy.config.rules import RuleReader, read_auto, read_destinations
 
         names = frozenset({TUNNEL_AGENT} | {listener.name for listener in config.listeners})
-        config = config._replace(
-            rules=RuleReader(upstreams, names, self._problems).read(top.items("rules"))
-        )
+        reader = RuleReader(upstreams, names, config.users, self._problems)
+        config = config._replace(rules=reader.read(top.items("rules")))
         if top.has("auto"):
             config = config._replace(auto=read_auto(top.mapping("auto")))
         if top.has("destinations"):
