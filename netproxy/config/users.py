@@ -12,6 +12,8 @@ HASH_PREFIX = "scrypt$"
 HOW_TO_HASH = "make a hash of the password with 'netproxyctl hash-password'"
 NAME_LIMIT = 255
 """Bytes: RFC 1929 has one byte for the length."""
+_NULLS = ("~", "null", "Null", "NULL")
+"""What YAML means by no value.  Nobody may log in with such a word by mistake."""
 _FOREIGN_HASHES = {
     "$2": "bcrypt",
     "$1$": "md5-crypt",
@@ -59,6 +61,8 @@ def _read_user(name: str, section: MapReader) -> UserConfig:
         section.add_error("", "a user's name has 1 to 255 bytes and no ':'")
     if not password:
         section.add_error("password", "is missing or empty")
+    elif password in _NULLS:
+        section.add_error("password", f"is empty: {password} stands for no value in YAML")
     elif kind := foreign_hash(password):
         message = f"is a hash of the kind {kind}, which NetProxy does not check: {HOW_TO_HASH}"
         section.add_error("password", message)
