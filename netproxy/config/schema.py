@@ -266,6 +266,8 @@ class Config(NamedTuple):
     auto: AutoConfig = AutoConfig()
     geoip_database: str = ""
     """The path of a database in MaxMind's format; "" for none."""
+    geoip_place: Place = Place()
+    """Where `geoip_database` is written."""
     dns: DnsConfig = DnsConfig()
     destinations: DestinationsConfig | None = None
     """None: the default of each listener."""

@@ -93,7 +93,8 @@ class TestNames:
             "[a, a]",
             "upstreams: {a: nowhere, b: a}\nlisteners: [{listen: '127.0.0.1:1', upstream: a}]",
         ) == [
-            "c.yaml:2:16: upstreams.a: not an upstream: write scheme://host:port, direct or block"
+            "c.yaml:2:16: upstreams.a: 'nowhere' is not an upstream: "
+            "write scheme://host:port, direct or block"
         ]
 
     def test_warning_of_a_named_upstream_is_given_once(self) -> None:
@@ -375,6 +376,7 @@ upstreams:
     balance: weighted
 """) == [
         "c.yaml:4:10: upstreams.a.url: must be host:port with a port between 1 and 65535",
-        "c.yaml:9:14: upstreams.b.members[2].via: not an upstream: write scheme://host:port, "
+        "c.yaml:9:14: upstreams.b.members[2].via: 'x' is not an upstream: "
+        "write scheme://host:port, "
         "direct or block",
     ]
