@@ -248,11 +248,10 @@ def _with_defaults(listener: ListenerConfig) -> ListenerConfig:
 
 def _sockets(listener: ListenerConfig) -> set[tuple[str, Address]]:
     """Return the networks and addresses that a listener binds, except addresses with port 0."""
-    networks = ("tcp",) if listener.protocol == "http" else listener.network
     return {
         (network, address)
         for address in listener.addresses
-        for network in networks
+        for network in listener.bound_networks
         if address.port or isinstance(address, ActivationAddress)
     }
 

@@ -167,7 +167,10 @@ def _splice(section: MapReader) -> bool:
 def _metrics(top: MapReader) -> MetricsConfig:
     address = top.read("metrics", _single_address, None)
     metrics = MetricsConfig(
-        address, top.secret("metrics_token", _token), top.flag("status_page", False)
+        address,
+        top.secret("metrics_token", _token),
+        top.flag("status_page", False),
+        Place(top.place_of("metrics")),
     )
     if metrics.page and not metrics.token:
         message = "needs a metrics_token: the page shows which client talks to which target"
