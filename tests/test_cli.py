@@ -206,7 +206,8 @@ class TestCheck:
             ("[]", "1:1: must be a mapping of keys to values"),
             (
                 "default: nowhere",
-                "1:10: default: not an upstream: write scheme://host:port, direct or block",
+                "1:10: default: 'nowhere' is not an upstream: "
+                "write scheme://host:port, direct or block",
             ),
         ],
     )

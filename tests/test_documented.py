@@ -25,6 +25,7 @@ from netproxy.daemon.runtime import Runtime
 from netproxy.interfaces.flows import Traffic
 from netproxy.observe import exposition
 from netproxy.observe.flows import FlowTotal, TotalKey
+from netproxy.protocol import uot
 from tests.support.handlers import RecordingLog
 
 pytest.importorskip("yaml")
@@ -140,6 +141,12 @@ def test_man_page_has_no_unknown_key() -> None:
     }
     entries = set(re.findall(r"^\.It Cm ([a-z_]+(?:[\[.]\S*)?) : ", page("netproxyd.yaml.5"), re.M))
     assert entries and entries - set(KEYS) - holders == set()
+
+
+@pytest.mark.parametrize("path", ["README.md", "man/netproxyd.yaml.5"])
+def test_both_names_of_udp_over_tcp_are_documented(path: str) -> None:
+    text = (ROOT / path).read_text()
+    assert uot.MAGIC in text and uot.MAGIC_V1 in text
 
 
 def test_sections_that_errors_suggest_have_their_keys() -> None:

@@ -224,7 +224,10 @@ def _parse(value: str) -> _Hash:
     ):
         raise ValueError(_INVALID)
     if cost * block * parallel > COST_LIMIT:
-        raise ValueError("the hash costs too much to check")
+        raise ValueError(
+            f"the hash costs too much to check: N * r * p is above {COST_LIMIT} (make another one "
+            f"with 'netproxyctl hash-password --cost', which takes at most {HIGHEST_COST})"
+        )
     return parsed
 
 

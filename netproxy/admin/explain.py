@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 ANY_CLIENT = Address("127.0.0.1", 0)
 """The client of a flow that names none."""
 EXAMPLE = "udp alice@192.168.1.5 -> example.com:443 on main"
-# [tcp|udp] [[user@]client] -> host:port [on listener]
+# [tcp|udp] [[[user@]client] ->] host:port [on listener]
 _FLOW = re.compile(
-    r"\s*(?:(tcp|udp)\s+)?(?:(?:([^@\s]+)@)?([^@\s>-]\S*)\s+)?"
-    r"->\s*(\S+):([0-9]{1,5})(?:\s+on\s+(\S+))?\s*\Z"
+    r"\s*(?:(tcp|udp)\s+)?(?:(?:(?:([^@\s]+)@)?([^@\s>-]\S*)\s+)?->\s*)?"
+    r"([^@\s>]+):([0-9]{1,5})(?:\s+on\s+(\S+))?\s*\Z"
 )
 
 
@@ -105,7 +105,8 @@ def _ports_text(ports: PortConfig) -> str:
 def parse_flow(text: str, listener: str) -> Flow:
     """Parse "udp alice@192.168.1.5 -> example.com:443 on main".
 
-    All parts except the target may be left out; `listener` is the default for the last one.
+    All parts except the target may be left out, the arrow as well; `listener` is the default for
+    the last one.
     Raises FlowError.
     """
     match = _FLOW.match(text)

@@ -13,7 +13,7 @@ from netproxy.config.tls import read_tls
 from netproxy.config.units import parse_network
 from netproxy.config.upstreams import UpstreamReader
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
-from netproxy.interfaces.addresses import ActivationAddress, Address
+from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
 from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.interfaces.networks import IpNetwork, is_loopback
 
@@ -117,7 +117,7 @@ class ListenerReader:
         default = "required" if self._has_users and protocol not in WITHOUT_LOGIN else "none"
         auth = section.choice("auth", ("required", "optional", "none"), default)
         if auth != "none" and not self._has_users:
-            section.add_error("auth", "there are no users")
+            section.add_error("auth", "there are no users: add the section users")
         return auth
 
     def _announcements(self, section: MapReader) -> tuple[AnnounceConfig, ...]:
@@ -162,11 +162,12 @@ class ListenerReader:
         if not outside or listener.auth == "required" or listener.protocol == "tunnel":
             return
         if allow_open:
-            section.warn("listen", f"{outside[0]} lets everybody in")
+            section.warn("listen", f"{outside[0]} lets everybody in{_name_hint(outside[0])}")
         else:
             section.add_error(
                 "listen",
-                f"{outside[0]} would let everybody in: set auth, clients, or allow_open: true",
+                f"{outside[0]} would let everybody in{_name_hint(outside[0])}: "
+                "set auth, clients, or allow_open: true",
             )
 
 
@@ -211,6 +212,13 @@ def _check_protocol(section: MapReader, listener: ListenerConfig, presence: _Pre
         section.add_error("network", message)
 
 
+def _name_hint(address: Address) -> str:
+    """Return what a name to listen on stands for, "" for an address."""
+    if isinstance(address, ActivationAddress) or pack_ip(address.host) is not None:
+        return ""
+    return " (a name is looked up at the start, and counts as an address for other machines)"
+
+
 def _limits(section: MapReader) -> LimitsConfig:
     limits = LimitsConfig(
         section.whole("connections", LimitsConfig().connections),
@@ -240,11 +248,10 @@ def _with_defaults(listener: ListenerConfig) -> ListenerConfig:
 
 def _sockets(listener: ListenerConfig) -> set[tuple[str, Address]]:
     """Return the networks and addresses that a listener binds, except addresses with port 0."""
-    networks = ("tcp",) if listener.protocol == "http" else listener.network
     return {
         (network, address)
         for address in listener.addresses
-        for network in networks
+        for network in listener.bound_networks
         if address.port or isinstance(address, ActivationAddress)
     }
 

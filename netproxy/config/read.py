@@ -15,6 +15,7 @@ from netproxy.config.schema import (
     Config,
     LogConfig,
     MetricsConfig,
+    Place,
     TimeoutsConfig,
     TunnelConfig,
     UpstreamConfig,
@@ -73,6 +74,7 @@ class _ConfigReader:
             tunnel=tunnels.read(upstreams) if tunnels else TunnelConfig(),
             default=upstreams.read(default, "default") if default else UpstreamConfig(),
             geoip_database=top.path_of("geoip_database"),
+            geoip_place=Place(top.place_of("geoip_database")),
             users=users,
             timeouts=_timeouts(top.mapping("timeouts")),
             log=_log(top.mapping("log")),
@@ -113,9 +115,8 @@ class _ConfigReader:
         from netproxy.config.rules import RuleReader, read_auto, read_destinations
 
         names = frozenset({TUNNEL_AGENT} | {listener.name for listener in config.listeners})
-        config = config._replace(
-            rules=RuleReader(upstreams, names, self._problems).read(top.items("rules"))
-        )
+        reader = RuleReader(upstreams, names, config.users, self._problems)
+        config = config._replace(rules=reader.read(top.items("rules")))
         if top.has("auto"):
             config = config._replace(auto=read_auto(top.mapping("auto")))
         if top.has("destinations"):
@@ -166,7 +167,10 @@ def _splice(section: MapReader) -> bool:
 def _metrics(top: MapReader) -> MetricsConfig:
     address = top.read("metrics", _single_address, None)
     metrics = MetricsConfig(
-        address, top.secret("metrics_token", _token), top.flag("status_page", False)
+        address,
+        top.secret("metrics_token", _token),
+        top.flag("status_page", False),
+        Place(top.place_of("metrics")),
     )
     if metrics.page and not metrics.token:
         message = "needs a metrics_token: the page shows which client talks to which target"

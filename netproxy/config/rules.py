@@ -6,6 +6,8 @@ with the rule's place.
 
 from __future__ import annotations
 
+from typing import Collection
+
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import AutoConfig, ConditionsConfig, DestinationsConfig, RuleConfig
 from netproxy.config.units import parse_network
@@ -23,13 +25,18 @@ _TARGETS = ("via", "upstream")
 
 
 class RuleReader:
-    """Reads rules; knows the names of the listeners, which a condition may use."""
+    """Reads rules; knows the listeners and the users, whose names a condition may have."""
 
     def __init__(
-        self, upstreams: UpstreamReader, listeners: frozenset[str], problems: Problems
+        self,
+        upstreams: UpstreamReader,
+        listeners: Collection[str],
+        users: Collection[str],
+        problems: Problems,
     ) -> None:
         self._upstreams = upstreams
         self._listeners = listeners
+        self._users = users
         self._problems = problems
 
     def read(self, nodes: list[Node]) -> tuple[RuleConfig, ...]:
@@ -83,14 +90,25 @@ class RuleReader:
             port=section.values("port", _word),
             network=section.values("network", parse_network),
             client=section.values("client", IpNetwork.parse),
-            user=section.values("user", _word),
+            user=section.values("user", self._user),
             listener=section.values("listener", self._listener),
         )
 
     def _listener(self, name: str) -> str:
-        if name not in self._listeners:
-            raise ValueError(f"there is no listener '{name}'")
-        return name
+        return _known("listener", name, self._listeners)
+
+    def _user(self, name: str) -> str:
+        return _known("user", _word(name), self._users)
+
+
+def _known(kind: str, name: str, names: Collection[str]) -> str:
+    """Return a name.  Raises ValueError if it is not among the names, with one spelled alike."""
+    if name not in names:
+        from netproxy.config.tree.hints import suggestion  # late: only for errors
+
+        hint = suggestion(name, tuple(names))
+        raise ValueError(f"there is no {kind} '{name}'{hint}")
+    return name
 
 
 def _text(node: Node) -> str:

@@ -93,6 +93,11 @@ class ListenerConfig(NamedTuple):
     """Peers whose connections must begin with a PROXY protocol header."""
     place: Place = Place()
 
+    @property
+    def bound_networks(self) -> tuple[str, ...]:
+        """The networks of its sockets: the datagrams of http come within its connections."""
+        return ("tcp",) if self.protocol == "http" else self.network
+
 
 class NameServerConfig(NamedTuple):
     """One DNS server."""
@@ -250,6 +255,7 @@ class MetricsConfig(NamedTuple):
     """What a request must present; "" for nothing."""
     page: bool = False
     """True if there is a status page."""
+    place: Place = Place()
 
     def __repr__(self) -> str:
         return f"MetricsConfig({self.address!r}, page={self.page!r})"
@@ -266,6 +272,8 @@ class Config(NamedTuple):
     auto: AutoConfig = AutoConfig()
     geoip_database: str = ""
     """The path of a database in MaxMind's format; "" for none."""
+    geoip_place: Place = Place()
+    """Where `geoip_database` is written."""
     dns: DnsConfig = DnsConfig()
     destinations: DestinationsConfig | None = None
     """None: the default of each listener."""

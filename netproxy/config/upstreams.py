@@ -32,6 +32,8 @@ CHAIN_LIMIT = 16
 """Hops of a chain.  Each adds its delay and its header; a longer chain is a mistake."""
 TLS_LIMIT = 3
 """TLS within TLS: the buffer of one read must hold a whole record of each inner layer."""
+RESERVED_NAMES = (*PLAIN_SCHEMES, "auto")
+"""Words that have a meaning where the name of an upstream may stand."""
 INTERVAL_FLOOR = 0.5
 """Seconds between two health checks: the clock that starts them ticks once a second."""
 
@@ -47,8 +49,8 @@ class UpstreamReader:
         self, named: dict[str, Node], problems: Problems, agents: Container[str] = ()
     ) -> None:
         """`named`: the mapping `upstreams`; `agents`: the names that a tunnel may lead to."""
-        self._named = named
         self._problems = problems
+        self._named = {name: node for name, node in named.items() if self._is_name(name, node)}
         self._hops = HopReader(problems, agents)
         self._read: dict[str, UpstreamConfig | None] = {}
         """The upstreams that are read; None while one is being read."""
@@ -58,6 +60,12 @@ class UpstreamReader:
         """Keeps the groups alive, so that their ids are not used again."""
         self._sizes: dict[int, int] = {}
         """Hops of each group, by id: hashing a group visits all its members."""
+
+    def _is_name(self, name: str, node: Node) -> bool:
+        """Return whether an upstream may have a name; report it if not."""
+        if message := _name_error(name):
+            self._problems.add(f"upstreams: {message}", node.key_place or node.place)
+        return not message
 
     def read_all(self) -> dict[str, UpstreamConfig]:
         """Return the upstreams of the mapping `upstreams` by name."""
@@ -172,6 +180,17 @@ class UpstreamReader:
             section.add_error("weight", "needs balance: weighted")
         section.finish()
         return MemberConfig(upstream, weight)
+
+
+def _name_error(name: str) -> str:
+    """Return what keeps a text from being the name of an upstream, "" if nothing does."""
+    if name in RESERVED_NAMES:
+        return f"'{name}' is a reserved word (choose another name)"
+    if not name:
+        return "a name is empty"
+    if "://" in name or not name.isprintable() or re.search(r"\s", name):
+        return f"'{name}' is not a name (it takes no spaces, no control characters and no '://')"
+    return ""
 
 
 def _read_health(section: MapReader) -> HealthConfig:

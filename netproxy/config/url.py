@@ -19,10 +19,12 @@ PROXY_SCHEMES = (
     *("socks5+tls", "socks5h+tls", "tunnel"),
 )
 HOP_SCHEMES = PLAIN_SCHEMES + PROXY_SCHEMES
+PORT_LIMIT = 65535
 # Expressions as text: `re` compiles them when they are first needed, which may be never.
 _URL = r"([a-z][a-z0-9+.-]*)://([^/?#]*)/?(?:\?([^#]*))?\Z"
 _ACTIVATION = r"systemd:[!-9;-~]{1,255}\Z"
 _HOST_PORT = r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})(?:-([0-9]{1,5}))?\Z"
+_WORD = r"[A-Za-z0-9_.-]{1,63}\Z"
 _ESCAPE = r"%([0-9A-Fa-f]{2})"
 AGENT_NAME = r"[A-Za-z0-9_-]{1,63}\Z"
 # A last label that is a number makes an address: 10.0.0 is a mistake, not a name.
@@ -48,8 +50,11 @@ def parse_listen(text: str) -> tuple[Address, ...]:
         raise ValueError(f"'{text}' is not an address to listen on {_listen_hint(text)}")
     first = int(match[3])
     last = int(match[4] or first)
-    if last > 65535 or last < first:
-        raise ValueError(f"'{text}' is not a port or a range of ports between 0 and 65535")
+    if max(first, last) > PORT_LIMIT:
+        raise ValueError(f"'{text}': port {max(first, last)} is above {PORT_LIMIT}")
+    if last < first:
+        message = f"the range of ports ends before it begins (write {last}-{first})"
+        raise ValueError(f"'{text}': {message}")
     host = match[1] or match[2] or "::"
     if host.lower() == "localhost":
         host = "127.0.0.1"
@@ -116,7 +121,10 @@ def parse_hop(text: str) -> HopConfig:
         return HopConfig(text)
     match = re.match(_URL, text)
     if not match:
-        raise ValueError(f"not an upstream: write scheme://host:port, direct or block{_why(text)}")
+        # A word alone is no URL, and holds no password.
+        subject = f"'{text}' is " if re.match(_WORD, text) else ""
+        expected = "write scheme://host:port, direct or block"
+        raise ValueError(f"{subject}not an upstream: {expected}{_why(text)}")
     scheme, authority, query = match.groups()
     _check_scheme(scheme)
     if query:

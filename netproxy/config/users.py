@@ -16,6 +16,8 @@ NAME_LIMIT = 255
 """Bytes: RFC 1929 has one byte for the length."""
 _CRYPT64, _BASE64, _HEX = "[./A-Za-z0-9]", "[A-Za-z0-9+/]", "[0-9a-f]"
 """The alphabets of digests."""
+_NULLS = ("~", "null", "Null", "NULL")
+"""What YAML means by no value.  Nobody may log in with such a word by mistake."""
 _FOREIGN_HASHES = {
     "bcrypt": rf"\$2[abxy]?\$[0-9]{{2}}\${_CRYPT64}{{53}}",
     "md5-crypt": rf"\$(1|apr1)\$[^$]{{0,8}}\${_CRYPT64}{{22}}",
@@ -61,6 +63,8 @@ def _read_user(name: str, section: MapReader) -> UserConfig:
         section.add_error("", "a user's name has 1 to 255 bytes and no ':'")
     if not password:
         section.add_error("password", "is missing or empty")
+    elif password in _NULLS:
+        section.add_error("password", f"is empty: {password} stands for no value in YAML")
     elif password.startswith(HASH_PREFIX):
         pass  # netproxy.access.users checks it
     elif kind := foreign_hash(password):

@@ -42,6 +42,8 @@ class Daemon:
         self._admin = Admin(self, log)
         # The running plan, replaced whole; until start() one that has nothing.
         self._plan: Plan = build(Config(()), runtime, None)
+        self._batching = Config(()).batching
+        """As configured at the start: what a reload cannot change."""
         # Stopped, with connections that may still be running.
         self._retired: list[TcpListener] = []
 
@@ -52,6 +54,7 @@ class Daemon:
 
         Raises ConfigError, or ListenError if a socket cannot be bound or no thread can be had.
         """
+        self._batching = config.batching
         self._runtime.start(config.batching)
         self._apply(build(config, self._runtime, None))
         self._runtime.run()
@@ -63,6 +66,10 @@ class Daemon:
         Raises ConfigError or ListenError, and then nothing has changed.
         """
         self._apply(build(config, self._runtime, self._plan))
+        if config.batching != self._batching:
+            # The arenas of all sockets are of one level.
+            message = "udp.batching: a change from %s to %s needs a restart"
+            self._runtime.log.warning(message, self._batching, config.batching)
 
     def begin_reload(self) -> Callable[[list[str]], None]:
         """Begin a reload; return what must be told its errors, an empty list for success.

@@ -20,9 +20,10 @@ class _Database(Protocol):
 class CountryDatabase:
     """Countries by address.  Any thread."""
 
-    def __init__(self, path: str, place: str) -> None:
-        """Open the database at `path`; `place` is where a rule first names a country.
+    def __init__(self, path: str, place: str, path_place: str) -> None:
+        """Open the database at `path`.
 
+        `place` is where a rule first names a country, `path_place` where the path is written.
         Raises ConfigError.
         """
         try:
@@ -35,9 +36,11 @@ class CountryDatabase:
         try:
             self._database: _Database = maxminddb.open_database(path)
         except OSError as error:
-            raise ConfigError(f"geoip_database: {path}: {error.strerror or error}") from error
+            raise ConfigError(
+                f"geoip_database: {path}: {error.strerror or error}", path_place
+            ) from error
         except (ValueError, maxminddb.InvalidDatabaseError) as error:
-            raise ConfigError(f"geoip_database: {path}: {error}") from error
+            raise ConfigError(f"geoip_database: {path}: {error}", path_place) from error
 
     def country_of(self, host: str) -> str:
         """Return the ISO code of an address's country, "" if it is not known."""

@@ -228,7 +228,8 @@ def _country_lookup(config: Config) -> Callable[[str], str]:
                 raise ConfigError(
                     "geoip: needs geoip_database, a file in MaxMind's format", rule.place
                 )
-            return CountryDatabase(config.geoip_database, rule.place).country_of
+            database = CountryDatabase(config.geoip_database, rule.place, config.geoip_place)
+            return database.country_of
     return _no_country
 
 

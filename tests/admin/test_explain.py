@@ -21,11 +21,26 @@ def test_only_the_target_must_be_given() -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["10.0.0.1:80", " 10.0.0.1:80 ", "tcp 10.0.0.1:80"])
+def test_target_alone_is_a_flow(text: str) -> None:
+    assert parse_flow(text, "main") == parse_flow("-> 10.0.0.1:80", "main")
+
+
+def test_target_without_an_arrow_takes_a_network_and_a_listener() -> None:
+    assert parse_flow("udp b.example:53 on guests", "main") == Flow(
+        "udp", Address("127.0.0.1", 0), Address("b.example", 53), "guests", ""
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
-        "a:80",
+        "a",
+        "a:65536",
+        "a b:80",
+        "alice@a:80",
+        "a->b:80",
         "-> a",
         "-> a:65536",
         "-> a b:80",

@@ -133,7 +133,7 @@ dns:
             (
                 "{url: 9.9.9.9, upstream: ofice}",
                 "3:32",
-                "dns.servers[0].upstream: not an upstream: write scheme://host:port, "
+                "dns.servers[0].upstream: 'ofice' is not an upstream: write scheme://host:port, "
                 "direct or block (did you mean 'office'?)",
             ),
             (

@@ -77,11 +77,12 @@ pytest.importorskip("yaml")
         ),
         (
             "default: nowhere",
-            "c.yaml:1:10: default: not an upstream: write scheme://host:port, direct or block",
+            "c.yaml:1:10: default: 'nowhere' is not an upstream: "
+            "write scheme://host:port, direct or block",
         ),
         (
             "default: ofice\nupstreams: {office: direct}",
-            "c.yaml:1:10: default: not an upstream: write scheme://host:port, direct or "
+            "c.yaml:1:10: default: 'ofice' is not an upstream: write scheme://host:port, direct or "
             "block (did you mean 'office'?)",
         ),
         ("default: {a: b}", "c.yaml:1:10: default: needs url or members"),

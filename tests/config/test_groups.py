@@ -152,32 +152,33 @@ class TestGroupErrors:
             ("members: []", "20: default.members: names no upstream"),
             (
                 "members: nowhere",
-                "20: default.members[0]: not an upstream: write scheme://host:port, "
+                "20: default.members[0]: 'nowhere' is not an upstream: write scheme://host:port, "
                 "direct or block",
             ),
             (
                 "members: [two, on]",
-                "26: default.members[1]: not an upstream: write scheme://host:port, "
+                "26: default.members[1]: 'on' is not an upstream: write scheme://host:port, "
                 "direct or block (did you mean 'one'?)",
             ),
             (
                 "members: [one, [two, nowhere]]",
-                "32: default.members[1][1]: not an upstream: write scheme://host:port, "
+                "32: default.members[1][1]: 'nowhere' is not an upstream: "
+                "write scheme://host:port, "
                 "direct or block",
             ),
             (
                 "members: [one, {url: x}]",
-                "32: default.members[1].url: not an upstream: write scheme://host:port, "
+                "32: default.members[1].url: 'x' is not an upstream: write scheme://host:port, "
                 "direct or block",
             ),
             (
                 "members: [{via: x}]",
-                "27: default.members[0].via: not an upstream: write scheme://host:port, "
+                "27: default.members[0].via: 'x' is not an upstream: write scheme://host:port, "
                 "direct or block",
             ),
             (
                 "members: [{via: {url: x}}]",
-                "33: default.members[0].via.url: not an upstream: write "
+                "33: default.members[0].via.url: 'x' is not an upstream: write "
                 "scheme://host:port, direct or block",
             ),
             (
@@ -263,10 +264,10 @@ class TestGroupErrors:
         assert line == "c.yaml:1:52: default.health_check.interval: must be at least 0.5s"
 
     def test_invalid_members_are_not_reported_as_duplicates(self) -> None:
-        message = "not an upstream: write scheme://host:port, direct or block"
+        message = "is not an upstream: write scheme://host:port, direct or block"
         assert default_errors("{members: [nowhere, neither]}") == [
-            f"c.yaml:1:21: default.members[0]: {message}",
-            f"c.yaml:1:30: default.members[1]: {message}",
+            f"c.yaml:1:21: default.members[0]: 'nowhere' {message}",
+            f"c.yaml:1:30: default.members[1]: 'neither' {message}",
         ]
 
     def test_two_users_of_the_same_proxy_are_two_members(self) -> None:

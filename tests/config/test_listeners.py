@@ -156,7 +156,7 @@ class TestValues:
             "2:38: listeners[0].clients[0]: 'everybody' is not a valid network (expected "
             "an address or CIDR, such as 10.0.0.0/8)",
         ),
-        ("auth: required", "2:35: listeners[0].auth: there are no users"),
+        ("auth: required", "2:35: listeners[0].auth: there are no users: add the section users"),
         ("auth: maybe", "2:35: listeners[0].auth: 'maybe' is not one of required, optional, none"),
         (
             "announce: 'a b'",
@@ -165,7 +165,7 @@ class TestValues:
         ("announce: {clients: 10.0.0.0/8}", "2:39: listeners[0].announce[0]: has no address"),
         (
             "upstream: nowhere",
-            "2:39: listeners[0].upstream: not an upstream: write scheme://host:port, "
+            "2:39: listeners[0].upstream: 'nowhere' is not an upstream: write scheme://host:port, "
             "direct or block",
         ),
         (
@@ -195,11 +195,7 @@ def test_error_of_a_listener_has_place_and_words(text: str, message: str) -> Non
             "2:14: listeners[0].listen: '1080' is not an address to listen on (write "
             "127.0.0.1:1080 for this machine alone, :1080 for every address)",
         ),
-        (
-            "{listen: 'h:70000'}",
-            "2:14: listeners[0].listen: 'h:70000' is not a port or a range of ports "
-            "between 0 and 65535",
-        ),
+        ("{listen: 'h:70000'}", "2:14: listeners[0].listen: 'h:70000': port 70000 is above 65535"),
         (
             "{listen: ['127.0.0.1:1', '[::1]:1']}",
             "2:14: listeners[0].listen: must be a single value",
@@ -263,7 +259,11 @@ class TestOpen:
         users = USERS if "optional" in more else ""
         (line,) = errors(f"listeners:\n  - {{listen: '{listen}'{more}}}\n{users}")
         assert line.startswith("c.yaml:2:14: listeners[0].listen: ")
-        assert line.endswith(" would let everybody in: set auth, clients, or allow_open: true")
+        name = " (a name is looked up at the start, and counts as an address for other machines)"
+        hint = name if listen.startswith("proxy.example") else ""
+        assert line.endswith(
+            f" would let everybody in{hint}: set auth, clients, or allow_open: true"
+        )
 
     @pytest.mark.parametrize("clients", ["[]", "''", "~", ""])
     def test_empty_clients_do_not_make_a_listener_safe(self, clients: str) -> None:

@@ -175,6 +175,13 @@ def test_hash_of_another_program_is_an_error(password: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("password", ["null", "~", "Null", "NULL"])
+def test_password_that_is_null_in_yaml_is_an_error(password: str) -> None:
+    assert errors(f"users: {{ed: {{password: {password}}}}}") == [
+        f"c.yaml:1:24: users.ed.password: is empty: {password} stands for no value in YAML"
+    ]
+
+
 @pytest.mark.parametrize("password", NO_HASHES)
 def test_password_that_looks_a_little_like_a_hash_is_a_password(password: str) -> None:
     config = read(f"users: {{alice: {{password: '{password}'}}}}")

@@ -13,7 +13,7 @@ from netproxy.config.schema import (
     RuleConfig,
 )
 from netproxy.interfaces.networks import IpNetwork
-from tests.config.reading import errors, read
+from tests.config.reading import HASH, errors, read
 
 pytest.importorskip("yaml")
 
@@ -22,7 +22,8 @@ MAIN = "listeners: [{name: main, listen: '127.0.0.1:1080'}]\n"
 
 def rule(text: str) -> RuleConfig:
     """Return the only rule of a file with a listener main and an upstream office."""
-    more = "upstreams: {office: 'socks5://192.0.2.1:1'}"
+    users = f"users: {{alice: {{password: '{HASH}'}}, bob: {{password: '{HASH}'}}}}"
+    more = f"upstreams: {{office: 'socks5://192.0.2.1:1'}}\n{users}"
     (config,) = read(f"{MAIN}{more}\nrules: [{text}]").rules
     return config
 
@@ -48,7 +49,7 @@ class TestRule:
         )
         assert config.but_not == ConditionsConfig() and config.upstream is None
         assert (
-            config.via is not None and config.via.name == "office" and config.place == "c.yaml:3:9"
+            config.via is not None and config.via.name == "office" and config.place == "c.yaml:4:9"
         )
 
     def test_rule_without_conditions_matches_everything(self) -> None:
@@ -144,12 +145,14 @@ class TestRule:
         ),
         (
             "{listener: mian, via: direct}",
-            "c.yaml:2:20: rules[0].listener[0]: there is no listener 'mian'",
+            "c.yaml:2:20: rules[0].listener[0]: there is no listener 'mian' (did you mean 'main'?)",
         ),
         (
             "{not: {listener: guests}, via: direct}",
             "c.yaml:2:26: rules[0].not.listener[0]: there is no listener 'guests'",
         ),
+        ("{user: bbo, via: direct}", "c.yaml:2:16: rules[0].user[0]: there is no user 'bbo'"),
+        ("{user: '', via: direct}", "c.yaml:2:16: rules[0].user[0]: is empty"),
         (
             "{via: auto}",
             "c.yaml:2:9: rules[0].upstream: is missing: auto needs an upstream for when "
@@ -172,6 +175,15 @@ def test_rule_error_has_place_and_words(text: str, message: str) -> None:
 )
 def test_single_rule_error_is_a_single_line(text: str) -> None:
     assert len(errors(f"{MAIN}rules: [{text}]")) == 1
+
+
+def test_misspelt_user_of_a_rule_gets_a_suggestion() -> None:
+    rules = "rules: [{user: [bob, bbo], via: direct}, {not: {user: bbo}, via: block}]"
+    message = "there is no user 'bbo' (did you mean 'bob'?)"
+    assert errors(f"{rules}\nusers: {{bob: {{password: '{HASH}'}}}}") == [
+        f"c.yaml:1:22: rules[0].user[1]: {message}",
+        f"c.yaml:1:55: rules[1].not.user[0]: {message}",
+    ]
 
 
 def test_rule_with_an_unknown_upstream_has_its_place() -> None:

@@ -57,6 +57,27 @@ class TestNames:
         assert list(config.upstreams) == order.split(", ")
         assert config.default == UpstreamConfig((H1, H2), "alias")
 
+    @pytest.mark.parametrize("name", ["block", "direct", "auto"])
+    def test_word_with_a_meaning_is_no_upstream_name(self, name: str) -> None:
+        assert errors(f"upstreams: {{a: direct, {name}: direct}}") == [
+            f"c.yaml:1:24: upstreams: '{name}' is a reserved word (choose another name)"
+        ]
+
+    @pytest.mark.parametrize("name", ["http://h:1", "a b", "a\\tb", "a\\u00a0b", "a\\e[0m"])
+    def test_upstream_name_has_no_spaces_and_is_no_url(self, name: str) -> None:
+        (message,) = errors(f'upstreams: {{"{name}": direct}}')
+        assert message.startswith("c.yaml:1:13: upstreams: '")
+        assert message.endswith(
+            "' is not a name (it takes no spaces, no control characters and no '://')"
+        )
+
+    def test_upstream_name_is_not_empty(self) -> None:
+        assert errors("upstreams: {'': direct}") == ["c.yaml:1:13: upstreams: a name is empty"]
+
+    @pytest.mark.parametrize("name", ["blocked", "Ünïcode", "a.b-c_d", "10.0.0.1:1"])
+    def test_other_upstream_names_are_accepted(self, name: str) -> None:
+        assert list(read(f"upstreams: {{'{name}': direct}}").upstreams) == [name]
+
     def test_listener_uses_upstream_names(self) -> None:
         config = read(
             "listeners: [{listen: '127.0.0.1:1', upstream: [one, two]}, "
@@ -72,7 +93,8 @@ class TestNames:
             "[a, a]",
             "upstreams: {a: nowhere, b: a}\nlisteners: [{listen: '127.0.0.1:1', upstream: a}]",
         ) == [
-            "c.yaml:2:16: upstreams.a: not an upstream: write scheme://host:port, direct or block"
+            "c.yaml:2:16: upstreams.a: 'nowhere' is not an upstream: "
+            "write scheme://host:port, direct or block"
         ]
 
     def test_warning_of_a_named_upstream_is_given_once(self) -> None:
@@ -354,6 +376,7 @@ upstreams:
     balance: weighted
 """) == [
         "c.yaml:4:10: upstreams.a.url: must be host:port with a port between 1 and 65535",
-        "c.yaml:9:14: upstreams.b.members[2].via: not an upstream: write scheme://host:port, "
+        "c.yaml:9:14: upstreams.b.members[2].via: 'x' is not an upstream: "
+        "write scheme://host:port, "
         "direct or block",
     ]

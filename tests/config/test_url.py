@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Callable
 
+import re
+
 import pytest
 
 from netproxy.config.schema import HopConfig
@@ -76,12 +78,17 @@ class TestListen:
             parse_listen(text)
 
     @pytest.mark.parametrize(
-        "text", ["127.0.0.1:65536", "127.0.0.1:99999", "127.0.0.1:2-1", "127.0.0.1:65530-65536"]
+        "text, why",
+        [
+            ("127.0.0.1:65536", "port 65536 is above 65535"),
+            ("127.0.0.1:99999", "port 99999 is above 65535"),
+            ("127.0.0.1:65530-65536", "port 65536 is above 65535"),
+            ("127.0.0.1:65536-1", "port 65536 is above 65535"),
+            ("127.0.0.1:2-1", "the range of ports ends before it begins (write 1-2)"),
+        ],
     )
-    def test_invalid_listen_port_is_refused(self, text: str) -> None:
-        with pytest.raises(
-            ValueError, match="is not a port or a range of ports between 0 and 65535"
-        ):
+    def test_invalid_listen_port_is_refused(self, text: str, why: str) -> None:
+        with pytest.raises(ValueError, match=re.escape(f"'{text}': {why}")):
             parse_listen(text)
 
 

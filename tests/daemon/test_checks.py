@@ -51,6 +51,64 @@ def error(text: str) -> str:
     return str(caught.value)
 
 
+class TestCollisions:
+    @pytest.mark.parametrize(
+        "first, second",
+        [
+            ("127.0.0.1:1080", "0.0.0.0:1080"),
+            ("0.0.0.0:1080", "127.0.0.1:1080"),
+            ("[::]:1080", "127.0.0.1:1080"),
+            ("[::1]:1080", "[::]:1080"),
+            ("0.0.0.0:1080", "[::]:1080"),
+        ],
+    )
+    def test_listeners_that_share_a_port_of_an_address_are_an_error(
+        self, first: str, second: str
+    ) -> None:
+        text = (
+            f"listeners:\n- {{listen: '{first}', name: a, allow_open: true, network: tcp}}\n"
+            f"- {{listen: '{second}', allow_open: true}}"
+        )
+        assert error(text) == (
+            f"c.yaml:3:12: listen: tcp {second} is already used by listener 'a' ({first})"
+        )
+
+    @pytest.mark.parametrize("listen", ["127.0.0.1:1079-1081", "0.0.0.0:1080"])
+    def test_metrics_on_the_port_of_a_listener_are_an_error(self, listen: str) -> None:
+        text = f"metrics: 127.0.0.1:1080\nlisteners: [{{listen: '{listen}', name: a, auth: none"
+        used = listen.replace("1079-1081", "1080")
+        assert error(text + ", allow_open: true}]") == (
+            f"c.yaml:1:10: metrics: tcp 127.0.0.1:1080 is already used by listener 'a' ({used})"
+        )
+
+    @pytest.mark.parametrize(
+        "first, second, metrics",
+        [
+            ("127.0.0.1:1080", "127.0.0.2:1080", "127.0.0.3:1080"),
+            ("127.0.0.1:1080", "[::1]:1080", "127.0.0.1:1081"),
+            ("0.0.0.0:1080", "[::1]:1080", "127.0.0.1:1081"),
+            ("127.0.0.1:0", "0.0.0.0:0", "127.0.0.1:0"),
+            ("proxy.example:1080", "127.0.0.1:1080", "127.0.0.1:1081"),
+        ],
+    )
+    def test_listeners_on_sockets_of_their_own_are_accepted(
+        self, first: str, second: str, metrics: str
+    ) -> None:
+        text = (
+            f"metrics: '{metrics}'\n"
+            f"listeners:\n- {{listen: '{first}', name: a, clients: 127.0.0.0/8}}\n"
+            f"- {{listen: '{second}', name: b, clients: 127.0.0.0/8}}"
+        )
+        assert not warnings(text)
+
+    def test_udp_listener_beside_an_http_listener_is_accepted(self) -> None:
+        text = (
+            "listeners: [{listen: '127.0.0.1:1080', protocol: http}, {listen: '127.0.0.1:1080', "
+            "protocol: udp, target: '192.0.2.1:53'}]"
+        )
+        assert not warnings(text)
+
+
 class TestLoops:
     @pytest.mark.parametrize(
         "listen, server",

@@ -403,6 +403,15 @@ rules: [{{port: 9, via: auto, upstream: pool}}]
         with Tunnel(daemon.port, echo) as tunnel:
             tunnel.check()
 
+    def test_reload_with_another_batching_warns_that_it_needs_a_restart(
+        self, daemon: Running
+    ) -> None:
+        single = PLAIN + "\nudp: {batching: single}"
+        for text in (PLAIN, single, single, PLAIN):
+            daemon.reload(text)
+        message = "udp.batching: a change from auto to single needs a restart"
+        assert [line for line in daemon.log.lines if "batching" in line] == [message, message]
+
     def test_reload_with_an_address_in_use_changes_nothing(
         self, daemon: Running, echo: Address
     ) -> None:

@@ -185,7 +185,7 @@ class TestCountries:
         package(failure)
         assert (
             error(self.RULE + self.DATABASE)
-            == f"geoip_database: /nowhere/countries.mmdb: {message}"
+            == f"test.yaml:4:17: geoip_database: /nowhere/countries.mmdb: {message}"
         )
 
     def test_database_is_not_opened_without_rules_for_countries(
@@ -273,14 +273,14 @@ class TestRealDatabase:
     def test_file_that_is_no_database_is_an_error(self, path: Path) -> None:
         path.write_text("not at all\n" * 100)
         assert error(f"rules: [{{geoip: CN, via: direct}}]\ngeoip_database: {path}").startswith(
-            f"geoip_database: {path}: "
+            f"test.yaml:3:17: geoip_database: {path}: "
         )
 
     def test_missing_database_is_an_error(self, path: Path) -> None:
         path.unlink()
         assert (
             error(f"rules: [{{geoip: CN, via: direct}}]\ngeoip_database: {path}")
-            == f"geoip_database: {path}: No such file or directory"
+            == f"test.yaml:3:17: geoip_database: {path}: No such file or directory"
         )
 
 

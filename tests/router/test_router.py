@@ -39,6 +39,7 @@ upstreams:
   office: socks5h://192.0.2.2:1
   branch: socks5://192.0.2.3:1
   parents: socks5h://192.0.2.4:1
+users: {alice: {password: x}, bob: {password: y}}
 default: far
 geoip_database: /nowhere/countries.mmdb
 """

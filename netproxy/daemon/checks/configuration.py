@@ -13,7 +13,7 @@ from netproxy.config.schema import Config, Place
 from netproxy.config.tree.node import Problems
 from netproxy.daemon.checks.modules import check_ctypes, check_modules
 from netproxy.daemon.checks.routing import check_rules, check_udp
-from netproxy.daemon.checks.sockets import check_loops, check_ports
+from netproxy.daemon.checks.sockets import check_collisions, check_loops, check_ports
 from netproxy.daemon.plan import used_upstreams
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def check_configuration(config: Config, dialers: DialerFactory) -> list[str]:
     """
     problems = Problems()
     check_ctypes(problems)
+    check_collisions(config, problems)
     check_loops(config, problems)
     check_ports(config, problems)
     check_udp(config, dialers, problems)
