@@ -14,7 +14,7 @@ from netproxy.observe.records import access_fields, as_text
 from tests.support.doors import by_connect, by_socks5, by_socks5_udp, by_uot
 from tests.support.handlers import LOCALHOST, eventually
 from tests.support.relays import Running, UdpPort, associate, running
-from tests.support.sockets import SECONDS, read_exactly, read_to_end
+from tests.support.sockets import SECONDS, black_hole, read_exactly, read_to_end
 
 PASSWORD = "users: {alice: {password: secret}}\nlisteners: [{listen: '127.0.0.1:0', name: main}]"
 OPEN = """
@@ -320,6 +320,25 @@ def test_flow_that_yields_to_another_client_has_one_record(protocol: str) -> Non
         check_yields_once(relay, "msg=finished", 'ended="yielded to another client"')
         for sock in clients + ends:
             sock.close()
+
+
+def test_dial_that_yields_to_another_client_has_one_record() -> None:
+    """Hazard 140."""
+    limits = "limits: {connections: 2}"
+    config = f"listeners: [{{listen: '127.0.0.1:0', name: main, {limits}}}]"
+    with black_hole() as address, running(config) as relay:
+        request = b"\5\1\0\5\1\0\1\x7f\0\0\1" + address.port.to_bytes(2, "big")
+        clients = [
+            socket.create_connection((LOCALHOST, relay.port), SECONDS, ("127.0.0.3", 0))
+            for _ in range(2)
+        ]
+        for client in clients:
+            client.sendall(request)
+        # Each waits for its client and for its target.
+        eventually(lambda: relay.daemon._runtime.poller.watched == 4)
+        check_yields_once(relay, "msg=finished", 'ended="yielded to another client"')
+        for client in clients:
+            client.close()
 
 
 def test_connection_without_a_flow_that_yields_has_one_record() -> None:
