@@ -134,7 +134,7 @@ class TestCheck:
         assert (status, err) == (0, "")
         route = "socks5://10.0.0.1:1080 -> http://10.0.0.2:3128"
         assert out == (
-            f"listen 127.0.0.1:8080 tcp+udp http 'web' upstream {route}\n"
+            f"listen 127.0.0.1:8080 tcp+connect-udp http 'web' upstream {route}\n"
             f"listen [::1]:1080 tcp socks5 'socks5-1080' upstream {route}\n"
             f"upstream default: {route} carries tcp, udp by connect-udp\nOK\n"
         )
@@ -152,7 +152,7 @@ class TestCheck:
         )
         status, out, _ = self.check(capsys, "-c", path, "-l", "http://127.0.0.1:2", "-u", "direct")
         assert status == 0
-        assert out.startswith("listen 127.0.0.1:2 tcp+udp http 'http-2' upstream direct\n")
+        assert out.startswith("listen 127.0.0.1:2 tcp+connect-udp http 'http-2' upstream direct\n")
 
     def test_upstream_option_replaces_upstreams_of_listeners(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]

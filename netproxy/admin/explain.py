@@ -54,7 +54,7 @@ class BoundListener(Protocol):
 def plan(config: Config, dialers: DialerFactory) -> list[str]:
     """Return what would listen, and what each upstream carries and how, as lines."""
     lines = [
-        f"listen {address} {'+'.join(listener.network)} {listener.protocol} '{listener.name}' "
+        f"listen {address} {listener.accepts} {listener.protocol} '{listener.name}' "
         + _used_by(listener, config)
         for listener in config.listeners
         for address in listener.addresses

@@ -27,6 +27,8 @@ PROTOCOLS = {
     "tunnel": ("tcp",),
 }
 """The networks that each protocol can serve.  The UDP of http comes within its connections."""
+WITH_ASSOCIATE = ("sps", "socks5")
+"""Protocols whose clients are told a UDP port."""
 WITHOUT_LOGIN = ("tcp", "udp", "dns", "tunnel")
 """Protocols without users; a tunnel's agents have tokens."""
 UNUSED_KEYS = {"dns": ("announce", "upstream", "udp"), "tunnel": ("announce", "upstream", "udp")}
@@ -143,6 +145,9 @@ class ListenerReader:
     def _udp(self, section: MapReader, protocol: str) -> UdpConfig:
         # The UDP port of a fixed target has no login: only the target may send to its clients.
         defaults = UdpConfig(filtering=FILTERS[1] if protocol == "udp" else FILTERS[0])
+        if section.has("relay_port") and protocol not in WITH_ASSOCIATE:
+            message = f"has no meaning for the protocol {protocol}: it has no UDP ASSOCIATE"
+            section.add_error("relay_port", message)
         udp = UdpConfig(
             section.read("relay_port", _relay_port, defaults.relay_port),
             section.duration("idle_timeout", defaults.idle_timeout),

@@ -98,6 +98,12 @@ class ListenerConfig(NamedTuple):
         """The networks of its sockets: the datagrams of http come within its connections."""
         return ("tcp",) if self.protocol == "http" else self.network
 
+    @property
+    def accepts(self) -> str:
+        """The networks for people: "tcp+connect-udp" for http, which has no UDP port."""
+        text = "+".join(self.network)
+        return text.replace("udp", "connect-udp") if self.protocol == "http" else text
+
 
 class NameServerConfig(NamedTuple):
     """One DNS server."""

@@ -25,7 +25,7 @@ def wanted_sockets(config: Config) -> list[tuple[str, Address]]:
         (network, address)
         for listener in config.listeners
         for address in listener.addresses
-        for network in listener.network
+        for network in listener.bound_networks
         if address.port
     ]
     if config.metrics.address is not None:

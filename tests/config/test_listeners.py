@@ -289,6 +289,18 @@ class TestOpen:
         assert errors("listeners: [{protocol: tcp, listen: ':1', target: '10.0.0.5:22'}]")
 
 
+@pytest.mark.parametrize("value", ["any", "shared", "20000-20010"])
+@pytest.mark.parametrize(
+    "protocol, more", [("http", ""), ("udp", ", target: 'h:1'"), ("tcp", ", target: 'h:1'")]
+)
+def test_relay_port_without_udp_associate_is_refused(protocol: str, more: str, value: str) -> None:
+    listener = f"listen: '127.0.0.1:1', protocol: {protocol}{more}"
+    assert errors(f"listeners:\n- {{udp: {{relay_port: {value}}}, {listener}}}") == [
+        "c.yaml:2:22: listeners[0].udp.relay_port: has no meaning for the protocol "
+        f"{protocol}: it has no UDP ASSOCIATE"
+    ]
+
+
 class TestSocketActivation:
     def test_activated_listener_is_named_after_the_socket(self) -> None:
         config = only_listener("listeners: [{listen: 'systemd:main', clients: 127.0.0.0/8}]")

@@ -652,7 +652,7 @@ class TestTelling:
         chain = "socks5://10.0.0.1:1080 -> http://proxy.example:3128"
         assert lines == [
             f"listen 127.0.0.1:1080 tcp+udp sps 'main' upstream {chain}",
-            "listen [::1]:8080 tcp+udp http 'http-8080' upstream direct",
+            "listen [::1]:8080 tcp+connect-udp http 'http-8080' upstream direct",
             "upstream default: direct carries bind, tcp, udp",
             "upstream office: socks5://10.0.0.1:1080 carries tcp, udp by ASSOCIATE",
             f"upstream chain: {chain} carries tcp;"
