@@ -38,6 +38,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "connect-1.0": ("--proxy1.0", "http", "-p"),
 }
 SOCKS5_AND_HTTP = ("socks5", "socks5h", "http", "connect")
+WRONG_LOGINS = ("", WRONG, UNKNOWN, "bob:wrong")
 UPLOAD = BIG[:5_000_000]
 
 
@@ -310,11 +311,14 @@ def test_curl_with_the_right_password_is_served(
 
 
 @pytest.mark.parametrize("protocol", SOCKS5_AND_HTTP)
-@pytest.mark.parametrize("login", ("", WRONG, UNKNOWN, "bob:wrong"))
+@pytest.mark.parametrize("login", WRONG_LOGINS)
 def test_curl_with_a_wrong_password_or_none_is_refused(
     curl: Curl, users_daemon: Netproxyd, origin: Origin, protocol: str, login: str
 ) -> None:
-    result = curl(users_daemon, protocol, origin.url(), login=login)
+    # Each case has an address of its own: the delay of a refusal grows with each wrong login.
+    number = 4 * WRONG_LOGINS.index(login) + SOCKS5_AND_HTTP.index(protocol)
+    source = f"127.0.1.{number + 1}"
+    result = curl(users_daemon, protocol, origin.url(), "--interface", source, login=login)
     assert result.status == {"http": 0, "connect": NO_TUNNEL}.get(protocol, PROXY_ERROR), (
         result.errors
     )
