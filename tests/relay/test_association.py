@@ -53,7 +53,7 @@ def test_sender_from_another_address_is_unknown(live: Associations) -> None:
 
 def test_endpoint_is_new_once(live: Associations) -> None:
     associate(live)
-    claims: Any = [live.claim(at(port), SOCKET) for port in (1, 1, 2, 1)]  # type: ignore[arg-type]
+    claims: Any = [live.claim(at(port), SOCKET, 0.0) for port in (1, 1, 2, 1)]  # type: ignore[arg-type]
     assert [claimed.is_new for claimed in claims] == [True, False, True, False]
 
 
