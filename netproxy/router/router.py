@@ -154,7 +154,7 @@ class RuleRouter:
                     raise failure
                 addresses = look_up(flow)
         if addresses:
-            flow = Flow(*flow[:5], self._guard.permitted(flow, addresses))
+            flow = flow._replace(addresses=self._guard.permitted(flow, addresses))
         return Route(dialer, flow, rule)
 
 

@@ -459,6 +459,12 @@ class TestAddresses:
         route = router("[]", names).route(flow("tcp 192.168.1.5 -> both.example:80 on main"))
         assert route.flow.addresses == () and names.lookups == []
 
+    @pytest.mark.parametrize("host", ["203.0.113.10", "public.example"])
+    def test_route_keeps_everything_else_of_the_flow(self, host: str) -> None:
+        asked = flow(f"udp alice@192.168.1.5 -> {host}:80 on main")._replace(stamp="a password")
+        route = router("[{via: direct}]", StubResolver(NAMES)).route(asked)
+        assert route.flow == asked._replace(addresses=(Address("203.0.113.10", 80),))
+
     @pytest.mark.parametrize("via", ["direct", "branch"])
     def test_addresses_for_an_upstream_are_looked_up_once(self, via: str) -> None:
         names = StubResolver(NAMES)
