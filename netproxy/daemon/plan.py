@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Iterator, Mapping, NamedTuple, Protocol, Sequence, TypeVar
 
-from netproxy.config.schema import Config, UpstreamConfig
+from netproxy.config.schema import Config, NameServerConfig, UpstreamConfig
 from netproxy.daemon.own_sockets import ExpectedSockets, own_sockets, wanted_sockets
 from netproxy.daemon.runtime import connection_threads
 from netproxy.interfaces.flows import TUNNEL_AGENT
@@ -248,6 +248,13 @@ def used_upstreams(config: Config) -> list[UpstreamConfig]:
     return [upstream for upstream in _upstreams(config) if upstream is not None]
 
 
+def name_servers(config: Config) -> Iterator[NameServerConfig]:
+    """Yield every name server that the configuration names, those of its rules last."""
+    yield from config.dns.servers
+    for rule in config.dns.rules:
+        yield from rule.servers
+
+
 def _upstreams(config: Config) -> Iterator[UpstreamConfig | None]:
     yield config.default
     yield from config.upstreams.values()
@@ -255,10 +262,7 @@ def _upstreams(config: Config) -> Iterator[UpstreamConfig | None]:
         yield listener.upstream
     for rule in config.rules:
         yield from (rule.via, rule.upstream)
-    for server in config.dns.servers:
+    for server in name_servers(config):
         yield server.upstream
-    for dns_rule in config.dns.rules:
-        for server in dns_rule.servers:
-            yield server.upstream
     if config.tunnel.agent is not None:
         yield config.tunnel.agent.upstream

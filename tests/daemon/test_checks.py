@@ -22,7 +22,7 @@ from netproxy.daemon.build import build
 from netproxy.daemon.checks import certificates as certificates_module
 from netproxy.daemon.checks import sockets
 from netproxy.daemon.checks.certificates import check_certificates, parse_validity
-from netproxy.daemon.checks.configuration import TlsFiles
+from netproxy.daemon.checks.configuration import CertificateFiles
 from netproxy.daemon.checks.modules import has_module
 from netproxy.daemon.runtime import Runtime
 from netproxy.errors import ConfigError
@@ -232,7 +232,7 @@ class TestCertificates:
         """Return the warnings about files at a time."""
         problems = Problems()
         certificate, authorities = files.get("certificate", ""), files.get("authorities", "")
-        paths = TlsFiles(certificate, "", authorities, Place("c:1:1"))
+        paths = CertificateFiles(certificate, "", authorities, Place("c:1:1"))
         check_certificates([paths], problems, now)
         # The certificates of the tests hold no key.
         return problems.warnings

@@ -14,7 +14,7 @@ from netproxy.config.tree.node import Problems
 from netproxy.config.tree.parse import is_exposed
 
 if TYPE_CHECKING:
-    from netproxy.daemon.checks.configuration import TlsFiles
+    from netproxy.daemon.checks.configuration import CertificateFiles
 
 NOTICE_SECONDS = 30 * 86400.0
 """How long before its end a certificate is warned of: authorities renew at a third of 90 days."""
@@ -33,7 +33,7 @@ class Validity(NamedTuple):
     end: str
 
 
-def check_certificates(configs: Iterable[TlsFiles], problems: Problems, now: float) -> None:
+def check_certificates(configs: Iterable[CertificateFiles], problems: Problems, now: float) -> None:
     """Warn of certificates that are not valid now or expire soon, and of exposed keys.
 
     `now`: seconds since the epoch.

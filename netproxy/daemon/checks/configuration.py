@@ -14,13 +14,13 @@ from netproxy.config.tree.node import Problems
 from netproxy.daemon.checks.modules import check_ctypes, check_modules
 from netproxy.daemon.checks.routing import check_rules, check_udp
 from netproxy.daemon.checks.sockets import check_collisions, check_loops, check_ports
-from netproxy.daemon.plan import used_upstreams
+from netproxy.daemon.plan import name_servers, used_upstreams
 
 if TYPE_CHECKING:
     from netproxy.dialer.factory import DialerFactory
 
 
-class TlsFiles(NamedTuple):
+class CertificateFiles(NamedTuple):
     """The files of one TLS configuration; "" for those that it has not."""
 
     certificate: str
@@ -58,15 +58,14 @@ def check_configuration(config: Config, dialers: DialerFactory) -> list[str]:
     return [*config.warnings, *problems.warnings]
 
 
-def _tls_files(config: Config) -> Iterator[TlsFiles]:
+def _tls_files(config: Config) -> Iterator[CertificateFiles]:
     for listener in config.listeners:
         if tls := listener.tls:
-            yield TlsFiles(tls.certificate, tls.key, tls.client_ca, tls.place)
+            yield CertificateFiles(tls.certificate, tls.key, tls.client_ca, tls.place)
     clients = [hop.tls for upstream in used_upstreams(config) for hop in upstream.hops]
-    clients += [server.tls for server in config.dns.servers]
-    clients += [server.tls for rule in config.dns.rules for server in rule.servers]
+    clients += [server.tls for server in name_servers(config)]
     if config.tunnel.agent is not None and config.tunnel.agent.tls is not None:
         clients.append(config.tunnel.agent.tls)
     for client in clients:
         if client.certificate or client.ca:
-            yield TlsFiles(client.certificate, client.key, client.ca, client.place)
+            yield CertificateFiles(client.certificate, client.key, client.ca, client.place)

@@ -11,7 +11,7 @@ from typing import Iterator
 
 from netproxy.config.schema import Config
 from netproxy.config.tree.node import Problems
-from netproxy.daemon.plan import used_upstreams
+from netproxy.daemon.plan import name_servers, used_upstreams
 
 PACKAGES = {
     "ssl": "python3-openssl",
@@ -58,8 +58,7 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
         for hop in upstream.hops:
             if hop.has_tls:
                 yield "ssl", hop.url, hop.place
-    rules = config.dns.rules
-    for server in (*config.dns.servers, *(server for rule in rules for server in rule.servers)):
+    for server in name_servers(config):
         if server.scheme in ("tls", "https"):
             yield "ssl", f"dns: {server.server}", server.place
     if config.tunnel.agent is not None and config.tunnel.agent.tls is not None:
