@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from netproxy.interfaces.fairness import client_key
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED
 from netproxy.interfaces.networks import NetworkSet
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Admission:
         connections are taken, one of a client that has more ends for this one.
         """
         if self._clients is not None and client not in self._clients:
-            return "client not allowed"
+            return CLIENT_NOT_ALLOWED
         occupancy, evicted = self._occupancy, None
         is_ipv6 = ":" in client
         key = occupancy.keys.get(client) or client_key(client) if is_ipv6 else client

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
 
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.listeners import DECIDED_BY
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
 from netproxy.interfaces.services import Refusal
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Counter
 
 LISTENER_REMOVED = "listener removed"
-CLIENT_NOT_ALLOWED = "client not allowed"
 LOGIN_REQUIRED = "login required"
 USER_REMOVED = "user removed"
 PASSWORD_CHANGED = "password changed"
@@ -83,7 +82,7 @@ class Permission:
         `asked` returns what the client asked for; None: for the flow's target.
         """
         if refusal := self.refusal(flow):
-            refused = flow.refusal("requests_refused", refusal, DECIDED_BY.get(refusal, refusal))
+            refused = flow.refusal("requests_refused", refusal, DECIDED_BY[refusal])
             self._counter.refuse(refused if asked is None else refused._replace(asked=asked()))
             raise DialError(Reason.DENIED, refusal)
 
@@ -91,7 +90,7 @@ class Permission:
         """Return whether a new flow is refused; count and record its datagrams then."""
         refusal = self.refusal(flow)
         if refusal:
-            refused = flow.refusal("drops", refusal, DECIDED_BY.get(refusal, ""))
+            refused = flow.refusal("drops", refusal, DECIDED_BY[refusal])
             self._counter.refuse(refused, datagrams)
         return bool(refusal)
 
@@ -99,7 +98,7 @@ class Permission:
         """Raise DialError, counted, if a client address gets nothing new, whoever logs in."""
         if refusal := self._client_refusal(client):
             refused = Refusal("requests_refused", refusal, self.listener, client)
-            self._counter.refuse(refused._replace(decided=DECIDED_BY.get(refusal, refusal)))
+            self._counter.refuse(refused._replace(decided=DECIDED_BY[refusal]))
             raise DialError(Reason.DENIED, refusal)
 
     def _client_refusal(self, client: str) -> str:

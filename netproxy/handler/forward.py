@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Hashable
 from netproxy.errors import DialError
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
 from netproxy.net.address import from_sockaddr
 from netproxy.relay.client import Client, no_header
 from netproxy.relay.coalesce import Runs
@@ -100,9 +101,9 @@ class UdpForward:
         endpoint = from_sockaddr(local.peer(peer))
         flow = Flow("udp", endpoint, self._target, self._listener, "")
         if self._clients is not None and endpoint.host not in self._clients:
-            reason, counter = "client not allowed", self._counter
+            reason, counter = CLIENT_NOT_ALLOWED, self._counter
             if not counter.refuse_unrecorded("drops", reason, endpoint.host, count):
-                counter.refuse(flow.refusal("drops", reason, "clients"), count)
+                counter.refuse(flow.refusal("drops", reason, DECIDED_BY[reason]), count)
             return None
         client = self._table.clients.get(peer)
         if client is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
 from netproxy.errors import DeadlineError, EndOfStream, LimitError, ProtocolError
 from netproxy.interfaces.connections import Blocking, Progress
-from netproxy.interfaces.listeners import DECIDED_BY
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
 from netproxy.interfaces.services import Refusal
 from netproxy.protocol.proxy_protocol import read_header
 
@@ -131,16 +131,9 @@ class Gate:
         if client.host in self._proxies:
             client = (yield from read_header(ExactReader(stream))) or client
             if self._clients is not None and client.host not in self._clients:
-                reason = "client not allowed"
-                self._counter.refuse(
-                    Refusal(
-                        "connections_refused",
-                        reason,
-                        self._listener,
-                        client.host,
-                        decided=DECIDED_BY[reason],
-                    )
-                )
+                host, decided = client.host, DECIDED_BY[CLIENT_NOT_ALLOWED]
+                key = "connections_refused", CLIENT_NOT_ALLOWED
+                self._counter.refuse(Refusal(*key, self._listener, host, "", decided))
                 return None
         tls = self._tls
         if tls is not None:

@@ -8,10 +8,12 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
 
 
+CLIENT_NOT_ALLOWED = "client not allowed"
+"""The reason of a client that is not in `clients` of its listener."""
 EVICTED = "yielded to another client"
 """The reason of a connection that ends for one of another client."""
 DECIDED_BY: Mapping[str, str] = {
-    "client not allowed": "clients",
+    CLIENT_NOT_ALLOWED: "clients",
     "connection limit": "limits.connections",
     "client limit": "limits.connections_per_client",
     "too many handshakes": "the limit of unfinished handshakes",

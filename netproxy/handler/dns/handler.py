@@ -24,6 +24,7 @@ from netproxy.handler.dns.waiting import (
 )
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Blocking, Events
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
 from netproxy.interfaces.services import Refusal
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
@@ -91,8 +92,8 @@ class DnsHandler:
         out, now = self._arenas.take(), time.monotonic()
         for offsets, length, last, peer in spans:
             if self._clients is not None and not self._is_allowed(local.peer(peer)):
-                client, count = _client(local, peer), len(offsets)
-                self._refuse("drops", "client not allowed", client, "clients", count)
+                reason, client, count = CLIENT_NOT_ALLOWED, _client(local, peer), len(offsets)
+                self._refuse("drops", reason, client, DECIDED_BY[reason], count)
                 continue
             destination = local.reply_destination(peer)
             for at in offsets:
