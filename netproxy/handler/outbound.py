@@ -18,14 +18,14 @@ from netproxy.interfaces.routing import NonBlockingDialer, Route
 from netproxy.net import stream as net_stream
 from netproxy.net.address import is_unspecified
 from netproxy.protocol import uot
-from netproxy.relay.connection import CLIENT_LEFT, OutboundConnection, take_eviction
+from netproxy.relay.connection import CLIENT_LEFT, OutboundConnection, take_eviction, tell_route
 
 if TYPE_CHECKING:
     from netproxy.handler.bind import Binder, EncodeReply
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Observer
     from netproxy.interfaces.routing import PendingDial, Router
-    from netproxy.interfaces.services import Counter, Trace
+    from netproxy.interfaces.services import Counter
     from netproxy.relay.pipe import PipeLimits
 
 UOT_NAMES = (uot.MAGIC, uot.MAGIC_V1)
@@ -126,13 +126,6 @@ class Outbound:
         self.observer.finished(
             Record(flow, upstream, 0, 0, seconds, ended, rule=rule, decided=decided)
         )
-
-
-def tell_route(trace: Trace, route: Route) -> None:
-    """Write the step "routed": the rule, the upstream, and the addresses to try."""
-    dialer, flow, rule = route
-    addresses = " ".join(address.host for address in flow.addresses)
-    trace.step("routed", target=flow.target, rule=rule, upstream=dialer.name, addresses=addresses)
 
 
 class _Connect:

@@ -32,6 +32,16 @@ def take_eviction(client: Stream) -> tuple[str, str]:
     return reason, DECIDED_BY[reason]
 
 
+def tell_route(trace: Trace, route: Route, **values: object) -> None:
+    """Write the step "routed": `values`, the rule, the upstream, and the addresses to try."""
+    dialer, flow, rule = route
+    addresses = " ".join(address.host for address in flow.addresses)
+    upstream = dialer.name
+    trace.step(
+        "routed", **values, target=flow.target, rule=rule, upstream=upstream, addresses=addresses
+    )
+
+
 class ConnectionDependencies(Protocol):
     """What a connection needs of the listener that it belongs to."""
 

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Hashable, Protocol
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Record, Traffic
+from netproxy.interfaces.routing import Route
 from netproxy.net.address import from_sockaddr
 from netproxy.net.datagram import PinnedHeader
 from netproxy.relay.coalesce import Runs
+from netproxy.relay.connection import tell_route
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
@@ -136,15 +138,8 @@ class Session:
     def tell_begin(self) -> None:
         """Write the step "routed" of the session's first datagram."""
         if self.trace is not None:
-            addresses = " ".join(address.host for address in self.flow.addresses)
-            self.trace.step(
-                "routed",
-                network="udp",
-                target=self.flow.target,
-                rule=self.rule,
-                upstream=self.dialer.name,
-                addresses=addresses,
-            )
+            route = Route(self.dialer, self.flow, self.rule)
+            tell_route(self.trace, route, network="udp")
 
     def send(self, arena: Arena, run: Run, destination: Destination) -> None:
         """Send a run to its target.  Counts it first, before a reply can come."""
