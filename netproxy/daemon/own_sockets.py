@@ -5,32 +5,46 @@ access.destinations.OwnSockets keeps them.  Thread: main.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, Sequence
+from typing import TYPE_CHECKING, Iterable, Iterator, NamedTuple, Sequence
 
 from netproxy.interfaces.addresses import Address
 
 if TYPE_CHECKING:
     from netproxy.access.destinations import OwnSockets
-    from netproxy.config.schema import Config
+    from netproxy.config.schema import Config, Place
     from netproxy.listener.tcp import TcpListener
     from netproxy.listener.udp import UdpListener
 
 
-def wanted_sockets(config: Config) -> list[tuple[str, Address]]:
-    """Return network and address of the sockets that a configuration would bind.
+METRICS = "the metrics"
 
-    Only those whose port it tells.
-    """
-    sockets = [
-        (network, address)
-        for listener in config.listeners
-        for address in listener.addresses
-        for network in listener.bound_networks
-        if address.port
-    ]
-    if config.metrics.address is not None:
-        sockets.append(("tcp", config.metrics.address))
-    return sockets
+
+class WantedSocket(NamedTuple):
+    """A socket that a configuration would bind."""
+
+    network: str
+    address: Address
+    owner: str
+    """The key and its section's name, for an error; METRICS for the metrics."""
+    place: Place
+
+
+def sockets_of(config: Config) -> Iterator[WantedSocket]:
+    """Yield the sockets that a configuration would bind, if it tells their ports."""
+    for listener in config.listeners:
+        for address in listener.addresses:
+            if address.port:
+                for network in listener.bound_networks:
+                    owner = f"listener '{listener.name}'"
+                    yield WantedSocket(network, address, owner, listener.place)
+    metrics = config.metrics
+    if metrics.address is not None and metrics.address.port:
+        yield WantedSocket("tcp", metrics.address, METRICS, metrics.place)
+
+
+def wanted_sockets(config: Config) -> list[tuple[str, Address]]:
+    """Return network and address of the sockets that a configuration would bind."""
+    return [(wanted.network, wanted.address) for wanted in sockets_of(config)]
 
 
 def own_sockets(

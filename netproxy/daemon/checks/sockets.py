@@ -5,12 +5,12 @@ Binds nothing and looks no name up; asks the kernel which addresses are this mac
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple
+from typing import Iterator
 
 from netproxy.access.destinations import OwnSockets
-from netproxy.config.schema import Config, HopConfig, Place, UpstreamConfig
+from netproxy.config.schema import Config, HopConfig, UpstreamConfig
 from netproxy.config.tree.node import Problems
-from netproxy.daemon.own_sockets import wanted_sockets
+from netproxy.daemon.own_sockets import METRICS, WantedSocket, sockets_of, wanted_sockets
 from netproxy.daemon.plan import used_upstreams
 from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
 from netproxy.interfaces.routing import RouteSelectors
@@ -20,7 +20,6 @@ from netproxy.observe.log import Log
 
 PORT_START = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 STATUS = "/proc/self/status"
-METRICS = "the metrics"
 _BIND_SERVICE = 1 << 10
 """CAP_NET_BIND_SERVICE in a set of capabilities."""
 
@@ -45,45 +44,24 @@ def check_ports(config: Config, problems: Problems) -> None:
             )
 
 
-class _Wanted(NamedTuple):
-    """A socket that a configuration binds."""
-
-    address: Address
-    owner: str
-    """The key and its section's name, for an error."""
-    place: Place
-
-
 def check_collisions(config: Config, problems: Problems) -> None:
     """Add an error for each socket whose address and port another one takes as well.
 
     Names are not looked up: a name collides with nothing but itself.
     """
-    seen: dict[tuple[str, int], list[_Wanted]] = {}
-    for network, wanted in _wanted(config):
-        others = seen.setdefault((network, wanted.address.port), [])
+    seen: dict[tuple[str, int], list[WantedSocket]] = {}
+    for wanted in sockets_of(config):
+        others = seen.setdefault((wanted.network, wanted.address.port), [])
         for other in others:
             if _overlap(wanted.address.host, other.address.host):
                 key = "metrics" if wanted.owner == METRICS else "listen"
                 problems.add(
-                    f"{key}: {network} {wanted.address} is already used by {other.owner} "
+                    f"{key}: {wanted.network} {wanted.address} is already used by {other.owner} "
                     f"({other.address})",
                     wanted.place,
                 )
                 break
         others.append(wanted)
-
-
-def _wanted(config: Config) -> Iterator[tuple[str, _Wanted]]:
-    """Yield the network and the socket of each port that the configuration tells."""
-    for listener in config.listeners:
-        for address in listener.addresses:
-            if address.port:
-                for network in listener.bound_networks:
-                    yield network, _Wanted(address, f"listener '{listener.name}'", listener.place)
-    metrics = config.metrics
-    if metrics.address is not None and metrics.address.port:
-        yield "tcp", _Wanted(metrics.address, METRICS, metrics.place)
 
 
 def _overlap(first: str, second: str) -> bool:
