@@ -194,7 +194,7 @@ class Session:
     # -- a LiveFlow
 
     def record(self) -> Record:
-        """Return the record for the access log."""
+        """Write the step "ended"; return the record for the access log."""
         if self.trace is not None:
             self.trace.step("ended", network="udp", ended=self.ended)
         return Record(
