@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from netproxy.config.listeners import ListenerReader
+from netproxy.config.sections.listeners import ListenerReader
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     Config,
@@ -21,7 +21,7 @@ from netproxy.config.schema import (
     UpstreamConfig,
     UserConfig,
 )
-from netproxy.config.upstreams import UpstreamReader
+from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.url import parse_listen
 from netproxy.errors import ConfigError
 from netproxy.interfaces.addresses import ActivationAddress, Address
@@ -29,7 +29,7 @@ from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.interfaces.networks import is_loopback
 
 if TYPE_CHECKING:
-    from netproxy.config.tunnels import TunnelReader
+    from netproxy.config.sections.tunnels import TunnelReader
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a path: sockaddr_un holds 108, with the NUL at the end."""
@@ -91,12 +91,12 @@ class _ConfigReader:
     # -- sections that many configurations lack: the late import of a module saves 0.1 MiB
 
     def _tunnels(self, top: MapReader) -> TunnelReader:
-        from netproxy.config.tunnels import TunnelReader
+        from netproxy.config.sections.tunnels import TunnelReader
 
         return TunnelReader(top.mapping("tunnel"), self._problems)
 
     def _users(self, top: MapReader) -> dict[str, UserConfig]:
-        from netproxy.config.users import read_users
+        from netproxy.config.sections.users import read_users
 
         return read_users(top.mapping("users"), self._problems)
 
@@ -104,7 +104,7 @@ class _ConfigReader:
         listeners = [listener for listener in config.listeners if listener.protocol == "dns"]
         if not listeners and not top.has("dns"):
             return config
-        from netproxy.config.dns import DnsReader
+        from netproxy.config.sections.dns import DnsReader
 
         reader = DnsReader(upstreams, self._problems)
         return config._replace(dns=reader.read(top.mapping("dns"), listeners))
@@ -112,7 +112,7 @@ class _ConfigReader:
     def _with_rules(self, top: MapReader, config: Config, upstreams: UpstreamReader) -> Config:
         if not (top.has("rules") or top.has("auto") or top.has("destinations")):
             return config
-        from netproxy.config.rules import RuleReader, read_auto, read_destinations
+        from netproxy.config.sections.rules import RuleReader, read_auto, read_destinations
 
         names = frozenset({TUNNEL_AGENT} | {listener.name for listener in config.listeners})
         reader = RuleReader(upstreams, names, config.users, self._problems)

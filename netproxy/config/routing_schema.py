@@ -110,7 +110,7 @@ class GroupConfig(NamedTuple):
     """The name in `upstreams`, or the group's place in the file, such as "default[1]"."""
     members: tuple[MemberConfig, ...]
     balance: str = "round-robin"
-    """One of netproxy.config.upstreams.BALANCES."""
+    """One of netproxy.config.sections.upstreams.BALANCES."""
     health: HealthConfig | None = None
     """None: members are judged only by the dials of flows."""
 

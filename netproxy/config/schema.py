@@ -1,6 +1,7 @@
 """The configuration as the program knows it: frozen, complete and checked.
 
-Every default stands here and in routing_schema.py, and nowhere else; times are seconds.
+Every default stands here, in access_schema.py and in routing_schema.py, and nowhere else; times
+are seconds.
 read.py makes these objects from the file.  Passwords and tokens are left out of every repr.
 
 The classes are NamedTuples: the dataclasses module costs 1.3 MiB, a tenth of an idle daemon.
@@ -9,6 +10,12 @@ The classes are NamedTuples: the dataclasses module costs 1.3 MiB, a tenth of an
 
 from typing import NamedTuple
 
+from netproxy.config.access_schema import AuthConfig as AuthConfig
+from netproxy.config.access_schema import LimitsConfig as LimitsConfig
+from netproxy.config.access_schema import PenaltyConfig as PenaltyConfig
+from netproxy.config.access_schema import QuotaConfig as QuotaConfig
+from netproxy.config.access_schema import UserConfig as UserConfig
+from netproxy.config.access_schema import UserLimitsConfig as UserLimitsConfig
 from netproxy.config.routing_schema import AutoConfig as AutoConfig
 from netproxy.config.routing_schema import ConditionsConfig as ConditionsConfig
 from netproxy.config.routing_schema import DestinationsConfig as DestinationsConfig
@@ -52,14 +59,6 @@ class TlsConfig(NamedTuple):
     place: Place = Place()
 
 
-class LimitsConfig(NamedTuple):
-    """TCP connections that a listener serves at the same time."""
-
-    connections: int = 1024
-    connections_per_client: int | None = None
-    """None: 256, or connections if the listener is on loopback.  The reader fills it in."""
-
-
 class AnnounceConfig(NamedTuple):
     """The address that some clients are told in SOCKS5 replies."""
 
@@ -73,7 +72,7 @@ class ListenerConfig(NamedTuple):
     """Where clients connect, and what they may do there."""
 
     protocol: str
-    """One of netproxy.config.listeners.PROTOCOLS."""
+    """One of netproxy.config.sections.listeners.PROTOCOLS."""
     addresses: tuple[Address, ...]
     name: str
     network: tuple[str, ...] = ("tcp", "udp")
@@ -178,19 +177,6 @@ class LogConfig(NamedTuple):
     """Records that may wait for the reader of the log."""
 
 
-class UserConfig(NamedTuple):
-    """A user who may log in."""
-
-    password: str
-    """A scrypt hash, or plain text."""
-    sessions: int | None = None
-    """UDP sessions at the same time; None for no limit of the user's own."""
-    place: str = ""
-
-    def __repr__(self) -> str:
-        return f"UserConfig(sessions={self.sessions!r})"
-
-
 class PortConfig(NamedTuple):
     """Ports that an agent may have opened on its bridge, first to last inclusive."""
 
@@ -284,6 +270,10 @@ class Config(NamedTuple):
     destinations: DestinationsConfig | None = None
     """None: the default of each listener."""
     users: dict[str, UserConfig] = {}
+    auth: AuthConfig = AuthConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
+    state: str = ""
+    """The folder of what is kept across restarts; "" for none."""
     batching: str = "auto"
     """ "auto", "mmsg", "trains" or "single": see net.datagram."""
     splice: bool = True
@@ -294,5 +284,7 @@ class Config(NamedTuple):
     control: str = ""
     """The path of the control socket; "" for none."""
     metrics: MetricsConfig = MetricsConfig()
+    metrics_users: bool = False
+    """True if metrics name users."""
     warnings: tuple[str, ...] = ()
     """What is allowed but should be reported, each with its place."""

@@ -1,4 +1,4 @@
-"""Single values as users write them: durations, whole numbers, networks.
+"""Single values as users write them: durations, numbers, sizes, rates, networks.
 
 Pure functions.  A ValueError says what is wrong in the words of the configuration's errors.
 """
@@ -11,6 +11,16 @@ LONGEST_DURATION = 3650 * 86400.0
 """Seconds.  System calls accept less than users can write."""
 WHOLE_LIMIT = 1 << 31
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PERIODS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+SIZE_LIMIT = 1 << 60
+"""Bytes, and bytes per second: sums of many stay within 64 bits."""
+_SCALES = {
+    "": 1,
+    **{"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12},
+    **{"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40},
+}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?((?:[KMGT]i|[kKMGT])?)(B)")
+_RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?((?:[KMGT]i|[kKMGT])?)(bit|B)/s")
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
@@ -48,3 +58,53 @@ def parse_network(text: str) -> str:
     if text not in ("tcp", "udp"):
         raise ValueError(f"'{text}' is neither tcp nor udp")
     return text
+
+
+def parse_rate(text: str) -> int | None:
+    """Return the bytes per second of "20Mbit/s" or "5MB/s", None for "0", which is no limit.
+
+    Raises ValueError for anything else.
+    """
+    if text == "0":
+        return None
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"'{text}' is not a rate (expected 20Mbit/s, 512kbit/s or 5MB/s)")
+    bits = match[3] == "bit"
+    rate = float(match[1]) * _SCALES[match[2]] / (8 if bits else 1)
+    if not 1 <= rate < SIZE_LIMIT:
+        hint = "write 0 for no limit" if rate < 1 else "write a lower rate"
+        raise ValueError(f"'{text}' is not a rate that can be kept: {hint}")
+    return int(rate)
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes of "64KiB" or "2GB", None for "0", which is no limit.
+
+    Raises ValueError for anything else.
+    """
+    if text == "0":
+        return None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"'{text}' is not a size (expected 64KiB, 1MiB or 2GB)")
+    size = float(match[1]) * _SCALES[match[2]]
+    if not 1 <= size < SIZE_LIMIT:
+        hint = "write 0 for no limit" if size < 1 else "write a smaller size"
+        raise ValueError(f"'{text}' is not a size that can be kept: {hint}")
+    return int(size)
+
+
+def parse_frequency(text: str) -> float | None:
+    """Return the events per second of "20/s" or "30/m", None for "0", which is no limit.
+
+    Raises ValueError for anything else.
+    """
+    if text == "0":
+        return None
+    count, _, unit = text.partition("/")
+    if unit not in _PERIODS or not (count.isascii() and count.isdigit()):
+        raise ValueError(f"'{text}' is not a number for a time (expected 20/s, 30/m or 100/h)")
+    if not 0 < int(count) < WHOLE_LIMIT:
+        raise ValueError(f"'{text}' is not above 0: write 0 for no limit")
+    return int(count) / _PERIODS[unit]

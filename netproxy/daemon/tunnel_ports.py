@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Iterable, NamedTuple
 
 from netproxy.access.limits import Admission
-from netproxy.config.listeners import CONNECTIONS_PER_CLIENT, SESSIONS_PER_CLIENT
+from netproxy.config.sections.listeners import CONNECTIONS_PER_CLIENT, SESSIONS_PER_CLIENT
 from netproxy.config.schema import LimitsConfig, UdpConfig
 from netproxy.errors import ListenError
 from netproxy.handler.forward import TcpForward, UdpForward

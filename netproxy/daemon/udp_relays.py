@@ -45,7 +45,11 @@ class UdpRelays:
 
     def commit(self, previous: UdpRelays) -> None:
         """Apply the new limits, and end the sessions of addresses that are gone."""
-        limits = {name: user.sessions for name, user in self._config.users.items() if user.sessions}
+        limits = {
+            name: user.limits.sessions
+            for name, user in self._config.users.items()
+            if user.limits.sessions
+        }
         for listener in self._config.listeners:
             for address in listener.addresses:
                 if (listener.name, address) in self.states:

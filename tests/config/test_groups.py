@@ -11,7 +11,7 @@ from netproxy.config.schema import (
     MemberConfig,
     UpstreamConfig,
 )
-from netproxy.config.upstreams import BALANCES
+from netproxy.config.sections.upstreams import BALANCES
 from netproxy.interfaces.addresses import Address
 from tests.config.reading import H1, H2, H3, NAMES, ONE, default, default_errors, read
 

@@ -15,6 +15,7 @@ from netproxy.config.schema import (
     TimeoutsConfig,
     UdpConfig,
     UserConfig,
+    UserLimitsConfig,
     UpstreamConfig,
 )
 from netproxy.interfaces.addresses import Address
@@ -96,7 +97,7 @@ tcp: {{splice: false}}
             ),
             upstreams={"office": upstream, "both": both},
             default=both,
-            users={"alice": UserConfig(HASH, 4)},
+            users={"alice": UserConfig(HASH, UserLimitsConfig(sessions=4))},
             batching="single",
             splice=False,
             timeouts=TimeoutsConfig(1.0, 2.0, 10800.0, 240.0, 0.5),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.config import rules as rules_module
+from netproxy.config.sections import rules as rules_module
 from netproxy.config.schema import (
     AutoConfig,
     ConditionsConfig,

@@ -19,7 +19,7 @@ from netproxy.config.schema import (
     UpstreamConfig,
     UpstreamTlsConfig,
 )
-from netproxy.config.tunnels import KEEPALIVE, parse_port
+from netproxy.config.sections.tunnels import KEEPALIVE, parse_port
 from netproxy.errors import ConfigError
 from netproxy.interfaces.addresses import Address
 from tests.config.reading import errors, read

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from netproxy.config.schema import HopConfig, UpstreamConfig
-from netproxy.config.upstreams import CHAIN_LIMIT, TLS_LIMIT
+from netproxy.config.sections.upstreams import CHAIN_LIMIT, TLS_LIMIT
 from tests.config.reading import H1, H2, H3, NAMES, ONE, TWO, default, default_errors, errors, read
 
 pytest.importorskip("yaml")

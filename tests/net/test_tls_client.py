@@ -18,7 +18,7 @@ from typing import Any, Iterator, Sequence
 
 import pytest
 
-from netproxy.config.upstreams import TLS_LIMIT
+from netproxy.config.sections.upstreams import TLS_LIMIT
 from netproxy.errors import DeadlineError, ProtocolError, StreamError
 from netproxy.net import syscalls, tls, tls_socket
 from netproxy.net.stream import Stream, complete

@@ -11,7 +11,7 @@ from typing import Collection
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import AutoConfig, ConditionsConfig, DestinationsConfig, RuleConfig
 from netproxy.config.units import parse_network
-from netproxy.config.upstreams import UpstreamReader
+from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.interfaces.networks import IpNetwork
 
 AUTO = "auto"

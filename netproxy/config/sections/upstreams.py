@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Callable, Container, Iterator, Sequence
 
-from netproxy.config.hops import HopReader
+from netproxy.config.sections.hops import HopReader
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import (
     GroupConfig,

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import AnnounceConfig, LimitsConfig, ListenerConfig, Place, UdpConfig
-from netproxy.config.tls import read_tls
-from netproxy.config.units import parse_network
-from netproxy.config.upstreams import UpstreamReader
+from netproxy.config.sections.tls import read_tls
+from netproxy.config.units import parse_frequency, parse_network, parse_rate
+from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.url import parse_announce, parse_host_port, parse_listen
 from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
 from netproxy.interfaces.flows import TUNNEL_AGENT
@@ -228,6 +228,9 @@ def _limits(section: MapReader) -> LimitsConfig:
     limits = LimitsConfig(
         section.whole("connections", LimitsConfig().connections),
         section.whole("connections_per_client", None),
+        section.read("connection_rate_per_client", parse_frequency, None),
+        section.read("rate", parse_rate, None),
+        section.read("rate_per_client", parse_rate, None),
     )
     section.finish()
     return limits

@@ -16,9 +16,9 @@ from netproxy.config.schema import (
     NameServerConfig,
     UpstreamConfig,
 )
-from netproxy.config.tls import read_client_tls
+from netproxy.config.sections.tls import read_client_tls
 from netproxy.config.units import parse_duration
-from netproxy.config.upstreams import UpstreamReader
+from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.url import HOST_NAME, parse_host_port
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.networks import IpNetwork, is_loopback

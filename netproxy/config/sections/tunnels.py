@@ -22,8 +22,8 @@ from netproxy.config.schema import (
     TunnelConfig,
     UpstreamConfig,
 )
-from netproxy.config.tls import read_client_tls, read_tls
-from netproxy.config.upstreams import UpstreamReader
+from netproxy.config.sections.tls import read_client_tls, read_tls
+from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.url import AGENT_NAME, parse_host_port, parse_listen
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.networks import IpNetwork

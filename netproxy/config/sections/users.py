@@ -6,12 +6,15 @@ Passwords are in no message and no repr.
 from __future__ import annotations
 
 import re
+import time
 
-from netproxy.config.schema import UserConfig
+from netproxy.config.schema import QuotaConfig, UserConfig, UserLimitsConfig
 from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.units import parse_frequency, parse_rate, parse_size
 
 HASH_PREFIX = "scrypt$"
 HOW_TO_HASH = "make a hash of the password with 'netproxyctl hash-password'"
+DATE = "%Y-%m-%d"
 NAME_LIMIT = 255
 """Bytes: RFC 1929 has one byte for the length."""
 _CRYPT64, _BASE64, _HEX = "[./A-Za-z0-9]", "[A-Za-z0-9+/]", "[0-9a-f]"
@@ -72,11 +75,49 @@ def _read_user(name: str, section: MapReader) -> UserConfig:
         section.add_error("password", message)
     else:
         section.warn("password", f"is plain text: {HOW_TO_HASH}")
-    limits = section.mapping("limits")
-    user = UserConfig(password, limits.whole("sessions", None), section.place_of("password"))
-    limits.finish()
+    place = section.place_of("password")
+    limits = read_user_limits(section.mapping("limits"))
+    user = UserConfig(password, limits, section.read("expires", _date, ""), place)
     section.finish()
     return user
+
+
+def read_user_limits(section: MapReader) -> UserLimitsConfig:
+    """Return the limits of a user.  `rate` is short for rate_up and rate_down."""
+    both = section.read("rate", parse_rate, None)
+    limits = UserLimitsConfig(
+        section.whole("connections", None),
+        section.whole("sessions", None),
+        section.read("connection_rate", parse_frequency, None),
+        section.read("rate_up", parse_rate, both),
+        section.read("rate_down", parse_rate, both),
+        section.read("burst", parse_size, None),
+        _quota(section),
+    )
+    section.finish()
+    return limits
+
+
+def _quota(limits: MapReader) -> QuotaConfig:
+    """Return the quota; a single size is the total."""
+    node = limits.peek("quota")
+    if node is not None and isinstance(node.value, str):
+        return QuotaConfig(total=limits.read("quota", parse_size, None))
+    section = limits.mapping("quota")
+    quota = QuotaConfig(
+        section.read("day", parse_size, None),
+        section.read("month", parse_size, None),
+        section.read("total", parse_size, None),
+    )
+    section.finish()
+    return quota
+
+
+def _date(text: str) -> str:
+    try:
+        return time.strftime(DATE, time.strptime(text, DATE))
+    except ValueError:
+        raise ValueError(f"'{text}' is not a date (expected 2027-01-31)") from None
 
 
 def foreign_hash(password: str) -> str:

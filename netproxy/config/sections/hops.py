@@ -10,7 +10,7 @@ from typing import Container
 
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import HopConfig, Place, UpstreamTlsConfig
-from netproxy.config.tls import read_client_tls
+from netproxy.config.sections.tls import read_client_tls
 from netproxy.config.units import parse_duration
 from netproxy.config.url import PLAIN_SCHEMES, parse_hop
 from netproxy.interfaces.addresses import pack_ip
