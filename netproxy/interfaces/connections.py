@@ -159,6 +159,8 @@ class Wait(NamedTuple):
     not block."""
     fixed: bool = False
     """True if `seconds` are the total; otherwise each event starts them again."""
+    timed: bool = False
+    """True if `step` goes on when the time is up as well, with the descriptor -1."""
 
 
 class Reader(Protocol):

@@ -3,6 +3,9 @@
 A connection that only waits is a Wait: it costs its descriptors and half a kilobyte, and
 no pool thread.  An event, the end of the stream or the end of its time wakes it on a
 thread of the pool.  A Wait that has a step, which never blocks, goes on here instead.
+
+Deadlines within the next second are kept in order, and met to the millisecond.  The others are
+looked through once a second.
 """
 
 from __future__ import annotations
@@ -11,48 +14,23 @@ import os
 import select
 import threading
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Callable
+
+from netproxy.listener.watch import NEVER, Deadlines, Watch
 
 if TYPE_CHECKING:
     from netproxy.interfaces.connections import Wait
     from netproxy.interfaces.services import Log
+    from netproxy.listener.watch import WaitOwner
 
-# Seconds between two looks at the deadlines, and the least even if deadlines are near:
-# each look goes through everything that waits.  A wait may end that much too late.
-TICK, SHORTEST_TICK = 1.0, 0.1
-# Bytes of the wake-up pipe that are read at once.
+    Step = Callable[[int, int], Wait | None]
+
+TICK = 1.0
+"""Seconds between two looks at all deadlines."""
 WAKE_UPS = 64
-_NEVER = float("inf")
-
-
-class WaitOwner(Protocol):
-    """What a wait belongs to.  Called on the thread that calls watch(), or the poller's.
-
-    No method may block.
-    """
-
-    def wake(self, wait: Wait, ready: bool) -> None:
-        """Go on elsewhere, once; `ready` is False if the time is up."""
-
-    def cannot_watch(self, wait: Wait, error: Exception) -> None:
-        """Go on elsewhere with the wait that a step has returned: the kernel cannot watch it."""
-
-    def end(self, error: Exception | None) -> None:
-        """Note that a step returned nothing to wait for, or raised `error`."""
-
-
-class _Watch:
-    """One owner's wait, with its descriptors and deadline."""
-
-    __slots__ = ("wait", "descriptors", "deadline", "owner")
-
-    def __init__(self, wait: Wait, owner: WaitOwner) -> None:
-        self.owner = owner
-        self.wait = wait
-        self.descriptors: dict[int, int] = {}
-        for watched, events in wait.watched:
-            self.descriptors[watched.fileno()] = events
-        self.deadline = _NEVER if wait.seconds is None else time.monotonic() + wait.seconds
+"""Bytes of the wake-up pipe that are read at once."""
+NO_DESCRIPTOR = -1
+"""What a timed step is told instead of a descriptor when its time is up."""
 
 
 class Poller:
@@ -64,11 +42,13 @@ class Poller:
         self._wake_up_read = self._wake_up_write = -1  # the wake-up pipe
         # Guards _watches, what the epoll watches, and writing to the wake-up pipe.
         self._lock = threading.Lock()
-        self._watches: dict[int, _Watch] = {}
+        self._watches: dict[int, Watch] = {}
+        # The deadlines before the next look.
+        self._near = Deadlines()
         self._stopping = False
         self._releasing_idle = False
-        # Monotonic; of the poller's thread, but others may make the next look earlier.
-        self._looked = self._next_look = 0.0
+        # Monotonic; written by the poller's thread alone.
+        self._next_look = 0.0
         self.thread = threading.Thread(target=self._run, name="poller", daemon=True)
 
     def __len__(self) -> int:
@@ -118,7 +98,7 @@ class Poller:
         if not wait.watched:
             owner.wake(wait, True)
             return
-        watch = _Watch(wait, owner)
+        watch = Watch(wait, owner)
         # Pool threads do what follows an event, so it is reported once; a step of this
         # thread may be told again.
         once = select.EPOLLONESHOT if watch.wait.step is None else 0
@@ -137,7 +117,7 @@ class Poller:
                 raise
         # Only now: a look that has begun before has set the next one, or sees the watch.
         if watch.deadline < self._next_look:
-            self._look_by(watch.deadline)
+            self._note_deadline(watch)
 
     def release_idle(self) -> None:
         """Wake idle waits as if their time were up, from now on."""
@@ -148,15 +128,19 @@ class Poller:
         epoll = self._epoll
         assert epoll is not None  # start() has opened it
         while not self._stopping:
-            events = epoll.poll(min(TICK, max(0.0, self._next_look - time.monotonic())))
+            next_look = self._next_look
+            until = min(self._near.first, next_look)
+            events = epoll.poll(min(TICK, max(0.0, until - time.monotonic())))
             now = time.monotonic()
             for descriptor, event in events:
                 if descriptor == self._wake_up_read:
                     os.read(descriptor, WAKE_UPS)
                 else:
                     self._handle_event(descriptor, event, now)
-            if now >= self._next_look:
-                self._wake_late(now)
+            if now >= self._near.first:
+                self._wake_late(self._near.take(now), now)
+            if now >= next_look:
+                self._look(now)
 
     def _handle_event(self, descriptor: int, event: int, now: float) -> None:
         """Go on with what watches a descriptor; a frame of its own, so that nothing is kept."""
@@ -164,12 +148,16 @@ class Poller:
             watch = self._watches.get(descriptor)
         if watch is None:
             return
-        wait = watch.wait
-        if wait.step is None:
+        if watch.wait.step is None:
             self._release([watch], True)
-            return
+        else:
+            self._step(watch, watch.wait.step, descriptor, event, now)
+
+    def _step(self, watch: Watch, step: Step, descriptor: int, event: int, now: float) -> None:
+        """Make a step, and watch for what it returns."""
+        wait = watch.wait
         try:
-            following = wait.step(descriptor, event)
+            following = step(descriptor, event)
         except Exception as error:
             self._forget(watch, closed=False)
             self._end(watch, error)
@@ -182,26 +170,36 @@ class Poller:
         elif wait.seconds is not None and not wait.fixed:
             watch.deadline = now + wait.seconds
 
-    def _wake_late(self, now: float) -> None:
-        """Wake what has waited for too long."""
-        self._looked, self._next_look = now, now + TICK
+    def _look(self, now: float) -> None:
+        """Wake what has waited for too long, and note the deadlines before the next look."""
+        self._next_look = now + TICK
         late = []
         for watch in list(self._watches.values()):
             if watch.deadline <= now:
                 late.append(watch)
             elif watch.deadline < self._next_look:
-                self._look_by(watch.deadline)
-        self._release(late, False)
+                self._note_deadline(watch)
+        self._wake_late(late, now)
 
-    def _look_by(self, deadline: float) -> None:
-        """Make the next look early enough for a deadline.  Thread: any."""
-        look = max(deadline, self._looked + SHORTEST_TICK)
+    def _wake_late(self, watches: list[Watch], now: float) -> None:
+        """Tell watches that their time is up; one may be listed more than once."""
+        for watch in watches:
+            wait = watch.wait
+            if not wait.timed or wait.step is None:
+                self._release([watch], False)
+            elif watch.deadline <= now and self._is_watched(watch):
+                self._step(watch, wait.step, NO_DESCRIPTOR, 0, now)
+
+    def _is_watched(self, watch: Watch) -> bool:
+        """Return whether a watch has not ended."""
         with self._lock:
-            if look >= self._next_look:
-                return
-            self._next_look = look
-            # The poller's thread waits for the look that was the next until now.
-            if threading.get_ident() != self.thread.ident:
+            return any(self._watches.get(descriptor) is watch for descriptor in watch.descriptors)
+
+    def _note_deadline(self, watch: Watch) -> None:
+        """Have a deadline before the next look met in time.  Thread: any."""
+        # The poller's thread waits for the deadline that was the first until now.
+        if self._near.add(watch) and threading.get_ident() != self.thread.ident:
+            with self._lock:
                 self._wake_up()
 
     def _wake_up(self) -> None:
@@ -212,7 +210,7 @@ class Poller:
             except BlockingIOError:
                 pass  # it has not read the last one yet
 
-    def _leave(self, watch: _Watch, wait: Wait | None) -> None:
+    def _leave(self, watch: Watch, wait: Wait | None) -> None:
         """End a watch whose step returned nothing, or a wait for a pool thread."""
         self._forget(watch, closed=wait is None)
         if wait is None:
@@ -223,13 +221,13 @@ class Poller:
         except (OSError, ValueError) as error:  # closed meanwhile, or the kernel has no memory
             watch.owner.cannot_watch(wait, error)
 
-    def _end(self, watch: _Watch, error: Exception | None) -> None:
+    def _end(self, watch: Watch, error: Exception | None) -> None:
         try:
             watch.owner.end(error)
         except Exception:  # the fault of one connection must not end the others
             self._log.exception("ending a watched connection")
 
-    def _watch_instead(self, watch: _Watch, wait: Wait, now: float) -> None:
+    def _watch_instead(self, watch: Watch, wait: Wait, now: float) -> None:
         """Watch for another wait; only differences are told to the kernel.
 
         A relay passes here whenever a side ends.  A wait that cannot be watched is woken.
@@ -239,9 +237,9 @@ class Poller:
         watch.descriptors = {}
         for watched, events in wait.watched:
             watch.descriptors[watched.fileno()] = events
-        watch.deadline = _NEVER if wait.seconds is None else now + wait.seconds
+        watch.deadline = NEVER if wait.seconds is None else now + wait.seconds
         if watch.deadline < self._next_look:
-            self._look_by(watch.deadline)
+            self._note_deadline(watch)
         epoll = self._epoll
         assert epoll is not None
         try:
@@ -261,7 +259,7 @@ class Poller:
             self._forget(watch, closed=False)
             watch.owner.cannot_watch(wait, error)
 
-    def _forget(self, watch: _Watch, closed: bool) -> bool:
+    def _forget(self, watch: Watch, closed: bool) -> bool:
         """Stop watching; return whether it was still watched.
 
         `closed`: the descriptors are closed and may already belong to another connection.
@@ -270,7 +268,7 @@ class Poller:
         with self._lock:
             return self._remove(watch, closed)
 
-    def _remove(self, watch: _Watch, closed: bool) -> bool:
+    def _remove(self, watch: Watch, closed: bool) -> bool:
         """Do what _forget() does.  Under the lock."""
         known = False
         for descriptor in watch.descriptors:
@@ -288,7 +286,7 @@ class Poller:
         except (OSError, ValueError):
             pass  # closed after all
 
-    def _release(self, watches: list[_Watch], ready: bool) -> None:
+    def _release(self, watches: list[Watch], ready: bool) -> None:
         """Wake watches; one may be listed once for each of its descriptors."""
         for watch in watches:
             if not self._forget(watch, closed=False):

@@ -491,3 +491,47 @@ class TestReusedDescriptor:
                 poller.watch(stepper.wait_for(ours), stepper)
             theirs.send(b"x")
             assert other.poll(0.02) == [] and not len(poller)
+
+
+class TestTimedStep:
+    """A wait with `timed`: its step goes on when the time is up as well."""
+
+    def test_step_goes_on_when_the_time_is_up(
+        self, poller: Poller, pair: Callable[[], Pair]
+    ) -> None:
+        ours, _ = pair()
+        stepper = Stepper()
+        waits = [stepper.wait_for(ours, seconds=0.02)._replace(timed=True) for _ in range(5)]
+        rest = iter(waits[1:])
+        stepper.answer = lambda descriptor, events: next(rest, None)
+        poller.watch(waits[0], stepper)
+        wait_until(lambda: stepper.ends == 1)
+        assert stepper.steps == [(-1, 0)] * 5
+        assert stepper.threads == {poller.thread}
+        assert not stepper.wakes and not len(poller)
+
+    def test_event_comes_before_the_time_is_up(
+        self, poller: Poller, pair: Callable[[], Pair]
+    ) -> None:
+        ours, theirs = pair()
+        stepper = Stepper()
+        wait = stepper.wait_for(ours, seconds=60.0)._replace(timed=True)
+        stepper.answer = closing(ours)
+        poller.watch(wait, stepper)
+        theirs.send(b"x")
+        wait_until(lambda: stepper.ends == 1)
+        assert [events for _, events in stepper.steps] == [select.POLLIN]
+
+    def test_deadline_of_a_wait_that_has_ended_is_skipped(
+        self, poller: Poller, pair: Callable[[], Pair]
+    ) -> None:
+        (ours, theirs), (other, _) = pair(), pair()
+        stepper, late = Stepper(), Stepper()
+        stepper.answer = closing(ours)
+        poller.watch(stepper.wait_for(ours, seconds=0.3)._replace(timed=True), stepper)
+        theirs.send(b"x")
+        wait_until(lambda: stepper.ends == 1)
+        late.answer = lambda descriptor, events: None
+        poller.watch(late.wait_for(other, seconds=0.4)._replace(timed=True), late)
+        wait_until(lambda: late.ends == 1)
+        assert len(stepper.steps) == 1 and stepper.ends == 1
