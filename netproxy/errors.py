@@ -93,6 +93,7 @@ class Reason(enum.Enum):
     AUTHENTICATION = "the upstream refused the credentials"
     PROTOCOL = "the upstream broke its protocol"
     LOOP = "the connection would loop back to this proxy"
+    LIMIT = "a limit of this proxy is reached"
 
 
 class DialError(NetProxyError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from netproxy.access.accounts import NO_LIMITS, Limits, ListenerRates
 from netproxy.access.destinations import DEFAULT_DENY, RANGES, DestinationPolicy, parse_networks
 from netproxy.access.users import Users, check_password
 from netproxy.config.schema import DestinationsConfig
@@ -24,6 +25,33 @@ def make_users(config: Config) -> Users:
         except ValueError as error:
             raise ConfigError(f"users.{name}.password: {error}", user.place) from error
     return Users({name: user.password for name, user in config.users.items()})
+
+
+def make_limits(config: Config) -> dict[str, Limits]:
+    """Return the limits of users by name; a user without a limit is left out."""
+    limits = {}
+    for name, user in config.users.items():
+        of_user = user.limits
+        given = Limits(
+            of_user.connections,
+            of_user.sessions,
+            of_user.connection_rate,
+            of_user.rate_up,
+            of_user.rate_down,
+            of_user.burst,
+        )
+        if given != NO_LIMITS:
+            limits[name] = given
+    return limits
+
+
+def make_rates(config: Config) -> dict[str, ListenerRates]:
+    """Return the rates of listeners by name; a listener without a rate is left out."""
+    rates = {
+        listener.name: ListenerRates(listener.limits.rate, listener.limits.rate_per_client)
+        for listener in config.listeners
+    }
+    return {name: of_listener for name, of_listener in rates.items() if any(of_listener)}
 
 
 def make_policies(config: Config) -> dict[str, DestinationPolicy]:

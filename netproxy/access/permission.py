@@ -84,7 +84,7 @@ class Permission:
         if refusal := self.refusal(flow):
             refused = flow.refusal("requests_refused", refusal, DECIDED_BY[refusal])
             self._counter.refuse(refused if asked is None else refused._replace(asked=asked()))
-            raise DialError(Reason.DENIED, refusal)
+            raise DialError(Reason.DENIED, said=refusal)
 
     def refuses(self, flow: Flow, datagrams: int) -> bool:
         """Return whether a new flow is refused; count and record its datagrams then."""
@@ -99,7 +99,7 @@ class Permission:
         if refusal := self._client_refusal(client):
             refused = Refusal("requests_refused", refusal, self.listener, client)
             self._counter.refuse(refused._replace(decided=DECIDED_BY[refusal]))
-            raise DialError(Reason.DENIED, refusal)
+            raise DialError(Reason.DENIED, said=refusal)
 
     def _client_refusal(self, client: str) -> str:
         if self._removed:

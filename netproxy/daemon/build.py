@@ -94,6 +94,7 @@ class _Builder:
             splice=config.splice,
             counter=runtime.counters,
             observer=ObserverGroup(runtime.flows, autos),
+            accounts=runtime.accounts,
             log=runtime.log,
             back_off=runtime.back_off,
             dns=self._dns_dependencies(forwarder),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Iterator, Mapping, NamedTuple, Protocol, Sequence, TypeVar
 
+from netproxy.access.factory import make_limits, make_rates
 from netproxy.config.schema import Config, NameServerConfig, UpstreamConfig
 from netproxy.daemon.own_sockets import ExpectedSockets, own_sockets, wanted_sockets
 from netproxy.daemon.runtime import connection_threads
@@ -130,8 +131,8 @@ class BoundPlan:
     1. Listeners that stay get their new handlers and limits, those that are gone are stopped.
        From here on every new connection meets the new configuration.  No handler of the plan
        before is used for a new connection any more, so that the rest may replace what it used.
-    2. TLS files of upstreams, lookups, destination policies, the daemon's own sockets, and the
-       permissions of connections that began with earlier configurations.  Until
+    2. TLS files of upstreams, lookups, destination policies, the daemon's own sockets, the
+       permissions of connections that began with earlier configurations, and limits.  Until
        then a new listener is guarded: its clients reach no special address
        (access.destinations), and no listener whose address the file tells.
     3. The limit of connection threads, if it shrinks; the memory of `via: auto`.
@@ -175,6 +176,7 @@ class BoundPlan:
         own = own_sockets(plan.config, self._listeners.listeners)
         runtime.reachability.configure(plan.lookups, plan.policies, own + self._servers.sockets)
         runtime.permissions.commit(plan.permissions, plan.router)
+        runtime.accounts.configure(make_limits(plan.config), make_rates(plan.config))
         self._expected.commit()
         self._threads.commit()
         auto = plan.config.auto

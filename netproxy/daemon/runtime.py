@@ -6,16 +6,17 @@ handlers and dialers of all configurations use it.
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import socket
 from typing import TYPE_CHECKING, Callable, Sequence
 
+from netproxy.access.accounts import AccountBook
 from netproxy.access.backoff import LOGIN_SECONDS, BackOff
 from netproxy.access.permission import Permissions
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
 from netproxy.daemon.activation import ActivationSockets
+from netproxy.daemon.memory import MemoryTrimmer
 from netproxy.daemon.reachability import Reachability
 from netproxy.errors import DialError, ListenError
 from netproxy.interfaces.addresses import ActivationAddress, Address
@@ -29,7 +30,6 @@ from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.net.datagram import ArenaPool
 from netproxy.net.routes import KernelRoutes
-from netproxy.net.syscalls import trim
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.observe.flows import Flows
 from netproxy.observe.log import Log
@@ -64,38 +64,8 @@ CONNECTION_THREADS_LIMIT = 1024
 """Threads for connections.  Idle connections have none: these are relaying or shaking hands."""
 EAGER_THREADS = 4
 """Connection threads that start at once; more only help if the running ones wait for peers."""
-BURST = 16
-"""Threads, flows and the like that must have gone before memory is given back."""
-COLLECT_SECONDS = 15.0
-"""The least time between two collections: with 10,000 connections one takes 50 ms."""
 STOP_SECONDS = 2.0
 """How long threads may take to end once their sockets have been shut down."""
-
-
-class MemoryTrimmer:
-    """Gives memory back to the system once half of a burst has gone.
-
-    Expirable: the janitor calls it every second.
-    """
-
-    def __init__(self, count: Callable[[], int]) -> None:
-        """`count()` returns how many things take memory: threads, flows, watched descriptors."""
-        self._count = count
-        # The most since memory was given back.  At the start, reading the configuration counts
-        # as a burst.
-        self._most = 2 * BURST
-        self._rest_until = 0.0
-
-    def expire(self, now: float) -> Sequence[Callable[[], None]]:
-        """Collect and trim if it is worth it at `now` (monotonic seconds); nothing expires."""
-        count = self._count()
-        self._most = max(self._most, count)
-        if self._most - count >= max(BURST, count) and now >= self._rest_until:
-            self._most, self._rest_until = count, now + COLLECT_SECONDS
-            # Garbage of connections keeps pages in use that could go otherwise.
-            gc.collect()
-            trim()
-        return ()
 
 
 class Runtime:
@@ -108,6 +78,7 @@ class Runtime:
         log.counter = self.counters
         self.back_off = BackOff(LOGIN_SECONDS)
         self.flows = Flows(log.finished)
+        self.accounts = AccountBook()
         self.connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
         self.poller = Poller(log)
         self._dials = ThreadPool("dial", DIAL_THREADS, DIAL_QUEUE, log)
@@ -139,7 +110,8 @@ class Runtime:
     def nat_dependencies(self, arenas: ArenaPool) -> NatDependencies:
         """Return what a NAT table needs; it and its listener share the arenas."""
         dials, names = self._udp_dials.submit, self._names.submit
-        return NatDependencies(arenas, dials, names, self.counters, self.flows, self.log)
+        counters, flows, accounts = self.counters, self.flows, self.accounts
+        return NatDependencies(arenas, dials, names, counters, flows, accounts, self.log)
 
     @property
     def pools(self) -> dict[str, ThreadPool | FairQueue]:
@@ -172,6 +144,7 @@ class Runtime:
         self.janitor.register(MemoryTrimmer(self._things_in_memory))
         self.janitor.register(self.log)
         self.janitor.register(self._refusals)
+        self.janitor.register(self.accounts)
         _start_thread("janitor", self.janitor.start)
 
     @property

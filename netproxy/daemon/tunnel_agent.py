@@ -260,7 +260,7 @@ class DaemonAgent:
         arenas = self._runtime.datagrams.arenas()
         idle = dependencies.timeouts.tcp_idle
         return FlowRelays(
-            Outbound(router, pipe_limits(dependencies), counters, observer),
+            Outbound(router, pipe_limits(dependencies), counters, observer, dependencies.accounts),
             StreamUdpRelay(router, table, arenas, counters, observer, idle, None),
         )
 

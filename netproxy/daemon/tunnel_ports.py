@@ -157,6 +157,7 @@ class TcpPort:
             pipe_limits(dependencies),
             self._runtime.counters,
             dependencies.observer,
+            dependencies.accounts,
         )
         handler = TcpForward(self._target.name, connector, self._target.target)
         self._listener.configure(handler, self._admission, dependencies.timeouts.handshake)
@@ -212,7 +213,7 @@ def nat_table(runtime: Runtime, per_client: int | None = None) -> NatTable:
     `per_client`: sessions of one client address at the same time, None for no limit of their own.
     """
     udp = UdpConfig()
-    limits = SessionLimits(udp.max_sessions, per_client or udp.max_sessions, {})
+    limits = SessionLimits(udp.max_sessions, per_client or udp.max_sessions)
     policy = NatPolicy(limits, udp.idle_timeout)
     return NatTable(policy, runtime.nat_dependencies(runtime.datagrams.arenas()))
 

@@ -45,16 +45,11 @@ class UdpRelays:
 
     def commit(self, previous: UdpRelays) -> None:
         """Apply the new limits, and end the sessions of addresses that are gone."""
-        limits = {
-            name: user.limits.sessions
-            for name, user in self._config.users.items()
-            if user.limits.sessions
-        }
         for listener in self._config.listeners:
             for address in listener.addresses:
                 if (listener.name, address) in self.states:
                     table = self.states[listener.name, address].table
-                    table.set_policy(_policy(listener, limits))
+                    table.set_policy(_policy(listener))
         for key, state in previous.states.items():
             if self.states.get(key) is not state:
                 self._runtime.janitor.unregister(state.table)
@@ -83,7 +78,7 @@ class UdpRelays:
     def _make(self, listener: ListenerConfig) -> RelayState:
         runtime = self._runtime
         arenas = runtime.datagrams.arenas()
-        table = NatTable(_policy(listener, {}), runtime.nat_dependencies(arenas))
+        table = NatTable(_policy(listener), runtime.nat_dependencies(arenas))
         return RelayState(Associations(), table, arenas)
 
 
@@ -157,10 +152,10 @@ def _port_range(relay_port: str) -> range:
     return range(int(first), int(last) + 1)
 
 
-def _policy(listener: ListenerConfig, user_sessions: dict[str, int]) -> NatPolicy:
+def _policy(listener: ListenerConfig) -> NatPolicy:
     udp = listener.udp
     return NatPolicy(
-        SessionLimits(udp.max_sessions, udp.max_sessions_per_client or 1, user_sessions),
+        SessionLimits(udp.max_sessions, udp.max_sessions_per_client or 1),
         udp.idle_timeout,
         udp.mapping == "symmetric",
         udp.filtering,

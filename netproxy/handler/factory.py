@@ -26,6 +26,7 @@ from netproxy.relay.pipe import PipeLimits
 if TYPE_CHECKING:
     from netproxy.access.backoff import BackOff
     from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
+    from netproxy.interfaces.accounts import Accounts
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handler
     from netproxy.interfaces.datagrams import PacketHandler
@@ -57,6 +58,8 @@ class HandlerDependencies(NamedTuple):
     splice: bool
     counter: Counter
     observer: Observer
+    accounts: Accounts
+    """Counts flows against the limits of users, clients and listeners."""
     log: Log
     back_off: BackOff
     """Delays refused logins."""
@@ -158,7 +161,8 @@ class _ListenerParts:
             if config.protocol != "http":
                 self._udp = Socks5UdpRelay(self.permission, router, state, announcer, counter)
         limits = PipeLimits(timeouts.tcp_idle, timeouts.half_close, dependencies.splice)
-        self._outbound = Outbound(router, limits, counter, observer, self._streams)
+        accounts = dependencies.accounts
+        self._outbound = Outbound(router, limits, counter, observer, accounts, self._streams)
         routed = (self._outbound, self._streams, self._udp)
         self.permission.set_routed([part for part in routed if part is not None])
 

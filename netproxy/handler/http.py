@@ -13,7 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Sequence
 
 from netproxy.access.login import parse_basic
-from netproxy.errors import DeadlineError, DialError, EndOfStream, LoginUnavailable, StreamError
+from netproxy.errors import (
+    DeadlineError,
+    DialError,
+    EndOfStream,
+    LoginUnavailable,
+    Reason,
+    StreamError,
+)
 from netproxy.handler.http_exchange import RecordedError
 from netproxy.interfaces.connections import READABLE, Blocking, Events, Steps, Wait
 from netproxy.interfaces.flows import Flow
@@ -32,6 +39,8 @@ if TYPE_CHECKING:
 
 # Seconds for the next request of a connection to begin, and for its head once it has begun.
 KEEPALIVE_SECONDS, HEAD_SECONDS = 60.0, 10.0
+RETRY_SECONDS = 5
+"""What a client that has met a limit is told to wait."""
 # SMTP: a proxy that allows it sends spam, and is soon on every block list.
 CONNECT_PORTS_REFUSED = frozenset({25})
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -82,10 +91,11 @@ class HttpHandler:
             # It has a record: see access.login.
             answer = connection.encode_error(503, str(error))
         except DialError as error:
-            status = [connect_udp.status_field(error.reason, PROXY_NAME)]
-            answer = connection.encode_error(
-                http1.REPLIES[error.reason], error.reason.value, status
-            )
+            fields = [connect_udp.status_field(error.reason, PROXY_NAME)]
+            if error.reason is Reason.LIMIT:
+                fields.append((b"Retry-After", b"%d" % RETRY_SECONDS))
+            text = error.reason.value if error.hop else error.said or error.reason.value
+            answer = connection.encode_error(http1.REPLIES[error.reason], text, fields)
         finally:
             connection.close_kept()
         # Bytes that follow an error are not parsed as requests.

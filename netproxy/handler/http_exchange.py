@@ -37,6 +37,7 @@ from netproxy.protocol.http1_message import (
 )
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.accounts import Pace
     from netproxy.interfaces.connections import Stream, Wait
     from netproxy.protocol.http1_message import Framing
     from netproxy.relay.connection import OutboundConnection
@@ -169,6 +170,8 @@ class Exchange:
             self._uploaded = False
             return False
         upstream.sent += len(piece)
+        if upstream.sent >= upstream.account.up.mark:
+            yield from _pause(upstream.account.up, upstream.sent)
         return True
 
     def _watch_client(self) -> Steps[None]:
@@ -284,6 +287,8 @@ class Exchange:
         body = Body(upstream.upstream, framing, 502)
         while piece := (yield from body.read()):
             yield from self._deliver(upstream, encode_chunk(piece) if chunked else piece)
+            if upstream.received >= upstream.account.down.mark:
+                yield from _pause(upstream.account.down, upstream.received)
         return body.trailer
 
     def _deliver(self, upstream: OutboundConnection, data: bytes) -> Steps[None]:
@@ -297,3 +302,9 @@ class Exchange:
         self.answered = True
         head = http1.encode_response(response._replace(fields=fields))
         return upstream.accept(self.client, head)
+
+
+def _pause(pace: Pace, moved: int) -> Steps[None]:
+    """Wait until a direction that has moved so many bytes may carry more."""
+    while not pace.renew(moved):
+        yield Events((), pace.delay())

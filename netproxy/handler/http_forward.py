@@ -123,7 +123,7 @@ class Forwarder:
                 if route is None:
                     route = yield Blocking(partial(router.route, flow))
                 if kept.may_serve(route):
-                    return kept.again(route)
+                    return kept.again(route, self._outbound.accounts.open(flow))
             except DialError:
                 pass  # the next connect() fails in the same way, and records it
         kept.upstream.close()

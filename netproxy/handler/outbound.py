@@ -10,7 +10,7 @@ from functools import partial
 from select import POLLOUT
 from typing import TYPE_CHECKING
 
-from netproxy.errors import ClientLeft, DialError, StreamError
+from netproxy.errors import ClientLeft, DialError
 from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
 from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Watched
 from netproxy.interfaces.flows import Flow, Record
@@ -22,6 +22,7 @@ from netproxy.relay.connection import CLIENT_LEFT, OutboundConnection, take_evic
 
 if TYPE_CHECKING:
     from netproxy.handler.bind import Binder, EncodeReply
+    from netproxy.interfaces.accounts import Account, Accounts
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import Observer
     from netproxy.interfaces.routing import PendingDial, Router
@@ -40,6 +41,7 @@ class Outbound:
         limits: PipeLimits,
         counter: Counter,
         observer: Observer,
+        accounts: Accounts,
         datagrams: StreamUdpRelay | None = None,
     ) -> None:
         """Open connections.  `datagrams` serves UoT; without it the names of UoT are dialled."""
@@ -47,6 +49,7 @@ class Outbound:
         self.limits = limits
         self.counter = counter
         self.observer = observer
+        self.accounts = accounts
         self._datagrams = datagrams
 
     def tunnel(self, flow: Flow, client: Stream) -> Steps[OutboundConnection | UotStream]:
@@ -60,7 +63,7 @@ class Outbound:
         dial = _Connect(self, flow, client)
         try:
             connection: OutboundConnection = yield dial
-        except (StreamError, GeneratorExit):
+        except BaseException:
             dial.abandon("failed")
             raise
         return connection
@@ -73,7 +76,7 @@ class Outbound:
         dial = _Connect(self, flow, client)
         try:
             connection: OutboundConnection = yield dial
-        except (StreamError, GeneratorExit):
+        except BaseException:
             dial.abandon("failed")
             raise
         return connection
@@ -90,18 +93,22 @@ class Outbound:
         `encode` makes the first reply, which names the address that listens.
         Raises DialError, as connect().
         """
-        started, route = time.monotonic(), None
+        started, route, account = time.monotonic(), None, None
         try:
+            account = self.accounts.open(flow)
             route = yield from self._route_to_peer(flow)
             dialer, flow, _ = route
             if "bind" not in dialer.carries:
                 raise DialError(dialer.refusal, f"BIND through {dialer.name}")
             stream, peer = yield from binder.accept(client, flow, encode)
-        except DialError as error:
-            self.note_failure(flow, route, started, error)
+        except BaseException as error:
+            if account is not None:
+                account.close()
+            if isinstance(error, DialError):
+                self.note_failure(flow, route, started, error)
             raise
         route = route._replace(flow=flow._replace(target=peer))
-        connection = OutboundConnection(self, route, stream, started)
+        connection = OutboundConnection(self, route, stream, account, started)
         connection.trace = client.trace
         self.observer.began(connection, None)
         return connection
@@ -131,7 +138,10 @@ class Outbound:
 class _Connect:
     """The need for a connection to a flow's target."""
 
-    __slots__ = ("_outbound", "_flow", "_client", "_started", "_route", "_pending", "light")
+    __slots__ = (
+        *("_outbound", "_flow", "_client", "_started", "_route", "_pending", "_account"),
+        *("light",),
+    )
 
     def __init__(self, outbound: Outbound, flow: Flow, client: Stream | None) -> None:
         """`client` is watched while the target is dialled; None if block() is called alone."""
@@ -141,6 +151,8 @@ class _Connect:
         self._started = time.monotonic()
         # The route, once begin() or block() has it.
         self._route: Route | None = None
+        # Opened by begin() or block(); the connection closes it, or a failure.
+        self._account: Account | None = None
         # The dial that is in progress.
         self._pending: PendingDial | None = None
         self.light = client is None or client.light
@@ -148,6 +160,7 @@ class _Connect:
     def begin(self) -> OutboundConnection | Progress:
         """Connect without blocking if the router and the dialer can."""
         try:
+            self._account = self._outbound.accounts.open(self._flow)
             route = self._outbound.router.route_without_blocking(self._flow)
             if route is None:
                 return Progress.NEEDS_THREAD
@@ -185,6 +198,8 @@ class _Connect:
 
     def abandon(self, ended: str) -> None:
         """Close the dial and record how it ended, unless it is finished."""
+        if self._account is not None:
+            self._account.close()
         pending, self._pending, route = self._pending, None, self._route
         if pending is not None and route is not None:
             pending.close()
@@ -199,6 +214,8 @@ class _Connect:
     def block(self) -> OutboundConnection:
         """Route, unless begin() has done so, and dial; blocks."""
         try:
+            if self._account is None:
+                self._account = self._outbound.accounts.open(self._flow)
             if self._route is None:
                 self._route = self._outbound.router.route(self._flow)
                 if self._client is not None and self._client.trace is not None:
@@ -221,15 +238,17 @@ class _Connect:
         return self._connected(stream)
 
     def _connected(self, stream: Stream) -> OutboundConnection:
-        route = self._route
-        assert route is not None
-        connection = OutboundConnection(self._outbound, route, stream, self._started)
+        route, account, self._account = self._route, self._account, None
+        assert route is not None and account is not None
+        connection = OutboundConnection(self._outbound, route, stream, account, self._started)
         if self._client is not None and self._client.trace is not None:
             connection.tell_steps(self._client.trace)
         self._outbound.observer.began(connection, time.monotonic() - self._started)
         return connection
 
     def _note_failure(self, error: DialError) -> None:
+        if self._account is not None:
+            self._account.close()
         flow = self._flow if self._route is None else self._route.flow
         if self._client is not None and self._client.trace is not None:
             self._client.trace.step("failed", target=flow.target, error=error)

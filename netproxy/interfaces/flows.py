@@ -94,8 +94,8 @@ class LiveFlow(Protocol):
     def idle(self) -> float:
         """Return the seconds since a byte or a datagram came from the client or went to it."""
 
-    def kill(self) -> None:
-        """End the flow soon; its record says "killed"."""
+    def kill(self, ended: str = "killed") -> None:
+        """End the flow soon; `ended` is what its record says."""
 
 
 class Observer(Protocol):

@@ -141,9 +141,10 @@ class Connection:
             return result if light else Wait((), None, partial(self._resume_with, result))
         if blocking and not need.light:
             watched, seconds = need.watched()
-            stay = STAY_SECONDS if seconds is None else min(seconds, STAY_SECONDS)
-            ready = poll_watched(watched, stay)
-            result = need.proceed(ready) if ready else Progress.PENDING
+            # A shorter time is a pause, and the thread does not wait for its end.
+            if seconds is None or seconds >= STAY_SECONDS:
+                ready = poll_watched(watched, STAY_SECONDS)
+                result = need.proceed(ready) if ready else Progress.PENDING
         return self._wait_for(need) if result is Progress.PENDING else result
 
     def _wait_for(self, need: Need) -> Wait:

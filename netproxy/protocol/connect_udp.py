@@ -62,6 +62,7 @@ ERRORS: dict[Reason, bytes] = {
     Reason.AUTHENTICATION: b"proxy_configuration_error",
     Reason.PROTOCOL: b"http_protocol_error",
     Reason.LOOP: b"proxy_loop_detected",
+    Reason.LIMIT: b"connection_limit_reached",
 }
 REASONS = {error.decode("ascii"): reason for reason, error in ERRORS.items()} | {
     "destination_ip_unroutable": Reason.HOST_UNREACHABLE,

@@ -62,6 +62,7 @@ REPLIES: ReplyTable = {
     Reason.AUTHENTICATION: 502,
     Reason.PROTOCOL: 502,
     Reason.LOOP: 403,
+    Reason.LIMIT: 429,
 }
 PHRASES = {
     200: "OK",
@@ -71,6 +72,7 @@ PHRASES = {
     407: "Proxy Authentication Required",
     408: "Request Timeout",
     414: "URI Too Long",
+    429: "Too Many Requests",
     431: "Request Header Fields Too Large",
     501: "Not Implemented",
     502: "Bad Gateway",

@@ -38,6 +38,7 @@ REPLIES: ReplyTable = {
     Reason.AUTHENTICATION: GENERAL_FAILURE,
     Reason.PROTOCOL: GENERAL_FAILURE,
     Reason.LOOP: NOT_ALLOWED,
+    Reason.LIMIT: NOT_ALLOWED,
 }
 # For the client role: the reason of the DialError for a server's reply.
 REASONS = {

@@ -85,6 +85,7 @@ REASONS = {
     9: Reason.AUTHENTICATION,
     10: Reason.PROTOCOL,
     11: Reason.LOOP,
+    12: Reason.LIMIT,
 }
 """The reasons of a REFUSE message and of failed dials."""
 

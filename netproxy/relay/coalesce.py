@@ -7,10 +7,13 @@ One Runs object serves one batch, on the thread that received it.
 
 from __future__ import annotations
 
-from typing import Callable, Generic, Sequence, TypeVar
+from typing import TYPE_CHECKING, Callable, Generic, Sequence, TypeVar
 
 from netproxy.interfaces.datagrams import Run
 from netproxy.net.datagram import SEGMENTED_BYTES, SEGMENTS_LIMIT
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.accounts import Pace
 
 K = TypeVar("K")
 """What identifies a flow: an entry towards targets, a source's header towards clients."""
@@ -88,6 +91,22 @@ class Runs(Generic[K]):
             self._send(key, run)
         self._runs.clear()
         self._key = None
+
+
+def datagrams_within(pace: Pace, moved: int, run: Run) -> int:
+    """Return how many datagrams of a run a direction may carry now, having carried `moved` bytes.
+
+    The last of them may exceed what is allowed: the next ones pay for it.
+    """
+    count, length, allowed = len(run.offsets), max(1, run.length), 0
+    while allowed < count:
+        room = pace.mark - moved
+        if room <= 0 and not (room := pace.renew(moved)):
+            break
+        part = min(count - allowed, -(-room // length))
+        allowed += part
+        moved += part * length
+    return allowed
 
 
 def _extend(run: Run, offsets: Sequence[int], last: int) -> list[int]:

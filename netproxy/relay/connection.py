@@ -12,13 +12,15 @@ from netproxy.interfaces.flows import Record, Traffic
 from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.routing import Route
 from netproxy.net.stream import poll_watched
-from netproxy.relay.pipe import Outcome, PipeLimits, Relay, TracedRelay
+from netproxy.relay.pipe import Outcome, PipeLimits, Relay
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.accounts import Account
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream, Wait
     from netproxy.interfaces.flows import Observer
     from netproxy.interfaces.services import Counter, Trace
+    from netproxy.relay.pipe import RelayOwner
 
 CLIENT_LEFT = "client left"  # before its target had answered
 
@@ -50,27 +52,74 @@ class ConnectionDependencies(Protocol):
     observer: Observer
 
 
+class TracedRelay(Relay):
+    """A Relay that tells when the first byte came from the upstream."""
+
+    __slots__ = ("_trace",)
+
+    def __init__(
+        self,
+        client: Stream,
+        upstream: Stream,
+        limits: PipeLimits,
+        owner: RelayOwner,
+        account: Account,
+        trace: Trace,
+    ) -> None:
+        super().__init__(client, upstream, limits, owner, account)
+        # None once the first byte has come.
+        self._trace: Trace | None = trace
+
+    def _tell(self) -> None:
+        if self._trace is not None and self._down.bytes_moved:
+            self._trace.step("first byte")
+            self._trace = None
+
+    def _move(self, ready: dict[int, int]) -> str:
+        ended = super()._move(ready)
+        self._tell()
+        return ended
+
+    def _next_wait(self) -> Wait:
+        self._tell()
+        return super()._next_wait()
+
+    def _end(self, ended: str) -> Wait | None:
+        self._tell()
+        return super()._end(ended)
+
+
 class OutboundConnection:
     """One dialled flow: a LiveFlow from its dial to its record."""
 
     __slots__ = (
         *("flow", "number", "dialer", "upstream", "sent", "received", "started", "trace"),
-        *("_relay", "_client", "_killed", "_rule", "_dependencies"),
+        *("account", "_relay", "_client", "_killed", "_rule", "_dependencies"),
     )
 
     def __init__(
-        self, dependencies: ConnectionDependencies, route: Route, upstream: Stream, started: float
+        self,
+        dependencies: ConnectionDependencies,
+        route: Route,
+        upstream: Stream,
+        account: Account,
+        started: float,
     ) -> None:
-        """`upstream` is connected; its dial began at `started` (monotonic seconds)."""
+        """`upstream` is connected; its dial began at `started` (monotonic seconds).
+
+        `account` is closed at the end.
+        """
         self.dialer, self.flow, self._rule = route
         self.upstream = upstream
         self.sent = self.received = 0  # bytes, without those of a relay
         self.number = 0  # assigned by the observer
         self.started = started
+        self.account = account
+        account.attach(self)
         self.trace: Trace | None = None  # of the client's connection
         self._relay: Relay | None = None
         self._client: Stream | None = None  # of a tunnel
-        self._killed = False
+        self._killed = ""  # why the daemon has ended it, if it has
         self._dependencies = dependencies
 
     def tell_steps(self, trace: Trace) -> None:
@@ -100,11 +149,11 @@ class OutboundConnection:
         except StreamError:
             self.finish(CLIENT_LEFT)
             return None
-        limits, trace = self._dependencies.limits, self.trace
+        limits, trace, account = self._dependencies.limits, self.trace, self.account
         if trace is None:
-            self._relay = Relay(client, self.upstream, limits, self)
+            self._relay = Relay(client, self.upstream, limits, self, account)
         else:
-            self._relay = TracedRelay(client, self.upstream, limits, self, trace)
+            self._relay = TracedRelay(client, self.upstream, limits, self, account, trace)
         return self._relay.begin()
 
     def relay_ended(self, outcome: Outcome) -> None:
@@ -117,9 +166,10 @@ class OutboundConnection:
         is_silent = not (upstream.unread() or poll_watched(((upstream.socket, POLLIN),), 0))
         return is_silent and route.dialer is self.dialer
 
-    def again(self, route: Route) -> OutboundConnection:
+    def again(self, route: Route, account: Account) -> OutboundConnection:
         """Return the flow of the next request on the same connection; it has its own record."""
-        connection = OutboundConnection(self._dependencies, route, self.upstream, time.monotonic())
+        started = time.monotonic()
+        connection = OutboundConnection(self._dependencies, route, self.upstream, account, started)
         connection.trace = self.trace
         self._dependencies.observer.began(connection, None)
         return connection
@@ -133,9 +183,9 @@ class OutboundConnection:
         """Return the seconds since a byte came or went."""
         return (self._client or self.upstream).idle()
 
-    def kill(self) -> None:
-        """End the flow; its record says "killed"."""
-        self._killed = True
+    def kill(self, ended: str = "killed") -> None:
+        """End the flow; `ended` is what its record says."""
+        self._killed = ended
         self.upstream.shutdown()
         if self._client is not None:
             self._client.shutdown()
@@ -153,8 +203,9 @@ class OutboundConnection:
         counter.count("bytes", "down", received)
         seconds = time.monotonic() - self.started
         client = self._client
+        self.account.close()
         if self._killed:
-            ended = "killed"
+            ended = self._killed
         elif client is not None and client.evicted:
             ended, fault = take_eviction(client)
         observer.finished(

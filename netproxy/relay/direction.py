@@ -4,6 +4,9 @@ Never waits.  Small transfers are copied through a buffer of the thread.  If a s
 filling that buffer and both ends are plain sockets, the bytes go through a kernel pipe
 instead (splice(2)) and are never seen here.  Once the transfers are small again, copying is
 cheaper, and the pipe is closed.
+
+A direction that has reached its mark (interfaces.accounts.Pace) is not read until it may carry
+more: TCP's own window then slows the sender.
 """
 
 from __future__ import annotations
@@ -12,9 +15,14 @@ import fcntl
 import os
 import socket
 
+from typing import TYPE_CHECKING
+
 from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.net import syscalls
 from netproxy.net.syscalls import BUFFER, ROOM
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.accounts import Pace
 
 ROUNDS = 16
 """Reads in a row before it is the other direction's turn."""
@@ -48,6 +56,8 @@ class Direction:
         "ended",
         "done",
         "bytes_moved",
+        "pace",
+        "paused",
         "_splice",
         "_encrypted",
         "_read_size",
@@ -61,6 +71,7 @@ class Direction:
         self,
         source: socket.socket,
         target: socket.socket,
+        pace: Pace,
         splice: bool,
         encrypted: LayeredSocket | None = None,
         read_size: int = BUFFER,
@@ -79,6 +90,9 @@ class Direction:
         self.done = False
         """True if the target has been told so."""
         self.bytes_moved = 0
+        self.pace = pace
+        self.paused = False
+        """True if it must not be read before `pace.delay()` has passed."""
         self._splice = splice
         self._encrypted = encrypted
         self._read_size = read_size
@@ -94,9 +108,14 @@ class Direction:
 
     def move(self) -> None:
         """Read and write as long as neither has to wait.  Nothing may be pending."""
+        self.paused = False
         for _ in range(ROUNDS):
+            room = self.pace.mark - self.bytes_moved
+            if room <= 0 and not (room := self.pace.renew(self.bytes_moved)):
+                self.paused = True
+                return
             pipe = self._pipe
-            if not (self._move_by_pipe(pipe) if pipe else self._move_by_copy()):
+            if not (self._move_by_pipe(pipe, room) if pipe else self._move_by_copy(room)):
                 return
 
     def flush(self) -> None:
@@ -123,9 +142,10 @@ class Direction:
             self._pipe = None
         self._full = self._tiny = 0
 
-    def _move_by_copy(self) -> bool:
-        """Return whether more may be there."""
-        view = syscalls.cleartext_buffer().view[: self._read_size]
+    def _move_by_copy(self, room: int) -> bool:
+        """Move at most `room` bytes; return whether more may be there."""
+        size = self._read_size
+        view = syscalls.cleartext_buffer().view[: size if size < room else room]
         try:
             count = self.source.recv_into(view)
         except BlockingIOError:
@@ -142,7 +162,8 @@ class Direction:
             return self._end()
         if count < (BUFFER if self._encrypted is None else DECIPHERED):
             self._full = 0
-            return False
+            # A read that a limit has made small says nothing of what is left.
+            return count == room
         self._full += 1
         if self._full == FULL_READS:
             # From here on the relay is busy, and its next turn is on a thread.
@@ -151,10 +172,11 @@ class Direction:
             self._open_pipe()
         return True
 
-    def _move_by_pipe(self, pipe: tuple[int, int]) -> bool:
-        """Return whether more may be there."""
+    def _move_by_pipe(self, pipe: tuple[int, int], room: int) -> bool:
+        """Move at most `room` bytes; return whether more may be there."""
+        size = PIPE if room > PIPE else room
         try:
-            count = os.splice(self.source.fileno(), pipe[1], PIPE, flags=_FLAGS)
+            count = os.splice(self.source.fileno(), pipe[1], size, flags=_FLAGS)
         except BlockingIOError:
             return False
         if not count:
@@ -166,7 +188,7 @@ class Direction:
         self._tiny = self._tiny + 1 if count <= TINY else 0
         if self._tiny >= TINY_READS:
             self.close()
-        return count > TINY
+        return count > TINY or count == room
 
     def _pass_end_on(self) -> None:
         try:

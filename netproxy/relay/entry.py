@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from netproxy.relay.waiting_datagrams import WaitingDatagram
 
 DNS_PORT = 53
+ONE_WAY_SECONDS = 60.0
+"""Idle time of a session that has received nothing."""
+DNS_SECONDS = 10.0
+"""Idle time of a session that has sent to name servers only and lacks a reply."""
 
 Key: TypeAlias = tuple[Hashable, Hashable]
 """The key of an entry: the client's key at its socket, and the bytes that name the target."""
@@ -235,6 +239,15 @@ class NatMapping:
         """Add an entry that uses this mapping."""
         self.entries[entry.key] = entry
         self.only_dns = self.only_dns and entry.flow.target.port == DNS_PORT
+
+    def idle_limit(self, idle: float) -> float:
+        """Return the seconds that the session may be idle; `idle` is the timeout of the table."""
+        session = self.session
+        if self.only_dns:
+            # It ends with its last reply: a resolver asks from a new port each time.
+            answered = 0 < session.datagrams_sent <= session.datagrams_received
+            return 0.0 if answered else min(DNS_SECONDS, idle)
+        return idle if session.received else min(ONE_WAY_SECONDS, idle)
 
     def on_needed(self, now: float) -> bool:
         """Return True if the caller is to dial."""

@@ -21,6 +21,7 @@ from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
 from netproxy.relay.waiting_datagrams import WaitingQueues
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.accounts import Accounts
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Arena, Destination, Run
     from netproxy.interfaces.fairness import FairSubmit
@@ -37,10 +38,6 @@ UNROUTED_LIMIT = 256
 """Entries of a client in state ROUTING."""
 RETRY_SECONDS = 2.0
 """How long a failed dial or lookup is not repeated.  After that a datagram repeats it."""
-ONE_WAY_SECONDS = 60.0
-"""Idle time of a session that has received nothing."""
-DNS_SECONDS = 10.0
-"""Idle time of a session that has sent to name servers only and lacks a reply."""
 
 
 class NatPolicy(NamedTuple):
@@ -64,6 +61,7 @@ class NatDependencies(NamedTuple):
     """A pool of its own: a name server that does not answer must delay no dial."""
     counter: Counter
     observer: Observer
+    accounts: Accounts
     log: Log
 
 
@@ -75,14 +73,13 @@ class NatTable:
         # The listener's reader looks entries up without it, which the GIL makes safe.
         self._lock = DeferringLock()
         self._policy = policy
-        self._quota = SessionQuota(policy.limits)
+        self._quota = SessionQuota(policy.limits, dependencies.accounts)
         self._waiting = WaitingQueues()
         self._mappings: dict[Session, NatMapping] = {}
         self.entries: dict[Key, Entry] = {}
         self.clients: dict[Hashable, Client] = {}
         """By their keys at the listener's socket."""
-        self._counter, self._observer = dependencies.counter, dependencies.observer
-        self._log = dependencies.log
+        _, _, _, self._counter, self._observer, self._accounts, self._log = dependencies
         self._pending = PendingDials(self, dependencies)
 
     def __len__(self) -> int:
@@ -320,7 +317,7 @@ class NatTable:
                 if session.active:
                     session.active = False
                     session.seen = now
-                elif now - session.seen >= self._idle_limit(mapping):
+                elif now - session.seen >= mapping.idle_limit(self._policy.idle_timeout):
                     idle.append(mapping)
             for mapping in idle:
                 self._remove(mapping, "idle")
@@ -408,8 +405,12 @@ class NatTable:
                 self._remove(evicted, "evicted")
         if not self._quota.has_room(host, flow.user):
             return None, evicted
+        try:
+            account = self._accounts.open(flow)
+        except DialError:  # another table was faster
+            return None, evicted
         filtering = client.filtering or self._policy.filtering
-        session = Session(client, flow, dialer, filtering, now, self)
+        session = Session(client, flow, dialer, filtering, now, self, account)
         session.rule = rule
         return self._add(NatMapping(client, key, session)), evicted
 
@@ -456,6 +457,7 @@ class NatTable:
         del self._mappings[session]
         del client.mappings[mapping.key]
         self._quota.remove(session)
+        session.account.close()
         self._keep_while_used(client, client.peer)
 
     def _forget(self, entry: Entry, reason: str = "evicted", decided: str = "") -> None:
@@ -489,12 +491,3 @@ class NatTable:
             self.clients.pop(peer, None)
             if client.mappings or client.unrouted:
                 self.clients[peer] = client
-
-    def _idle_limit(self, mapping: NatMapping) -> float:
-        """Return the seconds that a session may be idle."""
-        idle, session = self._policy.idle_timeout, mapping.session
-        if mapping.only_dns:
-            # It ends with its last reply: a resolver asks from a new port each time.
-            answered = 0 < session.datagrams_sent <= session.datagrams_received
-            return 0.0 if answered else min(DNS_SECONDS, idle)
-        return idle if session.received else min(ONE_WAY_SECONDS, idle)

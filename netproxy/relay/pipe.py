@@ -22,8 +22,8 @@ from netproxy.net.syscalls import BUFFER, POLL_LIMIT_MS, ROOM
 from netproxy.relay.direction import Direction
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.accounts import Account
     from netproxy.interfaces.connections import Stream
-    from netproxy.interfaces.services import Trace
 
 STAY_SECONDS = 0.1
 """A busy relay without anything to do for this long returns its thread."""
@@ -81,8 +81,14 @@ class Relay:
     )
 
     def __init__(
-        self, client: Stream, upstream: Stream, limits: PipeLimits, owner: RelayOwner
+        self,
+        client: Stream,
+        upstream: Stream,
+        limits: PipeLimits,
+        owner: RelayOwner,
+        account: Account,
     ) -> None:
+        """`account` says how much each direction may carry."""
         self._client = client
         self._upstream = upstream
         self._limits = limits
@@ -94,8 +100,8 @@ class Relay:
         near, far = client.socket, upstream.socket
         near_layer = near if isinstance(near, LayeredSocket) else None
         far_layer = far if isinstance(far, LayeredSocket) else None
-        self._up = Direction(near, far, splice, near_layer, read_size)
-        self._down = Direction(far, near, splice, far_layer, read_size)
+        self._up = Direction(near, far, account.up, splice, near_layer, read_size)
+        self._down = Direction(far, near, account.down, splice, far_layer, read_size)
         # The client's descriptor.
         self._near = -1
         # The last wait, and what it was made from: it serves again while that is the same.
@@ -129,19 +135,30 @@ class Relay:
     def _resume(self, ready: bool) -> Wait | None:
         """Go on, on a thread of the relay's own, until there is nothing to do for a moment."""
         try:
-            ended = self._work() if ready else "idle"
+            paused = [direction for direction in (self._up, self._down) if direction.paused]
+            for direction in paused:
+                direction.move()
+            if self._up.done and self._down.done:
+                ended = "closed"
+            else:
+                ended = self._work() if ready or paused else "idle"
         except _FAULTS:
             ended = "reset"
         return self._end(ended) if ended else self._next_wait()
 
     def _step(self, descriptor: int, events: int) -> Wait | None:
-        """Go on, on the poller's thread: one side has something, or takes something again."""
+        """Go on, on the poller's thread: one side has something, or takes something again.
+
+        Without a descriptor, the time of a pause is over.
+        """
+        if not events:
+            return self._go_on_after_pause()
         is_client = descriptor == self._near
         reads, writes = (self._up, self._down) if is_client else (self._down, self._up)
         try:
             if writes.pending:
                 writes.flush()
-            if not (reads.pending or reads.ended):
+            if not (reads.pending or reads.ended or reads.paused):
                 reads.move()
             elif events & _HUNG_UP and not writes.done and _has_hung_up(reads.source):
                 # Nothing can reach that side any more.
@@ -150,11 +167,20 @@ class Relay:
             return self._end("reset")
         return self._end("closed") if reads.done and writes.done else self._next_wait()
 
+    def _go_on_after_pause(self) -> Wait | None:
+        try:
+            for direction in (self._up, self._down):
+                if direction.paused:
+                    direction.move()
+        except _FAULTS:
+            return self._end("reset")
+        return self._end("closed") if self._up.done and self._down.done else self._next_wait()
+
     def _work(self) -> str:
         """Move bytes; return how the relay ended, "" if it only waits."""
         poll = select.poll()
         watched: dict[int, int] = {}
-        while True:
+        while not (self._up.paused or self._down.paused):
             interests = {sock.fileno(): events for sock, events in self._interests()}
             if interests != watched:
                 for descriptor in watched.keys() - interests.keys():
@@ -171,6 +197,7 @@ class Relay:
             ended = self._move(ready)
             if ended:
                 return ended
+        return ""
 
     def _move(self, ready: dict[int, int]) -> str:
         """Move what can be moved; return how the relay ended, "" if it goes on.
@@ -186,7 +213,7 @@ class Relay:
                 return "reset"
             if direction.pending and target:
                 direction.flush()
-            if source and not direction.pending and not direction.ended:
+            if source and not (direction.pending or direction.ended or direction.paused):
                 direction.move()
         return "closed" if up.done and down.done else ""
 
@@ -198,7 +225,8 @@ class Relay:
         """
         interests = []
         for direction, other in ((self._up, self._down), (self._down, self._up)):
-            reads = select.POLLIN if not direction.ended and not direction.pending else 0
+            blocked = direction.ended or direction.pending or direction.paused
+            reads = 0 if blocked else select.POLLIN
             events = reads | (select.POLLOUT if other.pending else 0)
             if events or not other.done:
                 interests.append((direction.source, events))
@@ -211,6 +239,8 @@ class Relay:
 
     def _next_wait(self) -> Wait:
         up, down = self._up, self._down
+        if up.paused or down.paused:
+            return self._pause()
         # Before the first wait nothing has been moved.
         busy = self._wait is not None and (up.busy or down.busy)
         state = (busy, up.ended, down.ended, not up.pending, not down.pending)
@@ -221,6 +251,16 @@ class Relay:
             wait = Wait(self._interests(), self._idle_limit(), self._resume, False, step)
             self._wait = wait
         return wait
+
+    def _pause(self) -> Wait:
+        """Return the wait while a direction may carry nothing more for a moment."""
+        self._wait = None
+        paused = [direction for direction in (self._up, self._down) if direction.paused]
+        seconds = min(direction.pace.delay() for direction in paused)
+        step = (
+            self._step if self._plain and not any(direction.busy for direction in paused) else None
+        )
+        return Wait(self._interests(), seconds, self._resume, False, step, True, True)
 
     def _end(self, ended: str) -> Wait | None:
         """End the relay; return None, because nothing is waited for any more."""
@@ -249,37 +289,6 @@ class Relay:
         except _FAULTS:
             pass
         return "reset"
-
-
-class TracedRelay(Relay):
-    """A Relay that tells when the first byte came from the upstream."""
-
-    __slots__ = ("_trace",)
-
-    def __init__(
-        self, client: Stream, upstream: Stream, limits: PipeLimits, owner: RelayOwner, trace: Trace
-    ) -> None:
-        super().__init__(client, upstream, limits, owner)
-        # None once the first byte has come.
-        self._trace: Trace | None = trace
-
-    def _tell(self) -> None:
-        if self._trace is not None and self._down.bytes_moved:
-            self._trace.step("first byte")
-            self._trace = None
-
-    def _move(self, ready: dict[int, int]) -> str:
-        ended = super()._move(ready)
-        self._tell()
-        return ended
-
-    def _next_wait(self) -> Wait:
-        self._tell()
-        return super()._next_wait()
-
-    def _end(self, ended: str) -> Wait | None:
-        self._tell()
-        return super()._end(ended)
 
 
 def _has_hung_up(sock: socket.socket) -> bool:

@@ -9,11 +9,12 @@ its own lock.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Iterable, NamedTuple
 
 from netproxy.interfaces.fairness import FairTable
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.accounts import Accounts
     from netproxy.relay.client import Client
     from netproxy.relay.session import Session
 
@@ -21,12 +22,8 @@ EVICTABLE_SECONDS = 10.0
 """How long a session must have been silent before it can be evicted for a new one."""
 
 _TOTAL = ("total", "")
-_KEYS = {
-    "user": "users.{user}.limits.sessions",
-    "client": "udp.max_sessions_per_client",
-    "total": "udp.max_sessions",
-}
-"""The keys of the limits in the configuration, by kind of holder."""
+_KEYS = {"client": "udp.max_sessions_per_client", "total": "udp.max_sessions"}
+"""The keys of the table's own limits in the configuration, by kind of holder."""
 
 
 class SessionLimits(NamedTuple):
@@ -35,17 +32,17 @@ class SessionLimits(NamedTuple):
     max_sessions: int
     max_sessions_per_client: int
     """By client IP address."""
-    per_user: Mapping[str, int] = {}
-    """A user who is not in it has no limit."""
 
 
 class SessionQuota:
     """Counts the sessions of a table against its limits."""
 
-    def __init__(self, limits: SessionLimits) -> None:
+    def __init__(self, limits: SessionLimits, accounts: Accounts) -> None:
+        """`accounts` knows the limits of users, who may have sessions in other tables too."""
         self.limits = limits
-        self._held: dict[tuple[str, str], int] = {}
-        """Sessions by ("client", address) and by ("user", name)."""
+        self._accounts = accounts
+        self._held: dict[str, int] = {}
+        """Sessions by the address of their client."""
         self._shares: FairTable[Session] = FairTable(sys.maxsize)
         """The sessions by client: an IPv4 address or an IPv6 network.  Has no limit of its own."""
         self._searched: set[tuple[str, str]] = set()
@@ -59,21 +56,21 @@ class SessionQuota:
         """Return the key of the limit that a client address and a user have reached."""
         kinds = {kind for kind, _ in self._full_at(client, user)}
         key = next((key for kind, key in _KEYS.items() if kind in kinds), "")
-        return key.format(user=user)
+        return self._accounts.reached(user) or key
 
     def add(self, session: Session) -> None:
         """Count a session in."""
         self._shares.put(session.client.share, session)
-        for holder in self._holders(session):
-            self._held[holder] = self._held.get(holder, 0) + 1
+        host = session.client.address.host
+        self._held[host] = self._held.get(host, 0) + 1
 
     def remove(self, session: Session) -> None:
         """Count a session out."""
         self._shares.remove(session.client.share, session)
-        for holder in self._holders(session):
-            self._held[holder] -= 1
-            if not self._held[holder]:
-                del self._held[holder]
+        host = session.client.address.host
+        self._held[host] -= 1
+        if not self._held[host]:
+            del self._held[host]
 
     def evictable(
         self, sessions: Iterable[Session], client: Client, user: str, now: float
@@ -128,10 +125,11 @@ class SessionQuota:
         limits, full = self.limits, set()
         if len(self._shares) >= limits.max_sessions:
             full.add(_TOTAL)
-        if self._held.get(("client", client), 0) >= limits.max_sessions_per_client:
+        if self._held.get(client, 0) >= limits.max_sessions_per_client:
             full.add(("client", client))
-        if user in limits.per_user and self._held.get(("user", user), 0) >= limits.per_user[user]:
-            full.add(("user", user))
+        if key := self._accounts.reached(user):
+            # No session that ends makes room for a rate of new ones.
+            full.add(("user", user) if key.endswith(".sessions") else ("rate", user))
         return full
 
     @staticmethod

@@ -18,10 +18,11 @@ from netproxy.interfaces.flows import Record, Traffic
 from netproxy.interfaces.routing import Route
 from netproxy.net.address import from_sockaddr
 from netproxy.net.datagram import PinnedHeader
-from netproxy.relay.coalesce import Runs
+from netproxy.relay.coalesce import Runs, datagrams_within
 from netproxy.relay.connection import tell_route
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.accounts import Account, Pace
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import Arena, Destination, PacketConn
     from netproxy.interfaces.flows import Flow
@@ -37,6 +38,8 @@ ADDRESS_DEPENDENT = "address-dependent"
 ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
 """Filtering: only targets that the client has sent to may reply."""
 
+RATE = "rate limit"
+"""The reason of datagrams that a limit of bytes per second does not let through."""
 SOURCES_LIMIT = 4096
 """Headers kept for one session.  Anyone may send to its port, and memory is bounded."""
 _ANY_SOURCE = ""
@@ -54,27 +57,10 @@ class Session:
     """The datagrams of one client endpoint through one upstream.  A LiveFlow."""
 
     __slots__ = (
-        "client",
-        "flow",
-        "dialer",
-        "rule",
-        "trace",
-        "conn",
-        "active",
-        "seen",
-        "ended",
-        "started",
-        "number",
-        "sent",
-        "received",
-        "datagrams_sent",
-        "datagrams_received",
-        "_table",
-        "_filtering",
-        "_permitted",
-        "_headers",
-        "_reader",
-        "_dependencies",
+        *("client", "flow", "dialer", "rule", "trace", "conn", "active", "seen", "ended"),
+        *("started", "number", "sent", "received", "datagrams_sent", "datagrams_received"),
+        *("account", "_up", "_down", "_table", "_filtering", "_permitted", "_headers"),
+        *("_reader", "_dependencies"),
     )
 
     def __init__(
@@ -85,11 +71,13 @@ class Session:
         filtering: str,
         now: float,
         table: SessionTable,
+        account: Account,
     ) -> None:
         """Make a session that is not started.
 
-        `flow` is that of its first datagram.  `filtering` stays the same for its whole life,
-        because a reload must not mix two kinds of permission.  `now` is monotonic.
+        `flow` is that of its first datagram; the table closes its `account`.  `filtering` stays
+        the same for its whole life, because a reload must not mix two kinds of permission.
+        `now` is monotonic.
         """
         self.client = client
         self.flow = flow
@@ -109,6 +97,8 @@ class Session:
         self.started = now
         self.number = 0
         self.sent = self.received = self.datagrams_sent = self.datagrams_received = 0
+        self.account, self._up, self._down = account, account.up, account.down
+        account.attach(self)
         self._table = table
         self._filtering = filtering
         self._permitted: dict[Address | str, int] = {}
@@ -143,10 +133,15 @@ class Session:
 
     def send(self, arena: Arena, run: Run, destination: Destination) -> None:
         """Send a run to its target.  Counts it first, before a reply can come."""
-        count = len(run.offsets)
         self.active = True
+        count = len(run.offsets)
+        size = run.length * (count - 1) + run.last
+        if self.sent + size > self._up.mark:
+            run, size = self._within(self._up, self.sent, run)
+            if not (count := len(run.offsets)):
+                return
         self.datagrams_sent += count
-        self.sent += run.length * (count - 1) + run.last
+        self.sent += size
         self.conn.send(arena, run, destination)
 
     def shutdown(self) -> None:
@@ -197,19 +192,11 @@ class Session:
         """Write the step "ended"; return the record for the access log."""
         if self.trace is not None:
             self.trace.step("ended", network="udp", ended=self.ended)
-        return Record(
-            self.flow,
-            self.dialer.name,
-            self.sent,
-            self.received,
-            time.monotonic() - self.started,
-            self.ended,
-            self.datagrams_sent,
-            self.datagrams_received,
-            self.number,
-            self.rule,
-            self.conn.member if self._reader is not None else "",
-        )
+        seconds, moved = time.monotonic() - self.started, (self.sent, self.received)
+        datagrams = self.datagrams_sent, self.datagrams_received
+        member = self.conn.member if self._reader is not None else ""
+        record = Record(self.flow, self.dialer.name, *moved, seconds, self.ended, *datagrams)
+        return record._replace(number=self.number, rule=self.rule, member=member)
 
     def traffic(self) -> Traffic:
         """Return what the session has carried so far.  Thread: any."""
@@ -219,9 +206,9 @@ class Session:
         """Return the seconds since the client last sent, as exact as the janitor's second."""
         return 0.0 if self.active else time.monotonic() - self.seen
 
-    def kill(self) -> None:
+    def kill(self, ended: str = "killed") -> None:
         """End the session.  Thread: any."""
-        self._table.end_session(self, "killed")
+        self._table.end_session(self, ended)
 
     def has_ended(self) -> bool:
         """Return whether the session is out of the table."""
@@ -267,10 +254,29 @@ class Session:
 
     def _send_back(self, arena: Arena, header: PinnedHeader, run: Run) -> None:
         client, count = self.client, len(run.offsets)
+        size = run.length * (count - 1) + run.last
+        if self.received + size > self._down.mark:
+            run, size = self._within(self._down, self.received, run)
+            if not (count := len(run.offsets)):
+                return
         run.header = header if header.data else None
         client.local.send(arena, run, client.reply_destination)
-        self.received += run.length * (count - 1) + run.last
+        self.received += size
         self.datagrams_received += count
+
+    def _within(self, pace: Pace, moved: int, run: Run) -> tuple[Run, int]:
+        """Return the part of a run that a direction may carry, and its bytes.
+
+        `moved`: what the direction has carried so far.  The rest is counted as dropped.
+        """
+        allowed = datagrams_within(pace, moved, run)
+        dropped = len(run.offsets) - allowed
+        if dropped:
+            counter, flow = self._dependencies.counter, self.flow
+            if not counter.refuse_unrecorded("drops", RATE, flow.client.host, dropped):
+                counter.refuse(flow.refusal("drops", RATE, pace.decided()), dropped)
+            run = Run(run.offsets[:allowed], run.length, run.length)
+        return run, run.length * (allowed - 1) + run.last if allowed else 0
 
     def _header(self, peer: Hashable, count: int) -> PinnedHeader | None:
         """Return the header for a source that has none yet.

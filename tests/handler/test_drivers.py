@@ -24,6 +24,7 @@ from netproxy.interfaces.connections import Blocking, Handshake, Stream
 from netproxy.interfaces.flows import Flow
 from netproxy.net import syscalls
 from netproxy.net.stream import complete
+from tests.support.accounts import account_book
 from tests.support.exchanges import (
     ANONYMOUS,
     GREETING,
@@ -321,7 +322,12 @@ def test_uot_target_is_served_as_datagrams_without_a_dial() -> None:
     dependencies = HandlerDependencies()
     relay: Any = PermittingRelay()
     outbound = Outbound(
-        dependencies.router, PIPE_LIMITS, dependencies.counters, dependencies.log, relay
+        dependencies.router,
+        PIPE_LIMITS,
+        dependencies.counters,
+        dependencies.log,
+        account_book(),
+        relay,
     )
     flow = Flow("tcp", Address(LOCALHOST, 1), Address("sp.v2.udp-over-tcp.arpa", 0), "test", "")
     no_client: Any = None

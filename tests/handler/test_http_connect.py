@@ -208,6 +208,7 @@ REASONS = {
     Reason.PROTOCOL: b"502 Bad Gateway",
     Reason.AUTHENTICATION: b"502 Bad Gateway",
     Reason.LOOP: b"403 Forbidden",
+    Reason.LIMIT: b"429 Too Many Requests",
     Reason.DENIED: b"403 Forbidden",
     Reason.TIMEOUT: b"504 Gateway Timeout",
     Reason.UNSUPPORTED: b"501 Not Implemented",
@@ -224,6 +225,8 @@ def test_failed_dial_is_answered_and_early_bytes_are_not_parsed(reason: Reason) 
         )
         answer = check_refused(client, REASONS[reason])
     assert answer.body == reason.value.encode() + b"\n"
+    retry_after = [b"5"] if reason is Reason.LIMIT else []
+    assert answer.get(b"retry-after") == retry_after
     assert answer.get(b"proxy-status") == [b"netproxy; error=" + connect_udp.ERRORS[reason]]
     assert rig.dialled == ["a.test:443"] and rig.origin.connections == []
     assert [(record.upstream, record.ended) for record in rig.records] == [

@@ -16,6 +16,7 @@ from netproxy.interfaces.routing import NonBlockingDialer, Route
 from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream
 from netproxy.observe.metrics import Counters
+from tests.support.accounts import account_book, free_account
 from tests.support.flows import OneUpstream, tcp_to
 from tests.support.handlers import PIPE_LIMITS, RecordingDialer, RecordingLog
 from tests.support.sockets import reset, tcp_pair
@@ -67,7 +68,8 @@ class Rig:
         self.dialer: RecordingDialer = PendingDialer(self.pending)
         self.router = OneUpstream(self.dialer)
         self.log, self.counters = RecordingLog(), Counters()
-        self.outbound = Outbound(self.router, PIPE_LIMITS, self.counters, self.log)
+        self.accounts = account_book()
+        self.outbound = Outbound(self.router, PIPE_LIMITS, self.counters, self.log, self.accounts)
         self.steps = self.outbound.connect(tcp_to(TARGET), self.client)
 
     def proceed(self, descriptor: socket.socket) -> Any:
@@ -194,7 +196,7 @@ def test_kept_connection_has_one_record_for_each_request(rig: Rig) -> None:
     first = rig.begin()
     first.sent, first.received = 3, 5
     first.finish("done", keep=True)
-    second = first.again(Route(first.dialer, first.flow))
+    second = first.again(Route(first.dialer, first.flow), free_account())
     assert second.upstream.open
     second.sent = 7
     second.finish("closed")

@@ -41,6 +41,7 @@ from netproxy.net.framed import QUEUE_LIMIT, FramedSocket
 from netproxy.net.stream import Stream, complete
 from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
 from netproxy.relay.quota import SessionLimits
+from tests.support.accounts import account_book
 from tests.support.batches import cut
 from tests.support.doubles import Counts, Lines, Records, no_packets
 from tests.support.flows import Anywhere, udp_to
@@ -110,14 +111,14 @@ class Rig:
         self.flows: list[Flow] = []
         self.arenas = arenas(datagrams.arena)
         dependencies = NatDependencies(
-            self.arenas, self._run, self._run, self.counts, self.records, self.log
+            self.arenas, self._run, self._run, self.counts, self.records, account_book(), self.log
         )
         self.table = NatTable(NatPolicy(SessionLimits(100, 100)), dependencies)
         permitted = permission(Login(Users({"user": "secret"}), auth), self.counts)
         relay = StreamUdpRelay(
             self, self.table, self.arenas, self.counts, self.records, IDLE, permitted
         )
-        connector = Outbound(self, PIPE_LIMITS, self.counts, self.records, relay)
+        connector = Outbound(self, PIPE_LIMITS, self.counts, self.records, account_book(), relay)
         self.http = HttpHandler(
             "test", connector, Forwarder(connector, IDLE), permitted, self.counts, relay
         )

@@ -23,6 +23,7 @@ from netproxy.errors import DeadlineError, ProtocolError, StreamError
 from netproxy.net import syscalls, tls, tls_socket
 from netproxy.net.stream import Stream, complete
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay
+from tests.support.accounts import free_account
 from tests.support.certificates import Certificates, certificates
 from tests.support.outcomes import Outcomes
 from tests.support.waits import run_to_end
@@ -539,7 +540,7 @@ class Ends:
 
 def relay(client: Stream, upstream: Stream, limits: PipeLimits) -> Outcome:
     owner = Outcomes()
-    run_to_end(Relay(client, upstream, limits, owner).begin())
+    run_to_end(Relay(client, upstream, limits, owner, free_account()).begin())
     (outcome,) = owner.outcomes
     return outcome
 

@@ -559,6 +559,7 @@ def test_every_reason_has_an_error_type_of_rfc_9209() -> None:
         b"destination_ip_prohibited",
         b"destination_ip_unroutable",
         b"connection_refused",
+        b"connection_limit_reached",
         b"connection_terminated",
         b"connection_timeout",
         b"http_request_denied",

@@ -11,6 +11,7 @@ from netproxy.interfaces.flows import Flow
 from netproxy.relay.client import Client, no_header
 from netproxy.relay.entry import Action, Entry, EntryState, MappingState, NatMapping
 from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
+from tests.support.accounts import free_account
 from tests.support.upstreams import FakeDialer, FakeSocket
 
 NOW = 1000.0
@@ -30,7 +31,9 @@ def make_client() -> Client:
 
 
 def make_mapping(client: Client, state: MappingState) -> NatMapping:
-    session = Session(client, FLOW, FakeDialer(), ENDPOINT_INDEPENDENT, NOW, NoTable())
+    session = Session(
+        client, FLOW, FakeDialer(), ENDPOINT_INDEPENDENT, NOW, NoTable(), free_account()
+    )
     mapping = NatMapping(client, "key", session)
     mapping.state = state
     return mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netproxy.errors import DialError, Reason
-from netproxy.relay import nat
+from netproxy.relay.entry import DNS_SECONDS
 from netproxy.relay.session import (
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
@@ -114,7 +114,7 @@ class TestNameServers:
         entry = rig.opened(rig.client(), DNS)
         rig.send(entry, b"one", b"two")
         rig.answer(entry.session, SERVER)
-        assert rig.tick(nat.DNS_SECONDS) == 0
+        assert rig.tick(DNS_SECONDS) == 0
         assert rig.tick(2) == 1
 
     def test_session_to_a_name_server_and_another_target_has_the_full_idle_time(

@@ -16,6 +16,7 @@ import pytest
 from netproxy.net.stream import Stream
 from netproxy.relay.direction import BUFFER
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay
+from tests.support.accounts import free_account
 from tests.support.outcomes import Outcomes
 from tests.support.sockets import (
     Task,
@@ -58,7 +59,7 @@ class Relayed:
 def relay(near: Stream, far: Stream, limits: PipeLimits) -> Outcome:
     """Relay until both sides have ended, waits included; return the outcome."""
     owner = Outcomes()
-    run_to_end(Relay(near, far, limits, owner).begin())
+    run_to_end(Relay(near, far, limits, owner, free_account()).begin())
     (outcome,) = owner.outcomes
     return outcome
 
@@ -303,7 +304,9 @@ class TestSlowReader:
 class TestTimeouts:
     def test_idle_relay_is_reset_after_the_idle_time(self, relayed: Relayed) -> None:
         owner = Outcomes()
-        wait = Relay(relayed.near, relayed.far, PipeLimits(0.2, 30.0), owner).begin()
+        wait = Relay(
+            relayed.near, relayed.far, PipeLimits(0.2, 30.0), owner, free_account()
+        ).begin()
         assert wait is not None and wait.seconds == 0.2
         run_to_end(wait)
         assert owner.outcomes == [Outcome(0, 0, "idle")]

@@ -22,6 +22,7 @@ from netproxy.net.stream import Stream
 from netproxy.relay import direction as direction_module
 from netproxy.relay.direction import TINY_READS, Direction
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay
+from tests.support.accounts import free_account
 from tests.support.outcomes import Outcomes
 from tests.support.sockets import (
     Task,
@@ -64,13 +65,17 @@ class Ends:
         self.task: Task | None = None
 
     def begin(self, limits: PipeLimits = LIMITS) -> Wait:
-        wait = Relay(self.near, self.far, limits, self.owner).begin()
+        wait = Relay(self.near, self.far, limits, self.owner, free_account()).begin()
         assert wait is not None
         return wait
 
     def run(self, limits: PipeLimits = LIMITS) -> None:
         """Relay on a thread of its own, and never by steps."""
-        self.task = Task(lambda: run_to_end(Relay(self.near, self.far, limits, self.owner).begin()))
+        self.task = Task(
+            lambda: run_to_end(
+                Relay(self.near, self.far, limits, self.owner, free_account()).begin()
+            )
+        )
 
     def outcome(self) -> Outcome:
         wait_until(lambda: self.owner.outcomes)
@@ -148,7 +153,7 @@ class Busy:
         self.ends = ends
         for stream in (ends.near, ends.far):
             stream.detach()
-        self.direction = Direction(ends.near.socket, ends.far.socket, True)
+        self.direction = Direction(ends.near.socket, ends.far.socket, free_account().up, True)
         self.sent, self.received = b"", b""
         ends.target.settimeout(0)
 

@@ -14,6 +14,7 @@ from netproxy.relay import session as session_module
 from netproxy.relay.client import Client
 from netproxy.relay.nat import NatDependencies
 from netproxy.relay.session import ENDPOINT_INDEPENDENT, Session
+from tests.support.accounts import account_book, free_account
 from tests.support.doubles import Counts, Lines, Records
 from tests.support.upstreams import FakeConn, FakeDialer, FakeSocket
 
@@ -30,7 +31,9 @@ class SessionRig:
         self.wrapped: list[Address] = []
         self.headers = headers
         client = Client("peer", FLOW.client, self.local, self._wrap, None)
-        self.session = Session(client, FLOW, FakeDialer(), ENDPOINT_INDEPENDENT, 0.0, self)
+        self.session = Session(
+            client, FLOW, FakeDialer(), ENDPOINT_INDEPENDENT, 0.0, self, free_account()
+        )
         self.conn = FakeConn()
         self.ended: list[tuple[Session, str, bool]] = []
         """Sessions that ended, why, and whether their upstream was closed by then."""
@@ -44,7 +47,7 @@ class SessionRig:
 
     def start(self) -> None:
         dependencies = NatDependencies(
-            ArenaPool(Arena), no_work, no_work, self.counts, Records(), Lines()
+            ArenaPool(Arena), no_work, no_work, self.counts, Records(), account_book(), Lines()
         )
         self.session.start(self.conn, dependencies)
 

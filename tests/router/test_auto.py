@@ -21,6 +21,7 @@ from netproxy.relay.pipe import PipeLimits
 from netproxy.router import auto as auto_module
 from netproxy.router.auto import AutoDialer, AutoDialers, Pins, Verdicts
 from netproxy.router.factory import Routing
+from tests.support.accounts import account_book
 from tests.support.doubles import Records
 from tests.support.handlers import Conversation, permission
 from tests.support.nat import Clock
@@ -426,7 +427,7 @@ auto: {{deadline: 300ms}}
         self.records, counters = Records(), Counters()
         observer = ObserverGroup(self.records, self.routing.autos)
         self.connector = Outbound(
-            self.routing.router, PipeLimits(SECONDS, SECONDS), counters, observer
+            self.routing.router, PipeLimits(SECONDS, SECONDS), counters, observer, account_book()
         )
         self.target = target
         self.http = HttpHandler(

@@ -37,6 +37,7 @@ from netproxy.interfaces.services import Counter, Trace
 from netproxy.observe.records import as_text
 from netproxy.observe.trace import LogTrace
 from netproxy.relay.pipe import PipeLimits
+from tests.support.accounts import account_book
 from tests.support.flows import OneUpstream
 from tests.support.waits import run_to_end
 
@@ -222,7 +223,8 @@ class HandlerDependencies:
         self.log = RecordingLog()
         self.dialer = RecordingDialer(failure)
         self.router = OneUpstream(self.dialer)
-        self.outbound = Outbound(self.router, PIPE_LIMITS, self.counters, self.log)
+        self.accounts = account_book()
+        self.outbound = Outbound(self.router, PIPE_LIMITS, self.counters, self.log, self.accounts)
         announcer = announcer or Announcer([], LiteralResolver())
         self.binder = Binder(announcer, self.counters, bind_seconds)
         self.login = Login(Users(users or {}), auth)

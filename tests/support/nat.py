@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from netproxy.access.accounts import Limits
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
@@ -16,6 +17,7 @@ from netproxy.relay.entry import Entry
 from netproxy.relay.nat import NatDependencies, NatPolicy, NatTable
 from netproxy.relay.quota import SessionLimits
 from netproxy.relay.session import Session
+from tests.support.accounts import account_book
 from tests.support.doubles import Counts, Lines, Records
 from tests.support.flows import OneUpstream
 from tests.support.upstreams import FakeConn, FakeDialer, FakeSocket, FakePool
@@ -47,9 +49,11 @@ class NatRig:
         self.dialer = FakeDialer()
         self.arena = Arena()
         dials = names = self.workers.submit_fairly
+        self.accounts = account_book()
+        counts, records, accounts = self.counts, self.records, self.accounts
         self.table = NatTable(
             NatPolicy(SessionLimits(ENOUGH, ENOUGH), IDLE),
-            NatDependencies(ArenaPool(Arena), dials, names, self.counts, self.records, self.log),
+            NatDependencies(ArenaPool(Arena), dials, names, counts, records, accounts, self.log),
         )
         self.clock = Clock()
         self.local = FakeSocket()
@@ -68,8 +72,10 @@ class NatRig:
         self, sessions: int = ENOUGH, per_client: int = ENOUGH, idle: float = IDLE, **more: Any
     ) -> None:
         """Set a policy; `more` has `per_user`, `symmetric` and `filtering`."""
-        limits = SessionLimits(sessions, per_client, more.pop("per_user", {}))
-        self.table.set_policy(NatPolicy(limits, idle, **more))
+        per_user = more.pop("per_user", {})
+        users = {name: Limits(sessions=limit) for name, limit in per_user.items()}
+        self.accounts.configure(users, {})
+        self.table.set_policy(NatPolicy(SessionLimits(sessions, per_client), idle, **more))
 
     def client(
         self, port: int = 5000, host: str = "192.0.2.1", owner: object = "association"

@@ -28,6 +28,7 @@ from netproxy.net.socket_options import tune
 from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
 from netproxy.relay.pipe import PipeLimits
+from tests.support.accounts import account_book
 from tests.support.handlers import permission
 from tests.support.waits import run_to_end
 
@@ -368,7 +369,7 @@ class Rig:
         self.by_host: dict[str, Dialer] = {}
         self.counters = Counters()
         self.records: list[Record] = []
-        outbound = Outbound(self, PipeLimits(idle, idle), self.counters, self)
+        outbound = Outbound(self, PipeLimits(idle, idle), self.counters, self, account_book())
         self._handler = HttpHandler(
             "rig", outbound, Forwarder(outbound, idle), permission(login), self.counters
         )

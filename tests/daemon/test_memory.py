@@ -1,11 +1,11 @@
-"""Runtime: MemoryTrimmer gives the memory of a burst back."""
+"""MemoryTrimmer gives the memory of a burst back."""
 
 from __future__ import annotations
 
 import pytest
 
-from netproxy.daemon import runtime
-from netproxy.daemon.runtime import BURST, COLLECT_SECONDS, MemoryTrimmer
+from netproxy.daemon import memory
+from netproxy.daemon.memory import BURST, COLLECT_SECONDS, MemoryTrimmer
 
 
 class Trimmed:
@@ -14,8 +14,8 @@ class Trimmed:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self.collected = self.trimmed = 0
-        monkeypatch.setattr(runtime.gc, "collect", self._collect)
-        monkeypatch.setattr(runtime, "trim", self._trim)
+        monkeypatch.setattr(memory.gc, "collect", self._collect)
+        monkeypatch.setattr(memory, "trim", self._trim)
         self._trimmer = MemoryTrimmer(lambda: self.count)
 
     def _collect(self) -> int:

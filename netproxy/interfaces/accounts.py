@@ -1,0 +1,62 @@
+"""Accounts: what a flow may use of the limits of its user, its client and its listener.
+
+A flow opens its account before it is dialled and closes it at its end.  While it runs, the
+account's paces say how many bytes each direction may carry.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.flows import Flow, LiveFlow
+
+UNLIMITED = 1 << 62
+"""The mark of a direction without a limit."""
+
+
+class Pace(Protocol):
+    """How many bytes one direction of a flow may carry.  One thread at a time uses it."""
+
+    mark: int
+    """The direction may carry bytes until its own count of them reaches this number."""
+
+    def renew(self, moved: int) -> int:
+        """Return how many bytes may be carried now, 0 if none.  `moved`: the count so far.
+
+        Call it when the count has reached `mark`.  Never blocks.
+        """
+
+    def delay(self) -> float:
+        """Return the seconds after which renew() may return more."""
+
+    def decided(self) -> str:
+        """Return the key of the limit that has refused more, for records."""
+
+
+class Account(Protocol):
+    """One flow's part of the limits it falls under.  Thread: any."""
+
+    @property
+    def up(self) -> Pace:
+        """The pace from client to target."""
+
+    @property
+    def down(self) -> Pace:
+        """The pace from target to client."""
+
+    def attach(self, live: LiveFlow) -> None:
+        """Note the flow, which runs from now on."""
+
+    def close(self) -> None:
+        """Count the flow out.  Calls after the first do nothing."""
+
+
+class Accounts(Protocol):
+    """Opens accounts.  Thread: any; never blocks."""
+
+    def open(self, flow: Flow) -> Account:
+        """Count a new flow in.  Raises DialError(LIMIT) if it exceeds a limit."""
+
+    def reached(self, user: str) -> str:
+        """Return the key of the limit of UDP sessions that a user has reached, "" if none."""

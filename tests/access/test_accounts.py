@@ -1,0 +1,231 @@
+"""Accounts: what counts for whom, limits of users and listeners, changes while flows run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from netproxy.access.accounts import (
+    CLIENT,
+    IDLE_LIMIT,
+    USER,
+    AccountBook,
+    FlowAccount,
+    Limits,
+    ListenerRates,
+)
+from netproxy.access import accounts as accounts_module
+from netproxy.access import pacing
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces.accounts import UNLIMITED
+from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow, Traffic
+from tests.support.accounts import a_flow, account_book
+
+
+class Live:
+    """A LiveFlow that has carried `sent` and `received` bytes."""
+
+    number = 1
+    dialer: Any = None
+    started = 0.0
+
+    def __init__(self, flow: Flow, sent: int = 0, received: int = 0) -> None:
+        self.flow, self.sent, self.received = flow, sent, received
+        self.killed: list[str] = []
+
+    def traffic(self) -> Traffic:
+        return Traffic(self.sent, self.received)
+
+    def idle(self) -> float:
+        return 0.0
+
+    def kill(self, ended: str = "killed") -> None:
+        self.killed.append(ended)
+
+
+class Clock:
+    """Stands in for the time module."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pacing, "time", clock)
+    monkeypatch.setattr(accounts_module, "time", clock)
+    return clock
+
+
+def refused(book: AccountBook, flow: Flow) -> str:
+    """Return the key of the limit that refuses a flow."""
+    with pytest.raises(DialError) as caught:
+        book.open(flow)
+    assert caught.value.reason is Reason.LIMIT
+    return caught.value.decided
+
+
+def open_all(book: AccountBook, number: int, flow: Flow) -> list[FlowAccount]:
+    return [book.open(flow) for _ in range(number)]
+
+
+class TestCounts:
+    def test_connections_and_sessions_of_a_user_are_limited_apart(self) -> None:
+        book = account_book(alice=Limits(connections=2, sessions=1))
+        connections = open_all(book, 2, a_flow())
+        session = book.open(a_flow(network="udp"))
+        assert refused(book, a_flow()) == "users.alice.limits.connections"
+        assert refused(book, a_flow(network="udp")) == "users.alice.limits.sessions"
+        assert book.reached("alice") == "users.alice.limits.sessions"
+        book.open(a_flow("bob"))
+        connections[0].close()
+        book.open(a_flow())
+        session.close()
+        assert book.reached("alice") == ""
+
+    def test_account_that_is_closed_twice_counts_once(self) -> None:
+        book = account_book(alice=Limits(connections=1))
+        first = book.open(a_flow())
+        first.close()
+        first.close()
+        book.open(a_flow())
+        assert refused(book, a_flow())
+
+    def test_refused_flow_leaves_nothing_behind(self) -> None:
+        book = account_book(alice=Limits(connections=1))
+        account = book.open(a_flow())
+        for number in range(100):
+            assert refused(book, a_flow(client=Address(f"198.51.100.{number}", 1)))
+        account.close()
+        assert not book.usage(CLIENT) and not book.usage(USER)
+
+    def test_new_flows_of_a_second_are_limited(self, clock: Clock) -> None:
+        book = account_book(alice=Limits(connection_rate=10.0))
+        for account in open_all(book, 10, a_flow()):
+            account.close()
+        assert refused(book, a_flow()) == "users.alice.limits.connection_rate"
+        assert book.reached("alice") == "users.alice.limits.connection_rate"
+        clock.now += 0.5
+        open_all(book, 5, a_flow(network="udp"))
+        assert refused(book, a_flow())
+
+    def test_rate_of_new_flows_is_remembered_while_there_are_none(self, clock: Clock) -> None:
+        book = account_book(alice=Limits(connection_rate=1 / 60))
+        book.open(a_flow()).close()
+        for _ in range(59):
+            clock.now += 1.0
+            book.expire(clock.now)
+            assert refused(book, a_flow())
+        clock.now += 2.0
+        book.open(a_flow()).close()
+
+    def test_subjects_without_flows_are_forgotten(self, clock: Clock) -> None:
+        book = account_book()
+        book.configure({}, {"main": ListenerRates(rate_per_client=1000)})
+        for number in range(IDLE_LIMIT + 500):
+            client = Address(f"10.{number >> 8}.{number & 255}.1", 1)
+            book.open(a_flow("", client=client)).close()
+        assert len(book._subjects) == 0 and len(book._idle) == IDLE_LIMIT
+        clock.now += 3600.0
+        book.expire(clock.now)
+        assert not book._idle
+
+    def test_addresses_of_an_ipv6_network_are_one_client(self) -> None:
+        book = account_book()
+        for number in range(3):
+            book.open(a_flow("", client=Address(f"2001:db8::{number}", 1)))
+        (usage,) = book.usage(CLIENT)
+        assert (usage.name, usage.connections) == ("2001:db8::/64", 3)
+
+
+class TestUsage:
+    def test_bytes_of_running_and_ended_flows_are_added_up(self) -> None:
+        book, flow = account_book(), a_flow()
+        first, second = open_all(book, 2, flow)
+        live = Live(flow, 5, 7)
+        first.attach(live)
+        second.attach(Live(flow, 100, 200))
+        second.close()
+        live.sent = 10
+        (usage,) = book.usage(USER)
+        assert (usage.name, usage.connections, usage.sessions) == ("alice", 1, 0)
+        assert (usage.up, usage.down) == (110, 207)
+        live.received = 8
+        (usage,) = book.usage(CLIENT)
+        assert (usage.name, usage.up, usage.down) == ("192.0.2.1", 110, 208)
+
+    def test_flows_of_a_subject_are_told(self) -> None:
+        book, flow = account_book(), a_flow()
+        account, live = book.open(flow), Live(flow)
+        assert book.flows(USER, "alice") == []
+        account.attach(live)
+        assert book.flows(USER, "alice") == book.flows(CLIENT, "192.0.2.1") == [live]
+        assert book.flows(USER, "bob") == []
+        account.close()
+        assert book.flows(USER, "alice") == []
+
+
+class TestRates:
+    def test_flows_of_a_user_share_one_rate_in_each_direction(self, clock: Clock) -> None:
+        book = account_book(alice=Limits(rate_up=1_000_000, rate_down=2_000_000))
+        stream, session = book.open(a_flow()), book.open(a_flow(network="udp"))
+        other = book.open(a_flow("bob"))
+        assert stream.up.renew(0) + session.up.renew(0) <= 125_000
+        assert stream.down.renew(0) == 80_000
+        assert other.up.mark == UNLIMITED
+
+    def test_user_does_not_get_a_new_burst_with_each_flow(self, clock: Clock) -> None:
+        book = account_book(alice=Limits(rate_up=100_000, burst=50_000))
+        moved = 0
+        for _ in range(100):
+            flow = a_flow()
+            account, live = book.open(flow), Live(flow)
+            account.attach(live)
+            while room := account.up.renew(live.sent):
+                live.sent += room
+            account.close()
+            moved += live.sent
+        assert 50_000 - pacing.LEASE_LEAST < moved <= 50_000
+
+    def test_rates_of_a_listener_and_of_its_clients(self, clock: Clock) -> None:
+        book = account_book()
+        book.configure({}, {"main": ListenerRates(rate=1_000_000, rate_per_client=10_000)})
+        account = book.open(a_flow(""))
+        moved = 0
+        while room := account.down.renew(moved):
+            moved += room
+        assert moved <= pacing.default_burst(10_000)
+        assert account.down.decided() == "limits.rate_per_client"
+        elsewhere = book.open(a_flow("", listener="other"))
+        assert elsewhere.down.mark == UNLIMITED
+
+    def test_limits_of_a_reload_count_for_flows_that_run(self, clock: Clock) -> None:
+        book, flow = account_book(), a_flow()
+        account = book.open(flow)
+        account.attach(Live(flow, 1_000_000))
+        assert account.up.mark == UNLIMITED
+        book.configure({"alice": Limits(rate_up=10_000)}, {})
+        assert account.up.renew(1_000_000) > 0
+        assert account.up.mark < 1_000_000 + pacing.BURST_LEAST
+        book.configure({}, {"main": ListenerRates(rate=10_000)})
+        assert account.down.renew(0) > 0
+        assert account.down.mark < pacing.BURST_LEAST
+        book.configure({}, {})
+        assert account.up.mark == account.down.mark == UNLIMITED
+
+    def test_override_takes_the_place_of_configured_limits_until_it_is_taken_back(self) -> None:
+        book = account_book(alice=Limits(connections=5))
+        book.override("alice", Limits(connections=1))
+        book.open(a_flow())
+        assert refused(book, a_flow())
+        assert book.limits("alice") == Limits(connections=1)
+        book.configure({"alice": Limits(connections=7)}, {})
+        assert refused(book, a_flow())
+        book.override("alice", None)
+        open_all(book, 6, a_flow())
+        assert refused(book, a_flow())
