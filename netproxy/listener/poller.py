@@ -185,9 +185,11 @@ class Poller:
         """Tell watches that their time is up; one may be listed more than once."""
         for watch in watches:
             wait = watch.wait
+            if watch.deadline > now:
+                continue  # it was listed twice, and a step has returned another wait
             if not wait.timed or wait.step is None:
                 self._release([watch], False)
-            elif watch.deadline <= now and self._is_watched(watch):
+            elif self._is_watched(watch):
                 self._step(watch, wait.step, NO_DESCRIPTOR, 0, now)
 
     def _is_watched(self, watch: Watch) -> bool:

@@ -535,3 +535,20 @@ class TestTimedStep:
         poller.watch(late.wait_for(other, seconds=0.4)._replace(timed=True), late)
         wait_until(lambda: late.ends == 1)
         assert len(stepper.steps) == 1 and stepper.ends == 1
+
+    def test_deadline_that_two_looks_have_noted_is_met_once(
+        self, poller: Poller, pair: Callable[[], Pair], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A step that returns a long wait must not be told that its time is up."""
+        monkeypatch.setattr(poller_module, "TICK", 0.05)
+        ours, _ = pair()
+        stepper = Stepper()
+        first = stepper.wait_for(ours, seconds=0.3)._replace(timed=True)
+        long = stepper.wait_for(ours, seconds=600.0)
+        stepper.answer = lambda descriptor, events: long
+        poller._next_look = time.monotonic() + 1.0
+        poller.watch(first, stepper)
+        poller._near.add(next(iter(poller._watches.values())))
+        wait_until(lambda: bool(stepper.steps))
+        finish_round(poller, pair)
+        assert stepper.steps == [(-1, 0)] and not stepper.wakes and not stepper.ends
