@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
 
 from netproxy.errors import ConfigError
@@ -203,13 +204,13 @@ class UsageBook:
         for user, usages in loaded.items():
             if self._admit(user) != user:
                 continue
-            for stored, usage in zip(self._stored, usages):
+            for stored, usage in zip(self._stored, usages, strict=True):
                 known = stored.get(user, _NOTHING)
                 stored[user] = Usage(max(known.up, usage.up), max(known.down, usage.down))
 
     def _admit(self, user: str) -> str:
         """Return the name under which a user counts."""
-        if user in self._names:
+        if user in self._names or user == OTHERS:
             return user
         if len(self._names) >= USERS_LIMIT:
             return OTHERS
@@ -220,7 +221,7 @@ class UsageBook:
         """Put unsaved amounts of past days together, first within a month, until they are few."""
         while len(self._unsaved) > DAYS_LIMIT:
             past = sorted(date for date in self._unsaved if date != self._today)
-            pairs = list(zip(past, past[1:]))
+            pairs = list(pairwise(past))
             same_month = (pair for pair in pairs if pair[0].month == pair[1].month)
             earlier, later = next(same_month, pairs[0])
             for user, usage in self._unsaved.pop(earlier).items():
