@@ -76,7 +76,8 @@ class UsageFile:
     def database(self) -> sqlite3.Connection:
         """Return the connection; open the file if it is not open.  Raises ConfigError."""
         if self._database is not None and not self._is_in_place():
-            # The file was removed or replaced: what is written to it would be lost.
+            # What is written to a file without a name would be lost.
+            self._log.warning("%s was removed or replaced: opened again", self.path)
             self.close()
         if self._database is None:
             self.open()

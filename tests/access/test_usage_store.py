@@ -18,7 +18,7 @@ from netproxy.access.usage_file import DAMAGED_FILES
 from netproxy.access.usage_store import AMOUNT_LIMIT, Usage, UsageStore
 from netproxy.errors import ConfigError
 from tests.support.handlers import RecordingLog
-from tests.support.usage import DAY, MONTH, PREPARE, ROOT, rows, start_child, total_of
+from tests.support.usage import DAY, MONTH, PREPARE, ROOT, rows, total_of
 
 ALICE = {"alice": Usage(10, 200)}
 NOTHING = Usage(0, 0)
@@ -164,16 +164,21 @@ class TestFile:
             UsageStore(str(tmp_path), log)
 
     def test_second_process_is_refused(self, store: UsageStore, tmp_path: Path) -> None:
-        child = start_child(PREPARE + "UsageStore(sys.argv[1], log)", tmp_path)
-        child.stderr = None
-        child.communicate(timeout=60)
-        assert child.returncode == 1
-        with pytest.raises(ConfigError) as raised:
-            UsageStore(str(tmp_path), RecordingLog())
-        assert str(raised.value) == (
+        error = (
             f"the folder {tmp_path} is used by another netproxyd: "
             "give each daemon a folder of its own"
         )
+        done = subprocess.run(
+            [sys.executable, "-c", PREPARE + "UsageStore(sys.argv[1], log)", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
+        )
+        assert done.stderr.splitlines()[-1] == f"netproxy.errors.ConfigError: {error}"
+        with pytest.raises(ConfigError) as raised:
+            UsageStore(str(tmp_path), RecordingLog())
+        assert str(raised.value) == error
         assert store.add(DAY, MONTH, ALICE)
 
     def test_program_that_reads_the_file_is_an_error_and_no_damage(
@@ -325,13 +330,22 @@ class TestDisk:
         assert not store.add(DAY, MONTH, ALICE)
         assert not store.add(DAY, MONTH, ALICE)
         assert log.lines == [
+            f"{tmp_path}/usage.sqlite was removed or replaced: opened again",
             "usage of users is not stored, and is kept in memory: "
-            f"{tmp_path}/usage.sqlite: {tmp_path} is not a folder: make it, for the daemon's user"
+            f"{tmp_path}/usage.sqlite: {tmp_path} is not a folder: make it, for the daemon's user",
         ]
         tmp_path.mkdir()
         assert store.add(DAY, MONTH, {"alice": Usage(1, 1)})
         assert store.load(DAY, MONTH)["alice"][2] == (1, 1)
         assert total_of(folder) == (10, 200)
+
+    def test_file_that_is_removed_is_begun_anew(self, store: UsageStore, tmp_path: Path) -> None:
+        assert store.add(DAY, MONTH, ALICE)
+        for path in tmp_path.glob("usage.sqlite*"):
+            path.unlink()
+        assert store.add(DAY, MONTH, {"alice": Usage(1, 1)})
+        store.close()
+        assert total_of(tmp_path) == (1, 1)
 
     def test_write_beyond_a_limit_stores_nothing_and_is_tried_again(self, tmp_path: Path) -> None:
         done = subprocess.run(
