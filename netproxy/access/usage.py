@@ -11,7 +11,7 @@ import threading
 import time
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence, TypeVar
 
 from netproxy.errors import ConfigError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 10.0
 """Between two times of saving: what kill -9 can cost at most."""
 USERS_LIMIT = 65536
-"""Names, of some 500 bytes each: an external check of logins may accept any name."""
+"""Names, of some 400 bytes each: an external check of logins may accept any name."""
 OTHERS = "\0"
 """Stands for all users beyond USERS_LIMIT; no user has this name."""
 DAYS_LIMIT = 8
@@ -39,6 +39,7 @@ class Usage(NamedTuple):
 
 
 _NOTHING = Usage(0, 0)
+_Sums = TypeVar("_Sums")
 
 
 class _Date(NamedTuple):
@@ -48,8 +49,8 @@ class _Date(NamedTuple):
     """ "2026-11"."""
 
 
-_Amounts = dict[str, Usage]
-"""By user."""
+_Amounts = dict[str, list[int]]
+"""By user: bytes up and down.  Lists, because moved() changes them for every transfer."""
 
 
 class UsageBook:
@@ -77,6 +78,8 @@ class UsageBook:
         self._stored: tuple[_Amounts, _Amounts, _Amounts] = ({}, {}, {})
         """What is in a store: today, this month, in total."""
         self._unsaved: dict[_Date, _Amounts] = {}
+        self._current: _Amounts = {}
+        """Those of _unsaved that are of today."""
         self._turn()
         if store is not None:
             self._take(store.load(*self._today))
@@ -86,9 +89,12 @@ class UsageBook:
         """Add bytes that a user has moved now."""
         with self._lock:
             self._turn()
-            if user not in self._names:
-                user = self._admit(user)
-            _add(self._unsaved[self._today], user, Usage(up, down))
+            amounts = self._current.get(user)
+            if amounts is None:
+                _add(self._current, self._admit(user), up, down)
+            else:
+                amounts[0] += up
+                amounts[1] += down
 
     def of(self, user: str) -> tuple[Usage, Usage, Usage]:
         """Return what a user has moved today, this month and in total, unsaved amounts included.
@@ -97,17 +103,13 @@ class UsageBook:
         """
         with self._lock:
             self._turn()
-            day, month, total = (stored.get(user, _NOTHING) for stored in self._stored)
+            day, month, total = (list(stored.get(user, _NOTHING)) for stored in self._stored)
             for date, amounts in self._unsaved.items():
-                usage = amounts.get(user)
-                if usage is None:
-                    continue
-                total = _sum(total, usage)
-                if date.month == self._today.month:
-                    month = _sum(month, usage)
-                if date == self._today:
-                    day = _sum(day, usage)
-        return day, month, total
+                up, down = amounts.get(user, _NOTHING)
+                for sums in self._periods(date, day, month, total):
+                    sums[0] += up
+                    sums[1] += down
+        return Usage(*day), Usage(*month), Usage(*total)
 
     def set_store(self, store: UsageStore | None) -> None:
         """Save to another store from now on; what was counted before stays.
@@ -135,7 +137,10 @@ class UsageBook:
             with self._lock:
                 self._turn()
                 store, today, must_load = self._store, self._today, self._must_load
-                batches = [(date, dict(amounts)) for date, amounts in self._unsaved.items()]
+                batches = [
+                    (date, {user: Usage(*usage) for user, usage in amounts.items()})
+                    for date, amounts in self._unsaved.items()
+                ]
             if store is None:
                 batches = []
             for date, amounts in batches:
@@ -149,21 +154,19 @@ class UsageBook:
 
     # -- parts of save(); the caller holds _saving
 
-    def _settle(self, date: _Date, saved: _Amounts) -> None:
+    def _settle(self, date: _Date, saved: Mapping[str, Usage]) -> None:
         """Count amounts of a day as stored."""
         with self._lock:
             unsaved = self._unsaved[date]
+            periods = self._periods(date, *self._stored)
             for user, usage in saved.items():
                 left = unsaved[user]
-                unsaved[user] = Usage(left.up - usage.up, left.down - usage.down)
-                if unsaved[user] == _NOTHING:
+                left[0] -= usage.up
+                left[1] -= usage.down
+                if not any(left):
                     del unsaved[user]
-                day, month, total = self._stored
-                _add(total, user, usage)
-                if date.month == self._today.month:
-                    _add(month, user, usage)
-                if date == self._today:
-                    _add(day, user, usage)
+                for amounts in periods:
+                    _add(amounts, user, *usage)
             if not unsaved and date != self._today:
                 del self._unsaved[date]
 
@@ -195,7 +198,7 @@ class UsageBook:
         if today.month != self._today.month:
             self._stored[1].clear()
         self._today = today
-        self._unsaved.setdefault(today, {})
+        self._current = self._unsaved.setdefault(today, {})
         # A clock that was set back returns to a day that the store knows.
         self._must_load = True
 
@@ -205,8 +208,15 @@ class UsageBook:
             if self._admit(user) != user:
                 continue
             for stored, usage in zip(self._stored, usages, strict=True):
-                known = stored.get(user, _NOTHING)
-                stored[user] = Usage(max(known.up, usage.up), max(known.down, usage.down))
+                up, down = stored.get(user, _NOTHING)
+                if usage != _NOTHING:
+                    stored[user] = [max(up, usage.up), max(down, usage.down)]
+
+    def _periods(self, date: _Date, day: _Sums, month: _Sums, total: _Sums) -> list[_Sums]:
+        """Return the sums, of today, this month and in total, to which bytes of a date belong."""
+        if date == self._today:
+            return [day, month, total]
+        return [month, total] if date.month == self._today.month else [total]
 
     def _admit(self, user: str) -> str:
         """Return the name under which a user counts."""
@@ -224,14 +234,11 @@ class UsageBook:
             pairs = list(pairwise(past))
             same_month = (pair for pair in pairs if pair[0].month == pair[1].month)
             earlier, later = next(same_month, pairs[0])
-            for user, usage in self._unsaved.pop(earlier).items():
-                _add(self._unsaved[later], user, usage)
+            for user, (up, down) in self._unsaved.pop(earlier).items():
+                _add(self._unsaved[later], user, up, down)
 
 
-def _sum(first: Usage, second: Usage) -> Usage:
-    return Usage(first.up + second.up, first.down + second.down)
-
-
-def _add(amounts: _Amounts, user: str, usage: Usage) -> None:
-    known = amounts.get(user)
-    amounts[user] = usage if known is None else _sum(known, usage)
+def _add(amounts: _Amounts, user: str, up: int, down: int) -> None:
+    known = amounts.setdefault(user, [0, 0])
+    known[0] += up
+    known[1] += down
