@@ -1,20 +1,22 @@
-"""Users and destination policies from the configuration."""
+"""Users, destination policies and the store of usage, from the configuration."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Mapping
 
 from netproxy.access.accounts import NO_LIMITS, Limits, ListenerRates
 from netproxy.access.destinations import DEFAULT_DENY, RANGES, DestinationPolicy, parse_networks
 from netproxy.access.users import Users, check_password
-from netproxy.config.schema import DestinationsConfig
+from netproxy.config.schema import DestinationsConfig, QuotaConfig
 from netproxy.errors import ConfigError
 from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.interfaces.networks import is_loopback
 
 if TYPE_CHECKING:
+    from netproxy.access.usage_store import UsageStore
     from netproxy.config.schema import Config, ListenerConfig
     from netproxy.interfaces.networks import IpNetwork
+    from netproxy.interfaces.services import Log
 
 
 def make_users(config: Config) -> Users:
@@ -52,6 +54,40 @@ def make_rates(config: Config) -> dict[str, ListenerRates]:
         for listener in config.listeners
     }
     return {name: of_listener for name, of_listener in rates.items() if any(of_listener)}
+
+
+def make_usage_store(
+    config: Config, environment: Mapping[str, str], running: UsageStore | None, log: Log
+) -> UsageStore | None:
+    """Return the store of a configuration, None if it has neither `state` nor quotas.
+
+    The folder is `state`, or else the first of STATE_DIRECTORY, which the service manager sets
+    in the `environment`.  The store is `running` if that is in the same folder; else the caller
+    closes `running` when nothing is saved there any more.  Opens files.  Raises ConfigError if
+    the folder cannot be used, or if there is none for a quota.
+    """
+    folder, name = config.state, user_with_quota(config)
+    if not folder and name:
+        folder = environment.get("STATE_DIRECTORY", "").partition(":")[0]
+        if not folder:
+            message = f"users.{name}.limits.quota: needs state, a folder that keeps what was moved"
+            raise ConfigError(message, config.users[name].place)
+    if not folder:
+        return None
+    if running is not None and running.folder == folder:
+        return running
+    from netproxy.access.usage_store import UsageStore  # late: few configurations have quotas
+
+    try:
+        return UsageStore(folder, log)
+    except ConfigError as error:
+        raise ConfigError(f"state: {error}", config.state and config.state_place) from error
+
+
+def user_with_quota(config: Config) -> str:
+    """Return the name of the first user with a quota, "" if there is none."""
+    users = config.users.items()
+    return next((name for name, user in users if user.limits.quota != QuotaConfig()), "")
 
 
 def make_policies(config: Config) -> dict[str, DestinationPolicy]:

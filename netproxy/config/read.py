@@ -76,6 +76,8 @@ class _ConfigReader:
             geoip_database=top.path_of("geoip_database"),
             geoip_place=Place(top.place_of("geoip_database")),
             users=users,
+            state=top.path_of("state"),
+            state_place=Place(top.place_of("state")),
             timeouts=_timeouts(top.mapping("timeouts")),
             log=_log(top.mapping("log")),
             batching=_batching(top.mapping("udp")),

@@ -273,7 +273,9 @@ class Config(NamedTuple):
     auth: AuthConfig = AuthConfig()
     penalty: PenaltyConfig = PenaltyConfig()
     state: str = ""
-    """The folder of what is kept across restarts; "" for none."""
+    """The folder of what is kept across restarts; "" for the service manager's, if there is one."""
+    state_place: Place = Place()
+    """Where `state` is written."""
     batching: str = "auto"
     """ "auto", "mmsg", "trains" or "single": see net.datagram."""
     splice: bool = True

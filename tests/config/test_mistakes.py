@@ -208,6 +208,7 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     (tmp_path / "main.yaml").write_text(
         "include: conf.d/*.yaml\n"
         "geoip_database: geo.mmdb\n"
+        "state: state\n"
         "listeners: [{listen: '127.0.0.1:1', tls: {certificate: a.pem, key: /b.key}}]\n"
         "default: {url: 'https://h:1', tls: {ca: ca.pem}}\n"
     )
@@ -221,6 +222,7 @@ def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     assert tls is not None
     assert (tls.certificate, tls.key) == (f"{tmp_path}/a.pem", "/b.key")
     assert config.geoip_database == f"{tmp_path}/geo.mmdb"
+    assert config.state == f"{tmp_path}/state"
     assert next(config.default.hops).tls.ca == f"{tmp_path}/ca.pem"
     assert rule.conditions.domain_file == (f"{tmp_path}/conf.d/ads", "/etc/ads")
     assert rule.conditions.ip_file == (f"{tmp_path}/conf.d/nets",)

@@ -397,6 +397,17 @@ class TestExposedSecrets:
         assert warnings(text) == []
 
 
+class TestState:
+    def test_missing_folder_is_an_error(self, tmp_path: Path) -> None:
+        assert error(LISTEN + f"state: {tmp_path}/none") == (
+            f"c.yaml:2:8: state: {tmp_path}/none is not a folder: make it, for the daemon's user"
+        )
+
+    def test_check_opens_nothing_in_the_folder(self, tmp_path: Path) -> None:
+        assert warnings(LISTEN + f"state: {tmp_path}") == []
+        assert not list(tmp_path.iterdir())
+
+
 class TestModules:
     """Python as small distributions split it."""
 
@@ -418,19 +429,21 @@ class TestModules:
                 "2:23: users.a needs Python's module _hashlib",
             ),
             ("hmac", "users: {a: {password: x}}", "2:23: users.a needs Python's module hmac"),
+            ("_sqlite3", "state: /tmp", "2:8: state needs Python's module _sqlite3"),
         ],
     )
     def test_missing_module_names_its_package_in_one_line(
         self, monkeypatch: pytest.MonkeyPatch, module: str, text: str, message: str
     ) -> None:
         monkeypatch.setitem(sys.modules, module, None)
-        package = "python3-light" if module == "hmac" else "python3-openssl"
+        packages = {"hmac": "python3-light", "_sqlite3": "python3-sqlite3"}
+        package = packages.get(module, "python3-openssl")
         assert error(LISTEN + text) == f"c.yaml:{message} (Debian: python3, OpenWrt: {package})"
 
     def test_missing_module_that_nothing_needs_is_no_error(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for module in ("ssl", "_hashlib", "hashlib", "hmac"):
+        for module in ("ssl", "_hashlib", "hashlib", "hmac", "_sqlite3"):
             monkeypatch.setitem(sys.modules, module, None)
         assert warnings(LISTEN) == []
 

@@ -15,6 +15,7 @@ from netproxy.daemon.checks.modules import check_ctypes, check_modules
 from netproxy.daemon.checks.routing import check_rules, check_udp
 from netproxy.daemon.checks.sockets import check_collisions, check_loops, check_ports
 from netproxy.daemon.plan import name_servers, used_upstreams
+from netproxy.errors import ConfigError
 
 if TYPE_CHECKING:
     from netproxy.dialer.factory import DialerFactory
@@ -47,6 +48,7 @@ def check_configuration(config: Config, dialers: DialerFactory) -> list[str]:
     check_loops(config, problems)
     check_ports(config, problems)
     check_udp(config, dialers, problems)
+    _check_state(config, problems)
     if config.rules:
         check_rules(config, problems)
     if files := tuple(_tls_files(config)):
@@ -56,6 +58,18 @@ def check_configuration(config: Config, dialers: DialerFactory) -> list[str]:
         check_certificates(files, problems, time.time())
     check(config, problems)
     return [*config.warnings, *problems.warnings]
+
+
+def _check_state(config: Config, problems: Problems) -> None:
+    """Add an error if the folder cannot be used.  Opens nothing: a daemon may run with it."""
+    if not config.state:
+        return
+    from netproxy.access.usage_file import check_folder  # late: few configurations have a folder
+
+    try:
+        check_folder(config.state)
+    except ConfigError as error:
+        problems.add(f"state: {error}", config.state_place)
 
 
 def _tls_files(config: Config) -> Iterator[CertificateFiles]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Iterator
 
+from netproxy.access.factory import user_with_quota
 from netproxy.config.schema import Config
 from netproxy.config.tree.node import Problems
 from netproxy.daemon.plan import name_servers, used_upstreams
@@ -19,6 +20,7 @@ PACKAGES = {
     "_hashlib": "python3-openssl",
     "hmac": "python3-light",
     "ctypes": "python3-ctypes",
+    "_sqlite3": "python3-sqlite3",
 }
 """The packages of OpenWrt with the modules that it splits off; Debian's python3 has all."""
 
@@ -63,6 +65,9 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
             yield "ssl", f"dns: {server.server}", server.place
     if config.tunnel.agent is not None and config.tunnel.agent.tls is not None:
         yield "ssl", "tunnel.agent", config.tunnel.agent.tls.place
+    if config.state or user_with_quota(config):
+        # Without it Python has the package sqlite3 nevertheless, and cannot use it.
+        yield "_sqlite3", "state" if config.state else "a quota", config.state_place
     for name, user in config.users.items():
         yield "hmac", f"users.{name}", user.place
         if user.password.startswith("scrypt$"):
