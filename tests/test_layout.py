@@ -56,7 +56,7 @@ LATE_OURS = {
     *("netproxy.admin.commands", "netproxy.admin.control_socket", "netproxy.admin.explain"),
     *("netproxy.admin.http_server", "netproxy.admin.site", "netproxy.admin.stats"),
     *("netproxy.access.users", "netproxy.daemon.main"),
-    *("netproxy.access.usage_file", "netproxy.access.usage_store"),
+    *("netproxy.access.accounts.usage_file", "netproxy.access.accounts.usage_store"),
     *("netproxy.daemon.tunnels", "netproxy.ctl.commands", "netproxy.ctl.top"),
     *(
         "netproxy.config.tree.hints",
@@ -89,7 +89,7 @@ OF_SOCKET_IN_A_CODEC = {"inet_ntop", "inet_pton", "AF_INET", "AF_INET6"}
 # Folders whose modules show or compare dates, and such modules of other folders. All others
 # measure time with time.monotonic().
 DATED = {"admin", "ctl", "observe", "tunnel", "daemon/checks"}
-DATED_MODULES = {"netproxy.access.usage"}
+DATED_MODULES = {"netproxy.access.accounts.usage"}
 
 MODULE_LINES, FUNCTION_LINES, LINE = 300, 60, 100
 PARAMETERS, CONSTRUCTOR_PARAMETERS = 5, 7

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Mapping
 
-from netproxy.access.accounts import NO_LIMITS, Limits, ListenerRates
+from netproxy.access.accounts.standing import Terms
+from netproxy.access.accounts.subject import NO_LIMITS, Limits, ListenerRates
 from netproxy.access.destinations import DEFAULT_DENY, RANGES, DestinationPolicy, parse_networks
 from netproxy.access.users import Users, check_password
 from netproxy.config.schema import DestinationsConfig, QuotaConfig
@@ -13,7 +14,7 @@ from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.interfaces.networks import is_loopback
 
 if TYPE_CHECKING:
-    from netproxy.access.usage_store import UsageStore
+    from netproxy.access.accounts.usage_store import UsageStore
     from netproxy.config.schema import Config, ListenerConfig
     from netproxy.interfaces.networks import IpNetwork
     from netproxy.interfaces.services import Log
@@ -47,6 +48,12 @@ def make_limits(config: Config) -> dict[str, Limits]:
     return limits
 
 
+def make_terms(config: Config) -> dict[str, Terms]:
+    """Return the terms of users by name; a user without an end or a quota is left out."""
+    terms = {name: Terms(user.expires, *user.limits.quota) for name, user in config.users.items()}
+    return {name: of_user for name, of_user in terms.items() if of_user != Terms()}
+
+
 def make_rates(config: Config) -> dict[str, ListenerRates]:
     """Return the rates of listeners by name; a listener without a rate is left out."""
     rates = {
@@ -70,13 +77,16 @@ def make_usage_store(
     if not folder and name:
         folder = environment.get("STATE_DIRECTORY", "").partition(":")[0]
         if not folder:
-            message = f"users.{name}.limits.quota: needs state, a folder that keeps what was moved"
+            needs = "needs state, a folder that keeps what was moved"
+            message = f"users.{name}.limits.quota: {needs}"
             raise ConfigError(message, config.users[name].place)
     if not folder:
         return None
     if running is not None and running.folder == folder:
         return running
-    from netproxy.access.usage_store import UsageStore  # late: few configurations have quotas
+    from netproxy.access.accounts.usage_store import (
+        UsageStore,
+    )  # late: few configurations have quotas
 
     try:
         return UsageStore(folder, log)

@@ -8,9 +8,10 @@ describe(), explain() and what only reads.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Iterator, Mapping, NamedTuple, Protocol, Sequence, TypeVar
 
-from netproxy.access.factory import make_limits, make_rates
+from netproxy.access.factory import make_limits, make_rates, make_terms, make_usage_store
 from netproxy.config.schema import Config, NameServerConfig, UpstreamConfig
 from netproxy.daemon.own_sockets import ExpectedSockets, own_sockets, wanted_sockets
 from netproxy.daemon.runtime import connection_threads
@@ -121,8 +122,9 @@ class BoundPlan:
     2. The control socket and the metrics listener.  The latter answers from now on, so that a
        program that asks whether the daemon is ready hears that it is not.
     3. The thread of a new tunnel agent, which connects nowhere yet.
-    4. The limit of connection threads, if it grows: new listeners must not wait for threads.
-    5. The listeners, last: nothing can fail once a new one accepts clients.
+    4. The file of what users have moved is opened.
+    5. The limit of connection threads, if it grows: new listeners must not wait for threads.
+    6. The listeners, last: nothing can fail once a new one accepts clients.
 
     If a step fails, the steps before it are undone in reverse, and the error is raised.
 
@@ -158,6 +160,7 @@ class BoundPlan:
                 plan.tunnels.prepare(plan.config, plan.dependencies, plan.dialers)
             )
             threads = connection_threads(plan.config)
+            self._usage = self._keep(_UsageStore(plan))
             self._threads = self._keep(_ThreadLimit(runtime.connections, threads))
             self._listeners = self._keep(manager.bind(plan.specs))
         except BaseException:
@@ -176,6 +179,8 @@ class BoundPlan:
         own = own_sockets(plan.config, self._listeners.listeners)
         runtime.reachability.configure(plan.lookups, plan.policies, own + self._servers.sockets)
         runtime.permissions.commit(plan.permissions, plan.router)
+        self._usage.commit()
+        runtime.standing.configure(make_terms(plan.config))
         runtime.accounts.configure(make_limits(plan.config), make_rates(plan.config))
         self._expected.commit()
         self._threads.commit()
@@ -214,6 +219,22 @@ class BoundPlan:
         if previous.forwarder is not None:
             janitor.unregister(previous.forwarder)
             previous.close()
+
+
+class _UsageStore:
+    """The file of what users have moved: opened now, in use from commit()."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._runtime = runtime = plan.runtime
+        running = runtime.usage_store
+        self._store = make_usage_store(plan.config, os.environ, running, runtime.log)
+
+    def commit(self) -> None:
+        self._runtime.use_store(self._store)
+
+    def discard(self) -> None:
+        if self._store is not None and self._store is not self._runtime.usage_store:
+            self._store.close()
 
 
 class _ThreadLimit:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import time
 from typing import TYPE_CHECKING, Callable, Sequence
 
-from netproxy.access.accounts import AccountBook
+from netproxy.access.accounts.book import AccountBook
+from netproxy.access.accounts.standing import Standing
+from netproxy.access.accounts.usage import UsageBook
 from netproxy.access.backoff import LOGIN_SECONDS, BackOff
 from netproxy.access.permission import Permissions
 from netproxy.config.schema import AutoConfig, Config, TunnelConfig
@@ -40,6 +43,7 @@ from netproxy.relay.nat import NatDependencies
 from netproxy.router.auto import Verdicts
 
 if TYPE_CHECKING:
+    from netproxy.access.accounts.usage_store import UsageStore
     from netproxy.dialer.health import Check, HealthChecks
 
 # Descriptors of RLIMIT_NOFILE kept for listeners, log and lookups; and those of a connection:
@@ -78,7 +82,10 @@ class Runtime:
         log.counter = self.counters
         self.back_off = BackOff(LOGIN_SECONDS)
         self.flows = Flows(log.finished)
-        self.accounts = AccountBook()
+        self.usage = UsageBook(None)
+        self.usage_store: UsageStore | None = None
+        self.standing = Standing(self.usage)
+        self.accounts = AccountBook(self.usage, self.standing)
         self.connections = ThreadPool("connection", 1, 0, log, eager=EAGER_THREADS)
         self.poller = Poller(log)
         self._dials = ThreadPool("dial", DIAL_THREADS, DIAL_QUEUE, log)
@@ -145,6 +152,7 @@ class Runtime:
         self.janitor.register(self.log)
         self.janitor.register(self._refusals)
         self.janitor.register(self.accounts)
+        self.janitor.register(self.usage)
         _start_thread("janitor", self.janitor.start)
 
     @property
@@ -163,9 +171,23 @@ class Runtime:
             self.janitor.register(self._health)
         self._health.checks = checks
 
+    def use_store(self, store: UsageStore | None) -> None:
+        """Keep what users have moved in another store; None: in memory alone."""
+        before = self.usage_store
+        if store is before:
+            return
+        self.usage.save(time.monotonic())
+        self.usage.set_store(store)
+        self.usage_store = store
+        # Loads what the store has: quotas count from now on.
+        self.usage.save(time.monotonic())
+        if before is not None:
+            before.close()
+
     def stop(self) -> None:
         """Stop the janitor and the pools except that of connections; after the listeners."""
         self.janitor.stop()
+        self.use_store(None)
         pools = self._dials, self._udp_dials, self._names, self._lookups, self._queries
         for pool in (*pools, self._checks):
             pool.stop(STOP_SECONDS)

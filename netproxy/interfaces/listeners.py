@@ -23,6 +23,10 @@ DECIDED_BY: Mapping[str, str] = {
     "login required": "auth",
     "user removed": "users",
     "password changed": "users",
+    "user banned": "netproxyctl ban",
+    "client banned": "netproxyctl ban",
+    "user expired": "users.NAME.expires",
+    "quota used up": "users.NAME.limits.quota",
 }
 """What decides if a client is refused for a reason: a key of the configuration, or a limit that has
 no key."""

@@ -6,17 +6,11 @@ from typing import Any
 
 import pytest
 
-from netproxy.access.accounts import (
-    CLIENT,
-    IDLE_LIMIT,
-    USER,
-    AccountBook,
-    FlowAccount,
-    Limits,
-    ListenerRates,
-)
-from netproxy.access import accounts as accounts_module
-from netproxy.access import pacing
+from netproxy.access.accounts import pacing
+from netproxy.access.accounts import subject as subject_module
+from netproxy.access.accounts.account import FlowAccount
+from netproxy.access.accounts.book import IDLE_LIMIT, AccountBook
+from netproxy.access.accounts.subject import CLIENT, USER, Limits, ListenerRates
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.accounts import UNLIMITED
 from netproxy.interfaces.addresses import Address
@@ -58,7 +52,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pacing, "time", clock)
-    monkeypatch.setattr(accounts_module, "time", clock)
+    monkeypatch.setattr(subject_module, "time", clock)
     return clock
 
 
@@ -102,7 +96,7 @@ class TestCounts:
         for number in range(100):
             assert refused(book, a_flow(client=Address(f"198.51.100.{number}", 1)))
         account.close()
-        assert not book.usage(CLIENT) and not book.usage(USER)
+        assert not book.stats(CLIENT) and not book.stats(USER)
 
     def test_new_flows_of_a_second_are_limited(self, clock: Clock) -> None:
         book = account_book(alice=Limits(connection_rate=10.0))
@@ -139,8 +133,8 @@ class TestCounts:
         book = account_book()
         for number in range(3):
             book.open(a_flow("", client=Address(f"2001:db8::{number}", 1)))
-        (usage,) = book.usage(CLIENT)
-        assert (usage.name, usage.connections) == ("2001:db8::/64", 3)
+        (stats,) = book.stats(CLIENT)
+        assert (stats.name, stats.connections) == ("2001:db8::/64", 3)
 
 
 class TestUsage:
@@ -152,12 +146,12 @@ class TestUsage:
         second.attach(Live(flow, 100, 200))
         second.close()
         live.sent = 10
-        (usage,) = book.usage(USER)
-        assert (usage.name, usage.connections, usage.sessions) == ("alice", 1, 0)
-        assert (usage.up, usage.down) == (110, 207)
+        (stats,) = book.stats(USER)
+        assert (stats.name, stats.connections, stats.sessions) == ("alice", 1, 0)
+        assert (stats.up, stats.down) == (110, 207)
         live.received = 8
-        (usage,) = book.usage(CLIENT)
-        assert (usage.name, usage.up, usage.down) == ("192.0.2.1", 110, 208)
+        (stats,) = book.stats(CLIENT)
+        assert (stats.name, stats.up, stats.down) == ("192.0.2.1", 110, 208)
 
     def test_flows_of_a_subject_are_told(self) -> None:
         book, flow = account_book(), a_flow()

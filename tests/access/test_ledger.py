@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from netproxy.access.ledger import CONNECTIONS, DOWN, OPENED, PROBES, SESSIONS, UP, Ledger
-from netproxy.access.ledger import LedgerFull
+from netproxy.access.accounts.ledger import CONNECTIONS, DOWN, OPENED, PROBES, SESSIONS, UP, Ledger
+from netproxy.access.accounts.ledger import LedgerFull
 
 
 def test_counts_of_subjects_are_kept_apart() -> None:

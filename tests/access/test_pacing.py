@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import pytest
 
-from netproxy.access import pacing
-from netproxy.access.ledger import LEASED_UP, UP, Ledger, Slot
-from netproxy.access.pacing import LEASE_LEAST, Bucket, LeasedPace, Level, default_burst
+from netproxy.access.accounts import pacing
+from netproxy.access.accounts.ledger import LEASED_UP, UP, Ledger, Slot
+from netproxy.access.accounts.pacing import LEASE_LEAST, Bucket, LeasedPace, Level, default_burst
 from netproxy.interfaces.accounts import UNLIMITED
 
 RATE = 1_000_000

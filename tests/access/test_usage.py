@@ -13,9 +13,9 @@ from typing import Iterator, Mapping, cast
 
 import pytest
 
-from netproxy.access import usage as usage_module
-from netproxy.access.usage import DAYS_LIMIT, OTHERS, SAVE_SECONDS, Usage, UsageBook
-from netproxy.access.usage_store import UsageStore
+from netproxy.access.accounts import usage as usage_module
+from netproxy.access.accounts.usage import DAYS_LIMIT, OTHERS, SAVE_SECONDS, Usage, UsageBook
+from netproxy.access.accounts.usage_store import UsageStore
 from netproxy.errors import ConfigError
 from tests.support.handlers import RecordingLog
 from tests.support.usage import ROOT
@@ -169,7 +169,7 @@ class TestPeriods:
 # Every quarter of an hour moves a byte, through the days on which the clocks change.
 CLOCK_CHANGES = """
 import time
-from netproxy.access.usage import UsageBook
+from netproxy.access.accounts.usage import UsageBook
 
 time.tzset()
 now = 0

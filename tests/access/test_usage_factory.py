@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netproxy.access.usage_store import UsageStore
+from netproxy.access.accounts.usage_store import UsageStore
 from netproxy.config.schema import Config
 from netproxy.access.factory import make_usage_store
 from netproxy.errors import ConfigError
@@ -43,7 +43,7 @@ def test_quota_uses_the_directory_of_the_service_manager(tmp_path: Path) -> None
 
 
 def test_nothing_is_opened_without_quotas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "netproxy.access.usage_store", None)
+    monkeypatch.setitem(sys.modules, "netproxy.access.accounts.usage_store", None)
     assert make(read(""), None, str(tmp_path)) is None
     assert not list(tmp_path.iterdir())
 

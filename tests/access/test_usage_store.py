@@ -14,8 +14,8 @@ from typing import Callable, Iterator
 
 import pytest
 
-from netproxy.access.usage_file import DAMAGED_FILES
-from netproxy.access.usage_store import AMOUNT_LIMIT, Usage, UsageStore
+from netproxy.access.accounts.usage_file import DAMAGED_FILES
+from netproxy.access.accounts.usage_store import AMOUNT_LIMIT, Usage, UsageStore
 from netproxy.errors import ConfigError
 from tests.support.handlers import RecordingLog
 from tests.support.usage import DAY, MONTH, PREPARE, ROOT, rows, total_of
@@ -186,7 +186,7 @@ class TestFile:
     ) -> None:
         UsageStore(str(tmp_path), log).close()
         settings = ("PRAGMA busy_timeout = 1",)
-        monkeypatch.setattr("netproxy.access.usage_file._FIRST_SETTINGS", settings)
+        monkeypatch.setattr("netproxy.access.accounts.usage_file._FIRST_SETTINGS", settings)
         with closing(sqlite3.connect(file_of(tmp_path), isolation_level=None)) as database:
             database.execute("BEGIN EXCLUSIVE")
             with closing(UsageStore(str(tmp_path), log)) as store:

@@ -332,8 +332,8 @@ class TestReload:
             for number in range(30):
                 daemon.reload(PLAIN + f"\ntimeouts: {{connect: {number + 1}s}}")
                 tunnel.check()
-        # The NAT table, the socket whose drops are counted, memory, the log, refusals, accounts.
-        assert len(daemon.daemon._runtime.janitor._tables) == 6
+        # The NAT table, the socket whose drops are counted, memory, the log, refusals, accounts, usage.
+        assert len(daemon.daemon._runtime.janitor._tables) == 7
 
     def test_old_plans_are_freed(self, tmp_path: Path) -> None:
         """Hazard 106, with every part that a plan may have: each held 60 KiB."""

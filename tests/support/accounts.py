@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from netproxy.access.accounts import AccountBook, FlowAccount, Limits
+from netproxy.access.accounts.account import FlowAccount
+from netproxy.access.accounts.book import AccountBook
+from netproxy.access.accounts.standing import Standing
+from netproxy.access.accounts.subject import Limits
+from netproxy.access.accounts.usage import UsageBook
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 
 
 def account_book(**users: Limits) -> AccountBook:
     """Return a book with the limits of users by name."""
-    book = AccountBook()
+    usage = UsageBook(None)
+    book = AccountBook(usage, Standing(usage))
     book.configure(users, {})
     return book
 

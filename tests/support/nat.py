@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from netproxy.access.accounts import Limits
+from netproxy.access.accounts.subject import Limits
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow

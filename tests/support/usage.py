@@ -8,7 +8,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from netproxy.access.usage_store import UsageStore
+from netproxy.access.accounts.usage_store import UsageStore
 from tests.support.handlers import RecordingLog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +16,7 @@ DAY, MONTH = "2026-11-29", "2026-11"
 
 PREPARE = """
 import sys
-from netproxy.access.usage_store import Usage, UsageStore
+from netproxy.access.accounts.usage_store import Usage, UsageStore
 from tests.support.handlers import RecordingLog
 
 DAY, MONTH = "2026-11-29", "2026-11"

@@ -64,7 +64,8 @@ def _check_state(config: Config, problems: Problems) -> None:
     """Add an error if the folder cannot be used.  Opens nothing: a daemon may run with it."""
     if not config.state:
         return
-    from netproxy.access.usage_file import check_folder  # late: few configurations have a folder
+    # late: few configurations have a folder
+    from netproxy.access.accounts.usage_file import check_folder
 
     try:
         check_folder(config.state)

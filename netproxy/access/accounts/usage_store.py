@@ -14,8 +14,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Mapping
 
-from netproxy.access.usage import Usage as Usage
-from netproxy.access.usage_file import DamagedError, UsageFile, is_damage
+from netproxy.access.accounts.usage import Usage as Usage
+from netproxy.access.accounts.usage_file import DamagedError, UsageFile, is_damage
 from netproxy.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence, TypeV
 from netproxy.errors import ConfigError
 
 if TYPE_CHECKING:
-    from netproxy.access.usage_store import UsageStore
+    from netproxy.access.accounts.usage_store import UsageStore
 
 SAVE_SECONDS = 10.0
 """Between two times of saving: what kill -9 can cost at most."""

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Sequence
 
-from netproxy.access.ledger import Slot
+from netproxy.access.accounts.ledger import Slot
 from netproxy.interfaces.accounts import UNLIMITED
 
 TURN_SECONDS = 0.04

@@ -1,0 +1,91 @@
+"""One flow's part of the limits of its user, its client and its listener.
+
+Thread: AccountBook calls the methods in the second half under its lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Callable, Sequence
+
+from netproxy.access.accounts.ledger import DOWN, OPENED, UP
+from netproxy.access.accounts.pacing import LeasedPace
+from netproxy.access.accounts.subject import USER, Subject
+
+if TYPE_CHECKING:
+    from netproxy.interfaces.flows import LiveFlow
+
+
+class FlowAccount:
+    """One flow's part of its subjects (interfaces.accounts.Account)."""
+
+    __slots__ = ("up", "down", "live", "_close", "_word", "subjects", "_sent", "_received")
+
+    def __init__(
+        self, lock: threading.Lock, word: int, close: Callable[[FlowAccount], None]
+    ) -> None:
+        """`lock` is that of the AccountBook, whose `close` counts the flow out.
+
+        `word`: CONNECTIONS or SESSIONS, where the flow counts.
+        """
+        self._close = close
+        self._word = word
+        self.subjects: Sequence[Subject] = ()
+        self.up, self.down = LeasedPace(lock), LeasedPace(lock)
+        self.live: LiveFlow | None = None
+        # What has been added to the ledger so far.
+        self._sent = self._received = 0
+
+    def attach(self, live: LiveFlow) -> None:
+        """Note the flow, which runs from now on."""
+        self.live = live
+
+    def close(self) -> None:
+        """Count the flow out."""
+        self._close(self)
+
+    # -- under the lock of the AccountBook
+
+    def enter(self, subjects: Sequence[Subject]) -> None:
+        """Count the flow in for the subjects that it has not been counted for yet."""
+        for subject in subjects:
+            if self not in subject.accounts:
+                subject.accounts[self] = None
+                subject.slot.add(self._word, 1)
+                subject.slot.add(OPENED, 1)
+        self.subjects = subjects
+        self.configure()
+
+    def settle(self) -> tuple[int, int]:
+        """Add to the ledger what has been moved since the last time; return it."""
+        if self.live is None:
+            return 0, 0
+        traffic = self.live.traffic()
+        sent, received = traffic.sent - self._sent, traffic.received - self._received
+        if sent or received:
+            self._sent, self._received = traffic.sent, traffic.received
+            for subject in self.subjects:
+                subject.slot.add(UP, sent)
+                subject.slot.add(DOWN, received)
+        return sent, received
+
+    @property
+    def user(self) -> str:
+        """The user whose flow it is, "" without one."""
+        names = (subject.name for subject in self.subjects if subject.kind == USER)
+        return next(names, "")
+
+    def configure(self) -> None:
+        """Follow the rates of the subjects."""
+        self.up.configure([subject.up for subject in self.subjects if subject.up])
+        self.down.configure([subject.down for subject in self.subjects if subject.down])
+
+    def leave(self) -> Sequence[Subject]:
+        """Count the flow out; return the subjects that it had."""
+        left, self.subjects, self.live = self.subjects, (), None
+        self.up.close(self._sent)
+        self.down.close(self._received)
+        for subject in left:
+            del subject.accounts[self]
+            subject.slot.add(self._word, -1)
+        return left

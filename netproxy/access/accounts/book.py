@@ -1,0 +1,250 @@
+"""Opens the account of each flow, and counts it against the limits that it falls under.
+
+Every flow opens an account before it is dialled, and closes it at its end.  The counts are in
+the ledger; pacing.py divides the rates.  Limits change at once, also for flows that run.
+Thread: any; nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Iterable, Mapping, Sequence
+
+from netproxy.access.accounts.account import FlowAccount
+from netproxy.access.accounts.ledger import CONNECTIONS, SESSIONS, Ledger, LedgerFull
+from netproxy.access.accounts.subject import (
+    CLIENT,
+    CLIENT_OF_LISTENER,
+    LISTENER,
+    NO_LIMITS,
+    USER,
+    Limits,
+    ListenerRates,
+    Subject,
+    SubjectStats,
+)
+from netproxy.errors import DialError, Reason
+from netproxy.interfaces.bounded import BoundedDict
+from netproxy.interfaces.fairness import client_key
+from netproxy.interfaces.listeners import DECIDED_BY
+
+if TYPE_CHECKING:
+    from netproxy.access.accounts.standing import Standing
+    from netproxy.access.accounts.usage import UsageBook
+    from netproxy.interfaces.flows import Flow, LiveFlow
+
+SETTLE_SECONDS = 5.0
+"""Between two times of counting what the running flows of all users have moved."""
+IDLE_LIMIT = 4096
+"""Subjects without flows whose rates are remembered until they have recovered."""
+
+
+class AccountBook:
+    """Opens the accounts of all flows (interfaces.accounts.Accounts)."""
+
+    def __init__(self, usage: UsageBook, standing: Standing) -> None:
+        """`usage` is told what users have moved; `standing` decides who gets nothing new."""
+        self._usage = usage
+        self._standing = standing
+        # Guards everything below, the ledger, and all subjects, accounts, buckets and shares.
+        self._lock = threading.Lock()
+        self._ledger = Ledger()
+        self._subjects: dict[tuple[str, str], Subject] = {}
+        self._idle: BoundedDict[tuple[str, str], Subject] = BoundedDict(IDLE_LIMIT)
+        self._users: Mapping[str, Limits] = {}
+        self._listeners: Mapping[str, ListenerRates] = {}
+        self._settled = 0.0
+        # What takes the place of a user's configured limits until the daemon ends.
+        self._overrides: dict[str, Limits] = {}
+
+    def configure(
+        self, users: Mapping[str, Limits], listeners: Mapping[str, ListenerRates]
+    ) -> None:
+        """Apply the limits of a configuration, by name, to running flows as well."""
+        with self._lock:
+            moved_flows = listeners != self._listeners
+            self._users, self._listeners = users, listeners
+            if moved_flows:
+                self._regroup()
+            for (kind, name), subject in self._subjects.items():
+                self._apply(subject, self._limits(kind, name))
+            for (kind, name), subject in self._idle.items():
+                subject.configure(self._limits(kind, name))
+
+    def override(self, user: str, limits: Limits | None) -> None:
+        """Apply limits to a user in place of the configured ones; None: the configured ones."""
+        with self._lock:
+            self._overrides.pop(user, None)
+            if limits is not None:
+                self._overrides[user] = limits
+            subject = self._subjects.get((USER, user)) or self._idle.get((USER, user))
+            if subject is not None:
+                self._apply(subject, self._limits(USER, user))
+
+    def limits(self, user: str) -> Limits:
+        """Return the limits in force for a user."""
+        with self._lock:
+            return self._limits(USER, user)
+
+    def open(self, flow: Flow) -> FlowAccount:
+        """Count a new flow in.  Raises DialError(LIMIT), or DENIED if its client gets nothing."""
+        if refusal := self._standing.refusal(flow.user, flow.client.host):
+            decided = DECIDED_BY[refusal]
+            raise DialError(Reason.DENIED, str(flow.target), said=refusal, decided=decided)
+        account = FlowAccount(
+            self._lock, CONNECTIONS if flow.network == "tcp" else SESSIONS, self.close
+        )
+        with self._lock:
+            try:
+                subjects = [self._subject(*key) for key in self._keys(flow)]
+            except LedgerFull:
+                raise DialError(Reason.LIMIT, str(flow.target), decided="the ledger") from None
+            for subject in subjects:
+                if subject.limits is not NO_LIMITS and (key := subject.reached(flow.network)):
+                    self._retire(subjects)
+                    raise DialError(Reason.LIMIT, str(flow.target), decided=key)
+            account.enter(subjects)
+        return account
+
+    def reached(self, user: str) -> str:
+        """Return the key of the limit of UDP sessions that a user has reached, "" if none."""
+        if not user:
+            return ""
+        with self._lock:
+            subject = self._subjects.get((USER, user)) or self._idle.get((USER, user))
+            return subject.reached("udp") if subject is not None else ""
+
+    def close(self, account: FlowAccount) -> None:
+        """Count a flow out."""
+        with self._lock:
+            if account.subjects:
+                self._note(account)
+                self._retire(account.leave())
+
+    def stats(self, kind: str) -> list[SubjectStats]:
+        """Return what the subjects of a kind use, those without flows left out."""
+        with self._lock:
+            subjects = [subject for subject in self._subjects.values() if subject.kind == kind]
+            for subject in subjects:
+                self._settle(subject)
+            return [subject.stats() for subject in subjects]
+
+    def flows(self, kind: str, name: str) -> list[LiveFlow]:
+        """Return the running flows of a subject."""
+        with self._lock:
+            subject = self._subjects.get((kind, name))
+            return self._settle(subject) if subject is not None else []
+
+    def expire(self, now: float) -> Sequence[Callable[[], None]]:
+        """Forget subjects whose rates have recovered.
+
+        Returns the calls that end flows of users whose quota is used up, or who have expired.
+        """
+        restricted: list[tuple[str, list[LiveFlow]]] = []
+        with self._lock:
+            idle = self._idle
+            for key in [key for key, subject in idle.items() if subject.has_recovered(now)]:
+                del idle[key]
+            for user in self._standing.restricted:
+                if subject := self._subjects.get((USER, user)):
+                    restricted.append((user, self._settle(subject)))
+            if now - self._settled >= SETTLE_SECONDS:
+                self._settled = now
+                for (kind, _), subject in self._subjects.items():
+                    if kind == USER:
+                        self._settle(subject)
+        return [
+            partial(live.kill, refusal)
+            for user, flows in restricted
+            if (refusal := self._standing.refusal(user, ""))
+            for live in flows
+        ]
+
+    # -- under the lock
+
+    def _settle(self, subject: Subject) -> list[LiveFlow]:
+        """Count what the flows of a subject have moved; return the flows."""
+        flows = []
+        for account in subject.accounts:
+            self._note(account)
+            if account.live is not None:
+                flows.append(account.live)
+        return flows
+
+    def _note(self, account: FlowAccount) -> None:
+        """Count what a flow has moved since the last time."""
+        sent, received = account.settle()
+        if account.user and (sent or received):
+            self._usage.moved(account.user, sent, received)
+
+    def _keys(self, flow: Flow) -> Iterable[tuple[str, str]]:
+        client = client_key(flow.client.host)
+        keys = [(CLIENT, client)]
+        if flow.user:
+            keys.append((USER, flow.user))
+        rates = self._listeners.get(flow.listener)
+        if rates is not None:
+            if rates.rate is not None:
+                keys.append((LISTENER, flow.listener))
+            if rates.rate_per_client is not None:
+                keys.append((CLIENT_OF_LISTENER, f"{flow.listener} {client}"))
+        return keys
+
+    def _limits(self, kind: str, name: str) -> Limits:
+        if kind == USER:
+            return self._overrides.get(name) or self._users.get(name, NO_LIMITS)
+        if kind == CLIENT:
+            return NO_LIMITS
+        rates = self._listeners.get(name.partition(" ")[0], ListenerRates())
+        rate = rates.rate if kind == LISTENER else rates.rate_per_client
+        return Limits(rate_up=rate, rate_down=rate)
+
+    def _subject(self, kind: str, name: str) -> Subject:
+        """Return a subject that is to get a flow.  Raises LedgerFull."""
+        key = kind, name
+        subject = self._subjects.get(key)
+        if subject is None:
+            slot = self._ledger.slot(kind, name)
+            subject = self._idle.pop(key, None)
+            if subject is None:
+                subject = Subject(kind, name, _prefix(kind, name), slot, self._limits(kind, name))
+            else:
+                subject.take_slot(slot)
+            self._subjects[key] = subject
+        return subject
+
+    def _retire(self, subjects: Iterable[Subject]) -> None:
+        """Set subjects without flows aside until their rates have recovered."""
+        for subject in subjects:
+            if not subject.accounts:
+                key = subject.kind, subject.name
+                del self._subjects[key]
+                if subject.limits is not NO_LIMITS:
+                    self._idle.put(key, subject)
+
+    def _apply(self, subject: Subject, limits: Limits) -> None:
+        """Apply limits to a subject and to its running flows."""
+        if limits != subject.limits:
+            subject.configure(limits)
+            for account in subject.accounts:
+                account.configure()
+
+    def _regroup(self) -> None:
+        """Count running flows for the listeners and clients that have rates by now."""
+        accounts = {
+            account: None for subject in self._subjects.values() for account in subject.accounts
+        }
+        for account in accounts:
+            if account.live is not None:
+                try:
+                    account.enter([self._subject(*key) for key in self._keys(account.live.flow)])
+                except LedgerFull:
+                    continue
+
+
+def _prefix(kind: str, name: str) -> str:
+    """Return what the keys of a subject's limits begin with; of a listener, the whole key."""
+    if kind == USER:
+        return f"users.{name}.limits"
+    return "limits.rate" if kind == LISTENER else "limits.rate_per_client"

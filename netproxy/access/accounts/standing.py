@@ -1,0 +1,127 @@
+"""Who may begin nothing new: banned users and clients, expired users, users without quota left.
+
+Bans are made over the control socket and last until the daemon ends.  Thread: any; nothing
+here blocks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple
+
+from netproxy.interfaces.bounded import BoundedDict
+from netproxy.interfaces.fairness import client_key
+
+if TYPE_CHECKING:
+    from netproxy.access.accounts.usage import UsageBook
+
+BANNED_USER, BANNED_CLIENT = "user banned", "client banned"
+USER_EXPIRED = "user expired"
+QUOTA_USED_UP = "quota used up"
+BANS_LIMIT = 4096
+"""Bans of one kind; the oldest is forgotten.  A firewall is the place for more."""
+FOR_EVER = float("inf")
+
+
+class Terms(NamedTuple):
+    """How long and how much a user may use the daemon.  None: no limit."""
+
+    expires: str = ""
+    """The last day, "2027-01-31", in the system's time zone; "" for no end."""
+    day: int | None = None
+    """Bytes of a day, both directions together."""
+    month: int | None = None
+    total: int | None = None
+
+    @property
+    def has_quota(self) -> bool:
+        """True if there is a limit of bytes."""
+        return (self.day, self.month, self.total) != (None, None, None)
+
+
+class Ban(NamedTuple):
+    """A ban in force."""
+
+    name: str
+    """The user, or the client: an IPv4 address or an IPv6 network."""
+    until: float
+    """Seconds since the epoch; FOR_EVER without an end."""
+
+
+class Standing:
+    """Decides whether a user and a client may begin anything new."""
+
+    def __init__(self, usage: UsageBook, clock: Callable[[], float] = time.time) -> None:
+        """`usage` knows what users have moved.  `clock` returns seconds since the epoch."""
+        self._usage = usage
+        self._clock = clock
+        # Guards the bans.  Readers look names up without it.
+        self._lock = threading.Lock()
+        self._users: BoundedDict[str, float] = BoundedDict(BANS_LIMIT)
+        self._clients: BoundedDict[str, float] = BoundedDict(BANS_LIMIT)
+        self._terms: Mapping[str, Terms] = {}
+        """By user; replaced as a whole."""
+
+    def configure(self, terms: Mapping[str, Terms]) -> None:
+        """Apply the terms of a configuration, by user."""
+        self._terms = terms
+
+    @property
+    def restricted(self) -> Mapping[str, Terms]:
+        """The users with terms."""
+        return self._terms
+
+    def refusal(self, user: str, client: str) -> str:
+        """Return why a user and a client address get nothing new, "" if they do."""
+        if self._clients and self._is_banned(self._clients, client_key(client)):
+            return BANNED_CLIENT
+        if not user:
+            return ""
+        if self._users and self._is_banned(self._users, user):
+            return BANNED_USER
+        terms = self._terms.get(user)
+        return "" if terms is None else self._refusal_by(terms, user)
+
+    def _refusal_by(self, terms: Terms, user: str) -> str:
+        if terms.expires:
+            today = time.strftime("%Y-%m-%d", time.localtime(self._clock()))
+            # Dates of this form are in the order of their texts.
+            if today > terms.expires:
+                return USER_EXPIRED
+        if terms.has_quota:
+            for quota, used in zip(terms[1:], self._usage.of(user), strict=True):
+                if quota is not None and used.up + used.down >= quota:
+                    return QUOTA_USED_UP
+        return ""
+
+    def ban_user(self, user: str, seconds: float = FOR_EVER) -> None:
+        """Refuse a user for so many seconds."""
+        with self._lock:
+            self._users.put(user, self._clock() + seconds)
+
+    def ban_client(self, client: str, seconds: float = FOR_EVER) -> None:
+        """Refuse a client for so many seconds: an address, which stands for its client_key()."""
+        with self._lock:
+            self._clients.put(client_key(client), self._clock() + seconds)
+
+    def unban(self, name: str) -> bool:
+        """Take the bans of a user or of a client address back; return whether there was one."""
+        with self._lock:
+            of_user = self._users.pop(name, None)
+            of_client = self._clients.pop(client_key(name), None) or self._clients.pop(name, None)
+        return not (of_user is None and of_client is None)
+
+    def bans(self) -> tuple[list[Ban], list[Ban]]:
+        """Return the bans in force, of users and of clients."""
+        now = self._clock()
+        with self._lock:
+            users, clients = (
+                [Ban(name, until) for name, until in bans.items() if until > now]
+                for bans in (self._users, self._clients)
+            )
+        return users, clients
+
+    def _is_banned(self, bans: Mapping[str, float], name: str) -> bool:
+        until = bans.get(name)
+        return until is not None and until > self._clock()

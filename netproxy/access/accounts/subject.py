@@ -1,0 +1,142 @@
+"""Subjects: the users, clients and listeners that flows count for, with their limits.
+
+Thread: AccountBook calls everything here under its lock.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from netproxy.access.accounts.ledger import (
+    CONNECTIONS,
+    DOWN,
+    LEASED_DOWN,
+    LEASED_UP,
+    OPENED,
+    SESSIONS,
+    UP,
+    Slot,
+)
+from netproxy.access.accounts.pacing import Bucket, Level, default_burst
+
+if TYPE_CHECKING:
+    from netproxy.access.accounts.account import FlowAccount
+
+USER, CLIENT, LISTENER, CLIENT_OF_LISTENER = "user", "client", "listener", "client of listener"
+"""The kinds of subjects."""
+
+
+class Limits(NamedTuple):
+    """What one subject may use.  None: no limit."""
+
+    connections: int | None = None
+    """TCP connections at the same time."""
+    sessions: int | None = None
+    """UDP sessions at the same time."""
+    connection_rate: float | None = None
+    """New connections and sessions per second."""
+    rate_up: int | None = None
+    """Bytes per second, client to target."""
+    rate_down: int | None = None
+    burst: int | None = None
+    """Bytes; None: pacing.default_burst()."""
+
+
+NO_LIMITS = Limits()
+
+
+class ListenerRates(NamedTuple):
+    """The rates of a listener, in bytes per second and direction.  None: no limit."""
+
+    rate: int | None = None
+    """Of all clients together."""
+    rate_per_client: int | None = None
+
+
+class SubjectStats(NamedTuple):
+    """What a subject uses at the moment, and has moved while it was in the ledger."""
+
+    name: str
+    connections: int
+    sessions: int
+    up: int
+    """Bytes, client to target."""
+    down: int
+
+
+class Subject:
+    """A user, a client or a listener with running flows."""
+
+    __slots__ = ("kind", "name", "prefix", "slot", "accounts", "limits", "up", "down", "_opened")
+
+    def __init__(self, kind: str, name: str, prefix: str, slot: Slot, limits: Limits) -> None:
+        """`prefix` is what the keys of its limits begin with, for records."""
+        self.kind, self.name, self.prefix, self.slot = kind, name, prefix, slot
+        self.accounts: dict[FlowAccount, None] = {}
+        self.limits = NO_LIMITS
+        self.up: Bucket | None = None
+        self.down: Bucket | None = None
+        # The rate of new connections.
+        self._opened: Level | None = None
+        self.configure(limits)
+
+    def configure(self, limits: Limits) -> None:
+        """Apply other limits; counts go on."""
+        self.limits = limits
+        self.up = self._bucket(self.up, "rate_up", LEASED_UP, limits.rate_up)
+        self.down = self._bucket(self.down, "rate_down", LEASED_DOWN, limits.rate_down)
+        if limits.connection_rate is None:
+            self._opened = None
+            return
+        rate, burst = limits.connection_rate, max(1.0, limits.connection_rate)
+        if self._opened is None:
+            self._opened = Level(rate, burst, self.slot.sum(OPENED), time.monotonic())
+        self._opened.rate, self._opened.burst = rate, burst
+
+    def _bucket(
+        self, bucket: Bucket | None, key: str, word: int, rate: int | None
+    ) -> Bucket | None:
+        if rate is None:
+            return None
+        burst = self.limits.burst or default_burst(rate)
+        if bucket is None:
+            # Listeners have one rate for each direction, users have two.
+            key = f"{self.prefix}.{key}" if self.kind == USER else self.prefix
+            return Bucket(key, self.slot, word, rate, burst)
+        bucket.configure(rate, burst)
+        return bucket
+
+    def take_slot(self, slot: Slot) -> None:
+        """Go on with another slot: the one before may belong to another subject."""
+        self.slot = slot
+        for bucket in (self.up, self.down):
+            if bucket is not None:
+                bucket.slot = slot
+
+    def has_recovered(self, now: float) -> bool:
+        """Return whether nothing would be different if the subject were new."""
+        opened = self._opened
+        if opened is not None and opened.update(self.slot.sum(OPENED), now) < opened.burst:
+            return False
+        return all(bucket is None or bucket.is_full(now) for bucket in (self.up, self.down))
+
+    def reached(self, network: str) -> str:
+        """Return the key of the limit that one more flow of a network exceeds, "" if none."""
+        limits, slot = self.limits, self.slot
+        if network == "tcp":
+            if limits.connections is not None and slot.sum(CONNECTIONS) >= limits.connections:
+                return f"{self.prefix}.connections"
+        elif limits.sessions is not None and slot.sum(SESSIONS) >= limits.sessions:
+            return f"{self.prefix}.sessions"
+        if self._opened is not None:
+            if self._opened.update(slot.sum(OPENED), time.monotonic()) < 1:
+                return f"{self.prefix}.connection_rate"
+        return ""
+
+    def stats(self) -> SubjectStats:
+        """Return what the subject uses."""
+        slot = self.slot
+        return SubjectStats(
+            self.name, slot.sum(CONNECTIONS), slot.sum(SESSIONS), slot.sum(UP), slot.sum(DOWN)
+        )
