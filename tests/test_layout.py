@@ -89,7 +89,7 @@ OF_SOCKET_IN_A_CODEC = {"inet_ntop", "inet_pton", "AF_INET", "AF_INET6"}
 # Folders whose modules show or compare dates, and such modules of other folders. All others
 # measure time with time.monotonic().
 DATED = {"admin", "ctl", "observe", "tunnel", "daemon/checks"}
-DATED_MODULES = {"netproxy.access.accounts.usage"}
+DATED_MODULES = {"netproxy.access.accounts.usage", "netproxy.access.accounts.standing"}
 
 MODULE_LINES, FUNCTION_LINES, LINE = 300, 60, 100
 PARAMETERS, CONSTRUCTOR_PARAMETERS = 5, 7

@@ -35,9 +35,9 @@ from netproxy.protocol.http1_message import (
     trailer_fields,
     upgrade_of,
 )
+from netproxy.relay.connection import wait_for_room
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.accounts import Pace
     from netproxy.interfaces.connections import Stream, Wait
     from netproxy.protocol.http1_message import Framing
     from netproxy.relay.connection import OutboundConnection
@@ -93,10 +93,9 @@ class Exchange:
         self._left = self.framing.length
         self._uploaded = self.framing.empty
         self._interim = 0
-        # Bytes of the body since the client's deadline was last renewed.
-        self._progress = 0
-        # Bytes of the response that were sent to the client.
-        self._delivered = 0
+        # Bytes of the body since the client's deadline was last renewed, and bytes of the
+        # response that were sent to the client.
+        self._progress = self._delivered = 0
 
     def check_loop(self) -> None:
         """Raise HttpError if the request has passed here before."""
@@ -110,9 +109,8 @@ class Exchange:
         Returns False if the request is for the origin.
         """
         values = http1.field_values(self.request.fields, b"max-forwards")
-        if self.request.method not in (b"OPTIONS", b"TRACE") or len(values) != 1:
-            return False
-        if values[0].strip(b"0") or not values[0]:
+        is_zero = len(values) == 1 and values[0] != b"" and not values[0].strip(b"0")
+        if self.request.method not in (b"OPTIONS", b"TRACE") or not is_zero:
             return False
         if self.request.method == b"TRACE" or not self.framing.empty:
             raise http1.HttpError(405, "not answered by this proxy")
@@ -153,7 +151,7 @@ class Exchange:
                 piece = self._framed((yield from self._read_piece()))
                 if not (yield from self._send(upstream, piece)):
                     break
-                self._renew_after(len(piece))
+                self._renew(len(piece))
         except http1.HttpError:
             # An origin that has answered does not need the rest of the body.
             if not self.answered:
@@ -171,7 +169,7 @@ class Exchange:
             return False
         upstream.sent += len(piece)
         if upstream.sent >= upstream.account.up.mark:
-            yield from _pause(upstream.account.up, upstream.sent)
+            yield from wait_for_room(upstream.account.up, upstream.sent)
         return True
 
     def _watch_client(self) -> Steps[None]:
@@ -206,15 +204,13 @@ class Exchange:
         self._uploaded = not self._left
         return piece
 
-    def _renew_after(self, size: int) -> None:
+    def _renew(self, size: int = BODY_STEP) -> None:
+        """Give the client more time if another BODY_STEP bytes have come, the last `size` now."""
         self._progress += size
         if self._progress >= BODY_STEP:
-            self._renew()
-
-    def _renew(self) -> None:
-        self._progress = 0
-        if not self.answered:
-            self.client.limit(BODY_SECONDS)
+            self._progress = 0
+            if not self.answered:
+                self.client.limit(BODY_SECONDS)
 
     # -- the response
 
@@ -288,7 +284,7 @@ class Exchange:
         while piece := (yield from body.read()):
             yield from self._deliver(upstream, encode_chunk(piece) if chunked else piece)
             if upstream.received >= upstream.account.down.mark:
-                yield from _pause(upstream.account.down, upstream.received)
+                yield from wait_for_room(upstream.account.down, upstream.received)
         return body.trailer
 
     def _deliver(self, upstream: OutboundConnection, data: bytes) -> Steps[None]:
@@ -302,9 +298,3 @@ class Exchange:
         self.answered = True
         head = http1.encode_response(response._replace(fields=fields))
         return upstream.accept(self.client, head)
-
-
-def _pause(pace: Pace, moved: int) -> Steps[None]:
-    """Wait until a direction that has moved so many bytes may carry more."""
-    while not pace.renew(moved):
-        yield Events((), pace.delay())

@@ -141,8 +141,7 @@ class Connection:
             return result if light else Wait((), None, partial(self._resume_with, result))
         if blocking and not need.light:
             watched, seconds = need.watched()
-            # A shorter time is a pause, and the thread does not wait for its end.
-            if seconds is None or seconds >= STAY_SECONDS:
+            if seconds is None or seconds >= STAY_SECONDS:  # else it is a pause
                 ready = poll_watched(watched, STAY_SECONDS)
                 result = need.proceed(ready) if ready else Progress.PENDING
         return self._wait_for(need) if result is Progress.PENDING else result

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from netproxy.errors import StreamError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
+from netproxy.interfaces.connections import Events
 from netproxy.interfaces.flows import Record, Traffic
 from netproxy.interfaces.listeners import DECIDED_BY
 from netproxy.interfaces.routing import Route
@@ -15,9 +16,9 @@ from netproxy.net.stream import poll_watched
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.accounts import Account
+    from netproxy.interfaces.accounts import Account, Pace
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.connections import Stream, Wait
+    from netproxy.interfaces.connections import Steps, Stream, Wait
     from netproxy.interfaces.flows import Observer
     from netproxy.interfaces.services import Counter, Trace
     from netproxy.relay.pipe import RelayOwner
@@ -42,6 +43,12 @@ def tell_route(trace: Trace, route: Route, **values: object) -> None:
     trace.step(
         "routed", **values, target=flow.target, rule=rule, upstream=upstream, addresses=addresses
     )
+
+
+def wait_for_room(pace: Pace, moved: int) -> Steps[None]:
+    """Wait until a direction that has moved so many bytes may carry more."""
+    while not pace.renew(moved):
+        yield Events((), pace.delay())
 
 
 class ConnectionDependencies(Protocol):

@@ -135,13 +135,7 @@ class Relay:
     def _resume(self, ready: bool) -> Wait | None:
         """Go on, on a thread of the relay's own, until there is nothing to do for a moment."""
         try:
-            paused = [direction for direction in (self._up, self._down) if direction.paused]
-            for direction in paused:
-                direction.move()
-            if self._up.done and self._down.done:
-                ended = "closed"
-            else:
-                ended = self._work() if ready or paused else "idle"
+            ended = self._work() if self._move_paused() or ready else "idle"
         except _FAULTS:
             ended = "reset"
         return self._end(ended) if ended else self._next_wait()
@@ -151,8 +145,6 @@ class Relay:
 
         Without a descriptor, the time of a pause is over.
         """
-        if not events:
-            return self._go_on_after_pause()
         is_client = descriptor == self._near
         reads, writes = (self._up, self._down) if is_client else (self._down, self._up)
         try:
@@ -163,24 +155,25 @@ class Relay:
             elif events & _HUNG_UP and not writes.done and _has_hung_up(reads.source):
                 # Nothing can reach that side any more.
                 return self._end("reset")
+            if not events:
+                self._move_paused()
         except _FAULTS:
             return self._end("reset")
         return self._end("closed") if reads.done and writes.done else self._next_wait()
 
-    def _go_on_after_pause(self) -> Wait | None:
-        try:
-            for direction in (self._up, self._down):
-                if direction.paused:
-                    direction.move()
-        except _FAULTS:
-            return self._end("reset")
-        return self._end("closed") if self._up.done and self._down.done else self._next_wait()
+    def _move_paused(self) -> bool:
+        """Go on with the directions that were paused; return whether there were any."""
+        paused = [direction for direction in (self._up, self._down) if direction.paused]
+        for direction in paused:
+            direction.move()
+        return bool(paused)
 
     def _work(self) -> str:
         """Move bytes; return how the relay ended, "" if it only waits."""
         poll = select.poll()
         watched: dict[int, int] = {}
-        while not (self._up.paused or self._down.paused):
+        up, down = self._up, self._down
+        while not (up.paused or down.paused or (up.done and down.done)):
             interests = {sock.fileno(): events for sock, events in self._interests()}
             if interests != watched:
                 for descriptor in watched.keys() - interests.keys():
@@ -191,13 +184,13 @@ class Relay:
             limit = self._idle_limit()
             ready = dict(poll.poll(min(limit, STAY_SECONDS) * 1000))
             if not ready:
-                for direction in (self._up, self._down):
-                    direction.rest()
+                up.rest()
+                down.rest()
                 return "idle" if limit <= STAY_SECONDS else ""
             ended = self._move(ready)
             if ended:
                 return ended
-        return ""
+        return "closed" if up.done and down.done else ""
 
     def _move(self, ready: dict[int, int]) -> str:
         """Move what can be moved; return how the relay ended, "" if it goes on.
@@ -257,9 +250,8 @@ class Relay:
         self._wait = None
         paused = [direction for direction in (self._up, self._down) if direction.paused]
         seconds = min(direction.pace.delay() for direction in paused)
-        step = (
-            self._step if self._plain and not any(direction.busy for direction in paused) else None
-        )
+        busy = any(direction.busy for direction in paused)
+        step = self._step if self._plain and not busy else None
         return Wait(self._interests(), seconds, self._resume, False, step, True, True)
 
     def _end(self, ended: str) -> Wait | None:

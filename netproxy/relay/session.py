@@ -94,12 +94,11 @@ class Session:
         """Monotonic time at which the janitor last found it active."""
         self.ended = ""
         """Why it was removed from the table; "" while it is in there."""
-        self.started = now
-        self.number = 0
+        self.started, self.number = now, 0
         self.sent = self.received = self.datagrams_sent = self.datagrams_received = 0
-        self.account, self._up, self._down = account, account.up, account.down
+        self._table, self.account = table, account
+        self._up, self._down = account.up, account.down
         account.attach(self)
-        self._table = table
         self._filtering = filtering
         self._permitted: dict[Address | str, int] = {}
         """What may reply, and the entries that permit it.  Empty if filtering is off."""

@@ -332,7 +332,8 @@ class TestReload:
             for number in range(30):
                 daemon.reload(PLAIN + f"\ntimeouts: {{connect: {number + 1}s}}")
                 tunnel.check()
-        # The NAT table, the socket whose drops are counted, memory, the log, refusals, accounts, usage.
+        # The NAT table, the socket whose drops are counted, memory, the log, refusals, accounts,
+        # usage.
         assert len(daemon.daemon._runtime.janitor._tables) == 7
 
     def test_old_plans_are_freed(self, tmp_path: Path) -> None:
