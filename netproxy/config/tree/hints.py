@@ -20,7 +20,7 @@ SECTIONS = {
     "listeners[].tls": ("certificate", "key", "client_ca"),
     "rules[]": (
         *("via", "domain", "domain_file", "ip", "ip_file", "geoip", "port", "client", "user"),
-        *("listener", "not"),
+        *("listener", "hours", "not"),
     ),
     "upstreams.NAME": (
         *("url", "timeout", "bind", "mark", "keepalive", "members", "balance", "health_check"),

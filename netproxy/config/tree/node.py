@@ -185,10 +185,12 @@ class MapReader:
         self.take(key)
         return nodes
 
-    def values(self, key: str, parse: Callable[[str], Value]) -> tuple[Value, ...]:
-        """Take a list of scalars and parse them; those with an error are left out."""
+    def values(
+        self, key: str, parse: Callable[[str], Value], commas: bool = False
+    ) -> tuple[Value, ...]:
+        """Take scalars, which may hold `commas`, and parse them; wrong ones are left out."""
         is_list = key in self._left and isinstance(self._left[key].value, list)
-        parse_one = parse if is_list else _alone(parse)
+        parse_one = parse if is_list or commas else _alone(parse)
         parsed = [
             self._scalar(node, f"{key}[{index}]", parse_one, None)
             for index, node in enumerate(self.items(key))
