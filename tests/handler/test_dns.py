@@ -664,6 +664,12 @@ class TestClients:
         assert plain.counts.of("drops", "client not allowed") == 3
         assert not plain.tasks and nothing_comes(stranger, 0)
 
+    def test_record_names_the_key_that_decides(self, plain: Rig) -> None:
+        plain.make(clients=AllowedClients(deny=((IpNetwork.parse("127.0.0.2"),), ())))
+        plain.hand_over(query(WWW), by=plain.open("127.0.0.2"))
+        assert [refusal.decided for refusal in plain.counts.refusals] == ["clients_deny"]
+        assert plain.ask(query(WWW), by=plain.open("127.0.0.3"))
+
     def test_clients_of_the_allowed_networks_are_answered(
         self, plain: Rig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
