@@ -11,11 +11,10 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from netproxy.interfaces.fairness import client_key
-from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED
-from netproxy.interfaces.networks import NetworkSet
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.listeners import Resident
+    from netproxy.interfaces.listeners import AllowedClients, Resident
 
 EVICTION_CANDIDATES = 16
 """How many of a client's oldest connections are compared to find the one idle longest.  Each
@@ -101,12 +100,12 @@ class Admission:
 
     def __init__(
         self,
-        clients: NetworkSet | None,
+        clients: AllowedClients,
         total: int,
         per_client: int,
         occupancy: _Occupancy | None = None,
     ) -> None:
-        """Admit `total` connections, `per_client` for each address; `clients` None: every address.
+        """Admit `total` connections of `clients`, `per_client` for each address.
 
         `occupancy`: the counts to go on with, for with_limits().
         """
@@ -117,7 +116,7 @@ class Admission:
         self.residents = self._occupancy.residents
         """Where a connection that has entered adds itself, so that it can end for another one."""
 
-    def with_limits(self, clients: NetworkSet | None, total: int, per_client: int) -> Admission:
+    def with_limits(self, clients: AllowedClients, total: int, per_client: int) -> Admission:
         """Return an Admission with other limits that counts the same connections.
 
         A connection that entered by one of the two may leave by the other.
@@ -130,7 +129,7 @@ class Admission:
         The reasons: "client not allowed", "connection limit", "client limit".  If all
         connections are taken, one of a client that has more ends for this one.
         """
-        if self._clients is not None and client not in self._clients:
+        if not self._clients.everybody and self._clients.refused_by(client):
             return CLIENT_NOT_ALLOWED
         occupancy, evicted = self._occupancy, None
         is_ipv6 = ":" in client
@@ -154,6 +153,12 @@ class Admission:
         if evicted is not None:
             evicted.evict()
         return ""
+
+    def decided_by(self, refusal: str, client: str) -> str:
+        """Return what has decided a refusal of enter(): a key of the configuration."""
+        if refusal == CLIENT_NOT_ALLOWED:
+            return self._clients.refused_by(client)
+        return DECIDED_BY[refusal]
 
     @property
     def live(self) -> int:

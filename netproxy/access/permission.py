@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from netproxy.access.login import Login
     from netproxy.interfaces.flows import Flow
-    from netproxy.interfaces.networks import HostSet
+    from netproxy.interfaces.listeners import AllowedClients
     from netproxy.interfaces.routing import Router
     from netproxy.interfaces.services import Counter
 
@@ -41,12 +41,9 @@ class Permission:
     __slots__ = ("listener", "login", "_clients", "_routed", "_counter", "_removed", "__weakref__")
 
     def __init__(
-        self, listener: str, login: Login, clients: HostSet | None, counter: Counter
+        self, listener: str, login: Login, clients: AllowedClients, counter: Counter
     ) -> None:
-        """`login` is used by the handlers of the listener and follows as well.
-
-        `clients` None: every client may come.
-        """
+        """`login` is used by the handlers of the listener and follows as well."""
         self.listener = listener
         self.login = login
         self._clients = clients
@@ -64,7 +61,7 @@ class Permission:
 
     def refusal(self, flow: Flow) -> str:
         """Return why the client of a flow gets nothing new, "" if it does."""
-        if self._removed or self._clients is not None:
+        if self._removed or not self._clients.everybody:
             if refusal := self._client_refusal(flow.client.host):
                 return refusal
         login, user = self.login, flow.user
@@ -82,7 +79,8 @@ class Permission:
         `asked` returns what the client asked for; None: for the flow's target.
         """
         if refusal := self.refusal(flow):
-            refused = flow.refusal("requests_refused", refusal, DECIDED_BY[refusal])
+            decided = self._decided_by(refusal, flow.client.host)
+            refused = flow.refusal("requests_refused", refusal, decided)
             self._counter.refuse(refused if asked is None else refused._replace(asked=asked()))
             raise DialError(Reason.DENIED, said=refusal)
 
@@ -90,23 +88,29 @@ class Permission:
         """Return whether a new flow is refused; count and record its datagrams then."""
         refusal = self.refusal(flow)
         if refusal:
-            refused = flow.refusal("drops", refusal, DECIDED_BY[refusal])
+            decided = self._decided_by(refusal, flow.client.host)
+            refused = flow.refusal("drops", refusal, decided)
             self._counter.refuse(refused, datagrams)
         return bool(refusal)
 
     def check_client(self, client: str) -> None:
         """Raise DialError, counted, if a client address gets nothing new, whoever logs in."""
         if refusal := self._client_refusal(client):
-            refused = Refusal("requests_refused", refusal, self.listener, client)
-            self._counter.refuse(refused._replace(decided=DECIDED_BY[refusal]))
+            decided = self._decided_by(refusal, client)
+            refused = Refusal("requests_refused", refusal, self.listener, client, "", decided)
+            self._counter.refuse(refused)
             raise DialError(Reason.DENIED, said=refusal)
 
     def _client_refusal(self, client: str) -> str:
         if self._removed:
             return LISTENER_REMOVED
-        if self._clients is not None and client not in self._clients:
-            return CLIENT_NOT_ALLOWED
-        return ""
+        return CLIENT_NOT_ALLOWED if self._clients.refused_by(client) else ""
+
+    def _decided_by(self, refusal: str, client: str) -> str:
+        """Return the key of the configuration that has decided a refusal."""
+        if refusal == CLIENT_NOT_ALLOWED:
+            return self._clients.refused_by(client)
+        return DECIDED_BY[refusal]
 
     def follow(self, newer: Permission | None, router: Router) -> None:
         """Permit from now on what `newer` does; None if the listener has been removed.

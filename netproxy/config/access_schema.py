@@ -5,6 +5,24 @@ schema.py has everything else and explains the form.  None means that there is n
 
 from typing import NamedTuple
 
+from netproxy.interfaces.networks import IpNetwork
+
+
+class NetworkList(NamedTuple):
+    """Networks and exclusions; the longest prefix decides.  Without networks: all others."""
+
+    networks: tuple[IpNetwork, ...] = ()
+    excluded: tuple[IpNetwork, ...] = ()
+
+
+class ClientsConfig(NamedTuple):
+    """The clients that may connect to a listener or to a port of an agent."""
+
+    allow: NetworkList = NetworkList()
+    """Empty for all."""
+    deny: NetworkList = NetworkList()
+    """Those of `allow` that may not connect."""
+
 
 class LimitsConfig(NamedTuple):
     """What the clients of a listener may use at the same time, and how fast."""

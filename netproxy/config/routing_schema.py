@@ -157,6 +157,8 @@ class ConditionsConfig(NamedTuple):
     client: tuple[IpNetwork, ...] = ()
     user: tuple[str, ...] = ()
     listener: tuple[str, ...] = ()
+    hours: tuple[tuple[range, ...], ...] = ()
+    """Minutes of the week, as config.hours.parse_hours() returns them."""
 
 
 class RuleConfig(NamedTuple):

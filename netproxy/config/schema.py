@@ -11,7 +11,9 @@ The classes are NamedTuples: the dataclasses module costs 1.3 MiB, a tenth of an
 from typing import NamedTuple
 
 from netproxy.config.access_schema import AuthConfig as AuthConfig
+from netproxy.config.access_schema import ClientsConfig as ClientsConfig
 from netproxy.config.access_schema import LimitsConfig as LimitsConfig
+from netproxy.config.access_schema import NetworkList as NetworkList
 from netproxy.config.access_schema import PenaltyConfig as PenaltyConfig
 from netproxy.config.access_schema import QuotaConfig as QuotaConfig
 from netproxy.config.access_schema import UserConfig as UserConfig
@@ -79,8 +81,7 @@ class ListenerConfig(NamedTuple):
     announce: tuple[AnnounceConfig, ...] = ()
     auth: str = "none"
     """ "required", "optional" or "none"."""
-    clients: tuple[IpNetwork, ...] | None = None
-    """The networks that may connect; None for all."""
+    clients: ClientsConfig = ClientsConfig()
     target: Address | None = None
     """Where all traffic goes; only for the protocols tcp and udp."""
     upstream: UpstreamConfig | None = None
@@ -185,6 +186,7 @@ class PortConfig(NamedTuple):
     """The address that the ports are bound on."""
     first: int
     last: int
+    clients: ClientsConfig = ClientsConfig()
 
 
 class BridgeAgentConfig(NamedTuple):

@@ -29,7 +29,7 @@ from netproxy.handler.factory import (
     make_handler,
 )
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.networks import NetworkSet
+from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
 from netproxy.listener.manager import ListenerSpec
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
@@ -208,12 +208,10 @@ class _Builder:
         for listener in self._config.listeners:
             # A client that comes through a trusted proxy is checked again (handler.sps), once the
             # proxy has said whom it speaks for.
-            allowed = (
-                NetworkSet(listener.clients + listener.proxy_protocol) if listener.clients else None
-            )
+            allowed = AllowedClients(*listener.clients, listener.proxy_protocol)
             limits = listener.limits
             per_client = limits.connections_per_client or 1
-            running = admissions.get(listener.name) or Admission(None, 0, 0)
+            running = admissions.get(listener.name) or Admission(ALL_CLIENTS, 0, 0)
             admissions[listener.name] = running.with_limits(allowed, limits.connections, per_client)
         return admissions
 

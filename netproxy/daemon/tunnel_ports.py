@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from netproxy.handler.factory import HandlerDependencies
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.routing import Dialer, Router
+    from netproxy.interfaces.listeners import AllowedClients
     from netproxy.protocol.tunnel import BridgePort
+    from netproxy.tunnel.ports import PortRange
     from netproxy.tunnel.sessions import AgentSessions
 
 
@@ -81,18 +83,18 @@ class PublicPorts:
             for port in self._open:
                 port.configure(dependencies)
 
-    def open(self, agent: str, port: BridgePort, host: str) -> TcpPort | UdpPort:
+    def open(self, agent: str, port: BridgePort, allowed: PortRange) -> TcpPort | UdpPort:
         """Listen on a port that leads to the agent.  Raises ListenError."""
         dialer = TunnelDialer(
             agent, self._sessions, self._dependencies.timeouts.connect, self.runtime.counters, port
         )
         target = PortTarget(f"{agent}-{port.port}", Address(agent, port.port), FixedRouter(dialer))
-        address = Address(host, port.port)
+        address = Address(allowed.host, port.port)
         opened: TcpPort | UdpPort
         if port.network == "tcp":
-            opened = TcpPort(self, address, target)
+            opened = TcpPort(self, address, target, allowed.clients)
         else:
-            opened = UdpPort(self.runtime, address, target)
+            opened = UdpPort(self.runtime, address, target, allowed.clients)
         try:
             opened.start()
         except RuntimeError as error:
@@ -106,6 +108,12 @@ class PublicPorts:
         with self._lock:
             port.configure(self._dependencies)
             self._open.append(port)
+
+    def admit(self, port: TcpPort, clients: AllowedClients) -> None:
+        """Let these clients connect to an open port from now on."""
+        with self._lock:
+            port.admission = port.admission.with_limits(clients, *port.limits)
+            port.configure(self._dependencies)
 
     def retire(self, port: TcpPort) -> None:
         """Keep a port that was closed until its connections have ended."""
@@ -131,7 +139,9 @@ class PublicPorts:
 class TcpPort:
     """A public TCP port (tunnel.ports.OpenPort)."""
 
-    def __init__(self, ports: PublicPorts, address: Address, target: PortTarget) -> None:
+    def __init__(
+        self, ports: PublicPorts, address: Address, target: PortTarget, clients: AllowedClients
+    ) -> None:
         """Bind the port.  Raises ListenError."""
         self._ports = ports
         self._runtime = runtime = ports.runtime
@@ -141,7 +151,10 @@ class TcpPort:
         connections = LimitsConfig().connections
         # As for a listener: on loopback all clients share one address.
         per_client = connections if is_loopback(address.host) else CONNECTIONS_PER_CLIENT
-        self._admission = Admission(None, connections, per_client)
+        self.limits = connections, per_client
+        """The connections of all clients, and of one."""
+        self.admission = Admission(clients, *self.limits)
+        """Replaced under the lock of PublicPorts."""
         # No client of a proxy listener may be led to this port, from now until it is closed.
         self._unregister = runtime.own.register("tcp", self._listener.address, of_agent=True)
         ports.add(self)
@@ -160,7 +173,11 @@ class TcpPort:
             dependencies.accounts,
         )
         handler = TcpForward(self._target.name, connector, self._target.target)
-        self._listener.configure(handler, self._admission, dependencies.timeouts.handshake)
+        self._listener.configure(handler, self.admission, dependencies.timeouts.handshake)
+
+    def set_clients(self, clients: AllowedClients) -> None:
+        """Let these clients connect from now on."""
+        self._ports.admit(self, clients)
 
     def close(self) -> None:
         """Stop to accept; running connections continue."""
@@ -181,13 +198,15 @@ class TcpPort:
 class UdpPort:
     """A public UDP port (tunnel.ports.OpenPort), with the sessions of its clients."""
 
-    def __init__(self, runtime: Runtime, address: Address, target: PortTarget) -> None:
+    def __init__(
+        self, runtime: Runtime, address: Address, target: PortTarget, clients: AllowedClients
+    ) -> None:
         """Bind the port.  Raises ListenError."""
         self._runtime = runtime
         self._listener = runtime.udp_listener(address)
         self._table = nat_table(runtime, None if is_loopback(address.host) else SESSIONS_PER_CLIENT)
-        self._listener.handler = UdpForward(
-            target.name, target.router, self._table, target.target, None, runtime.counters
+        self._forward = self._listener.handler = UdpForward(
+            target.name, target.router, self._table, target.target, clients, runtime.counters
         )
         # As for a TCP port.
         self._unregister = runtime.own.register("udp", self._listener.address, of_agent=True)
@@ -197,6 +216,10 @@ class UdpPort:
     def start(self) -> None:
         """Start to receive.  Raises RuntimeError if there is no thread."""
         self._listener.start()
+
+    def set_clients(self, clients: AllowedClients) -> None:
+        """Let these clients begin sessions from now on."""
+        self._forward.clients = clients
 
     def close(self) -> None:
         """Stop to receive, and end the sessions."""

@@ -12,6 +12,7 @@ from netproxy.access.backoff import AGENT_SECONDS, BackOff
 from netproxy.daemon.tunnel_agent import DaemonAgent
 from netproxy.daemon.tunnel_ports import PublicPorts
 from netproxy.errors import ConfigError
+from netproxy.interfaces.listeners import AllowedClients
 from netproxy.tunnel.bridge import Bridge
 from netproxy.tunnel.dialer import TunnelDialer
 from netproxy.tunnel.ports import AgentRights, PortRange
@@ -147,4 +148,8 @@ def _read_trust(config: UpstreamTlsConfig, server: str) -> BridgeTrust:
 
 
 def _rights(agent: BridgeAgentConfig) -> AgentRights:
-    return AgentRights(agent.token.encode(), tuple(PortRange(*port) for port in agent.ports))
+    ports = (
+        PortRange(network, host, first, last, AllowedClients(*clients))
+        for network, host, first, last, clients in agent.ports
+    )
+    return AgentRights(agent.token.encode(), tuple(ports))

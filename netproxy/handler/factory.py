@@ -19,6 +19,7 @@ from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.handler.socks5_udp import RelayState, Socks5UdpRelay
 from netproxy.handler.sps import ClientProtocol, Gate, SpsHandler, TlsHandshake
 from netproxy.handler.stream_udp import StreamUdpRelay
+from netproxy.interfaces.listeners import AllowedClients
 from netproxy.interfaces.networks import NetworkSet
 from netproxy.interfaces.services import Refusal
 from netproxy.relay.pipe import PipeLimits
@@ -96,7 +97,7 @@ def make_handler(
     gate = Gate(
         handlers.handler,
         NetworkSet(config.proxy_protocol),
-        _clients(config),
+        AllowedClients(*config.clients),
         make_tls_handshake(config.tls) if config.tls else None,
         dependencies.counter,
         config.name,
@@ -140,10 +141,11 @@ class _ListenerParts:
         self._config = config
         self._dependencies = dependencies
         self._state = state
+        self._clients = AllowedClients(*config.clients)
         timeouts, counter = dependencies.timeouts, dependencies.counter
         failed = _FailedLogins(config.name, counter, dependencies.log)
         self._login = Login(dependencies.users, config.auth, failed, dependencies.back_off)
-        self.permission = Permission(config.name, self._login, _clients(config), counter)
+        self.permission = Permission(config.name, self._login, self._clients, counter)
         announcements = [
             Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce
@@ -208,7 +210,7 @@ class _ListenerParts:
             self._dependencies.router,
             self._state.table,
             self._target,
-            _clients(self._config),
+            self._clients,
             self._dependencies.counter,
         )
         return ListenerHandler(None, forward, None)
@@ -223,7 +225,7 @@ class _ListenerParts:
         handler = DnsHandler(
             dns.source,
             dns.cache,
-            _clients(self._config),
+            self._clients,
             dns.submit,
             dns.arenas,
             self._dependencies.counter,
@@ -258,10 +260,6 @@ class _ListenerParts:
             self._dependencies.counter,
             self._streams,
         )
-
-
-def _clients(config: ListenerConfig) -> NetworkSet | None:
-    return NetworkSet(config.clients) if config.clients else None
 
 
 _HANDLERS: dict[str, Callable[[_ListenerParts], ListenerHandler]] = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Hashable
 from netproxy.errors import DialError
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED
 from netproxy.net.address import from_sockaddr
 from netproxy.relay.client import Client, no_header
 from netproxy.relay.coalesce import Runs
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handshake, Stream
     from netproxy.interfaces.datagrams import Batch, DatagramSocket
-    from netproxy.interfaces.networks import HostSet
+    from netproxy.interfaces.listeners import AllowedClients
     from netproxy.interfaces.routing import Router
     from netproxy.interfaces.services import Counter
     from netproxy.relay.entry import Entry
@@ -63,15 +63,16 @@ class UdpForward:
         router: Router,
         table: NatTable,
         target: Address,
-        clients: HostSet | None,
+        clients: AllowedClients,
         counter: Counter,
     ) -> None:
-        """`clients` are the addresses that may send, None for all."""
+        """`clients` are the addresses that may send."""
         self._listener = listener
         self._router = router
         self._table = table
         self._target = target
-        self._clients = clients
+        self.clients = clients
+        """May be replaced at any time, for the clients that come later."""
         self._counter = counter
 
     def handle_packets(self, batch: Batch, local: DatagramSocket) -> None:
@@ -100,10 +101,10 @@ class UdpForward:
         """
         endpoint = from_sockaddr(local.peer(peer))
         flow = Flow("udp", endpoint, self._target, self._listener, "")
-        if self._clients is not None and endpoint.host not in self._clients:
+        if decided := self.clients.refused_by(endpoint.host):
             reason, counter = CLIENT_NOT_ALLOWED, self._counter
             if not counter.refuse_unrecorded("drops", reason, endpoint.host, count):
-                counter.refuse(flow.refusal("drops", reason, DECIDED_BY[reason]), count)
+                counter.refuse(flow.refusal("drops", reason, decided), count)
             return None
         client = self._table.clients.get(peer)
         if client is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable, Mapping, TypeAlias
 
 from netproxy.errors import DeadlineError, EndOfStream, LimitError, ProtocolError
 from netproxy.interfaces.connections import Blocking, Progress
-from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED
 from netproxy.interfaces.services import Refusal
 from netproxy.protocol.proxy_protocol import read_header
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handler, Handshake, Ready, Steps, Stream, Watched
     from netproxy.interfaces.datagrams import Batch, DatagramSocket, PacketHandler
+    from netproxy.interfaces.listeners import AllowedClients
     from netproxy.interfaces.networks import HostSet
     from netproxy.interfaces.services import Counter
 
@@ -110,14 +111,14 @@ class Gate:
         self,
         handler: Handler,
         proxies: HostSet,
-        clients: HostSet | None,
+        clients: AllowedClients,
         tls: TlsHandshake | None,
         counter: Counter,
         listener: str,
     ) -> None:
         """`proxies` send a PROXY header; the client that it names must be among `clients`.
 
-        `clients` None: every client may come.  `listener` is the name in records.
+        `listener` is the name in records.
         """
         self._handler = handler
         self._proxies = proxies
@@ -130,10 +131,9 @@ class Gate:
         """Handle a connection; the inner handler sees the client of the PROXY header."""
         if client.host in self._proxies:
             client = (yield from read_header(ExactReader(stream))) or client
-            if self._clients is not None and client.host not in self._clients:
-                host, decided = client.host, DECIDED_BY[CLIENT_NOT_ALLOWED]
+            if decided := self._clients.refused_by(client.host):
                 key = "connections_refused", CLIENT_NOT_ALLOWED
-                self._counter.refuse(Refusal(*key, self._listener, host, "", decided))
+                self._counter.refuse(Refusal(*key, self._listener, client.host, "", decided))
                 return None
         tls = self._tls
         if tls is not None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping, Protocol
+from typing import TYPE_CHECKING, Iterable, Mapping, Protocol, Sequence
+
+from netproxy.interfaces.networks import NetworkSet
 
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.networks import HostSet, IpNetwork
+
+    _NetworkList = tuple[Sequence[IpNetwork], Sequence[IpNetwork]]
+    """Networks, and those that are excluded from them."""
 
 
 CLIENT_NOT_ALLOWED = "client not allowed"
-"""The reason of a client that is not in `clients` of its listener."""
+"""The reason of a client that may not connect, by `clients` or `clients_deny`."""
 EVICTED = "yielded to another client"
 """The reason of a connection that ends for one of another client."""
 DECIDED_BY: Mapping[str, str] = {
-    CLIENT_NOT_ALLOWED: "clients",
     "connection limit": "limits.connections",
     "client limit": "limits.connections_per_client",
     "too many handshakes": "the limit of unfinished handshakes",
@@ -30,6 +35,41 @@ DECIDED_BY: Mapping[str, str] = {
 }
 """What decides if a client is refused for a reason: a key of the configuration, or a limit that has
 no key."""
+
+
+class AllowedClients:
+    """The client addresses that may connect to a listener or a port.  Immutable; any thread."""
+
+    __slots__ = ("everybody", "_allowed", "_denied", "_proxies")
+
+    def __init__(
+        self,
+        allow: _NetworkList = ((), ()),
+        deny: _NetworkList = ((), ()),
+        proxies: Iterable[IpNetwork] = (),
+    ) -> None:
+        """Allow the clients in `allow`, or all if it is empty, except those in `deny`.
+
+        `proxies` may connect in any case: they speak for clients.
+        """
+        self._allowed: HostSet | None = NetworkSet(*allow) if any(allow) else None
+        self._denied: HostSet | None = NetworkSet(*deny) if any(deny) else None
+        self._proxies = NetworkSet(proxies)
+        self.everybody = self._allowed is None and self._denied is None
+        """True if every client may connect: nothing needs to be asked."""
+
+    def refused_by(self, client: str) -> str:
+        """Return the key of the configuration that refuses a client address; "" if none does."""
+        if self._denied is not None and client in self._denied:
+            key = "clients_deny"
+        elif self._allowed is not None and client not in self._allowed:
+            key = "clients"
+        else:
+            return ""
+        return "" if client in self._proxies else key
+
+
+ALL_CLIENTS = AllowedClients()
 
 
 class Resident(Protocol):
@@ -58,6 +98,9 @@ class Admission(Protocol):
 
     def enter(self, client: str) -> str:
         """Count one connection of a client address in; return "" or, in words, why not."""
+
+    def decided_by(self, refusal: str, client: str) -> str:
+        """Return what has decided a refusal of enter(): a key of the configuration, or ""."""
 
     def leave(self, client: str, resident: Resident | None = None) -> None:
         """Count a connection out that enter() has counted in; `resident` if it added itself."""

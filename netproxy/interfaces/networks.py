@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import Iterable, Iterator, NamedTuple, Protocol
+from typing import Iterable, Iterator, NamedTuple, Protocol, Sequence
 
 from netproxy.interfaces.addresses import V4_MAPPED_PREFIX, ip_text, pack_ip
 
@@ -87,6 +87,9 @@ def any_holds(networks: Iterable[IpNetwork], host: str) -> bool:
 class NetworkSet:
     """A set of networks.  A v4-mapped address or network counts as the IPv4 one it stands for.
 
+    If networks are excluded, the network with the longest prefix decides for an address; with
+    exclusions alone, all other addresses are in the set.
+
     The set keeps the sorted edges of each family: the addresses at which it begins and
     ends, in turn.  A lookup is one binary search, however many networks there are.  A
     network takes 8 bytes, an IPv6 network 32.  Immutable; any thread.
@@ -94,22 +97,18 @@ class NetworkSet:
 
     __slots__ = ("_ipv4", "_high", "_low")
 
-    def __init__(self, networks: Iterable[IpNetwork]) -> None:
-        # Each network as first << 8 | shift: a small key that sorts by the first address.
-        ipv4 = array("Q")
-        ipv6: list[int] = []
-        for size, prefix, shift in networks:
-            first = prefix << shift
-            if size == 4:
-                ipv4.append(first << 8 | shift)
-            elif first >> 32 == _V4_MAPPED:
-                ipv4.append((first & 0xFFFFFFFF) << 8 | shift)
-            else:
-                ipv6.append(first << 8 | shift)
-        self._ipv4 = array("I", span_edges(_spans(ipv4), 1 << 32))
+    def __init__(self, networks: Iterable[IpNetwork], excluded: Sequence[IpNetwork] = ()) -> None:
+        ipv4, ipv6 = _keys(networks)
+        edges4, edges6 = span_edges(_spans(ipv4), 1 << 32), span_edges(_spans(ipv6), 1 << 128)
+        if excluded:
+            without4, without6 = _keys(excluded)
+            others = not ipv4 and not ipv6
+            edges4 = _nested_edges(ipv4, without4, 1 << 32, others)
+            edges6 = _nested_edges(ipv6, without6, 1 << 128, others)
+        self._ipv4 = array("I", edges4)
         # The upper and lower 64 bits of each IPv6 edge.
         self._high, self._low = array("Q"), array("Q")
-        for edge in span_edges(_spans(ipv6), 1 << 128):
+        for edge in edges6:
             self._high.append(edge >> 64)
             self._low.append(edge & _HALF)
 
@@ -130,6 +129,48 @@ class NetworkSet:
         # The edges with the same upper half differ in the lower half alone.
         first, behind = bisect_left(self._high, high), bisect_right(self._high, high)
         return bisect_right(self._low, address & _HALF, first, behind) & 1 == 1
+
+
+def _keys(networks: Iterable[IpNetwork]) -> tuple[Sequence[int], Sequence[int]]:
+    """Return each IPv4 and each IPv6 network as first << 8 | shift, which sorts by the first."""
+    ipv4 = array("Q")
+    ipv6: list[int] = []
+    for size, prefix, shift in networks:
+        first = prefix << shift
+        if size == 4:
+            ipv4.append(first << 8 | shift)
+        elif first >> 32 == _V4_MAPPED:
+            ipv4.append((first & 0xFFFFFFFF) << 8 | shift)
+        else:
+            ipv6.append(first << 8 | shift)
+    return ipv4, ipv6
+
+
+def _nested_edges(
+    included: Iterable[int], excluded: Iterable[int], limit: int, others: bool
+) -> Iterator[int]:
+    """Yield where the addresses begin and end whose longest network is an included one.
+
+    The networks are keys (_keys); `others`: whether addresses in no network count as well.
+    """
+    # The widest first of those that begin at one place.
+    networks = [(key >> 8, -(key & 255), True) for key in included]
+    networks += [(key >> 8, -(key & 255), False) for key in excluded]
+    # Whether the addresses from a place on are in the set, in the order of the places.
+    states = {0: others}
+    # The networks around the place, with their ends: networks are nested or apart.
+    around = [(limit, others)]
+    for first, minus_shift, is_included in (*sorted(networks), (limit, 0, others)):
+        while around and around[-1][0] <= first:
+            end, _ = around.pop()
+            states[end] = around[-1][1] if around else others
+        states[first] = is_included
+        around.append((first + (1 << -minus_shift), is_included))
+    before = False
+    for place, state in states.items():
+        if state != before and place < limit:
+            yield place
+        before = state
 
 
 def span_edges(spans: Iterable[tuple[int, int]], limit: int) -> Iterator[int]:

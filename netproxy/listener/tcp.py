@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from netproxy.interfaces.listeners import DECIDED_BY, EVICTED
+from netproxy.interfaces.listeners import EVICTED
 from netproxy.interfaces.services import Refusal
 from netproxy.listener.accepted import Accepted
 from netproxy.listener.endings import refuse
@@ -179,7 +179,8 @@ class TcpListener(socketserver.ThreadingTCPServer):
         refusal = self.admission.enter(client_address.host)
         if not refusal:
             return True
-        host, decided = client_address.host, DECIDED_BY.get(refusal, "")
+        host = client_address.host
+        decided = self.admission.decided_by(refusal, host)
         self._counter.refuse(Refusal("connections_refused", refusal, self.name, host, "", decided))
         request.close()
         return False

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable
 
 if TYPE_CHECKING:
+    from time import struct_time
+
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.networks import HostSet
-    from netproxy.router.matchers import PortSet
+    from netproxy.router.matchers import MinuteSet, PortSet
     from netproxy.router.router import Condition
 
 
@@ -56,6 +58,16 @@ def port_in(ports: PortSet) -> Condition:
 
     def holds(flow: Flow) -> bool:
         return flow.target.port in ports
+
+    return holds
+
+
+def time_in(minutes: MinuteSet, clock: Callable[[], struct_time]) -> Condition:
+    """Return the condition that the time is in a set.  `clock` returns the local time."""
+
+    def holds(flow: Flow) -> bool:
+        now = clock()
+        return (now.tm_wday * 24 + now.tm_hour) * 60 + now.tm_min in minutes
 
     return holds
 

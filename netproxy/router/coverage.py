@@ -47,21 +47,21 @@ class Words:
         return isinstance(other, Words) and other._words <= self._words
 
 
-class Ports:
-    """Ranges of ports."""
+class Ranges:
+    """Ranges of numbers: ports, or minutes of the week."""
 
     def __init__(self, ranges: Iterable[range]) -> None:
         self._ranges: list[range] = []
-        for ports in sorted(ranges, key=lambda ports: ports.start):
+        for span in sorted(ranges, key=lambda span: span.start):
             last = self._ranges[-1] if self._ranges else range(-1, -1)
-            if ports.start <= last.stop:
-                self._ranges[-1:] = [range(last.start, max(last.stop, ports.stop))]
+            if span.start <= last.stop:
+                self._ranges[-1:] = [range(last.start, max(last.stop, span.stop))]
             else:
-                self._ranges.append(ports)
+                self._ranges.append(span)
 
     def covers(self, other: ValueSet) -> bool:
         """Return whether each range of the other set is within one of these."""
-        return isinstance(other, Ports) and all(
+        return isinstance(other, Ranges) and all(
             any(outer.start <= inner.start and inner.stop <= outer.stop for outer in self._ranges)
             for inner in other._ranges
         )

@@ -6,6 +6,8 @@ Runs on the thread that builds a configuration, and blocks for files.
 
 from __future__ import annotations
 
+import time
+from itertools import chain
 from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 from netproxy.config.schema import AutoConfig, ConditionsConfig, Config, RuleConfig, UpstreamConfig
@@ -17,7 +19,7 @@ from netproxy.router.auto import AutoDialer, AutoDialers, Pins, Verdicts
 from netproxy.router.countries import CountryDatabase
 from netproxy.router.coverage import Scope, ValueSet
 from netproxy.router.lists import read_domains, read_networks
-from netproxy.router.matchers import DomainSet, PortSet
+from netproxy.router.matchers import DomainSet, MinuteSet, PortSet
 from netproxy.router.patterns import (
     DomainPattern,
     is_address,
@@ -40,6 +42,8 @@ class RoutingDependencies(NamedTuple):
     resolver: Resolver
     guard: DestinationGuard
     verdicts: Verdicts
+    clock: Callable[[], time.struct_time] = time.localtime
+    """Returns the time of the system's time zone.  Called for rules with `hours` alone."""
 
 
 class Routing(NamedTuple):
@@ -51,9 +55,9 @@ class Routing(NamedTuple):
 
 def make_routing(config: Config, dependencies: RoutingDependencies) -> Routing:
     """Build the router.  Raises ConfigError if a pattern, a file or the database is unusable."""
-    country_of = _country_lookup(config)
+    facts = _Facts(_country_lookup(config), dependencies.clock)
     dialers = _RuleDialers(config.auto, dependencies)
-    rules = [_rule(rule, dialers.dialer(rule), country_of) for rule in config.rules]
+    rules = [_rule(rule, dialers.dialer(rule), facts) for rule in config.rules]
     by_listener = {
         listener.name: dependencies.dialer(listener.upstream)
         for listener in config.listeners
@@ -138,7 +142,9 @@ def _values(config: ConditionsConfig) -> dict[str, ValueSet]:
     if config.client:
         values["client"] = coverage.Networks(config.client)
     if config.port:
-        values["port"] = coverage.Ports(map(parse_ports, config.port))
+        values["port"] = coverage.Ranges(map(parse_ports, config.port))
+    if config.hours:
+        values["hours"] = coverage.Ranges(chain.from_iterable(config.hours))
     if config.domain or config.domain_file:
         values["name"] = coverage.Names(map(parse_domain, config.domain), config.domain_file)
     if config.ip or config.ip_file or config.geoip:
@@ -150,10 +156,17 @@ def _values(config: ConditionsConfig) -> dict[str, ValueSet]:
 # -- conditions
 
 
-def _rule(config: RuleConfig, dialer: Dialer, country_of: Callable[[str], str]) -> Rule:
+class _Facts(NamedTuple):
+    """What conditions look up beyond the flow."""
+
+    country_of: Callable[[str], str]
+    clock: Callable[[], time.struct_time]
+
+
+def _rule(config: RuleConfig, dialer: Dialer, facts: _Facts) -> Rule:
     try:
-        wanted = _compile(config.conditions, country_of)
-        unwanted = _compile(config.but_not, country_of)
+        wanted = _compile(config.conditions, facts)
+        unwanted = _compile(config.but_not, facts)
     # A ConfigError names a list file and its line.
     except (ValueError, ConfigError) as error:
         raise ConfigError(f"{config.text.partition(' ')[0]}: {error}", config.place) from error
@@ -168,24 +181,27 @@ class _Compiled(NamedTuple):
     """The conditions of a rule by what they look at, cheap ones first."""
 
     client: Sequence[Condition]
-    """Everything except the target."""
+    """Everything except the target and the time."""
     target: Sequence[Condition]
-    """The target's name and port."""
+    """The target's name and port, and the time: they may differ among the flows of a client."""
     address: Sequence[Condition]
     """The flow's addresses."""
 
 
-def _compile(config: ConditionsConfig, country_of: Callable[[str], str]) -> _Compiled:
+def _compile(config: ConditionsConfig, facts: _Facts) -> _Compiled:
     """Compile conditions.  Raises ValueError or ConfigError."""
     target: list[Condition] = []
     if config.port:
         target.append(conditions.port_in(PortSet(config.port)))
+    if config.hours:
+        minutes = MinuteSet(chain.from_iterable(config.hours))
+        target.append(conditions.time_in(minutes, facts.clock))
     if config.domain or config.domain_file:
         target.append(conditions.name_in(domains(config.domain, config.domain_file)))
     address: list[Condition] = []
     if config.ip or config.ip_file or config.geoip:
         networks = NetworkSet(_networks(config))
-        address.append(conditions.address_in(networks, frozenset(config.geoip), country_of))
+        address.append(conditions.address_in(networks, frozenset(config.geoip), facts.country_of))
     return _Compiled(list(_client_conditions(config)), target, address)
 
 

@@ -1,4 +1,4 @@
-"""Sets of names and of ports, which the conditions of rules are compiled to.
+"""Sets of names, of ports and of times, which the conditions of rules are compiled to.
 
 A set is built once, from patterns as users write them (patterns.py) or as list files hold
 them (lists.py), and only read afterwards, by any thread.  The sets know no flows and no
@@ -27,6 +27,9 @@ from netproxy.router.patterns import (
 
 if TYPE_CHECKING:
     import re
+
+MINUTE_LIMIT = 7 * 24 * 60
+"""Minutes of a week."""
 
 
 class DomainSet:
@@ -133,9 +136,26 @@ class PortSet:
 
     def __init__(self, texts: Iterable[str]) -> None:
         """Compile texts such as "443" and "8000-8100"; raises ValueError."""
-        spans = sorted((ports.start, ports.stop) for ports in map(parse_ports, texts))
-        self._edges = tuple(span_edges(spans, PORT_LIMIT + 1))
+        self._edges = _edges(map(parse_ports, texts), PORT_LIMIT + 1)
 
     def __contains__(self, port: int) -> bool:
         """Return whether a port is in one of the ranges."""
         return bisect_right(self._edges, port) & 1 == 1
+
+
+class MinuteSet:
+    """The minutes of the week in any of the ranges, counted from Monday 00:00."""
+
+    __slots__ = ("_edges",)
+
+    def __init__(self, spans: Iterable[range]) -> None:
+        self._edges = _edges(spans, MINUTE_LIMIT)
+
+    def __contains__(self, minute: int) -> bool:
+        """Return whether a minute is in one of the ranges."""
+        return bisect_right(self._edges, minute) & 1 == 1
+
+
+def _edges(ranges: Iterable[range], limit: int) -> tuple[int, ...]:
+    """Return where the union of ranges of numbers below `limit` begins and ends, in turn."""
+    return tuple(span_edges(sorted((span.start, span.stop) for span in ranges), limit))

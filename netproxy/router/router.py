@@ -34,13 +34,13 @@ class Rule(NamedTuple):
     address_conditions: Sequence[Condition] = ()
     """The conditions that look at the flow's addresses."""
     client_conditions: Sequence[Condition] = ()
-    """Those of `conditions` that do not look at the target."""
+    """Those of `conditions` that look neither at the target nor at the time."""
     label: str = ""
     """The rule in records: "rules[2]"."""
 
     @property
-    def looks_at_target(self) -> bool:
-        """True if any condition looks at the target."""
+    def depends_on_flow(self) -> bool:
+        """True if it may match some flows of a client alone: it looks at the target or the time."""
         return bool(self.address_conditions) or len(self.client_conditions) < len(self.conditions)
 
 
@@ -83,11 +83,11 @@ class RuleRouter:
             return None
 
     def candidates(self, flow: Flow) -> Iterator[Dialer]:
-        """Yield all dialers that a flow like this may get, whatever its target."""
+        """Yield all dialers that a flow like this may get, whatever its target and time."""
         for rule in self._rules:
             if all(condition(flow) for condition in rule.client_conditions):
                 yield rule.dialer
-                if not rule.looks_at_target:
+                if not rule.depends_on_flow:
                     return
         yield self._by_listener.get(flow.listener, self._default)
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple, Protocol, Seque
 
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.listeners import ALL_CLIENTS
 from netproxy.protocol import tunnel
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.listeners import AllowedClients
     from netproxy.interfaces.services import Log
     from netproxy.protocol.tunnel import BridgePort
     from netproxy.tunnel.control import ControlConnection
@@ -28,6 +30,7 @@ class PortRange(NamedTuple):
     first: int
     last: int
     """Included."""
+    clients: AllowedClients = ALL_CLIENTS
 
 
 class AgentRights(NamedTuple):
@@ -39,12 +42,12 @@ class AgentRights(NamedTuple):
     def __repr__(self) -> str:
         return f"AgentRights({self.ports!r})"
 
-    def host_for(self, port: BridgePort) -> str:
-        """Return the address to bind a port on, "" if the agent may not have it."""
+    def range_of(self, port: BridgePort) -> PortRange | None:
+        """Return the first range that has a port, None if the agent may not have it."""
         for allowed in self.ports:
             if allowed.network == port.network and allowed.first <= port.port <= allowed.last:
-                return allowed.host
-        return ""
+                return allowed
+        return None
 
 
 class RightsTable:
@@ -66,6 +69,9 @@ class RightsTable:
 class OpenPort(Protocol):
     """A public port that listens."""
 
+    def set_clients(self, clients: AllowedClients) -> None:
+        """Let these clients connect from now on."""
+
     def close(self) -> None:
         """Stop listening; connections that are running continue."""
 
@@ -73,8 +79,8 @@ class OpenPort(Protocol):
 class PortOpener(Protocol):
     """Opens public ports that lead to an agent."""
 
-    def open(self, agent: str, port: BridgePort, host: str) -> OpenPort:
-        """Listen on a port of the address `host`.  Raises ListenError."""
+    def open(self, agent: str, port: BridgePort, allowed: PortRange) -> OpenPort:
+        """Listen on a port of the range `allowed`.  Raises ListenError."""
 
 
 class SessionPorts:
@@ -96,8 +102,8 @@ class SessionPorts:
         self._log = log
         # Guards all below, also while a port is bound (which does not wait).
         self._lock = threading.Lock()
-        self._open: dict[BridgePort, tuple[str, OpenPort]] = {}
-        """With the address that each is bound on."""
+        self._open: dict[BridgePort, tuple[PortRange, OpenPort]] = {}
+        """With the range that each is in."""
         self._refused: dict[BridgePort, int] = {}
         """With an outcome (tunnel.OUTCOMES) other than SERVED."""
         self._closed = False
@@ -125,7 +131,7 @@ class SessionPorts:
         """Return the ports that are open, such as "127.0.0.1:8022/tcp"."""
         with self._lock:
             return [
-                f"{Address(self._open[port][0], port.port)}/{port.network}"
+                f"{Address(self._open[port][0].host, port.port)}/{port.network}"
                 for port in sorted(self._open)
             ]
 
@@ -141,22 +147,26 @@ class SessionPorts:
         """Called under the lock."""
         # Read under the lock: a reload replaces the rights first and then takes the lock.
         rights = self._rights.get(self._agent) or AgentRights(b"")
-        for port, (host, _) in list(self._open.items()):
-            if port not in wanted or host != rights.host_for(port):
+        for port, (before, opened) in list(self._open.items()):
+            allowed = rights.range_of(port) if port in wanted else None
+            if allowed is None or allowed.host != before.host:
                 self._open.pop(port)[1].close()
-        outcomes = {port: self._outcome(port, rights.host_for(port)) for port in wanted}
+            elif allowed is not before:
+                opened.set_clients(allowed.clients)
+                self._open[port] = allowed, opened
+        outcomes = {port: self._outcome(port, rights.range_of(port)) for port in wanted}
         self._refused = {
             port: outcome for port, outcome in outcomes.items() if outcome != tunnel.SERVED
         }
         # Sent under the lock, so that the last message tells the current state; never blocks.
         self._control.send(tunnel.encode_registered(outcomes.items()))
 
-    def _outcome(self, port: BridgePort, host: str) -> int:
+    def _outcome(self, port: BridgePort, allowed: PortRange | None) -> int:
         """Open a port unless it is open; return a key of tunnel.OUTCOMES."""
         if port in self._open:
             return tunnel.SERVED
         log_key = ("tunnel port", self._agent, port)
-        if not host:
+        if allowed is None:
             self._log.limited(
                 log_key, "tunnel: agent '%s' is not allowed to have port %s", self._agent, port
             )
@@ -164,7 +174,7 @@ class SessionPorts:
         if self._closed:
             return tunnel.CANNOT_LISTEN
         try:
-            self._open[port] = host, self._opener.open(self._agent, port, host)
+            self._open[port] = allowed, self._opener.open(self._agent, port, allowed)
         except ListenError as error:
             self._log.limited(
                 log_key, "tunnel: cannot open port %s of agent '%s': %s", port, self._agent, error

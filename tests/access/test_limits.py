@@ -8,18 +8,20 @@ from netproxy.access import limits
 from netproxy.access.limits import Admission
 from netproxy.interfaces import fairness
 from netproxy.interfaces.addresses import Address
-from netproxy.interfaces.networks import IpNetwork, NetworkSet
+from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
+from netproxy.interfaces.networks import IpNetwork
 from tests.support.sockets import Task
 
 A, B = "192.0.2.1", "192.0.2.2"
+ALLOWED = AllowedClients(([IpNetwork.parse("192.0.2.0/31")], ()))
 
 
 def test_admits_everybody_where_no_networks_are_named() -> None:
-    assert Admission(None, 10, 10).enter("2001:db8::1") == ""
+    assert Admission(ALL_CLIENTS, 10, 10).enter("2001:db8::1") == ""
 
 
 def test_admits_those_of_its_networks_only() -> None:
-    door = Admission(NetworkSet([IpNetwork.parse("192.0.2.0/31")]), 10, 10)
+    door = Admission(ALLOWED, 10, 10)
     assert [door.enter(client) for client in ("192.0.2.1", "192.0.2.2", "::1")] == [
         "",
         "client not allowed",
@@ -28,21 +30,21 @@ def test_admits_those_of_its_networks_only() -> None:
 
 
 def test_a_client_has_its_own_limit() -> None:
-    door = Admission(None, 10, 2)
+    door = Admission(ALL_CLIENTS, 10, 2)
     assert [door.enter(client) for client in (A, A, A, B)] == ["", "", "client limit", ""]
     door.leave(A)
     assert door.enter(A) == ""
 
 
 def test_all_together_have_a_limit() -> None:
-    door = Admission(None, 2, 2)
+    door = Admission(ALL_CLIENTS, 2, 2)
     assert [door.enter(client) for client in (A, B, "192.0.2.3")] == ["", "", "connection limit"]
     door.leave(B)
     assert door.enter("192.0.2.3") == ""
 
 
 def test_one_that_was_refused_does_not_count() -> None:
-    door = Admission(None, 2, 1)
+    door = Admission(ALL_CLIENTS, 2, 1)
     door.enter(A)
     for _ in range(5):
         assert door.enter(A) == "client limit"
@@ -50,7 +52,7 @@ def test_one_that_was_refused_does_not_count() -> None:
 
 
 def test_remembers_nobody_who_has_left() -> None:
-    door = Admission(None, 100, 100)
+    door = Admission(ALL_CLIENTS, 100, 100)
     for number in range(50):
         door.enter(f"192.0.2.{number}")
     for number in range(50):
@@ -60,7 +62,7 @@ def test_remembers_nobody_who_has_left() -> None:
 
 @pytest.mark.parametrize("threads", [4])
 def test_counts_right_from_many_threads(threads: int) -> None:
-    door = Admission(None, 3, 3)
+    door = Admission(ALL_CLIENTS, 3, 3)
 
     def come_and_go() -> int:
         admitted = 0
@@ -75,9 +77,9 @@ def test_counts_right_from_many_threads(threads: int) -> None:
 
 
 def test_other_limits_count_the_same_connections() -> None:
-    before = Admission(None, 10, 10)
+    before = Admission(ALL_CLIENTS, 10, 10)
     assert before.enter(A) == ""
-    after = before.with_limits(None, 2, 1)
+    after = before.with_limits(ALL_CLIENTS, 2, 1)
     assert [after.enter(client) for client in (A, B, "192.0.2.3")] == [
         "client limit",
         "",
@@ -89,8 +91,8 @@ def test_other_limits_count_the_same_connections() -> None:
 
 
 def test_other_limits_leave_those_before_as_they_were() -> None:
-    before = Admission(None, 10, 10)
-    before.with_limits(NetworkSet([IpNetwork.parse("192.0.2.0/31")]), 1, 1)
+    before = Admission(ALL_CLIENTS, 10, 10)
+    before.with_limits(ALLOWED, 1, 1)
     assert [before.enter(client) for client in (A, A, "::1")] == ["", "", ""]
 
 
@@ -127,7 +129,7 @@ class TestSharing:
         return [number for number, resident in enumerate(residents) if resident.must_end]
 
     def test_client_with_most_connections_loses_one_for_another_client(self) -> None:
-        door = Admission(None, 8, 8)
+        door = Admission(ALL_CLIENTS, 8, 8)
         residents = self.fill(door, *"BAAAABAA")
         residents += self.fill(door, "C", "D")
         assert self.ending(residents) == [1, 2]
@@ -137,7 +139,7 @@ class TestSharing:
         assert door.live == 8
 
     def test_newcomer_is_refused_if_nobody_has_more(self) -> None:
-        door = Admission(None, 4, 4)
+        door = Admission(ALL_CLIENTS, 4, 4)
         residents = self.fill(door, *"AABB")
         assert [door.enter(client) for client in "AB"] == ["connection limit"] * 2
         residents += self.fill(door, "C")
@@ -145,7 +147,7 @@ class TestSharing:
         assert self.ending(residents) == [0]
 
     def test_unfinished_handshake_ends_first_then_what_is_idle_longest(self) -> None:
-        door = Admission(None, 8, 8)
+        door = Admission(ALL_CLIENTS, 8, 8)
         residents = self.fill(door, *"AAAAAAA")
         residents.append(Resident(door, "A", handshaking=True))
         residents[5].seconds = 9.0
@@ -153,7 +155,7 @@ class TestSharing:
         assert self.ending(residents) == [5, 7]
 
     def test_connections_beyond_the_limit_are_few_until_the_others_have_ended(self) -> None:
-        door = Admission(None, 8, 8)
+        door = Admission(ALL_CLIENTS, 8, 8)
         residents = self.fill(door, *"A" * 8)
         residents += self.fill(door, "B", "C")
         assert door.enter("D") == "connection limit"
@@ -169,7 +171,7 @@ class TestSharing:
             return fairness.client_key(host)
 
         monkeypatch.setattr(limits, "client_key", client_key)
-        door = Admission(None, 8, 8)
+        door = Admission(ALL_CLIENTS, 8, 8)
         hosts = [f"2001:db8::{number}" for number in range(8)]
         residents = self.fill(door, *hosts)
         others = [f"2001:db8:1:{number}::1" for number in range(6)] + ["192.0.2.1"]
@@ -185,7 +187,7 @@ class TestSharing:
         assert not (door.residents or occupancy.of_client or occupancy.keys or occupancy.evicted)
 
     def test_ipv6_network_is_one_client_and_the_limit_of_a_client_is_for_an_address(self) -> None:
-        door = Admission(None, 4, 2)
+        door = Admission(ALL_CLIENTS, 4, 2)
         residents = self.fill(door, *[f"2001:db8::{number}" for number in (1, 1, 2, 3)])
         assert door.enter("2001:db8::1") == "client limit"
         assert door.enter("2001:db8::4") == "connection limit"

@@ -14,7 +14,8 @@ from netproxy.access.users import Users, hash_password
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
-from netproxy.interfaces.networks import IpNetwork, NetworkSet
+from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
+from netproxy.interfaces.networks import IpNetwork
 from tests.support.doubles import Counts
 
 CLIENT = "192.0.2.1"
@@ -29,8 +30,9 @@ def flow(user: str = "", stamp: object = None) -> Flow:
 def permission(
     users: dict[str, str], mode: str = "required", clients: str = "", listener: str = "main"
 ) -> Permission:
-    networks = NetworkSet([IpNetwork.parse(clients)]) if clients else None
-    return Permission(listener, Login(Users(users), mode), networks, Counts())
+    networks = [IpNetwork.parse(clients)] if clients else []
+    allowed = AllowedClients((networks, ()))
+    return Permission(listener, Login(Users(users), mode), allowed, Counts())
 
 
 def after(older: Permission, *newer: Permission) -> Permission:
@@ -111,7 +113,7 @@ def test_each_earlier_configuration_follows_the_newest_router() -> None:
     for number in range(3):
         part = SimpleNamespace(router=number)
         login = Login(Users({}), "none")
-        kept.append(Permission("main", login, None, Counts()))
+        kept.append(Permission("main", login, ALL_CLIENTS, Counts()))
         kept[-1].set_routed([part])
         parts.append(part)
         permissions.commit(kept[-1:], number)  # type: ignore[arg-type]

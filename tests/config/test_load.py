@@ -88,6 +88,12 @@ class TestRefused:
             ),
             ("a: !!str b", "c.yaml:1:4: the only tag allowed is !file"),
             ("a: !other b", "c.yaml:1:4: the only tag allowed is !file"),
+            (
+                "a:\n  - !10.0.0.0/8",
+                "c.yaml:2:5: the only tag allowed is !file "
+                '(an exclusion is written in quotes: "!10.0.0.0/8")',
+            ),
+            ("a: [!fe80::1]", "c.yaml:1:5: a value that begins with '!' is written in quotes"),
             ("a: !file [b]", "c.yaml:1:4: the only tag allowed is !file"),
             ("a: !!map {b: c}", "c.yaml:1:4: the only tag allowed is !file"),
             ("a: 1\nb: 2\na: 3\n", "c.yaml:3:1: 'a' is given twice"),
@@ -230,15 +236,22 @@ class TestFiles:
     def test_directory_as_secret_file_is_an_error(self, tmp_path: Path) -> None:
         assert error(f"a: !file {tmp_path}") == f"c.yaml:1:4: !file {tmp_path}: Is a directory"
 
-    def test_long_secret_file_is_read_up_to_the_limit(
+    def test_file_above_the_limit_is_an_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(parse_module, "SECRET_LIMIT", 10)
-        (tmp_path / "long").write_text("x" * 20)
-        assert tree(f"a: !file {tmp_path / 'long'}") == {"a": "x" * 10}
+        """Half a list of networks must not take effect."""
+        monkeypatch.setattr(parse_module, "VALUE_LIMIT", 10)
+        path = tmp_path / "long"
+        path.write_text("x" * 10)
+        assert tree(f"a: !file {path}") == {"a": "x" * 10}
+        path.write_text("x" * 11)
+        assert error(f"a: !file {path}") == (
+            f"c.yaml:1:4: !file {path}: is longer than 10 characters"
+        )
 
     def test_endless_secret_file_is_an_error(self) -> None:
-        assert error("a: !file /dev/zero") == "c.yaml:1:4: the value contains a NUL character"
+        message = f"is longer than {parse_module.VALUE_LIMIT} characters"
+        assert error("a: !file /dev/zero") == f"c.yaml:1:4: !file /dev/zero: {message}"
 
     @pytest.mark.parametrize(
         "name, reason", [("none.yaml", "No such file or directory"), ("", "Is a directory")]

@@ -6,12 +6,14 @@ import pytest
 
 from netproxy.config.schema import (
     AnnounceConfig,
+    ClientsConfig,
     Config,
     HopConfig,
     LimitsConfig,
     ListenerConfig,
     LogConfig,
     MetricsConfig,
+    NetworkList,
     TimeoutsConfig,
     UdpConfig,
     UserConfig,
@@ -89,7 +91,9 @@ tcp: {{splice: false}}
                         AnnounceConfig(Address("203.0.113.5", 1080)),
                     ),
                     auth="optional",
-                    clients=(IpNetwork.parse("192.168.0.0/16"), IpNetwork.parse("::1")),
+                    clients=ClientsConfig(
+                        NetworkList((IpNetwork.parse("192.168.0.0/16"), IpNetwork.parse("::1")))
+                    ),
                     upstream=upstream,
                     udp=UdpConfig("20000-20010", 120.0, "symmetric", "address-dependent", 10, 5),
                     limits=LimitsConfig(7, 3),

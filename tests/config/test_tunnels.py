@@ -12,8 +12,10 @@ from netproxy.config.read import read_config
 from netproxy.config.schema import (
     AgentConfig,
     BridgeAgentConfig,
+    ClientsConfig,
     Config,
     HopConfig,
+    NetworkList,
     PortConfig,
     ServiceConfig,
     UpstreamConfig,
@@ -22,6 +24,7 @@ from netproxy.config.schema import (
 from netproxy.config.sections.tunnels import KEEPALIVE, parse_port
 from netproxy.errors import ConfigError
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.networks import IpNetwork
 from tests.config.reading import errors, read
 
 pytest.importorskip("yaml")
@@ -77,6 +80,22 @@ def test_bridge_has_a_listener_and_agents() -> None:
         ("tcp",),
     )
     assert listener.tls is not None and not config.warnings
+
+
+def test_port_may_be_a_mapping_with_its_clients() -> None:
+    ports = (
+        "[8022, {port: '0.0.0.0:8443', clients: [192.0.2.0/24, '!192.0.2.9']}, "
+        "{port: 8053/udp, clients_deny: 192.0.2.66}]"
+    )
+    config = bridge(BRIDGE.replace("[8022]", ports)).tunnel.bridge
+    assert config is not None
+    excluded, denied = IpNetwork.parse("192.0.2.9"), IpNetwork.parse("192.0.2.66")
+    some = NetworkList((IpNetwork.parse("192.0.2.0/24"),), (excluded,))
+    assert config.agents["home"].ports == (
+        PortConfig("tcp", "127.0.0.1", 8022, 8022),
+        PortConfig("tcp", "0.0.0.0", 8443, 8443, ClientsConfig(some)),
+        PortConfig("udp", "127.0.0.1", 8053, 8053, ClientsConfig(deny=NetworkList((denied,)))),
+    )
 
 
 def test_bridge_without_tls_gives_a_warning() -> None:
@@ -309,6 +328,20 @@ def test_tunnel_error_has_place_and_words(text: str, error: str) -> None:
     lines = errors(text)
     assert lines[0] == error
     assert "hunter2" not in "".join(lines)
+
+
+def test_each_port_with_an_error_is_reported() -> None:
+    ports = "[80, x, {clients: [y]}, {port: 81, clients: []}, {port: 82, limit: 1}]"
+    lines = errors(f"tunnel: {{bridge: {{{BRIDGE.replace('[8022]', ports)}}}}}")
+    assert [line.partition("home.")[2] for line in lines] == [
+        "ports[1]: 'x' is not a port (expected 8022, 8053/udp, 0.0.0.0:8443 or 8000-8010)",
+        "ports[2].port: is missing",
+        "ports[2].clients[0]: 'y' is not a valid network "
+        "(expected an address or CIDR, such as 10.0.0.0/8)",
+        "ports[3].clients: names no network",
+        "ports[4].limit: unknown key",
+    ]
+    assert lines[0].startswith("c.yaml:1:111: tunnel.bridge.agents.")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from netproxy.resolver.answer_cache import CACHED_SIZE, STALE_TTL, TTL_LIMIT, An
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE
 from netproxy.interfaces.fairness import ClientTask
-from netproxy.interfaces.networks import IpNetwork, NetworkSet
+from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
+from netproxy.interfaces.networks import IpNetwork
 from netproxy.listener.fair_queue import FairQueue
 from netproxy.listener.pool import ThreadPool
 from netproxy.net.stream import Stream
@@ -62,7 +63,7 @@ CLIENT_COOKIE, WHOLE_COOKIE = (
     option(COOKIE, b"8 octets"),
     option(COOKIE, b"8 octets" + b"the server's"),
 )
-NETWORKS = NetworkSet((IpNetwork.parse("127.0.0.1"), IpNetwork.parse("127.1.0.0/16")))
+NETWORKS = AllowedClients(((IpNetwork.parse("127.0.0.1"), IpNetwork.parse("127.1.0.0/16")), ()))
 ReplyTable = Callable[[bytes], bytes]
 
 
@@ -105,7 +106,11 @@ class Rig(BatchRig):
         self.handler = self.make()
 
     def make(
-        self, cache: int = 16, clients: Any = None, submit: Any = None, stale: float = 0.0
+        self,
+        cache: int = 16,
+        clients: AllowedClients = ALL_CLIENTS,
+        submit: Any = None,
+        stale: float = 0.0,
     ) -> DnsHandler:
         self.handler = DnsHandler(
             self.source,
@@ -658,6 +663,12 @@ class TestClients:
         plain.hand_over(query(WWW), query(WWW), b"", by=stranger)
         assert plain.counts.of("drops", "client not allowed") == 3
         assert not plain.tasks and nothing_comes(stranger, 0)
+
+    def test_record_names_the_key_that_decides(self, plain: Rig) -> None:
+        plain.make(clients=AllowedClients(deny=((IpNetwork.parse("127.0.0.2"),), ())))
+        plain.hand_over(query(WWW), by=plain.open("127.0.0.2"))
+        assert [refusal.decided for refusal in plain.counts.refusals] == ["clients_deny"]
+        assert plain.ask(query(WWW), by=plain.open("127.0.0.3"))
 
     def test_clients_of_the_allowed_networks_are_answered(
         self, plain: Rig, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from netproxy.access.limits import Admission
 from netproxy.errors import ListenError, ProtocolError, StreamError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Handshake, Stream
+from netproxy.interfaces.listeners import ALL_CLIENTS
 from netproxy.listener import tcp as tcp_module
 from netproxy.listener.tcp import TcpListener
 from tests.support.sockets import (
@@ -165,7 +166,7 @@ class TestAdmission:
 
     def test_client_with_most_connections_loses_one_for_another_client(self, rig: TcpRig) -> None:
         """Hazard 137."""
-        rig.admission = Admission(None, 4, 4)
+        rig.admission = Admission(ALL_CLIENTS, 4, 4)
         rig.configure(rig.handler)
         many = [rig.ask(source="127.0.0.3") for _ in range(4)]
         good = rig.ask()

@@ -6,6 +6,7 @@ from functools import partial
 
 from netproxy.access.backoff import AGENT_SECONDS, BackOff
 from netproxy.errors import ListenError
+from netproxy.interfaces.listeners import AllowedClients
 from netproxy.net.stream import Stream, complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.tunnel import BridgePort, Hello, Welcome
@@ -26,13 +27,15 @@ class RecordingOpener:
     def __init__(self) -> None:
         self.opened: list[tuple[str, BridgePort, str]] = []
         self.closed: list[BridgePort] = []
+        self.clients: list[tuple[BridgePort, AllowedClients]] = []
+        """Set after the ports were opened."""
         self.busy: set[int] = set()
         """Ports that cannot be bound."""
 
-    def open(self, agent: str, port: BridgePort, host: str) -> RecordedPort:
+    def open(self, agent: str, port: BridgePort, allowed: PortRange) -> RecordedPort:
         if port.port in self.busy:
-            raise ListenError(f"tcp {host}:{port.port}: Address already in use")
-        self.opened.append((agent, port, host))
+            raise ListenError(f"tcp {allowed.host}:{port.port}: Address already in use")
+        self.opened.append((agent, port, allowed.host))
         return RecordedPort(self, port)
 
 
@@ -41,6 +44,10 @@ class RecordedPort:
 
     def __init__(self, opener: RecordingOpener, port: BridgePort) -> None:
         self.close = partial(opener.closed.append, port)
+        self._opener, self._port = opener, port
+
+    def set_clients(self, clients: AllowedClients) -> None:
+        self._opener.clients.append((self._port, clients))
 
 
 class BridgeRig(TcpRig):

@@ -30,6 +30,7 @@ from netproxy.handler.socks5 import Socks5Handler, Socks5Login
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.connections import Handler
 from netproxy.interfaces.flows import Flow, LiveFlow, Record
+from netproxy.interfaces.listeners import ALL_CLIENTS
 from netproxy.net.address import from_sockaddr
 from netproxy.net.stream import Stream, complete
 from netproxy.observe.metrics import Counters
@@ -205,7 +206,8 @@ class LiteralResolver:
 
 def permission(login: Login | None = None, counter: Counter | None = None) -> Permission:
     """Return the permission of a listener for all clients; without `login` nobody logs in."""
-    return Permission("test", login or Login(Users({}), "none"), None, counter or Counters())
+    login = login or Login(Users({}), "none")
+    return Permission("test", login, ALL_CLIENTS, counter or Counters())
 
 
 class HandlerDependencies:

@@ -7,6 +7,7 @@ written as "udp alice@192.168.1.5 -> example.com:443 on main".
 from __future__ import annotations
 
 import re
+import time
 from typing import Callable, Mapping, Sequence
 
 from netproxy.access.destinations import Destinations, OwnSockets
@@ -103,6 +104,7 @@ def routing(
     guard: DestinationGuard | None = None,
     dialer: Callable[[UpstreamConfig], Dialer] | None = None,
     verdicts: Verdicts | None = None,
+    clock: Callable[[], time.struct_time] = time.localtime,
 ) -> Routing:
     """Build the router of a configuration.  `dialer` makes dialers in place of real ones."""
     config = configuration(config) if isinstance(config, str) else config
@@ -121,5 +123,6 @@ def routing(
             resolver,
             guard,
             verdicts or Verdicts(60.0, 100),
+            clock,
         ),
     )

@@ -8,7 +8,7 @@ from typing import Any
 from netproxy.errors import ListenError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Handler, Handshake, Stream
-from netproxy.interfaces.listeners import Resident
+from netproxy.interfaces.listeners import DECIDED_BY, Resident
 from netproxy.listener.poller import Poller
 from netproxy.listener.pool import ThreadPool
 from netproxy.listener.handshake_driver import Serving
@@ -34,6 +34,9 @@ class RecordingAdmission:
         if not self.refusal:
             self.inside.append(client)
         return self.refusal
+
+    def decided_by(self, refusal: str, client: str) -> str:
+        return DECIDED_BY.get(refusal, "")
 
     def leave(self, client: str, resident: Resident | None = None) -> None:
         self.inside.remove(client)

@@ -11,6 +11,8 @@ import pytest
 from netproxy.errors import DialError
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
+from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
+from netproxy.interfaces.networks import IpNetwork
 from netproxy.net.stream import complete
 from netproxy.protocol import tunnel
 from netproxy.protocol.capsule import encode_varint
@@ -231,6 +233,20 @@ def test_reload_changes_ports_and_keeps_those_still_allowed(rig: BridgeRig) -> N
     assert registered(agent) == {SSH: tunnel.SERVED, DNS: tunnel.NOT_ALLOWED, web: tunnel.SERVED}
     assert rig.ports.opened[-2:] == [("home", SSH, "0.0.0.0"), ("home", web, "0.0.0.0")]
     assert len(rig.ports.closed) == 3
+
+
+def test_reload_sets_the_clients_of_ports_that_stay(rig: BridgeRig) -> None:
+    agent = rig.agent()
+    agent.register(SSH, DNS)
+    office = AllowedClients(([IpNetwork.parse("192.0.2.0/24")], ()))
+    ssh_range = PortRange("tcp", "127.0.0.1", SSH.port, SSH.port, office)
+    dns_range = PortRange("udp", "0.0.0.0", DNS.port, DNS.port)
+    rig.bridge.configure(agents(ssh_range, dns_range))
+    assert registered(agent) == {SSH: tunnel.SERVED, DNS: tunnel.SERVED}
+    assert rig.ports.clients == [(SSH, office), (DNS, ALL_CLIENTS)] and not rig.ports.closed
+    # Another registration changes nothing.
+    agent.register(SSH, DNS)
+    assert len(rig.ports.clients) == 2
 
 
 @pytest.mark.parametrize(

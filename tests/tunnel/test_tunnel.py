@@ -127,6 +127,48 @@ def test_client_of_a_public_port_has_a_share_only(monkeypatch: pytest.MonkeyPatc
         bridge.wait_for_count("drops", "session limit", 1)
 
 
+def dial_from(source: str, port: int) -> socket.socket:
+    """Connect to a port of the bridge from an address."""
+    return socket.create_connection((LOCALHOST, port), SECONDS, (source, 0))
+
+
+def limited_ports(tcp: int, udp: int, clients: str) -> str:
+    """Return the `ports` of an agent, each with these keys."""
+    return f"[{{port: {tcp}, {clients}}}, {{port: {udp}/udp, {clients}}}]"
+
+
+def test_clients_of_a_public_port_are_those_of_its_entry() -> None:
+    """A reload changes them; the port stays open and running streams continue."""
+    tcp, udp = free_port(), free_port()
+    strangers = ("127.0.0.3", "127.0.0.4")
+    clients = "clients: [127.0.0.0/8, '!127.0.0.3'], clients_deny: [127.0.0.4]"
+    with Echo() as echo, UdpEcho() as udp_echo, ExitStack() as stack:
+        services = f'{services_text({tcp: echo.port})}, "{udp}/udp": "{udp_echo.address}"'
+        ports = limited_ports(tcp, udp, clients)
+        bridge, _ = stack.enter_context(tunnel(f"{{{services}}}", ports))
+        bridge.wait_for_agent(2)
+        stream = stack.enter_context(dial_from("127.0.0.2", tcp))
+        check_echo(stream)
+        udp_clients = [stack.enter_context(UdpPort(host)) for host in ("127.0.0.2", *strangers)]
+        for client in udp_clients:
+            client.send(b"data", Address(LOCALHOST, udp))
+        udp_clients[0].expect(b"data")
+        for source in strangers:
+            assert read_to_end(stack.enter_context(dial_from(source, tcp))) == b""
+        bridge.wait_for_count("drops", "client not allowed", 2)
+        bridge.wait_for_count("connections_refused", "client not allowed", 2)
+        refused = [line for line in bridge.log.lines if line.startswith("msg=refused")]
+        assert sorted(line.partition("decided=")[2].split()[0] for line in refused) == (
+            ["clients"] * 2 + ["clients_deny"] * 2
+        )
+        bridge.reload(bridge_text(limited_ports(tcp, udp, "clients: [127.0.0.3]")))
+        check_echo(stream)
+        check_echo(stack.enter_context(dial_from("127.0.0.3", tcp)))
+        udp_clients[1].send(b"now", Address(LOCALHOST, udp))
+        udp_clients[1].expect(b"now")
+        assert read_to_end(stack.enter_context(dial_from("127.0.0.2", tcp))) == b""
+
+
 def test_half_close_passes_through_with_all_bytes() -> None:
     """8 MB in each direction at once; the end of one direction ends that direction alone."""
     port, data = free_port(), os.urandom(8 << 20)

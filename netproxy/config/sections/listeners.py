@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import AnnounceConfig, LimitsConfig, ListenerConfig, Place, UdpConfig
+from netproxy.config.sections.clients import read_clients
 from netproxy.config.sections.tls import read_tls
 from netproxy.config.units import parse_frequency, parse_network, parse_rate
 from netproxy.config.sections.upstreams import UpstreamReader
@@ -45,8 +46,6 @@ class _Presence(NamedTuple):
 
     has_target: bool
     has_clients: bool
-    has_no_clients: bool
-    """True if the list of clients is there and empty."""
     allow_open: bool
 
 
@@ -79,10 +78,7 @@ class ListenerReader:
         for key in filter(section.has, UNUSED_KEYS.get(protocol, ())):
             section.add_error(key, f"has no meaning for the protocol {protocol}")
         presence = _Presence(
-            section.has("target"),
-            section.has("clients"),
-            section.is_empty_list("clients"),
-            section.flag("allow_open", False),
+            section.has("target"), section.has("clients"), section.flag("allow_open", False)
         )
         upstream = section.take("upstream")
         listener = ListenerConfig(
@@ -92,7 +88,7 @@ class ListenerReader:
             name=section.text("name"),
             announce=self._announcements(section),
             auth=self._auth(section, protocol),
-            clients=section.values("clients", IpNetwork.parse) or None,
+            clients=read_clients(section),
             target=section.read("target", parse_host_port, None),
             upstream=self._upstreams.read(upstream, f"{section.path}.upstream")
             if upstream
@@ -106,7 +102,8 @@ class ListenerReader:
         if not listener.addresses:
             return None
         _check_protocol(section, listener, presence)
-        if not presence.has_clients:
+        excluded_alone = listener.clients.allow.excluded and not listener.clients.allow.networks
+        if not presence.has_clients or excluded_alone:
             self._check_open(section, listener, presence.allow_open)
         return _with_defaults(listener)
 
@@ -204,8 +201,6 @@ def _check_protocol(section: MapReader, listener: ListenerConfig, presence: _Pre
         section.add_error("target", "is missing")
     if "tcp" not in network and (listener.tls or listener.proxy_protocol):
         section.add_error("tls" if listener.tls else "proxy_protocol", "needs the network tcp")
-    if presence.has_no_clients:
-        section.add_error("clients", "names no network")
     if protocol == "tunnel" and not listener.tls:
         message = "is missing (for a bridge without TLS write tunnel.bridge.listen: tcp://...)"
         section.add_error("tls", message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Collection
 
+from netproxy.config.hours import parse_hours
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import AutoConfig, ConditionsConfig, DestinationsConfig, RuleConfig
 from netproxy.config.units import parse_network
@@ -92,6 +93,7 @@ class RuleReader:
             client=section.values("client", IpNetwork.parse),
             user=section.values("user", self._user),
             listener=section.values("listener", self._listener),
+            hours=section.values("hours", parse_hours, commas=True),
         )
 
     def _listener(self, name: str) -> str:

@@ -22,11 +22,11 @@ from netproxy.config.schema import (
     TunnelConfig,
     UpstreamConfig,
 )
+from netproxy.config.sections.clients import read_clients
 from netproxy.config.sections.tls import read_client_tls, read_tls
 from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.url import AGENT_NAME, parse_host_port, parse_listen
 from netproxy.interfaces.addresses import Address, pack_ip
-from netproxy.interfaces.networks import IpNetwork
 
 TOKEN_FLOOR = 16
 """Bytes.  A shorter token can be guessed from a recorded handshake."""
@@ -92,7 +92,7 @@ class TunnelReader:
             section.add_error("agents", "names no agent")
         listen = section.read("listen", _parse_listen, None)
         tls = read_tls(section.mapping("tls"))
-        clients = section.values("clients", IpNetwork.parse) or None
+        clients = read_clients(section)
         section.finish()
         if listen is None:
             if not any(other.tls and other.protocol in (NAME, "sps") for other in others):
@@ -134,10 +134,32 @@ class TunnelReader:
             agent = MapReader(node, f"{section.path}.{name}", self._problems)
             if not re.match(AGENT_NAME, name):
                 agent.add_error("", _AGENT_NAME_ERROR)
-            ports = agent.values("ports", parse_port)
-            agents[name] = BridgeAgentConfig(self._token(agent), ports)
+            agents[name] = BridgeAgentConfig(self._token(agent), self._ports(agent))
             agent.finish()
         return agents
+
+    def _ports(self, agent: MapReader) -> tuple[PortConfig, ...]:
+        """Return the ports of an agent: each a text, or a mapping with `port` and its clients."""
+        node = agent.peek("ports")
+        if node is None or not isinstance(node.value, (list, dict)):
+            return agent.values("ports", parse_port)
+        ports = []
+        for index, item in enumerate(agent.items("ports")):
+            name = f"ports[{index}]"
+            if isinstance(item.value, dict):
+                section = MapReader(item, f"{agent.path}.{name}", self._problems)
+                if not section.has("port"):
+                    section.add_error("port", "is missing")
+                port = section.read("port", parse_port, None)
+                clients = read_clients(section)
+                section.finish()
+                port = port and port._replace(clients=clients)
+            else:
+                alone = MapReader(Node({name: item}, item.place), agent.path, self._problems)
+                port = alone.read(name, parse_port, None)
+            if port is not None:
+                ports.append(port)
+        return tuple(ports)
 
     def _token(self, section: MapReader) -> str:
         token = section.secret("token")

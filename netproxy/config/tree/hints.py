@@ -5,12 +5,16 @@ Pure.  Used only for errors.
 
 from __future__ import annotations
 
+import re
+
+_NO_SPACE = r"([A-Za-z_][A-Za-z0-9_-]*):(?!//)[^\s]"
+"""A key and its value without a space between them."""
 EDITS_LIMIT = 2
 """Edits between a word and the known word that is suggested for it."""
 SECTIONS = {
     "listeners[]": (
         *("protocol", "listen", "network", "announce", "auth", "clients", "allow_open", "target"),
-        *("limits", "proxy_protocol"),
+        *("clients_deny", "limits", "proxy_protocol"),
     ),
     "listeners[].udp": (
         *("relay_port", "idle_timeout", "mapping", "filtering"),
@@ -20,7 +24,7 @@ SECTIONS = {
     "listeners[].tls": ("certificate", "key", "client_ca"),
     "rules[]": (
         *("via", "domain", "domain_file", "ip", "ip_file", "geoip", "port", "client", "user"),
-        *("listener", "not"),
+        *("listener", "hours", "not"),
     ),
     "upstreams.NAME": (
         *("url", "timeout", "bind", "mark", "keepalive", "members", "balance", "health_check"),
@@ -39,6 +43,21 @@ SECTIONS = {
     "log": ("level", "format", "access", "queue"),
 }
 """The keys that tell where they belong, by section; a key of several is listed in the usual one."""
+
+
+def joined_key(text: str) -> str:
+    """Return the key of "key:value", which lacks a space; "" for any other text."""
+    match = re.match(_NO_SPACE, text)
+    return match[1] if match else ""
+
+
+def mapping_hint(value: object) -> str:
+    """Return what a value that should be a mapping probably lacks.  Repeats no value."""
+    if isinstance(value, list):
+        return " (write the keys without '- ' before them)"
+    if isinstance(value, str) and (key := joined_key(value)):
+        return f" (there is no space after '{key}:')"
+    return ""
 
 
 def misplaced(key: str, known: tuple[str, ...]) -> str:

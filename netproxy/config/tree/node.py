@@ -8,7 +8,6 @@ reports the keys that nobody has taken as unknown.
 from __future__ import annotations
 
 import os
-import re
 from typing import Callable, NamedTuple, TypeVar
 
 from netproxy.config.units import parse_duration, parse_whole
@@ -18,8 +17,6 @@ Value = TypeVar("Value")
 Default = TypeVar("Default")
 DURATION_FLOOR = 0.001
 """Seconds: the shortest duration that a key accepts unless it has its own minimum."""
-_NO_SPACE = r"([A-Za-z_][A-Za-z0-9_-]*):(?!//)[^\s]"
-"""A key and its value without a space between them.  Text, because `re` compiles it."""
 
 
 class Source(NamedTuple):
@@ -29,6 +26,8 @@ class Source(NamedTuple):
     """The file; "" for the command line."""
     exposed: bool = False
     """True if every user of the machine can read the text there."""
+    is_value: bool = False
+    """True if the text is that of the whole file, which is named by !file."""
 
     def resolve(self, path: str) -> str:
         """Return a path of the file, which is relative to the folder of the file."""
@@ -87,8 +86,10 @@ class MapReader:
         if isinstance(node.value, dict):
             self._left = dict(node.value)
         elif not self._is_mapping:
-            subject = path or "the file"
-            problems.add(f"{subject} must be a mapping of keys to values{_hint(node)}", node.place)
+            from netproxy.config.tree.hints import mapping_hint  # late: only for errors
+
+            subject, hint = path or "the file", mapping_hint(node.value)
+            problems.add(f"{subject} must be a mapping of keys to values{hint}", node.place)
 
     def take(self, key: str) -> Node | None:
         """Return the node of a key, None if there is none.  The key is known from now on."""
@@ -185,10 +186,12 @@ class MapReader:
         self.take(key)
         return nodes
 
-    def values(self, key: str, parse: Callable[[str], Value]) -> tuple[Value, ...]:
-        """Take a list of scalars and parse them; those with an error are left out."""
+    def values(
+        self, key: str, parse: Callable[[str], Value], commas: bool = False
+    ) -> tuple[Value, ...]:
+        """Take scalars, which may hold `commas`, and parse them; wrong ones are left out."""
         is_list = key in self._left and isinstance(self._left[key].value, list)
-        parse_one = parse if is_list else _alone(parse)
+        parse_one = parse if is_list or commas else _alone(parse)
         parsed = [
             self._scalar(node, f"{key}[{index}]", parse_one, None)
             for index, node in enumerate(self.items(key))
@@ -213,16 +216,15 @@ class MapReader:
     def finish(self) -> None:
         """Report every key that is left as unknown."""
         for key, node in self._left.items():
-            place = node.key_place or node.place
-            joined = re.match(_NO_SPACE, key)
-            if joined and node.value == "":
-                self._add(key, f"has no space after '{joined[1]}:'", place)
-                continue
-            from netproxy.config.tree.hints import EDITS_LIMIT, misplaced, suggestion  # late
+            from netproxy.config.tree import hints  # late: only for errors
 
+            place = node.key_place or node.place
+            if node.value == "" and (joined := hints.joined_key(key)):
+                self._add(key, f"has no space after '{joined}:'", place)
+                continue
             known = tuple(self._keys)
-            near = suggestion(key, known, EDITS_LIMIT)
-            hint = near or misplaced(key, known) or suggestion(key, known)
+            near = hints.suggestion(key, known, hints.EDITS_LIMIT)
+            hint = near or hints.misplaced(key, known) or hints.suggestion(key, known)
             self._add(key, f"unknown key{hint}", place)
 
     def add_error(self, key: str, message: str, place: str = "") -> None:
@@ -267,15 +269,6 @@ class MapReader:
 
     def _name(self, key: str) -> str:
         return ".".join(filter(None, (self.path, key)))
-
-
-def _hint(node: Node) -> str:
-    """Return what a node that should be a mapping probably lacks.  Repeats no value."""
-    if isinstance(node.value, list):
-        return " (write the keys without '- ' before them)"
-    if isinstance(node.value, str) and (joined := re.match(_NO_SPACE, node.value)):
-        return f" (there is no space after '{joined[1]}:')"
-    return ""
 
 
 def _alone(parse: Callable[[str], Value]) -> Callable[[str], Value]:

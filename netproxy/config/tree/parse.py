@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 DEPTH_LIMIT = 32
 """Nested collections.  A deeper tree is an attack on the parser's stack."""
-SECRET_LIMIT = 65536
-"""Bytes of a file named by !file."""
+VALUE_LIMIT = 1 << 20
+"""Characters of a file named by !file: some 60,000 networks."""
 _TOO_DEEP = f"nested deeper than {DEPTH_LIMIT} levels"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -100,9 +100,16 @@ def _check_events(events: Iterator[Event], path: str) -> None:
             problem = "anchors and aliases are not allowed"
         if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
             if event.tag is not None and (collection or event.tag not in ("!", "!file")):
-                problem = "the only tag allowed is !file"
+                problem = "the only tag allowed is !file" + _tag_hint(event)
         if problem:
             raise ConfigError(problem, _place(path, event.start_mark))
+
+
+def _tag_hint(event: Event) -> str:
+    """Return how an exclusion such as "!10.0.0.0/8" is written, if it became a tag."""
+    tag, text = getattr(event, "tag", ""), getattr(event, "value", "")
+    has_address = re.match(r"![0-9A-Fa-f]+[.:]", tag) and not text
+    return f' (an exclusion is written in quotes: "{tag}")' if has_address else ""
 
 
 def _convert(node: YamlNode, source: Source) -> Node:
@@ -130,7 +137,7 @@ def _scalar(node: YamlNode, place: str, source: Source) -> Node:
     """Return a scalar, read from another file or from the environment if it says so."""
     text = _checked_text(node.value, place)
     if node.tag == "!file":
-        return _read_secret(source.resolve(text), place)
+        return _read_value(source.resolve(text), place)
 
     def variable(match: re.Match[str]) -> str:
         value = os.environ.get(match[1])
@@ -156,16 +163,18 @@ def _checked_text(text: str, place: str) -> str:
     return text
 
 
-def _read_secret(path: str, place: str) -> Node:
+def _read_value(path: str, place: str) -> Node:
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(SECRET_LIMIT).rstrip("\r\n")
-            source = Source(path, is_exposed(file))
+            text = file.read(VALUE_LIMIT + 1)
+            source = Source(path, is_exposed(file), is_value=True)
     except OSError as error:
         raise ConfigError(f"!file {path}: {error.strerror}", place) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"!file {path}: not UTF-8", place) from error
-    return Node(_checked_text(text, place), place, "", source)
+    if len(text) > VALUE_LIMIT:
+        raise ConfigError(f"!file {path}: is longer than {VALUE_LIMIT} characters", place)
+    return Node(_checked_text(text.rstrip("\r\n"), place), place, "", source)
 
 
 def _place(path: str, mark: _Mark | None) -> str:

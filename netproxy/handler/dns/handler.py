@@ -24,7 +24,7 @@ from netproxy.handler.dns.waiting import (
 )
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import READABLE, Blocking, Events
-from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED
 from netproxy.interfaces.services import Refusal
 from netproxy.net.address import from_sockaddr
 from netproxy.protocol import dns, dns_message
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         SocketAddress,
     )
     from netproxy.interfaces.fairness import FairSubmit
-    from netproxy.interfaces.networks import HostSet
+    from netproxy.interfaces.listeners import AllowedClients
     from netproxy.interfaces.routing import DnsCache, DnsSource
     from netproxy.interfaces.services import Counter
     from netproxy.net.datagram import ArenaPool
@@ -61,7 +61,7 @@ class DnsHandler:
         self,
         source: DnsSource,
         cache: DnsCache,
-        clients: HostSet | None,
+        clients: AllowedClients,
         submit: FairSubmit,
         arenas: ArenaPool,
         counter: Counter,
@@ -69,7 +69,7 @@ class DnsHandler:
     ) -> None:
         """Answer from `cache`, else by `source`.
 
-        `clients` may ask over UDP, None for everybody.  `permission` is asked for each query of a
+        `clients` may ask over UDP.  `permission` is asked for each query of a
         connection.
         """
         self._source = source
@@ -90,10 +90,11 @@ class DnsHandler:
         """Answer the queries of a batch, or have a worker ask.  Thread: the listener's reader."""
         arena, spans = batch
         out, now = self._arenas.take(), time.monotonic()
+        everybody = self._clients.everybody
         for offsets, length, last, peer in spans:
-            if self._clients is not None and not self._is_allowed(local.peer(peer)):
-                reason, client, count = CLIENT_NOT_ALLOWED, _client(local, peer), len(offsets)
-                self._refuse("drops", reason, client, DECIDED_BY[reason], count)
+            if not everybody and (decided := self._refused_by(local.peer(peer))):
+                client, count = _client(local, peer), len(offsets)
+                self._refuse("drops", CLIENT_NOT_ALLOWED, client, decided, count)
                 continue
             destination = local.reply_destination(peer)
             for at in offsets:
@@ -106,16 +107,17 @@ class DnsHandler:
                     self._send(answer, query, local, destination, out)
         self._arenas.give(out)
 
-    def _is_allowed(self, sockaddr: SocketAddress) -> bool:
+    def _refused_by(self, sockaddr: SocketAddress) -> str:
+        """Return the key of the configuration that refuses a client, "" if none does."""
         host = sockaddr[0]
         if host in self._allowed_hosts:
-            return True
-        if from_sockaddr(sockaddr).host not in (self._clients or ()):
-            return False
+            return ""
+        if decided := self._clients.refused_by(from_sockaddr(sockaddr).host):
+            return decided
         if len(self._allowed_hosts) >= ALLOWED_LIMIT:
             self._allowed_hosts.clear()
         self._allowed_hosts.add(host)
-        return True
+        return ""
 
     def _answer_without_server(
         self, query: bytes, now: float, local: DatagramSocket | None, peer: Hashable
