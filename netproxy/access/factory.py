@@ -57,7 +57,11 @@ def make_terms(config: Config) -> dict[str, Terms]:
 def make_rates(config: Config) -> dict[str, ListenerRates]:
     """Return the rates of listeners by name; a listener without a rate is left out."""
     rates = {
-        listener.name: ListenerRates(listener.limits.rate, listener.limits.rate_per_client)
+        listener.name: ListenerRates(
+            listener.limits.rate,
+            listener.limits.rate_per_client,
+            listener.limits.connection_rate_per_client,
+        )
         for listener in config.listeners
     }
     return {name: of_listener for name, of_listener in rates.items() if any(of_listener)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from netproxy.interfaces.fairness import client_key
 from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
@@ -16,11 +16,18 @@ from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
 if TYPE_CHECKING:
     from netproxy.interfaces.listeners import AllowedClients, Resident
 
+RefuseArrival = Callable[[str], str]
+"""Returns why a new connection of a client's host is refused, "" if it is not."""
 EVICTION_CANDIDATES = 16
 """How many of a client's oldest connections are compared to find the one idle longest.  Each
 comparison is a system call."""
 EVICTED_SHARE = 4
 """Evicted connections that have not closed yet may exceed the limit by a quarter of it."""
+
+
+def refuse_nobody(client: str) -> str:
+    """Refuse no connection.  A RefuseArrival."""
+    return ""
 
 
 class _Occupancy:
@@ -103,15 +110,18 @@ class Admission:
         clients: AllowedClients,
         total: int,
         per_client: int,
+        refuse_arrival: RefuseArrival = refuse_nobody,
         occupancy: _Occupancy | None = None,
     ) -> None:
         """Admit `total` connections of `clients`, `per_client` for each address.
 
-        `occupancy`: the counts to go on with, for with_limits().
+        `refuse_arrival` counts each of them and may refuse it.  `occupancy`: the counts to go on
+        with, for with_limits().
         """
         self._clients = clients
         self._total = total
         self._per_client = per_client
+        self._refuse_arrival = refuse_arrival
         self._occupancy = occupancy or _Occupancy()
         self.residents = self._occupancy.residents
         """Where a connection that has entered adds itself, so that it can end for another one."""
@@ -121,16 +131,19 @@ class Admission:
 
         A connection that entered by one of the two may leave by the other.
         """
-        return Admission(clients, total, per_client, self._occupancy)
+        return Admission(clients, total, per_client, self._refuse_arrival, self._occupancy)
 
     def enter(self, client: str) -> str:
         """Count a connection in and return "", or return why it is refused.
 
-        The reasons: "client not allowed", "connection limit", "client limit".  If all
-        connections are taken, one of a client that has more ends for this one.
+        The reasons: "client not allowed", "client banned", "client connection rate", "connection
+        limit", "client limit".  If all connections are taken, one of a client that has more ends
+        for this one.
         """
         if not self._clients.everybody and self._clients.refused_by(client):
             return CLIENT_NOT_ALLOWED
+        if refusal := self._refuse_arrival(client):
+            return refusal
         occupancy, evicted = self._occupancy, None
         is_ipv6 = ":" in client
         key = occupancy.keys.get(client) or client_key(client) if is_ipv6 else client

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
 
+from netproxy.interfaces.fairness import client_key
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
 from netproxy.interfaces.services import Refusal
@@ -17,6 +18,7 @@ from netproxy.interfaces.services import Refusal
 if TYPE_CHECKING:
     from weakref import WeakSet
 
+    from netproxy.access.accounts.standing import Standing
     from netproxy.access.login import Login
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.listeners import AllowedClients
@@ -38,10 +40,18 @@ class Routed(Protocol):
 class Permission:
     """What the running configuration allows the clients of one listener."""
 
-    __slots__ = ("listener", "login", "_clients", "_routed", "_counter", "_removed", "__weakref__")
+    __slots__ = (
+        *("listener", "login", "_clients", "_routed", "_counter", "_standing", "_removed"),
+        "__weakref__",
+    )
 
     def __init__(
-        self, listener: str, login: Login, clients: AllowedClients, counter: Counter
+        self,
+        listener: str,
+        login: Login,
+        clients: AllowedClients,
+        counter: Counter,
+        standing: Standing,
     ) -> None:
         """`login` is used by the handlers of the listener and follows as well."""
         self.listener = listener
@@ -49,6 +59,7 @@ class Permission:
         self._clients = clients
         self._routed: Sequence[Routed] = ()
         self._counter = counter
+        self._standing = standing
         self._removed = False
 
     def set_routed(self, routed: Sequence[Routed]) -> None:
@@ -61,9 +72,12 @@ class Permission:
 
     def refusal(self, flow: Flow) -> str:
         """Return why the client of a flow gets nothing new, "" if it does."""
+        client = flow.client.host
         if self._removed or not self._clients.everybody:
-            if refusal := self._client_refusal(flow.client.host):
+            if refusal := self._client_refusal(client):
                 return refusal
+        if refusal := self._standing.refusal(flow.user, client_key(client)):
+            return refusal
         login, user = self.login, flow.user
         if not user:
             return LOGIN_REQUIRED if login.required else ""
@@ -104,7 +118,9 @@ class Permission:
     def _client_refusal(self, client: str) -> str:
         if self._removed:
             return LISTENER_REMOVED
-        return CLIENT_NOT_ALLOWED if self._clients.refused_by(client) else ""
+        if self._clients.refused_by(client):
+            return CLIENT_NOT_ALLOWED
+        return self._standing.refusal("", client_key(client))
 
     def _decided_by(self, refusal: str, client: str) -> str:
         """Return the key of the configuration that has decided a refusal."""

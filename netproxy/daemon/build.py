@@ -7,6 +7,7 @@ that is running; daemon.plan does that.  Thread: main.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Iterator
 
 from netproxy.access.factory import make_policies, make_users
@@ -95,6 +96,7 @@ class _Builder:
             counter=runtime.counters,
             observer=ObserverGroup(runtime.flows, autos),
             accounts=runtime.accounts,
+            standing=runtime.standing,
             log=runtime.log,
             back_off=runtime.back_off,
             dns=self._dns_dependencies(forwarder),
@@ -211,7 +213,9 @@ class _Builder:
             allowed = AllowedClients(*listener.clients, listener.proxy_protocol)
             limits = listener.limits
             per_client = limits.connections_per_client or 1
-            running = admissions.get(listener.name) or Admission(ALL_CLIENTS, 0, 0)
+            running = admissions.get(listener.name) or Admission(
+                ALL_CLIENTS, 0, 0, partial(self._runtime.accounts.refuse_arrival, listener.name)
+            )
             admissions[listener.name] = running.with_limits(allowed, limits.connections, per_client)
         return admissions
 

@@ -6,6 +6,7 @@ They are opened and closed by threads of the connection pool, and outlive reload
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Iterable, NamedTuple
 
 from netproxy.access.limits import Admission
@@ -153,7 +154,9 @@ class TcpPort:
         per_client = connections if is_loopback(address.host) else CONNECTIONS_PER_CLIENT
         self.limits = connections, per_client
         """The connections of all clients, and of one."""
-        self.admission = Admission(clients, *self.limits)
+        self.admission = Admission(
+            clients, *self.limits, partial(runtime.accounts.refuse_arrival, self._target.name)
+        )
         """Replaced under the lock of PublicPorts."""
         # No client of a proxy listener may be led to this port, from now until it is closed.
         self._unregister = runtime.own.register("tcp", self._listener.address, of_agent=True)

@@ -25,6 +25,7 @@ from netproxy.interfaces.services import Refusal
 from netproxy.relay.pipe import PipeLimits
 
 if TYPE_CHECKING:
+    from netproxy.access.accounts.standing import Standing
     from netproxy.access.backoff import BackOff
     from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
     from netproxy.interfaces.accounts import Accounts
@@ -61,6 +62,8 @@ class HandlerDependencies(NamedTuple):
     observer: Observer
     accounts: Accounts
     """Counts flows against the limits of users, clients and listeners."""
+    standing: Standing
+    """Knows who may begin nothing new."""
     log: Log
     back_off: BackOff
     """Delays refused logins."""
@@ -145,7 +148,9 @@ class _ListenerParts:
         timeouts, counter = dependencies.timeouts, dependencies.counter
         failed = _FailedLogins(config.name, counter, dependencies.log)
         self._login = Login(dependencies.users, config.auth, failed, dependencies.back_off)
-        self.permission = Permission(config.name, self._login, self._clients, counter)
+        self.permission = Permission(
+            config.name, self._login, self._clients, counter, dependencies.standing
+        )
         announcements = [
             Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce

@@ -18,7 +18,10 @@ CLIENT_NOT_ALLOWED = "client not allowed"
 """The reason of a client that may not connect, by `clients` or `clients_deny`."""
 EVICTED = "yielded to another client"
 """The reason of a connection that ends for one of another client."""
+CLIENT_RATE = "client connection rate"
+"""The reason of a connection of a client that has opened too many within a second."""
 DECIDED_BY: Mapping[str, str] = {
+    CLIENT_RATE: "limits.connection_rate_per_client",
     "connection limit": "limits.connections",
     "client limit": "limits.connections_per_client",
     "too many handshakes": "the limit of unfinished handshakes",

@@ -10,6 +10,7 @@ from netproxy.access.accounts import pacing
 from netproxy.access.accounts import subject as subject_module
 from netproxy.access.accounts.account import FlowAccount
 from netproxy.access.accounts.book import IDLE_LIMIT, AccountBook
+from netproxy.access.accounts.standing import Terms
 from netproxy.access.accounts.subject import CLIENT, USER, Limits, ListenerRates
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.accounts import UNLIMITED
@@ -223,3 +224,64 @@ class TestRates:
         book.override("alice", None)
         open_all(book, 6, a_flow())
         assert refused(book, a_flow())
+
+
+class TestArrivals:
+    def test_connections_of_a_client_within_a_second_are_limited(self, clock: Clock) -> None:
+        book = account_book()
+        book.configure({}, {"main": ListenerRates(connections_per_client=5.0)})
+        refusals = [book.refuse_arrival("main", "192.0.2.1") for _ in range(8)]
+        assert refusals == [""] * 5 + ["client connection rate"] * 3
+        assert book.refuse_arrival("main", "192.0.2.2") == ""
+        assert book.refuse_arrival("other", "192.0.2.1") == ""
+        clock.now += 0.5
+        assert [book.refuse_arrival("main", "192.0.2.1") for _ in range(3)] == [
+            "",
+            "",
+            "client connection rate",
+        ]
+
+    def test_many_addresses_take_bounded_memory(self, clock: Clock) -> None:
+        book = account_book()
+        book.configure({}, {"main": ListenerRates(connections_per_client=5.0)})
+        for number in range(100_000):
+            book.refuse_arrival("main", f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        assert len(book._idle) == IDLE_LIMIT and not book._subjects
+
+    def test_banned_client_is_refused_at_once(self) -> None:
+        book = account_book()
+        book._standing.ban_client("2001:db8::1")
+        assert book.refuse_arrival("main", "2001:db8::2") == "client banned"
+        with pytest.raises(DialError) as caught:
+            book.open(a_flow("", client=Address("2001:db8::3", 1)))
+        assert (caught.value.reason, caught.value.said) == (Reason.DENIED, "client banned")
+
+
+class TestQuota:
+    def test_flows_end_when_the_quota_is_used_up(self) -> None:
+        book, flow = account_book(), a_flow()
+        book._standing.configure({"alice": Terms(day=1000)})
+        account, live = book.open(flow), Live(flow)
+        account.attach(live)
+        other = book.open(a_flow("bob"))
+        other.attach(Live(a_flow("bob"), 10**6))
+        live.sent, live.received = 600, 399
+        assert not book.expire(1.0)
+        live.received = 400
+        for call in book.expire(2.0):
+            call()
+        assert live.killed == ["quota used up"]
+        with pytest.raises(DialError) as caught:
+            book.open(flow)
+        assert (caught.value.reason, caught.value.said) == (Reason.DENIED, "quota used up")
+        assert caught.value.decided == "users.NAME.limits.quota"
+        book.open(a_flow("bob"))
+
+    def test_bytes_of_ended_flows_count(self) -> None:
+        book, flow = account_book(), a_flow()
+        book._standing.configure({"alice": Terms(total=100)})
+        account = book.open(flow)
+        account.attach(Live(flow, 50, 50))
+        account.close()
+        with pytest.raises(DialError):
+            book.open(flow)

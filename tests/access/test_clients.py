@@ -10,6 +10,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
 from netproxy.interfaces.networks import IpNetwork
+from tests.support.accounts import standing
 from tests.support.doubles import Counts
 
 
@@ -70,7 +71,7 @@ def test_admission_tells_which_key_has_decided() -> None:
 
 def test_permission_refuses_by_the_key_that_decides() -> None:
     counts = Counts()
-    permission = Permission("main", Login(Users({}), "none"), ALLOWED, counts)
+    permission = Permission("main", Login(Users({}), "none"), ALLOWED, counts, standing())
     for host in ("192.168.1.66", "192.0.2.1", "192.168.1.5"):
         flow = Flow("udp", Address(host, 1), Address("198.51.100.1", 443), "main", "")
         permission.refuses(flow, 1)

@@ -16,6 +16,7 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
 from netproxy.interfaces.networks import IpNetwork
+from tests.support.accounts import standing
 from tests.support.doubles import Counts
 
 CLIENT = "192.0.2.1"
@@ -32,7 +33,7 @@ def permission(
 ) -> Permission:
     networks = [IpNetwork.parse(clients)] if clients else []
     allowed = AllowedClients((networks, ()))
-    return Permission(listener, Login(Users(users), mode), allowed, Counts())
+    return Permission(listener, Login(Users(users), mode), allowed, Counts(), standing())
 
 
 def after(older: Permission, *newer: Permission) -> Permission:
@@ -113,7 +114,7 @@ def test_each_earlier_configuration_follows_the_newest_router() -> None:
     for number in range(3):
         part = SimpleNamespace(router=number)
         login = Login(Users({}), "none")
-        kept.append(Permission("main", login, ALL_CLIENTS, Counts()))
+        kept.append(Permission("main", login, ALL_CLIENTS, Counts(), standing()))
         kept[-1].set_routed([part])
         parts.append(part)
         permissions.commit(kept[-1:], number)  # type: ignore[arg-type]

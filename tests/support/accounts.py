@@ -21,6 +21,11 @@ def account_book(**users: Limits) -> AccountBook:
     return book
 
 
+def standing() -> Standing:
+    """Return a standing that refuses nobody."""
+    return Standing(UsageBook(None))
+
+
 def a_flow(user: str = "alice", network: str = "tcp", **fields: Any) -> Flow:
     """Return a flow of a user."""
     client, target = Address("192.0.2.1", 5000), Address("198.51.100.1", 443)

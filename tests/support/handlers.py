@@ -38,7 +38,7 @@ from netproxy.interfaces.services import Counter, Trace
 from netproxy.observe.records import as_text
 from netproxy.observe.trace import LogTrace
 from netproxy.relay.pipe import PipeLimits
-from tests.support.accounts import account_book
+from tests.support.accounts import account_book, standing
 from tests.support.flows import OneUpstream
 from tests.support.waits import run_to_end
 
@@ -207,7 +207,7 @@ class LiteralResolver:
 def permission(login: Login | None = None, counter: Counter | None = None) -> Permission:
     """Return the permission of a listener for all clients; without `login` nobody logs in."""
     login = login or Login(Users({}), "none")
-    return Permission("test", login, ALL_CLIENTS, counter or Counters())
+    return Permission("test", login, ALL_CLIENTS, counter or Counters(), standing())
 
 
 class HandlerDependencies:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Callable, Sequence
 
-from netproxy.access.accounts.ledger import DOWN, OPENED, UP
+from netproxy.access.accounts.ledger import DOWN, UP
 from netproxy.access.accounts.pacing import LeasedPace
 from netproxy.access.accounts.subject import USER, Subject
 
@@ -51,10 +51,8 @@ class FlowAccount:
         for subject in subjects:
             if self not in subject.accounts:
                 subject.accounts[self] = None
-                subject.slot.add(self._word, 1)
-                subject.slot.add(OPENED, 1)
+                subject.slot.enter(self._word)
         self.subjects = subjects
-        self.configure()
 
     def settle(self) -> tuple[int, int]:
         """Add to the ledger what has been moved since the last time; return it."""

@@ -12,13 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable, Iterable, Mapping, Sequence
 
 from netproxy.access.accounts.account import FlowAccount
-from netproxy.access.accounts.ledger import CONNECTIONS, SESSIONS, Ledger, LedgerFull
+from netproxy.access.accounts.ledger import CONNECTIONS, OPENED, SESSIONS, Ledger, LedgerFull
 from netproxy.access.accounts.subject import (
     CLIENT,
     CLIENT_OF_LISTENER,
     LISTENER,
     NO_LIMITS,
     USER,
+    ARRIVALS,
     Limits,
     ListenerRates,
     Subject,
@@ -27,7 +28,7 @@ from netproxy.access.accounts.subject import (
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.bounded import BoundedDict
 from netproxy.interfaces.fairness import client_key
-from netproxy.interfaces.listeners import DECIDED_BY
+from netproxy.interfaces.listeners import CLIENT_RATE, DECIDED_BY
 
 if TYPE_CHECKING:
     from netproxy.access.accounts.standing import Standing
@@ -89,23 +90,53 @@ class AccountBook:
 
     def open(self, flow: Flow) -> FlowAccount:
         """Count a new flow in.  Raises DialError(LIMIT), or DENIED if its client gets nothing."""
-        if refusal := self._standing.refusal(flow.user, flow.client.host):
+        network, user, client = flow.network, flow.user, client_key(flow.client.host)
+        if refusal := self._standing.refusal(user, client):
             decided = DECIDED_BY[refusal]
             raise DialError(Reason.DENIED, str(flow.target), said=refusal, decided=decided)
-        account = FlowAccount(
-            self._lock, CONNECTIONS if flow.network == "tcp" else SESSIONS, self.close
-        )
+        account = FlowAccount(self._lock, CONNECTIONS if network == "tcp" else SESSIONS, self.close)
+        keys = self._keys(flow, client) if user or self._listeners else [(CLIENT, client)]
         with self._lock:
+            known = self._subjects
             try:
-                subjects = [self._subject(*key) for key in self._keys(flow)]
+                # Few calls: every connection passes here.
+                subjects = [known.get(key) or self._subject(*key) for key in keys]
             except LedgerFull:
                 raise DialError(Reason.LIMIT, str(flow.target), decided="the ledger") from None
+            is_limited = False
             for subject in subjects:
-                if subject.limits is not NO_LIMITS and (key := subject.reached(flow.network)):
-                    self._retire(subjects)
-                    raise DialError(Reason.LIMIT, str(flow.target), decided=key)
+                if subject.limits is not NO_LIMITS:
+                    is_limited = True
+                    if key := subject.reached(network):
+                        self._retire(subjects)
+                        raise DialError(Reason.LIMIT, str(flow.target), decided=key)
             account.enter(subjects)
+            if is_limited:
+                account.configure()
         return account
+
+    def refuse_arrival(self, listener: str, host: str) -> str:
+        """Count a new connection of a client's host to a listener; return why it is refused.
+
+        Returns "" if it is not.
+        """
+        client = client_key(host)
+        if refusal := self._standing.refusal("", client):
+            return refusal
+        rates = self._listeners.get(listener)
+        if rates is None or rates.connections_per_client is None:
+            return ""
+        key = ARRIVALS, f"{listener} {client}"
+        with self._lock:
+            try:
+                subject = self._subject(*key)
+            except LedgerFull:
+                return CLIENT_RATE
+            refusal = CLIENT_RATE if subject.reached("tcp") else ""
+            if not refusal:
+                subject.slot.add(OPENED, 1)
+            self._retire((subject,))
+        return refusal
 
     def reached(self, user: str) -> str:
         """Return the key of the limit of UDP sessions that a user has reached, "" if none."""
@@ -178,8 +209,7 @@ class AccountBook:
         if account.user and (sent or received):
             self._usage.moved(account.user, sent, received)
 
-    def _keys(self, flow: Flow) -> Iterable[tuple[str, str]]:
-        client = client_key(flow.client.host)
+    def _keys(self, flow: Flow, client: str) -> list[tuple[str, str]]:
         keys = [(CLIENT, client)]
         if flow.user:
             keys.append((USER, flow.user))
@@ -197,6 +227,8 @@ class AccountBook:
         if kind == CLIENT:
             return NO_LIMITS
         rates = self._listeners.get(name.partition(" ")[0], ListenerRates())
+        if kind == ARRIVALS:
+            return Limits(connection_rate=rates.connections_per_client)
         rate = rates.rate if kind == LISTENER else rates.rate_per_client
         return Limits(rate_up=rate, rate_down=rate)
 
@@ -208,7 +240,7 @@ class AccountBook:
             slot = self._ledger.slot(kind, name)
             subject = self._idle.pop(key, None)
             if subject is None:
-                subject = Subject(kind, name, _prefix(kind, name), slot, self._limits(kind, name))
+                subject = Subject(kind, name, slot, self._limits(kind, name))
             else:
                 subject.take_slot(slot)
             self._subjects[key] = subject
@@ -238,13 +270,8 @@ class AccountBook:
         for account in accounts:
             if account.live is not None:
                 try:
-                    account.enter([self._subject(*key) for key in self._keys(account.live.flow)])
+                    flow = account.live.flow
+                    keys = self._keys(flow, client_key(flow.client.host))
+                    account.enter([self._subject(*key) for key in keys])
                 except LedgerFull:
                     continue
-
-
-def _prefix(kind: str, name: str) -> str:
-    """Return what the keys of a subject's limits begin with; of a listener, the whole key."""
-    if kind == USER:
-        return f"users.{name}.limits"
-    return "limits.rate" if kind == LISTENER else "limits.rate_per_client"

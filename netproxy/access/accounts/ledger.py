@@ -132,6 +132,12 @@ class Slot:
         """Add to a word; `amount` may be negative."""
         self._table[self._start + word] += amount
 
+    def enter(self, word: int) -> None:
+        """Count a new flow in; `word` is CONNECTIONS or SESSIONS."""
+        table, start = self._table, self._start
+        table[start + word] += 1
+        table[start + OPENED] += 1
+
     def sum(self, word: int) -> int:
         """Return the sum of a word over all tables."""
         if self._ledger.is_shared:

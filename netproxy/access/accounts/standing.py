@@ -73,8 +73,11 @@ class Standing:
         return self._terms
 
     def refusal(self, user: str, client: str) -> str:
-        """Return why a user and a client address get nothing new, "" if they do."""
-        if self._clients and self._is_banned(self._clients, client_key(client)):
+        """Return why a user and a client get nothing new, "" if they do.
+
+        `client` is a client_key(), "" if only the user matters.
+        """
+        if self._clients and self._is_banned(self._clients, client):
             return BANNED_CLIENT
         if not user:
             return ""

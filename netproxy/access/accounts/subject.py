@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from netproxy.access.accounts.account import FlowAccount
 
 USER, CLIENT, LISTENER, CLIENT_OF_LISTENER = "user", "client", "listener", "client of listener"
-"""The kinds of subjects."""
+ARRIVALS = "connections of a client"
+"""The kinds of subjects.  The last one counts the connections of a client to a listener, before
+anything is known of their flows."""
+_KEYS = {
+    LISTENER: "limits.rate",
+    CLIENT_OF_LISTENER: "limits.rate_per_client",
+    ARRIVALS: "limits.connection_rate_per_client",
+}
+"""The key of the one limit that subjects of a kind have."""
 
 
 class Limits(NamedTuple):
@@ -52,6 +60,8 @@ class ListenerRates(NamedTuple):
     rate: int | None = None
     """Of all clients together."""
     rate_per_client: int | None = None
+    connections_per_client: float | None = None
+    """New connections per second, not bytes."""
 
 
 class SubjectStats(NamedTuple):
@@ -68,11 +78,10 @@ class SubjectStats(NamedTuple):
 class Subject:
     """A user, a client or a listener with running flows."""
 
-    __slots__ = ("kind", "name", "prefix", "slot", "accounts", "limits", "up", "down", "_opened")
+    __slots__ = ("kind", "name", "slot", "accounts", "limits", "up", "down", "_opened")
 
-    def __init__(self, kind: str, name: str, prefix: str, slot: Slot, limits: Limits) -> None:
-        """`prefix` is what the keys of its limits begin with, for records."""
-        self.kind, self.name, self.prefix, self.slot = kind, name, prefix, slot
+    def __init__(self, kind: str, name: str, slot: Slot, limits: Limits) -> None:
+        self.kind, self.name, self.slot = kind, name, slot
         self.accounts: dict[FlowAccount, None] = {}
         self.limits = NO_LIMITS
         self.up: Bucket | None = None
@@ -101,9 +110,7 @@ class Subject:
             return None
         burst = self.limits.burst or default_burst(rate)
         if bucket is None:
-            # Listeners have one rate for each direction, users have two.
-            key = f"{self.prefix}.{key}" if self.kind == USER else self.prefix
-            return Bucket(key, self.slot, word, rate, burst)
+            return Bucket(self._key(key), self.slot, word, rate, burst)
         bucket.configure(rate, burst)
         return bucket
 
@@ -126,13 +133,17 @@ class Subject:
         limits, slot = self.limits, self.slot
         if network == "tcp":
             if limits.connections is not None and slot.sum(CONNECTIONS) >= limits.connections:
-                return f"{self.prefix}.connections"
+                return self._key("connections")
         elif limits.sessions is not None and slot.sum(SESSIONS) >= limits.sessions:
-            return f"{self.prefix}.sessions"
+            return self._key("sessions")
         if self._opened is not None:
             if self._opened.update(slot.sum(OPENED), time.monotonic()) < 1:
-                return f"{self.prefix}.connection_rate"
+                return self._key("connection_rate")
         return ""
+
+    def _key(self, limit: str) -> str:
+        """Return the key of a limit in the configuration, for records."""
+        return _KEYS.get(self.kind) or f"users.{self.name}.limits.{limit}"
 
     def stats(self) -> SubjectStats:
         """Return what the subject uses."""
