@@ -28,6 +28,9 @@ class LoginObserver(Protocol):
     def unavailable(self, client: str, user: str, why: str) -> None:
         """Note a login that could not be checked."""
 
+    def penalised(self, client: str, user: str) -> None:
+        """Note a login that is refused unchecked because its client is under a penalty."""
+
 
 class Login:
     """Checks the credentials of a listener's clients.  Thread: any.
@@ -44,7 +47,7 @@ class Login:
     ) -> None:
         """`mode` is "required", "optional" or "none".
 
-        `back_off` delays refusals; None delays none.
+        `back_off` delays refusals and has the penalties; None for neither.
         """
         self._back_off = back_off
         self._users = users
@@ -67,9 +70,29 @@ class Login:
             if self._observer is not None:
                 self._observer.unavailable(client.host, text, str(error))
             raise
-        if user is None and self._observer is not None:
-            self._observer.refused(client.host, text)
+        if user is None:
+            if self._observer is not None:
+                self._observer.refused(client.host, text)
+        elif self._back_off is not None:
+            self._back_off.succeeded(client.host, time.monotonic())
         return user
+
+    def penalty(self, name: bytes, password: bytes, client: Address) -> float:
+        """Return for how many seconds the client's logins are refused, 0.0 if this one is not.
+
+        A refusal is counted and recorded here.  A password that was right before is accepted
+        during a penalty: a client address may be that of many users.  Nothing here is slow.
+        """
+        back_off = self._back_off
+        if back_off is None or not (seconds := back_off.penalty(client.host, time.monotonic())):
+            return 0.0
+        user = name.decode("utf-8", "replace")
+        is_right = self._users.recall(user, password)
+        if is_right is not None and back_off.passes(client.host, user, is_right):
+            return 0.0
+        if self._observer is not None:
+            self._observer.penalised(client.host, user)
+        return seconds
 
     def stamp(self, user: str) -> object:
         """Return a number that depends on a user's password, None if there is no such user.

@@ -1,7 +1,8 @@
 """Users and their passwords: scrypt hashes (RFC 7914), or plain text for a test setup.
 
 A check takes as long for an unknown user as for a wrong password.  scrypt is slow on purpose,
-so a password that was right is remembered as a keyed digest, in memory only.
+so a password that was right is remembered as a keyed digest, in memory only.  recall() asks only
+what is remembered, and is fast.
 
 libcrypto is loaded at the first check: it costs 4 MiB, which a daemon without users saves.  It is
 used through _hashlib: hashlib and hmac ignore an ImportError of _hashlib and then have no scrypt
@@ -73,6 +74,8 @@ class Users:
         self._memory = _MemoryShare(MEMORY_LIMIT)
         self._seen: dict[str, bytes] = {}
         """Keyed digests of passwords that were right, by user.  Assignments are atomic."""
+        self._seen_plain: set[str] = set()
+        """Users who have logged in with a password in plain text."""
         self._key = os.urandom(32)
 
     def __len__(self) -> int:
@@ -99,13 +102,46 @@ class Users:
         if user in self._plain or not self._hashed:
             expected = self._plain.get(user, b"")
             right = hmac.compare_digest(expected, password) and user in self._plain
+            if right:
+                self._seen_plain.add(user)
         return user if right else None
 
+    def recall(self, user: str, password: bytes) -> bool | None:
+        """Return whether a password was right before; None if none of the user was."""
+        if user not in self._seen_plain and user not in self._seen:
+            return None
+        import hmac  # late, and loaded by check(), which has remembered the user
+
+        if user in self._seen_plain:
+            return hmac.compare_digest(self._plain[user], password)
+        return hmac.compare_digest(self._seen[user], self._digest(password))
+
+    def take_over(self, earlier: Users) -> None:
+        """Remember what another object does of users whose password is the same here.
+
+        Before the first check.
+        """
+        self._key = earlier._key
+        self._seen = {
+            user: digest
+            for user, digest in list(earlier._seen.items())
+            if self._hashed.get(user) == earlier._hashed[user]
+        }
+        self._seen_plain = {
+            user
+            for user in list(earlier._seen_plain)
+            if self._plain.get(user) == earlier._plain[user]
+        }
+
+    def _digest(self, password: bytes) -> bytes:
+        from _hashlib import hmac_digest  # late: as in check()
+
+        return hmac_digest(self._key, password, "sha256")
+
     def _check_hash(self, user: str, password: bytes) -> bool:
-        from _hashlib import hmac_digest  # late: before hmac, which then uses OpenSSL as well
+        seen = self._digest(password)  # before hmac, which then uses OpenSSL as well
         import hmac
 
-        seen = hmac_digest(self._key, password, "sha256")
         # Without the lock: a known user does not wait behind clients that guess passwords.
         if hmac.compare_digest(self._seen.get(user, bytes(32)), seen):
             return True

@@ -86,9 +86,12 @@ class _Builder:
         renewal = self._dialers.prepare_renewal(used_upstreams(config))
         forwarder = self._forwarder()
         router, autos = self._routing()
+        users = make_users(config)
+        if previous is not None:
+            users.take_over(previous.dependencies.users)
         dependencies = HandlerDependencies(
             router=router,
-            users=make_users(config),
+            users=users,
             resolver=self._reachability.resolver,
             timeouts=config.timeouts,
             splice=config.splice,

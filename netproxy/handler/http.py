@@ -7,6 +7,7 @@ answers come in order and each is routed for itself.
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import suppress
 from functools import partial
@@ -45,6 +46,7 @@ RETRY_SECONDS = 5
 CONNECT_PORTS_REFUSED = frozenset({25})
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 WANTS_LOGIN = "this proxy wants a user name and a password"
+TOO_MANY_FAILURES = "too many failed logins from this address"
 # Our name in Proxy-Status (RFC 9209).
 PROXY_NAME = "netproxy"
 # A request target up to its authority.  Group 1: host and port, without name and password.
@@ -108,12 +110,14 @@ class HttpHandler:
         self, connection: _HttpConnection, client: Address, error: http1.HttpError
     ) -> bytes:
         """Return the response to a refused request; count and record it if nobody has yet."""
-        challenge = [_CHALLENGE] if error.status == 407 else []
+        fields = [_CHALLENGE] if error.status == 407 else []
+        if error.retry_after:
+            fields.append((b"Retry-After", b"%d" % error.retry_after))
         counter, reason = "requests_refused", http1.PHRASES[error.status].lower()
         if not isinstance(error, RecordedError):
             asked, host, decided = connection.asked(), client.host, str(error)
             self._counter.refuse(Refusal(counter, reason, self._listener, host, asked, decided))
-        return connection.encode_error(error.status, str(error), challenge)
+        return connection.encode_error(error.status, str(error), fields)
 
     def _serve(self, connection: _HttpConnection, client: Address) -> Handshake:
         """Serve one request after the other."""
@@ -156,7 +160,7 @@ class HttpHandler:
     ) -> Steps[tuple[str, object]]:
         """Return the user of this request and the stamp of the login, ("", None) for none.
 
-        Each request needs its own credentials.  Raises HttpError 407, LoginUnavailable.
+        Each request needs its own credentials.  Raises HttpError, LoginUnavailable.
         """
         values = http1.field_values(request.fields, b"proxy-authorization")
         if not values and self._datagrams is not None and connect_udp.asks_for(request):
@@ -167,6 +171,8 @@ class HttpHandler:
         if values:
             # Several fields are as good as a wrong password.
             name, password = parse_basic(values[0]) if len(values) == 1 else (b"", b"")
+            if seconds := self._login.penalty(name, password, client):
+                raise RecordedError(429, TOO_MANY_FAILURES, math.ceil(seconds))
             stamp = self._login.stamp(name.decode("utf-8", "replace"))  # as in handler.socks5
             user = yield Blocking(partial(self._login.check, name, password, client))
             if user is not None:

@@ -177,6 +177,8 @@ class Socks5Login:
             raise
         except ProtocolError as error:
             raise LoginRefused(failure, "bad request", str(error)) from error
+        if self._login.penalty(name, password, client):
+            raise LoginRefused(failure, "")  # it has a record
         # Before the check: a password that a reload changes meanwhile is not valid any more.
         stamp = self._login.stamp(name.decode("utf-8", "replace"))
         try:

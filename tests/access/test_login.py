@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _hashlib
+import time
 
 import pytest
 
+from netproxy.access.backoff import BackOff, Penalty
 from netproxy.access.login import Login
 from netproxy.access.users import Users, hash_password
 from netproxy.errors import LoginUnavailable
@@ -25,6 +27,9 @@ class Recorder:
 
     def unavailable(self, client: str, user: str, why: str) -> None:
         self.told.append((client, user, why))
+
+    def penalised(self, client: str, user: str) -> None:
+        self.told.append((client, user, "penalty"))
 
 
 @pytest.mark.parametrize(
@@ -64,3 +69,25 @@ def test_login_without_memory_for_its_check_is_reported_and_not_decided(
             "make cheaper hashes with 'netproxyctl hash-password --cost 4096'",
         )
     ]
+
+
+@pytest.mark.parametrize("password", ["secret", hash_password("secret", 1024)])
+def test_login_during_a_penalty_is_refused_unchecked_unless_it_is_remembered(
+    monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    """Hazard 110."""
+    recorder, back_off = Recorder(), BackOff(0.25)
+    back_off.rules = Penalty(1, 600.0, 600.0)
+    login = Login(Users({"alice": password, "bob": password}), "required", recorder, back_off)
+    assert login.check(b"alice", b"secret", CLIENT) == "alice"
+    assert login.penalty(b"bob", b"secret", CLIENT) == 0.0
+    back_off.next_delay(CLIENT.host, time.monotonic())
+    monkeypatch.setattr(_hashlib, "scrypt", None)  # nothing may call it
+    assert login.penalty(b"alice", b"secret", CLIENT) == 0.0
+    assert login.check(b"alice", b"secret", CLIENT) == "alice"
+    assert not recorder.told
+    for name, given in ((b"bob", b"secret"), (b"alice", b"wrong"), (b"nobody", b"secret")):
+        assert 590.0 < login.penalty(name, given, CLIENT) <= 600.0
+    assert login.penalty(b"bob", b"secret", Address("192.0.2.2", 1)) == 0.0
+    told = [("192.0.2.1", name, "penalty") for name in ("bob", "alice", "nobody")]
+    assert recorder.told == told

@@ -37,6 +37,7 @@ SECTIONS = {
     "tunnel.agent": ("bridge", "exit", "services"),
     "users.NAME": ("password",),
     "users.NAME.limits": ("sessions",),
+    "penalty": ("after", "for", "longest"),
     "udp": ("batching",),
     "tcp": ("splice",),
     "timeouts": ("handshake", "connect", "tcp_idle", "half_close", "drain"),
