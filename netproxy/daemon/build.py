@@ -260,12 +260,13 @@ class _TcpSpec(ListenerSpec):
         self._handlers = handlers
         self._admission = admission
         self._handshake = handshake
+        self._handshakes = config.limits.handshakes
 
     def configure(self, listener: TcpListener) -> None:
         listener.name = self._name
         handler = self._handlers.handler
         assert handler is not None  # config.read has seen to it that the protocol has connections
-        listener.configure(handler, self._admission, self._handshake)
+        listener.configure(handler, self._admission, self._handshake, self._handshakes)
 
 
 class _UdpSpec(ListenerSpec):

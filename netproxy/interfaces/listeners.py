@@ -21,7 +21,7 @@ EVICTED = "yielded to another client"
 DECIDED_BY: Mapping[str, str] = {
     "connection limit": "limits.connections",
     "client limit": "limits.connections_per_client",
-    "too many handshakes": "the limit of unfinished handshakes",
+    "too many handshakes": "limits.handshakes",
     EVICTED: "limits.connections",
     "no thread": "the limit of threads",
     "listener removed": "listeners",
