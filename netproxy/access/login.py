@@ -95,12 +95,8 @@ class Login:
         return seconds
 
     def stamp(self, user: str) -> object:
-        """Return a number that depends on a user's password, None if there is no such user.
-
-        It is for comparisons: the login of a connection is valid while its stamp is the same.
-        """
-        password = self._users.stamp(user)
-        return None if password is None else hash(password)
+        """Return a value that stays equal while the login of `user` is valid (access.users)."""
+        return self._users.stamp(user)
 
     def follow(self, newer: Login) -> None:
         """Check as the login of a new configuration does."""

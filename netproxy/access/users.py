@@ -82,8 +82,12 @@ class Users:
         return len(self._plain) + len(self._hashed)
 
     def stamp(self, user: str) -> object:
-        """Return the password of a user as configured, None for an unknown user."""
-        return self._hashed.get(user) or self._plain.get(user)
+        """Return a number that depends on a user's password, None for an unknown user.
+
+        It is for comparisons: a login is valid while its stamp is the same.
+        """
+        password = self._hashed.get(user) or self._plain.get(user)
+        return None if password is None else hash(password)
 
     def check(self, name: bytes, password: bytes) -> str | None:
         """Return the user's name if the password is right, else None.

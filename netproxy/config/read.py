@@ -80,6 +80,7 @@ class _ConfigReader:
             state=top.path_of("state"),
             state_place=Place(top.place_of("state")),
             penalty=self._penalty(top) if top.has("penalty") else PenaltyConfig(),
+            end_on_removal=top.flag("end_on_removal", False),
             timeouts=_timeouts(top.mapping("timeouts")),
             log=_log(top.mapping("log")),
             batching=_batching(top.mapping("udp")),

@@ -132,6 +132,7 @@ class HttpHandler:
             user, stamp = yield from self._authenticate(stream, request, client)
             stream.handshaking = False
             flow = Flow("tcp", client, client, self._listener, user, (), stamp)
+            stream.login = (user, stamp) if user else None
             if user:
                 self._permission.check(flow, connection.asked)
             if request.method == b"CONNECT":

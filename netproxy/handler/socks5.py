@@ -69,6 +69,8 @@ class Socks5Handler:
             user, stamp = yield from self._login.authenticate(stream, client)
             request = yield from socks5.read_request(stream)
             stream.handshaking = False
+            if user:
+                stream.login = user, stamp
             flow = Flow("tcp", client, request.target, self._listener, user, (), stamp)
             if stream.trace is not None:
                 stream.trace.step("request", command=request.command, target=flow.target, user=user)

@@ -276,7 +276,11 @@ class TcpListener(socketserver.ThreadingTCPServer):
         """Connections that have not ended."""
         return len(self._live)
 
+    def connections(self) -> list[Accepted]:
+        """Return the connections that have not ended."""
+        return list(self._live)
+
     def abort(self) -> None:
         """End live connections, by waking what waits for them."""
-        for connection in list(self._live):
+        for connection in self.connections():
             connection.stream.shutdown()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Iterator
 
@@ -100,3 +102,25 @@ rules: [{{domain: a.example, via: nowhere}}]
     assert result.status == 97, result.errors
     wait_for(lambda: len(daemon.lines("reason=penalty")) == 5, SECONDS, "all records")
     assert len(daemon.lines("auth_failed")) == 2
+
+
+def test_reload_ends_the_download_of_a_removed_user(
+    curl: Curl, netproxyd: Start, tmp_path: Path
+) -> None:
+    listeners = f"listeners: [{{listen: '{LOOPBACK}:0', auth: required}}]\nend_on_removal: true\n"
+    daemon = netproxyd(config=USERS + listeners, login=("alice", "secret"))
+    with socket.create_server((LOOPBACK, 0)) as origin, ThreadPoolExecutor(1) as pool:
+        url = f"http://{LOOPBACK}:{origin.getsockname()[1]}/"
+        download = pool.submit(curl, daemon, "socks5", url, login=BOB)
+        server, _ = origin.accept()
+        with server:
+            server.settimeout(SECONDS)
+            assert server.recv(4096).startswith(b"GET /")
+            server.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+            users = "users: {alice: {password: secret}}\n"
+            (tmp_path / "netproxyd1.yaml").write_text(users + listeners)
+            daemon.reload()
+            assert server.recv(1) == b""
+        assert download.result().status == 18  # a part of the file
+    daemon.said('user=bob .*ended="?user removed')
+    daemon.said("flows=1 connections=1")
