@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import binascii
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from netproxy.errors import ClientLeft, LoginUnavailable
+from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
 from netproxy.interfaces.connections import Events, Steps
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ class Login:
     def check(self, name: bytes, password: bytes, client: Address) -> str | None:
         """Return the user's name if the password is right, else None.
 
-        Takes some 50 ms if passwords are hashed.  Raises LoginUnavailable if there is no memory
-        for the check.
+        Takes some 50 ms if passwords are hashed, longer if other checks are running.
+        Raises LoginUnavailable if there is no memory for the check, and as check_penalty() if a
+        penalty has begun before its turn came.
         """
         text = name.decode("utf-8", "replace")
         try:
-            user = self._users.check(name, password)
+            again = partial(self.check_penalty, name, password, client)
+            user = self._users.check(name, password, again)
         except LoginUnavailable as error:
             if self._observer is not None:
                 self._observer.unavailable(client.host, text, str(error))
@@ -77,22 +80,22 @@ class Login:
             self._back_off.succeeded(client.host, time.monotonic())
         return user
 
-    def penalty(self, name: bytes, password: bytes, client: Address) -> float:
-        """Return for how many seconds the client's logins are refused, 0.0 if this one is not.
+    def check_penalty(self, name: bytes, password: bytes, client: Address) -> None:
+        """Raise LoginPenalised, counted and recorded, if a login is refused unchecked.
 
-        A refusal is counted and recorded here.  A password that was right before is accepted
-        during a penalty: a client address may be that of many users.  Nothing here is slow.
+        A password that was right before is accepted during a penalty: a client address may be
+        that of many users.  Nothing here is slow.
         """
         back_off = self._back_off
         if back_off is None or not (seconds := back_off.penalty(client.host, time.monotonic())):
-            return 0.0
+            return
         user = name.decode("utf-8", "replace")
         is_right = self._users.recall(user, password)
         if is_right is not None and back_off.passes(client.host, user, is_right):
-            return 0.0
+            return
         if self._observer is not None:
             self._observer.penalised(client.host, user)
-        return seconds
+        raise LoginPenalised(seconds)
 
     def stamp(self, user: str) -> object:
         """Return a value that stays equal while the login of `user` is valid (access.users)."""

@@ -17,7 +17,7 @@ import binascii
 import os
 import threading
 from contextlib import contextmanager
-from typing import Iterator, Mapping, NamedTuple
+from typing import Callable, Iterator, Mapping, NamedTuple
 
 from netproxy.errors import LoginUnavailable
 
@@ -51,6 +51,10 @@ class _Hash(NamedTuple):
 
 
 _DEFAULT_DECOY = _Hash(COST, BLOCK, PARALLEL, b"", b"")
+
+
+def _begin() -> None:
+    """Begin a check whenever its turn has come."""
 
 
 class Users:
@@ -89,16 +93,17 @@ class Users:
         password = self._hashed.get(user) or self._plain.get(user)
         return None if password is None else hash(password)
 
-    def check(self, name: bytes, password: bytes) -> str | None:
+    def check(self, name: bytes, password: bytes, begin: Callable[[], None] = _begin) -> str | None:
         """Return the user's name if the password is right, else None.
 
         Blocks for some 50 ms if any password is hashed, longer if other checks are running.
+        `begin` is called when its turn has come, and may raise an error instead of the check.
         Raises LoginUnavailable if there is no memory for the check.
         """
         user = name.decode("utf-8", "replace")
         try:
             # If any user has a hash, every check computes one: the time must not tell who has none.
-            right = self._check_hash(user, password) if self._hashed else False
+            right = self._check_hash(user, password, begin) if self._hashed else False
             import hmac  # late: it brings libcrypto
         except (ImportError, MemoryError) as error:
             raise LoginUnavailable(f"no memory to check the password ({error})") from error
@@ -142,7 +147,7 @@ class Users:
 
         return hmac_digest(self._key, password, "sha256")
 
-    def _check_hash(self, user: str, password: bytes) -> bool:
+    def _check_hash(self, user: str, password: bytes, begin: Callable[[], None]) -> bool:
         seen = self._digest(password)  # before hmac, which then uses OpenSSL as well
         import hmac
 
@@ -151,6 +156,7 @@ class Users:
             return True
         expected = self._hashed.get(user, self._decoy)
         with self._memory.of(_needed_memory(expected)):
+            begin()
             digest = _scrypt(password, expected)
         right = hmac.compare_digest(digest, expected.digest) and user in self._hashed
         if right:

@@ -18,6 +18,7 @@ from netproxy.errors import (
     DeadlineError,
     DialError,
     EndOfStream,
+    LoginPenalised,
     LoginUnavailable,
     Reason,
     StreamError,
@@ -46,7 +47,6 @@ RETRY_SECONDS = 5
 CONNECT_PORTS_REFUSED = frozenset({25})
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 WANTS_LOGIN = "this proxy wants a user name and a password"
-TOO_MANY_FAILURES = "too many failed logins from this address"
 # Our name in Proxy-Status (RFC 9209).
 PROXY_NAME = "netproxy"
 # A request target up to its authority.  Group 1: host and port, without name and password.
@@ -92,6 +92,9 @@ class HttpHandler:
         except LoginUnavailable as error:
             # It has a record: see access.login.
             answer = connection.encode_error(503, str(error))
+        except LoginPenalised as error:
+            retry_after = (b"Retry-After", b"%d" % math.ceil(error.seconds))
+            answer = connection.encode_error(429, str(error), [retry_after])
         except DialError as error:
             fields = [connect_udp.status_field(error.reason, PROXY_NAME)]
             if error.reason is Reason.LIMIT:
@@ -110,14 +113,12 @@ class HttpHandler:
         self, connection: _HttpConnection, client: Address, error: http1.HttpError
     ) -> bytes:
         """Return the response to a refused request; count and record it if nobody has yet."""
-        fields = [_CHALLENGE] if error.status == 407 else []
-        if error.retry_after:
-            fields.append((b"Retry-After", b"%d" % error.retry_after))
+        challenge = [_CHALLENGE] if error.status == 407 else []
         counter, reason = "requests_refused", http1.PHRASES[error.status].lower()
         if not isinstance(error, RecordedError):
             asked, host, decided = connection.asked(), client.host, str(error)
             self._counter.refuse(Refusal(counter, reason, self._listener, host, asked, decided))
-        return connection.encode_error(error.status, str(error), fields)
+        return connection.encode_error(error.status, str(error), challenge)
 
     def _serve(self, connection: _HttpConnection, client: Address) -> Handshake:
         """Serve one request after the other."""
@@ -161,7 +162,8 @@ class HttpHandler:
     ) -> Steps[tuple[str, object]]:
         """Return the user of this request and the stamp of the login, ("", None) for none.
 
-        Each request needs its own credentials.  Raises HttpError, LoginUnavailable.
+        Each request needs its own credentials.
+        Raises HttpError 407, LoginUnavailable, LoginPenalised.
         """
         values = http1.field_values(request.fields, b"proxy-authorization")
         if not values and self._datagrams is not None and connect_udp.asks_for(request):
@@ -172,8 +174,7 @@ class HttpHandler:
         if values:
             # Several fields are as good as a wrong password.
             name, password = parse_basic(values[0]) if len(values) == 1 else (b"", b"")
-            if seconds := self._login.penalty(name, password, client):
-                raise RecordedError(429, TOO_MANY_FAILURES, math.ceil(seconds))
+            self._login.check_penalty(name, password, client)
             stamp = self._login.stamp(name.decode("utf-8", "replace"))  # as in handler.socks5
             user = yield Blocking(partial(self._login.check, name, password, client))
             if user is not None:

@@ -10,7 +10,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from netproxy.errors import DialError, EndOfStream, LoginUnavailable, ProtocolError, StreamError
+from netproxy.errors import (
+    DialError,
+    EndOfStream,
+    LoginPenalised,
+    LoginUnavailable,
+    ProtocolError,
+    StreamError,
+)
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address
 from netproxy.interfaces.connections import READABLE, Blocking, Handshake, Steps, Wait
 from netproxy.interfaces.flows import Flow
@@ -36,7 +43,7 @@ class LoginRefused(ProtocolError):
     def __init__(self, answer: bytes, reason: str, decided: str = "") -> None:
         """Refuse with `answer`; `reason` and `decided` are those of the record.
 
-        `reason` is "" for a wrong password, which has a record of its own.
+        `reason` is "" for a login whose refusal has a record of its own.
         """
         super().__init__(decided)
         self.answer = answer
@@ -179,13 +186,12 @@ class Socks5Login:
             raise
         except ProtocolError as error:
             raise LoginRefused(failure, "bad request", str(error)) from error
-        if self._login.penalty(name, password, client):
-            raise LoginRefused(failure, "")  # it has a record
         # Before the check: a password that a reload changes meanwhile is not valid any more.
         stamp = self._login.stamp(name.decode("utf-8", "replace"))
         try:
+            self._login.check_penalty(name, password, client)
             user = yield Blocking(partial(self._login.check, name, password, client))
-        except LoginUnavailable as error:
+        except (LoginUnavailable, LoginPenalised) as error:
             raise LoginRefused(failure, "") from error
         if user is None:
             self._counter.count("authentication", "refused")

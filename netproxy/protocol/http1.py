@@ -84,11 +84,9 @@ PHRASES = {
 class HttpError(ProtocolError):
     """A message that is answered with `status`; then the connection is closed."""
 
-    def __init__(self, status: int, message: str, retry_after: int = 0) -> None:
-        """`retry_after`: seconds after which the client may try again, 0 if that is unknown."""
+    def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.retry_after = retry_after
 
 
 class HttpRequest(NamedTuple):
