@@ -46,6 +46,15 @@ class LoginUnavailable(NetProxyError):
     """A password could not be checked; the client is refused, whoever it is."""
 
 
+class LoginPenalised(NetProxyError):
+    """A password was not checked, because logins of the client have failed too often."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: after so long the client may log in again."""
+        super().__init__("too many failed logins from this address")
+        self.seconds = seconds
+
+
 class ListenError(NetProxyError):
     """A socket could not be bound; the message names the address."""
 

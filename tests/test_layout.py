@@ -55,7 +55,7 @@ LATE = {
 LATE_OURS = {
     *("netproxy.admin.commands", "netproxy.admin.control_socket", "netproxy.admin.explain"),
     *("netproxy.admin.http_server", "netproxy.admin.site", "netproxy.admin.stats"),
-    *("netproxy.access.users", "netproxy.daemon.main"),
+    *("netproxy.access.removals", "netproxy.access.users", "netproxy.daemon.main"),
     *("netproxy.access.accounts.usage_file", "netproxy.access.accounts.usage_store"),
     *("netproxy.daemon.tunnels", "netproxy.ctl.commands", "netproxy.ctl.top"),
     *(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import binascii
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from netproxy.errors import ClientLeft, LoginUnavailable
+from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
 from netproxy.interfaces.connections import Events, Steps
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class LoginObserver(Protocol):
     def unavailable(self, client: str, user: str, why: str) -> None:
         """Note a login that could not be checked."""
 
+    def penalised(self, client: str, user: str) -> None:
+        """Note a login that is refused unchecked because its client is under a penalty."""
+
 
 class Login:
     """Checks the credentials of a listener's clients.  Thread: any.
@@ -44,7 +48,7 @@ class Login:
     ) -> None:
         """`mode` is "required", "optional" or "none".
 
-        `back_off` delays refusals; None delays none.
+        `back_off` delays refusals and has the penalties; None for neither.
         """
         self._back_off = back_off
         self._users = users
@@ -57,27 +61,45 @@ class Login:
     def check(self, name: bytes, password: bytes, client: Address) -> str | None:
         """Return the user's name if the password is right, else None.
 
-        Takes some 50 ms if passwords are hashed.  Raises LoginUnavailable if there is no memory
-        for the check.
+        Takes some 50 ms if passwords are hashed, longer if other checks are running.
+        Raises LoginUnavailable if there is no memory for the check, and as check_penalty() if a
+        penalty has begun before its turn came.
         """
         text = name.decode("utf-8", "replace")
         try:
-            user = self._users.check(name, password)
+            again = partial(self.check_penalty, name, password, client)
+            user = self._users.check(name, password, again)
         except LoginUnavailable as error:
             if self._observer is not None:
                 self._observer.unavailable(client.host, text, str(error))
             raise
-        if user is None and self._observer is not None:
-            self._observer.refused(client.host, text)
+        if user is None:
+            if self._observer is not None:
+                self._observer.refused(client.host, text)
+        elif self._back_off is not None:
+            self._back_off.succeeded(client.host, time.monotonic())
         return user
 
-    def stamp(self, user: str) -> object:
-        """Return a number that depends on a user's password, None if there is no such user.
+    def check_penalty(self, name: bytes, password: bytes, client: Address) -> None:
+        """Raise LoginPenalised, counted and recorded, if a login is refused unchecked.
 
-        It is for comparisons: the login of a connection is valid while its stamp is the same.
+        A password that was right before is accepted during a penalty: a client address may be
+        that of many users.  Nothing here is slow.
         """
-        password = self._users.stamp(user)
-        return None if password is None else hash(password)
+        back_off = self._back_off
+        if back_off is None or not (seconds := back_off.penalty(client.host, time.monotonic())):
+            return
+        user = name.decode("utf-8", "replace")
+        is_right = self._users.recall(user, password)
+        if is_right is not None and back_off.passes(client.host, user, is_right):
+            return
+        if self._observer is not None:
+            self._observer.penalised(client.host, user)
+        raise LoginPenalised(seconds)
+
+    def stamp(self, user: str) -> object:
+        """Return a value that stays equal while the login of `user` is valid (access.users)."""
+        return self._users.stamp(user)
 
     def follow(self, newer: Login) -> None:
         """Check as the login of a new configuration does."""

@@ -1,7 +1,8 @@
 """Users and their passwords: scrypt hashes (RFC 7914), or plain text for a test setup.
 
 A check takes as long for an unknown user as for a wrong password.  scrypt is slow on purpose,
-so a password that was right is remembered as a keyed digest, in memory only.
+so a password that was right is remembered as a keyed digest, in memory only.  recall() asks only
+what is remembered, and is fast.
 
 libcrypto is loaded at the first check: it costs 4 MiB, which a daemon without users saves.  It is
 used through _hashlib: hashlib and hmac ignore an ImportError of _hashlib and then have no scrypt
@@ -16,7 +17,7 @@ import binascii
 import os
 import threading
 from contextlib import contextmanager
-from typing import Iterator, Mapping, NamedTuple
+from typing import Callable, Iterator, Mapping, NamedTuple
 
 from netproxy.errors import LoginUnavailable
 
@@ -52,6 +53,10 @@ class _Hash(NamedTuple):
 _DEFAULT_DECOY = _Hash(COST, BLOCK, PARALLEL, b"", b"")
 
 
+def _begin() -> None:
+    """Begin a check whenever its turn has come."""
+
+
 class Users:
     """All users and their passwords.  Thread: any; only its memory of right passwords changes."""
 
@@ -73,25 +78,32 @@ class Users:
         self._memory = _MemoryShare(MEMORY_LIMIT)
         self._seen: dict[str, bytes] = {}
         """Keyed digests of passwords that were right, by user.  Assignments are atomic."""
+        self._seen_plain: set[str] = set()
+        """Users who have logged in with a password in plain text."""
         self._key = os.urandom(32)
 
     def __len__(self) -> int:
         return len(self._plain) + len(self._hashed)
 
     def stamp(self, user: str) -> object:
-        """Return the password of a user as configured, None for an unknown user."""
-        return self._hashed.get(user) or self._plain.get(user)
+        """Return a number that depends on a user's password, None for an unknown user.
 
-    def check(self, name: bytes, password: bytes) -> str | None:
+        It is for comparisons: a login is valid while its stamp is the same.
+        """
+        password = self._hashed.get(user) or self._plain.get(user)
+        return None if password is None else hash(password)
+
+    def check(self, name: bytes, password: bytes, begin: Callable[[], None] = _begin) -> str | None:
         """Return the user's name if the password is right, else None.
 
         Blocks for some 50 ms if any password is hashed, longer if other checks are running.
+        `begin` is called when its turn has come, and may raise an error instead of the check.
         Raises LoginUnavailable if there is no memory for the check.
         """
         user = name.decode("utf-8", "replace")
         try:
             # If any user has a hash, every check computes one: the time must not tell who has none.
-            right = self._check_hash(user, password) if self._hashed else False
+            right = self._check_hash(user, password, begin) if self._hashed else False
             import hmac  # late: it brings libcrypto
         except (ImportError, MemoryError) as error:
             raise LoginUnavailable(f"no memory to check the password ({error})") from error
@@ -99,18 +111,52 @@ class Users:
         if user in self._plain or not self._hashed:
             expected = self._plain.get(user, b"")
             right = hmac.compare_digest(expected, password) and user in self._plain
+            if right:
+                self._seen_plain.add(user)
         return user if right else None
 
-    def _check_hash(self, user: str, password: bytes) -> bool:
-        from _hashlib import hmac_digest  # late: before hmac, which then uses OpenSSL as well
+    def recall(self, user: str, password: bytes) -> bool | None:
+        """Return whether a password was right before; None if none of the user was."""
+        if user not in self._seen_plain and user not in self._seen:
+            return None
+        import hmac  # late, and loaded by check(), which has remembered the user
+
+        if user in self._seen_plain:
+            return hmac.compare_digest(self._plain[user], password)
+        return hmac.compare_digest(self._seen[user], self._digest(password))
+
+    def take_over(self, earlier: Users) -> None:
+        """Remember what another object does of users whose password is the same here.
+
+        Before the first check.
+        """
+        self._key = earlier._key
+        self._seen = {
+            user: digest
+            for user, digest in list(earlier._seen.items())
+            if self._hashed.get(user) == earlier._hashed[user]
+        }
+        self._seen_plain = {
+            user
+            for user in list(earlier._seen_plain)
+            if self._plain.get(user) == earlier._plain[user]
+        }
+
+    def _digest(self, password: bytes) -> bytes:
+        from _hashlib import hmac_digest  # late: as in check()
+
+        return hmac_digest(self._key, password, "sha256")
+
+    def _check_hash(self, user: str, password: bytes, begin: Callable[[], None]) -> bool:
+        seen = self._digest(password)  # before hmac, which then uses OpenSSL as well
         import hmac
 
-        seen = hmac_digest(self._key, password, "sha256")
         # Without the lock: a known user does not wait behind clients that guess passwords.
         if hmac.compare_digest(self._seen.get(user, bytes(32)), seen):
             return True
         expected = self._hashed.get(user, self._decoy)
         with self._memory.of(_needed_memory(expected)):
+            begin()
             digest = _scrypt(password, expected)
         right = hmac.compare_digest(digest, expected.digest) and user in self._hashed
         if right:

@@ -36,6 +36,8 @@ class LimitsConfig(NamedTuple):
     """Bytes per second in each direction, of all clients together."""
     rate_per_client: int | None = None
     """Bytes per second in each direction."""
+    handshakes: int = 256
+    """Unfinished handshakes of each address."""
 
 
 class QuotaConfig(NamedTuple):

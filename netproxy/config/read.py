@@ -15,6 +15,7 @@ from netproxy.config.schema import (
     Config,
     LogConfig,
     MetricsConfig,
+    PenaltyConfig,
     Place,
     TimeoutsConfig,
     TunnelConfig,
@@ -78,6 +79,8 @@ class _ConfigReader:
             users=users,
             state=top.path_of("state"),
             state_place=Place(top.place_of("state")),
+            penalty=self._penalty(top) if top.has("penalty") else PenaltyConfig(),
+            end_on_removal=top.flag("end_on_removal", False),
             timeouts=_timeouts(top.mapping("timeouts")),
             log=_log(top.mapping("log")),
             batching=_batching(top.mapping("udp")),
@@ -101,6 +104,11 @@ class _ConfigReader:
         from netproxy.config.sections.users import read_users
 
         return read_users(top.mapping("users"), self._problems)
+
+    def _penalty(self, top: MapReader) -> PenaltyConfig:
+        from netproxy.config.sections.users import read_penalty
+
+        return read_penalty(top.mapping("penalty"))
 
     def _with_dns(self, top: MapReader, config: Config, upstreams: UpstreamReader) -> Config:
         listeners = [listener for listener in config.listeners if listener.protocol == "dns"]

@@ -274,6 +274,8 @@ class Config(NamedTuple):
     users: dict[str, UserConfig] = {}
     auth: AuthConfig = AuthConfig()
     penalty: PenaltyConfig = PenaltyConfig()
+    end_on_removal: bool = False
+    """True if what a user has open ends when a reload removes the user or the password."""
     state: str = ""
     """The folder of what is kept across restarts; "" for the service manager's, if there is one."""
     state_place: Place = Place()

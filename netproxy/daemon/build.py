@@ -87,9 +87,12 @@ class _Builder:
         renewal = self._dialers.prepare_renewal(used_upstreams(config))
         forwarder = self._forwarder()
         router, autos = self._routing()
+        users = make_users(config)
+        if previous is not None:
+            users.take_over(previous.dependencies.users)
         dependencies = HandlerDependencies(
             router=router,
-            users=make_users(config),
+            users=users,
             resolver=self._reachability.resolver,
             timeouts=config.timeouts,
             splice=config.splice,
@@ -261,12 +264,13 @@ class _TcpSpec(ListenerSpec):
         self._handlers = handlers
         self._admission = admission
         self._handshake = handshake
+        self._handshakes = config.limits.handshakes
 
     def configure(self, listener: TcpListener) -> None:
         listener.name = self._name
         handler = self._handlers.handler
         assert handler is not None  # config.read has seen to it that the protocol has connections
-        listener.configure(handler, self._admission, self._handshake)
+        listener.configure(handler, self._admission, self._handshake, self._handshakes)
 
 
 class _UdpSpec(ListenerSpec):

@@ -109,19 +109,38 @@ class Daemon:
         gone = bound.commit(self._plan)
         self._plan = plan
         self._retire(gone)
+        if plan.config.end_on_removal:
+            self._end_removed(plan)
 
     def _retire(self, stopped: list[TcpListener | UdpListener]) -> None:
         """Remember listeners whose connections are still running, forget those that have none."""
         tcp = [listener for listener in stopped if isinstance(listener, TcpListener)]
         self._retired = [listener for listener in self._retired + tcp if listener.live]
 
+    def _end_removed(self, plan: Plan) -> None:
+        """End what users have open who were removed, or whose password was changed."""
+        from netproxy.access.removals import end_removed  # late: few configurations want it
+
+        listeners = self._tcp_listeners()
+        connections = [
+            connection for listener in listeners for connection in listener.connections()
+        ]
+        ended = end_removed(plan.dependencies.users, self.flows.live(), connections)
+        if any(ended):
+            reason = "ended because a user was removed or a password changed"
+            self._runtime.log.info("%s: flows=%d connections=%d", reason, *ended)
+
     # -- what it is doing
 
     @property
     def live(self) -> int:
         """The connections that have not ended."""
+        return sum(one.live for one in self._tcp_listeners()) + self._plan.tunnels.live
+
+    def _tcp_listeners(self) -> list[TcpListener]:
+        """Return the TCP listeners, and those that were stopped but have connections."""
         listening = [one for one in self._manager.listeners if isinstance(one, TcpListener)]
-        return sum(one.live for one in listening + self._retired) + self._plan.tunnels.live
+        return listening + self._retired
 
     @property
     def default_upstream(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Iterator, Mapping, NamedTuple, Protocol, Sequence, TypeVar
 
+from netproxy.access.backoff import Penalty
 from netproxy.access.factory import make_limits, make_rates, make_terms, make_usage_store
 from netproxy.config.schema import Config, NameServerConfig, UpstreamConfig
 from netproxy.daemon.own_sockets import ExpectedSockets, own_sockets, wanted_sockets
@@ -134,8 +135,8 @@ class BoundPlan:
        From here on every new connection meets the new configuration.  No handler of the plan
        before is used for a new connection any more, so that the rest may replace what it used.
     2. TLS files of upstreams, lookups, destination policies, the daemon's own sockets, the
-       permissions of connections that began with earlier configurations, and limits.  Until
-       then a new listener is guarded: its clients reach no special address
+       permissions of connections that began with earlier configurations, limits and penalties.
+       Until then a new listener is guarded: its clients reach no special address
        (access.destinations), and no listener whose address the file tells.
     3. The limit of connection threads, if it shrinks; the memory of `via: auto`.
     4. Upstreams that are gone are forgotten, health checks follow those that are left.
@@ -182,6 +183,7 @@ class BoundPlan:
         self._usage.commit()
         runtime.standing.configure(make_terms(plan.config))
         runtime.accounts.configure(make_limits(plan.config), make_rates(plan.config))
+        runtime.back_off.rules = Penalty(*plan.config.penalty)
         self._expected.commit()
         self._threads.commit()
         auto = plan.config.auto

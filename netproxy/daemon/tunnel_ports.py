@@ -176,7 +176,8 @@ class TcpPort:
             dependencies.accounts,
         )
         handler = TcpForward(self._target.name, connector, self._target.target)
-        self._listener.configure(handler, self.admission, dependencies.timeouts.handshake)
+        seconds = dependencies.timeouts.handshake
+        self._listener.configure(handler, self.admission, seconds, LimitsConfig().handshakes)
 
     def set_clients(self, clients: AllowedClients) -> None:
         """Let these clients connect from now on."""

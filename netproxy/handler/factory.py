@@ -66,7 +66,7 @@ class HandlerDependencies(NamedTuple):
     """Knows who may begin nothing new."""
     log: Log
     back_off: BackOff
-    """Delays refused logins."""
+    """Delays refused logins, and has the penalties."""
     dns: DnsDependencies | None = None
     bridge: Handler | None = None
     """The handler for agents of tunnels."""
@@ -132,6 +132,11 @@ class _FailedLogins:
     def unavailable(self, client: str, user: str, why: str) -> None:
         """Count and record a login that could not be checked."""
         refusal = Refusal("authentication", "unavailable", self._listener, client, "", why)
+        self._counter.refuse(refusal._replace(user=user))
+
+    def penalised(self, client: str, user: str) -> None:
+        """Count and record a login that is refused because of failed ones before."""
+        refusal = Refusal("authentication", "penalty", self._listener, client, "", "penalty")
         self._counter.refuse(refusal._replace(user=user))
 
 

@@ -7,6 +7,7 @@ answers come in order and each is routed for itself.
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import suppress
 from functools import partial
@@ -17,6 +18,7 @@ from netproxy.errors import (
     DeadlineError,
     DialError,
     EndOfStream,
+    LoginPenalised,
     LoginUnavailable,
     Reason,
     StreamError,
@@ -90,6 +92,9 @@ class HttpHandler:
         except LoginUnavailable as error:
             # It has a record: see access.login.
             answer = connection.encode_error(503, str(error))
+        except LoginPenalised as error:
+            retry_after = (b"Retry-After", b"%d" % math.ceil(error.seconds))
+            answer = connection.encode_error(429, str(error), [retry_after])
         except DialError as error:
             fields = [connect_udp.status_field(error.reason, PROXY_NAME)]
             if error.reason is Reason.LIMIT:
@@ -128,6 +133,7 @@ class HttpHandler:
             user, stamp = yield from self._authenticate(stream, request, client)
             stream.handshaking = False
             flow = Flow("tcp", client, client, self._listener, user, (), stamp)
+            stream.login = (user, stamp) if user else None
             if user:
                 self._permission.check(flow, connection.asked)
             if request.method == b"CONNECT":
@@ -156,7 +162,8 @@ class HttpHandler:
     ) -> Steps[tuple[str, object]]:
         """Return the user of this request and the stamp of the login, ("", None) for none.
 
-        Each request needs its own credentials.  Raises HttpError 407, LoginUnavailable.
+        Each request needs its own credentials.
+        Raises HttpError 407, LoginUnavailable, LoginPenalised.
         """
         values = http1.field_values(request.fields, b"proxy-authorization")
         if not values and self._datagrams is not None and connect_udp.asks_for(request):
@@ -167,6 +174,7 @@ class HttpHandler:
         if values:
             # Several fields are as good as a wrong password.
             name, password = parse_basic(values[0]) if len(values) == 1 else (b"", b"")
+            self._login.check_penalty(name, password, client)
             stamp = self._login.stamp(name.decode("utf-8", "replace"))  # as in handler.socks5
             user = yield Blocking(partial(self._login.check, name, password, client))
             if user is not None:

@@ -10,7 +10,14 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from netproxy.errors import DialError, EndOfStream, LoginUnavailable, ProtocolError, StreamError
+from netproxy.errors import (
+    DialError,
+    EndOfStream,
+    LoginPenalised,
+    LoginUnavailable,
+    ProtocolError,
+    StreamError,
+)
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS, Address
 from netproxy.interfaces.connections import READABLE, Blocking, Handshake, Steps, Wait
 from netproxy.interfaces.flows import Flow
@@ -36,7 +43,7 @@ class LoginRefused(ProtocolError):
     def __init__(self, answer: bytes, reason: str, decided: str = "") -> None:
         """Refuse with `answer`; `reason` and `decided` are those of the record.
 
-        `reason` is "" for a wrong password, which has a record of its own.
+        `reason` is "" for a login whose refusal has a record of its own.
         """
         super().__init__(decided)
         self.answer = answer
@@ -69,6 +76,8 @@ class Socks5Handler:
             user, stamp = yield from self._login.authenticate(stream, client)
             request = yield from socks5.read_request(stream)
             stream.handshaking = False
+            if user:
+                stream.login = user, stamp
             flow = Flow("tcp", client, request.target, self._listener, user, (), stamp)
             if stream.trace is not None:
                 stream.trace.step("request", command=request.command, target=flow.target, user=user)
@@ -180,8 +189,9 @@ class Socks5Login:
         # Before the check: a password that a reload changes meanwhile is not valid any more.
         stamp = self._login.stamp(name.decode("utf-8", "replace"))
         try:
+            self._login.check_penalty(name, password, client)
             user = yield Blocking(partial(self._login.check, name, password, client))
-        except LoginUnavailable as error:
+        except (LoginUnavailable, LoginPenalised) as error:
             raise LoginRefused(failure, "") from error
         if user is None:
             self._counter.count("authentication", "refused")

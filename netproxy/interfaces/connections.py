@@ -200,6 +200,8 @@ class Stream(Need, Reader, Protocol):
     evicted: str
     """Why the daemon ends the connection, "" if it does not.  The flow whose record says so
     empties it, so that there is one record."""
+    login: tuple[str, object] | None
+    """The user of the client's last request and the stamp of the login; None without a user."""
 
     @property
     def open(self) -> bool:

@@ -24,7 +24,7 @@ DECIDED_BY: Mapping[str, str] = {
     CLIENT_RATE: "limits.connection_rate_per_client",
     "connection limit": "limits.connections",
     "client limit": "limits.connections_per_client",
-    "too many handshakes": "the limit of unfinished handshakes",
+    "too many handshakes": "limits.handshakes",
     EVICTED: "limits.connections",
     "no thread": "the limit of threads",
     "listener removed": "listeners",

@@ -59,7 +59,11 @@ class Accepted(Connection):
 
     def evict(self) -> None:
         """End: its client has most connections, and another client needs one.  Thread: any."""
-        self.refused = self.stream.evicted = EVICTED
+        self.end_because(EVICTED)
+
+    def end_because(self, why: str) -> None:
+        """End for a reason of interfaces.listeners.DECIDED_BY.  Thread: any."""
+        self.refused = self.stream.evicted = why
         self.stream.shutdown()
 
     def ended(self) -> None:

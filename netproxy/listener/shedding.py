@@ -4,6 +4,10 @@ The client (interfaces.fairness) that has most of them loses one of its own, a s
 first; a client with fewer loses nothing.  Up to the limit a connection costs one dictionary
 entry and its client is not looked at.  Beyond the limit each connection is counted for its
 client once: when it comes, or when the limit is first exceeded.
+
+Beyond the limit a silent connection is shed, beyond twice as many any: in a burst clients have
+sent their requests, and the daemon is late.  Nothing is refused by chance below the limit, as
+OpenSSH's MaxStartups does: that would only meet clients that take nothing from others.
 """
 
 from __future__ import annotations
@@ -17,9 +21,6 @@ if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
 
-HANDSHAKING_LIMIT = 256
-"""Unfinished handshakes of a listener.  Beyond that a silent one is shed, beyond twice as many
-any: in a burst clients have sent their requests, and the daemon is late."""
 SHED_CANDIDATES = 16
 """How many of a client's oldest handshakes are examined to find a silent one.  Each examination
 is a system call."""
@@ -47,18 +48,25 @@ class Handshakes:
 
     The accepting thread adds to `uncounted`, and calls shed() if there are more than `room`.
     The thread that ends a handshake or a connection calls leave() if the connection is counted.
+    set_limit() comes before all of them.
     """
 
-    __slots__ = ("uncounted", "room", "_lock", "_counted")
+    __slots__ = ("uncounted", "room", "_limit", "_lock", "_counted")
 
     def __init__(self) -> None:
         self.uncounted: dict[Handshaking, None] = {}
         """Oldest first; some may have finished their handshake.  Others remove what has ended."""
-        self.room = HANDSHAKING_LIMIT
-        """How many may be uncounted."""
-        # Guards _counted and room.
+        self.room = self._limit = 0
+        """`room`: how many may be uncounted."""
+        # Guards _counted, _limit and room.
         self._lock = threading.Lock()
-        self._counted: FairTable[Handshaking] = FairTable(2 * HANDSHAKING_LIMIT)
+        self._counted: FairTable[Handshaking] = FairTable(0)
+
+    def set_limit(self, limit: int) -> None:
+        """Shed beyond so many from now on; a lower limit ends nothing at once.  Thread: any."""
+        with self._lock:
+            self._limit, self._counted.limit = limit, 2 * limit
+            self._set_room()
 
     def shed(self) -> Handshaking | None:
         """Count what is uncounted; return the connection to close, None if there is room.
@@ -104,9 +112,9 @@ class Handshakes:
 
     def _candidates(self) -> list[Handshaking]:
         """Return the connections of which one must go.  Under the lock."""
-        if len(self._counted) <= HANDSHAKING_LIMIT:
+        if len(self._counted) <= self._limit:
             return []
         return self._counted.yielding(SHED_CANDIDATES)
 
     def _set_room(self) -> None:
-        self.room = max(0, HANDSHAKING_LIMIT - len(self._counted))
+        self.room = max(0, self._limit - len(self._counted))

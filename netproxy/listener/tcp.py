@@ -105,14 +105,18 @@ class TcpListener(socketserver.ThreadingTCPServer):
         # Accepted sockets inherit these, which spares system calls for each of them.
         tune(self.socket)
 
-    def configure(self, handler: Handler, admission: Admission, handshake_seconds: float) -> None:
+    def configure(
+        self, handler: Handler, admission: Admission, handshake_seconds: float, handshakes: int
+    ) -> None:
         """Set what new connections meet.
 
         `handshake_seconds` is the time of a handshake, unless its handler sets another limit.
+        `handshakes`: beyond so many unfinished ones some are shed.
         """
         self.handler = handler
         self.admission = admission
         self._handshake_seconds = handshake_seconds
+        self.handshakes.set_limit(handshakes)
 
     def start(self) -> None:
         """Start the thread.  Raises RuntimeError if there is none to be had."""
@@ -272,7 +276,11 @@ class TcpListener(socketserver.ThreadingTCPServer):
         """Connections that have not ended."""
         return len(self._live)
 
+    def connections(self) -> list[Accepted]:
+        """Return the connections that have not ended."""
+        return list(self._live)
+
     def abort(self) -> None:
         """End live connections, by waking what waits for them."""
-        for connection in list(self._live):
+        for connection in self.connections():
             connection.stream.shutdown()

@@ -47,7 +47,8 @@ class Stream:
 
     __slots__ = (
         *("socket", "light", "plain", "handshaking", "deadline", "calls"),
-        *("trace", "member", "evicted", "_unread", "_local", "_receive_size", "_pace", "_on_close"),
+        *("trace", "member", "evicted", "login"),
+        *("_unread", "_local", "_receive_size", "_pace", "_on_close"),
     )
 
     def __init__(
@@ -80,6 +81,8 @@ class Stream:
         self.member = ""
         # Why the daemon ends the connection; the flow whose record says so empties it.
         self.evicted = ""
+        # The user of the last request and the stamp of the login; None without a user.
+        self.login: tuple[str, object] | None = None
         self._on_close: tuple[Callable[[], None], ...] = ()
 
     # -- the transport

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import _hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from netproxy.access.backoff import BackOff, Penalty
 from netproxy.access.login import Login
-from netproxy.access.users import Users, hash_password
-from netproxy.errors import LoginUnavailable
+from netproxy.access.users import MEMORY_LIMIT, Users, hash_password
+from netproxy.errors import LoginPenalised, LoginUnavailable
 from netproxy.interfaces.addresses import Address
 
 CLIENT = Address("192.0.2.1", 4000)
@@ -25,6 +28,9 @@ class Recorder:
 
     def unavailable(self, client: str, user: str, why: str) -> None:
         self.told.append((client, user, why))
+
+    def penalised(self, client: str, user: str) -> None:
+        self.told.append((client, user, "penalty"))
 
 
 @pytest.mark.parametrize(
@@ -64,3 +70,46 @@ def test_login_without_memory_for_its_check_is_reported_and_not_decided(
             "make cheaper hashes with 'netproxyctl hash-password --cost 4096'",
         )
     ]
+
+
+@pytest.mark.parametrize("password", ["secret", hash_password("secret", 1024)])
+def test_login_during_a_penalty_is_refused_unchecked_unless_it_is_remembered(
+    monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    """Hazard 110."""
+    recorder, back_off = Recorder(), BackOff(0.25)
+    back_off.rules = Penalty(1, 600.0, 600.0)
+    login = Login(Users({"alice": password, "bob": password}), "required", recorder, back_off)
+    assert login.check(b"alice", b"secret", CLIENT) == "alice"
+    login.check_penalty(b"bob", b"secret", CLIENT)
+    back_off.next_delay(CLIENT.host, time.monotonic())
+    monkeypatch.setattr(_hashlib, "scrypt", None)  # nothing may call it
+    login.check_penalty(b"alice", b"secret", CLIENT)
+    assert login.check(b"alice", b"secret", CLIENT) == "alice"
+    assert not recorder.told
+    for name, given in ((b"bob", b"secret"), (b"alice", b"wrong"), (b"nobody", b"secret")):
+        with pytest.raises(LoginPenalised) as refusal:
+            login.check_penalty(name, given, CLIENT)
+        assert 590.0 < refusal.value.seconds <= 600.0
+    login.check_penalty(b"bob", b"secret", Address("192.0.2.2", 1))
+    told = [("192.0.2.1", name, "penalty") for name in ("bob", "alice", "nobody")]
+    assert recorder.told == told
+
+
+def test_logins_that_wait_for_their_check_are_refused_once_a_penalty_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hazard 110: a burst of guesses costs the check of the first ones."""
+    recorder, back_off = Recorder(), BackOff(0.25)
+    back_off.rules = Penalty(2, 600.0, 600.0)
+    users = Users({"alice": hash_password("secret", 1024)})
+    login = Login(users, "required", recorder, back_off)
+    # The memory is given back before the pool waits for its threads.
+    with ThreadPoolExecutor(21) as pool, users._memory.of(MEMORY_LIMIT):
+        guesses = [pool.submit(login.check, b"alice", b"wrong", CLIENT) for _ in range(20)]
+        other = pool.submit(login.check, b"alice", b"secret", Address("192.0.2.2", 1))
+        for _ in range(2):
+            back_off.next_delay(CLIENT.host, time.monotonic())
+    assert [type(guess.exception()) for guess in guesses] == [LoginPenalised] * 20
+    assert other.result() == "alice"
+    assert recorder.told == [("192.0.2.1", "alice", "penalty")] * 20

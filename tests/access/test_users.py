@@ -300,3 +300,20 @@ class TestHash:
 
 def test_repr_of_users_contains_no_password() -> None:
     assert "secret" not in repr(Users({"alice": "secret"}))
+
+
+def test_reload_remembers_right_passwords_that_it_does_not_change() -> None:
+    hashed = hash_password("secret", 1024)
+    earlier = Users({"alice": hashed, "bob": hashed, "carol": "plain", "dave": "plain"})
+    for user, password in (("alice", b"secret"), ("bob", b"secret")):
+        assert earlier.check(user.encode(), password) == user
+    for user in ("carol", "dave"):
+        assert earlier.check(user.encode(), b"plain") == user
+    newer = Users({"alice": hashed, "bob": hash_password("secret", 1024), "carol": "plain"})
+    newer.take_over(earlier)
+    assert newer.recall("alice", b"secret") is True
+    assert newer.recall("alice", b"wrong") is False
+    assert newer.recall("carol", b"plain") is True
+    assert newer.recall("carol", b"wrong") is False
+    assert newer.recall("bob", b"secret") is None
+    assert newer.recall("dave", b"plain") is None

@@ -14,6 +14,7 @@ from netproxy.config.schema import (
     LogConfig,
     MetricsConfig,
     NetworkList,
+    PenaltyConfig,
     TimeoutsConfig,
     UdpConfig,
     UserConfig,
@@ -124,6 +125,24 @@ tcp: {{splice: false}}
         self, text: str, chain: tuple[str, ...]
     ) -> None:
         assert tuple(hop.scheme for hop in read(text).default.hops) == chain
+
+    @pytest.mark.parametrize(
+        "text, penalty",
+        [
+            ("default: direct", PenaltyConfig(5, 10.0, 600.0)),
+            ("penalty: {after: 0}", PenaltyConfig(0, 10.0, 600.0)),
+            ("penalty: {after: 3, for: 1m, longest: 1h}", PenaltyConfig(3, 60.0, 3600.0)),
+        ],
+    )
+    def test_penalty_is_read(self, text: str, penalty: PenaltyConfig) -> None:
+        assert read(text).penalty == penalty
+
+    def test_mistakes_of_a_penalty_are_errors(self) -> None:
+        assert errors("penalty: {after: -1, for: 1h, longest: 1m, within: 1m}") == [
+            "c.yaml:1:18: penalty.after: '-1' is not a whole number (0 switches penalties off)",
+            "c.yaml:1:40: penalty.longest: is shorter than for, the first penalty",
+            "c.yaml:1:44: penalty.within: unknown key",
+        ]
 
     def test_user_names_and_passwords_stay_text(self) -> None:
         """Hazard 113: YAML types would turn these into numbers and booleans."""

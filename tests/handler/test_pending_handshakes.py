@@ -13,7 +13,7 @@ from typing import Callable, Iterator
 import pytest
 
 from netproxy.interfaces.addresses import Address
-from netproxy.listener import shedding as shedding_module, poller as poller_module
+from netproxy.listener import poller as poller_module
 from tests.support.exchanges import (
     ANONYMOUS,
     GREETING,
@@ -300,12 +300,12 @@ class TestThreads:
             (5, 9, "closed")
         ] * 6
 
-    def test_thousand_silent_clients_take_no_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", 1000)
+    def test_thousand_silent_clients_take_no_thread(self) -> None:
+        limits = "limits: {connections: 2000, handshakes: 1000}"
         target = EchoTarget()
         with (
             server(target) as address,
-            running("listeners: [{listen: '127.0.0.1:0', limits: {connections: 2000}}]") as relay,
+            running(f"listeners: [{{listen: '127.0.0.1:0', {limits}}}]") as relay,
             ExitStack() as stack,
         ):
             for _ in range(1000):

@@ -11,7 +11,6 @@ import pytest
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Blocking, Handshake, Stream
-from netproxy.listener import shedding as shedding_module
 from netproxy.listener.shedding import Handshakes
 from netproxy.net.stream import complete
 from tests.support.pools import Gate
@@ -56,9 +55,9 @@ class Demanding:
 
 
 @pytest.fixture
-def rig(make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch) -> TcpRig:
-    monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", LIMIT)
+def rig(make: Callable[..., TcpRig]) -> TcpRig:
     rig = make(LIMIT + 2)
+    rig.handshakes = LIMIT
     rig.configure(Bytewise())
     rig.listener.start()
     return rig
@@ -193,12 +192,10 @@ def test_client_whose_handshake_holds_a_thread_is_shed_as_well(rig: TcpRig) -> N
     assert rig.counts.of(*SHED) == 1
 
 
-def test_client_whose_bytes_were_not_read_yet_is_not_shed(
-    make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_client_whose_bytes_were_not_read_yet_is_not_shed(make: Callable[..., TcpRig]) -> None:
     """In a burst the daemon is late, not the client."""
-    monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", LIMIT)
     rig, gate = make(1), Gate()
+    rig.handshakes = LIMIT
     rig.configure(OnThread())
     rig.listener.start()
     assert rig.pool.submit(gate)
@@ -215,7 +212,7 @@ def test_client_whose_bytes_were_not_read_yet_is_not_shed(
 def test_shed_client_has_a_record(rig: TcpRig) -> None:
     connect_silent(rig, LIMIT + 2)
     rig.counts.wait_for(*SHED, 2)
-    decided = "the limit of unfinished handshakes"
+    decided = "limits.handshakes"
     assert {(refusal.client, refusal.decided) for refusal in rig.counts.refusals} == {
         ("127.0.0.1", decided)
     }
@@ -242,11 +239,11 @@ class TestFairness:
 
     @pytest.mark.parametrize("attackers", [1, 2, 50])
     def test_attackers_take_no_handshake_of_a_good_client(
-        self, make: Callable[..., TcpRig], monkeypatch: pytest.MonkeyPatch, attackers: int
+        self, make: Callable[..., TcpRig], attackers: int
     ) -> None:
         limit, rounds = 64, 12
-        monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", limit)
         rig = make()
+        rig.handshakes = limit
         rig.configure(Bytewise())
         rig.listener.start()
         sources = [f"127.0.1.{number + 1}" for number in range(attackers)]
@@ -319,9 +316,10 @@ class TestHandshakes:
         return shed
 
     @pytest.fixture
-    def handshakes(self, monkeypatch: pytest.MonkeyPatch) -> Handshakes:
-        monkeypatch.setattr(shedding_module, "HANDSHAKING_LIMIT", LIMIT)
-        return Handshakes()
+    def handshakes(self) -> Handshakes:
+        handshakes = Handshakes()
+        handshakes.set_limit(LIMIT)
+        return handshakes
 
     def test_ipv6_network_is_one_client(self, handshakes: Handshakes) -> None:
         """Hazard 137."""
@@ -357,3 +355,24 @@ def close_early(rig: TcpRig, keep: int) -> None:
     for sock in rig.clients[:-keep]:
         sock.close()
     del rig.clients[:-keep]
+
+    def test_burst_of_a_good_client_loses_nothing_while_attackers_hold_the_limit(self) -> None:
+        """Hazard 137: a page opens 20 connections at once.  Chance below the limit, as of
+        OpenSSH's MaxStartups, would refuse most of them."""
+        limit, burst = 256, 20
+        handshakes = Handshakes()
+        handshakes.set_limit(limit)
+        attackers = [f"198.51.100.{number}" for number in range(8)]
+        self.add(handshakes, *attackers * limit)
+        shed = self.add(handshakes, *["192.0.2.1"] * burst)
+        shed += self.add(handshakes, *attackers * limit)
+        hosts = [connection.client.host for connection in shed if connection is not None]
+        assert len(hosts) == burst + len(attackers) * limit
+        assert "192.0.2.1" not in hosts
+
+    def test_limit_may_change_while_there_are_handshakes(self, handshakes: Handshakes) -> None:
+        assert self.add(handshakes, *["192.0.2.1"] * LIMIT) == [None] * LIMIT
+        handshakes.set_limit(2 * LIMIT)
+        assert self.add(handshakes, *["192.0.2.1"] * LIMIT) == [None] * LIMIT
+        handshakes.set_limit(LIMIT)
+        assert all(self.add(handshakes, *["192.0.2.1"] * LIMIT))

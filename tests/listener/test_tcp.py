@@ -159,7 +159,7 @@ class TestAdmission:
         """A reload replaces the listener's admission while the connection lives."""
         sock = rig.ask()
         later = RecordingAdmission()
-        rig.listener.configure(rig.handler, later, 5.0)
+        rig.listener.configure(rig.handler, later, 5.0, 256)
         sock.close()
         wait_until(lambda: not rig.admission.inside)
         assert later.inside == []

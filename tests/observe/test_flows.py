@@ -34,7 +34,7 @@ class FakeFlow:
     def idle(self) -> float:
         return 2.5
 
-    def kill(self) -> None:
+    def kill(self, ended: str = "killed") -> None:
         self.killed += 1
 
     def record(self, ended: str = "closed") -> Record:

@@ -61,7 +61,7 @@ class BridgeRig(TcpRig):
         self.bridge = Bridge(self.sessions, self.ports, back_off, self.counts, self.log)
         home = (PortRange("tcp", "127.0.0.1", 8022, 8030), PortRange("udp", "0.0.0.0", 53, 53))
         self.bridge.configure({"home": AgentRights(TOKEN, home), "away": AgentRights(OTHER_TOKEN)})
-        self.listener.configure(self.bridge, self.admission, 5.0)
+        self.listener.configure(self.bridge, self.admission, 5.0, 256)
         self.listener.start()
         self.dialer = TunnelDialer("home", self.sessions, 3.0, self.counts)
 

@@ -72,6 +72,7 @@ class TcpRig:
         self.counts, self.log = Counts(), Lines()
         self.admission: Any = RecordingAdmission()  # Any: or an Admission, in some tests
         self.handler = Echo()
+        self.handshakes = 256
         self.pool = ThreadPool("connection", threads, 0, self.log)
         self.poller = Poller(self.log)
         self.poller.start()
@@ -87,7 +88,7 @@ class TcpRig:
 
     def configure(self, handler: Handler, handshake: float = 5.0) -> None:
         """Set the handler of new connections, and the seconds of their handshake."""
-        self.listener.configure(handler, self.admission, handshake)
+        self.listener.configure(handler, self.admission, handshake, self.handshakes)
 
     def connect(self, host: str = "", source: str = "") -> socket.socket:
         """Return a connection of a client, from the address `source`."""

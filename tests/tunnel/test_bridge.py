@@ -159,7 +159,7 @@ def test_invalid_hello_is_closed_without_an_answer(rig: BridgeRig, data: bytes) 
 
 def test_silent_agent_is_closed_at_the_handshake_deadline(rig: BridgeRig) -> None:
     """Hazard 119."""
-    rig.listener.configure(rig.bridge, rig.admission, 0.1)
+    rig.listener.configure(rig.bridge, rig.admission, 0.1, 256)
     for data in (b"", tunnel.encode_hello(Hello(tunnel.CONTROL, "home", NONCE))):
         sock = rig.connect()
         sock.sendall(data)

@@ -226,6 +226,7 @@ def _limits(section: MapReader) -> LimitsConfig:
         section.read("connection_rate_per_client", parse_frequency, None),
         section.read("rate", parse_rate, None),
         section.read("rate_per_client", parse_rate, None),
+        section.whole("handshakes", LimitsConfig().handshakes),
     )
     section.finish()
     return limits

@@ -1,4 +1,4 @@
-"""Reads the section `users`: names, passwords and limits.
+"""Reads the sections `users` (names, passwords and limits) and `penalty`.
 
 Passwords are in no message and no repr.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import time
 
-from netproxy.config.schema import QuotaConfig, UserConfig, UserLimitsConfig
+from netproxy.config.schema import PenaltyConfig, QuotaConfig, UserConfig, UserLimitsConfig
 from netproxy.config.tree.node import MapReader, Node, Problems
-from netproxy.config.units import parse_frequency, parse_rate, parse_size
+from netproxy.config.units import parse_frequency, parse_rate, parse_size, parse_whole
 
 HASH_PREFIX = "scrypt$"
 HOW_TO_HASH = "make a hash of the password with 'netproxyctl hash-password'"
@@ -111,6 +111,30 @@ def _quota(limits: MapReader) -> QuotaConfig:
     )
     section.finish()
     return quota
+
+
+def read_penalty(section: MapReader) -> PenaltyConfig:
+    """Return what failed logins lead to.  `after: 0` switches penalties off."""
+    defaults = PenaltyConfig()
+    penalty = PenaltyConfig(
+        section.read("after", _failures, defaults.after),
+        section.duration("for", defaults.duration),
+        section.duration("longest", defaults.longest),
+    )
+    if penalty.longest < penalty.duration:
+        section.add_error("longest", "is shorter than for, the first penalty")
+    section.finish()
+    return penalty
+
+
+def _failures(text: str) -> int:
+    """Parse a number of failures, 0 for no penalty.  Raises ValueError."""
+    if text == "0":
+        return 0
+    try:
+        return parse_whole(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is not a whole number (0 switches penalties off)") from None
 
 
 def _date(text: str) -> str:

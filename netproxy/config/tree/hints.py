@@ -20,7 +20,7 @@ SECTIONS = {
         *("relay_port", "idle_timeout", "mapping", "filtering"),
         *("max_sessions", "max_sessions_per_client"),
     ),
-    "listeners[].limits": ("connections", "connections_per_client"),
+    "listeners[].limits": ("connections", "connections_per_client", "handshakes"),
     "listeners[].tls": ("certificate", "key", "client_ca"),
     "rules[]": (
         *("via", "domain", "domain_file", "ip", "ip_file", "geoip", "port", "client", "user"),
@@ -37,6 +37,7 @@ SECTIONS = {
     "tunnel.agent": ("bridge", "exit", "services"),
     "users.NAME": ("password",),
     "users.NAME.limits": ("sessions",),
+    "penalty": ("after", "for", "longest"),
     "udp": ("batching",),
     "tcp": ("splice",),
     "timeouts": ("handshake", "connect", "tcp_idle", "half_close", "drain"),

@@ -1,0 +1,60 @@
+"""Ends what users have open whose login is not valid any more (`end_on_removal`).
+
+After a reload their new targets and requests are refused anyway (access.permission).  Here their
+flows end, and the client connections that they logged in with: tunnels, associations, streams of
+datagrams, kept HTTP connections.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Iterable, NamedTuple, Protocol
+
+from netproxy.access.permission import PASSWORD_CHANGED, USER_REMOVED
+
+if TYPE_CHECKING:
+    from netproxy.access.users import Users
+    from netproxy.interfaces.connections import Stream
+    from netproxy.interfaces.flows import LiveFlow
+
+
+class ClientConnection(Protocol):
+    """A connection of a client."""
+
+    @property
+    def stream(self) -> Stream:
+        """Its stream, which knows the login."""
+
+    def end_because(self, why: str) -> None:
+        """End soon, for a reason of interfaces.listeners.DECIDED_BY."""
+
+
+class Removed(NamedTuple):
+    """The numbers of what has ended."""
+
+    flows: int
+    connections: int
+
+
+def end_removed(
+    users: Users, flows: Iterable[LiveFlow], connections: Iterable[ClientConnection]
+) -> Removed:
+    """End the flows and connections of users who are not in `users` with the same password."""
+    ended, closed = 0, 0
+    # First: the record of a flow says why it ends, not that its client has left.
+    for live in flows:
+        if why := _removal(users, live.flow.user, live.flow.stamp):
+            live.kill(why)
+            ended += 1
+    for connection in connections:
+        login = connection.stream.login
+        if login is not None and (why := _removal(users, *login)):
+            connection.end_because(why)
+            closed += 1
+    return Removed(ended, closed)
+
+
+def _removal(users: Users, user: str, stamp: object) -> str:
+    """Return why a login is not valid any more, "" if it is; `user` is "" for none."""
+    if not user or (running := users.stamp(user)) == stamp:
+        return ""
+    return USER_REMOVED if running is None else PASSWORD_CHANGED
