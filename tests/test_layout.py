@@ -57,7 +57,7 @@ LATE_OURS = {
     *("netproxy.admin.http_server", "netproxy.admin.site", "netproxy.admin.stats"),
     *("netproxy.access.removals", "netproxy.access.users", "netproxy.daemon.main"),
     *("netproxy.access.accounts.usage_file", "netproxy.access.accounts.usage_store"),
-    *("netproxy.daemon.tunnels", "netproxy.ctl.commands", "netproxy.ctl.top"),
+    *("netproxy.daemon.tunnels.tunnels", "netproxy.ctl.commands", "netproxy.ctl.top"),
     *(
         "netproxy.config.tree.hints",
         "netproxy.config.tree.syntax",

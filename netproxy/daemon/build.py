@@ -15,7 +15,7 @@ from netproxy.access.limits import Admission
 from netproxy.access.permission import Permission
 from netproxy.config.schema import Config, ListenerConfig
 from netproxy.daemon.checks.configuration import check_configuration, check_requirements
-from netproxy.daemon.lazy_tunnels import LazyTunnels
+from netproxy.daemon.tunnels.lazy import LazyTunnels
 from netproxy.daemon.own_sockets import wanted_sockets
 from netproxy.daemon.plan import Plan, used_upstreams
 from netproxy.daemon.reachability import Reachability, make_lookups

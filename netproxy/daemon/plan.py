@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from netproxy.access.limits import Admission
     from netproxy.access.permission import Permission
     from netproxy.admin.servers import Admin
-    from netproxy.daemon.lazy_tunnels import LazyTunnels
+    from netproxy.daemon.tunnels.lazy import LazyTunnels
     from netproxy.daemon.runtime import Runtime
     from netproxy.daemon.udp_relays import UdpRelays
     from netproxy.dialer.factory import DialerFactory

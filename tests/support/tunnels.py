@@ -40,7 +40,7 @@ class TunnelDaemon(Running):
 
     @property
     def tunnels(self) -> Any:
-        """The daemon's netproxy.daemon.tunnels.Tunnels."""
+        """The daemon's netproxy.daemon.tunnels.tunnels.Tunnels."""
         return self.daemon._plan.tunnels.current
 
     @property

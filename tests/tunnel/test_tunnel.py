@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from netproxy.admin.explain import FlowError
-from netproxy.daemon import tunnel_ports
+from netproxy.daemon.tunnels import ports as tunnel_ports
 from netproxy.interfaces.addresses import Address
 from netproxy.listener.tcp import TcpListener
 from netproxy.net.stream import Stream, complete

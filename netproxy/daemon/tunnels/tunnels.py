@@ -1,7 +1,7 @@
 """Builds and runs the reverse tunnels of a daemon: its bridge with public ports, its own agent.
 
 Created when a configuration first has a tunnel and kept over reloads, so that agents and their
-streams continue.  Thread: main, except where agents open ports (daemon.tunnel_ports).
+streams continue.  Thread: main, except where agents open ports (daemon.tunnels.ports).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Iterable, Mapping
 
 from netproxy.access.backoff import AGENT_SECONDS, BackOff
-from netproxy.daemon.tunnel_agent import DaemonAgent
-from netproxy.daemon.tunnel_ports import PublicPorts
+from netproxy.daemon.tunnels.agent import DaemonAgent
+from netproxy.daemon.tunnels.ports import PublicPorts
 from netproxy.errors import ConfigError
 from netproxy.interfaces.listeners import AllowedClients
 from netproxy.tunnel.bridge import Bridge
@@ -21,7 +21,7 @@ from netproxy.tunnel.sessions import AgentSessions
 if TYPE_CHECKING:
     from netproxy.config.schema import BridgeAgentConfig, Config, UpstreamTlsConfig
     from netproxy.daemon.runtime import Runtime
-    from netproxy.daemon.tunnel_agent import BridgeTrust, PreparedAgent
+    from netproxy.daemon.tunnels.agent import BridgeTrust, PreparedAgent
     from netproxy.dialer.factory import DialerFactory
     from netproxy.handler.factory import HandlerDependencies
 

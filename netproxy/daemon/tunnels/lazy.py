@@ -1,6 +1,6 @@
 """The daemon's tunnels, made when a configuration first needs them.
 
-Most daemons have no tunnel; they never load netproxy.daemon.tunnels.  Until the tunnels
+Most daemons have no tunnel; they never load netproxy.daemon.tunnels.tunnels.  Until the tunnels
 are made, everything here answers that there are none.  Thread: main, except dialer() and
 what only reads.
 """
@@ -13,7 +13,7 @@ from netproxy.config.schema import Config, TunnelConfig
 
 if TYPE_CHECKING:
     from netproxy.daemon.runtime import Runtime
-    from netproxy.daemon.tunnels import Tunnels
+    from netproxy.daemon.tunnels.tunnels import Tunnels
     from netproxy.dialer.factory import DialerFactory
     from netproxy.handler.factory import HandlerDependencies
     from netproxy.interfaces.routing import Dialer
@@ -31,7 +31,7 @@ class LazyTunnels:
     def obtain(self) -> Tunnels:
         """Return the tunnels; make them if need be.  They do nothing before a commit."""
         if self.current is None:
-            from netproxy.daemon.tunnels import Tunnels
+            from netproxy.daemon.tunnels.tunnels import Tunnels
 
             self.current = Tunnels(self._runtime)
         return self.current

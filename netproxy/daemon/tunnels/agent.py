@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol, Sequence
 
 from netproxy.daemon.runtime import STOP_SECONDS
-from netproxy.daemon.tunnel_ports import FixedRouter, nat_table, pipe_limits
+from netproxy.daemon.tunnels.ports import FixedRouter, nat_table, pipe_limits
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.hop import Hop
 from netproxy.handler.outbound import Outbound
