@@ -40,7 +40,8 @@ SAME = {"rules[].not.": "rules[].", "dns.rules[].servers[].": "dns.servers[]."}
 # An upstream is everywhere a mapping as in `upstreams`, and its keys are described there.
 UPSTREAMS = re.compile(
     r"^(default|dns\.servers\[\]\.upstream|listeners\[\]\.upstream|rules\[\]\.(via|upstream)"
-    r"|tunnel\.agent\.upstream|upstreams\.NAME\.members\[\](\.via)?|upstreams\.NAME\[\])\."
+    r"|tunnel\.agent\.upstream|users\.NAME\.upstream|upstreams\.NAME\.members\[\](\.via)?"
+    r"|upstreams\.NAME\[\])\."
 )
 
 

@@ -140,7 +140,9 @@ def explain(
         yield f"refused: {listeners[flow.listener]}"
         return
     rule, outcome = router.explain(flow)
-    yield f"rule: {rule or 'none matches; the upstream of the listener or the default applies'}"
+    if not rule.startswith("rules["):
+        rule = f"none matches; {rule or 'the upstream of the listener or the default'} applies"
+    yield f"rule: {rule}"
     if isinstance(outcome, DialError):
         yield f"refused: {outcome}"
         return

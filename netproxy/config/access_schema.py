@@ -5,6 +5,7 @@ schema.py has everything else and explains the form.  None means that there is n
 
 from typing import NamedTuple
 
+from netproxy.config.routing_schema import UpstreamConfig
 from netproxy.interfaces.networks import IpNetwork
 
 
@@ -76,6 +77,8 @@ class UserConfig(NamedTuple):
     limits: UserLimitsConfig = UserLimitsConfig()
     expires: str = ""
     """The last day on which the user may log in, "2027-01-31"; "" for no end."""
+    upstream: UpstreamConfig | None = None
+    """The upstream of flows that no rule decides; None: that of the listener, or the default."""
     place: str = ""
 
     def __repr__(self) -> str:

@@ -55,12 +55,12 @@ class _ConfigReader:
         self._problems = problems
 
     def read(self, top: MapReader) -> Config:
-        users = self._users(top) if top.has("users") else {}
         # Upstreams may use the names of a bridge's agents, and its listener comes last.
         tunnels = self._tunnels(top) if top.has("tunnel") else None
         agents = tunnels.agents if tunnels else {}
         upstreams = UpstreamReader(top.mapping("upstreams").rest(), self._problems, agents)
         named = upstreams.read_all()
+        users = self._users(top, upstreams) if top.has("users") else {}
         default = top.take("default")
         listeners = ListenerReader(upstreams, bool(users), self._problems).read(
             top.items("listeners")
@@ -100,10 +100,10 @@ class _ConfigReader:
 
         return TunnelReader(top.mapping("tunnel"), self._problems)
 
-    def _users(self, top: MapReader) -> dict[str, UserConfig]:
+    def _users(self, top: MapReader, upstreams: UpstreamReader) -> dict[str, UserConfig]:
         from netproxy.config.sections.users import read_users
 
-        return read_users(top.mapping("users"), self._problems)
+        return read_users(top.mapping("users"), upstreams, self._problems)
 
     def _penalty(self, top: MapReader) -> PenaltyConfig:
         from netproxy.config.sections.users import read_penalty

@@ -8,12 +8,12 @@ that is running; daemon.plan does that.  Thread: main.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Callable, Iterator
 
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.access.permission import Permission
-from netproxy.config.schema import Config, ListenerConfig
+from netproxy.config.schema import Config, ListenerConfig, UpstreamConfig
 from netproxy.daemon.checks.configuration import check_configuration, check_requirements
 from netproxy.daemon.tunnels.lazy import LazyTunnels
 from netproxy.daemon.own_sockets import wanted_sockets
@@ -35,9 +35,10 @@ from netproxy.listener.manager import ListenerSpec
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
 from netproxy.observe.flows import ObserverGroup
-from netproxy.router.router import RuleRouter
+from netproxy.router.router import Fallbacks, RuleRouter
 
 if TYPE_CHECKING:
+    from netproxy.interfaces.routing import Dialer
     from netproxy.resolver.forwarder import DnsForwarder
     from netproxy.router.auto import AutoDialer
 
@@ -176,15 +177,10 @@ class _Builder:
     def _routing(self) -> tuple[RuleRouter, tuple[AutoDialer, ...]]:
         """Return the router, and its dialers that learn from the connections they made."""
         config, dialers, reachability = self._config, self._dialers, self._reachability
+        fallbacks = make_fallbacks(config, dialers.dialer)
         if not config.rules:
-            by_listener = {
-                listener.name: dialers.dialer(listener.upstream)
-                for listener in config.listeners
-                if listener.upstream
-            }
-            default = dialers.dialer(config.default)
             resolver, guard = reachability.resolver, reachability.destinations
-            return RuleRouter((), default, by_listener, resolver, guard), ()
+            return RuleRouter((), fallbacks, resolver, guard), ()
         # late: 0.3 MiB, and many configurations have no rules
         from netproxy.router.factory import RoutingDependencies, make_routing
 
@@ -193,6 +189,7 @@ class _Builder:
             RoutingDependencies(
                 dialers.dialer,
                 dialers.direct_within,
+                fallbacks,
                 reachability.resolver,
                 reachability.destinations,
                 self._runtime.verdicts,
@@ -245,6 +242,21 @@ class _Builder:
                         admissions[listener.name],
                         dependencies.timeouts.handshake,
                     )
+
+
+def make_fallbacks(config: Config, dialer: Callable[[UpstreamConfig], Dialer]) -> Fallbacks:
+    """Return the upstreams of flows that no rule decides."""
+    by_listener = {
+        listener.name: dialer(listener.upstream)
+        for listener in config.listeners
+        if listener.upstream
+    }
+    by_user = {
+        name: (f"users.{name}.upstream", dialer(user.upstream))
+        for name, user in config.users.items()
+        if user.upstream
+    }
+    return Fallbacks(dialer(config.default), by_listener, by_user)
 
 
 class _TcpSpec(ListenerSpec):

@@ -283,6 +283,8 @@ def name_servers(config: Config) -> Iterator[NameServerConfig]:
 def _upstreams(config: Config) -> Iterator[UpstreamConfig | None]:
     yield config.default
     yield from config.upstreams.values()
+    for user in config.users.values():
+        yield user.upstream
     for listener in config.listeners:
         yield listener.upstream
     for rule in config.rules:

@@ -88,8 +88,15 @@ class Route(NamedTuple):
     dialer: Dialer
     flow: Flow
     rule: str = ""
-    """What decided: a rule such as "rules[2]", "listener" for the listener's own upstream, or
-    "default"; "" if there was nothing to decide."""
+    """What decided: a rule such as "rules[2]", "users.alice.upstream" for the user's own upstream,
+    "listener" for that of the listener, or "default"; "" if there was nothing to decide."""
+
+
+class UserUpstreams(Protocol):
+    """The upstreams of users with their own.  Thread: any; never blocks."""
+
+    def get(self, user: str, /) -> tuple[str, Dialer] | None:
+        """Return what Route.rule says and the dialer, None if the user has no upstream."""
 
 
 class Router(Protocol):

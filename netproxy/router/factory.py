@@ -27,7 +27,7 @@ from netproxy.router.patterns import (
     parse_network,
     parse_ports,
 )
-from netproxy.router.router import Condition, Rule, RuleRouter
+from netproxy.router.router import Condition, Fallbacks, Rule, RuleRouter
 
 COMPARED_LIMIT = 300
 """Rules that each later rule is compared with: the time grows with the square of them."""
@@ -39,6 +39,8 @@ class RoutingDependencies(NamedTuple):
     dialer: Callable[[UpstreamConfig], Dialer]
     direct_within: Callable[[float], Dialer]
     """Returns a direct dialer with so many seconds to connect."""
+    fallbacks: Fallbacks
+    """The upstreams of flows that no rule decides."""
     resolver: Resolver
     guard: DestinationGuard
     verdicts: Verdicts
@@ -58,13 +60,7 @@ def make_routing(config: Config, dependencies: RoutingDependencies) -> Routing:
     facts = _Facts(_country_lookup(config), dependencies.clock)
     dialers = _RuleDialers(config.auto, dependencies)
     rules = [_rule(rule, dialers.dialer(rule), facts) for rule in config.rules]
-    by_listener = {
-        listener.name: dependencies.dialer(listener.upstream)
-        for listener in config.listeners
-        if listener.upstream
-    }
-    default = dependencies.dialer(config.default)
-    router = RuleRouter(rules, default, by_listener, dependencies.resolver, dependencies.guard)
+    router = RuleRouter(rules, dependencies.fallbacks, dependencies.resolver, dependencies.guard)
     return Routing(router, tuple(dialers.autos.values()))
 
 

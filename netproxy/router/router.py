@@ -1,9 +1,9 @@
 """Chooses the upstream of a flow by rules.
 
-The first rule that matches decides; without one, the listener's own upstream, else the
-default.  A rule that looks at addresses has the name looked up, unless its upstream
-resolves names itself.  The route carries the addresses that were found and permitted, and
-only these are dialled.  Immutable, any thread; a reload replaces the router as a whole.
+The first rule that matches decides; without one, the user's own upstream, else that of the
+listener, else the default.  A rule that looks at addresses has the name looked up, unless its
+upstream resolves names itself.  The route carries the addresses that were found and permitted,
+and only these are dialled.  Immutable, any thread; a reload replaces the router as a whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from netproxy.interfaces.routing import Route
 from netproxy.router.auto import AutoDialer
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver
+    from netproxy.interfaces.routing import DestinationGuard, Dialer, Resolver, UserUpstreams
 
 Condition = Callable[[Flow], bool]
 LookUp = Callable[[Flow], Sequence[Address]]
@@ -48,21 +48,29 @@ class _LookupNeeded(Exception):
     """A name would have to be looked up, and the caller must not block."""
 
 
+class Fallbacks(NamedTuple):
+    """The upstreams of flows that no rule decides, in the order in which they are asked."""
+
+    default: Dialer
+    by_listener: Mapping[str, Dialer] = {}
+    """The upstreams of listeners with their own."""
+    by_user: UserUpstreams = {}
+    """Those of users with their own, who come before listeners."""
+
+
 class RuleRouter:
     """The Router."""
 
     def __init__(
         self,
         rules: Sequence[Rule],
-        default: Dialer,
-        by_listener: Mapping[str, Dialer],
+        fallbacks: Fallbacks,
         resolver: Resolver,
         guard: DestinationGuard,
     ) -> None:
-        """Route by `rules`.  `by_listener` has the upstreams of listeners with their own."""
+        """Route by `rules`, then by `fallbacks`."""
         self._rules = tuple(rules)
-        self._default = default
-        self._by_listener = dict(by_listener)
+        self._default, self._by_listener, self._by_user = fallbacks
         self._resolver = resolver
         self._guard = guard
 
@@ -89,17 +97,20 @@ class RuleRouter:
                 yield rule.dialer
                 if not rule.depends_on_flow:
                     return
-        yield self._by_listener.get(flow.listener, self._default)
+        own = self._by_user.get(flow.user) if flow.user else None
+        yield own[1] if own else self._by_listener.get(flow.listener, self._default)
 
     def explain(self, flow: Flow) -> tuple[str, Route | DialError]:
-        """Return the text of the rule that decides, "" for none, and the outcome.
+        """Return the text of the rule that decides, and the outcome.
 
-        May block for a lookup.
+        Without a rule, the text is the user's own upstream (Route.rule), or "".  May block for a
+        lookup.
         """
         rule = ""
         try:
             label, dialer, flow, failure = self._decide(flow, self._look_up)
-            rule = next((rule.text for rule in self._rules if rule.label == label), "")
+            own = "" if label in ("listener", "default") else label
+            rule = next((rule.text for rule in self._rules if rule.label == label), own)
             return rule, self._complete(label, dialer, flow, failure, self._look_up)
         except DialError as error:
             return rule, error
@@ -131,6 +142,8 @@ class RuleRouter:
                 if not all(condition(flow) for condition in rule.address_conditions):
                     continue
             return rule.label, rule.dialer, flow, failure
+        if flow.user and (own := self._by_user.get(flow.user)) is not None:
+            return *own, flow, failure
         if flow.listener in self._by_listener:
             return "listener", self._by_listener[flow.listener], flow, failure
         return "default", self._default, flow, failure

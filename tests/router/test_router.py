@@ -39,7 +39,7 @@ upstreams:
   office: socks5h://192.0.2.2:1
   branch: socks5://192.0.2.3:1
   parents: socks5h://192.0.2.4:1
-users: {alice: {password: x}, bob: {password: y}}
+users: {alice: {password: x}, bob: {password: y}, carol: {password: z, upstream: branch}}
 default: far
 geoip_database: /nowhere/countries.mmdb
 """
@@ -80,6 +80,18 @@ TABLE: list[tuple[str, str, list[Row]]] = [
             Row("tcp 192.168.1.5 -> public.example:443 on main", "far"),
             Row("tcp 192.168.1.5 -> public.example:443 on guests", "parents"),
             Row("udp 192.168.1.5 -> 198.51.100.1:53 on guests", "parents"),
+        ],
+    ),
+    (
+        "a user's own upstream comes after the rules and before that of the listener",
+        "[{port: 443, via: office}]",
+        [
+            Row("tcp carol@192.168.1.5 -> public.example:443 on main", "office"),
+            Row("tcp carol@192.168.1.5 -> 203.0.113.10:80 on main", "branch"),
+            Row("tcp carol@192.168.1.5 -> 203.0.113.10:80 on guests", "branch"),
+            Row("udp carol@192.168.1.5 -> 203.0.113.10:53 on guests", "branch"),
+            Row("tcp alice@192.168.1.5 -> public.example:80 on guests", "parents"),
+            Row("tcp 192.168.1.5 -> public.example:80 on guests", "parents"),
         ],
     ),
     (
@@ -615,6 +627,14 @@ class TestExplain:
             flow("tcp 192.168.1.5 -> a.test:2 on guests")
         )
         assert text == "" and isinstance(route, Route) and route.dialer.name == "parents"
+
+    def test_explanation_names_the_upstream_of_the_user(self) -> None:
+        text, route = router("[{port: 1, via: block}]", StubResolver({})).explain(
+            flow("tcp carol@192.168.1.5 -> 203.0.113.10:2 on guests")
+        )
+        assert text == "users.carol.upstream"
+        assert isinstance(route, Route)
+        assert (route.dialer.name, route.rule) == ("branch", "users.carol.upstream")
 
     def test_explanation_of_a_denied_target_is_the_error(self) -> None:
         text, error = routing(

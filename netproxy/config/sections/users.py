@@ -9,6 +9,7 @@ import re
 import time
 
 from netproxy.config.schema import PenaltyConfig, QuotaConfig, UserConfig, UserLimitsConfig
+from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.units import parse_frequency, parse_rate, parse_size, parse_whole
 
@@ -41,10 +42,12 @@ _FOREIGN_HASHES = {
 Text, because `re` compiles it."""
 
 
-def read_users(section: MapReader, problems: Problems) -> dict[str, UserConfig]:
+def read_users(
+    section: MapReader, upstreams: UpstreamReader, problems: Problems
+) -> dict[str, UserConfig]:
     """Return the users by name."""
     return {
-        name: _read_user(name, _user_reader(name, node, problems))
+        name: read_user(name, _user_reader(name, node, problems), upstreams)
         for name, node in section.rest().items()
     }
 
@@ -59,7 +62,8 @@ def _user_reader(name: str, node: Node, problems: Problems) -> MapReader:
     return MapReader(node, path, problems)
 
 
-def _read_user(name: str, section: MapReader) -> UserConfig:
+def read_user(name: str, section: MapReader, upstreams: UpstreamReader) -> UserConfig:
+    """Return one user."""
     password = section.secret("password")
     # HTTP Basic separates name and password by a colon.
     if not 0 < len(name.encode()) <= NAME_LIMIT or ":" in name:
@@ -77,7 +81,9 @@ def _read_user(name: str, section: MapReader) -> UserConfig:
         section.warn("password", f"is plain text: {HOW_TO_HASH}")
     place = section.place_of("password")
     limits = read_user_limits(section.mapping("limits"))
-    user = UserConfig(password, limits, section.read("expires", _date, ""), place)
+    expires, node = section.read("expires", _date, ""), section.take("upstream")
+    upstream = upstreams.read(node, f"{section.path}.upstream") if node else None
+    user = UserConfig(password, limits, expires, upstream, place)
     section.finish()
     return user
 
