@@ -216,6 +216,9 @@ def _add_arguments(parsers: dict[str, ArgumentParser]) -> None:
         default="",
         help="scrypt's N, a power of two: a check takes N KiB and N / 300 ms (default: 16384)",
     )
+    parsers["hash-password"].add_argument(
+        "--user", metavar="NAME", help="print a line for a users file: NAME:HASH"
+    )
     parsers["top"].add_argument(
         "-b", "--batch", action="store_true", help="print once, after a second, and end"
     )

@@ -715,6 +715,20 @@ class TestHashPassword:
             "netproxyctl: --cost: '5000' is not a power of two from 1024 to 131072\n",
         )
 
+    def test_line_of_a_users_file_is_printed(
+        self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stdin("secret\n")
+        assert cli.control_main(["hash-password", "--cost", "1024", "--user", "bob b"]) == 0
+        assert capsys.readouterr().out.startswith("bob b:scrypt$1024$8$1$")
+
+    @pytest.mark.parametrize("name", ["", "a:b", "#a", " a", "a\n", "x" * 256])
+    def test_name_that_no_users_file_can_hold_is_refused(
+        self, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        assert cli.control_main(["hash-password", "--user", name]) == 64
+        assert capsys.readouterr().err.startswith("netproxyctl: --user: a user's name has ")
+
     @pytest.mark.parametrize("given", ["", "\n", "x" * 256, "\u00fc" * 128])
     def test_password_that_no_protocol_can_carry_is_refused(
         self, stdin: Callable[[str], None], capsys: pytest.CaptureFixture[str], given: str

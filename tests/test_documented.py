@@ -63,7 +63,7 @@ def known_keys() -> set[str]:
         for name in ("take", "has", "is_empty_list"):
             patch.setattr(MapReader, name, noting(getattr(MapReader, name)))
         problems = Problems()
-        read_config(parse_text(whole_text().encode(), Source("full.yaml")), problems)
+        read_config(parse_text(whole_text().encode(), Source(str(FULL))), problems)
     assert not problems.errors, problems.errors
     asked = {key for key in asked if not UPSTREAMS.match(key)}
     return {
@@ -103,7 +103,7 @@ def given_keys() -> set[str]:
             for at, item in enumerate(node.value):
                 yield from walk(item, f"{path}[{at}]")
 
-    return set(walk(parse_text(whole_text().encode(), Source("full.yaml")), ""))
+    return set(walk(parse_text(whole_text().encode(), Source(str(FULL))), ""))
 
 
 KEYS = sorted(known_keys())
@@ -168,7 +168,7 @@ def test_full_example_is_valid(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     captured = capsys.readouterr()
     assert (captured.err, captured.out.endswith("OK\n")) == ("", True)
     problems = Problems()
-    check(read_config(parse_text(whole_text().encode(), Source("full.yaml")), problems), problems)
+    check(read_config(parse_text(whole_text().encode(), Source(str(FULL))), problems), problems)
 
 
 def options(parser: argparse.ArgumentParser) -> list[list[str]]:

@@ -62,6 +62,7 @@ LATE_OURS = {
         "netproxy.config.tree.hints",
         "netproxy.config.tree.syntax",
         "netproxy.config.sections.users",
+        "netproxy.config.sections.users_file",
     ),
     *("netproxy.daemon.checks.certificates",),
     *(

@@ -203,6 +203,15 @@ def hash_password(password: str, cost: int = COST) -> str:
     return f"{_PREFIX}{cost}${BLOCK}${PARALLEL}${salt_text}${digest_text}"
 
 
+def users_file_line(name: str, hashed: str) -> str:
+    """Return a line of a users file.  Raises ValueError for a name that no line can hold."""
+    if not 0 < len(name.encode(errors="replace")) < 256 or ":" in name or name.startswith("#"):
+        raise ValueError("a user's name has 1 to 255 bytes, no ':' and no '#' at its begin")
+    if name != name.strip() or not name.isprintable():
+        raise ValueError("a user's name has no blank at its begin or end, and no control character")
+    return f"{name}:{hashed}"
+
+
 def parse_cost(text: str) -> int:
     """Return the cost of a new hash.  Raises ValueError."""
     cost = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0

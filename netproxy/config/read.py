@@ -60,9 +60,12 @@ class _ConfigReader:
         agents = tunnels.agents if tunnels else {}
         upstreams = UpstreamReader(top.mapping("upstreams").rest(), self._problems, agents)
         named = upstreams.read_all()
-        users = self._users(top, upstreams) if top.has("users") else {}
+        # A file without users lets nobody in: the listeners need a login all the same.
+        has_file = top.has("users_file")
+        users = self._users(top, upstreams) if top.has("users") or has_file else {}
         default = top.take("default")
-        listeners = ListenerReader(upstreams, bool(users), self._problems).read(
+        has_logins = bool(users) or has_file
+        listeners = ListenerReader(upstreams, has_logins, self._problems).read(
             top.items("listeners")
         )
         if tunnels is None and any(listener.protocol == "tunnel" for listener in listeners):
@@ -103,7 +106,18 @@ class _ConfigReader:
     def _users(self, top: MapReader, upstreams: UpstreamReader) -> dict[str, UserConfig]:
         from netproxy.config.sections.users import read_users
 
-        return read_users(top.mapping("users"), upstreams, self._problems)
+        users = read_users(top.mapping("users"), upstreams, self._problems)
+        if top.has("users_file"):
+            path = top.path_of("users_file")
+            if not path:
+                top.add_error("users_file", "is empty")
+                return users
+            from netproxy.config.sections.users_file import UsersFileReader
+
+            places = {name: user.place for name, user in users.items()}
+            reader = UsersFileReader(upstreams, places, self._problems)
+            users |= reader.read(path, top.place_of("users_file"))
+        return users
 
     def _penalty(self, top: MapReader) -> PenaltyConfig:
         from netproxy.config.sections.users import read_penalty

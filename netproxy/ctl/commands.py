@@ -32,7 +32,7 @@ def run(options: Namespace, filters: Mapping[str, str]) -> int:
     `filters` are those options that select flows, by name.
     """
     if options.command == "hash-password":
-        return _hash_password(options.cost)
+        return _hash_password(options.cost, options.user)
     try:
         return _control(options, filters)
     except (NotRunning, CommandError) as error:
@@ -97,15 +97,19 @@ def _show(options: Namespace, answer: Any) -> None:  # Any: JSON, of a kind for 
         print(flows_text(answer, command == "sessions"))
 
 
-def _hash_password(cost: str) -> int:
-    """Read a password and print its hash; return the exit status."""
+def _hash_password(cost: str, user: str | None) -> int:
+    """Read a password and print its hash, or a user's line; return the exit status."""
     # Late: few commands need it.
-    from netproxy.access.users import COST, hash_password, parse_cost
+    from netproxy.access.users import COST, hash_password, parse_cost, users_file_line
 
+    option = "--user"
     try:
+        if user is not None:
+            users_file_line(user, "")
+        option = "--cost"
         number = parse_cost(cost) if cost else COST
     except ValueError as error:
-        print(f"netproxyctl: --cost: {error}", file=sys.stderr)
+        print(f"netproxyctl: {option}: {error}", file=sys.stderr)
         return USAGE
 
     if sys.stdin.isatty():
@@ -118,8 +122,9 @@ def _hash_password(cost: str) -> int:
         print("netproxyctl: a password has 1 to 255 bytes", file=sys.stderr)
         return USAGE
     try:
-        print(hash_password(password, number))
+        hashed = hash_password(password, number)
     except LoginUnavailable as error:
         print(f"netproxyctl: {error}", file=sys.stderr)
         return REFUSED
+    print(hashed if user is None else users_file_line(user, hashed))
     return FINE
