@@ -63,6 +63,13 @@ LATE_OURS = {
         "netproxy.config.tree.syntax",
         "netproxy.config.sections.users",
         "netproxy.config.sections.users_file",
+        "netproxy.config.sections.auth",
+    ),
+    *(
+        "netproxy.access.external.command",
+        "netproxy.access.external.factory",
+        "netproxy.access.external.service",
+        "netproxy.access.external.upstreams",
     ),
     *("netproxy.daemon.checks.certificates",),
     *(

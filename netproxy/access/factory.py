@@ -20,14 +20,20 @@ if TYPE_CHECKING:
     from netproxy.interfaces.services import Log
 
 
-def make_users(config: Config) -> Users:
-    """Return the users of a configuration.  Raises ConfigError for an invalid hash."""
+def make_users(config: Config, earlier: Users | None = None) -> Users:
+    """Return the users of a configuration.  Raises ConfigError for an invalid hash.
+
+    They remember what the `earlier` ones do of users whose password is the same.
+    """
     for name, user in config.users.items():
         try:
             check_password(user.password)
         except ValueError as error:
             raise ConfigError(f"users.{name}.password: {error}", user.place) from error
-    return Users({name: user.password for name, user in config.users.items()})
+    users = Users({name: user.password for name, user in config.users.items()})
+    if earlier is not None:
+        users.take_over(earlier)
+    return users
 
 
 def make_limits(config: Config) -> dict[str, Limits]:

@@ -5,19 +5,33 @@ from __future__ import annotations
 import binascii
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
 
 from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
-from netproxy.interfaces.connections import Events, Steps
+from netproxy.interfaces.connections import Blocking, Events, Steps
 
 if TYPE_CHECKING:
     from netproxy.access.backoff import BackOff
+    from netproxy.access.external.logins import ExternalLogins
     from netproxy.access.users import Users
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Stream
 
 ANSWER_SECONDS = 10.0
 """To send a refusal that was delayed."""
+
+
+class Credentials(NamedTuple):
+    """What a client logs in with, and where."""
+
+    user: str
+    password: bytes
+    client: str
+    """The client's host."""
+    listener: str
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.user!r}, {self.client!r}, {self.listener!r})"
 
 
 class LoginObserver(Protocol):
@@ -45,18 +59,65 @@ class Login:
         mode: str,
         observer: LoginObserver | None = None,
         back_off: BackOff | None = None,
+        listener: str = "",
+        external: ExternalLogins | None = None,
     ) -> None:
         """`mode` is "required", "optional" or "none".
 
-        `back_off` delays refusals and has the penalties; None for neither.
+        `back_off` delays refusals and has the penalties; None for neither.  `external` checks
+        unknown users; None refuses them.
         """
         self._back_off = back_off
+        self._listener = listener
+        self._external = external
         self._users = users
         self._observer = observer
         self.required = mode == "required"
         """True if clients without a login are refused."""
         self.offered = mode != "none"
         """True if clients may log in."""
+
+    def authenticate(
+        self, name: bytes, password: bytes, client: Address, stream: Stream
+    ) -> Steps[tuple[str, object] | None]:
+        """Return the user's name and the stamp of the login, None if it is wrong.
+
+        Raises LoginUnavailable, LoginPenalised, and ClientLeft if the client of `stream` does
+        not wait for the result.
+        """
+        self.check_penalty(name, password, client)
+        text = name.decode("utf-8", "replace")
+        # Before the check: a password that a reload changes meanwhile is not valid any more.
+        stamp = self.stamp(text)
+        if stamp is None and self._external is not None:
+            credentials = Credentials(text, password, client.host, self._listener)
+            again = partial(self.check_penalty, name, password, client)
+            return (yield from self._ask(self._external, credentials, stream, again))
+        user: str | None = yield Blocking(partial(self.check, name, password, client))
+        return None if user is None else (user, stamp)
+
+    def _ask(
+        self,
+        external: ExternalLogins,
+        credentials: Credentials,
+        stream: Stream,
+        again: Callable[[], None],
+    ) -> Steps[tuple[str, object] | None]:
+        """Have an unknown user checked; as authenticate()."""
+        user, client = credentials.user, credentials.client
+        try:
+            stamp = yield from external.authenticate(credentials, stream, again)
+        except LoginUnavailable as error:
+            if self._observer is not None:
+                self._observer.unavailable(client, user, str(error))
+            raise
+        if stamp is not None:
+            if self._back_off is not None:
+                self._back_off.succeeded(client, time.monotonic())
+            return user, stamp
+        if self._observer is not None:
+            self._observer.refused(client, user)
+        return None
 
     def check(self, name: bytes, password: bytes, client: Address) -> str | None:
         """Return the user's name if the password is right, else None.
@@ -91,6 +152,8 @@ class Login:
             return
         user = name.decode("utf-8", "replace")
         is_right = self._users.recall(user, password)
+        if is_right is None and self._external is not None:
+            is_right = self._external.answers.recall(user, password)
         if is_right is not None and back_off.passes(client.host, user, is_right):
             return
         if self._observer is not None:
@@ -101,9 +164,13 @@ class Login:
         """Return a value that stays equal while the login of `user` is valid (access.users)."""
         return self._users.stamp(user)
 
+    def is_granted(self, user: str, stamp: object) -> bool:
+        """Return whether the external check has accepted a login, and not withdrawn it since."""
+        return self._external is not None and self._external.answers.is_valid(user, stamp)
+
     def follow(self, newer: Login) -> None:
         """Check as the login of a new configuration does."""
-        self._users = newer._users
+        self._users, self._external = newer._users, newer._external
         self._observer = newer._observer
         self.required, self.offered = newer.required, newer.offered
 

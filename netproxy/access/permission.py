@@ -84,7 +84,9 @@ class Permission:
         if login.offered:
             running = login.stamp(user)
             if running != flow.stamp:
-                return USER_REMOVED if running is None else PASSWORD_CHANGED
+                if running is not None:
+                    return PASSWORD_CHANGED
+                return "" if login.is_granted(user, flow.stamp) else USER_REMOVED
         return ""
 
     def check(self, flow: Flow, asked: Callable[[], str] | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Iterable, NamedTuple, Protocol
 from netproxy.access.permission import PASSWORD_CHANGED, USER_REMOVED
 
 if TYPE_CHECKING:
+    from netproxy.access.external.logins import ExternalLogins
     from netproxy.access.users import Users
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.flows import LiveFlow
@@ -36,25 +37,33 @@ class Removed(NamedTuple):
 
 
 def end_removed(
-    users: Users, flows: Iterable[LiveFlow], connections: Iterable[ClientConnection]
+    users: Users,
+    flows: Iterable[LiveFlow],
+    connections: Iterable[ClientConnection],
+    external: ExternalLogins | None = None,
 ) -> Removed:
-    """End the flows and connections of users who are not in `users` with the same password."""
+    """End the flows and connections of users who are not in `users` with the same password.
+
+    Those that the `external` check has accepted, and not refused since, go on.
+    """
     ended, closed = 0, 0
     # First: the record of a flow says why it ends, not that its client has left.
     for live in flows:
-        if why := _removal(users, live.flow.user, live.flow.stamp):
+        if why := _removal(users, live.flow.user, live.flow.stamp, external):
             live.kill(why)
             ended += 1
     for connection in connections:
         login = connection.stream.login
-        if login is not None and (why := _removal(users, *login)):
+        if login is not None and (why := _removal(users, *login, external)):
             connection.end_because(why)
             closed += 1
     return Removed(ended, closed)
 
 
-def _removal(users: Users, user: str, stamp: object) -> str:
+def _removal(users: Users, user: str, stamp: object, external: ExternalLogins | None) -> str:
     """Return why a login is not valid any more, "" if it is; `user` is "" for none."""
     if not user or (running := users.stamp(user)) == stamp:
+        return ""
+    if running is None and external is not None and external.answers.is_valid(user, stamp):
         return ""
     return USER_REMOVED if running is None else PASSWORD_CHANGED

@@ -86,19 +86,24 @@ class UserConfig(NamedTuple):
 
 
 class AuthConfig(NamedTuple):
-    """A program or a service that checks logins in place of `users`."""
+    """A program or a service that checks the logins of users that are not in `users`."""
 
     command: tuple[str, ...] = ()
     """The program with its arguments; () for none."""
     url: str = ""
     """The service; "" for none."""
     timeout: float = 3.0
-    """Seconds that an answer may take."""
+    """Seconds that a check may take."""
     cache: float = 60.0
     """Seconds that a positive answer is remembered; 0 for never."""
     cache_failures: float = 5.0
     """Seconds that a negative answer is remembered; 0 for never."""
     place: str = ""
+
+    @property
+    def is_set(self) -> bool:
+        """True if there is a program or a service."""
+        return bool(self.command or self.url)
 
     def __repr__(self) -> str:
         return f"AuthConfig({self.place!r})"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from netproxy.config.sections.listeners import ListenerReader
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import (
+    AuthConfig,
     Config,
     LogConfig,
     MetricsConfig,
@@ -64,7 +65,9 @@ class _ConfigReader:
         has_file = top.has("users_file")
         users = self._users(top, upstreams) if top.has("users") or has_file else {}
         default = top.take("default")
-        has_logins = bool(users) or has_file
+        timeouts = _timeouts(top.mapping("timeouts"))
+        auth = self._auth(top, timeouts) if top.has("auth") else AuthConfig()
+        has_logins = bool(users) or has_file or auth.place != ""
         listeners = ListenerReader(upstreams, has_logins, self._problems).read(
             top.items("listeners")
         )
@@ -84,7 +87,8 @@ class _ConfigReader:
             state_place=Place(top.place_of("state")),
             penalty=self._penalty(top) if top.has("penalty") else PenaltyConfig(),
             end_on_removal=top.flag("end_on_removal", False),
-            timeouts=_timeouts(top.mapping("timeouts")),
+            auth=auth,
+            timeouts=timeouts,
             log=_log(top.mapping("log")),
             batching=_batching(top.mapping("udp")),
             splice=_splice(top.mapping("tcp")),
@@ -124,6 +128,11 @@ class _ConfigReader:
 
         return read_penalty(top.mapping("penalty"))
 
+    def _auth(self, top: MapReader, timeouts: TimeoutsConfig) -> AuthConfig:
+        from netproxy.config.sections.auth import read_auth
+
+        return read_auth(top.mapping("auth"), timeouts)
+
     def _with_dns(self, top: MapReader, config: Config, upstreams: UpstreamReader) -> Config:
         listeners = [listener for listener in config.listeners if listener.protocol == "dns"]
         if not listeners and not top.has("dns"):
@@ -139,7 +148,8 @@ class _ConfigReader:
         from netproxy.config.sections.rules import RuleReader, read_auto, read_destinations
 
         names = frozenset({TUNNEL_AGENT} | {listener.name for listener in config.listeners})
-        reader = RuleReader(upstreams, names, config.users, self._problems)
+        users = None if config.auth.is_set else config.users
+        reader = RuleReader(upstreams, names, users, self._problems)
         config = config._replace(rules=reader.read(top.items("rules")))
         if top.has("auto"):
             config = config._replace(auto=read_auto(top.mapping("auto")))

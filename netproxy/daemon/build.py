@@ -8,16 +8,17 @@ that is running; daemon.plan does that.  Thread: main.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Callable, Iterator
+from typing import TYPE_CHECKING, Iterator
 
 from netproxy.access.factory import make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.access.permission import Permission
-from netproxy.config.schema import Config, ListenerConfig, UpstreamConfig
+from netproxy.config.schema import Config, ListenerConfig
 from netproxy.daemon.checks.configuration import check_configuration, check_requirements
 from netproxy.daemon.tunnels.lazy import LazyTunnels
 from netproxy.daemon.own_sockets import wanted_sockets
-from netproxy.daemon.plan import Plan, used_upstreams
+from netproxy.config.used import used_upstreams
+from netproxy.daemon.plan import Plan, make_fallbacks
 from netproxy.daemon.reachability import Reachability, make_lookups
 from netproxy.daemon.runtime import Runtime
 from netproxy.daemon.udp_relays import UdpRelays
@@ -38,7 +39,7 @@ from netproxy.observe.flows import ObserverGroup
 from netproxy.router.router import Fallbacks, RuleRouter
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.routing import Dialer
+    from netproxy.access.external.logins import ExternalLogins
     from netproxy.resolver.forwarder import DnsForwarder
     from netproxy.router.auto import AutoDialer
 
@@ -87,13 +88,11 @@ class _Builder:
         policies = make_policies(config)
         renewal = self._dialers.prepare_renewal(used_upstreams(config))
         forwarder = self._forwarder()
-        router, autos = self._routing()
-        users = make_users(config)
-        if previous is not None:
-            users.take_over(previous.dependencies.users)
+        external = self._external(previous.dependencies.external if previous else None)
+        router, autos = self._routing(make_fallbacks(config, self._dialers.dialer, external))
         dependencies = HandlerDependencies(
             router=router,
-            users=users,
+            users=make_users(config, previous.dependencies.users if previous else None),
             resolver=self._reachability.resolver,
             timeouts=config.timeouts,
             splice=config.splice,
@@ -103,13 +102,13 @@ class _Builder:
             standing=runtime.standing,
             log=runtime.log,
             back_off=runtime.back_off,
+            external=external,
             dns=self._dns_dependencies(forwarder),
             bridge=self._tunnels.obtain().bridge if config.tunnel.bridge else None,
         )
         self._check_unused_parts()
         relays = UdpRelays(config, runtime, previous.relays if previous else None)
         admissions = self._admissions()
-        specs = list(self._specs(dependencies, relays, admissions))
         return Plan(
             config=config,
             runtime=runtime,
@@ -122,7 +121,7 @@ class _Builder:
             dependencies=dependencies,
             relays=relays,
             admissions=admissions,
-            specs=specs,
+            specs=list(self._specs(dependencies, relays, admissions)),
             permissions=self._permissions,
             tunnels=self._tunnels,
             warnings=check_configuration(config, self._dialers),
@@ -174,10 +173,21 @@ class _Builder:
         cache = AnswerCache(self._config.dns.cache, self._config.dns.serve_stale)
         return DnsDependencies(forwarder, cache, runtime.queries, arenas)
 
-    def _routing(self) -> tuple[RuleRouter, tuple[AutoDialer, ...]]:
+    def _external(self, earlier: ExternalLogins | None) -> ExternalLogins | None:
+        """Return what checks the logins of unknown users, None without a program or service."""
+        if not self._config.auth.is_set:
+            return None
+        # late: few configurations have an external check
+        from netproxy.access.external.factory import ExternalMaker
+        from netproxy.config.sections.auth import AnswerReader
+
+        parser = AnswerReader(self._config.upstreams, has_limits=False)
+        maker = ExternalMaker(parser, self._runtime.logins.submit, self._runtime.log)
+        return maker.make(self._config.auth, None, earlier)
+
+    def _routing(self, fallbacks: Fallbacks) -> tuple[RuleRouter, tuple[AutoDialer, ...]]:
         """Return the router, and its dialers that learn from the connections they made."""
         config, dialers, reachability = self._config, self._dialers, self._reachability
-        fallbacks = make_fallbacks(config, dialers.dialer)
         if not config.rules:
             resolver, guard = reachability.resolver, reachability.destinations
             return RuleRouter((), fallbacks, resolver, guard), ()
@@ -242,21 +252,6 @@ class _Builder:
                         admissions[listener.name],
                         dependencies.timeouts.handshake,
                     )
-
-
-def make_fallbacks(config: Config, dialer: Callable[[UpstreamConfig], Dialer]) -> Fallbacks:
-    """Return the upstreams of flows that no rule decides."""
-    by_listener = {
-        listener.name: dialer(listener.upstream)
-        for listener in config.listeners
-        if listener.upstream
-    }
-    by_user = {
-        name: (f"users.{name}.upstream", dialer(user.upstream))
-        for name, user in config.users.items()
-        if user.upstream
-    }
-    return Fallbacks(dialer(config.default), by_listener, by_user)
 
 
 class _TcpSpec(ListenerSpec):

@@ -125,7 +125,9 @@ class Daemon:
         connections = [
             connection for listener in listeners for connection in listener.connections()
         ]
-        ended = end_removed(plan.dependencies.users, self.flows.live(), connections)
+        ended = end_removed(
+            plan.dependencies.users, self.flows.live(), connections, plan.dependencies.external
+        )
         if any(ended):
             reason = "ended because a user was removed or a password changed"
             self._runtime.log.info("%s: flows=%d connections=%d", reason, *ended)

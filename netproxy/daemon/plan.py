@@ -9,18 +9,21 @@ describe(), explain() and what only reads.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Iterator, Mapping, NamedTuple, Protocol, Sequence, TypeVar
+from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Protocol, Sequence, TypeVar
 
 from netproxy.access.backoff import Penalty
 from netproxy.access.factory import make_limits, make_rates, make_terms, make_usage_store
-from netproxy.config.schema import Config, NameServerConfig, UpstreamConfig
+from netproxy.config.schema import Config, HopConfig, UpstreamConfig
+from netproxy.config.used import used_upstreams
 from netproxy.daemon.own_sockets import ExpectedSockets, own_sockets, wanted_sockets
 from netproxy.daemon.runtime import connection_threads
 from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.listener.udp import UdpListener
+from netproxy.router.router import Fallbacks
 
 if TYPE_CHECKING:
     from netproxy.access.destinations import DestinationPolicy
+    from netproxy.access.external.logins import ExternalLogins
     from netproxy.access.limits import Admission
     from netproxy.access.permission import Permission
     from netproxy.admin.servers import Admin
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from netproxy.daemon.udp_relays import UdpRelays
     from netproxy.dialer.factory import DialerFactory
     from netproxy.handler.factory import HandlerDependencies
+    from netproxy.interfaces.routing import Dialer, UserUpstreams
     from netproxy.interfaces.services import PreparedChange
     from netproxy.listener.manager import ListenerManager, ListenerSpec
     from netproxy.listener.pool import ThreadPool
@@ -268,28 +272,28 @@ def entrances(config: Config) -> dict[str, str]:
     return names
 
 
-def used_upstreams(config: Config) -> list[UpstreamConfig]:
-    """Return every upstream that the configuration names, in use or not."""
-    return [upstream for upstream in _upstreams(config) if upstream is not None]
+def make_fallbacks(
+    config: Config,
+    dialer: Callable[[UpstreamConfig], Dialer],
+    external: ExternalLogins | None = None,
+) -> Fallbacks:
+    """Return the upstreams of flows that no rule decides.  `external` names some of users."""
+    by_listener = {
+        listener.name: dialer(listener.upstream)
+        for listener in config.listeners
+        if listener.upstream
+    }
+    by_user: UserUpstreams = {
+        name: (f"users.{name}.upstream", dialer(user.upstream))
+        for name, user in config.users.items()
+        if user.upstream
+    }
+    if external is not None:
+        # late: few configurations have an external check
+        from netproxy.access.external.upstreams import GrantedUpstreams
 
-
-def name_servers(config: Config) -> Iterator[NameServerConfig]:
-    """Yield every name server that the configuration names, those of its rules last."""
-    yield from config.dns.servers
-    for rule in config.dns.rules:
-        yield from rule.servers
-
-
-def _upstreams(config: Config) -> Iterator[UpstreamConfig | None]:
-    yield config.default
-    yield from config.upstreams.values()
-    for user in config.users.values():
-        yield user.upstream
-    for listener in config.listeners:
-        yield listener.upstream
-    for rule in config.rules:
-        yield from (rule.via, rule.upstream)
-    for server in name_servers(config):
-        yield server.upstream
-    if config.tunnel.agent is not None:
-        yield config.tunnel.agent.upstream
+        block = dialer(UpstreamConfig((HopConfig("block"),)))
+        named = {name: dialer(upstream) for name, upstream in config.upstreams.items()}
+        named |= {"direct": dialer(UpstreamConfig()), "block": block}
+        by_user = GrantedUpstreams(by_user, external.answers, named, missing=block)
+    return Fallbacks(dialer(config.default), by_listener, by_user)

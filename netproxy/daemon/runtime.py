@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 import time
 from typing import TYPE_CHECKING, Callable, Sequence
 
@@ -31,6 +30,7 @@ from netproxy.listener.pool import ThreadPool
 from netproxy.listener.handshake_driver import Serving
 from netproxy.listener.tcp import TcpListener
 from netproxy.listener.udp import UdpListener
+from netproxy.net.address import has_ipv6
 from netproxy.net.datagram import ArenaPool
 from netproxy.net.routes import KernelRoutes
 from netproxy.net.udp_sockets import UdpSocketFactory
@@ -63,6 +63,8 @@ CHECK_THREADS, CHECK_QUEUE = 8, 256
 NAME_THREADS, NAME_QUEUE = 128, 256
 # Lookups of the resolver.  Threads start on demand: many slow names at once delay no other.
 LOOKUP_THREADS, LOOKUP_QUEUE = 128, 256
+# Checks of logins by a program or a service: each may be a process.
+LOGIN_THREADS, LOGIN_QUEUE = 32, 1024
 
 CONNECTION_THREADS_LIMIT = 1024
 """Threads for connections.  Idle connections have none: these are relaying or shaking hands."""
@@ -96,6 +98,7 @@ class Runtime:
         self._lookups = FairQueue(ThreadPool("lookup", LOOKUP_THREADS, 0, log), LOOKUP_QUEUE)
         self._queries = FairQueue(ThreadPool("query", QUERY_THREADS, 0, log), QUERY_QUEUE)
         self._checks = ThreadPool("check", CHECK_THREADS, CHECK_QUEUE, log)
+        self.logins = FairQueue(ThreadPool("login", LOGIN_THREADS, 0, log), LOGIN_QUEUE)
         self._routes = KernelRoutes(log)
         self.reachability = Reachability(self._lookups.submit, self.counters, self._routes)
         self.resolver = self.reachability.resolver
@@ -131,6 +134,7 @@ class Runtime:
             "lookup": self._lookups,
             "query": self._queries,
             "check": self._checks,
+            "login": self.logins,
         }
 
     def separate_reachability(self) -> Reachability:
@@ -188,9 +192,9 @@ class Runtime:
         """Stop the janitor and the pools except that of connections; after the listeners."""
         self.janitor.stop()
         self.use_store(None)
-        pools = self._dials, self._udp_dials, self._names, self._lookups, self._queries
-        for pool in (*pools, self._checks):
-            pool.stop(STOP_SECONDS)
+        for pool in self.pools.values():
+            if pool is not self.connections:
+                pool.stop(STOP_SECONDS)
         self.activated.close()
         self._routes.close()
 
@@ -202,7 +206,7 @@ class Runtime:
         """
         if isinstance(address, ActivationAddress):
             return address
-        if address.host == "::" and not _has_ipv6():
+        if address.host == "::" and not has_ipv6():
             return address._replace(host="0.0.0.0")
         try:
             return self.resolver.resolve(address)[0]
@@ -283,11 +287,3 @@ def connection_threads(config: Config) -> int:
         admitted += CONNECTION_THREADS_LIMIT
     allowed = (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION
     return max(1, min(admitted, CONNECTION_THREADS_LIMIT, allowed))
-
-
-def _has_ipv6() -> bool:
-    try:
-        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
-    except OSError:
-        return False
-    return True

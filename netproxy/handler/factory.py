@@ -27,6 +27,7 @@ from netproxy.relay.pipe import PipeLimits
 if TYPE_CHECKING:
     from netproxy.access.accounts.standing import Standing
     from netproxy.access.backoff import BackOff
+    from netproxy.access.external.logins import ExternalLogins
     from netproxy.config.schema import ListenerConfig, TimeoutsConfig, TlsConfig
     from netproxy.interfaces.accounts import Accounts
     from netproxy.interfaces.addresses import Address
@@ -67,6 +68,8 @@ class HandlerDependencies(NamedTuple):
     log: Log
     back_off: BackOff
     """Delays refused logins, and has the penalties."""
+    external: ExternalLogins | None = None
+    """Checks the logins of users that are not in `users`."""
     dns: DnsDependencies | None = None
     bridge: Handler | None = None
     """The handler for agents of tunnels."""
@@ -152,7 +155,14 @@ class _ListenerParts:
         self._clients = AllowedClients(*config.clients)
         timeouts, counter = dependencies.timeouts, dependencies.counter
         failed = _FailedLogins(config.name, counter, dependencies.log)
-        self._login = Login(dependencies.users, config.auth, failed, dependencies.back_off)
+        self._login = Login(
+            dependencies.users,
+            config.auth,
+            failed,
+            dependencies.back_off,
+            config.name,
+            dependencies.external,
+        )
         self.permission = Permission(
             config.name, self._login, self._clients, counter, dependencies.standing
         )

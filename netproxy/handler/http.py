@@ -174,11 +174,9 @@ class HttpHandler:
         if values:
             # Several fields are as good as a wrong password.
             name, password = parse_basic(values[0]) if len(values) == 1 else (b"", b"")
-            self._login.check_penalty(name, password, client)
-            stamp = self._login.stamp(name.decode("utf-8", "replace"))  # as in handler.socks5
-            user = yield Blocking(partial(self._login.check, name, password, client))
-            if user is not None:
-                return str(user), stamp
+            login = yield from self._login.authenticate(name, password, client, stream)
+            if login is not None:
+                return login
             self._counter.count("authentication", "refused")
             yield from self._login.delay_refusal(stream, client)
             raise RecordedError(407, WANTS_LOGIN)

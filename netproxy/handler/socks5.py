@@ -186,16 +186,13 @@ class Socks5Login:
             raise
         except ProtocolError as error:
             raise LoginRefused(failure, "bad request", str(error)) from error
-        # Before the check: a password that a reload changes meanwhile is not valid any more.
-        stamp = self._login.stamp(name.decode("utf-8", "replace"))
         try:
-            self._login.check_penalty(name, password, client)
-            user = yield Blocking(partial(self._login.check, name, password, client))
+            login = yield from self._login.authenticate(name, password, client, stream)
         except (LoginUnavailable, LoginPenalised) as error:
             raise LoginRefused(failure, "") from error
-        if user is None:
+        if login is None:
             self._counter.count("authentication", "refused")
             yield from self._login.delay_refusal(stream, client)
             raise LoginRefused(failure, "")
         stream.reply(socks5.encode_credentials_status(True))
-        return str(user), stamp
+        return login

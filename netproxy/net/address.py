@@ -136,3 +136,12 @@ def listen_error(network: str, address: Address, error: OSError) -> ListenError:
     is_denied = error.errno == errno.EACCES and 0 < address.port < PRIVILEGED_LIMIT
     hint = " (ports below 1024 need CAP_NET_BIND_SERVICE)" if is_denied else ""
     return ListenError(f"cannot listen on {network} {address}: {error.strerror}{hint}")
+
+
+def has_ipv6() -> bool:
+    """Return whether this machine has IPv6."""
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True

@@ -156,7 +156,10 @@ class TestValues:
             "2:38: listeners[0].clients[0]: 'everybody' is not a valid network (expected "
             "an address or CIDR, such as 10.0.0.0/8)",
         ),
-        ("auth: required", "2:35: listeners[0].auth: there are no users: add the section users"),
+        (
+            "auth: required",
+            "2:35: listeners[0].auth: there are no users: add users, users_file or auth",
+        ),
         ("auth: maybe", "2:35: listeners[0].auth: 'maybe' is not one of required, optional, none"),
         (
             "announce: 'a b'",

@@ -117,6 +117,7 @@ def test_file_that_is_not_text_or_not_there_is_an_error(tmp_path: Path) -> None:
 def test_file_that_everybody_can_read_is_warned_of_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Hazard 114."""
     # The folders of a test are private: everybody's right to read the file would not matter.
     monkeypatch.setattr("netproxy.config.sections.users_file.is_exposed", lambda file: True)
     warnings = read(tmp_path, f"alice:{HASH}\nbob:{HASH}\n").warnings

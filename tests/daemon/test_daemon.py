@@ -288,7 +288,7 @@ class TestStart:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Hazard 131."""
-        monkeypatch.setattr(runtime, "_has_ipv6", lambda: False)
+        monkeypatch.setattr(runtime, "has_ipv6", lambda: False)
         with running("listeners: [{listen: ':0', allow_open: true}]") as running_daemon:
             assert "0.0.0.0" in running_daemon.daemon.summary()
 

@@ -16,7 +16,7 @@ from netproxy.config.schema import Config, UpstreamConfig
 from netproxy.dialer.direct import TargetResolver
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
-from netproxy.daemon.build import make_fallbacks
+from netproxy.daemon.plan import make_fallbacks
 from netproxy.interfaces.addresses import Address, pack_ip
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.routing import (

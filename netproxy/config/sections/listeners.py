@@ -50,7 +50,7 @@ class _Presence(NamedTuple):
 
 
 class ListenerReader:
-    """Reads listeners.  `has_users`: whether the file has any users."""
+    """Reads listeners.  `has_users`: whether anybody may log in."""
 
     def __init__(self, upstreams: UpstreamReader, has_users: bool, problems: Problems) -> None:
         self._upstreams = upstreams
@@ -116,7 +116,7 @@ class ListenerReader:
         default = "required" if self._has_users and protocol not in WITHOUT_LOGIN else "none"
         auth = section.choice("auth", ("required", "optional", "none"), default)
         if auth != "none" and not self._has_users:
-            section.add_error("auth", "there are no users: add the section users")
+            section.add_error("auth", "there are no users: add users, users_file or auth")
         return auth
 
     def _announcements(self, section: MapReader) -> tuple[AnnounceConfig, ...]:

@@ -32,9 +32,10 @@ class RuleReader:
         self,
         upstreams: UpstreamReader,
         listeners: Collection[str],
-        users: Collection[str],
+        users: Collection[str] | None,
         problems: Problems,
     ) -> None:
+        """`users` None: any name may be that of a user, because another program checks logins."""
         self._upstreams = upstreams
         self._listeners = listeners
         self._users = users
@@ -100,7 +101,8 @@ class RuleReader:
         return _known("listener", name, self._listeners)
 
     def _user(self, name: str) -> str:
-        return _known("user", _word(name), self._users)
+        word = _word(name)
+        return word if self._users is None else _known("user", word, self._users)
 
 
 def _known(kind: str, name: str, names: Collection[str]) -> str:

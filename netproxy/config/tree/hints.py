@@ -13,7 +13,7 @@ EDITS_LIMIT = 2
 """Edits between a word and the known word that is suggested for it."""
 SECTIONS = {
     "listeners[]": (
-        *("protocol", "listen", "network", "announce", "auth", "clients", "allow_open", "target"),
+        *("protocol", "listen", "network", "announce", "clients", "allow_open", "target"),
         *("clients_deny", "limits", "proxy_protocol"),
     ),
     "listeners[].udp": (
@@ -36,6 +36,7 @@ SECTIONS = {
     "tunnel.bridge": ("agents",),
     "tunnel.agent": ("bridge", "exit", "services"),
     "users.NAME": ("password",),
+    "auth": ("cache_failures",),
     "users.NAME.limits": ("sessions",),
     "penalty": ("after", "for", "longest"),
     "udp": ("batching",),

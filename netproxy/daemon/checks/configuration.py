@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Iterator, NamedTuple
 from netproxy.config.read import check
 from netproxy.config.schema import Config, Place
 from netproxy.config.tree.node import Problems
+from netproxy.config.used import name_servers, used_upstreams
 from netproxy.daemon.checks.modules import check_ctypes, check_modules
 from netproxy.daemon.checks.routing import check_rules, check_udp
 from netproxy.daemon.checks.sockets import check_collisions, check_loops, check_ports
-from netproxy.daemon.plan import name_servers, used_upstreams
 from netproxy.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Iterator
 from netproxy.access.factory import user_with_quota
 from netproxy.config.schema import Config
 from netproxy.config.tree.node import Problems
-from netproxy.daemon.plan import name_servers, used_upstreams
+from netproxy.config.used import name_servers, used_upstreams
 
 PACKAGES = {
     "ssl": "python3-openssl",
@@ -68,6 +68,8 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.state or user_with_quota(config):
         # Without it Python has the package sqlite3 nevertheless, and cannot use it.
         yield "_sqlite3", "state" if config.state else "a quota", config.state_place
+    if config.auth.url.startswith("https:"):
+        yield "ssl", "auth.url", config.auth.place
     for name, user in config.users.items():
         yield "hmac", f"users.{name}", user.place
         if user.password.startswith("scrypt$"):

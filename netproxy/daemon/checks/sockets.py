@@ -11,7 +11,7 @@ from netproxy.access.destinations import OwnSockets
 from netproxy.config.schema import Config, HopConfig, UpstreamConfig
 from netproxy.config.tree.node import Problems
 from netproxy.daemon.own_sockets import METRICS, WantedSocket, sockets_of, wanted_sockets
-from netproxy.daemon.plan import used_upstreams
+from netproxy.config.used import used_upstreams
 from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
 from netproxy.interfaces.routing import RouteSelectors
 from netproxy.net.address import PRIVILEGED_LIMIT, is_ipv6, is_unspecified

@@ -1,0 +1,190 @@
+"""The logins that wait for a program or a service, and the checks that are under way.
+
+A login waits for an event, without a thread.  The checks run on a pool of their own, fairly by
+client: those of one client hold up no other client.  Logins of one client with the same
+credentials share a check.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol, TypeAlias
+
+from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
+from netproxy.interfaces.connections import Events, Steps
+
+if TYPE_CHECKING:
+    from netproxy.access.login import Credentials
+    from netproxy.interfaces.connections import Stream
+    from netproxy.interfaces.fairness import FairSubmit
+
+QUEUE_SHARE = 2.0
+"""How many times the time of a check a login waits: once in the queue, once for the check."""
+TOO_MANY = "too many logins wait for their check"
+
+Outcome: TypeAlias = bool | LoginUnavailable | LoginPenalised
+"""Whether a login is right, or why that is not known."""
+
+
+class Verdict(NamedTuple):
+    """What a program or a service says about a login."""
+
+    allowed: bool
+    text: str = ""
+    """The JSON object that came with it, "" for none."""
+
+
+class Checker(Protocol):
+    """Asks a program or a service."""
+
+    def check(self, credentials: Credentials, deadline: float) -> Verdict:
+        """Return the verdict; blocks until the deadline (monotonic seconds) at most.
+
+        Raises LoginUnavailable, with a text without secrets.
+        """
+
+
+class CheckQueue:
+    """Runs checks on a pool, and lets logins wait for them.  Thread: any."""
+
+    def __init__(
+        self, check: Callable[[Credentials, float], bool], submit: FairSubmit, seconds: float
+    ) -> None:
+        """Run `check(credentials, deadline)`, which takes `seconds` at most, with `submit`.
+
+        `check` returns whether the login is right and remembers that.  Raises LoginUnavailable.
+        """
+        self.check = check
+        self._submit = submit
+        self.seconds = seconds
+        # Guards _running and the waiters of each check.
+        self.lock = threading.Lock()
+        self._running: dict[tuple[str, bytes], _Check] = {}
+        """The checks that wait or run, by client and digest."""
+
+    def wait(
+        self, credentials: Credentials, digest: bytes, stream: Stream, begin: Callable[[], None]
+    ) -> Steps[bool]:
+        """Return whether a login is right; wait without a thread.
+
+        `begin` is called before the check.  Raises LoginUnavailable, what `begin` raises, and
+        ClientLeft if the client of `stream` has gone.
+        """
+        try:
+            waiter = _Waiter()
+        except OSError as error:
+            raise LoginUnavailable(f"no descriptor for the check ({error.strerror})") from error
+        check = self._join(_Check(self, credentials, digest, begin), waiter)
+        try:
+            watched = ((waiter, select.POLLIN), (stream.socket, 0))
+            give_up = time.monotonic() + QUEUE_SHARE * self.seconds
+            while check.outcome is None:
+                left = give_up - time.monotonic()
+                if left <= 0:
+                    raise LoginUnavailable(f"no answer within {QUEUE_SHARE * self.seconds:g}s")
+                ready = yield Events(watched, left, stream.light)
+                if ready and check.outcome is None and _has_left(stream):
+                    raise ClientLeft("the client left before its login was checked")
+        finally:
+            with self.lock:
+                check.waiters.discard(waiter)
+            waiter.close()
+        if not isinstance(check.outcome, bool):
+            raise check.outcome.with_traceback(None)
+        return check.outcome
+
+    def _join(self, new: _Check, waiter: _Waiter) -> _Check:
+        """Return the same check if it is under way, else begin the new one and return that."""
+        with self.lock:
+            check = self._running.setdefault(new.key, new)
+            check.waiters.add(waiter)
+        if check is new:
+            self._submit(check)
+        return check
+
+    def end(self, check: _Check, outcome: Outcome) -> None:
+        """Tell the logins that wait for a check its outcome."""
+        with self.lock:
+            self._running.pop(check.key, None)
+            check.outcome = outcome
+            waiters = list(check.waiters)
+        for waiter in waiters:
+            waiter.wake()
+
+
+class _Check:
+    """One check.  A ClientTask."""
+
+    __slots__ = (
+        *("client", "key", "outcome", "waiters", "_queue", "_credentials", "_begin", "_began"),
+    )
+
+    def __init__(
+        self, queue: CheckQueue, credentials: Credentials, digest: bytes, begin: Callable[[], None]
+    ) -> None:
+        self.client = credentials.client
+        self.key = credentials.client, digest
+        self.outcome: Outcome | None = None
+        """None before the end."""
+        self.waiters: set[_Waiter] = set()
+        self._queue = queue
+        self._credentials = credentials
+        self._begin = begin
+        self._began = time.monotonic()
+
+    def run(self) -> None:
+        """Check, unless nobody waits any more."""
+        now, seconds = time.monotonic(), self._queue.seconds
+        if not self.waiters or now - self._began > seconds:
+            self.drop()
+            return
+        outcome: Outcome = LoginUnavailable("the check has failed")
+        try:
+            self._begin()
+            outcome = self._queue.check(self._credentials, now + seconds)
+        except (LoginUnavailable, LoginPenalised) as error:
+            outcome = error
+        finally:
+            self._queue.end(self, outcome)
+
+    def drop(self) -> None:
+        """Refuse the logins that wait."""
+        self._queue.end(self, LoginUnavailable(TOO_MANY))
+
+
+class _Waiter:
+    """An event on a descriptor that a login waits for."""
+
+    __slots__ = ("_lock", "_descriptor")
+
+    def __init__(self) -> None:
+        """Raises OSError if no descriptor can be had."""
+        # Guards _descriptor: another thread must not write into a later owner of the number.
+        self._lock = threading.Lock()
+        self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def fileno(self) -> int:
+        """Return the descriptor, -1 once closed."""
+        return self._descriptor
+
+    def wake(self) -> None:
+        """Wake the login; does nothing once it has gone."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.eventfd_write(self._descriptor, 1)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+
+def _has_left(stream: Stream) -> bool:
+    """Return whether a connection is broken; the end of what the client sends does not count."""
+    poll = select.poll()
+    poll.register(stream.socket, 0)
+    return bool(poll.poll(0))

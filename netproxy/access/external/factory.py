@@ -1,0 +1,51 @@
+"""Makes the external check of logins from the configuration."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from netproxy.access.external.logins import CheckTimes, ExternalDependencies, ExternalLogins
+from netproxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from netproxy.access.external.checks import Checker
+    from netproxy.access.external.logins import AnswerParser, Granted
+    from netproxy.config.schema import AuthConfig
+    from netproxy.interfaces.fairness import FairSubmit
+    from netproxy.interfaces.services import Log
+
+
+class ExternalMaker:
+    """Makes ExternalLogins with what the daemon has for them."""
+
+    def __init__(self, parser: AnswerParser, submit: FairSubmit, log: Log) -> None:
+        self._parser, self._submit, self._log = parser, submit, log
+
+    def make(
+        self, config: AuthConfig, granted: Granted | None, previous: ExternalLogins | None
+    ) -> ExternalLogins:
+        """Return the check of a configuration.  `previous`: that of the one before.
+
+        Raises ConfigError if the program cannot be run.
+        """
+        dependencies = ExternalDependencies(
+            (config.command, config.url), self._checker(config), self._parser, self._submit, granted
+        )
+        times = CheckTimes(config.timeout, config.cache, config.cache_failures)
+        return ExternalLogins(dependencies, times, previous)
+
+    def _checker(self, config: AuthConfig) -> Checker:
+        if config.url:
+            # late: 3 MiB, and few configurations have a service
+            from netproxy.access.external.service import ServiceChecker
+
+            return ServiceChecker(config.url)
+        program = config.command[0]
+        if not (os.path.isfile(program) and os.access(program, os.X_OK)):
+            message = f"auth.command: {program} is not a program that can be run"
+            raise ConfigError(message, config.place)
+        # late: as above
+        from netproxy.access.external.command import CommandChecker
+
+        return CommandChecker(config.command, self._log)

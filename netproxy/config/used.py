@@ -1,0 +1,34 @@
+"""Lists the upstreams and name servers that a configuration names, wherever it names them."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from netproxy.config.schema import Config, NameServerConfig, UpstreamConfig
+
+
+def used_upstreams(config: Config) -> list[UpstreamConfig]:
+    """Return every upstream that the configuration names, in use or not."""
+    return [upstream for upstream in _upstreams(config) if upstream is not None]
+
+
+def name_servers(config: Config) -> Iterator[NameServerConfig]:
+    """Yield every name server that the configuration names, those of its rules last."""
+    yield from config.dns.servers
+    for rule in config.dns.rules:
+        yield from rule.servers
+
+
+def _upstreams(config: Config) -> Iterator[UpstreamConfig | None]:
+    yield config.default
+    yield from config.upstreams.values()
+    for user in config.users.values():
+        yield user.upstream
+    for listener in config.listeners:
+        yield listener.upstream
+    for rule in config.rules:
+        yield from (rule.via, rule.upstream)
+    for server in name_servers(config):
+        yield server.upstream
+    if config.tunnel.agent is not None:
+        yield config.tunnel.agent.upstream

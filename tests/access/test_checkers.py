@@ -1,0 +1,317 @@
+"""The program and the service that check logins: what they get, and what their answers mean."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+
+from netproxy.access.external.checks import Checker, Verdict
+from netproxy.access.external.command import CommandChecker
+from netproxy.access.external.service import ServiceChecker
+from netproxy.access.login import Credentials
+from netproxy.errors import LoginUnavailable
+from tests.support.doubles import Lines
+
+CREDENTIALS = Credentials("alice", b"open sesame", "192.0.2.1", "main")
+PATIENCE = 60.0
+
+Run = Callable[[str], Verdict]
+
+
+@pytest.fixture
+def log() -> Lines:
+    return Lines()
+
+
+@pytest.fixture
+def run(tmp_path: Path, log: Lines) -> Run:
+    """Return a function that runs a shell script as the program."""
+
+    def run(script: str, seconds: float = PATIENCE) -> Verdict:
+        path = tmp_path / "check"
+        path.write_text(f"#!/bin/sh\ncd {tmp_path}\n{script}\n")
+        path.chmod(0o700)
+        checker = CommandChecker((str(path), "--flag"), log)
+        return checker.check(CREDENTIALS, time.monotonic() + seconds)
+
+    return run
+
+
+def ask(checker: Checker, seconds: float = PATIENCE) -> Verdict:
+    return checker.check(CREDENTIALS, time.monotonic() + seconds)
+
+
+# -- a program
+
+
+def test_program_gets_the_credentials_on_its_input_alone(tmp_path: Path, run: Run) -> None:
+    """Hazard 111."""
+    run('cat >input; env >environment; echo "$@" >arguments; tr "\\0" " " </proc/$$/cmdline >ps')
+    assert (tmp_path / "input").read_bytes() == b"alice\nopen sesame\n"
+    assert (tmp_path / "arguments").read_text() == "--flag\n"
+    names = re.findall("^([^=]+)=", (tmp_path / "environment").read_text(), re.M)
+    given = {"PATH", "LANG", "NETPROXY_CLIENT", "NETPROXY_LISTENER"}
+    # The shell adds its own.
+    assert given <= set(names) <= given | {"PWD", "OLDPWD", "SHLVL", "_"}
+    facts = (tmp_path / "environment").read_text()
+    assert "NETPROXY_CLIENT=192.0.2.1\n" in facts and "NETPROXY_LISTENER=main\n" in facts
+    for name in ("environment", "arguments", "ps"):
+        text = (tmp_path / name).read_text()
+        assert "sesame" not in text and "alice" not in text
+
+
+@pytest.mark.parametrize(
+    "script, verdict",
+    [
+        ("exit 0", Verdict(True)),
+        ("exit 1", Verdict(False)),
+        ("echo ' {\"a\": 1} '; exit 0", Verdict(True, '{"a": 1}')),
+        ("exec 0<&-; exit 0", Verdict(True)),
+    ],
+)
+def test_status_of_the_program_decides(run: Run, script: str, verdict: Verdict) -> None:
+    assert run(script) == verdict
+
+
+@pytest.mark.parametrize(
+    "script, why",
+    [
+        ("exit 2", "check has ended with status 2"),
+        ("kill -9 $$", "check has ended by signal 9"),
+        ("head -c 20000 /dev/zero", "check writes more than 8192 bytes"),
+    ],
+)
+def test_every_other_end_of_the_program_is_a_failure(run: Run, script: str, why: str) -> None:
+    with pytest.raises(LoginUnavailable) as caught:
+        run(script)
+    assert str(caught.value) == why
+
+
+def test_program_that_cannot_be_started_is_a_failure(tmp_path: Path, log: Lines) -> None:
+    with pytest.raises(LoginUnavailable, match="nothing cannot be started: No such file"):
+        ask(CommandChecker((str(tmp_path / "nothing"),), log))
+
+
+def test_program_is_killed_with_its_children_at_the_deadline(tmp_path: Path, log: Lines) -> None:
+    os.mkfifo(tmp_path / "pids")
+    path = tmp_path / "check"
+    path.write_text(f"#!/bin/sh\nsleep 1000 & echo $$ $! >{tmp_path}/pids\nwait\n")
+    path.chmod(0o700)
+    failures: list[str] = []
+
+    def check() -> None:
+        try:
+            ask(CommandChecker((str(path),), log), 3.0)
+        except LoginUnavailable as error:
+            failures.append(str(error))
+
+    thread = threading.Thread(target=check)
+    thread.start()
+    program, child = map(int, (tmp_path / "pids").read_text().split())
+    thread.join()
+    assert failures == ["check has not ended in time"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(program, 0)
+    deadline = time.monotonic() + PATIENCE
+    while _runs(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    """Return whether a process runs; one that nobody has reaped does not."""
+    try:
+        return " Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+    except FileNotFoundError:
+        return False
+
+
+def test_errors_of_the_program_are_logged_without_the_password(run: Run, log: Lines) -> None:
+    """Hazard 111."""
+    run("echo first >&2; echo second >&2")
+    assert log.lines[-1][1].startswith("auth: check says: first")
+    run("read user; read password; echo got $password >&2")
+    assert log.lines[-1][1].startswith("auth: check says: (left out: it has the password)")
+    run("head -c 100000 /dev/zero | tr '\\0' x >&2")
+    assert len(log.lines[-1][1]) < 300
+    assert "sesame" not in str(log.lines)
+
+
+PAM = Path(__file__).resolve().parents[2] / "conf/examples/check-pam"
+
+
+@pytest.mark.parametrize("given, status", [("open sesame", 0), ("wrong", 1)])
+def test_recipe_for_pam_asks_pamtester(tmp_path: Path, given: str, status: int) -> None:
+    fake = tmp_path / "pamtester"
+    fake.write_text(
+        f'#!/bin/sh\necho "$*" >{tmp_path}/arguments\nIFS= read -r password\n'
+        'echo pamtester: done\n[ "$password" = "open sesame" ]\n'
+    )
+    fake.chmod(0o700)
+    done = subprocess.run(
+        [PAM],
+        input=f"al ice\n{given}\n",
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "NETPROXY_CLIENT": "192.0.2.1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (status, "")
+    arguments = (tmp_path / "arguments").read_text()
+    assert arguments == "-I rhost=192.0.2.1 -- netproxy al ice authenticate acct_mgmt\n"
+
+
+def test_recipe_for_pam_fails_without_pamtester(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["/bin/sh", PAM], input="alice\nx\n", env={"PATH": str(tmp_path)}, text=True
+    )
+    assert done.returncode == 2
+
+
+# -- a service
+
+
+class Service:
+    """An HTTP server with one answer; notes the requests."""
+
+    def __init__(self) -> None:
+        self.status, self.fields, self.body = 200, {}, b""  # type: int, dict[str, str], bytes
+        self.requests: list[tuple[str, str]] = []
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                service.requests.append((self.path, self.headers["Authorization"]))
+                self.send_response(service.status)
+                for name, value in service.fields.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(service.body)))
+                self.end_headers()
+                self.wfile.write(service.body)
+
+            def log_message(self, *_: object) -> None:
+                """Print nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/check"
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    made = Service()
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield made
+    made.server.shutdown()
+    thread.join()
+    made.server.server_close()
+
+
+def test_service_gets_the_credentials_in_a_field_and_the_facts_in_the_query(
+    service: Service,
+) -> None:
+    assert ask(ServiceChecker(service.url)) == Verdict(True)
+    path, authorization = service.requests[0]
+    assert path == "/check?client=192.0.2.1&user=alice&listener=main"
+    assert base64.b64decode(authorization.removeprefix("Basic ")) == b"alice:open sesame"
+
+
+@pytest.mark.parametrize(
+    "status, verdict", [(204, Verdict(True)), (401, Verdict(False)), (403, Verdict(False))]
+)
+def test_status_of_the_service_decides(service: Service, status: int, verdict: Verdict) -> None:
+    service.status = status
+    assert ask(ServiceChecker(service.url)) == verdict
+
+
+@pytest.mark.parametrize("status", [302, 404, 407, 500, 503])
+def test_every_other_status_is_a_failure(service: Service, status: int) -> None:
+    service.status = status
+    service.fields = {"Location": service.url}
+    with pytest.raises(LoginUnavailable, match=f"answers with status {status}"):
+        ask(ServiceChecker(service.url))
+    assert len(service.requests) == 1
+
+
+def test_body_of_the_service_counts_if_it_is_json(service: Service) -> None:
+    service.body = b'{"upstream": "a"} '
+    assert ask(ServiceChecker(service.url)) == Verdict(True)
+    service.fields = {"Content-Type": "application/json; charset=utf-8"}
+    assert ask(ServiceChecker(service.url)) == Verdict(True, '{"upstream": "a"}')
+    service.body = b"x" * 8193
+    with pytest.raises(LoginUnavailable, match="sends more than 8192 bytes"):
+        ask(ServiceChecker(service.url))
+
+
+@pytest.mark.parametrize(
+    "answer, why",
+    [
+        (b"", "closed"),
+        (b"garbage\r\n\r\n", "garbage"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{", "cut"),
+    ],
+)
+def test_service_that_breaks_the_protocol_is_a_failure(answer: bytes, why: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(LoginUnavailable, match=why):
+            ask(ServiceChecker(f"http://127.0.0.1:{server.getsockname()[1]}"))
+        thread.join()
+
+
+def test_service_that_drips_is_given_up_at_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = threading.Event()
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                try:
+                    while not done.wait(0.01):
+                        client.sendall(b"H")
+                except OSError:
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(LoginUnavailable, match="has not answered in time"):
+            ask(ServiceChecker(f"http://127.0.0.1:{server.getsockname()[1]}"), 0.2)
+        done.set()
+        thread.join()
+
+
+def test_service_that_is_not_there_is_a_failure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(LoginUnavailable, match=f"127.0.0.1:{port}: Connection refused"):
+        ask(ServiceChecker(f"http://127.0.0.1:{port}/check"))
+
+
+def test_address_of_the_service_may_have_every_form() -> None:
+    for url, expected in (
+        ("http://[::1]/a", ("::1", 80, "/a")),
+        ("http://[::1]:8080", ("::1", 8080, "/")),
+        ("http://127.0.0.1/", ("127.0.0.1", 80, "/")),
+        ("https://auth.example/a/b", ("auth.example", 443, "/a/b")),
+    ):
+        checker = ServiceChecker(url)
+        assert (checker._host, checker._port, checker._path) == expected
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
