@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from netproxy.config.schema import AuthConfig
@@ -56,3 +60,18 @@ def test_timeout_that_no_login_can_wait_for_is_warned_of() -> None:
 def test_mistake_is_told(text: str, expected: str) -> None:
     found = errors(LISTENER + text)
     assert expected in found[0] and "secret" not in "".join(found)
+
+
+def test_configuration_without_external_check_loads_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("listeners: [{listen: '127.0.0.1:1080'}]\nusers: {a: {password: b}}\n")
+    code = (
+        "import sys; from netproxy.cli import main; main(['-t', '-q', '-c', sys.argv[1]]); "
+        "print(*sorted(name for name in sys.modules if name.startswith('netproxy.access.external') or name in "
+        "('subprocess', 'http.client', 'netproxy.config.sections.auth', "
+        "'netproxy.config.sections.users_file')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == ""

@@ -7,17 +7,22 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 import pytest
 
+from netproxy.access.users import hash_password
+from netproxy.interfaces.addresses import Address
+from netproxy.protocol import uot
 from tests.e2e.conftest import Start
 from tests.e2e.origin import Origin, serving
-from tests.e2e.peers import Association, Refused, TcpEcho, UdpEcho, echo, socks5
+from tests.e2e.peers import Association, Endpoint, Refused, TcpEcho, UdpEcho, echo, exactly, socks5
+from tests.e2e.test_shared_threads import AUDITED_START, SHARED
 from tests.e2e.support import LOOPBACK, SECONDS, Netproxyd, environment, program, wait_for
 
 pytestmark = pytest.mark.e2e
@@ -57,14 +62,14 @@ def origin() -> Iterator[Origin]:
 class Checked:
     """A daemon whose logins a script checks."""
 
-    def __init__(self, start: Start, folder: Path, office: int = 1) -> None:
+    def __init__(self, start: Start, folder: Path, office: int = 1, **more: Any) -> None:
         self.folder = folder
         script = folder / "check"
         script.write_text(SCRIPT % folder)
         script.chmod(0o700)
         os.mkfifo(folder / "gate")
         text = CONFIG.format(host=LOOPBACK, secret=SECRET, office=office, folder=folder)
-        self.daemon = start(config=text, login=("local", SECRET))
+        self.daemon = start(config=text, login=("local", SECRET), **more)
 
     @property
     def asked(self) -> list[str]:
@@ -177,6 +182,27 @@ def test_secrets_are_nowhere(checked: Checked, tcp_echo: TcpEcho) -> None:
     assert SECRET not in daemon.log
 
 
+def test_shared_threads_start_no_program_and_import_nothing(
+    netproxyd: Start, tmp_path: Path, tcp_echo: TcpEcho
+) -> None:
+    """Hazard 133."""
+    (tmp_path / "start.py").write_text(AUDITED_START)
+    audit = tmp_path / "audit"
+    python = (sys.executable, str(tmp_path / "start.py"), str(audit))
+    checked = Checked(netproxyd, tmp_path, python=python)
+    checked.login("alice", tcp_echo).close()
+    checked.login("alice", tcp_echo).close()
+    for user, password in (("alice", "wrong"), ("broken", SECRET)):
+        with pytest.raises(Refused):
+            checked.login(user, tcp_echo, password)
+    lines = audit.read_text().splitlines()
+    programs = [line.partition("\t")[0] for line in lines if "\tsubprocess.Popen" in line]
+    assert len(programs) == 3 and all(name.startswith("login-") for name in programs)
+    assert not [
+        line for line in lines if line.startswith(SHARED) and "\tsocket.connect" not in line
+    ]
+
+
 def _of_children(pid: int) -> Iterator[bytes]:
     """Yield arguments and environment of a process and its descendants."""
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -198,12 +224,22 @@ def test_upstream_of_an_answer_and_of_a_user_serves_tcp_udp_and_http(
                 echo(sock, b"tcp")
             with Association(daemon.server, (user, SECRET)) as association:
                 association.echo(udp_echo.address, b"udp")
+            _uot(daemon, user, udp_echo.address)
             url = f"http://{LOOPBACK}:{origin.port}/hello"
             assert curl(daemon, "http", f"{user}:{SECRET}", url) == (0, 200)
-            lines = daemon.said(f"user={user} .*(sent|sent)=.*", 3)
+            lines = daemon.said(f"msg=finished .*user={user} ", 4)
             rule = "rule=auth.upstream upstream=office" if through else "rule=default"
             assert all(rule in line for line in lines), lines
     assert checked.asked == [f"{user} {LOOPBACK}" for user in ("alice", "carol")]
+
+
+def _uot(daemon: Netproxyd, user: str, target: Endpoint) -> None:
+    """Exchange a datagram with an echo server by UDP over TCP."""
+    request = uot.encode_request(uot.UotRequest(True, Address(*target)))
+    sock, _ = socks5(daemon.server, 1, (uot.MAGIC, 0), (user, SECRET))
+    with sock:
+        sock.sendall(request + b"\0\3uot")
+        assert exactly(sock, 5) == b"\0\3uot"
 
 
 USERS_FILE = """
@@ -216,8 +252,6 @@ upstreams: {{office: "socks5://{host}:{office}"}}
 def test_users_file_is_read_again_by_hup(
     netproxyd: Start, tmp_path: Path, tcp_echo: TcpEcho
 ) -> None:
-    from netproxy.access.users import hash_password
-
     office = netproxyd("-l", f"sps://{LOOPBACK}:0")
     users = tmp_path / "users"
     users.touch(0o600)
