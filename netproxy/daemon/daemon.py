@@ -101,6 +101,8 @@ class Daemon:
         runtime.poller.stop()
         runtime.connections.stop(STOP_SECONDS)
         self._manager.stop()
+        if plan.dependencies.external is not None:
+            plan.dependencies.external.stop()
         runtime.stop()
         plan.close()
 

@@ -103,24 +103,30 @@ def test_program_that_cannot_be_started_is_a_failure(tmp_path: Path, log: Lines)
         ask(CommandChecker((str(tmp_path / "nothing"),), log))
 
 
-def test_program_is_killed_with_its_children_at_the_deadline(tmp_path: Path, log: Lines) -> None:
+@pytest.mark.parametrize("stops", [False, True])
+def test_program_is_killed_with_its_children_at_the_deadline_or_at_the_stop(
+    tmp_path: Path, log: Lines, stops: bool
+) -> None:
     os.mkfifo(tmp_path / "pids")
     path = tmp_path / "check"
     path.write_text(f"#!/bin/sh\nsleep 1000 & echo $$ $! >{tmp_path}/pids\nwait\n")
     path.chmod(0o700)
     failures: list[str] = []
+    checker = CommandChecker((str(path),), log)
 
     def check() -> None:
         try:
-            ask(CommandChecker((str(path),), log), 3.0)
+            ask(checker, PATIENCE if stops else 3.0)
         except LoginUnavailable as error:
             failures.append(str(error))
 
     thread = threading.Thread(target=check)
     thread.start()
     program, child = map(int, (tmp_path / "pids").read_text().split())
+    if stops:
+        checker.stop()
     thread.join()
-    assert failures == ["check has not ended in time"]
+    assert failures == ["check has ended by signal 9" if stops else "check has not ended in time"]
     with pytest.raises(ProcessLookupError):
         os.kill(program, 0)
     deadline = time.monotonic() + PATIENCE

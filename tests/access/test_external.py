@@ -48,6 +48,9 @@ class Checker:
             raise verdict
         return verdict
 
+    def stop(self) -> None:
+        self.asked.append("stop")
+
 
 class Tasks:
     """A FairSubmit that keeps tasks until they are run."""

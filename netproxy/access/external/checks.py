@@ -46,6 +46,9 @@ class Checker(Protocol):
         Raises LoginUnavailable, with a text without secrets.
         """
 
+    def stop(self) -> None:
+        """End the checks that run: the daemon stops."""
+
 
 class CheckQueue:
     """Runs checks on a pool, and lets logins wait for them.  Thread: any."""

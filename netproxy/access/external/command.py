@@ -12,8 +12,10 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
-from typing import TYPE_CHECKING, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Iterator, Sequence
 
 from netproxy.access.external.checks import Verdict
 from netproxy.errors import LoginUnavailable
@@ -27,6 +29,8 @@ OUTPUT_LIMIT, ERRORS_LIMIT, LINE_LIMIT = 8192, 2048, 200
 line in the log: so much shorter that a password which the limit has cut is not in the line."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 YES, NO = 0, 1
+REAP_SECONDS = 1.0
+"""A program that was killed ends within this time, unless a disk holds it up."""
 
 
 class CommandChecker:
@@ -36,13 +40,27 @@ class CommandChecker:
         self._command = tuple(command)
         self._name = os.path.basename(self._command[0])
         self._log = log
+        # Guards _running and _stopped.
+        self._lock = threading.Lock()
+        self._running: set[int] = set()
+        """The programs that write their answer.  None of them has been reaped, so that its number
+        stays the number of its group."""
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Kill the programs that run, and those that are started from now on."""
+        with self._lock:
+            self._stopped = True
+            for number in self._running:
+                _kill_group(number)
 
     def check(self, credentials: Credentials, deadline: float) -> Verdict:
         """Run the program; blocks.  Raises LoginUnavailable."""
         process = self._start(credentials)
         try:
             _write(process, b"%b\n%b\n" % (credentials.user.encode(), credentials.password))
-            output, errors = self._read(process, deadline)
+            with self._killable(process):
+                output, errors = self._read(process, deadline)
             status = process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired as error:
             raise LoginUnavailable(f"{self._name} has not ended in time") from error
@@ -75,6 +93,19 @@ class CommandChecker:
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             why = getattr(error, "strerror", None) or error
             raise LoginUnavailable(f"{self._name} cannot be started: {why}") from error
+
+    @contextmanager
+    def _killable(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """Let stop() kill a program meanwhile."""
+        with self._lock:
+            self._running.add(process.pid)
+            if self._stopped:
+                _kill_group(process.pid)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(process.pid)
 
     def _read(self, process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bytes]:
         """Return what the program writes, until it has closed its output.
@@ -131,9 +162,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if pipe is not None:
             pipe.close()
     if process.returncode is None:
+        _kill_group(process.pid)
         try:
-            # Before the program is reaped, its number is not used for another group.
-            os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            process.kill()
-        process.wait()
+            process.wait(REAP_SECONDS)
+        except subprocess.TimeoutExpired:
+            # Python reaps it before it starts another program.
+            pass
+
+
+def _kill_group(number: int) -> None:
+    """Kill a program that has not been reaped, with its group, which has the same number."""
+    try:
+        os.killpg(number, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        # Gone, or a setuid program, which ends by itself.
+        pass

@@ -97,6 +97,10 @@ class ExternalLogins:
             is_right = yield from self._queue.wait(credentials, digest, stream, begin)
         return digest if is_right else None
 
+    def stop(self) -> None:
+        """End the checks that run: the daemon stops."""
+        self._dependencies.checker.stop()
+
     def _check(self, credentials: Credentials, deadline: float) -> bool:
         """Ask and remember.  Raises LoginUnavailable."""
         user, answers, times = credentials.user, self.answers, self._times

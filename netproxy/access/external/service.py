@@ -56,6 +56,9 @@ class ServiceChecker:
             why = getattr(error, "strerror", None) or error or type(error).__name__
             raise LoginUnavailable(f"{self._authority}: {why}") from error
 
+    def stop(self) -> None:
+        """Do nothing: requests end at their deadline, or with the daemon."""
+
     def _connect(self, deadline: float) -> socket.socket:
         sock = socket.create_connection((self._host, self._port), _seconds_left(deadline))
         if self._context is None:
