@@ -337,7 +337,7 @@ def test_limits_of_an_answer_are_handed_over(stream: Stream) -> None:
     }
     assert check.ask("alice", stream) and check.ask("bob", stream)
     limits = UserLimitsConfig(5, None, 2.0, 1024, 1024)
-    assert check.grants.told == [("alice", limits)]
+    assert check.grants.told == [("alice", limits), ("bob", UserLimitsConfig())]
     with pytest.raises(LoginUnavailable, match="sessions"):
         check.ask("carol", stream)
 

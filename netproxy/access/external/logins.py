@@ -27,7 +27,10 @@ class Granted(Protocol):
     """Is told the limits that an answer sets.  Thread: any; must not block."""
 
     def granted(self, user: str, limits: object) -> None:
-        """Apply limits to a user from now on; they replace those of earlier answers."""
+        """Apply limits to a user from now on; they replace those of earlier answers.
+
+        Called for each positive answer: one without limits takes earlier ones away.
+        """
 
 
 class AnswerParser(Protocol):
@@ -109,14 +112,12 @@ class ExternalLogins:
         if not verdict.allowed:
             answers.refuse(user, digest, now + times.refused)
             return False
-        upstream = ""
-        if verdict.text:
-            try:
-                upstream, limits = self._dependencies.parser.parse(verdict.text)
-            except ValueError as error:
-                raise LoginUnavailable(f"the answer cannot be used: {error}") from error
-            if self._dependencies.granted is not None:
-                self._dependencies.granted.granted(user, limits)
+        try:
+            upstream, limits = self._dependencies.parser.parse(verdict.text or "{}")
+        except ValueError as error:
+            raise LoginUnavailable(f"the answer cannot be used: {error}") from error
+        if self._dependencies.granted is not None:
+            self._dependencies.granted.granted(user, limits)
         answers.allow(user, digest, upstream, now + times.allowed)
         return True
 
