@@ -8,12 +8,13 @@ from netproxy.access.accounts.standing import Terms
 from netproxy.access.accounts.subject import NO_LIMITS, Limits, ListenerRates
 from netproxy.access.destinations import DEFAULT_DENY, RANGES, DestinationPolicy, parse_networks
 from netproxy.access.users import Users, check_password
-from netproxy.config.schema import DestinationsConfig, QuotaConfig
+from netproxy.config.schema import DestinationsConfig, QuotaConfig, UserLimitsConfig
 from netproxy.errors import ConfigError
 from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.interfaces.networks import is_loopback
 
 if TYPE_CHECKING:
+    from netproxy.access.accounts.book import AccountBook
     from netproxy.access.accounts.usage_store import UsageStore
     from netproxy.config.schema import Config, ListenerConfig
     from netproxy.interfaces.networks import IpNetwork
@@ -38,20 +39,31 @@ def make_users(config: Config, earlier: Users | None = None) -> Users:
 
 def make_limits(config: Config) -> dict[str, Limits]:
     """Return the limits of users by name; a user without a limit is left out."""
-    limits = {}
-    for name, user in config.users.items():
-        of_user = user.limits
-        given = Limits(
-            of_user.connections,
-            of_user.sessions,
-            of_user.connection_rate,
-            of_user.rate_up,
-            of_user.rate_down,
-            of_user.burst,
-        )
-        if given != NO_LIMITS:
-            limits[name] = given
-    return limits
+    limits = {name: _limits(user.limits) for name, user in config.users.items()}
+    return {name: of_user for name, of_user in limits.items() if of_user != NO_LIMITS}
+
+
+class GrantedLimits:
+    """Applies the limits that an external check of logins sets (access.external.logins.Granted)."""
+
+    def __init__(self, book: AccountBook) -> None:
+        self._book = book
+
+    def granted(self, user: str, limits: object) -> None:
+        """Apply limits to a user from now on."""
+        assert isinstance(limits, UserLimitsConfig)  # what the parser of answers makes
+        self._book.grant(user, _limits(limits))
+
+
+def _limits(config: UserLimitsConfig) -> Limits:
+    return Limits(
+        config.connections,
+        config.sessions,
+        config.connection_rate,
+        config.rate_up,
+        config.rate_down,
+        config.burst,
+    )
 
 
 def make_terms(config: Config) -> dict[str, Terms]:

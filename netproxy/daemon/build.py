@@ -10,10 +10,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Iterator
 
-from netproxy.access.factory import make_policies, make_users
+from netproxy.access.factory import GrantedLimits, make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.access.permission import Permission
-from netproxy.config.schema import Config, ListenerConfig
+from netproxy.config.schema import Config
 from netproxy.daemon.checks.configuration import check_configuration, check_requirements
 from netproxy.daemon.tunnels.lazy import LazyTunnels
 from netproxy.daemon.own_sockets import wanted_sockets
@@ -21,20 +21,13 @@ from netproxy.config.used import used_upstreams
 from netproxy.daemon.plan import Plan, make_fallbacks
 from netproxy.daemon.reachability import Reachability, make_lookups
 from netproxy.daemon.runtime import Runtime
+from netproxy.daemon.specs import TcpSpec, UdpSpec
 from netproxy.daemon.udp_relays import UdpRelays
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.factory import DialerFactory
-from netproxy.handler.factory import (
-    DnsDependencies,
-    HandlerDependencies,
-    ListenerHandler,
-    make_handler,
-)
-from netproxy.interfaces.addresses import Address
+from netproxy.handler.factory import DnsDependencies, HandlerDependencies, make_handler
 from netproxy.interfaces.listeners import ALL_CLIENTS, AllowedClients
 from netproxy.listener.manager import ListenerSpec
-from netproxy.listener.tcp import TcpListener
-from netproxy.listener.udp import UdpListener
 from netproxy.observe.flows import ObserverGroup
 from netproxy.router.router import Fallbacks, RuleRouter
 
@@ -181,9 +174,10 @@ class _Builder:
         from netproxy.access.external.factory import ExternalMaker
         from netproxy.config.sections.auth import AnswerReader
 
-        parser = AnswerReader(self._config.upstreams, has_limits=False)
-        maker = ExternalMaker(parser, self._runtime.logins.submit, self._runtime.log)
-        return maker.make(self._config.auth, None, earlier)
+        runtime, parser = self._runtime, AnswerReader(self._config.upstreams)
+        granted = GrantedLimits(runtime.accounts)
+        maker = ExternalMaker(parser, runtime.logins.submit, granted, runtime.log)
+        return maker.make(self._config.auth, earlier)
 
     def _routing(self, fallbacks: Fallbacks) -> tuple[RuleRouter, tuple[AutoDialer, ...]]:
         """Return the router, and its dialers that learn from the connections they made."""
@@ -243,58 +237,12 @@ class _Builder:
                 if relay is not None and listener.udp.relay_port != "shared":
                     relay.open_port = relays.ports(listener.udp.relay_port).open
                 elif "udp" in listener.network and listener.protocol != "http":
-                    yield _UdpSpec(listener, address, handlers)
+                    yield UdpSpec(listener, address, handlers)
                 if "tcp" in listener.network:
-                    yield _TcpSpec(
+                    yield TcpSpec(
                         listener,
                         address,
                         handlers,
                         admissions[listener.name],
                         dependencies.timeouts.handshake,
                     )
-
-
-class _TcpSpec(ListenerSpec):
-    """The TCP listener of one address."""
-
-    def __init__(
-        self,
-        config: ListenerConfig,
-        address: Address,
-        handlers: ListenerHandler,
-        admission: Admission,
-        handshake: float,
-    ) -> None:
-        """`admission`: of all addresses of the listener.  `handshake`: seconds for a handshake."""
-        super().__init__("tcp", address, f"{config.name} {address}")
-        self._name = config.name
-        self._handlers = handlers
-        self._admission = admission
-        self._handshake = handshake
-        self._handshakes = config.limits.handshakes
-
-    def configure(self, listener: TcpListener) -> None:
-        listener.name = self._name
-        handler = self._handlers.handler
-        assert handler is not None  # config.read has seen to it that the protocol has connections
-        listener.configure(handler, self._admission, self._handshake, self._handshakes)
-
-
-class _UdpSpec(ListenerSpec):
-    """The UDP listener of one address."""
-
-    def __init__(self, config: ListenerConfig, address: Address, handlers: ListenerHandler) -> None:
-        super().__init__("udp", address, f"{config.name} {address}")
-        self._name = config.name
-        self._handlers = handlers
-
-    def attach(self, listener: UdpListener) -> None:
-        """Tell the relay its socket: the TCP listener of the address may accept before commit()."""
-        if self._handlers.udp is not None:
-            self._handlers.udp.shared = listener.local
-
-    def configure(self, listener: UdpListener) -> None:
-        listener.name = self._name
-        packets = self._handlers.packets
-        assert packets is not None  # config.read has seen to it that the protocol has datagrams
-        listener.handler = packets

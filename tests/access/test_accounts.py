@@ -285,3 +285,14 @@ class TestQuota:
         account.close()
         with pytest.raises(DialError):
             book.open(flow)
+
+
+def test_limits_of_an_external_check_count_until_the_next_answer() -> None:
+    book = account_book(alice=Limits(connections=3))
+    for user in ("alice", "bob"):
+        book.grant(user, Limits(connections=1))
+    open_all(book, 3, a_flow())
+    book.open(a_flow("bob"))
+    assert refused(book, a_flow("bob")) == "users.bob.limits.connections"
+    book.grant("bob", Limits())
+    book.open(a_flow("bob"))

@@ -80,10 +80,10 @@ class Grants:
 class Check:
     """An ExternalLogins with doubles around it."""
 
-    def __init__(self, has_limits: bool = False, previous: Any = None, source: str = "a") -> None:
+    def __init__(self, previous: Any = None, source: str = "a") -> None:
         self.checker, self.tasks, self.grants = Checker(), Tasks(), Grants()
-        parser = AnswerReader(["office"], has_limits)
-        grants = self.grants if has_limits else None
+        parser = AnswerReader(["office"])
+        grants = self.grants
         dependencies = ExternalDependencies(source, self.checker, parser, self.tasks, grants)
         self.logins = ExternalLogins(dependencies, CheckTimes(60.0, 60.0, 60.0), previous)
         self.penalties: list[LoginPenalised] = []
@@ -316,7 +316,7 @@ def test_answer_names_the_upstream_of_the_user(stream: Stream) -> None:
         ("[]", "it is not a JSON object"),
         ('{"upstream": "nowhere"}', "there is no upstream 'nowhere'"),
         ('{"upstream": ["office"]}', "there is no upstream"),
-        ('{"rate": "5Mbit/s"}', "unknown key 'rate' (known: upstream)"),
+        ('{"speed": "5Mbit/s"}', "unknown key 'speed' (known: upstream, connections"),
     ],
 )
 def test_answer_that_cannot_be_used_refuses_the_login(stream: Stream, text: str, why: str) -> None:
@@ -329,7 +329,7 @@ def test_answer_that_cannot_be_used_refuses_the_login(stream: Stream, text: str,
 
 
 def test_limits_of_an_answer_are_handed_over(stream: Stream) -> None:
-    check = Check(has_limits=True)
+    check = Check()
     check.checker.verdicts |= {
         "alice": Verdict(True, '{"connections": 5, "rate": "1KiB/s", "connection_rate": "2/s"}'),
         "bob": Verdict(True),

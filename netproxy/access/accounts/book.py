@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 SETTLE_SECONDS = 5.0
 """Between two times of counting what the running flows of all users have moved."""
+GRANTS_LIMIT = 16384
+"""Users whose limits an external check of logins has set: as many as it remembers."""
 IDLE_LIMIT = 4096
 """Subjects without flows whose rates are remembered until they have recovered."""
 
@@ -58,6 +60,8 @@ class AccountBook:
         self._settled = 0.0
         # What takes the place of a user's configured limits until the daemon ends.
         self._overrides: dict[str, Limits] = {}
+        # The limits of users that an external check of logins has set.
+        self._granted: BoundedDict[str, Limits] = BoundedDict(GRANTS_LIMIT)
 
     def configure(
         self, users: Mapping[str, Limits], listeners: Mapping[str, ListenerRates]
@@ -79,9 +83,21 @@ class AccountBook:
             self._overrides.pop(user, None)
             if limits is not None:
                 self._overrides[user] = limits
-            subject = self._subjects.get((USER, user)) or self._idle.get((USER, user))
-            if subject is not None:
-                self._apply(subject, self._limits(USER, user))
+            self._renew_user(user)
+
+    def grant(self, user: str, limits: Limits) -> None:
+        """Apply the limits that a check of logins sets for a user without configured ones."""
+        with self._lock:
+            self._granted.pop(user, None)
+            if limits != NO_LIMITS:
+                self._granted.put(user, limits)
+            self._renew_user(user)
+
+    def _renew_user(self, user: str) -> None:
+        """Apply the limits in force to a user's flows; under the lock."""
+        subject = self._subjects.get((USER, user)) or self._idle.get((USER, user))
+        if subject is not None:
+            self._apply(subject, self._limits(USER, user))
 
     def limits(self, user: str) -> Limits:
         """Return the limits in force for a user."""
@@ -223,7 +239,8 @@ class AccountBook:
 
     def _limits(self, kind: str, name: str) -> Limits:
         if kind == USER:
-            return self._overrides.get(name) or self._users.get(name, NO_LIMITS)
+            configured = self._overrides.get(name) or self._users.get(name)
+            return configured or self._granted.get(name, NO_LIMITS)
         if kind == CLIENT:
             return NO_LIMITS
         rates = self._listeners.get(name.partition(" ")[0], ListenerRates())

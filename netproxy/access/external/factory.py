@@ -19,18 +19,22 @@ if TYPE_CHECKING:
 class ExternalMaker:
     """Makes ExternalLogins with what the daemon has for them."""
 
-    def __init__(self, parser: AnswerParser, submit: FairSubmit, log: Log) -> None:
-        self._parser, self._submit, self._log = parser, submit, log
+    def __init__(
+        self, parser: AnswerParser, submit: FairSubmit, granted: Granted, log: Log
+    ) -> None:
+        self._parser, self._submit, self._granted, self._log = parser, submit, granted, log
 
-    def make(
-        self, config: AuthConfig, granted: Granted | None, previous: ExternalLogins | None
-    ) -> ExternalLogins:
+    def make(self, config: AuthConfig, previous: ExternalLogins | None) -> ExternalLogins:
         """Return the check of a configuration.  `previous`: that of the one before.
 
         Raises ConfigError if the program cannot be run.
         """
         dependencies = ExternalDependencies(
-            (config.command, config.url), self._checker(config), self._parser, self._submit, granted
+            (config.command, config.url),
+            self._checker(config),
+            self._parser,
+            self._submit,
+            self._granted,
         )
         times = CheckTimes(config.timeout, config.cache, config.cache_failures)
         return ExternalLogins(dependencies, times, previous)

@@ -52,8 +52,7 @@ class ExternalDependencies(NamedTuple):
     parser: AnswerParser
     submit: FairSubmit
     """Runs a check, which may block."""
-    granted: Granted | None
-    """None if answers must not set limits."""
+    granted: Granted
 
 
 class CheckTimes(NamedTuple):
@@ -116,8 +115,7 @@ class ExternalLogins:
             upstream, limits = self._dependencies.parser.parse(verdict.text or "{}")
         except ValueError as error:
             raise LoginUnavailable(f"the answer cannot be used: {error}") from error
-        if self._dependencies.granted is not None:
-            self._dependencies.granted.granted(user, limits)
+        self._dependencies.granted.granted(user, limits)
         answers.allow(user, digest, upstream, now + times.allowed)
         return True
 

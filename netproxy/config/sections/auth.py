@@ -13,8 +13,10 @@ from netproxy.config.sections.users import read_user_limits
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.interfaces.networks import is_loopback
 
-LIMITS = ("connections", "sessions", "connection_rate", "rate", "rate_up", "rate_down")
+LIMITS = ("connections", "sessions", "connection_rate", "rate", "rate_up", "rate_down", "burst")
 """The limits that an answer may set."""
+KEYS = ("upstream", *LIMITS)
+"""The keys of an answer."""
 RESERVED = ("direct", "block")
 """What an answer may name as an upstream besides those of the configuration."""
 _URL = (
@@ -69,13 +71,9 @@ def _url(text: str) -> str:
 class AnswerReader:
     """Parses answers.  An AnswerParser of access.external.logins."""
 
-    def __init__(self, upstreams: Collection[str], has_limits: bool) -> None:
-        """`upstreams`: the names of those that are configured.
-
-        `has_limits`: whether answers may set limits.
-        """
+    def __init__(self, upstreams: Collection[str]) -> None:
+        """`upstreams`: the names of those that are configured."""
         self._upstreams = frozenset(upstreams).union(RESERVED)
-        self._keys = ("upstream", *LIMITS) if has_limits else ("upstream",)
 
     def parse(self, text: str) -> tuple[str, UserLimitsConfig]:
         """Return the name of the upstream, "" for none, and the limits.  Raises ValueError."""
@@ -87,8 +85,8 @@ class AnswerReader:
             raise ValueError("it is not JSON") from None
         if not isinstance(answer, dict):
             raise ValueError("it is not a JSON object")
-        if unknown := sorted(answer.keys() - set(self._keys)):
-            raise ValueError(f"unknown key '{unknown[0]}' (known: {', '.join(self._keys)})")
+        if unknown := sorted(answer.keys() - set(KEYS)):
+            raise ValueError(f"unknown key '{unknown[0]}' (known: {', '.join(KEYS)})")
         upstream = answer.pop("upstream", "")
         if not isinstance(upstream, str) or upstream and upstream not in self._upstreams:
             raise ValueError(f"there is no upstream {upstream!r}")
