@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Iterator
 
+from netproxy.config.schema import HopConfig
 from netproxy.dialer.direct import DirectDialer
 from netproxy.router.auto import AutoDialer
 
@@ -43,15 +44,19 @@ def explained(
     if upstream is not None and (text := upstream_text(upstream)):
         yield f"from: {text} (bind of the upstream)"
         return
-    is_direct = isinstance(dialer, DirectDialer) or (
-        isinstance(dialer, AutoDialer) and dialer.preferred_dialer(flow) is dialer.direct
-    )
-    user = config.users.get(flow.user)
-    if not is_direct:
+    if isinstance(dialer, AutoDialer):
+        dialer = dialer.preferred_dialer(flow)
+    if not (isinstance(dialer, DirectDialer) or (upstream is not None and _is_direct(upstream))):
         return
+    user = config.users.get(flow.user)
     if user is not None and user.bind is not None:
         yield f"from: {user.bind} (users.{flow.user}.bind)"
         return
     for listener in config.listeners:
         if listener.name == flow.listener and listener.bind is not None:
             yield f"from: {listener.bind} (bind of listener '{listener.name}')"
+
+
+def _is_direct(upstream: UpstreamConfig) -> bool:
+    """Return whether an upstream is `direct`, with whatever options."""
+    return all(isinstance(step, HopConfig) and step.scheme == "direct" for step in upstream.steps)
