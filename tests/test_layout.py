@@ -48,12 +48,13 @@ SCHEMA = "netproxy.config.schema"
 READERS_OF_SCHEMA = {"daemon", "admin", "config"}  # and every factory
 LATE = {
     *("yaml", "ssl", "ctypes", "hashlib", "hmac", "argparse", "difflib", "json", "getpass"),
-    *("_hashlib", "maxminddb", "glob", "copy", "weakref"),
+    *("_hashlib", "_blake2", "maxminddb", "glob", "copy", "weakref"),
     *("signal", "typing"),  # a signal during their import would end the process
 }
 # Modules of ours that few daemons need, and that cost start-up time or memory.
 LATE_OURS = {
     *("netproxy.admin.commands", "netproxy.admin.control_socket", "netproxy.admin.explain"),
+    *("netproxy.admin.listing",),
     *("netproxy.admin.http_server", "netproxy.admin.site", "netproxy.admin.stats"),
     *("netproxy.access.removals", "netproxy.access.users", "netproxy.daemon.main"),
     *("netproxy.access.accounts.usage_file", "netproxy.access.accounts.usage_store"),
@@ -80,7 +81,8 @@ LATE_OURS = {
     *("netproxy.dialer.http", "netproxy.dialer.socks4", "netproxy.dialer.socks5"),
     *("netproxy.dialer.group", "netproxy.dialer.health", "netproxy.dialer.hop"),
     *("netproxy.dialer.member", "netproxy.dialer.schemes", "netproxy.dialer.trust"),
-    *("netproxy.handler.forward",),
+    *("netproxy.handler.forward", "netproxy.access.sources"),
+    *("netproxy.dialer.plain.rotation", "netproxy.dialer.plain.source_dialer"),
     *(
         "netproxy.dialer.uot",
         "netproxy.handler.dns.handler",

@@ -1,8 +1,8 @@
-"""Users, destination policies and the store of usage, from the configuration."""
+"""Users, destination policies, binds and the store of usage, from the configuration."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping
+from typing import TYPE_CHECKING, Iterable, Mapping, NamedTuple
 
 from netproxy.access.accounts.standing import Terms
 from netproxy.access.accounts.subject import NO_LIMITS, Limits, ListenerRates
@@ -16,9 +16,20 @@ from netproxy.interfaces.networks import is_loopback
 if TYPE_CHECKING:
     from netproxy.access.accounts.book import AccountBook
     from netproxy.access.accounts.usage_store import UsageStore
-    from netproxy.config.schema import Config, ListenerConfig
+    from netproxy.access.sources import Sources
+    from netproxy.config.schema import Config, ListenerConfig, UpstreamConfig
     from netproxy.interfaces.networks import IpNetwork
+    from netproxy.interfaces.routing import Bind
     from netproxy.interfaces.services import Log
+
+
+class Binds(NamedTuple):
+    """The binds that concern the flows of all listeners."""
+
+    users: Mapping[str, Bind]
+    """By the user's name."""
+    needs_incoming: bool
+    """True if a user or an upstream asks for the local address that the client connected to."""
 
 
 def make_users(config: Config, earlier: Users | None = None) -> Users:
@@ -120,6 +131,24 @@ def user_with_quota(config: Config) -> str:
     """Return the name of the first user with a quota, "" if there is none."""
     users = config.users.items()
     return next((name for name, user in users if user.limits.quota != QuotaConfig()), "")
+
+
+def make_sources(listener: ListenerConfig, binds: Binds) -> Sources | None:
+    """Return where the flows of a listener leave from, None if no bind concerns them."""
+    if listener.bind is None and not (binds.users or binds.needs_incoming):
+        return None
+    from netproxy.access.sources import Sources  # late: few configurations have such a bind
+
+    incoming = binds.needs_incoming or (listener.bind is not None and listener.bind.incoming)
+    return Sources(listener.bind, listener.name, binds.users, incoming)
+
+
+def make_binds(config: Config, upstreams: Iterable[UpstreamConfig]) -> Binds:
+    """Return the binds that concern all listeners; `upstreams` are all that are in use."""
+    users = {name: user.bind for name, user in config.users.items() if user.bind is not None}
+    of_hops = (hop.bind for upstream in upstreams for hop in upstream.hops)
+    incoming = any(bind is not None and bind.incoming for bind in (*users.values(), *of_hops))
+    return Binds(users, incoming)
 
 
 def make_policies(config: Config) -> dict[str, DestinationPolicy]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from netproxy.access.accounts.standing import Standing
     from netproxy.access.login import Login
+    from netproxy.access.sources import Sources
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.listeners import AllowedClients
     from netproxy.interfaces.routing import Router
@@ -41,8 +42,8 @@ class Permission:
     """What the running configuration allows the clients of one listener."""
 
     __slots__ = (
-        *("listener", "login", "_clients", "_routed", "_counter", "_standing", "_removed"),
-        "__weakref__",
+        *("listener", "login", "sources", "_clients", "_routed", "_counter", "_standing"),
+        *("_removed", "__weakref__"),
     )
 
     def __init__(
@@ -56,6 +57,8 @@ class Permission:
         """`login` is used by the handlers of the listener and follows as well."""
         self.listener = listener
         self.login = login
+        self.sources: Sources | None = None
+        """Where new flows leave from; None if no configured bind concerns them."""
         self._clients = clients
         self._routed: Sequence[Routed] = ()
         self._counter = counter
@@ -138,6 +141,7 @@ class Permission:
         self._removed = newer is None
         if newer is not None:
             self._clients = newer._clients
+            self.sources = newer.sources
             self.login.follow(newer.login)
         for routed in self._routed:
             routed.router = router

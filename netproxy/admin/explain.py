@@ -1,6 +1,6 @@
 """Describes a configuration: what it would do with a flow, and the state of its upstreams.
 
-netproxyd -t and --explain print these lines, netproxyctl asks for them.  Pure, except that
+netproxyd --explain prints these lines, netproxyctl asks for them.  Pure, except that
 statistics are read and that explain() may wait for a name lookup.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Iterable, Iterator, Mapping, Protocol
 
+from netproxy.admin import sources
 from netproxy.config.schema import GroupConfig
 from netproxy.dialer.member import Member
 from netproxy.errors import DialError, NetProxyError, ProtocolError
@@ -19,7 +20,7 @@ from netproxy.router.auto import AutoDialer
 
 if TYPE_CHECKING:
     from netproxy.access.limits import Admission
-    from netproxy.config.schema import Config, HopConfig, ListenerConfig, PortConfig, UpstreamConfig
+    from netproxy.config.schema import Config, HopConfig, UpstreamConfig
     from netproxy.dialer.factory import DialerFactory
     from netproxy.interfaces.answers import ListenerRow, MemberRow, UpstreamRow
     from netproxy.interfaces.routing import Dialer
@@ -48,57 +49,6 @@ class BoundListener(Protocol):
     address: Address
 
 
-# -- a configuration
-
-
-def plan(config: Config, dialers: DialerFactory) -> list[str]:
-    """Return what would listen, and what each upstream carries and how, as lines."""
-    lines = [
-        f"listen {address} {listener.accepts} {listener.protocol} '{listener.name}' "
-        + _used_by(listener, config)
-        for listener in config.listeners
-        for address in listener.addresses
-    ]
-    lines += _tunnel_lines(config)
-    for name, upstream in [("default", config.default), *config.upstreams.items()]:
-        carried = ", ".join(sorted(dialers.dialer(upstream).carries)) or "nothing"
-        udp = udp_text(upstream)
-        how = f"; {udp}" if udp.startswith("no ") else f" by {udp}" if udp else ""
-        lines.append(f"upstream {name}: {upstream.text} carries {carried}{how}")
-    return lines
-
-
-def _used_by(listener: ListenerConfig, config: Config) -> str:
-    """Return what a listener passes its clients on to."""
-    if listener.protocol != "dns":
-        return f"upstream {(listener.upstream or config.default).text}"
-    return "asks " + ", ".join(
-        f"{server.scheme}://{server.server}{server.path}" for server in config.dns.servers
-    )
-
-
-def _tunnel_lines(config: Config) -> list[str]:
-    bridge, agent = config.tunnel
-    lines = []
-    for name, allowed in (bridge.agents if bridge else {}).items():
-        ports = [_ports_text(ports) for ports in allowed.ports]
-        lines.append(f"agent '{name}' may open {', '.join(ports) or 'no port'}")
-    if agent is not None:
-        tls, is_exit = "with TLS" if agent.tls else "without TLS", ", exit" if agent.exit else ""
-        lines.append(
-            f"tunnel to {agent.bridge} {tls} as '{agent.name}' upstream {agent.upstream.text}"
-            + is_exit
-        )
-        for service in agent.services:
-            lines.append(f"tunnel port {service.port}/{service.network} leads to {service.target}")
-    return lines
-
-
-def _ports_text(ports: PortConfig) -> str:
-    last = f"-{ports.last}" if ports.last > ports.first else ""
-    return f"{Address(ports.host, ports.first)}{last}/{ports.network}"
-
-
 # -- a flow
 
 
@@ -123,7 +73,11 @@ def parse_flow(text: str, listener: str) -> Flow:
 
 
 def explain(
-    text: str, router: RuleRouter, dialers: DialerFactory, listeners: Mapping[str, str]
+    text: str,
+    router: RuleRouter,
+    dialers: DialerFactory,
+    listeners: Mapping[str, str],
+    config: Config,
 ) -> Iterator[str]:
     """Yield which rule and which upstream a flow meets, and whether that carries it, as lines.
 
@@ -150,6 +104,7 @@ def explain(
     yield f"upstream: {_upstream_text(dialer, dialers, flow)}"
     if addresses := _addresses_text(dialer, flow):
         yield f"addresses: {addresses}"
+    yield from sources.explained(config, dialer, dialers.config_of(dialer), flow)
     yield f"carried: {_carried_text(dialer, dialers.config_of(dialer), flow)}"
 
 

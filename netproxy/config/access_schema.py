@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from netproxy.config.routing_schema import UpstreamConfig
 from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.routing import Bind
 
 
 class NetworkList(NamedTuple):
@@ -80,6 +81,8 @@ class UserConfig(NamedTuple):
     upstream: UpstreamConfig | None = None
     """The upstream of flows that no rule decides; None: that of the listener, or the default."""
     place: str = ""
+    bind: Bind | None = None
+    """Where direct connections of the user leave from; None: the listener says."""
 
     def __repr__(self) -> str:
         return f"UserConfig(limits={self.limits!r}, expires={self.expires!r})"

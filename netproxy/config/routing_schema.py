@@ -8,6 +8,7 @@ from typing import Iterator, NamedTuple
 
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.routing import Bind
 
 
 class Place(str):
@@ -57,8 +58,8 @@ class HopConfig(NamedTuple):
     """How it carries UDP: "auto" (as the scheme does), "uot" (UDP over TCP) or "none"."""
     timeout: float | None = None
     """Seconds for its handshake, and for the connection to a first hop; None: timeouts.connect."""
-    bind: str = ""
-    """The local address or interface that a first hop is dialled from; "" for any."""
+    bind: Bind | None = None
+    """Where a first hop is dialled from; None: its user or its listener says, or the system."""
     mark: int = 0
     """SO_MARK of the sockets to a first hop; 0 for none."""
     keepalive: float | None = None

@@ -31,6 +31,7 @@ from netproxy.config.routing_schema import UpstreamConfig as UpstreamConfig
 from netproxy.config.routing_schema import UpstreamTlsConfig as UpstreamTlsConfig
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.routing import Bind
 
 
 class UdpConfig(NamedTuple):
@@ -91,6 +92,8 @@ class ListenerConfig(NamedTuple):
     tls: TlsConfig | None = None
     proxy_protocol: tuple[IpNetwork, ...] = ()
     """Peers whose connections must begin with a PROXY protocol header."""
+    bind: Bind | None = None
+    """Where direct connections of its clients leave from; None: the system chooses."""
     place: Place = Place()
 
     @property

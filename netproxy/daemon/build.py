@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Iterator
 
-from netproxy.access.factory import GrantedLimits, make_policies, make_users
+from netproxy.access.factory import GrantedLimits, make_binds, make_policies, make_users
 from netproxy.access.limits import Admission
 from netproxy.access.permission import Permission
 from netproxy.config.schema import Config
@@ -86,6 +86,7 @@ class _Builder:
         dependencies = HandlerDependencies(
             router=router,
             users=make_users(config, previous.dependencies.users if previous else None),
+            binds=make_binds(config, used_upstreams(config)),
             resolver=self._reachability.resolver,
             timeouts=config.timeouts,
             splice=config.splice,

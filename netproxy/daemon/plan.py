@@ -93,9 +93,9 @@ class Plan(NamedTuple):
 
     def describe(self) -> list[str]:
         """Return what would listen and what each upstream carries, for netproxyd -t."""
-        from netproxy.admin import explain  # late: few daemons are ever asked
+        from netproxy.admin import listing  # late: few daemons are ever asked
 
-        return list(explain.plan(self.config, self.dialers))
+        return list(listing.plan(self.config, self.dialers))
 
     def explain(self, flow: str) -> list[str]:
         """Return which rule and which upstream a flow would meet, as lines.
@@ -104,7 +104,8 @@ class Plan(NamedTuple):
         """
         from netproxy.admin import explain  # late: few daemons are ever asked
 
-        return list(explain.explain(flow, self.router, self.dialers, entrances(self.config)))
+        config = self.config
+        return list(explain.explain(flow, self.router, self.dialers, entrances(config), config))
 
     def close(self) -> None:
         """Close the connections to name servers."""

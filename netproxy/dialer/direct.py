@@ -10,14 +10,13 @@ have become this machine's since it was permitted.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Hashable, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
+from netproxy.dialer.plain.packet_conn import DirectPacketConn
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.routing import NonBlockingDialer
-from netproxy.interfaces.bounded import BoundedDict
 from netproxy.interfaces.routing import ANY_ROUTE, RouteSelectors
 from netproxy.net.address import from_sockaddr
 from netproxy.net.connect import REASONS, PendingDial, connect
@@ -28,18 +27,12 @@ if TYPE_CHECKING:
     import socket
 
     from netproxy.interfaces.addresses import Address
-    from netproxy.interfaces.datagrams import Batch, Run
     from netproxy.interfaces.flows import Flow
-    from netproxy.interfaces.routing import DestinationGuard, Nat64, Resolver
-    from netproxy.net.datagram import Destination
-    from netproxy.net.datagram_socket import DatagramSocket
+    from netproxy.interfaces.routing import Bind, DestinationGuard, Nat64, Resolver
     from netproxy.net.udp_sockets import UdpSocketFactory
 
 DIRECT = "direct"
 """The upstream's name, in logs and rules."""
-ORIGINALS_LIMIT = 4096
-"""IPv4 targets of one packet connection whose translated addresses are kept, as many as a
-session has entries."""
 
 
 class TargetResolver(NamedTuple):
@@ -130,13 +123,15 @@ class DirectDialer(NonBlockingDialer):
         self._datagrams = datagrams
         self._seconds = seconds
         self._outgoing = outgoing
-        self._selectors = RouteSelectors(outgoing.mark, outgoing.device, outgoing.address)
+        self._selectors = outgoing.selectors
 
     def dial(self, flow: Flow) -> Stream:
         """Connect to the flow's target; of several addresses the first to answer wins.
 
         Blocks.  Raises DialError.
         """
+        if flow.source is not None and (dialer := self._for_source(flow)) is not self:
+            return dialer.dial(flow)
         target = flow.target
         if not target.port:
             raise DialError(Reason.REFUSED, f"{target}: port 0")
@@ -145,6 +140,8 @@ class DirectDialer(NonBlockingDialer):
         addresses = resolver.addresses(flow, self._seconds, selectors)
         left = max(0.0, deadline - time.monotonic())
         addresses = tuple(resolver.through_nat64(flow, addresses, selectors, left)) or addresses
+        if self._outgoing.label:
+            addresses = self._outgoing.fitting(addresses, flow.target)
         sock = connect(addresses, max(0.0, deadline - time.monotonic()), self._outgoing)
         self._check_peer(flow, sock)
         return Stream(sock)
@@ -153,8 +150,10 @@ class DirectDialer(NonBlockingDialer):
         """Begin to connect without blocking; see interfaces.routing.NonBlockingDialer.
 
         Returns None unless the flow has exactly one address: a lookup, or a race between
-        addresses, needs a thread.  Raises DialError(LOOP).
+        addresses, needs a thread.  Raises DialError.
         """
+        if flow.source is not None and (dialer := self._for_source(flow)) is not self:
+            return dialer.begin(flow)
         if len(flow.addresses) != 1 or not flow.target.port:
             return None
         (address,) = self._target_resolver.reachable(flow, flow.addresses, self._selectors)
@@ -177,12 +176,35 @@ class DirectDialer(NonBlockingDialer):
 
     def dial_packet(self, flow: Flow) -> DirectPacketConn:
         """Open one UDP socket for all datagrams of a client.  Raises DialError."""
+        if flow.source is not None and (dialer := self._for_source(flow)) is not self:
+            return dialer.dial_packet(flow)
         try:
             sock = self._datagrams.outgoing(self._outgoing)
         except OSError as error:
             reason = REASONS.get(error.errno or 0, Reason.GENERAL)
             raise DialError(reason, error.strerror or "no socket") from error
-        return DirectPacketConn(self._target_resolver, sock, self._selectors)
+        return DirectPacketConn(self._target_resolver, sock, self._outgoing)
+
+    def leaving_from(self, bind: Bind, key: str, flow: Flow) -> DirectDialer:
+        """Return a dialer like this one that leaves from where a bind says for a flow.
+
+        `key` names the bind in errors: "users.alice.bind".
+        """
+        from netproxy.dialer.plain.rotation import bound_options  # late: few need it
+
+        outgoing = bound_options(self._outgoing, bind, key, flow)
+        return DirectDialer(self._target_resolver, self._datagrams, self._seconds, outgoing)
+
+    def _for_source(self, flow: Flow) -> DirectDialer:
+        """Return the dialer for the bind of the flow's user or listener.
+
+        It is this dialer if there is none, or if the upstream has a bind of its own.
+        """
+        source = flow.source
+        if source is None or source.bind is None or self._outgoing.address or self._outgoing.device:
+            return self
+        dialer = self.leaving_from(source.bind, source.label, flow)
+        return dialer if dialer._outgoing.address or dialer._outgoing.device else self
 
     def _check_peer(self, flow: Flow, sock: socket.socket) -> None:
         """Close a connected socket whose peer is this daemon itself.
@@ -223,60 +245,3 @@ class _CheckedDial(PendingDial):
         sock = super().finish()
         self._check(sock)
         return sock
-
-
-class DirectPacketConn:
-    """A packet connection over one UDP socket, so that all targets see the same port."""
-
-    member = ""
-    __slots__ = (
-        *("_target_resolver", "_socket", "_selectors", "_originals", "_lock"),
-        *("send", "wait", "receive", "shutdown", "close"),
-    )
-
-    def __init__(
-        self, target_resolver: TargetResolver, sock: DatagramSocket, selectors: RouteSelectors
-    ) -> None:
-        self._target_resolver = target_resolver
-        self._socket = sock
-        self._selectors = selectors
-        # The IPv4 addresses of targets by the addresses that lead to them through a NAT64.
-        # Workers put, each with the lock; the reader gets.
-        self._originals: BoundedDict[str, str] = BoundedDict(ORIGINALS_LIMIT)
-        self._lock = threading.Lock()
-        # The socket's own methods: no datagram pays for a call in between.
-        # Any: each kind of socket has arenas and destinations of its own.
-        self.send: Callable[[Any, Run, Any], None] = sock.send
-        self.receive: Callable[[Any], Batch] = sock.receive
-        self.wait = sock.wait
-        self.shutdown = sock.shutdown
-        self.close = sock.close
-
-    def prepare(self, flow: Flow) -> Destination:
-        """Return the destination for the flow's target.
-
-        May block for a name lookup.  Raises DialError, for instance for an IPv6 target on a
-        machine without IPv6.
-        """
-        failure: ValueError | None = None
-        resolver, selectors = self._target_resolver, self._selectors
-        addresses = resolver.addresses(flow, selectors=selectors)
-        originals = resolver.through_nat64(flow, addresses, selectors)
-        for address in originals or addresses:
-            try:
-                destination: Destination = self._socket.destination(address)
-            except ValueError as error:
-                failure = error
-                continue
-            if originals:
-                with self._lock:
-                    self._originals.put(address.host, originals[address].host)
-            return destination
-        raise DialError(Reason.NETWORK_UNREACHABLE, str(failure))
-
-    def source(self, peer: Hashable) -> Address:
-        """Return the address that the key of a span stands for."""
-        address = from_sockaddr(self._socket.peer(peer))
-        if self._originals:
-            address = address._replace(host=self._originals.get(address.host, address.host))
-        return address

@@ -13,9 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Sequence
 
 from netproxy.config.schema import GroupConfig, HealthConfig, HopConfig
-from netproxy.dialer.block import BlockDialer
+from netproxy.dialer.plain.block import BlockDialer
 from netproxy.dialer.direct import DirectDialer
-from netproxy.interfaces.addresses import pack_ip
 from netproxy.net.socket_options import DEFAULT_OPTIONS, KEEPALIVE_IDLE, SocketOptions
 
 if TYPE_CHECKING:
@@ -164,20 +163,28 @@ class DialerFactory:
                 assert self._tunnel is not None
                 via = self._tunnel(step.server.host, self._timeout(step))
             elif step.scheme == "direct":
-                via = self._first(step) if via is self._direct else via
+                via = self._first(step, config.name) if via is self._direct else via
             else:
-                via = self._first(step) if via is self._direct else via
+                via = self._first(step, config.name) if via is self._direct else via
                 via = self._proxy(step, via, config, index)
         return via
 
-    def _first(self, step: HopConfig) -> Dialer:
-        """Return the direct dialer with the socket options of a first step."""
+    def _first(self, step: HopConfig, upstream: str) -> Dialer:
+        """Return the direct dialer with the socket options of the first step of an upstream."""
         keepalive = KEEPALIVE_IDLE if step.keepalive is None else step.keepalive
-        address, device = (step.bind, "") if pack_ip(step.bind) is not None else ("", step.bind)
-        outgoing = SocketOptions(address, device, step.mark, keepalive)
+        outgoing, bind = SocketOptions(mark=step.mark, keepalive=keepalive), step.bind
+        resolver, datagrams, seconds = self._target_resolver, self._datagrams, self._timeout(step)
+        if bind is not None:
+            key = f"upstreams.{upstream}.bind" if upstream else "bind"
+            if bind.prefix is not None or bind.incoming:
+                from netproxy.dialer.plain.source_dialer import SourceDialer  # late: see above
+
+                return SourceDialer(resolver, datagrams, seconds, outgoing, bind, key)
+            label = f"{key}: {bind.text}" if bind.address else ""
+            outgoing = outgoing._replace(address=bind.address, device=bind.device, label=label)
         if outgoing == DEFAULT_OPTIONS and step.timeout is None:
             return self._direct
-        return DirectDialer(self._target_resolver, self._datagrams, self._timeout(step), outgoing)
+        return DirectDialer(resolver, datagrams, seconds, outgoing)
 
     def _timeout(self, step: HopConfig) -> float:
         return min(step.timeout or self._seconds, self._limit)
@@ -274,7 +281,7 @@ class DialerFactory:
                 dialer = factory._fold(config.upstream, start, (), [])
         elif isinstance(first, HopConfig) and first.server.port:
             target, path = first.server, ""
-            dialer = factory._first(first) if via is self._direct else via
+            dialer = factory._first(first, config.upstream.name) if via is self._direct else via
         else:
             # A group has its own checks; a direct member has no server to check.
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
+from netproxy.access.factory import Binds, make_sources
 from netproxy.access.login import Login
 from netproxy.access.permission import Permission
 from netproxy.access.users import Users
@@ -70,6 +71,8 @@ class HandlerDependencies(NamedTuple):
     """Delays refused logins, and has the penalties."""
     external: ExternalLogins | None = None
     """Checks the logins of users that are not in `users`."""
+    binds: Binds = Binds({}, False)
+    """Where the flows of users leave from."""
     dns: DnsDependencies | None = None
     bridge: Handler | None = None
     """The handler for agents of tunnels."""
@@ -166,6 +169,7 @@ class _ListenerParts:
         self.permission = Permission(
             config.name, self._login, self._clients, counter, dependencies.standing
         )
+        self.permission.sources = make_sources(config, dependencies.binds)
         announcements = [
             Announcement(NetworkSet(item.clients) if item.clients else None, item.address)
             for item in config.announce
@@ -217,7 +221,7 @@ class _ListenerParts:
         """Make the handler of a fixed target, TCP."""
         from netproxy.handler.forward import TcpForward  # late: few daemons have such a listener
 
-        forward = TcpForward(self._config.name, self._outbound, self._target)
+        forward = TcpForward(self._config.name, self._outbound, self._target, self.permission)
         return ListenerHandler(forward, None, None)
 
     def udp(self) -> ListenerHandler:
@@ -232,6 +236,7 @@ class _ListenerParts:
             self._target,
             self._clients,
             self._dependencies.counter,
+            self.permission,
         )
         return ListenerHandler(None, forward, None)
 

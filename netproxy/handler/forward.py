@@ -15,10 +15,12 @@ from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED
 from netproxy.net.address import from_sockaddr
+from netproxy.net.datagram import reached_address
 from netproxy.relay.client import Client, no_header
 from netproxy.relay.coalesce import Runs
 
 if TYPE_CHECKING:
+    from netproxy.access.permission import Permission
     from netproxy.handler.outbound import Outbound
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.connections import Handshake, Stream
@@ -33,7 +35,15 @@ if TYPE_CHECKING:
 class TcpForward:
     """Connects every connection to one target.  A Handler."""
 
-    def __init__(self, listener: str, outbound: Outbound, target: Address) -> None:
+    def __init__(
+        self,
+        listener: str,
+        outbound: Outbound,
+        target: Address,
+        permission: Permission | None = None,
+    ) -> None:
+        """`permission` tells where flows leave from; None for a port of a tunnel's agent."""
+        self._permission = permission
         self._listener = listener
         self._outbound = outbound
         self._target = target
@@ -41,7 +51,9 @@ class TcpForward:
     def handle(self, stream: Stream, client: Address) -> Handshake:
         """Connect to the target and relay."""
         stream.handshaking = False
-        flow = Flow("tcp", client, self._target, self._listener, "")
+        sources = self._permission.sources if self._permission is not None else None
+        source = None if sources is None else sources.of("", stream.local_address)
+        flow = Flow("tcp", client, self._target, self._listener, "", source=source)
         try:
             connection = yield from self._outbound.connect(flow, stream)
         except DialError:
@@ -65,8 +77,10 @@ class UdpForward:
         target: Address,
         clients: AllowedClients,
         counter: Counter,
+        permission: Permission | None = None,
     ) -> None:
-        """`clients` are the addresses that may send."""
+        """`clients` are the addresses that may send; `permission` is as in TcpForward."""
+        self._permission = permission
         self._listener = listener
         self._router = router
         self._table = table
@@ -100,7 +114,10 @@ class UdpForward:
         Returns None if there is none to be had; the `count` datagrams have been counted then.
         """
         endpoint = from_sockaddr(local.peer(peer))
-        flow = Flow("udp", endpoint, self._target, self._listener, "")
+        sources = self._permission.sources if self._permission is not None else None
+        reached = partial(reached_address, local, peer)
+        source = None if sources is None else sources.of("", reached)
+        flow = Flow("udp", endpoint, self._target, self._listener, "", source=source)
         if decided := self.clients.refused_by(endpoint.host):
             reason, counter = CLIENT_NOT_ALLOWED, self._counter
             if not counter.refuse_unrecorded("drops", reason, endpoint.host, count):

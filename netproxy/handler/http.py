@@ -132,7 +132,9 @@ class HttpHandler:
             self._permission.check_client(client.host)
             user, stamp = yield from self._authenticate(stream, request, client)
             stream.handshaking = False
-            flow = Flow("tcp", client, client, self._listener, user, (), stamp)
+            sources = self._permission.sources
+            source = None if sources is None else sources.of(user, stream.local_address)
+            flow = Flow("tcp", client, client, self._listener, user, (), stamp, source)
             stream.login = (user, stamp) if user else None
             if user:
                 self._permission.check(flow, connection.asked)

@@ -44,7 +44,9 @@ class Socks4Handler:
                 stream.trace.step("request", command=request.command, target=asked)
             if not self._permission.login.required:
                 stream.handshaking = False
-                flow = Flow("tcp", client, request.target, self._listener, "")
+                sources = self._permission.sources
+                source = None if sources is None else sources.of("", stream.local_address)
+                flow = Flow("tcp", client, request.target, self._listener, "", (), None, source)
                 self._permission.check(flow)
                 return (yield from self._serve(stream, flow, request.command))
             reason = Reason.DENIED

@@ -78,7 +78,9 @@ class Socks5Handler:
             stream.handshaking = False
             if user:
                 stream.login = user, stamp
-            flow = Flow("tcp", client, request.target, self._listener, user, (), stamp)
+            sources = self._permission.sources
+            source = None if sources is None else sources.of(user, stream.local_address)
+            flow = Flow("tcp", client, request.target, self._listener, user, (), stamp, source)
             if stream.trace is not None:
                 stream.trace.step("request", command=request.command, target=flow.target, user=user)
             self._permission.check(flow)  # a reload may have come since the login

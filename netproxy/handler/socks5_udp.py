@@ -105,7 +105,7 @@ class Socks5UdpRelay:
         local = self.shared if port is None else port.local
         assert local is not None
         association = Association(flow.client.host, flow.target.port, flow.user, local)
-        association.stamp = flow.stamp
+        association.stamp, association.reached = flow.stamp, reached
         if port is not None:
             self._ports[association] = port
         self._associations.add(association)
@@ -199,7 +199,9 @@ class Socks5UdpRelay:
             return None
         association, user = client.owner, client.user
         assert isinstance(association, Association)
-        flow = Flow("udp", client.address, target, self._listener, user, (), association.stamp)
+        sources, stamp = self._permission.sources, association.stamp
+        source = None if sources is None else sources.of(user, association.local_address)
+        flow = Flow("udp", client.address, target, self._listener, user, (), stamp, source)
         if self._permission.refuses(flow, count):
             return None
         return self._table.open((peer, address), client, flow, self.router, count)

@@ -8,10 +8,21 @@ from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.services import Refusal
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.routing import Dialer
+    from netproxy.interfaces.routing import Bind, Dialer
 
 TUNNEL_AGENT = "tunnel-agent"
 """The listener name of flows that a bridge asks its agent for."""
+
+
+class FlowSource(NamedTuple):
+    """What a flow has of its user and its listener for the choice of its local address."""
+
+    bind: Bind | None
+    """The bind of the user, else that of the listener; None for none."""
+    label: str
+    """The name of that bind in errors: "users.alice.bind"."""
+    incoming: str
+    """The local address that the client connected to; "" if no bind asks for it."""
 
 
 class Flow(NamedTuple):
@@ -29,6 +40,8 @@ class Flow(NamedTuple):
     """The addresses of the target that the router found and allowed; () before a lookup."""
     stamp: object = None
     """Tells whether the login of `user` is still valid (access.permission).  Not for rules."""
+    source: FlowSource | None = None
+    """Where the flow is to leave from; None if no configured bind concerns it.  Not for rules."""
 
     def refusal(self, counter: str, reason: str, decided: object = "") -> Refusal:
         """Return the refusal of this flow, or of a datagram of it."""
@@ -38,8 +51,12 @@ class Flow(NamedTuple):
         )
 
     def to_hop(self, server: Address, network: str = "tcp") -> Flow:
-        """Return the flow that leads to another proxy: rules and addresses no longer matter."""
-        return Flow(network, self.client, server, "", self.user)
+        """Return the flow that leads to another proxy.
+
+        Rules, addresses, and the bind of the user or the listener no longer matter.
+        """
+        source = self.source and self.source._replace(bind=None)
+        return Flow(network, self.client, server, "", self.user, source=source)
 
 
 class Traffic(NamedTuple):

@@ -65,6 +65,10 @@ class IpNetwork(NamedTuple):
         packed = (self.prefix << self.shift).to_bytes(self.size, "big")
         return f"{ip_text(packed)}/{self.size * 8 - self.shift}"
 
+    def address(self, number: int) -> str:
+        """Return the text of an address of the network: 0 is the first, 1 the next."""
+        return ip_text(((self.prefix << self.shift) + number).to_bytes(self.size, "big"))
+
     def holds(self, host: str) -> bool:
         """Return whether a literal address is in the network.  Its scope is ignored."""
         return any_holds((self,), host)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from netproxy.interfaces.connections import Descriptor, Stream
     from netproxy.interfaces.datagrams import PacketConn, SocketAddress
     from netproxy.interfaces.flows import Flow
+    from netproxy.interfaces.networks import IpNetwork
 
 
 class Dialer(Protocol):
@@ -183,6 +184,29 @@ class RouteSelectors(NamedTuple):
 
 ANY_ROUTE = RouteSelectors()
 """The selectors of a socket without options."""
+
+
+class Bind(NamedTuple):
+    """Where connections leave from, as `bind` and `rotate` say: one of the four kinds."""
+
+    text: str
+    """As written."""
+    address: str = ""
+    """A local address."""
+    device: str = ""
+    """An interface."""
+    incoming: bool = False
+    """True for the local address that the client connected to."""
+    prefix: IpNetwork | None = None
+    """A network, of which each flow gets an address."""
+    rotate: str = "connection"
+    """What gets an address of its own: "connection", "client", "user", "target", or the duration
+    as written."""
+    period: float = 0.0
+    """Seconds of that duration; 0 for none."""
+
+    def __str__(self) -> str:
+        return self.text if self.prefix is None else f"{self.text}, rotate {self.rotate}"
 
 
 class Nat64(Protocol):

@@ -126,6 +126,11 @@ def is_unspecified(host: str) -> bool:
     return not host or (packed is not None and not any(packed))
 
 
+def is_native_ipv6(host: str) -> bool:
+    """Return whether a literal address is IPv6 and not v4-mapped."""
+    return ":" in host and not host.startswith(V4_MAPPED_TEXT)
+
+
 def is_ipv6(host: str) -> bool:
     """Return whether a literal address is IPv6."""
     return ":" in host

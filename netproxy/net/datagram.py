@@ -15,12 +15,14 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, Callable, Hashable, Sequence, TypeAlias
 
+from netproxy.interfaces.addresses import ip_text
 from netproxy.interfaces.datagrams import Run, Span
 from netproxy.interfaces.services import dropped
 from netproxy.net.address import from_sockaddr
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.datagrams import SocketAddress
+    from netproxy.interfaces.addresses import Address
+    from netproxy.interfaces.datagrams import DatagramSocket, SocketAddress
     from netproxy.interfaces.services import Counter
 
 # Linux constants that the socket module of Python 3.10 and 3.11 does not name
@@ -193,6 +195,20 @@ def read_control(messages: Sequence[ControlMessage]) -> tuple[int, ControlMessag
             link_local = data[0] == 0xFE and data[1] & 0xC0 == 0x80
             local = (level, kind, data if link_local else data[:16] + b"\0\0\0\0")
     return stride, local
+
+
+def reached_address(local: DatagramSocket, key: Hashable) -> Address:
+    """Return the local address that the datagrams of a peer come to, by the peer's key."""
+    destination = local.reply_destination(key)
+    assert isinstance(destination, Destination)
+    for level, _, data in destination.control:
+        # What read_control() has made.
+        if level == socket.IPPROTO_IP:
+            return local.address._replace(host=ip_text(data[4:8]))
+        interface = int.from_bytes(data[16:20], sys.byteorder)
+        scope = f"%{interface}" if interface else ""
+        return local.address._replace(host=ip_text(data[:16]) + scope)
+    return local.address
 
 
 def icmp_errno(messages: Sequence[ControlMessage]) -> int:

@@ -331,7 +331,9 @@ def _connect_trial(
     Sends nothing.  Raises OSError, or DialError if the mark is not permitted.
     """
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        SocketOptions(selectors.source, selectors.device, selectors.mark).apply(sock)
+        # Freely bound, as the socket that would connect may be.
+        options = SocketOptions(selectors.source, selectors.device, selectors.mark, freebind=True)
+        options.apply(sock)
         sock.connect(to_sockaddr(address, family))
         own = from_sockaddr(sock.getsockname()).host.partition("%")[0]
         try:

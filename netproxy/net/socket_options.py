@@ -5,18 +5,20 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
-from netproxy.net.address import to_sockaddr
+from netproxy.interfaces.routing import RouteSelectors
+from netproxy.net.address import is_native_ipv6, to_sockaddr
 
 # A peer that has vanished is known after two minutes.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4
 # Milliseconds after which unacknowledged data is given up: keepalive does not see it.
 USER_TIMEOUT_MS = 120_000
-# Linux; Python 3.10 and 3.11 do not name it.
+# Linux; Python 3.10 and 3.11 do not name these.
 IP_BIND_ADDRESS_NO_PORT = 24
+IP_FREEBIND, IPV6_FREEBIND = 15, 78
 
 LOOK_SECONDS = 0.5
 """How often a thread that waits on an activation socket looks whether it is to stop.
@@ -44,6 +46,15 @@ class SocketOptions(NamedTuple):
     """SO_MARK, for policy routing."""
     keepalive: float = KEEPALIVE_IDLE
     """Seconds without a byte until a TCP peer is probed; 0: never."""
+    freebind: bool = False
+    """True if the machine need not have the local address on an interface (IP_FREEBIND)."""
+    label: str = ""
+    """The key that names the local address, with its value, for errors; "" for none."""
+
+    @property
+    def selectors(self) -> RouteSelectors:
+        """What policy routing looks at."""
+        return RouteSelectors(self.mark, self.device, self.address)
 
     def apply(self, sock: socket.socket) -> None:
         """Set the options of a socket that is neither bound nor connected.
@@ -61,11 +72,34 @@ class SocketOptions(NamedTuple):
         if self.address:
             self._bind(sock)
 
+    def fitting(self, addresses: Sequence[Address], target: Address) -> Sequence[Address]:
+        """Return the addresses of a target that have the family of the local address.
+
+        Raises DialError if there are none.
+        """
+        family = is_native_ipv6(self.address)
+        fitting = [address for address in addresses if is_native_ipv6(address.host) == family]
+        if not fitting:
+            raise self._unfit(str(target))
+        return fitting
+
+    def _unfit(self, target: str) -> DialError:
+        own, other = ("IPv6", "IPv4") if is_native_ipv6(self.address) else ("IPv4", "IPv6")
+        said = f"{self.label} is {own}, and the target has {other} addresses only"
+        return DialError(Reason.NETWORK_UNREACHABLE, target, said, decided=self.label)
+
     def _bind(self, sock: socket.socket) -> None:
         try:
             sockaddr = to_sockaddr(Address(self.address, 0), sock.family)
         except ValueError as error:
+            if self.label:
+                raise self._unfit("") from error
             raise OSError(errno.EAFNOSUPPORT, f"not from {self.address}") from error
+        if self.freebind:
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         if sock.type == socket.SOCK_STREAM:  # a port is chosen once the target is known
             sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         sock.bind(sockaddr)

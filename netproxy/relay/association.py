@@ -15,6 +15,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Sequence
 
+from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
+
 if TYPE_CHECKING:
     from netproxy.interfaces.addresses import Address
     from netproxy.interfaces.datagrams import DatagramSocket
@@ -35,7 +37,7 @@ class Association:
 
     __slots__ = (
         *("client", "hint", "user", "local", "endpoints", "inherited", "guessed", "ended"),
-        *("second", "displaced", "stamp"),
+        *("second", "displaced", "stamp", "reached"),
     )
 
     def __init__(self, client: str, hint: int, user: str, local: DatagramSocket) -> None:
@@ -50,6 +52,8 @@ class Association:
         self.local = local
         self.stamp: object = None
         """What tells whether the user's login is still valid (access.permission)."""
+        self.reached = UNSPECIFIED_ADDRESS
+        """The local address of the control connection."""
         self.endpoints: dict[Address, Client | None] = {}
         """With their clients in the NAT table, None before note(); the first is the oldest."""
         self.inherited: tuple[Address, ...] = ()
@@ -59,6 +63,10 @@ class Association:
         self.ended = False
         self.second = self.displaced = 0
         """The current second of the monotonic clock, and the endpoints displaced in it."""
+
+    def local_address(self) -> Address:
+        """Return the local address of the control connection."""
+        return self.reached
 
     @property
     def admits_others(self) -> bool:

@@ -171,7 +171,11 @@ class OutboundConnection:
         """Return whether the next request may use the connection, which has been kept."""
         upstream = self.upstream
         is_silent = not (upstream.unread() or poll_watched(((upstream.socket, POLLIN),), 0))
-        return is_silent and route.dialer is self.dialer
+        source, user = self.flow.source, self.flow.user
+        if source is not None and user != route.flow.user:
+            # The local address may be the user's own.
+            return False
+        return is_silent and route.dialer is self.dialer and route.flow.source == source
 
     def again(self, route: Route, account: Account) -> OutboundConnection:
         """Return the flow of the next request on the same connection; it has its own record."""

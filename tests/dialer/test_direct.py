@@ -9,7 +9,7 @@ from typing import Any, Callable, Sequence
 import pytest
 
 from netproxy.dialer import direct as direct_module
-from netproxy.dialer.block import BlockDialer
+from netproxy.dialer.plain.block import BlockDialer
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from netproxy.config.schema import HopConfig, UpstreamConfig
-from netproxy.dialer.block import BlockDialer
+from netproxy.dialer.plain.block import BlockDialer
 from netproxy.dialer.direct import DirectDialer
 from netproxy.dialer.factory import DialerFactory
 from netproxy.dialer.http import HttpDialer

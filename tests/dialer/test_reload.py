@@ -11,6 +11,7 @@ from netproxy.dialer.factory import DialerFactory
 from netproxy.dialer.health import Check, HealthChecks
 from netproxy.errors import ConfigError
 from netproxy.interfaces.addresses import Address
+from netproxy.net.socket_options import SocketOptions
 from tests.dialer.configured import TARGET, default_of, granting, group_of, members_of, upstreams_of
 from tests.dialer.doubles import fault
 from tests.support.doubles import Lines
@@ -240,7 +241,8 @@ class TestHealthChecks:
             "p: {members: ['http://h:1?bind=127.0.0.2&mark=7&keepalive=0'], health_check: }",
         )
         assert isinstance(check.dialer, DirectDialer)
-        assert tuple(check.dialer._outgoing) == ("127.0.0.2", "", 7, 0.0)
+        outgoing = check.dialer._outgoing
+        assert outgoing == SocketOptions("127.0.0.2", "", 7, 0.0, label="bind: 127.0.0.2")
 
     def test_check_of_a_chain_connects_to_its_first_hop(self, factory: DialerFactory) -> None:
         (check,) = self.checks(

@@ -230,7 +230,7 @@ class TestSocketOptions:
         with refusing() as address:
             error = failure(factory.dialer(default_of(f"'http://{address}?bind=::1'")))
         assert (str(error), error.reason) == (
-            f"http://{address}: network unreachable",
+            f"http://{address}: bind: ::1 is IPv6, and the target has IPv4 addresses only",
             Reason.NETWORK_UNREACHABLE,
         )
 

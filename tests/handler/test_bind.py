@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netproxy.dialer.block import BlockDialer
+from netproxy.dialer.plain.block import BlockDialer
 from netproxy.errors import DialError, Reason
 from netproxy.handler.announce import Announcement, Announcer
 from netproxy.interfaces.addresses import Address

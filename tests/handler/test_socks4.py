@@ -39,7 +39,7 @@ def test_connect_is_granted_with_the_real_bound_address() -> None:
         check_relay(client, target)
     assert dependencies.dialled == [TARGET]
     flow = dependencies.router.flows[0]
-    assert flow == ("tcp", client.local, TARGET, "test", "", (), None)
+    assert flow == ("tcp", client.local, TARGET, "test", "", (), None, None)
     record = dependencies.log.records[0]
     assert (record.flow, record.upstream, record.sent, record.received, record.ended) == (
         flow,

@@ -166,6 +166,7 @@ class TestReplies:
         with udp(used.replace("127.0.0.2", "127.0.0.1")) as client:
             client.sendto(b"hello", (used, local.address.port))
             ((_, key),) = rig.receive(local, 1)
+            assert datagram.reached_address(local, key) == local.address._replace(host=used)
             run = rig.put(b"one", b"two", b"3")
             run.header = PinnedHeader(HEADER)
             local.send(rig.arena, run, local.reply_destination(key))

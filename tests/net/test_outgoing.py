@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from netproxy.config.schema import HopConfig, UpstreamConfig
+from netproxy.config.sections.binds import parse_bind
 from netproxy.dialer.direct import DirectDialer, TargetResolver
 from netproxy.dialer.factory import DialerFactory
 from netproxy.errors import DialError, Reason
@@ -397,9 +398,9 @@ class TestUpstream:
 
     def test_options_of_a_direct_hop_apply_to_the_target(self, targets: TargetResolver) -> None:
         with listen() as listening:
-            stream = self.dialer(targets, HopConfig("direct", bind=LOCAL, keepalive=9.0)).dial(
-                tcp_to(address_of(listening))
-            )
+            stream = self.dialer(
+                targets, HopConfig("direct", bind=parse_bind(LOCAL), keepalive=9.0)
+            ).dial(tcp_to(address_of(listening)))
             with listening.accept()[0]:
                 assert stream.local_address().host == LOCAL
                 assert option(stream.socket, socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 9
@@ -408,9 +409,9 @@ class TestUpstream:
     @pytest.mark.parametrize(
         "hops",
         [
-            lambda address: (HopConfig("socks4", address, bind=LOCAL, keepalive=0.0),),
+            lambda address: (HopConfig("socks4", address, bind=parse_bind(LOCAL), keepalive=0.0),),
             lambda address: (
-                HopConfig("direct", bind=LOCAL, keepalive=0.0),
+                HopConfig("direct", bind=parse_bind(LOCAL), keepalive=0.0),
                 HopConfig("socks4", address),
             ),
         ],
@@ -441,7 +442,7 @@ class TestUpstream:
         with listen() as listening:
             address = address_of(listening)
             error = failure(
-                self.dialer(targets, HopConfig("socks4", address, bind=bind)).dial,
+                self.dialer(targets, HopConfig("socks4", address, bind=parse_bind(bind))).dial,
                 tcp_to(Address("198.51.100.7", 443)),
             )
             assert nothing_comes(listening, 0.0)

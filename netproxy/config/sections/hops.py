@@ -10,19 +10,16 @@ from typing import Container
 
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import HopConfig, Place, UpstreamTlsConfig
+from netproxy.config.sections.binds import read_bind
 from netproxy.config.sections.tls import read_client_tls
 from netproxy.config.units import parse_duration
 from netproxy.config.url import PLAIN_SCHEMES, parse_hop
-from netproxy.interfaces.addresses import pack_ip
 
 MARK_LIMIT = 1 << 32
 """SO_MARK has 32 bits."""
 KEEPALIVE_LIMIT = 32767
 """Seconds: the most that the kernel accepts for TCP_KEEPIDLE."""
-# Expressions as text: `re` compiles them when they are first needed, in most daemons never.
-# At most 15 characters (IFNAMSIZ), as dev_valid_name() of the kernel accepts them.  Digits and
-# dots alone are a mistyped address.
-_INTERFACE = r"(?![\d.]+\Z)[^\s/:]{1,15}\Z"
+# An expression as text: `re` compiles it when it is first needed, in most daemons never.
 _MARK = r"0[xX][0-9A-Fa-f]{1,8}\Z|[0-9]{1,10}\Z"
 
 
@@ -58,7 +55,7 @@ class HopReader:
         hop = hop._replace(
             udp=section.choice("udp", ("auto", "uot", "none"), hop.udp),
             timeout=section.duration("timeout", None),
-            bind=section.read("bind", _bind, ""),
+            bind=read_bind(section),
             mark=section.read("mark", _mark, 0),
             keepalive=section.read("keepalive", _keepalive, None),
             tls=self._tls(section, hop),
@@ -93,12 +90,6 @@ def _check_options(section: MapReader, hop: HopConfig) -> None:
         section.add_error(
             "", "a tunnel takes no option except timeout: its agent connects to this daemon"
         )
-
-
-def _bind(text: str) -> str:
-    if pack_ip(text) is not None or re.match(_INTERFACE, text):
-        return text
-    raise ValueError(f"'{text}' is neither an address nor an interface")
 
 
 def _keepalive(text: str) -> float:

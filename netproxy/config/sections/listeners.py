@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.schema import AnnounceConfig, LimitsConfig, ListenerConfig, Place, UdpConfig
+from netproxy.config.sections.binds import read_bind
 from netproxy.config.sections.clients import read_clients
 from netproxy.config.sections.tls import read_tls
 from netproxy.config.units import parse_frequency, parse_network, parse_rate
@@ -32,7 +33,8 @@ WITH_ASSOCIATE = ("sps", "socks5")
 """Protocols whose clients are told a UDP port."""
 WITHOUT_LOGIN = ("tcp", "udp", "dns", "tunnel")
 """Protocols without users; a tunnel's agents have tokens."""
-UNUSED_KEYS = {"dns": ("announce", "upstream", "udp"), "tunnel": ("announce", "upstream", "udp")}
+_FOR_ROUTED = ("announce", "upstream", "udp", "bind")
+UNUSED_KEYS = {"dns": _FOR_ROUTED, "tunnel": _FOR_ROUTED}
 """Keys that a protocol has no use for."""
 FILTERS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
 CONNECTIONS_PER_CLIENT, SESSIONS_PER_CLIENT = 256, 64
@@ -97,6 +99,7 @@ class ListenerReader:
             limits=_limits(section.mapping("limits")),
             tls=read_tls(section.mapping("tls")),
             proxy_protocol=section.values("proxy_protocol", IpNetwork.parse),
+            bind=read_bind(section),
             place=Place(section.place_of("listen")),
         )
         if not listener.addresses:

@@ -9,6 +9,7 @@ import re
 import time
 
 from netproxy.config.schema import PenaltyConfig, QuotaConfig, UserConfig, UserLimitsConfig
+from netproxy.config.sections.binds import read_bind
 from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.tree.node import MapReader, Node, Problems
 from netproxy.config.units import parse_frequency, parse_rate, parse_size, parse_whole
@@ -83,7 +84,7 @@ def read_user(name: str, section: MapReader, upstreams: UpstreamReader) -> UserC
     limits = read_user_limits(section.mapping("limits"))
     expires, node = section.read("expires", _date, ""), section.take("upstream")
     upstream = upstreams.read(node, f"{section.path}.upstream") if node else None
-    user = UserConfig(password, limits, expires, upstream, place)
+    user = UserConfig(password, limits, expires, upstream, place, read_bind(section))
     section.finish()
     return user
 
