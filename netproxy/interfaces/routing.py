@@ -205,6 +205,11 @@ class Bind(NamedTuple):
     period: float = 0.0
     """Seconds of that duration; 0 for none."""
 
+    @property
+    def keeps(self) -> bool:
+        """True if an address stays with something, and is not random."""
+        return self.prefix is not None and self.rotate != "connection"
+
     def __str__(self) -> str:
         return self.text if self.prefix is None else f"{self.text}, rotate {self.rotate}"
 

@@ -430,20 +430,28 @@ class TestModules:
             ),
             ("hmac", "users: {a: {password: x}}", "2:23: users.a needs Python's module hmac"),
             ("_sqlite3", "state: /tmp", "2:8: state needs Python's module _sqlite3"),
+            (
+                "_blake2",
+                "default: {url: direct, bind: 192.0.2.0/24, rotate: client}",
+                "2:16: rotate: client needs Python's module _blake2",
+            ),
         ],
     )
     def test_missing_module_names_its_package_in_one_line(
         self, monkeypatch: pytest.MonkeyPatch, module: str, text: str, message: str
     ) -> None:
         monkeypatch.setitem(sys.modules, module, None)
-        packages = {"hmac": "python3-light", "_sqlite3": "python3-sqlite3"}
+        packages = {
+            **dict.fromkeys(("hmac", "_blake2"), "python3-light"),
+            "_sqlite3": "python3-sqlite3",
+        }
         package = packages.get(module, "python3-openssl")
         assert error(LISTEN + text) == f"c.yaml:{message} (Debian: python3, OpenWrt: {package})"
 
     def test_missing_module_that_nothing_needs_is_no_error(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for module in ("ssl", "_hashlib", "hashlib", "hmac", "_sqlite3"):
+        for module in ("ssl", "_hashlib", "hashlib", "hmac", "_sqlite3", "_blake2"):
             monkeypatch.setitem(sys.modules, module, None)
         assert warnings(LISTEN) == []
 

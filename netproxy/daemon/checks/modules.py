@@ -18,6 +18,7 @@ PACKAGES = {
     "ssl": "python3-openssl",
     "hashlib": "python3-openssl",
     "_hashlib": "python3-openssl",
+    "_blake2": "python3-light",
     "hmac": "python3-light",
     "ctypes": "python3-ctypes",
     "_sqlite3": "python3-sqlite3",
@@ -56,10 +57,14 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
     for listener in config.listeners:
         if listener.tls:
             yield "ssl", "tls", listener.tls.place
+        if listener.bind is not None and listener.bind.keeps:
+            yield "_blake2", f"rotate: {listener.bind.rotate}", listener.place
     for upstream in used_upstreams(config):
         for hop in upstream.hops:
             if hop.has_tls:
                 yield "ssl", hop.url, hop.place
+            if hop.bind is not None and hop.bind.keeps:
+                yield "_blake2", f"rotate: {hop.bind.rotate}", hop.place
     for server in name_servers(config):
         if server.scheme in ("tls", "https"):
             yield "ssl", f"dns: {server.server}", server.place
@@ -72,6 +77,8 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "ssl", "auth.url", config.auth.place
     for name, user in config.users.items():
         yield "hmac", f"users.{name}", user.place
+        if user.bind is not None and user.bind.keeps:
+            yield "_blake2", f"users.{name}.rotate", user.place
         if user.password.startswith("scrypt$"):
             # Without OpenSSL hashlib has no scrypt.
             module = "_hashlib" if has_module("hashlib") else "hashlib"
