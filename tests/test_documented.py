@@ -38,7 +38,11 @@ NAMES = re.compile(
 # Keys that stand for each other: the example has one, and names the other in a comment.
 ALTERNATIVES = {"auth.url": "auth.command"}
 # The same keys in two places, described once.
-SAME = {"rules[].not.": "rules[].", "dns.rules[].servers[].": "dns.servers[]."}
+SAME = {
+    "rules[].not.": "rules[].",
+    "dns.rules[].servers[].": "dns.servers[].",
+    "tunnel.bridge.agents.NAME.ports[].limits.": "listeners[].limits.",
+}
 # An upstream is everywhere a mapping as in `upstreams`, and its keys are described there.
 UPSTREAMS = re.compile(
     r"^(default|dns\.servers\[\]\.upstream|listeners\[\]\.upstream|rules\[\]\.(via|upstream)"

@@ -8,7 +8,7 @@ from netproxy.access.accounts.standing import Terms
 from netproxy.access.accounts.subject import NO_LIMITS, Limits, ListenerRates
 from netproxy.access.destinations import DEFAULT_DENY, RANGES, DestinationPolicy, parse_networks
 from netproxy.access.users import Users, check_password
-from netproxy.config.schema import DestinationsConfig, QuotaConfig, UserLimitsConfig
+from netproxy.config.schema import DestinationsConfig, LimitsConfig, QuotaConfig, UserLimitsConfig
 from netproxy.errors import ConfigError
 from netproxy.interfaces.flows import TUNNEL_AGENT
 from netproxy.interfaces.networks import is_loopback
@@ -84,14 +84,17 @@ def make_terms(config: Config) -> dict[str, Terms]:
 
 
 def make_rates(config: Config) -> dict[str, ListenerRates]:
-    """Return the rates of listeners by name; a listener without a rate is left out."""
+    """Return the rates of listeners and ports of agents by name; those without are left out."""
+    limits = {listener.name: listener.limits for listener in config.listeners}
+    agents = config.tunnel.bridge.agents if config.tunnel.bridge else {}
+    for agent, of_agent in agents.items():
+        for port in of_agent.ports:
+            if port.limits != LimitsConfig():
+                for number in range(port.first, port.last + 1):
+                    limits.setdefault(f"{agent}-{number}", port.limits)
     rates = {
-        listener.name: ListenerRates(
-            listener.limits.rate,
-            listener.limits.rate_per_client,
-            listener.limits.connection_rate_per_client,
-        )
-        for listener in config.listeners
+        name: ListenerRates(given.rate, given.rate_per_client, given.connection_rate_per_client)
+        for name, given in limits.items()
     }
     return {name: of_listener for name, of_listener in rates.items() if any(of_listener)}
 

@@ -1,7 +1,7 @@
 """The configuration as the program knows it: frozen, complete and checked.
 
-Every default stands here, in access_schema.py and in routing_schema.py, and nowhere else; times
-are seconds.
+Every default stands here and in the other modules of the schema (access_schema.py,
+routing_schema.py, tunnel_schema.py), and nowhere else; times are seconds.
 read.py makes these objects from the file.  Passwords and tokens are left out of every repr.
 
 The classes are NamedTuples: the dataclasses module costs 1.3 MiB, a tenth of an idle daemon.
@@ -29,6 +29,12 @@ from netproxy.config.routing_schema import Place as Place
 from netproxy.config.routing_schema import RuleConfig as RuleConfig
 from netproxy.config.routing_schema import UpstreamConfig as UpstreamConfig
 from netproxy.config.routing_schema import UpstreamTlsConfig as UpstreamTlsConfig
+from netproxy.config.tunnel_schema import AgentConfig as AgentConfig
+from netproxy.config.tunnel_schema import BridgeAgentConfig as BridgeAgentConfig
+from netproxy.config.tunnel_schema import BridgeConfig as BridgeConfig
+from netproxy.config.tunnel_schema import PortConfig as PortConfig
+from netproxy.config.tunnel_schema import ServiceConfig as ServiceConfig
+from netproxy.config.tunnel_schema import TunnelConfig as TunnelConfig
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.networks import IpNetwork
 from netproxy.interfaces.routing import Bind
@@ -179,68 +185,6 @@ class LogConfig(NamedTuple):
     """True if every finished flow gets a record."""
     queue: int = 8192
     """Records that may wait for the reader of the log."""
-
-
-class PortConfig(NamedTuple):
-    """Ports that an agent may have opened on its bridge, first to last inclusive."""
-
-    network: str
-    host: str
-    """The address that the ports are bound on."""
-    first: int
-    last: int
-    clients: ClientsConfig = ClientsConfig()
-
-
-class BridgeAgentConfig(NamedTuple):
-    """An agent that may connect to this bridge."""
-
-    token: str
-    ports: tuple[PortConfig, ...] = ()
-
-    def __repr__(self) -> str:
-        return f"BridgeAgentConfig({self.ports!r})"
-
-
-class BridgeConfig(NamedTuple):
-    """The bridge that this daemon is: its agents by name."""
-
-    agents: dict[str, BridgeAgentConfig]
-
-
-class ServiceConfig(NamedTuple):
-    """A port of the bridge, and the target in the agent's network that it leads to."""
-
-    network: str
-    port: int
-    target: Address
-    proxy_protocol: bool = False
-    """True if the target is told the client in a PROXY protocol header."""
-
-
-class AgentConfig(NamedTuple):
-    """The bridge that this daemon is an agent of, and what it serves there."""
-
-    bridge: Address
-    name: str
-    token: str
-    tls: UpstreamTlsConfig | None
-    """None: without TLS."""
-    upstream: UpstreamConfig
-    """How the bridge is reached."""
-    exit: bool = False
-    """True if the bridge may ask for connections to any target."""
-    services: tuple[ServiceConfig, ...] = ()
-
-    def __repr__(self) -> str:
-        return f"AgentConfig({self.bridge!r}, {self.name!r})"
-
-
-class TunnelConfig(NamedTuple):
-    """This daemon's parts in reverse tunnels."""
-
-    bridge: BridgeConfig | None = None
-    agent: AgentConfig | None = None
 
 
 class MetricsConfig(NamedTuple):

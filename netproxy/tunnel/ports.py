@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from netproxy.tunnel.control import ControlConnection
 
 
+class PortLimits(NamedTuple):
+    """The connections of a public TCP port at the same time."""
+
+    connections: int = 1024
+    per_client: int = 256
+    handshakes: int = 256
+    """Connections whose clients have sent nothing yet."""
+
+
 class PortRange(NamedTuple):
     """Ports that an agent may have, and the address that the bridge binds them on."""
 
@@ -30,6 +39,7 @@ class PortRange(NamedTuple):
     first: int
     last: int
     """Included."""
+    limits: PortLimits = PortLimits()
     clients: AllowedClients = ALL_CLIENTS
 
 
@@ -69,8 +79,8 @@ class RightsTable:
 class OpenPort(Protocol):
     """A public port that listens."""
 
-    def set_clients(self, clients: AllowedClients) -> None:
-        """Let these clients connect from now on."""
+    def configure_range(self, allowed: PortRange) -> None:
+        """Apply the clients and limits of the range that has the port, from now on."""
 
     def close(self) -> None:
         """Stop listening; connections that are running continue."""
@@ -152,7 +162,7 @@ class SessionPorts:
             if allowed is None or allowed.host != before.host:
                 self._open.pop(port)[1].close()
             elif allowed is not before:
-                opened.set_clients(allowed.clients)
+                opened.configure_range(allowed)
                 self._open[port] = allowed, opened
         outcomes = {port: self._outcome(port, rights.range_of(port)) for port in wanted}
         self._refused = {

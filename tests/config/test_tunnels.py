@@ -331,7 +331,7 @@ def test_tunnel_error_has_place_and_words(text: str, error: str) -> None:
 
 
 def test_each_port_with_an_error_is_reported() -> None:
-    ports = "[80, x, {clients: [y]}, {port: 81, clients: []}, {port: 82, limit: 1}]"
+    ports = "[80, x, {clients: [y]}, {port: 81, clients: []}, {port: 82, speed: 1}]"
     lines = errors(f"tunnel: {{bridge: {{{BRIDGE.replace('[8022]', ports)}}}}}")
     assert [line.partition("home.")[2] for line in lines] == [
         "ports[1]: 'x' is not a port (expected 8022, 8053/udp, 0.0.0.0:8443 or 8000-8010)",
@@ -339,7 +339,7 @@ def test_each_port_with_an_error_is_reported() -> None:
         "ports[2].clients[0]: 'y' is not a valid network "
         "(expected an address or CIDR, such as 10.0.0.0/8)",
         "ports[3].clients: names no network",
-        "ports[4].limit: unknown key",
+        "ports[4].speed: unknown key",
     ]
     assert lines[0].startswith("c.yaml:1:111: tunnel.bridge.agents.")
 

@@ -46,8 +46,8 @@ class RecordedPort:
         self.close = partial(opener.closed.append, port)
         self._opener, self._port = opener, port
 
-    def set_clients(self, clients: AllowedClients) -> None:
-        self._opener.clients.append((self._port, clients))
+    def configure_range(self, allowed: PortRange) -> None:
+        self._opener.clients.append((self._port, allowed.clients))
 
 
 class BridgeRig(TcpRig):

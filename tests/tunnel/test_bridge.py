@@ -239,7 +239,7 @@ def test_reload_sets_the_clients_of_ports_that_stay(rig: BridgeRig) -> None:
     agent = rig.agent()
     agent.register(SSH, DNS)
     office = AllowedClients(([IpNetwork.parse("192.0.2.0/24")], ()))
-    ssh_range = PortRange("tcp", "127.0.0.1", SSH.port, SSH.port, office)
+    ssh_range = PortRange("tcp", "127.0.0.1", SSH.port, SSH.port, clients=office)
     dns_range = PortRange("udp", "0.0.0.0", DNS.port, DNS.port)
     rig.bridge.configure(agents(ssh_range, dns_range))
     assert registered(agent) == {SSH: tunnel.SERVED, DNS: tunnel.SERVED}

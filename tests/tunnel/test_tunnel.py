@@ -108,10 +108,10 @@ def test_datagrams_through_a_public_port_keep_their_sizes() -> None:
 
 def test_client_of_a_public_port_has_a_share_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hazard 95.  Otherwise one client takes all descriptors and threads of the bridge."""
-    monkeypatch.setattr(tunnel_ports, "CONNECTIONS_PER_CLIENT", 2)
     monkeypatch.setattr(tunnel_ports, "SESSIONS_PER_CLIENT", 2)
     tcp, udp = free_port(), free_port()
-    ports = f"['0.0.0.0:{tcp}', '0.0.0.0:{udp}/udp']"
+    limits = "limits: {connections_per_client: 2}"
+    ports = f"[{{port: '0.0.0.0:{tcp}', {limits}}}, '0.0.0.0:{udp}/udp']"
     with Echo() as echo, UdpEcho() as udp_echo, ExitStack() as stack:
         services = f'{services_text({tcp: echo.port})}, "{udp}/udp": "{udp_echo.address}"'
         bridge, _ = stack.enter_context(tunnel(f"{{{services}}}", ports))
@@ -125,6 +125,19 @@ def test_client_of_a_public_port_has_a_share_only(monkeypatch: pytest.MonkeyPatc
             client.expect(b"data")
         clients[2].send(b"data", Address(LOCALHOST, udp))
         bridge.wait_for_count("drops", "session limit", 1)
+
+
+def test_limits_of_a_public_port_are_its_own() -> None:
+    tcp = free_port()
+    with Echo() as echo, ExitStack() as stack:
+        ports = f"[{{port: {tcp}, limits: {{connections: 1, rate: 8Mbit/s}}}}]"
+        bridge, _ = stack.enter_context(tunnel(f"{{{services_text({tcp: echo.port})}}}", ports))
+        bridge.wait_for_agent(1)
+        first = stack.enter_context(dial(tcp))
+        check_echo(first)
+        assert stack.enter_context(dial(tcp)).recv(1) == b""
+        (stats,) = bridge.daemon._runtime.accounts.stats("listener")
+        assert (stats.name, stats.connections) == (f"home-{tcp}", 1)
 
 
 def dial_from(source: str, port: int) -> socket.socket:

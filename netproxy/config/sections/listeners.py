@@ -96,7 +96,7 @@ class ListenerReader:
             if upstream
             else None,
             udp=self._udp(section.mapping("udp"), protocol),
-            limits=_limits(section.mapping("limits")),
+            limits=read_limits(section.mapping("limits")),
             tls=read_tls(section.mapping("tls")),
             proxy_protocol=section.values("proxy_protocol", IpNetwork.parse),
             bind=read_bind(section),
@@ -222,7 +222,8 @@ def _name_hint(address: Address) -> str:
     return " (a name is looked up at the start, and counts as an address for other machines)"
 
 
-def _limits(section: MapReader) -> LimitsConfig:
+def read_limits(section: MapReader) -> LimitsConfig:
+    """Return the limits of a listener, or of a port of an agent."""
     limits = LimitsConfig(
         section.whole("connections", LimitsConfig().connections),
         section.whole("connections_per_client", None),

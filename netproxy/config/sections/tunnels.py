@@ -23,6 +23,7 @@ from netproxy.config.schema import (
     UpstreamConfig,
 )
 from netproxy.config.sections.clients import read_clients
+from netproxy.config.sections.listeners import read_limits
 from netproxy.config.sections.tls import read_client_tls, read_tls
 from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.url import AGENT_NAME, parse_host_port, parse_listen
@@ -139,7 +140,7 @@ class TunnelReader:
         return agents
 
     def _ports(self, agent: MapReader) -> tuple[PortConfig, ...]:
-        """Return the ports of an agent: each a text, or a mapping with `port` and its clients."""
+        """Return the ports of an agent: each a text, or a mapping with `port` and more."""
         node = agent.peek("ports")
         if node is None or not isinstance(node.value, (list, dict)):
             return agent.values("ports", parse_port)
@@ -151,9 +152,9 @@ class TunnelReader:
                 if not section.has("port"):
                     section.add_error("port", "is missing")
                 port = section.read("port", parse_port, None)
-                clients = read_clients(section)
+                clients, limits = read_clients(section), read_limits(section.mapping("limits"))
                 section.finish()
-                port = port and port._replace(clients=clients)
+                port = port and port._replace(clients=clients, limits=limits)
             else:
                 alone = MapReader(Node({name: item}, item.place), agent.path, self._problems)
                 port = alone.read(name, parse_port, None)

@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Iterable, NamedTuple
 
 from netproxy.access.limits import Admission
-from netproxy.config.sections.listeners import CONNECTIONS_PER_CLIENT, SESSIONS_PER_CLIENT
-from netproxy.config.schema import LimitsConfig, UdpConfig
+from netproxy.config.sections.listeners import SESSIONS_PER_CLIENT
+from netproxy.config.schema import UdpConfig
 from netproxy.errors import ListenError
 from netproxy.handler.forward import TcpForward, UdpForward
 from netproxy.handler.outbound import Outbound
@@ -93,7 +93,7 @@ class PublicPorts:
         address = Address(allowed.host, port.port)
         opened: TcpPort | UdpPort
         if port.network == "tcp":
-            opened = TcpPort(self, address, target, allowed.clients)
+            opened = TcpPort(self, address, target, allowed)
         else:
             opened = UdpPort(self.runtime, address, target, allowed.clients)
         try:
@@ -110,10 +110,11 @@ class PublicPorts:
             port.configure(self._dependencies)
             self._open.append(port)
 
-    def admit(self, port: TcpPort, clients: AllowedClients) -> None:
-        """Let these clients connect to an open port from now on."""
+    def limit(self, port: TcpPort, allowed: PortRange) -> None:
+        """Apply the clients and limits of its range to an open port."""
+        connections, per_client, port.handshakes = allowed.limits
         with self._lock:
-            port.admission = port.admission.with_limits(clients, *port.limits)
+            port.admission = port.admission.with_limits(allowed.clients, connections, per_client)
             port.configure(self._dependencies)
 
     def retire(self, port: TcpPort) -> None:
@@ -141,7 +142,7 @@ class TcpPort:
     """A public TCP port (tunnel.ports.OpenPort)."""
 
     def __init__(
-        self, ports: PublicPorts, address: Address, target: PortTarget, clients: AllowedClients
+        self, ports: PublicPorts, address: Address, target: PortTarget, allowed: PortRange
     ) -> None:
         """Bind the port.  Raises ListenError."""
         self._ports = ports
@@ -149,14 +150,10 @@ class TcpPort:
         self._target = target
         self._listener = runtime.tcp_listener(address)
         self._listener.name = target.name
-        connections = LimitsConfig().connections
-        # As for a listener: on loopback all clients share one address.
-        per_client = connections if is_loopback(address.host) else CONNECTIONS_PER_CLIENT
-        self.limits = connections, per_client
-        """The connections of all clients, and of one."""
-        self.admission = Admission(
-            clients, *self.limits, partial(runtime.accounts.refuse_arrival, self._target.name)
-        )
+        connections, per_client, self.handshakes = allowed.limits
+        """The last one: unfinished handshakes."""
+        refuse_arrival = partial(runtime.accounts.refuse_arrival, target.name)
+        self.admission = Admission(allowed.clients, connections, per_client, refuse_arrival)
         """Replaced under the lock of PublicPorts."""
         # No client of a proxy listener may be led to this port, from now until it is closed.
         self._unregister = runtime.own.register("tcp", self._listener.address, of_agent=True)
@@ -177,11 +174,11 @@ class TcpPort:
         )
         handler = TcpForward(self._target.name, connector, self._target.target)
         seconds = dependencies.timeouts.handshake
-        self._listener.configure(handler, self.admission, seconds, LimitsConfig().handshakes)
+        self._listener.configure(handler, self.admission, seconds, self.handshakes)
 
-    def set_clients(self, clients: AllowedClients) -> None:
-        """Let these clients connect from now on."""
-        self._ports.admit(self, clients)
+    def configure_range(self, allowed: PortRange) -> None:
+        """Apply the clients and limits of the range that has the port, from now on."""
+        self._ports.limit(self, allowed)
 
     def close(self) -> None:
         """Stop to accept; running connections continue."""
@@ -221,9 +218,9 @@ class UdpPort:
         """Start to receive.  Raises RuntimeError if there is no thread."""
         self._listener.start()
 
-    def set_clients(self, clients: AllowedClients) -> None:
-        """Let these clients begin sessions from now on."""
-        self._forward.clients = clients
+    def configure_range(self, allowed: PortRange) -> None:
+        """Let the clients of the range that has the port begin sessions from now on."""
+        self._forward.clients = allowed.clients
 
     def close(self) -> None:
         """Stop to receive, and end the sessions."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Iterable, Mapping
 
 from netproxy.access.backoff import AGENT_SECONDS, BackOff
+from netproxy.config.sections.listeners import CONNECTIONS_PER_CLIENT
 from netproxy.daemon.tunnels.agent import DaemonAgent
 from netproxy.daemon.tunnels.ports import PublicPorts
 from netproxy.errors import ConfigError
 from netproxy.interfaces.listeners import AllowedClients
+from netproxy.interfaces.networks import is_loopback
 from netproxy.tunnel.bridge import Bridge
 from netproxy.tunnel.dialer import TunnelDialer
-from netproxy.tunnel.ports import AgentRights, PortRange
+from netproxy.tunnel.ports import AgentRights, PortLimits, PortRange
 from netproxy.tunnel.sessions import AgentSessions
 
 if TYPE_CHECKING:
-    from netproxy.config.schema import BridgeAgentConfig, Config, UpstreamTlsConfig
+    from netproxy.config.schema import BridgeAgentConfig, Config, PortConfig, UpstreamTlsConfig
     from netproxy.daemon.runtime import Runtime
     from netproxy.daemon.tunnels.agent import BridgeTrust, PreparedAgent
     from netproxy.dialer.factory import DialerFactory
@@ -148,8 +150,19 @@ def _read_trust(config: UpstreamTlsConfig, server: str) -> BridgeTrust:
 
 
 def _rights(agent: BridgeAgentConfig) -> AgentRights:
-    ports = (
-        PortRange(network, host, first, last, AllowedClients(*clients))
-        for network, host, first, last, clients in agent.ports
+    return AgentRights(agent.token.encode(), tuple(map(_range, agent.ports)))
+
+
+def _range(port: PortConfig) -> PortRange:
+    limits = port.limits
+    # As for a listener: on loopback all clients share one address.
+    default = limits.connections if is_loopback(port.host) else CONNECTIONS_PER_CLIENT
+    per_client = limits.connections_per_client or default
+    return PortRange(
+        port.network,
+        port.host,
+        port.first,
+        port.last,
+        PortLimits(limits.connections, per_client, limits.handshakes),
+        AllowedClients(*port.clients),
     )
-    return AgentRights(agent.token.encode(), tuple(ports))
