@@ -191,6 +191,7 @@ class Runtime:
     def stop(self) -> None:
         """Stop the janitor and the pools except that of connections; after the listeners."""
         self.janitor.stop()
+        self.accounts.settle()
         self.use_store(None)
         for pool in self.pools.values():
             if pool is not self.connections:

@@ -10,8 +10,9 @@ from netproxy.access.accounts import pacing
 from netproxy.access.accounts import subject as subject_module
 from netproxy.access.accounts.account import FlowAccount
 from netproxy.access.accounts.book import IDLE_LIMIT, AccountBook
-from netproxy.access.accounts.standing import Terms
+from netproxy.access.accounts.standing import Standing, Terms
 from netproxy.access.accounts.subject import CLIENT, USER, Limits, ListenerRates
+from netproxy.access.accounts.usage import UsageBook
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.accounts import UNLIMITED
 from netproxy.interfaces.addresses import Address
@@ -296,3 +297,14 @@ def test_limits_of_an_external_check_count_until_the_next_answer() -> None:
     assert refused(book, a_flow("bob")) == "users.bob.limits.connections"
     book.grant("bob", Limits())
     book.open(a_flow("bob"))
+
+
+def test_running_flows_are_counted_before_the_usage_is_saved() -> None:
+    usage = UsageBook(None)
+    book = AccountBook(usage, Standing(usage))
+    account = book.open(a_flow())
+    account.attach(Live(a_flow(), 3, 4))
+    book.expire(5.0)
+    assert usage.of("alice")[2] == (0, 0)
+    book.expire(10.0)
+    assert usage.of("alice")[2] == (3, 4)

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from netproxy.access.accounts.usage import UsageBook
     from netproxy.interfaces.flows import Flow, LiveFlow
 
-SETTLE_SECONDS = 5.0
-"""Between two times of counting what the running flows of all users have moved."""
 GRANTS_LIMIT = 16384
 """Users whose limits an external check of logins has set: as many as it remembers."""
 IDLE_LIMIT = 4096
@@ -57,7 +55,6 @@ class AccountBook:
         self._idle: BoundedDict[tuple[str, str], Subject] = BoundedDict(IDLE_LIMIT)
         self._users: Mapping[str, Limits] = {}
         self._listeners: Mapping[str, ListenerRates] = {}
-        self._settled = 0.0
         # What takes the place of a user's configured limits until the daemon ends.
         self._overrides: dict[str, Limits] = {}
         # The limits of users that an external check of logins has set.
@@ -184,9 +181,10 @@ class AccountBook:
             return self._settle(subject) if subject is not None else []
 
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
-        """Forget subjects whose rates have recovered.
+        """Forget subjects whose rates have recovered; count what is about to be saved.
 
-        Returns the calls that end flows of users whose quota is used up, or who have expired.
+        The janitor calls it before that of the usage.  Returns the calls that end flows of users
+        whose quota is used up, or who have expired.
         """
         restricted: list[tuple[str, list[LiveFlow]]] = []
         with self._lock:
@@ -196,11 +194,8 @@ class AccountBook:
             for user in self._standing.restricted:
                 if subject := self._subjects.get((USER, user)):
                     restricted.append((user, self._settle(subject)))
-            if now - self._settled >= SETTLE_SECONDS:
-                self._settled = now
-                for (kind, _), subject in self._subjects.items():
-                    if kind == USER:
-                        self._settle(subject)
+            if self._usage.is_due(now):
+                self._settle_users()
         return [
             partial(live.kill, refusal)
             for user, flows in restricted
@@ -208,7 +203,17 @@ class AccountBook:
             for live in flows
         ]
 
+    def settle(self) -> None:
+        """Tell the usage what the running flows of users have moved."""
+        with self._lock:
+            self._settle_users()
+
     # -- under the lock
+
+    def _settle_users(self) -> None:
+        for (kind, _), subject in self._subjects.items():
+            if kind == USER:
+                self._settle(subject)
 
     def _settle(self, subject: Subject) -> list[LiveFlow]:
         """Count what the flows of a subject have moved; return the flows."""

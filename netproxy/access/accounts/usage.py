@@ -124,7 +124,11 @@ class UsageBook:
 
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
         """Return a call of save() every SAVE_SECONDS (interfaces.services.Expirable)."""
-        return (partial(self.save, now),) if now - self._saved_at >= SAVE_SECONDS else ()
+        return (partial(self.save, now),) if self.is_due(now) else ()
+
+    def is_due(self, now: float) -> bool:
+        """Return whether it is time to save; `now`: monotonic seconds."""
+        return now - self._saved_at >= SAVE_SECONDS
 
     def save(self, now: float) -> None:
         """Store what is not saved yet; what cannot be stored is kept.
