@@ -113,6 +113,12 @@ log: {{access: false}}
             time.sleep(0.01)
         return int(reports[-1])
 
+    def kill(self) -> None:
+        """End the daemon with SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+        self._directory.cleanup()
+
     def stop(self) -> None:
         """End the daemon, and print the errors in its log."""
         self._process.terminate()

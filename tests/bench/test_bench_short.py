@@ -183,3 +183,8 @@ def test_dns_benchmark_gets_right_answers_of_both_servers() -> None:
     assert all(int(row[2].replace(",", "")) > 0 and row[4:] == ("0", "-") for row in table)
     assert sum(int(row[3]) for row in table) > 0
     assert re.search(r"Ratio to dnsmasq: kept [\d.]+, fresh [\d.]+", text)
+
+
+def test_usage_is_counted_although_the_daemon_is_killed() -> None:
+    text = output("usage_kills.py", "--times", "1", "--longest", "2")
+    assert rows(text, r"1 +[\d.]+ +[\d,]+ +[\d,]+ +-?[\d,]+ +-?[\d.]+") and "passed" in text
