@@ -123,7 +123,7 @@ def test_quota_ends_what_runs_and_is_kept_over_a_restart(
 ) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    limits = f"limits: {{rate: {len(BIG)}B/s, quota: {{day: {len(BIG) // 2}B}}}}"
+    limits = f"limits: {{rate: {len(BIG) // 10}B/s, quota: {{day: {len(BIG) // 10}B}}}}"
     config = configuration(limits, f"state: {state}")
     daemon = netproxyd(config=config, login=BOB)
     result = curl(daemon, "socks5", origin.url("/big"), login=ALICE)
