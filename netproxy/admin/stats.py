@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple
 
 from netproxy import __version__
 from netproxy.interfaces.services import DaemonState
@@ -18,21 +18,18 @@ from netproxy.observe.exposition import COUNTER, GAUGE, Family, Sample, single
 from netproxy.observe.flows import describe_flows
 
 if TYPE_CHECKING:
+    from netproxy.admin.view import DaemonView
     from netproxy.interfaces.answers import (
         Directions,
         FlowRow,
         JsonObject,
-        ListenerRow,
         Load,
         StatusAnswer,
         TrafficAnswer,
-        UpstreamRow,
     )
     from netproxy.interfaces.flows import LiveFlow
-    from netproxy.observe.flows import Flows, FlowTotal, TotalKey
+    from netproxy.observe.flows import FlowTotal, TotalKey
     from netproxy.observe.log import Log
-    from netproxy.observe.metrics import Counters
-    from netproxy.router.auto import Verdicts
 
 PAGE_FLOWS = 60
 """Flows for the status page, which shows the fastest of those that have carried the most."""
@@ -47,61 +44,6 @@ TROUBLE = {
     "log_dropped": "log records not written",
 }
 """Counters of trouble, and what the status page calls them."""
-
-
-class PoolView(Protocol):
-    """A thread pool, as far as statistics need it."""
-
-    @property
-    def threads(self) -> int:
-        """The number of its threads."""
-
-    @property
-    def busy(self) -> int:
-        """The number of tasks that run or wait."""
-
-
-class DaemonView(Protocol):
-    """The daemon, as far as this room needs it.  Thread: any."""
-
-    @property
-    def counters(self) -> Counters:
-        """Its counters."""
-
-    @property
-    def flows(self) -> Flows:
-        """Its running flows."""
-
-    @property
-    def pools(self) -> Mapping[str, PoolView]:
-        """Its thread pools by name."""
-
-    @property
-    def verdicts(self) -> Verdicts:
-        """What `via: auto` has found out."""
-
-    @property
-    def state(self) -> DaemonState:
-        """Whether it serves."""
-
-    @property
-    def live(self) -> int:
-        """The number of client connections."""
-
-    def listening(self) -> Sequence[ListenerRow]:
-        """Return its listeners."""
-
-    def upstreams(self) -> Sequence[UpstreamRow]:
-        """Return its upstreams."""
-
-    def tunnels(self) -> Mapping[str, object]:
-        """Return a TunnelsAnswer."""
-
-    def status(self) -> Iterable[str]:
-        """Return lines for the log."""
-
-    def explain(self, flow: str) -> Iterable[str]:
-        """Return lines that tell what would happen to a flow.  Raises FlowError."""
 
 
 class ReloadOutcome(NamedTuple):

@@ -151,6 +151,11 @@ class AccountBook:
             self._retire((subject,))
         return refusal
 
+    def is_overridden(self, user: str) -> bool:
+        """Return whether a user has other limits than the configured ones."""
+        with self._lock:
+            return user in self._overrides
+
     def reached(self, user: str) -> str:
         """Return the key of the limit of UDP sessions that a user has reached, "" if none."""
         if not user:
@@ -184,22 +189,24 @@ class AccountBook:
         """Forget subjects whose rates have recovered; count what is about to be saved.
 
         The janitor calls it before that of the usage.  Returns the calls that end flows of users
-        whose quota is used up, or who have expired.
+        and clients who get nothing new any more: a quota is used up, a user has expired, or a flow
+        was being dialled when they were banned.
         """
-        restricted: list[tuple[str, list[LiveFlow]]] = []
+        running: list[tuple[str, str, list[LiveFlow]]] = []
+        restricted = self._standing.restricted_subjects()
         with self._lock:
             idle = self._idle
             for key in [key for key, subject in idle.items() if subject.has_recovered(now)]:
                 del idle[key]
-            for user in self._standing.restricted:
-                if subject := self._subjects.get((USER, user)):
-                    restricted.append((user, self._settle(subject)))
+            for kind, name in restricted:
+                if subject := self._subjects.get((kind, name)):
+                    running.append((kind, name, self._settle(subject)))
             if self._usage.is_due(now):
                 self._settle_users()
         return [
             partial(live.kill, refusal)
-            for user, flows in restricted
-            if (refusal := self._standing.refusal(user, ""))
+            for kind, name, flows in running
+            if (refusal := self._standing.refusal_of(kind, name))
             for live in flows
         ]
 
