@@ -48,7 +48,7 @@ COMMANDS = {
     "tunnels": "list connected agents, and this daemon's own: ports, streams, bytes",
     "explain": f"show which rule and which upstream a flow would meet, e.g. '{EXAMPLE_FLOW}'",
     "auto": "list what via: auto has found out about targets, and for how long that is valid",
-    "top": "show the flows that carry most, redrawn every second; q ends it",
+    "top": "show the flows, users or clients that carry most, redrawn every second; q ends it",
     "reload": "read the configuration again; print its errors",
     "drain": "accept nothing new, let running connections finish, then stop",
     "kill": "end flows, by id or by filter",
@@ -237,6 +237,9 @@ def _add_arguments(parsers: dict[str, ArgumentParser]) -> None:
     )
     parsers["top"].add_argument(
         "-b", "--batch", action="store_true", help="print once, after a second, and end"
+    )
+    parsers["top"].add_argument(
+        "--by", choices=VIEWS, default="flow", help="what to list: flows, users or clients"
     )
     _add_account_arguments(parsers)
 

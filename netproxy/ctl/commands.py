@@ -64,7 +64,7 @@ def _control(options: Namespace, filters: Mapping[str, str]) -> int:
         # Late: only this command needs a terminal.
         from netproxy.ctl.top import Top
 
-        top = Top(tell)
+        top = Top(tell, options.by)
         print(top.once()) if options.batch else top.run()
     elif command in ACCOUNT_COMMANDS:
         print(ACCOUNT_COMMANDS[command](options, tell))
