@@ -247,6 +247,7 @@ def known_metrics() -> set[str]:
         *exposition.flow_families(totals),
         *exposition.upstream_families([upstream]),
         *exposition.process_families(0.0),
+        *exposition.user_families(()),
     ]
     names = {f"netproxy_{name}" for name, _ in exposition.COUNTER_METRICS.values()} | {
         family.name if family.name.startswith("process_") else f"netproxy_{family.name}"

@@ -12,6 +12,8 @@ import time
 from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple
 
 from netproxy import __version__
+from netproxy.access.accounts.subject import CLIENT, USER
+from netproxy.admin.account_rows import user_rows, users_over_quota
 from netproxy.interfaces.services import DaemonState
 from netproxy.observe import exposition
 from netproxy.observe.exposition import COUNTER, GAUGE, Family, Sample, single
@@ -150,6 +152,7 @@ class Stats:
             [
                 *self._daemon_families(),
                 *self._listener_families(),
+                *self._account_families(),
                 *exposition.flow_families(daemon.flows.totals()),
                 *exposition.counter_families(daemon.counters.items()),
                 exposition.dial_family(daemon.flows.dial_times()),
@@ -178,6 +181,22 @@ class Stats:
             Family("connections_total", COUNTER, "Accepted client connections.", accepted),
             Family("connections", GAUGE, "Open client connections.", live),
         ]
+
+    def _account_families(self) -> list[Family]:
+        daemon = self._daemon
+        banned_users, banned_clients = (len(bans) for bans in daemon.standing.bans())
+        users, clients = (len(daemon.accounts.stats(kind)) for kind in (USER, CLIENT))
+        over = users_over_quota(daemon)
+        families = [
+            single("active_users", GAUGE, "Users with running flows.", users),
+            single("active_clients", GAUGE, "Client addresses with running flows.", clients),
+            single("banned_users", GAUGE, "Users who are banned.", banned_users),
+            single("banned_clients", GAUGE, "Client addresses that are banned.", banned_clients),
+            single("users_over_quota", GAUGE, "Users whose quota is used up.", over),
+        ]
+        if daemon.metrics_users:
+            families += exposition.user_families(user_rows(daemon))
+        return families
 
     def _thread_families(self) -> list[Family]:
         families = [single("threads", GAUGE, "Threads.", threading.active_count())]

@@ -64,6 +64,10 @@ class DaemonView(Protocol):
         """True if a user that is not configured may log in."""
 
     @property
+    def metrics_users(self) -> bool:
+        """True if metrics name users."""
+
+    @property
     def verdicts(self) -> Verdicts:
         """What `via: auto` has found out."""
 

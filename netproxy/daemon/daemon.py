@@ -163,6 +163,11 @@ class Daemon:
         config = self._plan.config
         return not config.users or config.auth != AuthConfig()
 
+    @property
+    def metrics_users(self) -> bool:
+        """True if metrics name users."""
+        return self._plan.config.metrics_users
+
     def dead_thread(self) -> str:
         """Return the name of a thread that must live and does not, "" if all is well."""
         listeners = [listener.thread for listener in self._manager.listeners]

@@ -120,6 +120,40 @@ class TestClients:
             assert json.loads(ctl("clients", "--json")[1])[0]["rate_up"] == 0.0
 
 
+class TestMetrics:
+    def metrics(self, daemon: Running) -> list[str]:
+        text = daemon.daemon._admin.stats.metrics().decode()
+        return [line for line in text.splitlines() if not line.startswith("#")]
+
+    def test_metrics_count_users_and_name_none(
+        self, daemon: Running, tell: Tell, echo: Address
+    ) -> None:
+        """Hazard 117."""
+        with Tunnel(daemon.port, echo, ALICE), Tunnel(daemon.port, echo):
+            tell("ban", name="bob")
+            tell("ban", name="192.0.2.1")
+            told = self.metrics(daemon)
+        assert {
+            "netproxy_active_users 1",
+            "netproxy_active_clients 1",
+            "netproxy_banned_users 1",
+            "netproxy_banned_clients 1",
+            "netproxy_users_over_quota 0",
+        } <= set(told)
+        assert not any("alice" in line or "bob" in line for line in told)
+
+    def test_metrics_name_users_if_that_is_configured(
+        self, daemon: Running, text: str, echo: Address
+    ) -> None:
+        daemon.reload(f"{text}metrics: 127.0.0.1:0\nmetrics_users: true\n")
+        with Tunnel(daemon.port, echo, ALICE) as tunnel:
+            tunnel.check(b"x" * 1_000_000)
+            up = 'netproxy_user_bytes_total{user="alice",direction="up"} 1000000'
+            wait_until(lambda: up in self.metrics(daemon))
+            wait_until(lambda: "netproxy_users_over_quota 1" in self.metrics(daemon))
+        assert 'netproxy_user_sessions{user="bob"} 0' in self.metrics(daemon)
+
+
 class TestLimit:
     def test_limit_applies_to_new_flows_until_reset(
         self, daemon: Running, ctl: Ctl, echo: Address
