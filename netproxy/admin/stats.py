@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple
 
 from netproxy import __version__
 from netproxy.access.accounts.subject import CLIENT, USER
-from netproxy.admin.account_rows import user_rows, users_over_quota
+from netproxy.admin.account_rows import ban_rows, client_rows, user_rows, users_over_quota
 from netproxy.interfaces.services import DaemonState
 from netproxy.observe import exposition
 from netproxy.observe.exposition import COUNTER, GAUGE, Family, Sample, single
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 PAGE_FLOWS = 60
 """Flows for the status page, which shows the fastest of those that have carried the most."""
+PAGE_ACCOUNTS = 60
+"""Users, and clients, for the status page: those with flows that have moved the most, first."""
 TROUBLE = {
     "drops": "datagrams dropped",
     "connections_refused": "connections refused",
@@ -139,6 +141,11 @@ class Stats:
             "upstreams": daemon.upstreams(),
             "flows": describe_flows(biggest, time.monotonic()),
             "flows_live": len(live),
+            "users": user_rows(daemon, PAGE_ACCOUNTS),
+            "clients": client_rows(daemon, PAGE_ACCOUNTS),
+            "bans": ban_rows(daemon),
+            "history": daemon.history.row(),
+            "refusals": [{"at": at, **fields} for at, fields in list(daemon.refusals.recent)],
             "failures": [failure._asdict() for failure in daemon.flows.failures()],
             "notices": [notice._asdict() for notice in list(self._log.recent)],
         }

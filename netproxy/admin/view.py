@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from netproxy.access.accounts.usage import UsageBook
     from netproxy.interfaces.answers import ListenerRow, UpstreamRow
     from netproxy.observe.flows import Flows
+    from netproxy.observe.history import History
     from netproxy.observe.metrics import Counters
+    from netproxy.observe.refusals import RefusalLog
     from netproxy.router.auto import Verdicts
 
 
@@ -38,6 +40,14 @@ class DaemonView(Protocol):
     @property
     def flows(self) -> Flows:
         """Its running flows."""
+
+    @property
+    def history(self) -> History:
+        """What flows have moved in the last day."""
+
+    @property
+    def refusals(self) -> RefusalLog:
+        """The last refusals."""
 
     @property
     def pools(self) -> Mapping[str, PoolView]:

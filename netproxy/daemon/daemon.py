@@ -34,7 +34,8 @@ class Daemon:
     def __init__(self, log: Log) -> None:
         self._runtime = runtime = Runtime(log)
         self.counters, self.flows, self.pools = runtime.counters, runtime.flows, runtime.pools
-        self.verdicts = runtime.verdicts
+        self.verdicts, self.history = runtime.verdicts, runtime.history
+        self.refusals = runtime.refusals
         self.accounts, self.standing, self.usage = runtime.accounts, runtime.standing, runtime.usage
         self.state = DaemonState.STARTING
         self._manager: ListenerManager[TcpListener | UdpListener] = ListenerManager(

@@ -249,6 +249,15 @@ class BanAnswer(BanRow):
     """Flows that have been ended."""
 
 
+class HistoryRow(TypedDict):
+    """What flows have moved in the last day."""
+
+    seconds: float
+    """Of a period."""
+    samples: list[list[int]]
+    """[bytes up, bytes down, flows at its end] of each period, the oldest first."""
+
+
 class ReloadRow(TypedDict):
     """The last reload; the start counts as one."""
 

@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
+from netproxy.admin.account_rows import user_rows
 from netproxy.admin.accounts import as_client, parse_limits
 from netproxy.admin.control_socket import CommandError
 from netproxy.ctl import account_commands
@@ -152,6 +153,33 @@ class TestMetrics:
             wait_until(lambda: up in self.metrics(daemon))
             wait_until(lambda: "netproxy_users_over_quota 1" in self.metrics(daemon))
         assert 'netproxy_user_sessions{user="bob"} 0' in self.metrics(daemon)
+
+
+class TestStatusPage:
+    def test_page_has_users_clients_bans_refusals_and_the_history(
+        self, daemon: Running, tell: Tell, echo: Address
+    ) -> None:
+        tell("ban", name="bob")
+        with Tunnel(daemon.port, echo, ALICE) as tunnel, Tunnel(daemon.port, echo, BOB):
+            tunnel.check()
+            page = json.loads(json.dumps(daemon.daemon._admin.stats.page()))
+        assert [row["name"] for row in page["users"]] == ["alice", "bob"]
+        assert page["clients"][0]["name"] == "127.0.0.1"
+        assert page["bans"] == [{"kind": "user", "name": "bob", "until": None}]
+        assert page["history"] == {"seconds": 300.0, "samples": []}
+        last = page["refusals"][-1]
+        assert last["at"] > 0 and (last["user"], last["client"]) == ("bob", "127.0.0.1")
+        assert "secret" not in json.dumps(page)
+
+    def test_page_has_a_bounded_number_of_users_those_with_flows_first(
+        self, daemon: Running, text: str, echo: Address
+    ) -> None:
+        more = "".join(f"  a{number}: {{password: secret}}\n" for number in range(100))
+        daemon.reload(text + more)
+        with Tunnel(daemon.port, echo, BOB) as tunnel:
+            tunnel.check()
+            rows = user_rows(daemon.daemon, 10)
+        assert len(rows) == 10 and rows[0]["name"] == "bob"
 
 
 class TestLimit:
