@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Callable, Collection, Iterator, Mapping
 
 from netproxy.admin.servers import Admin
-from netproxy.config.schema import AuthConfig, Config
+from netproxy.config.schema import Config
 from netproxy.daemon.build import build
 from netproxy.daemon.runtime import STOP_SECONDS, Runtime
 from netproxy.interfaces.services import DaemonState
@@ -162,7 +162,7 @@ class Daemon:
     def has_any_user(self) -> bool:
         """True if a user that is not configured may log in: users are checked elsewhere."""
         config = self._plan.config
-        return not config.users or config.auth != AuthConfig()
+        return not config.users or config.auth.is_set
 
     @property
     def metrics_users(self) -> bool:
