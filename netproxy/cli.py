@@ -36,6 +36,10 @@ SORTS = (
     *("id", "listener", "client", "user", "target", "upstream"),
     *("age", "idle", "sent", "received", "bytes"),
 )
+USER_SORTS = ("name", "flows", "rate", "today", "month", "total", "left")
+CLIENT_SORTS = ("name", "flows", "rate", "bytes")
+VIEWS = ("flow", "user", "client")
+"""What netproxyctl top can show."""
 COMMANDS = {
     "status": "show listeners, connections and all counters",
     "connections": "list running TCP flows",
@@ -44,10 +48,15 @@ COMMANDS = {
     "tunnels": "list connected agents, and this daemon's own: ports, streams, bytes",
     "explain": f"show which rule and which upstream a flow would meet, e.g. '{EXAMPLE_FLOW}'",
     "auto": "list what via: auto has found out about targets, and for how long that is valid",
-    "top": "show the flows that carry most, redrawn every second; q ends it",
+    "top": "show the flows, users or clients that carry most, redrawn every second; q ends it",
     "reload": "read the configuration again; print its errors",
     "drain": "accept nothing new, let running connections finish, then stop",
     "kill": "end flows, by id or by filter",
+    "users": "list users: flows, rates, bytes of today and this month, quota left, limits",
+    "clients": "list client addresses: flows, rates, bytes",
+    "limit": "show or change the limits of a user, until the next start",
+    "ban": "refuse a user or a client address and end its flows, until the next start; list bans",
+    "unban": "take a ban back",
     "log": "show or set the level of the log, until the next reload",
     "hash-password": "read a password, print its hash for the configuration",
 }
@@ -180,18 +189,25 @@ def control_parser() -> ArgumentParser:
 
 def _add_list_options(parsers: dict[str, ArgumentParser]) -> None:
     """Add the options that several commands of netproxyctl share."""
-    for name in ("status", "connections", "sessions", "upstreams", "tunnels", "auto"):
+    listing = ("status", "connections", "sessions", "upstreams", "tunnels", "auto")
+    for name in (*listing, "users", "clients", "limit", "ban"):
         parsers[name].add_argument("--json", action="store_true", help="print the answer as JSON")
     for name in ("connections", "sessions", "kill"):
         for key in FILTERS:
             parsers[name].add_argument(f"--{key}", help=f"only flows with this {key}")
-    for name in ("connections", "sessions"):
+    sorts = (
+        ("connections", SORTS, "id"),
+        ("sessions", SORTS, "id"),
+        ("users", USER_SORTS, "rate"),
+        ("clients", CLIENT_SORTS, "rate"),
+    )
+    for name, columns, default in sorts:
         parsers[name].add_argument(
             "--sort",
-            choices=SORTS,
-            default="id",
+            choices=columns,
+            default=default,
             metavar="COLUMN",
-            help=f"sort by a column: {', '.join(SORTS)}",
+            help=f"sort by a column: {', '.join(columns)} (default: {default})",
         )
         parsers[name].add_argument(
             "-n", "--number", type=number, metavar="NUMBER", help="print at most so many lines"
@@ -222,6 +238,35 @@ def _add_arguments(parsers: dict[str, ArgumentParser]) -> None:
     parsers["top"].add_argument(
         "-b", "--batch", action="store_true", help="print once, after a second, and end"
     )
+    parsers["top"].add_argument(
+        "--by", choices=VIEWS, default="flow", help="what to list: flows, users or clients"
+    )
+    _add_account_arguments(parsers)
+
+
+def _add_account_arguments(parsers: dict[str, ArgumentParser]) -> None:
+    """Add the arguments of the commands about users and clients."""
+    parsers["limit"].add_argument("user", metavar="USER", help="as in the configuration")
+    parsers["limit"].add_argument(
+        "settings",
+        metavar="LIMIT",
+        nargs="*",
+        help="connections=50, sessions=64, connection_rate=20/s, rate=5Mbit/s, rate_up=, "
+        "rate_down= or burst=1MiB; 0 takes a limit away",
+    )
+    parsers["limit"].add_argument(
+        "--reset", action="store_true", help="the configured limits are in force again"
+    )
+    parsers["ban"].add_argument(
+        "words",
+        metavar="NAME",
+        nargs="*",
+        help="a user or an address, and perhaps for how long: alice for 1h",
+    )
+    parsers["ban"].add_argument(
+        "--for", dest="duration", metavar="DURATION", help="how long, e.g. 1h; else no end"
+    )
+    parsers["unban"].add_argument("name", metavar="NAME", help="as ban lists it")
 
 
 def number(text: str) -> int:

@@ -226,7 +226,7 @@ def test_common_options_of_netproxyctl_are_in_its_man_page() -> None:
 
 def test_sort_columns_and_filters_are_in_the_man_page() -> None:
     text = page("netproxyctl.1")
-    for word in (*cli.SORTS, *cli.FILTERS):
+    for word in (*cli.SORTS, *cli.USER_SORTS, *cli.CLIENT_SORTS, *cli.FILTERS):
         assert re.search(rf"\b{word}\b", text)
 
 
@@ -247,6 +247,7 @@ def known_metrics() -> set[str]:
         *exposition.flow_families(totals),
         *exposition.upstream_families([upstream]),
         *exposition.process_families(0.0),
+        *exposition.user_families(()),
     ]
     names = {f"netproxy_{name}" for name, _ in exposition.COUNTER_METRICS.values()} | {
         family.name if family.name.startswith("process_") else f"netproxy_{family.name}"

@@ -10,6 +10,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Mapping, Protocol, Sequence
 
+from netproxy.admin.accounts import AccountCommands
 from netproxy.admin.control_client import ActAfterAnswer
 from netproxy.admin.control_socket import CommandError
 from netproxy.interfaces.services import DaemonState
@@ -18,7 +19,8 @@ from netproxy.observe.log import LEVELS
 if TYPE_CHECKING:
     from netproxy.admin.control_client import Command, CommandRequest
     from netproxy.admin.control_socket import ReloadRequests
-    from netproxy.admin.stats import DaemonView, Stats
+    from netproxy.admin.stats import Stats
+    from netproxy.admin.view import DaemonView
     from netproxy.interfaces.answers import FlowRow, JsonObject, StatusAnswer, TrafficAnswer
     from netproxy.interfaces.answers import UpstreamRow, VerdictRow
     from netproxy.interfaces.flows import LiveFlow
@@ -46,6 +48,7 @@ class Commands:
         self._source = source
         self._reloads = reloads
         self._log = log
+        self._accounts = AccountCommands(daemon, log)
 
     def table(self) -> Mapping[str, Command]:
         """Return the commands by name."""
@@ -63,6 +66,7 @@ class Commands:
             "log": self.set_level,
             "reload": self.reload,
             "drain": self.drain,
+            **self._accounts.table(),
         }
 
     # -- looking

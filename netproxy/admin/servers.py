@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from netproxy.admin.control_socket import ControlServer, ReloadRequests
     from netproxy.admin.http_server import HttpServer
     from netproxy.admin.site import Site
-    from netproxy.admin.stats import DaemonView, Stats
+    from netproxy.admin.stats import Stats
+    from netproxy.admin.view import DaemonView
     from netproxy.config.schema import Config
     from netproxy.interfaces.addresses import Address
     from netproxy.observe.log import Log

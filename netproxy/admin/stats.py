@@ -9,33 +9,34 @@ import os
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Callable, Iterable, Mapping, NamedTuple, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple
 
 from netproxy import __version__
+from netproxy.access.accounts.subject import CLIENT, USER
+from netproxy.admin.account_rows import ban_rows, client_rows, user_rows, users_over_quota
 from netproxy.interfaces.services import DaemonState
 from netproxy.observe import exposition
 from netproxy.observe.exposition import COUNTER, GAUGE, Family, Sample, single
 from netproxy.observe.flows import describe_flows
 
 if TYPE_CHECKING:
+    from netproxy.admin.view import DaemonView
     from netproxy.interfaces.answers import (
         Directions,
         FlowRow,
         JsonObject,
-        ListenerRow,
         Load,
         StatusAnswer,
         TrafficAnswer,
-        UpstreamRow,
     )
     from netproxy.interfaces.flows import LiveFlow
-    from netproxy.observe.flows import Flows, FlowTotal, TotalKey
+    from netproxy.observe.flows import FlowTotal, TotalKey
     from netproxy.observe.log import Log
-    from netproxy.observe.metrics import Counters
-    from netproxy.router.auto import Verdicts
 
 PAGE_FLOWS = 60
 """Flows for the status page, which shows the fastest of those that have carried the most."""
+PAGE_ACCOUNTS = 60
+"""Users, and clients, for the status page: those with flows that have moved the most, first."""
 TROUBLE = {
     "drops": "datagrams dropped",
     "connections_refused": "connections refused",
@@ -47,61 +48,6 @@ TROUBLE = {
     "log_dropped": "log records not written",
 }
 """Counters of trouble, and what the status page calls them."""
-
-
-class PoolView(Protocol):
-    """A thread pool, as far as statistics need it."""
-
-    @property
-    def threads(self) -> int:
-        """The number of its threads."""
-
-    @property
-    def busy(self) -> int:
-        """The number of tasks that run or wait."""
-
-
-class DaemonView(Protocol):
-    """The daemon, as far as this room needs it.  Thread: any."""
-
-    @property
-    def counters(self) -> Counters:
-        """Its counters."""
-
-    @property
-    def flows(self) -> Flows:
-        """Its running flows."""
-
-    @property
-    def pools(self) -> Mapping[str, PoolView]:
-        """Its thread pools by name."""
-
-    @property
-    def verdicts(self) -> Verdicts:
-        """What `via: auto` has found out."""
-
-    @property
-    def state(self) -> DaemonState:
-        """Whether it serves."""
-
-    @property
-    def live(self) -> int:
-        """The number of client connections."""
-
-    def listening(self) -> Sequence[ListenerRow]:
-        """Return its listeners."""
-
-    def upstreams(self) -> Sequence[UpstreamRow]:
-        """Return its upstreams."""
-
-    def tunnels(self) -> Mapping[str, object]:
-        """Return a TunnelsAnswer."""
-
-    def status(self) -> Iterable[str]:
-        """Return lines for the log."""
-
-    def explain(self, flow: str) -> Iterable[str]:
-        """Return lines that tell what would happen to a flow.  Raises FlowError."""
 
 
 class ReloadOutcome(NamedTuple):
@@ -195,6 +141,11 @@ class Stats:
             "upstreams": daemon.upstreams(),
             "flows": describe_flows(biggest, time.monotonic()),
             "flows_live": len(live),
+            "users": user_rows(daemon, PAGE_ACCOUNTS),
+            "clients": client_rows(daemon, PAGE_ACCOUNTS),
+            "bans": ban_rows(daemon),
+            "history": daemon.history.row(),
+            "refusals": [{"at": at, **fields} for at, fields in list(daemon.refusals.recent)],
             "failures": [failure._asdict() for failure in daemon.flows.failures()],
             "notices": [notice._asdict() for notice in list(self._log.recent)],
         }
@@ -208,6 +159,7 @@ class Stats:
             [
                 *self._daemon_families(),
                 *self._listener_families(),
+                *self._account_families(),
                 *exposition.flow_families(daemon.flows.totals()),
                 *exposition.counter_families(daemon.counters.items()),
                 exposition.dial_family(daemon.flows.dial_times()),
@@ -236,6 +188,22 @@ class Stats:
             Family("connections_total", COUNTER, "Accepted client connections.", accepted),
             Family("connections", GAUGE, "Open client connections.", live),
         ]
+
+    def _account_families(self) -> list[Family]:
+        daemon = self._daemon
+        banned_users, banned_clients = (len(bans) for bans in daemon.standing.bans())
+        users, clients = (len(daemon.accounts.stats(kind)) for kind in (USER, CLIENT))
+        over = users_over_quota(daemon)
+        families = [
+            single("active_users", GAUGE, "Users with running flows.", users),
+            single("active_clients", GAUGE, "Client addresses with running flows.", clients),
+            single("banned_users", GAUGE, "Users who are banned.", banned_users),
+            single("banned_clients", GAUGE, "Client addresses that are banned.", banned_clients),
+            single("users_over_quota", GAUGE, "Users whose quota is used up.", over),
+        ]
+        if daemon.metrics_users:
+            families += exposition.user_families(user_rows(daemon))
+        return families
 
     def _thread_families(self) -> list[Family]:
         families = [single("threads", GAUGE, "Threads.", threading.active_count())]

@@ -95,6 +95,7 @@ class _ConfigReader:
             control=top.read("control", _control, ""),
             metrics=_metrics(top),
         )
+        config = config._replace(metrics_users=_metrics_users(top, config.metrics))
         config = self._with_dns(top, config, upstreams)
         config = self._with_rules(top, config, upstreams)
         top.finish()
@@ -216,6 +217,13 @@ def _metrics(top: MapReader) -> MetricsConfig:
         message = f"{address} can be reached from other machines: set a metrics_token"
         top.add_error("metrics", message)
     return metrics
+
+
+def _metrics_users(top: MapReader, metrics: MetricsConfig) -> bool:
+    names = top.flag("metrics_users", False)
+    if names and metrics.address is None:
+        top.add_error("metrics_users", "has no listener: set metrics")
+    return names
 
 
 def _control(text: str) -> str:

@@ -8,6 +8,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Mapping
 
 from netproxy.admin.control_socket import CommandError, NotRunning, ask
+from netproxy.ctl.account_commands import COMMANDS as ACCOUNT_COMMANDS
+from netproxy.ctl.account_commands import WrongUsage
 from netproxy.ctl.console import (
     flows_text,
     lines_text,
@@ -35,6 +37,9 @@ def run(options: Namespace, filters: Mapping[str, str]) -> int:
         return _hash_password(options.cost, options.user)
     try:
         return _control(options, filters)
+    except WrongUsage as error:
+        print(f"netproxyctl: {error}", file=sys.stderr)
+        return USAGE
     except (NotRunning, CommandError) as error:
         lines = [f"netproxyctl: {line}" for line in str(error).split("\n")]
         print(lines_text(lines), file=sys.stderr)
@@ -46,7 +51,10 @@ def run(options: Namespace, filters: Mapping[str, str]) -> int:
 
 
 def _control(options: Namespace, filters: Mapping[str, str]) -> int:
-    """Have the daemon carry out a command.  Raises NotRunning or CommandError."""
+    """Have the daemon carry out a command.
+
+    Raises NotRunning, CommandError or WrongUsage.
+    """
 
     def tell(command: str, **details: Any) -> Any:  # Any: JSON, of a kind for each command
         return ask(options.socket, command, **details)
@@ -56,8 +64,10 @@ def _control(options: Namespace, filters: Mapping[str, str]) -> int:
         # Late: only this command needs a terminal.
         from netproxy.ctl.top import Top
 
-        top = Top(tell)
+        top = Top(tell, options.by)
         print(top.once()) if options.batch else top.run()
+    elif command in ACCOUNT_COMMANDS:
+        print(ACCOUNT_COMMANDS[command](options, tell))
     elif command == "kill":
         print(f"{tell('kill', ids=options.ids, **filters)['killed']} killed")
     elif command == "explain":

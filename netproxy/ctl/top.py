@@ -1,4 +1,4 @@
-"""netproxyctl top: the flows that carry the most at the moment, drawn once a second.
+"""netproxyctl top: the flows, users or clients that carry the most, drawn once a second.
 
 It needs no more of a terminal than three ANSI sequences: cursor home, clear the rest of the
 line, clear the rest of the screen; so a serial line will do.  Rates are differences between two
@@ -14,10 +14,18 @@ import termios
 import time
 from typing import TYPE_CHECKING, Any, Mapping, NamedTuple, Protocol, Sequence
 
+from netproxy.ctl.accounts import (
+    clients_text,
+    rate_clients,
+    rate_users,
+    sort_clients,
+    sort_users,
+    users_text,
+)
 from netproxy.ctl.console import amount_text, duration_text, format_table
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.answers import FlowRow, TrafficAnswer
+    from netproxy.interfaces.answers import ClientsAnswer, FlowRow, TrafficAnswer, UsersAnswer
 
 SECONDS = 1.0
 """Between two pictures."""
@@ -31,6 +39,9 @@ _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 _COLUMN_NAMES = ("id", "client", "target", "upstream", "age", "to client", "to target", "bytes")
 _QUIT_KEYS = (b"", b"q", b"Q", b"\x03", b"\x04")
+_VIEW_KEYS = {b"f": "flow", b"u": "user", b"c": "client"}
+"""What is shown after a key: a value of cli.VIEWS."""
+_HINT = "f flows, u users, c clients, q quit"
 # The index of the local modes in what tcgetattr(3) returns.
 _LOCAL_MODES = 3
 
@@ -82,11 +93,20 @@ def picture(
     details: Mapping[int, FlowRow],
 ) -> list[str]:
     """Return the lines of a picture: totals, then the flows of `fastest` that have `details`."""
+    rows: list[Sequence[str]] = [_COLUMN_NAMES]
+    for rate in fastest:
+        if rate.number in details:
+            rows.append(_cells(rate, details[rate.number]))
+    return [*head(before, now), *format_table(rows).split("\n")]
+
+
+def head(before: TrafficAnswer, now: TrafficAnswer) -> list[str]:
+    """Return the lines with the totals, and an empty one."""
     seconds = _seconds_between(before, now)
     up = max(0, now["bytes"]["up"] - before["bytes"]["up"]) / seconds
     down = max(0, now["bytes"]["down"] - before["bytes"]["down"]) / seconds
     drops = max(0, now["drops"] - before["drops"]) / seconds
-    lines = [
+    return [
         f"netproxyd {now['state']}, up {duration_text(now['uptime'])}; "
         f"{now['connections']} connections, {now['sessions']} UDP sessions, "
         f"{now['threads']} threads, {amount_text(now['memory'])}",
@@ -94,11 +114,6 @@ def picture(
         f" drops {drops:.0f}/s, {now['drops']} in total",
         "",
     ]
-    rows: list[Sequence[str]] = [_COLUMN_NAMES]
-    for rate in fastest:
-        if rate.number in details:
-            rows.append(_cells(rate, details[rate.number]))
-    return [*lines, *format_table(rows).split("\n")]
 
 
 def _cells(rate: Rate, row: FlowRow) -> Sequence[str]:
@@ -118,24 +133,32 @@ def _cells(rate: Rate, row: FlowRow) -> Sequence[str]:
 class Top:
     """Draws pictures of a daemon."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: Ask, view: str = "flow") -> None:
+        """`view`: one of cli.VIEWS."""
         self._ask = ask
+        self._view = view
+        # The answers before, with which the next ones are compared; None for none yet.
+        self._users: UsersAnswer | None = None
+        self._clients: ClientsAnswer | None = None
+        self._traffic: TrafficAnswer = ask("traffic")
 
     def once(self) -> str:
         """Return one picture, after a second."""
-        before = self._ask("traffic")
+        self._look(0)
         time.sleep(SECONDS)
-        return "\n".join(self._look(before, BATCH_ROWS)[1])
+        return "\n".join(self._look(BATCH_ROWS))
 
     def run(self) -> None:
         """Draw until q, the end of standard input, or an interrupt."""
-        answer = self._ask("traffic")
+        self._look(0)
         keyboard = _Keyboard()
         _write(_HIDE_CURSOR + _HOME + _CLEAR_BELOW)
         try:
-            while not keyboard.wait_for_quit(SECONDS):
+            while (key := keyboard.read_key(SECONDS)) not in _QUIT_KEYS:
+                self._view = _VIEW_KEYS.get(key or b"", self._view)
                 rows, columns = _terminal_size()
-                answer, lines = self._look(answer, max(1, rows - HEAD_ROWS - 1))
+                lines = self._look(max(1, rows - HEAD_ROWS - 1))
+                lines[HEAD_ROWS - 2] = _HINT
                 visible = [line[: columns - 1] + _CLEAR_LINE for line in lines[: rows - 1]]
                 _write(_HOME + "\n".join(visible) + _CLEAR_BELOW)
         except KeyboardInterrupt:
@@ -144,12 +167,27 @@ class Top:
             _write("\n" + _SHOW_CURSOR)
             keyboard.restore()
 
-    def _look(self, before: TrafficAnswer, rows: int) -> tuple[TrafficAnswer, list[str]]:
-        """Ask the daemon again; return its answer, and a picture of up to `rows` flows."""
-        now = self._ask("traffic")
+    def _look(self, rows: int) -> list[str]:
+        """Ask the daemon again; return a picture of up to `rows` flows, users or clients."""
+        before, now = self._traffic, self._ask("traffic")
+        self._traffic = now
+        if self._view == "user":
+            return [*head(before, now), *self._user_lines(rows)]
+        if self._view == "client":
+            return [*head(before, now), *self._client_lines(rows)]
         fastest = rates(before, now)[:rows]
         shown = self._ask("flows", ids=[rate.number for rate in fastest]) if fastest else []
-        return now, picture(before, now, fastest, {row["id"]: row for row in shown})
+        return picture(before, now, fastest, {row["id"]: row for row in shown})
+
+    def _user_lines(self, rows: int) -> list[str]:
+        now: UsersAnswer = self._ask("users")
+        before, self._users = self._users or now, now
+        return users_text(sort_users(rate_users(before, now), "rate")[:rows]).split("\n")
+
+    def _client_lines(self, rows: int) -> list[str]:
+        now: ClientsAnswer = self._ask("clients")
+        before, self._clients = self._clients or now, now
+        return clients_text(sort_clients(rate_clients(before, now), "rate")[:rows]).split("\n")
 
 
 class _Keyboard:
@@ -167,10 +205,10 @@ class _Keyboard:
         if self._saved is not None:
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, self._saved)
 
-    def wait_for_quit(self, seconds: float) -> bool:
-        """Wait for a key; return whether it is one that quits."""
+    def read_key(self, seconds: float) -> bytes | None:
+        """Wait for a key; return it, b"" at the end of the input, None if there was no key."""
         ready, _, _ = select.select([sys.stdin], [], [], seconds)
-        return bool(ready) and os.read(sys.stdin.fileno(), 64) in _QUIT_KEYS
+        return os.read(sys.stdin.fileno(), 64) if ready else None
 
 
 def _write(text: str) -> None:

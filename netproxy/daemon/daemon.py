@@ -8,7 +8,7 @@ those that only read: the control socket's and the metrics listener's threads ca
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Callable, Collection, Iterator, Mapping
 
 from netproxy.admin.servers import Admin
 from netproxy.config.schema import Config
@@ -34,7 +34,9 @@ class Daemon:
     def __init__(self, log: Log) -> None:
         self._runtime = runtime = Runtime(log)
         self.counters, self.flows, self.pools = runtime.counters, runtime.flows, runtime.pools
-        self.verdicts = runtime.verdicts
+        self.verdicts, self.history = runtime.verdicts, runtime.history
+        self.refusals = runtime.refusals
+        self.accounts, self.standing, self.usage = runtime.accounts, runtime.standing, runtime.usage
         self.state = DaemonState.STARTING
         self._manager: ListenerManager[TcpListener | UdpListener] = ListenerManager(
             {"tcp": runtime.tcp_listener, "udp": runtime.udp_listener}
@@ -150,6 +152,22 @@ class Daemon:
     def default_upstream(self) -> str:
         """The upstream of whatever has none of its own, for a log line."""
         return self._plan.config.default.text
+
+    @property
+    def user_names(self) -> Collection[str]:
+        """The users of the running configuration."""
+        return self._plan.config.users.keys()
+
+    @property
+    def has_any_user(self) -> bool:
+        """True if a user that is not configured may log in: users are checked elsewhere."""
+        config = self._plan.config
+        return not config.users or config.auth.is_set
+
+    @property
+    def metrics_users(self) -> bool:
+        """True if metrics name users."""
+        return self._plan.config.metrics_users
 
     def dead_thread(self) -> str:
         """Return the name of a thread that must live and does not, "" if all is well."""

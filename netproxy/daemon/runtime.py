@@ -35,6 +35,7 @@ from netproxy.net.datagram import ArenaPool
 from netproxy.net.routes import KernelRoutes
 from netproxy.net.udp_sockets import UdpSocketFactory
 from netproxy.observe.flows import Flows
+from netproxy.observe.history import History
 from netproxy.observe.log import Log
 from netproxy.observe.metrics import Counters
 from netproxy.observe.refusals import RefusalLog
@@ -79,11 +80,12 @@ class Runtime:
 
     def __init__(self, log: Log) -> None:
         self.log = log
-        self._refusals = RefusalLog(log)
-        self.counters = Counters(self._refusals.note, self._refusals.leaves_out)
+        self.refusals = RefusalLog(log)
+        self.counters = Counters(self.refusals.note, self.refusals.leaves_out)
         log.counter = self.counters
         self.back_off = BackOff(LOGIN_SECONDS)
         self.flows = Flows(log.finished)
+        self.history = History(self.flows)
         self.usage = UsageBook(None)
         self.usage_store: UsageStore | None = None
         self.standing = Standing(self.usage)
@@ -154,9 +156,10 @@ class Runtime:
         """Start the janitor.  Raises ListenError if its thread cannot be had."""
         self.janitor.register(MemoryTrimmer(self._things_in_memory))
         self.janitor.register(self.log)
-        self.janitor.register(self._refusals)
+        self.janitor.register(self.refusals)
         self.janitor.register(self.accounts)
         self.janitor.register(self.usage)
+        self.janitor.register(self.history)
         _start_thread("janitor", self.janitor.start)
 
     @property

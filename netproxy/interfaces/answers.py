@@ -162,6 +162,102 @@ class Directions(TypedDict):
     down: int
 
 
+class LimitsRow(TypedDict, total=False):
+    """The limits of a user that are in force, without those that there are not."""
+
+    connections: int
+    sessions: int
+    connection_rate: float
+    """New connections and sessions per second."""
+    rate_up: int
+    """Bytes per second, client to target."""
+    rate_down: int
+    burst: int
+    """Bytes."""
+
+
+class UserRow(TypedDict):
+    """A user who is configured, has running flows or is banned."""
+
+    name: str
+    connections: int
+    """TCP connections at the moment."""
+    sessions: int
+    """UDP sessions at the moment."""
+    today: Directions
+    month: Directions
+    total: Directions
+    left: int | None
+    """Bytes until the first quota is used up; None without a quota."""
+    limits: LimitsRow
+    refused: str
+    """Why the user gets nothing new; "" for a user who does."""
+
+
+class UsersAnswer(TypedDict):
+    """The answer to `users`."""
+
+    at: float
+    """Monotonic seconds."""
+    users: list[UserRow]
+
+
+class ClientRow(TypedDict):
+    """A client address with running flows or a ban."""
+
+    name: str
+    """An IPv4 address or an IPv6 network, such as "2001:db8::/64"."""
+    connections: int
+    sessions: int
+    up: int
+    """Bytes while the client had flows, or had them not long ago."""
+    down: int
+    refused: str
+
+
+class ClientsAnswer(TypedDict):
+    """The answer to `clients`."""
+
+    at: float
+    """Monotonic seconds."""
+    clients: list[ClientRow]
+
+
+class UserLimitsAnswer(TypedDict):
+    """The answer to `limit`."""
+
+    user: str
+    limits: LimitsRow
+    overridden: bool
+    """True if the limits were set by `limit`."""
+
+
+class BanRow(TypedDict):
+    """A ban in force."""
+
+    kind: str
+    """ "user" or "client"."""
+    name: str
+    until: float | None
+    """Seconds since the epoch; None until the daemon ends."""
+
+
+class BanAnswer(BanRow):
+    """The answer to `ban`."""
+
+    ended: int
+    """Flows that have been ended."""
+
+
+class HistoryRow(TypedDict):
+    """What flows have moved in the last day."""
+
+    seconds: float
+    """Of a period."""
+    samples: list[list[int]]
+    """[bytes up, bytes down, flows at its end] of each period, the oldest first."""
+
+
 class ReloadRow(TypedDict):
     """The last reload; the start counts as one."""
 

@@ -2,7 +2,8 @@
 
 All names begin with netproxy_, except the process_ metrics; units are base units.  Labels are
 listener, upstream, reason, direction and the bound of a histogram: names that clients can
-choose (users, targets) never make a series.  Only process_families() asks the system.
+choose (users, targets) never make a series, except users if `metrics_users` is on.  Only
+process_families() asks the system.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import resource
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.answers import MemberRow, UpstreamRow
+    from netproxy.interfaces.answers import MemberRow, UpstreamRow, UserRow
     from netproxy.observe.flows import FlowTotal, TotalKey
     from netproxy.observe.metrics import Histogram
 
@@ -211,6 +212,24 @@ def upstream_families(upstreams: Iterable[UpstreamRow]) -> list[Family]:
         family("dials_total", COUNTER, "Dials.", dialled),
         family("dial_failures_total", COUNTER, failures_text, failed),
         family("latency_seconds", GAUGE, "Moving average of the time of a dial.", latency),
+    ]
+
+
+def user_families(users: Iterable[UserRow]) -> list[Family]:
+    """Return what users use, by name."""
+    moved, connections, sessions = [], [], []
+    for row in users:
+        user, total = row["name"], row["total"]
+        moved += [
+            Sample({"user": user, "direction": "up"}, total["up"]),
+            Sample({"user": user, "direction": "down"}, total["down"]),
+        ]
+        connections.append(Sample({"user": user}, row["connections"]))
+        sessions.append(Sample({"user": user}, row["sessions"]))
+    return [
+        Family("user_bytes_total", COUNTER, "Bytes that users have moved.", moved),
+        Family("user_connections", GAUGE, "Connections of users to targets.", connections),
+        Family("user_sessions", GAUGE, "UDP sessions of users.", sessions),
     ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 
@@ -32,6 +33,8 @@ Also how many clients a report of one counter and reason names.
 """
 WINDOWS_LIMIT = 1024
 """Windows to remember, 200 bytes each."""
+RECENT = 20
+"""Records to remember, for the status page."""
 TEXT_LIMIT = 200
 """Characters of what a client has asked for: the target of a request may have thousands."""
 MESSAGE = "refused"
@@ -66,6 +69,8 @@ class RefusalLog:
 
     def __init__(self, log: RecordLog) -> None:
         self._log = log
+        self.recent: deque[tuple[float, Fields]] = deque(maxlen=RECENT)
+        """The last records, each with its time in seconds since the epoch."""
         # Guards everything below.
         self._lock = threading.Lock()
         # The oldest first.
@@ -82,7 +87,9 @@ class RefusalLog:
     def note(self, refusal: Refusal, amount: int) -> None:
         """Write the record of `amount` refusals, or count them as left out."""
         if self._admits(refusal, amount, time.monotonic()):
-            self._log.record(_LEVELS.get(refusal.counter, INFO), _fields(refusal, amount))
+            fields = _fields(refusal, amount)
+            self.recent.append((time.time(), fields))
+            self._log.record(_LEVELS.get(refusal.counter, INFO), fields)
 
     def leaves_out(self, counter: str, reason: str, host: str, amount: int) -> bool:
         """Return whether `amount` refusals of a client get no record now; they count as left out.

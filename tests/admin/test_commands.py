@@ -15,7 +15,6 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
-from netproxy import cli
 from netproxy.admin import commands
 from netproxy.admin.commands import FlowFilter
 from netproxy.admin.control_socket import CommandError, NotRunning, ask
@@ -47,33 +46,6 @@ def text(tmp_path: Path) -> str:
 def daemon(text: str) -> Iterator[Running]:
     with running(text) as daemon:
         yield daemon
-
-
-@pytest.fixture
-def tell(tmp_path: Path) -> Callable[..., Any]:
-    """Send a command to the daemon; return its answer."""
-    return lambda command, **details: ask(str(tmp_path / "control"), command, **details)
-
-
-@pytest.fixture
-def ctl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run netproxyctl; return its exit status, output and errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        status = cli.control_main(["-s", str(tmp_path / "control"), *arguments])
-        return (status, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def echo() -> Iterator[Address]:
-    def script(sock: socket.socket) -> None:
-        while data := sock.recv(65536):
-            sock.sendall(data)
-
-    with server(script) as address:
-        yield address
 
 
 def metrics_address(daemon: Running) -> Address:

@@ -226,6 +226,7 @@ class TestMetrics:
                 "metrics_token: 0123456789abcdef",
                 "c.yaml:1:16: metrics_token: has no listener: set metrics",
             ),
+            ("metrics_users: true", "c.yaml:1:16: metrics_users: has no listener: set metrics"),
             (
                 "metrics: 127.0.0.1:1\nmetrics_token: short-secret",
                 "c.yaml:2:16: metrics_token: must have at least 16 letters or digits "

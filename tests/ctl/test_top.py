@@ -12,6 +12,7 @@ import struct
 import sys
 import termios
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from netproxy.admin.control_socket import ControlServer
 from netproxy.ctl import top as top_module
 from netproxy.ctl.top import Rate, Top, picture, rates
+from tests.ctl.test_accounts import client, user
 from tests.support.doubles import Lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,11 +85,15 @@ def test_flow_that_ended_between_two_answers_has_no_line() -> None:
     assert len(picture(traffic(10.0, []), now, rates(traffic(10.0, []), now), {})) == 4
 
 
+KEYS = {b"u": r"user +connections", b"c": r"client +connections", b"f": r"client +target"}
+"""What is drawn after a key."""
+
+
 class FakeDaemon:
     """Answers what top asks: 100 flows that carry 1000 bytes a second."""
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.looks = self.account_looks = 0
         self.asked: list[Any] = []
 
     def ask(self, command: str, **details: Any) -> Any:
@@ -96,6 +102,11 @@ class FakeDaemon:
             return traffic(
                 float(self.looks), [[number, 1000 * self.looks, 0] for number in range(100)]
             )
+        if command in ("users", "clients"):
+            self.account_looks += 1
+            row = user if command == "users" else client
+            rows = [row(f"{command}{at}", at * self.account_looks * 1000) for at in range(100)]
+            return {"at": float(self.account_looks), command: rows}
         self.asked.append(details["ids"])
         return [flow(number, user="a\x1b[2J") for number in details["ids"]]
 
@@ -109,6 +120,18 @@ def test_batch_asks_for_the_details_of_shown_flows_only(monkeypatch: pytest.Monk
     assert len(text.split("\n")) == 4 + top_module.BATCH_ROWS
 
 
+@pytest.mark.parametrize("view, name", [("user", "users"), ("client", "clients")])
+def test_batch_lists_users_or_clients_by_rate(
+    monkeypatch: pytest.MonkeyPatch, view: str, name: str
+) -> None:
+    monkeypatch.setattr(top_module, "SECONDS", 0.0)
+    lines = Top(FakeDaemon().ask, view).once().split("\n")
+    assert len(lines) == 4 + top_module.BATCH_ROWS
+    names = [line.split()[0] for line in lines[4:]]
+    assert names == [f"{name}{at}" for at in range(99, 99 - top_module.BATCH_ROWS, -1)]
+    assert "792 kbit/s" in lines[4]
+
+
 @pytest.mark.parametrize("rows, columns, shown", [(12, 60, (12, 60)), (0, 0, (24, 80))])
 def test_pictures_fit_the_terminal_until_q(
     tmp_path: Path, rows: int, columns: int, shown: tuple[int, int]
@@ -120,6 +143,8 @@ def test_pictures_fit_the_terminal_until_q(
         {
             "traffic": lambda request: daemon.ask("traffic"),
             "flows": lambda request: daemon.ask("flows", ids=request["ids"]),
+            "users": lambda request: daemon.ask("users"),
+            "clients": lambda request: daemon.ask("clients"),
         },
         Lines(),
     )
@@ -142,6 +167,9 @@ def test_pictures_fit_the_terminal_until_q(
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     try:
         painted = _read(master, lambda text: text.count("\x1b[H") > 3)
+        for key, columns_shown in KEYS.items():
+            os.write(master, key)
+            _read(master, partial(re.search, columns_shown))
         os.write(master, b"q")
         painted += _read(master, lambda text: "\x1b[?25h" in text)
         _, status = os.waitpid(child, 0)

@@ -333,8 +333,8 @@ class TestReload:
                 daemon.reload(PLAIN + f"\ntimeouts: {{connect: {number + 1}s}}")
                 tunnel.check()
         # The NAT table, the socket whose drops are counted, memory, the log, refusals, accounts,
-        # usage.
-        assert len(daemon.daemon._runtime.janitor._tables) == 7
+        # usage, history.
+        assert len(daemon.daemon._runtime.janitor._tables) == 8
 
     def test_old_plans_are_freed(self, tmp_path: Path) -> None:
         """Hazard 106, with every part that a plan may have: each held 60 KiB."""

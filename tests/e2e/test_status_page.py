@@ -123,11 +123,17 @@ def test_page_shows_the_status_and_names_as_text(
         "main",
         "10.0 kB",
         "logins refused",
+        "Last 24 hours",
+        "Clients",
+        "Last refusals",
         rf'auth_failed client=127.0.0.1 user="{EVIL[:-2]}\\u202e\\u200b" listener=main',
     ):
         assert shown in text
     assert "<img" not in document and "\u202e" not in document and "\u200b" not in document
     assert "<title>NetProxy</title>" in document
+    users = re.search(r'<table id="users".*?</table>', document, re.S)
+    assert users and SHOWN in text_of(users[0]) and "10.0 kB" in text_of(users[0])
+    assert re.search(r'<section id="bansShown" hidden="">', document)
     assert re.search(r'id="lineDown"[^>]* d="M', document)
     assert TOKEN not in document
     assert TOKEN not in daemon.log

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,9 +123,27 @@ def test_every_counter_in_the_source_has_a_metric() -> None:
     assert counted - elsewhere - set(exposition.COUNTER_METRICS) == set()
 
 
+def users() -> bytes:
+    amounts: Any = {"up": 3, "down": 4}
+    row: Any = {"name": 'a"b', "connections": 1, "sessions": 2, "total": amounts}
+    return exposition.render(exposition.user_families([row]))
+
+
+def test_users_have_bytes_connections_and_sessions() -> None:
+    assert [line for line in users().decode().splitlines() if not line.startswith("#")] == [
+        r'netproxy_user_bytes_total{user="a\"b",direction="up"} 3',
+        r'netproxy_user_bytes_total{user="a\"b",direction="down"} 4',
+        r'netproxy_user_connections{user="a\"b"} 1',
+        r'netproxy_user_sessions{user="a\"b"} 2',
+    ]
+
+
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_promtool_accepts_the_metrics() -> None:
     result = subprocess.run(
-        ["promtool", "check", "metrics"], input=everything(), capture_output=True, timeout=60
+        ["promtool", "check", "metrics"],
+        input=everything() + users(),
+        capture_output=True,
+        timeout=60,
     )
     assert (result.returncode, result.stdout + result.stderr) == (0, b"")

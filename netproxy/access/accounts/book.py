@@ -65,9 +65,8 @@ class AccountBook:
     ) -> None:
         """Apply the limits of a configuration, by name, to running flows as well."""
         with self._lock:
-            moved_flows = listeners != self._listeners
-            self._users, self._listeners = users, listeners
-            if moved_flows:
+            before, self._users, self._listeners = self._listeners, users, listeners
+            if listeners != before:
                 self._regroup()
             for (kind, name), subject in self._subjects.items():
                 self._apply(subject, self._limits(kind, name))
@@ -129,10 +128,7 @@ class AccountBook:
         return account
 
     def refuse_arrival(self, listener: str, host: str) -> str:
-        """Count a new connection of a client's host to a listener; return why it is refused.
-
-        Returns "" if it is not.
-        """
+        """Count a new connection of a host to a listener; return why it is refused, "" if not."""
         client = client_key(host)
         if refusal := self._standing.refusal("", client):
             return refusal
@@ -150,6 +146,11 @@ class AccountBook:
                 subject.slot.add(OPENED, 1)
             self._retire((subject,))
         return refusal
+
+    def is_overridden(self, user: str) -> bool:
+        """Return whether a user has other limits than the configured ones."""
+        with self._lock:
+            return user in self._overrides
 
     def reached(self, user: str) -> str:
         """Return the key of the limit of UDP sessions that a user has reached, "" if none."""
@@ -184,22 +185,20 @@ class AccountBook:
         """Forget subjects whose rates have recovered; count what is about to be saved.
 
         The janitor calls it before that of the usage.  Returns the calls that end flows of users
-        whose quota is used up, or who have expired.
+        and clients who get nothing new: also what was being dialled when they were banned.
         """
-        restricted: list[tuple[str, list[LiveFlow]]] = []
+        restricted, idle = self._standing.restricted_subjects(), self._idle
         with self._lock:
-            idle = self._idle
             for key in [key for key, subject in idle.items() if subject.has_recovered(now)]:
                 del idle[key]
-            for user in self._standing.restricted:
-                if subject := self._subjects.get((USER, user)):
-                    restricted.append((user, self._settle(subject)))
+            known = [subject for key in restricted if (subject := self._subjects.get(key))]
+            running = [(subject, self._settle(subject)) for subject in known]
             if self._usage.is_due(now):
                 self._settle_users()
         return [
             partial(live.kill, refusal)
-            for user, flows in restricted
-            if (refusal := self._standing.refusal(user, ""))
+            for subject, flows in running
+            if (refusal := self._standing.refusal_of(subject.kind, subject.name))
             for live in flows
         ]
 

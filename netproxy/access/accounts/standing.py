@@ -10,6 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple
 
+from netproxy.access.accounts.subject import CLIENT, USER
 from netproxy.interfaces.bounded import BoundedDict
 from netproxy.interfaces.fairness import client_key
 
@@ -35,9 +36,14 @@ class Terms(NamedTuple):
     total: int | None = None
 
     @property
+    def quotas(self) -> tuple[int | None, int | None, int | None]:
+        """The limits of bytes, in the order of UsageBook.of()."""
+        return self.day, self.month, self.total
+
+    @property
     def has_quota(self) -> bool:
         """True if there is a limit of bytes."""
-        return (self.day, self.month, self.total) != (None, None, None)
+        return self.quotas != (None, None, None)
 
 
 class Ban(NamedTuple):
@@ -86,6 +92,16 @@ class Standing:
         terms = self._terms.get(user)
         return "" if terms is None else self._refusal_by(terms, user)
 
+    def refusal_of(self, kind: str, name: str) -> str:
+        """Return why a user or a client gets nothing new, "" if it does."""
+        return self.refusal(name, "") if kind == USER else self.refusal("", name)
+
+    def restricted_subjects(self) -> list[tuple[str, str]]:
+        """Return kind and name of all users and clients who may get nothing new."""
+        users, clients = self.bans()
+        names = dict.fromkeys((*self._terms, *(ban.name for ban in users)))
+        return [(USER, name) for name in names] + [(CLIENT, ban.name) for ban in clients]
+
     def _refusal_by(self, terms: Terms, user: str) -> str:
         if terms.expires:
             today = time.strftime("%Y-%m-%d", time.localtime(self._clock()))
@@ -93,7 +109,7 @@ class Standing:
             if today > terms.expires:
                 return USER_EXPIRED
         if terms.has_quota:
-            for quota, used in zip(terms[1:], self._usage.of(user), strict=True):
+            for quota, used in zip(terms.quotas, self._usage.of(user), strict=True):
                 if quota is not None and used.up + used.down >= quota:
                     return QUOTA_USED_UP
         return ""
