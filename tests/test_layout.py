@@ -53,7 +53,8 @@ LATE = {
 }
 # Modules of ours that few daemons need, and that cost start-up time or memory.
 LATE_OURS = {
-    *("netproxy.admin.commands", "netproxy.admin.control_socket", "netproxy.admin.explain"),
+    *("netproxy.admin.accounts", "netproxy.admin.commands"),
+    *("netproxy.admin.control_socket", "netproxy.admin.explain"),
     *("netproxy.admin.listing",),
     *("netproxy.admin.http_server", "netproxy.admin.site", "netproxy.admin.stats"),
     *("netproxy.access.removals", "netproxy.access.users", "netproxy.daemon.main"),

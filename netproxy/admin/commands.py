@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Mapping, Protocol, Sequence
 
-from netproxy.admin.accounts import AccountCommands
 from netproxy.admin.control_client import ActAfterAnswer
 from netproxy.admin.control_socket import CommandError
 from netproxy.interfaces.services import DaemonState
 from netproxy.observe.log import LEVELS
 
 if TYPE_CHECKING:
+    from netproxy.admin.accounts import AccountCommands
     from netproxy.admin.control_client import Command, CommandRequest
     from netproxy.admin.control_socket import ReloadRequests
     from netproxy.admin.stats import Stats
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 FILTERS = ("user", "client", "listener", "upstream", "target")
 """Keys of a request that select flows by a value; "ids" selects them by number."""
+
+ACCOUNT_COMMANDS = ("users", "clients", "limit", "ban", "unban")
+"""The commands of admin.accounts."""
 
 
 class StatsSource(Protocol):
@@ -48,7 +52,9 @@ class Commands:
         self._source = source
         self._reloads = reloads
         self._log = log
-        self._accounts = AccountCommands(daemon, log)
+        # Guards _accounts, which is made when it is first needed.
+        self._lock = threading.Lock()
+        self._accounts: AccountCommands | None = None
 
     def table(self) -> Mapping[str, Command]:
         """Return the commands by name."""
@@ -66,8 +72,18 @@ class Commands:
             "log": self.set_level,
             "reload": self.reload,
             "drain": self.drain,
-            **self._accounts.table(),
+            **{name: self._about_accounts for name in ACCOUNT_COMMANDS},
         }
+
+    def _about_accounts(self, request: CommandRequest) -> object:
+        """Answer a command about users and clients."""
+        # Imported late: few daemons are ever asked.
+        from netproxy.admin.accounts import AccountCommands
+
+        with self._lock:
+            if self._accounts is None:
+                self._accounts = AccountCommands(self._daemon, self._log)
+        return self._accounts.table()[str(request["command"])](request)
 
     # -- looking
 
