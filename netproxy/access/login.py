@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
 
 from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
 from netproxy.interfaces.connections import Blocking, Events, Steps
+from netproxy.interfaces.fairness import client_key
 
 if TYPE_CHECKING:
     from netproxy.access.backoff import BackOff
@@ -132,7 +133,7 @@ class Login:
         text = name.decode("utf-8", "replace")
         try:
             again = partial(self.check_penalty, name, password, client)
-            user = self._users.check(name, password, again)
+            user = self._users.check(name, password, again, client_key(client.host))
         except LoginUnavailable as error:
             if self._observer is not None:
                 self._observer.unavailable(client.host, text, str(error))
