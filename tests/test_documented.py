@@ -19,7 +19,8 @@ import pytest
 from netproxy import cli
 from netproxy.config.tree.parse import parse_text
 from netproxy.config.tree.hints import SECTIONS
-from netproxy.config.tree.node import MapReader, Problems, Source
+from netproxy.config.tree.node import MapReader, Source
+from netproxy.config.tree.problems import Problems
 from netproxy.config.read import check, read_config
 from netproxy.daemon.runtime import Runtime
 from netproxy.interfaces.flows import Traffic

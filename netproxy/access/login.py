@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
 
 from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
 from netproxy.interfaces.connections import Blocking, Events, Steps
+from netproxy.interfaces.fairness import client_key
 
 if TYPE_CHECKING:
     from netproxy.access.backoff import BackOff
@@ -93,6 +94,10 @@ class Login:
             credentials = Credentials(text, password, client.host, self._listener)
             again = partial(self.check_penalty, name, password, client)
             return (yield from self._ask(self._external, credentials, stream, again))
+        if self._users.recall(text, password):
+            # Without a thread: checks that take one do not delay a login that is remembered.
+            self._note_success(client.host)
+            return text, stamp
         user: str | None = yield Blocking(partial(self.check, name, password, client))
         return None if user is None else (user, stamp)
 
@@ -112,8 +117,7 @@ class Login:
                 self._observer.unavailable(client, user, str(error))
             raise
         if stamp is not None:
-            if self._back_off is not None:
-                self._back_off.succeeded(client, time.monotonic())
+            self._note_success(client)
             return user, stamp
         if self._observer is not None:
             self._observer.refused(client, user)
@@ -129,7 +133,7 @@ class Login:
         text = name.decode("utf-8", "replace")
         try:
             again = partial(self.check_penalty, name, password, client)
-            user = self._users.check(name, password, again)
+            user = self._users.check(name, password, again, client_key(client.host))
         except LoginUnavailable as error:
             if self._observer is not None:
                 self._observer.unavailable(client.host, text, str(error))
@@ -137,9 +141,13 @@ class Login:
         if user is None:
             if self._observer is not None:
                 self._observer.refused(client.host, text)
-        elif self._back_off is not None:
-            self._back_off.succeeded(client.host, time.monotonic())
+        else:
+            self._note_success(client.host)
         return user
+
+    def _note_success(self, host: str) -> None:
+        if self._back_off is not None:
+            self._back_off.succeeded(host, time.monotonic())
 
     def check_penalty(self, name: bytes, password: bytes, client: Address) -> None:
         """Raise LoginPenalised, counted and recorded, if a login is refused unchecked.

@@ -8,17 +8,17 @@ libcrypto is loaded at the first check: it costs 4 MiB, which a daemon without u
 used through _hashlib: hashlib and hmac ignore an ImportError of _hashlib and then have no scrypt
 until the process ends, but _hashlib itself is imported again at the next check.
 
-Checks share MEMORY_LIMIT: so many run at the same time as fit, and the others wait.
+Checks share MEMORY_LIMIT: so many run at the same time as fit, and the others wait, in turn by
+client.
 """
 
 from __future__ import annotations
 
 import binascii
 import os
-import threading
-from contextlib import contextmanager
-from typing import Callable, Iterator, Mapping, NamedTuple
+from typing import Callable, Mapping, NamedTuple
 
+from netproxy.access.memory_share import MemoryShare
 from netproxy.errors import LoginUnavailable
 
 COST, BLOCK, PARALLEL = 16384, 8, 1
@@ -75,7 +75,7 @@ class Users:
         # Checked for unknown users, so that they take as long as the others.
         costliest = max(self._hashed.values(), key=_work, default=None) or _DEFAULT_DECOY
         self._decoy = costliest._replace(salt=bytes(SALT_BYTES), digest=bytes(HASH_BYTES))
-        self._memory = _MemoryShare(MEMORY_LIMIT)
+        self._memory = MemoryShare(MEMORY_LIMIT)
         self._seen: dict[str, bytes] = {}
         """Keyed digests of passwords that were right, by user.  Assignments are atomic."""
         self._seen_plain: set[str] = set()
@@ -93,17 +93,20 @@ class Users:
         password = self._hashed.get(user) or self._plain.get(user)
         return None if password is None else hash(password)
 
-    def check(self, name: bytes, password: bytes, begin: Callable[[], None] = _begin) -> str | None:
+    def check(
+        self, name: bytes, password: bytes, begin: Callable[[], None] = _begin, client: str = ""
+    ) -> str | None:
         """Return the user's name if the password is right, else None.
 
         Blocks for some 50 ms if any password is hashed, longer if other checks are running.
         `begin` is called when its turn has come, and may raise an error instead of the check.
+        `client` is a key: those who wait have their turns by client.
         Raises LoginUnavailable if there is no memory for the check.
         """
         user = name.decode("utf-8", "replace")
         try:
             # If any user has a hash, every check computes one: the time must not tell who has none.
-            right = self._check_hash(user, password, begin) if self._hashed else False
+            right = self._check_hash(user, password, begin, client) if self._hashed else False
             import hmac  # late: it brings libcrypto
         except (ImportError, MemoryError) as error:
             raise LoginUnavailable(f"no memory to check the password ({error})") from error
@@ -147,7 +150,9 @@ class Users:
 
         return hmac_digest(self._key, password, "sha256")
 
-    def _check_hash(self, user: str, password: bytes, begin: Callable[[], None]) -> bool:
+    def _check_hash(
+        self, user: str, password: bytes, begin: Callable[[], None], client: str
+    ) -> bool:
         seen = self._digest(password)  # before hmac, which then uses OpenSSL as well
         import hmac
 
@@ -155,39 +160,13 @@ class Users:
         if hmac.compare_digest(self._seen.get(user, bytes(32)), seen):
             return True
         expected = self._hashed.get(user, self._decoy)
-        with self._memory.of(_needed_memory(expected)):
+        with self._memory.of(_needed_memory(expected), client):
             begin()
             digest = _scrypt(password, expected)
         right = hmac.compare_digest(digest, expected.digest) and user in self._hashed
         if right:
             self._seen[user] = seen
         return right
-
-
-class _MemoryShare:
-    """Divides an amount of memory between the checks that run at the same time."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        # Guards _free.
-        self._changed = threading.Condition()
-        self._free = limit
-        # Held by the one check that waits for memory: small checks do not overtake a large one.
-        self._turn = threading.Lock()
-
-    @contextmanager
-    def of(self, size: int) -> Iterator[None]:
-        """Take so many bytes, all of them at most, and give them back at the end; may wait."""
-        size = min(size, self._limit)
-        with self._turn, self._changed:
-            self._changed.wait_for(lambda: self._free >= size)
-            self._free -= size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += size
-                self._changed.notify_all()
 
 
 def hash_password(password: str, cost: int = COST) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from netproxy.config.sections.listeners import ListenerReader
-from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node
+from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import (
     AuthConfig,
     Config,
@@ -41,6 +42,7 @@ TOKEN_FLOOR = 16
 
 def read_config(root: Node, problems: Problems) -> Config:
     """Return the configuration of a tree.  If `problems` has errors it must not be used."""
+    problems.hide_values_of(root)
     return _ConfigReader(problems).read(MapReader(root, "", problems))
 
 

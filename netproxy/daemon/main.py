@@ -18,7 +18,8 @@ from typing import Iterable, NamedTuple, Sequence, TextIO
 
 from netproxy import __version__
 from netproxy.config.tree.load import load_file
-from netproxy.config.tree.node import Node, Problems
+from netproxy.config.tree.node import Node
+from netproxy.config.tree.problems import Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
 from netproxy.config.url import listener_node
@@ -104,8 +105,7 @@ def _configure(options: Options) -> Config:
     root = load_file(path) if path else Node({}, "built-in configuration")
     if not isinstance(root.value, dict):
         raise ConfigError("must be a mapping of keys to values", root.place)
-    tree = dict(root.value)
-    problems = Problems()
+    tree, problems = dict(root.value), Problems()
     if options.listen or "listeners" not in tree or tree["listeners"].value == "":
         urls = options.listen or [options.default_listener]
         tree["listeners"] = Node(_listeners(urls, problems), "-l")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _hashlib
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,8 @@ from netproxy.access.login import Login
 from netproxy.access.users import MEMORY_LIMIT, Users, hash_password
 from netproxy.errors import LoginPenalised, LoginUnavailable
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.connections import Blocking
+from netproxy.net.stream import Stream
 
 CLIENT = Address("192.0.2.1", 4000)
 
@@ -113,3 +116,20 @@ def test_logins_that_wait_for_their_check_are_refused_once_a_penalty_has_begun(
     assert [type(guess.exception()) for guess in guesses] == [LoginPenalised] * 20
     assert other.result() == "alice"
     assert recorder.told == [("192.0.2.1", "alice", "penalty")] * 20
+
+
+def test_remembered_login_needs_no_thread() -> None:
+    """Hazard 110."""
+    users = Users({"alice": hash_password("secret", 1024), "bob": "plain"})
+    login = Login(users, "required")
+    left, right = socket.socketpair()
+    with left, right:
+        stream = Stream(left)
+        for name, password in ((b"alice", b"secret"), (b"bob", b"plain")):
+            need = next(login.authenticate(name, password, CLIENT, stream))
+            assert isinstance(need, Blocking) and need.block() == name.decode()
+            with pytest.raises(StopIteration) as ended:
+                next(login.authenticate(name, password, CLIENT, stream))
+            assert ended.value.value == (name.decode(), login.stamp(name.decode()))
+            need = next(login.authenticate(name, b"wrong", CLIENT, stream))
+            assert isinstance(need, Blocking) and need.block() is None

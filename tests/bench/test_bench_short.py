@@ -151,6 +151,19 @@ def test_rules_benchmark_finds_listed_names_and_no_others() -> None:
     }
 
 
+def test_logins_benchmark_refuses_every_wrong_login_and_no_good_one() -> None:
+    """Hazard 110, for some seconds."""
+    text = output("logins.py", "--seconds", "2", "--spread", "1", "--addresses", "400")
+    table = rows(text, r"(none|1 addresses)((?: +[\d.]+){6}) +(\d+) +[\d.]+ +[\d.]+ +[\d.]+$")
+    assert [row[0] for row in table] == ["none", "1 addresses"]
+    assert all(row[2] == "0" for row in table)
+    counted = re.findall(r"failures_total\{reason=\"(\w+)\"\} ([\d,]+)", text)
+    assert {reason for reason, _ in counted} == {"penalty", "refused"}
+    # The last part has one wrong login of each address, and no penalty.
+    assert counted[-1] == ("refused", "400")
+    assert "Traceback" not in text
+
+
 def test_tunnel_benchmark_measures_tunnels_and_ssh() -> None:
     if shutil.which("/usr/sbin/sshd") is None or shutil.which("openssl") is None:
         pytest.skip("openssh-server or openssl is not installed")

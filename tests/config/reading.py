@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from netproxy.config.tree.parse import parse_text
-from netproxy.config.tree.node import Node, Problems, Source
+from netproxy.config.tree.node import Node, Source
+from netproxy.config.tree.problems import Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config, HopConfig, UpstreamConfig
 from netproxy.errors import ConfigError

@@ -69,7 +69,7 @@ pytest.importorskip("yaml")
         ("users: {a: {password: ''}}", "c.yaml:1:23: users.a.password: is missing or empty"),
         (
             "users: {'a:b': {password: x}}",
-            "c.yaml:1:16: users.a:b: a user's name has 1 to 255 bytes and no ':'",
+            "c.yaml:1:16: users.a: a user's name has 1 to 255 bytes and no ':'",
         ),
         (
             "users: {a: {password: x, limits: {sessions: 0}}}",

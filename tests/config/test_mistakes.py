@@ -84,7 +84,7 @@ VALUES = {
         "1:13: listeners[0] must be a mapping of keys to values (there is no space after "
         "'protocol:')"
     ),
-    "log: {level:info}": "1:7: log.level:info: has no space after 'level:'",
+    "log: {level:info}": "1:7: log.level: there is no space after 'level:'",
     "default: 10.0.0.1:1080": (
         "1:10: default: not an upstream: write scheme://host:port, direct or block "
         "(the scheme is missing: socks5://... or http://...)"
@@ -201,7 +201,7 @@ def test_keys_of_the_hints_belong_to_one_section_each() -> None:
 
 def test_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     from netproxy.config.tree.load import load_file
-    from netproxy.config.tree.node import Problems
+    from netproxy.config.tree.problems import Problems
     from netproxy.config.read import read_config
 
     (tmp_path / "conf.d").mkdir()

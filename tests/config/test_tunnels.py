@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from netproxy.config.tree.load import load_file
-from netproxy.config.tree.node import Problems
+from netproxy.config.tree.problems import Problems
 from netproxy.config.read import read_config
 from netproxy.config.schema import (
     AgentConfig,

@@ -9,7 +9,7 @@ import pytest
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config, QuotaConfig, UserLimitsConfig
 from netproxy.config.tree.load import load_file
-from netproxy.config.tree.node import Problems
+from netproxy.config.tree.problems import Problems
 from netproxy.errors import ConfigError
 from tests.config.reading import HASH
 

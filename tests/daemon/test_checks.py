@@ -17,7 +17,7 @@ import pytest
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Place
 from netproxy.config.tree.load import load_file
-from netproxy.config.tree.node import Problems
+from netproxy.config.tree.problems import Problems
 from netproxy.daemon.build import build
 from netproxy.daemon.checks import certificates as certificates_module
 from netproxy.daemon.checks import sockets

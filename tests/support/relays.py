@@ -16,7 +16,8 @@ from typing import Any, Iterator
 import pytest
 
 from netproxy.config.tree.parse import parse_text
-from netproxy.config.tree.node import Problems, Source
+from netproxy.config.tree.node import Source
+from netproxy.config.tree.problems import Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config
 from netproxy.daemon.build import build

@@ -47,7 +47,10 @@ class ExternalMaker:
             return ServiceChecker(config.url)
         program = config.command[0]
         if not (os.path.isfile(program) and os.access(program, os.X_OK)):
-            message = f"auth.command: {program} is not a program that can be run"
+            # A command in one text may hold a secret behind its first word.
+            path, blank, _ = program.partition(" ")
+            hint = " (write the program and its arguments as a list)" if blank else ""
+            message = f"auth.command: {path} is not a program that can be run{hint}"
             raise ConfigError(message, config.place)
         # late: as above
         from netproxy.access.external.command import CommandChecker

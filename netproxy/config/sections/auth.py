@@ -10,7 +10,8 @@ from typing import Collection
 
 from netproxy.config.schema import AuthConfig, TimeoutsConfig, UserLimitsConfig
 from netproxy.config.sections.users import read_user_limits
-from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node
+from netproxy.config.tree.problems import Problems
 from netproxy.interfaces.networks import is_loopback
 
 LIMITS = ("connections", "sessions", "connection_rate", "rate", "rate_up", "rate_down", "burst")
@@ -35,7 +36,9 @@ def read_auth(section: MapReader, timeouts: TimeoutsConfig) -> AuthConfig:
         if "/" in command[0]:
             command = (node.source.resolve(command[0]), *command[1:])
         else:
-            section.add_error("command", f"'{command[0]}' is not the path of a program")
+            # The rest of a command in one text may hold a secret.
+            program = command[0].partition(" ")[0]
+            section.add_error("command", f"'{program}' is not the path of a program")
     has_command, has_url = node is not None, section.has("url")
     auth = AuthConfig(
         command,

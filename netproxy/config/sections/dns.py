@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Iterator, NamedTuple, Sequence
 
-from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node
+from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import (
     DnsConfig,
     DnsRuleConfig,

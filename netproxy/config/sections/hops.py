@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Container
 
-from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node
+from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import HopConfig, Place, UpstreamTlsConfig
 from netproxy.config.sections.binds import read_bind
 from netproxy.config.sections.tls import read_client_tls

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node
+from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import AnnounceConfig, LimitsConfig, ListenerConfig, Place, UdpConfig
 from netproxy.config.sections.binds import read_bind
 from netproxy.config.sections.clients import read_clients

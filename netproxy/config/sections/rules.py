@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Collection
 
 from netproxy.config.hours import parse_hours
-from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node
+from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import AutoConfig, ConditionsConfig, DestinationsConfig, RuleConfig
 from netproxy.config.units import parse_network
 from netproxy.config.sections.upstreams import UpstreamReader

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Iterable, NamedTuple
 
-from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node
+from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import (
     AgentConfig,
     BridgeAgentConfig,
@@ -132,7 +133,8 @@ class TunnelReader:
     def _read_agents(self, section: MapReader) -> dict[str, BridgeAgentConfig]:
         agents = {}
         for name, node in section.rest().items():
-            agent = MapReader(node, f"{section.path}.{name}", self._problems)
+            path = f"{section.path}.{name.partition(':')[0]}"  # a token may follow the colon
+            agent = MapReader(node, path, self._problems)
             if not re.match(AGENT_NAME, name):
                 agent.add_error("", _AGENT_NAME_ERROR)
             agents[name] = BridgeAgentConfig(self._token(agent), self._ports(agent))

@@ -10,7 +10,8 @@ import re
 from typing import Callable, Container, Iterator, Sequence
 
 from netproxy.config.sections.hops import HopReader
-from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node
+from netproxy.config.tree.problems import Problems
 from netproxy.config.schema import (
     GroupConfig,
     HealthConfig,

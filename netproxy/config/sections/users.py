@@ -11,7 +11,8 @@ import time
 from netproxy.config.schema import PenaltyConfig, QuotaConfig, UserConfig, UserLimitsConfig
 from netproxy.config.sections.binds import read_bind
 from netproxy.config.sections.upstreams import UpstreamReader
-from netproxy.config.tree.node import MapReader, Node, Problems
+from netproxy.config.tree.node import MapReader, Node
+from netproxy.config.tree.problems import Problems
 from netproxy.config.units import parse_frequency, parse_rate, parse_size, parse_whole
 
 HASH_PREFIX = "scrypt$"
@@ -65,6 +66,9 @@ def _user_reader(name: str, node: Node, problems: Problems) -> MapReader:
 
 def read_user(name: str, section: MapReader, upstreams: UpstreamReader) -> UserConfig:
     """Return one user."""
+    if ":" in name:
+        # What follows the colon is probably a password.
+        section.path = f"users.{name.partition(':')[0]}"
     password = section.secret("password")
     # HTTP Basic separates name and password by a colon.
     if not 0 < len(name.encode()) <= NAME_LIMIT or ":" in name:

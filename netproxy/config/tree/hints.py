@@ -9,6 +9,7 @@ import re
 
 _NO_SPACE = r"([A-Za-z_][A-Za-z0-9_-]*):(?!//)[^\s]"
 """A key and its value without a space between them."""
+NO_VALUE = "unknown key without a value (a text with a comma is written in quotes)"
 EDITS_LIMIT = 2
 """Edits between a word and the known word that is suggested for it."""
 SECTIONS = {

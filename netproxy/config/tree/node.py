@@ -8,15 +8,18 @@ reports the keys that nobody has taken as unknown.
 from __future__ import annotations
 
 import os
-from typing import Callable, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Callable, NamedTuple, TypeVar
 
 from netproxy.config.units import parse_duration, parse_whole
-from netproxy.errors import ConfigError, printable
+
+if TYPE_CHECKING:
+    from netproxy.config.tree.problems import Problems
 
 Value = TypeVar("Value")
 Default = TypeVar("Default")
 DURATION_FLOOR = 0.001
 """Seconds: the shortest duration that a key accepts unless it has its own minimum."""
+PATH_ITSELF = "takes the path itself, without !file"
 
 
 class Source(NamedTuple):
@@ -28,6 +31,8 @@ class Source(NamedTuple):
     """True if every user of the machine can read the text there."""
     is_value: bool = False
     """True if the text is that of the whole file, which is named by !file."""
+    is_hidden: bool = False
+    """True if the text comes from !file or the environment, so that no message repeats it."""
 
     def resolve(self, path: str) -> str:
         """Return a path of the file, which is relative to the folder of the file."""
@@ -43,32 +48,6 @@ class Node(NamedTuple):
     key_place: str = ""
     """The place of the node's key; "" if it has none."""
     source: Source = Source()
-
-
-class Problems:
-    """Errors and warnings of one configuration, in the order in which they were found."""
-
-    def __init__(self) -> None:
-        self.errors: list[ConfigError] = []
-        self.warnings: list[str] = []
-        self._exposed: set[str] = set()
-        """The files that a warning of exposed() names."""
-
-    def add(self, message: str, place: str) -> None:
-        """Add an error: the configuration cannot be used."""
-        self.errors.append(ConfigError(message, place))
-
-    def warn(self, message: str, place: str) -> None:
-        """Add a warning: the configuration can be used, but probably should not."""
-        self.warnings.append(printable(f"{place}: {message}"))
-
-    def check_secret(self, node: Node) -> None:
-        """Warn once for each file whose secrets every user of the machine can read."""
-        path = node.source.path
-        if node.source.exposed and path not in self._exposed:
-            self._exposed.add(path)
-            message = f"every user of this machine can read this secret: chmod o-r {path}"
-            self.warn(message, node.place)
 
 
 class MapReader:
@@ -143,6 +122,9 @@ class MapReader:
         """Take the path of a file, which is relative to the folder of the file that names it."""
         node = self._left.get(key)
         path = self.text(key)
+        if node is not None and node.source.is_value:
+            self.add_error(key, PATH_ITSELF)
+            return ""
         return node.source.resolve(path) if node is not None else ""
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
@@ -153,7 +135,9 @@ class MapReader:
                 from netproxy.config.tree.hints import EDITS_LIMIT, suggestion  # late: for errors
 
                 hint = suggestion(text, choices, EDITS_LIMIT)
-                raise ValueError(f"'{text}' is not one of {', '.join(choices)}{hint}")
+                # A URL or user:password is no misspelled word, and holds a secret.
+                subject = "is" if ":" in text else f"'{text}' is"
+                raise ValueError(f"{subject} not one of {', '.join(choices)}{hint}")
             return text
 
         return self.read(key, parse, default)
@@ -201,7 +185,11 @@ class MapReader:
     def paths(self, key: str) -> tuple[str, ...]:
         """Take a list of paths of files, as path_of() does."""
         nodes = self._nodes(key)
-        return tuple(nodes[0].source.resolve(path) for path in self.values(key, _path))
+        paths = self.values(key, _path)
+        if any(node.source.is_value for node in nodes):
+            self.add_error(key, PATH_ITSELF)
+            return ()
+        return tuple(nodes[0].source.resolve(path) for path in paths)
 
     def mapping(self, key: str) -> MapReader:
         """Take a mapping and return its reader; an empty one if the key is not there."""
@@ -220,11 +208,15 @@ class MapReader:
 
             place = node.key_place or node.place
             if node.value == "" and (joined := hints.joined_key(key)):
-                self._add(key, f"has no space after '{joined}:'", place)
+                self._add(joined, f"there is no space after '{joined}:'", place)
                 continue
             known = tuple(self._keys)
             near = hints.suggestion(key, known, hints.EDITS_LIMIT)
             hint = near or hints.misplaced(key, known) or hints.suggestion(key, known)
+            if node.value == "" and not hint:
+                # It may be the second half of a password that has a comma.
+                self.problems.add(f"{self.path or 'the file'}: {hints.NO_VALUE}", place)
+                continue
             self._add(key, f"unknown key{hint}", place)
 
     def add_error(self, key: str, message: str, place: str = "") -> None:

@@ -147,8 +147,9 @@ def _scalar(node: YamlNode, place: str, source: Source) -> Node:
 
     expanded = _checked_text(_VARIABLE.sub(variable, text), place)
     # The file does not tell what the environment does.
-    exposed = source.exposed and expanded == text
-    return Node(expanded, place, "", source if exposed else Source(source.path))
+    if expanded == text:
+        return Node(text, place, "", source)
+    return Node(expanded, place, "", Source(source.path, is_hidden=True))
 
 
 def _checked_text(text: str, place: str) -> str:
@@ -167,7 +168,7 @@ def _read_value(path: str, place: str) -> Node:
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(VALUE_LIMIT + 1)
-            source = Source(path, is_exposed(file), is_value=True)
+            source = Source(path, is_exposed(file), is_value=True, is_hidden=True)
     except OSError as error:
         raise ConfigError(f"!file {path}: {error.strerror}", place) from error
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Iterable, Iterator, NamedTuple
 
-from netproxy.config.tree.node import Problems
+from netproxy.config.tree.problems import Problems
 from netproxy.config.tree.parse import is_exposed
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Iterator, NamedTuple
 
 from netproxy.config.read import check
 from netproxy.config.schema import Config, Place
-from netproxy.config.tree.node import Problems
+from netproxy.config.tree.problems import Problems
 from netproxy.config.used import name_servers, used_upstreams
 from netproxy.daemon.checks.modules import check_ctypes, check_modules
 from netproxy.daemon.checks.routing import check_rules, check_udp

@@ -11,7 +11,7 @@ from typing import Iterator
 
 from netproxy.access.factory import user_with_quota
 from netproxy.config.schema import Config
-from netproxy.config.tree.node import Problems
+from netproxy.config.tree.problems import Problems
 from netproxy.config.used import name_servers, used_upstreams
 
 PACKAGES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from netproxy.config.schema import Config
-from netproxy.config.tree.node import Problems
+from netproxy.config.tree.problems import Problems
 
 if TYPE_CHECKING:
     from netproxy.dialer.factory import DialerFactory

@@ -9,7 +9,7 @@ from typing import Iterator
 
 from netproxy.access.destinations import OwnSockets
 from netproxy.config.schema import Config, HopConfig, UpstreamConfig
-from netproxy.config.tree.node import Problems
+from netproxy.config.tree.problems import Problems
 from netproxy.daemon.own_sockets import METRICS, WantedSocket, sockets_of, wanted_sockets
 from netproxy.config.used import used_upstreams
 from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip

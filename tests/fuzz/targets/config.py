@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from netproxy.config.tree.parse import parse_text
-from netproxy.config.tree.node import Node, Problems, Source
+from netproxy.config.tree.node import Node, Source
+from netproxy.config.tree.problems import Problems
 from netproxy.config.read import check, read_config
 from netproxy.config.url import (
     hop_node,
