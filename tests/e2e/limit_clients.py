@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 from tests.e2e.browser import Loaded, load
-from tests.e2e.peers import CONNECT, Endpoint, Login, Refused, exactly, listen, socks5
+from tests.e2e.peers import CONNECT, Endpoint, Login, Make, Refused, exactly, listen, socks5
 from tests.e2e.seccomp import without_batches
 from tests.e2e.support import LOOPBACK, environment, program
 
@@ -40,6 +40,10 @@ class Proxy(NamedTuple):
 
     address: Endpoint
     login: Login | None
+    enter: Callable[[], None] | None = None
+    """Moves a program to the network namespace of the clients."""
+    make: Make = socket.socket
+    """Creates sockets there."""
 
     def url(self, scheme: str) -> str:
         """Return the URL for programs."""
@@ -47,16 +51,18 @@ class Proxy(NamedTuple):
         return f"{scheme}://{user}{self.address[0]}:{self.address[1]}"
 
 
-def _run(*command: str) -> tuple[int, str]:
+def _run(proxy: Proxy, *command: str) -> tuple[int, str]:
     """Return the exit status, and everything that the program has printed."""
-    done = subprocess.run(command, capture_output=True, env=environment(), timeout=60)
+    done = subprocess.run(
+        command, capture_output=True, env=environment(), timeout=60, preexec_fn=proxy.enter
+    )
     return done.returncode, (done.stdout + done.stderr).decode()
 
 
 def _curl(proxy: Proxy, scheme: str, *more: str) -> tuple[int, str]:
     url = f"http://{TARGET[0]}:{TARGET[1]}/"
     options = ("-q", "-sS", "-i", "-m", "50", "--noproxy", "", "-x", proxy.url(scheme))
-    return _run(program("curl"), *options, *more, url)
+    return _run(proxy, program("curl"), *options, *more, url)
 
 
 def curl_by_socks5(proxy: Proxy, reply: Reply) -> None:
@@ -89,7 +95,7 @@ def curl_by_connect(proxy: Proxy, reply: Reply) -> None:
 def _wget(proxy: Proxy, scheme: str) -> tuple[int, str]:
     options = ("-t", "1", "-O", "-", "-e", "use_proxy=yes", "-e")
     setting = f"{scheme}_proxy={proxy.url('http')}"
-    return _run(program("wget"), *options, setting, f"{scheme}://{TARGET[0]}:{TARGET[1]}/")
+    return _run(proxy, program("wget"), *options, setting, f"{scheme}://{TARGET[0]}:{TARGET[1]}/")
 
 
 def wget_by_http(proxy: Proxy, reply: Reply) -> None:
@@ -171,7 +177,7 @@ class LoginRelay:
     def __init__(self, proxy: Proxy) -> None:
         credentials = base64.b64encode(":".join(proxy.login or ()).encode())
         self._field = b"Proxy-Authorization: Basic " + credentials + b"\r\n" if proxy.login else b""
-        self._proxy = proxy.address
+        self._proxy = proxy
         self._server = listen(LOOPBACK)
         self.port: int = self._server.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept)]
@@ -186,7 +192,8 @@ class LoginRelay:
                 thread.start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, suppress(OSError, EOFError), socket.create_connection(self._proxy) as proxy:
+        with client, suppress(OSError, EOFError), self._proxy.make() as proxy:
+            proxy.connect(self._proxy.address)
             line = b""
             while not line.endswith(b"\n"):
                 line += exactly(client, 1)
