@@ -62,7 +62,7 @@ def configuration(case: Case, state: Path) -> str:
     return (
         f"listeners: [{{name: main, listen: '{LOOPBACK}:0', auth: required}}]\n"
         f"users: {{alice: {{password: secret, {case.alice}}}, bob: {{password: secret}}}}\n"
-        f"{case.more.format(state=state)}\n"
+        f"{case.more.replace("{state}", str(state))}\n"
     )
 
 
