@@ -59,10 +59,11 @@ REFUSED = {
 
 def configuration(case: Case, state: Path) -> str:
     """Return the configuration of a daemon with a limited user, and another one."""
+    more = case.more.replace("{state}", str(state))
     return (
         f"listeners: [{{name: main, listen: '{LOOPBACK}:0', auth: required}}]\n"
         f"users: {{alice: {{password: secret, {case.alice}}}, bob: {{password: secret}}}}\n"
-        f"{case.more.replace("{state}", str(state))}\n"
+        f"{more}\n"
     )
 
 

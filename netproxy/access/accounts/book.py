@@ -41,9 +41,6 @@ GRANTS_LIMIT = 16384
 IDLE_LIMIT = 4096
 """Subjects without flows whose rates are remembered until they have recovered."""
 
-LEDGER_FULL = "no room to count the client"
-"""The reason of a flow whose user or client finds no place in the ledger."""
-
 
 class AccountBook:
     """Opens the accounts of all flows (interfaces.accounts.Accounts)."""
@@ -118,7 +115,8 @@ class AccountBook:
                 # Few calls: every connection passes here.
                 subjects = [known.get(key) or self._subject(*key) for key in keys]
             except LedgerFull:
-                raise FlowRefused(Reason.LIMIT, said=LEDGER_FULL, decided="the ledger") from None
+                full = "no room to count the client"
+                raise FlowRefused(Reason.LIMIT, said=full, decided="the ledger") from None
             is_limited = False
             for subject in subjects:
                 if subject.limits is not NO_LIMITS:
