@@ -383,7 +383,8 @@ class NatTable:
         key: object = (dialer, flow.target) if symmetric else dialer
         if key in client.mappings:
             return client.mappings[key], ()
-        now, host, evicted = time.monotonic(), client.address.host, list[NatMapping]()
+        now, host = time.monotonic(), client.address.host
+        evicted: list[NatMapping] = []
         if not self._quota.has_room(host, flow.user):
             session = self._quota.evictable(self._mappings, client, flow.user, now)
             if session is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import socket
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Callable, NamedTuple
 from tests.e2e.browser import Loaded, load
 from tests.e2e.peers import CONNECT, Endpoint, Login, Make, Refused, exactly, listen, socks5
 from tests.e2e.seccomp import without_batches
-from tests.e2e.support import LOOPBACK, environment, program
+from tests.e2e.support import LOOPBACK, ROOT, environment, program
 
 # Nothing listens here, and no refused request comes so far.
 TARGET: Endpoint = (LOOPBACK, 9)
@@ -136,6 +137,13 @@ PROGRAMS: tuple[Callable[[Proxy, Reply], None], ...] = (
     wget_by_connect,
     raw_socks5,
 )
+
+
+def ban(control: Path, user: str) -> None:
+    """Ban a user with netproxyctl."""
+    code = "import sys; from netproxy.cli import control_main; sys.exit(control_main())"
+    command = [sys.executable, "-c", code, "-s", str(control), "ban", user]
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=60)
 
 
 def dig_by_socks5(proxy: Proxy, server: Endpoint, directory: Path) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from typing import Iterator, NamedTuple
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.limit_clients import Proxy, dig_by_socks5
+from tests.e2e.limit_clients import Proxy, ban, dig_by_socks5
 from tests.e2e.peers import Association, Refused, UdpEcho
 from tests.e2e.support import LOOPBACK, SECONDS, Netproxyd, wait_for
 from tests.e2e.test_udp_clients import ANSWER, dns_answer
@@ -53,6 +53,7 @@ REFUSED = {
     "quota": Case(
         "limits: {quota: 8B}", "quota used up", "users.alice.limits.quota", "state: {state}"
     ),
+    "ban": Case("", "user banned", '"netproxyctl ban"', "control: unix:{state}/control"),
     "expires": Case("expires: 2020-01-31", "user expired", "users.alice.expires", first=False),
 }
 
@@ -128,6 +129,8 @@ def test_associations_of_a_user_with_nothing_left_are_refused(
     if case.first:
         with Association(daemon.server, ALICE) as association:
             association.echo(udp_echo.address, b"8 bytes.")
+            if name == "ban":
+                ban(tmp_path / "state" / "control", ALICE[0])
             ended = f'ended="{case.reason}" .*decided={case.decided}$'
             daemon.said(f"msg=finished .*user=alice network=udp .*{ended}")
             for _ in range(DATAGRAMS):

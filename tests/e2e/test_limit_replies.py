@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.browser import Loaded, find_browser
 from tests.e2e.conftest import Start
-from tests.e2e.limit_clients import CLOSED, PROGRAMS, Proxy, Reply, browse
+from tests.e2e.limit_clients import CLOSED, PROGRAMS, Proxy, Reply, ban, browse
 from tests.e2e.peers import CONNECT, TcpEcho, echo, socks5
 from tests.e2e.support import LOOPBACK, Netproxyd
 
@@ -89,6 +89,12 @@ LIMITS = {
         "expires: 2020-01-31",
         first=False,
     ),
+    "ban": Limit(
+        Reply(*FORBIDDEN, "user banned"),
+        "requests_refused{user banned}",
+        refused("user banned", '"netproxyctl ban"'),
+        more="control: unix:{state}/control",
+    ),
     "hours": Limit(
         Reply(*FORBIDDEN, "not allowed by the rules"),
         "dial_failures{not allowed by the rules}",
@@ -118,7 +124,7 @@ class Limited:
     def __init__(self, start: Start, directory: Path, limit: Limit) -> None:
         state = directory / "state"
         state.mkdir()
-        self.limit = limit
+        self.limit, self._state = limit, state
         self.daemon: Netproxyd = start(
             config=limit.config.replace("{state}", str(state)), login=BOB
         )
@@ -131,11 +137,16 @@ class Limited:
         """Open the connection that is served, and keep it if the limit does."""
         if not self.limit.first:
             return
-        address, login = self.proxy
+        address, login = self.proxy.address, self.proxy.login
         held = stack.enter_context(closing(socks5(address, CONNECT, target.address, login)[0]))
         echo(held, b"eight by")
+        ended = ""
         if "quota" in self.limit.user:
             ended = 'ended="quota used up" decided=users.alice.limits.quota$'
+        if "control" in self.limit.more:
+            ban(self._state / "control", ALICE[0])
+            ended = 'ended="user banned" decided="netproxyctl ban"$'
+        if ended:
             self.daemon.said(f"msg=finished .*user=alice .*sent=8 received=8 .*{ended}")
 
 
