@@ -156,5 +156,12 @@ class DialError(NetProxyError):
         return ": ".join(filter(None, (self.hop, self.detail, self.said or self.reason.value)))
 
 
+class FlowRefused(DialError):
+    """A limit, a ban or the end of a user's terms refuses a flow before it is dialled.
+
+    `said` is the reason of its record and of its counter: a few words, none from a client.
+    """
+
+
 ReplyTable = dict[Reason, int]
 """The shape of each protocol's table of replies."""

@@ -180,6 +180,32 @@ def test_full_example_is_valid(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     check(read_config(parse_text(whole_text().encode(), Source(str(FULL))), problems), problems)
 
 
+USERS_PAGE = (ROOT / "docs" / "USERS.md").read_text()
+# A hash as `netproxyctl hash-password` prints it.
+HASH = re.search(r"scrypt[^:\s]+", (ROOT / "conf" / "examples" / "users-file").read_text())[0]
+
+
+def fenced(language: str) -> list[str]:
+    """Return the blocks of a language in the page about users."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", USERS_PAGE, re.M | re.S)
+
+
+@pytest.mark.parametrize("block", fenced("yaml"))
+def test_configuration_of_the_page_about_users_is_valid(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, block: str
+) -> None:
+    (lines,) = fenced("users")
+    files = {"users": lines.replace("HASH", HASH), "alice.hash": HASH, "bob.hash": HASH}
+    files |= {"netproxyd.yaml": re.sub("/(etc|var/lib)/netproxy", str(tmp_path), block)}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    shutil.copy(ROOT / "conf" / "examples" / "check-pam", tmp_path)
+    assert cli.main(["-t", "-c", str(tmp_path / "netproxyd.yaml")]) == 0
+    captured = capsys.readouterr()
+    assert (captured.err, captured.out.endswith("OK\n")) == ("", True)
+
+
 def options(parser: argparse.ArgumentParser) -> list[list[str]]:
     """Return the names of each option."""
     return [list(action.option_strings) for action in parser._actions if action.option_strings]

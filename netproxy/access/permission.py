@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Callable, Mapping, Protocol, Sequence
 
 from netproxy.interfaces.fairness import client_key
 from netproxy.errors import DialError, Reason
-from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, DECIDED_BY
+from netproxy.interfaces.listeners import CLIENT_NOT_ALLOWED, decided_by
 from netproxy.interfaces.services import Refusal
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Permission:
         `asked` returns what the client asked for; None: for the flow's target.
         """
         if refusal := self.refusal(flow):
-            decided = self._decided_by(refusal, flow.client.host)
+            decided = self._decided_by(refusal, flow.client.host, flow.user)
             refused = flow.refusal("requests_refused", refusal, decided)
             self._counter.refuse(refused if asked is None else refused._replace(asked=asked()))
             raise DialError(Reason.DENIED, said=refusal)
@@ -107,7 +107,7 @@ class Permission:
         """Return whether a new flow is refused; count and record its datagrams then."""
         refusal = self.refusal(flow)
         if refusal:
-            decided = self._decided_by(refusal, flow.client.host)
+            decided = self._decided_by(refusal, flow.client.host, flow.user)
             refused = flow.refusal("drops", refusal, decided)
             self._counter.refuse(refused, datagrams)
         return bool(refusal)
@@ -127,11 +127,11 @@ class Permission:
             return CLIENT_NOT_ALLOWED
         return self._standing.refusal("", client_key(client))
 
-    def _decided_by(self, refusal: str, client: str) -> str:
+    def _decided_by(self, refusal: str, client: str, user: str = "") -> str:
         """Return the key of the configuration that has decided a refusal."""
         if refusal == CLIENT_NOT_ALLOWED:
             return self._clients.refused_by(client)
-        return DECIDED_BY[refusal]
+        return decided_by(refusal, user)
 
     def follow(self, newer: Permission | None, router: Router) -> None:
         """Permit from now on what `newer` does; None if the listener has been removed.

@@ -1,6 +1,7 @@
 """Opens outbound connections: routes a flow and dials its target.
 
-A dial that fails is counted and recorded here; relay.connection records one that succeeds.
+A flow that is refused, and a dial that fails, is counted and recorded here; relay.connection
+records a dial that succeeds.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from functools import partial
 from select import POLLOUT
 from typing import TYPE_CHECKING
 
-from netproxy.errors import ClientLeft, DialError
+from netproxy.errors import ClientLeft, DialError, FlowRefused
 from netproxy.handler.stream_udp import NO_UPSTREAM, StreamUdpRelay, UotStream
 from netproxy.interfaces.connections import Blocking, Progress, Ready, Steps, Watched
 from netproxy.interfaces.flows import Flow, Record
@@ -125,7 +126,13 @@ class Outbound:
     def note_failure(
         self, flow: Flow, route: Route | None, started: float, error: DialError
     ) -> None:
-        """Count and record a failed dial; `route` is None if there was no upstream to dial."""
+        """Count and record a failed dial, or a flow that a limit refuses.
+
+        `route` is None if there was no upstream to dial.
+        """
+        if isinstance(error, FlowRefused):
+            self.counter.refuse(flow.refusal("requests_refused", error.said, error.decided))
+            return
         self.counter.count("dial_failures", error.reason.value)
         ended = str(error) if error.hop else error.reason.value
         upstream, rule = (NO_UPSTREAM, "") if route is None else (route.dialer.name, route.rule)

@@ -12,7 +12,7 @@ import select
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Hashable
 
-from netproxy.errors import DialError, EndOfStream, ProtocolError, Reason
+from netproxy.errors import DialError, EndOfStream, FlowRefused, ProtocolError, Reason
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.connections import READABLE, Wait
 from netproxy.interfaces.flows import Record
@@ -156,12 +156,14 @@ class StreamUdpRelay:
         self, flow: Flow, route: Route | None, error: DialError, recorded: bool = False
     ) -> None:
         """Count a flow that could not begin, and record it unless a session has done so."""
+        if isinstance(error, FlowRefused):
+            self.counter.refuse(flow.refusal("requests_refused", error.said, error.decided))
+            return
         self.counter.count("dial_failures", error.reason.value)
         if not recorded:
-            dialer, rule = (None, "") if route is None else (route.dialer, route.rule)
-            upstream, decided = dialer.name if dialer else NO_UPSTREAM, error.decided_by(rule)
-            record = Record(flow, upstream, 0, 0, 0.0, str(error), rule=rule, decided=decided)
-            self.observer.finished(record)
+            upstream, rule = (route.dialer.name, route.rule) if route else (NO_UPSTREAM, "")
+            record = Record(flow, upstream, 0, 0, 0.0, str(error), rule=rule)
+            self.observer.finished(record._replace(decided=error.decided_by(rule)))
 
 
 def refuse_without_udp(router: Router, flow: Flow) -> None:
@@ -275,10 +277,7 @@ class _Service:
         runs.flush()
 
     def _miss(self, address: Hashable, count: int) -> Entry | None:
-        """Make the entry of a frame's raw address.
-
-        Returns None if there is none to be had; the `count` datagrams have been counted then.
-        """
+        """Return the entry of a frame's raw address, or None if `count` datagrams were dropped."""
         assert isinstance(address, bytes)
         relay, permission = self._relay, self._relay.permission
         try:

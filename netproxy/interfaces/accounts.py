@@ -6,13 +6,23 @@ account's paces say how many bytes each direction may carry.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Mapping, Protocol
 
 if TYPE_CHECKING:
     from netproxy.interfaces.flows import Flow, LiveFlow
 
 UNLIMITED = 1 << 62
 """The mark of a direction without a limit."""
+SESSION_LIMIT = "session limit"
+_REASONS: Mapping[str, str] = {
+    "connections": "connection limit of the user",
+    "connection_rate": "connection rate of the user",
+}
+
+
+def limit_reason(key: str) -> str:
+    """Return the reason of what a limit refuses, by the limit's key in the configuration."""
+    return _REASONS.get(key.rpartition(".")[2], SESSION_LIMIT)
 
 
 class Pace(Protocol):
@@ -56,7 +66,9 @@ class Accounts(Protocol):
     """Opens accounts.  Thread: any; never blocks."""
 
     def open(self, flow: Flow) -> Account:
-        """Count a new flow in.  Raises DialError(LIMIT) if it exceeds a limit."""
+        """Count a new flow in.  Raises FlowRefused: LIMIT if it exceeds a limit, DENIED if
+        its user or its client gets nothing.
+        """
 
     def reached(self, user: str) -> str:
         """Return the key of the limit of UDP sessions that a user has reached, "" if none."""

@@ -37,7 +37,12 @@ DECIDED_BY: Mapping[str, str] = {
     "quota used up": "users.NAME.limits.quota",
 }
 """What decides if a client is refused for a reason: a key of the configuration, or a limit that has
-no key."""
+no key; NAME stands for a user."""
+
+
+def decided_by(refusal: str, user: str = "") -> str:
+    """Return what has refused or ended something of a user for a reason, "" if it is unknown."""
+    return DECIDED_BY.get(refusal, "").replace("NAME", user)
 
 
 class AllowedClients:

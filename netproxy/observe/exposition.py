@@ -44,7 +44,7 @@ COUNTER_METRICS = {
     ),
     "requests_refused": (
         "requests_refused_total",
-        "Requests that were refused without being routed, by reason.",
+        "Requests that were refused without a dial, by reason.",
     ),
     "sessions_evicted": ("udp_sessions_ended_total", "UDP sessions that have ended, by reason."),
     "tunnel_handshakes": (

@@ -10,7 +10,7 @@ from netproxy.errors import StreamError
 from netproxy.interfaces.addresses import UNSPECIFIED_ADDRESS
 from netproxy.interfaces.connections import Events
 from netproxy.interfaces.flows import Record, Traffic
-from netproxy.interfaces.listeners import DECIDED_BY
+from netproxy.interfaces.listeners import DECIDED_BY, decided_by
 from netproxy.interfaces.routing import Route
 from netproxy.net.stream import poll_watched
 from netproxy.relay.pipe import Outcome, PipeLimits, Relay
@@ -217,6 +217,7 @@ class OutboundConnection:
         self.account.close()
         if self._killed:
             ended = self._killed
+            fault = decided_by(ended, self.flow.user)
         elif client is not None and client.evicted:
             ended, fault = take_eviction(client)
         observer.finished(

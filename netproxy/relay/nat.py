@@ -12,7 +12,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Hashable, Iterable, NamedTuple, Sequence
 
-from netproxy.errors import DialError, Reason
+from netproxy.errors import DialError, FlowRefused, Reason
+from netproxy.interfaces.accounts import limit_reason
 from netproxy.relay.deferring_lock import DeferringLock
 from netproxy.relay.entry import Action, Entry, EntryState, Key, NatMapping
 from netproxy.relay.pending_dial import PendingDials
@@ -36,6 +37,7 @@ ENTRIES_LIMIT = 4096
 datagram to its target makes a new one."""
 UNROUTED_LIMIT = 256
 """Entries of a client in state ROUTING."""
+ASSOCIATION_ENDED = "association ended"
 RETRY_SECONDS = 2.0
 """How long a failed dial or lookup is not repeated.  After that a datagram repeats it."""
 
@@ -158,40 +160,39 @@ class NatTable:
             if route is None:
                 return self._enter_unrouted(key, client, flow, router, count)
             self._pending.check_carries_udp(route)
+            entry = Entry(key, client, flow)
+            action = self._enter(entry, route)
+        except FlowRefused as error:
+            self._drop(flow, error.said, count, error.decided)
+            return None
         except DialError as error:
             self._drop(flow, error.reason.value, count, error.decided or str(error))
             with self._lock:
                 self._keep_while_used(client, key[0])
             return None
-        entry = Entry(key, client, flow)
-        action = self._enter(entry, route, count)
-        if action is None:
-            return None
         self._pending.perform(entry, action)
         return entry
 
     def open_now(self, key: Key, client: Client, route: Route) -> Entry:
-        """Make an entry that is ready.  Blocks.  Raises DialError."""
+        """Make an entry that is ready.  Blocks.  Raises DialError, FlowRefused without room."""
         entry = Entry(key, client, route.flow)
-        action = self._enter(entry, route, 0)
-        if action is None:
-            decided = self._quota.reached(client.address.host, route.flow.user)
-            raise DialError(Reason.GENERAL, said="no room for another UDP session", decided=decided)
-        self._pending.open_now(entry, action)
+        self._pending.open_now(entry, self._enter(entry, route))
         return entry
 
-    def _enter(self, entry: Entry, route: Route, count: int) -> Action | None:
-        """Add an entry whose route is known; return None if it found no room."""
-        client, action = entry.client, None
+    def _enter(self, entry: Entry, route: Route) -> Action:
+        """Add an entry whose route is known.  Raises FlowRefused if it finds no room."""
+        client, action = entry.client, Action.NONE
         with self._lock:
-            if not self._admits(entry, count):
-                return None
+            if not self._admits(entry):
+                raise FlowRefused(Reason.GENERAL, said=ASSOCIATION_ENDED)
             mapping, evicted = self._mapping_for(client, route)
-            if mapping is not None:
+            if isinstance(mapping, NatMapping):
                 self.entries[entry.key] = entry
                 action = self._attach(entry, route.flow, mapping)
             self._keep_while_used(client, entry.key[0])
-        self._after_mapping(entry, mapping, evicted, count)
+        self._close_all(evicted)
+        if isinstance(mapping, FlowRefused):
+            raise mapping
         return action
 
     def _enter_unrouted(
@@ -200,7 +201,8 @@ class NatTable:
         """Add an entry whose target must be looked up before its upstream is known."""
         entry = Entry(key, client, flow)
         with self._lock:
-            if not self._admits(entry, count):
+            if not self._admits(entry):
+                self._drop_later(entry, ASSOCIATION_ENDED, count)
                 return None
             if len(client.unrouted) >= UNROUTED_LIMIT:
                 self._drop_later(entry, "waiting queue full", count)
@@ -222,12 +224,12 @@ class NatTable:
             if entry.state is not EntryState.ROUTING:
                 return action
             mapping, evicted = self._mapping_for(client, route)
-            if mapping is not None:
+            if isinstance(mapping, NatMapping):
                 client.unrouted.discard(entry.key)
                 action = self._attach(entry, route.flow, mapping)
-        self._after_mapping(entry, mapping, evicted, 0)
-        if mapping is None:
-            self.routing_failed(entry, "session limit", self._reached(entry))
+        self._close_all(evicted)
+        if isinstance(mapping, FlowRefused):
+            self.routing_failed(entry, mapping.said, mapping.decided)
         return action
 
     def routing_failed(self, entry: Entry, reason: str, decided: str = "") -> None:
@@ -281,7 +283,7 @@ class NatTable:
 
     # -- ends; any thread
 
-    def end(self, owner: object, reason: str = "association ended") -> int:
+    def end(self, owner: object, reason: str = ASSOCIATION_ENDED) -> int:
         """End all clients of an owner (an association, a stream), with their sessions.
 
         Returns how many sessions there were.
@@ -355,60 +357,46 @@ class NatTable:
         self._counter.count("sessions_evicted", session.ended)
         self._observer.finished(session.record())
 
-    def _after_mapping(
-        self, entry: Entry, mapping: NatMapping | None, evicted: NatMapping | None, count: int
-    ) -> None:
-        if evicted is not None:
-            self._close(evicted.session)
-        if mapping is None and count:
-            self._drop(entry.flow, "session limit", count, self._reached(entry))
-
     def _drop(self, flow: Flow, reason: str, count: int, decided: str = "") -> None:
         """Count and record datagrams that are dropped."""
         if not self._counter.refuse_unrecorded("drops", reason, flow.client.host, count):
             self._counter.refuse(flow.refusal("drops", reason, decided), count)
-
-    def _reached(self, entry: Entry) -> str:
-        """Return the limit of sessions that an entry has met."""
-        return self._quota.reached(entry.client.address.host, entry.flow.user)
 
     # -- under the lock
 
     def _drop_later(self, entry: Entry, reason: str, count: int, decided: str = "") -> None:
         self._lock.defer(partial(self._drop, entry.flow, reason, count, decided))
 
-    def _admits(self, entry: Entry, count: int) -> bool:
-        """Return False, and count the drops, if the entry's client has ended meanwhile."""
-        if self.clients.get(entry.key[0]) is entry.client:
-            return True
-        if count:
-            self._drop_later(entry, "association ended", count)
-        return False
+    def _admits(self, entry: Entry) -> bool:
+        """Return False if the entry's client has ended meanwhile."""
+        return self.clients.get(entry.key[0]) is entry.client
 
     def _mapping_for(
         self, client: Client, route: Route
-    ) -> tuple[NatMapping | None, NatMapping | None]:
-        """Return the client's mapping for a route, and one that was evicted to make room.
+    ) -> tuple[NatMapping | FlowRefused, Sequence[NatMapping]]:
+        """Return the client's mapping for a route, and those that were evicted to make room.
 
-        The mapping is None if there is no room.  The caller closes the evicted one.
+        The mapping is an error if there is no room.  The caller closes the evicted ones.
         """
         dialer, flow, rule = route
         symmetric = self._policy.symmetric or dialer.symmetric
         key: object = (dialer, flow.target) if symmetric else dialer
         if key in client.mappings:
-            return client.mappings[key], None
-        now, host, evicted = time.monotonic(), client.address.host, None
+            return client.mappings[key], ()
+        now, host = time.monotonic(), client.address.host
+        evicted: list[NatMapping] = []
         if not self._quota.has_room(host, flow.user):
             session = self._quota.evictable(self._mappings, client, flow.user, now)
             if session is not None:
-                evicted = self._mappings[session]
-                self._remove(evicted, "evicted")
+                evicted.append(self._mappings[session])
+                self._remove(evicted[0], "evicted")
         if not self._quota.has_room(host, flow.user):
-            return None, evicted
+            reached = self._quota.reached(host, flow.user)
+            return FlowRefused(Reason.LIMIT, said=limit_reason(reached), decided=reached), evicted
         try:
             account = self._accounts.open(flow)
-        except DialError:  # another table was faster
-            return None, evicted
+        except FlowRefused as error:
+            return error, evicted
         filtering = client.filtering or self._policy.filtering
         session = Session(client, flow, dialer, filtering, now, self, account)
         session.rule = rule

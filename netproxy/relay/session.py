@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Hashable, Protocol
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.interfaces.datagrams import Run
 from netproxy.interfaces.flows import Record, Traffic
+from netproxy.interfaces.listeners import decided_by
 from netproxy.interfaces.routing import Route
 from netproxy.net.address import from_sockaddr
 from netproxy.net.datagram import PinnedHeader
@@ -82,8 +83,7 @@ class Session:
         self.client = client
         self.flow = flow
         self.dialer = dialer
-        self.rule = ""
-        """What decided the route (Route.rule)."""
+        self.rule = ""  # Route.rule
         self.trace: Trace | None = None
         """Writes the steps of the session to the log; None unless its level is debug."""
         self.conn: PacketConn
@@ -92,8 +92,7 @@ class Session:
         """True if a datagram was sent since the janitor last looked."""
         self.seen = now
         """Monotonic time at which the janitor last found it active."""
-        self.ended = ""
-        """Why it was removed from the table; "" while it is in there."""
+        self.ended = ""  # why it was removed from the table
         self.started, self.number = now, 0
         self.sent = self.received = self.datagrams_sent = self.datagrams_received = 0
         self._table, self.account = table, account
@@ -195,7 +194,8 @@ class Session:
         datagrams = self.datagrams_sent, self.datagrams_received
         member = self.conn.member if self._reader is not None else ""
         record = Record(self.flow, self.dialer.name, *moved, seconds, self.ended, *datagrams)
-        return record._replace(number=self.number, rule=self.rule, member=member)
+        decided = decided_by(self.ended, self.flow.user)
+        return record._replace(number=self.number, rule=self.rule, member=member, decided=decided)
 
     def traffic(self) -> Traffic:
         """Return what the session has carried so far.  Thread: any."""

@@ -275,7 +275,7 @@ class TestQuota:
         with pytest.raises(DialError) as caught:
             book.open(flow)
         assert (caught.value.reason, caught.value.said) == (Reason.DENIED, "quota used up")
-        assert caught.value.decided == "users.NAME.limits.quota"
+        assert caught.value.decided == "users.alice.limits.quota"
         book.open(a_flow("bob"))
 
     def test_bytes_of_ended_flows_count(self) -> None:

@@ -1,19 +1,21 @@
-"""Limits of users in a whole daemon: what each protocol answers, what is kept over a restart."""
+"""Limits of users in a whole daemon: rates change no byte, quotas are kept over a restart."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
-from contextlib import closing
 from pathlib import Path
 from typing import Iterator
 
 import pytest
 
+from tests.e2e.browser import find_browser
 from tests.e2e.conftest import Start
+from tests.e2e.limit_clients import Proxy, browse
 from tests.e2e.origin import BIG, Origin, serving
-from tests.e2e.peers import ASSOCIATE, CONNECT, Association, Refused, TcpEcho, UdpEcho, echo, socks5
-from tests.e2e.support import LOOPBACK, SECONDS, Netproxyd, environment, program, wait_for
+from tests.e2e.peers import ASSOCIATE, CONNECT, Association, Refused, UdpEcho, socks5
+from tests.e2e.site import BINARY, RESOURCES, Site, serving_site, tls_context
+from tests.e2e.support import LOOPBACK, SECONDS, Netproxyd, environment, program
 from tests.e2e.test_curl import Curl
 
 pytestmark = pytest.mark.e2e
@@ -49,36 +51,6 @@ def refused(daemon: Netproxyd, command: int = CONNECT) -> int:
     return caught.value.code
 
 
-def test_connection_beyond_the_limit_gets_the_reply_of_its_protocol(
-    curl: Curl, netproxyd: Start, origin: Origin
-) -> None:
-    daemon = netproxyd(config=configuration("limits: {connections: 1}"), login=BOB)
-    with (
-        TcpEcho() as target,
-        closing(socks5(daemon.server, CONNECT, target.address, LOGIN)[0]) as held,
-    ):
-        echo(held, b"one")
-        assert refused(daemon) == 2
-        for protocol in ("http", "connect"):
-            result = curl(daemon, protocol, "-i", origin.url(), login=ALICE)
-            assert "429" in result.errors or b"429 Too Many Requests" in result.body
-        result = curl(daemon, "http", "-i", origin.url(), login=ALICE)
-        assert b"Retry-After: 5" in result.body
-        assert b"a limit of this proxy is reached" in result.body
-        echo(held, b"still there")
-    daemon.said("decided=users.alice.limits.connections")
-    wait_for(lambda: curl(daemon, "socks5", origin.url(), login=ALICE).code == 200, SECONDS, "room")
-
-
-def test_new_connections_of_a_second_are_limited(netproxyd: Start) -> None:
-    config = configuration("limits: {connection_rate: 3/h}")
-    daemon = netproxyd(config=config, login=BOB)
-    with TcpEcho() as target:
-        socks5(daemon.server, CONNECT, target.address, LOGIN)[0].close()
-    assert refused(daemon) == 2
-    daemon.said("decided=users.alice.limits.connection_rate")
-
-
 def test_rates_change_no_byte(curl: Curl, netproxyd: Start, origin: Origin) -> None:
     """TCP is delayed, not cut: with curl by every protocol, and with wget."""
     rate = len(BIG) * 4
@@ -95,6 +67,27 @@ def test_rates_change_no_byte(curl: Curl, netproxyd: Start, origin: Origin) -> N
         timeout=60,
     )
     assert wget.stdout == BIG, wget.stderr
+
+
+def test_rates_change_no_byte_of_tunnels(netproxyd: Start, tmp_path: Path) -> None:
+    """With wget, and with a browser whose page checks its fifty resources."""
+    listeners = f"listeners: [{{listen: '{LOOPBACK}:0', auth: required, limits: {{%s}}}}]\n"
+    users = "users: {alice: {password: secret, limits: {rate: 2MB/s, burst: 64KiB}}}"
+    daemon = netproxyd(config=listeners % "rate_per_client: 3MB/s" + users, login=LOGIN)
+    with serving_site(Site(tls_context())) as site:
+        options = ["-q", "-O", "-", "--no-check-certificate", "-e", "use_proxy=yes", "-e"]
+        options += [f"https_proxy={daemon.url('http', ALICE)}"]
+        wget = subprocess.run(
+            [program("wget"), *options, f"https://{LOOPBACK}:{site.port}{BINARY}"],
+            capture_output=True,
+            env=environment(),
+            timeout=60,
+        )
+        assert wget.stdout == RESOURCES[BINARY].body, wget.stderr
+        proxy, url = Proxy(daemon.server, LOGIN), f"https://localhost:{site.port}/"
+        shown = browse(find_browser(), tmp_path, proxy, url)
+    count = f"{len(RESOURCES)} of {len(RESOURCES)}"
+    assert f"<title>{count}</title>" in shown.dom, shown.dom
 
 
 def test_datagrams_beyond_the_rate_are_dropped_and_counted(netproxyd: Start) -> None:
@@ -142,10 +135,4 @@ def check_quota_refusals(daemon: Netproxyd, curl: Curl, origin: Origin) -> None:
     result = curl(daemon, "http", "-i", origin.url(), login=ALICE)
     assert result.body.startswith(b"HTTP/1.1 403 Forbidden") and b"quota used up" in result.body
     assert "403" in curl(daemon, "connect", origin.url(), login=ALICE).errors
-    daemon.said("decided=users.NAME.limits.quota")
-
-
-def test_user_who_has_expired_gets_nothing(netproxyd: Start) -> None:
-    daemon = netproxyd(config=configuration("expires: 2020-01-31"), login=BOB)
-    assert refused(daemon) == refused(daemon, ASSOCIATE) == 2
-    daemon.said('reason="user expired"')
+    daemon.said("decided=users.alice.limits.quota")

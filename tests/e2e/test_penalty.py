@@ -10,7 +10,9 @@ from typing import Iterator
 
 import pytest
 
+from tests.e2e.browser import find_browser
 from tests.e2e.conftest import Start
+from tests.e2e.limit_clients import Proxy, Reply, browse, wget_by_connect, wget_by_http
 from tests.e2e.namespaces import Namespace, connect, hosts
 from tests.e2e.origin import serving
 from tests.e2e.support import LOOPBACK, SECONDS, environment, program, wait_for
@@ -102,6 +104,31 @@ rules: [{{domain: a.example, via: nowhere}}]
     assert result.status == 97, result.errors
     wait_for(lambda: len(daemon.lines("reason=penalty")) == 5, SECONDS, "all records")
     assert len(daemon.lines("auth_failed")) == 2
+
+
+def test_wget_and_a_browser_meet_the_penalty(
+    net: tuple[Namespace, Namespace], netproxyd: Start, tmp_path: Path
+) -> None:
+    client, box = net
+    listener = f"listen: '{BOX}:1080', auth: required, clients: [10.78.1.0/24]"
+    daemon = netproxyd(
+        config=f"{USERS}\nlisteners: [{{{listener}}}]\npenalty: {{after: 2, for: 5m}}",
+        host=BOX,
+        login=("alice", "secret"),
+        make=box.socket,
+        preexec_fn=box.enter,
+    )
+    proxy = Proxy(daemon.server, ("bob", "wrong"), client.enter, client.socket)
+    wget_by_http(proxy, Reply(407, "Proxy Authentication Required"))
+    wget_by_connect(proxy, Reply(407, "Proxy Authentication Required"))
+    daemon.said("auth_failed", times=2)
+    wget_by_http(proxy, Reply(429, "Too Many Requests"))
+    wget_by_connect(proxy, Reply(429, "Too Many Requests"))
+    shown = browse(find_browser(), tmp_path, proxy, "http://a.example/")
+    assert ">too many failed logins from this address\n</pre>" in shown.dom, shown.dom
+    assert '"Retry-After: ' in shown.net_log
+    assert daemon.status()["authentication{penalty}"] >= 3
+    daemon.said(f"msg=refused reason=penalty .*client={GUESSER} ", times=3)
 
 
 def test_reload_ends_the_download_of_a_removed_user(

@@ -9,6 +9,7 @@ from typing import Iterator
 import pytest
 
 from netproxy.interfaces.addresses import Address
+from netproxy.interfaces.flows import Flow
 from netproxy.listener import poller as poller_module
 from netproxy.observe.records import access_fields, as_text
 from tests.support.doors import by_connect, by_socks5, by_socks5_udp, by_uot
@@ -70,6 +71,33 @@ class Refused:
         (record,) = [line for line in records(relay) if line not in self._records]
         for part in ("listener=main", f"client={LOCALHOST}", *parts):
             assert part in record, record
+
+
+LIMITED = PASSWORD.replace("secret}", "secret, limits: {connection_rate: 1/h}}")
+BASIC = b"Proxy-Authorization: Basic YWxpY2U6c2VjcmV0\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_bytes, answer",
+    [
+        (b"\5\1\2\1\5alice\6secret\5\1\0\1\x7f\0\0\1\0\x09", b"\5\2\1\0\5\2\0"),
+        (b"\5\1\2\1\5alice\6secret\5\2\0\1\x7f\0\0\1\0\x09", b"\5\2\1\0\5\2\0"),
+        (b"CONNECT 127.0.0.1:9 HTTP/1.1\r\nHost: a\r\n%b\r\n" % BASIC, b"HTTP/1.1 429 "),
+        (b"GET http://127.0.0.1:9/ HTTP/1.1\r\nHost: a\r\n%b\r\n" % BASIC, b"HTTP/1.1 429 "),
+    ],
+    ids=["CONNECT", "BIND", "HTTP CONNECT", "GET"],
+)
+def test_limit_of_a_user_has_one_record_and_one_count(request_bytes: bytes, answer: bytes) -> None:
+    """Hazard 140."""
+    with running(LIMITED) as relay:
+        first = relay.daemon.accounts.open(Flow("tcp", *[Address(LOCALHOST, 9)] * 2, "", "alice"))
+        first.close()
+        refused = Refused(relay)
+        assert ask(relay, request_bytes).startswith(answer)
+        reason, decided = "connection rate of the user", "users.alice.limits.connection_rate"
+        refused.check(
+            "requests_refused", reason, f'reason="{reason}"', "user=alice", f"decided={decided}"
+        )
 
 
 def ask(relay: Running, request: bytes) -> bytes:

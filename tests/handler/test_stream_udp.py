@@ -676,16 +676,17 @@ class TestConnectUdpRefusals:
             assert read_to_end(client.socket).startswith(b"HTTP/1.1 502 ")
             check_refused_once(rig, Reason.NAME, Reason.NAME.value, "nowhere.test")
 
-    def test_connect_udp_at_the_session_limit_is_502(self) -> None:
+    def test_connect_udp_at_the_session_limit_is_429(self) -> None:
         """Hazard 33."""
         with make_rig() as rig:
             rig.table.set_policy(NatPolicy(SessionLimits(0, 0)))
             self.refused(
                 rig,
                 request(path(Address("192.0.2.1", 443))),
-                b"502 Bad Gateway",
-                b"Proxy-Status: netproxy; error=destination_unavailable",
+                b"429 Too Many Requests",
+                b"Proxy-Status: netproxy; error=connection_limit_reached",
             )
+            assert rig.counts.of("requests_refused", "session limit") == 1
 
     def test_bytes_behind_a_refused_connect_udp_are_no_request(self) -> None:
         """Hazard 60.  RFC 9931: pipelined bytes of a refused upgrade are discarded."""

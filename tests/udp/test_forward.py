@@ -74,6 +74,21 @@ def test_target_by_name_is_reached_and_replies(level: str) -> None:
         assert client.receive() == (b"back", entrance)
 
 
+def test_datagrams_of_a_banned_client_are_dropped_for_that_reason(level: str) -> None:
+    with (
+        UdpPort() as target,
+        forward(target.address, level) as (relay, entrance),
+        UdpPort() as client,
+    ):
+        relay.daemon.standing.ban_client(LOCALHOST)
+        client.send(b"banned", entrance)
+        eventually(lambda: relay.drops() == {"client banned": 1})
+        (record,) = [line for line in relay.log.lines if line.startswith("msg=refused")]
+        assert 'decided="netproxyctl ban"' in record
+        relay.daemon.standing.unban(LOCALHOST)
+        check_echo(client, entrance, target)
+
+
 @pytest.mark.parametrize("shape", ["singles", "trains", "mixed"])
 def test_order_is_kept_in_both_directions(level: str, shape: str) -> None:
     with UdpPort() as target, forward(target.address, level) as (_, entrance), UdpPort() as client:

@@ -25,10 +25,11 @@ from netproxy.access.accounts.subject import (
     Subject,
     SubjectStats,
 )
-from netproxy.errors import DialError, Reason
+from netproxy.errors import FlowRefused, Reason
+from netproxy.interfaces.accounts import limit_reason
 from netproxy.interfaces.bounded import BoundedDict
 from netproxy.interfaces.fairness import client_key
-from netproxy.interfaces.listeners import CLIENT_RATE, DECIDED_BY
+from netproxy.interfaces.listeners import CLIENT_RATE, decided_by
 
 if TYPE_CHECKING:
     from netproxy.access.accounts.standing import Standing
@@ -101,11 +102,11 @@ class AccountBook:
             return self._limits(USER, user)
 
     def open(self, flow: Flow) -> FlowAccount:
-        """Count a new flow in.  Raises DialError(LIMIT), or DENIED if its client gets nothing."""
+        """Count a new flow in.  Raises FlowRefused."""
         network, user, client = flow.network, flow.user, client_key(flow.client.host)
         if refusal := self._standing.refusal(user, client):
-            decided = DECIDED_BY[refusal]
-            raise DialError(Reason.DENIED, str(flow.target), said=refusal, decided=decided)
+            decided = decided_by(refusal, user)
+            raise FlowRefused(Reason.DENIED, said=refusal, decided=decided)
         account = FlowAccount(self._lock, CONNECTIONS if network == "tcp" else SESSIONS, self.close)
         keys = self._keys(flow, client) if user or self._listeners else [(CLIENT, client)]
         with self._lock:
@@ -114,14 +115,15 @@ class AccountBook:
                 # Few calls: every connection passes here.
                 subjects = [known.get(key) or self._subject(*key) for key in keys]
             except LedgerFull:
-                raise DialError(Reason.LIMIT, str(flow.target), decided="the ledger") from None
+                full = "no room to count the client"
+                raise FlowRefused(Reason.LIMIT, said=full, decided="the ledger") from None
             is_limited = False
             for subject in subjects:
                 if subject.limits is not NO_LIMITS:
                     is_limited = True
                     if key := subject.reached(network):
                         self._retire(subjects)
-                        raise DialError(Reason.LIMIT, str(flow.target), decided=key)
+                        raise FlowRefused(Reason.LIMIT, said=limit_reason(key), decided=key)
             account.enter(subjects)
             if is_limited:
                 account.configure()
