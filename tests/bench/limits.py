@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures limits of users: how exact and fair they are, what they cost, and how peers do.
 
-  python3 tests/bench/limits.py                          six minutes
+  python3 tests/bench/limits.py                          12 minutes
   python3 tests/bench/limits.py --parts users            one of users, price, bulk, peers
   python3 tests/bench/limits.py --parts bulk --before FOLDER
                                                          beside netproxyd of another checkout
