@@ -27,6 +27,7 @@ from rig import SECONDS, Netproxyd, print_row, raise_descriptor_limit
 from tcp import PIECE
 
 MIXED = "mixed"
+NETWORKS = TCP, UDP, MIXED
 UP, DOWN = "up", "down"
 # What UDP flows send, as a multiple of their share of the rate.
 OFFERED = 1.5
@@ -189,11 +190,11 @@ def _print_result(name: str, case: Case, result: Result) -> None:
         print(f"  of the datagrams of this load {result.late:.0%} were not sent for want of time")
 
 
-def users(load: Load, flows: Sequence[int], rounds: int) -> None:
+def users(load: Load, networks: Sequence[str], flows: Sequence[int], rounds: int) -> None:
     """Print how exact and fair the rates are, and what netproxyd has used for them."""
     cases = [
         Case(network, count, direction)
-        for network in (TCP, UDP, MIXED)
+        for network in networks
         for count in flows
         for direction in (UP, DOWN)
     ]
@@ -342,6 +343,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="of the part users")
     parser.add_argument("--users", type=int, default=100)
     parser.add_argument("--rate", type=float, default=10.0, help="Mbit/s of each user")
     parser.add_argument("--flows", default="1,8", help="flows of each user, comma-separated")
@@ -352,9 +354,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1, help="pairs of processes for the load")
     parser.add_argument("--before", type=Path, help="a checkout of netproxyd without limits")
     options = parser.parse_args()
-    parts = options.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
-        parser.error(f"unknown parts: {', '.join(unknown)} (there are {', '.join(PARTS)})")
+    parts, networks = options.parts.split(","), options.networks.split(",")
+    if unknown := (set(parts) - set(PARTS)) | (set(networks) - set(NETWORKS)):
+        parser.error(f"not known: {', '.join(unknown)}")
     raise_descriptor_limit(1 << 16)
     flows = [int(count) for count in options.flows.split(",")]
     rate = int(options.rate * 1e6)
@@ -363,7 +365,7 @@ def main() -> None:
     if load.train * SIZE > 60_000:
         parser.error("a train has at most 50 datagrams")
     if "users" in parts:
-        users(load, flows, options.rounds or 1)
+        users(load, networks, flows, options.rounds or 1)
     if "price" in parts:
         price(load, max(flows), options.rounds or 3)
     if "bulk" in parts:
