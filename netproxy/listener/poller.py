@@ -239,6 +239,9 @@ class Poller:
         watch.descriptors = {}
         for watched, events in wait.watched:
             watch.descriptors[watched.fileno()] = events
+        if wait.timed:
+            # `now` is that of a whole batch of steps: the pause would end too early, and in vain.
+            now = time.monotonic()
         watch.deadline = NEVER if wait.seconds is None else now + wait.seconds
         if watch.deadline < self._next_look:
             self._note_deadline(watch)
