@@ -130,7 +130,7 @@ def three_proxy(users: int, rate: int) -> Iterator[Program]:
 
 @contextmanager
 def squid(users: int, rate: int) -> Iterator[Program]:
-    """Start squid with a delay pool of class 4: a bucket of an eighth of a second for each user."""
+    """Start squid with a delay pool of class 4: a bucket of one second, as it fills once a second."""
     with ExitStack() as stack:
         folder, port = _folder(stack), free_port()
         # squid gives up its rights before it opens its files.
@@ -144,7 +144,7 @@ http_access allow known
 delay_pools 1
 delay_class 1 4
 delay_access 1 allow all
-delay_parameters 1 none none none {rate // 8}/{rate // 64}
+delay_parameters 1 none none none {rate // 8}/{rate // 8}
 cache deny all
 cache_mem 8 MB
 access_log none
