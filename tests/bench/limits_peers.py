@@ -130,7 +130,7 @@ def three_proxy(users: int, rate: int) -> Iterator[Program]:
 
 @contextmanager
 def squid(users: int, rate: int) -> Iterator[Program]:
-    """Start squid with a delay pool of class 4: a bucket of one second, as it fills once a second."""
+    """Start squid with a delay pool of class 4: buckets of a second, filled once a second."""
     with ExitStack() as stack:
         folder, port = _folder(stack), free_port()
         # squid gives up its rights before it opens its files.
