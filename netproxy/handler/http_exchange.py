@@ -148,7 +148,8 @@ class Exchange:
             if not self._uploaded:
                 self._renew()
             while not self._uploaded:
-                piece = self._framed((yield from self._read_piece()))
+                room = yield from wait_for_room(upstream.account.up, upstream.sent)
+                piece = self._framed((yield from self._read_piece(room)))
                 if not (yield from self._send(upstream, piece)):
                     break
                 self._renew(len(piece))
@@ -168,8 +169,6 @@ class Exchange:
             self._uploaded = False
             return False
         upstream.sent += len(piece)
-        if upstream.sent >= upstream.account.up.mark:
-            yield from wait_for_room(upstream.account.up, upstream.sent)
         return True
 
     def _watch_client(self) -> Steps[None]:
@@ -184,10 +183,10 @@ class Exchange:
                     break
         raise ClientLeft("the client has left")
 
-    def _read_piece(self) -> Steps[bytes]:
-        """Read the next piece of the body, b"" behind its last."""
+    def _read_piece(self, limit: int) -> Steps[bytes]:
+        """Read the next piece of the body, at most `limit` bytes, b"" behind its last."""
         try:
-            return (yield from self._body.read())
+            return (yield from self._body.read(limit))
         except DeadlineError as error:
             raise http1.HttpError(408, "the body did not come in time") from error
         except EndOfStream as error:
@@ -281,11 +280,11 @@ class Exchange:
     ) -> Steps[http1.Fields]:
         """Forward the data of the body; return its trailer."""
         body = Body(upstream.upstream, framing, 502)
-        while piece := (yield from body.read()):
+        while True:
+            room = yield from wait_for_room(upstream.account.down, upstream.received)
+            if not (piece := (yield from body.read(room))):
+                return body.trailer
             yield from self._deliver(upstream, encode_chunk(piece) if chunked else piece)
-            if upstream.received >= upstream.account.down.mark:
-                yield from wait_for_room(upstream.account.down, upstream.received)
-        return body.trailer
 
     def _deliver(self, upstream: OutboundConnection, data: bytes) -> Steps[None]:
         yield from self.client.write_all(data)

@@ -236,10 +236,10 @@ class Poller:
         """
         before = watch.descriptors
         watch.wait = wait
-        watch.descriptors = {}
-        for watched, events in wait.watched:
-            watch.descriptors[watched.fileno()] = events
-        watch.deadline = NEVER if wait.seconds is None else now + wait.seconds
+        watch.descriptors = {watched.fileno(): events for watched, events in wait.watched}
+        # `now` is that of a whole batch of steps: a pause would end too early, and in vain.
+        since = time.monotonic() if wait.timed else now
+        watch.deadline = NEVER if wait.seconds is None else since + wait.seconds
         if watch.deadline < self._next_look:
             self._note_deadline(watch)
         epoll = self._epoll

@@ -131,18 +131,18 @@ class Body:
         # The fields behind the last chunk, once it was read.
         self.trailer: Fields = []
 
-    def read(self) -> Steps[bytes]:
-        """Return the next piece, b"" behind the last.
+    def read(self, limit: int = PIECE) -> Steps[bytes]:
+        """Return the next piece, at most `limit` bytes, b"" behind the last.
 
         Raises HttpError for invalid chunks, EndOfStream if the body ends too early.
         """
         if self._framing.until_close:
-            return (yield from self._reader.read_some(PIECE))
+            return (yield from self._reader.read_some(min(limit, PIECE)))
         if self._framing.chunked and not self._left:
             self._left = yield from self._next_chunk()
         if not self._left:
             return b""
-        piece = yield from self._reader.read_some(min(self._left, PIECE))
+        piece = yield from self._reader.read_some(min(self._left, limit, PIECE))
         if not piece:
             raise EndOfStream("closed within a body", partial=self._begun)
         self._left -= len(piece)

@@ -45,10 +45,12 @@ def tell_route(trace: Trace, route: Route, **values: object) -> None:
     )
 
 
-def wait_for_room(pace: Pace, moved: int) -> Steps[None]:
-    """Wait until a direction that has moved so many bytes may carry more."""
-    while not pace.renew(moved):
+def wait_for_room(pace: Pace, moved: int) -> Steps[int]:
+    """Return how many bytes a direction may carry that has moved so many; wait while it is 0."""
+    room = pace.mark - moved
+    while room <= 0 and not (room := pace.renew(moved)):
         yield Events((), pace.delay())
+    return room
 
 
 class ConnectionDependencies(Protocol):

@@ -1,11 +1,13 @@
 """The thread that ends what has been idle for too long.
 
 Once a second it asks each registered table what has expired, and closes that outside all
-locks.  Tables are told the time, so that tests need no sleep.
+locks.  Tables are told the time, so that tests need no sleep.  It also fits the interpreter's
+switch interval to the number of threads.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Callable
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 TICK = 1.0
 """Seconds between two sweeps: the coarsest at which a session that has nothing left to wait
 for still seems to end at once."""
+SWITCH_SECONDS = 0.005
+"""The switch interval of few threads, which is the interpreter's own."""
+SWITCH_SECONDS_PER_THREAD = 125e-6
+"""Each thread that waits for the interpreter's lock wakes up once in a switch interval, and asks
+its holder to give it up.  With 800 busy sessions and 5 ms these wake-ups took both processors,
+and no datagram passed; with 0.1 s all passed, for half of the processor time."""
 
 
 class Janitor:
@@ -73,4 +81,10 @@ class Janitor:
 
     def _run(self) -> None:
         while not self._stopped.wait(TICK):
+            sys.setswitchinterval(switch_interval(threading.active_count()))
             self.sweep(time.monotonic())
+
+
+def switch_interval(threads: int) -> float:
+    """Return the seconds after which a thread asks for the interpreter's lock."""
+    return max(SWITCH_SECONDS, SWITCH_SECONDS_PER_THREAD * threads)

@@ -148,15 +148,16 @@ class Relay:
         is_client = descriptor == self._near
         reads, writes = (self._up, self._down) if is_client else (self._down, self._up)
         try:
-            if writes.pending:
-                writes.flush()
-            if not (reads.pending or reads.ended or reads.paused):
-                reads.move()
-            elif events & _HUNG_UP and not writes.done and _has_hung_up(reads.source):
-                # Nothing can reach that side any more.
-                return self._end("reset")
             if not events:
                 self._move_paused()
+            else:
+                if writes.pending:
+                    writes.flush()
+                if not (reads.pending or reads.ended or reads.paused):
+                    reads.move()
+                elif events & _HUNG_UP and not writes.done and _has_hung_up(reads.source):
+                    # Nothing can reach that side any more.
+                    return self._end("reset")
         except _FAULTS:
             return self._end("reset")
         return self._end("closed") if reads.done and writes.done else self._next_wait()

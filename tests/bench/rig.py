@@ -47,8 +47,12 @@ class Netproxyd:
         sessions: int = 8192,
         upstream: str = "direct",
         config: str = "",
+        root: Path = ROOT,
     ) -> None:
-        """`config` is a whole configuration file, which replaces the other arguments."""
+        """`config` is a whole configuration file, which replaces the arguments before it.
+
+        `root` is the checkout whose netproxyd is started.
+        """
         self._directory = tempfile.TemporaryDirectory(prefix="netproxy-bench-")
         path, log = (Path(self._directory.name) / name for name in ("netproxyd.yaml", "log"))
         path.write_text(
@@ -67,7 +71,7 @@ log: {{access: false}}
         with open(log, "wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "netproxy", "-c", str(path)],
-                cwd=ROOT,
+                cwd=root,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

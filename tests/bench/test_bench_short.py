@@ -19,6 +19,7 @@ from tests.e2e.support import program
 pytestmark = pytest.mark.e2e
 
 FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
 # The limit of a run, which takes some seconds on a machine without other work.
 SECONDS = 300.0
 # The exit status of a benchmark whose figures are not good enough.
@@ -162,6 +163,27 @@ def test_logins_benchmark_refuses_every_wrong_login_and_no_good_one() -> None:
     # The last part has one wrong login of each address, and no penalty.
     assert counted[-1] == ("refused", "400")
     assert "Traceback" not in text
+
+
+def test_limits_benchmark_measures_every_load_and_program() -> None:
+    """Every row has all flows, and bytes arrived."""
+    size = ("--users", "4", "--rate", "2", "--seconds", "0.5", "--warm-up", "0.5")
+    text = output("limits.py", *size, "--rounds", "1", "--flows", "1,4", "--before", str(ROOT))
+    figures = r"(?:[+-][\d.]+ +){3}(?:-|[\d.]+) +[\d.]+ +([\d.]+)$"
+    table = rows(text, rf"(\w+) +(SOCKS5|CONNECT|GET) +(tcp|udp|mixed) +(\d) +(up|down) +{figures}")
+    ours = [row for row in table if row[0] == "netproxyd"]
+    assert all(float(row[5]) > 0 for row in ours)
+    assert {row[2:5] for row in ours} == {
+        (network, count, direction)
+        for network in ("tcp", "udp", "mixed")
+        for count in "14"
+        for direction in ("up", "down")
+    }
+    assert {"SOCKS5", "CONNECT", "GET"} == {row[1] for row in ours}
+    table = rows(text, r"(tcp|udp) +(up|down) +(none|not reached|reached) +[\d.]+ +([\d.]+) ")
+    assert len(table) == 12 and all(float(row[3]) > 0 for row in table)
+    table = rows(text, r"(this|before) +(up|down) +([\d.]+) +\d+ +this: [\d.]+ x$")
+    assert len(table) == 4 and all(float(row[2]) > 0 for row in table)
 
 
 def test_tunnel_benchmark_measures_tunnels_and_ssh() -> None:

@@ -8,7 +8,7 @@ from typing import Callable, Sequence
 import pytest
 
 from netproxy.relay import janitor as janitor_module
-from netproxy.relay.janitor import Janitor
+from netproxy.relay.janitor import SWITCH_SECONDS, Janitor, switch_interval
 from tests.support.doubles import Lines
 
 
@@ -101,3 +101,8 @@ def test_janitor_sweeps_until_it_is_stopped(log: Lines, monkeypatch: pytest.Monk
 
 def test_janitor_that_never_started_can_be_stopped(log: Lines) -> None:
     Janitor(log).stop()
+
+
+def test_switch_interval_is_the_interpreters_own_until_there_are_many_threads() -> None:
+    assert switch_interval(1) == switch_interval(40) == SWITCH_SECONDS == 0.005
+    assert switch_interval(800) == pytest.approx(0.1)
