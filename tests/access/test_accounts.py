@@ -11,7 +11,14 @@ from netproxy.access.accounts import subject as subject_module
 from netproxy.access.accounts.account import FlowAccount
 from netproxy.access.accounts.book import IDLE_LIMIT, AccountBook
 from netproxy.access.accounts.standing import Standing, Terms
-from netproxy.access.accounts.subject import CLIENT, USER, Limits, ListenerRates
+from netproxy.access.accounts.subject import (
+    CLIENT,
+    CLIENT_OF_LISTENER,
+    LISTENER,
+    USER,
+    Limits,
+    ListenerRates,
+)
 from netproxy.access.accounts.usage import UsageBook
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.accounts import UNLIMITED
@@ -308,3 +315,18 @@ def test_running_flows_are_counted_before_the_usage_is_saved() -> None:
     assert usage.of("alice")[2] == (0, 0)
     book.expire(10.0)
     assert usage.of("alice")[2] == (3, 4)
+
+
+def test_flow_no_longer_counts_for_a_listener_whose_rate_is_gone() -> None:
+    book = account_book()
+    book.configure({}, {"my proxy": ListenerRates(1000, 1000)})
+    flow = a_flow("", listener="my proxy")
+    account = book.open(flow)
+    account.attach(Live(flow))
+    assert [key[0] for key in book._subjects] == [CLIENT, LISTENER, CLIENT_OF_LISTENER]
+    assert account.up.mark != UNLIMITED
+    book.configure({}, {})
+    assert [key[0] for key in book._subjects] == [CLIENT]
+    assert account.up.mark == UNLIMITED
+    account.close()
+    assert not book._subjects

@@ -46,13 +46,18 @@ class FlowAccount:
 
     # -- under the lock of the AccountBook
 
-    def enter(self, subjects: Sequence[Subject]) -> None:
-        """Count the flow in for the subjects that it has not been counted for yet."""
+    def enter(self, subjects: Sequence[Subject]) -> Sequence[Subject]:
+        """Count the flow for these subjects alone; return those that it no longer counts for."""
         for subject in subjects:
             if self not in subject.accounts:
                 subject.accounts[self] = None
                 subject.slot.enter(self._word)
+        left = [subject for subject in self.subjects if subject not in subjects]
+        for subject in left:
+            del subject.accounts[self]
+            subject.slot.add(self._word, -1)
         self.subjects = subjects
+        return left
 
     def settle(self) -> tuple[int, int]:
         """Add to the ledger what has been moved since the last time; return it."""

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Callable, Iterable, Mapping, Sequence
 
 from netproxy.access.accounts.account import FlowAccount
 from netproxy.access.accounts.ledger import CONNECTIONS, OPENED, SESSIONS, Ledger, LedgerFull
+from netproxy.access.accounts.limits_in_force import LimitsInForce
 from netproxy.access.accounts.subject import (
     CLIENT,
-    CLIENT_OF_LISTENER,
-    LISTENER,
     NO_LIMITS,
     USER,
     ARRIVALS,
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from netproxy.access.accounts.usage import UsageBook
     from netproxy.interfaces.flows import Flow, LiveFlow
 
-GRANTS_LIMIT = 16384
-"""Users whose limits an external check of logins has set: as many as it remembers."""
 IDLE_LIMIT = 4096
 """Subjects without flows whose rates are remembered until they have recovered."""
 
@@ -54,52 +51,36 @@ class AccountBook:
         self._ledger = Ledger()
         self._subjects: dict[tuple[str, str], Subject] = {}
         self._idle: BoundedDict[tuple[str, str], Subject] = BoundedDict(IDLE_LIMIT)
-        self._users: Mapping[str, Limits] = {}
-        self._listeners: Mapping[str, ListenerRates] = {}
-        # What takes the place of a user's configured limits until the daemon ends.
-        self._overrides: dict[str, Limits] = {}
-        # The limits of users that an external check of logins has set.
-        self._granted: BoundedDict[str, Limits] = BoundedDict(GRANTS_LIMIT)
+        self._limits = LimitsInForce()
 
     def configure(
         self, users: Mapping[str, Limits], listeners: Mapping[str, ListenerRates]
     ) -> None:
         """Apply the limits of a configuration, by name, to running flows as well."""
         with self._lock:
-            before, self._users, self._listeners = self._listeners, users, listeners
-            if listeners != before:
+            if self._limits.configure(users, listeners):
                 self._regroup()
-            for (kind, name), subject in self._subjects.items():
-                self._apply(subject, self._limits(kind, name))
-            for (kind, name), subject in self._idle.items():
-                subject.configure(self._limits(kind, name))
+            for key, subject in self._subjects.items():
+                self._apply(subject, self._limits.of(*key))
+            for key, subject in self._idle.items():
+                subject.configure(self._limits.of(*key))
 
     def override(self, user: str, limits: Limits | None) -> None:
         """Apply limits to a user in place of the configured ones; None: the configured ones."""
         with self._lock:
-            self._overrides.pop(user, None)
-            if limits is not None:
-                self._overrides[user] = limits
+            self._limits.override(user, limits)
             self._renew_user(user)
 
     def grant(self, user: str, limits: Limits) -> None:
         """Apply the limits that a check of logins sets for a user without configured ones."""
         with self._lock:
-            self._granted.pop(user, None)
-            if limits != NO_LIMITS:
-                self._granted.put(user, limits)
+            self._limits.grant(user, limits)
             self._renew_user(user)
-
-    def _renew_user(self, user: str) -> None:
-        """Apply the limits in force to a user's flows; under the lock."""
-        subject = self._subjects.get((USER, user)) or self._idle.get((USER, user))
-        if subject is not None:
-            self._apply(subject, self._limits(USER, user))
 
     def limits(self, user: str) -> Limits:
         """Return the limits in force for a user."""
         with self._lock:
-            return self._limits(USER, user)
+            return self._limits.of_user(user)
 
     def open(self, flow: Flow) -> FlowAccount:
         """Count a new flow in.  Raises FlowRefused."""
@@ -108,7 +89,9 @@ class AccountBook:
             decided = decided_by(refusal, user)
             raise FlowRefused(Reason.DENIED, said=refusal, decided=decided)
         account = FlowAccount(self._lock, CONNECTIONS if network == "tcp" else SESSIONS, self.close)
-        keys = self._keys(flow, client) if user or self._listeners else [(CLIENT, client)]
+        keys = [(CLIENT, client)]
+        if user or self._limits.listeners:
+            keys = self._limits.subjects_of(flow, client)
         with self._lock:
             known = self._subjects
             try:
@@ -134,7 +117,7 @@ class AccountBook:
         client = client_key(host)
         if refusal := self._standing.refusal("", client):
             return refusal
-        rates = self._listeners.get(listener)
+        rates = self._limits.listeners.get(listener)
         if rates is None or rates.connections_per_client is None:
             return ""
         key = ARRIVALS, f"{listener} {client}"
@@ -152,7 +135,7 @@ class AccountBook:
     def is_overridden(self, user: str) -> bool:
         """Return whether a user has other limits than the configured ones."""
         with self._lock:
-            return user in self._overrides
+            return user in self._limits.overrides
 
     def reached(self, user: str) -> str:
         """Return the key of the limit of UDP sessions that a user has reached, "" if none."""
@@ -211,6 +194,12 @@ class AccountBook:
 
     # -- under the lock
 
+    def _renew_user(self, user: str) -> None:
+        """Apply the limits in force to a user's flows."""
+        subject = self._subjects.get((USER, user)) or self._idle.get((USER, user))
+        if subject is not None:
+            self._apply(subject, self._limits.of_user(user))
+
     def _settle_users(self) -> None:
         for (kind, _), subject in self._subjects.items():
             if kind == USER:
@@ -231,30 +220,6 @@ class AccountBook:
         if account.user and (sent or received):
             self._usage.moved(account.user, sent, received)
 
-    def _keys(self, flow: Flow, client: str) -> list[tuple[str, str]]:
-        keys = [(CLIENT, client)]
-        if flow.user:
-            keys.append((USER, flow.user))
-        rates = self._listeners.get(flow.listener)
-        if rates is not None:
-            if rates.rate is not None:
-                keys.append((LISTENER, flow.listener))
-            if rates.rate_per_client is not None:
-                keys.append((CLIENT_OF_LISTENER, f"{flow.listener} {client}"))
-        return keys
-
-    def _limits(self, kind: str, name: str) -> Limits:
-        if kind == USER:
-            configured = self._overrides.get(name) or self._users.get(name)
-            return configured or self._granted.get(name, NO_LIMITS)
-        if kind == CLIENT:
-            return NO_LIMITS
-        rates = self._listeners.get(name.partition(" ")[0], ListenerRates())
-        if kind == ARRIVALS:
-            return Limits(connection_rate=rates.connections_per_client)
-        rate = rates.rate if kind == LISTENER else rates.rate_per_client
-        return Limits(rate_up=rate, rate_down=rate)
-
     def _subject(self, kind: str, name: str) -> Subject:
         """Return a subject that is to get a flow.  Raises LedgerFull."""
         key = kind, name
@@ -263,7 +228,7 @@ class AccountBook:
             slot = self._ledger.slot(kind, name)
             subject = self._idle.pop(key, None)
             if subject is None:
-                subject = Subject(kind, name, slot, self._limits(kind, name))
+                subject = Subject(kind, name, slot, self._limits.of(kind, name))
             else:
                 subject.take_slot(slot)
             self._subjects[key] = subject
@@ -292,9 +257,10 @@ class AccountBook:
         }
         for account in accounts:
             if account.live is not None:
+                flow = account.live.flow
+                keys = self._limits.subjects_of(flow, client_key(flow.client.host))
                 try:
-                    flow = account.live.flow
-                    keys = self._keys(flow, client_key(flow.client.host))
-                    account.enter([self._subject(*key) for key in keys])
+                    self._retire(account.enter([self._subject(*key) for key in keys]))
                 except LedgerFull:
                     continue
+                account.configure()
