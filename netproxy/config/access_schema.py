@@ -65,7 +65,7 @@ class UserLimitsConfig(NamedTuple):
     rate_down: int | None = None
     """Bytes per second, target to client."""
     burst: int | None = None
-    """Bytes that may pass at once after a pause; None: those of an eighth of a second, but at
+    """Bytes that may pass at once after a pause; None: those of a quarter of a second, but at
     least 64 KiB."""
     quota: QuotaConfig = QuotaConfig()
 

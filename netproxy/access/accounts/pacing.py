@@ -1,8 +1,8 @@
 """Rates: divides the bytes per second of a limit fairly among the flows that are under it.
 
 A flow carries bytes until it reaches its mark; then it asks for a lease.  Time is divided into
-turns.  In each turn the flows that came for more in the turn before get equal shares of what
-the limit allows.  A flow that gets nothing waits for the next turn (TCP) or drops (UDP).  So the
+turns.  In each turn the flows that had to wait in the turn before get equal shares of what the
+limit allows.  A flow that gets nothing waits for the next turn (TCP) or drops (UDP).  So the
 path of a byte only compares two numbers, and no flow has a thread or a timer of its own.
 
 Thread: any; the caller of Share and Bucket holds the lock of Accounts.  LeasedPace takes it.
@@ -18,12 +18,19 @@ from netproxy.access.accounts.ledger import Slot
 from netproxy.interfaces.accounts import UNLIMITED
 
 TURN_SECONDS = 0.04
-"""A flow that waits is delayed by so much at the most, and wakes up 25 times a second."""
+"""The shortest turn: a flow that waits wakes up at most 25 times a second."""
+SHARE_BYTES = 24576
+"""A turn is so long that each flow that waits gets so much, within the limits below: each wake-up
+costs some 50 microseconds, however little the flow may carry then."""
+LONG_TURN_SECONDS = 0.12
+"""The longest turn for the sake of SHARE_BYTES: a flow that waits is delayed by so much."""
 LONGEST_TURN_SECONDS = 1.0
 """For rates so low that a turn allows less than LEASE_LEAST."""
 LEASE_LEAST = 2048
 """Bytes: a smaller lease costs more system calls than it moves.  A datagram fits in."""
-BURST_SECONDS, BURST_LEAST = 0.125, 65536
+TURN_PART = 0.75
+"""A turn takes at most this part of the burst's time: what a late turn allows more is not lost."""
+BURST_SECONDS, BURST_LEAST = 0.25, 65536
 """The burst of a limit that names none, in seconds of its rate, and the least one in bytes."""
 _EXPECT = -1
 """The mark of a direction whose limits have changed: it counts from what it has moved by then."""
@@ -58,8 +65,8 @@ class Bucket:
     """A limit of bytes per second, in one direction, and the flows under it."""
 
     __slots__ = (
-        *("key", "slot", "_level", "_word", "_period"),
-        *("_turned", "_number", "_left", "_share", "_hungry", "_chosen"),
+        *("key", "slot", "_level", "_word", "_period", "_longest"),
+        *("_turned", "_number", "_left", "_share", "_waiting", "_chosen"),
     )
 
     def __init__(self, key: str, slot: Slot, word: int, rate: int, burst: int) -> None:
@@ -73,9 +80,8 @@ class Bucket:
         self._number = 0
         # What is left of this turn, and the share of each flow in it.
         self._left = self._share = 0.0
-        # The shares that came for more, with the turn in which they last did; the first waits
-        # longest.
-        self._hungry: dict[Share, int] = {}
+        # The shares that got nothing, with the turn in which that was; the first waits longest.
+        self._waiting: dict[Share, int] = {}
         # Those that may have a lease in this turn, if there is not enough for all; None for all.
         self._chosen: frozenset[Share] | None = None
         self.configure(rate, burst)
@@ -83,20 +89,28 @@ class Bucket:
     def configure(self, rate: int, burst: int) -> None:
         """Apply another rate and burst, in bytes."""
         self._level.rate, self._level.burst = rate, max(burst, LEASE_LEAST)
-        self._period = min(max(TURN_SECONDS, LEASE_LEAST / rate), LONGEST_TURN_SECONDS)
+        self._longest = min(LONG_TURN_SECONDS, TURN_PART * burst / rate)
+        self._set_period(1)
+
+    def _set_period(self, flows: int) -> None:
+        """Choose how long a turn takes in which so many flows wait."""
+        rate = self._level.rate
+        wanted = max(TURN_SECONDS, min(flows * SHARE_BYTES / rate, self._longest))
+        self._period = min(max(wanted, LEASE_LEAST / rate), LONGEST_TURN_SECONDS)
 
     def available(self, share: Share, now: float) -> int:
-        """Return the bytes that a share may lease now; note that it wants more."""
+        """Return the bytes that a share may lease now; note that it waits if there are none."""
         if now >= self._turned + self._period:
             self._turn(now)
-        self._hungry[share] = self._number
-        if self._chosen is not None and share not in self._chosen:
-            return 0
         if share.turn != self._number:
-            share.turn, share.taken = self._number, 0
-        lease = max(LEASE_LEAST, int(self._level.rate * self._period))
-        amount = int(min(self._left, self._share - share.taken, lease))
-        return amount if amount >= LEASE_LEAST else 0
+            share.turn, share.before, share.taken = self._number, share.taken, 0
+        amount = int(min(self._left, self._share - share.taken))
+        if amount < LEASE_LEAST or not (self._chosen is None or share in self._chosen):
+            self._waiting[share] = self._number
+            return 0
+        # A flow that has used little keeps little that others may need.
+        lease = max(SHARE_BYTES, share.before)
+        return lease if amount - lease >= LEASE_LEAST else amount
 
     def take(self, share: Share, amount: int) -> None:
         """Lease bytes to a share, or take them back if `amount` is negative."""
@@ -114,34 +128,35 @@ class Bucket:
 
     def leave(self, share: Share) -> None:
         """Forget a share."""
-        self._hungry.pop(share, None)
+        self._waiting.pop(share, None)
 
     def _turn(self, now: float) -> None:
         before = self._number
-        for share in [share for share, turn in self._hungry.items() if turn < before]:
-            del self._hungry[share]
+        for share in [share for share, turn in self._waiting.items() if turn < before]:
+            del self._waiting[share]
         self._number, self._turned = before + 1, now
         self._left = self._level.update(self.slot.sum(self._word), now)
-        waiting = max(1, len(self._hungry))
+        waiting = max(1, len(self._waiting))
         self._share, self._chosen = self._left / waiting, None
+        self._set_period(waiting)
         if self._share < LEASE_LEAST and self._left >= LEASE_LEAST:
-            served = list(self._hungry)[: int(self._left // LEASE_LEAST)]
+            served = list(self._waiting)[: int(self._left // LEASE_LEAST)]
             for share in served:
-                self._hungry[share] = self._hungry.pop(share)
+                self._waiting[share] = self._waiting.pop(share)
             self._chosen, self._share = frozenset(served), LEASE_LEAST
 
 
 class Share:
     """One flow's part of a bucket."""
 
-    __slots__ = ("bucket", "turn", "taken")
+    __slots__ = ("bucket", "turn", "taken", "before")
 
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self.turn = 0
-        """The turn of its last lease."""
-        self.taken = 0
-        """Bytes leased in that turn."""
+        """The last turn in which it came for more."""
+        self.taken = self.before = 0
+        """Bytes leased in that turn, and in the one before in which it came."""
 
 
 class LeasedPace:
@@ -159,11 +174,15 @@ class LeasedPace:
 
     def renew(self, moved: int) -> int:
         """Return how many bytes may be carried now, 0 if none."""
+        now = time.monotonic()
+        if now < self._until:
+            # Without the lock: datagrams may come far beyond the rate.
+            return 0
         with self._lock:
             if self.mark == _EXPECT:
                 self.mark = moved
             if self._shares and moved >= self.mark:
-                self.mark += self._lease(time.monotonic())
+                self.mark += self._lease(now)
             return max(0, self.mark - moved)
 
     def delay(self) -> float:
@@ -183,6 +202,7 @@ class LeasedPace:
         for share in self._shares:
             share.bucket.leave(share)
         self._shares = tuple(map(Share, buckets))
+        self._until = 0.0
         self.mark = _EXPECT if buckets else UNLIMITED
 
     def close(self, moved: int) -> None:
