@@ -179,7 +179,7 @@ class TestRates:
         stream, session = book.open(a_flow()), book.open(a_flow(network="udp"))
         other = book.open(a_flow("bob"))
         assert 0 < stream.up.renew(0) + session.up.renew(0) <= 250_000
-        assert stream.down.renew(0) == pacing.SHARE_BYTES
+        assert 0 < stream.down.renew(0) <= 500_000
         assert other.up.mark == UNLIMITED
 
     def test_user_does_not_get_a_new_burst_with_each_flow(self, clock: Clock) -> None:
@@ -193,7 +193,9 @@ class TestRates:
                 live.sent += room
             account.close()
             moved += live.sent
-        assert 50_000 - pacing.LEASE_LEAST < moved <= 50_000
+        # The burst, and what new flows may lease ahead.
+        most = 50_000 + pacing.FIRST_SECONDS * 100_000 + pacing.LEASE_LEAST
+        assert 50_000 - pacing.LEASE_LEAST < moved <= most
 
     def test_rates_of_a_listener_and_of_its_clients(self, clock: Clock) -> None:
         book = account_book()

@@ -11,7 +11,8 @@ from netproxy.access.accounts.pacing import LEASE_LEAST, Bucket, LeasedPace, Lev
 from netproxy.interfaces.accounts import UNLIMITED
 
 RATE = 1_000_000
-TURN = pacing.TURN_SECONDS
+STEP = 0.01
+"""Seconds between two looks of a flow."""
 
 
 class Clock:
@@ -36,7 +37,7 @@ class Sender:
 
     def __init__(self, *buckets: Bucket, wants: int = UNLIMITED) -> None:
         self.pace = LeasedPace(threading.Lock())
-        self.pace.configure(buckets)
+        self.pace.configure(buckets, True)
         self.moved = 0
         self._wants = wants
 
@@ -60,7 +61,7 @@ def bucket(rate: int = RATE, burst: int = 100_000) -> Bucket:
     return Bucket("users.alice.limits.rate_up", slot(), LEASED_UP, rate, burst)
 
 
-def run(clock: Clock, seconds: float, *senders: Sender, step: float = TURN) -> list[int]:
+def run(clock: Clock, seconds: float, *senders: Sender, step: float = STEP) -> list[int]:
     """Let senders carry bytes for a time; return what each has carried."""
     before = [sender.moved for sender in senders]
     for _ in range(round(seconds / step)):
@@ -90,12 +91,13 @@ class TestPace:
 
     def test_flow_carries_the_burst_and_then_the_rate(self, clock: Clock) -> None:
         sender = Sender(bucket())
-        assert run(clock, TURN, sender) == [100_000]
+        (burst,) = run(clock, STEP, sender)
+        assert 100_000 - pacing.LEASE_SECONDS * RATE < burst <= 100_000
         assert run(clock, 10.0, sender) == pytest.approx([10 * RATE], abs=LEASE_LEAST)
 
-    def test_rate_is_kept_although_turns_come_late(self, clock: Clock) -> None:
+    def test_rate_is_kept_although_the_flow_wakes_up_late(self, clock: Clock) -> None:
         sender = Sender(bucket())
-        run(clock, TURN, sender)
+        run(clock, STEP, sender)
         assert run(clock, 10.0, sender, step=0.1) == pytest.approx([10 * RATE], abs=LEASE_LEAST)
 
     @pytest.mark.parametrize("rate", [1, 100, 8_000, 125_000, 125_000_000, 10_000_000_000])
@@ -103,20 +105,20 @@ class TestPace:
         sender = Sender(bucket(rate, default_burst(rate)))
         run(clock, 2.0, sender)
         seconds = max(60.0, 3 * LEASE_LEAST / rate)
-        step = max(TURN, seconds / 2000)
+        step = max(STEP, seconds / 4000)
         moved = sum(run(clock, seconds, sender, step=step))
         assert moved == pytest.approx(seconds * rate, rel=0.01, abs=LEASE_LEAST)
 
-    def test_nothing_is_carried_before_the_next_turn(self, clock: Clock) -> None:
+    def test_nothing_is_carried_before_the_next_lease(self, clock: Clock) -> None:
         sender = Sender(bucket())
-        run(clock, TURN, sender)
+        run(clock, STEP, sender)
         assert sender.pace.renew(sender.moved) == 0
-        assert sender.pace.delay() == pytest.approx(TURN)
+        assert 0 < sender.pace.delay() <= pacing.LEASE_SECONDS
         assert sender.pace.decided() == "users.alice.limits.rate_up"
 
     def test_datagram_beyond_the_mark_is_paid_for_later(self, clock: Clock) -> None:
         sender = Sender(bucket())
-        run(clock, TURN, sender)
+        run(clock, STEP, sender)
         sender.moved += 60_000
         assert sum(run(clock, 10.0, sender)) == pytest.approx(10 * RATE - 60_000, abs=LEASE_LEAST)
 
@@ -125,8 +127,8 @@ class TestPace:
         sender, other = Sender(fast, slow), Sender(fast)
         run(clock, 1.0, sender, other)
         moved = run(clock, 10.0, sender, other)
-        expected = [10 * RATE / 4, 10 * RATE * 3 / 4]
-        assert moved == pytest.approx(expected, rel=0.02)
+        assert sum(moved) == pytest.approx(10 * RATE, rel=0.01)
+        assert 10 * RATE / 4 * 0.75 < moved[0] <= 10 * RATE / 4
 
     def test_unused_lease_is_returned_at_the_end(self, clock: Clock) -> None:
         owner = slot()
@@ -149,10 +151,11 @@ class TestPace:
         sender = Sender(wants=10_000_000)
         sender.send()
         assert sender.moved == 10_000_000
-        sender.pace.configure([bucket()])
-        assert run(clock, TURN, sender) == [100_000]
-        sender.pace.configure([])
-        assert run(clock, TURN, sender) == [10_000_000]
+        sender.pace.configure([bucket()], False)
+        (burst,) = run(clock, STEP, sender)
+        assert 100_000 - pacing.LEASE_SECONDS * RATE < burst <= 100_000
+        sender.pace.configure([], False)
+        assert run(clock, STEP, sender) == [10_000_000]
 
 
 class TestFairness:
@@ -163,27 +166,27 @@ class TestFairness:
         run(clock, 2.0, *senders)
         moved = run(clock, 20.0, *senders)
         assert sum(moved) == pytest.approx(20 * RATE, abs=100_000)
-        assert min(moved) >= 0.97 * max(moved)
+        assert min(moved) >= 0.94 * max(moved)
 
     def test_flow_that_wants_little_leaves_the_rest_to_the_others(self, clock: Clock) -> None:
         shared = bucket()
-        modest = [Sender(shared, wants=400) for _ in range(20)]
+        modest = [Sender(shared, wants=100) for _ in range(20)]
         greedy = Sender(shared)
         run(clock, 2.0, *modest, greedy)
         *little, rest = run(clock, 10.0, *modest, greedy)
-        assert min(little) > 0.95 * 400 * 250
-        assert rest == pytest.approx(10 * RATE - sum(little), abs=100_000)
+        assert set(little) == {100 * 1000}
+        assert 0.9 * (10 * RATE - sum(little)) < rest <= 10 * RATE
 
     def test_newcomers_do_not_exceed_the_rate(self, clock: Clock) -> None:
         shared = bucket()
         moved = 0
         for _ in range(1000):
-            clock.now += TURN / 4
+            clock.now += STEP
             sender = Sender(shared)
             sender.send()
             moved += sender.moved
             sender.pace.close(sender.moved)
-        assert moved == pytest.approx(1000 * TURN / 4 * RATE, abs=200_000)
+        assert moved == pytest.approx(1000 * STEP * RATE, abs=200_000)
 
     def test_flow_that_has_ended_has_no_share(self, clock: Clock) -> None:
         shared = bucket()
@@ -192,3 +195,39 @@ class TestFairness:
         first.pace.close(first.moved)
         run(clock, 0.2, second)
         assert run(clock, 10.0, second) == pytest.approx([10 * RATE], abs=100_000)
+
+    def test_flows_of_a_slow_user_leave_the_rest_of_a_listener_to_others(
+        self, clock: Clock
+    ) -> None:
+        listener, user = bucket(12_500_000, 3_125_000), bucket(125_000, 65_536)
+        slow = [Sender(listener, user) for _ in range(50)]
+        fast = Sender(listener)
+        run(clock, 2.0, *slow, fast)
+        *little, rest = run(clock, 10.0, *slow, fast)
+        assert sum(little) == pytest.approx(10 * 125_000, rel=0.15)
+        assert rest > 0.95 * 10 * (12_500_000 - 125_000)
+
+    @pytest.mark.parametrize(
+        "number, user, listener", [(300, 64_000, 100_000), (1000, 125_000, 250_000)]
+    )
+    def test_no_flow_starves_under_two_limits(
+        self, clock: Clock, number: int, user: int, listener: int
+    ) -> None:
+        of_listener, of_user = bucket(listener, 65_536), bucket(user, 65_536)
+        senders = [Sender(of_listener, of_user) for _ in range(number)]
+        run(clock, 20.0, *senders, step=0.1)
+        moved = run(clock, 60.0, *senders, step=0.1)
+        assert sum(moved) == pytest.approx(60 * user, rel=0.03)
+        assert min(moved) > 0
+
+    def test_debt_of_a_flow_that_has_ended_is_paid_by_the_next(self, clock: Clock) -> None:
+        """A new UDP session for each large datagram carries no more than the rate."""
+        shared, moved = bucket(125_000, 65_536), 0
+        for _ in range(1000):
+            clock.now += 0.05
+            sender = Sender(shared)
+            if sender.pace.mark > 0 or sender.pace.renew(0):
+                moved += 60_000
+                sender.moved = 60_000
+            sender.pace.close(sender.moved)
+        assert moved == pytest.approx(50 * 125_000, rel=0.1)

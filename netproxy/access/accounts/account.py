@@ -80,8 +80,9 @@ class FlowAccount:
 
     def configure(self) -> None:
         """Follow the rates of the subjects."""
-        self.up.configure([subject.up for subject in self.subjects if subject.up])
-        self.down.configure([subject.down for subject in self.subjects if subject.down])
+        is_new = self.live is None
+        self.up.configure([subject.up for subject in self.subjects if subject.up], is_new)
+        self.down.configure([subject.down for subject in self.subjects if subject.down], is_new)
 
     def leave(self) -> Sequence[Subject]:
         """Count the flow out; return the subjects that it had."""

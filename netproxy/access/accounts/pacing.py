@@ -1,39 +1,38 @@
 """Rates: divides the bytes per second of a limit fairly among the flows that are under it.
 
-A flow carries bytes until it reaches its mark; then it asks for a lease.  Time is divided into
-turns.  In each turn the flows that had to wait in the turn before get equal shares of what the
-limit allows.  A flow that gets nothing waits for the next turn (TCP) or drops (UDP).  So the
-path of a byte only compares two numbers, and no flow has a thread or a timer of its own.
+A flow carries bytes until it reaches its mark; then it needs a lease.  It has asked for the lease
+when the one before began, and gets it in the order of asking: so flows that want more than their
+share get equal shares, and a flow that wants less finds its lease ready.  A flow whose lease is
+not ready waits (TCP) or drops (UDP).  The path of a byte only compares two numbers, and no flow
+has a thread or a timer of its own.
 
-Thread: any; the caller of Share and Bucket holds the lock of Accounts.  LeasedPace takes it.
+Thread: any; the caller of Bucket holds the lock of AccountBook.  LeasedPace.renew() takes it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import Sequence
 
 from netproxy.access.accounts.ledger import Slot
 from netproxy.interfaces.accounts import UNLIMITED
 
-TURN_SECONDS = 0.04
-"""The shortest turn: a flow that waits wakes up at most 25 times a second."""
-SHARE_BYTES = 24576
-"""A turn is so long that each flow that waits gets so much, within the limits below: each wake-up
-costs some 50 microseconds, however little the flow may carry then."""
-LONG_TURN_SECONDS = 0.12
-"""The longest turn for the sake of SHARE_BYTES: a flow that waits is delayed by so much."""
-LONGEST_TURN_SECONDS = 1.0
-"""For rates so low that a turn allows less than LEASE_LEAST."""
+LEASE_SECONDS = 0.04
+"""The lease of a flow alone: it wakes up 25 times a second."""
+ROUND_SECONDS = 0.12
+"""The leases of all flows that wait take so long, unless they would be shorter than LEASE_LEAST:
+a flow is delayed by so much.  Each wake-up costs some 50 microseconds, however short the lease."""
 LEASE_LEAST = 2048
-"""Bytes: a smaller lease costs more system calls than it moves.  A datagram fits in."""
-TURN_PART = 0.75
-"""A turn takes at most this part of the burst's time: what a late turn allows more is not lost."""
+"""Bytes: a shorter lease costs more system calls than it moves.  A datagram fits in."""
 BURST_SECONDS, BURST_LEAST = 0.25, 65536
-"""The burst of a limit that names none, in seconds of its rate, and the least one in bytes."""
+"""The burst of a limit that names none, in seconds of its rate, and the least one in bytes.  A
+wake-up that comes late by less loses nothing."""
+FIRST_SECONDS = 0.5
+"""A new flow gets a first lease at once, for a lone datagram, if less than this is leased ahead."""
 _EXPECT = -1
-"""The mark of a direction whose limits have changed: it counts from what it has moved by then."""
+"""The mark of a running flow that gets its first limit: it counts from what was moved by then."""
 
 
 class Level:
@@ -62,132 +61,101 @@ def default_burst(rate: int) -> int:
 
 
 class Bucket:
-    """A limit of bytes per second, in one direction, and the flows under it."""
+    """A limit of bytes per second, in one direction."""
 
-    __slots__ = (
-        *("key", "slot", "_level", "_word", "_period", "_longest"),
-        *("_turned", "_number", "_left", "_share", "_waiting", "_chosen"),
-    )
+    __slots__ = ("key", "slot", "_word", "_rate", "_burst", "_leased", "_counted", "_queue")
 
     def __init__(self, key: str, slot: Slot, word: int, rate: int, burst: int) -> None:
         """`key` names the limit.  `word` of `slot` counts the leases."""
         self.key = key
         self.slot = slot
         self._word = word
-        now = time.monotonic()
-        self._level = Level(rate, burst, slot.sum(word), now)
-        self._turned = now - LONGEST_TURN_SECONDS
-        self._number = 0
-        # What is left of this turn, and the share of each flow in it.
-        self._left = self._share = 0.0
-        # The shares that got nothing, with the turn in which that was; the first waits longest.
-        self._waiting: dict[Share, int] = {}
-        # Those that may have a lease in this turn, if there is not enough for all; None for all.
-        self._chosen: frozenset[Share] | None = None
-        self.configure(rate, burst)
+        self._rate, self._burst = float(rate), float(max(burst, LEASE_LEAST))
+        # Everything that was leased is allowed until then, in monotonic seconds.
+        self._leased = 0.0
+        # The leases of all processes that _leased contains.
+        self._counted = slot.sum(word)
+        # When the leases begin that flows wait for, the first one first.
+        self._queue: deque[float] = deque()
+
+    def take_slot(self, slot: Slot) -> None:
+        """Go on with another slot: the one before may belong to another subject."""
+        self.slot, self._counted = slot, slot.sum(self._word)
 
     def configure(self, rate: int, burst: int) -> None:
         """Apply another rate and burst, in bytes."""
-        self._level.rate, self._level.burst = rate, max(burst, LEASE_LEAST)
-        self._longest = min(LONG_TURN_SECONDS, TURN_PART * burst / rate)
-        self._set_period(1)
+        now = time.monotonic()
+        # What is leased ahead is the same number of bytes.
+        self._leased = now + (self._leased - now) * self._rate / rate
+        self._rate, self._burst = float(rate), float(max(burst, LEASE_LEAST))
 
-    def _set_period(self, flows: int) -> None:
-        """Choose how long a turn takes in which so many flows wait."""
-        rate = self._level.rate
-        wanted = max(TURN_SECONDS, min(flows * SHARE_BYTES / rate, self._longest))
-        self._period = min(max(wanted, LEASE_LEAST / rate), LONGEST_TURN_SECONDS)
+    def proposes(self, now: float) -> int:
+        """Return the bytes of the next lease: fewer if many flows wait."""
+        queue = self._queue
+        while queue and queue[0] <= now:
+            queue.popleft()
+        size = min(LEASE_SECONDS, ROUND_SECONDS / (len(queue) + 1)) * self._rate
+        return max(LEASE_LEAST, int(size))
 
-    def available(self, share: Share, now: float) -> int:
-        """Return the bytes that a share may lease now; note that it waits if there are none."""
-        if now >= self._turned + self._period:
-            self._turn(now)
-        if share.turn != self._number:
-            share.turn, share.before, share.taken = self._number, share.taken, 0
-        amount = int(min(self._left, self._share - share.taken))
-        if amount < LEASE_LEAST or not (self._chosen is None or share in self._chosen):
-            self._waiting[share] = self._number
-            return 0
-        # A flow that has used little keeps little that others may need.
-        lease = max(SHARE_BYTES, share.before)
-        return lease if amount - lease >= LEASE_LEAST else amount
+    def lease(self, size: int, now: float) -> float:
+        """Lease so many bytes; return when the lease begins, in monotonic seconds."""
+        # What other processes have leased counts as well.
+        total = self.slot.sum(self._word)
+        leased = max(self._leased, now - self._burst / self._rate)
+        self._leased = leased + (total - self._counted + size) / self._rate
+        self._counted = total + size
+        self.slot.add(self._word, size)
+        if self._leased > now:
+            self._queue.append(self._leased)
+        return self._leased
 
-    def take(self, share: Share, amount: int) -> None:
-        """Lease bytes to a share, or take them back if `amount` is negative."""
-        share.taken += amount
-        self._left -= amount
-        self.slot.add(self._word, amount)
+    def give_back(self, size: int) -> None:
+        """Take back what was leased and not used, or lease more than asked if it is negative."""
+        self.slot.add(self._word, -size)
+        self._counted -= size
+        self._leased -= size / self._rate
+
+    def is_crowded(self, now: float) -> bool:
+        """Return whether so much is leased ahead that a new flow has to wait like the others."""
+        return self._leased > now + FIRST_SECONDS
 
     def is_full(self, now: float) -> bool:
         """Return whether nothing of the limit is used."""
-        return self._level.update(self.slot.sum(self._word), now) >= self._level.burst
-
-    def next_turn(self) -> float:
-        """Return when the next turn begins, in monotonic seconds."""
-        return self._turned + self._period
-
-    def leave(self, share: Share) -> None:
-        """Forget a share."""
-        self._waiting.pop(share, None)
-
-    def _turn(self, now: float) -> None:
-        before = self._number
-        for share in [share for share, turn in self._waiting.items() if turn < before]:
-            del self._waiting[share]
-        self._number, self._turned = before + 1, now
-        self._left = self._level.update(self.slot.sum(self._word), now)
-        waiting = max(1, len(self._waiting))
-        self._share, self._chosen = self._left / waiting, None
-        self._set_period(waiting)
-        if self._share < LEASE_LEAST and self._left >= LEASE_LEAST:
-            served = list(self._waiting)[: int(self._left // LEASE_LEAST)]
-            for share in served:
-                self._waiting[share] = self._waiting.pop(share)
-            self._chosen, self._share = frozenset(served), LEASE_LEAST
-
-
-class Share:
-    """One flow's part of a bucket."""
-
-    __slots__ = ("bucket", "turn", "taken", "before")
-
-    def __init__(self, bucket: Bucket) -> None:
-        self.bucket = bucket
-        self.turn = 0
-        """The last turn in which it came for more."""
-        self.taken = self.before = 0
-        """Bytes leased in that turn, and in the one before in which it came."""
+        return self._leased <= now - self._burst / self._rate
 
 
 class LeasedPace:
     """How many bytes one direction of a flow may carry (interfaces.accounts.Pace)."""
 
-    __slots__ = ("mark", "_lock", "_shares", "_until", "_blocked")
+    __slots__ = ("mark", "_lock", "_buckets", "_next", "_begins", "_blocked")
 
     def __init__(self, lock: threading.Lock) -> None:
         """`lock` guards the buckets; there are none before configure()."""
         self._lock = lock
-        self._shares: tuple[Share, ...] = ()
+        self._buckets: Sequence[Bucket] = ()
         self.mark = UNLIMITED
-        self._until = 0.0
+        # The bytes of the next lease, and when it begins, in monotonic seconds.
+        self._next = 0
+        self._begins = 0.0
         self._blocked = ""
 
     def renew(self, moved: int) -> int:
         """Return how many bytes may be carried now, 0 if none."""
         now = time.monotonic()
-        if now < self._until:
+        if now < self._begins and self.mark != _EXPECT:
             # Without the lock: datagrams may come far beyond the rate.
-            return 0
+            return max(0, self.mark - moved)
         with self._lock:
             if self.mark == _EXPECT:
                 self.mark = moved
-            if self._shares and moved >= self.mark:
-                self.mark += self._lease(now)
+            while self._buckets and moved >= self.mark and now >= self._begins:
+                self.mark += self._next
+                self._ask(now)
             return max(0, self.mark - moved)
 
     def delay(self) -> float:
         """Return the seconds after which renew() may return more."""
-        return max(0.001, self._until - time.monotonic())
+        return max(0.001, self._begins - time.monotonic())
 
     def decided(self) -> str:
         """Return the key of the limit that has refused more."""
@@ -195,33 +163,37 @@ class LeasedPace:
 
     # -- the caller holds the lock
 
-    def configure(self, buckets: Sequence[Bucket]) -> None:
-        """Be under these buckets from now on, some of which may be the same."""
-        if [share.bucket for share in self._shares] == list(buckets):
+    def configure(self, buckets: Sequence[Bucket], is_new: bool) -> None:
+        """Be under these buckets from now on; `is_new`: the flow has moved nothing yet."""
+        if not buckets and not self._buckets:
             return
-        for share in self._shares:
-            share.bucket.leave(share)
-        self._shares = tuple(map(Share, buckets))
-        self._until = 0.0
-        self.mark = _EXPECT if buckets else UNLIMITED
+        if not self._buckets:
+            self.mark = 0 if is_new else _EXPECT
+        self._give_back(self._next)
+        self._buckets, self._next, self._begins = buckets, 0, 0.0
+        now = time.monotonic()
+        if not buckets:
+            self.mark = UNLIMITED
+        elif is_new and not any(bucket.is_crowded(now) for bucket in buckets):
+            for bucket in buckets:
+                bucket.lease(LEASE_LEAST, now)
+            self.mark = LEASE_LEAST
 
     def close(self, moved: int) -> None:
-        """Return what was leased and not used; `moved`: the count at the end."""
-        unused = self.mark - moved
-        for share in self._shares:
-            if unused > 0:
-                share.bucket.take(share, -unused)
-            share.bucket.leave(share)
-        self._shares, self.mark = (), UNLIMITED
+        """Give back what was leased and not used; `moved`: the count at the end."""
+        unused = 0 if self.mark in (_EXPECT, UNLIMITED) else self.mark - moved
+        self._give_back(self._next + unused)
+        self._buckets, self._next, self.mark = (), 0, UNLIMITED
 
-    def _lease(self, now: float) -> int:
-        lease, shares = UNLIMITED, self._shares
-        for share in shares:
-            available = share.bucket.available(share, now)
-            if not available:
-                self._until, self._blocked = share.bucket.next_turn(), share.bucket.key
-            lease = min(lease, available)
-        if lease:
-            for share in shares:
-                share.bucket.take(share, lease)
-        return lease
+    def _ask(self, now: float) -> None:
+        """Ask all buckets for the next lease: it begins when the last one allows it."""
+        size = min(bucket.proposes(now) for bucket in self._buckets)
+        self._begins, self._next = 0.0, size
+        for bucket in self._buckets:
+            begins = bucket.lease(size, now)
+            if begins > self._begins:
+                self._begins, self._blocked = begins, bucket.key
+
+    def _give_back(self, size: int) -> None:
+        for bucket in self._buckets:
+            bucket.give_back(size)

@@ -119,7 +119,7 @@ class Subject:
         self.slot = slot
         for bucket in (self.up, self.down):
             if bucket is not None:
-                bucket.slot = slot
+                bucket.take_slot(slot)
 
     def has_recovered(self, now: float) -> bool:
         """Return whether nothing would be different if the subject were new."""
