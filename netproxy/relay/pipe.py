@@ -174,7 +174,7 @@ class Relay:
         poll = select.poll()
         watched: dict[int, int] = {}
         up, down = self._up, self._down
-        while not (up.paused or down.paused or (up.done and down.done)):
+        while not (up.done and down.done):
             interests = {sock.fileno(): events for sock, events in self._interests()}
             if interests != watched:
                 for descriptor in watched.keys() - interests.keys():
@@ -183,7 +183,11 @@ class Relay:
                     poll.register(descriptor, events)
                 watched = interests
             limit = self._idle_limit()
-            ready = dict(poll.poll(min(limit, STAY_SECONDS) * 1000))
+            # A pause needs no thread: only what can be moved meanwhile does.
+            is_paused = up.paused or down.paused
+            ready = dict(poll.poll(0 if is_paused else min(limit, STAY_SECONDS) * 1000))
+            if not ready and is_paused:
+                return ""
             if not ready:
                 up.rest()
                 down.rest()
@@ -191,7 +195,7 @@ class Relay:
             ended = self._move(ready)
             if ended:
                 return ended
-        return "closed" if up.done and down.done else ""
+        return "closed"
 
     def _move(self, ready: dict[int, int]) -> str:
         """Move what can be moved; return how the relay ended, "" if it goes on.
@@ -251,7 +255,7 @@ class Relay:
         self._wait = None
         paused = [direction for direction in (self._up, self._down) if direction.paused]
         seconds = min(direction.pace.delay() for direction in paused)
-        busy = any(direction.busy for direction in paused)
+        busy = self._up.busy or self._down.busy
         step = self._step if self._plain and not busy else None
         return Wait(self._interests(), seconds, self._resume, False, step, True, True)
 
