@@ -65,9 +65,11 @@ class Account(Protocol):
 class Accounts(Protocol):
     """Opens accounts.  Thread: any; never blocks."""
 
-    def open(self, flow: Flow) -> Account:
-        """Count a new flow in.  Raises FlowRefused: LIMIT if it exceeds a limit, DENIED if
-        its user or its client gets nothing.
+    def open(self, flow: Flow, is_new: bool = True) -> Account:
+        """Count a flow in.  Raises FlowRefused: LIMIT if it exceeds a limit, DENIED if its user
+        or its client gets nothing.
+
+        `is_new`: it counts as a new connection or session.
         """
 
     def reached(self, user: str) -> str:

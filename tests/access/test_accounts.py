@@ -10,6 +10,7 @@ from netproxy.access.accounts import pacing
 from netproxy.access.accounts import subject as subject_module
 from netproxy.access.accounts.account import FlowAccount
 from netproxy.access.accounts.book import IDLE_LIMIT, AccountBook
+from netproxy.access.accounts.ledger import LedgerFull
 from netproxy.access.accounts.standing import Standing, Terms
 from netproxy.access.accounts.subject import (
     CLIENT,
@@ -332,3 +333,40 @@ def test_flow_no_longer_counts_for_a_listener_whose_rate_is_gone() -> None:
     assert account.up.mark == UNLIMITED
     account.close()
     assert not book._subjects
+
+
+def test_further_request_on_a_connection_is_no_new_connection(clock: Clock) -> None:
+    book = account_book(alice=Limits(connection_rate=1.0, connections=2))
+    book.open(a_flow()).close()
+    assert refused(book, a_flow())
+    for _ in range(5):
+        book.open(a_flow(), is_new=False).close()
+    open_accounts = [book.open(a_flow(), is_new=False) for _ in range(2)]
+    with pytest.raises(DialError):
+        book.open(a_flow(), is_new=False)
+    for account in open_accounts:
+        account.close()
+
+
+def test_rate_of_a_reload_reaches_flows_that_are_being_dialled() -> None:
+    book = account_book()
+    account = book.open(a_flow(""))
+    book.configure({}, {"main": ListenerRates(rate=1000)})
+    assert account.up.mark < UNLIMITED
+    account.attach(Live(a_flow("")))
+    account.close()
+    assert not book._subjects
+
+
+def test_full_ledger_refuses_only_what_has_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    book = account_book(alice=Limits(connections=5))
+
+    def full(kind: str, name: str) -> Any:
+        raise LedgerFull
+
+    monkeypatch.setattr(book._ledger, "slot", full)
+    account = book.open(a_flow(""))
+    assert not account.subjects and not book._subjects
+    with pytest.raises(DialError) as caught:
+        book.open(a_flow())
+    assert caught.value.decided == "the ledger" and not book._subjects

@@ -8,28 +8,26 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Callable, Sequence
 
-from netproxy.access.accounts.ledger import DOWN, UP
+from netproxy.access.accounts.ledger import CONNECTIONS, DOWN, SESSIONS, UP
 from netproxy.access.accounts.pacing import LeasedPace
-from netproxy.access.accounts.subject import USER, Subject
+from netproxy.access.accounts.subject import Subject
 
 if TYPE_CHECKING:
-    from netproxy.interfaces.flows import LiveFlow
+    from netproxy.interfaces.flows import Flow, LiveFlow
 
 
 class FlowAccount:
     """One flow's part of its subjects (interfaces.accounts.Account)."""
 
-    __slots__ = ("up", "down", "live", "_close", "_word", "subjects", "_sent", "_received")
+    __slots__ = ("up", "down", "flow", "live", "_close", "_word", "subjects", "_sent", "_received")
 
     def __init__(
-        self, lock: threading.Lock, word: int, close: Callable[[FlowAccount], None]
+        self, flow: Flow, lock: threading.Lock, close: Callable[[FlowAccount], None]
     ) -> None:
-        """`lock` is that of the AccountBook, whose `close` counts the flow out.
-
-        `word`: CONNECTIONS or SESSIONS, where the flow counts.
-        """
+        """`lock` is that of the AccountBook, whose `close` counts the flow out."""
+        self.flow = flow
         self._close = close
-        self._word = word
+        self._word = CONNECTIONS if flow.network == "tcp" else SESSIONS
         self.subjects: Sequence[Subject] = ()
         self.up, self.down = LeasedPace(lock), LeasedPace(lock)
         self.live: LiveFlow | None = None
@@ -46,12 +44,15 @@ class FlowAccount:
 
     # -- under the lock of the AccountBook
 
-    def enter(self, subjects: Sequence[Subject]) -> Sequence[Subject]:
-        """Count the flow for these subjects alone; return those that it no longer counts for."""
+    def enter(self, subjects: Sequence[Subject], is_new: bool = False) -> Sequence[Subject]:
+        """Count the flow for these subjects alone; return those that it no longer counts for.
+
+        `is_new`: count it as opened as well.
+        """
         for subject in subjects:
             if self not in subject.accounts:
                 subject.accounts[self] = None
-                subject.slot.enter(self._word)
+                subject.slot.enter(self._word, is_new)
         left = [subject for subject in self.subjects if subject not in subjects]
         for subject in left:
             del subject.accounts[self]
@@ -71,12 +72,6 @@ class FlowAccount:
                 subject.slot.add(UP, sent)
                 subject.slot.add(DOWN, received)
         return sent, received
-
-    @property
-    def user(self) -> str:
-        """The user whose flow it is, "" without one."""
-        names = (subject.name for subject in self.subjects if subject.kind == USER)
-        return next(names, "")
 
     def configure(self) -> None:
         """Follow the rates of the subjects."""

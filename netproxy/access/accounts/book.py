@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Callable, Iterable, Mapping, Sequence
 
 from netproxy.access.accounts.account import FlowAccount
-from netproxy.access.accounts.ledger import CONNECTIONS, OPENED, SESSIONS, Ledger, LedgerFull
-from netproxy.access.accounts.limits_in_force import LimitsInForce
+from netproxy.access.accounts.ledger import OPENED, Ledger, LedgerFull
+from netproxy.access.accounts.limits_in_force import LimitsInForce, SubjectKey
 from netproxy.access.accounts.subject import (
     CLIENT,
     NO_LIMITS,
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from netproxy.access.accounts.usage import UsageBook
     from netproxy.interfaces.flows import Flow, LiveFlow
 
+SETTLED_AT_ONCE = 128
+"""Flows whose bytes are counted without a break: a tenth of a millisecond."""
 IDLE_LIMIT = 4096
 """Subjects without flows whose rates are remembered until they have recovered."""
 
@@ -82,32 +84,30 @@ class AccountBook:
         with self._lock:
             return self._limits.of_user(user)
 
-    def open(self, flow: Flow) -> FlowAccount:
-        """Count a new flow in.  Raises FlowRefused."""
+    def open(self, flow: Flow, is_new: bool = True) -> FlowAccount:
+        """Count a flow in.  Raises FlowRefused.
+
+        `is_new`: it counts as a new connection or session; False for a further request on a
+        connection.
+        """
         network, user, client = flow.network, flow.user, client_key(flow.client.host)
         if refusal := self._standing.refusal(user, client):
             decided = decided_by(refusal, user)
             raise FlowRefused(Reason.DENIED, said=refusal, decided=decided)
-        account = FlowAccount(self._lock, CONNECTIONS if network == "tcp" else SESSIONS, self.close)
-        keys = [(CLIENT, client)]
-        if user or self._limits.listeners:
-            keys = self._limits.subjects_of(flow, client)
+        account = FlowAccount(flow, self._lock, self.close)
         with self._lock:
-            known = self._subjects
-            try:
-                # Few calls: every connection passes here.
-                subjects = [known.get(key) or self._subject(*key) for key in keys]
-            except LedgerFull:
-                full = "no room to count the client"
-                raise FlowRefused(Reason.LIMIT, said=full, decided="the ledger") from None
-            is_limited = False
+            # Few calls: every connection passes here.
+            keys = [(CLIENT, client)]
+            if user or self._limits.listeners:
+                keys = self._limits.subjects_of(flow, client)
+            subjects, is_limited = self._find(keys), False
             for subject in subjects:
                 if subject.limits is not NO_LIMITS:
                     is_limited = True
-                    if key := subject.reached(network):
+                    if key := subject.reached(network, is_new):
                         self._retire(subjects)
                         raise FlowRefused(Reason.LIMIT, said=limit_reason(key), decided=key)
-            account.enter(subjects)
+            account.enter(subjects, is_new)
             if is_limited:
                 account.configure()
         return account
@@ -154,17 +154,20 @@ class AccountBook:
 
     def stats(self, kind: str) -> list[SubjectStats]:
         """Return what the subjects of a kind use, those without flows left out."""
+        subjects = [
+            subject for (of_kind, _), subject in list(self._subjects.items()) if of_kind == kind
+        ]
+        for subject in subjects:
+            self._settle(subject)
         with self._lock:
-            subjects = [subject for subject in self._subjects.values() if subject.kind == kind]
-            for subject in subjects:
-                self._settle(subject)
-            return [subject.stats() for subject in subjects]
+            return [subject.stats() for subject in subjects if subject.accounts]
 
     def flows(self, kind: str, name: str) -> list[LiveFlow]:
         """Return the running flows of a subject."""
         with self._lock:
             subject = self._subjects.get((kind, name))
-            return self._settle(subject) if subject is not None else []
+            accounts = list(subject.accounts) if subject is not None else []
+        return [account.live for account in accounts if account.live is not None]
 
     def expire(self, now: float) -> Sequence[Callable[[], None]]:
         """Forget subjects whose rates have recovered; count what is about to be saved.
@@ -177,48 +180,66 @@ class AccountBook:
             for key in [key for key, subject in idle.items() if subject.has_recovered(now)]:
                 del idle[key]
             known = [subject for key in restricted if (subject := self._subjects.get(key))]
-            running = [(subject, self._settle(subject)) for subject in known]
-            if self._usage.is_due(now):
-                self._settle_users()
+        for subject in known:
+            self._settle(subject)
+        if self._usage.is_due(now):
+            self.settle()
         return [
-            partial(live.kill, refusal)
-            for subject, flows in running
+            partial(account.live.kill, refusal)
+            for subject in known
             if (refusal := self._standing.refusal_of(subject.kind, subject.name))
-            for live in flows
+            for account in list(subject.accounts)
+            if account.live is not None
         ]
 
     def settle(self) -> None:
         """Tell the usage what the running flows of users have moved."""
-        with self._lock:
-            self._settle_users()
+        for (kind, _), subject in list(self._subjects.items()):
+            if kind == USER:
+                self._settle(subject)
+
+    def _settle(self, subject: Subject) -> None:
+        """Count what the flows of a subject have moved.
+
+        The lock is free in between: new flows and datagrams wait for it.
+        """
+        accounts = list(subject.accounts)
+        for start in range(0, len(accounts), SETTLED_AT_ONCE):
+            with self._lock:
+                for account in accounts[start : start + SETTLED_AT_ONCE]:
+                    self._note(account)
 
     # -- under the lock
+
+    def _find(self, keys: Iterable[SubjectKey]) -> list[Subject]:
+        """Return what a flow counts for.
+
+        Without room for it in the ledger, a subject without limits is left out.  Raises
+        FlowRefused for another one.
+        """
+        known, subjects = self._subjects, []
+        for key in keys:
+            try:
+                subjects.append(known.get(key) or self._subject(*key))
+            except LedgerFull:
+                if self._limits.of(*key) is not NO_LIMITS:
+                    self._retire(subjects)
+                    full = "no room to count the client"
+                    raise FlowRefused(Reason.LIMIT, said=full, decided="the ledger") from None
+        return subjects
 
     def _renew_user(self, user: str) -> None:
         """Apply the limits in force to a user's flows."""
         subject = self._subjects.get((USER, user)) or self._idle.get((USER, user))
         if subject is not None:
-            self._apply(subject, self._limits.of_user(user))
-
-    def _settle_users(self) -> None:
-        for (kind, _), subject in self._subjects.items():
-            if kind == USER:
-                self._settle(subject)
-
-    def _settle(self, subject: Subject) -> list[LiveFlow]:
-        """Count what the flows of a subject have moved; return the flows."""
-        flows = []
-        for account in subject.accounts:
-            self._note(account)
-            if account.live is not None:
-                flows.append(account.live)
-        return flows
+            self._apply(subject, self._limits.of(USER, user))
 
     def _note(self, account: FlowAccount) -> None:
         """Count what a flow has moved since the last time."""
         sent, received = account.settle()
-        if account.user and (sent or received):
-            self._usage.moved(account.user, sent, received)
+        user = account.flow.user
+        if user and (sent or received):
+            self._usage.moved(user, sent, received)
 
     def _subject(self, kind: str, name: str) -> Subject:
         """Return a subject that is to get a flow.  Raises LedgerFull."""
@@ -256,11 +277,10 @@ class AccountBook:
             account: None for subject in self._subjects.values() for account in subject.accounts
         }
         for account in accounts:
-            if account.live is not None:
-                flow = account.live.flow
-                keys = self._limits.subjects_of(flow, client_key(flow.client.host))
-                try:
-                    self._retire(account.enter([self._subject(*key) for key in keys]))
-                except LedgerFull:
-                    continue
-                account.configure()
+            flow = account.flow
+            keys = self._limits.subjects_of(flow, client_key(flow.client.host))
+            try:
+                self._retire(account.enter(self._find(keys)))
+            except FlowRefused:
+                continue  # the flow runs without the new limit
+            account.configure()

@@ -53,7 +53,10 @@ class Ledger:
         self._takings = 0
 
     def use_table(self, index: int) -> None:
-        """Write to the table of another process from now on: this process is that one."""
+        """Write to the table of another process from now on: this process is that one.
+
+        For the processes of one daemon, once there are several.
+        """
         self._own = self._tables[index]
 
     def slot(self, kind: str, name: str) -> Slot:
@@ -132,11 +135,11 @@ class Slot:
         """Add to a word; `amount` may be negative."""
         self._table[self._start + word] += amount
 
-    def enter(self, word: int) -> None:
-        """Count a new flow in; `word` is CONNECTIONS or SESSIONS."""
+    def enter(self, word: int, is_new: bool) -> None:
+        """Count a flow in; `word` is CONNECTIONS or SESSIONS.  `is_new`: in OPENED as well."""
         table, start = self._table, self._start
         table[start + word] += 1
-        table[start + OPENED] += 1
+        table[start + OPENED] += is_new
 
     def sum(self, word: int) -> int:
         """Return the sum of a word over all tables."""

@@ -38,7 +38,7 @@ class LimitsInForce:
         self.listeners: Mapping[str, ListenerRates] = {}
         """Those with a rate; of the configuration."""
         self._users: Mapping[str, Limits] = {}
-        self.overrides: dict[str, Limits] = {}
+        self.overrides: BoundedDict[str, Limits] = BoundedDict(GRANTS_LIMIT)
         """Set by netproxyctl, until the daemon ends."""
         self._granted: BoundedDict[str, Limits] = BoundedDict(GRANTS_LIMIT)
 
@@ -53,7 +53,7 @@ class LimitsInForce:
         """Take limits in place of the configured ones; None: the configured ones again."""
         self.overrides.pop(user, None)
         if limits is not None:
-            self.overrides[user] = limits
+            self.overrides.put(user, limits)
 
     def grant(self, user: str, limits: Limits) -> None:
         """Take the limits that an external check of logins sets."""
@@ -68,6 +68,11 @@ class LimitsInForce:
 
     def of(self, kind: str, name: str) -> Limits:
         """Return the limits of a subject."""
+        limits = self._of(kind, name)
+        # One object, which is told apart without a comparison.
+        return NO_LIMITS if limits == NO_LIMITS else limits
+
+    def _of(self, kind: str, name: str) -> Limits:
         if kind == USER:
             return self.of_user(name)
         if kind == CLIENT:

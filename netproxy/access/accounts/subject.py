@@ -128,15 +128,18 @@ class Subject:
             return False
         return all(bucket is None or bucket.is_full(now) for bucket in (self.up, self.down))
 
-    def reached(self, network: str) -> str:
-        """Return the key of the limit that one more flow of a network exceeds, "" if none."""
+    def reached(self, network: str, is_new: bool = True) -> str:
+        """Return the key of the limit that one more flow of a network exceeds, "" if none.
+
+        `is_new`: it counts against the rate of new flows.
+        """
         limits, slot = self.limits, self.slot
         if network == "tcp":
             if limits.connections is not None and slot.sum(CONNECTIONS) >= limits.connections:
                 return self._key("connections")
         elif limits.sessions is not None and slot.sum(SESSIONS) >= limits.sessions:
             return self._key("sessions")
-        if self._opened is not None:
+        if self._opened is not None and is_new:
             if self._opened.update(slot.sum(OPENED), time.monotonic()) < 1:
                 return self._key("connection_rate")
         return ""
