@@ -84,7 +84,12 @@ class Outbound:
 
     def open(self, flow: Flow) -> OutboundConnection:
         """Connect to the flow's target; blocks.  Raises DialError, as connect()."""
-        return _Connect(self, flow, None).block()
+        dial = _Connect(self, flow, None)
+        try:
+            return dial.block()
+        except BaseException:
+            dial.abandon("failed")
+            raise
 
     def bind(
         self, flow: Flow, client: Stream, binder: Binder, encode: EncodeReply
@@ -147,7 +152,7 @@ class _Connect:
 
     __slots__ = (
         *("_outbound", "_flow", "_client", "_started", "_route", "_pending", "_account"),
-        *("light",),
+        *("_connection", "light"),
     )
 
     def __init__(self, outbound: Outbound, flow: Flow, client: Stream | None) -> None:
@@ -162,6 +167,8 @@ class _Connect:
         self._account: Account | None = None
         # The dial that is in progress.
         self._pending: PendingDial | None = None
+        # The result, which nobody may get: there may be no thread to go on with it.
+        self._connection: OutboundConnection | None = None
         self.light = client is None or client.light
 
     def begin(self) -> OutboundConnection | Progress:
@@ -204,17 +211,25 @@ class _Connect:
         return self._finish()
 
     def abandon(self, ended: str) -> None:
-        """Close the dial and record how it ended, unless it is finished."""
+        """Close the dial, or the connection, and record how it ended, unless it has failed.
+
+        Not for a need whose result has been handed over.
+        """
         if self._account is not None:
             self._account.close()
         pending, self._pending, route = self._pending, None, self._route
+        connection, self._connection = self._connection, None
+        if pending is None and connection is None:
+            return
+        decided = ""
+        if self._client is not None and self._client.evicted:
+            ended, decided = take_eviction(self._client)
+        if connection is not None:
+            connection.finish(ended, fault=decided)
         if pending is not None and route is not None:
             pending.close()
             seconds = time.monotonic() - self._started
             dialer, flow, rule = route
-            decided = ""
-            if self._client is not None and self._client.evicted:
-                ended, decided = take_eviction(self._client)
             record = Record(flow, dialer.name, 0, 0, seconds, ended, rule=rule, decided=decided)
             self._outbound.observer.finished(record)
 
@@ -248,6 +263,7 @@ class _Connect:
         route, account, self._account = self._route, self._account, None
         assert route is not None and account is not None
         connection = OutboundConnection(self._outbound, route, stream, account, self._started)
+        self._connection = connection
         if self._client is not None and self._client.trace is not None:
             connection.tell_steps(self._client.trace)
         self._outbound.observer.began(connection, time.monotonic() - self._started)

@@ -8,10 +8,12 @@ from typing import Any, Iterator
 
 import pytest
 
+from netproxy.access.accounts.subject import USER
 from netproxy.errors import DialError, Reason, StreamError
 from netproxy.handler.outbound import ClientLeft, Outbound, OutboundConnection
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Progress
+from netproxy.interfaces.listeners import EVICTED
 from netproxy.interfaces.routing import NonBlockingDialer, Route
 from netproxy.interfaces.flows import Flow
 from netproxy.net.stream import Stream
@@ -213,3 +215,60 @@ def test_killed_connection_is_recorded_as_killed(rig: Rig) -> None:
     connection.kill()
     connection.finish("closed")
     assert rig.ended() == ["killed"]
+
+
+def count_of_alice(rig: Rig) -> list[int]:
+    """Return how many connections count for the user alice."""
+    return [subject.connections for subject in rig.accounts.stats(USER)]
+
+
+@pytest.fixture
+def of_alice(rig: Rig) -> Rig:
+    rig.steps = rig.outbound.connect(tcp_to(TARGET)._replace(user="alice"), rig.client)
+    return rig
+
+
+def test_connection_that_no_thread_could_go_on_with_is_finished(of_alice: Rig) -> None:
+    dialer = of_alice.router.dialer = PendingDialer(None)
+    assert of_alice.begin() is Progress.NEEDS_THREAD
+    connection = of_alice.need.block()
+    assert count_of_alice(of_alice) == [1]
+    with pytest.raises(StreamError):
+        of_alice.steps.throw(StreamError("no thread can be had to go on"))
+    dialer.target().close()
+    assert count_of_alice(of_alice) == [] and of_alice.ended() == ["failed"]
+    assert not connection.upstream.open
+
+
+def test_connection_of_a_handshake_that_is_closed_is_finished(of_alice: Rig) -> None:
+    of_alice.begin()
+    of_alice.pending.ready = True
+    connection = of_alice.proceed(of_alice.pending.socket)
+    of_alice.client.evicted = EVICTED
+    of_alice.steps.close()
+    assert count_of_alice(of_alice) == [] and of_alice.ended() == [EVICTED]
+    assert not connection.upstream.open and not of_alice.pending.closed
+
+
+def test_connection_that_was_handed_over_runs_on(of_alice: Rig) -> None:
+    of_alice.pending.ready = True
+    connection = of_alice.begin()
+    with pytest.raises(StopIteration) as stopped:
+        of_alice.steps.send(connection)
+    of_alice.steps.close()
+    assert stopped.value.value is connection and connection.upstream.open
+    assert count_of_alice(of_alice) == [1] and not of_alice.ended()
+    connection.finish("done")
+
+
+@pytest.mark.parametrize("error", [StreamError("a fault"), RuntimeError("a fault")])
+def test_blocking_dial_that_breaks_counts_for_nobody(
+    rig: Rig, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dial(flow: Flow) -> Stream:
+        raise error
+
+    monkeypatch.setattr(rig.dialer, "dial", dial)
+    with pytest.raises(type(error)):
+        rig.outbound.open(tcp_to(TARGET)._replace(user="alice"))
+    assert count_of_alice(rig) == []
