@@ -124,8 +124,10 @@ class TlsSocket(LayeredSocket):
                 return 0
 
     def recv_into(self, buffer: memoryview) -> int:
-        """Read all that is there into `buffer`, which has ROOM bytes; return the count.
+        """Read what is there into `buffer`; return the count.
 
+        A buffer of ROOM bytes takes all.  A smaller one may leave deciphered bytes behind, of
+        which the descriptor does not tell: if it was filled, read again.
         Raises BlockingIOError if nothing is there yet.
         """
         with self._lock:
@@ -145,7 +147,9 @@ class TlsSocket(LayeredSocket):
             if total < 0:
                 return 0
         if self._outer is not None and self._outer.peer_ended:
-            self.peer_ended = True
+            # Nothing more comes; but what did not fit into the buffer is still to be read.
+            is_cut = total == len(buffer) and (self._incoming.pending or self._tls.pending())
+            self.peer_ended = self.peer_ended or not is_cut
         return max(0, total)
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
