@@ -185,6 +185,7 @@ class BoundPlan:
         own = own_sockets(plan.config, self._listeners.listeners)
         runtime.reachability.configure(plan.lookups, plan.policies, own + self._servers.sockets)
         runtime.permissions.commit(plan.permissions, plan.router)
+        runtime.usage.reserve(plan.config.users)
         self._usage.commit()
         runtime.standing.configure(make_terms(plan.config))
         runtime.accounts.configure(make_limits(plan.config), make_rates(plan.config))
@@ -248,9 +249,7 @@ class _ThreadLimit:
     """Another limit of a thread pool: a higher one counts at once, a lower one from commit()."""
 
     def __init__(self, pool: ThreadPool, limit: int) -> None:
-        self._pool = pool
-        self._limit = limit
-        self._before = pool.limit
+        self._pool, self._limit, self._before = pool, limit, pool.limit
         pool.limit = max(self._before, limit)
 
     def commit(self) -> None:

@@ -348,3 +348,25 @@ class TestLimit:
         again.moved("frank", 1, 0)
         again.save(0)
         assert len(store.load("2026-11-29", "2026-11")) == 4
+
+    def test_users_of_the_configuration_count_whatever_names_come_first(
+        self, clock: Clock, store: UsageStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        earlier = UsageBook(store, clock)
+        for user in ("adam", "abel", "zoe", "yann"):
+            earlier.moved(user, 5, 0)
+        earlier.save(0)
+        monkeypatch.setattr(usage_module, "USERS_LIMIT", 2)
+        book = UsageBook(None, clock)
+        for user in ("guess 1", "guess 2", "guess 3"):
+            book.moved(user, 1, 0)
+        book.reserve(["zoe"])
+        book.set_store(store)
+        book.moved("zoe", 1, 0)
+        book.save(0)
+        assert ups(book, "zoe") == (6, 6, 6)
+        assert ups(book, "guess 3") == ups(book, "adam") == (0, 0, 0)
+        book.reserve(["zoe", "yann"])  # a reload, when there is no room any more
+        book.moved("yann", 1, 0)
+        book.save(10)
+        assert ups(book, "zoe") == ups(book, "yann") == (6, 6, 6)

@@ -11,7 +11,7 @@ import threading
 import time
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Callable, Mapping, NamedTuple, Sequence, TypeVar
+from typing import TYPE_CHECKING, Callable, Collection, Mapping, NamedTuple, Sequence, TypeVar
 
 from netproxy.errors import ConfigError
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 10.0
 """Between two times of saving: what kill -9 can cost at most."""
 USERS_LIMIT = 65536
-"""Names, of some 400 bytes each: an external check of logins may accept any name."""
+"""Names, of some 400 bytes each: an external check of logins may accept any name.  Those of the
+configuration always have room."""
 OTHERS = "\0"
 """Stands for all users beyond USERS_LIMIT; no user has this name."""
 DAYS_LIMIT = 8
@@ -95,6 +96,18 @@ class UsageBook:
             else:
                 amounts[0] += up
                 amounts[1] += down
+
+    def reserve(self, users: Collection[str]) -> None:
+        """Count these users, those of the configuration, whatever other names there are.
+
+        Call it before set_store(): a store may have more names than there is room for.
+        """
+        with self._lock:
+            had_room = len(self._names) < USERS_LIMIT
+            if not (had_room or self._names.issuperset(users)):
+                # What the store has of them was left out.
+                self._must_load = True
+            self._names.update(users)
 
     def of(self, user: str) -> tuple[Usage, Usage, Usage]:
         """Return what a user has moved today, this month and in total, unsaved amounts included.
@@ -223,7 +236,7 @@ class UsageBook:
         return [month, total] if date.month == self._today.month else [total]
 
     def _admit(self, user: str) -> str:
-        """Return the name under which a user counts."""
+        """Return the name under which a user counts; the first to come have room, see reserve()."""
         if user in self._names or user == OTHERS:
             return user
         if len(self._names) >= USERS_LIMIT:
