@@ -90,6 +90,7 @@ def make_rates(config: Config) -> dict[str, ListenerRates]:
     for agent, of_agent in agents.items():
         for port in of_agent.ports:
             if port.limits != LimitsConfig():
+                # No listener has such a name: see daemon.checks.
                 for number in range(port.first, port.last + 1):
                     limits.setdefault(f"{agent}-{number}", port.limits)
     rates = {

@@ -109,6 +109,27 @@ class TestCollisions:
         assert not warnings(text)
 
 
+class TestNames:
+    BRIDGE = (
+        "tunnel: {bridge: {listen: 'tcp://127.0.0.1:7000', agents: {my-home: "
+        "{token: 0123456789abcdef, ports: [8022, {port: '9000-9009/udp', limits: {rate: 5MB/s}}]}}}}"
+    )
+
+    def build(self, name: str) -> str:
+        """Return the text of a file with a listener of this name."""
+        return f"listeners: [{{listen: '127.0.0.1:1080', name: {name}}}]\n{self.BRIDGE}"
+
+    @pytest.mark.parametrize("port", ["8022", "9000", "9009"])
+    def test_listener_with_the_name_of_an_agents_port_is_refused(self, port: str) -> None:
+        assert error(self.build(f"my-home-{port}")).endswith(
+            f": name: 'my-home-{port}': the port {port} of the agent 'my-home' has this name"
+        )
+
+    @pytest.mark.parametrize("name", ["my-home", "home-8022", "my-home-9010", "my-home-08022"])
+    def test_listener_with_another_name_is_accepted(self, name: str) -> None:
+        build(read(self.build(name)), Runtime(Log("error")), None)
+
+
 class TestLoops:
     @pytest.mark.parametrize(
         "listen, server",

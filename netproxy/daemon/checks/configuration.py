@@ -47,6 +47,7 @@ def check_configuration(config: Config, dialers: DialerFactory) -> list[str]:
     check_collisions(config, problems)
     check_loops(config, problems)
     check_ports(config, problems)
+    _check_names(config, problems)
     check_udp(config, dialers, problems)
     _check_state(config, problems)
     if config.rules:
@@ -58,6 +59,20 @@ def check_configuration(config: Config, dialers: DialerFactory) -> list[str]:
         check_certificates(files, problems, time.time())
     check(config, problems)
     return [*config.warnings, *problems.warnings]
+
+
+def _check_names(config: Config, problems: Problems) -> None:
+    """Add an error for each listener with the name of an agent's port.
+
+    The flows of both would share limits, rules and a name in records.
+    """
+    agents = config.tunnel.bridge.agents if config.tunnel.bridge is not None else {}
+    for listener in config.listeners:
+        agent, _, number = listener.name.rpartition("-")
+        ports = agents[agent].ports if agent in agents else ()
+        if any(number in map(str, range(port.first, port.last + 1)) for port in ports):
+            message = f"the port {number} of the agent '{agent}' has this name"
+            problems.add(f"name: '{listener.name}': {message}", listener.place)
 
 
 def _check_state(config: Config, problems: Problems) -> None:
