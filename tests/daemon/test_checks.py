@@ -111,8 +111,8 @@ class TestCollisions:
 
 class TestNames:
     BRIDGE = (
-        "tunnel: {bridge: {listen: 'tcp://127.0.0.1:7000', agents: {my-home: "
-        "{token: 0123456789abcdef, ports: [8022, {port: '9000-9009/udp', limits: {rate: 5MB/s}}]}}}}"
+        "tunnel: {bridge: {listen: 'tcp://127.0.0.1:7000', agents: {my-home: {token: "
+        "0123456789abcdef, ports: [8022, {port: '9000-9009/udp', limits: {rate: 5MB/s}}]}}}}"
     )
 
     def build(self, name: str) -> str:
