@@ -8,6 +8,7 @@ from typing import Any, Iterator
 
 import pytest
 
+from netproxy.access.accounts import usage
 from netproxy.daemon.build import build, build_for_questions
 from netproxy.daemon.runtime import Runtime
 from netproxy.errors import ConfigError, DialError, ListenError
@@ -216,6 +217,16 @@ class TestBinding:
             relay.reload(PLAIN.replace("name: main", "name: main, limits: {connections: 1}"))
             with socket.create_connection(("127.0.0.1", relay.port), SECONDS) as second:
                 assert read_to_end(second) == b""
+
+    def test_users_of_a_reload_count_when_other_names_have_taken_the_room(
+        self, relay: Running, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(usage, "USERS_LIMIT", 0)
+        relay.reload(PLAIN + "users: {alice: {password: secret}}")
+        for user in ("alice", "bob"):
+            relay.daemon.usage.moved(user, 3, 4)
+        totals = [relay.daemon.usage.of(user)[2] for user in ("alice", "bob")]
+        assert totals == [(3, 4), (0, 0)]
 
 
 def test_building_reads_files_and_opens_nothing(parts: Runtime) -> None:
