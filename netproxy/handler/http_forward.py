@@ -16,12 +16,15 @@ from netproxy.errors import (
     DeadlineError,
     DialError,
     EndOfStream,
+    FlowRefused,
     NetProxyError,
+    Reason,
     StreamError,
 )
+from netproxy.handler.http import PROXY_NAME, RETRY_SECONDS
 from netproxy.handler.http_exchange import Exchange, OriginGone, RecordedError
 from netproxy.interfaces.connections import Blocking, Steps, Wait
-from netproxy.protocol import http1
+from netproxy.protocol import connect_udp, http1
 from netproxy.relay.connection import CLIENT_LEFT, take_eviction
 
 if TYPE_CHECKING:
@@ -70,7 +73,15 @@ class Forwarder:
     def _exchange(
         self, exchange: Exchange, flow: Flow, kept: OutboundConnection | None
     ) -> Steps[OutboundConnection | Wait | None]:
-        connection = yield from self._reuse(kept, flow)
+        try:
+            connection = yield from self._reuse(kept, flow)
+        except FlowRefused as error:
+            self._outbound.note_failure(flow, None, 0.0, error)
+            if _answer_limit(exchange, error):
+                return kept
+            assert kept is not None
+            kept.upstream.close()
+            raise
         if connection is not None:
             try:
                 return (yield from self._run(exchange, connection))
@@ -113,7 +124,10 @@ class Forwarder:
     def _reuse(
         self, kept: OutboundConnection | None, flow: Flow
     ) -> Steps[OutboundConnection | None]:
-        """Return the kept connection if it leads to this request's origin; else close it."""
+        """Return the kept connection if it leads to this request's origin; else close it.
+
+        Raises FlowRefused, and closes nothing, if a limit refuses the request.
+        """
         if kept is None:
             return None
         if kept.flow.target == flow.target:
@@ -123,11 +137,32 @@ class Forwarder:
                 if route is None:
                     route = yield Blocking(partial(router.route, flow))
                 if kept.may_serve(route):
-                    return kept.again(route, self._outbound.accounts.open(flow))
-            except DialError:
-                pass  # the next connect() fails in the same way, and records it
+                    return kept.again(route, self._outbound.accounts.open(flow, is_new=False))
+            except DialError as error:
+                if isinstance(error, FlowRefused) and error.reason is Reason.LIMIT:
+                    raise
+                # The next connect() fails in the same way, and records it.
         kept.upstream.close()
         return None
+
+
+def _answer_limit(exchange: Exchange, error: FlowRefused) -> bool:
+    """Answer a request that a limit refuses; False if the client's connection must end then."""
+    if not (exchange.persistent and exchange.framing.empty):
+        return False
+    body = f"{error.said}\n".encode()
+    fields = [
+        (b"Content-Type", b"text/plain; charset=us-ascii"),
+        (b"X-Content-Type-Options", b"nosniff"),
+        (b"Content-Length", b"%d" % len(body)),
+        connect_udp.status_field(error.reason, PROXY_NAME),
+        (b"Retry-After", b"%d" % RETRY_SECONDS),
+    ]
+    status = http1.REPLIES[error.reason]
+    response = http1.HttpResponse(1, status, http1.PHRASES[status].encode(), fields)
+    head = http1.encode_response(response)
+    exchange.client.reply(head if exchange.request.method == b"HEAD" else head + body)
+    return True
 
 
 def _end_without_client(connection: OutboundConnection, client: Stream) -> None:

@@ -369,7 +369,8 @@ class Rig:
         self.by_host: dict[str, Dialer] = {}
         self.counters = Counters()
         self.records: list[Record] = []
-        outbound = Outbound(self, PipeLimits(idle, idle), self.counters, self, account_book())
+        limits = PipeLimits(idle, idle)
+        self.outbound = outbound = Outbound(self, limits, self.counters, self, account_book())
         self._handler = HttpHandler(
             "rig", outbound, Forwarder(outbound, idle), permission(login), self.counters
         )
