@@ -31,7 +31,7 @@ class Limit:
             key = "users.alice.limits.connections"
             raise FlowRefused(Reason.LIMIT, said=limit_reason(key), decided=key)
         self.opened.append(is_new)
-        return self._book.open(flow)
+        return self._book.open(flow, is_new)
 
     def reached(self, user: str) -> str:
         return ""
