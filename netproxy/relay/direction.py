@@ -17,6 +17,7 @@ import socket
 
 from typing import TYPE_CHECKING
 
+from netproxy.interfaces.accounts import UNLIMITED
 from netproxy.interfaces.sockets import LayeredSocket
 from netproxy.net import syscalls
 from netproxy.net.syscalls import BUFFER, ROOM
@@ -117,6 +118,7 @@ class Direction:
             pipe = self._pipe
             if not (self._move_by_pipe(pipe, room) if pipe else self._move_by_copy(room)):
                 return
+        self._look_again()
 
     def flush(self) -> None:
         """Write what is pending.  If nothing is left of it, pass the end of the source on."""
@@ -126,8 +128,15 @@ class Direction:
                 self._drain(self._pipe)
         elif pending and pending is not _END:
             self.pending = pending[self._write(pending) :]
+            if not self.pending:
+                self._look_again()
         if self.ended and not self.done and (not self.pending or self.pending is _END):
             self._pass_end_on()
+
+    def _look_again(self) -> None:
+        """Move again soon: small reads may have left deciphered bytes, of which no socket tells."""
+        if self._encrypted is not None and self.pace.mark < UNLIMITED:
+            self.paused = True
 
     def rest(self) -> None:
         """Release what need not be held while nothing moves."""

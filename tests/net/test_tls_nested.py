@@ -139,3 +139,23 @@ def test_direction_with_a_small_room_moves_all(pem: Certificates, size: int) -> 
             direction.move()
             assert not direction.pending
         assert read_to_end(far) == DATA and direction.bytes_moved == len(DATA)
+
+
+@pytest.mark.parametrize("lease", [2048, 25000])
+def test_direction_whose_reads_are_small_moves_again_without_an_event(lease: int) -> None:
+    """What was deciphered wakes no poll: the direction must not wait for the peer's next bytes."""
+    with nested(certificates()) as both, tcp_pair() as (near, far):
+        near.setblocking(False)
+        both.send(DATA)
+        select.select([both.wire], [], [], 5)
+        direction = Direction(both.receiver, near, SmallPace(lease), False, both.receiver)
+        received = b""
+        direction.move()
+        while direction.paused or direction.pending:
+            received += far.recv(1 << 20)
+            direction.flush()
+            if not direction.pending:
+                direction.move()
+        while len(received) < len(DATA):
+            received += far.recv(1 << 20)
+        assert received == DATA
