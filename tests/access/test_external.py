@@ -11,7 +11,7 @@ import pytest
 
 from netproxy.access.backoff import BackOff, Penalty
 from netproxy.access.external import answers as answers_module
-from netproxy.access.external.answers import Answers
+from netproxy.access.external.answers import Answers, LoginKey
 from netproxy.access.external.checks import TOO_MANY, Verdict
 from netproxy.access.external.logins import CheckTimes, ExternalDependencies, ExternalLogins
 from netproxy.access.external.upstreams import GrantedUpstreams
@@ -93,13 +93,13 @@ class Check:
         if self.penalties:
             raise self.penalties.pop()
 
-    def login(self, user: str, password: bytes, stream: Stream, client: str = "192.0.2.1") -> Any:
-        """Return the running login: what it waits for, or its result."""
-        return Running(
-            self.logins.authenticate(
-                Credentials(user, password, client, "main"), stream, self.begin
-            )
-        )
+    def login(
+        self, user: str, password: bytes, stream: Stream, where: str = "192.0.2.1 main"
+    ) -> Running:
+        """Return the running login.  `where` is a host and a listener."""
+        host, _, listener = where.partition(" ")
+        credentials = Credentials(user, password, host, listener)
+        return Running(self.logins.authenticate(credentials, stream, self.begin))
 
     def ask(self, user: str, stream: Stream, password: bytes = b"x") -> bool:
         """Return whether a login is right; the check runs at once."""
@@ -144,42 +144,75 @@ def stream() -> Iterator[Stream]:
 # -- answers
 
 
+def key(answers: Answers, user: str, password: bytes, where: str = "192.0.2.1 main") -> LoginKey:
+    """Return the key of a login from a host to a listener."""
+    host, _, listener = where.partition(" ")
+    return answers.key(Credentials(user, password, host, listener))
+
+
 def test_answers_are_remembered_until_their_time() -> None:
     answers = Answers()
-    right, wrong = answers.digest("alice", b"x"), answers.digest("alice", b"y")
-    answers.allow("alice", right, "office", 10.0)
-    answers.refuse("alice", wrong, 10.0)
-    assert (answers.find("alice", right, 9.0), answers.find("alice", wrong, 9.0)) == (True, False)
-    assert (answers.find("alice", right, 10.0), answers.find("alice", wrong, 10.0)) == (None, None)
-    assert answers.is_valid("alice", right) and not answers.is_valid("alice", wrong)
+    right, wrong = key(answers, "alice", b"x"), key(answers, "alice", b"y")
+    answers.allow(right, "office", 10.0)
+    answers.refuse(wrong, 10.0)
+    assert (answers.find(right, 9.0), answers.find(wrong, 9.0)) == (True, False)
+    assert (answers.find(right, 10.0), answers.find(wrong, 10.0)) == (None, None)
+    assert answers.is_valid("alice", right.stamp) and not answers.is_valid("alice", wrong.stamp)
     assert (answers.upstream("alice"), answers.upstream("bob")) == ("office", "")
-    assert answers.digest("a", b"bc") != answers.digest("ab", b"c") != right
-    assert Answers().digest("alice", b"x") != right
+    assert answers.stamp("a", b"bc") != answers.stamp("ab", b"c") != right.stamp
+    assert Answers().stamp("alice", b"x") != right.stamp
 
 
 def test_refusal_withdraws_that_login_and_no_other_one() -> None:
     answers = Answers()
-    phone, desk = answers.digest("alice", b"phone"), answers.digest("alice", b"desk")
-    answers.allow("alice", phone, "", 10.0)
-    answers.allow("alice", desk, "office", 10.0)
-    answers.refuse("alice", answers.digest("alice", b"guess"), 10.0)
-    answers.refuse("alice", phone, 10.0)
-    assert not answers.is_valid("alice", phone) and answers.is_valid("alice", desk)
-    answers.refuse("alice", desk, 10.0)
+    phone, desk = key(answers, "alice", b"phone"), key(answers, "alice", b"desk")
+    answers.allow(phone, "", 10.0)
+    answers.allow(desk, "office", 10.0)
+    answers.refuse(key(answers, "alice", b"guess"), 10.0)
+    answers.refuse(phone, 10.0)
+    assert not answers.is_valid("alice", phone.stamp) and answers.is_valid("alice", desk.stamp)
+    answers.refuse(desk, 10.0)
     assert answers.upstream("alice") == ""
+
+
+@pytest.mark.parametrize("elsewhere", ["192.0.2.1 guests", "192.0.2.2 main"])
+def test_answer_counts_for_its_host_and_listener_alone(elsewhere: str) -> None:
+    answers = Answers()
+    here, there = key(answers, "alice", b"x"), key(answers, "alice", b"x", elsewhere)
+    assert here.stamp == there.stamp
+    answers.allow(here, "office", 10.0)
+    assert (answers.find(here, 9.0), answers.find(there, 9.0)) == (True, None)
+    answers.refuse(there, 10.0)
+    assert (answers.find(here, 9.0), answers.find(there, 9.0)) == (True, False)
+    assert answers.is_valid("alice", here.stamp) and answers.upstream("alice") == "office"
+
+
+def test_latest_positive_answer_decides_which_refusal_withdraws_a_grant() -> None:
+    answers = Answers()
+    here, there = key(answers, "alice", b"x"), key(answers, "alice", b"x", "192.0.2.2 main")
+    answers.allow(here, "", 10.0)
+    answers.allow(there, "", 10.0)
+    answers.refuse(here, 10.0)
+    assert answers.is_valid("alice", here.stamp)
+    answers.allow(here, "", 10.0)
+    answers.allow(there, "", 10.0)
+    answers.refuse(there, 10.0)
+    # What is fresh is checked again once the grant is gone.
+    assert not answers.is_valid("alice", here.stamp) and answers.find(here, 9.0) is None
 
 
 def test_memory_of_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers_module, "USERS_LIMIT", 3)
+    monkeypatch.setattr(answers_module, "FRESH_LIMIT", 4)
     monkeypatch.setattr(answers_module, "REFUSED_LIMIT", 2)
     answers = Answers()
-    digests = [answers.digest("u", b"%d" % number) for number in range(20)]
-    for number, digest in enumerate(digests):
-        answers.allow(f"user{number}", digest, "", 10.0)
-        answers.refuse(f"guess{number}", digest, 10.0)
-        answers.allow("alice", digest, "", 10.0)
-    assert len(answers) <= 3 + 2
-    assert [answers.is_valid("alice", digest) for digest in digests].count(True) == 8
+    for number in range(20):
+        answers.allow(key(answers, f"user{number}", b"x"), "", 10.0)
+        answers.refuse(key(answers, f"guess{number}", b"x"), 10.0)
+        answers.allow(key(answers, "alice", b"%d" % number), "", 10.0)
+    assert len(answers) == 3 + 4 + 2
+    stamps = [answers.stamp("alice", b"%d" % number) for number in range(20)]
+    assert [answers.is_valid("alice", stamp) for stamp in stamps] == [False] * 12 + [True] * 8
 
 
 # -- checks
@@ -193,12 +226,14 @@ def test_login_is_asked_once_and_then_remembered(stream: Stream) -> None:
     assert check.checker.asked == ["alice", "mallory"]
 
 
-def test_logins_of_a_client_share_a_check_and_those_of_others_do_not(stream: Stream) -> None:
+def test_logins_of_a_client_to_a_listener_share_a_check(stream: Stream) -> None:
     check = Check()
     check.checker.verdicts["alice"] = Verdict(True)
     logins = [check.login("alice", b"x", stream) for _ in range(5)]
-    logins.append(check.login("alice", b"x", stream, "192.0.2.2"))
-    assert [task.client for task in check.tasks.waiting] == ["192.0.2.1", "192.0.2.2"]
+    logins.append(check.login("alice", b"x", stream, "192.0.2.2 main"))
+    logins.append(check.login("alice", b"x", stream, "192.0.2.1 guests"))
+    clients = [task.client for task in check.tasks.waiting]
+    assert clients == ["192.0.2.1", "192.0.2.2", "192.0.2.1"]
     check.tasks.run()
     assert all(login.go_on() is not None for login in logins)
 
@@ -396,11 +431,12 @@ def test_login_that_is_refused_later_gets_nothing_new(stream: Stream) -> None:
     permission = Permission("main", login, ALL_CLIENTS, Counts(), standing())
     assert check.ask("bob", stream)
     answers = check.logins.answers
-    stamp = answers.digest("bob", b"x")
+    bob = key(answers, "bob", b"x")
+    stamp = bob.stamp
     flow = Flow("udp", CLIENT, Address("192.0.2.9", 53), "main", "bob", (), stamp)
     assert permission.refusal(flow) == ""
     assert permission.refusal(flow._replace(stamp=b"forged")) == USER_REMOVED
-    answers.refuse("bob", stamp, time.monotonic() + 60.0)
+    answers.refuse(bob, time.monotonic() + 60.0)
     assert permission.refusal(flow) == USER_REMOVED
     assert not check.ask("bob", stream)
 
@@ -426,10 +462,11 @@ def test_removals_leave_those_whom_the_external_check_has_accepted(stream: Strea
     check = Check()
     check.checker.verdicts["bob"] = Verdict(True)
     assert check.ask("bob", stream)
-    stamp = check.logins.answers.digest("bob", b"x")
+    bob = key(check.logins.answers, "bob", b"x")
+    stamp = bob.stamp
     connection: Any = types.SimpleNamespace(stream=types.SimpleNamespace(login=("bob", stamp)))
     connection.end_because = lambda why: None
     assert end_removed(Users({}), [], [connection], check.logins) == (0, 0)
-    check.logins.answers.refuse("bob", stamp, 0.0)
+    check.logins.answers.refuse(bob, 0.0)
     assert end_removed(Users({}), [], [connection], check.logins) == (0, 1)
     assert end_removed(Users({}), [], [connection]) == (0, 1)

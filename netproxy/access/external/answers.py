@@ -1,9 +1,14 @@
-"""Remembers what a program or a service has said about logins.
+"""Remembers what a program or a service has said about logins, in memory only.
 
-Keeps a keyed digest of user and password, in memory only.  A positive answer has two lives.
-While it is fresh, the same login is not checked again.  Afterwards it still tells that a login
-was accepted, for associations and connections that began with it, until a newer check says no
-or the user is forgotten.  Then they get nothing new.
+An answer is for a user, a password, the client's host and the listener: the program decides with
+all four.  While it is fresh, the same login from the same host to the same listener is not
+checked again.
+
+A positive answer also grants the user and password what outlives it: the associations and
+connections that began with them may open new flows.  The grant is of user and password alone.  It
+ends when the host and listener that got the latest positive answer get a negative one, or when
+the user is forgotten.  A negative answer for another host or listener does not end it: such an
+answer may be about the place.  Passwords are kept as keyed digests.
 """
 
 from __future__ import annotations
@@ -11,24 +16,38 @@ from __future__ import annotations
 import os
 import threading
 from _blake2 import blake2b  # built in: hashlib would load libcrypto, which costs 4 MiB
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from netproxy.access.login import Credentials
 
 USERS_LIMIT = 16384
 """Users remembered, some 400 bytes each.  The one whose last check is oldest is forgotten."""
 PASSWORDS_LIMIT = 8
 """Passwords remembered of a user: services may give each device of a user its own."""
+FRESH_LIMIT = 16384
+"""Fresh answers, some 200 bytes each.  A login whose answer is forgotten is checked again."""
 REFUSED_LIMIT = 4096
 """Refused logins remembered.  The oldest is forgotten: clients choose what they try."""
 
 
-class _Grant:
+class LoginKey(NamedTuple):
+    """A login as it is remembered: without its password."""
+
+    user: str
+    stamp: bytes
+    """The keyed digest of user and password."""
+    place: bytes
+    """The keyed digest of all that the answer depends on: user, password, host and listener."""
+
+
+class _Grant(NamedTuple):
     """What was granted to a user."""
 
-    __slots__ = ("passwords", "upstream")
-
-    def __init__(self, passwords: dict[bytes, float], upstream: str) -> None:
-        self.passwords = passwords
-        """Digests of the accepted passwords, oldest first, and until when each is fresh."""
-        self.upstream = upstream
+    passwords: dict[bytes, bytes]
+    """The stamps of the accepted passwords, each with the place of its latest positive answer;
+    oldest first."""
+    upstream: str
 
 
 class Answers:
@@ -36,67 +55,86 @@ class Answers:
 
     def __init__(self) -> None:
         self._key = os.urandom(32)
-        # Guards changes of both dictionaries.  Lookups take no lock: a grant is replaced as a
+        # Guards changes of the dictionaries.  Lookups take no lock: a grant is replaced as a
         # whole, except that a password is removed from it.
         self._lock = threading.Lock()
         self._grants: dict[str, _Grant] = {}
         """By user, oldest first."""
+        self._fresh: dict[bytes, float] = {}
+        """By place, oldest first: until when a positive answer counts."""
         self._refused: dict[bytes, float] = {}
-        """Digests of refused logins, oldest first, and until when each counts."""
+        """By place, oldest first: until when a negative answer counts."""
 
     def __len__(self) -> int:
-        return len(self._grants) + len(self._refused)
+        return len(self._grants) + len(self._fresh) + len(self._refused)
 
-    def digest(self, user: str, password: bytes) -> bytes:
-        """Return the keyed digest of a login."""
+    def key(self, credentials: Credentials) -> LoginKey:
+        """Return what a login is remembered under."""
+        stamp = self.stamp(credentials.user, credentials.password)
+        where = f"{credentials.client} {credentials.listener}".encode(errors="replace")
+        return LoginKey(credentials.user, stamp, self._digest(stamp + where))
+
+    def stamp(self, user: str, password: bytes) -> bytes:
+        """Return the keyed digest of user and password."""
         name = user.encode(errors="replace")
-        return blake2b(
-            b"%d:%b%b" % (len(name), name, password), key=self._key, digest_size=32
-        ).digest()
+        return self._digest(b"%d:%b%b" % (len(name), name, password))
 
-    def find(self, user: str, digest: bytes, now: float) -> bool | None:
+    def _digest(self, data: bytes) -> bytes:
+        return blake2b(data, key=self._key, digest_size=32).digest()
+
+    def find(self, key: LoginKey, now: float) -> bool | None:
         """Return whether a login is right, None if it must be checked."""
-        grant = self._grants.get(user)
-        if grant is not None and grant.passwords.get(digest, 0.0) > now:
+        if self._fresh.get(key.place, 0.0) > now and self.is_valid(key.user, key.stamp):
             return True
-        return False if self._refused.get(digest, 0.0) > now else None
+        return False if self._refused.get(key.place, 0.0) > now else None
 
     def recall(self, user: str, password: bytes) -> bool | None:
         """Return whether a password was accepted before; None if none of the user was."""
         grant = self._grants.get(user)
-        return None if grant is None else self.digest(user, password) in grant.passwords
+        return None if grant is None else self.stamp(user, password) in grant.passwords
 
-    def is_valid(self, user: str, digest: object) -> bool:
-        """Return whether a login was accepted, and not refused since."""
+    def is_valid(self, user: str, stamp: object) -> bool:
+        """Return whether a login was accepted, and not withdrawn since."""
         grant = self._grants.get(user)
-        return grant is not None and digest in grant.passwords
+        return grant is not None and stamp in grant.passwords
 
     def upstream(self, user: str) -> str:
         """Return the name of the upstream that the last answer gave a user, "" for none."""
         grant = self._grants.get(user)
         return "" if grant is None else grant.upstream
 
-    def allow(self, user: str, digest: bytes, upstream: str, until: float) -> None:
+    def allow(self, key: LoginKey, upstream: str, until: float) -> None:
         """Remember a positive answer, which is fresh until then."""
         with self._lock:
-            self._refused.pop(digest, None)
-            before = self._grants.pop(user, None)
+            self._refused.pop(key.place, None)
+            _put(self._fresh, key.place, until, FRESH_LIMIT)
+            before = self._grants.pop(key.user, None)
             passwords = dict(before.passwords) if before is not None else {}
-            passwords.pop(digest, None)
+            passwords.pop(key.stamp, None)
             while len(passwords) >= PASSWORDS_LIMIT:
                 del passwords[next(iter(passwords))]
             while len(self._grants) >= USERS_LIMIT:
                 del self._grants[next(iter(self._grants))]
-            self._grants[user] = _Grant({**passwords, digest: until}, upstream)
+            self._grants[key.user] = _Grant({**passwords, key.stamp: key.place}, upstream)
 
-    def refuse(self, user: str, digest: bytes, until: float) -> None:
-        """Remember a negative answer, which counts until then; it ends a positive one."""
+    def refuse(self, key: LoginKey, until: float) -> None:
+        """Remember a negative answer, which counts until then.
+
+        It withdraws the grant if the latest positive answer was for the same place.
+        """
         with self._lock:
-            grant = self._grants.get(user)
-            if grant is not None and grant.passwords.pop(digest, None) is not None:
+            grant = self._grants.get(key.user)
+            if grant is not None and grant.passwords.get(key.stamp) == key.place:
+                del grant.passwords[key.stamp]
                 if not grant.passwords:
-                    del self._grants[user]
-            self._refused.pop(digest, None)
-            while len(self._refused) >= REFUSED_LIMIT:
-                del self._refused[next(iter(self._refused))]
-            self._refused[digest] = until
+                    del self._grants[key.user]
+            self._fresh.pop(key.place, None)
+            _put(self._refused, key.place, until, REFUSED_LIMIT)
+
+
+def _put(table: dict[bytes, float], place: bytes, until: float, limit: int) -> None:
+    """Add an answer as the newest one; forget the oldest ones at the limit."""
+    table.pop(place, None)
+    while len(table) >= limit:
+        del table[next(iter(table))]
+    table[place] = until

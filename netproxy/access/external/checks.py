@@ -1,8 +1,8 @@
 """The logins that wait for a program or a service, and the checks that are under way.
 
 A login waits for an event, without a thread.  The checks run on a pool of their own, fairly by
-client: those of one client hold up no other client.  Logins of one client with the same
-credentials share a check.
+client: those of one client hold up no other client.  Logins of one client to one listener with
+the same credentials share a check.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class CheckQueue:
         self.seconds = seconds
         # Guards _running and the waiters of each check.
         self.lock = threading.Lock()
-        self._running: dict[tuple[str, bytes], _Check] = {}
-        """The checks that wait or run, by client and digest."""
+        self._running: dict[bytes, _Check] = {}
+        """The checks that wait or run, by place (access.external.answers)."""
 
     def wait(
-        self, credentials: Credentials, digest: bytes, stream: Stream, begin: Callable[[], None]
+        self, credentials: Credentials, place: bytes, stream: Stream, begin: Callable[[], None]
     ) -> Steps[bool]:
         """Return whether a login is right; wait without a thread.
 
@@ -80,7 +80,7 @@ class CheckQueue:
             waiter = _Waiter()
         except OSError as error:
             raise LoginUnavailable(f"no descriptor for the check ({error.strerror})") from error
-        check = self._join(_Check(self, credentials, digest, begin), waiter)
+        check = self._join(_Check(self, credentials, place, begin), waiter)
         try:
             watched = ((waiter, select.POLLIN), (stream.socket, 0))
             give_up = time.monotonic() + QUEUE_SHARE * self.seconds
@@ -126,10 +126,10 @@ class _Check:
     )
 
     def __init__(
-        self, queue: CheckQueue, credentials: Credentials, digest: bytes, begin: Callable[[], None]
+        self, queue: CheckQueue, credentials: Credentials, place: bytes, begin: Callable[[], None]
     ) -> None:
         self.client = credentials.client
-        self.key = credentials.client, digest
+        self.key = place
         self.outcome: Outcome | None = None
         """None before the end."""
         self.waiters: set[_Waiter] = set()

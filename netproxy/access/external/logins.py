@@ -93,11 +93,11 @@ class ExternalLogins:
         """
         if not _can_be_asked(credentials):
             return None
-        user, digest = credentials.user, self.answers.digest(credentials.user, credentials.password)
-        is_right = self.answers.find(user, digest, time.monotonic())
+        key = self.answers.key(credentials)
+        is_right = self.answers.find(key, time.monotonic())
         if is_right is None:
-            is_right = yield from self._queue.wait(credentials, digest, stream, begin)
-        return digest if is_right else None
+            is_right = yield from self._queue.wait(credentials, key.place, stream, begin)
+        return key.stamp if is_right else None
 
     def stop(self) -> None:
         """End the checks that run: the daemon stops."""
@@ -105,18 +105,18 @@ class ExternalLogins:
 
     def _check(self, credentials: Credentials, deadline: float) -> bool:
         """Ask and remember.  Raises LoginUnavailable."""
-        user, answers, times = credentials.user, self.answers, self._times
+        answers, times = self.answers, self._times
         verdict = self._dependencies.checker.check(credentials, deadline)
-        digest, now = answers.digest(user, credentials.password), time.monotonic()
+        key, now = answers.key(credentials), time.monotonic()
         if not verdict.allowed:
-            answers.refuse(user, digest, now + times.refused)
+            answers.refuse(key, now + times.refused)
             return False
         try:
             upstream, limits = self._dependencies.parser.parse(verdict.text or "{}")
         except ValueError as error:
             raise LoginUnavailable(f"the answer cannot be used: {error}") from error
-        self._dependencies.granted.granted(user, limits)
-        answers.allow(user, digest, upstream, now + times.allowed)
+        self._dependencies.granted.granted(key.user, limits)
+        answers.allow(key, upstream, now + times.allowed)
         return True
 
 
