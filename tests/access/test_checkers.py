@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import re
 import signal
@@ -152,6 +153,35 @@ def test_errors_of_the_program_are_logged_without_the_password(run: Run, log: Li
     run("head -c 100000 /dev/zero | tr '\\0' x >&2")
     assert len(log.lines[-1][1]) < 300
     assert "sesame" not in str(log.lines)
+
+
+def test_program_starts_with_no_signal_blocked_or_ignored(tmp_path: Path, run: Run) -> None:
+    blocked = {signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        run("grep -E '^Sig(Blk|Ign):' /proc/self/status >signals")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _, masked, _, ignored = (tmp_path / "signals").read_text().split()
+    assert int(masked, 16) == 0
+    # Python ignores two; the tests may have been started with more.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        assert not int(ignored, 16) >> (number - 1) & 1
+
+
+def test_program_is_the_leader_of_its_session_and_has_no_other_descriptor(
+    tmp_path: Path, run: Run
+) -> None:
+    with socket.socket() as sock:
+        high = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 200)
+        try:
+            run("echo /proc/$$/fd/* >open; cut -d' ' -f 1,6 /proc/$$/stat >session")
+        finally:
+            os.close(high)
+    names = {name.rpartition("/")[2] for name in (tmp_path / "open").read_text().split()}
+    assert {"0", "1", "2"} <= names and str(high) not in names
+    number, session = (tmp_path / "session").read_text().split()
+    assert number == session
 
 
 PAM = Path(__file__).resolve().parents[2] / "conf/examples/check-pam"
