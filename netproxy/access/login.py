@@ -13,6 +13,7 @@ from netproxy.interfaces.fairness import client_key
 
 if TYPE_CHECKING:
     from netproxy.access.backoff import BackOff
+    from netproxy.access.external.checks import Outcome
     from netproxy.access.external.logins import ExternalLogins
     from netproxy.access.users import Users
     from netproxy.interfaces.addresses import Address
@@ -33,6 +34,15 @@ class Credentials(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Credentials({self.user!r}, {self.client!r}, {self.listener!r})"
+
+
+class LoginCalls(NamedTuple):
+    """What is called for a login that waits.  Thread: any; must not block."""
+
+    begin: Callable[[], None]
+    """Before the check; may raise LoginPenalised instead of it."""
+    absent: Callable[[Outcome], None]
+    """With the outcome of a check that was under way when the login ended early."""
 
 
 class LoginObserver(Protocol):
@@ -93,7 +103,8 @@ class Login:
         if stamp is None and self._external is not None:
             credentials = Credentials(text, password, client.host, self._listener)
             again = partial(self.check_penalty, name, password, client)
-            return (yield from self._ask(self._external, credentials, stream, again))
+            calls = LoginCalls(again, partial(self._note_absent, credentials))
+            return (yield from self._ask(self._external, credentials, stream, calls))
         if self._users.recall(text, password):
             # Without a thread: checks that take one do not delay a login that is remembered.
             self._note_success(client.host)
@@ -106,12 +117,12 @@ class Login:
         external: ExternalLogins,
         credentials: Credentials,
         stream: Stream,
-        again: Callable[[], None],
+        calls: LoginCalls,
     ) -> Steps[tuple[str, object] | None]:
         """Have an unknown user checked; as authenticate()."""
         user, client = credentials.user, credentials.client
         try:
-            stamp = yield from external.authenticate(credentials, stream, again)
+            stamp = yield from external.authenticate(credentials, stream, calls)
         except LoginUnavailable as error:
             if self._observer is not None:
                 self._observer.unavailable(client, user, str(error))
@@ -122,6 +133,21 @@ class Login:
         if self._observer is not None:
             self._observer.refused(client, user)
         return None
+
+    def _note_absent(self, credentials: Credentials, outcome: Outcome) -> None:
+        """Count and record a failed check whose client left before its end.
+
+        A client could otherwise guess passwords without a delay, penalty or record.
+        """
+        user, client = credentials.user, credentials.client
+        if outcome is False and self._back_off is not None:
+            self._back_off.next_delay(client, time.monotonic())
+        if self._observer is None:
+            return
+        if outcome is False:
+            self._observer.refused(client, user)
+        elif isinstance(outcome, LoginUnavailable):
+            self._observer.unavailable(client, user, str(outcome))
 
     def check(self, name: bytes, password: bytes, client: Address) -> str | None:
         """Return the user's name if the password is right, else None.

@@ -12,10 +12,10 @@ import pytest
 from netproxy.access.backoff import BackOff, Penalty
 from netproxy.access.external import answers as answers_module
 from netproxy.access.external.answers import Answers, LoginKey
-from netproxy.access.external.checks import TOO_MANY, Verdict
+from netproxy.access.external.checks import TOO_MANY, Outcome, Verdict
 from netproxy.access.external.logins import CheckTimes, ExternalDependencies, ExternalLogins
 from netproxy.access.external.upstreams import GrantedUpstreams
-from netproxy.access.login import Credentials, Login
+from netproxy.access.login import Credentials, Login, LoginCalls
 from netproxy.access.permission import USER_REMOVED, Permission
 from netproxy.access.removals import end_removed
 from netproxy.access.users import Users
@@ -62,9 +62,8 @@ class Tasks:
         self.waiting.append(task)
 
     def run(self) -> None:
-        for task in self.waiting:
-            task.run()
-        self.waiting.clear()
+        while self.waiting:
+            self.waiting.pop(0).run()
 
 
 class Grants:
@@ -88,6 +87,8 @@ class Check:
         self.logins = ExternalLogins(dependencies, CheckTimes(60.0, 60.0, 60.0), previous)
         self.penalties: list[LoginPenalised] = []
         """Raised in turn when a check begins."""
+        self.absent: list[Outcome] = []
+        """The outcomes that logins got after their end."""
 
     def begin(self) -> None:
         if self.penalties:
@@ -99,7 +100,8 @@ class Check:
         """Return the running login.  `where` is a host and a listener."""
         host, _, listener = where.partition(" ")
         credentials = Credentials(user, password, host, listener)
-        return Running(self.logins.authenticate(credentials, stream, self.begin))
+        calls = LoginCalls(self.begin, self.absent.append)
+        return Running(self.logins.authenticate(credentials, stream, calls))
 
     def ask(self, user: str, stream: Stream, password: bytes = b"x") -> bool:
         """Return whether a login is right; the check runs at once."""
@@ -280,6 +282,53 @@ def test_login_of_a_client_that_has_left_ends(stream: Stream) -> None:
     # An event of another descriptor's last owner changes nothing.
     check.tasks.run()
     assert check.checker.asked == []
+
+
+def test_login_after_a_check_that_nobody_waited_for_begins_a_new_one(stream: Stream) -> None:
+    check = Check()
+    check.login("alice", b"x", stream).steps.close()
+    late = []
+
+    class Late:
+        """Joins as soon as the first check has found that nobody waits."""
+
+        client = "192.0.2.1"
+
+        def run(self) -> None:
+            late.append(check.login("alice", b"x", stream))
+
+        def drop(self) -> None:
+            """Nothing waits."""
+
+    check.checker.verdicts["alice"] = Verdict(True)
+    check.tasks.waiting.append(Late())
+    check.tasks.run()
+    assert late[0].go_on() is not None
+    assert check.checker.asked == ["alice"] and check.absent == []
+
+
+def test_wrong_login_counts_although_its_client_left_during_the_check(stream: Stream) -> None:
+    """Hazard 110."""
+    check, recorder, back_off = Check(), Recorder(), BackOff(0.0)
+    back_off.rules = Penalty(2, 60.0, 60.0)
+    login = Login(Users({}), "required", recorder, back_off, "main", check.logins)
+    check.checker.verdicts["carol"] = LoginUnavailable("gone")
+
+    def leave(credentials: Credentials, deadline: float) -> Verdict:
+        """End all logins during the check."""
+        for running in leaving:
+            running.steps.close()
+        return real(credentials, deadline)
+
+    real = check.checker.check
+    check.checker.check = leave  # type: ignore[method-assign]
+    for user in (b"carol", b"mallory"):
+        assert not back_off.penalty(CLIENT.host, time.monotonic())
+        leaving = [Running(login.authenticate(user, b"x", CLIENT, stream)) for _ in range(2)]
+        check.tasks.run()
+    host = CLIENT.host
+    assert recorder.told == [(host, "carol", "gone")] * 2 + [(host, "mallory")] * 2
+    assert back_off.penalty(host, time.monotonic())
 
 
 def test_event_without_a_cause_is_waited_out(stream: Stream) -> None:

@@ -17,7 +17,7 @@ from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
 from netproxy.interfaces.connections import Events, Steps
 
 if TYPE_CHECKING:
-    from netproxy.access.login import Credentials
+    from netproxy.access.login import Credentials, LoginCalls
     from netproxy.interfaces.connections import Stream
     from netproxy.interfaces.fairness import FairSubmit
 
@@ -63,24 +63,24 @@ class CheckQueue:
         self.check = check
         self._submit = submit
         self.seconds = seconds
-        # Guards _running and the waiters of each check.
+        # Guards _running, and the waiters and outcome of each check.
         self.lock = threading.Lock()
         self._running: dict[bytes, _Check] = {}
         """The checks that wait or run, by place (access.external.answers)."""
 
     def wait(
-        self, credentials: Credentials, place: bytes, stream: Stream, begin: Callable[[], None]
+        self, credentials: Credentials, place: bytes, stream: Stream, calls: LoginCalls
     ) -> Steps[bool]:
         """Return whether a login is right; wait without a thread.
 
-        `begin` is called before the check.  Raises LoginUnavailable, what `begin` raises, and
-        ClientLeft if the client of `stream` has gone.
+        Raises LoginUnavailable, what `calls.begin` raises, and ClientLeft if the client of
+        `stream` has gone.
         """
         try:
             waiter = _Waiter()
         except OSError as error:
             raise LoginUnavailable(f"no descriptor for the check ({error.strerror})") from error
-        check = self._join(_Check(self, credentials, place, begin), waiter)
+        check = self._join(_Check(self, credentials, place, calls.begin), waiter)
         try:
             watched = ((waiter, select.POLLIN), (stream.socket, 0))
             give_up = time.monotonic() + QUEUE_SHARE * self.seconds
@@ -91,6 +91,12 @@ class CheckQueue:
                 ready = yield Events(watched, left, stream.light)
                 if ready and check.outcome is None and _has_left(stream):
                     raise ClientLeft("the client left before its login was checked")
+        except LoginUnavailable:
+            # Its caller counts and records it.
+            raise
+        except BaseException:
+            self._leave(check, calls.absent)
+            raise
         finally:
             with self.lock:
                 check.waiters.discard(waiter)
@@ -108,21 +114,42 @@ class CheckQueue:
             self._submit(check)
         return check
 
-    def end(self, check: _Check, outcome: Outcome) -> None:
-        """Tell the logins that wait for a check its outcome."""
+    def _leave(self, check: _Check, absent: Callable[[Outcome], None]) -> None:
+        """Have a login that ends early told the outcome of its check, if it is made."""
         with self.lock:
-            self._running.pop(check.key, None)
+            outcome = check.outcome
+            if outcome is None:
+                check.absent.append(absent)
+        if outcome is not None:
+            absent(outcome)
+
+    def begin(self, check: _Check) -> bool:
+        """Return whether a login waits for a check; forget the check if none does.
+
+        A login that comes later begins a new check.
+        """
+        with self.lock:
+            if not check.waiters:
+                del self._running[check.key]
+            return bool(check.waiters)
+
+    def end(self, check: _Check, outcome: Outcome) -> None:
+        """Tell the outcome of a check to the logins that wait, and for those that have ended."""
+        with self.lock:
+            del self._running[check.key]
             check.outcome = outcome
-            waiters = list(check.waiters)
+            waiters, absent = list(check.waiters), list(check.absent)
         for waiter in waiters:
             waiter.wake()
+        for tell in absent:
+            tell(outcome)
 
 
 class _Check:
     """One check.  A ClientTask."""
 
     __slots__ = (
-        *("client", "key", "outcome", "waiters", "_queue", "_credentials", "_begin", "_began"),
+        *("client", "key", "outcome", "waiters", "absent", "_queue", "_credentials", "_begin", "_began"),
     )
 
     def __init__(
@@ -133,6 +160,8 @@ class _Check:
         self.outcome: Outcome | None = None
         """None before the end."""
         self.waiters: set[_Waiter] = set()
+        self.absent: list[Callable[[Outcome], None]] = []
+        """Of logins that have ended before the check."""
         self._queue = queue
         self._credentials = credentials
         self._begin = begin
@@ -140,8 +169,10 @@ class _Check:
 
     def run(self) -> None:
         """Check, unless nobody waits any more."""
+        if not self._queue.begin(self):
+            return
         now, seconds = time.monotonic(), self._queue.seconds
-        if not self.waiters or now - self._began > seconds:
+        if now - self._began > seconds:
             self.drop()
             return
         outcome: Outcome = LoginUnavailable("the check has failed")

@@ -7,7 +7,7 @@ of the user, and set limits.  Every failure refuses the login.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from netproxy.access.external.answers import Answers
 from netproxy.access.external.checks import CheckQueue
@@ -15,7 +15,7 @@ from netproxy.errors import LoginUnavailable
 
 if TYPE_CHECKING:
     from netproxy.access.external.checks import Checker
-    from netproxy.access.login import Credentials
+    from netproxy.access.login import Credentials, LoginCalls
     from netproxy.interfaces.connections import Steps, Stream
     from netproxy.interfaces.fairness import FairSubmit
 
@@ -84,19 +84,19 @@ class ExternalLogins:
         self._queue = CheckQueue(self._check, dependencies.submit, times.timeout)
 
     def authenticate(
-        self, credentials: Credentials, stream: Stream, begin: Callable[[], None]
+        self, credentials: Credentials, stream: Stream, calls: LoginCalls
     ) -> Steps[bytes | None]:
         """Return the stamp of a login, None if it is wrong.
 
-        Does not block: waits without a thread.  `begin` is called when the turn of its check has
-        come, and may raise LoginPenalised instead.  Raises LoginUnavailable, ClientLeft.
+        Does not block: waits without a thread.  Raises LoginUnavailable, LoginPenalised,
+        ClientLeft.
         """
         if not _can_be_asked(credentials):
             return None
         key = self.answers.key(credentials)
         is_right = self.answers.find(key, time.monotonic())
         if is_right is None:
-            is_right = yield from self._queue.wait(credentials, key.place, stream, begin)
+            is_right = yield from self._queue.wait(credentials, key.place, stream, calls)
         return key.stamp if is_right else None
 
     def stop(self) -> None:
