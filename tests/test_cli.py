@@ -160,7 +160,7 @@ class TestCheck:
         path = file("listeners: [{listen: '127.0.0.1:1', upstream: 'http://h:1'}]")
         assert " upstream block\n" in self.check(capsys, "-c", path, "-u", "block")[1]
 
-    def test_upstream_option_sets_rules_aside(
+    def test_upstream_option_sets_rules_and_upstreams_of_users_aside(
         self, file: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[Any] = []
@@ -171,13 +171,18 @@ class TestCheck:
 
         real = main.build
         monkeypatch.setattr(main, "build", build)
-        path = file("rules: [{port: 22, via: direct}]")
+        path = file(
+            "rules: [{port: 22, via: direct}]\nauth: {url: 'https://a/'}\n"
+            "users: {alice: {password: x, upstream: direct}}\n"
+        )
         assert (
             cli.main(["-c", path, "-t"])
             == cli.main(["-c", path, "-t", "-u", "socks5://192.0.2.1:1080"])
             == 0
         )
         assert [len(config.rules) for config in seen] == [1, 0]
+        assert [config.users["alice"].upstream is None for config in seen] == [False, True]
+        assert [config.auth.names_upstreams for config in seen] == [True, False]
 
     def test_empty_file_has_the_built_in_listener(
         self, capsys: pytest.CaptureFixture[str], file: Callable[[str], str]

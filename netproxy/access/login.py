@@ -113,11 +113,7 @@ class Login:
         return None if user is None else (user, stamp)
 
     def _ask(
-        self,
-        external: ExternalLogins,
-        credentials: Credentials,
-        stream: Stream,
-        calls: LoginCalls,
+        self, external: ExternalLogins, credentials: Credentials, stream: Stream, calls: LoginCalls
     ) -> Steps[tuple[str, object] | None]:
         """Have an unknown user checked; as authenticate()."""
         user, client = credentials.user, credentials.client

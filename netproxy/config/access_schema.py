@@ -102,6 +102,8 @@ class AuthConfig(NamedTuple):
     cache_failures: float = 5.0
     """Seconds that a negative answer is remembered; 0 for never."""
     place: str = ""
+    names_upstreams: bool = True
+    """True if the upstream that an answer names counts; False with the option -u."""
 
     @property
     def is_set(self) -> bool:

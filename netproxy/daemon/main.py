@@ -57,7 +57,7 @@ class Options(NamedTuple):
     default_control: str
     """The path of the control socket if the file names none; "" for none."""
     upstream: str | None
-    """URLs of a chain that replaces the file's default, upstreams of listeners and rules."""
+    """URLs of a chain that replaces all upstreams of the file, and its rules."""
     check: bool
     explain: str | None
     verbose: bool
@@ -112,12 +112,15 @@ def _configure(options: Options) -> Config:
     if options.default_control and "control" not in tree:
         tree["control"] = Node(f"unix:{options.default_control}", "RUNTIME_DIRECTORY")
     if options.upstream is not None:
-        hops = [Node(hop.strip(), "-u") for hop in options.upstream.split(",")]
-        tree["default"] = Node(hops, "-u")
+        tree["default"] = Node(
+            [Node(hop.strip(), "-u") for hop in options.upstream.split(",")], "-u"
+        )
     config = check(read_config(Node(tree, root.place), problems), problems)
     if options.upstream is not None:
         listeners = tuple(listener._replace(upstream=None) for listener in config.listeners)
-        config = config._replace(listeners=listeners, rules=())
+        users = {name: user._replace(upstream=None) for name, user in config.users.items()}
+        auth = config.auth._replace(names_upstreams=False)
+        config = config._replace(listeners=listeners, rules=(), users=users, auth=auth)
     level = "debug" if options.verbose else "warning" if options.quiet else config.log.level
     log_format = options.log_format or config.log.format
     return config._replace(log=config.log._replace(level=level, format=log_format))
@@ -281,8 +284,7 @@ def _drain(daemon: Daemon, seconds: float, log: Log) -> None:
         if received is not None and received.si_signo in STOP_SIGNALS:
             break
         _obey_while_draining(received, daemon, log)
-    # Signals that came at the same time as the end.  At most one of each: nobody can put the
-    # end off with more of them.
+    # Signals that came with the end, at most one of each: more of them cannot put the end off.
     for _ in SIGNALS:
         _obey_while_draining(signal.sigtimedwait(SIGNALS, 0), daemon, log)
     daemon.stop()

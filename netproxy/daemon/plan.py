@@ -288,12 +288,12 @@ def make_fallbacks(
         for name, user in config.users.items()
         if user.upstream
     }
-    if external is not None:
+    if external is not None and config.auth.names_upstreams:
         # late: few configurations have an external check
         from netproxy.access.external.upstreams import GrantedUpstreams
 
         block = dialer(UpstreamConfig((HopConfig("block"),)))
         named = {name: dialer(upstream) for name, upstream in config.upstreams.items()}
         named |= {"direct": dialer(UpstreamConfig()), "block": block}
-        by_user = GrantedUpstreams(by_user, external.answers, named, missing=block)
+        by_user = GrantedUpstreams(by_user, config.users, external.answers, named, missing=block)
     return Fallbacks(dialer(config.default), by_listener, by_user)

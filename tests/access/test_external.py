@@ -19,8 +19,9 @@ from netproxy.access.login import Credentials, Login, LoginCalls
 from netproxy.access.permission import USER_REMOVED, Permission
 from netproxy.access.removals import end_removed
 from netproxy.access.users import Users
-from netproxy.config.schema import UserLimitsConfig
+from netproxy.config.schema import Config, UserLimitsConfig
 from netproxy.config.sections.auth import AnswerReader
+from netproxy.daemon.plan import make_fallbacks
 from netproxy.errors import ClientLeft, LoginPenalised, LoginUnavailable
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.connections import Events
@@ -28,6 +29,7 @@ from netproxy.interfaces.fairness import ClientTask
 from netproxy.interfaces.flows import Flow
 from netproxy.interfaces.listeners import ALL_CLIENTS
 from netproxy.net.stream import Stream
+from tests.config.reading import read
 from tests.support.accounts import standing
 from tests.support.doubles import Counts
 
@@ -384,13 +386,38 @@ def test_answer_names_the_upstream_of_the_user(stream: Stream) -> None:
     dialers: Any = {"office": "the office", "direct": "direct"}
     configured: Any = {"dave": ("users.dave.upstream", "own")}
     missing: Any = "missing"
-    upstreams = GrantedUpstreams(configured, check.logins.answers, dialers, missing)
+    users = ["dave", "erin"]
+    upstreams = GrantedUpstreams(configured, users, check.logins.answers, dialers, missing)
     assert upstreams.get("alice") == ("auth.upstream", "the office")
     assert upstreams.get("bob") is None
     assert upstreams.get("carol") == ("auth.upstream", "direct")
     assert upstreams.get("dave") == ("users.dave.upstream", "own")
+    # Remembered from before the reload that has added the user.
+    check.logins.answers.allow(key(check.logins.answers, "erin", b"x"), "office", 0.0)
+    assert upstreams.get("erin") is None
     del dialers["office"]
     assert upstreams.get("alice") == ("auth.upstream", "missing")
+
+
+def test_upstreams_of_answers_do_not_count_with_the_option_for_an_upstream(stream: Stream) -> None:
+    check = Check()
+    check.checker.verdicts["alice"] = Verdict(True, '{"upstream": "office"}')
+    assert check.ask("alice", stream)
+    text = "listeners: [{listen: ':1'}]\nupstreams: {office: direct}\nauth: {url: 'https://a/'}"
+    config: Config = read(text)
+    office = config.upstreams["office"]
+    assert fallbacks(config, check) == ("auth.upstream", office)
+    auth = config.auth._replace(names_upstreams=False)
+    assert fallbacks(config._replace(auth=auth), check) is None
+
+
+def fallbacks(config: Config, check: Check) -> Any:
+    """Return what decides for alice without a rule, with the upstream in place of its dialer."""
+
+    def dialer(upstream: Any) -> Any:
+        return upstream
+
+    return make_fallbacks(config, dialer, check.logins).by_user.get("alice")
 
 
 @pytest.mark.parametrize(

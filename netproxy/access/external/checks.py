@@ -149,7 +149,17 @@ class _Check:
     """One check.  A ClientTask."""
 
     __slots__ = (
-        *("client", "key", "outcome", "waiters", "absent", "_queue", "_credentials", "_begin", "_began"),
+        *(
+            "client",
+            "key",
+            "outcome",
+            "waiters",
+            "absent",
+            "_queue",
+            "_credentials",
+            "_begin",
+            "_began",
+        ),
     )
 
     def __init__(

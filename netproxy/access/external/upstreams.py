@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping
+from typing import TYPE_CHECKING, Collection, Mapping
 
 if TYPE_CHECKING:
     from netproxy.access.external.answers import Answers
@@ -13,23 +13,27 @@ LABEL = "auth.upstream"
 
 
 class GrantedUpstreams:
-    """A UserUpstreams that asks the remembered answers for users without a configured one."""
+    """A UserUpstreams that asks the remembered answers for users that are not configured."""
 
     def __init__(
         self,
         configured: UserUpstreams,
+        users: Collection[str],
         answers: Answers,
         named: Mapping[str, Dialer],
         missing: Dialer,
     ) -> None:
-        """`named`: what answers may name.  `missing` serves users whose upstream has gone."""
-        self._configured, self._answers = configured, answers
+        """Return what is `configured` for `users`, else what answers name.
+
+        `named`: what answers may name.  `missing` serves users whose upstream has gone.
+        """
+        self._configured, self._users, self._answers = configured, users, answers
         self._named, self._missing = named, missing
 
     def get(self, user: str, /) -> tuple[str, Dialer] | None:
         """Return what decides and the dialer, None if the user has no upstream."""
-        configured = self._configured.get(user)
-        if configured is not None:
-            return configured
+        # A reload may add a user for whom an answer is remembered.
+        if user in self._users:
+            return self._configured.get(user)
         name = self._answers.upstream(user)
         return (LABEL, self._named.get(name, self._missing)) if name else None
