@@ -1,10 +1,10 @@
 """Runs netproxyd with its options: checks a configuration, or serves it and obeys signals.
 
-The main thread waits for signals with sigwait, so that no signal handler interrupts
-anything.  SIGHUP reloads the file; running connections continue, and a file with errors
-changes nothing.  SIGTERM and SIGINT stop accepting and let running connections finish, for
-at most `timeouts.drain`; a second one stops at once.  SIGUSR1 writes the status to the log.
-netproxy.cli blocks SIGHUP and SIGUSR1 first of all; they are obeyed once the daemon serves.
+The main thread waits for signals with sigwait, so that no signal handler interrupts anything.
+SIGHUP reloads the file; running connections continue, and a file with errors changes nothing.
+SIGTERM and SIGINT stop accepting and let running connections finish, for at most `timeouts.drain`;
+a second one stops at once.  SIGUSR1 writes the status to the log. netproxy.cli blocks SIGHUP and
+SIGUSR1 first of all; they are obeyed once the daemon serves.
 """
 
 from __future__ import annotations
@@ -112,9 +112,8 @@ def _configure(options: Options) -> Config:
     if options.default_control and "control" not in tree:
         tree["control"] = Node(f"unix:{options.default_control}", "RUNTIME_DIRECTORY")
     if options.upstream is not None:
-        tree["default"] = Node(
-            [Node(hop.strip(), "-u") for hop in options.upstream.split(",")], "-u"
-        )
+        hops = [Node(hop.strip(), "-u") for hop in options.upstream.split(",")]
+        tree["default"] = Node(hops, "-u")
     config = check(read_config(Node(tree, root.place), problems), problems)
     if options.upstream is not None:
         listeners = tuple(listener._replace(upstream=None) for listener in config.listeners)

@@ -132,7 +132,7 @@ class CommandChecker:
         return bytes(output), bytes(errors)
 
     def _end(self, program: _Program) -> None:
-        """Close the pipes of a program; kill it and its group, and reap it, unless it was reaped."""
+        """Close the pipes of a program; kill it and its group, and reap it, unless it has ended."""
         program.close()
         if program.has_ended():
             return
