@@ -187,24 +187,48 @@ def test_program_is_the_leader_of_its_session_and_has_no_other_descriptor(
 PAM = Path(__file__).resolve().parents[2] / "conf/examples/check-pam"
 
 
-@pytest.mark.parametrize("given, status", [("open sesame", 0), ("wrong", 1)])
-def test_recipe_for_pam_asks_pamtester(tmp_path: Path, given: str, status: int) -> None:
-    fake = tmp_path / "pamtester"
+def pam(folder: Path, given: str, error: str) -> subprocess.CompletedProcess[str]:
+    """Run the recipe with a pamtester that gives this error for each other password."""
+    fake = folder / "pamtester"
     fake.write_text(
-        f'#!/bin/sh\necho "$*" >{tmp_path}/arguments\nIFS= read -r password\n'
-        'echo pamtester: done\n[ "$password" = "open sesame" ]\n'
+        f'#!/bin/sh\necho "$*" >{folder}/arguments\nIFS= read -r password\n'
+        f'[ "$password" = "open sesame" ] || {{ echo "pamtester: {error}" >&2; exit 1; }}\n'
+        "echo pamtester: done\n"
     )
     fake.chmod(0o700)
-    done = subprocess.run(
+    return subprocess.run(
         [PAM],
         input=f"al ice\n{given}\n",
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "NETPROXY_CLIENT": "192.0.2.1"},
+        env={"PATH": f"{folder}:/usr/bin:/bin", "NETPROXY_CLIENT": "192.0.2.1"},
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout) == (status, "")
+
+
+@pytest.mark.parametrize("given, status", [("open sesame", 0), ("wrong", 1)])
+def test_recipe_for_pam_asks_pamtester(tmp_path: Path, given: str, status: int) -> None:
+    done = pam(tmp_path, given, "Authentication failure")
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
     arguments = (tmp_path / "arguments").read_text()
     assert arguments == "-I rhost=192.0.2.1 -- netproxy al ice authenticate acct_mgmt\n"
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        ("User not known to the underlying authentication module", 1),
+        ("User account has expired", 1),
+        ("Authentication service cannot retrieve authentication info", 2),
+        ("Module is unknown", 2),
+        ("System error", 2),
+    ],
+)
+def test_recipe_for_pam_refuses_only_for_a_failure_of_the_user(
+    tmp_path: Path, error: str, status: int
+) -> None:
+    done = pam(tmp_path, "wrong", error)
+    assert done.returncode == status
+    assert done.stderr == (f"pamtester: {error}\n" if status == 2 else "")
 
 
 def test_recipe_for_pam_fails_without_pamtester(tmp_path: Path) -> None:
