@@ -3,8 +3,8 @@
 The main thread waits for signals with sigwait, so that no signal handler interrupts anything.
 SIGHUP reloads the file; running connections continue, and a file with errors changes nothing.
 SIGTERM and SIGINT stop accepting and let running connections finish, for at most `timeouts.drain`;
-a second one stops at once.  SIGUSR1 writes the status to the log. netproxy.cli blocks SIGHUP and
-SIGUSR1 first of all; they are obeyed once the daemon serves.
+a second one stops at once.  SIGUSR1 writes the status to the log.  netproxy.cli blocks SIGHUP
+and SIGUSR1 first of all; they are obeyed once the daemon serves.
 """
 
 from __future__ import annotations
@@ -128,8 +128,7 @@ def _configure(options: Options) -> Config:
 def _listeners(urls: Sequence[str], problems: Problems) -> list[Node]:
     nodes = []
     for number, url in enumerate(urls):
-        # The place is not the URL itself, which may hold a secret.
-        place = f"-l[{number}]"
+        place = f"-l[{number}]"  # not the URL: it may hold a secret
         try:
             nodes.append(listener_node(url, place))
         except ValueError as error:
