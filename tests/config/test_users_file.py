@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config, QuotaConfig, UserLimitsConfig
+from netproxy.config.sections import users_file
 from netproxy.config.tree.load import load_file
 from netproxy.config.tree.problems import Problems
 from netproxy.errors import ConfigError
@@ -112,6 +114,38 @@ def test_file_that_is_not_text_or_not_there_is_an_error(tmp_path: Path) -> None:
     problems = Problems()
     read_config(load_file(str(tmp_path / "c.yaml")), problems)
     assert "users_file: is empty" in str(problems.errors[0])
+
+
+def test_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    path = tmp_path / "c.yaml"
+    path.write_text("users_file: fifo\nlisteners: [{listen: ':1080'}]\n")
+    problems = Problems()
+    read_config(load_file(str(path)), problems)
+    message = f"users_file: {tmp_path}/fifo cannot be read: it is not a regular file"
+    assert [str(error) for error in problems.errors] == [f"{path}:1:13: {message}"]
+    path.write_text("users: {alice: {password: !file fifo}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_file(str(path))
+    assert str(caught.value) == f"{path}:1:27: !file {tmp_path}/fifo: it is not a regular file"
+
+
+def test_errors_of_many_lines_are_counted(tmp_path: Path) -> None:
+    lines = [f"user{number}:{BCRYPT}" for number in range(24)]
+    found = errors(tmp_path, "\n".join([f"alice:{HASH}", *lines, "x\n"]))
+    assert len(found) == users_file.ERRORS_LIMIT + 1
+    assert found[19].startswith("users:21:8: ") and found[20] == "users: and 5 more lines"
+
+
+def test_hashes_of_other_programs_are_looked_for_in_wrong_lines_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(users_file, "foreign_hash", lambda text: seen.append(text) or "")
+    read(tmp_path, f"alice:{HASH}\nbob:{HASH}:rate=1MiB/s\n")
+    assert seen == []
+    errors(tmp_path, "alice:wrong\n")
+    assert seen == ["wrong", "wrong"]
 
 
 def test_file_that_everybody_can_read_is_warned_of_once(

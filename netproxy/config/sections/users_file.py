@@ -13,10 +13,12 @@ from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.sections.users import HASH_PREFIX, HOW_TO_HASH, foreign_hash, read_user
 from netproxy.config.tree.node import MapReader, Node, Source
 from netproxy.config.tree.problems import Problems
-from netproxy.config.tree.parse import is_exposed
+from netproxy.config.tree.parse import is_exposed, open_regular
 
 SIZE_LIMIT = 16 << 20
 """Bytes of the file: some 100,000 users."""
+ERRORS_LIMIT = 20
+"""Lines whose errors are told; of the others only the number is."""
 PATHS: dict[str, tuple[str, ...]] = {
     **{
         key: ("limits", key)
@@ -59,7 +61,7 @@ class UsersFileReader:
     def read(self, path: str, place: str) -> dict[str, UserConfig]:
         """Return the users by name.  `place`: where the configuration names the file."""
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 raw = file.read(SIZE_LIMIT + 1)
                 source = Source(path, is_exposed(file))
         except OSError as error:
@@ -70,16 +72,28 @@ class UsersFileReader:
             self._problems.add(f"users_file: {path} is larger than {SIZE_LIMIT} bytes", place)
             return {}
         users: dict[str, UserConfig] = {}
+        wrong = 0
         for number, line in enumerate(raw.split(b"\n"), 1):
-            try:
-                text = line.rstrip(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                where = f"{path}:{number}:{error.start + 1}"
-                self._problems.add("is not UTF-8", where)
-                continue
-            if text.strip() and not text.lstrip().startswith("#"):
-                self._user(_Line(text, number, source), users)
+            errors = len(self._problems.errors)
+            self._line(line, number, source, users)
+            if len(self._problems.errors) > errors:
+                wrong += 1
+                # All lines of a file of another program are wrong in the same way.
+                if wrong > ERRORS_LIMIT:
+                    del self._problems.errors[errors:]
+        if wrong > ERRORS_LIMIT:
+            self._problems.add(f"and {wrong - ERRORS_LIMIT} more lines", path)
         return users
+
+    def _line(self, line: bytes, number: int, source: Source, users: dict[str, UserConfig]) -> None:
+        """Add the user of a line, if it has one, or report what is wrong with the line."""
+        try:
+            text = line.rstrip(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            self._problems.add("is not UTF-8", f"{source.path}:{number}:{error.start + 1}")
+            return
+        if text.strip() and not text.lstrip().startswith("#"):
+            self._user(_Line(text, number, source), users)
 
     def _user(self, line: _Line, users: dict[str, UserConfig]) -> None:
         """Add the user of a line, or report what is wrong with the line."""
@@ -106,9 +120,10 @@ class UsersFileReader:
         column = len(line.text) - len(rest)
         password, _, options = rest.partition(":")
         password = password.rstrip()
-        # Some hashes of other programs have colons.
-        kind = foreign_hash(password) or foreign_hash(rest.strip())
         if not password.startswith(HASH_PREFIX):
+            # Some hashes of other programs have colons.  Not for the lines that are right: it
+            # takes most of the time of a long file.
+            kind = foreign_hash(password) or foreign_hash(rest.strip())
             what = f"a hash of the kind {kind}, which NetProxy does not check" if kind else ""
             message = f"the password is {what or 'not a hash'}: {HOW_TO_HASH}"
             self._problems.add(message, line.place(column))

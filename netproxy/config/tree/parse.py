@@ -8,6 +8,8 @@ is read.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import stat
@@ -64,6 +66,24 @@ def parse_text(raw: bytes, source: Source) -> Node:
         message, mark = syntax.explain(error, raw)
         raise ConfigError(message, _place(source.path, mark)) from error
     return Node({}, source.path, source=source) if root is None else _convert(root, source)
+
+
+def open_regular(path: str) -> IO[bytes]:
+    """Open a file for reading.  Raises OSError, also for a FIFO, a socket or a device.
+
+    Opening a FIFO would wait until another process writes into it, perhaps for ever.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(descriptor).st_mode
+    # open() itself refuses a directory.
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is not a regular file", path)
 
 
 def is_exposed(file: IO[Any]) -> bool:  # Any: a file of bytes or of text
@@ -166,7 +186,7 @@ def _checked_text(text: str, place: str) -> str:
 
 def _read_value(path: str, place: str) -> Node:
     try:
-        with open(path, encoding="utf-8") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
             text = file.read(VALUE_LIMIT + 1)
             source = Source(path, is_exposed(file), is_value=True, is_hidden=True)
     except OSError as error:
