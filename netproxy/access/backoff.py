@@ -1,4 +1,4 @@
-"""What failed logins of a client lead to: a delayed refusal, and then a penalty.
+"""Delays the refusals of a client's failed logins, and then refuses its logins unchecked.
 
 The delay of a refusal doubles with each failure from the same client, so that passwords and tokens
 cannot be guessed fast; the connection waits on the poller.  After more failures the client is
@@ -42,14 +42,14 @@ class Penalty(NamedTuple):
 class _Failures:
     """The failed logins of one client.  Times are monotonic seconds."""
 
-    __slots__ = ("number", "last", "began", "counted", "length", "until", "guessed")
+    __slots__ = ("number", "last", "times", "length", "until", "guessed")
 
     def __init__(self, now: float) -> None:
         self.number = 0
         """Failures in a row, for the delay."""
-        self.last = self.began = now
-        self.counted = 0
-        """Failures since `began`, for the penalty."""
+        self.last = now
+        self.times: list[float] = []
+        """When the last failures were, oldest first: as many as begin a penalty."""
         self.length = 0.0
         """Seconds of the last penalty; 0.0 if there was none since the last right login."""
         self.until = 0.0
@@ -65,15 +65,16 @@ class _Failures:
         """Count a failure, and begin a penalty if it is time."""
         self.number += 1
         self.last = now
-        if now - self.began >= FORGET_SECONDS:
-            self.began, self.counted = now, 0
-        self.counted += 1
+        if not penalty.after:
+            return
+        self.times.append(now)
+        del self.times[: -penalty.after]
         # A login that failed during the penalty had begun before.
-        if not penalty.after or now < self.until:
+        if now < self.until:
             return
         if self.length:
             self.length = min(penalty.longest, 2 * self.length)
-        elif self.counted >= penalty.after:
+        elif len(self.times) == penalty.after and now - self.times[0] < FORGET_SECONDS:
             self.length = penalty.first
         else:
             return
@@ -152,4 +153,5 @@ class BackOff:
         with self._lock:
             failures = self._failures.get(client_key(host))
             if failures is not None and now >= failures.until:
-                failures.counted, failures.length = 0, 0.0
+                failures.times.clear()
+                failures.length = 0.0

@@ -80,6 +80,25 @@ def test_failures_of_more_than_a_minute_lead_to_no_penalty() -> None:
         assert back_off.penalty(GUESSER, 100.0 + 31.0 * number) == 0.0
 
 
+def test_minute_of_the_failures_slides() -> None:
+    """Hazard 110."""
+    back_off = guarded(after=5)
+    # A minute that began with the first failure would end between these two.
+    fail(back_off, 100.0)
+    fail(back_off, 159.5, 3)
+    assert back_off.penalty(GUESSER, 159.5) == 0.0
+    fail(back_off, 160.5)
+    assert back_off.penalty(GUESSER, 160.5) == 0.0
+    fail(back_off, 161.0)
+    assert back_off.penalty(GUESSER, 161.0) == 10.0
+
+
+def test_times_of_failures_are_bounded() -> None:
+    back_off = guarded(after=5)
+    fail(back_off, 100.0, 100)
+    assert back_off._failures[GUESSER].times == [100.0] * 5
+
+
 def test_client_is_forgotten_a_minute_after_its_penalty() -> None:
     back_off = guarded(first=300.0, longest=600.0)
     fail(back_off, 100.0, 3)

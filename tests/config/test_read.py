@@ -143,6 +143,8 @@ tcp: {{splice: false}}
             "c.yaml:1:40: penalty.longest: is shorter than for, the first penalty",
             "c.yaml:1:44: penalty.within: unknown key",
         ]
+        above = "c.yaml:1:18: penalty.after: '1001' is above 1000 (0 switches penalties off)"
+        assert errors("penalty: {after: 1001}") == [above]
 
     def test_user_names_and_passwords_stay_text(self) -> None:
         """Hazard 113: YAML types would turn these into numbers and booleans."""

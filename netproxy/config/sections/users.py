@@ -20,6 +20,8 @@ HOW_TO_HASH = "make a hash of the password with 'netproxyctl hash-password'"
 DATE = "%Y-%m-%d"
 NAME_LIMIT = 255
 """Bytes: RFC 1929 has one byte for the length."""
+FAILURES_LIMIT = 1000
+"""The limit of penalty.after: the time of each failure is remembered, for 1024 addresses."""
 _CRYPT64, _BASE64, _HEX = "[./A-Za-z0-9]", "[A-Za-z0-9+/]", "[0-9a-f]"
 """The alphabets of digests."""
 _NULLS = ("~", "null", "Null", "NULL")
@@ -145,9 +147,12 @@ def _failures(text: str) -> int:
     if text == "0":
         return 0
     try:
-        return parse_whole(text)
+        failures = parse_whole(text)
     except ValueError:
         raise ValueError(f"'{text}' is not a whole number (0 switches penalties off)") from None
+    if failures > FAILURES_LIMIT:
+        raise ValueError(f"'{text}' is above {FAILURES_LIMIT} (0 switches penalties off)")
+    return failures
 
 
 def _date(text: str) -> str:
