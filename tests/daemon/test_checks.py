@@ -36,6 +36,7 @@ from tests.config.reading import read
 pytest.importorskip("yaml")
 
 LISTEN = "listeners: [{listen: '127.0.0.1:1080', name: main}]\n"
+AUTH_URL = "auth: {url: 'https://a/'}"
 DAY = 86400.0
 
 
@@ -456,6 +457,12 @@ class TestModules:
                 "default: {url: direct, bind: 192.0.2.0/24, rotate: client}",
                 "2:16: rotate: client needs Python's module _blake2",
             ),
+            ("_blake2", "auth: {command: [/a]}", "2:17: auth needs Python's module _blake2"),
+            *(
+                (module, AUTH_URL, f"2:13: auth.url needs Python's module {module}")
+                for module in ("http", "email", "urllib")
+            ),
+            ("ssl", AUTH_URL, "2:13: auth.url needs Python's module ssl"),
         ],
     )
     def test_missing_module_names_its_package_in_one_line(
@@ -463,7 +470,8 @@ class TestModules:
     ) -> None:
         monkeypatch.setitem(sys.modules, module, None)
         packages = {
-            **dict.fromkeys(("hmac", "_blake2"), "python3-light"),
+            **dict.fromkeys(("hmac", "_blake2", "http"), "python3-light"),
+            **{name: f"python3-{name}" for name in ("email", "urllib")},
             "_sqlite3": "python3-sqlite3",
         }
         package = packages.get(module, "python3-openssl")
@@ -472,7 +480,10 @@ class TestModules:
     def test_missing_module_that_nothing_needs_is_no_error(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for module in ("ssl", "_hashlib", "hashlib", "hmac", "_sqlite3", "_blake2"):
+        for module in (
+            *("ssl", "_hashlib", "hashlib", "hmac", "_sqlite3", "_blake2"),
+            *("http", "email", "urllib"),
+        ):
             monkeypatch.setitem(sys.modules, module, None)
         assert warnings(LISTEN) == []
 

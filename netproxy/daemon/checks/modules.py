@@ -21,6 +21,9 @@ PACKAGES = {
     "_blake2": "python3-light",
     "hmac": "python3-light",
     "ctypes": "python3-ctypes",
+    "email": "python3-email",
+    "http": "python3-light",
+    "urllib": "python3-urllib",
     "_sqlite3": "python3-sqlite3",
 }
 """The packages of OpenWrt with the modules that it splits off; Debian's python3 has all."""
@@ -73,6 +76,12 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
     if config.state or user_with_quota(config):
         # Without it Python has the package sqlite3 nevertheless, and cannot use it.
         yield "_sqlite3", "state" if config.state else "a quota", config.state_place
+    if config.auth.is_set:
+        yield "_blake2", "auth", config.auth.place
+    if config.auth.url:
+        # http.client needs the other two.  It is not looked for itself: that would import http.
+        for module in ("http", "email", "urllib"):
+            yield module, "auth.url", config.auth.place
     if config.auth.url.startswith("https:"):
         yield "ssl", "auth.url", config.auth.place
     for name, user in config.users.items():
