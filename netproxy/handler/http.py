@@ -47,6 +47,7 @@ RETRY_SECONDS = 5
 CONNECT_PORTS_REFUSED = frozenset({25})
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 WANTS_LOGIN = "this proxy wants a user name and a password"
+CANNOT_CHECK = "the login cannot be checked now"
 # Our name in Proxy-Status (RFC 9209).
 PROXY_NAME = "netproxy"
 # A request target up to its authority.  Group 1: host and port, without name and password.
@@ -89,9 +90,9 @@ class HttpHandler:
             answer = self._refuse(connection, client, late)
         except http1.HttpError as error:
             answer = self._refuse(connection, client, error)
-        except LoginUnavailable as error:
-            # It has a record: see access.login.
-            answer = connection.encode_error(503, str(error))
+        except LoginUnavailable:
+            # Its record has the details, which are none of the client's business.
+            answer = connection.encode_error(503, CANNOT_CHECK)
         except LoginPenalised as error:
             retry_after = (b"Retry-After", b"%d" % math.ceil(error.seconds))
             answer = connection.encode_error(429, str(error), [retry_after])

@@ -87,6 +87,8 @@ def test_login_that_cannot_be_checked_is_answered_with_503(monkeypatch: pytest.M
         client = rig.client(get(b"a.test", b"/", basic("alice", "secret")))
         answer = check_refused(client, b"503 Service Unavailable")
         assert not answer.get(b"proxy-authenticate")
+        # The client has not logged in: the reason is in the record alone.
+        assert answer.body == b"the login cannot be checked now\n"
 
 
 @pytest.mark.parametrize("user,password", [pair for pair in USERS.items() if pair[0]])
