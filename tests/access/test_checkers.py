@@ -11,12 +11,14 @@ import socket
 import subprocess
 import threading
 import time
+import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
 
+from netproxy.access.external import service as service_module
 from netproxy.access.external.checks import Checker, Verdict
 from netproxy.access.external.command import CommandChecker
 from netproxy.access.external.service import ServiceChecker
@@ -363,6 +365,40 @@ def test_service_that_is_not_there_is_a_failure() -> None:
         port = server.getsockname()[1]
     with pytest.raises(LoginUnavailable, match=f"127.0.0.1:{port}: Connection refused"):
         ask(ServiceChecker(f"http://127.0.0.1:{port}/check"))
+
+
+def test_addresses_of_the_service_share_the_time_of_the_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, tried, closed = [100.0], [], []
+
+    class Silent:
+        """A socket whose peer does not answer."""
+
+        def __init__(self, *_: int) -> None:
+            self.seconds = 0.0
+
+        def settimeout(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def connect(self, address: tuple[str, int]) -> None:
+            tried.append((address[0], self.seconds))
+            now[0] += self.seconds
+            raise TimeoutError
+
+        def close(self) -> None:
+            closed.append(self)
+
+    hosts = ("192.0.2.1", "192.0.2.2", "192.0.2.3")
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, 443)) for host in hosts]
+    fake = types.SimpleNamespace(
+        socket=Silent, SOCK_STREAM=socket.SOCK_STREAM, getaddrinfo=lambda *_, **__: found
+    )
+    monkeypatch.setattr(service_module, "socket", fake)
+    monkeypatch.setattr(service_module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    with pytest.raises(LoginUnavailable, match="auth.example has not answered in time"):
+        ServiceChecker("http://auth.example/").check(CREDENTIALS, 103.0)
+    assert tried == [(host, 1.0) for host in hosts] and len(closed) == 3
 
 
 def test_address_of_the_service_may_have_every_form() -> None:

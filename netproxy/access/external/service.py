@@ -60,7 +60,7 @@ class ServiceChecker:
         """Do nothing: requests end at their deadline, or with the daemon."""
 
     def _connect(self, deadline: float) -> socket.socket:
-        sock = socket.create_connection((self._host, self._port), _seconds_left(deadline))
+        sock = self._connect_to_any(deadline)
         if self._context is None:
             return sock
         try:
@@ -69,6 +69,24 @@ class ServiceChecker:
         except BaseException:
             sock.close()
             raise
+
+    def _connect_to_any(self, deadline: float) -> socket.socket:
+        """Return a connection to the first address that answers.  Raises OSError.
+
+        Each address gets an equal share of the time that is left, so that the last one is tried.
+        """
+        addresses = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        failure = OSError("no address")
+        for number, (family, kind, protocol, _, address) in enumerate(addresses):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(_seconds_left(deadline) / (len(addresses) - number))
+                sock.connect(address)
+                return sock
+            except OSError as error:
+                sock.close()
+                failure = error
+        raise failure
 
     def _ask(self, sock: _TimedSocket, credentials: Credentials) -> Verdict:
         """Send the request and read the answer.  Raises LoginUnavailable, OSError and others."""
