@@ -425,6 +425,8 @@ def fallbacks(config: Config, check: Check) -> Any:
     [
         ("yes", "it is not JSON"),
         ("[]", "it is not a JSON object"),
+        ("[" * 8192, "it is not JSON"),
+        ('{"connections": ' + "9" * 400 + "}", "connections is too large a number"),
         ('{"upstream": "nowhere"}', "there is no upstream 'nowhere'"),
         ('{"upstream": ["office"]}', "there is no upstream"),
         ('{"speed": "5Mbit/s"}', "unknown key 'speed' (known: upstream, connections"),

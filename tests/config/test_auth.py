@@ -38,7 +38,10 @@ def test_service_is_read_and_rules_may_name_any_user() -> None:
 
 def test_timeout_that_no_login_can_wait_for_is_warned_of() -> None:
     warnings = read(LISTENER + "auth: {command: [/a], timeout: 6s}").warnings
-    assert "auth.timeout: two of it are longer than timeouts.handshake, 10s" in warnings[0]
+    assert warnings[0].endswith(
+        "auth.timeout: a login can wait 2 x timeout = 12s, longer than timeouts.handshake (10s): "
+        "lower auth.timeout"
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +52,12 @@ def test_timeout_that_no_login_can_wait_for_is_warned_of() -> None:
         ("auth: {command: []}", "auth.command: names no program"),
         ("auth: {command: check}", "auth.command: 'check' is not the path of a program"),
         ("auth: {url: 'http://auth.example/'}", "auth.url: sends passwords in plain text"),
-        ("auth: {url: 'http://localhost/'}", "auth.url: sends passwords in plain text"),
+        (
+            "auth: {url: 'http://localhost:8000'}",
+            "auth.url: needs an address with http: write 127.0.0.1 or [::1], or use https",
+        ),
+        ("auth: {url: 'https://a:0/'}", "auth.url: has the port 0, which is not from 1 to 65535"),
+        ("auth: {url: 'http://127.0.0.1:99999'}", "auth.url: has the port 99999, which is not"),
         ("auth: {url: 'https://u:secret@a/'}", "auth.url: is not the URL of a service"),
         ("auth: {url: 'https://a/?key=secret'}", "auth.url: is not the URL of a service"),
         ("auth: {url: ftp://a/}", "auth.url: is not the URL of a service"),

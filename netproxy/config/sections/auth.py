@@ -21,7 +21,7 @@ KEYS = ("upstream", *LIMITS)
 RESERVED = ("direct", "block")
 """What an answer may name as an upstream besides those of the configuration."""
 _URL = (
-    r"(https?)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?"
+    r"(https?)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?"
     r"(?:/[^\s?#\x00-\x20\x7f-\U0010ffff]*)?\Z"
 )
 _EXPECTED = "(expected https://auth.example/check, without a user and without a query)"
@@ -54,7 +54,10 @@ def read_auth(section: MapReader, timeouts: TimeoutsConfig) -> AuthConfig:
         section.add_error("command", "names no program")
     # A login waits once for its turn and once for its check.
     if 2 * auth.timeout > timeouts.handshake:
-        message = f"two of it are longer than timeouts.handshake, {timeouts.handshake:g}s"
+        message = (
+            f"a login can wait 2 x timeout = {2 * auth.timeout:g}s, longer than "
+            f"timeouts.handshake ({timeouts.handshake:g}s): lower auth.timeout"
+        )
         section.warn("timeout", message)
     section.finish()
     return auth
@@ -65,7 +68,12 @@ def _url(text: str) -> str:
     if not match:
         # It may hold a password: it is not repeated.
         raise ValueError(f"is not the URL of a service {_EXPECTED}")
-    scheme, host = match.groups()
+    scheme, host, port = match.groups()
+    if port is not None and not 0 < int(port) < 65536:
+        raise ValueError(f"has the port {port}, which is not from 1 to 65535")
+    if scheme == "http" and host.lower() == "localhost":
+        # The name may be looked up elsewhere.
+        raise ValueError("needs an address with http: write 127.0.0.1 or [::1], or use https")
     if scheme == "http" and not is_loopback(host.strip("[]")):
         raise ValueError("sends passwords in plain text to another machine: use https")
     return text
@@ -84,7 +92,8 @@ class AnswerReader:
 
         try:
             answer = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
+            # RecursionError: nested too deeply.
             raise ValueError("it is not JSON") from None
         if not isinstance(answer, dict):
             raise ValueError("it is not a JSON object")
@@ -106,5 +115,8 @@ def _value(key: str, value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{value:.12g}"
+        try:
+            return f"{value:.12g}"
+        except OverflowError:
+            raise ValueError(f"{key} is too large a number") from None
     raise ValueError(f"{key} must be a number or a text")
