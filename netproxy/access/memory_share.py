@@ -37,7 +37,7 @@ class MemoryShare:
 
     @contextmanager
     def of(self, size: int, client: str = "") -> Iterator[None]:
-        """Take so many bytes, all of them at most, and give them back at the end; may wait."""
+        """Reserve `size` bytes, or the whole limit if that is less, until the end; may wait."""
         size = min(size, self._limit)
         turn = self._enter(size, client)
         if turn is not None:

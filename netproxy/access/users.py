@@ -8,8 +8,8 @@ libcrypto is loaded at the first check: it costs 4 MiB, which a daemon without u
 used through _hashlib: hashlib and hmac ignore an ImportError of _hashlib and then have no scrypt
 until the process ends, but _hashlib itself is imported again at the next check.
 
-Checks share MEMORY_LIMIT: so many run at the same time as fit, and the others wait, in turn by
-client.
+All checks together use at most MEMORY_LIMIT bytes.  A check for which too little memory is left
+waits until others end; waiting clients take turns.
 """
 
 from __future__ import annotations
