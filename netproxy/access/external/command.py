@@ -159,8 +159,8 @@ class _Program:
 
     posix_spawn() starts it with no signal blocked.  The daemon's threads block the signals that
     its main thread waits for, and a program would inherit that: SIGTERM would not end it.
-    subprocess could reset the mask with code of Python's in the child alone, which may deadlock
-    in a process with threads.
+    subprocess can reset the mask only through preexec_fn, which may deadlock in a process with
+    threads.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
