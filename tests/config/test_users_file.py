@@ -8,6 +8,7 @@ import pytest
 
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config, QuotaConfig, UserLimitsConfig
+from netproxy.config.sections.auth import AnswerReader
 from netproxy.config.tree.load import load_file
 from netproxy.config.tree.problems import Problems
 from netproxy.errors import ConfigError
@@ -56,6 +57,16 @@ def test_lines_become_users_with_their_limits(tmp_path: Path) -> None:
     assert bob.expires == "2027-01-31"
     assert bob.upstream is not None and bob.upstream.text == "socks5://h:1"
     assert config.listeners[0].auth == "required"
+
+
+def test_limit_of_0_is_no_limit(tmp_path: Path) -> None:
+    """The same in the file, in the section `users` and in the answer of an external check."""
+    inline = f"users: {{bob: {{password: '{HASH}', limits: {{connections: 0, sessions: 0}}}}}}"
+    config = read(tmp_path, f"alice:{HASH}:connections=0,sessions=0,rate=0\n", inline)
+    limits = [user.limits for user in config.users.values()]
+    assert limits == [UserLimitsConfig(), UserLimitsConfig()]
+    answer = AnswerReader(()).parse('{"connections": 0, "sessions": "0"}')
+    assert answer == ("", UserLimitsConfig())
 
 
 def test_file_without_users_still_requires_a_login(tmp_path: Path) -> None:
