@@ -28,8 +28,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "quota_day": ("limits", "quota", "day"),
     "quota_month": ("limits", "quota", "month"),
     "quota_total": ("limits", "quota", "total"),
-    "expires": ("expires",),
-    "upstream": ("upstream",),
+    **{key: (key,) for key in ("expires", "upstream", "bind", "rotate")},
 }
 """The keys of a line, each with its place in `users.NAME`."""
 
