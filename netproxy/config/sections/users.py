@@ -20,8 +20,8 @@ from netproxy.config.units import (
     parse_whole,
     parse_whole_limit,
 )
+from netproxy.interfaces.listeners import HASH_PREFIX
 
-HASH_PREFIX = "scrypt$"
 HOW_TO_HASH = "make a hash of the password with 'netproxyctl hash-password'"
 DATE = "%Y-%m-%d"
 NAME_LIMIT = 255
