@@ -113,7 +113,7 @@ class Permission:
         return bool(refusal)
 
     def check_client(self, client: str) -> None:
-        """Raise DialError, counted, if a client address gets nothing new, whoever logs in."""
+        """Raise DialError, counted, if a client address gets nothing new for any user."""
         if refusal := self._client_refusal(client):
             decided = self._decided_by(refusal, client)
             refused = Refusal("requests_refused", refusal, self.listener, client, "", decided)

@@ -20,6 +20,7 @@ from typing import Callable, Mapping, NamedTuple
 
 from netproxy.access.memory_share import MemoryShare
 from netproxy.errors import LoginUnavailable
+from netproxy.interfaces.listeners import HASH_PREFIX
 
 COST, BLOCK, PARALLEL = 16384, 8, 1
 """scrypt's N, r and p for interactive logins: 16 MiB and some 50 ms."""
@@ -36,7 +37,6 @@ A single check that needs more gets it while no other one runs."""
 LOWEST_COST = 1024
 """The lowest N of a new hash: it takes 1 MiB, and a cheaper one is guessed too easily."""
 HIGHEST_COST = COST_LIMIT // BLOCK
-_PREFIX = "scrypt$"
 _INVALID = "not a hash made by 'netproxyctl hash-password'"
 
 
@@ -68,7 +68,7 @@ class Users:
         self._plain: dict[str, bytes] = {}
         self._hashed: dict[str, _Hash] = {}
         for name, value in passwords.items():
-            if value.startswith(_PREFIX):
+            if value.startswith(HASH_PREFIX):
                 self._hashed[name] = _parse(value)
             else:
                 self._plain[name] = value.encode()
@@ -179,7 +179,7 @@ def hash_password(password: str, cost: int = COST) -> str:
     salt_text, digest_text = (
         binascii.b2a_base64(part, newline=False).decode() for part in (template.salt, digest)
     )
-    return f"{_PREFIX}{cost}${BLOCK}${PARALLEL}${salt_text}${digest_text}"
+    return f"{HASH_PREFIX}{cost}${BLOCK}${PARALLEL}${salt_text}${digest_text}"
 
 
 def users_file_line(name: str, hashed: str) -> str:
@@ -201,7 +201,7 @@ def parse_cost(text: str) -> int:
 
 def check_password(value: str) -> None:
     """Raise ValueError if a password of the configuration is an invalid hash."""
-    if value.startswith(_PREFIX):
+    if value.startswith(HASH_PREFIX):
         _parse(value)
 
 
@@ -241,7 +241,7 @@ def _needed_memory(parameters: _Hash) -> int:
 def _parse(value: str) -> _Hash:
     """Parse "scrypt$N$r$p$salt$hash".  Raises ValueError."""
     try:
-        cost_text, block_text, parallel_text, salt, digest = value[len(_PREFIX) :].split("$")
+        cost_text, block_text, parallel_text, salt, digest = value[len(HASH_PREFIX) :].split("$")
         parsed = _Hash(
             int(cost_text), int(block_text), int(parallel_text), _decoded(salt), _decoded(digest)
         )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
+from netproxy.interfaces.routing import WEEK_MINUTES
+
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 """In the order of struct_time.tm_wday."""
 DAY = 24 * 60
 """Minutes."""
-WEEK = len(DAYS) * DAY
-"""Minutes."""
 _EXPECTED = '(expected "mon-fri 08:00-18:00", "sat,sun" or "22:00-06:00")'
-_TIMES = r"([0-9]{2}):([0-9]{2})-([0-9]{2}):([0-9]{2})"
+_TIMES = r"([0-9]{1,2}):([0-9]{2})-([0-9]{1,2}):([0-9]{2})"
 
 
 def parse_hours(text: str) -> tuple[range, ...]:
@@ -29,9 +29,9 @@ def parse_hours(text: str) -> tuple[range, ...]:
     spans: list[range] = []
     for day in _days(days, text) if days else range(len(DAYS)):
         first, stop = day * DAY + start, day * DAY + end
-        spans.append(range(first, min(stop, WEEK)))
-        if stop > WEEK:
-            spans.append(range(stop - WEEK))
+        spans.append(range(first, min(stop, WEEK_MINUTES)))
+        if stop > WEEK_MINUTES:
+            spans.append(range(stop - WEEK_MINUTES))
     return tuple(spans)
 
 

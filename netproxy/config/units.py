@@ -53,6 +53,19 @@ def parse_whole(text: str) -> int:
     return int(text)
 
 
+def parse_whole_limit(text: str) -> int | None:
+    """Return a whole number from 1 to 2**31 - 1, None for "0", which is no limit.
+
+    Raises ValueError for anything else.
+    """
+    if text == "0":
+        return None
+    try:
+        return parse_whole(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is not a whole number (0 is no limit)") from None
+
+
 def parse_network(text: str) -> str:
     """Return "tcp" or "udp".  Raises ValueError for anything else."""
     if text not in ("tcp", "udp"):

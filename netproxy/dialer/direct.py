@@ -165,6 +165,8 @@ class DirectDialer(NonBlockingDialer):
             if translated is not flow.addresses:
                 resolver = self._target_resolver
                 (address,) = resolver.translated(flow, translated, self._selectors)
+        if self._outgoing.label:
+            self._outgoing.fitting((address,), flow.target)
         if self._target_resolver.guard.is_own_port(flow):
             check = partial(self._check_peer, flow)
             return _CheckedDial(address, self._seconds, self._outgoing, check)

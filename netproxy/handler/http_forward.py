@@ -1,8 +1,8 @@
 """Forwards HTTP requests to their origins, one exchange each (RFC 9110 section 7).
 
-An outbound connection is kept for the next request of the client that leads to the same
-origin through the same upstream.  A safe request is sent again if a kept connection turns
-out to be closed.
+An outbound connection is kept for the next request of the client that has the same user and
+leads to the same origin through the same upstream.  A safe request is sent again if a kept
+connection turns out to be closed.
 """
 
 from __future__ import annotations

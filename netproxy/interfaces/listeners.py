@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     """Networks, and those that are excluded from them."""
 
 
+HASH_PREFIX = "scrypt$"
+"""How the hash of a password begins; any other password is plain text."""
 CLIENT_NOT_ALLOWED = "client not allowed"
 """The reason of a client that may not connect, by `clients` or `clients_deny`."""
 EVICTED = "yielded to another client"

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from netproxy.interfaces.flows import Flow
     from netproxy.interfaces.networks import IpNetwork
 
+WEEK_MINUTES = 7 * 24 * 60
+"""The minutes of a week, which `hours` in a rule are counted in, from Monday 00:00."""
+
 
 class Dialer(Protocol):
     """An upstream.  It wraps the dialer of the hop before it, so that a chain needs no engine."""

@@ -10,7 +10,7 @@ from typing import NamedTuple, Sequence
 from netproxy.errors import DialError, Reason
 from netproxy.interfaces.addresses import Address
 from netproxy.interfaces.routing import RouteSelectors
-from netproxy.net.address import is_native_ipv6, to_sockaddr
+from netproxy.net.address import is_ipv6, is_native_ipv6, to_sockaddr
 
 # A peer that has vanished is known after two minutes.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES = 60, 15, 4
@@ -89,12 +89,11 @@ class SocketOptions(NamedTuple):
         return DialError(Reason.NETWORK_UNREACHABLE, target, said, decided=self.label)
 
     def _bind(self, sock: socket.socket) -> None:
-        try:
-            sockaddr = to_sockaddr(Address(self.address, 0), sock.family)
-        except ValueError as error:
+        if (sock.family == socket.AF_INET6) != is_ipv6(self.address):
+            # The callers know the target, and have refused it with its address.
             if self.label:
-                raise self._unfit("") from error
-            raise OSError(errno.EAFNOSUPPORT, f"not from {self.address}") from error
+                raise self._unfit("")
+            raise OSError(errno.EAFNOSUPPORT, f"not from {self.address}")
         if self.freebind:
             if sock.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
@@ -102,7 +101,7 @@ class SocketOptions(NamedTuple):
                 sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         if sock.type == socket.SOCK_STREAM:  # a port is chosen once the target is known
             sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-        sock.bind(sockaddr)
+        sock.bind(to_sockaddr(Address(self.address, 0), sock.family))
 
 
 DEFAULT_OPTIONS = SocketOptions()

@@ -171,13 +171,13 @@ class OutboundConnection:
 
     def may_serve(self, route: Route) -> bool:
         """Return whether the next request may use the connection, which has been kept."""
-        upstream = self.upstream
-        is_silent = not (upstream.unread() or poll_watched(((upstream.socket, POLLIN),), 0))
-        source, user = self.flow.source, self.flow.user
-        if source is not None and user != route.flow.user:
-            # The local address may be the user's own.
+        upstream, flow = self.upstream, self.flow
+        # The local address may be the user's own, also by the bind of the upstream.
+        if flow.user != route.flow.user or flow.source != route.flow.source:
             return False
-        return is_silent and route.dialer is self.dialer and route.flow.source == source
+        if route.dialer is not self.dialer or upstream.unread():
+            return False
+        return not poll_watched(((upstream.socket, POLLIN),), 0)
 
     def again(self, route: Route, account: Account) -> OutboundConnection:
         """Return the flow of the next request on the same connection; it has its own record."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Iterable
 
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.interfaces.networks import span_edges
+from netproxy.interfaces.routing import WEEK_MINUTES
 from netproxy.router.patterns import (
     APEX,
     BELOW,
@@ -27,9 +28,6 @@ from netproxy.router.patterns import (
 
 if TYPE_CHECKING:
     import re
-
-MINUTE_LIMIT = 7 * 24 * 60
-"""Minutes of a week."""
 
 
 class DomainSet:
@@ -149,7 +147,7 @@ class MinuteSet:
     __slots__ = ("_edges",)
 
     def __init__(self, spans: Iterable[range]) -> None:
-        self._edges = _edges(spans, MINUTE_LIMIT)
+        self._edges = _edges(spans, WEEK_MINUTES)
 
     def __contains__(self, minute: int) -> bool:
         """Return whether a minute is in one of the ranges."""

@@ -446,7 +446,7 @@ def test_limits_of_an_answer_are_handed_over(stream: Stream) -> None:
     check.checker.verdicts |= {
         "alice": Verdict(True, '{"connections": 5, "rate": "1KiB/s", "connection_rate": "2/s"}'),
         "bob": Verdict(True),
-        "carol": Verdict(True, '{"sessions": 0}'),
+        "carol": Verdict(True, '{"sessions": -1}'),
     }
     assert check.ask("alice", stream) and check.ask("bob", stream)
     limits = UserLimitsConfig(5, None, 2.0, 1024, 1024)

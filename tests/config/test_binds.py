@@ -36,6 +36,40 @@ def test_bind_is_an_address_an_interface_incoming_or_a_prefix(text: str, expecte
     assert parse_bind(text) == expected
 
 
+def test_v4_mapped_address_is_the_ipv4_address() -> None:
+    text = "::ffff:192.0.2.1"
+    assert parse_bind(text) == Bind(text, address="192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("0.0.0.0", "is the unspecified address"),
+        ("::", "is the unspecified address"),
+        ("::ffff:0.0.0.0", "is the unspecified address"),
+        ("0.0.0.0/8", "holds the unspecified address"),
+        ("::/64", "holds the unspecified address"),
+        ("::/0", "holds the unspecified address"),
+        ("224.0.0.1", "is a multicast address"),
+        ("ff02::1", "is a multicast address"),
+        ("239.1.0.0/16", "holds a multicast address"),
+        ("128.0.0.0/1", "holds a multicast address"),
+        ("ff00::/8", "holds a multicast address"),
+        ("255.255.255.255", "is the broadcast address"),
+        ("240.0.0.0/4", "holds the broadcast address"),
+    ],
+)
+def test_address_that_no_connection_can_leave_from_is_refused(text: str, what: str) -> None:
+    assert default_errors(f"{{url: direct, bind: '{text}'}}") == [
+        f"c.yaml:1:30: default.bind: '{text}' {what}: no connection can leave from it"
+    ]
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "::1", "223.255.255.0/24", "fe00::/8"])
+def test_addresses_beside_those_are_accepted(text: str) -> None:
+    assert parse_bind(text).text == text
+
+
 def test_prefix_with_host_bits_is_refused_with_the_prefix_that_is_meant() -> None:
     assert default_errors("{url: direct, bind: '2001:db8:1::5/64'}") == [
         "c.yaml:1:30: default.bind: '2001:db8:1::5/64' is not a valid network: "

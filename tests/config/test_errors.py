@@ -72,8 +72,8 @@ pytest.importorskip("yaml")
             "c.yaml:1:16: users.a: a user's name has 1 to 255 bytes and no ':'",
         ),
         (
-            "users: {a: {password: x, limits: {sessions: 0}}}",
-            "c.yaml:1:45: users.a.limits.sessions: '0' is not a whole number above 0",
+            "users: {a: {password: x, limits: {sessions: -1}}}",
+            "c.yaml:1:45: users.a.limits.sessions: '-1' is not a whole number (0 is no limit)",
         ),
         (
             "default: nowhere",

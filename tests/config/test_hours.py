@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.config.hours import DAY, WEEK, parse_hours
+from netproxy.config.hours import DAY, parse_hours
+from netproxy.interfaces.routing import WEEK_MINUTES
 from tests.config.reading import errors, read
 
 pytest.importorskip("yaml")
@@ -20,13 +21,17 @@ def minutes(text: str) -> set[int]:
 
 def of(days: str, start: int, stop: int) -> set[int]:
     """Return the minutes from start to stop of days as digits, 0 for Monday, within a week."""
-    return {(int(day) * DAY + minute) % WEEK for day in days for minute in range(start, stop)}
+    return {
+        (int(day) * DAY + minute) % WEEK_MINUTES for day in days for minute in range(start, stop)
+    }
 
 
 @pytest.mark.parametrize(
     "text, expected",
     [
         ("mon-fri 08:00-18:00", of("01234", 480, 1080)),
+        ("mon 8:00-18:00", of("0", 480, 1080)),
+        ("0:00-9:05", of("0123456", 0, 545)),
         ("08:00-18:30", of("0123456", 480, 1110)),
         ("sat,sun", of("56", 0, DAY)),
         ("fri-mon", of("4560", 0, DAY)),
@@ -43,7 +48,7 @@ def of(days: str, start: int, stop: int) -> set[int]:
 )
 def test_text_stands_for_its_minutes(text: str, expected: set[int]) -> None:
     assert minutes(text) == expected
-    assert all(0 <= span.start < span.stop <= WEEK for span in parse_hours(text))
+    assert all(0 <= span.start < span.stop <= WEEK_MINUTES for span in parse_hours(text))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,8 @@ def test_text_stands_for_its_minutes(text: str, expected: set[int]) -> None:
         ("mon-", f"'mon-': '' is not a day {EXPECTED}"),
         ("mon,,tue", f"'mon,,tue': '' is not a day {EXPECTED}"),
         ("mon-fri 8-18", f"'mon-fri 8-18': 'fri 8-18' is not a day {EXPECTED}"),
-        ("8:00-18:00", f"'8:00-18:00': '8:00-18:00' is not a time of the day {EXPECTED}"),
+        ("8:0-18:00", f"'8:0-18:00': '8:0-18:00' is not a time of the day {EXPECTED}"),
+        ("008:00-18:00", f"'008:00-18:00': '008:00-18:00' is not a time of the day {EXPECTED}"),
         ("mon 08:00", f"'mon 08:00': '08:00' is not a time of the day {EXPECTED}"),
         ("08:60-09:00", "'08:60-09:00': '08:60-09:00' is not a time of the day (00:00 to 24:00)"),
         ("24:00-06:00", "'24:00-06:00': '24:00-06:00' is not a time of the day (00:00 to 24:00)"),

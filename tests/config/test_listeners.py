@@ -127,6 +127,13 @@ class TestValues:
             "limits: {connections: -1}",
             "2:51: listeners[0].limits.connections: '-1' is not a whole number above 0",
         ),
+        *(
+            (
+                f"limits: {{{key}: 0}}",
+                f"2:{40 + len(key)}: listeners[0].limits.{key}: '0' is not a whole number above 0",
+            )
+            for key in ("connections", "connections_per_client", "handshakes")
+        ),
         (
             "limits: {connections: 0123456789012}",
             "2:51: listeners[0].limits.connections: '0123456789012' is not a whole number above 0",

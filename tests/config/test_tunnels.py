@@ -15,6 +15,7 @@ from netproxy.config.schema import (
     ClientsConfig,
     Config,
     HopConfig,
+    LimitsConfig,
     NetworkList,
     PortConfig,
     ServiceConfig,
@@ -328,6 +329,28 @@ def test_tunnel_error_has_place_and_words(text: str, error: str) -> None:
     lines = errors(text)
     assert lines[0] == error
     assert "hunter2" not in "".join(lines)
+
+
+def test_limits_of_a_udp_port_are_rates() -> None:
+    limits = "connections: 5, connections_per_client: 5, connection_rate_per_client: 5/s, "
+    limits += "handshakes: 5, rate: 8kbit/s, rate_per_client: 8kbit/s"
+    ports = f"[{{port: 8053/udp, limits: {{{limits}}}}}, {{port: 8053, limits: {{{limits}}}}}]"
+    lines = errors(f"tunnel: {{bridge: {{{BRIDGE.replace('[8022]', ports)}}}}}")
+    assert [line.partition("home.")[2] for line in lines] == [
+        f"ports[0].limits.{key}: has no meaning for udp"
+        for key in (
+            *("connections", "connections_per_client"),
+            *("connection_rate_per_client", "handshakes"),
+        )
+    ]
+
+
+def test_rates_of_a_udp_port_are_read() -> None:
+    ports = "[{port: 8053/udp, limits: {rate: 8kbit/s, rate_per_client: 4kbit/s}}]"
+    tunnel = bridge(BRIDGE.replace("[8022]", ports)).tunnel
+    assert tunnel.bridge is not None
+    (port,) = tunnel.bridge.agents["home"].ports
+    assert port.limits == LimitsConfig(rate=1000, rate_per_client=500)
 
 
 def test_each_port_with_an_error_is_reported() -> None:

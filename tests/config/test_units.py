@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from netproxy.config.units import parse_duration, parse_frequency, parse_rate, parse_size
+from netproxy.config.units import (
+    parse_duration,
+    parse_frequency,
+    parse_rate,
+    parse_size,
+    parse_whole_limit,
+)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +136,15 @@ def test_frequency_is_read_in_events_per_second(text: str, frequency: float | No
 def test_text_that_is_no_frequency_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected 20/s|above 0"):
         parse_frequency(text)
+
+
+@pytest.mark.parametrize("text, limit", [("0", None), ("1", 1), ("2147483647", 2147483647)])
+def test_whole_limit_of_0_is_none(text: str, limit: int | None) -> None:
+    assert parse_whole_limit(text) == limit
+
+
+@pytest.mark.parametrize("text", ["", "-1", "00", "1.5", "2147483648", "many", "\u0661"])
+def test_other_texts_are_no_whole_limit(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_whole_limit(text)
+    assert str(caught.value) == f"'{text}' is not a whole number (0 is no limit)"

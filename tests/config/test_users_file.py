@@ -10,9 +10,12 @@ import pytest
 from netproxy.config.read import check, read_config
 from netproxy.config.schema import Config, QuotaConfig, UserLimitsConfig
 from netproxy.config.sections import users_file
+from netproxy.config.sections.auth import AnswerReader
 from netproxy.config.tree.load import load_file
 from netproxy.config.tree.problems import Problems
 from netproxy.errors import ConfigError
+from netproxy.interfaces.networks import IpNetwork
+from netproxy.interfaces.routing import Bind
 from tests.config.reading import HASH
 
 pytest.importorskip("yaml")
@@ -60,6 +63,27 @@ def test_lines_become_users_with_their_limits(tmp_path: Path) -> None:
     assert config.listeners[0].auth == "required"
 
 
+def test_user_has_a_bind(tmp_path: Path) -> None:
+    prefix = "2001:db8:1::/64"
+    alice = f"alice:{HASH}:bind={prefix},rotate=10m,connections=5"
+    config = read(tmp_path, f"{alice}\nbob:{HASH}:bind=192.0.2.7\n")
+    network = IpNetwork.parse(prefix)
+    assert [user.bind for user in config.users.values()] == [
+        Bind(prefix, prefix=network, rotate="10m", period=600.0),
+        Bind("192.0.2.7", address="192.0.2.7"),
+    ]
+
+
+def test_limit_of_0_is_no_limit(tmp_path: Path) -> None:
+    """The same in the file, in the section `users` and in the answer of an external check."""
+    inline = f"users: {{bob: {{password: '{HASH}', limits: {{connections: 0, sessions: 0}}}}}}"
+    config = read(tmp_path, f"alice:{HASH}:connections=0,sessions=0,rate=0\n", inline)
+    limits = [user.limits for user in config.users.values()]
+    assert limits == [UserLimitsConfig(), UserLimitsConfig()]
+    answer = AnswerReader(()).parse('{"connections": 0, "sessions": "0"}')
+    assert answer == ("", UserLimitsConfig())
+
+
 def test_file_without_users_still_requires_a_login(tmp_path: Path) -> None:
     config = read(tmp_path, "# nobody yet\n")
     assert (config.users, config.listeners[0].auth) == ({}, "required")
@@ -76,6 +100,8 @@ def test_file_without_users_still_requires_a_login(tmp_path: Path) -> None:
         (f":{HASH}", "1: users.: a user's name has 1 to 255 bytes and no ':'"),
         (f" alice:{HASH}", "1: the name has a blank at its begin or end"),
         (f"a\tb:{HASH}", "1: the name has a blank at its begin or end, or a control character"),
+        (f"alice:{HASH}:bind=0.0.0.0", "{5}: users.alice.bind: '0.0.0.0' is the unspecified"),
+        (f"alice:{HASH}:rotate=user", "{7}: users.alice.rotate: needs a prefix as bind"),
         (f"alice:{HASH}:speed=5", "{0}: unknown key 'speed'"),
         (f"alice:{HASH}:connection=5", "{0}: unknown key 'connection' (did you mean 'connections'"),
         (f"alice:{HASH}:sessions", "{0}: the key 'sessions' has no value (expected sessions="),

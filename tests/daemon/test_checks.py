@@ -419,6 +419,22 @@ class TestExposedSecrets:
         assert warnings(text) == []
 
 
+class TestInterfaces:
+    def test_interface_that_does_not_exist_is_warned_of(self) -> None:
+        user = f"password: '{TestModules.HASH}'"
+        text = (
+            "listeners: [{listen: '127.0.0.1:1080', bind: incomming}, "
+            "{listen: '127.0.0.1:1081', bind: lo}]\n"
+            "default: {url: direct, bind: nonexistent0}\n"
+            f"users: {{a: {{{user}, bind: nonexistent1}}}}\n"
+        )
+        assert warnings(text) == [
+            "c.yaml:1:22: bind: there is no interface 'incomming' (did you mean 'incoming'?)",
+            "c.yaml:2:16: bind: there is no interface 'nonexistent0'",
+            "c.yaml:3:23: bind: there is no interface 'nonexistent1'",
+        ]
+
+
 class TestState:
     def test_missing_folder_is_an_error(self, tmp_path: Path) -> None:
         assert error(LISTEN + f"state: {tmp_path}/none") == (

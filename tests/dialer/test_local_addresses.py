@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Any, Callable, NoReturn, Sequence
 
@@ -161,6 +162,28 @@ class TestFreebind:
             SocketOptions("192.0.2.1").apply(sock)
 
 
+@pytest.mark.parametrize(
+    "family, host, said",
+    [
+        (socket.AF_INET6, "192.0.2.1", "is IPv4, and the target has IPv6 addresses only"),
+        (socket.AF_INET, "2001:db8::1", "is IPv6, and the target has IPv4 addresses only"),
+    ],
+)
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_socket_of_the_other_family_is_not_bound(
+    kind: int, family: int, host: str, said: str
+) -> None:
+    label = f"{ALICE}: {host}"
+    with socket.socket(family, kind) as sock:
+        with pytest.raises(DialError) as caught:
+            SocketOptions(host, freebind=True, label=label).apply(sock)
+        assert (caught.value.decided, str(caught.value)) == (label, f"{label} {said}")
+        with pytest.raises(OSError) as failure:
+            SocketOptions(host, freebind=True).apply(sock)
+        assert failure.value.errno == errno.EAFNOSUPPORT
+        assert sock.getsockname()[1] == 0
+
+
 class Rig:
     """Dialers of upstreams, on real sockets."""
 
@@ -265,13 +288,20 @@ class TestTcp:
             )
 
     @pytest.mark.parametrize(
-        "text, label", [("::1", "::1 is IPv6"), ("::1/128", "::1/128 is IPv6")]
+        "text, label, host",
+        [
+            ("::1", "::1 is IPv6", "127.0.0.1"),
+            ("::1/128", "::1/128 is IPv6", "127.0.0.1"),
+            ("127.0.0.3", "127.0.0.3 is IPv4", "2001:db8::1"),
+            (FOUR, f"{FOUR} is IPv4", "2001:db8::1"),
+        ],
     )
     def test_target_of_the_other_family_fails_with_the_key(
-        self, rig: Rig, opened: Any, text: str, label: str
+        self, rig: Rig, opened: Any, text: str, label: str, host: str
     ) -> None:
-        said = f"{label}, and the target has IPv4 addresses only"
-        to = tcp_to(Address("127.0.0.1", 9))
+        other = "IPv4" if host == "127.0.0.1" else "IPv6"
+        said = f"{label}, and the target has {other} addresses only"
+        to = tcp_to(Address(host, 9))
         for dialer, wanted, key in (
             (rig.dialer(HopConfig("direct", bind=bind(text))), to, "upstreams.exit.bind"),
             (rig.dialer(HopConfig("direct")), sourced(to, text), ALICE),
@@ -279,7 +309,7 @@ class TestTcp:
             with pytest.raises(DialError) as caught:
                 opened(dialer, wanted)
             error = caught.value
-            assert str(error).endswith(f"{key}: {said}")
+            assert str(error) == f"{to.target}: {key}: {said}"
             assert (error.reason, error.decided) == (
                 Reason.NETWORK_UNREACHABLE,
                 f"{key}: {label.partition(' ')[0]}",

@@ -177,6 +177,19 @@ def test_user_belongs_to_each_request() -> None:
     assert [record.flow.user for record in rig.records] == ["alice", "bob"]
 
 
+def test_kept_connection_serves_no_other_user() -> None:
+    """Its local address may be the user's own, by the bind of the upstream."""
+    login = Login(Users(USERS), "optional")
+    with Rig(login=login) as rig:
+        alice, bob = (basic(name, USERS[name]) for name in ("alice", "bob"))
+        credentials = [(alice,), (alice,), (bob,), (), ()]
+        client = rig.client(*(get(b"a.test", b"/", *fields) for fields in credentials))
+        assert [client.answer().body for _ in credentials] == [b"ok"] * 5
+        assert [len(connection.requests()) for connection in rig.origin.connections] == [2, 1, 2]
+    users = ["alice", "alice", "bob", "", ""]
+    assert [record.flow.user for record in rig.records] == users
+
+
 def test_client_is_served_with_a_credential_after_407() -> None:
     with guarded() as rig:
         check_challenged(rig.client(get(b"a.test")))

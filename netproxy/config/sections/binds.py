@@ -18,6 +18,13 @@ ROTATIONS = ("connection", "client", "user", "target")
 """Or a duration."""
 PERIOD_FLOOR = 1.0
 """Seconds.  A new address for each connection is `rotate: connection`."""
+_UNUSABLE = {
+    "0.0.0.0": "the unspecified address",
+    "::": "the unspecified address",
+    "224.0.0.0/4": "a multicast address",
+    "ff00::/8": "a multicast address",
+    "255.255.255.255": "the broadcast address",
+}
 # An expression as text: `re` compiles it when it is first needed, in most daemons never.
 # At most 15 characters (IFNAMSIZ), as dev_valid_name() of the kernel accepts them.  Digits and
 # dots alone are a mistyped address.
@@ -43,13 +50,24 @@ def parse_bind(text: str) -> Bind:
     """
     if text == INCOMING:
         return Bind(text, incoming=True)
-    if pack_ip(text) is not None:
-        return Bind(text, address=text)
     if pack_ip(text.partition("/")[0]) is not None:
-        return Bind(text, prefix=IpNetwork.parse(text))
+        network = IpNetwork.parse(text)
+        _check_usable(text, network)
+        if "/" in text:
+            return Bind(text, prefix=network)
+        return Bind(text, address=network.address(0))
     if re.match(_INTERFACE, text):
         return Bind(text, device=text)
     raise ValueError(f"'{text}' is neither an address, a prefix, an interface nor {INCOMING}")
+
+
+def _check_usable(text: str, network: IpNetwork) -> None:
+    """Raise ValueError if an address, or one of a prefix, is no source of a connection."""
+    for unusable, kind in _UNUSABLE.items():
+        other = IpNetwork.parse(unusable)
+        if network.holds(other.address(0)) or other.holds(network.address(0)):
+            verb = "holds" if "/" in text else "is"
+            raise ValueError(f"'{text}' {verb} {kind}: no connection can leave from it")
 
 
 def _rotation(text: str) -> tuple[str, float]:

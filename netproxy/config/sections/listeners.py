@@ -38,6 +38,8 @@ _FOR_ROUTED = ("announce", "upstream", "udp", "bind")
 UNUSED_KEYS = {"dns": _FOR_ROUTED, "tunnel": _FOR_ROUTED}
 """Keys that a protocol has no use for."""
 FILTERS = ("endpoint-independent", "address-dependent", "address-and-port-dependent")
+TCP_LIMITS = ("connections", "connections_per_client", "connection_rate_per_client", "handshakes")
+"""The limits that are not for UDP."""
 CONNECTIONS_PER_CLIENT, SESSIONS_PER_CLIENT = 256, 64
 """Defaults of listeners that other machines can reach."""
 UDP_IDLE_FLOOR = 120.0
@@ -97,7 +99,7 @@ class ListenerReader:
             if upstream
             else None,
             udp=self._udp(section.mapping("udp"), protocol),
-            limits=read_limits(section.mapping("limits")),
+            limits=read_limits(section),
             tls=read_tls(section.mapping("tls")),
             proxy_protocol=section.values("proxy_protocol", IpNetwork.parse),
             bind=read_bind(section),
@@ -223,8 +225,15 @@ def _name_hint(address: Address) -> str:
     return " (a name is looked up at the start, and counts as an address for other machines)"
 
 
-def read_limits(section: MapReader) -> LimitsConfig:
-    """Return the limits of a listener, or of a port of an agent."""
+def read_limits(owner: MapReader, network: str | None = None) -> LimitsConfig:
+    """Take the limits of a listener, or of a port of an agent.
+
+    `network`: "udp" for a port that has no TCP.
+    """
+    section = owner.mapping("limits")
+    if network == "udp":
+        for key in filter(section.has, TCP_LIMITS):
+            section.add_error(key, "has no meaning for udp")
     limits = LimitsConfig(
         section.whole("connections", LimitsConfig().connections),
         section.whole("connections_per_client", None),

@@ -154,7 +154,7 @@ class TunnelReader:
                 if not section.has("port"):
                     section.add_error("port", "is missing")
                 port = section.read("port", parse_port, None)
-                clients, limits = read_clients(section), read_limits(section.mapping("limits"))
+                clients, limits = read_clients(section), read_limits(section, port and port.network)
                 section.finish()
                 port = port and port._replace(clients=clients, limits=limits)
             else:

@@ -13,9 +13,15 @@ from netproxy.config.sections.binds import read_bind
 from netproxy.config.sections.upstreams import UpstreamReader
 from netproxy.config.tree.node import MapReader, Node
 from netproxy.config.tree.problems import Problems
-from netproxy.config.units import parse_frequency, parse_rate, parse_size, parse_whole
+from netproxy.config.units import (
+    parse_frequency,
+    parse_rate,
+    parse_size,
+    parse_whole,
+    parse_whole_limit,
+)
+from netproxy.interfaces.listeners import HASH_PREFIX
 
-HASH_PREFIX = "scrypt$"
 HOW_TO_HASH = "make a hash of the password with 'netproxyctl hash-password'"
 DATE = "%Y-%m-%d"
 NAME_LIMIT = 255
@@ -101,8 +107,8 @@ def read_user_limits(section: MapReader) -> UserLimitsConfig:
     """Return the limits of a user.  `rate` is short for rate_up and rate_down."""
     both = section.read("rate", parse_rate, None)
     limits = UserLimitsConfig(
-        section.whole("connections", None),
-        section.whole("sessions", None),
+        section.read("connections", parse_whole_limit, None),
+        section.read("sessions", parse_whole_limit, None),
         section.read("connection_rate", parse_frequency, None),
         section.read("rate_up", parse_rate, both),
         section.read("rate_down", parse_rate, both),

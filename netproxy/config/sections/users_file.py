@@ -10,10 +10,11 @@ from typing import Mapping, NamedTuple
 
 from netproxy.config.schema import UserConfig
 from netproxy.config.sections.upstreams import UpstreamReader
-from netproxy.config.sections.users import HASH_PREFIX, HOW_TO_HASH, foreign_hash, read_user
+from netproxy.config.sections.users import HOW_TO_HASH, foreign_hash, read_user
 from netproxy.config.tree.node import MapReader, Node, Source
 from netproxy.config.tree.problems import Problems
 from netproxy.config.tree.parse import is_exposed, open_regular
+from netproxy.interfaces.listeners import HASH_PREFIX
 
 SIZE_LIMIT = 16 << 20
 """Bytes of the file: some 100,000 users."""
@@ -30,8 +31,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "quota_day": ("limits", "quota", "day"),
     "quota_month": ("limits", "quota", "month"),
     "quota_total": ("limits", "quota", "total"),
-    "expires": ("expires",),
-    "upstream": ("upstream",),
+    **{key: (key,) for key in ("expires", "upstream", "bind", "rotate")},
 }
 """The keys of a line, each with its place in `users.NAME`."""
 

@@ -14,7 +14,12 @@ from netproxy.config.tree.problems import Problems
 from netproxy.config.used import name_servers, used_upstreams
 from netproxy.daemon.checks.modules import check_ctypes, check_modules
 from netproxy.daemon.checks.routing import check_rules, check_udp
-from netproxy.daemon.checks.sockets import check_collisions, check_loops, check_ports
+from netproxy.daemon.checks.sockets import (
+    check_collisions,
+    check_interfaces,
+    check_loops,
+    check_ports,
+)
 from netproxy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +53,7 @@ def check_configuration(config: Config, dialers: DialerFactory) -> list[str]:
     check_loops(config, problems)
     check_ports(config, problems)
     _check_names(config, problems)
+    check_interfaces(config, problems)
     check_udp(config, dialers, problems)
     _check_state(config, problems)
     if config.rules:

@@ -13,6 +13,7 @@ from netproxy.access.factory import user_with_quota
 from netproxy.config.schema import Config
 from netproxy.config.tree.problems import Problems
 from netproxy.config.used import name_servers, used_upstreams
+from netproxy.interfaces.listeners import HASH_PREFIX
 
 PACKAGES = {
     "ssl": "python3-openssl",
@@ -88,7 +89,7 @@ def _needs(config: Config) -> Iterator[tuple[str, str, str]]:
         yield "hmac", f"users.{name}", user.place
         if user.bind is not None and user.bind.keeps:
             yield "_blake2", f"users.{name}.rotate", user.place
-        if user.password.startswith("scrypt$"):
+        if user.password.startswith(HASH_PREFIX):
             # Without OpenSSL hashlib has no scrypt.
             module = "_hashlib" if has_module("hashlib") else "hashlib"
             yield module, f"users.{name}", user.place

@@ -1,19 +1,22 @@
 """Checks where a configuration listens: collisions, privileged ports, upstreams that lead back.
 
-Binds nothing and looks no name up; asks the kernel which addresses are this machine's.
+Checks the interfaces of binds as well.  Binds nothing and looks no name up; asks the kernel which
+addresses and interfaces are this machine's.
 """
 
 from __future__ import annotations
 
+import socket
 from typing import Iterator
 
 from netproxy.access.destinations import OwnSockets
 from netproxy.config.schema import Config, HopConfig, UpstreamConfig
+from netproxy.config.sections.binds import INCOMING
 from netproxy.config.tree.problems import Problems
 from netproxy.daemon.own_sockets import METRICS, WantedSocket, sockets_of, wanted_sockets
 from netproxy.config.used import used_upstreams
 from netproxy.interfaces.addresses import ActivationAddress, Address, pack_ip
-from netproxy.interfaces.routing import RouteSelectors
+from netproxy.interfaces.routing import Bind, RouteSelectors
 from netproxy.net.address import PRIVILEGED_LIMIT, is_ipv6, is_unspecified
 from netproxy.net.routes import KernelRoutes
 from netproxy.observe.log import Log
@@ -122,6 +125,31 @@ def check_loops(config: Config, problems: Problems) -> None:
                 problems.add(f"the upstream {hop.url} {message}", hop.place)
     finally:
         routes.close()
+
+
+def check_interfaces(config: Config, problems: Problems) -> None:
+    """Warn of each interface in a bind that the machine does not have."""
+    for bind, place in _binds(config):
+        if bind is None or not bind.device:
+            continue
+        try:
+            socket.if_nametoindex(bind.device)
+        except OSError:
+            from netproxy.config.tree.hints import EDITS_LIMIT, suggestion  # late: only for this
+
+            hint = suggestion(bind.device, (INCOMING,), EDITS_LIMIT)
+            problems.warn(f"bind: there is no interface '{bind.device}'{hint}", place)
+
+
+def _binds(config: Config) -> Iterator[tuple[Bind | None, str]]:
+    """Yield each bind with its place."""
+    for listener in config.listeners:
+        yield listener.bind, listener.place
+    for upstream in used_upstreams(config):
+        for hop in upstream.hops:
+            yield hop.bind, hop.place
+    for user in config.users.values():
+        yield user.bind, user.place
 
 
 def _first(upstream: UpstreamConfig) -> Iterator[HopConfig]:

@@ -1,8 +1,9 @@
 """Chooses the local address of a flow, as a bind says.
 
 A prefix has a random address for each connection.  An address that stays is a digest of the
-client, the user, the target or the period, with a key that is made when the process starts.  So
-nothing is stored, and nobody outside can tell whose address is whose.  Thread: any.
+client, the user, the target or the period, with a key that is made when the process starts.
+Nothing is stored.  Without the key, an address does not tell which client, user, target or period
+it was chosen for.  Thread: any.
 """
 
 from __future__ import annotations
