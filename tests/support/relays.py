@@ -78,11 +78,16 @@ class Running:
         return not any(self.state().values())
 
     def sweep(self, later: float) -> None:
-        """Do what the janitor will do in `later` seconds."""
-        janitor = self.daemon._runtime.janitor
-        # The first sweep notes which sessions have been active until now.
-        janitor.sweep(time.monotonic())
-        janitor.sweep(time.monotonic() + later)
+        """Do what the janitor will do `later` seconds after the last datagram of all sessions.
+
+        However long the machine has paused since: all count as active until now.
+        """
+        janitor, now = self.daemon._runtime.janitor, time.monotonic()
+        for state in self.daemon._plan.relays.states.values():
+            for session in list(state.table._mappings):
+                session.active = True
+        janitor.sweep(now)
+        janitor.sweep(now + later)
 
     def reload(self, text: str) -> None:
         self.daemon.reload(configuration(text))
