@@ -19,7 +19,7 @@ from netproxy.config.units import (
     parse_frequency,
     parse_rate,
     parse_size,
-    parse_whole,
+    parse_whole_limit,
 )
 from netproxy.interfaces.addresses import pack_ip
 from netproxy.interfaces.fairness import CLIENT_PREFIX, client_key
@@ -35,15 +35,11 @@ PREFIX = f"/{CLIENT_PREFIX * 8}"
 """Ends the name of a client that is an IPv6 network."""
 
 
-def _whole(text: str) -> int | None:
-    return None if text == "0" else parse_whole(text)
-
-
 Reader = Callable[[str], "int | float | None"]
 """Returns the value of a limit, None for no limit.  Raises ValueError."""
 READERS: Mapping[str, Reader] = {
-    "connections": _whole,
-    "sessions": _whole,
+    "connections": parse_whole_limit,
+    "sessions": parse_whole_limit,
     "connection_rate": parse_frequency,
     "rate": parse_rate,
     "rate_up": parse_rate,

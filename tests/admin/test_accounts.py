@@ -221,7 +221,7 @@ class TestLimit:
         "arguments, error",
         [
             (["alice", "rate=fast"], "rate: 'fast' is not a rate (expected 20Mbit/s, "),
-            (["alice", "sessions=-1"], "sessions: '-1' is not a whole number above 0"),
+            (["alice", "sessions=-1"], "sessions: '-1' is not a whole number (0 is no limit)"),
             (["alice", "speed=1"], "'speed=1' is not a limit (expected connections=, sessions=, "),
             (["alice", "rate"], "'rate' is not a limit (expected connections="),
             (["alice", "rate=1MB/s", "--reset"], "give either limits or a reset, not both"),
