@@ -78,15 +78,9 @@ class TestAmounts:
             assert store.add(DAY, MONTH, {"alice": Usage(1 << 70, AMOUNT_LIMIT - 1)})
         assert store.load(DAY, MONTH)["alice"][2] == (AMOUNT_LIMIT, AMOUNT_LIMIT)
 
-    def test_forgotten_user_has_no_amounts(self, store: UsageStore) -> None:
-        store.add(DAY, MONTH, {**ALICE, "bob": Usage(1, 0)})
-        store.forget("alice")
-        assert list(store.load(DAY, MONTH)) == ["bob"]
-
     def test_closed_store_takes_nothing(self, store: UsageStore) -> None:
         store.close()
         assert not store.add(DAY, MONTH, ALICE)
-        store.forget("alice")
         with pytest.raises(ConfigError, match="is closed"):
             store.load(DAY, MONTH)
 

@@ -98,17 +98,6 @@ class UsageStore:
                 return False
         return True
 
-    def forget(self, user: str) -> None:
-        """Delete what a user has moved.  A failure is logged."""
-        with self._lock:
-            if self._closed:
-                return
-            try:
-                self._file.database().execute("DELETE FROM usage WHERE user = ?", (_encode(user),))
-            except (sqlite3.Error, ConfigError) as error:
-                message = "usage of user '%s' is not deleted: %s: %s"
-                self._log.warning(message, user, self._file.path, error)
-
     def close(self) -> None:
         """Close the file.  add() stores nothing from now on."""
         with self._lock:
